@@ -1,0 +1,1 @@
+"""Scores predictions against annotations and draws what people look at."""

@@ -1,0 +1,1 @@
+"""What flows through both phases: types, vocabularies, splits, annotations, datasets, images."""

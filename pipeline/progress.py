@@ -1,0 +1,83 @@
+"""Progress for people who wait: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+PLAIN_SECONDS = 10.0
+
+
+class Progress:
+    """Counts work done, with rate and remaining time.
+
+    Args:
+        total: how many items there are.
+        title: what is being done.
+        unit: what is counted, e.g. "images".
+        done: items that were finished before, on a resumed run.
+    """
+
+    def __init__(self, total: int, title: str, unit: str = "items", done: int = 0) -> None:
+        self._bar = tqdm(
+            total=total,
+            desc=title,
+            unit=f" {unit}",
+            initial=done,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+        self._plain = self._bar.disable
+        self._total, self._title, self._unit = total, title, unit
+        self._first, self._done, self._note = done, done, ""
+        self._start = self._last = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Adds `count` finished items; `note` (losses, learning rate) stands behind the rate."""
+        self._done += count
+        self._note = note or self._note
+        if not self._plain:
+            self._bar.set_postfix_str(self._note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._say()
+
+    def close(self) -> None:
+        """Ends the bar, or prints the closing line."""
+        if not self._plain:
+            self._bar.close()
+        else:
+            self._say()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _say(self) -> None:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._first) / seconds
+        remaining = (self._total - self._done) / rate if rate > 0 else float("inf")
+        left = f", {remaining:.0f} s left" if 0 < remaining < float("inf") else ""
+        note = f", {self._note}" if self._note else ""
+        print(
+            f"{self._title}: {self._done}/{self._total} {self._unit},"
+            f" {seconds:.0f} s, {rate:.1f} {self._unit}/s{left}{note}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def track(items: Iterable[Item], total: int, title: str, unit: str = "items") -> Iterator[Item]:
+    """Iterates with a `Progress`."""
+    with Progress(total, title, unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()

@@ -1,0 +1,80 @@
+"""The small frozen values that flow through both phases. All indices are 0-based."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a dataset part.
+
+    Attributes:
+        id: the image's identity everywhere: its file name.
+        path: where the file lies.
+    """
+
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """What people said about one image.
+
+    Attributes:
+        image_id: file name of the image.
+        boxes: (N, 4) float32, xyxy, pixels of the original image.
+        labels: (N,) int64, object index of every box.
+        hois: (K, 3) int64 rows (human box, object box, verb); the object box is -1 for a verb
+            without object. One row per labelled verb, no two rows equal.
+    """
+
+    image_id: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    hois: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a model says about one image, in the same shape as an `Annotation`.
+
+    Attributes:
+        image_id: file name of the image.
+        boxes: (N, 4) float32, xyxy, pixels of the original image.
+        labels: (N,) int64, object index of every box.
+        hois: (K, 3) int64 rows (human box, object box, verb).
+        scores: (K,) float32, one for each row of `hois`.
+    """
+
+    image_id: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    hois: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Human-object pairs of one image.
+
+    Attributes:
+        human_boxes, object_boxes: (P, 4) float32, xyxy, pixels of the original image.
+        object_labels: (P,) int64, object indices.
+        human_scores, object_scores: (P,) float32; 1 for annotated boxes.
+        sources: (P,) uint8, 0 annotated, 1 proposed by a detector.
+    """
+
+    human_boxes: np.ndarray
+    object_boxes: np.ndarray
+    object_labels: np.ndarray
+    human_scores: np.ndarray
+    object_scores: np.ndarray
+    sources: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.object_labels)
