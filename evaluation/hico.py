@@ -1,0 +1,145 @@
+"""The HICO-DET protocol: average precision of every interaction, and means over groups of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from evaluation.matching import Triplets, collect, find_hits, number_images
+from pipeline.types import Annotation, Detections
+from pipeline.vocabulary import Vocabulary
+
+Setting = Literal["default", "known_object"]
+# The benchmark's thresholds as floats, 0.30000000000000004 included; they decide ties.
+RECALL_THRESHOLDS = np.arange(0, 1.1, 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class HicoScores:
+    """Scores of every interaction; NaN where the annotations have none of it.
+
+    Attributes:
+        average_precision: (H,) float64, 11-point AP.
+        max_recall: (H,) float64, recall of all detections together.
+        num_positives: (H,) int64, annotated triplets.
+    """
+
+    average_precision: np.ndarray
+    max_recall: np.ndarray
+    num_positives: np.ndarray
+
+    def mean(self, interactions: Sequence[int] | np.ndarray | None = None) -> float | None:
+        """mAP over the given HOI indices (all when None); None where none has ground truth."""
+        return _mean(self.average_precision, interactions)
+
+    def groups(self, members: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, float | None]:
+        """mAP of several groups of HOI indices."""
+        return {name: self.mean(interactions) for name, interactions in members.items()}
+
+    def verb_means(self, vocabulary: Vocabulary) -> np.ndarray:
+        """(V,) mAP over the interactions of each verb, NaN where none has ground truth."""
+        verbs = np.array([verb for verb, _ in vocabulary.interactions])
+        means = [self.mean(np.flatnonzero(verbs == verb)) for verb in range(vocabulary.num_verbs)]
+        return np.array([np.nan if mean is None else mean for mean in means])
+
+
+def evaluate(
+    annotations: Sequence[Annotation],
+    detections: Sequence[Detections],
+    vocabulary: Vocabulary,
+    setting: Setting = "default",
+) -> HicoScores:
+    """Scores detections (EoID section 4.1, Chao et al. 2018).
+
+    Args:
+        annotations: one for each image of the test set; images without detections count as missed.
+        detections: at most one for each image; detections of equal score keep the order of the
+            images and of their rows.
+        setting: `default` counts every detection; `known_object` only those of interactions whose
+            object some annotated interaction of the image has.
+
+    Raises:
+        InputError: detections for an image that is not annotated.
+    """
+    truth_images, found_images = number_images(annotations, detections)
+    truth = collect(annotations, truth_images, vocabulary)
+    found = collect(detections, found_images, vocabulary)
+    # Rows in the order of the annotated images, so ties do not depend on the predictions' order.
+    found = found.keep(np.argsort(found.images, kind="stable"))
+    if setting == "known_object":
+        found = found.keep(_known_object(found, truth, vocabulary))
+    hits = find_hits(found, truth)
+
+    num_positives = np.bincount(truth.interactions, minlength=vocabulary.num_interactions)
+    average_precision = np.full(vocabulary.num_interactions, np.nan)
+    max_recall = np.full(vocabulary.num_interactions, np.nan)
+    order = np.lexsort((-found.scores, found.interactions))
+    sorted_hits = hits[order]
+    bounds = np.searchsorted(
+        found.interactions[order], np.arange(vocabulary.num_interactions + 1), side="left"
+    )
+    for interaction in np.flatnonzero(num_positives):
+        own = sorted_hits[bounds[interaction] : bounds[interaction + 1]]
+        average_precision[interaction], max_recall[interaction] = eleven_point_ap(
+            own, int(num_positives[interaction])
+        )
+    return HicoScores(average_precision, max_recall, num_positives)
+
+
+def eleven_point_ap(hits: np.ndarray, num_positives: int) -> tuple[float, float]:
+    """AP as the mean over 11 recall thresholds of the best precision at that recall or more.
+
+    Args:
+        hits: (N,) bool, the detections of one interaction by falling score.
+        num_positives: annotated triplets, at least 1.
+
+    Returns:
+        average precision and the recall of all detections.
+    """
+    if not len(hits):
+        return 0.0, 0.0
+    true_positives = np.cumsum(hits)
+    recall = true_positives / num_positives
+    precision = true_positives / np.arange(1, len(hits) + 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    reached = np.searchsorted(recall, RECALL_THRESHOLDS, side="left")
+    return float(envelope[reached].sum() / len(RECALL_THRESHOLDS)), float(recall[-1])
+
+
+def summarize(
+    scores: HicoScores, vocabulary: Vocabulary, unseen: Sequence[int] | np.ndarray
+) -> dict[str, float | None]:
+    """The numbers of a results table, as fractions; None for a group without ground truth.
+
+    Args:
+        unseen: HOI indices the split held back; empty for full supervision.
+
+    Returns:
+        `full`, `seen`, `unseen`, `rare`, `non_rare`, `mean_max_recall`.
+    """
+    everything = np.arange(vocabulary.num_interactions)
+    members = {
+        "full": everything,
+        "seen": np.setdiff1d(everything, unseen),
+        "unseen": np.asarray(unseen, dtype=np.int64),
+        "rare": np.asarray(vocabulary.rare, dtype=np.int64),
+        "non_rare": np.setdiff1d(everything, vocabulary.rare),
+    }
+    return {**scores.groups(members), "mean_max_recall": _mean(scores.max_recall, None)}
+
+
+def _known_object(found: Triplets, truth: Triplets, vocabulary: Vocabulary) -> np.ndarray:
+    """Mask of the detections in images with an annotated interaction of their object."""
+    object_of = np.array([label for _, label in vocabulary.interactions], dtype=np.int64)
+    stride = vocabulary.num_objects
+    present = np.unique(truth.images * stride + object_of[truth.interactions])
+    return np.isin(found.images * stride + object_of[found.interactions], present)
+
+
+def _mean(values: np.ndarray, rows: Sequence[int] | np.ndarray | None) -> float | None:
+    chosen = values if rows is None else values[np.asarray(rows, dtype=np.int64)]
+    counted = chosen[~np.isnan(chosen)]
+    return float(counted.mean()) if len(counted) else None

@@ -1,0 +1,179 @@
+"""Which detections are right: HICO-DET's matching, for all images at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.types import Annotation, Detections
+from pipeline.vocabulary import Vocabulary
+
+IOU_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """Human-action-object triplets of many images, one row each.
+
+    Attributes:
+        images: (N,) int64, number of the image.
+        interactions: (N,) int64, HOI index.
+        human_boxes, object_boxes: (N, 4) float64, xyxy, pixels.
+        scores: (N,) float64; 1 for annotations.
+        sources: (N,) int64, row among all rows given, before triplets outside the vocabulary's
+            interactions were left out.
+    """
+
+    images: np.ndarray
+    interactions: np.ndarray
+    human_boxes: np.ndarray
+    object_boxes: np.ndarray
+    scores: np.ndarray
+    sources: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def keep(self, rows: np.ndarray) -> Triplets:
+        """The rows picked by a mask or by indices."""
+        return Triplets(
+            self.images[rows],
+            self.interactions[rows],
+            self.human_boxes[rows],
+            self.object_boxes[rows],
+            self.scores[rows],
+            self.sources[rows],
+        )
+
+
+def number_images(
+    annotations: Sequence[Annotation], detections: Sequence[Detections]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One number for each image, shared by its annotation and its detections.
+
+    Returns:
+        image numbers of the annotations and of the detections, int64.
+
+    Raises:
+        InputError: detections for an image that nobody annotated.
+    """
+    number = {item.image_id: index for index, item in enumerate(annotations)}
+    unknown = [item.image_id for item in detections if item.image_id not in number]
+    if unknown:
+        raise InputError(
+            f"predictions: expected images that the annotations name, found {len(unknown)} others,"
+            f" the first being {unknown[0]}"
+        )
+    own = np.array([number[item.image_id] for item in annotations], dtype=np.int64)
+    return own, np.array([number[item.image_id] for item in detections], dtype=np.int64)
+
+
+def collect(
+    items: Sequence[Annotation] | Sequence[Detections], images: np.ndarray, vocabulary: Vocabulary
+) -> Triplets:
+    """All triplets of the vocabulary's interactions; others (wrong pairs, subjects that are no
+    person, verbs without object) are left out, as the benchmark does.
+
+    Args:
+        items: annotations or detections.
+        images: (len(items),) image numbers.
+    """
+    if not items:
+        nothing, no_boxes = np.zeros(0, dtype=np.int64), np.zeros((0, 4))
+        return Triplets(nothing, nothing, no_boxes, no_boxes, np.zeros(0), nothing)
+    box_counts = np.array([len(item.boxes) for item in items])
+    hoi_counts = np.array([len(item.hois) for item in items])
+    boxes = np.concatenate([item.boxes.reshape(-1, 4) for item in items]).astype(np.float64)
+    labels = np.concatenate([item.labels for item in items]).astype(np.int64)
+    hois = np.concatenate([item.hois.reshape(-1, 3) for item in items]).astype(np.int64)
+    scores = np.concatenate(
+        [item.scores if isinstance(item, Detections) else np.ones(len(item.hois)) for item in items]
+    ).astype(np.float64)
+    first_box = np.repeat(np.cumsum(box_counts) - box_counts, hoi_counts)
+    paired = np.flatnonzero(hois[:, 1] >= 0)
+    humans = hois[paired, 0] + first_box[paired]
+    objects = hois[paired, 1] + first_box[paired]
+    interactions = vocabulary.interaction_ids[hois[paired, 2], labels[objects]]
+    known = (interactions >= 0) & (labels[humans] == vocabulary.person)
+    return Triplets(
+        np.repeat(images, hoi_counts)[paired][known],
+        interactions[known],
+        boxes[humans[known]],
+        boxes[objects[known]],
+        scores[paired][known],
+        paired[known],
+    )
+
+
+def benchmark_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """IoU row by row in the benchmark's convention: a box's last pixel belongs to it (+1), boxes
+    that only touch do not overlap.
+
+    Args:
+        first, second: (N, 4) float64, xyxy, pixels.
+
+    Returns:
+        (N,) float64.
+    """
+    corner = np.maximum(first[:, :2], second[:, :2])
+    far = np.minimum(first[:, 2:], second[:, 2:])
+    sides = far - corner
+    overlap = (sides[:, 0] + 1) * (sides[:, 1] + 1)
+    union = benchmark_area(first) + benchmark_area(second) - overlap
+    touching = (sides <= 0).any(axis=1)
+    return np.where(touching, 0.0, overlap / np.where(touching, 1.0, union))
+
+
+def benchmark_area(boxes: np.ndarray) -> np.ndarray:
+    """(N,) areas of (N, 4) xyxy boxes in pixels, the last pixel included."""
+    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+
+
+def find_hits(found: Triplets, truth: Triplets) -> np.ndarray:
+    """Marks the detections that are right.
+
+    A detection goes to the annotated triplet of the same image and interaction with the largest
+    min(human IoU, object IoU) (the first among equals), if both reach 0.5. Of the detections that
+    go to the same annotated triplet the best-scoring one is right (the first among equals), all
+    others are wrong.
+
+    Args:
+        found: detections.
+        truth: annotations.
+
+    Returns:
+        (len(found),) bool.
+    """
+    hits = np.zeros(len(found), dtype=bool)
+    if not len(found) or not len(truth):
+        return hits
+    stride = 1 + max(int(found.interactions.max()), int(truth.interactions.max()))
+    truth_keys = truth.images * stride + truth.interactions
+    truth_order = np.argsort(truth_keys, kind="stable")
+    sorted_keys = truth_keys[truth_order]
+    found_keys = found.images * stride + found.interactions
+    start = np.searchsorted(sorted_keys, found_keys, side="left")
+    counts = np.searchsorted(sorted_keys, found_keys, side="right") - start
+
+    # One row for each detection and annotated triplet of its image and interaction.
+    rows = np.repeat(np.arange(len(found)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    targets = truth_order[start[rows] + within]
+    human_iou = benchmark_iou(found.human_boxes[rows], truth.human_boxes[targets])
+    object_iou = benchmark_iou(found.object_boxes[rows], truth.object_boxes[targets])
+    quality = np.minimum(human_iou, object_iou)
+
+    near = quality >= IOU_THRESHOLD
+    rows, targets, quality = rows[near], targets[near], quality[near]
+    best_first = np.lexsort((within[near], -quality, rows))
+    rows, targets = rows[best_first], targets[best_first]
+    rows, first = np.unique(rows, return_index=True)
+    targets = targets[first]
+
+    by_score = np.argsort(-found.scores[rows], kind="stable")
+    _, winners = np.unique(targets[by_score], return_index=True)
+    hits[rows[by_score[winners]]] = True
+    return hits

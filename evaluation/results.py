@@ -1,0 +1,160 @@
+"""A run's results on disk: metrics, AP of every interaction, and where the rest of the run lies."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from evaluation.hico import HicoScores, Setting, summarize
+from pipeline.errors import bad_field
+from pipeline.files import read_json, write_json
+from pipeline.vocabulary import Vocabulary
+
+Kind = Literal["student", "teacher", "predictions"]
+Protocol = Literal["detector", "annotated"]
+METRICS = ("full", "seen", "unseen", "rare", "non_rare", "mean_max_recall")
+FULL_SUPERVISION = "full"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one evaluation found.
+
+    Attributes:
+        name: what people call the run.
+        kind: who made the predictions; `predictions` for a file of unknown making.
+        dataset, vocabulary, split: names; the split is the one whose groups `metrics` has.
+        unseen: HOI indices the split held back.
+        setting: HICO-DET setting.
+        metrics: `METRICS` as fractions, None for a group without ground truth.
+        per_class: AP of every interaction with ground truth, by `Vocabulary.interaction_name`.
+        num_images: annotated test images.
+        protocol: candidate pairs from a frozen detector or from annotated boxes; None unknown.
+        training_split: split the student was trained on, `full` for all labels.
+        distillation: the student learned from the teacher's answers.
+        seed: of the run.
+        dataset_path, predictions, metrics_log: the test dataset's folder, the predictions file
+            and the training log; relative to the results file on disk, usable paths here.
+        extra: further numbers worth reporting, by name.
+    """
+
+    name: str
+    kind: Kind
+    dataset: str
+    vocabulary: str
+    split: str
+    unseen: tuple[int, ...]
+    setting: Setting
+    metrics: dict[str, float | None]
+    per_class: dict[str, float]
+    num_images: int
+    protocol: Protocol | None = None
+    training_split: str | None = None
+    distillation: bool | None = None
+    seed: int | None = None
+    dataset_path: Path | None = None
+    predictions: Path | None = None
+    metrics_log: Path | None = None
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+def score_fields(
+    scores: HicoScores, vocabulary: Vocabulary, unseen: tuple[int, ...]
+) -> dict[str, Any]:
+    """The fields of `Results` that follow from scores: vocabulary, unseen, metrics, per_class."""
+    counted = np.flatnonzero(~np.isnan(scores.average_precision))
+    return {
+        "vocabulary": vocabulary.name,
+        "unseen": tuple(int(index) for index in unseen),
+        "metrics": summarize(scores, vocabulary, unseen),
+        "per_class": {
+            vocabulary.interaction_name(int(index)): float(scores.average_precision[index])
+            for index in counted
+        },
+    }
+
+
+def write_results(path: Path | str, results: Results) -> None:
+    """Writes `results.json`; paths become relative to it, so a run folder can be moved."""
+    folder = Path(path).resolve().parent
+    value = {name: getattr(results, name) for name in results.__dataclass_fields__}
+    for name in ("dataset_path", "predictions", "metrics_log"):
+        if value[name] is not None:
+            value[name] = os.path.relpath(Path(value[name]).resolve(), folder)
+    write_json(path, value)
+
+
+def read_results(path: Path | str) -> Results:
+    """Reads `results.json`.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or a field is missing or wrong.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise bad_field(path, "file", "results of an evaluation", value)
+    folder = Path(path).parent
+
+    def text(name: str) -> str:
+        return cast(str, _field(path, value, name, str, "a text"))
+
+    def choice(name: str, choices: tuple[str, ...]) -> Any:
+        found = value.get(name)
+        if found not in choices:
+            raise bad_field(path, name, f"one of {', '.join(choices)}", found)
+        return found
+
+    def optional(name: str, kind: type, expected: str) -> Any:
+        return _field(path, value, name, kind, expected) if value.get(name) is not None else None
+
+    def beside(name: str) -> Path | None:
+        relative = optional(name, str, "a path")
+        return None if relative is None else folder / relative
+
+    unseen = _field(path, value, "unseen", list, "a list of interaction numbers")
+    if not all(isinstance(index, int) for index in unseen):
+        raise bad_field(path, "unseen", "a list of interaction numbers", unseen)
+    metrics = _numbers(path, value, "metrics", optional=True)
+    for name in METRICS:
+        if name not in metrics:
+            raise bad_field(path, f"metrics.{name}", "a fraction or null", None)
+    return Results(
+        name=text("name"),
+        kind=choice("kind", get_args(Kind)),
+        dataset=text("dataset"),
+        vocabulary=text("vocabulary"),
+        split=text("split"),
+        unseen=tuple(unseen),
+        setting=choice("setting", get_args(Setting)),
+        metrics=metrics,
+        per_class=cast(dict[str, float], _numbers(path, value, "per_class")),
+        num_images=_field(path, value, "num_images", int, "a whole number"),
+        protocol=choice("protocol", get_args(Protocol)) if value.get("protocol") else None,
+        training_split=optional("training_split", str, "a split's name"),
+        distillation=optional("distillation", bool, "true or false"),
+        seed=optional("seed", int, "a whole number"),
+        dataset_path=beside("dataset_path"),
+        predictions=beside("predictions"),
+        metrics_log=beside("metrics_log"),
+        extra=cast(dict[str, float], _numbers(path, {"extra": {}, **value}, "extra")),
+    )
+
+
+def _field(path: Path | str, value: dict[str, Any], name: str, kind: type, expected: str) -> Any:
+    if not isinstance(value.get(name), kind):
+        raise bad_field(path, name, expected, value.get(name))
+    return value[name]
+
+
+def _numbers(
+    path: Path | str, value: dict[str, Any], name: str, optional: bool = False
+) -> dict[str, float | None]:
+    numbers = _field(path, value, name, dict, "numbers by name")
+    for key, number in numbers.items():
+        if not (isinstance(number, int | float) or (optional and number is None)):
+            raise bad_field(path, f"{name}.{key}", "a number", number)
+    return numbers
