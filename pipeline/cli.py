@@ -76,6 +76,22 @@ def data() -> None:
     """Datasets: draw the embedded world, check a folder."""
 
 
+@data.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--train", default=3000, show_default=True, help="Number of training pictures.")
+@click.option("--test", default=500, show_default=True, help="Number of test pictures.")
+@click.option("--seed", default=0, show_default=True, help="Another seed, another world.")
+@click.option("--overwrite", is_flag=True, help="Replace another world in DIR.")
+@config_option
+def world(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> None:
+    """Draw the embedded world into DIR, in HICO-DET's layout."""
+    from pipeline.world.write import write_world
+
+    written = write_world(folder, train, test, seed, overwrite)
+    done = "wrote" if written else "already there:"
+    click.echo(f"{done} the world in {folder}: {train} training and {test} test pictures")
+
+
 def main() -> None:
     """Entry point of `eoid-data`."""
     run_command(data)

@@ -223,9 +223,7 @@ def _draw_head(joints: Joints, look: Look) -> Sketch:
     elif look.haircut == 3:
         behind.disc(-0.07 - 0.115j, 0.055, look.hair)
     head.disc(0, HEAD, look.skin)
-    head.polygon(
-        [*arc(0, HEAD, HEAD, 100, 318, 12), 0.03 - 0.055j, -0.035 - 0.02j], look.hair
-    )
+    head.polygon([*arc(0, HEAD, HEAD, 100, 318, 12), 0.03 - 0.055j, -0.035 - 0.02j], look.hair)
     if look.haircut == 4:
         head.polygon(arc(-0.012j, HEAD + 0.012, HEAD + 0.012, 180, 360, 10), look.shoes)
         head.limb(0.05 - 0.014j, 0.15 - 0.014j, 0.016, look.shoes)

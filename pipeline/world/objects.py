@@ -53,7 +53,9 @@ class Kind:
     tie: complex
 
 
-def make_thing(name: str, palette: Palette, dice: Dice, smallest: float, grow: float = 1.0) -> Thing:
+def make_thing(
+    name: str, palette: Palette, dice: Dice, smallest: float, grow: float = 1.0
+) -> Thing:
     """A thing of a kind.
 
     Args:

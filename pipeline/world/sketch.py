@@ -135,9 +135,7 @@ def arc(
 ) -> list[complex]:
     """Points of an ellipse's arc from `start` to `end` degrees, clockwise from the right."""
     angles = (math.radians(start + (end - start) * step / steps) for step in range(steps + 1))
-    return [
-        centre + complex(across * math.cos(angle), down * math.sin(angle)) for angle in angles
-    ]
+    return [centre + complex(across * math.cos(angle), down * math.sin(angle)) for angle in angles]
 
 
 def bounds_of(boxes: Iterable[Box]) -> Box:
@@ -202,6 +200,6 @@ def _limb(
             ],
             fill=colour,
         )
-    for (centre, radius) in ((start, first), (end, last)):
+    for centre, radius in ((start, first), (end, last)):
         if radius > 1:
             _disc(canvas, centre, radius, colour)
