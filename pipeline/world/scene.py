@@ -48,12 +48,14 @@ class Standing:
         boxes: by owner, the box of all its parts.
         ground: row of the ground it stands on.
         wish: what it shows, None for a loose thing.
+        label: object index of a loose thing.
     """
 
     parts: tuple[tuple[int, Sketch], ...]
     boxes: dict[int, Box]
     ground: float
     wish: Wish | None
+    label: int | None = None
 
     @property
     def union(self) -> Box:
@@ -98,7 +100,7 @@ def draw_scene(seed: int, part: str, index: int) -> tuple[Image.Image, Annotatio
     for group in standing:
         for _, sketch in group.parts:
             sketch.paint(draw, SCALE)
-    return _finished(canvas, dice), annotate(standing, picture_name(part, index))
+    return _finished(canvas, dice), annotate(standing, picture_name(part, index), loose=part == "models")
 
 
 def _finished(canvas: Image.Image, dice: Dice) -> Image.Image:
@@ -199,7 +201,7 @@ def place_all(wishes: list[Wish], palette: Palette, horizon: int, dice: Dice) ->
 def _find_room(wish: Wish | None, height: float, palette: Palette, horizon: int,
                placed: list[Standing], dice: Dice) -> Standing | None:  # fmt: skip
     for _ in range(4):
-        parts = _parts(wish, height, palette, dice)
+        parts, label = _parts(wish, height, palette, dice)
         mirrored = dice.chance(0.5)
         sketches = [(owner, sketch.moved(0, height, mirrored=mirrored)) for owner, sketch in parts]
         left, top, right, bottom = bounds_of(sketch.bounds(OUTLINE) for owner, sketch in sketches)
@@ -216,7 +218,7 @@ def _find_room(wish: Wish | None, height: float, palette: Palette, horizon: int,
                 moved = tuple(
                     (owner, sketch.moved(complex(across, ground))) for owner, sketch in sketches
                 )
-                return Standing(moved, boxes, ground, wish)
+                return Standing(moved, boxes, ground, wish, label)
         height = max(height * 0.9, 32.0)
     return None
 
@@ -225,8 +227,9 @@ def _parts(wish: Wish | None, height: float, palette: Palette, dice: Dice):
     vocabulary = world_vocabulary()
     smallest = SMALLEST / height
     if wish is None:
-        name = vocabulary.objects[1 + dice.below(vocabulary.num_objects - 1)]
-        return ((1, make_thing(name, palette, dice, smallest).sketch),)
+        label = 1 + dice.below(vocabulary.num_objects - 1)
+        thing = make_thing(vocabulary.objects[label], palette, dice, smallest)
+        return ((1, thing.sketch),), label
     verb, label = vocabulary.interactions[wish.interaction]
     kind = (vocabulary.verbs[verb], vocabulary.objects[label])
     thing = make_thing(kind[1], palette, dice, smallest, GROWTH.get(kind, 1.0))
@@ -235,7 +238,7 @@ def _parts(wish: Wish | None, height: float, palette: Palette, dice: Dice):
         name = vocabulary.objects[vocabulary.interactions[wish.in_hand][1]]
         in_hand = make_thing(name, palette, dice, smallest, 0.9)
     group: Group = act(kind[0], thing, random_look(palette, dice), dice, in_hand)
-    return group.parts
+    return group.parts, None
 
 
 def _boxes(parts: list[tuple[int, Sketch]], shift: complex) -> dict[int, Box]:
@@ -281,14 +284,24 @@ def _covered(box: Box, other: Box, margin: float) -> float:
 # --- what is written about it
 
 
-def annotate(standing: list[Standing], image_id: str) -> Annotation:
-    """The annotation of a picture: every group's person and things; loose things are not named."""
+def annotate(standing: list[Standing], image_id: str, loose: bool = False) -> Annotation:
+    """The annotation of a picture: every group's person and things.
+
+    Args:
+        standing: what was drawn.
+        image_id: file name of the picture.
+        loose: also name the boxes of things nobody has to do with, as a detection dataset does
+            and HICO-DET does not.
+    """
     vocabulary = world_vocabulary()
     boxes: list[Box] = []
     labels: list[int] = []
     hois: list[tuple[int, int, int]] = []
     for group in standing:
         if group.wish is None:
+            if loose and group.label is not None:
+                boxes.append(group.boxes[1])
+                labels.append(group.label)
             continue
         person = len(boxes)
         boxes.append(group.boxes[0])

@@ -1,0 +1,46 @@
+"""Where models run, and in which arithmetic."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from pipeline.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """A device from `auto|cpu|cuda[:i]`; auto takes the first GPU when there is one.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device: expected auto, cpu or cuda[:i], found {name}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: expected auto, cpu or cuda[:i], found {name}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device: {name} asked for, {torch.cuda.device_count()} GPUs found")
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is quicker than float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Mixed precision for a training step.
+
+    Args:
+        device: where the step runs.
+        precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware is quick at it.
+    """
+    wanted = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()

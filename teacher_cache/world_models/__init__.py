@@ -1,0 +1,1 @@
+"""The embedded world's own teacher and detector: small, real, trained on other pictures."""
