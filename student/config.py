@@ -1,0 +1,188 @@
+"""Sizes and settings of phase two, one frozen dataclass per component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import InputError
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "world")
+QUERIES = ("learned", "pairs")
+VERB_LOSSES = ("focal_bce", "bce_bce")
+SOFT_NORMALISATIONS = ("entries", "pairs")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The detector's sizes; the defaults are the published ones.
+
+    Attributes:
+        num_objects, num_verbs: sizes O and V of the vocabulary.
+        num_queries: pairs Q that are predicted for an image.
+        queries: where queries come from, one of `QUERIES`.
+        person: object index of people, for queries from pairs.
+        backbone: one of `BACKBONES`.
+        hidden_dim, num_heads, feedforward_dim: sizes of every transformer layer.
+        num_encoder_layers, num_human_object_layers, num_interaction_layers: depths.
+        dropout: share of zeroed activations inside the transformer while training.
+        pre_norm: layer norm before each sublayer instead of after it.
+        detach_verb_queries: keep verb gradients out of localisation (vdetach).
+        matching_head: also predict whether a query holds a pair at all.
+    """
+
+    num_objects: int = 80
+    num_verbs: int = 117
+    num_queries: int = 64
+    queries: str = "learned"
+    person: int = 0
+    backbone: str = "resnet50"
+    hidden_dim: int = 256
+    num_heads: int = 8
+    feedforward_dim: int = 2048
+    num_encoder_layers: int = 6
+    num_human_object_layers: int = 3
+    num_interaction_layers: int = 3
+    dropout: float = 0.1
+    pre_norm: bool = False
+    detach_verb_queries: bool = True
+    matching_head: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("queries", self.queries, QUERIES)
+        _one_of("backbone", self.backbone, BACKBONES)
+        for name in (
+            *("num_objects", "num_verbs", "num_queries", "hidden_dim", "num_heads"),
+            *("feedforward_dim", "num_human_object_layers", "num_interaction_layers"),
+        ):
+            _at_least(name, getattr(self, name), 1)
+        _between("person", self.person, 0, self.num_objects - 1)
+        _at_least("num_encoder_layers", self.num_encoder_layers, 0)
+        _between("dropout", self.dropout, 0, 1)
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise InputError(
+                f"hidden_dim: expected a multiple of 4 and of num_heads ({self.num_heads}),"
+                f" found {self.hidden_dim}"
+            )
+
+    @classmethod
+    def published(cls, num_objects: int = 80, num_verbs: int = 117) -> StudentConfig:
+        """The published ResNet-50 model."""
+        return cls(num_objects=num_objects, num_verbs=num_verbs)
+
+    @classmethod
+    def world(cls, num_objects: int, num_verbs: int, person: int) -> StudentConfig:
+        """The small model of the embedded world."""
+        return cls(
+            num_objects=num_objects,
+            person=person,
+            num_verbs=num_verbs,
+            num_queries=20,
+            queries="pairs",
+            backbone="world",
+            hidden_dim=96,
+            num_heads=4,
+            feedforward_dim=256,
+            num_encoder_layers=1,
+            num_human_object_layers=2,
+            num_interaction_layers=2,
+            dropout=0.0,
+        )
+
+
+@dataclass(frozen=True)
+class MatcherConfig:
+    """Costs of the two-stage matching and the gate of its second stage.
+
+    Attributes:
+        object_cost, verb_cost, box_cost, giou_cost: factors of the four cost terms.
+        iou_threshold: what both boxes of a pair must overlap to count as that pair.
+        interactive_threshold: interactive probability a candidate's query must exceed (thres_is).
+        topk: candidates kept per image, the most interactive ones.
+    """
+
+    object_cost: float = 1.0
+    verb_cost: float = 1.0
+    box_cost: float = 2.5
+    giou_cost: float = 1.0
+    iou_threshold: float = 0.5
+    interactive_threshold: float = 0.5
+    topk: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("object_cost", "verb_cost", "box_cost", "giou_cost", "topk"):
+            _at_least(name, getattr(self, name), 0)
+        _between("iou_threshold", self.iou_threshold, 0, 1)
+        _between("interactive_threshold", self.interactive_threshold, 0, 1)
+
+    @classmethod
+    def published(cls) -> MatcherConfig:
+        """The published matching."""
+        return cls()
+
+    @classmethod
+    def world(cls) -> MatcherConfig:
+        """An open gate: poses unlike every seen one would never pass the published one."""
+        return cls(interactive_threshold=0.0)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and forms of the losses.
+
+    Attributes:
+        object_weight, box_weight, giou_weight, verb_hard_weight, verb_soft_weight,
+            interactive_weight, matching_weight: factors in the total; boxes and GIoU count once
+            for the human and once for the object.
+        no_pair_weight: class weight of "no pair" in the object cross-entropy.
+        alpha, gamma: focal loss of the hard verb targets.
+        verb_loss: one of `VERB_LOSSES`, the form of the hard part (the soft part is BCE).
+        soft_normalisation: one of `SOFT_NORMALISATIONS`: the soft sum is divided by all B*Q*V
+            entries (published, weight 700) or by the number of matched pairs, which does not
+            depend on the sizes (a weight of about 0.35 equals the published one).
+    """
+
+    object_weight: float = 1.0
+    box_weight: float = 2.5
+    giou_weight: float = 1.0
+    verb_hard_weight: float = 1.6
+    verb_soft_weight: float = 700.0
+    interactive_weight: float = 1.0
+    matching_weight: float = 1.0
+    no_pair_weight: float = 0.1
+    alpha: float = 0.5
+    gamma: float = 2.0
+    verb_loss: str = "focal_bce"
+    soft_normalisation: str = "entries"
+
+    def __post_init__(self) -> None:
+        _one_of("verb_loss", self.verb_loss, VERB_LOSSES)
+        _one_of("soft_normalisation", self.soft_normalisation, SOFT_NORMALISATIONS)
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)):
+                _at_least(name, value, 0)
+        _between("alpha", self.alpha, 0, 1)
+
+    @classmethod
+    def published(cls) -> LossConfig:
+        """The published losses."""
+        return cls()
+
+    @classmethod
+    def world(cls) -> LossConfig:
+        """The soft part at a strength that does not depend on the batch and query numbers."""
+        return cls(verb_soft_weight=0.35, soft_normalisation="pairs")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value}")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise InputError(f"{name}: expected at least {least}, found {value}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name}: expected a number from {low} to {high}, found {value}")

@@ -1,0 +1,244 @@
+"""The training losses of all decoder layers at once (EoID 3.4).
+
+Pure: outputs and targets go in, numbers come out, nothing is written into either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional
+
+from student.boxes import overlaps
+from student.config import LossConfig, MatcherConfig
+from student.matcher import Matches, TwoStageMatcher
+from student.targets import TargetBatch, Targets
+
+EPSILON = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """What a batch costs.
+
+    Attributes:
+        total: scalar, the weighted sum over losses and layers; the one to differentiate.
+        by_name: every loss without its weight, (L,) over the decoder layers, the last one final.
+        matches: the matching behind them.
+    """
+
+    total: Tensor
+    by_name: dict[str, Tensor]
+    matches: Matches
+
+
+class Criterion:
+    """Matches queries with pairs and compares them.
+
+    Sums are divided by counts over the whole batch. With several processes every count is the
+    average over them, so that the gradients' average is the gradient of the whole batch.
+
+    Args:
+        config: weights and forms.
+        matcher: settings of the matching.
+        asked_verbs: (V,) bool, verbs the teacher is asked for.
+    """
+
+    def __init__(self, config: LossConfig, matcher: MatcherConfig, asked_verbs: Tensor) -> None:
+        self.config = config
+        self.matcher = TwoStageMatcher(matcher, asked_verbs)
+        self.weights = {
+            "object": config.object_weight,
+            "human_box": config.box_weight,
+            "object_box": config.box_weight,
+            "human_giou": config.giou_weight,
+            "object_giou": config.giou_weight,
+            "verb_hard": config.verb_hard_weight,
+            "verb_soft": config.verb_soft_weight,
+            "interactive": config.interactive_weight,
+            "matching": config.matching_weight,
+        }
+
+    def __call__(self, outputs: dict[str, Any], targets: Sequence[Targets]) -> Losses:
+        """Losses of a batch.
+
+        Args:
+            outputs: the model's, `aux_outputs` included.
+            targets: one for every image, on the outputs' device.
+        """
+        layers = stack_layers(outputs)
+        batch = TargetBatch.of(targets)
+        matches = self.matcher({name: value.detach() for name, value in layers.items()}, batch)
+        parts = {
+            **_object_part(layers["pred_object_logits"], batch, matches, self.config),
+            **_box_parts(layers, batch, matches),
+            **_verb_parts(layers["pred_verb_logits"], batch, matches, self.config),
+            "interactive": _interactive_part(layers["pred_interactive_logits"], batch, matches),
+        }
+        if "pred_matching_logits" in layers:
+            parts["matching"] = _matching_part(layers["pred_matching_logits"], matches)
+        by_name = _divide(parts)
+        total = sum(
+            (self.weights[name] * loss.sum() for name, loss in by_name.items()),
+            start=layers["pred_object_logits"].new_zeros(()),
+        )
+        return Losses(total=total, by_name=by_name, matches=matches)
+
+
+def stack_layers(outputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's `pred_*` outputs as float32 (L, B, Q, ...), auxiliary layers first.
+
+    float32 keeps half-precision logits from overflowing on the way through exponentials.
+    """
+    layers = [*outputs["aux_outputs"], outputs]
+    names = [name for name in outputs if name.startswith("pred_")]
+    return {name: torch.stack([layer[name].float() for layer in layers]) for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A loss on its way: (L,) sums, what they are divided by, and how that count is treated.
+
+    Attributes:
+        sums: (L,) sums over this process's batch.
+        counts: (L,) counts of this process, averaged over processes before use.
+        least: lower bound of the averaged count.
+        extra: added to the averaged count.
+        empty_is_one: divide by 1 where no process counts anything.
+    """
+
+    sums: Tensor
+    counts: Tensor
+    least: float = 0.0
+    extra: float = 0.0
+    empty_is_one: bool = False
+
+
+def _divide(parts: dict[str, _Part]) -> dict[str, Tensor]:
+    counts, processes = _average(torch.stack([part.counts for part in parts.values()]))
+    divided = {}
+    for (name, part), count in zip(parts.items(), counts, strict=True):
+        if part.empty_is_one:
+            count = torch.where(count > 0, count, 1 / processes)
+        divided[name] = part.sums / (count.clamp(min=part.least) + part.extra)
+    return divided
+
+
+def _average(counts: Tensor) -> tuple[Tensor, int]:
+    """Counts averaged over processes, in one reduction, and the number of processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return counts, 1
+    processes = distributed.get_world_size()
+    distributed.all_reduce(counts)
+    return counts / processes, processes
+
+
+def _object_part(
+    logits: Tensor, batch: TargetBatch, matches: Matches, config: LossConfig
+) -> dict[str, _Part]:
+    """Cross-entropy over all queries; those without a pair are "no pair", at a low weight."""
+    num_layers, no_pair = len(logits), logits.shape[-1] - 1
+    labels = logits.new_full(logits.shape[:3], no_pair, dtype=torch.int64)
+    labels[_rows(matches)] = batch.object_labels[matches.images, matches.targets]
+    weights = torch.where(labels == no_pair, config.no_pair_weight, 1.0)
+    costs = functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none") * weights
+    # The weights can add up to nothing when "no pair" weighs nothing and no query has a pair.
+    counts = weights.view(num_layers, -1).sum(1)
+    return {"object": _Part(costs.view(num_layers, -1).sum(1), counts, least=EPSILON**2)}
+
+
+def _box_parts(layers: dict[str, Tensor], batch: TargetBatch, matches: Matches) -> dict[str, _Part]:
+    """L1 and GIoU of matched boxes; pairs without object box have no object part."""
+    num_layers = len(layers["pred_human_boxes"])
+    rows, place = _rows(matches), (matches.images, matches.targets)
+    object_boxes = batch.object_boxes[place]
+    has_object = (object_boxes != 0).any(-1)
+
+    def part(name: str, boxes: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+        predicted = layers[name][rows]
+        costs = (predicted - boxes).abs().sum(-1), 1 - overlaps(predicted, boxes)[1]
+        if counted is not None:
+            costs = costs[0] * counted, costs[1] * counted
+        return _by_layer(costs[0], matches, num_layers), _by_layer(costs[1], matches, num_layers)
+
+    human_box, human_giou = part("pred_human_boxes", batch.human_boxes[place], None)
+    object_box, object_giou = part("pred_object_boxes", object_boxes, has_object)
+    pairs = human_box.new_full((num_layers,), matches.num_final)
+    objects = _by_layer(has_object.float(), matches, num_layers)
+    return {
+        "human_box": _Part(human_box, pairs, least=1),
+        "human_giou": _Part(human_giou, pairs, least=1),
+        "object_box": _Part(object_box, objects, extra=EPSILON),
+        "object_giou": _Part(object_giou, objects, extra=EPSILON),
+    }
+
+
+def _verb_parts(
+    logits: Tensor, batch: TargetBatch, matches: Matches, config: LossConfig
+) -> dict[str, _Part]:
+    """Hard part: labels and their absence. Soft part: the teacher's answers, the distillation.
+
+    Which is which is decided by the label: a teacher's probability of 1 stays soft.
+    """
+    num_layers = len(logits)
+    rows, place = _rows(matches), (matches.images, matches.targets)
+    hard = torch.zeros_like(logits)
+    hard[rows] = batch.hard[place].float()
+    soft = torch.zeros_like(logits)
+    soft[rows] = torch.where(batch.hard[place], 0.0, batch.soft[place].float())
+    is_soft = soft > 0
+
+    hard_costs = functional.binary_cross_entropy_with_logits(logits, hard, reduction="none")
+    if config.verb_loss == "focal_bce":
+        missed = (hard - logits.sigmoid()).abs()
+        balance = torch.where(hard > 0, config.alpha, 1 - config.alpha)
+        hard_costs = balance * missed**config.gamma * hard_costs
+    soft_costs = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+    hard_sums = (hard_costs * ~is_soft).view(num_layers, -1).sum(1)
+    soft_sums = (soft_costs * is_soft).view(num_layers, -1).sum(1)
+
+    entries = logits.new_full((num_layers,), logits[0].numel())
+    if config.verb_loss == "focal_bce":
+        hard_part = _Part(hard_sums, hard.view(num_layers, -1).sum(1), empty_is_one=True)
+    else:
+        hard_part = _Part(hard_sums, entries)
+    if config.soft_normalisation == "entries":
+        soft_part = _Part(soft_sums, entries)
+    else:
+        soft_part = _Part(soft_sums, torch.full_like(entries, matches.num_final), least=1)
+    return {"verb_hard": hard_part, "verb_soft": soft_part}
+
+
+def _interactive_part(logits: Tensor, batch: TargetBatch, matches: Matches) -> _Part:
+    """Cross-entropy of the interactive score; queries on unlabelled pairs are left out."""
+    wanted = (batch.seen & batch.interactive)[:, None, :]
+    unlabelled = (batch.present & ~batch.seen)[:, None, :]
+    positive = (matches.covers & wanted).any(-1)
+    positive[_rows(matches)] |= matches.is_candidate
+    counted = positive | ~(matches.covers & unlabelled).any(-1)
+    costs = functional.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction="none")
+    sums = (costs * counted).view(len(logits), -1).sum(1)
+    return _Part(sums, counted.view(len(logits), -1).float().sum(1), empty_is_one=True)
+
+
+def _matching_part(logits: Tensor, matches: Matches) -> _Part:
+    """Cross-entropy of whether a query has a pair (CDN's matching head)."""
+    matched = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
+    matched[_rows(matches)] = 1
+    costs = functional.cross_entropy(logits.movedim(-1, 1), matched, reduction="none")
+    costs = costs.view(len(logits), -1)
+    return _Part(costs.sum(1), costs.new_full((len(logits),), costs.shape[1]))
+
+
+def _rows(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+    """Index of the matched queries in (L, B, Q, ...) tensors."""
+    return matches.layers, matches.images, matches.queries
+
+
+def _by_layer(values: Tensor, matches: Matches, num_layers: int) -> Tensor:
+    """Sums the (M,) values of matched pairs over each layer."""
+    return values.new_zeros(num_layers).index_add(0, matches.layers, values)

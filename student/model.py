@@ -1,0 +1,131 @@
+"""The detector: images in, human-object pairs with their verbs out (EoID 3.1, CDN 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import MLP
+
+from student.backbone import build_backbone
+from student.config import StudentConfig
+from student.padding import pad_images, shrink_padding
+from student.pair_queries import PairQueries
+from student.position_encoding import SinePositionEncoding
+from student.query_inputs import LearnedQueries, QueryInputs
+from student.transformer import Decoder, Encoder
+
+Outputs = dict[str, Any]
+
+# Builders of query sources, called with the configuration and the backbone's `num_channels`.
+QUERY_SOURCES: dict[str, Callable[[StudentConfig, dict[str, int]], nn.Module]] = {
+    "learned": lambda config, _: LearnedQueries(config.num_queries, config.hidden_dim),
+    "pairs": lambda config, channels: PairQueries(
+        config.num_queries,
+        channels["stride8"],
+        config.num_objects,
+        config.person,
+        config.hidden_dim,
+    ),
+}
+
+
+class HOIDetector(nn.Module):
+    """Backbone, encoder, human-object decoder, interaction decoder and heads."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.hidden_dim
+        self.backbone = build_backbone(config.backbone)
+        channels: dict[str, int] = self.backbone.num_channels
+        self.input_projection = nn.Conv2d(list(channels.values())[-1], d, kernel_size=1)
+        self.position_encoding = SinePositionEncoding(d)
+        self.encoder = Encoder(config)
+        self.query_source = QUERY_SOURCES[config.queries](config, channels)
+        self.human_object_decoder = Decoder(config, config.num_human_object_layers)
+        self.interaction_decoder = Decoder(config, config.num_interaction_layers)
+        self.human_box_head = _box_head(d)
+        self.object_box_head = _box_head(d)
+        self.object_head = nn.Linear(d, config.num_objects + 1)
+        self.verb_head = nn.Linear(d, config.num_verbs)
+        self.interactive_head = nn.Linear(d, 2)
+        self.matching_head = nn.Linear(d, 2) if config.matching_head else None
+        if config.queries == "pairs":
+            # Predictions start at the reference boxes instead of a random distance from them.
+            for head in (self.human_box_head, self.object_box_head):
+                for parameter in head[-2].parameters():
+                    nn.init.zeros_(parameter)
+
+    def forward(self, images: Sequence[Tensor] | tuple[Tensor, Tensor | None]) -> Outputs:
+        """Detects pairs.
+
+        Args:
+            images: normalised (3, h, w) tensors; or a padded batch, the pair of (B, 3, H, W)
+                pixels and the (B, H, W) bool mask that is True on padding (None: no padding).
+
+        Returns:
+            `pred_object_logits` (B, Q, O + 1), the last class being "no pair";
+            `pred_verb_logits` (B, Q, V); `pred_human_boxes`, `pred_object_boxes` (B, Q, 4) cxcywh
+            in [0, 1] of the unpadded image; `pred_interactive_logits` (B, Q, 2), index 1 is
+            interactive; `pred_matching_logits` (B, Q, 2) with a matching head; `aux_outputs`, a
+            list of the same for the layers before the last; and what the query source adds.
+        """
+        pixels, padding = images if _is_padded(images) else pad_images(list(images))
+        maps = self.backbone(pixels)
+        features = list(maps.values())[-1]
+        small_padding = shrink_padding(padding, features.shape[-2:])
+        positions = _tokens(self.position_encoding(features, small_padding))
+        tokens = _tokens(self.input_projection(features))
+        token_padding = None if small_padding is None else small_padding.flatten(1)
+
+        memory = self.encoder(tokens, positions, token_padding)
+        start: QueryInputs = self.query_source(maps, padding)
+        pairs = self.human_object_decoder(
+            start.target, start.positions, memory, positions, token_padding
+        )
+        queries = pairs[-1].detach() if self.config.detach_verb_queries else pairs[-1]
+        content = start.interaction_target
+        content = torch.zeros_like(queries) if content is None else content
+        actions = self.interaction_decoder(content, queries, memory, positions, token_padding)
+
+        depth = min(len(pairs), len(actions))
+        layers = self._predict(pairs[-depth:], actions[-depth:], start)
+        by_layer = [{name: value[i] for name, value in layers.items()} for i in range(depth)]
+        return {**by_layer[-1], **start.outputs, "aux_outputs": by_layer[:-1]}
+
+    def _predict(self, pairs: Tensor, actions: Tensor, start: QueryInputs) -> dict[str, Tensor]:
+        """Heads on all layers at once: (L, B, Q, d) twice to (L, B, Q, ...) by name."""
+        layers = {
+            "pred_object_logits": self.object_head(pairs),
+            "pred_verb_logits": self.verb_head(actions),
+            "pred_human_boxes": _boxes(self.human_box_head(pairs), start.human_reference),
+            "pred_object_boxes": _boxes(self.object_box_head(pairs), start.object_reference),
+            "pred_interactive_logits": self.interactive_head(actions),
+        }
+        if self.matching_head is not None:
+            layers["pred_matching_logits"] = self.matching_head(pairs)
+        return layers
+
+
+def _is_padded(images: Sequence[Tensor] | tuple[Tensor, Tensor | None]) -> bool:
+    return isinstance(images, tuple) and len(images) == 2 and images[0].dim() == 4
+
+
+def _box_head(hidden_dim: int) -> MLP:
+    return MLP(hidden_dim, [hidden_dim, hidden_dim, 4], inplace=None)
+
+
+def _boxes(raw: Tensor, reference: Tensor | None) -> Tensor:
+    # float32: half precision cannot tell neighbouring pixels of a large image apart.
+    raw = raw.float()
+    if reference is not None:
+        raw = raw + torch.logit(reference.float(), eps=1e-5)
+    return raw.sigmoid()
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """(B, d, h, w) to (B, h * w, d)."""
+    return features.flatten(2).transpose(1, 2)

@@ -1,0 +1,38 @@
+"""Images of different sizes in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pads images with zeros at the bottom and the right to the largest height and width.
+
+    Args:
+        images: normalised (3, h, w) tensors.
+
+    Returns:
+        (B, 3, H, W) pixels and the (B, H, W) bool mask that is True on padding; None instead of
+        the mask when there is no padding, so that attention can take its unmasked kernel.
+    """
+    sizes = [image.shape[-2:] for image in images]
+    if len(set(sizes)) == 1:
+        return torch.stack(list(images)), None
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    pixels = images[0].new_zeros(len(images), 3, height, width)
+    padding = torch.ones(len(images), height, width, dtype=torch.bool, device=pixels.device)
+    for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+        pixels[row, :, :h, :w] = image
+        padding[row, :h, :w] = False
+    return pixels, padding
+
+
+def shrink_padding(padding: Tensor | None, size: Sequence[int]) -> Tensor | None:
+    """The mask at a feature map's size: (B, H, W) bool to (B, *size) bool, nearest."""
+    if padding is None:
+        return None
+    return functional.interpolate(padding[:, None].float(), size=tuple(size))[:, 0].bool()

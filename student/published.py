@@ -1,0 +1,236 @@
+"""Checkpoints in the published EoID / CDN form, `{"model": state_dict}`, as our model and back.
+
+Sizes are read off the tensors' shapes. The one size that leaves no trace there, the number of
+attention heads, is 8 unless the file's `args` say otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError, bad_field
+from student.config import StudentConfig
+from student.model import HOIDetector
+
+PUBLISHED_HEADS = 8
+
+# Published name, our name: the longest parts first where one holds the other. Both columns are
+# read as plain text at the start of a key or after a dot.
+PREFIXES = (
+    ("backbone.0.body.", "backbone.body."),
+    ("input_proj.", "input_projection."),
+    ("query_embed.", "query_source.embedding."),
+    ("transformer.encoder.", "encoder."),
+    ("transformer.decoder.", "human_object_decoder."),
+    ("transformer.interaction_decoder.", "interaction_decoder."),
+    ("obj_class_embed.", "object_head."),
+    ("verb_class_embed.", "verb_head."),
+    ("sub_bbox_embed.layers.0.", "human_box_head.0."),
+    ("sub_bbox_embed.layers.1.", "human_box_head.3."),
+    ("sub_bbox_embed.layers.2.", "human_box_head.6."),
+    ("obj_bbox_embed.layers.0.", "object_box_head.0."),
+    ("obj_bbox_embed.layers.1.", "object_box_head.3."),
+    ("obj_bbox_embed.layers.2.", "object_box_head.6."),
+    ("is_embed.", "interactive_head."),
+    ("matching_embed.", "matching_head."),
+)
+ATTENTIONS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
+
+# Blocks per stage and whether blocks are bottlenecks, by torchvision's name.
+RESNETS = {
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+}
+
+
+def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Renames published keys to ours.
+
+    Returns:
+        The renamed entries, and the keys that have no counterpart here.
+    """
+    known = {name: _rename(name, PREFIXES, ATTENTIONS) for name in state}
+    renamed = {ours: state[name] for name, ours in known.items() if ours is not None}
+    return renamed, [name for name, ours in known.items() if ours is None]
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames our keys (of a model with learned queries) to the published ones."""
+    back = tuple((ours, theirs) for theirs, ours in PREFIXES)
+    parts = tuple((ours, theirs) for theirs, ours in ATTENTIONS)
+    renamed = {name: _rename(name, back, parts) for name in state}
+    unknown = [name for name, theirs in renamed.items() if theirs is None]
+    if unknown:
+        raise InputError(f"the published form has no place for {_shown(unknown)}")
+    return {str(renamed[name]): tensor for name, tensor in state.items()}
+
+
+def config_from_shapes(
+    state: Mapping[str, Tensor], num_heads: int = PUBLISHED_HEADS, file: object = "checkpoint"
+) -> StudentConfig:
+    """The sizes of a published model.
+
+    Args:
+        state: the published state dict.
+        num_heads: attention heads, which shapes do not show.
+        file: named in errors.
+
+    Raises:
+        InputError: a tensor that tells a size is missing or odd.
+    """
+
+    def shape(name: str, dimensions: int) -> torch.Size:
+        if name not in state:
+            raise bad_field(file, "model", f"an entry {name}", "none")
+        if state[name].dim() != dimensions:
+            expected = f"a tensor of {dimensions} dimensions"
+            raise bad_field(file, name, expected, list(state[name].shape))
+        return state[name].shape
+
+    num_queries, hidden_dim = shape("query_embed.weight", 2)
+    try:
+        return StudentConfig(
+            num_objects=shape("obj_class_embed.weight", 2)[0] - 1,
+            num_verbs=shape("verb_class_embed.weight", 2)[0],
+            num_queries=num_queries,
+            backbone=_resnet_name(state, file),
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            feedforward_dim=shape("transformer.decoder.layers.0.linear1.weight", 2)[0],
+            num_encoder_layers=_count(state, "transformer.encoder.layers."),
+            num_human_object_layers=_count(state, "transformer.decoder.layers."),
+            num_interaction_layers=_count(state, "transformer.interaction_decoder.layers."),
+            # Only a pre-norm encoder closes with a norm of its own.
+            pre_norm="transformer.encoder.norm.weight" in state,
+            matching_head="matching_embed.weight" in state,
+        )
+    except InputError as error:
+        raise (
+            error if str(error).startswith(f"{file}:") else InputError(f"{file}: {error}")
+        ) from None
+
+
+def is_published(content: Any) -> bool:
+    """Whether a loaded file has the published form."""
+    model = content.get("model") if isinstance(content, Mapping) else None
+    return isinstance(model, Mapping) and "obj_class_embed.weight" in model
+
+
+def load_published(path: Path | str) -> HOIDetector:
+    """Opens a published EoID or CDN checkpoint.
+
+    CDN has no interactive score: its head is then zero here, which says 0.5 for every query and
+    does not touch the detections' scores.
+
+    Returns:
+        The detector with the file's weights, in eval mode, on the CPU.
+
+    Raises:
+        InputError: not such a file, or its entries do not fit the model one to one.
+    """
+    content = read_checkpoint(path)
+    if not is_published(content):
+        raise bad_field(
+            path, "content", 'a published checkpoint {"model": weights}', _kind(content)
+        )
+    state, arguments = content["model"], content.get("args")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise bad_field(path, f"model.{name}", "a tensor", type(value).__name__)
+    if getattr(arguments, "dilation", False):
+        raise bad_field(path, "args.dilation", "False: there is no dilated backbone here", True)
+    heads = getattr(arguments, "nheads", PUBLISHED_HEADS)
+    model = HOIDetector(config_from_shapes(state, heads, path))
+    renamed, unknown = from_published(state)
+    if "is_embed.weight" not in state and "is_embed.bias" not in state:
+        head = model.interactive_head
+        renamed["interactive_head.weight"] = torch.zeros_like(head.weight)
+        renamed["interactive_head.bias"] = torch.zeros_like(head.bias)
+    _check_fit(model.state_dict(), renamed, unknown, path)
+    model.load_state_dict(renamed)
+    return model.eval()
+
+
+def read_checkpoint(path: Path | str) -> Any:
+    """Reads a torch file of plain data; beside tensors only the published files' arguments pass.
+
+    Raises:
+        InputError: missing, damaged, or holding code.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: expected a torch checkpoint, found {reason[:120]}") from None
+
+
+def _rename(
+    name: str, prefixes: tuple[tuple[str, str], ...], parts: tuple[tuple[str, str], ...]
+) -> str | None:
+    for old, new in prefixes:
+        if name.startswith(old):
+            renamed = new + name[len(old) :]
+            for old_part, new_part in parts:
+                renamed = renamed.replace(old_part, new_part)
+            return renamed
+    return None
+
+
+def _check_fit(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: list[str], file: object
+) -> None:
+    unknown = unknown + [name for name in found if name not in expected]
+    if unknown:
+        raise bad_field(file, "model", "only entries of the published model", _shown(unknown))
+    missing = [name for name in expected if name not in found]
+    if missing:
+        theirs = list(to_published({name: expected[name] for name in missing}))
+        raise InputError(f"{file}: model: expected all entries, missing {_shown(theirs)}")
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            (theirs_name,) = to_published({name: tensor})
+            raise bad_field(
+                file, theirs_name, f"shape {list(tensor.shape)}", list(found[name].shape)
+            )
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    found = {
+        int(match[1]) for name in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))
+    }
+    return max(found) + 1 if found else 0
+
+
+def _resnet_name(state: Mapping[str, Tensor], file: object) -> str:
+    body = "backbone.0.body."
+    blocks = tuple(_count(state, f"{body}layer{stage}.") for stage in (1, 2, 3, 4))
+    bottleneck = f"{body}layer1.0.conv3.weight" in state
+    if (blocks, bottleneck) not in RESNETS:
+        expected = f"one of {', '.join(RESNETS.values())}"
+        kind = "bottleneck" if bottleneck else "basic"
+        raise bad_field(file, "backbone", expected, f"stages of {list(blocks)} {kind} blocks")
+    return RESNETS[blocks, bottleneck]
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"an object with {_shown([str(key) for key in content]) or 'nothing'}"
+    return type(content).__name__

@@ -1,0 +1,83 @@
+"""What a training image should give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The N pairs of one image: seen pairs, which people labelled, and candidates, which nobody did.
+
+    Nothing that computes losses writes into these tensors.
+
+    Attributes:
+        human_boxes, object_boxes: (N, 4) float, cxcywh in [0, 1]; an object box of zeros says
+            that the verb has no object (V-COCO).
+        object_labels: (N,) int64.
+        hard: (N, V) bool, the seen labels; no row of a candidate has one.
+        soft: (N, V) float in [0, 1], the teacher's probability where it was asked and there is
+            no hard label, else 0.
+        seen: (N,) bool, False for candidates.
+        interactive: (N,) bool, False where a seen label says "no interaction".
+    """
+
+    human_boxes: Tensor
+    object_boxes: Tensor
+    object_labels: Tensor
+    hard: Tensor
+    soft: Tensor
+    seen: Tensor
+    interactive: Tensor
+
+    def __len__(self) -> int:
+        return len(self.object_labels)
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same pairs on another device; copies do not block."""
+        return Targets(**_map(self, lambda tensor: tensor.to(device, non_blocking=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class TargetBatch(Targets):
+    """Targets of B images, each field padded to (B, N, ...) with N the largest number of pairs.
+
+    Attributes:
+        counts: pairs of every image.
+        present: (B, N) bool, False on padding. Padding is neither seen nor interactive.
+    """
+
+    counts: tuple[int, ...]
+    present: Tensor
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @classmethod
+    def of(cls, targets: Sequence[Targets]) -> TargetBatch:
+        """Pads the images' targets into one batch of copies.
+
+        Args:
+            targets: at least one, all on one device.
+        """
+        counts = tuple(len(one) for one in targets)
+        padded = {
+            entry.name: pad_sequence(
+                [getattr(one, entry.name) for one in targets], batch_first=True
+            )
+            for entry in fields(Targets)
+        }
+        device = targets[0].seen.device
+        place = torch.arange(max(counts), device=device)
+        present = place < torch.tensor(counts).to(device, non_blocking=True)[:, None]
+        return cls(**padded, counts=counts, present=present)
+
+
+def _map(targets: Targets, change: Any) -> dict[str, Tensor]:
+    return {entry.name: change(getattr(targets, entry.name)) for entry in fields(Targets)}

@@ -1,0 +1,151 @@
+"""Encoder and decoders. All sequences are (B, length, d); masks are True on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from student.config import StudentConfig
+
+
+class TransformerLayer(nn.Module):
+    """What encoder and decoder layers share: the feed-forward sublayer and the place of norms."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.linear1 = nn.Linear(config.hidden_dim, config.feedforward_dim)
+        self.linear2 = nn.Linear(config.feedforward_dim, config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """(B, length, d) to the same shape, each token by itself."""
+        return self.linear2(self.dropout(self.linear1(tokens).relu()))
+
+    def add(self, norm: nn.Module, tokens: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Adds a sublayer's result to its input, normalised before or after."""
+        if self.pre_norm:
+            return tokens + self.dropout(sublayer(norm(tokens)))
+        return norm(tokens + self.dropout(sublayer(tokens)))
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention and feed-forward; positions are added to queries and keys, not to values."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config)
+        self.self_attention = _attention(config)
+        self.norm1, self.norm2 = _norms(config, 2)
+
+    def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, S, d) tokens and positions, (B, S) bool padding, to (B, S, d)."""
+
+        def attend(values: Tensor) -> Tensor:
+            queries = values + positions
+            return _attend(self.self_attention, queries, queries, values, padding)
+
+        tokens = self.add(self.norm1, tokens, attend)
+        return self.add(self.norm2, tokens, self.feed_forward)
+
+
+class DecoderLayer(TransformerLayer):
+    """Self-attention among queries, attention to the memory, feed-forward."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config)
+        self.self_attention = _attention(config)
+        self.cross_attention = _attention(config)
+        self.norm1, self.norm2, self.norm3 = _norms(config, 3)
+
+    def forward(
+        self,
+        target: Tensor,
+        query_positions: Tensor,
+        memory_keys: Tensor,
+        memory: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """(B, Q, d) target and positions, (B, S, d) keys and values, (B, S) padding, to (B, Q, d)."""
+
+        def attend(values: Tensor) -> Tensor:
+            queries = values + query_positions
+            return _attend(self.self_attention, queries, queries, values, None)
+
+        def look(values: Tensor) -> Tensor:
+            queries = values + query_positions
+            return _attend(self.cross_attention, queries, memory_keys, memory, padding)
+
+        target = self.add(self.norm1, target, attend)
+        target = self.add(self.norm2, target, look)
+        return self.add(self.norm3, target, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; with pre-norm a last norm closes it."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
+        _initialise(self)
+
+    def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, S, d) to the memory (B, S, d)."""
+        for layer in self.layers:
+            tokens = layer(tokens, positions, padding)
+        return tokens if self.norm is None else self.norm(tokens)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers; the output of every layer passes the same last norm."""
+
+    def __init__(self, config: StudentConfig, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        _initialise(self)
+
+    def forward(
+        self,
+        target: Tensor,
+        query_positions: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """Returns the outputs of all layers, (L, B, Q, d)."""
+        memory_keys = memory + memory_positions
+        outputs = []
+        for layer in self.layers:
+            target = layer(target, query_positions, memory_keys, memory, padding)
+            outputs.append(self.norm(target))
+        return torch.stack(outputs)
+
+
+def _attention(config: StudentConfig) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(
+        config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True
+    )
+
+
+def _attend(
+    attention: nn.MultiheadAttention,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    padding: Tensor | None,
+) -> Tensor:
+    # Without weights the module takes torch's fused scaled-dot-product kernel.
+    return attention(queries, keys, values, key_padding_mask=padding, need_weights=False)[0]
+
+
+def _norms(config: StudentConfig, count: int) -> list[nn.LayerNorm]:
+    return [nn.LayerNorm(config.hidden_dim) for _ in range(count)]
+
+
+def _initialise(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

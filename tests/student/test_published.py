@@ -1,0 +1,213 @@
+import argparse
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from student.config import StudentConfig
+from student.model import HOIDetector
+from student.published import (
+    config_from_shapes,
+    from_published,
+    is_published,
+    load_published,
+    to_published,
+)
+
+TOLERANCE = 2e-4
+GOLDEN_NAMES = {
+    "pred_obj_logits": "pred_object_logits",
+    "pred_verb_logits": "pred_verb_logits",
+    "pred_sub_boxes": "pred_human_boxes",
+    "pred_obj_boxes": "pred_object_boxes",
+    "pred_is_logits": "pred_interactive_logits",
+    "pred_matching_logits": "pred_matching_logits",
+}
+SMALL = StudentConfig(
+    num_objects=5,
+    num_verbs=7,
+    num_queries=6,
+    backbone="resnet18",
+    hidden_dim=32,
+    feedforward_dim=48,
+    num_encoder_layers=1,
+    num_human_object_layers=2,
+    num_interaction_layers=1,
+)
+
+
+def made_up(name, shape):
+    random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    x = random.standard_normal(shape).astype(np.float32)
+    if name.endswith("running_var"):
+        return 1 + 0.1 * np.abs(x)
+    if name.endswith(("running_mean", ".bias")):
+        return 0.05 * x
+    if len(shape) == 1:
+        return 1 + 0.1 * x
+    gain = 0.5 if len(shape) == 4 else 1.0
+    return (x * np.sqrt(gain / np.prod(shape[1:]))).astype(np.float32)
+
+
+def published_arguments(flags):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nheads", type=int, default=8)
+    return parser.parse_known_args(flags)[0]
+
+
+def save_small(path, config=SMALL, change=lambda state: None, **more):
+    torch.manual_seed(0)
+    model = HOIDetector(config).eval()
+    state = to_published(model.state_dict())
+    change(state)
+    torch.save({"model": state, **more}, path)
+    return model
+
+
+@pytest.mark.golden("forward_*.npz")
+def test_golden_forward(golden_file, tmp_path):
+    golden = np.load(golden_file)
+    meta = json.loads(str(golden["meta"]))
+    state = {
+        name: torch.from_numpy(np.asarray(made_up(name, shape), dtype=np.float32))
+        for name, shape in meta["entries"]
+    }
+    content = {"model": state}
+    if "--nheads" in meta["args"]:
+        content["args"] = published_arguments(meta["args"])
+    torch.save(content, tmp_path / "published.pth")
+    model = load_published(tmp_path / "published.pth")
+    random = np.random.RandomState(meta["image_seed"])
+    images = [
+        torch.from_numpy(random.uniform(-2, 2, (3, height, width)).astype(np.float32))
+        for height, width in meta["sizes"]
+    ]
+    with torch.no_grad():
+        outputs = model(images)
+    keys = [key for key in golden.files if key != "meta"]
+    layers = {"": outputs, **{f"aux{i}.": aux for i, aux in enumerate(outputs["aux_outputs"])}}
+    expected = {
+        f"{i}{name}" for i in layers for name, our in GOLDEN_NAMES.items() if our in outputs
+    }
+    assert set(keys) == expected
+    for key in keys:
+        prefix, name = key.rsplit(".", 1) if "." in key else ("", key)
+        ours = layers[prefix + "." if prefix else ""][GOLDEN_NAMES[name]].numpy()
+        assert ours.shape == golden[key].shape
+        assert np.abs(ours - golden[key]).max() <= TOLERANCE, key
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("matching_head", [False, True])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_sizes_come_back_from_shapes(backbone, matching_head, pre_norm):
+    config = StudentConfig(
+        num_objects=3,
+        num_verbs=4,
+        num_queries=5,
+        backbone=backbone,
+        hidden_dim=16,
+        feedforward_dim=24,
+        num_encoder_layers=0 if matching_head else 2,
+        num_human_object_layers=1,
+        num_interaction_layers=3,
+        pre_norm=pre_norm,
+        matching_head=matching_head,
+    )
+    with torch.device("meta"):
+        state = HOIDetector(config).state_dict()
+    published = to_published(state)
+    assert config_from_shapes(published) == config
+    renamed, unknown = from_published(published)
+    assert unknown == [] and list(renamed) == list(state)
+
+
+def test_loaded_model_equals_the_saved_one(tmp_path):
+    saved = save_small(tmp_path / "a.pth", epoch=3)
+    loaded = load_published(tmp_path / "a.pth")
+    assert not loaded.training and loaded.config == SMALL
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_heads_come_from_the_arguments_in_the_file(tmp_path):
+    save_small(tmp_path / "a.pth", args=argparse.Namespace(nheads=4))
+    assert load_published(tmp_path / "a.pth").config.num_heads == 4
+
+
+def test_cdn_has_no_interactive_head(tmp_path):
+    def without(state):
+        del state["is_embed.weight"], state["is_embed.bias"]
+
+    save_small(tmp_path / "cdn.pth", change=without)
+    outputs = load_published(tmp_path / "cdn.pth")([torch.zeros(3, 32, 32)])
+    assert not outputs["pred_interactive_logits"].any()
+
+
+def drop(name):
+    return lambda state: state.pop(name)
+
+
+def put(name, tensor):
+    return lambda state: state.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("stage2_decoder.norm.weight", torch.ones(3)), ["only entries", "stage2_decoder"]),
+        (put("encoder.norm.weight", torch.ones(3)), ["only entries", "encoder.norm"]),
+        (put("transformer.decoder.extra", torch.ones(3)), ["only entries", "decoder.extra"]),
+        (drop("query_embed.weight"), ["query_embed.weight"]),
+        (drop("is_embed.bias"), ["missing is_embed.bias"]),
+        (drop("transformer.decoder.layers.1.norm1.bias"), ["decoder.layers.1.norm1.bias"]),
+        (put("input_proj.bias", torch.ones(3)), ["input_proj.bias", "[32]", "[3]"]),
+        (put("query_embed.weight", torch.ones(3)), ["query_embed.weight", "2 dimensions", "[3]"]),
+        (put("query_embed.weight", torch.ones(3, 30)), ["hidden_dim", "30"]),
+        (put("query_embed.weight", "x"), ["query_embed.weight", "a tensor"]),
+        (drop("backbone.0.body.layer4.1.conv1.weight"), ["layer4.1.conv1.weight"]),
+        (put("backbone.0.body.layer4.2.conv1.weight", torch.ones(1)), ["backbone", "[2, 2, 2, 3]"]),
+    ],
+)
+def test_wrong_entries_are_named(tmp_path, change, words):
+    save_small(tmp_path / "a.pth", change=change)
+    with pytest.raises(InputError) as error:
+        load_published(tmp_path / "a.pth")
+    message = str(error.value)
+    assert message.startswith(str(tmp_path / "a.pth")) and "\n" not in message
+    assert all(word in message for word in words)
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [1], {"model": {}}, {"model": {"a": torch.ones(1)}}, {"model": Code()}],
+)
+def test_other_files_are_refused(tmp_path, content, capsys):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: "):
+        load_published(tmp_path / "a.pth")
+    assert capsys.readouterr().out == ""
+    assert isinstance(content, list) or not is_published(content)
+
+
+@pytest.mark.parametrize("text", [None, b"", b"no checkpoint", b"PK\x03\x04"])
+def test_unreadable_files_are_one_line(tmp_path, text):
+    if text is not None:
+        (tmp_path / "a.pth").write_bytes(text)
+    with pytest.raises(InputError) as error:
+        load_published(tmp_path / "a.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_dilated_backbone_is_refused(tmp_path):
+    save_small(tmp_path / "a.pth", args=argparse.Namespace(dilation=True))
+    with pytest.raises(InputError, match="dilation"):
+        load_published(tmp_path / "a.pth")
