@@ -26,14 +26,19 @@ class Losses:
     """What a batch costs.
 
     Attributes:
-        total: scalar, the weighted sum over losses and layers; the one to differentiate.
         by_name: every loss without its weight, (L,) over the decoder layers, the last one final.
+        weighted: every loss with its weight, a scalar summed over the layers.
         matches: the matching behind them.
     """
 
-    total: Tensor
     by_name: dict[str, Tensor]
+    weighted: dict[str, Tensor]
     matches: Matches
+
+    @property
+    def total(self) -> Tensor:
+        """The sum to differentiate."""
+        return torch.stack(list(self.weighted.values())).sum()
 
 
 class Criterion:
@@ -43,12 +48,12 @@ class Criterion:
     average over them, so that the gradients' average is the gradient of the whole batch.
 
     Args:
-        config: weights and forms.
         matcher: settings of the matching.
+        config: weights and forms.
         asked_verbs: (V,) bool, verbs the teacher is asked for.
     """
 
-    def __init__(self, config: LossConfig, matcher: MatcherConfig, asked_verbs: Tensor) -> None:
+    def __init__(self, matcher: MatcherConfig, config: LossConfig, asked_verbs: Tensor) -> None:
         self.config = config
         self.matcher = TwoStageMatcher(matcher, asked_verbs)
         self.weights = {
@@ -82,11 +87,8 @@ class Criterion:
         if "pred_matching_logits" in layers:
             parts["matching"] = _matching_part(layers["pred_matching_logits"], matches)
         by_name = _divide(parts)
-        total = sum(
-            (self.weights[name] * loss.sum() for name, loss in by_name.items()),
-            start=layers["pred_object_logits"].new_zeros(()),
-        )
-        return Losses(total=total, by_name=by_name, matches=matches)
+        weighted = {name: self.weights[name] * loss.sum() for name, loss in by_name.items()}
+        return Losses(by_name=by_name, weighted=weighted, matches=matches)
 
 
 def stack_layers(outputs: dict[str, Any]) -> dict[str, Tensor]:

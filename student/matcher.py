@@ -47,6 +47,16 @@ class Matches:
         return self.queries[here], self.targets[here]
 
 
+@dataclass(frozen=True, eq=False)
+class _HostParts:
+    """Numpy copies: costs and covers (L, B, Q, N), interactive (L, B, Q), seen (B, N)."""
+
+    costs: np.ndarray
+    covers: np.ndarray
+    interactive: np.ndarray
+    seen: np.ndarray
+
+
 class TwoStageMatcher:
     """Matches queries with pairs; keeps no state but its settings.
 
@@ -77,9 +87,7 @@ class TwoStageMatcher:
             (layer, image, query, target, candidate)
             for layer in range(len(costs))
             for image, count in enumerate(batch.counts)
-            for candidate, pairs in enumerate(
-                self._assign(*(part[layer, image] for part in host[:3]), host[3][image], count)
-            )
+            for candidate, pairs in enumerate(self._assign(host, layer, image, count))
             for query, target in pairs
         ]
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5).T.to(costs.device)
@@ -121,18 +129,11 @@ class TwoStageMatcher:
         return -(hits + rejections) / 2
 
     def _assign(
-        self,
-        costs: np.ndarray,
-        covers: np.ndarray,
-        interactive: np.ndarray,
-        seen: np.ndarray,
-        count: int,
+        self, host: _HostParts, layer: int, image: int, count: int
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """One image: costs and covers (Q, N), interactive (Q,), seen (N,), of which `count` count.
-
-        Returns:
-            (query, pair) rows of stage 1 and of stage 2.
-        """
+        """(query, pair) rows of stage 1 and of stage 2 for one image with `count` pairs."""
+        costs, covers = host.costs[layer, image], host.covers[layer, image]
+        interactive, seen = host.interactive[layer, image], host.seen[image]
         labelled, candidates = np.flatnonzero(seen[:count]), np.flatnonzero(~seen[:count])
         first = _solve(costs, np.arange(len(costs)), labelled)
         left = np.setdiff1d(np.arange(len(costs)), [query for query, _ in first])
@@ -159,11 +160,15 @@ def _compare(predicted: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (predicted - boxes).abs().sum(-1), *overlaps(predicted, boxes)
 
 
-def _to_host(costs: Tensor, covers: Tensor, interactive: Tensor, seen: Tensor) -> list[np.ndarray]:
-    """The four parts as arrays of their own shapes, after one transfer."""
+def _to_host(costs: Tensor, covers: Tensor, interactive: Tensor, seen: Tensor) -> _HostParts:
+    """Copies all four in one transfer."""
     parts = (costs, covers, interactive, seen)
     flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
     pieces = np.split(flat, np.cumsum([part.numel() for part in parts])[:-1])
     shaped = [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
-    costs_host = np.nan_to_num(shaped[0], nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
-    return [costs_host, shaped[1] > 0, shaped[2], shaped[3] > 0]
+    return _HostParts(
+        costs=np.nan_to_num(shaped[0], nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST),
+        covers=shaped[1] > 0,
+        interactive=shaped[2],
+        seen=shaped[3] > 0,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from student.query_inputs import LearnedQueries, QueryInputs
 from student.transformer import Decoder, Encoder
 
 Outputs = dict[str, Any]
+Images = Sequence[Tensor] | tuple[Tensor, Tensor | None]
 
 # Builders of query sources, called with the configuration and the backbone's `num_channels`.
 QUERY_SOURCES: dict[str, Callable[[StudentConfig, dict[str, int]], nn.Module]] = {
@@ -40,7 +41,7 @@ class HOIDetector(nn.Module):
         self.config = config
         d = config.hidden_dim
         self.backbone = build_backbone(config.backbone)
-        channels: dict[str, int] = self.backbone.num_channels
+        channels = cast(dict[str, int], self.backbone.num_channels)
         self.input_projection = nn.Conv2d(list(channels.values())[-1], d, kernel_size=1)
         self.position_encoding = SinePositionEncoding(d)
         self.encoder = Encoder(config)
@@ -59,7 +60,7 @@ class HOIDetector(nn.Module):
                 for parameter in head[-2].parameters():
                     nn.init.zeros_(parameter)
 
-    def forward(self, images: Sequence[Tensor] | tuple[Tensor, Tensor | None]) -> Outputs:
+    def forward(self, images: Images) -> Outputs:
         """Detects pairs.
 
         Args:
@@ -73,7 +74,7 @@ class HOIDetector(nn.Module):
             interactive; `pred_matching_logits` (B, Q, 2) with a matching head; `aux_outputs`, a
             list of the same for the layers before the last; and what the query source adds.
         """
-        pixels, padding = images if _is_padded(images) else pad_images(list(images))
+        pixels, padding = _padded(images)
         maps = self.backbone(pixels)
         features = list(maps.values())[-1]
         small_padding = shrink_padding(padding, features.shape[-2:])
@@ -110,8 +111,10 @@ class HOIDetector(nn.Module):
         return layers
 
 
-def _is_padded(images: Sequence[Tensor] | tuple[Tensor, Tensor | None]) -> bool:
-    return isinstance(images, tuple) and len(images) == 2 and images[0].dim() == 4
+def _padded(images: Images) -> tuple[Tensor, Tensor | None]:
+    if isinstance(images, tuple) and images[0].dim() == 4:
+        return cast(tuple[Tensor, Tensor | None], images)
+    return pad_images(cast(Sequence[Tensor], images))
 
 
 def _box_head(hidden_dim: int) -> MLP:

@@ -22,8 +22,7 @@ from student.model import HOIDetector
 
 PUBLISHED_HEADS = 8
 
-# Published name, our name: the longest parts first where one holds the other. Both columns are
-# read as plain text at the start of a key or after a dot.
+# Starts of keys: published name, our name.
 PREFIXES = (
     ("backbone.0.body.", "backbone.body."),
     ("input_proj.", "input_projection."),
@@ -42,10 +41,11 @@ PREFIXES = (
     ("is_embed.", "interactive_head."),
     ("matching_embed.", "matching_head."),
 )
+# Parts further on in transformer keys.
 ATTENTIONS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
 
 # Blocks per stage and whether blocks are bottlenecks, by torchvision's name.
-RESNETS = {
+RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
@@ -115,9 +115,9 @@ def config_from_shapes(
             matching_head="matching_embed.weight" in state,
         )
     except InputError as error:
-        raise (
-            error if str(error).startswith(f"{file}:") else InputError(f"{file}: {error}")
-        ) from None
+        message = str(error)
+        named = message.startswith(f"{file}:")
+        raise InputError(message if named else f"{file}: {message}") from None
 
 
 def is_published(content: Any) -> bool:
@@ -127,22 +127,33 @@ def is_published(content: Any) -> bool:
 
 
 def load_published(path: Path | str) -> HOIDetector:
-    """Opens a published EoID or CDN checkpoint.
+    """Opens a published EoID or CDN checkpoint, see `model_from_published`.
+
+    Raises:
+        InputError: not such a file, or its entries do not fit the model one to one.
+    """
+    return model_from_published(read_checkpoint(path), path)
+
+
+def model_from_published(content: Any, path: object) -> HOIDetector:
+    """The detector of a published checkpoint's content.
 
     CDN has no interactive score: its head is then zero here, which says 0.5 for every query and
     does not touch the detections' scores.
+
+    Args:
+        content: what the file holds.
+        path: the file, named in errors.
 
     Returns:
         The detector with the file's weights, in eval mode, on the CPU.
 
     Raises:
-        InputError: not such a file, or its entries do not fit the model one to one.
+        InputError: not the published form, or its entries do not fit the model one to one.
     """
-    content = read_checkpoint(path)
     if not is_published(content):
-        raise bad_field(
-            path, "content", 'a published checkpoint {"model": weights}', _kind(content)
-        )
+        expected = 'a published checkpoint {"model": weights}'
+        raise bad_field(path, "content", expected, _kind(content))
     state, arguments = content["model"], content.get("args")
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -190,21 +201,21 @@ def _rename(
 
 
 def _check_fit(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: list[str], file: object
+    needed: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: list[str], file: object
 ) -> None:
-    unknown = unknown + [name for name in found if name not in expected]
+    surplus = {name: tensor for name, tensor in found.items() if name not in needed}
+    unknown = unknown + list(to_published(surplus))
     if unknown:
         raise bad_field(file, "model", "only entries of the published model", _shown(unknown))
-    missing = [name for name in expected if name not in found]
+    missing = [name for name in needed if name not in found]
     if missing:
-        theirs = list(to_published({name: expected[name] for name in missing}))
+        theirs = list(to_published({name: needed[name] for name in missing}))
         raise InputError(f"{file}: model: expected all entries, missing {_shown(theirs)}")
-    for name, tensor in expected.items():
+    for name, tensor in needed.items():
         if tensor.shape != found[name].shape:
-            (theirs_name,) = to_published({name: tensor})
-            raise bad_field(
-                file, theirs_name, f"shape {list(tensor.shape)}", list(found[name].shape)
-            )
+            expected = f"shape {list(tensor.shape)}"
+            theirs = list(to_published({name: tensor}))
+            raise bad_field(file, theirs[0], expected, list(found[name].shape))
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The N pairs of one image: seen pairs, which people labelled, and candidates, which nobody did.
+    """The N pairs of one image: seen pairs carry labels, candidates carry none.
 
     Nothing that computes losses writes into these tensors.
 
@@ -41,7 +40,11 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """The same pairs on another device; copies do not block."""
-        return Targets(**_map(self, lambda tensor: tensor.to(device, non_blocking=True)))
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in FIELDS}
+        return Targets(**moved)
+
+
+FIELDS = tuple(entry.name for entry in fields(Targets))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +71,10 @@ class TargetBatch(Targets):
         """
         counts = tuple(len(one) for one in targets)
         padded = {
-            entry.name: pad_sequence(
-                [getattr(one, entry.name) for one in targets], batch_first=True
-            )
-            for entry in fields(Targets)
+            name: pad_sequence([getattr(one, name) for one in targets], batch_first=True)
+            for name in FIELDS
         }
         device = targets[0].seen.device
         place = torch.arange(max(counts), device=device)
         present = place < torch.tensor(counts).to(device, non_blocking=True)[:, None]
         return cls(**padded, counts=counts, present=present)
-
-
-def _map(targets: Targets, change: Any) -> dict[str, Tensor]:
-    return {entry.name: change(getattr(targets, entry.name)) for entry in fields(Targets)}

@@ -67,7 +67,13 @@ class DecoderLayer(TransformerLayer):
         memory: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """(B, Q, d) target and positions, (B, S, d) keys and values, (B, S) padding, to (B, Q, d)."""
+        """One layer's step.
+
+        Args:
+            target, query_positions: (B, Q, d).
+            memory_keys, memory: (B, S, d), the memory with and without positions.
+            padding: (B, S) bool or None.
+        """
 
         def attend(values: Tensor) -> Tensor:
             queries = values + query_positions

@@ -65,6 +65,7 @@ def golden_run(golden_file):
     ]
     targets = [golden_targets(golden, image, asked) for image in range(config["batch"])]
     criterion = Criterion(
+        MatcherConfig(topk=config["topk"], interactive_threshold=config["thres_is"]),
         LossConfig(
             object_weight=weights["loss_obj_ce"],
             box_weight=weights["loss_sub_bbox"],
@@ -77,7 +78,6 @@ def golden_run(golden_file):
             alpha=config["alpha"],
             verb_loss=config["verb_loss"],
         ),
-        MatcherConfig(topk=config["topk"], interactive_threshold=config["thres_is"]),
         asked,
     )
     losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, targets)
