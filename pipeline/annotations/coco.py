@@ -1,0 +1,61 @@
+"""COCO detection files, `instances_train2017.json` and the like: boxes only, no interactions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.annotations.assemble import RawImage, Reading, assemble
+from pipeline.annotations.fields import Names, Place
+from pipeline.types import Annotation
+
+BOX = "four finite numbers [x, y, width, height]"
+
+
+def parse_coco(value: dict[str, Any], reading: Reading) -> list[Annotation]:
+    """All images of the file, in its order; crowds are left out.
+
+    Raises:
+        InputError: an entry is structurally wrong, or has a blemish under `reading.strict`.
+    """
+    file = Place(reading.file, "file")
+    images = file.objects(value, "images")
+    names = Names(reading.file)
+    name_of_id: dict[int, str] = {}
+    for index, image in enumerate(images):
+        field = f"images[{index}]"
+        number = file.whole(image.get("id"), f"{field}.id")
+        if number in name_of_id:
+            raise file.wrong(f"{field}.id", "every id once", number)
+        name_of_id[number] = names.add(f"{field}.file_name", image.get("file_name"))
+    rows_of_image: dict[int, list[tuple[int, dict[str, Any]]]] = {id: [] for id in name_of_id}
+    for index, row in enumerate(file.objects(value, "annotations")):
+        owner = row.get("image_id")
+        if not isinstance(owner, int) or owner not in name_of_id:
+            raise file.wrong(f"annotations[{index}].image_id", "the id of one of images", owner)
+        if not row.get("iscrowd"):
+            rows_of_image[owner].append((index, row))
+    return [assemble(_raw(image, rows_of_image[image["id"]], reading), reading) for image in images]
+
+
+def _raw(
+    image: dict[str, Any], rows: list[tuple[int, dict[str, Any]]], reading: Reading
+) -> RawImage:
+    place = Place(reading.file, image["file_name"])
+    size = place.size([image.get("width"), image.get("height")], "width and height")
+    boxes, labels = [], []
+    for index, row in rows:
+        field = f"annotations[{index}]"
+        x, y, width, height = place.box(row.get("bbox"), f"{field}.bbox", BOX)
+        boxes.append([x, y, x + width, y + height])
+        category = row.get("category_id")
+        labels.append(place.label(category, f"{field}.category_id", reading.vocabulary))
+    numbers = [index for index, _ in rows]
+    return RawImage(
+        place.image,
+        boxes,
+        labels,
+        hois=[],
+        size=size,
+        box_field=lambda index: f"annotations[{numbers[index]}].bbox",
+        hoi_field=str,
+    )

@@ -1,0 +1,64 @@
+"""Boxes as numpy arrays: xyxy, pixels of the original image, x2 and y2 exclusive (no +1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas of boxes; 0 where a box has none.
+
+    Args:
+        boxes: (N, 4) xyxy, pixels.
+
+    Returns:
+        (N,) square pixels.
+    """
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def clip_boxes(boxes: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """Boxes cut at the image's edges.
+
+    Args:
+        boxes: (N, 4) xyxy, pixels.
+        size: width and height of the image; infinity where one is unknown.
+
+    Returns:
+        (N, 4) of the same type, 0 <= x <= width and 0 <= y <= height.
+    """
+    limits = np.array([*size, *size])
+    return np.clip(boxes, 0, limits).astype(boxes.dtype, copy=False)
+
+
+def union_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The smallest boxes around pairs of boxes.
+
+    Args:
+        first, second: (N, 4) xyxy, pixels.
+
+    Returns:
+        (N, 4) xyxy, pixels.
+    """
+    return np.concatenate(
+        [np.minimum(first[:, :2], second[:, :2]), np.maximum(first[:, 2:], second[:, 2:])], axis=1
+    )
+
+
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of all boxes with all boxes; 0 where neither has an area.
+
+    Args:
+        first: (N, 4) xyxy, pixels.
+        second: (M, 4) xyxy, pixels.
+
+    Returns:
+        (N, M) in [0, 1].
+    """
+    corner = np.maximum(first[:, None, :2], second[None, :, :2])
+    opposite = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides = np.maximum(opposite - corner, 0)
+    shared = sides[..., 0] * sides[..., 1]
+    together = areas(first)[:, None] + areas(second)[None, :] - shared
+    return shared / np.where(together > 0, together, 1)

@@ -1,0 +1,167 @@
+"""Dataset folders: described by a `dataset.toml`, or in one of the published layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.annotations import AnnotationFile, load_annotations
+from pipeline.errors import InputError, bad_field
+from pipeline.layouts import LAYOUTS, DatasetPart, find_layout
+from pipeline.toml import read_toml
+from pipeline.types import ImageRecord
+from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
+
+TOML = "dataset.toml"
+PARTS = ("train", "test")
+FIELDS = ("name", "vocabulary", "detector", "teacher", *PARTS)
+PART_FIELDS = ("images", "annotations")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset folder.
+
+    Attributes:
+        root: the folder.
+        name: for people.
+        vocabulary: the meaning of its verbs and objects.
+        parts: images and annotations of "train" and "test", as far as there.
+        detector: weights of the default detector, where named.
+        teacher: folder of the default teacher, where named.
+    """
+
+    root: Path
+    name: str
+    vocabulary: Vocabulary
+    parts: dict[str, DatasetPart]
+    detector: Path | None = None
+    teacher: Path | None = None
+
+    def part(self, name: str) -> DatasetPart:
+        """One part.
+
+        Raises:
+            InputError: the dataset has no such part.
+        """
+        if name not in self.parts:
+            have = " and ".join(self.parts)
+            raise InputError(f"{self.root}: expected a part named {name}, found {have}")
+        return self.parts[name]
+
+    def load(self, part: str, strict: bool = False) -> AnnotationFile:
+        """Annotations of a part; `strict` refuses blemishes.
+
+        Raises:
+            InputError: no such part, or its annotation file is missing or wrong.
+        """
+        return load_annotations(self.part(part).annotations, self.vocabulary, part, strict)
+
+    def records(self, annotations: AnnotationFile | str) -> list[ImageRecord]:
+        """The annotated images of a part, in the file's order.
+
+        Args:
+            annotations: what `load` returned, or the part's name.
+
+        Raises:
+            InputError: the folder or an image is missing; names the first and counts them.
+        """
+        if isinstance(annotations, str):
+            annotations = self.load(annotations)
+        folder = self.part(annotations.part).images
+        missing = missing_images(folder, annotations)
+        if missing:
+            raise InputError(
+                f"{folder / missing[0]}: no such image, named in {annotations.path}"
+                f" ({len(missing)} of {len(annotations.annotations)} images are missing)"
+            )
+        return [
+            ImageRecord(annotation.image_id, folder / annotation.image_id)
+            for annotation in annotations.annotations
+        ]
+
+
+def missing_images(folder: Path, annotations: AnnotationFile) -> list[str]:
+    """Names of annotated images that are not in the folder.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    there = image_names(folder)
+    return [
+        annotation.image_id
+        for annotation in annotations.annotations
+        if annotation.image_id not in there and not (folder / annotation.image_id).is_file()
+    ]
+
+
+def image_names(folder: Path) -> set[str]:
+    """Names of the files in an images folder; one listing is quicker than asking for each.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of images")
+    return {path.name for path in folder.iterdir()}
+
+
+def open_dataset(root: Path | str) -> Dataset:
+    """Opens a dataset folder; its files are read when they are asked for.
+
+    Raises:
+        InputError: no such folder, neither `dataset.toml` nor a known layout, or a wrong entry.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such dataset folder")
+    if (root / TOML).is_file():
+        return _described(root, root / TOML)
+    layout = find_layout(root)
+    if layout is None:
+        names = ", ".join(layout.title for layout in LAYOUTS)
+        raise InputError(f"{root}: expected {TOML} or a known layout ({names}), found neither")
+    return Dataset(root, layout.name, load_vocabulary(layout.vocabulary), layout.find(root))
+
+
+def _described(root: Path, file: Path) -> Dataset:
+    value = read_toml(file)
+    _only(file, "", value, FIELDS)
+    parts = {name: _part(root, file, name, value[name]) for name in PARTS if name in value}
+    if not parts:
+        raise bad_field(file, "parts", "a table [train] or [test]", "neither")
+    vocabulary = _text(file, value, "vocabulary")
+    named = {
+        key: root / _text(file, value, key) if key in value else None
+        for key in ("detector", "teacher")
+    }
+    return Dataset(
+        root,
+        _text(file, value, "name") if "name" in value else root.resolve().name,
+        load_vocabulary(vocabulary if vocabulary in SHIPPED else root / vocabulary),
+        parts,
+        **named,
+    )
+
+
+def _part(root: Path, file: Path, name: str, value: Any) -> DatasetPart:
+    if not isinstance(value, dict):
+        raise bad_field(file, name, "a table with images and annotations", value)
+    _only(file, f"{name}.", value, PART_FIELDS)
+    images, annotations = (_text(file, value, key, f"{name}.") for key in PART_FIELDS)
+    return DatasetPart(root / images, root / annotations)
+
+
+def _only(file: Path, table: str, value: dict[str, Any], fields: tuple[str, ...]) -> None:
+    for key in value:
+        if key not in fields:
+            raise bad_field(file, f"{table}{key}", f"only {', '.join(fields)}", "an unknown field")
+
+
+def _text(file: Path, value: dict[str, Any], key: str, table: str = "") -> str:
+    text = value.get(key)
+    if not isinstance(text, str) or not text:
+        found = "nothing (the key is missing)" if key not in value else text
+        raise bad_field(file, f"{table}{key}", "a text", found)
+    return text
