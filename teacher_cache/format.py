@@ -1,0 +1,123 @@
+"""Format 1 of a cache folder: names, types, the fingerprint, and one image's answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError, bad_field
+from pipeline.files import read_json, sha256_of_json
+from pipeline.types import Pairs
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PLAN = "build.json"
+TEACHER = "teacher.h5"
+SHARDS = "shards"
+
+# Pixels and scores are float32; what a model answered is float16, half the bytes of a folder.
+PAIR_DATASETS: dict[str, np.dtype] = {
+    "pairs/human_box": np.dtype("<f4"),
+    "pairs/object_box": np.dtype("<f4"),
+    "pairs/human_score": np.dtype("<f4"),
+    "pairs/object_score": np.dtype("<f4"),
+    "pairs/object_label": np.dtype("<i2"),
+    "pairs/source": np.dtype("u1"),
+    "pairs/region": np.dtype("<i4"),
+    "pairs/action_probabilities": np.dtype("<f2"),
+}
+REGION_BOX = "regions/box"
+REGION_EMBEDDING = "regions/embedding"
+IMAGE_ID = "images/id"
+PAIR_OFFSETS = "images/pair_offsets"
+FAILED_ID = "failed/id"
+FAILED_REASON = "failed/reason"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageAnswers:
+    """What the teacher says about one image.
+
+    Attributes:
+        pairs: the P human-object pairs that were asked about.
+        probabilities: (P, V) float32, the teacher's action probabilities; 0 for verbs that do
+            not go with the object. They were stored as float16.
+        regions: (P,) int64, every pair's row of `region_boxes`.
+        region_boxes: (R, 4) float32, xyxy, pixels of the original image: the distinct union boxes.
+        embeddings: (R, D) float32, normalised image embeddings of the regions; None in a cache
+            without them.
+    """
+
+    pairs: Pairs
+    probabilities: np.ndarray
+    regions: np.ndarray
+    region_boxes: np.ndarray
+    embeddings: np.ndarray | None
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard: five digits, so that names sort as numbers."""
+    return f"{index:05d}.h5"
+
+
+def fingerprint_of(parts: dict[str, Any]) -> str:
+    """One hex digest over everything that decides the answers."""
+    return sha256_of_json(parts)
+
+
+def differing_parts(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What changed between two sets of fingerprint parts, for people: "clip.model: A, now B"."""
+    changes = [
+        f"{name}: {_shown(old.get(name))}, now {_shown(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(changes)
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:12] if is_digest else text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_version(file: Path, version: Any) -> None:
+    """Refuses what a later version of this project wrote.
+
+    Raises:
+        InputError: not the format version that this code knows.
+    """
+    if version != FORMAT_VERSION:
+        raise bad_field(file, "format_version", str(FORMAT_VERSION), version)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished cache.
+
+    Raises:
+        InputError: no cache, an unfinished one, or one of another format version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / PLAN).is_file():
+            raise InputError(
+                f"{folder}: the cache is unfinished (no {MANIFEST}); the same eoid-cache build"
+                " command goes on with it"
+            )
+        raise InputError(f"{folder}: expected a cache folder with {MANIFEST}, found none")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise bad_field(path, "manifest", "an object", manifest)
+    check_version(path, manifest.get("format_version"))
+    for name, kind in (("fingerprint", str), ("parts", dict), ("shards", list), ("failed", dict)):
+        if not isinstance(manifest.get(name), kind):
+            raise bad_field(path, name, f"a {kind.__name__}", manifest.get(name))
+    if fingerprint_of(manifest["parts"]) != manifest["fingerprint"]:
+        raise bad_field(path, "fingerprint", "the digest of parts", manifest["fingerprint"])
+    for index, shard in enumerate(manifest["shards"]):
+        if not isinstance(shard, dict) or not {"name", "sha256", "images"} <= shard.keys():
+            raise bad_field(path, f"shards[{index}]", "fields name, sha256 and images", shard)
+    return manifest

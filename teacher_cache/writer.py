@@ -1,0 +1,149 @@
+"""Writes format 1: a shard is either complete under its name or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.files import replacing, sha256_of_file
+from teacher_cache.format import (
+    FAILED_ID,
+    FAILED_REASON,
+    FORMAT_VERSION,
+    IMAGE_ID,
+    PAIR_DATASETS,
+    PAIR_OFFSETS,
+    REGION_BOX,
+    REGION_EMBEDDING,
+    ImageAnswers,
+)
+from teacher_cache.reader import TeacherText
+
+TEXT = h5py.string_dtype("utf-8")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What the manifest says of a finished shard.
+
+    Attributes:
+        name: file name.
+        sha256: of the file.
+        images: ids of the images with answers.
+        pairs, regions: how many rows.
+        failed: reasons by id of images that could not be read.
+    """
+
+    name: str
+    sha256: str
+    images: tuple[str, ...]
+    pairs: int
+    regions: int
+    failed: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest's entry; `failed` stands in the manifest's own list."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "pairs": self.pairs,
+            "regions": self.regions,
+            "images": list(self.images),
+        }
+
+
+def write_shard(
+    path: Path,
+    fingerprint: str,
+    image_ids: Sequence[str],
+    answers: Sequence[ImageAnswers],
+    failed: dict[str, str],
+    num_verbs: int,
+) -> None:
+    """Writes one shard; datasets are contiguous, so that readers can map them.
+
+    Args:
+        path: where; the file appears complete or not at all.
+        fingerprint: of the cache.
+        image_ids, answers: N images and what the teacher says about them, regions numbered within
+            the image.
+        failed: reasons by id of the shard's images that could not be read.
+        num_verbs: V, for shards without any pair.
+    """
+    counts = [len(answer.pairs) for answer in answers]
+    region_counts = [len(answer.region_boxes) for answer in answers]
+    first_regions = np.cumsum([0, *region_counts])
+    columns = {
+        "pairs/human_box": [answer.pairs.human_boxes for answer in answers],
+        "pairs/object_box": [answer.pairs.object_boxes for answer in answers],
+        "pairs/human_score": [answer.pairs.human_scores for answer in answers],
+        "pairs/object_score": [answer.pairs.object_scores for answer in answers],
+        "pairs/object_label": [answer.pairs.object_labels for answer in answers],
+        "pairs/source": [answer.pairs.sources for answer in answers],
+        "pairs/region": [
+            answer.regions + first
+            for answer, first in zip(answers, first_regions[:-1], strict=True)
+        ],
+        "pairs/action_probabilities": [answer.probabilities for answer in answers],
+    }
+    widths: dict[str, tuple[int, ...]] = {
+        "pairs/human_box": (4,),
+        "pairs/object_box": (4,),
+        "pairs/action_probabilities": (num_verbs,),
+    }
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["fingerprint"] = fingerprint
+        file.create_dataset(IMAGE_ID, data=list(image_ids), dtype=TEXT)
+        file.create_dataset(FAILED_ID, data=list(failed), dtype=TEXT)
+        file.create_dataset(FAILED_REASON, data=list(failed.values()), dtype=TEXT)
+        file.create_dataset(PAIR_OFFSETS, data=np.cumsum([0, *counts]).astype(np.int64))
+        for name, kind in PAIR_DATASETS.items():
+            file.create_dataset(name, data=_joined(columns[name], widths.get(name, ()), kind))
+        boxes = [answer.region_boxes for answer in answers]
+        file.create_dataset(REGION_BOX, data=_joined(boxes, (4,), np.dtype("<f4")))
+        embeddings = [answer.embeddings for answer in answers if answer.embeddings is not None]
+        if embeddings:
+            width = (embeddings[0].shape[1],)
+            data = _joined(embeddings, width, np.dtype("<f2"))
+            file.create_dataset(REGION_EMBEDDING, data=data)
+
+
+def write_teacher(path: Path, fingerprint: str, text: TeacherText) -> None:
+    """Writes `teacher.h5`: what is needed to ask new questions of stored image embeddings."""
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["fingerprint"] = fingerprint
+        file.attrs["logit_scale"] = text.logit_scale
+        file.create_dataset("prompts", data=[list(row) for row in text.prompts], dtype=TEXT)
+        file.create_dataset("text_embeddings", data=text.embeddings.astype(np.float32))
+
+
+def finished_record(path: Path, fingerprint: str) -> ShardRecord | None:
+    """The record of a shard on disk; None where there is no finished one of this cache."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if (
+                file.attrs.get("format_version") != FORMAT_VERSION
+                or file.attrs.get("fingerprint") != fingerprint
+            ):
+                return None
+            images = tuple(file[IMAGE_ID].asstr()[()].tolist())
+            reasons = file[FAILED_REASON].asstr()[()].tolist()
+            failed = dict(zip(file[FAILED_ID].asstr()[()].tolist(), reasons, strict=True))
+            pairs = int(file[PAIR_OFFSETS][-1])
+            regions = len(file[REGION_BOX])
+    except (OSError, KeyError):
+        return None
+    return ShardRecord(path.name, sha256_of_file(path), images, pairs, regions, failed)
+
+
+def _joined(arrays: Sequence[np.ndarray], width: tuple[int, ...], kind: np.dtype) -> np.ndarray:
+    if not arrays:
+        return np.zeros((0, *width), dtype=kind)
+    return np.concatenate(arrays).astype(kind)
