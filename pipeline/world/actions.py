@@ -31,17 +31,6 @@ ROPE: Colour = (214, 190, 146)
 
 
 @dataclass(frozen=True)
-class Group:
-    """A person and the things it has to do with.
-
-    Attributes:
-        parts: from back to front, whose (0 the person, 1, 2 the things, -1 nobody's) and what.
-    """
-
-    parts: tuple[tuple[int, Sketch], ...]
-
-
-@dataclass(frozen=True)
 class Placed:
     """An action before it is drawn.
 
@@ -217,11 +206,17 @@ ACTIONS: dict[str, Callable[[Thing, Dice], Placed]] = {
 GROWTH = {("push", "box"): 1.35, ("pull", "box"): 1.15, ("throw", "skateboard"): 0.9}
 
 
-def act(verb: str, thing: Thing, look: Look, dice: Dice, in_hand: Thing | None = None) -> Group:
+def act(
+    verb: str, thing: Thing, look: Look, dice: Dice, in_hand: Thing | None = None
+) -> list[tuple[int, Sketch]]:
     """A person doing something with a thing, perhaps holding another one.
 
     Args:
         in_hand: a second thing, held in the near hand.
+
+    Returns:
+        Drawings from back to front and whose they are: 0 the person's, 1, 2 the things', -1
+        nobody's.
     """
     placed = ACTIONS[verb](thing, dice)
     things = [(1, placed.layer, placed.thing)]
@@ -243,4 +238,4 @@ def act(verb: str, thing: Thing, look: Look, dice: Dice, in_hand: Thing | None =
     if placed.decoration is not None:
         parts.append((DECORATION, placed.decoration))
     parts.append((0, draw_arm(joints, look, True)))
-    return Group(tuple(parts))
+    return parts

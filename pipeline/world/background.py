@@ -1,95 +1,156 @@
-"""Places: sky or wall, ground, and what stands far away."""
+"""Places: sky or wall, ground, and the scenery that stands on them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.world import scenery
 from pipeline.world.dice import Dice
 from pipeline.world.palette import oklch
-from pipeline.world.sketch import Colour
+from pipeline.world.scenery import Stage
+from pipeline.world.sketch import SIZE, Colour
 
-SIZE = 128
 Lch = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Colours of a kind of place, as OKLCH.
+    """A kind of place; colours are OKLCH.
 
     Attributes:
         above: of the sky or wall at the top and at the horizon.
         below: of the ground at the horizon and in front.
-        light: mixed into everything.
-        tint: how much of it.
-        rough: contrast of the ground's texture.
+        scenery: what is drawn onto the empty place, from back to front.
+        front: what is drawn last, over people and things.
+        light: a colour mixed into people and things, and how much of it.
+        cloudy, rough: contrast of the sky's and the ground's texture, in grey levels.
     """
 
-    name: str
     above: tuple[Lch, Lch]
     below: tuple[Lch, Lch]
-    light: Lch = (1.0, 0.0, 0.0)
-    tint: float = 0.0
-    rough: float = 9.0
+    scenery: tuple[Callable[[Stage], None], ...]
+    front: tuple[Callable[[Stage], None], ...] = ()
+    light: tuple[Lch, float] = ((1.0, 0.0, 0.0), 0.0)
+    cloudy: float = 6.0
+    rough: float = 8.0
 
 
-PLACES = (
-    Place("park", ((0.80, 0.09, 235), (0.94, 0.03, 215)), ((0.80, 0.11, 130), (0.68, 0.12, 138))),
-    Place("beach", ((0.78, 0.10, 225), (0.95, 0.03, 200)), ((0.90, 0.05, 85), (0.84, 0.07, 78))),
-    Place("street", ((0.84, 0.05, 250), (0.93, 0.03, 80)), ((0.76, 0.01, 260), (0.66, 0.01, 265))),
-    Place("room", ((0.90, 0.04, 70), (0.86, 0.05, 65)), ((0.74, 0.07, 65), (0.64, 0.08, 60))),
-    Place("snow", ((0.82, 0.05, 250), (0.94, 0.02, 260)), ((0.96, 0.01, 240), (0.90, 0.03, 250)),
-          rough=5.0),
-    Place("dusk", ((0.50, 0.11, 295), (0.80, 0.12, 45)), ((0.52, 0.07, 300), (0.42, 0.07, 290)),
-          (0.65, 0.12, 320), 0.1),
-    Place("desert", ((0.85, 0.07, 60), (0.93, 0.05, 80)), ((0.82, 0.09, 70), (0.74, 0.11, 58))),
-    Place("gym", ((0.82, 0.05, 190), (0.88, 0.03, 190)), ((0.78, 0.10, 75), (0.70, 0.11, 68)),
-          rough=4.0),
-)  # fmt: skip
+PLACES = {
+    "park": Place(
+        ((0.78, 0.09, 235), (0.95, 0.03, 215)),
+        ((0.82, 0.11, 128), (0.70, 0.12, 138)),
+        (scenery.sun, scenery.clouds, scenery.hills, scenery.trees, scenery.flowers),
+        (scenery.tufts,),
+    ),
+    "beach": Place(
+        ((0.76, 0.10, 228), (0.95, 0.03, 200)),
+        ((0.91, 0.05, 85), (0.84, 0.07, 78)),
+        (scenery.sun, scenery.clouds, scenery.sea, scenery.pebbles),
+        (scenery.tufts, scenery.stones),
+    ),
+    "street": Place(
+        ((0.82, 0.06, 250), (0.95, 0.03, 80)),
+        ((0.78, 0.015, 80), (0.68, 0.02, 260)),
+        (scenery.clouds, scenery.houses, scenery.paving),
+        (scenery.posts,),
+        rough=6.0,
+    ),
+    "room": Place(
+        ((0.89, 0.05, 70), (0.85, 0.06, 65)),
+        ((0.74, 0.07, 65), (0.66, 0.08, 60)),
+        (scenery.wallpaper, scenery.windows, scenery.planks, scenery.rug),
+        cloudy=3.0,
+        rough=4.0,
+    ),
+    "snow": Place(
+        ((0.80, 0.06, 250), (0.94, 0.02, 250)),
+        ((0.97, 0.01, 240), (0.90, 0.03, 250)),
+        (scenery.mountains, scenery.pines, scenery.drifts),
+        (scenery.flakes,),
+        rough=5.0,
+    ),
+    "dusk": Place(
+        ((0.46, 0.11, 292), (0.82, 0.12, 50)),
+        ((0.66, 0.08, 330), (0.55, 0.08, 300)),
+        (scenery.stars, scenery.sun, scenery.hills, scenery.pines, scenery.pebbles),
+        (scenery.tufts,),
+        ((0.66, 0.12, 330), 0.1),
+    ),
+    "desert": Place(
+        ((0.84, 0.07, 55), (0.94, 0.05, 85)),
+        ((0.84, 0.09, 72), (0.76, 0.11, 60)),
+        (scenery.sun, scenery.mountains, scenery.hills, scenery.cacti, scenery.pebbles),
+        (scenery.stones,),
+        ((0.88, 0.1, 70), 0.05),
+    ),
+    "autumn": Place(
+        ((0.85, 0.05, 220), (0.95, 0.03, 90)),
+        ((0.83, 0.10, 88), (0.76, 0.11, 66)),
+        (scenery.clouds, scenery.hills, scenery.autumn_trees, scenery.leaves),
+        (scenery.tufts,),
+    ),
+    "gym": Place(
+        ((0.84, 0.05, 190), (0.89, 0.03, 190)),
+        ((0.79, 0.09, 75), (0.72, 0.10, 68)),
+        (scenery.wallbars, scenery.court),
+        cloudy=3.0,
+        rough=4.0,
+    ),
+}
 
 
-def _rgb(dice: Dice, colour: Lch) -> np.ndarray:
+def varied(dice: Dice, colour: Lch) -> Colour:
+    """An OKLCH colour, a little changed, as RGB."""
     lightness, chroma, hue = colour
-    varied = (
+    return oklch(
         lightness + dice.between(-0.03, 0.03),
         chroma * dice.between(0.8, 1.15),
         hue + dice.between(-14, 14),
     )
-    return np.array(oklch(*varied), dtype=np.float32)
 
 
-def light_of(place: Place) -> Colour:
-    """The colour of the place's light."""
-    return oklch(*place.light)
-
-
-def paint_background(place: Place, horizon: int, dice: Dice, scale: int) -> Image.Image:
-    """An RGB picture of an empty place.
+def paint_background(place: Place, horizon: int, dice: Dice, scale: int) -> Stage:
+    """A place without people, on which more can be painted.
 
     Args:
+        place: which kind.
         horizon: row where the ground begins, in pixels of the final picture.
+        dice: the picture's randomness.
         scale: the picture comes out this many times larger than `SIZE`.
     """
+    above = [varied(dice, colour) for colour in place.above]
+    below = [varied(dice, colour) for colour in place.below]
     rows = np.empty((SIZE, 3), dtype=np.float32)
-    for colours, part in ((place.above, rows[:horizon]), (place.below, rows[horizon:])):
-        first, last = (_rgb(dice, colour) for colour in colours)
-        share = np.linspace(0, 1, len(part), dtype=np.float32)[:, None]
-        part[:] = first + (last - first) * share
-    cloudy = _noise(dice, 5) * 7
-    rough = _noise(dice, 14) * place.rough + _noise(dice, 48) * place.rough * 0.5
-    texture = np.where(np.arange(SIZE)[:, None] < horizon, cloudy, rough)
+    for ends, part in ((above, rows[:horizon]), (below, rows[horizon:])):
+        first, last = np.array(ends, dtype=np.float32)
+        part[:] = first + (last - first) * np.linspace(0, 1, len(part), dtype=np.float32)[:, None]
+    texture = smooth_noise(dice, 6) * place.cloudy
+    texture[horizon:] = smooth_noise(dice, 24)[horizon:] * place.rough
     values = np.clip(rows[:, None] + texture[:, :, None], 0, 255).astype(np.uint8)
-    return Image.fromarray(values).resize((SIZE * scale, SIZE * scale), Image.Resampling.BILINEAR)
+    # Nearest neighbours: averaging down later gives exactly these pixels back.
+    size = (SIZE * scale, SIZE * scale)
+    canvas = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
+    stage = Stage(
+        canvas=canvas,
+        solid=ImageDraw.Draw(canvas),
+        translucent=ImageDraw.Draw(canvas, "RGBA"),
+        horizon=horizon,
+        dice=dice,
+        scale=scale,
+        sky=above[1],
+        ground=below[0],
+        front=below[1],
+    )
+    for feature in place.scenery:
+        feature(stage)
+    return stage
 
 
-def _noise(dice: Dice, cells: int) -> np.ndarray:
-    """(SIZE, SIZE) float32 smooth noise, mostly between -1 and 1."""
+def smooth_noise(dice: Dice, cells: int) -> np.ndarray:
+    """(SIZE, SIZE) float32 smooth noise, mostly between -1 and 1, from a grid of cells."""
     grid = dice.generator.random((cells, cells), dtype=np.float32) * 2 - 1
-    image = Image.fromarray(grid).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
-def paint_far(canvas: ImageDraw.ImageDraw, place: Place, horizon: int, dice: Dice, scale: int):
-    """Draws what stands at the horizon of a place."""
+    return np.array(Image.fromarray(grid).resize((SIZE, SIZE), Image.Resampling.BILINEAR))

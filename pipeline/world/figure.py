@@ -10,12 +10,13 @@ import math
 from dataclasses import dataclass, replace
 
 from pipeline.world.dice import Dice
-from pipeline.world.palette import HAIRS, SKINS, Palette
+from pipeline.world.palette import HAIRS, SKINS, Palette, mix
 from pipeline.world.sketch import Colour, Sketch, arc
 
 THIGH, SHIN, TORSO, UPPER_ARM, FOREARM = 0.215, 0.215, 0.27, 0.165, 0.175
 NECK, HEAD = 0.125, 0.112
 SOLE = 0.03
+INK: Colour = (40, 32, 38)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,17 @@ class Look:
     sleeves: bool
     trousers: bool
     skirt: bool
+    striped: bool
+
+    @property
+    def cheek(self) -> Colour:
+        """The skin, rosier."""
+        return mix(self.skin, (236, 90, 90), 0.35)
+
+    @property
+    def lips(self) -> Colour:
+        """The skin, darker and rosier."""
+        return mix(self.skin, (130, 30, 40), 0.6)
 
 
 @dataclass(frozen=True)
@@ -170,6 +182,7 @@ def random_look(palette: Palette, dice: Dice) -> Look:
         sleeves=dice.chance(0.5),
         trousers=dice.chance(0.65),
         skirt=dice.chance(0.25),
+        striped=dice.chance(0.4),
     )
 
 
@@ -193,7 +206,7 @@ def draw_leg(joints: Joints, look: Look, near: bool) -> Sketch:
     shin = ankle - knee
     toe = shin / abs(shin) * -1j
     leg = Sketch().limb(knee, ankle, 0.046, cloth if look.trousers else skin, 0.8)
-    leg.limb(joints.hip, knee, 0.062, cloth, 0.78)
+    leg.limb(joints.hip, knee, 0.066, cloth, 0.74).disc(joints.hip, 0.074, cloth)
     return leg.limb(ankle - 0.01 * toe, ankle + 0.065 * toe, 0.036, shoe, 0.85)
 
 
@@ -201,37 +214,37 @@ def draw_body(joints: Joints, look: Look) -> Sketch:
     """Torso, head, hair and face."""
     body = Sketch()
     body.limb(joints.shoulder, joints.head, 0.04, look.skin)
-    chest = joints.shoulder + 0.03 * (joints.hip - joints.shoulder)
-    body.limb(chest, joints.hip, 0.085, look.top, 0.86)
+    waist = joints.hip + 0.13 * (joints.shoulder - joints.hip)
     if look.skirt:
+        body.layer()
         for knee, _ in (joints.near_leg, joints.far_leg):
-            body.limb(joints.hip, joints.hip + 0.6 * (knee - joints.hip), 0.075, look.bottom, 1.2)
-    else:
-        body.limb(joints.hip, joints.hip, 0.072, look.bottom)
+            hem = joints.hip + 0.62 * (knee - joints.hip)
+            body.limb(joints.hip, hem, 0.072, look.bottom, 1.2)
+    body.layer().limb(joints.shoulder, waist, 0.085, look.top, 0.9)
+    if look.striped:
+        middle, across = (joints.shoulder + waist) / 2, (joints.shoulder - waist) * 0.3j
+        body.details().limb(middle - across, middle + across, 0.022, look.shoes)
     return body.add(_draw_head(joints, look))
 
 
 def _draw_head(joints: Joints, look: Look) -> Sketch:
-    centre, tilt = joints.head, (joints.head - joints.shoulder) / abs(joints.head - joints.shoulder)
-    tilt *= 1j  # turns upright drawings into the neck's direction
+    """Head, hair and face, upright around 0, then tilted onto the neck."""
     head = Sketch()
-    behind = Sketch()
     if look.haircut == 1:
-        behind.limb(-0.05 - 0.04j, -0.075 + 0.13j, 0.07, look.hair, 0.8)
+        head.limb(-0.05 - 0.04j, -0.075 + 0.13j, 0.07, look.hair, 0.8)
     elif look.haircut == 2:
-        behind.limb(-0.1 - 0.05j, -0.165 + 0.07j, 0.042, look.hair, 0.6)
+        head.limb(-0.1 - 0.05j, -0.165 + 0.07j, 0.042, look.hair, 0.6)
     elif look.haircut == 3:
-        behind.disc(-0.07 - 0.115j, 0.055, look.hair)
-    head.disc(0, HEAD, look.skin)
+        head.disc(-0.07 - 0.115j, 0.055, look.hair)
+    head.layer().disc(0, HEAD, look.skin)
     head.polygon([*arc(0, HEAD, HEAD, 100, 318, 12), 0.03 - 0.055j, -0.035 - 0.02j], look.hair)
     if look.haircut == 4:
-        head.polygon(arc(-0.012j, HEAD + 0.012, HEAD + 0.012, 180, 360, 10), look.shoes)
+        head.layer().polygon(arc(-0.012j, HEAD + 0.012, HEAD + 0.012, 180, 360, 10), look.shoes)
         head.limb(0.05 - 0.014j, 0.15 - 0.014j, 0.016, look.shoes)
-    face = Sketch()
-    face.disc(0.058 - 0.002j, 0.0165, (40, 32, 38))
-    behind.add(head).add(face)
-    angle = math.degrees(math.atan2(tilt.imag, tilt.real))
-    return behind.moved(centre, turn=angle)
+    head.details().disc(0.058 - 0.002j, 0.021, INK).disc(0.03 + 0.045j, 0.024, look.cheek)
+    head.limb(0.052 + 0.06j, 0.082 + 0.052j, 0.009, look.lips)
+    neck = joints.head - joints.shoulder
+    return head.moved(joints.head, turn=math.degrees(math.atan2(neck.real, -neck.imag)))
 
 
 def _shaded(colour: Colour) -> Colour:

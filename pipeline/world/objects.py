@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.world.dice import Dice
 from pipeline.world.palette import CARDBOARD, COATS, WOODS, Palette, mix
@@ -86,8 +87,8 @@ def _horse(palette: Palette, dice: Dice) -> Sketch:
     horse.polygon([0.36 - 0.92j, 0.385 - 1.03j, 0.44 - 0.93j], coat)
     horse.layer().path([0.1 - 0.68j, 0.25 - 0.82j, 0.36 - 0.95j], 0.04, dark)
     cloth = palette.accent(dice)
-    horse.layer().polygon([-0.16 - 0.69j, 0.1 - 0.69j, 0.11 - 0.5j, -0.17 - 0.5j], cloth, 0.01)
-    horse.layer().disc(0.49 - 0.88j, 0.02, INK)
+    horse.details().polygon([-0.16 - 0.69j, 0.1 - 0.69j, 0.11 - 0.5j, -0.17 - 0.5j], cloth, 0.01)
+    horse.disc(0.49 - 0.88j, 0.024, INK)
     return horse
 
 
@@ -102,8 +103,8 @@ def _dog(palette: Palette, dice: Dice) -> Sketch:
     dog.limb(0.3 - 0.5j, 0.42 - 0.74j, 0.14, coat)
     dog.disc(0.42 - 0.78j, 0.21, coat).limb(0.5 - 0.72j, 0.7 - 0.68j, 0.11, coat, 0.8)
     dog.layer().limb(0.32 - 0.88j, 0.26 - 0.64j, 0.08, dark, 1.1)
-    dog.layer().limb(0.28 - 0.55j, 0.46 - 0.5j, 0.05, palette.accent(dice))
-    dog.layer().disc(0.77 - 0.72j, 0.055, INK).disc(0.52 - 0.84j, 0.035, INK)
+    dog.details().limb(0.28 - 0.55j, 0.46 - 0.5j, 0.05, palette.accent(dice))
+    dog.disc(0.77 - 0.72j, 0.055, INK).disc(0.52 - 0.84j, 0.035, INK)
     return dog
 
 
@@ -166,7 +167,7 @@ def _umbrella(palette: Palette, dice: Dice) -> Sketch:
     rim, crown = -0.5j, -0.96j
     edges = (-0.5, -0.28, 0.0, 0.28, 0.5)
     umbrella.polygon(arc(rim, 0.5, 0.46, 180, 360, 14), first)
-    for index, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for index, (left, right) in enumerate(pairwise(edges)):
         colour = (first, second)[index % 2]
         middle = (left + right) / 2
         umbrella.polygon(
@@ -189,7 +190,7 @@ def _skateboard(palette: Palette, dice: Dice) -> Sketch:
     for x in (-0.26, 0.26):
         board.disc(x - 0.095j, 0.095, wheels).disc(x - 0.095j, 0.035, WHITE)
     board.layer().path([-0.47 - 0.33j, -0.34 - 0.23j, 0.34 - 0.23j, 0.47 - 0.33j], 0.06, deck)
-    board.layer().limb(-0.3 - 0.25j, 0.3 - 0.25j, 0.018, mix(deck, WHITE, 0.5))
+    board.details().limb(-0.3 - 0.25j, 0.3 - 0.25j, 0.018, mix(deck, WHITE, 0.5))
     return board
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from PIL import ImageDraw
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
+SIZE = 128
 OUTLINE = 0.55
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """The area within some distance of a polygon, a path or a point.
 
     Attributes:
@@ -26,12 +27,14 @@ class Shape:
         radii: distance around the first and the last point; equal ones but for limbs.
         colour: fill.
         hollow: a disc that is only a ring of this width, 0 where filled.
+        plain: without outline.
     """
 
     points: tuple[complex, ...]
     radii: tuple[float, float]
     colour: Colour
     hollow: float = 0.0
+    plain: bool = False
 
 
 class Sketch:
@@ -39,34 +42,42 @@ class Sketch:
 
     def __init__(self) -> None:
         self.layers: list[list[Shape]] = [[]]
+        self._plain = False
 
     def layer(self) -> Sketch:
         """Starts a new layer above the others."""
         self.layers.append([])
+        self._plain = False
+        return self
+
+    def details(self) -> Sketch:
+        """Starts a new layer above the others, without outline."""
+        self.layer()
+        self._plain = True
         return self
 
     def disc(self, centre: complex, radius: float, colour: Colour) -> Sketch:
-        return self._add(Shape((centre,), (radius, radius), colour))
+        return self._add((centre,), (radius, radius), colour)
 
     def ring(self, centre: complex, radius: float, width: float, colour: Colour) -> Sketch:
         """A ring whose outer edge has this radius."""
-        return self._add(Shape((centre,), (radius, radius), colour, width))
+        return self._add((centre,), (radius, radius), colour, width)
 
     def limb(
         self, start: complex, end: complex, radius: float, colour: Colour, taper: float = 1.0
     ) -> Sketch:
         """A line with round ends; its end's radius is `taper` times the start's."""
-        return self._add(Shape((start, end), (radius, radius * taper), colour))
+        return self._add((start, end), (radius, radius * taper), colour)
 
     def path(self, points: Sequence[complex], radius: float, colour: Colour) -> Sketch:
         """Limbs from point to point."""
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in pairwise(points):
             self.limb(start, end, radius, colour)
         return self
 
     def polygon(self, points: Iterable[complex], colour: Colour, radius: float = 0.0) -> Sketch:
         """A filled polygon; a radius rounds and widens it."""
-        return self._add(Shape(tuple(points), (radius, radius), colour))
+        return self._add(tuple(points), (radius, radius), colour)
 
     def ellipse(self, centre: complex, across: float, down: float, colour: Colour) -> Sketch:
         """An upright ellipse with these half axes."""
@@ -85,48 +96,72 @@ class Sketch:
         Args:
             origin: where the sketch's own origin comes to lie.
         """
-        factor = scale * cmath.exp(1j * math.radians(turn))
+        factor = scale * (cmath.exp(1j * math.radians(turn)) if turn else 1.0)
+
+        def image(points: tuple[complex, ...]) -> tuple[complex, ...]:
+            if mirrored:
+                return tuple([origin - factor * point.conjugate() for point in points])
+            return tuple([origin + factor * point for point in points])
+
         copy = Sketch()
         copy.layers = [
             [
-                Shape(
-                    tuple(
-                        origin + factor * (-point.conjugate() if mirrored else point)
-                        for point in shape.points
-                    ),
-                    (shape.radii[0] * scale, shape.radii[1] * scale),
-                    shape.colour,
-                    shape.hollow * scale,
-                )
-                for shape in layer
+                Shape(image(points), (first * scale, last * scale), colour, hollow * scale, plain)
+                for points, (first, last), colour, hollow, plain in layer
             ]
             for layer in self.layers
         ]
         return copy
 
     def bounds(self, margin: float = 0.0) -> Box:
-        """Tight box (left, top, right, bottom) around all shapes, outlines not counted."""
+        """Tight box around all shapes, widened by a margin; outlines are not counted."""
         left = top = math.inf
         right = bottom = -math.inf
         for layer in self.layers:
             for shape in layer:
-                last = len(shape.points) - 1
                 for index, point in enumerate(shape.points):
-                    radius = shape.radii[1] if last and index == last else shape.radii[0]
-                    left, right = min(left, point.real - radius), max(right, point.real + radius)
-                    top, bottom = min(top, point.imag - radius), max(bottom, point.imag + radius)
+                    radius = shape.radii[index > 0]
+                    across, down = point.real, point.imag
+                    if across - radius < left:
+                        left = across - radius
+                    if across + radius > right:
+                        right = across + radius
+                    if down - radius < top:
+                        top = down - radius
+                    if down + radius > bottom:
+                        bottom = down + radius
         return left - margin, top - margin, right + margin, bottom + margin
 
-    def paint(self, canvas: ImageDraw.ImageDraw, scale: float) -> None:
-        """Draws the sketch, whose points are in picture pixels, on a `scale` times larger canvas."""
-        for layer in self.layers:
-            for shape in layer:
-                _paint(canvas, shape, scale, OUTLINE, _dark(shape.colour))
-            for shape in layer:
-                _paint(canvas, shape, scale, 0.0, shape.colour)
+    def paint(
+        self,
+        canvas: ImageDraw.ImageDraw,
+        scale: float,
+        origin: complex = 0,
+        outline: float = OUTLINE,
+    ) -> None:
+        """Draws the sketch, which is in picture pixels, on an enlarged canvas.
 
-    def _add(self, shape: Shape) -> Sketch:
-        self.layers[-1].append(shape)
+        Args:
+            canvas: where to draw.
+            scale: how much larger than the picture it is.
+            origin: the sketch's origin in the picture.
+            outline: width of the dark outline around every layer, in picture pixels.
+        """
+        for layer in self.layers:
+            if outline and layer and not layer[0].plain:
+                for shape in layer:
+                    _paint(canvas, shape, scale, origin, outline, _dark(shape.colour))
+            for shape in layer:
+                _paint(canvas, shape, scale, origin, 0.0, shape.colour)
+
+    def _add(
+        self,
+        points: tuple[complex, ...],
+        radii: tuple[float, float],
+        colour: Colour,
+        hollow: float = 0.0,
+    ) -> Sketch:
+        self.layers[-1].append(Shape(points, radii, colour, hollow, self._plain))
         return self
 
 
@@ -150,56 +185,49 @@ def _dark(colour: Colour) -> Colour:
 
 
 def _paint(
-    canvas: ImageDraw.ImageDraw, shape: Shape, scale: float, grow: float, colour: Colour
-) -> None:
-    radii = [(radius + grow) * scale for radius in shape.radii]
-    points = [(point.real * scale, point.imag * scale) for point in shape.points]
-    if shape.hollow:
-        _disc(canvas, points[0], radii[0], None, colour, (shape.hollow + 2 * grow) * scale)
-    elif len(points) == 1:
-        _disc(canvas, points[0], radii[0], colour)
-    elif len(points) == 2:
-        _limb(canvas, points[0], points[1], radii[0], radii[1], colour)
-    else:
-        canvas.polygon(points, fill=colour)
-        if radii[0] > 0:
-            for start, end in zip(points, [*points[1:], points[0]], strict=True):
-                _limb(canvas, start, end, radii[0], radii[0], colour)
-
-
-def _disc(
     canvas: ImageDraw.ImageDraw,
-    centre: tuple[float, float],
-    radius: float,
-    fill: Colour | None,
-    outline: Colour | None = None,
-    width: float = 0.0,
+    shape: Shape,
+    scale: float,
+    origin: complex,
+    grow: float,
+    colour: Colour,
 ) -> None:
-    box = (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius)
-    canvas.ellipse(box, fill=fill, outline=outline, width=round(width))
+    points = [(point + origin) * scale for point in shape.points]
+    first, last = (radius * scale + grow * scale for radius in shape.radii)
+    if shape.hollow:
+        width = round((shape.hollow + 2 * grow) * scale)
+        canvas.ellipse(_square(points[0], first), outline=colour, width=width)
+    elif len(points) == 1:
+        canvas.ellipse(_square(points[0], first), colour)
+    elif len(points) == 2:
+        _limb(canvas, points[0], points[1], first, last, colour)
+    else:
+        canvas.polygon([(point.real, point.imag) for point in points], colour)
+        if first > 0:
+            for start, end in pairwise([*points, points[0]]):
+                _limb(canvas, start, end, first, first, colour)
+
+
+def _square(centre: complex, radius: float) -> Box:
+    x, y = centre.real, centre.imag
+    return x - radius, y - radius, x + radius, y + radius
 
 
 def _limb(
     canvas: ImageDraw.ImageDraw,
-    start: tuple[float, float],
-    end: tuple[float, float],
+    start: complex,
+    end: complex,
     first: float,
     last: float,
     colour: Colour,
 ) -> None:
-    across, down = end[0] - start[0], end[1] - start[1]
-    length = math.hypot(across, down)
-    if length > 0:
-        x, y = -down / length, across / length
-        canvas.polygon(
-            [
-                (start[0] + x * first, start[1] + y * first),
-                (end[0] + x * last, end[1] + y * last),
-                (end[0] - x * last, end[1] - y * last),
-                (start[0] - x * first, start[1] - y * first),
-            ],
-            fill=colour,
-        )
-    for centre, radius in ((start, first), (end, last)):
-        if radius > 1:
-            _disc(canvas, centre, radius, colour)
+    way = end - start
+    if way:
+        beside = way * 1j / abs(way)
+        corners = (start + beside * first, end + beside * last, end - beside * last,
+                   start - beside * first)  # fmt: skip
+        canvas.polygon([(corner.real, corner.imag) for corner in corners], colour)
+    if first > 1.2:
+        canvas.ellipse(_square(start, first), colour)
+    if last > 1.2:
+        canvas.ellipse(_square(end, last), colour)

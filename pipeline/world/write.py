@@ -15,8 +15,9 @@ from pipeline.errors import InputError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.progress import Progress
 from pipeline.types import Annotation
-from pipeline.world.background import SIZE
-from pipeline.world.scene import draw_scene, world_vocabulary
+from pipeline.world.scene import draw_scene
+from pipeline.world.sketch import SIZE
+from pipeline.world.wishes import world_vocabulary
 
 # Part of the world: (folder of its images, its annotation file), as HICO-DET names them.
 LAYOUT = {
