@@ -14,8 +14,8 @@ from typing import Any
 import dask
 import torch
 from dask.callbacks import Callback
-from pipeline.datasets import Dataset, missing_images, open_dataset
 
+from pipeline.datasets import Dataset, missing_images, open_dataset
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
 from pipeline.files import write_json

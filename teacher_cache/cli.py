@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -132,6 +133,37 @@ def build(
             device=device,
         )
     )
+
+
+@cache.command()
+@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="The dataset it was made from."
+)
+@click.option("--split", default="full", show_default=True, help="A split's name or TOML file.")
+@click.option(
+    "--setting",
+    type=click.Choice(["default", "known_object"]),
+    default="default",
+    show_default=True,
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Results file.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="The teacher's detections.")
+@click.option("--overwrite", is_flag=True, help="Replace these two files.")
+@config_option
+def evaluate(
+    folder: Path,
+    data: Path,
+    split: str,
+    setting: Literal["default", "known_object"],
+    json_file: Path | None,
+    predictions: Path | None,
+    overwrite: bool,
+) -> None:
+    """Score the teacher and the detector themselves on the annotations behind CACHE."""
+    from teacher_cache.score import ScoreConfig, score_teacher
+
+    score_teacher(ScoreConfig(folder, data, split, setting, json_file, predictions, overwrite))
 
 
 @cache.command("world-models")

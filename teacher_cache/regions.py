@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from pipeline.boxes import union_boxes
 from pipeline.errors import InputError
 from pipeline.types import Pairs
 
@@ -52,13 +53,7 @@ def union_regions(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         (R, 4) float32 xyxy boxes in the order in which the pairs need them, and (P,) int64, the
         row of every pair's box.
     """
-    unions = np.concatenate(
-        [
-            np.minimum(pairs.human_boxes[:, :2], pairs.object_boxes[:, :2]),
-            np.maximum(pairs.human_boxes[:, 2:], pairs.object_boxes[:, 2:]),
-        ],
-        axis=1,
-    ).astype(np.float32)
+    unions = union_boxes(pairs.human_boxes, pairs.object_boxes).astype(np.float32)
     numbers: dict[bytes, int] = {}
     rows = [numbers.setdefault(union.tobytes(), len(numbers)) for union in unions]
     first = np.array([rows.index(number) for number in range(len(numbers))], dtype=np.int64)
