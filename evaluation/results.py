@@ -17,7 +17,6 @@ from pipeline.vocabulary import Vocabulary
 Kind = Literal["student", "teacher", "predictions"]
 Protocol = Literal["detector", "annotated"]
 METRICS = ("full", "seen", "unseen", "rare", "non_rare", "mean_max_recall")
-FULL_SUPERVISION = "full"
 
 
 @dataclass(frozen=True)

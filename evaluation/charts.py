@@ -1,0 +1,215 @@
+"""Charts as inline SVG that take their colours from the page, so they follow light and dark.
+
+Each chart is drawn with matplotlib in stand-in colours; the page's style sheet gives every stand-in
+its real colour (`--ink`, `--muted`, `--grid`, `--distilled`, ...).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evaluation.comparison import Action, Contestant, Role, percent
+from evaluation.training_log import LEARNING_RATE, TrainingLog
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+ROLE_COLOURS: dict[Role, str] = {
+    "distilled": "#0a0001",
+    "control": "#0a0002",
+    "all_labels": "#0a0003",
+    "teacher": "#0a0004",
+    "predictions": "#0a0005",
+}
+STYLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    **{colour: f"var(--{role.replace('_', '-')})" for role, colour in ROLE_COLOURS.items()},
+}
+# Inches: page widths, height of a bar, and of a panel's title and axis.
+WIDE, NARROW = 10.6, 4.6
+BAR, ROOM = 0.115, 0.62
+SMOOTHED_POINTS = 60
+
+
+def require_report_packages() -> None:
+    """Makes sure that the packages of the extra `report` are there.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for package in ("jinja2", "matplotlib"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise InputError(
+                f"a report needs {package}, which is not installed: pip install 'eoid[report]'"
+            ) from None
+
+
+def action_bars(
+    actions: Sequence[Action], contestants: Sequence[Contestant], narrow: bool, alt: str
+) -> str:
+    """AP of every action, one bar for each contestant; unseen actions in a panel of their own.
+
+    Args:
+        narrow: for phones, panels below each other.
+        alt: what the picture says, for those who do not see it.
+
+    Returns:
+        an `<svg>` element.
+    """
+    panels = [
+        (title, [action for action in actions if action.unseen == unseen])
+        for title, unseen in (("★ Unseen", True), ("Seen", False))
+    ]
+    panels = [(title, rows) for title, rows in panels if rows]
+    figure = _figure()
+    heights = [_rows_height(rows, contestants) for _, rows in panels]
+    if narrow or len(panels) == 1:
+        figure.set_size_inches(NARROW if narrow else WIDE, sum(heights) + ROOM * len(panels))
+        grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+        axes = [figure.add_subplot(grid[row]) for row in range(len(panels))]
+    else:
+        # Side by side, each as high as its rows need.
+        total = max(heights) + ROOM
+        figure.set_size_inches(WIDE, total)
+        grid = figure.add_gridspec(1, len(panels))
+        axes = []
+        for column, height in enumerate(heights):
+            rest = total - height - ROOM
+            cells = grid[column].subgridspec(2, 1, height_ratios=[height + ROOM, max(rest, 1e-3)])
+            axes.append(figure.add_subplot(cells[0]))
+    for axis, (title, rows) in zip(axes, panels, strict=True):
+        _bars_panel(axis, rows, contestants)
+        axis.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
+    return _svg(figure, f"bars-{'narrow' if narrow else 'wide'}", alt)
+
+
+def training_curves(
+    logs: Sequence[tuple[Contestant, TrainingLog]], narrow: bool, alt: str
+) -> str:
+    """A small panel for each loss part and the learning rate, one line for each run.
+
+    Returns:
+        an `<svg>` element.
+    """
+    names = list(dict.fromkeys(name for _, log in logs for name in log.series))
+    columns = 2 if narrow else min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = _figure()
+    figure.set_size_inches(NARROW if narrow else WIDE, rows * (1.45 if narrow else 1.75) + 0.3)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        # The first contestant's line on top of the others.
+        for contestant, log in reversed(logs):
+            if name in log.series:
+                _curve(axis, log.steps, log.series[name], ROLE_COLOURS[contestant.role])
+        axis.set_title(name, loc="left", color=INK, fontsize=9)
+        axis.set_ylim(bottom=0)
+        axis.grid(True, color=GRID, linewidth=0.7)
+        axis.locator_params(nbins=4)
+        axis.tick_params(labelcolor=MUTED, labelsize=8)
+        if name == LEARNING_RATE:
+            axis.yaxis.set_major_formatter("{x:g}")
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    # The lowest panel of each column names the axis.
+    for index in range(max(0, len(names) - columns), len(names)):
+        axes[index].set_xlabel("step", color=MUTED, fontsize=8.5)
+        axes[index].tick_params(labelbottom=True)
+    return _svg(figure, f"curves-{'narrow' if narrow else 'wide'}", alt)
+
+
+def _figure() -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(layout="constrained")
+
+
+def _rows_height(rows: Sequence[Action], contestants: Sequence[Contestant]) -> float:
+    return len(rows) * (BAR * len(contestants) + 0.13)
+
+
+def _bars_panel(axis: Axes, rows: Sequence[Action], contestants: Sequence[Contestant]) -> None:
+    share = BAR * len(contestants) / (BAR * len(contestants) + 0.13)
+    thickness = share / len(contestants)
+    for place, contestant in enumerate(contestants):
+        offsets = np.arange(len(rows)) - share / 2 + thickness * (place + 0.5)
+        values = [100 * (row.values[place] or 0.0) for row in rows]
+        axis.barh(offsets, values, 0.84 * thickness, color=ROLE_COLOURS[contestant.role])
+        for offset, row in zip(offsets, rows, strict=True):
+            value = row.values[place]
+            if value is not None:
+                axis.text(
+                    *(100 * value + 1, offset, percent(value)),
+                    va="center_baseline",
+                    fontsize=6.8,
+                    color=MUTED,
+                )
+    axis.set_yticks(np.arange(len(rows)), [row.name for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlim(0, 108)
+    axis.set_xticks([0, 25, 50, 75, 100])
+    axis.grid(True, axis="x", color=GRID, linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", labelcolor=INK, labelsize=9.5)
+    axis.tick_params(axis="x", labelcolor=MUTED, labelsize=8)
+
+
+def _curve(axis: Axes, steps: np.ndarray, values: np.ndarray, colour: str) -> None:
+    if len(values) <= SMOOTHED_POINTS:
+        marker = "o" if len(values) == 1 else None
+        axis.plot(steps, values, color=colour, linewidth=1.6, marker=marker)
+        return
+    width = len(values) // 40
+    # Edges are repeated, so that the smoothed line neither starts nor ends early.
+    padded = np.pad(values, width, mode="edge")
+    smooth = np.convolve(padded, np.full(2 * width + 1, 1 / (2 * width + 1)), mode="valid")
+    axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.25)
+    axis.plot(steps, smooth, color=colour, linewidth=1.6)
+
+
+def _svg(figure: Figure, name: str, alt: str) -> str:
+    """The figure as an element that scales with the page and has ids of its own."""
+    import matplotlib
+
+    for axis in figure.axes:
+        axis.set_facecolor("none")
+        axis.tick_params(length=0)
+        for side, spine in axis.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(GRID)
+    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name}
+    buffer = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for pattern, replacement in (
+        (r"<metadata>.*?</metadata>", ""),
+        (r"<style.*?</style>", ""),
+        (r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-"),
+        (r"xlink:href", "href"),
+        (r"'DejaVu Sans'[^;\"]*", "inherit"),
+    ):
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
+    for stand_in, style in STYLES.items():
+        svg = svg.replace(stand_in, style)
+    box = re.search(r'viewBox="([^"]*)"', svg)
+    assert box is not None, "matplotlib writes a viewBox"
+    opening = (
+        f'<svg viewBox="{box.group(1)}" class="chart" role="img" aria-label="{escape(alt)}">'
+        f"<title>{escape(alt)}</title>"
+    )
+    return opening + svg[svg.index(">") + 1 :]

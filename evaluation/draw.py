@@ -1,0 +1,243 @@
+"""Draws people, objects and the actions between them on a picture.
+
+Colours are Okabe and Ito's, told apart by colour-blind people; an unseen action also has a star,
+a right detection a tick and a wrong one a cross, so no meaning hangs on colour alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from evaluation.label_layout import place_labels
+from pipeline.types import Annotation, Detections
+from pipeline.vocabulary import Vocabulary
+
+PERSON, OBJECT = (86, 180, 233), (230, 159, 0)
+PLAIN, UNSEEN = (24, 28, 36), (240, 228, 66)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
+MIN_LONG_SIDE = 512
+# Above this long side the drawing is sharp enough without drawing twice as large and shrinking.
+MAX_SUPERSAMPLED = 1280
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a label: an action, and what is known about it."""
+
+    text: str
+    unseen: bool
+    right: bool | None = None
+
+
+def draw_annotation(
+    image: Image.Image,
+    annotation: Annotation,
+    vocabulary: Vocabulary,
+    unseen: Collection[int] = (),
+    long_side: int | None = None,
+) -> Image.Image:
+    """Draws what people labelled.
+
+    Args:
+        image: the picture; small ones are enlarged first.
+        unseen: HOI indices to mark with a star.
+        long_side: long side of the result in pixels; by default the picture's, at least 512.
+
+    Returns:
+        A new RGB picture.
+    """
+    return _draw(image, annotation, vocabulary, unseen, None, None, long_side)
+
+
+def draw_detections(
+    image: Image.Image,
+    detections: Detections,
+    vocabulary: Vocabulary,
+    unseen: Collection[int] = (),
+    hits: np.ndarray | None = None,
+    long_side: int | None = None,
+) -> Image.Image:
+    """Draws detections with their scores; choose the rows worth showing before.
+
+    Args:
+        image: the picture; small ones are enlarged first.
+        unseen: HOI indices to mark with a star.
+        hits: (K,) bool, which detections are right, to mark them with tick and cross.
+        long_side: long side of the result in pixels; by default the picture's, at least 512.
+
+    Returns:
+        A new RGB picture.
+    """
+    return _draw(image, detections, vocabulary, unseen, detections.scores, hits, long_side)
+
+
+def _draw(
+    image: Image.Image,
+    content: Annotation | Detections,
+    vocabulary: Vocabulary,
+    unseen: Collection[int],
+    scores: np.ndarray | None,
+    hits: np.ndarray | None,
+    long_side: int | None,
+) -> Image.Image:
+    target = long_side or max(MIN_LONG_SIDE, *image.size)
+    scale = target / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    sampling = 2 if target <= MAX_SUPERSAMPLED else 1
+    canvas = _Canvas((size[0] * sampling, size[1] * sampling))
+    boxes = content.boxes.astype(np.float64) * scale * sampling
+
+    captions: dict[tuple[int, int], list[Line]] = {}
+    for row, (human, target_box, verb) in enumerate(content.hois.tolist()):
+        label = content.labels[target_box] if target_box >= 0 else None
+        words = vocabulary.verbs[verb] + ("" if label is None else f" {vocabulary.objects[label]}")
+        score = "" if scores is None else f" {scores[row]:.2f}"
+        known = -1 if label is None else vocabulary.interaction_ids[verb, label]
+        line = Line(
+            words.replace("_", " ") + score,
+            known in unseen,
+            None if hits is None else bool(hits[row]),
+        )
+        captions.setdefault((human, target_box), []).append(line)
+
+    for human, target_box in captions:
+        if target_box >= 0:
+            canvas.link(boxes[human], boxes[target_box])
+    for target_box in sorted({target for _, target in captions if target >= 0}):
+        canvas.box(boxes[target_box], OBJECT)
+    for human in sorted({human for human, _ in captions}):
+        canvas.box(boxes[human], PERSON)
+    canvas.labels([(boxes[human], lines) for (human, _), lines in captions.items()], boxes)
+    overlay = canvas.overlay.resize(size, Image.Resampling.LANCZOS)
+    return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
+
+
+class _Canvas:
+    """A transparent overlay; line widths and letters follow its size."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.overlay = Image.new("RGBA", size, (0, 0, 0, 0))
+        self._pen = ImageDraw.Draw(self.overlay)
+        self._width = max(2, round(max(size) / 190))
+        self._font = load_font(max(11, round(max(size) / 28)))
+        self._em = self._font.size
+
+    def box(self, box: np.ndarray, colour: tuple[int, int, int]) -> None:
+        """A box with a dark rim, so that it stands out on any ground."""
+        x1, y1, x2, y2 = (float(value) for value in box)
+        x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+        radius = min(2 * self._width, (x2 - x1) / 2, (y2 - y1) / 2)
+        rim = max(1, self._width // 2)
+        outer = (x1 - rim, y1 - rim, x2 + rim, y2 + rim)
+        self._pen.rounded_rectangle(
+            outer, radius + rim, outline=(*BLACK, 130), width=self._width + 2 * rim
+        )
+        self._pen.rounded_rectangle((x1, y1, x2, y2), radius, outline=colour, width=self._width)
+
+    def link(self, human: np.ndarray, target: np.ndarray) -> None:
+        """A line between the centres of two boxes."""
+        ends = [_centre(human), _centre(target)]
+        rim = max(1, self._width // 2)
+        self._pen.line(ends, fill=(*BLACK, 130), width=self._width + 2 * rim)
+        self._pen.line(ends, fill=WHITE, width=self._width)
+        for (x, y), colour in zip(ends, (PERSON, OBJECT), strict=True):
+            radius = 1.6 * self._width
+            self._pen.ellipse(
+                (x - radius, y - radius, x + radius, y + radius),
+                fill=colour,
+                outline=WHITE,
+                width=rim,
+            )
+
+    def labels(self, captions: list[tuple[np.ndarray, list[Line]]], boxes: np.ndarray) -> None:
+        """Every pair's label near its person, none over another."""
+        sizes = np.array([self._label_size(lines) for _, lines in captions]).reshape(-1, 2)
+        anchors = np.array([box for box, _ in captions]).reshape(-1, 4)
+        places = place_labels(anchors, sizes, self.overlay.size, boxes, gap=2 * self._width)
+        for (_, lines), place, size, anchor in zip(captions, places, sizes, anchors, strict=True):
+            self._leader(place, size, anchor)
+            top = place[1]
+            for line in lines:
+                self._label_line(line, place[0], top, size[0])
+                top += self._line_height
+
+    @property
+    def _line_height(self) -> float:
+        return 1.42 * self._em
+
+    def _label_size(self, lines: list[Line]) -> tuple[float, float]:
+        marks = [1.2 * (line.unseen + (line.right is not None)) * self._em for line in lines]
+        texts = [self._font.getlength(line.text) for line in lines]
+        width = max(mark + text for mark, text in zip(marks, texts, strict=True))
+        return width + 0.7 * self._em, self._line_height * len(lines)
+
+    def _label_line(self, line: Line, x: float, y: float, width: float) -> None:
+        ground, ink = (UNSEEN, BLACK) if line.unseen else (PLAIN, WHITE)
+        bottom, em = y + self._line_height, self._em
+        self._pen.rounded_rectangle((x, y, x + width, bottom), 0.3 * em, fill=(*ground, 235))
+        middle, x = (y + bottom) / 2, x + 0.35 * em
+        if line.unseen:
+            self._pen.polygon(_star(x + 0.5 * em, middle, 0.52 * em), fill=ink)
+            x += 1.2 * em
+        self._pen.text((x, middle), line.text, fill=ink, font=self._font, anchor="lm")
+        if line.right is not None:
+            self._mark(line.right, x + self._font.getlength(line.text) + 0.75 * em, middle)
+
+    def _mark(self, right: bool, x: float, y: float) -> None:
+        """A tick or a cross in a disc."""
+        radius = 0.45 * self._em
+        disc = (x - radius, y - radius, x + radius, y + radius)
+        self._pen.ellipse(disc, fill=RIGHT if right else WRONG)
+        reach, width = 0.45 * radius, max(2, round(0.12 * self._em))
+        if right:
+            tick = [(x - reach, y), (x - 0.2 * reach, y + 0.8 * reach), (x + reach, y - 0.8 * reach)]
+            self._pen.line(tick, fill=WHITE, width=width, joint="curve")
+        else:
+            for sign in (1, -1):
+                ends = [(x - reach, y - sign * reach), (x + reach, y + sign * reach)]
+                self._pen.line(ends, fill=WHITE, width=width)
+
+    def _leader(self, place: np.ndarray, size: np.ndarray, anchor: np.ndarray) -> None:
+        """A thin line to the person from a label that found no room beside them."""
+        x = float(np.clip((anchor[0] + anchor[2]) / 2, place[0], place[0] + size[0]))
+        y = float(np.clip(anchor[1], place[1], place[1] + size[1]))
+        end_x = float(np.clip(x, anchor[0], anchor[2]))
+        end_y = float(np.clip(y, anchor[1], anchor[3]))
+        if np.hypot(end_x - x, end_y - y) > self._em:
+            ends = [(x, y), (end_x, end_y)]
+            self._pen.line(ends, fill=(*BLACK, 130), width=self._width + 2)
+            self._pen.line(ends, fill=PERSON, width=max(1, self._width // 2))
+
+
+def _centre(box: np.ndarray) -> tuple[float, float]:
+    return float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
+
+
+def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    angles = np.pi / 2 + np.arange(10) * np.pi / 5
+    reach = np.where(np.arange(10) % 2 == 0, radius, 0.42 * radius)
+    corners = zip(x + reach * np.cos(angles), y - reach * np.sin(angles), strict=True)
+    return [(float(cx), float(cy)) for cx, cy in corners]
+
+
+@lru_cache
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib, or else Pillow's own letters."""
+    # Finding the package does not import it.
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
