@@ -50,7 +50,8 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors put a byte order mark before UTF-8.
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -61,6 +62,8 @@ def read_json(path: Path | str) -> Any:
         raise InputError(
             f"{path}: line {error.lineno}: expected JSON, found {error.msg.lower()}"
         ) from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON, found {error}") from None
 
 
 def sha256_of_file(path: Path | str) -> str:

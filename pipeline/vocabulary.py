@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import vocabulary_checks as check
 from pipeline.errors import InputError, bad_field
 from pipeline.files import read_json, sha256_of_json
 
@@ -30,7 +31,9 @@ class Vocabulary:
         rare: indices of interactions with few training instances.
         splits: zero-shot splits by name, `{"unseen": HOI indices, "asked": which verbs the
             teacher is asked for, "unseen_verbs" or "all_verbs"}`.
-        roles: V-COCO's action-role table where the vocabulary has one.
+        roles: V-COCO's action-role table where the vocabulary has one: `{"action": name,
+            "roles": names of the roles beside the agent, "verbs": the verb of each role, or of
+            the action itself where it has none}`.
         source: where the tables come from.
     """
 
@@ -129,41 +132,27 @@ def from_dict(value: Any, file: object) -> Vocabulary:
     """
     if not isinstance(value, dict):
         raise bad_field(file, "vocabulary", "an object with verbs, objects, interactions", value)
-    objects = _entries(value, "objects", ("name", "id"), file)
-    verbs = _entries(value, "verbs", ("name", "ing"), file)
-    object_names = tuple(str(entry["name"]) for entry in objects)
-    verb_names = tuple(str(entry["name"]) for entry in verbs)
-    for where, names in (("objects", object_names), ("verbs", verb_names)):
-        if len(set(names)) != len(names):
-            raise bad_field(file, where, "different names", sorted(names))
-    for index, entry in enumerate(objects):
-        if not isinstance(entry["id"], int):
-            raise bad_field(file, f"objects[{index}].id", "a whole number", entry["id"])
+    objects = check.entries(value, "objects", ("name", "id"), file)
+    verbs = check.entries(value, "verbs", ("name", "ing"), file)
+    object_names = check.texts(objects, "objects", "name", file)
+    object_ids = check.whole_numbers(objects, "objects", "id", file)
+    verb_names = check.texts(verbs, "verbs", "name", file)
+    check.different(object_names, "objects, name", file)
+    check.different(object_ids, "objects, id", file)
+    check.different(verb_names, "verbs, name", file)
     if "person" not in object_names:
-        raise bad_field(file, "objects", "an object named person", sorted(object_names))
-    ids = tuple(entry["id"] for entry in objects)
-    if len(set(ids)) != len(ids):
-        raise bad_field(file, "objects", "different ids", sorted(ids))
-    interactions = _interactions(value.get("interactions"), len(verbs), len(objects), file)
-    rare = _indices(value.get("rare", []), len(interactions), "rare", file)
-    splits = value.get("splits", {})
-    if not isinstance(splits, dict):
-        raise bad_field(file, "splits", "an object of splits by name", splits)
-    for name, split in splits.items():
-        if not isinstance(split, dict) or split.get("asked") not in ("unseen_verbs", "all_verbs"):
-            expected = '{"unseen": [...], "asked": "unseen_verbs" or "all_verbs"}'
-            raise bad_field(file, f"splits.{name}", expected, split)
-        _indices(split.get("unseen"), len(interactions), f"splits.{name}.unseen", file)
+        raise bad_field(file, "objects", "an object named person", ", ".join(object_names))
+    pairs = check.interactions(value.get("interactions"), len(verbs), len(objects), file)
     return Vocabulary(
         name=str(value.get("name", Path(str(file)).stem)),
         verbs=verb_names,
-        verb_ings=tuple(str(entry["ing"]) for entry in verbs),
+        verb_ings=check.texts(verbs, "verbs", "ing", file),
         objects=object_names,
-        object_ids=ids,
-        interactions=interactions,
-        rare=rare,
-        splits=splits,
-        roles=tuple(value.get("roles", ())),
+        object_ids=object_ids,
+        interactions=pairs,
+        rare=check.indices(value.get("rare", []), len(pairs), "rare", file),
+        splits=check.splits(value.get("splits", {}), len(pairs), file),
+        roles=check.roles(value.get("roles", []), verb_names, file),
         source=str(value.get("source", "")),
     )
 
@@ -181,45 +170,3 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
     if not path.is_file():
         raise InputError(f"{path}: no such vocabulary; expected a file or {', '.join(SHIPPED)}")
     return from_dict(read_json(path), path)
-
-
-def _entries(value: dict[str, Any], key: str, fields: tuple[str, str], file: object) -> list[Any]:
-    entries = value.get(key)
-    if not isinstance(entries, list) or not entries:
-        raise bad_field(file, key, "a non-empty list", entries)
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or any(name not in entry for name in fields):
-            raise bad_field(file, f"{key}[{index}]", f"fields {' and '.join(fields)}", entry)
-    return entries
-
-
-def _indices(value: Any, size: int, where: str, file: object) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise bad_field(file, where, "a list of interaction numbers", value)
-    for index in value:
-        if not isinstance(index, int) or not 0 <= index < size:
-            raise bad_field(file, where, f"interaction numbers from 0 to {size - 1}", index)
-    return tuple(value)
-
-
-def _interactions(
-    value: Any, num_verbs: int, num_objects: int, file: object
-) -> tuple[tuple[int, int], ...]:
-    if not isinstance(value, list) or not value:
-        raise bad_field(file, "interactions", "a non-empty list of [verb, object]", value)
-    pairs = []
-    for index, pair in enumerate(value):
-        fits = (
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(isinstance(number, int) for number in pair)
-            and 0 <= pair[0] < num_verbs
-            and 0 <= pair[1] < num_objects
-        )
-        if not fits:
-            expected = f"[verb below {num_verbs}, object below {num_objects}]"
-            raise bad_field(file, f"interactions[{index}]", expected, pair)
-        pairs.append((pair[0], pair[1]))
-    if len(set(pairs)) != len(pairs):
-        raise bad_field(file, "interactions", "no pair twice", f"{len(pairs)} entries with repeats")
-    return tuple(pairs)
