@@ -18,6 +18,7 @@ class StudentConfig:
 
     Attributes:
         num_objects, num_verbs: sizes O and V of the vocabulary.
+        person: object index of people (queries from pairs).
         num_queries: pairs Q that are predicted for an image.
         queries: where queries come from, one of `QUERIES`.
         person: object index of people, for queries from pairs.
@@ -32,6 +33,7 @@ class StudentConfig:
 
     num_objects: int = 80
     num_verbs: int = 117
+    person: int = 0
     num_queries: int = 64
     queries: str = "learned"
     person: int = 0
@@ -76,6 +78,7 @@ class StudentConfig:
             num_objects=num_objects,
             person=person,
             num_verbs=num_verbs,
+            person=person,
             num_queries=20,
             queries="pairs",
             backbone="world",

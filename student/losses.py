@@ -109,7 +109,7 @@ class _Part:
         sums: (L,) sums over this process's batch.
         counts: (L,) counts of this process, averaged over processes before use.
         least: lower bound of the averaged count.
-        extra: added to the averaged count.
+        extra: added to the whole batch's count.
         empty_is_one: divide by 1 where no process counts anything.
     """
 
@@ -126,7 +126,7 @@ def _divide(parts: dict[str, _Part]) -> dict[str, Tensor]:
     for (name, part), count in zip(parts.items(), counts, strict=True):
         if part.empty_is_one:
             count = torch.where(count > 0, count, 1 / processes)
-        divided[name] = part.sums / (count.clamp(min=part.least) + part.extra)
+        divided[name] = part.sums / (count.clamp(min=part.least) + part.extra / processes)
     return divided
 
 

@@ -23,6 +23,7 @@ Images = Sequence[Tensor] | tuple[Tensor, Tensor | None]
 # Builders of query sources, called with the configuration and the backbone's `num_channels`.
 QUERY_SOURCES: dict[str, Callable[[StudentConfig, dict[str, int]], nn.Module]] = {
     "learned": lambda config, _: LearnedQueries(config.num_queries, config.hidden_dim),
+    "pairs": lambda config, channels: PairQueries(config, channels["stride8"]),
     "pairs": lambda config, channels: PairQueries(
         config.num_queries,
         channels["stride8"],

@@ -13,10 +13,11 @@ class QueryInputs:
     """The decoder's start for a batch of B images.
 
     Attributes:
-        target: (B, Q, d) initial content.
+        target: (B, Q, d) initial content of the human-object decoder.
         positions: (B, Q, d) added to queries and keys in every layer.
         human_reference, object_reference: (B, Q, 4) cxcywh in [0, 1], boxes from which the box
             heads predict differences; None where they predict boxes outright.
+        interaction_target: (B, Q, d) initial content of the interaction decoder; None for zeros.
         interaction_target: (B, Q, d) initial content of the interaction decoder; None is zero.
         outputs: more outputs of the query source, for its own loss; they join the model's.
     """

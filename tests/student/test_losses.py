@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -135,3 +138,219 @@ def test_golden_gradients(golden_run):
             layer, name = key[1:].split(".")
             ours = layers[int(layer)][OUTPUTS[name]].grad.numpy()
             assert np.abs(ours - golden[key]).max() <= 1e-4 * np.abs(golden[key]).max(), key
+
+
+NUM_VERBS, NUM_OBJECTS, NUM_QUERIES = 5, 3, 6
+OPEN_GATE = MatcherConfig(interactive_threshold=0.0, iou_threshold=0.0)
+
+
+def some_targets(seen, seed=0):
+    """An image with one pair for every entry of `seen`, one hard verb on each seen pair."""
+    random = torch.Generator().manual_seed(seed)
+    count = len(seen)
+    is_seen = torch.tensor(seen, dtype=torch.bool)
+    hard = torch.zeros(count, NUM_VERBS, dtype=torch.bool)
+    hard[is_seen, 0] = True
+    soft = torch.zeros(count, NUM_VERBS)
+    soft[:, NUM_VERBS - 1] = 0.25
+    boxes = torch.rand(2, count, 4, generator=random) / 4 + 0.3
+    return Targets(
+        human_boxes=boxes[0],
+        object_boxes=boxes[1],
+        object_labels=torch.arange(count) % NUM_OBJECTS,
+        hard=hard,
+        soft=soft,
+        seen=is_seen,
+        interactive=torch.ones(count, dtype=torch.bool),
+    )
+
+
+def some_outputs(num_images, num_layers=2, dtype=torch.float32, scale=1.0, seed=1, matching=False):
+    random = torch.Generator().manual_seed(seed)
+
+    def layer():
+        sizes = {
+            "object_logits": NUM_OBJECTS + 1,
+            "verb_logits": NUM_VERBS,
+            "interactive_logits": 2,
+        }
+        if matching:
+            sizes["matching_logits"] = 2
+        logits = {
+            f"pred_{name}_logits": scale
+            * torch.randn(num_images, NUM_QUERIES, size, generator=random)
+            for name, size in sizes.items()
+        }
+        boxes = {
+            f"pred_{name}_boxes": torch.rand(num_images, NUM_QUERIES, 4, generator=random) / 4 + 0.3
+            for name in ("human", "object")
+        }
+        return {name: x.to(dtype).requires_grad_() for name, x in {**logits, **boxes}.items()}
+
+    *aux, last = [layer() for _ in range(num_layers)]
+    return {**last, "aux_outputs": aux}
+
+
+def criterion(matcher=OPEN_GATE, **config):
+    asked = torch.zeros(NUM_VERBS, dtype=torch.bool)
+    asked[NUM_VERBS - 1] = True
+    return Criterion(matcher, LossConfig(**config), asked)
+
+
+def leaves(outputs):
+    layers = [*outputs["aux_outputs"], outputs]
+    return [x for layer in layers for x in layer.values() if isinstance(x, torch.Tensor)]
+
+
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+@pytest.mark.parametrize("images", [[[]], [[], []]])
+def test_a_batch_without_pairs_has_finite_losses_and_gradients(images, verb_loss):
+    outputs = some_outputs(len(images))
+    losses = criterion(verb_loss=verb_loss)(outputs, [some_targets(seen) for seen in images])
+    losses.total.backward()
+    assert torch.isfinite(losses.total) and losses.total > 0
+    assert all(torch.isfinite(x.grad).all() for x in leaves(outputs))
+    for name in ("human_box", "object_box", "human_giou", "object_giou", "verb_soft"):
+        assert not losses.by_name[name].any()
+
+
+def test_targets_are_never_changed():
+    targets = [some_targets([True, False, True]), some_targets([]), some_targets([False] * 9)]
+    before = [{name: x.clone() for name, x in vars(one).items()} for one in targets]
+    outputs = some_outputs(3)
+    copies = [x.detach().clone() for x in leaves(outputs)]
+    criterion()(outputs, targets).total.backward()
+    for one, copy in zip(targets, before, strict=True):
+        assert all(torch.equal(getattr(one, name), x) for name, x in copy.items())
+    assert all(torch.equal(x, copy) for x, copy in zip(leaves(outputs), copies, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+def test_half_precision_logits_of_a_hundred_stay_finite(dtype, verb_loss):
+    outputs = some_outputs(2, dtype=dtype, scale=0.0, matching=True)
+    with torch.no_grad():
+        for x in leaves(outputs):
+            if x.shape[-1] != 4 or x.max() == 0:
+                x.copy_(torch.randint_like(x, 2) * 200 - 100)
+    targets = [some_targets([True, False]), some_targets([True] * 4)]
+    losses = criterion(verb_loss=verb_loss)(outputs, targets)
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    assert all(torch.isfinite(x.grad).all() for x in leaves(outputs))
+
+
+def test_a_teacher_probability_of_one_is_soft():
+    target = some_targets([True])
+    target.soft[0, NUM_VERBS - 1] = 1.0
+    outputs = some_outputs(1, num_layers=1)
+    losses = criterion()(outputs, [target])
+    query = losses.matches.queries[0]
+    logit = outputs["pred_verb_logits"][0, query, NUM_VERBS - 1]
+    expected = -torch.nn.functional.logsigmoid(logit) / (NUM_QUERIES * NUM_VERBS)
+    torch.testing.assert_close(losses.by_name["verb_soft"], expected[None])
+
+
+def test_soft_normalisation_by_pairs_counts_pairs_not_entries():
+    targets = [some_targets([True, False, True]), some_targets([True])]
+    outputs = some_outputs(2)
+    by_entries = criterion()(outputs, targets)
+    by_pairs = criterion(soft_normalisation="pairs")(outputs, targets)
+    assert by_pairs.matches.num_final == 4
+    expected = by_entries.by_name["verb_soft"] * (2 * NUM_QUERIES * NUM_VERBS) / 4
+    torch.testing.assert_close(by_pairs.by_name["verb_soft"], expected)
+    for name in set(by_pairs.by_name) - {"verb_soft"}:
+        assert torch.equal(by_pairs.by_name[name], by_entries.by_name[name])
+
+
+def test_without_soft_weight_nothing_else_differs():
+    targets = [some_targets([True, False, True])]
+    outputs = some_outputs(1)
+    on, off = criterion()(outputs, targets), criterion(verb_soft_weight=0.0)(outputs, targets)
+    assert off.weighted["verb_soft"] == 0 < on.weighted["verb_soft"]
+    assert all(torch.equal(on.by_name[name], off.by_name[name]) for name in on.by_name)
+    with_soft = torch.autograd.grad(on.total, outputs["pred_human_boxes"])[0]
+    without = torch.autograd.grad(off.total, outputs["pred_human_boxes"])[0]
+    assert torch.equal(with_soft, without)
+
+
+def test_pairs_without_object_box_have_no_object_part():
+    target = some_targets([True])
+    target.object_boxes[0] = 0
+    losses = criterion()(some_outputs(1), [target]).by_name
+    assert not losses["object_box"].any() and not losses["object_giou"].any()
+    assert losses["human_box"].all()
+
+
+def test_interactive_score_of_labelled_unlabelled_and_other_queries():
+    """Queries on an interactive pair, on one that is not, on a candidate, and elsewhere."""
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.6, 0.6, 0.1, 0.1]])
+    target = Targets(
+        human_boxes=boxes,
+        object_boxes=boxes,
+        object_labels=torch.zeros(3, dtype=torch.int64),
+        hard=torch.tensor([[True], [True], [False]]).expand(3, NUM_VERBS).clone(),
+        soft=torch.zeros(3, NUM_VERBS),
+        seen=torch.tensor([True, True, False]),
+        interactive=torch.tensor([True, False, True]),
+    )
+    outputs = some_outputs(1, num_layers=1)
+    off = torch.tensor([0.8, 0.8, 0.1, 0.1]).expand(NUM_QUERIES - 3, 4)
+    for name in ("pred_human_boxes", "pred_object_boxes"):
+        outputs[name] = torch.cat([boxes, off])[None]
+    logits = outputs["pred_interactive_logits"]
+    log_not, log_is = logits[0].log_softmax(-1).T
+    shut = criterion(MatcherConfig(interactive_threshold=1.0))(outputs, [target])
+    others = -(log_is[0] + log_not[1] + log_not[3:].sum())
+    torch.testing.assert_close(shut.by_name["interactive"], others[None] / 5)
+    opened = criterion(MatcherConfig(interactive_threshold=0.0))(outputs, [target])
+    torch.testing.assert_close(opened.by_name["interactive"], (others - log_is[2])[None] / 6)
+
+
+def test_matching_head_learns_which_queries_hold_a_pair():
+    outputs = some_outputs(1, num_layers=1, matching=True)
+    losses = criterion()(outputs, [some_targets([True, True])])
+    labels = torch.zeros(1, NUM_QUERIES, dtype=torch.int64)
+    labels[0, losses.matches.queries] = 1
+    logits = outputs["pred_matching_logits"].transpose(1, 2)
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(losses.by_name["matching"], expected[None])
+
+
+def whole_batch():
+    kinds = [[True, False, True], [], [False], [True, True]]
+    return some_outputs(4), [some_targets(seen, seed=i) for i, seen in enumerate(kinds)]
+
+
+def losses_of_process(rank, store):
+    """The losses that one of two processes sees: three images of the batch, or the fourth."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=1)
+    )
+    try:
+        outputs, targets = whole_batch()
+        mine = slice(0, 3) if rank == 0 else slice(3, 4)
+        layers = [
+            {name: x[mine] for name, x in layer.items() if name != "aux_outputs"}
+            for layer in (*outputs["aux_outputs"], outputs)
+        ]
+        losses = criterion()({**layers[-1], "aux_outputs": layers[:-1]}, targets[mine])
+        return {name: loss.detach() for name, loss in losses.by_name.items()}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_uneven_batches_average_to_the_whole_batch(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path / "store"), str(tmp_path / "second.pt")]
+    other = subprocess.Popen(command)
+    first = losses_of_process(0, tmp_path / "store")
+    assert other.wait(timeout=60) == 0
+    second = torch.load(tmp_path / "second.pt")
+    expected = criterion()(*whole_batch()).by_name
+    assert set(first) == set(second) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close((first[name] + second[name]) / 2, value.detach())
+
+
+if __name__ == "__main__":
+    torch.save(losses_of_process(1, sys.argv[1]), sys.argv[2])

@@ -1,0 +1,96 @@
+"""From the model's outputs to detections in the pixels of the original images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, clip_boxes_to_image
+
+from pipeline.types import Detections
+from pipeline.vocabulary import Vocabulary
+
+NUM_DETECTIONS = 100
+
+
+@torch.no_grad()
+def to_detections(
+    outputs: dict[str, Any],
+    image_ids: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    vocabulary: Vocabulary,
+    most: int = NUM_DETECTIONS,
+) -> list[Detections]:
+    """The best interactions of every image (EoID 3.5).
+
+    A query's object is the best class beside "no pair"; the score of a verb is its probability
+    times that class's. Verbs that form no interaction with the object are left out.
+
+    Args:
+        outputs: the model's, for B images.
+        image_ids: B file names.
+        sizes: (width, height) of the B original images, in pixels.
+        vocabulary: the one the model was built for.
+        most: interactions kept per image.
+
+    Returns:
+        One `Detections` per image, best score first. Every kept query has two boxes: its person's
+        in an even row, its object's in the odd row after it.
+    """
+    objects, labels = outputs["pred_object_logits"].float().softmax(-1)[..., :-1].max(-1)
+    valid = torch.from_numpy(vocabulary.valid.T.copy()).to(labels.device)[labels]
+    scores = outputs["pred_verb_logits"].float().sigmoid() * objects[..., None]
+    # Below every score, so that only an image with too few valid pairs comes to them.
+    flat = torch.where(valid, scores, -1.0).flatten(1)
+    top_scores, top = flat.topk(min(most, flat.shape[1]), dim=1)
+    pairs = torch.stack([outputs["pred_human_boxes"], outputs["pred_object_boxes"]], dim=2)
+
+    host_scores, host_top, host_labels = (
+        tensor.cpu().numpy() for tensor in (top_scores, top, labels)
+    )
+    host_boxes = box_convert(pairs.float(), "cxcywh", "xyxy").cpu()
+    return [
+        _one_image(
+            image_id,
+            _to_pixels(host_boxes[row], sizes[row]),
+            host_labels[row],
+            *_valid_only(host_scores[row], host_top[row]),
+            vocabulary,
+        )
+        for row, image_id in enumerate(image_ids)
+    ]
+
+
+def _one_image(
+    image_id: str,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    entries: np.ndarray,
+    vocabulary: Vocabulary,
+) -> Detections:
+    """Boxes (Q, 2, 4), labels (Q,), scores and entries (K,), an entry being query * V + verb."""
+    queries, verbs = np.divmod(entries, vocabulary.num_verbs)
+    kept, rows = np.unique(queries, return_inverse=True)
+    box_labels = np.stack([np.full(len(kept), vocabulary.person), labels[kept]], axis=1)
+    return Detections(
+        image_id=image_id,
+        boxes=boxes[kept].reshape(-1, 4),
+        labels=box_labels.reshape(-1).astype(np.int64),
+        hois=np.stack([2 * rows, 2 * rows + 1, verbs], axis=1).astype(np.int64),
+        scores=scores,
+    )
+
+
+def _valid_only(scores: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return scores[scores >= 0], entries[scores >= 0]
+
+
+def _to_pixels(boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(Q, 2, 4) xyxy in [0, 1] to pixels of a (width, height) image, inside it."""
+    width, height = size
+    scaled = boxes * torch.tensor([width, height, width, height], dtype=boxes.dtype)
+    return clip_boxes_to_image(scaled, (height, width)).numpy()

@@ -1,0 +1,43 @@
+import pytest
+
+from pipeline.errors import InputError
+from student.config import LossConfig, MatcherConfig, StudentConfig
+
+
+def test_published_settings_are_the_defaults():
+    model, matcher, losses = (
+        StudentConfig.published(),
+        MatcherConfig.published(),
+        LossConfig.published(),
+    )
+    assert (model.num_queries, model.backbone, model.hidden_dim) == (64, "resnet50", 256)
+    assert (matcher.topk, matcher.interactive_threshold, matcher.box_cost) == (3, 0.5, 2.5)
+    assert (losses.verb_soft_weight, losses.verb_hard_weight, losses.alpha) == (700, 1.6, 0.5)
+    assert losses.soft_normalisation == "entries"
+
+
+def test_world_settings_do_not_depend_on_sizes():
+    assert StudentConfig.world(8, 11, person=0).queries == "pairs"
+    assert LossConfig.world().soft_normalisation == "pairs"
+    assert MatcherConfig.world().interactive_threshold == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: StudentConfig(backbone="vgg"), "backbone: expected one of resnet18.*found vgg"),
+        (lambda: StudentConfig(queries="none"), "queries: expected one of learned, pairs"),
+        (lambda: StudentConfig(num_queries=0), "num_queries: expected at least 1, found 0"),
+        (lambda: StudentConfig(hidden_dim=100), r"hidden_dim: .*num_heads \(8\), found 100"),
+        (lambda: StudentConfig(dropout=1.5), "dropout: expected a number from 0 to 1"),
+        (lambda: StudentConfig(person=80), "person: expected a number from 0 to 79"),
+        (lambda: MatcherConfig(topk=-1), "topk: expected at least 0, found -1"),
+        (lambda: MatcherConfig(interactive_threshold=2), "interactive_threshold"),
+        (lambda: LossConfig(verb_loss="l2"), "verb_loss: expected one of focal_bce, bce_bce"),
+        (lambda: LossConfig(soft_normalisation="x"), "soft_normalisation: expected one of"),
+        (lambda: LossConfig(gamma=float("nan")), "gamma: expected at least 0, found nan"),
+    ],
+)
+def test_wrong_settings_are_named(make, words):
+    with pytest.raises(InputError, match=words):
+        make()

@@ -1,0 +1,155 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from student.config import StudentConfig
+from student.model import HOIDetector
+
+SMALL = StudentConfig(
+    num_objects=5,
+    num_verbs=7,
+    num_queries=6,
+    backbone="resnet18",
+    hidden_dim=32,
+    num_heads=4,
+    feedforward_dim=48,
+    num_encoder_layers=1,
+    num_human_object_layers=2,
+    num_interaction_layers=2,
+)
+WORLD = StudentConfig.world(num_objects=5, num_verbs=7, person=0)
+
+
+def build(config):
+    torch.manual_seed(0)
+    return HOIDetector(config).eval()
+
+
+def image(height, width, seed=0):
+    return torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return build(SMALL)
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, matching_head=True), WORLD])
+def test_outputs_have_the_documented_shapes(config):
+    outputs = build(config)([image(96, 128), image(128, 64)])
+    sizes = {
+        "pred_object_logits": config.num_objects + 1,
+        "pred_verb_logits": config.num_verbs,
+        "pred_human_boxes": 4,
+        "pred_object_boxes": 4,
+        "pred_interactive_logits": 2,
+        **({"pred_matching_logits": 2} if config.matching_head else {}),
+    }
+    assert len(outputs["aux_outputs"]) == 1
+    for layer in (outputs, *outputs["aux_outputs"]):
+        assert {name for name in layer if name.startswith("pred_")} == set(sizes)
+        for name, size in sizes.items():
+            assert layer[name].shape == (2, config.num_queries, size)
+        for name in ("pred_human_boxes", "pred_object_boxes"):
+            assert ((layer[name] >= 0) & (layer[name] <= 1)).all()
+
+
+@pytest.mark.parametrize(("pairs", "actions"), [(1, 3), (3, 1), (2, 3)])
+def test_auxiliary_outputs_pair_the_last_layers(pairs, actions):
+    config = replace(SMALL, num_human_object_layers=pairs, num_interaction_layers=actions)
+    outputs = build(config)([image(64, 64)])
+    assert len(outputs["aux_outputs"]) == min(pairs, actions) - 1
+
+
+def test_a_padded_batch_equals_the_list(small):
+    images = [image(64, 96), image(96, 64, seed=1)]
+    pixels = torch.zeros(2, 3, 96, 96)
+    padding = torch.ones(2, 96, 96, dtype=torch.bool)
+    for row, one in enumerate(images):
+        pixels[row, :, : one.shape[1], : one.shape[2]] = one
+        padding[row, : one.shape[1], : one.shape[2]] = False
+    listed, padded = small(images), small((pixels, padding))
+    for name, value in listed.items():
+        if name.startswith("pred_"):
+            assert torch.equal(value, padded[name])
+
+
+def test_no_padding_equals_a_mask_without_padding(small):
+    pixels = torch.stack([image(64, 64), image(64, 64, seed=1)])
+    without = small((pixels, None))
+    masked = small((pixels, torch.zeros(2, 64, 64, dtype=torch.bool)))
+    listed = small(list(pixels))
+    for name in ("pred_verb_logits", "pred_human_boxes"):
+        torch.testing.assert_close(without[name], masked[name], rtol=1e-4, atol=1e-5)
+        assert torch.equal(without[name], listed[name])
+
+
+class Cells(torch.nn.Module):
+    """A backbone whose cells see their own pixels only, so that padding cannot leak in."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_channels = {"stride32": 3}
+
+    def forward(self, pixels):
+        return {"stride32": torch.nn.functional.avg_pool2d(pixels, 32)}
+
+
+def test_an_image_is_answered_the_same_among_larger_ones():
+    model = build(SMALL)
+    model.backbone = Cells()
+    model.input_projection = torch.nn.Conv2d(3, SMALL.hidden_dim, 1)
+    small, large = image(64, 96), image(160, 128, seed=1)
+    alone, among = model([small]), model([small, large])
+    for name, value in alone.items():
+        if name.startswith("pred_"):
+            torch.testing.assert_close(value[0], among[name][0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("detach", "reaches"), [(True, False), (False, True)])
+def test_verb_gradients_stay_out_of_localisation(detach, reaches):
+    model = build(replace(SMALL, detach_verb_queries=detach))
+    model([image(64, 64)])["pred_verb_logits"].sum().backward()
+    gradient = model.human_object_decoder.layers[-1].linear1.weight.grad
+    assert (gradient is not None and bool(gradient.any())) == reaches
+    assert model.encoder.layers[0].linear1.weight.grad.any()
+
+
+def test_stem_and_first_stage_and_batch_norms_are_frozen(small):
+    trained = {name for name, parameter in small.named_parameters() if parameter.requires_grad}
+    body = {name.removeprefix("backbone.body.") for name in trained if "backbone" in name}
+    assert {name.split(".")[0] for name in body} == {"layer2", "layer3", "layer4"}
+    assert not any("bn" in name for name in body)
+
+
+def test_boxes_of_queries_from_pairs_start_at_their_references():
+    model = build(WORLD)
+    pixels = torch.stack([image(128, 128)])
+    start = model.query_source(model.backbone(pixels), None)
+    outputs = model(list(pixels))
+    for name, reference in (
+        ("pred_human_boxes", start.human_reference),
+        ("pred_object_boxes", start.object_reference),
+    ):
+        torch.testing.assert_close(outputs[name], reference, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [SMALL, WORLD])
+def test_every_trained_parameter_gets_a_gradient(config):
+    model = build(replace(config, matching_head=True)).train()
+    outputs = model([image(64, 96), image(96, 64, seed=1)])
+    total = sum(
+        (value**2).sum()
+        for layer in (outputs, *outputs["aux_outputs"])
+        for name, value in layer.items()
+        if name.startswith("pred_")
+    )
+    total.backward()
+    without = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    }
+    # The dense head learns from its own losses.
+    assert {name for name in without if not name.startswith("query_source.head.")} == set()

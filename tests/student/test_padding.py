@@ -1,0 +1,25 @@
+import torch
+
+from student.padding import pad_images, shrink_padding
+
+
+def test_equal_sizes_need_no_mask():
+    pixels, padding = pad_images([torch.ones(3, 4, 5), torch.zeros(3, 4, 5)])
+    assert pixels.shape == (2, 3, 4, 5) and padding is None
+    assert shrink_padding(padding, (2, 2)) is None
+
+
+def test_images_stand_at_the_top_left():
+    pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
+    assert pixels.shape == (2, 3, 4, 6)
+    assert torch.equal(pixels[:, 0] == 0, padding)
+    assert (~padding).sum((1, 2)).tolist() == [12, 12]
+    assert not padding[0, :2].any() and not padding[1, :, :3].any()
+
+
+def test_the_mask_shrinks_by_the_nearest_pixel():
+    _, padding = pad_images([torch.ones(3, 64, 64), torch.ones(3, 32, 33)])
+    assert shrink_padding(padding, (2, 2)).tolist() == [
+        [[False, False], [False, False]],
+        [[False, False], [True, True]],
+    ]
