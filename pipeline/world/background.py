@@ -66,6 +66,13 @@ PLACES = {
         cloudy=3.0,
         rough=4.0,
     ),
+    "parlour": Place(
+        ((0.84, 0.06, 175), (0.80, 0.07, 180)),
+        ((0.70, 0.06, 55), (0.62, 0.07, 50)),
+        (scenery.wallpaper, scenery.windows, scenery.planks, scenery.rug),
+        cloudy=3.0,
+        rough=4.0,
+    ),
     "snow": Place(
         ((0.80, 0.06, 250), (0.94, 0.02, 250)),
         ((0.97, 0.01, 240), (0.90, 0.03, 250)),
