@@ -173,9 +173,9 @@ def evaluate(
 @config_option
 def world_models(folder: Path, seed: int, device: str) -> None:
     """Train the embedded world's teacher and detector into FOLDER."""
-    from teacher_cache.world_models.train import train_world_models
+    from teacher_cache.world_models.train import WorldModels, train_world_models
 
-    train_world_models(folder, seed, device)
+    train_world_models(folder, WorldModels(seed=seed), device)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.types import Annotation, Pairs
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.soft_targets import proposed_labels
+from teacher_cache.soft_targets import askable_objects
 
 ANNOTATED = 0
 PROPOSED = 1
@@ -54,7 +54,7 @@ def pair_up(found: FoundBoxes, vocabulary: Vocabulary, config: PairingConfig) ->
     scores, labels = found.scores[order], found.labels[order]
     is_person = (labels == vocabulary.person) & (scores >= config.person_threshold)
     people = order[is_person][: config.max_people]
-    is_object = proposed_labels(vocabulary)[labels] & (scores >= config.object_threshold)
+    is_object = askable_objects(vocabulary)[labels] & (scores >= config.object_threshold)
     objects = order[is_object][: config.max_objects]
     human = np.repeat(people, len(objects))
     other = np.tile(objects, len(people))

@@ -36,7 +36,7 @@ def action_probabilities(
     return probabilities
 
 
-def proposed_labels(vocabulary: Vocabulary) -> np.ndarray:
+def askable_objects(vocabulary: Vocabulary) -> np.ndarray:
     """(O,) bool: objects with at least one action that the teacher can be asked about."""
     asked = vocabulary.valid.copy()
     if vocabulary.no_interaction is not None:

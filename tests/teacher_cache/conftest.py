@@ -1,0 +1,100 @@
+"""A small world with untrained models: everything real but the knowledge."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.types import Pairs
+from pipeline.vocabulary import load_vocabulary
+from pipeline.world.write import write_world
+from teacher_cache.answering import AskingConfig
+from teacher_cache.build import BuildConfig
+from teacher_cache.clip_teacher import build_clip, save_clip
+from teacher_cache.format import ImageAnswers
+from teacher_cache.pairing import PairingConfig
+from teacher_cache.prompts import interaction_prompts
+from teacher_cache.world_models.detector import world_detector
+from teacher_cache.world_models.teacher import clip_config
+from teacher_cache.world_models.tokenizer import WordTokenizer
+
+NUM_IMAGES = 7
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    return load_vocabulary("world")
+
+
+@pytest.fixture(scope="session")
+def shared_dataset(tmp_path_factory, vocabulary):
+    """A dataset folder with its own random detector and teacher."""
+    root = tmp_path_factory.mktemp("data") / "world"
+    write_world(root, train=NUM_IMAGES, test=3, seed=11)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        detector = world_detector(max(vocabulary.object_ids))
+    save_file(detector.state_dict(), root / "detector.safetensors")
+    words = {
+        word
+        for prompts in interaction_prompts(vocabulary)
+        for prompt in prompts
+        for word in prompt.split()
+    }
+    tokenizer = WordTokenizer(sorted({*words, "photo"}), 10)
+    config = clip_config(tokenizer)
+    model = build_clip(config, torch.Generator().manual_seed(3))
+    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    save_clip(root / "teacher", model, config, preprocessing, tokenizer)
+    description = root / "dataset.toml"
+    models = 'detector = "detector.safetensors"\nteacher = "teacher"\n'
+    description.write_text(models + description.read_text())
+    return root
+
+
+@pytest.fixture
+def dataset(shared_dataset, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(shared_dataset, tmp_path / "world")
+
+
+@pytest.fixture
+def build_config(tmp_path):
+    """Makes a configuration whose thresholds an untrained detector passes."""
+
+    def make(dataset, out="cache", **changes):
+        pairing = PairingConfig(0.06, 0.06, max_people=2, max_objects=3)
+        asking = AskingConfig(pairing=pairing, images_per_batch=4, regions_per_batch=8)
+        defaults = {"asking": asking, "images_per_shard": 3, "device": "cpu"}
+        return BuildConfig(dataset=dataset, out=tmp_path / out, **{**defaults, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_answers():
+    """Random answers about an image with so many pairs; every second pair shares a region."""
+
+    def make(num_pairs, num_verbs, seed=0, width=6):
+        rng = np.random.default_rng(seed)
+        regions = np.arange(num_pairs) // 2
+        num_regions = len(np.unique(regions))
+        pairs = Pairs(
+            human_boxes=rng.uniform(0, 99, (num_pairs, 4)).astype(np.float32),
+            object_boxes=rng.uniform(0, 99, (num_pairs, 4)).astype(np.float32),
+            object_labels=rng.integers(0, 9, num_pairs),
+            human_scores=rng.random(num_pairs, dtype=np.float32),
+            object_scores=rng.random(num_pairs, dtype=np.float32),
+            sources=rng.integers(0, 2, num_pairs).astype(np.uint8),
+        )
+        return ImageAnswers(
+            pairs=pairs,
+            probabilities=rng.random((num_pairs, num_verbs), dtype=np.float32),
+            regions=regions,
+            region_boxes=rng.uniform(0, 99, (num_regions, 4)).astype(np.float32),
+            embeddings=rng.standard_normal((num_regions, width)).astype(np.float32),
+        )
+
+    return make

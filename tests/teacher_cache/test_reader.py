@@ -1,0 +1,161 @@
+import json
+import multiprocessing
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.files import write_json
+from teacher_cache import reader
+from teacher_cache.format import MANIFEST, SHARDS, TEACHER, fingerprint_of
+from teacher_cache.reader import TeacherText, open_cache
+from teacher_cache.writer import finished_record, write_shard, write_teacher
+
+SHARD_IMAGES = [["a.jpg", "b.jpg"], [], ["c.jpg"]]
+
+
+@pytest.fixture
+def answers(make_answers, vocabulary):
+    verbs = vocabulary.num_verbs
+    return {
+        "a.jpg": make_answers(5, verbs, seed=1),
+        "b.jpg": make_answers(0, verbs, seed=2),
+        "c.jpg": make_answers(2, verbs, seed=3),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, answers, vocabulary):
+    """A finished cache of three images in three shards."""
+    parts = {"vocabulary": vocabulary.digest(), "annotations": "1" * 64}
+    fingerprint = fingerprint_of(parts)
+    (tmp_path / SHARDS).mkdir()
+    shards = []
+    for index, images in enumerate(SHARD_IMAGES):
+        path = tmp_path / SHARDS / f"{index:05d}.h5"
+        own = [answers[image] for image in images]
+        write_shard(path, fingerprint, images, own, {}, vocabulary.num_verbs)
+        shards.append(finished_record(path, fingerprint).to_dict())
+    text = TeacherText((("riding", "ride"), ("sitting", "sit")), np.eye(2, 6), 14.5)
+    write_teacher(tmp_path / TEACHER, fingerprint, text)
+    value = {"format_version": 1, "fingerprint": fingerprint, "parts": parts, "shards": shards}
+    write_json(tmp_path / MANIFEST, {**value, "failed": {"d.jpg": "no such image"}})
+    return tmp_path
+
+
+def same(found, wanted):
+    for name in vars(wanted.pairs):
+        np.testing.assert_array_equal(getattr(found.pairs, name), getattr(wanted.pairs, name))
+    np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=1e-3)
+    np.testing.assert_array_equal(found.regions, wanted.regions)
+    np.testing.assert_array_equal(found.region_boxes, wanted.region_boxes)
+    np.testing.assert_allclose(found.embeddings, wanted.embeddings, atol=2e-3)
+
+
+def test_round_trip(folder, answers):
+    cache = open_cache(folder)
+    assert len(cache) == 3
+    assert cache.image_ids == ["a.jpg", "b.jpg", "c.jpg"]
+    assert "a.jpg" in cache and "d.jpg" not in cache
+    assert cache.failed == {"d.jpg": "no such image"}
+    for image_id, wanted in answers.items():
+        same(cache[image_id], wanted)
+    with pytest.raises(KeyError):
+        cache["d.jpg"]
+
+
+def test_answers_are_the_callers_own(folder):
+    cache = open_cache(folder)
+    for array in (cache["a.jpg"].probabilities, cache["a.jpg"].pairs.human_boxes):
+        array[:] = 7
+    assert cache["a.jpg"].probabilities.max() < 7
+    assert cache["a.jpg"].probabilities.dtype == np.float32
+    assert cache["a.jpg"].pairs.object_labels.dtype == np.int64
+
+
+def test_a_cache_without_embeddings(folder, answers, vocabulary):
+    cache = open_cache(folder)
+    bare = replace(answers["c.jpg"], embeddings=None)
+    path = folder / SHARDS / "00002.h5"
+    write_shard(path, cache.fingerprint, ["c.jpg"], [bare], {}, vocabulary.num_verbs)
+    assert cache["c.jpg"].embeddings is None
+
+
+def test_few_shards_stay_open(folder, answers, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+    cache = open_cache(folder)
+    for image_id in ["a.jpg", "c.jpg", "a.jpg", "b.jpg"]:
+        same(cache[image_id], answers[image_id])
+
+
+def test_the_teachers_texts(folder):
+    text = open_cache(folder).teacher
+    assert text.prompts == (("riding", "ride"), ("sitting", "sit"))
+    assert text.logit_scale == 14.5
+    assert text.embeddings.dtype == np.float32
+    np.testing.assert_array_equal(text.embeddings, np.eye(2, 6))
+
+
+def total(cache, image_id):
+    return float(cache[image_id].probabilities.sum())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same(folder, method):
+    cache = open_cache(folder)
+    wanted = [total(cache, image_id) for image_id in cache.image_ids]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(partial(total, cache), cache.image_ids) == wanted
+
+
+def test_pickling_carries_no_data(folder):
+    cache = open_cache(folder)
+    cache["a.jpg"]
+    data = pickle.dumps(cache)
+    assert len(data) < 500
+    assert total(pickle.loads(data), "a.jpg") == total(cache, "a.jpg")
+
+
+def test_check_names_the_part_that_differs(folder, vocabulary):
+    cache = open_cache(folder)
+    cache.check()
+    cache.check(vocabulary, "1" * 64)
+    with pytest.raises(InputError, match=r"annotations: 111111111111, now 222222222222"):
+        cache.check(vocabulary, "2" * 64)
+    other = replace(vocabulary, verbs=(*vocabulary.verbs[:-1], "wave"))
+    with pytest.raises(InputError, match="does not fit this dataset: vocabulary"):
+        cache.check(other, "1" * 64)
+
+
+def test_an_unfinished_cache_is_refused(folder):
+    (folder / MANIFEST).rename(folder / "build.json")
+    with pytest.raises(InputError, match="unfinished"):
+        open_cache(folder)
+
+
+@pytest.mark.parametrize(
+    "damage, text",
+    [
+        (lambda path: path.unlink(), "found damage"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), "found damage"),
+        (lambda path: path.write_bytes(b"no HDF5 at all"), "found damage"),
+        (lambda path: write_shard(path, "other", [], [], {}, 3), "belongs to another cache"),
+    ],
+)
+def test_a_damaged_shard_is_one_clear_line(folder, damage, text):
+    damage(folder / SHARDS / "00000.h5")
+    cache = open_cache(folder)
+    with pytest.raises(InputError, match=text) as caught:
+        cache["a.jpg"]
+    assert "00000.h5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_format_version_is_refused(folder):
+    value = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**value, "format_version": 2}))
+    with pytest.raises(InputError, match="format_version: expected 1, found 2"):
+        open_cache(folder)
