@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,21 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, bad_field
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+# Errors of the operating system that tell where somebody may not, or cannot, write or read.
+BAD_PLACES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
 
 device_option = click.option(
     "--device",
@@ -40,35 +52,74 @@ def _take_defaults(context: click.Context, _: click.Parameter, path: Path | None
         return
     from pipeline.toml import read_toml
 
-    values = {key.replace("-", "_"): value for key, value in read_toml(path).items()}
     options = {
-        name: parameter
-        for parameter in context.command.params
-        for name in [parameter.name or ""]
-        if name and name != "config"
+        spelling.lstrip("-").replace("-", "_"): option
+        for option in context.command.params
+        if isinstance(option, click.Option) and option.name != "config"
+        for spelling in option.opts
+        if spelling.startswith("--")
     }
-    for key in values:
-        if key not in options:
-            raise InputError(
-                f"{path}: {key}: expected an option of {context.command_path},"
-                f" one of {', '.join(sorted(options))}"
-            )
-    context.default_map = {**(context.default_map or {}), **values}
+    defaults = {}
+    for key, value in read_toml(path).items():
+        option = options.get(key.replace("-", "_"))
+        if option is None:
+            names = ", ".join(sorted(name.replace("_", "-") for name in options))
+            expected = f"an option of {context.command_path} ({names})"
+            raise bad_field(path, key, expected, "an unknown one")
+        defaults[option.name or key] = _as_typed(context, option, path, key, value)
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _as_typed(
+    context: click.Context, option: click.Option, path: Path, key: str, value: Any
+) -> Any:
+    """A TOML value as if it had been typed on the command line.
+
+    Raises:
+        InputError: the command line would not take it either.
+    """
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise bad_field(path, key, "true or false", value)
+        return value
+    several = option.multiple or option.nargs != 1
+    values = value if several and isinstance(value, list) else [value]
+    if any(isinstance(entry, (bool, dict, list)) for entry in values):
+        raise bad_field(path, key, "a list of values" if several else "one value", value)
+    typed = [str(entry) for entry in values]
+    taken = typed if several else typed[0]
+    try:
+        option.type_cast_value(context, taken)
+    except click.BadParameter as error:
+        raise bad_field(path, key, f"{option.type.name} ({error.message})", value) from None
+    return taken
 
 
 def run_command(command: click.Command) -> NoReturn:
     """Runs a command line: bad input is one line on stderr and exit 2, an interrupt exit 130."""
     program = Path(sys.argv[0]).name
+    helpless = isinstance(command, click.Group) and not sys.argv[1:]
     try:
-        command.main(standalone_mode=False)
-    except (InputError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+        command.main(["--help"] if helpless else sys.argv[1:], program, standalone_mode=False)
+    except (InputError, click.ClickException, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in BAD_PLACES:
+            raise
+        print(f"{program}: {' '.join(_line(error).split())}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
         print(f"{program}: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _line(error: InputError | click.ClickException | OSError) -> str:
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{error.format_message()} See {error.ctx.command_path} --help."
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror}"
+    return str(error)
 
 
 @click.group()
@@ -90,6 +141,23 @@ def world(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> No
     written = write_world(folder, train, test, seed, overwrite)
     done = "wrote" if written else "already there:"
     click.echo(f"{done} the world in {folder}: {train} training and {test} test pictures")
+
+
+@data.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--strict", is_flag=True, help="Refuse blemishes of the annotation files.")
+@config_option
+def check(folder: Path, strict: bool) -> None:
+    """Say what is wrong with the dataset in DIR: reads all annotations and annotated pictures."""
+    from pipeline.check import check_dataset, summary, table
+    from pipeline.datasets import open_dataset
+
+    dataset = open_dataset(folder)
+    checks = check_dataset(dataset, strict)
+    click.echo(table(dataset, checks))
+    problem = summary(checks)
+    if problem:
+        raise InputError(f"{folder}: {problem}")
 
 
 def main() -> None:
