@@ -21,7 +21,6 @@ class StudentConfig:
         person: object index of people (queries from pairs).
         num_queries: pairs Q that are predicted for an image.
         queries: where queries come from, one of `QUERIES`.
-        person: object index of people, for queries from pairs.
         backbone: one of `BACKBONES`.
         hidden_dim, num_heads, feedforward_dim: sizes of every transformer layer.
         num_encoder_layers, num_human_object_layers, num_interaction_layers: depths.
@@ -36,7 +35,6 @@ class StudentConfig:
     person: int = 0
     num_queries: int = 64
     queries: str = "learned"
-    person: int = 0
     backbone: str = "resnet50"
     hidden_dim: int = 256
     num_heads: int = 8
@@ -78,7 +76,6 @@ class StudentConfig:
             num_objects=num_objects,
             person=person,
             num_verbs=num_verbs,
-            person=person,
             num_queries=20,
             queries="pairs",
             backbone="world",

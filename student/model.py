@@ -24,13 +24,6 @@ Images = Sequence[Tensor] | tuple[Tensor, Tensor | None]
 QUERY_SOURCES: dict[str, Callable[[StudentConfig, dict[str, int]], nn.Module]] = {
     "learned": lambda config, _: LearnedQueries(config.num_queries, config.hidden_dim),
     "pairs": lambda config, channels: PairQueries(config, channels["stride8"]),
-    "pairs": lambda config, channels: PairQueries(
-        config.num_queries,
-        channels["stride8"],
-        config.num_objects,
-        config.person,
-        config.hidden_dim,
-    ),
 }
 
 
