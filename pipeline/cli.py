@@ -23,6 +23,7 @@ BAD_PLACES = {
     errno.EDQUOT,
     errno.ENOTDIR,
     errno.EISDIR,
+    errno.ENOENT,
     errno.ENAMETOOLONG,
 }
 

@@ -17,9 +17,11 @@ from pipeline.errors import InputError
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place.
 
-    When the body raises, the temporary file goes and `path` stays as it was.
+    Missing folders above `path` are made. When the body raises, the temporary file goes and
+    `path` stays as it was.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
