@@ -210,3 +210,9 @@ def test_dilated_backbone_is_refused(small):
     content = published(small, args=argparse.Namespace(dilation=True))
     with pytest.raises(InputError, match="dilation"):
         model_from_published(content, "a.pth")
+
+
+def test_a_model_with_queries_from_pairs_has_no_published_form():
+    model = HOIDetector(StudentConfig.world(num_objects=5, num_verbs=7, person=0))
+    with pytest.raises(InputError, match="no place for"):
+        to_published(model.state_dict())
