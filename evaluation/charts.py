@@ -10,12 +10,13 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.comparison import Action, Contestant, Role, percent
+from evaluation.comparison import Action, Contestant, Role
 from evaluation.training_log import LEARNING_RATE, TrainingLog
+from evaluation.wording import percent
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ STYLES = {
     GRID: "var(--grid)",
     **{colour: f"var(--{role.replace('_', '-')})" for role, colour in ROLE_COLOURS.items()},
 }
-# Inches: page widths, height of a bar, and of a panel's title and axis.
-WIDE, NARROW = 10.6, 4.6
-BAR, ROOM = 0.115, 0.62
+# Inches: page widths; height of a bar, of the gap between actions, of a panel's title and axis.
+WIDE, NARROW = 10.6, 3.9
+BAR, GAP, ROOM = 0.115, 0.13, 0.62
 SMOOTHED_POINTS = 60
 
 
@@ -69,36 +70,31 @@ def action_bars(
     Returns:
         an `<svg>` element.
     """
-    panels = [
-        (title, [action for action in actions if action.unseen == unseen])
-        for title, unseen in (("★ Unseen", True), ("Seen", False))
-    ]
-    panels = [(title, rows) for title, rows in panels if rows]
+    columns = [list(actions)] if narrow else _two_columns(actions)
+    first_of = {action.unseen: action for action in reversed(actions)}
     figure = _figure()
-    heights = [_rows_height(rows, contestants) for _, rows in panels]
-    if narrow or len(panels) == 1:
-        figure.set_size_inches(NARROW if narrow else WIDE, sum(heights) + ROOM * len(panels))
-        grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
-        axes = [figure.add_subplot(grid[row]) for row in range(len(panels))]
-    else:
-        # Side by side, each as high as its rows need.
-        total = max(heights) + ROOM
-        figure.set_size_inches(WIDE, total)
-        grid = figure.add_gridspec(1, len(panels))
-        axes = []
-        for column, height in enumerate(heights):
-            rest = total - height - ROOM
-            cells = grid[column].subgridspec(2, 1, height_ratios=[height + ROOM, max(rest, 1e-3)])
-            axes.append(figure.add_subplot(cells[0]))
-    for axis, (title, rows) in zip(axes, panels, strict=True):
-        _bars_panel(axis, rows, contestants)
-        axis.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
+    panels = [
+        [[row for row in rows if row.unseen == unseen] for unseen in (True, False)]
+        for rows in columns
+    ]
+    heights = [[_panel_height(rows, contestants) for rows in column if rows] for column in panels]
+    total = max(sum(column) for column in heights)
+    figure.set_size_inches(NARROW if narrow else WIDE, total)
+    grid = figure.add_gridspec(1, len(columns))
+    for place, column in enumerate(panels):
+        # What is left below a shorter column keeps its bars as thick as the others.
+        ratios = [*heights[place], max(total - sum(heights[place]), 1e-3)]
+        cells = grid[place].subgridspec(len(ratios), 1, height_ratios=ratios)
+        for row, rows in enumerate(filter(None, column)):
+            axis = figure.add_subplot(cells[row])
+            _bars_panel(axis, rows, contestants)
+            title = "★ Unseen" if rows[0].unseen else "Seen"
+            title += " (continued)" if rows[0] is not first_of[rows[0].unseen] else ""
+            axis.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
     return _svg(figure, f"bars-{'narrow' if narrow else 'wide'}", alt)
 
 
-def training_curves(
-    logs: Sequence[tuple[Contestant, TrainingLog]], narrow: bool, alt: str
-) -> str:
+def training_curves(logs: Sequence[tuple[Contestant, TrainingLog]], narrow: bool, alt: str) -> str:
     """A small panel for each loss part and the learning rate, one line for each run.
 
     Returns:
@@ -137,12 +133,21 @@ def _figure() -> Figure:
     return Figure(layout="constrained")
 
 
-def _rows_height(rows: Sequence[Action], contestants: Sequence[Contestant]) -> float:
-    return len(rows) * (BAR * len(contestants) + 0.13)
+def _two_columns(actions: Sequence[Action]) -> list[list[Action]]:
+    """Halves of about equal length, split between unseen and seen where that is near the middle."""
+    middle = len(actions) // 2
+    boundary = sum(action.unseen for action in actions)
+    cut = boundary if 0 < boundary < len(actions) and abs(boundary - middle) <= 2 else middle
+    return [half for half in (list(actions[:cut]), list(actions[cut:])) if half]
+
+
+def _panel_height(rows: Sequence[Action], contestants: Sequence[Contestant]) -> float:
+    """Inches."""
+    return len(rows) * (BAR * len(contestants) + GAP) + ROOM
 
 
 def _bars_panel(axis: Axes, rows: Sequence[Action], contestants: Sequence[Contestant]) -> None:
-    share = BAR * len(contestants) / (BAR * len(contestants) + 0.13)
+    share = BAR * len(contestants) / (BAR * len(contestants) + GAP)
     thickness = share / len(contestants)
     for place, contestant in enumerate(contestants):
         offsets = np.arange(len(rows)) - share / 2 + thickness * (place + 0.5)
@@ -190,9 +195,8 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
         for side, spine in axis.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(GRID)
-    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name}
     buffer = io.StringIO()
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

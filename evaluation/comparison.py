@@ -1,4 +1,4 @@
-"""Several results side by side: who is who, the table, the finding in one sentence."""
+"""Several results side by side: who is who, and the numbers of each."""
 
 from __future__ import annotations
 
@@ -140,33 +140,6 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
     return Comparison(lead, lead.split, lead.unseen, vocabulary, (*named, *others))
 
 
-def headline(comparison: Comparison) -> tuple[str, str]:
-    """The finding: one sentence with this run's numbers, and one or two more beside it."""
-    metric = "unseen" if comparison.unseen else "full"
-    scored = {
-        one.role: value
-        for one in comparison.contestants
-        if (value := one.metric(metric)) is not None
-    }
-    if metric == "full" or "distilled" not in scored:
-        numbers = ", ".join(
-            f"{one.title} {percent(one.metric(metric))}" for one in comparison.contestants
-        )
-        return f"{metric.capitalize()} mAP: {numbers}.", ""
-    distilled, control = scored["distilled"], scored.get("control")
-    if control is None:
-        return f"{percent(distilled)} mAP on {_held_back(comparison)} without one label for them.", (
-            "A run without distillation belongs beside this number; none was given."
-        )
-    first = (
-        f"{percent(distilled)} mAP on {_held_back(comparison)} without one label for them;"
-        f" {percent(control)} when the teacher's answers are left out."
-    )
-    if distilled <= control:
-        first = first[:-1] + ": here the answers did not help."
-    return first, " ".join(_beside(comparison, scored))
-
-
 def action_rows(comparison: Comparison, limit: int) -> tuple[list[Action], str]:
     """Rows of the per-action chart, unseen ones first, each kind by the first contestant's AP.
 
@@ -203,42 +176,6 @@ def action_rows(comparison: Comparison, limit: int) -> tuple[list[Action], str]:
     actions = [action for _, action in kept]
     actions.sort(key=lambda action: (not action.unseen, -(action.values[0] or 0.0)))
     return actions, left_out
-
-
-def percent(value: float | None) -> str:
-    """A fraction as the field prints it: 0.701 is 70.1."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def listing(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-def _held_back(comparison: Comparison) -> str:
-    vocabulary = comparison.vocabulary
-    verbs = [vocabulary.verbs[verb].replace("_", " ") for verb in comparison.unseen_verbs]
-    if 0 < len(verbs) <= 4:
-        return listing(verbs)
-    if verbs:
-        return f"{len(verbs)} unseen actions"
-    return f"{len(comparison.unseen)} unseen interactions"
-
-
-def _beside(comparison: Comparison, scored: dict[Role, float]) -> list[str]:
-    sentences = []
-    share = comparison.share_closed()
-    if "all_labels" in scored:
-        ceiling = f"Trained with every label, the same student reaches {percent(scored['all_labels'])}"
-        closed = "" if share is None else f": distillation closes {100 * share:.0f} % of the gap"
-        sentences.append(f"{ceiling}{closed}.")
-    pair = [comparison.find(role) for role in ("distilled", "control")]
-    seen = [percent(one.metric("seen")) for one in pair if one is not None]
-    sentences.append(f"On the seen ones it stands at {seen[0]} against {seen[1]}.")
-    if "teacher" in scored:
-        verdict = "beats" if scored["distilled"] > scored["teacher"] else "stays below"
-        sentences.append(f"It {verdict} its teacher, which has {percent(scored['teacher'])}.")
-    return sentences
 
 
 def _role(result: Results) -> Role:

@@ -199,7 +199,11 @@ class _Canvas:
         self._pen.ellipse(disc, fill=RIGHT if right else WRONG)
         reach, width = 0.45 * radius, max(2, round(0.12 * self._em))
         if right:
-            tick = [(x - reach, y), (x - 0.2 * reach, y + 0.8 * reach), (x + reach, y - 0.8 * reach)]
+            tick = [
+                (x - reach, y),
+                (x - 0.2 * reach, y + 0.8 * reach),
+                (x + reach, y - 0.8 * reach),
+            ]
             self._pen.line(tick, fill=WHITE, width=width, joint="curve")
         else:
             for sign in (1, -1):

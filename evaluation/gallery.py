@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from evaluation.comparison import Comparison, Contestant, listing
+from evaluation.comparison import Comparison, Contestant
 from evaluation.draw import draw_annotation, draw_detections
 from evaluation.matching import collect, find_hits
 from evaluation.nms import pairwise_nms
+from evaluation.wording import listing
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 

@@ -39,7 +39,7 @@ def place_labels(
         height = sizes[row, 1]
         distance = _distance(labels, anchors[row], gap) / height
         area = sizes[row].prod()
-        crowded = _overlap(labels + [-gap, -gap, gap, gap], taken) / area
+        crowded = _overlap(labels + np.array([-gap, -gap, gap, gap]), taken) / area
         covered = _overlap(labels, boxes) / area
         cost = distance + LABEL_OVERLAP * crowded + BOX_OVERLAP * np.minimum(covered, 2)
         places[row] = corners[int(np.argmin(cost))]

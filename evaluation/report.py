@@ -13,35 +13,24 @@ from evaluation.comparison import (
     Contestant,
     action_rows,
     compare,
-    headline,
-    listing,
-    percent,
 )
 from evaluation.gallery import Shelf, build_gallery
 from evaluation.predictions import read_predictions
 from evaluation.results import Results, read_results
 from evaluation.training_log import TrainingLog, read_training_log
+from evaluation.wording import METRIC_TITLES, SETTINGS, headline, listing, percent
 from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
-from pipeline.files import write_text
+from pipeline.files import refuse_existing, write_text
 from pipeline.images import read_image
 from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
 
 MAX_ACTIONS = 40
 MAX_VIEWS = 2
-COLUMNS = {
-    "full": "Full",
-    "seen": "Seen",
-    "unseen": "Unseen",
-    "rare": "Rare",
-    "non_rare": "Non-rare",
-    "mean_max_recall": "Max recall",
-}
 PROTOCOLS = {
     "detector": "candidate pairs from a frozen detector",
     "annotated": "candidate pairs from annotated boxes (the published, transductive protocol)",
 }
-SETTINGS = {"default": "default setting", "known_object": "known-object setting"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class Bar:
     width: float
 
 
-def write_report(paths: Sequence[Path], out: Path) -> None:
+def write_report(paths: Sequence[Path], out: Path, overwrite: bool = False) -> None:
     """Writes the report.
 
     What results point at and what is no longer there (the training log, the predictions, the
@@ -68,12 +57,14 @@ def write_report(paths: Sequence[Path], out: Path) -> None:
     Args:
         paths: results files in any order.
         out: the HTML file.
+        overwrite: replace it.
 
     Raises:
-        InputError: a package of the extra `report` is missing, a file is wrong, or the results do
-            not belong together.
+        InputError: a package of the extra `report` is missing, a file is wrong, the results do
+            not belong together, or the HTML file is there already.
     """
     require_report_packages()
+    refuse_existing(out, overwrite)
     results = [read_results(path) for path in paths]
     comparison = compare(results, _vocabulary(results))
     write_text(out, render(comparison))
@@ -121,7 +112,8 @@ def _vocabulary(results: Sequence[Results]) -> Vocabulary:
 
 def _facts(comparison: Comparison) -> list[str]:
     first, vocabulary = comparison.first, comparison.vocabulary
-    seeds = sorted({one.seed for who in comparison.contestants for one in who.results} - {None})
+    runs = [one for who in comparison.contestants for one in who.results]
+    seeds = sorted({one.seed for one in runs if one.seed is not None})
     held_back = f"{len(comparison.unseen)} of {vocabulary.num_interactions} interactions unseen"
     return [
         first.dataset,
@@ -146,7 +138,7 @@ def _columns(comparison: Comparison) -> dict[str, str]:
     """Columns in which some contestant has a number."""
     return {
         name: title
-        for name, title in COLUMNS.items()
+        for name, title in METRIC_TITLES.items()
         if any(one.metric(name) is not None for one in comparison.contestants)
     }
 

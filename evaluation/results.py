@@ -38,7 +38,7 @@ class Results:
         seed: of the run.
         dataset_path, predictions, metrics_log: the test dataset's folder, the predictions file
             and the training log; relative to the results file on disk, usable paths here.
-        extra: further numbers worth reporting, by name.
+        extra: further fractions worth reporting, by name, the most telling first.
     """
 
     name: str

@@ -33,6 +33,16 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise
 
 
+def refuse_existing(path: Path | str, overwrite: bool) -> None:
+    """Guards a result that a command is about to write.
+
+    Raises:
+        InputError: the file is there and `overwrite` is not given.
+    """
+    if not overwrite and Path(path).exists():
+        raise InputError(f"{path}: exists; give --overwrite or another name")
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
