@@ -1,0 +1,120 @@
+"""Student checkpoints: written whole, read without unpickling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import bad_field
+from pipeline.files import replacing
+from pipeline.splits import Split
+from pipeline.vocabulary import Vocabulary
+from pipeline.vocabulary import from_dict as vocabulary_from_dict
+from student.model import HOIDetector
+from student.published import model_from_published, read_checkpoint
+from student.recipe import Recipe, recipe_from_dict
+
+FORMAT = "eoid-student-1"
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a checkpoint of ours holds.
+
+    Attributes:
+        recipe: all settings.
+        vocabulary: what the class numbers mean.
+        split: the interactions whose labels were hidden, and the verbs the teacher was asked for.
+        weights: the state dict that predicts (averaged where averaging is on).
+        state: what training needs to go on.
+    """
+
+    recipe: Recipe
+    vocabulary: Vocabulary
+    split: Split
+    weights: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    value = {
+        "format": FORMAT,
+        "recipe": checkpoint.recipe.to_dict(),
+        "vocabulary": checkpoint.vocabulary.to_dict(),
+        "split": {
+            "name": checkpoint.split.name,
+            "unseen": list(checkpoint.split.unseen),
+            "asked_verbs": checkpoint.split.asked_verbs.tolist(),
+        },
+        "model": checkpoint.weights,
+        "state": checkpoint.state,
+    }
+    with replacing(path) as temporary:
+        torch.save(value, temporary)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint of ours.
+
+    Raises:
+        InputError: missing, damaged, or of another kind.
+    """
+    value = read_checkpoint(path)
+    if not is_ours(value):
+        found = value.get("format", "none") if isinstance(value, dict) else type(value).__name__
+        raise bad_field(path, "format", FORMAT, str(found))
+    return _checkpoint(value, path)
+
+
+def _checkpoint(value: dict[str, Any], path: Path) -> Checkpoint:
+    return Checkpoint(
+        recipe=recipe_from_dict(value["recipe"], path),
+        vocabulary=vocabulary_from_dict(value["vocabulary"], path),
+        split=Split(
+            value["split"]["name"],
+            tuple(value["split"]["unseen"]),
+            np.array(value["split"]["asked_verbs"], dtype=bool),
+        ),
+        weights=value["model"],
+        state=value["state"],
+    )
+
+
+def is_ours(value: Any) -> bool:
+    """Whether a loaded file is a checkpoint of this project."""
+    return isinstance(value, dict) and value.get("format") == FORMAT
+
+
+def checkpoint_path(path: Path | str) -> Path:
+    """The checkpoint file of a run folder, or the file itself."""
+    path = Path(path)
+    return path / CHECKPOINT if path.is_dir() else path
+
+
+def load_model(path: Path | str) -> HOIDetector:
+    """Opens a detector in eval mode.
+
+    Args:
+        path: a run folder, a checkpoint of ours, or one in the published EoID/CDN form.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    file = checkpoint_path(path)
+    content = read_checkpoint(file)
+    if not is_ours(content):
+        return model_from_published(content, file)
+    return restore(_checkpoint(content, file))
+
+
+def restore(checkpoint: Checkpoint) -> HOIDetector:
+    """The detector of a checkpoint, in eval mode."""
+    model = HOIDetector(checkpoint.recipe.model)
+    model.load_state_dict(checkpoint.weights)
+    return model.eval()

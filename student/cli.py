@@ -1,0 +1,99 @@
+"""The `eoid-train` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli import config_option, device_option, run_command
+
+COUNT = click.IntRange(min=1)
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def train() -> None:
+    """Phase two: train the student on a teacher cache, evaluate it."""
+
+
+@train.command()
+@click.option("--data", required=True, type=PATH, help="Dataset folder.")
+@click.option("--cache", required=True, type=PATH, help="Teacher cache of its training part.")
+@click.option("--split", required=True, help="Zero-shot split: a name or a TOML file.")
+@click.option("--out", required=True, type=PATH, help="Run folder.")
+@click.option(
+    "--preset",
+    type=click.Choice(["published", "world"]),
+    default="published",
+    show_default=True,
+    help="The recipe that the options below change.",
+)
+@click.option("--init", type=PATH, help="Weights to start from: a detector on the same backbone.")
+@click.option("--no-distillation", is_flag=True, help="The control: silence the teacher.")
+@click.option("--candidates", type=click.Choice(["detector", "annotated"]))
+@click.option("--queries", type=click.Choice(["learned", "pairs"]))
+@click.option("--num-queries", type=COUNT)
+@click.option("--topk", type=click.IntRange(min=0), help="Candidates an image may teach with.")
+@click.option("--thres-is", "interactive_threshold", type=click.FloatRange(0, 1))
+@click.option("--soft-weight", "verb_soft_weight", type=click.FloatRange(min=0))
+@click.option("--soft-normalisation", type=click.Choice(["entries", "pairs"]))
+@click.option("--verb-loss", type=click.Choice(["focal_bce", "bce_bce"]))
+@click.option("--epochs", type=COUNT)
+@click.option("--batch-size", type=COUNT)
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True)
+@click.option("--name", help="What reports call this run; default: the folder's name.")
+@click.option("--overwrite", is_flag=True, help="Replace another run in the folder.")
+@device_option
+@config_option
+def student(
+    data: Path,
+    cache: Path,
+    split: str,
+    out: Path,
+    preset: str,
+    init: Path | None,
+    no_distillation: bool,
+    workers: int,
+    name: str | None,
+    overwrite: bool,
+    device: str,
+    **options: Any,
+) -> None:
+    """Train a student; the same command goes on after a stop. Ends with the test evaluation."""
+    from evaluation.wording import results_table
+    from student.run import RunConfig, run_student
+
+    options["distillation"] = False if no_distillation else None
+    config = RunConfig(
+        data, cache, out, split, preset, options, init, device, workers, overwrite, name
+    )
+    click.echo("\n".join(results_table([run_student(config)])))
+
+
+@train.command()
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
+@click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
+@click.option("--split", help="Groups to report; default: the split of the run.")
+@click.option("--out", type=PATH, help="Folder for predictions.json and results.json.")
+@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True)
+@device_option
+@config_option
+def evaluate(
+    checkpoint: Path, data: Path, split: str | None, out: Path | None, workers: int, device: str
+) -> None:
+    """Predict a dataset's test part and score it."""
+    from evaluation.wording import results_table
+    from student.run import evaluate_checkpoint
+
+    results = evaluate_checkpoint(checkpoint, data, split, out, device, workers)
+    click.echo("\n".join(results_table([results])))
+
+
+def main() -> None:
+    """Entry point of `eoid-train`."""
+    run_command(train)

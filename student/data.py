@@ -1,0 +1,206 @@
+"""Images and targets as the training step wants them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision import tv_tensors
+from torchvision.ops import box_convert
+from torchvision.transforms.v2 import functional as TF
+
+from pipeline.images import read_image
+from pipeline.splits import Split
+from pipeline.types import Annotation, ImageRecord
+from pipeline.vocabulary import Vocabulary
+from student.pair_targets import ImageTargets, TargetConfig, image_targets
+from student.targets import Targets
+from teacher_cache.reader import TeacherCache
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+SMALLEST_SIDE = 1.0
+
+Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training image.
+
+    Attributes:
+        image_id: file name.
+        image: (3, h, w) normalised.
+        targets: its pairs.
+        boxes, labels: (M, 4) cxcywh in [0, 1] and (M,): the frozen detector's boxes.
+    """
+
+    image_id: str
+    image: Tensor
+    targets: Targets
+    boxes: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Sample:
+        """The same sample on another device."""
+        return Sample(
+            image_id=self.image_id,
+            image=self.image.to(device, non_blocking=True),
+            targets=self.targets.to(device),
+            boxes=self.boxes.to(device),
+            labels=self.labels.to(device),
+        )
+
+
+class TrainingImages(Dataset[Sample]):
+    """Training images with their targets; equal `(seed, epoch, index)` give equal samples.
+
+    Args:
+        records: images, in the order of `annotations`.
+        annotations: all labels.
+        cache: the teacher's answers.
+        split: what is unseen.
+        vocabulary: of all of them.
+        config: which pairs teach.
+        transform: changes image and boxes together.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        annotations: Sequence[Annotation],
+        cache: TeacherCache,
+        split: Split,
+        vocabulary: Vocabulary,
+        config: TargetConfig,
+        transform: Transform,
+        seed: int,
+    ) -> None:
+        self.records, self.annotations, self.cache = records, annotations, cache
+        self.split, self.vocabulary, self.config = split, vocabulary, config
+        self.transform, self.seed = transform, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def targets(self, index: int) -> ImageTargets:
+        """The untransformed targets of image `index`."""
+        answers = self.cache[self.records[index].id]
+        return image_targets(
+            self.annotations[index],
+            answers.pairs,
+            answers.probabilities,
+            self.split,
+            self.vocabulary,
+            self.config,
+        )
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The sample of `(epoch, index)`."""
+        epoch, index = key
+        image = TF.pil_to_tensor(read_image(self.records[index].path))
+        # Augmentation draws from torch's generator; seeding it here, and putting it back, makes a
+        # sample independent of the worker that prepares it and of what came before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, epoch, index))
+            return make_sample(self.records[index].id, image, self.targets(index), self.transform)
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def make_sample(
+    image_id: str, image: Tensor, targets: ImageTargets, transform: Transform
+) -> Sample:
+    """Transforms an image (3, h, w) uint8 with its targets and drops what was cut away.
+
+    A pair leaves when one of its boxes has less than a pixel left; a detected box likewise.
+    """
+    size = image.shape[-2:]
+    humans, objects, found = (
+        tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=size)
+        for boxes in (targets.human_boxes, targets.object_boxes, targets.boxes)
+    )
+    changed = transform(
+        {"image": tv_tensors.Image(image), "humans": humans, "objects": objects, "found": found}
+    )
+    pixels = normalise(changed["image"])
+    height, width = pixels.shape[-2:]
+    kept = _has_area(changed["humans"])
+    # A verb without object carries an all-zero object box, which no crop can cut away.
+    objectless = torch.from_numpy((targets.object_boxes == 0).all(1))
+    kept &= _has_area(changed["objects"]) | objectless
+    kept_boxes = _has_area(changed["found"])
+    object_boxes = _relative(changed["objects"], width, height)
+    object_boxes[objectless] = 0
+    return Sample(
+        image_id=image_id,
+        image=pixels,
+        targets=Targets(
+            human_boxes=_relative(changed["humans"], width, height)[kept],
+            object_boxes=object_boxes[kept],
+            object_labels=torch.from_numpy(targets.object_labels)[kept],
+            hard=torch.from_numpy(targets.hard)[kept],
+            soft=torch.from_numpy(targets.soft)[kept],
+            seen=torch.from_numpy(targets.seen)[kept],
+            interactive=torch.from_numpy(targets.interactive)[kept],
+        ),
+        boxes=_relative(changed["found"], width, height)[kept_boxes],
+        labels=torch.from_numpy(targets.labels)[kept_boxes],
+    )
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(3, h, w) uint8 -> float32 with ImageNet's mean and std."""
+    pixels = TF.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
+    return TF.normalize(pixels, list(MEAN), list(STD))
+
+
+def without_interrupts(_: int) -> None:
+    """For worker processes: Ctrl-C reaches all of them, only their parent decides to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    corners = boxes.as_subclass(Tensor)
+    return ((corners[:, 2:] - corners[:, :2]) >= SMALLEST_SIDE).all(1)
+
+
+def _relative(boxes: Tensor, width: int, height: int) -> Tensor:
+    """(N, 4) xyxy pixels -> cxcywh in [0, 1]."""
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return box_convert(boxes.as_subclass(Tensor).float() / scale, "xyxy", "cxcywh")
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """A fresh permutation every epoch, from the seed alone.
+
+    Args:
+        size: number of images.
+        batch_size: images a step.
+        seed: of all permutations.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.epoch, self.first_step = 0, 0
+
+    def position(self, epoch: int, step: int) -> None:
+        """The next iteration starts at this step of this epoch."""
+        self.epoch, self.first_step = epoch, step
+
+    def __len__(self) -> int:
+        return self.size - self.first_step * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for index in order[self.first_step * self.batch_size :]:
+            yield self.epoch, index

@@ -1,0 +1,157 @@
+"""The dense head: marks people and objects on a feature map, so that queries start at pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_convert, generalized_box_iou_loss
+
+PEAK_WINDOW = 3
+PRIOR_PROBABILITY = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class DenseOutputs:
+    """The dense head's answer on a map of h x w cells.
+
+    Attributes:
+        logits: (B, C, h, w) one channel for every object class.
+        boxes: (B, 2, 4, h, w) cxcywh in [0, 1]: box of the person (0) and of the object (1)
+            centred in the cell.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+
+class DenseHead(nn.Module):
+    """Marks the centres of people and objects and gives their boxes.
+
+    People and objects have branches of their own: a rider and the horse share a cell.
+
+    Args:
+        channels: of the feature map.
+        num_objects: classes, people included.
+        person: class index of people.
+    """
+
+    def __init__(self, channels: int, num_objects: int, person: int) -> None:
+        super().__init__()
+        self.person = person
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.ReLU(inplace=True),
+            )
+            for _ in range(2)
+        )
+        self.person_logit = nn.Conv2d(channels, 1, 1)
+        self.object_logits = nn.Conv2d(channels, num_objects, 1)
+        self.boxes = nn.ModuleList(nn.Conv2d(channels, 4, 1) for _ in range(2))
+        prior = torch.logit(torch.tensor(PRIOR_PROBABILITY)).item()
+        nn.init.constant_(self.person_logit.bias, prior)  # type: ignore[arg-type]
+        nn.init.constant_(self.object_logits.bias, prior)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> DenseOutputs:
+        """(B, channels, h, w) map -> logits and boxes of every cell."""
+        people, objects = (branch(features) for branch in self.branches)
+        logits = self.object_logits(objects)
+        logits = torch.cat(
+            [logits[:, : self.person], self.person_logit(people), logits[:, self.person + 1 :]], 1
+        ).float()
+        height, width = features.shape[-2:]
+        boxes = []
+        for head, branch in zip(self.boxes, (people, objects), strict=True):
+            raw = head(branch).float()
+            centre = cell_centres(height, width, features.device)
+            step = torch.tensor([1 / width, 1 / height], device=features.device).view(2, 1, 1)
+            # Sizes start at a fifth of the picture; centres stay within two cells of their own.
+            size = torch.sigmoid(raw[:, 2:] - 1.4)
+            boxes.append(torch.cat([centre + 2 * step * torch.tanh(raw[:, :2] / 2), size], 1))
+        return DenseOutputs(logits=logits, boxes=torch.stack(boxes, 1))
+
+
+def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(2, h, w) centres (x, y) of the cells of a map, in [0, 1]."""
+    x = (torch.arange(width, device=device) + 0.5) / width
+    y = (torch.arange(height, device=device) + 0.5) / height
+    return torch.stack([x.expand(height, width), y.unsqueeze(1).expand(height, width)])
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The best cells of a dense answer: boxes (B, K, 4) cxcywh, scores and labels (B, K)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def best_cells(logits: Tensor, boxes: Tensor, count: int) -> Candidates:
+    """The `count` best local maxima over classes and cells.
+
+    Args:
+        logits: (B, C, h, w).
+        boxes: (B, 4, h, w) cxcywh.
+        count: K, at most C * h * w.
+    """
+    scores = logits.sigmoid()
+    peaks = F.max_pool2d(scores, PEAK_WINDOW, stride=1, padding=PEAK_WINDOW // 2)
+    scores = torch.where(scores == peaks, scores, scores * 1e-3)
+    cells = logits.shape[-2] * logits.shape[-1]
+    top, index = scores.flatten(1).topk(min(count, scores[0].numel()), dim=1)
+    where = (index % cells).unsqueeze(-1).expand(-1, -1, 4)
+    return Candidates(boxes.flatten(2).transpose(1, 2).gather(1, where), top, index // cells)
+
+
+def dense_losses(
+    dense: DenseOutputs, boxes: list[Tensor], labels: list[Tensor], person: int
+) -> dict[str, Tensor]:
+    """Losses of the dense head against a detector's boxes.
+
+    Centres are marked by a Gaussian bump and scored by a focal loss that forgives the bump's
+    slope; boxes are compared in the centre cell (CenterNet, arXiv 1904.07850, section 4).
+
+    Args:
+        dense: the head's answer.
+        boxes: per image (M, 4) cxcywh in [0, 1].
+        labels: per image (M,) classes.
+        person: class index of people.
+
+    Returns:
+        `dense_class` and `dense_box`, each divided by the number of boxes in the batch.
+    """
+    batch, num_classes, height, width = dense.logits.shape
+    device = dense.logits.device
+    image = torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)])
+    label, box = torch.cat(labels), torch.cat(boxes)
+    count = max(len(label), 1)
+    grid = torch.tensor([width, height], device=device)
+    cell = (box[:, :2] * grid).long().clamp(min=0)
+    cell = torch.minimum(cell, grid - 1)
+    centres = cell_centres(height, width, device)
+    # The slope is as wide as a sixth of the box, at least half a cell.
+    spread = torch.maximum(box[:, 2:] / 6, 0.5 / grid).view(-1, 2, 1, 1)
+    offset = (centres - ((cell + 0.5) / grid).view(-1, 2, 1, 1)) / spread
+    bump = torch.exp(-0.5 * offset.square().sum(1))
+    heat = torch.zeros(batch * num_classes, height, width, device=device)
+    rows = image * num_classes + label
+    heat = heat.scatter_reduce(0, rows.view(-1, 1, 1).expand_as(bump), bump, "amax")
+    heat = heat.view(batch, num_classes, height, width)
+    probability = dense.logits.sigmoid()
+    positive = heat >= 1 - 1e-6
+    loss = torch.where(
+        positive,
+        -((1 - probability) ** 2) * F.logsigmoid(dense.logits),
+        -((1 - heat) ** 4) * probability**2 * F.logsigmoid(-dense.logits),
+    )
+    branch = (label != person).long()
+    predicted = dense.boxes[image, branch, :, cell[:, 1], cell[:, 0]]
+    corners = (box_convert(b, "cxcywh", "xyxy") for b in (predicted, box))
+    distance = (predicted - box).abs().sum() + generalized_box_iou_loss(*corners, reduction="sum")
+    return {"dense_class": loss.sum() / count, "dense_box": distance / count}

@@ -1,0 +1,62 @@
+"""Where a student's weights start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.errors import InputError
+from student.model import HOIDetector
+from student.published import read_checkpoint
+
+# A torchvision detector keeps its body here; the world's student has the same body.
+DETECTOR_BODY = "backbone.body."
+
+
+def start_from(model: HOIDetector, path: Path) -> str:
+    """Loads a detector's backbone into a student.
+
+    Args:
+        model: changed in place.
+        path: weights of a torchvision detector on the same backbone.
+
+    Returns:
+        One line saying what was taken.
+
+    Raises:
+        InputError: the file has no such backbone.
+    """
+    state = _read(path)
+    body = {
+        name.removeprefix(DETECTOR_BODY): value
+        for name, value in state.items()
+        if name.startswith(DETECTOR_BODY)
+    }
+    own = model.backbone.state_dict()
+    # Frozen batch norm keeps no count of batches.
+    body = {name: value for name, value in body.items() if not name.endswith("num_batches_tracked")}
+    missing = sorted(own.keys() - body.keys())
+    wrong = [name for name in own.keys() & body.keys() if own[name].shape != body[name].shape]
+    if missing or wrong:
+        what = f"backbone key {(missing or sorted(wrong))[0]} of the student's shape"
+        raise InputError(f"{path}: expected {what}, found none ({len(state)} keys)")
+    model.backbone.load_state_dict({name: body[name] for name in own})
+    left = len(state) - len(own)
+    return f"{path.name}: {len(own)} backbone tensors taken, {left} others left"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except Exception as error:
+            raise InputError(f"{path}: expected safetensors, found {error}") from None
+    value = read_checkpoint(path)
+    if not isinstance(value, dict) or not all(isinstance(v, torch.Tensor) for v in value.values()):
+        raise InputError(f"{path}: expected a dictionary of tensors")
+    return value

@@ -1,0 +1,143 @@
+"""What an image teaches: seen pairs with labels, candidate pairs with the teacher's answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.boxes import box_iou
+from pipeline.splits import Split, keep_seen
+from pipeline.types import Annotation, Pairs
+from pipeline.vocabulary import Vocabulary
+
+PROTOCOLS = ("detector", "annotated")
+ANNOTATED, PROPOSED = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTargets:
+    """The training pairs of one image, before any transformation.
+
+    Attributes:
+        human_boxes, object_boxes: (P, 4) float32 xyxy pixels; seen pairs first.
+        object_labels: (P,) int64.
+        hard: (P, V) bool, the seen labels.
+        soft: (P, V) float32, `u * teacher probability`, 0 where hard.
+        seen: (P,) bool, False for candidate pairs.
+        interactive: (P,) bool, False where a seen label says no_interaction.
+        boxes, labels: (M, 4) float32 xyxy and (M,) int64: what the frozen detector found.
+    """
+
+    human_boxes: np.ndarray
+    object_boxes: np.ndarray
+    object_labels: np.ndarray
+    hard: np.ndarray
+    soft: np.ndarray
+    seen: np.ndarray
+    interactive: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Which pairs teach, and how.
+
+    Attributes:
+        candidates: "detector" for the frozen detector's proposals, "annotated" for the annotated
+            pairs whose labels are all unseen (the published, transductive protocol).
+        distillation: False silences the teacher and changes nothing else.
+        overlap: a candidate goes when both its boxes overlap a seen pair of the same object by
+            this IoU.
+        box_score: least score of the detector's boxes that the dense head learns from.
+    """
+
+    candidates: str = "detector"
+    distillation: bool = True
+    overlap: float = 0.5
+    box_score: float = 0.3
+
+
+def image_targets(
+    annotation: Annotation,
+    pairs: Pairs,
+    probabilities: np.ndarray,
+    split: Split,
+    vocabulary: Vocabulary,
+    config: TargetConfig,
+) -> ImageTargets:
+    """Joins an image's annotation with the teacher's answers under a split.
+
+    Args:
+        annotation: all labels; those of unseen interactions are removed here.
+        pairs: the cached pairs of the image.
+        probabilities: (P, V) the teacher's answers for `pairs`.
+        split: what is unseen, and for which verbs the teacher is asked.
+        vocabulary: of annotation and cache.
+        config: see `TargetConfig`.
+    """
+    seen = keep_seen(annotation, split, vocabulary)
+    rows, inverse = _unique_pairs(seen.hois)
+    humans, objects = seen.boxes[rows[:, 0]], seen.boxes[rows[:, 1]]
+    labels = seen.labels[rows[:, 1]]
+    hard = np.zeros((len(rows), vocabulary.num_verbs), dtype=bool)
+    hard[inverse, seen.hois[:, 2]] = True
+    asked = split.asked_verbs.astype(np.float32) * config.distillation
+
+    annotated = pairs.sources == ANNOTATED
+    same = _same_pairs(humans, objects, labels, pairs) & annotated
+    soft = np.zeros(hard.shape, dtype=np.float32)
+    known = same.any(1)
+    soft[known] = probabilities[same.argmax(1)[known]] * asked
+    soft[hard] = 0
+
+    wanted = annotated if config.candidates == "annotated" else ~annotated
+    overlap = np.minimum(
+        box_iou(humans, pairs.human_boxes), box_iou(objects, pairs.object_boxes)
+    ) * (labels[:, None] == pairs.object_labels)
+    candidates = np.flatnonzero(wanted & ~(overlap >= config.overlap).any(0))
+    interactive = np.ones(len(rows), dtype=bool)
+    if vocabulary.no_interaction is not None:
+        interactive = ~hard[:, vocabulary.no_interaction]
+    boxes, box_labels = _detected_boxes(pairs, vocabulary.person, config.box_score)
+    count = len(candidates)
+    return ImageTargets(
+        human_boxes=np.concatenate([humans, pairs.human_boxes[candidates]]),
+        object_boxes=np.concatenate([objects, pairs.object_boxes[candidates]]),
+        object_labels=np.concatenate([labels, pairs.object_labels[candidates]]),
+        hard=np.concatenate([hard, np.zeros((count, hard.shape[1]), dtype=bool)]),
+        soft=np.concatenate([soft, (probabilities[candidates] * asked).astype(np.float32)]),
+        seen=np.arange(len(rows) + count) < len(rows),
+        interactive=np.concatenate([interactive, np.ones(count, dtype=bool)]),
+        boxes=boxes,
+        labels=box_labels,
+    )
+
+
+def _unique_pairs(hois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(K, 3) labels -> (P, 2) pairs (human row, object row) and (K,) the pair of each label."""
+    rows, inverse = np.unique(hois[:, :2], axis=0, return_inverse=True)
+    return rows.reshape(-1, 2), inverse.reshape(-1)
+
+
+def _same_pairs(
+    humans: np.ndarray, objects: np.ndarray, labels: np.ndarray, pairs: Pairs
+) -> np.ndarray:
+    """(N, P) bool: annotated pair n is cached pair p, up to rounding of the boxes."""
+    near = [
+        np.abs(mine[:, None] - cached[None]).max(-1, initial=0) < 0.01
+        for mine, cached in ((humans, pairs.human_boxes), (objects, pairs.object_boxes))
+    ]
+    return near[0] & near[1] & (labels[:, None] == pairs.object_labels)
+
+
+def _detected_boxes(pairs: Pairs, person: int, score: float) -> tuple[np.ndarray, np.ndarray]:
+    """The detector's own boxes, each once: people and objects that proposed pairs are made of."""
+    proposed = pairs.sources == PROPOSED
+    human = proposed & (pairs.human_scores >= score)
+    thing = proposed & (pairs.object_scores >= score) & (pairs.object_labels != person)
+    boxes = np.concatenate([pairs.human_boxes[human], pairs.object_boxes[thing]])
+    labels = np.concatenate([np.full(human.sum(), person), pairs.object_labels[thing]])
+    table = np.unique(np.column_stack([boxes, labels]), axis=0).reshape(-1, 5)
+    return table[:, :4].astype(np.float32), table[:, 4].astype(np.int64)

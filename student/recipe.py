@@ -1,0 +1,155 @@
+"""How the student is trained: one frozen value, written into the run folder and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from pipeline.errors import InputError, bad_field
+from student.config import LossConfig, MatcherConfig, StudentConfig
+from student.pair_targets import TargetConfig
+
+PRESETS = ("published", "world")
+SCHEDULES = ("step", "one_cycle")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation; the defaults are the published ones.
+
+    Attributes:
+        epochs, batch_size: length and size of the steps (images).
+        learning_rate: peak rate of everything but the backbone.
+        backbone_factor: the backbone's rate as a share of it.
+        weight_decay: AdamW's.
+        schedule: "step" (a tenth from epoch `drop_epoch` on) or "one_cycle".
+        drop_epoch: see `schedule`.
+        clip_norm: largest gradient norm.
+        ema: decay of the averaged weights that predict; 0 predicts with the plain weights.
+        augmentation: "published" (DETR's, short side 480..800) or "world" (flip and colours, no
+            resize); evaluation resizes to match.
+        precision: "auto" is bfloat16 where the hardware is quick at it.
+        seed: of weights, order and augmentation.
+        dense_class_weight, dense_box_weight: losses of the dense head (queries from pairs).
+    """
+
+    epochs: int = 90
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    backbone_factor: float = 0.1
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    drop_epoch: int = 60
+    clip_norm: float = 0.1
+    ema: float = 0.0
+    augmentation: str = "published"
+    precision: str = "auto"
+    seed: int = 0
+    dense_class_weight: float = 1.0
+    dense_box_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for name, choices in (
+            ("schedule", SCHEDULES),
+            ("augmentation", PRESETS),
+            ("precision", PRECISIONS),
+        ):
+            if getattr(self, name) not in choices:
+                found = getattr(self, name)
+                raise InputError(f"{name}: expected one of {', '.join(choices)}, found {found}")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema: expected a number from 0 to below 1, found {self.ema}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a student: its sizes, matching, losses, targets and optimisation."""
+
+    model: StudentConfig
+    matcher: MatcherConfig = field(default_factory=MatcherConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    targets: TargetConfig = field(default_factory=TargetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, for files."""
+        return asdict(self)
+
+    def changed(self, **options: Any) -> Recipe:
+        """A recipe in which the named fields of its parts have other values.
+
+        Args:
+            options: field name to value; None leaves the field as it is.
+        """
+        parts = {}
+        left = {name: value for name, value in options.items() if value is not None}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            own = {f.name for f in fields(value)} & left.keys()
+            parts[part.name] = replace(value, **{name: left.pop(name) for name in own})
+        assert not left, f"no such field: {sorted(left)}"
+        return Recipe(**parts)
+
+
+def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
+    """Reads what `Recipe.to_dict` wrote.
+
+    Raises:
+        InputError: unknown or missing parts.
+    """
+    kinds = {
+        "model": StudentConfig,
+        "matcher": MatcherConfig,
+        "losses": LossConfig,
+        "targets": TargetConfig,
+        "train": TrainConfig,
+    }
+    if not isinstance(value, dict) or set(value) != set(kinds):
+        raise bad_field(file, "recipe", f"parts {', '.join(kinds)}", value)
+    parts = {}
+    for name, kind in kinds.items():
+        try:
+            parts[name] = kind(**value[name])
+        except TypeError as error:
+            raise bad_field(
+                file, f"recipe.{name}", f"fields of {kind.__name__}", str(error)
+            ) from None
+    return Recipe(**parts)
+
+
+def preset(name: str, num_objects: int, num_verbs: int, person: int) -> Recipe:
+    """The published recipe, or the small one of the embedded world.
+
+    Args:
+        name: one of `PRESETS`.
+        num_objects, num_verbs, person: of the vocabulary.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if name == "published":
+        return Recipe(StudentConfig(num_objects=num_objects, num_verbs=num_verbs, person=person))
+    if name != "world":
+        raise InputError(f"--preset: expected one of {', '.join(PRESETS)}, found {name}")
+    return Recipe(
+        model=StudentConfig.world(num_objects, num_verbs, person),
+        matcher=MatcherConfig.world(),
+        losses=LossConfig.world(),
+        train=TrainConfig(
+            epochs=5,
+            batch_size=32,
+            learning_rate=2e-3,
+            backbone_factor=0.6,
+            weight_decay=0.02,
+            schedule="one_cycle",
+            clip_norm=1.0,
+            ema=0.99,
+            augmentation="world",
+        ),
+    )

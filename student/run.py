@@ -1,0 +1,267 @@
+"""A student's run from start to results: the folder, the training, the test evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.hico import evaluate
+from evaluation.predictions import write_predictions
+from evaluation.results import Results, score_fields, write_results
+from pipeline.annotations import AnnotationFile
+from pipeline.datasets import Dataset, open_dataset
+from pipeline.devices import resolve_device
+from pipeline.errors import InputError
+from pipeline.files import read_json, write_json
+from pipeline.splits import Split, load_split
+from student.augmentation import training_augmentation
+from student.checkpoints import CHECKPOINT, checkpoint_path, load_checkpoint, restore
+from student.data import TrainingImages
+from student.initialise import start_from
+from student.model import HOIDetector
+from student.predict import predict
+from student.recipe import Recipe, preset
+from student.train import METRICS, Trainer
+from teacher_cache.reader import open_cache
+
+CONFIG, RESULTS, PREDICTIONS = "config.json", "results.json", "predictions.json"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `eoid-train student` was asked for.
+
+    Attributes:
+        data, cache, out: dataset folder, cache folder, run folder.
+        split: name or TOML file.
+        preset: the recipe to start from.
+        options: fields of the recipe's parts that differ from the preset.
+        init: weights to start from, None for random ones.
+        device: where to train.
+        workers: processes that prepare samples.
+        overwrite: replace another run in `out`.
+        name: what the report calls the run; the folder's name by default.
+    """
+
+    data: Path
+    cache: Path
+    out: Path
+    split: str
+    preset: str
+    options: dict[str, Any]
+    init: Path | None
+    device: str
+    workers: int
+    overwrite: bool
+    name: str | None
+
+
+def run_student(config: RunConfig) -> Results:
+    """Trains a student, or goes on where its run stands, and evaluates it on the test part.
+
+    Raises:
+        InputError: dataset, cache, split or run folder do not fit.
+    """
+    dataset = open_dataset(config.data)
+    vocabulary = dataset.vocabulary
+    split = load_split(vocabulary, config.split)
+    recipe = preset(
+        config.preset, vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person
+    ).changed(**config.options)
+    device = resolve_device(config.device)
+    torch.manual_seed(recipe.train.seed)
+    model = HOIDetector(recipe.model)
+    started = "random weights" if config.init is None else start_from(model, config.init)
+    images = _training_images(config, dataset, split, recipe)
+    plan = _plan(config, recipe, split, images)
+    resuming = _claim(config.out, plan, config.overwrite)
+    trainer = Trainer(recipe, model, images, vocabulary, split, config.out, device, config.workers)
+    if resuming:
+        trainer.resume()
+        print(f"{config.out}: goes on at step {trainer.step} of {trainer.total_steps}")
+    else:
+        print(f"start: {started}")
+    trainer.train()
+    source = Evaluated(
+        name=config.name or config.out.resolve().name,
+        split=split,
+        training_split=split.name,
+        protocol=recipe.targets.candidates,
+        distillation=recipe.targets.distillation,
+        seed=recipe.train.seed,
+        metrics_log=config.out / METRICS,
+    )
+    return evaluate_model(
+        trainer.predictor, recipe, dataset, source, config.out, device, config.workers
+    )
+
+
+def _training_images(
+    config: RunConfig, dataset: Dataset, split: Split, recipe: Recipe
+) -> TrainingImages:
+    annotations = dataset.load("train")
+    _tell(annotations)
+    records = dataset.records(annotations)
+    cache = open_cache(config.cache)
+    cache.check(vocabulary=dataset.vocabulary, annotations_digest=annotations.digest)
+    kept = [index for index, record in enumerate(records) if record.id in cache]
+    if len(kept) < len(records):
+        # The cache lists them as failed: their images could not be read.
+        print(f"{config.cache}: no answers for {len(records) - len(kept)} images, left out")
+    return TrainingImages(
+        [records[index] for index in kept],
+        [annotations.annotations[index] for index in kept],
+        cache,
+        split,
+        dataset.vocabulary,
+        recipe.targets,
+        training_augmentation(recipe.train.augmentation),
+        recipe.train.seed,
+    )
+
+
+def _tell(annotations: AnnotationFile) -> None:
+    line = annotations.blemish_line()
+    if line:
+        print(line)
+
+
+def _plan(
+    config: RunConfig, recipe: Recipe, split: Split, images: TrainingImages
+) -> dict[str, Any]:
+    """The resolved configuration: what the run's result depends on."""
+    return {
+        "data": str(config.data),
+        "cache": images.cache.fingerprint,
+        "split": {"name": split.name, "unseen": list(split.unseen)},
+        "init": None if config.init is None else config.init.name,
+        "recipe": recipe.to_dict(),
+    }
+
+
+def _claim(run: Path, plan: dict[str, Any], overwrite: bool) -> bool:
+    """Makes the folder this run's; True where it already holds a checkpoint of it.
+
+    Raises:
+        InputError: it holds another run, or other files.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / CONFIG
+    if file.is_file() and not overwrite:
+        found = read_json(file)
+        changed = [
+            key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]
+        ]
+        if changed:
+            raise InputError(
+                f"{run}: holds a run with another {' and '.join(changed)};"
+                " name a new folder or give --overwrite"
+            )
+        return (run / CHECKPOINT).is_file()
+    if not file.is_file() and any(run.iterdir()) and not overwrite:
+        raise InputError(f"{run}: expected a new folder or a run, found other files")
+    for name in (CHECKPOINT, METRICS, RESULTS, PREDICTIONS):
+        (run / name).unlink(missing_ok=True)
+    write_json(file, plan)
+    return False
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What results say about the model they are of; see `evaluation.results.Results`."""
+
+    name: str
+    split: Split
+    training_split: str | None
+    protocol: Any
+    distillation: bool | None
+    seed: int | None
+    metrics_log: Path | None
+
+
+def evaluate_model(
+    model: HOIDetector,
+    recipe: Recipe,
+    dataset: Dataset,
+    source: Evaluated,
+    out: Path,
+    device: torch.device,
+    workers: int,
+) -> Results:
+    """Predicts the test part, scores it, writes `predictions.json` and `results.json`."""
+    annotations = dataset.load("test")
+    _tell(annotations)
+    records = dataset.records(annotations)
+    detections = predict(
+        model,
+        records,
+        dataset.vocabulary,
+        recipe.train.augmentation,
+        device,
+        workers=workers,
+    )
+    scores = evaluate(annotations.annotations, detections, dataset.vocabulary)
+    write_predictions(out / PREDICTIONS, detections, dataset.vocabulary)
+    results = Results(
+        name=source.name,
+        kind="student",
+        dataset=dataset.name,
+        split=source.split.name,
+        setting="default",
+        num_images=len(records),
+        protocol=source.protocol,
+        training_split=source.training_split,
+        distillation=source.distillation,
+        seed=source.seed,
+        dataset_path=dataset.root,
+        predictions=out / PREDICTIONS,
+        metrics_log=source.metrics_log,
+        **score_fields(scores, dataset.vocabulary, source.split.unseen),
+    )
+    write_results(out / RESULTS, results)
+    return results
+
+
+def evaluate_checkpoint(
+    path: Path, data: Path, split: str | None, out: Path | None, device: str, workers: int
+) -> Results:
+    """Evaluates a run or a checkpoint of ours on a dataset's test part.
+
+    Args:
+        path: run folder or checkpoint file.
+        data: dataset folder.
+        split: whose groups to report; None takes the run's.
+        out: folder for predictions and results; None takes the run folder.
+        device: where to predict.
+        workers: processes that read images.
+
+    Raises:
+        InputError: nothing of the kind, or another vocabulary than the dataset's.
+    """
+    file = checkpoint_path(path)
+    checkpoint = load_checkpoint(file)
+    dataset = open_dataset(data)
+    if checkpoint.vocabulary.digest() != dataset.vocabulary.digest():
+        raise InputError(
+            f"{file}: expected a student of the vocabulary {dataset.vocabulary.name},"
+            f" found {checkpoint.vocabulary.name}"
+        )
+    trained = checkpoint.split
+    asked = trained if split is None else load_split(dataset.vocabulary, split)
+    recipe, out = checkpoint.recipe, out or file.parent
+    out.mkdir(parents=True, exist_ok=True)
+    source = Evaluated(
+        name=file.resolve().parent.name,
+        split=asked,
+        training_split=trained.name,
+        protocol=recipe.targets.candidates,
+        distillation=recipe.targets.distillation,
+        seed=recipe.train.seed,
+        metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
+    )
+    return evaluate_model(
+        restore(checkpoint), recipe, dataset, source, out, resolve_device(device), workers
+    )

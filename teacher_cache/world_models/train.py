@@ -1,0 +1,221 @@
+"""Trains the embedded world's teacher and detector side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pipeline.devices import autocast, resolve_device
+from pipeline.errors import InputError
+from pipeline.files import read_json, replacing, write_json
+from pipeline.progress import Progress
+from pipeline.world.scene import world_vocabulary
+from pipeline.world.write import DRAWING
+from teacher_cache.clip_teacher import FOLDER_WEIGHTS, save_clip
+from teacher_cache.prompts import interaction_prompts
+from teacher_cache.world_models.data import ModelPictures, draw_model_pictures
+from teacher_cache.world_models.detector import DetectorTraining, train_detector
+from teacher_cache.world_models.teacher import (
+    CONTEXT_LENGTH,
+    IMAGE_SIZE,
+    MEAN,
+    STD,
+    TeacherTraining,
+    clip_config,
+    train_teacher,
+)
+from teacher_cache.world_models.tokenizer import WordTokenizer
+
+PLAN, DETECTOR, TEACHER = "world_models.json", "detector.safetensors", "teacher"
+
+
+@dataclass(frozen=True)
+class WorldModels:
+    """What is trained, and on what.
+
+    Attributes:
+        pictures: how many pictures of the world's part "models" are drawn.
+        seed: of pictures and training.
+        teacher, detector: the recipes.
+        precision: see `pipeline.devices.autocast`.
+    """
+
+    pictures: int = 3000
+    seed: int = 0
+    teacher: TeacherTraining = field(default_factory=TeacherTraining)
+    detector: DetectorTraining = field(default_factory=DetectorTraining)
+    precision: str = "auto"
+
+    def plan(self) -> dict[str, Any]:
+        """What the trained weights depend on."""
+        return {"drawing": DRAWING, **asdict(self)}
+
+
+def train_world_models(folder: Path, config: WorldModels, device: str) -> None:
+    """Trains both models into `folder`: `detector.safetensors` and `teacher/`.
+
+    Each trains in a process of its own with half of the cores, which uses them better than one
+    small model after the other could. A model that is already there is not trained again.
+
+    Raises:
+        InputError: the folder holds models of another seed or recipe.
+    """
+    resolve_device(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, config.plan())
+    wanted: dict[str, tuple[Callable[..., None], int]] = {}
+    if not (folder / TEACHER / FOLDER_WEIGHTS).is_file():
+        wanted["teacher"] = (_teach, config.teacher.steps * config.teacher.batch_size)
+    if not (folder / DETECTOR).is_file():
+        used = config.pictures - config.pictures % config.detector.batch_size
+        wanted["detector"] = (_detect, config.detector.epochs * used)
+    if not wanted:
+        print(f"{folder}: teacher and detector are there already")
+        return
+    pictures = draw_model_pictures(config.seed, config.pictures, IMAGE_SIZE)
+    threads = max(1, (os.cpu_count() or 1) // len(wanted))
+    run_side_by_side(
+        {
+            name: (partial(work, pictures, folder, config, device, threads), total)
+            for name, (work, total) in wanted.items()
+        }
+    )
+
+
+def _claim(folder: Path, plan: dict[str, Any]) -> None:
+    """Makes the folder this plan's.
+
+    Raises:
+        InputError: it is another's.
+    """
+    if (folder / PLAN).is_file():
+        found = read_json(folder / PLAN)
+        if found != plan:
+            changed = [
+                key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]
+            ]
+            raise InputError(
+                f"{folder}: holds models with another {' and '.join(changed)}; name a new folder"
+            )
+    elif any(folder.iterdir()):
+        raise InputError(
+            f"{folder}: expected a new folder or the world's models, found other files"
+        )
+    write_json(folder / PLAN, plan)
+
+
+Report = Callable[[int, str], None]
+Work = Callable[[Report], None]
+
+
+def run_side_by_side(works: Mapping[str, tuple[Work, int]]) -> None:
+    """Runs every work in a process of its own, with one progress bar each.
+
+    Args:
+        works: by name, a function that is given `report(images, note)`, and its total of images.
+
+    Raises:
+        RuntimeError: a process failed; its traceback is in the message.
+    """
+    context = get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = [
+        context.Process(target=_run, args=(name, work, queue), daemon=True)
+        for name, (work, _) in works.items()
+    ]
+    bars = {name: Progress(total, name, "images") for name, (_, total) in works.items()}
+    try:
+        for process in processes:
+            process.start()
+        running = len(processes)
+        while running:
+            name, count, note = queue.get()
+            if count is None:
+                if note:
+                    raise RuntimeError(f"{name} failed:\n{note}")
+                bars[name].close()
+                running -= 1
+            else:
+                bars[name].advance(count, note)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _run(name: str, work: Work, queue: Any) -> None:
+    # The parent answers Ctrl-C by ending this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        work(lambda count, note: queue.put((name, count, note)))
+    except Exception:
+        queue.put((name, None, traceback.format_exc()))
+    else:
+        queue.put((name, None, ""))
+
+
+def _teach(
+    pictures: ModelPictures,
+    folder: Path,
+    config: WorldModels,
+    device: str,
+    threads: int,
+    report: Report,
+) -> None:
+    torch.set_num_threads(threads)
+    vocabulary, place = world_vocabulary(), resolve_device(device)
+    prompts = interaction_prompts(vocabulary)
+    words = sorted({word for group in prompts for prompt in group for word in prompt.split()})
+    tokenizer = WordTokenizer(words, CONTEXT_LENGTH)
+    model = train_teacher(
+        torch.from_numpy(pictures.crops).permute(0, 3, 1, 2).contiguous(),
+        pictures.captions,
+        tokenizer,
+        config.teacher,
+        torch.Generator().manual_seed(config.seed),
+        place,
+        partial(autocast, place, config.precision),
+        partial(report, config.teacher.batch_size),
+    )
+    save_clip(
+        folder / TEACHER,
+        model,
+        clip_config(tokenizer),
+        {"mean": list(MEAN), "std": list(STD)},
+        tokenizer,
+    )
+
+
+def _detect(
+    pictures: ModelPictures,
+    folder: Path,
+    config: WorldModels,
+    device: str,
+    threads: int,
+    report: Report,
+) -> None:
+    torch.set_num_threads(threads)
+    place = resolve_device(device)
+    model = train_detector(
+        torch.from_numpy(pictures.images).permute(0, 3, 1, 2).contiguous(),
+        pictures.annotations,
+        world_vocabulary(),
+        config.detector,
+        torch.Generator().manual_seed(config.seed),
+        place,
+        partial(autocast, place, config.precision),
+        report,
+    )
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    with replacing(folder / DETECTOR) as temporary:
+        save_file(state, temporary)
