@@ -78,6 +78,12 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path}: expected JSON, found {error}") from None
 
 
+def differing_keys(found: Any, wanted: dict[str, Any]) -> list[str]:
+    """The keys of `wanted` whose values a file's content does not have."""
+    held = found if isinstance(found, dict) else {}
+    return [key for key in wanted if held.get(key) != wanted[key]]
+
+
 def sha256_of_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -51,7 +51,7 @@ class RandomSizeCrop(v2.Transform):
         super().__init__()
         self.least, self.most = least, most
 
-    def make_params(self, flat_inputs):  # type: ignore[no-untyped-def]
+    def make_params(self, flat_inputs):
         """Draws the window once for the image and all its boxes."""
         height, width = v2.functional.get_size(flat_inputs[0])
 
@@ -67,6 +67,6 @@ class RandomSizeCrop(v2.Transform):
             "width": window_width,
         }
 
-    def transform(self, inpt, params):  # type: ignore[no-untyped-def]
+    def transform(self, inpt, params):
         """Cuts one image or one set of boxes."""
         return v2.functional.crop(inpt, **params)

@@ -15,7 +15,7 @@ from pipeline.annotations import AnnotationFile
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
-from pipeline.files import read_json, write_json
+from pipeline.files import differing_keys, read_json, write_json
 from pipeline.splits import Split, load_split
 from student.augmentation import training_augmentation
 from student.checkpoints import CHECKPOINT, checkpoint_path, load_checkpoint, restore
@@ -152,9 +152,7 @@ def _claim(run: Path, plan: dict[str, Any], overwrite: bool) -> bool:
     file = run / CONFIG
     if file.is_file() and not overwrite:
         found = read_json(file)
-        changed = [
-            key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]
-        ]
+        changed = differing_keys(found, plan)
         if changed:
             raise InputError(
                 f"{run}: holds a run with another {' and '.join(changed)};"

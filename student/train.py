@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -105,7 +105,10 @@ class Trainer:
     @property
     def predictor(self) -> HOIDetector:
         """The detector whose weights predict: averaged where averaging is on."""
-        return self.averaged.module if self.averaged is not None else self.model
+        if self.averaged is None:
+            return self.model
+        assert isinstance(self.averaged.module, HOIDetector)
+        return self.averaged.module
 
     def train(self) -> None:
         """Trains from where the run stands to its end.
@@ -224,7 +227,8 @@ class Trainer:
 
 def _parameter_groups(model: HOIDetector, recipe: Recipe) -> list[dict[str, Any]]:
     train = recipe.train
-    backbone, others = [], []
+    backbone: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (backbone if name.startswith("backbone.") else others).append(parameter)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from pipeline.devices import autocast, resolve_device
 from pipeline.errors import InputError
-from pipeline.files import read_json, replacing, write_json
+from pipeline.files import differing_keys, read_json, replacing, write_json
 from pipeline.progress import Progress
 from pipeline.world.scene import world_vocabulary
 from pipeline.world.write import DRAWING
@@ -101,9 +101,7 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
     if (folder / PLAN).is_file():
         found = read_json(folder / PLAN)
         if found != plan:
-            changed = [
-                key for key in plan if not isinstance(found, dict) or found.get(key) != plan[key]
-            ]
+            changed = differing_keys(found, plan)
             raise InputError(
                 f"{folder}: holds models with another {' and '.join(changed)}; name a new folder"
             )
