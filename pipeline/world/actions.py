@@ -57,8 +57,9 @@ def put(
     return thing.sketch.moved(at - offset, 1.0, turn, mirrored)
 
 
-def put_left(thing: Thing, left: float, bottom: float = 0.0, turn: float = 0.0,
-             mirrored: bool = False) -> Sketch:  # fmt: skip
+def put_left(
+    thing: Thing, left: float, bottom: float = 0.0, turn: float = 0.0, mirrored: bool = False
+) -> Sketch:
     """The thing's drawing with its box's left and lower edge at a place."""
     turned = thing.sketch.moved(0, 1.0, turn, mirrored)
     box = turned.bounds()

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.world import scenery
+from pipeline.world import ground, horizon, interior
 from pipeline.world.dice import Dice
 from pipeline.world.palette import oklch
-from pipeline.world.scenery import Stage
 from pipeline.world.sketch import SIZE, Colour
+from pipeline.world.stage import Stage
 
 Lch = tuple[float, float, float]
 
@@ -43,67 +43,67 @@ PLACES = {
     "park": Place(
         ((0.78, 0.09, 235), (0.95, 0.03, 215)),
         ((0.82, 0.11, 128), (0.70, 0.12, 138)),
-        (scenery.sun, scenery.clouds, scenery.hills, scenery.trees, scenery.flowers),
-        (scenery.tufts,),
+        (horizon.sun, horizon.clouds, horizon.hills, horizon.trees, ground.flowers),
+        (ground.tufts,),
     ),
     "beach": Place(
         ((0.76, 0.10, 228), (0.95, 0.03, 200)),
         ((0.91, 0.05, 85), (0.84, 0.07, 78)),
-        (scenery.sun, scenery.clouds, scenery.sea, scenery.pebbles),
-        (scenery.tufts, scenery.stones),
+        (horizon.sun, horizon.clouds, horizon.sea, ground.pebbles),
+        (ground.tufts, ground.stones),
     ),
     "street": Place(
         ((0.82, 0.06, 250), (0.95, 0.03, 80)),
         ((0.78, 0.015, 80), (0.68, 0.02, 260)),
-        (scenery.clouds, scenery.houses, scenery.paving),
-        (scenery.posts,),
+        (horizon.clouds, horizon.houses, ground.paving),
+        (ground.posts,),
         rough=6.0,
     ),
     "room": Place(
         ((0.89, 0.05, 70), (0.85, 0.06, 65)),
         ((0.74, 0.07, 65), (0.66, 0.08, 60)),
-        (scenery.wallpaper, scenery.windows, scenery.planks, scenery.rug),
+        (interior.wallpaper, interior.windows, interior.planks, interior.rug),
         cloudy=3.0,
         rough=4.0,
     ),
     "parlour": Place(
         ((0.84, 0.06, 175), (0.80, 0.07, 180)),
         ((0.70, 0.06, 55), (0.62, 0.07, 50)),
-        (scenery.wallpaper, scenery.windows, scenery.planks, scenery.rug),
+        (interior.wallpaper, interior.windows, interior.planks, interior.rug),
         cloudy=3.0,
         rough=4.0,
     ),
     "snow": Place(
         ((0.80, 0.06, 250), (0.94, 0.02, 250)),
         ((0.97, 0.01, 240), (0.90, 0.03, 250)),
-        (scenery.mountains, scenery.pines, scenery.drifts),
-        (scenery.flakes,),
+        (horizon.mountains, horizon.pines, ground.drifts),
+        (ground.flakes,),
         rough=5.0,
     ),
     "dusk": Place(
         ((0.46, 0.11, 292), (0.82, 0.12, 50)),
         ((0.66, 0.08, 330), (0.55, 0.08, 300)),
-        (scenery.stars, scenery.sun, scenery.hills, scenery.pines, scenery.pebbles),
-        (scenery.tufts,),
+        (horizon.stars, horizon.sun, horizon.hills, horizon.pines, ground.pebbles),
+        (ground.tufts,),
         ((0.66, 0.12, 330), 0.1),
     ),
     "desert": Place(
         ((0.84, 0.07, 55), (0.94, 0.05, 85)),
         ((0.84, 0.09, 72), (0.76, 0.11, 60)),
-        (scenery.sun, scenery.mountains, scenery.hills, scenery.cacti, scenery.pebbles),
-        (scenery.stones,),
+        (horizon.sun, horizon.mountains, horizon.hills, horizon.cacti, ground.pebbles),
+        (ground.stones,),
         ((0.88, 0.1, 70), 0.05),
     ),
     "autumn": Place(
         ((0.85, 0.05, 220), (0.95, 0.03, 90)),
         ((0.83, 0.10, 88), (0.76, 0.11, 66)),
-        (scenery.clouds, scenery.hills, scenery.autumn_trees, scenery.leaves),
-        (scenery.tufts,),
+        (horizon.clouds, horizon.hills, horizon.autumn_trees, ground.leaves),
+        (ground.tufts,),
     ),
     "gym": Place(
         ((0.84, 0.05, 190), (0.89, 0.03, 190)),
         ((0.79, 0.09, 75), (0.72, 0.10, 68)),
-        (scenery.wallbars, scenery.court),
+        (interior.wallbars, interior.court),
         cloudy=3.0,
         rough=4.0,
     ),
@@ -120,23 +120,23 @@ def varied(dice: Dice, colour: Lch) -> Colour:
     )
 
 
-def paint_background(place: Place, horizon: int, dice: Dice, scale: int) -> Stage:
+def paint_background(place: Place, edge: int, dice: Dice, scale: int) -> Stage:
     """A place without people, on which more can be painted.
 
     Args:
         place: which kind.
-        horizon: row where the ground begins, in pixels of the final picture.
+        edge: row of the horizon, where the ground begins, in pixels of the final picture.
         dice: the picture's randomness.
         scale: the picture comes out this many times larger than `SIZE`.
     """
     above = [varied(dice, colour) for colour in place.above]
     below = [varied(dice, colour) for colour in place.below]
     rows = np.empty((SIZE, 3), dtype=np.float32)
-    for ends, part in ((above, rows[:horizon]), (below, rows[horizon:])):
+    for ends, part in ((above, rows[:edge]), (below, rows[edge:])):
         first, last = np.array(ends, dtype=np.float32)
         part[:] = first + (last - first) * np.linspace(0, 1, len(part), dtype=np.float32)[:, None]
     texture = smooth_noise(dice, 6) * place.cloudy
-    texture[horizon:] = smooth_noise(dice, 24)[horizon:] * place.rough
+    texture[edge:] = smooth_noise(dice, 24)[edge:] * place.rough
     values = np.clip(rows[:, None] + texture[:, :, None], 0, 255).astype(np.uint8)
     # Nearest neighbours: averaging down later gives exactly these pixels back.
     size = (SIZE * scale, SIZE * scale)
@@ -145,7 +145,7 @@ def paint_background(place: Place, horizon: int, dice: Dice, scale: int) -> Stag
         canvas=canvas,
         solid=ImageDraw.Draw(canvas),
         translucent=ImageDraw.Draw(canvas, "RGBA"),
-        horizon=horizon,
+        horizon=edge,
         dice=dice,
         scale=scale,
         sky=above[1],

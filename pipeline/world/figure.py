@@ -27,7 +27,6 @@ class Pose:
         lean: of the torso from upright, forward positive.
         near_arm, far_arm: of upper arm and forearm; the near arm is in front of the body.
         near_leg, far_leg: of thigh and shin.
-        bends: 1 when reaching elbows point down and back, -1 up and forward.
     """
 
     lean: float
@@ -35,7 +34,6 @@ class Pose:
     far_arm: tuple[float, float]
     near_leg: tuple[float, float]
     far_leg: tuple[float, float]
-    bends: int = 1
 
 
 POSES = {
@@ -132,7 +130,9 @@ def joints_of(pose: Pose, hip: complex = 0) -> Joints:
     upright = along(180 - pose.lean)
     shoulder = hip + TORSO * upright
 
-    def chain(start: complex, angles: tuple[float, float], lengths: tuple[float, float]):
+    def chain(
+        start: complex, angles: tuple[float, float], lengths: tuple[float, float]
+    ) -> tuple[complex, complex]:
         middle = start + lengths[0] * along(angles[0])
         return middle, middle + lengths[1] * along(angles[1])
 
@@ -149,7 +149,12 @@ def joints_of(pose: Pose, hip: complex = 0) -> Joints:
 
 
 def reach(shoulder: complex, target: complex, bends: int = 1) -> tuple[complex, complex]:
-    """Elbow and hand of an arm that reaches for a point, stretched where it is too far."""
+    """Elbow and hand of an arm that reaches for a point, stretched where it is too far.
+
+    Args:
+        shoulder, target: where the arm begins and the hand should be.
+        bends: the side of the elbow, 1 clockwise from the arm's direction, -1 the other one.
+    """
     away = target - shoulder
     distance = min(max(abs(away), 0.06), 0.985 * (UPPER_ARM + FOREARM))
     direction = away / abs(away) if abs(away) > 0 else 1 + 0j
@@ -159,9 +164,10 @@ def reach(shoulder: complex, target: complex, bends: int = 1) -> tuple[complex, 
     return elbow, shoulder + direction * distance
 
 
-def reaching(joints: Joints, near: complex | None = None, far: complex | None = None,
-             bends: int = 1) -> Joints:  # fmt: skip
-    """The joints with hands moved to points."""
+def reaching(
+    joints: Joints, near: complex | None = None, far: complex | None = None, bends: int = 1
+) -> Joints:
+    """The joints with hands moved to points; see `reach`."""
     if near is not None:
         joints = replace(joints, near_arm=reach(joints.shoulder, near, bends))
     if far is not None:

@@ -12,9 +12,10 @@ from itertools import pairwise
 
 from pipeline.world.dice import Dice
 from pipeline.world.palette import CARDBOARD, COATS, WOODS, Palette, mix
-from pipeline.world.sketch import Box, Sketch, arc
+from pipeline.world.sketch import Box, Colour, Sketch, arc
 
-WHITE, INK = (250, 248, 242), (52, 48, 58)
+WHITE: Colour = (250, 248, 242)
+INK: Colour = (52, 48, 58)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _box(palette: Palette, dice: Dice) -> Sketch:
     half, height = 0.5, dice.between(0.86, 1.0)
     top = -height * 1j
 
-    def slab(left: float, upper: float, right: float, lower: float, colour):
+    def slab(left: float, upper: float, right: float, lower: float, colour: Colour) -> Sketch:
         corners = (left + upper * 1j, right + upper * 1j, right + lower * 1j, left + lower * 1j)
         return box.polygon(corners, colour)
 

@@ -11,8 +11,8 @@ from pipeline.world.background import PLACES, paint_background
 from pipeline.world.dice import Dice
 from pipeline.world.palette import PALETTES, Palette, oklch
 from pipeline.world.placement import Standing, place_all
-from pipeline.world.scenery import Stage
 from pipeline.world.sketch import SIZE, Box
+from pipeline.world.stage import Stage
 from pipeline.world.wishes import PARTS, choose_wishes, world_vocabulary
 
 # Pictures are painted this much larger and averaged down, which smooths all edges.

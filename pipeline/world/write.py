@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -64,18 +64,30 @@ def write_world(
     plan = {"drawing": DRAWING, "seed": seed, "train": train, "test": test}
     if _is_written(root, plan, overwrite):
         return False
-    (root / DATASET).unlink(missing_ok=True)
-    for folder, _ in LAYOUT.values():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for old in (root / folder).glob("world_*.jpg"):
-            old.unlink()
-    (root / "annotations").mkdir(exist_ok=True)
+    _prepare(root)
     write_json(root / PLAN, plan)
     for part, count in (("train", train), ("test", test)):
         folder, file = LAYOUT[part]
         write_json(root / file, _write_part(root / folder, part, count, seed, workers))
     write_text(root / DATASET, _dataset_toml())
     return True
+
+
+def _prepare(root: Path) -> None:
+    """Makes the folders; an earlier world's pictures go.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    try:
+        for folder in ("annotations", *(folder for folder, _ in LAYOUT.values())):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be made ({error.strerror})") from None
+    (root / DATASET).unlink(missing_ok=True)
+    for folder, _ in LAYOUT.values():
+        for old in (root / folder).glob("world_*.jpg"):
+            old.unlink()
 
 
 def _is_written(root: Path, plan: dict[str, int], overwrite: bool) -> bool:
@@ -127,7 +139,13 @@ def _write_part(
     return entries
 
 
-def _mapped(work: Any, chunks: list[range], count: int, workers: int | None) -> Iterator[Any]:
+def _mapped(
+    work: Callable[[range], list[dict[str, Any]]],
+    chunks: list[range],
+    count: int,
+    workers: int | None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Results in order; small parts are not worth starting processes."""
     workers = workers or os.cpu_count() or 1
     if workers == 1 or count < FEWEST_FOR_WORKERS:
         yield from map(work, chunks)
