@@ -56,10 +56,10 @@ def _content(reading: Reading, part: str) -> dict[str, Any]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    if not reading.file.is_file():
+        raise InputError(f"{reading.file}: no such file")
     try:
         return loadmat(reading.file, simplify_cells=True, variable_names=[part, "list_action"])
-    except FileNotFoundError:
-        raise InputError(f"{reading.file}: no such file") from None
     except (*BROKEN, MatReadError) as error:
         raise InputError(f"{reading.file}: expected a MATLAB file, found {error}") from None
 

@@ -109,12 +109,14 @@ def _raw(
     boxes += [place.box(box, f"boxes_o[{index}]") for index, box in enumerate(targets)]
     labels, rows = [reading.vocabulary.person] * count, []
     for index in range(count):
-        pair = objects[index], verbs[index]
-        if numbering.pairs.get(hois[index]) != pair:
-            expected = "the interaction of this object and verb, as in correspondence"
-            raise place.wrong(f"hoi[{index}]", expected, f"{hois[index]} for {list(pair)}")
-        labels.append(numbering.objects[pair[0]])
-        rows.append((index, count + index, numbering.verbs[pair[1]]))
+        hoi = place.whole(hois[index], f"hoi[{index}]")
+        label = place.whole(objects[index], f"object[{index}]")
+        verb = place.whole(verbs[index], f"verb[{index}]")
+        if numbering.pairs.get(hoi) != (label, verb):
+            expected = f"the interaction of object {label} and verb {verb}, as in correspondence"
+            raise place.wrong(f"hoi[{index}]", expected, hoi)
+        labels.append(numbering.objects[label])
+        rows.append((index, count + index, numbering.verbs[verb]))
     return RawImage(
         place.image,
         boxes,

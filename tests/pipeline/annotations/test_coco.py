@@ -1,0 +1,64 @@
+import copy
+
+import pytest
+
+from pipeline.annotations import load_annotations
+from pipeline.errors import InputError
+
+FILE = {
+    "images": [
+        {"id": 7, "file_name": "a.jpg", "width": 100, "height": 80},
+        {"id": 5, "file_name": "b.jpg", "width": 100, "height": 80},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 2, "bbox": [10, 20, 30, 40], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 99, 79], "iscrowd": 1},
+        {"id": 3, "image_id": 7, "category_id": 1, "bbox": [1.5, 2, 3, 4]},
+    ],
+    "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
+}
+
+
+def read(save, value, vocabulary, strict=False):
+    return load_annotations(save(value, "coco.json"), vocabulary, "train", strict)
+
+
+def test_boxes_become_corners_and_crowds_are_left_out(save, hico):
+    first, second = read(save, FILE, hico, strict=True).annotations
+    assert first.boxes.tolist() == [[10, 20, 40, 60], [1.5, 2, 4.5, 6]]
+    assert first.labels.tolist() == [1, 0]
+    assert first.hois.shape == (0, 3)
+    assert second.image_id == "b.jpg" and second.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("bbox", [[10, 20, 95, 40], [10, 20, 0, 40]])
+def test_blemishes(save, hico, bbox):
+    value = copy.deepcopy(FILE)
+    value["annotations"][2]["bbox"] = bbox
+    assert sum(read(save, value, hico).blemishes.values()) == 1
+    with pytest.raises(InputError, match=r"coco.json: a.jpg: annotations\[2\].bbox"):
+        read(save, value, hico, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "key", "value", "says"),
+    [
+        ("images", 0, "id", "7", r"images\[0\].id: expected a whole number"),
+        ("images", 1, "id", 7, r"images\[1\].id: expected every id once"),
+        ("images", 1, "file_name", "a.jpg", r"images\[1\].file_name: expected every image once"),
+        ("images", 1, "width", None, r"b.jpg: width and height: expected"),
+        ("annotations", 1, "image_id", 8, r"annotations\[1\].image_id: expected the id of one"),
+        ("annotations", 2, "bbox", [1, 2, 3], r"a.jpg: annotations\[2\].bbox: expected four"),
+        ("annotations", 2, "category_id", 12, r"annotations\[2\].category_id: expected an object"),
+    ],
+)
+def test_structural_errors(save, hico, table, row, key, value, says):
+    changed = copy.deepcopy(FILE)
+    changed[table][row][key] = value
+    with pytest.raises(InputError, match=says):
+        read(save, changed, hico)
+
+
+def test_no_image_at_all(save, hico):
+    with pytest.raises(InputError, match="expected at least one annotated image"):
+        read(save, {**FILE, "images": [], "annotations": []}, hico)

@@ -1,0 +1,223 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.annotations import load_annotations
+from pipeline.errors import InputError
+
+# ride bicycle: verb 71 and object 1 of HICO-DET, COCO id 2.
+ENTRY = {
+    "file_name": "a.jpg",
+    "width": 100,
+    "height": 80,
+    "annotations": [
+        {"bbox": [10, 20, 30, 60], "category_id": 1},
+        {"bbox": [5, 40, 50, 70.5], "category_id": 2},
+    ],
+    "hoi_annotation": [
+        {"subject_id": 0, "object_id": 1, "category_id": 72, "hoi_category_id": 17},
+    ],
+}
+
+
+def entry(**changes):
+    return {**copy.deepcopy(ENTRY), **changes}
+
+
+def changed(path, value):
+    """A copy of ENTRY in which one nested value is replaced, or removed for `...`."""
+    whole = copy.deepcopy(ENTRY)
+    place = whole
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return whole
+
+
+def read(save, entries, vocabulary, strict=False):
+    return load_annotations(save(entries), vocabulary, "train", strict)
+
+
+def only(save, entry, vocabulary):
+    (annotation,) = read(save, [entry], vocabulary).annotations
+    return annotation
+
+
+def test_an_empty_list_is_refused(save, hico):
+    with pytest.raises(InputError, match=r"annotations.json: file: expected an entry for each"):
+        read(save, [], hico)
+
+
+def test_an_image_without_boxes_stays(save, hico):
+    annotation = only(save, entry(annotations=[], hoi_annotation=[]), hico)
+    assert annotation.boxes.shape == (0, 4) and annotation.boxes.dtype == np.float32
+    assert annotation.labels.shape == (0,) and annotation.labels.dtype == np.int64
+    assert annotation.hois.shape == (0, 3) and annotation.hois.dtype == np.int64
+
+
+def test_numbers_become_0_based_and_order_stays(save, hico):
+    file = read(save, [ENTRY, entry(file_name="sub/b.jpg")], hico)
+    first, second = file.annotations
+    assert (first.image_id, second.image_id) == ("a.jpg", "sub/b.jpg")
+    np.testing.assert_array_equal(first.boxes, np.float32([[10, 20, 30, 60], [5, 40, 50, 70.5]]))
+    assert first.labels.tolist() == [0, 1]
+    assert first.hois.tolist() == [[0, 1, 71]]
+    assert file.blemish_line() == "" and file.num_labels == 2 and file.part == "train"
+
+
+def test_a_verb_without_object_needs_a_vocabulary_with_roles(save, hico, vcoco):
+    alone = {"subject_id": 0, "object_id": -1, "category_id": 1}
+    stand = only(save, entry(hoi_annotation=[alone]), vcoco)
+    assert stand.hois.tolist() == [[0, -1, vcoco.verbs.index("stand")]]
+    assert len(only(save, entry(hoi_annotation=[alone]), hico).hois) == 0
+
+
+def test_published_vcoco_files_count_verbs_from_0(save, vcoco):
+    hold = {"subject_id": 0, "object_id": 1, "category_id": 0}
+    assert only(save, entry(hoi_annotation=[hold]), vcoco).hois.tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (["file_name"], ..., "entry 0: file_name: expected the name of an image file"),
+        (["file_name"], 7, "entry 0: file_name: expected the name of an image file, found 7"),
+        (["file_name"], "../a.jpg", "entry 0: file_name: .* below the images folder"),
+        (["file_name"], "/a.jpg", "entry 0: file_name: .* below the images folder"),
+        (["annotations"], ..., "a.jpg: annotations: .*the key is missing"),
+        (["annotations"], {}, "a.jpg: annotations: expected a list of objects"),
+        (["annotations", 1], [1, 2], r"a.jpg: annotations\[1\]: expected an object"),
+        (["annotations", 1, "bbox"], ..., r"annotations\[1\].bbox: expected four .* None"),
+        (["annotations", 1, "bbox"], [1, 2, 3], r"annotations\[1\].bbox: expected four finite"),
+        (["annotations", 1, "bbox"], [1, 2, float("nan"), 4], r"\[1\].bbox: .* nan, 4"),
+        (["annotations", 1, "bbox"], [1, 2, float("inf"), 4], r"\[1\].bbox: .* inf"),
+        (["annotations", 1, "bbox"], [1, 2, 10**400, 4], r"\[1\].bbox: expected four"),
+        (["annotations", 1, "bbox"], [1, "2", 3, 4], r"\[1\].bbox: .*'2'"),
+        (["annotations", 1, "bbox"], [True, 2, 3, 4], r"\[1\].bbox: .*True"),
+        (["annotations", 1, "bbox"], "1 2 3 4", r"\[1\].bbox: expected four"),
+        (["annotations", 1, "category_id"], ..., r"\[1\].category_id: expected an object id"),
+        (["annotations", 1, "category_id"], 12, r"category_id: .*from 1 to 90.*found 12"),
+        (["annotations", 1, "category_id"], 0, r"category_id: .*from 1 to 90.*found 0"),
+        (["annotations", 1, "category_id"], 2.0, r"category_id: expected an object id"),
+        (["annotations", 1, "category_id"], [2], r"category_id: expected an object id"),
+        (["hoi_annotation"], ..., "a.jpg: hoi_annotation: .*the key is missing"),
+        (["hoi_annotation"], None, "a.jpg: hoi_annotation: expected a list of objects"),
+        (["hoi_annotation", 0], 3, r"hoi_annotation\[0\]: expected an object"),
+        (["hoi_annotation", 0, "subject_id"], ..., r"\[0\].subject_id: expected a box number"),
+        (["hoi_annotation", 0, "object_id"], "1", r"\[0\].object_id: expected a box number"),
+        (["hoi_annotation", 0, "category_id"], "ride", r"\[0\].category_id: expected a verb"),
+        (["hoi_annotation", 0, "category_id"], True, r"\[0\].category_id: expected a verb"),
+        (["hoi_annotation", 0, "category_id"], 118, "from 1 to 117, found 118"),
+        (["hoi_annotation", 0, "category_id"], -1, "from 1 to 117, found -1"),
+        (["hoi_annotation", 0, "category_id"], 0, "found 0; does this file count verbs from 0?"),
+        (["width"], "100", r"a.jpg: width and height: expected \[width, height\]"),
+        (["width"], ..., r"a.jpg: width and height: expected \[width, height\]"),
+        (["height"], 0, r"a.jpg: width and height: expected \[width, height\]"),
+    ],
+)
+def test_structural_errors_name_file_image_and_field(save, hico, path, value, says):
+    with pytest.raises(InputError, match=says) as error:
+        read(save, [changed(path, value)], hico)
+    assert "annotations.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_image_with_the_error_is_named(save, hico):
+    good, bad = ENTRY, changed(["annotations", 0, "bbox"], [1, 2])
+    with pytest.raises(InputError, match=r"b.jpg: annotations\[0\].bbox"):
+        read(save, [good, {**bad, "file_name": "b.jpg"}], hico)
+
+
+def test_an_image_named_twice_is_refused(save, hico):
+    with pytest.raises(InputError, match="entry 1: file_name: expected every image once, found a"):
+        read(save, [ENTRY, ENTRY], hico)
+
+
+def test_an_entry_that_is_no_object_is_refused(save, hico):
+    with pytest.raises(InputError, match="entry 1: expected an object, found 5"):
+        read(save, [ENTRY, 5], hico)
+
+
+def test_a_truncated_file_is_refused(tmp_path, hico):
+    path = tmp_path / "half.json"
+    path.write_text(json.dumps([ENTRY])[:60])
+    with pytest.raises(InputError, match=r"half.json: line 1: expected JSON"):
+        load_annotations(path, hico, "train")
+
+
+def two_of(field):
+    return entry(**{field: ENTRY[field] * 2})
+
+
+BLEMISHES = [
+    (changed(["annotations", 1, "bbox"], [-5, 40, 50, 70]), "boxes over the image's edge", 2, 1),
+    (changed(["annotations", 1, "bbox"], [5, 40, 101, 70]), "boxes over the image's edge", 2, 1),
+    (changed(["annotations", 1, "bbox"], [5, 40, 5, 70]), "boxes without area", 1, 0),
+    (changed(["annotations", 1, "bbox"], [50, 40, 5, 70]), "boxes without area", 1, 0),
+    (changed(["annotations", 1, "bbox"], [200, 40, 300, 70]), "boxes without area", 1, 0),
+    (changed(["hoi_annotation", 0, "object_id"], 2), "pointing past the box list", 2, 0),
+    (changed(["hoi_annotation", 0, "object_id"], -1), "pointing past the box list", 2, 0),
+    (changed(["hoi_annotation", 0, "subject_id"], -2), "pointing past the box list", 2, 0),
+    (changed(["hoi_annotation", 0, "category_id"], 1), "no interaction of the vocabulary", 2, 0),
+    (changed(["hoi_annotation", 0, "subject_id"], 1), "subject is no person", 2, 0),
+    (two_of("hoi_annotation"), "repeated labels", 2, 1),
+]
+
+
+@pytest.mark.parametrize(("blemished", "kind", "boxes", "hois"), BLEMISHES)
+def test_blemishes_are_mended_and_counted(save, hico, blemished, kind, boxes, hois):
+    file = read(save, [blemished, entry(file_name="b.jpg")], hico)
+    annotation = file.annotations[0]
+    assert len(annotation.boxes) == len(annotation.labels) == boxes
+    assert len(annotation.hois) == hois
+    line = file.blemish_line()
+    assert line.startswith(str(file.path)) and kind in line and "\n" not in line
+    assert (annotation.boxes >= 0).all() and (annotation.boxes <= [100, 80, 100, 80]).all()
+
+
+@pytest.mark.parametrize("blemished", [row[0] for row in BLEMISHES])
+def test_strict_refuses_blemishes(save, hico, blemished):
+    with pytest.raises(InputError, match=r"annotations.json: a.jpg: (annotations|hoi_ann.*)\[\d\]"):
+        read(save, [blemished], hico, strict=True)
+
+
+def test_strict_takes_a_sound_file(save, hico):
+    assert len(read(save, [ENTRY], hico, strict=True).annotations) == 1
+
+
+def test_blemishes_are_counted_by_kind(save, hico):
+    file = read(save, [row[0] | {"file_name": f"{i}.jpg"} for i, row in enumerate(BLEMISHES)], hico)
+    # The box beyond the image is clipped to nothing, so it counts as both.
+    assert sorted(file.blemishes.values()) == [1, 1, 1, 3, 3, 3, 3]
+    assert file.blemish_line().count(", ") == 6
+
+
+def test_without_a_size_only_negative_numbers_are_over_the_edge(save, hico):
+    unsized = changed(["annotations", 0, "bbox"], [-3, 20, 9000, 60])
+    del unsized["width"], unsized["height"]
+    file = read(save, [unsized], hico)
+    assert file.annotations[0].boxes[0].tolist() == [0, 20, 9000, 60]
+    assert sum(file.blemishes.values()) == 1
+
+
+def test_equal_boxes_are_one_box(save, hico):
+    twice = entry(
+        annotations=[*ENTRY["annotations"], *ENTRY["annotations"], {**ENTRY["annotations"][0]}],
+        hoi_annotation=[
+            {"subject_id": 2, "object_id": 3, "category_id": 72},
+            {"subject_id": 4, "object_id": 1, "category_id": 72},
+        ],
+    )
+    file = read(save, [twice], hico)
+    assert len(file.annotations[0].boxes) == 2
+    assert file.annotations[0].hois.tolist() == [[0, 1, 71]]
+    assert list(file.blemishes.values()) == [1]
+
+
+def test_equal_boxes_of_different_objects_stay_two(save, hico):
+    both = entry(annotations=[{"bbox": [1, 2, 3, 4], "category_id": c} for c in (1, 2)])
+    assert len(only(save, both, hico).boxes) == 2

@@ -1,0 +1,151 @@
+import copy
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pipeline.annotations import load_annotations
+from pipeline.errors import InputError
+
+# The file's own numbering: objects in alphabetical order, verbs in any.
+FILE = {
+    "filenames": ["a.jpg", "b.jpg", "c.jpg"],
+    "size": [[100, 80], [50, 50], [60, 60]],
+    "empty": [1],
+    "objects": ["bicycle", "bench"],
+    "verbs": ["sit_on", "ride", "no_interaction"],
+    "correspondence": [[0, 0, 1], [1, 1, 0], [2, 0, 2]],
+    "rare": [],
+    "non_rare": [0, 1, 2],
+    "annotation": [
+        {
+            "boxes_h": [[1, 2, 30, 40], [1, 2, 30, 40]],
+            "boxes_o": [[5, 6, 50, 60], [7, 8, 70, 75]],
+            "hoi": [0, 1],
+            "object": [0, 1],
+            "verb": [1, 0],
+        },
+        {"boxes_h": [], "boxes_o": [], "hoi": [], "object": [], "verb": []},
+        {
+            "boxes_h": [[1, 2, 30, 40]],
+            "boxes_o": [[5, 6, 50, 60]],
+            "hoi": [2],
+            "object": [0],
+            "verb": [2],
+        },
+    ],
+}
+
+
+def changed(path, value):
+    whole = copy.deepcopy(FILE)
+    place = whole
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return whole
+
+
+def read(save, value, vocabulary, strict=False):
+    return load_annotations(save(value, "instances.json"), vocabulary, "test", strict)
+
+
+def test_only_images_with_pairs_and_names_not_numbers(save, hico):
+    file = read(save, FILE, hico)
+    assert [annotation.image_id for annotation in file.annotations] == ["a.jpg", "c.jpg"]
+    first = file.annotations[0]
+    assert [hico.objects[label] for label in first.labels] == ["person", "bicycle", "bench"]
+    ride, sit_on = hico.verbs.index("ride"), hico.verbs.index("sit_on")
+    assert first.hois.tolist() == [[0, 1, ride], [0, 2, sit_on]]
+    assert file.blemish_line() == ""
+
+
+def test_no_annotated_image_at_all(save, hico):
+    empty = {**FILE, "annotation": [FILE["annotation"][1]] * 3}
+    with pytest.raises(InputError, match="expected at least one annotated image"):
+        read(save, empty, hico)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (["filenames"], [], "filenames: expected a non-empty list"),
+        (["filenames"], ["a.jpg", "b.jpg"], "annotation: expected 2 entries, as in filenames"),
+        (["filenames", 1], "a.jpg", r"filenames\[1\]: expected every image once"),
+        (["filenames", 1], None, r"filenames\[1\]: expected the name of an image"),
+        (["size"], [[1, 1]], "size: expected 3 entries"),
+        (["size", 0], [100], r"a.jpg: size: expected \[width, height\]"),
+        (["objects", 0], "bicicle", r"objects\[0\]: expected objects of vocabulary hico-det"),
+        (["objects", 0], [1], r"objects\[0\]: expected objects of vocabulary hico-det"),
+        (["verbs"], ..., "verbs: expected a list of names"),
+        (["verbs", 1], 5, r"verbs\[1\]: expected verbs of vocabulary hico-det"),
+        (["correspondence"], ..., "correspondence: expected a list"),
+        (["correspondence", 1], [1, 2, 0], r"correspondence\[1\]: expected \[hoi, object below 2"),
+        (["correspondence", 1], [1, 1], r"correspondence\[1\]: expected \[hoi, object below 2"),
+        (["annotation", 0], 3, "a.jpg: annotation: expected an object"),
+        (["annotation", 0, "hoi"], ..., "a.jpg: hoi: .*the key is missing"),
+        (["annotation", 0, "boxes_h"], 4, "a.jpg: boxes_h: expected a list"),
+        (["annotation", 0, "boxes_h"], [[1, 2, 30, 40]], "boxes_h: expected 2 entries"),
+        (["annotation", 0, "boxes_o", 1], [1, 2, 3], r"a.jpg: boxes_o\[1\]: expected four finite"),
+        (["annotation", 0, "boxes_h", 0, 2], float("nan"), r"a.jpg: boxes_h\[0\]: expected four"),
+        (["annotation", 0, "object", 0], 1, r"hoi\[0\]: expected the interaction of object 1 and"),
+        (["annotation", 0, "object", 0], 0.0, r"a.jpg: object\[0\]: expected a whole number"),
+        (["annotation", 0, "verb", 0], "ride", r"a.jpg: verb\[0\]: expected a whole number"),
+        (["annotation", 0, "hoi", 0], 3, r"a.jpg: hoi\[0\]: expected the interaction"),
+        (["annotation", 0, "hoi", 0], [3], r"a.jpg: hoi\[0\]: expected a whole number"),
+    ],
+)
+def test_structural_errors_name_file_image_and_field(save, hico, path, value, says):
+    with pytest.raises(InputError, match=says) as error:
+        read(save, changed(path, value), hico)
+    assert "instances.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_sizes_may_be_missing(save, hico):
+    unsized = changed(["size"], ...)
+    unsized["annotation"][0]["boxes_o"][0] = [5, 6, 5000, 60]
+    assert read(save, unsized, hico).annotations[0].boxes.max() == 5000
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (["annotation", 0, "boxes_o", 1], [7, 8, 170, 75], r"boxes_o\[1\]"),
+        (["annotation", 0, "boxes_h", 1], [7, 8, 7, 75], r"boxes_h\[1\]"),
+    ],
+)
+def test_blemishes_are_counted_or_refused(save, hico, path, value, field):
+    assert sum(read(save, changed(path, value), hico).blemishes.values()) >= 1
+    with pytest.raises(InputError, match=f"instances.json: a.jpg: {field}"):
+        read(save, changed(path, value), hico, strict=True)
+
+
+def rows(annotation):
+    """What an annotation says, however its boxes are numbered."""
+    humans, objects, verbs = annotation.hois.T
+    return Counter(
+        (*annotation.boxes[h].tolist(), *annotation.boxes[o].tolist(), annotation.labels[o], v)
+        for h, o, v in zip(humans, objects, verbs, strict=True)
+    )
+
+
+def test_both_json_forms_of_the_real_annotations_say_the_same(real_file, hico):
+    pairs = load_annotations(real_file("instances_test2015.json"), hico, "test", strict=True)
+    boxes = load_annotations(real_file("test_hico.json"), hico, "test", strict=True)
+    assert len(pairs.annotations) == len(boxes.annotations) == 9546
+    assert pairs.num_labels == boxes.num_labels == 33405
+    for one, other in zip(pairs.annotations, boxes.annotations, strict=True):
+        assert one.image_id == other.image_id
+        assert rows(one) == rows(other), one.image_id
+    counts = np.bincount(
+        [
+            hico.interaction_ids[verb, annotation.labels[target]]
+            for annotation in boxes.annotations
+            for _, target, verb in annotation.hois
+        ],
+        minlength=hico.num_interactions,
+    )
+    assert (counts > 0).all()

@@ -1,0 +1,38 @@
+import hashlib
+
+import pytest
+
+from pipeline.annotations import load_annotations
+from pipeline.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, {"images": []}, {"filenames": []}, 3, "text", None],
+)
+def test_unknown_forms_are_refused_with_those_known(save, hico, value):
+    with pytest.raises(InputError, match=r"annotations.json: file: expected a list of images"):
+        load_annotations(save(value), hico, "train")
+
+
+def test_vcocos_official_list_is_recognised(save, vcoco):
+    with pytest.raises(InputError, match="found its official action list"):
+        load_annotations(save([{"action_name": "hold", "role_name": []}]), vcoco, "train")
+
+
+@pytest.mark.parametrize("name", ["none.json", "none.mat"])
+def test_no_such_file(tmp_path, hico, name):
+    with pytest.raises(InputError, match=f"{name}: no such file"):
+        load_annotations(tmp_path / name, hico, "train")
+
+
+def test_the_digest_is_the_files(save, hico):
+    path = save([{"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_annotations(path, hico, "train").digest == digest
+
+
+@pytest.mark.golden("hico_annotations_*.json")
+def test_golden_annotations_are_without_blemish(golden_file, hico):
+    file = load_annotations(golden_file, hico, "test", strict=True)
+    assert file.annotations and file.num_labels
