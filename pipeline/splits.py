@@ -71,12 +71,14 @@ def load_split(vocabulary: Vocabulary, name_or_path: str | Path) -> Split:
 def keep_seen(annotation: Annotation, split: Split, vocabulary: Vocabulary) -> Annotation:
     """What training may look at: no unseen label, and no box that only unseen labels point at.
 
-    Verbs without object form no interaction and stay.
+    A label without object goes when its verb is unseen with every object.
     """
+    unseen_hois = split.unseen_mask(vocabulary.num_interactions)
+    unseen_pairs = vocabulary.valid & unseen_hois[vocabulary.interaction_ids]
+    unseen_verbs = unseen_pairs.any(axis=1) & (unseen_pairs == vocabulary.valid).all(axis=1)
     objects, verbs = annotation.hois[:, 1:].T
-    has_object = objects >= 0
-    interactions = vocabulary.interaction_ids[verbs, annotation.labels[objects]]
-    unseen = has_object & split.unseen_mask(vocabulary.num_interactions)[interactions]
+    labels = annotation.labels[objects]
+    unseen = np.where(objects >= 0, unseen_pairs[verbs, labels], unseen_verbs[verbs])
     hois = annotation.hois[~unseen]
     named = np.unique(hois[:, :2])
     kept = named[named >= 0]

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import InputError
+from pipeline.images import image_size, read_image
+
+LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
+
+
+@pytest.fixture
+def picture():
+    """40 x 20, left half red, right half blue."""
+    image = Image.new("RGB", (40, 20), LEFT)
+    image.paste(RIGHT, (20, 0, 40, 20))
+    return image
+
+
+def near(pixel, colour):
+    return max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) < 60
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("RGB", "a.jpg"),
+        ("RGB", "a.png"),
+        ("RGB", "a.webp"),
+        ("CMYK", "a.jpg"),
+        ("P", "a.png"),
+        ("P", "a.gif"),
+        ("RGBA", "a.png"),
+    ],
+)
+def test_colour_pictures_of_any_kind(picture, tmp_path, mode, name):
+    picture.convert(mode).save(tmp_path / name)
+    image = read_image(tmp_path / name)
+    assert (image.mode, image.size) == ("RGB", (40, 20))
+    assert image_size(tmp_path / name) == (40, 20)
+    assert near(image.getpixel((5, 5)), LEFT) and near(image.getpixel((35, 5)), RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 128, 255]], dtype=np.uint8), [0, 128, 255]),
+        (np.array([[0, 128 << 8, 65535]], dtype=np.uint16), [0, 128, 255]),
+        (np.array([[-5, 128 << 8, 1 << 30]], dtype=np.int32), [0, 128, 255]),
+        (np.array([[False, True, True]]), [0, 255, 255]),
+    ],
+)
+def test_grey_pictures(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    image = read_image(tmp_path / "grey.tif")
+    assert image.mode == "RGB"
+    assert np.asarray(image)[0].tolist() == [[value] * 3 for value in expected]
+
+
+def test_16_bit_png(tmp_path):
+    Image.fromarray(np.array([[0, 65535]], dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert np.asarray(read_image(tmp_path / "grey.png"))[0].tolist() == [[0] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "left_top"),
+    [(1, (40, 20), LEFT), (3, (40, 20), RIGHT), (6, (20, 40), LEFT), (8, (20, 40), RIGHT)],
+)
+def test_pictures_stand_upright(picture, tmp_path, orientation, size, left_top):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    image = read_image(tmp_path / "turned.jpg")
+    assert image.size == image_size(tmp_path / "turned.jpg") == size
+    assert near(image.getpixel((3, 3)), left_top)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such image"),
+        (b"", "expected an image, found another kind of file"),
+        (b"not an image at all", "expected an image, found another kind of file"),
+    ],
+)
+def test_what_is_no_image(tmp_path, read, content, says):
+    path = tmp_path / "a.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"a.jpg: {says}"):
+        read(path)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(InputError, match="expected a whole image"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_truncated_pictures(tmp_path, name, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=f"{name}: expected a"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp"])
+def test_damaged_pictures_are_read_or_refused(picture, tmp_path, name):
+    picture.save(tmp_path / name)
+    content = bytearray((tmp_path / name).read_bytes())
+    dice = np.random.default_rng(1)
+    for _ in range(60):
+        damaged = content.copy()
+        for place in dice.integers(0, len(content), 4):
+            damaged[place] = dice.integers(0, 256)
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            assert read_image(tmp_path / name).mode == "RGB"
+        except InputError as error:
+            assert str(tmp_path / name) in str(error)

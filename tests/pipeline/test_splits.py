@@ -1,0 +1,197 @@
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.splits import keep_seen, load_split, split_names
+from pipeline.types import Annotation
+from pipeline.vocabulary import load_vocabulary
+
+COUNTS = {
+    **{f"uc{draw}": 120 for draw in range(5)},
+    "rf-uc": 120,
+    "nf-uc": 120,
+    "uo": 100,
+    "ua": 100,
+    "uv": 84,
+    "rf-uc-138": 138,
+    "full": 0,
+}
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text, name="mine.toml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_all_splits_of_hico_det_are_counted(hico):
+    assert set(split_names(hico)) == set(COUNTS)
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_numbers_of_unseen_interactions(hico, name, count):
+    split = load_split(hico, name)
+    assert split.name == name
+    assert len(split.unseen) == count
+    assert list(split.unseen) == sorted(set(split.unseen))
+    mask = split.unseen_mask(hico.num_interactions)
+    assert mask.shape == (600,) and mask.sum() == count
+    assert split.asked_verbs.shape == (117,) and split.asked_verbs.dtype == bool
+
+
+def test_rare_first_unseen_are_rare(hico):
+    assert set(load_split(hico, "rf-uc").unseen) <= set(hico.rare)
+    assert set(load_split(hico, "rf-uc-138").unseen) == set(hico.rare)
+    assert not set(load_split(hico, "nf-uc").unseen) & set(hico.rare)
+
+
+def test_unseen_objects_are_12_and_never_seen(hico):
+    unseen = set(load_split(hico, "uo").unseen)
+    objects = {hico.interactions[hoi][1] for hoi in unseen}
+    assert len(objects) == 12
+    assert {i for i, (_, label) in enumerate(hico.interactions) if label in objects} == unseen
+
+
+@pytest.mark.parametrize(("name", "verbs"), [("ua", 22), ("uv", 20)])
+def test_unseen_verbs_are_asked_and_never_seen(hico, name, verbs):
+    split = load_split(hico, name)
+    assert split.asked_verbs.sum() == verbs
+    expected = [i for i, (verb, _) in enumerate(hico.interactions) if split.asked_verbs[verb]]
+    assert list(split.unseen) == expected
+
+
+@pytest.mark.parametrize("name", ["uc0", "rf-uc", "nf-uc", "uo"])
+def test_other_splits_ask_for_every_verb_but_no_interaction(hico, name):
+    asked = load_split(hico, name).asked_verbs
+    assert np.flatnonzero(~asked).tolist() == [hico.no_interaction]
+
+
+def test_full_asks_for_nothing(hico):
+    assert not load_split(hico, "full").asked_verbs.any()
+
+
+@pytest.mark.parametrize("name", ["ua", "uc", "uo"])
+def test_the_world_has_splits_of_each_kind(name):
+    world = load_vocabulary("world")
+    split = load_split(world, name)
+    assert 0 < len(split.unseen) < world.num_interactions / 2
+    assert not split.asked_verbs[world.no_interaction]
+    if name == "ua":
+        assert [world.verbs[verb] for verb in np.flatnonzero(split.asked_verbs)] == [
+            *("carry", "kick", "push")
+        ]
+
+
+def test_combinations_unseen_in_the_world_leave_every_verb_and_object_seen():
+    world = load_vocabulary("world")
+    unseen = set(load_split(world, "uc").unseen)
+    seen = [pair for index, pair in enumerate(world.interactions) if index not in unseen]
+    assert {verb for verb, _ in seen} == set(range(world.num_verbs))
+    assert {label for _, label in seen} == set(range(world.num_objects)) - {world.person}
+
+
+def test_unknown_names_are_answered_with_the_known_ones(hico, tmp_path):
+    with pytest.raises(InputError, match=r"uc9: no such split of hico-det; .*full.* uc0.*ua, uv"):
+        load_split(hico, "uc9")
+    with pytest.raises(InputError, match="no such split"):
+        load_split(hico, tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "unseen", "asked"),
+    [
+        ('unseen_verbs = ["carry"]', 6, ["carry"]),
+        ('unseen_verbs = ["sit on", "carry"]', 9, ["sit_on", "carry"]),
+        ('unseen_objects = ["horse"]', 6, "all"),
+        ('unseen_interactions = [["ride", "horse"], ["sit on", "box"]]', 2, "all"),
+        ('unseen_verbs = ["carry"]\nunseen_objects = ["horse"]', 12, "all"),
+        ('unseen_verbs = ["carry"]\nunseen_interactions = [["carry", "box"]]', 6, "all"),
+    ],
+)
+def test_users_splits(toml, text, unseen, asked):
+    world = load_vocabulary("world")
+    split = load_split(world, toml(text))
+    assert split.name == "mine"
+    assert len(split.unseen) == unseen
+    verbs = set(world.verbs) - {"no_interaction"} if asked == "all" else set(asked)
+    assert {world.verbs[verb] for verb in np.flatnonzero(split.asked_verbs)} == verbs
+
+
+def test_a_users_split_never_passes_for_a_shipped_one(toml):
+    world = load_vocabulary("world")
+    assert load_split(world, toml('unseen_verbs = ["carry"]', "ua.toml")).name == "ua.toml"
+    assert load_split(world, toml('unseen_verbs = ["carry"]', "ub.toml")).name == "ub"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("unseen_verbs = ", "expected TOML"),
+        ('unseen = ["carry"]', "unseen: expected only unseen_verbs, unseen_objects"),
+        ("", "split: expected at least one unseen interaction"),
+        ("unseen_verbs = []", "split: expected at least one unseen interaction"),
+        ('unseen_verbs = "carry"', "unseen_verbs: expected a list, found carry"),
+        ('unseen_verbs = ["fly"]', r"unseen_verbs: expected verbs .*\(ride, .*found fly"),
+        ("unseen_verbs = [3]", "unseen_verbs: expected verbs .*found 3"),
+        ('unseen_objects = ["cow"]', r"unseen_objects: expected objects .*horse.*found cow"),
+        ('unseen_interactions = ["ride"]', r"unseen_interactions: expected \[verb, object\] pairs"),
+        ('unseen_interactions = [["ride", "cow"]]', "unseen_interactions: expected objects"),
+        ('unseen_interactions = [["ride", "ball"]]', r"ride goes with \(horse, bike, skateboard\)"),
+        (f"unseen_verbs = {list(load_vocabulary('world').verbs)}", "at least one seen interaction"),
+    ],
+)
+def test_wrong_files_of_users(toml, text, says):
+    with pytest.raises(InputError, match=f"mine.toml: {says}|mine.toml: .*{says}"):
+        load_split(load_vocabulary("world"), toml(text))
+
+
+def annotation(vocabulary, objects, hois):
+    """Boxes of a person and of `objects`; `hois` as (human, object, verb name)."""
+    labels = [vocabulary.objects.index(name) for name in ("person", *objects)]
+    rows = [(human, target, vocabulary.verbs.index(verb)) for human, target, verb in hois]
+    boxes = np.arange(4 * len(labels), dtype=np.float32).reshape(-1, 4)
+    return Annotation(
+        "a.jpg", boxes, np.array(labels), np.array(rows, dtype=np.int64).reshape(-1, 3)
+    )
+
+
+def test_keeping_seen_of_nothing():
+    world = load_vocabulary("world")
+    kept = keep_seen(annotation(world, [], []), load_split(world, "ua"), world)
+    assert kept.boxes.shape == (0, 4) and kept.hois.shape == (0, 3) and kept.labels.shape == (0,)
+
+
+def test_unseen_labels_and_their_boxes_go():
+    world = load_vocabulary("world")
+    hois = [(0, 1, "carry"), (0, 2, "ride"), (0, 3, "push"), (0, 3, "ride")]
+    before = annotation(world, ["box", "bike", "horse"], hois)
+    after = keep_seen(before, load_split(world, "ua"), world)
+    assert [world.objects[label] for label in after.labels] == ["person", "bike", "horse"]
+    ride = world.verbs.index("ride")
+    assert after.hois.tolist() == [[0, 1, ride], [0, 2, ride]]
+    np.testing.assert_array_equal(after.boxes, before.boxes[[0, 2, 3]])
+    assert len(before.hois) == 4 and after.image_id == "a.jpg"
+
+
+def test_an_image_with_unseen_labels_only_keeps_nothing():
+    world = load_vocabulary("world")
+    after = keep_seen(annotation(world, ["box"], [(0, 1, "carry")]), load_split(world, "ua"), world)
+    assert len(after.boxes) == len(after.hois) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ('unseen_verbs = ["hold_obj"]', [(0, -1, "stand")]),
+        ('unseen_objects = ["cup"]', [(0, -1, "stand"), (0, -1, "hold_obj")]),
+        ('unseen_objects = ["kite"]', [(0, -1, "stand"), (0, 1, "hold_obj"), (0, -1, "hold_obj")]),
+    ],
+)
+def test_labels_without_object_go_with_their_verb(vcoco, toml, text, left):
+    hois = [(0, -1, "stand"), (0, 1, "hold_obj"), (0, -1, "hold_obj")]
+    after = keep_seen(annotation(vcoco, ["cup"], hois), load_split(vcoco, toml(text)), vcoco)
+    assert [(human, target, vcoco.verbs[verb]) for human, target, verb in after.hois] == left
+    assert len(after.boxes) == 1 + any(target == 1 for _, target, _ in left)
