@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -150,16 +152,27 @@ def _mapped(
     if workers == 1 or count < FEWEST_FOR_WORKERS:
         yield from map(work, chunks)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupt) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
-            yield from pool.map(work, chunks)
+            with _interrupts_ignored():
+                results = pool.map(work, chunks)
+            yield from results
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started meanwhile leave Ctrl-C to this one (inherited; main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _write_chunk(folder: Path, part: str, seed: int, indices: range) -> list[dict[str, Any]]:
