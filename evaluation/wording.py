@@ -93,7 +93,7 @@ def _beside(comparison: Comparison, scored: dict[Role, float]) -> list[str]:
         sentences.append(f"{ceiling}{closed}.")
     pair = [comparison.find(role) for role in ("distilled", "control")]
     seen = [percent(one.metric("seen")) for one in pair if one is not None]
-    sentences.append(f"On the seen ones it stands at {seen[0]} against {seen[1]}.")
+    sentences.append(f"On seen interactions it stands at {seen[0]} against {seen[1]}.")
     if "teacher" in scored:
         verdict = "beats" if scored["distilled"] > scored["teacher"] else "stays below"
         sentences.append(f"It {verdict} its teacher, which has {percent(scored['teacher'])}.")

@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+
+from evaluation.hico import evaluate
+from evaluation.predictions import read_predictions, write_predictions
+from pipeline.errors import InputError
+
+
+@pytest.fixture
+def entry():
+    return {
+        "file_name": "a.jpg",
+        "predictions": [
+            {"bbox": [0, 0, 9, 19], "category_id": 1},
+            {"bbox": [20.5, 0, 29, 9], "category_id": 37},
+        ],
+        "hoi_prediction": [
+            {"subject_id": 0, "object_id": 1, "category_id": 5, "score": 0.25},
+            {"subject_id": 0, "object_id": 1, "category_id": 1, "score": 0},
+        ],
+    }
+
+
+def ids(world):
+    return world.object_ids[world.person], world.object_ids[world.objects.index("ball")]
+
+
+@pytest.fixture
+def written(tmp_path, world, entry):
+    """Writes `entry` with the world's ids after changing it."""
+
+    def write(change=lambda entry: entry):
+        for box, category in zip(entry["predictions"], ids(world), strict=True):
+            box["category_id"] = category
+        path = tmp_path / "predictions.json"
+        path.write_text(json.dumps([change(entry) or entry]))
+        return path
+
+    return write
+
+
+def test_reads_other_projects_files(written, world):
+    (found,) = read_predictions(written(), world)
+    assert found.image_id == "a.jpg"
+    assert found.boxes.tolist() == [[0, 0, 9, 19], [20.5, 0, 29, 9]]
+    assert found.labels.tolist() == [world.person, world.objects.index("ball")]
+    assert found.hois.tolist() == [[0, 1, 4], [0, 1, 0]]
+    assert found.scores.tolist() == [0.25, 0]
+
+
+def test_image_without_detections(tmp_path, world, detect):
+    path = tmp_path / "predictions.json"
+    write_predictions(path, [detect("a.jpg")], world)
+    (found,) = read_predictions(path, world)
+    assert found.boxes.shape == (0, 4)
+    assert found.hois.shape == (0, 3)
+    assert len(found.scores) == len(found.labels) == 0
+
+
+def test_round_trip_is_exact(tmp_path, world, detect):
+    rng = np.random.default_rng(0)
+    found = [
+        detect(f"{i} ä.jpg", *[("kick", "ball", rng.random(), rng.normal()) for _ in range(i)])
+        for i in range(4)
+    ]
+    path = tmp_path / "predictions.json"
+    write_predictions(path, found, world)
+    for before, after in zip(found, read_predictions(path, world), strict=True):
+        assert before.image_id == after.image_id
+        for name in ("boxes", "labels", "hois"):
+            np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+        np.testing.assert_array_equal(before.scores, after.scores.astype(np.float32))
+
+
+def test_file_scores_like_the_detections(tmp_path, world, annotate, detect):
+    rng = np.random.default_rng(1)
+    truth = [annotate(f"{i}.jpg", ("kick", "ball")) for i in range(30)]
+    found = [
+        detect(f"{i}.jpg", *[("kick", "ball", rng.random(), 3 * rng.normal(), 0)] * 3)
+        for i in range(30)
+    ]
+    write_predictions(tmp_path / "predictions.json", found, world)
+    read = read_predictions(tmp_path / "predictions.json", world)
+    expected = evaluate(truth, found, world).average_precision
+    np.testing.assert_array_equal(evaluate(truth, read, world).average_precision, expected)
+
+
+def test_numbers_are_short(tmp_path, world, detect):
+    path = tmp_path / "predictions.json"
+    write_predictions(path, [detect("a.jpg", ("kick", "ball", 0.1))], world)
+    assert '"score":0.1}' in path.read_text()
+
+
+def test_nothing_half_written(tmp_path, world, detect):
+    path = tmp_path / "predictions.json"
+    path.write_text("old")
+    broken = detect("b.jpg", ("kick", "ball", 0.1))
+    broken.labels[:] = 1000
+    with pytest.raises(IndexError):
+        write_predictions(path, [detect("a.jpg"), broken], world)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def put(field, row, key, value):
+    def change(entry):
+        entry[field][row][key] = value
+
+    return change
+
+
+def drop(field, row, key):
+    def change(entry):
+        del entry[field][row][key]
+
+    return change
+
+
+BOX = "four finite numbers"
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "expected"),
+    [
+        (put("predictions", 1, "bbox", [0, 1, 2]), "predictions[1].bbox", BOX),
+        (put("predictions", 1, "bbox", [0, 1, 2, float("nan")]), "predictions[1].bbox", BOX),
+        (put("predictions", 0, "bbox", [0, 1, 2, float("inf")]), "predictions[0].bbox", BOX),
+        (put("predictions", 0, "bbox", [30, 1, 20, 9]), "predictions[0].bbox", "x1 <= x2"),
+        (put("predictions", 0, "bbox", ["0", "0", "9", "9"]), "predictions[0].bbox", BOX),
+        (put("predictions", 0, "bbox", None), "predictions[0].bbox", BOX),
+        (drop("predictions", 0, "bbox"), "predictions[0].bbox", BOX),
+        (put("predictions", 1, "category_id", 0), "predictions[1].category_id", "world"),
+        (put("predictions", 1, "category_id", 1.5), "predictions[1].category_id", "object id"),
+        (put("hoi_prediction", 0, "subject_id", 2), "hoi_prediction[0].subject_id", "0 to 1"),
+        (put("hoi_prediction", 1, "object_id", -1), "hoi_prediction[1].object_id", "0 to 1"),
+        (put("hoi_prediction", 1, "category_id", 0), "hoi_prediction[1].category_id", "not from 0"),
+        (put("hoi_prediction", 1, "category_id", 12), "hoi_prediction[1].category_id", "1 to 11"),
+        (put("hoi_prediction", 0, "score", float("nan")), "hoi_prediction[0].score", "finite"),
+        (put("hoi_prediction", 0, "score", "high"), "hoi_prediction[0].score", "finite"),
+        (drop("hoi_prediction", 1, "score"), "hoi_prediction[1].score", "finite"),
+        (lambda entry: entry.update(hoi_prediction=None), "hoi_prediction", "a list of objects"),
+        (lambda entry: entry.update(predictions=[1]), "predictions", "a list of objects"),
+    ],
+)
+def test_wrong_entries_are_named(written, world, change, where, expected):
+    path = written(change)
+    with pytest.raises(InputError) as error:
+        read_predictions(path, world)
+    message = str(error.value)
+    assert message.startswith(f"{path}: a.jpg: {where}: expected ")
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected JSON"),
+        ("[]", "a list with an entry for each image"),
+        ('{"a": 1}', "a list with an entry for each image"),
+        ('[{"file_name": "a.jpg", "predi', "expected JSON"),
+        ("[3]", "entry 0: expected an object with file_name"),
+        ('[{"file_name": 3}]', "entry 0: expected an object with file_name"),
+    ],
+)
+def test_wrong_files(tmp_path, world, text, expected):
+    path = tmp_path / "predictions.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=expected):
+        read_predictions(path, world)
+
+
+def test_missing_file(tmp_path, world):
+    with pytest.raises(InputError, match="no such file"):
+        read_predictions(tmp_path / "none.json", world)
+
+
+def test_an_image_twice(written, world):
+    path = written()
+    path.write_text(json.dumps(json.loads(path.read_text()) * 2))
+    with pytest.raises(InputError, match="each image once"):
+        read_predictions(path, world)
