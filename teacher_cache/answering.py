@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +22,9 @@ from teacher_cache.pairing import PairingConfig, join_pairs, pair_up
 from teacher_cache.reader import TeacherText
 from teacher_cache.regions import RegionMode, crop_regions, union_regions
 from teacher_cache.soft_targets import action_probabilities
+
+# How far detection may run ahead of encoding; bounds the decoded images in memory.
+BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,8 @@ class AskingConfig:
         pairing: which detections form pairs.
         region: what the teacher sees of a pair.
         images_per_batch: at most so many images of one size go through the detector at once.
-        regions_per_batch: so many regions go through CLIP at once, of whatever images.
+        regions_per_batch: so many regions go through CLIP at once, of whatever images; None takes
+            what suits the device.
         embeddings: whether region embeddings are kept.
         strict: whether an unreadable image ends the build.
     """
@@ -55,7 +59,7 @@ class AskingConfig:
     pairing: PairingConfig = field(default_factory=PairingConfig)
     region: RegionMode = field(default_factory=RegionMode)
     images_per_batch: int = 16
-    regions_per_batch: int = 256
+    regions_per_batch: int | None = None
     embeddings: bool = True
     strict: bool = False
 
@@ -94,8 +98,9 @@ def ask(
 ) -> tuple[dict[str, ImageAnswers], dict[str, str]]:
     """The teacher's answers about some images.
 
-    Files are decoded and regions cut on other threads while the models run. Only images of equal
-    size share a detector batch, so no image is padded for its neighbours' sake.
+    Decoding, detecting, cutting regions out and encoding them run beside each other, each on
+    another batch. Only images of equal size share a detector batch, so no image is padded for its
+    neighbours' sake.
 
     Args:
         questions: the images.
@@ -112,49 +117,79 @@ def ask(
     """
     failures = _Failures(questions, config.strict)
     asked: list[_Asked] = []
-    encoder = _Encoder(panel.clip, config.regions_per_batch)
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    encoder = _Encoder(panel.clip, config.regions_per_batch or panel.clip.batch_size)
+    encoding: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(2) as helpers, ThreadPoolExecutor(1) as encoding_thread:
         batches = _batches(questions, config.images_per_batch, failures)
-        cutting: Future[list[np.ndarray]] | None = None
-        for batch, images in _ahead(pool, batches, questions, failures):
-            found = panel.detector([np.asarray(image) for image in images]) if images else []
-            jobs = []
-            for index, image, boxes in zip(batch, images, found, strict=True):
-                proposed = pair_up(boxes, panel.vocabulary, config.pairing)
-                pairs = join_pairs(questions[index].annotated, proposed)
-                union, rows = union_regions(pairs)
-                asked.append(_Asked(index, pairs, rows, union))
-                jobs.append((image, union))
-            if cutting is not None:
-                encoder.add(cutting.result())
-            cutting = pool.submit(_cut, jobs, panel.clip.image_size, config.region)
-            report(len(batch))
-        if cutting is not None:
-            encoder.add(cutting.result())
-    report(len(failures.reasons))
-    embeddings = encoder.finish()
-    answers = {}
-    first_rows = np.cumsum([0, *(len(image.boxes) for image in asked)])
+        try:
+            for indices, images in _ahead(helpers, batches, questions, failures):
+                batch = _pairs(questions, indices, images, panel, config.pairing)
+                asked += batch
+                boxes = [image.boxes for image in batch]
+                cutting = helpers.submit(_cut, images, boxes, panel.clip.image_size, config.region)
+                encoding.append(encoding_thread.submit(encoder.add, cutting, len(images)))
+                while len(encoding) > BATCHES_AHEAD:
+                    report(encoding.popleft().result())
+            for waiting in encoding:
+                report(waiting.result())
+            report(len(failures.reasons))
+            embeddings = encoding_thread.submit(encoder.finish).result()
+        except BaseException:
+            # Whoever interrupts should wait for one batch at most.
+            encoding_thread.shutdown(wait=False, cancel_futures=True)
+            raise
+    answers = _answers(asked, embeddings, panel, config.embeddings)
     order = sorted(range(len(asked)), key=lambda place: asked[place].index)
-    for place in order:
-        entry = asked[place]
-        rows = embeddings[first_rows[place] : first_rows[place + 1]]
-        answers[questions[entry.index].image_id] = _answer(entry, rows, panel, config.embeddings)
-    return answers, failures.by_image()
+    by_image = {questions[asked[place].index].image_id: answers[place] for place in order}
+    return by_image, failures.by_image()
 
 
-def _answer(
-    asked: _Asked, embeddings: np.ndarray, panel: Panel, keep_embeddings: bool
-) -> ImageAnswers:
-    logits = panel.text.logit_scale * (embeddings @ panel.text.embeddings.T)
-    labels = asked.pairs.object_labels
-    return ImageAnswers(
-        pairs=asked.pairs,
-        probabilities=action_probabilities(logits[asked.regions], labels, panel.vocabulary),
-        regions=asked.regions,
-        region_boxes=asked.boxes,
-        embeddings=embeddings if keep_embeddings else None,
-    )
+def _pairs(
+    questions: Sequence[Question],
+    indices: Sequence[int],
+    images: Sequence[Image.Image],
+    panel: Panel,
+    config: PairingConfig,
+) -> list[_Asked]:
+    """Detects in a batch of images and forms the pairs of each."""
+    if not images:
+        return []
+    asked = []
+    for index, found in zip(
+        indices, panel.detector([np.asarray(image) for image in images]), strict=True
+    ):
+        proposed = pair_up(found, panel.vocabulary, config)
+        pairs = join_pairs(questions[index].annotated, proposed)
+        boxes, regions = union_regions(pairs)
+        asked.append(_Asked(index, pairs, regions, boxes))
+    return asked
+
+
+def _answers(
+    asked: Sequence[_Asked], embeddings: np.ndarray, panel: Panel, keep_embeddings: bool
+) -> list[ImageAnswers]:
+    if not asked:
+        return []
+    first_regions = np.cumsum([0, *(len(image.boxes) for image in asked)])
+    first_pairs = np.cumsum([0, *(len(image.pairs) for image in asked)])
+    rows = np.concatenate([image.regions + first_regions[n] for n, image in enumerate(asked)])
+    labels = np.concatenate([image.pairs.object_labels for image in asked])
+    text = panel.text.embeddings
+    embeddings = embeddings.reshape(-1, text.shape[1])
+    logits = panel.text.logit_scale * embeddings @ text.T
+    probabilities = action_probabilities(logits[rows], labels, panel.vocabulary)
+    return [
+        ImageAnswers(
+            pairs=image.pairs,
+            probabilities=probabilities[first_pairs[n] : first_pairs[n + 1]],
+            regions=image.regions,
+            region_boxes=image.boxes,
+            embeddings=embeddings[first_regions[n] : first_regions[n + 1]]
+            if keep_embeddings
+            else None,
+        )
+        for n, image in enumerate(asked)
+    ]
 
 
 class _Encoder:
@@ -165,10 +200,12 @@ class _Encoder:
         self._waiting: list[np.ndarray] = []
         self._done: list[np.ndarray] = []
 
-    def add(self, regions: list[np.ndarray]) -> None:
-        self._waiting += regions
+    def add(self, regions: Future[list[np.ndarray]], num_images: int) -> int:
+        """Takes on regions as soon as they are cut; returns `num_images`."""
+        self._waiting += regions.result()
         while len(self._waiting) >= self._batch_size:
             self._encode()
+        return num_images
 
     def finish(self) -> np.ndarray:
         """(R, D) float32, in the order in which regions were added."""
@@ -183,9 +220,13 @@ class _Encoder:
 
 
 def _cut(
-    jobs: Sequence[tuple[Image.Image, np.ndarray]], size: int, mode: RegionMode
+    images: Sequence[Image.Image], boxes: Sequence[np.ndarray], size: int, mode: RegionMode
 ) -> list[np.ndarray]:
-    return [crop for image, boxes in jobs for crop in crop_regions(image, boxes, size, mode)]
+    return [
+        region
+        for image, own in zip(images, boxes, strict=True)
+        for region in crop_regions(image, own, size, mode)
+    ]
 
 
 class _Failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +62,10 @@ def cache() -> None:
 @click.option("--max-objects", type=COUNT, default=15, show_default=True, help="Per image.")
 @click.option("--images-per-shard", type=COUNT, default=256, show_default=True)
 @click.option(
-    "--batch-size", type=COUNT, default=256, show_default=True, help="Regions for CLIP at once."
+    "--batch-size",
+    type=COUNT,
+    show_default="64, on a GPU 256",
+    help="Regions for CLIP at once.",
 )
 @click.option(
     "--detector-batch-size",
@@ -96,7 +100,7 @@ def build(
     max_people: int,
     max_objects: int,
     images_per_shard: int,
-    batch_size: int,
+    batch_size: int | None,
     detector_batch_size: int,
     workers: int,
     embeddings: bool,
@@ -180,4 +184,7 @@ def world_models(folder: Path, seed: int, device: str) -> None:
 
 def main() -> None:
     """Entry point of `eoid-cache`."""
+    # Waiting threads of torch's OpenMP spin by default; with the detector, CLIP and other
+    # programs on the same cores they would then spend most of their time keeping each other up.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run_command(cache)

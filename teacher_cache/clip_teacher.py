@@ -23,6 +23,8 @@ FOLDER_CONFIG = "open_clip_config.json"
 FOLDER_WEIGHTS = "open_clip_model.safetensors"
 FOLDER_WORDS = "words.json"
 TEXT_BATCH = 256
+# Activations of a few dozen regions still fit a processor's cache; a GPU wants many.
+CPU_BATCH, GPU_BATCH = 64, 256
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class ClipTeacher:
         mean, std: per-channel values of the normalisation, for pixels in [0, 1].
         logit_scale: factor on cosine similarities.
         weights_digest: identifies the weights.
+        batch_size: how many regions at once suit the device.
 
     Raises:
         InputError: no such model, tag, folder or file, or a checkpoint of another architecture.
@@ -65,6 +68,7 @@ class ClipTeacher:
         self.name = _name(config)
         self.image_size = _side(settings["size"], self.name)
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
+        self.batch_size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
         self.logit_scale = float(model.logit_scale.detach().exp())
