@@ -93,7 +93,7 @@ def _draw(
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     sampling = 2 if target <= MAX_SUPERSAMPLED else 1
-    canvas = _Canvas((size[0] * sampling, size[1] * sampling))
+    canvas = _Canvas(size, sampling)
     boxes = content.boxes.astype(np.float64) * scale * sampling
 
     captions: dict[tuple[int, int], list[Line]] = {}
@@ -124,19 +124,21 @@ def _draw(
 class _Canvas:
     """A transparent overlay; line widths and letters follow its size."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.overlay = Image.new("RGBA", size, (0, 0, 0, 0))
+    def __init__(self, size: tuple[int, int], sampling: int) -> None:
+        self.overlay = Image.new("RGBA", (size[0] * sampling, size[1] * sampling), (0, 0, 0, 0))
         self._pen = ImageDraw.Draw(self.overlay)
-        self._width = max(2, round(max(size) / 190))
-        self._font = load_font(max(11, round(max(size) / 28)))
+        self._sampling = sampling
+        self._width = max(2, round(max(size) / 190)) * sampling
+        self._font = load_font(max(11, round(max(size) / 28)) * sampling)
         self._em = self._font.size
 
     def box(self, box: np.ndarray, colour: tuple[int, int, int]) -> None:
         """A box with a dark rim, so that it stands out on any ground."""
-        x1, y1, x2, y2 = (float(value) for value in box)
-        x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+        # Whole pixels of the result keep the lines crisp; PIL's far edges are inclusive.
+        x1, y1, x2, y2 = (int(np.rint(v / self._sampling)) * self._sampling for v in box)
+        x2, y2 = max(x2, x1 + self._sampling) - 1, max(y2, y1 + self._sampling) - 1
         radius = min(2 * self._width, (x2 - x1) / 2, (y2 - y1) / 2)
-        rim = max(1, self._width // 2)
+        rim = self._sampling
         outer = (x1 - rim, y1 - rim, x2 + rim, y2 + rim)
         self._pen.rounded_rectangle(
             outer, radius + rim, outline=(*BLACK, 130), width=self._width + 2 * rim
@@ -146,7 +148,7 @@ class _Canvas:
     def link(self, human: np.ndarray, target: np.ndarray) -> None:
         """A line between the centres of two boxes."""
         ends = [_centre(human), _centre(target)]
-        rim = max(1, self._width // 2)
+        rim = self._sampling
         self._pen.line(ends, fill=(*BLACK, 130), width=self._width + 2 * rim)
         self._pen.line(ends, fill=WHITE, width=self._width)
         for (x, y), colour in zip(ends, (PERSON, OBJECT), strict=True):

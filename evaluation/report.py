@@ -166,7 +166,7 @@ def _charts(comparison: Comparison) -> dict[str, Any]:
         (one, log)
         for one in comparison.contestants
         for result in one.results
-        if (log := read_training_log(result)) is not None
+        if (log := read_training_log(result.metrics_log)) is not None
     ]
     curves = [training_curves(logs, narrow, _spoken(logs)) for narrow in (False, True) if logs]
     trained = list(dict.fromkeys((one.role, one.title) for one, _ in logs))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.results import Results
 from pipeline.errors import bad_field
 
 TOTAL, LEARNING_RATE = "total loss", "learning rate"
@@ -30,8 +29,8 @@ class TrainingLog:
     series: dict[str, np.ndarray]
 
 
-def read_training_log(results: Results) -> TrainingLog | None:
-    """The log that belongs to results; None where there is none or it has no line yet.
+def read_training_log(path: Path | None) -> TrainingLog | None:
+    """A run's log; None where there is none or it has no line yet.
 
     Losses of auxiliary layers (their names end in a number) are left out, and so is a line that a
     killed run left unfinished.
@@ -39,7 +38,6 @@ def read_training_log(results: Results) -> TrainingLog | None:
     Raises:
         InputError: a line is not what a log has.
     """
-    path = results.metrics_log
     if path is None or not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -45,7 +45,7 @@ def _content(vocabulary, names, shifts, rows=None):
     for index, ((verb, label), shift) in enumerate(zip(names, shifts, strict=True)):
         row = index if rows is None else rows[index]
         for box in (PERSON, BALL):
-            boxes.append(np.array(box) + [shift, 100 * row, shift, 100 * row])
+            boxes.append(np.array(box) + np.array([shift, 100 * row] * 2))
         labels += [vocabulary.person, vocabulary.objects.index(label)]
         hois.append((2 * index, 2 * index + 1, vocabulary.verbs.index(verb)))
     return (

@@ -1,0 +1,123 @@
+import pytest
+
+from evaluation.comparison import action_rows, compare
+from evaluation.results import METRICS, Results
+from pipeline.errors import InputError
+from pipeline.splits import load_split
+
+
+@pytest.fixture
+def make(world):
+    """Results whose unseen and seen AP are the same for every interaction."""
+
+    def build(unseen_ap, seen_ap=0.5, *, split="ua", **fields):
+        held_back = load_split(world, split).unseen
+        per_class = {
+            world.interaction_name(index): unseen_ap if index in held_back else seen_ap
+            for index in range(world.num_interactions)
+        }
+        metrics = dict.fromkeys(METRICS, 0.4)
+        metrics |= {"unseen": unseen_ap if held_back else None, "seen": seen_ap}
+        values = {
+            "name": "run",
+            "kind": "student",
+            "dataset": "world",
+            "vocabulary": "world",
+            "setting": "default",
+            "num_images": 10,
+            "training_split": split,
+            "distillation": True,
+        }
+        return Results(
+            **{**values, **fields},
+            split=split,
+            unseen=held_back,
+            metrics=metrics,
+            per_class=per_class,
+        )
+
+    return build
+
+
+def test_roles_in_any_order(world, make):
+    results = [
+        make(0.3, kind="teacher", training_split=None, distillation=None),
+        make(0.8, distillation=False, training_split="full"),
+        make(0.05, distillation=False),
+        make(0.6, kind="predictions", name="another project", distillation=None),
+        make(0.7),
+    ]
+    expected = ["distilled", "control", "all_labels", "teacher", "predictions"]
+    for order in (results, results[::-1]):
+        found = compare(order, world)
+        assert [one.role for one in found.contestants] == expected
+        assert [one.metric("unseen") for one in found.contestants] == [0.7, 0.05, 0.8, 0.3, 0.6]
+        assert found.contestants[-1].title == "another project"
+        assert found.share_closed() == pytest.approx(0.65 / 0.75)
+
+
+def test_results_of_several_seeds_are_averaged(world, make):
+    found = compare([make(0.6, seed=2), make(0.8, seed=1)], world)
+    (distilled,) = found.contestants
+    assert distilled.metric("unseen") == pytest.approx(0.7)
+    assert [one.seed for one in distilled.results] == [1, 2]
+    assert distilled.mean_ap(["kick ball"]) == pytest.approx(0.7)
+
+
+def test_all_labels_are_grouped_by_the_others_split(world, make):
+    ceiling = make(0.9, 0.9, split="full", distillation=False)
+    found = compare([ceiling, make(0.7)], world)
+    assert found.split == "ua"
+    assert found.find("all_labels").metric("unseen") == pytest.approx(0.9)
+    assert found.find("teacher") is None
+
+
+@pytest.mark.parametrize("given", [(0.7, None), (0.7, 0.9)])
+def test_no_share_without_a_gap(world, make, given):
+    distilled, ceiling = given
+    results = [make(distilled), make(0.9, distillation=False)]
+    if ceiling is not None:
+        results.append(make(ceiling, distillation=False, training_split="full"))
+    assert compare(results, world).share_closed() is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"dataset": "other"}, "dataset"),
+        ({"vocabulary": "hico-det"}, "vocabulary"),
+        ({"setting": "known_object"}, "setting"),
+        ({"split": "uc"}, "split"),
+    ],
+)
+def test_results_that_do_not_belong_together(world, make, fields, what):
+    with pytest.raises(InputError, match=f"expected one {what}, found "):
+        compare([make(0.7), make(0.1, **fields)], world)
+
+
+def test_rows_of_unseen_verbs(world, make):
+    comparison = compare([make(0.7, 0.4), make(0.1, 0.5, distillation=False)], world)
+    rows, left_out = action_rows(comparison, 40)
+    names = {row.name for row in rows if row.unseen}
+    verbs = [world.verbs[verb] for verb in comparison.unseen_verbs]
+    assert names == set(verbs) == {"carry", "kick", "push"}
+    assert len(rows) == world.num_verbs
+    assert left_out == ""
+    assert rows[0].values == pytest.approx((0.7, 0.1))
+    assert rows[-1].values == pytest.approx((0.4, 0.5))
+
+
+def test_rows_of_unseen_interactions(world, make):
+    comparison = compare([make(0.7, 0.4, split="uc")], world)
+    assert comparison.unseen_verbs == ()
+    rows, _ = action_rows(comparison, 40)
+    assert sum(row.unseen for row in rows) == 10
+    # The verbs' bars leave the unseen interactions out.
+    assert {round(row.values[0], 9) for row in rows if not row.unseen} == {0.4}
+
+
+def test_rows_are_limited_unseen_first(world, make):
+    comparison = compare([make(0.7)], world)
+    rows, left_out = action_rows(comparison, 4)
+    assert [row.unseen for row in rows] == [True, True, True, False]
+    assert left_out == f"The {world.num_verbs - 4} actions with fewest objects are left out."
