@@ -1,0 +1,186 @@
+"""From nothing to a zero-shot result on the embedded world: the project's commands in a row.
+
+Every stage is a command that a user could type, echoed as it starts. Stages keep their results
+below `seed-N/` of the output folder: the same call goes on after a stop, and another split of the
+same seed finds world, models and caches there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.files import read_json, sha256_of_json, write_json
+from pipeline.splits import load_split
+from pipeline.vocabulary import load_vocabulary
+
+GROUPS = ("full", "seen", "unseen")
+LABELS = {
+    "distilled": "Distilled",
+    "no_distillation": "No distillation",
+    "all_labels": "All labels",
+}
+
+
+@dataclass
+class Stages:
+    """Runs commands and keeps their times, over several calls where one was stopped.
+
+    Attributes:
+        file: where the times are kept.
+        seconds: by stage, of all its attempts together.
+        finished: stages that ended well.
+    """
+
+    file: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+    finished: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, file: Path) -> Stages:
+        """The times of earlier calls."""
+        return cls(file, **read_json(file)) if file.is_file() else cls(file)
+
+    def run(self, name: str, *command: object) -> None:
+        """Runs one command of the project.
+
+        Raises:
+            SystemExit: the command failed; with its exit code.
+        """
+        words = [str(word) for word in command]
+        print(
+            f"\n\033[1m$ {' '.join(words)}\033[0m"
+            if sys.stdout.isatty()
+            else f"\n$ {' '.join(words)}"
+        )
+        sys.stdout.flush()
+        started = time.monotonic()
+        program = Path(sys.executable).parent / words[0]
+        try:
+            code = subprocess.run([program, *words[1:]]).returncode
+        except KeyboardInterrupt:
+            code = 130
+        taken = time.monotonic() - started
+        if name not in self.finished:
+            self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
+            if code == 0:
+                self.finished.append(name)
+            write_json(self.file, {"seconds": self.seconds, "finished": self.finished})
+        if code:
+            sys.exit(code)
+        print(f"{name}: {self.seconds[name]:.0f} s")
+
+
+def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
+    """Runs all stages and gives the content of `results.json`.
+
+    Args:
+        out: where `results.json` and `report.html` go.
+        split: name of a split of the world, or a TOML file.
+        seed: of world, models and students.
+        ceiling: also train a student with all labels.
+    """
+    known = load_split(load_vocabulary("world"), split)
+    # A user's file may change between calls; its runs must not be taken for each other's.
+    tag = split if known.name == split else f"{known.name}-{sha256_of_json(known.unseen)[:8]}"
+    base = out / f"seed-{seed}"
+    world, models, runs = base / "world", base / "models", base / tag
+    runs.mkdir(parents=True, exist_ok=True)
+    detector, teacher = models / "detector.safetensors", models / "teacher"
+    shared = Stages.read(base / "stages.json")
+    own = Stages.read(runs / "stages.json")
+
+    shared.run("world", "eoid-data", "world", world, "--seed", seed)
+    shared.run("models", "eoid-cache", "world-models", models, "--seed", seed)
+    asked = ("--detector", "world", "--detector-weights", detector, "--clip-model", teacher)
+    cache, test_cache = base / "cache", base / "cache-test"
+    shared.run("cache", "eoid-cache", "build", world, "--out", cache, *asked)
+    shared.run(
+        "cache_test", "eoid-cache", "build", world, "--out", test_cache, "--part", "test", *asked
+    )
+
+    common = ("--preset", "world", "--init", detector, "--seed", seed)
+    for name, trained, more in (
+        ("distilled", split, ()),
+        ("no_distillation", split, ("--no-distillation",)),
+        *([("all_labels", "full", ())] if ceiling else []),
+    ):
+        stages, run = (shared, base / "full" / name) if trained == "full" else (own, runs / name)
+        where = ("--data", world, "--cache", cache, "--split", trained, "--out", run)
+        stages.run(name, "eoid-train", "student", *where, *common, *more, "--name", LABELS[name])
+    results = {name: runs / name / "results.json" for name in ("distilled", "no_distillation")}
+    if ceiling:
+        run, seen_as = base / "full" / "all_labels", runs / "all_labels"
+        own.run("all_labels_scored", "eoid-train", "evaluate", run, "--data", world,
+                "--split", split, "--out", seen_as)  # fmt: skip
+        results["all_labels"] = seen_as / "results.json"
+    results["teacher"] = runs / "teacher.json"
+    own.run("teacher", "eoid-cache", "evaluate", test_cache, "--data", world, "--split", split,
+            "--json", results["teacher"], "--predictions", runs / "teacher_predictions.json",
+            "--overwrite")  # fmt: skip
+    own.run("report", "eoid-eval", "report", *results.values(), "--out", out / "report.html",
+            "--overwrite")  # fmt: skip
+    seconds = {**shared.seconds, **own.seconds}
+    if not ceiling:
+        seconds = {name: value for name, value in seconds.items() if "all_labels" not in name}
+    return summary({name: read_json(file) for name, file in results.items()}, split, seed, seconds)
+
+
+def summary(
+    results: dict[str, dict[str, Any]], split: str, seed: int, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The content of the demo's `results.json` from the results files of its runs."""
+    value: dict[str, Any] = {
+        "seconds": round(sum(seconds.values()), 1),
+        "stages": seconds,
+        "split": split,
+        "seed": seed,
+    }
+    for name, found in results.items():
+        value[name] = {group: found["metrics"][group] for group in GROUPS}
+    value["teacher"].update(results["teacher"]["extra"])
+    if "all_labels" in results:
+        low, high = value["no_distillation"]["unseen"], value["all_labels"]["unseen"]
+        value["gap_closed"] = (value["distilled"]["unseen"] - low) / (high - low)
+    return value
+
+
+def describe(value: dict[str, Any]) -> str:
+    """The result in a few lines for a terminal."""
+    lines = [f"{'mAP, %':<18}" + "".join(f"{group:>9}" for group in GROUPS)]
+    for name in ("distilled", "no_distillation", "all_labels", "teacher"):
+        if name in value:
+            title = LABELS.get(name, "Teacher itself")
+            lines.append(f"{title:<18}" + "".join(f"{100 * value[name][g]:9.1f}" for g in GROUPS))
+    if "gap_closed" in value:
+        lines.append(f"share of the gap closed without labels: {value['gap_closed']:.2f}")
+    stages = ", ".join(f"{name} {taken:.0f}" for name, taken in value["stages"].items())
+    lines.append(f"{value['seconds']:.0f} s in all: {stages}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder")
+    parser.add_argument("--split", default="ua", help="ua, uc, uo or a TOML file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ceiling", action="store_true", help="also train with all labels")
+    options = parser.parse_args()
+    try:
+        value = run_demo(options.out, options.split, options.seed, options.ceiling)
+    except InputError as error:
+        parser.exit(2, f"demo: {error}\n")
+    write_json(options.out / "results.json", value)
+    print("\n" + describe(value))
+    print(f"\n{options.out / 'results.json'}\n{options.out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
