@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.vocabulary import load_vocabulary
 
@@ -42,3 +43,31 @@ def save(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def small_dataset(tmp_path):
+    """A HICO-DET folder of two training images and one test image."""
+    root = tmp_path / "hico"
+    for part, file, names in (
+        ("train2015", "trainval_hico.json", ("a.jpg", "b.jpg")),
+        ("test2015", "test_hico.json", ("c.jpg",)),
+    ):
+        folder = root / "images" / part
+        folder.mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (100, 80), (90, 120, 60)).save(folder / name)
+        (root / "annotations").mkdir(exist_ok=True)
+        entries = [
+            {
+                "file_name": name,
+                "annotations": [
+                    {"bbox": [10, 20, 30, 60], "category_id": 1},
+                    {"bbox": [5, 40, 50, 70], "category_id": 2},
+                ],
+                "hoi_annotation": [{"subject_id": 0, "object_id": 1, "category_id": 72}],
+            }
+            for name in names
+        ]
+        (root / "annotations" / file).write_text(json.dumps(entries))
+    return root

@@ -107,6 +107,7 @@ def test_truncated_pictures(tmp_path, name, share):
         read_image(tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp"])
 def test_damaged_pictures_are_read_or_refused(picture, tmp_path, name):
     picture.save(tmp_path / name)

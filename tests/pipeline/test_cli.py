@@ -1,0 +1,192 @@
+import ast
+import errno
+import sys
+
+import click
+import pytest
+
+from pipeline import cli
+from pipeline.errors import InputError
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line as a user does: (exit code, stdout, stderr)."""
+
+    def call(command, *words):
+        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/eoid-data", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.run_command(command)
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+def raising(error):
+    @click.command()
+    def command():
+        raise error
+
+    return command
+
+
+@click.command()
+@click.argument("place")
+@click.option("--count", default=1)
+@click.option("--learning-rate", "rate", default=0.5)
+@click.option("--name", type=click.Choice(["a", "b"]), required=True)
+@click.option("--tag", multiple=True)
+@click.option("--loud/--quiet", default=False)
+@cli.device_option
+@cli.config_option
+def show(**values):
+    """Prints its options."""
+    print(values)
+
+
+def test_nothing_asked_is_answered_with_help(run):
+    code, out, err = run(cli.data)
+    assert code == 0 and "world" in out and "check" in out and err == ""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["world", "--help"], ["check", "--help"]])
+def test_help(run, words):
+    code, out, err = run(cli.data, *words)
+    assert code == 0 and out.startswith("Usage: eoid-data") and err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["wrold", "d"], "No such command 'wrold'"),
+        (["world"], "Missing argument 'DIR'. See eoid-data world --help."),
+        (["world", "d", "--train", "many"], "'many' is not a valid integer"),
+        (["world", "d", "--trian", "3"], "--trian"),
+        (["check", "nowhere"], "nowhere: no such dataset folder"),
+        (["check", "nowhere", "--config", "none.toml"], "none.toml: no such file"),
+    ],
+)
+def test_wrong_use_is_one_line_and_2(run, words, says):
+    code, out, err = run(cli.data, *words)
+    assert code == 2 and out == ""
+    assert err.startswith("eoid-data: ") and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (InputError("a.json: b: expected c,\nfound d"), 2, "a.json: b: expected c, found d"),
+        (click.ClickException("no"), 2, "no"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "output: No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here"),
+        (click.Abort(), 130, "interrupted"),
+    ],
+)
+def test_exit_codes(run, error, code, says):
+    ended, _, err = run(raising(error))
+    assert ended == code
+    assert err.strip().splitlines()[-1].startswith("eoid-data: ") and says in err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "disk broken")])
+def test_what_nobody_expected_is_not_hidden(monkeypatch, error):
+    monkeypatch.setattr(sys, "argv", ["eoid-data"])
+    with pytest.raises(type(error)):
+        cli.run_command(raising(error))
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        (tmp_path / "run.toml").write_text(text)
+        return tmp_path / "run.toml"
+
+    return write
+
+
+def test_every_option_may_stand_in_the_file(run, config):
+    file = config(
+        'count = 3\nlearning-rate = 1e-3\nname = "b"\ntag = ["x", 2]\nloud = true\ndevice = "cpu"'
+    )
+    code, out, err = run(show, "here", "--config", file)
+    assert (code, err) == (0, "")
+    assert ast.literal_eval(out) == {
+        "place": "here",
+        "count": 3,
+        "rate": 0.001,
+        "name": "b",
+        "tag": ("x", "2"),
+        "loud": True,
+        "device": "cpu",
+    }
+
+
+@pytest.mark.parametrize("order", [False, True])
+def test_the_command_line_wins(run, config, order):
+    file = config('count = 3\nname = "b"\ntag = ["x"]\nloud = true')
+    words = ["--config", file, "--count", "5", "--tag", "y", "--quiet"]
+    code, out, _ = run(show, *(words if order else words[2:] + words[:2]), "here")
+    assert code == 0
+    values = ast.literal_eval(out)
+    assert (values["count"], values["tag"], values["loud"]) == (5, ("y",), False)
+    assert (values["name"], values["rate"]) == ("b", 0.5)
+
+
+def test_underscores_and_dashes_are_the_same(run, config):
+    file = config('learning_rate = 0.25\nname = "a"')
+    assert "'rate': 0.25" in run(show, "here", "--config", file)[1]
+
+
+def test_defaults_stay_where_the_file_says_nothing(run, config):
+    _, out, _ = run(show, "here", "--name", "a", "--config", config(""))
+    assert ast.literal_eval(out)["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cuont = 3", "cuont: expected an option of eoid-data (count, device, learning-rate, loud"),
+        ("rate = 3", "rate: expected an option of eoid-data"),
+        ('place = "x"', "place: expected an option of eoid-data"),
+        ('config = "x"', "config: expected an option of eoid-data"),
+        ("count = 2.5", "count: expected integer"),
+        ("count = true", "count: expected one value, found True"),
+        ("count = [1, 2]", "count: expected one value, found [1, 2]"),
+        ("count = {a = 1}", "count: expected one value"),
+        ("tag = [[1]]", "tag: expected a list of values, found [[1]]"),
+        ('name = "c"', "name: expected choice ('c' is not one of 'a', 'b'.), found c"),
+        ('loud = "yes"', "loud: expected true or false, found yes"),
+        ("count = ", "expected TOML"),
+    ],
+)
+def test_wrong_files_name_file_and_field(run, config, text, says):
+    code, out, err = run(show, "here", "--config", config(text), "--name", "a")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert "run.toml: " in err and says in err
+
+
+def test_a_missing_required_option_is_still_missing(run, config):
+    code, _, err = run(show, "here", "--config", config("count = 3"))
+    assert code == 2 and "--name" in err
+
+
+def test_check_prints_a_table_and_ends_well(run, small_dataset):
+    code, out, _ = run(cli.data, "check", small_dataset)
+    assert code == 0 and "38118" in out
+
+
+def test_check_ends_with_2_and_one_line_when_something_is_wrong(run, small_dataset):
+    (small_dataset / "images/test2015/c.jpg").unlink()
+    code, out, err = run(cli.data, "check", small_dataset)
+    assert code == 2 and "38118" in out
+    last = err.splitlines()[-1]
+    assert last.startswith(f"eoid-data: {small_dataset}: test: 1 of 1 images missing, first")
+
+
+def test_check_takes_strict_from_a_file(run, small_dataset, config):
+    file = small_dataset / "annotations/test_hico.json"
+    file.write_text(file.read_text().replace("[10, 20", "[-10, 20"))
+    assert run(cli.data, "check", small_dataset)[0] == 0
+    assert run(cli.data, "check", small_dataset, "--config", config("strict = true"))[0] == 2

@@ -1,0 +1,148 @@
+import json
+import shutil
+
+import pytest
+
+from pipeline.datasets import open_dataset
+from pipeline.errors import InputError
+
+TOML = """
+name = "mine"
+vocabulary = "hico-det"
+detector = "weights/detector.safetensors"
+teacher = "teacher"
+
+[train]
+images = "images/train2015"
+annotations = "annotations/trainval_hico.json"
+"""
+
+
+def describe(root, text):
+    (root / "dataset.toml").write_text(text)
+    return root
+
+
+def test_an_empty_folder_is_no_dataset(tmp_path):
+    with pytest.raises(InputError, match=r"expected dataset.toml or a known layout \(HICO-DET .*"):
+        open_dataset(tmp_path)
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(InputError, match="none: no such dataset folder"):
+        open_dataset(tmp_path / "none")
+
+
+def test_a_known_layout(small_dataset):
+    dataset = open_dataset(small_dataset)
+    assert (dataset.name, dataset.vocabulary.name) == ("hico-det", "hico-det")
+    assert dataset.detector is dataset.teacher is None
+    train = dataset.load("train")
+    assert train.part == "train" and train.num_labels == 2
+    records = dataset.records(train)
+    assert [record.id for record in records] == ["a.jpg", "b.jpg"]
+    assert all(record.path.is_file() for record in records)
+    assert [record.id for record in dataset.records("test")] == ["c.jpg"]
+
+
+def test_a_described_folder(small_dataset):
+    dataset = open_dataset(describe(small_dataset, TOML))
+    assert dataset.name == "mine" and set(dataset.parts) == {"train"}
+    assert dataset.detector == small_dataset / "weights/detector.safetensors"
+    assert dataset.teacher == small_dataset / "teacher"
+    assert len(dataset.records("train")) == 2
+
+
+def test_the_folder_names_a_dataset_without_name(small_dataset):
+    text = TOML.replace('name = "mine"', "")
+    assert open_dataset(describe(small_dataset, text)).name == "hico"
+
+
+def test_a_missing_part_is_answered_with_those_there(small_dataset):
+    dataset = open_dataset(describe(small_dataset, TOML))
+    with pytest.raises(InputError, match="expected a part named test, found train"):
+        dataset.load("test")
+
+
+def test_a_users_vocabulary_lies_beside_the_description(small_dataset, tmp_path, monkeypatch):
+    vocabulary = {
+        "objects": [{"name": "person", "id": 1}, {"name": "bicycle", "id": 2}],
+        "verbs": [{"name": f"verb{i}", "ing": f"verbing {i}"} for i in range(72)],
+        "interactions": [[71, 1]],
+    }
+    (small_dataset / "words").mkdir()
+    (small_dataset / "words" / "mine.json").write_text(json.dumps(vocabulary))
+    text = TOML.replace('"hico-det"', '"words/mine.json"')
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset(describe(small_dataset, text))
+    assert dataset.vocabulary.name == "mine"
+    assert dataset.load("train").annotations[0].hois.tolist() == [[0, 1, 71]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"hico-det"', '"none.json"', "none.json: no such vocabulary"),
+        ('"hico-det"', "3", "dataset.toml: vocabulary: expected a text, found 3"),
+        ('vocabulary = "hico-det"', "", "vocabulary: expected a text, found nothing"),
+        ('name = "mine"', "name = 7", "dataset.toml: name: expected a text, found 7"),
+        ('name = "mine"', 'nam = "mine"', "nam: expected only name, vocabulary, .* test, found"),
+        ("[train]", "[val]", "dataset.toml: val: expected only"),
+        ("[train]", "[train.x]", "train.x: expected only images, annotations"),
+        ("\n[train]", "train = 3\n[test]", "train: expected a table with images and annotations"),
+        ('images = "', 'image = "', "train.image: expected only images, annotations"),
+        ('images = "images/train2015"', "", "train.images: expected a text, found nothing"),
+        (
+            'images = "images/train2015"',
+            "images = []",
+            "train.images: expected a text",
+        ),
+        ("annotations = ", "annotations ", "dataset.toml: expected TOML"),
+    ],
+)
+def test_wrong_descriptions(small_dataset, old, new, says):
+    assert old in TOML
+    with pytest.raises(InputError, match=says):
+        open_dataset(describe(small_dataset, TOML.replace(old, new)))
+
+
+def test_a_description_without_parts(small_dataset):
+    with pytest.raises(InputError, match=r"dataset.toml: parts: expected a table \[train\] or"):
+        open_dataset(describe(small_dataset, 'vocabulary = "hico-det"'))
+
+
+def test_missing_annotations(small_dataset):
+    text = TOML.replace("trainval_hico", "none")
+    with pytest.raises(InputError, match=r"none.json: no such file"):
+        open_dataset(describe(small_dataset, text)).load("train")
+
+
+def test_a_missing_image_is_named_and_all_are_counted(small_dataset):
+    (small_dataset / "images/train2015/b.jpg").unlink()
+    with pytest.raises(InputError, match=r"b.jpg: no such image, .*json \(1 of 2 images"):
+        open_dataset(small_dataset).records("train")
+
+
+def test_a_missing_images_folder(small_dataset):
+    shutil.rmtree(small_dataset / "images/train2015")
+    with pytest.raises(InputError, match="images/train2015: no such folder of images"):
+        open_dataset(small_dataset).records("train")
+
+
+def test_images_may_lie_in_folders_of_the_images_folder(small_dataset):
+    folder = small_dataset / "images/test2015"
+    (folder / "more").mkdir()
+    (folder / "c.jpg").rename(folder / "more" / "c.jpg")
+    file = small_dataset / "annotations/test_hico.json"
+    file.write_text(file.read_text().replace("c.jpg", "more/c.jpg"))
+    (record,) = open_dataset(small_dataset).records("test")
+    assert record.id == "more/c.jpg" and record.path.is_file()
+
+
+def test_strict_reaches_the_reader(small_dataset):
+    file = small_dataset / "annotations/test_hico.json"
+    file.write_text(file.read_text().replace("[10, 20, 30, 60]", "[-10, 20, 30, 60]"))
+    dataset = open_dataset(small_dataset)
+    assert dataset.load("test").blemishes
+    with pytest.raises(InputError, match=r"c\.jpg"):
+        dataset.load("test", strict=True)

@@ -1,0 +1,182 @@
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.vocabulary import SHIPPED, from_dict, load_vocabulary
+
+MINE = {
+    "name": "mine",
+    "objects": [{"name": "person", "id": 1}, {"name": "cup", "id": 47}],
+    "verbs": [{"name": "lift", "ing": "lifting"}, {"name": "wave", "ing": "waving"}],
+    "interactions": [[0, 1]],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "verbs", "objects", "interactions", "rare"),
+    [("hico-det", 117, 80, 600, 138), ("vcoco", 29, 80, 468, 0), ("world", 11, 9, 50, 9)],
+)
+def test_shipped_vocabularies(name, verbs, objects, interactions, rare):
+    vocabulary = load_vocabulary(name)
+    assert vocabulary.name == name
+    assert vocabulary.source
+    assert vocabulary.num_verbs == len(vocabulary.verbs) == len(vocabulary.verb_ings) == verbs
+    assert vocabulary.num_objects == len(set(vocabulary.object_ids)) == objects
+    assert vocabulary.num_interactions == interactions == vocabulary.valid.sum()
+    assert len(vocabulary.rare) == rare
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_file_form_is_read_back(name):
+    vocabulary = load_vocabulary(name)
+    assert from_dict(json.loads(json.dumps(vocabulary.to_dict())), name) == vocabulary
+    assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_tables_agree(name):
+    vocabulary = load_vocabulary(name)
+    for index, (verb, label) in enumerate(vocabulary.interactions):
+        assert vocabulary.interaction_ids[verb, label] == index
+    assert (vocabulary.interaction_ids[~vocabulary.valid] == -1).all()
+    assert vocabulary.objects[vocabulary.person] == "person"
+    assert [vocabulary.label_of_id[i] for i in vocabulary.object_ids] == list(
+        range(vocabulary.num_objects)
+    )
+
+
+def test_hico_det_has_coco_ids_and_ing_forms(hico):
+    assert hico.object_ids[0] == 1 and max(hico.object_ids) == 90
+    assert {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}.isdisjoint(hico.object_ids)
+    ing = dict(zip(hico.verbs, hico.verb_ings, strict=True))
+    assert (ing["ride"], ing["sit_on"], ing["cut_with"]) == ("riding", "sitting on", "cutting with")
+    assert hico.interaction_name(hico.interaction_ids[hico.verbs.index("sit_on"), 13]) == (
+        "sit on bench"
+    )
+    assert hico.verbs[hico.no_interaction] == "no_interaction"
+    # Any object can be there without anything being done with it.
+    assert hico.valid[hico.no_interaction].sum() == 80
+
+
+def test_vcoco_has_a_verb_for_each_role(vcoco, hico):
+    assert vcoco.objects == hico.objects and vcoco.object_ids == hico.object_ids
+    assert len(vcoco.roles) == 26
+    named = [verb for action in vcoco.roles for verb in action["verbs"]]
+    assert named == list(vcoco.verbs)
+    expected = [
+        f"{action['action']}_{role}" if role else action["action"]
+        for action in vcoco.roles
+        for role in action["roles"] or [""]
+    ]
+    assert named == expected
+    assert [a["action"] for a in vcoco.roles if len(a["roles"]) == 2] == ["hit", "eat", "cut"]
+    assert vcoco.no_interaction is None
+
+
+@pytest.mark.parametrize(
+    ("verb", "objects"),
+    [
+        ("stand", []),
+        ("smile", []),
+        ("hit_instr", ["baseball_bat", "tennis_racket"]),
+        ("hit_obj", ["sports_ball"]),
+        ("eat_instr", ["fork", "knife", "spoon"]),
+        ("talk_on_phone_instr", ["cell_phone"]),
+    ],
+)
+def test_vcocos_role_objects(vcoco, verb, objects):
+    fitting = np.flatnonzero(vcoco.valid[vcoco.verbs.index(verb)])
+    assert [vcoco.objects[label] for label in fitting] == objects
+
+
+@pytest.mark.parametrize("verb", ["hold_obj", "look_obj", "carry_obj", "cut_obj", "point_instr"])
+def test_vcocos_roles_without_a_list_take_every_object(vcoco, verb):
+    assert vcoco.valid[vcoco.verbs.index(verb)].all()
+
+
+def test_a_users_vocabulary(tmp_path):
+    path = tmp_path / "cups.json"
+    path.write_text(json.dumps({key: MINE[key] for key in MINE if key != "name"}))
+    vocabulary = load_vocabulary(path)
+    assert vocabulary.name == "cups"
+    assert vocabulary.interactions == ((0, 1),)
+    assert not vocabulary.valid[1].any()
+    assert (vocabulary.rare, vocabulary.splits, vocabulary.roles) == ((), {}, ())
+
+
+def test_digest_tells_meanings_apart():
+    other = copy.deepcopy(MINE)
+    other["verbs"][1]["ing"] = "waving at"
+    named = {**MINE, "name": "other", "source": "elsewhere"}
+    digests = [from_dict(value, "x").digest() for value in (MINE, named, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("name", ["coco", "none.json"])
+def test_unknown_vocabularies_are_answered_with_the_known(name):
+    with pytest.raises(InputError, match=f"{name}: no such vocabulary; .* hico-det, vcoco, world"):
+        load_vocabulary(name)
+
+
+SPLIT = {"unseen": [0], "asked": "all_verbs"}
+ROLE = {"action": "lift", "roles": ["obj"], "verbs": ["lift"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("objects", ..., "objects: expected a non-empty list"),
+        ("objects", [], "objects: expected a non-empty list"),
+        ("objects", [{"name": "person"}], r"objects\[0\]: expected fields name and id"),
+        ("objects", [{"name": "cup", "id": 1}], "objects: expected an object named person"),
+        ("objects", [{"name": "person", "id": "1"}], r"objects\[0\].id: expected a whole number"),
+        ("objects", [{"name": 4, "id": 1}], r"objects\[0\].name: expected a text"),
+        ("objects", MINE["objects"] * 2, "objects, name: .*person 2 times"),
+        (
+            "objects",
+            [{"name": "person", "id": 1}, {"name": "cup", "id": 1}],
+            "objects, id: expected every value once, found 1 2 times",
+        ),
+        ("verbs", "lift", "verbs: expected a non-empty list"),
+        ("verbs", ["lift"], r"verbs\[0\]: expected fields name and ing"),
+        ("verbs", [{"name": "lift", "ing": " "}], r"verbs\[0\].ing: expected a text"),
+        ("verbs", MINE["verbs"] * 2, "verbs, name: .*lift 2 times"),
+        ("interactions", ..., "interactions: expected a non-empty list"),
+        ("interactions", [[0, 2]], r"interactions\[0\]: expected \[verb below 2, object below 2\]"),
+        ("interactions", [[0]], r"interactions\[0\]"),
+        ("interactions", [[0, True]], r"interactions\[0\]"),
+        ("interactions", [[0, 1], [0, 1]], "interactions: expected every value once"),
+        ("rare", [1], "rare: expected interaction numbers from 0 to 0, found 1"),
+        ("rare", 0, "rare: expected a list"),
+        ("rare", [0, 0], "rare: expected every value once"),
+        ("splits", [], "splits: expected an object"),
+        ("splits", {"full": SPLIT}, "splits: expected names other than full"),
+        ("splits", {"a": {**SPLIT, "asked": "some"}}, "splits.a: expected"),
+        ("splits", {"a": {"asked": "all_verbs"}}, "splits.a.unseen: expected a list"),
+        ("splits", {"a": {**SPLIT, "unseen": [7]}}, "splits.a.unseen: expected interaction"),
+        ("roles", {}, "roles: expected a list"),
+        ("roles", [4], r"roles\[0\]: expected"),
+        ("roles", [{**ROLE, "roles": ["obj", "instr"]}], r"roles\[0\]: expected"),
+        ("roles", [{**ROLE, "verbs": ["drop"]}], r"roles\[0\].verbs: expected names of verbs"),
+    ],
+)
+def test_wrong_files_name_the_field(tmp_path, key, value, says):
+    whole = copy.deepcopy(MINE)
+    if value is ...:
+        del whole[key]
+    else:
+        whole[key] = value
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=f"mine.json: {says}"):
+        load_vocabulary(path)
+
+
+@pytest.mark.parametrize("value", [None, [], "text"])
+def test_what_is_no_vocabulary_at_all(value):
+    with pytest.raises(InputError, match="x: vocabulary: expected an object"):
+        from_dict(value, "x")
