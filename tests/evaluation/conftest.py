@@ -1,10 +1,18 @@
-"""Small annotations and detections in the world's vocabulary."""
+"""Small annotations and detections in the world's vocabulary, and runs on a small world."""
+
+import json
 
 import numpy as np
 import pytest
 
+from evaluation.hico import evaluate
+from evaluation.predictions import write_predictions
+from evaluation.results import Results, score_fields, write_results
+from pipeline.datasets import open_dataset
+from pipeline.splits import load_split
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import load_vocabulary
+from pipeline.world.write import write_world
 
 PERSON, BALL = [0.0, 0.0, 9.0, 19.0], [20.0, 0.0, 29.0, 9.0]
 
@@ -53,3 +61,60 @@ def _content(vocabulary, names, shifts, rows=None):
         np.array(labels, dtype=np.int64),
         np.array(hois, dtype=np.int64).reshape(-1, 3),
     )
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, world):
+    """Folders of a small world and of runs on it, by name, each with `results.json`."""
+    root = tmp_path_factory.mktemp("runs")
+    write_world(root / "world", train=1, test=24, seed=1, workers=1)
+    truth = open_dataset(root / "world").load("test").annotations
+    unseen = load_split(world, "ua").unseen
+    rng = np.random.default_rng(0)
+    student = {"kind": "student", "training_split": "ua", "seed": 0, "protocol": "detector"}
+    for name, skill, fields in (
+        ("distilled", 0.8, {**student, "distillation": True}),
+        ("control", 0.1, {**student, "distillation": False}),
+        ("ceiling", 0.95, {**student, "distillation": False, "training_split": "full"}),
+        ("teacher", 0.6, {"kind": "teacher", "extra": {"teacher_accuracy": 0.968}}),
+    ):
+        folder = root / name
+        folder.mkdir()
+        found = [_guess(item, skill, unseen, world, rng) for item in truth]
+        write_predictions(folder / "predictions.json", found, world)
+        if fields["kind"] == "student":
+            _write_log(folder / "metrics.jsonl", rng)
+        results = Results(
+            name=name,
+            dataset="world",
+            split="ua",
+            setting="default",
+            num_images=len(truth),
+            dataset_path=root / "world",
+            predictions=folder / "predictions.json",
+            metrics_log=folder / "metrics.jsonl",
+            **fields,
+            **score_fields(evaluate(truth, found, world), world, unseen),
+        )
+        write_results(folder / "results.json", results)
+    return root
+
+
+def _guess(annotation, skill, unseen, vocabulary, rng):
+    """Finds every pair; names an unseen action only where skill and luck allow."""
+    hois = annotation.hois.copy()
+    for row in hois:
+        label = annotation.labels[row[1]]
+        known = vocabulary.interaction_ids[row[2], label] not in unseen
+        if not known and rng.random() > skill:
+            row[2] = rng.choice(np.flatnonzero(vocabulary.valid[:, label]))
+    scores = rng.uniform(0.3, 0.9, len(hois)).astype(np.float32)
+    return Detections(annotation.image_id, annotation.boxes, annotation.labels, hois, scores)
+
+
+def _write_log(path, rng):
+    lines = [
+        {"step": step, "lr": 1e-3, "loss": 5.0 / step, "losses": {"object": rng.random()}}
+        for step in range(1, 80)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

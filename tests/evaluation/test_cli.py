@@ -1,0 +1,80 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def eoid_eval(*arguments):
+    code = "from evaluation.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def world_files(runs):
+    predictions = runs / "distilled" / "predictions.json"
+    annotations = runs / "world" / "annotations" / "test_hico.json"
+    return [predictions, "--annotations", annotations, "--vocabulary", "world"]
+
+
+def test_hico(world_files, tmp_path):
+    options = ["--split", "ua", "--setting", "known-object", "--nms"]
+    done = eoid_eval("hico", *world_files, *options, "--json", tmp_path / "new" / "scores.json")
+    assert done.returncode == 0, done.stderr
+    assert "known-object setting" in done.stdout
+    value = json.loads((tmp_path / "new" / "scores.json").read_text())
+    assert value["setting"] == "known_object"
+    assert f"{100 * value['metrics']['unseen']:.2f}" in done.stdout
+
+
+def test_options_from_a_file(world_files, tmp_path):
+    (tmp_path / "options.toml").write_text('split = "uc"\nsetting = "both"\n')
+    done = eoid_eval("hico", *world_files, "--config", tmp_path / "options.toml")
+    assert done.returncode == 0, done.stderr
+    assert "split uc" in done.stdout
+    assert "known-object" in done.stdout
+
+
+def test_report(runs, tmp_path):
+    out = tmp_path / "report.html"
+    done = eoid_eval("report", runs / "teacher" / "results.json", "--out", out)
+    assert (done.returncode, done.stdout) == (0, f"wrote {out}\n"), done.stderr
+    assert out.read_text().startswith("<!doctype html>")
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from evaluation.cli import evaluation\n"
+        "evaluation.main(['hico', '--help'], standalone_mode=False)\n"
+        "print({'torch', 'numpy', 'matplotlib', 'PIL', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: " in done.stdout
+    assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({0: "none.json"}, "none.json: no such file"),
+        ({2: "none.json"}, "none.json: no such file"),
+        ({4: "nowhere"}, "nowhere"),
+        ({5: "--split", 6: "zz"}, "zz: no such split of world"),
+        ({5: "--setting", 6: "odd"}, "odd"),
+        ({5: "--config", 6: "none.toml"}, "none.toml: no such file"),
+    ],
+)
+def test_bad_input_is_one_line(world_files, change, expected):
+    arguments = dict(enumerate(world_files)) | change
+    done = eoid_eval("hico", *arguments.values())
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_report_of_nothing():
+    done = eoid_eval("report", "--out", "report.html")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
