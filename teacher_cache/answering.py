@@ -152,12 +152,9 @@ def _pairs(
     config: PairingConfig,
 ) -> list[_Asked]:
     """Detects in a batch of images and forms the pairs of each."""
-    if not images:
-        return []
     asked = []
-    for index, found in zip(
-        indices, panel.detector([np.asarray(image) for image in images]), strict=True
-    ):
+    detections = panel.detector([np.asarray(image) for image in images])
+    for index, found in zip(indices, detections, strict=True):
         proposed = pair_up(found, panel.vocabulary, config)
         pairs = join_pairs(questions[index].annotated, proposed)
         boxes, regions = union_regions(pairs)

@@ -79,6 +79,8 @@ class Detector:
         Returns:
             The vocabulary's objects in every image, boxes in its own pixels.
         """
+        if not images:
+            return []
         tensors = [_tensor(image).to(self._device) for image in images]
         return [self._translate(output) for output in self._model(tensors)]
 

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import InputError
+from pipeline.types import Pairs
+from teacher_cache.regions import RegionMode, crop_regions, union_regions
+
+SIZE = 64
+
+
+@pytest.fixture
+def image():
+    rng = np.random.default_rng(4)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    return coarse.resize((160, 120), Image.Resampling.BICUBIC)
+
+
+def pairs(humans, objects):
+    count = len(humans)
+    return Pairs(
+        human_boxes=np.array(humans, dtype=np.float32).reshape(-1, 4),
+        object_boxes=np.array(objects, dtype=np.float32).reshape(-1, 4),
+        object_labels=np.zeros(count, dtype=np.int64),
+        human_scores=np.ones(count, dtype=np.float32),
+        object_scores=np.ones(count, dtype=np.float32),
+        sources=np.ones(count, dtype=np.uint8),
+    )
+
+
+def test_no_pairs_have_no_regions():
+    boxes, rows = union_regions(pairs([], []))
+    assert boxes.shape == (0, 4) and rows.shape == (0,)
+
+
+def test_equal_unions_are_kept_once_in_order_of_need():
+    a, b, c = [0, 0, 9, 9], [5, 5, 20, 30], [2, 2, 3, 3]
+    boxes, rows = union_regions(pairs([a, a, b, a], [b, c, a, [1, 1, 2, 2]]))
+    assert boxes.tolist() == [[0, 0, 20, 30], [0, 0, 9, 9]]
+    assert rows.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [10, 20, 90, 60],
+        [10.5, 20.5, 91.5, 60.49],
+        [30, 5, 50, 118],
+        [0, 0, 160, 120],
+        [7, 7, 20, 20],
+    ],
+)
+def test_padded_regions_equal_pils_own_steps(image, box):
+    """Crop, paste into the middle of a black square, resize."""
+    crop = image.crop(box)
+    side = max(crop.size)
+    square = Image.new("RGB", (side, side), (0, 0, 0))
+    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+    wanted = np.asarray(square.resize((SIZE, SIZE), Image.BICUBIC))
+    (found,) = crop_regions(image, np.array([box], dtype=np.float32), SIZE, RegionMode())
+    assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_stretch_fills_the_square(image):
+    (found,) = crop_regions(image, np.array([[20, 30, 140, 50]]), SIZE, RegionMode("stretch"))
+    wanted = np.asarray(image.crop((20, 30, 140, 50)).resize((SIZE, SIZE), Image.BICUBIC))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_context_grows_the_box_and_stops_at_the_edge(image):
+    mode = RegionMode.parse("context=2")
+    found = crop_regions(image, np.array([[60, 40, 80, 60], [0, 0, 10, 10]]), SIZE, mode)
+    grown = crop_regions(image, np.array([[50, 30, 90, 70], [0, 0, 15, 15]]), SIZE, RegionMode())
+    np.testing.assert_array_equal(found[0], grown[0])
+    np.testing.assert_array_equal(found[1], grown[1])
+
+
+@pytest.mark.parametrize("box", [[10, 10, 10, 10], [159.9, 119.9, 160, 120], [50.2, 3, 50.4, 80]])
+def test_a_region_is_at_least_a_pixel(image, box):
+    (found,) = crop_regions(image, np.array([box]), SIZE, RegionMode())
+    assert found.shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("text", ["pad", "stretch", "context=1.2"])
+def test_modes(text):
+    assert RegionMode.parse(text).name == text
+
+
+@pytest.mark.parametrize("text", ["", "crop", "context", "context=", "context=0.5", "context=nan"])
+def test_unknown_modes(text):
+    with pytest.raises(InputError, match="--region: expected pad, stretch or context=F"):
+        RegionMode.parse(text)
