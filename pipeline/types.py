@@ -48,7 +48,7 @@ class Detections:
         boxes: (N, 4) float32, xyxy, pixels of the original image.
         labels: (N,) int64, object index of every box.
         hois: (K, 3) int64 rows (human box, object box, verb).
-        scores: (K,) float32, one for each row of `hois`.
+        scores: (K,) float32 (float64 as read from a file), one for each row of `hois`.
     """
 
     image_id: str
