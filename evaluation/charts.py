@@ -129,15 +129,16 @@ def training_curves(logs: Sequence[tuple[Contestant, TrainingLog]], narrow: bool
 
 def _figure() -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(layout="constrained")
+    return Figure(layout=ConstrainedLayoutEngine(wspace=0.06))
 
 
 def _two_columns(actions: Sequence[Action]) -> list[list[Action]]:
     """Halves of about equal length, split between unseen and seen where that is near the middle."""
     middle = len(actions) // 2
     boundary = sum(action.unseen for action in actions)
-    cut = boundary if 0 < boundary < len(actions) and abs(boundary - middle) <= 2 else middle
+    cut = boundary if 0 < boundary < len(actions) and abs(boundary - middle) <= 1 else middle
     return [half for half in (list(actions[:cut]), list(actions[cut:])) if half]
 
 

@@ -165,8 +165,9 @@ class _Canvas:
         sizes = np.array([self._label_size(lines) for _, lines in captions]).reshape(-1, 2)
         anchors = np.array([box for box, _ in captions]).reshape(-1, 4)
         places = place_labels(anchors, sizes, self.overlay.size, boxes, gap=2 * self._width)
-        for (_, lines), place, size, anchor in zip(captions, places, sizes, anchors, strict=True):
+        for place, size, anchor in zip(places, sizes, anchors, strict=True):
             self._leader(place, size, anchor)
+        for (_, lines), place, size in zip(captions, places, sizes, strict=True):
             top = place[1]
             for line in lines:
                 self._label_line(line, place[0], top, size[0])
