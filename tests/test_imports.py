@@ -1,0 +1,106 @@
+"""Who imports whom: the contracts of pyproject.toml, and commands that start quickly."""
+
+import ast
+import configparser
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.toml import read_toml
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "evaluation", "teacher_cache", "student")
+READER_HALF = {"format", "reader", "soft_targets"}
+HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
+# Third-party packages that live in one room, and that room's files.
+ROOMS = {
+    "click": [f"{package}/cli.py" for package in PACKAGES],
+    "open_clip": ["teacher_cache/clip_teacher.py", "teacher_cache/world_models/"],
+    "dask": ["teacher_cache/build.py", "teacher_cache/cluster.py"],
+    "distributed": ["teacher_cache/cluster.py"],
+    "h5py": [f"teacher_cache/{name}.py" for name in ("format", "reader", "writer")],
+    "scipy": ["pipeline/annotations/anno_bbox.py", "student/matcher.py"],
+    "matplotlib": ["evaluation/"],
+    "jinja2": ["evaluation/"],
+    "tqdm": ["pipeline/progress.py"],
+}
+
+
+def entry_points():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    return dict(tuple(map(str.strip, line.split("="))) for line in lines if line)
+
+
+def test_contracts_are_kept():
+    pytest.importorskip("importlinter")
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_the_builder_half_is_all_that_is_not_the_reader_half():
+    contracts = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"]
+    (contract,) = [c for c in contracts if c["name"].startswith("Phase two knows only the reader")]
+    modules = {path.stem for path in (ROOT / "teacher_cache").glob("*.py")} - {"__init__"}
+    modules |= {path.parent.name for path in (ROOT / "teacher_cache").glob("*/__init__.py")}
+    forbidden = {name.removeprefix("teacher_cache.") for name in contract["forbidden_modules"]}
+    assert forbidden == modules - READER_HALF
+
+
+def imported(path):
+    """Top-level names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield (node.module or "").partition(".")[0]
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_one_room_for_each_third_party_package(package):
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for room in PACKAGES
+        for path in (ROOT / room).rglob("*.py")
+        if package in imported(path)
+    }
+    assert [user for user in users if not user.startswith(tuple(ROOMS[package]))] == []
+
+
+@pytest.mark.parametrize("command", entry_points())
+def test_help_of_every_command_imports_nothing_heavy(command):
+    module, _, function = entry_points()[command].partition(":")
+    code = f"""
+import contextlib, importlib, io, json, sys
+main = getattr(importlib.import_module({module!r}), {function!r})
+
+def shown(*words):
+    sys.argv = [{command!r}, *words, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    return out.getvalue()
+
+top = shown()
+assert top.startswith("Usage: "), top
+lines = top.partition("Commands:")[2].splitlines()
+words = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
+for word in words:
+    text = shown(word)
+    assert text.startswith("Usage: "), (word, text)
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print(json.dumps([words, heavy]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    subcommands, heavy = json.loads(done.stdout)
+    assert heavy == []
+    if command == "eoid-data":
+        assert subcommands == ["check", "world"]

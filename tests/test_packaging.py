@@ -1,0 +1,120 @@
+"""Wheel and sdist hold what they need and run outside the checkout."""
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.vocabulary import SHIPPED
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "teacher_cache", "student", "evaluation")
+SETUP_FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+
+
+def run(*words, cwd, **environment):
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def sources(root):
+    """All files of the packages, relative to `root`."""
+    return {
+        path.relative_to(root).as_posix()
+        for package in PACKAGES
+        for path in (root / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the checkout, so that building leaves nothing in the real one."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SETUP_FILES:
+        shutil.copy(ROOT / name, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(checkout):
+    """(wheel, sdist); the wheel is built from the sdist."""
+    pytest.importorskip("build")
+    pytest.importorskip("setuptools")
+    done = run(sys.executable, "-m", "build", "--no-isolation", checkout, cwd=checkout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    (sdist,) = (checkout / "dist").glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """Folder into which the wheel was installed, without its dependencies."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    done = run(*pip, "--disable-pip-version-check", "--target", folder, built[0], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_wheel_holds_all_sources_and_data_and_nothing_else(checkout, built):
+    with zipfile.ZipFile(built[0]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = sources(checkout)
+    assert {f"pipeline/data/{name}.json" for name in SHIPPED} <= expected
+    assert any(name.startswith("evaluation/templates/") for name in expected)
+    assert names == expected
+
+
+def test_the_sdist_holds_all_sources_and_data(checkout, built):
+    with tarfile.open(built[1]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert sources(checkout) | set(SETUP_FILES) <= names
+
+
+def test_vocabularies_load_outside_the_checkout(installed, tmp_path):
+    code = (
+        "import pipeline; from pipeline.vocabulary import SHIPPED, load_vocabulary;"
+        "print(pipeline.__file__, *(load_vocabulary(name).num_interactions for name in SHIPPED))"
+    )
+    done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    file, *counts = done.stdout.split()
+    assert Path(file).is_relative_to(installed)
+    assert counts == ["600", "468", "50"]
+
+
+def test_every_command_is_installed_and_helps(installed, tmp_path):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    commands = [line.partition("=")[0].strip() for line in lines if line]
+    assert "eoid-data" in commands
+    for command in commands:
+        script = installed / "bin" / command
+        done = run(script, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"Usage: {command} ")
+
+
+def test_a_command_works_outside_the_checkout(installed, tmp_path):
+    script = installed / "bin" / "eoid-data"
+    words = [["world", "w", "--train", "2", "--test", "1"], ["check", "w"]]
+    for arguments in words:
+        done = run(script, *arguments, cwd=tmp_path, PYTHONPATH=str(installed))
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "w" / "dataset.toml").is_file()
