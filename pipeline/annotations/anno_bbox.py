@@ -11,8 +11,6 @@ so all three forms give equal boxes, and equal scores.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -24,8 +22,6 @@ from pipeline.types import Annotation
 
 PARTS = {"train": "bbox_train", "test": "bbox_test"}
 CORNERS = ("x1", "y1", "x2", "y2")
-# What scipy raises on files that are broken, cut short or of MATLAB 7.3's other kind.
-BROKEN = (OSError, ValueError, TypeError, KeyError, NotImplementedError, struct.error, zlib.error)
 
 
 def parse_anno_bbox(part: str, reading: Reading) -> list[Annotation]:
@@ -54,13 +50,13 @@ def parse_anno_bbox(part: str, reading: Reading) -> list[Annotation]:
 
 def _content(reading: Reading, part: str) -> dict[str, Any]:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     if not reading.file.is_file():
         raise InputError(f"{reading.file}: no such file")
     try:
         return loadmat(reading.file, simplify_cells=True, variable_names=[part, "list_action"])
-    except (*BROKEN, MatReadError) as error:
+    # On damaged bytes scipy's reader fails in every way a program can.
+    except Exception as error:
         raise InputError(f"{reading.file}: expected a MATLAB file, found {error}") from None
 
 
@@ -68,7 +64,7 @@ def _structs(value: Any) -> list[Any]:
     """A struct array as a list, however many elements it has."""
     if value is None:
         return []
-    return [value] if isinstance(value, dict) else list(value)
+    return list(value) if isinstance(value, (list, np.ndarray)) else [value]
 
 
 def _actions(content: dict[str, Any], reading: Reading) -> list[tuple[int, int]]:
@@ -77,7 +73,7 @@ def _actions(content: dict[str, Any], reading: Reading) -> list[tuple[int, int]]
     actions = []
     for index, action in enumerate(_structs(content.get("list_action"))):
         row = action if isinstance(action, dict) else {}
-        verb, noun = row.get("vname"), row.get("nname")
+        verb, noun = str(row.get("vname")), str(row.get("nname"))
         if verb not in vocabulary.verbs or noun not in vocabulary.objects:
             expected = f"vname and nname of vocabulary {vocabulary.name}"
             found = f"{verb} {noun}"
@@ -149,7 +145,8 @@ def _boxes(value: Any, field: str, place: Place) -> list[list[float]]:
 def _connections(value: Any, field: str, place: Place) -> list[tuple[int, int]]:
     """Rows of (human, object), counted from 1."""
     table = np.asarray(value)
-    if value is None or table.dtype.kind not in "iuf" or table.size % 2:
+    whole = table.dtype.kind in "iuf" and np.array_equal(table, np.trunc(table))
+    if not whole or table.size % 2:
         raise place.wrong(field, "rows of two box numbers", value)
     return [(int(row[0]), int(row[1])) for row in table.reshape(-1, 2)]
 

@@ -141,6 +141,10 @@ def bad_box():
             r"\(1\).connection: expected",
         ),
         ({"train": [{"filename": "a.jpg", "hoi": NOTHING}]}, "a.jpg: size: expected a struct"),
+        ({"train": [{**TRAIN[0], "hoi": 5.0}]}, r"a.jpg: hoi\(1\): expected a struct"),
+        ({"train": [image("a.jpg", [hoi(1, connection=[(np.nan, 1)])])]}, r"connection: expected"),
+        ({"train": [image("a.jpg", [{**hoi(1), "bboxhuman": 3.0}])]}, r"bboxhuman\(1\): expected"),
+        ({"actions": [(3.0, np.arange(3.0))]}, r"list_action\(1\): expected vname and nname"),
     ],
 )
 def test_structural_errors_name_file_image_and_field(write, hico, change, says):
