@@ -1,4 +1,6 @@
 import copy
+import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -166,3 +168,47 @@ def test_no_such_file_and_no_such_part(tmp_path, write, hico):
         load_annotations(tmp_path / "none.mat", hico, "train")
     with pytest.raises(InputError, match="part: expected train or test, found val"):
         load_annotations(write(), hico, "val")
+
+
+def as_hoi(action, rows):
+    """One `hoi` of an action, from the pair form's (human box, object box) rows."""
+    humans, targets = zip(*rows, strict=True)
+    return hoi(action, humans, targets, [(row + 1, row + 1) for row in range(len(rows))])
+
+
+def said(annotation):
+    return Counter(
+        (*annotation.boxes[h].tolist(), *annotation.boxes[o].tolist(), annotation.labels[o], v)
+        for h, o, v in annotation.hois
+    )
+
+
+def test_real_annotations_rewritten_as_structs_say_the_same(write, real_file, save, hico):
+    real = json.loads(real_file("instances_test2015.json").read_text())
+    some = {
+        key: value[:200] if key in ("filenames", "size", "annotation") else value
+        for key, value in real.items()
+    }
+    images = []
+    for name, size, entry in zip(some["filenames"], some["size"], some["annotation"], strict=True):
+        actions = sorted(set(entry["hoi"]))
+        hois = [
+            as_hoi(
+                action + 1,
+                [
+                    (human, target)
+                    for human, target, number in zip(
+                        entry["boxes_h"], entry["boxes_o"], entry["hoi"], strict=True
+                    )
+                    if number == action
+                ],
+            )
+            for action in actions
+        ]
+        images.append(image(name, hois or [invisible(1)], tuple(map(float, size))))
+    table = [(hico.verbs[verb], hico.objects[label]) for verb, label in hico.interactions]
+    structs = load_annotations(write(test=images, actions=table), hico, "test", strict=True)
+    pairs = load_annotations(save(some), hico, "test", strict=True)
+    assert len(structs.annotations) == len(pairs.annotations) > 190
+    for one, other in zip(structs.annotations, pairs.annotations, strict=True):
+        assert one.image_id == other.image_id and said(one) == said(other)
