@@ -130,8 +130,6 @@ def _questions(
         Question(annotation.image_id, images / annotation.image_id, annotated_pairs(annotation))
         for annotation in annotations.annotations
     ]
-    if not questions:
-        raise InputError(f"{annotations.path}: expected annotated images, found none")
     missing = missing_images(images, annotations)
     if len(missing) == len(questions):
         raise InputError(f"{images}: expected {missing[0]} and others, found none of the images")
@@ -141,10 +139,11 @@ def _questions(
 
 
 def _detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
-    weights = config.detector_weights
+    name, weights = config.detector, config.detector_weights
     if weights is None and dataset.detector is not None:
         weights = str(dataset.detector)
-    name = config.detector
+        if not dataset.detector.is_file():
+            raise InputError(f"{weights}: no such weights file, named by {dataset.root}")
     if name is None and weights is not None and Path(weights).is_file():
         name = recognise(Path(weights), dataset.vocabulary)
     pairing = config.asking.pairing
@@ -153,11 +152,13 @@ def _detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
 
 
 def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
-    if config.clip_model is None and dataset.teacher is not None:
-        return ClipConfig(str(dataset.teacher))
-    if config.clip_model is None:
+    if config.clip_model is not None:
+        return ClipConfig(config.clip_model, config.clip_weights)
+    if dataset.teacher is None:
         return ClipConfig(CLIP_MODEL, config.clip_weights or CLIP_WEIGHTS)
-    return ClipConfig(config.clip_model, config.clip_weights)
+    if not dataset.teacher.is_dir():
+        raise InputError(f"{dataset.teacher}: no such CLIP folder, named by {dataset.root}")
+    return ClipConfig(str(dataset.teacher))
 
 
 def _tasks(questions: Sequence[Question], setup: Setup, size: int) -> list[ShardTask]:

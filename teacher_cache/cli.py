@@ -170,6 +170,17 @@ def evaluate(
     score_teacher(ScoreConfig(folder, data, split, setting, json_file, predictions, overwrite))
 
 
+@cache.command()
+@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
+@config_option
+def inspect(folder: Path) -> None:
+    """Say what CACHE holds and what it was made from."""
+    from teacher_cache.describe import describe
+
+    for line in describe(folder):
+        click.echo(line)
+
+
 @cache.command("world-models")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -25,6 +25,16 @@ FOLDER_WORDS = "words.json"
 TEXT_BATCH = 256
 # Activations of a few dozen regions still fit a processor's cache; a GPU wants many.
 CPU_BATCH, GPU_BATCH = 64, 256
+# How open_clip answers to weights that are not what it expected.
+MISFITS = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,7 @@ def _load(config: ClipConfig) -> tuple[Any, Callable[[list[str]], Tensor]]:
 def _created(model: str, weights: str | None) -> Any:
     try:
         return open_clip.create_model(model, pretrained=weights, require_pretrained=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except MISFITS as error:
         if weights is not None and Path(weights).is_file():
             raise mismatch(weights, model, error) from None
         raise InputError(
@@ -198,7 +208,7 @@ def _from_folder(folder: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
         model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
     except (TypeError, KeyError, ValueError) as error:
         raise bad_field(file, "model_cfg", "open_clip's model configuration", str(error)) from None
-    except RuntimeError as error:
+    except MISFITS as error:
         raise mismatch(folder / FOLDER_WEIGHTS, f"the model in {file}", error) from None
     words = folder / FOLDER_WORDS
     if words.is_file():

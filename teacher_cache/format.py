@@ -71,14 +71,15 @@ def fingerprint_of(parts: dict[str, Any]) -> str:
 def differing_parts(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What changed between two sets of fingerprint parts, for people: "clip.model: A, now B"."""
     changes = [
-        f"{name}: {_shown(old.get(name))}, now {_shown(new.get(name))}"
+        f"{name}: {shown(old.get(name))}, now {shown(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
     return "; ".join(changes)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A fingerprint part for people: digests and long values shortened."""
     text = "nothing" if value is None else str(value)
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
     return text[:12] if is_digest else text if len(text) <= 60 else text[:57] + "..."

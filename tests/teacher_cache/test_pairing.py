@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.types import Annotation
+from pipeline.vocabulary import load_vocabulary
 from teacher_cache.pairing import (
     FoundBoxes,
     PairingConfig,
@@ -11,6 +12,7 @@ from teacher_cache.pairing import (
 )
 
 PERSON, HORSE, BALL = 0, 1, 4
+CROWD = [(PERSON, 0.5), (PERSON, 0.9), (HORSE, 0.3), (BALL, 0.8)]
 
 
 def found(*entries):
@@ -65,8 +67,6 @@ def test_world_pairs(vocabulary, detections, config, wanted):
 
 
 def test_people_are_objects_where_the_vocabulary_says_so():
-    from pipeline.vocabulary import load_vocabulary
-
     hico = load_vocabulary("hico-det")
     pairs = pair_up(found((hico.person, 0.9), (hico.person, 0.8)), hico, PairingConfig())
     assert rows(pairs) == [(0, 1), (1, 0)]

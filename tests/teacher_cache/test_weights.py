@@ -46,7 +46,7 @@ def test_the_digest_knows_half_precision():
         ("w.safetensors", b"nonsense"),
         ("w.pth", b""),
         ("w.pth", b"nonsense"),
-        ("w.pth", pickle.dumps([1, 2])),
+        ("w.pth", pickle.dumps([1, 2], protocol=2)),
     ],
 )
 def test_files_that_are_no_weights(tmp_path, name, content):

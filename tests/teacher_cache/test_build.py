@@ -1,0 +1,342 @@
+import json
+import shutil
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.datasets import open_dataset
+from pipeline.errors import InputError
+from pipeline.files import sha256_of_file
+from teacher_cache import shards
+from teacher_cache.answering import AskingConfig
+from teacher_cache.build import BuildConfig, build
+from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
+from teacher_cache.format import MANIFEST, SHARDS, TEACHER
+from teacher_cache.pairing import PairingConfig, annotated_pairs
+from teacher_cache.reader import open_cache
+from teacher_cache.regions import RegionMode, crop_regions, union_regions
+from teacher_cache.soft_targets import action_probabilities
+
+
+def datasets(folder):
+    """Every dataset of every shard."""
+    found = {}
+    for path in sorted((folder / SHARDS).iterdir()):
+        with h5py.File(path) as file:
+
+            def note(name, item, shard=path.name):
+                if isinstance(item, h5py.Dataset):
+                    value = item[()]
+                    found[shard, name] = (
+                        value.tolist() if value.dtype == object else value.tobytes()
+                    )
+
+            file.visititems(note)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(shared_dataset, tmp_path_factory):
+    """A finished cache of the whole training part; look, do not touch."""
+    out = tmp_path_factory.mktemp("finished") / "cache"
+    asking = AskingConfig(
+        pairing=PairingConfig(0.06, 0.06, max_people=2, max_objects=3),
+        images_per_batch=4,
+        regions_per_batch=8,
+    )
+    build(BuildConfig(shared_dataset, out, asking=asking, images_per_shard=3, device="cpu"))
+    return out
+
+
+def test_a_cache_of_every_image(finished, shared_dataset, vocabulary):
+    data = open_dataset(shared_dataset)
+    loaded = data.load("train")
+    cache = open_cache(finished)
+    cache.check(vocabulary, loaded.digest)
+    assert cache.image_ids == [annotation.image_id for annotation in loaded.annotations]
+    assert cache.failed == {}
+    assert [path.name for path in sorted((finished / SHARDS).iterdir())] == [
+        "00000.h5",
+        "00001.h5",
+        "00002.h5",
+    ]
+    num_proposed = 0
+    for annotation in loaded.annotations:
+        answers = cache[annotation.image_id]
+        wanted = annotated_pairs(annotation)
+        own = answers.pairs.sources == 0
+        assert own[: len(wanted)].all() and not own[len(wanted) :].any()
+        np.testing.assert_array_equal(answers.pairs.human_boxes[own], wanted.human_boxes)
+        np.testing.assert_array_equal(answers.pairs.object_labels[own], wanted.object_labels)
+        assert (answers.pairs.object_labels != vocabulary.person).all()
+        np.testing.assert_allclose(answers.probabilities.sum(1), 1, atol=5e-3)
+        num_proposed += int((~own).sum())
+    assert num_proposed > 0
+
+
+def test_the_answers_are_the_teachers(finished, shared_dataset, vocabulary):
+    """Regions cut, encoded and scored one by one, from the boxes in the cache."""
+    clip = ClipTeacher(ClipConfig(str(shared_dataset / "teacher")), torch.device("cpu"))
+    cache = open_cache(finished)
+    assert cache.teacher.prompts[0] == ("a picture of person riding horse",)
+    np.testing.assert_allclose(
+        cache.teacher.embeddings,
+        clip.encode_texts([prompt for (prompt,) in cache.teacher.prompts]),
+        atol=1e-5,
+    )
+    image_id = cache.image_ids[3]
+    answers = cache[image_id]
+    boxes, rows = union_regions(answers.pairs)
+    np.testing.assert_array_equal(answers.region_boxes, boxes)
+    np.testing.assert_array_equal(answers.regions, rows)
+    with Image.open(shared_dataset / "images/train2015" / image_id) as image:
+        crops = crop_regions(image.convert("RGB"), boxes, 64, RegionMode())
+    embeddings = np.concatenate([clip.encode_images(np.stack([crop])) for crop in crops])
+    np.testing.assert_allclose(answers.embeddings, embeddings, atol=2e-3)
+    logits = clip.logit_scale * embeddings[rows] @ cache.teacher.embeddings.T
+    wanted = action_probabilities(logits, answers.pairs.object_labels, vocabulary)
+    np.testing.assert_allclose(answers.probabilities, wanted, atol=2e-3)
+
+
+def test_the_manifest(finished):
+    manifest = json.loads((finished / MANIFEST).read_text())
+    counts = manifest["counts"]
+    assert counts["images"] == 7 and counts["shards"] == 3 and counts["failed"] == 0
+    assert counts["pairs"] == sum(entry["pairs"] for entry in manifest["shards"]) > 0
+    assert manifest["parts"]["detector.model"] == "world"
+    assert manifest["parts"]["part"] == "train"
+    for entry in manifest["shards"]:
+        assert entry["sha256"] == sha256_of_file(finished / SHARDS / entry["name"])
+
+
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_interrupted_build_goes_on_to_the_same_bytes(
+    dataset, build_config, finished, monkeypatch, after
+):
+    config = build_config(dataset)
+    write = shards.write_shard
+    written = []
+
+    def failing(path, *rest):
+        if len(written) == after:
+            (path.parent / f".{path.name}.999.tmp").write_bytes(b"half a shard")
+            raise Stop
+        written.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(shards, "write_shard", failing)
+    with pytest.raises(Stop):
+        build(config)
+    with pytest.raises(InputError, match="unfinished"):
+        open_cache(config.out)
+    monkeypatch.setattr(shards, "write_shard", write)
+    times = {path: path.stat().st_mtime_ns for path in written}
+    said = []
+    build(config, said.append)
+    assert times == {path: path.stat().st_mtime_ns for path in written}
+    assert any("going on after" in line for line in said) == (after > 0)
+    assert datasets(config.out) == datasets(finished)
+    assert not list((config.out / SHARDS).glob(".*"))
+
+
+def test_a_second_run_has_nothing_to_do(dataset, build_config):
+    config = build_config(dataset)
+    build(config)
+    before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
+    said = []
+    build(config, said.append)
+    assert any("nothing to do" in line for line in said)
+    assert before == {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
+
+
+def test_a_lost_shard_is_made_again(dataset, build_config, finished):
+    config = build_config(dataset)
+    build(config)
+    (config.out / SHARDS / "00001.h5").unlink()
+    build(config)
+    assert datasets(config.out) == datasets(finished)
+
+
+def test_two_processes_give_the_same_answers(dataset, build_config, finished):
+    config = build_config(dataset, workers=2)
+    build(config)
+    here, there = open_cache(finished), open_cache(config.out)
+    assert here.fingerprint == there.fingerprint
+    assert here.image_ids == there.image_ids
+    for image_id in here.image_ids:
+        np.testing.assert_allclose(
+            here[image_id].probabilities, there[image_id].probabilities, atol=2e-3
+        )
+
+
+def other_template(config):
+    return replace(config, templates=("a photo of person {ing} {object}",))
+
+
+def other_threshold(config):
+    pairing = replace(config.asking.pairing, person_threshold=0.07)
+    return replace(config, asking=replace(config.asking, pairing=pairing))
+
+
+def other_region(config):
+    return replace(config, asking=replace(config.asking, region=RegionMode("stretch")))
+
+
+def other_annotations(config):
+    path = config.dataset / "annotations/trainval_hico.json"
+    path.write_text(path.read_text() + "\n")
+    return config
+
+
+def other_shards(config):
+    return replace(config, images_per_shard=4)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (other_template, "prompts: "),
+        (other_threshold, "person_threshold: 0.06, now 0.07"),
+        (other_region, "region: pad, now stretch"),
+        (other_annotations, "annotations: "),
+        (other_shards, "images_per_shard: 3, now 4"),
+        (lambda config: replace(config, part="test"), "part: train, now test"),
+    ],
+)
+def test_a_changed_option_is_refused(dataset, build_config, finished, change, text):
+    config = build_config(dataset)
+    shutil.copytree(finished, config.out)
+    with pytest.raises(InputError, match="holds a cache of other settings") as caught:
+        build(change(config))
+    assert text in str(caught.value)
+
+
+def test_a_batch_size_may_change(dataset, build_config, finished):
+    config = build_config(dataset)
+    build(replace(config, asking=replace(config.asking, regions_per_batch=3, images_per_batch=1)))
+    here, there = open_cache(finished), open_cache(config.out)
+    assert here.fingerprint == there.fingerprint
+    for image_id in here.image_ids:
+        np.testing.assert_allclose(
+            here[image_id].pairs.human_boxes, there[image_id].pairs.human_boxes, atol=1e-2
+        )
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:700])
+
+
+DAMAGES = [truncate, lambda path: path.write_bytes(b""), lambda path: path.unlink()]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_unreadable_image_is_listed(dataset, build_config, finished, damage):
+    config = build_config(dataset)
+    broken = sorted((dataset / "images/train2015").iterdir())[4]
+    damage(broken)
+    said = []
+    build(config, said.append)
+    cache = open_cache(config.out)
+    assert list(cache.failed) == [broken.name]
+    assert str(dataset) not in cache.failed[broken.name]
+    assert len(cache) == 6 and broken.name not in cache
+    assert any(broken.name in line for line in said)
+    whole = open_cache(finished)
+    for image_id in cache.image_ids:
+        np.testing.assert_allclose(
+            cache[image_id].probabilities, whole[image_id].probabilities, atol=2e-3
+        )
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_strict_build_stops_at_it(dataset, build_config, damage):
+    config = build_config(dataset)
+    config = replace(config, asking=replace(config.asking, strict=True))
+    broken = sorted((dataset / "images/train2015").iterdir())[4]
+    damage(broken)
+    with pytest.raises(InputError, match=broken.name):
+        build(config)
+    assert not (config.out / MANIFEST).exists()
+
+
+def test_pictures_of_different_sizes(dataset, build_config):
+    first, second, third = sorted((dataset / "images/train2015").iterdir())[:3]
+    for path, size in ((first, (128, 150)), (second, (200, 128)), (third, (128, 150))):
+        with Image.open(path) as image:
+            image.resize(size).save(path)
+    config = build_config(dataset)
+    build(config)
+    assert len(open_cache(config.out)) == 7
+
+
+def test_without_embeddings(dataset, build_config):
+    config = build_config(dataset)
+    build(replace(config, asking=replace(config.asking, embeddings=False)))
+    cache = open_cache(config.out)
+    assert cache[cache.image_ids[0]].embeddings is None
+
+
+def test_the_test_part(dataset, build_config):
+    config = build_config(dataset, part="test")
+    build(config)
+    assert open_cache(config.out).image_ids == [
+        annotation.image_id for annotation in open_dataset(dataset).load("test").annotations
+    ]
+
+
+def no_images(dataset):
+    shutil.rmtree(dataset / "images/train2015")
+
+
+def empty_images(dataset):
+    for path in (dataset / "images/train2015").iterdir():
+        path.unlink()
+
+
+def no_annotations(dataset):
+    (dataset / "annotations/trainval_hico.json").write_text("[]")
+
+
+def no_teacher(dataset):
+    shutil.rmtree(dataset / "teacher")
+
+
+def no_detector(dataset):
+    (dataset / "detector.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage, text",
+    [
+        (shutil.rmtree, "no such dataset folder"),
+        (no_images, "no such folder of images"),
+        (empty_images, "found none of the images"),
+        (no_annotations, "trainval_hico.json"),
+        (no_teacher, "teacher: no such CLIP folder"),
+        (no_detector, "detector.safetensors: no such weights file"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(dataset, build_config, damage, text):
+    config = build_config(dataset)
+    damage(dataset)
+    with pytest.raises(InputError, match=text) as caught:
+        build(config)
+    assert "\n" not in str(caught.value)
+    assert not config.out.exists()
+
+
+def test_a_lost_teacher_file_is_written_again(dataset, build_config, finished):
+    config = build_config(dataset)
+    shutil.copytree(finished, config.out)
+    (config.out / MANIFEST).unlink()
+    (config.out / TEACHER).unlink()
+    build(config)
+    assert open_cache(config.out).teacher.prompts

@@ -1,0 +1,145 @@
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+import pytest
+
+from teacher_cache.cli import main
+
+COMMAND = [sys.executable, "-c", "from teacher_cache.cli import main; main()"]
+OPTIONS = ["--person-threshold", "0.06", "--object-threshold", "0.06", "--max-objects", "2"]
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments):
+    """The command in this process; the libraries are loaded already."""
+    said, complained = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(said),
+        redirect_stderr(complained),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", ["eoid-cache", *map(str, arguments)])
+        main()
+    return Done(ended.value.code, said.getvalue(), complained.getvalue())
+
+
+def test_help_needs_no_heavy_library():
+    code = (
+        "import sys; from teacher_cache.cli import cache\n"
+        "for name in [[], ['build'], ['evaluate'], ['inspect'], ['world-models']]:\n"
+        "    cache.main([*name, '--help'], standalone_mode=False)\n"
+        "assert not {'torch', 'open_clip', 'h5py', 'dask', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--images-per-shard" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(shared_dataset, tmp_path_factory):
+    """A cache that the command built from a configuration file, and what it said."""
+    folder = tmp_path_factory.mktemp("built")
+    config = folder / "config.toml"
+    config.write_text("images-per-shard = 2\nperson-threshold = 0.06\nobject-threshold = 0.9\n")
+    done = run(
+        "build",
+        shared_dataset,
+        "--out",
+        folder / "cache",
+        "--config",
+        config,
+        "--object-threshold",
+        "0.06",
+    )
+    return folder / "cache", done
+
+
+def test_build(built):
+    cache, done = built
+    assert done.returncode == 0, done.stderr
+    assert "7 images" in done.stdout and "4 shards" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert (cache / "manifest.json").is_file()
+
+
+def test_inspect(built):
+    done = run("inspect", built[0])
+    assert done.returncode == 0, done.stderr
+    assert "images" in done.stdout and "world" in done.stdout
+
+
+def test_evaluate(built, shared_dataset, tmp_path):
+    results = tmp_path / "results.json"
+    done = run("evaluate", built[0], "--data", shared_dataset, "--split", "ua", "--json", results)
+    assert done.returncode == 0, done.stderr
+    assert "unseen" in done.stdout and results.is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["build", "{data}"], "Missing option '--out'"),
+        (["build", "{tmp}/absent", "--out", "{tmp}/c"], "no such dataset folder"),
+        (["build", "{data}", "--out", "{cache}"], "holds a cache of other settings"),
+        (["build", "{data}", "--out", "{data}"], "expected a new or empty folder"),
+        (["build", "{data}", "--out", "{tmp}/c", "--region", "round"], "--region: expected pad"),
+        (["build", "{data}", "--out", "{tmp}/c", "--template", "hi"], "--template: expected"),
+        (
+            ["build", "{data}", "--out", "{tmp}/c", "--detector", "eyes"],
+            "--detector: expected world",
+        ),
+        (["build", "{data}", "--out", "{tmp}/c", "--clip-model", "RN50"], "--clip-weights"),
+        (["build", "{data}", "--out", "{tmp}/c", "--batch-size", "0"], "--batch-size"),
+        (["build", "{data}", "--out", "{tmp}/c", "--device", "abacus"], "--device"),
+        (["evaluate", "{tmp}/absent", "--data", "{data}"], "expected a cache folder"),
+        (["evaluate", "{cache}", "--data", "{data}", "--split", "no"], "no such split"),
+        (["inspect", "{data}"], "expected a cache folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(built, shared_dataset, tmp_path, arguments, text):
+    places = {"data": shared_dataset, "cache": built[0], "tmp": tmp_path}
+    done = run(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and text in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_unfinished_cache(built, shared_dataset, tmp_path):
+    cache = shutil.copytree(built[0], tmp_path / "cache")
+    (cache / "manifest.json").unlink()
+    done = run("evaluate", cache, "--data", shared_dataset)
+    assert done.returncode == 2 and "unfinished" in done.stderr
+
+
+def test_an_interrupt_leaves_a_state_to_go_on_from(dataset, built, tmp_path):
+    out = tmp_path / "cache"
+    arguments = [*COMMAND, "build", dataset, "--out", out, "--images-per-shard", "1", *OPTIONS]
+    process = subprocess.Popen(
+        [*map(str, arguments), "--batch-size", "1"], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("shards/*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    if process.returncode != 0:
+        assert process.returncode == 130, stderr
+        assert "interrupted" in stderr and "Traceback" not in stderr
+        assert not (out / "manifest.json").exists()
+    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "manifest.json").is_file()

@@ -1,0 +1,164 @@
+import json
+import shutil
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline.errors import InputError
+from teacher_cache.clip_teacher import ClipConfig, ClipTeacher, build_clip
+
+CPU = torch.device("cpu")
+NAMED = "RN50"
+
+
+@pytest.fixture(scope="session")
+def folder(shared_dataset):
+    return shared_dataset / "teacher"
+
+
+@pytest.fixture(scope="session")
+def teacher(folder):
+    return ClipTeacher(ClipConfig(str(folder)), CPU)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """The teacher's folder, for damaging."""
+    return shutil.copytree(folder, tmp_path / "teacher")
+
+
+def test_the_folders_own_preprocessing(teacher):
+    assert teacher.image_size == 64
+    assert teacher.mean == (0.5, 0.4, 0.3)
+    assert teacher.std == (0.2, 0.3, 0.4)
+
+
+def test_images_are_encoded_as_open_clip_does(teacher, folder):
+    """Its own preprocessing of a picture that already has the input size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    batch = torch.stack([preprocess(Image.fromarray(image)) for image in pixels])
+    with torch.no_grad():
+        wanted = model.eval().encode_image(batch, normalize=True).numpy()
+    found = teacher.encode_images(pixels)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_texts(teacher):
+    sentences = ["a picture of person riding horse", "a picture of person holding ball"]
+    many = teacher.encode_texts(sentences * 200)
+    assert many.shape == (400, 128)
+    np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(many[:2], teacher.encode_texts(sentences), atol=1e-5)
+    assert np.abs(many[0] - many[1]).max() > 1e-4
+    with pytest.raises(InputError, match="knows no word 'zebra'"):
+        teacher.encode_texts(["a zebra"])
+
+
+def test_the_temperature(teacher, folder):
+    state = load_file(folder / "open_clip_model.safetensors")
+    assert teacher.logit_scale == pytest.approx(float(state["logit_scale"].exp()))
+
+
+def test_a_models_name_follows_its_settings_and_not_its_place(teacher, copied):
+    moved = ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert (moved.name, moved.weights_digest) == (teacher.name, teacher.weights_digest)
+    settings = json.loads((copied / "open_clip_config.json").read_text())
+    settings["model_cfg"]["text_cfg"]["heads"] = 2
+    (copied / "open_clip_config.json").write_text(json.dumps(settings))
+    other = ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert other.weights_digest == teacher.weights_digest
+    assert other.name != teacher.name
+
+
+def test_new_models_depend_on_the_generator_alone(folder):
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    before = torch.random.get_rng_state()
+    first, same, other = (
+        build_clip(config, torch.Generator().manual_seed(seed)).state_dict() for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    name = "visual.conv1.weight"
+    assert torch.equal(first[name], same[name])
+    assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize(
+    "config, text",
+    [
+        (ClipConfig("ViT-B-99"), "--clip-model: expected a folder.*ViT-B-32.*found ViT-B-99"),
+        (ClipConfig(NAMED), "--clip-weights: expected a checkpoint file or a tag of RN50.*openai"),
+        (ClipConfig(NAMED, "nobody"), "expected a file or a tag of RN50.*openai.*found nobody"),
+    ],
+)
+def test_models_that_are_not_there(config, text):
+    with pytest.raises(InputError, match=text) as caught:
+        ClipTeacher(config, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_architecture(folder):
+    weights = folder / "open_clip_model.safetensors"
+    with pytest.raises(InputError, match="expected weights of RN50, found another") as caught:
+        ClipTeacher(ClipConfig(NAMED, str(weights)), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def empty_folder(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def no_weights(folder):
+    (folder / "open_clip_model.safetensors").unlink()
+
+
+def cut_weights(folder):
+    path = folder / "open_clip_model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def no_model_cfg(folder):
+    (folder / "open_clip_config.json").write_text('{"preprocess_cfg": {}}')
+
+
+def unknown_setting(folder):
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["legs"] = 4
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+
+
+def other_width(folder):
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["embed_dim"] = 64
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+
+
+def broken_words(folder):
+    (folder / "words.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "damage, text",
+    [
+        (empty_folder, "expected a CLIP folder with open_clip_config.json"),
+        (no_weights, "no such weights file"),
+        (cut_weights, "expected a weights file"),
+        (no_model_cfg, "model_cfg: expected open_clip's model configuration"),
+        (unknown_setting, "model_cfg: expected open_clip's model configuration"),
+        (other_width, "found another architecture"),
+        (broken_words, "words: expected a list of words"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_line(copied, damage, text):
+    damage(copied)
+    with pytest.raises(InputError, match=text) as caught:
+        ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert "\n" not in str(caught.value)
+    assert str(copied) in str(caught.value)

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.files import write_json
+from teacher_cache.format import FORMAT_VERSION, MANIFEST, PLAN, SHARDS
+from teacher_cache.plan import Plan, claim_folder
+
+PARTS = {"clip.model": "A", "person_threshold": 0.2}
+LAYOUT = {"images_per_shard": 3}
+
+
+@pytest.fixture
+def plan():
+    return Plan(PARTS, LAYOUT, {"device": "cpu"})
+
+
+def finish(folder, plan, shards=("00000.h5",)):
+    entries = [{"name": name, "sha256": "0", "images": []} for name in shards]
+    for name in shards:
+        (folder / SHARDS / name).touch()
+    value = {"format_version": FORMAT_VERSION, "fingerprint": plan.fingerprint}
+    value |= {"parts": plan.parts, "layout": plan.layout, "failed": {}, "shards": entries}
+    write_json(folder / MANIFEST, value)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_folder(tmp_path, plan, exists):
+    folder = tmp_path / "new" / "cache"
+    if exists:
+        folder.mkdir(parents=True)
+    assert not claim_folder(folder, plan)
+    assert (folder / SHARDS).is_dir()
+    written = json.loads((folder / PLAN).read_text())
+    assert written["parts"] == PARTS and written["settings"] == {"device": "cpu"}
+    assert not (folder / MANIFEST).exists()
+
+
+def test_the_same_plan_goes_on(tmp_path, plan):
+    claim_folder(tmp_path, plan)
+    (tmp_path / SHARDS / "00000.h5").touch()
+    assert not claim_folder(tmp_path, Plan(PARTS, LAYOUT, {"device": "cuda"}))
+    assert (tmp_path / SHARDS / "00000.h5").is_file()
+
+
+def test_a_finished_cache_is_left_alone(tmp_path, plan):
+    claim_folder(tmp_path, plan)
+    finish(tmp_path, plan)
+    assert claim_folder(tmp_path, plan)
+    (tmp_path / SHARDS / "00000.h5").unlink()
+    assert not claim_folder(tmp_path, plan)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    "other, text",
+    [
+        (Plan({**PARTS, "clip.model": "B"}, LAYOUT, {}), "clip.model: A, now B"),
+        (Plan({"clip.model": "A"}, LAYOUT, {}), "person_threshold: 0.2, now nothing"),
+        (Plan(PARTS, {"images_per_shard": 4}, {}), "images_per_shard: 3, now 4"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
+    claim_folder(tmp_path, plan)
+    if finished:
+        finish(tmp_path, plan)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="holds a cache of other settings") as caught:
+        claim_folder(tmp_path, other)
+    assert text in str(caught.value)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_other_folders_are_left_alone(tmp_path, plan):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        claim_folder(tmp_path, plan)
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        claim_folder(tmp_path / "thesis.tex", plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"parts": 3}'])
+def test_a_damaged_plan(tmp_path, plan, text):
+    (tmp_path / PLAN).write_text(text)
+    with pytest.raises(InputError, match=PLAN):
+        claim_folder(tmp_path, plan)
