@@ -15,7 +15,7 @@ from pipeline.annotations import AnnotationFile
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
-from pipeline.files import differing_keys, read_json, write_json
+from pipeline.files import differing_keys, read_json, sha256_of_file, write_json
 from pipeline.splits import Split, load_split
 from student.augmentation import training_augmentation
 from student.checkpoints import CHECKPOINT, checkpoint_path, load_checkpoint, restore
@@ -76,7 +76,7 @@ def run_student(config: RunConfig) -> Results:
     model = HOIDetector(recipe.model)
     started = "random weights" if config.init is None else start_from(model, config.init)
     images = _training_images(config, dataset, split, recipe)
-    plan = _plan(config, recipe, split, images)
+    plan = _plan(config, dataset, recipe, split, images)
     resuming = _claim(config.out, plan, config.overwrite)
     trainer = Trainer(recipe, model, images, vocabulary, split, config.out, device, config.workers)
     if resuming:
@@ -130,14 +130,14 @@ def _tell(annotations: AnnotationFile) -> None:
 
 
 def _plan(
-    config: RunConfig, recipe: Recipe, split: Split, images: TrainingImages
+    config: RunConfig, dataset: Dataset, recipe: Recipe, split: Split, images: TrainingImages
 ) -> dict[str, Any]:
     """The resolved configuration: what the run's result depends on."""
     return {
-        "data": str(config.data),
+        "dataset": dataset.name,
         "cache": images.cache.fingerprint,
         "split": {"name": split.name, "unseen": list(split.unseen)},
-        "init": None if config.init is None else config.init.name,
+        "init": None if config.init is None else sha256_of_file(config.init),
         "recipe": recipe.to_dict(),
     }
 

@@ -71,7 +71,7 @@ class Trainer:
         self.recipe, self.run, self.device = recipe, run, device
         self.vocabulary, self.split = vocabulary, split
         # Convolutions are quicker on channels-last maps, on CPUs and GPUs alike.
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.criterion = Criterion(
             recipe.matcher, recipe.losses, torch.from_numpy(split.asked_verbs).to(device)
         )
