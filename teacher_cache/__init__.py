@@ -1,1 +1,22 @@
-"""Phase one: a frozen detector and CLIP, asked once; their answers in HDF5 shards."""
+"""Phase one: a frozen detector and CLIP, asked once; their answers in HDF5 shards.
+
+`open_cache(path)[image_id]` gives an image's answers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teacher_cache.reader import TeacherCache, open_cache
+
+__all__ = ["TeacherCache", "open_cache"]
+
+
+def __getattr__(name: str) -> Any:
+    # The commands of this package answer --help without loading h5py.
+    if name in __all__:
+        from teacher_cache import reader
+
+        return getattr(reader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,15 @@
 import json
 import multiprocessing
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
+import teacher_cache
 from pipeline.errors import InputError
 from pipeline.files import write_json
 from teacher_cache import reader
@@ -159,3 +162,18 @@ def test_another_format_version_is_refused(folder):
     (folder / MANIFEST).write_text(json.dumps({**value, "format_version": 2}))
     with pytest.raises(InputError, match="format_version: expected 1, found 2"):
         open_cache(folder)
+
+
+def test_the_package_offers_the_reader(folder):
+    assert teacher_cache.open_cache(folder).image_ids == ["a.jpg", "b.jpg", "c.jpg"]
+    assert teacher_cache.TeacherCache is reader.TeacherCache
+    assert not hasattr(teacher_cache, "write_cache")
+
+
+def test_reading_needs_numpy_and_h5py_only(folder):
+    code = (
+        "import sys, teacher_cache\n"
+        f"teacher_cache.open_cache({str(folder)!r})['a.jpg']\n"
+        "assert not {'torch', 'open_clip', 'dask', 'PIL'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
