@@ -10,6 +10,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
 FROZEN = ("conv1", "layer1")
+WORLD_FROZEN = ("stem", "stage4")
 
 
 class ResNetBackbone(nn.Module):
@@ -41,7 +42,10 @@ class ResNetBackbone(nn.Module):
 def _world(_: str) -> nn.Module:
     from pipeline.world.backbone import WorldBackbone
 
-    return WorldBackbone(norm=FrozenBatchNorm2d)
+    backbone = WorldBackbone(norm=FrozenBatchNorm2d)
+    for child in WORLD_FROZEN:
+        backbone.get_submodule(child).requires_grad_(False)
+    return backbone
 
 
 # Every builder gives a module with `num_channels` and maps by name, finest first.

@@ -170,7 +170,7 @@ class LossConfig:
     @classmethod
     def world(cls) -> LossConfig:
         """The soft part at a strength that does not depend on the batch and query numbers."""
-        return cls(verb_soft_weight=0.35, soft_normalisation="pairs")
+        return cls(verb_soft_weight=1.0, soft_normalisation="pairs")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

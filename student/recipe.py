@@ -142,7 +142,7 @@ def preset(name: str, num_objects: int, num_verbs: int, person: int) -> Recipe:
         matcher=MatcherConfig.world(),
         losses=LossConfig.world(),
         train=TrainConfig(
-            epochs=5,
+            epochs=3,
             batch_size=32,
             learning_rate=2e-3,
             backbone_factor=0.6,

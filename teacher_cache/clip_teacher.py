@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,8 +34,10 @@ MISFITS = (
     LookupError,
     OSError,
     RuntimeError,
+    SafetensorError,
     TypeError,
     ValueError,
+    pickle.UnpicklingError,
 )
 
 
@@ -169,7 +173,6 @@ def _load(config: ClipConfig) -> tuple[Any, Callable[[list[str]], Tensor]]:
             f"--clip-weights: expected a file or a tag of {config.model}"
             f" ({', '.join(tags) or 'it has none'}), found {config.weights}"
         )
-    load_weights(Path(config.weights))
     return _created(config.model, config.weights), _tokenizer(config.model)
 
 
@@ -178,6 +181,7 @@ def _created(model: str, weights: str | None) -> Any:
         return open_clip.create_model(model, pretrained=weights, require_pretrained=True)
     except MISFITS as error:
         if weights is not None and Path(weights).is_file():
+            load_weights(Path(weights))
             raise mismatch(weights, model, error) from None
         raise InputError(
             f"--clip-model: {' '.join(filter(None, [model, weights]))} cannot be fetched"
@@ -203,13 +207,16 @@ def _from_folder(folder: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
     model_config = value.get("model_cfg") if isinstance(value, dict) else None
     if not isinstance(model_config, dict):
         raise bad_field(file, "model_cfg", "open_clip's model configuration", model_config)
-    load_weights(folder / FOLDER_WEIGHTS)
+    weights = folder / FOLDER_WEIGHTS
+    if not weights.is_file():
+        raise InputError(f"{weights}: no such weights file")
     try:
         model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
     except (TypeError, KeyError, ValueError) as error:
         raise bad_field(file, "model_cfg", "open_clip's model configuration", str(error)) from None
     except MISFITS as error:
-        raise mismatch(folder / FOLDER_WEIGHTS, f"the model in {file}", error) from None
+        load_weights(weights)
+        raise mismatch(weights, f"the model in {file}", error) from None
     words = folder / FOLDER_WORDS
     if words.is_file():
         return model, WordTokenizer.load(words)

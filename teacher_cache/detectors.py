@@ -116,7 +116,7 @@ def _world(config: DetectorConfig, vocabulary: Vocabulary) -> nn.Module:
     if config.weights is None:
         raise InputError("--detector-weights: expected a file for the detector world, found none")
     model = world_detector(max(vocabulary.object_ids))
-    return _filled(model, config)
+    return _filled(model, load_weights(Path(config.weights)), config)
 
 
 def _torchvision(config: DetectorConfig) -> nn.Module:
@@ -126,9 +126,11 @@ def _torchvision(config: DetectorConfig) -> nn.Module:
             f"--detector: expected {WORLD} or one of {', '.join(names)}, found {config.name}"
         )
     if config.weights is not None and Path(config.weights).is_file():
-        classes = _num_classes(load_weights(Path(config.weights)))
-        model = get_model(config.name, weights=None, weights_backbone=None, num_classes=classes)
-        return _filled(model, config)
+        state = load_weights(Path(config.weights))
+        model = get_model(
+            config.name, weights=None, weights_backbone=None, num_classes=_num_classes(state)
+        )
+        return _filled(model, state, config)
     entries = get_model_weights(config.name)
     entry = config.weights or "DEFAULT"
     if entry not in entries.__members__:
@@ -150,9 +152,7 @@ def _num_classes(state: dict[str, Tensor]) -> int:
     return COCO_CLASSES if predictor is None else len(predictor)
 
 
-def _filled(model: nn.Module, config: DetectorConfig) -> nn.Module:
-    assert config.weights is not None
-    state = load_weights(Path(config.weights))
+def _filled(model: nn.Module, state: dict[str, Tensor], config: DetectorConfig) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

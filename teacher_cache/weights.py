@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,13 +27,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: expected a file of plain tensors, found other data") from None
     except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
         raise InputError(f"{path}: expected a weights file, found {_first_line(error)}") from None
-    except Exception as error:
-        # torch reports what it will not unpickle with the error class of the pickle module.
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise InputError(f"{path}: expected a file of plain tensors, found other data") from None
     if isinstance(loaded, dict):
         for key in ("state_dict", "model"):
             if isinstance(loaded.get(key), dict):
