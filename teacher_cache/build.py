@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -21,13 +23,13 @@ from pipeline.errors import InputError
 from pipeline.files import write_json
 from pipeline.progress import Progress
 from teacher_cache.answering import AskingConfig, Question
-from teacher_cache.clip_teacher import ClipConfig
+from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
 from teacher_cache.detectors import DEFAULT, DetectorConfig, recognise
 from teacher_cache.format import FORMAT_VERSION, MANIFEST, SHARDS, TEACHER, shard_name
 from teacher_cache.pairing import annotated_pairs
 from teacher_cache.plan import Plan, claim_folder, fingerprint_parts
-from teacher_cache.prompts import TEMPLATE, embed_prompts, interaction_prompts
-from teacher_cache.reader import TeacherText
+from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts, interaction_prompts
+from teacher_cache.reader import TeacherText, read_teacher
 from teacher_cache.shards import Setup, ShardTask, forget_models, load_models, make_shard
 from teacher_cache.writer import ShardRecord, finished_record, write_teacher
 
@@ -100,13 +102,14 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
         },
         settings=_plain(asdict(config)),
     )
-    embeddings = embed_prompts(prompts, models.clip.encode_texts)
+    # Before the folder is claimed: words that the teacher does not know leave nothing behind.
+    text = _text(config.out / TEACHER, plan, prompts, models.clip)
     if claim_folder(config.out, plan):
         say(f"{config.out}: was finished before; nothing to do")
         return
     setup = replace(setup, fingerprint=plan.fingerprint)
-    text = TeacherText(prompts, embeddings, models.clip.logit_scale)
-    write_teacher(config.out / TEACHER, plan.fingerprint, text)
+    if text is not None:
+        write_teacher(config.out / TEACHER, plan.fingerprint, text)
     tasks = _tasks(questions, setup, config.images_per_shard)
     records = {task.path.name: finished_record(task.path, plan.fingerprint) for task in tasks}
     pending = [task for task in tasks if records[task.path.name] is None]
@@ -136,6 +139,17 @@ def _questions(
     if missing:
         say(f"{images}: {len(missing)} of {len(questions)} images are missing, first {missing[0]}")
     return questions, annotations.digest
+
+
+def _text(file: Path, plan: Plan, prompts: Prompts, clip: ClipTeacher) -> TeacherText | None:
+    """The teacher's texts, None where they are written already; encoding them can take a while."""
+    if file.is_file():
+        try:
+            read_teacher(file, plan.fingerprint)
+            return None
+        except InputError:
+            pass
+    return TeacherText(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
 
 
 def _detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
@@ -174,10 +188,10 @@ def _tasks(questions: Sequence[Question], setup: Setup, size: int) -> list[Shard
 
 def _run(tasks: Sequence[ShardTask], workers: int, progress: Progress) -> Sequence[ShardRecord]:
     if workers == 0:
-        calls = [dask.delayed(partial(make_shard, task, progress.advance))() for task in tasks]
+        calls = [_call(task, partial(make_shard, task, progress.advance)) for task in tasks]
         return dask.compute(*calls, scheduler="synchronous")
     forget_models()
-    calls = [dask.delayed(partial(make_shard, task))() for task in tasks]
+    calls = [_call(task, partial(make_shard, task)) for task in tasks]
     threads = max(1, (os.cpu_count() or 1) // workers)
     # Spawned, because forked copies of a process that ran torch's thread pools can hang.
     pool = ProcessPoolExecutor(
@@ -197,8 +211,23 @@ def _run(tasks: Sequence[ShardTask], workers: int, progress: Progress) -> Sequen
         pool.shutdown(cancel_futures=True)
 
 
+def _call(task: ShardTask, work: Callable[[], ShardRecord]) -> Any:
+    """Dask's form of a task; its name decides the order."""
+    return dask.delayed(work)(dask_key_name=task.path.name)
+
+
 def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
+    # The parent answers Ctrl-C by ending its workers, who also leave when it was killed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _ShardsDone(Callback):

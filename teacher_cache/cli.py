@@ -183,7 +183,7 @@ def inspect(folder: Path) -> None:
 
 @cache.command("world-models")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @device_option
 @config_option
 def world_models(folder: Path, seed: int, device: str) -> None:

@@ -20,6 +20,7 @@ from teacher_cache.format import (
     fingerprint_of,
     read_manifest,
 )
+from teacher_cache.prompts import Prompts
 from teacher_cache.shards import Models
 
 
@@ -45,7 +46,7 @@ class Plan:
 def fingerprint_parts(
     models: Models,
     vocabulary: Vocabulary,
-    prompts: tuple[tuple[str, ...], ...],
+    prompts: Prompts,
     asking: AskingConfig,
     part: str,
     annotations_digest: str,

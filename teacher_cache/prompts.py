@@ -9,12 +9,12 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
 
+# Per interaction, one sentence for each template.
+Prompts = tuple[tuple[str, ...], ...]
 TEMPLATE = "a picture of person {ing} {object}"
 
 
-def interaction_prompts(
-    vocabulary: Vocabulary, templates: Sequence[str] = (TEMPLATE,)
-) -> tuple[tuple[str, ...], ...]:
+def interaction_prompts(vocabulary: Vocabulary, templates: Sequence[str] = (TEMPLATE,)) -> Prompts:
     """One sentence per interaction and template, underscores as spaces.
 
     Args:
