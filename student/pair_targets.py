@@ -20,7 +20,8 @@ class ImageTargets:
     """The training pairs of one image, before any transformation.
 
     Attributes:
-        human_boxes, object_boxes: (P, 4) float32 xyxy pixels; seen pairs first.
+        human_boxes, object_boxes: (P, 4) float32 xyxy pixels; seen pairs first. The object box is
+            all zero, and its label 0, where a verb has no object.
         object_labels: (P,) int64.
         hard: (P, V) bool, the seen labels.
         soft: (P, V) float32, `u * teacher probability`, 0 where hard.
@@ -79,17 +80,16 @@ def image_targets(
     """
     seen = keep_seen(annotation, split, vocabulary)
     rows, inverse = _unique_pairs(seen.hois)
-    humans, objects = seen.boxes[rows[:, 0]], seen.boxes[rows[:, 1]]
-    labels = seen.labels[rows[:, 1]]
+    humans = seen.boxes[rows[:, 0]]
+    objects, labels = _objects(seen, rows[:, 1])
     hard = np.zeros((len(rows), vocabulary.num_verbs), dtype=bool)
     hard[inverse, seen.hois[:, 2]] = True
     asked = split.asked_verbs.astype(np.float32) * config.distillation
 
     annotated = pairs.sources == ANNOTATED
-    same = _same_pairs(humans, objects, labels, pairs) & annotated
+    known, cached = np.nonzero(_same_pairs(humans, objects, labels, pairs) & annotated)
     soft = np.zeros(hard.shape, dtype=np.float32)
-    known = same.any(1)
-    soft[known] = probabilities[same.argmax(1)[known]] * asked
+    soft[known] = probabilities[cached] * asked
     soft[hard] = 0
 
     wanted = annotated if config.candidates == "annotated" else ~annotated
@@ -119,6 +119,14 @@ def _unique_pairs(hois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(K, 3) labels -> (P, 2) pairs (human row, object row) and (K,) the pair of each label."""
     rows, inverse = np.unique(hois[:, :2], axis=0, return_inverse=True)
     return rows.reshape(-1, 2), inverse.reshape(-1)
+
+
+def _objects(annotation: Annotation, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P, 4) boxes and (P,) labels of object rows; a verb without object (row -1) has an all-zero
+    box and label 0."""
+    objectless = rows < 0
+    boxes = np.where(objectless[:, None], np.float32(0), annotation.boxes[rows])
+    return boxes, np.where(objectless, 0, annotation.labels[rows])
 
 
 def _same_pairs(
