@@ -1,0 +1,170 @@
+"""A tiny world with a cache written by hand: a teacher who knows, a detector who finds."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.boxes import union_boxes
+from pipeline.datasets import open_dataset
+from pipeline.files import sha256_of_file, write_json
+from pipeline.types import Pairs
+from pipeline.vocabulary import load_vocabulary
+from pipeline.world.write import write_world
+from student.data import TrainingImages
+from student.pair_targets import TargetConfig
+from student.recipe import preset
+from teacher_cache.format import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SHARDS,
+    ImageAnswers,
+    fingerprint_of,
+    shard_name,
+)
+from teacher_cache.reader import open_cache
+from teacher_cache.writer import write_shard
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    return load_vocabulary("world")
+
+
+@pytest.fixture(scope="session")
+def dataset_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny") / "world"
+    write_world(root, train=24, test=6, seed=3, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_root):
+    return open_dataset(dataset_root)
+
+
+@pytest.fixture(scope="session")
+def annotations(dataset):
+    """The training part's `AnnotationFile`."""
+    return dataset.load("train")
+
+
+@pytest.fixture(scope="session")
+def answer(vocabulary):
+    """`answer(annotation, seed)`: what a good detector and a good teacher say about an image.
+
+    Annotated pairs come first; then every person with every thing, boxes found to two pixels. The
+    teacher gives an annotated action 0.9.
+    """
+
+    def build(annotation, seed=0):
+        rng = np.random.default_rng(seed)
+        rows = [tuple(row[:2]) for row in annotation.hois.tolist() if row[1] >= 0]
+        annotated = list(dict.fromkeys(rows))
+        people = np.flatnonzero(annotation.labels == vocabulary.person)
+        things = np.flatnonzero(annotation.labels != vocabulary.person)
+        pairs = np.array(
+            annotated + [(p, t) for p in people for t in things], dtype=np.int64
+        ).reshape(-1, 2)
+        proposed = np.arange(len(pairs)) >= len(annotated)
+        found = np.clip(annotation.boxes + rng.uniform(-2, 2, annotation.boxes.shape), 0, 128)
+        boxes = np.where(proposed[:, None, None], found[pairs], annotation.boxes[pairs]).astype(
+            np.float32
+        )
+        labels = annotation.labels[pairs[:, 1]]
+        return ImageAnswers(
+            pairs=Pairs(
+                human_boxes=boxes[:, 0],
+                object_boxes=boxes[:, 1],
+                object_labels=labels,
+                human_scores=np.where(proposed, 0.9, 1).astype(np.float32),
+                object_scores=np.where(proposed, 0.8, 1).astype(np.float32),
+                sources=proposed.astype(np.uint8),
+            ),
+            probabilities=_probabilities(annotation, pairs, labels, vocabulary),
+            regions=np.arange(len(pairs)),
+            region_boxes=union_boxes(boxes[:, 0], boxes[:, 1]),
+            embeddings=None,
+        )
+
+    return build
+
+
+def _probabilities(annotation, pairs, labels, vocabulary):
+    verbs = vocabulary.valid[:, labels].T.astype(np.float32)
+    verbs[:, vocabulary.no_interaction] = 0
+    weights = 0.1 * verbs / verbs.sum(1, keepdims=True)
+    for human, thing, verb in annotation.hois:
+        if verb != vocabulary.no_interaction:
+            weights[(pairs == (human, thing)).all(1), verb] += 0.9
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def write_cache():
+    """`write_cache(folder, vocabulary, digest, {image id: answers})` makes a finished cache."""
+
+    def write(folder, vocabulary, digest, answers):
+        parts = {"vocabulary": vocabulary.digest(), "annotations": digest, "teacher": "by hand"}
+        path = folder / SHARDS / shard_name(0)
+        ids = list(answers)
+        write_shard(
+            path, fingerprint_of(parts), ids, list(answers.values()), {}, vocabulary.num_verbs
+        )
+        shard = {"name": path.name, "sha256": sha256_of_file(path), "images": ids}
+        write_json(
+            folder / MANIFEST,
+            {
+                "format_version": FORMAT_VERSION,
+                "fingerprint": fingerprint_of(parts),
+                "parts": parts,
+                "failed": {},
+                "shards": [shard],
+            },
+        )
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def cache_path(tmp_path_factory, annotations, answer, write_cache, vocabulary):
+    answers = {
+        annotation.image_id: answer(annotation, row)
+        for row, annotation in enumerate(annotations.annotations)
+    }
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    return write_cache(folder, vocabulary, annotations.digest, answers)
+
+
+@pytest.fixture(scope="session")
+def make_images(dataset, annotations, cache_path, vocabulary):
+    """`make_images(split, transform, seed=, config=)` gives the tiny world's training images."""
+
+    def make(split, transform, seed=0, config=None):
+        return TrainingImages(
+            dataset.records(annotations),
+            annotations.annotations,
+            open_cache(cache_path),
+            split,
+            vocabulary,
+            config or TargetConfig(),
+            transform,
+            seed,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(vocabulary):
+    """The world's recipe for three short epochs of four steps."""
+    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    return recipe.changed(epochs=3, batch_size=6, precision="float32")
+
+
+@pytest.fixture(autouse=True)
+def own_generator():
+    """Nothing that a test draws changes what the next one draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
