@@ -63,7 +63,8 @@ class Detector:
             holder.score_thresh = config.lowest_score
         self.name = config.name
         self.weights_digest = weights_digest(model.state_dict())
-        self._model = model.eval().to(device)
+        # Channels last spares the convolutions a reordering of every map, here and on GPUs.
+        self._model = model.eval().to(device).to(memory_format=torch.channels_last)
         self._device = device
         self._labels = np.full(max(vocabulary.object_ids) + 1, -1, dtype=np.int64)
         for category, label in vocabulary.label_of_id.items():
