@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 
+from pipeline.errors import InputError
 from pipeline.images import read_image
 from pipeline.splits import Split
 from pipeline.types import Annotation, ImageRecord
@@ -166,6 +168,16 @@ def normalise(image: Tensor) -> Tensor:
 def without_interrupts(_: int) -> None:
     """For worker processes: Ctrl-C reaches all of them, only their parent decides to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Bad input that a worker process met: its own line again, without the worker's traceback."""
+    try:
+        yield
+    except InputError as error:
+        line = str(error).strip().splitlines()[-1]
+        raise InputError(line.removeprefix(f"{InputError.__module__}.InputError: ")) from None
 
 
 def _has_area(boxes: Tensor) -> Tensor:

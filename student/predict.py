@@ -16,7 +16,7 @@ from pipeline.progress import Progress
 from pipeline.types import Detections, ImageRecord
 from pipeline.vocabulary import Vocabulary
 from student.augmentation import evaluation_resize
-from student.data import normalise, without_interrupts
+from student.data import normalise, plain_errors, without_interrupts
 from student.inference import to_detections
 from student.model import HOIDetector
 
@@ -79,7 +79,11 @@ def predict(
     )
     model = model.to(device).eval()
     detections: list[Detections] = []
-    with Progress(len(records), "predicting", "images") as progress, torch.inference_mode():
+    with (
+        Progress(len(records), "predicting", "images") as progress,
+        torch.inference_mode(),
+        plain_errors(),
+    ):
         for batch in loader:
             ids, sizes, images = zip(*batch, strict=True)
             with autocast(device, precision):
