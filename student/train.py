@@ -23,9 +23,16 @@ from pipeline.progress import Progress
 from pipeline.splits import Split
 from pipeline.vocabulary import Vocabulary
 from student.checkpoints import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
-from student.data import EpochSampler, Sample, TrainingImages, without_interrupts
+from student.data import (
+    EpochSampler,
+    Sample,
+    TrainingImages,
+    plain_errors,
+    without_interrupts,
+)
 from student.dense_head import dense_losses
 from student.losses import Criterion
+from student.metrics import rewind
 from student.model import HOIDetector
 from student.recipe import Recipe
 
@@ -97,6 +104,8 @@ class Trainer:
             drop_last=len(images) > train.batch_size,
             persistent_workers=workers > 0,
             worker_init_fn=without_interrupts,
+            # Iterating draws a number: from here, so that dropout goes on as if never stopped.
+            generator=torch.Generator(),
         )
 
     @property
@@ -120,9 +129,11 @@ class Trainer:
             InputError: a loss is not finite; the last good checkpoint stays.
         """
         self.model.train()
+        rewind(self.run / METRICS, self.step)
         with (
             Progress(self.total_steps, "training", "steps", self.step) as progress,
             asked_to_stop() as stop,
+            plain_errors(),
             open(self.run / METRICS, "a", encoding="utf-8") as log,
         ):
             while self.step < self.total_steps:
@@ -203,6 +214,9 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "averages": int(self.averaged.n_averaged) if self.averaged is not None else 0,
             "generator": torch.get_rng_state(),
+            "gpu_generator": (
+                torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+            ),
         }
         checkpoint = Checkpoint(
             self.recipe, self.vocabulary, self.split, self.predictor.state_dict(), state
@@ -225,6 +239,8 @@ class Trainer:
             self.averaged.module.load_state_dict(checkpoint.weights)
             self.averaged.n_averaged.fill_(state["averages"])
         torch.set_rng_state(state["generator"])
+        if self.device.type == "cuda" and state.get("gpu_generator") is not None:
+            torch.cuda.set_rng_state(state["gpu_generator"], self.device)
 
 
 def _parameter_groups(model: HOIDetector, recipe: Recipe) -> list[dict[str, Any]]:
