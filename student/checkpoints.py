@@ -20,6 +20,7 @@ from student.recipe import Recipe, recipe_from_dict
 
 FORMAT = "eoid-student-1"
 CHECKPOINT = "checkpoint.pt"
+PARTS = ("recipe", "vocabulary", "split", "model", "state")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _checkpoint(value: dict[str, Any], path: Path) -> Checkpoint:
+    missing = [name for name in PARTS if not isinstance(value.get(name), dict)]
+    if missing:
+        raise bad_field(path, missing[0], "an object", value.get(missing[0]))
     return Checkpoint(
         recipe=recipe_from_dict(value["recipe"], path),
         vocabulary=vocabulary_from_dict(value["vocabulary"], path),

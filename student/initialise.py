@@ -12,8 +12,9 @@ from pipeline.errors import InputError
 from student.model import HOIDetector
 from student.published import read_checkpoint
 
-# A torchvision detector keeps its body here; the world's student has the same body.
-DETECTOR_BODY = "backbone.body."
+# A torchvision detector keeps its body here; the student's is the same, called `body` where it is
+# a ResNet.
+DETECTOR_BODY, OWN_BODY = "backbone.body.", "body."
 
 
 def start_from(model: HOIDetector, path: Path) -> str:
@@ -35,7 +36,9 @@ def start_from(model: HOIDetector, path: Path) -> str:
         for name, value in state.items()
         if name.startswith(DETECTOR_BODY)
     }
-    own = model.backbone.state_dict()
+    own = {
+        name.removeprefix(OWN_BODY): value for name, value in model.backbone.state_dict().items()
+    }
     # Frozen batch norm keeps no count of batches.
     body = {name: value for name, value in body.items() if not name.endswith("num_batches_tracked")}
     missing = sorted(own.keys() - body.keys())
@@ -43,7 +46,8 @@ def start_from(model: HOIDetector, path: Path) -> str:
     if missing or wrong:
         what = f"backbone key {(missing or sorted(wrong))[0]} of the student's shape"
         raise InputError(f"{path}: expected {what}, found none ({len(state)} keys)")
-    model.backbone.load_state_dict({name: body[name] for name in own})
+    for name, value in own.items():
+        value.copy_(body[name])
     left = len(state) - len(own)
     return f"{path.name}: {len(own)} backbone tensors taken, {left} others left"
 

@@ -13,7 +13,7 @@ from evaluation.predictions import write_predictions
 from evaluation.results import Results, score_fields, write_results
 from pipeline.annotations import AnnotationFile
 from pipeline.datasets import Dataset, open_dataset
-from pipeline.devices import resolve_device
+from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
 from pipeline.files import differing_keys, read_json, sha256_of_file, write_json
 from pipeline.splits import Split, load_split
@@ -41,7 +41,7 @@ class RunConfig:
         options: fields of the recipe's parts that differ from the preset.
         init: weights to start from, None for random ones.
         device: where to train.
-        workers: processes that prepare samples.
+        workers: processes that prepare samples; None takes the spare cores.
         overwrite: replace another run in `out`.
         name: what the report calls the run; the folder's name by default.
     """
@@ -54,7 +54,7 @@ class RunConfig:
     options: dict[str, Any]
     init: Path | None
     device: str
-    workers: int
+    workers: int | None
     overwrite: bool
     name: str | None
 
@@ -71,14 +71,16 @@ def run_student(config: RunConfig) -> Results:
     recipe = preset(
         config.preset, vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person
     ).changed(**config.options)
-    device = resolve_device(config.device)
+    device, workers = resolve_device(config.device), spare_cores(config.workers)
     torch.manual_seed(recipe.train.seed)
     model = HOIDetector(recipe.model)
     started = "random weights" if config.init is None else start_from(model, config.init)
     images = _training_images(config, dataset, split, recipe)
+    # Training ends with the test part: what is wrong with it should not come up hours later.
+    dataset.records("test")
     plan = _plan(config, dataset, recipe, split, images)
     resuming = _claim(config.out, plan, config.overwrite)
-    trainer = Trainer(recipe, model, images, vocabulary, split, config.out, device, config.workers)
+    trainer = Trainer(recipe, model, images, vocabulary, split, config.out, device, workers)
     if resuming:
         trainer.resume()
         print(f"{config.out}: goes on at step {trainer.step} of {trainer.total_steps}")
@@ -94,9 +96,7 @@ def run_student(config: RunConfig) -> Results:
         seed=recipe.train.seed,
         metrics_log=config.out / METRICS,
     )
-    return evaluate_model(
-        trainer.predictor, recipe, dataset, source, config.out, device, config.workers
-    )
+    return evaluate_model(trainer.predictor, recipe, dataset, source, config.out, device, workers)
 
 
 def _training_images(
@@ -108,6 +108,8 @@ def _training_images(
     cache = open_cache(config.cache)
     cache.check(vocabulary=dataset.vocabulary, annotations_digest=annotations.digest)
     kept = [index for index, record in enumerate(records) if record.id in cache]
+    if not kept:
+        raise InputError(f"{config.cache}: expected answers for training images, found none")
     if len(kept) < len(records):
         # The cache lists them as failed: their images could not be read.
         print(f"{config.cache}: no answers for {len(records) - len(kept)} images, left out")
@@ -224,7 +226,7 @@ def evaluate_model(
 
 
 def evaluate_checkpoint(
-    path: Path, data: Path, split: str | None, out: Path | None, device: str, workers: int
+    path: Path, data: Path, split: str | None, out: Path | None, device: str, workers: int | None
 ) -> Results:
     """Evaluates a run or a checkpoint of ours on a dataset's test part.
 
@@ -234,7 +236,7 @@ def evaluate_checkpoint(
         split: whose groups to report; None takes the run's.
         out: folder for predictions and results; None takes the run folder.
         device: where to predict.
-        workers: processes that read images.
+        workers: processes that read images; None takes the spare cores.
 
     Raises:
         InputError: nothing of the kind, or another vocabulary than the dataset's.
@@ -261,5 +263,11 @@ def evaluate_checkpoint(
         metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
     )
     return evaluate_model(
-        restore(checkpoint), recipe, dataset, source, out, resolve_device(device), workers
+        restore(checkpoint),
+        recipe,
+        dataset,
+        source,
+        out,
+        resolve_device(device),
+        spare_cores(workers),
     )
