@@ -24,6 +24,7 @@ BAD_PLACES = {
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ENOENT,
+    errno.EEXIST,
     errno.ENAMETOOLONG,
 }
 
