@@ -1,0 +1,270 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
+from torchvision.transforms import v2
+
+from pipeline.errors import InputError
+from pipeline.splits import load_split
+from student.augmentation import RandomSizeCrop, published_augmentation, world_augmentation
+from student.data import (
+    EpochSampler,
+    make_sample,
+    normalise,
+    plain_errors,
+    without_interrupts,
+)
+from student.pair_targets import ImageTargets
+from student.targets import FIELDS
+
+HUMAN, THING, FOUND = (20, 30, 70, 200), (200, 40, 280, 110), (300, 210, 380, 290)
+SIZE = (300, 400)
+
+
+def boxes(*rows):
+    return np.array(rows, dtype=np.float32).reshape(-1, 4)
+
+
+def image_targets(humans, things, found=()):
+    count = len(humans)
+    return ImageTargets(
+        human_boxes=boxes(*humans),
+        object_boxes=boxes(*things),
+        object_labels=np.arange(count),
+        hard=np.eye(count, 3, dtype=bool),
+        soft=np.full((count, 3), 0.25, dtype=np.float32),
+        seen=np.arange(count) % 2 == 0,
+        interactive=np.ones(count, dtype=bool),
+        boxes=boxes(*found),
+        labels=np.full(len(found), 4),
+    )
+
+
+def picture(*rectangles):
+    """Black, with one rectangle in every colour channel."""
+    pixels = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    for channel, (left, top, right, bottom) in enumerate(rectangles):
+        pixels[channel, top:bottom, left:right] = 255
+    return pixels
+
+
+def corners(sample, relative):
+    """Boxes of a sample in its own pixels."""
+    height, width = sample.image.shape[-2:]
+    scale = torch.tensor([width, height, width, height])
+    return box_convert(relative, "cxcywh", "xyxy") * scale
+
+
+def bright(channel):
+    """Where a channel is bright: the bounds of its rectangle, None where it was cut away."""
+    middle = (channel.max() + channel.min()) / 2
+    if channel.max() - channel.min() < 0.8:
+        return None
+    rows, columns = torch.nonzero(channel > middle, as_tuple=True)
+    ends = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return torch.tensor([int(end) for end in ends]).float()
+
+
+def assert_near(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1.5)
+
+
+TRANSFORMS = {
+    "flip": v2.RandomHorizontalFlip(1.0),
+    "crop": RandomSizeCrop(150, 250),
+    "colours": v2.ColorJitter(0.4, 0.4, 0.4),
+    "world": world_augmentation(),
+    "published": published_augmentation(),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_boxes_follow_their_pixels(name):
+    image, targets = picture(HUMAN, THING, FOUND), image_targets([HUMAN], [THING], [FOUND])
+    kept = cut = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        sample = make_sample("a.jpg", image, targets, TRANSFORMS[name])
+        human, thing, found = (bright(channel) for channel in sample.image)
+        if len(sample.targets):
+            assert_near(corners(sample, sample.targets.human_boxes)[0], human)
+            assert_near(corners(sample, sample.targets.object_boxes)[0], thing)
+            kept += 1
+        else:
+            assert (
+                human is None
+                or thing is None
+                or min((box[2:] - box[:2]).min() for box in (human, thing)) < 2
+            )
+            cut += 1
+        if len(sample.boxes):
+            assert_near(corners(sample, sample.boxes)[0], found)
+        else:
+            assert found is None or (found[2:] - found[:2]).min() < 2
+    assert kept and (cut > 0) == (name in ("crop", "published"))
+
+
+def test_a_flip_moves_every_box_to_the_other_side():
+    targets = image_targets([HUMAN], [THING])
+    sample = make_sample("a.jpg", picture(), targets, TRANSFORMS["flip"])
+    (left, top, right, bottom) = HUMAN
+    expected = torch.tensor([[400.0 - right, top, 400 - left, bottom]])
+    torch.testing.assert_close(corners(sample, sample.targets.human_boxes), expected)
+
+
+def test_colours_change_pixels_only():
+    image, targets = picture(HUMAN, THING, FOUND), image_targets([HUMAN], [THING], [FOUND])
+    plain = make_sample("a.jpg", image, targets, v2.Identity())
+    sample = make_sample("a.jpg", image, targets, TRANSFORMS["colours"])
+    assert not torch.equal(sample.image, plain.image)
+    for name in FIELDS:
+        assert torch.equal(getattr(sample.targets, name), getattr(plain.targets, name))
+    assert torch.equal(sample.boxes, plain.boxes)
+
+
+class Window:
+    """Cuts a fixed window."""
+
+    def __init__(self, *window):
+        self.window = window
+
+    def __call__(self, values):
+        return {name: v2.functional.crop(value, *self.window) for name, value in values.items()}
+
+
+def test_what_a_crop_cuts_away_leaves_and_the_rest_keeps_its_fields():
+    pairs = [
+        (HUMAN, THING),  # the object is outside
+        (HUMAN, (60, 40, 130, 110)),  # both inside, the object in part
+        ((90, 0, 140, 99), (10, 10, 50, 50)),  # both inside
+        ((99.5, 0, 140, 99), (10, 10, 50, 50)),  # half a pixel of the person is left
+    ]
+    targets = image_targets([pair[0] for pair in pairs], [pair[1] for pair in pairs],
+                            [HUMAN, FOUND])  # fmt: skip
+    sample = make_sample("a.jpg", picture(), targets, Window(0, 0, 100, 100))
+    assert sample.image.shape == (3, 100, 100)
+    assert sample.targets.object_labels.tolist() == [1, 2]
+    assert sample.targets.hard.tolist() == targets.hard[[1, 2]].tolist()
+    assert sample.targets.seen.tolist() == [False, True]
+    left = torch.tensor([[20.0, 30, 70, 100], [90, 0, 100, 99]])
+    torch.testing.assert_close(corners(sample, sample.targets.human_boxes), left)
+    assert sample.labels.tolist() == [4]
+    torch.testing.assert_close(corners(sample, sample.boxes), left[:1])
+
+
+@pytest.mark.parametrize("transform", [TRANSFORMS["flip"], Window(0, 0, 250, 100), v2.Identity()])
+def test_an_empty_object_box_stays_empty(transform):
+    targets = image_targets([HUMAN, HUMAN], [(0, 0, 0, 0), (30, 30, 90, 90)])
+    sample = make_sample("a.jpg", picture(), targets, transform)
+    assert len(sample.targets) == 2
+    assert sample.targets.object_boxes[0].tolist() == [0, 0, 0, 0]
+    assert (sample.targets.object_boxes[1] > 0).all()
+
+
+def test_no_pairs_and_no_boxes():
+    sample = make_sample("a.jpg", picture(), image_targets([], []), published_augmentation())
+    assert len(sample.targets) == 0 and sample.boxes.shape == (0, 4)
+    assert sample.targets.hard.shape == (0, 3)
+
+
+def test_pixels_are_normalised_as_imagenets():
+    white = normalise(torch.full((3, 2, 2), 255, dtype=torch.uint8))
+    np.testing.assert_allclose(white[:, 0, 0], (1 - np.array([0.485, 0.456, 0.406]))
+                               / np.array([0.229, 0.224, 0.225]), rtol=1e-5)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def make(make_images, vocabulary):
+    split = load_split(vocabulary, "ua")
+    return lambda seed=0: make_images(split, world_augmentation(), seed)
+
+
+def equal(first, second):
+    return (
+        first.image_id == second.image_id
+        and torch.equal(first.image, second.image)
+        and all(
+            torch.equal(getattr(first.targets, name), getattr(second.targets, name))
+            for name in FIELDS
+        )
+        and torch.equal(first.boxes, second.boxes)
+        and torch.equal(first.labels, second.labels)
+    )
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(make):
+    images = make()
+    first = images[0, 5]
+    torch.rand(17)
+    images[0, 6]
+    before = torch.get_rng_state()
+    assert equal(first, images[0, 5])
+    assert torch.equal(before, torch.get_rng_state())
+    assert equal(first, make()[0, 5])
+    assert not equal(first, images[1, 5]) and not equal(first, make(seed=1)[0, 5])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_make_the_same_samples(make, workers):
+    keys = [(epoch, index) for epoch in (0, 3) for index in range(8)]
+    images = make()
+    loader = DataLoader(
+        images,
+        batch_size=3,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=without_interrupts,
+    )
+    made = [sample for batch in loader for sample in batch]
+    assert len(made) == len(keys)
+    assert all(equal(sample, images[key]) for sample, key in zip(made, keys, strict=True))
+
+
+def test_samples_move_as_a_whole(make):
+    sample = make()[0, 0]
+    moved = sample.to(torch.device("meta"))
+    assert {field.name for field in fields(moved)} == {field.name for field in fields(sample)}
+    assert moved.image.is_meta and moved.targets.hard.is_meta and moved.boxes.is_meta
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_path, workers):
+    images = make()
+    record = images.records[2]
+    broken = tmp_path / record.id
+    broken.write_bytes(record.path.read_bytes()[:500])
+    images.records[2] = type(record)(record.id, broken)
+    loader = DataLoader(images, sampler=[(0, 2)], num_workers=workers, collate_fn=list)
+    with pytest.raises(InputError) as caught, plain_errors():
+        list(loader)
+    assert str(caught.value).startswith(f"{broken}: expected a whole image")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+    sampler = EpochSampler(10, 4, seed=7)
+    orders = []
+    for epoch in range(3):
+        sampler.position(epoch, 0)
+        keys = list(sampler)
+        assert len(sampler) == 10 and {key[0] for key in keys} == {epoch}
+        orders.append([index for _, index in keys])
+        assert sorted(orders[-1]) == list(range(10))
+    assert orders[0] != orders[1] != orders[2]
+    again = EpochSampler(10, 4, seed=7)
+    again.position(2, 0)
+    assert [index for _, index in again] == orders[2]
+    other = EpochSampler(10, 4, seed=8)
+    assert [index for _, index in other] != orders[0]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_resumed_epoch_goes_on_in_its_order(step):
+    whole, rest = EpochSampler(10, 4, seed=7), EpochSampler(10, 4, seed=7)
+    whole.position(1, 0)
+    rest.position(1, step)
+    assert list(rest) == list(whole)[4 * step :] and len(rest) == 10 - 4 * step
