@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -33,6 +34,18 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported()
+
+
+def spare_cores(workers: int | None, most: int = 8) -> int:
+    """The number of worker processes to start.
+
+    Args:
+        workers: as asked for; None for the cores that the model leaves, which needs two.
+        most: upper bound of the default.
+    """
+    if workers is not None:
+        return workers
+    return max(0, min(most, (os.cpu_count() or 1) - 2))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

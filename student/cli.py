@@ -11,6 +11,11 @@ from pipeline.cli import config_option, device_option, run_command
 
 COUNT = click.IntRange(min=1)
 PATH = click.Path(path_type=Path)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that read images; default: as many as there are spare cores, at most 8.",
+)
 
 
 @click.group()
@@ -45,7 +50,7 @@ def train() -> None:
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
 @click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
 @click.option("--seed", type=click.IntRange(min=0))
-@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True)
+@workers_option
 @click.option("--name", help="What reports call this run; default: the folder's name.")
 @click.option("--overwrite", is_flag=True, help="Replace another run in the folder.")
 @device_option
@@ -58,7 +63,7 @@ def student(
     preset: str,
     init: Path | None,
     no_distillation: bool,
-    workers: int,
+    workers: int | None,
     name: str | None,
     overwrite: bool,
     device: str,
@@ -80,11 +85,16 @@ def student(
 @click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
 @click.option("--split", help="Groups to report; default: the split of the run.")
 @click.option("--out", type=PATH, help="Folder for predictions.json and results.json.")
-@click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True)
+@workers_option
 @device_option
 @config_option
 def evaluate(
-    checkpoint: Path, data: Path, split: str | None, out: Path | None, workers: int, device: str
+    checkpoint: Path,
+    data: Path,
+    split: str | None,
+    out: Path | None,
+    workers: int | None,
+    device: str,
 ) -> None:
     """Predict a dataset's test part and score it."""
     from evaluation.wording import results_table

@@ -29,7 +29,7 @@ class TeacherTraining:
         max_shift: crop jitter in pixels of the region's input size.
     """
 
-    steps: int = 800
+    steps: int = 500
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
