@@ -17,6 +17,7 @@ from pipeline.vocabulary import Vocabulary
 from pipeline.world.scene import draw_scene, world_vocabulary
 from teacher_cache.prompts import interaction_prompts
 from teacher_cache.regions import RegionMode, crop_regions
+from teacher_cache.world_models.processes import interrupts_waiting
 
 CHUNK = 50
 
@@ -52,9 +53,15 @@ def draw_model_pictures(seed: int, count: int, crop_size: int) -> ModelPictures:
         Progress(count, "pictures for teacher and detector", "images") as progress,
         ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,
     ):
-        for part in pool.map(partial(_draw_chunk, seed, crop_size), chunks):
-            done.append(part)
-            progress.advance(len(part.images))
+        try:
+            with interrupts_waiting():
+                parts = pool.map(partial(_draw_chunk, seed, crop_size), chunks)
+            for part in parts:
+                done.append(part)
+                progress.advance(len(part.images))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return ModelPictures(
         images=np.concatenate([part.images for part in done]),
         annotations=[annotation for part in done for annotation in part.annotations],

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,13 @@ from safetensors.torch import save_file
 from pipeline.devices import autocast, resolve_device
 from pipeline.errors import InputError
 from pipeline.files import differing_keys, read_json, replacing, write_json
-from pipeline.progress import Progress
 from pipeline.world.scene import world_vocabulary
 from pipeline.world.write import DRAWING
 from teacher_cache.clip_teacher import FOLDER_WEIGHTS, save_clip
 from teacher_cache.prompts import interaction_prompts
 from teacher_cache.world_models.data import ModelPictures, draw_model_pictures
 from teacher_cache.world_models.detector import DetectorTraining, train_detector
+from teacher_cache.world_models.processes import Report, run_side_by_side
 from teacher_cache.world_models.teacher import (
     CONTEXT_LENGTH,
     IMAGE_SIZE,
@@ -110,56 +107,6 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
             f"{folder}: expected a new folder or the world's models, found other files"
         )
     write_json(folder / PLAN, plan)
-
-
-Report = Callable[[int, str], None]
-Work = Callable[[Report], None]
-
-
-def run_side_by_side(works: Mapping[str, tuple[Work, int]]) -> None:
-    """Runs every work in a process of its own, with one progress bar each.
-
-    Args:
-        works: by name, a function that is given `report(images, note)`, and its total of images.
-
-    Raises:
-        RuntimeError: a process failed; its traceback is in the message.
-    """
-    context = get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [
-        context.Process(target=_run, args=(name, work, queue), daemon=True)
-        for name, (work, _) in works.items()
-    ]
-    bars = {name: Progress(total, name, "images") for name, (_, total) in works.items()}
-    try:
-        for process in processes:
-            process.start()
-        running = len(processes)
-        while running:
-            name, count, note = queue.get()
-            if count is None:
-                if note:
-                    raise RuntimeError(f"{name} failed:\n{note}")
-                bars[name].close()
-                running -= 1
-            else:
-                bars[name].advance(count, note)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _run(name: str, work: Work, queue: Any) -> None:
-    # The parent answers Ctrl-C by ending this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        work(lambda count, note: queue.put((name, count, note)))
-    except Exception:
-        queue.put((name, None, traceback.format_exc()))
-    else:
-        queue.put((name, None, ""))
 
 
 def _teach(
