@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import InputError
-from pipeline.images import image_size, read_image
 from pipeline.types import Pairs
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.clip_teacher import ClipTeacher
+from teacher_cache.decoding import Failures, Question, read_ahead, same_size_batches
 from teacher_cache.detectors import Detector
 from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import PairingConfig, join_pairs, pair_up
@@ -25,21 +23,6 @@ from teacher_cache.soft_targets import action_probabilities
 
 # How far detection may run ahead of encoding; bounds the decoded images in memory.
 BATCHES_AHEAD = 2
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """One image to ask about.
-
-    Attributes:
-        image_id: the image's file name.
-        path: where it lies.
-        annotated: its annotated pairs, which are asked about whatever the detector finds.
-    """
-
-    image_id: str
-    path: Path
-    annotated: Pairs
 
 
 @dataclass(frozen=True)
@@ -115,14 +98,14 @@ def ask(
     Raises:
         InputError: an image cannot be read, and the configuration is strict.
     """
-    failures = _Failures(questions, config.strict)
+    failures = Failures(questions, config.strict)
     asked: list[_Asked] = []
     encoder = _Encoder(panel.clip, config.regions_per_batch or panel.clip.batch_size)
     encoding: deque[Future[int]] = deque()
     with ThreadPoolExecutor(2) as helpers, ThreadPoolExecutor(1) as encoding_thread:
-        batches = _batches(questions, config.images_per_batch, failures)
+        batches = same_size_batches(questions, config.images_per_batch, failures)
         try:
-            for indices, images in _ahead(helpers, batches, questions, failures):
+            for indices, images in read_ahead(helpers, batches, questions, failures):
                 batch = _pairs(questions, indices, images, panel, config.pairing)
                 asked += batch
                 boxes = [image.boxes for image in batch]
@@ -224,66 +207,3 @@ def _cut(
         for image, own in zip(images, boxes, strict=True)
         for region in crop_regions(image, own, size, mode)
     ]
-
-
-class _Failures:
-    """Images that could not be read; ends the build where it is strict."""
-
-    def __init__(self, questions: Sequence[Question], strict: bool) -> None:
-        self._questions, self._strict = questions, strict
-        self.reasons: dict[int, str] = {}
-
-    def note(self, index: int, error: InputError) -> None:
-        if self._strict:
-            raise error
-        self.reasons[index] = str(error).removeprefix(f"{self._questions[index].path}: ")
-
-    def by_image(self) -> dict[str, str]:
-        return {self._questions[i].image_id: self.reasons[i] for i in sorted(self.reasons)}
-
-
-def _batches(questions: Sequence[Question], size: int, failures: _Failures) -> list[list[int]]:
-    by_size = defaultdict(list)
-    for index, question in enumerate(questions):
-        try:
-            by_size[image_size(question.path)].append(index)
-        except InputError as error:
-            failures.note(index, error)
-    return [
-        indices[start : start + size]
-        for indices in by_size.values()
-        for start in range(0, len(indices), size)
-    ]
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    batches: Sequence[list[int]],
-    questions: Sequence[Question],
-    failures: _Failures,
-) -> Iterator[tuple[list[int], list[Image.Image]]]:
-    """Decoded batches, the next one being decoded while the caller works on this one."""
-
-    def decode(batch: list[int]) -> list[Image.Image | InputError]:
-        return [_try_reading(questions[index].path) for index in batch]
-
-    waiting = [pool.submit(decode, batch) for batch in batches[:1]]
-    for number, batch in enumerate(batches):
-        results = waiting.pop().result()
-        if number + 1 < len(batches):
-            waiting.append(pool.submit(decode, batches[number + 1]))
-        indices, images = [], []
-        for index, result in zip(batch, results, strict=True):
-            if isinstance(result, InputError):
-                failures.note(index, result)
-            else:
-                indices.append(index)
-                images.append(result)
-        yield indices, images
-
-
-def _try_reading(path: Path) -> Image.Image | InputError:
-    try:
-        return read_image(path)
-    except InputError as error:
-        return error

@@ -1,36 +1,28 @@
-"""Phase one: asks the teacher about every image of a dataset part, one Dask task per shard."""
+"""Phase one: asks the teacher about every image of a dataset part and writes a cache."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import dask
-import torch
-from dask.callbacks import Callback
 
 from pipeline.datasets import Dataset, missing_images, open_dataset
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
 from pipeline.files import write_json
 from pipeline.progress import Progress
-from teacher_cache.answering import AskingConfig, Question
+from teacher_cache.answering import AskingConfig
 from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
+from teacher_cache.cluster import run_tasks
+from teacher_cache.decoding import Question
 from teacher_cache.detectors import DEFAULT, DetectorConfig, recognise
 from teacher_cache.format import FORMAT_VERSION, MANIFEST, SHARDS, TEACHER, shard_name
 from teacher_cache.pairing import annotated_pairs
 from teacher_cache.plan import Plan, claim_folder, fingerprint_parts
 from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts, interaction_prompts
 from teacher_cache.reader import TeacherText, read_teacher
-from teacher_cache.shards import Setup, ShardTask, forget_models, load_models, make_shard
+from teacher_cache.shards import Setup, ShardTask, load_models
 from teacher_cache.writer import ShardRecord, finished_record, write_teacher
 
 CLIP_MODEL, CLIP_WEIGHTS = "RN50x16", "openai"
@@ -112,12 +104,14 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
         write_teacher(config.out / TEACHER, plan.fingerprint, text)
     tasks = _tasks(questions, setup, config.images_per_shard)
     records = {task.path.name: finished_record(task.path, plan.fingerprint) for task in tasks}
+    if config.asking.strict:
+        _refuse_failures(config.out, [record for record in records.values() if record])
     pending = [task for task in tasks if records[task.path.name] is None]
     done = len(questions) - sum(len(task.questions) for task in pending)
     if done:
         say(f"{config.out}: going on after {done} of {len(questions)} images")
     with Progress(len(questions), "Asking the teacher", "images", done=done) as progress:
-        for record in _run(pending, config.workers, progress):
+        for record in run_tasks(pending, config.workers, progress):
             records[record.name] = record
     _finish(config.out, plan, [record for record in records.values() if record], say)
 
@@ -186,60 +180,11 @@ def _tasks(questions: Sequence[Question], setup: Setup, size: int) -> list[Shard
     ]
 
 
-def _run(tasks: Sequence[ShardTask], workers: int, progress: Progress) -> Sequence[ShardRecord]:
-    if workers == 0:
-        calls = [_call(task, partial(make_shard, task, progress.advance)) for task in tasks]
-        return dask.compute(*calls, scheduler="synchronous")
-    forget_models()
-    calls = [_call(task, partial(make_shard, task)) for task in tasks]
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    # Spawned, because forked copies of a process that ran torch's thread pools can hang.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (threads,)
-    )
-    try:
-        with _ShardsDone(progress):
-            return dask.compute(*calls, scheduler="processes", pool=pool, chunksize=1)
-    except InputError as error:
-        # Dask adds the worker's traceback to the message; the last line is the cause's own.
-        raise InputError(str(getattr(error, "exception", error))) from None
-    except BaseException:
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _call(task: ShardTask, work: Callable[[], ShardRecord]) -> Any:
-    """Dask's form of a task; its name decides the order."""
-    return dask.delayed(work)(dask_key_name=task.path.name)
-
-
-def _start_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-    # The parent answers Ctrl-C by ending its workers, who also leave when it was killed.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-class _ShardsDone(Callback):
-    """Moves the progress on with every shard that a worker finished."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(posttask=self._advance)
-        self._progress = progress
-
-    def _advance(self, key: Any, result: Any, *_: Any) -> None:
-        if isinstance(result, ShardRecord):
-            self._progress.advance(len(result.images) + len(result.failed))
+def _refuse_failures(folder: Path, records: Sequence[ShardRecord]) -> None:
+    """A strict build does not go on from shards that a lenient one made without some image."""
+    for record in records:
+        for image, reason in record.failed.items():
+            raise InputError(f"{folder / SHARDS / record.name}: lacks {image}: {reason}")
 
 
 def _finish(

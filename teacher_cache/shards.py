@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.answering import AskingConfig, Panel, Question, ask
+from teacher_cache.answering import AskingConfig, Panel, ask
 from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
+from teacher_cache.decoding import Question
 from teacher_cache.detectors import Detector, DetectorConfig
 from teacher_cache.format import TEACHER
 from teacher_cache.reader import read_teacher

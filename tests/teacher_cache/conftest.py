@@ -11,7 +11,7 @@ from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
 from pipeline.world.write import write_world
 from teacher_cache.answering import AskingConfig
-from teacher_cache.build import BuildConfig
+from teacher_cache.build import BuildConfig, build
 from teacher_cache.clip_teacher import build_clip, save_clip
 from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import PairingConfig
@@ -21,6 +21,12 @@ from teacher_cache.world_models.teacher import clip_config
 from teacher_cache.world_models.tokenizer import WordTokenizer
 
 NUM_IMAGES = 7
+# Thresholds that an untrained detector passes.
+ASKING = AskingConfig(
+    pairing=PairingConfig(0.06, 0.06, max_people=2, max_objects=3),
+    images_per_batch=4,
+    regions_per_batch=8,
+)
 
 
 @pytest.fixture(scope="session")
@@ -62,15 +68,21 @@ def dataset(shared_dataset, tmp_path):
 
 @pytest.fixture
 def build_config(tmp_path):
-    """Makes a configuration whose thresholds an untrained detector passes."""
+    """Makes configurations of small shards."""
 
     def make(dataset, out="cache", **changes):
-        pairing = PairingConfig(0.06, 0.06, max_people=2, max_objects=3)
-        asking = AskingConfig(pairing=pairing, images_per_batch=4, regions_per_batch=8)
-        defaults = {"asking": asking, "images_per_shard": 3, "device": "cpu"}
+        defaults = {"asking": ASKING, "images_per_shard": 3, "device": "cpu"}
         return BuildConfig(dataset=dataset, out=tmp_path / out, **{**defaults, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(shared_dataset, tmp_path_factory):
+    """A finished cache of the whole training part; look, do not touch."""
+    out = tmp_path_factory.mktemp("finished") / "cache"
+    build(BuildConfig(shared_dataset, out, asking=ASKING, images_per_shard=3, device="cpu"))
+    return out
 
 
 @pytest.fixture

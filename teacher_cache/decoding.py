@@ -1,0 +1,129 @@
+"""Reads a shard's images in batches of one size, a batch ahead of the models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from pipeline.errors import InputError
+from pipeline.images import image_size, read_image
+from pipeline.types import Pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One image to ask about.
+
+    Attributes:
+        image_id: the image's file name.
+        path: where it lies.
+        annotated: its annotated pairs, which are asked about whatever the detector finds.
+    """
+
+    image_id: str
+    path: Path
+    annotated: Pairs
+
+
+class Failures:
+    """Images that could not be read.
+
+    Args:
+        questions: all images.
+        strict: whether the first failure ends the build.
+
+    Attributes:
+        reasons: by index of the question.
+    """
+
+    def __init__(self, questions: Sequence[Question], strict: bool) -> None:
+        self._questions, self._strict = questions, strict
+        self.reasons: dict[int, str] = {}
+
+    def note(self, index: int, error: InputError) -> None:
+        """Takes down a failure.
+
+        Raises:
+            InputError: the build is strict.
+        """
+        if self._strict:
+            raise error
+        self.reasons[index] = str(error).removeprefix(f"{self._questions[index].path}: ")
+
+    def by_image(self) -> dict[str, str]:
+        """Reasons by image id, in the order of the questions."""
+        return {self._questions[i].image_id: self.reasons[i] for i in sorted(self.reasons)}
+
+
+def same_size_batches(
+    questions: Sequence[Question], size: int, failures: Failures
+) -> list[list[int]]:
+    """Groups images that have equally many pixels both ways, by their file headers.
+
+    Args:
+        questions: the images.
+        size: how many make a batch at most.
+        failures: told of files that are no images.
+
+    Returns:
+        Indices of the questions, batch by batch.
+    """
+    by_size = defaultdict(list)
+    for index, question in enumerate(questions):
+        try:
+            by_size[image_size(question.path)].append(index)
+        except InputError as error:
+            failures.note(index, error)
+    return [
+        indices[start : start + size]
+        for indices in by_size.values()
+        for start in range(0, len(indices), size)
+    ]
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor,
+    batches: Sequence[list[int]],
+    questions: Sequence[Question],
+    failures: Failures,
+) -> Iterator[tuple[list[int], list[Image.Image]]]:
+    """Decodes batches, the next one while the caller works on this one.
+
+    Args:
+        pool: a thread of it decodes.
+        batches: indices of `questions`.
+        questions: the images.
+        failures: told of images that cannot be decoded.
+
+    Yields:
+        Indices and RGB pictures of a batch's readable images.
+    """
+
+    def decode(batch: list[int]) -> list[Image.Image | InputError]:
+        return [_try_reading(questions[index].path) for index in batch]
+
+    waiting = [pool.submit(decode, batch) for batch in batches[:1]]
+    for number, batch in enumerate(batches):
+        results = waiting.pop().result()
+        if number + 1 < len(batches):
+            waiting.append(pool.submit(decode, batches[number + 1]))
+        indices, images = [], []
+        for index, result in zip(batch, results, strict=True):
+            if isinstance(result, InputError):
+                failures.note(index, result)
+            else:
+                indices.append(index)
+                images.append(result)
+        yield indices, images
+
+
+def _try_reading(path: Path) -> Image.Image | InputError:
+    try:
+        return read_image(path)
+    except InputError as error:
+        return error

@@ -1,0 +1,39 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.progress import Progress
+from teacher_cache.build import build
+from teacher_cache.cluster import run_tasks
+from teacher_cache.format import MANIFEST
+from teacher_cache.reader import open_cache
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_to_do(workers):
+    with Progress(0, "nothing") as progress:
+        assert list(run_tasks([], workers, progress)) == []
+
+
+def test_two_processes_give_the_same_answers(dataset, build_config, finished, capsys):
+    """And the reason of an image that one of them cannot read."""
+    config = build_config(dataset, workers=2)
+    broken = sorted((dataset / "images/train2015").iterdir())[4]
+    broken.write_bytes(b"")
+    strict = replace(config, asking=replace(config.asking, strict=True))
+    with pytest.raises(InputError, match=broken.name) as caught:
+        build(strict)
+    assert "\n" not in str(caught.value)
+    assert not (config.out / MANIFEST).exists()
+    build(config)
+    here, there = open_cache(finished), open_cache(config.out)
+    assert here.fingerprint == there.fingerprint
+    assert list(there.failed) == [broken.name]
+    assert [name for name in here.image_ids if name != broken.name] == there.image_ids
+    for image_id in there.image_ids:
+        np.testing.assert_allclose(
+            here[image_id].probabilities, there[image_id].probabilities, atol=2e-3
+        )
+    assert "7/7 images" in capsys.readouterr().err
