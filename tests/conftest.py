@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Waiting threads of torch's OpenMP spin by default, which costs most of the time where other
+# programs want the cores too. Read when torch is loaded, here and in the tests' subprocesses.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or Path(__file__).parents[2] / "shared" / "golden")
 
 

@@ -1,0 +1,122 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.files import read_json
+from pipeline.world.scene import draw_scene
+from student.config import StudentConfig
+from student.initialise import start_from
+from student.model import HOIDetector
+from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
+from teacher_cache.detectors import Detector, DetectorConfig, recognise
+from teacher_cache.prompts import interaction_prompts
+from teacher_cache.world_models.detector import DetectorTraining
+from teacher_cache.world_models.teacher import TeacherTraining
+from teacher_cache.world_models.train import WorldModels, train_world_models
+
+SHORT = WorldModels(
+    pictures=32,
+    teacher=TeacherTraining(steps=4, batch_size=16),
+    detector=DetectorTraining(epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "models"
+    train_world_models(folder, SHORT, "cpu")
+    return folder
+
+
+def content(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_files_are_all_there(trained):
+    assert set(content(trained)) == {
+        "detector.safetensors",
+        "teacher/open_clip_config.json",
+        "teacher/open_clip_model.safetensors",
+        "teacher/words.json",
+        "world_models.json",
+    }
+    plan = read_json(trained / "world_models.json")
+    assert plan["pictures"] == 32 and plan["teacher"]["steps"] == 4 and plan["seed"] == 0
+
+
+def test_the_teacher_answers_in_phase_one(trained, vocabulary):
+    teacher = ClipTeacher(ClipConfig(str(trained / "teacher")), torch.device("cpu"))
+    prompts = [prompt for group in interaction_prompts(vocabulary) for prompt in group]
+    texts = teacher.encode_texts(prompts)
+    images = teacher.encode_images(np.zeros((2, 64, 64, 3), dtype=np.uint8))
+    assert texts.shape == (vocabulary.num_interactions, 128) and images.shape == (2, 128)
+    assert len(np.unique(texts.round(5), axis=0)) == len(set(prompts))
+
+
+def test_the_detector_looks_in_phase_one(trained, vocabulary):
+    weights = trained / "detector.safetensors"
+    assert recognise(weights, vocabulary) == "world"
+    detector = Detector(DetectorConfig("world", str(weights), 0.0), vocabulary, torch.device("cpu"))
+    picture = np.asarray(draw_scene(0, "test", 0)[0])
+    (found,) = detector([picture])
+    assert found.boxes.shape == (len(found.scores), 4)
+
+
+def test_a_student_starts_from_the_detectors_body(trained, vocabulary):
+    model = HOIDetector(
+        StudentConfig.world(vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    )
+    line = start_from(model, trained / "detector.safetensors")
+    taken = len(model.backbone.state_dict())
+    assert line.startswith(f"detector.safetensors: {taken} backbone tensors taken")
+
+
+def test_a_second_call_trains_nothing(trained, capsys):
+    before = content(trained)
+    train_world_models(trained, SHORT, "cpu")
+    assert content(trained) == before
+    assert "are there already" in capsys.readouterr().out
+
+
+def test_what_an_interrupt_left_out_is_made_up_for(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "models")
+    weights, detector = "teacher/open_clip_model.safetensors", folder / "detector.safetensors"
+    (folder / weights).unlink()
+    before = detector.stat().st_mtime_ns
+    train_world_models(folder, SHORT, "cpu")
+    assert (folder / weights).is_file() and detector.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "another seed"),
+        ({"pictures": 48}, "another pictures"),
+        ({"seed": 1, "detector": DetectorTraining(epochs=2)}, "another seed and detector"),
+    ],
+)
+def test_models_of_other_settings_are_refused(trained, change, says):
+    before = content(trained)
+    with pytest.raises(InputError, match=f"holds models with {says}"):
+        train_world_models(trained, WorldModels(**{**vars(SHORT), **change}), "cpu")
+    assert content(trained) == before
+
+
+def test_other_folders_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("hours of work")
+    with pytest.raises(InputError, match="found other files"):
+        train_world_models(tmp_path, SHORT, "cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_such_device(tmp_path):
+    with pytest.raises(InputError, match="--device"):
+        train_world_models(tmp_path / "models", SHORT, "abacus")
+    assert not (tmp_path / "models").exists()
