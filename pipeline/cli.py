@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,9 @@ def _as_typed(
 def run_command(command: click.Command) -> NoReturn:
     """Runs a command line: bad input is one line on stderr and exit 2, an interrupt exit 130."""
     program = Path(sys.argv[0]).name
+    # Waiting threads of torch's OpenMP spin by default; with other work on the same cores they
+    # would then spend most of their time keeping each other up. It is read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     helpless = isinstance(command, click.Group) and not sys.argv[1:]
     try:
         command.main(["--help"] if helpless else sys.argv[1:], program, standalone_mode=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -195,7 +194,4 @@ def world_models(folder: Path, seed: int, device: str) -> None:
 
 def main() -> None:
     """Entry point of `eoid-cache`."""
-    # Waiting threads of torch's OpenMP spin by default; with the detector, CLIP and other
-    # programs on the same cores they would then spend most of their time keeping each other up.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run_command(cache)

@@ -1,0 +1,72 @@
+"""Draws the README's picture from a demo's results: ground truth beside both students."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from evaluation.comparison import compare
+from evaluation.gallery import build_gallery
+from evaluation.predictions import read_predictions
+from evaluation.results import read_results
+from pipeline.datasets import open_dataset
+from pipeline.images import read_image
+
+GAP = 8
+SHELF = "Drawn at random"
+
+
+def draw(runs: Path, rows: int, side: int) -> Image.Image:
+    """The first `rows` blindly drawn pictures with an unseen action.
+
+    Args:
+        runs: the demo's folder of a split, with `distilled` and `no_distillation`.
+        rows: pictures below each other.
+        side: of every picture in pixels.
+    """
+    results = [
+        read_results(runs / name / "results.json") for name in ("distilled", "no_distillation")
+    ]
+    assert results[0].dataset_path is not None
+    dataset = open_dataset(results[0].dataset_path)
+    test = dataset.load("test")
+    files = {record.id: record.path for record in dataset.records(test)}
+    comparison = compare(results, dataset.vocabulary)
+    detections = [
+        read_predictions(r.predictions, dataset.vocabulary) for r in results if r.predictions
+    ]
+    shelves = build_gallery(
+        comparison,
+        test.annotations,
+        list(zip(comparison.contestants, detections, strict=True)),
+        lambda image_id: read_image(files[image_id]),
+    )
+    cards = next(shelf for shelf in shelves if shelf.title == SHELF).cards[:rows]
+    step = side + GAP
+    sheet = Image.new("RGB", (3 * step - GAP, len(cards) * step - GAP), "white")
+    for row, (_, pictures) in enumerate(cards):
+        for column, picture in enumerate(pictures):
+            data = base64.b64decode(picture.source.partition(",")[2])
+            drawn = Image.open(io.BytesIO(data)).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(drawn, (column * step, row * step))
+    return sheet
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("demo/seed-0/ua"))
+    parser.add_argument("--out", type=Path, default=Path("docs/zero_shot.png"))
+    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--side", type=int, default=360)
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(options.runs, options.rows, options.side).save(options.out, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
