@@ -64,7 +64,7 @@ class PairQueries(nn.Module):
         reduced = self.reduce(features)
         union = union_cxcywh(humans, things)
         regions = [self._pool(reduced, boxes) for boxes in (humans, things, union)]
-        positions = self.place(pair_geometry(humans, things, union)) + self.label(labels)
+        positions = self.place(pair_geometry(humans, things)) + self.label(labels)
         content = self.content_norm(self.content(torch.cat(regions[:2], -1)))
         interaction = self.interaction_norm(self.interaction_content(regions[2]))
         return QueryInputs(
@@ -104,11 +104,11 @@ def union_cxcywh(first: Tensor, second: Tensor) -> Tensor:
     return box_convert(corners, "xyxy", "cxcywh")
 
 
-def pair_geometry(humans: Tensor, objects: Tensor, union: Tensor) -> Tensor:
+def pair_geometry(humans: Tensor, objects: Tensor) -> Tensor:
     """(..., 12): both boxes in the picture, and the object seen from the person.
 
     Args:
-        humans, objects, union: (..., 4) cxcywh in [0, 1].
+        humans, objects: (..., 4) cxcywh in [0, 1].
     """
     size = humans[..., 2:].clamp(min=1e-3)
     offset = (objects[..., :2] - humans[..., :2]) / size
