@@ -1,0 +1,118 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from student.config import StudentConfig
+from student.dense_head import DenseOutputs, dense_losses
+from student.model import HOIDetector
+from student.pair_queries import NUM_OBJECTS, NUM_PEOPLE, PairQueries, pair_geometry, union_cxcywh
+
+CONFIG = StudentConfig.world(num_objects=5, num_verbs=7, person=2)
+
+
+@pytest.fixture
+def queries():
+    torch.manual_seed(0)
+    return PairQueries(CONFIG, channels=6)
+
+
+def maps(batch=2, height=8, width=8):
+    return {"stride8": torch.randn(batch, 6, height, width)}
+
+
+def test_shapes(queries):
+    start = queries(maps(), None)
+    d, count = CONFIG.hidden_dim, CONFIG.num_queries
+    assert start.target.shape == start.positions.shape == (2, count, d)
+    assert start.interaction_target.shape == (2, count, d)
+    assert start.human_reference.shape == start.object_reference.shape == (2, count, 4)
+    assert isinstance(start.outputs["dense"], DenseOutputs)
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "count"),
+    [
+        ((8, 8), 500, NUM_PEOPLE * NUM_OBJECTS),  # no more pairs than people times things
+        ((1, 1), 20, 5),  # one cell holds one person and an object of every class
+        ((1, 1), 3, 3),
+    ],
+)
+def test_no_more_queries_than_pairs(size, asked, count):
+    queries = PairQueries(replace(CONFIG, num_queries=asked), channels=6)
+    assert queries(maps(1, *size), None).target.shape[1] == count
+
+
+def test_references_are_pairs_of_the_dense_heads_boxes(queries):
+    start = queries(maps(), None)
+    dense = start.outputs["dense"]
+    for reference, branch in ((start.human_reference, 0), (start.object_reference, 1)):
+        cells = dense.boxes[:, branch].flatten(2).transpose(1, 2)
+        for image in range(2):
+            assert all((cells[image] == box).all(1).any() for box in reference[image])
+
+
+class Planted(torch.nn.Module):
+    """A dense head that sees one person and two things."""
+
+    def forward(self, features):
+        logits = torch.full((1, 5, 8, 8), -9.0)
+        boxes = torch.full((1, 2, 4, 8, 8), 0.25)
+        for label, row, column, value in ((2, 3, 3, 4.0), (0, 3, 4, 3.0), (4, 6, 1, 2.0)):
+            logits[0, label, row, column] = value
+            boxes[0, int(label != 2), :, row, column] = 0.1 * (label + 1)
+        return DenseOutputs(logits, boxes)
+
+
+def test_the_likeliest_pairs_come_first(queries):
+    queries.head = Planted()
+    seen = []
+    queries.label.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    start = queries(maps(1), None)
+    assert seen[0][0, :2].tolist() == [0, 4] and not (seen[0] == 2).any()
+    torch.testing.assert_close(start.human_reference[0, :2], torch.full((2, 4), 0.3))
+    torch.testing.assert_close(start.object_reference[0, :2], torch.tensor([[0.1] * 4, [0.5] * 4]))
+
+
+def test_the_dense_head_learns_from_its_own_losses_only(queries):
+    features = maps()
+    features["stride8"].requires_grad_()
+    start = queries(features, None)
+    parts = (start.target, start.positions, start.interaction_target)
+    parts += (start.human_reference, start.object_reference)
+    sum(part.square().sum() for part in parts).backward()
+    assert features["stride8"].grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in queries.head.parameters())
+    boxes, labels = [torch.rand(2, 4)] * 2, [torch.tensor([2, 0])] * 2
+    sum(dense_losses(start.outputs["dense"], boxes, labels, 2).values()).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in queries.head.parameters())
+
+
+def test_the_smallest_box_around_two():
+    first = torch.tensor([[0.2, 0.2, 0.2, 0.4], [0.5, 0.5, 1.0, 1.0]])
+    second = torch.tensor([[0.6, 0.3, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
+    expected = torch.tensor([[0.4, 0.2, 0.6, 0.4], [0.5, 0.5, 1.0, 1.0]])
+    torch.testing.assert_close(union_cxcywh(first, second), expected)
+
+
+def test_geometry_of_a_pair():
+    human = torch.tensor([[0.4, 0.5, 0.2, 0.4]])
+    thing = torch.tensor([[0.5, 0.3, 0.4, 0.1]])
+    values = pair_geometry(human, thing)
+    assert values.shape == (1, 12)
+    torch.testing.assert_close(values[:, :8], torch.cat([human, thing], 1))
+    expected = torch.tensor([[0.5, -0.5, torch.tensor(2.0).log(), torch.tensor(0.25).log()]])
+    torch.testing.assert_close(values[:, 8:], expected)
+
+
+def test_geometry_of_degenerate_boxes_is_finite():
+    values = pair_geometry(torch.zeros(1, 4), torch.ones(1, 4))
+    assert torch.isfinite(values).all() and values.abs().max() <= 4
+
+
+def test_the_worlds_student_predicts_from_pairs():
+    torch.manual_seed(0)
+    outputs = HOIDetector(CONFIG).eval()([torch.randn(3, 128, 128)] * 2)
+    assert outputs["pred_verb_logits"].shape == (2, CONFIG.num_queries, CONFIG.num_verbs)
+    assert outputs["dense"].logits.shape == (2, 5, 16, 16)
+    assert len(outputs["aux_outputs"]) == 1
