@@ -165,7 +165,9 @@ class Trainer:
         if not torch.isfinite(total):
             wrong = [name for name, value in losses.items() if not torch.isfinite(value)]
             names = ", ".join(sample.image_id for sample in batch.samples)
-            raise InputError(f"step {self.step}: {', '.join(wrong)} not finite on images {names}")
+            raise InputError(
+                f"step {self.step + 1}: {', '.join(wrong)} not finite on images {names}"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
