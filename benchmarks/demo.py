@@ -98,8 +98,7 @@ def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
 
     shared.run("world", "eoid-data", "world", world, "--seed", seed)
     shared.run("models", "eoid-cache", "world-models", models, "--seed", seed)
-    asked = ("--detector", "world", "--detector-weights", detector, "--clip-model", teacher,
-             "--person-threshold", 0.1, "--object-threshold", 0.1)  # fmt: skip
+    asked = ("--detector", "world", "--detector-weights", detector, "--clip-model", teacher)
     cache, test_cache = base / "cache", base / "cache-test"
     shared.run("cache", "eoid-cache", "build", world, "--out", cache, *asked)
     shared.run(
