@@ -33,7 +33,7 @@ def vocabulary():
 @pytest.fixture(scope="session")
 def dataset_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny") / "world"
-    write_world(root, train=24, test=6, seed=3, workers=1)
+    write_world(root, train=16, test=6, seed=3, workers=1)
     return root
 
 
@@ -157,9 +157,9 @@ def make_images(dataset, annotations, cache_path, vocabulary):
 
 @pytest.fixture(scope="session")
 def tiny_recipe(vocabulary):
-    """The world's recipe for three short epochs of four steps."""
+    """The world's recipe for two short epochs of four steps."""
     recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
-    return recipe.changed(epochs=3, batch_size=6, precision="float32")
+    return recipe.changed(epochs=2, batch_size=4, precision="float32")
 
 
 @pytest.fixture(autouse=True)
