@@ -98,7 +98,7 @@ def evaluate(
 ) -> None:
     """Predict a dataset's test part and score it."""
     from evaluation.wording import results_table
-    from student.run import evaluate_checkpoint
+    from student.evaluate import evaluate_checkpoint
 
     results = evaluate_checkpoint(checkpoint, data, split, out, device, workers)
     click.echo("\n".join(results_table([results])))

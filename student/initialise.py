@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
 from pipeline.errors import InputError
+from pipeline.weights import load_weights
 from student.model import HOIDetector
-from student.published import read_checkpoint
 
 # A torchvision detector keeps its body here; the student's is the same, called `body` where it is
 # a ResNet.
@@ -30,7 +26,7 @@ def start_from(model: HOIDetector, path: Path) -> str:
     Raises:
         InputError: the file has no such backbone.
     """
-    state = _read(path)
+    state = load_weights(path)
     body = {
         name.removeprefix(DETECTOR_BODY): value
         for name, value in state.items()
@@ -50,17 +46,3 @@ def start_from(model: HOIDetector, path: Path) -> str:
         value.copy_(body[name])
     left = len(state) - len(own)
     return f"{path.name}: {len(own)} backbone tensors taken, {left} others left"
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except Exception as error:
-            raise InputError(f"{path}: expected safetensors, found {error}") from None
-    value = read_checkpoint(path)
-    if not isinstance(value, dict) or not all(isinstance(v, torch.Tensor) for v in value.values()):
-        raise InputError(f"{path}: expected a dictionary of tensors")
-    return value

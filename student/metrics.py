@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pipeline.files import write_text
 
+METRICS = "metrics.jsonl"
+
 
 def rewind(path: Path, step: int) -> None:
     """Drops what a killed run logged after its last checkpoint; those steps come again.

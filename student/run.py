@@ -8,26 +8,24 @@ from typing import Any
 
 import torch
 
-from evaluation.hico import evaluate
-from evaluation.predictions import write_predictions
-from evaluation.results import Results, score_fields, write_results
-from pipeline.annotations import AnnotationFile
+from evaluation.results import Results
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
 from pipeline.files import differing_keys, read_json, sha256_of_file, write_json
 from pipeline.splits import Split, load_split
 from student.augmentation import training_augmentation
-from student.checkpoints import CHECKPOINT, checkpoint_path, load_checkpoint, restore
+from student.checkpoints import CHECKPOINT
 from student.data import TrainingImages
+from student.evaluate import PREDICTIONS, RESULTS, Evaluated, evaluate_model
 from student.initialise import start_from
+from student.metrics import METRICS
 from student.model import HOIDetector
-from student.predict import predict
 from student.recipe import Recipe, preset
-from student.train import METRICS, Trainer
+from student.train import Trainer
 from teacher_cache.reader import open_cache
 
-CONFIG, RESULTS, PREDICTIONS = "config.json", "results.json", "predictions.json"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,8 @@ def _training_images(
     config: RunConfig, dataset: Dataset, split: Split, recipe: Recipe
 ) -> TrainingImages:
     annotations = dataset.load("train")
-    _tell(annotations)
+    if line := annotations.blemish_line():
+        print(line)
     records = dataset.records(annotations)
     cache = open_cache(config.cache)
     cache.check(vocabulary=dataset.vocabulary, annotations_digest=annotations.digest)
@@ -123,12 +122,6 @@ def _training_images(
         training_augmentation(recipe.train.augmentation),
         recipe.train.seed,
     )
-
-
-def _tell(annotations: AnnotationFile) -> None:
-    line = annotations.blemish_line()
-    if line:
-        print(line)
 
 
 def _plan(
@@ -167,107 +160,3 @@ def _claim(run: Path, plan: dict[str, Any], overwrite: bool) -> bool:
         (run / name).unlink(missing_ok=True)
     write_json(file, plan)
     return False
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What results say about the model they are of; see `evaluation.results.Results`."""
-
-    name: str
-    split: Split
-    training_split: str | None
-    protocol: Any
-    distillation: bool | None
-    seed: int | None
-    metrics_log: Path | None
-
-
-def evaluate_model(
-    model: HOIDetector,
-    recipe: Recipe,
-    dataset: Dataset,
-    source: Evaluated,
-    out: Path,
-    device: torch.device,
-    workers: int,
-) -> Results:
-    """Predicts the test part, scores it, writes `predictions.json` and `results.json`."""
-    annotations = dataset.load("test")
-    _tell(annotations)
-    records = dataset.records(annotations)
-    detections = predict(
-        model,
-        records,
-        dataset.vocabulary,
-        recipe.train.augmentation,
-        device,
-        workers=workers,
-    )
-    scores = evaluate(annotations.annotations, detections, dataset.vocabulary)
-    write_predictions(out / PREDICTIONS, detections, dataset.vocabulary)
-    results = Results(
-        name=source.name,
-        kind="student",
-        dataset=dataset.name,
-        split=source.split.name,
-        setting="default",
-        num_images=len(records),
-        protocol=source.protocol,
-        training_split=source.training_split,
-        distillation=source.distillation,
-        seed=source.seed,
-        dataset_path=dataset.root,
-        predictions=out / PREDICTIONS,
-        metrics_log=source.metrics_log,
-        **score_fields(scores, dataset.vocabulary, source.split.unseen),
-    )
-    write_results(out / RESULTS, results)
-    return results
-
-
-def evaluate_checkpoint(
-    path: Path, data: Path, split: str | None, out: Path | None, device: str, workers: int | None
-) -> Results:
-    """Evaluates a run or a checkpoint of ours on a dataset's test part.
-
-    Args:
-        path: run folder or checkpoint file.
-        data: dataset folder.
-        split: whose groups to report; None takes the run's.
-        out: folder for predictions and results; None takes the run folder.
-        device: where to predict.
-        workers: processes that read images; None takes the spare cores.
-
-    Raises:
-        InputError: nothing of the kind, or another vocabulary than the dataset's.
-    """
-    file = checkpoint_path(path)
-    checkpoint = load_checkpoint(file)
-    dataset = open_dataset(data)
-    if checkpoint.vocabulary.digest() != dataset.vocabulary.digest():
-        raise InputError(
-            f"{file}: expected a student of the vocabulary {dataset.vocabulary.name},"
-            f" found {checkpoint.vocabulary.name}"
-        )
-    trained = checkpoint.split
-    asked = trained if split is None else load_split(dataset.vocabulary, split)
-    recipe, out = checkpoint.recipe, out or file.parent
-    out.mkdir(parents=True, exist_ok=True)
-    source = Evaluated(
-        name=file.resolve().parent.name,
-        split=asked,
-        training_split=trained.name,
-        protocol=recipe.targets.candidates,
-        distillation=recipe.targets.distillation,
-        seed=recipe.train.seed,
-        metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
-    )
-    return evaluate_model(
-        restore(checkpoint),
-        recipe,
-        dataset,
-        source,
-        out,
-        resolve_device(device),
-        spare_cores(workers),
-    )

@@ -32,11 +32,10 @@ from student.data import (
 )
 from student.dense_head import dense_losses
 from student.losses import Criterion
-from student.metrics import rewind
+from student.metrics import METRICS, rewind
 from student.model import HOIDetector
 from student.recipe import Recipe
 
-METRICS = "metrics.jsonl"
 LOG_EVERY = 10
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError, bad_field
 from pipeline.files import read_json, replacing, sha256_of_json, write_json
-from teacher_cache.weights import load_weights, mismatch, weights_digest
+from pipeline.weights import load_weights, mismatch, weights_digest
 from teacher_cache.world_models.tokenizer import WordTokenizer
 
 FOLDER_CONFIG = "open_clip_config.json"

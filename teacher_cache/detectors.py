@@ -13,8 +13,8 @@ from torchvision.models import detection, get_model, get_model_weights, list_mod
 
 from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
+from pipeline.weights import load_weights, mismatch, weights_digest
 from teacher_cache.pairing import FoundBoxes
-from teacher_cache.weights import load_weights, mismatch, weights_digest
 from teacher_cache.world_models.detector import world_detector
 
 WORLD = "world"

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import InputError
-from teacher_cache.weights import load_weights, mismatch, weights_digest
+from pipeline.weights import load_weights, mismatch, weights_digest
 
 STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3)}
 
