@@ -89,16 +89,16 @@ def test_other_weights_change_nothing(tmp_path, damage, says):
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "gone.pth"])
 def test_no_file(tmp_path, name):
-    with pytest.raises(InputError, match=f"{name}: no such file"):
+    with pytest.raises(InputError, match=f"{name}: no such weights file"):
         start_from(build(WORLD), tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "expected safetensors"),
-        ("cut.pth", b"PK\x03\x04", "expected a torch checkpoint"),
-        ("text.pth", b"weights", "expected a torch checkpoint"),
+        ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "expected a weights file"),
+        ("cut.pth", b"PK\x03\x04", "expected a weights file"),
+        ("text.pth", b"weights", "expected a file of plain tensors"),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, name, content, says):
@@ -110,5 +110,5 @@ def test_damaged_files_are_one_line(tmp_path, name, content, says):
 
 def test_a_file_of_other_things(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="expected a dictionary of tensors"):
+    with pytest.raises(InputError, match="expected tensors by name"):
         start_from(build(WORLD), tmp_path / "other.pth")
