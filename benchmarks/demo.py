@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.files import read_json, sha256_of_json, write_json
-from pipeline.splits import load_split
+from pipeline.splits import load_split, split_names
 from pipeline.vocabulary import load_vocabulary
 
 GROUPS = ("full", "seen", "unseen")
@@ -62,10 +62,7 @@ class Stages:
         sys.stdout.flush()
         started = time.monotonic()
         program = Path(sys.executable).parent / words[0]
-        try:
-            code = subprocess.run([program, *words[1:]]).returncode
-        except KeyboardInterrupt:
-            code = 130
+        code = _wait(subprocess.Popen([program, *words[1:]]))
         taken = time.monotonic() - started
         if name not in self.finished:
             self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
@@ -77,6 +74,15 @@ class Stages:
         print(f"{name}: {self.seconds[name]:.0f} s")
 
 
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code; Ctrl-C reaches the command too, which needs its time to save."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
 def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
     """Runs all stages and gives the content of `results.json`.
 
@@ -86,9 +92,11 @@ def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
         seed: of world, models and students.
         ceiling: also train a student with all labels.
     """
-    known = load_split(load_vocabulary("world"), split)
+    vocabulary = load_vocabulary("world")
+    known = load_split(vocabulary, split)
     # A user's file may change between calls; its runs must not be taken for each other's.
-    tag = split if known.name == split else f"{known.name}-{sha256_of_json(known.unseen)[:8]}"
+    shipped = split in split_names(vocabulary)
+    tag = split if shipped else f"{known.name}-{sha256_of_json(known.unseen)[:8]}"
     base = out / f"seed-{seed}"
     world, models, runs = base / "world", base / "models", base / tag
     runs.mkdir(parents=True, exist_ok=True)
@@ -158,6 +166,9 @@ def describe(value: dict[str, Any]) -> str:
         if name in value:
             title = LABELS.get(name, "Teacher itself")
             lines.append(f"{title:<18}" + "".join(f"{100 * value[name][g]:9.1f}" for g in GROUPS))
+    shares = ("teacher_accuracy", "person_recall", "object_recall")
+    told = [f"{name.replace('_', ' ')} {value['teacher'][name]:.3f}" for name in shares]
+    lines.append(", ".join(told))
     if "gap_closed" in value:
         lines.append(f"share of the gap closed without labels: {value['gap_closed']:.2f}")
     stages = ", ".join(f"{name} {taken:.0f}" for name, taken in value["stages"].items())

@@ -21,6 +21,7 @@ from student.recipe import Recipe, recipe_from_dict
 FORMAT = "eoid-student-1"
 CHECKPOINT = "checkpoint.pt"
 PARTS = ("recipe", "vocabulary", "split", "model", "state")
+SPLIT_FIELDS = {"name", "unseen", "asked_verbs"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +78,16 @@ def _checkpoint(value: dict[str, Any], path: Path) -> Checkpoint:
     missing = [name for name in PARTS if not isinstance(value.get(name), dict)]
     if missing:
         raise bad_field(path, missing[0], "an object", value.get(missing[0]))
+    split = value["split"]
+    if not split.keys() >= SPLIT_FIELDS:
+        raise bad_field(path, "split", ", ".join(sorted(SPLIT_FIELDS)), split)
     return Checkpoint(
         recipe=recipe_from_dict(value["recipe"], path),
         vocabulary=vocabulary_from_dict(value["vocabulary"], path),
         split=Split(
-            value["split"]["name"],
-            tuple(value["split"]["unseen"]),
-            np.array(value["split"]["asked_verbs"], dtype=bool),
+            split["name"],
+            tuple(split["unseen"]),
+            np.array(split["asked_verbs"], dtype=bool),
         ),
         weights=value["model"],
         state=value["state"],
@@ -114,11 +118,23 @@ def load_model(path: Path | str) -> HOIDetector:
     content = read_checkpoint(file)
     if not is_ours(content):
         return model_from_published(content, file)
-    return restore(_checkpoint(content, file))
+    return restore(_checkpoint(content, file), file)
 
 
-def restore(checkpoint: Checkpoint) -> HOIDetector:
-    """The detector of a checkpoint, in eval mode."""
+def restore(checkpoint: Checkpoint, path: Path) -> HOIDetector:
+    """The detector of a checkpoint, in eval mode.
+
+    Args:
+        checkpoint: recipe and weights.
+        path: where it comes from, for errors.
+
+    Raises:
+        InputError: the weights are those of another model.
+    """
     model = HOIDetector(checkpoint.recipe.model)
-    model.load_state_dict(checkpoint.weights)
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        found = str(error).splitlines()[-1].strip()
+        raise bad_field(path, "model", "the weights of its recipe", found) from None
     return model.eval()
