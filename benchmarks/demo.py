@@ -126,7 +126,7 @@ def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
     if ceiling:
         run, seen_as = base / "full" / "all_labels", runs / "all_labels"
         own.run("all_labels_scored", "eoid-train", "evaluate", run, "--data", world,
-                "--split", split, "--out", seen_as)  # fmt: skip
+                "--split", split, "--out", seen_as, "--overwrite")  # fmt: skip
         results["all_labels"] = seen_as / "results.json"
     results["teacher"] = runs / "teacher.json"
     own.run("teacher", "eoid-cache", "evaluate", test_cache, "--data", world, "--split", split,

@@ -85,6 +85,7 @@ def student(
 @click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
 @click.option("--split", help="Groups to report; default: the split of the run.")
 @click.option("--out", type=PATH, help="Folder for predictions.json and results.json.")
+@click.option("--overwrite", is_flag=True, help="Replace these two files.")
 @workers_option
 @device_option
 @config_option
@@ -94,13 +95,14 @@ def evaluate(
     split: str | None,
     out: Path | None,
     workers: int | None,
+    overwrite: bool,
     device: str,
 ) -> None:
     """Predict a dataset's test part and score it."""
     from evaluation.wording import results_table
     from student.evaluate import evaluate_checkpoint
 
-    results = evaluate_checkpoint(checkpoint, data, split, out, device, workers)
+    results = evaluate_checkpoint(checkpoint, data, split, out, device, workers, overwrite)
     click.echo("\n".join(results_table([results])))
 
 

@@ -14,6 +14,7 @@ from evaluation.results import Results, score_fields, write_results
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
+from pipeline.files import refuse_existing
 from pipeline.splits import Split, load_split
 from student.checkpoints import checkpoint_path, load_checkpoint, restore
 from student.metrics import METRICS
@@ -51,6 +52,7 @@ def evaluate_model(
     if line := annotations.blemish_line():
         print(line)
     records = dataset.records(annotations)
+    out.mkdir(parents=True, exist_ok=True)
     detections = predict(
         model,
         records,
@@ -82,7 +84,13 @@ def evaluate_model(
 
 
 def evaluate_checkpoint(
-    path: Path, data: Path, split: str | None, out: Path | None, device: str, workers: int | None
+    path: Path,
+    data: Path,
+    split: str | None,
+    out: Path | None,
+    device: str,
+    workers: int | None,
+    overwrite: bool,
 ) -> Results:
     """Evaluates a run or a checkpoint of ours on a dataset's test part.
 
@@ -93,9 +101,11 @@ def evaluate_checkpoint(
         out: folder for predictions and results; None takes the run folder.
         device: where to predict.
         workers: processes that read images; None takes the spare cores.
+        overwrite: replace results that are there.
 
     Raises:
-        InputError: nothing of the kind, or another vocabulary than the dataset's.
+        InputError: nothing of the kind, another vocabulary than the dataset's, or results that
+            are not to be replaced.
     """
     file = checkpoint_path(path)
     checkpoint = load_checkpoint(file)
@@ -108,7 +118,7 @@ def evaluate_checkpoint(
     trained = checkpoint.split
     asked = trained if split is None else load_split(dataset.vocabulary, split)
     recipe, out = checkpoint.recipe, out or file.parent
-    out.mkdir(parents=True, exist_ok=True)
+    refuse_existing(out / RESULTS, overwrite)
     source = Evaluated(
         name=file.resolve().parent.name,
         split=asked,
@@ -119,7 +129,7 @@ def evaluate_checkpoint(
         metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
     )
     return evaluate_model(
-        restore(checkpoint),
+        restore(checkpoint, file),
         recipe,
         dataset,
         source,
