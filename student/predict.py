@@ -77,7 +77,8 @@ def predict(
         collate_fn=list,
         worker_init_fn=without_interrupts,
     )
-    model = model.to(device).eval()
+    # As in training, so that a run's own results and those of its checkpoint are the same.
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
     detections: list[Detections] = []
     with (
         Progress(len(records), "predicting", "images") as progress,
