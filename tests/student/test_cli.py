@@ -1,0 +1,149 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from student.cli import main
+
+# Phase two has to work where neither CLIP nor the cache builder's Dask can be imported.
+BLOCKED = "import sys; sys.modules.update(open_clip=None, dask=None); "
+COMMAND = [sys.executable, "-c", BLOCKED + "from student.cli import main; main()"]
+SHORT = ["--preset", "world", "--batch-size", "4", "--precision", "float32", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["eoid-train", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def student(dataset_root, cache_path, tmp_path):
+    """The words of a training command into `tmp_path/run`."""
+    places = ["--data", dataset_root, "--cache", cache_path, "--out", tmp_path / "run"]
+    return ["student", *places, "--split", "ua", *SHORT]
+
+
+def without(words, option):
+    place = words.index(option)
+    return words[:place] + words[place + 2 :]
+
+
+def test_both_commands_work_without_clip(student, dataset_root, tmp_path):
+    for words in (
+        [*student, "--epochs", 1, "--workers", 1],
+        ["evaluate", tmp_path / "run", "--data", dataset_root, "--out", tmp_path / "again"],
+    ):
+        done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "split ua: 6 images" in done.stdout and "unseen" in done.stdout
+    first, second = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "again")
+    )
+    assert first["metrics"] == second["metrics"]
+
+
+def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(student, tmp_path):
+    words = [*COMMAND, *map(str, [*student, "--epochs", 6, "--workers", 1])]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 120
+    while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # A terminal's Ctrl-C reaches the workers too.
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "interrupted; the same command goes on from here" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert (tmp_path / "run/checkpoint.pt").is_file()
+    assert not (tmp_path / "run/results.json").exists()
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "goes on at step 1" in done.stdout and "of 24" in done.stdout
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20, 24]
+    assert (tmp_path / "run/results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "Missing option '--data'"),
+        (["--preset", "tiny"], "--preset"),
+        (["--epochs", "0"], "--epochs"),
+        (["--thres-is", "2"], "--thres-is"),
+        (["--learning-rate", "0"], "--learning-rate"),
+        (["--seed", "-1"], "--seed"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_wrong_use_is_one_line_and_2(run, words, says):
+    code, out, err = run("student", *words)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("eoid-train: ") and says in err and "--help" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--data", "gone", "gone: no such dataset folder"),
+        ("--cache", "gone", "gone: expected a cache folder with manifest.json"),
+        ("--split", "zz", "zz: no such split of world"),
+        ("--device", "abacus", "--device: expected auto, cpu or cuda[:i]"),
+        ("--batch-size", "many", "--batch-size"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(run, student, tmp_path, option, value, says):
+    code, _, err = run(*without(student, option), option, value)
+    assert code == 2 and err.count("\n") == 1 and says in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_is_a_file(run, student, tmp_path):
+    (tmp_path / "run").write_text("hours of work")
+    code, _, err = run(*student)
+    assert code == 2 and err == f"eoid-train: {tmp_path / 'run'}: File exists\n"
+    assert (tmp_path / "run").read_text() == "hours of work"
+
+
+def test_another_recipe_in_the_same_folder(run, student, tmp_path):
+    assert run(*student, "--epochs", 1, "--name", "First")[0] == 0
+    code, _, err = run(*student, "--epochs", 1, "--seed", 3)
+    assert code == 2 and err.count("\n") == 1
+    assert "holds a run with another recipe; name a new folder or give --overwrite" in err
+    assert run(*student, "--epochs", 1, "--seed", 3, "--overwrite")[0] == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["seed"] == 3 and results["name"] == "run"
+
+
+def test_options_reach_the_recipe(run, student, tmp_path):
+    file = tmp_path / "options.toml"
+    file.write_text('epochs = 1\nsoft-weight = 0.25\nthres-is = 0.1\ntopk = 7\nqueries = "learned"')
+    words = ["--config", file, "--topk", "2", "--num-queries", "5", "--no-distillation"]
+    code, _, err = run(*student, *words, "--candidates", "annotated")
+    assert code == 0, err
+    recipe = json.loads((tmp_path / "run/config.json").read_text())["recipe"]
+    assert recipe["train"]["epochs"] == 1 and recipe["train"]["batch_size"] == 4
+    assert (recipe["matcher"]["topk"], recipe["matcher"]["interactive_threshold"]) == (2, 0.1)
+    assert recipe["losses"]["verb_soft_weight"] == 0.25
+    assert (recipe["model"]["queries"], recipe["model"]["num_queries"]) == ("learned", 5)
+    assert recipe["targets"]["candidates"] == "annotated"
+    assert recipe["targets"]["distillation"] is False
+
+
+def test_evaluating_what_is_not_there(run, dataset_root, tmp_path):
+    code, _, err = run("evaluate", tmp_path / "gone", "--data", dataset_root)
+    assert code == 2 and err == f"eoid-train: {tmp_path / 'gone'}: no such file\n"
