@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluation.wording import percent
 from pipeline.errors import InputError
 from pipeline.files import read_json, sha256_of_json, write_json
 from pipeline.splits import load_split, split_names
 from pipeline.vocabulary import load_vocabulary
 
+INTERRUPTED, SIGNALLED = 130, 128
 GROUPS = ("full", "seen", "unseen")
 LABELS = {
     "distilled": "Distilled",
@@ -75,12 +77,19 @@ class Stages:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code; Ctrl-C reaches the command too, which needs its time to save."""
+    """The exit code as a shell gives it; Ctrl-C reaches the command too, which needs its time to
+    save. Where it ended well all the same, the demo stops after it."""
+    interrupted = False
     while True:
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:
-            continue
+            interrupted = True
+        else:
+            break
+    if interrupted and code == 0:
+        return INTERRUPTED
+    return code if code >= 0 else SIGNALLED - code
 
 
 def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
@@ -154,8 +163,12 @@ def summary(
         value[name] = {group: found["metrics"][group] for group in GROUPS}
     value["teacher"].update(results["teacher"]["extra"])
     if "all_labels" in results:
-        low, high = value["no_distillation"]["unseen"], value["all_labels"]["unseen"]
-        value["gap_closed"] = (value["distilled"]["unseen"] - low) / (high - low)
+        low, reached, high = (
+            value[name]["unseen"] for name in ("no_distillation", "distilled", "all_labels")
+        )
+        # A split of one's own may hide what no test picture shows; then there is no gap.
+        if None not in (low, reached, high) and high > low:
+            value["gap_closed"] = (reached - low) / (high - low)
     return value
 
 
@@ -165,7 +178,7 @@ def describe(value: dict[str, Any]) -> str:
     for name in ("distilled", "no_distillation", "all_labels", "teacher"):
         if name in value:
             title = LABELS.get(name, "Teacher itself")
-            lines.append(f"{title:<18}" + "".join(f"{100 * value[name][g]:9.1f}" for g in GROUPS))
+            lines.append(f"{title:<18}" + "".join(f"{percent(value[name][g]):>9}" for g in GROUPS))
     shares = ("teacher_accuracy", "person_recall", "object_recall")
     told = [f"{name.replace('_', ' ')} {value['teacher'][name]:.3f}" for name in shares]
     lines.append(", ".join(told))
