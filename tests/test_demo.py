@@ -1,0 +1,267 @@
+"""The demo's own parts, with programs that only pretend to be the project's commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import demo
+from benchmarks.demo import Stages, describe, summary
+from pipeline.errors import InputError
+from pipeline.files import read_json
+
+ROOT = Path(__file__).parents[1]
+EXTRA = {"teacher_accuracy": 0.97, "person_recall": 0.99, "object_recall": 0.875}
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """`programs(name="shell script")` puts programs where the demo looks for the commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+
+    def make(**scripts):
+        for name, script in scripts.items():
+            file = folder / name.replace("_", "-")
+            file.write_text(f"#!/bin/sh\n{script}\n")
+            file.chmod(0o755)
+
+    return make
+
+
+@pytest.fixture
+def stages(tmp_path):
+    return Stages(tmp_path / "stages.json")
+
+
+def scores(full, seen, unseen, **extra):
+    metrics = {"full": full, "seen": seen, "unseen": unseen, "rare": None}
+    return {"metrics": metrics, "extra": extra}
+
+
+RESULTS = {
+    "distilled": scores(0.7, 0.72, 0.61),
+    "no_distillation": scores(0.55, 0.73, 0.01),
+    "teacher": scores(0.5, 0.55, 0.45, **EXTRA),
+}
+CEILING = {**RESULTS, "all_labels": scores(0.75, 0.74, 0.76)}
+
+
+def test_a_stage_is_echoed_and_timed(programs, stages, tmp_path, capfd):
+    programs(eoid_data=f'echo "$@" > {tmp_path}/words')
+    stages.run("world", "eoid-data", "world", tmp_path / "out", "--seed", 3)
+    assert (tmp_path / "words").read_text() == f"world {tmp_path}/out --seed 3\n"
+    out, _ = capfd.readouterr()
+    assert f"$ eoid-data world {tmp_path}/out --seed 3\n" in out and "\nworld: 0 s\n" in out
+    kept = read_json(stages.file)
+    assert kept["finished"] == ["world"] and kept["seconds"] == stages.seconds
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 2", 2), ("exit 130", 130), ("exit 1", 1), ("kill -9 $$", 137)]
+)
+def test_a_failing_stage_ends_the_demo_with_its_code(programs, stages, script, code):
+    programs(eoid_cache=script)
+    with pytest.raises(SystemExit) as ended:
+        stages.run("cache", "eoid-cache", "build")
+    assert ended.value.code == code
+    kept = read_json(stages.file)
+    assert kept["finished"] == [] and "cache" in kept["seconds"]
+
+
+def test_times_of_all_attempts_add_up_until_one_ends_well(programs, stages, tmp_path):
+    stages.file.write_text(json.dumps({"seconds": {"cache": 100.0}, "finished": []}))
+    programs(eoid_cache="exit 2")
+    with pytest.raises(SystemExit):
+        Stages.read(stages.file).run("cache", "eoid-cache")
+    after_failure = read_json(stages.file)["seconds"]["cache"]
+    assert after_failure >= 100
+    programs(eoid_cache="exit 0")
+    again = Stages.read(stages.file)
+    again.run("cache", "eoid-cache")
+    done = read_json(stages.file)
+    assert done["finished"] == ["cache"] and done["seconds"]["cache"] >= after_failure
+    # From now on the command finds everything done; what it took stays what it took.
+    Stages.read(stages.file).run("cache", "eoid-cache")
+    assert read_json(stages.file) == done
+
+
+def test_no_earlier_call(stages):
+    assert Stages.read(stages.file) == stages
+
+
+@pytest.mark.parametrize("ending", [130, 0])
+def test_ctrl_c_leaves_the_command_its_time(programs, stages, tmp_path, ending):
+    programs(eoid_train=f"trap 'sleep 0.6; touch {tmp_path}/saved; exit {ending}' INT\n"
+             f"touch {tmp_path}/started\nwhile true; do sleep 0.05; done")  # fmt: skip
+
+    def press():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        for child in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+            for process in child.read_text().split():
+                os.kill(int(process), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if not Path(f"/proc/{os.getpid()}/task").is_dir():
+        pytest.skip("finds the command's process through /proc")
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(SystemExit) as ended:
+        stages.run("distilled", "eoid-train", "student")
+    thread.join()
+    assert ended.value.code == 130 and (tmp_path / "saved").exists()
+
+
+def test_the_summary_has_the_promised_fields():
+    seconds = {"world": 9.1, "models": 100.25}
+    value = summary(RESULTS, "ua", 7, seconds)
+    assert value == {
+        "seconds": pytest.approx(109.3, abs=0.06),
+        "stages": seconds,
+        "split": "ua",
+        "seed": 7,
+        "distilled": {"full": 0.7, "seen": 0.72, "unseen": 0.61},
+        "no_distillation": {"full": 0.55, "seen": 0.73, "unseen": 0.01},
+        "teacher": {"full": 0.5, "seen": 0.55, "unseen": 0.45, **EXTRA},
+    }
+
+
+def test_the_ceiling_tells_how_much_of_the_gap_is_closed():
+    value = summary(CEILING, "ua", 0, {})
+    assert value["all_labels"]["unseen"] == 0.76
+    assert value["gap_closed"] == pytest.approx((0.61 - 0.01) / (0.76 - 0.01))
+
+
+@pytest.mark.parametrize("high", [0.01, None])
+def test_no_gap(high):
+    results = {**CEILING, "all_labels": scores(0.75, 0.74, high)}
+    assert "gap_closed" not in summary(results, "ua", 0, {})
+
+
+def test_the_description_names_every_number():
+    text = describe(summary(CEILING, "ua", 0, {"world": 9.4, "distilled": 90.0}))
+    rows = {line[:18].strip(): line[18:].split() for line in text.splitlines()}
+    assert rows["Distilled"] == ["70.0", "72.0", "61.0"]
+    assert rows["No distillation"] == ["55.0", "73.0", "1.0"]
+    assert rows["All labels"] == ["75.0", "74.0", "76.0"]
+    assert rows["Teacher itself"] == ["50.0", "55.0", "45.0"]
+    assert "teacher accuracy 0.970, person recall 0.990, object recall 0.875" in text
+    assert "share of the gap closed without labels: 0.80" in text
+    assert text.endswith("99 s in all: world 9, distilled 90")
+
+
+def test_groups_without_ground_truth_have_no_number():
+    results = {name: scores(0.7, 0.7, None, **EXTRA) for name in RESULTS}
+    text = describe(summary(results, "full", 0, {}))
+    assert "Distilled              70.0     70.0        -" in text
+
+
+FAKE = """
+import json, sys
+from pathlib import Path
+
+def value(option):
+    return Path(sys.argv[sys.argv.index(option) + 1])
+
+def write(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    metrics = {"full": 0.5, "seen": 0.6, "unseen": 0.4}
+    extra = {"teacher_accuracy": 1, "person_recall": 1, "object_recall": 1}
+    file.write_text(json.dumps({"metrics": metrics, "extra": extra}))
+
+with open(Path(sys.argv[0]).parent / "calls", "a") as calls:
+    calls.write(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\\n")
+if sys.argv[1] in ("student",) or "--out" in sys.argv and sys.argv[1] == "evaluate":
+    write(value("--out") / "results.json")
+elif sys.argv[1] == "evaluate":
+    write(value("--json"))
+"""
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """Commands that write down how they were called and leave results; gives their calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("eoid-data", "eoid-cache", "eoid-train", "eoid-eval"):
+        (folder / name).write_text(f"#!{sys.executable}\n{FAKE}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+
+    def calls():
+        lines = (folder / "calls").read_text().splitlines()
+        (folder / "calls").unlink()
+        return [line.split() for line in lines]
+
+    return calls
+
+
+def test_the_stages_in_their_order(fakes, tmp_path):
+    value = demo.run_demo(tmp_path / "demo", "ua", 3, ceiling=False)
+    calls = fakes()
+    assert [call[:2] for call in calls] == [
+        ["eoid-data", "world"],
+        ["eoid-cache", "world-models"],
+        ["eoid-cache", "build"],
+        ["eoid-cache", "build"],
+        ["eoid-train", "student"],
+        ["eoid-train", "student"],
+        ["eoid-cache", "evaluate"],
+        ["eoid-eval", "report"],
+    ]
+    distilled, control = calls[4], calls[5]
+    changed = set(distilled) ^ set(control)
+    base = str(tmp_path / "demo/seed-3/ua")
+    assert changed == {f"{base}/distilled", f"{base}/no_distillation", "--no-distillation",
+                       "Distilled", "No", "distillation"}  # fmt: skip
+    for call in calls[:2] + calls[4:6]:
+        assert call[call.index("--seed") + 1] == "3"
+    assert set(value) == {"seconds", "stages", "split", "seed", "distilled", "no_distillation",
+                          "teacher"}  # fmt: skip
+    assert set(value["stages"]) == {"world", "models", "cache", "cache_test", "distilled",
+                                    "no_distillation", "teacher", "report"}  # fmt: skip
+
+
+def test_the_ceiling_is_trained_once_for_all_splits(fakes, tmp_path):
+    for split in ("ua", "uc"):
+        value = demo.run_demo(tmp_path / "demo", split, 0, ceiling=True)
+        assert "all_labels" in value and "all_labels" in value["stages"]
+        (full,) = [call for call in fakes() if "full" in call]
+        assert full[full.index("--out") + 1] == str(tmp_path / "demo/seed-0/full/all_labels")
+    value = demo.run_demo(tmp_path / "demo", "ua", 0, ceiling=False)
+    assert not any("all_labels" in name for name in [*value, *value["stages"]])
+
+
+def test_a_users_split_gets_runs_of_its_own(fakes, tmp_path):
+    file = tmp_path / "mine.toml"
+    places = []
+    for verb in ("kick", "ride", "kick"):
+        file.write_text(f'unseen_verbs = ["{verb}"]')
+        demo.run_demo(tmp_path / "demo", str(file), 0, ceiling=False)
+        student = next(call for call in fakes() if call[1] == "student")
+        places.append(Path(student[student.index("--out") + 1]).parent.name)
+        assert student[student.index("--split") + 1] == str(file)
+    assert places[0] == places[2] != places[1]
+    assert all(place.startswith("mine-") for place in places)
+
+
+def test_an_unknown_split_starts_nothing(fakes, tmp_path):
+    with pytest.raises(InputError, match="no such split of world"):
+        demo.run_demo(tmp_path / "demo", "zz", 0, ceiling=False)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_wrong_use_of_the_program_is_one_line_and_2(tmp_path):
+    words = [sys.executable, "-m", "benchmarks.demo", "--out", str(tmp_path / "demo")]
+    done = subprocess.run([*words, "--split", "zz"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("demo: zz: no such split") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "demo").exists()
