@@ -20,7 +20,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 $(VENV): $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/python -m benchmarks.demo --out $(DEMO) --split $(SPLIT) --seed $(SEED) $(if $(filter 1,$(CEILING)),--ceiling)
+	$(BIN)/python -m benchmarks.demo --out "$(DEMO)" --split "$(SPLIT)" --seed $(SEED) $(if $(filter 1,$(CEILING)),--ceiling)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
