@@ -1,0 +1,188 @@
+"""Bad input through both commands of phase two: one line, exit 2, nothing half-written."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.splits import load_split
+from student.checkpoints import Checkpoint, save_checkpoint
+from student.cli import main
+from student.model import HOIDetector
+
+FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
+
+
+@pytest.fixture
+def places(dataset_root, cache_path, tmp_path):
+    """Copies of dataset and cache that a test may damage."""
+    shutil.copytree(dataset_root, tmp_path / "data")
+    shutil.copytree(cache_path, tmp_path / "cache")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_recipe, vocabulary, tmp_path_factory):
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("student") / "checkpoint.pt"
+    weights = HOIDetector(tiny_recipe.model).state_dict()
+    split = load_split(vocabulary, "ua")
+    save_checkpoint(file, Checkpoint(tiny_recipe, vocabulary, split, weights, {}))
+    return file
+
+
+@pytest.fixture
+def refused(places, checkpoint, monkeypatch, capsys):
+    """`refused(part, left=)` runs the command that reads this part, gives its one line and looks
+    what it left."""
+
+    def call(part, left=frozenset()):
+        commands = {
+            "train": ["student", "--cache", places / "cache", "--split", "ua", "--preset", "world"],
+            "test": ["evaluate", checkpoint],
+        }
+        words = [*commands[part], "--data", places / "data", "--out", places / "out"]
+        monkeypatch.setattr(sys, "argv", ["eoid-train", *map(str, words), "--device", "cpu"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        err = capsys.readouterr().err
+        progress = ("predicting: ", "training: ")
+        lines = [line for line in err.splitlines() if not line.startswith(progress)]
+        assert ended.value.code == 2, err
+        assert len(lines) == 1 and lines[0].startswith("eoid-train: "), err
+        assert {path.name for path in places.glob("out/*")} == left
+        return lines[0]
+
+    return call
+
+
+def change(edit):
+    """A damage to the entry of the second image in an annotation file."""
+
+    def damage(root, part):
+        file = root / "annotations" / FILES[part]
+        entries = json.loads(file.read_text())
+        edit(entries[1])
+        file.write_text(json.dumps(entries))
+
+    return damage
+
+
+def set_box(box):
+    return change(lambda entry: entry["annotations"][0].update(bbox=box))
+
+
+def images(root, part):
+    return root / "images" / f"{part}2015"
+
+
+def no_folder(root, part):
+    shutil.rmtree(root)
+
+
+def no_image(root, part):
+    sorted(images(root, part).iterdir())[2].unlink()
+
+
+def no_images(root, part):
+    shutil.rmtree(images(root, part))
+
+
+def no_annotations(root, part):
+    (root / "annotations" / FILES[part]).unlink()
+
+
+def empty_annotations(root, part):
+    (root / "annotations" / FILES[part]).write_text("[]")
+
+
+def half_annotations(root, part):
+    file = root / "annotations" / FILES[part]
+    file.write_text(file.read_text()[:400])
+
+
+@pytest.mark.parametrize("part", FILES)
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (no_folder, "data: no such dataset folder"),
+        (no_images, "{part}2015: no such folder of images"),
+        (no_image, "world_{part}_00000003.jpg: no such image, named in"),
+        (no_annotations, "{file}: no such file"),
+        (empty_annotations, "{file}: "),
+        (half_annotations, "{file}: line "),
+        (set_box([1, 2, 3]), "world_{part}_00000002.jpg: annotations[0].bbox: expected four"),
+        (set_box([1, 2, float("nan"), 9]), "world_{part}_00000002.jpg: annotations[0].bbox: "),
+        (set_box("wide"), "annotations[0].bbox: expected four"),
+        (
+            change(lambda entry: entry["annotations"][1].update(category_id=77)),
+            "annotations[1].category_id: expected an object id",
+        ),
+        (
+            change(lambda entry: entry["hoi_annotation"][0].update(category_id=99)),
+            "hoi_annotation[0].category_id: expected a verb",
+        ),
+        (change(lambda entry: entry.pop("annotations")), "world_{part}_00000002.jpg: annotations"),
+    ],
+)
+def test_a_bad_dataset(places, refused, damage, says, part):
+    damage(places / "data", part)
+    assert says.format(part=part, file=FILES[part]) in refused(part)
+
+
+def test_a_truncated_test_image(places, refused):
+    image = sorted(images(places / "data", "test").iterdir())[1]
+    image.write_bytes(image.read_bytes()[:600])
+    assert f"{image}: expected a whole image" in refused("test")
+
+
+def test_a_truncated_training_image_that_the_cache_knows_whole(places, refused):
+    image = sorted(images(places / "data", "train").iterdir())[1]
+    image.write_bytes(image.read_bytes()[:600])
+    line = refused("train", left={"config.json", "metrics.jsonl"})
+    assert f"{image}: expected a whole image" in line
+
+
+def unfinished(cache):
+    (cache / "manifest.json").rename(cache / "build.json")
+
+
+def later_format(cache):
+    file = cache / "manifest.json"
+    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 2'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (shutil.rmtree, "cache: expected a cache folder with manifest.json, found none"),
+        (unfinished, "cache: the cache is unfinished (no manifest.json)"),
+        (later_format, "manifest.json: format_version: expected 1, found 2"),
+        (lambda cache: (cache / "manifest.json").write_text("{"), "line 1: expected JSON"),
+    ],
+)
+def test_a_bad_cache(places, refused, damage, says):
+    damage(places / "cache")
+    assert says in refused("train")
+
+
+def test_a_cache_of_another_vocabulary(
+    places, refused, write_cache, annotations, answer, vocabulary
+):
+    other = replace(vocabulary, verbs=("mount", *vocabulary.verbs[1:]))
+    answers = {one.image_id: answer(one) for one in annotations.annotations}
+    shutil.rmtree(places / "cache")
+    write_cache(places / "cache", other, annotations.digest, answers)
+    line = refused("train")
+    assert "the cache does not fit this dataset: vocabulary: " in line
+    assert other.digest()[:12] in line and vocabulary.digest()[:12] in line
+
+
+def test_a_cache_of_other_annotations(places, refused):
+    file = Path(places / "data/annotations/trainval_hico.json")
+    file.write_text(file.read_text() + "\n")
+    assert "the cache does not fit this dataset: annotations: " in refused("train")
