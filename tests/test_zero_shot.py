@@ -1,0 +1,176 @@
+"""The claim of the project, end to end on a small world: written answers teach unlabelled actions.
+
+Everything is real but small: teacher and detector are trained, they answer into a cache, and three
+students learn from the same start. One hears the teacher; the control does not; the third hears
+the teacher's answers about other pairs with the same kind of object.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from pipeline.datasets import open_dataset
+from pipeline.splits import load_split
+from pipeline.world.write import write_world
+from student.augmentation import world_augmentation
+from student.data import TrainingImages
+from student.pair_targets import TargetConfig
+from student.run import RunConfig, run_student
+from student.targets import FIELDS
+from teacher_cache.build import BuildConfig, build
+from teacher_cache.format import PAIR_DATASETS
+from teacher_cache.reader import open_cache
+from teacher_cache.world_models.detector import DetectorTraining
+from teacher_cache.world_models.teacher import TeacherTraining
+from teacher_cache.world_models.train import WorldModels, train_world_models
+
+SEED = 0
+ANSWERS = "pairs/action_probabilities"
+# Few images need small batches: what counts for the one-cycle schedule is the number of steps.
+OPTIONS = {"epochs": 4, "batch_size": 12}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where the small world lies, and mAP by group of every student."""
+
+    root: Path
+    scores: dict[str, dict[str, float]]
+
+
+def experiment(root, seed):
+    """The whole chain from nothing, into `root`."""
+    world, models = root / "world", root / "models"
+    write_world(world, train=600, test=150, seed=seed)
+    recipe = WorldModels(
+        pictures=900,
+        seed=seed,
+        teacher=TeacherTraining(steps=200),
+        detector=DetectorTraining(epochs=7),
+    )
+    train_world_models(models, recipe, "auto")
+    detector = models / "detector.safetensors"
+    build(
+        BuildConfig(
+            world,
+            root / "cache",
+            detector="world",
+            detector_weights=str(detector),
+            clip_model=str(models / "teacher"),
+        )
+    )
+    shuffle_answers(root / "cache", root / "cache-shuffled", seed)
+    scores = {}
+    for name, cache, more in (
+        ("distilled", "cache", {}),
+        ("control", "cache", {"distillation": False}),
+        ("shuffled", "cache-shuffled", {}),
+    ):
+        config = RunConfig(
+            data=world,
+            cache=root / cache,
+            out=root / name,
+            split="ua",
+            preset="world",
+            options={**OPTIONS, "seed": seed, **more},
+            init=detector,
+            device="auto",
+            workers=0,
+            overwrite=False,
+            name=None,
+        )
+        scores[name] = run_student(config).metrics
+    return Experiment(root, scores)
+
+
+def shuffle_answers(source, target, seed):
+    """A copy of a cache whose answers are permuted among the pairs of the same object."""
+    generator = np.random.default_rng(seed)
+    shutil.copytree(source, target)
+    for path in sorted((target / "shards").glob("*.h5")):
+        with h5py.File(path, "r+") as file:
+            labels = file["pairs/object_label"][()]
+            rows = np.arange(len(labels))
+            for label in np.unique(labels):
+                same = np.flatnonzero(labels == label)
+                rows[same] = generator.permutation(same)
+            file[ANSWERS][...] = file[ANSWERS][()][rows]
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory):
+    return experiment(tmp_path_factory.mktemp("zero-shot"), SEED)
+
+
+def test_the_shuffled_cache_differs_in_the_order_of_answers_alone(done):
+    whole, shuffled = (open_cache(done.root / name) for name in ("cache", "cache-shuffled"))
+    assert whole.manifest == shuffled.manifest
+    moved = pairs = 0
+    for shard in whole.manifest["shards"]:
+        with (
+            h5py.File(whole.path / "shards" / shard["name"]) as first,
+            h5py.File(shuffled.path / "shards" / shard["name"]) as second,
+        ):
+            for name in {*PAIR_DATASETS, "regions/box", "images/pair_offsets"} - {ANSWERS}:
+                np.testing.assert_array_equal(first[name][()], second[name][()])
+            labels = first["pairs/object_label"][()]
+            ours, theirs = first[ANSWERS][()], second[ANSWERS][()]
+            for label in np.unique(labels):
+                of_label = labels == label
+                np.testing.assert_array_equal(
+                    np.sort(ours[of_label], axis=0), np.sort(theirs[of_label], axis=0)
+                )
+            moved += (ours != theirs).any(1).sum()
+            pairs += len(labels)
+    assert moved > 0.9 * pairs
+
+
+def test_the_control_differs_in_nothing_but_the_soft_targets(done):
+    dataset = open_dataset(done.root / "world")
+    annotations = dataset.load("train")
+
+    def images(config):
+        return TrainingImages(
+            dataset.records(annotations),
+            annotations.annotations,
+            open_cache(done.root / "cache"),
+            load_split(dataset.vocabulary, "ua"),
+            dataset.vocabulary,
+            config,
+            world_augmentation(),
+            SEED,
+        )
+
+    heard, unheard = images(TargetConfig()), images(replace(TargetConfig(), distillation=False))
+    taught = 0
+    for index in range(120):
+        ours, theirs = heard[0, index], unheard[0, index]
+        for name in ("image", "boxes", "labels"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        for name in set(FIELDS) - {"soft"}:
+            assert torch.equal(getattr(ours.targets, name), getattr(theirs.targets, name))
+        assert not theirs.targets.soft.any()
+        taught += int(ours.targets.soft.any())
+    assert taught > 60
+
+
+def test_every_student_learned_what_was_labelled(done):
+    for name, scores in done.scores.items():
+        assert scores["seen"] > 0.3, (name, scores)
+
+
+def test_the_teachers_answers_make_unlabelled_actions_found(done):
+    distilled, control = (done.scores[name]["unseen"] for name in ("distilled", "control"))
+    assert distilled >= 3 * control and distilled >= control + 0.15, done.scores
+
+
+def test_answers_about_other_pairs_teach_nothing(done):
+    distilled, control, shuffled = (
+        done.scores[name]["unseen"] for name in ("distilled", "control", "shuffled")
+    )
+    assert shuffled - control < (distilled - control) / 3, done.scores
