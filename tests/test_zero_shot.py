@@ -166,11 +166,13 @@ def test_every_student_learned_what_was_labelled(done):
 
 def test_the_teachers_answers_make_unlabelled_actions_found(done):
     distilled, control = (done.scores[name]["unseen"] for name in ("distilled", "control"))
-    assert distilled >= 3 * control and distilled >= control + 0.15, done.scores
+    # Seeds 0, 1, 2 gave 0.20, 0.26, 0.45 against 0.01, 0.02, 0.02.
+    assert distilled >= 5 * control and distilled >= control + 0.1, done.scores
 
 
 def test_answers_about_other_pairs_teach_nothing(done):
     distilled, control, shuffled = (
         done.scores[name]["unseen"] for name in ("distilled", "control", "shuffled")
     )
+    # Seeds 0, 1, 2 left 0.05, 0.07, 0.06 of the gain.
     assert shuffled - control < (distilled - control) / 3, done.scores
