@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert, roi_align
 
+from pipeline.errors import InputError
 from student.config import StudentConfig
 from student.dense_head import Candidates, DenseHead, DenseOutputs, best_cells
 from student.query_inputs import QueryInputs
@@ -25,10 +26,18 @@ class PairQueries(nn.Module):
     Args:
         config: Q, d, the classes and which of them is people.
         channels: of the stride-8 feature map.
+
+    Raises:
+        InputError: more queries than pairs can be made.
     """
 
     def __init__(self, config: StudentConfig, channels: int) -> None:
         super().__init__()
+        if config.num_queries > NUM_PEOPLE * NUM_OBJECTS:
+            raise InputError(
+                f"num_queries: expected at most {NUM_PEOPLE * NUM_OBJECTS} with queries from pairs,"
+                f" found {config.num_queries}"
+            )
         self.num_queries, self.person = config.num_queries, config.person
         num_objects, hidden_dim, person = config.num_objects, config.hidden_dim, config.person
         self.head = DenseHead(channels, num_objects, person)
@@ -50,7 +59,13 @@ class PairQueries(nn.Module):
         self.interaction_norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, maps: dict[str, Tensor], padding: Tensor | None) -> QueryInputs:
-        """Queries with reference boxes from the stride-8 map (B, C, h, w) of unpadded images."""
+        """Queries with reference boxes from the stride-8 map (B, C, h, w) of unpadded images.
+
+        Raises:
+            InputError: the images differ in size, so that some are padded.
+        """
+        if padding is not None and bool(padding.any()):
+            raise InputError("queries from pairs: expected images of one size in a batch")
         features = maps["stride8"]
         dense = self.head(features)
         people, objects = self._candidates(dense)

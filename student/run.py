@@ -131,7 +131,11 @@ def _plan(
     return {
         "dataset": dataset.name,
         "cache": images.cache.fingerprint,
-        "split": {"name": split.name, "unseen": list(split.unseen)},
+        "split": {
+            "name": split.name,
+            "unseen": list(split.unseen),
+            "asked_verbs": split.asked_verbs.tolist(),
+        },
         "init": None if config.init is None else sha256_of_file(config.init),
         "recipe": recipe.to_dict(),
     }

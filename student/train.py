@@ -266,7 +266,7 @@ def _scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     train = recipe.train
     if train.schedule == "step":
-        return torch.optim.lr_scheduler.StepLR(optimizer, train.drop_epoch * steps_per_epoch)
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [train.drop_epoch * steps_per_epoch])
     peaks = [group["lr"] for group in optimizer.param_groups]
     total = steps_per_epoch * train.epochs
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total + 1)

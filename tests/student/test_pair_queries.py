@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.errors import InputError
 from student.config import StudentConfig
 from student.dense_head import DenseOutputs, dense_losses
 from student.model import HOIDetector
@@ -33,7 +34,7 @@ def test_shapes(queries):
 @pytest.mark.parametrize(
     ("size", "asked", "count"),
     [
-        ((8, 8), 500, NUM_PEOPLE * NUM_OBJECTS),  # no more pairs than people times things
+        ((8, 8), 32, NUM_PEOPLE * NUM_OBJECTS),
         ((1, 1), 20, 5),  # one cell holds one person and an object of every class
         ((1, 1), 3, 3),
     ],
@@ -116,3 +117,16 @@ def test_the_worlds_student_predicts_from_pairs():
     assert outputs["pred_verb_logits"].shape == (2, CONFIG.num_queries, CONFIG.num_verbs)
     assert outputs["dense"].logits.shape == (2, 5, 16, 16)
     assert len(outputs["aux_outputs"]) == 1
+
+
+def test_more_queries_than_pairs_are_refused():
+    with pytest.raises(InputError, match=r"num_queries: expected at most 32 .*, found 33"):
+        PairQueries(replace(CONFIG, num_queries=NUM_PEOPLE * NUM_OBJECTS + 1), channels=6)
+
+
+def test_padded_images_are_refused(queries):
+    padding = torch.zeros(2, 64, 64, dtype=torch.bool)
+    queries(maps(), padding)
+    padding[1, 32:] = True
+    with pytest.raises(InputError, match="images of one size"):
+        queries(maps(), padding)
