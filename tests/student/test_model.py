@@ -140,7 +140,7 @@ def test_boxes_of_queries_from_pairs_start_at_their_references():
 @pytest.mark.parametrize("config", [SMALL, WORLD])
 def test_every_trained_parameter_gets_a_gradient(config):
     model = build(replace(config, matching_head=True)).train()
-    outputs = model([image(64, 96), image(96, 64, seed=1)])
+    outputs = model([image(64, 96), image(64, 96, seed=1)])
     total = sum(
         (value**2).sum()
         for layer in (outputs, *outputs["aux_outputs"])
