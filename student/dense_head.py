@@ -54,8 +54,9 @@ class DenseHead(nn.Module):
         self.object_logits = nn.Conv2d(channels, num_objects, 1)
         self.boxes = nn.ModuleList(nn.Conv2d(channels, 4, 1) for _ in range(2))
         prior = torch.logit(torch.tensor(PRIOR_PROBABILITY)).item()
-        nn.init.constant_(self.person_logit.bias, prior)  # type: ignore[arg-type]
-        nn.init.constant_(self.object_logits.bias, prior)  # type: ignore[arg-type]
+        for layer in (self.person_logit, self.object_logits):
+            assert layer.bias is not None
+            nn.init.constant_(layer.bias, prior)
 
     def forward(self, features: Tensor) -> DenseOutputs:
         """(B, channels, h, w) map -> logits and boxes of every cell."""
