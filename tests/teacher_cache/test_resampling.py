@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from teacher_cache.regions import RegionMode, crop_regions
+from teacher_cache.resampling import REGIONS_AT_ONCE, resample_regions
+
+
+def picture(rng, width, height):
+    """Smooth shapes with hard-edged specks, whose overshoot has to be cut off as PIL does."""
+    coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize((width, height))).copy()
+    pixels[rng.random((height, width)) < 0.1] = 255
+    return pixels
+
+
+def whole_boxes(rng, width, height, count):
+    """Boxes inside the picture, the whole of it and a single pixel among them."""
+    ends = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1).reshape(-1, 4)
+    boxes = (ends * [width, height, width, height]).astype(np.int64)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    boxes[:2] = [[0, 0, width, height], [width - 1, height - 1, width, height]]
+    return boxes
+
+
+def test_no_regions():
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert resample_regions(image, np.zeros((0, 4), np.int64), 16).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(320, 240, 64), (33, 250, 96), (40, 30, 112), (1, 1, 32)]
+)
+def test_regions_equal_pils_to_a_grey_level(seed, width, height, size):
+    rng = np.random.default_rng(seed)
+    pixels, boxes = picture(rng, width, height), whole_boxes(rng, width, height, 12)
+    wanted = np.stack(crop_regions(Image.fromarray(pixels), boxes, size, RegionMode()))
+    found = resample_regions(torch.from_numpy(pixels).permute(2, 0, 1), boxes, size)
+    difference = np.abs(found.permute(0, 2, 3, 1).numpy() - wanted)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_many_regions_keep_their_order():
+    rng = np.random.default_rng(5)
+    image = torch.from_numpy(picture(rng, 50, 40)).permute(2, 0, 1)
+    boxes = whole_boxes(rng, 50, 40, 2 * REGIONS_AT_ONCE + 3)
+    together = resample_regions(image, boxes, 16)
+    for place in (0, REGIONS_AT_ONCE, len(boxes) - 1):
+        alone = resample_regions(image, boxes[place : place + 1], 16)
+        assert (together[place] - alone[0]).abs().max() <= 1
