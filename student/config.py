@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
+from student.checks import at_least, between, one_of
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "world")
 QUERIES = ("learned", "pairs")
@@ -48,16 +49,16 @@ class StudentConfig:
     matching_head: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("queries", self.queries, QUERIES)
-        _one_of("backbone", self.backbone, BACKBONES)
+        one_of("queries", self.queries, QUERIES)
+        one_of("backbone", self.backbone, BACKBONES)
         for name in (
             *("num_objects", "num_verbs", "num_queries", "hidden_dim", "num_heads"),
             *("feedforward_dim", "num_human_object_layers", "num_interaction_layers"),
         ):
-            _at_least(name, getattr(self, name), 1)
-        _between("person", self.person, 0, self.num_objects - 1)
-        _at_least("num_encoder_layers", self.num_encoder_layers, 0)
-        _between("dropout", self.dropout, 0, 1)
+            at_least(name, getattr(self, name), 1)
+        between("person", self.person, 0, self.num_objects - 1)
+        at_least("num_encoder_layers", self.num_encoder_layers, 0)
+        between("dropout", self.dropout, 0, 1)
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
             raise InputError(
                 f"hidden_dim: expected a multiple of 4 and of num_heads ({self.num_heads}),"
@@ -110,9 +111,9 @@ class MatcherConfig:
 
     def __post_init__(self) -> None:
         for name in ("object_cost", "verb_cost", "box_cost", "giou_cost", "topk"):
-            _at_least(name, getattr(self, name), 0)
-        _between("iou_threshold", self.iou_threshold, 0, 1)
-        _between("interactive_threshold", self.interactive_threshold, 0, 1)
+            at_least(name, getattr(self, name), 0)
+        between("iou_threshold", self.iou_threshold, 0, 1)
+        between("interactive_threshold", self.interactive_threshold, 0, 1)
 
     @classmethod
     def published(cls) -> MatcherConfig:
@@ -155,12 +156,12 @@ class LossConfig:
     soft_normalisation: str = "entries"
 
     def __post_init__(self) -> None:
-        _one_of("verb_loss", self.verb_loss, VERB_LOSSES)
-        _one_of("soft_normalisation", self.soft_normalisation, SOFT_NORMALISATIONS)
+        one_of("verb_loss", self.verb_loss, VERB_LOSSES)
+        one_of("soft_normalisation", self.soft_normalisation, SOFT_NORMALISATIONS)
         for name, value in vars(self).items():
             if isinstance(value, (int, float)):
-                _at_least(name, value, 0)
-        _between("alpha", self.alpha, 0, 1)
+                at_least(name, value, 0)
+        between("alpha", self.alpha, 0, 1)
 
     @classmethod
     def published(cls) -> LossConfig:
@@ -171,18 +172,3 @@ class LossConfig:
     def world(cls) -> LossConfig:
         """The soft part at a strength that does not depend on the batch and query numbers."""
         return cls(verb_soft_weight=1.0, soft_normalisation="pairs")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value}")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise InputError(f"{name}: expected at least {least}, found {value}")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"{name}: expected a number from {low} to {high}, found {value}")

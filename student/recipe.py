@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from pipeline.errors import InputError, bad_field
+from student.checks import at_least, below, one_of
 from student.config import LossConfig, MatcherConfig, StudentConfig
 from student.pair_targets import TargetConfig
 
@@ -53,18 +54,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name, choices in (
-            ("schedule", SCHEDULES),
-            ("augmentation", PRESETS),
-            ("precision", PRECISIONS),
-        ):
-            if getattr(self, name) not in choices:
-                found = getattr(self, name)
-                raise InputError(f"{name}: expected one of {', '.join(choices)}, found {found}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema: expected a number from 0 to below 1, found {self.ema}")
+            at_least(name, getattr(self, name), 1)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("augmentation", self.augmentation, PRESETS)
+        one_of("precision", self.precision, PRECISIONS)
+        below("ema", self.ema, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from pipeline.files import sha256_of_file, write_json
 from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
 from pipeline.world.write import write_world
+from student.config import StudentConfig
 from student.data import TrainingImages
+from student.model import HOIDetector
 from student.pair_targets import TargetConfig
 from student.recipe import preset
 from teacher_cache.format import (
@@ -28,6 +30,39 @@ from teacher_cache.writer import write_shard
 @pytest.fixture(scope="session")
 def vocabulary():
     return load_vocabulary("world")
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """A detector with learned queries that builds and answers in no time."""
+    return StudentConfig(
+        num_objects=5,
+        num_verbs=7,
+        num_queries=6,
+        backbone="resnet18",
+        hidden_dim=32,
+        feedforward_dim=48,
+        num_encoder_layers=1,
+        num_human_object_layers=2,
+        num_interaction_layers=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def world_config():
+    """The world's detector, with queries from pairs, for the small one's classes."""
+    return StudentConfig.world(num_objects=5, num_verbs=7, person=0)
+
+
+@pytest.fixture(scope="session")
+def build():
+    """`build(config, seed=)` gives a detector in eval mode; equal seeds give equal weights."""
+
+    def make(config, seed=0):
+        torch.manual_seed(seed)
+        return HOIDetector(config).eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -16,22 +14,9 @@ from student.checkpoints import (
     restore,
     save_checkpoint,
 )
-from student.config import StudentConfig
 from student.model import HOIDetector
 from student.published import to_published
 from student.recipe import preset
-
-LEARNED = StudentConfig(
-    num_objects=5,
-    num_verbs=7,
-    num_queries=6,
-    backbone="resnet18",
-    hidden_dim=32,
-    feedforward_dim=48,
-    num_encoder_layers=1,
-    num_human_object_layers=1,
-    num_interaction_layers=1,
-)
 
 
 @pytest.fixture
@@ -75,12 +60,11 @@ def test_the_package_offers_it(run):
     assert not student.load_model(run).training
 
 
-def test_a_published_checkpoint_opens_too(tmp_path):
-    torch.manual_seed(0)
-    model = HOIDetector(LEARNED).eval()
+def test_a_published_checkpoint_opens_too(build, small_config, tmp_path):
+    model = build(small_config)
     torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
     found = load_model(tmp_path / "published.pth")
-    assert not found.training and found.config == replace(LEARNED, num_heads=8)
+    assert not found.training and found.config == small_config
     image = [torch.randn(3, 64, 64)]
     assert torch.equal(found(image)["pred_verb_logits"], model(image)["pred_verb_logits"])
 

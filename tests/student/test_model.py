@@ -3,40 +3,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from student.config import StudentConfig
-from student.model import HOIDetector
-
-SMALL = StudentConfig(
-    num_objects=5,
-    num_verbs=7,
-    num_queries=6,
-    backbone="resnet18",
-    hidden_dim=32,
-    num_heads=4,
-    feedforward_dim=48,
-    num_encoder_layers=1,
-    num_human_object_layers=2,
-    num_interaction_layers=2,
-)
-WORLD = StudentConfig.world(num_objects=5, num_verbs=7, person=0)
-
-
-def build(config):
-    torch.manual_seed(0)
-    return HOIDetector(config).eval()
-
 
 def image(height, width, seed=0):
     return torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
-def small():
-    return build(SMALL)
+def small(build, small_config):
+    return build(small_config)
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, matching_head=True), WORLD])
-def test_outputs_have_the_documented_shapes(config):
+@pytest.fixture(params=["small", "matching", "world"])
+def config(request, small_config, world_config):
+    """Detectors that differ in their queries and heads."""
+    return {
+        "small": small_config,
+        "matching": replace(small_config, matching_head=True),
+        "world": world_config,
+    }[request.param]
+
+
+def test_outputs_have_the_documented_shapes(build, config):
     # Queries from pairs take images of one size only.
     second = (96, 128) if config.queries == "pairs" else (128, 64)
     outputs = build(config)([image(96, 128), image(*second)])
@@ -58,8 +45,8 @@ def test_outputs_have_the_documented_shapes(config):
 
 
 @pytest.mark.parametrize(("pairs", "actions"), [(1, 3), (3, 1), (2, 3)])
-def test_auxiliary_outputs_pair_the_last_layers(pairs, actions):
-    config = replace(SMALL, num_human_object_layers=pairs, num_interaction_layers=actions)
+def test_auxiliary_outputs_pair_the_last_layers(build, small_config, pairs, actions):
+    config = replace(small_config, num_human_object_layers=pairs, num_interaction_layers=actions)
     outputs = build(config)([image(64, 64)])
     assert len(outputs["aux_outputs"]) == min(pairs, actions) - 1
 
@@ -98,10 +85,10 @@ class Cells(torch.nn.Module):
         return {"stride32": torch.nn.functional.avg_pool2d(pixels, 32)}
 
 
-def test_an_image_is_answered_the_same_among_larger_ones():
-    model = build(SMALL)
+def test_an_image_is_answered_the_same_among_larger_ones(build, small_config):
+    model = build(small_config)
     model.backbone = Cells()
-    model.input_projection = torch.nn.Conv2d(3, SMALL.hidden_dim, 1)
+    model.input_projection = torch.nn.Conv2d(3, small_config.hidden_dim, 1)
     small, large = image(64, 96), image(160, 128, seed=1)
     alone, among = model([small]), model([small, large])
     for name, value in alone.items():
@@ -110,8 +97,8 @@ def test_an_image_is_answered_the_same_among_larger_ones():
 
 
 @pytest.mark.parametrize(("detach", "reaches"), [(True, False), (False, True)])
-def test_verb_gradients_stay_out_of_localisation(detach, reaches):
-    model = build(replace(SMALL, detach_verb_queries=detach))
+def test_verb_gradients_stay_out_of_localisation(build, small_config, detach, reaches):
+    model = build(replace(small_config, detach_verb_queries=detach))
     model([image(64, 64)])["pred_verb_logits"].sum().backward()
     gradient = model.human_object_decoder.layers[-1].linear1.weight.grad
     assert (gradient is not None and bool(gradient.any())) == reaches
@@ -125,8 +112,8 @@ def test_stem_and_first_stage_and_batch_norms_are_frozen(small):
     assert not any("bn" in name for name in body)
 
 
-def test_boxes_of_queries_from_pairs_start_at_their_references():
-    model = build(WORLD)
+def test_boxes_of_queries_from_pairs_start_at_their_references(build, world_config):
+    model = build(world_config)
     pixels = torch.stack([image(128, 128)])
     start = model.query_source(model.backbone(pixels), None)
     outputs = model(list(pixels))
@@ -137,9 +124,8 @@ def test_boxes_of_queries_from_pairs_start_at_their_references():
         torch.testing.assert_close(outputs[name], reference, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [SMALL, WORLD])
-def test_every_trained_parameter_gets_a_gradient(config):
-    model = build(replace(config, matching_head=True)).train()
+def test_every_trained_parameter_gets_a_gradient(build, config):
+    model = build(config).train()
     outputs = model([image(64, 96), image(64, 96, seed=1)])
     total = sum(
         (value**2).sum()

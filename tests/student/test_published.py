@@ -28,17 +28,6 @@ GOLDEN_NAMES = {
     "pred_is_logits": "pred_interactive_logits",
     "pred_matching_logits": "pred_matching_logits",
 }
-SMALL = StudentConfig(
-    num_objects=5,
-    num_verbs=7,
-    num_queries=6,
-    backbone="resnet18",
-    hidden_dim=32,
-    feedforward_dim=48,
-    num_encoder_layers=1,
-    num_human_object_layers=2,
-    num_interaction_layers=1,
-)
 
 
 def made_up(name, shape):
@@ -61,9 +50,8 @@ def published_arguments(flags):
 
 
 @pytest.fixture(scope="module")
-def small():
-    torch.manual_seed(0)
-    return HOIDetector(SMALL).eval()
+def small(build, small_config):
+    return build(small_config)
 
 
 def published(model, change=lambda state: None, **more):
@@ -130,11 +118,11 @@ def test_sizes_come_back_from_shapes(backbone, matching_head, pre_norm):
     assert unknown == [] and list(renamed) == list(state)
 
 
-def test_loaded_model_equals_the_saved_one(small, tmp_path):
+def test_loaded_model_equals_the_saved_one(small, small_config, tmp_path):
     arguments = argparse.Namespace(nheads=4, lr=1e-4)
     torch.save(published(small, epoch=3, args=arguments), tmp_path / "a.pth")
     loaded = load_published(tmp_path / "a.pth")
-    assert not loaded.training and loaded.config == replace(SMALL, num_heads=4)
+    assert not loaded.training and loaded.config == replace(small_config, num_heads=4)
     for name, tensor in small.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
@@ -212,7 +200,7 @@ def test_dilated_backbone_is_refused(small):
         model_from_published(content, "a.pth")
 
 
-def test_a_model_with_queries_from_pairs_has_no_published_form():
-    model = HOIDetector(StudentConfig.world(num_objects=5, num_verbs=7, person=0))
+def test_a_model_with_queries_from_pairs_has_no_published_form(build, world_config):
+    model = build(world_config)
     with pytest.raises(InputError, match="no place for"):
         to_published(model.state_dict())
