@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,23 +15,47 @@ from pipeline.errors import InputError
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, once: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place.
 
     Missing folders above `path` are made. When the body raises, the temporary file goes and
     `path` stays as it was.
+
+    Args:
+        path: the file.
+        once: a file that is there already stays; of several writers the first one wins.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several machines may write in one folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        if once:
+            _link(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # A full disk shows when bytes are written, where Python no longer knows the name.
+            error.filename = str(path)
         raise
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Gives a file its name unless the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        # Some file systems have no hard links.
+        if not path.exists():
+            os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path | str, overwrite: bool) -> None:
@@ -43,15 +68,15 @@ def refuse_existing(path: Path | str, overwrite: bool) -> None:
         raise InputError(f"{path}: exists; give --overwrite or another name")
 
 
-def write_text(path: Path | str, text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
+def write_text(path: Path | str, text: str, once: bool = False) -> None:
+    """Writes `text` as UTF-8, whole or not at all; `once` as in `replacing`."""
+    with replacing(path, once) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path | str, value: Any, once: bool = False) -> None:
+    """Writes `value` as indented JSON, whole or not at all; `once` as in `replacing`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", once)
 
 
 def read_json(path: Path | str) -> Any:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets import Dataset, missing_images, open_dataset
-from pipeline.devices import resolve_device
 from pipeline.errors import InputError
-from pipeline.files import write_json
 from pipeline.progress import Progress
 from teacher_cache.answering import AskingConfig
 from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
 from teacher_cache.cluster import run_tasks
-from teacher_cache.decoding import Question
 from teacher_cache.detectors import DEFAULT, DetectorConfig, recognise
-from teacher_cache.format import FORMAT_VERSION, MANIFEST, SHARDS, TEACHER, shard_name
-from teacher_cache.pairing import annotated_pairs
-from teacher_cache.plan import Plan, claim_folder, fingerprint_parts
-from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts, interaction_prompts
+from teacher_cache.finish import Completion, finish
+from teacher_cache.format import SHARDS, TEACHER
+from teacher_cache.plan import Plan, claim_folder
+from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts
 from teacher_cache.reader import TeacherText, read_teacher
-from teacher_cache.shards import Setup, ShardTask, load_models
-from teacher_cache.writer import ShardRecord, finished_record, write_teacher
+from teacher_cache.shards import ShardTask
+from teacher_cache.sources import Sources, Subject, open_sources, read_subject
+from teacher_cache.writer import finished_record, is_finished_shard, write_teacher
 
 CLIP_MODEL, CLIP_WEIGHTS = "RN50x16", "openai"
 
@@ -72,67 +70,65 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
         InputError: bad input, or the folder holds a cache of other settings.
     """
     dataset = open_dataset(config.dataset)
-    questions, annotations_digest = _questions(dataset, config, say)
-    setup = Setup(
-        folder=config.out,
-        fingerprint="",
-        vocabulary=dataset.vocabulary,
+    sources = Sources(
+        dataset=config.dataset,
+        part=config.part,
         detector=_detector(dataset, config),
         clip=_clip(dataset, config),
+        templates=config.templates,
         asking=config.asking,
-        device=str(resolve_device(config.device)),
+        device=config.device,
     )
-    prompts = interaction_prompts(dataset.vocabulary, config.templates)
-    models = load_models(setup)
+    subject = read_subject(sources)
+    _tell_blemishes(dataset, subject, say)
+    opened = open_sources(sources, subject)
+    questions = subject.questions
     plan = Plan(
-        parts=fingerprint_parts(
-            models, dataset.vocabulary, prompts, config.asking, config.part, annotations_digest
-        ),
+        parts=opened.parts,
         layout={
             "images_per_shard": config.images_per_shard,
             "embeddings": config.asking.embeddings,
         },
+        num_images=len(questions),
         settings=_plain(asdict(config)),
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
-    text = _text(config.out / TEACHER, plan, prompts, models.clip)
+    text = _text(config.out / TEACHER, plan, opened.prompts, opened.models.clip)
     if claim_folder(config.out, plan):
         say(f"{config.out}: was finished before; nothing to do")
         return
-    setup = replace(setup, fingerprint=plan.fingerprint)
     if text is not None:
         write_teacher(config.out / TEACHER, plan.fingerprint, text)
-    tasks = _tasks(questions, setup, config.images_per_shard)
-    records = {task.path.name: finished_record(task.path, plan.fingerprint) for task in tasks}
+    tasks = _tasks(config, plan, sources)
+    pending = [task for task in tasks if not is_finished_shard(task.path, plan.fingerprint)]
     if config.asking.strict:
-        _refuse_failures(config.out, [record for record in records.values() if record])
-    pending = [task for task in tasks if records[task.path.name] is None]
-    done = len(questions) - sum(len(task.questions) for task in pending)
+        _refuse_failures(set(tasks) - set(pending))
+    done = len(questions) - sum(map(len, pending))
     if done:
         say(f"{config.out}: going on after {done} of {len(questions)} images")
     with Progress(len(questions), "Asking the teacher", "images", done=done) as progress:
-        for record in run_tasks(pending, config.workers, progress):
-            records[record.name] = record
-    _finish(config.out, plan, [record for record in records.values() if record], say)
+        records = run_tasks(pending, config.workers, progress)
+    for left in (config.out / SHARDS).glob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    _tell_completion(config.out, finish(config.out, records), say)
 
 
-def _questions(
-    dataset: Dataset, config: BuildConfig, say: Callable[[str], None]
-) -> tuple[list[Question], str]:
-    annotations = dataset.load(config.part, strict=config.asking.strict)
+def _tell_blemishes(dataset: Dataset, subject: Subject, say: Callable[[str], None]) -> None:
+    """Tells what is wrong with annotations and images.
+
+    Raises:
+        InputError: none of the images is there.
+    """
+    annotations = subject.annotations
     if annotations.blemish_line():
         say(annotations.blemish_line())
-    images = dataset.part(config.part).images
-    questions = [
-        Question(annotation.image_id, images / annotation.image_id, annotated_pairs(annotation))
-        for annotation in annotations.annotations
-    ]
+    images = dataset.part(annotations.part).images
     missing = missing_images(images, annotations)
-    if len(missing) == len(questions):
+    if missing and len(missing) == len(subject.questions):
         raise InputError(f"{images}: expected {missing[0]} and others, found none of the images")
     if missing:
-        say(f"{images}: {len(missing)} of {len(questions)} images are missing, first {missing[0]}")
-    return questions, annotations.digest
+        count = len(subject.questions)
+        say(f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}")
 
 
 def _text(file: Path, plan: Plan, prompts: Prompts, clip: ClipTeacher) -> TeacherText | None:
@@ -169,49 +165,25 @@ def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
     return ClipConfig(str(dataset.teacher))
 
 
-def _tasks(questions: Sequence[Question], setup: Setup, size: int) -> list[ShardTask]:
+def _tasks(config: BuildConfig, plan: Plan, sources: Sources) -> list[ShardTask]:
+    size, end = config.images_per_shard, plan.num_images
     return [
-        ShardTask(
-            path=setup.folder / SHARDS / shard_name(number),
-            questions=tuple(questions[start : start + size]),
-            setup=setup,
-        )
-        for number, start in enumerate(range(0, len(questions), size))
+        ShardTask(config.out, plan.fingerprint, number, first, min(first + size, end), sources)
+        for number, first in enumerate(range(0, end, size))
     ]
 
 
-def _refuse_failures(folder: Path, records: Sequence[ShardRecord]) -> None:
+def _refuse_failures(finished: Iterable[ShardTask]) -> None:
     """A strict build does not go on from shards that a lenient one made without some image."""
-    for record in records:
-        for image, reason in record.failed.items():
-            raise InputError(f"{folder / SHARDS / record.name}: lacks {image}: {reason}")
+    for task in sorted(finished, key=lambda task: task.number):
+        record = finished_record(task.path, task.fingerprint)
+        for image, reason in (record.failed if record else {}).items():
+            raise InputError(f"{task.path}: lacks {image}: {reason}")
 
 
-def _finish(
-    folder: Path, plan: Plan, records: Sequence[ShardRecord], say: Callable[[str], None]
-) -> None:
-    for left in (folder / SHARDS).glob(".*.tmp"):
-        left.unlink(missing_ok=True)
-    failed = {image: reason for record in records for image, reason in record.failed.items()}
-    counts = {
-        "images": sum(len(record.images) for record in records),
-        "pairs": sum(record.pairs for record in records),
-        "regions": sum(record.regions for record in records),
-        "shards": len(records),
-        "failed": len(failed),
-    }
-    write_json(
-        folder / MANIFEST,
-        {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": plan.fingerprint,
-            "parts": plan.parts,
-            "layout": plan.layout,
-            "counts": counts,
-            "failed": failed,
-            "shards": [record.to_dict() for record in records],
-        },
-    )
+def _tell_completion(folder: Path, completion: Completion, say: Callable[[str], None]) -> None:
+    counts, failed = completion.counts, completion.failed
+    assert counts is not None
     say(
         f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
         f" {counts['regions']} regions, {counts['shards']} shards"
@@ -225,4 +197,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value

@@ -17,7 +17,8 @@ from dask.callbacks import Callback
 
 from pipeline.errors import InputError
 from pipeline.progress import Progress
-from teacher_cache.shards import ShardTask, forget_models, make_shard
+from teacher_cache.shards import ShardTask, make_shard
+from teacher_cache.sources import forget_sources
 from teacher_cache.writer import ShardRecord
 
 
@@ -37,7 +38,7 @@ def run_tasks(
     if workers == 0:
         calls = [_call(task, partial(make_shard, task, progress.advance)) for task in tasks]
         return dask.compute(*calls, scheduler="synchronous")
-    forget_models()
+    forget_sources()
     calls = [_call(task, partial(make_shard, task)) for task in tasks]
     threads = max(1, (os.cpu_count() or 1) // workers)
     # Spawned, because forked copies of a process that ran torch's thread pools can hang.

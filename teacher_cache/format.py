@@ -17,6 +17,7 @@ MANIFEST = "manifest.json"
 PLAN = "build.json"
 TEACHER = "teacher.h5"
 SHARDS = "shards"
+LOCK = ".lock"
 
 # Pixels and scores are float32; what a model answered is float16, half the bytes of a folder.
 PAIR_DATASETS: dict[str, np.dtype] = {

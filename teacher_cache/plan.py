@@ -13,6 +13,7 @@ from pipeline.vocabulary import Vocabulary
 from teacher_cache.answering import AskingConfig
 from teacher_cache.format import (
     FORMAT_VERSION,
+    LOCK,
     MANIFEST,
     PLAN,
     SHARDS,
@@ -20,8 +21,8 @@ from teacher_cache.format import (
     fingerprint_of,
     read_manifest,
 )
+from teacher_cache.models import Models
 from teacher_cache.prompts import Prompts
-from teacher_cache.shards import Models
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Plan:
     Attributes:
         parts: what goes into the fingerprint.
         layout: what decides how the answers lie in files, but not the answers.
+        num_images: images of the dataset part.
         settings: the resolved configuration, for people.
     """
 
     parts: dict[str, Any]
     layout: dict[str, Any]
+    num_images: int
     settings: dict[str, Any]
 
     @cached_property
@@ -84,8 +87,16 @@ def fingerprint_parts(
     }
 
 
-def claim_folder(folder: Path, plan: Plan) -> bool:
+def claim_folder(folder: Path, plan: Plan, shared: bool = False) -> bool:
     """Takes a new folder for a plan, or one in which the same plan was begun.
+
+    Of several builders that begin at the same instant, one writes its plan and the others follow
+    it, or are refused.
+
+    Args:
+        folder: the cache, or what is to become one.
+        plan: what is to be built.
+        shared: others may be building in the folder; their `build.json` stays as it is.
 
     Returns:
         Whether the folder holds the finished cache already.
@@ -93,33 +104,67 @@ def claim_folder(folder: Path, plan: Plan) -> bool:
     Raises:
         InputError: the folder holds something else, or a cache of other settings.
     """
-    manifest = folder / MANIFEST
+    if is_finished(folder, plan):
+        return True
     begun = folder / PLAN
-    if manifest.is_file():
-        held = read_manifest(folder)
-        _same(folder, held["parts"], plan.parts)
-        _same(folder, held.get("layout", {}), plan.layout)
-        return all((folder / SHARDS / shard["name"]).is_file() for shard in held["shards"])
-    if begun.is_file():
-        held = read_json(begun)
-        if not isinstance(held, dict) or not isinstance(held.get("parts"), dict):
-            raise InputError(f"{begun}: expected the plan of a build, found something else")
-        _same(folder, held["parts"], plan.parts)
-        _same(folder, held.get("layout", {}), plan.layout)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not begun.is_file() and folder.exists() and not _is_fresh(folder):
         raise InputError(f"{folder}: expected a new or empty folder, found something else in it")
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-    write_json(
-        begun,
-        {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": plan.fingerprint,
-            "parts": plan.parts,
-            "layout": plan.layout,
-            "settings": plan.settings,
-        },
-    )
+    value = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": plan.fingerprint,
+        "parts": plan.parts,
+        "layout": plan.layout,
+        "images": plan.num_images,
+        "settings": plan.settings,
+    }
+    write_json(begun, value, once=True)
+    held = read_plan(folder)
+    _same(folder, held["parts"], plan.parts)
+    _same(folder, held["layout"], plan.layout)
+    if held != value and not shared:
+        write_json(begun, value)
     return False
+
+
+def is_finished(folder: Path, plan: Plan) -> bool:
+    """Whether a folder holds the planned cache, all of it.
+
+    Raises:
+        InputError: it holds a finished cache of other settings.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    held = read_manifest(folder)
+    _same(folder, held["parts"], plan.parts)
+    _same(folder, held.get("layout", {}), plan.layout)
+    return all((folder / SHARDS / shard["name"]).is_file() for shard in held["shards"])
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What `build.json` says.
+
+    Raises:
+        InputError: missing, or not the plan of a build.
+    """
+    path = folder / PLAN
+    plan = read_json(path)
+    fields = {"fingerprint": str, "parts": dict, "layout": dict}
+    if not isinstance(plan, dict) or not all(
+        isinstance(plan.get(name), kind) for name, kind in fields.items()
+    ):
+        raise InputError(f"{path}: expected the plan of a build, found something else")
+    return plan
+
+
+def _is_fresh(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a builder leaves that was stopped at its start."""
+    return folder.is_dir() and all(
+        path.name == LOCK
+        or (path.name == SHARDS and path.is_dir() and not any(path.iterdir()))
+        or (path.name.startswith(f".{PLAN}.") and path.suffix == ".tmp")
+        for path in folder.iterdir()
+    )
 
 
 def _same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

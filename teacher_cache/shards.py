@@ -6,105 +6,84 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from pipeline.vocabulary import Vocabulary
-from teacher_cache.answering import AskingConfig, Panel, ask
-from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
-from teacher_cache.decoding import Question
-from teacher_cache.detectors import Detector, DetectorConfig
-from teacher_cache.format import TEACHER
+from pipeline.errors import InputError
+from teacher_cache.answering import Panel, ask
+from teacher_cache.format import SHARDS, TEACHER, differing_parts, shard_name
+from teacher_cache.plan import read_plan
 from teacher_cache.reader import read_teacher
+from teacher_cache.sources import Opened, Sources, opened_here
 from teacher_cache.writer import ShardRecord, finished_record, write_shard
 
 
-@dataclass(frozen=True, eq=False)
-class Setup:
-    """What all shards of a build share.
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to be made. Images and models stay out of it, so that thousands of tasks are small.
 
     Attributes:
         folder: the cache.
         fingerprint: of the cache.
-        vocabulary: of the dataset.
-        detector, clip: which models.
-        asking: how images go through them.
-        device: where they run.
+        number: of the shard.
+        first, end: its range of the dataset's images.
+        sources: where images and models are found.
     """
 
     folder: Path
     fingerprint: str
-    vocabulary: Vocabulary
-    detector: DetectorConfig
-    clip: ClipConfig
-    asking: AskingConfig
-    device: str
+    number: int
+    first: int
+    end: int
+    sources: Sources
 
+    @property
+    def path(self) -> Path:
+        return self.folder / SHARDS / shard_name(self.number)
 
-@dataclass(frozen=True, eq=False)
-class ShardTask:
-    """A shard to be made: where, and of which images."""
-
-    path: Path
-    questions: tuple[Question, ...]
-    setup: Setup
-
-
-@dataclass(frozen=True, eq=False)
-class Models:
-    """The frozen models of a build."""
-
-    detector: Detector
-    clip: ClipTeacher
-
-
-# A process works for one cache at a time; its models stay loaded between shards.
-_loaded: dict[tuple[DetectorConfig, ClipConfig, str, str], Models] = {}
-
-
-def load_models(setup: Setup) -> Models:
-    """This process's models, loaded when first asked for.
-
-    Raises:
-        InputError: a model or its weights cannot be loaded.
-    """
-    key = (setup.detector, setup.clip, setup.vocabulary.digest(), setup.device)
-    if key not in _loaded:
-        device = torch.device(setup.device)
-        _loaded.clear()
-        _loaded[key] = Models(
-            Detector(setup.detector, setup.vocabulary, device), ClipTeacher(setup.clip, device)
-        )
-    return _loaded[key]
-
-
-def forget_models() -> None:
-    """Frees this process's models, where others do the work."""
-    _loaded.clear()
+    def __len__(self) -> int:
+        return self.end - self.first
 
 
 def make_shard(task: ShardTask, report: Callable[[int], None] | None = None) -> ShardRecord:
-    """Asks about the shard's images and writes the answers.
+    """Asks about the shard's images and writes the answers, unless they are there.
 
     Args:
         task: the shard.
         report: told how many images are done, batch by batch.
 
     Raises:
-        InputError: an image cannot be read and the build is strict, or a model cannot be loaded.
+        InputError: an image cannot be read and the build is strict, a model cannot be loaded, or
+            this process finds other sources than the builder did.
     """
-    setup = task.setup
-    models = load_models(setup)
-    text = read_teacher(setup.folder / TEACHER, setup.fingerprint)
-    panel = Panel(models.detector, models.clip, text, setup.vocabulary)
-    answers, failed = ask(task.questions, panel, setup.asking, report or (lambda count: None))
+    opened = opened_here(task.sources)
+    _check(task, opened)
+    # Whoever made this shard may have been stopped before telling so.
+    record = finished_record(task.path, task.fingerprint)
+    if record is not None:
+        if report is not None:
+            report(len(task))
+        return record
+    models, vocabulary = opened.models, opened.subject.vocabulary
+    text = read_teacher(task.folder / TEACHER, task.fingerprint)
+    panel = Panel(models.detector, models.clip, text, vocabulary)
+    questions = opened.subject.questions[task.first : task.end]
+    answers, failed = ask(questions, panel, task.sources.asking, report or (lambda count: None))
     write_shard(
         task.path,
-        setup.fingerprint,
+        task.fingerprint,
         list(answers),
         list(answers.values()),
         failed,
-        setup.vocabulary.num_verbs,
+        vocabulary.num_verbs,
     )
-    record = finished_record(task.path, setup.fingerprint)
+    record = finished_record(task.path, task.fingerprint)
     assert record is not None
     return record
+
+
+def _check(task: ShardTask, opened: Opened) -> None:
+    """Makes sure that this process would answer as the builder meant.
+
+    Another machine may see another file under the same name, and files may change meanwhile.
+    """
+    if opened.fingerprint != task.fingerprint:
+        changes = differing_parts(read_plan(task.folder)["parts"], opened.parts)
+        raise InputError(f"{task.folder}: a worker finds other inputs than the builder ({changes})")

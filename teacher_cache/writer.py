@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,7 @@ def write_shard(
         "pairs/object_box": (4,),
         "pairs/action_probabilities": (num_verbs,),
     }
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["fingerprint"] = fingerprint
+    with _new_file(path, fingerprint) as file:
         file.create_dataset(IMAGE_ID, data=list(image_ids), dtype=TEXT)
         file.create_dataset(FAILED_ID, data=list(failed), dtype=TEXT)
         file.create_dataset(FAILED_REASON, data=list(failed.values()), dtype=TEXT)
@@ -115,17 +114,42 @@ def write_shard(
 
 
 def write_teacher(path: Path, fingerprint: str, text: TeacherText) -> None:
-    """Writes `teacher.h5`: what is needed to ask new questions of stored image embeddings."""
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["fingerprint"] = fingerprint
+    """Writes `teacher.h5`: what is needed to ask new questions of stored image embeddings.
+
+    Of several writers at the same instant the first one wins, so that all ask with one text.
+    """
+    with _new_file(path, fingerprint, once=not path.exists()) as file:
         file.attrs["logit_scale"] = text.logit_scale
         file.create_dataset("prompts", data=[list(row) for row in text.prompts], dtype=TEXT)
         file.create_dataset("text_embeddings", data=text.embeddings.astype(np.float32))
 
 
+@contextmanager
+def _new_file(path: Path, fingerprint: str, once: bool = False) -> Iterator[h5py.File]:
+    """An HDF5 file that is put together in memory: HDF5 itself does not survive a full disk."""
+    with h5py.File(path.name, "w", driver="core", backing_store=False, libver="v110") as file:
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["fingerprint"] = fingerprint
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    with replacing(path, once) as temporary:
+        temporary.write_bytes(image)
+
+
+def is_finished_shard(path: Path, fingerprint: str) -> bool:
+    """Whether a complete shard of this cache is there; a file's name says complete."""
+    return _contents(path, fingerprint) is not None
+
+
 def finished_record(path: Path, fingerprint: str) -> ShardRecord | None:
     """The record of a shard on disk; None where there is no finished one of this cache."""
+    contents = _contents(path, fingerprint)
+    return contents and replace(contents, sha256=sha256_of_file(path))
+
+
+def _contents(path: Path, fingerprint: str) -> ShardRecord | None:
+    """A record without its checksum, which takes reading all of the file."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             if (
@@ -140,7 +164,7 @@ def finished_record(path: Path, fingerprint: str) -> ShardRecord | None:
             regions = len(file[REGION_BOX])
     except (OSError, KeyError):
         return None
-    return ShardRecord(path.name, sha256_of_file(path), images, pairs, regions, failed)
+    return ShardRecord(path.name, "", images, pairs, regions, failed)
 
 
 def _joined(arrays: Sequence[np.ndarray], width: tuple[int, ...], kind: np.dtype) -> np.ndarray:

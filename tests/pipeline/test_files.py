@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -34,6 +36,29 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
 def test_a_failed_first_write_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"not json": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_of_several_writers_the_first_wins(tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+
+        def link(*_):
+            raise OSError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "a.txt"
+    with replacing(path, once=True) as slower:
+        write_text(path, "first", once=True)
+        slower.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_by_the_files_name(tmp_path):
+    with pytest.raises(OSError, match=r"a\.txt") as caught, replacing(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.txt")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.files import write_json
-from teacher_cache.format import FORMAT_VERSION, MANIFEST, PLAN, SHARDS
-from teacher_cache.plan import Plan, claim_folder
+from teacher_cache import plan as plan_module
+from teacher_cache.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
+from teacher_cache.plan import Plan, claim_folder, read_plan
 
 PARTS = {"clip.model": "A", "person_threshold": 0.2}
 LAYOUT = {"images_per_shard": 3}
@@ -13,7 +14,7 @@ LAYOUT = {"images_per_shard": 3}
 
 @pytest.fixture
 def plan():
-    return Plan(PARTS, LAYOUT, {"device": "cpu"})
+    return Plan(PARTS, LAYOUT, 1, {"device": "cpu"})
 
 
 def finish(folder, plan, shards=("00000.h5",)):
@@ -40,7 +41,7 @@ def test_a_new_folder(tmp_path, plan, exists):
 def test_the_same_plan_goes_on(tmp_path, plan):
     claim_folder(tmp_path, plan)
     (tmp_path / SHARDS / "00000.h5").touch()
-    assert not claim_folder(tmp_path, Plan(PARTS, LAYOUT, {"device": "cuda"}))
+    assert not claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}))
     assert (tmp_path / SHARDS / "00000.h5").is_file()
 
 
@@ -56,9 +57,9 @@ def test_a_finished_cache_is_left_alone(tmp_path, plan):
 @pytest.mark.parametrize(
     "other, text",
     [
-        (Plan({**PARTS, "clip.model": "B"}, LAYOUT, {}), "clip.model: A, now B"),
-        (Plan({"clip.model": "A"}, LAYOUT, {}), "person_threshold: 0.2, now nothing"),
-        (Plan(PARTS, {"images_per_shard": 4}, {}), "images_per_shard: 3, now 4"),
+        (Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}), "clip.model: A, now B"),
+        (Plan({"clip.model": "A"}, LAYOUT, 1, {}), "person_threshold: 0.2, now nothing"),
+        (Plan(PARTS, {"images_per_shard": 4}, 1, {}), "images_per_shard: 3, now 4"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
@@ -70,6 +71,48 @@ def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
         claim_folder(tmp_path, other)
     assert text in str(caught.value)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_settings_that_decide_nothing(tmp_path, plan, shared):
+    """They are brought up to date, unless others are building by the same file."""
+    claim_folder(tmp_path, plan)
+    claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}), shared)
+    held = read_plan(tmp_path)
+    assert held["settings"] == {"device": "cpu" if shared else "cuda"}
+    assert held["images"] == 1
+
+
+def test_of_two_that_begin_at_once_the_second_follows_the_first(tmp_path, plan, monkeypatch):
+    """Both see an empty folder; the other one's plan is there when this one's is to be written."""
+    other = Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {})
+    is_fresh = plan_module._is_fresh
+
+    def meanwhile(folder):
+        monkeypatch.setattr(plan_module, "_is_fresh", is_fresh)
+        claim_folder(folder, other)
+        return True
+
+    monkeypatch.setattr(plan_module, "_is_fresh", meanwhile)
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(InputError, match=r"clip\.model: B, now A"):
+        claim_folder(tmp_path / "cache", plan)
+    assert read_plan(tmp_path / "cache")["parts"] == other.parts
+
+
+def test_what_a_builder_leaves_that_was_stopped_at_its_start(tmp_path, plan):
+    (tmp_path / SHARDS).mkdir()
+    (tmp_path / LOCK).touch()
+    (tmp_path / f".{PLAN}.0123.tmp").touch()
+    assert not claim_folder(tmp_path, plan)
+    assert read_plan(tmp_path)["parts"] == PARTS
+
+
+def test_shards_without_a_plan_are_left_alone(tmp_path, plan):
+    (tmp_path / SHARDS).mkdir()
+    (tmp_path / SHARDS / "00000.h5").touch()
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        claim_folder(tmp_path, plan)
 
 
 def test_other_folders_are_left_alone(tmp_path, plan):

@@ -1,5 +1,9 @@
+import errno
+from pathlib import Path
+
 import h5py
 import numpy as np
+import pytest
 
 from teacher_cache.format import PAIR_DATASETS
 from teacher_cache.writer import finished_record, write_shard
@@ -70,3 +74,19 @@ def test_finished_record(tmp_path, make_answers):
     assert finished_record(path, "g") is None
     path.write_bytes(path.read_bytes()[:-100])
     assert finished_record(path, "f") is None
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, make_answers, monkeypatch):
+    """HDF5 would not say which, and leave a file open that it cannot close."""
+    path = tmp_path / "00000.h5"
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"00000\.h5") as caught:
+        write_shard(path, "f", ["a"], [make_answers(2, 5)], {}, 5)
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []

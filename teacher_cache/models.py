@@ -1,0 +1,48 @@
+"""A process's frozen models, loaded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.devices import resolve_device
+from pipeline.vocabulary import Vocabulary
+from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
+from teacher_cache.detectors import Detector, DetectorConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The frozen models of a build."""
+
+    detector: Detector
+    clip: ClipTeacher
+
+
+# A process works for one cache at a time; its models stay loaded between shards.
+_loaded: dict[tuple[DetectorConfig, ClipConfig, str, str], Models] = {}
+
+
+def load_models(
+    detector: DetectorConfig, clip: ClipConfig, vocabulary: Vocabulary, device: str
+) -> Models:
+    """This process's models, loaded when first asked for.
+
+    Args:
+        detector, clip: which models.
+        vocabulary: of the dataset.
+        device: auto, cpu or cuda[:i].
+
+    Raises:
+        InputError: no such device, or a model or its weights cannot be loaded.
+    """
+    where = resolve_device(device)
+    key = (detector, clip, vocabulary.digest(), str(where))
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = Models(Detector(detector, vocabulary, where), ClipTeacher(clip, where))
+    return _loaded[key]
+
+
+def forget_models() -> None:
+    """Frees this process's models, where others do the work."""
+    _loaded.clear()
