@@ -63,6 +63,7 @@ class ClipTeacher:
         device: where to run.
 
     Attributes:
+        device: as given.
         name: identifies the architecture: open_clip's name, or a digest of a folder's settings.
         image_size: side of the square input in pixels.
         mean, std: per-channel values of the normalisation, for pixels in [0, 1].
@@ -77,7 +78,7 @@ class ClipTeacher:
     def __init__(self, config: ClipConfig, device: torch.device) -> None:
         model, self._tokenizer = _load(config)
         self._model = model.eval().to(device)
-        self._device = device
+        self.device = device
         settings = open_clip.get_model_preprocess_cfg(model)
         self.name = _name(config)
         self.image_size = _side(settings["size"], self.name)
@@ -91,9 +92,13 @@ class ClipTeacher:
     @torch.inference_mode()
     def encode_images(self, images: np.ndarray) -> np.ndarray:
         """(N, S, S, 3) uint8 RGB regions -> (N, D) float32 normalised embeddings."""
-        pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float().div_(255)
-        features = self._model.encode_image((pixels - self._mean) / self._std, normalize=True)
-        return features.float().cpu().numpy()
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        return self.encode_pixels((pixels - self._mean) / self._std)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> np.ndarray:
+        """(N, 3, S, S) float32 normalised pixels -> (N, D) float32 normalised embeddings."""
+        return self._model.encode_image(pixels, normalize=True).float().cpu().numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -104,7 +109,7 @@ class ClipTeacher:
         """
         parts = [
             self._model.encode_text(
-                self._tokenizer(list(texts[start : start + TEXT_BATCH])).to(self._device),
+                self._tokenizer(list(texts[start : start + TEXT_BATCH])).to(self.device),
                 normalize=True,
             )
             for start in range(0, len(texts), TEXT_BATCH)

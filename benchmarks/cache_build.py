@@ -1,0 +1,171 @@
+"""How close a cache build comes to what CLIP's image tower does on ready tensors in memory.
+
+Makes a folder of photographs-sized JPEGs, then lets the tower encode ready tensors and the build
+answer about the pictures in turns, both for the same regions, and prints the ratio as JSON. The
+detector is left out on both sides: every picture brings its pairs along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.devices import resolve_device
+from pipeline.types import Pairs
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.world.scene import draw_scene
+from teacher_cache.answering import AskingConfig, Panel, ask
+from teacher_cache.clip_teacher import ClipConfig, ClipTeacher, build_clip, save_clip
+from teacher_cache.decoding import Question
+from teacher_cache.pairing import ANNOTATED, FoundBoxes
+from teacher_cache.prompts import embed_prompts, interaction_prompts
+from teacher_cache.reader import TeacherText
+from teacher_cache.world_models.teacher import CONTEXT_LENGTH, MEAN, STD, clip_config
+from teacher_cache.world_models.tokenizer import WordTokenizer
+from teacher_cache.writer import write_shard
+
+SIZE = (640, 480)
+WORLD = "world"
+
+
+class NoDetector:
+    """Finds nothing, so that only the pairs that a picture brings along are asked about."""
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[FoundBoxes]:
+        nothing = FoundBoxes(
+            np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        )
+        return [nothing] * len(images)
+
+
+def make_pictures(folder: Path, count: int, pairs: int, vocabulary: Vocabulary) -> list[Question]:
+    """Pictures of 640x480 with a person and so many other things each."""
+    rng = np.random.default_rng(0)
+    questions = []
+    for index in range(count):
+        drawn, _ = draw_scene(0, "models", index)
+        pixels = np.asarray(drawn.resize(SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+        grainy = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
+        path = folder / f"{index:05d}.jpg"
+        Image.fromarray(grainy).save(path, quality=90)
+        middle = rng.uniform([0.2, 0.2], [0.8, 0.8], (pairs + 1, 2)) * SIZE
+        half = rng.uniform(0.05, 0.25, (pairs + 1, 2)) * SIZE
+        boxes = np.concatenate([middle - half, middle + half], axis=1).clip(0, [*SIZE, *SIZE])
+        questions.append(
+            Question(
+                path.name,
+                path,
+                Pairs(
+                    human_boxes=np.repeat(boxes[:1], pairs, axis=0).astype(np.float32),
+                    object_boxes=boxes[1:].astype(np.float32),
+                    object_labels=rng.integers(1, vocabulary.num_objects, pairs),
+                    human_scores=np.ones(pairs, np.float32),
+                    object_scores=np.ones(pairs, np.float32),
+                    sources=np.full(pairs, ANNOTATED, np.uint8),
+                ),
+            )
+        )
+    return questions
+
+
+def open_model(folder: Path, name: str, weights: str | None, device: str) -> ClipTeacher:
+    """The asked model; without weights, the architecture with random ones."""
+    place = resolve_device(device)
+    if name == WORLD:
+        words = sorted(
+            {w for row in interaction_prompts(load_vocabulary(WORLD)) for w in row[0].split()}
+        )
+        tokenizer = WordTokenizer(words, 10)
+        config = clip_config(tokenizer)
+        model = build_clip(config, torch.Generator().manual_seed(0))
+        save_clip(folder, model, config, {"mean": list(MEAN), "std": list(STD)}, tokenizer)
+        return ClipTeacher(ClipConfig(str(folder)), place)
+    if weights is None:
+        import open_clip
+
+        file = folder / "random.pt"
+        folder.mkdir(parents=True)
+        torch.save(open_clip.create_model(name).state_dict(), file)
+        weights = str(file)
+    return ClipTeacher(ClipConfig(name, weights), place)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Both sides in turns."""
+    vocabulary = load_vocabulary(WORLD)
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    questions = make_pictures(pictures, options.images, options.pairs, vocabulary)
+    clip = open_clip_model(
+        folder / "clip", options.clip_model, options.clip_weights, options.device
+    )
+    batch = options.batch_size or clip.batch_size
+    prompts = interaction_prompts(vocabulary)
+    text = TeacherText(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
+    panel = Panel(NoDetector(), clip, text, vocabulary)
+    asking = AskingConfig(regions_per_batch=batch)
+    regions = options.images * options.pairs
+    ready = torch.randn(batch, 3, clip.image_size, clip.image_size, device=clip.device)
+
+    def tower() -> None:
+        for start in range(0, regions, batch):
+            clip.encode_pixels(ready[: regions - start])
+
+    def build() -> None:
+        answers, failed = ask(questions, panel, asking, lambda count: None)
+        write_shard(folder / "shard.h5", "0" * 64, list(answers), list(answers.values()), failed,
+                    vocabulary.num_verbs)  # fmt: skip
+
+    times: dict[str, list[float]] = {"tower": [], "build": []}
+    sides: list[tuple[str, Callable[[], None]]] = [("tower", tower), ("build", build)]
+    ask(questions[: max(1, options.images // 10)], panel, asking, lambda count: None)
+    clip.encode_pixels(ready)
+    for turn in range(options.turns):
+        for name, work in sides if turn % 2 == 0 else sides[::-1]:
+            started = time.perf_counter()
+            work()
+            if clip.device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - started)
+    best = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return {
+        "clip": options.clip_model,
+        "device": str(clip.device),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch,
+        "images": options.images,
+        "regions": regions,
+        "tower_regions_per_second": round(regions / best["tower"], 1),
+        "build_regions_per_second": round(regions / best["build"], 1),
+        "ratio": round(best["tower"] / best["build"], 3),
+        "seconds": {name: [round(s, 2) for s in seconds] for name, seconds in times.items()},
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clip-model", default="ViT-B-32", help="open_clip's name, or world")
+    parser.add_argument("--clip-weights", help="tag or file; default: random weights")
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=15, help="per image")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(options, Path(folder)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
