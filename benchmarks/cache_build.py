@@ -82,10 +82,9 @@ def open_model(folder: Path, name: str, weights: str | None, device: str) -> Cli
     """The asked model; without weights, the architecture with random ones."""
     place = resolve_device(device)
     if name == WORLD:
-        words = sorted(
-            {w for row in interaction_prompts(load_vocabulary(WORLD)) for w in row[0].split()}
-        )
-        tokenizer = WordTokenizer(words, 10)
+        prompts = interaction_prompts(load_vocabulary(WORLD))
+        words = sorted({word for (prompt,) in prompts for word in prompt.split()})
+        tokenizer = WordTokenizer(words, CONTEXT_LENGTH)
         config = clip_config(tokenizer)
         model = build_clip(config, torch.Generator().manual_seed(0))
         save_clip(folder, model, config, {"mean": list(MEAN), "std": list(STD)}, tokenizer)
@@ -106,9 +105,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pictures = folder / "pictures"
     pictures.mkdir()
     questions = make_pictures(pictures, options.images, options.pairs, vocabulary)
-    clip = open_clip_model(
-        folder / "clip", options.clip_model, options.clip_weights, options.device
-    )
+    clip = open_model(folder / "clip", options.clip_model, options.clip_weights, options.device)
     batch = options.batch_size or clip.batch_size
     prompts = interaction_prompts(vocabulary)
     text = TeacherText(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
