@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.errors import InputError, bad_field
 from pipeline.files import read_json, sha256_of_json
 from pipeline.types import Pairs
+from pipeline.vocabulary import SHIPPED, Vocabulary, from_dict, load_vocabulary
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -48,8 +49,8 @@ class ImageAnswers:
             not go with the object. They were stored as float16.
         regions: (P,) int64, every pair's row of `region_boxes`.
         region_boxes: (R, 4) float32, xyxy, pixels of the original image: the distinct union boxes.
-        embeddings: (R, D) float32, normalised image embeddings of the regions; None in a cache
-            without them.
+        embeddings: (R, D) normalised image embeddings of the regions, as stored: float16 and
+            read-only when they come from a cache; None in a cache without them.
     """
 
     pairs: Pairs
@@ -84,6 +85,34 @@ def shown(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
     return text[:12] if is_digest else text if len(text) <= 60 else text[:57] + "..."
+
+
+def plain_vocabulary(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The words that answers are about, as a manifest holds them."""
+    value = vocabulary.to_dict()
+    return {key: value[key] for key in ("name", "objects", "verbs", "interactions")}
+
+
+def held_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
+    """The vocabulary in a manifest or a plan.
+
+    Args:
+        file: named in errors.
+        value: its content; early ones hold the digest only, which may be a shipped vocabulary's.
+
+    Raises:
+        InputError: none, or one with another digest than the fingerprint's part.
+    """
+    digest = value["parts"].get("vocabulary")
+    if "vocabulary" in value:
+        held = from_dict(value["vocabulary"], file)
+        if held.digest() != digest:
+            raise bad_field(file, "vocabulary", "the one whose digest stands in parts", held.name)
+        return held
+    for shipped in map(load_vocabulary, SHIPPED):
+        if shipped.digest() == digest:
+            return shipped
+    raise bad_field(file, "vocabulary", "the words that the answers are about", "none")
 
 
 def check_version(file: Path, version: Any) -> None:

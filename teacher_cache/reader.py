@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
+import resource
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.types import Pairs
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.format import (
+    MANIFEST,
     PAIR_DATASETS,
     PAIR_OFFSETS,
     REGION_BOX,
@@ -22,13 +21,28 @@ from teacher_cache.format import (
     SHARDS,
     TEACHER,
     ImageAnswers,
-    check_version,
     differing_parts,
+    held_vocabulary,
     read_manifest,
 )
+from teacher_cache.mapping import (
+    DAMAGE,
+    ShardLayout,
+    damaged,
+    map_shard,
+    open_finished,
+    read_layout,
+)
 
-# Every open shard holds one file descriptor; some systems allow 256 to a process.
-MAX_OPEN_SHARDS = 64
+
+def _open_files_allowed() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit if limit != resource.RLIM_INFINITY else 1 << 20
+
+
+# Every mapped shard holds one file descriptor; systems allow a process 256 and more, and the rest
+# of it keeps three quarters.
+MAX_OPEN_SHARDS = min(1024, max(16, _open_files_allowed() // 4))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +81,7 @@ class TeacherCache:
             for shard, entry in enumerate(self.manifest["shards"])
             for row, image_id in enumerate(entry["images"])
         }
+        self._layouts: dict[int, ShardLayout] = {}
         self._open: dict[int, dict[str, np.ndarray]] = {}
 
     @property
@@ -83,15 +98,31 @@ class TeacherCache:
         """Why an image could not be read, by image id."""
         return self.manifest["failed"]
 
+    @property
+    def num_shards(self) -> int:
+        return len(self.manifest["shards"])
+
     @cached_property
     def teacher(self) -> TeacherText:
         """Prompts, their embeddings and the temperature."""
         return read_teacher(self.path / TEACHER, self.fingerprint)
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the answers are about.
+
+        Raises:
+            InputError: the manifest holds none (early caches), and no shipped one is it.
+        """
+        return held_vocabulary(self.path / MANIFEST, self.manifest)
+
     def check(
-        self, vocabulary: Vocabulary | None = None, annotations_digest: str | None = None
+        self,
+        vocabulary: Vocabulary | None = None,
+        annotations_digest: str | None = None,
+        part: str | None = None,
     ) -> None:
-        """Makes sure that the cache was made for this vocabulary and this annotation file.
+        """Makes sure that the cache was made for this vocabulary, annotation file and part of it.
 
         Raises:
             InputError: it was not; says which part differs.
@@ -101,6 +132,8 @@ class TeacherCache:
             wanted["vocabulary"] = vocabulary.digest()
         if annotations_digest is not None:
             wanted["annotations"] = annotations_digest
+        if part is not None:
+            wanted["part"] = part
         held = {name: self.manifest["parts"].get(name) for name in wanted}
         changes = differing_parts(held, wanted)
         if changes:
@@ -120,15 +153,13 @@ class TeacherCache:
             InputError: the image's shard is missing or damaged.
         """
         shard, row = self._places[image_id]
-        arrays = self._arrays(shard)
+        arrays = self.arrays(shard)
         first, end = arrays[PAIR_OFFSETS][row : row + 2].tolist()
         part = {name: arrays[name][first:end] for name in PAIR_DATASETS}
         rows = part["pairs/region"].astype(np.int64)
         # An image's regions stand together, in the order in which its pairs need them.
         first_region, end_region = (int(rows.min()), int(rows.max()) + 1) if end > first else (0, 0)
         embeddings = arrays.get(REGION_EMBEDDING)
-        if embeddings is not None:
-            embeddings = embeddings[first_region:end_region].astype(np.float32)
         return ImageAnswers(
             pairs=Pairs(
                 human_boxes=part["pairs/human_box"].copy(),
@@ -141,70 +172,47 @@ class TeacherCache:
             probabilities=part["pairs/action_probabilities"].astype(np.float32),
             regions=rows - first_region,
             region_boxes=arrays[REGION_BOX][first_region:end_region].copy(),
-            embeddings=embeddings,
+            embeddings=None if embeddings is None else embeddings[first_region:end_region],
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+    def __reduce__(self) -> tuple[type[TeacherCache], tuple[Path]]:
+        return type(self), (self.path,)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+    def layout(self, shard: int) -> ShardLayout:
+        """What lies where in the shard of this number; read once.
 
-    def _arrays(self, shard: int) -> dict[str, np.ndarray]:
+        Raises:
+            InputError: the shard is missing, damaged, or not the one of the manifest.
+        """
+        layout = self._layouts.get(shard)
+        if layout is None:
+            path = self._shard_path(shard)
+            layout = self._layouts[shard] = read_layout(path, self.fingerprint)
+            if layout.images != tuple(self.manifest["shards"][shard]["images"]):
+                raise InputError(f"{path}: expected the images of {MANIFEST}, found others")
+        return layout
+
+    def arrays(self, shard: int) -> dict[str, np.ndarray]:
+        """A shard's arrays by name, mapped and read-only, the regions numbered within the shard.
+
+        Raises:
+            InputError: the shard is missing, damaged, or not the one of the manifest.
+        """
         arrays = self._open.get(shard)
         if arrays is None:
-            path = self.path / SHARDS / self.manifest["shards"][shard]["name"]
-            arrays = map_shard(path, self.fingerprint)
+            arrays = map_shard(self._shard_path(shard), self.layout(shard))
             self._open[shard] = arrays
             if len(self._open) > MAX_OPEN_SHARDS:
-                del self._open[next(iter(self._open))]
+                self._open.pop(next(iter(self._open)), None)
         return arrays
+
+    def _shard_path(self, shard: int) -> Path:
+        return self.path / SHARDS / self.manifest["shards"][shard]["name"]
 
 
 def open_cache(path: Path | str) -> TeacherCache:
     """Opens a finished cache folder; see `TeacherCache`."""
     return TeacherCache(path)
-
-
-def map_shard(path: Path, fingerprint: str) -> dict[str, np.ndarray]:
-    """A shard's numeric datasets by name, as views of the mapped file.
-
-    HDF5 tells where each contiguous dataset begins and is closed again; reading then costs
-    microseconds, where every read through HDF5 would cost a lock and a selection.
-
-    Raises:
-        InputError: missing, damaged, or of another cache.
-    """
-    try:
-        # Finished shards are never written again, so the lock that HDF5 takes by default (and
-        # that some network file systems refuse) protects nothing.
-        with h5py.File(path, "r", locking=False) as file:
-            check_version(path, int(file.attrs.get("format_version", 0)))
-            if file.attrs.get("fingerprint") != fingerprint:
-                raise InputError(f"{path}: the shard belongs to another cache")
-            names = [PAIR_OFFSETS, *PAIR_DATASETS, REGION_BOX]
-            if REGION_EMBEDDING in file:
-                names.append(REGION_EMBEDDING)
-            places = {name: _place(file[name]) for name in names}
-        with open(path, "rb") as raw:
-            mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: expected a complete shard, found damage ({error})") from None
-    return {
-        name: place
-        if isinstance(place, np.ndarray)
-        else np.ndarray(place[1], place[2], buffer=mapped, offset=place[0])
-        for name, place in places.items()
-    }
-
-
-def _place(dataset: Any) -> np.ndarray | tuple[int, tuple[int, ...], np.dtype]:
-    offset = dataset.id.get_offset()
-    if offset is None or 0 in dataset.shape:
-        return dataset[()]
-    return offset, dataset.shape, dataset.dtype
 
 
 def read_teacher(path: Path, fingerprint: str) -> TeacherText:
@@ -214,14 +222,13 @@ def read_teacher(path: Path, fingerprint: str) -> TeacherText:
         InputError: missing, damaged, or of another cache.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            check_version(path, int(file.attrs.get("format_version", 0)))
-            if file.attrs.get("fingerprint") != fingerprint:
-                raise InputError(f"{path}: the file belongs to another cache")
+        with open_finished(path, fingerprint) as file:
             return TeacherText(
                 prompts=tuple(tuple(row) for row in file["prompts"].asstr()[()].tolist()),
                 embeddings=file["text_embeddings"][()],
                 logit_scale=float(file.attrs["logit_scale"]),
             )
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: expected the teacher's texts, found damage ({error})") from None
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise damaged(path, error) from None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.files import replacing, sha256_of_file
 from teacher_cache.format import (
     FAILED_ID,
@@ -23,9 +24,11 @@ from teacher_cache.format import (
     REGION_EMBEDDING,
     ImageAnswers,
 )
+from teacher_cache.mapping import NUMBERS, read_layout
 from teacher_cache.reader import TeacherText
 
-TEXT = h5py.string_dtype("utf-8")
+# Mapped arrays of up to eight bytes a number begin where processors like to read them.
+STYLE = {"libver": "v110", "alignment_threshold": 1, "alignment_interval": 8}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ShardRecord:
 
     Attributes:
         name: file name.
-        sha256: of the file.
+        sha256, size: of the file; in bytes.
         images: ids of the images with answers.
         pairs, regions: how many rows.
         failed: reasons by id of images that could not be read.
@@ -42,6 +45,7 @@ class ShardRecord:
 
     name: str
     sha256: str
+    size: int
     images: tuple[str, ...]
     pairs: int
     regions: int
@@ -52,6 +56,7 @@ class ShardRecord:
         return {
             "name": self.name,
             "sha256": self.sha256,
+            "bytes": self.size,
             "pairs": self.pairs,
             "regions": self.regions,
             "images": list(self.images),
@@ -63,10 +68,10 @@ def write_shard(
     fingerprint: str,
     image_ids: Sequence[str],
     answers: Sequence[ImageAnswers],
-    failed: dict[str, str],
+    failed: Mapping[str, str],
     num_verbs: int,
 ) -> None:
-    """Writes one shard; datasets are contiguous, so that readers can map them.
+    """Writes one shard from what is known of its images.
 
     Args:
         path: where; the file appears complete or not at all.
@@ -76,41 +81,53 @@ def write_shard(
         failed: reasons by id of the shard's images that could not be read.
         num_verbs: V, for shards without any pair.
     """
-    counts = [len(answer.pairs) for answer in answers]
-    region_counts = [len(answer.region_boxes) for answer in answers]
-    first_regions = np.cumsum([0, *region_counts])
-    columns = {
-        "pairs/human_box": [answer.pairs.human_boxes for answer in answers],
-        "pairs/object_box": [answer.pairs.object_boxes for answer in answers],
-        "pairs/human_score": [answer.pairs.human_scores for answer in answers],
-        "pairs/object_score": [answer.pairs.object_scores for answer in answers],
-        "pairs/object_label": [answer.pairs.object_labels for answer in answers],
-        "pairs/source": [answer.pairs.sources for answer in answers],
-        "pairs/region": [
-            answer.regions + first
-            for answer, first in zip(answers, first_regions[:-1], strict=True)
-        ],
-        "pairs/action_probabilities": [answer.probabilities for answer in answers],
+    pairs = [answer.pairs for answer in answers]
+    first_regions = np.cumsum([0, *(len(answer.region_boxes) for answer in answers)])
+    regions = [
+        answer.regions + first for answer, first in zip(answers, first_regions[:-1], strict=True)
+    ]
+    columns: dict[str, tuple[Sequence[np.ndarray], tuple[int, ...]]] = {
+        "pairs/human_box": ([each.human_boxes for each in pairs], (4,)),
+        "pairs/object_box": ([each.object_boxes for each in pairs], (4,)),
+        "pairs/human_score": ([each.human_scores for each in pairs], ()),
+        "pairs/object_score": ([each.object_scores for each in pairs], ()),
+        "pairs/object_label": ([each.object_labels for each in pairs], ()),
+        "pairs/source": ([each.sources for each in pairs], ()),
+        "pairs/region": (regions, ()),
+        "pairs/action_probabilities": ([each.probabilities for each in answers], (num_verbs,)),
+        REGION_BOX: ([each.region_boxes for each in answers], (4,)),
     }
-    widths: dict[str, tuple[int, ...]] = {
-        "pairs/human_box": (4,),
-        "pairs/object_box": (4,),
-        "pairs/action_probabilities": (num_verbs,),
-    }
+    embeddings = [each.embeddings for each in answers if each.embeddings is not None]
+    if embeddings:
+        columns[REGION_EMBEDDING] = (embeddings, (embeddings[0].shape[1],))
+    arrays = {name: _joined(parts, width) for name, (parts, width) in columns.items()}
+    arrays[PAIR_OFFSETS] = np.cumsum([0, *map(len, pairs)])
+    write_arrays(path, fingerprint, image_ids, failed, arrays)
+
+
+def write_arrays(
+    path: Path,
+    fingerprint: str,
+    image_ids: Sequence[str],
+    failed: Mapping[str, str],
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Writes one shard from its arrays; datasets are contiguous, so that readers can map them.
+
+    Args:
+        path: where; the file appears complete or not at all.
+        fingerprint: of the cache.
+        image_ids: of the images with answers.
+        failed: reasons by id of the shard's images that could not be read.
+        arrays: by name as in the format, the regions numbered within the shard.
+    """
     with _new_file(path, fingerprint) as file:
-        file.create_dataset(IMAGE_ID, data=list(image_ids), dtype=TEXT)
-        file.create_dataset(FAILED_ID, data=list(failed), dtype=TEXT)
-        file.create_dataset(FAILED_REASON, data=list(failed.values()), dtype=TEXT)
-        file.create_dataset(PAIR_OFFSETS, data=np.cumsum([0, *counts]).astype(np.int64))
-        for name, kind in PAIR_DATASETS.items():
-            file.create_dataset(name, data=_joined(columns[name], widths.get(name, ()), kind))
-        boxes = [answer.region_boxes for answer in answers]
-        file.create_dataset(REGION_BOX, data=_joined(boxes, (4,), np.dtype("<f4")))
-        embeddings = [answer.embeddings for answer in answers if answer.embeddings is not None]
-        if embeddings:
-            width = (embeddings[0].shape[1],)
-            data = _joined(embeddings, width, np.dtype("<f2"))
-            file.create_dataset(REGION_EMBEDDING, data=data)
+        file.create_dataset(IMAGE_ID, data=_texts(image_ids))
+        file.create_dataset(FAILED_ID, data=_texts(failed))
+        file.create_dataset(FAILED_REASON, data=_texts(failed.values()))
+        for name in (PAIR_OFFSETS, *PAIR_DATASETS, REGION_BOX, REGION_EMBEDDING):
+            if name in arrays:
+                file.create_dataset(name, data=arrays[name].astype(NUMBERS[name], copy=False))
 
 
 def write_teacher(path: Path, fingerprint: str, text: TeacherText) -> None:
@@ -120,14 +137,15 @@ def write_teacher(path: Path, fingerprint: str, text: TeacherText) -> None:
     """
     with _new_file(path, fingerprint, once=not path.exists()) as file:
         file.attrs["logit_scale"] = text.logit_scale
-        file.create_dataset("prompts", data=[list(row) for row in text.prompts], dtype=TEXT)
+        prompts = _texts(prompt for group in text.prompts for prompt in group)
+        file.create_dataset("prompts", data=prompts.reshape(len(text.prompts), -1))
         file.create_dataset("text_embeddings", data=text.embeddings.astype(np.float32))
 
 
 @contextmanager
 def _new_file(path: Path, fingerprint: str, once: bool = False) -> Iterator[h5py.File]:
     """An HDF5 file that is put together in memory: HDF5 itself does not survive a full disk."""
-    with h5py.File(path.name, "w", driver="core", backing_store=False, libver="v110") as file:
+    with h5py.File(path.name, "w", driver="core", backing_store=False, **STYLE) as file:
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["fingerprint"] = fingerprint
         yield file
@@ -139,35 +157,37 @@ def _new_file(path: Path, fingerprint: str, once: bool = False) -> Iterator[h5py
 
 def is_finished_shard(path: Path, fingerprint: str) -> bool:
     """Whether a complete shard of this cache is there; a file's name says complete."""
-    return _contents(path, fingerprint) is not None
+    try:
+        read_layout(path, fingerprint)
+    except InputError:
+        return False
+    return True
 
 
 def finished_record(path: Path, fingerprint: str) -> ShardRecord | None:
     """The record of a shard on disk; None where there is no finished one of this cache."""
-    contents = _contents(path, fingerprint)
-    return contents and replace(contents, sha256=sha256_of_file(path))
-
-
-def _contents(path: Path, fingerprint: str) -> ShardRecord | None:
-    """A record without its checksum, which takes reading all of the file."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            if (
-                file.attrs.get("format_version") != FORMAT_VERSION
-                or file.attrs.get("fingerprint") != fingerprint
-            ):
-                return None
-            images = tuple(file[IMAGE_ID].asstr()[()].tolist())
-            reasons = file[FAILED_REASON].asstr()[()].tolist()
-            failed = dict(zip(file[FAILED_ID].asstr()[()].tolist(), reasons, strict=True))
-            pairs = int(file[PAIR_OFFSETS][-1])
-            regions = len(file[REGION_BOX])
-    except (OSError, KeyError):
+        layout = read_layout(path, fingerprint)
+    except InputError:
         return None
-    return ShardRecord(path.name, "", images, pairs, regions, failed)
+    return ShardRecord(
+        name=path.name,
+        sha256=sha256_of_file(path),
+        size=path.stat().st_size,
+        images=layout.images,
+        pairs=layout.num_pairs,
+        regions=layout.num_regions,
+        failed=layout.failed,
+    )
 
 
-def _joined(arrays: Sequence[np.ndarray], width: tuple[int, ...], kind: np.dtype) -> np.ndarray:
-    if not arrays:
-        return np.zeros((0, *width), dtype=kind)
-    return np.concatenate(arrays).astype(kind)
+def _texts(values: Iterable[str]) -> np.ndarray:
+    """Texts of one length, padded: HDF5 keeps others in a heap, where a damaged byte can make it
+    search for ever."""
+    encoded = [value.encode() for value in values]
+    width = max([1, *map(len, encoded)])
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
+
+
+def _joined(arrays: Sequence[np.ndarray], width: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros((0, *width))

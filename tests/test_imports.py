@@ -13,7 +13,7 @@ from pipeline.toml import read_toml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "evaluation", "teacher_cache", "student")
-READER_HALF = {"format", "reader", "soft_targets"}
+READER_HALF = {"format", "mapping", "reader", "soft_targets"}
 HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
 # Third-party packages that live in one room, and that room's files.
 ROOMS = {
@@ -21,7 +21,7 @@ ROOMS = {
     "open_clip": ["teacher_cache/clip_teacher.py", "teacher_cache/world_models/"],
     "dask": ["teacher_cache/build.py", "teacher_cache/cluster.py"],
     "distributed": ["teacher_cache/cluster.py"],
-    "h5py": [f"teacher_cache/{name}.py" for name in ("format", "reader", "writer")],
+    "h5py": [f"teacher_cache/{name}.py" for name in ("mapping", "reader", "writer")],
     "scipy": ["pipeline/annotations/anno_bbox.py", "student/matcher.py"],
     "matplotlib": ["evaluation/"],
     "jinja2": ["evaluation/"],
