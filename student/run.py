@@ -105,7 +105,7 @@ def _training_images(
         print(line)
     records = dataset.records(annotations)
     cache = open_cache(config.cache)
-    cache.check(vocabulary=dataset.vocabulary, annotations_digest=annotations.digest)
+    cache.check(dataset.vocabulary, annotations.digest, part="train")
     kept = [index for index, record in enumerate(records) if record.id in cache]
     if not kept:
         raise InputError(f"{config.cache}: expected answers for training images, found none")

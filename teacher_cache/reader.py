@@ -132,9 +132,10 @@ class TeacherCache:
             wanted["vocabulary"] = vocabulary.digest()
         if annotations_digest is not None:
             wanted["annotations"] = annotations_digest
-        if part is not None:
+        parts = self.manifest["parts"]
+        if part is not None and "part" in parts:
             wanted["part"] = part
-        held = {name: self.manifest["parts"].get(name) for name in wanted}
+        held = {name: parts.get(name) for name in wanted}
         changes = differing_parts(held, wanted)
         if changes:
             raise InputError(f"{self.path}: the cache does not fit this dataset: {changes}")

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import teacher_cache
 from pipeline.errors import InputError
 from pipeline.files import write_json
 from teacher_cache import reader
-from teacher_cache.format import MANIFEST, SHARDS, TEACHER, fingerprint_of
+from teacher_cache.format import MANIFEST, SHARDS, TEACHER, fingerprint_of, plain_vocabulary
 from teacher_cache.reader import TeacherText, open_cache
 from teacher_cache.writer import finished_record, write_shard, write_teacher
 
@@ -106,6 +107,24 @@ def total(cache, image_id):
     return float(cache[image_id].probabilities.sum())
 
 
+def test_a_layout_is_read_once(folder, answers, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+    cache = open_cache(folder)
+    calls = []
+    read = reader.read_layout
+    monkeypatch.setattr(reader, "read_layout", lambda *of: calls.append(of) or read(*of))
+    for image_id in ["a.jpg", "c.jpg"] * 3:
+        same(cache[image_id], answers[image_id])
+    assert len(calls) == 2
+
+
+def test_embeddings_are_views_and_the_rest_is_not(folder):
+    answers = open_cache(folder)["a.jpg"]
+    assert answers.embeddings.dtype == np.float16
+    assert not answers.embeddings.flags.writeable and not answers.embeddings.flags.owndata
+    assert answers.probabilities.flags.writeable and answers.pairs.human_boxes.flags.writeable
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_read_the_same(folder, method):
     cache = open_cache(folder)
@@ -133,6 +152,36 @@ def test_check_names_the_part_that_differs(folder, vocabulary):
         cache.check(other, "1" * 64)
 
 
+def test_check_of_the_part(folder):
+    cache = open_cache(folder)
+    cache.check(part="train")
+    cache.manifest["parts"]["part"] = "test"
+    with pytest.raises(InputError, match="does not fit this dataset: part: test, now train"):
+        cache.check(part="train")
+
+
+def test_the_vocabulary_of_an_early_cache_is_a_shipped_one(folder, vocabulary):
+    assert open_cache(folder).vocabulary == vocabulary
+
+
+def test_the_vocabulary_in_the_manifest(folder, vocabulary):
+    other = replace(vocabulary, name="mine", verbs=(*vocabulary.verbs[:-1], "wave"))
+    value = json.loads((folder / MANIFEST).read_text())
+    value["parts"]["vocabulary"] = other.digest()
+    value["fingerprint"] = fingerprint_of(value["parts"])
+    (folder / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(InputError, match="vocabulary: expected the words"):
+        _ = open_cache(folder).vocabulary
+    (folder / MANIFEST).write_text(json.dumps({**value, "vocabulary": plain_vocabulary(other)}))
+    found = open_cache(folder).vocabulary
+    assert found.verbs[-1] == "wave" and found.digest() == other.digest()
+    (folder / MANIFEST).write_text(
+        json.dumps({**value, "vocabulary": plain_vocabulary(vocabulary)})
+    )
+    with pytest.raises(InputError, match="vocabulary: expected the one whose digest"):
+        _ = open_cache(folder).vocabulary
+
+
 def test_an_unfinished_cache_is_refused(folder):
     (folder / MANIFEST).rename(folder / "build.json")
     with pytest.raises(InputError, match="unfinished"):
@@ -146,6 +195,7 @@ def test_an_unfinished_cache_is_refused(folder):
         (lambda path: path.write_bytes(path.read_bytes()[:-50]), "found damage"),
         (lambda path: path.write_bytes(b"no HDF5 at all"), "found damage"),
         (lambda path: write_shard(path, "other", [], [], {}, 3), "belongs to another cache"),
+        (lambda path: shutil.copy(path.with_name("00002.h5"), path), "expected the images of"),
     ],
 )
 def test_a_damaged_shard_is_one_clear_line(folder, damage, text):
