@@ -34,6 +34,7 @@ NUMBERS: dict[str, np.dtype] = {
     REGION_BOX: np.dtype("<f4"),
     REGION_EMBEDDING: np.dtype("<f2"),
 }
+SHARD = "a complete shard"
 # How h5py answers to bytes that make no sense.
 DAMAGE = (AttributeError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
 
@@ -89,11 +90,11 @@ def read_layout(path: Path, fingerprint: str) -> ShardLayout:
     except InputError:
         raise
     except DAMAGE as error:
-        raise damaged(path, error) from None
+        raise damaged(path, SHARD, error) from None
     lengths = {len(layout.images) + 1, *layout.places[PAIR_OFFSETS][1]}
     lengths_of_pairs = {layout.places[name][1][0] for name in PAIR_DATASETS}
     if len(lengths) != 1 or len(lengths_of_pairs) != 1:
-        raise damaged(path, "its datasets have different lengths")
+        raise damaged(path, SHARD, "its datasets have different lengths")
     return layout
 
 
@@ -111,7 +112,7 @@ def map_shard(path: Path, layout: ShardLayout) -> dict[str, np.ndarray]:
             for name, (offset, shape) in layout.places.items()
         }
     except DAMAGE as error:
-        raise damaged(path, error) from None
+        raise damaged(path, SHARD, error) from None
 
 
 @contextmanager
@@ -147,14 +148,16 @@ def _check_heap(path: Path) -> None:
             number, content = HEAP_OBJECT.unpack_from(head, place)
             step = content if number == 0 else HEAP_OBJECT.size + -(-content // 8) * 8
             if step < HEAP_OBJECT.size or place + step > end:
-                raise damaged(path, "its heap of texts makes no sense")
+                raise damaged(path, "a file of the cache", "its heap of texts makes no sense")
             place += step
         start = head.find(HEAP, start + 1)
 
 
-def damaged(path: Path, why: object) -> InputError:
+def damaged(path: Path, expected: str, why: object) -> InputError:
     """The one line about a file that cannot be read."""
-    return InputError(f"{path}: expected a complete file of the cache, found damage ({why})")
+    # The system's own message names the file once more.
+    reason = getattr(why, "strerror", None) or why
+    return InputError(f"{path}: expected {expected}, found damage ({reason})")
 
 
 def _place(dataset: Any, kind: np.dtype) -> tuple[int, tuple[int, ...]]:

@@ -232,4 +232,4 @@ def read_teacher(path: Path, fingerprint: str) -> TeacherText:
     except InputError:
         raise
     except DAMAGE as error:
-        raise damaged(path, error) from None
+        raise damaged(path, "the teacher's texts", error) from None
