@@ -2,38 +2,101 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
-SHORT_SIDES = tuple(range(480, 801, 32))
+from student.geometry import LONGEST_SIDE, SHORT_SIDES, draw_geometries
+
+Values = dict[str, Tensor]
 
 
-def published_augmentation() -> v2.Transform:
+class Augmentation(Protocol):
+    """A random change of images with their boxes.
+
+    Where pixels go hangs on drawn numbers alone, so that the sizes of all images of an epoch are
+    known before one of them is read; colours draw from torch's generator.
+    """
+
+    def __call__(self, values: Values, draws: np.ndarray) -> Values:
+        """Changes `values["image"]` and the boxes beside it (`tv_tensors`) together.
+
+        Args:
+            values: an image and boxes by name.
+            draws: (`NUM_DRAWS`,) in [0, 1).
+        """
+        ...
+
+    def sizes(self, sizes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """The sizes that images end with.
+
+        Args:
+            sizes: (N, 2) heights and widths of the images.
+            draws: (N, `NUM_DRAWS`) in [0, 1).
+
+        Returns:
+            (N, 2) heights and widths after the change.
+        """
+        ...
+
+
+class PublishedAugmentation:
     """DETR's: flip, colour jitter, then a resize, or a resize, a random crop and a resize."""
-    resize = v2.RandomShortestSize(SHORT_SIDES, max_size=1333)
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.4, 0.4, 0.4),
-            v2.RandomChoice(
-                [
-                    resize,
-                    v2.Compose([v2.RandomShortestSize((400, 500, 600)), RandomSizeCrop(), resize]),
-                ]
-            ),
-            v2.ClampBoundingBoxes(),
-        ]
-    )
+
+    def __init__(self) -> None:
+        self.colours = v2.ColorJitter(0.4, 0.4, 0.4)
+
+    def __call__(self, values: Values, draws: np.ndarray) -> Values:
+        """See `Augmentation`."""
+        size = np.array([TF.get_size(values["image"])])
+        geometry = draw_geometries(size, draws[None])
+        # Colours first: resizing makes most images larger.
+        values = {**values, "image": self.colours(values["image"])}
+        moved = {name: geometry.apply(0, value) for name, value in values.items()}
+        return {
+            name: TF.clamp_bounding_boxes(value)
+            if isinstance(value, tv_tensors.BoundingBoxes)
+            else value
+            for name, value in moved.items()
+        }
+
+    def sizes(self, sizes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """See `Augmentation`."""
+        return draw_geometries(sizes, draws).sizes
 
 
-def world_augmentation() -> v2.Transform:
+class SameSize:
+    """Any transform of torchvision that draws from torch's generator and keeps an image's size."""
+
+    def __init__(self, transform: v2.Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, values: Values, draws: np.ndarray) -> Values:
+        """See `Augmentation`."""
+        return self.transform(values)
+
+    def sizes(self, sizes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """See `Augmentation`."""
+        return sizes
+
+
+def world_augmentation() -> SameSize:
     """Flip and colour jitter; the world's pictures keep their size."""
-    return v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3)])
+    return SameSize(v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3)]))
 
 
-def training_augmentation(name: str) -> v2.Transform:
+def training_augmentation(name: str) -> Augmentation:
     """By name: `published` or `world`."""
-    return {"published": published_augmentation, "world": world_augmentation}[name]()
+    builders: dict[str, Callable[[], Augmentation]] = {
+        "published": PublishedAugmentation,
+        "world": world_augmentation,
+    }
+    return builders[name]()
 
 
 def evaluation_resize(name: str) -> v2.Transform:
@@ -41,32 +104,6 @@ def evaluation_resize(name: str) -> v2.Transform:
 
     Published: short side 800, long side at most 1333; world: the images as they are.
     """
-    return v2.Resize(800, max_size=1333) if name == "published" else v2.Identity()
-
-
-class RandomSizeCrop(v2.Transform):
-    """Cuts a window with sides drawn from [least, most] (never larger than the image)."""
-
-    def __init__(self, least: int = 384, most: int = 600) -> None:
-        super().__init__()
-        self.least, self.most = least, most
-
-    def make_params(self, flat_inputs):
-        """Draws the window once for the image and all its boxes."""
-        height, width = v2.functional.get_size(flat_inputs[0])
-
-        def side(full: int) -> int:
-            low = min(self.least, full)
-            return int(torch.randint(low, min(full, self.most) + 1, ()))
-
-        window_height, window_width = side(height), side(width)
-        return {
-            "top": int(torch.randint(0, height - window_height + 1, ())),
-            "left": int(torch.randint(0, width - window_width + 1, ())),
-            "height": window_height,
-            "width": window_width,
-        }
-
-    def transform(self, inpt, params):
-        """Cuts one image or one set of boxes."""
-        return v2.functional.crop(inpt, **params)
+    if name == "published":
+        return v2.Resize(SHORT_SIDES[-1], max_size=LONGEST_SIDE)
+    return v2.Identity()

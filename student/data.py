@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,17 +18,23 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 
 from pipeline.errors import InputError
-from pipeline.images import read_image
+from pipeline.images import image_size, read_image
+from pipeline.progress import track
 from pipeline.splits import Split
 from pipeline.types import Annotation, ImageRecord
 from pipeline.vocabulary import Vocabulary
+from student.augmentation import Augmentation
+from student.geometry import NUM_DRAWS
 from student.pair_targets import ImageTargets, TargetConfig, image_targets
+from student.sampling import mix
 from student.targets import Targets
 from teacher_cache.reader import TeacherCache
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 1.0
+# Files whose headers are read at once: on a network, waiting takes the time.
+OPEN_FILES = 16
 
 Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -69,7 +77,7 @@ class TrainingImages(Dataset[Sample]):
         split: what is unseen.
         vocabulary: of all of them.
         config: which pairs teach.
-        transform: changes image and boxes together.
+        augmentation: changes image and boxes together.
         seed: of the augmentation.
     """
 
@@ -81,15 +89,28 @@ class TrainingImages(Dataset[Sample]):
         split: Split,
         vocabulary: Vocabulary,
         config: TargetConfig,
-        transform: Transform,
+        augmentation: Augmentation,
         seed: int,
     ) -> None:
         self.records, self.annotations, self.cache = records, annotations, cache
         self.split, self.vocabulary, self.config = split, vocabulary, config
-        self.transform, self.seed = transform, seed
+        self.augmentation, self.seed = augmentation, seed
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def image_sizes(self) -> np.ndarray:
+        """(N, 2) heights and widths of the images, from their files' headers."""
+        paths = [record.path for record in self.records]
+        with ThreadPoolExecutor(OPEN_FILES) as pool:
+            sizes = pool.map(image_size, paths)
+            found = track(sizes, len(paths), "reading sizes", "images")
+            return np.array([(height, width) for width, height in found])
+
+    def sizes(self, epoch: int) -> np.ndarray:
+        """(N, 2) heights and widths that the samples of an epoch will have."""
+        return self.augmentation.sizes(self.image_sizes, _draws(self.seed, epoch, len(self)))
 
     def targets(self, index: int) -> ImageTargets:
         """The untransformed targets of image `index`."""
@@ -107,15 +128,18 @@ class TrainingImages(Dataset[Sample]):
         """The sample of `(epoch, index)`."""
         epoch, index = key
         image = TF.pil_to_tensor(read_image(self.records[index].path))
-        # Augmentation draws from torch's generator; seeding it here, and putting it back, makes a
+        transform = partial(self.augmentation, draws=_draws(self.seed, epoch, len(self))[index])
+        # Colours draw from torch's generator; seeding it here, and putting it back, makes a
         # sample independent of the worker that prepares it and of what came before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, epoch, index))
-            return make_sample(self.records[index].id, image, self.targets(index), self.transform)
+            torch.manual_seed(mix(self.seed, epoch, index))
+            return make_sample(self.records[index].id, image, self.targets(index), transform)
 
 
-def _mix(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+@lru_cache(maxsize=2)
+def _draws(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The (count, `NUM_DRAWS`) numbers in [0, 1) that place the images of an epoch."""
+    return np.random.default_rng((seed, epoch)).random((count, NUM_DRAWS))
 
 
 def make_sample(
@@ -212,7 +236,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return self.size - self.first_step * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator).tolist()
         for index in order[self.first_step * self.batch_size :]:
             yield self.epoch, index

@@ -173,9 +173,9 @@ def cache_path(tmp_path_factory, annotations, answer, write_cache, vocabulary):
 
 @pytest.fixture(scope="session")
 def make_images(dataset, annotations, cache_path, vocabulary):
-    """`make_images(split, transform, seed=, config=)` gives the tiny world's training images."""
+    """`make_images(split, augmentation, seed=, config=)` gives the world's training images."""
 
-    def make(split, transform, seed=0, config=None):
+    def make(split, augmentation, seed=0, config=None):
         return TrainingImages(
             dataset.records(annotations),
             annotations.annotations,
@@ -183,7 +183,7 @@ def make_images(dataset, annotations, cache_path, vocabulary):
             split,
             vocabulary,
             config or TargetConfig(),
-            transform,
+            augmentation,
             seed,
         )
 

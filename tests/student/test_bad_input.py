@@ -50,7 +50,7 @@ def refused(places, checkpoint, monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             main()
         err = capsys.readouterr().err
-        progress = ("predicting: ", "training: ")
+        progress = ("predicting: ", "reading sizes: ", "training: ")
         lines = [line for line in err.splitlines() if not line.startswith(progress)]
         assert ended.value.code == 2, err
         assert len(lines) == 1 and lines[0].startswith("eoid-train: "), err
