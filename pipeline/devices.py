@@ -49,11 +49,15 @@ def spare_cores(workers: int | None, most: int = 8) -> int:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Mixed precision for a training step.
+    """Mixed precision.
 
     Args:
-        device: where the step runs.
-        precision: "float32", "bfloat16", or "auto": bfloat16 where the hardware is quick at it.
+        device: where the work is done.
+        precision: "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware is
+            quick at it.
     """
-    wanted = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))

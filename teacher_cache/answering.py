@@ -8,7 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from pipeline.types import Pairs
 from pipeline.vocabulary import Vocabulary
@@ -18,7 +20,8 @@ from teacher_cache.detectors import Detector
 from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import PairingConfig, join_pairs, pair_up
 from teacher_cache.reader import TeacherText
-from teacher_cache.regions import RegionMode, crop_regions, union_regions
+from teacher_cache.regions import RegionMode, union_regions
+from teacher_cache.resampling import cut_regions
 from teacher_cache.soft_targets import action_probabilities
 
 # How far detection may run ahead of encoding; bounds the decoded images in memory.
@@ -109,7 +112,7 @@ def ask(
                 batch = _pairs(questions, indices, images, panel, config.pairing)
                 asked += batch
                 boxes = [image.boxes for image in batch]
-                cutting = helpers.submit(_cut, images, boxes, panel.clip.image_size, config.region)
+                cutting = helpers.submit(_cut, images, boxes, panel.clip, config.region)
                 encoding.append(encoding_thread.submit(encoder.add, cutting, len(images)))
                 while len(encoding) > BATCHES_AHEAD:
                     report(encoding.popleft().result())
@@ -177,33 +180,33 @@ class _Encoder:
 
     def __init__(self, clip: ClipTeacher, batch_size: int) -> None:
         self._clip, self._batch_size = clip, batch_size
-        self._waiting: list[np.ndarray] = []
+        self._waiting: list[Tensor] = []
         self._done: list[np.ndarray] = []
 
-    def add(self, regions: Future[list[np.ndarray]], num_images: int) -> int:
+    def add(self, cutting: Future[Tensor], num_images: int) -> int:
         """Takes on regions as soon as they are cut; returns `num_images`."""
-        self._waiting += regions.result()
-        while len(self._waiting) >= self._batch_size:
-            self._encode()
+        self._waiting.append(cutting.result())
+        if sum(map(len, self._waiting)) >= self._batch_size:
+            *full, rest = torch.cat(self._waiting).split(self._batch_size)
+            if len(rest) == self._batch_size:
+                full, rest = [*full, rest], rest[:0]
+            self._done += [self._clip.encode_images(batch) for batch in full]
+            self._waiting = [rest]
         return num_images
 
     def finish(self) -> np.ndarray:
         """(R, D) float32, in the order in which regions were added."""
-        if self._waiting:
-            self._encode()
+        if sum(map(len, self._waiting)):
+            self._done.append(self._clip.encode_images(torch.cat(self._waiting)))
         return np.concatenate(self._done) if self._done else np.zeros((0, 0), np.float32)
-
-    def _encode(self) -> None:
-        batch = self._waiting[: self._batch_size]
-        del self._waiting[: self._batch_size]
-        self._done.append(self._clip.encode_images(np.stack(batch)))
 
 
 def _cut(
-    images: Sequence[Image.Image], boxes: Sequence[np.ndarray], size: int, mode: RegionMode
-) -> list[np.ndarray]:
-    return [
-        region
-        for image, own in zip(images, boxes, strict=True)
-        for region in crop_regions(image, own, size, mode)
-    ]
+    images: Sequence[Image.Image], boxes: Sequence[np.ndarray], clip: ClipTeacher, mode: RegionMode
+) -> Tensor:
+    return torch.cat(
+        [
+            cut_regions(image, own, clip.image_size, mode, clip.device)
+            for image, own in zip(images, boxes, strict=True)
+        ]
+    )

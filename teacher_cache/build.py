@@ -38,6 +38,7 @@ class BuildConfig:
             torchvision's usual one.
         clip_model, clip_weights: see `ClipConfig`; None takes the dataset's own teacher, or the
             published one.
+        precision: of CLIP's image tower, see `ClipConfig`.
         templates: sentences to ask with.
         asking: pairs, regions and batch sizes.
         images_per_shard: images of one shard and task.
@@ -52,6 +53,7 @@ class BuildConfig:
     detector_weights: str | None = None
     clip_model: str | None = None
     clip_weights: str | None = None
+    precision: str = "auto"
     templates: tuple[str, ...] = (TEMPLATE,)
     asking: AskingConfig = field(default_factory=AskingConfig)
     images_per_shard: int = 256
@@ -157,12 +159,12 @@ def _detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
 
 def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
     if config.clip_model is not None:
-        return ClipConfig(config.clip_model, config.clip_weights)
+        return ClipConfig(config.clip_model, config.clip_weights, config.precision)
     if dataset.teacher is None:
-        return ClipConfig(CLIP_MODEL, config.clip_weights or CLIP_WEIGHTS)
+        return ClipConfig(CLIP_MODEL, config.clip_weights or CLIP_WEIGHTS, config.precision)
     if not dataset.teacher.is_dir():
         raise InputError(f"{dataset.teacher}: no such CLIP folder, named by {dataset.root}")
-    return ClipConfig(str(dataset.teacher))
+    return ClipConfig(str(dataset.teacher), precision=config.precision)
 
 
 def _tasks(config: BuildConfig, plan: Plan, sources: Sources) -> list[ShardTask]:

@@ -41,6 +41,12 @@ def cache() -> None:
 )
 @click.option("--clip-weights", metavar="TAG|FILE", help="A pretrained tag or a checkpoint file.")
 @click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    help="Of CLIP's image tower; it decides answers. auto is float16 on a GPU, else float32.",
+)
+@click.option(
     "--template",
     "templates",
     multiple=True,
@@ -92,6 +98,7 @@ def build(
     detector_weights: str | None,
     clip_model: str | None,
     clip_weights: str | None,
+    precision: str,
     templates: tuple[str, ...],
     region: str,
     person_threshold: float,
@@ -122,6 +129,7 @@ def build(
             detector_weights=detector_weights,
             clip_model=clip_model,
             clip_weights=clip_weights,
+            precision=precision,
             templates=templates or (TEMPLATE,),
             asking=AskingConfig(
                 pairing=PairingConfig(person_threshold, object_threshold, max_people, max_objects),

@@ -15,7 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
+from pipeline.devices import autocast
 from pipeline.errors import InputError, bad_field
 from pipeline.files import read_json, replacing, sha256_of_json, write_json
 from pipeline.weights import load_weights, mismatch, weights_digest
@@ -49,10 +51,13 @@ class ClipConfig:
         model: a model name of open_clip, `hf-hub:` name, or a folder in open_clip's own layout.
         weights: a pretrained tag or a checkpoint file; None for folders and `hf-hub:` names,
             which bring their weights.
+        precision: of the image tower: float32, float16, bfloat16, or auto, which is float16 on a
+            GPU and float32 elsewhere.
     """
 
     model: str
     weights: str | None = None
+    precision: str = "auto"
 
 
 class ClipTeacher:
@@ -66,6 +71,7 @@ class ClipTeacher:
         device: as given.
         name: identifies the architecture: open_clip's name, or a digest of a folder's settings.
         image_size: side of the square input in pixels.
+        precision: of the image tower.
         mean, std: per-channel values of the normalisation, for pixels in [0, 1].
         logit_scale: factor on cosine similarities.
         weights_digest: identifies the weights.
@@ -83,22 +89,25 @@ class ClipTeacher:
         self.name = _name(config)
         self.image_size = _side(settings["size"], self.name)
         self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
+        self.precision = config.precision
+        if self.precision == "auto":
+            self.precision = "float16" if device.type == "cuda" else "float32"
         self.batch_size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
         self.logit_scale = float(model.logit_scale.detach().exp())
         self.weights_digest = weights_digest(model.state_dict())
 
-    @torch.inference_mode()
-    def encode_images(self, images: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 RGB regions -> (N, D) float32 normalised embeddings."""
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        return self.encode_pixels((pixels - self._mean) / self._std)
+    def encode_images(self, regions: Tensor) -> np.ndarray:
+        """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings."""
+        return self.encode_pixels((regions.float().div_(255) - self._mean) / self._std)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor) -> np.ndarray:
         """(N, 3, S, S) float32 normalised pixels -> (N, D) float32 normalised embeddings."""
-        return self._model.encode_image(pixels, normalize=True).float().cpu().numpy()
+        with autocast(self.device, self.precision):
+            features = self._model.encode_image(pixels)
+        return functional.normalize(features.float(), dim=-1).cpu().numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:

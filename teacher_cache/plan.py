@@ -75,6 +75,7 @@ def fingerprint_parts(
         "clip.model": models.clip.name,
         "clip.weights": models.clip.weights_digest,
         "clip.image_size": models.clip.image_size,
+        "clip.precision": models.clip.precision,
         "clip.mean": list(models.clip.mean),
         "clip.std": list(models.clip.std),
         "detector.model": models.detector.name,

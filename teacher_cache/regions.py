@@ -78,7 +78,7 @@ def crop_regions(
         R arrays (size, size, 3) uint8.
     """
     crops = []
-    for left, top, right, bottom in _whole_pixels(image, boxes, mode.context):
+    for left, top, right, bottom in whole_pixels(image, boxes, mode.context):
         crop = image.crop((left, top, right, bottom))
         if mode.name != "stretch" and crop.width != crop.height:
             side = max(crop.size)
@@ -89,7 +89,8 @@ def crop_regions(
     return crops
 
 
-def _whole_pixels(image: Image.Image, boxes: np.ndarray, context: float) -> list[list[int]]:
+def whole_pixels(image: Image.Image, boxes: np.ndarray, context: float) -> list[list[int]]:
+    """Left, top, right and bottom of R boxes, grown `context`-fold, inside the image."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     halves = (boxes[:, 2:] - boxes[:, :2]) / 2 * context
     grown = np.concatenate([centres - halves, centres + halves], axis=1)

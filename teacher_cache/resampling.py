@@ -6,13 +6,43 @@ import math
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+from teacher_cache.regions import RegionMode, crop_regions, whole_pixels
 
 # Keys' cubic convolution with a = -0.5, which reaches two pixels to either side.
 SHARPNESS = -0.5
 REACH = 2.0
 # Weights take a number per region, output and input pixel.
 REGIONS_AT_ONCE = 32
+
+
+def cut_regions(
+    image: Image.Image, boxes: np.ndarray, size: int, mode: RegionMode, device: torch.device
+) -> Tensor:
+    """Cuts regions out of an image where they are needed.
+
+    On a CPU and for stretched regions, whose order of passes differs between PIL's versions, PIL
+    does it; on a GPU only the picture travels.
+
+    Args:
+        image: RGB.
+        boxes: (R, 4) xyxy in pixels.
+        size: side of the teacher's input in pixels.
+        mode: pad, stretch or context.
+        device: of the result.
+
+    Returns:
+        (R, 3, size, size) uint8.
+    """
+    if device.type == "cpu" or mode.name == "stretch":
+        regions = crop_regions(image, boxes, size, mode)
+        stacked = np.stack(regions) if regions else np.zeros((0, size, size, 3), np.uint8)
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
+    pixels = torch.from_numpy(np.array(image)).pin_memory().to(device, non_blocking=True)
+    corners = np.array(whole_pixels(image, boxes, mode.context)).reshape(-1, 4)
+    return resample_regions(pixels.permute(2, 0, 1), corners, size)
 
 
 def resample_regions(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
@@ -27,13 +57,13 @@ def resample_regions(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
         size: side of the output in pixels.
 
     Returns:
-        (R, 3, size, size) float32, whole grey levels from 0 to 255.
+        (R, 3, size, size) uint8.
     """
     parts = [
         _resample(image, corners[start : start + REGIONS_AT_ONCE], size)
         for start in range(0, len(corners), REGIONS_AT_ONCE)
     ]
-    return torch.cat(parts) if parts else torch.zeros((0, 3, size, size), device=image.device)
+    return torch.cat(parts) if parts else image.new_zeros((0, 3, size, size))
 
 
 def _resample(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
@@ -46,15 +76,16 @@ def _resample(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
     side = (end - first).amax(dim=1)
     # Known here without asking the device, which would wait for all its work.
     longest_side = int((corners[:, 2:] - corners[:, :2]).max())
-    reach = 2 * math.ceil(REACH * max(longest_side / size, 1)) + 1
+    reach = 2 * math.ceil(REACH * max(longest_side / size, 1)) + 2
     start = first - (side[:, None] - (end - first)) // 2
     across = _weights(start[:, 0], side, first[:, 0], end[:, 0], width, size, reach)
     down = _weights(start[:, 1], side, first[:, 1], end[:, 1], height, size, reach)
+    # In float32: shorter numbers move pixels by two grey levels where light overshoots.
     # (3 h, w) x (w, R size): every row of the picture for all regions at once.
     rows = _grey_levels(pixels.reshape(-1, width) @ across.reshape(-1, width).T)
     rows = rows.view(3, height, len(corners), size).permute(2, 1, 0, 3)
     columns = _grey_levels(torch.bmm(down, rows.reshape(len(corners), height, 3 * size)))
-    return columns.view(-1, size, 3, size).transpose(1, 2)
+    return columns.view(-1, size, 3, size).transpose(1, 2).to(torch.uint8)
 
 
 def _grey_levels(values: Tensor) -> Tensor:
@@ -73,21 +104,18 @@ def _weights(
         size: output pixels.
         reach: at most so many input pixels add to an output pixel.
     """
-    # In double precision as in PIL, so that the kernel's ends fall on the same pixels.
-    scale = (side.double() / size).view(-1, 1, 1)
+    scale = (side.float() / size).view(-1, 1, 1)
     blur = scale.clamp(min=1)
-    places = torch.arange(size, device=start.device, dtype=torch.float64).view(1, -1, 1)
+    places = torch.arange(size, device=start.device).view(1, -1, 1)
     centres = (places + 0.5) * scale
-    low = (centres - REACH * blur + 0.5).trunc().clamp(min=0)
-    high = torch.minimum((centres + REACH * blur + 0.5).trunc(), side.view(-1, 1, 1))
     # The square reaches past the picture, so the kernel is summed over its own stretch.
-    reached = low + torch.arange(reach, device=start.device)
-    total = (_cubic((reached - centres + 0.5) / blur) * (reached < high)).sum(2, keepdim=True)
+    reached = (centres - REACH * blur).floor() + torch.arange(reach, device=start.device)
+    in_square = (reached >= 0) & (reached < side.view(-1, 1, 1))
+    total = (_cubic((reached + 0.5 - centres) / blur) * in_square).sum(2, keepdim=True)
     pixels = torch.arange(extent, device=start.device).view(1, 1, -1)
     own = (pixels >= first.view(-1, 1, 1)) & (pixels < end.view(-1, 1, 1))
-    inside = (pixels - start.view(-1, 1, 1)).double()
-    weights = _cubic((inside - centres + 0.5) / blur) / total
-    return (weights * (own & (inside >= low) & (inside < high))).float()
+    middles = (pixels - start.view(-1, 1, 1) + 0.5) / blur
+    return _cubic(middles - centres / blur) / total * own
 
 
 def _cubic(distance: Tensor) -> Tensor:

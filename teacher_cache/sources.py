@@ -54,7 +54,11 @@ class Sources:
             self,
             dataset=self.dataset.absolute(),
             detector=replace(self.detector, weights=weights and _absolute(weights)),
-            clip=ClipConfig(_absolute(self.clip.model), clip_weights and _absolute(clip_weights)),
+            clip=replace(
+                self.clip,
+                model=_absolute(self.clip.model),
+                weights=clip_weights and _absolute(clip_weights),
+            ),
         )
 
 

