@@ -43,7 +43,7 @@ def train() -> None:
 @click.option("--topk", type=click.IntRange(min=0), help="Candidates an image may teach with.")
 @click.option("--thres-is", "interactive_threshold", type=click.FloatRange(0, 1))
 @click.option("--soft-weight", "verb_soft_weight", type=click.FloatRange(min=0))
-@click.option("--soft-normalisation", type=click.Choice(["entries", "pairs"]))
+@click.option("--soft-normalisation", type=click.Choice(["entries", "pairs", "answers"]))
 @click.option("--verb-loss", type=click.Choice(["focal_bce", "bce_bce"]))
 @click.option("--epochs", type=COUNT)
 @click.option("--batch-size", type=COUNT)

@@ -55,6 +55,7 @@ class Criterion:
 
     def __init__(self, matcher: MatcherConfig, config: LossConfig, asked_verbs: Tensor) -> None:
         self.config = config
+        self.num_asked = int(asked_verbs.sum())
         self.matcher = TwoStageMatcher(matcher, asked_verbs)
         self.weights = {
             "object": config.object_weight,
@@ -81,7 +82,7 @@ class Criterion:
         parts = {
             **_object_part(layers["pred_object_logits"], batch, matches, self.config),
             **_box_parts(layers, batch, matches),
-            **_verb_parts(layers["pred_verb_logits"], batch, matches, self.config),
+            **_verb_parts(layers["pred_verb_logits"], batch, matches, self.config, self.num_asked),
             "interactive": _interactive_part(layers["pred_interactive_logits"], batch, matches),
         }
         if "pred_matching_logits" in layers:
@@ -180,7 +181,7 @@ def _box_parts(layers: dict[str, Tensor], batch: TargetBatch, matches: Matches) 
 
 
 def _verb_parts(
-    logits: Tensor, batch: TargetBatch, matches: Matches, config: LossConfig
+    logits: Tensor, batch: TargetBatch, matches: Matches, config: LossConfig, num_asked: int
 ) -> dict[str, _Part]:
     """Hard part: labels and their absence. Soft part: the teacher's answers, the distillation.
 
@@ -211,7 +212,9 @@ def _verb_parts(
     if config.soft_normalisation == "entries":
         soft_part = _Part(soft_sums, entries)
     else:
-        soft_part = _Part(soft_sums, torch.full_like(entries, matches.num_final), least=1)
+        answers = num_asked if config.soft_normalisation == "answers" else 1
+        count = torch.full_like(entries, matches.num_final * answers)
+        soft_part = _Part(soft_sums, count, least=1)
     return {"verb_hard": hard_part, "verb_soft": soft_part}
 
 

@@ -18,7 +18,7 @@ def test_published_settings_are_the_defaults():
 
 def test_world_settings_do_not_depend_on_sizes():
     assert StudentConfig.world(8, 11, person=0).queries == "pairs"
-    assert LossConfig.world().soft_normalisation == "pairs"
+    assert LossConfig.world().soft_normalisation == "answers"
     assert MatcherConfig.world().interactive_threshold == 0
 
 

@@ -186,9 +186,9 @@ def some_outputs(num_images, num_layers=2, dtype=torch.float32, seed=1, matching
     return {**last, "aux_outputs": aux}
 
 
-def criterion(matcher=OPEN_GATE, **config):
+def criterion(matcher=OPEN_GATE, num_asked=1, **config):
     asked = torch.zeros(NUM_VERBS, dtype=torch.bool)
-    asked[NUM_VERBS - 1] = True
+    asked[NUM_VERBS - num_asked :] = True
     return Criterion(matcher, LossConfig(**config), asked)
 
 
@@ -257,6 +257,15 @@ def test_soft_normalisation_by_pairs_counts_pairs_not_entries():
     torch.testing.assert_close(by_pairs.by_name["verb_soft"], expected)
     for name in set(by_pairs.by_name) - {"verb_soft"}:
         assert torch.equal(by_pairs.by_name[name], by_entries.by_name[name])
+
+
+def test_soft_normalisation_by_answers_counts_asked_verbs_of_pairs():
+    targets = [some_targets([True, False, True]), some_targets([True])]
+    outputs = some_outputs(2)
+    by_pairs = criterion(soft_normalisation="pairs", num_asked=3)(outputs, targets)
+    by_answers = criterion(soft_normalisation="answers", num_asked=3)(outputs, targets)
+    assert by_pairs.by_name["verb_soft"].sum() > 0
+    torch.testing.assert_close(by_answers.by_name["verb_soft"], by_pairs.by_name["verb_soft"] / 3)
 
 
 def test_without_soft_weight_nothing_else_differs():
