@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, bad_field
+
+SPACES = re.compile(r"[ \t\n\r]*")
 
 
 @contextmanager
@@ -85,22 +88,83 @@ def read_json(path: Path | str) -> Any:
     Raises:
         InputError: the file is missing, is not readable as UTF-8 text or is not JSON.
     """
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _no_json(path, text, error) from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON, found {error}") from None
+
+
+def iterate_json(path: Path | str) -> Iterator[Any]:
+    """The entries of a JSON file that holds a list, one after the other.
+
+    Only one entry is in memory at a time, beside the file's text: a large file's values take
+    several times its size.
+
+    Raises:
+        InputError: the file is missing, is not readable as UTF-8 text, is not JSON, or holds
+            something else than a list.
+    """
+    text = _read_text(path)
+    decoder = json.JSONDecoder()
+
+    def skip(position: int) -> int:
+        found = SPACES.match(text, position)
+        return found.end() if found else position
+
+    def following(position: int) -> str:
+        return text[position : position + 1]
+
+    try:
+        position = skip(0)
+        if following(position) != "[":
+            raise bad_field(path, "file", "a list", decoder.raw_decode(text, position)[0])
+        position = skip(position + 1)
+        if following(position) == "]":
+            position += 1
+        else:
+            while True:
+                entry, position = decoder.raw_decode(text, position)
+                yield entry
+                position = skip(position)
+                if following(position) == "]":
+                    position += 1
+                    break
+                if following(position) != ",":
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+                position = skip(position + 1)
+        if skip(position) != len(text):
+            raise json.JSONDecodeError("Extra data", text, skip(position))
+    except json.JSONDecodeError as error:
+        raise _no_json(path, text, error) from None
+    except InputError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON, found {error}") from None
+
+
+def _read_text(path: Path | str) -> str:
     path = Path(path)
     try:
         # Some editors put a byte order mark before UTF-8.
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: line {error.lineno}: expected JSON, found {error.msg.lower()}"
-        ) from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON, found {error}") from None
+
+
+def _no_json(path: Path | str, text: str, error: json.JSONDecodeError) -> InputError:
+    if not text.strip():
+        return InputError(f"{path}: line 1: expected JSON, found an empty file")
+    # A list or an object that is not closed was cut off on the way.
+    cut = text.lstrip()[:1] in "[{" and text.rstrip()[-1:] not in ("]", "}")
+    hint = " (the file ends too early; is it whole?)" if cut else ""
+    return InputError(
+        f"{path}: line {error.lineno}: expected JSON, found {error.msg.lower()}{hint}"
+    )
 
 
 def differing_keys(found: Any, wanted: dict[str, Any]) -> list[str]:

@@ -60,6 +60,11 @@ class Vocabulary:
     def num_interactions(self) -> int:
         return len(self.interactions)
 
+    @property
+    def first_verb(self) -> int:
+        """Number of the first verb in files of the HOIA form: 1, in V-COCO's, with roles, 0."""
+        return 0 if self.roles else 1
+
     @cached_property
     def interaction_ids(self) -> np.ndarray:
         """(V, O) int64: the interaction of a verb and an object, -1 where they form none."""

@@ -45,6 +45,8 @@ def parse_anno_bbox(part: str, reading: Reading) -> list[Annotation]:
         raw = _raw(entry, place, actions, reading)
         if raw.hois:
             annotations.append(assemble(raw, reading))
+        else:
+            reading.unlabelled.add(raw.name)
     return annotations
 
 

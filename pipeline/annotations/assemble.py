@@ -57,12 +57,14 @@ class Reading:
         vocabulary: which verbs and objects its numbers mean.
         strict: refuse blemishes.
         blemishes: how many of each kind were found so far.
+        unlabelled: images that the file names without any labelled pair, and so says nothing of.
     """
 
     file: Path
     vocabulary: Vocabulary
     strict: bool = False
     blemishes: Counter[str] = field(default_factory=Counter)
+    unlabelled: set[str] = field(default_factory=set)
 
     def blemish(self, kind: str, image: str, where: str, expected: str, found: object) -> None:
         """Counts a blemish.
@@ -73,6 +75,12 @@ class Reading:
         if self.strict:
             raise Place(self.file, image).wrong(where, expected, found)
         self.blemishes[kind] += 1
+
+
+def blemish_line(file: Path, blemishes: Counter[str]) -> str:
+    """What was clipped or dropped, in one line for people; empty when nothing was."""
+    counts = ", ".join(f"{count} {kind}" for kind, count in blemishes.items())
+    return f"{file}: {counts}" if counts else ""
 
 
 def assemble(raw: RawImage, reading: Reading) -> Annotation:

@@ -67,7 +67,7 @@ def _raw(entry: dict[str, Any], name: str, reading: Reading) -> RawImage:
 
 def _verb(number: Any, field: str, place: Place, vocabulary: Vocabulary) -> int:
     """0-based verb of the file's number."""
-    first = 0 if vocabulary.roles else 1
+    first = vocabulary.first_verb
     last = first + vocabulary.num_verbs - 1
     expected = f"a verb of {vocabulary.name} from {first} to {last}"
     if not first <= place.whole(number, field, expected) <= last:

@@ -56,6 +56,8 @@ def parse_instances(value: dict[str, Any], reading: Reading) -> list[Annotation]
         raw = _raw(entry, sizes[index], Place(file, name), numbering, reading)
         if raw.hois:
             annotations.append(assemble(raw, reading))
+        else:
+            reading.unlabelled.add(raw.name)
     return annotations
 
 

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations.anno_bbox import parse_anno_bbox
-from pipeline.annotations.assemble import Reading
+from pipeline.annotations.assemble import Reading, blemish_line
 from pipeline.annotations.coco import parse_coco
 from pipeline.annotations.hoia import parse_hoia
 from pipeline.annotations.instances import parse_instances
-from pipeline.errors import InputError, bad_field
+from pipeline.annotations.vcoco import annotations_of, read_vcoco
+from pipeline.annotations.vcoco_files import vcoco_files
+from pipeline.errors import bad_field
 from pipeline.files import read_json, sha256_of_file
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
 
 FORMS = (
-    "a list of images (trainval_hico.json), an object with filenames and annotation"
-    " (instances_train2015.json) or with images, annotations and categories (COCO)"
+    "a list of images (trainval_hico.json) or of actions (vcoco_trainval.json), an object with"
+    " filenames and annotation (instances_train2015.json) or with images, annotations and"
+    " categories (COCO)"
 )
 
 
@@ -31,8 +34,9 @@ class AnnotationFile:
         path: where it lies.
         annotations: one for each annotated image, in the file's order.
         blemishes: how often each kind of blemish was clipped or dropped.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, or of all that belong to it.
         part: the dataset part it was read for.
+        unlabelled: images that the file names without any labelled pair; not among `annotations`.
     """
 
     path: Path
@@ -40,6 +44,7 @@ class AnnotationFile:
     blemishes: Counter[str]
     digest: str
     part: str
+    unlabelled: frozenset[str] = frozenset()
 
     @property
     def num_labels(self) -> int:
@@ -48,23 +53,26 @@ class AnnotationFile:
 
     def blemish_line(self) -> str:
         """What was clipped or dropped, in one line for people; empty when nothing was."""
-        if not self.blemishes:
-            return ""
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.blemishes.items())
-        return f"{self.path}: {counts}"
+        return blemish_line(self.path, self.blemishes)
 
 
 def load_annotations(
-    path: Path | str, vocabulary: Vocabulary, part: str, strict: bool = False
+    path: Path | str,
+    vocabulary: Vocabulary,
+    part: str,
+    strict: bool = False,
+    instances: Path | None = None,
+    ids: Path | None = None,
 ) -> AnnotationFile:
     """Reads an annotation file of any known form.
 
     Args:
-        path: HOIA JSON, `instances_*.json`, the official `anno_bbox.mat`, or COCO instances
-            (boxes only).
+        path: HOIA JSON, `instances_*.json`, the official `anno_bbox.mat`, V-COCO's official
+            actions, or COCO instances (boxes only).
         vocabulary: its verbs and objects are the numbers of the result.
         part: "train" or "test"; picks the half of `anno_bbox.mat`, which holds both.
         strict: refuse blemishes that are otherwise clipped or dropped, and counted.
+        instances, ids: the files that belong to V-COCO's actions, looked for where not named.
 
     Raises:
         InputError: no such file, no known form, a structurally wrong entry, or a blemish under
@@ -73,30 +81,34 @@ def load_annotations(
     path = Path(path)
     reading = Reading(path, vocabulary, strict)
     if path.suffix.lower() == ".mat":
-        annotations = parse_anno_bbox(part, reading)
+        annotations, digest = parse_anno_bbox(part, reading), None
     else:
-        annotations = _parse_json(read_json(path), reading)
+        annotations, digest = _from_json(read_json(path), reading, instances, ids)
     if not annotations:
         raise bad_field(path, "file", "at least one annotated image", "none")
-    return AnnotationFile(path, tuple(annotations), reading.blemishes, sha256_of_file(path), part)
+    return AnnotationFile(
+        path,
+        tuple(annotations),
+        reading.blemishes,
+        digest or sha256_of_file(path),
+        part,
+        frozenset(reading.unlabelled),
+    )
 
 
-def _parse_json(value: Any, reading: Reading) -> list[Annotation]:
+def _from_json(
+    value: Any, reading: Reading, instances: Path | None, ids: Path | None
+) -> tuple[list[Annotation], str | None]:
+    """The annotations, and the digest of the files where there are several."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, dict) and "action_name" in first:
+        files = vcoco_files(reading.file, instances, ids)
+        return annotations_of(read_vcoco(files, reading), reading), files.digest()
     if isinstance(value, list):
-        _refuse_vcoco(value, reading)
-        return parse_hoia(value, reading)
+        return parse_hoia(value, reading), None
     if isinstance(value, dict) and {"filenames", "annotation"} <= value.keys():
-        return parse_instances(value, reading)
+        return parse_instances(value, reading), None
     if isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys():
-        return parse_coco(value, reading)
+        return parse_coco(value, reading), None
     found = f"an object with {', '.join(value) or 'nothing'}" if isinstance(value, dict) else value
     raise bad_field(reading.file, "file", FORMS, found)
-
-
-def _refuse_vcoco(value: list[Any], reading: Reading) -> None:
-    first = value[0] if value else None
-    if isinstance(first, dict) and "action_name" in first:
-        raise InputError(
-            f"{reading.file}: expected V-COCO in the HOIA form (trainval_vcoco.json),"
-            " found its official action list"
-        )

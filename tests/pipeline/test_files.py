@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.files import (
+    iterate_json,
     read_json,
     replacing,
     sha256_of_file,
@@ -88,6 +89,46 @@ def test_what_is_no_json(tmp_path, content, says):
         path.write_bytes(content)
     with pytest.raises(InputError, match=f"a.json: {says}"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", " [ ] ", "[1]", ' [{"a": [1, 2]},\n "b" ,\t3.5 ] \n', "[[], [[1]], NaN]"]
+)
+def test_entries_of_a_list_one_by_one(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    assert repr(list(iterate_json(path))) == repr(json.loads(text))
+
+
+def test_entries_are_given_before_the_rest_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[1, 2,\n{"a": ')
+    entries = iterate_json(path)
+    assert (next(entries), next(entries)) == (1, 2)
+    with pytest.raises(InputError, match="line 2: expected JSON, found expecting"):
+        next(entries)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "line 1: expected JSON, found an empty file"),
+        (" \n", "line 1: expected JSON, found an empty file"),
+        ("{}", "file: expected a list, found {}"),
+        ("x", "line 1: expected JSON, found expecting value$"),
+        ("[1 2]", "line 1: expected JSON, found expecting ',' delimiter$"),
+        ("[1,\n]", "line 2: expected JSON, found expecting value$"),
+        ("[1]\n[2]", "line 2: expected JSON, found extra data$"),
+        ("[1", "line 1: expected JSON, .* ends too early"),
+        ("[" * 100000, "expected JSON"),
+        ("[" + "9" * 10000 + "]", "expected JSON"),
+    ],
+)
+def test_what_is_no_list(tmp_path, text, says):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"a.json: {says}"):
+        list(iterate_json(path))
 
 
 def test_a_folder_is_no_json(tmp_path):

@@ -1,0 +1,242 @@
+"""V-COCO's official annotations: what annotated people do, and with which objects.
+
+The actions file is a list with an entry for each action: `action_name`, `role_name` ("agent"
+first), and for the same people in every entry `image_id`, `ann_id` (COCO's annotation), `label`
+(0 or 1) and `role_object_id` (all agents, then all objects of the first role, ...; 0 for none).
+COCO's boxes x, y, width, height become x2 = x + max(0, width - 1) and so on, clipped to the image;
+those without area are no boxes. People whom nobody annotated stay: the benchmark ignores them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.annotations.assemble import NO_AREA, NO_PERSON, RawImage, Reading, assemble
+from pipeline.annotations.fields import Names, Place
+from pipeline.annotations.vcoco_actions import AGENT, ActionTable, VcocoAction, read_actions
+from pipeline.annotations.vcoco_files import VcocoFiles, read_ids
+from pipeline.errors import bad_field
+from pipeline.files import read_json
+from pipeline.types import Annotation
+
+NO_SUCH_ROLE = "role objects that are no box of the image (taken as none)"
+BOX = "four finite numbers [x, y, width, height]"
+NOBODY_SAID = -1
+
+
+@dataclass(frozen=True, eq=False)
+class VcocoImage:
+    """One image, with all of COCO's boxes that have an area.
+
+    Attributes:
+        id: COCO's number.
+        name: file name.
+        boxes: (N, 4) float32 xyxy pixels.
+        categories: (N,) int64, COCO's category ids.
+        people, crowds: (N,) bool.
+        does: (N, A) int8, 1 where the person does the action, 0 where not, -1 where nobody said.
+        roles: (N, A, R) int64, the role's box, -1 for none.
+    """
+
+    id: int
+    name: str
+    boxes: np.ndarray
+    categories: np.ndarray
+    people: np.ndarray
+    crowds: np.ndarray
+    does: np.ndarray
+    roles: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class VcocoTruth:
+    """The annotations of a part.
+
+    Attributes:
+        actions: names and roles, in the file's order.
+        images: those of the id list, in its order.
+        others: number by name of the COCO file's images outside the part.
+    """
+
+    actions: tuple[VcocoAction, ...]
+    images: tuple[VcocoImage, ...]
+    others: dict[str, int]
+
+
+def read_vcoco(files: VcocoFiles, reading: Reading) -> VcocoTruth:
+    """Reads the files of a part.
+
+    Raises:
+        InputError: a file is missing, an entry is structurally wrong, the files do not belong
+            together, or there is a blemish under `reading.strict`.
+    """
+    table = read_actions(files.actions)
+    ids = read_ids(files.ids) if files.ids else sorted(table.image_ids)
+    for number in ids:
+        if number not in table.image_ids:
+            expected = f"images of {files.actions}"
+            raise bad_field(files.ids, "file", expected, f"image {number}, which it lacks")
+    coco = _Coco(read_json(files.instances), files, set(ids))
+    for number in ids:
+        if number not in coco.images:
+            expected = f"image {number}, of which {files.actions} speaks"
+            raise bad_field(files.instances, "images", expected, "no such image")
+    images = tuple(_image(coco.images[number], coco, table, reading) for number in ids)
+    named = {image["file_name"]: number for number, image in coco.images.items()}
+    inside = {image.name for image in images}
+    others = {name: number for name, number in named.items() if name not in inside}
+    return VcocoTruth(table.actions, images, others)
+
+
+def annotations_of(truth: VcocoTruth, reading: Reading) -> list[Annotation]:
+    """One annotation an image, in a vocabulary that has a verb for every action and role.
+
+    A person who does an action without an object for a role has object -1 there. Crowds are left
+    out unless they play a role.
+
+    Raises:
+        InputError: the vocabulary lacks an action, a role or an object.
+    """
+    verbs = _verbs(truth.actions, reading)
+    annotations = []
+    for image in truth.images:
+        used = np.unique(image.roles[image.roles >= 0])
+        kept = np.flatnonzero(~image.crowds | np.isin(np.arange(len(image.boxes)), used))
+        number = {int(row): index for index, row in enumerate(kept)}
+        place = Place(reading.file, image.name)
+        labels = [
+            place.label(int(image.categories[row]), "category_id", reading.vocabulary)
+            for row in kept
+        ]
+        hois = []
+        for row, action in np.argwhere(image.does == 1).tolist():
+            targets = image.roles[row, action, : len(truth.actions[action].roles)].tolist() or [-1]
+            for verb, target in zip(verbs[action], targets, strict=True):
+                hois.append((number[row], number.get(target, -1), verb))
+        raw = RawImage(
+            image.name,
+            image.boxes[kept].tolist(),
+            labels,
+            hois,
+            None,
+            box_field=lambda index: f"box {index}",
+            hoi_field=lambda index: f"action {index}",
+        )
+        annotations.append(assemble(raw, reading))
+    return annotations
+
+
+def _verbs(actions: tuple[VcocoAction, ...], reading: Reading) -> list[list[int]]:
+    """The vocabulary's verb for each role of each action, or for the action where it has none."""
+    vocabulary = reading.vocabulary
+    table = {entry["action"]: entry for entry in vocabulary.roles}
+    verbs = []
+    for action in actions:
+        entry = table.get(action.name)
+        if entry is None or set(entry["roles"]) != set(action.roles):
+            known = ", ".join(f"{name} {entry['roles']}" for name, entry in table.items())
+            expected = (
+                f"actions and roles of vocabulary {vocabulary.name} ({known or 'it has none'})"
+            )
+            found = f"{action.name} {list(action.roles)}"
+            raise bad_field(reading.file, "action_name", expected, found)
+        by_role = dict(zip(entry["roles"] or [AGENT], entry["verbs"], strict=True))
+        names = [by_role[role] for role in action.roles or (AGENT,)]
+        verbs.append([vocabulary.verbs.index(name) for name in names])
+    return verbs
+
+
+class _Coco:
+    """COCO's images by id, and the annotations of the part's images."""
+
+    def __init__(self, value: Any, files: VcocoFiles, wanted: set[int]) -> None:
+        self.place = Place(files.instances, "file")
+        if not isinstance(value, dict):
+            raise self.place.wrong("file", "an object with images and annotations", value)
+        names = Names(files.instances)
+        self.images: dict[int, dict[str, Any]] = {}
+        for index, image in enumerate(self.place.objects(value, "images")):
+            number = self.place.whole(image.get("id"), f"images[{index}].id")
+            names.add(f"images[{index}].file_name", image.get("file_name"))
+            self.images[number] = image
+        categories = enumerate(self.place.objects(value, "categories"))
+        self.people = [
+            self.place.whole(row.get("id"), f"categories[{index}].id")
+            for index, row in categories
+            if row.get("name") == "person"
+        ]
+        self.rows: dict[int, list[tuple[str, dict[str, Any]]]] = {number: [] for number in wanted}
+        for index, row in enumerate(self.place.objects(value, "annotations")):
+            owner = row.get("image_id")
+            if owner in self.rows:
+                self.rows[owner].append((f"annotations[{index}]", row))
+
+
+def _image(image: dict[str, Any], coco: _Coco, table: ActionTable, reading: Reading) -> VcocoImage:
+    place = Place(coco.place.file, image["file_name"])
+    width, height = place.size([image.get("width"), image.get("height")], "width and height")
+    edge = np.array([width, height, width, height]) - 1.0
+    boxes, rows, numbers, categories = [], [], [], []
+    for field, row in coco.rows[image["id"]]:
+        if row.get("ignore") == 1:
+            continue
+        x, y, w, h = place.box(row.get("bbox"), f"{field}.bbox", BOX)
+        box = np.clip([x, y, x + max(0.0, w - 1), y + max(0.0, h - 1)], 0, edge)
+        if _area(row, w * h, field, place) <= 0 or box[2] <= box[0] or box[3] <= box[1]:
+            reading.blemish(NO_AREA, place.image, f"{field}.bbox", "an area", row.get("bbox"))
+            continue
+        boxes.append(box)
+        rows.append(row)
+        numbers.append(place.whole(row.get("id"), f"{field}.id"))
+        categories.append(place.whole(row.get("category_id"), f"{field}.category_id"))
+    count, most = len(rows), max(len(action.roles) for action in table.actions)
+    found = VcocoImage(
+        id=image["id"],
+        name=place.image,
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        categories=np.array(categories, dtype=np.int64),
+        people=np.isin(categories, coco.people),
+        crowds=np.array([bool(row.get("iscrowd")) for row in rows], dtype=bool),
+        does=np.full((count, len(table.actions)), NOBODY_SAID, dtype=np.int8),
+        roles=np.full((count, len(table.actions), most), -1, dtype=np.int64),
+    )
+    row_of = {number: index for index, number in enumerate(numbers)}
+    _fill(found, row_of, table, Place(reading.file, place.image), reading)
+    return found
+
+
+def _area(row: dict[str, Any], area: float, field: str, place: Place) -> float:
+    """The segment's area; the box's where the file does not say."""
+    found = row.get("area", area)
+    if not isinstance(found, (int, float)):
+        raise place.wrong(f"{field}.area", "a number", found)
+    return float(found)
+
+
+def _fill(
+    image: VcocoImage, row_of: dict[int, int], table: ActionTable, place: Place, reading: Reading
+) -> None:
+    """Writes what the actions file says about the image's people into `does` and `roles`."""
+    for number in table.people_of[image.id]:
+        row = row_of.get(number)
+        if row is None or not image.people[row]:
+            kind, expected = (
+                (NO_AREA, "a box of COCO with an area")
+                if row is None
+                else (NO_PERSON, "a person as agent")
+            )
+            reading.blemish(kind, place.image, "ann_id", expected, number)
+            continue
+        image.does[row] = 0
+        for action, objects in table.done_by(number):
+            image.does[row, action] = 1
+            for role, target in enumerate(objects):
+                if target in row_of:
+                    image.roles[row, action, role] = row_of[target]
+                elif target:
+                    name = table.actions[action].name
+                    where = f"{name}: role_object_id"
+                    reading.blemish(NO_SUCH_ROLE, place.image, where, "a box of COCO", target)

@@ -1,0 +1,245 @@
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.annotations import load_annotations
+from pipeline.annotations.assemble import Reading
+from pipeline.annotations.vcoco import annotations_of, read_vcoco
+from pipeline.annotations.vcoco_files import vcoco_files
+from pipeline.errors import InputError
+
+PERSON, BALL, RACKET = 1, 37, 43
+IMAGES = [
+    {
+        "boxes": [
+            (PERSON, [10, 20, 31, 61]),
+            (RACKET, [40.5, 30, 21, 11]),
+            (PERSON, [100, 20, 40, 60]),
+            (BALL, [150, 100, 80, 80]),
+            (PERSON, [0, 0, 9, 9]),
+        ],
+        "does": {
+            (0, "hit"): (1, None),
+            (0, "stand"): (),
+            (2, "kick"): (3,),
+            (2, "hold"): (None,),
+        },
+        "silent": {4},
+    },
+    {"boxes": [(PERSON, [5, 5, 50, 50])]},
+]
+
+
+@pytest.fixture
+def read(tmp_path, vcoco, write_vcoco):
+    """Writes images and reads them back: (truth, annotations, reading)."""
+
+    def run(images, strict=False):
+        files = vcoco_files(write_vcoco(tmp_path, images))
+        reading = Reading(files.actions, vcoco, strict)
+        truth = read_vcoco(files, reading)
+        return truth, annotations_of(truth, reading), reading
+
+    return run
+
+
+def test_people_without_any_action(read):
+    truth, (annotation,), reading = read([IMAGES[1]])
+    assert annotation.hois.shape == (0, 3) and len(annotation.boxes) == 1
+    assert not truth.images[0].does.any() and not reading.blemishes
+
+
+def test_boxes_keep_their_last_pixel_and_stay_inside(read):
+    truth, _, _ = read(IMAGES)
+    expected = [[10, 20, 40, 80], [40.5, 30, 60.5, 40], [100, 20, 139, 79], [150, 100, 199, 149]]
+    assert truth.images[0].boxes[:4].tolist() == expected
+
+
+def test_who_does_what(read):
+    truth, _, _ = read(IMAGES)
+    image = truth.images[0]
+    names = [action.name for action in truth.actions]
+    hit, kick = names.index("hit"), names.index("kick")
+    assert (image.does[4] == -1).all() and (image.does[1] == -1).all()
+    assert image.does[0].sum() == 2 and image.does[2].sum() == 2
+    assert image.roles[0, hit].tolist() == [1, -1] and image.roles[2, kick, 0] == 3
+    assert (image.id, image.name) == (10, "COCO_val2014_000000000010.jpg")
+
+
+def test_every_role_is_a_verb_and_missing_objects_stay_missing(read, vcoco):
+    _, (annotation, _), reading = read(IMAGES)
+    found = {(h, o, vcoco.verbs[v]) for h, o, v in annotation.hois.tolist()}
+    assert found == {
+        (0, 1, "hit_instr"),
+        (0, -1, "hit_obj"),
+        (0, -1, "stand"),
+        (2, 3, "kick_obj"),
+        (2, -1, "hold_obj"),
+    }
+    assert annotation.labels.tolist() == [0, vcoco.label_of_id[RACKET], 0, 32, 0]
+    assert not reading.blemishes
+
+
+def test_roles_are_taken_by_name(tmp_path, vcoco, write_vcoco):
+    """Some releases list the instrument of eating before what is eaten, some after."""
+    image = {
+        "boxes": [(PERSON, [0, 0, 50, 50]), (59, [5, 5, 20, 20]), (48, [9, 9, 20, 20])],
+        "does": {(0, "eat"): (1, 2)},
+    }
+    actions = write_vcoco(tmp_path, [image])
+    before = load_annotations(actions, vcoco, "test").annotations[0].hois
+    value = json.loads(actions.read_text())
+    (eat,) = [entry for entry in value if entry["action_name"] == "eat"]
+    person, food, fork = eat["role_object_id"]
+    eat |= {"role_name": ["agent", "instr", "obj"], "role_object_id": [person, fork, food]}
+    actions.write_text(json.dumps(value))
+    after = load_annotations(actions, vcoco, "test").annotations[0].hois
+    assert sorted(before.tolist()) == sorted(after.tolist())
+    assert (0, 1, vcoco.verbs.index("eat_obj")) in set(map(tuple, after.tolist()))
+
+
+def test_columns_of_columns_are_read_too(tmp_path, vcoco, write_vcoco):
+    actions = write_vcoco(tmp_path, IMAGES)
+    plain = load_annotations(actions, vcoco, "test").annotations[0].hois
+    value = json.loads(actions.read_text())
+    for entry in value:
+        for key in ("image_id", "ann_id", "label"):
+            entry[key] = [[number] for number in entry[key]]
+    actions.write_text(json.dumps(value))
+    np.testing.assert_array_equal(
+        load_annotations(actions, vcoco, "test").annotations[0].hois, plain
+    )
+
+
+def test_the_id_list_picks_images_and_their_order(tmp_path, vcoco, write_vcoco):
+    actions = write_vcoco(tmp_path, IMAGES)
+    ids = tmp_path / "mine.ids"
+    ids.write_text("20\n\n10\n")
+    names = [
+        item.image_id for item in load_annotations(actions, vcoco, "test", ids=ids).annotations
+    ]
+    assert names == ["COCO_val2014_000000000020.jpg", "COCO_val2014_000000000010.jpg"]
+    ids.write_text("20\n")
+    reading = Reading(actions, vcoco)
+    truth = read_vcoco(vcoco_files(actions, ids=ids), reading)
+    assert truth.others == {"COCO_val2014_000000000010.jpg": 10}
+
+
+def test_crowds_stay_only_where_they_play_a_role(read):
+    crowd = {"iscrowd": 1}
+    boxes = [
+        (PERSON, [0, 0, 50, 50]),
+        (PERSON, [50, 0, 50, 50], crowd),
+        (BALL, [0, 60, 20, 20], crowd),
+    ]
+    image = {"boxes": boxes, "silent": {1}, "does": {(0, "kick"): (2,)}}
+    truth, (annotation,), _ = read([image])
+    assert len(truth.images[0].boxes) == 3 and truth.images[0].crowds.tolist() == [
+        False,
+        True,
+        True,
+    ]
+    assert len(annotation.boxes) == 2 and annotation.hois[0, :2].tolist() == [0, 1]
+
+
+FLAT = (BALL, [60, 60, 0.5, 30])
+BLEMISHES = [
+    ([(PERSON, [0, 0, 50, 50]), FLAT], {(0, "kick"): (1,)}, "boxes without area", "role objects"),
+    (
+        [(PERSON, [0, 0, 50, 50]), (PERSON, [0, 0, 1, 9])],
+        {(1, "stand"): ()},
+        "boxes without area",
+        "boxes without area",
+    ),
+    (
+        [(PERSON, [0, 0, 50, 50]), (BALL, [0, 0, 9, 9], {"area": 0})],
+        {(0, "kick"): (1,)},
+        "boxes without area",
+        "role objects",
+    ),
+    (
+        [(PERSON, [0, 0, 50, 50]), (59, [0, 0, 9, 9])],
+        {(0, "kick"): (1,)},
+        "no interaction",
+        "no interaction",
+    ),
+]
+
+
+@pytest.mark.parametrize(("boxes", "does", "first", "second"), BLEMISHES)
+def test_blemishes_are_counted_and_under_strict_refused(read, boxes, does, first, second):
+    image = {"boxes": boxes, "does": does}
+    _, _, reading = read([image])
+    kinds = " ".join(reading.blemishes)
+    assert first in kinds and second in kinds
+    with pytest.raises(InputError, match="COCO_val2014_000000000010"):
+        read([image], strict=True)
+
+
+def test_a_role_object_that_is_no_box_is_none(read, vcoco):
+    image = {"boxes": [(PERSON, [0, 0, 50, 50]), FLAT], "does": {(0, "kick"): (1,)}}
+    _, (annotation,), _ = read([image])
+    assert annotation.hois.tolist() == [[0, -1, vcoco.verbs.index("kick_obj")]]
+
+
+def test_ignored_boxes_are_no_boxes(read):
+    image = {"boxes": [(PERSON, [0, 0, 50, 50]), (BALL, [5, 5, 9, 9], {"ignore": 1})]}
+    truth, _, reading = read([image])
+    assert len(truth.images[0].boxes) == 1 and not reading.blemishes
+
+
+def test_a_vocabulary_without_roles_is_refused(tmp_path, hico, write_vcoco):
+    with pytest.raises(
+        InputError, match=r"actions and roles of vocabulary hico-det \(it has none\), found hold"
+    ):
+        load_annotations(write_vcoco(tmp_path, IMAGES), hico, "test")
+
+
+def test_the_digest_covers_all_files(tmp_path, vcoco, write_vcoco):
+    actions = write_vcoco(tmp_path, IMAGES)
+    digests = {load_annotations(actions, vcoco, "test").digest}
+    for path in (tmp_path / "data/instances_vcoco_all_2014.json", actions):
+        path.write_text(path.read_text() + " ")
+        digests.add(load_annotations(actions, vcoco, "test").digest)
+    assert len(digests) == 3
+
+
+def coco(change):
+    def harm(folder):
+        path = folder / "data/instances_vcoco_all_2014.json"
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (coco(lambda v: v["images"].pop()), "expected image 20, of which .*vcoco_test.json speaks"),
+        (coco(lambda v: v["images"][0].update(width=0)), "000010.jpg: width and height"),
+        (
+            coco(lambda v: v["annotations"][1].update(bbox=[1, 2])),
+            "1].bbox: expected",
+        ),
+        (coco(lambda v: v["annotations"][1].update(area="x")), "1].area: expected"),
+        (coco(lambda v: v["annotations"][1].update(category_id=12)), "an object id of vcoco"),
+        (
+            coco(lambda v: v["annotations"][1].update(category_id=None)),
+            "category_id: expected",
+        ),
+        (coco(lambda v: v["images"].append(v["images"][0])), "every image once"),
+        (coco(lambda v: v.pop("categories")), "categories: expected a list"),
+        (
+            lambda folder: (folder / "data/splits/vcoco_test.ids").write_text("10\n30\n"),
+            "expected images of .*, found image 30, which it lacks",
+        ),
+    ],
+)
+def test_files_that_do_not_belong_together(tmp_path, vcoco, write_vcoco, harm, says):
+    actions = write_vcoco(tmp_path, IMAGES)
+    harm(tmp_path)
+    with pytest.raises(InputError, match=says):
+        load_annotations(actions, vcoco, "test")

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+from pipeline.annotations.vcoco_actions import VcocoAction, read_actions
+from pipeline.errors import InputError
+
+HOLD = {
+    "action_name": "hold",
+    "role_name": ["agent", "obj"],
+    "image_id": [7, 7, 9],
+    "ann_id": [1, 2, 3],
+    "label": [1, 0, 1],
+    "role_object_id": [1, 2, 3, 55, 0, 0],
+}
+STAND = {**HOLD, "action_name": "stand", "role_name": ["agent"], "role_object_id": [1, 2, 3]}
+
+
+def test_reads_people_actions_and_objects(save):
+    table = read_actions(save([HOLD, {**STAND, "label": [0, 1, 0]}]))
+    assert table.actions == (VcocoAction("hold", ("obj",)), VcocoAction("stand", ()))
+    assert table.image_ids == {7, 9} and table.people_of[7] == [1, 2]
+    assert list(table.done_by(1)) == [(0, (55,))]
+    assert list(table.done_by(2)) == [(1, ())]
+    assert list(table.done_by(3)) == [(0, (0,))]
+    assert list(table.done_by(4)) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([], "file: expected V-COCO's list of actions, found"),
+        ({}, "file: expected V-COCO's list of actions, found"),
+        ([3], "entry 0: action_name: expected the name"),
+        ([{**HOLD, "action_name": ""}], "entry 0: action_name: expected the name"),
+        ([{**HOLD, "role_name": ["obj"]}], "hold: role_name: expected a list of names"),
+        ([{**HOLD, "role_name": ["agent", "obj", "obj"]}], "hold: role_name: expected a list"),
+        ([{**HOLD, "role_name": None}], "hold: role_name: expected a list"),
+        ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id and label: expected 2 entries each"),
+        ([{**HOLD, "label": [1, 0]}], "hold: ann_id and label: expected 3 entries each"),
+        ([{**HOLD, "label": [1, 0, 2]}], "hold: label: expected 0 or 1, found 2"),
+        ([{**HOLD, "label": [1, 0, 0.5]}], "hold: label: expected a list of whole numbers"),
+        ([{**HOLD, "label": [1, [0], 1]}], "hold: label: expected a list of whole numbers"),
+        ([{**HOLD, "ann_id": None}], "hold: ann_id: expected a list of whole numbers"),
+        ([{**HOLD, "ann_id": [1, 2, 1]}], "hold: ann_id: expected every person once"),
+        ([{**HOLD, "role_object_id": [1, 2, 3]}], "hold: role_object_id: expected 6 entries"),
+        ([HOLD, {**STAND, "ann_id": [1, 2, 4]}], "stand: ann_id: expected the people of hold"),
+        (
+            [{**HOLD, "image_id": [], "ann_id": [], "label": [], "role_object_id": []}],
+            "hold: ann_id: expected annotated people, found nobody",
+        ),
+    ],
+)
+def test_wrong_entries_are_named(save, value, says):
+    with pytest.raises(InputError, match=f"annotations.json: {says}"):
+        read_actions(save(value))
+
+
+def test_real_and_damaged_files(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([HOLD])[:-9])
+    with pytest.raises(InputError, match="expected JSON"):
+        read_actions(tmp_path / "a.json")
+    with pytest.raises(InputError, match="no such file"):
+        read_actions(tmp_path / "b.json")
