@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli import config_option, run_command
 
+if TYPE_CHECKING:
+    from evaluation.scoring import Scoring
+
 FILE = click.Path(dir_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path)
+
+
+def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `scoring_from` takes."""
+    for option in (
+        click.option(
+            "--nms-object-power",
+            type=click.FloatRange(min=0),
+            help="Exponent of the objects' IoU; default 0.5.",
+        ),
+        click.option(
+            "--nms-human-power",
+            type=click.FloatRange(min=0),
+            help="Exponent of the people's IoU; default 1.",
+        ),
+        click.option(
+            "--nms-threshold",
+            type=click.FloatRange(0, 1),
+            help="A pair covered by more than this goes; default 0.7.",
+        ),
+        click.option("--nms", is_flag=True, help="Pairwise non-maximum suppression first."),
+        click.option(
+            "--setting",
+            type=click.Choice(["default", "known-object", "both"]),
+            default="both",
+            show_default=True,
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def scoring_from(setting: str, nms: bool, **options: float | None) -> Scoring:
+    """The options of `scoring_options` as a config.
+
+    Raises:
+        click.UsageError: NMS settings without NMS.
+    """
+    from evaluation.nms import NmsConfig
+    from evaluation.scoring import SETTINGS, Scoring
+
+    given = {
+        name.removeprefix("nms_"): value for name, value in options.items() if value is not None
+    }
+    if given and not nms:
+        raise click.UsageError("--nms-threshold and the --nms-*-power options need --nms.")
+    return Scoring(SETTINGS[setting], NmsConfig(**given) if nms else None)
 
 
 @click.group()
@@ -17,7 +70,7 @@ def evaluation() -> None:
 
 
 @evaluation.command()
-@click.argument("predictions", type=FILE)
+@click.argument("predictions", metavar="PREDICTIONS|RUN", type=PATH)
 @click.option("--annotations", type=FILE, required=True, help="Annotation file of the test images.")
 @click.option(
     "--vocabulary",
@@ -33,13 +86,14 @@ def evaluation() -> None:
     metavar="NAME|FILE",
     help="Zero-shot split that tells seen from unseen.",
 )
+@scoring_options
 @click.option(
-    "--setting",
-    type=click.Choice(["default", "known-object", "both"]),
-    default="default",
-    show_default=True,
+    "--show",
+    "details",
+    type=click.Choice(["splits", "verbs", "objects", "interactions"]),
+    multiple=True,
+    help="A table of these too; may be given several times.",
 )
-@click.option("--nms", is_flag=True, help="Pairwise non-maximum suppression first.")
 @click.option("--strict", is_flag=True, help="Refuse annotations with blemishes.")
 @click.option("--json", "json_file", type=FILE, help="Write the results here too.")
 @click.option("--overwrite", is_flag=True, help="Replace the JSON file.")
@@ -49,27 +103,71 @@ def hico(
     annotations: Path,
     vocabulary: str,
     split: str,
-    setting: str,
-    nms: bool,
+    details: tuple[str, ...],
     strict: bool,
     json_file: Path | None,
     overwrite: bool,
+    **options: Any,
 ) -> None:
-    """Scores a predictions file by the HICO-DET protocol."""
-    from evaluation.score_file import SETTINGS, ScoreConfig, score_file
+    """Scores a predictions file, or a run's, by the HICO-DET protocol."""
+    from evaluation.score_file import ScoreConfig, score_file
 
     config = ScoreConfig(
         predictions,
         annotations,
         vocabulary,
         split,
-        SETTINGS[setting],
-        nms,
+        scoring_from(**options),
+        details,
         strict,
         json_file,
         overwrite,
     )
     for line in score_file(config):
+        click.echo(line)
+
+
+@evaluation.command()
+@click.argument("predictions", metavar="DETECTIONS|RUN", type=PATH)
+@click.option(
+    "--actions",
+    "--annotations",
+    type=FILE,
+    required=True,
+    help="Official actions file, like vcoco_test.json.",
+)
+@click.option("--instances", type=FILE, help="COCO's boxes; default: found near the actions.")
+@click.option("--ids", type=FILE, help="Ids of the part's images; default: found near the actions.")
+@click.option(
+    "--vocabulary",
+    default="vcoco",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="What the numbers of a run's predictions mean.",
+)
+@click.option("--strict", is_flag=True, help="Refuse annotations with blemishes.")
+@click.option("--json", "json_file", type=FILE, help="Write the results here too.")
+@click.option("--official", type=FILE, help="Write the official layout here (.json or .npz).")
+@click.option("--overwrite", is_flag=True, help="Replace these files.")
+@config_option
+def vcoco(
+    predictions: Path,
+    actions: Path,
+    instances: Path | None,
+    ids: Path | None,
+    vocabulary: str,
+    strict: bool,
+    json_file: Path | None,
+    official: Path | None,
+    overwrite: bool,
+) -> None:
+    """Scores detections in the official layout (JSON or NPZ), or a run's, by V-COCO's protocol."""
+    from evaluation.score_vcoco import VcocoConfig, score_vcoco
+
+    config = VcocoConfig(
+        predictions, actions, instances, ids, vocabulary, strict, json_file, official, overwrite
+    )
+    for line in score_vcoco(config):
         click.echo(line)
 
 

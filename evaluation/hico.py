@@ -42,7 +42,15 @@ class HicoScores:
     def verb_means(self, vocabulary: Vocabulary) -> np.ndarray:
         """(V,) mAP over the interactions of each verb, NaN where none has ground truth."""
         verbs = np.array([verb for verb, _ in vocabulary.interactions])
-        means = [self.mean(np.flatnonzero(verbs == verb)) for verb in range(vocabulary.num_verbs)]
+        return self._means(verbs, vocabulary.num_verbs)
+
+    def object_means(self, vocabulary: Vocabulary) -> np.ndarray:
+        """(O,) mAP over the interactions with each object, NaN where none has ground truth."""
+        labels = np.array([label for _, label in vocabulary.interactions])
+        return self._means(labels, vocabulary.num_objects)
+
+    def _means(self, groups: np.ndarray, count: int) -> np.ndarray:
+        means = [self.mean(np.flatnonzero(groups == group)) for group in range(count)]
         return np.array([np.nan if mean is None else mean for mean in means])
 
 
@@ -52,13 +60,23 @@ def evaluate(
     vocabulary: Vocabulary,
     setting: Setting = "default",
 ) -> HicoScores:
+    """Scores detections in one setting; see `evaluate_settings`."""
+    return evaluate_settings(annotations, detections, vocabulary, (setting,))[setting]
+
+
+def evaluate_settings(
+    annotations: Sequence[Annotation],
+    detections: Sequence[Detections],
+    vocabulary: Vocabulary,
+    settings: Sequence[Setting],
+) -> dict[Setting, HicoScores]:
     """Scores detections (EoID section 4.1, Chao et al. 2018).
 
     Args:
         annotations: one for each image of the test set; images without detections count as missed.
         detections: at most one for each image; detections of equal score keep the order of the
             images and of their rows.
-        setting: `default` counts every detection; `known_object` only those of interactions whose
+        settings: `default` counts every detection; `known_object` only those of interactions whose
             object some annotated interaction of the image has.
 
     Raises:
@@ -69,20 +87,27 @@ def evaluate(
     found = collect(detections, found_images, vocabulary)
     # Rows in the order of the annotated images, so ties do not depend on the predictions' order.
     found = found.keep(np.argsort(found.images, kind="stable"))
-    if setting == "known_object":
-        found = found.keep(_known_object(found, truth, vocabulary))
+    # What known_object leaves out has nothing to hit in its image, so the hits are the same.
     hits = find_hits(found, truth)
-
     num_positives = np.bincount(truth.interactions, minlength=vocabulary.num_interactions)
-    average_precision = np.full(vocabulary.num_interactions, np.nan)
-    max_recall = np.full(vocabulary.num_interactions, np.nan)
     order = np.lexsort((-found.scores, found.interactions))
-    sorted_hits = hits[order]
-    bounds = np.searchsorted(
-        found.interactions[order], np.arange(vocabulary.num_interactions + 1), side="left"
-    )
+    interactions, hits = found.interactions[order], hits[order]
+    scores: dict[Setting, HicoScores] = {}
+    for setting in settings:
+        counted = np.ones(len(order), dtype=bool)
+        if setting == "known_object":
+            counted = _known_object(found, truth, vocabulary)[order]
+        scores[setting] = _scores(interactions[counted], hits[counted], num_positives)
+    return scores
+
+
+def _scores(interactions: np.ndarray, hits: np.ndarray, num_positives: np.ndarray) -> HicoScores:
+    """Scores from sorted rows: by interaction, then by falling score."""
+    average_precision = np.full(len(num_positives), np.nan)
+    max_recall = np.full(len(num_positives), np.nan)
+    bounds = np.searchsorted(interactions, np.arange(len(num_positives) + 1), side="left")
     for interaction in np.flatnonzero(num_positives):
-        own = sorted_hits[bounds[interaction] : bounds[interaction + 1]]
+        own = hits[bounds[interaction] : bounds[interaction + 1]]
         average_precision[interaction], max_recall[interaction] = eleven_point_ap(
             own, int(num_positives[interaction])
         )

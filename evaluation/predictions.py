@@ -2,24 +2,35 @@
 
 A list with one entry for each image: `file_name`, `predictions` (boxes: `bbox` xyxy in pixels,
 `category_id` as in annotation files) and `hoi_prediction` (`subject_id` and `object_id` pointing
-into the boxes, `category_id` the verb counted from 1, `score`).
+into the boxes, `category_id` the verb counted from 1, `score`). As in annotation files of the same
+form, vocabularies with roles (V-COCO's) count verbs from 0 and have `object_id` -1 where a verb has
+no object. Our own files say in their first entry which `vocabulary` their numbers are of.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluation.numbering import check_numbering
+from evaluation.pickles import refuse_pickle
+from evaluation.prediction_fields import REAL, WHOLE, Fields, object_hint, verb_hint
 from pipeline.errors import bad_field
-from pipeline.files import read_json, replacing
+from pipeline.files import iterate_json, replacing
 from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
 
-WHOLE, REAL = "iu", "iuf"
+# What a run calls its predictions.
+PREDICTIONS = "predictions.json"
+
+
+def predictions_path(path: Path) -> Path:
+    """A predictions file, or that of a run's folder."""
+    return path / PREDICTIONS if path.is_dir() else path
 
 
 def write_predictions(
@@ -30,10 +41,14 @@ def write_predictions(
     Numbers get as many digits as tell them apart, so the file scores exactly like `detections`.
     """
     object_ids = np.array(vocabulary.object_ids)
+    counted_from = np.array([0, 0, vocabulary.first_verb])
+    marker = {"name": vocabulary.name, "digest": vocabulary.digest()}
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for index, item in enumerate(detections):
+            first = {} if index else {"vocabulary": marker}
             entry = {
                 "file_name": item.image_id,
+                **first,
                 "predictions": [
                     {"bbox": box, "category_id": category}
                     for box, category in zip(
@@ -41,9 +56,11 @@ def write_predictions(
                     )
                 ],
                 "hoi_prediction": [
-                    {"subject_id": human, "object_id": target, "category_id": verb + 1, "score": s}
+                    {"subject_id": human, "object_id": target, "category_id": verb, "score": s}
                     for (human, target, verb), s in zip(
-                        item.hois.tolist(), _shortest(item.scores), strict=True
+                        (item.hois + counted_from).tolist(),
+                        _shortest(item.scores),
+                        strict=True,
                     )
                 ],
             }
@@ -59,113 +76,77 @@ def read_predictions(path: Path | str, vocabulary: Vocabulary) -> list[Detection
         one entry for each image of the file, in its order; scores as float64.
 
     Raises:
-        InputError: the file is missing, is not JSON, names an image twice, or an entry is wrong.
+        InputError: the file is missing, is not JSON, is of another vocabulary or numbering, names
+            an image twice, or an entry is wrong.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise bad_field(path, "file", "a list with an entry for each image", entries)
+    path = Path(path)
+    refuse_pickle(path)
     detections, names = [], set()
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(iterate_json(path)):
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
             raise bad_field(path, f"entry {index}", "an object with file_name", entry)
         if name in names:
             raise bad_field(path, f"{name}: file_name", "each image once", "a second entry")
+        if "vocabulary" in entry:
+            _check_vocabulary(path, entry["vocabulary"], vocabulary)
         names.add(name)
-        detections.append(_detections(_Table(path, name, entry), vocabulary))
+        detections.append(_detections(Fields(path, name, entry), vocabulary))
+    if not detections:
+        raise bad_field(path, "file", "a list with an entry for each image", "an empty list")
+    check_numbering(path, detections, vocabulary)
     return detections
 
 
-def _detections(table: _Table, vocabulary: Vocabulary) -> Detections:
-    boxes = table.column(
+def _check_vocabulary(path: Path, marker: Any, vocabulary: Vocabulary) -> None:
+    told = marker if isinstance(marker, dict) else {}
+    if told.get("digest") != vocabulary.digest():
+        expected = f"predictions of vocabulary {vocabulary.name}"
+        raise bad_field(path, "vocabulary", expected, str(told.get("name", marker)))
+
+
+def _detections(fields: Fields, vocabulary: Vocabulary) -> Detections:
+    boxes = fields.column(
         *("predictions", "bbox", REAL, (4,)),
         "four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2",
         lambda box: np.isfinite(box).all(axis=1) & (box[:, 2:] >= box[:, :2]).all(axis=1),
     )
-    categories = table.column(
+    categories = fields.column(
         *("predictions", "category_id", WHOLE, ()),
         f"an object id of vocabulary {vocabulary.name}, one of"
         f" {min(vocabulary.object_ids)} to {max(vocabulary.object_ids)}",
         lambda category: np.isin(category, vocabulary.object_ids),
+        lambda found: object_hint(found, vocabulary),
     )
-    boxes_named = f"the number of a box, 0 to {len(boxes) - 1}"
-    humans, objects = (
-        table.column(
+
+    def box_numbers(key: str, least: int) -> np.ndarray:
+        return fields.column(
             *("hoi_prediction", key, WHOLE, ()),
-            boxes_named,
-            lambda box: (box >= 0) & (box < len(boxes)),
+            f"the number of a box, {least} to {len(boxes) - 1}",
+            lambda box: (box >= least) & (box < len(boxes)),
         )
-        for key in ("subject_id", "object_id")
-    )
-    verbs = table.column(
+
+    humans = box_numbers("subject_id", 0)
+    # A verb of V-COCO may have no object.
+    objects = box_numbers("object_id", -1 if vocabulary.roles else 0)
+    first = vocabulary.first_verb
+    last = first + vocabulary.num_verbs - 1
+    verbs = fields.column(
         *("hoi_prediction", "category_id", WHOLE, ()),
-        f"a verb number from 1 to {vocabulary.num_verbs} (verbs count from 1 here, not from 0)",
-        lambda verb: (verb >= 1) & (verb <= vocabulary.num_verbs),
+        f"a verb number of vocabulary {vocabulary.name}, {first} to {last}",
+        lambda verb: (verb >= first) & (verb <= last),
+        lambda found: verb_hint(found, vocabulary),
     )
-    scores = table.column(
+    scores = fields.column(
         *("hoi_prediction", "score", REAL, ()), "a finite number", lambda score: np.isfinite(score)
     )
     return Detections(
-        image_id=table.image,
+        image_id=fields.image,
         boxes=boxes.astype(np.float32),
         labels=np.array([vocabulary.label_of_id[c] for c in categories.tolist()], dtype=np.int64),
-        hois=np.column_stack([humans, objects, verbs - 1]).astype(np.int64),
+        hois=np.column_stack([humans, objects, verbs - first]).astype(np.int64),
         scores=scores.astype(np.float64),
     )
-
-
-class _Table:
-    """The lists of one image's entry, read column by column."""
-
-    def __init__(self, path: Path | str, image: str, entry: dict[str, Any]) -> None:
-        self.path, self.image, self._entry = path, image, entry
-
-    def column(
-        self,
-        field: str,
-        key: str,
-        kinds: str,
-        shape: tuple[int, ...],
-        expected: str,
-        valid: Callable[[np.ndarray], np.ndarray],
-    ) -> np.ndarray:
-        """The values under `key` of all rows of `field`, checked.
-
-        Args:
-            kinds: numpy kinds the values may have.
-            shape: shape of one value.
-            expected: what an error says was expected.
-            valid: from the column to a mask of its good rows.
-        """
-        rows = self._entry.get(field)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise bad_field(self.path, f"{self.image}: {field}", "a list of objects", rows)
-        if not rows:
-            return np.zeros((0, *shape), dtype=np.int64 if kinds == WHOLE else np.float64)
-        values = [row.get(key) for row in rows]
-        column = _array(values)
-        if column is None or column.dtype.kind not in kinds or column.shape[1:] != shape:
-            good = np.array([_is(value, kinds, shape) for value in values])
-        else:
-            good = valid(column)
-        if column is None or not good.all():
-            row = int(np.argmin(good))
-            where = f"{self.image}: {field}[{row}].{key}"
-            raise bad_field(self.path, where, expected, values[row])
-        return column
-
-
-def _array(values: list[Any]) -> np.ndarray | None:
-    """The values as an array, None where they differ in shape."""
-    try:
-        return np.array(values)
-    except ValueError:
-        return None
-
-
-def _is(value: Any, kinds: str, shape: tuple[int, ...]) -> bool:
-    single = _array(value)
-    return single is not None and single.dtype.kind in kinds and single.shape == shape
 
 
 def _shortest(values: np.ndarray) -> list[Any]:

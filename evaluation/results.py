@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -17,6 +18,17 @@ from pipeline.vocabulary import Vocabulary
 Kind = Literal["student", "teacher", "predictions"]
 Protocol = Literal["detector", "annotated"]
 METRICS = ("full", "seen", "unseen", "rare", "non_rare", "mean_max_recall")
+
+
+@dataclass(frozen=True)
+class SettingScores:
+    """The numbers of a further setting, as in `Results`."""
+
+    metrics: dict[str, float | None]
+    per_class: dict[str, float]
+    per_verb: dict[str, float]
+    per_object: dict[str, float]
+    splits: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,11 @@ class Results:
         dataset_path, predictions, metrics_log: the test dataset's folder, the predictions file
             and the training log; relative to the results file on disk, usable paths here.
         extra: further fractions worth reporting, by name, the most telling first.
+        per_verb, per_object: mAP over the interactions of each verb and object that has some with
+            ground truth.
+        splits: `seen` and `unseen` mAP for every split of the vocabulary, by name.
+        known_object: the same numbers in the known-object setting, where both were asked for.
+        nms: settings of the pairwise NMS before scoring, None without.
     """
 
     name: str
@@ -59,28 +76,57 @@ class Results:
     predictions: Path | None = None
     metrics_log: Path | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    per_verb: dict[str, float] = field(default_factory=dict)
+    per_object: dict[str, float] = field(default_factory=dict)
+    splits: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    known_object: SettingScores | None = None
+    nms: dict[str, float] | None = None
 
 
 def score_fields(
     scores: HicoScores, vocabulary: Vocabulary, unseen: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The fields of `Results` that follow from scores: vocabulary, unseen, metrics, per_class."""
-    counted = np.flatnonzero(~np.isnan(scores.average_precision))
+    """The fields of `Results` that follow from scores, for a split's unseen interactions."""
     return {
         "vocabulary": vocabulary.name,
         "unseen": tuple(int(index) for index in unseen),
-        "metrics": summarize(scores, vocabulary, unseen),
-        "per_class": {
-            vocabulary.interaction_name(int(index)): float(scores.average_precision[index])
-            for index in counted
+        **asdict(setting_scores(scores, vocabulary, unseen)),
+    }
+
+
+def setting_scores(
+    scores: HicoScores, vocabulary: Vocabulary, unseen: tuple[int, ...]
+) -> SettingScores:
+    """All numbers of one setting."""
+    interactions = [vocabulary.interaction_name(i) for i in range(vocabulary.num_interactions)]
+    groups = {
+        name: summarize(scores, vocabulary, split["unseen"])
+        for name, split in vocabulary.splits.items()
+    }
+    return SettingScores(
+        metrics=summarize(scores, vocabulary, unseen),
+        per_class=_by_name(interactions, scores.average_precision),
+        per_verb=_by_name(vocabulary.verbs, scores.verb_means(vocabulary)),
+        per_object=_by_name(vocabulary.objects, scores.object_means(vocabulary)),
+        splits={
+            name: {group: numbers[group] for group in ("seen", "unseen")}
+            for name, numbers in groups.items()
         },
+    )
+
+
+def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {
+        name.replace("_", " "): float(value)
+        for name, value in zip(names, values, strict=True)
+        if not np.isnan(value)
     }
 
 
 def write_results(path: Path | str, results: Results) -> None:
     """Writes `results.json`; paths become relative to it, so a run folder can be moved."""
     folder = Path(path).resolve().parent
-    value = {name: getattr(results, name) for name in results.__dataclass_fields__}
+    value = asdict(results)
     for name in ("dataset_path", "predictions", "metrics_log"):
         if value[name] is not None:
             value[name] = os.path.relpath(Path(value[name]).resolve(), folder)
@@ -140,6 +186,32 @@ def read_results(path: Path | str) -> Results:
         predictions=beside("predictions"),
         metrics_log=beside("metrics_log"),
         extra=cast(dict[str, float], _numbers(path, {"extra": {}, **value}, "extra")),
+        nms=cast(dict[str, float], _numbers(path, value, "nms")) if value.get("nms") else None,
+        **_details(path, value),
+        known_object=_known_object(path, value.get("known_object")),
+    )
+
+
+def _details(path: Path | str, value: dict[str, Any]) -> dict[str, Any]:
+    """The parts that results of earlier versions lack."""
+    known = {"per_verb": {}, "per_object": {}, "splits": {}, **value}
+    splits = _field(path, known, "splits", dict, "groups by split")
+    return {
+        "per_verb": _numbers(path, known, "per_verb"),
+        "per_object": _numbers(path, known, "per_object"),
+        "splits": {name: _numbers(path, splits, name, optional=True) for name in splits},
+    }
+
+
+def _known_object(path: Path | str, value: Any) -> SettingScores | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise bad_field(path, "known_object", "metrics and AP of the known-object setting", value)
+    return SettingScores(
+        metrics=_numbers(path, value, "metrics", optional=True),
+        per_class=cast(dict[str, float], _numbers(path, value, "per_class")),
+        **_details(path, value),
     )
 
 

@@ -1,26 +1,23 @@
-"""Scores a predictions file, ours or another project's."""
+"""Scores a predictions file, ours or another project's, or that of a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation.hico import Setting, evaluate
-from evaluation.nms import pairwise_nms
-from evaluation.predictions import read_predictions
-from evaluation.results import Results, score_fields, write_results
+from evaluation.details import detail_table
+from evaluation.predictions import predictions_path, read_predictions
+from evaluation.results import Results, write_results
+from evaluation.scoring import Scoring, scored_fields
 from evaluation.wording import results_table
-from pipeline.annotations import load_annotations
-from pipeline.errors import InputError
+from pipeline.annotations import AnnotationFile, load_annotations
+from pipeline.errors import InputError, bad_field
 from pipeline.files import refuse_existing
 from pipeline.splits import load_split
+from pipeline.types import Detections
 from pipeline.vocabulary import load_vocabulary
 
-SETTINGS: dict[str, tuple[Setting, ...]] = {
-    "default": ("default",),
-    "known-object": ("known_object",),
-    "both": ("default", "known_object"),
-}
+CHECKPOINTS = (".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,13 @@ class ScoreConfig:
     """What to score, and how.
 
     Attributes:
-        predictions, annotations: files.
+        predictions: file, or folder of a run.
+        annotations: file.
         vocabulary, split: names or files.
-        settings: HICO-DET settings, one or both.
-        nms: pairwise NMS first.
+        scoring: settings and NMS.
+        details: tables wanted beside the groups, of `evaluation.details.DETAILS`.
         strict: refuse annotations with blemishes.
-        json: results file to write, for one setting.
+        json: results file to write.
         overwrite: replace it.
     """
 
@@ -41,8 +39,8 @@ class ScoreConfig:
     annotations: Path
     vocabulary: str = "hico-det"
     split: str = "full"
-    settings: tuple[Setting, ...] = ("default",)
-    nms: bool = False
+    scoring: Scoring = field(default_factory=Scoring)
+    details: tuple[str, ...] = ()
     strict: bool = False
     json: Path | None = None
     overwrite: bool = False
@@ -52,42 +50,69 @@ def score_file(config: ScoreConfig) -> list[str]:
     """Scores the predictions and writes the results where wanted.
 
     Returns:
-        a table for people.
+        tables for people.
 
     Raises:
         InputError: a file is missing or wrong, or there are predictions for other images.
     """
     if config.json is not None:
-        if len(config.settings) > 1:
-            raise InputError("--json: expected one setting, found both; run once for each")
         refuse_existing(config.json, config.overwrite)
+    if config.predictions.suffix in CHECKPOINTS:
+        raise InputError(
+            f"{config.predictions}: expected predictions, found a checkpoint;"
+            " eoid-train evaluate predicts with it and scores"
+        )
+    path = predictions_path(config.predictions)
     vocabulary = load_vocabulary(config.vocabulary)
     split = load_split(vocabulary, config.split)
     truth = load_annotations(config.annotations, vocabulary, "test", config.strict)
-    detections = read_predictions(config.predictions, vocabulary)
-    if config.nms:
-        detections = [pairwise_nms(item) for item in detections]
-    results = [
-        Results(
-            name=config.predictions.stem,
-            kind="predictions",
-            dataset=vocabulary.name,
-            split=split.name,
-            setting=setting,
-            num_images=len(truth.annotations),
-            predictions=config.predictions,
-            **score_fields(
-                evaluate(truth.annotations, detections, vocabulary, setting),
-                vocabulary,
-                split.unseen,
-            ),
-        )
-        for setting in config.settings
-    ]
+    found = read_predictions(path, vocabulary)
+    detections = _of_annotated_images(path, found, truth)
+    results = Results(
+        name=path.parent.resolve().name if config.predictions.is_dir() else path.stem,
+        kind="predictions",
+        dataset=vocabulary.name,
+        split=split.name,
+        num_images=len(truth.annotations),
+        predictions=path,
+        **scored_fields(truth.annotations, detections, vocabulary, split.unseen, config.scoring),
+    )
     if config.json is not None:
-        write_results(config.json, results[0])
-    silent = len(truth.annotations) - len(detections)
+        write_results(config.json, results)
+    lines = results_table([results])
+    for detail in config.details:
+        lines += ["", *detail_table([results], detail)]
+    return [*lines, *filter(None, _notes(truth, found, detections))]
+
+
+def _of_annotated_images(
+    path: Path, detections: list[Detections], truth: AnnotationFile
+) -> list[Detections]:
+    """Without the images of the annotation file that have no labelled pair: its other forms do not
+    even name them, and all forms should give the same scores.
+
+    Raises:
+        InputError: predictions for images that the file does not name.
+    """
+    annotated = {item.image_id for item in truth.annotations}
+    unknown = [
+        item.image_id
+        for item in detections
+        if item.image_id not in annotated and item.image_id not in truth.unlabelled
+    ]
+    if unknown:
+        expected = f"images of {truth.path}"
+        found = f"{len(unknown)} others, the first being {unknown[0]}"
+        raise bad_field(path, "file_name", expected, found)
+    return [item for item in detections if item.image_id in annotated]
+
+
+def _notes(truth: AnnotationFile, found: list[Detections], counted: list[Detections]) -> list[str]:
     notes = [truth.blemish_line()]
+    if len(found) > len(counted):
+        left_out = len(found) - len(counted)
+        notes.append(f"{left_out} images without annotated pair were left out")
+    silent = len(truth.annotations) - len(counted)
     if silent:
         notes.append(f"{silent} of {len(truth.annotations)} images have no predictions")
-    return [*results_table(results), *filter(None, notes)]
+    return notes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation.comparison import Comparison, Role
-from evaluation.results import Results
+from evaluation.hico import Setting
+from evaluation.results import Results, SettingScores
 
 METRIC_TITLES = {
     "full": "Full",
@@ -28,22 +29,33 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def columns(results: Sequence[Results]) -> list[tuple[Setting, Results | SettingScores]]:
+    """The settings of all results, one after the other, with their numbers."""
+    found: list[tuple[Setting, Results | SettingScores]] = []
+    for result in results:
+        found.append((result.setting, result))
+        if result.known_object is not None:
+            found.append(("known_object", result.known_object))
+    return found
+
+
 def results_table(results: Sequence[Results]) -> list[str]:
     """Lines for a terminal: a row for each metric, a column for each result (a setting, a run).
 
     Args:
         results: of one dataset and split.
     """
-    first = results[0]
-    settings = [SETTINGS[result.setting] for result in results]
+    first, shown = results[0], columns(results)
+    settings = [SETTINGS[setting] for setting, _ in shown]
     width = max(12, *(len(setting) + 2 for setting in settings))
     classes = f"{len(first.per_class)} interactions"
+    nms = ", after pairwise NMS" if first.nms else ""
     lines = [
-        f"{first.dataset}, split {first.split}: {first.num_images} images, {classes}",
+        f"{first.dataset}, split {first.split}: {first.num_images} images, {classes}{nms}",
         f"{'mAP':<12}" + "".join(f"{setting:>{width}}" for setting in settings),
     ]
     for name, title in METRIC_TITLES.items():
-        values = [result.metrics[name] for result in results]
+        values = [scores.metrics[name] for _, scores in shown]
         if any(value is not None for value in values):
             numbers = "".join(f"{percent(value, 2):>{width}}" for value in values)
             lines.append(f"{title.lower():<12}" + numbers)

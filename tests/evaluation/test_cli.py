@@ -19,12 +19,13 @@ def world_files(runs):
 
 
 def test_hico(world_files, tmp_path):
-    options = ["--split", "ua", "--setting", "known-object", "--nms"]
+    options = ["--split", "ua", "--setting", "known-object", "--nms", "--nms-threshold", "0.6"]
     done = eoid_eval("hico", *world_files, *options, "--json", tmp_path / "new" / "scores.json")
     assert done.returncode == 0, done.stderr
     assert "known-object setting" in done.stdout
     value = json.loads((tmp_path / "new" / "scores.json").read_text())
     assert value["setting"] == "known_object"
+    assert value["nms"] == {"human_power": 1.0, "object_power": 0.5, "threshold": 0.6}
     assert f"{100 * value['metrics']['unseen']:.2f}" in done.stdout
 
 
@@ -63,6 +64,8 @@ def test_help_loads_nothing_heavy():
         ({5: "--split", 6: "zz"}, "zz: no such split of world"),
         ({5: "--setting", 6: "odd"}, "odd"),
         ({5: "--config", 6: "none.toml"}, "none.toml: no such file"),
+        ({5: "--nms-threshold", 6: "0.5"}, "need --nms."),
+        ({5: "--show", 6: "weather"}, "weather"),
     ],
 )
 def test_bad_input_is_one_line(world_files, change, expected):

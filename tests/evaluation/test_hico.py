@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.hico import eleven_point_ap, evaluate, summarize
-from evaluation.nms import pairwise_nms
+from evaluation.nms import suppress_pairs
 from evaluation.predictions import read_predictions
 from pipeline.annotations import load_annotations
 from pipeline.splits import load_split
@@ -166,7 +166,7 @@ def test_golden_hico(golden_file):
     truth = load_annotations(folder / f"hico_annotations_{ending}", vocabulary, "test")
     plain = read_predictions(folder / f"hico_predictions_{ending}", vocabulary)
     checked = set()
-    for suffix, detections in (("", plain), ("_nms", [pairwise_nms(item) for item in plain])):
+    for suffix, detections in (("", plain), ("_nms", suppress_pairs(plain))):
         scores = evaluate(truth.annotations, detections, vocabulary)
         assert_per_class(expected[f"per_class{suffix}"], scores)
         known = evaluate(truth.annotations, detections, vocabulary, "known_object")

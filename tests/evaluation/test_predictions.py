@@ -135,7 +135,11 @@ BOX = "four finite numbers"
         (put("predictions", 1, "category_id", 1.5), "predictions[1].category_id", "object id"),
         (put("hoi_prediction", 0, "subject_id", 2), "hoi_prediction[0].subject_id", "0 to 1"),
         (put("hoi_prediction", 1, "object_id", -1), "hoi_prediction[1].object_id", "0 to 1"),
-        (put("hoi_prediction", 1, "category_id", 0), "hoi_prediction[1].category_id", "not from 0"),
+        (
+            put("hoi_prediction", 1, "category_id", 0),
+            "hoi_prediction[1].category_id",
+            "counts verbs from 0, not from 1",
+        ),
         (put("hoi_prediction", 1, "category_id", 12), "hoi_prediction[1].category_id", "1 to 11"),
         (put("hoi_prediction", 0, "score", float("nan")), "hoi_prediction[0].score", "finite"),
         (put("hoi_prediction", 0, "score", "high"), "hoi_prediction[0].score", "finite"),
@@ -159,7 +163,7 @@ def test_wrong_entries_are_named(written, world, change, where, expected):
     [
         ("", "expected JSON"),
         ("[]", "a list with an entry for each image"),
-        ('{"a": 1}', "a list with an entry for each image"),
+        ('{"a": 1}', "file: expected a list, found {'a': 1}"),
         ('[{"file_name": "a.jpg", "predi', "expected JSON"),
         ("[3]", "entry 0: expected an object with file_name"),
         ('[{"file_name": 3}]', "entry 0: expected an object with file_name"),

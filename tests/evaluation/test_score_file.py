@@ -2,9 +2,13 @@ import json
 
 import pytest
 
+from evaluation.details import DETAILS
+from evaluation.nms import NmsConfig
 from evaluation.results import read_results
 from evaluation.score_file import ScoreConfig, score_file
+from evaluation.scoring import Scoring
 from pipeline.errors import InputError
+from pipeline.vocabulary import load_vocabulary
 
 
 @pytest.fixture
@@ -33,9 +37,38 @@ def test_gives_what_the_run_said(runs, config, tmp_path):
     assert f"unseen{100 * said.metrics['unseen']:.2f}" in lines[4].replace(" ", "")
 
 
-def test_both_settings_and_nms(config):
-    lines = score_file(config(settings=("default", "known_object"), nms=True))
-    assert "known-object setting" in lines[1]
+def test_both_settings_and_nms(config, tmp_path):
+    lines = score_file(
+        config(scoring=Scoring(nms=NmsConfig(threshold=0.5)), json=tmp_path / "a.json")
+    )
+    assert "default setting" in lines[1] and "known-object setting" in lines[1]
+    assert lines[0].endswith("after pairwise NMS")
+    found = read_results(tmp_path / "a.json")
+    assert found.setting == "default" and found.nms["threshold"] == 0.5
+    assert f"{100 * found.known_object.metrics['full']:.2f}" in lines[2]
+
+
+@pytest.mark.parametrize("setting", ["default", "known_object"])
+def test_one_setting(config, tmp_path, setting):
+    lines = score_file(config(scoring=Scoring((setting,)), json=tmp_path / "a.json"))
+    found = read_results(tmp_path / "a.json")
+    assert (found.setting, found.known_object, found.nms) == (setting, None, None)
+    assert lines[1].count("setting") == 1
+
+
+def test_a_runs_folder(runs, config, tmp_path):
+    by_file, by_run = tmp_path / "a.json", tmp_path / "b.json"
+    score_file(config(json=by_file))
+    score_file(config(predictions=runs / "distilled", json=by_run))
+    assert read_results(by_run).name == "distilled"
+    assert read_results(by_run).per_class == read_results(by_file).per_class
+
+
+@pytest.mark.parametrize("detail", DETAILS)
+def test_details_follow_the_groups(config, detail):
+    plain, more = score_file(config()), score_file(config(details=(detail,)))
+    assert more[: len(plain)] == plain and more[len(plain)] == ""
+    assert more[len(plain) + 1].startswith(detail.removesuffix("s"))
 
 
 def test_a_split_of_the_users_own(config, tmp_path):
@@ -51,12 +84,6 @@ def test_says_how_many_images_are_silent(runs, config, tmp_path):
     assert lines[-1] == "4 of 24 images have no predictions"
 
 
-def test_json_wants_one_setting(config, tmp_path):
-    both = ("default", "known_object")
-    with pytest.raises(InputError, match="--json: expected one setting"):
-        score_file(config(settings=both, json=tmp_path / "a.json"))
-
-
 def test_json_is_not_overwritten(config, tmp_path):
     path = tmp_path / "scores.json"
     path.write_text("mine")
@@ -65,3 +92,69 @@ def test_json_is_not_overwritten(config, tmp_path):
     assert path.read_text() == "mine"
     score_file(config(json=path, overwrite=True))
     assert read_results(path).kind == "predictions"
+
+
+def test_a_checkpoint_is_for_another_command(config, tmp_path):
+    with pytest.raises(InputError, match="found a checkpoint; eoid-train evaluate predicts"):
+        score_file(config(predictions=tmp_path / "checkpoint.pt"))
+
+
+def hico_annotations(folder, hico):
+    """The pair form with an image that has no pair, as HICO-DET's test part has 112 of."""
+    row = {"boxes_h": [[0, 0, 9, 9]], "boxes_o": [[9, 9, 30, 30]]}
+    row |= {"object": [1], "verb": [0], "hoi": [0]}
+    empty = {key: [] for key in row}
+    value = {"filenames": ["a.jpg", "b.jpg"], "annotation": [row, empty]}
+    value |= {"objects": ["person", "bicycle"], "verbs": ["ride"], "correspondence": [[0, 1, 0]]}
+    path = folder / "instances_test2015.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_images_without_pairs_are_left_out(tmp_path):
+    hico = load_vocabulary("hico-det")
+    boxes = [{"bbox": [0, 0, 9, 9], "category_id": 1}, {"bbox": [9, 9, 30, 30], "category_id": 2}]
+    verb = hico.verbs.index("ride") + 1
+    hoi = {"subject_id": 0, "object_id": 1, "category_id": verb, "score": 0.5}
+    entries = [
+        {"file_name": name, "predictions": boxes, "hoi_prediction": [{**hoi, "score": score}]}
+        for name, score in (("a.jpg", 0.5), ("b.jpg", 0.9))
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    config = ScoreConfig(tmp_path / "p.json", hico_annotations(tmp_path, hico))
+    lines = score_file(config)
+    assert "1 images without annotated pair were left out" in lines
+    assert lines[2].split() == ["full", "100.00", "100.00"]
+    entries[1]["file_name"] = "c.jpg"
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=r"p.json: file_name: .*found 1 others, .* being c.jpg"):
+        score_file(config)
+
+
+@pytest.mark.golden("hico_metrics_*.json")
+def test_golden_hico_results_on_disk(golden_file, tmp_path):
+    folder, ending = golden_file.parent, golden_file.name.removeprefix("hico_metrics_")
+    expected, vocabulary = json.loads(golden_file.read_text()), load_vocabulary("hico-det")
+    for suffix, nms in (("", None), ("_nms", NmsConfig())):
+        path = tmp_path / f"scores{suffix}.json"
+        score_file(
+            ScoreConfig(
+                folder / f"hico_predictions_{ending}",
+                folder / f"hico_annotations_{ending}",
+                scoring=Scoring(nms=nms),
+                json=path,
+            )
+        )
+        found = read_results(path)
+        for name, groups in expected.items():
+            split = name.removesuffix("_nms").replace("_", "-")
+            if name.endswith("_nms") == bool(suffix) and split in vocabulary.splits:
+                wanted = {group: groups[group] for group in ("seen", "unseen")}
+                assert found.splits[split] == pytest.approx(wanted, abs=1e-9)
+        known = expected[f"known_object{suffix}"]
+        per_class = {
+            vocabulary.interaction_name(int(index)): value
+            for index, value in known["per_class"].items()
+        }
+        assert found.known_object.per_class == pytest.approx(per_class, abs=1e-9)
+        assert found.known_object.metrics["rare"] == pytest.approx(known["rare"], abs=1e-9)

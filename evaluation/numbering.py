@@ -1,0 +1,51 @@
+"""Whether a predictions file counts verbs and objects as its vocabulary's annotation files do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.types import Detections
+from pipeline.vocabulary import Vocabulary
+
+# Fewer pairs tell nothing about the whole file.
+ENOUGH_PAIRS = 20
+# A numbering is the right one when so many pairs are interactions under it, and no more than this
+# share of them as the file stands.
+SURE, DOUBTFUL = 0.9, 0.75
+
+
+def check_numbering(path: Path, detections: Sequence[Detections], vocabulary: Vocabulary) -> None:
+    """Looks at which predicted pairs are interactions of the vocabulary.
+
+    Verbs that are one off are no outlandish numbers, but they hardly ever go with the objects.
+
+    Raises:
+        InputError: no pair is an interaction, or nearly all would be with the verbs one off.
+    """
+    hois = np.concatenate([item.hois for item in detections])
+    labels = [item.labels[item.hois[:, 1]] for item in detections if len(item.hois)]
+    paired = hois[:, 1] >= 0
+    verbs, objects = hois[paired, 2], np.concatenate([np.zeros(0, np.int64), *labels])[paired]
+    if len(verbs) < ENOUGH_PAIRS:
+        return
+    share = vocabulary.valid[verbs, objects].mean()
+    # A file that counts from 0 where 1 was expected was read one too low, and the other way round.
+    shifted = verbs + (1 if vocabulary.first_verb else -1)
+    inside = (shifted >= 0) & (shifted < vocabulary.num_verbs)
+    other = vocabulary.valid[shifted.clip(0, vocabulary.num_verbs - 1), objects] & inside
+    first = vocabulary.first_verb
+    if other.mean() >= SURE and share <= DOUBTFUL * other.mean():
+        raise InputError(
+            f"{path}: hoi_prediction.category_id: expected verbs of vocabulary {vocabulary.name}"
+            f" counted from {first}, found verbs counted from {1 - first}: so counted"
+            f" {100 * other.mean():.0f} % of the pairs are interactions, else {100 * share:.0f} %"
+        )
+    if share == 0:
+        raise InputError(
+            f"{path}: expected interactions of vocabulary {vocabulary.name}, found none among"
+            f" {len(verbs)} pairs; is this file of another vocabulary or numbering?"
+        )

@@ -1,0 +1,183 @@
+"""Scores V-COCO detections: the official layout, a predictions file of this project's, or a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.pickles import refuse_pickle
+from evaluation.predictions import predictions_path, read_predictions
+from evaluation.vcoco import SCENARIOS, VcocoScores, evaluate_vcoco
+from evaluation.vcoco_convert import to_vcoco
+from evaluation.vcoco_detections import VcocoDetections, read_detections, write_detections
+from pipeline.annotations.assemble import Reading, blemish_line
+from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
+from pipeline.annotations.vcoco_files import vcoco_files
+from pipeline.errors import InputError, bad_field
+from pipeline.files import iterate_json, refuse_existing, write_json
+from pipeline.types import Detections
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+
+
+@dataclass(frozen=True)
+class VcocoConfig:
+    """What to score, and against what.
+
+    Attributes:
+        predictions: detections in the official layout (JSON or NPZ), in the HOIA form, or a run.
+        actions: official actions file.
+        instances, ids: the files that belong to it; looked for around it where not named.
+        vocabulary: what the numbers of the HOIA form mean; a name or a file.
+        strict: refuse annotations with blemishes.
+        json: results file to write.
+        official: where to write the detections in the official layout.
+        overwrite: replace these files.
+    """
+
+    predictions: Path
+    actions: Path
+    instances: Path | None = None
+    ids: Path | None = None
+    vocabulary: str = "vcoco"
+    strict: bool = False
+    json: Path | None = None
+    official: Path | None = None
+    overwrite: bool = False
+
+
+def score_vcoco(config: VcocoConfig) -> list[str]:
+    """Scores the detections and writes what is wanted.
+
+    Returns:
+        a table for people.
+
+    Raises:
+        InputError: a file is missing or wrong, or there are detections for unknown images.
+    """
+    for path in (config.json, config.official):
+        if path is not None:
+            refuse_existing(path, config.overwrite)
+    files = vcoco_files(config.actions, config.instances, config.ids)
+    vocabulary = load_vocabulary(config.vocabulary)
+    reading = Reading(files.actions, vocabulary, config.strict)
+    truth = read_vcoco(files, reading)
+    path = predictions_path(config.predictions)
+    found, outside = _listed(_detections(path, truth, vocabulary), truth, path)
+    if config.official is not None:
+        write_detections(config.official, found)
+    scores = evaluate_vcoco(truth, found)
+    if config.json is not None:
+        write_json(config.json, vcoco_results(scores, path.stem, len(truth.images)))
+    notes = [blemish_line(files.actions, reading.blemishes)]
+    if outside:
+        notes.append(f"{outside} detections on images outside the part were left out")
+    silent = len(truth.images) - len(np.unique(found.image_ids))
+    if silent:
+        notes.append(f"{silent} of {len(truth.images)} images have no detections")
+    return [*vcoco_table(scores, len(truth.images)), *filter(None, notes)]
+
+
+def score_detections(
+    detections: Sequence[Detections], truth: VcocoTruth, vocabulary: Vocabulary
+) -> VcocoScores:
+    """Scores detected interactions of the part's images, which have the truth's file names."""
+    number = {image.name: image.id for image in truth.images}
+    ids = [number[item.image_id] for item in detections]
+    return evaluate_vcoco(truth, to_vcoco(detections, ids, vocabulary, truth.actions))
+
+
+def vcoco_results(scores: VcocoScores, name: str, num_images: int) -> dict[str, Any]:
+    """The results as JSON: averages and every action, as fractions, None where nobody does it."""
+
+    def fraction(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    return {
+        "name": name,
+        "dataset": "v-coco",
+        "num_images": num_images,
+        "metrics": scores.metrics(),
+        "per_action": {
+            action.name: {
+                "positives": int(scores.num_positives[row]),
+                "agent_ap": fraction(scores.agents[row]),
+                "roles": {
+                    role: {
+                        f"scenario_{scenario}": fraction(scores.roles[scenario][row, place])
+                        for scenario in SCENARIOS
+                    }
+                    for place, role in enumerate(action.roles)
+                },
+            }
+            for row, action in enumerate(scores.actions)
+        },
+    }
+
+
+def vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
+    """Lines for a terminal: agents, then roles, then the averages; AP in percent."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None or np.isnan(value) else f"{100 * value:.2f}"
+
+    head = ("action", "people", "agent", "role", "scenario 1", "scenario 2")
+    lines = [f"v-coco: {num_images} images", "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*head)]
+    for row, action in enumerate(scores.actions):
+        for place, role in enumerate(action.roles or ("",)):
+            roles = [percent(scores.roles[s][row, place]) if role else "" for s in SCENARIOS]
+            first = (action.name, scores.num_positives[row], percent(scores.agents[row]))
+            cells = (*(("", "", "") if place else first), role, *roles)
+            lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*cells).rstrip())
+    metrics = [percent(value) for value in scores.metrics().values()]
+    average = ("average", "", metrics[0], "", *metrics[1:])
+    return [*lines, "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*average)]
+
+
+def _detections(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDetections:
+    if not _is_hoia(path):
+        return read_detections(path, truth.actions)
+    detections = read_predictions(path, vocabulary)
+    number = {**truth.others, **{image.name: image.id for image in truth.images}}
+    unknown = [item.image_id for item in detections if item.image_id not in number]
+    if unknown:
+        raise _unknown_images(path, len(unknown), unknown[0])
+    ids = [number[item.image_id] for item in detections]
+    return to_vcoco(detections, ids, vocabulary, truth.actions)
+
+
+def _is_hoia(path: Path) -> bool:
+    """Whether a file's first entry is an image of the HOIA form; the readers find what is wrong."""
+    if path.suffix.lower() == ".npz":
+        return False
+    refuse_pickle(path)
+    entries = iterate_json(path)
+    first = next(entries, None)
+    if first is None:
+        raise bad_field(path, "file", "a list of detections", "an empty list")
+    return isinstance(first, dict) and "file_name" in first
+
+
+def _listed(found: VcocoDetections, truth: VcocoTruth, path: Path) -> tuple[VcocoDetections, int]:
+    """The detections on the part's images, and how many others there are.
+
+    Raises:
+        InputError: detections on images that COCO's file does not know, or on none of the part's.
+    """
+    ids = found.image_ids
+    inside = np.isin(ids, [image.id for image in truth.images])
+    unknown = ~inside & ~np.isin(ids, list(truth.others.values()))
+    if unknown.any():
+        raise _unknown_images(path, len(np.unique(ids[unknown])), int(ids[unknown][0]))
+    if len(ids) and not inside.any():
+        expected = "detections on the images of the id list"
+        raise bad_field(path, "image_id", expected, f"none, but {ids[0]} and others")
+    return found.keep(np.flatnonzero(inside)), int((~inside).sum())
+
+
+def _unknown_images(path: Path, count: int, first: str | int) -> InputError:
+    expected = "images that the COCO file names"
+    return bad_field(path, "image", expected, f"{count} others, the first being {first}")

@@ -1,0 +1,225 @@
+"""What people get wrong with predictions files, through the commands: one clear line each."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from evaluation.vcoco_detections import read_detections, write_detections
+from pipeline.annotations.vcoco_actions import read_actions
+
+VCOCO = [
+    {
+        "boxes": [(1, [0, 0, 40, 80]), (37, [60, 60, 30, 30])],
+        "does": {(0, "kick"): (1,), (0, "stand"): ()},
+    }
+] * 3
+
+
+def eoid_eval(*arguments):
+    code = "from evaluation.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def one_line(done, *expected):
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == "" and done.stderr.count("\n") == 1
+    for part in expected:
+        assert part in done.stderr
+
+
+@pytest.fixture
+def score(runs, tmp_path):
+    """Scores the distilled run's predictions after a change of the file's text or entries."""
+
+    def run(change, *options):
+        text = (runs / "distilled" / "predictions.json").read_text()
+        entries = json.loads(text)
+        changed = change(entries)
+        path = tmp_path / "mine.json"
+        path.write_text(changed if isinstance(changed, str) else json.dumps(entries))
+        annotations = runs / "world" / "annotations" / "test_hico.json"
+        options = options or ("--vocabulary", "world")
+        return eoid_eval("hico", path, "--annotations", annotations, *options)
+
+    return run
+
+
+def crowded(entries):
+    """An entry with some detections."""
+    return next(entry for entry in entries if len(entry["hoi_prediction"]) > 1)
+
+
+def every(entries, field, key, change):
+    for entry in entries:
+        entry.pop("vocabulary", None)
+        for row in entry[field]:
+            row[key] = change(row[key])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda entries: "", "mine.json: line 1: expected JSON, found an empty file"),
+        (lambda entries: "[]", "mine.json: file: expected a list with an entry for each image"),
+        (lambda entries: json.dumps(entries)[:-40], "(the file ends too early; is it whole?)"),
+        (lambda entries: json.dumps({"a": entries}), "mine.json: file: expected a list"),
+        (
+            lambda entries: entries[3].update(file_name="x.jpg"),
+            "test_hico.json, found 1 others, the first being x.jpg",
+        ),
+        (
+            lambda entries: entries[3].update(file_name=entries[1]["file_name"]),
+            "file_name: expected each image once, found a second entry",
+        ),
+        (
+            lambda entries: crowded(entries)["hoi_prediction"][1].update(score=float("nan")),
+            "hoi_prediction[1].score: expected a finite number, found nan",
+        ),
+        (
+            lambda entries: crowded(entries)["hoi_prediction"][1].update(object_id=99),
+            "hoi_prediction[1].object_id: expected the number of a box, 0 to",
+        ),
+        (
+            lambda entries: crowded(entries)["hoi_prediction"][0].update(subject_id=-1),
+            "hoi_prediction[0].subject_id: expected the number of a box, 0 to",
+        ),
+        (
+            lambda entries: every(entries, "hoi_prediction", "category_id", lambda verb: verb - 1),
+            "this file counts verbs from 0, not from 1",
+        ),
+        (
+            lambda entries: every(entries, "hoi_prediction", "category_id", lambda verb: verb + 60),
+            "; is this file of another vocabulary?",
+        ),
+        (
+            lambda entries: every(entries, "predictions", "category_id", lambda category: 800),
+            "found 800; is this file of another vocabulary?",
+        ),
+    ],
+)
+def test_hico(score, change, says):
+    one_line(score(change), says)
+
+
+def test_zero_based_verbs_without_a_zero(score, world):
+    """The first verb of the vocabulary may not occur; then the pairs tell."""
+
+    def change(entries):
+        every(entries, "hoi_prediction", "category_id", lambda verb: verb - 1)
+        for entry in entries:
+            entry["hoi_prediction"] = [r for r in entry["hoi_prediction"] if r["category_id"]]
+
+    one_line(
+        score(change), "expected verbs of vocabulary world counted from 1, found verbs counted"
+    )
+
+
+def test_objects_by_position_instead_of_id(tmp_path, runs):
+    """HICO-DET's objects 0 to 79 instead of COCO's ids: a person is 0, which is no id."""
+    entry = {
+        "file_name": "a.jpg",
+        "predictions": [{"bbox": [0, 0, 9, 9], "category_id": 0}],
+        "hoi_prediction": [],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps([entry]))
+    annotation = {"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}
+    (tmp_path / "truth.json").write_text(json.dumps([annotation]))
+    done = eoid_eval("hico", tmp_path / "mine.json", "--annotations", tmp_path / "truth.json")
+    one_line(done, "does this file number objects 0 to 79 instead of by their ids?")
+
+
+def test_our_own_files_say_their_vocabulary(runs, tmp_path):
+    truth = [{"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    path = runs / "distilled" / "predictions.json"
+    done = eoid_eval("hico", path, "--annotations", tmp_path / "truth.json")
+    one_line(done, "vocabulary: expected predictions of vocabulary hico-det, found world")
+
+
+def test_a_pickle(tmp_path, runs):
+    path = tmp_path / "mine.pkl"
+    path.write_bytes(pickle.dumps([]))
+    annotations = runs / "world" / "annotations" / "test_hico.json"
+    done = eoid_eval("hico", path, "--annotations", annotations, "--vocabulary", "world")
+    one_line(done, "found a pickle", "json.dump(pickle.load(")
+
+
+@pytest.fixture
+def score_vcoco(tmp_path, write_vcoco):
+    """Scores perfect detections on three images after a change of the file's text or entries."""
+    actions = write_vcoco(tmp_path, VCOCO)
+
+    def run(change, name="mine.json"):
+        names = {"kick_agent": 0.5, "kick_obj": [60, 60, 89, 89, 0.5], "stand_agent": 0.5}
+        empty = {
+            f"{action.name}_{role}": float("nan") if role == "agent" else [0, 0, 0, 0, float("nan")]
+            for action in read_actions(actions).actions
+            for role in ("agent", *action.roles)
+        }
+        entries = [
+            {"image_id": image, "person_box": [0, 0, 39, 79], **empty, **names}
+            for image in (10, 20, 30)
+        ]
+        changed = change(entries)
+        path = tmp_path / name
+        path.write_text(changed if isinstance(changed, str) else json.dumps(entries))
+        return eoid_eval("vcoco", path, "--actions", actions)
+
+    return run
+
+
+def test_vcoco_scores_the_official_layout(score_vcoco, tmp_path):
+    done = score_vcoco(lambda entries: None)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["average", "100.00", "100.00", "100.00"]
+    entries = read_detections(
+        tmp_path / "mine.json", read_actions(tmp_path / "data/vcoco/vcoco_test.json").actions
+    )
+    write_detections(tmp_path / "mine.npz", entries)
+    actions = tmp_path / "data/vcoco/vcoco_test.json"
+    again = eoid_eval("vcoco", tmp_path / "mine.npz", "--annotations", actions)
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda entries: "", "mine.json: line 1: expected JSON, found an empty file"),
+        (lambda entries: "[]", "mine.json: file: expected a list of detections, found an empty"),
+        (lambda entries: json.dumps(entries)[:-9], "(the file ends too early; is it whole?)"),
+        (
+            lambda entries: entries[1].update(image_id=99),
+            "expected images that the COCO file names, found 1 others, the first being 99",
+        ),
+        (lambda entries: entries[1].pop("kick_obj"), "entry 1: kick_obj: expected five numbers"),
+    ],
+)
+def test_vcoco(score_vcoco, change, says):
+    one_line(score_vcoco(change), says)
+
+
+def test_vcoco_refuses_pickles(score_vcoco, tmp_path):
+    done = score_vcoco(lambda entries: pickle.dumps(entries, 0).decode(), "mine.pickle")
+    one_line(done, "mine.pickle: expected JSON or NPZ, found a pickle", "json.dump(pickle.load(")
+
+
+def test_the_hint_for_pickles_works(score_vcoco, tmp_path):
+    """The command in the error, run as it stands, makes a file that scores."""
+    assert score_vcoco(lambda entries: None).returncode == 0
+    entries = json.loads((tmp_path / "mine.json").read_text())
+    for entry in entries:
+        entry["person_box"] = np.array(entry["person_box"])
+        entry["stand_agent"] = np.float32(entry["stand_agent"])
+    (tmp_path / "his.pkl").write_bytes(pickle.dumps(entries, 2))
+    actions = tmp_path / "data/vcoco/vcoco_test.json"
+    refused = eoid_eval("vcoco", tmp_path / "his.pkl", "--actions", actions).stderr
+    command = refused[refused.index("python -c") :].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    done = eoid_eval("vcoco", tmp_path / "his.json", "--actions", actions)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["average", "100.00", "100.00", "100.00"]

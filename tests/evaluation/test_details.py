@@ -1,0 +1,55 @@
+import pytest
+
+from evaluation.details import DETAILS, detail_table
+from evaluation.hico import evaluate_settings
+from evaluation.results import Results, score_fields, setting_scores
+
+
+@pytest.fixture
+def results(world, annotate, detect):
+    truth = [
+        annotate("a.jpg", ("kick", "ball"), ("hold", "ball")),
+        annotate("b.jpg", ("ride", "bike")),
+    ]
+    found = [detect("a.jpg", ("kick", "ball", 0.9)), detect("b.jpg", ("kick", "ball", 0.95))]
+    scores = evaluate_settings(truth, found, world, ("default", "known_object"))
+    return Results(
+        name="mine",
+        kind="predictions",
+        dataset="world",
+        split="full",
+        setting="default",
+        num_images=2,
+        known_object=setting_scores(scores["known_object"], world, ()),
+        **score_fields(scores["default"], world, ()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("detail", "rows"),
+    [
+        ("verbs", {"ride": "0.00 0.00", "hold": "0.00 0.00", "kick": "50.00 100.00"}),
+        ("objects", {"bike": "0.00 0.00", "ball": "25.00 50.00"}),
+        ("interactions", {"ride bike": "0.00 0.00", "kick ball": "50.00 100.00"}),
+    ],
+)
+def test_a_row_for_each_entry_and_a_column_for_each_setting(results, detail, rows):
+    lines = detail_table([results], detail)
+    assert lines[0].split()[-4:] == ["default", "setting", "known-object", "setting"]
+    table = {line[: line.index("  ")]: " ".join(line.split()[-2:]) for line in lines[1:]}
+    assert {name: table.get(name) for name in rows} == rows
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_both_groups_of_every_split(results, world):
+    lines = detail_table([results], "splits")[1:]
+    names = [f"{split}, {group}" for split in world.splits for group in ("seen", "unseen")]
+    assert [line[: line.index("  ")] for line in lines] == names
+    (unseen,) = [line for line in lines if line.startswith("ua, unseen")]
+    wanted = [results.splits["ua"]["unseen"], results.known_object.splits["ua"]["unseen"]]
+    assert unseen.split()[-2:] == [f"{100 * value:.2f}" for value in wanted]
+
+
+def test_every_detail_has_a_title(results):
+    for detail in DETAILS:
+        assert detail_table([results], detail)[0].startswith(detail[:-1])

@@ -1,0 +1,150 @@
+import json
+
+import numpy as np
+import pytest
+
+from evaluation.predictions import write_predictions
+from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
+from evaluation.vcoco_detections import read_detections
+from pipeline.annotations.assemble import Reading
+from pipeline.annotations.vcoco import annotations_of, read_vcoco
+from pipeline.annotations.vcoco_files import vcoco_files
+from pipeline.errors import InputError
+from pipeline.types import Detections
+from pipeline.vocabulary import load_vocabulary
+
+PERSON, BALL, RACKET = 1, 37, 43
+IMAGE = {
+    "boxes": [
+        (PERSON, [0, 0, 40, 80]),
+        (PERSON, [100, 0, 40, 80]),
+        (BALL, [60, 60, 30, 30]),
+        (RACKET, [20, 100, 30, 30]),
+    ],
+    "does": {
+        (0, "kick"): (2,),
+        (0, "stand"): (),
+        (1, "hit"): (3, None),
+        (1, "hold"): (3,),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def vcoco():
+    return load_vocabulary("vcoco")
+
+
+@pytest.fixture
+def actions(tmp_path, write_vcoco):
+    return write_vcoco(tmp_path, [IMAGE] * 4)
+
+
+@pytest.fixture
+def perfect(actions, vcoco):
+    """(truth, detections that repeat the annotations)."""
+    reading = Reading(actions, vcoco)
+    truth = read_vcoco(vcoco_files(actions), reading)
+    found = [
+        Detections(a.image_id, a.boxes, a.labels, a.hois, np.full(len(a.hois), 0.5, np.float32))
+        for a in annotations_of(truth, reading)
+    ]
+    return truth, found
+
+
+def averages(lines):
+    (line,) = [line for line in lines if line.startswith("average")]
+    return [float(value) for value in line.split()[1:]]
+
+
+def test_repeating_the_annotations_is_perfect(perfect, vcoco):
+    truth, found = perfect
+    assert set(score_detections(found, truth, vcoco).metrics().values()) == {1.0}
+    nothing = score_detections([], truth, vcoco)
+    assert set(nothing.metrics().values()) == {0.0}
+
+
+def test_a_runs_predictions(perfect, vcoco, actions, tmp_path):
+    _, found = perfect
+    run = tmp_path / "run"
+    write_predictions(run / "predictions.json", found, vcoco)
+    lines = score_vcoco(VcocoConfig(run, actions))
+    assert averages(lines) == [100, 100, 100]
+    assert lines[0] == "v-coco: 4 images"
+    assert not [line for line in lines if "outside" in line or "no detections" in line]
+
+
+def test_silent_images_and_images_outside_the_part_are_told(perfect, vcoco, actions, tmp_path):
+    _, found = perfect
+    write_predictions(tmp_path / "p.json", found[:2], vcoco)
+    ids = tmp_path / "mine.ids"
+    ids.write_text("10\n30\n40\n")
+    lines = score_vcoco(VcocoConfig(tmp_path / "p.json", actions, ids=ids))
+    assert averages(lines) == pytest.approx([33.33] * 3)
+    assert lines[-2:] == [
+        "2 detections on images outside the part were left out",
+        "2 of 3 images have no detections",
+    ]
+
+
+def test_only_images_outside_the_part(perfect, vcoco, actions, tmp_path):
+    _, found = perfect
+    write_predictions(tmp_path / "p.json", found[1:2], vcoco)
+    ids = tmp_path / "mine.ids"
+    ids.write_text("10\n")
+    with pytest.raises(InputError, match="on the images of the id list, found none, but 20"):
+        score_vcoco(VcocoConfig(tmp_path / "p.json", actions, ids=ids))
+
+
+def test_unknown_images_of_a_run(perfect, vcoco, actions, tmp_path):
+    _, found = perfect
+    other = Detections(
+        "x.jpg", *(getattr(found[0], n) for n in ("boxes", "labels", "hois", "scores"))
+    )
+    write_predictions(tmp_path / "p.json", [other], vcoco)
+    with pytest.raises(InputError, match=r"image: .* found 1 others, the first being x.jpg"):
+        score_vcoco(VcocoConfig(tmp_path / "p.json", actions))
+
+
+@pytest.mark.parametrize("name", ["official.json", "official.npz"])
+def test_the_official_layout_can_be_had(perfect, vcoco, actions, tmp_path, name):
+    truth, found = perfect
+    write_predictions(tmp_path / "p.json", found, vcoco)
+    official, results = tmp_path / name, tmp_path / "scores.json"
+    lines = score_vcoco(VcocoConfig(tmp_path / "p.json", actions, official=official, json=results))
+    assert len(read_detections(official, truth.actions)) == 8
+    assert score_vcoco(VcocoConfig(official, actions)) == lines
+    value = json.loads(results.read_text())
+    assert value["metrics"]["average_agent_ap"] == 1
+    assert value["per_action"]["hit"] == {
+        "positives": 4,
+        "agent_ap": 1.0,
+        "roles": {
+            "instr": {"scenario_1": 1.0, "scenario_2": 1.0},
+            "obj": {"scenario_1": 1.0, "scenario_2": 1.0},
+        },
+    }
+    assert value["per_action"]["read"]["agent_ap"] is None
+    with pytest.raises(InputError, match="exists"):
+        score_vcoco(VcocoConfig(official, actions, json=results))
+
+
+def test_predictions_count_verbs_as_annotation_files_do(perfect, vcoco, tmp_path):
+    _, found = perfect
+    write_predictions(tmp_path / "p.json", found, vcoco)
+    rows = json.loads((tmp_path / "p.json").read_text())[0]["hoi_prediction"]
+    stand = [row for row in rows if row["object_id"] == -1]
+    assert vcoco.verbs.index("stand") in [row["category_id"] for row in stand]
+
+
+def test_a_one_based_file_is_named(perfect, vcoco, actions, tmp_path):
+    _, found = perfect
+    write_predictions(tmp_path / "p.json", found * 1, vcoco)
+    value = json.loads((tmp_path / "p.json").read_text())
+    for entry in value:
+        for row in entry["hoi_prediction"]:
+            row["category_id"] += 1
+    value[0]["hoi_prediction"][0]["category_id"] = vcoco.num_verbs
+    (tmp_path / "p.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match="this file counts verbs from 1, not from 0"):
+        score_vcoco(VcocoConfig(tmp_path / "p.json", actions))
