@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
+from student.resnets import RESNETS
+
 FROZEN = ("conv1", "layer1")
 WORLD_FROZEN = ("stem", "stage4")
 
@@ -50,7 +52,7 @@ def _world(_: str) -> nn.Module:
 
 # Every builder gives a module with `num_channels` and maps by name, finest first.
 BUILDERS: dict[str, Callable[[str], nn.Module]] = {
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), ResNetBackbone),
+    **dict.fromkeys(RESNETS, ResNetBackbone),
     "world": _world,
 }
 

@@ -71,10 +71,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not is_ours(value):
         found = value.get("format", "none") if isinstance(value, dict) else type(value).__name__
         raise bad_field(path, "format", FORMAT, str(found))
-    return _checkpoint(value, path)
+    return checkpoint_from(value, path)
 
 
-def _checkpoint(value: dict[str, Any], path: Path) -> Checkpoint:
+def checkpoint_from(value: dict[str, Any], path: Path) -> Checkpoint:
+    """The checkpoint of ours in a loaded file's content (`is_ours`).
+
+    Raises:
+        InputError: a part is missing or wrong.
+    """
     missing = [name for name in PARTS if not isinstance(value.get(name), dict)]
     if missing:
         raise bad_field(path, missing[0], "an object", value.get(missing[0]))
@@ -118,7 +123,7 @@ def load_model(path: Path | str) -> HOIDetector:
     content = read_checkpoint(file)
     if not is_ours(content):
         return model_from_published(content, file)
-    return restore(_checkpoint(content, file), file)
+    return restore(checkpoint_from(content, file), file)
 
 
 def restore(checkpoint: Checkpoint, path: Path) -> HOIDetector:

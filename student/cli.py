@@ -35,11 +35,19 @@ def train() -> None:
     show_default=True,
     help="The recipe that the options below change.",
 )
-@click.option("--init", type=PATH, help="Weights to start from: a detector on the same backbone.")
+@click.option(
+    "--init",
+    type=PATH,
+    help="Weights to start from: DETR, EoID, CDN, a run, a torchvision ResNet or detector.",
+)
 @click.option("--no-distillation", is_flag=True, help="The control: silence the teacher.")
 @click.option("--candidates", type=click.Choice(["detector", "annotated"]))
 @click.option("--queries", type=click.Choice(["learned", "pairs"]))
 @click.option("--num-queries", type=COUNT)
+@click.option("--backbone", type=click.Choice(["resnet18", "resnet34", "resnet50", "resnet101"]))
+@click.option("--num-encoder-layers", type=click.IntRange(min=0))
+@click.option("--num-human-object-layers", type=COUNT)
+@click.option("--num-interaction-layers", type=COUNT)
 @click.option("--topk", type=click.IntRange(min=0), help="Candidates an image may teach with.")
 @click.option("--thres-is", "interactive_threshold", type=click.FloatRange(0, 1))
 @click.option("--soft-weight", "verb_soft_weight", type=click.FloatRange(min=0))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from pipeline.errors import InputError
 from student.checks import at_least, between, one_of
+from student.resnets import RESNETS
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "world")
+BACKBONES = (*RESNETS, "world")
 QUERIES = ("learned", "pairs")
 VERB_LOSSES = ("focal_bce", "bce_bce")
 SOFT_NORMALISATIONS = ("entries", "pairs", "answers")

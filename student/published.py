@@ -7,8 +7,6 @@ attention heads, is 8 unless the file's `args` say otherwise.
 from __future__ import annotations
 
 import argparse
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,60 +17,10 @@ from torch import Tensor
 from pipeline.errors import InputError, bad_field
 from student.config import StudentConfig
 from student.model import HOIDetector
+from student.published_names import from_published, shown, to_published
+from student.resnets import RESNETS, count_layers, resnet_blocks, resnet_of
 
 PUBLISHED_HEADS = 8
-
-# Starts of keys: published name, our name.
-PREFIXES = (
-    ("backbone.0.body.", "backbone.body."),
-    ("input_proj.", "input_projection."),
-    ("query_embed.", "query_source.embedding."),
-    ("transformer.encoder.", "encoder."),
-    ("transformer.decoder.", "human_object_decoder."),
-    ("transformer.interaction_decoder.", "interaction_decoder."),
-    ("obj_class_embed.", "object_head."),
-    ("verb_class_embed.", "verb_head."),
-    ("sub_bbox_embed.layers.0.", "human_box_head.0."),
-    ("sub_bbox_embed.layers.1.", "human_box_head.3."),
-    ("sub_bbox_embed.layers.2.", "human_box_head.6."),
-    ("obj_bbox_embed.layers.0.", "object_box_head.0."),
-    ("obj_bbox_embed.layers.1.", "object_box_head.3."),
-    ("obj_bbox_embed.layers.2.", "object_box_head.6."),
-    ("is_embed.", "interactive_head."),
-    ("matching_embed.", "matching_head."),
-)
-# Parts further on in transformer keys.
-ATTENTIONS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
-
-# Blocks per stage and whether blocks are bottlenecks, by torchvision's name.
-RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-}
-
-
-def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Renames published keys to ours.
-
-    Returns:
-        The renamed entries, and the keys that have no counterpart here.
-    """
-    known = {name: _rename(name, PREFIXES, ATTENTIONS) for name in state}
-    renamed = {ours: state[name] for name, ours in known.items() if ours is not None}
-    return renamed, [name for name, ours in known.items() if ours is None]
-
-
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames our keys (of a model with learned queries) to the published ones."""
-    back = tuple((ours, theirs) for theirs, ours in PREFIXES)
-    parts = tuple((ours, theirs) for theirs, ours in ATTENTIONS)
-    renamed = {name: _rename(name, back, parts) for name in state}
-    unknown = [name for name, theirs in renamed.items() if theirs is None]
-    if unknown:
-        raise InputError(f"the published form has no place for {_shown(unknown)}")
-    return {str(renamed[name]): tensor for name, tensor in state.items()}
 
 
 def config_from_shapes(
@@ -107,9 +55,9 @@ def config_from_shapes(
             hidden_dim=hidden_dim,
             num_heads=num_heads,
             feedforward_dim=shape("transformer.decoder.layers.0.linear1.weight", 2)[0],
-            num_encoder_layers=_count(state, "transformer.encoder.layers."),
-            num_human_object_layers=_count(state, "transformer.decoder.layers."),
-            num_interaction_layers=_count(state, "transformer.interaction_decoder.layers."),
+            num_encoder_layers=count_layers(state, "transformer.encoder.layers."),
+            num_human_object_layers=count_layers(state, "transformer.decoder.layers."),
+            num_interaction_layers=count_layers(state, "transformer.interaction_decoder.layers."),
             # Only a pre-norm encoder closes with a norm of its own.
             pre_norm="transformer.encoder.norm.weight" in state,
             matching_head="matching_embed.weight" in state,
@@ -183,21 +131,10 @@ def read_checkpoint(path: Path | str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    # What is no pickle can raise anything in its reader.
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: expected a torch checkpoint, found {reason[:120]}") from None
-
-
-def _rename(
-    name: str, prefixes: tuple[tuple[str, str], ...], parts: tuple[tuple[str, str], ...]
-) -> str | None:
-    for old, new in prefixes:
-        if name.startswith(old):
-            renamed = new + name[len(old) :]
-            for old_part, new_part in parts:
-                renamed = renamed.replace(old_part, new_part)
-            return renamed
-    return None
 
 
 def _check_fit(
@@ -206,11 +143,11 @@ def _check_fit(
     surplus = {name: tensor for name, tensor in found.items() if name not in needed}
     unknown = unknown + list(to_published(surplus))
     if unknown:
-        raise bad_field(file, "model", "only entries of the published model", _shown(unknown))
+        raise bad_field(file, "model", "only entries of the published model", shown(unknown))
     missing = [name for name in needed if name not in found]
     if missing:
         theirs = list(to_published({name: needed[name] for name in missing}))
-        raise InputError(f"{file}: model: expected all entries, missing {_shown(theirs)}")
+        raise InputError(f"{file}: model: expected all entries, missing {shown(theirs)}")
     for name, tensor in needed.items():
         if tensor.shape != found[name].shape:
             expected = f"shape {list(tensor.shape)}"
@@ -218,30 +155,18 @@ def _check_fit(
             raise bad_field(file, theirs[0], expected, list(found[name].shape))
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    found = {
-        int(match[1]) for name in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))
-    }
-    return max(found) + 1 if found else 0
-
-
 def _resnet_name(state: Mapping[str, Tensor], file: object) -> str:
     body = "backbone.0.body."
-    blocks = tuple(_count(state, f"{body}layer{stage}.") for stage in (1, 2, 3, 4))
-    bottleneck = f"{body}layer1.0.conv3.weight" in state
-    if (blocks, bottleneck) not in RESNETS:
-        expected = f"one of {', '.join(RESNETS.values())}"
-        kind = "bottleneck" if bottleneck else "basic"
+    names = [name.removeprefix(body) for name in state if name.startswith(body)]
+    found = resnet_of(names)
+    if found is None:
+        kind, blocks = resnet_blocks(names)
+        expected = f"one of {', '.join(RESNETS)}"
         raise bad_field(file, "backbone", expected, f"stages of {list(blocks)} {kind} blocks")
-    return RESNETS[blocks, bottleneck]
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return found
 
 
 def _kind(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f"an object with {_shown([str(key) for key in content]) or 'nothing'}"
+        return f"an object with {shown([str(key) for key in content]) or 'nothing'}"
     return type(content).__name__

@@ -15,9 +15,10 @@ from pipeline.errors import InputError
 from pipeline.files import differing_keys, read_json, sha256_of_file, write_json
 from pipeline.splits import Split, load_split
 from student.augmentation import training_augmentation
-from student.checkpoints import CHECKPOINT
+from student.checkpoints import CHECKPOINT, checkpoint_path
 from student.data import TrainingImages
 from student.evaluate import PREDICTIONS, RESULTS, Evaluated, evaluate_model
+from student.init_report import INIT
 from student.initialise import start_from
 from student.metrics import METRICS
 from student.model import HOIDetector
@@ -72,7 +73,7 @@ def run_student(config: RunConfig) -> Results:
     device, workers = resolve_device(config.device), spare_cores(config.workers)
     torch.manual_seed(recipe.train.seed)
     model = HOIDetector(recipe.model)
-    started = "random weights" if config.init is None else start_from(model, config.init)
+    started = start_from(model, config.init, vocabulary) if config.init else None
     images = _training_images(config, dataset, split, recipe)
     # Training ends with the test part: what is wrong with it should not come up hours later.
     dataset.records("test")
@@ -83,7 +84,9 @@ def run_student(config: RunConfig) -> Results:
         trainer.resume()
         print(f"{config.out}: goes on at step {trainer.step} of {trainer.total_steps}")
     else:
-        print(f"start: {started}")
+        print("\n".join(started.lines() if started else ["start: random weights"]))
+    if started is not None:
+        write_json(config.out / INIT, started.to_dict())
     trainer.train()
     source = Evaluated(
         name=config.name or config.out.resolve().name,
@@ -136,7 +139,7 @@ def _plan(
             "unseen": list(split.unseen),
             "asked_verbs": split.asked_verbs.tolist(),
         },
-        "init": None if config.init is None else sha256_of_file(config.init),
+        "init": None if config.init is None else sha256_of_file(checkpoint_path(config.init)),
         "recipe": recipe.to_dict(),
     }
 
@@ -160,7 +163,7 @@ def _claim(run: Path, plan: dict[str, Any], overwrite: bool) -> bool:
         return (run / CHECKPOINT).is_file()
     if not file.is_file() and any(run.iterdir()) and not overwrite:
         raise InputError(f"{run}: expected a new folder or a run, found other files")
-    for name in (CHECKPOINT, METRICS, RESULTS, PREDICTIONS):
+    for name in (CHECKPOINT, INIT, METRICS, RESULTS, PREDICTIONS):
         (run / name).unlink(missing_ok=True)
     write_json(file, plan)
     return False

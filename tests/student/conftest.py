@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
+from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.boxes import union_boxes
 from pipeline.datasets import open_dataset
@@ -61,6 +63,57 @@ def build():
     def make(config, seed=0):
         torch.manual_seed(seed)
         return HOIDetector(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def detr_state():
+    """`detr_state(backbone=, ...)` gives random weights under the names of DETR's checkpoints."""
+
+    def linear(name, out, into):
+        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+    def norm(name, d):
+        return {f"{name}.weight": (d,), f"{name}.bias": (d,)}
+
+    def attention(name, d):
+        into = {f"{name}.in_proj_weight": (3 * d, d), f"{name}.in_proj_bias": (3 * d,)}
+        return {**into, **linear(f"{name}.out_proj", d, d)}
+
+    def layer(name, d, feedforward, attentions):
+        shapes = {}
+        for attention_name in attentions:
+            shapes |= attention(f"{name}.{attention_name}", d)
+        shapes |= linear(f"{name}.linear1", feedforward, d)
+        shapes |= linear(f"{name}.linear2", d, feedforward)
+        for number in range(1, len(attentions) + 2):
+            shapes |= norm(f"{name}.norm{number}", d)
+        return shapes
+
+    def make(backbone="resnet18", d=32, feedforward=48, layers=6, queries=100, pre_norm=False):
+        shapes = {}
+        for number in range(layers):
+            place = f"transformer.encoder.layers.{number}"
+            shapes |= layer(place, d, feedforward, ["self_attn"])
+        if pre_norm:
+            shapes |= norm("transformer.encoder.norm", d)
+        for number in range(layers):
+            place = f"transformer.decoder.layers.{number}"
+            shapes |= layer(place, d, feedforward, ["self_attn", "multihead_attn"])
+        shapes |= norm("transformer.decoder.norm", d)
+        shapes |= linear("class_embed", 92, d)
+        for number, out in enumerate((d, d, 4)):
+            shapes |= linear(f"bbox_embed.layers.{number}", out, d)
+        shapes |= {"query_embed.weight": (queries, d)}
+        with torch.device("meta"):
+            body = torchvision.models.get_model(backbone, norm_layer=FrozenBatchNorm2d)
+        shapes |= {"input_proj.weight": (d, body.fc.in_features, 1, 1), "input_proj.bias": (d,)}
+        for name, value in body.state_dict().items():
+            if not name.startswith("fc."):
+                shapes[f"backbone.0.body.{name}"] = value.shape
+        random = torch.Generator().manual_seed(7)
+        return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
 
     return make
 

@@ -15,7 +15,7 @@ from student.checkpoints import (
     save_checkpoint,
 )
 from student.model import HOIDetector
-from student.published import to_published
+from student.published_names import to_published
 from student.recipe import preset
 
 

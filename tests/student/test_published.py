@@ -12,12 +12,11 @@ from student.config import StudentConfig
 from student.model import HOIDetector
 from student.published import (
     config_from_shapes,
-    from_published,
     is_published,
     load_published,
     model_from_published,
-    to_published,
 )
+from student.published_names import from_published, to_published
 
 TOLERANCE = 2e-4
 GOLDEN_NAMES = {

@@ -73,9 +73,10 @@ def test_a_student_starts_from_the_detectors_body(trained, vocabulary):
     model = HOIDetector(
         StudentConfig.world(vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     )
-    line = start_from(model, trained / "detector.safetensors")
-    taken = len(model.backbone.state_dict())
-    assert line.startswith(f"detector.safetensors: {taken} backbone tensors taken")
+    started = start_from(model, trained / "detector.safetensors", vocabulary)
+    assert started.kind == "a detector on world"
+    taken = {name for names in started.used.values() for name in names}
+    assert taken == {f"backbone.{name}" for name in model.backbone.state_dict()}
 
 
 def test_a_second_call_trains_nothing(trained, capsys):
