@@ -15,7 +15,7 @@ from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
 from teacher_cache.cluster import run_tasks
 from teacher_cache.detectors import DEFAULT, DetectorConfig, recognise
 from teacher_cache.finish import Completion, finish
-from teacher_cache.format import SHARDS, TEACHER
+from teacher_cache.format import SHARDS, TEACHER, plain_vocabulary
 from teacher_cache.plan import Plan, claim_folder
 from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts
 from teacher_cache.reader import TeacherText, read_teacher
@@ -93,6 +93,7 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
         },
         num_images=len(questions),
         settings=_plain(asdict(config)),
+        vocabulary=plain_vocabulary(subject.vocabulary),
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
     text = _text(config.out / TEACHER, plan, opened.prompts, opened.models.clip)

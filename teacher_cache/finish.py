@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import bad_field
-from pipeline.files import write_json
+from pipeline.files import sha256_of_file
 from teacher_cache.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -18,6 +18,7 @@ from teacher_cache.format import (
 )
 from teacher_cache.plan import read_plan
 from teacher_cache.reader import read_teacher
+from teacher_cache.seal import write_sealed
 from teacher_cache.writer import ShardRecord, finished_record, is_finished_shard
 
 
@@ -90,15 +91,16 @@ def finish(folder: Path, made: Iterable[ShardRecord] = ()) -> Completion:
         "shards": len(records),
         "failed": len(failed),
     }
-    write_json(
+    carried = ("parts", "layout", "vocabulary", "settings")
+    write_sealed(
         folder / MANIFEST,
         {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint,
-            "parts": plan["parts"],
-            "layout": plan["layout"],
+            **{name: plan[name] for name in carried if name in plan},
             "counts": counts,
             "failed": failed,
+            "files": {name: sha256_of_file(folder / name) for name in (PLAN, TEACHER)},
             "shards": [record.to_dict() for record in records],
         },
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.files import read_json, sha256_of_json, write_json
+from pipeline.files import read_json, sha256_of_json
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.answering import AskingConfig
 from teacher_cache.format import (
@@ -23,6 +23,7 @@ from teacher_cache.format import (
 )
 from teacher_cache.models import Models
 from teacher_cache.prompts import Prompts
+from teacher_cache.seal import unsealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Plan:
         parts: what goes into the fingerprint.
         layout: what decides how the answers lie in files, but not the answers.
         num_images: images of the dataset part.
-        settings: the resolved configuration, for people.
+        settings: the resolved configuration; what is lost is made again from it.
+        vocabulary: what the answers are about, in its file form.
     """
 
     parts: dict[str, Any]
     layout: dict[str, Any]
     num_images: int
     settings: dict[str, Any]
+    vocabulary: dict[str, Any]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,14 +120,15 @@ def claim_folder(folder: Path, plan: Plan, shared: bool = False) -> bool:
         "parts": plan.parts,
         "layout": plan.layout,
         "images": plan.num_images,
+        "vocabulary": plan.vocabulary,
         "settings": plan.settings,
     }
-    write_json(begun, value, once=True)
+    write_sealed(begun, value, once=True)
     held = read_plan(folder)
     _same(folder, held["parts"], plan.parts)
     _same(folder, held["layout"], plan.layout)
-    if held != value and not shared:
-        write_json(begun, value)
+    if unsealed(held) != value and not shared:
+        write_sealed(begun, value)
     return False
 
 

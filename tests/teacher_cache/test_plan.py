@@ -14,7 +14,7 @@ LAYOUT = {"images_per_shard": 3}
 
 @pytest.fixture
 def plan():
-    return Plan(PARTS, LAYOUT, 1, {"device": "cpu"})
+    return Plan(PARTS, LAYOUT, 1, {"device": "cpu"}, {})
 
 
 def finish(folder, plan, shards=("00000.h5",)):
@@ -41,7 +41,7 @@ def test_a_new_folder(tmp_path, plan, exists):
 def test_the_same_plan_goes_on(tmp_path, plan):
     claim_folder(tmp_path, plan)
     (tmp_path / SHARDS / "00000.h5").touch()
-    assert not claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}))
+    assert not claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}))
     assert (tmp_path / SHARDS / "00000.h5").is_file()
 
 
@@ -57,9 +57,9 @@ def test_a_finished_cache_is_left_alone(tmp_path, plan):
 @pytest.mark.parametrize(
     "other, text",
     [
-        (Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}), "clip.model: A, now B"),
-        (Plan({"clip.model": "A"}, LAYOUT, 1, {}), "person_threshold: 0.2, now nothing"),
-        (Plan(PARTS, {"images_per_shard": 4}, 1, {}), "images_per_shard: 3, now 4"),
+        (Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {}), "clip.model: A, now B"),
+        (Plan({"clip.model": "A"}, LAYOUT, 1, {}, {}), "person_threshold: 0.2, now nothing"),
+        (Plan(PARTS, {"images_per_shard": 4}, 1, {}, {}), "images_per_shard: 3, now 4"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
@@ -77,7 +77,7 @@ def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
 def test_settings_that_decide_nothing(tmp_path, plan, shared):
     """They are brought up to date, unless others are building by the same file."""
     claim_folder(tmp_path, plan)
-    claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}), shared)
+    claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}), shared)
     held = read_plan(tmp_path)
     assert held["settings"] == {"device": "cpu" if shared else "cuda"}
     assert held["images"] == 1
@@ -85,7 +85,7 @@ def test_settings_that_decide_nothing(tmp_path, plan, shared):
 
 def test_of_two_that_begin_at_once_the_second_follows_the_first(tmp_path, plan, monkeypatch):
     """Both see an empty folder; the other one's plan is there when this one's is to be written."""
-    other = Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {})
+    other = Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {})
     is_fresh = plan_module._is_fresh
 
     def meanwhile(folder):
