@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.datasets import Dataset, missing_images, open_dataset
 from pipeline.errors import InputError
@@ -19,6 +18,7 @@ from teacher_cache.format import SHARDS, TEACHER, plain_vocabulary
 from teacher_cache.plan import Plan, claim_folder
 from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts
 from teacher_cache.reader import TeacherText, read_teacher
+from teacher_cache.settings import to_settings
 from teacher_cache.shards import ShardTask
 from teacher_cache.sources import Sources, Subject, open_sources, read_subject
 from teacher_cache.writer import finished_record, is_finished_shard, write_teacher
@@ -92,7 +92,7 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
             "embeddings": config.asking.embeddings,
         },
         num_images=len(questions),
-        settings=_plain(asdict(config)),
+        settings=to_settings("build", _resolved(config, sources)),
         vocabulary=plain_vocabulary(subject.vocabulary),
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
@@ -168,6 +168,17 @@ def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
     return ClipConfig(str(dataset.teacher), precision=config.precision)
 
 
+def _resolved(config: BuildConfig, sources: Sources) -> BuildConfig:
+    """The configuration with its models named, whatever the dataset names by default later."""
+    return replace(
+        config,
+        detector=sources.detector.name,
+        detector_weights=sources.detector.weights,
+        clip_model=sources.clip.model,
+        clip_weights=sources.clip.weights,
+    )
+
+
 def _tasks(config: BuildConfig, plan: Plan, sources: Sources) -> list[ShardTask]:
     size, end = config.images_per_shard, plan.num_images
     return [
@@ -193,11 +204,3 @@ def _tell_completion(folder: Path, completion: Completion, say: Callable[[str], 
     )
     for image, reason in list(failed.items())[:1]:
         say(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
-    return str(value.absolute()) if isinstance(value, Path) else value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from pipeline.cli import config_option, device_option, run_command
+from teacher_cache.cli_caches import COMMANDS
 
 COUNT = click.IntRange(min=1)
 SCORE = click.FloatRange(0, 1)
@@ -146,48 +146,6 @@ def build(
     )
 
 
-@cache.command()
-@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="The dataset it was made from."
-)
-@click.option("--split", default="full", show_default=True, help="A split's name or TOML file.")
-@click.option(
-    "--setting",
-    type=click.Choice(["default", "known_object"]),
-    default="default",
-    show_default=True,
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Results file.")
-@click.option("--predictions", type=click.Path(path_type=Path), help="The teacher's detections.")
-@click.option("--overwrite", is_flag=True, help="Replace these two files.")
-@config_option
-def evaluate(
-    folder: Path,
-    data: Path,
-    split: str,
-    setting: Literal["default", "known_object"],
-    json_file: Path | None,
-    predictions: Path | None,
-    overwrite: bool,
-) -> None:
-    """Score the teacher and the detector themselves on the annotations behind CACHE."""
-    from teacher_cache.score import ScoreConfig, score_teacher
-
-    score_teacher(ScoreConfig(folder, data, split, setting, json_file, predictions, overwrite))
-
-
-@cache.command()
-@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-@config_option
-def inspect(folder: Path) -> None:
-    """Say what CACHE holds and what it was made from."""
-    from teacher_cache.describe import describe
-
-    for line in describe(folder):
-        click.echo(line)
-
-
 @cache.command("world-models")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -198,6 +156,10 @@ def world_models(folder: Path, seed: int, device: str) -> None:
     from teacher_cache.world_models.train import WorldModels, train_world_models
 
     train_world_models(folder, WorldModels(seed=seed), device)
+
+
+for command in COMMANDS:
+    cache.add_command(command)
 
 
 def main() -> None:

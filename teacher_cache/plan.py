@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 from pipeline.files import read_json, sha256_of_json
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.answering import AskingConfig
 from teacher_cache.format import (
     FORMAT_VERSION,
     LOCK,
@@ -21,9 +20,13 @@ from teacher_cache.format import (
     fingerprint_of,
     read_manifest,
 )
-from teacher_cache.models import Models
-from teacher_cache.prompts import Prompts
 from teacher_cache.seal import unsealed, write_sealed
+
+if TYPE_CHECKING:
+    # Whoever only moves answers about needs neither torch nor CLIP.
+    from teacher_cache.answering import AskingConfig
+    from teacher_cache.models import Models
+    from teacher_cache.prompts import Prompts
 
 
 @dataclass(frozen=True)

@@ -154,27 +154,7 @@ class TeacherCache:
             InputError: the image's shard is missing or damaged.
         """
         shard, row = self._places[image_id]
-        arrays = self.arrays(shard)
-        first, end = arrays[PAIR_OFFSETS][row : row + 2].tolist()
-        part = {name: arrays[name][first:end] for name in PAIR_DATASETS}
-        rows = part["pairs/region"].astype(np.int64)
-        # An image's regions stand together, in the order in which its pairs need them.
-        first_region, end_region = (int(rows.min()), int(rows.max()) + 1) if end > first else (0, 0)
-        embeddings = arrays.get(REGION_EMBEDDING)
-        return ImageAnswers(
-            pairs=Pairs(
-                human_boxes=part["pairs/human_box"].copy(),
-                object_boxes=part["pairs/object_box"].copy(),
-                object_labels=part["pairs/object_label"].astype(np.int64),
-                human_scores=part["pairs/human_score"].copy(),
-                object_scores=part["pairs/object_score"].copy(),
-                sources=part["pairs/source"].copy(),
-            ),
-            probabilities=part["pairs/action_probabilities"].astype(np.float32),
-            regions=rows - first_region,
-            region_boxes=arrays[REGION_BOX][first_region:end_region].copy(),
-            embeddings=None if embeddings is None else embeddings[first_region:end_region],
-        )
+        return answers_at(self.arrays(shard), row)
 
     def __reduce__(self) -> tuple[type[TeacherCache], tuple[Path]]:
         return type(self), (self.path,)
@@ -214,6 +194,35 @@ class TeacherCache:
 def open_cache(path: Path | str) -> TeacherCache:
     """Opens a finished cache folder; see `TeacherCache`."""
     return TeacherCache(path)
+
+
+def answers_at(arrays: dict[str, np.ndarray], row: int) -> ImageAnswers:
+    """One image's answers.
+
+    Args:
+        arrays: of its shard.
+        row: of the image within the shard.
+    """
+    first, end = arrays[PAIR_OFFSETS][row : row + 2].tolist()
+    part = {name: arrays[name][first:end] for name in PAIR_DATASETS}
+    rows = part["pairs/region"].astype(np.int64)
+    # An image's regions stand together, in the order in which its pairs need them.
+    first_region, end_region = (int(rows.min()), int(rows.max()) + 1) if end > first else (0, 0)
+    embeddings = arrays.get(REGION_EMBEDDING)
+    return ImageAnswers(
+        pairs=Pairs(
+            human_boxes=part["pairs/human_box"].copy(),
+            object_boxes=part["pairs/object_box"].copy(),
+            object_labels=part["pairs/object_label"].astype(np.int64),
+            human_scores=part["pairs/human_score"].copy(),
+            object_scores=part["pairs/object_score"].copy(),
+            sources=part["pairs/source"].copy(),
+        ),
+        probabilities=part["pairs/action_probabilities"].astype(np.float32),
+        regions=rows - first_region,
+        region_boxes=arrays[REGION_BOX][first_region:end_region].copy(),
+        embeddings=None if embeddings is None else embeddings[first_region:end_region],
+    )
 
 
 def read_teacher(path: Path, fingerprint: str) -> TeacherText:

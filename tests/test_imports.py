@@ -17,7 +17,7 @@ READER_HALF = {"format", "mapping", "reader", "soft_targets"}
 HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
 # Third-party packages that live in one room, and that room's files.
 ROOMS = {
-    "click": [f"{package}/cli.py" for package in PACKAGES],
+    "click": [*(f"{package}/cli.py" for package in PACKAGES), "teacher_cache/cli_caches.py"],
     "open_clip": ["teacher_cache/clip_teacher.py", "teacher_cache/world_models/"],
     "dask": ["teacher_cache/build.py", "teacher_cache/cluster.py"],
     "distributed": ["teacher_cache/cluster.py"],

@@ -1,0 +1,135 @@
+"""The commands of `eoid-cache` that take caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from pipeline.cli import config_option, device_option
+
+FOLDER = click.Path(path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="The dataset it was made from."
+)
+@click.option("--split", default="full", show_default=True, help="A split's name or TOML file.")
+@click.option(
+    "--setting",
+    type=click.Choice(["default", "known_object"]),
+    default="default",
+    show_default=True,
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Results file.")
+@click.option("--predictions", type=click.Path(path_type=Path), help="The teacher's detections.")
+@click.option("--overwrite", is_flag=True, help="Replace these two files.")
+@config_option
+def evaluate(
+    folder: Path,
+    data: Path,
+    split: str,
+    setting: Literal["default", "known_object"],
+    json_file: Path | None,
+    predictions: Path | None,
+    overwrite: bool,
+) -> None:
+    """Score the teacher and the detector themselves on the annotations behind CACHE."""
+    from teacher_cache.score import ScoreConfig, score_teacher
+
+    score_teacher(ScoreConfig(folder, data, split, setting, json_file, predictions, overwrite))
+
+
+@click.command()
+@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
+@config_option
+def inspect(folder: Path) -> None:
+    """Say what CACHE holds and what it was made from."""
+    from teacher_cache.describe import describe
+
+    for line in describe(folder):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.option("--out", required=True, type=FOLDER, help="The new cache folder.")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="Sentence with {ing} and {object}; several are averaged. Default: the cache's.",
+)
+@click.option(
+    "--vocabulary",
+    metavar="NAME|FILE",
+    help="Other verbs and more objects; objects are recognised by name. Default: the cache's.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Inverse of the factor on cosine similarities; CLIP's own is about 0.01.",
+)
+@click.option(
+    "--clip-model",
+    metavar="NAME|FOLDER",
+    help="The cache's own CLIP, for sentences that it does not hold. Default: where it was.",
+)
+@click.option("--clip-weights", metavar="TAG|FILE", help="Of --clip-model.")
+@device_option
+@config_option
+def rescore(
+    folder: Path,
+    out: Path,
+    templates: tuple[str, ...],
+    vocabulary: str | None,
+    temperature: float | None,
+    clip_model: str | None,
+    clip_weights: str | None,
+    device: str,
+) -> None:
+    """Ask anew about the regions of CACHE, without opening one image."""
+    from teacher_cache.rescore import RescoreConfig
+    from teacher_cache.rescore import rescore as run
+
+    run(
+        RescoreConfig(
+            cache=folder,
+            out=out,
+            templates=templates,
+            vocabulary=vocabulary,
+            temperature=temperature,
+            clip_model=clip_model,
+            clip_weights=clip_weights,
+            device=device,
+        )
+    )
+
+
+@click.command()
+@click.argument("folders", metavar="CACHE...", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", required=True, type=FOLDER, help="The new cache folder.")
+@click.option(
+    "--data",
+    type=FOLDER,
+    metavar="DATASET",
+    help="The whole dataset, when the caches were made from pieces of its annotations.",
+)
+@click.option(
+    "--part", type=click.Choice(["train", "test"]), help="Of DATASET. Default: the caches' own."
+)
+@config_option
+def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | None) -> None:
+    """Join caches of one fingerprint, or the shards that separate jobs left, into one."""
+    from teacher_cache.merge import MergeConfig
+    from teacher_cache.merge import merge as run
+
+    run(MergeConfig(folders, out, data, part))
+
+
+COMMANDS = (evaluate, inspect, merge, rescore)

@@ -1,0 +1,61 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.files import write_json
+from teacher_cache.build import BuildConfig
+from teacher_cache.format import PLAN
+from teacher_cache.pairing import PairingConfig
+from teacher_cache.regions import RegionMode
+from teacher_cache.rescore import RescoreConfig
+from teacher_cache.settings import MERGED_FROM, from_settings, held_settings, to_settings
+
+BUILD = BuildConfig(Path("/data"), Path("/cache"), clip_model="RN50", templates=("a", "b"))
+ASKING = replace(BUILD.asking, pairing=PairingConfig(0.1), region=RegionMode("context=2", 2.0))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BuildConfig(Path("/data"), Path("/cache")),
+        replace(BUILD, asking=ASKING, workers=3),
+        RescoreConfig(Path("/cache"), Path("/new"), temperature=0.01),
+    ],
+)
+def test_round_trip_through_json(config):
+    settings = json.loads(json.dumps(to_settings("build", config)))
+    assert settings["command"] == "build"
+    assert from_settings(settings, type(config), Path("f")) == config
+    assert from_settings({**settings, MERGED_FROM: []}, type(config), Path("f")) == config
+
+
+def test_files_are_named_absolutely(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "teacher"):
+        (tmp_path / name).mkdir()
+    config = BuildConfig(Path("data"), Path("c"), clip_model="teacher", clip_weights="openai")
+    settings = to_settings("build", config)
+    assert settings["dataset"] == str(tmp_path / "data")
+    assert settings["clip_model"] == str(tmp_path / "teacher")
+    assert settings["clip_weights"] == "openai" and settings["part"] == "train"
+
+
+@pytest.mark.parametrize("change", [{"eyes": 2}, {"templates": 7}, {"asking": {"eyes": 2}}])
+def test_settings_of_another_version_are_one_line(change):
+    with pytest.raises(InputError, match="f: settings: expected those of BuildConfig"):
+        from_settings({**to_settings("build", BUILD), **change}, BuildConfig, Path("f"))
+
+
+def test_missing_settings():
+    with pytest.raises(InputError, match="f: settings: expected those of BuildConfig"):
+        from_settings({}, BuildConfig, Path("f"))
+
+
+def test_where_settings_are_held(tmp_path):
+    assert held_settings(tmp_path, {}) == {}
+    write_json(tmp_path / PLAN, {"settings": {"command": "old"}})
+    assert held_settings(tmp_path, {}) == {"command": "old"}
+    assert held_settings(tmp_path, {"settings": {"command": "new"}}) == {"command": "new"}
