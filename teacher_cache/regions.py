@@ -77,19 +77,38 @@ def crop_regions(
     Returns:
         R arrays (size, size, 3) uint8.
     """
-    crops = []
-    for left, top, right, bottom in whole_pixels(image, boxes, mode.context):
-        crop = image.crop((left, top, right, bottom))
-        if mode.name != "stretch" and crop.width != crop.height:
-            side = max(crop.size)
-            square = Image.new("RGB", (side, side))
-            square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
-            crop = square
-        crops.append(np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC)))
-    return crops
+    corners = whole_pixels(image, boxes, mode.context)
+    if mode.name == "stretch":
+        return [np.asarray(resized(image.crop(box), size, size)) for box in corners]
+    return [padded_region(image, box, size) for box in corners]
 
 
-def whole_pixels(image: Image.Image, boxes: np.ndarray, context: float) -> list[list[int]]:
+def padded_region(image: Image.Image, corners: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """A region (left, top, right, bottom) made square with black bars: (size, size, 3) uint8."""
+    crop = image.crop(corners)
+    if crop.width > crop.height:
+        # PIL resizes rows first, each by itself; black ones need no resizing.
+        crop = centred(resized(crop, size, crop.height), size, crop.width)
+    elif crop.width < crop.height:
+        crop = centred(crop, crop.height, crop.height)
+    return np.asarray(resized(crop, size, size))
+
+
+def resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Antialiased bicubic; an axis that keeps its length is left alone."""
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def centred(image: Image.Image, width: int, height: int) -> Image.Image:
+    """In the middle of a black picture."""
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+def whole_pixels(
+    image: Image.Image, boxes: np.ndarray, context: float
+) -> list[tuple[int, int, int, int]]:
     """Left, top, right and bottom of R boxes, grown `context`-fold, inside the image."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     halves = (boxes[:, 2:] - boxes[:, :2]) / 2 * context
@@ -98,4 +117,4 @@ def whole_pixels(image: Image.Image, boxes: np.ndarray, context: float) -> list[
     limits = np.array([image.width, image.height])
     corners[:, :2] = corners[:, :2].clip(0, limits - 1)
     corners[:, 2:] = np.maximum(corners[:, 2:].clip(0, limits), corners[:, :2] + 1)
-    return corners.tolist()
+    return [tuple(box) for box in corners.tolist()]

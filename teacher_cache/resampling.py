@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from teacher_cache.regions import RegionMode, crop_regions, whole_pixels
+from teacher_cache.regions import (
+    RegionMode,
+    centred,
+    crop_regions,
+    padded_region,
+    resized,
+    whole_pixels,
+)
 
 # Keys' cubic convolution with a = -0.5, which reaches two pixels to either side.
 SHARPNESS = -0.5
 REACH = 2.0
 # Weights take a number per region, output and input pixel.
 REGIONS_AT_ONCE = 32
+# From this ratio on a pixel's share in the result is at most a half, so that torch's shorter
+# weights cannot move a result by more than one grey level from PIL's.
+SHRUNK = 2
 
 
 def cut_regions(
@@ -23,8 +35,8 @@ def cut_regions(
 ) -> Tensor:
     """Cuts regions out of an image where they are needed.
 
-    On a CPU and for stretched regions, whose order of passes differs between PIL's versions, PIL
-    does it; on a GPU only the picture travels.
+    On a GPU only the picture travels. Stretched regions, in which the order of the two passes
+    differs between PIL's versions, are left to PIL.
 
     Args:
         image: RGB.
@@ -36,13 +48,42 @@ def cut_regions(
     Returns:
         (R, 3, size, size) uint8.
     """
-    if device.type == "cpu" or mode.name == "stretch":
+    if mode.name == "stretch":
         regions = crop_regions(image, boxes, size, mode)
         stacked = np.stack(regions) if regions else np.zeros((0, size, size, 3), np.uint8)
         return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
-    pixels = torch.from_numpy(np.array(image)).pin_memory().to(device, non_blocking=True)
-    corners = np.array(whole_pixels(image, boxes, mode.context)).reshape(-1, 4)
-    return resample_regions(pixels.permute(2, 0, 1), corners, size)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    corners = whole_pixels(image, boxes, mode.context)
+    if device.type == "cpu":
+        return _shrunk_regions(image, pixels, corners, size)
+    pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return resample_regions(pixels, np.array(corners, dtype=np.int64).reshape(-1, 4), size)
+
+
+def _shrunk_regions(
+    image: Image.Image, pixels: Tensor, corners: Sequence[tuple[int, int, int, int]], size: int
+) -> Tensor:
+    """Padded regions on a CPU: torch's vector instructions shorten the rows of large ones."""
+    out = torch.empty((len(corners), size, size, 3), dtype=torch.uint8)
+    for place, (left, top, right, bottom) in enumerate(corners):
+        width, height = right - left, bottom - top
+        side = max(width, height)
+        if side < SHRUNK * size:
+            region = padded_region(image, corners[place], size)
+        else:
+            crop = pixels[:, top:bottom, left:right]
+            if width < side:
+                wide = torch.zeros((height, side, 3), dtype=torch.uint8).permute(2, 0, 1)
+                start = (side - width) // 2
+                wide[:, :, start : start + width] = crop
+                crop = wide
+            rows = functional.interpolate(
+                crop[None], size=(height, size), mode="bicubic", antialias=True
+            )
+            lying = Image.fromarray(rows[0].permute(1, 2, 0).contiguous().numpy())
+            region = np.asarray(resized(centred(lying, size, side), size, size))
+        out[place] = torch.from_numpy(region.copy())
+    return out.permute(0, 3, 1, 2)
 
 
 def resample_regions(image: Tensor, corners: np.ndarray, size: int) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from teacher_cache.regions import RegionMode, crop_regions
-from teacher_cache.resampling import REGIONS_AT_ONCE, resample_regions
+from teacher_cache.resampling import REGIONS_AT_ONCE, cut_regions, resample_regions
 
 
 def picture(rng, width, height):
@@ -51,3 +51,16 @@ def test_many_regions_keep_their_order():
     for place in (0, REGIONS_AT_ONCE, len(boxes) - 1):
         alone = resample_regions(image, boxes[place : place + 1], 16)
         assert (together[place].int() - alone[0].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.4"])
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (90, 300), (30, 20), (1, 1)])
+def test_cut_regions_equal_pils_to_a_grey_level(mode, width, height):
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(picture(rng, width, height))
+    boxes = whole_boxes(rng, width, height, 20).astype(np.float32) + 0.3
+    found = cut_regions(image, boxes, 48, RegionMode.parse(mode), torch.device("cpu"))
+    wanted = np.stack(crop_regions(image, boxes, 48, RegionMode.parse(mode)))
+    difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
+    assert found.dtype == torch.uint8 and difference.max() <= 1
+    assert (difference > 0).mean() < 5e-3
