@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 FILE = click.Path(dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
 
+details_option = click.option(
+    "--show",
+    "details",
+    type=click.Choice(["splits", "verbs", "objects", "interactions"]),
+    multiple=True,
+    help="A table of these too; may be given several times.",
+)
+
 
 def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `scoring_from` takes."""
@@ -87,13 +95,7 @@ def evaluation() -> None:
     help="Zero-shot split that tells seen from unseen.",
 )
 @scoring_options
-@click.option(
-    "--show",
-    "details",
-    type=click.Choice(["splits", "verbs", "objects", "interactions"]),
-    multiple=True,
-    help="A table of these too; may be given several times.",
-)
+@details_option
 @click.option("--strict", is_flag=True, help="Refuse annotations with blemishes.")
 @click.option("--json", "json_file", type=FILE, help="Write the results here too.")
 @click.option("--overwrite", is_flag=True, help="Replace the JSON file.")

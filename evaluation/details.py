@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation.results import Results, SettingScores
-from evaluation.wording import SETTINGS, columns, percent
+from evaluation.wording import SETTINGS, columns, percent, results_table
 
 DETAILS = ("splits", "verbs", "objects", "interactions")
 TITLES = {
@@ -14,6 +14,14 @@ TITLES = {
     "objects": "object",
     "interactions": "interaction",
 }
+
+
+def tables(results: Sequence[Results], details: Sequence[str]) -> list[str]:
+    """The groups, and the wanted details below."""
+    lines = results_table(results)
+    for detail in details:
+        lines += ["", *detail_table(results, detail)]
+    return lines
 
 
 def detail_table(results: Sequence[Results], detail: str) -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation.details import detail_table
+from evaluation.details import tables
 from evaluation.predictions import predictions_path, read_predictions
 from evaluation.results import Results, write_results
 from evaluation.scoring import Scoring, scored_fields
-from evaluation.wording import results_table
 from pipeline.annotations import AnnotationFile, load_annotations
 from pipeline.errors import InputError, bad_field
 from pipeline.files import refuse_existing
@@ -79,10 +78,7 @@ def score_file(config: ScoreConfig) -> list[str]:
     )
     if config.json is not None:
         write_results(config.json, results)
-    lines = results_table([results])
-    for detail in config.details:
-        lines += ["", *detail_table([results], detail)]
-    return [*lines, *filter(None, _notes(truth, found, detections))]
+    return [*tables([results], config.details), *filter(None, _notes(truth, found, detections))]
 
 
 def _of_annotated_images(

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import AnnotationFile, load_annotations
+from pipeline.annotations.assemble import Reading
+from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
+from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
 from pipeline.errors import InputError, bad_field
 from pipeline.layouts import LAYOUTS, DatasetPart, find_layout
 from pipeline.toml import read_toml
@@ -16,7 +19,7 @@ from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
 TOML = "dataset.toml"
 PARTS = ("train", "test")
 FIELDS = ("name", "vocabulary", "detector", "teacher", *PARTS)
-PART_FIELDS = ("images", "annotations")
+PART_FIELDS = ("images", "annotations", "instances", "ids")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,22 @@ class Dataset:
         Raises:
             InputError: no such part, or its annotation file is missing or wrong.
         """
-        return load_annotations(self.part(part).annotations, self.vocabulary, part, strict)
+        files = self.part(part)
+        return load_annotations(
+            files.annotations, self.vocabulary, part, strict, files.instances, files.ids
+        )
+
+    def vcoco(self, part: str) -> VcocoTruth | None:
+        """What V-COCO's own evaluation compares with; None where the part has no official files.
+
+        Raises:
+            InputError: no such part, or one of its files is missing or wrong.
+        """
+        files = self.part(part)
+        if not self.vocabulary.roles or not is_actions_file(files.annotations):
+            return None
+        official = vcoco_files(files.annotations, files.instances, files.ids)
+        return read_vcoco(official, Reading(official.actions, self.vocabulary))
 
     def records(self, annotations: AnnotationFile | str) -> list[ImageRecord]:
         """The annotated images of a part, in the file's order.
@@ -149,8 +167,10 @@ def _part(root: Path, file: Path, name: str, value: Any) -> DatasetPart:
     if not isinstance(value, dict):
         raise bad_field(file, name, "a table with images and annotations", value)
     _only(file, f"{name}.", value, PART_FIELDS)
-    images, annotations = (_text(file, value, key, f"{name}.") for key in PART_FIELDS)
-    return DatasetPart(root / images, root / annotations)
+    for needed in PART_FIELDS[:2]:
+        _text(file, value, needed, f"{name}.")
+    paths = {key: root / _text(file, value, key, f"{name}.") for key in value}
+    return DatasetPart(**paths)
 
 
 def _only(file: Path, table: str, value: dict[str, Any], fields: tuple[str, ...]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.annotations.vcoco_files import vcoco_files
+from pipeline.errors import InputError
+
 
 @dataclass(frozen=True)
 class DatasetPart:
@@ -13,10 +16,14 @@ class DatasetPart:
     Attributes:
         images: folder of the images.
         annotations: annotation file.
+        instances, ids: the files that belong to V-COCO's official actions; None looks for them
+            around these.
     """
 
     images: Path
     annotations: Path
+    instances: Path | None = None
+    ids: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,31 @@ class Layout:
         parts = {}
         for part, places in self.annotations.items():
             files = [root / place for place in places if (root / place).is_file()]
+            # Actions without COCO's boxes are of no use, where there is something else.
+            files.sort(key=_lacks_boxes)
             folders = [root / place for place in self.images[part] if (root / place).is_dir()]
             if files:
                 images = folders[0] if folders else root / self.images[part][0]
                 parts[part] = DatasetPart(images, files[0])
         return parts
+
+
+def _lacks_boxes(path: Path) -> bool:
+    """V-COCO's official actions without the files that belong to them."""
+    if not path.name.startswith("vcoco_"):
+        return False
+    try:
+        vcoco_files(path)
+    except InputError:
+        return True
+    return False
+
+
+def _official(part: str) -> tuple[str, ...]:
+    """Where V-COCO's actions lie in its repository, and where people copy them."""
+    name = f"vcoco_{part}.json"
+    folders = ("data/vcoco", "data", "vcoco")
+    return (*(f"{folder}/{name}" for folder in folders), *_in_both(name))
 
 
 def _in_both(*names: str) -> tuple[str, ...]:
@@ -80,10 +107,16 @@ LAYOUTS = (
     ),
     Layout(
         "v-coco",
-        "V-COCO with annotations/trainval_vcoco.json",
+        "V-COCO with data/vcoco/vcoco_trainval.json or annotations/trainval_vcoco.json",
         "vcoco",
-        {"train": ("images/train2014", "train2014"), "test": ("images/val2014", "val2014")},
-        {"train": _in_both("trainval_vcoco.json"), "test": _in_both("test_vcoco.json")},
+        {
+            part: tuple(f"{folder}{name}" for folder in ("images/", "", "coco/images/", "coco/"))
+            for part, name in (("train", "train2014"), ("test", "val2014"))
+        },
+        {
+            "train": _official("trainval") + _in_both("trainval_vcoco.json"),
+            "test": _official("test") + _in_both("test_vcoco.json"),
+        },
     ),
     _coco("2017"),
     _coco("2014"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from evaluation.cli import details_option, scoring_from, scoring_options
 from pipeline.cli import config_option, device_option, run_command
 
 COUNT = click.IntRange(min=1)
@@ -93,7 +94,9 @@ def student(
 @click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
 @click.option("--split", help="Groups to report; default: the split of the run.")
 @click.option("--out", type=PATH, help="Folder for predictions.json and results.json.")
-@click.option("--overwrite", is_flag=True, help="Replace these two files.")
+@click.option("--overwrite", is_flag=True, help="Replace these files.")
+@scoring_options
+@details_option
 @workers_option
 @device_option
 @config_option
@@ -104,14 +107,17 @@ def evaluate(
     out: Path | None,
     workers: int | None,
     overwrite: bool,
+    details: tuple[str, ...],
     device: str,
+    **options: Any,
 ) -> None:
     """Predict a dataset's test part and score it."""
-    from evaluation.wording import results_table
+    from evaluation.details import tables
     from student.evaluate import evaluate_checkpoint
 
-    results = evaluate_checkpoint(checkpoint, data, split, out, device, workers, overwrite)
-    click.echo("\n".join(results_table([results])))
+    scoring = scoring_from(**options)
+    results = evaluate_checkpoint(checkpoint, data, split, out, device, workers, overwrite, scoring)
+    click.echo("\n".join(tables([results], details)))
 
 
 def main() -> None:

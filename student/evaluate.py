@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from evaluation.hico import evaluate
-from evaluation.predictions import write_predictions
-from evaluation.results import Results, score_fields, write_results
+from evaluation.predictions import PREDICTIONS, write_predictions
+from evaluation.results import Results, write_results
+from evaluation.scoring import Scoring, scored_fields
+from evaluation.vcoco_run import score_run
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
@@ -22,7 +23,7 @@ from student.model import HOIDetector
 from student.predict import predict
 from student.recipe import Recipe
 
-RESULTS, PREDICTIONS = "results.json", "predictions.json"
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def evaluate_model(
     out: Path,
     device: torch.device,
     workers: int,
+    scoring: Scoring | None = None,
 ) -> Results:
     """Predicts the test part, scores it, writes `predictions.json` and `results.json`."""
     annotations = dataset.load("test")
@@ -61,14 +63,12 @@ def evaluate_model(
         device,
         workers=workers,
     )
-    scores = evaluate(annotations.annotations, detections, dataset.vocabulary)
     write_predictions(out / PREDICTIONS, detections, dataset.vocabulary)
     results = Results(
         name=source.name,
         kind="student",
         dataset=dataset.name,
         split=source.split.name,
-        setting="default",
         num_images=len(records),
         protocol=source.protocol,
         training_split=source.training_split,
@@ -77,7 +77,14 @@ def evaluate_model(
         dataset_path=dataset.root,
         predictions=out / PREDICTIONS,
         metrics_log=source.metrics_log,
-        **score_fields(scores, dataset.vocabulary, source.split.unseen),
+        extra=score_run(dataset, detections, source.name, out),
+        **scored_fields(
+            annotations.annotations,
+            detections,
+            dataset.vocabulary,
+            source.split.unseen,
+            scoring or Scoring(),
+        ),
     )
     write_results(out / RESULTS, results)
     return results
@@ -91,6 +98,7 @@ def evaluate_checkpoint(
     device: str,
     workers: int | None,
     overwrite: bool,
+    scoring: Scoring | None = None,
 ) -> Results:
     """Evaluates a run or a checkpoint of ours on a dataset's test part.
 
@@ -102,6 +110,7 @@ def evaluate_checkpoint(
         device: where to predict.
         workers: processes that read images; None takes the spare cores.
         overwrite: replace results that are there.
+        scoring: settings and NMS; None for both settings without NMS.
 
     Raises:
         InputError: nothing of the kind, another vocabulary than the dataset's, or results that
@@ -136,4 +145,5 @@ def evaluate_checkpoint(
         out,
         resolve_device(device),
         spare_cores(workers),
+        scoring,
     )

@@ -27,7 +27,8 @@ def to_detections(
     """The best interactions of every image (EoID 3.5).
 
     A query's object is the best class beside "no pair"; the score of a verb is its probability
-    times that class's. Verbs that form no interaction with the object are left out.
+    times that class's. Verbs that form no interaction with the object are left out. In a vocabulary
+    with roles (V-COCO's) every verb may also have no object, at the probability of "no pair".
 
     Args:
         outputs: the model's, for B images.
@@ -40,11 +41,15 @@ def to_detections(
         One `Detections` per image, best score first. Every kept query has two boxes: its person's
         in an even row, its object's in the odd row after it.
     """
-    objects, labels = outputs["pred_object_logits"].float().softmax(-1)[..., :-1].max(-1)
+    probability = outputs["pred_object_logits"].float().softmax(-1)
+    objects, labels = probability[..., :-1].max(-1)
     valid = torch.from_numpy(vocabulary.valid.T.copy()).to(labels.device)[labels]
-    scores = outputs["pred_verb_logits"].float().sigmoid() * objects[..., None]
+    verbs = outputs["pred_verb_logits"].float().sigmoid()
     # Below every score, so that only an image with too few valid pairs comes to them.
-    flat = torch.where(valid, scores, -1.0).flatten(1)
+    scores = torch.where(valid, verbs * objects[..., None], -1.0)
+    if vocabulary.roles:
+        scores = torch.cat([scores, verbs * probability[..., -1:]], dim=-1)
+    flat = scores.flatten(1)
     top_scores, top = flat.topk(min(most, flat.shape[1]), dim=1)
     pairs = torch.stack([outputs["pred_human_boxes"], outputs["pred_object_boxes"]], dim=2)
 
@@ -72,15 +77,18 @@ def _one_image(
     entries: np.ndarray,
     vocabulary: Vocabulary,
 ) -> Detections:
-    """Boxes (Q, 2, 4), labels (Q,), scores and entries (K,), an entry being query * V + verb."""
-    queries, verbs = np.divmod(entries, vocabulary.num_verbs)
+    """Boxes (Q, 2, 4), labels (Q,), scores and entries (K,); an entry counts queries, then with or
+    (in a vocabulary with roles) without object, then verbs."""
+    choices, verbs = np.divmod(entries, vocabulary.num_verbs)
+    queries, alone = np.divmod(choices, 2 if vocabulary.roles else 1)
     kept, rows = np.unique(queries, return_inverse=True)
+    objects = np.where(alone, -1, 2 * rows + 1)
     box_labels = np.stack([np.full(len(kept), vocabulary.person), labels[kept]], axis=1)
     return Detections(
         image_id=image_id,
         boxes=boxes[kept].reshape(-1, 4),
         labels=box_labels.reshape(-1).astype(np.int64),
-        hois=np.stack([2 * rows, 2 * rows + 1, verbs], axis=1).astype(np.int64),
+        hois=np.stack([2 * rows, objects, verbs], axis=1).astype(np.int64),
         scores=scores,
     )
 

@@ -21,8 +21,9 @@ class ImageTargets:
 
     Attributes:
         human_boxes, object_boxes: (P, 4) float32 xyxy pixels; seen pairs first. The object box is
-            all zero, and its label 0, where a verb has no object.
-        object_labels: (P,) int64.
+            all zero where a verb has no object.
+        object_labels: (P,) int64; the number of objects, which is the model's "no pair", where a
+            verb has none.
         hard: (P, V) bool, the seen labels.
         soft: (P, V) float32, `u * teacher probability`, 0 where hard.
         seen: (P,) bool, False for candidate pairs.
@@ -81,7 +82,7 @@ def image_targets(
     seen = keep_seen(annotation, split, vocabulary)
     rows, inverse = _unique_pairs(seen.hois)
     humans = seen.boxes[rows[:, 0]]
-    objects, labels = _objects(seen, rows[:, 1])
+    objects, labels = _objects(seen, rows[:, 1], vocabulary.num_objects)
     hard = np.zeros((len(rows), vocabulary.num_verbs), dtype=bool)
     hard[inverse, seen.hois[:, 2]] = True
     asked = split.asked_verbs.astype(np.float32) * config.distillation
@@ -121,12 +122,14 @@ def _unique_pairs(hois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows.reshape(-1, 2), inverse.reshape(-1)
 
 
-def _objects(annotation: Annotation, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _objects(
+    annotation: Annotation, rows: np.ndarray, no_object: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(P, 4) boxes and (P,) labels of object rows; a verb without object (row -1) has an all-zero
-    box and label 0."""
+    box and the label `no_object`: it teaches the query that no object goes with the person."""
     objectless = rows < 0
     boxes = np.where(objectless[:, None], np.float32(0), annotation.boxes[rows])
-    return boxes, np.where(objectless, 0, annotation.labels[rows])
+    return boxes, np.where(objectless, no_object, annotation.labels[rows])
 
 
 def _same_pairs(

@@ -19,7 +19,7 @@ class Targets:
     Attributes:
         human_boxes, object_boxes: (N, 4) float, cxcywh in [0, 1]; an object box of zeros says
             that the verb has no object (V-COCO).
-        object_labels: (N,) int64.
+        object_labels: (N,) int64; the number of objects, the model's "no pair", without object.
         hard: (N, V) bool, the seen labels; no row of a candidate has one.
         soft: (N, V) float in [0, 1], the teacher's probability where it was asked and there is
             no hard label, else 0.

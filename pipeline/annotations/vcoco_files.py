@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError, bad_field
-from pipeline.files import sha256_of_file, sha256_of_json
+from pipeline.files import read_json, sha256_of_file, sha256_of_json
 
 INSTANCES = "instances_vcoco_all_2014.json"
 # Where people keep the other files, seen from the actions file's folder.
@@ -60,6 +60,19 @@ def vcoco_files(
 def _around(actions: Path, names: tuple[str, ...]) -> Path | None:
     places = (actions.parent / folder / name for name in names for folder in FOLDERS)
     return next((place for place in places if place.is_file()), None)
+
+
+def is_actions_file(path: Path) -> bool:
+    """Whether a file is a list of V-COCO's actions.
+
+    Raises:
+        InputError: it is missing or no JSON.
+    """
+    if path.suffix.lower() != ".json":
+        return False
+    value = read_json(path)
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and "action_name" in first
 
 
 def read_ids(path: Path) -> list[int]:

@@ -111,6 +111,34 @@ def test_a_description_without_parts(small_dataset):
         open_dataset(describe(small_dataset, 'vocabulary = "hico-det"'))
 
 
+VCOCO = """
+vocabulary = "vcoco"
+
+[test]
+images = "pictures"
+annotations = "data/vcoco/vcoco_test.json"
+instances = "boxes.json"
+ids = "mine.ids"
+"""
+
+
+def test_vcocos_files_may_lie_anywhere(tmp_path, write_vcoco):
+    image = {"boxes": [(1, [0, 0, 40, 80])], "does": {(0, "run"): ()}}
+    write_vcoco(tmp_path, [image] * 3)
+    (tmp_path / "data/instances_vcoco_all_2014.json").rename(tmp_path / "boxes.json")
+    (tmp_path / "mine.ids").write_text("30\n10\n")
+    dataset = open_dataset(describe(tmp_path, VCOCO))
+    names = [f"COCO_val2014_{number:012}.jpg" for number in (30, 10)]
+    assert [item.image_id for item in dataset.load("test").annotations] == names
+    assert [image.name for image in dataset.vcoco("test").images] == names
+    without = VCOCO.replace('ids = "mine.ids"', "")
+    assert len(open_dataset(describe(tmp_path, without)).load("test").annotations) == 3
+
+
+def test_other_datasets_have_nothing_for_vcocos_evaluation(small_dataset):
+    assert open_dataset(small_dataset).vcoco("test") is None
+
+
 def test_missing_annotations(small_dataset):
     text = TOML.replace("trainval_hico", "none")
     with pytest.raises(InputError, match=r"none.json: no such file"):

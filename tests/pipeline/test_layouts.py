@@ -22,6 +22,13 @@ def test_an_empty_folder_has_no_layout(tmp_path):
         (["instances_test2015.json"], "hico-det", "hico-det", {"test"}),
         (["annotations/anno_bbox.mat"], "hico-det", "hico-det", {"train", "test"}),
         (["annotations/trainval_vcoco.json"], "v-coco", "vcoco", {"train"}),
+        (["data/vcoco/vcoco_trainval.json"], "v-coco", "vcoco", {"train"}),
+        (
+            ["data/vcoco/vcoco_test.json", "annotations/instances_val2014.json"],
+            "v-coco",
+            "vcoco",
+            {"test"},
+        ),
         (["annotations/instances_val2017.json"], "coco-2017", "hico-det", {"test"}),
         (["annotations/instances_train2014.json"], "coco-2014", "hico-det", {"train"}),
     ],
@@ -31,6 +38,15 @@ def test_layouts_are_known_by_their_annotation_files(tmp_path, files, name, voca
     layout = find_layout(tmp_path)
     assert (layout.name, layout.vocabulary) == (name, vocabulary)
     assert set(layout.find(tmp_path)) == parts
+
+
+def test_vcocos_own_files_are_preferred_where_they_are_complete(tmp_path):
+    make(tmp_path, ["annotations/test_vcoco.json", "data/vcoco/vcoco_test.json"])
+    parts = find_layout(tmp_path).find(tmp_path)
+    assert parts["test"].annotations == tmp_path / "annotations/test_vcoco.json"
+    make(tmp_path, ["data/instances_vcoco_all_2014.json"])
+    parts = find_layout(tmp_path).find(tmp_path)
+    assert parts["test"].annotations == tmp_path / "data/vcoco/vcoco_test.json"
 
 
 def test_every_layout_has_its_own_name():

@@ -42,17 +42,23 @@ def without(words, option):
 
 
 def test_both_commands_work_without_clip(student, dataset_root, tmp_path):
+    scoring = ["--nms", "--nms-threshold", "0.99", "--show", "verbs"]
     for words in (
         [*student, "--epochs", 1, "--workers", 1],
         ["evaluate", tmp_path / "run", "--data", dataset_root, "--out", tmp_path / "again"],
+        ["evaluate", tmp_path / "run", "--data", dataset_root, "--out", tmp_path / "nms", *scoring],
     ):
         done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "split ua: 6 images" in done.stdout and "unseen" in done.stdout
-    first, second = (
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "again")
+    assert "after pairwise NMS" in done.stdout and "\nverb " in done.stdout
+    first, second, third = (
+        json.loads((tmp_path / name / "results.json").read_text())
+        for name in ("run", "again", "nms")
     )
     assert first["metrics"] == second["metrics"]
+    assert first["setting"] == "default" and first["known_object"]["metrics"]["full"] is not None
+    assert (first["nms"], third["nms"]["threshold"]) == (None, 0.99)
 
 
 def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(student, tmp_path):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +90,23 @@ def test_half_precision_logits_give_finite_scores(dtype):
     found = outputs([1, 2], [[100.0, -100.0, 0.0], [0.0, 100.0, -100.0]], dtype=dtype)
     (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
     assert np.isfinite(detections.scores).all() and detections.scores[0] == pytest.approx(1.0)
+
+
+def test_in_a_vocabulary_with_roles_a_verb_may_have_no_object():
+    roles = ({"action": "ride", "roles": ["obj"], "verbs": ["ride"]},)
+    found = outputs([1, 3], [[1.0, FAR, FAR], [2.0, FAR, 3.0]])
+    found["pred_object_logits"][0, 0] = torch.tensor([FAR, 1.0, FAR, 0.0])
+    plain, *_ = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
+    assert (plain.hois[:, 1] >= 0).all()
+    (detections,) = to_detections(
+        found, ["a.jpg"], [(10, 10)], dataclasses.replace(VOCABULARY, roles=roles), most=4
+    )
+    rows = zip(detections.hois.tolist(), detections.scores.tolist(), strict=True)
+    named = {(int(h), int(o), int(v)): round(score, 4) for (h, o, v), score in rows}
+    sigmoid = 1 / (1 + np.exp(-np.array([1.0, 2.0, 3.0])))
+    assert named == {
+        (0, 1, 0): round(sigmoid[0] * sigmoid[0], 4),
+        (0, -1, 0): round(sigmoid[0] * (1 - sigmoid[0]), 4),
+        (2, -1, 0): round(sigmoid[1], 4),
+        (2, -1, 2): round(sigmoid[2], 4),
+    }

@@ -287,6 +287,16 @@ def test_pairs_without_object_box_have_no_object_part():
     assert losses["human_box"].all()
 
 
+def test_a_pair_without_object_teaches_no_object():
+    """Its query costs what it would cost with no pair at all."""
+    outputs, target = some_outputs(1), some_targets([True])
+    target.object_boxes[0] = 0
+    target.object_labels[0] = outputs["pred_object_logits"].shape[-1] - 1
+    alone = criterion()(outputs, [target]).by_name["object"]
+    nobody = criterion()(outputs, [some_targets([])]).by_name["object"]
+    torch.testing.assert_close(alone, nobody)
+
+
 def test_interactive_score_of_labelled_unlabelled_and_other_queries():
     """Queries on an interactive pair, on one that is not, on a candidate, and elsewhere."""
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.6, 0.6, 0.1, 0.1]])

@@ -232,7 +232,7 @@ def test_a_verb_without_object_has_an_empty_box(vocabulary):
     (objectless,) = np.flatnonzero((targets.object_boxes == 0).all(1))
     assert len(targets.seen) == 2 and targets.seen.all()
     np.testing.assert_array_equal(targets.human_boxes[objectless], annotation.boxes[0])
-    assert targets.object_labels[objectless] == 0
+    assert targets.object_labels[objectless] == vocabulary.num_objects
     verbs = [vocabulary.verbs[verb] for verb in np.flatnonzero(targets.hard[objectless])]
     assert sorted(verbs) == ["jump", "point"]
 

@@ -1,0 +1,223 @@
+"""V-COCO from its official files to agent and role AP, on pictures of the embedded world."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.results import read_results
+from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
+from pipeline.boxes import union_boxes
+from pipeline.check import check_dataset, summary
+from pipeline.datasets import open_dataset
+from pipeline.files import read_json
+from pipeline.splits import load_split
+from pipeline.types import Pairs
+from pipeline.vocabulary import load_vocabulary
+from student.data import TrainingImages, make_sample
+from student.evaluate import evaluate_checkpoint
+from student.inference import to_detections
+from student.pair_targets import TargetConfig
+from student.run import RunConfig, run_student
+from teacher_cache.format import ImageAnswers
+from teacher_cache.pairing import annotated_pairs
+from teacher_cache.reader import open_cache
+
+# What COCO calls the world's things, and what V-COCO calls its actions.
+CATEGORIES = {
+    "person": 1,
+    "bike": 2,
+    "dog": 18,
+    "horse": 19,
+    "umbrella": 28,
+    "box": 33,
+    "ball": 37,
+    "skateboard": 41,
+    "chair": 62,
+}
+ACTIONS = {"ride": "ride", "sit_on": "sit", "carry": "carry", "hold": "hold", "point": "point"}
+
+
+@pytest.fixture(scope="module")
+def vcoco():
+    return load_vocabulary("vcoco")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, dataset, write_vcoco):
+    """A folder in V-COCO's layout: the tiny world, told in V-COCO's words."""
+    folder, start = tmp_path_factory.mktemp("vcoco"), 0
+    for part, name, images in (
+        ("train", "trainval", "train2014"),
+        ("test", "test", "val2014"),
+    ):
+        annotations = dataset.load(part).annotations
+        write_vcoco(folder, [told(item, dataset.vocabulary) for item in annotations], name, start)
+        shutil.copytree(dataset.parts[part].images, folder / "images" / images)
+        start += len(annotations)
+    return folder
+
+
+def told(annotation, world):
+    does = {}
+    for human, thing, verb in annotation.hois.tolist():
+        action = ACTIONS.get(world.verbs[verb], "look")
+        does[human, action] = (thing,)
+    people = np.flatnonzero(annotation.labels == world.person).tolist()
+    for person in people:
+        does[person, "stand"] = ()
+        # Somebody laughs at nothing in particular, somebody points nowhere.
+        does.setdefault((person, "point"), (None,))
+    boxes = [
+        (CATEGORIES[world.objects[label]], [x1, y1, x2 - x1 + 1, y2 - y1 + 1])
+        for label, (x1, y1, x2, y2) in zip(
+            annotation.labels, annotation.boxes.tolist(), strict=True
+        )
+    ]
+    return {"name": annotation.image_id, "size": (128, 128), "boxes": boxes, "does": does}
+
+
+@pytest.fixture(scope="module")
+def official(root):
+    return open_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, official, write_cache):
+    """A cache of the training part: annotated pairs, proposals, and a teacher without a clue."""
+    file = official.load("train")
+    answers = {item.image_id: answer(item, official.vocabulary) for item in file.annotations}
+    folder = tmp_path_factory.mktemp("vcoco-cache")
+    return write_cache(folder, official.vocabulary, file.digest, answers)
+
+
+def answer(annotation, vocabulary):
+    annotated = annotated_pairs(annotation)
+    people = np.flatnonzero(annotation.labels == vocabulary.person)
+    things = np.flatnonzero(annotation.labels != vocabulary.person)
+    rows = np.array([(p, t) for p in people for t in things], dtype=np.int64).reshape(-1, 2)
+    proposed = np.arange(len(annotated) + len(rows)) >= len(annotated)
+    humans = np.concatenate([annotated.human_boxes, annotation.boxes[rows[:, 0]] + 1])
+    objects = np.concatenate([annotated.object_boxes, annotation.boxes[rows[:, 1]] + 1])
+    labels = np.concatenate([annotated.object_labels, annotation.labels[rows[:, 1]]])
+    scores = np.ones(len(labels), dtype=np.float32)
+    weights = vocabulary.valid[:, labels].T.astype(np.float32)
+    return ImageAnswers(
+        pairs=Pairs(humans, objects, labels, scores, scores, proposed.astype(np.uint8)),
+        probabilities=weights / weights.sum(1, keepdims=True),
+        regions=np.arange(len(labels)),
+        region_boxes=union_boxes(humans, objects),
+        embeddings=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(root, cache, tmp_path_factory):
+    """A run of a few steps, with learned queries."""
+    out = tmp_path_factory.mktemp("runs") / "vcoco"
+    options = {"queries": "learned", "num_queries": 12, "epochs": 1, "batch_size": 8}
+    config = RunConfig(
+        data=root,
+        cache=cache,
+        out=out,
+        split="full",
+        preset="world",
+        options={**options, "precision": "float32"},
+        init=None,
+        device="cpu",
+        workers=0,
+        overwrite=False,
+        name=None,
+    )
+    run_student(config)
+    return out
+
+
+def test_the_layout_is_known_and_sound(root, official):
+    assert (official.name, official.vocabulary.name) == ("v-coco", "vcoco")
+    assert summary(check_dataset(official)) == ""
+    train = official.load("train")
+    assert len(train.annotations) == 16 and not train.blemishes
+    verbs = {official.vocabulary.verbs[v] for a in train.annotations for v in a.hois[:, 2]}
+    assert {"stand", "point_instr", "hold_obj"} <= verbs
+
+
+def test_the_teacher_is_asked_about_objects_only(official, cache):
+    annotation = official.load("train").annotations[0]
+    alone = annotation.hois[:, 1] < 0
+    pairs = {tuple(row[:2]) for row in annotation.hois[~alone].tolist()}
+    assert alone.any() and pairs
+    assert (open_cache(cache)[annotation.image_id].pairs.sources == 0).sum() == len(pairs)
+
+
+def test_verbs_without_object_teach_no_box_and_no_object(official, cache, vcoco):
+    file = official.load("train")
+    images = TrainingImages(
+        official.records(file),
+        file.annotations,
+        open_cache(cache),
+        load_split(vcoco, "full"),
+        vcoco,
+        TargetConfig(),
+        lambda item: item,
+        seed=0,
+    )
+    targets = images.targets(0)
+    sample = make_sample("a.jpg", torch.zeros(3, 128, 128, dtype=torch.uint8), targets, lambda i: i)
+    alone = (sample.targets.object_boxes == 0).all(1)
+    assert alone.any() and not alone.all()
+    assert (sample.targets.object_labels[alone] == vcoco.num_objects).all()
+    assert (sample.targets.object_labels[~alone] < vcoco.num_objects).all()
+    assert sample.targets.hard[alone][:, vcoco.verbs.index("stand")].all()
+    assert not sample.targets.soft[alone].any()
+
+
+def test_a_run_is_scored_by_vcocos_own_evaluation(run, root, capsys):
+    results, own = read_results(run / "results.json"), read_json(run / "vcoco.json")
+    assert (results.dataset, results.vocabulary) == ("v-coco", "vcoco")
+    assert results.extra == own["metrics"] and len(own["per_action"]) == 26
+    assert own["num_images"] == 6 and own["per_action"]["stand"]["positives"] > 0
+    lines = score_vcoco(VcocoConfig(run, root / "data/vcoco/vcoco_test.json"))
+    wanted = [f"{100 * value:.2f}" for value in own["metrics"].values()]
+    assert lines[28 + 3].split() == ["average", *wanted]
+
+
+def test_a_checkpoint_is_scored_the_same(run, root, tmp_path):
+    again = evaluate_checkpoint(run, root, None, tmp_path, "cpu", 0, overwrite=False)
+    assert again.extra == read_results(run / "results.json").extra
+    assert read_json(tmp_path / "vcoco.json")["metrics"] == again.extra
+
+
+def test_a_student_that_says_what_is_annotated_scores_full_marks(official, vcoco):
+    """One query for each person with each object and each person alone, sure of everything."""
+    truth, found = official.vcoco("test"), []
+    for annotation in official.load("test").annotations:
+        pairs, inverse = np.unique(annotation.hois[:, :2], axis=0, return_inverse=True)
+        objects = torch.full((1, len(pairs), vcoco.num_objects + 1), -50.0)
+        verbs = torch.full((1, len(pairs), vcoco.num_verbs), -50.0)
+        for row, thing in enumerate(pairs[:, 1]):
+            label = vcoco.num_objects if thing < 0 else annotation.labels[thing]
+            objects[0, row, label] = 50.0
+        verbs[0, inverse.reshape(-1), annotation.hois[:, 2]] = 50.0
+        boxes = torch.from_numpy(annotation.boxes) / 128
+        middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        boxes = torch.cat([middle, size], dim=1)
+        outputs = {
+            "pred_object_logits": objects,
+            "pred_verb_logits": verbs,
+            "pred_human_boxes": boxes[pairs[:, 0]][None],
+            "pred_object_boxes": boxes[pairs[:, 1]][None],
+        }
+        found += to_detections(outputs, [annotation.image_id], [(128, 128)], vcoco)
+    metrics = score_detections(found, truth, vcoco).metrics()
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
+    # Without the verbs that have no object, agents and empty roles are missed.
+    objects_only = [
+        dataclasses.replace(item, hois=item.hois[kept], scores=item.scores[kept])
+        for item in found
+        for kept in [item.hois[:, 1] >= 0]
+    ]
+    fewer = score_detections(objects_only, truth, vcoco).metrics()
+    assert fewer["average_agent_ap"] < 1 and fewer["average_role_ap_scenario_1"] < 1
