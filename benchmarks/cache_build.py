@@ -34,7 +34,6 @@ from teacher_cache.world_models.teacher import CONTEXT_LENGTH, MEAN, STD, clip_c
 from teacher_cache.world_models.tokenizer import WordTokenizer
 from teacher_cache.writer import write_shard
 
-SIZE = (640, 480)
 WORLD = "world"
 
 
@@ -48,19 +47,21 @@ class NoDetector:
         return [nothing] * len(images)
 
 
-def make_pictures(folder: Path, count: int, pairs: int, vocabulary: Vocabulary) -> list[Question]:
-    """Pictures of 640x480 with a person and so many other things each."""
+def make_pictures(
+    folder: Path, count: int, pairs: int, size: tuple[int, int], vocabulary: Vocabulary
+) -> list[Question]:
+    """Pictures with a person and so many other things each."""
     rng = np.random.default_rng(0)
     questions = []
     for index in range(count):
         drawn, _ = draw_scene(0, "models", index)
-        pixels = np.asarray(drawn.resize(SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+        pixels = np.asarray(drawn.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
         grainy = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
         path = folder / f"{index:05d}.jpg"
         Image.fromarray(grainy).save(path, quality=90)
-        middle = rng.uniform([0.2, 0.2], [0.8, 0.8], (pairs + 1, 2)) * SIZE
-        half = rng.uniform(0.05, 0.25, (pairs + 1, 2)) * SIZE
-        boxes = np.concatenate([middle - half, middle + half], axis=1).clip(0, [*SIZE, *SIZE])
+        middle = rng.uniform([0.2, 0.2], [0.8, 0.8], (pairs + 1, 2)) * size
+        half = rng.uniform(0.05, 0.25, (pairs + 1, 2)) * size
+        boxes = np.concatenate([middle - half, middle + half], axis=1).clip(0, [*size, *size])
         questions.append(
             Question(
                 path.name,
@@ -104,7 +105,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     vocabulary = load_vocabulary(WORLD)
     pictures = folder / "pictures"
     pictures.mkdir()
-    questions = make_pictures(pictures, options.images, options.pairs, vocabulary)
+    questions = make_pictures(
+        pictures, options.images, options.pairs, tuple(options.size), vocabulary
+    )
     clip = open_model(folder / "clip", options.clip_model, options.clip_weights, options.device)
     batch = options.batch_size or clip.batch_size
     prompts = interaction_prompts(vocabulary)
@@ -141,6 +144,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "batch_size": batch,
         "images": options.images,
+        "image_size": list(options.size),
         "regions": regions,
         "tower_regions_per_second": round(regions / best["tower"], 1),
         "build_regions_per_second": round(regions / best["build"], 1),
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--clip-weights", help="tag or file; default: random weights")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=15, help="per image")
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="width, height")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", default="auto")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from teacher_cache.soft_targets import action_probabilities
 
 # How far detection may run ahead of encoding; bounds the decoded images in memory.
 BATCHES_AHEAD = 2
+# Threads that decode pictures and cut regions out beside a GPU.
+HELPERS = 4
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,10 @@ def ask(
 ) -> tuple[dict[str, ImageAnswers], dict[str, str]]:
     """The teacher's answers about some images.
 
-    Decoding, detecting, cutting regions out and encoding them run beside each other, each on
-    another batch. Only images of equal size share a detector batch, so no image is padded for its
-    neighbours' sake.
+    On a GPU, decoding, detecting, cutting regions out and encoding them run beside each other, each
+    on another batch. On a CPU they take turns: a matrix product that shares its cores with other
+    work waits for its slowest part. Only images of equal size share a detector batch, so no image
+    is padded for its neighbours' sake.
 
     Args:
         questions: the images.
@@ -101,20 +105,27 @@ def ask(
     Raises:
         InputError: an image cannot be read, and the configuration is strict.
     """
+    clip = panel.clip
     failures = Failures(questions, config.strict)
     asked: list[_Asked] = []
-    encoder = _Encoder(panel.clip, config.regions_per_batch or panel.clip.batch_size)
+    encoder = _Encoder(clip, config.regions_per_batch or clip.batch_size)
     encoding: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(2) as helpers, ThreadPoolExecutor(1) as encoding_thread:
+    beside = clip.device.type != "cpu"
+    with _pool(HELPERS, beside) as helpers, _pool(1, beside) as encoding_thread:
         batches = same_size_batches(questions, config.images_per_batch, failures)
         try:
             for indices, images in read_ahead(helpers, batches, questions, failures):
                 batch = _pairs(questions, indices, images, panel, config.pairing)
                 asked += batch
                 boxes = [image.boxes for image in batch]
-                cutting = helpers.submit(_cut, images, boxes, panel.clip, config.region)
-                encoding.append(encoding_thread.submit(encoder.add, cutting, len(images)))
-                while len(encoding) > BATCHES_AHEAD:
+                cutting = [
+                    helpers.submit(
+                        cut_regions, image, own, clip.image_size, config.region, clip.device
+                    )
+                    for image, own in zip(images, boxes, strict=True)
+                ]
+                encoding.append(encoding_thread.submit(encoder.add, cutting))
+                while len(encoding) > BATCHES_AHEAD * beside:
                     report(encoding.popleft().result())
             for waiting in encoding:
                 report(waiting.result())
@@ -183,16 +194,16 @@ class _Encoder:
         self._waiting: list[Tensor] = []
         self._done: list[np.ndarray] = []
 
-    def add(self, cutting: Future[Tensor], num_images: int) -> int:
-        """Takes on regions as soon as they are cut; returns `num_images`."""
-        self._waiting.append(cutting.result())
+    def add(self, cutting: Sequence[Future[Tensor]]) -> int:
+        """Takes on the regions of images as soon as they are cut; returns how many images."""
+        self._waiting += [regions.result() for regions in cutting]
         if sum(map(len, self._waiting)) >= self._batch_size:
             *full, rest = torch.cat(self._waiting).split(self._batch_size)
             if len(rest) == self._batch_size:
                 full, rest = [*full, rest], rest[:0]
             self._done += [self._clip.encode_images(batch) for batch in full]
             self._waiting = [rest]
-        return num_images
+        return len(cutting)
 
     def finish(self) -> np.ndarray:
         """(R, D) float32, in the order in which regions were added."""
@@ -201,12 +212,13 @@ class _Encoder:
         return np.concatenate(self._done) if self._done else np.zeros((0, 0), np.float32)
 
 
-def _cut(
-    images: Sequence[Image.Image], boxes: Sequence[np.ndarray], clip: ClipTeacher, mode: RegionMode
-) -> Tensor:
-    return torch.cat(
-        [
-            cut_regions(image, own, clip.image_size, mode, clip.device)
-            for image, own in zip(images, boxes, strict=True)
-        ]
-    )
+def _pool(threads: int, beside: bool) -> Executor:
+    """Threads that work beside the caller, or none: the caller does the work when it submits it."""
+    return ThreadPoolExecutor(threads) if beside else _InTurn()
+
+
+class _InTurn(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done

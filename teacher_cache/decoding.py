@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def same_size_batches(
 
 
 def read_ahead(
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     batches: Sequence[list[int]],
     questions: Sequence[Question],
     failures: Failures,
@@ -95,7 +95,7 @@ def read_ahead(
     """Decodes batches, the next one while the caller works on this one.
 
     Args:
-        pool: a thread of it decodes.
+        pool: decodes the pictures of a batch.
         batches: indices of `questions`.
         questions: the images.
         failures: told of images that cannot be decoded.
@@ -104,14 +104,14 @@ def read_ahead(
         Indices and RGB pictures of a batch's readable images.
     """
 
-    def decode(batch: list[int]) -> list[Image.Image | InputError]:
-        return [_try_reading(questions[index].path) for index in batch]
+    def decode(batch: list[int]) -> list[Future[Image.Image | InputError]]:
+        return [pool.submit(_try_reading, questions[index].path) for index in batch]
 
-    waiting = [pool.submit(decode, batch) for batch in batches[:1]]
+    waiting = [decode(batch) for batch in batches[:1]]
     for number, batch in enumerate(batches):
-        results = waiting.pop().result()
+        results = [picture.result() for picture in waiting.pop()]
         if number + 1 < len(batches):
-            waiting.append(pool.submit(decode, batches[number + 1]))
+            waiting.append(decode(batches[number + 1]))
         indices, images = [], []
         for index, result in zip(batch, results, strict=True):
             if isinstance(result, InputError):
