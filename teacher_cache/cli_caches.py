@@ -132,4 +132,27 @@ def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | N
     run(MergeConfig(folders, out, data, part))
 
 
-COMMANDS = (evaluate, inspect, merge, rescore)
+@click.command()
+@click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.option("--repair", is_flag=True, help="Make broken files again; remove what is left over.")
+@click.option(
+    "--data",
+    type=FOLDER,
+    metavar="DATASET",
+    help="The cache must fit it; a repair asks about its images. Default: where it was.",
+)
+@click.option(
+    "--device",
+    metavar="auto|cpu|cuda[:i]",
+    help="Where a repair runs the models. Default: where they ran.",
+)
+@config_option
+def verify(folder: Path, repair: bool, data: Path | None, device: str | None) -> None:
+    """Check every byte of CACHE; complete the manifest of one that several jobs have built."""
+    from teacher_cache.verify import VerifyConfig
+    from teacher_cache.verify import verify as run
+
+    run(VerifyConfig(folder, repair, data, device))
+
+
+COMMANDS = (evaluate, inspect, merge, rescore, verify)

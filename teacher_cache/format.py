@@ -149,6 +149,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if fingerprint_of(manifest["parts"]) != manifest["fingerprint"]:
         raise bad_field(path, "fingerprint", "the digest of parts", manifest["fingerprint"])
     for index, shard in enumerate(manifest["shards"]):
-        if not isinstance(shard, dict) or not {"name", "sha256", "images"} <= shard.keys():
+        if not _is_entry(shard):
             raise bad_field(path, f"shards[{index}]", "fields name, sha256 and images", shard)
     return manifest
+
+
+def _is_entry(shard: Any) -> bool:
+    if not isinstance(shard, dict) or not isinstance(shard.get("images"), list):
+        return False
+    texts = [shard.get("name"), shard.get("sha256"), *shard["images"]]
+    return all(isinstance(text, str) for text in texts)

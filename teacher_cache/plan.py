@@ -29,6 +29,17 @@ if TYPE_CHECKING:
     from teacher_cache.prompts import Prompts
 
 
+PLAN_FIELDS = (
+    "format_version",
+    "fingerprint",
+    "parts",
+    "layout",
+    "images",
+    "vocabulary",
+    "settings",
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A cache to be.
@@ -117,15 +128,16 @@ def claim_folder(folder: Path, plan: Plan, shared: bool = False) -> bool:
     if not begun.is_file() and folder.exists() and not _is_fresh(folder):
         raise InputError(f"{folder}: expected a new or empty folder, found something else in it")
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-    value = {
-        "format_version": FORMAT_VERSION,
-        "fingerprint": plan.fingerprint,
-        "parts": plan.parts,
-        "layout": plan.layout,
-        "images": plan.num_images,
-        "vocabulary": plan.vocabulary,
-        "settings": plan.settings,
-    }
+    fields = (
+        FORMAT_VERSION,
+        plan.fingerprint,
+        plan.parts,
+        plan.layout,
+        plan.num_images,
+        plan.vocabulary,
+        plan.settings,
+    )
+    value = dict(zip(PLAN_FIELDS, fields, strict=True))
     write_sealed(begun, value, once=True)
     held = read_plan(folder)
     _same(folder, held["parts"], plan.parts)
