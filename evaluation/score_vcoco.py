@@ -14,7 +14,7 @@ from evaluation.predictions import predictions_path, read_predictions
 from evaluation.vcoco import SCENARIOS, VcocoScores, evaluate_vcoco
 from evaluation.vcoco_convert import to_vcoco
 from evaluation.vcoco_detections import VcocoDetections, read_detections, write_detections
-from pipeline.annotations.assemble import Reading, blemish_line
+from pipeline.annotations.reading import Reading, blemish_line
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import vcoco_files
 from pipeline.errors import InputError, bad_field

@@ -17,17 +17,25 @@ from pipeline.images import read_image
 from pipeline.progress import Progress
 from pipeline.types import Annotation
 
-COLUMNS = ("images", "annotated", "labels")
-# By dataset and part: images, annotated images, labelled pair-verb rows; None where none is stated.
-# HICO-DET: Chao et al., WACV 2018, and its annotation file; V-COCO: Gupta and Malik, 2015.
-PUBLISHED: dict[str, dict[str, tuple[int | None, int | None, int | None]]] = {
-    "hico-det": {"train": (38118, 37633, 117871), "test": (9658, 9546, 33405)},
-    "v-coco": {"train": (None, 5400, None), "test": (None, 4946, None)},
-    "coco-2014": {"train": (82783, None, 0), "test": (40504, None, 0)},
-    "coco-2017": {"train": (118287, None, 0), "test": (5000, None, 0)},
-}
 # Decoding waits for the disk and leaves the interpreter's lock alone.
 WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something found in one part, `count` times.
+
+    Attributes:
+        kind: what, for people.
+        count: how often.
+        first: the first of them.
+        wrong: it must be mended; else it is a blemish that is clipped or dropped in use.
+    """
+
+    kind: str
+    count: int
+    first: str
+    wrong: bool
 
 
 @dataclass
@@ -39,8 +47,7 @@ class PartCheck:
         images: files in the images folder.
         annotated: annotated images.
         labels: labelled verbs on pairs.
-        outside: boxes that reach over the edge of the picture as it lies there.
-        blemishes: what the annotation file's reader clipped or dropped, in one line.
+        findings: what is not as it should be.
         problems: what must be mended, each in a few words.
     """
 
@@ -48,9 +55,14 @@ class PartCheck:
     images: int = 0
     annotated: int = 0
     labels: int = 0
-    outside: int = 0
-    blemishes: str = ""
+    findings: list[Finding] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        """Notes a finding."""
+        self.findings.append(finding)
+        if finding.wrong:
+            self.problems.append(f"{finding.count} {finding.kind}, first {finding.first}")
 
 
 def check_dataset(dataset: Dataset, strict: bool = False) -> list[PartCheck]:
@@ -67,32 +79,6 @@ def check_dataset(dataset: Dataset, strict: bool = False) -> list[PartCheck]:
     return checks
 
 
-def table(dataset: Dataset, checks: list[PartCheck]) -> str:
-    """The findings for people; published numbers stand behind a slash."""
-    vocabulary = dataset.vocabulary
-    published = PUBLISHED.get(dataset.name, {})
-    rows = [["part", *COLUMNS, "boxes outside"]]
-    for check in checks:
-        stated = published.get(check.name, (None, None, None))
-        found = (check.images, check.annotated, check.labels)
-        counts = [
-            f"{count}" if number is None else f"{count} / {number}"
-            for count, number in zip(found, stated, strict=True)
-        ]
-        rows.append([check.name, *counts, f"{check.outside}"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        f"{dataset.name}: vocabulary {vocabulary.name}, {vocabulary.num_verbs} verbs,"
-        f" {vocabulary.num_objects} objects, {vocabulary.num_interactions} interactions",
-        *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
-    ]
-    if published:
-        lines.append("(behind the slash: as published)")
-    lines += [f"{check.name}: {check.blemishes}" for check in checks if check.blemishes]
-    lines += [f"{check.name}: {problem}" for check in checks for problem in check.problems]
-    return "\n".join(lines)
-
-
 def summary(checks: list[PartCheck]) -> str:
     """The problems in one line, empty when there are none."""
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
@@ -104,13 +90,15 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartCheck:
     check = PartCheck(name)
     folder = dataset.parts[name].images
     try:
-        annotations = dataset.load(name, strict)
+        annotations = dataset.load(name, strict, survey=True)
     except InputError as error:
         check.problems.append(str(error))
         return check
     check.annotated = len(annotations.annotations)
     check.labels = annotations.num_labels
-    check.blemishes = annotations.blemish_line()
+    for found, wrong in ((annotations.defects, True), (annotations.blemishes, strict)):
+        for kind, count in found.items():
+            check.add(Finding(kind, count, annotations.examples[kind], wrong))
     try:
         check.images = len(image_names(folder))
     except InputError as error:
@@ -123,19 +111,23 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartCheck:
 def _check_images(folder: Path, annotations: AnnotationFile, check: PartCheck) -> None:
     missing = set(missing_images(folder, annotations))
     if missing:
-        first = f"first {folder / min(missing)}"
-        check.problems.append(f"{len(missing)} of {check.annotated} images missing, {first}")
+        first = str(folder / min(missing))
+        check.add(Finding("images missing", len(missing), first, wrong=True))
     there = [item for item in annotations.annotations if item.image_id not in missing]
-    unreadable = []
+    outside, first_outside, unreadable = 0, "", []
     with Progress(len(there), f"reading {check.name}", "images") as progress:
-        for outside, error in _in_threads(folder, there):
-            check.outside += outside
+        for item, (boxes, error) in zip(there, _in_threads(folder, there), strict=True):
+            outside += boxes
+            if boxes and not first_outside:
+                first_outside = str(folder / item.image_id)
             if error:
                 unreadable.append(error)
             progress.advance()
     if unreadable:
-        count = f"{len(unreadable)} of {check.annotated} images unreadable"
-        check.problems.append(f"{count}, first {unreadable[0]}")
+        check.add(Finding("images unreadable", len(unreadable), unreadable[0], wrong=True))
+    if outside:
+        kind = "boxes outside the picture as it lies there"
+        check.add(Finding(kind, outside, first_outside, wrong=False))
 
 
 def _in_threads(folder: Path, annotations: list[Annotation]) -> Iterator[tuple[int, str]]:

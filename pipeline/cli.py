@@ -156,8 +156,13 @@ def world(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> No
 @click.option("--strict", is_flag=True, help="Refuse blemishes of the annotation files.")
 @config_option
 def check(folder: Path, strict: bool) -> None:
-    """Say what is wrong with the dataset in DIR: reads all annotations and annotated pictures."""
-    from pipeline.check import check_dataset, summary, table
+    """Say what is wrong with the dataset in DIR: reads all annotations and annotated pictures.
+
+    Ends with 2 where something must be mended; blemishes that are clipped or dropped in use are
+    only told, unless --strict refuses them.
+    """
+    from pipeline.check import check_dataset, summary
+    from pipeline.check_table import table
     from pipeline.datasets import open_dataset
 
     dataset = open_dataset(folder)

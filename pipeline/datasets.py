@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import AnnotationFile, load_annotations
-from pipeline.annotations.assemble import Reading
+from pipeline.annotations.reading import Reading
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
 from pipeline.errors import InputError, bad_field
@@ -53,15 +53,15 @@ class Dataset:
             raise InputError(f"{self.root}: expected a part named {name}, found {have}")
         return self.parts[name]
 
-    def load(self, part: str, strict: bool = False) -> AnnotationFile:
-        """Annotations of a part; `strict` refuses blemishes.
+    def load(self, part: str, strict: bool = False, survey: bool = False) -> AnnotationFile:
+        """Annotations of a part; `strict` refuses blemishes, a survey counts all that is wrong.
 
         Raises:
             InputError: no such part, or its annotation file is missing or wrong.
         """
         files = self.part(part)
         return load_annotations(
-            files.annotations, self.vocabulary, part, strict, files.instances, files.ids
+            files.annotations, self.vocabulary, part, strict, files.instances, files.ids, survey
         )
 
     def vcoco(self, part: str) -> VcocoTruth | None:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.annotations.assemble import PAST_LIST, RawImage, Reading, assemble
-from pipeline.annotations.fields import Names, Place
+from pipeline.annotations.assemble import RawImage, assemble
+from pipeline.annotations.fields import Names, Place, UnknownNumber
+from pipeline.annotations.reading import PAST_LIST, Reading
 from pipeline.errors import InputError, bad_field
 from pipeline.types import Annotation
 
@@ -39,14 +40,15 @@ def parse_anno_bbox(part: str, reading: Reading) -> list[Annotation]:
     annotations = []
     for index, entry in enumerate(_structs(content.get(PARTS[part]))):
         where = f"{PARTS[part]}({index + 1})"
-        if not isinstance(entry, dict):
-            raise bad_field(reading.file, where, "a struct", entry)
-        place = Place(reading.file, names.add(f"{where}.filename", entry.get("filename")))
-        raw = _raw(entry, place, actions, reading)
-        if raw.hois:
-            annotations.append(assemble(raw, reading))
-        else:
-            reading.unlabelled.add(raw.name)
+        with reading.entry():
+            if not isinstance(entry, dict):
+                raise bad_field(reading.file, where, "a struct", entry)
+            place = Place(reading.file, names.add(f"{where}.filename", entry.get("filename")))
+            raw = _raw(entry, place, actions, reading)
+            if raw.hois:
+                annotations.append(assemble(raw, reading))
+            else:
+                reading.unlabelled.add(raw.name)
     return annotations
 
 
@@ -106,7 +108,8 @@ def _raw(
             continue
         action = _whole(hoi.get("id"), f"{field}.id", place)
         if not 1 <= action <= len(actions):
-            raise place.wrong(f"{field}.id", f"a row of list_action, 1 to {len(actions)}", action)
+            expected = f"a row of list_action, 1 to {len(actions)}"
+            raise UnknownNumber(str(place.wrong(f"{field}.id", expected, action)))
         verb, label = actions[action - 1]
         humans = _boxes(hoi.get("bboxhuman"), f"{field}.bboxhuman", place)
         targets = _boxes(hoi.get("bboxobject"), f"{field}.bboxobject", place)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.annotations.fields import Place
+from pipeline.annotations.reading import (
+    NO_AREA,
+    NO_INTERACTION_OF,
+    NO_PERSON,
+    ON_NO_AREA,
+    OVER_EDGE,
+    PAST_LIST,
+    REPEATED,
+    UNKNOWN,
+    Reading,
+)
 from pipeline.boxes import clip_boxes
 from pipeline.types import Annotation
-from pipeline.vocabulary import Vocabulary
-
-# The blemishes of published files, as people read them.
-OVER_EDGE = "boxes over the image's edge (clipped)"
-NO_AREA = "boxes without area (dropped)"
-ON_NO_AREA = "labels of boxes without area (dropped)"
-PAST_LIST = "labels pointing past the box list (dropped)"
-NO_PERSON = "labels whose subject is no person (dropped)"
-NO_INTERACTION_OF = "labels that are no interaction of the vocabulary (dropped)"
-REPEATED = "repeated labels (dropped)"
 
 NO_OBJECT = -1
 
@@ -46,41 +44,6 @@ class RawImage:
     size: tuple[int, int] | None
     box_field: Callable[[int], str]
     hoi_field: Callable[[int], str]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What holds for a whole file while it is read.
-
-    Attributes:
-        file: its path, for errors.
-        vocabulary: which verbs and objects its numbers mean.
-        strict: refuse blemishes.
-        blemishes: how many of each kind were found so far.
-        unlabelled: images that the file names without any labelled pair, and so says nothing of.
-    """
-
-    file: Path
-    vocabulary: Vocabulary
-    strict: bool = False
-    blemishes: Counter[str] = field(default_factory=Counter)
-    unlabelled: set[str] = field(default_factory=set)
-
-    def blemish(self, kind: str, image: str, where: str, expected: str, found: object) -> None:
-        """Counts a blemish.
-
-        Raises:
-            InputError: `strict`.
-        """
-        if self.strict:
-            raise Place(self.file, image).wrong(where, expected, found)
-        self.blemishes[kind] += 1
-
-
-def blemish_line(file: Path, blemishes: Counter[str]) -> str:
-    """What was clipped or dropped, in one line for people; empty when nothing was."""
-    counts = ", ".join(f"{count} {kind}" for kind, count in blemishes.items())
-    return f"{file}: {counts}" if counts else ""
 
 
 def assemble(raw: RawImage, reading: Reading) -> Annotation:
@@ -129,6 +92,9 @@ def _numbered(
     kept: list[int] = []
     known: dict[tuple[float, ...], int] = {}
     for index, (box, label) in enumerate(zip(boxes.tolist(), raw.labels, strict=True)):
+        if label == UNKNOWN:
+            number.append(None)
+            continue
         if box[2] <= box[0] or box[3] <= box[1]:
             field = raw.box_field(index)
             reading.blemish(NO_AREA, raw.name, field, "x1 < x2 and y1 < y2", raw.boxes[index])
@@ -154,11 +120,14 @@ def _checked(
     vocabulary, where = reading.vocabulary, raw.hoi_field(index)
     # Only vocabularies with roles (V-COCO's) have verbs that may come without an object.
     alone = target == NO_OBJECT and bool(vocabulary.roles)
-    for box in (human,) if alone else (human, target):
+    named = (human,) if alone else (human, target)
+    for box in named:
         if not 0 <= box < len(number):
             expected = f"box numbers from 0 to {len(number) - 1}"
             reading.blemish(PAST_LIST, raw.name, where, expected, box)
             return None
+    if UNKNOWN in [raw.labels[box] for box in named]:
+        return None
     if raw.labels[human] != vocabulary.person:
         found = vocabulary.objects[raw.labels[human]]
         reading.blemish(NO_PERSON, raw.name, where, "a person as subject", found)

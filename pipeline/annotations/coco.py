@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.annotations.assemble import RawImage, Reading, assemble
-from pipeline.annotations.fields import Names, Place
+from pipeline.annotations.assemble import RawImage, assemble
+from pipeline.annotations.fields import Names, Place, RepeatedImage
+from pipeline.annotations.reading import Reading
 from pipeline.types import Annotation
 
 BOX = "four finite numbers [x, y, width, height]"
@@ -20,21 +21,28 @@ def parse_coco(value: dict[str, Any], reading: Reading) -> list[Annotation]:
     file = Place(reading.file, "file")
     images = file.objects(value, "images")
     names = Names(reading.file)
-    name_of_id: dict[int, str] = {}
+    known: dict[int, dict[str, Any]] = {}
     for index, image in enumerate(images):
         field = f"images[{index}]"
-        number = file.whole(image.get("id"), f"{field}.id")
-        if number in name_of_id:
-            raise file.wrong(f"{field}.id", "every id once", number)
-        name_of_id[number] = names.add(f"{field}.file_name", image.get("file_name"))
-    rows_of_image: dict[int, list[tuple[int, dict[str, Any]]]] = {id: [] for id in name_of_id}
+        with reading.entry():
+            number = file.whole(image.get("id"), f"{field}.id")
+            if number in known:
+                raise RepeatedImage(str(file.wrong(f"{field}.id", "every id once", number)))
+            names.add(f"{field}.file_name", image.get("file_name"))
+            known[number] = image
+    rows_of_image: dict[int, list[tuple[int, dict[str, Any]]]] = {number: [] for number in known}
     for index, row in enumerate(file.objects(value, "annotations")):
-        owner = row.get("image_id")
-        if not isinstance(owner, int) or owner not in name_of_id:
-            raise file.wrong(f"annotations[{index}].image_id", "the id of one of images", owner)
-        if not row.get("iscrowd"):
-            rows_of_image[owner].append((index, row))
-    return [assemble(_raw(image, rows_of_image[image["id"]], reading), reading) for image in images]
+        with reading.entry():
+            owner = row.get("image_id")
+            if not isinstance(owner, int) or owner not in known:
+                raise file.wrong(f"annotations[{index}].image_id", "the id of one of images", owner)
+            if not row.get("iscrowd"):
+                rows_of_image[owner].append((index, row))
+    annotations = []
+    for number, image in known.items():
+        with reading.entry():
+            annotations.append(assemble(_raw(image, rows_of_image[number], reading), reading))
+    return annotations
 
 
 def _raw(
@@ -48,7 +56,7 @@ def _raw(
         x, y, width, height = place.box(row.get("bbox"), f"{field}.bbox", BOX)
         boxes.append([x, y, x + width, y + height])
         category = row.get("category_id")
-        labels.append(place.label(category, f"{field}.category_id", reading.vocabulary))
+        labels.append(reading.label(place, category, f"{field}.category_id"))
     numbers = [index for index, _ in rows]
     return RawImage(
         place.image,

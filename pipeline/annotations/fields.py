@@ -13,6 +13,14 @@ from pipeline.vocabulary import Vocabulary
 BOX = "four finite numbers [x1, y1, x2, y2]"
 
 
+class UnknownNumber(InputError):
+    """An object or a verb that the vocabulary lacks."""
+
+
+class RepeatedImage(InputError):
+    """An image that the file names a second time."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in a file we are: the image (or entry), for errors."""
@@ -76,7 +84,7 @@ class Place:
         ids = vocabulary.object_ids
         expected = f"an object id of {vocabulary.name} (from {min(ids)} to {max(ids)})"
         if self.whole(category, field, expected) not in vocabulary.label_of_id:
-            raise self.wrong(field, expected, category)
+            raise UnknownNumber(str(self.wrong(field, expected, category)))
         return vocabulary.label_of_id[category]
 
 
@@ -106,6 +114,7 @@ class Names:
         """Checks a name and remembers it."""
         name = image_name(self._file, where, value)
         if name in self._seen:
-            raise bad_field(self._file, where, "every image once", f"{name} a second time")
+            error = bad_field(self._file, where, "every image once", f"{name} a second time")
+            raise RepeatedImage(str(error))
         self._seen.add(name)
         return name

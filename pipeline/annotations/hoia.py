@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.annotations.assemble import RawImage, Reading, assemble
-from pipeline.annotations.fields import Names, Place
+from pipeline.annotations.assemble import RawImage, assemble
+from pipeline.annotations.fields import Names, Place, UnknownNumber
+from pipeline.annotations.reading import Reading
 from pipeline.errors import bad_field
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
@@ -30,10 +31,11 @@ def parse_hoia(value: list[Any], reading: Reading) -> list[Annotation]:
     annotations = []
     for index, entry in enumerate(value):
         where = f"entry {index}"
-        if not isinstance(entry, dict):
-            raise bad_field(reading.file, where, "an object", entry)
-        name = names.add(f"{where}: file_name", entry.get("file_name"))
-        annotations.append(assemble(_raw(entry, name, reading), reading))
+        with reading.entry():
+            if not isinstance(entry, dict):
+                raise bad_field(reading.file, where, "an object", entry)
+            name = names.add(f"{where}: file_name", entry.get("file_name"))
+            annotations.append(assemble(_raw(entry, name, reading), reading))
     return annotations
 
 
@@ -46,14 +48,15 @@ def _raw(entry: dict[str, Any], name: str, reading: Reading) -> RawImage:
     for index, row in enumerate(place.objects(entry, "annotations")):
         field = f"annotations[{index}]"
         boxes.append(place.box(row.get("bbox"), f"{field}.bbox"))
-        labels.append(place.label(row.get("category_id"), f"{field}.category_id", vocabulary))
+        labels.append(reading.label(place, row.get("category_id"), f"{field}.category_id"))
     hois = []
     for index, row in enumerate(place.objects(entry, "hoi_annotation")):
         field = f"hoi_annotation[{index}]"
         human = place.whole(row.get("subject_id"), f"{field}.subject_id", "a box number")
         target = place.whole(row.get("object_id"), f"{field}.object_id", "a box number")
-        verb = _verb(row.get("category_id"), f"{field}.category_id", place, vocabulary)
-        hois.append((human, target, verb))
+        with reading.entry():
+            verb = _verb(row.get("category_id"), f"{field}.category_id", place, vocabulary)
+            hois.append((human, target, verb))
     return RawImage(
         name,
         boxes,
@@ -72,5 +75,5 @@ def _verb(number: Any, field: str, place: Place, vocabulary: Vocabulary) -> int:
     expected = f"a verb of {vocabulary.name} from {first} to {last}"
     if not first <= place.whole(number, field, expected) <= last:
         counts = "0; does this file count verbs from 0?" if number == 0 else number
-        raise place.wrong(field, expected, counts)
+        raise UnknownNumber(str(place.wrong(field, expected, counts)))
     return number - first

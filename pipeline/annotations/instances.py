@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.annotations.assemble import RawImage, Reading, assemble
-from pipeline.annotations.fields import Names, Place
+from pipeline.annotations.assemble import RawImage, assemble
+from pipeline.annotations.fields import Names, Place, UnknownNumber
+from pipeline.annotations.reading import Reading
 from pipeline.errors import bad_field
 from pipeline.types import Annotation
 
@@ -50,14 +51,15 @@ def parse_instances(value: dict[str, Any], reading: Reading) -> list[Annotation]
     names = Names(file)
     annotations = []
     for index, entry in enumerate(entries):
-        name = names.add(f"filenames[{index}]", filenames[index])
-        if not isinstance(entry, dict):
-            raise bad_field(file, f"{name}: annotation", "an object", entry)
-        raw = _raw(entry, sizes[index], Place(file, name), numbering, reading)
-        if raw.hois:
-            annotations.append(assemble(raw, reading))
-        else:
-            reading.unlabelled.add(raw.name)
+        with reading.entry():
+            name = names.add(f"filenames[{index}]", filenames[index])
+            if not isinstance(entry, dict):
+                raise bad_field(file, f"{name}: annotation", "an object", entry)
+            raw = _raw(entry, sizes[index], Place(file, name), numbering, reading)
+            if raw.hois:
+                annotations.append(assemble(raw, reading))
+            else:
+                reading.unlabelled.add(raw.name)
     return annotations
 
 
@@ -116,7 +118,7 @@ def _raw(
         verb = place.whole(verbs[index], f"verb[{index}]")
         if numbering.pairs.get(hoi) != (label, verb):
             expected = f"the interaction of object {label} and verb {verb}, as in correspondence"
-            raise place.wrong(f"hoi[{index}]", expected, hoi)
+            raise UnknownNumber(str(place.wrong(f"hoi[{index}]", expected, hoi)))
         labels.append(numbering.objects[label])
         rows.append((index, count + index, numbering.verbs[verb]))
     return RawImage(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.annotations.anno_bbox import parse_anno_bbox
-from pipeline.annotations.assemble import Reading, blemish_line
 from pipeline.annotations.coco import parse_coco
 from pipeline.annotations.hoia import parse_hoia
 from pipeline.annotations.instances import parse_instances
+from pipeline.annotations.reading import Reading, blemish_line
 from pipeline.annotations.vcoco import annotations_of, read_vcoco
 from pipeline.annotations.vcoco_files import vcoco_files
 from pipeline.errors import bad_field
@@ -37,6 +37,8 @@ class AnnotationFile:
         digest: SHA-256 of the file, or of all that belong to it.
         part: the dataset part it was read for.
         unlabelled: images that the file names without any labelled pair; not among `annotations`.
+        defects: how many wrong entries of each kind a survey left out.
+        examples: the first blemish or wrong entry of each kind, as an error tells it.
     """
 
     path: Path
@@ -45,6 +47,8 @@ class AnnotationFile:
     digest: str
     part: str
     unlabelled: frozenset[str] = frozenset()
+    defects: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_labels(self) -> int:
@@ -63,6 +67,7 @@ def load_annotations(
     strict: bool = False,
     instances: Path | None = None,
     ids: Path | None = None,
+    survey: bool = False,
 ) -> AnnotationFile:
     """Reads an annotation file of any known form.
 
@@ -73,18 +78,19 @@ def load_annotations(
         part: "train" or "test"; picks the half of `anno_bbox.mat`, which holds both.
         strict: refuse blemishes that are otherwise clipped or dropped, and counted.
         instances, ids: the files that belong to V-COCO's actions, looked for where not named.
+        survey: leave wrong entries out and count them, as well as blemishes under `strict`.
 
     Raises:
         InputError: no such file, no known form, a structurally wrong entry, or a blemish under
             `strict`; names file, image and field.
     """
     path = Path(path)
-    reading = Reading(path, vocabulary, strict)
+    reading = Reading(path, vocabulary, strict, survey)
     if path.suffix.lower() == ".mat":
         annotations, digest = parse_anno_bbox(part, reading), None
     else:
         annotations, digest = _from_json(read_json(path), reading, instances, ids)
-    if not annotations:
+    if not annotations and not reading.defects:
         raise bad_field(path, "file", "at least one annotated image", "none")
     return AnnotationFile(
         path,
@@ -93,6 +99,8 @@ def load_annotations(
         digest or sha256_of_file(path),
         part,
         frozenset(reading.unlabelled),
+        reading.defects,
+        reading.examples,
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.annotations.assemble import NO_AREA, NO_PERSON, RawImage, Reading, assemble
+from pipeline.annotations.assemble import RawImage, assemble
 from pipeline.annotations.fields import Names, Place
+from pipeline.annotations.reading import NO_AREA, NO_PERSON, Reading
 from pipeline.annotations.vcoco_actions import AGENT, ActionTable, VcocoAction, read_actions
 from pipeline.annotations.vcoco_files import VcocoFiles, read_ids
 from pipeline.errors import bad_field
@@ -84,11 +85,14 @@ def read_vcoco(files: VcocoFiles, reading: Reading) -> VcocoTruth:
         if number not in coco.images:
             expected = f"image {number}, of which {files.actions} speaks"
             raise bad_field(files.instances, "images", expected, "no such image")
-    images = tuple(_image(coco.images[number], coco, table, reading) for number in ids)
+    images = []
+    for number in ids:
+        with reading.entry():
+            images.append(_image(coco.images[number], coco, table, reading))
     named = {image["file_name"]: number for number, image in coco.images.items()}
     inside = {image.name for image in images}
     others = {name: number for name, number in named.items() if name not in inside}
-    return VcocoTruth(table.actions, images, others)
+    return VcocoTruth(table.actions, tuple(images), others)
 
 
 def annotations_of(truth: VcocoTruth, reading: Reading) -> list[Annotation]:
@@ -107,10 +111,7 @@ def annotations_of(truth: VcocoTruth, reading: Reading) -> list[Annotation]:
         kept = np.flatnonzero(~image.crowds | np.isin(np.arange(len(image.boxes)), used))
         number = {int(row): index for index, row in enumerate(kept)}
         place = Place(reading.file, image.name)
-        labels = [
-            place.label(int(image.categories[row]), "category_id", reading.vocabulary)
-            for row in kept
-        ]
+        labels = [reading.label(place, int(image.categories[row]), "category_id") for row in kept]
         hois = []
         for row, action in np.argwhere(image.does == 1).tolist():
             targets = image.roles[row, action, : len(truth.actions[action].roles)].tolist() or [-1]

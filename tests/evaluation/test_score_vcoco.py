@@ -6,7 +6,7 @@ import pytest
 from evaluation.predictions import write_predictions
 from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
 from evaluation.vcoco_detections import read_detections
-from pipeline.annotations.assemble import Reading
+from pipeline.annotations.reading import Reading
 from pipeline.annotations.vcoco import annotations_of, read_vcoco
 from pipeline.annotations.vcoco_files import vcoco_files
 from pipeline.errors import InputError

@@ -5,7 +5,7 @@ import pytest
 
 from evaluation.vcoco import area_under_envelope, evaluate_vcoco, overlaps
 from evaluation.vcoco_detections import VcocoDetections, read_detections, shapes
-from pipeline.annotations.assemble import Reading
+from pipeline.annotations.reading import Reading
 from pipeline.annotations.vcoco import read_vcoco
 from pipeline.annotations.vcoco_files import vcoco_files
 from pipeline.vocabulary import load_vocabulary

@@ -182,7 +182,7 @@ def test_check_ends_with_2_and_one_line_when_something_is_wrong(run, small_datas
     code, out, err = run(cli.data, "check", small_dataset)
     assert code == 2 and "38118" in out
     last = err.splitlines()[-1]
-    assert last.startswith(f"eoid-data: {small_dataset}: test: 1 of 1 images missing, first")
+    assert last.startswith(f"eoid-data: {small_dataset}: test: 1 images missing, first")
 
 
 def test_check_takes_strict_from_a_file(run, small_dataset, config):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.annotations import load_annotations
-from pipeline.annotations.assemble import Reading
+from pipeline.annotations.reading import Reading
 from pipeline.annotations.vcoco import annotations_of, read_vcoco
 from pipeline.annotations.vcoco_files import vcoco_files
 from pipeline.errors import InputError
