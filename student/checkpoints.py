@@ -18,7 +18,8 @@ from student.model import HOIDetector
 from student.published import model_from_published, read_checkpoint
 from student.recipe import Recipe, recipe_from_dict
 
-FORMAT = "eoid-student-1"
+FORMATS = "eoid-student-"
+FORMAT = f"{FORMATS}1"
 CHECKPOINT = "checkpoint.pt"
 PARTS = ("recipe", "vocabulary", "split", "model", "state")
 SPLIT_FIELDS = {"name", "unseen", "asked_verbs"}
@@ -67,19 +68,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: missing, damaged, or of another kind.
     """
-    value = read_checkpoint(path)
-    if not is_ours(value):
-        found = value.get("format", "none") if isinstance(value, dict) else type(value).__name__
-        raise bad_field(path, "format", FORMAT, str(found))
-    return checkpoint_from(value, path)
+    return checkpoint_from(read_checkpoint(path), path)
 
 
-def checkpoint_from(value: dict[str, Any], path: Path) -> Checkpoint:
-    """The checkpoint of ours in a loaded file's content (`is_ours`).
+def checkpoint_from(value: Any, path: Path) -> Checkpoint:
+    """The checkpoint of ours in a loaded file's content.
 
     Raises:
-        InputError: a part is missing or wrong.
+        InputError: it is of another kind or format, or a part is missing or wrong.
     """
+    found = value.get("format", "none") if isinstance(value, dict) else type(value).__name__
+    if found != FORMAT:
+        raise bad_field(path, "format", FORMAT, str(found))
     missing = [name for name in PARTS if not isinstance(value.get(name), dict)]
     if missing:
         raise bad_field(path, missing[0], "an object", value.get(missing[0]))
@@ -100,8 +100,8 @@ def checkpoint_from(value: dict[str, Any], path: Path) -> Checkpoint:
 
 
 def is_ours(value: Any) -> bool:
-    """Whether a loaded file is a checkpoint of this project."""
-    return isinstance(value, dict) and value.get("format") == FORMAT
+    """Whether a loaded file is a checkpoint of this project, of whatever format."""
+    return isinstance(value, dict) and str(value.get("format")).startswith(FORMATS)
 
 
 def checkpoint_path(path: Path | str) -> Path:

@@ -93,6 +93,7 @@ def student(
 @click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
 @click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
 @click.option("--split", help="Groups to report; default: the split of the run.")
+@click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
 @click.option("--out", type=PATH, help="Folder for predictions.json and results.json.")
 @click.option("--overwrite", is_flag=True, help="Replace these files.")
 @scoring_options
@@ -104,6 +105,7 @@ def evaluate(
     checkpoint: Path,
     data: Path,
     split: str | None,
+    nheads: int | None,
     out: Path | None,
     workers: int | None,
     overwrite: bool,
@@ -111,12 +113,17 @@ def evaluate(
     device: str,
     **options: Any,
 ) -> None:
-    """Predict a dataset's test part and score it."""
+    """Predict a dataset's test part and score it.
+
+    Opens a run, a checkpoint of this project, and EoID's and CDN's published checkpoints.
+    """
     from evaluation.details import tables
     from student.evaluate import evaluate_checkpoint
 
     scoring = scoring_from(**options)
-    results = evaluate_checkpoint(checkpoint, data, split, out, device, workers, overwrite, scoring)
+    results = evaluate_checkpoint(
+        checkpoint, data, split, out, device, workers, overwrite, scoring, nheads
+    )
     click.echo("\n".join(tables([results], details)))
 
 

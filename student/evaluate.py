@@ -14,12 +14,12 @@ from evaluation.scoring import Scoring, scored_fields
 from evaluation.vcoco_run import score_run
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import resolve_device, spare_cores
-from pipeline.errors import InputError
 from pipeline.files import refuse_existing
 from pipeline.splits import Split, load_split
-from student.checkpoints import checkpoint_path, load_checkpoint, restore
+from student.checkpoints import checkpoint_path
 from student.metrics import METRICS
 from student.model import HOIDetector
+from student.opened import open_student
 from student.predict import predict
 from student.recipe import Recipe
 
@@ -32,11 +32,11 @@ class Evaluated:
 
     name: str
     split: Split
-    training_split: str | None
-    protocol: Any
-    distillation: bool | None
-    seed: int | None
-    metrics_log: Path | None
+    training_split: str | None = None
+    protocol: Any = None
+    distillation: bool | None = None
+    seed: int | None = None
+    metrics_log: Path | None = None
 
 
 def evaluate_model(
@@ -99,46 +99,47 @@ def evaluate_checkpoint(
     workers: int | None,
     overwrite: bool,
     scoring: Scoring | None = None,
+    num_heads: int | None = None,
 ) -> Results:
-    """Evaluates a run or a checkpoint of ours on a dataset's test part.
+    """Evaluates a run, a checkpoint of ours or a published one on a dataset's test part.
 
     Args:
         path: run folder or checkpoint file.
         data: dataset folder.
-        split: whose groups to report; None takes the run's.
-        out: folder for predictions and results; None takes the run folder.
+        split: whose groups to report; None takes the run's, for a published checkpoint all.
+        out: folder for predictions and results; None takes the run folder, for a published
+            checkpoint a new one beside it.
         device: where to predict.
         workers: processes that read images; None takes the spare cores.
         overwrite: replace results that are there.
         scoring: settings and NMS; None for both settings without NMS.
+        num_heads: attention heads of a published checkpoint that does not say.
 
     Raises:
         InputError: nothing of the kind, another vocabulary than the dataset's, or results that
             are not to be replaced.
     """
     file = checkpoint_path(path)
-    checkpoint = load_checkpoint(file)
     dataset = open_dataset(data)
-    if checkpoint.vocabulary.digest() != dataset.vocabulary.digest():
-        raise InputError(
-            f"{file}: expected a student of the vocabulary {dataset.vocabulary.name},"
-            f" found {checkpoint.vocabulary.name}"
-        )
-    trained = checkpoint.split
-    asked = trained if split is None else load_split(dataset.vocabulary, split)
-    recipe, out = checkpoint.recipe, out or file.parent
+    opened = open_student(file, dataset.vocabulary, num_heads)
+    asked = opened.split if split is None else load_split(dataset.vocabulary, split)
+    recipe = opened.recipe
+    out = out or (file.parent if opened.ours else file.parent / f"{file.stem}-evaluation")
     refuse_existing(out / RESULTS, overwrite)
-    source = Evaluated(
-        name=file.resolve().parent.name,
-        split=asked,
-        training_split=trained.name,
-        protocol=recipe.targets.candidates,
-        distillation=recipe.targets.distillation,
-        seed=recipe.train.seed,
-        metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
-    )
+    if opened.ours:
+        source = Evaluated(
+            name=file.resolve().parent.name,
+            split=asked,
+            training_split=opened.split.name,
+            protocol=recipe.targets.candidates,
+            distillation=recipe.targets.distillation,
+            seed=recipe.train.seed,
+            metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
+        )
+    else:
+        source = Evaluated(file.stem, asked)
     return evaluate_model(
-        restore(checkpoint, file),
+        opened.model,
         recipe,
         dataset,
         source,

@@ -12,7 +12,7 @@ from pipeline.errors import InputError, bad_field
 from pipeline.vocabulary import load_vocabulary
 from pipeline.weights import load_weights
 from student.checkpoints import checkpoint_from, checkpoint_path, is_ours
-from student.published import read_checkpoint
+from student.published import argument, read_checkpoint
 from student.published_names import ATTENTIONS, PREFIXES, shown
 from student.resnets import resnet_of
 
@@ -103,7 +103,7 @@ def _detr_like(
                 ours = _our_name(part + theirs.removeprefix(stand_in))
                 if theirs.startswith(stand_in) and ours is not None:
                     routes[ours] = name
-    heads = getattr(arguments, "nheads", None)
+    heads = argument(arguments, "nheads")
     sizes = {
         "backbone": resnet_of([name.removeprefix("backbone.0.body.") for name in bare]),
         "hidden_dim": _rows(entries, bare, "input_proj.weight"),

@@ -83,7 +83,7 @@ def load_published(path: Path | str) -> HOIDetector:
     return model_from_published(read_checkpoint(path), path)
 
 
-def model_from_published(content: Any, path: object) -> HOIDetector:
+def model_from_published(content: Any, path: object, num_heads: int | None = None) -> HOIDetector:
     """The detector of a published checkpoint's content.
 
     CDN has no interactive score: its head is then zero here, which says 0.5 for every query and
@@ -92,6 +92,7 @@ def model_from_published(content: Any, path: object) -> HOIDetector:
     Args:
         content: what the file holds.
         path: the file, named in errors.
+        num_heads: attention heads, for a file that does not say.
 
     Returns:
         The detector with the file's weights, in eval mode, on the CPU.
@@ -100,15 +101,19 @@ def model_from_published(content: Any, path: object) -> HOIDetector:
         InputError: not the published form, or its entries do not fit the model one to one.
     """
     if not is_published(content):
-        expected = 'a published checkpoint {"model": weights}'
+        expected = 'a checkpoint of this project or a published one, {"model": weights}'
         raise bad_field(path, "content", expected, _kind(content))
     state, arguments = content["model"], content.get("args")
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise bad_field(path, f"model.{name}", "a tensor", type(value).__name__)
-    if getattr(arguments, "dilation", False):
+    if argument(arguments, "dilation"):
         raise bad_field(path, "args.dilation", "False: there is no dilated backbone here", True)
-    heads = getattr(arguments, "nheads", PUBLISHED_HEADS)
+    told = argument(arguments, "nheads")
+    expected = "a whole number" if num_heads is None else f"{num_heads} as asked for"
+    if told is not None and (not isinstance(told, int) or told != (num_heads or told)):
+        raise bad_field(path, "args.nheads", expected, told)
+    heads = told or num_heads or PUBLISHED_HEADS
     model = HOIDetector(config_from_shapes(state, heads, path))
     renamed, unknown = from_published(state)
     if "is_embed.weight" not in state and "is_embed.bias" not in state:
@@ -135,6 +140,12 @@ def read_checkpoint(path: Path | str) -> Any:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: expected a torch checkpoint, found {reason[:120]}") from None
+
+
+def argument(arguments: Any, name: str) -> Any:
+    """A setting of the program that wrote the file; None where it does not say."""
+    settings = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
+    return settings.get(name)
 
 
 def _check_fit(

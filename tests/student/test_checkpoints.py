@@ -65,8 +65,12 @@ def test_a_published_checkpoint_opens_too(build, small_config, tmp_path):
     torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
     found = load_model(tmp_path / "published.pth")
     assert not found.training and found.config == small_config
-    image = [torch.randn(3, 64, 64)]
-    assert torch.equal(found(image)["pred_verb_logits"], model(image)["pred_verb_logits"])
+    images = [torch.randn(3, 64, 64), torch.randn(3, 71, 50), torch.randn(3, 33, 97)]
+    expected, outputs = model(images), found(images)
+    for name in expected:
+        if name.startswith("pred_"):
+            assert outputs[name].shape[:2] == (3, small_config.num_queries)
+            assert torch.equal(outputs[name], expected[name]), name
 
 
 def test_an_interrupted_write_leaves_the_old_one(run, checkpoint, monkeypatch):
@@ -151,6 +155,13 @@ def test_weights_of_another_model_are_one_line(run, damage):
     with pytest.raises(InputError, match="model: expected the weights of its recipe") as caught:
         load_model(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_later_format_is_named(run):
+    file = run / "checkpoint.pt"
+    torch.save({**torch.load(file, weights_only=True), "format": "eoid-student-2"}, file)
+    with pytest.raises(InputError, match="format: expected eoid-student-1, found eoid-student-2"):
+        load_model(run)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):

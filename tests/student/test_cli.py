@@ -4,10 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from pipeline.world.backbone import SingleMap, WorldBackbone
 from student.cli import main
+from student.published_names import to_published
 
 # Phase two has to work where neither CLIP nor the cache builder's Dask can be imported.
 BLOCKED = "import sys; sys.modules.update(open_clip=None, dask=None); "
@@ -41,12 +46,25 @@ def without(words, option):
     return words[:place] + words[place + 2 :]
 
 
-def test_both_commands_work_without_clip(student, dataset_root, tmp_path):
+@pytest.fixture
+def published(build, small_config, vocabulary, tmp_path):
+    """A checkpoint in the published form for the world's classes."""
+    classes = {"num_objects": vocabulary.num_objects, "num_verbs": vocabulary.num_verbs}
+    model = build(replace(small_config, **classes))
+    torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
+    return tmp_path / "published.pth"
+
+
+def test_both_commands_work_without_clip(student, published, dataset_root, tmp_path):
+    body = SingleMap(WorldBackbone()).state_dict()
+    save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
+    data = ["--data", dataset_root, "--split", "ua"]
     scoring = ["--nms", "--nms-threshold", "0.99", "--show", "verbs"]
     for words in (
-        [*student, "--epochs", 1, "--workers", 1],
-        ["evaluate", tmp_path / "run", "--data", dataset_root, "--out", tmp_path / "again"],
-        ["evaluate", tmp_path / "run", "--data", dataset_root, "--out", tmp_path / "nms", *scoring],
+        [*student, "--epochs", 1, "--workers", 1, "--init", tmp_path / "body.safetensors"],
+        ["evaluate", tmp_path / "run", *data, "--out", tmp_path / "again"],
+        ["evaluate", published, *data],
+        ["evaluate", tmp_path / "run", *data, "--out", tmp_path / "nms", *scoring],
     ):
         done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

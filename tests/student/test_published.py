@@ -126,6 +126,34 @@ def test_loaded_model_equals_the_saved_one(small, small_config, tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked", "heads"),
+    [
+        (None, None, 8),
+        (None, 4, 4),
+        ({"nheads": 4}, None, 4),
+        (argparse.Namespace(nheads=4), 4, 4),
+        (argparse.Namespace(lr=1e-4), 2, 2),
+    ],
+)
+def test_attention_heads_as_far_as_anything_tells(small, arguments, asked, heads):
+    content = published(small, args=arguments)
+    assert model_from_published(content, "a.pth", asked).config.num_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "says"),
+    [
+        ({"nheads": 4}, 8, "args.nheads: expected 8 as asked for, found 4"),
+        ({"nheads": "four"}, None, "args.nheads: expected a whole number, found four"),
+        ({}, 5, "hidden_dim: expected a multiple of 4 and of num_heads"),
+    ],
+)
+def test_attention_heads_that_cannot_be(small, arguments, asked, says):
+    with pytest.raises(InputError, match=rf"a\.pth: {says}"):
+        model_from_published(published(small, args=arguments), "a.pth", asked)
+
+
 def test_cdn_has_no_interactive_head(small):
     def without(state):
         del state["is_embed.weight"], state["is_embed.bias"]

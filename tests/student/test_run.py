@@ -321,7 +321,7 @@ def test_another_vocabulary_is_refused(run, dataset_root, tmp_path):
         ),
         (
             lambda run, data: torch.save({"model": {}}, run / "checkpoint.pt"),
-            "format: expected eoid-student-1, found none",
+            "content: expected a checkpoint of this project or a published one",
         ),
         (lambda run, data: no_test_images(data, None), "no such image"),
     ],

@@ -1,0 +1,86 @@
+import argparse
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.splits import load_split
+from student.checkpoints import Checkpoint, save_checkpoint
+from student.evaluate import evaluate_checkpoint
+from student.opened import open_student
+from student.published_names import to_published
+from student.recipe import preset
+
+
+@pytest.fixture(scope="module")
+def model(build, small_config, vocabulary):
+    """A small model with as many classes as the world has."""
+    classes = {"num_objects": vocabulary.num_objects, "num_verbs": vocabulary.num_verbs}
+    return build(replace(small_config, **classes))
+
+
+@pytest.fixture
+def published(model, tmp_path):
+    """`published(**more)` writes a checkpoint in the published form."""
+
+    def write(**more):
+        torch.save({"model": to_published(model.state_dict()), **more}, tmp_path / "eoid_ua.pth")
+        return tmp_path / "eoid_ua.pth"
+
+    return write
+
+
+def test_a_published_checkpoint_takes_the_datasets_classes(published, model, vocabulary):
+    opened = open_student(published(), vocabulary)
+    assert not opened.ours and opened.split.name == "full" and not opened.model.training
+    assert opened.recipe.model == model.config == opened.model.config
+    assert opened.recipe.train.augmentation == "published"
+    for name, value in model.state_dict().items():
+        assert torch.equal(opened.model.state_dict()[name], value)
+
+
+def test_heads_that_only_people_know(published, vocabulary):
+    assert open_student(published(), vocabulary, 4).model.config.num_heads == 4
+    file = published(args=argparse.Namespace(nheads=2))
+    assert open_student(file, vocabulary).model.config.num_heads == 2
+
+
+def test_other_counts_are_another_vocabulary(published, vocabulary):
+    fewer = replace(vocabulary, verbs=vocabulary.verbs[:-1])
+    with pytest.raises(
+        InputError, match=r"eoid_ua\.pth: expected 9 objects and 10 verbs, as world"
+    ):
+        open_student(published(), fewer)
+
+
+def test_a_run_of_ours_says_everything(build, vocabulary, tmp_path):
+    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    weights = build(recipe.model).state_dict()
+    split = load_split(vocabulary, "uc")
+    file = tmp_path / "checkpoint.pt"
+    save_checkpoint(file, Checkpoint(recipe, vocabulary, split, weights, {}))
+    opened = open_student(file, vocabulary)
+    assert opened.ours and opened.recipe == recipe and opened.split.unseen == split.unseen
+    other = replace(vocabulary, name="other", verbs=("mount", *vocabulary.verbs[1:]))
+    with pytest.raises(InputError, match="student of the vocabulary other, found world"):
+        open_student(file, other)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, [1]])
+def test_other_files(tmp_path, vocabulary, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: content: expected a checkpoint of this project"):
+        open_student(tmp_path / "a.pth", vocabulary)
+
+
+def test_evaluating_a_published_checkpoint(published, dataset, dataset_root, tmp_path):
+    file = published(epoch=89, args=argparse.Namespace(nheads=8))
+    results = evaluate_checkpoint(file, dataset_root, None, None, "cpu", 0, False)
+    out = tmp_path / "eoid_ua-evaluation"
+    assert {path.name for path in out.iterdir()} >= {"predictions.json", "results.json"}
+    assert (results.name, results.split, results.training_split) == ("eoid_ua", "full", None)
+    assert results.distillation is results.seed is results.protocol is None
+    assert results.num_images == len(dataset.load("test").annotations)
+    with pytest.raises(InputError, match=r"results\.json: exists"):
+        evaluate_checkpoint(file, dataset_root, "ua", None, "cpu", 0, False)
