@@ -27,7 +27,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Results file.")
 @click.option("--predictions", type=click.Path(path_type=Path), help="The teacher's detections.")
-@click.option("--overwrite", is_flag=True, help="Replace these two files.")
+@click.option("--picture", type=FILE, help="The same as a picture: .png, .svg or .pdf.")
+@click.option("--overwrite", is_flag=True, help="Replace these files.")
 @config_option
 def evaluate(
     folder: Path,
@@ -36,12 +37,24 @@ def evaluate(
     setting: Literal["default", "known_object"],
     json_file: Path | None,
     predictions: Path | None,
+    picture: Path | None,
     overwrite: bool,
 ) -> None:
-    """Score the teacher and the detector themselves on the annotations behind CACHE."""
+    """Score the teacher itself, and the detector, on the annotations behind CACHE."""
     from teacher_cache.score import ScoreConfig, score_teacher
 
-    score_teacher(ScoreConfig(folder, data, split, setting, json_file, predictions, overwrite))
+    score_teacher(
+        ScoreConfig(
+            cache=folder,
+            dataset=data,
+            split=split,
+            setting=setting,
+            json=json_file,
+            predictions=predictions,
+            picture=picture,
+            overwrite=overwrite,
+        )
+    )
 
 
 @click.command()

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.hico import Setting, evaluate
+from evaluation.hico import HicoScores, Setting, evaluate, summarize
+from evaluation.plotting import check_picture
 from evaluation.predictions import write_predictions
-from evaluation.results import Results, score_fields, write_results
-from pipeline.boxes import box_iou
+from evaluation.results import Protocol, Results, score_fields, write_results
+from evaluation.teacher_chart import draw_teacher
+from evaluation.teacher_scores import ACTIONS, TeacherScores, VerbScores, teacher_table
 from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
-from pipeline.splits import load_split
-from pipeline.types import Annotation, Detections
+from pipeline.files import refuse_existing
+from pipeline.splits import Split, load_split
+from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import ANNOTATED, PROPOSED
-from teacher_cache.reader import open_cache
+from teacher_cache.quality import (
+    HeldImages,
+    action_accuracy,
+    box_recall,
+    pair_recall,
+    to_detections,
+)
+from teacher_cache.reader import TeacherCache, open_cache
 
-MAX_TRIPLETS = 100
-LEAST_IOU = 0.5
-# An image's annotation and the answers about it.
-Held = tuple[Annotation, ImageAnswers]
+TITLES = {
+    "teacher_accuracy": "teacher accuracy (top-1, annotated pairs)",
+    "person_recall": "person recall",
+    "object_recall": "object recall",
+    "pair_recall": "pair recall (annotated among proposed)",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class ScoreConfig:
         split: a split's name or a user's TOML file; decides the groups of interactions.
         setting: HICO-DET's default or known-object setting.
         json: results file, where wanted.
-        predictions: file for the teacher's detections, where wanted.
+        predictions: file for the teacher's detections on proposed pairs, where wanted.
+        picture: file for a picture of the scores, where wanted.
         overwrite: whether existing files may be replaced.
     """
 
@@ -47,7 +58,26 @@ class ScoreConfig:
     setting: Setting = "default"
     json: Path | None = None
     predictions: Path | None = None
+    picture: Path | None = None
     overwrite: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Everything that was measured; (V,) arrays, NaN where there is nothing.
+
+    Attributes:
+        scores, groups: of either kind of pairs, by `ANNOTATED` and `PROPOSED`.
+        shares: fractions by the names of `TITLES`.
+        accuracy, recall, labelled: by verb.
+    """
+
+    scores: dict[int, HicoScores]
+    groups: dict[int, dict[str, float | None]]
+    shares: dict[str, float]
+    accuracy: np.ndarray
+    recall: np.ndarray
+    labelled: np.ndarray
 
 
 def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Results:
@@ -56,27 +86,33 @@ def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Re
     Raises:
         InputError: bad input, or the cache was made from other annotations.
     """
-    for file in (config.json, config.predictions):
-        if file is not None and file.exists() and not config.overwrite:
-            raise InputError(f"{file}: exists; give --overwrite or another name")
+    for file in filter(None, (config.json, config.predictions)):
+        refuse_existing(file, config.overwrite)
+    if config.picture is not None:
+        check_picture(config.picture, config.overwrite)
     dataset = open_dataset(config.dataset)
     vocabulary = dataset.vocabulary
     split = load_split(vocabulary, config.split)
     cache = open_cache(config.cache)
-    loaded = dataset.load(str(cache.manifest["parts"].get("part")))
-    cache.check(vocabulary, loaded.digest)
-    held = [
-        (entry, cache[entry.image_id]) for entry in loaded.annotations if entry.image_id in cache
-    ]
-    detections = [to_detections(entry.image_id, answers, vocabulary) for entry, answers in held]
-    scores = evaluate(loaded.annotations, detections, vocabulary, config.setting)
-    accuracy, by_verb = action_accuracy(held, vocabulary)
-    extra = {"teacher_accuracy": accuracy}
-    extra |= {f"{name}_recall": share for name, share in box_recall(held, vocabulary).items()}
-    extra |= {
-        f"accuracy of {verb}": share
-        for verb, share in zip(vocabulary.verbs, by_verb.tolist(), strict=True)
+    part = str(cache.manifest["parts"].get("part"))
+    loaded = dataset.load(part)
+    cache.check(vocabulary, loaded.digest, part)
+    held = HeldImages(cache, loaded.annotations)
+    detections = {
+        source: [
+            to_detections(each.image_id, answers, vocabulary, source) for each, answers in held
+        ]
+        for source in _kinds(cache)
     }
+    measured = _measure(held, detections, vocabulary, split, config.setting)
+    kinds = list(detections)
+    num_pairs = sum(cache.layout(shard).num_pairs for shard in range(cache.num_shards))
+    title = (
+        f"{dataset.name}, {part} part, split {split.name}: {len(loaded.annotations)} images,"
+        f" {num_pairs} pairs"
+    )
+    told = _teacher_scores(title, measured, vocabulary, split)
+    protocol: Protocol = "detector" if PROPOSED in kinds else "annotated"
     results = Results(
         name="teacher",
         kind="teacher",
@@ -84,113 +120,108 @@ def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Re
         split=split.name,
         setting=config.setting,
         num_images=len(loaded.annotations),
-        protocol="detector",
+        protocol=protocol,
         dataset_path=config.dataset,
         predictions=config.predictions,
-        extra={name: number for name, number in extra.items() if not np.isnan(number)},
-        **score_fields(scores, vocabulary, split.unseen),
+        extra=_extra(measured, vocabulary),
+        **score_fields(measured.scores[kinds[-1]], vocabulary, split.unseen),
     )
     if config.predictions is not None:
-        write_predictions(config.predictions, detections, vocabulary)
+        write_predictions(config.predictions, detections[kinds[-1]], vocabulary)
     if config.json is not None:
         write_results(config.json, results)
-    for line in table(results):
+    if config.picture is not None:
+        draw_teacher(config.picture, told)
+    for line in teacher_table(told):
         say(line)
     return results
 
 
-def to_detections(image_id: str, answers: ImageAnswers, vocabulary: Vocabulary) -> Detections:
-    """The teacher as a detector: probability x person's score x object's score, the best 100.
-
-    Args:
-        image_id: of the image.
-        answers: its pairs and probabilities; annotated pairs are left out.
-        vocabulary: of the cache.
-    """
-    proposed = answers.pairs.sources == PROPOSED
-    weights = answers.pairs.human_scores * answers.pairs.object_scores * proposed
-    scores = answers.probabilities * weights[:, None]
-    order = np.argsort(-scores, axis=None, kind="stable")[:MAX_TRIPLETS]
-    order = order[scores.ravel()[order] > 0]
-    pair, verb = np.unravel_index(order, scores.shape)
-    people = np.full(len(pair), vocabulary.person, dtype=np.int64)
-    ends = np.concatenate([answers.pairs.human_boxes[pair], answers.pairs.object_boxes[pair]])
-    labels = np.concatenate([people, answers.pairs.object_labels[pair]])
-    rows, numbers = np.unique(np.column_stack([ends, labels]), axis=0, return_inverse=True)
-    human, other = numbers.reshape(2, -1)
-    return Detections(
-        image_id=image_id,
-        boxes=rows[:, :4].astype(np.float32),
-        labels=rows[:, 4].astype(np.int64),
-        hois=np.stack([human, other, verb], axis=1),
-        scores=scores.ravel()[order].astype(np.float32),
-    )
+def _kinds(cache: TeacherCache) -> tuple[int, ...]:
+    """The kinds of pairs in a cache, the one that a detector would be scored by last."""
+    proposed = cache.manifest["parts"].get("candidates") != "annotated"
+    return (ANNOTATED, PROPOSED) if proposed else (ANNOTATED,)
 
 
-def action_accuracy(held: Sequence[Held], vocabulary: Vocabulary) -> tuple[float, np.ndarray]:
-    """How often the teacher's best action of an annotated pair is one of the pair's labels.
-
-    Pairs labelled `no_interaction` are left out.
-
-    Returns:
-        The share of pairs, and (V,) the share of those that have the verb's label; NaN where
-        there are none.
-    """
-    right, asked = np.zeros((2, vocabulary.num_verbs))
-    num_right = num_asked = 0
-    for annotation, answers in held:
-        labels = pair_labels(annotation, vocabulary)
-        best = answers.probabilities[answers.pairs.sources == ANNOTATED].argmax(axis=1)
-        is_right = labels[np.arange(len(labels)), best]
-        if vocabulary.no_interaction is not None:
-            counted = ~labels[:, vocabulary.no_interaction]
-            labels, is_right = labels[counted], is_right[counted]
-        num_right, num_asked = num_right + int(is_right.sum()), num_asked + len(labels)
-        right += labels[is_right].sum(axis=0)
-        asked += labels.sum(axis=0)
-    per_verb = np.divide(right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
-    return num_right / num_asked if num_asked else np.nan, per_verb
-
-
-def pair_labels(annotation: Annotation, vocabulary: Vocabulary) -> np.ndarray:
-    """(P, V) bool: labels of an image's annotated pairs, in the order of `annotated_pairs`."""
-    rows: dict[tuple[int, int], int] = {}
-    hois = [hoi for hoi in annotation.hois.tolist() if hoi[1] >= 0]
-    numbers = [rows.setdefault((human, other), len(rows)) for human, other, _ in hois]
-    labels = np.zeros((len(rows), vocabulary.num_verbs), dtype=bool)
-    labels[numbers, [verb for _, _, verb in hois]] = True
-    return labels
-
-
-def box_recall(held: Sequence[Held], vocabulary: Vocabulary) -> dict[str, float]:
-    """Shares of annotated boxes and pairs that the detector found at IoU >= 0.5.
-
-    Returns:
-        `person` and `object` (of the right class): boxes of annotated pairs; `pair`: annotated
-        pairs both of whose boxes some proposed pair finds. NaN where there are none.
-    """
-    found: dict[str, list[bool]] = {"person": [], "object": [], "pair": []}
-    for _, answers in held:
-        pairs = answers.pairs
-        truth = np.flatnonzero(pairs.sources == ANNOTATED)
-        proposed = np.flatnonzero(pairs.sources == PROPOSED)
-        human = box_iou(pairs.human_boxes[truth], pairs.human_boxes[proposed]) >= LEAST_IOU
-        other = box_iou(pairs.object_boxes[truth], pairs.object_boxes[proposed]) >= LEAST_IOU
-        other &= pairs.object_labels[truth][:, None] == pairs.object_labels[proposed]
-        _, people = np.unique(pairs.human_boxes[truth], axis=0, return_index=True)
-        things = np.column_stack([pairs.object_boxes[truth], pairs.object_labels[truth]])
-        _, objects = np.unique(things, axis=0, return_index=True)
-        objects = objects[pairs.object_labels[truth][objects] != vocabulary.person]
-        found["person"].extend(np.any(human[people], axis=1))
-        found["object"].extend(np.any(other[objects], axis=1))
-        found["pair"].extend(np.any(human & other, axis=1))
-    return {name: float(np.mean(hits)) if hits else np.nan for name, hits in found.items()}
+def _measure(
+    held: HeldImages,
+    detections: dict[int, list[Detections]],
+    vocabulary: Vocabulary,
+    split: Split,
+    setting: Setting,
+) -> _Measured:
+    scores = {
+        source: evaluate(held.annotations, found, vocabulary, setting)
+        for source, found in detections.items()
+    }
+    actions = [
+        index
+        for index, (verb, _) in enumerate(vocabulary.interactions)
+        if verb != vocabulary.no_interaction
+    ]
+    groups = {
+        source: {
+            **summarize(own, vocabulary, split.unseen),
+            **({} if vocabulary.no_interaction is None else {ACTIONS: own.mean(actions)}),
+        }
+        for source, own in scores.items()
+    }
+    overall, accuracy = action_accuracy(held, vocabulary)
+    labelled, recall = pair_recall(held, vocabulary)
+    shares = {"teacher_accuracy": overall}
+    if PROPOSED in detections:
+        found = box_recall(held, vocabulary)
+        shares |= {f"{name}_recall": share for name, share in found.items()}
+    else:
+        recall = np.full(len(labelled), np.nan)
+    return _Measured(scores, groups, shares, accuracy, recall, labelled)
 
 
-def table(results: Results) -> list[str]:
-    """Lines for people."""
-    lines = [f"{results.dataset}, split {results.split}, {results.num_images} images"]
-    for name, number in [*results.metrics.items(), *results.extra.items()]:
-        shown = "-" if number is None else f"{100 * number:.1f}"
-        lines.append(f"  {name.replace('_', ' '):<24}{shown:>6}")
-    return lines
+def _teacher_scores(
+    title: str, measured: _Measured, vocabulary: Vocabulary, split: Split
+) -> TeacherScores:
+    means = {source: own.verb_means(vocabulary) for source, own in measured.scores.items()}
+    nothing = np.full(vocabulary.num_verbs, np.nan)
+    unseen = set(split.unseen)
+    verbs = []
+    for verb, name in enumerate(vocabulary.verbs):
+        own = {int(index) for index in vocabulary.interaction_ids[verb] if index >= 0}
+        if verb == vocabulary.no_interaction or not own:
+            continue
+        verbs.append(
+            VerbScores(
+                name=name.replace("_", " "),
+                unseen=own <= unseen,
+                num_pairs=int(measured.labelled[verb]),
+                accuracy=_number(measured.accuracy[verb]),
+                recall=_number(measured.recall[verb]),
+                annotated=_number(means[ANNOTATED][verb]),
+                proposed=_number(means.get(PROPOSED, nothing)[verb]),
+            )
+        )
+    shares = {TITLES[name]: _number(share) for name, share in measured.shares.items()}
+    groups = measured.groups
+    return TeacherScores(title, groups[ANNOTATED], groups.get(PROPOSED), shares, tuple(verbs))
+
+
+def _extra(measured: _Measured, vocabulary: Vocabulary) -> dict[str, float]:
+    """Fractions beside the metrics of `Results`, whose mAP is the detector's where there is one."""
+    extra: dict[str, float | None] = {**measured.shares}
+    for source, prefix in ((ANNOTATED, "annotated_"), (PROPOSED, "")):
+        groups = measured.groups.get(source, {})
+        names = groups if source == ANNOTATED else [name for name in groups if name == ACTIONS]
+        extra |= {f"{prefix}{name}": groups[name] for name in names}
+    for title, values in (
+        ("accuracy", measured.accuracy),
+        ("recall", measured.recall),
+        ("annotated mAP", measured.scores[ANNOTATED].verb_means(vocabulary)),
+    ):
+        extra |= {
+            f"{title} of {verb}": share
+            for verb, share in zip(vocabulary.verbs, values.tolist(), strict=True)
+        }
+    return {name: value for name, value in extra.items() if value is not None and value == value}
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

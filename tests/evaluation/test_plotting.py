@@ -1,0 +1,35 @@
+import sys
+
+import pytest
+
+from evaluation.plotting import check_picture, new_figure, plain_axis, save_picture
+from pipeline.errors import InputError
+
+SIGNATURES = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+
+
+@pytest.mark.parametrize("ending", SIGNATURES)
+def test_the_ending_decides_the_kind(tmp_path, ending):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / f"picture{ending}"
+    check_picture(file, overwrite=False)
+    figure = new_figure(2, 1)
+    plain_axis(figure.add_subplot(), "title")
+    save_picture(file, figure)
+    assert file.read_bytes().startswith(SIGNATURES[ending])
+    with pytest.raises(InputError, match="--overwrite"):
+        check_picture(file, overwrite=False)
+    check_picture(file, overwrite=True)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["picture", "picture.jpg", "picture.png.txt"])
+def test_other_endings_are_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"expected a name that ends in \.png"):
+        check_picture(tmp_path / name, overwrite=False)
+
+
+def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'eoid\[report\]'"):
+        check_picture(tmp_path / "picture.png", overwrite=False)
