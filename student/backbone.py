@@ -23,7 +23,10 @@ class ResNetBackbone(nn.Module):
 
     Attributes:
         num_channels: channels of every feature map, by its name.
+        side_multiple: of the images' heights and widths.
     """
+
+    side_multiple = 1
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ def _world(_: str) -> nn.Module:
     return backbone
 
 
-# Every builder gives a module with `num_channels` and maps by name, finest first.
+# Every builder gives a module with `num_channels`, `side_multiple` and maps by name, finest first.
 BUILDERS: dict[str, Callable[[str], nn.Module]] = {
     **dict.fromkeys(RESNETS, ResNetBackbone),
     "world": _world,

@@ -23,6 +23,7 @@ class StudentConfig:
         person: object index of people (queries from pairs).
         num_queries: pairs Q that are predicted for an image.
         queries: where queries come from, one of `QUERIES`.
+        pair_people: queries from pairs also pair people with people.
         backbone: one of `BACKBONES`.
         hidden_dim, num_heads, feedforward_dim: sizes of every transformer layer.
         num_encoder_layers, num_human_object_layers, num_interaction_layers: depths.
@@ -37,6 +38,7 @@ class StudentConfig:
     person: int = 0
     num_queries: int = 64
     queries: str = "learned"
+    pair_people: bool = False
     backbone: str = "resnet50"
     hidden_dim: int = 256
     num_heads: int = 8

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from student.padding import filled_shares
+
 PEAK_WINDOW = 3
 PRIOR_PROBABILITY = 0.02
+# Part of a cell that an image has to fill before the cell counts as its own.
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +23,23 @@ class DenseOutputs:
 
     Attributes:
         logits: (B, C, h, w) one channel for every object class.
-        boxes: (B, 2, 4, h, w) cxcywh in [0, 1]: box of the person (0) and of the object (1)
-            centred in the cell.
+        boxes: (B, 2, 4, h, w) cxcywh in [0, 1] of the image without its padding: box of the person
+            (0) and of the object (1) centred in the cell.
+        shares: (B, 2) share of the map's width and height that the image fills; padding does the
+            rest.
     """
 
     logits: Tensor
     boxes: Tensor
+    shares: Tensor
+
+    def cells(self) -> Tensor:
+        """(B, 2) float, how many columns and rows of cells the image fills."""
+        return cell_numbers(self.logits, self.shares)
+
+    def inside(self) -> Tensor:
+        """(B, 1, h, w) bool, the cell holds some of the image."""
+        return inside_cells(self.logits, self.shares)
 
 
 class DenseHead(nn.Module):
@@ -58,9 +73,18 @@ class DenseHead(nn.Module):
             assert layer.bias is not None
             nn.init.constant_(layer.bias, prior)
 
-    def forward(self, features: Tensor) -> DenseOutputs:
-        """(B, channels, h, w) map -> logits and boxes of every cell."""
-        people, objects = (branch(features) for branch in self.branches)
+    def forward(self, features: Tensor, padding: Tensor | None = None) -> DenseOutputs:
+        """Answers for every cell of a map.
+
+        Args:
+            features: (B, channels, h, w).
+            padding: (B, H, W) bool at image size, True on padding, or None.
+        """
+        shares = filled_shares(padding, features)
+        people, objects = (
+            _without_padding(branch, features, None if padding is None else shares)
+            for branch in self.branches
+        )
         logits = self.object_logits(objects)
         logits = torch.cat(
             [logits[:, : self.person], self.person_logit(people), logits[:, self.person + 1 :]], 1
@@ -69,12 +93,38 @@ class DenseHead(nn.Module):
         boxes = []
         for head, branch in zip(self.boxes, (people, objects), strict=True):
             raw = head(branch).float()
-            centre = cell_centres(height, width, features.device)
-            step = torch.tensor([1 / width, 1 / height], device=features.device).view(2, 1, 1)
+            own = shares.view(-1, 2, 1, 1)
+            centre = cell_centres(height, width, features.device) / own
+            step = torch.tensor([1 / width, 1 / height], device=features.device).view(2, 1, 1) / own
             # Sizes start at a fifth of the picture; centres stay within two cells of their own.
             size = torch.sigmoid(raw[:, 2:] - 1.4)
             boxes.append(torch.cat([centre + 2 * step * torch.tanh(raw[:, :2] / 2), size], 1))
-        return DenseOutputs(logits=logits, boxes=torch.stack(boxes, 1))
+        return DenseOutputs(logits=logits, boxes=torch.stack(boxes, 1), shares=shares)
+
+
+def _without_padding(branch: nn.Module, features: Tensor, shares: Tensor | None) -> Tensor:
+    """The branch's answer as if cells of padding were not there."""
+    inside = None if shares is None else inside_cells(features, shares)
+    for layer in branch.children():
+        if inside is not None and isinstance(layer, nn.Conv2d):
+            features = features * inside
+        features = layer(features)
+    return features
+
+
+def cell_numbers(features: Tensor, shares: Tensor) -> Tensor:
+    """(B, 2) float, columns and rows of a map (B, C, h, w) that images with these shares fill."""
+    height, width = features.shape[-2:]
+    return torch.tensor([width, height], device=features.device) * shares
+
+
+def inside_cells(features: Tensor, shares: Tensor) -> Tensor:
+    """(B, 1, h, w) bool, cells of a map (B, C, h, w) that hold some of their image."""
+    height, width = features.shape[-2:]
+    columns, rows = cell_numbers(features, shares).view(-1, 2, 1, 1).unbind(1)
+    x = torch.arange(width, device=features.device)
+    y = torch.arange(height, device=features.device).unsqueeze(1)
+    return ((x < columns - ROUNDING) & (y < rows - ROUNDING)).unsqueeze(1)
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
@@ -120,7 +170,7 @@ def dense_losses(
 
     Args:
         dense: the head's answer.
-        boxes: per image (M, 4) cxcywh in [0, 1].
+        boxes: per image (M, 4) cxcywh in [0, 1] of the image without its padding.
         labels: per image (M,) classes.
         person: class index of people.
 
@@ -132,10 +182,10 @@ def dense_losses(
     image = torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)])
     label, box = torch.cat(labels), torch.cat(boxes)
     count = max(len(label), 1)
-    grid = torch.tensor([width, height], device=device)
+    grid = dense.cells()[image]
     cell = (box[:, :2] * grid).long().clamp(min=0)
-    cell = torch.minimum(cell, grid - 1)
-    centres = cell_centres(height, width, device)
+    cell = torch.minimum(cell, (grid - ROUNDING).ceil().long() - 1)
+    centres = cell_centres(height, width, device) / dense.shares[image].view(-1, 2, 1, 1)
     # The slope is as wide as a sixth of the box, at least half a cell.
     spread = torch.maximum(box[:, 2:] / 6, 0.5 / grid).view(-1, 2, 1, 1)
     offset = (centres - ((cell + 0.5) / grid).view(-1, 2, 1, 1)) / spread
@@ -151,6 +201,7 @@ def dense_losses(
         -((1 - probability) ** 2) * F.logsigmoid(dense.logits),
         -((1 - heat) ** 4) * probability**2 * F.logsigmoid(-dense.logits),
     )
+    loss = loss.where(dense.inside(), 0)
     branch = (label != person).long()
     predicted = dense.boxes[image, branch, :, cell[:, 1], cell[:, 0]]
     corners = (box_convert(b, "cxcywh", "xyxy") for b in (predicted, box))

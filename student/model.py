@@ -68,7 +68,7 @@ class HOIDetector(nn.Module):
             interactive; `pred_matching_logits` (B, Q, 2) with a matching head; `aux_outputs`, a
             list of the same for the layers before the last; and what the query source adds.
         """
-        pixels, padding = _padded(images)
+        pixels, padding = _padded(images, cast(int, self.backbone.side_multiple))
         maps = self.backbone(pixels)
         features = list(maps.values())[-1]
         small_padding = shrink_padding(padding, features.shape[-2:])
@@ -105,10 +105,10 @@ class HOIDetector(nn.Module):
         return layers
 
 
-def _padded(images: Images) -> tuple[Tensor, Tensor | None]:
+def _padded(images: Images, multiple: int) -> tuple[Tensor, Tensor | None]:
     if isinstance(images, tuple) and images[0].dim() == 4:
         return cast(tuple[Tensor, Tensor | None], images)
-    return pad_images(cast(Sequence[Tensor], images))
+    return pad_images(cast(Sequence[Tensor], images), multiple)
 
 
 def _box_head(hidden_dim: int) -> MLP:

@@ -9,20 +9,21 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def pad_images(images: Sequence[Tensor], multiple: int = 1) -> tuple[Tensor, Tensor | None]:
     """Pads images with zeros at the bottom and the right to the largest height and width.
 
     Args:
         images: normalised (3, h, w) tensors.
+        multiple: heights and widths of the batch are multiples of this.
 
     Returns:
         (B, 3, H, W) pixels and the (B, H, W) bool mask that is True on padding; None instead of
         the mask when there is no padding, so that attention can take its unmasked kernel.
     """
     sizes = [image.shape[-2:] for image in images]
-    if len(set(sizes)) == 1:
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    if set(sizes) == {(height, width)}:
         return torch.stack(list(images)), None
-    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     pixels = images[0].new_zeros(len(images), 3, height, width)
     padding = torch.ones(len(images), height, width, dtype=torch.bool, device=pixels.device)
     for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
@@ -36,3 +37,16 @@ def shrink_padding(padding: Tensor | None, size: Sequence[int]) -> Tensor | None
     if padding is None:
         return None
     return functional.interpolate(padding[:, None].float(), size=tuple(size))[:, 0].bool()
+
+
+def filled_shares(padding: Tensor | None, pixels: Tensor) -> Tensor:
+    """(B, 2) the share of the frame's width and height that each image fills, in (0, 1].
+
+    Args:
+        padding: (B, H, W) bool, True on padding at the bottom and the right; None: no padding.
+        pixels: any tensor (B, ...) on the right device.
+    """
+    if padding is None:
+        return torch.ones(pixels.shape[0], 2, device=pixels.device)
+    inside = (~padding).float()
+    return torch.stack([inside[:, 0].mean(1), inside[:, :, 0].mean(1)], 1)

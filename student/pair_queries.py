@@ -7,38 +7,37 @@ converge in minutes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import box_convert, roi_align
 
-from pipeline.errors import InputError
 from student.config import StudentConfig
 from student.dense_head import Candidates, DenseHead, DenseOutputs, best_cells
 from student.query_inputs import QueryInputs
 
 REGION_SIZE = 4
-NUM_PEOPLE, NUM_OBJECTS = 4, 8
+LEAST_PEOPLE = 4
 
 
 class PairQueries(nn.Module):
     """Queries made of pairs: the likeliest people with the likeliest objects.
 
+    Twice as many objects as people are taken, and as many as it needs to make enough pairs of them.
+
     Args:
         config: Q, d, the classes and which of them is people.
         channels: of the stride-8 feature map.
-
-    Raises:
-        InputError: more queries than pairs can be made.
     """
 
     def __init__(self, config: StudentConfig, channels: int) -> None:
         super().__init__()
-        if config.num_queries > NUM_PEOPLE * NUM_OBJECTS:
-            raise InputError(
-                f"num_queries: expected at most {NUM_PEOPLE * NUM_OBJECTS} with queries from pairs,"
-                f" found {config.num_queries}"
-            )
         self.num_queries, self.person = config.num_queries, config.person
+        self.pair_people = config.pair_people
+        self.num_people = max(LEAST_PEOPLE, math.ceil(math.sqrt(config.num_queries / 2)))
+        self.num_objects = 2 * self.num_people
         num_objects, hidden_dim, person = config.num_objects, config.hidden_dim, config.person
         self.head = DenseHead(channels, num_objects, person)
         self.reduce = nn.Conv2d(channels, hidden_dim // 2, 1)
@@ -59,26 +58,33 @@ class PairQueries(nn.Module):
         self.interaction_norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, maps: dict[str, Tensor], padding: Tensor | None) -> QueryInputs:
-        """Queries with reference boxes from the stride-8 map (B, C, h, w) of unpadded images.
+        """Makes an image's queries, with reference boxes.
 
-        Raises:
-            InputError: the images differ in size, so that some are padded.
+        Args:
+            maps: `stride8` (B, C, h, w) among them.
+            padding: (B, H, W) bool at image size, True on padding, or None. Boxes are relative to
+                the images without it, and what lies in it is not looked at.
         """
-        if padding is not None and bool(padding.any()):
-            raise InputError("queries from pairs: expected images of one size in a batch")
         features = maps["stride8"]
-        dense = self.head(features)
+        dense = self.head(features, padding)
         people, objects = self._candidates(dense)
         scores = people.scores.unsqueeze(2) * objects.scores.unsqueeze(1)
+        if self.pair_people:
+            # People follow the objects in the same order: nobody is paired with themselves.
+            count = people.scores.shape[1]
+            themselves = torch.eye(count, dtype=scores.dtype, device=scores.device)
+            scores = scores - functional.pad(themselves, (scores.shape[2] - count, 0))
         count = min(self.num_queries, scores[0].numel())
         index = scores.flatten(1).topk(count, dim=1).indices
-        rows = index // objects.scores.shape[1], index % objects.scores.shape[1]
+        rows = index // scores.shape[2], index % scores.shape[2]
         humans = people.boxes.gather(1, rows[0].unsqueeze(-1).expand(-1, -1, 4))
         things = objects.boxes.gather(1, rows[1].unsqueeze(-1).expand(-1, -1, 4))
         labels = objects.labels.gather(1, rows[1])
         reduced = self.reduce(features)
+        if padding is not None:
+            reduced = reduced * dense.inside()
         union = union_cxcywh(humans, things)
-        regions = [self._pool(reduced, boxes) for boxes in (humans, things, union)]
+        regions = [self._pool(reduced, boxes, dense.cells()) for boxes in (humans, things, union)]
         positions = self.place(pair_geometry(humans, things)) + self.label(labels)
         content = self.content_norm(self.content(torch.cat(regions[:2], -1)))
         interaction = self.interaction_norm(self.interaction_content(regions[2]))
@@ -93,17 +99,23 @@ class PairQueries(nn.Module):
 
     @torch.no_grad()
     def _candidates(self, dense: DenseOutputs) -> tuple[Candidates, Candidates]:
-        only = dense.logits[:, self.person : self.person + 1]
-        people = best_cells(only, dense.boxes[:, 0], NUM_PEOPLE)
-        others = dense.logits.clone()
-        others[:, self.person] = -torch.inf
-        return people, best_cells(others, dense.boxes[:, 1], NUM_OBJECTS)
+        """The likeliest people, and what they may be paired with."""
+        logits = dense.logits.masked_fill(~dense.inside(), -torch.inf)
+        only = logits[:, self.person : self.person + 1].clone()
+        logits[:, self.person] = -torch.inf
+        people = best_cells(only, dense.boxes[:, 0], self.num_people)
+        objects = best_cells(logits, dense.boxes[:, 1], self.num_objects)
+        if not self.pair_people:
+            return people, objects
+        return people, Candidates(
+            boxes=torch.cat([objects.boxes, people.boxes], 1),
+            scores=torch.cat([objects.scores, people.scores], 1),
+            labels=torch.cat([objects.labels, torch.full_like(people.labels, self.person)], 1),
+        )
 
-    def _pool(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """(B, Q, channels * REGION_SIZE^2) pooled from boxes (B, Q, 4) cxcywh."""
-        height, width = features.shape[-2:]
-        scale = torch.tensor([width, height, width, height], device=boxes.device)
-        corners = box_convert(boxes, "cxcywh", "xyxy") * scale
+    def _pool(self, features: Tensor, boxes: Tensor, cells: Tensor) -> Tensor:
+        """(B, Q, channels * REGION_SIZE^2) pooled from boxes (B, Q, 4) cxcywh on cells (B, 2)."""
+        corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
         pooled = roi_align(
             features.float(), list(corners.unbind()), REGION_SIZE, sampling_ratio=1, aligned=True
         )

@@ -18,7 +18,6 @@ class QueryInputs:
         human_reference, object_reference: (B, Q, 4) cxcywh in [0, 1], boxes from which the box
             heads predict differences; None where they predict boxes outright.
         interaction_target: (B, Q, d) initial content of the interaction decoder; None for zeros.
-        interaction_target: (B, Q, d) initial content of the interaction decoder; None is zero.
         outputs: more outputs of the query source, for its own loss; they join the model's.
     """
 

@@ -117,22 +117,26 @@ def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
     return Recipe(**parts)
 
 
-def preset(name: str, num_objects: int, num_verbs: int, person: int) -> Recipe:
+def preset(
+    name: str, num_objects: int, num_verbs: int, person: int, pair_people: bool = False
+) -> Recipe:
     """The published recipe, or the small one of the embedded world.
 
     Args:
         name: one of `PRESETS`.
         num_objects, num_verbs, person: of the vocabulary.
+        pair_people: people are objects of the vocabulary's interactions too.
 
     Raises:
         InputError: no such preset.
     """
     if name == "published":
-        return Recipe(StudentConfig(num_objects=num_objects, num_verbs=num_verbs, person=person))
+        model = StudentConfig(num_objects=num_objects, num_verbs=num_verbs, person=person)
+        return Recipe(replace(model, pair_people=pair_people))
     if name != "world":
         raise InputError(f"--preset: expected one of {', '.join(PRESETS)}, found {name}")
     return Recipe(
-        model=StudentConfig.world(num_objects, num_verbs, person),
+        model=replace(StudentConfig.world(num_objects, num_verbs, person), pair_people=pair_people),
         matcher=MatcherConfig.world(),
         losses=LossConfig.world(),
         train=TrainConfig(

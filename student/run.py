@@ -68,7 +68,11 @@ def run_student(config: RunConfig) -> Results:
     vocabulary = dataset.vocabulary
     split = load_split(vocabulary, config.split)
     recipe = preset(
-        config.preset, vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person
+        config.preset,
+        vocabulary.num_objects,
+        vocabulary.num_verbs,
+        vocabulary.person,
+        pair_people=bool(vocabulary.valid[:, vocabulary.person].any()),
     ).changed(**config.options)
     device, workers = resolve_device(config.device), spare_cores(config.workers)
     torch.manual_seed(recipe.train.seed)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 NormLayer = Callable[[int], nn.Module]
+# The maps of strides 4 and 8 fit together on pictures whose sides are multiples of this.
+SIDE_MULTIPLE = 8
 
 
 def _block(channels_in: int, channels_out: int, stride: int, norm: NormLayer) -> nn.Sequential:
@@ -27,7 +29,10 @@ class WorldBackbone(nn.Module):
 
     Attributes:
         num_channels: channels of every returned map.
+        side_multiple: of the images' heights and widths.
     """
+
+    side_multiple = SIDE_MULTIPLE
 
     def __init__(self, norm: NormLayer = nn.BatchNorm2d) -> None:
         super().__init__()

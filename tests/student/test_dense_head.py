@@ -94,16 +94,63 @@ def test_perfect_answers_cost_next_to_nothing():
             column, row = (int(box[axis] * 8) for axis in (0, 1))
             logits[image, label, row, column] = 20
             boxes[image, int(label != PERSON), :, row, column] = box
-    losses = dense_losses(DenseOutputs(logits, boxes), BOXES, LABELS, PERSON)
+    losses = dense_losses(DenseOutputs(logits, boxes, torch.ones(3, 2)), BOXES, LABELS, PERSON)
     assert losses["dense_box"] < 1e-5 and losses["dense_class"] < 1e-5
 
 
 @pytest.mark.parametrize("where", [(0.0, 0.0), (1.0, 1.0), (-0.1, 1.2)])
 def test_centres_on_the_edge_belong_to_the_nearest_cell(where):
     box = torch.tensor([[*where, 0.2, 0.2]])
-    dense = DenseOutputs(torch.zeros(1, CLASSES, 4, 4), torch.full((1, 2, 4, 4, 4), 0.5))
+    logits, boxes = torch.zeros(1, CLASSES, 4, 4), torch.full((1, 2, 4, 4, 4), 0.5)
+    dense = DenseOutputs(logits, boxes, torch.ones(1, 2))
     losses = dense_losses(dense, [box], [torch.tensor([0])], PERSON)
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def among_larger(maps, stride=8):
+    """Maps of single images as one padded batch, with the mask at image size."""
+    height, width = (max(one.shape[axis] for one in maps) for axis in (-2, -1))
+    batch = torch.randn(len(maps), maps[0].shape[1], height, width)
+    padding = torch.ones(len(maps), stride * height, stride * width, dtype=torch.bool)
+    for row, one in enumerate(maps):
+        batch[row, :, : one.shape[2], : one.shape[3]] = one[0]
+        padding[row, : stride * one.shape[2], : stride * one.shape[3]] = False
+    return batch, padding
+
+
+SIZES = [(7, 11), (13, 5), (13, 11), (3, 12)]
+
+
+def test_an_image_among_larger_ones_is_answered_as_alone():
+    model = head()
+    maps = [torch.randn(1, 8, *size) for size in SIZES]
+    together = model(*among_larger(maps))
+    assert together.inside().sum((1, 2, 3)).tolist() == [h * w for h, w in SIZES]
+    torch.testing.assert_close(together.cells(), torch.tensor([[w, h] for h, w in SIZES]).float())
+    for row, one in enumerate(maps):
+        alone = model(one)
+        height, width = one.shape[-2:]
+        for name in ("logits", "boxes"):
+            found = getattr(together, name)[row, ..., :height, :width]
+            torch.testing.assert_close(found, getattr(alone, name)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_costs_nothing():
+    model = head()
+    maps = [torch.randn(1, 8, *size) for size in SIZES[:3]]
+    together = dense_losses(model(*among_larger(maps)), BOXES, LABELS, PERSON)
+    sums = {"dense_class": 0, "dense_box": 0}
+    for one, boxes, labels in zip(maps, BOXES, LABELS, strict=True):
+        for name, loss in dense_losses(model(one), [boxes], [labels], PERSON).items():
+            sums[name] += loss.item() * max(len(labels), 1)
+    for name, loss in together.items():
+        assert loss.item() == pytest.approx(sums[name] / 4, rel=1e-4)
+
+
+def test_a_mask_without_padding_changes_nothing():
+    model, features = head(), torch.randn(2, 8, 6, 9)
+    without, masked = model(features), model(features, torch.zeros(2, 48, 72, dtype=torch.bool))
+    assert torch.equal(without.logits, masked.logits) and torch.equal(without.boxes, masked.boxes)
 
 
 def test_it_learns_planted_boxes():

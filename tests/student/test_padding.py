@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from student.padding import pad_images, shrink_padding
+from student.padding import filled_shares, pad_images, shrink_padding
 
 
 def test_equal_sizes_need_no_mask():
@@ -23,3 +24,26 @@ def test_the_mask_shrinks_by_the_nearest_pixel():
         [[False, False], [False, False]],
         [[False, False], [True, True]],
     ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "multiple", "frame"),
+    [
+        ([(16, 24), (16, 24)], 8, None),
+        ([(16, 24), (8, 24)], 8, (16, 24)),
+        ([(15, 24)], 8, (16, 24)),
+        ([(15, 20), (17, 3)], 8, (24, 24)),
+    ],
+)
+def test_sides_become_multiples(sizes, multiple, frame):
+    pixels, padding = pad_images([torch.ones(3, *size) for size in sizes], multiple)
+    assert (padding is None) == (frame is None)
+    assert tuple(pixels.shape[-2:]) == (frame or sizes[0])
+    if padding is not None:
+        assert (~padding).sum((1, 2)).tolist() == [h * w for h, w in sizes]
+
+
+def test_shares_of_the_frame():
+    pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
+    assert filled_shares(padding, pixels).tolist() == [[1, 0.5], [0.5, 1]]
+    assert filled_shares(None, pixels).tolist() == [[1, 1], [1, 1]]

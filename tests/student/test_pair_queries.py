@@ -3,11 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.errors import InputError
 from student.config import StudentConfig
 from student.dense_head import DenseOutputs, dense_losses
 from student.model import HOIDetector
-from student.pair_queries import NUM_OBJECTS, NUM_PEOPLE, PairQueries, pair_geometry, union_cxcywh
+from student.pair_queries import PairQueries, pair_geometry, union_cxcywh
 
 CONFIG = StudentConfig.world(num_objects=5, num_verbs=7, person=2)
 
@@ -34,12 +33,16 @@ def test_shapes(queries):
 @pytest.mark.parametrize(
     ("size", "asked", "count"),
     [
-        ((8, 8), 32, NUM_PEOPLE * NUM_OBJECTS),
+        ((8, 8), 20, 20),
+        ((8, 8), 32, 32),
+        ((8, 8), 33, 33),
+        ((8, 8), 64, 64),
+        ((16, 16), 300, 300),
         ((1, 1), 20, 5),  # one cell holds one person and an object of every class
         ((1, 1), 3, 3),
     ],
 )
-def test_no_more_queries_than_pairs(size, asked, count):
+def test_as_many_queries_as_asked_for_or_there_are_pairs(size, asked, count):
     queries = PairQueries(replace(CONFIG, num_queries=asked), channels=6)
     assert queries(maps(1, *size), None).target.shape[1] == count
 
@@ -56,13 +59,13 @@ def test_references_are_pairs_of_the_dense_heads_boxes(queries):
 class Planted(torch.nn.Module):
     """A dense head that sees one person and two things."""
 
-    def forward(self, features):
+    def forward(self, features, padding):
         logits = torch.full((1, 5, 8, 8), -9.0)
         boxes = torch.full((1, 2, 4, 8, 8), 0.25)
         for label, row, column, value in ((2, 3, 3, 4.0), (0, 3, 4, 3.0), (4, 6, 1, 2.0)):
             logits[0, label, row, column] = value
             boxes[0, int(label != 2), :, row, column] = 0.1 * (label + 1)
-        return DenseOutputs(logits, boxes)
+        return DenseOutputs(logits, boxes, torch.ones(1, 2))
 
 
 def test_the_likeliest_pairs_come_first(queries):
@@ -119,14 +122,86 @@ def test_the_worlds_student_predicts_from_pairs():
     assert len(outputs["aux_outputs"]) == 1
 
 
-def test_more_queries_than_pairs_are_refused():
-    with pytest.raises(InputError, match=r"num_queries: expected at most 32 .*, found 33"):
-        PairQueries(replace(CONFIG, num_queries=NUM_PEOPLE * NUM_OBJECTS + 1), channels=6)
+def parts(start):
+    return {
+        "target": start.target,
+        "positions": start.positions,
+        "human_reference": start.human_reference,
+        "object_reference": start.object_reference,
+        "interaction_target": start.interaction_target,
+    }
 
 
-def test_padded_images_are_refused(queries):
-    padding = torch.zeros(2, 64, 64, dtype=torch.bool)
-    queries(maps(), padding)
-    padding[1, 32:] = True
-    with pytest.raises(InputError, match="images of one size"):
-        queries(maps(), padding)
+def small_boxes(head):
+    """Boxes in the middle of their cells: none reaches over the edge of its image."""
+    for layer in head.boxes:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.constant_(layer.bias, -20.0)
+        torch.nn.init.zeros_(layer.bias[:2])
+
+
+@pytest.mark.parametrize("pair_people", [False, True])
+def test_an_image_among_larger_ones_has_the_queries_it_has_alone(pair_people):
+    torch.manual_seed(0)
+    queries = PairQueries(replace(CONFIG, pair_people=pair_people), channels=6)
+    small_boxes(queries.head)
+    alone = [torch.randn(1, 6, 7, 11), torch.randn(1, 6, 13, 5)]
+    batch, padding = torch.randn(2, 6, 13, 11), torch.ones(2, 104, 88, dtype=torch.bool)
+    for row, one in enumerate(alone):
+        height, width = one.shape[-2:]
+        batch[row, :, :height, :width] = one[0]
+        padding[row, : 8 * height, : 8 * width] = False
+    together = parts(queries({"stride8": batch}, padding))
+    for row, one in enumerate(alone):
+        for name, value in parts(queries({"stride8": one}, None)).items():
+            torch.testing.assert_close(together[name][row], value[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_mask_without_padding_changes_nothing(queries):
+    features = maps()
+    masked = parts(queries(features, torch.zeros(2, 64, 64, dtype=torch.bool)))
+    for name, value in parts(queries(features, None)).items():
+        assert torch.equal(masked[name], value)
+
+
+class Couple(torch.nn.Module):
+    """A dense head that sees two people and a thing."""
+
+    def forward(self, features, padding):
+        logits = torch.full((1, 5, 8, 8), -9.0)
+        boxes = torch.full((1, 2, 4, 8, 8), 0.25)
+        for label, row, column, value in ((2, 3, 3, 4.0), (2, 6, 6, 3.0), (4, 1, 1, 2.0)):
+            logits[0, label, row, column] = value
+            boxes[0, int(label != 2), :, row, column] = value / 10
+        return DenseOutputs(logits, boxes, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("pair_people", [False, True])
+def test_people_are_paired_with_other_people(pair_people):
+    torch.manual_seed(0)
+    queries = PairQueries(replace(CONFIG, pair_people=pair_people), channels=6)
+    queries.head = Couple()
+    seen = []
+    queries.label.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    start = queries(maps(1), None)
+    found = torch.stack([start.human_reference[0, :, 0], start.object_reference[0, :, 0]], 1)
+    first, second, thing = 0.4, 0.3, 0.2
+    with_thing, among = [[first, thing], [second, thing]], [[first, second], [second, first]]
+    expected = among + with_thing if pair_people else with_thing
+    # Two people are as likely a pair one way round as the other.
+    first_pairs = torch.tensor(sorted(found[: len(expected)].tolist()))
+    torch.testing.assert_close(first_pairs, torch.tensor(sorted(expected)))
+    assert seen[0][0, : len(expected)].tolist() == [2, 2, 4, 4][-len(expected) :]
+    assert bool((seen[0] == 2).any()) == pair_people
+    themselves = (found[:, 0] == found[:, 1]) & (found[:, 0] > 0.25) & (seen[0][0] == 2)
+    assert not themselves.any()
+
+
+def test_the_detector_takes_images_of_any_size():
+    torch.manual_seed(0)
+    model = HOIDetector(CONFIG).eval()
+    images = [torch.randn(3, 128, 128), torch.randn(3, 75, 130), torch.randn(3, 201, 90)]
+    outputs = model(images)
+    for name in ("pred_human_boxes", "pred_object_boxes"):
+        assert outputs[name].shape == (3, CONFIG.num_queries, 4)
+        assert torch.isfinite(outputs[name]).all()
