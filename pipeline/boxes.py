@@ -18,17 +18,19 @@ def areas(boxes: np.ndarray) -> np.ndarray:
     return sides[:, 0] * sides[:, 1]
 
 
-def clip_boxes(boxes: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+def clip_boxes(boxes: np.ndarray, size: tuple[float, float] | np.ndarray) -> np.ndarray:
     """Boxes cut at the image's edges.
 
     Args:
         boxes: (N, 4) xyxy, pixels.
-        size: width and height of the image; infinity where one is unknown.
+        size: width and height of the image, or (N, 2), of every box's own; infinity where one is
+            unknown.
 
     Returns:
         (N, 4) of the same type, 0 <= x <= width and 0 <= y <= height.
     """
-    limits = np.array([*size, *size])
+    sides = np.asarray(size)
+    limits = np.concatenate([sides, sides], axis=-1)
     return np.clip(boxes, 0, limits).astype(boxes.dtype, copy=False)
 
 

@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import InputError
 
 EXIF_ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # EXIF orientations from 5 on lie on their side.
 FIRST_TURNED = 5
-# What PIL's decoders raise on broken files.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+# PIL's own bound: from twice what it warns of on it refuses. Decoded, that is 0.7 GB.
+MOST_PIXELS = 2 * 89_478_485
+# The warning tells people nothing that they could act upon.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: Path | str) -> Image.Image:
     """Reads a picture: EXIF orientation applied, converted to RGB.
 
     16-bit and 32-bit grey values are scaled down by 256 (a 32-bit picture holds 16-bit values,
-    as PNG has them); transparency is dropped.
+    as PNG has them); floating-point ones run from 0 to 1, or to 255 where one is above 1.
+    Transparency is dropped; of several frames the first counts.
 
     Raises:
-        InputError: no such file, not an image, or a truncated one.
+        InputError: no such file, not an image, a truncated one, or one of more than
+            `MOST_PIXELS` pixels.
     """
     with _opened(path) as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        turn = TURNS.get(_orientation(image))
+        upright = image if turn is None else image.transpose(turn)
         if upright.mode.startswith("I"):
             values = np.asarray(upright).astype(np.int64) >> 8
             upright = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+        elif upright.mode == "F":
+            upright = _from_floats(np.asarray(upright))
+        elif upright.mode == "P" and isinstance(upright.info.get("transparency"), bytes):
+            # Straight to RGB PIL complains that the palette's transparency is lost.
+            upright = upright.convert("RGBA")
         return upright.convert("RGB")
 
 
@@ -52,22 +61,52 @@ def image_size(path: Path | str) -> tuple[int, int]:
     """Width and height of a picture as `read_image` gives it, from the file's header alone.
 
     Raises:
-        InputError: no such file or not an image.
+        InputError: no such file, not an image, or one of more than `MOST_PIXELS` pixels.
     """
     with _opened(path) as image:
         width, height = image.size
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_TURNED
-        return (height, width) if turned else (width, height)
+        return (height, width) if _orientation(image) >= FIRST_TURNED else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where the picture has none or a damaged EXIF block."""
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    # A broken block of camera data fails in many ways and says nothing about the pixels.
+    except Exception:
+        return 1
+    return orientation if orientation in TURNS else 1
+
+
+def _from_floats(values: np.ndarray) -> Image.Image:
+    finite = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)
+    scale = 255.0 if finite.max(initial=0.0) <= 1 else 1.0
+    return Image.fromarray(np.clip(np.rint(finite * scale), 0, 255).astype(np.uint8))
 
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator[Image.Image]:
     try:
+        # A named pipe would keep its reader waiting for ever.
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError(f"{path}: expected an image file, found {_kind(Path(path))}")
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: expected an image, found another kind of file") from None
-    except BROKEN as error:
-        raise InputError(f"{path}: expected a whole image, found {error}") from None
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{path}: expected an image of at most {MOST_PIXELS} pixels, found a larger one"
+        ) from None
+    # On damaged bytes PIL's decoders fail in every way a program can.
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        found = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: expected a whole image, found {found}") from None
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "something that is no file"

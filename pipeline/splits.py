@@ -90,6 +90,8 @@ def keep_seen(annotation: Annotation, split: Split, vocabulary: Vocabulary) -> A
         boxes=annotation.boxes[kept],
         labels=annotation.labels[kept],
         hois=np.column_stack([renumbered[hois[:, 0]], renumbered[hois[:, 1]], hois[:, 2]]),
+        size=annotation.size,
+        number=annotation.number,
     )
 
 

@@ -31,12 +31,16 @@ class Annotation:
         labels: (N,) int64, object index of every box.
         hois: (K, 3) int64 rows (human box, object box, verb); the object box is -1 for a verb
             without object. One row per labelled verb, no two rows equal.
+        size: width and height of the image in pixels; None where the file does not say.
+        number: the file's own number of the image; None where it has none (only COCO's has).
     """
 
     image_id: str
     boxes: np.ndarray
     labels: np.ndarray
     hois: np.ndarray
+    size: tuple[int, int] | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

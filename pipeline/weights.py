@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pipeline.errors import InputError, bad_field
 from pipeline.files import sha256_of_chunks
+from pipeline.torchscript import is_torchscript, read_torchscript
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file or of a torch checkpoint; never runs code from it.
+    """The named tensors of a safetensors file, a torch checkpoint or a TorchScript archive; never
+    runs code from it.
 
     Raises:
         InputError: missing, damaged, or not a table of tensors.
@@ -25,6 +27,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if is_torchscript(path):
+            return read_torchscript(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"{path}: expected a file of plain tensors, found other data") from None

@@ -17,11 +17,11 @@ from pipeline.types import Pairs
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.clip_teacher import ClipTeacher
 from teacher_cache.decoding import Failures, Question, read_ahead, same_size_batches
-from teacher_cache.detectors import Detector
+from teacher_cache.detectors import Detector, detect
 from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import PairingConfig, join_pairs, pair_up
 from teacher_cache.reader import TeacherText
-from teacher_cache.regions import RegionMode, union_regions
+from teacher_cache.regions import RegionMode, union_regions, whole_image
 from teacher_cache.resampling import cut_regions
 from teacher_cache.soft_targets import action_probabilities
 
@@ -37,7 +37,8 @@ class AskingConfig:
 
     Attributes:
         pairing: which detections form pairs.
-        region: what the teacher sees of a pair.
+        level: "region" shows the teacher a pair's union box, "image" the whole image.
+        region: how that becomes the teacher's square input.
         images_per_batch: at most so many images of one size go through the detector at once.
         regions_per_batch: so many regions go through CLIP at once, of whatever images; None takes
             what suits the device.
@@ -46,6 +47,7 @@ class AskingConfig:
     """
 
     pairing: PairingConfig = field(default_factory=PairingConfig)
+    level: str = "region"
     region: RegionMode = field(default_factory=RegionMode)
     images_per_batch: int = 16
     regions_per_batch: int | None = None
@@ -58,12 +60,12 @@ class Panel:
     """Everything that answers, ready to run.
 
     Attributes:
-        detector, clip: the frozen panel.
+        detector, clip: the frozen panel; no detector where all boxes are known beforehand.
         text: embeddings of the vocabulary's prompts.
         vocabulary: what the answers are about.
     """
 
-    detector: Detector
+    detector: Detector | None
     clip: ClipTeacher
     text: TeacherText
     vocabulary: Vocabulary
@@ -115,12 +117,20 @@ def ask(
         batches = same_size_batches(questions, config.images_per_batch, failures)
         try:
             for indices, images in read_ahead(helpers, batches, questions, failures):
-                batch = _pairs(questions, indices, images, panel, config.pairing)
+                if not images:
+                    continue
+                batch = _pairs([(n, questions[n]) for n in indices], images, panel, config)
                 asked += batch
                 boxes = [image.boxes for image in batch]
                 cutting = [
                     helpers.submit(
-                        cut_regions, image, own, clip.image_size, config.region, clip.device
+                        cut_regions,
+                        image,
+                        own,
+                        clip.image_size,
+                        config.region,
+                        clip.device,
+                        clip.interpolation,
                     )
                     for image, own in zip(images, boxes, strict=True)
                 ]
@@ -142,19 +152,22 @@ def ask(
 
 
 def _pairs(
-    questions: Sequence[Question],
-    indices: Sequence[int],
+    questions: Sequence[tuple[int, Question]],
     images: Sequence[Image.Image],
     panel: Panel,
-    config: PairingConfig,
+    config: AskingConfig,
 ) -> list[_Asked]:
-    """Detects in a batch of images and forms the pairs of each."""
+    """Detects in a batch of images, where boxes are not known, and forms the pairs of each."""
+    known = [question.boxes for _, question in questions]
+    if panel.detector is not None:
+        known = list(detect(panel.detector, images))
     asked = []
-    detections = panel.detector([np.asarray(image) for image in images])
-    for index, found in zip(indices, detections, strict=True):
-        proposed = pair_up(found, panel.vocabulary, config)
-        pairs = join_pairs(questions[index].annotated, proposed)
-        boxes, regions = union_regions(pairs)
+    for (index, question), image, found in zip(questions, images, known, strict=True):
+        assert found is not None, "without a detector all boxes are known"
+        proposed = pair_up(found, panel.vocabulary, config.pairing)
+        pairs = join_pairs(question.annotated, proposed)
+        whole = config.level == "image"
+        boxes, regions = whole_image(pairs, image.size) if whole else union_regions(pairs)
         asked.append(_Asked(index, pairs, regions, boxes))
     return asked
 

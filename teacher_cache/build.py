@@ -15,12 +15,14 @@ from teacher_cache.cluster import run_tasks
 from teacher_cache.detectors import DEFAULT, DetectorConfig, recognise
 from teacher_cache.finish import Completion, finish
 from teacher_cache.format import SHARDS, TEACHER, plain_vocabulary
+from teacher_cache.pairing import ALL_PAIRS
 from teacher_cache.plan import Plan, claim_folder
 from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts
+from teacher_cache.proposal_index import ProposalsConfig, drop_proposals, keep_proposals
 from teacher_cache.reader import TeacherText, read_teacher
 from teacher_cache.settings import to_settings
 from teacher_cache.shards import ShardTask
-from teacher_cache.sources import Sources, Subject, open_sources, read_subject
+from teacher_cache.sources import Opened, Sources, Subject, open_sources, read_subject
 from teacher_cache.writer import finished_record, is_finished_shard, write_teacher
 
 CLIP_MODEL, CLIP_WEIGHTS = "RN50x16", "openai"
@@ -34,6 +36,9 @@ class BuildConfig:
         dataset: the dataset folder.
         out: the cache folder, new or of an interrupted build of the same settings.
         part: "train" or "test".
+        candidates: "detector" pairs what a detector finds, "annotated" whatever people annotated
+            (the published protocol).
+        proposals: a file of detections, in the place of a detector.
         detector, detector_weights: name and weights; None takes the dataset's own detector, or
             torchvision's usual one.
         clip_model, clip_weights: see `ClipConfig`; None takes the dataset's own teacher, or the
@@ -49,6 +54,8 @@ class BuildConfig:
     dataset: Path
     out: Path
     part: str = "train"
+    candidates: str = "detector"
+    proposals: Path | None = None
     detector: str | None = None
     detector_weights: str | None = None
     clip_model: str | None = None
@@ -72,18 +79,26 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
         InputError: bad input, or the folder holds a cache of other settings.
     """
     dataset = open_dataset(config.dataset)
+    if config.candidates == "annotated":
+        config = replace(config, asking=replace(config.asking, pairing=ALL_PAIRS))
     sources = Sources(
         dataset=config.dataset,
         part=config.part,
-        detector=_detector(dataset, config),
+        detector=_detector(dataset, config) if _detects(config) else None,
         clip=_clip(dataset, config),
         templates=config.templates,
         asking=config.asking,
         device=config.device,
+        proposals=None
+        if config.proposals is None
+        else ProposalsConfig(config.proposals, config.out),
     )
     subject = read_subject(sources)
     _tell_blemishes(dataset, subject, say)
+    if config.proposals is not None and subject.proposals is not None:
+        say(subject.proposals.line(config.proposals, len(subject.questions)))
     opened = open_sources(sources, subject)
+    _tell_unknown(opened, say)
     questions = subject.questions
     plan = Plan(
         parts=opened.parts,
@@ -100,6 +115,8 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
     if claim_folder(config.out, plan):
         say(f"{config.out}: was finished before; nothing to do")
         return
+    if subject.proposals is not None:
+        keep_proposals(subject.proposals)
     if text is not None:
         write_teacher(config.out / TEACHER, plan.fingerprint, text)
     tasks = _tasks(config, plan, sources)
@@ -113,7 +130,33 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
         records = run_tasks(pending, config.workers, progress)
     for left in (config.out / SHARDS).glob(".*.tmp"):
         left.unlink(missing_ok=True)
-    _tell_completion(config.out, finish(config.out, records), say)
+    completion = finish(config.out, records)
+    if subject.proposals is not None and completion.counts is not None:
+        drop_proposals(subject.proposals)
+    _tell_completion(config.out, completion, say)
+
+
+def _detects(config: BuildConfig) -> bool:
+    """Whether a detector is wanted; it is not where boxes are known beforehand.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+    instead = None
+    if config.candidates == "annotated":
+        instead = "--candidates annotated"
+    elif config.proposals is not None:
+        instead = "--proposals"
+    options: dict[str, object] = {
+        "--detector": config.detector,
+        "--detector-weights": config.detector_weights,
+    }
+    if config.candidates == "annotated":
+        options["--proposals"] = config.proposals
+    for option, value in options.items():
+        if instead is not None and value is not None:
+            raise InputError(f"{option}: expected none with {instead}, found {value}")
+    return instead is None
 
 
 def _tell_blemishes(dataset: Dataset, subject: Subject, say: Callable[[str], None]) -> None:
@@ -132,6 +175,15 @@ def _tell_blemishes(dataset: Dataset, subject: Subject, say: Callable[[str], Non
     if missing:
         count = len(subject.questions)
         say(f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}")
+
+
+def _tell_unknown(opened: Opened, say: Callable[[str], None]) -> None:
+    """Tells which objects the detector cannot find."""
+    detector, vocabulary = opened.models.detector, opened.subject.vocabulary
+    if detector is not None and detector.unknown:
+        count = f"{len(detector.unknown)} of the {vocabulary.num_objects} objects"
+        names = ", ".join(detector.unknown[:5]) + (", ..." if len(detector.unknown) > 5 else "")
+        say(f"{detector.name}: finds none of {count} of {vocabulary.name}: {names}")
 
 
 def _text(file: Path, plan: Plan, prompts: Prompts, clip: ClipTeacher) -> TeacherText | None:
@@ -154,7 +206,8 @@ def _detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
     if name is None and weights is not None and Path(weights).is_file():
         name = recognise(Path(weights), dataset.vocabulary)
     pairing = config.asking.pairing
-    lowest = min(pairing.person_threshold, pairing.object_threshold)
+    # Detectors keep what is above their threshold; pairs take what is at it, too.
+    lowest = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
     return DetectorConfig(name or DEFAULT, weights, lowest)
 
 
@@ -165,18 +218,16 @@ def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
         return ClipConfig(CLIP_MODEL, config.clip_weights or CLIP_WEIGHTS, config.precision)
     if not dataset.teacher.is_dir():
         raise InputError(f"{dataset.teacher}: no such CLIP folder, named by {dataset.root}")
-    return ClipConfig(str(dataset.teacher), precision=config.precision)
+    return ClipConfig(str(dataset.teacher), config.clip_weights, config.precision)
 
 
 def _resolved(config: BuildConfig, sources: Sources) -> BuildConfig:
     """The configuration with its models named, whatever the dataset names by default later."""
-    return replace(
-        config,
-        detector=sources.detector.name,
-        detector_weights=sources.detector.weights,
-        clip_model=sources.clip.model,
-        clip_weights=sources.clip.weights,
-    )
+    config = replace(config, clip_model=sources.clip.model, clip_weights=sources.clip.weights)
+    detector = sources.detector
+    if detector is None:
+        return config
+    return replace(config, detector=detector.name, detector_weights=detector.weights)
 
 
 def _tasks(config: BuildConfig, plan: Plan, sources: Sources) -> list[ShardTask]:

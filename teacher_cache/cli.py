@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.cli import config_option, device_option, run_command
+from pipeline.errors import InputError
 from teacher_cache.cli_caches import COMMANDS
 
 COUNT = click.IntRange(min=1)
@@ -23,10 +25,17 @@ def cache() -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The cache folder.")
 @click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True)
 @click.option(
+    "--candidates",
+    type=click.Choice(["detector", "annotated"]),
+    default="detector",
+    show_default=True,
+    help="Pair what a detector finds, or all annotated people and boxes (published protocol).",
+)
+@click.option(
     "--detector",
     metavar="NAME",
-    help="A detection model of torchvision, or world. Default: the dataset's own, or"
-    " fasterrcnn_resnet50_fpn_v2.",
+    help="A detection model of torchvision, or world.  [default: the dataset's own, or"
+    " fasterrcnn_resnet50_fpn_v2]",
 )
 @click.option(
     "--detector-weights",
@@ -34,10 +43,15 @@ def cache() -> None:
     help="A weights file, or one of torchvision's weights entries.",
 )
 @click.option(
+    "--proposals",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Detections in COCO's results form (JSON), in the place of a detector.",
+)
+@click.option(
     "--clip-model",
     metavar="NAME|FOLDER",
-    help="A model of open_clip, an hf-hub: name, or a folder in open_clip's layout. Default: the"
-    " dataset's own, or RN50x16.",
+    help="A model of open_clip, an hf-hub: name, or a folder in open_clip's layout.  [default: the"
+    " dataset's own, or RN50x16]",
 )
 @click.option("--clip-weights", metavar="TAG|FILE", help="A pretrained tag or a checkpoint file.")
 @click.option(
@@ -51,20 +65,28 @@ def cache() -> None:
     "templates",
     multiple=True,
     metavar="TEXT",
-    help='Sentence with {ing} and {object}; several are averaged. Default: "a picture of person'
-    ' {ing} {object}".',
+    help="Sentence with {ing} and {object}; give several to average them.  [default: a picture of"
+    " person {ing} {object}]",
+)
+@click.option(
+    "--level",
+    type=click.Choice(["region", "image"]),
+    default="region",
+    show_default=True,
+    help="What the teacher sees of a pair: its union box, or the whole image.",
 )
 @click.option(
     "--region",
     default="pad",
     show_default=True,
     metavar="pad|stretch|context=F",
-    help="How a pair's union box becomes the teacher's square input.",
+    help="How that becomes the teacher's square input: with black bars, stretched, or with bars"
+    " around a box grown F-fold.",
 )
-@click.option("--person-threshold", type=SCORE, default=0.2, show_default=True)
-@click.option("--object-threshold", type=SCORE, default=0.2, show_default=True)
-@click.option("--max-people", type=COUNT, default=15, show_default=True, help="Per image.")
-@click.option("--max-objects", type=COUNT, default=15, show_default=True, help="Per image.")
+@click.option("--person-threshold", type=SCORE, help="Lowest score of a person.  [default: 0.2]")
+@click.option("--object-threshold", type=SCORE, help="Of the other partner.  [default: 0.2]")
+@click.option("--max-people", type=COUNT, help="Per image, the best ones.  [default: 15]")
+@click.option("--max-objects", type=COUNT, help="Per image, the best ones.  [default: 15]")
 @click.option("--images-per-shard", type=COUNT, default=256, show_default=True)
 @click.option(
     "--batch-size",
@@ -94,17 +116,20 @@ def build(
     dataset: Path,
     out: Path,
     part: str,
+    candidates: str,
     detector: str | None,
     detector_weights: str | None,
+    proposals: Path | None,
     clip_model: str | None,
     clip_weights: str | None,
     precision: str,
     templates: tuple[str, ...],
+    level: str,
     region: str,
-    person_threshold: float,
-    object_threshold: float,
-    max_people: int,
-    max_objects: int,
+    person_threshold: float | None,
+    object_threshold: float | None,
+    max_people: int | None,
+    max_objects: int | None,
     images_per_shard: int,
     batch_size: int | None,
     detector_batch_size: int,
@@ -120,11 +145,23 @@ def build(
     from teacher_cache.prompts import TEMPLATE
     from teacher_cache.regions import RegionMode
 
+    bounds: dict[str, Any] = {
+        "person_threshold": person_threshold,
+        "object_threshold": object_threshold,
+        "max_people": max_people,
+        "max_objects": max_objects,
+    }
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if candidates == "annotated" and given:
+        option = f"--{next(iter(given)).replace('_', '-')}"
+        raise InputError(f"{option}: expected none with --candidates annotated, which pairs all")
     builder.build(
         builder.BuildConfig(
             dataset=dataset,
             out=out,
             part=part,
+            candidates=candidates,
+            proposals=proposals,
             detector=detector,
             detector_weights=detector_weights,
             clip_model=clip_model,
@@ -132,7 +169,8 @@ def build(
             precision=precision,
             templates=templates or (TEMPLATE,),
             asking=AskingConfig(
-                pairing=PairingConfig(person_threshold, object_threshold, max_people, max_objects),
+                pairing=PairingConfig(**given),
+                level=level,
                 region=RegionMode.parse(region),
                 images_per_batch=detector_batch_size,
                 regions_per_batch=batch_size,

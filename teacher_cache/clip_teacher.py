@@ -1,63 +1,35 @@
-"""CLIP, the teacher: the only file that knows open_clip."""
+"""CLIP, the teacher."""
 
 from __future__ import annotations
 
-import difflib
-import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.devices import autocast
 from pipeline.errors import InputError, bad_field
-from pipeline.files import read_json, replacing, sha256_of_json, write_json
-from pipeline.weights import load_weights, mismatch, weights_digest
+from pipeline.files import replacing, write_json
+from pipeline.weights import weights_digest
+from teacher_cache.clip_models import (
+    FOLDER_CONFIG,
+    FOLDER_WEIGHTS,
+    FOLDER_WORDS,
+    ClipConfig,
+    open_clip_model,
+)
+from teacher_cache.regions import FILTERS
 from teacher_cache.world_models.tokenizer import WordTokenizer
 
-FOLDER_CONFIG = "open_clip_config.json"
-FOLDER_WEIGHTS = "open_clip_model.safetensors"
-FOLDER_WORDS = "words.json"
 TEXT_BATCH = 256
 # Activations of a few dozen regions still fit a processor's cache; a GPU wants many.
 CPU_BATCH, GPU_BATCH = 64, 256
-# How open_clip answers to weights that are not what it expected.
-MISFITS = (
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """Which CLIP.
-
-    Attributes:
-        model: a model name of open_clip, `hf-hub:` name, or a folder in open_clip's own layout.
-        weights: a pretrained tag or a checkpoint file; None for folders and `hf-hub:` names,
-            which bring their weights.
-        precision: of the image tower: float32, float16, bfloat16, or auto, which is float16 on a
-            GPU and float32 elsewhere.
-    """
-
-    model: str
-    weights: str | None = None
-    precision: str = "auto"
 
 
 class ClipTeacher:
@@ -69,34 +41,40 @@ class ClipTeacher:
 
     Attributes:
         device: as given.
-        name: identifies the architecture: open_clip's name, or a digest of a folder's settings.
+        name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
+            settings and words.
+        quick_gelu: whether it computes GELU as OpenAI's models do.
         image_size: side of the square input in pixels.
         precision: of the image tower.
+        interpolation: of the resize, "bicubic" or "bilinear".
         mean, std: per-channel values of the normalisation, for pixels in [0, 1].
         logit_scale: factor on cosine similarities.
         weights_digest: identifies the weights.
         batch_size: how many regions at once suit the device.
 
     Raises:
-        InputError: no such model, tag, folder or file, or a checkpoint of another architecture.
+        InputError: no such model, tag, folder or file, a checkpoint of another architecture, or a
+            model with unusual input.
     """
 
     def __init__(self, config: ClipConfig, device: torch.device) -> None:
-        model, self._tokenizer = _load(config)
-        self._model = model.eval().to(device)
+        opened = open_clip_model(config)
+        self.name, self.quick_gelu = opened.name, opened.quick_gelu
+        self._model, self._tokenizer = opened.model.eval().to(device), opened.tokenizer
         self.device = device
-        settings = open_clip.get_model_preprocess_cfg(model)
-        self.name = _name(config)
-        self.image_size = _side(settings["size"], self.name)
-        self.mean, self.std = tuple(settings["mean"]), tuple(settings["std"])
         self.precision = config.precision
         if self.precision == "auto":
             self.precision = "float16" if device.type == "cuda" else "float32"
+        settings = open_clip.get_model_preprocess_cfg(opened.model)
+        self.image_size = _side(settings["size"], config.model)
+        self.interpolation = _interpolation(settings.get("interpolation"), config.model)
+        self.mean = _three(settings, "mean", config.model)
+        self.std = _three(settings, "std", config.model)
         self.batch_size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
-        self.logit_scale = float(model.logit_scale.detach().exp())
-        self.weights_digest = weights_digest(model.state_dict())
+        self.logit_scale = float(opened.model.logit_scale.detach().exp())
+        self.weights_digest = weights_digest(opened.model.state_dict())
 
     def encode_images(self, regions: Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings."""
@@ -163,89 +141,26 @@ def save_clip(
         save_file(state, temporary)
 
 
-def _load(config: ClipConfig) -> tuple[Any, Callable[[list[str]], Tensor]]:
-    if Path(config.model).is_dir():
-        return _from_folder(Path(config.model))
-    if config.model.startswith("hf-hub:"):
-        return _created(config.model, None), _tokenizer(config.model)
-    if config.model not in open_clip.list_models():
-        near = difflib.get_close_matches(config.model, open_clip.list_models(), n=5, cutoff=0.3)
-        raise InputError(
-            "--clip-model: expected a folder, hf-hub: name or model of open_clip"
-            f" (such as {', '.join(near or ['ViT-B-16', 'RN50x16'])}), found {config.model}"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(config.model)
-    if config.weights is None:
-        raise InputError(
-            f"--clip-weights: expected a checkpoint file or a tag of {config.model}"
-            f" ({', '.join(tags) or 'it has none'}), found none"
-        )
-    if config.weights in tags:
-        return _created(config.model, config.weights), _tokenizer(config.model)
-    if not Path(config.weights).is_file():
-        raise InputError(
-            f"--clip-weights: expected a file or a tag of {config.model}"
-            f" ({', '.join(tags) or 'it has none'}), found {config.weights}"
-        )
-    return _created(config.model, config.weights), _tokenizer(config.model)
-
-
-def _created(model: str, weights: str | None) -> Any:
-    try:
-        return open_clip.create_model(model, pretrained=weights, require_pretrained=True)
-    except MISFITS as error:
-        if weights is not None and Path(weights).is_file():
-            load_weights(Path(weights))
-            raise mismatch(weights, model, error) from None
-        raise InputError(
-            f"--clip-model: {' '.join(filter(None, [model, weights]))} cannot be fetched"
-            f" ({' '.join(str(error).split())[:160]}); give a checkpoint file"
-        ) from None
-
-
-def _tokenizer(model: str) -> Callable[[list[str]], Tensor]:
-    try:
-        return open_clip.get_tokenizer(model)
-    except (ImportError, OSError, ValueError) as error:
-        raise InputError(
-            f"--clip-model: the tokenizer of {model} cannot be loaded"
-            f" ({' '.join(str(error).split())[:160]})"
-        ) from None
-
-
-def _from_folder(folder: Path) -> tuple[Any, Callable[[list[str]], Tensor]]:
-    file = folder / FOLDER_CONFIG
-    if not file.is_file():
-        raise InputError(f"{folder}: expected a CLIP folder with {FOLDER_CONFIG}, found none")
-    value = read_json(file)
-    model_config = value.get("model_cfg") if isinstance(value, dict) else None
-    if not isinstance(model_config, dict):
-        raise bad_field(file, "model_cfg", "open_clip's model configuration", model_config)
-    weights = folder / FOLDER_WEIGHTS
-    if not weights.is_file():
-        raise InputError(f"{weights}: no such weights file")
-    try:
-        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-    except (TypeError, KeyError, ValueError) as error:
-        raise bad_field(file, "model_cfg", "open_clip's model configuration", str(error)) from None
-    except MISFITS as error:
-        load_weights(weights)
-        raise mismatch(weights, f"the model in {file}", error) from None
-    words = folder / FOLDER_WORDS
-    if words.is_file():
-        return model, WordTokenizer.load(words)
-    return model, _tokenizer(f"local-dir:{folder}")
-
-
-def _name(config: ClipConfig) -> str:
-    folder = Path(config.model)
-    if not folder.is_dir():
-        return config.model
-    return f"folder {sha256_of_json(read_json(folder / FOLDER_CONFIG))[:16]}"
-
-
-def _side(size: int | Sequence[int], name: str) -> int:
+def _side(size: Any, name: str) -> int:
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
         raise InputError(f"--clip-model: expected a model with square input, {name} takes {size}")
     return sides.pop()
+
+
+def _interpolation(value: Any, name: str) -> str:
+    # "random" is for training; open_clip takes bicubic instead when it asks.
+    kind = "bicubic" if value in (None, "random") else value
+    if kind not in FILTERS:
+        raise bad_field(name, "interpolation", " or ".join(FILTERS), value)
+    return kind
+
+
+def _three(settings: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
+    values: Any = settings.get(key)
+    good = isinstance(values, (list, tuple)) and len(values) == 3
+    if not good or not all(isinstance(value, (int, float)) for value in values):
+        raise bad_field(name, f"preprocess_cfg.{key}", "three numbers", values)
+    if key == "std" and min(values) <= 0:
+        raise bad_field(name, f"preprocess_cfg.{key}", "three numbers above 0", values)
+    return tuple(float(value) for value in values)

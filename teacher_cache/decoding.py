@@ -13,6 +13,10 @@ from PIL import Image
 from pipeline.errors import InputError
 from pipeline.images import image_size, read_image
 from pipeline.types import Pairs
+from teacher_cache.pairing import FoundBoxes
+
+# Bounds the memory of a batch: decoded, as floats and normalised, 27 bytes for every pixel.
+PIXELS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +27,15 @@ class Question:
         image_id: the image's file name.
         path: where it lies.
         annotated: its annotated pairs, which are asked about whatever the detector finds.
+        boxes: what forms further pairs; None leaves that to the detector.
+        size: width and height that it was annotated with, where known.
     """
 
     image_id: str
     path: Path
     annotated: Pairs
+    boxes: FoundBoxes | None = None
+    size: tuple[int, int] | None = None
 
 
 class Failures:
@@ -67,8 +75,8 @@ def same_size_batches(
 
     Args:
         questions: the images.
-        size: how many make a batch at most.
-        failures: told of files that are no images.
+        size: how many make a batch at most; fewer where they are large.
+        failures: told of files that are no images, or turned since they were annotated.
 
     Returns:
         Indices of the questions, batch by batch.
@@ -76,14 +84,26 @@ def same_size_batches(
     by_size = defaultdict(list)
     for index, question in enumerate(questions):
         try:
-            by_size[image_size(question.path)].append(index)
+            by_size[_checked_size(question)].append(index)
         except InputError as error:
             failures.note(index, error)
-    return [
-        indices[start : start + size]
-        for indices in by_size.values()
-        for start in range(0, len(indices), size)
-    ]
+    batches = []
+    for (width, height), indices in by_size.items():
+        step = min(size, max(1, PIXELS_AT_ONCE // (width * height)))
+        batches += [indices[start : start + step] for start in range(0, len(indices), step)]
+    return batches
+
+
+def _checked_size(question: Question) -> tuple[int, int]:
+    """Width and height, which may not be the annotated ones turned round: boxes of a picture that
+    lay on its side when it was annotated show other things in the upright one."""
+    width, height = image_size(question.path)
+    if width != height and question.size == (height, width):
+        raise InputError(
+            f"{question.path}: expected {height} x {width} pixels, as annotated, found the picture"
+            f" turned to {width} x {height}"
+        )
+    return width, height
 
 
 def read_ahead(

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models
 
+from pipeline.boxes import clip_boxes
 from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
 from pipeline.weights import load_weights, mismatch, weights_digest
+from teacher_cache.detector_files import adapted, num_classes
 from teacher_cache.pairing import FoundBoxes
 from teacher_cache.world_models.detector import world_detector
 
 WORLD = "world"
 DEFAULT = "fasterrcnn_resnet50_fpn_v2"
-COCO_CLASSES = 91
+# Every detector shrinks a picture to about a megapixel. Giving it more than these costs memory, at
+# 27 bytes for every pixel, and shows it nothing.
+MOST_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
@@ -43,32 +49,34 @@ class Detector:
 
     Args:
         config: which detector.
-        vocabulary: its category ids are the detector's labels.
+        vocabulary: what its labels become.
         device: where to run.
 
     Attributes:
         name: the architecture.
         weights_digest: identifies the weights.
+        unknown: the vocabulary's objects that it cannot find.
 
     Raises:
-        InputError: no such model, weights entry or file, or weights of another architecture.
+        InputError: no such model, weights entry or file, weights of another architecture, or a
+            detector that knows no people.
     """
 
     def __init__(self, config: DetectorConfig, vocabulary: Vocabulary, device: torch.device):
         model = _world(config, vocabulary) if config.name == WORLD else _torchvision(config)
-        # Two-stage detectors keep the threshold in their second stage. Lower scores never
-        # suppress higher ones, so cutting them early changes nothing but time.
-        holder = getattr(model, "roi_heads", model)
-        if hasattr(holder, "score_thresh"):
-            holder.score_thresh = config.lowest_score
         self.name = config.name
         self.weights_digest = weights_digest(model.state_dict())
+        self._labels = _labels(config, num_classes(model.state_dict()), vocabulary)
+        found = set(self._labels.tolist())
+        if vocabulary.person not in found:
+            raise InputError(f"--detector: expected one that finds people, found {config.name}")
+        self.unknown = tuple(
+            name for label, name in enumerate(vocabulary.objects) if label not in found
+        )
+        _only_boxes(model, config.lowest_score)
         # Channels last spares the convolutions a reordering of every map, here and on GPUs.
         self._model = model.eval().to(device).to(memory_format=torch.channels_last)
         self._device = device
-        self._labels = np.full(max(vocabulary.object_ids) + 1, -1, dtype=np.int64)
-        for category, label in vocabulary.label_of_id.items():
-            self._labels[category] = label
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[FoundBoxes]:
@@ -89,13 +97,27 @@ class Detector:
         boxes, categories, scores = (
             output[name].detach().cpu().numpy() for name in ("boxes", "labels", "scores")
         )
-        known = categories < len(self._labels)
-        labels = np.where(known, self._labels[np.where(known, categories, 0)], -1)
+        labels = self._labels[categories]
         sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
-        keep = (labels >= 0) & (sides > 0)
+        keep = (labels >= 0) & (sides > 0) & np.isfinite(boxes).all(axis=1)
         return FoundBoxes(
             boxes[keep].astype(np.float32), labels[keep], scores[keep].astype(np.float32)
         )
+
+
+def detect(detector: Detector, images: Sequence[Image.Image]) -> list[FoundBoxes]:
+    """Detects in a batch of RGB pictures; of more than `MOST_PIXELS` it sees a reduced copy."""
+    factors = [math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS)) for image in images]
+    seen = [
+        np.asarray(image if factor <= 1 else image.reduce(factor))
+        for image, factor in zip(images, factors, strict=True)
+    ]
+    return [
+        found
+        if factor <= 1
+        else FoundBoxes(clip_boxes(found.boxes * factor, image.size), found.labels, found.scores)
+        for found, factor, image in zip(detector(seen), factors, images, strict=True)
+    ]
 
 
 def recognise(weights: Path, vocabulary: Vocabulary) -> str:
@@ -111,6 +133,43 @@ def recognise(weights: Path, vocabulary: Vocabulary) -> str:
 
 def _tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div_(255)
+
+
+def _labels(config: DetectorConfig, classes: int, vocabulary: Vocabulary) -> np.ndarray:
+    """(classes,) int64: the object of each of the detector's labels, -1 where there is none.
+
+    Labels are the vocabulary's ids where these number as many classes. Otherwise the names count
+    that torchvision gives to as many classes; and the ids again where it gives none.
+    """
+    labels = np.full(classes, -1, dtype=np.int64)
+    names = _category_names(config.name, classes)
+    if names is None or classes == max(vocabulary.object_ids) + 1:
+        for category, label in vocabulary.label_of_id.items():
+            if category < classes:
+                labels[category] = label
+        return labels
+    objects = {name.replace("_", " "): label for label, name in enumerate(vocabulary.objects)}
+    for category, name in enumerate(names):
+        labels[category] = objects.get(name, -1)
+    return labels
+
+
+def _category_names(model: str, classes: int) -> list[str] | None:
+    if model == WORLD:
+        return None
+    names = [entry.meta["categories"] for entry in get_model_weights(model)]
+    return next((given for given in names if len(given) == classes), None)
+
+
+def _only_boxes(model: nn.Module, lowest_score: float) -> None:
+    """Spares a model what nobody asks for: masks, keypoints and low scores."""
+    for extra in ("mask", "keypoint"):
+        if getattr(getattr(model, "roi_heads", None), f"{extra}_roi_pool", None) is not None:
+            setattr(model.roi_heads, f"{extra}_roi_pool", None)
+    # Two-stage detectors keep the threshold in their second stage. Lower scores never suppress
+    # higher ones, so cutting them early changes nothing but time.
+    holder = getattr(model, "roi_heads", model)
+    holder.score_thresh = lowest_score
 
 
 def _world(config: DetectorConfig, vocabulary: Vocabulary) -> nn.Module:
@@ -129,9 +188,9 @@ def _torchvision(config: DetectorConfig) -> nn.Module:
     if config.weights is not None and Path(config.weights).is_file():
         state = load_weights(Path(config.weights))
         model = get_model(
-            config.name, weights=None, weights_backbone=None, num_classes=_num_classes(state)
+            config.name, weights=None, weights_backbone=None, num_classes=num_classes(state)
         )
-        return _filled(model, state, config)
+        return _filled(adapted(model, config.name, state), state, config)
     entries = get_model_weights(config.name)
     entry = config.weights or "DEFAULT"
     if entry not in entries.__members__:
@@ -143,14 +202,9 @@ def _torchvision(config: DetectorConfig) -> nn.Module:
         return get_model(config.name, weights=entries[entry])
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"--detector-weights: {config.name} {entry} cannot be fetched ({error}); give a file"
+            f"--detector-weights: {config.name} {entry} cannot be fetched"
+            f" ({' '.join(str(error).split())[:160]}); give a file"
         ) from None
-
-
-def _num_classes(state: dict[str, Tensor]) -> int:
-    """How many classes a checkpoint was made for; 91 where its form does not say."""
-    predictor = state.get("roi_heads.box_predictor.cls_score.weight")
-    return COCO_CLASSES if predictor is None else len(predictor)
 
 
 def _filled(model: nn.Module, state: dict[str, Tensor], config: DetectorConfig) -> nn.Module:

@@ -12,18 +12,18 @@ from teacher_cache.detectors import Detector, DetectorConfig
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """The frozen models of a build."""
+    """The frozen models of a build; no detector where all boxes are known beforehand."""
 
-    detector: Detector
+    detector: Detector | None
     clip: ClipTeacher
 
 
 # A process works for one cache at a time; its models stay loaded between shards.
-_loaded: dict[tuple[DetectorConfig, ClipConfig, str, str], Models] = {}
+_loaded: dict[tuple[DetectorConfig | None, ClipConfig, str, str], Models] = {}
 
 
 def load_models(
-    detector: DetectorConfig, clip: ClipConfig, vocabulary: Vocabulary, device: str
+    detector: DetectorConfig | None, clip: ClipConfig, vocabulary: Vocabulary, device: str
 ) -> Models:
     """This process's models, loaded when first asked for.
 
@@ -39,7 +39,8 @@ def load_models(
     key = (detector, clip, vocabulary.digest(), str(where))
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = Models(Detector(detector, vocabulary, where), ClipTeacher(clip, where))
+        found = None if detector is None else Detector(detector, vocabulary, where)
+        _loaded[key] = Models(found, ClipTeacher(clip, where))
     return _loaded[key]
 
 

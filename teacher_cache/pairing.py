@@ -20,23 +20,27 @@ class PairingConfig:
 
     Attributes:
         person_threshold, object_threshold: lowest score of a person and of the other partner.
-        max_people, max_objects: at most so many of each per image, the best ones.
+        max_people, max_objects: at most so many of each per image, the best ones; None takes all.
     """
 
     person_threshold: float = 0.2
     object_threshold: float = 0.2
-    max_people: int = 15
-    max_objects: int = 15
+    max_people: int | None = 15
+    max_objects: int | None = 15
+
+
+# The published protocol pairs whatever people annotated.
+ALL_PAIRS = PairingConfig(0.0, 0.0, None, None)
 
 
 @dataclass(frozen=True, eq=False)
 class FoundBoxes:
-    """What a detector found in one image.
+    """What a detector, or the people who annotated, found in one image.
 
     Attributes:
         boxes: (N, 4) float32, xyxy, pixels of the image.
         labels: (N,) int64 object indices.
-        scores: (N,) float32.
+        scores: (N,) float32; 1 for annotated boxes.
     """
 
     boxes: np.ndarray
@@ -48,9 +52,10 @@ def pair_up(found: FoundBoxes, vocabulary: Vocabulary, config: PairingConfig) ->
     """Every person with every other detection, people as objects too.
 
     Detections whose label forms no interaction are left out. Pairs stand in falling order of the
-    person's score, then of the object's; equal scores keep the detector's order.
+    person's score, then of the object's. Equal scores go by label and box, whatever the order in
+    which they were found.
     """
-    order = np.argsort(-found.scores, kind="stable")
+    order = np.lexsort((*found.boxes.T[::-1], found.labels, -found.scores))
     scores, labels = found.scores[order], found.labels[order]
     is_person = (labels == vocabulary.person) & (scores >= config.person_threshold)
     people = order[is_person][: config.max_people]
@@ -86,6 +91,12 @@ def annotated_pairs(annotation: Annotation) -> Pairs:
         object_scores=np.ones(len(rows), dtype=np.float32),
         sources=np.full(len(rows), ANNOTATED, dtype=np.uint8),
     )
+
+
+def annotated_boxes(annotation: Annotation) -> FoundBoxes:
+    """All boxes that people drew, those without label too."""
+    scores = np.ones(len(annotation.labels), dtype=np.float32)
+    return FoundBoxes(annotation.boxes, annotation.labels, scores)
 
 
 def join_pairs(first: Pairs, second: Pairs) -> Pairs:

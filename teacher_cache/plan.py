@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from teacher_cache.seal import unsealed, write_sealed
 
 if TYPE_CHECKING:
     # Whoever only moves answers about needs neither torch nor CLIP.
+    from pipeline.annotations import AnnotationFile
     from teacher_cache.answering import AskingConfig
     from teacher_cache.models import Models
     from teacher_cache.prompts import Prompts
@@ -65,42 +66,50 @@ class Plan:
 
 def fingerprint_parts(
     models: Models,
+    annotations: AnnotationFile,
     vocabulary: Vocabulary,
     prompts: Prompts,
     asking: AskingConfig,
-    part: str,
-    annotations_digest: str,
+    proposals_digest: str | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the answers, by a name that people understand.
 
     Args:
         models: the models that will answer.
+        annotations: of the dataset part.
         vocabulary: of the dataset.
         prompts: the sentences, per interaction and template.
         asking: thresholds and choices; batch sizes stay out, they decide nothing.
-        part: "train" or "test".
-        annotations_digest: SHA-256 of the part's annotation file.
+        proposals_digest: SHA-256 of the detections file, where one takes the detector's place.
     """
-    pairing = asking.pairing
+    pairing = asdict(asking.pairing)
+    if models.detector is not None:
+        boxes = {
+            "candidates": "detector",
+            "detector.model": models.detector.name,
+            "detector.weights": models.detector.weights_digest,
+            **pairing,
+        }
+    elif proposals_digest is not None:
+        boxes = {"candidates": "proposals", "proposals": proposals_digest, **pairing}
+    else:
+        boxes = {"candidates": "annotated"}
     return {
         "format_version": FORMAT_VERSION,
         "vocabulary": vocabulary.digest(),
-        "annotations": annotations_digest,
-        "part": part,
-        "candidates": "detector",
+        "annotations": annotations.digest,
+        "part": annotations.part,
+        **boxes,
         "prompts": sha256_of_json(prompts),
         "clip.model": models.clip.name,
         "clip.weights": models.clip.weights_digest,
+        "clip.quick_gelu": models.clip.quick_gelu,
         "clip.image_size": models.clip.image_size,
+        "clip.interpolation": models.clip.interpolation,
         "clip.precision": models.clip.precision,
         "clip.mean": list(models.clip.mean),
         "clip.std": list(models.clip.std),
-        "detector.model": models.detector.name,
-        "detector.weights": models.detector.weights_digest,
-        "person_threshold": pairing.person_threshold,
-        "object_threshold": pairing.object_threshold,
-        "max_people": pairing.max_people,
-        "max_objects": pairing.max_objects,
+        "level": asking.level,
         "region": asking.region.name,
     }
 

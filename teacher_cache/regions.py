@@ -11,6 +11,10 @@ from pipeline.boxes import union_boxes
 from pipeline.errors import InputError
 from pipeline.types import Pairs
 
+LEVELS = ("region", "image")
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+PIXELS_AT_ONCE = 2**24
+
 
 @dataclass(frozen=True)
 class RegionMode:
@@ -43,7 +47,7 @@ class RegionMode:
             raise InputError(
                 f"--region: expected pad, stretch or context=F with F >= 1, found {text}"
             )
-        return cls(text, context)
+        return cls(f"context={context}", context)
 
 
 def union_regions(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -60,43 +64,77 @@ def union_regions(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     return unions[first].reshape(-1, 4), np.array(rows, dtype=np.int64)
 
 
+def whole_image(pairs: Pairs, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The image's own rectangle as the one region of all its pairs.
+
+    Args:
+        pairs: of the image; without any there is nothing to ask, and no region.
+        size: width and height of the image.
+
+    Returns:
+        (R, 4) float32 xyxy with R = 1 or 0, and (P,) int64 zeros.
+    """
+    boxes = np.array([[0, 0, *size]] * min(len(pairs), 1), dtype=np.float32)
+    return boxes.reshape(-1, 4), np.zeros(len(pairs), dtype=np.int64)
+
+
 def crop_regions(
-    image: Image.Image, boxes: np.ndarray, size: int, mode: RegionMode
+    image: Image.Image,
+    boxes: np.ndarray,
+    size: int,
+    mode: RegionMode,
+    interpolation: str = "bicubic",
 ) -> list[np.ndarray]:
     """Cuts regions out of an image and brings them to the teacher's input size.
 
-    Corners are rounded to whole pixels as PIL rounds them, a region is at least one pixel, and
-    the bicubic resize is antialiased.
+    Corners are rounded to whole pixels as PIL rounds them and moved into the picture, a region is
+    at least one pixel, and the resize is antialiased.
 
     Args:
         image: RGB.
         boxes: (R, 4) xyxy in pixels.
         size: side of the teacher's input in pixels.
         mode: pad, stretch or context.
+        interpolation: "bicubic" or "bilinear", as the teacher was trained with.
 
     Returns:
         R arrays (size, size, 3) uint8.
     """
     corners = whole_pixels(image, boxes, mode.context)
     if mode.name == "stretch":
-        return [np.asarray(resized(image.crop(box), size, size)) for box in corners]
-    return [padded_region(image, box, size) for box in corners]
+        return [np.asarray(resized(image.crop(box), size, size, interpolation)) for box in corners]
+    return [padded_region(image, box, size, interpolation) for box in corners]
 
 
-def padded_region(image: Image.Image, corners: tuple[int, int, int, int], size: int) -> np.ndarray:
+def padded_region(
+    image: Image.Image, corners: tuple[int, int, int, int], size: int, interpolation: str
+) -> np.ndarray:
     """A region (left, top, right, bottom) made square with black bars: (size, size, 3) uint8."""
     crop = image.crop(corners)
+    # PIL resizes rows first, each by itself; black ones need no resizing.
     if crop.width > crop.height:
-        # PIL resizes rows first, each by itself; black ones need no resizing.
-        crop = centred(resized(crop, size, crop.height), size, crop.width)
+        crop = centred(resized(crop, size, crop.height, interpolation), size, crop.width)
     elif crop.width < crop.height:
-        crop = centred(crop, crop.height, crop.height)
-    return np.asarray(resized(crop, size, size))
+        crop = _with_short_rows(crop, size, interpolation)
+    return np.asarray(resized(crop, size, size, interpolation))
 
 
-def resized(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Antialiased bicubic; an axis that keeps its length is left alone."""
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+def _with_short_rows(crop: Image.Image, size: int, interpolation: str) -> Image.Image:
+    """An upright crop with black bars, rows resized: in bands, for the square of something long
+    would be thousands of times the picture."""
+    side = crop.height
+    rows = max(1, PIXELS_AT_ONCE // side)
+    canvas = Image.new("RGB", (size, side))
+    for top in range(0, side, rows):
+        end = min(top + rows, side)
+        band = centred(crop.crop((0, top, crop.width, end)), side, end - top)
+        canvas.paste(resized(band, size, end - top, interpolation), (0, top))
+    return canvas
+
+
+def resized(image: Image.Image, width: int, height: int, interpolation: str) -> Image.Image:
+    """Antialiased; an axis that keeps its length is left alone."""
+    return image.resize((width, height), FILTERS[interpolation])
 
 
 def centred(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -110,11 +148,14 @@ def whole_pixels(
     image: Image.Image, boxes: np.ndarray, context: float
 ) -> list[tuple[int, int, int, int]]:
     """Left, top, right and bottom of R boxes, grown `context`-fold, inside the image."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    halves = (boxes[:, 2:] - boxes[:, :2]) / 2 * context
-    grown = np.concatenate([centres - halves, centres + halves], axis=1)
-    corners = np.rint(grown if context != 1 else boxes).astype(np.int64)
+    wide = boxes.astype(np.float64)
+    if context != 1:
+        centres = (wide[:, :2] + wide[:, 2:]) / 2
+        halves = (wide[:, 2:] - wide[:, :2]) / 2 * context
+        wide = np.concatenate([centres - halves, centres + halves], axis=1)
     limits = np.array([image.width, image.height])
-    corners[:, :2] = corners[:, :2].clip(0, limits - 1)
-    corners[:, 2:] = np.maximum(corners[:, 2:].clip(0, limits), corners[:, :2] + 1)
-    return [tuple(box) for box in corners.tolist()]
+    # Clipped before they become integers, which far-off corners would overflow.
+    corners = np.rint(wide.clip(0, np.tile(limits, 2))).astype(np.int64)
+    corners[:, :2] = np.minimum(corners[:, :2], limits - 1)
+    corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2] + 1)
+    return [(left, top, right, bottom) for left, top, right, bottom in corners.tolist()]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from teacher_cache.regions import (
+    PIXELS_AT_ONCE,
     RegionMode,
     centred,
     crop_regions,
@@ -31,12 +32,18 @@ SHRUNK = 2
 
 
 def cut_regions(
-    image: Image.Image, boxes: np.ndarray, size: int, mode: RegionMode, device: torch.device
+    image: Image.Image,
+    boxes: np.ndarray,
+    size: int,
+    mode: RegionMode,
+    device: torch.device,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Cuts regions out of an image where they are needed.
 
     On a GPU only the picture travels. Stretched regions, in which the order of the two passes
-    differs between PIL's versions, are left to PIL.
+    differs between PIL's versions, are left to PIL; so are those of huge pictures and bilinear
+    ones where there is a GPU.
 
     Args:
         image: RGB.
@@ -44,32 +51,39 @@ def cut_regions(
         size: side of the teacher's input in pixels.
         mode: pad, stretch or context.
         device: of the result.
+        interpolation: "bicubic" or "bilinear".
 
     Returns:
         (R, 3, size, size) uint8.
     """
-    if mode.name == "stretch":
-        regions = crop_regions(image, boxes, size, mode)
+    on_cpu = device.type == "cpu"
+    is_huge = image.width * image.height > PIXELS_AT_ONCE
+    if mode.name == "stretch" or (not on_cpu and (is_huge or interpolation != "bicubic")):
+        regions = crop_regions(image, boxes, size, mode, interpolation)
         stacked = np.stack(regions) if regions else np.zeros((0, size, size, 3), np.uint8)
         return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     corners = whole_pixels(image, boxes, mode.context)
-    if device.type == "cpu":
-        return _shrunk_regions(image, pixels, corners, size)
+    if on_cpu:
+        return _shrunk_regions(image, pixels, corners, size, interpolation)
     pixels = pixels.pin_memory().to(device, non_blocking=True)
     return resample_regions(pixels, np.array(corners, dtype=np.int64).reshape(-1, 4), size)
 
 
 def _shrunk_regions(
-    image: Image.Image, pixels: Tensor, corners: Sequence[tuple[int, int, int, int]], size: int
+    image: Image.Image,
+    pixels: Tensor,
+    corners: Sequence[tuple[int, int, int, int]],
+    size: int,
+    interpolation: str,
 ) -> Tensor:
     """Padded regions on a CPU: torch's vector instructions shorten the rows of large ones."""
     out = torch.empty((len(corners), size, size, 3), dtype=torch.uint8)
     for place, (left, top, right, bottom) in enumerate(corners):
         width, height = right - left, bottom - top
         side = max(width, height)
-        if side < SHRUNK * size:
-            region = padded_region(image, corners[place], size)
+        if side < SHRUNK * size or height * side > PIXELS_AT_ONCE:
+            region = padded_region(image, corners[place], size, interpolation)
         else:
             crop = pixels[:, top:bottom, left:right]
             if width < side:
@@ -78,10 +92,10 @@ def _shrunk_regions(
                 wide[:, :, start : start + width] = crop
                 crop = wide
             rows = functional.interpolate(
-                crop[None], size=(height, size), mode="bicubic", antialias=True
+                crop[None], size=(height, size), mode=interpolation, antialias=True
             )
             lying = Image.fromarray(rows[0].permute(1, 2, 0).contiguous().numpy())
-            region = np.asarray(resized(centred(lying, size, side), size, size))
+            region = np.asarray(resized(centred(lying, size, side), size, size, interpolation))
         out[place] = torch.from_numpy(region.copy())
     return out.permute(0, 3, 1, 2)
 

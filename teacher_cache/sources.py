@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,11 @@ from teacher_cache.decoding import Question
 from teacher_cache.detectors import DetectorConfig
 from teacher_cache.format import fingerprint_of
 from teacher_cache.models import Models, forget_models, load_models
-from teacher_cache.pairing import annotated_pairs
+from teacher_cache.pairing import FoundBoxes, annotated_boxes, annotated_pairs
 from teacher_cache.plan import fingerprint_parts
 from teacher_cache.prompts import Prompts, interaction_prompts
+from teacher_cache.proposal_index import ProposalsConfig, open_proposals
+from teacher_cache.proposals import Proposals
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class Sources:
     Attributes:
         dataset: the dataset folder.
         part: "train" or "test".
-        detector, clip: which models.
+        detector: what finds the boxes that form pairs; None takes those of `proposals`, or the
+            annotated ones.
+        proposals: a file of detections, in the place of a detector.
+        clip: which teacher.
         templates: sentences to ask with.
         asking: how images go through the models.
         device: where the models run, of the machine that opens them.
@@ -40,20 +46,26 @@ class Sources:
 
     dataset: Path
     part: str
-    detector: DetectorConfig
+    detector: DetectorConfig | None
     clip: ClipConfig
     templates: tuple[str, ...]
     asking: AskingConfig
     device: str
     threads: int | None = None
+    proposals: ProposalsConfig | None = None
 
     def absolute(self) -> Sources:
         """The same files, named for processes that work in other folders."""
-        weights, clip_weights = self.detector.weights, self.clip.weights
+        detector, proposals, clip_weights = self.detector, self.proposals, self.clip.weights
+        if detector is not None and detector.weights is not None:
+            detector = replace(detector, weights=_absolute(detector.weights))
+        if proposals is not None:
+            proposals = ProposalsConfig(proposals.file.absolute(), proposals.folder.absolute())
         return replace(
             self,
             dataset=self.dataset.absolute(),
-            detector=replace(self.detector, weights=weights and _absolute(weights)),
+            detector=detector,
+            proposals=proposals,
             clip=replace(
                 self.clip,
                 model=_absolute(self.clip.model),
@@ -70,11 +82,13 @@ class Subject:
         vocabulary: of the dataset.
         annotations: the part's annotation file.
         questions: one for each annotated image, in the file's order.
+        proposals: what the detections file holds, where there is one.
     """
 
     vocabulary: Vocabulary
     annotations: AnnotationFile
     questions: list[Question]
+    proposals: Proposals | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,19 +117,33 @@ _opening = threading.Lock()
 
 
 def read_subject(sources: Sources) -> Subject:
-    """Reads the annotations.
+    """Reads the annotations, and the detections where a file holds them.
 
     Raises:
         InputError: something is missing or wrong.
     """
-    dataset = open_dataset(sources.dataset)
-    annotations = dataset.load(sources.part, strict=sources.asking.strict)
+    dataset, strict = open_dataset(sources.dataset), sources.asking.strict
+    annotations = dataset.load(sources.part, strict)
     images = dataset.part(sources.part).images
+    entries = annotations.annotations
+    proposals = None
+    boxes: Iterable[FoundBoxes | None] = [None] * len(entries)
+    if sources.proposals is not None:
+        proposals = open_proposals(sources.proposals, dataset, annotations, strict)
+        boxes = proposals.by_image(len(entries))
+    elif sources.detector is None:
+        boxes = map(annotated_boxes, entries)
     questions = [
-        Question(annotation.image_id, images / annotation.image_id, annotated_pairs(annotation))
-        for annotation in annotations.annotations
+        Question(
+            image_id=annotation.image_id,
+            path=images / annotation.image_id,
+            annotated=annotated_pairs(annotation),
+            boxes=found,
+            size=annotation.size,
+        )
+        for annotation, found in zip(entries, boxes, strict=True)
     ]
-    return Subject(dataset.vocabulary, annotations, questions)
+    return Subject(dataset.vocabulary, annotations, questions, proposals)
 
 
 def open_sources(sources: Sources, subject: Subject) -> Opened:
@@ -129,8 +157,10 @@ def open_sources(sources: Sources, subject: Subject) -> Opened:
     vocabulary = subject.vocabulary
     prompts = interaction_prompts(vocabulary, sources.templates)
     models = load_models(sources.detector, sources.clip, vocabulary, sources.device)
-    digest = subject.annotations.digest
-    parts = fingerprint_parts(models, vocabulary, prompts, sources.asking, sources.part, digest)
+    digest = None if subject.proposals is None else subject.proposals.digest
+    parts = fingerprint_parts(
+        models, subject.annotations, vocabulary, prompts, sources.asking, digest
+    )
     opened = Opened(subject, prompts, models, parts)
     _opened.clear()
     _opened[sources] = opened

@@ -18,7 +18,7 @@ HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotl
 # Third-party packages that live in one room, and that room's files.
 ROOMS = {
     "click": [*(f"{package}/cli.py" for package in PACKAGES), "teacher_cache/cli_caches.py"],
-    "open_clip": ["teacher_cache/clip_teacher.py", "teacher_cache/world_models/"],
+    "open_clip": ["teacher_cache/clip_", "teacher_cache/world_models/"],
     "dask": ["teacher_cache/build.py", "teacher_cache/cluster.py"],
     "distributed": ["teacher_cache/cluster.py"],
     "h5py": [f"teacher_cache/{name}.py" for name in ("mapping", "reader", "writer")],

@@ -35,6 +35,7 @@ class RawImage:
         hois: K (human box, object box, verb); the object box is -1 for a verb without object.
         size: width and height; None where the file doesn't say.
         box_field, hoi_field: how the file calls a box and a label, for errors.
+        number: the file's own number of the image; None where it has none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RawImage:
     size: tuple[int, int] | None
     box_field: Callable[[int], str]
     hoi_field: Callable[[int], str]
+    number: int | None = None
 
 
 def assemble(raw: RawImage, reading: Reading) -> Annotation:
@@ -71,6 +73,8 @@ def assemble(raw: RawImage, reading: Reading) -> Annotation:
         boxes=clipped[kept].astype(np.float32),
         labels=np.array(raw.labels, dtype=np.int64)[kept],
         hois=np.array(list(hois), dtype=np.int64).reshape(-1, 3),
+        size=raw.size,
+        number=raw.number,
     )
 
 

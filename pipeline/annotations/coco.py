@@ -66,4 +66,5 @@ def _raw(
         size=size,
         box_field=lambda index: f"annotations[{numbers[index]}].bbox",
         hoi_field=str,
+        number=image["id"],
     )

@@ -1,9 +1,16 @@
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.images import image_size, read_image
+from pipeline.images import MOST_PIXELS, image_size, read_image
 
 LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
 
@@ -91,9 +98,95 @@ def test_what_is_no_image(tmp_path, read, content, says):
         read(path)
 
 
-def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(InputError, match="expected a whole image"):
-        read_image(tmp_path)
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_folders_and_pipes_are_no_images(tmp_path, read):
+    with pytest.raises(InputError, match="expected an image file, found a folder"):
+        read(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match=r"pipe\.jpg: expected an image file, found something"):
+        read(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([-3.0, 127.6, 300.0], [0, 128, 255]),
+        ([np.nan, np.inf, -np.inf], [0, 255, 0]),
+    ],
+)
+def test_grey_pictures_of_floats(tmp_path, values, expected):
+    Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "grey.tif")
+    image = read_image(tmp_path / "grey.tif")
+    assert np.asarray(image)[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "PA", "YCbCr", "LAB"])
+def test_odd_modes_become_rgb(picture, tmp_path, mode):
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        odd = ImageCms.applyTransform(picture, ImageCms.buildTransform(*profiles, "RGB", "LAB", 0))
+    else:
+        odd = picture.convert(mode)
+    odd.save(tmp_path / "odd.tif")
+    try:
+        image = read_image(tmp_path / "odd.tif")
+    except InputError as error:
+        assert mode == "LAB" and "expected a whole image, found conversion" in str(error)
+    else:
+        assert (image.mode, image.size) == ("RGB", (40, 20))
+
+
+def test_a_palettes_transparency_is_dropped_without_a_word(picture, tmp_path):
+    picture.quantize(4).save(tmp_path / "a.png", transparency=bytes([0, 128, 255, 9]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = read_image(tmp_path / "a.png")
+    assert near(image.getpixel((5, 5)), LEFT) and near(image.getpixel((35, 5)), RIGHT)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.webp"])
+def test_of_several_frames_the_first_counts(picture, tmp_path, name):
+    others = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 2
+    picture.save(tmp_path / name, save_all=True, append_images=others)
+    image = read_image(tmp_path / name)
+    assert near(image.getpixel((5, 5)), LEFT) and near(image.getpixel((35, 5)), RIGHT)
+
+
+def test_progressive_jpeg(picture, tmp_path):
+    picture.save(tmp_path / "a.jpg", progressive=True)
+    assert near(read_image(tmp_path / "a.jpg").getpixel((5, 5)), LEFT)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_camera_data_does_not_spoil_a_picture(picture, tmp_path):
+    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    assert read_image(tmp_path / "a.jpg").size == image_size(tmp_path / "a.jpg") == (40, 20)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_pictures_that_no_memory_holds(picture, tmp_path, read):
+    """A PNG whose header claims 20,000 x 20,000 pixels."""
+    picture.save(tmp_path / "huge.png")
+    content = bytearray((tmp_path / "huge.png").read_bytes())
+    assert MOST_PIXELS < 20_000**2
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "huge.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"huge\.png: expected an image of at most") as caught:
+        read(tmp_path / "huge.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_large_picture_is_read_without_a_word(tmp_path):
+    Image.new("1", (20_000, 4_600)).save(tmp_path / "large.png")
+    code = "import sys; from pipeline.images import read_image; print(read_image(sys.argv[1]).size)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("(20000, 4600)\n", "")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp"])

@@ -1,9 +1,11 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
+from teacher_cache import decoding
 from teacher_cache.decoding import Failures, Question, read_ahead, same_size_batches
 
 SIZES = [(8, 6), (6, 8), (8, 6), (8, 6), (8, 6)]
@@ -48,6 +50,23 @@ def test_no_image_at_all(questions):
     failures = Failures(questions, strict=False)
     assert same_size_batches(questions, 9, failures) == [[2, 3, 4]]
     assert list(failures.by_image()) == ["0.png", "1.png"]
+
+
+def test_fewer_large_images_make_a_batch(questions, monkeypatch):
+    monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 2 * 8 * 6)
+    failures = Failures(questions, True)
+    assert same_size_batches(questions, 4, failures) == [[0, 2], [3, 4], [1]]
+    monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 1)
+    assert same_size_batches(questions, 4, failures) == [[0], [2], [3], [4], [1]]
+
+
+def test_a_picture_turned_since_it_was_annotated(questions):
+    sizes = [(6, 8), (6, 8), (7, 6), None, (8, 6)]
+    asked = [replace(one, size=size) for one, size in zip(questions, sizes, strict=True)]
+    failures = Failures(asked, strict=False)
+    assert same_size_batches(asked, 4, failures) == [[1], [2, 3, 4]]
+    reason = "expected 6 x 8 pixels, as annotated, found the picture turned to 8 x 6"
+    assert failures.by_image() == {"0.png": reason}
 
 
 def test_strict(questions):

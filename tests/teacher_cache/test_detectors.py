@@ -4,14 +4,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
+from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.errors import InputError
-from teacher_cache.detectors import DEFAULT, WORLD, Detector, DetectorConfig, recognise
+from pipeline.vocabulary import load_vocabulary
+from teacher_cache import detectors
+from teacher_cache.detectors import (
+    DEFAULT,
+    WORLD,
+    Detector,
+    DetectorConfig,
+    detect,
+    recognise,
+)
 
 CPU = torch.device("cpu")
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
+ONE_STAGE = "ssdlite320_mobilenet_v3_large"
+KEYPOINTS = "keypointrcnn_resnet50_fpn"
 
 
 def images(count):
@@ -77,6 +90,97 @@ def test_a_torchvision_detector_from_a_file(coco_weights, vocabulary):
     assert detector.name == SMALL
     assert found.boxes.shape == (len(found.labels), 4)
     assert set(found.labels.tolist()) <= set(range(vocabulary.num_objects))
+
+
+@pytest.fixture(scope="session")
+def one_stage_weights(tmp_path_factory):
+    """A one-stage detector of ten classes, in torch's old file form."""
+    path = tmp_path_factory.mktemp("weights") / "one_stage.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = get_model(ONE_STAGE, weights=None, weights_backbone=None, num_classes=10)
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+    return str(path)
+
+
+def test_a_one_stage_detector_of_the_vocabularys_own_classes(one_stage_weights, vocabulary):
+    """Ten classes are the world's nine ids and the background."""
+    detector = Detector(DetectorConfig(ONE_STAGE, one_stage_weights, 0.0), vocabulary, CPU)
+    assert detector.unknown == ()
+    (found,) = detector(images(1))
+    assert len(found.labels) > 0 and found.labels.max() < vocabulary.num_objects
+    (few,) = Detector(DetectorConfig(ONE_STAGE, one_stage_weights, 0.11), vocabulary, CPU)(
+        images(1)
+    )
+    assert len(few.scores) < len(found.scores) and few.scores.min(initial=1) > 0.11
+
+
+@pytest.mark.parametrize("name", ["hico-det", "vcoco"])
+def test_cocos_labels_are_these_vocabularies_own(coco_weights, name):
+    coco = load_vocabulary(name)
+    detector = Detector(DetectorConfig(SMALL, coco_weights), coco, CPU)
+    assert detector.unknown == ()
+    names = get_model_weights(SMALL)["COCO_V1"].meta["categories"]
+    for category, label in coco.label_of_id.items():
+        assert coco.objects[label].replace("_", " ") == names[category]
+
+
+def test_cocos_labels_go_by_name_where_a_vocabulary_counts_otherwise(coco_weights, vocabulary):
+    """To COCO 3 is a car; to the world it is a dog."""
+    detector = Detector(DetectorConfig(SMALL, coco_weights, 0.0), vocabulary, CPU)
+    assert detector.unknown == ("bike", "ball", "box")
+    coco = load_vocabulary("hico-det")
+    whole = Detector(DetectorConfig(SMALL, coco_weights, 0.0), coco, CPU)(images(1))[0]
+    (found,) = detector(images(1))
+    known = np.isin([coco.objects[label] for label in whole.labels], vocabulary.objects)
+    np.testing.assert_array_equal(found.boxes, whole.boxes[known])
+    assert [vocabulary.objects[label] for label in found.labels] == [
+        coco.objects[label] for label in whole.labels[known]
+    ]
+
+
+def test_a_detector_of_people_alone(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = get_model(KEYPOINTS, weights=None, weights_backbone=None)
+    torch.save(model.state_dict(), tmp_path / "keypoints.pth")
+    coco = load_vocabulary("hico-det")
+    detector = Detector(DetectorConfig(KEYPOINTS, str(tmp_path / "keypoints.pth"), 0.0), coco, CPU)
+    assert len(detector.unknown) == 79 and "person" not in detector.unknown
+    (found,) = detector(images(1))
+    assert set(found.labels.tolist()) <= {coco.person}
+
+
+def test_a_detector_without_people(coco_weights, vocabulary):
+    names = tuple("wizard" if name == "person" else name for name in vocabulary.objects)
+    other = replace(vocabulary, objects=names)
+    other.__dict__["person"] = vocabulary.person
+    with pytest.raises(InputError, match="expected one that finds people"):
+        Detector(DetectorConfig(SMALL, coco_weights), other, CPU)
+
+
+def test_published_weights_meet_a_frozen_backbone(tmp_path, vocabulary):
+    """One digest for torchvision's entry, where batch norm is frozen, and for its file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = get_model(SMALL, weights=None, weights_backbone=None)
+    state = {key: value for key, value in model.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "published.pth")
+    detector = Detector(DetectorConfig(SMALL, str(tmp_path / "published.pth")), vocabulary, CPU)
+    kept = detector._model.state_dict()
+    assert kept.keys() == state.keys()
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in detector._model.modules())
+
+
+def test_of_a_huge_picture_a_reduced_copy_is_seen(world_weights, vocabulary, monkeypatch):
+    detector = Detector(DetectorConfig(WORLD, world_weights), vocabulary, CPU)
+    small = Image.fromarray(images(1)[0])
+    large = small.resize((3 * 128, 3 * 128), Image.Resampling.NEAREST)
+    monkeypatch.setattr(detectors, "MOST_PIXELS", 128 * 128)
+    (wanted,), (found,) = detect(detector, [small]), detect(detector, [large])
+    np.testing.assert_allclose(found.boxes, 3 * wanted.boxes, atol=1e-2)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    assert found.boxes.dtype == np.float32
 
 
 def test_recognise(world_weights, coco_weights, vocabulary):

@@ -4,8 +4,10 @@ import pytest
 from pipeline.types import Annotation
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.pairing import (
+    ALL_PAIRS,
     FoundBoxes,
     PairingConfig,
+    annotated_boxes,
     annotated_pairs,
     join_pairs,
     pair_up,
@@ -72,6 +74,39 @@ def test_people_are_objects_where_the_vocabulary_says_so():
     assert rows(pairs) == [(0, 1), (1, 0)]
     assert pairs.object_labels.tolist() == [hico.person] * 2
     np.testing.assert_allclose(pairs.object_scores, [0.8, 0.9])
+
+
+def test_the_order_of_pairs_is_not_the_order_of_detections():
+    """Equal scores, equal boxes under several labels, and both."""
+    hico = load_vocabulary("hico-det")
+    rng = np.random.default_rng(2)
+    count = 40
+    boxes = rng.integers(0, 3, (count, 4)).astype(np.float32)
+    labels = rng.choice([hico.person, 1, 2], count)
+    scores = rng.choice([0.5, 0.7, 0.9], count).astype(np.float32)
+    config = PairingConfig(0.2, 0.6, max_people=6, max_objects=9)
+    wanted = pair_up(FoundBoxes(boxes, labels, scores), hico, config)
+    assert len(wanted) > 40
+    for _ in range(5):
+        order = rng.permutation(count)
+        pairs = pair_up(FoundBoxes(boxes[order], labels[order], scores[order]), hico, config)
+        for name in ("human_boxes", "object_boxes", "object_labels", "object_scores"):
+            np.testing.assert_array_equal(getattr(pairs, name), getattr(wanted, name))
+
+
+def test_annotated_boxes_form_all_pairs():
+    hico = load_vocabulary("hico-det")
+    ball = hico.objects.index("sports_ball")
+    annotation = Annotation(
+        image_id="a",
+        boxes=np.arange(12, dtype=np.float32).reshape(3, 4),
+        labels=np.array([hico.person, ball, hico.person]),
+        hois=np.array([[2, 1, 0]]),
+    )
+    pairs = pair_up(annotated_boxes(annotation), hico, ALL_PAIRS)
+    ends = zip(pairs.human_boxes[:, 0], pairs.object_boxes[:, 0], strict=True)
+    assert sorted(ends) == [(0, 4), (0, 8), (8, 0), (8, 4)]
+    assert pairs.sources.tolist() == [1] * 4 and pairs.object_scores.tolist() == [1] * 4
 
 
 def test_annotated_pairs_stand_in_the_order_of_their_first_label():

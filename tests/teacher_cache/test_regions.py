@@ -4,7 +4,8 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.types import Pairs
-from teacher_cache.regions import RegionMode, crop_regions, union_regions
+from teacher_cache import regions
+from teacher_cache.regions import RegionMode, crop_regions, union_regions, whole_image
 
 SIZE = 64
 
@@ -82,9 +83,74 @@ def test_a_region_is_at_least_a_pixel(image, box):
     assert found.shape == (SIZE, SIZE, 3)
 
 
+def plain(image, box, mode, context=1.0, size=SIZE, filter_=Image.Resampling.BICUBIC):
+    """PIL's own crop, padding and resize, one after the other."""
+    left, top, right, bottom = box
+    if context != 1:
+        across, down = (right - left) * (context - 1) / 2, (bottom - top) * (context - 1) / 2
+        left, top, right, bottom = left - across, top - down, right + across, bottom + down
+    left, right = (min(max(x, 0), image.width) for x in (left, right))
+    top, bottom = (min(max(y, 0), image.height) for y in (top, bottom))
+    left, top = min(round(left), image.width - 1), min(round(top), image.height - 1)
+    crop = image.crop((left, top, max(round(right), left + 1), max(round(bottom), top + 1)))
+    if mode != "stretch":
+        side = max(crop.size)
+        square = Image.new("RGB", (side, side))
+        square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+        crop = square
+    return np.asarray(crop.resize((size, size), filter_))
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.2", "context=7"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_box_equals_pils_own_steps(mode, interpolation, seed):
+    """Boxes inside and far outside, of a pixel and of a mile."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    corners = rng.uniform(-60, 190, (40, 2)) * rng.choice([1, 1, 1, 1e4], (40, 1))
+    sides = rng.choice([0, 0.4, 1, 30, 90, 1e6], (40, 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    parsed = RegionMode.parse(mode)
+    found = crop_regions(image, boxes, SIZE, parsed, interpolation)
+    for box, region in zip(boxes.astype(np.float64).tolist(), found, strict=True):
+        filter_ = regions.FILTERS[interpolation]
+        wanted = plain(image, box, parsed.name, parsed.context, filter_=filter_)
+        assert np.abs(region.astype(int) - wanted).max() <= 1, box
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (300, 299)])
+@pytest.mark.parametrize("at_once", [1, 1000, 2**24])
+def test_bands_change_no_pixel(monkeypatch, shape, at_once):
+    monkeypatch.setattr(regions, "PIXELS_AT_ONCE", at_once)
+    noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image, box = Image.fromarray(noise), [0, 0, shape[1], shape[0]]
+    (found,) = crop_regions(image, np.array([box]), SIZE, RegionMode())
+    np.testing.assert_array_equal(found, plain(image, box, "pad"))
+
+
+def test_a_panorama_needs_no_square_of_its_length():
+    """Its square would take 14 GB."""
+    image = Image.new("RGB", (60_000, 3), (255, 255, 255))
+    (found,) = crop_regions(image, np.array([[0, 0, 60_000, 3]]), 32, RegionMode())
+    assert found.shape == (32, 32, 3) and found.max() < 3
+
+
+def test_the_whole_image_is_one_region():
+    boxes, rows = whole_image(pairs([[0, 0, 9, 9]] * 3, [[1, 1, 2, 2]] * 3), (40, 30))
+    assert boxes.tolist() == [[0, 0, 40, 30]] and rows.tolist() == [0, 0, 0]
+    boxes, rows = whole_image(pairs([], []), (40, 30))
+    assert boxes.shape == (0, 4) and rows.shape == (0,)
+
+
 @pytest.mark.parametrize("text", ["pad", "stretch", "context=1.2"])
 def test_modes(text):
     assert RegionMode.parse(text).name == text
+
+
+def test_one_mode_has_one_name():
+    assert RegionMode.parse("context=1.20") == RegionMode.parse("context=1.2")
 
 
 @pytest.mark.parametrize("text", ["", "crop", "context", "context=", "context=0.5", "context=nan"])

@@ -1,0 +1,257 @@
+"""Where candidate pairs come from, and what the teacher sees of them: through the command."""
+
+import json
+import sys
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.datasets import open_dataset
+from teacher_cache.cli import main
+from teacher_cache.pairing import ALL_PAIRS, annotated_boxes, annotated_pairs, pair_up
+from teacher_cache.reader import open_cache
+
+LENIENT = (
+    *("--person-threshold", "0.06", "--object-threshold", "0.06"),
+    *("--max-people", "2", "--max-objects", "3"),
+)
+FIRST = "world_train_00000001.jpg"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `eoid-cache` with words; exit code, stdout, stderr."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words), "--device", "cpu"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def build(run, tmp_path):
+    """Builds a cache in small shards."""
+
+    def call(dataset, *words, out="cache"):
+        folder = tmp_path / out
+        code, said, complained = run(
+            "build", dataset, "--out", folder, "--images-per-shard", 3, *words
+        )
+        assert code == 0, complained
+        return open_cache(folder), said
+
+    return call
+
+
+def box_rows(answers):
+    pairs = answers.pairs
+    table = [pairs.human_boxes, pairs.object_boxes, pairs.object_labels[:, None]]
+    return np.concatenate(table, axis=1)
+
+
+def results_of(cache, vocabulary):
+    """The detections behind a cache's proposed pairs, in COCO's results form."""
+    entries = {}
+    for image_id in cache.image_ids:
+        pairs = cache[image_id].pairs
+        rows = pairs.sources == 1
+        people = np.full(rows.sum(), vocabulary.person)
+        for boxes, labels, scores in (
+            (pairs.human_boxes[rows], people, pairs.human_scores[rows]),
+            (pairs.object_boxes[rows], pairs.object_labels[rows], pairs.object_scores[rows]),
+        ):
+            for (x1, y1, x2, y2), label, score in zip(
+                boxes.astype(float).tolist(), labels.tolist(), scores.astype(float), strict=True
+            ):
+                entry = {
+                    "image_id": image_id,
+                    "category_id": vocabulary.object_ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
+                entries[json.dumps(entry)] = entry
+    return list(entries.values())
+
+
+@pytest.fixture
+def proposals(finished, vocabulary, tmp_path):
+    """Writes the finished cache's own detections, changed by `edit`; the file."""
+
+    def write(edit=lambda entries: entries):
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps(edit(results_of(open_cache(finished), vocabulary))))
+        return path
+
+    return write
+
+
+def numbered(entries):
+    """With image ids as numbers, in another order."""
+    for entry in entries:
+        entry["image_id"] = int(entry["image_id"].rpartition("_")[2].removesuffix(".jpg"))
+    return entries[::-1]
+
+
+@pytest.mark.parametrize(("edit", "workers"), [(list, 0), (numbered, 0), (list, 2)])
+def test_a_detectors_own_proposals_give_its_cache(
+    shared_dataset, finished, build, proposals, edit, workers
+):
+    words = ["--proposals", proposals(edit), "--workers", workers]
+    cache, said = build(shared_dataset, *words, *LENIENT)
+    wanted = open_cache(finished)
+    assert cache.image_ids == wanted.image_ids
+    for image_id in cache.image_ids:
+        found, known = cache[image_id], wanted[image_id]
+        np.testing.assert_allclose(box_rows(found), box_rows(known), atol=1e-4)
+        np.testing.assert_allclose(found.probabilities, known.probabilities, atol=2e-3)
+        np.testing.assert_array_equal(found.pairs.sources, known.pairs.sources)
+    parts = cache.manifest["parts"]
+    assert parts["candidates"] == "proposals" and len(parts["proposals"]) == 64
+    assert parts["max_objects"] == 3 and "detector.model" not in parts
+    assert "detections in" in said and "over the image's edge" not in said
+
+
+def test_proposals_are_clipped_and_told(shared_dataset, build, proposals):
+    def widen(entries):
+        for entry in entries[:3]:
+            entry["bbox"][2] = 999.0
+        return entries
+
+    file = proposals(widen)
+    cache, said = build(shared_dataset, "--proposals", file, *LENIENT)
+    assert f"{file}: " in said and "3 boxes over the image's edge (clipped)" in said
+    for image_id in cache.image_ids:
+        assert cache[image_id].region_boxes.max(initial=0) <= 128
+    assert not list(cache.path.glob("*.npy"))
+
+
+def test_proposals_are_read_once_for_all_processes(
+    shared_dataset, build, run, proposals, tmp_path, monkeypatch
+):
+    words = ["--images-per-shard", 3, "--proposals", proposals(), *LENIENT]
+    with monkeypatch.context() as patch:
+        patch.setattr("teacher_cache.build.run_tasks", Mock(side_effect=KeyboardInterrupt))
+        code, _, _ = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
+    assert code == 130 and len(list((tmp_path / "cache").glob("proposals-*.npy"))) == 1
+    monkeypatch.setattr("teacher_cache.proposal_index.read_proposals", None)
+    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
+    assert code == 0, err
+    monkeypatch.undo()
+    wanted, _ = build(shared_dataset, *words[2:], out="whole")
+    found = open_cache(tmp_path / "cache")
+    for image_id in wanted.image_ids:
+        np.testing.assert_array_equal(box_rows(found[image_id]), box_rows(wanted[image_id]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bbox": [10, 10, -5, 5]}, "entry 0: bbox: expected [x, y, width, height], sides"),
+        ({"bbox": [10, 10, float("nan"), 5]}, "entry 0: bbox: expected four finite numbers"),
+        ({"image_id": "other.jpg"}, "entry 0: image_id: expected the file name"),
+        ({"image_id": 9999}, "entry 0: image_id: expected the file name"),
+        ({"category_id": 77}, "entry 0: category_id: expected an object id of world"),
+        ({"score": 2}, "entry 0: score: expected a number from 0 to 1"),
+    ],
+)
+def test_wrong_proposals_leave_nothing_behind(
+    shared_dataset, run, proposals, tmp_path, change, says
+):
+    file = proposals(lambda entries: [{**entries[0], **change}, *entries[1:]])
+    out = tmp_path / "cache"
+    code, _, err = run("build", shared_dataset, "--out", out, "--proposals", file)
+    assert code == 2 and err.count("\n") == 1
+    assert f"{file}: {says}" in err and not out.exists()
+
+
+def test_other_proposals_are_another_cache(shared_dataset, build, run, proposals, tmp_path):
+    build(shared_dataset, "--proposals", proposals())
+    other = proposals(lambda entries: entries[1:])
+    words = ["--images-per-shard", 3, "--proposals", other]
+    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
+    assert code == 2 and "holds a cache of other settings (proposals: " in err
+
+
+def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, vocabulary):
+    cache, _ = build(shared_dataset, "--candidates", "annotated")
+    annotations = open_dataset(shared_dataset).load("train").annotations
+    further = 0
+    for annotation in annotations:
+        answers = cache[annotation.image_id]
+        labelled = annotated_pairs(annotation)
+        sources = answers.pairs.sources
+        assert sources[: len(labelled)].tolist() == [0] * len(labelled)
+        every = pair_up(annotated_boxes(annotation), vocabulary, ALL_PAIRS)
+        assert len(sources) == len(labelled) + len(every)
+        found = box_rows(answers)[len(labelled) :]
+        wanted = np.concatenate(
+            [every.human_boxes, every.object_boxes, every.object_labels[:, None]], axis=1
+        )
+        np.testing.assert_array_equal(found, wanted)
+        assert (answers.pairs.object_scores == 1).all()
+        # The labelled pairs are among them, with the same answers, and share their regions.
+        assert len(np.unique(answers.regions)) <= len(every)
+        further += len(every) - len(labelled)
+    assert further > 0
+    parts = cache.manifest["parts"]
+    assert parts["candidates"] == "annotated"
+    assert not {"detector.model", "person_threshold", "max_people", "proposals"} & parts.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--candidates", "annotated", "--detector", "world"], "--detector: expected none with"),
+        (["--candidates", "annotated", "--proposals", "x.json"], "--proposals: expected none"),
+        (["--candidates", "annotated", "--max-people", "3"], "--max-people: expected none with"),
+        (["--proposals", "x.json", "--detector", "world"], "--detector: expected none with --prop"),
+        (["--proposals", "absent.json"], "absent.json: no such file"),
+        (["--clip-weights", "openai"], "--clip-weights: expected none, for"),
+        (["--level", "word"], "--level"),
+    ],
+)
+def test_options_that_contradict_each_other(shared_dataset, run, tmp_path, words, says):
+    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
+    assert code == 2 and says in err and err.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_whole_image_as_region(dataset, build, run, tmp_path):
+    path = dataset / "images/train2015" / FIRST
+    with Image.open(path) as image:
+        image.resize((200, 100)).save(path)
+    cache, _ = build(dataset, "--level", "image", *LENIENT)
+    for image_id in cache.image_ids:
+        answers = cache[image_id]
+        assert len(answers.region_boxes) == min(len(answers.pairs), 1)
+        assert set(answers.regions.tolist()) <= {0}
+        width, height = (200, 100) if image_id == FIRST else (128, 128)
+        assert answers.region_boxes.tolist() == [[0, 0, width, height]] * len(answers.region_boxes)
+        labels, rows = np.unique(answers.pairs.object_labels, return_index=True)
+        for label, row in zip(labels, rows, strict=True):
+            same = answers.probabilities[answers.pairs.object_labels == label]
+            np.testing.assert_array_equal(same, np.broadcast_to(same[:1], same.shape))
+            assert same[0].sum() > 0 or row < 0
+    assert cache.manifest["parts"]["level"] == "image"
+    words = ["--images-per-shard", 3, *LENIENT]
+    code, _, err = run("build", dataset, "--out", tmp_path / "cache", *words)
+    assert code == 2 and "level: image, now region" in err
+
+
+def test_two_templates_are_averaged(shared_dataset, build):
+    templates = ["a picture of person {ing} {object}", "a photo of person {ing} {object}"]
+    one, _ = build(shared_dataset, *LENIENT)
+    words = [word for template in templates for word in ("--template", template)]
+    two, _ = build(shared_dataset, *LENIENT, *words, out="two")
+    assert two.teacher.prompts[0] == (
+        "a picture of person riding horse",
+        "a photo of person riding horse",
+    )
+    np.testing.assert_allclose(np.linalg.norm(two.teacher.embeddings, axis=1), 1, atol=1e-6)
+    assert np.abs(two.teacher.embeddings - one.teacher.embeddings).max() > 1e-4
+    assert one.manifest["parts"]["prompts"] != two.manifest["parts"]["prompts"]
