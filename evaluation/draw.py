@@ -93,7 +93,7 @@ def _draw(
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     sampling = 2 if target <= MAX_SUPERSAMPLED else 1
-    canvas = _Canvas(size, sampling)
+    canvas = Canvas(size, sampling)
     boxes = content.boxes.astype(np.float64) * scale * sampling
 
     captions: dict[tuple[int, int], list[Line]] = {}
@@ -121,7 +121,7 @@ def _draw(
     return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
 
 
-class _Canvas:
+class Canvas:
     """A transparent overlay; line widths and letters follow its size."""
 
     def __init__(self, size: tuple[int, int], sampling: int) -> None:

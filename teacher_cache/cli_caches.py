@@ -11,6 +11,7 @@ from pipeline.cli import config_option, device_option
 
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+COUNT = click.IntRange(min=1)
 
 
 @click.command()
@@ -147,6 +148,31 @@ def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | N
 
 @click.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.argument("image")
+@click.option("--data", required=True, type=FOLDER, help="The dataset it was made from.")
+@click.option("--out", required=True, type=FILE, help="The picture: .png, .jpg or .webp.")
+@click.option("--top", type=COUNT, default=3, show_default=True, help="Actions of a pair.")
+@click.option(
+    "--pairs",
+    type=COUNT,
+    default=8,
+    show_default=True,
+    help="At most so many: the annotated ones, then the surest proposals.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the picture.")
+@config_option
+def show(
+    folder: Path, image: str, data: Path, out: Path, top: int, pairs: int, overwrite: bool
+) -> None:
+    """Draw IMAGE with its pairs, their regions and the teacher's best actions."""
+    from teacher_cache.show import ShowConfig
+    from teacher_cache.show import show as run
+
+    run(ShowConfig(folder, image, data, out, top, pairs, overwrite))
+
+
+@click.command()
+@click.argument("folder", metavar="CACHE", type=FOLDER)
 @click.option("--repair", is_flag=True, help="Make broken files again; remove what is left over.")
 @click.option(
     "--data",
@@ -168,4 +194,4 @@ def verify(folder: Path, repair: bool, data: Path | None, device: str | None) ->
     run(VerifyConfig(folder, repair, data, device))
 
 
-COMMANDS = (evaluate, inspect, merge, rescore, verify)
+COMMANDS = (evaluate, inspect, merge, rescore, show, verify)
