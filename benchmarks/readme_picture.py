@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 from pathlib import Path
 
 from PIL import Image
@@ -48,10 +46,9 @@ def draw(runs: Path, rows: int, side: int) -> Image.Image:
     cards = next(shelf for shelf in shelves if shelf.title == SHELF).cards[:rows]
     step = side + GAP
     sheet = Image.new("RGB", (3 * step - GAP, len(cards) * step - GAP), "white")
-    for row, (_, pictures) in enumerate(cards):
-        for column, picture in enumerate(pictures):
-            data = base64.b64decode(picture.source.partition(",")[2])
-            drawn = Image.open(io.BytesIO(data)).resize((side, side), Image.Resampling.LANCZOS)
+    for row, card in enumerate(cards):
+        for column, picture in enumerate(card.pictures):
+            drawn = picture.image.resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(drawn, (column * step, row * step))
     return sheet
 

@@ -176,14 +176,27 @@ def vcoco(
 @evaluation.command()
 @click.argument("results", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=FILE, required=True, help="The HTML file to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the HTML file.")
+@click.option(
+    "--png",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the pictures as PNG files; default: NAME-pictures beside NAME.html.",
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Dataset folder, where it is not where the results say.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the HTML file and the pictures.")
 @config_option
-def report(results: tuple[Path, ...], out: Path, overwrite: bool) -> None:
+def report(
+    results: tuple[Path, ...], out: Path, png: Path | None, data: Path | None, overwrite: bool
+) -> None:
     """Writes one self-contained HTML page from results files, given in any order."""
-    from evaluation.report import write_report
+    from evaluation.report import ReportConfig, write_report
 
-    write_report(results, out, overwrite)
-    click.echo(f"wrote {out}")
+    config = ReportConfig(results, out, png, data, overwrite)
+    write_report(config)
+    click.echo(f"wrote {out} and {config.pictures}")
 
 
 def main() -> None:

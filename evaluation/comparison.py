@@ -32,18 +32,37 @@ class Contestant:
         role: what the results are in the comparison.
         title, note: for people.
         results: one for each seed.
+        style: name of its colour and shapes; the role's where nothing is said.
     """
 
     role: Role
     title: str
     note: str
     results: tuple[Results, ...]
+    style: str = ""
 
-    def metric(self, name: str) -> float | None:
-        """A metric's mean over the results, None where one lacks it."""
-        values = [result.metrics[name] for result in self.results]
+    def __post_init__(self) -> None:
+        if not self.style:
+            object.__setattr__(self, "style", self.role)
+
+    def metric(self, name: str, known_object: bool = False) -> float | None:
+        """A metric's mean over the results, None where one lacks it.
+
+        Args:
+            known_object: of the known-object setting that stands beside the results' own.
+        """
+        tables = [one.known_object if known_object else one for one in self.results]
+        values = [None if table is None else table.metrics.get(name) for table in tables]
         counted = [value for value in values if value is not None]
         return float(np.mean(counted)) if len(counted) == len(values) else None
+
+    def run_title(self, result: Results) -> str:
+        """What a single result is called beside the others: its seed where that is enough."""
+        seeds = [one.seed for one in self.results]
+        if result.seed is None:
+            return result.name
+        alone = seeds.count(result.seed) == 1
+        return f"seed {result.seed}" if alone else f"{result.name}, seed {result.seed}"
 
     def mean_ap(self, interactions: Sequence[str]) -> float | None:
         """mAP over interactions by name, mean over the results; None without ground truth."""
@@ -63,6 +82,10 @@ class Action:
     name: str
     unseen: bool
     values: tuple[float | None, ...]
+
+    def of(self, *places: int) -> Action:
+        """The same row with some contestants only."""
+        return replace(self, values=tuple(self.values[place] for place in places))
 
 
 @dataclass(frozen=True)
@@ -129,7 +152,9 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
         grouped = _regroup(result, lead.unseen, vocabulary)
         role = _role(result)
         if role == "predictions":
-            others.append(Contestant(role, result.name, ROLES[role][1], (grouped,)))
+            source = "from a checkpoint" if result.kind == "student" else ROLES[role][1]
+            note = source + (", after pairwise NMS" if result.nms else "")
+            others.append(Contestant(role, result.name, note, (grouped,)))
         else:
             members[role].append(grouped)
     named = [
@@ -137,6 +162,10 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
         for role, found in members.items()
         if found
     ]
+    # Files of unknown making take the styles that are left, so that several can be told apart.
+    taken = {one.role for one in named}
+    styles = ["predictions", *(role for role in ROLES if role not in {*taken, "predictions"})]
+    others = [replace(one, style=styles[place % len(styles)]) for place, one in enumerate(others)]
     return Comparison(lead, lead.split, lead.unseen, vocabulary, (*named, *others))
 
 
@@ -181,7 +210,8 @@ def action_rows(comparison: Comparison, limit: int) -> tuple[list[Action], str]:
 def _role(result: Results) -> Role:
     if result.kind == "teacher":
         return "teacher"
-    if result.kind == "predictions":
+    # Nobody knows what a published checkpoint was trained on.
+    if result.kind == "predictions" or result.training_split is None:
         return "predictions"
     if result.training_split == FULL:
         return "all_labels"
@@ -192,13 +222,20 @@ def _regroup(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -
     if result.unseen == unseen:
         return result
     names = {vocabulary.interaction_name(index) for index in unseen}
-    inside = [value for name, value in result.per_class.items() if name in names]
-    outside = [value for name, value in result.per_class.items() if name not in names]
-    groups = {
-        "unseen": float(np.mean(inside)) if inside else None,
-        "seen": float(np.mean(outside)) if outside else None,
-    }
-    return replace(result, unseen=unseen, metrics={**result.metrics, **groups})
+
+    def groups(per_class: dict[str, float]) -> dict[str, float | None]:
+        inside = [value for name, value in per_class.items() if name in names]
+        outside = [value for name, value in per_class.items() if name not in names]
+        return {
+            "unseen": float(np.mean(inside)) if inside else None,
+            "seen": float(np.mean(outside)) if outside else None,
+        }
+
+    further = result.known_object
+    if further is not None:
+        further = replace(further, metrics={**further.metrics, **groups(further.per_class)})
+    metrics = {**result.metrics, **groups(result.per_class)}
+    return replace(result, unseen=unseen, metrics=metrics, known_object=further)
 
 
 def _different(what: str, first: Results, second: Results) -> InputError:

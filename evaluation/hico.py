@@ -96,7 +96,7 @@ def evaluate_settings(
     for setting in settings:
         counted = np.ones(len(order), dtype=bool)
         if setting == "known_object":
-            counted = _known_object(found, truth, vocabulary)[order]
+            counted = known_object(found, truth, vocabulary)[order]
         scores[setting] = _scores(interactions[counted], hits[counted], num_positives)
     return scores
 
@@ -156,7 +156,7 @@ def summarize(
     return {**scores.groups(members), "mean_max_recall": _mean(scores.max_recall, None)}
 
 
-def _known_object(found: Triplets, truth: Triplets, vocabulary: Vocabulary) -> np.ndarray:
+def known_object(found: Triplets, truth: Triplets, vocabulary: Vocabulary) -> np.ndarray:
     """Mask of the detections in images with an annotated interaction of their object."""
     object_of = np.array([label for _, label in vocabulary.interactions], dtype=np.int64)
     stride = vocabulary.num_objects

@@ -142,6 +142,10 @@ def read_results(path: Path | str) -> Results:
     value = read_json(path)
     if not isinstance(value, dict):
         raise bad_field(path, "file", "results of an evaluation", value)
+    if "per_action" in value:
+        raise bad_field(
+            path, "file", "results of the HICO-DET protocol", "V-COCO's agent and role AP"
+        )
     folder = Path(path).parent
 
     def text(name: str) -> str:

@@ -66,7 +66,7 @@ def score_file(config: ScoreConfig) -> list[str]:
     split = load_split(vocabulary, config.split)
     truth = load_annotations(config.annotations, vocabulary, "test", config.strict)
     found = read_predictions(path, vocabulary)
-    detections = _of_annotated_images(path, found, truth)
+    detections = of_annotated_images(path, found, truth)
     results = Results(
         name=path.parent.resolve().name if config.predictions.is_dir() else path.stem,
         kind="predictions",
@@ -81,7 +81,7 @@ def score_file(config: ScoreConfig) -> list[str]:
     return [*tables([results], config.details), *filter(None, _notes(truth, found, detections))]
 
 
-def _of_annotated_images(
+def of_annotated_images(
     path: Path, detections: list[Detections], truth: AnnotationFile
 ) -> list[Detections]:
     """Without the images of the annotation file that have no labelled pair: its other forms do not

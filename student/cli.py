@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evaluation.cli import details_option, scoring_from, scoring_options
 from pipeline.cli import config_option, device_option, run_command
+
+if TYPE_CHECKING:
+    from evaluation.results import Results
 
 COUNT = click.IntRange(min=1)
 PATH = click.Path(path_type=Path)
@@ -79,14 +83,13 @@ def student(
     **options: Any,
 ) -> None:
     """Train a student; the same command goes on after a stop. Ends with the test evaluation."""
-    from evaluation.wording import results_table
     from student.run import RunConfig, run_student
 
     options["distillation"] = False if no_distillation else None
     config = RunConfig(
         data, cache, out, split, preset, options, init, device, workers, overwrite, name
     )
-    click.echo("\n".join(results_table([run_student(config)])))
+    _conclude(run_student(config))
 
 
 @train.command()
@@ -94,7 +97,7 @@ def student(
 @click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
 @click.option("--split", help="Groups to report; default: the split of the run.")
 @click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
-@click.option("--out", type=PATH, help="Folder for predictions.json and results.json.")
+@click.option("--out", type=PATH, help="Folder for predictions.json, results.json and report.html.")
 @click.option("--overwrite", is_flag=True, help="Replace these files.")
 @scoring_options
 @details_option
@@ -117,14 +120,24 @@ def evaluate(
 
     Opens a run, a checkpoint of this project, and EoID's and CDN's published checkpoints.
     """
-    from evaluation.details import tables
     from student.evaluate import evaluate_checkpoint
 
     scoring = scoring_from(**options)
     results = evaluate_checkpoint(
         checkpoint, data, split, out, device, workers, overwrite, scoring, nheads
     )
+    _conclude(results, details)
+
+
+def _conclude(results: Results, details: Sequence[str] = ()) -> None:
+    """Shows the scores and writes the report beside them."""
+    from evaluation.details import tables
+    from evaluation.report import report_beside
+    from student.evaluate import RESULTS
+
     click.echo("\n".join(tables([results], details)))
+    assert results.predictions is not None, "the evaluation writes them beside the results"
+    click.echo(report_beside(results.predictions.with_name(RESULTS)))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from evaluation.predictions import PREDICTIONS, write_predictions
+from evaluation.report import REPORT
 from evaluation.results import Results, write_results
 from evaluation.scoring import Scoring, scored_fields
 from evaluation.vcoco_run import score_run
@@ -125,7 +126,8 @@ def evaluate_checkpoint(
     asked = opened.split if split is None else load_split(dataset.vocabulary, split)
     recipe = opened.recipe
     out = out or (file.parent if opened.ours else file.parent / f"{file.stem}-evaluation")
-    refuse_existing(out / RESULTS, overwrite)
+    for name in (RESULTS, REPORT):
+        refuse_existing(out / name, overwrite)
     if opened.ours:
         source = Evaluated(
             name=file.resolve().parent.name,

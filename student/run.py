@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from evaluation.report import REPORT
 from evaluation.results import Results
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import resolve_device, spare_cores
@@ -167,7 +168,7 @@ def _claim(run: Path, plan: dict[str, Any], overwrite: bool) -> bool:
         return (run / CHECKPOINT).is_file()
     if not file.is_file() and any(run.iterdir()) and not overwrite:
         raise InputError(f"{run}: expected a new folder or a run, found other files")
-    for name in (CHECKPOINT, INIT, METRICS, RESULTS, PREDICTIONS):
+    for name in (CHECKPOINT, INIT, METRICS, RESULTS, PREDICTIONS, REPORT):
         (run / name).unlink(missing_ok=True)
     write_json(file, plan)
     return False

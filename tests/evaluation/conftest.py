@@ -7,6 +7,7 @@ import pytest
 
 from evaluation.hico import evaluate
 from evaluation.predictions import write_predictions
+from evaluation.report import ReportConfig, write_report
 from evaluation.results import Results, score_fields, write_results
 from pipeline.datasets import open_dataset
 from pipeline.splits import load_split
@@ -67,7 +68,7 @@ def _content(vocabulary, names, shifts, rows=None):
 def runs(tmp_path_factory, world):
     """Folders of a small world and of runs on it, by name, each with `results.json`."""
     root = tmp_path_factory.mktemp("runs")
-    write_world(root / "world", train=1, test=24, seed=1, workers=1)
+    write_world(root / "world", train=8, test=24, seed=1, workers=1)
     truth = open_dataset(root / "world").load("test").annotations
     unseen = load_split(world, "ua").unseen
     rng = np.random.default_rng(0)
@@ -98,6 +99,15 @@ def runs(tmp_path_factory, world):
         )
         write_results(folder / "results.json", results)
     return root
+
+
+@pytest.fixture(scope="session")
+def report(runs, tmp_path_factory):
+    """The page of a report on all runs."""
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    names = ("teacher", "ceiling", "control", "distilled")
+    write_report(ReportConfig(tuple(runs / name / "results.json" for name in names), out))
+    return out
 
 
 def _guess(annotation, skill, unseen, vocabulary, rng):

@@ -40,7 +40,8 @@ def test_options_from_a_file(world_files, tmp_path):
 def test_report(runs, tmp_path):
     out = tmp_path / "report.html"
     done = eoid_eval("report", runs / "teacher" / "results.json", "--out", out)
-    assert (done.returncode, done.stdout) == (0, f"wrote {out}\n"), done.stderr
+    said = f"wrote {out} and {tmp_path / 'report-pictures'}\n"
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert out.read_text().startswith("<!doctype html>")
 
 

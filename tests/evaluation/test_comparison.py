@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from evaluation.comparison import action_rows, compare
-from evaluation.results import METRICS, Results
+from evaluation.results import METRICS, Results, SettingScores
 from pipeline.errors import InputError
 from pipeline.splits import load_split
 
@@ -54,6 +56,41 @@ def test_roles_in_any_order(world, make):
         assert [one.metric("unseen") for one in found.contestants] == [0.7, 0.05, 0.8, 0.3, 0.6]
         assert found.contestants[-1].title == "another project"
         assert found.share_closed() == pytest.approx(0.65 / 0.75)
+
+
+def test_a_checkpoint_of_unknown_training_is_no_control(world, make):
+    fields = {"name": "eoid_ua", "training_split": None, "distillation": None}
+    found = compare([make(0.2, **fields, nms={"threshold": 0.7}), make(0.7)], world)
+    assert [one.role for one in found.contestants] == ["distilled", "predictions"]
+    last = found.contestants[-1]
+    assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
+
+
+def test_files_can_be_told_apart(world, make):
+    names = ["a", "b", "c"]
+    files = [make(0.2, kind="predictions", name=name, distillation=None) for name in names]
+    found = compare([make(0.7), *files], world).contestants
+    assert [one.style for one in found] == ["distilled", "predictions", "control", "all_labels"]
+
+
+def test_titles_of_single_runs(world, make):
+    (found,) = compare([make(0.6, seed=2), make(0.8, seed=1), make(0.8)], world).contestants
+    assert {found.run_title(one) for one in found.results} == {"seed 1", "seed 2", "run"}
+    (found,) = compare([make(0.6, seed=2), make(0.8, seed=2, name="b")], world).contestants
+    assert [found.run_title(one) for one in found.results] == ["run, seed 2", "b, seed 2"]
+
+
+def test_the_known_object_setting_is_grouped_too(world, make):
+    full = make(0.9, 0.5, split="full", distillation=False)
+    unseen = {world.interaction_name(index) for index in make(0.1).unseen}
+    values = {name: 0.8 if name in unseen else 0.4 for name in full.per_class}
+    further = SettingScores({**full.metrics, "full": 0.6}, values, {}, {}, {})
+    found = compare([replace(full, known_object=further), make(0.7)], world)
+    ceiling = found.find("all_labels")
+    assert ceiling.metric("unseen", known_object=True) == pytest.approx(0.8)
+    assert ceiling.metric("seen", known_object=True) == pytest.approx(0.4)
+    assert ceiling.metric("full", known_object=True) == 0.6
+    assert found.find("distilled").metric("full", known_object=True) is None
 
 
 def test_results_of_several_seeds_are_averaged(world, make):

@@ -16,7 +16,10 @@ from student.published_names import to_published
 
 # Phase two has to work where neither CLIP nor the cache builder's Dask can be imported.
 BLOCKED = "import sys; sys.modules.update(open_clip=None, dask=None); "
-COMMAND = [sys.executable, "-c", BLOCKED + "from student.cli import main; main()"]
+REPORTING = [sys.executable, "-c", BLOCKED + "from student.cli import main; main()"]
+# Most tests are quicker without the packages of the extra `report`.
+BARE = BLOCKED + "sys.modules['matplotlib'] = None; "
+COMMAND = [sys.executable, "-c", BARE + "from student.cli import main; main()"]
 SHORT = ["--preset", "world", "--batch-size", "4", "--precision", "float32", "--device", "cpu"]
 
 
@@ -66,9 +69,15 @@ def test_both_commands_work_without_clip(student, published, dataset_root, tmp_p
         ["evaluate", published, *data],
         ["evaluate", tmp_path / "run", *data, "--out", tmp_path / "nms", *scoring],
     ):
-        done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
+        command = REPORTING if words[0] == "student" else COMMAND
+        done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "split ua: 6 images" in done.stdout and "unseen" in done.stdout
+        without = "no report: a report needs matplotlib, which is not installed"
+        report = f"report: {tmp_path / 'run/report.html'}" if command is REPORTING else without
+        assert done.stdout.splitlines()[-1].startswith(report)
+    assert (tmp_path / "run/report.html").is_file()
+    assert not (tmp_path / "again/report.html").exists()
     assert "after pairwise NMS" in done.stdout and "\nverb " in done.stdout
     first, second, third = (
         json.loads((tmp_path / name / "results.json").read_text())
