@@ -52,7 +52,7 @@ def teacher_and_student(
     """The student's and the teacher's AP of every action, joined by a line.
 
     Args:
-        actions: at least one, whose `values` are the student's and the teacher's, none of them None.
+        actions: at least one; their `values` are the student's and the teacher's, none is None.
     """
     gains = [(100 * ((row.values[0] or 0.0) - (row.values[1] or 0.0)), row.name) for row in actions]
     better = [gain for gain in gains if gain[0] > 0]
