@@ -122,6 +122,7 @@ class TrainingImages(Dataset[Sample]):
             self.split,
             self.vocabulary,
             self.config,
+            self.cache.protocol,
         )
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:

@@ -47,8 +47,9 @@ class TargetConfig:
     """Which pairs teach, and how.
 
     Attributes:
-        candidates: "detector" for the frozen detector's proposals, "annotated" for the annotated
-            pairs whose labels are all unseen (the published, transductive protocol).
+        candidates: "detector" for the frozen detector's proposals, "annotated" for pairs of
+            annotated boxes (the published, transductive protocol): all of them where the cache
+            holds these, else the labelled pairs whose labels are all unseen.
         distillation: False silences the teacher and changes nothing else.
         overlap: a candidate goes when both its boxes overlap a seen pair of the same object by
             this IoU.
@@ -68,6 +69,7 @@ def image_targets(
     split: Split,
     vocabulary: Vocabulary,
     config: TargetConfig,
+    protocol: str = "detector",
 ) -> ImageTargets:
     """Joins an image's annotation with the teacher's answers under a split.
 
@@ -78,6 +80,8 @@ def image_targets(
         split: what is unseen, and for which verbs the teacher is asked.
         vocabulary: of annotation and cache.
         config: see `TargetConfig`.
+        protocol: what the cache's candidate pairs are made of, boxes of a "detector" or
+            "annotated" ones.
     """
     seen = keep_seen(annotation, split, vocabulary)
     rows, inverse = _unique_pairs(seen.hois)
@@ -93,7 +97,8 @@ def image_targets(
     soft[known] = probabilities[cached] * asked
     soft[hard] = 0
 
-    wanted = annotated if config.candidates == "annotated" else ~annotated
+    only_labelled = config.candidates == "annotated" and protocol == "detector"
+    wanted = annotated if only_labelled else ~annotated
     overlap = np.minimum(
         box_iou(humans, pairs.human_boxes), box_iou(objects, pairs.object_boxes)
     ) * (labels[:, None] == pairs.object_labels)

@@ -25,7 +25,7 @@ from student.metrics import METRICS
 from student.model import HOIDetector
 from student.recipe import Recipe, preset
 from student.train import Trainer
-from teacher_cache.reader import open_cache
+from teacher_cache.reader import TeacherCache, open_cache
 
 CONFIG = "config.json"
 
@@ -75,11 +75,14 @@ def run_student(config: RunConfig) -> Results:
         vocabulary.person,
         pair_people=bool(vocabulary.valid[:, vocabulary.person].any()),
     ).changed(**config.options)
+    cache = open_cache(config.cache)
+    if cache.protocol == "annotated":
+        recipe = _annotated(recipe, config)
     device, workers = resolve_device(config.device), spare_cores(config.workers)
     torch.manual_seed(recipe.train.seed)
     model = HOIDetector(recipe.model)
     started = start_from(model, config.init, vocabulary) if config.init else None
-    images = _training_images(config, dataset, split, recipe)
+    images = _training_images(cache, dataset, split, recipe)
     # Training ends with the test part: what is wrong with it should not come up hours later.
     dataset.records("test")
     plan = _plan(config, dataset, recipe, split, images)
@@ -105,21 +108,33 @@ def run_student(config: RunConfig) -> Results:
     return evaluate_model(trainer.predictor, recipe, dataset, source, config.out, device, workers)
 
 
+def _annotated(recipe: Recipe, config: RunConfig) -> Recipe:
+    """The recipe for a cache of annotated boxes, which has no detector's candidates to offer.
+
+    Raises:
+        InputError: these are asked for.
+    """
+    if config.options.get("candidates") == "detector":
+        raise InputError(
+            f"--candidates: expected annotated, as {config.cache} was built, found detector"
+        )
+    return recipe.changed(candidates="annotated")
+
+
 def _training_images(
-    config: RunConfig, dataset: Dataset, split: Split, recipe: Recipe
+    cache: TeacherCache, dataset: Dataset, split: Split, recipe: Recipe
 ) -> TrainingImages:
     annotations = dataset.load("train")
     if line := annotations.blemish_line():
         print(line)
     records = dataset.records(annotations)
-    cache = open_cache(config.cache)
     cache.check(dataset.vocabulary, annotations.digest, part="train")
     kept = [index for index, record in enumerate(records) if record.id in cache]
     if not kept:
-        raise InputError(f"{config.cache}: expected answers for training images, found none")
+        raise InputError(f"{cache.path}: expected answers for training images, found none")
     if len(kept) < len(records):
         # The cache lists them as failed: their images could not be read.
-        print(f"{config.cache}: no answers for {len(records) - len(kept)} images, left out")
+        print(f"{cache.path}: no answers for {len(records) - len(kept)} images, left out")
     return TrainingImages(
         [records[index] for index in kept],
         [annotations.annotations[index] for index in kept],

@@ -107,6 +107,12 @@ class TeacherCache:
         """Prompts, their embeddings and the temperature."""
         return read_teacher(self.path / TEACHER, self.fingerprint)
 
+    @property
+    def protocol(self) -> str:
+        """What its candidate pairs are made of: "annotated" boxes, or those of a "detector"."""
+        is_annotated = self.manifest["parts"].get("candidates") == "annotated"
+        return "annotated" if is_annotated else "detector"
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the answers are about.

@@ -140,11 +140,11 @@ def annotations(dataset):
 def answer(vocabulary):
     """`answer(annotation, seed)`: what a good detector and a good teacher say about an image.
 
-    Annotated pairs come first; then every person with every thing, boxes found to two pixels. The
-    teacher gives an annotated action 0.9.
+    Annotated pairs come first; then every person with every thing, boxes found to `spread` pixels.
+    The teacher gives an annotated action 0.9.
     """
 
-    def build(annotation, seed=0):
+    def build(annotation, seed=0, spread=2):
         rng = np.random.default_rng(seed)
         rows = [tuple(row[:2]) for row in annotation.hois.tolist() if row[1] >= 0]
         annotated = list(dict.fromkeys(rows))
@@ -154,7 +154,8 @@ def answer(vocabulary):
             annotated + [(p, t) for p in people for t in things], dtype=np.int64
         ).reshape(-1, 2)
         proposed = np.arange(len(pairs)) >= len(annotated)
-        found = np.clip(annotation.boxes + rng.uniform(-2, 2, annotation.boxes.shape), 0, 128)
+        moved = annotation.boxes + rng.uniform(-spread, spread, annotation.boxes.shape)
+        found = np.clip(moved, 0, 128)
         boxes = np.where(proposed[:, None, None], found[pairs], annotation.boxes[pairs]).astype(
             np.float32
         )
@@ -191,8 +192,9 @@ def _probabilities(annotation, pairs, labels, vocabulary):
 def write_cache():
     """`write_cache(folder, vocabulary, digest, {image id: answers})` makes a finished cache."""
 
-    def write(folder, vocabulary, digest, answers):
+    def write(folder, vocabulary, digest, answers, **further):
         parts = {"vocabulary": vocabulary.digest(), "annotations": digest, "teacher": "by hand"}
+        parts |= further
         path = folder / SHARDS / shard_name(0)
         ids = list(answers)
         write_shard(

@@ -177,6 +177,25 @@ def test_options_reach_the_recipe(run, student, tmp_path):
     assert recipe["targets"]["distillation"] is False
 
 
+@pytest.fixture
+def annotated_cache(tmp_path, annotations, answer, write_cache, vocabulary):
+    """A cache of annotated boxes."""
+    answers = {each.image_id: answer(each, spread=0) for each in annotations.annotations}
+    folder = tmp_path / "annotated"
+    return write_cache(folder, vocabulary, annotations.digest, answers, candidates="annotated")
+
+
+def test_a_cache_of_annotated_boxes(run, student, annotated_cache, tmp_path):
+    words = [*without(student, "--cache"), "--cache", annotated_cache, "--epochs", 1]
+    code, _, err = run(*words, "--candidates", "detector")
+    assert code == 2 and err.count("\n") == 1
+    assert f"--candidates: expected annotated, as {annotated_cache} was built" in err
+    assert run(*words)[0] == 0
+    recipe = json.loads((tmp_path / "run/config.json").read_text())["recipe"]
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert recipe["targets"]["candidates"] == results["protocol"] == "annotated"
+
+
 def test_evaluating_what_is_not_there(run, dataset_root, tmp_path):
     code, _, err = run("evaluate", tmp_path / "gone", "--data", dataset_root)
     assert code == 2 and err == f"eoid-train: {tmp_path / 'gone'}: no such file\n"

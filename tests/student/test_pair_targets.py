@@ -112,6 +112,28 @@ def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(scenes, targets
     assert taken > 5
 
 
+def test_a_cache_of_annotated_boxes_offers_all_of_their_pairs(scenes, answer, vocabulary):
+    """Whether labelled, and hidden, or not; but not those that a seen label names."""
+    split = load_split(vocabulary, "ua")
+    unlabelled = hidden = 0
+    for annotation in scenes:
+        answers = answer(annotation, spread=0)
+        pairs = answers.pairs
+        targets = image_targets(
+            annotation, pairs, answers.probabilities, split, vocabulary, ANNOTATED, "annotated"
+        )
+        rows = annotation.hois
+        shown = ~np.isin(interactions_of(annotation, vocabulary), split.unseen)
+        named = table(pair_boxes(annotation, rows[shown]))
+        proposed = pairs.sources == 1
+        every = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)[proposed]
+        found = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)[~targets.seen]
+        assert table(found) <= table(every) - named
+        unlabelled += len(table(found) - table(pair_boxes(annotation, rows)))
+        hidden += len(table(found) & table(pair_boxes(annotation, rows[~shown])))
+    assert unlabelled > 5 and hidden > 5
+
+
 @pytest.mark.parametrize("config", [TargetConfig(), ANNOTATED])
 @pytest.mark.parametrize("split", SPLITS)
 def test_soft_targets_are_the_answers_for_the_asked_verbs(
