@@ -60,13 +60,16 @@ def evaluate(
 
 @click.command()
 @click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
+@click.option("--json", "json_file", type=FILE, help="The numbers.")
+@click.option("--picture", type=FILE, help="The same as a picture: .png, .svg or .pdf.")
+@click.option("--overwrite", is_flag=True, help="Replace these files.")
 @config_option
-def inspect(folder: Path) -> None:
+def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrite: bool) -> None:
     """Say what CACHE holds and what it was made from."""
-    from teacher_cache.describe import describe
+    from teacher_cache.describe import InspectConfig
+    from teacher_cache.describe import inspect as run
 
-    for line in describe(folder):
-        click.echo(line)
+    run(InspectConfig(folder, json_file, picture, overwrite))
 
 
 @click.command()

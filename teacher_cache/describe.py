@@ -1,43 +1,117 @@
-"""What a cache holds, for people."""
+"""Counts what a cache holds, shard by shard."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from teacher_cache.format import SHARDS, shown
-from teacher_cache.pairing import ANNOTATED
-from teacher_cache.reader import open_cache
+from evaluation.cache_chart import draw_cache
+from evaluation.cache_overview import BINS, KINDS, CacheOverview, overview_json, overview_lines
+from evaluation.plotting import check_picture
+from pipeline.files import refuse_existing, write_json
+from pipeline.progress import track
+from teacher_cache.format import PAIR_OFFSETS, SHARDS, shown
+from teacher_cache.reader import TeacherCache, open_cache
 
 
-def describe(folder: Path) -> list[str]:
-    """Lines for people: counts, sizes, pairs per image, the teacher's confidence, what it is from.
+@dataclass(frozen=True)
+class InspectConfig:
+    """What to tell, and where.
+
+    Attributes:
+        cache: the cache folder.
+        json: file for the numbers, where wanted.
+        picture: file for a picture, where wanted.
+        overwrite: whether existing files may be replaced.
+    """
+
+    cache: Path
+    json: Path | None = None
+    picture: Path | None = None
+    overwrite: bool = False
+
+
+def inspect(config: InspectConfig, say: Callable[[str], None] = print) -> CacheOverview:
+    """Tells what a cache holds.
 
     Raises:
         InputError: not a finished cache, or a damaged one.
     """
-    cache = open_cache(folder)
-    answers = [cache[image_id] for image_id in cache.image_ids]
-    sources = np.concatenate([image.pairs.sources for image in answers] or [np.zeros(0)])
-    best = np.concatenate([image.probabilities.max(axis=1) for image in answers] or [np.zeros(0)])
-    num_regions = sum(len(image.region_boxes) for image in answers)
-    num_bytes = sum(path.stat().st_size for path in (folder / SHARDS).glob("*.h5"))
+    if config.json is not None:
+        refuse_existing(config.json, config.overwrite)
+    if config.picture is not None:
+        check_picture(config.picture, config.overwrite)
+    overview = count_cache(open_cache(config.cache))
+    if config.json is not None:
+        write_json(config.json, overview_json(overview))
+    if config.picture is not None:
+        draw_cache(config.picture, overview)
+    for line in overview_lines(overview):
+        say(line)
+    return overview
+
+
+def count_cache(cache: TeacherCache) -> CacheOverview:
+    """Counts pairs, regions, confidences and best actions of all shards.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
+    vocabulary = cache.vocabulary
+    top_actions = np.zeros((vocabulary.num_objects, vocabulary.num_verbs), dtype=np.int64)
+    confidence = np.zeros((len(KINDS), BINS), dtype=np.int64)
+    by_source = np.zeros(len(KINDS), dtype=np.int64)
+    pairs_per_image = np.zeros(1, dtype=np.int64)
+    num_regions = raw_bytes = file_bytes = 0
+    shards = range(cache.num_shards)
+    for shard in track(shards, len(shards), "Counting", "shards"):
+        arrays = cache.arrays(shard)
+        sources = np.minimum(arrays["pairs/source"], 1)
+        by_source += np.bincount(sources, minlength=len(KINDS))
+        own = np.bincount(np.diff(arrays[PAIR_OFFSETS]))
+        pairs_per_image = _sum(pairs_per_image, own)
+        num_regions += cache.layout(shard).num_regions
+        raw_bytes += sum(array.nbytes for array in arrays.values())
+        name = cache.manifest["shards"][shard]["name"]
+        file_bytes += (cache.path / SHARDS / name).stat().st_size
+        probabilities = arrays["pairs/action_probabilities"]
+        # The bits of half precision numbers that are not negative rise with the numbers, and
+        # whole numbers are compared many times quicker.
+        best = probabilities.view(np.uint16).argmax(axis=1)
+        top = probabilities[np.arange(len(best)), best].astype(np.float64)
+        answered = top > 0
+        np.add.at(top_actions, (arrays["pairs/object_label"][answered], best[answered]), 1)
+        bins = np.minimum((top * BINS).astype(np.int64), BINS - 1)[answered]
+        np.add.at(confidence, (sources[answered], bins), 1)
     counts = {
         "images": len(cache),
         "failed images": len(cache.failed),
-        "images without pairs": sum(len(image.pairs) == 0 for image in answers),
-        "shards": len(cache.manifest["shards"]),
-        "megabytes": f"{num_bytes / 1e6:.1f}",
-        "annotated pairs": int((sources == ANNOTATED).sum()),
-        "proposed pairs": int((sources != ANNOTATED).sum()),
-        "pairs per image": f"{len(sources) / max(len(cache), 1):.1f}",
-        "repeated regions": f"{100 * (1 - num_regions / max(len(sources), 1)):.1f} %",
-        "median confidence": f"{np.median(best):.2f}" if len(best) else "-",
+        "images without pairs": int(pairs_per_image[0]),
+        "shards": len(shards),
+        "annotated pairs": int(by_source[0]),
+        "proposed pairs": int(by_source[1]),
+        "regions": num_regions,
     }
-    return [
-        str(folder),
-        *(f"  {name:<22}{value}" for name, value in counts.items()),
-        "made from",
-        *(f"  {name:<22}{shown(value)}" for name, value in cache.manifest["parts"].items()),
-    ]
+    return CacheOverview(
+        title=cache.path.resolve().name,
+        counts=counts,
+        file_bytes=file_bytes,
+        raw_bytes=raw_bytes,
+        pairs_per_image=pairs_per_image,
+        confidence=dict(zip(KINDS, confidence, strict=True)),
+        top_actions=top_actions,
+        objects=tuple(name.replace("_", " ") for name in vocabulary.objects),
+        verbs=tuple(name.replace("_", " ") for name in vocabulary.verbs),
+        parts={name: shown(value) for name, value in cache.manifest["parts"].items()},
+    )
+
+
+def _sum(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Two histograms of different lengths together."""
+    total = np.zeros(max(len(first), len(second)), dtype=np.int64)
+    total[: len(first)] += first
+    total[: len(second)] += second
+    return total
