@@ -25,7 +25,10 @@ WORLD = "world"
 DEFAULT = "fasterrcnn_resnet50_fpn_v2"
 # Every detector shrinks a picture to about a megapixel. Giving it more than these costs memory, at
 # 27 bytes for every pixel, and shows it nothing.
-MOST_PIXELS = 2**24
+MOST_PIXELS = 2**25
+LONGEST_SIDE = 2**13
+# Of a picture longer than that times its other side they would leave no pixel.
+LONGEST_SHAPE = 32
 
 
 @dataclass(frozen=True)
@@ -106,18 +109,32 @@ class Detector:
 
 
 def detect(detector: Detector, images: Sequence[Image.Image]) -> list[FoundBoxes]:
-    """Detects in a batch of RGB pictures; of more than `MOST_PIXELS` it sees a reduced copy."""
-    factors = [math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS)) for image in images]
-    seen = [
-        np.asarray(image if factor <= 1 else image.reduce(factor))
-        for image, factor in zip(images, factors, strict=True)
-    ]
-    return [
-        found
-        if factor <= 1
-        else FoundBoxes(clip_boxes(found.boxes * factor, image.size), found.labels, found.scores)
-        for found, factor, image in zip(detector(seen), factors, images, strict=True)
-    ]
+    """Detects in a batch of RGB pictures, of which it may see reduced or widened copies."""
+    factors = [_factor(image) for image in images]
+    seen = [_seen(image, factor) for image, factor in zip(images, factors, strict=True)]
+    found = []
+    for one, factor, image in zip(detector(seen), factors, images, strict=True):
+        boxes = clip_boxes(one.boxes * factor, image.size)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        found.append(FoundBoxes(boxes[inside], one.labels[inside], one.scores[inside]))
+    return found
+
+
+def _factor(image: Image.Image) -> int:
+    by_pixels = math.sqrt(image.width * image.height / MOST_PIXELS)
+    return math.ceil(max(by_pixels, max(image.size) / LONGEST_SIDE, 1))
+
+
+def _seen(image: Image.Image, factor: int) -> np.ndarray:
+    """What the detector sees: reduced by a factor, and with black added to something too long."""
+    if factor > 1:
+        image = image.reduce(factor)
+    least = math.ceil(max(image.size) / LONGEST_SHAPE)
+    if min(image.size) < least:
+        wide = Image.new("RGB", (max(image.width, least), max(image.height, least)))
+        wide.paste(image, (0, 0))
+        image = wide
+    return np.asarray(image)
 
 
 def recognise(weights: Path, vocabulary: Vocabulary) -> str:

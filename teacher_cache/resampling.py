@@ -82,7 +82,12 @@ def _shrunk_regions(
     for place, (left, top, right, bottom) in enumerate(corners):
         width, height = right - left, bottom - top
         side = max(width, height)
-        if side < SHRUNK * size or height * side > PIXELS_AT_ONCE:
+        is_tower = width < side and height * side > PIXELS_AT_ONCE
+        if is_tower and height * width <= PIXELS_AT_ONCE and interpolation == "bicubic":
+            # Its black square would be thousands of times the region, and is not needed here.
+            tower = resample_regions(pixels, np.array(corners[place : place + 1]), size)
+            region = tower[0].permute(1, 2, 0).numpy()
+        elif side < SHRUNK * size or is_tower:
             region = padded_region(image, corners[place], size, interpolation)
         else:
             crop = pixels[:, top:bottom, left:right]

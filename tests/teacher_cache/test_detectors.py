@@ -181,6 +181,19 @@ def test_of_a_huge_picture_a_reduced_copy_is_seen(world_weights, vocabulary, mon
     np.testing.assert_allclose(found.boxes, 3 * wanted.boxes, atol=1e-2)
     np.testing.assert_array_equal(found.labels, wanted.labels)
     assert found.boxes.dtype == np.float32
+    monkeypatch.undo()
+    monkeypatch.setattr(detectors, "LONGEST_SIDE", 128)
+    (again,) = detect(detector, [large])
+    np.testing.assert_array_equal(again.boxes, found.boxes)
+
+
+@pytest.mark.parametrize("size", [(20_000, 6), (6, 20_000), (9000, 1), (1, 1), (40, 1000)])
+def test_pictures_of_any_shape(world_weights, vocabulary, size):
+    detector = Detector(DetectorConfig(WORLD, world_weights), vocabulary, CPU)
+    (found,) = detect(detector, [Image.new("RGB", size, (200, 90, 10))])
+    assert (found.boxes >= 0).all() and (found.boxes <= [*size, *size]).all()
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    assert len(found.boxes) == len(found.labels) == len(found.scores)
 
 
 def test_recognise(world_weights, coco_weights, vocabulary):

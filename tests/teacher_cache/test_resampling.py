@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from teacher_cache import resampling
 from teacher_cache.regions import RegionMode, crop_regions
 from teacher_cache.resampling import REGIONS_AT_ONCE, cut_regions, resample_regions
 
@@ -64,3 +65,20 @@ def test_cut_regions_equal_pils_to_a_grey_level(mode, width, height):
     difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
     assert found.dtype == torch.uint8 and difference.max() <= 1
     assert (difference > 0).mean() < 5e-3
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("at_once", [1000, 20_000, 2**24])
+@pytest.mark.parametrize(("width", "height"), [(9, 900), (150, 400), (900, 9)])
+def test_long_regions_equal_pils_to_a_grey_level(
+    monkeypatch, interpolation, at_once, width, height
+):
+    """However little may be held at once: towers go other ways than their black squares."""
+    monkeypatch.setattr(resampling, "PIXELS_AT_ONCE", at_once)
+    rng = np.random.default_rng(7)
+    image = Image.fromarray(picture(rng, width, height))
+    boxes = whole_boxes(rng, width, height, 12).astype(np.float32)
+    mode, cpu = RegionMode(), torch.device("cpu")
+    found = cut_regions(image, boxes, 32, mode, cpu, interpolation)
+    wanted = np.stack(crop_regions(image, boxes, 32, mode, interpolation))
+    assert np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted).max() <= 1
