@@ -17,6 +17,7 @@ from pipeline.files import differing_keys, read_json, sha256_of_file, write_json
 from pipeline.splits import Split, load_split
 from student.augmentation import training_augmentation
 from student.checkpoints import CHECKPOINT, checkpoint_path
+from student.crowding import crowded_line
 from student.data import TrainingImages
 from student.evaluate import PREDICTIONS, RESULTS, Evaluated, evaluate_model
 from student.init_report import INIT
@@ -95,6 +96,8 @@ def run_student(config: RunConfig) -> Results:
         print("\n".join(started.lines() if started else ["start: random weights"]))
     if started is not None:
         write_json(config.out / INIT, started.to_dict())
+    if line := crowded_line(images.annotations, split, vocabulary, recipe.model.num_queries):
+        print(line)
     trainer.train()
     source = Evaluated(
         name=config.name or config.out.resolve().name,

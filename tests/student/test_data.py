@@ -8,7 +8,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
 from pipeline.errors import InputError
-from pipeline.splits import load_split
+from pipeline.splits import Split, load_split
 from student.augmentation import PublishedAugmentation, world_augmentation
 from student.data import (
     EpochSampler,
@@ -36,7 +36,7 @@ def image_targets(humans, things, found=()):
         object_boxes=boxes(*things),
         object_labels=np.arange(count),
         hard=np.eye(count, 3, dtype=bool),
-        soft=np.full((count, 3), 0.25, dtype=np.float32),
+        soft=(np.arange(count * 3, dtype=np.float32).reshape(count, 3) + 1) / 100,
         seen=np.arange(count) % 2 == 0,
         interactive=np.ones(count, dtype=bool),
         boxes=boxes(*found),
@@ -153,6 +153,7 @@ def test_what_a_crop_cuts_away_leaves_and_the_rest_keeps_its_fields():
     assert sample.image.shape == (3, 100, 100)
     assert sample.targets.object_labels.tolist() == [1, 2]
     assert sample.targets.hard.tolist() == targets.hard[[1, 2]].tolist()
+    assert sample.targets.soft.tolist() == targets.soft[[1, 2]].tolist()
     assert sample.targets.seen.tolist() == [False, True]
     left = torch.tensor([[20.0, 30, 70, 100], [90, 0, 100, 99]])
     torch.testing.assert_close(corners(sample, sample.targets.human_boxes), left)
@@ -240,6 +241,44 @@ def test_sizes_are_known_before_an_image_is_read(make_images, vocabulary, augmen
             assert tuple(sizes[index]) == images[epoch, index].image.shape[-2:]
             seen.add(tuple(sizes[index]))
     assert (len(seen) > 4) == isinstance(augmentation, PublishedAugmentation)
+
+
+def test_answers_follow_their_pairs_through_the_published_augmentation():
+    """Pairs are told apart by where they are; whatever is left of them keeps its own answers."""
+    humans = [(20 + 60 * i, 30, 70 + 60 * i, 200) for i in range(5)]
+    things = [(30 + 60 * i, 120, 60 + 60 * i, 280) for i in range(5)]
+    targets = image_targets(humans, things)
+    pairs_left = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        draws = torch.rand(NUM_DRAWS).numpy()
+        sample = make_sample(
+            "a.jpg", picture(), targets, lambda values, d=draws: PublishedAugmentation()(values, d)
+        )
+        rows = sample.targets.object_labels
+        assert torch.equal(sample.targets.soft, torch.from_numpy(targets.soft)[rows])
+        assert torch.equal(sample.targets.hard, torch.from_numpy(targets.hard)[rows])
+        assert torch.equal(rows, rows.sort().values)
+        middles = sample.targets.object_boxes[:, 0]
+        assert torch.equal(middles, middles.sort(descending=bool(draws[0] >= 0.5)).values)
+        pairs_left.add(len(rows))
+    assert {1, 5} & pairs_left and len(pairs_left) > 2
+
+
+def test_no_image_is_lost_by_a_split(make_images, annotations, vocabulary):
+    """An image stays whose labels are all unseen: it teaches by its candidates."""
+    hidden = annotations.annotations[3]
+    verbs, labels = hidden.hois[:, 2], hidden.labels[hidden.hois[:, 1]]
+    unseen = np.unique(vocabulary.interaction_ids[verbs, labels])
+    split = Split("mine", tuple(unseen.tolist()), np.ones(vocabulary.num_verbs, dtype=bool))
+    images = make_images(split, world_augmentation())
+    samples = [images[0, index] for index in range(len(images))]
+    assert [sample.image_id for sample in samples] == [
+        annotation.image_id for annotation in annotations.annotations
+    ]
+    without = [sample for sample in samples if not sample.targets.seen.any()]
+    assert samples[3] in without and len(samples[3].targets) and samples[3].targets.soft.any()
+    assert len(without) < len(samples)
 
 
 def test_samples_move_as_a_whole(make):

@@ -49,6 +49,36 @@ def test_auxiliary_outputs_pair_the_last_layers(build, small_config, pairs, acti
     assert len(outputs["aux_outputs"]) == min(pairs, actions) - 1
 
 
+@pytest.mark.parametrize(("pairs", "actions"), [(1, 3), (3, 1), (2, 3)])
+def test_heads_read_their_decoders(build, small_config, pairs, actions):
+    model = build(
+        replace(
+            small_config,
+            num_human_object_layers=pairs,
+            num_interaction_layers=actions,
+            matching_head=True,
+        )
+    )
+    found = {}
+    for name in ("human_object_decoder", "interaction_decoder"):
+        decoder = getattr(model, name)
+        decoder.register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
+    outputs = model([image(64, 64), image(32, 96)])
+    depth = min(pairs, actions)
+    pair, action = (found[name][-depth:] for name in found)
+    expected = {
+        "pred_object_logits": model.object_head(pair),
+        "pred_matching_logits": model.matching_head(pair),
+        "pred_human_boxes": model.human_box_head(pair).sigmoid(),
+        "pred_object_boxes": model.object_box_head(pair).sigmoid(),
+        "pred_verb_logits": model.verb_head(action),
+        "pred_interactive_logits": model.interactive_head(action),
+    }
+    for row, layer in enumerate([*outputs["aux_outputs"], outputs]):
+        for name, value in expected.items():
+            torch.testing.assert_close(layer[name], value[row])
+
+
 def test_a_padded_batch_equals_the_list(small):
     images = [image(64, 96), image(96, 64, seed=1)]
     pixels = torch.zeros(2, 3, 96, 96)

@@ -96,6 +96,44 @@ def test_boxes_come_from_seen_pairs_or_from_the_detector(
     assert (left_out > 0) == (split != "full")
 
 
+@pytest.mark.parametrize("split", SPLITS[:3])
+def test_nothing_of_unseen_pairs_reaches_a_target(scenes, targets_of, answer, vocabulary, split):
+    """Annotations and cache with other boxes and answers for unseen pairs teach the same."""
+    random = np.random.default_rng(0)
+    changed = 0
+    for annotation in scenes:
+        answers = answer(annotation)
+        before = targets_of(annotation, split, answers=answers)
+        rows = annotation.hois
+        hidden = np.isin(
+            interactions_of(annotation, vocabulary), load_split(vocabulary, split).unseen
+        )
+        alone = np.setdiff1d(rows[hidden][:, :2], rows[~hidden][:, :2])
+        boxes = annotation.boxes.copy()
+        boxes[alone] = random.uniform(0, 128, (len(alone), 4))
+        known = table(pair_boxes(annotation, rows[~hidden]))
+        pairs = answers.pairs
+        cached = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)
+        secret = np.array([tuple(row) not in known for row in cached.tolist()], dtype=bool)
+        secret &= pairs.sources == 0
+        humans, things, told = (
+            values.copy()
+            for values in (pairs.human_boxes, pairs.object_boxes, answers.probabilities)
+        )
+        for values in (humans, things, told):
+            values[secret] = random.uniform(0, 1, values[secret].shape)
+        other = replace(
+            answers,
+            pairs=replace(pairs, human_boxes=humans, object_boxes=things),
+            probabilities=told,
+        )
+        after = targets_of(replace(annotation, boxes=boxes), split, answers=other)
+        for field in fields(before):
+            np.testing.assert_array_equal(getattr(before, field.name), getattr(after, field.name))
+        changed += len(alone) + secret.sum()
+    assert changed > 20
+
+
 def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(scenes, targets_of, vocabulary):
     split = load_split(vocabulary, "ua")
     taken = 0

@@ -68,8 +68,7 @@ def test_golden_forward(golden_file, tmp_path):
         for name, shape in meta["entries"]
     }
     content = {"model": state}
-    if "--nheads" in meta["args"]:
-        content["args"] = published_arguments(meta["args"])
+    content["args"] = published_arguments(meta["args"])
     torch.save(content, tmp_path / "published.pth")
     model = load_published(tmp_path / "published.pth")
     random = np.random.RandomState(meta["image_seed"])
@@ -115,6 +114,52 @@ def test_sizes_come_back_from_shapes(backbone, matching_head, pre_norm):
     assert config_from_shapes(theirs) == config
     renamed, unknown = from_published(theirs)
     assert unknown == [] and list(renamed) == list(state)
+
+
+def published_names(detr, config):
+    """Names of the published model's entries: DETR's, its decoder twice, and heads of its own."""
+    heads = ["obj_class_embed", "verb_class_embed", "is_embed"]
+    names = [
+        name
+        for name in detr
+        if not name.startswith(("bbox_embed", "class_embed", "transformer.decoder."))
+    ]
+    layers = {
+        "decoder": config.num_human_object_layers,
+        "interaction_decoder": config.num_interaction_layers,
+    }
+    for decoder, count in layers.items():
+        for name in detr:
+            inside = name.removeprefix("transformer.decoder.")
+            if name != inside and (inside.startswith("norm") or int(inside.split(".")[1]) < count):
+                names.append(f"transformer.{decoder}.{inside}")
+    boxes = [f"{who}_bbox_embed.layers.{n}" for who in ("sub", "obj") for n in range(3)]
+    matching = ["matching_embed"] if config.matching_head else []
+    linear = [*heads, *boxes, *matching]
+    return names + [f"{name}.{kind}" for name in linear for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize(("pairs", "actions"), [(3, 3), (2, 4), (4, 1)])
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("matching_head", [False, True])
+def test_entries_have_the_published_names(
+    detr_state, small_config, matching_head, pre_norm, pairs, actions
+):
+    config = replace(
+        small_config,
+        num_encoder_layers=4,
+        num_human_object_layers=pairs,
+        num_interaction_layers=actions,
+        pre_norm=pre_norm,
+        matching_head=matching_head,
+    )
+    with torch.device("meta"):
+        state = to_published(HOIDetector(config).state_dict())
+        detr = detr_state(layers=4, pre_norm=pre_norm)
+    assert sorted(state) == sorted(published_names(detr, config))
+    theirs = {name: value.shape for name, value in detr.items() if name in state}
+    theirs.pop("query_embed.weight")
+    assert theirs == {name: state[name].shape for name in theirs}
 
 
 def test_loaded_model_equals_the_saved_one(small, small_config, tmp_path):

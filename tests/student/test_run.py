@@ -260,6 +260,15 @@ def test_images_without_answers_are_left_out_and_counted(
     assert load_checkpoint(tmp_path / "run/checkpoint.pt").state["step"] == 1
 
 
+def test_more_labelled_pairs_than_queries_are_told_once(configured, tmp_path, capsys):
+    options = {**OPTIONS, "num_queries": 1}
+    run_student(configured(tmp_path / "run", options=options))
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        sum("more labelled pairs than the student has queries (1)" in line for line in lines) == 1
+    )
+
+
 def test_a_cache_without_answers_trains_nobody(configured, partial_cache, tmp_path):
     with pytest.raises(InputError, match="expected answers for training images, found none"):
         run_student(configured(tmp_path / "run", cache=partial_cache(0)))
