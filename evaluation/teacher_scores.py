@@ -39,23 +39,23 @@ class TeacherScores:
 
     Attributes:
         title: dataset, split and numbers of images and pairs.
-        annotated, proposed: mAP by group, of `GROUPS`, on either kind of pairs; None where the
-            cache has none of them.
+        annotated, proposed: mAP by group, of `GROUPS`, on either kind of pairs; None for a group
+            without ground truth.
         shares: further fractions by their title.
         verbs: every verb that the teacher is asked for.
     """
 
     title: str
     annotated: dict[str, float | None]
-    proposed: dict[str, float | None] | None
+    proposed: dict[str, float | None]
     shares: dict[str, float | None]
     verbs: tuple[VerbScores, ...]
 
     def groups(self) -> list[tuple[str, float | None, float | None]]:
         """Title and mAP on annotated and proposed pairs of every group that has any."""
-        proposed = self.proposed or {}
         rows = [
-            (title, self.annotated.get(name), proposed.get(name)) for name, title in GROUPS.items()
+            (title, self.annotated.get(name), self.proposed.get(name))
+            for name, title in GROUPS.items()
         ]
         return [row for row in rows if row[1] is not None or row[2] is not None]
 

@@ -107,7 +107,7 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
             "embeddings": config.asking.embeddings,
         },
         num_images=len(questions),
-        settings=to_settings("build", _resolved(config, sources)),
+        settings=to_settings("build", _resolved(config, sources, opened)),
         vocabulary=plain_vocabulary(subject.vocabulary),
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
@@ -221,9 +221,14 @@ def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
     return ClipConfig(str(dataset.teacher), config.clip_weights, config.precision)
 
 
-def _resolved(config: BuildConfig, sources: Sources) -> BuildConfig:
-    """The configuration with its models named, whatever the dataset names by default later."""
-    config = replace(config, clip_model=sources.clip.model, clip_weights=sources.clip.weights)
+def _resolved(config: BuildConfig, sources: Sources, opened: Opened) -> BuildConfig:
+    """The configuration with its models named, whatever the defaults are later or elsewhere."""
+    config = replace(
+        config,
+        clip_model=sources.clip.model,
+        clip_weights=sources.clip.weights,
+        precision=opened.models.clip.precision,
+    )
     detector = sources.detector
     if detector is None:
         return config

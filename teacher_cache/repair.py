@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
-from pipeline.files import sha256_of_file
+from pipeline.files import replacing, sha256_of_file
 from teacher_cache.finish import finish
 from teacher_cache.format import MANIFEST, PLAN, read_manifest
 from teacher_cache.integrity import SET_ASIDE, Examination
@@ -62,7 +62,7 @@ def repair(
         _write_plan(folder)
         say(f"{PLAN}: written again from {MANIFEST}")
     images = {} if MANIFEST in lost else _images(folder)
-    with _set_aside(folder, [*asked, MANIFEST]):
+    with _set_aside(folder, [*asked, MANIFEST], keep=PLAN):
         if asked:
             remake(folder, dataset, device, say)
         completion = finish(folder)
@@ -163,14 +163,21 @@ def undo_stopped_repair(folder: Path) -> None:
 
 
 @contextmanager
-def _set_aside(folder: Path, names: list[str]) -> Iterator[None]:
-    """Moves files out of the way; they come back, in place of what replaced them, on failure."""
+def _set_aside(folder: Path, names: list[str], keep: str) -> Iterator[None]:
+    """Moves files out of the way; they come back, in place of what replaced them, on failure.
+
+    Args:
+        folder: the cache.
+        names: of the files.
+        keep: name of a file that stays, and becomes again what it is on failure.
+    """
     aside = folder / SET_ASIDE
     shutil.rmtree(aside, ignore_errors=True)
     moved = [name for name in names if (folder / name).exists()]
     for name in moved:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / name, aside / name)
+    kept = (folder / keep).read_bytes()
     try:
         yield
     except BaseException:
@@ -178,6 +185,8 @@ def _set_aside(folder: Path, names: list[str]) -> Iterator[None]:
             (folder / name).unlink(missing_ok=True)
         for name in moved:
             os.replace(aside / name, folder / name)
+        with replacing(folder / keep) as temporary:
+            temporary.write_bytes(kept)
         shutil.rmtree(aside, ignore_errors=True)
         raise
     shutil.rmtree(aside, ignore_errors=True)

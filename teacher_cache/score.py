@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from teacher_cache.quality import (
     pair_recall,
     to_detections,
 )
-from teacher_cache.reader import TeacherCache, open_cache
+from teacher_cache.reader import open_cache
 
+KINDS = (ANNOTATED, PROPOSED)
 TITLES = {
     "teacher_accuracy": "teacher accuracy (top-1, annotated pairs)",
     "person_recall": "person recall",
@@ -102,17 +104,15 @@ def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Re
         source: [
             to_detections(each.image_id, answers, vocabulary, source) for each, answers in held
         ]
-        for source in _kinds(cache)
+        for source in KINDS
     }
     measured = _measure(held, detections, vocabulary, split, config.setting)
-    kinds = list(detections)
     num_pairs = sum(cache.layout(shard).num_pairs for shard in range(cache.num_shards))
     title = (
         f"{dataset.name}, {part} part, split {split.name}: {len(loaded.annotations)} images,"
         f" {num_pairs} pairs"
     )
     told = _teacher_scores(title, measured, vocabulary, split)
-    protocol: Protocol = "detector" if PROPOSED in kinds else "annotated"
     results = Results(
         name="teacher",
         kind="teacher",
@@ -120,14 +120,14 @@ def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Re
         split=split.name,
         setting=config.setting,
         num_images=len(loaded.annotations),
-        protocol=protocol,
+        protocol=cast(Protocol, cache.protocol),
         dataset_path=config.dataset,
         predictions=config.predictions,
         extra=_extra(measured, vocabulary),
-        **score_fields(measured.scores[kinds[-1]], vocabulary, split.unseen),
+        **score_fields(measured.scores[PROPOSED], vocabulary, split.unseen),
     )
     if config.predictions is not None:
-        write_predictions(config.predictions, detections[kinds[-1]], vocabulary)
+        write_predictions(config.predictions, detections[PROPOSED], vocabulary)
     if config.json is not None:
         write_results(config.json, results)
     if config.picture is not None:
@@ -135,12 +135,6 @@ def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Re
     for line in teacher_table(told):
         say(line)
     return results
-
-
-def _kinds(cache: TeacherCache) -> tuple[int, ...]:
-    """The kinds of pairs in a cache, the one that a detector would be scored by last."""
-    proposed = cache.manifest["parts"].get("candidates") != "annotated"
-    return (ANNOTATED, PROPOSED) if proposed else (ANNOTATED,)
 
 
 def _measure(
@@ -168,12 +162,9 @@ def _measure(
     }
     overall, accuracy = action_accuracy(held, vocabulary)
     labelled, recall = pair_recall(held, vocabulary)
+    found = box_recall(held, vocabulary)
     shares = {"teacher_accuracy": overall}
-    if PROPOSED in detections:
-        found = box_recall(held, vocabulary)
-        shares |= {f"{name}_recall": share for name, share in found.items()}
-    else:
-        recall = np.full(len(labelled), np.nan)
+    shares |= {f"{name}_recall": share for name, share in found.items()}
     return _Measured(scores, groups, shares, accuracy, recall, labelled)
 
 
@@ -181,7 +172,6 @@ def _teacher_scores(
     title: str, measured: _Measured, vocabulary: Vocabulary, split: Split
 ) -> TeacherScores:
     means = {source: own.verb_means(vocabulary) for source, own in measured.scores.items()}
-    nothing = np.full(vocabulary.num_verbs, np.nan)
     unseen = set(split.unseen)
     verbs = []
     for verb, name in enumerate(vocabulary.verbs):
@@ -196,21 +186,19 @@ def _teacher_scores(
                 accuracy=_number(measured.accuracy[verb]),
                 recall=_number(measured.recall[verb]),
                 annotated=_number(means[ANNOTATED][verb]),
-                proposed=_number(means.get(PROPOSED, nothing)[verb]),
+                proposed=_number(means[PROPOSED][verb]),
             )
         )
     shares = {TITLES[name]: _number(share) for name, share in measured.shares.items()}
     groups = measured.groups
-    return TeacherScores(title, groups[ANNOTATED], groups.get(PROPOSED), shares, tuple(verbs))
+    return TeacherScores(title, groups[ANNOTATED], groups[PROPOSED], shares, tuple(verbs))
 
 
 def _extra(measured: _Measured, vocabulary: Vocabulary) -> dict[str, float]:
     """Fractions beside the metrics of `Results`, whose mAP is the detector's where there is one."""
     extra: dict[str, float | None] = {**measured.shares}
-    for source, prefix in ((ANNOTATED, "annotated_"), (PROPOSED, "")):
-        groups = measured.groups.get(source, {})
-        names = groups if source == ANNOTATED else [name for name in groups if name == ACTIONS]
-        extra |= {f"{prefix}{name}": groups[name] for name in names}
+    extra[ACTIONS] = measured.groups[PROPOSED].get(ACTIONS)
+    extra |= {f"annotated_{name}": value for name, value in measured.groups[ANNOTATED].items()}
     for title, values in (
         ("accuracy", measured.accuracy),
         ("recall", measured.recall),

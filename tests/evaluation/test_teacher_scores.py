@@ -37,7 +37,7 @@ def test_the_table_is_aligned():
 
 
 def test_nothing_proposed():
-    scores = TeacherScores("t", {"full": 0.5}, None, {}, ())
+    scores = TeacherScores("t", {"full": 0.5}, {}, {}, ())
     assert scores.groups() == [("Full", 0.5, None)]
     assert any(line.split() == ["Full", "50.0", "-"] for line in teacher_table(scores))
 

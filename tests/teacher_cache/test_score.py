@@ -8,9 +8,7 @@ from evaluation.predictions import read_predictions
 from evaluation.results import read_results
 from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
-from pipeline.files import write_json
 from teacher_cache.build import build
-from teacher_cache.format import MANIFEST, fingerprint_of
 from teacher_cache.score import ScoreConfig, score_teacher
 
 
@@ -62,18 +60,16 @@ def test_the_picture(score_config, tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_annotated_pairs_only(score_config):
-    """A cache without a detector is scored on the pairs that it has."""
-    file = score_config.cache / MANIFEST
-    value = json.loads(file.read_text())
-    value["parts"]["candidates"] = "annotated"
-    with_detector = score_teacher(score_config, lambda line: None)
-    write_json(file, {**value, "fingerprint": fingerprint_of(value["parts"]), "shards": []})
-    said = []
-    results = score_teacher(replace(score_config, overwrite=True), said.append)
-    assert results.protocol == "annotated" and with_detector.protocol == "detector"
-    assert "pair_recall" not in results.extra and "person_recall" not in results.extra
-    assert results.metrics["full"] == results.extra["annotated_full"] == 0
+def test_pairs_of_annotated_boxes(dataset, build_config, score_config):
+    """All of them are proposed, so nothing annotated is missed."""
+    config = build_config(dataset, out="annotated", candidates="annotated")
+    build(config)
+    wanted = replace(score_config, cache=config.out, json=None)
+    results = score_teacher(wanted, lambda line: None)
+    assert results.protocol == "annotated"
+    shares = [results.extra[f"{name}_recall"] for name in ("person", "object", "pair")]
+    assert shares == [1, 1, 1]
+    assert 0 < results.metrics["full"] <= results.extra["annotated_full"]
 
 
 @pytest.mark.parametrize("field", ["json", "predictions", "picture"])
