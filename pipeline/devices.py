@@ -29,6 +29,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def set_float32(device: torch.device, precision: str) -> None:
+    """Lets a GPU multiply float32 numbers as TF32 (10 bits of mantissa), unless the precision is
+    "float32"."""
+    if device.type == "cuda":
+        allowed = precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is quicker than float32 on this device."""
     if device.type == "cuda":
@@ -36,16 +45,17 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def spare_cores(workers: int | None, most: int = 8) -> int:
+def spare_cores(workers: int | None, most: int = 8, processes: int = 1) -> int:
     """The number of worker processes to start.
 
     Args:
         workers: as asked for; None for the cores that the model leaves, which needs two.
         most: upper bound of the default.
+        processes: how many processes with workers of their own share the machine.
     """
     if workers is not None:
         return workers
-    return max(0, min(most, (os.cpu_count() or 1) - 2))
+    return max(0, min(most, (os.cpu_count() or 1) // processes - 2))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -53,11 +63,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
     Args:
         device: where the work is done.
-        precision: "float32", "bfloat16", "float16", or "auto": bfloat16 where the hardware is
-            quick at it.
+        precision: "float32", "tf32" (see `set_float32`), "bfloat16", "float16", or "auto":
+            bfloat16 where the hardware is quick at it.
     """
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    if precision == "float32":
+    if precision in ("float32", "tf32"):
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))

@@ -21,15 +21,19 @@ class Progress:
         title: what is being done.
         unit: what is counted, e.g. "images".
         done: items that were finished before, on a resumed run.
+        quiet: say nothing, as one of several processes whose first one speaks.
     """
 
-    def __init__(self, total: int, title: str, unit: str = "items", done: int = 0) -> None:
+    def __init__(
+        self, total: int, title: str, unit: str = "items", done: int = 0, quiet: bool = False
+    ) -> None:
+        self._quiet = quiet
         self._bar = tqdm(
             total=total,
             desc=title,
             unit=f" {unit}",
             initial=done,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self._plain = self._bar.disable
@@ -62,6 +66,8 @@ class Progress:
         self.close()
 
     def _say(self) -> None:
+        if self._quiet:
+            return
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self._done - self._first) / seconds
         remaining = (self._total - self._done) / rate if rate > 0 else float("inf")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.vocabulary import Vocabulary
 
 FULL = "full"
 FIELDS = ("unseen_verbs", "unseen_objects", "unseen_interactions")
+ASKED = ("split", "unseen", "all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,26 @@ def load_split(vocabulary: Vocabulary, name_or_path: str | Path) -> Split:
             f" {', '.join(split_names(vocabulary))} or a TOML file"
         )
     return _user_split(vocabulary, path)
+
+
+def ask_for(split: Split, verbs: str, vocabulary: Vocabulary) -> Split:
+    """The split with another choice of the verbs that the teacher is asked for.
+
+    Args:
+        split: what is unseen.
+        verbs: one of `ASKED`: "split" as the setting has it, "unseen" the verbs of unseen
+            interactions, "all" every verb but no interaction.
+        vocabulary: the split's.
+    """
+    assert verbs in ASKED
+    if verbs == "split":
+        return split
+    asked = np.full(vocabulary.num_verbs, verbs == "all")
+    asked[[vocabulary.interactions[hoi][0] for hoi in split.unseen]] = True
+    # The teacher has no prompt for "no interaction", hence no answer.
+    if vocabulary.no_interaction is not None:
+        asked[vocabulary.no_interaction] = False
+    return replace(split, asked_verbs=asked)
 
 
 def keep_seen(annotation: Annotation, split: Split, vocabulary: Vocabulary) -> Annotation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from student.recipe import Recipe, recipe_from_dict
 
 FORMATS = "eoid-student-"
 FORMAT = f"{FORMATS}1"
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, PREVIOUS, BEST = "checkpoint.pt", "checkpoint-previous.pt", "best.pt"
 PARTS = ("recipe", "vocabulary", "split", "model", "state")
 SPLIT_FIELDS = {"name", "unseen", "asked_verbs"}
 
@@ -46,6 +47,12 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint, whole or not at all."""
+    with replacing(path) as temporary:
+        write_checkpoint(temporary, checkpoint)
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint under a temporary name, to the disk and not only towards it."""
     value = {
         "format": FORMAT,
         "recipe": checkpoint.recipe.to_dict(),
@@ -58,8 +65,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "model": checkpoint.weights,
         "state": checkpoint.state,
     }
-    with replacing(path) as temporary:
-        torch.save(value, temporary)
+    # Through a file of Python's, which tells why it cannot be written.
+    with open(path, "wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -105,9 +115,11 @@ def is_ours(value: Any) -> bool:
 
 
 def checkpoint_path(path: Path | str) -> Path:
-    """The checkpoint file of a run folder, or the file itself."""
+    """The file that stands for a run folder, its best checkpoint if it keeps that; or the file."""
     path = Path(path)
-    return path / CHECKPOINT if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    return path / BEST if (path / BEST).is_file() else path / CHECKPOINT
 
 
 def load_model(path: Path | str) -> HOIDetector:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from evaluation.results import Results
 
 COUNT = click.IntRange(min=1)
+RATE = click.FloatRange(min=0, min_open=True)
+BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101", "world"]
+ACCUMULATION = "Parts in which each process works through a step, to need less memory."
+LAST_BATCH = "An epoch's images beyond whole batches: leave them out, or fill up with its first."
+RESUME = "Go on where the run stands, never, or begin at another run's checkpoint."
 PATH = click.Path(path_type=Path)
 workers_option = click.option(
     "--workers",
@@ -46,23 +51,66 @@ def train() -> None:
     help="Weights to start from: DETR, EoID, CDN, a run, a torchvision ResNet or detector.",
 )
 @click.option("--no-distillation", is_flag=True, help="The control: silence the teacher.")
-@click.option("--candidates", type=click.Choice(["detector", "annotated"]))
-@click.option("--queries", type=click.Choice(["learned", "pairs"]))
-@click.option("--num-queries", type=COUNT)
-@click.option("--backbone", type=click.Choice(["resnet18", "resnet34", "resnet50", "resnet101"]))
-@click.option("--num-encoder-layers", type=click.IntRange(min=0))
-@click.option("--num-human-object-layers", type=COUNT)
-@click.option("--num-interaction-layers", type=COUNT)
+@click.option(
+    "--candidates",
+    type=click.Choice(["detector", "annotated"]),
+    help="Pairs without labels; default: what the cache was built for.",
+)
+@click.option(
+    "--ask",
+    type=click.Choice(["split", "unseen", "all"]),
+    default="split",
+    show_default=True,
+    help="Verbs the teacher is asked for: as the split has it, those of unseen interactions, all.",
+)
 @click.option("--topk", type=click.IntRange(min=0), help="Candidates an image may teach with.")
 @click.option("--thres-is", "interactive_threshold", type=click.FloatRange(0, 1))
 @click.option("--soft-weight", "verb_soft_weight", type=click.FloatRange(min=0))
 @click.option("--soft-normalisation", type=click.Choice(["entries", "pairs", "answers"]))
 @click.option("--verb-loss", type=click.Choice(["focal_bce", "bce_bce"]))
+@click.option("--backbone", type=click.Choice(BACKBONES))
+@click.option("--queries", type=click.Choice(["learned", "pairs"]))
+@click.option("--num-queries", type=COUNT)
+@click.option("--num-encoder-layers", type=click.IntRange(min=0))
+@click.option("--num-human-object-layers", type=COUNT)
+@click.option("--num-interaction-layers", type=COUNT)
+@click.option("--dropout", type=click.FloatRange(0, 1))
+@click.option(
+    "--vdetach/--no-vdetach",
+    "detach_verb_queries",
+    default=None,
+    help="Keep verb gradients out of localisation.",
+)
 @click.option("--epochs", type=COUNT)
-@click.option("--batch-size", type=COUNT)
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--batch-size", type=COUNT, help="Images a step, over all processes together.")
+@click.option("--accumulation", type=COUNT, default=1, show_default=True, help=ACCUMULATION)
+@click.option("--learning-rate", type=RATE)
+@click.option("--backbone-learning-rate", type=click.FloatRange(min=0))
+@click.option("--weight-decay", type=click.FloatRange(min=0))
+@click.option("--clip-norm", type=click.FloatRange(min=0), help="0 clips nothing.")
+@click.option("--schedule", type=click.Choice(["step", "one_cycle"]))
+@click.option("--drop-epoch", type=click.IntRange(min=0), help="From here on a tenth of the rate.")
+@click.option("--warmup-steps", type=click.IntRange(min=0), help="Steps in which the rate rises.")
+@click.option(
+    "--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights."
+)
+@click.option("--last-batch", type=click.Choice(["drop", "fill"]), help=LAST_BATCH)
+@click.option("--augmentation", type=click.Choice(["published", "world"]))
+@click.option("--precision", type=click.Choice(["auto", "float32", "tf32", "bfloat16"]))
+@click.option("--compile", "compiled", is_flag=True, help="Translate the model with torch.compile.")
 @click.option("--seed", type=click.IntRange(min=0))
+@click.option(
+    "--hold-out",
+    type=click.FloatRange(min=0),
+    help="Training images to evaluate on instead: a share below 1, or their number.",
+)
+@click.option("--evaluate-every", type=click.IntRange(min=0), help="Epochs between evaluations.")
+@click.option("--keep", type=click.Choice(["last", "best"]), help="The weights to end with.")
+@click.option("--resume", default="auto", show_default=True, metavar="auto|never|FILE", help=RESUME)
+@click.option("--checkpoint-minutes", type=click.FloatRange(min=0), default=15, show_default=True)
+@click.option("--log-every", type=COUNT, default=10, show_default=True, help="Steps a log line.")
+@click.option("--tensorboard", is_flag=True, help="Also log into RUN/tensorboard.")
+@click.option("--report/--no-report", default=True, help="End with a page, RUN/report.html.")
 @workers_option
 @click.option("--name", help="What reports call this run; default: the folder's name.")
 @click.option("--overwrite", is_flag=True, help="Replace another run in the folder.")
@@ -76,6 +124,14 @@ def student(
     preset: str,
     init: Path | None,
     no_distillation: bool,
+    ask: str,
+    accumulation: int,
+    compiled: bool,
+    resume: str,
+    checkpoint_minutes: float,
+    log_every: int,
+    tensorboard: bool,
+    report: bool,
     workers: int | None,
     name: str | None,
     overwrite: bool,
@@ -83,13 +139,28 @@ def student(
     **options: Any,
 ) -> None:
     """Train a student; the same command goes on after a stop. Ends with the test evaluation."""
+    from student.material import Wanted
     from student.run import RunConfig, run_student
 
     options["distillation"] = False if no_distillation else None
     config = RunConfig(
-        data, cache, out, split, preset, options, init, device, workers, overwrite, name
+        Wanted(data, cache, split, preset, options, ask),
+        out,
+        init=init,
+        device=device,
+        workers=workers,
+        accumulation=accumulation,
+        compiled=compiled,
+        resume=resume,
+        checkpoint_minutes=checkpoint_minutes,
+        log_every=log_every,
+        tensorboard=tensorboard,
+        overwrite=overwrite,
+        name=name,
     )
-    _conclude(run_student(config))
+    results = run_student(config)
+    if results is not None:
+        _conclude(results, report=report)
 
 
 @train.command()
@@ -97,8 +168,8 @@ def student(
 @click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
 @click.option("--split", help="Groups to report; default: the split of the run.")
 @click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
-@click.option("--out", type=PATH, help="Folder for predictions.json, results.json and report.html.")
-@click.option("--overwrite", is_flag=True, help="Replace these files.")
+@click.option("--out", type=PATH, help="Folder for predictions, results, pictures and report.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @scoring_options
 @details_option
 @workers_option
@@ -126,20 +197,26 @@ def evaluate(
     results = evaluate_checkpoint(
         checkpoint, data, split, out, device, workers, overwrite, scoring, nheads
     )
-    _conclude(results, details)
+    if results is not None:
+        _conclude(results, details)
 
 
-def _conclude(results: Results, details: Sequence[str] = ()) -> None:
+def _conclude(results: Results, details: Sequence[str] = (), report: bool = True) -> None:
     """Shows the scores and writes the report beside them."""
     from evaluation.details import tables
     from evaluation.report import report_beside
     from student.evaluate import RESULTS
 
     click.echo("\n".join(tables([results], details)))
-    assert results.predictions is not None, "the evaluation writes them beside the results"
-    click.echo(report_beside(results.predictions.with_name(RESULTS)))
+    if report:
+        assert results.predictions is not None, "the evaluation writes them beside the results"
+        click.echo(report_beside(results.predictions.with_name(RESULTS)))
 
 
 def main() -> None:
     """Entry point of `eoid-train`."""
     run_command(train)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 
-from pipeline.errors import InputError
 from pipeline.images import image_size, read_image
 from pipeline.progress import track
 from pipeline.splits import Split
@@ -26,7 +23,7 @@ from pipeline.vocabulary import Vocabulary
 from student.augmentation import Augmentation
 from student.geometry import NUM_DRAWS
 from student.pair_targets import ImageTargets, TargetConfig, image_targets
-from student.sampling import mix
+from student.sampling import Key, mix
 from student.targets import Targets
 from teacher_cache.reader import TeacherCache
 
@@ -57,13 +54,23 @@ class Sample:
     labels: Tensor
 
     def to(self, device: torch.device) -> Sample:
-        """The same sample on another device."""
+        """The same sample on another device; copies do not block."""
         return Sample(
             image_id=self.image_id,
             image=self.image.to(device, non_blocking=True),
             targets=self.targets.to(device),
-            boxes=self.boxes.to(device),
-            labels=self.labels.to(device),
+            boxes=self.boxes.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Sample:
+        """The same sample in page-locked memory, from which copies to a GPU need not wait."""
+        return Sample(
+            image_id=self.image_id,
+            image=self.image.pin_memory(),
+            targets=self.targets.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
         )
 
 
@@ -125,7 +132,7 @@ class TrainingImages(Dataset[Sample]):
             self.cache.protocol,
         )
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: Key) -> Sample:
         """The sample of `(epoch, index)`."""
         epoch, index = key
         image = TF.pil_to_tensor(read_image(self.records[index].path))
@@ -190,21 +197,6 @@ def normalise(image: Tensor) -> Tensor:
     return TF.normalize(pixels, list(MEAN), list(STD))
 
 
-def without_interrupts(_: int) -> None:
-    """For worker processes: Ctrl-C reaches all of them, only their parent decides to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Bad input that a worker process met: its own line again, without the worker's traceback."""
-    try:
-        yield
-    except InputError as error:
-        line = str(error).strip().splitlines()[-1]
-        raise InputError(line.removeprefix(f"{InputError.__module__}.InputError: ")) from None
-
-
 def _has_area(boxes: Tensor) -> Tensor:
     corners = boxes.as_subclass(Tensor)
     return ((corners[:, 2:] - corners[:, :2]) >= SMALLEST_SIDE).all(1)
@@ -214,30 +206,3 @@ def _relative(boxes: Tensor, width: int, height: int) -> Tensor:
     """(N, 4) xyxy pixels -> cxcywh in [0, 1]."""
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     return box_convert(boxes.as_subclass(Tensor).float() / scale, "xyxy", "cxcywh")
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """A fresh permutation every epoch, from the seed alone.
-
-    Args:
-        size: number of images.
-        batch_size: images a step.
-        seed: of all permutations.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.epoch, self.first_step = 0, 0
-
-    def position(self, epoch: int, step: int) -> None:
-        """The next iteration starts at this step of this epoch."""
-        self.epoch, self.first_step = epoch, step
-
-    def __len__(self) -> int:
-        return self.size - self.first_step * self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()
-        for index in order[self.first_step * self.batch_size :]:
-            yield self.epoch, index

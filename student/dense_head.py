@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from student.distributed import average_counts
 from student.padding import filled_shares
 
 PEAK_WINDOW = 3
@@ -175,13 +176,15 @@ def dense_losses(
         person: class index of people.
 
     Returns:
-        `dense_class` and `dense_box`, each divided by the number of boxes in the batch.
+        `dense_class` and `dense_box`, each divided by the number of boxes in the batch, which is
+        averaged over processes.
     """
     batch, num_classes, height, width = dense.logits.shape
     device = dense.logits.device
     image = torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)])
     label, box = torch.cat(labels), torch.cat(boxes)
-    count = max(len(label), 1)
+    counted, processes = average_counts(torch.full((), float(len(label)), device=device))
+    count = counted.clamp(min=1 / processes)
     grid = dense.cells()[image]
     cell = (box[:, :2] * grid).long().clamp(min=0)
     cell = torch.minimum(cell, (grid - ROUNDING).ceil().long() - 1)

@@ -6,23 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evaluation.predictions import PREDICTIONS, write_predictions
 from evaluation.report import REPORT
 from evaluation.results import Results, write_results
 from evaluation.scoring import Scoring, scored_fields
 from evaluation.vcoco_run import score_run
 from pipeline.datasets import Dataset, open_dataset
-from pipeline.devices import resolve_device, spare_cores
+from pipeline.devices import spare_cores
 from pipeline.files import refuse_existing
 from pipeline.splits import Split, load_split
 from student.checkpoints import checkpoint_path
+from student.distributed import join_team
 from student.metrics import METRICS
 from student.model import HOIDetector
 from student.opened import open_student
-from student.predict import predict
+from student.pictures import PICTURES, draw_beside
+from student.predict_together import predict_together
 from student.recipe import Recipe
+from student.step import Execution
 
 RESULTS = "results.json"
 
@@ -46,24 +47,24 @@ def evaluate_model(
     dataset: Dataset,
     source: Evaluated,
     out: Path,
-    device: torch.device,
-    workers: int,
+    execution: Execution,
     scoring: Scoring | None = None,
-) -> Results:
-    """Predicts the test part, scores it, writes `predictions.json` and `results.json`."""
+) -> Results | None:
+    """Predicts the test part, scores it, writes `predictions.json` and `results.json`.
+
+    Returns:
+        The results; None in every process but the first.
+    """
     annotations = dataset.load("test")
     if line := annotations.blemish_line():
-        print(line)
+        execution.team.say(line)
     records = dataset.records(annotations)
-    out.mkdir(parents=True, exist_ok=True)
-    detections = predict(
-        model,
-        records,
-        dataset.vocabulary,
-        recipe.train.augmentation,
-        device,
-        workers=workers,
+    detections = predict_together(
+        model, records, dataset.vocabulary, recipe.train.augmentation, execution
     )
+    if not execution.team.first:
+        return None
+    out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / PREDICTIONS, detections, dataset.vocabulary)
     results = Results(
         name=source.name,
@@ -88,6 +89,14 @@ def evaluate_model(
         ),
     )
     write_results(out / RESULTS, results)
+    draw_beside(
+        out / PICTURES / "test",
+        records,
+        annotations.annotations,
+        detections,
+        dataset.vocabulary,
+        source.split.unseen,
+    )
     return results
 
 
@@ -101,7 +110,7 @@ def evaluate_checkpoint(
     overwrite: bool,
     scoring: Scoring | None = None,
     num_heads: int | None = None,
-) -> Results:
+) -> Results | None:
     """Evaluates a run, a checkpoint of ours or a published one on a dataset's test part.
 
     Args:
@@ -115,6 +124,9 @@ def evaluate_checkpoint(
         overwrite: replace results that are there.
         scoring: settings and NMS; None for both settings without NMS.
         num_heads: attention heads of a published checkpoint that does not say.
+
+    Returns:
+        The results; None in every process but the first.
 
     Raises:
         InputError: nothing of the kind, another vocabulary than the dataset's, or results that
@@ -140,13 +152,6 @@ def evaluate_checkpoint(
         )
     else:
         source = Evaluated(file.stem, asked)
-    return evaluate_model(
-        opened.model,
-        recipe,
-        dataset,
-        source,
-        out,
-        resolve_device(device),
-        spare_cores(workers),
-        scoring,
-    )
+    with join_team(device) as (team, own):
+        execution = Execution(own, team, spare_cores(workers, processes=team.local_size))
+        return evaluate_model(opened.model, recipe, dataset, source, out, execution, scoring)

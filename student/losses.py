@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional
 
 from student.boxes import overlaps
 from student.config import LossConfig, MatcherConfig
+from student.distributed import average_counts
 from student.matcher import Matches, TwoStageMatcher
 from student.targets import TargetBatch, Targets
 
@@ -122,22 +123,13 @@ class _Part:
 
 
 def _divide(parts: dict[str, _Part]) -> dict[str, Tensor]:
-    counts, processes = _average(torch.stack([part.counts for part in parts.values()]))
+    counts, processes = average_counts(torch.stack([part.counts for part in parts.values()]))
     divided = {}
     for (name, part), count in zip(parts.items(), counts, strict=True):
         if part.empty_is_one:
             count = torch.where(count > 0, count, 1 / processes)
         divided[name] = part.sums / (count.clamp(min=part.least) + part.extra / processes)
     return divided
-
-
-def _average(counts: Tensor) -> tuple[Tensor, int]:
-    """Counts averaged over processes, in one reduction, and the number of processes."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return counts, 1
-    processes = distributed.get_world_size()
-    distributed.all_reduce(counts)
-    return counts / processes, processes
 
 
 def _object_part(

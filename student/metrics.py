@@ -1,4 +1,4 @@
-"""A run's `metrics.jsonl`: one JSON object for every logged step."""
+"""A run's logs: files with one JSON object a line, each with the step it is about."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.files import write_text
 
-METRICS = "metrics.jsonl"
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 
 def rewind(path: Path, step: int) -> None:

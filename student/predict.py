@@ -16,9 +16,10 @@ from pipeline.progress import Progress
 from pipeline.types import Detections, ImageRecord
 from pipeline.vocabulary import Vocabulary
 from student.augmentation import evaluation_resize
-from student.data import normalise, plain_errors, without_interrupts
+from student.data import normalise
 from student.inference import to_detections
 from student.model import HOIDetector
+from student.workers import Batches, ignore_signals, plain_errors
 
 
 class TestImages(Dataset[tuple[str, tuple[int, int], Tensor]]):
@@ -51,6 +52,7 @@ def predict(
     batch_size: int = 16,
     workers: int = 0,
     precision: str = "float32",
+    quiet: bool = False,
 ) -> list[Detections]:
     """Detects interactions in images, with progress.
 
@@ -63,6 +65,7 @@ def predict(
         batch_size: images at once.
         workers: processes that read images.
         precision: see `pipeline.devices.autocast`.
+        quiet: show no progress.
 
     Returns:
         One `Detections` for every record, in their order.
@@ -75,17 +78,18 @@ def predict(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=without_interrupts,
+        worker_init_fn=ignore_signals,
     )
     # As in training, so that a run's own results and those of its checkpoint are the same.
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     detections: list[Detections] = []
     with (
-        Progress(len(records), "predicting", "images") as progress,
+        Progress(len(records), "predicting", "images", quiet=quiet) as progress,
         torch.inference_mode(),
         plain_errors(),
+        Batches(loader) as batches,
     ):
-        for batch in loader:
+        for batch in batches:
             ids, sizes, images = zip(*batch, strict=True)
             with autocast(device, precision):
                 outputs = model([image.to(device) for image in images])

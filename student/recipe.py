@@ -9,10 +9,12 @@ from pipeline.errors import InputError, bad_field
 from student.checks import at_least, below, one_of
 from student.config import LossConfig, MatcherConfig, StudentConfig
 from student.pair_targets import TargetConfig
+from student.sampling import LAST_BATCHES
 
 PRESETS = ("published", "world")
 SCHEDULES = ("step", "one_cycle")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
+KEPT = ("last", "best")
 
 Config = TypeVar("Config")
 
@@ -26,15 +28,20 @@ class TrainConfig:
         learning_rate: peak rate of everything but the backbone.
         backbone_factor: the backbone's rate as a share of it.
         weight_decay: AdamW's.
-        schedule: "step" (a tenth from epoch `drop_epoch` on) or "one_cycle".
-        drop_epoch: see `schedule`.
-        clip_norm: largest gradient norm.
+        schedule: "step" (a linear rise over `warmup_steps`, then constant, a tenth from epoch
+            `drop_epoch` on) or "one_cycle".
+        drop_epoch, warmup_steps: see `schedule`.
+        clip_norm: largest gradient norm; 0 clips nothing.
+        last_batch: see `student.sampling.Order`.
         ema: decay of the averaged weights that predict; 0 predicts with the plain weights.
         augmentation: "published" (DETR's, short side 480..800) or "world" (flip and colours, no
             resize); evaluation resizes to match.
         precision: "auto" is bfloat16 where the hardware is quick at it.
         seed: of weights, order and augmentation.
         dense_class_weight, dense_box_weight: losses of the dense head (queries from pairs).
+        hold_out: training images left out to evaluate on: a share below 1, or their number.
+        evaluate_every: epochs between evaluations on these; 0 evaluates after the last one only.
+        keep: the weights that the run ends with, "last" or "best" on the held-out images.
     """
 
     epochs: int = 90
@@ -44,13 +51,18 @@ class TrainConfig:
     weight_decay: float = 1e-4
     schedule: str = "step"
     drop_epoch: int = 60
+    warmup_steps: int = 0
     clip_norm: float = 0.1
+    last_batch: str = "drop"
     ema: float = 0.0
     augmentation: str = "published"
     precision: str = "auto"
     seed: int = 0
     dense_class_weight: float = 1.0
     dense_box_weight: float = 1.0
+    hold_out: float = 0.0
+    evaluate_every: int = 0
+    keep: str = "last"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -58,7 +70,19 @@ class TrainConfig:
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("augmentation", self.augmentation, PRESETS)
         one_of("precision", self.precision, PRECISIONS)
+        one_of("last_batch", self.last_batch, LAST_BATCHES)
+        one_of("keep", self.keep, KEPT)
         below("ema", self.ema, 0, 1)
+        for name in (
+            *("learning_rate", "backbone_factor", "weight_decay", "clip_norm", "drop_epoch"),
+            *("warmup_steps", "hold_out", "evaluate_every"),
+        ):
+            at_least(name, getattr(self, name), 0)
+        if self.schedule != "step" and self.warmup_steps:
+            raise InputError(f"warmup_steps: expected 0, as {self.schedule} has a rise of its own")
+        if not self.hold_out and (self.evaluate_every or self.keep == "best"):
+            wish = "evaluate_every" if self.evaluate_every else "keep"
+            raise InputError(f"{wish}: expected a hold_out above 0 beside it, found 0")
 
 
 @dataclass(frozen=True)

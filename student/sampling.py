@@ -7,19 +7,29 @@ so that the number of processes changes nothing but who does the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+LAST_BATCHES = ("drop", "fill")
+# Epoch and image.
+Key = tuple[int, int]
 # Batches that are sorted by size together. More of them waste less padding; fewer leave more to
 # chance which images meet.
 GROUPED_BATCHES = 64
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches of an epoch; where there is none, the images make one smaller batch."""
-    return num_images // batch_size or 1
+def steps_per_epoch(num_images: int, batch_size: int, last_batch: str = "drop") -> int:
+    """Batches of an epoch; fewer images than a batch make a smaller one all the same.
+
+    Args:
+        num_images, batch_size: of the run.
+        last_batch: see `epoch_batches`.
+    """
+    whole, left = divmod(num_images, batch_size)
+    return max(1, whole + (left > 0 and last_batch == "fill"))
 
 
 def epoch_batches(
@@ -29,14 +39,14 @@ def epoch_batches(
     epoch: int,
     rank: int = 0,
     world_size: int = 1,
+    last_batch: str = "drop",
 ) -> list[list[int]]:
     """The batches of an epoch, as far as they concern one process; a pure function.
 
     A permutation of all images is cut into runs of `GROUPED_BATCHES` batches. Inside a run, images
     are sorted into strips of like shape and these by height, and the batches, now of like size,
     stand in the order in which the permutation comes to them. Images of one size stay in the
-    order of the permutation. What is left over from whole batches is left out, other images in
-    every epoch.
+    order of the permutation.
 
     Args:
         sizes: (N, 2) heights and widths of the images as the model will see them.
@@ -44,13 +54,18 @@ def epoch_batches(
         seed, epoch: choose the permutation.
         rank, world_size: which process of how many; image i of a batch goes to process
             i modulo `world_size`, so shares differ by one image at most.
+        last_batch: what becomes of images that are left over from whole batches: "drop" leaves
+            them out, other images in every epoch; "fill" makes them a batch with images from the
+            permutation's beginning.
 
     Returns:
         For every step the image indices of this process.
     """
     generator = torch.Generator().manual_seed(mix(seed, epoch))
     order = torch.randperm(len(sizes), generator=generator).numpy()
-    order = order[: steps_per_epoch(len(sizes), batch_size) * batch_size]
+    if last_batch == "fill" and len(order) > batch_size:
+        order = np.concatenate([order, order[: -len(order) % batch_size]])
+    order = order[: steps_per_epoch(len(sizes), batch_size, last_batch) * batch_size]
     run = GROUPED_BATCHES * batch_size
     batches: list[np.ndarray] = []
     for start in range(0, len(order), run):
@@ -93,44 +108,52 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-class BatchSampler(Sampler[list[tuple[int, int]]]):
-    """The batches of one epoch for a `DataLoader`, as lists of `(epoch, index)`.
+class StepSampler(Sampler[list[Key]]):
+    """One process's share of every step of a run, as lists of `(epoch, index)`.
+
+    It goes on from one epoch to the next, so that workers prepare the next epoch's first batches
+    while the model is at the last ones of this.
 
     Args:
         sizes: gives the (N, 2) heights and widths of an epoch's images.
         num_images: N.
-        batch_size, seed, rank, world_size: see `epoch_batches`.
+        epochs: of the run.
+        batch_size, seed, rank, world_size, last_batch: see `epoch_batches`.
+
+    Attributes:
+        first_step: where the next iteration starts.
+        steps_per_epoch: batches of an epoch.
     """
 
     def __init__(
         self,
         sizes: Callable[[int], np.ndarray],
         num_images: int,
+        epochs: int,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        last_batch: str = "drop",
     ) -> None:
-        self.sizes, self.num_images, self.batch_size, self.seed = (
-            sizes,
-            num_images,
-            batch_size,
-            seed,
+        self.sizes, self.epochs = sizes, epochs
+        self._batches = partial(
+            epoch_batches,
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            last_batch=last_batch,
         )
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.first_step = 0, 0
-
-    def position(self, epoch: int, step: int) -> None:
-        """The next iteration starts at this step of this epoch."""
-        self.epoch, self.first_step = epoch, step
+        self.steps_per_epoch = steps_per_epoch(num_images, batch_size, last_batch)
+        self.first_step = 0
 
     def __len__(self) -> int:
-        return steps_per_epoch(self.num_images, self.batch_size) - self.first_step
+        return self.epochs * self.steps_per_epoch - self.first_step
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        batches = epoch_batches(
-            self.sizes(epoch), self.batch_size, self.seed, epoch, self.rank, self.world_size
-        )
-        for batch in batches[self.first_step :]:
-            yield [(epoch, index) for index in batch]
+    def __iter__(self) -> Iterator[list[Key]]:
+        first_epoch, begun = divmod(self.first_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            for batch in self._batches(self.sizes(epoch), epoch=epoch)[begun:]:
+                yield [(epoch, index) for index in batch]
+            begun = 0

@@ -43,6 +43,10 @@ class Targets:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in FIELDS}
         return Targets(**moved)
 
+    def pin_memory(self) -> Targets:
+        """The same pairs in page-locked memory, from which copies to a GPU need not wait."""
+        return Targets(**{name: getattr(self, name).pin_memory() for name in FIELDS})
+
 
 FIELDS = tuple(entry.name for entry in fields(Targets))
 

@@ -2,65 +2,66 @@
 
 from __future__ import annotations
 
-import json
-import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pipeline.devices import autocast
 from pipeline.errors import InputError
-from pipeline.progress import Progress
 from pipeline.splits import Split
 from pipeline.vocabulary import Vocabulary
-from student.checkpoints import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
-from student.data import (
-    EpochSampler,
-    Sample,
-    TrainingImages,
-    plain_errors,
-    without_interrupts,
-)
-from student.dense_head import dense_losses
-from student.losses import Criterion
-from student.metrics import METRICS, rewind
+from student.data import Sample, TrainingImages
+from student.held_out import HeldOut
 from student.model import HOIDetector
+from student.readings import Reading, Readings, not_finite
 from student.recipe import Recipe
+from student.run_log import Pace, RunLog
+from student.run_state import RunState
+from student.sampling import StepSampler
+from student.signals import Stop, StopSignals, leave
+from student.step import Execution, Stepper
+from student.workers import Batches, ignore_signals, plain_errors
 
-LOG_EVERY = 10
 
+@dataclass(frozen=True)
+class Upkeep:
+    """What a run does beside training.
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples as the step takes them, all on one device."""
+    Attributes:
+        checkpoint_minutes: longest time between two checkpoints; one is written after every
+            epoch too.
+        log_every: steps between two lines of the log.
+        tensorboard: also log for TensorBoard.
+        plan: what the run's result depends on, kept with its checkpoints.
+    """
 
-    samples: Sequence[Sample]
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch([sample.to(device) for sample in self.samples])
+    checkpoint_minutes: float = 15.0
+    log_every: int = 10
+    tensorboard: bool = False
+    plan: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
-    """Model, optimiser and position of one training run.
+    """One training run: where it stands, and how it goes on.
 
     Args:
         recipe: all settings.
         model: the detector to train.
         images: where samples come from.
         vocabulary, split: stored with the checkpoints.
-        run: folder for checkpoints and metrics.
-        device: where to train.
-        workers: processes that prepare samples.
+        run: folder for checkpoints and logs.
+        execution: how the machines are used.
+        upkeep: checkpoints and logs.
+        held_out: training images to evaluate on, None for none.
+
+    Raises:
+        InputError: a step has fewer images than there are processes.
     """
 
     def __init__(
@@ -71,41 +72,53 @@ class Trainer:
         vocabulary: Vocabulary,
         split: Split,
         run: Path,
-        device: torch.device,
-        workers: int,
+        execution: Execution,
+        upkeep: Upkeep | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
-        self.recipe, self.run, self.device = recipe, run, device
-        self.vocabulary, self.split = vocabulary, split
+        train, team = recipe.train, execution.team
+        self.recipe, self.run, self.execution = recipe, run, execution
+        self.upkeep, self.held_out = upkeep or Upkeep(), held_out
+        images_a_step = min(train.batch_size, len(images))
+        if images_a_step < team.size:
+            raise InputError(
+                f"batch_size: expected an image a step for each of {team.size} processes,"
+                f" found {images_a_step}"
+            )
+        self.sampler = StepSampler(
+            images.sizes,
+            len(images),
+            train.epochs,
+            train.batch_size,
+            train.seed,
+            team.rank,
+            team.size,
+            train.last_batch,
+        )
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        # Headers of all images are read by one process for all.
+        images.image_sizes = team.from_first(lambda: images.image_sizes)
         # Convolutions are quicker on channels-last maps, on CPUs and GPUs alike.
-        self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.criterion = Criterion(
-            recipe.matcher, recipe.losses, torch.from_numpy(split.asked_verbs).to(device)
-        )
-        train = recipe.train
-        self.sampler = EpochSampler(len(images), train.batch_size, train.seed)
-        self.steps_per_epoch = len(images) // train.batch_size or 1
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(model, recipe), lr=train.learning_rate, fused=True
-        )
-        self.scheduler = _scheduler(self.optimizer, recipe, self.steps_per_epoch)
-        self.averaged = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
-            if train.ema
-            else None
-        )
-        self.step = 0
+        model = model.to(execution.device).to(memory_format=torch.channels_last)
+        asked = torch.from_numpy(split.asked_verbs)
+        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution)
+        self.readings, self.pace = Readings(execution.device), Pace(execution.device)
+        self.state = RunState(self.stepper, vocabulary, split, run, self.upkeep.plan)
         self.loader = DataLoader(
             images,
-            batch_size=train.batch_size,
-            sampler=self.sampler,
-            num_workers=workers,
+            batch_sampler=self.sampler,
+            num_workers=execution.workers,
             collate_fn=list,
-            drop_last=len(images) > train.batch_size,
-            persistent_workers=workers > 0,
-            worker_init_fn=without_interrupts,
+            pin_memory=execution.device.type == "cuda",
+            worker_init_fn=ignore_signals,
             # Iterating draws a number: from here, so that dropout goes on as if never stopped.
             generator=torch.Generator(),
         )
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
 
     @property
     def total_steps(self) -> int:
@@ -114,183 +127,109 @@ class Trainer:
 
     @property
     def predictor(self) -> HOIDetector:
-        """The detector whose weights predict: averaged where averaging is on."""
-        if self.averaged is None:
-            return self.model
-        assert isinstance(self.averaged.module, HOIDetector)
-        return self.averaged.module
+        """The detector whose weights predict."""
+        return self.stepper.predictor
 
-    def train(self) -> None:
+    def train(self, signals: StopSignals) -> None:
         """Trains from where the run stands to its end.
 
+        Args:
+            signals: entered by the caller; a request takes effect after the running step, when
+                the state is saved.
+
         Raises:
-            KeyboardInterrupt: asked to stop; the state is saved first.
-            InputError: a loss is not finite; the last good checkpoint stays.
+            KeyboardInterrupt, SystemExit: asked to stop; see `signals.leave`.
+            InputError: a loss is not finite, or the disk is full; the last good checkpoint stays.
         """
-        self.model.train()
-        rewind(self.run / METRICS, self.step)
-        with (
-            Progress(self.total_steps, "training", "steps", self.step) as progress,
-            asked_to_stop() as stop,
-            plain_errors(),
-            open(self.run / METRICS, "a", encoding="utf-8") as log,
-        ):
-            while self.step < self.total_steps:
-                self.sampler.position(*divmod(self.step, self.steps_per_epoch))
-                waited = time.perf_counter()
-                for samples in self.loader:
-                    waiting = time.perf_counter() - waited
-                    losses = self.train_step(Batch(samples).to(self.device))
-                    seconds = time.perf_counter() - waited
-                    if self.step % LOG_EVERY == 0 or self.step == self.total_steps:
-                        record = self.record(losses, len(samples) / seconds, waiting / seconds)
-                        log.write(json.dumps(record) + "\n")
-                        log.flush()
-                    progress.advance(note=f"loss {losses['total']:.2f}")
-                    if stop():
-                        self.save()
-                        raise KeyboardInterrupt
-                    waited = time.perf_counter()
-                    if self.step % self.steps_per_epoch == 0:
-                        break
-                self.save()
-
-    def train_step(self, batch: Batch) -> dict[str, float]:
-        """One step on one batch; returns the losses by name, `total` among them."""
-        with autocast(self.device, self.recipe.train.precision), attention_kernel(self.device):
-            outputs = self.model([sample.image for sample in batch.samples])
-        losses = self.losses(outputs, batch)
-        total = losses["total"]
-        if not torch.isfinite(total):
-            wrong = [name for name, value in losses.items() if not torch.isfinite(value)]
-            names = ", ".join(sample.image_id for sample in batch.samples)
-            raise InputError(
-                f"step {self.step + 1}: {', '.join(wrong)} not finite on images {names}"
+        team = self.execution.team
+        with ExitStack() as stack:
+            stack.enter_context(plain_errors())
+            log = stack.enter_context(
+                RunLog(self.run, self.step, self.total_steps, team, self.upkeep.tensorboard)
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-        self.step += 1
-        return {name: value.item() for name, value in losses.items()}
+            stack.enter_context(signals.held())
+            self._evaluate_if_due(log, signals)
+            self.stepper.model.train()
+            self.sampler.first_step = self.step
+            with Batches(self.loader) as batches:
+                while self.step < self.total_steps:
+                    self._advance(batches, log, signals)
 
-    def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """The criterion's weighted losses, the dense head's, and their `total`."""
-        losses = dict(self.criterion(outputs, [s.targets for s in batch.samples]).weighted)
-        if "dense" in outputs:
-            train = self.recipe.train
-            dense = dense_losses(
-                outputs["dense"],
-                [sample.boxes for sample in batch.samples],
-                [sample.labels for sample in batch.samples],
-                self.recipe.model.person,
-            )
-            losses["dense_class"] = train.dense_class_weight * dense["dense_class"]
-            losses["dense_box"] = train.dense_box_weight * dense["dense_box"]
-        losses["total"] = torch.stack(list(losses.values())).sum()
-        return losses
+    def _advance(self, batches: Iterator[list[Sample]], log: RunLog, signals: StopSignals) -> None:
+        """One step and what is due after it."""
+        readings = self._step(batches)
+        log.advance()
+        late = time.monotonic() - self.state.saved_at >= 60 * self.upkeep.checkpoint_minutes
+        stop, timed = self._settle(readings, log, signals.asked, late and self.execution.team.first)
+        ended = self.step % self.steps_per_epoch == 0
+        if ended or timed or stop:
+            self._settle(self.readings.rest(), log)
+            self.state.save()
+        if stop:
+            self._leave(Stop(stop))
+        if ended:
+            self._evaluate_if_due(log, signals)
 
-    def record(self, losses: dict[str, float], rate: float, waiting: float) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        return {
+    def _step(self, batches: Iterator[list[Sample]]) -> list[Reading]:
+        started = time.perf_counter()
+        samples = next(batches)
+        waited = time.perf_counter() - started
+        losses = self.stepper([sample.to(self.execution.device) for sample in samples])
+        self.state.step += 1
+        self.pace.add(len(samples), time.perf_counter() - started, waited)
+        logged = self.step % self.upkeep.log_every == 0 or self.step == self.total_steps
+        record = {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             "images": self.step * self.recipe.train.batch_size,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": losses["total"],
-            "losses": {name: value for name, value in losses.items() if name != "total"},
-            "images_per_second": round(rate, 2),
-            "data_wait_share": round(waiting, 4),
+            "lr": self.stepper.rate,
         }
-
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "averages": int(self.averaged.n_averaged) if self.averaged is not None else 0,
-            "generator": torch.get_rng_state(),
-            "gpu_generator": (
-                torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-            ),
-        }
-        checkpoint = Checkpoint(
-            self.recipe, self.vocabulary, self.split, self.predictor.state_dict(), state
+        ids = tuple(sample.image_id for sample in samples)
+        return self.readings.put(
+            self.step, ids, losses, {**record, **self.pace.take()} if logged else None
         )
-        save_checkpoint(self.run / CHECKPOINT, checkpoint)
 
-    def resume(self) -> None:
-        """Goes back to the run's checkpoint.
+    def _settle(self, readings: Sequence[Reading], log: RunLog, *flags: int) -> list[int]:
+        """Checks and logs readings; gives the largest of each flag over all processes.
 
         Raises:
-            InputError: the checkpoint is damaged.
+            InputError: for some process a loss is not finite.
         """
-        checkpoint = load_checkpoint(self.run / CHECKPOINT)
-        state = checkpoint.state
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        if self.averaged is not None:
-            self.averaged.module.load_state_dict(checkpoint.weights)
-            self.averaged.n_averaged.fill_(state["averages"])
-        torch.set_rng_state(state["generator"])
-        if self.device.type == "cuda" and state.get("gpu_generator") is not None:
-            torch.cuda.set_rng_state(state["gpu_generator"], self.device)
+        team = self.execution.team
+        bad, *agreed = team.largest(any(one.not_finite for one in readings), *flags)
+        if bad:
+            found = [one for group in team.gather(list(readings)) for one in group]
+            raise InputError(not_finite(found))
+        for reading in readings:
+            if reading.record is not None:
+                log.write(reading)
+        return agreed
 
+    def _leave(self, stop: Stop) -> NoReturn:
+        if stop is Stop.REQUEUE and self.execution.team.first:
+            print(
+                f"{self.run}: told to stop, saved at step {self.step} of {self.total_steps};"
+                " the same command goes on from here",
+                file=sys.stderr,
+                flush=True,
+            )
+        leave(stop)
 
-def _parameter_groups(model: HOIDetector, recipe: Recipe) -> list[dict[str, Any]]:
-    train = recipe.train
-    backbone: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (backbone if name.startswith("backbone.") else others).append(parameter)
-    return [
-        {"params": others, "weight_decay": train.weight_decay},
-        {
-            "params": backbone,
-            "weight_decay": train.weight_decay,
-            "lr": train.learning_rate * train.backbone_factor,
-        },
-    ]
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    train = recipe.train
-    if train.schedule == "step":
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [train.drop_epoch * steps_per_epoch])
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    total = steps_per_epoch * train.epochs
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total + 1)
-
-
-def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """The kernel of scaled dot-product attention to train with.
-
-    On the CPU the fused kernel's backward pass takes longer than the plain products: a step of
-    the world's student was 0.58 s with it and 0.29 s without (bfloat16, one core).
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[Any]:
-    """Ctrl-C and SIGTERM ask for a stop after the running step instead of breaking it."""
-    asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda received, _: asked.append(received))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _evaluate_if_due(self, log: RunLog, signals: StopSignals) -> None:
+        """Scores the held-out images where the recipe wants it and it was not done yet."""
+        train, (epochs, begun) = self.recipe.train, divmod(self.step, self.steps_per_epoch)
+        is_due = epochs == train.epochs or (
+            train.evaluate_every > 0 and epochs % train.evaluate_every == 0
+        )
+        done = begun or self.state.evaluated >= self.step
+        if self.held_out is None or not is_due or done:
+            return
+        # What is scored is saved, so nothing is lost when a signal ends this.
+        with signals.released(), torch.random.fork_rng():
+            score = self.held_out.evaluate(self.predictor, self.run, self.step, self.execution)
+        self.stepper.model.train()
+        is_best = self.state.take_score(score.choice)
+        log.evaluated(self.step, epochs, score.metrics, is_best)
+        if is_best and train.keep == "best":
+            self.state.save_best()
+        self.state.save()

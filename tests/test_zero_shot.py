@@ -19,6 +19,7 @@ from pipeline.splits import load_split
 from pipeline.world.write import write_world
 from student.augmentation import world_augmentation
 from student.data import TrainingImages
+from student.material import Wanted
 from student.pair_targets import TargetConfig
 from student.run import RunConfig, run_student
 from student.targets import FIELDS
@@ -71,19 +72,8 @@ def experiment(root, seed):
         ("control", "cache", {"distillation": False}),
         ("shuffled", "cache-shuffled", {}),
     ):
-        config = RunConfig(
-            data=world,
-            cache=root / cache,
-            out=root / name,
-            split="ua",
-            preset="world",
-            options={**OPTIONS, "seed": seed, **more},
-            init=detector,
-            device="auto",
-            workers=0,
-            overwrite=False,
-            name=None,
-        )
+        wanted = Wanted(world, root / cache, "ua", "world", {**OPTIONS, "seed": seed, **more})
+        config = RunConfig(wanted, root / name, init=detector, workers=0)
         scores[name] = run_student(config).metrics
     return Experiment(root, scores)
 

@@ -1,5 +1,9 @@
 """A tiny world with a cache written by hand: a teacher who knows, a detector who finds."""
 
+import multiprocessing
+import socket
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +13,19 @@ from torchvision.ops import FrozenBatchNorm2d
 from pipeline.boxes import union_boxes
 from pipeline.datasets import open_dataset
 from pipeline.files import sha256_of_file, write_json
+from pipeline.splits import load_split
 from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
 from pipeline.world.write import write_world
+from student.augmentation import world_augmentation
 from student.config import StudentConfig
 from student.data import TrainingImages
 from student.model import HOIDetector
 from student.pair_targets import TargetConfig
 from student.recipe import preset
+from student.signals import StopSignals
+from student.step import Execution
+from student.train import Trainer, Upkeep
 from teacher_cache.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -27,6 +36,8 @@ from teacher_cache.format import (
 )
 from teacher_cache.reader import open_cache
 from teacher_cache.writer import write_shard
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
@@ -250,6 +261,112 @@ def tiny_recipe(vocabulary):
     """The world's recipe for two short epochs of four steps."""
     recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     return recipe.changed(epochs=2, batch_size=4, precision="float32")
+
+
+@pytest.fixture
+def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
+    """`make_trainer("run", workers=, upkeep=, held_out=, field=value)` gives a fresh trainer that
+    logs every step; its `go()` trains, and takes signals."""
+    split = load_split(vocabulary, "ua")
+
+    def build(name, workers=0, accumulation=1, compiled=False, upkeep=None, held=None, **options):
+        recipe = tiny_recipe.changed(**options)
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(recipe.train.seed)
+        model = HOIDetector(recipe.model)
+        images = make_images(split, world_augmentation(), recipe.train.seed, recipe.targets)
+        execution = Execution(CPU, workers=workers, accumulation=accumulation, compiled=compiled)
+        upkeep = upkeep or Upkeep(log_every=1)
+        trainer = Trainer(recipe, model, images, vocabulary, split, folder, execution, upkeep, held)
+
+        def go():
+            with StopSignals() as signals:
+                trainer.train(signals)
+
+        trainer.go = go
+        return trainer
+
+    return build
+
+
+PROGRAM = """
+import os, sys
+os.environ.update({environment!r})
+sys.argv = ["eoid-train", *{words!r}]
+for number, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open({log!r} + "." + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+{first}
+from student.cli import main
+main()
+"""
+
+
+class Command:
+    """An `eoid-train` command in a process of its own."""
+
+    def __init__(self, context, log, words, first, environment):
+        self.log = log
+        words = [str(word) for word in words]
+        text = PROGRAM.format(environment=environment, words=words, log=str(log), first=first)
+        self.process = context.Process(target=exec, args=(text, {"__name__": "__main__"}))
+        self.process.start()
+
+    def __call__(self, seconds=300):
+        """Waits for its end: (exit code, stdout, stderr)."""
+        self.process.join(seconds)
+        out, err = (Path(f"{self.log}.{name}").read_text() for name in ("out", "err"))
+        assert self.process.exitcode is not None, err
+        return self.process.exitcode, out, err
+
+
+@pytest.fixture
+def start(tmp_path):
+    """`start(words, first="", **environment)` begins a command, after the code `first`; called,
+    what it returns gives the end. A server that has imported everything forks the processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["student.run", "torch.nn.parallel.distributed"])
+    begun = []
+
+    def begin(words, first="", **environment):
+        log = tmp_path / f"command-{len(begun)}"
+        begun.append(Command(context, log, words, first, environment))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        if one.process.is_alive():
+            one.process.kill()
+            one.process.join()
+
+
+@pytest.fixture
+def start_team(start):
+    """`start_team(words)` begins a command in two processes that train together."""
+
+    def begin(words, **options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return [
+            start(words, RANK=str(rank), LOCAL_RANK=str(rank), **common, **options)
+            for rank in range(2)
+        ]
+
+    return begin
+
+
+@pytest.fixture
+def student_words(dataset_root, cache_path):
+    """`student_words(out, *more)`: a short training command."""
+
+    def words(out, *more):
+        places = ("--data", dataset_root, "--cache", cache_path, "--out", out, "--split", "ua")
+        short = ("--preset", "world", "--precision", "float32", "--device", "cpu", "--no-report")
+        return ["student", *places, *short, "--log-every", 1, *more]
+
+    return words
 
 
 @pytest.fixture(autouse=True)

@@ -76,8 +76,8 @@ def test_a_published_checkpoint_opens_too(build, small_config, tmp_path):
 def test_an_interrupted_write_leaves_the_old_one(run, checkpoint, monkeypatch):
     before = (run / "checkpoint.pt").read_bytes()
 
-    def half(value, path):
-        path.write_bytes(b"half")
+    def half(value, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", half)

@@ -7,19 +7,16 @@ from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
-from pipeline.errors import InputError
 from pipeline.splits import Split, load_split
 from student.augmentation import PublishedAugmentation, world_augmentation
 from student.data import (
-    EpochSampler,
     make_sample,
     normalise,
-    plain_errors,
-    without_interrupts,
 )
 from student.geometry import NUM_DRAWS
 from student.pair_targets import ImageTargets
 from student.targets import FIELDS
+from student.workers import ignore_signals
 
 HUMAN, THING, FOUND = (20, 30, 70, 200), (200, 40, 280, 110), (300, 210, 380, 290)
 SIZE = (300, 400)
@@ -223,7 +220,7 @@ def test_workers_make_the_same_samples(make, workers):
         sampler=keys,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=without_interrupts,
+        worker_init_fn=ignore_signals,
     )
     made = [sample for batch in loader for sample in batch]
     assert len(made) == len(keys)
@@ -286,42 +283,3 @@ def test_samples_move_as_a_whole(make):
     moved = sample.to(torch.device("meta"))
     assert {field.name for field in fields(moved)} == {field.name for field in fields(sample)}
     assert moved.image.is_meta and moved.targets.hard.is_meta and moved.boxes.is_meta
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_path, workers):
-    images = make()
-    record = images.records[2]
-    broken = tmp_path / record.id
-    broken.write_bytes(record.path.read_bytes()[:500])
-    images.records[2] = type(record)(record.id, broken)
-    loader = DataLoader(images, sampler=[(0, 2)], num_workers=workers, collate_fn=list)
-    with pytest.raises(InputError) as caught, plain_errors():
-        list(loader)
-    assert str(caught.value).startswith(f"{broken}: expected a whole image")
-    assert "\n" not in str(caught.value)
-
-
-def test_every_epoch_is_a_permutation_of_its_own():
-    sampler = EpochSampler(10, 4, seed=7)
-    orders = []
-    for epoch in range(3):
-        sampler.position(epoch, 0)
-        keys = list(sampler)
-        assert len(sampler) == 10 and {key[0] for key in keys} == {epoch}
-        orders.append([index for _, index in keys])
-        assert sorted(orders[-1]) == list(range(10))
-    assert orders[0] != orders[1] != orders[2]
-    again = EpochSampler(10, 4, seed=7)
-    again.position(2, 0)
-    assert [index for _, index in again] == orders[2]
-    other = EpochSampler(10, 4, seed=8)
-    assert [index for _, index in other] != orders[0]
-
-
-@pytest.mark.parametrize("step", [0, 1, 2])
-def test_a_resumed_epoch_goes_on_in_its_order(step):
-    whole, rest = EpochSampler(10, 4, seed=7), EpochSampler(10, 4, seed=7)
-    whole.position(1, 0)
-    rest.position(1, step)
-    assert list(rest) == list(whole)[4 * step :] and len(rest) == 10 - 4 * step

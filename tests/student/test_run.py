@@ -15,6 +15,7 @@ from pipeline.vocabulary import load_vocabulary
 from pipeline.world.write import write_world
 from student.checkpoints import load_checkpoint, load_model
 from student.evaluate import evaluate_checkpoint
+from student.material import Wanted
 from student.model import HOIDetector
 from student.run import RunConfig, run_student
 
@@ -26,20 +27,11 @@ def configured(dataset_root, cache_path):
     """`configured(out, field=value)` gives a short run's configuration."""
 
     def make(out, **changes):
-        config = RunConfig(
-            data=dataset_root,
-            cache=cache_path,
-            out=out,
-            split="ua",
-            preset="world",
-            options=OPTIONS,
-            init=None,
-            device="cpu",
-            workers=0,
-            overwrite=False,
-            name=None,
+        wanted = Wanted(dataset_root, cache_path, "ua", "world", OPTIONS)
+        asked = {name: changes.pop(name) for name in changes.keys() & vars(wanted).keys()}
+        return RunConfig(
+            replace(wanted, **asked), out, **{"device": "cpu", "workers": 0, **changes}
         )
-        return replace(config, **changes)
 
     return make
 
@@ -58,7 +50,12 @@ def run(finished, tmp_path):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The bytes of every file but pictures and the lock."""
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_a_run_folder_holds_the_whole_story(finished, dataset, vocabulary):

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from student.geometry import NUM_DRAWS, draw_geometries
-from student.sampling import BatchSampler, epoch_batches, padding_share, steps_per_epoch
+from student.sampling import (
+    LAST_BATCHES,
+    StepSampler,
+    epoch_batches,
+    padding_share,
+    steps_per_epoch,
+)
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "test_hico.json"
 
@@ -123,20 +129,35 @@ def test_grouping_of_hico_dets_images_wastes_less_than_half_the_padding():
 
 def sampler(**changes):
     sizes = made_up_sizes(50)
-    return BatchSampler(lambda epoch: sizes + epoch, 50, 8, seed=5, **changes)
+    return StepSampler(lambda epoch: sizes + epoch, 50, 3, 8, seed=5, **changes)
 
 
-def test_a_loader_gets_the_epochs_batches():
+def test_a_loader_gets_the_batches_of_all_epochs():
     one = sampler(rank=1, world_size=2)
-    one.position(3, 0)
-    expected = epoch_batches(made_up_sizes(50) + 3, 8, 5, 3, 1, 2)
-    assert list(one) == [[(3, index) for index in batch] for batch in expected]
-    assert len(one) == len(expected) == 6
+    expected = [
+        [(epoch, index) for index in batch]
+        for epoch in range(3)
+        for batch in epoch_batches(made_up_sizes(50) + epoch, 8, 5, epoch, 1, 2)
+    ]
+    assert list(one) == expected and len(one) == len(expected) == 18
 
 
-@pytest.mark.parametrize("step", [0, 1, 5, 6])
-def test_a_resumed_epoch_goes_on_in_its_order(step):
-    whole, rest = sampler(), sampler()
-    whole.position(1, 0)
-    rest.position(1, step)
-    assert list(rest) == list(whole)[step:] and len(rest) == 6 - step
+@pytest.mark.parametrize("last_batch", LAST_BATCHES)
+@pytest.mark.parametrize("step", [0, 1, 5, 6, 7, 13, 17, 18])
+def test_a_resumed_run_goes_on_in_its_order(step, last_batch):
+    whole, rest = sampler(last_batch=last_batch), sampler(last_batch=last_batch)
+    rest.first_step = step
+    assert list(rest) == list(whole)[step:] and len(rest) == len(whole) - step
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "steps"), [(50, 8, 7), (48, 8, 6), (5, 8, 1), (9, 8, 2), (8, 8, 1)]
+)
+def test_a_last_batch_is_filled_up_with_other_images(num_images, batch_size, steps):
+    sizes = made_up_sizes(num_images)
+    batches = epoch_batches(sizes, batch_size, 5, 1, last_batch="fill")
+    assert len(batches) == steps == steps_per_epoch(num_images, batch_size, "fill")
+    assert {len(batch) for batch in batches} == {min(batch_size, num_images)}
+    counts = np.bincount(np.concatenate(batches), minlength=num_images)
+    assert counts.min() == 1 and counts.sum() == steps * min(batch_size, num_images)
+    assert counts.max() <= 2

@@ -19,6 +19,7 @@ from pipeline.vocabulary import load_vocabulary
 from student.data import TrainingImages, make_sample
 from student.evaluate import evaluate_checkpoint
 from student.inference import to_detections
+from student.material import Wanted
 from student.pair_targets import TargetConfig
 from student.run import RunConfig, run_student
 from teacher_cache.format import ImageAnswers
@@ -118,20 +119,8 @@ def run(root, cache, tmp_path_factory):
     """A run of a few steps, with learned queries."""
     out = tmp_path_factory.mktemp("runs") / "vcoco"
     options = {"queries": "learned", "num_queries": 12, "epochs": 1, "batch_size": 8}
-    config = RunConfig(
-        data=root,
-        cache=cache,
-        out=out,
-        split="full",
-        preset="world",
-        options={**options, "precision": "float32"},
-        init=None,
-        device="cpu",
-        workers=0,
-        overwrite=False,
-        name=None,
-    )
-    run_student(config)
+    wanted = Wanted(root, cache, "full", "world", {**options, "precision": "float32"})
+    run_student(RunConfig(wanted, out, device="cpu", workers=0))
     return out
 
 

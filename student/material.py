@@ -1,0 +1,154 @@
+"""What a run works on: dataset, cache, split and recipe, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets import Dataset, open_dataset
+from pipeline.errors import InputError
+from pipeline.files import sha256_of_file
+from pipeline.splits import Split, ask_for, load_split
+from pipeline.vocabulary import Vocabulary
+from student.augmentation import training_augmentation
+from student.checkpoints import checkpoint_path
+from student.data import TrainingImages
+from student.distributed import Team
+from student.held_out import HeldOut, hold_out
+from student.recipe import Recipe, preset
+from teacher_cache.reader import TeacherCache, open_cache
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What somebody wants to train on, and how.
+
+    Attributes:
+        data, cache: dataset folder, cache folder.
+        split: name or TOML file.
+        preset: the recipe to start from.
+        options: fields of the recipe's parts that differ from the preset, None for those that do
+            not; `backbone_learning_rate` too.
+        ask: verbs the teacher is asked for, one of `pipeline.splits.ASKED`.
+    """
+
+    data: Path
+    cache: Path
+    split: str
+    preset: str
+    options: dict[str, Any]
+    ask: str = "split"
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a run works on.
+
+    Attributes:
+        dataset, cache, split, recipe: as wanted.
+        images: to train on.
+        held_out: left out of training to be evaluated on, None for none.
+    """
+
+    dataset: Dataset
+    cache: TeacherCache
+    split: Split
+    recipe: Recipe
+    images: TrainingImages
+    held_out: HeldOut | None
+
+    def plan(self, init: Path | None, resume: str | None) -> dict[str, Any]:
+        """What the run's result depends on, for files.
+
+        Args:
+            init: weights to start from.
+            resume: checkpoint to begin from.
+        """
+        return {
+            "dataset": self.dataset.name,
+            "cache": self.cache.fingerprint,
+            "split": {
+                "name": self.split.name,
+                "unseen": list(self.split.unseen),
+                "asked_verbs": self.split.asked_verbs.tolist(),
+            },
+            "init": None if init is None else sha256_of_file(checkpoint_path(init)),
+            "resume": resume,
+            "recipe": self.recipe.to_dict(),
+        }
+
+
+def gather_material(wanted: Wanted, team: Team) -> Material:
+    """Reads and checks everything that training needs.
+
+    Raises:
+        InputError: dataset, cache, split or options do not fit.
+    """
+    dataset = open_dataset(wanted.data)
+    vocabulary = dataset.vocabulary
+    split = ask_for(load_split(vocabulary, wanted.split), wanted.ask, vocabulary)
+    cache = open_cache(wanted.cache)
+    recipe = _recipe(wanted, vocabulary, cache)
+    annotations = dataset.load("train")
+    if line := annotations.blemish_line():
+        team.say(line)
+    records = dataset.records(annotations)
+    cache.check(vocabulary, annotations.digest, part="train")
+    kept = [index for index, record in enumerate(records) if record.id in cache]
+    if not kept:
+        raise InputError(f"{cache.path}: expected answers for training images, found none")
+    if len(kept) < len(records):
+        # The cache lists them as failed: their images could not be read.
+        team.say(f"{cache.path}: no answers for {len(records) - len(kept)} images, left out")
+    # Training ends with the test part: what is wrong with it should not come up hours later.
+    dataset.records("test")
+
+    train = recipe.train
+    own, held = hold_out(train.hold_out, len(kept), train.seed)
+    chosen, others = ([kept[place] for place in places] for places in (own, held))
+    return Material(
+        dataset,
+        cache,
+        split,
+        recipe,
+        TrainingImages(
+            [records[index] for index in chosen],
+            [annotations.annotations[index] for index in chosen],
+            cache,
+            split,
+            vocabulary,
+            recipe.targets,
+            training_augmentation(train.augmentation),
+            train.seed,
+        ),
+        HeldOut(
+            [records[index] for index in others],
+            [annotations.annotations[index] for index in others],
+            split,
+            vocabulary,
+            train.augmentation,
+        )
+        if others
+        else None,
+    )
+
+
+def _recipe(wanted: Wanted, vocabulary: Vocabulary, cache: TeacherCache) -> Recipe:
+    options = {name: value for name, value in wanted.options.items() if value is not None}
+    # A cache of annotated boxes has no detector's candidates to offer.
+    if options.setdefault("candidates", cache.protocol) == "detector" != cache.protocol:
+        raise InputError(
+            f"--candidates: expected annotated, as {cache.path} was built, found detector"
+        )
+    backbone_rate = options.pop("backbone_learning_rate", None)
+    recipe = preset(
+        wanted.preset,
+        vocabulary.num_objects,
+        vocabulary.num_verbs,
+        vocabulary.person,
+        pair_people=bool(vocabulary.valid[:, vocabulary.person].any()),
+    ).changed(**options)
+    if backbone_rate is None:
+        return recipe
+    return recipe.changed(backbone_factor=backbone_rate / recipe.train.learning_rate)

@@ -1,0 +1,142 @@
+"""Two processes on one machine, through gloo."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from student.checkpoints import load_checkpoint
+from student.distributed import ALONE, join_team
+
+BATCH = ("--batch-size", 7, "--epochs", 2, "--workers", 0)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_process_talks_to_itself(capsys):
+    with join_team("cpu") as (team, device):
+        assert team == ALONE and device == torch.device("cpu") and team.first
+        assert team.largest(3, False) == [3, 0] and team.gather("a") == ["a"]
+        assert team.mean(torch.tensor([2.0])).item() == 2 and team.from_first(lambda: 5) == 5
+        team.say("hello")
+        with pytest.raises(InputError, match="no"), team.together():
+            raise InputError("no")
+    assert capsys.readouterr().out == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, "RANK: expected a number, as WORLD_SIZE is set, found None"),
+        ({"RANK": "x"}, "RANK: expected a number"),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR: expected the first process's"),
+    ],
+)
+def test_variables_that_do_not_go_together(monkeypatch, variables, says):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=says), join_team("cpu"):
+        pass
+
+
+MESSAGES = """
+import torch
+from pipeline.errors import InputError
+from student.distributed import join_team
+def reason(act):
+    try:
+        act()
+    except InputError as error:
+        return str(error)
+def fail():
+    raise InputError(f"rank {team.rank}")
+def fail_second():
+    with team.together():
+        if not team.first:
+            fail()
+with join_team("cpu") as (team, device):
+    said = [
+        team.largest(team.rank, 5 - team.rank),
+        team.mean(torch.tensor([1.0, 3.0 * team.rank])).tolist(),
+        team.gather({"rank": team.rank}),
+        team.from_first(lambda: team.rank + 40),
+        reason(lambda: team.from_first(fail)),
+        reason(fail_second),
+    ]
+    team.say("once")
+print(said)
+sys.exit(0)
+"""
+
+
+def test_two_processes_talk(start_team):
+    ends = [one() for one in start_team([], first=MESSAGES)]
+    expected = "[[1, 5], [1.0, 1.5], [{'rank': 0}, {'rank': 1}], 40, 'rank 0', 'rank 1']\n"
+    assert ends == [(0, "once\n" + expected, ""), (0, expected, "")]
+
+
+def test_two_processes_train_what_one_does(start, start_team, student_words, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    ends = [one() for one in start_team(student_words(together, *BATCH))]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert start(student_words(alone, *BATCH))()[0] == 0
+    assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]
+
+    mine, theirs = (lines(folder / "metrics.jsonl") for folder in (alone, together))
+    assert [line["step"] for line in theirs] == [1, 2, 3, 4]
+    assert mine[0]["losses"].keys() == theirs[0]["losses"].keys()
+    for name, value in mine[0]["losses"].items():
+        assert theirs[0]["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert theirs[0]["gradient_norm"] == pytest.approx(mine[0]["gradient_norm"], rel=1e-4)
+    assert theirs[1]["loss"] == pytest.approx(mine[1]["loss"], rel=1e-3)
+
+    # Seven images a step: four for one process, three for the other, none for both.
+    logs = [lines(together / f"logs/rank-{rank}.jsonl") for rank in range(2)]
+    for own, other, both in zip(*logs, theirs, strict=True):
+        assert (len(own["image_ids"]), len(other["image_ids"])) == (4, 3)
+        assert not set(own["image_ids"]) & set(other["image_ids"])
+        assert both["loss"] == pytest.approx((own["loss"] + other["loss"]) / 2)
+    assert not (alone / "logs").exists()
+
+    found, expected = (
+        json.loads((folder / "predictions.json").read_text()) for folder in (together, alone)
+    )
+    assert [one["file_name"] for one in found] == [one["file_name"] for one in expected]
+    results = json.loads((together / "results.json").read_text())
+    assert results["num_images"] == len(found) == 6
+
+
+def test_a_signal_to_one_of_them_saves_and_ends_both(start_team, student_words, tmp_path):
+    options = ("--batch-size", 4, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
+    whole, stopped = (student_words(tmp_path / name, *options) for name in ("whole", "stopped"))
+    assert [one()[0] for one in start_team(whole)] == [0, 0]
+    begun, log = start_team(stopped), tmp_path / "stopped/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(begun[1].process.pid, signal.SIGTERM)
+    ends = [one() for one in begun]
+    assert [code for code, _, _ in ends] == [75, 75], ends
+    assert "told to stop, saved at step" in ends[0][2] and "Traceback" not in ends[1][2]
+    ends = [one() for one in start_team(stopped)]
+    assert [code for code, _, _ in ends] == [0, 0] and "goes on at step" in ends[0][1]
+    states = [load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped")]
+    for name, value in states[0].weights.items():
+        assert torch.equal(value, states[1].weights[name]), name
+
+
+def test_more_processes_than_images_a_step(start_team, student_words, tmp_path):
+    ends = [one() for one in start_team(student_words(tmp_path / "run", "--batch-size", 1))]
+    assert [code for code, _, _ in ends] == [2, 2]
+    for _, _, err in ends:
+        assert err.splitlines()[-1] == (
+            "eoid-train: batch_size: expected an image a step for each of 2 processes, found 1"
+        )

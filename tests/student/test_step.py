@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from student.data import Sample
+from student.targets import Targets
+
+
+@pytest.fixture
+def samples(make_trainer):
+    """Seven training samples."""
+    images = make_trainer("samples").loader.dataset
+    return [images[0, index] for index in range(7)]
+
+
+def gradients(trainer):
+    named = trainer.stepper.model.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("parts", [2, 3, 7, 20])
+def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, samples, parts, queries):
+    options = {"queries": queries, "clip_norm": 0.0}
+    whole = make_trainer("whole", **options)
+    expected = whole.stepper(samples)
+    divided = make_trainer("divided", accumulation=parts, **options)
+    for name, value in divided.stepper(samples).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    theirs = gradients(divided)
+    for name, gradient in gradients(whole).items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-2))
+
+
+def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples):
+    """Where all parts see one image, equal draws make each part's gradient that of its losses."""
+    trainer = make_trainer("run", accumulation=2, dropout=0.5)
+    seen = []
+    predict = trainer.stepper._predict
+
+    def remember(part):
+        outputs = predict(part)
+        seen.append((part[0].image_id, outputs["pred_verb_logits"].detach().clone()))
+        return outputs
+
+    trainer.stepper._predict = remember
+    trainer.stepper.model.train()
+    trainer.stepper(samples)
+    (first, once), (second, _), (again, twice) = seen
+    assert first == again != second and torch.equal(once, twice)
+
+
+def test_the_gradient_is_clipped_only_when_asked(make_trainer, samples):
+    norms = []
+    for clip in (0.0, 1e-3):
+        trainer = make_trainer("run", clip_norm=clip)
+        told = trainer.stepper(samples)["gradient"]
+        kept = torch.cat([value.flatten() for value in gradients(trainer).values()]).norm()
+        norms.append((told, kept))
+    (told, kept), (same, clipped) = norms
+    torch.testing.assert_close(told, kept, rtol=1e-4, atol=0)
+    assert told == same and clipped <= 1.001e-3 < kept
+
+
+def empty_sample(vocabulary):
+    verbs = vocabulary.num_verbs
+    none = torch.zeros(0, dtype=torch.bool)
+    targets = Targets(
+        human_boxes=torch.zeros(0, 4),
+        object_boxes=torch.zeros(0, 4),
+        object_labels=torch.zeros(0, dtype=torch.int64),
+        hard=torch.zeros(0, verbs, dtype=torch.bool),
+        soft=torch.zeros(0, verbs),
+        seen=none,
+        interactive=none,
+    )
+    return Sample(
+        "empty.jpg",
+        torch.randn(3, 128, 128),
+        targets,
+        torch.zeros(0, 4),
+        torch.zeros(0, dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize("with_others", [False, True])
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+def test_images_without_pairs_are_no_trouble(make_trainer, vocabulary, queries, with_others):
+    trainer = make_trainer("run", queries=queries)
+    samples = [empty_sample(vocabulary)] * 2
+    if with_others:
+        samples.append(trainer.loader.dataset[0, 0])
+    for _ in range(2):
+        losses = trainer.stepper(samples)
+        gradient = losses.pop("gradient")
+        assert torch.isfinite(gradient) and all(abs(value) < 1e4 for value in losses.values())
+    assert all(torch.isfinite(p).all() for p in trainer.stepper.model.parameters())
+
+
+def test_more_pairs_than_queries(make_trainer, samples):
+    trainer = make_trainer("run", num_queries=1, queries="learned")
+    assert max(int(sample.targets.seen.sum()) for sample in samples) > 1
+    losses = trainer.stepper(samples)
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_a_compiled_model_takes_the_same_step(make_trainer, samples, monkeypatch):
+    compile_model = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_model(model, backend="eager"))
+    plain, compiled = make_trainer("plain"), make_trainer("compiled", compiled=True)
+    expected = plain.stepper(samples)
+    for name, value in compiled.stepper(samples).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    assert plain.stepper.state()["model"].keys() == compiled.stepper.state()["model"].keys()
