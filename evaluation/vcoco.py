@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.matching import falling
 from evaluation.vcoco_detections import VcocoDetections
 from pipeline.annotations.vcoco import NOBODY_SAID, VcocoTruth
 from pipeline.annotations.vcoco_actions import VcocoAction
@@ -80,10 +81,11 @@ def evaluate_vcoco(truth: VcocoTruth, detections: VcocoDetections) -> VcocoScore
     people = _people(truth)
     place = {image.id: index for index, image in enumerate(truth.images)}
     images = np.array([place[number] for number in detections.image_ids.tolist()], dtype=np.int64)
-    # Rows in the order of the images; equal scores depend on it.
-    detections = detections.keep(np.argsort(images, kind="stable"))
-    images = np.sort(images, kind="stable")
-    person, overlap = _nearest(images, detections.person_boxes, people)
+    # Among equal scores the benchmark's two sortings put later images first, and earlier rows of
+    # an image; a stable sort of rows in that order does the same.
+    order = np.argsort(-images, kind="stable")
+    detections = detections.keep(order)
+    person, overlap = _nearest(images[order], detections.person_boxes, people)
     counted = (person < 0) | ~people.ignored[person]
     near = (person >= 0) & (overlap >= IOU_THRESHOLD)
 
@@ -96,16 +98,17 @@ def evaluate_vcoco(truth: VcocoTruth, detections: VcocoDetections) -> VcocoScore
         if not positives:
             continue
         right = near & people.does[person, index]
-        scores = detections.agent(action)
-        agents[index] = _average_precision(scores, right, counted, images, person, positives)
+        scores = _ranked(detections.agent(action), counted)
+        agents[index] = _average_precision(scores, right, person, positives)
         for role, name in enumerate(action.roles):
-            boxes, scores = detections.role(action, name)
+            boxes, values = detections.role(action, name)
+            scores = _ranked(values, counted)
             fits = overlaps(people.role_boxes[person, index, role], boxes) >= IOU_THRESHOLD
             named = people.has_role[person, index, role]
             for scenario in SCENARIOS:
                 fine = np.where(named, fits, _is_empty(boxes) if scenario == 1 else True)
                 roles[scenario][index, role] = _average_precision(
-                    scores, right & fine, counted, images, person, positives
+                    scores, right & fine, person, positives
                 )
     return VcocoScores(truth.actions, agents, roles, num_positives)
 
@@ -119,10 +122,9 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Returns:
         (N,) float32; NaN where a coordinate is NaN.
     """
-    corner = np.maximum(first[:, :2], second[:, :2])
-    far = np.minimum(first[:, 2:], second[:, 2:])
-    sides = np.maximum(far - corner + 1, 0)
-    overlap = sides[:, 0] * sides[:, 1]
+    width = np.minimum(first[:, 2], second[:, 2]) - np.maximum(first[:, 0], second[:, 0]) + 1
+    height = np.minimum(first[:, 3], second[:, 3]) - np.maximum(first[:, 1], second[:, 1]) + 1
+    overlap = np.maximum(width, 0) * np.maximum(height, 0)
     return overlap / (_area(second) + _area(first) - overlap)
 
 
@@ -139,24 +141,31 @@ def area_under_envelope(hits: np.ndarray, num_positives: int) -> float:
     return float((np.diff(true_positives, prepend=0) / num_positives * envelope).sum())
 
 
-def _average_precision(
-    scores: np.ndarray,
-    right: np.ndarray,
-    counted: np.ndarray,
-    images: np.ndarray,
-    person: np.ndarray,
-    positives: int,
-) -> float:
-    """AP of one action or role; every person is found once, by the best-scoring right detection."""
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """Rows that count, by falling score, and all rows' scores."""
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+def _ranked(scores: np.ndarray, counted: np.ndarray) -> _Ranked:
     rows = np.flatnonzero(counted & ~np.isnan(scores))
-    # Falling scores within an image, the last row first among equals, as the benchmark sees them.
-    rows = rows[np.lexsort((-rows, -scores[rows], images[rows]))]
-    candidates = rows[right[rows]]
-    _, first = np.unique(person[candidates], return_index=True)
-    hits = np.zeros(len(scores), dtype=bool)
-    hits[candidates[first]] = True
-    order = np.argsort(scores[rows], kind="stable")[::-1]
-    return area_under_envelope(hits[rows[order]], positives)
+    return _Ranked(rows[falling(scores[rows])], scores)
+
+
+def _average_precision(
+    ranked: _Ranked, right: np.ndarray, person: np.ndarray, positives: int
+) -> float:
+    """AP of one action or role; every person is found once, by the best-scoring right detection,
+    the last row of its image among equals."""
+    candidates = np.flatnonzero(right[ranked.rows])
+    rows = ranked.rows[candidates]
+    best = np.lexsort((-rows, -ranked.scores[rows]))
+    _, first = np.unique(person[rows[best]], return_index=True)
+    hits = np.zeros(len(ranked.rows), dtype=bool)
+    hits[candidates[best[first]]] = True
+    return area_under_envelope(hits, positives)
 
 
 def _nearest(
@@ -208,7 +217,11 @@ def _people(truth: VcocoTruth) -> _People:
 
 def _is_empty(boxes: np.ndarray) -> np.ndarray:
     """(D,) bool: a role that is said to have no object, all 0 or all NaN."""
-    return (boxes == 0).all(axis=1) | np.isnan(boxes).all(axis=1)
+    columns = boxes.T
+    nothing, nowhere = columns[0] == 0, np.isnan(columns[0])
+    for column in columns[1:]:
+        nothing, nowhere = nothing & (column == 0), nowhere & np.isnan(column)
+    return nothing | nowhere
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

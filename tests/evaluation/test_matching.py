@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.matching import benchmark_iou, collect, find_hits, number_images
+from evaluation.matching import benchmark_iou, collect, falling, find_hits, number_images
 from pipeline.errors import InputError
 from pipeline.types import Annotation, Detections
 
@@ -103,3 +103,10 @@ def test_goes_to_the_best_pair_even_if_taken(world):
 def test_unknown_image_is_named(annotate, detect):
     with pytest.raises(InputError, match=r"found 1 others, the first being b\.jpg"):
         number_images([annotate("a.jpg")], [detect("a.jpg"), detect("b.jpg")])
+
+
+@pytest.mark.parametrize("levels", [1, 3, 10**6])
+@pytest.mark.parametrize("count", [0, 1, 2, 1000])
+def test_falling_order_is_stable(count, levels):
+    scores = np.random.default_rng(count).integers(0, levels, count) / levels
+    np.testing.assert_array_equal(falling(scores), np.argsort(-scores, kind="stable"))
