@@ -28,7 +28,8 @@ def to_detections(
 
     A query's object is the best class beside "no pair"; the score of a verb is its probability
     times that class's. Verbs that form no interaction with the object are left out. In a vocabulary
-    with roles (V-COCO's) every verb may also have no object, at the probability of "no pair".
+    with roles (V-COCO's) every verb may also have no object, at the probability of the class after
+    the objects: "no pair", or the class of its own that published V-COCO models have for it.
 
     Args:
         outputs: the model's, for B images.
@@ -42,13 +43,14 @@ def to_detections(
         in an even row, its object's in the odd row after it.
     """
     probability = outputs["pred_object_logits"].float().softmax(-1)
-    objects, labels = probability[..., :-1].max(-1)
+    objects, labels = probability[..., : vocabulary.num_objects].max(-1)
     valid = torch.from_numpy(vocabulary.valid.T.copy()).to(labels.device)[labels]
     verbs = outputs["pred_verb_logits"].float().sigmoid()
     # Below every score, so that only an image with too few valid pairs comes to them.
     scores = torch.where(valid, verbs * objects[..., None], -1.0)
     if vocabulary.roles:
-        scores = torch.cat([scores, verbs * probability[..., -1:]], dim=-1)
+        without = probability[..., vocabulary.num_objects, None]
+        scores = torch.cat([scores, verbs * without], dim=-1)
     flat = scores.flatten(1)
     top_scores, top = flat.topk(min(most, flat.shape[1]), dim=1)
     pairs = torch.stack([outputs["pred_human_boxes"], outputs["pred_object_boxes"]], dim=2)

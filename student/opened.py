@@ -58,7 +58,9 @@ def open_student(file: Path, vocabulary: Vocabulary, num_heads: int | None = Non
     model = model_from_published(content, file, num_heads)
     counts = vocabulary.num_objects, vocabulary.num_verbs
     found = model.config.num_objects, model.config.num_verbs
-    if found != counts:
+    # Published V-COCO models have a class of their own for "no object goes with this verb".
+    extra = 1 if vocabulary.roles else 0
+    if found not in (counts, (counts[0] + extra, counts[1])):
         raise InputError(
             f"{file}: expected {counts[0]} objects and {counts[1]} verbs, as {vocabulary.name} has,"
             f" found {found[0]} and {found[1]}"

@@ -6,7 +6,6 @@ attention heads, is 8 unless the file's `args` say otherwise.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from pipeline.errors import InputError, bad_field
 from student.config import StudentConfig
 from student.model import HOIDetector
+from student.plain_data import PLAIN, what_is_wrong
 from student.published_names import from_published, shown, to_published
 from student.resnets import RESNETS, count_layers, resnet_blocks, resnet_of
 
@@ -126,20 +126,20 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
 
 
 def read_checkpoint(path: Path | str) -> Any:
-    """Reads a torch file of plain data; beside tensors only the published files' arguments pass.
+    """Reads a torch file of plain data; nothing in it is run.
 
     Raises:
         InputError: missing, damaged, or holding code.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(PLAIN):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     # What is no pickle can raise anything in its reader.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: expected a torch checkpoint, found {reason[:120]}") from None
+        found = what_is_wrong(error)
+        raise InputError(f"{path}: expected a torch checkpoint, found {found}") from None
 
 
 def argument(arguments: Any, name: str) -> Any:

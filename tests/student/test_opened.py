@@ -6,8 +6,10 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.splits import load_split
+from pipeline.vocabulary import load_vocabulary
 from student.checkpoints import Checkpoint, save_checkpoint
 from student.evaluate import evaluate_checkpoint
+from student.inference import to_detections
 from student.opened import open_student
 from student.published_names import to_published
 from student.recipe import preset
@@ -52,6 +54,28 @@ def test_other_counts_are_another_vocabulary(published, vocabulary):
         InputError, match=r"eoid_ua\.pth: expected 9 objects and 10 verbs, as world"
     ):
         open_student(published(), fewer)
+
+
+def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_config, tmp_path):
+    vcoco = load_vocabulary("vcoco")
+    file = tmp_path / "cdn_vcoco.pth"
+    config = replace(small_config, num_verbs=vcoco.num_verbs, num_objects=vcoco.num_objects + 1)
+    torch.save({"model": to_published(build(config).state_dict())}, file)
+    opened = open_student(file, vcoco)
+    assert opened.model.config.num_objects == 81
+    with pytest.raises(InputError, match="expected 80 objects and 29 verbs"):
+        open_student(file, replace(vcoco, roles=()))
+    outputs = opened.model([torch.zeros(3, 64, 64)])
+    # One query is sure that its verb has no object, all others hold no pair.
+    logits = torch.zeros(1, config.num_queries, 82)
+    logits[..., 81] = 50.0
+    logits[0, 2, 80] = 100.0
+    outputs["pred_object_logits"] = logits
+    outputs["pred_verb_logits"] = torch.full_like(outputs["pred_verb_logits"], -9.0)
+    outputs["pred_verb_logits"][0, 2, 4] = 9.0
+    (found,) = to_detections(outputs, ["a.jpg"], [(64, 64)], vcoco)
+    assert found.scores[0] > 0.99 > 0.01 > found.scores[1]
+    assert found.hois[0, 1] == -1 and found.hois[0, 2] == 4
 
 
 def test_a_run_of_ours_says_everything(build, vocabulary, tmp_path):
