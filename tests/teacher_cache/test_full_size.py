@@ -1,0 +1,111 @@
+"""Models of full size in the file forms in which they are published, through the command."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model
+
+from pipeline.vocabulary import load_vocabulary
+from teacher_cache.cli import main
+from teacher_cache.reader import open_cache
+from teacher_cache.regions import RegionMode, crop_regions
+
+DETECTOR, CLIP = "fasterrcnn_resnet50_fpn_v2", "ViT-B-32"
+OBJECTS = ("horse", "dog")
+WIDTH, HEIGHT = 160, 120
+# One person beside a horse, and one on it.
+PEOPLE = {"a_1.jpg": [20, 10, 60, 110], "b_2.jpg": [60, 5, 100, 80]}
+HORSE = [50, 30, 140, 115]
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    """HICO-DET's objects with the interactions of two of them; all 600 would take a minute."""
+    hico = load_vocabulary("hico-det")
+    kept = [pair for pair in hico.interactions if hico.objects[pair[1]] in OBJECTS]
+    return replace(hico, interactions=tuple(kept), rare=(), splits={})
+
+
+@pytest.fixture(scope="module")
+def dataset(vocabulary, tmp_path_factory):
+    """Two pictures of noise, annotated in HICO-DET's form."""
+    root = tmp_path_factory.mktemp("full") / "hico"
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    entries = []
+    for name, person in PEOPLE.items():
+        pixels = rng.integers(0, 256, (HEIGHT // 10, WIDTH // 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((WIDTH, HEIGHT)).save(root / "images" / name)
+        boxes = [{"bbox": person, "category_id": 1}, {"bbox": HORSE, "category_id": 19}]
+        verb = vocabulary.verbs.index("ride") + 1
+        hois = [{"subject_id": 0, "object_id": 1, "category_id": verb}]
+        entries.append({"file_name": name, "annotations": boxes, "hoi_annotation": hois})
+    (root / "train.json").write_text(json.dumps(entries))
+    (root / "vocabulary.json").write_text(json.dumps(vocabulary.to_dict()))
+    (root / "dataset.toml").write_text(
+        'vocabulary = "vocabulary.json"\n[train]\nimages = "images"\nannotations = "train.json"\n'
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Random weights: the detector's file, CLIP's file and CLIP."""
+    folder = tmp_path_factory.mktemp("weights")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = get_model(DETECTOR, weights=None, weights_backbone=None).state_dict()
+        clip = open_clip.create_model(CLIP).eval()
+    # Whatever box it is: a person as much as a horse, and hardly anything else.
+    predictor = "roi_heads.box_predictor.cls_score"
+    detector[f"{predictor}.weight"][:] = 0
+    detector[f"{predictor}.bias"][:] = -4
+    detector[f"{predictor}.bias"][[1, 19]] = 4
+    torch.save(detector, folder / "detector.pth")
+    torch.save({"epoch": 32, "name": "run", "state_dict": clip.state_dict()}, folder / "clip.pt")
+    yield folder / "detector.pth", folder / "clip.pt", clip
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def test_a_cache_from_checkpoints_of_full_size(
+    dataset, models, vocabulary, tmp_path, monkeypatch, capsys
+):
+    detector, weights, clip = models
+    words = ["build", dataset, "--out", tmp_path / "cache", "--device", "cpu"]
+    words += ["--detector", DETECTOR, "--detector-weights", detector]
+    words += ["--clip-model", CLIP, "--clip-weights", weights]
+    words += ["--max-people", 2, "--max-objects", 3]
+    monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    cache = open_cache(tmp_path / "cache")
+    assert cache.image_ids == list(PEOPLE) and not cache.failed
+    horse = vocabulary.objects.index("horse")
+    for name, person in PEOPLE.items():
+        answers = cache[name]
+        pairs = answers.pairs
+        assert pairs.sources[0] == 0 and (pairs.sources[1:] == 1).all() and len(pairs) > 1
+        assert pairs.human_boxes[0].tolist() == person and pairs.object_boxes[0].tolist() == HORSE
+        assert set(pairs.object_labels.tolist()) == {horse}
+        assert answers.embeddings.shape == (len(answers.region_boxes), 512)
+        np.testing.assert_allclose(answers.probabilities.sum(1), 1, atol=5e-3)
+        asked = np.flatnonzero(answers.probabilities[0])
+        assert set(asked) <= set(np.flatnonzero(vocabulary.valid[:, horse]))
+    parts = cache.manifest["parts"]
+    assert (parts["detector.model"], parts["clip.model"]) == (DETECTOR, CLIP)
+    assert parts["clip.quick_gelu"] is False and parts["clip.interpolation"] == "bicubic"
+    with Image.open(dataset / "images/b_2.jpg") as image:
+        (region,) = crop_regions(image, cache["b_2.jpg"].region_boxes[:1], 224, RegionMode())
+    preprocess = open_clip.image_transform(224, is_train=False)
+    with torch.no_grad():
+        wanted = clip.encode_image(preprocess(Image.fromarray(region))[None], normalize=True)
+    np.testing.assert_allclose(cache["b_2.jpg"].embeddings[:1], wanted.numpy(), atol=2e-3)
