@@ -29,7 +29,7 @@ def cache() -> None:
     type=click.Choice(["detector", "annotated"]),
     default="detector",
     show_default=True,
-    help="Pair what a detector finds, or all annotated people and boxes (published protocol).",
+    help="Which boxes form pairs: a detector's, or all annotated ones (the published protocol).",
 )
 @click.option(
     "--detector",
