@@ -60,7 +60,9 @@ class Contestant:
         """What a single result is called beside the others: its seed where that is enough."""
         seeds = [one.seed for one in self.results]
         if result.seed is None:
-            return result.name
+            same = [one for one in self.results if (one.name, one.seed) == (result.name, None)]
+            place = next(index for index, one in enumerate(same) if one is result)
+            return result.name if len(same) == 1 else f"{result.name} {place + 1}"
         alone = seeds.count(result.seed) == 1
         return f"seed {result.seed}" if alone else f"{result.name}, seed {result.seed}"
 

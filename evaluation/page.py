@@ -179,7 +179,7 @@ def _notes(
         shown = sorted({str(view.result.seed) for view in several if view.result.seed is not None})
         seeds = f" (seed {listing(shown)})" if shown else ""
         notes.append(
-            "Numbers are means over the runs; curves of precision, errors, confusion and pictures"
-            f" are those of one run each{seeds}."
+            "Numbers are means over the runs; labelled instances, precision and recall, errors,"
+            f" confusion and pictures are those of one run each{seeds}."
         )
     return notes

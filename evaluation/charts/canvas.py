@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Inches.
-WIDE, NARROW = 10.6, 3.9
+WIDE, NARROW = 10.6, 3.6
 PNG_DPI = 160
 STAND_INS = {name: f"#0a{index:04x}" for index, name in enumerate(LIGHT)}
 

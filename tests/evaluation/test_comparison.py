@@ -78,6 +78,8 @@ def test_titles_of_single_runs(world, make):
     assert {found.run_title(one) for one in found.results} == {"seed 1", "seed 2", "run"}
     (found,) = compare([make(0.6, seed=2), make(0.8, seed=2, name="b")], world).contestants
     assert [found.run_title(one) for one in found.results] == ["run, seed 2", "b, seed 2"]
+    (found,) = compare([make(0.6, kind="teacher"), make(0.8, kind="teacher")], world).contestants
+    assert [found.run_title(one) for one in found.results] == ["run 1", "run 2"]
 
 
 def test_the_known_object_setting_is_grouped_too(world, make):

@@ -249,7 +249,7 @@ def test_several_seeds(runs, tmp_path):
     text = write(tmp_path / "report.html", *sources)
     rows = [row[0].split("\n")[0] for row in Page(text).tables[0]]
     assert rows[2:] == ["seed 3", "seed 5"]
-    assert "pictures are those of one run each (seed 3)." in text
+    assert "confusion and pictures are those of one run each (seed 3)." in text
 
 
 def test_results_of_different_splits(runs, tmp_path):
