@@ -22,6 +22,8 @@ ROLES: dict[Role, tuple[str, str]] = {
     "teacher": ("Teacher", "CLIP on every candidate pair"),
     "predictions": ("Predictions", "from a file"),
 }
+# Where nothing is unseen, all labels are no ceiling but the thing itself.
+FULLY_SUPERVISED = ("Student", "trained with all labels")
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,9 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
             others.append(Contestant(role, result.name, note, (grouped,)))
         else:
             members[role].append(grouped)
+    titles = dict(ROLES) if lead.unseen else {**ROLES, "all_labels": FULLY_SUPERVISED}
     named = [
-        Contestant(role, *ROLES[role], tuple(sorted(found, key=lambda one: one.seed or 0)))
+        Contestant(role, *titles[role], tuple(sorted(found, key=lambda one: one.seed or 0)))
         for role, found in members.items()
         if found
     ]

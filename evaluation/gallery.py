@@ -19,6 +19,7 @@ from evaluation.shelves import interactions_of, pick, picture_ap
 from evaluation.wording import listing
 from pipeline.errors import InputError
 from pipeline.types import Annotation, Detections
+from pipeline.vocabulary import Vocabulary
 
 LONG_SIDE = 512
 JPEG_QUALITY = 80
@@ -77,7 +78,8 @@ def build_gallery(
     """Draws ground truth beside each contestant's detections.
 
     Every contestant shows as many detections as the picture has labelled interactions, its
-    best-scoring ones after pairwise NMS. Pictures that cannot be read are left out.
+    best-scoring ones after pairwise NMS. Verbs without object, which the protocol does not score,
+    stay out of the pictures, and so do pictures that cannot be read.
 
     Args:
         annotations: of all test pictures.
@@ -87,13 +89,22 @@ def build_gallery(
         there: ids of the pictures that can be opened; None for all.
     """
     vocabulary, unseen = comparison.vocabulary, comparison.unseen
-    held = [item for item in annotations if there is None or item.image_id in there]
+    held = [
+        replace(item, hois=item.hois[_scored(item, vocabulary)])
+        for item in annotations
+        if there is None or item.image_id in there
+    ]
     views: list[_View] = []
     for contestant, detections in contestants:
         found = {item.image_id: item for item in detections}
-        aligned = suppress_pairs(
+        kept = suppress_pairs(
             [found.get(item.image_id) or _nothing(item.image_id) for item in held]
         )
+        masks = [_scored(item, vocabulary) for item in kept]
+        aligned = [
+            replace(item, hois=item.hois[rows], scores=item.scores[rows])
+            for item, rows in zip(kept, masks, strict=True)
+        ]
         views.append(
             _View(
                 contestant,
@@ -185,13 +196,16 @@ def _drawn(
     return Picture(title, note, view.contestant.style, drawn, alt)
 
 
+def _scored(item: Annotation | Detections, vocabulary: Vocabulary) -> np.ndarray:
+    """(K,) bool: rows that are interactions of the vocabulary."""
+    return np.array(interactions_of(item, vocabulary), dtype=np.int64) >= 0
+
+
 def _sentence(
     interactions: Sequence[int], comparison: Comparison, hits: np.ndarray | None = None
 ) -> str:
     said = []
     for row, index in enumerate(interactions):
-        if index < 0:
-            continue
         marks = ["unseen"] if index in comparison.unseen else []
         if hits is not None:
             marks.append("right" if hits[row] else "wrong")

@@ -178,6 +178,8 @@ def by_error(comparison: Comparison, evidence: Evidence) -> list[Section]:
                     rows.append(ErrorRow(view.contestant.title, group, found))
                 numbers = (f"{found.right:,}", f"{found.wrong:,}", *map(percent, found.shares))
                 table.append((view.contestant.title, group, which, *numbers))
+    if not any(row.counts.wrong for row in rows):
+        return []
     rows.sort(key=lambda row: list(groups).index(row.group))
     note = (
         "What is wrong with wrong detections. Detections with scores near zero cost nothing, so of"

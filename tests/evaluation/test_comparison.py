@@ -66,6 +66,11 @@ def test_a_checkpoint_of_unknown_training_is_no_control(world, make):
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
 
+def test_where_nothing_is_unseen(world, make):
+    (found,) = compare([make(0.2, split="full")], world).contestants
+    assert (found.role, found.title) == ("all_labels", "Student")
+
+
 def test_files_can_be_told_apart(world, make):
     names = ["a", "b", "c"]
     files = [make(0.2, kind="predictions", name=name, distillation=None) for name in names]

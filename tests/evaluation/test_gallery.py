@@ -1,6 +1,8 @@
 import base64
 import io
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,6 +61,23 @@ def test_only_pictures_that_are_there(material):
     cards = cards_of(build_gallery(*material, there))
     assert cards and {card.image_id for card in cards} <= there
     assert build_gallery(*material, ()) == []
+
+
+def test_verbs_without_object_stay_out(material):
+    comparison, annotations, contestants, open_picture = material
+    lead, detections = contestants[0]
+
+    def alone(item, **fields):
+        hois = np.concatenate([[[0, -1, 0]], item.hois])
+        return replace(item, hois=hois, **fields)
+
+    told = [alone(item) for item in annotations]
+    found = [alone(item, scores=np.append(1, item.scores)) for item in detections]
+    cards = cards_of(build_gallery(comparison, told, [(lead, found)], open_picture))
+    plain = cards_of(build_gallery(comparison, annotations, [(lead, detections)], open_picture))
+    assert [one.alt for card in cards for one in card.pictures] == [
+        one.alt for card in plain for one in card.pictures
+    ]
 
 
 def test_unreadable_pictures_are_left_out(material):

@@ -82,7 +82,7 @@ def test_without_a_distilled_run(world, run):
 
 def test_full_supervision(world, run):
     full = replace(run, split="full", unseen=(), training_split="full", distillation=False)
-    assert headline(compare([full], world))[0] == "Full mAP: All labels 40.0."
+    assert headline(compare([full], world))[0] == "Full mAP: Student 40.0."
 
 
 def test_table(run):
