@@ -17,6 +17,7 @@ def comparison(world):
         return Results(
             *("run", kind, "world", "world", "ua", unseen, "default", metrics, per_class, 9),
             distillation=True,
+            training_split="ua",
         )
 
     mine = {name: place / 100 for place, name in enumerate(names[:-1])}
