@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,22 +10,23 @@ from pipeline.datasets import Dataset, missing_images, open_dataset
 from pipeline.errors import InputError
 from pipeline.progress import Progress
 from teacher_cache.answering import AskingConfig
-from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
-from teacher_cache.cluster import run_tasks
-from teacher_cache.detectors import DEFAULT, DetectorConfig, recognise
+from teacher_cache.choices import choose_mode, choose_sources, resolved
+from teacher_cache.clip_teacher import ClipTeacher
+from teacher_cache.cluster.modes import Mode, is_elsewhere
+from teacher_cache.cluster.run import check_mode, run_tasks
+from teacher_cache.cluster.share import Share
 from teacher_cache.finish import Completion, finish
-from teacher_cache.format import SHARDS, TEACHER, plain_vocabulary
+from teacher_cache.format import TEACHER, plain_vocabulary
+from teacher_cache.lock import Hold, hold
 from teacher_cache.pairing import ALL_PAIRS
-from teacher_cache.plan import Plan, claim_folder
+from teacher_cache.plan import Plan, check_folder, claim_folder
 from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts
-from teacher_cache.proposal_index import ProposalsConfig, drop_proposals, keep_proposals
+from teacher_cache.proposal_index import drop_proposals, keep_proposals
 from teacher_cache.reader import TeacherText, read_teacher
 from teacher_cache.settings import to_settings
 from teacher_cache.shards import ShardTask
 from teacher_cache.sources import Opened, Sources, Subject, open_sources, read_subject
 from teacher_cache.writer import finished_record, is_finished_shard, write_teacher
-
-CLIP_MODEL, CLIP_WEIGHTS = "RN50x16", "openai"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class BuildConfig:
         templates: sentences to ask with.
         asking: pairs, regions and batch sizes.
         images_per_shard: images of one shard and task.
-        workers: processes; 0 builds in this one.
+        mode: where shards are made; None takes one process for each GPU if there are several, and
+            otherwise this one.
+        share: of a job that builds beside others; None builds everything.
+        threads: of torch in every process, on a CPU; None takes what suits the mode.
         device: where the models run.
     """
 
@@ -64,7 +68,9 @@ class BuildConfig:
     templates: tuple[str, ...] = (TEMPLATE,)
     asking: AskingConfig = field(default_factory=AskingConfig)
     images_per_shard: int = 256
-    workers: int = 0
+    mode: Mode | None = None
+    share: Share | None = None
+    threads: int | None = None
     device: str = "auto"
 
 
@@ -78,85 +84,75 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
     Raises:
         InputError: bad input, or the folder holds a cache of other settings.
     """
+    mode = choose_mode(config)
+    check_mode(mode)
     dataset = open_dataset(config.dataset)
     if config.candidates == "annotated":
         config = replace(config, asking=replace(config.asking, pairing=ALL_PAIRS))
-    sources = Sources(
-        dataset=config.dataset,
-        part=config.part,
-        detector=_detector(dataset, config) if _detects(config) else None,
-        clip=_clip(dataset, config),
-        templates=config.templates,
-        asking=config.asking,
-        device=config.device,
-        proposals=None
-        if config.proposals is None
-        else ProposalsConfig(config.proposals, config.out),
-    )
+    sources = choose_sources(dataset, config, mode, say)
     subject = read_subject(sources)
     _tell_blemishes(dataset, subject, say)
     if config.proposals is not None and subject.proposals is not None:
         say(subject.proposals.line(config.proposals, len(subject.questions)))
-    opened = open_sources(sources, subject)
+    here = replace(sources, device="auto") if is_elsewhere(mode) else sources
+    opened = open_sources(here, subject)
     _tell_unknown(opened, say)
-    questions = subject.questions
     plan = Plan(
         parts=opened.parts,
         layout={
             "images_per_shard": config.images_per_shard,
             "embeddings": config.asking.embeddings,
         },
-        num_images=len(questions),
-        settings=to_settings("build", _resolved(config, sources, opened)),
+        num_images=len(subject.questions),
+        settings=to_settings("build", resolved(config, sources, opened)),
         vocabulary=plain_vocabulary(subject.vocabulary),
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
     text = _text(config.out / TEACHER, plan, opened.prompts, opened.models.clip)
-    if claim_folder(config.out, plan):
+    is_finished = check_folder(config.out, plan)
+    if not is_finished:
+        shared = config.share is not None
+        with hold(config.out, shared, say) as held:
+            is_finished = claim_folder(config.out, plan, shared)
+            if not is_finished:
+                if subject.proposals is not None:
+                    keep_proposals(subject.proposals)
+                if text is not None:
+                    write_teacher(config.out / TEACHER, plan.fingerprint, text)
+                completion = _make(_tasks(config, plan, sources), config, mode, held, say)
+                if subject.proposals is not None and completion.counts is not None:
+                    drop_proposals(subject.proposals)
+    if is_finished:
         say(f"{config.out}: was finished before; nothing to do")
-        return
-    if subject.proposals is not None:
-        keep_proposals(subject.proposals)
-    if text is not None:
-        write_teacher(config.out / TEACHER, plan.fingerprint, text)
-    tasks = _tasks(config, plan, sources)
-    pending = [task for task in tasks if not is_finished_shard(task.path, plan.fingerprint)]
+
+
+def _make(
+    tasks: Sequence[ShardTask],
+    config: BuildConfig,
+    mode: Mode,
+    held: Hold,
+    say: Callable[[str], None],
+) -> Completion:
+    """Makes the shards that are not there, and completes the cache with the last one."""
+    if config.share is None:
+        held.remove_leftovers()
+    else:
+        tasks = config.share.of(tasks)
+    pending = [task for task in tasks if not is_finished_shard(task.path, task.fingerprint)]
     if config.asking.strict:
         _refuse_failures(set(tasks) - set(pending))
-    done = len(questions) - sum(map(len, pending))
+    total = sum(map(len, tasks))
+    done = total - sum(map(len, pending))
     if done:
-        say(f"{config.out}: going on after {done} of {len(questions)} images")
-    with Progress(len(questions), "Asking the teacher", "images", done=done) as progress:
-        records = run_tasks(pending, config.workers, progress)
-    for left in (config.out / SHARDS).glob(".*.tmp"):
-        left.unlink(missing_ok=True)
-    completion = finish(config.out, records)
-    if subject.proposals is not None and completion.counts is not None:
-        drop_proposals(subject.proposals)
-    _tell_completion(config.out, completion, say)
-
-
-def _detects(config: BuildConfig) -> bool:
-    """Whether a detector is wanted; it is not where boxes are known beforehand.
-
-    Raises:
-        InputError: options that contradict each other.
-    """
-    instead = None
-    if config.candidates == "annotated":
-        instead = "--candidates annotated"
-    elif config.proposals is not None:
-        instead = "--proposals"
-    options: dict[str, object] = {
-        "--detector": config.detector,
-        "--detector-weights": config.detector_weights,
-    }
-    if config.candidates == "annotated":
-        options["--proposals"] = config.proposals
-    for option, value in options.items():
-        if instead is not None and value is not None:
-            raise InputError(f"{option}: expected none with {instead}, found {value}")
-    return instead is None
+        say(f"{config.out}: going on after {done} of {total} images")
+    try:
+        with Progress(total, "Asking the teacher", "images", done=done) as progress:
+            records = run_tasks(pending, mode, progress)
+        completion = finish(config.out, records)
+        _tell_completion(config.out, completion, say)
+    finally:
+        held.remove_leftovers()
+    return completion
 
 
 def _tell_blemishes(dataset: Dataset, subject: Subject, say: Callable[[str], None]) -> None:
@@ -197,44 +193,6 @@ def _text(file: Path, plan: Plan, prompts: Prompts, clip: ClipTeacher) -> Teache
     return TeacherText(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
 
 
-def _detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
-    name, weights = config.detector, config.detector_weights
-    if weights is None and dataset.detector is not None:
-        weights = str(dataset.detector)
-        if not dataset.detector.is_file():
-            raise InputError(f"{weights}: no such weights file, named by {dataset.root}")
-    if name is None and weights is not None and Path(weights).is_file():
-        name = recognise(Path(weights), dataset.vocabulary)
-    pairing = config.asking.pairing
-    # Detectors keep what is above their threshold; pairs take what is at it, too.
-    lowest = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
-    return DetectorConfig(name or DEFAULT, weights, lowest)
-
-
-def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
-    if config.clip_model is not None:
-        return ClipConfig(config.clip_model, config.clip_weights, config.precision)
-    if dataset.teacher is None:
-        return ClipConfig(CLIP_MODEL, config.clip_weights or CLIP_WEIGHTS, config.precision)
-    if not dataset.teacher.is_dir():
-        raise InputError(f"{dataset.teacher}: no such CLIP folder, named by {dataset.root}")
-    return ClipConfig(str(dataset.teacher), config.clip_weights, config.precision)
-
-
-def _resolved(config: BuildConfig, sources: Sources, opened: Opened) -> BuildConfig:
-    """The configuration with its models named, whatever the defaults are later or elsewhere."""
-    config = replace(
-        config,
-        clip_model=sources.clip.model,
-        clip_weights=sources.clip.weights,
-        precision=opened.models.clip.precision,
-    )
-    detector = sources.detector
-    if detector is None:
-        return config
-    return replace(config, detector=detector.name, detector_weights=detector.weights)
-
-
 def _tasks(config: BuildConfig, plan: Plan, sources: Sources) -> list[ShardTask]:
     size, end = config.images_per_shard, plan.num_images
     return [
@@ -253,7 +211,12 @@ def _refuse_failures(finished: Iterable[ShardTask]) -> None:
 
 def _tell_completion(folder: Path, completion: Completion, say: Callable[[str], None]) -> None:
     counts, failed = completion.counts, completion.failed
-    assert counts is not None
+    if counts is None:
+        say(
+            f"{folder}: {len(completion.missing)} shards of other jobs are not there yet; the last"
+            f" job completes the cache, or: eoid-cache verify {folder}"
+        )
+        return
     say(
         f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
         f" {counts['regions']} regions, {counts['shards']} shards"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli import config_option, device_option, run_command
 from pipeline.errors import InputError
 from teacher_cache.cli_caches import COMMANDS
+from teacher_cache.cluster.cli import cluster_options
+
+if TYPE_CHECKING:
+    from teacher_cache.cluster.modes import Mode
+    from teacher_cache.cluster.share import Share
 
 COUNT = click.IntRange(min=1)
 SCORE = click.FloatRange(0, 1)
@@ -101,16 +106,10 @@ def cache() -> None:
     show_default=True,
     help="Images of one size for the detector at once.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Processes; 0 works in this one.",
-)
 @click.option("--embeddings/--no-embeddings", default=True, show_default=True)
 @click.option("--strict", is_flag=True, help="Refuse blemishes and unreadable images.")
 @device_option
+@cluster_options
 @config_option
 def build(
     dataset: Path,
@@ -133,14 +132,19 @@ def build(
     images_per_shard: int,
     batch_size: int | None,
     detector_batch_size: int,
-    workers: int,
     embeddings: bool,
     strict: bool,
     device: str,
+    mode: Mode | None,
+    share: Share | None,
+    threads: int | None,
+    dry_run: bool,
 ) -> None:
     """Ask the teacher about every image of DATASET; the same command goes on after a stop."""
     from teacher_cache import build as builder
     from teacher_cache.answering import AskingConfig
+    from teacher_cache.cluster.run import job_script
+    from teacher_cache.interrupts import terminated_like_interrupted
     from teacher_cache.pairing import PairingConfig
     from teacher_cache.prompts import TEMPLATE
     from teacher_cache.regions import RegionMode
@@ -155,33 +159,50 @@ def build(
     if candidates == "annotated" and given:
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise InputError(f"{option}: expected none with --candidates annotated, which pairs all")
-    builder.build(
-        builder.BuildConfig(
-            dataset=dataset,
-            out=out,
-            part=part,
-            candidates=candidates,
-            proposals=proposals,
-            detector=detector,
-            detector_weights=detector_weights,
-            clip_model=clip_model,
-            clip_weights=clip_weights,
-            precision=precision,
-            templates=templates or (TEMPLATE,),
-            asking=AskingConfig(
-                pairing=PairingConfig(**given),
-                level=level,
-                region=RegionMode.parse(region),
-                images_per_batch=detector_batch_size,
-                regions_per_batch=batch_size,
-                embeddings=embeddings,
-                strict=strict,
-            ),
-            images_per_shard=images_per_shard,
-            workers=workers,
-            device=device,
-        )
+    config = builder.BuildConfig(
+        dataset=dataset,
+        out=out,
+        part=part,
+        candidates=candidates,
+        proposals=proposals,
+        detector=detector,
+        detector_weights=detector_weights,
+        clip_model=clip_model,
+        clip_weights=clip_weights,
+        precision=precision,
+        templates=templates or (TEMPLATE,),
+        asking=AskingConfig(
+            pairing=PairingConfig(**given),
+            level=level,
+            region=RegionMode.parse(region),
+            images_per_batch=detector_batch_size,
+            regions_per_batch=batch_size,
+            embeddings=embeddings,
+            strict=strict,
+        ),
+        images_per_shard=images_per_shard,
+        mode=mode,
+        share=share,
+        threads=threads,
+        device=device,
     )
+    if dry_run:
+        click.echo(job_script(config.mode, out), nl=False)
+        return
+    with terminated_like_interrupted():
+        builder.build(config)
+
+
+@cache.command("batch-scripts")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace scripts that are there.")
+@config_option
+def batch_scripts(folder: Path, overwrite: bool) -> None:
+    """Copy ready scripts for SLURM into DIR."""
+    from teacher_cache.batch import copy_scripts
+
+    for path in copy_scripts(folder, overwrite):
+        click.echo(path)
 
 
 @cache.command("world-models")

@@ -62,9 +62,7 @@ class ClipTeacher:
         self.name, self.quick_gelu = opened.name, opened.quick_gelu
         self._model, self._tokenizer = opened.model.eval().to(device), opened.tokenizer
         self.device = device
-        self.precision = config.precision
-        if self.precision == "auto":
-            self.precision = "float16" if device.type == "cuda" else "float32"
+        self.precision = resolve_precision(config.precision, device.type)
         settings = open_clip.get_model_preprocess_cfg(opened.model)
         self.image_size = _side(settings["size"], config.model)
         self.interpolation = _interpolation(settings.get("interpolation"), config.model)
@@ -164,3 +162,10 @@ def _three(settings: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
     if key == "std" and min(values) <= 0:
         raise bad_field(name, f"preprocess_cfg.{key}", "three numbers above 0", values)
     return tuple(float(value) for value in values)
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """What `auto` means for the image tower on a device, "cpu" or "cuda"."""
+    if precision != "auto":
+        return precision
+    return "float16" if device.startswith("cuda") else "float32"

@@ -131,11 +131,8 @@ def claim_folder(folder: Path, plan: Plan, shared: bool = False) -> bool:
     Raises:
         InputError: the folder holds something else, or a cache of other settings.
     """
-    if is_finished(folder, plan):
+    if check_folder(folder, plan):
         return True
-    begun = folder / PLAN
-    if not begun.is_file() and folder.exists() and not _is_fresh(folder):
-        raise InputError(f"{folder}: expected a new or empty folder, found something else in it")
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     fields = (
         FORMAT_VERSION,
@@ -147,27 +144,29 @@ def claim_folder(folder: Path, plan: Plan, shared: bool = False) -> bool:
         plan.settings,
     )
     value = dict(zip(PLAN_FIELDS, fields, strict=True))
-    write_sealed(begun, value, once=True)
+    write_sealed(folder / PLAN, value, once=True)
     held = read_plan(folder)
-    _same(folder, held["parts"], plan.parts)
-    _same(folder, held["layout"], plan.layout)
+    _same(folder, held, plan)
     if unsealed(held) != value and not shared:
-        write_sealed(begun, value)
+        write_sealed(folder / PLAN, value)
     return False
 
 
-def is_finished(folder: Path, plan: Plan) -> bool:
+def check_folder(folder: Path, plan: Plan) -> bool:
     """Whether a folder holds the planned cache, all of it.
 
     Raises:
-        InputError: it holds a finished cache of other settings.
+        InputError: it holds something else, or a cache of other settings.
     """
-    if not (folder / MANIFEST).is_file():
-        return False
-    held = read_manifest(folder)
-    _same(folder, held["parts"], plan.parts)
-    _same(folder, held.get("layout", {}), plan.layout)
-    return all((folder / SHARDS / shard["name"]).is_file() for shard in held["shards"])
+    if (folder / MANIFEST).is_file():
+        held = read_manifest(folder)
+        _same(folder, held, plan)
+        return all((folder / SHARDS / shard["name"]).is_file() for shard in held["shards"])
+    if (folder / PLAN).is_file():
+        _same(folder, read_plan(folder), plan)
+    elif folder.exists() and not _is_fresh(folder):
+        raise InputError(f"{folder}: expected a new or empty folder, found something else in it")
+    return False
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -196,9 +195,12 @@ def _is_fresh(folder: Path) -> bool:
     )
 
 
-def _same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    changes = differing_parts(held, wanted)
-    if changes:
+def _same(folder: Path, held: dict[str, Any], plan: Plan) -> None:
+    changes = [
+        differing_parts(held["parts"], plan.parts),
+        differing_parts(held.get("layout", {}), plan.layout),
+    ]
+    for change in filter(None, changes):
         raise InputError(
-            f"{folder}: holds a cache of other settings ({changes}); give --out a new folder"
+            f"{folder}: holds a cache of other settings ({change}); give --out a new folder"
         )

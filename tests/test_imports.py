@@ -17,10 +17,15 @@ READER_HALF = {"format", "mapping", "reader", "soft_targets"}
 HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
 # Third-party packages that live in one room, and that room's files.
 ROOMS = {
-    "click": [*(f"{package}/cli.py" for package in PACKAGES), "teacher_cache/cli_caches.py"],
+    "click": [
+        *(f"{package}/cli.py" for package in PACKAGES),
+        "teacher_cache/cli_caches.py",
+        "teacher_cache/cluster/cli.py",
+    ],
     "open_clip": ["teacher_cache/clip_", "teacher_cache/world_models/"],
-    "dask": ["teacher_cache/build.py", "teacher_cache/cluster.py"],
-    "distributed": ["teacher_cache/cluster.py"],
+    "dask": ["teacher_cache/cluster/"],
+    "dask_jobqueue": ["teacher_cache/cluster/"],
+    "distributed": ["teacher_cache/cluster/"],
     "h5py": [f"teacher_cache/{name}.py" for name in ("mapping", "reader", "writer")],
     "scipy": ["pipeline/annotations/anno_bbox.py", "student/matcher.py"],
     "matplotlib": ["evaluation/"],

@@ -15,9 +15,9 @@ from pipeline.progress import Progress
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
 from pipeline.world.scene import draw_scene, world_vocabulary
+from teacher_cache.interrupts import interrupts_waiting
 from teacher_cache.prompts import interaction_prompts
 from teacher_cache.regions import RegionMode, crop_regions
-from teacher_cache.world_models.processes import interrupts_waiting
 
 CHUNK = 50
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context, parent_process
 from queue import Empty
 from typing import Any
 
 from pipeline.progress import Progress
+from teacher_cache.interrupts import interrupts_waiting
 
 Report = Callable[[int, str], None]
 Work = Callable[[Report], None]
@@ -55,19 +54,6 @@ def run_side_by_side(works: Mapping[str, tuple[Work, int]]) -> None:
             if process.is_alive():
                 process.terminate()
                 process.join()
-
-
-@contextmanager
-def interrupts_waiting() -> Iterator[None]:
-    """Ctrl-C takes effect at the end; processes started meanwhile never hear of it.
-
-    Whoever started them ends them.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _next(queue: Any, processes: Sequence[Any]) -> tuple[str, int | None, str]:

@@ -30,6 +30,11 @@ ASKING = AskingConfig(
 
 
 @pytest.fixture(scope="session")
+def asking():
+    return ASKING
+
+
+@pytest.fixture(scope="session")
 def vocabulary():
     return load_vocabulary("world")
 

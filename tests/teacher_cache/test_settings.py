@@ -21,7 +21,7 @@ ASKING = replace(BUILD.asking, pairing=PairingConfig(0.1), region=RegionMode("co
     "config",
     [
         BuildConfig(Path("/data"), Path("/cache")),
-        replace(BUILD, asking=ASKING, workers=3),
+        replace(BUILD, asking=ASKING, threads=3),
         RescoreConfig(Path("/cache"), Path("/new"), temperature=0.01),
     ],
 )

@@ -6,20 +6,21 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.progress import Progress
 from teacher_cache.build import build
-from teacher_cache.cluster import run_tasks
+from teacher_cache.cluster.modes import InProcess, LocalWorkers
+from teacher_cache.cluster.run import run_tasks
 from teacher_cache.format import MANIFEST
 from teacher_cache.reader import open_cache
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_to_do(workers):
+@pytest.mark.parametrize("mode", [InProcess(), LocalWorkers(2)])
+def test_nothing_to_do(mode):
     with Progress(0, "nothing") as progress:
-        assert list(run_tasks([], workers, progress)) == []
+        assert run_tasks([], mode, progress) == []
 
 
 def test_two_processes_give_the_same_answers(dataset, build_config, finished, capsys):
     """And the reason of an image that one of them cannot read."""
-    config = build_config(dataset, workers=2)
+    config = build_config(dataset, mode=LocalWorkers(2))
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     broken.write_bytes(b"")
     strict = replace(config, asking=replace(config.asking, strict=True))

@@ -1,0 +1,125 @@
+"""The one door: tasks and a mode in, records out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+from pipeline.progress import Progress
+from teacher_cache.cluster.modes import (
+    InProcess,
+    LocalWorkers,
+    Mode,
+    RunningCluster,
+    SlurmJobs,
+    asks_for_gpu,
+)
+from teacher_cache.shards import ShardTask, make_shard
+from teacher_cache.sources import forget_sources
+from teacher_cache.writer import ShardRecord
+
+if TYPE_CHECKING:
+    from teacher_cache.cluster.sharing import Crew
+
+
+def run_tasks(tasks: Sequence[ShardTask], mode: Mode, progress: Progress) -> list[ShardRecord]:
+    """Makes shards.
+
+    Args:
+        tasks: the shards.
+        mode: where they are made.
+        progress: moved on by every finished image or shard.
+
+    Raises:
+        InputError: a shard could not be made from what the user gave, every worker died over it,
+            or there are no workers and there will be none.
+    """
+    if isinstance(mode, InProcess) or not tasks:
+        return [make_shard(task, progress.advance) for task in tasks]
+    forget_sources()
+    elsewhere = [
+        replace(task, folder=task.folder.absolute(), sources=task.sources.absolute())
+        for task in tasks
+    ]
+    from teacher_cache.cluster.sharing import quiet_dask, share_out
+
+    with quiet_dask(), _crew(mode, elsewhere[0]) as crew:
+        return share_out(elsewhere, crew, progress)
+
+
+def check_mode(mode: Mode) -> None:
+    """Finds out before anything else whether a mode is possible here.
+
+    Raises:
+        InputError: it is not; says what is missing or wrong.
+    """
+    _check_libraries(mode)
+    if isinstance(mode, SlurmJobs):
+        from teacher_cache.cluster.slurm import check_slurm
+
+        check_slurm(mode)
+
+
+def device_elsewhere(mode: Mode, device: str, say: Callable[[str], None]) -> str:
+    """What `auto` means on other machines, which the builder must know: it decides answers.
+
+    Args:
+        mode: where shards are made.
+        device: auto, cpu or cuda[:i].
+        say: told what is waited for.
+
+    Raises:
+        InputError: no scheduler answers.
+    """
+    if device != "auto":
+        return device
+    if isinstance(mode, SlurmJobs):
+        return "cuda" if asks_for_gpu(mode) else "cpu"
+    assert isinstance(mode, RunningCluster)
+    from teacher_cache.cluster.running import workers_device
+    from teacher_cache.cluster.sharing import quiet_dask
+
+    with quiet_dask():
+        return workers_device(mode.address, say)
+
+
+def job_script(mode: Mode | None, folder: Path) -> str:
+    """What would be submitted to SLURM for every worker of a build into a folder.
+
+    Raises:
+        InputError: an option that cannot be.
+    """
+    assert isinstance(mode, SlurmJobs)
+    _check_libraries(mode)
+    from teacher_cache.cluster import slurm
+
+    return slurm.job_script(mode, folder)
+
+
+def _check_libraries(mode: Mode) -> None:
+    libraries = [] if isinstance(mode, InProcess) else ["distributed"]
+    if isinstance(mode, SlurmJobs):
+        libraries.append("dask_jobqueue")
+    for library in libraries:
+        if find_spec(library) is None:
+            raise InputError(f"{library} is not installed; do so with: pip install 'eoid[cluster]'")
+
+
+def _crew(mode: Mode, task: ShardTask) -> AbstractContextManager[Crew]:
+    if isinstance(mode, LocalWorkers):
+        from teacher_cache.cluster.local import local_crew
+
+        return local_crew(mode.count, task.sources.threads, task.sources.device)
+    if isinstance(mode, RunningCluster):
+        from teacher_cache.cluster.running import running_crew
+
+        return running_crew(mode.address)
+    assert not isinstance(mode, InProcess)
+    from teacher_cache.cluster.slurm import slurm_crew
+
+    return slurm_crew(mode, task.folder)

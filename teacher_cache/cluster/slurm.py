@@ -1,0 +1,244 @@
+"""Workers in jobs of SLURM, through dask-jobqueue. Jobs that end too early are replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask.config
+from dask.utils import parse_bytes
+from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+from distributed import Adaptive, Client, Status
+
+from pipeline.errors import InputError
+from teacher_cache.cluster.modes import SlurmJobs, lifetime, walltime_seconds
+from teacher_cache.cluster.sharing import Crew
+from teacher_cache.interrupts import interrupts_waiting
+
+# Seconds between two looks at SLURM's queue.
+LOOK_EVERY = 15.0
+# So many jobs in a row may end before a worker reports from them, beside those asked for.
+LOST_JOBS = 3
+LOGS = "logs"
+
+
+def job_script(mode: SlurmJobs, folder: Path) -> str:
+    """What would be submitted for every worker; works without SLURM and leaves nothing behind.
+
+    Args:
+        mode: of the build.
+        folder: the cache.
+
+    Raises:
+        InputError: walltime or memory cannot be read.
+    """
+    address = "tcp://<scheduler>"
+    return SLURMJob(address, name="<name>", **_job_options(mode, folder)).job_script()
+
+
+def check_slurm(mode: SlurmJobs) -> None:
+    """Finds out early what can be known of jobs without asking for one.
+
+    Raises:
+        InputError: SLURM is not here, or an option cannot be.
+    """
+    walltime_seconds(mode.walltime)
+    _check_memory(mode)
+    for command in ("sbatch", "squeue", "scancel"):
+        if shutil.which(command) is None:
+            raise InputError(
+                f"--slurm: expected SLURM's {command} on this machine, found none (--dry-run"
+                " prints the job script)"
+            )
+
+
+@contextmanager
+def slurm_crew(mode: SlurmJobs, folder: Path) -> Iterator[Crew]:
+    """Asks SLURM for jobs, and cancels them at the end.
+
+    Args:
+        mode: which jobs.
+        folder: the cache.
+
+    Raises:
+        InputError: SLURM refuses the jobs, or they end before they begin.
+    """
+    log_folder(mode, folder).mkdir(parents=True, exist_ok=True)
+    options = dask.config.get("jobqueue.slurm.scheduler-options", {})
+    refusals: list[str] = []
+    with interrupts_waiting():
+        cluster = SLURMCluster(
+            job_cls=_job_class(refusals),
+            silence_logs=logging.CRITICAL,
+            scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0", **options},
+            **_job_options(mode, folder),
+        )
+    with cluster, Client(cluster, set_as_default=False) as client:
+        demand = cluster.adapt(Adaptive=_Demand, minimum_jobs=0, maximum_jobs=mode.jobs)
+        watch = _Watch(cluster, mode, log_folder(mode, folder), refusals)
+
+        def look_after(left: int) -> None:
+            demand.left = left
+            watch.look()
+
+        yield Crew(client, look_after)
+
+
+def log_folder(mode: SlurmJobs, folder: Path) -> Path:
+    """Where jobs write their logs."""
+    return (mode.log_folder or folder / LOGS).absolute()
+
+
+class _Demand(Adaptive):
+    """As many jobs as shards are left: the last ones keep no idle machines.
+
+    Attributes:
+        left: how many shards are left.
+    """
+
+    left = 0
+
+    async def target(self) -> int:
+        return self.left
+
+
+class _Watch:
+    """Notices jobs that SLURM refuses, or that end before their worker reports.
+
+    Dask has workers replaced that it has seen; of others it never learns what became of them.
+    """
+
+    def __init__(
+        self, cluster: SLURMCluster, mode: SlurmJobs, logs: Path, refusals: list[str]
+    ) -> None:
+        self._cluster, self._logs, self._refusals = cluster, logs, refusals
+        self._patience = LOST_JOBS + mode.jobs
+        self._lost = 0
+        self._seen: set[str] = set()
+        self._last = time.monotonic()
+
+    def look(self) -> None:
+        """Looks, if it is time to.
+
+        Raises:
+            InputError: there is no hope of workers.
+        """
+        if not self._refusals and time.monotonic() - self._last < LOOK_EVERY:
+            return
+        self._last = time.monotonic()
+        submitted = {name: job.job_id for name, job in list(self._cluster.workers.items())}
+        queued = _queued_jobs()
+        if queued is None:
+            return
+        gone = {name: job for name, job in submitted.items() if job not in queued | self._seen}
+        refused, self._refusals[:] = list(self._refusals), []
+        reported, lost = self._cluster.sync(_forget, self._cluster, gone)
+        self._seen |= {submitted[name] for name in reported if name in submitted}
+        self._lost = 0 if reported and not lost else self._lost + lost
+        is_refused = refused and not reported and lost == len(submitted)
+        if is_refused or self._lost > self._patience:
+            raise self._hopeless(refused)
+
+    def _hopeless(self, refused: list[str]) -> InputError:
+        if refused:
+            return InputError(f"--slurm: expected a job that SLURM takes, found {refused[-1]}")
+        return InputError(
+            f"--slurm: {self._lost} jobs ended before a worker reported from them; their logs are"
+            f" in {self._logs}"
+        )
+
+
+async def _forget(cluster: Any, gone: dict[str, str]) -> tuple[set[str], int]:
+    """Forgets jobs that ended without a worker, so that the cluster's next look replaces them.
+
+    Args:
+        cluster: of the jobs.
+        gone: ids by name of jobs that are no longer queued.
+
+    Returns:
+        The names of jobs with a worker, and how many jobs were forgotten.
+    """
+    reported = {worker.name for worker in cluster.scheduler.workers.values()}
+    lost = 0
+    for name, job_id in gone.items():
+        job = cluster.workers.get(name)
+        if job is not None and job.job_id == job_id and name not in reported:
+            del cluster.workers[name]
+            await job.close()
+            lost += 1
+    return reported, lost
+
+
+def _queued_jobs() -> set[str] | None:
+    """Ids of the user's pending and running jobs; None where SLURM does not answer."""
+    command = ["squeue", "--noheader", "--format=%i", f"--user={os.getuid()}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return set(done.stdout.split()) if done.returncode == 0 else None
+
+
+def _job_class(refusals: list[str]) -> Any:
+    class Job(SLURMJob):
+        """Keeps what sbatch said when it refused; the cluster would only log it."""
+
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (OSError, RuntimeError, ValueError) as error:
+                # A job without a number is forgotten like one that ended too early.
+                lines = [line for line in str(error).splitlines() if "error:" in line]
+                refusals.append(" ".join((lines or [str(error)])[0].split()))
+                self.status = Status.running
+
+        async def close(self) -> None:
+            await super().close()
+            # The cluster wants to see that its jobs ended; dask-jobqueue forgets to say so.
+            self.status = Status.closed
+
+    return Job
+
+
+def _job_options(mode: SlurmJobs, folder: Path) -> dict[str, Any]:
+    _check_memory(mode)
+    seconds, stagger = lifetime(walltime_seconds(mode.walltime))
+    threads = " ".join(f"{name}_NUM_THREADS={mode.cores}" for name in ("OMP", "MKL", "OPENBLAS"))
+    directives = [f"-o {log_folder(mode, folder)}/%j.log"]
+    if mode.gres is not None:
+        directives.append(f"--gres={mode.gres}")
+    # One Dask thread, so one shard at a time; the job's cores are torch's.
+    return {
+        "job_name": "eoid-cache",
+        "cores": 1,
+        "job_cpu": mode.cores,
+        "processes": 1,
+        "memory": mode.memory,
+        "walltime": mode.walltime,
+        "queue": mode.queue,
+        "account": mode.account,
+        "interface": mode.interface,
+        "job_directives_skip": [],
+        "job_extra_directives": [*directives, *mode.directives],
+        "job_script_prologue": [f"export {threads}", *mode.prologue],
+        "worker_extra_args": [
+            "--lifetime",
+            f"{seconds:.0f}s",
+            "--lifetime-stagger",
+            f"{stagger:.0f}s",
+            # SLURM guards the job's memory; Dask would pause a worker for its models.
+            "--memory-limit",
+            "0",
+        ],
+    }
+
+
+def _check_memory(mode: SlurmJobs) -> None:
+    try:
+        parse_bytes(mode.memory)
+    except ValueError:
+        raise InputError(f"--memory: expected a size such as 16GB, found {mode.memory}") from None

@@ -1,0 +1,201 @@
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from pipeline.cli import run_command
+from teacher_cache import build as builder
+from teacher_cache.cli import cache
+from teacher_cache.cluster.modes import InProcess, LocalWorkers, RunningCluster, SlurmJobs
+from teacher_cache.cluster.share import Share
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """`eoid-cache build` with options; the cache is to be in `tmp_path / "c"`."""
+
+    def command(*options, dataset="data"):
+        out = tmp_path / "c"
+        words = ["build", dataset, "--out", out, *options]
+        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            run_command(cache)
+        assert not out.exists()
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def configured(monkeypatch):
+    """What the command would build."""
+    configs = []
+    monkeypatch.setattr(builder, "build", configs.append)
+    return configs
+
+
+@pytest.mark.parametrize(
+    "options, mode, share, threads",
+    [
+        ([], None, None, None),
+        (["--workers", "0"], InProcess(), None, None),
+        (["--workers", "3", "--threads", "2"], LocalWorkers(3), None, 2),
+        (["--scheduler", "tcp://a:8786"], RunningCluster("tcp://a:8786"), None, None),
+        (["--array", "1/4"], None, Share(1, 4), None),
+        (["--array", "1/4", "--workers", "2"], LocalWorkers(2), Share(1, 4), None),
+        (["--array", "--strict"], None, Share(2, 8), None),
+        (["--array", "slurm"], None, Share(2, 8), None),
+        (["--slurm"], SlurmJobs(), None, None),
+        (
+            [
+                "--slurm",
+                "--jobs",
+                "8",
+                "--cores",
+                "6",
+                "--memory",
+                "20GB",
+                "--walltime",
+                "1-0",
+                "--queue",
+                "gpu",
+                "--account",
+                "ai",
+                "--gres",
+                "gpu:1",
+                "--prologue",
+                "one",
+                "--prologue",
+                "two",
+                "--directive=--exclusive",
+                "--interface",
+                "ib0",
+            ],
+            SlurmJobs(
+                jobs=8,
+                cores=6,
+                memory="20GB",
+                walltime="1-0",
+                queue="gpu",
+                account="ai",
+                gres="gpu:1",
+                prologue=("one", "two"),
+                directives=("--exclusive",),
+                interface="ib0",
+            ),
+            None,
+            None,
+        ),
+    ],
+)
+def test_modes(run, configured, monkeypatch, options, mode, share, threads):
+    for name, value in (("ID", "2"), ("MIN", "0"), ("COUNT", "8")):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert run(*options).returncode == 0
+    (config,) = configured
+    assert (config.mode, config.share, config.threads) == (mode, share, threads)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (["--workers", "2", "--slurm"], "--workers: expected alone, found --slurm too"),
+        (["--scheduler", "a:1", "--slurm"], "--scheduler: expected alone, found --slurm too"),
+        (["--array", "0/2", "--slurm"], "--array: expected alone, found --slurm too"),
+        (["--array", "2/2"], "--array: expected I/N with I from 0 to N-1, found 2/2"),
+        (["--array"], "--array: expected I/N or a job of a SLURM array"),
+        (["--queue", "gpu"], "--queue: expected together with --slurm, found alone"),
+        (["--directive", "x"], "--directive: expected together with --slurm"),
+        (["--log-folder", "x", "--workers", "1"], "--log-folder: expected together with --slurm"),
+        (["--dry-run"], "--dry-run: expected together with --slurm"),
+        (["--slurm", "--walltime", "4h"], "--walltime: expected SLURM's form"),
+        (["--slurm", "--memory", "lots"], "--memory: expected a size such as 16GB, found lots"),
+        (["--slurm", "--dry-run", "--memory", "lots"], "--memory: expected a size"),
+        (["--slurm"], "--slurm: expected SLURM's sbatch on this machine, found none"),
+        (["--workers", "-1"], "--workers"),
+        (["--threads", "0"], "--threads"),
+        (["--jobs", "0", "--slurm"], "--jobs"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_2(run, monkeypatch, tmp_path, options, text):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    done = run(*options)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and text in done.stderr
+
+
+@pytest.mark.parametrize(
+    "library, options",
+    [
+        ("distributed", ["--workers", "2"]),
+        ("distributed", ["--scheduler", "a:1"]),
+        ("dask_jobqueue", ["--slurm"]),
+        ("dask_jobqueue", ["--slurm", "--dry-run"]),
+    ],
+)
+def test_a_missing_library_is_named(run, monkeypatch, library, options):
+    monkeypatch.setitem(sys.modules, library, None)
+    done = run(*options)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{library} is not installed" in done.stderr
+    assert "pip install 'eoid[cluster]'" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["nonsense", "a:b", "{tmp}/absent.json", "{tmp}/other.json"])
+def test_no_such_scheduler(run, shared_dataset, tmp_path, address):
+    (tmp_path / "other.json").write_text('{"id": 3}')
+    done = run("--scheduler", address.format(tmp=tmp_path), dataset=shared_dataset)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--scheduler: expected the address or file of a running Dask scheduler" in line
+
+
+def test_a_dry_run_prints_the_job_script(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = tmp_path / "config.toml"
+    config.write_text('queue = "gpu"\nprologue = ["module load cuda", "nvidia-smi"]\ncores = 6\n')
+    options = ["--config", config, "--slurm", "--walltime", "10:00:00", "--gres", "gpu:1"]
+    done = run(*options, "--directive=--exclusive", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("#!")
+    wanted = ["-p gpu", "-t 10:00:00", "--cpus-per-task=6", "--gres=gpu:1", "--exclusive"]
+    assert {f"#SBATCH {text}" for text in (*wanted, f"-o {tmp_path}/c/logs/%j.log")} <= set(lines)
+    prologue = lines.index("module load cuda")
+    assert lines[prologue + 1] == "nvidia-smi" and "dask_worker" in lines[prologue + 2]
+    assert "--lifetime 33300s --lifetime-stagger 900s" in lines[-1]
+
+
+def test_options_of_jobs_may_wait_in_a_configuration_file(run, configured, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text('queue = "gpu"\nworkers = 2\n')
+    assert run("--config", config).returncode == 0
+    assert configured[0].mode == LocalWorkers(2)
+
+
+def test_scripts_are_copied_once(tmp_path, monkeypatch, capsys):
+    def copy(*options):
+        words = ["eoid-cache", "batch-scripts", str(tmp_path / "jobs"), *options]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            run_command(cache)
+        return ended.value.code
+
+    assert copy() == 0
+    scripts = [tmp_path / "jobs" / name for name in ("cache.sbatch", "cache_array.sbatch")]
+    assert capsys.readouterr().out.split() == [str(script) for script in scripts]
+    assert all(script.read_text().startswith("#!/bin/bash\n") for script in scripts)
+    scripts[1].write_text("my own")
+    assert copy() == 2
+    assert scripts[1].read_text() == "my own"
+    assert copy("--overwrite") == 0
+    assert scripts[1].read_text() != "my own"

@@ -1,0 +1,79 @@
+import pytest
+
+from pipeline.errors import InputError
+from teacher_cache.cluster import modes
+from teacher_cache.cluster.modes import (
+    InProcess,
+    LocalWorkers,
+    RunningCluster,
+    SlurmJobs,
+    asks_for_gpu,
+    lifetime,
+    threads_per_worker,
+    walltime_seconds,
+)
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ("30", 1800),
+        ("30:15", 1815),
+        ("04:00:00", 14400),
+        ("100:00:01", 360001),
+        ("2-0", 172800),
+        ("2-12", 216000),
+        ("1-02:30", 95400),
+        ("1-02:30:05", 95405),
+    ],
+)
+def test_walltime(text, seconds):
+    assert walltime_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "00:00:00", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "x"])
+def test_walltime_refuses(text):
+    with pytest.raises(InputError, match="--walltime: expected SLURM's form of a time"):
+        walltime_seconds(text)
+
+
+@pytest.mark.parametrize("walltime", [60, 300, 480, 3600, 14400, 172800])
+def test_workers_leave_before_their_walltime(walltime):
+    seconds, stagger = lifetime(walltime)
+    assert stagger > 0
+    assert seconds + stagger <= walltime - min(120, walltime / 4)
+    assert seconds - stagger >= walltime / 2
+    if walltime >= 14400:
+        assert seconds - stagger >= 0.89 * walltime
+
+
+@pytest.mark.parametrize(
+    "mode, told, cores, threads",
+    [
+        (InProcess(), "", 8, None),
+        (RunningCluster("a:1"), "", 8, None),
+        (SlurmJobs(cores=6), "1", 8, 6),
+        (LocalWorkers(2), "", 8, 4),
+        (LocalWorkers(3), "", 8, 2),
+        (LocalWorkers(16), "", 8, 1),
+        (LocalWorkers(2), "1", 8, 1),
+        (LocalWorkers(2), "many", 8, 4),
+    ],
+)
+def test_threads(monkeypatch, mode, told, cores, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setattr(modes, "usable_cores", lambda: cores)
+    assert threads_per_worker(mode) == threads
+
+
+@pytest.mark.parametrize(
+    "mode, has_gpu",
+    [
+        (SlurmJobs(), False),
+        (SlurmJobs(gres="gpu:1"), True),
+        (SlurmJobs(gres="scratch:1"), False),
+        (SlurmJobs(directives=("--exclusive", "--gpus-per-task=1")), True),
+    ],
+)
+def test_jobs_with_a_gpu(mode, has_gpu):
+    assert asks_for_gpu(mode) == has_gpu
