@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,21 @@ class DenseOutputs:
     def inside(self) -> Tensor:
         """(B, 1, h, w) bool, the cell holds some of the image."""
         return inside_cells(self.logits, self.shares)
+
+
+def same_frame(outputs: Sequence[DenseOutputs]) -> list[DenseOutputs]:
+    """Answers on maps of different sizes as answers on maps of one size: the rest is padding."""
+    height, width = (max(one.logits.shape[axis] for one in outputs) for axis in (-2, -1))
+
+    def framed(one: DenseOutputs) -> DenseOutputs:
+        h, w = one.logits.shape[-2:]
+        if (h, w) == (height, width):
+            return one
+        more = (0, width - w, 0, height - h)
+        smaller = torch.tensor([w / width, h / height], device=one.shares.device)
+        return DenseOutputs(F.pad(one.logits, more), F.pad(one.boxes, more), one.shares * smaller)
+
+    return [framed(one) for one in outputs]
 
 
 class DenseHead(nn.Module):

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
 
-from student.dense_head import DenseHead, DenseOutputs, best_cells, cell_centres, dense_losses
+from student.dense_head import (
+    DenseHead,
+    DenseOutputs,
+    best_cells,
+    cell_centres,
+    dense_losses,
+    same_frame,
+)
 
 PERSON, CLASSES = 2, 5
 
@@ -151,6 +158,26 @@ def test_a_mask_without_padding_changes_nothing():
     model, features = head(), torch.randn(2, 8, 6, 9)
     without, masked = model(features), model(features, torch.zeros(2, 48, 72, dtype=torch.bool))
     assert torch.equal(without.logits, masked.logits) and torch.equal(without.boxes, masked.boxes)
+
+
+def test_answers_on_maps_of_other_sizes_cost_the_same_in_one_frame():
+    model = head()
+    maps = [torch.randn(1, 8, *size) for size in SIZES[:3]]
+    whole = model(*among_larger(maps))
+    parts = same_frame([model(*among_larger(maps[:1])), model(*among_larger(maps[1:]))])
+    assert {part.logits.shape[-2:] for part in parts} == {whole.logits.shape[-2:]}
+    joined = DenseOutputs(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in vars(whole))
+    )
+    assert torch.equal(joined.inside(), whole.inside())
+    expected = dense_losses(whole, BOXES, LABELS, PERSON)
+    for name, loss in dense_losses(joined, BOXES, LABELS, PERSON).items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_equal_maps_stay_as_they_are():
+    answers = [head()(torch.randn(2, 8, 4, 6)) for _ in range(2)]
+    assert all(one is two for one, two in zip(answers, same_frame(answers), strict=True))
 
 
 def test_it_learns_planted_boxes():

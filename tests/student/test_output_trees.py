@@ -8,7 +8,8 @@ from student.output_trees import cut_off, joined, tensors
 def output(first, count):
     values = torch.arange(first, first + count, dtype=torch.float32)
     inner = {"pred": values.view(-1, 1) + 0.5}
-    dense = DenseOutputs(values.view(-1, 1, 1, 1), values.view(-1, 1, 1, 1, 1))
+    shares = torch.ones(count, 2)
+    dense = DenseOutputs(values.view(-1, 1, 1, 1), values.view(-1, 1, 1, 1, 1), shares)
     return {"pred": values.view(-1, 1), "aux_outputs": [inner], "dense": dense}
 
 
@@ -17,7 +18,7 @@ def test_parts_join_to_the_whole(sizes):
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
     found = joined([output(*one) for one in zip(starts, sizes, strict=True)])
     whole = output(0, 3)
-    assert isinstance(found["dense"], DenseOutputs) and len(tensors(found)) == 4
+    assert isinstance(found["dense"], DenseOutputs) and len(tensors(found)) == 5
     for mine, theirs in zip(tensors(found), tensors(whole), strict=True):
         assert torch.equal(mine, theirs)
 

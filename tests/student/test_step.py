@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,13 @@ def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, samples, parts, quer
     for name, gradient in gradients(whole).items():
         scale = gradient.abs().max().item()
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-2))
+
+
+def test_parts_may_be_padded_to_other_sizes(make_trainer, samples):
+    lower = [replace(one, image=one.image[:, : 128 - 16 * row]) for row, one in enumerate(samples)]
+    trainer = make_trainer("run", accumulation=3)
+    losses = trainer.stepper(lower)
+    assert all(torch.isfinite(loss) for loss in losses.values()) and losses["dense_box"] > 0
 
 
 def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples):
