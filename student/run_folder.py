@@ -82,6 +82,8 @@ def locked(run: Path) -> Iterator[None]:
             raise InputError(
                 f"{run}: expected a run that no other process works on, found process {holder}"
             ) from None
+        except OSError as error:
+            print(f"{run}: nothing keeps a second process out of it here ({error.strerror})")
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -1,10 +1,11 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipeline import devices
-from pipeline.devices import autocast, has_fast_bfloat16, resolve_device, spare_cores
+from pipeline.devices import autocast, has_fast_bfloat16, resolve_device, set_float32, spare_cores
 from pipeline.errors import InputError
 
 CPU = torch.device("cpu")
@@ -32,6 +33,7 @@ def test_what_is_no_device_here(name):
         ("bfloat16", False, torch.bfloat16),
         ("auto", True, torch.bfloat16),
         ("auto", False, torch.float32),
+        ("tf32", True, torch.float32),
     ],
 )
 def test_precision(monkeypatch, precision, fast, type_):
@@ -40,22 +42,44 @@ def test_precision(monkeypatch, precision, fast, type_):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == type_
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision", "allowed"),
+    [
+        ("cuda", "auto", True),
+        ("cuda", "tf32", True),
+        ("cuda", "float32", False),
+        ("cpu", "auto", None),
+    ],
+)
+def test_a_gpu_may_round_float32_unless_told_not_to(monkeypatch, kind, precision, allowed):
+    found = []
+    for place in ("cuda", "cudnn"):
+        backend = SimpleNamespace(matmul=SimpleNamespace())
+        monkeypatch.setattr(torch.backends, place, backend)
+        found.append(backend.matmul if place == "cuda" else backend)
+    set_float32(torch.device(kind), precision)
+    assert [getattr(one, "allow_tf32", None) for one in found] == [allowed, allowed]
+
+
 def test_this_cpu_answers():
     assert has_fast_bfloat16(CPU) in (True, False)
 
 
 @pytest.mark.parametrize(
-    ("cores", "asked", "workers"),
+    ("cores", "asked", "processes", "workers"),
     [
-        (None, None, 0),
-        (1, None, 0),
-        (2, None, 0),
-        (5, None, 3),
-        (64, None, 8),
-        (2, 0, 0),
-        (2, 6, 6),
+        (None, None, 1, 0),
+        (1, None, 1, 0),
+        (2, None, 1, 0),
+        (5, None, 1, 3),
+        (64, None, 1, 8),
+        (2, 0, 1, 0),
+        (2, 6, 1, 6),
+        (16, None, 2, 6),
+        (16, None, 8, 0),
+        (16, 5, 8, 5),
     ],
 )
-def test_workers_take_the_cores_that_are_left(monkeypatch, cores, asked, workers):
+def test_workers_take_the_cores_that_are_left(monkeypatch, cores, asked, processes, workers):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert spare_cores(asked) == workers
+    assert spare_cores(asked, processes=processes) == workers

@@ -38,6 +38,15 @@ def test_a_resumed_run_counts_its_own_items_for_the_rate(capsys, clock):
     assert "80/100 images, 10 s, 2.0 images/s, 10 s left" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_one_of_several_processes_says_nothing(capsys, monkeypatch, clock, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with Progress(2, "reading", "images", quiet=True) as bar:
+        clock[0] = 20.0
+        bar.advance()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress(4, "reading", "images") as bar:

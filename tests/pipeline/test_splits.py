@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.splits import keep_seen, load_split, split_names
+from pipeline.splits import ask_for, keep_seen, load_split, split_names
 from pipeline.types import Annotation
 from pipeline.vocabulary import load_vocabulary
 
@@ -71,6 +71,18 @@ def test_other_splits_ask_for_every_verb_but_no_interaction(hico, name):
 
 def test_full_asks_for_nothing(hico):
     assert not load_split(hico, "full").asked_verbs.any()
+
+
+@pytest.mark.parametrize(("name", "unseen"), [("ua", 22), ("uv", 20), ("uc0", 57), ("full", 0)])
+def test_the_teacher_may_be_asked_for_other_verbs(hico, name, unseen):
+    split = load_split(hico, name)
+    assert ask_for(split, "split", hico) is split
+    found = ask_for(split, "unseen", hico)
+    verbs = {hico.interactions[hoi][0] for hoi in split.unseen} - {hico.no_interaction}
+    assert set(np.flatnonzero(found.asked_verbs)) == verbs and len(verbs) == unseen
+    assert found.unseen == split.unseen and found.name == name
+    everything = ask_for(split, "all", hico).asked_verbs
+    assert np.flatnonzero(~everything).tolist() == [hico.no_interaction]
 
 
 @pytest.mark.parametrize("name", ["ua", "uc", "uo"])

@@ -164,11 +164,29 @@ def test_another_recipe_in_the_same_folder(run, student, tmp_path):
 
 def test_options_reach_the_recipe(run, student, tmp_path):
     file = tmp_path / "options.toml"
-    file.write_text('epochs = 1\nsoft-weight = 0.25\nthres-is = 0.1\ntopk = 7\nqueries = "learned"')
+    file.write_text(
+        'epochs = 1\nsoft-weight = 0.25\nthres-is = 0.1\ntopk = 7\nqueries = "learned"\n'
+        'ask = "all"\nvdetach = false\nbackbone-learning-rate = 1e-4\naccumulation = 2\n'
+    )
     words = ["--config", file, "--topk", "2", "--num-queries", "5", "--no-distillation"]
-    code, _, err = run(*student, *words, "--candidates", "annotated")
+    more = [
+        "--learning-rate",
+        "1e-3",
+        "--schedule",
+        "step",
+        "--drop-epoch",
+        "7",
+        "--clip-norm",
+        "0",
+    ]
+    code, _, err = run(*student, *words, *more, "--candidates", "annotated")
     assert code == 0, err
-    recipe = json.loads((tmp_path / "run/config.json").read_text())["recipe"]
+    plan = json.loads((tmp_path / "run/config.json").read_text())
+    assert sum(plan["split"]["asked_verbs"]) == 10
+    recipe = plan["recipe"]
+    assert recipe["train"]["backbone_factor"] == pytest.approx(0.1)
+    assert (recipe["train"]["drop_epoch"], recipe["train"]["clip_norm"]) == (7, 0)
+    assert recipe["model"]["detach_verb_queries"] is False
     assert recipe["train"]["epochs"] == 1 and recipe["train"]["batch_size"] == 4
     assert (recipe["matcher"]["topk"], recipe["matcher"]["interactive_threshold"]) == (2, 0.1)
     assert recipe["losses"]["verb_soft_weight"] == 0.25

@@ -67,11 +67,34 @@ def test_fields_change_by_name(recipe):
         ("precision", "float16"),
         ("ema", 1.0),
         ("ema", -0.1),
+        ("last_batch", "keep"),
+        ("keep", "first"),
+        ("learning_rate", -1e-4),
+        ("warmup_steps", -1),
+        ("hold_out", -0.1),
+        ("evaluate_every", -1),
     ],
 )
 def test_values_that_cannot_train(field, value):
     with pytest.raises(InputError, match=f"{field}: expected"):
         TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"keep": "best"}, "keep: expected a hold_out above 0 beside it, found 0"),
+        ({"evaluate_every": 2}, "evaluate_every: expected a hold_out above 0 beside it, found 0"),
+        (
+            {"schedule": "one_cycle", "warmup_steps": 5},
+            "warmup_steps: expected 0, as one_cycle has a rise of its own",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(options, says):
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**options)
+    assert str(caught.value) == says
 
 
 def without(part):

@@ -14,7 +14,9 @@ from pipeline.files import read_json, write_json
 from pipeline.vocabulary import load_vocabulary
 from pipeline.world.write import write_world
 from student.checkpoints import load_checkpoint, load_model
+from student.data import TrainingImages
 from student.evaluate import evaluate_checkpoint
+from student.held_out import HeldOut, Score
 from student.material import Wanted
 from student.model import HOIDetector
 from student.run import RunConfig, run_student
@@ -132,6 +134,94 @@ def test_other_folders_are_refused(configured, tmp_path):
     with pytest.raises(InputError, match="expected a new folder or a run, found other files"):
         run_student(configured(tmp_path))
     assert set(content(tmp_path)) == {"thesis.tex"}
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
+    configured, dataset, dataset_root, tmp_path, monkeypatch, capsys
+):
+    """The best of made-up scores is kept, also by a run that was killed while it evaluated."""
+    trained, scores = set(), [0.75, 0.25, 0.5]
+    whole = TrainingImages.__getitem__
+
+    def remember(self, key):
+        trained.add(self.records[key[1]].id)
+        return whole(self, key)
+
+    def evaluate(self, model, run, step, execution):
+        assert not {record.id for record in self.records} & trained and len(self.records) == 4
+        if step == 6 and "goes on" not in capsys.readouterr().out:
+            raise Killed
+        return Score(scores[step // 3 - 1], {"seen": scores[step // 3 - 1]})
+
+    monkeypatch.setattr(TrainingImages, "__getitem__", remember)
+    monkeypatch.setattr(HeldOut, "evaluate", evaluate)
+    watched = {"epochs": 3, "hold_out": 4, "evaluate_every": 1, "keep": "best"}
+    config = configured(tmp_path / "run", options={**OPTIONS, "batch_size": 4, **watched})
+    with pytest.raises(Killed):
+        run_student(config)
+    results = run_student(config)
+    assert len(trained) == 12
+    found = lines(tmp_path / "run/evaluations.jsonl")
+    assert [(one["step"], one["epoch"], one["best"]) for one in found] == [
+        (3, 1, True), (6, 2, False), (9, 3, False)
+    ]  # fmt: skip
+    assert [one["metrics"]["seen"] for one in found] == scores
+    best, last = (load_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "checkpoint"))
+    assert best.state["step"] == 3 and last.state["best"] == {"score": 0.75, "step": 3}
+    assert any(not torch.equal(value, last.weights[name]) for name, value in best.weights.items())
+    # The folder stands for its best checkpoint from now on.
+    again = evaluate_checkpoint(
+        tmp_path / "run", dataset_root, None, tmp_path / "again", "cpu", 0, False
+    )
+    assert again.metrics == results.metrics
+
+
+def test_held_out_images_are_really_scored(configured, tmp_path, capsys):
+    options = {**OPTIONS, "hold_out": 0.25, "evaluate_every": 1}
+    run_student(configured(tmp_path / "run", options=options))
+    (line,) = lines(tmp_path / "run/evaluations.jsonl")
+    assert set(line["metrics"]) == {"seen", "mean_max_recall"} and line["step"] == 1
+    assert "epoch 1, held out: seen" in capsys.readouterr().out
+    assert len(list((tmp_path / "run/pictures/step-0000001").iterdir())) > 0
+    assert len(list((tmp_path / "run/pictures/test").iterdir())) == 4
+    assert not (tmp_path / "run/best.pt").exists()
+
+
+def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path, capsys):
+    source = finished[0] / "checkpoint.pt"
+    longer = {**OPTIONS, "schedule": "step", "epochs": 1}
+    first = tmp_path / "first"
+    run_student(configured(first, options=longer))
+    config = configured(
+        tmp_path / "second", options={**longer, "epochs": 2}, resume=str(first / "checkpoint.pt")
+    )
+    run_student(config)
+    assert "goes on at step 2 of 4" in capsys.readouterr().out
+    assert [line["step"] for line in lines(tmp_path / "second/metrics.jsonl")] == [4]
+    with pytest.raises(InputError, match="found one with another recipe"):
+        run_student(replace(config, out=tmp_path / "third", resume=str(source)))
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(configured, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    config = configured(run, options={**OPTIONS, "epochs": 2})
+    results = run_student(config)
+    content = bytearray((run / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / "checkpoint.pt").write_bytes(content)
+    capsys.readouterr()
+    assert run_student(config).metrics == results.metrics
+    out = capsys.readouterr().out
+    assert "checkpoint.pt: expected a whole checkpoint, found damage in" in out
+    assert "goes back to checkpoint-previous.pt" in out and "goes on at step 2 of 4" in out
 
 
 def test_the_control_starts_from_the_same_weights(configured, finished, tmp_path, monkeypatch):
