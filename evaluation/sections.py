@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evaluation.charts import Chart
-from evaluation.charts.classes import ap_by_training, class_bars
+from evaluation.charts.classes import MOST_NAMED, ap_by_training, class_bars
 from evaluation.charts.curves import CurvePanel, precision_recall_curves, training_curves
 from evaluation.charts.mistakes import MOST_BESIDE, ErrorRow, confusion_matrix, error_bars
 from evaluation.charts.verbs import action_bars, teacher_and_student
@@ -68,8 +68,10 @@ class Section:
 def by_class(comparison: Comparison, rows: Sequence[ClassRow]) -> Section:
     """AP of every interaction of the first contestant."""
     first = comparison.contestants[0]
-    many = " of the extremes" if len(rows) > 60 else ""
-    note = f"{first.title}: AP{many} by interaction. The table below has everybody's numbers."
+    what = "AP of every interaction"
+    if len(rows) > MOST_NAMED:
+        what = "All interactions by falling AP, the best and the worst by name"
+    note = f"{what}: {first.title}. The table below has everybody's numbers."
     return Section("classes", "Interaction by interaction", note, (class_bars(rows, first),))
 
 
