@@ -1,0 +1,90 @@
+"""A cache of V-COCO's official files: verbs without object are annotated, but nobody is asked."""
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.datasets import open_dataset
+from pipeline.vocabulary import load_vocabulary
+from teacher_cache.build import build
+from teacher_cache.clip_teacher import build_clip, save_clip
+from teacher_cache.pairing import annotated_pairs
+from teacher_cache.prompts import interaction_prompts
+from teacher_cache.reader import open_cache
+from teacher_cache.world_models.detector import world_detector
+from teacher_cache.world_models.teacher import clip_config
+from teacher_cache.world_models.tokenizer import WordTokenizer
+
+PERSON, BALL, RACKET = 1, 37, 43
+DESCRIPTION = """
+name = "v-coco"
+vocabulary = "vcoco"
+detector = "detector.safetensors"
+teacher = "teacher"
+
+[train]
+images = "images/train2014"
+annotations = "data/vcoco/vcoco_trainval.json"
+"""
+IMAGES = [
+    {
+        "boxes": [
+            (PERSON, [5, 10, 40, 80]),
+            (PERSON, [70, 10, 40, 80]),
+            (BALL, [30, 60, 30, 30]),
+            (RACKET, [90, 50, 30, 30]),
+        ],
+        "does": {
+            (0, "kick"): (2,),
+            (0, "stand"): (),
+            (1, "hit"): (3, None),
+            (1, "hold"): (3,),
+        },
+        "size": (128, 128),
+    },
+    # Nothing to ask about but what the detector proposes.
+    {"boxes": [(PERSON, [5, 10, 40, 80])], "does": {(0, "run"): ()}, "size": (128, 128)},
+]
+
+
+def describe(root, vocabulary):
+    """Untrained models and a description in a folder of V-COCO's files."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        detector = world_detector(max(vocabulary.object_ids))
+    save_file(detector.state_dict(), root / "detector.safetensors")
+    prompts = interaction_prompts(vocabulary)
+    words = {word for group in prompts for prompt in group for word in prompt.split()}
+    tokenizer = WordTokenizer(sorted(words), 12)
+    config = clip_config(tokenizer)
+    model = build_clip(config, torch.Generator().manual_seed(3))
+    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    save_clip(root / "teacher", model, config, preprocessing, tokenizer)
+    (root / "dataset.toml").write_text(DESCRIPTION)
+
+
+def test_only_pairs_with_an_object_are_asked_about(tmp_path, write_vcoco, build_config):
+    vocabulary = load_vocabulary("vcoco")
+    write_vcoco(tmp_path, IMAGES, "trainval")
+    pictures = tmp_path / "images/train2014"
+    pictures.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in (10, 20):
+        pixels = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"COCO_val2014_{number:012}.jpg")
+    describe(tmp_path, vocabulary)
+    build(build_config(tmp_path))
+
+    file = open_dataset(tmp_path).load("train")
+    cache = open_cache(tmp_path / "cache")
+    cache.check(vocabulary, file.digest)
+    first, second = (cache[annotation.image_id] for annotation in file.annotations)
+    annotated = first.pairs.sources == 0
+    wanted = annotated_pairs(file.annotations[0])
+    assert len(wanted) == 2 and annotated.sum() == 2
+    np.testing.assert_array_equal(first.pairs.object_boxes[annotated], wanted.object_boxes)
+    np.testing.assert_allclose(first.probabilities.sum(1), 1, atol=1e-2)
+    alone = [vocabulary.verbs.index(verb) for verb in ("stand", "walk", "run", "smile")]
+    assert not first.probabilities[:, alone].any()
+    assert (second.pairs.sources != 0).all()
