@@ -13,10 +13,13 @@ from typing import Any
 
 from pipeline.annotations.assemble import RawImage, assemble
 from pipeline.annotations.fields import Names, Place, UnknownNumber
-from pipeline.annotations.reading import Reading
+from pipeline.annotations.reading import NO_INTERACTION_OF, Reading
 from pipeline.errors import bad_field
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
+
+# Fewer labels tell nothing about the whole file.
+ENOUGH_LABELS = 20
 
 
 def parse_hoia(value: list[Any], reading: Reading) -> list[Annotation]:
@@ -36,7 +39,24 @@ def parse_hoia(value: list[Any], reading: Reading) -> list[Annotation]:
                 raise bad_field(reading.file, where, "an object", entry)
             name = names.add(f"{where}: file_name", entry.get("file_name"))
             annotations.append(assemble(_raw(entry, name, reading), reading))
+    with reading.entry():
+        _check_numbering(annotations, reading)
     return annotations
+
+
+def _check_numbering(annotations: list[Annotation], reading: Reading) -> None:
+    """Verbs that are one off are no outlandish numbers, but they hardly ever go with the objects.
+
+    Raises:
+        InputError: most labels with an object are no interaction of the vocabulary.
+    """
+    dropped = reading.blemishes[NO_INTERACTION_OF]
+    total = dropped + sum(int((item.hois[:, 1] >= 0).sum()) for item in annotations)
+    if total >= ENOUGH_LABELS and 2 * dropped > total:
+        first = reading.vocabulary.first_verb
+        expected = f"interactions of {reading.vocabulary.name}, with verbs counted from {first}"
+        found = f"{dropped} of {total} that are none; are they counted from {1 - first}?"
+        raise UnknownNumber(str(bad_field(reading.file, "hoi_annotation", expected, found)))
 
 
 def _raw(entry: dict[str, Any], name: str, reading: Reading) -> RawImage:

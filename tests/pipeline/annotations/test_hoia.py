@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.annotations import load_annotations
 from pipeline.errors import InputError
+from pipeline.vocabulary import load_vocabulary
 
 # ride bicycle: verb 71 and object 1 of HICO-DET, COCO id 2.
 ENTRY = {
@@ -221,3 +222,44 @@ def test_equal_boxes_are_one_box(save, hico):
 def test_equal_boxes_of_different_objects_stay_two(save, hico):
     both = entry(annotations=[{"bbox": [1, 2, 3, 4], "category_id": c} for c in (1, 2)])
     assert len(only(save, both, hico).boxes) == 2
+
+
+def one_off(vocabulary, by, count):
+    """A file whose verbs are `by` too high, with an object of their own each."""
+    inner = [pair for pair in vocabulary.interactions if 0 < pair[0] < vocabulary.num_verbs - 1]
+    rng = np.random.default_rng(0)
+    entries = []
+    for index, row in enumerate(rng.integers(0, len(inner), count)):
+        verb, label = inner[row]
+        entries.append(
+            {
+                "file_name": f"{index}.jpg",
+                "annotations": [
+                    {"bbox": [0, 0, 9, 9], "category_id": 1},
+                    {"bbox": [9, 9, 30, 30], "category_id": vocabulary.object_ids[label]},
+                ],
+                "hoi_annotation": [
+                    {
+                        "subject_id": 0,
+                        "object_id": 1,
+                        "category_id": verb + vocabulary.first_verb + by,
+                    }
+                ],
+            }
+        )
+    return entries
+
+
+@pytest.mark.parametrize("name", ["hico-det", "vcoco"])
+def test_verbs_one_off_are_named(save, name):
+    vocabulary = load_vocabulary(name)
+    assert load_annotations(save(one_off(vocabulary, 0, 60)), vocabulary, "train").num_labels == 60
+    by = -1 if vocabulary.first_verb else 1
+    with pytest.raises(
+        InputError, match=f"verbs counted from {vocabulary.first_verb}, found .* of"
+    ):
+        load_annotations(save(one_off(vocabulary, by, 60)), vocabulary, "train")
+    file = load_annotations(save(one_off(vocabulary, by, 60)), vocabulary, "train", survey=True)
+    assert file.defects and file.blemishes
+    few = load_annotations(save(one_off(vocabulary, by, 10)), vocabulary, "train")
+    assert few.blemishes
