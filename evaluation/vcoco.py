@@ -36,7 +36,11 @@ class VcocoScores:
     num_positives: np.ndarray
 
     def metrics(self) -> dict[str, float | None]:
-        """The three averages that papers print, as fractions; None where nothing counts."""
+        """The three averages that papers print, as fractions; None where nothing counts.
+
+        Actions that nobody does are left out. (V-COCO's test part has none; the benchmark's code
+        stops there.)
+        """
         return {
             "average_agent_ap": _mean(self.agents),
             **{
@@ -76,11 +80,13 @@ def evaluate_vcoco(truth: VcocoTruth, detections: VcocoDetections) -> VcocoScore
 
     Args:
         truth: the annotations.
-        detections: of images of `truth` only, in any order.
+        detections: in any order; those of other images do not count, as in the benchmark.
     """
     people = _people(truth)
     place = {image.id: index for index, image in enumerate(truth.images)}
-    images = np.array([place[number] for number in detections.image_ids.tolist()], dtype=np.int64)
+    images = np.array([place.get(n, -1) for n in detections.image_ids.tolist()], dtype=np.int64)
+    inside = np.flatnonzero(images >= 0)
+    detections, images = detections.keep(inside), images[inside]
     # Among equal scores the benchmark's two sortings put later images first, and earlier rows of
     # an image; a stable sort of rows in that order does the same.
     order = np.argsort(-images, kind="stable")
