@@ -148,7 +148,7 @@ def _backbone_only(file: Path, entries: dict[str, Tensor], bare: dict[str, str])
 def _tensors(content: Any, file: Path) -> tuple[dict[str, Tensor], Any]:
     """The named tensors of a file, and the arguments of the program that wrote it, if it has."""
     arguments = content.get("args") if isinstance(content, dict) else None
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
@@ -190,9 +190,11 @@ def _object_names(entries: dict[str, Tensor], bare: dict[str, str]) -> tuple[str
     if rows is not None:
         known = {len(coco.objects): coco.objects, len(coco.objects) + 1: (*coco.objects, "")}
         return known.get(rows - 1)
-    if _rows(entries, bare, "class_embed.weight") == COCO_IDS + 1:
+    rows = _rows(entries, bare, "class_embed.weight")
+    if rows == COCO_IDS + 1:
         return tuple(by_id.get(category, "") for category in range(COCO_IDS))
-    return None
+    # A DETR trained on other classes: as many as the student's need not be the same.
+    return None if rows is None else ("",) * (rows - 1)
 
 
 def _verb_names(rows: int | None) -> tuple[str, ...] | None:

@@ -130,11 +130,13 @@ def test_objects_find_their_rows_by_name(start, config, detr_state, vocabulary):
     assert started.partly["object_head"] == "7 of 10 rows found among 92, none for bike, ball, box"
 
 
-def test_a_detr_of_other_classes_says_nothing_about_ours(start, config, detr_state):
+@pytest.mark.parametrize("rows", [4, 81])
+def test_a_detr_of_other_classes_says_nothing_about_ours(start, config, detr_state, rows):
     state = detr_state()
-    state.update({"class_embed.weight": torch.ones(4, 32), "class_embed.bias": torch.ones(4)})
-    model, started, _ = start(config, state)
-    assert started.partly["object_head"].startswith("1 of 81 rows found among 4, none for person")
+    state["class_embed.weight"], state["class_embed.bias"] = torch.ones(rows, 32), torch.ones(rows)
+    model, started, _ = start(config, {"model_state_dict": state, "epoch": 3})
+    share = started.partly["object_head"]
+    assert share.startswith(f"1 of 81 rows found among {rows}, none for person")
     assert torch.equal(model.object_head.weight[-1], torch.ones(32))
     assert not (model.object_head.weight[:-1] == 1).any()
 
