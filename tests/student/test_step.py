@@ -34,6 +34,23 @@ def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, samples, parts, quer
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-2))
 
 
+def emptied(sample):
+    """The sample without a pair and without a detected box."""
+    nothing = {name: value[:0] for name, value in vars(sample.targets).items()}
+    targets = Targets(**nothing)
+    return replace(sample, targets=targets, boxes=sample.boxes[:0], labels=sample.labels[:0])
+
+
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, verb_loss):
+    trainer = make_trainer("run", queries=queries, verb_loss=verb_loss)
+    losses = trainer.stepper([emptied(sample) for sample in samples])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["human_box"] == losses["verb_soft"] == 0 < losses["object"]
+    assert all(torch.isfinite(value).all() for value in gradients(trainer).values())
+
+
 def test_parts_may_be_padded_to_other_sizes(make_trainer, samples):
     lower = [replace(one, image=one.image[:, : 128 - 16 * row]) for row, one in enumerate(samples)]
     trainer = make_trainer("run", accumulation=3)
