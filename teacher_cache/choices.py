@@ -62,7 +62,7 @@ def choose_sources(
     return Sources(
         dataset=config.dataset,
         part=config.part,
-        detector=_detector(dataset, config) if _detects(config) else None,
+        detector=choose_detector(dataset, config) if _detects(config) else None,
         clip=clip,
         templates=config.templates,
         asking=config.asking,
@@ -109,12 +109,19 @@ def _detects(config: BuildConfig) -> bool:
     return instead is None
 
 
-def _detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
-    name, weights = config.detector, config.detector_weights
-    if weights is None and dataset.detector is not None:
-        weights = str(dataset.detector)
-        if not dataset.detector.is_file():
-            raise InputError(f"{weights}: no such weights file, named by {dataset.root}")
+def choose_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
+    """The detector that is asked for, else the dataset's own, else torchvision's usual one.
+
+    Raises:
+        InputError: the dataset names a weights file that is not there, or none.
+    """
+    name, weights, own = config.detector, config.detector_weights, dataset.detector
+    if weights is None and own is not None:
+        if not own.is_file():
+            raise InputError(f"{own}: no such weights file, named by {dataset.root}")
+        # Another detector than the dataset's takes its own weights.
+        if name in (None, recognise(own, dataset.vocabulary)):
+            weights = str(own)
     if name is None and weights is not None and Path(weights).is_file():
         name = recognise(Path(weights), dataset.vocabulary)
     pairing = config.asking.pairing

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,7 +218,9 @@ def _torchvision(config: DetectorConfig) -> nn.Module:
             f" {', '.join(entries.__members__)} for {config.name}, found {entry}"
         )
     try:
-        return get_model(config.name, weights=entries[entry])
+        # torch tells on stderr that it fetches, where only what goes wrong should stand.
+        with redirect_stderr(sys.stdout):
+            return get_model(config.name, weights=entries[entry])
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"--detector-weights: {config.name} {entry} cannot be fetched"

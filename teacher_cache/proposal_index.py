@@ -59,7 +59,7 @@ def open_proposals(
     index = config.folder / f"proposals-{sha256_of_json(about)[:16]}.npy"
     try:
         rows = np.load(index, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (EOFError, OSError, ValueError):
         rows = None
     if rows is not None and rows.dtype == ROW:
         return Proposals(rows, digest, Counter(), index)

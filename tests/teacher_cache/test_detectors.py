@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -199,6 +200,17 @@ def test_pictures_of_any_shape(world_weights, vocabulary, size):
 def test_recognise(world_weights, coco_weights, vocabulary):
     assert recognise(Path(world_weights), vocabulary) == WORLD
     assert recognise(Path(coco_weights), vocabulary) == DEFAULT
+
+
+def test_without_a_network(vocabulary, tmp_path, monkeypatch, capfd):
+    def unreachable(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"cannot be fetched .*no network.*give a file"):
+        Detector(DetectorConfig(SMALL), vocabulary, CPU)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

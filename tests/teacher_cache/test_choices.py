@@ -1,0 +1,48 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets import open_dataset
+from pipeline.errors import InputError
+from teacher_cache.choices import choose_detector
+from teacher_cache.detectors import DEFAULT
+from teacher_cache.pairing import PairingConfig
+
+OTHER = "ssdlite320_mobilenet_v3_large"
+
+
+@pytest.mark.parametrize("name", [None, "world", OTHER])
+def test_a_datasets_own_weights_are_its_own_detectors(shared_dataset, build_config, name):
+    config = build_config(shared_dataset, detector=name)
+    chosen = choose_detector(open_dataset(shared_dataset), config)
+    own = str(shared_dataset / "detector.safetensors")
+    assert chosen.name == (name or "world")
+    assert chosen.weights == (None if name == OTHER else own)
+
+
+def test_weights_by_name_and_by_file(shared_dataset, build_config):
+    dataset = replace(open_dataset(shared_dataset), detector=None)
+    config = build_config(shared_dataset)
+    assert choose_detector(dataset, config).name == DEFAULT
+    assert choose_detector(dataset, config).weights is None
+    named = replace(config, detector=OTHER, detector_weights="COCO_V1")
+    chosen = choose_detector(dataset, named)
+    assert (chosen.name, chosen.weights) == (OTHER, "COCO_V1")
+    file = str(shared_dataset / "detector.safetensors")
+    chosen = choose_detector(dataset, replace(config, detector_weights=file))
+    assert (chosen.name, chosen.weights) == ("world", file)
+
+
+def test_a_detector_gives_what_either_partner_may_score(shared_dataset, build_config):
+    config = build_config(shared_dataset)
+    pairing = PairingConfig(person_threshold=0.5, object_threshold=0.3)
+    config = replace(config, asking=replace(config.asking, pairing=pairing))
+    lowest = choose_detector(open_dataset(shared_dataset), config).lowest_score
+    assert lowest < 0.3 and lowest == pytest.approx(0.3, abs=1e-5)
+
+
+def test_a_lost_weights_file_of_the_dataset(shared_dataset, build_config):
+    dataset = replace(open_dataset(shared_dataset), detector=Path("gone.safetensors"))
+    with pytest.raises(InputError, match=r"gone\.safetensors: no such weights file, named by"):
+        choose_detector(dataset, build_config(shared_dataset))
