@@ -79,6 +79,7 @@ def resolved(config: BuildConfig, sources: Sources, opened: Opened) -> BuildConf
         clip_model=sources.clip.model,
         clip_weights=sources.clip.weights,
         precision=opened.models.clip.precision,
+        threads=sources.threads,
     )
     detector = sources.detector
     if detector is None:

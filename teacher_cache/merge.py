@@ -30,7 +30,8 @@ from teacher_cache.joining import (
     shards_of_dataset,
     shards_of_one_plan,
 )
-from teacher_cache.plan import Plan, claim_folder
+from teacher_cache.lock import hold
+from teacher_cache.plan import Plan, check_folder, claim_folder
 from teacher_cache.settings import MERGED_FROM
 from teacher_cache.writer import is_finished_shard, write_shard, write_teacher
 
@@ -79,19 +80,22 @@ def merge(config: MergeConfig, say: Callable[[str], None] = print) -> None:
     if whole is not None:
         check_annotated(sources, whole)
     plan = _plan(config, holdings, whole, sum(map(len, shards)))
-    if claim_folder(config.out, plan):
+    if check_folder(config.out, plan):
         say(f"{config.out}: was finished before; nothing to do")
         return
     if not plan.layout["embeddings"] and any(_embeddings(holding) for holding in holdings):
         say(f"{config.out}: without region embeddings, which some of the caches lack")
-    write_teacher(config.out / TEACHER, plan.fingerprint, first.text)
-    with Progress(plan.num_images, "Joining", "images") as progress:
-        for number, content in enumerate(contents):
-            path = config.out / SHARDS / shard_name(number)
-            if not is_finished_shard(path, plan.fingerprint):
-                _write(path, content, plan, first.vocabulary.num_verbs)
-            progress.advance(len(content.images) + len(content.failed))
-    completion = finish(config.out)
+    with hold(config.out, say=say) as held:
+        claim_folder(config.out, plan)
+        held.remove_leftovers()
+        write_teacher(config.out / TEACHER, plan.fingerprint, first.text)
+        with Progress(plan.num_images, "Joining", "images") as progress:
+            for number, content in enumerate(contents):
+                path = config.out / SHARDS / shard_name(number)
+                if not is_finished_shard(path, plan.fingerprint):
+                    _write(path, content, plan, first.vocabulary.num_verbs)
+                progress.advance(len(content.images) + len(content.failed))
+        completion = finish(config.out)
     assert completion.counts is not None
     counts = completion.counts
     say(

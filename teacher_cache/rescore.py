@@ -22,7 +22,8 @@ from teacher_cache.format import (
     plain_vocabulary,
     shard_name,
 )
-from teacher_cache.plan import Plan, claim_folder
+from teacher_cache.lock import hold
+from teacher_cache.plan import Plan, check_folder, claim_folder
 from teacher_cache.prompts import Prompts, embed_prompts, interaction_prompts
 from teacher_cache.reader import TeacherCache, TeacherText, open_cache
 from teacher_cache.settings import held_settings, to_settings
@@ -100,17 +101,20 @@ def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
         settings=to_settings("rescore", config),
         vocabulary=plain_vocabulary(vocabulary),
     )
-    if claim_folder(config.out, plan):
+    if check_folder(config.out, plan):
         say(f"{config.out}: was finished before; nothing to do")
         return
-    write_teacher(config.out / TEACHER, plan.fingerprint, text)
-    with Progress(len(cache), "Asking anew", "images") as progress:
-        for shard in range(cache.num_shards):
-            path = config.out / SHARDS / shard_name(shard)
-            if not is_finished_shard(path, plan.fingerprint):
-                _rescore_shard(cache, shard, path, plan.fingerprint, text, vocabulary, labels)
-            progress.advance(len(cache.layout(shard).images))
-    completion = finish(config.out)
+    with hold(config.out, say=say) as held:
+        claim_folder(config.out, plan)
+        held.remove_leftovers()
+        write_teacher(config.out / TEACHER, plan.fingerprint, text)
+        with Progress(len(cache), "Asking anew", "images") as progress:
+            for shard in range(cache.num_shards):
+                path = config.out / SHARDS / shard_name(shard)
+                if not is_finished_shard(path, plan.fingerprint):
+                    _rescore_shard(cache, shard, path, plan.fingerprint, text, vocabulary, labels)
+                progress.advance(len(cache.layout(shard).images))
+        completion = finish(config.out)
     assert completion.counts is not None
     say(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
 

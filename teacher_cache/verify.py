@@ -12,6 +12,7 @@ from pipeline.files import sha256_of_file
 from teacher_cache.finish import finish
 from teacher_cache.format import MANIFEST, PLAN, SHARDS
 from teacher_cache.integrity import examine
+from teacher_cache.lock import hold
 from teacher_cache.reader import open_cache
 from teacher_cache.repair import remake, repair, undo_stopped_repair
 from teacher_cache.seal import is_intact
@@ -41,8 +42,10 @@ def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
         InputError: something is wrong, after all of it was told; or it cannot be repaired.
     """
     folder = config.cache
-    if config.repair:
-        undo_stopped_repair(folder)
+    if config.repair and ((folder / MANIFEST).is_file() or (folder / PLAN).is_file()):
+        # Refuses while somebody builds; the repair's own builder holds the folder itself.
+        with hold(folder, say=say):
+            undo_stopped_repair(folder)
     if not (folder / MANIFEST).is_file():
         if not (folder / PLAN).is_file():
             raise InputError(f"{folder}: expected a cache folder with {MANIFEST}, found none")

@@ -12,6 +12,7 @@ from teacher_cache import repair as repair_module
 from teacher_cache.build import build
 from teacher_cache.format import MANIFEST, PLAN, SHARDS, TEACHER
 from teacher_cache.integrity import SET_ASIDE, examine
+from teacher_cache.lock import hold
 from teacher_cache.reader import open_cache
 from teacher_cache.rescore import RescoreConfig, rescore
 from teacher_cache.seal import SEAL
@@ -364,11 +365,20 @@ def test_the_dataset_must_fit(cache, dataset):
         verify(VerifyConfig(cache, dataset=dataset), lambda line: None)
 
 
+def test_nothing_is_repaired_while_somebody_builds(cache):
+    flip(cache / SHARDS / "00001.h5")
+    with hold(cache), pytest.raises(InputError, match=r"another builder .* is at work here"):
+        verify(VerifyConfig(cache, repair=True), lambda line: None)
+    assert "shards/00001.h5" in found(cache)
+
+
 def test_no_cache(tmp_path):
     with pytest.raises(InputError, match="expected a cache folder"):
         verify(VerifyConfig(tmp_path), lambda line: None)
-    with pytest.raises(InputError, match="expected a cache folder"):
-        verify(VerifyConfig(tmp_path / "absent", repair=True), lambda line: None)
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match="expected a cache folder"):
+            verify(VerifyConfig(folder, repair=True), lambda line: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command(cache):
