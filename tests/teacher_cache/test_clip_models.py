@@ -118,6 +118,28 @@ def test_an_archive_of_openais(tmp_path, model, pixels):
     np.testing.assert_allclose(teacher.encode_images(pixels), wanted, atol=1e-5)
 
 
+def test_a_model_of_the_hub(tmp_path, monkeypatch, model, pixels):
+    """As the hub's client leaves it in its own folder, which works without a network too."""
+    from huggingface_hub import constants
+
+    place = tmp_path / "models--somebody--clip"
+    snapshot = place / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text("1" * 40)
+    values = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"}
+    settings = {"model_cfg": {**TINY, "quick_gelu": True}, "preprocess_cfg": values}
+    (snapshot / "open_clip_config.json").write_text(json.dumps(settings))
+    safetensors(model.state_dict(), snapshot / "open_clip_model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    teacher = ClipTeacher(ClipConfig("hf-hub:somebody/clip"), CPU)
+    assert (teacher.name, teacher.quick_gelu) == ("hf-hub:somebody/clip", True)
+    assert (teacher.mean, teacher.interpolation) == ((0.5, 0.5, 0.5), "bilinear")
+    assert teacher.encode_images(pixels).shape == (2, 32)
+    assert teacher.encode_texts(["a picture of person riding horse"]).shape == (1, 32)
+
+
 @pytest.mark.parametrize(
     ("name", "tag", "quick_gelu"),
     [

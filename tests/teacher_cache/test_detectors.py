@@ -140,16 +140,20 @@ def test_cocos_labels_go_by_name_where_a_vocabulary_counts_otherwise(coco_weight
     ]
 
 
-def test_a_detector_of_people_alone(tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        model = get_model(KEYPOINTS, weights=None, weights_backbone=None)
-    torch.save(model.state_dict(), tmp_path / "keypoints.pth")
+def test_a_detector_of_people_alone():
+    """Two classes, of which torchvision calls one a person."""
     coco = load_vocabulary("hico-det")
-    detector = Detector(DetectorConfig(KEYPOINTS, str(tmp_path / "keypoints.pth"), 0.0), coco, CPU)
-    assert len(detector.unknown) == 79 and "person" not in detector.unknown
-    (found,) = detector(images(1))
-    assert set(found.labels.tolist()) <= {coco.person}
+    labels = detectors._labels(DetectorConfig(KEYPOINTS), 2, coco)
+    assert labels.tolist() == [-1, coco.person]
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", KEYPOINTS, SMALL])
+def test_nobody_asks_for_masks_and_keypoints(name):
+    with torch.device("meta"):
+        model = get_model(name, weights=None, weights_backbone=None)
+    detectors._only_boxes(model, 0.25)
+    assert not model.roi_heads.has_mask() and not model.roi_heads.has_keypoint()
+    assert model.roi_heads.score_thresh == 0.25
 
 
 def test_a_detector_without_people(coco_weights, vocabulary):
