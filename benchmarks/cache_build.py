@@ -12,7 +12,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,10 @@ from teacher_cache.world_models.tokenizer import WordTokenizer
 from teacher_cache.writer import write_shard
 
 WORLD = "world"
-
-
-class NoDetector:
-    """Finds nothing, so that only the pairs that a picture brings along are asked about."""
-
-    def __call__(self, images: Sequence[np.ndarray]) -> list[FoundBoxes]:
-        nothing = FoundBoxes(
-            np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
-        )
-        return [nothing] * len(images)
+# Only the pairs that a picture brings along are asked about.
+NOTHING_FOUND = FoundBoxes(
+    np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
+)
 
 
 def make_pictures(
@@ -74,6 +68,7 @@ def make_pictures(
                     object_scores=np.ones(pairs, np.float32),
                     sources=np.full(pairs, ANNOTATED, np.uint8),
                 ),
+                boxes=NOTHING_FOUND,
             )
         )
     return questions
@@ -112,7 +107,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     batch = options.batch_size or clip.batch_size
     prompts = interaction_prompts(vocabulary)
     text = TeacherText(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
-    panel = Panel(NoDetector(), clip, text, vocabulary)
+    panel = Panel(None, clip, text, vocabulary)
     asking = AskingConfig(regions_per_batch=batch)
     regions = options.images * options.pairs
     ready = torch.randn(batch, 3, clip.image_size, clip.image_size, device=clip.device)
