@@ -93,7 +93,9 @@ def read_layout(path: Path, fingerprint: str) -> ShardLayout:
         raise damaged(path, SHARD, error) from None
     lengths = {len(layout.images) + 1, *layout.places[PAIR_OFFSETS][1]}
     lengths_of_pairs = {layout.places[name][1][0] for name in PAIR_DATASETS}
-    if len(lengths) != 1 or len(lengths_of_pairs) != 1:
+    of_regions = (name for name in (REGION_BOX, REGION_EMBEDDING) if name in layout.places)
+    lengths_of_regions = {layout.places[name][1][0] for name in of_regions}
+    if not len(lengths) == len(lengths_of_pairs) == len(lengths_of_regions) == 1:
         raise damaged(path, SHARD, "its datasets have different lengths")
     return layout
 
@@ -113,6 +115,33 @@ def map_shard(path: Path, layout: ShardLayout) -> dict[str, np.ndarray]:
         }
     except DAMAGE as error:
         raise damaged(path, SHARD, error) from None
+
+
+def check_numbers(path: Path, arrays: dict[str, np.ndarray], num_objects: int | None) -> None:
+    """Refuses arrays whose numbers point nowhere; quick, since only the small ones are read.
+
+    Args:
+        path: of the shard, named in errors.
+        arrays: what `map_shard` gave.
+        num_objects: of the vocabulary, where it is known.
+
+    Raises:
+        InputError: rows, regions or objects that do not exist.
+    """
+    offsets, labels = arrays[PAIR_OFFSETS], arrays["pairs/object_label"]
+    most_objects = np.iinfo(labels.dtype).max if num_objects is None else num_objects - 1
+    rising = offsets[0] == 0 and np.all(np.diff(offsets) >= 0) and offsets[-1] == len(labels)
+    for name, fits in (
+        (PAIR_OFFSETS, rising),
+        ("pairs/object_label", _within(labels, most_objects)),
+        ("pairs/region", _within(arrays["pairs/region"], len(arrays[REGION_BOX]) - 1)),
+    ):
+        if not fits:
+            raise damaged(path, SHARD, f"{name} points at what is not there")
+
+
+def _within(numbers: np.ndarray, most: int) -> bool:
+    return len(numbers) == 0 or (int(numbers.min()) >= 0 and int(numbers.max()) <= most)
 
 
 @contextmanager

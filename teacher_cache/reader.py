@@ -28,6 +28,7 @@ from teacher_cache.format import (
 from teacher_cache.mapping import (
     DAMAGE,
     ShardLayout,
+    check_numbers,
     damaged,
     map_shard,
     open_finished,
@@ -82,6 +83,7 @@ class TeacherCache:
             for row, image_id in enumerate(entry["images"])
         }
         self._layouts: dict[int, ShardLayout] = {}
+        self._checked: set[int] = set()
         self._open: dict[int, dict[str, np.ndarray]] = {}
 
     @property
@@ -187,11 +189,20 @@ class TeacherCache:
         """
         arrays = self._open.get(shard)
         if arrays is None:
-            arrays = map_shard(self._shard_path(shard), self.layout(shard))
+            path = self._shard_path(shard)
+            arrays = map_shard(path, self.layout(shard))
+            if shard not in self._checked:
+                check_numbers(path, arrays, self._num_objects)
+                self._checked.add(shard)
             self._open[shard] = arrays
             if len(self._open) > MAX_OPEN_SHARDS:
                 self._open.pop(next(iter(self._open)), None)
         return arrays
+
+    @property
+    def _num_objects(self) -> int | None:
+        vocabulary = self.manifest.get("vocabulary", {})
+        return len(vocabulary["objects"]) if "objects" in vocabulary else None
 
     def _shard_path(self, shard: int) -> Path:
         return self.path / SHARDS / self.manifest["shards"][shard]["name"]

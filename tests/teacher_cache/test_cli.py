@@ -89,6 +89,21 @@ def test_evaluate(built, shared_dataset, tmp_path):
     assert "unseen" in done.stdout and results.is_file()
 
 
+def test_a_cache_is_looked_after(built, shared_dataset, tmp_path):
+    cache, data = built[0], ("--data", shared_dataset)
+    image = "world_train_00000001.jpg"
+    done = run("verify", cache, *data)
+    assert done.returncode == 0 and "7 images in 4 shards" in done.stdout
+    done = run("show", cache, image, *data, "--out", tmp_path / "shown.jpg", "--top", 1)
+    assert done.returncode == 0 and (tmp_path / "shown.jpg").is_file(), done.stderr
+    done = run("rescore", cache, "--out", tmp_path / "new", "--temperature", "0.5")
+    assert done.returncode == 0 and "asked anew" in done.stdout, done.stderr
+    done = run("merge", cache, cache, "--out", tmp_path / "merged", *data)
+    assert done.returncode == 0 and "7 images" in done.stdout, done.stderr
+    done = run("inspect", tmp_path / "merged", "--json", tmp_path / "i.json")
+    assert done.returncode == 0 and (tmp_path / "i.json").is_file(), done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
@@ -108,6 +123,17 @@ def test_evaluate(built, shared_dataset, tmp_path):
         (["evaluate", "{tmp}/absent", "--data", "{data}"], "expected a cache folder"),
         (["evaluate", "{cache}", "--data", "{data}", "--split", "no"], "no such split"),
         (["inspect", "{data}"], "expected a cache folder"),
+        (["inspect", "{cache}", "--picture", "{tmp}/c.jpg"], "expected a name that ends in .png"),
+        (["verify", "{data}"], "expected a cache folder"),
+        (["verify", "{tmp}/absent", "--repair"], "expected a cache folder"),
+        (["rescore", "{cache}", "--out", "{tmp}/c"], "expected --template"),
+        (["rescore", "{cache}", "--out", "{tmp}/c", "--temperature", "0"], "--temperature"),
+        (["rescore", "{cache}", "--out", "{cache}", "--temperature", "1"], "other settings"),
+        (["merge", "--out", "{tmp}/c"], "CACHE..."),
+        (["merge", "{cache}", "{data}", "--out", "{tmp}/c"], "expected a cache folder"),
+        (["merge", "{cache}", "--out", "{data}"], "expected a new or empty folder"),
+        (["show", "{cache}", "no.jpg", "--data", "{data}", "--out", "{tmp}/c.png"], "one of 7"),
+        (["show", "{cache}", "no.jpg", "--data", "{data}"], "Missing option '--out'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(built, shared_dataset, tmp_path, arguments, text):

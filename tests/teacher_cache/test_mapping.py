@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import InputError
 from teacher_cache.format import PAIR_DATASETS, PAIR_OFFSETS, REGION_BOX, REGION_EMBEDDING
-from teacher_cache.mapping import NUMBERS, map_shard, read_layout
+from teacher_cache.mapping import NUMBERS, check_numbers, map_shard, read_layout
 from teacher_cache.writer import write_shard
 
 
@@ -59,6 +59,12 @@ def too_short(file):
     file.create_dataset("pairs/human_score", data=data)
 
 
+def an_embedding_less(file):
+    data = file[REGION_EMBEDDING][:-1]
+    del file[REGION_EMBEDDING]
+    file.create_dataset(REGION_EMBEDDING, data=data)
+
+
 def one_image_more(file):
     data = file[PAIR_OFFSETS][()]
     del file[PAIR_OFFSETS]
@@ -72,6 +78,7 @@ def one_image_more(file):
         (of_another_type, "regions/box is not a contiguous array of float32"),
         (too_short, "different lengths"),
         (one_image_more, "different lengths"),
+        (an_embedding_less, "different lengths"),
         (lambda file: file.__delitem__("images/id"), "found damage"),
         (lambda file: file.attrs.update(format_version=2), "format_version: expected 1, found 2"),
         (lambda file: file.attrs.update(fingerprint="g"), "belongs to another cache"),
@@ -83,6 +90,35 @@ def test_what_is_not_format_1_is_refused(shard, change, text):
     with pytest.raises(InputError, match=text) as caught:
         read_layout(shard, "f")
     assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, place, value",
+    [
+        (PAIR_OFFSETS, 0, 1),
+        (PAIR_OFFSETS, 1, -1),
+        (PAIR_OFFSETS, 1, 5),
+        (PAIR_OFFSETS, -1, 6),
+        ("pairs/object_label", 3, 9),
+        ("pairs/object_label", 0, -1),
+        ("pairs/region", -1, 4),
+        ("pairs/region", 2, -1),
+    ],
+)
+def test_numbers_that_point_nowhere(shard, name, place, value):
+    arrays = {key: array.copy() for key, array in map_shard(shard, read_layout(shard, "f")).items()}
+    check_numbers(shard, arrays, num_objects=9)
+    arrays[name][place] = value
+    with pytest.raises(InputError, match=f"{name} points at what is not there"):
+        check_numbers(shard, arrays, num_objects=9)
+    if name == "pairs/object_label" and value == 9:
+        check_numbers(shard, arrays, num_objects=None)
+
+
+def test_an_empty_shard_points_nowhere(tmp_path):
+    path = tmp_path / "00000.h5"
+    write_shard(path, "f", [], [], {}, num_verbs=11)
+    check_numbers(path, map_shard(path, read_layout(path, "f")), num_objects=9)
 
 
 def test_a_shard_that_became_shorter(shard):

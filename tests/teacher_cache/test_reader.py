@@ -207,6 +207,17 @@ def test_a_damaged_shard_is_one_clear_line(folder, damage, text):
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_that_point_nowhere_are_refused_every_time(folder, answers, vocabulary):
+    cache = open_cache(folder)
+    wrong = replace(answers["c.jpg"], regions=np.array([0, 99]))
+    path = folder / SHARDS / "00002.h5"
+    write_shard(path, cache.fingerprint, ["c.jpg"], [wrong], {}, vocabulary.num_verbs)
+    cache.layout(2)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"00002\.h5: .*pairs/region points at what is not"):
+            cache["c.jpg"]
+
+
 def test_another_format_version_is_refused(folder):
     value = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**value, "format_version": 2}))
