@@ -22,12 +22,19 @@ class Progress:
         unit: what is counted, e.g. "images".
         done: items that were finished before, on a resumed run.
         quiet: say nothing, as one of several processes whose first one speaks.
+        brief: off a terminal say nothing of work that is done in a moment, such as a check.
     """
 
     def __init__(
-        self, total: int, title: str, unit: str = "items", done: int = 0, quiet: bool = False
+        self,
+        total: int,
+        title: str,
+        unit: str = "items",
+        done: int = 0,
+        quiet: bool = False,
+        brief: bool = False,
     ) -> None:
-        self._quiet = quiet
+        self._quiet, self._brief = quiet, brief
         self._bar = tqdm(
             total=total,
             desc=title,
@@ -56,7 +63,7 @@ class Progress:
         """Ends the bar, or prints the closing line."""
         if not self._plain:
             self._bar.close()
-        else:
+        elif not self._brief or self._last > self._start:
             self._say()
 
     def __enter__(self) -> Progress:
@@ -81,9 +88,11 @@ class Progress:
         )
 
 
-def track(items: Iterable[Item], total: int, title: str, unit: str = "items") -> Iterator[Item]:
+def track(
+    items: Iterable[Item], total: int, title: str, unit: str = "items", brief: bool = False
+) -> Iterator[Item]:
     """Iterates with a `Progress`."""
-    with Progress(total, title, unit) as progress:
+    with Progress(total, title, unit, brief=brief) as progress:
         for item in items:
             yield item
             progress.advance()

@@ -67,7 +67,7 @@ def count_cache(cache: TeacherCache) -> CacheOverview:
     pairs_per_image = np.zeros(1, dtype=np.int64)
     num_regions = raw_bytes = file_bytes = 0
     shards = range(cache.num_shards)
-    for shard in track(shards, len(shards), "Counting", "shards"):
+    for shard in track(shards, len(shards), "Counting", "shards", brief=True):
         arrays = cache.arrays(shard)
         sources = np.minimum(arrays["pairs/source"], 1)
         by_source += np.bincount(sources, minlength=len(KINDS))

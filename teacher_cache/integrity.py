@@ -82,7 +82,9 @@ def examine(folder: Path) -> Examination:
     there = [name for name in checksums if (folder / name).is_file()]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         hashes = pool.map(lambda name: sha256_of_file(folder / name), there)
-        found = dict(zip(there, track(hashes, len(there), "Reading", "files"), strict=True))
+        found = dict(
+            zip(there, track(hashes, len(there), "Reading", "files", brief=True), strict=True)
+        )
     places = {checksum: name for name, checksum in checksums.items()}
     for name in (PLAN, TEACHER, *names):
         remedy: Remedy = "write" if name == PLAN else "ask"

@@ -135,7 +135,9 @@ def check_overlap(sources: Mapping[str, Sequence[Source]]) -> None:
         InputError: they differ.
     """
     shared = {image: held for image, held in sources.items() if len(held) > 1}
-    for image, (first, *others) in track(shared.items(), len(shared), "Comparing", "images"):
+    for image, (first, *others) in track(
+        shared.items(), len(shared), "Comparing", "images", brief=True
+    ):
         answers = first.answers
         for other in others:
             if not same_answers(answers, other.answers):
@@ -152,7 +154,7 @@ def check_annotated(sources: Mapping[str, Sequence[Source]], whole: AnnotationFi
         InputError: an image has other annotated pairs there.
     """
     annotations = whole.annotations
-    for annotation in track(annotations, len(annotations), "Comparing", "annotations"):
+    for annotation in track(annotations, len(annotations), "Comparing", "annotations", brief=True):
         for source in sources.get(annotation.image_id, ())[:1]:
             pairs = source.answers.pairs
             wanted = annotated_pairs(annotation)

@@ -38,6 +38,14 @@ def test_a_resumed_run_counts_its_own_items_for_the_rate(capsys, clock):
     assert "80/100 images, 10 s, 2.0 images/s, 10 s left" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds, told", [(0, 0), (9, 0), (10, 2)])
+def test_brief_work_is_told_when_it_takes_its_time(capsys, clock, seconds, told):
+    with Progress(2, "checking", "files", brief=True) as bar:
+        clock[0] = float(seconds)
+        bar.advance(2)
+    assert len(capsys.readouterr().err.splitlines()) == told
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_one_of_several_processes_says_nothing(capsys, monkeypatch, clock, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
