@@ -201,6 +201,19 @@ def evaluate(
         _conclude(results, details)
 
 
+@train.command("batch-scripts")
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--overwrite", is_flag=True, help="Replace scripts that are there.")
+@config_option
+def batch_scripts(folder: Path, overwrite: bool) -> None:
+    """Copy ready scripts for SLURM into DIR."""
+    from pipeline.batch_scripts import copy_scripts
+    from student import batch
+
+    for path in copy_scripts(batch.__name__, batch.SCRIPTS, folder, overwrite):
+        click.echo(path)
+
+
 def _conclude(results: Results, details: Sequence[str] = (), report: bool = True) -> None:
     """Shows the scores and writes the report beside them."""
     from evaluation.details import tables

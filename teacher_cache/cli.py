@@ -199,9 +199,10 @@ def build(
 @config_option
 def batch_scripts(folder: Path, overwrite: bool) -> None:
     """Copy ready scripts for SLURM into DIR."""
-    from teacher_cache.batch import copy_scripts
+    from pipeline.batch_scripts import copy_scripts
+    from teacher_cache import batch
 
-    for path in copy_scripts(folder, overwrite):
+    for path in copy_scripts(batch.__name__, batch.SCRIPTS, folder, overwrite):
         click.echo(path)
 
 

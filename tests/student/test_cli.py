@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from pipeline.world.backbone import SingleMap, WorldBackbone
 from student.cli import main
 from student.published_names import to_published
+from student.signals import EXIT_REQUEUE
 
 # Phase two has to work where neither CLIP nor the cache builder's Dask can be imported.
 BLOCKED = "import sys; sys.modules.update(open_clip=None, dask=None); "
@@ -217,3 +218,15 @@ def test_a_cache_of_annotated_boxes(run, student, annotated_cache, tmp_path):
 def test_evaluating_what_is_not_there(run, dataset_root, tmp_path):
     code, _, err = run("evaluate", tmp_path / "gone", "--data", dataset_root)
     assert code == 2 and err == f"eoid-train: {tmp_path / 'gone'}: no such file\n"
+
+
+def test_scripts_are_copied_once(run, tmp_path):
+    script = tmp_path / "jobs/train.sbatch"
+    assert run("batch-scripts", script.parent)[:2] == (0, f"{script}\n")
+    text = script.read_text()
+    assert text.startswith("#!/bin/bash\n") and f"\nREQUEUE={EXIT_REQUEUE}\n" in text
+    script.write_text("my own")
+    code, _, err = run("batch-scripts", script.parent)
+    assert code == 2 and f"{script}: exists" in err and script.read_text() == "my own"
+    assert run("batch-scripts", script.parent, "--overwrite")[0] == 0
+    assert script.read_text() == text

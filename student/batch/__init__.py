@@ -1,0 +1,3 @@
+"""Ready scripts for SLURM."""
+
+SCRIPTS = ("train.sbatch",)
