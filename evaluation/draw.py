@@ -7,7 +7,7 @@ a right detection a tick and a wrong one a cross, so no meaning hangs on colour 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,11 @@ PLAIN, UNSEEN = (24, 28, 36), (240, 228, 66)
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
 MIN_LONG_SIDE = 512
+# Letters, in pixels; as shares of the long and of the short side; and the share of the picture that
+# labels may take together before letters shrink.
+LEAST_LETTER = 11
+LONG_SHARE, SHORT_SHARE, LABEL_SHARE = 1 / 28, 1 / 14, 0.35
+LINE_HEIGHT = 1.42
 # Above this long side the drawing is sharp enough without drawing twice as large and shrinking.
 MAX_SUPERSAMPLED = 1280
 
@@ -93,7 +98,6 @@ def _draw(
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     sampling = 2 if target <= MAX_SUPERSAMPLED else 1
-    canvas = Canvas(size, sampling)
     boxes = content.boxes.astype(np.float64) * scale * sampling
 
     captions: dict[tuple[int, int], list[Line]] = {}
@@ -109,6 +113,7 @@ def _draw(
         )
         captions.setdefault((human, target_box), []).append(line)
 
+    canvas = Canvas(size, sampling, list(captions.values()))
     for human, target_box in captions:
         if target_box >= 0:
             canvas.link(boxes[human], boxes[target_box])
@@ -122,14 +127,22 @@ def _draw(
 
 
 class Canvas:
-    """A transparent overlay; line widths and letters follow its size."""
+    """A transparent overlay; line widths and letters follow its size.
 
-    def __init__(self, size: tuple[int, int], sampling: int) -> None:
+    Args:
+        size: of the picture, in pixels.
+        sampling: how many times larger it is drawn.
+        labels: that will be drawn; letters shrink to leave room beside them.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], sampling: int, labels: Sequence[Sequence[Line]] = ()
+    ) -> None:
         self.overlay = Image.new("RGBA", (size[0] * sampling, size[1] * sampling), (0, 0, 0, 0))
         self._pen = ImageDraw.Draw(self.overlay)
         self._sampling = sampling
-        self._width = max(2, round(max(size) / 190)) * sampling
-        self._font = load_font(max(11, round(max(size) / 28)) * sampling)
+        self._width = max(2, round(min(max(size) / 190, min(size) / 95))) * sampling
+        self._font = load_font(letter_size(size, labels) * sampling)
         self._em = self._font.size
 
     def box(self, box: np.ndarray, colour: tuple[int, int, int]) -> None:
@@ -162,7 +175,7 @@ class Canvas:
 
     def labels(self, captions: list[tuple[np.ndarray, list[Line]]], boxes: np.ndarray) -> None:
         """Every pair's label near its person, none over another."""
-        sizes = np.array([self._label_size(lines) for _, lines in captions]).reshape(-1, 2)
+        sizes = np.array([_label_size(lines, self._font) for _, lines in captions]).reshape(-1, 2)
         anchors = np.array([box for box, _ in captions]).reshape(-1, 4)
         places = place_labels(anchors, sizes, self.overlay.size, boxes, gap=2 * self._width)
         for place, size, anchor in zip(places, sizes, anchors, strict=True):
@@ -175,13 +188,7 @@ class Canvas:
 
     @property
     def _line_height(self) -> float:
-        return 1.42 * self._em
-
-    def _label_size(self, lines: list[Line]) -> tuple[float, float]:
-        marks = [1.2 * (line.unseen + (line.right is not None)) * self._em for line in lines]
-        texts = [self._font.getlength(line.text) for line in lines]
-        width = max(mark + text for mark, text in zip(marks, texts, strict=True))
-        return width + 0.7 * self._em, self._line_height * len(lines)
+        return LINE_HEIGHT * self._em
 
     def _label_line(self, line: Line, x: float, y: float, width: float) -> None:
         ground, ink = (UNSEEN, BLACK) if line.unseen else (PLAIN, WHITE)
@@ -189,7 +196,7 @@ class Canvas:
         self._pen.rounded_rectangle((x, y, x + width, bottom), 0.3 * em, fill=(*ground, 235))
         middle, x = (y + bottom) / 2, x + 0.35 * em
         if line.unseen:
-            self._pen.polygon(_star(x + 0.5 * em, middle, 0.52 * em), fill=ink)
+            self._pen.polygon(star(x + 0.5 * em, middle, 0.52 * em), fill=ink)
             x += 1.2 * em
         self._pen.text((x, middle), line.text, fill=ink, font=self._font, anchor="lm")
         if line.right is not None:
@@ -225,18 +232,42 @@ class Canvas:
             self._pen.line(ends, fill=PERSON, width=max(1, self._width // 2))
 
 
+def letter_size(size: tuple[int, int], labels: Sequence[Sequence[Line]]) -> int:
+    """Height of letters in a picture, in pixels.
+
+    They follow the picture's size and shrink, as far as they stay readable, until every label fits
+    into it and all together leave most of it free.
+    """
+    letter = max(LEAST_LETTER, round(min(LONG_SHARE * max(size), SHORT_SHARE * min(size))))
+    while labels and letter > LEAST_LETTER:
+        widths, heights = np.array([_label_size(one, load_font(letter)) for one in labels]).T
+        area = float((widths * heights).sum()) / (size[0] * size[1])
+        if widths.max() <= size[0] and heights.max() <= size[1] and area <= LABEL_SHARE:
+            break
+        letter = max(LEAST_LETTER, min(letter - 1, int(0.9 * letter)))
+    return letter
+
+
+def _label_size(lines: Sequence[Line], font: ImageFont.FreeTypeFont) -> tuple[float, float]:
+    marks = [1.2 * (line.unseen + (line.right is not None)) * font.size for line in lines]
+    texts = [font.getlength(line.text) for line in lines]
+    width = max(mark + text for mark, text in zip(marks, texts, strict=True))
+    return width + 0.7 * font.size, LINE_HEIGHT * font.size * len(lines)
+
+
 def _centre(box: np.ndarray) -> tuple[float, float]:
     return float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
 
 
-def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+def star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """Corners of a five-pointed star around (x, y)."""
     angles = np.pi / 2 + np.arange(10) * np.pi / 5
     reach = np.where(np.arange(10) % 2 == 0, radius, 0.42 * radius)
     corners = zip(x + reach * np.cos(angles), y - reach * np.sin(angles), strict=True)
     return [(float(cx), float(cy)) for cx, cy in corners]
 
 
-@lru_cache
+@lru_cache(maxsize=32)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib, or else Pillow's own letters."""
     # Finding the package does not import it.

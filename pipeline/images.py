@@ -43,18 +43,23 @@ def read_image(path: Path | str) -> Image.Image:
             `MOST_PIXELS` pixels.
     """
     with _opened(path) as image:
-        image.load()
-        turn = TURNS.get(_orientation(image))
-        upright = image if turn is None else image.transpose(turn)
-        if upright.mode.startswith("I"):
-            values = np.asarray(upright).astype(np.int64) >> 8
-            upright = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-        elif upright.mode == "F":
-            upright = _from_floats(np.asarray(upright))
-        elif upright.mode == "P" and isinstance(upright.info.get("transparency"), bytes):
-            # Straight to RGB PIL complains that the palette's transparency is lost.
-            upright = upright.convert("RGBA")
-        return upright.convert("RGB")
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as `read_image` gives it; the original stays as it is."""
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    upright = image if turn is None else image.transpose(turn)
+    if upright.mode.startswith("I"):
+        values = np.asarray(upright).astype(np.int64) >> 8
+        upright = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    elif upright.mode == "F":
+        upright = _from_floats(np.asarray(upright))
+    elif upright.mode == "P" and isinstance(upright.info.get("transparency"), bytes):
+        # Straight to RGB PIL complains that the palette's transparency is lost.
+        upright = upright.convert("RGBA")
+    return upright.convert("RGB")
 
 
 def image_size(path: Path | str) -> tuple[int, int]:

@@ -59,6 +59,10 @@ class Progress:
             self._last = time.monotonic()
             self._say()
 
+    def tell(self, line: str) -> None:
+        """Prints a line on stderr, above the bar where there is one."""
+        self._bar.write(line, file=sys.stderr)
+
     def close(self) -> None:
         """Ends the bar, or prints the closing line."""
         if not self._plain:

@@ -1,22 +1,26 @@
 """Phase two: the end-to-end detector that learns from the teacher cache.
 
-`load_model(path)` opens a run, a checkpoint of ours or a published EoID/CDN checkpoint.
+`Detector.open(path)` opens a run, a checkpoint of ours or a published EoID/CDN checkpoint and looks
+at pictures; `load_model(path)` gives the bare model.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from student.checkpoints import load_model
+    from student.detector import Detector
+    from student.findings import Findings
 
-__all__ = ["load_model"]
+__all__ = ["Detector", "Findings", "load_model"]
+
+HOMES = {"Detector": "detector", "Findings": "findings", "load_model": "checkpoints"}
 
 
 def __getattr__(name: str) -> Any:
     # The commands of this package answer --help without loading torch.
-    if name in __all__:
-        from student import checkpoints
-
-        return getattr(checkpoints, name)
+    if name in HOMES:
+        return getattr(import_module(f"student.{HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -102,8 +102,25 @@ def training_augmentation(name: str) -> Augmentation:
 def evaluation_resize(name: str) -> v2.Transform:
     """What a detector trained with this augmentation is evaluated on.
 
-    Published: short side 800, long side at most 1333; world: the images as they are.
+    Published: short side 800, long side at most 1333; world: the images as they are, as far as
+    their long side is at most 1333 too.
     """
     if name == "published":
         return v2.Resize(SHORT_SIDES[-1], max_size=LONGEST_SIDE)
-    return v2.Identity()
+    return ShrinkTo(LONGEST_SIDE)
+
+
+class ShrinkTo(v2.Transform):
+    """Shrinks images whose long side is longer than this; others stay as they are."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        self.longest = longest
+
+    def transform(self, inpt, params):
+        """Resizes one image or one set of boxes."""
+        size = TF.get_size(inpt)
+        if max(size) <= self.longest:
+            return inpt
+        shrunk = [max(1, round(side * self.longest / max(size))) for side in size]
+        return TF.resize(inpt, shrunk, antialias=True)

@@ -172,9 +172,12 @@ def best_cells(logits: Tensor, boxes: Tensor, count: int) -> Candidates:
     peaks = F.max_pool2d(scores, PEAK_WINDOW, stride=1, padding=PEAK_WINDOW // 2)
     scores = torch.where(scores == peaks, scores, scores * 1e-3)
     cells = logits.shape[-2] * logits.shape[-1]
-    top, index = scores.flatten(1).topk(min(count, scores[0].numel()), dim=1)
-    where = (index % cells).unsqueeze(-1).expand(-1, -1, 4)
-    return Candidates(boxes.flatten(2).transpose(1, 2).gather(1, where), top, index // cells)
+    entries = scores[0].numel()
+    # Not min(): an exported graph knows that its images have enough cells, and how many come out.
+    top, index = scores.flatten(1).topk(count if count <= entries else entries, dim=1)
+    labels = index // cells
+    where = (index - labels * cells).unsqueeze(-1).expand(-1, -1, 4)
+    return Candidates(boxes.flatten(2).transpose(1, 2).gather(1, where), top, labels)
 
 
 def dense_losses(

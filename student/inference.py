@@ -42,17 +42,8 @@ def to_detections(
         One `Detections` per image, best score first. Every kept query has two boxes: its person's
         in an even row, its object's in the odd row after it.
     """
-    probability = outputs["pred_object_logits"].float().softmax(-1)
-    objects, labels = probability[..., : vocabulary.num_objects].max(-1)
-    valid = torch.from_numpy(vocabulary.valid.T.copy()).to(labels.device)[labels]
-    verbs = outputs["pred_verb_logits"].float().sigmoid()
-    # Below every score, so that only an image with too few valid pairs comes to them.
-    scores = torch.where(valid, verbs * objects[..., None], -1.0)
-    if vocabulary.roles:
-        without = probability[..., vocabulary.num_objects, None]
-        scores = torch.cat([scores, verbs * without], dim=-1)
-    flat = scores.flatten(1)
-    top_scores, top = flat.topk(min(most, flat.shape[1]), dim=1)
+    valid = torch.from_numpy(vocabulary.valid.T.copy()).to(outputs["pred_object_logits"].device)
+    top_scores, top, labels = best_entries(outputs, valid, bool(vocabulary.roles), most)
     pairs = torch.stack([outputs["pred_human_boxes"], outputs["pred_object_boxes"]], dim=2)
 
     host_scores, host_top, host_labels = (
@@ -69,6 +60,35 @@ def to_detections(
         )
         for row, image_id in enumerate(image_ids)
     ]
+
+
+def best_entries(
+    outputs: dict[str, Any], valid: Tensor, alone: bool, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best (query, with or without object, verb) entries of every image.
+
+    Args:
+        outputs: the model's, for B images and Q queries.
+        valid: (O, V) bool, which verbs go with which object.
+        alone: verbs may also have no object.
+        most: entries kept per image, as far as there are as many.
+
+    Returns:
+        (B, K) scores, falling, -1 for entries that are no interaction; (B, K) entries, which count
+        queries, then (where verbs may be alone) with or without object, then verbs; and (B, Q) the
+        object indices of all queries.
+    """
+    num_objects = valid.shape[0]
+    probability = outputs["pred_object_logits"].float().softmax(-1)
+    objects, labels = probability[..., :num_objects].max(-1)
+    verbs = outputs["pred_verb_logits"].float().sigmoid()
+    # Below every score, so that only an image with too few valid pairs comes to them.
+    scores = torch.where(valid[labels], verbs * objects[..., None], -1.0)
+    if alone:
+        scores = torch.cat([scores, verbs * probability[..., num_objects, None]], dim=-1)
+    flat = scores.flatten(1)
+    top_scores, top = flat.topk(min(most, flat.shape[1]), dim=1)
+    return top_scores, top, labels
 
 
 def _one_image(

@@ -1,4 +1,4 @@
-"""Students to evaluate: a run or checkpoint of ours, or a published EoID or CDN checkpoint."""
+"""What a student's file tells: a run or checkpoint of ours, or a published EoID or CDN one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.splits import FULL, Split, load_split
-from pipeline.vocabulary import Vocabulary
+from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
 from student.checkpoints import checkpoint_from, is_ours, restore
 from student.model import HOIDetector
 from student.published import model_from_published, read_checkpoint
@@ -22,25 +22,30 @@ class Opened:
         model: in eval mode.
         recipe: its settings; of a published checkpoint only the model's own are known, the others
             are the published ones.
+        vocabulary: what its classes mean.
         split: what it was trained on; everything for a published checkpoint, which does not say.
         ours: trained by this project, so that recipe and split are facts.
     """
 
     model: HOIDetector
     recipe: Recipe
+    vocabulary: Vocabulary
     split: Split
     ours: bool
 
 
-def open_student(file: Path, vocabulary: Vocabulary, num_heads: int | None = None) -> Opened:
-    """Opens a detector for a dataset's vocabulary.
+def open_student(
+    file: Path, vocabulary: Vocabulary | None = None, num_heads: int | None = None
+) -> Opened:
+    """Opens a detector.
 
-    A published checkpoint does not name its classes: as many as the vocabulary has are taken for
-    the vocabulary's.
+    A published checkpoint does not name its classes: as many as a vocabulary has are taken for the
+    vocabulary's.
 
     Args:
         file: the checkpoint.
-        vocabulary: the dataset's.
+        vocabulary: a dataset's, which the detector has to be for; None for the checkpoint's own, of
+            a published one the shipped one with as many classes.
         num_heads: attention heads of a published checkpoint that does not say.
 
     Raises:
@@ -49,23 +54,47 @@ def open_student(file: Path, vocabulary: Vocabulary, num_heads: int | None = Non
     content = read_checkpoint(file)
     if is_ours(content):
         checkpoint = checkpoint_from(content, file)
-        if checkpoint.vocabulary.digest() != vocabulary.digest():
+        own = checkpoint.vocabulary
+        if vocabulary is not None and own.digest() != vocabulary.digest():
             raise InputError(
-                f"{file}: expected a student of the vocabulary {vocabulary.name},"
-                f" found {checkpoint.vocabulary.name}"
+                f"{file}: expected a student of the vocabulary {vocabulary.name}, found {own.name}"
             )
-        return Opened(restore(checkpoint, file), checkpoint.recipe, checkpoint.split, ours=True)
+        model = restore(checkpoint, file)
+        return Opened(model, checkpoint.recipe, own, checkpoint.split, ours=True)
     model = model_from_published(content, file, num_heads)
+    vocabulary = vocabulary or _shipped(model, file)
     counts = vocabulary.num_objects, vocabulary.num_verbs
-    found = model.config.num_objects, model.config.num_verbs
-    # Published V-COCO models have a class of their own for "no object goes with this verb".
-    extra = 1 if vocabulary.roles else 0
-    if found not in (counts, (counts[0] + extra, counts[1])):
+    if not _fits(model, vocabulary):
+        found = model.config.num_objects, model.config.num_verbs
         raise InputError(
             f"{file}: expected {counts[0]} objects and {counts[1]} verbs, as {vocabulary.name} has,"
             f" found {found[0]} and {found[1]}"
         )
     recipe = preset("published", *counts, vocabulary.person)
     return Opened(
-        model, replace(recipe, model=model.config), load_split(vocabulary, FULL), ours=False
+        model,
+        replace(recipe, model=model.config),
+        vocabulary,
+        load_split(vocabulary, FULL),
+        ours=False,
+    )
+
+
+def _fits(model: HOIDetector, vocabulary: Vocabulary) -> bool:
+    """Whether a published model may be of this vocabulary, by its numbers of classes."""
+    # Published V-COCO models have a class of their own for "no object goes with this verb".
+    extra = model.config.num_objects - vocabulary.num_objects
+    return model.config.num_verbs == vocabulary.num_verbs and 0 <= extra <= bool(vocabulary.roles)
+
+
+def _shipped(model: HOIDetector, file: Path) -> Vocabulary:
+    """The shipped vocabulary of a published model."""
+    shipped = [load_vocabulary(name) for name in SHIPPED]
+    for one in shipped:
+        if _fits(model, one):
+            return one
+    known = ", ".join(f"{v.num_objects} and {v.num_verbs} ({v.name})" for v in shipped)
+    raise InputError(
+        f"{file}: expected as many objects and verbs as a shipped vocabulary has, {known}, found"
+        f" {model.config.num_objects} and {model.config.num_verbs}; name a vocabulary file"
     )

@@ -116,9 +116,11 @@ class PairQueries(nn.Module):
     def _pool(self, features: Tensor, boxes: Tensor, cells: Tensor) -> Tensor:
         """(B, Q, channels * REGION_SIZE^2) pooled from boxes (B, Q, 4) cxcywh on cells (B, 2)."""
         corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
-        pooled = roi_align(
-            features.float(), list(corners.unbind()), REGION_SIZE, sampling_ratio=1, aligned=True
-        )
+        # Image numbers as a column, not a list of boxes per image: an exported graph has to take
+        # any number of images.
+        image = torch.arange(boxes.shape[0], device=boxes.device).to(corners).view(-1, 1, 1)
+        regions = torch.cat([image.expand(-1, boxes.shape[1], 1), corners], -1).flatten(0, 1)
+        pooled = roi_align(features.float(), regions, REGION_SIZE, sampling_ratio=1, aligned=True)
         return pooled.flatten(1).view(*boxes.shape[:2], -1)
 
 

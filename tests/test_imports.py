@@ -19,6 +19,7 @@ HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotl
 ROOMS = {
     "click": [
         *(f"{package}/cli.py" for package in PACKAGES),
+        "student/predict_cli.py",
         "teacher_cache/cli_caches.py",
         "teacher_cache/cluster/cli.py",
     ],
@@ -30,6 +31,7 @@ ROOMS = {
     "scipy": ["pipeline/annotations/anno_bbox.py", "student/matcher.py"],
     "matplotlib": ["evaluation/"],
     "jinja2": ["evaluation/"],
+    "supervision": ["student/findings.py"],
     "tqdm": ["pipeline/progress.py"],
 }
 

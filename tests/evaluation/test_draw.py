@@ -3,7 +3,16 @@ import pytest
 from PIL import Image, ImageFont
 
 from evaluation import draw
-from evaluation.draw import OBJECT, PERSON, UNSEEN, draw_annotation, draw_detections, load_font
+from evaluation.draw import (
+    OBJECT,
+    PERSON,
+    UNSEEN,
+    Line,
+    draw_annotation,
+    draw_detections,
+    letter_size,
+    load_font,
+)
 from pipeline.types import Annotation
 
 GREY = (120, 120, 120)
@@ -93,6 +102,26 @@ def test_the_picture_given_is_left_alone(world, annotate):
 def test_grey_pictures(world, annotate):
     image = Image.new("L", (600, 400), 100)
     assert draw_annotation(image, annotate("a.jpg", ("kick", "ball")), world).mode == "RGB"
+
+
+LABEL = [Line("sit on chair 0.50", True)]
+
+
+@pytest.mark.parametrize(
+    ("size", "labels", "least", "most"),
+    [
+        ((512, 512), [], 18, 18),
+        ((512, 512), [LABEL], 18, 18),
+        ((6000, 4000), [LABEL] * 5, 200, 220),
+        # A long label has to fit into a narrow picture, and many into any.
+        ((240, 2400), [LABEL], 11, 20),
+        ((2400, 240), [LABEL], 11, 18),
+        ((1000, 1000), [LABEL] * 30, 11, 30),
+        ((100, 100), [LABEL] * 30, 11, 11),
+    ],
+)
+def test_letters_leave_room(size, labels, least, most):
+    assert least <= letter_size(size, labels) <= most
 
 
 def test_letters_without_matplotlib(monkeypatch):

@@ -63,6 +63,17 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "\r" in shown and "4/4" in shown and "images/s" in shown and "loss 1" in shown
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_in_between(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with Progress(4, "reading", "images") as bar:
+        bar.tell("a.jpg: no such image")
+        bar.advance(4)
+    shown = capsys.readouterr()
+    assert shown.err.replace("\r", "\n").splitlines().count("a.jpg: no such image") == 1
+    assert shown.out == "" and "4/4" in shown.err
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_track_gives_every_item(capsys, count):
     assert list(track(range(count), count, "reading")) == list(range(count))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.boxes import union_boxes
@@ -18,10 +19,12 @@ from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
 from pipeline.world.write import write_world
 from student.augmentation import world_augmentation
+from student.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
 from student.config import StudentConfig
 from student.data import TrainingImages
 from student.model import HOIDetector
 from student.pair_targets import TargetConfig
+from student.published import to_published
 from student.recipe import preset
 from student.signals import StopSignals
 from student.step import Execution
@@ -375,3 +378,59 @@ def own_generator():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(scope="session")
+def world_checkpoint(tmp_path_factory, vocabulary, tiny_recipe):
+    """A run folder of an untrained student with queries from pairs; split ua."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HOIDetector(tiny_recipe.model)
+        # Opinions that differ, so that no order hangs on the last digit.
+        dense = model.query_source.head
+        for head in (model.object_head, model.verb_head, dense.person_logit, dense.object_logits):
+            torch.nn.init.normal_(head.weight, std=1.0)
+    run = tmp_path_factory.mktemp("run")
+    split = load_split(vocabulary, "ua")
+    save_checkpoint(
+        run / CHECKPOINT, Checkpoint(tiny_recipe, vocabulary, split, model.state_dict(), {})
+    )
+    return run
+
+
+@pytest.fixture(scope="session")
+def published_checkpoint(tmp_path_factory, vocabulary):
+    """A small file in the published form, with as many verbs and objects as the world."""
+    config = StudentConfig(
+        num_objects=vocabulary.num_objects,
+        num_verbs=vocabulary.num_verbs,
+        num_queries=7,
+        backbone="resnet18",
+        hidden_dim=32,
+        feedforward_dim=48,
+        num_encoder_layers=1,
+        num_human_object_layers=2,
+        num_interaction_layers=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = HOIDetector(config)
+        for head in (model.object_head, model.verb_head):
+            torch.nn.init.normal_(head.weight, std=1.0)
+    path = tmp_path_factory.mktemp("published") / "small.pth"
+    torch.save({"model": to_published(model.state_dict())}, path)
+    return path
+
+
+@pytest.fixture
+def make_picture(tmp_path):
+    """`make_picture(name, (width, height), seed)` writes a picture of coloured blocks."""
+
+    def make(name, size=(128, 128), seed=0, **options):
+        blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(path, **options)
+        return path
+
+    return make

@@ -1,0 +1,88 @@
+"""A detector ready for pictures: what its numbers mean and what it wants to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torchvision.transforms import v2
+
+from pipeline.splits import Split, load_split
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+from student.augmentation import evaluation_resize
+from student.checkpoints import checkpoint_path
+from student.model import HOIDetector
+from student.opened import open_student
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which detector, and what its file does not tell.
+
+    Attributes:
+        path: a run folder, a checkpoint of ours, or one in the published EoID/CDN form.
+        vocabulary: a shipped name or a file; by default the checkpoint's own, of a published one
+            the shipped one of its sizes.
+        split: what counts as unseen, a name or a TOML file; by default the run's.
+        num_heads: attention heads of a published checkpoint that does not say.
+    """
+
+    path: Path
+    vocabulary: str | Path | None = None
+    split: str | Path | None = None
+    num_heads: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyModel:
+    """A detector and all that is needed to use it.
+
+    Attributes:
+        file: the checkpoint.
+        model: in eval mode.
+        vocabulary: what its classes mean.
+        split: what had no label in training; None where nobody knows.
+        augmentation: the one it was trained with, which decides the size of its pictures.
+    """
+
+    file: Path
+    model: HOIDetector
+    vocabulary: Vocabulary
+    split: Split | None
+    augmentation: str
+
+    def to(self, device: torch.device) -> ReadyModel:
+        """The same detector, its model moved to a device."""
+        # Laid out as in training and evaluation, so that all find the same to the last digit.
+        model = self.model.to(device).to(memory_format=torch.channels_last).eval()
+        return replace(self, model=model)
+
+    @property
+    def resize(self) -> v2.Transform:
+        """Brings pictures to the size they have in the evaluation."""
+        return evaluation_resize(self.augmentation)
+
+    @property
+    def unseen(self) -> frozenset[int]:
+        """Interactions without a label in training."""
+        return frozenset(self.split.unseen if self.split else ())
+
+
+def ready_model(source: ModelSource) -> ReadyModel:
+    """Opens a detector, on the CPU.
+
+    Raises:
+        InputError: nothing of the kind, or another vocabulary or split than fits.
+    """
+    file = checkpoint_path(source.path)
+    known = None if source.vocabulary is None else load_vocabulary(source.vocabulary)
+    opened = open_student(file, known, source.num_heads)
+    trained = opened.split if opened.ours else None
+    return ReadyModel(
+        file,
+        opened.model,
+        opened.vocabulary,
+        trained if source.split is None else load_split(opened.vocabulary, source.split),
+        opened.recipe.train.augmentation,
+    )
