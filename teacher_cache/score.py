@@ -17,6 +17,7 @@ from evaluation.teacher_chart import draw_teacher
 from evaluation.teacher_scores import ACTIONS, TeacherScores, VerbScores, teacher_table
 from pipeline.datasets import open_dataset
 from pipeline.files import refuse_existing
+from pipeline.progress import track
 from pipeline.splits import Split, load_split
 from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
@@ -100,12 +101,10 @@ def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Re
     loaded = dataset.load(part)
     cache.check(vocabulary, loaded.digest, part)
     held = HeldImages(cache, loaded.annotations)
-    detections = {
-        source: [
-            to_detections(each.image_id, answers, vocabulary, source) for each, answers in held
-        ]
-        for source in KINDS
-    }
+    detections: dict[int, list[Detections]] = {source: [] for source in KINDS}
+    for annotation, answers in track(held, len(cache), "Reading", "images", brief=True):
+        for source, found in detections.items():
+            found.append(to_detections(annotation.image_id, answers, vocabulary, source))
     measured = _measure(held, detections, vocabulary, split, config.setting)
     num_pairs = sum(cache.layout(shard).num_pairs for shard in range(cache.num_shards))
     title = (
