@@ -22,6 +22,16 @@ def interrupts_waiting() -> Iterator[None]:
 
 
 @contextmanager
+def interrupts_as_before() -> Iterator[None]:
+    """Whatever is done here to the answer to Ctrl-C does not last."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM, with which batch systems end a job, takes the tidy way of Ctrl-C."""
 

@@ -11,6 +11,9 @@ from pipeline.vocabulary import load_vocabulary
 # Waiting threads of torch's OpenMP spin by default, which costs most of the time where other
 # programs want the cores too. Read when torch is loaded, here and in the tests' subprocesses.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Caches and runs are compared bit by bit, which holds for equal numbers of threads.
+for library in ("OMP", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or Path(__file__).parents[2] / "shared" / "golden")
 

@@ -14,13 +14,16 @@ from typing import Any
 
 import dask.config
 from dask.utils import parse_bytes
-from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 from distributed import Adaptive, Client, Status
 
 from pipeline.errors import InputError
 from teacher_cache.cluster.modes import SlurmJobs, lifetime, walltime_seconds
 from teacher_cache.cluster.sharing import Crew
-from teacher_cache.interrupts import interrupts_waiting
+from teacher_cache.interrupts import interrupts_as_before, interrupts_waiting
+
+# Its import makes Ctrl-C end the program as if it had done its work.
+with interrupts_as_before():
+    from dask_jobqueue.slurm import SLURMCluster, SLURMJob
 
 # Seconds between two looks at SLURM's queue.
 LOOK_EVERY = 15.0
