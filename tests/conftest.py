@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Caches and runs are compared bit by bit, which holds for equal numbers of threads.
 for library in ("OMP", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+# Shells have their background jobs ignore Ctrl-C, and programs pass that on to those they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or Path(__file__).parents[2] / "shared" / "golden")
 
