@@ -99,8 +99,11 @@ class _PairCanvas(Canvas):
         self._badges: list[tuple[float, float, int, bool]] = []
 
     def scaled(self, box: np.ndarray, scale: float) -> np.ndarray:
-        """A box of the picture in pixels of the overlay."""
-        return np.asarray(box, dtype=np.float64) * scale * self._sampling
+        """A box of the picture in pixels of the overlay, clipped to it."""
+        width, height = self.overlay.size
+        corners = np.nan_to_num(np.asarray(box, np.float64), posinf=1e9, neginf=-1e9)
+        corners *= scale * self._sampling
+        return np.clip(corners, 0, [width, height, width, height])
 
     def region(self, box: np.ndarray, number: int, annotated: bool) -> None:
         """An outline around what the teacher saw; its number finds a free corner later."""

@@ -67,3 +67,5 @@ def test_boxes_without_area_and_at_the_edge():
         actions=(),
     )
     assert draw_pairs(GREY, "t", [odd] * 30).height >= 720
+    outside = replace(VIEW, object_box=np.array([-1e30, np.nan, np.inf, 1e30], np.float32))
+    assert draw_pairs(GREY, "t", [outside]).height >= 720
