@@ -16,8 +16,8 @@ from pipeline.errors import InputError
 from pipeline.files import refuse_existing, replacing
 from student.export_graph import DetectorGraph
 from student.geometry import LONGEST_SIDE, SHORT_SIDES
+from student.plain_operations import PLAIN
 from student.ready import ModelSource, ReadyModel, ready_model
-from student.region_pooling import pool_regions
 
 FORMAT = "eoid-export-1"
 ONNX, TORCH_EXPORT = "onnx", "torch-export"
@@ -25,6 +25,8 @@ ONNX_PACKAGES = ("onnx", "onnxscript")
 INPUTS = ["images", "sizes"]
 # The array is at least this large, so that queries from pairs find cells enough.
 LEAST_SIDE = 64
+# Free sides without any bound make older tracers stumble over the largest number there is.
+MOST = 2**16
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def trace(opened: ReadyModel) -> tuple[torch.export.ExportedProgram, list[str]]:
     """The detector as a graph with any number of images of any size, and its outputs' names."""
     graph = DetectorGraph(opened)
     multiple = graph.side_multiple
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch", min=1, max=MOST)
     height, width = (
-        torch.export.Dim(name, min=LEAST_SIDE // multiple) for name in ("height", "width")
+        torch.export.Dim(name, min=LEAST_SIDE // multiple, max=MOST) for name in ("height", "width")
     )
     sides = (height, width) if multiple == 1 else (multiple * height, multiple * width)
     # Sides that differ, so that none is taken for another.
@@ -104,9 +106,7 @@ def trace(opened: ReadyModel) -> tuple[torch.export.ExportedProgram, list[str]]:
             dynamic_shapes=({0: batch, 2: sides[0], 3: sides[1]}, {0: batch}),
             strict=False,
         )
-        if opened.model.config.queries == "pairs":
-            plain = {torch.ops.torchvision.roi_align.default: pool_regions}
-            program = program.run_decompositions(plain)
+        program = program.run_decompositions(dict(PLAIN))
     # What was traced where is of no use to others and names folders of this machine.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)

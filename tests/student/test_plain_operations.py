@@ -1,0 +1,22 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from student.plain_operations import PLAIN, resize_nearest
+
+
+@pytest.mark.parametrize("old", [(1, 1), (8, 8), (25, 34), (800, 1066)])
+@pytest.mark.parametrize("new", [(1, 1), (16, 16), (25, 34), (7, 50), (101, 67)])
+def test_equals_torch(old, new):
+    features = torch.randn(2, 3, *old)
+    expected = functional.interpolate(features, size=new)
+    assert torch.equal(resize_nearest(features, new), expected)
+
+
+def test_nothing():
+    assert resize_nearest(torch.zeros(0, 3, 4, 5), (8, 8)).shape == (0, 3, 8, 8)
+
+
+def test_they_stand_for_what_the_detector_uses():
+    names = {str(operation) for operation in PLAIN}
+    assert names == {"aten.upsample_nearest2d.vec", "torchvision.roi_align.default"}
