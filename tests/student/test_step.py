@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.measuring import HostReads
 from student.data import Sample
 from student.targets import Targets
 
@@ -128,6 +129,15 @@ def test_more_pairs_than_queries(make_trainer, samples):
     assert max(int(sample.targets.seen.sum()) for sample in samples) > 1
     losses = trainer.stepper(samples)
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("queries", ["learned", "pairs"])
+def test_only_the_matching_waits_for_the_device(make_trainer, samples, queries):
+    trainer = make_trainer("run", queries=queries, dropout=0.1)
+    trainer.stepper(samples)
+    with HostReads() as counted:
+        trainer.stepper(samples)
+    assert counted.count == 1
 
 
 def test_a_compiled_model_takes_the_same_step(make_trainer, samples, monkeypatch):

@@ -1,0 +1,223 @@
+"""The student's step as one writes it first, to measure against: the same numbers, no care taken.
+
+Matching and losses go layer by layer and image by image, the model keeps frozen batch norm apart
+from the convolutions, computes attention with its weights, in float32 and torch's own memory
+layout. Only `benchmarks.student_step` uses it; the method's formulas are those of
+`student.matcher` and `student.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import FrozenBatchNorm2d, box_convert, box_iou, generalized_box_iou
+
+from student import transformer
+from student.backbone import ResNetBackbone
+from student.config import LossConfig, MatcherConfig
+from student.model import HOIDetector
+from student.resnets import RESNETS
+from student.targets import Targets
+
+PLAIN_BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+EPSILON = 1e-4
+
+
+class PlainBackbone(nn.Module):
+    """A student's ResNet with every batch norm as an operation of its own."""
+
+    side_multiple = 1
+
+    def __init__(self, backbone: ResNetBackbone, name: str) -> None:
+        super().__init__()
+        kind, depths = RESNETS[name]
+        self.body = ResNet(PLAIN_BLOCKS[kind], list(depths), norm_layer=FrozenBatchNorm2d)
+        del self.body.avgpool, self.body.fc
+        self.body.load_state_dict(backbone.body.state_dict())
+        for own, theirs in zip(self.body.children(), backbone.body.children(), strict=True):
+            trained = any(p.requires_grad for p in theirs.parameters())
+            own.requires_grad_(trained)
+        self.num_channels = backbone.num_channels
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to maps by name."""
+        body = self.body
+        stem = body.maxpool(body.relu(body.bn1(body.conv1(pixels))))
+        stride8 = body.layer2(body.layer1(stem))
+        stride16 = body.layer3(stride8)
+        return {"stride8": stride8, "stride16": stride16, "stride32": body.layer4(stride16)}
+
+
+def plain_model(model: HOIDetector) -> HOIDetector:
+    """A detector of the same weights with the plain backbone."""
+    copy = HOIDetector(model.config)
+    copy.load_state_dict(model.state_dict())
+    assert isinstance(copy.backbone, ResNetBackbone)
+    copy.backbone = PlainBackbone(copy.backbone, model.config.backbone)
+    return copy
+
+
+@contextmanager
+def attention_with_weights() -> Iterator[None]:
+    """Attention as `nn.MultiheadAttention` computes it when it also returns its weights."""
+
+    def attend(
+        attention: nn.MultiheadAttention,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        return attention(queries, keys, values, key_padding_mask=padding, need_weights=True)[0]
+
+    with mock.patch.object(transformer, "_attend", attend):
+        yield
+
+
+def plain_losses(
+    outputs: dict[str, Any],
+    targets: Sequence[Targets],
+    asked_verbs: Tensor,
+    matcher: MatcherConfig,
+    config: LossConfig,
+) -> dict[str, Tensor]:
+    """The criterion's weighted losses, summed over the layers (focal form, mean over entries)."""
+    layers = [*outputs["aux_outputs"], outputs]
+    matched = [
+        [
+            match_image(layer, image, target, asked_verbs, matcher)
+            for image, target in enumerate(targets)
+        ]
+        for layer in layers
+    ]
+    num_pairs = max(1, sum(len(first) + len(second) for first, second in matched[-1]))
+    totals: dict[str, Tensor] = {}
+    for layer, matches in zip(layers, matched, strict=True):
+        for name, value in _layer_losses(layer, targets, matches, num_pairs, matcher, config):
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def match_image(
+    outputs: dict[str, Any], image: int, target: Targets, asked: Tensor, config: MatcherConfig
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(query, pair) of both stages for one image of one layer."""
+    with torch.no_grad():
+        human, thing = (outputs[f"pred_{name}_boxes"][image].cpu() for name in ("human", "object"))
+        objects = outputs["pred_object_logits"][image].softmax(-1).cpu()
+        verbs = outputs["pred_verb_logits"][image].sigmoid().cpu()
+        interactive = outputs["pred_interactive_logits"][image].softmax(-1)[:, 1].cpu()
+        labels = target.object_labels.cpu()
+        human_boxes, object_boxes = target.human_boxes.cpu(), target.object_boxes.cpu()
+        far = torch.maximum(
+            torch.cdist(human, human_boxes, p=1), torch.cdist(thing, object_boxes, p=1)
+        )
+        close = torch.minimum(
+            generalized_box_iou(_corners(human), _corners(human_boxes)),
+            generalized_box_iou(_corners(thing), _corners(object_boxes)),
+        )
+        cost = -objects[:, labels] + config.box_cost * far - config.giou_cost * close
+        hard = target.hard.cpu().float()
+        absent = (1 - hard) * (~asked.cpu()).float()
+        hits = verbs @ (hard / (hard.sum(1, keepdim=True) + EPSILON)).T
+        rejected = (1 - verbs) @ (absent / (absent.sum(1, keepdim=True) + EPSILON)).T
+        verb_cost = -config.verb_cost * (hits + rejected) / 2
+        covers = _covers(human, thing, target, config.iou_threshold)
+        seen = [pair for pair in range(len(labels)) if target.seen[pair]]
+        others = [pair for pair in range(len(labels)) if not target.seen[pair]]
+        first = _solve(cost + verb_cost, list(range(len(cost))), seen)
+        taken = {query for query, _ in first}
+        free = [query for query in range(len(cost)) if query not in taken]
+        second = [
+            (query, pair)
+            for query, pair in _solve(cost, free, others)
+            if covers[query, pair] and interactive[query] > config.interactive_threshold
+        ]
+    second.sort(key=lambda match: -float(interactive[match[0]]))
+    return first, second[: config.topk]
+
+
+def _layer_losses(
+    outputs: dict[str, Any],
+    targets: Sequence[Targets],
+    matches: Sequence[tuple[list[tuple[int, int]], list[tuple[int, int]]]],
+    num_pairs: int,
+    matcher: MatcherConfig,
+    config: LossConfig,
+) -> Iterator[tuple[str, Tensor]]:
+    """One layer's losses with their weights, collected image by image."""
+    logits, verbs = outputs["pred_object_logits"], outputs["pred_verb_logits"]
+    labels = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64)
+    hard, soft = torch.zeros_like(verbs), torch.zeros_like(verbs)
+    wanted = torch.zeros(logits.shape[:2], dtype=torch.int64)
+    counted = torch.ones(logits.shape[:2], dtype=torch.bool)
+    boxes: dict[str, list[Tensor]] = {name: [] for name in ("human", "object")}
+    overlap: dict[str, list[Tensor]] = {name: [] for name in ("human", "object")}
+    for image, (target, (first, second)) in enumerate(zip(targets, matches, strict=True)):
+        for query, pair in first + second:
+            labels[image, query] = target.object_labels[pair]
+            hard[image, query] = target.hard[pair].float()
+            soft[image, query] = torch.where(target.hard[pair], 0.0, target.soft[pair])
+            for name in boxes:
+                found = outputs[f"pred_{name}_boxes"][image, query]
+                right = getattr(target, f"{name}_boxes")[pair]
+                boxes[name].append((found - right).abs().sum())
+                giou = generalized_box_iou(_corners(found[None]), _corners(right[None]))
+                overlap[name].append(1 - giou.squeeze())
+        human, thing = (
+            outputs[f"pred_{name}_boxes"][image].detach() for name in ("human", "object")
+        )
+        covers = _covers(human, thing, target, matcher.iou_threshold)
+        kept = {query for query, _ in second}
+        for query in range(logits.shape[1]):
+            covered = covers[query]
+            positive = query in kept or bool((covered & target.seen & target.interactive).any())
+            wanted[image, query] = int(positive)
+            counted[image, query] = positive or not bool((covered & ~target.seen).any())
+    weights = torch.ones(logits.shape[-1])
+    weights[-1] = config.no_pair_weight
+    yield "object", config.object_weight * F.cross_entropy(logits.mT, labels, weights)
+    for name in boxes:
+        count = num_pairs if name == "human" else len(boxes[name]) + EPSILON
+        nothing = outputs[f"pred_{name}_boxes"].sum() * 0
+        yield f"{name}_box", config.box_weight * (sum(boxes[name], nothing) / count)
+        yield f"{name}_giou", config.giou_weight * (sum(overlap[name], nothing) / count)
+    is_soft = soft > 0
+    probability = verbs.sigmoid()
+    present = -config.alpha * (1 - probability) ** config.gamma * F.logsigmoid(verbs)
+    absent = -(1 - config.alpha) * probability**config.gamma * F.logsigmoid(-verbs)
+    costs = torch.where(hard > 0, present, absent)
+    num_hard = hard.sum()
+    yield "verb_hard", config.verb_hard_weight * costs[~is_soft].sum() / num_hard.clamp(min=1)
+    answers = F.binary_cross_entropy_with_logits(verbs, soft, reduction="none")[is_soft]
+    yield "verb_soft", config.verb_soft_weight * answers.sum() / verbs.numel()
+    scores = outputs["pred_interactive_logits"][counted]
+    yield "interactive", config.interactive_weight * F.cross_entropy(scores, wanted[counted])
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def _covers(human: Tensor, thing: Tensor, target: Targets, threshold: float) -> Tensor:
+    """(Q, N) bool: both boxes of the query overlap those of the pair."""
+    ious = [
+        box_iou(_corners(found.cpu()), _corners(boxes.cpu()))
+        for found, boxes in ((human, target.human_boxes), (thing, target.object_boxes))
+    ]
+    return (ious[0] >= threshold) & (ious[1] >= threshold)
+
+
+def _solve(cost: Tensor, queries: list[int], pairs: list[int]) -> list[tuple[int, int]]:
+    if not queries or not pairs:
+        return []
+    rows, columns = linear_sum_assignment(cost[queries][:, pairs].numpy())
+    return [(queries[row], pairs[column]) for row, column in zip(rows, columns, strict=True)]

@@ -1,0 +1,199 @@
+"""Made-up material for a student of HICO-DET's size: pictures, labels, a cache on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from pipeline.files import sha256_of_file, write_json
+from pipeline.splits import load_split
+from pipeline.types import Annotation, ImageRecord, Pairs
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.world.scene import draw_scene
+from student.data import TrainingImages
+from student.pair_targets import TargetConfig
+from teacher_cache.format import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SHARDS,
+    ImageAnswers,
+    fingerprint_of,
+    shard_name,
+)
+from teacher_cache.reader import TeacherCache, open_cache
+from teacher_cache.writer import write_shard
+
+PICTURE_SIZE = (640, 480)
+PERSON_SCORE = 0.9
+
+
+class FixedSize:
+    """Resizes every image to a square, so that all steps do the same work."""
+
+    def __init__(self, side: int) -> None:
+        self.side, self.resize = side, v2.Resize((side, side))
+
+    def __call__(self, values: dict[str, Tensor], draws: np.ndarray) -> dict[str, Tensor]:
+        """See `student.augmentation.Augmentation`."""
+        return self.resize(values)
+
+    def sizes(self, sizes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """See `student.augmentation.Augmentation`."""
+        return np.full_like(sizes, self.side)
+
+
+class NoAnswers:
+    """Stands where a cache stands and reads nothing: images have their labelled pairs alone."""
+
+    protocol = "detector"
+
+    def __init__(self, num_verbs: int) -> None:
+        no_boxes, none = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+        labels = np.zeros(0, np.int64)
+        pairs = Pairs(no_boxes, no_boxes, labels, none, none, np.zeros(0, np.uint8))
+        nothing = np.zeros((0, num_verbs), np.float32)
+        self.answers = ImageAnswers(pairs, nothing, labels, no_boxes, None)
+
+    def __getitem__(self, image_id: str) -> ImageAnswers:
+        return self.answers
+
+
+def make_images(
+    folder: Path, count: int, labelled: int, proposed: int, side: int
+) -> tuple[TrainingImages, TrainingImages]:
+    """Training images with a cache, and the same ones without.
+
+    Args:
+        folder: where pictures and cache go.
+        count: how many pictures.
+        labelled, proposed: pairs of an image, annotated and by the detector.
+        side: of the images in training, in pixels.
+    """
+    vocabulary = load_vocabulary("hico-det")
+    rng = np.random.default_rng(0)
+    records, annotations, answers = [], [], {}
+    (folder / "pictures").mkdir(parents=True)
+    for index in range(count):
+        path = folder / "pictures" / f"{index:05d}.jpg"
+        drawn, _ = draw_scene(0, "models", index)
+        drawn.resize(PICTURE_SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
+        annotation = _annotation(path.name, labelled, vocabulary, rng)
+        records.append(ImageRecord(path.name, path))
+        annotations.append(annotation)
+        answers[path.name] = _answers(annotation, proposed, vocabulary, rng)
+    cache = open_cache(_write_cache(folder / "cache", answers, vocabulary))
+
+    def images(source: TeacherCache | NoAnswers) -> TrainingImages:
+        return TrainingImages(
+            records,
+            annotations,
+            cast(TeacherCache, source),
+            load_split(vocabulary, "ua"),
+            vocabulary,
+            TargetConfig(),
+            FixedSize(side),
+            seed=0,
+        )
+
+    return images(cache), images(NoAnswers(vocabulary.num_verbs))
+
+
+def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 4) xyxy inside a picture."""
+    middle = rng.uniform([0.25, 0.25], [0.75, 0.75], (count, 2)) * PICTURE_SIZE
+    half = rng.uniform(0.05, 0.25, (count, 2)) * PICTURE_SIZE
+    boxes = np.concatenate([middle - half, middle + half], axis=1)
+    return boxes.astype(np.float32)
+
+
+def _annotation(
+    name: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator
+) -> Annotation:
+    chosen = rng.choice(vocabulary.num_interactions, count, replace=False)
+    verbs, labels = np.array([vocabulary.interactions[hoi] for hoi in chosen]).reshape(-1, 2).T
+    rows = np.arange(count)
+    boxes = np.concatenate([_boxes(rng, count), _boxes(rng, count)])
+    all_labels = np.concatenate([np.full(count, vocabulary.person), labels]).astype(np.int64)
+    return Annotation(name, boxes, all_labels, np.stack([rows, rows + count, verbs], 1))
+
+
+def _answers(
+    annotation: Annotation, proposed: int, vocabulary: Vocabulary, rng: np.random.Generator
+) -> ImageAnswers:
+    """The annotated pairs, and as many of a detector's as asked for."""
+    count = len(annotation.hois)
+    humans = np.concatenate([annotation.boxes[:count], _boxes(rng, proposed)])
+    things = np.concatenate([annotation.boxes[count:], _boxes(rng, proposed)])
+    others = rng.integers(0, vocabulary.num_objects, proposed)
+    labels = np.concatenate([annotation.labels[count:], others])
+    total = count + proposed
+    probabilities = vocabulary.valid[:, labels].T * rng.random((total, vocabulary.num_verbs))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    scores = np.full(total, PERSON_SCORE, np.float32)
+    return ImageAnswers(
+        pairs=Pairs(
+            humans, things, labels, scores, scores, (np.arange(total) >= count).astype(np.uint8)
+        ),
+        probabilities=probabilities.astype(np.float32),
+        regions=np.arange(total),
+        region_boxes=np.concatenate(
+            [np.minimum(humans, things)[:, :2], np.maximum(humans, things)[:, 2:]], 1
+        ),
+        embeddings=None,
+    )
+
+
+def _write_cache(folder: Path, answers: dict[str, ImageAnswers], vocabulary: Vocabulary) -> Path:
+    parts = {"made": "of random numbers", "vocabulary": vocabulary.digest()}
+    fingerprint, path = fingerprint_of(parts), folder / SHARDS / shard_name(0)
+    write_shard(path, fingerprint, list(answers), list(answers.values()), {}, vocabulary.num_verbs)
+    shard = {"name": path.name, "sha256": sha256_of_file(path), "images": list(answers)}
+    write_json(
+        folder / MANIFEST,
+        {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "parts": parts,
+            "failed": {},
+            "shards": [shard],
+        },
+    )
+    return folder
+
+
+def made_up_sizes(count: int) -> np.ndarray:
+    """(N, 2) heights and widths as HICO-DET's photographs have them: a long side of 640, three in
+    ten upright."""
+    rng = np.random.default_rng(0)
+    short = rng.choice([360, 426, 427, 480, 500, 640], count)
+    sizes = np.stack([short, np.full(count, 640)], 1)
+    upright = rng.random(count) < 0.3
+    sizes[upright] = sizes[upright, ::-1]
+    return sizes
+
+
+def made_up_outputs(
+    layers: int, batch: int, queries: int, device: torch.device
+) -> dict[str, Tensor | list[dict[str, Tensor]]]:
+    """A model's outputs as leaves that take gradients."""
+    generator = torch.Generator().manual_seed(0)
+
+    def layer() -> dict[str, Tensor]:
+        shapes = {"object_logits": 81, "verb_logits": 117, "interactive_logits": 2}
+        found = {
+            f"pred_{name}": torch.randn(batch, queries, size, generator=generator)
+            for name, size in shapes.items()
+        }
+        for name in ("human_boxes", "object_boxes"):
+            drawn = torch.rand(batch, queries, 4, generator=generator)
+            found[f"pred_{name}"] = drawn * torch.tensor([0.5, 0.5, 0.3, 0.3]) + 0.25
+        return {name: value.to(device).requires_grad_() for name, value in found.items()}
+
+    made = [layer() for _ in range(layers)]
+    return {**made[-1], "aux_outputs": made[:-1]}
