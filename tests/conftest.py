@@ -2,7 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,6 +47,70 @@ def golden_file(request):
     if isinstance(request.param, str):
         pytest.fail(f"golden folder {GOLDEN} holds no {request.param}")
     return request.param
+
+
+SLURM = Path(__file__).parent / "slurm.sh"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
+PATIENCE = 240
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A cluster that runs; its commands find it by the environment, and jobs this project too."""
+
+    logs: Path
+
+    def __call__(self, *words):
+        """What one of SLURM's commands prints."""
+        return subprocess.run(
+            list(map(str, words)), check=True, capture_output=True, text=True, cwd=self.logs
+        ).stdout.strip()
+
+    def submit(self, *words):
+        """Number of a new job."""
+        return self("sbatch", "--parsable", *words)
+
+    def state(self, job):
+        """State of a job; of several, as an array's number names them, in the jobs' order."""
+        told = self("scontrol", "--oneliner", "show", "job", job)
+        states = [line.split("JobState=")[1].split()[0] for line in told.splitlines()]
+        return states[0] if len(states) == 1 else states
+
+    def log(self, name):
+        """What a job has printed so far."""
+        path = self.logs / name
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, condition, told=lambda: ""):
+        """Waits until something holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, told()
+            time.sleep(0.05)
+
+    def end(self, job, told=lambda: ""):
+        """Waits for a job, and gives its state."""
+        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+        self.wait(lambda: self.state(job) not in going, told)
+        return self.state(job)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real SLURM of two nodes on this machine."""
+    paths = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
+    missing = [name for name in PROGRAMS if shutil.which(name, path=paths) is None]
+    if missing:
+        pytest.skip(f"no SLURM here: {', '.join(missing)} not found (slurm-wlm, munge)")
+    folder = tmp_path_factory.mktemp("slurm")
+    logs = tmp_path_factory.mktemp("jobs")
+    started = subprocess.run(["bash", SLURM, "start", folder], capture_output=True, text=True)
+    assert started.returncode == 0, started.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        yield Slurm(logs)
+        subprocess.run(["bash", SLURM, "stop", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,75 @@
+"""Trains in jobs of a real SLURM that are told to leave, put back into the queue, and cancelled."""
+
+import subprocess
+
+import pytest
+import torch
+
+from student.checkpoints import CHECKPOINT, load_checkpoint
+
+# Steps enough for a job to be told something on its way.
+LONG = ("--batch-size", 2, "--epochs", 12, "--workers", 0)
+NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=2G")
+
+
+@pytest.fixture(scope="module")
+def script(slurm):
+    """The batch script that users get."""
+    folder = slurm.logs / "training"
+    subprocess.run(["eoid-train", "batch-scripts", folder], check=True)
+    return folder / "train.sbatch"
+
+
+@pytest.fixture
+def train(slurm, script, student_words, tmp_path):
+    """Submits a training and waits until it is on its way; gives the job and its run."""
+
+    def submit(name, *options):
+        run = tmp_path / name
+        _, *words = student_words(run, *LONG, *options)
+        job = slurm.submit(*NODES, "--job-name", name, script, *words)
+        slurm.wait(lambda: (run / "metrics.jsonl").exists(), lambda: log(slurm, job))
+        return job, run
+
+    return submit
+
+
+def log(slurm, job):
+    return slurm.log(f"eoid-train-{job}.log")
+
+
+def finished(slurm, job):
+    assert slurm.end(job, lambda: log(slurm, job)) == "COMPLETED", log(slurm, job)
+    return log(slurm, job)
+
+
+def same(run, other):
+    mine, theirs = (load_checkpoint(one / CHECKPOINT).weights for one in (run, other))
+    return all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_jobs_that_are_told_to_leave_go_on_later(slurm, train):
+    """On two machines: at the end of their time, requeued by somebody, and not at all."""
+    alone, whole = train("whole")
+    assert "goes on" not in finished(slurm, alone)
+    warned, first = train("warned")
+    slurm("scancel", "--signal=USR1", warned)
+    requeued, second = train("requeued")
+    slurm("scontrol", "requeue", requeued)
+    for job, run in ((warned, first), (requeued, second)):
+        told = finished(slurm, job)
+        assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
+        assert "goes on at step" in told, told
+        assert same(run, whole)
+        assert (run / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
+    assert f"job {warned} goes back into the queue" in log(slurm, warned)
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(slurm, train):
+    job, run = train("cancelled")
+    slurm("scancel", job)
+    assert slurm.end(job) == "CANCELLED"
+    slurm.wait(lambda: (run / CHECKPOINT).exists(), lambda: log(slurm, job))
+    assert load_checkpoint(run / CHECKPOINT).state["step"] > 0
+    assert not (run / "results.json").exists()
+    assert "goes back into the queue" not in log(slurm, job)
