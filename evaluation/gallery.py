@@ -47,7 +47,7 @@ class Picture:
     def source(self) -> str:
         """The drawing as a data URI."""
         buffer = io.BytesIO()
-        self.image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+        self.image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

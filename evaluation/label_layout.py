@@ -73,8 +73,11 @@ def _distance(labels: np.ndarray, anchor: np.ndarray, gap: float) -> np.ndarray:
 
 def _overlap(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(C,) area of each label under any of the other boxes, counted once for each."""
-    if not len(others):
-        return np.zeros(len(labels))
-    corner = np.maximum(labels[:, None, :2], others[None, :, :2])
-    far = np.minimum(labels[:, None, 2:], others[None, :, 2:])
-    return np.clip(far - corner, 0, None).prod(axis=2).sum(axis=1)
+    # Other by other, over long columns: tables of pairs of corners take three times as long.
+    left, top, right, bottom = np.ascontiguousarray(labels.T)
+    shared = np.zeros(len(labels))
+    for x1, y1, x2, y2 in others.tolist():
+        width = np.minimum(right, x2) - np.maximum(left, x1)
+        height = np.minimum(bottom, y2) - np.maximum(top, y1)
+        shared += np.maximum(width, 0) * np.maximum(height, 0)
+    return shared

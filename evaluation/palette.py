@@ -1,7 +1,8 @@
 """Colours of the report, for light and dark, and the shapes that say the same without colour.
 
 Colours that stand for things in one picture stay apart for people with any kind of colour
-blindness, and stand out from the card they lie on.
+blindness, and stand out from the card they lie on. No two names have one colour in light:
+charts are drawn in light colours, and by these the page finds the names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LIGHT: dict[str, str] = {
     "accent": "#0072b2",
     "star_ground": "#f0e442",
     "star_ink": "#1c1c00",
-    "truth": "#1c2128",
+    "truth": "#1d2128",
     "distilled": "#0067a8",
     "control": "#d55e00",
     "all_labels": "#35414f",
@@ -58,6 +59,8 @@ DARK: dict[str, str] = {
     "wrong_pair": "#c66f9f",
     "background": "#dfe6d0",
 }
+# Of Okabe and Ito, for charts of their own: no two are mistaken for each other.
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 ROLES = ("distilled", "control", "all_labels", "teacher", "predictions")
 ERROR_KINDS = (
     "wrong_verb",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.charts import require_report_packages
+from evaluation.charts.look import require
 from evaluation.comparison import compare
 from evaluation.evidence import gather_evidence
 from evaluation.page import build_page
@@ -55,7 +55,7 @@ def write_report(config: ReportConfig) -> None:
         InputError: a package of the extra `report` is missing, a file is wrong, the results do
             not belong together, or the HTML file or the folder is there already.
     """
-    require_report_packages()
+    require("a report", "jinja2", "matplotlib")
     refuse_existing(config.out, config.overwrite)
     refuse_existing(config.pictures, config.overwrite)
     results = [read_results(path) for path in config.results]

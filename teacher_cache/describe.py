@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.cache_chart import draw_cache
 from evaluation.cache_overview import BINS, KINDS, CacheOverview, overview_json, overview_lines
-from evaluation.plotting import check_picture
+from evaluation.charts.cache import draw_cache
+from evaluation.charts.picture import check_picture
 from pipeline.files import refuse_existing, write_json
 from pipeline.progress import track
 from teacher_cache.format import PAIR_OFFSETS, SHARDS, shown

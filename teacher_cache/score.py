@@ -9,11 +9,11 @@ from typing import cast
 
 import numpy as np
 
+from evaluation.charts.picture import check_picture
+from evaluation.charts.teacher import draw_teacher
 from evaluation.hico import HicoScores, Setting, evaluate, summarize
-from evaluation.plotting import check_picture
 from evaluation.predictions import write_predictions
 from evaluation.results import Protocol, Results, score_fields, write_results
-from evaluation.teacher_chart import draw_teacher
 from evaluation.teacher_scores import ACTIONS, TeacherScores, VerbScores, teacher_table
 from pipeline.datasets import open_dataset
 from pipeline.files import refuse_existing

@@ -1,5 +1,5 @@
-"""Pictures of numbers, each as SVG for the page and as PNG."""
+"""Pictures of numbers: on the report's page as SVG and PNG, and as files of their own."""
 
-from evaluation.charts.canvas import Chart, require_report_packages
+from evaluation.charts.canvas import Chart
 
-__all__ = ["Chart", "require_report_packages"]
+__all__ = ["Chart"]

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.charts.canvas import (
+from evaluation.charts.canvas import Chart, make_chart
+from evaluation.charts.look import (
     NARROW,
     WIDE,
-    Chart,
     bar_style,
     label_axis,
     legend,
-    make_chart,
     marker_style,
     title_axis,
 )
@@ -194,8 +193,7 @@ def _named(axis: Axes, rows: Sequence[ClassRow], room_for: int, colours: Colours
     axis.set_ylim(room_for - 0.5, -0.5)
     axis.set_xlim(0, 110)
     axis.set_xticks([0, 25, 50, 75, 100])
-    label_axis(axis, colours)
-    axis.grid(False, axis="y")
+    label_axis(axis, colours, across="x")
     axis.tick_params(axis="y", labelcolor=colours["ink"], labelsize=8.5)
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.charts.canvas import (
+from evaluation.charts.canvas import Chart, make_chart
+from evaluation.charts.look import (
     NARROW,
     WIDE,
-    Chart,
     label_axis,
     legend,
     line_style,
-    make_chart,
+    name_axis,
 )
 from evaluation.comparison import Contestant
 from evaluation.palette import LINES, Colours
@@ -63,7 +63,7 @@ def training_curves(logs: Sequence[tuple[Contestant, TrainingLog]]) -> Chart:
             for contestant, log in reversed(logs):
                 if name in log.series:
                     _curve(axis, log.steps, log.series[name], contestant.style, colours)
-            axis.set_title(name, loc="left", color=colours["ink"], fontsize=9)
+            name_axis(axis, colours, name, 9)
             axis.set_ylim(bottom=0)
             axis.locator_params(nbins=4)
             label_axis(axis, colours)
@@ -114,7 +114,7 @@ def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
                 )
             star = "★ " if panel.unseen else ""
             name = f"{star}{panel.name}\n{panel.place}, {panel.positives} labelled"
-            axis.set_title(name, loc="left", color=colours["ink"], fontsize=8.5 if narrow else 9.5)
+            name_axis(axis, colours, name, 8.5 if narrow else 9.5)
             axis.set_xlim(-2, 102)
             axis.set_ylim(0, 104)
             axis.set_xticks([0, 50, 100])

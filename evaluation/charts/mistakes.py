@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.charts.canvas import (
+from evaluation.charts.canvas import Chart, make_chart
+from evaluation.charts.look import (
     NARROW,
     WIDE,
-    Chart,
     bar_style,
     label_axis,
     legend,
-    make_chart,
     title_axis,
 )
 from evaluation.confusion import Confusion
@@ -78,8 +77,7 @@ def error_bars(rows: Sequence[ErrorRow]) -> Chart:
         axis.set_yticks(places, [_row_title(row) for row in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlim(0, 100)
-        label_axis(axis, colours, "% of the errors")
-        axis.grid(False, axis="y")
+        label_axis(axis, colours, "% of the errors", across="x")
         axis.tick_params(axis="y", labelcolor=colours["ink"], labelsize=8 if narrow else 9.5)
         legend(figure, {name: TITLES[name] for name in ERROR_KINDS}, colours, "bar", narrow)
 

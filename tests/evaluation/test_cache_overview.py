@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.cache_chart import draw_cache
 from evaluation.cache_overview import (
     BINS,
     CacheOverview,
@@ -12,6 +11,7 @@ from evaluation.cache_overview import (
     overview_lines,
     quantile,
 )
+from evaluation.charts.cache import draw_cache
 
 
 def histogram(*values):

@@ -105,3 +105,7 @@ def test_declarations_name_every_colour():
     assert variable("all_labels") == "--all-labels"
     found = dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6});", declarations(DARK)))
     assert found == {variable(name): colour for name, colour in DARK.items()}
+
+
+def test_light_colours_tell_the_names():
+    assert len(set(LIGHT.values())) == len(LIGHT)

@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.teacher_chart import draw_teacher
+from evaluation.charts.teacher import draw_teacher
 from evaluation.teacher_scores import TeacherScores, VerbScores, teacher_table
 
 VERBS = (

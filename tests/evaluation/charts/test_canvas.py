@@ -5,13 +5,14 @@ import sys
 import pytest
 from PIL import Image
 
-from evaluation.charts import Chart, require_report_packages
-from evaluation.charts.canvas import (
+from evaluation.charts import Chart
+from evaluation.charts.canvas import make_chart
+from evaluation.charts.look import (
     WIDE,
     bar_style,
     label_axis,
     legend,
-    make_chart,
+    require,
     title_axis,
 )
 from evaluation.palette import LIGHT, variable
@@ -80,5 +81,7 @@ def test_the_same_twice(charts):
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_missing_packages_are_named(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf"{package}.*pip install 'eoid\[report\]'"):
-        require_report_packages()
+    with pytest.raises(
+        InputError, match=rf"a report needs {package}, .*pip install 'eoid\[report\]'"
+    ):
+        require("a report", "jinja2", "matplotlib")

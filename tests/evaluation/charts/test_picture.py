@@ -2,10 +2,19 @@ import sys
 
 import pytest
 
-from evaluation.plotting import check_picture, new_figure, plain_axis, save_picture
+from evaluation.charts.look import label_axis, title_axis, title_figure
+from evaluation.charts.picture import check_picture, save_picture
 from pipeline.errors import InputError
 
 SIGNATURES = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+
+
+def draw(figure, colours, narrow):
+    figure.set_size_inches(2, 1)
+    title_figure(figure, colours, "whole")
+    axis = figure.add_subplot()
+    title_axis(axis, colours, "title")
+    label_axis(axis, colours, across="x")
 
 
 @pytest.mark.parametrize("ending", SIGNATURES)
@@ -13,9 +22,7 @@ def test_the_ending_decides_the_kind(tmp_path, ending):
     pytest.importorskip("matplotlib")
     file = tmp_path / f"picture{ending}"
     check_picture(file, overwrite=False)
-    figure = new_figure(2, 1)
-    plain_axis(figure.add_subplot(), "title")
-    save_picture(file, figure)
+    save_picture(file, draw)
     assert file.read_bytes().startswith(SIGNATURES[ending])
     with pytest.raises(InputError, match="--overwrite"):
         check_picture(file, overwrite=False)

@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.plotting import (
-    BLUE,
-    GREEN,
-    GRID,
-    INK,
-    MUTED,
-    ORANGE,
-    PURPLE,
-    new_figure,
-    plain_axis,
-    save_picture,
-)
+from evaluation.charts.look import label_axis, legend_above, title_axis, title_figure
+from evaluation.charts.picture import save_picture
+from evaluation.palette import BLUE, GREEN, ORANGE, PURPLE, Colours
 from evaluation.teacher_scores import TeacherScores, VerbScores
 from evaluation.wording import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Inches.
 WIDTH, ROW, ROOM = 10.5, 0.21, 1.1
@@ -47,21 +39,27 @@ def draw_teacher(file: Path, scores: TeacherScores) -> None:
         columns = [verbs[:half], verbs[half:]]
     groups = scores.groups()
     heights = [ROW * 1.6 * len(groups) + ROOM, ROW * max(map(len, columns)) + ROOM]
-    figure = new_figure(WIDTH, sum(heights) + 0.3)
-    figure.suptitle(scores.title, x=0.01, ha="left", fontsize=11, color=INK)
-    grid = figure.add_gridspec(2, 1, height_ratios=heights)
-    _draw_groups(figure.add_subplot(grid[0]), groups)
-    cells = grid[1].subgridspec(1, len(columns))
-    for place, rows in enumerate(columns):
-        axis = figure.add_subplot(cells[place])
-        _draw_verbs(axis, rows, "Verbs, % (★ unseen)" if place == 0 else "")
-        if place == len(columns) - 1:
-            _legend(axis, columns=4 if len(columns) == 1 else 2)
-    save_picture(file, figure)
+
+    def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
+        figure.set_size_inches(WIDTH, sum(heights) + 0.3)
+        title_figure(figure, colours, scores.title)
+        grid = figure.add_gridspec(2, 1, height_ratios=heights)
+        _draw_groups(figure.add_subplot(grid[0]), groups, colours)
+        cells = grid[1].subgridspec(1, len(columns))
+        for place, rows in enumerate(columns):
+            axis = figure.add_subplot(cells[place])
+            _draw_verbs(axis, rows, "Verbs, % (★ unseen)" if place == 0 else "", colours)
+            if place == len(columns) - 1:
+                legend_above(axis, colours, columns=4 if len(columns) == 1 else 2)
+
+    save_picture(file, draw)
 
 
-def _draw_groups(axis: Axes, groups: Sequence[tuple[str, float | None, float | None]]) -> None:
-    plain_axis(axis, "mAP, %")
+def _draw_groups(
+    axis: Axes, groups: Sequence[tuple[str, float | None, float | None]], colours: Colours
+) -> None:
+    title_axis(axis, colours, "mAP, %")
+    label_axis(axis, colours, across="x")
     places = np.arange(len(groups))
     on_annotated = [annotated for _, annotated, _ in groups]
     on_proposed = [proposed for _, _, proposed in groups]
@@ -83,17 +81,17 @@ def _draw_groups(axis: Axes, groups: Sequence[tuple[str, float | None, float | N
                 percent(value),
                 va="center_baseline",
                 fontsize=7.5,
-                color=MUTED,
+                color=colours["muted"],
             )
     axis.set_yticks(places, [title for title, *_ in groups])
     axis.set_ylim(len(groups) - 0.4, -0.6)
     axis.set_xlim(0, 108)
-    _legend(axis, columns=2)
+    legend_above(axis, colours, columns=2)
 
 
-def _draw_verbs(axis: Axes, verbs: Sequence[VerbScores], title: str) -> None:
-    plain_axis(axis, title)
-    axis.grid(True, axis="y", color=GRID, linewidth=0.6)
+def _draw_verbs(axis: Axes, verbs: Sequence[VerbScores], title: str, colours: Colours) -> None:
+    title_axis(axis, colours, title)
+    label_axis(axis, colours)
     for name, label, colour, marker in MARKS:
         held = [
             (place, value)
@@ -118,18 +116,3 @@ def _draw_verbs(axis: Axes, verbs: Sequence[VerbScores], title: str) -> None:
     )
     axis.set_ylim(len(verbs) - 0.4, -0.6)
     axis.set_xlim(-2, 102)
-
-
-def _legend(axis: Axes, columns: int) -> None:
-    """On the right of the axis's title."""
-    axis.legend(
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.1,
-        ncols=columns,
-        frameon=False,
-        fontsize=8,
-        handletextpad=0.4,
-        columnspacing=1.2,
-        labelcolor=INK,
-    )
