@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +18,17 @@ from teacher_cache.clip_teacher import ClipTeacher
 from teacher_cache.decoding import Failures, Question, read_ahead, same_size_batches
 from teacher_cache.detectors import Detector, detect
 from teacher_cache.format import ImageAnswers
+from teacher_cache.lanes import Lanes
 from teacher_cache.pairing import PairingConfig, join_pairs, pair_up
 from teacher_cache.reader import TeacherText
 from teacher_cache.regions import RegionMode, union_regions, whole_image
 from teacher_cache.resampling import cut_regions
 from teacher_cache.soft_targets import action_probabilities
 
-# How far detection may run ahead of encoding; bounds the decoded images in memory.
+# How far detection may run ahead of cutting, and cutting ahead of encoding, in batches of images
+# and of regions; bounds the memory.
 BATCHES_AHEAD = 2
-# Threads that decode pictures and cut regions out beside a GPU.
-HELPERS = 4
+BATCHES_QUEUED = 8
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,9 @@ def ask(
 ) -> tuple[dict[str, ImageAnswers], dict[str, str]]:
     """The teacher's answers about some images.
 
-    On a GPU, decoding, detecting, cutting regions out and encoding them run beside each other, each
-    on another batch. On a CPU they take turns: a matrix product that shares its cores with other
-    work waits for its slowest part. Only images of equal size share a detector batch, so no image
-    is padded for its neighbours' sake.
+    Decoding, cutting regions out and encoding them run beside each other, each on another batch
+    (`Lanes`). So does detecting on a GPU; on a CPU it has all cores for itself. Only images of
+    equal size share a detector batch, so no image is padded for its neighbours' sake.
 
     Args:
         questions: the images.
@@ -110,41 +109,37 @@ def ask(
     clip = panel.clip
     failures = Failures(questions, config.strict)
     asked: list[_Asked] = []
-    encoder = _Encoder(clip, config.regions_per_batch or clip.batch_size)
-    encoding: deque[Future[int]] = deque()
-    beside = clip.device.type != "cpu"
-    with _pool(HELPERS, beside) as helpers, _pool(1, beside) as encoding_thread:
+    cutting: deque[list[Future[Tensor]]] = deque()
+    with Lanes(clip.device) as lanes:
+        encoder = _Encoder(clip, config.regions_per_batch or clip.batch_size, lanes.encoders)
         batches = same_size_batches(questions, config.images_per_batch, failures)
-        try:
-            for indices, images in read_ahead(helpers, batches, questions, failures):
-                if not images:
-                    continue
-                batch = _pairs([(n, questions[n]) for n in indices], images, panel, config)
-                asked += batch
-                boxes = [image.boxes for image in batch]
-                cutting = [
-                    helpers.submit(
+        for indices, images in read_ahead(lanes.helpers, batches, questions, failures):
+            if not images:
+                continue
+            if panel.detector is not None:
+                lanes.make_room()
+            batch = _pairs([(n, questions[n]) for n in indices], images, panel, config)
+            asked += batch
+            cutting.append(
+                [
+                    lanes.helpers.submit(
                         cut_regions,
                         image,
-                        own,
+                        entry.boxes,
                         clip.image_size,
                         config.region,
                         clip.device,
                         clip.interpolation,
                     )
-                    for image, own in zip(images, boxes, strict=True)
+                    for image, entry in zip(images, batch, strict=True)
                 ]
-                encoding.append(encoding_thread.submit(encoder.add, cutting))
-                while len(encoding) > BATCHES_AHEAD * beside:
-                    report(encoding.popleft().result())
-            for waiting in encoding:
-                report(waiting.result())
-            report(len(failures.reasons))
-            embeddings = encoding_thread.submit(encoder.finish).result()
-        except BaseException:
-            # Whoever interrupts should wait for one batch at most.
-            encoding_thread.shutdown(wait=False, cancel_futures=True)
-            raise
+            )
+            if len(cutting) > BATCHES_AHEAD:
+                report(encoder.add(cutting.popleft()))
+        for regions in cutting:
+            report(encoder.add(regions))
+        embeddings = encoder.finish()
+        report(len(failures.reasons))
     answers = _answers(asked, embeddings, panel, config.embeddings)
     order = sorted(range(len(asked)), key=lambda place: asked[place].index)
     by_image = {questions[asked[place].index].image_id: answers[place] for place in order}
@@ -202,10 +197,10 @@ def _answers(
 class _Encoder:
     """Sends regions of several images through CLIP in full batches."""
 
-    def __init__(self, clip: ClipTeacher, batch_size: int) -> None:
-        self._clip, self._batch_size = clip, batch_size
+    def __init__(self, clip: ClipTeacher, batch_size: int, pool: Executor) -> None:
+        self._clip, self._batch_size, self._pool = clip, batch_size, pool
         self._waiting: list[Tensor] = []
-        self._done: list[np.ndarray] = []
+        self._batches: list[Future[np.ndarray]] = []
 
     def add(self, cutting: Sequence[Future[Tensor]]) -> int:
         """Takes on the regions of images as soon as they are cut; returns how many images."""
@@ -214,24 +209,19 @@ class _Encoder:
             *full, rest = torch.cat(self._waiting).split(self._batch_size)
             if len(rest) == self._batch_size:
                 full, rest = [*full, rest], rest[:0]
-            self._done += [self._clip.encode_images(batch) for batch in full]
+            for batch in full:
+                self._submit(batch)
             self._waiting = [rest]
         return len(cutting)
 
     def finish(self) -> np.ndarray:
         """(R, D) float32, in the order in which regions were added."""
         if sum(map(len, self._waiting)):
-            self._done.append(self._clip.encode_images(torch.cat(self._waiting)))
-        return np.concatenate(self._done) if self._done else np.zeros((0, 0), np.float32)
+            self._submit(torch.cat(self._waiting))
+        done = [batch.result() for batch in self._batches]
+        return np.concatenate(done) if done else np.zeros((0, 0), np.float32)
 
-
-def _pool(threads: int, beside: bool) -> Executor:
-    """Threads that work beside the caller, or none: the caller does the work when it submits it."""
-    return ThreadPoolExecutor(threads) if beside else _InTurn()
-
-
-class _InTurn(Executor):
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done
+    def _submit(self, regions: Tensor) -> None:
+        self._batches.append(self._pool.submit(self._clip.encode_images, regions))
+        for batch in self._batches[:-BATCHES_QUEUED][-1:]:
+            batch.result()

@@ -14,10 +14,8 @@ from torch.nn import functional
 from teacher_cache.regions import (
     PIXELS_AT_ONCE,
     RegionMode,
-    centred,
     crop_regions,
     padded_region,
-    resized,
     whole_pixels,
 )
 
@@ -27,7 +25,7 @@ REACH = 2.0
 # Weights take a number per region, output and input pixel.
 REGIONS_AT_ONCE = 32
 # From this ratio on a pixel's share in the result is at most a half, so that torch's shorter
-# weights cannot move a result by more than one grey level from PIL's.
+# weights do not move a result by more than one grey level from PIL's.
 SHRUNK = 2
 
 
@@ -77,32 +75,40 @@ def _shrunk_regions(
     size: int,
     interpolation: str,
 ) -> Tensor:
-    """Padded regions on a CPU: torch's vector instructions shorten the rows of large ones."""
-    out = torch.empty((len(corners), size, size, 3), dtype=torch.uint8)
+    """Padded regions on a CPU: torch's vector instructions shrink the large ones."""
+    out = torch.empty((len(corners), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for place, (left, top, right, bottom) in enumerate(corners):
         width, height = right - left, bottom - top
         side = max(width, height)
         is_tower = width < side and height * side > PIXELS_AT_ONCE
         if is_tower and height * width <= PIXELS_AT_ONCE and interpolation == "bicubic":
             # Its black square would be thousands of times the region, and is not needed here.
-            tower = resample_regions(pixels, np.array(corners[place : place + 1]), size)
-            region = tower[0].permute(1, 2, 0).numpy()
+            out[place] = resample_regions(pixels, np.array(corners[place : place + 1]), size)[0]
         elif side < SHRUNK * size or is_tower:
             region = padded_region(image, corners[place], size, interpolation)
+            out[place] = torch.from_numpy(region.copy()).permute(2, 0, 1)
         else:
-            crop = pixels[:, top:bottom, left:right]
+            crop = pixels[None, :, top:bottom, left:right]
             if width < side:
-                wide = torch.zeros((height, side, 3), dtype=torch.uint8).permute(2, 0, 1)
-                start = (side - width) // 2
-                wide[:, :, start : start + width] = crop
-                crop = wide
-            rows = functional.interpolate(
-                crop[None], size=(height, size), mode=interpolation, antialias=True
-            )
-            lying = Image.fromarray(rows[0].permute(1, 2, 0).contiguous().numpy())
-            region = np.asarray(resized(centred(lying, size, side), size, size, interpolation))
-        out[place] = torch.from_numpy(region.copy())
-    return out.permute(0, 3, 1, 2)
+                crop = _between_bars(crop, height, side)
+            # PIL resizes rows first, each by itself; black ones need no resizing.
+            if height < side:
+                crop = _between_bars(_shrunk(crop, height, size, interpolation), side, size)
+            out[place] = _shrunk(crop, size, size, interpolation)[0]
+    return out
+
+
+def _shrunk(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    return functional.interpolate(pixels, (height, width), mode=interpolation, antialias=True)
+
+
+def _between_bars(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(1, 3, h, w) uint8 in the middle of black ones of another size."""
+    # Colours side by side, as in a picture, for torch's quick way of resizing.
+    canvas = torch.zeros((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    left, top = (width - pixels.shape[3]) // 2, (height - pixels.shape[2]) // 2
+    canvas[:, :, top : top + pixels.shape[2], left : left + pixels.shape[3]] = pixels
+    return canvas
 
 
 def resample_regions(image: Tensor, corners: np.ndarray, size: int) -> Tensor:

@@ -11,7 +11,7 @@ from teacher_cache.build import BuildConfig, build
 from teacher_cache.format import MANIFEST, SHARDS
 
 # So many shards of one image that no job makes them while another one is cancelled.
-NUM_IMAGES = 60
+NUM_IMAGES = 240
 SMALL = ("--cores", 1, "--memory", "1GB", "--walltime", "00:30:00")
 
 
