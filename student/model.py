@@ -18,7 +18,8 @@ from student.query_inputs import LearnedQueries, QueryInputs
 from student.transformer import Decoder, Encoder
 
 Outputs = dict[str, Any]
-Images = Sequence[Tensor] | tuple[Tensor, Tensor | None]
+Padded = tuple[Tensor, Tensor | None]
+Images = Sequence[Tensor] | Padded
 
 # Builders of query sources, called with the configuration and the backbone's `num_channels`.
 QUERY_SOURCES: dict[str, Callable[[StudentConfig, dict[str, int]], nn.Module]] = {
@@ -68,7 +69,9 @@ class HOIDetector(nn.Module):
             interactive; `pred_matching_logits` (B, Q, 2) with a matching head; `aux_outputs`, a
             list of the same for the layers before the last; and what the query source adds.
         """
-        pixels, padding = _padded(images, cast(int, self.backbone.side_multiple))
+        padded = isinstance(images, tuple) and images[0].dim() == 4
+        batch = cast(Padded, images) if padded else self.pad(cast(Sequence[Tensor], images))
+        pixels, padding = batch
         maps = self.backbone(pixels)
         features = list(maps.values())[-1]
         small_padding = shrink_padding(padding, features.shape[-2:])
@@ -91,6 +94,10 @@ class HOIDetector(nn.Module):
         by_layer = [{name: value[i] for name, value in layers.items()} for i in range(depth)]
         return {**by_layer[-1], **start.outputs, "aux_outputs": by_layer[:-1]}
 
+    def pad(self, images: Sequence[Tensor], frame: Sequence[int] = (0, 0)) -> Padded:
+        """Normalised (3, h, w) tensors as a padded batch; see `student.padding.pad_images`."""
+        return pad_images(images, cast(int, self.backbone.side_multiple), frame)
+
     def _predict(self, pairs: Tensor, actions: Tensor, start: QueryInputs) -> dict[str, Tensor]:
         """Heads on all layers at once: (L, B, Q, d) twice to (L, B, Q, ...) by name."""
         layers = {
@@ -103,12 +110,6 @@ class HOIDetector(nn.Module):
         if self.matching_head is not None:
             layers["pred_matching_logits"] = self.matching_head(pairs)
         return layers
-
-
-def _padded(images: Images, multiple: int) -> tuple[Tensor, Tensor | None]:
-    if isinstance(images, tuple) and images[0].dim() == 4:
-        return cast(tuple[Tensor, Tensor | None], images)
-    return pad_images(cast(Sequence[Tensor], images), multiple)
 
 
 def _box_head(hidden_dim: int) -> MLP:

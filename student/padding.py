@@ -9,19 +9,24 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def pad_images(images: Sequence[Tensor], multiple: int = 1) -> tuple[Tensor, Tensor | None]:
+def pad_images(
+    images: Sequence[Tensor], multiple: int = 1, frame: Sequence[int] = (0, 0)
+) -> tuple[Tensor, Tensor | None]:
     """Pads images with zeros at the bottom and the right to the largest height and width.
 
     Args:
         images: normalised (3, h, w) tensors.
         multiple: heights and widths of the batch are multiples of this.
+        frame: height and width that the batch has at least.
 
     Returns:
         (B, 3, H, W) pixels and the (B, H, W) bool mask that is True on padding; None instead of
         the mask when there is no padding, so that attention can take its unmasked kernel.
     """
-    sizes = [image.shape[-2:] for image in images]
-    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    height, width = (
+        -(-max(sides) // multiple) * multiple for sides in zip(*sizes, frame, strict=True)
+    )
     if set(sizes) == {(height, width)}:
         return torch.stack(list(images)), None
     pixels = images[0].new_zeros(len(images), 3, height, width)

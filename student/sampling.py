@@ -7,7 +7,7 @@ so that the number of processes changes nothing but who does the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch.utils.data import Sampler
 LAST_BATCHES = ("drop", "fill")
 # Epoch and image.
 Key = tuple[int, int]
+# Height and width.
+Frame = tuple[int, int]
 # Batches that are sorted by size together. More of them waste less padding; fewer leave more to
 # chance which images meet.
 GROUPED_BATCHES = 64
@@ -37,11 +39,9 @@ def epoch_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
     last_batch: str = "drop",
 ) -> list[list[int]]:
-    """The batches of an epoch, as far as they concern one process; a pure function.
+    """The batches of an epoch; a pure function.
 
     A permutation of all images is cut into runs of `GROUPED_BATCHES` batches. Inside a run, images
     are sorted into strips of like shape and these by height, and the batches, now of like size,
@@ -52,14 +52,12 @@ def epoch_batches(
         sizes: (N, 2) heights and widths of the images as the model will see them.
         batch_size: images of a batch, over all processes.
         seed, epoch: choose the permutation.
-        rank, world_size: which process of how many; image i of a batch goes to process
-            i modulo `world_size`, so shares differ by one image at most.
         last_batch: what becomes of images that are left over from whole batches: "drop" leaves
             them out, other images in every epoch; "fill" makes them a batch with images from the
             permutation's beginning.
 
     Returns:
-        For every step the image indices of this process.
+        For every step the image indices.
     """
     generator = torch.Generator().manual_seed(mix(seed, epoch))
     order = torch.randperm(len(sizes), generator=generator).numpy()
@@ -70,7 +68,7 @@ def epoch_batches(
     batches: list[np.ndarray] = []
     for start in range(0, len(order), run):
         batches += _grouped(order[start : start + run], sizes, batch_size)
-    return [batch[rank::world_size].tolist() for batch in batches]
+    return [batch.tolist() for batch in batches]
 
 
 def _grouped(images: np.ndarray, sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -118,7 +116,9 @@ class StepSampler(Sampler[list[Key]]):
         sizes: gives the (N, 2) heights and widths of an epoch's images.
         num_images: N.
         epochs: of the run.
-        batch_size, seed, rank, world_size, last_batch: see `epoch_batches`.
+        batch_size, seed, last_batch: see `epoch_batches`.
+        rank, world_size: which process of how many; image i of a batch goes to process
+            i modulo `world_size`, so shares differ by one image at most.
 
     Attributes:
         first_step: where the next iteration starts.
@@ -138,13 +138,11 @@ class StepSampler(Sampler[list[Key]]):
     ) -> None:
         self.sizes, self.epochs = sizes, epochs
         self._batches = partial(
-            epoch_batches,
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            last_batch=last_batch,
+            epoch_batches, batch_size=batch_size, seed=seed, last_batch=last_batch
         )
+        self._share = slice(rank, None, world_size)
+        # Steps are taken in one epoch while the next one's first batches are prepared.
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
         self.steps_per_epoch = steps_per_epoch(num_images, batch_size, last_batch)
         self.first_step = 0
 
@@ -154,6 +152,19 @@ class StepSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         first_epoch, begun = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            for batch in self._batches(self.sizes(epoch), epoch=epoch)[begun:]:
-                yield [(epoch, index) for index in batch]
+            for batch in self._epoch(epoch)[0][begun:]:
+                yield [(epoch, index) for index in batch[self._share]]
             begun = 0
+
+    def frame(self, step: int) -> Frame:
+        """Largest height and width of the images of all processes in the step after `step`
+        others, so that each pads its own as far as one process would."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[1][place]
+
+    def _draw_epoch(self, epoch: int) -> tuple[list[list[int]], list[Frame]]:
+        """The batches over all processes, and their frames."""
+        sizes = self.sizes(epoch)
+        batches = self._batches(sizes, epoch=epoch)
+        frames = [sizes[batch].max(0).tolist() for batch in batches]
+        return batches, [(height, width) for height, width in frames]

@@ -50,9 +50,8 @@ class Stepper:
     """Everything that a step changes: weights, their average, the optimiser's state, the rate.
 
     A batch may come in parts, over processes and, on each, one after the other. The losses are
-    those of the whole batch all the same: their sums are divided by counts over all processes and
-    parts. What differs is rounding, dropout's draws, and, for images of different sizes, how far
-    each is padded.
+    those of the whole batch all the same: images are padded as far as in one batch, and sums are
+    divided by counts over all processes and parts. What differs is rounding and dropout's draws.
 
     Args:
         recipe: all settings.
@@ -95,20 +94,26 @@ class Stepper:
         assert isinstance(self.averaged.module, HOIDetector)
         return self.averaged.module
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def __call__(
+        self, samples: Sequence[Sample], frame: Sequence[int] = (0, 0)
+    ) -> dict[str, Tensor]:
         """Takes one step.
 
         Args:
             samples: this process's share of the batch, on its device.
+            frame: height and width of the largest images of the whole batch; those of `samples`
+                count in any case.
 
         Returns:
             The weighted losses by name, their `total` and the `gradient`'s norm before clipping,
             still on the device. Averaged over the processes they are those of the whole batch.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        own = [sample.image.shape[-2:] for sample in samples]
+        frame = [max(sides) for sides in zip(frame, *own, strict=True)]
         count = min(self.execution.accumulation, len(samples))
         parts = [samples[first::count] for first in range(count)]
-        losses = self._whole(samples) if len(parts) == 1 else self._in_parts(parts)
+        losses = self._whole(samples, frame) if len(parts) == 1 else self._in_parts(parts, frame)
         clip = self.recipe.train.clip_norm or torch.inf
         losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
@@ -151,12 +156,14 @@ class Stepper:
         losses["total"] = torch.stack(list(losses.values())).sum()
         return losses
 
-    def _whole(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        losses = self.losses(self._predict(samples), samples)
+    def _whole(self, samples: Sequence[Sample], frame: Sequence[int]) -> dict[str, Tensor]:
+        losses = self.losses(self._predict(samples, frame), samples)
         losses["total"].backward()
         return losses
 
-    def _in_parts(self, parts: Sequence[Sequence[Sample]]) -> dict[str, Tensor]:
+    def _in_parts(
+        self, parts: Sequence[Sequence[Sample]], frame: Sequence[int]
+    ) -> dict[str, Tensor]:
         """Gradients of the parts' common loss, with the activations of one part at a time.
 
         What the losses are divided by is known when all parts have been predicted. So all but the
@@ -168,9 +175,9 @@ class Stepper:
         for part in parts[:-1]:
             states.append(generators.capture(device))
             with torch.no_grad():
-                outputs.append(self._predict(part))
+                outputs.append(self._predict(part, frame))
         with self._unsynchronised():
-            outputs.append(self._predict(parts[-1]))
+            outputs.append(self._predict(parts[-1], frame))
         ends = [cut_off(output) for output in outputs]
         losses = self.losses(joined(ends), [sample for part in parts for sample in part])
         losses["total"].backward()
@@ -181,14 +188,15 @@ class Stepper:
             generators.restore(state, device)
             is_last = row == len(parts) - 2
             with nullcontext() if is_last else self._unsynchronised():
-                _send_back(self._predict(part), end)
+                _send_back(self._predict(part, frame), end)
         generators.restore(after, device)
         return losses
 
-    def _predict(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _predict(self, samples: Sequence[Sample], frame: Sequence[int]) -> dict[str, Any]:
         device = self.execution.device
+        batch = self.model.pad([sample.image for sample in samples], frame)
         with autocast(device, self.recipe.train.precision), attention_kernel(device):
-            return self._forward([sample.image for sample in samples])
+            return self._forward(batch)
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
         """Gradients stay in this process until a backward pass outside of this."""

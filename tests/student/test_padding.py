@@ -43,6 +43,18 @@ def test_sides_become_multiples(sizes, multiple, frame):
         assert (~padding).sum((1, 2)).tolist() == [h * w for h, w in sizes]
 
 
+@pytest.mark.parametrize(
+    ("least", "multiple", "frame"),
+    [((0, 0), 1, (6, 9)), ((6, 9), 1, (6, 9)), ((8, 4), 1, (8, 9)), ((5, 10), 4, (8, 12))],
+)
+def test_a_batch_may_be_part_of_a_larger_one(least, multiple, frame):
+    images = [torch.ones(3, 6, 9)] * 2
+    pixels, padding = pad_images(images, multiple, least)
+    assert tuple(pixels.shape[-2:]) == frame
+    assert (padding is None) == (frame == (6, 9))
+    assert pixels.sum() == 2 * 3 * 6 * 9
+
+
 def test_shares_of_the_frame():
     pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
     assert filled_shares(padding, pixels).tolist() == [[1, 0.5], [0.5, 1]]

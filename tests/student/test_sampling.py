@@ -85,13 +85,21 @@ def test_large_and_small_batches_are_mixed_over_the_epoch():
 @pytest.mark.parametrize(("count", "batch"), [(100, 8), (5, 8)])
 def test_processes_share_the_batches_of_one(world_size, count, batch):
     sizes = made_up_sizes(count)
-    whole = epoch_batches(sizes, batch, 3, 1)
-    shares = [epoch_batches(sizes, batch, 3, 1, rank, world_size) for rank in range(world_size)]
-    for step, images in enumerate(whole):
+    samplers = [
+        StepSampler(lambda epoch: sizes + epoch, count, 2, batch, 3, rank, world_size)
+        for rank in range(world_size)
+    ]
+    whole = list(StepSampler(lambda epoch: sizes + epoch, count, 2, batch, 3))
+    shares = [list(one) for one in samplers]
+    for step, keys in enumerate(whole):
         parts = [share[step] for share in shares]
-        assert sorted(index for part in parts for index in part) == sorted(images)
+        assert sorted(key for part in parts for key in part) == sorted(keys)
         lengths = [len(part) for part in parts]
         assert max(lengths) - min(lengths) <= 1
+        # All processes pad as far as one would, whoever has the largest image.
+        images = [index for _, index in keys]
+        largest = tuple((sizes[images] + keys[0][0]).max(0))
+        assert [one.frame(step) for one in samplers] == [largest] * world_size
 
 
 def test_the_share_of_padding():
@@ -135,9 +143,9 @@ def sampler(**changes):
 def test_a_loader_gets_the_batches_of_all_epochs():
     one = sampler(rank=1, world_size=2)
     expected = [
-        [(epoch, index) for index in batch]
+        [(epoch, index) for index in batch[1::2]]
         for epoch in range(3)
-        for batch in epoch_batches(made_up_sizes(50) + epoch, 8, 5, epoch, 1, 2)
+        for batch in epoch_batches(made_up_sizes(50) + epoch, 8, 5, epoch)
     ]
     assert list(one) == expected and len(one) == len(expected) == 18
 

@@ -15,6 +15,15 @@ def samples(make_trainer):
     return [images[0, index] for index in range(7)]
 
 
+@pytest.fixture
+def different_sizes(samples):
+    """The same, cut to different heights and widths."""
+    return [
+        replace(one, image=one.image[:, : 128 - 9 * row, : 80 + 7 * row])
+        for row, one in enumerate(samples)
+    ]
+
+
 def gradients(trainer):
     named = trainer.stepper.model.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
@@ -22,12 +31,12 @@ def gradients(trainer):
 
 @pytest.mark.parametrize("queries", ["pairs", "learned"])
 @pytest.mark.parametrize("parts", [2, 3, 7, 20])
-def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, samples, parts, queries):
+def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, different_sizes, parts, queries):
     options = {"queries": queries, "clip_norm": 0.0}
     whole = make_trainer("whole", **options)
-    expected = whole.stepper(samples)
+    expected = whole.stepper(different_sizes)
     divided = make_trainer("divided", accumulation=parts, **options)
-    for name, value in divided.stepper(samples).items():
+    for name, value in divided.stepper(different_sizes).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
     theirs = gradients(divided)
     for name, gradient in gradients(whole).items():
@@ -52,11 +61,15 @@ def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, v
     assert all(torch.isfinite(value).all() for value in gradients(trainer).values())
 
 
-def test_parts_may_be_padded_to_other_sizes(make_trainer, samples):
-    lower = [replace(one, image=one.image[:, : 128 - 16 * row]) for row, one in enumerate(samples)]
-    trainer = make_trainer("run", accumulation=3)
-    losses = trainer.stepper(lower)
-    assert all(torch.isfinite(loss) for loss in losses.values()) and losses["dense_box"] > 0
+def test_images_are_padded_as_far_as_those_of_other_processes(make_trainer, different_sizes):
+    trainer = make_trainer("run")
+    model, frames = trainer.stepper.model, []
+    model.register_forward_pre_hook(lambda _, given: frames.append(given[0][0].shape[-2:]))
+    small = different_sizes[-1:]
+    for frame in ((0, 0), (128, 150), (32, 160)):
+        trainer.stepper(small, frame)
+    # The world's backbone takes multiples of 8.
+    assert frames == [(80, 128), (128, 152), (80, 160)]
 
 
 def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples):
@@ -65,8 +78,8 @@ def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples
     seen = []
     predict = trainer.stepper._predict
 
-    def remember(part):
-        outputs = predict(part)
+    def remember(part, frame):
+        outputs = predict(part, frame)
         seen.append((part[0].image_id, outputs["pred_verb_logits"].detach().clone()))
         return outputs
 
