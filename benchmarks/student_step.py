@@ -33,7 +33,7 @@ from student.model import HOIDetector
 from student.recipe import Recipe, preset
 from student.sampling import epoch_batches, padding_share
 from student.step import Execution, Stepper
-from student.workers import Batches, ignore_signals
+from student.workers import Batches, start_work
 
 PARTS = ("cache", "teacher", "plain", "losses", "padding")
 
@@ -82,7 +82,7 @@ class Bench:
                 batch_sampler=[order[at : at + size] for at in range(0, len(order), size)],
                 num_workers=self.options.workers,
                 collate_fn=list,
-                worker_init_fn=ignore_signals,
+                worker_init_fn=start_work,
             )
             with Batches(loader) as batches:
                 # Starting the workers is no part of a step.

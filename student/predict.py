@@ -19,7 +19,7 @@ from student.augmentation import evaluation_resize
 from student.data import normalise
 from student.inference import to_detections
 from student.model import HOIDetector
-from student.workers import Batches, ignore_signals, plain_errors
+from student.workers import Batches, plain_errors, start_work
 
 
 class TestImages(Dataset[tuple[str, tuple[int, int], Tensor]]):
@@ -78,7 +78,7 @@ def predict(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_work,
     )
     # As in training, so that a run's own results and those of its checkpoint are the same.
     model = model.to(device).to(memory_format=torch.channels_last).eval()

@@ -26,7 +26,7 @@ from student.run_state import RunState
 from student.sampling import StepSampler
 from student.signals import Stop, StopSignals, leave
 from student.step import Execution, Stepper
-from student.workers import Batches, ignore_signals, plain_errors
+from student.workers import Batches, plain_errors, start_work
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Trainer:
             num_workers=execution.workers,
             collate_fn=list,
             pin_memory=execution.device.type == "cuda",
-            worker_init_fn=ignore_signals,
+            worker_init_fn=start_work,
             # Iterating draws a number: from here, so that dropout goes on as if never stopped.
             generator=torch.Generator(),
         )
@@ -174,7 +174,8 @@ class Trainer:
         started = time.perf_counter()
         samples = next(batches)
         waited = time.perf_counter() - started
-        losses = self.stepper([sample.to(self.execution.device) for sample in samples])
+        own = [sample.to(self.execution.device) for sample in samples]
+        losses = self.stepper(own, self.sampler.frame(self.step))
         self.state.step += 1
         self.pace.add(len(samples), time.perf_counter() - started, waited)
         logged = self.step % self.upkeep.log_every == 0 or self.step == self.total_steps

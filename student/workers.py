@@ -1,8 +1,11 @@
-"""Processes that prepare samples: deaf to signals, plain in their errors."""
+"""Processes that prepare samples: deaf to signals, gone with the run, plain in their errors."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,11 +18,23 @@ from student.signals import STOPPING
 Batch = TypeVar("Batch")
 
 
-def ignore_signals(_: int) -> None:
-    """For a worker's start: a terminal and a cluster signal every process of a run, and only the
-    one that trains decides when to stop."""
+def start_work(_: int) -> None:
+    """For a worker's start: it ends when the process it works for decides so, or is no more.
+
+    A terminal and a cluster signal every process of a run, so signals are ignored. A run that was
+    killed tells its workers nothing; torch's own look after it sees a change of the parent, which
+    the server that forks workers (from Python 3.14 on the default) prevents.
+    """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "workers are processes of their own"
+    parent.join()
+    os._exit(1)
 
 
 class Batches(Iterator[Batch], Generic[Batch]):

@@ -294,8 +294,9 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
 
 
 PROGRAM = """
-import os, sys
+import multiprocessing, os, sys
 os.environ.update({environment!r})
+multiprocessing.set_start_method(None, force=True)
 sys.argv = ["eoid-train", *{words!r}]
 for number, name in ((1, "out"), (2, "err")):
     os.dup2(os.open({log!r} + "." + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -326,7 +327,8 @@ class Command:
 @pytest.fixture
 def start(tmp_path):
     """`start(words, first="", **environment)` begins a command, after the code `first`; called,
-    what it returns gives the end. A server that has imported everything forks the processes."""
+    what it returns gives the end. A server that has imported everything forks the processes; how
+    these start their own is up to them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["student.run", "torch.nn.parallel.distributed"])
     begun = []

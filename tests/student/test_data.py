@@ -16,7 +16,7 @@ from student.data import (
 from student.geometry import NUM_DRAWS
 from student.pair_targets import ImageTargets
 from student.targets import FIELDS
-from student.workers import ignore_signals
+from student.workers import start_work
 
 HUMAN, THING, FOUND = (20, 30, 70, 200), (200, 40, 280, 110), (300, 210, 380, 290)
 SIZE = (300, 400)
@@ -220,7 +220,7 @@ def test_workers_make_the_same_samples(make, workers):
         sampler=keys,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_work,
     )
     made = [sample for batch in loader for sample in batch]
     assert len(made) == len(keys)

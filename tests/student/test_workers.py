@@ -1,6 +1,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -9,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.splits import load_split
 from student.augmentation import world_augmentation
 from student.signals import STOPPING
-from student.workers import Batches, ignore_signals, plain_errors
+from student.workers import Batches, plain_errors, start_work
 
 
 @pytest.fixture
@@ -30,14 +33,48 @@ class Answers(Dataset):
 
 def test_signals_leave_workers_at_work():
     before = {number: signal.getsignal(number) for number in STOPPING}
-    loader = DataLoader(Answers(), num_workers=1, collate_fn=list, worker_init_fn=ignore_signals)
+    loader = DataLoader(Answers(), num_workers=1, collate_fn=list, worker_init_fn=start_work)
     assert list(loader) == [[index] for index in range(len(STOPPING))]
     assert {number: signal.getsignal(number) for number in STOPPING} == before
 
 
+KILLED = """
+import os, signal, torch
+from torch.utils.data import DataLoader, TensorDataset
+from student.workers import start_work
+if __name__ == "__main__":
+    loader = DataLoader(
+        TensorDataset(torch.zeros(9)),
+        num_workers=2,
+        worker_init_fn=start_work,
+        multiprocessing_context={method!r},
+    )
+    batches = iter(loader)
+    next(batches)
+    print("working", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_killed_run_leaves_no_worker_behind(method, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(KILLED.format(method=method))
+    process = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        # Workers, and what forks them, hold the pipe open as long as there are any.
+        out, _ = process.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert out == "working\n" and process.returncode == -signal.SIGKILL
+
+
 def test_an_error_leaves_no_worker_behind(make):
     loader = DataLoader(
-        make(), sampler=[(0, 1)] * 9, num_workers=2, collate_fn=list, worker_init_fn=ignore_signals
+        make(), sampler=[(0, 1)] * 9, num_workers=2, collate_fn=list, worker_init_fn=start_work
     )
     caught = None
     try:
@@ -63,7 +100,7 @@ def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_pat
         sampler=[(0, 2)],
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_work,
     )
     with pytest.raises(InputError) as caught, plain_errors(), Batches(loader) as batches:
         list(batches)
