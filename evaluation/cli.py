@@ -49,6 +49,7 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["default", "known-object", "both"]),
             default="both",
             show_default=True,
+            help="All images for every class, or those alone that hold its object.",
         ),
     ):
         command = option(command)

@@ -64,41 +64,75 @@ def train() -> None:
     help="Verbs the teacher is asked for: as the split has it, those of unseen interactions, all.",
 )
 @click.option("--topk", type=click.IntRange(min=0), help="Candidates an image may teach with.")
-@click.option("--thres-is", "interactive_threshold", type=click.FloatRange(0, 1))
-@click.option("--soft-weight", "verb_soft_weight", type=click.FloatRange(min=0))
-@click.option("--soft-normalisation", type=click.Choice(["entries", "pairs", "answers"]))
-@click.option("--verb-loss", type=click.Choice(["focal_bce", "bce_bce"]))
-@click.option("--backbone", type=click.Choice(BACKBONES))
-@click.option("--queries", type=click.Choice(["learned", "pairs"]))
-@click.option("--num-queries", type=COUNT)
-@click.option("--num-encoder-layers", type=click.IntRange(min=0))
-@click.option("--num-human-object-layers", type=COUNT)
-@click.option("--num-interaction-layers", type=COUNT)
-@click.option("--dropout", type=click.FloatRange(0, 1))
+@click.option(
+    "--thres-is",
+    "interactive_threshold",
+    type=click.FloatRange(0, 1),
+    help="Interactive probability above which a candidate may teach.",
+)
+@click.option(
+    "--soft-weight",
+    "verb_soft_weight",
+    type=click.FloatRange(min=0),
+    help="Weight of the teacher's answers.",
+)
+@click.option(
+    "--soft-normalisation",
+    type=click.Choice(["entries", "pairs", "answers"]),
+    help="What their loss is divided by: all entries, matched pairs, or answers to these.",
+)
+@click.option(
+    "--verb-loss",
+    type=click.Choice(["focal_bce", "bce_bce"]),
+    help="Labels by focal loss or cross-entropy; the teacher's answers by cross-entropy.",
+)
+@click.option("--backbone", type=click.Choice(BACKBONES), help="What makes features of pixels.")
+@click.option(
+    "--queries", type=click.Choice(["learned", "pairs"]), help="Learned, or pairs found first."
+)
+@click.option("--num-queries", type=COUNT, help="Pairs that are predicted for an image.")
+@click.option("--num-encoder-layers", type=click.IntRange(min=0), help="Depth of the encoder.")
+@click.option("--num-human-object-layers", type=COUNT, help="Depth of the decoder of boxes.")
+@click.option("--num-interaction-layers", type=COUNT, help="Depth of the decoder of verbs.")
+@click.option("--dropout", type=click.FloatRange(0, 1), help="In every transformer layer.")
 @click.option(
     "--vdetach/--no-vdetach",
     "detach_verb_queries",
     default=None,
     help="Keep verb gradients out of localisation.",
 )
-@click.option("--epochs", type=COUNT)
+@click.option("--epochs", type=COUNT, help="Times that the training images are gone through.")
 @click.option("--batch-size", type=COUNT, help="Images a step, over all processes together.")
 @click.option("--accumulation", type=COUNT, default=1, show_default=True, help=ACCUMULATION)
-@click.option("--learning-rate", type=RATE)
-@click.option("--backbone-learning-rate", type=click.FloatRange(min=0))
-@click.option("--weight-decay", type=click.FloatRange(min=0))
-@click.option("--clip-norm", type=click.FloatRange(min=0), help="0 clips nothing.")
-@click.option("--schedule", type=click.Choice(["step", "one_cycle"]))
-@click.option("--drop-epoch", type=click.IntRange(min=0), help="From here on a tenth of the rate.")
-@click.option("--warmup-steps", type=click.IntRange(min=0), help="Steps in which the rate rises.")
+@click.option("--learning-rate", type=RATE, help="AdamW's, of all but the backbone.")
+@click.option("--backbone-learning-rate", type=click.FloatRange(min=0), help="0 leaves it alone.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="AdamW's.")
+@click.option(
+    "--clip-norm", type=click.FloatRange(min=0), help="Largest gradient norm; 0 clips nothing."
+)
+@click.option("--schedule", type=click.Choice(["step", "one_cycle"]), help="Of the learning rate.")
+@click.option(
+    "--drop-epoch", type=click.IntRange(min=0), help="step: from here on a tenth of the rate."
+)
+@click.option(
+    "--warmup-steps", type=click.IntRange(min=0), help="step: first steps, in which the rate rises."
+)
 @click.option(
     "--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights."
 )
 @click.option("--last-batch", type=click.Choice(["drop", "fill"]), help=LAST_BATCH)
-@click.option("--augmentation", type=click.Choice(["published", "world"]))
-@click.option("--precision", type=click.Choice(["auto", "float32", "tf32", "bfloat16"]))
+@click.option(
+    "--augmentation",
+    type=click.Choice(["published", "world"]),
+    help="DETR's (flip, colours, sizes, crop), or flip and colours.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "tf32", "bfloat16"]),
+    help="auto: bfloat16 where the hardware is quick at it.",
+)
 @click.option("--compile", "compiled", is_flag=True, help="Translate the model with torch.compile.")
-@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--seed", type=click.IntRange(min=0), help="Of weights, order and augmentation.")
 @click.option(
     "--hold-out",
     type=click.FloatRange(min=0),
@@ -107,7 +141,13 @@ def train() -> None:
 @click.option("--evaluate-every", type=click.IntRange(min=0), help="Epochs between evaluations.")
 @click.option("--keep", type=click.Choice(["last", "best"]), help="The weights to end with.")
 @click.option("--resume", default="auto", show_default=True, metavar="auto|never|FILE", help=RESUME)
-@click.option("--checkpoint-minutes", type=click.FloatRange(min=0), default=15, show_default=True)
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    default=15,
+    show_default=True,
+    help="Longest time between checkpoints; one is written after every epoch too.",
+)
 @click.option("--log-every", type=COUNT, default=10, show_default=True, help="Steps a log line.")
 @click.option("--tensorboard", is_flag=True, help="Also log into RUN/tensorboard.")
 @click.option("--report/--no-report", default=True, help="End with a page, RUN/report.html.")
@@ -138,7 +178,10 @@ def student(
     device: str,
     **options: Any,
 ) -> None:
-    """Train a student; the same command goes on after a stop. Ends with the test evaluation."""
+    """Train a student; the same command goes on after a stop. Ends with the test evaluation.
+
+    Where an option names no default, it is the preset's.
+    """
     from student.material import Wanted
     from student.run import RunConfig, run_student
 

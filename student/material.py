@@ -8,11 +8,9 @@ from typing import Any
 
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.errors import InputError
-from pipeline.files import sha256_of_file
 from pipeline.splits import Split, ask_for, load_split
 from pipeline.vocabulary import Vocabulary
 from student.augmentation import training_augmentation
-from student.checkpoints import checkpoint_path
 from student.data import TrainingImages
 from student.distributed import Team
 from student.held_out import HeldOut, hold_out
@@ -58,11 +56,11 @@ class Material:
     images: TrainingImages
     held_out: HeldOut | None
 
-    def plan(self, init: Path | None, resume: str | None) -> dict[str, Any]:
+    def plan(self, init: str | None, resume: str | None) -> dict[str, Any]:
         """What the run's result depends on, for files.
 
         Args:
-            init: weights to start from.
+            init: SHA-256 of the weights to start from.
             resume: checkpoint to begin from.
         """
         return {
@@ -73,7 +71,7 @@ class Material:
                 "unseen": list(self.split.unseen),
                 "asked_verbs": self.split.asked_verbs.tolist(),
             },
-            "init": None if init is None else sha256_of_file(checkpoint_path(init)),
+            "init": init,
             "resume": resume,
             "recipe": self.recipe.to_dict(),
         }

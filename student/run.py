@@ -5,13 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from evaluation.results import Results
 from pipeline.devices import set_float32, spare_cores
-from pipeline.files import write_json
-from student.checkpoints import BEST, load_checkpoint, restore
+from pipeline.errors import InputError
+from pipeline.files import sha256_of_file, write_json
+from student.checkpoints import BEST, checkpoint_path, load_checkpoint, restore
 from student.crowding import crowded_line
 from student.distributed import join_team
 from student.evaluate import Evaluated, evaluate_model
@@ -20,7 +22,7 @@ from student.initialise import start_from
 from student.material import Material, Wanted, gather_material
 from student.metrics import METRICS
 from student.model import HOIDetector
-from student.run_folder import WAYS, Start, claimed
+from student.run_folder import WAYS, Start, claimed, goes_on, recorded
 from student.signals import StopSignals
 from student.step import Execution
 from student.train import Trainer, Upkeep
@@ -57,6 +59,13 @@ class RunConfig:
     overwrite: bool = False
     name: str | None = None
 
+    def execution(self, processes: int) -> dict[str, Any]:
+        """What the result does not depend on, for the run's folder."""
+        given = {name: value for name, value in vars(self).items() if name not in ("wanted", "out")}
+        places = {"data": self.wanted.data, "cache": self.wanted.cache, "init": self.init}
+        paths = {name: None if path is None else str(path) for name, path in places.items()}
+        return {**given, **paths, "preset": self.wanted.preset, "processes": processes}
+
 
 def run_student(config: RunConfig) -> Results | None:
     """Trains a student, or goes on where its run stands, and evaluates it on the test part.
@@ -79,9 +88,15 @@ def run_student(config: RunConfig) -> Results | None:
         torch.manual_seed(train.seed)
         model = HOIDetector(material.recipe.model)
         vocabulary = material.dataset.vocabulary
-        started = start_from(model, config.init, vocabulary) if config.init else None
-        plan = material.plan(config.init, None if config.resume in WAYS else config.resume)
-        claim = claimed(config.out, plan, config.overwrite, config.resume)
+        digest = team.from_first(lambda: _init_digest(config))
+        plan = material.plan(digest, None if config.resume in WAYS else config.resume)
+        begins = config.resume in WAYS and not team.from_first(
+            lambda: goes_on(config.out, plan, config.resume)
+        )
+        started = start_from(model, config.init, vocabulary) if begins and config.init else None
+        claim = claimed(
+            config.out, plan, config.execution(team.size), config.overwrite, config.resume
+        )
         start = team.from_first(lambda: held.enter_context(claim))
         workers = spare_cores(config.workers, processes=team.local_size)
         execution = Execution(device, team, workers, config.accumulation, config.compiled)
@@ -97,6 +112,8 @@ def run_student(config: RunConfig) -> Results | None:
             upkeep,
             material.held_out,
         )
+        if config.init and not checkpoint_path(config.init).is_file():
+            team.say(f"{config.init}: not there any more, and not needed to go on")
         _begin(trainer, start, started)
         if line := crowded_line(
             material.images.annotations, material.split, vocabulary, model.config.num_queries
@@ -104,6 +121,23 @@ def run_student(config: RunConfig) -> Results | None:
             team.say(line)
         trainer.train(signals)
         return _finish(config, material, trainer)
+
+
+def _init_digest(config: RunConfig) -> str | None:
+    """The SHA-256 of the file to start from; a run that has begun no longer needs the file.
+
+    Raises:
+        InputError: the file is not there, and the run has not begun.
+    """
+    if config.init is None:
+        return None
+    file = checkpoint_path(config.init)
+    if file.is_file():
+        return sha256_of_file(file)
+    digest = recorded(config.out, "init")
+    if digest is None:
+        raise InputError(f"{file}: no such file")
+    return digest
 
 
 def _begin(trainer: Trainer, start: Start, started: Started | None) -> None:

@@ -22,10 +22,14 @@ from student.init_report import INIT
 from student.metrics import EVALUATIONS, METRICS
 from student.pictures import PICTURES
 from student.run_log import RANK_LOGS, TENSORBOARD
-from student.saving import newest_whole
+from student.saving import checkpoints_of, newest_whole
 
 CONFIG, LOCK = "config.json", ".lock"
-FILES = (CHECKPOINT, PREVIOUS, BEST, INIT, METRICS, EVALUATIONS, RESULTS, PREDICTIONS, REPORT)
+DAMAGED = "checkpoint-damaged.pt"
+FILES = (
+    *(CHECKPOINT, PREVIOUS, DAMAGED, BEST, INIT, METRICS, EVALUATIONS),
+    *(RESULTS, PREDICTIONS, REPORT),
+)
 FOLDERS = (RANK_LOGS, TENSORBOARD, PICTURES)
 WAYS = AUTO, NEVER = "auto", "never"
 # What a run that begins at a checkpoint no longer depends on.
@@ -46,12 +50,15 @@ class Start:
 
 
 @contextmanager
-def claimed(run: Path, plan: dict[str, Any], overwrite: bool, resume: str) -> Iterator[Start]:
+def claimed(
+    run: Path, plan: dict[str, Any], execution: dict[str, Any], overwrite: bool, resume: str
+) -> Iterator[Start]:
     """Makes the folder this run's as long as the body runs, and says where training begins.
 
     Args:
         run: the folder; made where it is not there.
         plan, overwrite, resume: see `find_start`.
+        execution: what else the run was told, for people.
 
     Raises:
         InputError: it holds other files, another process works in it, or see `find_start`.
@@ -60,7 +67,9 @@ def claimed(run: Path, plan: dict[str, Any], overwrite: bool, resume: str) -> It
     if held and CONFIG not in held and not overwrite:
         raise InputError(f"{run}: expected a new folder or a run, found other files")
     with locked(run):
-        yield find_start(run, plan, overwrite, resume)
+        start = find_start(run, plan, overwrite, resume)
+        write_json(run / CONFIG, {**plan, "execution": execution})
+        yield start
 
 
 @contextmanager
@@ -114,26 +123,42 @@ def find_start(run: Path, plan: dict[str, Any], overwrite: bool, resume: str) ->
             f"{run}: holds a run with another {' and '.join(changed)};"
             " name a new folder or give --overwrite"
         )
-    if file.is_file() and not changed:
-        if resume == NEVER and not overwrite:
-            raise InputError(
-                f"{run}: holds this run already; with --resume never,"
-                " name a new folder or give --overwrite"
-            )
-        found = None if resume == NEVER else newest_whole(run)
-        if found is not None:
-            newest, damage = found
-            return Start(newest, f"{damage}; goes back to {newest.name}" if damage else "")
+    if file.is_file() and not changed and resume == NEVER and not overwrite:
+        raise InputError(
+            f"{run}: holds this run already; with --resume never,"
+            " name a new folder or give --overwrite"
+        )
+    if goes_on(run, plan, resume):
+        newest, damage = newest_whole(run)
+        if damage:
+            # As the next one's predecessor it would take the place of the one that is whole.
+            os.replace(run / CHECKPOINT, run / DAMAGED)
+        return Start(newest, f"{damage}; goes back to {newest.name}" if damage else "")
     begins_from = None if resume in WAYS else Path(resume)
     if begins_from is not None:
         begins_from = begins_from / CHECKPOINT if begins_from.is_dir() else begins_from
         _check_same_run(begins_from, load_checkpoint(begins_from), plan)
+        if begins_from.resolve().parent == run.resolve():
+            raise InputError(f"--resume: expected a checkpoint outside of {run}, found one in it")
     for name in FILES:
         (run / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(run / name, ignore_errors=True)
-    write_json(file, plan)
+    file.unlink(missing_ok=True)
     return Start(begins_from)
+
+
+def goes_on(run: Path, plan: dict[str, Any], resume: str) -> bool:
+    """Whether a run of this plan has checkpoints of its own to go on from; see `find_start`."""
+    file = run / CONFIG
+    held = resume != NEVER and file.is_file() and not differing_keys(read_json(file), plan)
+    return held and bool(checkpoints_of(run))
+
+
+def recorded(run: Path, name: str) -> Any:
+    """An entry of the plan of the run in a folder; None where no run has a checkpoint there."""
+    file = run / CONFIG
+    return read_json(file).get(name) if file.is_file() and checkpoints_of(run) else None
 
 
 def _check_same_run(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -> None:

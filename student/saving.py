@@ -39,19 +39,25 @@ def _system_reason(error: BaseException | None) -> str | None:
     return None
 
 
-def newest_whole(run: Path) -> tuple[Path, str] | None:
+def checkpoints_of(run: Path) -> list[Path]:
+    """A run's checkpoints, the newest first."""
+    return [path for path in (run / CHECKPOINT, run / PREVIOUS) if path.is_file()]
+
+
+def newest_whole(run: Path) -> tuple[Path, str]:
     """The checkpoint that a run can go on from.
 
+    Args:
+        run: has written at least one.
+
     Returns:
-        The file, and a line about a newer one that is damaged ("" when there is none); None where
-        the run has not written any.
+        The file, and a line about a newer one that is damaged ("" when there is none).
 
     Raises:
-        InputError: there are checkpoints, and all of them are damaged.
+        InputError: all of them are damaged.
     """
-    files = [path for path in (run / CHECKPOINT, run / PREVIOUS) if path.is_file()]
     damage = ""
-    for file in files:
+    for file in checkpoints_of(run):
         try:
             _check_content(file)
             load_checkpoint(file)
@@ -59,9 +65,7 @@ def newest_whole(run: Path) -> tuple[Path, str] | None:
             damage = damage or str(error)
         else:
             return file, damage
-    if files:
-        raise InputError(damage)
-    return None
+    raise InputError(damage)
 
 
 def _check_content(file: Path) -> None:
@@ -80,5 +84,5 @@ def _check_content(file: Path) -> None:
 
 
 def _left(run: Path) -> str:
-    names = [name for name in (CHECKPOINT, PREVIOUS) if (run / name).is_file()]
+    names = [path.name for path in checkpoints_of(run)]
     return f"{' and '.join(names)} stay as they were" if names else "there is no older one"

@@ -1,9 +1,6 @@
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -11,16 +8,25 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.world.backbone import SingleMap, WorldBackbone
-from student.cli import main
+from student.cli import main, train
 from student.published_names import to_published
 from student.signals import EXIT_REQUEUE
 
-# Phase two has to work where neither CLIP nor the cache builder's Dask can be imported.
-BLOCKED = "import sys; sys.modules.update(open_clip=None, dask=None); "
-REPORTING = [sys.executable, "-c", BLOCKED + "from student.cli import main; main()"]
-# Most tests are quicker without the packages of the extra `report`.
-BARE = BLOCKED + "sys.modules['matplotlib'] = None; "
-COMMAND = [sys.executable, "-c", BARE + "from student.cli import main; main()"]
+# Phase two has to work where neither CLIP nor the cache builder's Dask can be imported;
+# the report's package may be missing too.
+BLOCKED = """
+import json, sys
+sys.modules.update(open_clip=None, dask=None)
+from student.cli import main
+for number, words in enumerate(json.loads(sys.argv[1])):
+    if number:
+        sys.modules["matplotlib"] = None
+    sys.argv = ["eoid-train", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        print("ended with", ended.code)
+"""
 SHORT = ["--preset", "world", "--batch-size", "4", "--precision", "float32", "--device", "cpu"]
 
 
@@ -42,7 +48,7 @@ def run(monkeypatch, capsys):
 def student(dataset_root, cache_path, tmp_path):
     """The words of a training command into `tmp_path/run`."""
     places = ["--data", dataset_root, "--cache", cache_path, "--out", tmp_path / "run"]
-    return ["student", *places, "--split", "ua", *SHORT]
+    return ["student", *places, "--split", "ua", *SHORT, "--no-report"]
 
 
 def without(words, option):
@@ -64,22 +70,25 @@ def test_both_commands_work_without_clip(student, published, dataset_root, tmp_p
     save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
     data = ["--data", dataset_root, "--split", "ua"]
     scoring = ["--nms", "--nms-threshold", "0.99", "--show", "verbs"]
-    for words in (
-        [*student, "--epochs", 1, "--workers", 1, "--init", tmp_path / "body.safetensors"],
+    init = ["--init", tmp_path / "body.safetensors"]
+    commands = (
+        [*student, "--epochs", 1, "--workers", 1, *init, "--report"],
         ["evaluate", tmp_path / "run", *data, "--out", tmp_path / "again"],
         ["evaluate", published, *data],
         ["evaluate", tmp_path / "run", *data, "--out", tmp_path / "nms", *scoring],
-    ):
-        command = REPORTING if words[0] == "student" else COMMAND
-        done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "split ua: 6 images" in done.stdout and "unseen" in done.stdout
-        without = "no report: a report needs matplotlib, which is not installed"
-        report = f"report: {tmp_path / 'run/report.html'}" if command is REPORTING else without
-        assert done.stdout.splitlines()[-1].startswith(report)
+    )
+    words = json.dumps([[*map(str, words)] for words in commands])
+    done = subprocess.run([sys.executable, "-c", BLOCKED, words], capture_output=True, text=True)
+    *told, rest = done.stdout.split("ended with 0\n")
+    assert len(told) == 4 and not rest, done.stderr
+    last = [text.splitlines()[-1] for text in told]
+    assert last[0] == f"report: {tmp_path / 'run/report.html'}"
+    assert {line[:37] for line in last[1:]} == {"no report: a report needs matplotlib,"}
+    for text in told:
+        assert "split ua: 6 images" in text and "unseen" in text
     assert (tmp_path / "run/report.html").is_file()
     assert not (tmp_path / "again/report.html").exists()
-    assert "after pairwise NMS" in done.stdout and "\nverb " in done.stdout
+    assert "after pairwise NMS" in told[3] and "\nverb " in told[3]
     first, second, third = (
         json.loads((tmp_path / name / "results.json").read_text())
         for name in ("run", "again", "nms")
@@ -89,27 +98,41 @@ def test_both_commands_work_without_clip(student, published, dataset_root, tmp_p
     assert (first["nms"], third["nms"]["threshold"]) == (None, 0.99)
 
 
-def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(student, tmp_path):
-    words = [*COMMAND, *map(str, [*student, "--epochs", 6, "--workers", 1])]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    log, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 120
-    while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    # A terminal's Ctrl-C reaches the workers too.
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
-    assert "interrupted; the same command goes on from here" in stderr.splitlines()[-1]
-    assert "Traceback" not in stderr
+# A terminal's Ctrl-C reaches the workers too.
+INTERRUPT = """
+import os, signal
+from student.step import Stepper
+os.setsid()
+whole = Stepper.losses
+def losses(self, outputs, samples):
+    if self.scheduler.last_epoch == 1:
+        os.killpg(0, signal.SIGINT)
+    return whole(self, outputs, samples)
+Stepper.losses = losses
+"""
+
+
+def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(start, student, tmp_path):
+    words = [*student, "--epochs", 2, "--workers", 1, "--log-every", 3]
+    code, _, err = start(words, first=INTERRUPT)()
+    assert code == 130, err
+    assert "interrupted; the same command goes on from here" in err.splitlines()[-1]
+    assert "Traceback" not in err
     assert (tmp_path / "run/checkpoint.pt").is_file()
     assert not (tmp_path / "run/results.json").exists()
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "goes on at step 1" in done.stdout and "of 24" in done.stdout
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20, 24]
+    code, out, err = start(words)()
+    assert code == 0 and "goes on at step 2 of 8" in out, err
+    log = (tmp_path / "run/metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in log.splitlines()] == [3, 6, 8]
     assert (tmp_path / "run/results.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["student", "evaluate", "batch-scripts"])
+def test_every_option_is_explained(run, name):
+    unexplained = [one.name for one in train.commands[name].params if not getattr(one, "help", "")]
+    assert set(unexplained) <= {"checkpoint", "folder"}
+    code, out, err = run(name, "--help")
+    assert code == 0 and err == "" and out.startswith(f"Usage: eoid-train {name} ")
 
 
 @pytest.mark.parametrize(

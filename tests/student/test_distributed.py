@@ -1,12 +1,12 @@
 """Two processes on one machine, through gloo."""
 
 import json
-import os
-import signal
-import time
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.errors import InputError
 from student.checkpoints import load_checkpoint
@@ -83,11 +83,26 @@ def test_two_processes_talk(start_team):
     assert ends == [(0, "once\n" + expected, ""), (0, expected, "")]
 
 
-def test_two_processes_train_what_one_does(start, start_team, student_words, tmp_path):
+@pytest.fixture
+def different_sizes(dataset_root, tmp_path):
+    """The dataset with training pictures of different sizes, made by black borders."""
+    root = Path(shutil.copytree(dataset_root, tmp_path / "sizes"))
+    for row, file in enumerate(sorted((root / "images/train2015").iterdir())):
+        with Image.open(file) as image:
+            size = image.width + 11 * (row % 5), image.height + 13 * (row % 4)
+            # Image.crop fills with black what it cuts out beyond the picture.
+            image.crop((0, 0, *size)).save(file, quality=95)
+    return root
+
+
+def test_two_processes_train_what_one_does(
+    start, start_team, student_words, different_sizes, tmp_path
+):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    ends = [one() for one in start_team(student_words(together, *BATCH))]
+    options = ("--data", different_sizes, *BATCH)
+    ends = [one() for one in start_team(student_words(together, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(student_words(alone, *BATCH))()[0] == 0
+    assert start(student_words(alone, *options))()[0] == 0
     assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]
 
     mine, theirs = (lines(folder / "metrics.jsonl") for folder in (alone, together))
@@ -114,23 +129,53 @@ def test_two_processes_train_what_one_does(start, start_team, student_words, tmp
     assert results["num_images"] == len(found) == 6
 
 
+# What runs in both processes before their command: something happens in the second one's second
+# step.
+IN_A_STEP = """
+import os, signal, torch
+from student.step import Stepper
+whole = Stepper.losses
+def losses(self, outputs, samples):
+    found = whole(self, outputs, samples)
+    if self.execution.team.rank == 1 and self.scheduler.last_epoch == 1:
+        happen(found, samples)
+    return found
+Stepper.losses = losses
+"""
+SIGNAL = f"""{IN_A_STEP}
+def happen(found, samples):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+POISON = f"""{IN_A_STEP}
+def happen(found, samples):
+    found["verb_soft"] = found["verb_soft"] * torch.nan
+    found["total"] = found["total"] * torch.nan
+    print(", ".join(sample.image_id for sample in samples))
+"""
+
+
 def test_a_signal_to_one_of_them_saves_and_ends_both(start_team, student_words, tmp_path):
-    options = ("--batch-size", 4, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
+    options = ("--batch-size", 8, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
     whole, stopped = (student_words(tmp_path / name, *options) for name in ("whole", "stopped"))
     assert [one()[0] for one in start_team(whole)] == [0, 0]
-    begun, log = start_team(stopped), tmp_path / "stopped/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(begun[1].process.pid, signal.SIGTERM)
-    ends = [one() for one in begun]
+    ends = [one() for one in start_team(stopped, first=SIGNAL)]
     assert [code for code, _, _ in ends] == [75, 75], ends
-    assert "told to stop, saved at step" in ends[0][2] and "Traceback" not in ends[1][2]
+    assert "told to stop, saved at step 2 of 4" in ends[0][2] and "Traceback" not in ends[1][2]
     ends = [one() for one in start_team(stopped)]
-    assert [code for code, _, _ in ends] == [0, 0] and "goes on at step" in ends[0][1]
+    assert [code for code, _, _ in ends] == [0, 0] and "goes on at step 2 of 4" in ends[0][1]
     states = [load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped")]
     for name, value in states[0].weights.items():
         assert torch.equal(value, states[1].weights[name]), name
+
+
+def test_a_loss_of_one_of_them_that_is_not_finite_ends_both(start_team, student_words, tmp_path):
+    words = student_words(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
+    ends = [one() for one in start_team([*words, "--checkpoint-minutes", 0], first=POISON)]
+    images = ends[1][1].strip()
+    expected = f"eoid-train: step 2: verb_soft, total, gradient not finite on images {images}"
+    assert images and [(code, err.splitlines()[-1]) for code, _, err in ends] == [(2, expected)] * 2
+    checkpoint = load_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert checkpoint.state["step"] == 1 and len(checkpoint.state["generators"]) == 2
 
 
 def test_more_processes_than_images_a_step(start_team, student_words, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from evaluation.predictions import read_predictions
 from evaluation.results import read_results
@@ -12,6 +13,7 @@ from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from pipeline.files import read_json, write_json
 from pipeline.vocabulary import load_vocabulary
+from pipeline.world.backbone import SingleMap, WorldBackbone
 from pipeline.world.write import write_world
 from student.checkpoints import load_checkpoint, load_model
 from student.data import TrainingImages
@@ -84,6 +86,8 @@ def test_a_run_folder_holds_the_whole_story(finished, dataset, vocabulary):
     plan = read_json(out / "config.json")
     assert plan["recipe"] == load_checkpoint(out / "checkpoint.pt").recipe.to_dict()
     assert plan["recipe"]["train"]["epochs"] == 1 and plan["init"] is None
+    told = plan["execution"]
+    assert told["cache"] and (told["workers"], told["processes"], told["device"]) == (0, 1, "cpu")
 
 
 def test_the_run_opens_as_a_detector(finished):
@@ -208,6 +212,49 @@ def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path,
     assert [line["step"] for line in lines(tmp_path / "second/metrics.jsonl")] == [4]
     with pytest.raises(InputError, match="found one with another recipe"):
         run_student(replace(config, out=tmp_path / "third", resume=str(source)))
+
+
+@pytest.fixture
+def init_file(tmp_path):
+    """A backbone to start from."""
+    body = SingleMap(WorldBackbone()).state_dict()
+    save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
+    return tmp_path / "body.safetensors"
+
+
+def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
+    configured, init_file, tmp_path, capsys
+):
+    config = configured(tmp_path / "run", init=init_file)
+    results = run_student(config)
+    told = (tmp_path / "run/init.json").read_bytes()
+    assert "start: body.safetensors" in capsys.readouterr().out
+    moved = init_file.rename(tmp_path / "moved.safetensors")
+    assert run_student(config).metrics == results.metrics
+    out = capsys.readouterr().out
+    assert f"{init_file}: not there any more, and not needed to go on" in out
+    assert "goes on at step 2 of 2" in out and "start:" not in out
+    # The same file in another place is the same start, another file is not.
+    assert run_student(replace(config, init=moved)).metrics == results.metrics
+    save_file({**load_file(moved), "more": torch.ones(1)}, init_file)
+    with pytest.raises(InputError, match="holds a run with another init; name a new folder or"):
+        run_student(config)
+    assert (tmp_path / "run/init.json").read_bytes() == told
+
+
+def test_a_run_that_has_not_begun_needs_what_it_starts_from(configured, init_file, tmp_path):
+    config = configured(tmp_path / "run", init=init_file)
+    run_student(config)
+    init_file.unlink()
+    before = content(config.out)
+    for changes in ({"resume": "never"}, {"wanted": replace(config.wanted, split="uc")}):
+        with pytest.raises(InputError, match=r"body\.safetensors: no such weights file"):
+            run_student(replace(config, overwrite=True, **changes))
+    assert content(config.out) == before
+    for name in ("checkpoint.pt", "checkpoint-previous.pt"):
+        (config.out / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"body\.safetensors: no such file"):
+        run_student(config)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(configured, finished, tmp_path, capsys):

@@ -4,10 +4,20 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.files import write_json
 from pipeline.splits import load_split
 from student.checkpoints import Checkpoint, save_checkpoint
 from student.recipe import preset
-from student.run_folder import AUTO, NEVER, Start, claimed, find_start, locked
+from student.run_folder import (
+    AUTO,
+    NEVER,
+    Start,
+    claimed,
+    find_start,
+    goes_on,
+    locked,
+    recorded,
+)
 from student.saving import save_newest
 
 PLAN = {
@@ -34,6 +44,7 @@ def run(checkpoint, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     assert find_start(folder, PLAN, False, AUTO) == Start(None)
+    write_json(folder / "config.json", PLAN)
     save_newest(folder, checkpoint)
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "logs").mkdir()
@@ -60,14 +71,13 @@ def test_another_run_is_refused_or_replaced(run, way):
         find_start(run, plan(seed=1), False, way)
     assert names(run) == HELD
     assert find_start(run, plan(seed=1), True, way) == Start(None)
-    assert names(run) == {"config.json"}
-    assert json.loads((run / "config.json").read_text()) == plan(seed=1)
+    assert names(run) == set()
 
 
 def test_never_begins_again_only_where_it_may_overwrite(run):
     with pytest.raises(InputError, match="holds this run already; with --resume never, name a new"):
         find_start(run, PLAN, False, NEVER)
-    assert find_start(run, PLAN, True, NEVER) == Start(None) and names(run) == {"config.json"}
+    assert find_start(run, PLAN, True, NEVER) == Start(None) and names(run) == set()
 
 
 def test_a_damaged_checkpoint_is_told(run, checkpoint):
@@ -79,17 +89,58 @@ def test_a_damaged_checkpoint_is_told(run, checkpoint):
     assert start.line.endswith("; goes back to checkpoint-previous.pt")
 
 
+def test_a_damaged_checkpoint_never_replaces_the_whole_one(run, checkpoint):
+    """Not even when the run is killed while it writes the next one."""
+    save_newest(run, checkpoint)
+    (run / "checkpoint.pt").write_bytes(b"PK")
+    find_start(run, PLAN, False, AUTO)
+    assert (run / "checkpoint-damaged.pt").read_bytes() == b"PK"
+    moved = []
+
+    def killed(*paths):
+        moved.append(paths)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", killed)
+        save_newest(run, checkpoint)
+    assert len(moved) == 1 and moved[0][1] == run / "checkpoint.pt"
+    assert find_start(run, PLAN, False, AUTO) == Start(run / "checkpoint-previous.pt")
+
+
+def test_what_a_run_with_checkpoints_remembers(run, tmp_path):
+    assert goes_on(run, PLAN, AUTO) and goes_on(run, PLAN, "other/checkpoint.pt")
+    assert not goes_on(run, PLAN, NEVER) and not goes_on(run, plan(seed=1), AUTO)
+    assert recorded(run, "dataset") == "world" and recorded(run, "weather") is None
+    (run / "checkpoint.pt").rename(run / "checkpoint-previous.pt")
+    assert goes_on(run, PLAN, AUTO) and recorded(run, "dataset") == "world"
+    (run / "checkpoint-previous.pt").unlink()
+    for folder in (run, tmp_path / "gone"):
+        assert not goes_on(folder, PLAN, AUTO) and recorded(folder, "dataset") is None
+
+
+@pytest.mark.parametrize("name", ["", "checkpoint.pt", "logs/../checkpoint-previous.pt"])
+def test_a_run_does_not_clear_away_the_checkpoint_to_begin_from(run, checkpoint, name):
+    save_newest(run, checkpoint)
+    held = names(run)
+    with pytest.raises(InputError, match="expected a checkpoint outside of"):
+        find_start(run, plan(epochs=9), True, str(run / name))
+    assert names(run) == held
+
+
 def test_other_files_are_refused_or_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("hours of work")
     with (
         pytest.raises(InputError, match="expected a new folder or a run, found other files"),
-        claimed(tmp_path, PLAN, False, AUTO),
+        claimed(tmp_path, PLAN, {}, False, AUTO),
     ):
         pass
     assert names(tmp_path) == {"thesis.tex"}
-    with claimed(tmp_path, PLAN, True, AUTO) as start:
+    with claimed(tmp_path, PLAN, {"workers": 3}, True, AUTO) as start:
         assert start == Start(None) and names(tmp_path) == {"thesis.tex", "config.json", ".lock"}
-    with claimed(tmp_path, PLAN, False, AUTO) as start:
+    held = json.loads((tmp_path / "config.json").read_text())
+    assert held == {**PLAN, "execution": {"workers": 3}}
+    with claimed(tmp_path, PLAN, {}, False, AUTO) as start:
         assert start == Start(None)
 
 
@@ -109,7 +160,8 @@ def test_a_run_may_begin_at_a_checkpoint_of_its_like(run, tmp_path, train, refus
     wanted = {**plan(**train), "resume": str(file)}
     if refused is None:
         assert find_start(folder, wanted, False, str(file)) == Start(file)
-        assert names(folder) == {"config.json"}
+        assert names(folder) == set()
+        write_json(folder / "config.json", wanted)
         # From its own first checkpoint on, it goes on from its own.
         (folder / "checkpoint.pt").write_bytes(file.read_bytes())
         assert find_start(folder, wanted, False, str(file)) == Start(folder / "checkpoint.pt")

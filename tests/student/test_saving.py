@@ -9,7 +9,7 @@ from pipeline.splits import load_split
 from student import saving
 from student.checkpoints import Checkpoint, load_checkpoint
 from student.recipe import preset
-from student.saving import newest_whole, save_newest
+from student.saving import checkpoints_of, newest_whole, save_newest
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 
@@ -36,11 +36,12 @@ def steps(run):
 
 
 def test_nothing_was_saved(tmp_path):
-    assert newest_whole(tmp_path) is None
+    assert checkpoints_of(tmp_path) == checkpoints_of(tmp_path / "gone") == []
 
 
 def test_the_newest_and_the_one_before_are_kept(run, make):
     assert steps(run) == {NEWEST: 2, PREVIOUS: 1} and newest_whole(run) == (run / NEWEST, "")
+    assert checkpoints_of(run) == [run / NEWEST, run / PREVIOUS]
     save_newest(run, make(3))
     assert steps(run) == {NEWEST: 3, PREVIOUS: 2}
 
