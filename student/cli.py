@@ -86,6 +86,16 @@ def train() -> None:
     type=click.Choice(["focal_bce", "bce_bce"]),
     help="Labels by focal loss or cross-entropy; the teacher's answers by cross-entropy.",
 )
+@click.option(
+    "--verb-head",
+    type=click.Choice(["linear", "text"]),
+    help="A weight for each verb, or the cache's sentences, to which others can be added later.",
+)
+@click.option(
+    "--embedding-weight",
+    type=click.FloatRange(min=0),
+    help="With --verb-head text: how much the teacher's view of a pair's region teaches.",
+)
 @click.option("--backbone", type=click.Choice(BACKBONES), help="What makes features of pixels.")
 @click.option(
     "--queries", type=click.Choice(["learned", "pairs"]), help="Learned, or pairs found first."
@@ -211,6 +221,7 @@ def student(
 @click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
 @click.option("--split", help="Groups to report; default: the split of the run.")
 @click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
+@click.option("--prompts", type=PATH, help="Texts of eoid-cache prompts about further actions.")
 @click.option("--out", type=PATH, help="Folder for predictions, results, pictures and report.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @scoring_options
@@ -223,6 +234,7 @@ def evaluate(
     data: Path,
     split: str | None,
     nheads: int | None,
+    prompts: Path | None,
     out: Path | None,
     workers: int | None,
     overwrite: bool,
@@ -238,7 +250,7 @@ def evaluate(
 
     scoring = scoring_from(**options)
     results = evaluate_checkpoint(
-        checkpoint, data, split, out, device, workers, overwrite, scoring, nheads
+        checkpoint, data, split, out, device, workers, overwrite, scoring, nheads, prompts
     )
     if results is not None:
         _conclude(results, details)

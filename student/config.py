@@ -12,6 +12,7 @@ BACKBONES = (*RESNETS, "world")
 QUERIES = ("learned", "pairs")
 VERB_LOSSES = ("focal_bce", "bce_bce")
 SOFT_NORMALISATIONS = ("entries", "pairs", "answers")
+VERB_HEADS = ("linear", "text")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class StudentConfig:
         pre_norm: layer norm before each sublayer instead of after it.
         detach_verb_queries: keep verb gradients out of localisation (vdetach).
         matching_head: also predict whether a query holds a pair at all.
+        verb_head: one of `VERB_HEADS`: a weight for each verb, or sentences about it, which a
+            trained student can be given more of.
+        text_dim, num_texts: sizes D and R of the sentences' embeddings; 0 for a linear head.
+        text_model: identifies the CLIP that embedded them; "" for a linear head.
     """
 
     num_objects: int = 80
@@ -50,9 +55,16 @@ class StudentConfig:
     pre_norm: bool = False
     detach_verb_queries: bool = True
     matching_head: bool = False
+    verb_head: str = "linear"
+    text_dim: int = 0
+    num_texts: int = 0
+    text_model: str = ""
 
     def __post_init__(self) -> None:
         one_of("queries", self.queries, QUERIES)
+        one_of("verb_head", self.verb_head, VERB_HEADS)
+        for name in ("text_dim", "num_texts"):
+            at_least(name, getattr(self, name), 1 if self.verb_head == "text" else 0)
         one_of("backbone", self.backbone, BACKBONES)
         for name in (
             *("num_objects", "num_verbs", "num_queries", "hidden_dim", "num_heads"),
@@ -137,6 +149,8 @@ class LossConfig:
         object_weight, box_weight, giou_weight, verb_hard_weight, verb_soft_weight,
             interactive_weight, matching_weight: factors in the total; boxes and GIoU count once
             for the human and once for the object.
+        embedding_weight: of the distance between a matched query's embedding and the teacher's
+            of the pair's region; for a verb head that reads.
         no_pair_weight: class weight of "no pair" in the object cross-entropy.
         alpha, gamma: focal loss of the hard verb targets.
         verb_loss: one of `VERB_LOSSES`, the form of the hard part (the soft part is BCE).
@@ -154,6 +168,7 @@ class LossConfig:
     verb_soft_weight: float = 700.0
     interactive_weight: float = 1.0
     matching_weight: float = 1.0
+    embedding_weight: float = 0.0
     no_pair_weight: float = 0.1
     alpha: float = 0.5
     gamma: float = 2.0

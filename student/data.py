@@ -25,6 +25,7 @@ from student.geometry import NUM_DRAWS
 from student.pair_targets import ImageTargets, TargetConfig, image_targets
 from student.sampling import Key, mix
 from student.targets import Targets
+from teacher_cache.format import ImageAnswers
 from teacher_cache.reader import TeacherCache
 
 MEAN = (0.485, 0.456, 0.406)
@@ -86,6 +87,7 @@ class TrainingImages(Dataset[Sample]):
         config: which pairs teach.
         augmentation: changes image and boxes together.
         seed: of the augmentation.
+        embedding_dim: D of the teacher's embeddings that samples have of their regions; 0 for none.
     """
 
     def __init__(
@@ -98,10 +100,12 @@ class TrainingImages(Dataset[Sample]):
         config: TargetConfig,
         augmentation: Augmentation,
         seed: int,
+        embedding_dim: int = 0,
     ) -> None:
         self.records, self.annotations, self.cache = records, annotations, cache
         self.split, self.vocabulary, self.config = split, vocabulary, config
         self.augmentation, self.seed = augmentation, seed
+        self.embedding_dim = embedding_dim
 
     def __len__(self) -> int:
         return len(self.records)
@@ -130,6 +134,7 @@ class TrainingImages(Dataset[Sample]):
             self.vocabulary,
             self.config,
             self.cache.protocol,
+            _by_pair(answers, self.embedding_dim) if self.embedding_dim else None,
         )
 
     def __getitem__(self, key: Key) -> Sample:
@@ -185,10 +190,23 @@ def make_sample(
             soft=torch.from_numpy(targets.soft)[kept],
             seen=torch.from_numpy(targets.seen)[kept],
             interactive=torch.from_numpy(targets.interactive)[kept],
+            embeddings=_kept_rows(targets.embeddings, kept),
         ),
         boxes=_relative(changed["found"], width, height)[kept_boxes],
         labels=torch.from_numpy(targets.labels)[kept_boxes],
     )
+
+
+def _by_pair(answers: ImageAnswers, width: int) -> np.ndarray:
+    """(P, D) embeddings of the pairs' regions; a shard without any region holds none."""
+    if answers.embeddings is None:
+        return np.zeros((len(answers.regions), width), dtype=np.float16)
+    return answers.embeddings[answers.regions]
+
+
+def _kept_rows(embeddings: np.ndarray, kept: Tensor) -> Tensor:
+    rows = torch.from_numpy(embeddings)
+    return rows[kept] if embeddings.shape[1] else rows
 
 
 def normalise(image: Tensor) -> Tensor:

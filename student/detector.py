@@ -53,6 +53,7 @@ class Detector:
         vocabulary: str | Path | None = None,
         split: str | Path | None = None,
         num_heads: int | None = None,
+        prompts: str | Path | None = None,
     ) -> Detector:
         """Opens a run folder, a checkpoint of ours, or one in the published EoID/CDN form.
 
@@ -61,12 +62,15 @@ class Detector:
             vocabulary: of a published checkpoint; by default the shipped one of its sizes.
             split: what counts as unseen, a name or a TOML file; by default the run's.
             num_heads: attention heads of a published checkpoint that does not say.
+            prompts: what `eoid-cache prompts` wrote about further actions, for a student that was
+                trained with `--verb-head text`.
 
         Raises:
             InputError: nothing of the kind, no such device, a vocabulary of other sizes.
         """
         where = resolve_device(device)
-        return cls(ready_model(ModelSource(Path(path), vocabulary, split, num_heads)), where)
+        more = None if prompts is None else Path(prompts)
+        return cls(ready_model(ModelSource(Path(path), vocabulary, split, num_heads, more)), where)
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -19,7 +19,7 @@ from student.checkpoints import checkpoint_path
 from student.distributed import join_team
 from student.metrics import METRICS
 from student.model import HOIDetector
-from student.opened import open_student
+from student.new_actions import open_with
 from student.pictures import PICTURES, draw_beside
 from student.predict_together import predict_together
 from student.recipe import Recipe
@@ -110,6 +110,7 @@ def evaluate_checkpoint(
     overwrite: bool,
     scoring: Scoring | None = None,
     num_heads: int | None = None,
+    prompts: Path | None = None,
 ) -> Results | None:
     """Evaluates a run, a checkpoint of ours or a published one on a dataset's test part.
 
@@ -124,6 +125,7 @@ def evaluate_checkpoint(
         overwrite: replace results that are there.
         scoring: settings and NMS; None for both settings without NMS.
         num_heads: attention heads of a published checkpoint that does not say.
+        prompts: sentences about actions of the dataset that the student was not trained on.
 
     Returns:
         The results; None in every process but the first.
@@ -134,7 +136,7 @@ def evaluate_checkpoint(
     """
     file = checkpoint_path(path)
     dataset = open_dataset(data)
-    opened = open_student(file, dataset.vocabulary, num_heads)
+    opened = open_with(file, dataset.vocabulary, num_heads, prompts)
     asked = opened.split if split is None else load_split(dataset.vocabulary, split)
     recipe = opened.recipe
     out = out or (file.parent if opened.ours else file.parent / f"{file.stem}-evaluation")

@@ -40,6 +40,7 @@ class InitFile:
         routes: name of an entry by our name of the parameter it is meant for.
         sizes: fields of `StudentConfig` that it settles; a student needs the same.
         queries: where its model's queries come from.
+        text_model: of a verb head that reads, see `StudentConfig`; "" for others.
         objects, verbs: names of its classes in the order of their rows, "" for a row without a
             name; None where nothing tells.
     """
@@ -50,6 +51,7 @@ class InitFile:
     routes: dict[str, str]
     sizes: dict[str, Any]
     queries: str = "learned"
+    text_model: str = ""
     objects: tuple[str, ...] | None = None
     verbs: tuple[str, ...] | None = None
 
@@ -85,6 +87,7 @@ def _ours(content: dict[str, Any], file: Path) -> InitFile:
         routes={name: name for name in checkpoint.weights},
         sizes={name: getattr(model, name) for name in names},
         queries=model.queries,
+        text_model=model.text_model,
         objects=vocabulary.objects,
         verbs=vocabulary.verbs,
     )

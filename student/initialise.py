@@ -16,12 +16,14 @@ from student.init_file import InitFile, read_init_file
 from student.init_report import Started
 from student.model import HOIDetector
 from student.published_names import shown
+from student.text_head import TOLD
 
 # Parameters with one row for each query or class; "no pair" follows the objects of the last.
 QUERY_ROWS = ("query_source.embedding.",)
-VERB_ROWS = ("verb_head.",)
+VERB_ROWS = ("verb_head.weight", "verb_head.bias")
 OBJECT_ROWS = ("query_source.label.", "query_source.head.object_logits.")
 OBJECT_AND_NONE_ROWS = ("object_head.",)
+READING = ("verb_head.projection.", "verb_head.log_scale", "verb_head.margin")
 BOX_HEADS = ("human_box_head.", "object_box_head.")
 UNCOUNTED = "num_batches_tracked"
 
@@ -40,13 +42,14 @@ def start_from(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> Starte
     Raises:
         InputError: none of the known kinds, or a model of other sizes.
     """
-    own = model.state_dict()
+    # The sentences are the student's own, whatever the file's student was told.
+    own = {name: value for name, value in model.state_dict().items() if name not in TOLD}
     file = read_init_file(path)
     _check_sizes(file, model.config)
     rows = _rows_by_name(file, own, vocabulary)
     used: dict[str, list[str]] = {}
     for name, key in file.routes.items():
-        if name in own and not _misplaced_box_head(name, file, model.config):
+        if name in own and not _misplaced(name, file, model.config):
             _check_shape(file, key, own[name], name in rows)
             used.setdefault(key, []).append(name)
     taken = {name: file.entries[key] for key, names in used.items() for name in names}
@@ -123,6 +126,15 @@ def _plain(name: str) -> str:
     return name.replace("_", " ").casefold()
 
 
+def _misplaced(name: str, file: InitFile, config: StudentConfig) -> bool:
+    return _misplaced_box_head(name, file, config) or _of_other_texts(name, file, config)
+
+
+def _of_other_texts(name: str, file: InitFile, config: StudentConfig) -> bool:
+    """A head that reads leads into the space of one CLIP's texts."""
+    return name.startswith(READING) and file.text_model != config.text_model
+
+
 def _misplaced_box_head(name: str, file: InitFile, config: StudentConfig) -> bool:
     """Learned queries predict whole boxes, queries from pairs differences from a reference."""
     return name.startswith(BOX_HEADS) and file.queries != config.queries
@@ -156,6 +168,10 @@ def _reason(key: str, file: InitFile, own: dict[str, Tensor], config: StudentCon
         return "frozen batch norm counts no batches"
     if any(_misplaced_box_head(name, file, config) for name in meant):
         return f"for boxes of {file.queries} queries"
+    if config.verb_head == "text" and any(name in TOLD for name in meant):
+        return "the student reads its own cache's sentences"
+    if any(_of_other_texts(name, file, config) for name in meant if name in own):
+        return "it reads the texts of another CLIP"
     if any(".layers." in name for name in meant):
         return "the student has fewer layers"
     return "the student has no such part"

@@ -68,6 +68,7 @@ class Criterion:
             "verb_soft": config.verb_soft_weight,
             "interactive": config.interactive_weight,
             "matching": config.matching_weight,
+            "embedding": config.embedding_weight,
         }
 
     def __call__(self, outputs: dict[str, Any], targets: Sequence[Targets]) -> Losses:
@@ -88,6 +89,8 @@ class Criterion:
         }
         if "pred_matching_logits" in layers:
             parts["matching"] = _matching_part(layers["pred_matching_logits"], matches)
+        if "pred_verb_embeddings" in layers and batch.embeddings.shape[-1]:
+            parts["embedding"] = _embedding_part(layers["pred_verb_embeddings"], batch, matches)
         by_name = _divide(parts)
         weighted = {name: self.weights[name] * loss.sum() for name, loss in by_name.items()}
         return Losses(by_name=by_name, weighted=weighted, matches=matches)
@@ -229,6 +232,17 @@ def _matching_part(logits: Tensor, matches: Matches) -> _Part:
     costs = functional.cross_entropy(logits.movedim(-1, 1), matched, reduction="none")
     costs = costs.view(len(logits), -1)
     return _Part(costs.sum(1), costs.new_full((len(logits),), costs.shape[1]))
+
+
+def _embedding_part(predicted: Tensor, batch: TargetBatch, matches: Matches) -> _Part:
+    """One minus the cosine between a matched query and what the teacher saw of its pair; pairs
+    that the teacher did not look at are left out."""
+    wanted = batch.embeddings[matches.images, matches.targets].float()
+    known = (wanted != 0).any(-1).float()
+    costs = (1 - functional.cosine_similarity(predicted[_rows(matches)], wanted, dim=-1)) * known
+    num_layers = len(predicted)
+    counts = _by_layer(known, matches, num_layers)
+    return _Part(_by_layer(costs, matches, num_layers), counts, empty_is_one=True)
 
 
 def _rows(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ from student.data import TrainingImages
 from student.distributed import Team
 from student.held_out import HeldOut, hold_out
 from student.recipe import Recipe, preset
+from student.teacher_texts import TeacherTexts, reading_options, teacher_texts
 from teacher_cache.reader import TeacherCache, open_cache
 
 
@@ -47,6 +48,7 @@ class Material:
         dataset, cache, split, recipe: as wanted.
         images: to train on.
         held_out: left out of training to be evaluated on, None for none.
+        texts: for a verb head that reads, None for a linear one.
     """
 
     dataset: Dataset
@@ -55,6 +57,7 @@ class Material:
     recipe: Recipe
     images: TrainingImages
     held_out: HeldOut | None
+    texts: TeacherTexts | None = None
 
     def plan(self, init: str | None, resume: str | None) -> dict[str, Any]:
         """What the run's result depends on, for files.
@@ -119,6 +122,7 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
             recipe.targets,
             training_augmentation(train.augmentation),
             train.seed,
+            recipe.model.text_dim if recipe.losses.embedding_weight else 0,
         ),
         HeldOut(
             [records[index] for index in others],
@@ -129,6 +133,7 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
         )
         if others
         else None,
+        teacher_texts(cache, vocabulary) if recipe.model.verb_head == "text" else None,
     )
 
 
@@ -140,6 +145,7 @@ def _recipe(wanted: Wanted, vocabulary: Vocabulary, cache: TeacherCache) -> Reci
             f"--candidates: expected annotated, as {cache.path} was built, found detector"
         )
     backbone_rate = options.pop("backbone_learning_rate", None)
+    options |= reading_options(options, cache, vocabulary)
     recipe = preset(
         wanted.preset,
         vocabulary.num_objects,

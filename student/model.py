@@ -15,6 +15,7 @@ from student.padding import pad_images, shrink_padding
 from student.pair_queries import PairQueries
 from student.position_encoding import SinePositionEncoding
 from student.query_inputs import LearnedQueries, QueryInputs
+from student.text_head import TextVerbHead
 from student.transformer import Decoder, Encoder
 
 Outputs = dict[str, Any]
@@ -46,7 +47,8 @@ class HOIDetector(nn.Module):
         self.human_box_head = _box_head(d)
         self.object_box_head = _box_head(d)
         self.object_head = nn.Linear(d, config.num_objects + 1)
-        self.verb_head = nn.Linear(d, config.num_verbs)
+        reads = config.verb_head == "text"
+        self.verb_head = TextVerbHead(config) if reads else nn.Linear(d, config.num_verbs)
         self.interactive_head = nn.Linear(d, 2)
         self.matching_head = nn.Linear(d, 2) if config.matching_head else None
         if config.queries == "pairs":
@@ -66,8 +68,10 @@ class HOIDetector(nn.Module):
             `pred_object_logits` (B, Q, O + 1), the last class being "no pair";
             `pred_verb_logits` (B, Q, V); `pred_human_boxes`, `pred_object_boxes` (B, Q, 4) cxcywh
             in [0, 1] of the unpadded image; `pred_interactive_logits` (B, Q, 2), index 1 is
-            interactive; `pred_matching_logits` (B, Q, 2) with a matching head; `aux_outputs`, a
-            list of the same for the layers before the last; and what the query source adds.
+            interactive; `pred_matching_logits` (B, Q, 2) with a matching head;
+            `pred_verb_embeddings` (B, Q, D) with a verb head that reads, normalised, in the space
+            of its texts; `aux_outputs`, a list of the same for the layers before the last; and
+            what the query source adds.
         """
         padded = isinstance(images, tuple) and images[0].dim() == 4
         batch = cast(Padded, images) if padded else self.pad(cast(Sequence[Tensor], images))
@@ -100,15 +104,22 @@ class HOIDetector(nn.Module):
 
     def _predict(self, pairs: Tensor, actions: Tensor, start: QueryInputs) -> dict[str, Tensor]:
         """Heads on all layers at once: (L, B, Q, d) twice to (L, B, Q, ...) by name."""
+        objects, embeddings = self.object_head(pairs), None
+        if isinstance(self.verb_head, TextVerbHead):
+            verbs, embeddings = self.verb_head(actions, objects)
+        else:
+            verbs = self.verb_head(actions)
         layers = {
-            "pred_object_logits": self.object_head(pairs),
-            "pred_verb_logits": self.verb_head(actions),
+            "pred_object_logits": objects,
+            "pred_verb_logits": verbs,
             "pred_human_boxes": _boxes(self.human_box_head(pairs), start.human_reference),
             "pred_object_boxes": _boxes(self.object_box_head(pairs), start.object_reference),
             "pred_interactive_logits": self.interactive_head(actions),
         }
         if self.matching_head is not None:
             layers["pred_matching_logits"] = self.matching_head(pairs)
+        if embeddings is not None:
+            layers["pred_verb_embeddings"] = embeddings
         return layers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class ImageTargets:
         seen: (P,) bool, False for candidate pairs.
         interactive: (P,) bool, False where a seen label says no_interaction.
         boxes, labels: (M, 4) float32 xyxy and (M,) int64: what the frozen detector found.
+        embeddings: (P, D) float16, the teacher's embedding of a pair's region, 0 where it did not
+            look; (0, 0) where nobody wants them.
     """
 
     human_boxes: np.ndarray
@@ -40,6 +42,7 @@ class ImageTargets:
     interactive: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
+    embeddings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float16))
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def image_targets(
     vocabulary: Vocabulary,
     config: TargetConfig,
     protocol: str = "detector",
+    embeddings: np.ndarray | None = None,
 ) -> ImageTargets:
     """Joins an image's annotation with the teacher's answers under a split.
 
@@ -82,6 +86,8 @@ def image_targets(
         config: see `TargetConfig`.
         protocol: what the cache's candidate pairs are made of, boxes of a "detector" or
             "annotated" ones.
+        embeddings: (P, D) the teacher's embeddings of the regions of `pairs`, for a student that
+            learns from them.
     """
     seen = keep_seen(annotation, split, vocabulary)
     rows, inverse = _unique_pairs(seen.hois)
@@ -108,6 +114,11 @@ def image_targets(
         interactive = ~hard[:, vocabulary.no_interaction]
     boxes, box_labels = _detected_boxes(pairs, vocabulary.person, config.box_score)
     count = len(candidates)
+    looks = np.zeros((0, 0), dtype=np.float16)
+    if embeddings is not None:
+        looks = np.zeros((len(rows) + count, embeddings.shape[1]), dtype=np.float16)
+        looks[known] = embeddings[cached]
+        looks[len(rows) :] = embeddings[candidates]
     return ImageTargets(
         human_boxes=np.concatenate([humans, pairs.human_boxes[candidates]]),
         object_boxes=np.concatenate([objects, pairs.object_boxes[candidates]]),
@@ -118,6 +129,7 @@ def image_targets(
         interactive=np.concatenate([interactive, np.ones(count, dtype=bool)]),
         boxes=boxes,
         labels=box_labels,
+        embeddings=looks,
     )
 
 

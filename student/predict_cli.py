@@ -41,6 +41,11 @@ SPLIT_THRESHOLD, SPLIT_TOP = 0.0, 100
 )
 @click.option("--split", help="What counts as unseen: a name or a TOML file; default: the run's.")
 @click.option("--vocabulary", help="Of a published checkpoint; default: the one of its sizes.")
+@click.option(
+    "--prompts",
+    type=PATH,
+    help="Texts of eoid-cache prompts about further actions, for a --verb-head text student.",
+)
 @click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
 @click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Pictures at once.")
 @click.option(
@@ -64,6 +69,7 @@ def predict(
     split: str | None,
     vocabulary: str | None,
     nheads: int | None,
+    prompts: Path | None,
     batch_size: int,
     workers: int | None,
     overwrite: bool,
@@ -83,7 +89,7 @@ def predict(
         raise click.UsageError("--data needs --out, and takes no --json.")
     from student.ready import ModelSource
 
-    source = ModelSource(model, vocabulary, split, nheads)
+    source = ModelSource(model, vocabulary, split, nheads, prompts)
     if data is not None and out is not None:
         from student.predict_split import SplitConfig, predict_split
 

@@ -10,7 +10,10 @@ from pipeline.files import differing_keys, sha256_of_file
 from student.ready import ReadyModel
 
 FORMAT = "eoid-predict-1"
-COMPARED = ("format", "model_sha256", "vocabulary", "split", "unseen", "threshold", "top")
+COMPARED = (
+    *("format", "model_sha256", "vocabulary", "split", "unseen", "prompts"),
+    *("threshold", "top"),
+)
 
 
 def prediction_settings(opened: ReadyModel, threshold: float, top: int) -> dict[str, Any]:
@@ -22,6 +25,7 @@ def prediction_settings(opened: ReadyModel, threshold: float, top: int) -> dict[
         "vocabulary": opened.vocabulary.name,
         "split": opened.split.name if opened.split else None,
         "unseen": [opened.vocabulary.interaction_name(one) for one in sorted(opened.unseen)],
+        "prompts": sha256_of_file(opened.prompts) if opened.prompts else None,
         "threshold": threshold,
         "top": top,
     }

@@ -64,7 +64,7 @@ def predict_split(config: SplitConfig) -> Path:
     annotations = dataset.load(config.part)
     names = [annotation.image_id for annotation in annotations.annotations]
     device = resolve_device(config.device)
-    opened = ready_model(config.model)
+    opened = ready_model(config.model, dataset.vocabulary)
     if opened.vocabulary.digest() != dataset.vocabulary.digest():
         raise InputError(
             f"{opened.file}: expected a detector of the vocabulary {dataset.vocabulary.name},"

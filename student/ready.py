@@ -13,7 +13,7 @@ from pipeline.vocabulary import Vocabulary, load_vocabulary
 from student.augmentation import evaluation_resize
 from student.checkpoints import checkpoint_path
 from student.model import HOIDetector
-from student.opened import open_student
+from student.new_actions import open_with
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class ModelSource:
             the shipped one of its sizes.
         split: what counts as unseen, a name or a TOML file; by default the run's.
         num_heads: attention heads of a published checkpoint that does not say.
+        prompts: sentences about further actions, for a student that reads.
     """
 
     path: Path
     vocabulary: str | Path | None = None
     split: str | Path | None = None
     num_heads: int | None = None
+    prompts: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class ReadyModel:
         vocabulary: what its classes mean.
         split: what had no label in training; None where nobody knows.
         augmentation: the one it was trained with, which decides the size of its pictures.
+        prompts: where its further actions come from, None without.
     """
 
     file: Path
@@ -51,6 +54,7 @@ class ReadyModel:
     vocabulary: Vocabulary
     split: Split | None
     augmentation: str
+    prompts: Path | None = None
 
     def to(self, device: torch.device) -> ReadyModel:
         """The same detector, its model moved to a device."""
@@ -69,15 +73,20 @@ class ReadyModel:
         return frozenset(self.split.unseen if self.split else ())
 
 
-def ready_model(source: ModelSource) -> ReadyModel:
+def ready_model(source: ModelSource, wanted: Vocabulary | None = None) -> ReadyModel:
     """Opens a detector, on the CPU.
+
+    Args:
+        wanted: of a dataset, whose actions a detector with prompts gets in its own order.
 
     Raises:
         InputError: nothing of the kind, or another vocabulary or split than fits.
     """
     file = checkpoint_path(source.path)
     known = None if source.vocabulary is None else load_vocabulary(source.vocabulary)
-    opened = open_student(file, known, source.num_heads)
+    if source.prompts is not None:
+        known = known or wanted
+    opened = open_with(file, known, source.num_heads, source.prompts)
     trained = opened.split if opened.ours else None
     return ReadyModel(
         file,
@@ -85,4 +94,5 @@ def ready_model(source: ModelSource) -> ReadyModel:
         opened.vocabulary,
         trained if source.split is None else load_split(opened.vocabulary, source.split),
         opened.recipe.train.augmentation,
+        source.prompts,
     )

@@ -87,6 +87,8 @@ def run_student(config: RunConfig) -> Results | None:
         set_float32(device, train.precision)
         torch.manual_seed(train.seed)
         model = HOIDetector(material.recipe.model)
+        if material.texts is not None:
+            material.texts.tell(model.verb_head)
         vocabulary = material.dataset.vocabulary
         digest = team.from_first(lambda: _init_digest(config))
         plan = material.plan(digest, None if config.resume in WAYS else config.resume)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Targets:
             no hard label, else 0.
         seen: (N,) bool, False for candidates.
         interactive: (N,) bool, False where a seen label says "no interaction".
+        embeddings: (N, D) float16, the teacher's embedding of a pair's region, 0 where it did not
+            look; (0, 0) for students that do not learn from it.
     """
 
     human_boxes: Tensor
@@ -34,6 +36,7 @@ class Targets:
     soft: Tensor
     seen: Tensor
     interactive: Tensor
+    embeddings: Tensor = field(default_factory=lambda: torch.zeros(0, 0), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.object_labels)

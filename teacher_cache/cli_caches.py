@@ -74,6 +74,68 @@ def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrit
 
 @click.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.option(
+    "--add",
+    "added",
+    multiple=True,
+    metavar="[NAME=]PHRASE[:OBJECTS]",
+    help='An action, such as "jumping over", "jumping over:bench,box" or "jump=jumping over".'
+    " Without OBJECTS it goes with all that some action goes with.",
+)
+@click.option(
+    "--vocabulary",
+    metavar="NAME|FILE",
+    help="Add what this vocabulary has beyond the cache's own.",
+)
+@click.option("--out", required=True, type=FILE, help="The file to write.")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="The cache's own sentences, where it does not tell them itself.",
+)
+@click.option(
+    "--clip-model",
+    metavar="NAME|FOLDER",
+    help="The cache's own CLIP. Default: where it was.",
+)
+@click.option("--clip-weights", metavar="TAG|FILE", help="Of --clip-model.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@device_option
+@config_option
+def prompts(
+    folder: Path,
+    added: tuple[str, ...],
+    vocabulary: str | None,
+    out: Path,
+    templates: tuple[str, ...],
+    clip_model: str | None,
+    clip_weights: str | None,
+    overwrite: bool,
+    device: str,
+) -> None:
+    """Encode sentences about new actions, for students with --verb-head text."""
+    from teacher_cache.add_prompts import PromptsConfig, add_prompts
+
+    add_prompts(
+        PromptsConfig(
+            cache=folder,
+            out=out,
+            added=added,
+            vocabulary=vocabulary,
+            templates=templates,
+            clip_model=clip_model,
+            clip_weights=clip_weights,
+            device=device,
+            overwrite=overwrite,
+        ),
+        click.echo,
+    )
+
+
+@click.command()
+@click.argument("folder", metavar="CACHE", type=FOLDER)
 @click.option("--out", required=True, type=FOLDER, help="The new cache folder.")
 @click.option(
     "--template",
@@ -197,4 +259,4 @@ def verify(folder: Path, repair: bool, data: Path | None, device: str | None) ->
     run(VerifyConfig(folder, repair, data, device))
 
 
-COMMANDS = (evaluate, inspect, merge, rescore, show, verify)
+COMMANDS = (evaluate, inspect, merge, prompts, rescore, show, verify)

@@ -37,6 +37,8 @@ IMAGE_ID = "images/id"
 PAIR_OFFSETS = "images/pair_offsets"
 FAILED_ID = "failed/id"
 FAILED_REASON = "failed/reason"
+# Parts of the fingerprint that decide what CLIP makes of a sentence.
+TEXT_PARTS = ("clip.model", "clip.weights", "clip.quick_gelu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,18 @@ def shown(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
     return text[:12] if is_digest else text if len(text) <= 60 else text[:57] + "..."
+
+
+def text_model_of(parts: dict[str, Any]) -> str | None:
+    """One digest of the CLIP whose text embeddings a cache holds: embeddings of equal digests may
+    be compared. None where the parts do not tell.
+
+    Args:
+        parts: of the fingerprint.
+    """
+    if "clip.weights" not in parts:
+        return None
+    return sha256_of_json({name: parts.get(name) for name in TEXT_PARTS})
 
 
 def plain_vocabulary(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -145,8 +145,11 @@ def _within(numbers: np.ndarray, most: int) -> bool:
 
 
 @contextmanager
-def open_finished(path: Path, fingerprint: str) -> Iterator[h5py.File]:
-    """Opens a finished file of a cache.
+def open_finished(path: Path, fingerprint: str | None) -> Iterator[h5py.File]:
+    """Opens a finished file of a cache, or of texts that belong to no cache.
+
+    Args:
+        fingerprint: of the cache; None where the caller looks at it.
 
     Raises:
         InputError: damaged, of another format version or of another cache.
@@ -156,7 +159,7 @@ def open_finished(path: Path, fingerprint: str) -> Iterator[h5py.File]:
     # some network file systems refuse) protects nothing.
     with h5py.File(path, "r", locking=False) as file:
         check_version(path, int(file.attrs.get("format_version", 0)))
-        if file.attrs.get("fingerprint") != fingerprint:
+        if fingerprint is not None and file.attrs.get("fingerprint") != fingerprint:
             raise InputError(f"{path}: the file belongs to another cache")
         yield file
 

@@ -32,13 +32,15 @@ def interaction_prompts(vocabulary: Vocabulary, templates: Sequence[str] = (TEMP
     for template in templates:
         _check(template)
     return tuple(
-        tuple(
-            template.format(ing=vocabulary.verb_ings[verb], object=vocabulary.objects[label])
-            .replace("_", " ")
-            .strip()
-            for template in templates
-        )
+        fill(templates, vocabulary.verb_ings[verb], vocabulary.objects[label])
         for verb, label in vocabulary.interactions
+    )
+
+
+def fill(templates: Sequence[str], ing: str, thing: str) -> tuple[str, ...]:
+    """The sentences about one verb, in its prompt form, with one object."""
+    return tuple(
+        template.format(ing=ing, object=thing).replace("_", " ").strip() for template in templates
     )
 
 

@@ -24,6 +24,7 @@ from teacher_cache.format import (
     differing_parts,
     held_vocabulary,
     read_manifest,
+    text_model_of,
 )
 from teacher_cache.mapping import (
     DAMAGE,
@@ -108,6 +109,22 @@ class TeacherCache:
     def teacher(self) -> TeacherText:
         """Prompts, their embeddings and the temperature."""
         return read_teacher(self.path / TEACHER, self.fingerprint)
+
+    @cached_property
+    def has_embeddings(self) -> bool:
+        """Whether it holds embeddings of its regions.
+
+        Raises:
+            InputError: a shard is missing or damaged.
+        """
+        layouts = map(self.layout, range(self.num_shards))
+        with_regions = (one for one in layouts if one.num_regions)
+        return all(REGION_EMBEDDING in one.places for one in with_regions)
+
+    @property
+    def text_model(self) -> str | None:
+        """Identifies the CLIP behind its texts; None in early caches that do not name it."""
+        return text_model_of(self.manifest["parts"])
 
     @property
     def protocol(self) -> str:

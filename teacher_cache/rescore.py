@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,11 @@ from teacher_cache.format import (
     REGION_EMBEDDING,
     SHARDS,
     TEACHER,
-    differing_parts,
     plain_vocabulary,
     shard_name,
 )
 from teacher_cache.lock import hold
+from teacher_cache.own_clip import Encoder, clip_names, text_encoder
 from teacher_cache.plan import Plan, check_folder, claim_folder
 from teacher_cache.prompts import Prompts, embed_prompts, interaction_prompts
 from teacher_cache.reader import TeacherCache, TeacherText, open_cache
@@ -68,14 +67,12 @@ def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
             "expected --template, --vocabulary or --temperature, found nothing to change"
         )
     cache = open_cache(config.cache)
-    for shard in range(cache.num_shards):
-        layout = cache.layout(shard)
-        if layout.num_regions and REGION_EMBEDDING not in layout.places:
-            raise InputError(
-                f"{config.cache}: expected region embeddings, found none (it was built with"
-                " --no-embeddings); only a new build can ask anew"
-            )
-    config = _resolved(config, held_settings(config.cache, cache.manifest))
+    if not cache.has_embeddings:
+        raise InputError(
+            f"{config.cache}: expected region embeddings, found none (it was built with"
+            " --no-embeddings); only a new build can ask anew"
+        )
+    config = _resolved(config, cache)
     vocabulary = cache.vocabulary
     prompts = cache.teacher.prompts
     labels = np.arange(vocabulary.num_objects)
@@ -133,14 +130,11 @@ def object_numbers(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:
     return np.array([new.objects.index(name) for name in old.objects], dtype=np.int64)
 
 
-def _resolved(config: RescoreConfig, settings: dict[str, Any]) -> RescoreConfig:
+def _resolved(config: RescoreConfig, cache: TeacherCache) -> RescoreConfig:
     """What is not told is as it was when the cache was made."""
-    if config.clip_model is None:
-        config = replace(
-            config,
-            clip_model=settings.get("clip_model"),
-            clip_weights=settings.get("clip_weights"),
-        )
+    model, weights = clip_names(cache, config.clip_model, config.clip_weights)
+    config = replace(config, clip_model=model, clip_weights=weights)
+    settings = held_settings(config.cache, cache.manifest)
     return replace(config, templates=config.templates or tuple(settings.get("templates", ())))
 
 
@@ -155,25 +149,8 @@ def _text(cache: TeacherCache, prompts: Prompts, config: RescoreConfig) -> Teach
     return TeacherText(prompts, np.stack([known[group] for group in prompts]), scale)
 
 
-def _encoder(cache: TeacherCache, config: RescoreConfig) -> Callable[[Sequence[str]], np.ndarray]:
-    """The text side of the cache's own CLIP.
-
-    Raises:
-        InputError: nobody says which it was, it is not there, or it is another one.
-    """
-    from pipeline.devices import resolve_device
-    from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
-
-    if config.clip_model is None:
-        raise InputError("--clip-model: expected the cache's CLIP for new sentences, found none")
-    clip = ClipTeacher(
-        ClipConfig(config.clip_model, config.clip_weights), resolve_device(config.device)
-    )
-    held = {"clip.weights": cache.manifest["parts"].get("clip.weights")}
-    changes = differing_parts(held, {"clip.weights": clip.weights_digest})
-    if changes:
-        raise InputError(f"--clip-model: expected the cache's own CLIP, found another ({changes})")
-    return clip.encode_texts
+def _encoder(cache: TeacherCache, config: RescoreConfig) -> Encoder:
+    return text_encoder(cache, config.clip_model, config.clip_weights, config.device)
 
 
 def _rescore_shard(

@@ -25,6 +25,7 @@ from teacher_cache.format import (
     ImageAnswers,
 )
 from teacher_cache.mapping import NUMBERS, read_layout
+from teacher_cache.prompt_file import KIND, NewPrompts
 from teacher_cache.reader import TeacherText
 
 # Mapped arrays of up to eight bytes a number begin where processors like to read them.
@@ -121,10 +122,10 @@ def write_arrays(
         failed: reasons by id of the shard's images that could not be read.
         arrays: by name as in the format, the regions numbered within the shard.
     """
-    with _new_file(path, fingerprint) as file:
-        file.create_dataset(IMAGE_ID, data=_texts(image_ids))
-        file.create_dataset(FAILED_ID, data=_texts(failed))
-        file.create_dataset(FAILED_REASON, data=_texts(failed.values()))
+    with new_file(path, fingerprint) as file:
+        file.create_dataset(IMAGE_ID, data=fixed_texts(image_ids))
+        file.create_dataset(FAILED_ID, data=fixed_texts(failed))
+        file.create_dataset(FAILED_REASON, data=fixed_texts(failed.values()))
         for name in (PAIR_OFFSETS, *PAIR_DATASETS, REGION_BOX, REGION_EMBEDDING):
             if name in arrays:
                 file.create_dataset(name, data=arrays[name].astype(NUMBERS[name], copy=False))
@@ -135,15 +136,29 @@ def write_teacher(path: Path, fingerprint: str, text: TeacherText) -> None:
 
     Of several writers at the same instant the first one wins, so that all ask with one text.
     """
-    with _new_file(path, fingerprint, once=not path.exists()) as file:
+    with new_file(path, fingerprint, once=not path.exists()) as file:
         file.attrs["logit_scale"] = text.logit_scale
-        prompts = _texts(prompt for group in text.prompts for prompt in group)
+        prompts = fixed_texts(prompt for group in text.prompts for prompt in group)
         file.create_dataset("prompts", data=prompts.reshape(len(text.prompts), -1))
         file.create_dataset("text_embeddings", data=text.embeddings.astype(np.float32))
 
 
+def write_prompts(path: Path, prompts: NewPrompts) -> None:
+    """Writes a file of sentences about new actions, whole or not at all."""
+    with new_file(path, prompts.digest()) as file:
+        file.attrs["kind"] = KIND
+        file.attrs["text_model"] = prompts.text_model
+        file.create_dataset("verbs/name", data=fixed_texts(prompts.verbs))
+        file.create_dataset("verbs/ing", data=fixed_texts(prompts.ings))
+        file.create_dataset("interactions/verb", data=prompts.actions.astype("<i4"))
+        file.create_dataset("interactions/object", data=fixed_texts(prompts.objects))
+        sentences = fixed_texts(prompt for group in prompts.prompts for prompt in group)
+        file.create_dataset("prompts", data=sentences.reshape(len(prompts.prompts), -1))
+        file.create_dataset("text_embeddings", data=prompts.embeddings.astype("<f4"))
+
+
 @contextmanager
-def _new_file(path: Path, fingerprint: str, once: bool = False) -> Iterator[h5py.File]:
+def new_file(path: Path, fingerprint: str, once: bool = False) -> Iterator[h5py.File]:
     """An HDF5 file that is put together in memory: HDF5 itself does not survive a full disk."""
     with h5py.File(path.name, "w", driver="core", backing_store=False, **STYLE) as file:
         file.attrs["format_version"] = FORMAT_VERSION
@@ -181,7 +196,7 @@ def finished_record(path: Path, fingerprint: str) -> ShardRecord | None:
     )
 
 
-def _texts(values: Iterable[str]) -> np.ndarray:
+def fixed_texts(values: Iterable[str]) -> np.ndarray:
     """Texts of one length, padded: HDF5 keeps others in a heap, where a damaged byte can make it
     search for ever."""
     encoded = [value.encode() for value in values]

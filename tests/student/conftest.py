@@ -2,6 +2,7 @@
 
 import multiprocessing
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +29,21 @@ from student.published import to_published
 from student.recipe import preset
 from student.signals import StopSignals
 from student.step import Execution
+from student.teacher_texts import reading_options, teacher_texts
 from student.train import Trainer, Upkeep
 from teacher_cache.format import (
     FORMAT_VERSION,
     MANIFEST,
     SHARDS,
+    TEACHER,
     ImageAnswers,
     fingerprint_of,
     shard_name,
 )
-from teacher_cache.reader import open_cache
-from teacher_cache.writer import write_shard
+from teacher_cache.prompt_file import NewPrompts
+from teacher_cache.prompts import interaction_prompts
+from teacher_cache.reader import TeacherText, open_cache
+from teacher_cache.writer import write_prompts, write_shard, write_teacher
 
 CPU = torch.device("cpu")
 
@@ -238,6 +243,81 @@ def cache_path(tmp_path_factory, annotations, answer, write_cache, vocabulary):
     }
     folder = tmp_path_factory.mktemp("cache") / "cache"
     return write_cache(folder, vocabulary, annotations.digest, answers)
+
+
+CLIP = {"clip.model": "by hand", "clip.weights": "0" * 64, "clip.quick_gelu": False}
+
+
+@pytest.fixture(scope="session")
+def sentences(vocabulary):
+    """A `TeacherText` in which sentences about one verb are alike, and hardly about one object."""
+    random = np.random.default_rng(5)
+    verbs = random.standard_normal((vocabulary.num_verbs, 16))
+    things = 0.4 * random.standard_normal((vocabulary.num_objects, 16))
+    embeddings = np.stack([verbs[verb] + things[label] for verb, label in vocabulary.interactions])
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return TeacherText(interaction_prompts(vocabulary), embeddings.astype(np.float32), 10.0)
+
+
+@pytest.fixture(scope="session")
+def reading_cache(tmp_path_factory, annotations, answer, write_cache, vocabulary, sentences):
+    """A cache for students that read: regions look like the sentence of their likeliest action."""
+    answers = {}
+    for row, annotation in enumerate(annotations.annotations):
+        own = answer(annotation, row)
+        hois = vocabulary.interaction_ids[own.probabilities.argmax(1), own.pairs.object_labels]
+        looks = sentences.embeddings[hois]
+        answers[annotation.image_id] = replace(own, embeddings=looks)
+    folder = tmp_path_factory.mktemp("cache") / "reading"
+    write_cache(folder, vocabulary, annotations.digest, answers, **CLIP)
+    write_teacher(folder / TEACHER, open_cache(folder).fingerprint, sentences)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reading_run(tmp_path_factory, vocabulary, tiny_recipe, reading_cache):
+    """A run folder of an untrained student that reads; split ua."""
+    options = {"verb_head": "text"}
+    options |= reading_options(options, open_cache(reading_cache), vocabulary)
+    recipe = tiny_recipe.changed(**options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HOIDetector(recipe.model)
+        teacher_texts(open_cache(reading_cache), vocabulary).tell(model.verb_head)
+        dense = model.query_source.head
+        for head in (model.object_head, dense.person_logit, dense.object_logits):
+            torch.nn.init.normal_(head.weight, std=1.0)
+    run = tmp_path_factory.mktemp("reading") / "run"
+    run.mkdir()
+    split = load_split(vocabulary, "ua")
+    save_checkpoint(run / CHECKPOINT, Checkpoint(recipe, vocabulary, split, model.state_dict(), {}))
+    return run
+
+
+@pytest.fixture
+def write_new_prompts(tmp_path, reading_cache):
+    """`write_new_prompts({"juggle": (form, {object: embedding})}, **changes)` writes what
+    `eoid-cache prompts` would, and gives its path."""
+
+    def write(actions, name="new.h5", **changes):
+        rows = [
+            (number, label, f"a picture of person {form} {label}", embedding)
+            for number, (form, things) in enumerate(actions.values())
+            for label, embedding in things.items()
+        ]
+        made = NewPrompts(
+            text_model=open_cache(reading_cache).text_model,
+            verbs=tuple(actions),
+            ings=tuple(form for form, _ in actions.values()),
+            actions=np.array([row[0] for row in rows]),
+            objects=tuple(row[1] for row in rows),
+            prompts=tuple((row[2],) for row in rows),
+            embeddings=np.stack([row[3] for row in rows]).astype(np.float32),
+        )
+        write_prompts(tmp_path / name, replace(made, **changes))
+        return tmp_path / name
+
+    return write
 
 
 @pytest.fixture(scope="session")
