@@ -13,6 +13,8 @@ from student.resnets import RESNETS
 
 FROZEN = ("conv1", "layer1")
 WORLD_FROZEN = ("stem", "stage4")
+# What makes the world's finer maps and nothing else.
+WORLD_FINER = ("lateral4", "lateral8", "lateral16", "merge")
 
 
 class FoldedBasicBlock(BasicBlock):
@@ -104,6 +106,15 @@ BUILDERS: dict[str, Callable[[str], nn.Module]] = {
 }
 
 
-def build_backbone(name: str) -> nn.Module:
-    """The backbone of this name (`config.BACKBONES`), with random weights."""
-    return BUILDERS[name](name)
+def build_backbone(name: str, finer: bool = True) -> nn.Module:
+    """The backbone of this name (`config.BACKBONES`), with random weights.
+
+    Args:
+        finer: maps beside the coarsest one are looked at. What only serves these is not trained
+            otherwise: processes that train together wait for every trained parameter's gradient.
+    """
+    backbone = BUILDERS[name](name)
+    if name == "world" and not finer:
+        for part in WORLD_FINER:
+            backbone.get_submodule(part).requires_grad_(False)
+    return backbone

@@ -36,7 +36,7 @@ class HOIDetector(nn.Module):
         super().__init__()
         self.config = config
         d = config.hidden_dim
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone, finer=config.queries == "pairs")
         channels = cast(dict[str, int], self.backbone.num_channels)
         self.input_projection = nn.Conv2d(list(channels.values())[-1], d, kernel_size=1)
         self.position_encoding = SinePositionEncoding(d)

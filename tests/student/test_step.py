@@ -24,6 +24,13 @@ def different_sizes(samples):
     ]
 
 
+def emptied(sample):
+    """The sample without a pair and without a detected box."""
+    nothing = {name: value[:0] for name, value in vars(sample.targets).items()}
+    targets = Targets(**nothing)
+    return replace(sample, targets=targets, boxes=sample.boxes[:0], labels=sample.labels[:0])
+
+
 def gradients(trainer):
     named = trainer.stepper.model.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
@@ -44,13 +51,6 @@ def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, different_sizes, par
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-2))
 
 
-def emptied(sample):
-    """The sample without a pair and without a detected box."""
-    nothing = {name: value[:0] for name, value in vars(sample.targets).items()}
-    targets = Targets(**nothing)
-    return replace(sample, targets=targets, boxes=sample.boxes[:0], labels=sample.labels[:0])
-
-
 @pytest.mark.parametrize("queries", ["pairs", "learned"])
 @pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
 def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, verb_loss):
@@ -59,6 +59,22 @@ def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, v
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert losses["human_box"] == losses["verb_soft"] == 0 < losses["object"]
     assert all(torch.isfinite(value).all() for value in gradients(trainer).values())
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("layers", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("backbone", ["world", "resnet18"])
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+def test_every_trained_parameter_gets_a_gradient(
+    make_trainer, samples, queries, backbone, layers, empty
+):
+    """Processes that train together wait for all of them, also where one has no pairs."""
+    depths = dict(zip(("num_human_object_layers", "num_interaction_layers"), layers, strict=True))
+    trainer = make_trainer("run", queries=queries, backbone=backbone, **depths)
+    trainer.stepper([emptied(sample) for sample in samples[:2]] if empty else samples[:2])
+    named = trainer.stepper.model.named_parameters()
+    trained = {name for name, parameter in named if parameter.requires_grad}
+    assert trained == gradients(trainer).keys()
 
 
 def test_images_are_padded_as_far_as_those_of_other_processes(make_trainer, different_sizes):
