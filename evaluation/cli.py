@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evaluation.scoring import Scoring
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
 
 details_option = click.option(
@@ -22,6 +23,9 @@ details_option = click.option(
     type=click.Choice(["splits", "verbs", "objects", "interactions"]),
     multiple=True,
     help="A table of these too; may be given several times.",
+)
+data_option = click.option(
+    "--data", type=FOLDER, help="Dataset folder; default: found around the annotations."
 )
 
 
@@ -80,13 +84,12 @@ def evaluation() -> None:
 
 @evaluation.command()
 @click.argument("predictions", metavar="PREDICTIONS|RUN", type=PATH)
-@click.option("--annotations", type=FILE, required=True, help="Annotation file of the test images.")
+@click.option("--annotations", type=FILE, help="Annotation file of the test images.")
+@data_option
 @click.option(
     "--vocabulary",
-    default="hico-det",
-    show_default=True,
     metavar="NAME|FILE",
-    help="What the files' numbers mean.",
+    help="What the files' numbers mean; default: as the dataset says, else hico-det.",
 )
 @click.option(
     "--split",
@@ -103,8 +106,9 @@ def evaluation() -> None:
 @config_option
 def hico(
     predictions: Path,
-    annotations: Path,
-    vocabulary: str,
+    annotations: Path | None,
+    data: Path | None,
+    vocabulary: str | None,
     split: str,
     details: tuple[str, ...],
     strict: bool,
@@ -112,7 +116,11 @@ def hico(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Scores a predictions file, or a run's, by the HICO-DET protocol."""
+    """Scores a predictions file, or a run's, by the HICO-DET protocol.
+
+    Against --annotations, or the test part of --data. Checkpoints, published ones too, are for
+    `eoid-train evaluate`, which predicts with them and scores.
+    """
     from evaluation.score_file import ScoreConfig, score_file
 
     config = ScoreConfig(
@@ -125,6 +133,7 @@ def hico(
         strict,
         json_file,
         overwrite,
+        data,
     )
     for line in score_file(config):
         click.echo(line)
@@ -136,17 +145,15 @@ def hico(
     "--actions",
     "--annotations",
     type=FILE,
-    required=True,
     help="Official actions file, like vcoco_test.json.",
 )
+@data_option
 @click.option("--instances", type=FILE, help="COCO's boxes; default: found near the actions.")
 @click.option("--ids", type=FILE, help="Ids of the part's images; default: found near the actions.")
 @click.option(
     "--vocabulary",
-    default="vcoco",
-    show_default=True,
     metavar="NAME|FILE",
-    help="What the numbers of a run's predictions mean.",
+    help="What the numbers of a run's predictions mean; default: as the dataset says, else vcoco.",
 )
 @click.option("--strict", is_flag=True, help="Refuse annotations with blemishes.")
 @click.option("--json", "json_file", type=FILE, help="Write the results here too.")
@@ -155,20 +162,33 @@ def hico(
 @config_option
 def vcoco(
     predictions: Path,
-    actions: Path,
+    actions: Path | None,
+    data: Path | None,
     instances: Path | None,
     ids: Path | None,
-    vocabulary: str,
+    vocabulary: str | None,
     strict: bool,
     json_file: Path | None,
     official: Path | None,
     overwrite: bool,
 ) -> None:
-    """Scores detections in the official layout (JSON or NPZ), or a run's, by V-COCO's protocol."""
+    """Scores detections in the official layout (JSON or NPZ), or a run's, by V-COCO's protocol.
+
+    Against --actions, or the test part of --data.
+    """
     from evaluation.score_vcoco import VcocoConfig, score_vcoco
 
     config = VcocoConfig(
-        predictions, actions, instances, ids, vocabulary, strict, json_file, official, overwrite
+        predictions,
+        actions,
+        instances,
+        ids,
+        vocabulary,
+        strict,
+        json_file,
+        official,
+        overwrite,
+        data,
     )
     for line in score_vcoco(config):
         click.echo(line)
@@ -179,12 +199,12 @@ def vcoco(
 @click.option("--out", type=FILE, required=True, help="The HTML file to write.")
 @click.option(
     "--png",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder for the pictures as PNG files; default: NAME-pictures beside NAME.html.",
 )
 @click.option(
     "--data",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Dataset folder, where it is not where the results say.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the HTML file and the pictures.")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.comparison import Comparison, Contestant
+from evaluation.comparison import Comparison
+from evaluation.contestants import Contestant
 from evaluation.judged import Judged, count_interactions, judge
 from evaluation.nms import NmsConfig, suppress_pairs
 from evaluation.predictions import read_predictions
@@ -18,6 +19,8 @@ from pipeline.annotations import AnnotationFile
 from pipeline.datasets import Dataset, image_names, open_dataset
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
+
+MAX_SHOWN = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,11 @@ class Evidence:
     test_counts: np.ndarray | None = None
     views: tuple[View, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> tuple[View, ...]:
+        """The views with a closer look, at pictures and confusion; nobody would look at more."""
+        return self.views[:MAX_SHOWN]
 
 
 def gather_evidence(comparison: Comparison, data: Path | None = None) -> Evidence:

@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from evaluation.comparison import Comparison, Contestant
+from evaluation.comparison import Comparison
+from evaluation.contestants import Contestant
 from evaluation.draw import draw_annotation, draw_detections
 from evaluation.matching import collect, find_hits
 from evaluation.nms import suppress_pairs

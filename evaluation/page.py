@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluation import sections
 from evaluation.charts import Chart
 from evaluation.class_rows import class_rows
 from evaluation.comparison import Comparison
@@ -12,8 +11,10 @@ from evaluation.evidence import Evidence
 from evaluation.gallery import Shelf, build_gallery
 from evaluation.palette import DARK, LIGHT, declarations
 from evaluation.published import published_results
-from evaluation.sections import Section
-from evaluation.wording import METRIC_TITLES, SETTINGS, headline, listing, percent
+from evaluation.score_tables import score_tables
+from evaluation.sections import Section, build_sections, by_class
+from evaluation.vcoco_results import ROLE_AP
+from evaluation.wording import SETTINGS, VCOCO_TITLES, headline, listing, percent
 from pipeline.images import read_image
 
 PROTOCOLS = {
@@ -56,16 +57,10 @@ def build_page(comparison: Comparison, evidence: Evidence) -> Page:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    rows = class_rows(comparison, evidence.training_counts, evidence.test_counts)
-    classes = sections.by_class(comparison, rows) if rows else None
-    others = [
-        *sections.by_training(comparison, rows),
-        *sections.by_action(comparison),
-        *sections.by_recall(comparison, evidence),
-        *sections.by_error(comparison, evidence),
-        *sections.by_confusion(comparison, evidence),
-        *sections.by_training_step(comparison),
-    ]
+    detailed = comparison.by_interaction
+    rows = class_rows(detailed, evidence.training_counts, evidence.test_counts)
+    classes = by_class(detailed, rows) if rows else None
+    others = build_sections(comparison, evidence, rows)
     shelves = _gallery(comparison, evidence)
     environment = Environment(
         loader=PackageLoader("evaluation"),
@@ -81,17 +76,13 @@ def build_page(comparison: Comparison, evidence: Evidence) -> Page:
         headline=first,
         more=more,
         bars=_bars(comparison),
-        columns=_columns(comparison),
-        known_object=[
-            one
-            for one in comparison.contestants
-            if one.metric("full", known_object=True) is not None
-        ],
-        published=published_results(comparison.first, comparison.split),
+        bars_of=_bars_of(comparison),
+        tables=score_tables(comparison, published_results(comparison.first, comparison.split)),
         percent=percent,
         rows=rows,
         rows_open=len(rows) <= MOST_OPEN,
         classes=classes,
+        ranked=detailed.contestants,
         sections=others,
         shelves=shelves,
         notes=_notes(comparison, evidence, others, shelves),
@@ -112,7 +103,7 @@ def _facts(comparison: Comparison) -> list[str]:
         first.dataset,
         f"split {comparison.split}" + (f": {held_back}" if comparison.unseen else ""),
         f"{first.num_images:,} test pictures",
-        SETTINGS[first.setting],
+        *([SETTINGS[first.setting]] if first.per_class else []),
         *(["after pairwise NMS"] if first.nms else []),
         *([f"seed {listing([str(seed) for seed in seeds])}"] if seeds else []),
     ]
@@ -120,7 +111,10 @@ def _facts(comparison: Comparison) -> list[str]:
 
 def _bars(comparison: Comparison) -> list[Bar]:
     metric = "unseen" if comparison.unseen else "full"
-    values = [(one, one.metric(metric)) for one in comparison.contestants]
+    values = [
+        (one, one.vcoco_metric(ROLE_AP[0]) if comparison.by_vcoco else one.metric(metric))
+        for one in comparison.contestants
+    ]
     return [
         Bar(one.title, one.note, one.style, percent(value), 100 * value)
         for one, value in values
@@ -128,13 +122,10 @@ def _bars(comparison: Comparison) -> list[Bar]:
     ]
 
 
-def _columns(comparison: Comparison) -> dict[str, str]:
-    """Columns in which some contestant has a number."""
-    return {
-        name: title
-        for name, title in METRIC_TITLES.items()
-        if any(one.metric(name) is not None for one in comparison.contestants)
-    }
+def _bars_of(comparison: Comparison) -> str:
+    if comparison.by_vcoco:
+        return VCOCO_TITLES[ROLE_AP[0]]
+    return f"mAP on {'unseen' if comparison.unseen else 'all'} interactions"
 
 
 def _protocols(comparison: Comparison) -> list[str]:
@@ -143,7 +134,7 @@ def _protocols(comparison: Comparison) -> list[str]:
 
 
 def _gallery(comparison: Comparison, evidence: Evidence) -> list[Shelf]:
-    views = sections.gallery_views(evidence)
+    views = evidence.shown
     files = evidence.pictures
     if not views or not files:
         return []

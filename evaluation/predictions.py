@@ -19,18 +19,31 @@ import numpy as np
 from evaluation.numbering import check_numbering
 from evaluation.pickles import refuse_pickle
 from evaluation.prediction_fields import REAL, WHOLE, Fields, object_hint, verb_hint
-from pipeline.errors import bad_field
+from pipeline.errors import InputError, bad_field
 from pipeline.files import iterate_json, replacing
 from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
 
 # What a run calls its predictions.
 PREDICTIONS = "predictions.json"
+CHECKPOINTS = (".pt", ".pth")
 
 
 def predictions_path(path: Path) -> Path:
-    """A predictions file, or that of a run's folder."""
-    return path / PREDICTIONS if path.is_dir() else path
+    """A predictions file, or that of a run's folder.
+
+    Raises:
+        InputError: a checkpoint, or a folder without predictions; says how to get some.
+    """
+    how = f"to predict and score with it: eoid-train evaluate {path} --data DATASET"
+    if path.suffix in CHECKPOINTS:
+        raise InputError(f"{path}: expected predictions, found a checkpoint; {how}")
+    if not path.is_dir():
+        return path
+    file = path / PREDICTIONS
+    if not file.is_file():
+        raise InputError(f"{path}: expected {PREDICTIONS} of a run, found none; {how}")
+    return file
 
 
 def write_predictions(
@@ -85,7 +98,9 @@ def read_predictions(path: Path | str, vocabulary: Vocabulary) -> list[Detection
     for index, entry in enumerate(iterate_json(path)):
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
-            raise bad_field(path, f"entry {index}", "an object with file_name", entry)
+            official = isinstance(entry, dict) and "person_box" in entry
+            found = "V-COCO's official layout, which eoid-eval vcoco scores" if official else entry
+            raise bad_field(path, f"entry {index}", "an object with file_name", found)
         if name in names:
             raise bad_field(path, f"{name}: file_name", "each image once", "a second entry")
         if "vocabulary" in entry:

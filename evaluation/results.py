@@ -11,13 +11,27 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from evaluation.hico import HicoScores, Setting, summarize
+from evaluation.vcoco_results import VcocoResults, parse_vcoco
 from pipeline.errors import bad_field
 from pipeline.files import read_json, write_json
+from pipeline.splits import FULL
 from pipeline.vocabulary import Vocabulary
 
 Kind = Literal["student", "teacher", "predictions"]
 Protocol = Literal["detector", "annotated"]
+PATHS = ("dataset_path", "predictions", "metrics_log")
+VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
 METRICS = ("full", "seen", "unseen", "rare", "non_rare", "mean_max_recall")
+# What stands in place of the HICO-DET protocol's scores where there are only V-COCO's, and what
+# earlier files of V-COCO's scores did not say.
+NO_HICO: dict[str, Any] = {
+    "split": FULL,
+    "unseen": [],
+    "setting": "default",
+    "metrics": dict.fromkeys(METRICS),
+    "per_class": {},
+}
+VCOCO_ONLY = {"kind": "predictions", "vocabulary": "vcoco"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,8 @@ class Results:
         splits: `seen` and `unseen` mAP for every split of the vocabulary, by name.
         known_object: the same numbers in the known-object setting, where both were asked for.
         nms: settings of the pairwise NMS before scoring, None without.
+        vcoco: V-COCO's own scores; where there are only these, all of `metrics` is None and
+            nothing is in `per_class`.
     """
 
     name: str
@@ -81,6 +97,12 @@ class Results:
     splits: dict[str, dict[str, float | None]] = field(default_factory=dict)
     known_object: SettingScores | None = None
     nms: dict[str, float] | None = None
+    vcoco: VcocoResults | None = None
+
+
+def vcoco_alone(**fields: Any) -> Results:
+    """Results that have V-COCO's scores only."""
+    return Results(**{**NO_HICO, "unseen": (), "kind": "predictions", **fields})
 
 
 def score_fields(
@@ -125,12 +147,24 @@ def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
 
 def write_results(path: Path | str, results: Results) -> None:
     """Writes `results.json`; paths become relative to it, so a run folder can be moved."""
+    write_json(path, {**asdict(results), **_relative(path, results)})
+
+
+def write_vcoco(path: Path | str, results: Results) -> None:
+    """Writes V-COCO's scores as a file of their own, which `read_results` reads too."""
+    assert results.vcoco is not None, "there is nothing else in this file"
+    about = {name: getattr(results, name) for name in VCOCO_FIELDS}
+    write_json(path, {**about, **_relative(path, results), **asdict(results.vcoco)})
+
+
+def _relative(path: Path | str, results: Results) -> dict[str, str | None]:
     folder = Path(path).resolve().parent
-    value = asdict(results)
-    for name in ("dataset_path", "predictions", "metrics_log"):
-        if value[name] is not None:
-            value[name] = os.path.relpath(Path(value[name]).resolve(), folder)
-    write_json(path, value)
+    return {
+        name: os.path.relpath(place.resolve(), folder)
+        if (place := getattr(results, name))
+        else None
+        for name in PATHS
+    }
 
 
 def read_results(path: Path | str) -> Results:
@@ -142,10 +176,11 @@ def read_results(path: Path | str) -> Results:
     value = read_json(path)
     if not isinstance(value, dict):
         raise bad_field(path, "file", "results of an evaluation", value)
+    vcoco = None
     if "per_action" in value:
-        raise bad_field(
-            path, "file", "results of the HICO-DET protocol", "V-COCO's agent and role AP"
-        )
+        vcoco, value = parse_vcoco(path, value), {**VCOCO_ONLY, **value, **NO_HICO}
+    elif value.get("vcoco"):
+        vcoco = parse_vcoco(path, value["vcoco"])
     folder = Path(path).parent
 
     def text(name: str) -> str:
@@ -193,6 +228,7 @@ def read_results(path: Path | str) -> Results:
         nms=cast(dict[str, float], _numbers(path, value, "nms")) if value.get("nms") else None,
         **_details(path, value),
         known_object=_known_object(path, value.get("known_object")),
+        vcoco=vcoco,
     )
 
 

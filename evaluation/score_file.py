@@ -9,14 +9,14 @@ from evaluation.details import tables
 from evaluation.predictions import predictions_path, read_predictions
 from evaluation.results import Results, write_results
 from evaluation.scoring import Scoring, scored_fields
+from evaluation.truth_files import find_truth
 from pipeline.annotations import AnnotationFile, load_annotations
-from pipeline.errors import InputError, bad_field
+from pipeline.errors import bad_field
 from pipeline.files import refuse_existing
 from pipeline.splits import load_split
 from pipeline.types import Detections
-from pipeline.vocabulary import load_vocabulary
 
-CHECKPOINTS = (".pt", ".pth")
+HICO = "hico-det"
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,26 @@ class ScoreConfig:
 
     Attributes:
         predictions: file, or folder of a run.
-        annotations: file.
-        vocabulary, split: names or files.
+        annotations: file; None takes that of `data`.
+        vocabulary, split: names or files; without vocabulary the dataset's, else HICO-DET's.
         scoring: settings and NMS.
         details: tables wanted beside the groups, of `evaluation.details.DETAILS`.
         strict: refuse annotations with blemishes.
         json: results file to write.
         overwrite: replace it.
+        data: dataset folder; looked for around the annotations where not named.
     """
 
     predictions: Path
-    annotations: Path
-    vocabulary: str = "hico-det"
+    annotations: Path | None
+    vocabulary: str | None = None
     split: str = "full"
     scoring: Scoring = field(default_factory=Scoring)
     details: tuple[str, ...] = ()
     strict: bool = False
     json: Path | None = None
     overwrite: bool = False
+    data: Path | None = None
 
 
 def score_file(config: ScoreConfig) -> list[str]:
@@ -56,23 +58,22 @@ def score_file(config: ScoreConfig) -> list[str]:
     """
     if config.json is not None:
         refuse_existing(config.json, config.overwrite)
-    if config.predictions.suffix in CHECKPOINTS:
-        raise InputError(
-            f"{config.predictions}: expected predictions, found a checkpoint;"
-            " eoid-train evaluate predicts with it and scores"
-        )
+    files = find_truth(config.annotations, config.data, config.vocabulary, usual=HICO, dataset=HICO)
     path = predictions_path(config.predictions)
-    vocabulary = load_vocabulary(config.vocabulary)
+    vocabulary = files.vocabulary
     split = load_split(vocabulary, config.split)
-    truth = load_annotations(config.annotations, vocabulary, "test", config.strict)
+    truth = load_annotations(
+        files.annotations, vocabulary, "test", config.strict, files.instances, files.ids
+    )
     found = read_predictions(path, vocabulary)
     detections = of_annotated_images(path, found, truth)
     results = Results(
         name=path.parent.resolve().name if config.predictions.is_dir() else path.stem,
         kind="predictions",
-        dataset=vocabulary.name,
+        dataset=files.dataset,
         split=split.name,
         num_images=len(truth.annotations),
+        dataset_path=files.folder,
         predictions=path,
         **scored_fields(truth.annotations, detections, vocabulary, split.unseen, config.scoring),
     )

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from evaluation.pickles import refuse_pickle
 from evaluation.predictions import predictions_path, read_predictions
+from evaluation.results import vcoco_alone, write_vcoco
+from evaluation.truth_files import find_truth
 from evaluation.vcoco import SCENARIOS, VcocoScores, evaluate_vcoco
 from evaluation.vcoco_convert import to_vcoco
 from evaluation.vcoco_detections import VcocoDetections, read_detections, write_detections
+from evaluation.vcoco_results import vcoco_results
 from pipeline.annotations.reading import Reading, blemish_line
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import vcoco_files
 from pipeline.errors import InputError, bad_field
-from pipeline.files import iterate_json, refuse_existing, write_json
+from pipeline.files import iterate_json, refuse_existing
 from pipeline.types import Detections
-from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,27 @@ class VcocoConfig:
 
     Attributes:
         predictions: detections in the official layout (JSON or NPZ), in the HOIA form, or a run.
-        actions: official actions file.
+        actions: official actions file; None takes that of `data`.
         instances, ids: the files that belong to it; looked for around it where not named.
-        vocabulary: what the numbers of the HOIA form mean; a name or a file.
+        vocabulary: what the numbers of the HOIA form mean, a name or a file; without it the
+            dataset's, else V-COCO's.
         strict: refuse annotations with blemishes.
         json: results file to write.
         official: where to write the detections in the official layout.
         overwrite: replace these files.
+        data: dataset folder; looked for around the actions where not named.
     """
 
     predictions: Path
-    actions: Path
+    actions: Path | None
     instances: Path | None = None
     ids: Path | None = None
-    vocabulary: str = "vcoco"
+    vocabulary: str | None = None
     strict: bool = False
     json: Path | None = None
     official: Path | None = None
     overwrite: bool = False
+    data: Path | None = None
 
 
 def score_vcoco(config: VcocoConfig) -> list[str]:
@@ -61,24 +66,47 @@ def score_vcoco(config: VcocoConfig) -> list[str]:
     for path in (config.json, config.official):
         if path is not None:
             refuse_existing(path, config.overwrite)
-    files = vcoco_files(config.actions, config.instances, config.ids)
-    vocabulary = load_vocabulary(config.vocabulary)
-    reading = Reading(files.actions, vocabulary, config.strict)
+    source = find_truth(
+        config.actions, config.data, config.vocabulary, usual="vcoco", dataset="v-coco"
+    )
+    files = vcoco_files(
+        source.annotations, config.instances or source.instances, config.ids or source.ids
+    )
+    reading = Reading(files.actions, source.vocabulary, config.strict)
     truth = read_vcoco(files, reading)
     path = predictions_path(config.predictions)
-    found, outside = _listed(_detections(path, truth, vocabulary), truth, path)
+    hoia = _is_hoia(path)
+    detections = (
+        _from_hoia(path, truth, source.vocabulary) if hoia else read_detections(path, truth.actions)
+    )
+    found, outside = _listed(detections, truth, path)
     if config.official is not None:
         write_detections(config.official, found)
     scores = evaluate_vcoco(truth, found)
     if config.json is not None:
-        write_json(config.json, vcoco_results(scores, path.stem, len(truth.images)))
-    notes = [blemish_line(files.actions, reading.blemishes)]
+        results = vcoco_alone(
+            name=path.parent.resolve().name if config.predictions.is_dir() else path.stem,
+            dataset=source.dataset,
+            vocabulary=source.vocabulary.name,
+            num_images=len(truth.images),
+            dataset_path=source.folder,
+            # What the report shows of single pictures, it reads in the HOIA form.
+            predictions=path if hoia and not outside else None,
+            vcoco=vcoco_results(scores),
+        )
+        write_vcoco(config.json, results)
+    return [*vcoco_table(scores, len(truth.images)), *_notes(reading, truth, found, outside)]
+
+
+def _notes(
+    reading: Reading, truth: VcocoTruth, found: VcocoDetections, outside: int
+) -> Iterator[str]:
+    if blemishes := blemish_line(reading.file, reading.blemishes):
+        yield blemishes
     if outside:
-        notes.append(f"{outside} detections on images outside the part were left out")
-    silent = len(truth.images) - len(np.unique(found.image_ids))
-    if silent:
-        notes.append(f"{silent} of {len(truth.images)} images have no detections")
-    return [*vcoco_table(scores, len(truth.images)), *filter(None, notes)]
+        yield f"{outside} detections on images outside the part were left out"
+    if silent := len(truth.images) - len(np.unique(found.image_ids)):
+        yield f"{silent} of {len(truth.images)} images have no detections"
 
 
 def score_detections(
@@ -88,34 +116,6 @@ def score_detections(
     number = {image.name: image.id for image in truth.images}
     ids = [number[item.image_id] for item in detections]
     return evaluate_vcoco(truth, to_vcoco(detections, ids, vocabulary, truth.actions))
-
-
-def vcoco_results(scores: VcocoScores, name: str, num_images: int) -> dict[str, Any]:
-    """The results as JSON: averages and every action, as fractions, None where nobody does it."""
-
-    def fraction(value: float) -> float | None:
-        return None if np.isnan(value) else float(value)
-
-    return {
-        "name": name,
-        "dataset": "v-coco",
-        "num_images": num_images,
-        "metrics": scores.metrics(),
-        "per_action": {
-            action.name: {
-                "positives": int(scores.num_positives[row]),
-                "agent_ap": fraction(scores.agents[row]),
-                "roles": {
-                    role: {
-                        f"scenario_{scenario}": fraction(scores.roles[scenario][row, place])
-                        for scenario in SCENARIOS
-                    }
-                    for place, role in enumerate(action.roles)
-                },
-            }
-            for row, action in enumerate(scores.actions)
-        },
-    }
 
 
 def vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
@@ -137,9 +137,7 @@ def vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
     return [*lines, "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*average)]
 
 
-def _detections(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDetections:
-    if not _is_hoia(path):
-        return read_detections(path, truth.actions)
+def _from_hoia(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDetections:
     detections = read_predictions(path, vocabulary)
     number = {**truth.others, **{image.name: image.id for image in truth.images}}
     unknown = [item.image_id for item in detections if item.image_id not in number]

@@ -139,7 +139,9 @@ def _columns(
         column = _array(values, name, shape)
         if column is None:
             row = next(i for i, value in enumerate(values) if _array([value], name, shape) is None)
-            found = values[row] if name in entries[row] else "nothing (the key is missing)"
+            # A text shows its quotes: it may look like the number that was expected.
+            given = values[row] if not isinstance(values[row], str) else repr(values[row])
+            found = given if name in entries[row] else "nothing (the key is missing)"
             raise bad_field(path, f"entry {first + row}: {name}", _expected(name, shape), found)
         columns[name] = column
     return columns
@@ -170,6 +172,8 @@ def _expected(name: str, shape: tuple[int, ...]) -> str:
 def _from_npz(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetections:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise InputError(f"{path}: expected an NPZ file of plain arrays, found an empty file")
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in _all_shapes(actions) if name in file}

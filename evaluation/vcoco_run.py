@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from evaluation.score_vcoco import score_detections, vcoco_results, vcoco_table
+from evaluation.score_vcoco import score_detections, vcoco_table
+from evaluation.vcoco_results import VcocoResults, vcoco_results
 from pipeline.datasets import Dataset
-from pipeline.files import write_json
 from pipeline.types import Detections
 
 VCOCO_RESULTS = "vcoco.json"
 
 
-def score_run(
-    dataset: Dataset, detections: Sequence[Detections], name: str, out: Path
-) -> dict[str, float]:
-    """Scores the predictions of the test part, prints the table and writes `vcoco.json`.
-
-    Returns:
-        the averages by name; nothing for datasets without V-COCO's official files.
-    """
+def score_run(dataset: Dataset, detections: Sequence[Detections]) -> VcocoResults | None:
+    """Scores the predictions of the test part and prints the table; None for datasets without
+    V-COCO's official files."""
     truth = dataset.vcoco("test")
     if truth is None:
-        return {}
+        return None
     scores = score_detections(detections, truth, dataset.vocabulary)
-    write_json(out / VCOCO_RESULTS, vcoco_results(scores, name, len(truth.images)))
     print("\n".join(vcoco_table(scores, len(truth.images))))
-    return {key: value for key, value in scores.metrics().items() if value is not None}
+    return vcoco_results(scores)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.comparison import Comparison, Role
+from evaluation.comparison import Comparison
+from evaluation.contestants import Role
 from evaluation.hico import Setting
 from evaluation.results import Results, SettingScores
+from evaluation.vcoco_results import AGENT_AP, ROLE_AP
 
 METRIC_TITLES = {
     "full": "Full",
@@ -15,6 +17,11 @@ METRIC_TITLES = {
     "rare": "Rare",
     "non_rare": "Non-rare",
     "mean_max_recall": "Max recall",
+}
+VCOCO_TITLES = {
+    ROLE_AP[0]: "Role AP, scenario 1",
+    ROLE_AP[1]: "Role AP, scenario 2",
+    AGENT_AP: "Agent AP",
 }
 SETTINGS = {"default": "default setting", "known_object": "known-object setting"}
 
@@ -64,6 +71,8 @@ def results_table(results: Sequence[Results]) -> list[str]:
 
 def headline(comparison: Comparison) -> tuple[str, str]:
     """The finding: one sentence with this run's numbers, and a few more beside it."""
+    if comparison.by_vcoco:
+        return _vcoco_headline(comparison)
     metric = "unseen" if comparison.unseen else "full"
     scored = {
         one.role: value
@@ -82,6 +91,17 @@ def headline(comparison: Comparison) -> tuple[str, str]:
     verdict = ": here the answers did not help" if distilled <= control else ""
     first = f"{found}; {percent(control)} when the teacher's answers are left out{verdict}."
     return first, " ".join(_beside(comparison, scored))
+
+
+def _vcoco_headline(comparison: Comparison) -> tuple[str, str]:
+    """The averages of the first contestant that has them, and what the others' role AP is."""
+    scored = [one for one in comparison.contestants if one.vcoco_metric(ROLE_AP[0]) is not None]
+    lead, *others = scored
+    first, second, agent = (percent(lead.vcoco_metric(name)) for name in VCOCO_TITLES)
+    told = [f"{one.title} {percent(one.vcoco_metric(ROLE_AP[0]))}" for one in others]
+    beside = f" Role AP of the others in scenario 1: {listing(told)}." if told else ""
+    found = f"Role AP {first} in scenario 1 and {second} in scenario 2: {lead.title}."
+    return found, f"Agent AP {agent}.{beside}"
 
 
 def _held_back(comparison: Comparison) -> str:

@@ -90,6 +90,10 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartCheck:
     check = PartCheck(name)
     folder = dataset.parts[name].images
     try:
+        check.images = len(image_names(folder))
+    except InputError as error:
+        check.problems.append(str(error))
+    try:
         annotations = dataset.load(name, strict, survey=True)
     except InputError as error:
         check.problems.append(str(error))
@@ -99,12 +103,8 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartCheck:
     for found, wrong in ((annotations.defects, True), (annotations.blemishes, strict)):
         for kind, count in found.items():
             check.add(Finding(kind, count, annotations.examples[kind], wrong))
-    try:
-        check.images = len(image_names(folder))
-    except InputError as error:
-        check.problems.append(str(error))
-        return check
-    _check_images(folder, annotations, check)
+    if folder.is_dir():
+        _check_images(folder, annotations, check)
     return check
 
 

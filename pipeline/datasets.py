@@ -19,6 +19,8 @@ from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
 TOML = "dataset.toml"
 PARTS = ("train", "test")
 FIELDS = ("name", "vocabulary", "detector", "teacher", *PARTS)
+# No layout keeps its annotations deeper than this.
+MOST_UP = 4
 PART_FIELDS = ("images", "annotations", "instances", "ids")
 
 
@@ -141,6 +143,21 @@ def open_dataset(root: Path | str) -> Dataset:
         names = ", ".join(layout.title for layout in LAYOUTS)
         raise InputError(f"{root}: expected {TOML} or a known layout ({names}), found neither")
     return Dataset(root, layout.name, load_vocabulary(layout.vocabulary), layout.find(root))
+
+
+def dataset_around(annotations: Path, part: str) -> Dataset | None:
+    """The dataset that an annotation file is a part of, None where it lies in none."""
+    file = annotations.resolve()
+    for folder in list(file.parents)[:MOST_UP]:
+        try:
+            dataset = open_dataset(folder)
+        except InputError:
+            continue
+        found = dataset.parts.get(part)
+        # A folder of annotations alone looks like a dataset too; only the images tell it from one.
+        if found is not None and found.annotations.resolve() == file and found.images.is_dir():
+            return dataset
+    return None
 
 
 def _described(root: Path, file: Path) -> Dataset:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from evaluation.nms import pairwise_nms
 from pipeline.devices import resolve_device
@@ -122,7 +118,7 @@ class Detector:
         Raises:
             InputError: a picture that cannot be read, or a wrong threshold.
         """
-        if isinstance(pictures, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+        if not isinstance(pictures, (list, tuple)):
             return self([pictures], threshold=threshold, top=top, batch_size=batch_size)[0]
         found: list[Findings | None] = [None] * len(pictures)
         for index, one in self.stream(pictures, threshold, top, batch_size):

@@ -8,9 +8,9 @@ from typing import Any
 
 from evaluation.predictions import PREDICTIONS, write_predictions
 from evaluation.report import REPORT
-from evaluation.results import Results, write_results
+from evaluation.results import Results, write_results, write_vcoco
 from evaluation.scoring import Scoring, scored_fields
-from evaluation.vcoco_run import score_run
+from evaluation.vcoco_run import VCOCO_RESULTS, score_run
 from pipeline.datasets import Dataset, open_dataset
 from pipeline.devices import spare_cores
 from pipeline.files import refuse_existing
@@ -79,7 +79,7 @@ def evaluate_model(
         dataset_path=dataset.root,
         predictions=out / PREDICTIONS,
         metrics_log=source.metrics_log,
-        extra=score_run(dataset, detections, source.name, out),
+        vcoco=score_run(dataset, detections),
         **scored_fields(
             annotations.annotations,
             detections,
@@ -89,6 +89,8 @@ def evaluate_model(
         ),
     )
     write_results(out / RESULTS, results)
+    if results.vcoco is not None:
+        write_vcoco(out / VCOCO_RESULTS, results)
     draw_beside(
         out / PICTURES / "test",
         records,

@@ -18,7 +18,7 @@ from evaluation.charts.look import (
     title_axis,
 )
 from evaluation.class_rows import ClassRow
-from evaluation.comparison import Contestant
+from evaluation.contestants import Contestant
 from evaluation.palette import Colours
 from evaluation.wording import percent
 

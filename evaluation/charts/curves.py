@@ -17,7 +17,7 @@ from evaluation.charts.look import (
     line_style,
     name_axis,
 )
-from evaluation.comparison import Contestant
+from evaluation.contestants import Contestant
 from evaluation.palette import LINES, Colours
 from evaluation.precision_recall import Curve
 from evaluation.training_log import LEARNING_RATE, TrainingLog

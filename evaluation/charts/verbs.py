@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.action_rows import Action
 from evaluation.charts.canvas import Chart, make_chart
 from evaluation.charts.look import (
     NARROW,
@@ -17,7 +18,7 @@ from evaluation.charts.look import (
     marker_style,
     title_axis,
 )
-from evaluation.comparison import Action, Contestant
+from evaluation.contestants import Contestant
 from evaluation.palette import Colours
 from evaluation.wording import percent
 
@@ -31,18 +32,29 @@ ROW = 0.21
 MOST_SPOKEN = 15
 
 
-def action_bars(actions: Sequence[Action], contestants: Sequence[Contestant]) -> Chart:
-    """AP of every action, one bar for each contestant; unseen actions in a panel of their own."""
+def action_bars(
+    actions: Sequence[Action],
+    contestants: Sequence[Contestant],
+    name: str = "actions",
+    title: str = "AP of every action",
+    panel: str = "Actions",
+) -> Chart:
+    """AP of every action, one bar for each contestant; unseen actions in a panel of their own.
+
+    Args:
+        name, title: of the chart.
+        panel: title of the panel where no action is unseen.
+    """
 
     def height(rows: Sequence[Action]) -> float:
         return len(rows) * (BAR * len(contestants) + GAP) + ROOM
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
-        for axis, rows in _panels(figure, actions, height, narrow, colours):
+        for axis, rows in _panels(figure, actions, height, narrow, colours, panel):
             _bars_panel(axis, rows, contestants, colours)
         legend(figure, {one.style: one.title for one in contestants}, colours, "bar", narrow)
 
-    return make_chart("actions", "AP of every action", _spoken(actions, contestants), draw)
+    return make_chart(name, title, f"{title}{_spoken(actions, contestants)}", draw)
 
 
 def teacher_and_student(
@@ -94,8 +106,8 @@ def _spoken(actions: Sequence[Action], contestants: Sequence[Contestant]) -> str
         )
         for action in told
     )
-    which = "every action" if len(told) == len(actions) else f"{len(actions)} actions, of which"
-    return f"AP of {which}: {numbers}."
+    which = "" if len(told) == len(actions) else f", some of {len(actions)}"
+    return f"{which}: {numbers}."
 
 
 def _panels(
@@ -104,13 +116,16 @@ def _panels(
     height: Callable[[Sequence[Action]], float],
     narrow: bool,
     colours: Colours,
+    panel: str = "Actions",
 ) -> Iterator[tuple[Axes, list[Action]]]:
     """Panels of unseen and seen actions, in two columns where there is room; rows stay as thick
     in a shorter column.
 
     Args:
         height: inches that a panel with some rows takes.
+        panel: title where no action is unseen.
     """
+    seen = "Seen" if any(action.unseen for action in actions) else panel
     columns = [list(actions)] if narrow else _two_columns(actions)
     first_of = {action.unseen: action for action in reversed(actions)}
     panels = [
@@ -126,7 +141,7 @@ def _panels(
         cells = grid[place].subgridspec(len(ratios), 1, height_ratios=ratios)
         for row, rows in enumerate(column):
             axis = figure.add_subplot(cells[row])
-            title = "★ Unseen" if rows[0].unseen else "Seen"
+            title = "★ Unseen" if rows[0].unseen else seen
             title += " (continued)" if rows[0] is not first_of[rows[0].unseen] else ""
             title_axis(axis, colours, title)
             yield axis, rows

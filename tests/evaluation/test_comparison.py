@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.comparison import action_rows, compare
+from evaluation.action_rows import action_rows
+from evaluation.comparison import compare
 from evaluation.results import METRICS, Results, SettingScores
 from pipeline.errors import InputError
 from pipeline.splits import load_split

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from evaluation.details import DETAILS
 from evaluation.nms import NmsConfig
+from evaluation.report import ReportConfig, write_report
 from evaluation.results import read_results
 from evaluation.score_file import ScoreConfig, score_file
 from evaluation.scoring import Scoring
@@ -94,9 +96,33 @@ def test_json_is_not_overwritten(config, tmp_path):
     assert read_results(path).kind == "predictions"
 
 
-def test_a_checkpoint_is_for_another_command(config, tmp_path):
-    with pytest.raises(InputError, match="found a checkpoint; eoid-train evaluate predicts"):
-        score_file(config(predictions=tmp_path / "checkpoint.pt"))
+@pytest.mark.parametrize(
+    ("name", "found"), [("model.pth", "a checkpoint"), ("run", "none")], ids=["file", "folder"]
+)
+def test_models_without_predictions_are_for_another_command(config, tmp_path, name, found):
+    (tmp_path / "run").mkdir()
+    says = f"found {found}; to predict and score with it: eoid-train evaluate .*{name} --data"
+    with pytest.raises(InputError, match=says):
+        score_file(config(predictions=tmp_path / name))
+
+
+def test_the_dataset_around_the_annotations_gives_vocabulary_and_pictures(runs, tmp_path):
+    predictions = runs / "distilled" / "predictions.json"
+    by_file = ScoreConfig(predictions, runs / "world/annotations/test_hico.json", split="ua")
+    by_data = ScoreConfig(predictions, None, split="ua", data=runs / "world")
+    assert score_file(by_file) == score_file(by_data)
+    score_file(replace(by_file, json=tmp_path / "scores.json"))
+    results = read_results(tmp_path / "scores.json")
+    assert (results.dataset, results.vocabulary) == ("world", "world")
+    assert results.dataset_path.resolve() == (runs / "world").resolve()
+    pytest.importorskip("matplotlib")
+    write_report(ReportConfig((tmp_path / "scores.json",), tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text().count("<img") > 4
+
+
+def test_nothing_to_score_against(runs):
+    with pytest.raises(InputError, match="expected --annotations FILE or --data DATASET"):
+        score_file(ScoreConfig(runs / "distilled", None))
 
 
 def hico_annotations(folder, hico):

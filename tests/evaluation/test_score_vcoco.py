@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evaluation.predictions import write_predictions
+from evaluation.report import ReportConfig, write_report
 from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
 from evaluation.vcoco_detections import read_detections
 from pipeline.annotations.reading import Reading
@@ -148,3 +150,28 @@ def test_a_one_based_file_is_named(perfect, vcoco, actions, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match="this file counts verbs from 1, not from 0"):
         score_vcoco(VcocoConfig(tmp_path / "p.json", actions))
+
+
+def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
+    """A file in the official layout beside a run's, whose pictures are there."""
+    pytest.importorskip("matplotlib")
+    truth, found = perfect
+    folder = tmp_path / "images/val2014"
+    folder.mkdir(parents=True)
+    for image in truth.images:
+        Image.new("RGB", (200, 150)).save(folder / image.name)
+    write_predictions(tmp_path / "run/predictions.json", found, vcoco)
+    half, whole = tmp_path / "half.json", tmp_path / "whole.json"
+    official = tmp_path / "official.json"
+    score_vcoco(VcocoConfig(tmp_path / "run", actions, json=whole, official=official))
+    official.write_text(json.dumps(json.loads(official.read_text())[:4]))
+    score_vcoco(VcocoConfig(official, None, data=tmp_path, json=half))
+    out = tmp_path / "report.html"
+    write_report(ReportConfig((half, whole), out))
+    text = out.read_text()
+    assert "<h1>Role AP 50.0 in scenario 1 and 50.0 in scenario 2: official.</h1>" in text
+    assert "Role AP of the others in scenario 1: run 100.0." in text
+    assert text.count("<img") == 4 * 2 and "mAP of every result" not in text
+    described = (tmp_path / "report-pictures/pictures.json").read_text()
+    assert all(f'"{name}.png"' in described for name in ("roles", "agents", "picture-01"))
+    assert "classes.png" not in described

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from pipeline.datasets import open_dataset
+from pipeline.datasets import dataset_around, open_dataset
 from pipeline.errors import InputError
 
 TOML = """
@@ -174,3 +174,13 @@ def test_strict_reaches_the_reader(small_dataset):
     assert dataset.load("test").blemishes
     with pytest.raises(InputError, match=r"c\.jpg"):
         dataset.load("test", strict=True)
+
+
+def test_the_dataset_around_an_annotation_file(small_dataset, tmp_path):
+    file = small_dataset / "annotations/test_hico.json"
+    assert dataset_around(file, "test").root == small_dataset.resolve()
+    assert dataset_around(file, "train") is None
+    alone = tmp_path / "elsewhere" / "test_hico.json"
+    alone.parent.mkdir()
+    shutil.copy(file, alone)
+    assert dataset_around(alone, "test") is None

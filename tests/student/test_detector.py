@@ -98,6 +98,12 @@ def test_one_detector_serves_many_threads(detector, make_picture):
             same(one, other)
 
 
+@pytest.mark.parametrize("thing", [3, None, {"a.jpg"}])
+def test_what_is_no_picture_is_named(detector, thing):
+    with pytest.raises(InputError, match=f"type: expected a path, .*found {type(thing).__name__}"):
+        detector(thing)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -166,7 +166,7 @@ def test_verbs_without_object_teach_no_box_and_no_object(official, cache, vcoco)
 def test_a_run_is_scored_by_vcocos_own_evaluation(run, root, capsys):
     results, own = read_results(run / "results.json"), read_json(run / "vcoco.json")
     assert (results.dataset, results.vocabulary) == ("v-coco", "vcoco")
-    assert results.extra == own["metrics"] and len(own["per_action"]) == 26
+    assert results.vcoco.metrics == own["metrics"] and len(own["per_action"]) == 26
     assert own["num_images"] == 6 and own["per_action"]["stand"]["positives"] > 0
     lines = score_vcoco(VcocoConfig(run, root / "data/vcoco/vcoco_test.json"))
     wanted = [f"{100 * value:.2f}" for value in own["metrics"].values()]
@@ -175,8 +175,8 @@ def test_a_run_is_scored_by_vcocos_own_evaluation(run, root, capsys):
 
 def test_a_checkpoint_is_scored_the_same(run, root, tmp_path):
     again = evaluate_checkpoint(run, root, None, tmp_path, "cpu", 0, overwrite=False)
-    assert again.extra == read_results(run / "results.json").extra
-    assert read_json(tmp_path / "vcoco.json")["metrics"] == again.extra
+    assert again.vcoco == read_results(run / "results.json").vcoco
+    assert read_json(tmp_path / "vcoco.json")["metrics"] == again.vcoco.metrics
 
 
 def test_a_student_that_says_what_is_annotated_scores_full_marks(official, vcoco):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from evaluation.comparison import Contestant
+from evaluation.contestants import Contestant
 
 
 @pytest.fixture(scope="session")
