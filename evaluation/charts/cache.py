@@ -52,6 +52,7 @@ def _draw_pairs_per_image(axis: Axes, overview: CacheOverview, colours: Colours)
     bars = padded.reshape(-1, width).sum(axis=1)
     starts = np.arange(len(bars)) * width
     axis.bar(starts, bars, 0.9 * width, align="edge" if width > 1 else "center", color=BLUE)
+    axis.locator_params(integer=True)
 
 
 def _draw_confidence(axis: Axes, overview: CacheOverview, colours: Colours) -> None:
