@@ -77,10 +77,16 @@ def test_turns_change_sides_and_the_first_does_not_count():
 
 
 def test_every_part_gives_its_ratio(monkeypatch, capsys):
-    small = ["--parts", "cache", "padding", "--backbone", "resnet18"]
+    small = ["--backbone", "resnet18", "--clip-model", "ViT-S-32-alt"]
     few = ["--side", "64", "--images", "4", "--turns", "1", "--steps", "1", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["student_step", *small, *few, "--device", "cpu"])
     student_step.main()
     found = json.loads(capsys.readouterr().out)
-    assert found["cache"]["ratio"] > 0
+    assert all(found[part]["ratio"] > 0 for part in student_step.PARTS)
+    assert (
+        found["teacher"]["regions"]["every_layer"] > found["teacher"]["regions"]["each_pair_once"]
+    )
+    assert found["losses"]["host_reads"]["ours"] == 1 and found["losses"]["pairs_per_image"] > 10
+    totals = found["losses"]["totals"]
+    assert totals["ours"] == pytest.approx(totals["plain"], rel=1e-4)
     assert found["padding"]["grouped"] < found["padding"]["random"] / 2

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import fields
 
 import numpy as np
@@ -208,6 +209,12 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(make):
     assert torch.equal(before, torch.get_rng_state())
     assert equal(first, make()[0, 5])
     assert not equal(first, images[1, 5]) and not equal(first, make(seed=1)[0, 5])
+
+
+def test_workers_that_are_not_forked_get_the_same_images(make):
+    images = make()
+    assert images.image_sizes.shape == (16, 2) and images[1, 2]
+    assert equal(pickle.loads(pickle.dumps(images))[0, 5], images[0, 5])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

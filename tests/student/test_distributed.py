@@ -95,12 +95,13 @@ def different_sizes(dataset_root, tmp_path):
     return root
 
 
+@pytest.mark.parametrize("parts", [1, 4])
 def test_two_processes_train_what_one_does(
-    start, start_team, student_words, different_sizes, tmp_path
+    start, start_team, student_words, different_sizes, tmp_path, parts
 ):
     alone, together = tmp_path / "alone", tmp_path / "together"
     options = ("--data", different_sizes, *BATCH)
-    ends = [one() for one in start_team(student_words(together, *options))]
+    ends = [one() for one in start_team(student_words(together, *options, "--accumulation", parts))]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert start(student_words(alone, *options))()[0] == 0
     assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]

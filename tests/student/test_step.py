@@ -161,6 +161,19 @@ def test_more_pairs_than_queries(make_trainer, samples):
 
 
 @pytest.mark.parametrize("queries", ["learned", "pairs"])
+def test_half_precision_takes_nearly_the_same_step(make_trainer, samples, queries):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer("run", precision=precision, queries=queries)
+        found[precision] = trainer.stepper(samples)
+        assert all(p.dtype == torch.float32 for p in trainer.stepper.model.parameters())
+    full, half = found.values()
+    assert full["total"] != half["total"]
+    assert half["total"].item() == pytest.approx(full["total"].item(), rel=0.1)
+    assert torch.isfinite(half["gradient"])
+
+
+@pytest.mark.parametrize("queries", ["learned", "pairs"])
 def test_only_the_matching_waits_for_the_device(make_trainer, samples, queries):
     trainer = make_trainer("run", queries=queries, dropout=0.1)
     trainer.stepper(samples)
