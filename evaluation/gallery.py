@@ -78,9 +78,9 @@ def build_gallery(
 ) -> list[Shelf]:
     """Draws ground truth beside each contestant's detections.
 
-    Every contestant shows as many detections as the picture has labelled interactions, its
-    best-scoring ones after pairwise NMS. Verbs without object, which the protocol does not score,
-    stay out of the pictures, and so do pictures that cannot be read.
+    Every contestant shows its best-scoring detections after pairwise NMS, as many of unseen and as
+    many of seen interactions as the picture has labels of. Verbs without object, which the
+    protocol does not score, stay out of the pictures, and so do pictures that cannot be read.
 
     Args:
         annotations: of all test pictures.
@@ -184,8 +184,8 @@ def _drawn(
     comparison: Comparison,
 ) -> Picture:
     vocabulary, detections = comparison.vocabulary, view.detections[index]
-    number = len(annotation.hois)
-    top = replace(detections, hois=detections.hois[:number], scores=detections.scores[:number])
+    rows = _best(annotation, detections, comparison)
+    top = replace(detections, hois=detections.hois[rows], scores=detections.scores[rows])
     zero = np.zeros(1, dtype=np.int64)
     found = collect([top], zero, vocabulary)
     hits = np.zeros(len(top.hois), dtype=bool)
@@ -195,6 +195,17 @@ def _drawn(
     title = view.contestant.title
     alt = f"{annotation.image_id}, {title}: {said}"
     return Picture(title, note, view.contestant.style, drawn, alt)
+
+
+def _best(annotation: Annotation, detections: Detections, comparison: Comparison) -> np.ndarray:
+    """The rows of `detections` to show. Unseen interactions are counted apart: those that nobody
+    labelled score lower, and would hide behind the second best guesses about the others."""
+    labelled, found = (
+        np.isin(interactions_of(item, comparison.vocabulary), comparison.unseen)
+        for item in (annotation, detections)
+    )
+    parts = [np.flatnonzero(found == kind)[: (labelled == kind).sum()] for kind in (True, False)]
+    return np.sort(np.concatenate(parts))
 
 
 def _scored(item: Annotation | Detections, vocabulary: Vocabulary) -> np.ndarray:

@@ -93,3 +93,18 @@ def test_unreadable_pictures_are_left_out(material):
     assert [card.image_id for card in cards] == [
         card.image_id for card in everything if int(card.image_id[-5]) % 2 == 0
     ]
+
+
+def test_unseen_actions_are_not_hidden_behind_guesses_about_others(
+    world, material, annotate, detect
+):
+    """They score lower; both kinds show as many detections as there are labels."""
+    comparison, contestants = material[0], material[2]
+    truth = annotate("a.jpg", ("ride", "horse"), ("kick", "ball"))
+    guesses = [("ride", "horse", 0.9), ("kick", "ball", 0.2, 0, 1), ("hold", "ball", 0.8, 0, 1)]
+    found = detect("a.jpg", *sorted(guesses, key=lambda guess: -guess[2]))
+    picture = Image.new("RGB", (64, 64))
+    (shelf,) = build_gallery(comparison, [truth], [(contestants[0][0], [found])], lambda _: picture)
+    assert shelf.cards[0].pictures[1].alt == (
+        "a.jpg, Distilled: ride horse (right) and kick ball (unseen, right)"
+    )
