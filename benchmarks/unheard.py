@@ -83,6 +83,7 @@ def write_smaller_world(world: Path, verb: str, out: Path) -> None:
     lines = [f'name = "world without {verb}"', 'vocabulary = "vocabulary.json"']
     for part, file in PARTS.items():
         source = dataset.part(part)
+        assert source.annotations is not None, "the world is annotated"
         labels = without_labels(read_json(source.annotations), dataset.vocabulary, verb)
         write_json(out / file, labels)
         images = json.dumps(str(source.images.resolve()))

@@ -149,7 +149,7 @@ def _view(
 def _test_part(dataset: Dataset, comparison: Comparison) -> tuple[AnnotationFile | None, Evidence]:
     """The test annotations where they are those of the results, and what is there of them."""
     part = dataset.parts.get("test")
-    if part is None or not part.annotations.is_file():
+    if part is None or part.annotations is None or not part.annotations.is_file():
         note = f"{dataset.root.resolve()} has no annotations of its test part."
         return None, Evidence(notes=(note,))
     truth = dataset.load("test")
@@ -174,6 +174,6 @@ def _test_part(dataset: Dataset, comparison: Comparison) -> tuple[AnnotationFile
 
 def _training_counts(dataset: Dataset, vocabulary: Vocabulary) -> np.ndarray | None:
     part = dataset.parts.get("train")
-    if part is None or not part.annotations.is_file():
+    if part is None or part.annotations is None or not part.annotations.is_file():
         return None
     return count_interactions(dataset.load("train").annotations, vocabulary)

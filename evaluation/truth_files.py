@@ -50,6 +50,8 @@ def find_truth(
         own = found.vocabulary if vocabulary is None else load_vocabulary(vocabulary)
         if annotations is not None:
             return TruthFiles(annotations, own, found.name, data)
+        if part.annotations is None:
+            raise InputError(f"{data}: expected annotations of the test part, found images alone")
         return TruthFiles(part.annotations, own, found.name, data, part.instances, part.ids)
     if annotations is None:
         raise InputError("expected --annotations FILE or --data DATASET, found neither")

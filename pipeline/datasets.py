@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.annotations import AnnotationFile, load_annotations
+from pipeline.annotations.folder import list_images
 from pipeline.annotations.reading import Reading
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
@@ -58,10 +59,14 @@ class Dataset:
     def load(self, part: str, strict: bool = False, survey: bool = False) -> AnnotationFile:
         """Annotations of a part; `strict` refuses blemishes, a survey counts all that is wrong.
 
+        A part of images alone has an empty annotation for each picture in its folder.
+
         Raises:
             InputError: no such part, or its annotation file is missing or wrong.
         """
         files = self.part(part)
+        if files.annotations is None:
+            return list_images(files.images, part)
         return load_annotations(
             files.annotations, self.vocabulary, part, strict, files.instances, files.ids, survey
         )
@@ -73,7 +78,9 @@ class Dataset:
             InputError: no such part, or one of its files is missing or wrong.
         """
         files = self.part(part)
-        if not self.vocabulary.roles or not is_actions_file(files.annotations):
+        if files.annotations is None or not self.vocabulary.roles:
+            return None
+        if not is_actions_file(files.annotations):
             return None
         official = vcoco_files(files.annotations, files.instances, files.ids)
         return read_vcoco(official, Reading(official.actions, self.vocabulary))
@@ -155,7 +162,9 @@ def dataset_around(annotations: Path, part: str) -> Dataset | None:
             continue
         found = dataset.parts.get(part)
         # A folder of annotations alone looks like a dataset too; only the images tell it from one.
-        if found is not None and found.annotations.resolve() == file and found.images.is_dir():
+        if found is None or found.annotations is None or not found.images.is_dir():
+            continue
+        if found.annotations.resolve() == file:
             return dataset
     return None
 
@@ -184,7 +193,8 @@ def _part(root: Path, file: Path, name: str, value: Any) -> DatasetPart:
     if not isinstance(value, dict):
         raise bad_field(file, name, "a table with images and annotations", value)
     _only(file, f"{name}.", value, PART_FIELDS)
-    for needed in PART_FIELDS[:2]:
+    # Whatever else is named belongs to annotations; pictures may come without any.
+    for needed in PART_FIELDS[: 2 if len(value) > 1 else 1]:
         _text(file, value, needed, f"{name}.")
     paths = {key: root / _text(file, value, key, f"{name}.") for key in value}
     return DatasetPart(**paths)

@@ -13,6 +13,13 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import InputError
 
+# Endings of the files that are taken for pictures where a folder is named.
+SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
+        *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
 EXIF_ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

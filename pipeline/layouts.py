@@ -15,13 +15,13 @@ class DatasetPart:
 
     Attributes:
         images: folder of the images.
-        annotations: annotation file.
+        annotations: annotation file; None for images that nobody annotated.
         instances, ids: the files that belong to V-COCO's official actions; None looks for them
             around these.
     """
 
     images: Path
-    annotations: Path
+    annotations: Path | None = None
     instances: Path | None = None
     ids: Path | None = None
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
-from pipeline.files import sha256_of_file
 from teacher_cache.finish import finish
 from teacher_cache.format import MANIFEST, PLAN, SHARDS
 from teacher_cache.integrity import examine
@@ -66,7 +65,7 @@ def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
     if config.dataset is not None:
         dataset = open_dataset(config.dataset)
         part = str(cache.manifest["parts"].get("part"))
-        cache.check(dataset.vocabulary, sha256_of_file(dataset.part(part).annotations), part)
+        cache.check(dataset.vocabulary, dataset.load(part).digest, part)
     say(
         f"{folder}: {len(cache)} images in {cache.num_shards} shards,"
         f" {found.num_bytes / 1e6:.1f} MB as they were written"

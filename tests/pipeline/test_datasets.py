@@ -184,3 +184,39 @@ def test_the_dataset_around_an_annotation_file(small_dataset, tmp_path):
     alone.parent.mkdir()
     shutil.copy(file, alone)
     assert dataset_around(alone, "test") is None
+
+
+PICTURES = '[train]\nimages = "images/train2015"\n'
+
+
+def test_a_part_of_pictures_that_nobody_annotated(small_dataset):
+    folder = small_dataset / "images/train2015"
+    for name in ("notes.txt", ".hidden.jpg"):
+        (folder / name).write_text("no picture")
+    (folder / "more.jpg").mkdir()
+    (folder / "C.PNG").write_bytes((folder / "a.jpg").read_bytes())
+    dataset = open_dataset(describe(small_dataset, f'vocabulary = "hico-det"\n{PICTURES}'))
+    found = dataset.load("train")
+    assert [record.id for record in dataset.records(found)] == ["C.PNG", "a.jpg", "b.jpg"]
+    assert found.num_labels == 0 and found.part == "train" and found.blemish_line() == ""
+    for one in found.annotations:
+        assert (one.boxes.shape, one.labels.shape, one.hois.shape) == ((0, 4), (0,), (0, 3))
+    assert dataset.vcoco("train") is None
+    (folder / "b.jpg").unlink()
+    assert dataset.load("train").digest != found.digest
+
+
+def test_a_folder_without_pictures(small_dataset):
+    text = f'vocabulary = "hico-det"\n{PICTURES.replace("train2015", "none")}'
+    dataset = open_dataset(describe(small_dataset, text))
+    with pytest.raises(InputError, match="none: no such folder of images"):
+        dataset.load("train")
+    (small_dataset / "images/none").mkdir()
+    with pytest.raises(InputError, match="none: expected at least one picture, found none"):
+        dataset.load("train")
+
+
+def test_files_that_belong_to_annotations_want_some(small_dataset):
+    text = f'vocabulary = "hico-det"\n{PICTURES}ids = "some.ids"\n'
+    with pytest.raises(InputError, match=r"train\.annotations: expected a text, found nothing"):
+        open_dataset(describe(small_dataset, text))

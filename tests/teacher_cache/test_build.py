@@ -19,6 +19,7 @@ from teacher_cache.pairing import annotated_pairs
 from teacher_cache.reader import open_cache
 from teacher_cache.regions import RegionMode, crop_regions, union_regions
 from teacher_cache.soft_targets import action_probabilities
+from teacher_cache.verify import VerifyConfig, verify
 
 
 def datasets(folder):
@@ -86,6 +87,36 @@ def test_the_answers_are_the_teachers(finished, shared_dataset, vocabulary):
     logits = clip.logit_scale * embeddings[rows] @ cache.teacher.embeddings.T
     wanted = action_probabilities(logits, answers.pairs.object_labels, vocabulary)
     np.testing.assert_allclose(answers.probabilities, wanted, atol=2e-3)
+
+
+def test_pictures_that_nobody_annotated(finished, dataset, build_config):
+    """The detector's pairs, answered as where there are annotations."""
+    (dataset / "dataset.toml").write_text(
+        'vocabulary = "world"\ndetector = "detector.safetensors"\nteacher = "teacher"\n'
+        '[train]\nimages = "images/train2015"\n'
+    )
+    (dataset / "images/train2015/broken.jpg").write_bytes(b"\xff\xd8")
+    config = build_config(dataset)
+    build(config)
+    cache, annotated = open_cache(config.out), open_cache(finished)
+    assert set(cache.image_ids) == set(annotated.image_ids) and set(cache.failed) == {"broken.jpg"}
+    num_pairs = 0
+    for image_id in cache.image_ids:
+        mine, theirs = cache[image_id], annotated[image_id]
+        proposed = theirs.pairs.sources == 1
+        assert (mine.pairs.sources == 1).all()
+        np.testing.assert_allclose(
+            mine.pairs.human_boxes, theirs.pairs.human_boxes[proposed], atol=1e-3
+        )
+        np.testing.assert_allclose(mine.probabilities, theirs.probabilities[proposed], atol=2e-3)
+        num_pairs += len(mine.pairs)
+    assert num_pairs > 0
+    lines = []
+    verify(VerifyConfig(config.out, dataset=dataset), lines.append)
+    assert lines[-1].startswith(f"{config.out}: 7 images in 3 shards")
+    (dataset / "images/train2015/more.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"does not fit this dataset: .*annotations"):
+        verify(VerifyConfig(config.out, dataset=dataset), lines.append)
 
 
 def test_the_manifest(finished):
