@@ -3,9 +3,11 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.splits import load_split
 from student.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from student.config import LossConfig, MatcherConfig
 from student.distributed import ALONE
@@ -14,8 +16,10 @@ from student.initialise import start_from
 from student.losses import Criterion
 from student.material import Wanted, gather_material
 from student.model import HOIDetector
+from student.pair_targets import TargetConfig, image_targets
 from student.step import Execution, Stepper
 from student.targets import Targets
+from teacher_cache.reader import open_cache
 
 CPU = torch.device("cpu")
 READS = ("--verb-head", "text")
@@ -88,6 +92,38 @@ def test_no_look_teaches_where_the_teacher_is_silent(make_stepper):
     stepper, samples = make_stepper(distillation=False)
     assert samples[0].targets.embeddings.shape == (0, 0)
     assert "embedding" not in stepper(samples)
+
+
+@pytest.mark.parametrize("split", ["ua", "uc", "full"])
+def test_looks_are_those_of_seen_pairs_and_of_the_detectors(
+    annotations, reading_cache, vocabulary, split
+):
+    """Every row has its own pair's look, none comes from an annotated pair that is unseen."""
+    cache, known = open_cache(reading_cache), 0
+    for annotation in annotations.annotations:
+        own = cache[annotation.image_id]
+        # Each look tells its pair's number.
+        looks = np.zeros((len(own.pairs), 16), dtype=np.float16)
+        looks[:, 0] = 1 + np.arange(len(looks))
+        targets = image_targets(
+            annotation,
+            own.pairs,
+            own.probabilities,
+            load_split(vocabulary, split),
+            vocabulary,
+            TargetConfig(),
+            embeddings=looks,
+        )
+        assert len(targets.embeddings) == len(targets.seen)
+        numbers = targets.embeddings[:, 0].astype(int) - 1
+        assert (numbers >= 0).all()
+        sources = own.pairs.sources[numbers]
+        assert (sources == np.where(targets.seen, 0, 1)).all()
+        for name in ("human_boxes", "object_boxes", "object_labels"):
+            mine, theirs = getattr(targets, name), getattr(own.pairs, name)[numbers]
+            np.testing.assert_allclose(mine, theirs, atol=0.02)
+        known += len(numbers)
+    assert known > 20
 
 
 TARGETS = {
