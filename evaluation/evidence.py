@@ -15,7 +15,7 @@ from evaluation.nms import NmsConfig, suppress_pairs
 from evaluation.predictions import read_predictions
 from evaluation.results import Results
 from evaluation.score_file import of_annotated_images
-from pipeline.annotations import AnnotationFile
+from pipeline.annotations import AnnotationFile, load_annotations
 from pipeline.datasets import Dataset, image_names, open_dataset
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
@@ -79,20 +79,19 @@ def gather_evidence(comparison: Comparison, data: Path | None = None) -> Evidenc
     """
     folder = data or _folder(comparison)
     if folder is None:
-        named = _named_folders(comparison)
-        where = f"There is no dataset at {named[0]}" if named else "The results name no dataset"
-        return Evidence(notes=(f"{where}; --data DATASET tells where it lies.",))
-    dataset = open_dataset(folder)
-    able = [
-        (one, result)
-        for one in comparison.contestants
-        if (result := _result_on(one, folder)) is not None
-    ]
-    truth, evidence = _test_part(dataset, comparison)
-    evidence = replace(evidence, training_counts=_training_counts(dataset, comparison.vocabulary))
+        truth, evidence = _annotations_alone(comparison)
+    else:
+        dataset = open_dataset(folder)
+        truth, evidence = _test_part(dataset, comparison)
+        counts = _training_counts(dataset, comparison.vocabulary)
+        evidence = replace(evidence, training_counts=counts)
     if truth is None:
         return evidence
-    views = tuple(_view(one, result, truth, comparison.vocabulary) for one, result in able)
+    views = tuple(
+        _view(one, result, truth, comparison.vocabulary)
+        for one in comparison.contestants
+        if (result := _result_on(one, folder)) is not None
+    )
     notes = list(evidence.notes)
     silent = [
         one.title
@@ -114,6 +113,22 @@ def _folder(comparison: Comparison) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
+def _annotations_alone(comparison: Comparison) -> tuple[AnnotationFile | None, Evidence]:
+    """The annotations that a result was scored against, where there is no dataset folder."""
+    named = _named_folders(comparison)
+    where = f"There is no dataset at {named[0]}" if named else "The results name no dataset"
+    notes = (f"{where}; --data DATASET tells where it lies.",)
+    files = [result.annotations for one in comparison.contestants for result in one.results]
+    file = next((file for file in files if file is not None and file.is_file()), None)
+    if file is None:
+        return None, Evidence(notes=notes)
+    truth = load_annotations(file, comparison.vocabulary, "test")
+    if len(truth.annotations) != comparison.first.num_images:
+        return None, Evidence(notes=notes)
+    counts = count_interactions(truth.annotations, comparison.vocabulary)
+    return truth, Evidence(truth.annotations, test_counts=counts, notes=notes)
+
+
 def _named_folders(comparison: Comparison) -> list[Path]:
     return [
         result.dataset_path.resolve()
@@ -123,15 +138,21 @@ def _named_folders(comparison: Comparison) -> list[Path]:
     ]
 
 
-def _result_on(contestant: Contestant, folder: Path) -> Results | None:
+def _result_on(contestant: Contestant, folder: Path | None) -> Results | None:
     """The contestant's first result with predictions on a dataset; a result whose own dataset is
     gone, or that names none, may be of any."""
     for result in contestant.results:
-        own = result.dataset_path
-        elsewhere = own is not None and own.is_dir() and own.resolve() != folder.resolve()
-        if not elsewhere and result.predictions is not None and result.predictions.is_file():
+        found = result.predictions is not None and result.predictions.is_file()
+        if found and not _elsewhere(result, folder):
             return result
     return None
+
+
+def _elsewhere(result: Results, folder: Path | None) -> bool:
+    own = result.dataset_path
+    if folder is None or own is None or not own.is_dir():
+        return False
+    return not folder.samefile(own)
 
 
 def _view(

@@ -19,7 +19,7 @@ from pipeline.vocabulary import Vocabulary
 
 Kind = Literal["student", "teacher", "predictions"]
 Protocol = Literal["detector", "annotated"]
-PATHS = ("dataset_path", "predictions", "metrics_log")
+PATHS = ("dataset_path", "annotations", "predictions", "metrics_log")
 VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
 METRICS = ("full", "seen", "unseen", "rare", "non_rare", "mean_max_recall")
 # What stands in place of the HICO-DET protocol's scores where there are only V-COCO's, and what
@@ -62,8 +62,9 @@ class Results:
         training_split: split the student was trained on, `full` for all labels.
         distillation: the student learned from the teacher's answers.
         seed: of the run.
-        dataset_path, predictions, metrics_log: the test dataset's folder, the predictions file
-            and the training log; relative to the results file on disk, usable paths here.
+        dataset_path, annotations, predictions, metrics_log: the test dataset's folder, the file
+            of its test annotations (told where there may be no such folder), the predictions
+            file and the training log; relative to the results file on disk, usable paths here.
         extra: further fractions worth reporting, by name, the most telling first.
         per_verb, per_object: mAP over the interactions of each verb and object that has some with
             ground truth.
@@ -89,6 +90,7 @@ class Results:
     distillation: bool | None = None
     seed: int | None = None
     dataset_path: Path | None = None
+    annotations: Path | None = None
     predictions: Path | None = None
     metrics_log: Path | None = None
     extra: dict[str, float] = field(default_factory=dict)
@@ -222,6 +224,7 @@ def read_results(path: Path | str) -> Results:
         distillation=optional("distillation", bool, "true or false"),
         seed=optional("seed", int, "a whole number"),
         dataset_path=beside("dataset_path"),
+        annotations=beside("annotations"),
         predictions=beside("predictions"),
         metrics_log=beside("metrics_log"),
         extra=cast(dict[str, float], _numbers(path, {"extra": {}, **value}, "extra")),

@@ -74,6 +74,7 @@ def score_file(config: ScoreConfig) -> list[str]:
         split=split.name,
         num_images=len(truth.annotations),
         dataset_path=files.folder,
+        annotations=files.annotations,
         predictions=path,
         **scored_fields(truth.annotations, detections, vocabulary, split.unseen, config.scoring),
     )

@@ -18,7 +18,7 @@ from evaluation.vcoco_detections import VcocoDetections, read_detections, write_
 from evaluation.vcoco_results import vcoco_results
 from pipeline.annotations.reading import Reading, blemish_line
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
-from pipeline.annotations.vcoco_files import vcoco_files
+from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
 from pipeline.errors import InputError, bad_field
 from pipeline.files import iterate_json, refuse_existing
 from pipeline.types import Detections
@@ -69,6 +69,9 @@ def score_vcoco(config: VcocoConfig) -> list[str]:
     source = find_truth(
         config.actions, config.data, config.vocabulary, usual="vcoco", dataset="v-coco"
     )
+    if config.actions is None and not is_actions_file(source.annotations):
+        expected = "V-COCO's official actions, like vcoco_test.json"
+        raise bad_field(source.annotations, "file", expected, "annotations of another form")
     files = vcoco_files(
         source.annotations, config.instances or source.instances, config.ids or source.ids
     )

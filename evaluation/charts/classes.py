@@ -56,7 +56,7 @@ def class_bars(rows: Sequence[ClassRow], contestant: Contestant) -> Chart:
         figure.set_size_inches(NARROW if narrow else WIDE, sum(strips) + sum(heights) + 0.35)
         grid = figure.add_gridspec(len(strips) + lines, columns, height_ratios=[*strips, *heights])
         for line, kind in enumerate(_kinds(counted) if many else []):
-            _strip(figure.add_subplot(grid[line, :]), counted, kind, colours)
+            _strip(figure.add_subplot(grid[line, :]), counted, kind, colours, narrow)
         for place, (title, group) in enumerate(groups):
             axis = figure.add_subplot(grid[len(strips) + place // columns, place % columns])
             _named(axis, group, most[place // columns], colours)
@@ -148,7 +148,7 @@ def _extremes(rows: Sequence[ClassRow]) -> list[tuple[str, list[ClassRow]]]:
     return [group for group in groups if group[1]]
 
 
-def _strip(axis: Axes, rows: Sequence[ClassRow], kind: str, colours: Colours) -> None:
+def _strip(axis: Axes, rows: Sequence[ClassRow], kind: str, colours: Colours, narrow: bool) -> None:
     """All AP of one kind as a falling outline."""
     own = [row for row in rows if row.unseen == (kind == "unseen")]
     values = 100 * np.array([row.values[0] for row in own], dtype=np.float64)
@@ -156,20 +156,13 @@ def _strip(axis: Axes, rows: Sequence[ClassRow], kind: str, colours: Colours) ->
     axis.stairs(values, np.arange(len(values) + 1), fill=True, **style)
     mean = float(values.mean())
     axis.axhline(mean, color=colours["ink"], linewidth=0.9, linestyle="--")
-    axis.text(
-        0.995 * len(values),
-        mean + 2,
-        f"mean {mean:.1f}",
-        ha="right",
-        va="bottom",
-        fontsize=8.5,
-        color=colours["ink"],
-    )
     axis.set_xlim(0, len(values))
     axis.set_ylim(0, 102)
     label_axis(axis, colours, "interactions by falling AP", "AP")
     star = "★ " if kind == "unseen" else ""
-    title_axis(axis, colours, f"{star}All {len(own)} {kind} interactions")
+    many = f"{len(own)} {kind}" if narrow else f"All {len(own)} {kind} interactions"
+    title = f"{star}{many}, mean {mean:.1f}"
+    title_axis(axis, colours, title, size=9.5 if narrow else 10.5)
 
 
 def _named(axis: Axes, rows: Sequence[ClassRow], room_for: int, colours: Colours) -> None:

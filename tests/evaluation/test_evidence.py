@@ -53,6 +53,21 @@ def test_no_dataset(world, copy, tmp_path):
     assert silent.startswith("The results name no dataset;")
 
 
+def test_annotations_are_enough_for_all_but_pictures(world, runs, copy):
+    file = runs / "world" / "annotations" / "test_hico.json"
+    folder = copy("control", dataset_path=None, annotations=str(file))
+    found = evidence(world, folder)
+    assert len(found.views) == 1 and found.test_counts.sum() > 0
+    assert found.pictures is None and found.training_counts is None
+    assert len(found.notes) == 1 and "--data DATASET" in found.notes[0]
+    assert not evidence(world, copy("teacher", annotations="gone", dataset_path=None)).views
+
+
+def test_annotations_of_other_images(world, runs, copy):
+    file = runs / "world" / "annotations" / "trainval_hico.json"
+    assert not evidence(world, copy("control", dataset_path=None, annotations=str(file))).views
+
+
 def test_data_tells_where_it_lies(world, runs, copy):
     folder = copy("control", dataset_path="gone")
     found = evidence(world, folder, data=runs / "world")

@@ -152,6 +152,11 @@ def test_a_one_based_file_is_named(perfect, vcoco, actions, tmp_path):
         score_vcoco(VcocoConfig(tmp_path / "p.json", actions))
 
 
+def test_a_dataset_without_official_actions(runs):
+    with pytest.raises(InputError, match="found annotations of another form"):
+        score_vcoco(VcocoConfig(runs / "distilled", None, data=runs / "world"))
+
+
 def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
     """A file in the official layout beside a run's, whose pictures are there."""
     pytest.importorskip("matplotlib")
