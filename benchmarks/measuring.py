@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,10 +34,31 @@ class HostReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@dataclass(frozen=True)
+class Turns:
+    """What both sides took.
+
+    Attributes:
+        seconds: of each side, turn by turn.
+    """
+
+    seconds: dict[str, list[float]]
+
+    def ratio(self, slow: str, quick: str) -> float:
+        """Median over the turns of one side's seconds by the other's in the same turn: what the
+        machine does beside it changes more slowly than that."""
+        pairs = zip(self.seconds[slow], self.seconds[quick], strict=True)
+        return round(statistics.median(above / below for above, below in pairs), 3)
+
+    def medians(self) -> dict[str, float]:
+        """Seconds of each side, for JSON."""
+        return {name: round(statistics.median(found), 4) for name, found in self.seconds.items()}
+
+
 def in_turns(
     sides: dict[str, Callable[[], float | None]], turns: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each side, measured in turns after one round that does not count.
+) -> Turns:
+    """Measures sides in turns after one round that does not count.
 
     Args:
         sides: the work by name; what gives a number has measured its seconds itself.
@@ -52,10 +74,4 @@ def in_turns(
                 torch.cuda.synchronize(device)
             if turn:
                 times[name].append(time.perf_counter() - started if own is None else own)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
-def rounded(seconds: dict[str, float], **ratios: float) -> dict[str, Any]:
-    """Seconds and ratios for JSON."""
-    shown = {name: round(value, 4) for name, value in seconds.items()}
-    return {"seconds": shown, **{name: round(value, 3) for name, value in ratios.items()}}
+    return Turns(times)

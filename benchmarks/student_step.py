@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.measuring import HostReads, in_turns, rounded
+from benchmarks.measuring import HostReads, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
 from benchmarks.student_material import made_up_outputs, made_up_sizes, make_images
 from pipeline.boxes import union_boxes
@@ -92,12 +92,12 @@ class Bench:
                     stepper([sample.to(self.device) for sample in samples])
                 return (time.perf_counter() - started) / count
 
-        seconds = in_turns(
+        turns = in_turns(
             {"with": lambda: steps(self.images), "without": lambda: steps(self.without)},
             self.options.turns,
             self.device,
         )
-        return rounded(seconds, ratio=seconds["with"] / seconds["without"])
+        return {"seconds": turns.medians(), "ratio": turns.ratio("with", "without")}
 
     def teacher(self) -> dict[str, Any]:
         """The same step with CLIP scoring the matched pairs' regions inside: in every decoder
@@ -138,7 +138,7 @@ class Bench:
             stepper(self.samples)
             ask(asked())
 
-        seconds = in_turns(
+        turns = in_turns(
             {
                 "cached": lambda: step(list),
                 "every_layer": lambda: step(matched),
@@ -149,11 +149,9 @@ class Bench:
         )
         pairs = matched()
         return {
-            **rounded(
-                seconds,
-                ratio=seconds["every_layer"] / seconds["cached"],
-                ratio_each_pair_once=seconds["each_pair_once"] / seconds["cached"],
-            ),
+            "seconds": turns.medians(),
+            "ratio": turns.ratio("every_layer", "cached"),
+            "ratio_each_pair_once": turns.ratio("each_pair_once", "cached"),
             "clip": self.options.clip_model,
             "regions": {"every_layer": len(pairs), "each_pair_once": len(set(pairs))},
         }
@@ -180,8 +178,8 @@ class Bench:
             stepper(self.samples)
 
         sides = {"ours": ours, "plain": straightforward}
-        seconds = in_turns(sides, self.options.turns, self.device)
-        return rounded(seconds, ratio=seconds["plain"] / seconds["ours"])
+        turns = in_turns(sides, self.options.turns, self.device)
+        return {"seconds": turns.medians(), "ratio": turns.ratio("plain", "ours")}
 
     def losses(self) -> dict[str, Any]:
         """Matching and losses with their gradients alone: batch 16, 64 queries, 20 pairs each."""
@@ -207,9 +205,10 @@ class Bench:
             "ours": lambda: ours().backward(),
             "plain": lambda: plainly().backward(),
         }
-        seconds = in_turns(sides, self.options.turns, self.device)
+        turns = in_turns(sides, self.options.turns, self.device)
         return {
-            **rounded(seconds, ratio=seconds["plain"] / seconds["ours"]),
+            "seconds": turns.medians(),
+            "ratio": turns.ratio("plain", "ours"),
             "pairs_per_image": statistics.mean(len(target) for target in targets),
             "totals": {"ours": ours().item(), "plain": plainly().item()},
             "host_reads": reads,

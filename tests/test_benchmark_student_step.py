@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import student_step
-from benchmarks.measuring import HostReads, in_turns
+from benchmarks.measuring import HostReads, Turns, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
 from benchmarks.student_material import made_up_outputs, make_images
 from student.config import LossConfig, MatcherConfig, StudentConfig
@@ -72,8 +72,14 @@ def small_student():
 def test_turns_change_sides_and_the_first_does_not_count():
     order = []
     sides = {"a": lambda: order.append("a"), "b": lambda: order.append("b") or 2.5}
-    seconds = in_turns(sides, 2, CPU)
-    assert order == ["b", "a", "a", "b", "b", "a"] and seconds["b"] == 2.5 and seconds["a"] < 1
+    seconds = in_turns(sides, 2, CPU).seconds
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert seconds["b"] == [2.5, 2.5] and len(seconds["a"]) == 2
+
+
+def test_ratios_compare_what_ran_side_by_side():
+    turns = Turns({"a": [2.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]})
+    assert turns.ratio("a", "b") == 2 and turns.medians() == {"a": 3, "b": 1}
 
 
 def test_every_part_gives_its_ratio(monkeypatch, capsys):
