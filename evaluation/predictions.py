@@ -46,6 +46,11 @@ def predictions_path(path: Path) -> Path:
     return file
 
 
+def predictions_name(file: Path) -> str:
+    """What people call the predictions of a file: a run's by its folder, others by the file."""
+    return file.resolve().parent.name if file.name == PREDICTIONS else file.stem
+
+
 def write_predictions(
     path: Path | str, detections: Sequence[Detections], vocabulary: Vocabulary
 ) -> None:

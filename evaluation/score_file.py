@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.details import tables
-from evaluation.predictions import predictions_path, read_predictions
+from evaluation.predictions import predictions_name, predictions_path, read_predictions
 from evaluation.results import Results, write_results
 from evaluation.scoring import Scoring, scored_fields
 from evaluation.truth_files import find_truth
@@ -68,7 +68,7 @@ def score_file(config: ScoreConfig) -> list[str]:
     found = read_predictions(path, vocabulary)
     detections = of_annotated_images(path, found, truth)
     results = Results(
-        name=path.parent.resolve().name if config.predictions.is_dir() else path.stem,
+        name=predictions_name(path),
         kind="predictions",
         dataset=files.dataset,
         split=split.name,

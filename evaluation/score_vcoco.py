@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.pickles import refuse_pickle
-from evaluation.predictions import predictions_path, read_predictions
+from evaluation.predictions import predictions_name, predictions_path, read_predictions
 from evaluation.results import vcoco_alone, write_vcoco
 from evaluation.truth_files import find_truth
 from evaluation.vcoco import SCENARIOS, VcocoScores, evaluate_vcoco
@@ -88,7 +88,7 @@ def score_vcoco(config: VcocoConfig) -> list[str]:
     scores = evaluate_vcoco(truth, found)
     if config.json is not None:
         results = vcoco_alone(
-            name=path.parent.resolve().name if config.predictions.is_dir() else path.stem,
+            name=predictions_name(path),
             dataset=source.dataset,
             vocabulary=source.vocabulary.name,
             num_images=len(truth.images),
