@@ -52,10 +52,17 @@ class Criterion:
         matcher: settings of the matching.
         config: weights and forms.
         asked_verbs: (V,) bool, verbs the teacher is asked for.
+        trust: (O + 1,) weights of the teacher's answers about pairs of each object, None for 1.
     """
 
-    def __init__(self, matcher: MatcherConfig, config: LossConfig, asked_verbs: Tensor) -> None:
-        self.config = config
+    def __init__(
+        self,
+        matcher: MatcherConfig,
+        config: LossConfig,
+        asked_verbs: Tensor,
+        trust: Tensor | None = None,
+    ) -> None:
+        self.config, self.trust = config, trust
         self.num_asked = int(asked_verbs.sum())
         self.matcher = TwoStageMatcher(matcher, asked_verbs)
         self.weights = {
@@ -84,7 +91,9 @@ class Criterion:
         parts = {
             **_object_part(layers["pred_object_logits"], batch, matches, self.config),
             **_box_parts(layers, batch, matches),
-            **_verb_parts(layers["pred_verb_logits"], batch, matches, self.config, self.num_asked),
+            **_verb_parts(
+                layers["pred_verb_logits"], batch, matches, self.config, self.num_asked, self.trust
+            ),
             "interactive": _interactive_part(layers["pred_interactive_logits"], batch, matches),
         }
         if "pred_matching_logits" in layers:
@@ -176,7 +185,12 @@ def _box_parts(layers: dict[str, Tensor], batch: TargetBatch, matches: Matches) 
 
 
 def _verb_parts(
-    logits: Tensor, batch: TargetBatch, matches: Matches, config: LossConfig, num_asked: int
+    logits: Tensor,
+    batch: TargetBatch,
+    matches: Matches,
+    config: LossConfig,
+    num_asked: int,
+    trust: Tensor | None,
 ) -> dict[str, _Part]:
     """Hard part: labels and their absence. Soft part: the teacher's answers, the distillation.
 
@@ -197,6 +211,10 @@ def _verb_parts(
         hard_costs = balance * missed**config.gamma * hard_costs
     soft_costs = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
     hard_sums = (hard_costs * ~is_soft).view(num_layers, -1).sum(1)
+    if trust is not None:
+        trusted = torch.ones_like(soft[..., :1])
+        trusted[rows] = trust[batch.object_labels[place], None]
+        soft_costs = soft_costs * trusted
     soft_sums = (soft_costs * is_soft).view(num_layers, -1).sum(1)
 
     entries = logits.new_full((num_layers,), logits[0].numel())

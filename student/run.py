@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from evaluation.results import Results
@@ -15,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.files import sha256_of_file, write_json
 from student.checkpoints import BEST, checkpoint_path, load_checkpoint, restore
 from student.crowding import crowded_line
-from student.distributed import join_team
+from student.distributed import Team, join_team
 from student.evaluate import Evaluated, evaluate_model
 from student.init_report import INIT, Started
 from student.initialise import start_from
@@ -26,6 +27,7 @@ from student.run_folder import WAYS, Start, claimed, goes_on, recorded
 from student.signals import StopSignals
 from student.step import Execution
 from student.train import Trainer, Upkeep
+from student.trust import object_trust
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def run_student(config: RunConfig) -> Results | None:
             execution,
             upkeep,
             material.held_out,
+            _trust(material, team),
         )
         if config.init and not checkpoint_path(config.init).is_file():
             team.say(f"{config.init}: not there any more, and not needed to go on")
@@ -123,6 +126,27 @@ def run_student(config: RunConfig) -> Results | None:
             team.say(line)
         trainer.train(signals)
         return _finish(config, material, trainer)
+
+
+def _trust(material: Material, team: Team) -> torch.Tensor | None:
+    """The weights of the teacher's answers by object, where the recipe wants some."""
+    if not material.recipe.targets.calibrated:
+        return None
+    images, vocabulary = material.images, material.dataset.vocabulary
+
+    def measure() -> np.ndarray:
+        answers = (images.cache[record.id] for record in images.records)
+        held = zip(images.annotations, answers, strict=True)
+        return object_trust(held, material.split, vocabulary)
+
+    trust = team.from_first(measure)
+    least, most = trust[:-1].argmin(), trust[:-1].argmax()
+    team.say(
+        f"the teacher is trusted {trust[:-1].mean():.3f} on average over objects:"
+        f" {vocabulary.objects[least]} {trust[least]:.3f} to {vocabulary.objects[most]}"
+        f" {trust[most]:.3f}"
+    )
+    return torch.from_numpy(trust)
 
 
 def _init_digest(config: RunConfig) -> str | None:

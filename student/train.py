@@ -59,6 +59,7 @@ class Trainer:
         execution: how the machines are used.
         upkeep: checkpoints and logs.
         held_out: training images to evaluate on, None for none.
+        trust: (O + 1,) weights of the teacher's answers, None for 1.
 
     Raises:
         InputError: a step has fewer images than there are processes.
@@ -75,6 +76,7 @@ class Trainer:
         execution: Execution,
         upkeep: Upkeep | None = None,
         held_out: HeldOut | None = None,
+        trust: torch.Tensor | None = None,
     ) -> None:
         train, team = recipe.train, execution.team
         self.recipe, self.run, self.execution = recipe, run, execution
@@ -101,7 +103,7 @@ class Trainer:
         # Convolutions are quicker on channels-last maps, on CPUs and GPUs alike.
         model = model.to(execution.device).to(memory_format=torch.channels_last)
         asked = torch.from_numpy(split.asked_verbs)
-        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution)
+        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution, trust)
         self.readings, self.pace = Readings(execution.device), Pace(execution.device)
         self.state = RunState(self.stepper, vocabulary, split, run, self.upkeep.plan)
         self.loader = DataLoader(

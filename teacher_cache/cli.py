@@ -9,7 +9,7 @@ import click
 
 from pipeline.cli import config_option, device_option, run_command
 from pipeline.errors import InputError
-from teacher_cache.cli_caches import COMMANDS
+from teacher_cache import cli_caches, cli_teachers
 from teacher_cache.cluster.cli import cluster_options
 
 if TYPE_CHECKING:
@@ -209,16 +209,50 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
 @cache.command("world-models")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--only", type=click.Choice(["teacher", "detector"]), help="One of the two.")
+@click.option("--pictures", type=COUNT, help="Pictures that both learn from.  [default: 3000]")
+@click.option("--teacher-steps", type=COUNT, help="Length of its training.  [default: 500]")
+@click.option("--detector-epochs", type=COUNT, help="Length of its training.  [default: 4]")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="Sentence with {ing} and {object} that the teacher learns; give several for a teacher of"
+    " several.  [default: a picture of person {ing} {object}]",
+)
 @device_option
 @config_option
-def world_models(folder: Path, seed: int, device: str) -> None:
+def world_models(
+    folder: Path,
+    seed: int,
+    only: str | None,
+    pictures: int | None,
+    teacher_steps: int | None,
+    detector_epochs: int | None,
+    templates: tuple[str, ...],
+    device: str,
+) -> None:
     """Train the embedded world's teacher and detector into FOLDER."""
+    from dataclasses import replace
+
     from teacher_cache.world_models.train import WorldModels, train_world_models
 
-    train_world_models(folder, WorldModels(seed=seed), device)
+    config = WorldModels(seed=seed)
+    if only is not None:
+        config = replace(config, wanted=(only,))
+    if pictures is not None:
+        config = replace(config, pictures=pictures)
+    if teacher_steps is not None:
+        config = replace(config, teacher=replace(config.teacher, steps=teacher_steps))
+    if detector_epochs is not None:
+        config = replace(config, detector=replace(config.detector, epochs=detector_epochs))
+    if templates:
+        config = replace(config, templates=templates)
+    train_world_models(folder, config, device)
 
 
-for command in COMMANDS:
+for command in (*cli_caches.COMMANDS, *cli_teachers.COMMANDS):
     cache.add_command(command)
 
 

@@ -19,6 +19,8 @@ PLAN = "build.json"
 TEACHER = "teacher.h5"
 SHARDS = "shards"
 LOCK = ".lock"
+# Values of `pairs/source`.
+ANNOTATED, PROPOSED = 0, 1
 
 # Pixels and scores are float32; what a model answered is float16, half the bytes of a folder.
 PAIR_DATASETS: dict[str, np.dtype] = {
@@ -37,6 +39,8 @@ IMAGE_ID = "images/id"
 PAIR_OFFSETS = "images/pair_offsets"
 FAILED_ID = "failed/id"
 FAILED_REASON = "failed/reason"
+# Part of the fingerprint of a mean over caches: their fingerprints.
+ENSEMBLE_OF = "ensemble_of"
 # Parts of the fingerprint that decide what CLIP makes of a sentence.
 TEXT_PARTS = ("clip.model", "clip.weights", "clip.quick_gelu")
 

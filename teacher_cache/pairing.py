@@ -8,10 +8,8 @@ import numpy as np
 
 from pipeline.types import Annotation, Pairs
 from pipeline.vocabulary import Vocabulary
+from teacher_cache.format import ANNOTATED, PROPOSED
 from teacher_cache.soft_targets import askable_objects
-
-ANNOTATED = 0
-PROPOSED = 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pipeline.vocabulary import Vocabulary
 from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import ANNOTATED, PROPOSED
 from teacher_cache.reader import TeacherCache
+from teacher_cache.seen_pairs import pair_labels
 
 MAX_TRIPLETS = 100
 LEAST_IOU = 0.5
@@ -92,16 +93,6 @@ def action_accuracy(held: Iterable[Held], vocabulary: Vocabulary) -> tuple[float
         asked += labels.sum(axis=0)
     per_verb = np.divide(right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
     return num_right / num_asked if num_asked else np.nan, per_verb
-
-
-def pair_labels(annotation: Annotation, vocabulary: Vocabulary) -> np.ndarray:
-    """(P, V) bool: labels of an image's annotated pairs, in the order of `annotated_pairs`."""
-    rows: dict[tuple[int, int], int] = {}
-    hois = [hoi for hoi in annotation.hois.tolist() if hoi[1] >= 0]
-    numbers = [rows.setdefault((human, other), len(rows)) for human, other, _ in hois]
-    labels = np.zeros((len(rows), vocabulary.num_verbs), dtype=bool)
-    labels[numbers, [verb for _, _, verb in hois]] = True
-    return labels
 
 
 def box_recall(held: Iterable[Held], vocabulary: Vocabulary) -> dict[str, float]:

@@ -92,6 +92,7 @@ def remake(
         InputError: as that command does.
     """
     from teacher_cache.build import BuildConfig, build
+    from teacher_cache.ensemble import EnsembleConfig, ensemble
     from teacher_cache.rescore import RescoreConfig, rescore
 
     file = folder / PLAN
@@ -101,6 +102,9 @@ def remake(
     if settings.get(COMMAND) == "rescore":
         rescoring = from_settings(own, RescoreConfig, file)
         rescore(replace(rescoring, out=folder, device=device or rescoring.device), say)
+        return
+    if settings.get(COMMAND) == "ensemble":
+        ensemble(replace(from_settings(own, EnsembleConfig, file), out=folder), say)
         return
     building = from_settings(own, BuildConfig, file)
     building = replace(building, out=folder, device=device or building.device)

@@ -13,7 +13,7 @@ from pipeline.toml import read_toml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "evaluation", "teacher_cache", "student")
-READER_HALF = {"format", "mapping", "prompt_file", "reader", "soft_targets"}
+READER_HALF = {"format", "mapping", "prompt_file", "reader", "seen_pairs", "soft_targets"}
 HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
 # Third-party packages that live in one room, and that room's files.
 ROOMS = {
@@ -21,6 +21,7 @@ ROOMS = {
         *(f"{package}/cli.py" for package in PACKAGES),
         "student/predict_cli.py",
         "teacher_cache/cli_caches.py",
+        "teacher_cache/cli_teachers.py",
         "teacher_cache/cluster/cli.py",
     ],
     "open_clip": ["teacher_cache/clip_", "teacher_cache/world_models/"],

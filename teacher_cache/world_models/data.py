@@ -16,7 +16,7 @@ from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
 from pipeline.world.scene import draw_scene, world_vocabulary
 from teacher_cache.interrupts import interrupts_waiting
-from teacher_cache.prompts import interaction_prompts
+from teacher_cache.prompts import TEMPLATE, interaction_prompts
 from teacher_cache.regions import RegionMode, crop_regions
 
 CHUNK = 50
@@ -39,13 +39,16 @@ class ModelPictures:
     captions: list[str]
 
 
-def draw_model_pictures(seed: int, count: int, crop_size: int) -> ModelPictures:
+def draw_model_pictures(
+    seed: int, count: int, crop_size: int, templates: Sequence[str] = (TEMPLATE,)
+) -> ModelPictures:
     """Draws `count` pictures of the world's part "models" on all cores.
 
     Args:
         seed: of the world.
         count: number of pictures.
         crop_size: S, side of the teacher's input.
+        templates: of the captions.
     """
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     done: list[ModelPictures] = []
@@ -55,7 +58,7 @@ def draw_model_pictures(seed: int, count: int, crop_size: int) -> ModelPictures:
     ):
         try:
             with interrupts_waiting():
-                parts = pool.map(partial(_draw_chunk, seed, crop_size), chunks)
+                parts = pool.map(partial(_draw_chunk, seed, crop_size, templates), chunks)
             for part in parts:
                 done.append(part)
                 progress.advance(len(part.images))
@@ -70,7 +73,9 @@ def draw_model_pictures(seed: int, count: int, crop_size: int) -> ModelPictures:
     )
 
 
-def _draw_chunk(seed: int, crop_size: int, indices: Sequence[int]) -> ModelPictures:
+def _draw_chunk(
+    seed: int, crop_size: int, templates: Sequence[str], indices: Sequence[int]
+) -> ModelPictures:
     vocabulary = world_vocabulary()
     images, annotations, crops, captions = [], [], [], []
     for index in indices:
@@ -78,7 +83,7 @@ def _draw_chunk(seed: int, crop_size: int, indices: Sequence[int]) -> ModelPictu
         images.append(np.asarray(image))
         annotations.append(annotation)
         generator = np.random.default_rng([seed, index])
-        boxes, sentences = captioned_regions(annotation, vocabulary, generator)
+        boxes, sentences = captioned_regions(annotation, vocabulary, generator, templates)
         crops += crop_regions(image, boxes, crop_size, RegionMode())
         captions += sentences
     return ModelPictures(np.stack(images), annotations, np.stack(crops), captions)
@@ -88,7 +93,10 @@ JITTER = (0.0, 0.06)
 
 
 def captioned_regions(
-    annotation: Annotation, vocabulary: Vocabulary, generator: np.random.Generator
+    annotation: Annotation,
+    vocabulary: Vocabulary,
+    generator: np.random.Generator,
+    templates: Sequence[str] = (TEMPLATE,),
 ) -> tuple[np.ndarray, list[str]]:
     """Union boxes of the labelled pairs with their captions.
 
@@ -98,12 +106,13 @@ def captioned_regions(
     Args:
         annotation: of one picture.
         vocabulary: its names.
-        generator: of the jitter.
+        generator: of the jitter, and of the choice among several templates.
+        templates: of the captions.
 
     Returns:
         (2K, 4) boxes xyxy and 2K sentences.
     """
-    prompts = interaction_prompts(vocabulary)
+    prompts = interaction_prompts(vocabulary, templates)
     boxes, sentences = [], []
     for human, thing, verb in annotation.hois:
         pair = annotation.boxes[[human, thing]]
@@ -112,5 +121,6 @@ def captioned_regions(
         for amount in JITTER:
             boxes.append(union + size * generator.uniform(-amount, amount, 4))
             interaction = vocabulary.interaction_ids[verb, annotation.labels[thing]]
-            sentences.append(prompts[interaction][0])
+            choice = generator.integers(len(templates)) if len(templates) > 1 else 0
+            sentences.append(prompts[interaction][choice])
     return np.array(boxes).reshape(-1, 4), sentences

@@ -18,7 +18,7 @@ from pipeline.files import differing_keys, read_json, replacing, write_json
 from pipeline.world.scene import world_vocabulary
 from pipeline.world.write import DRAWING
 from teacher_cache.clip_teacher import FOLDER_WEIGHTS, save_clip
-from teacher_cache.prompts import interaction_prompts
+from teacher_cache.prompts import TEMPLATE, interaction_prompts
 from teacher_cache.world_models.data import ModelPictures, draw_model_pictures
 from teacher_cache.world_models.detector import DetectorTraining, train_detector
 from teacher_cache.world_models.processes import Report, run_side_by_side
@@ -34,6 +34,7 @@ from teacher_cache.world_models.teacher import (
 from teacher_cache.world_models.tokenizer import WordTokenizer
 
 PLAN, DETECTOR, TEACHER = "world_models.json", "detector.safetensors", "teacher"
+MODELS = ("teacher", "detector")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class WorldModels:
         seed: of pictures and training.
         teacher, detector: the recipes.
         precision: see `pipeline.devices.autocast`.
+        templates: sentences that the teacher learns, each region with one of them.
+        wanted: which of `MODELS` are trained.
     """
 
     pictures: int = 3000
@@ -52,10 +55,17 @@ class WorldModels:
     teacher: TeacherTraining = field(default_factory=TeacherTraining)
     detector: DetectorTraining = field(default_factory=DetectorTraining)
     precision: str = "auto"
+    templates: tuple[str, ...] = (TEMPLATE,)
+    wanted: tuple[str, ...] = MODELS
 
     def plan(self) -> dict[str, Any]:
         """What the trained weights depend on."""
-        return {"drawing": DRAWING, **asdict(self)}
+        plan = {"drawing": DRAWING, **asdict(self), "templates": list(self.templates)}
+        del plan["wanted"]
+        if self.templates == (TEMPLATE,):
+            # Models of the time before there was a choice are still these.
+            del plan["templates"]
+        return plan
 
 
 def train_world_models(folder: Path, config: WorldModels, device: str) -> None:
@@ -68,18 +78,20 @@ def train_world_models(folder: Path, config: WorldModels, device: str) -> None:
         InputError: the folder holds models of another seed or recipe.
     """
     resolve_device(device)
+    interaction_prompts(world_vocabulary(), config.templates)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, config.plan())
     wanted: dict[str, tuple[Callable[..., None], int]] = {}
-    if not (folder / TEACHER / FOLDER_WEIGHTS).is_file():
+    if "teacher" in config.wanted and not (folder / TEACHER / FOLDER_WEIGHTS).is_file():
         wanted["teacher"] = (_teach, config.teacher.steps * config.teacher.batch_size)
-    if not (folder / DETECTOR).is_file():
+    if "detector" in config.wanted and not (folder / DETECTOR).is_file():
         used = config.pictures - config.pictures % config.detector.batch_size
         wanted["detector"] = (_detect, config.detector.epochs * used)
     if not wanted:
-        print(f"{folder}: teacher and detector are there already")
+        verb = "are" if len(config.wanted) > 1 else "is"
+        print(f"{folder}: {' and '.join(config.wanted)} {verb} there already")
         return
-    pictures = draw_model_pictures(config.seed, config.pictures, IMAGE_SIZE)
+    pictures = draw_model_pictures(config.seed, config.pictures, IMAGE_SIZE, config.templates)
     threads = max(1, (os.cpu_count() or 1) // len(wanted))
     run_side_by_side(
         {
@@ -98,7 +110,8 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
     if (folder / PLAN).is_file():
         found = read_json(folder / PLAN)
         if found != plan:
-            changed = differing_keys(found, plan)
+            held = found if isinstance(found, dict) else {}
+            changed = differing_keys(found, {**dict.fromkeys(held), **plan})
             raise InputError(
                 f"{folder}: holds models with another {' and '.join(changed)}; name a new folder"
             )
@@ -119,7 +132,7 @@ def _teach(
 ) -> None:
     torch.set_num_threads(threads)
     vocabulary, place = world_vocabulary(), resolve_device(device)
-    prompts = interaction_prompts(vocabulary)
+    prompts = interaction_prompts(vocabulary, config.templates)
     words = sorted({word for group in prompts for prompt in group for word in prompt.split()})
     tokenizer = WordTokenizer(words, CONTEXT_LENGTH)
     model = train_teacher(

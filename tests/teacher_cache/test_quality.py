@@ -8,7 +8,6 @@ from teacher_cache.quality import (
     HeldImages,
     action_accuracy,
     box_recall,
-    pair_labels,
     pair_recall,
     to_detections,
 )
@@ -68,14 +67,6 @@ def test_the_best_hundred(vocabulary):
     found = to_detections("a", given, vocabulary)
     assert len(found.scores) == 100
     assert (np.diff(found.scores) <= 0).all()
-
-
-def test_pair_labels_follow_the_pairs(vocabulary):
-    own = annotation([0, 2, HOLD], [0, 1, RIDE], [0, 2, THROW], [0, -1, HOLD])
-    labels = pair_labels(own, vocabulary)
-    assert len(labels) == len(annotated_pairs(own)) == 2
-    assert np.flatnonzero(labels[0]).tolist() == [HOLD, THROW]
-    assert np.flatnonzero(labels[1]).tolist() == [RIDE]
 
 
 def test_accuracy_of_no_images(vocabulary):

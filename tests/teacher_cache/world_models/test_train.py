@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,3 +122,36 @@ def test_no_such_device(tmp_path):
     with pytest.raises(InputError, match="--device"):
         train_world_models(tmp_path / "models", SHORT, "abacus")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_teacher_of_several_sentences_alone(trained, tmp_path, vocabulary, capsys):
+    templates = ("a picture of person {ing} {object}", "photo {ing} the {object}")
+    config = replace(SHORT, templates=templates, wanted=("teacher",))
+    train_world_models(tmp_path / "models", config, "cpu")
+    assert not (tmp_path / "models/detector.safetensors").exists()
+    words = read_json(tmp_path / "models/teacher/words.json")["words"]
+    assert {"photo", "the", "person"} <= set(words)
+    plan = read_json(tmp_path / "models/world_models.json")
+    assert plan["templates"] == list(templates)
+    assert "templates" not in read_json(trained / "world_models.json")
+    capsys.readouterr()
+    train_world_models(tmp_path / "models", config, "cpu")
+    assert "teacher is there already" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds models with another templates"):
+        train_world_models(tmp_path / "models", replace(config, templates=templates[:1]), "cpu")
+
+
+def test_bad_sentences_leave_nothing_behind(tmp_path):
+    with pytest.raises(InputError, match="--template: expected a sentence"):
+        train_world_models(tmp_path / "models", replace(SHORT, templates=("hi",)), "cpu")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["a picture of person {ing} {object}", "person {ing} {object}", "a person {ing} a {object}"],
+)
+def test_the_plain_teacher_has_words_for_several_sentences(trained, vocabulary, template):
+    teacher = ClipTeacher(ClipConfig(str(trained / "teacher")), torch.device("cpu"))
+    prompts = [group[0] for group in interaction_prompts(vocabulary, (template,))]
+    assert np.isfinite(teacher.encode_texts(prompts)).all()
