@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from pipeline.files import refuse_existing, write_json
 from pipeline.progress import track
@@ -83,6 +82,9 @@ def judged_pairs(
     Raises:
         InputError: dataset or split do not fit, or no pair has a seen label and an alternative.
     """
+    # Rescoring without labels opens no picture, and loads nothing that could.
+    from pipeline.datasets import open_dataset
+
     dataset = open_dataset(labelled.dataset)
     split = load_split(dataset.vocabulary, labelled.split)
     part = str(cache.manifest["parts"].get("part"))

@@ -199,7 +199,10 @@ def from_nowhere(config, dataset, build_config):
 @pytest.mark.parametrize(
     "make, text",
     [
-        (lambda config, *_: config, "expected --template, --vocabulary, --temperature or --fit-temperature"),
+        (
+            lambda config, *_: config,
+            "expected --template, .* or --fit-temperature, found nothing",
+        ),
         (without_embeddings, "expected region embeddings, found none"),
         (with_another_clip, "expected the cache's own CLIP, found another .clip.weights: "),
         (of_an_unknown_word, "painting"),
