@@ -49,6 +49,9 @@ def drawn(draw: Draw, colours: Colours, narrow: bool = False) -> Figure:
         for side, spine in axis.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(colours["grid"])
+        # What lies inside a panel needs no room around it; only texts may reach beyond.
+        for artist in (*axis.patches, *axis.lines, *axis.collections):
+            artist.set_in_layout(False)
     # Laid out by hand: saving a figure that has an engine of its own draws it all one time more.
     ConstrainedLayoutEngine(wspace=0.06).execute(figure)
     return figure

@@ -67,6 +67,7 @@ def error_bars(rows: Sequence[ErrorRow]) -> Chart:
                     va="center_baseline",
                     fontsize=8,
                     color=colours["ink"],
+                    in_layout=False,
                     bbox={
                         "boxstyle": "round,pad=0.18",
                         "facecolor": colours["card"],
@@ -131,6 +132,7 @@ def confusion_matrix(
                     va="center",
                     fontsize=size,
                     color=colours["ink"],
+                    in_layout=False,
                 )
         axis.set_xticks(np.arange(len(columns)), columns, rotation=90)
         axis.set_yticks(np.arange(len(shown)), starred)
