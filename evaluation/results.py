@@ -65,6 +65,9 @@ class Results:
         dataset_path, annotations, predictions, metrics_log: the test dataset's folder, the file
             of its test annotations (told where there may be no such folder), the predictions
             file and the training log; relative to the results file on disk, usable paths here.
+        shots: labelled pairs of every unseen interaction that the student saw all the same.
+        sources: further sources it learned from: `name`, `cache` (its fingerprint), `images`, how
+            many of these are `labelled`, and `protocol`.
         extra: further fractions worth reporting, by name, the most telling first.
         per_verb, per_object: mAP over the interactions of each verb and object that has some with
             ground truth.
@@ -89,6 +92,8 @@ class Results:
     training_split: str | None = None
     distillation: bool | None = None
     seed: int | None = None
+    shots: int = 0
+    sources: tuple[dict[str, Any], ...] = ()
     dataset_path: Path | None = None
     annotations: Path | None = None
     predictions: Path | None = None
@@ -223,6 +228,8 @@ def read_results(path: Path | str) -> Results:
         training_split=optional("training_split", str, "a split's name"),
         distillation=optional("distillation", bool, "true or false"),
         seed=optional("seed", int, "a whole number"),
+        shots=optional("shots", int, "a whole number") or 0,
+        sources=tuple(optional("sources", list, "a list of sources") or ()),
         dataset_path=beside("dataset_path"),
         annotations=beside("annotations"),
         predictions=beside("predictions"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,18 @@ def ask_for(split: Split, verbs: str, vocabulary: Vocabulary) -> Split:
     return replace(split, asked_verbs=asked)
 
 
-def keep_seen(annotation: Annotation, split: Split, vocabulary: Vocabulary) -> Annotation:
+def keep_seen(
+    annotation: Annotation, split: Split, vocabulary: Vocabulary, shown: Collection[int] = ()
+) -> Annotation:
     """What training may look at: no unseen label, and no box that only unseen labels point at.
 
     A label without object goes when its verb is unseen with every object.
+
+    Args:
+        annotation: all labels.
+        split: what is unseen.
+        vocabulary: of both.
+        shown: rows of `annotation.hois` that stay, unseen or not.
     """
     unseen_hois = split.unseen_mask(vocabulary.num_interactions)
     unseen_pairs = vocabulary.valid & unseen_hois[vocabulary.interaction_ids]
@@ -100,6 +109,7 @@ def keep_seen(annotation: Annotation, split: Split, vocabulary: Vocabulary) -> A
     objects, verbs = annotation.hois[:, 1:].T
     labels = annotation.labels[objects]
     unseen = np.where(objects >= 0, unseen_pairs[verbs, labels], unseen_verbs[verbs])
+    unseen[list(shown)] = False
     hois = annotation.hois[~unseen]
     named = np.unique(hois[:, :2])
     kept = named[named >= 0]

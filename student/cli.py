@@ -10,6 +10,7 @@ import click
 
 from evaluation.cli import details_option, scoring_from, scoring_options
 from pipeline.cli import config_option, device_option, run_command
+from student.cli_sources import source_options
 
 if TYPE_CHECKING:
     from evaluation.results import Results
@@ -34,9 +35,7 @@ def train() -> None:
 
 
 @train.command()
-@click.option("--data", required=True, type=PATH, help="Dataset folder.")
-@click.option("--cache", required=True, type=PATH, help="Teacher cache of its training part.")
-@click.option("--split", required=True, help="Zero-shot split: a name or a TOML file.")
+@source_options
 @click.option("--out", required=True, type=PATH, help="Run folder.")
 @click.option(
     "--preset",
@@ -177,6 +176,7 @@ def student(
     data: Path,
     cache: Path,
     split: str,
+    extra: tuple[str, ...],
     out: Path,
     preset: str,
     init: Path | None,
@@ -199,12 +199,13 @@ def student(
 
     Where an option names no default, it is the preset's.
     """
+    from student.extra import find_places
     from student.material import Wanted
     from student.run import RunConfig, run_student
 
     options["distillation"] = False if no_distillation else None
     config = RunConfig(
-        Wanted(data, cache, split, preset, options, ask),
+        Wanted(data, cache, split, preset, options, ask, find_places(extra)),
         out,
         init=init,
         device=device,

@@ -9,20 +9,25 @@ import numpy as np
 from pipeline.splits import Split, keep_seen
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
+from student.shots import Shown
 
 
 def crowded_line(
-    annotations: Sequence[Annotation], split: Split, vocabulary: Vocabulary, num_queries: int
+    annotations: Sequence[Annotation],
+    split: Split,
+    vocabulary: Vocabulary,
+    num_queries: int,
+    shown: Shown | None = None,
 ) -> str | None:
     """Says which images teach fewer pairs than they have; None where there are none.
 
     Every query is matched in such an image, and the pairs that fit worst go without.
     """
-    crowded = {}
-    for annotation in annotations:
+    crowded, shown = {}, shown or {}
+    for place, annotation in enumerate(annotations):
         # Labels are at least as many as pairs, and quicker to count.
         if len(annotation.hois) > num_queries:
-            seen = keep_seen(annotation, split, vocabulary)
+            seen = keep_seen(annotation, split, vocabulary, shown.get(place, ()))
             pairs = len(np.unique(seen.hois[:, :2], axis=0))
             if pairs > num_queries:
                 crowded[annotation.image_id] = pairs

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from student.augmentation import Augmentation
 from student.geometry import NUM_DRAWS
 from student.pair_targets import ImageTargets, TargetConfig, image_targets
 from student.sampling import Key, mix
+from student.shots import Shown
 from student.targets import Targets
 from teacher_cache.format import ImageAnswers
 from teacher_cache.reader import TeacherCache
@@ -46,6 +48,7 @@ class Sample:
         image: (3, h, w) normalised.
         targets: its pairs.
         boxes, labels: (M, 4) cxcywh in [0, 1] and (M,): the frozen detector's boxes.
+        source: number of the source it comes from, 0 for the main one.
     """
 
     image_id: str
@@ -53,6 +56,7 @@ class Sample:
     targets: Targets
     boxes: Tensor
     labels: Tensor
+    source: int = 0
 
     def to(self, device: torch.device) -> Sample:
         """The same sample on another device; copies do not block."""
@@ -62,6 +66,7 @@ class Sample:
             targets=self.targets.to(device),
             boxes=self.boxes.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            source=self.source,
         )
 
     def pin_memory(self) -> Sample:
@@ -72,6 +77,7 @@ class Sample:
             targets=self.targets.pin_memory(),
             boxes=self.boxes.pin_memory(),
             labels=self.labels.pin_memory(),
+            source=self.source,
         )
 
 
@@ -88,6 +94,10 @@ class TrainingImages(Dataset[Sample]):
         augmentation: changes image and boxes together.
         seed: of the augmentation.
         embedding_dim: D of the teacher's embeddings that samples have of their regions; 0 for none.
+        shown: rows of labels, by image, that teach although the split hides them.
+        source: 0 for the main source, whose images count as annotated, whatever their labels;
+            images of others do where they have a seen label.
+        name: what logs call the source.
     """
 
     def __init__(
@@ -101,11 +111,16 @@ class TrainingImages(Dataset[Sample]):
         augmentation: Augmentation,
         seed: int,
         embedding_dim: int = 0,
+        shown: Shown | None = None,
+        source: int = 0,
+        name: str = "",
     ) -> None:
         self.records, self.annotations, self.cache = records, annotations, cache
         self.split, self.vocabulary, self.config = split, vocabulary, config
         self.augmentation, self.seed = augmentation, seed
-        self.embedding_dim = embedding_dim
+        self.embedding_dim, self.shown, self.source = embedding_dim, shown or {}, source
+        self.name = name
+        self._places: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -121,7 +136,7 @@ class TrainingImages(Dataset[Sample]):
 
     def sizes(self, epoch: int) -> np.ndarray:
         """(N, 2) heights and widths that the samples of an epoch will have."""
-        return self.augmentation.sizes(self.image_sizes, _draws(self.seed, epoch, len(self)))
+        return self.augmentation.sizes(self.image_sizes, self._draws(epoch))
 
     def targets(self, index: int) -> ImageTargets:
         """The untransformed targets of image `index`."""
@@ -135,24 +150,57 @@ class TrainingImages(Dataset[Sample]):
             self.config,
             self.cache.protocol,
             _by_pair(answers, self.embedding_dim) if self.embedding_dim else None,
+            self.shown.get(index, ()),
+            is_main=self.source == 0,
         )
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample of `(epoch, index)`."""
         epoch, index = key
         image = TF.pil_to_tensor(read_image(self.records[index].path))
-        transform = partial(self.augmentation, draws=_draws(self.seed, epoch, len(self))[index])
+        transform = partial(self.augmentation, draws=self._draws(epoch)[index])
         # Colours draw from torch's generator; seeding it here, and putting it back, makes a
         # sample independent of the worker that prepares it and of what came before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.seed, epoch, index))
-            return make_sample(self.records[index].id, image, self.targets(index), transform)
+            sample = make_sample(self.records[index].id, image, self.targets(index), transform)
+            return replace(sample, source=self.source) if self.source else sample
+
+    def _draws(self, epoch: int) -> np.ndarray:
+        """The (N, `NUM_DRAWS`) numbers in [0, 1) that place the images of an epoch."""
+        places = self._places.get(epoch)
+        if places is None:
+            places = np.random.default_rng((self.seed, epoch)).random((len(self), NUM_DRAWS))
+            # Steps are taken in one epoch while the next one's first samples are prepared.
+            self._places = {**dict(list(self._places.items())[-1:]), epoch: places}
+        return places
 
 
-@lru_cache(maxsize=2)
-def _draws(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The (count, `NUM_DRAWS`) numbers in [0, 1) that place the images of an epoch."""
-    return np.random.default_rng((seed, epoch)).random((count, NUM_DRAWS))
+class ImagesOfSources(Dataset[Sample]):
+    """The images of several sources, numbered one source after the other.
+
+    Args:
+        sources: at least one.
+    """
+
+    def __init__(self, sources: Sequence[TrainingImages]) -> None:
+        self.sources = sources
+        self._ends = np.cumsum([len(source) for source in sources]).tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of `(epoch, index)`, the epoch being that of its source."""
+        epoch, index = key
+        place = bisect_right(self._ends, index)
+        first = self._ends[place - 1] if place else 0
+        return self.sources[place][epoch, index - first]
+
+
+def sizes_of_all(sources: Sequence[TrainingImages], epoch: int) -> np.ndarray:
+    """(N, 2) heights and widths of the samples of an epoch, one source after the other."""
+    return np.concatenate([source.sizes(epoch) for source in sources])
 
 
 def make_sample(
@@ -191,6 +239,7 @@ def make_sample(
             seen=torch.from_numpy(targets.seen)[kept],
             interactive=torch.from_numpy(targets.interactive)[kept],
             embeddings=_kept_rows(targets.embeddings, kept),
+            annotated=torch.tensor([targets.annotated]),
         ),
         boxes=_relative(changed["found"], width, height)[kept_boxes],
         labels=torch.from_numpy(targets.labels)[kept_boxes],

@@ -39,6 +39,8 @@ class Evaluated:
     distillation: bool | None = None
     seed: int | None = None
     metrics_log: Path | None = None
+    shots: int = 0
+    sources: tuple[dict[str, Any], ...] = ()
 
 
 def evaluate_model(
@@ -72,10 +74,12 @@ def evaluate_model(
         dataset=dataset.name,
         split=source.split.name,
         num_images=len(records),
-        protocol=source.protocol,
+        protocol=_protocol(source),
         training_split=source.training_split,
         distillation=source.distillation,
         seed=source.seed,
+        shots=source.shots,
+        sources=source.sources,
         dataset_path=dataset.root,
         predictions=out / PREDICTIONS,
         metrics_log=source.metrics_log,
@@ -100,6 +104,12 @@ def evaluate_model(
         source.split.unseen,
     )
     return results
+
+
+def _protocol(source: Evaluated) -> Any:
+    """Where candidates came from; annotated boxes of any source make it the annotated one."""
+    protocols = {one["protocol"] for one in source.sources}
+    return "annotated" if "annotated" in protocols else source.protocol
 
 
 def evaluate_checkpoint(
@@ -153,6 +163,8 @@ def evaluate_checkpoint(
             distillation=recipe.targets.distillation,
             seed=recipe.train.seed,
             metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
+            shots=recipe.train.shots,
+            sources=opened.sources,
         )
     else:
         source = Evaluated(file.stem, asked)

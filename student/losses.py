@@ -29,11 +29,13 @@ class Losses:
     Attributes:
         by_name: every loss without its weight, (L,) over the decoder layers, the last one final.
         weighted: every loss with its weight, a scalar summed over the layers.
+        by_image: what every image adds to these, (B,) without gradient.
         matches: the matching behind them.
     """
 
     by_name: dict[str, Tensor]
     weighted: dict[str, Tensor]
+    by_image: dict[str, Tensor]
     matches: Matches
 
     @property
@@ -47,6 +49,12 @@ class Criterion:
 
     Sums are divided by counts over the whole batch. With several processes every count is the
     average over them, so that the gradients' average is the gradient of the whole batch.
+
+    Where nobody annotated interactions (`Targets.annotated`), the absence of a label says nothing.
+    Of such an image, queries that take a candidate learn its object, its boxes and the teacher's
+    answers above 0, as everywhere. Others that overlap a candidate, a pair of which nobody knows
+    what goes on in it, learn nothing. The rest, where the detector sees no pair, learns that there
+    is none; verbs are no part of that.
 
     Args:
         matcher: settings of the matching.
@@ -88,8 +96,9 @@ class Criterion:
         layers = stack_layers(outputs)
         batch = TargetBatch.of(targets)
         matches = self.matcher({name: value.detach() for name, value in layers.items()}, batch)
+        judged = _judged(batch, matches)
         parts = {
-            **_object_part(layers["pred_object_logits"], batch, matches, self.config),
+            **_object_part(layers["pred_object_logits"], batch, matches, judged, self.config),
             **_box_parts(layers, batch, matches),
             **_verb_parts(
                 layers["pred_verb_logits"], batch, matches, self.config, self.num_asked, self.trust
@@ -97,12 +106,14 @@ class Criterion:
             "interactive": _interactive_part(layers["pred_interactive_logits"], batch, matches),
         }
         if "pred_matching_logits" in layers:
-            parts["matching"] = _matching_part(layers["pred_matching_logits"], matches)
+            parts["matching"] = _matching_part(layers["pred_matching_logits"], matches, judged)
         if "pred_verb_embeddings" in layers and batch.embeddings.shape[-1]:
             parts["embedding"] = _embedding_part(layers["pred_verb_embeddings"], batch, matches)
-        by_name = _divide(parts)
+        divided = _divide(parts)
+        by_name = {name: loss.sum(1) for name, loss in divided.items()}
         weighted = {name: self.weights[name] * loss.sum() for name, loss in by_name.items()}
-        return Losses(by_name=by_name, weighted=weighted, matches=matches)
+        by_image = {n: self.weights[n] * loss.detach().sum(0) for n, loss in divided.items()}
+        return Losses(by_name=by_name, weighted=weighted, by_image=by_image, matches=matches)
 
 
 def stack_layers(outputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -117,10 +128,10 @@ def stack_layers(outputs: dict[str, Any]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A loss on its way: (L,) sums, what they are divided by, and how that count is treated.
+    """A loss on its way: sums, what they are divided by, and how that count is treated.
 
     Attributes:
-        sums: (L,) sums over this process's batch.
+        sums: (L, B) sums over every image of this process's batch.
         counts: (L,) counts of this process, averaged over processes before use.
         least: lower bound of the averaged count.
         extra: added to the whole batch's count.
@@ -140,27 +151,35 @@ def _divide(parts: dict[str, _Part]) -> dict[str, Tensor]:
     for (name, part), count in zip(parts.items(), counts, strict=True):
         if part.empty_is_one:
             count = torch.where(count > 0, count, 1 / processes)
-        divided[name] = part.sums / (count.clamp(min=part.least) + part.extra / processes)
+        count = count.clamp(min=part.least) + part.extra / processes
+        divided[name] = part.sums / count[:, None]
     return divided
 
 
+def _judged(batch: TargetBatch, matches: Matches) -> Tensor:
+    """(L, B, Q) bool: queries of which it is known whether they have a pair."""
+    judged = batch.annotated[None].to(matches.covers.device) | ~matches.covers.any(-1)
+    judged[_rows(matches)] = True
+    return judged
+
+
 def _object_part(
-    logits: Tensor, batch: TargetBatch, matches: Matches, config: LossConfig
+    logits: Tensor, batch: TargetBatch, matches: Matches, judged: Tensor, config: LossConfig
 ) -> dict[str, _Part]:
     """Cross-entropy over all queries; those without a pair are "no pair", at a low weight."""
     num_layers, no_pair = len(logits), logits.shape[-1] - 1
     labels = logits.new_full(logits.shape[:3], no_pair, dtype=torch.int64)
     labels[_rows(matches)] = batch.object_labels[matches.images, matches.targets]
-    weights = torch.where(labels == no_pair, config.no_pair_weight, 1.0)
+    weights = torch.where(labels == no_pair, config.no_pair_weight, 1.0) * judged
     costs = functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none") * weights
     # The weights can add up to nothing when "no pair" weighs nothing and no query has a pair.
     counts = weights.view(num_layers, -1).sum(1)
-    return {"object": _Part(costs.view(num_layers, -1).sum(1), counts, least=EPSILON**2)}
+    return {"object": _Part(costs.sum(2), counts, least=EPSILON**2)}
 
 
 def _box_parts(layers: dict[str, Tensor], batch: TargetBatch, matches: Matches) -> dict[str, _Part]:
     """L1 and GIoU of matched boxes; pairs without object box have no object part."""
-    num_layers = len(layers["pred_human_boxes"])
+    shape = layers["pred_human_boxes"].shape[:2]
     rows, place = _rows(matches), (matches.images, matches.targets)
     object_boxes = batch.object_boxes[place]
     has_object = (object_boxes != 0).any(-1)
@@ -170,12 +189,12 @@ def _box_parts(layers: dict[str, Tensor], batch: TargetBatch, matches: Matches) 
         costs = (predicted - boxes).abs().sum(-1), 1 - overlaps(predicted, boxes)[1]
         if counted is not None:
             costs = costs[0] * counted, costs[1] * counted
-        return _by_layer(costs[0], matches, num_layers), _by_layer(costs[1], matches, num_layers)
+        return _by_image(costs[0], matches, shape), _by_image(costs[1], matches, shape)
 
     human_box, human_giou = part("pred_human_boxes", batch.human_boxes[place], None)
     object_box, object_giou = part("pred_object_boxes", object_boxes, has_object)
-    pairs = human_box.new_full((num_layers,), matches.num_final)
-    objects = _by_layer(has_object.float(), matches, num_layers)
+    pairs = human_box.new_full(shape[:1], matches.num_final)
+    objects = _by_image(has_object.float(), matches, shape).sum(1)
     return {
         "human_box": _Part(human_box, pairs, least=1),
         "human_giou": _Part(human_giou, pairs, least=1),
@@ -210,18 +229,19 @@ def _verb_parts(
         balance = torch.where(hard > 0, config.alpha, 1 - config.alpha)
         hard_costs = balance * missed**config.gamma * hard_costs
     soft_costs = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-    hard_sums = (hard_costs * ~is_soft).view(num_layers, -1).sum(1)
     if trust is not None:
         trusted = torch.ones_like(soft[..., :1])
         trusted[rows] = trust[batch.object_labels[place], None]
         soft_costs = soft_costs * trusted
-    soft_sums = (soft_costs * is_soft).view(num_layers, -1).sum(1)
+    annotated = batch.annotated.to(logits.device)
+    hard_sums = (hard_costs * ~is_soft * annotated[None, :, None]).flatten(2).sum(2)
+    soft_sums = (soft_costs * is_soft).flatten(2).sum(2)
 
     entries = logits.new_full((num_layers,), logits[0].numel())
     if config.verb_loss == "focal_bce":
         hard_part = _Part(hard_sums, hard.view(num_layers, -1).sum(1), empty_is_one=True)
     else:
-        hard_part = _Part(hard_sums, entries)
+        hard_part = _Part(hard_sums, entries * annotated.float().mean(), empty_is_one=True)
     if config.soft_normalisation == "entries":
         soft_part = _Part(soft_sums, entries)
     else:
@@ -239,17 +259,18 @@ def _interactive_part(logits: Tensor, batch: TargetBatch, matches: Matches) -> _
     positive[_rows(matches)] |= matches.is_candidate
     counted = positive | ~(matches.covers & unlabelled).any(-1)
     costs = functional.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction="none")
-    sums = (costs * counted).view(len(logits), -1).sum(1)
-    return _Part(sums, counted.view(len(logits), -1).float().sum(1), empty_is_one=True)
+    return _Part(
+        (costs * counted).sum(2), counted.view(len(logits), -1).float().sum(1), empty_is_one=True
+    )
 
 
-def _matching_part(logits: Tensor, matches: Matches) -> _Part:
+def _matching_part(logits: Tensor, matches: Matches, judged: Tensor) -> _Part:
     """Cross-entropy of whether a query has a pair (CDN's matching head)."""
     matched = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
     matched[_rows(matches)] = 1
     costs = functional.cross_entropy(logits.movedim(-1, 1), matched, reduction="none")
-    costs = costs.view(len(logits), -1)
-    return _Part(costs.sum(1), costs.new_full((len(logits),), costs.shape[1]))
+    counts = judged.view(len(logits), -1).float().sum(1)
+    return _Part((costs * judged).sum(2), counts, empty_is_one=True)
 
 
 def _embedding_part(predicted: Tensor, batch: TargetBatch, matches: Matches) -> _Part:
@@ -258,9 +279,9 @@ def _embedding_part(predicted: Tensor, batch: TargetBatch, matches: Matches) -> 
     wanted = batch.embeddings[matches.images, matches.targets].float()
     known = (wanted != 0).any(-1).float()
     costs = (1 - functional.cosine_similarity(predicted[_rows(matches)], wanted, dim=-1)) * known
-    num_layers = len(predicted)
-    counts = _by_layer(known, matches, num_layers)
-    return _Part(_by_layer(costs, matches, num_layers), counts, empty_is_one=True)
+    shape = predicted.shape[:2]
+    counts = _by_image(known, matches, shape).sum(1)
+    return _Part(_by_image(costs, matches, shape), counts, empty_is_one=True)
 
 
 def _rows(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,6 +289,9 @@ def _rows(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
     return matches.layers, matches.images, matches.queries
 
 
-def _by_layer(values: Tensor, matches: Matches, num_layers: int) -> Tensor:
-    """Sums the (M,) values of matched pairs over each layer."""
-    return values.new_zeros(num_layers).index_add(0, matches.layers, values)
+def _by_image(values: Tensor, matches: Matches, shape: Sequence[int]) -> Tensor:
+    """Sums the (M,) values of matched pairs over each layer and image, (L, B)."""
+    num_layers, num_images = shape
+    rows = matches.layers * num_images + matches.images
+    sums = values.new_zeros(num_layers * num_images).index_add(0, rows, values)
+    return sums.view(num_layers, num_images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from pipeline.vocabulary import Vocabulary
 from student.augmentation import training_augmentation
 from student.data import TrainingImages
 from student.distributed import Team
+from student.extra import Extra, Place, gather_extra
 from student.held_out import HeldOut, hold_out
 from student.recipe import Recipe, preset
+from student.shots import draw_shots
 from student.teacher_texts import TeacherTexts, reading_options, teacher_texts
 from teacher_cache.reader import TeacherCache, open_cache
 
@@ -30,6 +33,7 @@ class Wanted:
         options: fields of the recipe's parts that differ from the preset, None for those that do
             not; `backbone_learning_rate` too.
         ask: verbs the teacher is asked for, one of `pipeline.splits.ASKED`.
+        extra: further sources of training images.
     """
 
     data: Path
@@ -38,6 +42,7 @@ class Wanted:
     preset: str
     options: dict[str, Any]
     ask: str = "split"
+    extra: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +53,7 @@ class Material:
         dataset, cache, split, recipe: as wanted.
         images: to train on.
         held_out: left out of training to be evaluated on, None for none.
+        extra: further sources to train on.
         texts: for a verb head that reads, None for a linear one.
     """
 
@@ -57,7 +63,13 @@ class Material:
     recipe: Recipe
     images: TrainingImages
     held_out: HeldOut | None
+    extra: list[Extra]
     texts: TeacherTexts | None = None
+
+    @cached_property
+    def sources(self) -> tuple[dict[str, Any], ...]:
+        """What the further sources are; see `evaluation.results.Results`."""
+        return tuple(one.about() for one in self.extra)
 
     def plan(self, init: str | None, resume: str | None) -> dict[str, Any]:
         """What the run's result depends on, for files.
@@ -69,6 +81,7 @@ class Material:
         return {
             "dataset": self.dataset.name,
             "cache": self.cache.fingerprint,
+            "extra": list(self.sources),
             "split": {
                 "name": self.split.name,
                 "unseen": list(self.split.unseen),
@@ -91,6 +104,8 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
     split = ask_for(load_split(vocabulary, wanted.split), wanted.ask, vocabulary)
     cache = open_cache(wanted.cache)
     recipe = _recipe(wanted, vocabulary, cache)
+    if recipe.train.mix is not None and not wanted.extra:
+        raise InputError("--mix: expected --extra beside it, found none")
     annotations = dataset.load("train")
     if line := annotations.blemish_line():
         team.say(line)
@@ -108,6 +123,8 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
     train = recipe.train
     own, held = hold_out(train.hold_out, len(kept), train.seed)
     chosen, others = ([kept[place] for place in places] for places in (own, held))
+    labels = [annotations.annotations[index] for index in chosen]
+    shot_seed = train.seed if train.shot_seed is None else train.shot_seed
     return Material(
         dataset,
         cache,
@@ -115,7 +132,7 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
         recipe,
         TrainingImages(
             [records[index] for index in chosen],
-            [annotations.annotations[index] for index in chosen],
+            labels,
             cache,
             split,
             vocabulary,
@@ -123,6 +140,8 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
             training_augmentation(train.augmentation),
             train.seed,
             recipe.model.text_dim if recipe.losses.embedding_weight else 0,
+            draw_shots(labels, split, vocabulary, train.shots, shot_seed),
+            name=dataset.name,
         ),
         HeldOut(
             [records[index] for index in others],
@@ -133,6 +152,7 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
         )
         if others
         else None,
+        gather_extra(wanted.extra, dataset, cache, split, recipe, team),
         teacher_texts(cache, vocabulary) if recipe.model.verb_head == "text" else None,
     )
 

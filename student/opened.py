@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.splits import FULL, Split, load_split
@@ -25,6 +26,7 @@ class Opened:
         vocabulary: what its classes mean.
         split: what it was trained on; everything for a published checkpoint, which does not say.
         ours: trained by this project, so that recipe and split are facts.
+        sources: further sources it learned from; see `evaluation.results.Results`.
     """
 
     model: HOIDetector
@@ -32,6 +34,7 @@ class Opened:
     vocabulary: Vocabulary
     split: Split
     ours: bool
+    sources: tuple[dict[str, Any], ...] = ()
 
 
 def open_student(
@@ -60,7 +63,10 @@ def open_student(
                 f"{file}: expected a student of the vocabulary {vocabulary.name}, found {own.name}"
             )
         model = restore(checkpoint, file)
-        return Opened(model, checkpoint.recipe, own, checkpoint.split, ours=True)
+        state = checkpoint.state
+        # Best weights are kept without a plan.
+        sources = tuple(state.get("sources", state.get("plan", {}).get("extra", ())))
+        return Opened(model, checkpoint.recipe, own, checkpoint.split, ours=True, sources=sources)
     model = model_from_published(content, file, num_heads)
     vocabulary = vocabulary or _shipped(model, file)
     counts = vocabulary.num_objects, vocabulary.num_verbs

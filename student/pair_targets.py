@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +32,7 @@ class ImageTargets:
         boxes, labels: (M, 4) float32 xyxy and (M,) int64: what the frozen detector found.
         embeddings: (P, D) float16, the teacher's embedding of a pair's region, 0 where it did not
             look; (0, 0) where nobody wants them.
+        annotated: what has no label is absent; False where nobody looked for interactions.
     """
 
     human_boxes: np.ndarray
@@ -43,6 +45,7 @@ class ImageTargets:
     boxes: np.ndarray
     labels: np.ndarray
     embeddings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float16))
+    annotated: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def image_targets(
     config: TargetConfig,
     protocol: str = "detector",
     embeddings: np.ndarray | None = None,
+    shown: Collection[int] = (),
+    is_main: bool = True,
 ) -> ImageTargets:
     """Joins an image's annotation with the teacher's answers under a split.
 
@@ -91,8 +96,12 @@ def image_targets(
             "annotated" ones.
         embeddings: (P, D) the teacher's embeddings of the regions of `pairs`, for a student that
             learns from them.
+        shown: rows of the annotation's labels that teach although the split hides them.
+        is_main: the image is of the main source, and annotated whatever its labels; one of a
+            further source is where training may see a label of it. Hidden labels do not count,
+            so that nothing follows from their being there.
     """
-    seen = keep_seen(annotation, split, vocabulary)
+    seen = keep_seen(annotation, split, vocabulary, shown)
     rows, inverse = _unique_pairs(seen.hois)
     humans = seen.boxes[rows[:, 0]]
     objects, labels = _objects(seen, rows[:, 1], vocabulary.num_objects)
@@ -133,6 +142,7 @@ def image_targets(
         boxes=boxes,
         labels=box_labels,
         embeddings=looks,
+        annotated=is_main or len(rows) > 0,
     )
 
 

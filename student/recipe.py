@@ -42,6 +42,10 @@ class TrainConfig:
         hold_out: training images left out to evaluate on: a share below 1, or their number.
         evaluate_every: epochs between evaluations on these; 0 evaluates after the last one only.
         keep: the weights that the run ends with, "last" or "best" on the held-out images.
+        shots: labelled pairs of every unseen interaction that training sees all the same.
+        shot_seed: chooses these; None takes `seed`.
+        mix: share of a step's images that come from further sources, where there are some; None
+            for their share of all images.
     """
 
     epochs: int = 90
@@ -63,6 +67,9 @@ class TrainConfig:
     hold_out: float = 0.0
     evaluate_every: int = 0
     keep: str = "last"
+    shots: int = 0
+    shot_seed: int | None = None
+    mix: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -75,7 +82,7 @@ class TrainConfig:
         below("ema", self.ema, 0, 1)
         for name in (
             *("learning_rate", "backbone_factor", "weight_decay", "clip_norm", "drop_epoch"),
-            *("warmup_steps", "hold_out", "evaluate_every"),
+            *("warmup_steps", "hold_out", "evaluate_every", "shots"),
         ):
             at_least(name, getattr(self, name), 0)
         if self.schedule != "step" and self.warmup_steps:
@@ -83,6 +90,8 @@ class TrainConfig:
         if not self.hold_out and (self.evaluate_every or self.keep == "best"):
             wish = "evaluate_every" if self.evaluate_every else "keep"
             raise InputError(f"{wish}: expected a hold_out above 0 beside it, found 0")
+        if self.shot_seed is not None and not self.shots:
+            raise InputError("shot_seed: expected shots above 0 beside it, found 0")
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ from student.checkpoints import BEST, checkpoint_path, load_checkpoint, restore
 from student.crowding import crowded_line
 from student.distributed import Team, join_team
 from student.evaluate import Evaluated, evaluate_model
+from student.extra import BETWEEN
 from student.init_report import INIT, Started
 from student.initialise import start_from
 from student.material import Material, Wanted, gather_material
 from student.metrics import METRICS
 from student.model import HOIDetector
-from student.run_folder import WAYS, Start, claimed, goes_on, recorded
+from student.run_folder import SHOTS, WAYS, Start, claimed, goes_on, recorded
+from student.shots import shot_list
 from student.signals import StopSignals
 from student.step import Execution
 from student.train import Trainer, Upkeep
@@ -65,7 +67,10 @@ class RunConfig:
         """What the result does not depend on, for the run's folder."""
         given = {name: value for name, value in vars(self).items() if name not in ("wanted", "out")}
         places = {"data": self.wanted.data, "cache": self.wanted.cache, "init": self.init}
-        paths = {name: None if path is None else str(path) for name, path in places.items()}
+        paths: dict[str, Any] = {
+            name: None if path is None else str(path) for name, path in places.items()
+        }
+        paths["extra"] = [f"{one.data}{BETWEEN}{one.cache}" for one in self.wanted.extra]
         return {**given, **paths, "preset": self.wanted.preset, "processes": processes}
 
 
@@ -116,14 +121,20 @@ def run_student(config: RunConfig) -> Results | None:
             upkeep,
             material.held_out,
             _trust(material, team),
+            [one.images for one in material.extra],
         )
         if config.init and not checkpoint_path(config.init).is_file():
             team.say(f"{config.init}: not there any more, and not needed to go on")
         _begin(trainer, start, started)
         if line := crowded_line(
-            material.images.annotations, material.split, vocabulary, model.config.num_queries
+            material.images.annotations,
+            material.split,
+            vocabulary,
+            model.config.num_queries,
+            material.images.shown,
         ):
             team.say(line)
+        _tell_shots(config.out, material, team)
         trainer.train(signals)
         return _finish(config, material, trainer)
 
@@ -166,6 +177,20 @@ def _init_digest(config: RunConfig) -> str | None:
     return digest
 
 
+def _tell_shots(run: Path, material: Material, team: Team) -> None:
+    """Lists the unseen labels that the run may see, in its folder and in one line."""
+    train, images = material.recipe.train, material.images
+    if not train.shots:
+        return
+    shots = shot_list(images.annotations, images.shown, material.dataset.vocabulary)
+    if team.first:
+        write_json(run / SHOTS, shots)
+    team.say(
+        f"{len(shots)} labels of {len(material.split.unseen)} unseen interactions are seen,"
+        f" at most {train.shots} of each: {run / SHOTS}"
+    )
+
+
 def _begin(trainer: Trainer, start: Start, started: Started | None) -> None:
     team = trainer.execution.team
     if started is not None and team.first:
@@ -194,5 +219,7 @@ def _finish(config: RunConfig, material: Material, trainer: Trainer) -> Results 
         distillation=recipe.targets.distillation,
         seed=recipe.train.seed,
         metrics_log=out / METRICS,
+        shots=recipe.train.shots,
+        sources=material.sources,
     )
     return evaluate_model(model, recipe, material.dataset, source, out, trainer.execution)

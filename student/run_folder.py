@@ -24,11 +24,11 @@ from student.pictures import PICTURES
 from student.run_log import RANK_LOGS, TENSORBOARD
 from student.saving import checkpoints_of, newest_whole
 
-CONFIG, LOCK = "config.json", ".lock"
+CONFIG, LOCK, SHOTS = "config.json", ".lock", "shots.json"
 DAMAGED = "checkpoint-damaged.pt"
 FILES = (
     *(CHECKPOINT, PREVIOUS, DAMAGED, BEST, INIT, METRICS, EVALUATIONS),
-    *(RESULTS, PREDICTIONS, REPORT),
+    *(RESULTS, PREDICTIONS, REPORT, SHOTS),
 )
 FOLDERS = (RANK_LOGS, TENSORBOARD, PICTURES)
 WAYS = AUTO, NEVER = "auto", "never"

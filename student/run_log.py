@@ -17,6 +17,7 @@ from pipeline.progress import Progress
 from student.distributed import Team
 from student.metrics import EVALUATIONS, METRICS, rewind
 from student.readings import Reading
+from student.step import IMAGES
 
 RANK_LOGS = "logs"
 TENSORBOARD = "tensorboard"
@@ -121,7 +122,7 @@ class RunLog:
         rate = reading.record["images_per_second"]
         numbers = torch.tensor([*reading.values.values(), rate], dtype=torch.float64)
         *mean, rate = self._team.mean(numbers).tolist()
-        line = _line(reading, dict(zip(reading.values, mean, strict=True)))
+        line = _line(reading, dict(zip(reading.values, mean, strict=True)), self._team.size)
         line["images_per_second"] = round(self._team.size * rate, 2)
         self._note = summary(line)
         if self._all is not None:
@@ -129,6 +130,9 @@ class RunLog:
             self._all.flush()
         if self._board is not None:
             losses = {f"losses/{name}": value for name, value in line.pop("losses").items()}
+            for source, values in line.pop("sources", {}).items():
+                losses[f"{source}/{IMAGES}"] = values[IMAGES]
+                losses |= {f"{source}/{name}": value for name, value in values["losses"].items()}
             self._show(reading.step, {**line, **losses})
 
     def evaluated(self, step: int, epoch: int, metrics: dict[str, float], best: bool) -> None:
@@ -153,13 +157,25 @@ class RunLog:
         return self._open.enter_context(open(path, "a", encoding="utf-8"))
 
 
-def _line(reading: Reading, values: dict[str, float]) -> dict[str, Any]:
+def _line(reading: Reading, values: dict[str, float], processes: int = 1) -> dict[str, Any]:
+    """A reading as the log has it; `values` are means over so many processes."""
     assert reading.record is not None
+    losses: dict[str, float] = {}
+    sources: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        source, slash, loss = name.rpartition("/")
+        if slash and loss == IMAGES:
+            sources.setdefault(source, {"losses": {}})[IMAGES] = round(value * processes)
+        elif slash:
+            sources.setdefault(source, {"losses": {}})["losses"][loss] = value
+        elif name not in NOT_LOSSES:
+            losses[name] = value
     return {
         **reading.record,
         "loss": values["total"],
-        "losses": {name: value for name, value in values.items() if name not in NOT_LOSSES},
+        "losses": losses,
         "gradient_norm": values["gradient"],
+        **({"sources": sources} if sources else {}),
     }
 
 

@@ -72,7 +72,8 @@ class RunState:
 
     def save_best(self) -> None:
         """Writes the weights beside the checkpoint, as the best ones."""
-        best = self._checkpoint({"step": self.step})
+        sources = self.plan.get("extra", [])
+        best = self._checkpoint({"step": self.step, "sources": sources})
         self._team.from_first(lambda: save_checkpoint(self.run / BEST, best))
 
     def resume(self, checkpoint: Checkpoint, file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +25,9 @@ from student.model import HOIDetector
 from student.optimiser import build_optimiser, build_schedule
 from student.output_trees import cut_off, joined, tensors
 from student.recipe import Recipe
+
+# Beside the losses of each source: how many of a step's images are its own.
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Stepper:
         steps_per_epoch: for the schedule.
         execution: see there.
         trust: (O + 1,) weights of the teacher's answers, see `Criterion`.
+        sources: names of the sources that samples come from, by number; none where there is one.
     """
 
     FIELDS = ("model", "optimizer", "scheduler", "averages")
@@ -72,8 +77,10 @@ class Stepper:
         steps_per_epoch: int,
         execution: Execution,
         trust: Tensor | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
         self.recipe, self.model, self.execution = recipe, model, execution
+        self.sources = sources
         device, train = execution.device, recipe.train
         trust = None if trust is None else trust.to(device)
         self.criterion = Criterion(recipe.matcher, recipe.losses, asked_verbs.to(device), trust)
@@ -110,6 +117,8 @@ class Stepper:
         Returns:
             The weighted losses by name, their `total` and the `gradient`'s norm before clipping,
             still on the device. Averaged over the processes they are those of the whole batch.
+            With several sources also "source/loss", what the source's images add to a loss, and
+            "source/images", their number in this process.
         """
         self.optimizer.zero_grad(set_to_none=True)
         own = [sample.image.shape[-2:] for sample in samples]
@@ -144,8 +153,10 @@ class Stepper:
             self.averaged.updates = state["averages"]
 
     def losses(self, outputs: dict[str, Any], samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """The criterion's weighted losses, the dense head's, and their `total`."""
-        losses = dict(self.criterion(outputs, [sample.targets for sample in samples]).weighted)
+        """The criterion's weighted losses, the dense head's, their `total`, and the criterion's by
+        source."""
+        found = self.criterion(outputs, [sample.targets for sample in samples])
+        losses = dict(found.weighted)
         if "dense" in outputs:
             train = self.recipe.train
             dense = dense_losses(
@@ -157,6 +168,9 @@ class Stepper:
             losses["dense_class"] = train.dense_class_weight * dense["dense_class"]
             losses["dense_box"] = train.dense_box_weight * dense["dense_box"]
         losses["total"] = torch.stack(list(losses.values())).sum()
+        if self.sources:
+            numbers = torch.tensor([sample.source for sample in samples])
+            losses |= by_source(found.by_image, numbers, self.sources)
         return losses
 
     def _whole(self, samples: Sequence[Sample], frame: Sequence[int]) -> dict[str, Tensor]:
@@ -206,6 +220,28 @@ class Stepper:
         if isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()
+
+
+def by_source(
+    values: dict[str, Tensor], numbers: Tensor, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Sums by source.
+
+    Args:
+        values: (B,) of every image, by name.
+        numbers: (B,) of the images' sources, on the host.
+        names: of the sources.
+
+    Returns:
+        "source/name" of every value, and "source/images", how many there are.
+    """
+    table = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))])
+    rows = functional.one_hot(numbers, len(names)).to(table, non_blocking=True)
+    return {
+        f"{source}/{name}": number
+        for source, column in zip(names, (table @ rows).unbind(1), strict=True)
+        for name, number in zip([*values, IMAGES], column.unbind(), strict=True)
+    }
 
 
 def _send_back(output: Any, end: Any) -> None:

@@ -27,6 +27,8 @@ class Targets:
         interactive: (N,) bool, False where a seen label says "no interaction".
         embeddings: (N, D) float16, the teacher's embedding of a pair's region, 0 where it did not
             look; (0, 0) for students that do not learn from it.
+        annotated: (1,) bool: what has no label in this image is absent. False where nobody looked
+            for interactions: there, only the teacher's answers say anything about verbs.
     """
 
     human_boxes: Tensor
@@ -37,6 +39,7 @@ class Targets:
     seen: Tensor
     interactive: Tensor
     embeddings: Tensor = field(default_factory=lambda: torch.zeros(0, 0), kw_only=True)
+    annotated: Tensor = field(default_factory=lambda: torch.ones(1).bool(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.object_labels)
@@ -56,7 +59,8 @@ FIELDS = tuple(entry.name for entry in fields(Targets))
 
 @dataclass(frozen=True, eq=False)
 class TargetBatch(Targets):
-    """Targets of B images, each field padded to (B, N, ...) with N the largest number of pairs.
+    """Targets of B images, each field padded to (B, N, ...) with N the largest number of pairs;
+    `annotated` is (B, 1).
 
     Attributes:
         counts: pairs of every image.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,16 +17,17 @@ from torch.utils.data import DataLoader
 from pipeline.errors import InputError
 from pipeline.splits import Split
 from pipeline.vocabulary import Vocabulary
-from student.data import Sample, TrainingImages
+from student.data import ImagesOfSources, Sample, TrainingImages, sizes_of_all
 from student.held_out import HeldOut
+from student.mixing import Pool, shares
 from student.model import HOIDetector
 from student.readings import Reading, Readings, not_finite
 from student.recipe import Recipe
 from student.run_log import Pace, RunLog
 from student.run_state import RunState
-from student.sampling import StepSampler
 from student.signals import Stop, StopSignals, leave
 from student.step import Execution, Stepper
+from student.step_sampler import StepSampler
 from student.workers import Batches, plain_errors, start_work
 
 
@@ -60,9 +62,10 @@ class Trainer:
         upkeep: checkpoints and logs.
         held_out: training images to evaluate on, None for none.
         trust: (O + 1,) weights of the teacher's answers, None for 1.
+        extra: images of further sources.
 
     Raises:
-        InputError: a step has fewer images than there are processes.
+        InputError: a step has fewer images than there are processes, or none for a source.
     """
 
     def __init__(
@@ -77,11 +80,22 @@ class Trainer:
         upkeep: Upkeep | None = None,
         held_out: HeldOut | None = None,
         trust: torch.Tensor | None = None,
+        extra: Sequence[TrainingImages] = (),
     ) -> None:
         train, team = recipe.train, execution.team
         self.recipe, self.run, self.execution = recipe, run, execution
         self.upkeep, self.held_out = upkeep or Upkeep(), held_out
-        images_a_step = min(train.batch_size, len(images))
+        sources = [images, *extra]
+        # Headers of all images are read by one process for all.
+        for source in sources:
+            source.image_sizes = team.from_first(partial(getattr, source, "image_sizes"))
+        own, pool = train.batch_size, None
+        if extra:
+            pool_size = sum(map(len, extra))
+            own, others = shares(train.batch_size, len(images), pool_size, train.mix)
+            team.say(f"every step: {own} images of the dataset, {others} of further sources")
+            pool = Pool(partial(sizes_of_all, extra), pool_size, len(images), others)
+        images_a_step = min(own, len(images)) + train.batch_size - own
         if images_a_step < team.size:
             raise InputError(
                 f"batch_size: expected an image a step for each of {team.size} processes,"
@@ -91,23 +105,23 @@ class Trainer:
             images.sizes,
             len(images),
             train.epochs,
-            train.batch_size,
+            own,
             train.seed,
             team.rank,
             team.size,
             train.last_batch,
+            pool,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        # Headers of all images are read by one process for all.
-        images.image_sizes = team.from_first(lambda: images.image_sizes)
         # Convolutions are quicker on channels-last maps, on CPUs and GPUs alike.
         model = model.to(execution.device).to(memory_format=torch.channels_last)
         asked = torch.from_numpy(split.asked_verbs)
-        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution, trust)
+        names = [source.name for source in sources] if extra else []
+        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution, trust, names)
         self.readings, self.pace = Readings(execution.device), Pace(execution.device)
         self.state = RunState(self.stepper, vocabulary, split, run, self.upkeep.plan)
         self.loader = DataLoader(
-            images,
+            ImagesOfSources(sources) if extra else images,
             batch_sampler=self.sampler,
             num_workers=execution.workers,
             collate_fn=list,

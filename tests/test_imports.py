@@ -19,6 +19,7 @@ HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotl
 ROOMS = {
     "click": [
         *(f"{package}/cli.py" for package in PACKAGES),
+        "student/cli_sources.py",
         "student/predict_cli.py",
         "teacher_cache/cli_caches.py",
         "teacher_cache/cli_teachers.py",

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -329,6 +330,81 @@ def test_matching_head_learns_which_queries_hold_a_pair():
     logits = outputs["pred_matching_logits"].transpose(1, 2)
     expected = torch.nn.functional.cross_entropy(logits, labels)
     torch.testing.assert_close(losses.by_name["matching"], expected[None])
+
+
+def unlabelled(count):
+    return replace(some_targets([False] * count), annotated=torch.tensor([False]))
+
+
+def place(outputs, boxes):
+    """Puts the first queries onto boxes, the others onto nothing."""
+    rest = torch.tensor([0.8, 0.8, 0.05, 0.05]).expand(NUM_QUERIES - len(boxes), 4)
+    for layer in [*outputs["aux_outputs"], outputs]:
+        for name in ("pred_human_boxes", "pred_object_boxes"):
+            layer[name] = torch.cat([boxes, rest])[None]
+
+
+def test_where_nobody_annotated_only_what_is_known_teaches():
+    """Of three candidates two are taken; the third's query learns nothing at all."""
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.6, 0.6, 0.1, 0.1]])
+    target = replace(unlabelled(3), human_boxes=boxes, object_boxes=boxes)
+    outputs = some_outputs(1, num_layers=1, matching=True)
+    place(outputs, boxes)
+    found = criterion(MatcherConfig(interactive_threshold=0.0, topk=2))(outputs, [target])
+    taken = found.matches.queries.tolist()
+    (left,) = {0, 1, 2} - set(taken)
+    names = ("pred_object_logits", "pred_verb_logits", "pred_interactive_logits",
+             "pred_matching_logits")  # fmt: skip
+    taught = [
+        gradient[0].abs().sum(-1) > 0
+        for gradient in torch.autograd.grad(found.total, [outputs[name] for name in names])
+    ]
+    for name, queries in zip(names, taught, strict=True):
+        verbs = name == "pred_verb_logits"
+        for query in range(NUM_QUERIES):
+            assert queries[query] == (query in taken if verbs else query != left), (name, query)
+    assert not found.by_name["verb_hard"].any() and found.by_name["verb_soft"].all()
+    gradient = torch.autograd.grad(
+        criterion()(outputs, [target]).total, outputs["pred_verb_logits"]
+    )[0]
+    # Verbs that the teacher gave nothing, or was not asked for, carry no loss.
+    assert not gradient[..., : NUM_VERBS - 1].any() and gradient[..., -1].any()
+
+
+def test_an_annotated_image_teaches_the_same_beside_one_that_is_not():
+    outputs = some_outputs(1, num_layers=1, matching=True)
+    both = {
+        name: torch.cat([value, some_outputs(1, 1, seed=9, matching=True)[name]])
+        for name, value in outputs.items()
+        if name != "aux_outputs"
+    }
+    target = some_targets([True, False, True])
+    alone = criterion()(outputs, [target])
+    beside = criterion()({**both, "aux_outputs": []}, [target, unlabelled(2)])
+    assert beside.weighted["verb_hard"] == alone.weighted["verb_hard"]
+    assert beside.by_image["verb_hard"].tolist() == [alone.weighted["verb_hard"].item(), 0]
+
+
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_batch_that_nobody_annotated(verb_loss, count):
+    outputs = some_outputs(2, matching=True)
+    found = criterion(verb_loss=verb_loss)(outputs, [unlabelled(count), unlabelled(0)])
+    found.total.backward()
+    for value in (
+        *found.weighted.values(),
+        *(x.grad for x in leaves(outputs) if x.grad is not None),
+    ):
+        assert torch.isfinite(value).all()
+    assert found.weighted["verb_hard"] == 0 and found.weighted["object"] > 0
+
+
+def test_what_images_add_to_a_loss_is_the_loss():
+    outputs, targets = whole_batch()
+    found = criterion()(outputs, targets)
+    for name, value in found.weighted.items():
+        assert found.by_image[name].shape == (4,) and not found.by_image[name].requires_grad
+        torch.testing.assert_close(found.by_image[name].sum(), value.detach())
 
 
 def whole_batch():

@@ -7,8 +7,6 @@ import torch
 
 from student.geometry import NUM_DRAWS, draw_geometries
 from student.sampling import (
-    LAST_BATCHES,
-    StepSampler,
     epoch_batches,
     padding_share,
     steps_per_epoch,
@@ -81,27 +79,6 @@ def test_large_and_small_batches_are_mixed_over_the_epoch():
     assert means.std() < np.std(areas) / 2
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-@pytest.mark.parametrize(("count", "batch"), [(100, 8), (5, 8)])
-def test_processes_share_the_batches_of_one(world_size, count, batch):
-    sizes = made_up_sizes(count)
-    samplers = [
-        StepSampler(lambda epoch: sizes + epoch, count, 2, batch, 3, rank, world_size)
-        for rank in range(world_size)
-    ]
-    whole = list(StepSampler(lambda epoch: sizes + epoch, count, 2, batch, 3))
-    shares = [list(one) for one in samplers]
-    for step, keys in enumerate(whole):
-        parts = [share[step] for share in shares]
-        assert sorted(key for part in parts for key in part) == sorted(keys)
-        lengths = [len(part) for part in parts]
-        assert max(lengths) - min(lengths) <= 1
-        # All processes pad as far as one would, whoever has the largest image.
-        images = [index for _, index in keys]
-        largest = tuple((sizes[images] + keys[0][0]).max(0))
-        assert [one.frame(step) for one in samplers] == [largest] * world_size
-
-
 def test_the_share_of_padding():
     sizes = np.array([[10, 20], [20, 10], [20, 20]])
     assert padding_share(sizes, [[0], [1], [2]]) == 0
@@ -133,29 +110,6 @@ def test_grouping_of_hico_dets_images_wastes_less_than_half_the_padding():
     draws = np.random.default_rng(1).random((len(sizes), NUM_DRAWS))
     grouped, random = waste(draw_geometries(sizes, draws).sizes, 16)
     assert grouped < random / 2
-
-
-def sampler(**changes):
-    sizes = made_up_sizes(50)
-    return StepSampler(lambda epoch: sizes + epoch, 50, 3, 8, seed=5, **changes)
-
-
-def test_a_loader_gets_the_batches_of_all_epochs():
-    one = sampler(rank=1, world_size=2)
-    expected = [
-        [(epoch, index) for index in batch[1::2]]
-        for epoch in range(3)
-        for batch in epoch_batches(made_up_sizes(50) + epoch, 8, 5, epoch)
-    ]
-    assert list(one) == expected and len(one) == len(expected) == 18
-
-
-@pytest.mark.parametrize("last_batch", LAST_BATCHES)
-@pytest.mark.parametrize("step", [0, 1, 5, 6, 7, 13, 17, 18])
-def test_a_resumed_run_goes_on_in_its_order(step, last_batch):
-    whole, rest = sampler(last_batch=last_batch), sampler(last_batch=last_batch)
-    rest.first_step = step
-    assert list(rest) == list(whole)[step:] and len(rest) == len(whole) - step
 
 
 @pytest.mark.parametrize(

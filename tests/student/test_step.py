@@ -27,7 +27,7 @@ def different_sizes(samples):
 def emptied(sample):
     """The sample without a pair and without a detected box."""
     nothing = {name: value[:0] for name, value in vars(sample.targets).items()}
-    targets = Targets(**nothing)
+    targets = Targets(**{**nothing, "annotated": sample.targets.annotated})
     return replace(sample, targets=targets, boxes=sample.boxes[:0], labels=sample.labels[:0])
 
 
