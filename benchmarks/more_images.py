@@ -28,6 +28,7 @@ from pipeline.errors import InputError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
+from student.mixing import shares
 
 LABELS_ALONE, DISTILLED, MORE_IMAGES = "labels_alone", "distilled", "more_images"
 
@@ -160,9 +161,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         cache = caches[folder] = plan.out / f"{folder.name}-cache"
         stages.run(cache.name, "eoid-cache", "build", folder, "--out", cache, *asked)
 
-    own = plan.batch_size - min(
-        max(1, round(plan.mix * plan.batch_size)), plan.batch_size - 1
-    )  # of the labelled pictures
+    own, _ = shares(plan.batch_size, plan.labelled, plan.unlabelled, plan.mix)
     epochs = {
         name: max(1, round(plan.steps / max(1, plan.labelled // size)))
         for name, size in (

@@ -205,3 +205,27 @@ def test_a_stopped_run_with_further_sources_ends_with_the_same_bits(
     mine, theirs = (load_checkpoint(one.out / "checkpoint.pt") for one in (stopped, config))
     for name, value in theirs.weights.items():
         assert torch.equal(mine.weights[name], value), name
+
+
+def test_two_processes_mix_as_one_does(start, start_team, student_words, sources, tmp_path):
+    further = [f"{sources[name].data}:{sources[name].cache}" for name in ("none", "all")]
+    config = tmp_path / "options.toml"
+    config.write_text(f"extra = {json.dumps(further)}\nmix = 0.6\n")
+    options = ("--config", config, "--batch-size", 7, "--epochs", 1, "--workers", 0)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    ends = [one() for one in start_team(student_words(together, *options))]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    code, out, err = start(student_words(alone, *options))()
+    assert code == 0 and "every step: 3 images of the dataset, 4 of further sources" in out, err
+    mine, theirs = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (alone, together)
+    )
+    assert len(mine) == len(theirs) == 5
+    for first, second in zip(mine, theirs, strict=True):
+        for name, one in first["sources"].items():
+            other = second["sources"][name]
+            assert one["images"] == other["images"]
+            # Later steps follow weights that differ by rounding.
+            if first["step"] == 1:
+                assert other["losses"] == pytest.approx(one["losses"], rel=1e-3, abs=1e-5), name
