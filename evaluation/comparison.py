@@ -93,9 +93,7 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
         grouped = _regroup(result, lead.unseen, vocabulary)
         role = _role(result)
         if role == "predictions":
-            source = "from a checkpoint" if result.kind == "student" else ROLES[role][1]
-            note = source + (", after pairwise NMS" if result.nms else "")
-            others.append(Contestant(role, result.name, note, (grouped,)))
+            others.append(Contestant(role, result.name, _note(result), (grouped,)))
         else:
             members[role].append(grouped)
     titles = dict(ROLES) if lead.unseen else {**ROLES, "all_labels": FULLY_SUPERVISED}
@@ -118,9 +116,25 @@ def _role(result: Results) -> Role:
     # Nobody knows what a published checkpoint was trained on.
     if result.kind == "predictions" or result.training_split is None:
         return "predictions"
+    # What had more to learn from stands for itself, and is no further seed of what had not.
+    if result.shots or result.sources:
+        return "predictions"
     if result.training_split == FULL:
         return "all_labels"
     return "distilled" if result.distillation else "control"
+
+
+def _note(result: Results) -> str:
+    """What made a result that stands for itself."""
+    further = [f"images of {source['name']}" for source in result.sources]
+    if result.shots:
+        labels = "a label" if result.shots == 1 else f"{result.shots} labels"
+        further.insert(0, f"{labels} of every unseen interaction")
+    if further:
+        source = f"with {' and '.join(further)}"
+    else:
+        source = "from a checkpoint" if result.kind == "student" else ROLES["predictions"][1]
+    return source + (", after pairwise NMS" if result.nms else "")
 
 
 def _regroup(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -> Results:

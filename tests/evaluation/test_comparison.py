@@ -166,3 +166,23 @@ def test_rows_are_limited_unseen_first(world, make):
     rows, left_out = action_rows(comparison, 4)
     assert [row.unseen for row in rows] == [True, True, True, False]
     assert left_out == f"The {world.num_verbs - 4} actions with fewest objects are left out."
+
+
+def test_what_had_more_to_learn_from_stands_for_itself(world, make):
+    source = {"name": "pictures", "cache": "0", "images": 5, "labelled": 0, "protocol": "detector"}
+    found = compare(
+        [
+            make(0.5, seed=0),
+            make(0.7, seed=1),
+            make(0.8, name="five", shots=5),
+            make(0.9, name="more", sources=(source,)),
+            make(0.95, name="both", shots=1, sources=(source,)),
+        ],
+        world,
+    )
+    assert [(one.title, one.note) for one in found.contestants[1:]] == [
+        ("five", "with 5 labels of every unseen interaction"),
+        ("more", "with images of pictures"),
+        ("both", "with a label of every unseen interaction and images of pictures"),
+    ]
+    assert found.contestants[0].metric("unseen") == pytest.approx(0.6)
