@@ -96,7 +96,9 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartCheck:
     try:
         annotations = dataset.load(name, strict, survey=True)
     except InputError as error:
-        check.problems.append(str(error))
+        # Pictures without annotations are missed by both.
+        if str(error) not in check.problems:
+            check.problems.append(str(error))
         return check
     check.annotated = len(annotations.annotations)
     check.labels = annotations.num_labels

@@ -100,6 +100,21 @@ def test_all_problems_stand_in_the_table_and_are_counted_in_the_line(small_datas
     assert text.count(", first ") == 3 and line.endswith("(and 2 more)")
 
 
+def test_pictures_are_counted_whatever_their_annotations_are(small_dataset, checked):
+    (small_dataset / "annotations/trainval_hico.json").write_text("")
+    (train, test), text, _ = checked()
+    assert (train.images, train.annotated, len(train.problems)) == (2, 0, 1)
+    assert (test.images, test.problems) == (1, []) and "2 / 38118" in text
+
+
+def test_a_missing_folder_is_told_once(small_dataset, checked):
+    (small_dataset / "dataset.toml").write_text(
+        'vocabulary = "hico-det"\n[train]\nimages = "gone"\n[test]\nimages = "images/test2015"\n'
+    )
+    (train, _), text, _ = checked()
+    assert len(train.problems) == 1 and text.count("no such folder of images") == 1
+
+
 def test_boxes_are_held_against_the_pictures(small_dataset, checked):
     change(small_dataset / ANNOTATIONS, "[5, 40, 50, 70]", "[5, 40, 101, 70]")
     checks, _, line = checked()
