@@ -106,6 +106,8 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
     recipe = _recipe(wanted, vocabulary, cache)
     if recipe.train.mix is not None and not wanted.extra:
         raise InputError("--mix: expected --extra beside it, found none")
+    if recipe.train.shots and not split.unseen:
+        raise InputError(f"--shots: expected a split that hides something, found {split.name}")
     annotations = dataset.load("train")
     if line := annotations.blemish_line():
         team.say(line)

@@ -143,6 +143,8 @@ def test_sources_that_do_not_fit(wanted, sources, cache_path, tmp_path):
     refused("expected every source once", Place(none.data, cache_path))
     refused("none: no such dataset folder", Place(tmp_path / "none", none.cache))
     refused("--mix: expected --extra beside it, found none")
+    few = {"options": {"shots": 1}, "split": "full"}
+    refused("--shots: expected a split that hides something, found full", **few)
 
 
 @pytest.fixture(scope="module")
