@@ -123,7 +123,7 @@ def test_images_with_a_seen_label_count_as_annotated(wanted, sources, vocabulary
     assert all(main.targets(i).annotated for i in range(len(main)))
 
 
-def test_sources_that_do_not_fit(wanted, sources, cache_path, tmp_path):
+def test_sources_that_do_not_fit(wanted, sources, cache_path, reading_cache, tmp_path):
     def refused(says, *places, **changes):
         with pytest.raises(InputError, match=says) as caught:
             gather_material(replace(wanted, extra=places, **changes), ALONE)
@@ -143,6 +143,8 @@ def test_sources_that_do_not_fit(wanted, sources, cache_path, tmp_path):
     refused("expected every source once", Place(none.data, cache_path))
     refused("none: no such dataset folder", Place(tmp_path / "none", none.cache))
     refused("--mix: expected --extra beside it, found none")
+    reads = {"cache": reading_cache, "options": {"verb_head": "text"}}
+    refused("none-cache: expected region embeddings for --embedding-weight", none, **reads)
     few = {"options": {"shots": 1}, "split": "full"}
     refused("--shots: expected a split that hides something, found full", **few)
 
