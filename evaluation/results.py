@@ -11,8 +11,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from evaluation.hico import HicoScores, Setting, summarize
+from evaluation.result_fields import numbers, typed_field
 from evaluation.vcoco_results import VcocoResults, parse_vcoco
-from pipeline.errors import bad_field
 from pipeline.files import read_json, write_json
 from pipeline.splits import FULL
 from pipeline.vocabulary import Vocabulary
@@ -138,8 +138,8 @@ def setting_scores(
         per_verb=_by_name(vocabulary.verbs, scores.verb_means(vocabulary)),
         per_object=_by_name(vocabulary.objects, scores.object_means(vocabulary)),
         splits={
-            name: {group: numbers[group] for group in ("seen", "unseen")}
-            for name, numbers in groups.items()
+            name: {group: means[group] for group in ("seen", "unseen")}
+            for name, means in groups.items()
         },
     )
 
@@ -191,7 +191,7 @@ def read_results(path: Path | str) -> Results:
     folder = Path(path).parent
 
     def text(name: str) -> str:
-        return cast(str, _field(path, value, name, str, "a text"))
+        return cast(str, typed_field(path, value, name, str, "a text"))
 
     def choice(name: str, choices: tuple[str, ...]) -> Any:
         found = value.get(name)
@@ -200,16 +200,18 @@ def read_results(path: Path | str) -> Results:
         return found
 
     def optional(name: str, kind: type, expected: str) -> Any:
-        return _field(path, value, name, kind, expected) if value.get(name) is not None else None
+        return (
+            typed_field(path, value, name, kind, expected) if value.get(name) is not None else None
+        )
 
     def beside(name: str) -> Path | None:
         relative = optional(name, str, "a path")
         return None if relative is None else folder / relative
 
-    unseen = _field(path, value, "unseen", list, "a list of interaction numbers")
+    unseen = typed_field(path, value, "unseen", list, "a list of interaction numbers")
     if not all(isinstance(index, int) for index in unseen):
         raise bad_field(path, "unseen", "a list of interaction numbers", unseen)
-    metrics = _numbers(path, value, "metrics", optional=True)
+    metrics = numbers(path, value, "metrics", optional=True)
     for name in METRICS:
         if name not in metrics:
             raise bad_field(path, f"metrics.{name}", "a fraction or null", None)
@@ -222,8 +224,8 @@ def read_results(path: Path | str) -> Results:
         unseen=tuple(unseen),
         setting=choice("setting", get_args(Setting)),
         metrics=metrics,
-        per_class=cast(dict[str, float], _numbers(path, value, "per_class")),
-        num_images=_field(path, value, "num_images", int, "a whole number"),
+        per_class=cast(dict[str, float], numbers(path, value, "per_class")),
+        num_images=typed_field(path, value, "num_images", int, "a whole number"),
         protocol=choice("protocol", get_args(Protocol)) if value.get("protocol") else None,
         training_split=optional("training_split", str, "a split's name"),
         distillation=optional("distillation", bool, "true or false"),
@@ -234,8 +236,8 @@ def read_results(path: Path | str) -> Results:
         annotations=beside("annotations"),
         predictions=beside("predictions"),
         metrics_log=beside("metrics_log"),
-        extra=cast(dict[str, float], _numbers(path, {"extra": {}, **value}, "extra")),
-        nms=cast(dict[str, float], _numbers(path, value, "nms")) if value.get("nms") else None,
+        extra=cast(dict[str, float], numbers(path, {"extra": {}, **value}, "extra")),
+        nms=cast(dict[str, float], numbers(path, value, "nms")) if value.get("nms") else None,
         **_details(path, value),
         known_object=_known_object(path, value.get("known_object")),
         vcoco=vcoco,
@@ -245,11 +247,11 @@ def read_results(path: Path | str) -> Results:
 def _details(path: Path | str, value: dict[str, Any]) -> dict[str, Any]:
     """The parts that results of earlier versions lack."""
     known = {"per_verb": {}, "per_object": {}, "splits": {}, **value}
-    splits = _field(path, known, "splits", dict, "groups by split")
+    splits = typed_field(path, known, "splits", dict, "groups by split")
     return {
-        "per_verb": _numbers(path, known, "per_verb"),
-        "per_object": _numbers(path, known, "per_object"),
-        "splits": {name: _numbers(path, splits, name, optional=True) for name in splits},
+        "per_verb": numbers(path, known, "per_verb"),
+        "per_object": numbers(path, known, "per_object"),
+        "splits": {name: numbers(path, splits, name, optional=True) for name in splits},
     }
 
 
@@ -259,23 +261,7 @@ def _known_object(path: Path | str, value: Any) -> SettingScores | None:
     if not isinstance(value, dict):
         raise bad_field(path, "known_object", "metrics and AP of the known-object setting", value)
     return SettingScores(
-        metrics=_numbers(path, value, "metrics", optional=True),
-        per_class=cast(dict[str, float], _numbers(path, value, "per_class")),
+        metrics=numbers(path, value, "metrics", optional=True),
+        per_class=cast(dict[str, float], numbers(path, value, "per_class")),
         **_details(path, value),
     )
-
-
-def _field(path: Path | str, value: dict[str, Any], name: str, kind: type, expected: str) -> Any:
-    if not isinstance(value.get(name), kind):
-        raise bad_field(path, name, expected, value.get(name))
-    return value[name]
-
-
-def _numbers(
-    path: Path | str, value: dict[str, Any], name: str, optional: bool = False
-) -> dict[str, float | None]:
-    numbers = _field(path, value, name, dict, "numbers by name")
-    for key, number in numbers.items():
-        if not (isinstance(number, int | float) or (optional and number is None)):
-            raise bad_field(path, f"{name}.{key}", "a number", number)
-    return numbers

@@ -1,0 +1,22 @@
+import pytest
+
+from evaluation.result_fields import numbers, typed_field
+from pipeline.errors import InputError
+
+VALUE = {"name": "a run", "scores": {"full": 0.5, "rare": None}, "empty": {}}
+
+
+def test_fields_of_a_type():
+    assert typed_field("file", VALUE, "name", str, "a text") == "a run"
+    for name in ("scores", "gone"):
+        with pytest.raises(InputError, match=f"file: {name}: expected a text"):
+            typed_field("file", VALUE, name, str, "a text")
+
+
+def test_numbers_by_name():
+    assert numbers("file", VALUE, "empty") == {}
+    assert numbers("file", VALUE, "scores", optional=True) == VALUE["scores"]
+    with pytest.raises(InputError, match=r"file: scores\.rare: expected a number, found None"):
+        numbers("file", VALUE, "scores")
+    with pytest.raises(InputError, match="file: name: expected numbers by name, found a run"):
+        numbers("file", VALUE, "name")
