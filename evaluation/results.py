@@ -13,6 +13,7 @@ import numpy as np
 from evaluation.hico import HicoScores, Setting, summarize
 from evaluation.result_fields import numbers, typed_field
 from evaluation.vcoco_results import VcocoResults, parse_vcoco
+from pipeline.errors import bad_field
 from pipeline.files import read_json, write_json
 from pipeline.splits import FULL
 from pipeline.vocabulary import Vocabulary
