@@ -23,6 +23,7 @@ from student.metrics import EVALUATIONS, METRICS
 from student.pictures import PICTURES
 from student.run_log import RANK_LOGS, TENSORBOARD
 from student.saving import checkpoints_of, newest_whole
+from teacher_cache.format import shown
 
 CONFIG, LOCK, SHOTS = "config.json", ".lock", "shots.json"
 DAMAGED = "checkpoint-damaged.pt"
@@ -34,6 +35,7 @@ FOLDERS = (RANK_LOGS, TENSORBOARD, PICTURES)
 WAYS = AUTO, NEVER = "auto", "never"
 # What a run that begins at a checkpoint no longer depends on.
 MAY_DIFFER = ("init", "resume")
+MOST_CHANGES = 3
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,11 @@ def find_start(run: Path, plan: dict[str, Any], overwrite: bool, resume: str) ->
     for stale in run.glob(".*.tmp"):
         stale.unlink()
     file = run / CONFIG
-    changed = differing_keys(read_json(file), plan) if file.is_file() else []
+    held = read_json(file) if file.is_file() else plan
+    changed = differing_keys(held, plan)
     if changed and not overwrite:
         raise InputError(
-            f"{run}: holds a run with another {' and '.join(changed)};"
+            f"{run}: holds a run with another {' and '.join(changed)} ({_changes(held, plan)});"
             " name a new folder or give --overwrite"
         )
     if file.is_file() and not changed and resume == NEVER and not overwrite:
@@ -153,6 +156,23 @@ def goes_on(run: Path, plan: dict[str, Any], resume: str) -> bool:
     file = run / CONFIG
     held = resume != NEVER and file.is_file() and not differing_keys(read_json(file), plan)
     return held and bool(checkpoints_of(run))
+
+
+def _changes(held: Any, plan: dict[str, Any]) -> str:
+    """What differs innermost, for people: "topk: 10, now 5", the first few of it."""
+    found: list[str] = []
+
+    def compare(old: Any, new: Any, name: str) -> None:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in sorted(old.keys() | new.keys()):
+                compare(old.get(key), new.get(key), key)
+        elif old != new:
+            found.append(f"{name}: {shown(old)}, now {shown(new)}")
+
+    held = held if isinstance(held, dict) else {}
+    # Some of what stands in the file does not matter.
+    compare({name: held.get(name) for name in plan}, plan, "")
+    return "; ".join([*found[:MOST_CHANGES], *["..."] * (len(found) > MOST_CHANGES)])
 
 
 def recorded(run: Path, name: str) -> Any:

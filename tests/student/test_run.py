@@ -119,7 +119,7 @@ def test_a_finished_run_runs_again_to_the_same_results(run, configured, finished
 )
 def test_another_run_in_the_folder_is_refused(run, configured, changes, says):
     before = content(run)
-    with pytest.raises(InputError, match=f"holds a run with {says}; name a new folder or give"):
+    with pytest.raises(InputError, match=rf"holds a run with {says} \(.*now .*\); name a"):
         run_student(configured(run, **changes))
     assert content(run) == before
 
@@ -237,7 +237,7 @@ def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
     # The same file in another place is the same start, another file is not.
     assert run_student(replace(config, init=moved)).metrics == results.metrics
     save_file({**load_file(moved), "more": torch.ones(1)}, init_file)
-    with pytest.raises(InputError, match="holds a run with another init; name a new folder or"):
+    with pytest.raises(InputError, match=r"holds a run with another init \(.*, now .*\); name a"):
         run_student(config)
     assert (tmp_path / "run/init.json").read_bytes() == told
 

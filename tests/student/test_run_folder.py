@@ -67,7 +67,9 @@ def test_the_same_run_goes_on_even_where_it_may_overwrite(run, overwrite):
 
 @pytest.mark.parametrize("way", [AUTO, NEVER])
 def test_another_run_is_refused_or_replaced(run, way):
-    with pytest.raises(InputError, match="holds a run with another recipe; name a new folder or"):
+    with pytest.raises(
+        InputError, match=r"holds a run with another recipe \(seed: .*, now 1\); name a"
+    ):
         find_start(run, plan(seed=1), False, way)
     assert names(run) == HELD
     assert find_start(run, plan(seed=1), True, way) == Start(None)
