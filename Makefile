@@ -8,8 +8,12 @@ SPLIT ?= ua
 SEED ?= 0
 CEILING ?= 0
 DEMO ?= demo
+STUDY ?= study
+SEEDS ?= 0,1,2
+ONLY ?=
+BUDGET ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo study test lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +25,9 @@ $(VENV): $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo --out "$(DEMO)" --split "$(SPLIT)" --seed $(SEED) $(if $(filter 1,$(CEILING)),--ceiling)
+
+study: $(INSTALLED)
+	$(BIN)/python -m benchmarks.study --out "$(STUDY)" --seeds $(SEEDS) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,8 @@ class Stages:
         Raises:
             SystemExit: the command failed; with its exit code.
         """
-        words = [str(word) for word in command]
-        print(
-            f"\n\033[1m$ {' '.join(words)}\033[0m"
-            if sys.stdout.isatty()
-            else f"\n$ {' '.join(words)}"
-        )
-        sys.stdout.flush()
         started = time.monotonic()
-        program = Path(sys.executable).parent / words[0]
-        code = _wait(subprocess.Popen([program, *words[1:]]))
+        code = run_words([str(word) for word in command])
         taken = time.monotonic() - started
         if name not in self.finished:
             self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
@@ -74,6 +67,14 @@ class Stages:
         if code:
             sys.exit(code)
         print(f"{name}: {self.seconds[name]:.0f} s")
+
+
+def run_words(words: Sequence[str]) -> int:
+    """Echoes and runs one of the project's commands; its exit code as a shell gives it."""
+    line = f"$ {' '.join(words)}"
+    print(f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}", flush=True)
+    program = Path(sys.executable).parent / words[0]
+    return _wait(subprocess.Popen([program, *words[1:]]))
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

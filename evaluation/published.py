@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from evaluation.results import Results
 from pipeline.files import read_json
@@ -32,8 +33,7 @@ def published_results(result: Results, split: str) -> tuple[Published, ...]:
     Args:
         split: the split that the metrics are grouped by.
     """
-    with resources.as_file(resources.files("evaluation") / "data" / "published.json") as file:
-        value = read_json(file)
+    value = _file()
     wanted = (result.dataset, result.vocabulary, result.setting)
     return tuple(
         Published(
@@ -46,6 +46,19 @@ def published_results(result: Results, split: str) -> tuple[Published, ...]:
         if (entry["dataset"], entry["dataset"], entry["setting"]) == wanted
         and split in entry["splits"]
     )
+
+
+def published_entry(name: str, dataset: str, split: str) -> dict[str, Any] | None:
+    """What the file of published results says of a method, in percent; None for nothing."""
+    for entry in _file()["results"]:
+        if (entry["name"], entry["dataset"]) == (name, dataset) and split in entry["splits"]:
+            return entry
+    return None
+
+
+def _file() -> dict[str, Any]:
+    with resources.as_file(resources.files("evaluation") / "data" / "published.json") as file:
+        return read_json(file)
 
 
 def _conditions(stated: str, test_images: int, result: Results) -> str:

@@ -1,0 +1,255 @@
+"""What the study compares, with what, and what the paper has to say about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.study.pieces import (
+    CACHE,
+    TEMPLATES,
+    Piece,
+    cache,
+    ensemble,
+    rescored,
+    student,
+    teacher,
+    teacher_score,
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table.
+
+    Attributes:
+        label: what varies.
+        run: the student.
+        against: label of the row that it is compared with, None for the experiment's reference.
+        teacher: how good the teacher is, where that is part of the question.
+        x: its place on the axis of a curve; None where the teacher's accuracy is its place.
+        paper: name of the split in the published results that stand beside it.
+    """
+
+    label: str
+    run: Piece
+    against: str | None = None
+    teacher: Piece | None = None
+    x: float | None = None
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table and one figure.
+
+    Attributes:
+        name: short, for files and `--only`.
+        title: the question.
+        variants: the rows.
+        reference: label of the row that the others are compared with, None where each names one.
+        paper: what the paper says or does, as far as this project knows.
+        axis: what a curve's horizontal axis is; None draws rows.
+    """
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    reference: str | None
+    paper: str
+    axis: str | None = None
+
+
+PLAIN = student()
+NO_NUMBERS = "Its own comparison is not among the numbers that this project has."
+
+
+def _with(option: str, values: tuple[float, ...], plain: float) -> tuple[Variant, ...]:
+    """A row for every value of an option; the world's preset is the plain one."""
+    return tuple(
+        Variant(f"{value:g}", PLAIN if value == plain else student(option, f"{value:g}"), x=value)
+        for value in values
+    )
+
+
+def _on_and_off(title: str, split: str, paper: str | None) -> tuple[Variant, Variant]:
+    off = f"{title}, without"
+    return (
+        Variant(f"{title}, distilled", student(split=split), against=off, paper=paper),
+        Variant(off, student("--no-distillation", split=split)),
+    )
+
+
+DISTILLATION = Experiment(
+    "distillation",
+    "Distillation on and off, for every kind of unseen class",
+    (
+        *_on_and_off("UA", "ua", "ua"),
+        *_on_and_off("UC", "uc", "uc0"),
+        *_on_and_off("UC, second draw", "uc-1", None),
+        *_on_and_off("rare first", "rf-uc", "rf-uc-138"),
+        *_on_and_off("non-rare first", "nf-uc", "nf-uc"),
+        *_on_and_off("UO", "uo", None),
+    ),
+    None,
+    "On HICO-DET with ResNet-50 the paper reports the numbers in the last column (UC: mean of five"
+    " draws; rare first: with all 138 rare interactions). The same detector without distillation"
+    " has about 8 unseen in UA.",
+)
+TOPK = Experiment(
+    "topk",
+    "How many candidates of an image teach",
+    _with("--topk", (1, 3, 5, 10), 3),
+    "3",
+    f"The paper trains with 3. {NO_NUMBERS}",
+    "candidates an image (top-k)",
+)
+GATE = Experiment(
+    "thres-is",
+    "How interactive a candidate's query must be",
+    _with("--thres-is", (0, 0.1, 0.3, 0.5, 0.7), 0),
+    "0",
+    f"The paper trains with 0.5. {NO_NUMBERS}",
+    "least interactive probability (thres_is)",
+)
+WHOLE_IMAGE = cache("image", "--level", "image")
+LEVEL = Experiment(
+    "level",
+    "What the teacher sees of a pair",
+    (
+        Variant("region", PLAIN, teacher=teacher_score(CACHE)),
+        Variant("whole image", student(by=WHOLE_IMAGE), teacher=teacher_score(WHOLE_IMAGE)),
+    ),
+    "region",
+    f"The paper's teacher sees the union region. {NO_NUMBERS}",
+)
+ANNOTATED = cache("annotated", "--candidates", "annotated")
+CANDIDATES = Experiment(
+    "candidates",
+    "Where pairs without labels come from",
+    (
+        Variant("detector", PLAIN),
+        Variant("all annotated boxes", student(by=ANNOTATED)),
+        Variant("unlabelled annotated pairs", student("--candidates", "annotated")),
+    ),
+    "detector",
+    "The paper pairs the annotated boxes of unseen pairs, labels removed: it is told where they"
+    " are.",
+)
+
+
+def _soft(weight: float, normalisation: str, *options: str) -> Piece:
+    return student("--soft-weight", f"{weight:g}", "--soft-normalisation", normalisation, *options)
+
+
+SOFT = Experiment(
+    "soft-loss",
+    "Kind and weight of the teacher's loss",
+    (
+        Variant("answers, 3", PLAIN),
+        Variant("answers, 1", _soft(1, "answers")),
+        Variant("answers, 10", _soft(10, "answers")),
+        Variant("pairs, 0.35", _soft(0.35, "pairs")),
+        Variant("entries, 70", _soft(70, "entries")),
+        Variant("entries, 700", _soft(700, "entries")),
+        Variant("answers, 3, labels by BCE", student("--verb-loss", "bce_bce")),
+        Variant("entries, 700, labels by BCE", _soft(700, "entries", "--verb-loss", "bce_bce")),
+    ),
+    "answers, 3",
+    "The paper divides by all queries and verbs (entries), with weight 700, and gives labels a"
+    " focal loss. That weight is for 64 queries and 117 verbs; the world has 20 and 11.",
+)
+VDETACH = Experiment(
+    "vdetach",
+    "Verb gradients kept out of localisation, or not",
+    (Variant("kept out", PLAIN), Variant("let through", student("--no-vdetach"))),
+    "kept out",
+    f"The paper keeps them out. {NO_NUMBERS}",
+)
+
+
+def _short(steps: int) -> Piece:
+    name = f"{steps}-steps"
+    return cache(name, by=teacher(name, "--teacher-steps", str(steps)))
+
+
+def _taught_by(label: str, by: Piece) -> Variant:
+    return Variant(label, student(by=by), teacher=teacher_score(by))
+
+
+TEACHER = Experiment(
+    "teacher",
+    "The teacher's quality and its student's",
+    (
+        *(_taught_by(f"{steps} steps", _short(steps)) for steps in (25, 50, 100, 200)),
+        Variant("500 steps", PLAIN, teacher=teacher_score(CACHE)),
+        _taught_by("1000 steps", _short(1000)),
+    ),
+    "500 steps",
+    f"The paper's teacher is CLIP RN50x16. {NO_NUMBERS}",
+    "teacher's accuracy on annotated pairs, %",
+)
+
+
+def _better(title: str, plain: Piece, another: Piece) -> tuple[Variant, ...]:
+    """A teacher as it is, and with each option that could make it better.
+
+    Args:
+        title: of the teacher.
+        plain: its cache.
+        another: of a teacher that was trained alike on other pictures.
+    """
+    fit = ("--fit-temperature", "--data", "<world>", "--split", "ua")
+    said = [word for template in TEMPLATES for word in ("--template", template)]
+    name = plain.name.removeprefix("cache-")
+    changed = {
+        "temperature fitted": rescored(f"{name}-fitted", plain, *fit),
+        "three sentences": rescored(f"{name}-sentences", plain, *said),
+        "two teachers": ensemble(f"{name}-ensemble", plain, another),
+    }
+    score = teacher_score(plain)
+    return (
+        Variant(title, student(by=plain), teacher=score),
+        Variant(f"{title}, calibrated", student("--calibrate", by=plain), title, score),
+        *(
+            Variant(f"{title}, {change}", student(by=by), title, teacher_score(by))
+            for change, by in changed.items()
+        ),
+    )
+
+
+def _other(steps: int) -> Piece:
+    """The cache of a teacher of another seed."""
+    name = f"{steps}-steps-other"
+    return cache(name, by=teacher(name, "--teacher-steps", str(steps), seed="1<seed>"))
+
+
+SPEAKS = tuple(word for template in TEMPLATES for word in ("--template", template))
+OF_THREE = cache("taught-sentences", *SPEAKS, by=teacher("sentences", *SPEAKS))
+BETTER = Experiment(
+    "better-teachers",
+    "Options that should make a teacher better",
+    (
+        *_better("good teacher (500 steps)", CACHE, _other(500)),
+        Variant(
+            "good teacher, taught three sentences",
+            student(by=OF_THREE),
+            "good teacher (500 steps)",
+            teacher_score(OF_THREE),
+        ),
+        *_better("poor teacher (100 steps)", _short(100), _other(100)),
+    ),
+    None,
+    "Not in the paper.",
+)
+
+EXPERIMENTS = (
+    DISTILLATION,
+    TOPK,
+    GATE,
+    LEVEL,
+    CANDIDATES,
+    SOFT,
+    VDETACH,
+    TEACHER,
+    BETTER,
+)

@@ -1,0 +1,93 @@
+"""An experiment as a picture: mean and spread over seeds, and every seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.study.tables import ACCURACY
+from evaluation.charts.look import label_axis, legend, marker_style, title_figure
+from evaluation.charts.picture import save_picture
+from evaluation.palette import Colours
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DRAWN = {"unseen": "mAP of unseen classes", "seen": "mAP of seen classes"}
+# Inches.
+WIDTH, ROW, ROOM, CURVE = 8.0, 0.42, 1.3, 4.2
+
+
+def draw_experiment(file: Path, measured: dict[str, Any]) -> None:
+    """Draws what is there of an experiment's numbers; see `measure`.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    rows = [row for row in measured["rows"] if row["mean"]]
+    points = [(row, _place(row)) for row in rows]
+    is_curve = measured["axis"] is not None and all(place is not None for _, place in points)
+    count = len(measured["seeds"])
+    title = f"{measured['title']} ({count} seed{'' if count == 1 else 's'}, % with spread)"
+
+    def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
+        figure.set_size_inches(WIDTH, CURVE if is_curve else ROW * len(rows) + ROOM)
+        title_figure(figure, colours, title)
+        axis = figure.add_subplot()
+        if is_curve:
+            _draw_curve(axis, points, measured["axis"], colours)
+        else:
+            _draw_rows(axis, rows, colours)
+        legend(figure, DRAWN, colours, "marker", narrow)
+
+    save_picture(file, draw)
+
+
+def _place(row: dict[str, Any]) -> float | None:
+    return row["mean"].get(ACCURACY) if row["x"] is None else row["x"]
+
+
+def _draw_curve(axis: Axes, points: list[Any], name: str, colours: Colours) -> None:
+    label_axis(axis, colours, name, "mAP, %")
+    points = sorted(points, key=lambda point: point[1])
+    for group in DRAWN:
+        drawn = [(row, place) for row, place in points if group in row["mean"]]
+        places = [place for _, place in drawn]
+        for row, place in drawn:
+            seeds = list(row["values"][group].values())
+            _dots(axis, [place] * len(seeds), seeds, colours[group])
+        axis.errorbar(
+            places,
+            [row["mean"][group] for row, _ in drawn],
+            yerr=[row["spread"][group] for row, _ in drawn],
+            ecolor=colours[group],
+            linewidth=1.4,
+            **marker_style(group, colours),
+        )
+    axis.set_ylim(bottom=0)
+
+
+def _draw_rows(axis: Axes, rows: list[dict[str, Any]], colours: Colours) -> None:
+    label_axis(axis, colours, "mAP, %", across="x")
+    for number, row in enumerate(rows):
+        for group, shift in (("unseen", -0.12), ("seen", 0.12)):
+            if group not in row["mean"]:
+                continue
+            seeds = list(row["values"][group].values())
+            _dots(axis, seeds, [number + shift] * len(seeds), colours[group])
+            axis.errorbar(
+                row["mean"][group],
+                number + shift,
+                xerr=row["spread"][group],
+                ecolor=colours[group],
+                linestyle="",
+                **marker_style(group, colours),
+            )
+    axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlim(0, 100)
+
+
+def _dots(axis: Axes, xs: list[float], ys: list[float], colour: str) -> None:
+    axis.plot(xs, ys, ".", color=colour, markersize=4, alpha=0.45)

@@ -1,0 +1,71 @@
+"""Writes what the study has found so far: a table and a figure each, and one page of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.experiments import Experiment
+from benchmarks.study.figures import draw_experiment
+from benchmarks.study.tables import markdown, measure
+from benchmarks.study.workshop import Workshop
+from pipeline.files import read_json, write_json, write_text
+
+PAGE = "README.md"
+HEAD = """\
+# What the study found
+
+mAP in percent on the embedded world's test pictures, mean ± standard deviation over seeds; world,
+teacher, detector and student are made anew for every seed. "Against" is the difference of unseen
+mAP to another row, seed by seed. A world of drawn figures says nothing about photographs; what it
+shows is which choices matter when all else is equal. `make study` makes this page.
+"""
+
+
+def write_experiment(
+    experiment: Experiment, workshops: Sequence[Workshop], folder: Path
+) -> dict[str, Any] | None:
+    """Writes an experiment's `NAME.json` and `NAME.png`, unless nothing of it is there.
+
+    Args:
+        experiment: which one.
+        workshops: one for every seed.
+        folder: for the files.
+
+    Returns:
+        The numbers, None for none.
+    """
+    measured = measure(experiment, workshops)
+    if not any(row["values"] for row in measured["rows"]):
+        return None
+    file = folder / f"{experiment.name}.json"
+    # A picture is only drawn anew when its numbers are new: its bytes depend on matplotlib too.
+    if not file.is_file() or read_json(file) != measured:
+        write_json(file, measured)
+        draw_experiment(folder / f"{experiment.name}.png", measured)
+    return measured
+
+
+def write_page(experiments: Sequence[Experiment], folder: Path) -> None:
+    """Writes one page of all experiments whose numbers are in the folder."""
+    parts = [HEAD]
+    for experiment in experiments:
+        file = folder / f"{experiment.name}.json"
+        if file.is_file():
+            parts.append(_section(read_json(file)))
+    write_text(folder / PAGE, "\n".join(parts))
+
+
+def _section(measured: dict[str, Any]) -> str:
+    seeds = ", ".join(map(str, measured["seeds"]))
+    rows = measured["rows"]
+    missing = [row["label"] for row in rows if len(row["values"].get("full", {})) == 0]
+    lines = [
+        f"## {measured['title']}\n",
+        f"{markdown(measured)}\n",
+        f"![{measured['title']}]({measured['name']}.png)\n",
+        f"*The paper.* {measured['paper']}\n",
+        f"Seeds {seeds}." + (f" Not run yet: {'; '.join(missing)}." if missing else "") + "\n",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""What the study is made of: each piece is the result of one command, made once for every seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.files import sha256_of_file, sha256_of_json
+
+SPLITS = Path(__file__).parent / "splits"
+RESULTS, TEACHER_RESULTS = "results.json", "teacher.json"
+TEMPLATES = (
+    "a picture of person {ing} {object}",
+    "person {ing} {object}",
+    "a person {ing} a {object}",
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The result of a command.
+
+    Attributes:
+        name: of its folder, before a digest of all that it depends on.
+        command: words, in which `<out>` stands for its own folder, `<seed>` for the seed,
+            `<splits>` for the study's own splits and `<NAME>` for another piece's folder.
+        needs: these other pieces, with their names in the command.
+        proof: the file in its folder that a finished command leaves there.
+        of_demo: where a demo's folder of the seed has the same thing.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[tuple[str, Piece], ...] = ()
+    proof: str = RESULTS
+    of_demo: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The command's first two words."""
+        return " ".join(self.command[:2])
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all commands and splits behind it: another command makes another piece."""
+        files = {
+            word: sha256_of_file(SPLITS / word.removeprefix("<splits>/"))
+            for word in self.command
+            if word.startswith("<splits>/")
+        }
+        needs = {name: piece.digest for name, piece in self.needs}
+        return sha256_of_json([self.command, needs, files])
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        words: further options by kind of command.
+        is_whole: nothing is smaller than by default, so that a demo's pieces are the study's.
+    """
+
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.words
+
+    @property
+    def name(self) -> str:
+        return "" if self.is_whole else f"small-{sha256_of_json(dict(self.words))[:8]}"
+
+
+WHOLE = Scale()
+TINY = Scale(
+    {
+        "eoid-data world": ("--train", "30", "--test", "6"),
+        "eoid-cache world-models": (
+            *("--pictures", "32", "--teacher-steps", "4", "--detector-epochs", "1"),
+        ),
+        "eoid-train student": ("--epochs", "1", "--batch-size", "16"),
+    }
+)
+
+
+def filled(word: str, places: Mapping[str, object]) -> str:
+    """A word of a command with its places filled in."""
+    return re.sub(r"<(\w+)>", lambda found: str(places[found.group(1)]), word)
+
+
+WORLD = Piece(
+    "world",
+    ("eoid-data", "world", "<out>", "--seed", "<seed>"),
+    proof="dataset.toml",
+    of_demo="world",
+)
+MODELS = Piece(
+    "models",
+    ("eoid-cache", "world-models", "<out>", "--seed", "<seed>"),
+    proof="detector.safetensors",
+    of_demo="models",
+)
+
+
+def teacher(name: str, *options: str, seed: str = "<seed>") -> Piece:
+    """Another teacher than the demo's; the detector stays the same."""
+    words = ("eoid-cache", "world-models", "<out>", "--only", "teacher", "--seed", seed)
+    proof = "teacher/open_clip_model.safetensors"
+    return Piece(f"teacher-{name}", (*words, *options), proof=proof)
+
+
+def cache(name: str, *options: str, by: Piece = MODELS, of_demo: str | None = None) -> Piece:
+    """A cache of the training part, whose detector is the demo's.
+
+    Args:
+        name: of the piece.
+        options: of `eoid-cache build`.
+        by: the models with the teacher.
+        of_demo: see `Piece`.
+    """
+    detects = ("--detector", "world", "--detector-weights", "<models>/detector.safetensors")
+    asked = () if "--candidates" in options else detects
+    words = (
+        "eoid-cache",
+        "build",
+        "<world>",
+        "--out",
+        "<out>",
+        "--clip-model",
+        "<teacher>/teacher",
+    )
+    needs = (("world", WORLD), ("models", MODELS), ("teacher", by))
+    return Piece(f"cache-{name}", (*words, *asked, *options), needs, "manifest.json", of_demo)
+
+
+CACHE = cache("region", of_demo="cache")
+
+
+def rescored(name: str, source: Piece, *options: str) -> Piece:
+    """A cache's regions asked anew."""
+    words = ("eoid-cache", "rescore", "<source>", "--out", "<out>")
+    needs = (("source", source), ("world", WORLD))
+    return Piece(f"cache-{name}", (*words, *options), needs, "manifest.json")
+
+
+def ensemble(name: str, *members: Piece) -> Piece:
+    """The mean of several teachers."""
+    needs = tuple((f"member{number}", member) for number, member in enumerate(members))
+    words = ("eoid-cache", "ensemble", *(f"<{member}>" for member, _ in needs), "--out", "<out>")
+    return Piece(f"cache-{name}", words, needs, "manifest.json")
+
+
+def student(*options: str, by: Piece = CACHE, split: str = "ua") -> Piece:
+    """A student's run.
+
+    Args:
+        options: of `eoid-train student`, beyond the world's preset.
+        by: the cache that it learns from.
+        split: a name, or one of the study's own files.
+    """
+    named = f"<splits>/{split}.toml" if (SPLITS / f"{split}.toml").is_file() else split
+    words = ("eoid-train", "student", "--data", "<world>", "--cache", "<cache>", "--split", named)
+    init = ("--preset", "world", "--init", "<models>/detector.safetensors", "--seed", "<seed>")
+    needs = (("world", WORLD), ("cache", by), ("models", MODELS))
+    return Piece(
+        f"student-{split}", (*words, "--out", "<out>", *init, "--no-report", *options), needs
+    )
+
+
+def teacher_score(source: Piece, split: str = "ua") -> Piece:
+    """How good a cache's teacher is on the pictures that students learn from."""
+    words = ("eoid-cache", "evaluate", "<source>", "--data", "<world>", "--split", split)
+    needs = (("source", source), ("world", WORLD))
+    json_file = f"<out>/{TEACHER_RESULTS}"
+    return Piece(
+        f"score-{source.name.removeprefix('cache-')}",
+        (*words, "--json", json_file, "--overwrite"),
+        needs,
+        TEACHER_RESULTS,
+    )

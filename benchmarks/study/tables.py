@@ -1,0 +1,126 @@
+"""An experiment's numbers: every seed's, their mean and spread, and differences seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.study.experiments import Experiment, Variant
+from benchmarks.study.pieces import TEACHER_RESULTS
+from benchmarks.study.workshop import Workshop
+from evaluation.published import published_entry
+
+GROUPS = ("unseen", "seen", "full")
+ACCURACY = "teacher_accuracy"
+
+
+def measure(experiment: Experiment, workshops: Sequence[Workshop]) -> dict[str, Any]:
+    """The numbers of an experiment as far as they are there, as plain values for JSON.
+
+    A row has `values`, the groups' mAP and the teacher's accuracy in percent by seed; `mean` and
+    `spread` (the standard deviation over seeds, 0 for one seed) of each; and `against` another row:
+    mean and spread of the difference in unseen mAP over seeds that have both, and `wins`, the
+    seeds in which it is larger.
+    """
+    rows = [_row(variant, workshops) for variant in experiment.variants]
+    by_label = {row["label"]: row for row in rows}
+    for row, variant in zip(rows, experiment.variants, strict=True):
+        other = by_label.get(variant.against or experiment.reference or "")
+        if other is not None and other is not row:
+            row["against"] = _difference(row, other)
+    return {
+        "name": experiment.name,
+        "title": experiment.title,
+        "paper": experiment.paper,
+        "axis": experiment.axis,
+        "seeds": [workshop.seed for workshop in workshops],
+        "rows": rows,
+    }
+
+
+def _row(variant: Variant, workshops: Sequence[Workshop]) -> dict[str, Any]:
+    values: dict[str, dict[str, float]] = {name: {} for name in (*GROUPS, ACCURACY)}
+    for workshop in workshops:
+        results = workshop.results(variant.run)
+        if results is None:
+            continue
+        for group in GROUPS:
+            # A small world's test pictures may show nothing of a group.
+            if results["metrics"][group] is not None:
+                values[group][str(workshop.seed)] = 100 * results["metrics"][group]
+        if variant.teacher is not None:
+            judged = workshop.results(variant.teacher, TEACHER_RESULTS)
+            if judged is not None and ACCURACY in judged["extra"]:
+                values[ACCURACY][str(workshop.seed)] = 100 * judged["extra"][ACCURACY]
+    entry = None if variant.paper is None else published_entry("EoID", "hico-det", variant.paper)
+    return {
+        "label": variant.label,
+        "x": variant.x,
+        "options": list(variant.run.command),
+        "values": {name: found for name, found in values.items() if found},
+        **{
+            statistic: {
+                name: round(of(list(found.values())), 3) for name, found in values.items() if found
+            }
+            for statistic, of in (("mean", mean), ("spread", spread))
+        },
+        "paper": None if entry is None else entry["metrics"],
+    }
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; 0 for one."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _difference(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
+    mine, theirs = (each["values"].get("unseen", {}) for each in (row, other))
+    gaps = [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+    if not gaps:
+        return None
+    return {
+        "label": other["label"],
+        "mean": round(mean(gaps), 3),
+        "spread": round(spread(gaps), 3),
+        "wins": sum(gap > 0 for gap in gaps),
+        "seeds": len(gaps),
+    }
+
+
+def markdown(measured: dict[str, Any]) -> str:
+    """The table for people; rows that no seed has yet are left out."""
+    rows = [row for row in measured["rows"] if row["values"]]
+    with_teacher = any(ACCURACY in row["mean"] for row in rows)
+    with_paper = any(row["paper"] for row in rows)
+    titles = ["", "seeds", *GROUPS, "unseen against", "higher in"]
+    titles += ["teacher's accuracy"] if with_teacher else []
+    titles += ["paper: unseen / seen / full"] if with_paper else []
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for row in rows:
+        cells = [row["label"], str(len(row["values"].get("full", {})))]
+        cells += [_cell(row, group) for group in GROUPS]
+        cells += _against(row.get("against"))
+        cells += [_cell(row, ACCURACY)] if with_teacher else []
+        cells += [_paper(row["paper"])] if with_paper else []
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    if name not in row["mean"]:
+        return ""
+    return f"{row['mean'][name]:.1f} ± {row['spread'][name]:.1f}"
+
+
+def _against(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["", ""]
+    told = f"{found['mean']:+.1f} ± {found['spread']:.1f} ({found['label']})"
+    return [told, f"{found['wins']} of {found['seeds']}"]
+
+
+def _paper(metrics: dict[str, float] | None) -> str:
+    if metrics is None:
+        return ""
+    return " / ".join(f"{metrics[group]:.1f}" if group in metrics else "" for group in GROUPS)

@@ -1,0 +1,298 @@
+"""The study: what it runs, what it finds again, and what it makes of the numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import __main__ as program
+from benchmarks.study.__main__ import Plan, list_study, run_study
+from benchmarks.study.experiments import BETTER, DISTILLATION, EXPERIMENTS, TOPK, VDETACH, Variant
+from benchmarks.study.page import write_experiment, write_page
+from benchmarks.study.pieces import CACHE, MODELS, SPLITS, TINY, WORLD, student, teacher_score
+from benchmarks.study.tables import markdown, measure
+from benchmarks.study.workshop import Workshop, estimate
+from pipeline.files import read_json, write_json
+from pipeline.splits import load_split
+from pipeline.vocabulary import load_vocabulary
+
+GROUPS = {"full": 0.5, "seen": 0.6, "unseen": 0.3}
+
+
+class Machine:
+    """Takes commands and leaves what they would leave, without the work."""
+
+    def __init__(self, stop_at=None, code=130, failing=()):
+        self.commands, self.stop_at, self.code, self.failing = [], stop_at, code, failing
+
+    def __call__(self, words):
+        if len(self.commands) == self.stop_at:
+            return self.code
+        self.commands.append(list(words))
+        if any(word in self.failing for word in words):
+            return 2
+        kind, place = tuple(words[:2]), self.place(words)
+        if kind == ("eoid-cache", "evaluate"):
+            write_json(place, {"extra": {"teacher_accuracy": 0.9}})
+        elif kind == ("eoid-train", "student"):
+            shift = 0.01 * int(words[words.index("--seed") + 1])
+            shift += 0.1 * ("--no-vdetach" in words)
+            metrics = {name: value + shift for name, value in GROUPS.items()}
+            write_json(place / "results.json", {"metrics": metrics})
+        else:
+            for name in ("dataset.toml", "detector.safetensors", "manifest.json"):
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_text("")
+            weights = place / "teacher/open_clip_model.safetensors"
+            weights.parent.mkdir(exist_ok=True)
+            weights.write_text("")
+        return 0
+
+    @staticmethod
+    def place(words):
+        for option in ("--out", "--json"):
+            if option in words:
+                return Path(words[words.index(option) + 1])
+        return Path(words[2])
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """`plan(machine, experiments)` of two seeds below the test's folder."""
+
+    def make(machine, *experiments, **changes):
+        given = {"seeds": (0, 1), "out": tmp_path / "study", "results": tmp_path / "results"}
+        return Plan(experiments or (VDETACH,), execute=machine, **{**given, **changes})
+
+    return make
+
+
+def kinds(machine):
+    return [" ".join(words[:2]) for words in machine.commands]
+
+
+def test_pieces_are_made_once_and_in_order(plan):
+    machine = Machine()
+    assert run_study(plan(machine, VDETACH, TOPK), lambda line: None) == 0
+    for seed in (0, 1):
+        mine = [words for words in machine.commands if any(f"seed-{seed}/" in w for w in words)]
+        first = [" ".join(words[:2]) for words in mine][:4]
+        assert first == [
+            "eoid-data world",
+            "eoid-cache world-models",
+            "eoid-cache build",
+            "eoid-train student",
+        ]
+        # The plain student is a row of both tables.
+        assert len(mine) == 3 + 2 + 3
+    assert len({json.dumps(words) for words in machine.commands}) == len(machine.commands)
+    again = Machine()
+    assert run_study(plan(again, VDETACH, TOPK), lambda line: None) == 0
+    assert again.commands == []
+
+
+def test_commands_are_complete(plan, tmp_path):
+    machine = Machine()
+    run_study(plan(machine, *EXPERIMENTS, seeds=(3,)), lambda line: None)
+    words = [word for command in machine.commands for word in command]
+    assert not any("<" in word for word in words)
+    assert {word for word in words if word.endswith(".toml")} <= {
+        str(path) for path in SPLITS.glob("*.toml")
+    }
+    others = [command for command in machine.commands if "13" in command]
+    assert others and all("--only" in command for command in others), "the other teachers' seed"
+
+
+@pytest.mark.parametrize("split", [path.stem for path in sorted(SPLITS.glob("*.toml"))])
+def test_splits_keep_every_verb_and_object_seen(split):
+    vocabulary = load_vocabulary("world")
+    loaded = load_split(vocabulary, SPLITS / f"{split}.toml")
+    assert len(loaded.unseen) == 10
+    seen = [pair for hoi, pair in enumerate(vocabulary.interactions) if hoi not in loaded.unseen]
+    assert {verb for verb, _ in seen} == set(range(vocabulary.num_verbs))
+    assert {label for _, label in seen} == set(range(1, vocabulary.num_objects))
+    # As in the named UC, the teacher is asked about every action.
+    assert loaded.asked_verbs.sum() == vocabulary.num_verbs - 1
+
+
+@pytest.mark.parametrize("code", [130, 143, 75])
+def test_a_stopped_study_goes_on(plan, code):
+    whole = Machine()
+    said = []
+    assert run_study(plan(Machine(stop_at=5, code=code)), said.append) == code
+    assert "stopped; the same call goes on from here" in said
+    first = plan(Machine()).results / "vdetach.json"
+    assert len(read_json(first)["rows"][0]["values"]["unseen"]) == 1
+    assert run_study(plan(whole), said.append) == 0
+    assert len(whole.commands) == 5
+    assert len(read_json(first)["rows"][0]["values"]["unseen"]) == 2
+
+
+def test_a_budget_ends_between_commands(plan):
+    said = []
+    assert run_study(plan(Machine(), budget=0.0), said.append) == 0
+    assert "0 minutes are over; the same call goes on from here" in said
+
+
+def test_a_failing_command_stops_only_what_needs_it(plan):
+    machine, said = Machine(failing=("--no-vdetach",)), []
+    assert run_study(plan(machine, VDETACH, TOPK), said.append) == 1
+    assert sum("this command failed" in line for line in said) == 2
+    assert kinds(machine).count("eoid-train student") == 2 * 5
+    broken = Machine(failing=("build",))
+    assert run_study(plan(broken, VDETACH, TOPK, seeds=(8,)), said.append) == 1
+    assert kinds(broken) == ["eoid-data world", "eoid-cache world-models", "eoid-cache build"]
+
+
+def test_a_demos_pieces_are_used_where_they_are(plan, tmp_path):
+    demo = tmp_path / "demo/seed-0"
+    write_json(demo / "stages.json", {"seconds": {}, "finished": ["world", "models"]})
+    for folder, proof in (("world", "dataset.toml"), ("models", "detector.safetensors")):
+        (demo / folder).mkdir()
+        (demo / folder / proof).write_text("")
+    machine = Machine()
+    given = plan(machine, seeds=(0,), base=tmp_path / "demo")
+    assert run_study(given, lambda line: None) == 0
+    assert kinds(machine)[0] == "eoid-cache build" and str(demo / "world") in machine.commands[0]
+    (workshop,) = given.workshops()
+    assert workshop.place(WORLD) == demo / "world" and workshop.place(CACHE).parent != demo
+    small = Workshop(tmp_path, 0, machine, TINY, tmp_path / "demo")
+    assert not small.is_made(WORLD), "a small world is another one"
+
+
+def test_other_commands_make_other_pieces():
+    pieces = [CACHE, student(), student("--topk", "5"), student(split="uc"), student(split="uc-1")]
+    pieces += [variant.run for experiment in EXPERIMENTS for variant in experiment.variants]
+    digests = {(piece.command, piece.needs): piece.digest for piece in pieces}
+    assert len(set(digests.values())) == len(digests)
+    assert student().folder == student().folder
+    assert dict(student().needs)["models"] is MODELS
+
+
+def test_every_experiment_compares_with_one_of_its_rows():
+    names = [experiment.name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+    for experiment in EXPERIMENTS:
+        labels = [variant.label for variant in experiment.variants]
+        assert len(set(labels)) == len(labels)
+        for variant in experiment.variants:
+            other = variant.against or experiment.reference
+            assert other is None or other in labels
+
+
+def test_numbers_and_table(plan):
+    given = plan(Machine())
+    run_study(given, lambda line: None)
+    measured = measure(VDETACH, given.workshops())
+    kept, through = measured["rows"]
+    assert kept["values"]["unseen"] == {"0": pytest.approx(30), "1": pytest.approx(31)}
+    assert kept["mean"]["unseen"] == 30.5
+    assert kept["spread"]["unseen"] == pytest.approx(0.707, abs=1e-3)
+    assert "against" not in kept
+    assert through["against"]["mean"] == 10 and through["against"]["spread"] == 0
+    assert through["against"]["wins"] == through["against"]["seeds"] == 2
+    lines = markdown(measured).splitlines()
+    assert lines[0] == "|  | seeds | unseen | seen | full | unseen against | higher in |"
+    assert lines[2] == "| kept out | 2 | 30.5 ± 0.7 | 60.5 ± 0.7 | 50.5 ± 0.7 |  |  |"
+    assert lines[3].endswith("| +10.0 ± 0.0 (kept out) | 2 of 2 |")
+
+
+def test_a_small_worlds_test_part_may_lack_a_group(plan):
+    given = plan(Machine(), seeds=(0,))
+    run_study(given, lambda line: None)
+    (workshop,) = given.workshops()
+    file = workshop.place(student()) / "results.json"
+    write_json(file, {"metrics": {"full": 0.1, "seen": 0.1, "unseen": None}})
+    kept, through = measure(VDETACH, [workshop])["rows"]
+    assert "unseen" not in kept["mean"] and through["against"] is None
+    assert "| kept out | 1 |  | 10.0 ± 0.0 |" in markdown(measure(VDETACH, [workshop]))
+
+
+def test_published_numbers_stand_beside_ours(plan):
+    given = plan(Machine(), DISTILLATION, seeds=(0,))
+    run_study(given, lambda line: None)
+    table = markdown(measure(DISTILLATION, given.workshops()))
+    assert "23.0 / 30.5 / 29.2 |" in table and "paper: unseen / seen / full" in table
+
+
+def test_page_and_figures(plan, tmp_path):
+    given = plan(Machine(), VDETACH, TOPK, BETTER, seeds=(0, 1))
+    run_study(given, lambda line: None)
+    folder = given.results
+    for name in ("vdetach", "topk", "better-teachers"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "README.md").read_text()
+    assert page.count("\n## ") == 3 and "![" in page and "*The paper.*" in page
+    assert "teacher's accuracy" in page and "Seeds 0, 1." in page
+    before = (folder / "vdetach.png").stat().st_mtime_ns
+    write_experiment(VDETACH, given.workshops(), folder)
+    assert (folder / "vdetach.png").stat().st_mtime_ns == before
+    assert write_experiment(DISTILLATION, given.workshops()[:0], folder) is None
+    write_page((), tmp_path / "none")
+    assert "##" not in (tmp_path / "none/README.md").read_text()
+
+
+def test_the_list_tells_what_is_missing(plan):
+    said = []
+    list_study(plan(Machine(), VDETACH, TOPK, seeds=(0,)), said.append)
+    assert re.match(r"vdetach +2 rows,   5 commands to run, about 5 min", said[0])
+    assert re.match(r"topk +4 rows,   3 commands to run", said[1])
+    assert said[2].startswith("in all 8 commands left")
+
+
+def test_remaining_time_follows_the_commands_that_were_run(plan, tmp_path):
+    given = plan(Machine(), seeds=(0,))
+    run_study(given, lambda line: None)
+    (workshop,) = given.workshops()
+    assert estimate([workshop], [student()] * 3) == 0
+    fresh = Workshop(tmp_path / "fresh", 0, Machine())
+    assert estimate([fresh], [student()] * 3) > 100
+
+
+@pytest.mark.parametrize("words", [["--seeds", "x"], ["--seeds", ""], ["--only", "nothing"]])
+def test_wrong_use(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        program.main(words)
+    assert ended.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def in_process(words):
+    """A command in this process; the libraries are loaded already."""
+    from student.cli import train
+    from teacher_cache.cli import cache
+
+    group = {"eoid-cache": cache, "eoid-train": train}.get(words[0])
+    if group is None:
+        from pipeline.cli import data as group
+    group.main([*words[1:]], standalone_mode=False)
+    return 0
+
+
+def test_a_tiny_study_stops_half_way_and_goes_on(tmp_path):
+    calls = []
+
+    def execute(words):
+        if len(calls) == stop_at:
+            return 130
+        calls.append(words)
+        if words[:2] == ["eoid-train", "student"]:
+            words = [*words, "--workers", "0", "--device", "cpu"]
+        return in_process(words)
+
+    own = student()
+    variants = (
+        Variant("plain", own, teacher=teacher_score(CACHE)),
+        Variant("without", student("--no-distillation"), "plain"),
+    )
+    small = (type(VDETACH)("small", "A small one", variants, None, "Nothing."),)
+    plan = Plan(small, (0,), tmp_path / "study", tmp_path / "out", TINY, execute=execute)
+    stop_at = 4
+    assert run_study(plan) == 130
+    assert [row["label"] for row in read_json(tmp_path / "out/small.json")["rows"]][:1] == ["plain"]
+    stop_at = None
+    assert run_study(plan) == 0
+    assert len(calls) == 6 and len({tuple(words) for words in calls}) == 6
+    plain, without = read_json(tmp_path / "out/small.json")["rows"]
+    assert plain["values"]["teacher_accuracy"] and without["values"]["full"]
+    assert (tmp_path / "out/small.png").is_file()
