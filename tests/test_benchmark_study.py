@@ -5,17 +5,28 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from benchmarks.study import __main__ as program
 from benchmarks.study.__main__ import Plan, list_study, run_study
-from benchmarks.study.experiments import BETTER, DISTILLATION, EXPERIMENTS, TOPK, VDETACH, Variant
+from benchmarks.study.experiment import Experiment, Variant
+from benchmarks.study.experiments import BETTER, DISTILLATION, EXPERIMENTS, TOPK, VDETACH
 from benchmarks.study.page import write_experiment, write_page
 from benchmarks.study.pieces import CACHE, MODELS, SPLITS, TINY, WORLD, student, teacher_score
 from benchmarks.study.tables import markdown, measure
 from benchmarks.study.workshop import Workshop, estimate
+from pipeline.cli import data
 from pipeline.files import read_json, write_json
 from pipeline.splits import load_split
 from pipeline.vocabulary import load_vocabulary
+from student.cli import train
+from teacher_cache.cli import cache
+from teacher_cache.clip_teacher import build_clip, save_clip
+from teacher_cache.prompts import interaction_prompts
+from teacher_cache.world_models.detector import world_detector
+from teacher_cache.world_models.teacher import clip_config
+from teacher_cache.world_models.tokenizer import WordTokenizer
 
 GROUPS = {"full": 0.5, "seen": 0.6, "unseen": 0.3}
 
@@ -257,15 +268,30 @@ def test_wrong_use(words, capsys):
     assert ended.value.code == 2 and "Traceback" not in capsys.readouterr().err
 
 
+def write_models(folder):
+    """Untrained models in the place of trained ones: training starts processes, which take long."""
+    vocabulary = load_vocabulary("world")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        detector = world_detector(max(vocabulary.object_ids))
+    folder.mkdir(parents=True)
+    save_file(detector.state_dict(), folder / "detector.safetensors")
+    prompts = interaction_prompts(vocabulary)
+    words = {word for group in prompts for prompt in group for word in prompt.split()}
+    tokenizer = WordTokenizer(sorted(words), 10)
+    config = clip_config(tokenizer)
+    model = build_clip(config, torch.Generator().manual_seed(3))
+    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    save_clip(folder / "teacher", model, config, preprocessing, tokenizer)
+
+
 def in_process(words):
     """A command in this process; the libraries are loaded already."""
-    from student.cli import train
-    from teacher_cache.cli import cache
-
-    group = {"eoid-cache": cache, "eoid-train": train}.get(words[0])
-    if group is None:
-        from pipeline.cli import data as group
-    group.main([*words[1:]], standalone_mode=False)
+    if words[1] == "world-models":
+        write_models(Path(words[2]))
+        return 0
+    group = {"eoid-cache": cache, "eoid-train": train, "eoid-data": data}[words[0]]
+    group.main(words[1:], standalone_mode=False)
     return 0
 
 
@@ -285,7 +311,7 @@ def test_a_tiny_study_stops_half_way_and_goes_on(tmp_path):
         Variant("plain", own, teacher=teacher_score(CACHE)),
         Variant("without", student("--no-distillation"), "plain"),
     )
-    small = (type(VDETACH)("small", "A small one", variants, None, "Nothing."),)
+    small = (Experiment("small", "A small one", variants, None, "Nothing."),)
     plan = Plan(small, (0,), tmp_path / "study", tmp_path / "out", TINY, execute=execute)
     stop_at = 4
     assert run_study(plan) == 130

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.demo import run_words
-from benchmarks.study.experiments import EXPERIMENTS, Experiment
+from benchmarks.study.experiment import Experiment
+from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.page import write_experiment, write_page
 from benchmarks.study.pieces import TINY, WHOLE, Piece, Scale
 from benchmarks.study.workshop import StoppedError, Workshop, estimate

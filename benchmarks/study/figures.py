@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.study.tables import ACCURACY
-from evaluation.charts.look import label_axis, legend, marker_style, title_figure
+from evaluation.charts.look import label_axis, legend, marker_style, title_axis
 from evaluation.charts.picture import save_picture
 from evaluation.palette import Colours
 
@@ -33,8 +33,8 @@ def draw_experiment(file: Path, measured: dict[str, Any]) -> None:
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         figure.set_size_inches(WIDTH, CURVE if is_curve else ROW * len(rows) + ROOM)
-        title_figure(figure, colours, title)
         axis = figure.add_subplot()
+        title_axis(axis, colours, title)
         if is_curve:
             _draw_curve(axis, points, measured["axis"], colours)
         else:

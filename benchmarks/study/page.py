@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.experiments import Experiment
+from benchmarks.study.experiment import Experiment
 from benchmarks.study.figures import draw_experiment
 from benchmarks.study.tables import markdown, measure
 from benchmarks.study.workshop import Workshop

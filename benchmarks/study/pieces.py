@@ -117,13 +117,32 @@ def teacher(name: str, *options: str, seed: str = "<seed>") -> Piece:
     return Piece(f"teacher-{name}", (*words, *options), proof=proof)
 
 
-def cache(name: str, *options: str, by: Piece = MODELS, of_demo: str | None = None) -> Piece:
+def small_world(name: str, pictures: int, seed: str = "<seed>") -> Piece:
+    """A world with other numbers of training pictures."""
+    words = ("eoid-data", "world", "<out>", "--train", str(pictures), "--seed", seed)
+    return Piece(f"world-{name}", words, proof="dataset.toml")
+
+
+def pictures_alone(name: str, world: Piece) -> Piece:
+    """The training pictures of a world as a dataset that nobody annotated."""
+    words = ("python", "-m", "benchmarks.study.pictures", "<world>", "--out", "<out>")
+    return Piece(f"pictures-{name}", words, (("world", world),), "dataset.toml")
+
+
+def cache(
+    name: str,
+    *options: str,
+    by: Piece = MODELS,
+    of: Piece = WORLD,
+    of_demo: str | None = None,
+) -> Piece:
     """A cache of the training part, whose detector is the demo's.
 
     Args:
         name: of the piece.
         options: of `eoid-cache build`.
         by: the models with the teacher.
+        of: the dataset.
         of_demo: see `Piece`.
     """
     detects = ("--detector", "world", "--detector-weights", "<models>/detector.safetensors")
@@ -137,7 +156,7 @@ def cache(name: str, *options: str, by: Piece = MODELS, of_demo: str | None = No
         "--clip-model",
         "<teacher>/teacher",
     )
-    needs = (("world", WORLD), ("models", MODELS), ("teacher", by))
+    needs = (("world", of), ("models", MODELS), ("teacher", by))
     return Piece(f"cache-{name}", (*words, *asked, *options), needs, "manifest.json", of_demo)
 
 
@@ -158,18 +177,26 @@ def ensemble(name: str, *members: Piece) -> Piece:
     return Piece(f"cache-{name}", words, needs, "manifest.json")
 
 
-def student(*options: str, by: Piece = CACHE, split: str = "ua") -> Piece:
+def student(
+    *options: str,
+    by: Piece = CACHE,
+    split: str = "ua",
+    of: Piece = WORLD,
+    needs: tuple[tuple[str, Piece], ...] = (),
+) -> Piece:
     """A student's run.
 
     Args:
         options: of `eoid-train student`, beyond the world's preset.
         by: the cache that it learns from.
         split: a name, or one of the study's own files.
+        of: the dataset.
+        needs: further pieces that the options name.
     """
     named = f"<splits>/{split}.toml" if (SPLITS / f"{split}.toml").is_file() else split
     words = ("eoid-train", "student", "--data", "<world>", "--cache", "<cache>", "--split", named)
     init = ("--preset", "world", "--init", "<models>/detector.safetensors", "--seed", "<seed>")
-    needs = (("world", WORLD), ("cache", by), ("models", MODELS))
+    needs = (("world", of), ("cache", by), ("models", MODELS), *needs)
     return Piece(
         f"student-{split}", (*words, "--out", "<out>", *init, "--no-report", *options), needs
     )

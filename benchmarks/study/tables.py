@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.study.experiments import Experiment, Variant
+from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.pieces import TEACHER_RESULTS
 from benchmarks.study.workshop import Workshop
 from evaluation.published import published_entry

@@ -23,6 +23,7 @@ USUAL_SECONDS = {
     "eoid-cache rescore": 4.0,
     "eoid-cache ensemble": 3.0,
     "eoid-cache evaluate": 4.0,
+    "python -m": 1.0,
     "eoid-train student": 95.0,
 }
 
