@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.study.tables import ACCURACY
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 DRAWN = {"unseen": "mAP of unseen classes", "seen": "mAP of seen classes"}
 # Inches.
-WIDTH, ROW, ROOM, CURVE = 8.0, 0.42, 1.3, 4.2
+WIDTH, ROW, ROOM, CURVE = 8.0, 0.42, 1.5, 4.2
+# Characters of a title's line beside the longest labels.
+TITLE = 56
 
 
 def draw_experiment(file: Path, measured: dict[str, Any]) -> None:
@@ -29,16 +32,16 @@ def draw_experiment(file: Path, measured: dict[str, Any]) -> None:
     points = [(row, _place(row)) for row in rows]
     is_curve = measured["axis"] is not None and all(place is not None for _, place in points)
     count = len(measured["seeds"])
-    title = f"{measured['title']} ({count} seed{'' if count == 1 else 's'}, % with spread)"
+    scale = f"mAP, %: mean and spread of {count} seed{'' if count == 1 else 's'}"
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         figure.set_size_inches(WIDTH, CURVE if is_curve else ROW * len(rows) + ROOM)
         axis = figure.add_subplot()
-        title_axis(axis, colours, title)
+        title_axis(axis, colours, fill(measured["title"], TITLE))
         if is_curve:
-            _draw_curve(axis, points, measured["axis"], colours)
+            _draw_curve(axis, points, measured["axis"], scale, colours)
         else:
-            _draw_rows(axis, rows, colours)
+            _draw_rows(axis, rows, scale, colours)
         legend(figure, DRAWN, colours, "marker", narrow)
 
     save_picture(file, draw)
@@ -48,8 +51,8 @@ def _place(row: dict[str, Any]) -> float | None:
     return row["mean"].get(ACCURACY) if row["x"] is None else row["x"]
 
 
-def _draw_curve(axis: Axes, points: list[Any], name: str, colours: Colours) -> None:
-    label_axis(axis, colours, name, "mAP, %")
+def _draw_curve(axis: Axes, points: list[Any], name: str, scale: str, colours: Colours) -> None:
+    label_axis(axis, colours, name, scale)
     points = sorted(points, key=lambda point: point[1])
     for group in DRAWN:
         drawn = [(row, place) for row, place in points if group in row["mean"]]
@@ -68,8 +71,8 @@ def _draw_curve(axis: Axes, points: list[Any], name: str, colours: Colours) -> N
     axis.set_ylim(bottom=0)
 
 
-def _draw_rows(axis: Axes, rows: list[dict[str, Any]], colours: Colours) -> None:
-    label_axis(axis, colours, "mAP, %", across="x")
+def _draw_rows(axis: Axes, rows: list[dict[str, Any]], scale: str, colours: Colours) -> None:
+    label_axis(axis, colours, scale, across="x")
     for number, row in enumerate(rows):
         for group, shift in (("unseen", -0.12), ("seen", 0.12)):
             if group not in row["mean"]:
