@@ -3,75 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.datasets import Dataset, missing_images, open_dataset
 from pipeline.errors import InputError
 from pipeline.progress import Progress
-from teacher_cache.answering import AskingConfig
-from teacher_cache.choices import choose_mode, choose_sources, resolved
+from teacher_cache.choices import BuildConfig, choose_mode, choose_sources, resolved
 from teacher_cache.clip_teacher import ClipTeacher
 from teacher_cache.cluster.modes import Mode, is_elsewhere
 from teacher_cache.cluster.run import check_mode, run_tasks
-from teacher_cache.cluster.share import Share
 from teacher_cache.finish import Completion, finish
 from teacher_cache.format import TEACHER, plain_vocabulary
 from teacher_cache.lock import Hold, hold
 from teacher_cache.pairing import ALL_PAIRS
 from teacher_cache.plan import Plan, check_folder, claim_folder
-from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts
+from teacher_cache.prompts import Prompts, embed_prompts
 from teacher_cache.proposal_index import drop_proposals, keep_proposals
 from teacher_cache.reader import TeacherText, read_teacher
 from teacher_cache.settings import to_settings
 from teacher_cache.shards import ShardTask
 from teacher_cache.sources import Opened, Sources, Subject, open_sources, read_subject
 from teacher_cache.writer import finished_record, is_finished_shard, write_teacher
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """Everything that a build is told.
-
-    Attributes:
-        dataset: the dataset folder.
-        out: the cache folder, new or of an interrupted build of the same settings.
-        part: "train" or "test".
-        candidates: "detector" pairs what a detector finds, "annotated" whatever people annotated
-            (the published protocol).
-        proposals: a file of detections, in the place of a detector.
-        detector, detector_weights: name and weights; None takes the dataset's own detector, or
-            torchvision's usual one.
-        clip_model, clip_weights: see `ClipConfig`; None takes the dataset's own teacher, or the
-            published one.
-        precision: of CLIP's image tower, see `ClipConfig`.
-        templates: sentences to ask with.
-        asking: pairs, regions and batch sizes.
-        images_per_shard: images of one shard and task.
-        mode: where shards are made; None takes one process for each GPU if there are several, and
-            otherwise this one.
-        share: of a job that builds beside others; None builds everything.
-        threads: of torch in every process, on a CPU; None takes what suits the mode.
-        device: where the models run.
-    """
-
-    dataset: Path
-    out: Path
-    part: str = "train"
-    candidates: str = "detector"
-    proposals: Path | None = None
-    detector: str | None = None
-    detector_weights: str | None = None
-    clip_model: str | None = None
-    clip_weights: str | None = None
-    precision: str = "auto"
-    templates: tuple[str, ...] = (TEMPLATE,)
-    asking: AskingConfig = field(default_factory=AskingConfig)
-    images_per_shard: int = 256
-    mode: Mode | None = None
-    share: Share | None = None
-    threads: int | None = None
-    device: str = "auto"
 
 
 def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:

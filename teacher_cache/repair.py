@@ -20,7 +20,7 @@ from teacher_cache.seal import write_sealed
 from teacher_cache.settings import COMMAND, from_settings
 
 if TYPE_CHECKING:
-    from teacher_cache.build import BuildConfig
+    from teacher_cache.choices import BuildConfig
 
 # Where and by how many shards are made is the repairer's choice, not the first builder's.
 OF_THE_MACHINE = ("mode", "share", "workers")
