@@ -23,7 +23,7 @@ from student.metrics import EVALUATIONS, METRICS
 from student.pictures import PICTURES
 from student.run_log import RANK_LOGS, TENSORBOARD
 from student.saving import checkpoints_of, newest_whole
-from teacher_cache.format import shown
+from teacher_cache.format import differing_parts
 
 CONFIG, LOCK, SHOTS = "config.json", ".lock", "shots.json"
 DAMAGED = "checkpoint-damaged.pt"
@@ -159,20 +159,21 @@ def goes_on(run: Path, plan: dict[str, Any], resume: str) -> bool:
 
 
 def _changes(held: Any, plan: dict[str, Any]) -> str:
-    """What differs innermost, for people: "topk: 10, now 5", the first few of it."""
-    found: list[str] = []
-
-    def compare(old: Any, new: Any, name: str) -> None:
-        if isinstance(old, dict) and isinstance(new, dict):
-            for key in sorted(old.keys() | new.keys()):
-                compare(old.get(key), new.get(key), key)
-        elif old != new:
-            found.append(f"{name}: {shown(old)}, now {shown(new)}")
-
-    held = held if isinstance(held, dict) else {}
+    """What differs, for people: "recipe.targets.topk: 3, now 5", the first few of it."""
     # Some of what stands in the file does not matter.
-    compare({name: held.get(name) for name in plan}, plan, "")
-    return "; ".join([*found[:MOST_CHANGES], *["..."] * (len(found) > MOST_CHANGES)])
+    old = dict(_leaves({name: held.get(name) for name in plan} if isinstance(held, dict) else {}))
+    new = dict(_leaves(plan))
+    changed = sorted(name for name in old | new if old.get(name) != new.get(name))[:MOST_CHANGES]
+    return differing_parts(*({name: each.get(name) for name in changed} for each in (old, new)))
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by the names that lead to them."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def recorded(run: Path, name: str) -> Any:

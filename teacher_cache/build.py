@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.datasets import Dataset, missing_images, open_dataset
 from pipeline.errors import InputError
 from pipeline.progress import Progress
-from teacher_cache.choices import BuildConfig, choose_mode, choose_sources, resolved
+from teacher_cache.build_config import BuildConfig
+from teacher_cache.choices import choose_mode, choose_sources, resolved
 from teacher_cache.clip_teacher import ClipTeacher
 from teacher_cache.cluster.modes import Mode, is_elsewhere
 from teacher_cache.cluster.run import check_mode, run_tasks

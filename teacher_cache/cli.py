@@ -143,6 +143,7 @@ def build(
     """Ask the teacher about every image of DATASET; the same command goes on after a stop."""
     from teacher_cache import build as builder
     from teacher_cache.answering import AskingConfig
+    from teacher_cache.build_config import BuildConfig
     from teacher_cache.cluster.run import job_script
     from teacher_cache.interrupts import terminated_like_interrupted
     from teacher_cache.pairing import PairingConfig
@@ -159,7 +160,7 @@ def build(
     if candidates == "annotated" and given:
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise InputError(f"{option}: expected none with --candidates annotated, which pairs all")
-    config = builder.BuildConfig(
+    config = BuildConfig(
         dataset=dataset,
         out=out,
         part=part,

@@ -20,7 +20,7 @@ from teacher_cache.seal import write_sealed
 from teacher_cache.settings import COMMAND, from_settings
 
 if TYPE_CHECKING:
-    from teacher_cache.choices import BuildConfig
+    from teacher_cache.build_config import BuildConfig
 
 # Where and by how many shards are made is the repairer's choice, not the first builder's.
 OF_THE_MACHINE = ("mode", "share", "workers")
@@ -91,7 +91,8 @@ def remake(
     Raises:
         InputError: as that command does.
     """
-    from teacher_cache.build import BuildConfig, build
+    from teacher_cache.build import build
+    from teacher_cache.build_config import BuildConfig
     from teacher_cache.ensemble import EnsembleConfig, ensemble
     from teacher_cache.rescore import RescoreConfig, rescore
 

@@ -46,7 +46,7 @@ def entry_points():
 
 
 def test_contracts_are_kept():
-    pytest.importorskip("importlinter")
+    pytest.importorskip("importlinter", reason="import-linter is not installed")
     code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run(
         [sys.executable, "-c", code, "--no-cache"], cwd=ROOT, capture_output=True, text=True

@@ -52,8 +52,8 @@ def checkout(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(checkout):
     """(wheel, sdist); the wheel is built from the sdist."""
-    pytest.importorskip("build")
-    pytest.importorskip("setuptools")
+    pytest.importorskip("build", reason="build is not installed")
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
     done = run(sys.executable, "-m", "build", "--no-isolation", checkout, cwd=checkout)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = (checkout / "dist").glob("*.whl")

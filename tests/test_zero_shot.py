@@ -23,7 +23,8 @@ from student.material import Wanted
 from student.pair_targets import TargetConfig
 from student.run import RunConfig, run_student
 from student.targets import FIELDS
-from teacher_cache.build import BuildConfig, build
+from teacher_cache.build import build
+from teacher_cache.build_config import BuildConfig
 from teacher_cache.format import PAIR_DATASETS
 from teacher_cache.reader import open_cache
 from teacher_cache.world_models.detector import DetectorTraining

@@ -96,13 +96,13 @@ def test_json():
 @pytest.mark.parametrize("overview", [EMPTY, OVERVIEW])
 @pytest.mark.filterwarnings("error")
 def test_the_picture(tmp_path, overview):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     draw_cache(tmp_path / "c.png", overview)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_of_many_objects_and_pairs(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     rng = np.random.default_rng(0)
     many = replace(
         OVERVIEW,

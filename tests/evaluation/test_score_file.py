@@ -115,7 +115,7 @@ def test_the_dataset_around_the_annotations_gives_vocabulary_and_pictures(runs, 
     results = read_results(tmp_path / "scores.json")
     assert (results.dataset, results.vocabulary) == ("world", "world")
     assert results.dataset_path.resolve() == (runs / "world").resolve()
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     write_report(ReportConfig((tmp_path / "scores.json",), tmp_path / "report.html"))
     assert (tmp_path / "report.html").read_text().count("<img") > 4
 

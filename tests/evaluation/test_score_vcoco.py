@@ -159,7 +159,7 @@ def test_a_dataset_without_official_actions(runs):
 
 def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
     """A file in the official layout beside a run's, whose pictures are there."""
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     truth, found = perfect
     folder = tmp_path / "images/val2014"
     folder.mkdir(parents=True)

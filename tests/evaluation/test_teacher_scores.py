@@ -45,7 +45,7 @@ def test_nothing_proposed():
 @pytest.mark.parametrize("num_verbs", [0, 2, 117])
 @pytest.mark.filterwarnings("error")
 def test_the_picture(tmp_path, num_verbs):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     verbs = tuple(VERBS[place % 2] for place in range(num_verbs))
     file = tmp_path / "t.png"
     draw_teacher(file, TeacherScores("t", SCORES.annotated, SCORES.proposed, {}, verbs))

@@ -68,7 +68,7 @@ def test_the_same_run_goes_on_even_where_it_may_overwrite(run, overwrite):
 @pytest.mark.parametrize("way", [AUTO, NEVER])
 def test_another_run_is_refused_or_replaced(run, way):
     with pytest.raises(
-        InputError, match=r"holds a run with another recipe \(seed: .*, now 1\); name a"
+        InputError, match=r"holds a run with another recipe \(recipe.*seed: .*, now 1\); name a"
     ):
         find_start(run, plan(seed=1), False, way)
     assert names(run) == HELD

@@ -11,7 +11,8 @@ from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
 from pipeline.world.write import write_world
 from teacher_cache.answering import AskingConfig
-from teacher_cache.build import BuildConfig, build
+from teacher_cache.build import build
+from teacher_cache.build_config import BuildConfig
 from teacher_cache.clip_teacher import build_clip, save_clip
 from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import PairingConfig

@@ -38,7 +38,7 @@ def test_counts_are_those_of_the_images(finished, vocabulary):
 
 
 def test_lines_json_and_picture(finished, tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     config = InspectConfig(finished, tmp_path / "i.json", tmp_path / "i.png")
     said = []
     inspect(config, said.append)

@@ -54,7 +54,7 @@ def test_both_kinds_of_pairs_are_told(score_config, vocabulary):
 
 
 def test_the_picture(score_config, tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     file = tmp_path / "teacher.png"
     score_teacher(replace(score_config, picture=file), lambda line: None)
     assert file.read_bytes().startswith(b"\x89PNG")

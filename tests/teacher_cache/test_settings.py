@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.files import write_json
-from teacher_cache.build import BuildConfig
+from teacher_cache.build_config import BuildConfig
 from teacher_cache.format import PLAN
 from teacher_cache.pairing import PairingConfig
 from teacher_cache.regions import RegionMode

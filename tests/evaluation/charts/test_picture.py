@@ -19,7 +19,7 @@ def draw(figure, colours, narrow):
 
 @pytest.mark.parametrize("ending", SIGNATURES)
 def test_the_ending_decides_the_kind(tmp_path, ending):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
     file = tmp_path / f"picture{ending}"
     check_picture(file, overwrite=False)
     save_picture(file, draw)

@@ -4,7 +4,8 @@ import multiprocessing
 
 import pytest
 
-from teacher_cache.build import BuildConfig, build
+from teacher_cache.build import build
+from teacher_cache.build_config import BuildConfig
 from teacher_cache.format import SHARDS, TEACHER, read_manifest
 
 

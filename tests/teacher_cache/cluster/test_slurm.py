@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.world.write import write_world
-from teacher_cache.build import BuildConfig, build
+from teacher_cache.build import build
+from teacher_cache.build_config import BuildConfig
 from teacher_cache.format import MANIFEST, SHARDS
 
 # So many shards of one image that no job makes them while another one is cancelled.
