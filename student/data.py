@@ -162,7 +162,8 @@ class TrainingImages(Dataset[Sample]):
         # Colours draw from torch's generator; seeding it here, and putting it back, makes a
         # sample independent of the worker that prepares it and of what came before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(self.seed, epoch, index))
+            # torch.manual_seed would seed GPUs too, which takes longer than changing a small image.
+            torch.default_generator.manual_seed(mix(self.seed, epoch, index))
             sample = make_sample(self.records[index].id, image, self.targets(index), transform)
             return replace(sample, source=self.source) if self.source else sample
 

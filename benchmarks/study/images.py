@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from benchmarks.study.experiment import Experiment, Variant
-from benchmarks.study.pieces import Piece, cache, pictures_alone, small_world, student
+from benchmarks.study.pieces import Piece, cache, pictures_alone, student, world
 
-LABELLED = 300
-# So many epochs give every student about the steps of a plain one: 280 of 32 pictures, of which
-# half are labelled where there are others.
-ALONE, BESIDE = ("--epochs", "31"), ("--epochs", "16", "--mix", "0.5")
-FEW = small_world(str(LABELLED), LABELLED)
+LABELLED, MIX = 300, 0.5
+# So many epochs give every student about the steps of the others, 160 of 8 pictures, half of them
+# labelled where there are others.
+ALONE, BESIDE = 4, 2
+FEW = world(LABELLED, f"world-{LABELLED}")
 FEW_CACHE = cache(str(LABELLED), of=FEW)
 
 
+def _alone(*options: str) -> Piece:
+    return student(*options, by=FEW_CACHE, of=FEW, epochs=ALONE)
+
+
 def _with_pictures(count: int) -> Piece:
-    pictures = pictures_alone(str(count), small_world(f"more-{count}", count, seed="2<seed>"))
+    pictures = pictures_alone(str(count), world(count, f"world-more-{count}", seed="2<seed>"))
     answers = cache(f"more-{count}", of=pictures)
     return student(
-        *BESIDE,
-        *("--extra", "<pictures>:<answers>"),
+        *("--mix", f"{MIX:g}", "--extra", "<pictures>:<answers>"),
         by=FEW_CACHE,
         of=FEW,
+        epochs=BESIDE,
         needs=(("pictures", pictures), ("answers", answers)),
     )
 
@@ -40,8 +44,8 @@ MORE_IMAGES = Experiment(
     "more-images",
     f"Pictures without labels beside {LABELLED} with labels, equal numbers of steps",
     (
-        Variant("labels alone", student("--no-distillation", *ALONE, by=FEW_CACHE, of=FEW)),
-        Variant("teacher asked about them", student(*ALONE, by=FEW_CACHE, of=FEW)),
+        Variant("labels alone", _alone("--no-distillation")),
+        Variant("teacher asked about them", _alone()),
         Variant("500 further pictures", _with_pictures(500)),
         Variant("2000 further pictures", _with_pictures(2000)),
     ),

@@ -1,4 +1,8 @@
-"""What the study is made of: each piece is the result of one command, made once for every seed."""
+"""What the study is made of: each piece is the result of one command, made once for every seed.
+
+Students are smaller than the demo's, to be many: fewer pictures, fewer epochs, and small batches,
+with which few pictures go further.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pathlib import Path
 from pipeline.files import sha256_of_file, sha256_of_json
 
 SPLITS = Path(__file__).parent / "splits"
+LABELLED, EPOCHS, BATCH = 640, 2, 8
 RESULTS, TEACHER_RESULTS = "results.json", "teacher.json"
 TEMPLATES = (
     "a picture of person {ing} {object}",
@@ -96,12 +101,6 @@ def filled(word: str, places: Mapping[str, object]) -> str:
     return re.sub(r"<(\w+)>", lambda found: str(places[found.group(1)]), word)
 
 
-WORLD = Piece(
-    "world",
-    ("eoid-data", "world", "<out>", "--seed", "<seed>"),
-    proof="dataset.toml",
-    of_demo="world",
-)
 MODELS = Piece(
     "models",
     ("eoid-cache", "world-models", "<out>", "--seed", "<seed>"),
@@ -117,10 +116,13 @@ def teacher(name: str, *options: str, seed: str = "<seed>") -> Piece:
     return Piece(f"teacher-{name}", (*words, *options), proof=proof)
 
 
-def small_world(name: str, pictures: int, seed: str = "<seed>") -> Piece:
-    """A world with other numbers of training pictures."""
+def world(pictures: int, name: str = "world", seed: str = "<seed>") -> Piece:
+    """A world with this number of training pictures."""
     words = ("eoid-data", "world", "<out>", "--train", str(pictures), "--seed", seed)
-    return Piece(f"world-{name}", words, proof="dataset.toml")
+    return Piece(name, words, proof="dataset.toml")
+
+
+WORLD = world(LABELLED)
 
 
 def pictures_alone(name: str, world: Piece) -> Piece:
@@ -134,7 +136,6 @@ def cache(
     *options: str,
     by: Piece = MODELS,
     of: Piece = WORLD,
-    of_demo: str | None = None,
 ) -> Piece:
     """A cache of the training part, whose detector is the demo's.
 
@@ -143,7 +144,6 @@ def cache(
         options: of `eoid-cache build`.
         by: the models with the teacher.
         of: the dataset.
-        of_demo: see `Piece`.
     """
     detects = ("--detector", "world", "--detector-weights", "<models>/detector.safetensors")
     asked = () if "--candidates" in options else detects
@@ -157,10 +157,10 @@ def cache(
         "<teacher>/teacher",
     )
     needs = (("world", of), ("models", MODELS), ("teacher", by))
-    return Piece(f"cache-{name}", (*words, *asked, *options), needs, "manifest.json", of_demo)
+    return Piece(f"cache-{name}", (*words, *asked, *options), needs, "manifest.json")
 
 
-CACHE = cache("region", of_demo="cache")
+CACHE = cache("region")
 
 
 def rescored(name: str, source: Piece, *options: str) -> Piece:
@@ -182,6 +182,7 @@ def student(
     by: Piece = CACHE,
     split: str = "ua",
     of: Piece = WORLD,
+    epochs: int = EPOCHS,
     needs: tuple[tuple[str, Piece], ...] = (),
 ) -> Piece:
     """A student's run.
@@ -191,14 +192,18 @@ def student(
         by: the cache that it learns from.
         split: a name, or one of the study's own files.
         of: the dataset.
+        epochs: passes through it.
         needs: further pieces that the options name.
     """
     named = f"<splits>/{split}.toml" if (SPLITS / f"{split}.toml").is_file() else split
     words = ("eoid-train", "student", "--data", "<world>", "--cache", "<cache>", "--split", named)
     init = ("--preset", "world", "--init", "<models>/detector.safetensors", "--seed", "<seed>")
+    length = ("--epochs", str(epochs), "--batch-size", str(BATCH))
     needs = (("world", of), ("cache", by), ("models", MODELS), *needs)
     return Piece(
-        f"student-{split}", (*words, "--out", "<out>", *init, "--no-report", *options), needs
+        f"student-{split}",
+        (*words, "--out", "<out>", *init, *length, "--no-report", *options),
+        needs,
     )
 
 
