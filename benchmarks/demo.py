@@ -69,12 +69,21 @@ class Stages:
         print(f"{name}: {self.seconds[name]:.0f} s")
 
 
-def run_words(words: Sequence[str]) -> int:
-    """Echoes and runs one of the project's commands; its exit code as a shell gives it."""
+def run_words(words: Sequence[str], log: Path | None = None) -> int:
+    """Runs one of the project's commands; its exit code as a shell gives it.
+
+    Args:
+        words: of the command.
+        log: where its lines are added instead of being shown, the command itself first.
+    """
     line = f"$ {' '.join(words)}"
-    print(f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}", flush=True)
-    program = Path(sys.executable).parent / words[0]
-    return _wait(subprocess.Popen([program, *words[1:]]))
+    program = [Path(sys.executable).parent / words[0], *words[1:]]
+    if log is None:
+        print(f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}", flush=True)
+        return _wait(subprocess.Popen(program))
+    with open(log, "a") as lines:
+        print(line, file=lines, flush=True)
+        return _wait(subprocess.Popen(program, stdout=lines, stderr=subprocess.STDOUT))
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -1,28 +1,35 @@
 """Runs what is missing of the study and writes what it has found.
 
-Every run is a command that a user could type, echoed as it starts, in a folder of its own; runs
-that are there are found again, and a run that was stopped goes on, so that the same call continues
-after Ctrl-C or a kill. Two calls with different --seeds may work beside each other on one folder.
+Every run is a command that a user could type, in a folder of its own; runs that are there are found
+again, and a run that was stopped goes on, so that the same call continues after Ctrl-C or a kill.
+What the results already hold is not run again, so that a study can be made on one machine after
+another.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from benchmarks.demo import run_words
 from benchmarks.study.experiment import Experiment
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.page import write_experiment, write_page
-from benchmarks.study.pieces import TINY, WHOLE, Piece, Scale
+from benchmarks.study.pieces import TINY, WHOLE, Scale
+from benchmarks.study.records import Records
+from benchmarks.study.together import Task, make_together
 from benchmarks.study.workshop import StoppedError, Workshop, estimate
 from pipeline.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
+MOST_JOBS = 8
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,11 @@ class Plan:
         out: folder of the runs.
         results: folder of tables and figures.
         scale: how large everything is.
-        base: folder of demos whose worlds, models and caches are used; None for none.
+        base: folder of demos whose models are used; None for none.
         budget: minutes after which no further command is started; None for no bound.
-        execute: runs a command's words and gives its exit code.
+        jobs: commands that run at a time; several write their lines into files.
+        anew: also runs what is in `results`.
+        execute: runs a command's words, and gives its exit code; see `Workshop`.
     """
 
     experiments: tuple[Experiment, ...]
@@ -47,13 +56,20 @@ class Plan:
     scale: Scale = WHOLE
     base: Path | None = None
     budget: float | None = None
-    execute: Callable[[Sequence[str]], int] = run_words
+    jobs: int = 1
+    anew: bool = False
+    execute: Callable[[Sequence[str], Path | None], int] = run_words
 
     def workshops(self) -> list[Workshop]:
         """One for every seed."""
         return [
-            Workshop(self.out, seed, self.execute, self.scale, self.base) for seed in self.seeds
+            Workshop(self.out, seed, self.execute, self.scale, self.base, logged=self.jobs > 1)
+            for seed in self.seeds
         ]
+
+    def records(self) -> Records:
+        """What need not be run, since it was measured before."""
+        return Records() if self.anew else Records.read(self.results)
 
 
 def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
@@ -64,70 +80,113 @@ def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
         not do its work (the others were run all the same), else the exit code of the command that
         was told to stop.
     """
-    workshops = plan.workshops()
-    started = time.monotonic()
-    failed: set[tuple[int, str]] = set()
+    workshops, records = plan.workshops(), plan.records()
+    lacks = missing(plan.experiments, workshops, records)
+    left = {task.own: task for tasks in lacks.values() for task in tasks}
+    tasks = list(left.values())
+    failed = False
+
+    def begun(task: Task) -> None:
+        name = next(name for name, own in lacks.items() if task in own)
+        rest = _duration(estimate(workshops, [each.piece for each in left.values()]) / plan.jobs)
+        say(
+            f"{name}, seed {task.workshop.seed}, {task.piece.folder}:"
+            f" {len(left)} commands left, about {rest}"
+        )
+
+    def ended(task: Task, fine: bool) -> None:
+        nonlocal failed
+        del left[task.own]
+        if not fine:
+            failed = True
+            log = task.workshop.log(task.piece)
+            say(
+                f"{task.piece.folder}: this command failed; going on with others"
+                f"{f', see {log}' if log else ''}"
+            )
+        for experiment in plan.experiments:
+            own = lacks[experiment.name]
+            if task in own and not any(each.own in left for each in own):
+                write_experiment(experiment, workshops, plan.results, records)
+
+    until = None if plan.budget is None else time.monotonic() + 60 * plan.budget
     code = 0
     try:
-        for experiment in plan.experiments:
-            for workshop in workshops:
-                for piece in workshop.missing(_pieces(experiment)):
-                    if plan.budget is not None and time.monotonic() - started > 60 * plan.budget:
-                        say(f"{plan.budget:g} minutes are over; the same call goes on from here")
-                        return 1 if failed else 0
-                    own = (workshop.seed, piece.folder)
-                    behind = {(workshop.seed, need.folder) for _, need in piece.needs}
-                    if own in failed or behind & failed:
-                        failed.add(own)
-                        continue
-                    say(f"\n{experiment.name}, seed {workshop.seed}: {_left(plan, workshops)}")
-                    if not workshop.make(piece):
-                        say(f"{piece.folder}: this command failed; going on with others")
-                        failed.add(own)
-            write_experiment(experiment, workshops, plan.results)
+        if make_together(tasks, plan.jobs, until, begun, ended):
+            say(f"{plan.budget:g} minutes are over; the same call goes on from here")
     except StoppedError as stopped:
         say("stopped; the same call goes on from here")
         code = stopped.code
     finally:
         for experiment in plan.experiments:
-            write_experiment(experiment, workshops, plan.results)
+            write_experiment(experiment, workshops, plan.results, records)
         write_page(EXPERIMENTS, plan.results)
     return code or (1 if failed else 0)
+
+
+def missing(
+    experiments: Sequence[Experiment], workshops: Sequence[Workshop], records: Records
+) -> dict[str, list[Task]]:
+    """What has to be made for each experiment, by its name, that those before it do not need."""
+    found: dict[str, list[Task]] = {}
+    known: set[tuple[int, str]] = set()
+    for experiment in experiments:
+        own = found.setdefault(experiment.name, [])
+        for workshop in workshops:
+            pieces = [
+                piece
+                for variant in experiment.variants
+                if not records.has(variant, workshop.scale, workshop.seed)
+                for piece in variant.pieces
+            ]
+            for piece in workshop.missing(pieces):
+                task = Task(workshop, piece)
+                if task.own not in known:
+                    known.add(task.own)
+                    own.append(task)
+    return found
 
 
 def list_study(plan: Plan, say: Callable[[str], None] = print) -> None:
     """Tells the experiments, what is missing of each after those before it, and for how long."""
     workshops = plan.workshops()
-    known: set[tuple[int, str]] = set()
+    lacks = missing(plan.experiments, workshops, plan.records())
+
+    def told(tasks: Sequence[Task]) -> str:
+        return _duration(estimate(workshops, [task.piece for task in tasks]) / plan.jobs)
+
     for experiment in plan.experiments:
-        new = []
-        for workshop in workshops:
-            for piece in workshop.missing(_pieces(experiment)):
-                if (workshop.seed, piece.digest) not in known:
-                    known.add((workshop.seed, piece.digest))
-                    new.append(piece)
+        own = lacks[experiment.name]
         say(
-            f"{experiment.name:<16} {len(experiment.variants):>2} rows, {len(new):>3} commands to"
-            f" run, about {_duration(estimate(workshops, new))}: {experiment.title}"
+            f"{experiment.name:<16} {len(experiment.variants):>2} rows, {len(own):>3} commands to"
+            f" run, about {told(own)}: {experiment.title}"
         )
-    say(f"in all {_left(plan, workshops)}")
-
-
-def _pieces(experiment: Experiment) -> list[Piece]:
-    """Students and scores of an experiment."""
-    runs = [variant.run for variant in experiment.variants]
-    return runs + [variant.teacher for variant in experiment.variants if variant.teacher]
-
-
-def _left(plan: Plan, workshops: Sequence[Workshop]) -> str:
-    everything = [piece for experiment in plan.experiments for piece in _pieces(experiment)]
-    left = [piece for workshop in workshops for piece in workshop.missing(everything)]
-    return f"{len(left)} commands left, about {_duration(estimate(workshops, left))}"
+    tasks = [task for own in lacks.values() for task in own]
+    say(f"in all {len(tasks)} commands left, about {told(tasks)}")
 
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def usual_jobs() -> int:
+    """As many commands at a time as there are cores, which small models use best one by one; on a
+    machine with a GPU one."""
+    return 1 if torch.cuda.is_available() else min(MOST_JOBS, os.cpu_count() or 1)
+
+
+def _share_cores(jobs: int) -> None:
+    """Gives every command its part of the cores, where the environment does not say otherwise."""
+    if jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
+    return count
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -145,7 +204,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of tables and figures")
     parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="for example 0,1,2")
     parser.add_argument("--only", action="append", choices=names, help="an experiment")
-    parser.add_argument("--base", type=Path, help="folder of demos to take from")
+    parser.add_argument("--base", type=Path, help="folder of demos to take models from")
+    parser.add_argument("--jobs", type=_count, help="commands at a time (default: one a core)")
+    parser.add_argument("--anew", action="store_true", help="also what the results hold already")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="then stop")
     parser.add_argument("--tiny", action="store_true", help="a few pictures, to see that all works")
     parser.add_argument("--list", action="store_true", help="what is there and what is missing")
@@ -159,11 +220,14 @@ def main(words: Sequence[str] | None = None) -> int:
         TINY if options.tiny else WHOLE,
         None if options.base is None else options.base.absolute(),
         options.budget,
+        options.jobs or usual_jobs(),
+        options.anew,
     )
     try:
         if options.list:
             list_study(plan)
             return 0
+        _share_cores(plan.jobs)
         code = run_study(plan)
     except InputError as error:
         parser.exit(2, f"study: {error}\n")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.study.pieces import Piece
+from benchmarks.study.pieces import Piece, Scale
+from pipeline.files import sha256_of_json
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ class Variant:
     teacher: Piece | None = None
     x: float | None = None
     paper: str | None = None
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What its numbers are read from."""
+        return [self.run, *([self.teacher] if self.teacher else [])]
+
+    def digest(self, scale: Scale) -> str:
+        """Of all commands behind its numbers."""
+        return sha256_of_json([scale.name, *(piece.digest for piece in self.pieces)])
 
 
 @dataclass(frozen=True)

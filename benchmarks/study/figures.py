@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.study.tables import ACCURACY
+from benchmarks.study.records import ACCURACY
 from evaluation.charts.look import label_axis, legend, marker_style, title_axis
 from evaluation.charts.picture import save_picture
 from evaluation.palette import Colours

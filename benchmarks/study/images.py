@@ -6,7 +6,7 @@ from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.pieces import Piece, cache, pictures_alone, student, world
 
 LABELLED, MIX = 300, 0.5
-# So many epochs give every student about the steps of the others, 160 of 8 pictures, half of them
+# So many epochs give every student about the steps of the others, 320 of 4 pictures, half of them
 # labelled where there are others.
 ALONE, BESIDE = 4, 2
 FEW = world(LABELLED, f"world-{LABELLED}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.study.experiment import Experiment
 from benchmarks.study.figures import draw_experiment
+from benchmarks.study.records import Records
 from benchmarks.study.tables import markdown, measure
 from benchmarks.study.workshop import Workshop
 from pipeline.files import read_json, write_json, write_text
@@ -24,7 +25,7 @@ shows is which choices matter when all else is equal. `make study` makes this pa
 
 
 def write_experiment(
-    experiment: Experiment, workshops: Sequence[Workshop], folder: Path
+    experiment: Experiment, workshops: Sequence[Workshop], folder: Path, records: Records
 ) -> dict[str, Any] | None:
     """Writes an experiment's `NAME.json` and `NAME.png`, unless nothing of it is there.
 
@@ -32,11 +33,12 @@ def write_experiment(
         experiment: which one.
         workshops: one for every seed.
         folder: for the files.
+        records: what was measured before.
 
     Returns:
         The numbers, None for none.
     """
-    measured = measure(experiment, workshops)
+    measured = measure(experiment, workshops, records)
     if not any(row["values"] for row in measured["rows"]):
         return None
     file = folder / f"{experiment.name}.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.files import sha256_of_file, sha256_of_json
 
 SPLITS = Path(__file__).parent / "splits"
-LABELLED, EPOCHS, BATCH = 640, 2, 8
+LABELLED, EPOCHS, BATCH, RATE = 640, 2, 4, "1e-3"
 RESULTS, TEACHER_RESULTS = "results.json", "teacher.json"
 TEMPLATES = (
     "a picture of person {ing} {object}",
@@ -198,7 +198,7 @@ def student(
     named = f"<splits>/{split}.toml" if (SPLITS / f"{split}.toml").is_file() else split
     words = ("eoid-train", "student", "--data", "<world>", "--cache", "<cache>", "--split", named)
     init = ("--preset", "world", "--init", "<models>/detector.safetensors", "--seed", "<seed>")
-    length = ("--epochs", str(epochs), "--batch-size", str(BATCH))
+    length = ("--epochs", str(epochs), "--batch-size", str(BATCH), "--learning-rate", RATE)
     needs = (("world", of), ("cache", by), ("models", MODELS), *needs)
     return Piece(
         f"student-{split}",

@@ -7,57 +7,59 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.study.experiment import Experiment, Variant
-from benchmarks.study.pieces import TEACHER_RESULTS
+from benchmarks.study.pieces import TEACHER_RESULTS, WHOLE
+from benchmarks.study.records import ACCURACY, GROUPS, NAMES, Records
 from benchmarks.study.workshop import Workshop
 from evaluation.published import published_entry
 
-GROUPS = ("unseen", "seen", "full")
-ACCURACY = "teacher_accuracy"
 
-
-def measure(experiment: Experiment, workshops: Sequence[Workshop]) -> dict[str, Any]:
+def measure(
+    experiment: Experiment, workshops: Sequence[Workshop], records: Records | None = None
+) -> dict[str, Any]:
     """The numbers of an experiment as far as they are there, as plain values for JSON.
 
     A row has `values`, the groups' mAP and the teacher's accuracy in percent by seed; `mean` and
     `spread` (the standard deviation over seeds, 0 for one seed) of each; and `against` another row:
     mean and spread of the difference in unseen mAP over seeds that have both, and `wins`, the
     seeds in which it is larger.
+
+    Args:
+        experiment: which one.
+        workshops: one for every seed.
+        records: what was measured before; what the workshops have counts first.
     """
-    rows = [_row(variant, workshops) for variant in experiment.variants]
+    rows = [_row(variant, workshops, records or Records()) for variant in experiment.variants]
     by_label = {row["label"]: row for row in rows}
     for row, variant in zip(rows, experiment.variants, strict=True):
         other = by_label.get(variant.against or experiment.reference or "")
         if other is not None and other is not row:
             row["against"] = _difference(row, other)
+    seeds = {int(seed) for row in rows for found in row["values"].values() for seed in found}
     return {
         "name": experiment.name,
         "title": experiment.title,
         "paper": experiment.paper,
         "axis": experiment.axis,
-        "seeds": [workshop.seed for workshop in workshops],
+        "seeds": sorted(seeds),
         "rows": rows,
     }
 
 
-def _row(variant: Variant, workshops: Sequence[Workshop]) -> dict[str, Any]:
-    values: dict[str, dict[str, float]] = {name: {} for name in (*GROUPS, ACCURACY)}
-    for workshop in workshops:
-        results = workshop.results(variant.run)
-        if results is None:
-            continue
-        for group in GROUPS:
-            # A small world's test pictures may show nothing of a group.
-            if results["metrics"][group] is not None:
-                values[group][str(workshop.seed)] = 100 * results["metrics"][group]
-        if variant.teacher is not None:
-            judged = workshop.results(variant.teacher, TEACHER_RESULTS)
-            if judged is not None and ACCURACY in judged["extra"]:
-                values[ACCURACY][str(workshop.seed)] = 100 * judged["extra"][ACCURACY]
+def _row(variant: Variant, workshops: Sequence[Workshop], records: Records) -> dict[str, Any]:
+    values: dict[str, dict[str, float]] = {name: {} for name in NAMES}
+    scale = workshops[0].scale if workshops else WHOLE
+    found = records.values(variant, scale)
+    found |= {workshop.seed: _made(variant, workshop) for workshop in workshops}
+    for seed in sorted(found):
+        measured = found[seed] or records.values(variant, scale).get(seed, {})
+        for name, value in measured.items():
+            values[name][str(seed)] = value
     entry = None if variant.paper is None else published_entry("EoID", "hico-det", variant.paper)
     return {
         "label": variant.label,
         "x": variant.x,
         "options": list(variant.run.command),
+        "digest": variant.digest(scale),
         "values": {name: found for name, found in values.items() if found},
         **{
             statistic: {
@@ -67,6 +69,19 @@ def _row(variant: Variant, workshops: Sequence[Workshop]) -> dict[str, Any]:
         },
         "paper": None if entry is None else entry["metrics"],
     }
+
+
+def _made(variant: Variant, workshop: Workshop) -> dict[str, float]:
+    """A seed's numbers in percent, by name; none where the student is not there."""
+    results = workshop.results(variant.run)
+    if results is None:
+        return {}
+    # A small world's test pictures may show nothing of a group.
+    metrics = {name: results["metrics"][name] for name in GROUPS}
+    if variant.teacher is not None:
+        judged = workshop.results(variant.teacher, TEACHER_RESULTS)
+        metrics[ACCURACY] = None if judged is None else judged["extra"].get(ACCURACY)
+    return {name: 100 * value for name, value in metrics.items() if value is not None}
 
 
 def spread(values: Sequence[float]) -> float:

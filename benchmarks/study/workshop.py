@@ -43,16 +43,19 @@ class Workshop:
     Attributes:
         out: folder of the study.
         seed: of everything.
-        execute: runs a command's words and gives its exit code.
+        execute: runs a command's words, its lines going to a file where one is given, and gives
+            its exit code.
         scale: how large everything is.
         base: folder of demos, whose pieces are taken where they are; None for none.
+        logged: lines of commands go to files beside the pieces' folders.
     """
 
     out: Path
     seed: int
-    execute: Callable[[Sequence[str]], int]
+    execute: Callable[[Sequence[str], Path | None], int]
     scale: Scale = WHOLE
     base: Path | None = None
+    logged: bool = False
 
     @property
     def folder(self) -> Path:
@@ -98,7 +101,7 @@ class Workshop:
         self.folder.mkdir(parents=True, exist_ok=True)
         words = self.command(piece)
         started = time.monotonic()
-        code = self.execute(words)
+        code = self.execute(words, self.log(piece))
         taken = time.monotonic() - started
         if code:
             if code in FAILURES:
@@ -108,6 +111,10 @@ class Workshop:
             raise InputError(f"{self.place(piece) / piece.proof}: expected by the study, not there")
         write_json(self._record(piece), {"seconds": round(taken, 1), "command": words})
         return True
+
+    def log(self, piece: Piece) -> Path | None:
+        """Where the lines of a piece's command go; None where they are shown."""
+        return self.folder / f"{piece.folder}.log" if self.logged else None
 
     def results(self, piece: Piece, file: str = RESULTS) -> dict[str, Any] | None:
         """What a finished piece wrote; None where it is not made."""

@@ -1,0 +1,43 @@
+"""What was measured before, on this machine or another: the study's own result files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.study.experiment import Variant
+from benchmarks.study.pieces import Scale
+from pipeline.files import read_json
+
+GROUPS = ("unseen", "seen", "full")
+ACCURACY = "teacher_accuracy"
+NAMES = (*GROUPS, ACCURACY)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Numbers of rows in percent, by a row's digest, seed and name."""
+
+    rows: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Records:
+        """The numbers in a folder of results."""
+        rows: dict[str, dict[int, dict[str, float]]] = {}
+        for file in sorted(folder.glob("*.json")):
+            for row in read_json(file)["rows"]:
+                seeds = rows.setdefault(row["digest"], {})
+                for name, values in row["values"].items():
+                    for seed, value in values.items():
+                        seeds.setdefault(int(seed), {})[name] = value
+        return cls(rows)
+
+    def values(self, variant: Variant, scale: Scale) -> dict[int, Mapping[str, float]]:
+        """A row's numbers by seed."""
+        return dict(self.rows.get(variant.digest(scale), {}))
+
+    def has(self, variant: Variant, scale: Scale, seed: int) -> bool:
+        """Whether a seed's student, and the teacher's score where that counts, were measured."""
+        found = self.values(variant, scale).get(seed, {})
+        return "full" in found and (variant.teacher is None or ACCURACY in found)
