@@ -12,6 +12,8 @@ STUDY ?= study
 SEEDS ?= 0,1,2
 ONLY ?=
 BUDGET ?=
+JOBS ?=
+ANEW ?= 0
 
 .PHONY: demo study test lint clean
 
@@ -27,7 +29,8 @@ demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo --out "$(DEMO)" --split "$(SPLIT)" --seed $(SEED) $(if $(filter 1,$(CEILING)),--ceiling)
 
 study: $(INSTALLED)
-	$(BIN)/python -m benchmarks.study --out "$(STUDY)" --seeds $(SEEDS) $(if $(ONLY),--only $(ONLY)) $(if $(BUDGET),--budget $(BUDGET))
+	$(BIN)/python -m benchmarks.study --out "$(STUDY)" --seeds $(SEEDS) $(ONLY:%=--only %) \
+	    $(BUDGET:%=--budget %) $(JOBS:%=--jobs %) $(if $(filter 1,$(ANEW)),--anew)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

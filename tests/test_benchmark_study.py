@@ -2,18 +2,25 @@
 
 import json
 import re
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.demo import run_words
 from benchmarks.study import __main__ as program
 from benchmarks.study.__main__ import Plan, list_study, run_study
 from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.experiments import BETTER, DISTILLATION, EXPERIMENTS, TOPK, VDETACH
 from benchmarks.study.page import write_experiment, write_page
-from benchmarks.study.pieces import CACHE, MODELS, SPLITS, TINY, WORLD, student, teacher_score
+from benchmarks.study.pieces import CACHE, MODELS, SPLITS, TINY, WHOLE, student, teacher_score
+from benchmarks.study.records import Records
 from benchmarks.study.tables import markdown, measure
 from benchmarks.study.workshop import Workshop, estimate
 from pipeline.cli import data
@@ -36,11 +43,13 @@ class Machine:
 
     def __init__(self, stop_at=None, code=130, failing=()):
         self.commands, self.stop_at, self.code, self.failing = [], stop_at, code, failing
+        self.lock = threading.Lock()
 
-    def __call__(self, words):
-        if len(self.commands) == self.stop_at:
-            return self.code
-        self.commands.append(list(words))
+    def __call__(self, words, log=None):
+        with self.lock:
+            if len(self.commands) == self.stop_at:
+                return self.code
+            self.commands.append(list(words))
         if any(word in self.failing for word in words):
             return 2
         kind, place = tuple(words[:2]), self.place(words)
@@ -156,20 +165,117 @@ def test_a_failing_command_stops_only_what_needs_it(plan):
     assert kinds(broken) == ["eoid-data world", "eoid-cache world-models", "eoid-cache build"]
 
 
-def test_a_demos_pieces_are_used_where_they_are(plan, tmp_path):
+def test_a_demos_models_are_used_where_they_are(plan, tmp_path):
     demo = tmp_path / "demo/seed-0"
     write_json(demo / "stages.json", {"seconds": {}, "finished": ["world", "models"]})
-    for folder, proof in (("world", "dataset.toml"), ("models", "detector.safetensors")):
-        (demo / folder).mkdir()
-        (demo / folder / proof).write_text("")
+    (demo / "models").mkdir()
+    (demo / "models/detector.safetensors").write_text("")
     machine = Machine()
     given = plan(machine, seeds=(0,), base=tmp_path / "demo")
     assert run_study(given, lambda line: None) == 0
-    assert kinds(machine)[0] == "eoid-cache build" and str(demo / "world") in machine.commands[0]
+    assert kinds(machine)[:2] == ["eoid-data world", "eoid-cache build"]
+    assert str(demo / "models/detector.safetensors") in machine.commands[1]
     (workshop,) = given.workshops()
-    assert workshop.place(WORLD) == demo / "world" and workshop.place(CACHE).parent != demo
+    assert workshop.place(MODELS) == demo / "models" and workshop.place(CACHE).parent != demo
     small = Workshop(tmp_path, 0, machine, TINY, tmp_path / "demo")
-    assert not small.is_made(WORLD), "a small world is another one"
+    assert not small.is_made(MODELS), "small models are others"
+
+
+def test_what_was_measured_before_is_not_run_again(plan, tmp_path):
+    first = Machine()
+    assert run_study(plan(first, VDETACH, TOPK), lambda line: None) == 0
+    before = read_json(tmp_path / "results/topk.json")
+
+    elsewhere = {"out": tmp_path / "another machine"}
+    again = Machine()
+    assert run_study(plan(again, VDETACH, TOPK, **elsewhere), lambda line: None) == 0
+    assert again.commands == [] and read_json(tmp_path / "results/topk.json") == before
+
+    more = Machine()
+    assert run_study(plan(more, TOPK, seeds=(2,), **elsewhere), lambda line: None) == 0
+    assert len(more.commands) == 3 + 4
+    after = read_json(tmp_path / "results/topk.json")
+    assert after["seeds"] == [0, 1, 2]
+    assert set(after["rows"][0]["values"]["full"]) == {"0", "1", "2"}
+
+    anew = Machine()
+    assert run_study(plan(anew, VDETACH, anew=True, seeds=(0,), **elsewhere), str) == 0
+    assert len(anew.commands) == 3 + 2
+
+
+def test_records_of_other_commands_and_sizes_do_not_count(plan, tmp_path):
+    assert run_study(plan(Machine(), VDETACH), lambda line: None) == 0
+    plain, _ = VDETACH.variants
+    records = Records.read(tmp_path / "results")
+    assert records.has(plain, WHOLE, 1) and not records.has(plain, WHOLE, 2)
+    assert not records.has(plain, TINY, 1)
+    assert not records.has(replace(plain, run=student("--topk", "7")), WHOLE, 1)
+    # Without its teacher's score a row is not complete where that is part of the question.
+    assert not records.has(replace(plain, teacher=teacher_score(CACHE)), WHOLE, 1)
+    assert Records.read(tmp_path / "nothing there") == Records()
+
+
+def test_commands_run_beside_each_other_after_what_they_need(plan):
+    together, alone = threading.Barrier(2, timeout=60), Machine()
+
+    class Watching(Machine):
+        logs = ()
+
+        def __call__(self, words, log=None):
+            if words[1] == "student" and len(self.logs) < 2:
+                self.logs = (*self.logs, log)
+                together.wait()
+            return super().__call__(words)
+
+    machine = Watching()
+    assert run_study(plan(machine, VDETACH, jobs=2), lambda line: None) == 0
+    assert all(log.name.startswith("student-ua-") and log.suffix == ".log" for log in machine.logs)
+    for seed in (0, 1):
+        mine = [words[1] for words in machine.commands if any(f"seed-{seed}/" in w for w in words)]
+        assert sorted(mine[:2]) == ["world", "world-models"] and mine[2] == "build"
+    assert run_study(plan(alone, VDETACH, out=Path("nowhere")), lambda line: None) == 0
+    assert alone.commands == [], "all of it is in the results"
+
+
+def test_a_stop_lets_the_others_end(plan):
+    begun = threading.Event()
+
+    class Stopping(Machine):
+        def __call__(self, words, log=None):
+            if words[1] == "student" and "--no-vdetach" in words:
+                begun.wait(60)
+                return 75
+            begun.set()
+            if words[1] == "student":
+                time.sleep(0.2)
+            return super().__call__(words)
+
+    machine, said = Stopping(), []
+    assert run_study(plan(machine, VDETACH, jobs=2, seeds=(0,)), said.append) == 75
+    assert kinds(machine)[-1] == "eoid-train student", "the one beside it has ended"
+    rest = Machine()
+    assert run_study(plan(rest, VDETACH, seeds=(0,)), said.append) == 0
+    assert len(rest.commands) == 1 and "--no-vdetach" in rest.commands[0]
+
+
+def test_ctrl_c_ends_the_study_after_its_commands(plan):
+    class Interrupted(Machine):
+        def __call__(self, words, log=None):
+            signal.raise_signal(signal.SIGINT)
+            return super().__call__(words)
+
+    machine = Interrupted()
+    assert run_study(plan(machine, VDETACH, jobs=2, seeds=(0,)), lambda line: None) == 130
+    assert 1 <= len(machine.commands) <= 2
+
+
+def test_a_commands_lines_go_to_its_log(tmp_path):
+    log = tmp_path / "it.log"
+    assert (
+        run_words([Path(sys.executable).name, "-c", "print(6 * 7); raise SystemExit(3)"], log) == 3
+    )
+    first, second = log.read_text().splitlines()
+    assert first.startswith("$ ") and second == "42"
 
 
 def test_other_commands_make_other_pieces():
@@ -237,9 +343,9 @@ def test_page_and_figures(plan, tmp_path):
     assert page.count("\n## ") == 3 and "![" in page and "*The paper.*" in page
     assert "teacher's accuracy" in page and "Seeds 0, 1." in page
     before = (folder / "vdetach.png").stat().st_mtime_ns
-    write_experiment(VDETACH, given.workshops(), folder)
+    write_experiment(VDETACH, given.workshops(), folder, Records())
     assert (folder / "vdetach.png").stat().st_mtime_ns == before
-    assert write_experiment(DISTILLATION, given.workshops()[:0], folder) is None
+    assert write_experiment(DISTILLATION, given.workshops()[:0], folder, Records()) is None
     write_page((), tmp_path / "none")
     assert "##" not in (tmp_path / "none/README.md").read_text()
 
@@ -261,7 +367,9 @@ def test_remaining_time_follows_the_commands_that_were_run(plan, tmp_path):
     assert estimate([fresh], [student()] * 3) > 100
 
 
-@pytest.mark.parametrize("words", [["--seeds", "x"], ["--seeds", ""], ["--only", "nothing"]])
+@pytest.mark.parametrize(
+    "words", [["--seeds", "x"], ["--seeds", ""], ["--only", "nothing"], ["--jobs", "0"]]
+)
 def test_wrong_use(words, capsys):
     with pytest.raises(SystemExit) as ended:
         program.main(words)
@@ -298,7 +406,7 @@ def in_process(words):
 def test_a_tiny_study_stops_half_way_and_goes_on(tmp_path):
     calls = []
 
-    def execute(words):
+    def execute(words, log):
         if len(calls) == stop_at:
             return 130
         calls.append(words)

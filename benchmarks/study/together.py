@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.demo import INTERRUPTED
 from benchmarks.study.pieces import Piece
@@ -34,6 +35,19 @@ class Task:
         return all(self.workshop.is_made(need) for _, need in self.piece.needs)
 
 
+class Here(Executor):
+    """Does what is submitted at once, in the caller's thread: one command shows its own lines."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Calls `fn` and gives what came of it."""
+        future = Future[Any]()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 def make_together(
     tasks: Sequence[Task],
     jobs: int,
@@ -58,7 +72,7 @@ def make_together(
     """
     waiting, running = list(tasks), dict[Future[bool], Task]()
     failed, stopped = set[tuple[int, str]](), None
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) if jobs > 1 else Here() as pool:
         while True:
             try:
                 for task in list(waiting):

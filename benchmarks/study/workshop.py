@@ -15,16 +15,16 @@ from pipeline.files import read_json, write_json
 
 # Exit codes of commands that did not do their work: unexpected, and bad input.
 FAILURES = (1, 2)
-# Seconds on two quiet cores, until this machine's own are known.
+# Seconds on one core of a common kind, until this machine's own are known.
 USUAL_SECONDS = {
     "eoid-data world": 12.0,
-    "eoid-cache world-models": 100.0,
-    "eoid-cache build": 25.0,
+    "eoid-cache world-models": 150.0,
+    "eoid-cache build": 20.0,
     "eoid-cache rescore": 4.0,
     "eoid-cache ensemble": 3.0,
-    "eoid-cache evaluate": 4.0,
+    "eoid-cache evaluate": 6.0,
     "python -m": 1.0,
-    "eoid-train student": 95.0,
+    "eoid-train student": 75.0,
 }
 
 
