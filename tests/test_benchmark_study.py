@@ -353,7 +353,7 @@ def test_page_and_figures(plan, tmp_path):
 def test_the_list_tells_what_is_missing(plan):
     said = []
     list_study(plan(Machine(), VDETACH, TOPK, seeds=(0,)), said.append)
-    assert re.match(r"vdetach +2 rows,   5 commands to run, about 5 min", said[0])
+    assert re.match(r"vdetach +2 rows,   5 commands to run, about 6 min", said[0])
     assert re.match(r"topk +4 rows,   3 commands to run", said[1])
     assert said[2].startswith("in all 8 commands left")
 
