@@ -63,7 +63,7 @@ TOPK = Experiment(
 GATE = Experiment(
     "thres-is",
     "How interactive a candidate's query must be",
-    _with("--thres-is", (0, 0.1, 0.3, 0.5), 0),
+    _with("--thres-is", (0, 0.3, 0.5), 0),
     "0",
     f"The paper trains with 0.5. {NO_NUMBERS}",
     "least interactive probability (thres_is)",
@@ -79,14 +79,12 @@ LEVEL = Experiment(
     "region",
     f"The paper's teacher sees the union region. {NO_NUMBERS}",
 )
-ANNOTATED = cache("annotated", "--candidates", "annotated")
 CANDIDATES = Experiment(
     "candidates",
     "Where pairs without labels come from",
     (
         Variant("detector", PLAIN),
-        Variant("all annotated boxes", student(by=ANNOTATED)),
-        Variant("unlabelled annotated pairs", student("--candidates", "annotated")),
+        Variant("annotated, labels removed", student("--candidates", "annotated")),
     ),
     "detector",
     "The paper pairs the annotated boxes of unseen pairs, labels removed: it is told where they"
@@ -105,8 +103,6 @@ SOFT = Experiment(
         Variant("answers, 3", PLAIN),
         Variant("answers, 1", _soft(1, "answers")),
         Variant("answers, 10", _soft(10, "answers")),
-        Variant("pairs, 0.35", _soft(0.35, "pairs")),
-        Variant("entries, 70", _soft(70, "entries")),
         Variant("entries, 700", _soft(700, "entries")),
         Variant("entries, 700, labels by BCE", _soft(700, "entries", "--verb-loss", "bce_bce")),
     ),
@@ -132,11 +128,12 @@ def _taught_by(label: str, by: Piece) -> Variant:
     return Variant(label, student(by=by), teacher=teacher_score(by))
 
 
+POOR = 100
 TEACHER = Experiment(
     "teacher",
     "The teacher's quality and its student's",
     (
-        *(_taught_by(f"{steps} steps", _short(steps)) for steps in (25, 50, 100, 200)),
+        *(_taught_by(f"{steps} steps", _short(steps)) for steps in (25, POOR, 200)),
         Variant("500 steps", PLAIN, teacher=teacher_score(CACHE)),
     ),
     "500 steps",
@@ -145,7 +142,6 @@ TEACHER = Experiment(
 )
 
 
-POOR = 100
 SPEAKS = tuple(word for template in TEMPLATES for word in ("--template", template))
 FIT = ("--fit-temperature", "--data", "<world>", "--split", "ua")
 

@@ -46,7 +46,6 @@ MORE_IMAGES = Experiment(
     (
         Variant("labels alone", _alone("--no-distillation")),
         Variant("teacher asked about them", _alone()),
-        Variant("500 further pictures", _with_pictures(500)),
         Variant("2000 further pictures", _with_pictures(2000)),
     ),
     "teacher asked about them",
