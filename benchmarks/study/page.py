@@ -68,6 +68,7 @@ def _section(measured: dict[str, Any]) -> str:
         f"{markdown(measured)}\n",
         f"![{measured['title']}]({measured['name']}.png)\n",
         f"*The paper.* {measured['paper']}\n",
+        *([f"*The world.* {measured['found']}\n"] if measured["found"] else []),
         f"Seeds {seeds}." + (f" Not run yet: {'; '.join(missing)}." if missing else "") + "\n",
     ]
     return "\n".join(lines)
