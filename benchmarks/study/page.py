@@ -18,14 +18,14 @@ PAGE = "README.md"
 HEAD = f"""\
 # What the study found
 
-mAP in percent on the embedded world's 500 test pictures, mean ± standard deviation over seeds; world,
-teacher, detector and student are made anew for every seed. "Against" is the difference of unseen
-mAP to another row, seed by seed.
+mAP in percent on the embedded world's 500 test pictures, mean ± standard deviation over seeds;
+world, teacher, detector and student are made anew for every seed. "Against" is the difference of
+unseen mAP to another row, seed by seed.
 
 Students are smaller than the demo's, to be many: {LABELLED} training pictures instead of 3,000,
 {EPOCHS} epochs in batches of {BATCH}. They end some 15 points below the demo's. A world of drawn
-figures says nothing about photographs; what it shows is which choices matter when all else is equal,
-and with three seeds only differences well beyond the spread are worth believing.
+figures says nothing about photographs; what it shows is which choices matter when all else is
+equal, and with three seeds only differences well beyond the spread are worth believing.
 
 `make study` makes this page; numbers that stand here are not measured again.
 """
