@@ -81,13 +81,6 @@ def train() -> None:
     help="What their loss is divided by: all entries, matched pairs, or answers to these.",
 )
 @click.option(
-    "--calibrate",
-    "calibrated",
-    is_flag=True,
-    default=None,
-    help="Weigh the teacher's answers by how often it is right about an object on seen labels.",
-)
-@click.option(
     "--verb-loss",
     type=click.Choice(["focal_bce", "bce_bce"]),
     help="Labels by focal loss or cross-entropy; the teacher's answers by cross-entropy.",

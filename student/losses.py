@@ -60,17 +60,10 @@ class Criterion:
         matcher: settings of the matching.
         config: weights and forms.
         asked_verbs: (V,) bool, verbs the teacher is asked for.
-        trust: (O + 1,) weights of the teacher's answers about pairs of each object, None for 1.
     """
 
-    def __init__(
-        self,
-        matcher: MatcherConfig,
-        config: LossConfig,
-        asked_verbs: Tensor,
-        trust: Tensor | None = None,
-    ) -> None:
-        self.config, self.trust = config, trust
+    def __init__(self, matcher: MatcherConfig, config: LossConfig, asked_verbs: Tensor) -> None:
+        self.config = config
         self.num_asked = int(asked_verbs.sum())
         self.matcher = TwoStageMatcher(matcher, asked_verbs)
         self.weights = {
@@ -100,9 +93,7 @@ class Criterion:
         parts = {
             **_object_part(layers["pred_object_logits"], batch, matches, judged, self.config),
             **_box_parts(layers, batch, matches),
-            **_verb_parts(
-                layers["pred_verb_logits"], batch, matches, self.config, self.num_asked, self.trust
-            ),
+            **_verb_parts(layers["pred_verb_logits"], batch, matches, self.config, self.num_asked),
             "interactive": _interactive_part(layers["pred_interactive_logits"], batch, matches),
         }
         if "pred_matching_logits" in layers:
@@ -209,7 +200,6 @@ def _verb_parts(
     matches: Matches,
     config: LossConfig,
     num_asked: int,
-    trust: Tensor | None,
 ) -> dict[str, _Part]:
     """Hard part: labels and their absence. Soft part: the teacher's answers, the distillation.
 
@@ -229,10 +219,6 @@ def _verb_parts(
         balance = torch.where(hard > 0, config.alpha, 1 - config.alpha)
         hard_costs = balance * missed**config.gamma * hard_costs
     soft_costs = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-    if trust is not None:
-        trusted = torch.ones_like(soft[..., :1])
-        trusted[rows] = trust[batch.object_labels[place], None]
-        soft_costs = soft_costs * trusted
     annotated = batch.annotated.to(logits.device)
     hard_sums = (hard_costs * ~is_soft * annotated[None, :, None]).flatten(2).sum(2)
     soft_sums = (soft_costs * is_soft).flatten(2).sum(2)

@@ -60,15 +60,12 @@ class TargetConfig:
         overlap: a candidate goes when both its boxes overlap a seen pair of the same object by
             this IoU.
         box_score: least score of the detector's boxes that the dense head learns from.
-        calibrated: weigh the teacher's answers about an object by how often it is right there on
-            seen labels; see `student.trust`.
     """
 
     candidates: str = "detector"
     distillation: bool = True
     overlap: float = 0.5
     box_score: float = 0.3
-    calibrated: bool = False
 
 
 def image_targets(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from evaluation.results import Results
@@ -29,7 +28,6 @@ from student.shots import shot_list
 from student.signals import StopSignals
 from student.step import Execution
 from student.train import Trainer, Upkeep
-from student.trust import object_trust
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,6 @@ def run_student(config: RunConfig) -> Results | None:
             execution,
             upkeep,
             material.held_out,
-            _trust(material, team),
             [one.images for one in material.extra],
         )
         if config.init and not checkpoint_path(config.init).is_file():
@@ -137,27 +134,6 @@ def run_student(config: RunConfig) -> Results | None:
         _tell_shots(config.out, material, team)
         trainer.train(signals)
         return _finish(config, material, trainer)
-
-
-def _trust(material: Material, team: Team) -> torch.Tensor | None:
-    """The weights of the teacher's answers by object, where the recipe wants some."""
-    if not material.recipe.targets.calibrated:
-        return None
-    images, vocabulary = material.images, material.dataset.vocabulary
-
-    def measure() -> np.ndarray:
-        answers = (images.cache[record.id] for record in images.records)
-        held = zip(images.annotations, answers, strict=True)
-        return object_trust(held, material.split, vocabulary)
-
-    trust = team.from_first(measure)
-    least, most = trust[:-1].argmin(), trust[:-1].argmax()
-    team.say(
-        f"the teacher is trusted {trust[:-1].mean():.3f} on average over objects:"
-        f" {vocabulary.objects[least]} {trust[least]:.3f} to {vocabulary.objects[most]}"
-        f" {trust[most]:.3f}"
-    )
-    return torch.from_numpy(trust)
 
 
 def _init_digest(config: RunConfig) -> str | None:

@@ -63,7 +63,6 @@ class Stepper:
         asked_verbs: (V,) bool, see `Criterion`.
         steps_per_epoch: for the schedule.
         execution: see there.
-        trust: (O + 1,) weights of the teacher's answers, see `Criterion`.
         sources: names of the sources that samples come from, by number; none where there is one.
     """
 
@@ -76,14 +75,12 @@ class Stepper:
         asked_verbs: Tensor,
         steps_per_epoch: int,
         execution: Execution,
-        trust: Tensor | None = None,
         sources: Sequence[str] = (),
     ) -> None:
         self.recipe, self.model, self.execution = recipe, model, execution
         self.sources = sources
         device, train = execution.device, recipe.train
-        trust = None if trust is None else trust.to(device)
-        self.criterion = Criterion(recipe.matcher, recipe.losses, asked_verbs.to(device), trust)
+        self.criterion = Criterion(recipe.matcher, recipe.losses, asked_verbs.to(device))
         self.optimizer = build_optimiser(model, train, device)
         self.scheduler = build_schedule(self.optimizer, train, steps_per_epoch)
         self.averaged = AveragedWeights(model, train.ema) if train.ema else None

@@ -61,7 +61,6 @@ class Trainer:
         execution: how the machines are used.
         upkeep: checkpoints and logs.
         held_out: training images to evaluate on, None for none.
-        trust: (O + 1,) weights of the teacher's answers, None for 1.
         extra: images of further sources.
 
     Raises:
@@ -79,7 +78,6 @@ class Trainer:
         execution: Execution,
         upkeep: Upkeep | None = None,
         held_out: HeldOut | None = None,
-        trust: torch.Tensor | None = None,
         extra: Sequence[TrainingImages] = (),
     ) -> None:
         train, team = recipe.train, execution.team
@@ -117,7 +115,7 @@ class Trainer:
         model = model.to(execution.device).to(memory_format=torch.channels_last)
         asked = torch.from_numpy(split.asked_verbs)
         names = [source.name for source in sources] if extra else []
-        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution, trust, names)
+        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution, names)
         self.readings, self.pace = Readings(execution.device), Pace(execution.device)
         self.state = RunState(self.stepper, vocabulary, split, run, self.upkeep.plan)
         self.loader = DataLoader(
