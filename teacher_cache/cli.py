@@ -9,7 +9,7 @@ import click
 
 from pipeline.cli import config_option, device_option, run_command
 from pipeline.errors import InputError
-from teacher_cache import cli_caches, cli_teachers
+from teacher_cache.cli_caches import COMMANDS
 from teacher_cache.cluster.cli import cluster_options
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def world_models(
     train_world_models(folder, config, device)
 
 
-for command in (*cli_caches.COMMANDS, *cli_teachers.COMMANDS):
+for command in COMMANDS:
     cache.add_command(command)
 
 

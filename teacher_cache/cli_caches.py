@@ -203,4 +203,60 @@ def verify(folder: Path, repair: bool, data: Path | None, device: str | None) ->
     run(VerifyConfig(folder, repair, data, device))
 
 
-COMMANDS = (evaluate, inspect, merge, prompts, show, verify)
+@click.command()
+@click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.option("--out", required=True, type=FOLDER, help="The new cache folder.")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="Sentence with {ing} and {object}; several are averaged. Default: the cache's.",
+)
+@click.option(
+    "--vocabulary",
+    metavar="NAME|FILE",
+    help="Other verbs and more objects; objects are recognised by name. Default: the cache's.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Inverse of the factor on cosine similarities; CLIP's own is about 0.01.",
+)
+@click.option(
+    "--clip-model",
+    metavar="NAME|FOLDER",
+    help="The cache's own CLIP, for sentences that it does not hold. Default: where it was.",
+)
+@click.option("--clip-weights", metavar="TAG|FILE", help="Of --clip-model.")
+@device_option
+@config_option
+def rescore(
+    folder: Path,
+    out: Path,
+    templates: tuple[str, ...],
+    vocabulary: str | None,
+    temperature: float | None,
+    clip_model: str | None,
+    clip_weights: str | None,
+    device: str,
+) -> None:
+    """Ask anew about the regions of CACHE, without opening one image."""
+    from teacher_cache.rescore import RescoreConfig
+    from teacher_cache.rescore import rescore as run
+
+    run(
+        RescoreConfig(
+            cache=folder,
+            out=out,
+            templates=templates,
+            vocabulary=vocabulary,
+            temperature=temperature,
+            clip_model=clip_model,
+            clip_weights=clip_weights,
+            device=device,
+        )
+    )
+
+
+COMMANDS = (evaluate, inspect, merge, prompts, rescore, show, verify)

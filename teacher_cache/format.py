@@ -39,8 +39,6 @@ IMAGE_ID = "images/id"
 PAIR_OFFSETS = "images/pair_offsets"
 FAILED_ID = "failed/id"
 FAILED_REASON = "failed/reason"
-# Part of the fingerprint of a mean over caches: their fingerprints.
-ENSEMBLE_OF = "ensemble_of"
 # Parts of the fingerprint that decide what CLIP makes of a sentence.
 TEXT_PARTS = ("clip.model", "clip.weights", "clip.quick_gelu")
 

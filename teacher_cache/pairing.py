@@ -107,3 +107,13 @@ def join_pairs(first: Pairs, second: Pairs) -> Pairs:
         object_scores=np.concatenate([first.object_scores, second.object_scores]),
         sources=np.concatenate([first.sources, second.sources]),
     )
+
+
+def pair_labels(annotation: Annotation, vocabulary: Vocabulary) -> np.ndarray:
+    """(P, V) bool: labels of an image's annotated pairs, in the order of `annotated_pairs`."""
+    rows: dict[tuple[int, int], int] = {}
+    hois = [hoi for hoi in annotation.hois.tolist() if hoi[1] >= 0]
+    numbers = [rows.setdefault((human, other), len(rows)) for human, other, _ in hois]
+    labels = np.zeros((len(rows), vocabulary.num_verbs), dtype=bool)
+    labels[numbers, [verb for _, _, verb in hois]] = True
+    return labels

@@ -11,9 +11,8 @@ from pipeline.boxes import box_iou
 from pipeline.types import Annotation, Detections, Pairs
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.format import ImageAnswers
-from teacher_cache.pairing import ANNOTATED, PROPOSED
+from teacher_cache.pairing import ANNOTATED, PROPOSED, pair_labels
 from teacher_cache.reader import TeacherCache
-from teacher_cache.seen_pairs import pair_labels
 
 MAX_TRIPLETS = 100
 LEAST_IOU = 0.5

@@ -93,7 +93,6 @@ def remake(
     """
     from teacher_cache.build import build
     from teacher_cache.build_config import BuildConfig
-    from teacher_cache.ensemble import EnsembleConfig, ensemble
     from teacher_cache.rescore import RescoreConfig, rescore
 
     file = folder / PLAN
@@ -103,9 +102,6 @@ def remake(
     if settings.get(COMMAND) == "rescore":
         rescoring = from_settings(own, RescoreConfig, file)
         rescore(replace(rescoring, out=folder, device=device or rescoring.device), say)
-        return
-    if settings.get(COMMAND) == "ensemble":
-        ensemble(replace(from_settings(own, EnsembleConfig, file), out=folder), say)
         return
     building = from_settings(own, BuildConfig, file)
     building = replace(building, out=folder, device=device or building.device)

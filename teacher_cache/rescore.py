@@ -27,15 +27,6 @@ from teacher_cache.prompts import Prompts, embed_prompts, interaction_prompts
 from teacher_cache.reader import TeacherCache, TeacherText, open_cache
 from teacher_cache.settings import held_settings, to_settings
 from teacher_cache.soft_targets import action_probabilities
-from teacher_cache.temperature import (
-    Fit,
-    Labelled,
-    describe_scale,
-    fit_lines,
-    fit_scale,
-    judged_pairs,
-    require_embeddings,
-)
 from teacher_cache.writer import is_finished_shard, write_arrays, write_teacher
 
 
@@ -49,7 +40,6 @@ class RescoreConfig:
         templates: sentences to ask with; none keeps the cache's.
         vocabulary: a shipped name or a file, with all of the cache's objects; None keeps it.
         temperature: inverse of the factor on cosine similarities; None keeps it.
-        fitted_to: labels that the temperature is fitted to instead; None for none.
         clip_model, clip_weights: the same CLIP as the cache's, for its texts; None looks where the
             cache was built from.
         device: where CLIP runs.
@@ -60,7 +50,6 @@ class RescoreConfig:
     templates: tuple[str, ...] = ()
     vocabulary: str | None = None
     temperature: float | None = None
-    fitted_to: Labelled | None = None
     clip_model: str | None = None
     clip_weights: str | None = None
     device: str = "auto"
@@ -73,14 +62,16 @@ def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
         InputError: bad input, a cache without embeddings, or another CLIP than the cache's.
     """
     reworded = bool(config.templates) or config.vocabulary is not None
-    if not reworded and config.temperature is None and config.fitted_to is None:
+    if not reworded and config.temperature is None:
         raise InputError(
-            "expected --template, --vocabulary, --temperature or --fit-temperature, found nothing"
-            " to change"
+            "expected --template, --vocabulary or --temperature, found nothing to change"
         )
-    _refuse_two_wishes(config)
     cache = open_cache(config.cache)
-    require_embeddings(cache)
+    if not cache.has_embeddings:
+        raise InputError(
+            f"{cache.path}: expected region embeddings, found none (it was built with"
+            " --no-embeddings); only a new build can ask anew"
+        )
     config = _resolved(config, cache)
     vocabulary = cache.vocabulary
     prompts = cache.teacher.prompts
@@ -91,11 +82,6 @@ def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
     if reworded:
         prompts = interaction_prompts(vocabulary, config.templates)
     text = _text(cache, prompts, config)
-    if config.fitted_to is not None:
-        fitted = _fit(cache, text, config.fitted_to, say)
-        # What is lost later is made again without the labels, to the same bits.
-        config = replace(config, temperature=1 / fitted.scale, fitted_to=None)
-        text = replace(text, logit_scale=1 / (1 / fitted.scale))
     parts = {
         **cache.manifest["parts"],
         "vocabulary": vocabulary.digest(),
@@ -161,25 +147,6 @@ def _text(cache: TeacherCache, prompts: Prompts, config: RescoreConfig) -> Teach
         known |= zip(fresh, embed_prompts(fresh, _encoder(cache, config)), strict=True)
     scale = held.logit_scale if config.temperature is None else 1 / config.temperature
     return TeacherText(prompts, np.stack([known[group] for group in prompts]), scale)
-
-
-def _refuse_two_wishes(config: RescoreConfig) -> None:
-    if config.fitted_to is None:
-        return
-    wishes = {"--temperature": config.temperature, "--vocabulary": config.vocabulary}
-    for option, value in wishes.items():
-        if value is not None:
-            raise InputError(f"{option}: expected none beside --fit-temperature, found {value}")
-
-
-def _fit(
-    cache: TeacherCache, text: TeacherText, labelled: Labelled, say: Callable[[str], None]
-) -> Fit:
-    judged = judged_pairs(cache, text, labelled, cache.vocabulary)
-    fit = fit_scale(judged)
-    for line in fit_lines(judged, describe_scale(judged, text.logit_scale), fit):
-        say(line)
-    return fit
 
 
 def _encoder(cache: TeacherCache, config: RescoreConfig) -> Encoder:

@@ -16,9 +16,8 @@ from pipeline.files import refuse_existing, replacing
 from pipeline.images import read_image
 from pipeline.types import Annotation
 from teacher_cache.format import ImageAnswers
-from teacher_cache.pairing import ANNOTATED
+from teacher_cache.pairing import ANNOTATED, pair_labels
 from teacher_cache.reader import TeacherCache, open_cache
-from teacher_cache.seen_pairs import pair_labels
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 

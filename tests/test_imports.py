@@ -13,7 +13,7 @@ from pipeline.toml import read_toml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "evaluation", "teacher_cache", "student")
-READER_HALF = {"format", "mapping", "prompt_file", "reader", "seen_pairs", "soft_targets"}
+READER_HALF = {"format", "mapping", "prompt_file", "reader", "soft_targets"}
 HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
 # Third-party packages that live in one room, and that room's files.
 ROOMS = {
@@ -22,7 +22,6 @@ ROOMS = {
         "student/cli_sources.py",
         "student/predict_cli.py",
         "teacher_cache/cli_caches.py",
-        "teacher_cache/cli_teachers.py",
         "teacher_cache/cluster/cli.py",
     ],
     "open_clip": ["teacher_cache/clip_", "teacher_cache/world_models/"],

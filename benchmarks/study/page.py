@@ -57,13 +57,12 @@ def write_experiment(
 
 
 def write_page(experiments: Sequence[Experiment], folder: Path) -> None:
-    """Writes one page of all experiments whose numbers are in the folder."""
-    parts = [HEAD]
-    for experiment in experiments:
-        file = folder / f"{experiment.name}.json"
-        if file.is_file():
-            parts.append(_section(read_json(file)))
-    write_text(folder / PAGE, "\n".join(parts))
+    """Writes one page of all numbers in the folder: the experiments' first, in their order, then
+    those of experiments that were."""
+    files = {file.stem: file for file in sorted(folder.glob("*.json"))}
+    now = [files.pop(each.name) for each in experiments if each.name in files]
+    sections = [_section(read_json(file)) for file in (*now, *files.values())]
+    write_text(folder / PAGE, "\n".join([HEAD, *sections]))
 
 
 def _section(measured: dict[str, Any]) -> str:

@@ -109,9 +109,9 @@ MODELS = Piece(
 )
 
 
-def teacher(name: str, *options: str, seed: str = "<seed>") -> Piece:
+def teacher(name: str, *options: str) -> Piece:
     """Another teacher than the demo's; the detector stays the same."""
-    words = ("eoid-cache", "world-models", "<out>", "--only", "teacher", "--seed", seed)
+    words = ("eoid-cache", "world-models", "<out>", "--only", "teacher", "--seed", "<seed>")
     proof = "teacher/open_clip_model.safetensors"
     return Piece(f"teacher-{name}", (*words, *options), proof=proof)
 
@@ -168,13 +168,6 @@ def rescored(name: str, source: Piece, *options: str) -> Piece:
     words = ("eoid-cache", "rescore", "<source>", "--out", "<out>")
     needs = (("source", source), ("world", WORLD))
     return Piece(f"cache-{name}", (*words, *options), needs, "manifest.json")
-
-
-def ensemble(name: str, *members: Piece) -> Piece:
-    """The mean of several teachers."""
-    needs = tuple((f"member{number}", member) for number, member in enumerate(members))
-    words = ("eoid-cache", "ensemble", *(f"<{member}>" for member, _ in needs), "--out", "<out>")
-    return Piece(f"cache-{name}", words, needs, "manifest.json")
 
 
 def student(

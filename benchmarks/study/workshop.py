@@ -21,7 +21,6 @@ USUAL_SECONDS = {
     "eoid-cache world-models": 150.0,
     "eoid-cache build": 20.0,
     "eoid-cache rescore": 4.0,
-    "eoid-cache ensemble": 3.0,
     "eoid-cache evaluate": 6.0,
     "python -m": 1.0,
     "eoid-train student": 75.0,

@@ -10,6 +10,7 @@ from teacher_cache.pairing import (
     annotated_boxes,
     annotated_pairs,
     join_pairs,
+    pair_labels,
     pair_up,
 )
 
@@ -137,3 +138,15 @@ def test_join(vocabulary):
     joined = join_pairs(annotated_pairs(annotation), proposed)
     assert joined.sources.tolist() == [0, 1]
     assert joined.object_labels.tolist() == [BALL, HORSE]
+
+
+def test_pair_labels_follow_the_pairs():
+    vocabulary = load_vocabulary("world")
+    ride, hold, throw = map(vocabulary.verbs.index, ("ride", "hold", "throw"))
+    boxes = np.array([[0, 0, 20, 40], [5, 20, 60, 60], [30, 0, 40, 10]], dtype=np.float32)
+    hois = np.array([[0, 2, hold], [0, 1, ride], [0, 2, throw], [0, -1, hold]])
+    own = Annotation("a", boxes, np.array([PERSON, HORSE, BALL]), hois)
+    labels = pair_labels(own, vocabulary)
+    assert len(labels) == len(annotated_pairs(own)) == 2
+    assert np.flatnonzero(labels[0]).tolist() == [hold, throw]
+    assert np.flatnonzero(labels[1]).tolist() == [ride]

@@ -199,10 +199,7 @@ def from_nowhere(config, dataset, build_config):
 @pytest.mark.parametrize(
     "make, text",
     [
-        (
-            lambda config, *_: config,
-            "expected --template, .* or --fit-temperature, found nothing",
-        ),
+        (lambda config, *_: config, "expected --template, .* or --temperature, found nothing"),
         (without_embeddings, "expected region embeddings, found none"),
         (with_another_clip, "expected the cache's own CLIP, found another .clip.weights: "),
         (of_an_unknown_word, "painting"),
