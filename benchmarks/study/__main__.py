@@ -68,8 +68,12 @@ class Plan:
         ]
 
     def records(self) -> Records:
-        """What need not be run, since it was measured before."""
-        return Records() if self.anew else Records.read(self.results)
+        """What was measured before."""
+        return Records.read(self.results)
+
+    def lacks(self, workshops: Sequence[Workshop], records: Records) -> dict[str, list[Task]]:
+        """What has to be run, by experiment; see `missing`."""
+        return missing(self.experiments, workshops, Records() if self.anew else records)
 
 
 def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
@@ -81,7 +85,7 @@ def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
         was told to stop.
     """
     workshops, records = plan.workshops(), plan.records()
-    lacks = missing(plan.experiments, workshops, records)
+    lacks = plan.lacks(workshops, records)
     left = {task.own: task for tasks in lacks.values() for task in tasks}
     tasks = list(left.values())
     failed = False
@@ -150,7 +154,7 @@ def missing(
 def list_study(plan: Plan, say: Callable[[str], None] = print) -> None:
     """Tells the experiments, what is missing of each after those before it, and for how long."""
     workshops = plan.workshops()
-    lacks = missing(plan.experiments, workshops, plan.records())
+    lacks = plan.lacks(workshops, plan.records())
 
     def told(tasks: Sequence[Task]) -> str:
         return _duration(estimate(workshops, [task.piece for task in tasks]) / plan.jobs)

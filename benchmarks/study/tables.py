@@ -55,11 +55,10 @@ def _is_judged(rows: Sequence[dict[str, Any]]) -> bool:
 def _row(variant: Variant, workshops: Sequence[Workshop], records: Records) -> dict[str, Any]:
     values: dict[str, dict[str, float]] = {name: {} for name in NAMES}
     scale = workshops[0].scale if workshops else WHOLE
-    found = records.values(variant, scale)
-    found |= {workshop.seed: _made(variant, workshop) for workshop in workshops}
+    made = {workshop.seed: _made(variant, workshop) for workshop in workshops}
+    found = records.values(variant, scale) | {seed: own for seed, own in made.items() if own}
     for seed in sorted(found):
-        measured = found[seed] or records.values(variant, scale).get(seed, {})
-        for name, value in measured.items():
+        for name, value in found[seed].items():
             values[name][str(seed)] = value
     entry = None if variant.paper is None else published_entry("EoID", "hico-det", variant.paper)
     return {
