@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from benchmarks.study.pieces import Piece, Scale
 from pipeline.files import sha256_of_json
 
-# The seeds whose numbers `Experiment.found` speaks of.
-JUDGED = (0, 1, 2)
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -52,7 +49,6 @@ class Experiment:
         reference: label of the row that the others are compared with, None where each names one.
         paper: what the paper says or does, as far as this project knows.
         axis: what a curve's horizontal axis is; None draws rows.
-        found: what its numbers over the seeds `JUDGED` say; empty where nobody has said it yet.
     """
 
     name: str
@@ -61,4 +57,3 @@ class Experiment:
     reference: str | None
     paper: str
     axis: str | None = None
-    found: str = ""

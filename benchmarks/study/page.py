@@ -13,8 +13,11 @@ from benchmarks.study.records import Records
 from benchmarks.study.tables import markdown, measure
 from benchmarks.study.workshop import Workshop
 from pipeline.files import read_json, write_json, write_text
+from pipeline.toml import read_toml
 
 PAGE = "README.md"
+# What people made of the numbers, and of which seeds.
+FINDINGS = Path(__file__).parent / "findings.toml"
 HEAD = f"""\
 # What the study found
 
@@ -61,11 +64,13 @@ def write_page(experiments: Sequence[Experiment], folder: Path) -> None:
     those of experiments that were."""
     files = {file.stem: file for file in sorted(folder.glob("*.json"))}
     now = [files.pop(each.name) for each in experiments if each.name in files]
-    sections = [_section(read_json(file)) for file in (*now, *files.values())]
+    findings = read_toml(FINDINGS)
+    sections = [_section(read_json(file), findings) for file in (*now, *files.values())]
     write_text(folder / PAGE, "\n".join([HEAD, *sections]))
 
 
-def _section(measured: dict[str, Any]) -> str:
+def _section(measured: dict[str, Any], findings: dict[str, Any]) -> str:
+    found = findings["found"].get(measured["name"])
     seeds = ", ".join(map(str, measured["seeds"]))
     rows = measured["rows"]
     missing = [row["label"] for row in rows if len(row["values"].get("full", {})) == 0]
@@ -74,7 +79,13 @@ def _section(measured: dict[str, Any]) -> str:
         f"{markdown(measured)}\n",
         f"![{measured['title']}]({measured['name']}.png)\n",
         f"*The paper.* {measured['paper']}\n",
-        *([f"*The world.* {measured['found']}\n"] if measured["found"] else []),
+        *([f"*The world.* {found}\n"] if found and _has(measured, findings["seeds"]) else []),
         f"Seeds {seeds}." + (f" Not run yet: {'; '.join(missing)}." if missing else "") + "\n",
     ]
     return "\n".join(lines)
+
+
+def _has(measured: dict[str, Any], seeds: Sequence[int]) -> bool:
+    """Whether every row has the numbers of just these seeds."""
+    wanted = set(map(str, seeds))
+    return all(row["values"].get("full", {}).keys() == wanted for row in measured["rows"])

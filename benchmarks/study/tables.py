@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.study.experiment import JUDGED, Experiment, Variant
+from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.pieces import TEACHER_RESULTS, WHOLE
 from benchmarks.study.records import ACCURACY, GROUPS, NAMES, Records
 from benchmarks.study.workshop import Workshop
@@ -41,15 +41,8 @@ def measure(
         "paper": experiment.paper,
         "axis": experiment.axis,
         "seeds": sorted(seeds),
-        "found": experiment.found if _is_judged(rows) else "",
         "rows": rows,
     }
-
-
-def _is_judged(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether every row has the numbers of just these seeds."""
-    judged = set(map(str, JUDGED))
-    return all(row["values"].get("full", {}).keys() == judged for row in rows)
 
 
 def _row(variant: Variant, workshops: Sequence[Workshop], records: Records) -> dict[str, Any]:
