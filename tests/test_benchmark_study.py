@@ -18,7 +18,7 @@ from benchmarks.study import __main__ as program
 from benchmarks.study.__main__ import Plan, list_study, run_study
 from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.experiments import DISTILLATION, EXPERIMENTS, SENTENCES, TOPK, VDETACH
-from benchmarks.study.page import write_experiment, write_page
+from benchmarks.study.page import FINDINGS, write_experiment, write_page
 from benchmarks.study.pieces import CACHE, MODELS, SPLITS, TINY, WHOLE, student, teacher_score
 from benchmarks.study.records import Records
 from benchmarks.study.tables import markdown, measure
@@ -26,6 +26,7 @@ from benchmarks.study.workshop import Workshop, estimate
 from pipeline.cli import data
 from pipeline.files import read_json, write_json
 from pipeline.splits import load_split
+from pipeline.toml import read_toml
 from pipeline.vocabulary import load_vocabulary
 from student.cli import train
 from teacher_cache.cli import cache
@@ -350,6 +351,21 @@ def test_page_and_figures(plan, tmp_path):
     assert write_experiment(DISTILLATION, given.workshops()[:0], folder, Records()) is None
     write_page((), tmp_path / "none")
     assert "##" not in (tmp_path / "none/README.md").read_text()
+
+
+def test_words_stand_beside_the_numbers_they_speak_of(plan, tmp_path):
+    assert run_study(plan(Machine(), SENTENCES, VDETACH), lambda line: None) == 0
+    page = tmp_path / "results/README.md"
+    assert "*The world.*" not in page.read_text(), "one seed is missing"
+    assert run_study(plan(Machine(), SENTENCES, seeds=(2,)), lambda line: None) == 0
+    assert page.read_text().count("*The world.*") == 1
+
+
+def test_there_are_numbers_wherever_there_are_words():
+    words = read_toml(FINDINGS)["found"]
+    assert words.keys() <= {file.stem for file in program.RESULTS.glob("*.json")} | {
+        experiment.name for experiment in EXPERIMENTS
+    }
 
 
 def test_the_list_tells_what_is_missing(plan):
