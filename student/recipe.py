@@ -15,6 +15,8 @@ PRESETS = ("published", "world")
 SCHEDULES = ("step", "one_cycle")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 KEPT = ("last", "best")
+# Fields of older checkpoints, with the value that means what is done today.
+GONE = {"targets": {"calibrated": False}}
 
 Config = TypeVar("Config")
 
@@ -141,8 +143,12 @@ def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
         raise bad_field(file, "recipe", f"parts {', '.join(kinds)}", value)
     parts = {}
     for name, kind in kinds.items():
+        gone = GONE.get(name, {}).items()
         try:
-            parts[name] = kind(**value[name])
+            given = {
+                key: entry for key, entry in {**value[name]}.items() if (key, entry) not in gone
+            }
+            parts[name] = kind(**given)
         except TypeError as error:
             raise bad_field(
                 file, f"recipe.{name}", f"fields of {kind.__name__}", str(error)

@@ -14,6 +14,8 @@ from teacher_cache.format import PLAN
 COMMAND, MERGED_FROM = "command", "merged_from"
 # These may name a model or a file; a file must be found from other folders too.
 NAMES_OR_FILES = ("clip_model", "clip_weights", "detector_weights", "vocabulary")
+# A field of older caches that were rescored, with the value that means what is done today.
+GONE = ("fitted_to", None)
 Config = TypeVar("Config")
 
 
@@ -38,7 +40,11 @@ def from_settings(settings: dict[str, Any], kind: type[Config], file: Path) -> C
     Raises:
         InputError: these are the settings of another version of the command.
     """
-    known = {name: value for name, value in settings.items() if name not in (COMMAND, MERGED_FROM)}
+    known = {
+        name: value
+        for name, value in settings.items()
+        if name not in (COMMAND, MERGED_FROM) and (name, value) != GONE
+    }
     try:
         return _typed(known, kind)
     except (TypeError, ValueError, KeyError) as error:

@@ -115,3 +115,12 @@ def test_other_dictionaries(recipe, damage, says):
     damage(value)
     with pytest.raises(InputError, match=says):
         recipe_from_dict(value, "config.json")
+
+
+def test_a_field_that_is_gone_only_counts_where_it_did_something(recipe):
+    value = recipe.to_dict()
+    value["targets"]["calibrated"] = False
+    assert recipe_from_dict(value, "config.json") == recipe
+    value["targets"]["calibrated"] = True
+    with pytest.raises(InputError, match=r"recipe.targets: expected .*calibrated"):
+        recipe_from_dict(value, "config.json")

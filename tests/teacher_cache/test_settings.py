@@ -49,6 +49,14 @@ def test_settings_of_another_version_are_one_line(change):
         from_settings({**to_settings("build", BUILD), **change}, BuildConfig, Path("f"))
 
 
+def test_a_field_that_is_gone_only_counts_where_it_did_something():
+    held = to_settings("rescore", RescoreConfig(Path("/a"), Path("/b"), temperature=0.5))
+    wanted = from_settings(held, RescoreConfig, Path("f"))
+    assert from_settings({**held, "fitted_to": None}, RescoreConfig, Path("f")) == wanted
+    with pytest.raises(InputError, match="expected those of RescoreConfig"):
+        from_settings({**held, "fitted_to": {"split": "ua"}}, RescoreConfig, Path("f"))
+
+
 def test_missing_settings():
     with pytest.raises(InputError, match="f: settings: expected those of BuildConfig"):
         from_settings({}, BuildConfig, Path("f"))
