@@ -145,10 +145,8 @@ def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
     for name, kind in kinds.items():
         gone = GONE.get(name, {}).items()
         try:
-            given = {
-                key: entry for key, entry in {**value[name]}.items() if (key, entry) not in gone
-            }
-            parts[name] = kind(**given)
+            held = {**value[name]}.items()
+            parts[name] = kind(**dict(entry for entry in held if entry not in gone))
         except TypeError as error:
             raise bad_field(
                 file, f"recipe.{name}", f"fields of {kind.__name__}", str(error)
