@@ -113,6 +113,8 @@ def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
             if task in own and not any(each.own in left for each in own):
                 write_experiment(experiment, workshops, plan.results, records)
 
+    if not tasks:
+        say(f"nothing to run: all of it is in {plan.results} (--anew runs it once more)")
     until = None if plan.budget is None else time.monotonic() + 60 * plan.budget
     code = 0
     try:
