@@ -61,6 +61,11 @@ class Machine:
             shift += 0.1 * ("--no-vdetach" in words)
             metrics = {name: value + shift for name, value in GROUPS.items()}
             write_json(place / "results.json", {"metrics": metrics})
+        elif kind == ("eoid-train", "evaluate") or "benchmarks.study.others" in words:
+            write_json(place / "results.json", {"metrics": GROUPS})
+        elif kind == ("eoid-cache", "prompts"):
+            place.parent.mkdir(parents=True)
+            place.write_text("")
         else:
             for name in ("dataset.toml", "detector.safetensors", "manifest.json"):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +130,7 @@ def test_commands_are_complete(plan, tmp_path):
     assert other[:2] == ["eoid-data", "world"], "further pictures are of a seed of their own"
 
 
-@pytest.mark.parametrize("split", [path.stem for path in sorted(SPLITS.glob("*.toml"))])
+@pytest.mark.parametrize("split", ["uc-1", "rf-uc", "nf-uc"])
 def test_splits_keep_every_verb_and_object_seen(split):
     vocabulary = load_vocabulary("world")
     loaded = load_split(vocabulary, SPLITS / f"{split}.toml")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.study.experiment import Experiment, Variant
-from benchmarks.study.images import MORE_IMAGES, SHOTS
+from benchmarks.study.images import MORE_IMAGES, NEW_ACTIONS, SHOTS
 from benchmarks.study.pieces import (
     CACHE,
+    PLAIN,
     TEMPLATES,
     Piece,
     cache,
@@ -14,8 +15,8 @@ from benchmarks.study.pieces import (
     teacher,
     teacher_score,
 )
+from benchmarks.study.reading import HEAD, UNHEARD
 
-PLAIN = student()
 NO_NUMBERS = "Its own comparison is not among the numbers that this project has."
 
 
@@ -62,7 +63,7 @@ TOPK = Experiment(
 GATE = Experiment(
     "thres-is",
     "How interactive a candidate's query must be",
-    _with("--thres-is", (0, 0.3, 0.5), 0),
+    _with("--thres-is", (0, 0.1, 0.3, 0.5, 0.7), 0),
     "0",
     f"The paper trains with 0.5. {NO_NUMBERS}",
     "least interactive probability (thres_is)",
@@ -142,18 +143,27 @@ TEACHER = Experiment(
 
 
 SPEAKS = tuple(word for template in TEMPLATES for word in ("--template", template))
-ONE_SENTENCE = cache(
-    f"{POOR}-steps-sentences",
-    by=teacher("sentences", "--teacher-steps", str(POOR), *SPEAKS),
-)
+
+
+def _asked(title: str, name: str, *taught: str) -> tuple[Variant, Variant]:
+    """A teacher that learned three sentences, asked with one of them and with all."""
+    one = cache(f"{name}sentences", by=teacher("sentences", *taught, *SPEAKS))
+    three = rescored(f"{name}three-sentences", one, *SPEAKS)
+    other = f"{title}, asked with one"
+    return (
+        _taught_by(other, one),
+        Variant(f"{title}, asked with three", student(by=three), other, teacher_score(three)),
+    )
+
+
 SENTENCES = Experiment(
     "sentences",
-    f"One sentence or the mean of three, of a teacher that learned three in {POOR} steps",
+    "Asking with one sentence or with the mean of three, of teachers that learned all three",
     (
-        _taught_by("one", ONE_SENTENCE),
-        _taught_by("three", rescored(f"{POOR}-steps-three-sentences", ONE_SENTENCE, *SPEAKS)),
+        *_asked("good teacher (500 steps)", ""),
+        *_asked(f"poor teacher ({POOR} steps)", f"{POOR}-steps-", "--teacher-steps", str(POOR)),
     ),
-    "one",
+    None,
     f"The paper asks with one. {NO_NUMBERS}",
 )
 
@@ -168,5 +178,8 @@ EXPERIMENTS = (
     TEACHER,
     SHOTS,
     MORE_IMAGES,
+    NEW_ACTIONS,
     SENTENCES,
+    HEAD,
+    UNHEARD,
 )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from benchmarks.study.folders import write_folder
 from pipeline.datasets import open_dataset
-from pipeline.files import write_text
 
 
 def write_pictures(source: Path, out: Path) -> None:
@@ -20,9 +19,8 @@ def write_pictures(source: Path, out: Path) -> None:
     Raises:
         InputError: no such dataset.
     """
-    images = json.dumps(str(open_dataset(source).part("train").images.resolve()))
-    lines = ['name = "pictures"', 'vocabulary = "world"', "", "[train]", f"images = {images}", ""]
-    write_text(out / "dataset.toml", "\n".join(lines))
+    images = open_dataset(source).part("train").images.resolve()
+    write_folder(out, "pictures", "world", {"train": (images, None)})
 
 
 def main() -> None:

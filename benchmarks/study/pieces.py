@@ -7,7 +7,7 @@ with which few pictures go further.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,11 @@ TEMPLATES = (
     "person {ing} {object}",
     "a person {ing} a {object}",
 )
+
+
+def command_kind(words: Sequence[str]) -> str:
+    """A command without its arguments: program and sub-command, or the module that Python runs."""
+    return " ".join(words[: 3 if words[0] == "python" else 2])
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Piece:
 
     @property
     def kind(self) -> str:
-        """The command's first two words."""
-        return " ".join(self.command[:2])
+        """See `command_kind`."""
+        return command_kind(self.command)
 
     @cached_property
     def digest(self) -> str:
@@ -92,6 +97,8 @@ TINY = Scale(
             *("--pictures", "32", "--teacher-steps", "4", "--detector-epochs", "1"),
         ),
         "eoid-train student": ("--epochs", "1", "--batch-size", "16"),
+        "python -m benchmarks.study.lacking": ("--count", "5"),
+        "python -m benchmarks.study.others": ("--count", "1"),
     }
 )
 
@@ -125,10 +132,21 @@ def world(pictures: int, name: str = "world", seed: str = "<seed>") -> Piece:
 WORLD = world(LABELLED)
 
 
+def module(
+    name: str,
+    module: str,
+    *words: str,
+    needs: tuple[tuple[str, Piece], ...],
+    proof: str = "dataset.toml",
+) -> Piece:
+    """What a module of this package makes, usually a dataset."""
+    return Piece(name, ("python", "-m", f"benchmarks.study.{module}", *words), needs, proof)
+
+
 def pictures_alone(name: str, world: Piece) -> Piece:
     """The training pictures of a world as a dataset that nobody annotated."""
-    words = ("python", "-m", "benchmarks.study.pictures", "<world>", "--out", "<out>")
-    return Piece(f"pictures-{name}", words, (("world", world),), "dataset.toml")
+    words = ("<world>", "--out", "<out>")
+    return module(f"pictures-{name}", "pictures", *words, needs=(("world", world),))
 
 
 def cache(
@@ -198,6 +216,9 @@ def student(
         (*words, "--out", "<out>", *init, *length, "--no-report", *options),
         needs,
     )
+
+
+PLAIN = student()
 
 
 def teacher_score(source: Piece, split: str = "ua") -> Piece:

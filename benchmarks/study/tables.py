@@ -76,7 +76,7 @@ def _made(variant: Variant, workshop: Workshop) -> dict[str, float]:
     if results is None:
         return {}
     # A small world's test pictures may show nothing of a group.
-    metrics = {name: results["metrics"][name] for name in GROUPS}
+    metrics = {name: results["metrics"].get(name) for name in GROUPS}
     if variant.teacher is not None:
         judged = workshop.results(variant.teacher, TEACHER_RESULTS)
         metrics[ACCURACY] = None if judged is None else judged["extra"].get(ACCURACY)

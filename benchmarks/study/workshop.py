@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.study.pieces import RESULTS, SPLITS, WHOLE, Piece, Scale, filled
+from benchmarks.study.pieces import RESULTS, SPLITS, WHOLE, Piece, Scale, command_kind, filled
 from pipeline.errors import InputError
 from pipeline.files import read_json, write_json
 
@@ -22,8 +22,10 @@ USUAL_SECONDS = {
     "eoid-cache build": 20.0,
     "eoid-cache rescore": 4.0,
     "eoid-cache evaluate": 6.0,
-    "python -m": 1.0,
+    "eoid-cache prompts": 4.0,
     "eoid-train student": 75.0,
+    "eoid-train evaluate": 15.0,
+    "python -m benchmarks.study.others": 40.0,
 }
 
 
@@ -123,7 +125,7 @@ class Workshop:
         """Kinds of the commands that were run, and their seconds."""
         for record in sorted(self.folder.glob("*.done.json")):
             value = read_json(record)
-            yield " ".join(value["command"][:2]), value["seconds"]
+            yield command_kind(value["command"]), value["seconds"]
 
     def _record(self, piece: Piece) -> Path:
         return self.folder / f"{piece.folder}.done.json"

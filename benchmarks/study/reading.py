@@ -1,0 +1,65 @@
+"""The experiments with a verb head that reads."""
+
+from __future__ import annotations
+
+from benchmarks.study.experiment import Experiment, Variant
+from benchmarks.study.others import sentence
+from benchmarks.study.pieces import PLAIN, WORLD, Piece, cache, module, student
+from pipeline.vocabulary import load_vocabulary
+
+READS = ("--verb-head", "text")
+LEFT_OUT = ("jump", "kick", "throw", "carry")
+OTHERS, FILE = 3, "prompts.h5"
+
+
+def _heard(verb: str) -> tuple[Variant, Variant]:
+    """What a student finds of a verb that it never heard of, from its sentence and from others."""
+    vocabulary = load_vocabulary("world")
+    words = ("<world>", "--out", "<out>", "--verb", verb)
+    smaller = module(f"without-{verb}", "unheard", *words, needs=(("world", WORLD),))
+    answers = cache(f"without-{verb}", of=smaller)
+    reader = student(*READS, by=answers, split="full", of=smaller)
+    asked = ("eoid-cache", "prompts", "<cache>", "--add", sentence(vocabulary, verb, verb))
+    needs = (("cache", answers),)
+    own = Piece(f"sentence-{verb}", (*asked, "--out", f"<out>/{FILE}", "--overwrite"), needs, FILE)
+    scored = ("--data", "<world>", "--out", "<out>")
+    needs = (("student", reader), ("world", WORLD))
+    heard = ("eoid-train", "evaluate", "<student>", *scored, "--prompts", f"<own>/{FILE}")
+    control = ("<student>", "--cache", "<cache>", *scored, "--verb", verb)
+    count = ("--count", f"{OTHERS}", "--seed", "<seed>")
+    name = vocabulary.verb_ings[vocabulary.verbs.index(verb)]
+    return (
+        Variant(
+            f"{name}: its own sentence",
+            Piece(f"own-{verb}", (*heard, "--overwrite"), (*needs, ("own", own))),
+            f"{name}: others' sentences",
+        ),
+        Variant(
+            f"{name}: others' sentences",
+            module(f"others-{verb}", "others", *control, *count,
+                   needs=(*needs, ("cache", answers)), proof="results.json"),
+        ),
+    )  # fmt: skip
+
+
+UNHEARD = Experiment(
+    "unheard",
+    "Actions nobody mentioned in training, found by a sentence",
+    tuple(variant for verb in LEFT_OUT for variant in _heard(verb)),
+    None,
+    "Not in the paper, whose actions are fixed when a student is trained.",
+)
+HEAD = Experiment(
+    "verb-head",
+    "One weight vector for each action, or its sentence",
+    (
+        Variant("weights (linear)", PLAIN),
+        Variant("sentences (text)", student(*READS)),
+        Variant(
+            "sentences, without the teacher's view of regions",
+            student(*READS, "--embedding-weight", "0"),
+        ),
+    ),
+    "weights (linear)",
+    "The paper has weights.",
+)
