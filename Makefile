@@ -38,8 +38,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
+# Tests compute with one thread each, so as many processes as cores; few are enough.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
