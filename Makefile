@@ -38,9 +38,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
-# Tests compute with one thread each, so as many processes as cores; few are enough.
+# Tests compute with one thread each, so as many processes as cores; few are enough. Files stay whole:
+# their tests share what is slow to make.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

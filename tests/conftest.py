@@ -28,17 +28,6 @@ GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or Path(__file__).parents[2] / "
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "golden(pattern): run with every matching golden file")
-    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Where several processes test, a file's tests stay together, and there is one SLURM."""
-    for item in items:
-        group = (
-            "slurm" if "slurm" in item.fixturenames else item.path.relative_to(item.config.rootpath)
-        )
-        item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
 def pytest_generate_tests(metafunc):
