@@ -26,10 +26,11 @@ world, teacher, detector and student are made anew for every seed. "Against" is 
 unseen mAP to another row, seed by seed.
 
 Students are smaller than the demo's, to be many: {LABELLED} training pictures instead of 3,000,
-{EPOCHS} epochs in batches of {BATCH} unless a title says more. They end some 15 points below the demo's. A world of drawn
-figures says nothing about photographs; what it shows is which choices matter when all else is
-equal, and with three seeds only differences well beyond the spread are worth believing. Batch and
-learning rate were chosen among a few on seed 0, which is below; seed 100, which is not, says the same.
+{EPOCHS} epochs in batches of {BATCH} unless a title says more. They end some 15 points below the
+demo's. A world of drawn figures says nothing about photographs; what it shows is which choices
+matter when all else is equal, and with three seeds only differences well beyond the spread are
+worth believing. Batch and learning rate were chosen among a few on seed 0, which is below; seed
+100, which is not, says the same.
 
 `make study` makes this page; numbers that stand here are not measured again.
 """
