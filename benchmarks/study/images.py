@@ -6,13 +6,11 @@ from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.pieces import Piece, cache, module, pictures_alone, student, world
 
 LABELLED, MIX = 300, 0.5
-# So many epochs give every student about the steps of the others, 320 of 4 pictures, half of them
-# labelled where there are others.
+# So many epochs give every student as many steps, 300 of 4 pictures, half of them labelled where
+# there are others.
 ALONE, BESIDE = 4, 2
 FEW = world(LABELLED, f"world-{LABELLED}")
 FEW_CACHE = cache(str(LABELLED), of=FEW)
-
-
 LACKED = ("carry", "push", "kick", "throw")
 # Of these, enough pictures show none of the lacked actions.
 MANY = world(1200, "world-1200")

@@ -134,13 +134,20 @@ WORLD = world(LABELLED)
 
 def module(
     name: str,
-    module: str,
+    file: str,
     *words: str,
     needs: tuple[tuple[str, Piece], ...],
     proof: str = "dataset.toml",
 ) -> Piece:
-    """What a module of this package makes, usually a dataset."""
-    return Piece(name, ("python", "-m", f"benchmarks.study.{module}", *words), needs, proof)
+    """What a module of this package makes, usually a dataset.
+
+    Args:
+        name: of the piece.
+        file: the module's name.
+        words: its arguments.
+        needs, proof: see `Piece`.
+    """
+    return Piece(name, ("python", "-m", f"benchmarks.study.{file}", *words), needs, proof)
 
 
 def pictures_alone(name: str, world: Piece) -> Piece:
