@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ for library in ("OMP", "MKL"):
 # Shells have their background jobs ignore Ctrl-C, and programs pass that on to those they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Below these stand the lines that emulated GPUs name.
+PACKAGES = ("/pipeline/", "/evaluation/", "/teacher_cache/", "/student/")
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or Path(__file__).parents[2] / "shared" / "golden")
 
 
@@ -47,6 +50,35 @@ def golden_file(request):
     if isinstance(request.param, str):
         pytest.fail(f"golden folder {GOLDEN} holds no {request.param}")
     return request.param
+
+
+def pytest_collection_finish(session):
+    """Emulated GPUs are prepared before the first test, see `emulated_cuda.prepare_torch`."""
+    if any("emulate_cuda" in getattr(item, "fixturenames", ()) for item in session.items):
+        import emulated_cuda
+
+        if emulated_cuda.why_not() is None:
+            emulated_cuda.prepare_torch()
+
+
+@pytest.fixture
+def emulate_cuda():
+    """`with emulate_cuda(devices=1) as gpu:` emulates a GPU; `gpu` counts kernels and host waits.
+
+    Skips where that is not possible. See `emulated_cuda` for what is emulated.
+    """
+    import emulated_cuda
+
+    if reason := emulated_cuda.why_not():
+        pytest.skip(reason)
+    return partial(emulated_cuda.emulated_cuda, PACKAGES)
+
+
+@pytest.fixture
+def emulated_gpu(emulate_cuda):
+    """A GPU is there, emulated, for the test's length."""
+    with emulate_cuda() as gpu:
+        yield gpu
 
 
 SLURM = Path(__file__).parent / "slurm.sh"

@@ -348,18 +348,27 @@ def tiny_recipe(vocabulary):
 
 @pytest.fixture
 def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
-    """`make_trainer("run", workers=, upkeep=, held_out=, field=value)` gives a fresh trainer that
-    logs every step; its `go()` trains, and takes signals."""
+    """`make_trainer("run", workers=, upkeep=, held=, device=, field=value)` gives a fresh trainer
+    that logs every step; its `go()` trains, and takes signals."""
     split = load_split(vocabulary, "ua")
 
-    def build(name, workers=0, accumulation=1, compiled=False, upkeep=None, held=None, **options):
+    def build(
+        name,
+        workers=0,
+        accumulation=1,
+        compiled=False,
+        upkeep=None,
+        held=None,
+        device=CPU,
+        **options,
+    ):
         recipe = tiny_recipe.changed(**options)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         torch.manual_seed(recipe.train.seed)
         model = HOIDetector(recipe.model)
         images = make_images(split, world_augmentation(), recipe.train.seed, recipe.targets)
-        execution = Execution(CPU, workers=workers, accumulation=accumulation, compiled=compiled)
+        execution = Execution(device, workers=workers, accumulation=accumulation, compiled=compiled)
         upkeep = upkeep or Upkeep(log_every=1)
         trainer = Trainer(recipe, model, images, vocabulary, split, folder, execution, upkeep, held)
 
