@@ -15,7 +15,7 @@ BUDGET ?=
 JOBS ?=
 ANEW ?= 0
 
-.PHONY: demo study test lint clean
+.PHONY: demo study test test-slow test-all lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,8 +40,15 @@ lint: $(INSTALLED)
 
 # Tests compute with one thread each, so as many processes as cores; few are enough. Files stay whole:
 # their tests share what is slow to make.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m "slow and not gpu"
+
+test-all: test test-slow
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,5 +1,6 @@
 """Fixtures shared by all packages' tests."""
 
+import gzip
 import json
 import os
 import shutil
@@ -26,30 +27,48 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Below these stand the lines that emulated GPUs name.
 PACKAGES = ("/pipeline/", "/evaluation/", "/teacher_cache/", "/student/")
-GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or Path(__file__).parents[2] / "shared" / "golden")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "golden(pattern): run with every matching golden file")
+DATA = Path(__file__).parent / "data"
+GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or DATA / "golden")
 
 
 def pytest_generate_tests(metafunc):
     """`@pytest.mark.golden("kind_*.npz")` runs a test with `golden_file`, once for every file."""
     marker = metafunc.definition.get_closest_marker("golden")
     if marker is not None:
-        files = sorted(GOLDEN.glob(marker.args[0])) or [marker.args[0]]
-        names = [getattr(file, "stem", "none") for file in files]
-        metafunc.parametrize("golden_file", files, ids=names, indirect=True)
+        (kind,) = marker.args
+        found = [*GOLDEN.glob(kind), *GOLDEN.glob(f"{kind}.gz")]
+        names = sorted({file.name.removesuffix(".gz") for file in found}) or [kind]
+        metafunc.parametrize("golden_file", names, indirect=True)
+
+
+def unpack(source, folder):
+    """Copies the files of `source` to `folder`, those that end in .gz uncompressed."""
+    for file in filter(Path.is_file, source.iterdir()):
+        if file.suffix == ".gz":
+            (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        else:
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_folder(tmp_path_factory):
+    """The golden files, uncompressed, under the names that the published tools use."""
+    return unpack(GOLDEN, tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture
 def golden_file(request):
-    """Path of one golden file; skips without the folder, fails when it holds none of the kind."""
-    if not GOLDEN.is_dir():
-        pytest.skip(f"golden folder {GOLDEN} is not there (EOID_GOLDEN_DIR)")
-    if isinstance(request.param, str):
-        pytest.fail(f"golden folder {GOLDEN} holds no {request.param}")
-    return request.param
+    """Path of one golden file, beside those that belong to it; fails without one of the kind."""
+    if any(letter in request.param for letter in "*?["):
+        pytest.fail(f"{GOLDEN} (EOID_GOLDEN_DIR) holds no {request.param}")
+    return request.getfixturevalue("golden_folder") / request.param
+
+
+@pytest.fixture(scope="session")
+def hico_det_files(tmp_path_factory):
+    """Folder of HICO-DET's real test annotations: instances_test2015.json, test_hico.json."""
+    return unpack(DATA / "hico_det", tmp_path_factory.mktemp("hico_det"))
 
 
 def pytest_collection_finish(session):

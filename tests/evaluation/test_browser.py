@@ -12,7 +12,10 @@ from evaluation.palette import DARK, LIGHT
 from evaluation.report import ReportConfig, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
 OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-extensions"
     " --disable-background-networking --disable-component-update --disable-sync"

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from student.sampling import (
     padding_share,
     steps_per_epoch,
 )
-
-DATA = Path(__file__).parents[3] / "shared" / "data" / "test_hico.json"
 
 
 def made_up_sizes(count, seed=0):
@@ -103,9 +100,8 @@ def test_grouping_wastes_less_than_half_the_padding(batch, augmented):
     assert grouped < random / 2
 
 
-@pytest.mark.skipif(not DATA.is_file(), reason="HICO-DET's annotations are not there")
-def test_grouping_of_hico_dets_images_wastes_less_than_half_the_padding():
-    images = json.loads(DATA.read_text())
+def test_grouping_of_hico_dets_images_wastes_less_than_half_the_padding(hico_det_files):
+    images = json.loads((hico_det_files / "test_hico.json").read_text())
     sizes = np.array([(image["height"], image["width"]) for image in images])
     draws = np.random.default_rng(1).random((len(sizes), NUM_DRAWS))
     grouped, random = waste(draw_geometries(sizes, draws).sizes, 16)

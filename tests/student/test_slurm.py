@@ -7,6 +7,8 @@ import torch
 
 from student.checkpoints import CHECKPOINT, load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 # Steps enough for a job to be told something on its way.
 LONG = ("--batch-size", 2, "--epochs", 12, "--workers", 0)
 NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=2G")

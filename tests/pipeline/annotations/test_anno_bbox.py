@@ -183,8 +183,8 @@ def said(annotation):
     )
 
 
-def test_real_annotations_rewritten_as_structs_say_the_same(write, real_file, save, hico):
-    real = json.loads(real_file("instances_test2015.json").read_text())
+def test_real_annotations_rewritten_as_structs_say_the_same(write, hico_det_files, save, hico):
+    real = json.loads((hico_det_files / "instances_test2015.json").read_text())
     some = {
         key: value[:200] if key in ("filenames", "size", "annotation") else value
         for key, value in real.items()

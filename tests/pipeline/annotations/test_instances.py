@@ -132,9 +132,9 @@ def rows(annotation):
     )
 
 
-def test_both_json_forms_of_the_real_annotations_say_the_same(real_file, hico):
-    pairs = load_annotations(real_file("instances_test2015.json"), hico, "test", strict=True)
-    boxes = load_annotations(real_file("test_hico.json"), hico, "test", strict=True)
+def test_both_json_forms_of_the_real_annotations_say_the_same(hico_det_files, hico):
+    pairs = load_annotations(hico_det_files / "instances_test2015.json", hico, "test", strict=True)
+    boxes = load_annotations(hico_det_files / "test_hico.json", hico, "test", strict=True)
     assert len(pairs.annotations) == len(boxes.annotations) == 9546
     assert pairs.num_labels == boxes.num_labels == 33405
     for one, other in zip(pairs.annotations, boxes.annotations, strict=True):

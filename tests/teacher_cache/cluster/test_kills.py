@@ -15,6 +15,8 @@ from teacher_cache.build import build
 from teacher_cache.cluster.modes import LocalWorkers
 from teacher_cache.format import LOCK, SHARDS
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 120
 
 

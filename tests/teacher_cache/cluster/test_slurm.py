@@ -11,6 +11,8 @@ from teacher_cache.build import build
 from teacher_cache.build_config import BuildConfig
 from teacher_cache.format import MANIFEST, SHARDS
 
+pytestmark = pytest.mark.slow
+
 # So many shards of one image that no job makes them while another one is cancelled.
 NUM_IMAGES = 240
 SMALL = ("--cores", 1, "--memory", "1GB", "--walltime", "00:30:00")
