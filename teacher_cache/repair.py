@@ -80,7 +80,7 @@ def _compared(path: Path, checksum: str | None) -> str:
         return ""
     if sha256_of_file(path) == checksum:
         return ", the same bytes as before"
-    return ", other bytes than before (another kind of device, or other threads)"
+    return ", other bytes than before (another kind of device, other threads or versions)"
 
 
 def remake(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5f, h5fd, h5g, h5p
 
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256_of_file
@@ -29,7 +31,8 @@ from teacher_cache.prompt_file import KIND, NewPrompts
 from teacher_cache.reader import TeacherText
 
 # Mapped arrays of up to eight bytes a number begin where processors like to read them.
-STYLE = {"libver": "v110", "alignment_threshold": 1, "alignment_interval": 8}
+ALIGNMENT = 8
+GROUPS = ("images", "failed", "pairs", "regions")
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def write_arrays(
         failed: reasons by id of the shard's images that could not be read.
         arrays: by name as in the format, the regions numbered within the shard.
     """
-    with new_file(path, fingerprint) as file:
+    with new_file(path, fingerprint, GROUPS) as file:
         file.create_dataset(IMAGE_ID, data=fixed_texts(image_ids))
         file.create_dataset(FAILED_ID, data=fixed_texts(failed))
         file.create_dataset(FAILED_REASON, data=fixed_texts(failed.values()))
@@ -145,7 +148,7 @@ def write_teacher(path: Path, fingerprint: str, text: TeacherText) -> None:
 
 def write_prompts(path: Path, prompts: NewPrompts) -> None:
     """Writes a file of sentences about new actions, whole or not at all."""
-    with new_file(path, prompts.digest()) as file:
+    with new_file(path, prompts.digest(), ("verbs", "interactions")) as file:
         file.attrs["kind"] = KIND
         file.attrs["text_model"] = prompts.text_model
         file.create_dataset("verbs/name", data=fixed_texts(prompts.verbs))
@@ -158,16 +161,37 @@ def write_prompts(path: Path, prompts: NewPrompts) -> None:
 
 
 @contextmanager
-def new_file(path: Path, fingerprint: str, once: bool = False) -> Iterator[h5py.File]:
-    """An HDF5 file that is put together in memory: HDF5 itself does not survive a full disk."""
-    with h5py.File(path.name, "w", driver="core", backing_store=False, **STYLE) as file:
+def new_file(
+    path: Path, fingerprint: str, groups: Iterable[str] = (), once: bool = False
+) -> Iterator[h5py.File]:
+    """An HDF5 file that is put together in memory: HDF5 itself does not survive a full disk.
+
+    Args:
+        path: where; the file appears complete or not at all.
+        fingerprint: of the cache.
+        groups: the groups that datasets go into; one that HDF5 makes by itself may hold the time.
+        once: as in `replacing`.
+    """
+    image = io.BytesIO()
+    access, creation, of_groups = map(
+        h5p.create, (h5p.FILE_ACCESS, h5p.FILE_CREATE, h5p.GROUP_CREATE)
+    )
+    # HDF5's own image of a file in memory has a wrong checksum before HDF5 2.0.
+    access.set_fileobj_driver(h5fd.fileobj_driver, image)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    access.set_alignment(1, ALIGNMENT)
+    # Between these bounds, and without times, all versions of HDF5 write the same bytes.
+    access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V18)
+    creation.set_obj_track_times(False)
+    of_groups.set_obj_track_times(False)
+    with h5py.File(h5f.create(path.name.encode(), h5f.ACC_TRUNC, creation, access)) as file:
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["fingerprint"] = fingerprint
+        for group in groups:
+            h5g.create(file.id, group.encode(), gcpl=of_groups)
         yield file
-        file.flush()
-        image = file.id.get_file_image()
     with replacing(path, once) as temporary:
-        temporary.write_bytes(image)
+        temporary.write_bytes(image.getbuffer())
 
 
 def is_finished_shard(path: Path, fingerprint: str) -> bool:

@@ -5,8 +5,10 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.files import sha256_of_file
 from teacher_cache.format import PAIR_DATASETS
-from teacher_cache.writer import finished_record, write_shard
+from teacher_cache.mapping import NUMBERS
+from teacher_cache.writer import finished_record, write_arrays, write_shard
 
 
 def contents(path):
@@ -57,6 +59,18 @@ def test_equal_answers_give_equal_files(tmp_path, make_answers):
         write_shard(tmp_path / name, "f", ["x"], [make_answers(5, 11)], {}, num_verbs=11)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5"]
+
+
+def test_every_h5py_writes_the_same_bytes(tmp_path):
+    """The digest was the same with h5py 3.9.0 to 3.16.0 (HDF5 1.12.2, 1.14.2 to 1.14.6, 2.0)."""
+    wide = ("box", "action_probabilities", "embedding")
+    arrays = {
+        name: np.arange(12).reshape((3, 4) if name.endswith(wide) else 12) for name in NUMBERS
+    }
+    path = tmp_path / "00000.h5"
+    write_arrays(path, "f" * 64, ["ä.jpg", "b.jpg"], {"c.jpg": "cut off"}, arrays)
+    digest = "5fa522953a04b46b9284f705aeda4de6909b95916c566dd6dc6819ebd854d8a6"
+    assert sha256_of_file(path) == digest
 
 
 def test_finished_record(tmp_path, make_answers):
