@@ -23,6 +23,7 @@ from pipeline.types import Annotation, ImageRecord
 from pipeline.vocabulary import Vocabulary
 from student.augmentation import Augmentation
 from student.geometry import NUM_DRAWS
+from student.padding import Size, padding_mask
 from student.pair_targets import ImageTargets, TargetConfig, image_targets
 from student.sampling import Key, mix
 from student.shots import Shown
@@ -260,9 +261,31 @@ def _kept_rows(embeddings: np.ndarray, kept: Tensor) -> Tensor:
 
 
 def normalise(image: Tensor) -> Tensor:
-    """(3, h, w) uint8 -> float32 with ImageNet's mean and std."""
+    """(..., 3, h, w) uint8 -> float32 with ImageNet's mean and std, on the image's device."""
     pixels = TF.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
-    return TF.normalize(pixels, list(MEAN), list(STD))
+    # Torchvision's function makes both on the device, for which a host waits.
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1).to(pixels.device, non_blocking=True)
+        for values in (MEAN, STD)
+    )
+    return pixels.sub(mean).div_(std)
+
+
+def normalise_batch(pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, Tensor | None]:
+    """What `student.padding.stack_images` made of uint8 images, as the detector takes it.
+
+    Args:
+        pixels: (B, 3, H, W) uint8, on the detector's device.
+        sizes: the images' heights and widths.
+
+    Returns:
+        (B, 3, H, W) float32, normalised, 0 on padding, and the mask that is True there or None.
+    """
+    padding = padding_mask(sizes, pixels.shape[-2:], pixels.device)
+    images = normalise(pixels)
+    if padding is not None:
+        images.masked_fill_(padding[:, None], 0)
+    return images, padding
 
 
 def _has_area(boxes: Tensor) -> Tensor:

@@ -2,39 +2,76 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import get_worker_info
+
+# Height and width in pixels.
+Size = tuple[int, int]
+
+
+def stack_images(
+    images: Sequence[Tensor], multiple: int = 1, frame: Sequence[int] = (0, 0)
+) -> tuple[Tensor, tuple[Size, ...]]:
+    """Copies images into one tensor, at the top left, with zeros beside and below them.
+
+    Args:
+        images: (3, h, w) tensors of one type.
+        multiple: heights and widths of the batch are multiples of this.
+        frame: height and width that the batch has at least.
+
+    Returns:
+        (B, 3, H, W), and the height and width of every image. A worker of a DataLoader makes it
+        in shared memory, so that handing it over costs one file descriptor and no further copy.
+    """
+    sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+    height, width = (
+        -(-max(sides) // multiple) * multiple for sides in zip(*sizes, frame, strict=True)
+    )
+    pixels = zeros_to_hand_over((len(images), 3, height, width), images[0])
+    for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+        pixels[row, :, :h, :w] = image
+    return pixels, sizes
+
+
+def zeros_to_hand_over(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros of the type and device of `like`; in shared memory where this is a loader's worker.
+
+    Raises:
+        RuntimeError: the shared memory is full.
+    """
+    if get_worker_info() is None:
+        return like.new_zeros(shape)
+    # Left to the queue, a tensor is moved in a thread of it, where a failure loses the batch.
+    # What is made by the operating system just now holds zeros.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * like.itemsize)
+    return like.new_empty(0).set_(storage, 0, tuple(shape))
+
+
+def padding_mask(
+    sizes: Sequence[Size], frame: Sequence[int], device: torch.device
+) -> Tensor | None:
+    """(B, H, W) bool, True on padding, for images of these heights and widths in a frame (H, W);
+    None when there is no padding, so that attention can take its unmasked kernel."""
+    height, width = frame
+    if set(sizes) == {(height, width)}:
+        return None
+    filled = torch.tensor(sizes).to(device, non_blocking=True)[..., None]
+    below = torch.arange(height, device=device) >= filled[:, 0]
+    beside = torch.arange(width, device=device) >= filled[:, 1]
+    return below[:, :, None] | beside[:, None, :]
 
 
 def pad_images(
     images: Sequence[Tensor], multiple: int = 1, frame: Sequence[int] = (0, 0)
 ) -> tuple[Tensor, Tensor | None]:
-    """Pads images with zeros at the bottom and the right to the largest height and width.
-
-    Args:
-        images: normalised (3, h, w) tensors.
-        multiple: heights and widths of the batch are multiples of this.
-        frame: height and width that the batch has at least.
-
-    Returns:
-        (B, 3, H, W) pixels and the (B, H, W) bool mask that is True on padding; None instead of
-        the mask when there is no padding, so that attention can take its unmasked kernel.
-    """
-    sizes = [tuple(image.shape[-2:]) for image in images]
-    height, width = (
-        -(-max(sides) // multiple) * multiple for sides in zip(*sizes, frame, strict=True)
-    )
-    if set(sizes) == {(height, width)}:
-        return torch.stack(list(images)), None
-    pixels = images[0].new_zeros(len(images), 3, height, width)
-    padding = torch.ones(len(images), height, width, dtype=torch.bool, device=pixels.device)
-    for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-        pixels[row, :, :h, :w] = image
-        padding[row, :h, :w] = False
-    return pixels, padding
+    """Normalised (3, h, w) images as a padded batch: `stack_images` and its `padding_mask`."""
+    pixels, sizes = stack_images(images, multiple, frame)
+    return pixels, padding_mask(sizes, pixels.shape[-2:], pixels.device)
 
 
 def shrink_padding(padding: Tensor | None, size: Sequence[int]) -> Tensor | None:

@@ -13,8 +13,10 @@ from student.augmentation import PublishedAugmentation, world_augmentation
 from student.data import (
     make_sample,
     normalise,
+    normalise_batch,
 )
 from student.geometry import NUM_DRAWS
+from student.padding import pad_images, stack_images
 from student.pair_targets import ImageTargets
 from student.targets import FIELDS
 from student.workers import start_work
@@ -178,6 +180,17 @@ def test_pixels_are_normalised_as_imagenets():
     white = normalise(torch.full((3, 2, 2), 255, dtype=torch.uint8))
     np.testing.assert_allclose(white[:, 0, 0], (1 - np.array([0.485, 0.456, 0.406]))
                                / np.array([0.229, 0.224, 0.225]), rtol=1e-5)  # fmt: skip
+
+
+def test_a_padded_batch_is_normalised_as_its_images_are_alone():
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((9, 14), (12, 7))]
+    pixels, sizes = stack_images(images, 8)
+    assert pixels.dtype == torch.uint8 and sizes == ((9, 14), (12, 7))
+    found, padding = normalise_batch(pixels, sizes)
+    expected, mask = pad_images([normalise(image) for image in images], 8)
+    assert found.shape == (2, 3, 16, 16)
+    assert torch.equal(found, expected) and torch.equal(padding, mask)
+    assert normalise_batch(*stack_images(images[:1]))[1] is None
 
 
 @pytest.fixture(scope="module")
