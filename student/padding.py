@@ -49,7 +49,7 @@ def zeros_to_hand_over(shape: Sequence[int], like: Tensor) -> Tensor:
     # Left to the queue, a tensor is moved in a thread of it, where a failure loses the batch.
     # What is made by the operating system just now holds zeros.
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * like.itemsize)
-    return like.new_empty(0).set_(storage, 0, tuple(shape))
+    return like.new_empty(0).set_(storage).view(*shape)
 
 
 def padding_mask(
