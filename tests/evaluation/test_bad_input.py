@@ -4,10 +4,13 @@ import json
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from commands import run_command
 
+from evaluation.cli import main
 from evaluation.vcoco_detections import read_detections, write_detections
 from pipeline.annotations.vcoco_actions import read_actions
 
@@ -19,10 +22,7 @@ VCOCO = [
 ] * 3
 
 
-def eoid_eval(*arguments):
-    code = "from evaluation.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+eoid_eval = partial(run_command, main, "eoid-eval")
 
 
 def one_line(done, *expected):

@@ -1,14 +1,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+from commands import run_command
 
+from evaluation.cli import main
 
-def eoid_eval(*arguments):
-    code = "from evaluation.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+eoid_eval = partial(run_command, main, "eoid-eval")
 
 
 @pytest.fixture

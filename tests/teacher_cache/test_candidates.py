@@ -97,7 +97,9 @@ def numbered(entries):
     return entries[::-1]
 
 
-@pytest.mark.parametrize(("edit", "workers"), [(list, 0), (numbered, 0), (list, 2)])
+@pytest.mark.parametrize(
+    ("edit", "workers"), [(list, 0), (numbered, 0), pytest.param(list, 2, marks=pytest.mark.slow)]
+)
 def test_a_detectors_own_proposals_give_its_cache(
     shared_dataset, finished, build, proposals, edit, workers
 ):

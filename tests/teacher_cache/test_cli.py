@@ -1,14 +1,13 @@
-import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from functools import partial
 
 import pytest
+from commands import run_command
 
 from teacher_cache.cli import main
 
@@ -16,25 +15,7 @@ COMMAND = [sys.executable, "-c", "from teacher_cache.cli import main; main()"]
 OPTIONS = ["--person-threshold", "0.06", "--object-threshold", "0.06", "--max-objects", "2"]
 
 
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments):
-    """The command in this process; the libraries are loaded already."""
-    said, complained = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        redirect_stdout(said),
-        redirect_stderr(complained),
-        pytest.raises(SystemExit) as ended,
-    ):
-        patch.setattr(sys, "argv", ["eoid-cache", *map(str, arguments)])
-        main()
-    return Done(ended.value.code, said.getvalue(), complained.getvalue())
+run = partial(run_command, main, "eoid-cache")
 
 
 def test_help_needs_no_heavy_library():
@@ -151,6 +132,7 @@ def test_an_unfinished_cache(built, shared_dataset, tmp_path):
     assert done.returncode == 2 and "unfinished" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_state_to_go_on_from(dataset, built, tmp_path):
     out = tmp_path / "cache"
     arguments = [*COMMAND, "build", dataset, "--out", out, "--images-per-shard", "1", *OPTIONS]

@@ -16,6 +16,8 @@ from teacher_cache.cli import main
 from teacher_cache.reader import open_cache
 from teacher_cache.regions import RegionMode, crop_regions
 
+pytestmark = pytest.mark.slow
+
 DETECTOR, CLIP = "fasterrcnn_resnet50_fpn_v2", "ViT-B-32"
 OBJECTS = ("horse", "dog")
 WIDTH, HEIGHT = 160, 120

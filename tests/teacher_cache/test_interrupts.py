@@ -2,6 +2,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from teacher_cache.interrupts import interrupts_as_before
 
 
@@ -12,6 +14,7 @@ def test_what_an_import_does_to_ctrl_c_does_not_last():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_ctrl_c_with_slurms_library_loaded():
     answer = "import signal, teacher_cache.cluster.slurm; print(signal.getsignal(signal.SIGINT))"
     told = subprocess.run([sys.executable, "-c", answer], capture_output=True, text=True)

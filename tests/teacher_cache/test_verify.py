@@ -1,15 +1,15 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import run_command
 
 from pipeline.errors import InputError
 from pipeline.files import sha256_of_file, write_json
 from teacher_cache import repair as repair_module
 from teacher_cache.build import build
+from teacher_cache.cli import main
 from teacher_cache.format import MANIFEST, PLAN, SHARDS, TEACHER
 from teacher_cache.integrity import SET_ASIDE, examine
 from teacher_cache.lock import hold
@@ -382,9 +382,8 @@ def test_no_cache(tmp_path):
 
 
 def test_the_command(cache):
-    command = [sys.executable, "-c", "from teacher_cache.cli import main; main()", "verify", cache]
     flip(cache / SHARDS / "00001.h5")
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    done = run_command(main, "eoid-cache", "verify", cache)
     assert done.returncode == 2
     assert "shards/00001.h5: is damaged" in done.stdout
     problem = done.stderr.splitlines()
