@@ -18,6 +18,7 @@ def test_nothing_to_do(mode):
         assert run_tasks([], mode, progress) == []
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_answers(dataset, build_config, finished, capsys):
     """And the reason of an image that one of them cannot read."""
     config = build_config(dataset, mode=LocalWorkers(2))
