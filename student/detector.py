@@ -12,9 +12,9 @@ from evaluation.nms import pairwise_nms
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from student.detection_stream import Unreadable, detect_stream
 from student.findings import Findings, findings
 from student.picture_sources import Source
+from student.predict import Unreadable
 from student.ready import ModelSource, ReadyModel, ready_model
 
 THRESHOLD, TOP, BATCH_SIZE = 0.3, 10, 8
@@ -152,7 +152,7 @@ class Detector:
         for name, number in (("top", top), ("batch_size", batch_size)):
             if number < 1:
                 raise InputError(f"{name}: expected at least 1, found {number}")
-        for one in detect_stream(self._opened, self.device, pictures, batch_size, threads):
+        for one in self._opened.stream(pictures, batch_size, threads):
             if isinstance(one, Unreadable):
                 yield one.index, one
                 continue

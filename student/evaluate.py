@@ -18,11 +18,9 @@ from pipeline.splits import Split, load_split
 from student.checkpoints import checkpoint_path
 from student.distributed import join_team
 from student.metrics import METRICS
-from student.model import HOIDetector
 from student.new_actions import open_with
 from student.pictures import PICTURES, draw_beside
-from student.predict_together import predict_together
-from student.recipe import Recipe
+from student.predict import Predictor
 from student.step import Execution
 
 RESULTS = "results.json"
@@ -44,8 +42,7 @@ class Evaluated:
 
 
 def evaluate_model(
-    model: HOIDetector,
-    recipe: Recipe,
+    predictor: Predictor,
     dataset: Dataset,
     source: Evaluated,
     out: Path,
@@ -61,9 +58,7 @@ def evaluate_model(
     if line := annotations.blemish_line():
         execution.team.say(line)
     records = dataset.records(annotations)
-    detections = predict_together(
-        model, records, dataset.vocabulary, recipe.train.augmentation, execution
-    )
+    detections = predictor.to(execution.device).predict(records, execution.team, execution.workers)
     if not execution.team.first:
         return None
     out.mkdir(parents=True, exist_ok=True)
@@ -133,7 +128,7 @@ def evaluate_checkpoint(
         out: folder for predictions and results; None takes the run folder, for a published
             checkpoint a new one beside it.
         device: where to predict.
-        workers: processes that read images; None takes the spare cores.
+        workers: threads that read images; None takes the spare cores.
         overwrite: replace results that are there.
         scoring: settings and NMS; None for both settings without NMS.
         num_heads: attention heads of a published checkpoint that does not say.
@@ -168,6 +163,8 @@ def evaluate_checkpoint(
         )
     else:
         source = Evaluated(file.stem, asked)
+    train = recipe.train
+    predictor = Predictor(opened.model, opened.vocabulary, train.augmentation, train.precision)
     with join_team(device) as (team, own):
         execution = Execution(own, team, spare_cores(workers, processes=team.local_size))
-        return evaluate_model(opened.model, recipe, dataset, source, out, execution, scoring)
+        return evaluate_model(predictor, dataset, source, out, execution, scoring)

@@ -17,9 +17,8 @@ from pipeline.errors import InputError
 from pipeline.splits import Split, keep_seen
 from pipeline.types import Annotation, ImageRecord
 from pipeline.vocabulary import Vocabulary
-from student.model import HOIDetector
 from student.pictures import PICTURES, draw_beside
-from student.predict_together import predict_together
+from student.predict import Predictor
 from student.sampling import mix
 from student.step import Execution
 
@@ -70,7 +69,6 @@ class HeldOut:
         records, annotations: of these images, in one order.
         split: whose unseen labels are taken out of the annotations.
         vocabulary: of all of them.
-        augmentation: the one of the training, which decides the size of images.
     """
 
     def __init__(
@@ -79,22 +77,21 @@ class HeldOut:
         annotations: Sequence[Annotation],
         split: Split,
         vocabulary: Vocabulary,
-        augmentation: str,
     ) -> None:
-        self.records, self.vocabulary, self.augmentation = records, vocabulary, augmentation
+        self.records, self.vocabulary = records, vocabulary
         self.annotations = [keep_seen(one, split, vocabulary) for one in annotations]
 
-    def evaluate(self, model: HOIDetector, run: Path, step: int, execution: Execution) -> Score:
+    def evaluate(self, predictor: Predictor, run: Path, step: int, execution: Execution) -> Score:
         """Scores the model, and draws a few of the images, always the same ones.
 
         Args:
-            model: put into eval mode.
+            predictor: its model is put into eval mode.
             run: folder for the pictures.
             step: how far the training is.
             execution: all its processes take part.
         """
-        detections = predict_together(
-            model, self.records, self.vocabulary, self.augmentation, execution
+        detections = predictor.to(execution.device).predict(
+            self.records, execution.team, execution.workers
         )
         if execution.team.first:
             folder = run / PICTURES / f"step-{step:07d}"

@@ -150,7 +150,6 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
             [annotations.annotations[index] for index in others],
             split,
             vocabulary,
-            train.augmentation,
         )
         if others
         else None,

@@ -14,10 +14,10 @@ from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
 from pipeline.files import read_json, refuse_existing, replacing, write_json
 from pipeline.progress import Progress
-from student.detection_stream import Unreadable
 from student.detector import Detector
 from student.findings import Findings
 from student.picture_files import PlannedPicture, find_pictures, plan_results
+from student.predict import Unreadable
 from student.predict_settings import prediction_settings, refuse_other_settings
 from student.ready import ModelSource, ready_model
 

@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.files import differing_keys, refuse_existing, replacing
 from pipeline.progress import Progress
 from pipeline.types import Detections
-from student.detection_stream import Unreadable, detect_stream
+from student.predict import Unreadable
 from student.predict_settings import prediction_settings
 from student.ready import ModelSource, ready_model
 
@@ -84,12 +84,8 @@ def predict_split(config: SplitConfig) -> Path:
         Progress(len(names), "predicting", "images", done=len(found)) as progress,
         open(journal, "a", encoding="utf-8") as file,
     ):
-        stream = detect_stream(
-            opened.to(device),
-            device,
-            [folder / name for name in left],
-            config.batch_size,
-            spare_cores(config.workers),
+        stream = opened.to(device).stream(
+            [folder / name for name in left], config.batch_size, spare_cores(config.workers)
         )
         for looked in stream:
             if isinstance(looked, Unreadable):

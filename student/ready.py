@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torchvision.transforms import v2
 
 from pipeline.splits import Split, load_split
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from student.augmentation import evaluation_resize
 from student.checkpoints import checkpoint_path
-from student.model import HOIDetector
 from student.new_actions import open_with
+from student.predict import Predictor
 
 
 @dataclass(frozen=True)
@@ -37,35 +33,18 @@ class ModelSource:
 
 
 @dataclass(frozen=True, eq=False)
-class ReadyModel:
-    """A detector and all that is needed to use it.
+class ReadyModel(Predictor):
+    """A detector from a file, and all that is needed to use it.
 
     Attributes:
         file: the checkpoint.
-        model: in eval mode.
-        vocabulary: what its classes mean.
         split: what had no label in training; None where nobody knows.
-        augmentation: the one it was trained with, which decides the size of its pictures.
         prompts: where its further actions come from, None without.
     """
 
     file: Path
-    model: HOIDetector
-    vocabulary: Vocabulary
     split: Split | None
-    augmentation: str
     prompts: Path | None = None
-
-    def to(self, device: torch.device) -> ReadyModel:
-        """The same detector, its model moved to a device."""
-        # Laid out as in training and evaluation, so that all find the same to the last digit.
-        model = self.model.to(device).to(memory_format=torch.channels_last).eval()
-        return replace(self, model=model)
-
-    @property
-    def resize(self) -> v2.Transform:
-        """Brings pictures to the size they have in the evaluation."""
-        return evaluation_resize(self.augmentation)
 
     @property
     def unseen(self) -> frozenset[int]:
@@ -89,10 +68,11 @@ def ready_model(source: ModelSource, wanted: Vocabulary | None = None) -> ReadyM
     opened = open_with(file, known, source.num_heads, source.prompts)
     trained = opened.split if opened.ours else None
     return ReadyModel(
-        file,
         opened.model,
         opened.vocabulary,
-        trained if source.split is None else load_split(opened.vocabulary, source.split),
         opened.recipe.train.augmentation,
+        opened.recipe.train.precision,
+        file,
+        trained if source.split is None else load_split(opened.vocabulary, source.split),
         source.prompts,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +183,10 @@ def _begin(trainer: Trainer, start: Start, started: Started | None) -> None:
 def _finish(config: RunConfig, material: Material, trainer: Trainer) -> Results | None:
     """The evaluation on the test part, with the checkpoint that the recipe keeps."""
     recipe, split, out = material.recipe, material.split, config.out
-    model, team = trainer.predictor, trainer.execution.team
+    predictor, team = trainer.predictor, trainer.execution.team
     if recipe.train.keep == "best":
-        model = restore(load_checkpoint(out / BEST), out / BEST)
+        best = restore(load_checkpoint(out / BEST), out / BEST)
+        predictor = replace(predictor, model=best)
         team.say(f"{BEST}: of step {load_checkpoint(out / BEST).state['step']}")
     source = Evaluated(
         name=config.name or out.resolve().name,
@@ -198,4 +199,4 @@ def _finish(config: RunConfig, material: Material, trainer: Trainer) -> Results 
         shots=recipe.train.shots,
         sources=material.sources,
     )
-    return evaluate_model(model, recipe, material.dataset, source, out, trainer.execution)
+    return evaluate_model(predictor, material.dataset, source, out, trainer.execution)

@@ -21,6 +21,7 @@ from student.data import ImagesOfSources, Sample, TrainingImages, sizes_of_all
 from student.held_out import HeldOut
 from student.mixing import Pool, shares
 from student.model import HOIDetector
+from student.predict import Predictor
 from student.readings import Reading, Readings, not_finite
 from student.recipe import Recipe
 from student.run_log import Pace, RunLog
@@ -140,9 +141,11 @@ class Trainer:
         return self.steps_per_epoch * self.recipe.train.epochs
 
     @property
-    def predictor(self) -> HOIDetector:
+    def predictor(self) -> Predictor:
         """The detector whose weights predict."""
-        return self.stepper.predictor
+        train = self.recipe.train
+        model, vocabulary = self.stepper.predictor, self.state.vocabulary
+        return Predictor(model, vocabulary, train.augmentation, train.precision)
 
     def train(self, signals: StopSignals) -> None:
         """Trains from where the run stands to its end.

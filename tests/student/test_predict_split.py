@@ -7,8 +7,8 @@ import pytest
 
 from evaluation.predictions import read_predictions
 from pipeline.errors import InputError
-from student import predict_split as module
 from student.evaluate import evaluate_checkpoint
+from student.predict import Predictor
 from student.predict_split import JOURNAL, SplitConfig, predict_split
 from student.ready import ModelSource
 
@@ -62,16 +62,16 @@ def test_a_stopped_command_goes_on(config, monkeypatch):
     # With other company in a batch the last digits differ.
     config = replace(config, batch_size=1)
     predict_split(replace(config, out=config.out.with_name("whole")))
-    real, looked = module.detect_stream, []
+    real, looked = Predictor.stream, []
 
-    def stopping(opened, device, sources, *others):
-        for one in real(opened, device, sources, *others):
+    def stopping(self, sources, *others):
+        for one in real(self, sources, *others):
             looked.append(sources[one.index].name)
             if len(looked) == 4:
                 raise Stop
             yield one
 
-    monkeypatch.setattr(module, "detect_stream", stopping)
+    monkeypatch.setattr(Predictor, "stream", stopping)
     with pytest.raises(Stop):
         predict_split(config)
     assert not (config.out / "predictions.json").exists()

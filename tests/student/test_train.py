@@ -48,7 +48,7 @@ def logged(trainer):
 def assert_equal_training(first, second):
     for mine, theirs in (
         (first.stepper.model, second.stepper.model),
-        (first.predictor, second.predictor),
+        (first.predictor.model, second.predictor.model),
     ):
         for name, value in mine.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[name]), name
@@ -74,7 +74,7 @@ def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
     assert lines[0]["lr"] < max(line["lr"] for line in lines) > lines[-1]["lr"]
     checkpoint = load_checkpoint(trainer.run / "checkpoint.pt")
     assert checkpoint.recipe == trainer.recipe and checkpoint.state["step"] == STEPS
-    for name, value in trainer.predictor.state_dict().items():
+    for name, value in trainer.predictor.model.state_dict().items():
         assert torch.equal(value, checkpoint.weights[name])
     changed = {
         name for name, value in model.state_dict().items() if not torch.equal(value, start[name])
