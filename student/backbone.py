@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from student.folding import folded
+from student.padding import clear_padding
 from student.resnets import RESNETS
 
 FROZEN = ("conv1", "layer1")
@@ -20,20 +21,20 @@ WORLD_FINER = ("lateral4", "lateral8", "lateral16", "merge")
 class FoldedBasicBlock(BasicBlock):
     """torchvision's block of two convolutions, its frozen batch norms folded into them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, C', h / stride, w / stride)."""
-        out = self.relu(folded(x, self.conv1, self.bn1))
-        out = folded(out, self.conv2, self.bn2)
+    def forward(self, x: Tensor, at: int = 1, sizes: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) of stride `at` to (B, C', h / stride, w / stride)."""
+        out = self.relu(folded(clear_padding(x, at, sizes), self.conv1, self.bn1))
+        out = folded(clear_padding(out, at * self.stride, sizes), self.conv2, self.bn2)
         return self.relu(out.add_(_shortcut(self, x)))
 
 
 class FoldedBottleneck(Bottleneck):
     """torchvision's block of three convolutions, its frozen batch norms folded into them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, C', h / stride, w / stride)."""
+    def forward(self, x: Tensor, at: int = 1, sizes: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) of stride `at` to (B, C', h / stride, w / stride)."""
         out = self.relu(folded(x, self.conv1, self.bn1))
-        out = self.relu(folded(out, self.conv2, self.bn2))
+        out = self.relu(folded(clear_padding(out, at, sizes), self.conv2, self.bn2))
         out = folded(out, self.conv3, self.bn3)
         return self.relu(out.add_(_shortcut(self, x)))
 
@@ -69,13 +70,25 @@ class ResNetBackbone(nn.Module):
         del resnet.avgpool, resnet.fc
         self.body = resnet
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised pixels to maps (B, C, H / stride, W / stride), finest first."""
-        body = self.body
-        stem = body.maxpool(body.relu(folded(pixels, body.conv1, body.bn1)))
-        stride8 = body.layer2(body.layer1(stem))
-        stride16 = body.layer3(stride8)
-        return {"stride8": stride8, "stride16": stride16, "stride32": body.layer4(stride16)}
+    def forward(self, pixels: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised pixels to maps (B, C, H / stride, W / stride), finest first.
+
+        Args:
+            pixels: 0 on padding.
+            sizes: (B, 2) heights and widths of the images, to answer each as if alone; None lets
+                padding be seen, as in the published model.
+        """
+        body, maps, stride = self.body, {}, 4
+        x = body.relu(folded(pixels, body.conv1, body.bn1))
+        # No value is below 0 here, so that zeros do not win either.
+        x = body.maxpool(clear_padding(x, 2, sizes))
+        for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
+            for block in layer:
+                x = block(x, stride, sizes)
+                stride *= block.stride
+            maps[f"stride{stride}"] = x
+        del maps["stride4"]
+        return maps
 
 
 class FoldedBlock(nn.Sequential):
@@ -89,7 +102,7 @@ class FoldedBlock(nn.Sequential):
 def _world(_: str) -> nn.Module:
     from pipeline.world.backbone import WorldBackbone
 
-    backbone = WorldBackbone(norm=FrozenBatchNorm2d)
+    backbone = WorldBackbone(norm=FrozenBatchNorm2d, clear=clear_padding)
     for parent in list(backbone.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Sequential) and isinstance(child[1], FrozenBatchNorm2d):
@@ -99,7 +112,8 @@ def _world(_: str) -> nn.Module:
     return backbone
 
 
-# Every builder gives a module with `num_channels`, `side_multiple` and maps by name, finest first.
+# Every builder gives a module with `num_channels`, `side_multiple` and maps by name, finest first;
+# it takes pixels, and sizes of images as `ResNetBackbone` does.
 BUILDERS: dict[str, Callable[[str], nn.Module]] = {
     **dict.fromkeys(RESNETS, ResNetBackbone),
     "world": _world,

@@ -12,6 +12,7 @@ from torchvision.ops import box_convert
 
 from student.data import MEAN, STD
 from student.inference import NUM_DETECTIONS, best_entries
+from student.padding import padding_cells
 from student.ready import ReadyModel
 
 DECODED = ("scores", "verbs", "labels", "human_boxes", "object_boxes")
@@ -58,11 +59,9 @@ class DetectorGraph(nn.Module):
         height, width = images.shape[-2:]
         torch._check(height % self.side_multiple == 0)
         torch._check(width % self.side_multiple == 0)
-        below = torch.arange(height, device=images.device)[:, None] >= sizes[:, :1, None]
-        beside = torch.arange(width, device=images.device) >= sizes[:, 1:, None]
-        padding = below | beside
+        padding = padding_cells(sizes, 1, (height, width))
         pixels = (images - self.mean) / self.std * ~padding[:, None]
-        outputs = self.model((pixels, padding))
+        outputs = self.model((pixels, padding), alone=True)
         predicted = {name: outputs[name] for name in outputs if name.startswith("pred_")}
         return {**predicted, **self._decode(predicted)}
 

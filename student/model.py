@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import gcd
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from torchvision.ops import MLP
 
 from student.backbone import build_backbone
 from student.config import StudentConfig
-from student.padding import pad_images, shrink_padding
+from student.padding import pad_images, padding_cells, shrink_padding
 from student.pair_queries import PairQueries
 from student.position_encoding import SinePositionEncoding
 from student.query_inputs import LearnedQueries, QueryInputs
@@ -22,6 +23,8 @@ Outputs = dict[str, Any]
 Padded = tuple[Tensor, Tensor | None]
 Images = Sequence[Tensor] | Padded
 
+# Of the map that queries from pairs are made of.
+QUERY_STRIDE = 8
 # Builders of query sources, called with the configuration and the backbone's `num_channels`.
 QUERY_SOURCES: dict[str, Callable[[StudentConfig, dict[str, int]], nn.Module]] = {
     "learned": lambda config, _: LearnedQueries(config.num_queries, config.hidden_dim),
@@ -57,12 +60,15 @@ class HOIDetector(nn.Module):
                 for parameter in head[-2].parameters():
                     nn.init.zeros_(parameter)
 
-    def forward(self, images: Images) -> Outputs:
+    def forward(self, images: Images, alone: bool = False) -> Outputs:
         """Detects pairs.
 
         Args:
             images: normalised (3, h, w) tensors; or a padded batch, the pair of (B, 3, H, W)
                 pixels and the (B, H, W) bool mask that is True on padding (None: no padding).
+            alone: answer every image as it would be answered alone. Otherwise, as in the published
+                model, the backbone's convolutions see what they themselves made of padding, and
+                answers depend on how much of it there is.
 
         Returns:
             `pred_object_logits` (B, Q, O + 1), the last class being "no pair";
@@ -76,15 +82,19 @@ class HOIDetector(nn.Module):
         padded = isinstance(images, tuple) and images[0].dim() == 4
         batch = cast(Padded, images) if padded else self.pad(cast(Sequence[Tensor], images))
         pixels, padding = batch
-        maps = self.backbone(pixels)
+        if alone and padding is not None:
+            maps, padding, small_padding = self._see_alone(pixels, padding)
+        else:
+            maps = self.backbone(pixels)
+            coarsest = list(maps.values())[-1]
+            small_padding = shrink_padding(padding, coarsest.shape[-2:])
         features = list(maps.values())[-1]
-        small_padding = shrink_padding(padding, features.shape[-2:])
         positions = _tokens(self.position_encoding(features, small_padding))
         tokens = _tokens(self.input_projection(features))
         token_padding = None if small_padding is None else small_padding.flatten(1)
 
         memory = self.encoder(tokens, positions, token_padding)
-        start: QueryInputs = self.query_source(maps, padding)
+        start: QueryInputs = self.query_source(maps, padding, alone)
         pairs = self.human_object_decoder(
             start.target, start.positions, memory, positions, token_padding
         )
@@ -97,6 +107,27 @@ class HOIDetector(nn.Module):
         layers = self._predict(pairs[-depth:], actions[-depth:], start)
         by_layer = [{name: value[i] for name, value in layers.items()} for i in range(depth)]
         return {**by_layer[-1], **start.outputs, "aux_outputs": by_layer[:-1]}
+
+    def _see_alone(
+        self, pixels: Tensor, padding: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+        """The backbone's maps of images that do not see their padding.
+
+        Returns:
+            The maps; padding for the query source, at `QUERY_STRIDE` times the size of its map; and
+            padding of the coarsest map.
+        """
+        multiple = cast(int, self.backbone.side_multiple)
+        sizes = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], 1)
+        # An image alone is padded to whole multiples, and sees that.
+        frames = _whole(sizes, multiple)
+        maps = self.backbone(pixels, frames)
+        name, features = list(maps.items())[-1]
+        small = padding_cells(frames, int(name.removeprefix("stride")), features.shape[-2:])
+        # Alone the map ends with the image unless that was padded.
+        ends = _whole(sizes, QUERY_STRIDE // gcd(QUERY_STRIDE, multiple))
+        size = [QUERY_STRIDE * side for side in maps[f"stride{QUERY_STRIDE}"].shape[-2:]]
+        return maps, padding_cells(ends, 1, size), small
 
     def pad(self, images: Sequence[Tensor], frame: Sequence[int] = (0, 0)) -> Padded:
         """Normalised (3, h, w) tensors as a padded batch; see `student.padding.pad_images`."""
@@ -121,6 +152,11 @@ class HOIDetector(nn.Module):
         if embeddings is not None:
             layers["pred_verb_embeddings"] = embeddings
         return layers
+
+
+def _whole(sizes: Tensor, multiple: int) -> Tensor:
+    """Sizes rounded up to multiples."""
+    return (sizes + multiple - 1) // multiple * multiple
 
 
 def _box_head(hidden_dim: int) -> MLP:

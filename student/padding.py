@@ -81,6 +81,33 @@ def shrink_padding(padding: Tensor | None, size: Sequence[int]) -> Tensor | None
     return functional.interpolate(padding[:, None].float(), size=tuple(size))[:, 0].bool()
 
 
+def padding_cells(sizes: Tensor, stride: int, size: Sequence[int]) -> Tensor:
+    """Where a feature map of a padded batch has cells that its images alone would not have.
+
+    Args:
+        sizes: (B, 2) int64 heights and widths of the images in pixels.
+        stride: of the map.
+        size: height and width of the map, in cells.
+
+    Returns:
+        (B, *size) bool.
+    """
+    ends = (sizes + stride - 1) // stride
+    below, beside = (
+        torch.arange(side, device=sizes.device) >= ends[:, axis, None]
+        for axis, side in enumerate(size)
+    )
+    return below[:, :, None] | beside[:, None]
+
+
+def clear_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
+    """A feature map (B, C, h, w) with zeros on `padding_cells`, as beyond the edge of an image
+    alone; as it is without `sizes`."""
+    if sizes is None:
+        return features
+    return features * ~padding_cells(sizes, stride, features.shape[-2:])[:, None]
+
+
 def filled_shares(padding: Tensor | None, pixels: Tensor) -> Tensor:
     """(B, 2) the share of the frame's width and height that each image fills, in (0, 1].
 

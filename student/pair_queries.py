@@ -15,8 +15,9 @@ from torch.nn import functional
 from torchvision.ops import box_convert, roi_align
 
 from student.config import StudentConfig
-from student.dense_head import Candidates, DenseHead, DenseOutputs, best_cells
+from student.dense_head import ROUNDING, Candidates, DenseHead, DenseOutputs, best_cells
 from student.query_inputs import QueryInputs
+from student.region_pooling import pool_regions
 
 REGION_SIZE = 4
 LEAST_PEOPLE = 4
@@ -57,13 +58,16 @@ class PairQueries(nn.Module):
         self.content_norm = nn.LayerNorm(hidden_dim)
         self.interaction_norm = nn.LayerNorm(hidden_dim)
 
-    def forward(self, maps: dict[str, Tensor], padding: Tensor | None) -> QueryInputs:
+    def forward(
+        self, maps: dict[str, Tensor], padding: Tensor | None, alone: bool = False
+    ) -> QueryInputs:
         """Makes an image's queries, with reference boxes.
 
         Args:
             maps: `stride8` (B, C, h, w) among them.
             padding: (B, H, W) bool at image size, True on padding, or None. Boxes are relative to
                 the images without it, and what lies in it is not looked at.
+            alone: see `HOIDetector.forward`.
         """
         features = maps["stride8"]
         dense = self.head(features, padding)
@@ -84,7 +88,8 @@ class PairQueries(nn.Module):
         if padding is not None:
             reduced = reduced * dense.inside()
         union = union_cxcywh(humans, things)
-        regions = [self._pool(reduced, boxes, dense.cells()) for boxes in (humans, things, union)]
+        own = alone and padding is not None
+        regions = [self._pool(reduced, boxes, dense, own) for boxes in (humans, things, union)]
         positions = self.place(pair_geometry(humans, things)) + self.label(labels)
         content = self.content_norm(self.content(torch.cat(regions[:2], -1)))
         interaction = self.interaction_norm(self.interaction_content(regions[2]))
@@ -113,14 +118,31 @@ class PairQueries(nn.Module):
             labels=torch.cat([objects.labels, torch.full_like(people.labels, self.person)], 1),
         )
 
-    def _pool(self, features: Tensor, boxes: Tensor, cells: Tensor) -> Tensor:
-        """(B, Q, channels * REGION_SIZE^2) pooled from boxes (B, Q, 4) cxcywh on cells (B, 2)."""
+    def _pool(self, features: Tensor, boxes: Tensor, dense: DenseOutputs, own: bool) -> Tensor:
+        """Features of regions.
+
+        Args:
+            features: (B, channels, h, w).
+            boxes: (B, Q, 4) cxcywh in [0, 1].
+            dense: tells how many cells the images fill.
+            own: the map ends for each image where that does.
+
+        Returns:
+            (B, Q, channels * REGION_SIZE^2).
+        """
+        cells = dense.cells()
         corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
         # Image numbers as a column, not a list of boxes per image: an exported graph has to take
         # any number of images.
         image = torch.arange(boxes.shape[0], device=boxes.device).to(corners).view(-1, 1, 1)
         regions = torch.cat([image.expand(-1, boxes.shape[1], 1), corners], -1).flatten(0, 1)
-        pooled = roi_align(features.float(), regions, REGION_SIZE, sampling_ratio=1, aligned=True)
+        if own:
+            ends = (cells - ROUNDING).ceil().long().flip(1)
+            pooled = pool_regions(features.float(), regions, REGION_SIZE, ends)
+        else:
+            pooled = roi_align(
+                features.float(), regions, REGION_SIZE, sampling_ratio=1, aligned=True
+            )
         return pooled.flatten(1).view(*boxes.shape[:2], -1)
 
 

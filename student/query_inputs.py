@@ -36,12 +36,15 @@ class LearnedQueries(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(num_queries, hidden_dim)
 
-    def forward(self, maps: dict[str, Tensor], padding: Tensor | None) -> QueryInputs:
+    def forward(
+        self, maps: dict[str, Tensor], padding: Tensor | None, alone: bool = False
+    ) -> QueryInputs:
         """Reads nothing from the image but the batch size.
 
         Args:
             maps: the backbone's feature maps (B, C, h, w).
             padding: (B, H, W) bool at image size, or None.
+            alone: see `HOIDetector.forward`.
         """
         batch = next(iter(maps.values())).shape[0]
         positions = self.embedding.weight.expand(batch, -1, -1)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 NormLayer = Callable[[int], nn.Module]
+Clear = Callable[[Tensor, int, Tensor | None], Tensor]
 # The maps of strides 4 and 8 fit together on pictures whose sides are multiples of this.
 SIDE_MULTIPLE = 8
 
@@ -20,12 +21,18 @@ def _block(channels_in: int, channels_out: int, stride: int, norm: NormLayer) ->
     )
 
 
+def _as_it_is(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
+    return features
+
+
 class WorldBackbone(nn.Module):
     """Feature maps of 128-pixel pictures at strides 4, 8 and 16.
 
     Args:
         norm: builds the normalisation layer from a channel count; the detector trains with batch
             norm, the student keeps its statistics frozen as DETR does.
+        clear: gives what a convolution reads instead of a map, called with the map, its stride and
+            the images' sizes.
 
     Attributes:
         num_channels: channels of every returned map.
@@ -34,8 +41,9 @@ class WorldBackbone(nn.Module):
 
     side_multiple = SIDE_MULTIPLE
 
-    def __init__(self, norm: NormLayer = nn.BatchNorm2d) -> None:
+    def __init__(self, norm: NormLayer = nn.BatchNorm2d, clear: Clear = _as_it_is) -> None:
         super().__init__()
+        self._clear = clear
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), _block(12, 32, 1, norm))
         self.stage4 = nn.Sequential(_block(32, 64, 2, norm), _block(64, 64, 1, norm))
         self.stage8 = nn.Sequential(_block(64, 128, 2, norm), _block(128, 128, 1, norm))
@@ -46,14 +54,27 @@ class WorldBackbone(nn.Module):
         self.merge = _block(96, 96, 1, norm)
         self.num_channels = {"stride4": 64, "stride8": 96, "stride16": 128}
 
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """(B, 3, H, W) normalised images -> maps by name, (B, C, H / stride, W / stride)."""
-        stride4 = self.stage4(self.stem(images))
-        stride8 = self.stage8(stride4)
-        stride16 = self.stage16(stride8)
+    def forward(self, images: Tensor, sizes: Tensor | None = None) -> OrderedDict[str, Tensor]:
+        """(B, 3, H, W) normalised images -> maps by name, (B, C, H / stride, W / stride).
+
+        Args:
+            images: sides are multiples of `side_multiple`.
+            sizes: (B, 2) heights and widths of the images, for `clear`.
+        """
+        stride4 = self._stage(self.stage4, self.stem(images), 2, sizes)
+        stride8 = self._stage(self.stage8, stride4, 4, sizes)
+        stride16 = self._stage(self.stage16, stride8, 8, sizes)
         coarse = nn.functional.interpolate(self.lateral16(stride16), size=stride8.shape[-2:])
-        merged = self.merge(self.lateral4(stride4) + self.lateral8(stride8) + coarse)
+        joined = self.lateral4(stride4) + self.lateral8(stride8) + coarse
+        merged = self.merge(self._clear(joined, 8, sizes))
         return OrderedDict(stride4=stride4, stride8=merged, stride16=stride16)
+
+    def _stage(
+        self, stage: nn.Sequential, features: Tensor, stride: int, sizes: Tensor | None
+    ) -> Tensor:
+        """The two blocks of a stage, the first of which halves a map of this stride."""
+        halved = stage[0](self._clear(features, stride, sizes))
+        return stage[1](self._clear(halved, 2 * stride, sizes))
 
 
 class SingleMap(nn.Module):

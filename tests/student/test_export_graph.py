@@ -8,7 +8,6 @@ from torch import nn
 from student.data import normalise
 from student.export_graph import DetectorGraph, PlainAttention
 from student.inference import to_detections
-from student.padding import pad_images
 from student.ready import ModelSource, ready_model
 
 
@@ -68,17 +67,22 @@ def test_says_what_the_detector_says(opened):
         np.testing.assert_allclose(objects, found.boxes[hois[:, 1]], atol=1e-2)
 
 
-def test_sizes_say_what_is_padding(opened):
-    images = [pixels(3, 64, 93), pixels(3, 79, 72)]
-    # What lies beside an image must not matter.
-    batch = torch.rand(2, 3, 80, 96)
+@pytest.mark.parametrize("frame", [(80, 96), (128, 200)])
+def test_padding_does_not_matter(opened, frame):
+    """Neither how much there is nor what stands in it."""
+    images = [pixels(3, 64, 93), pixels(3, 79, 72), pixels(3, 33, 50)]
+    batch = torch.rand(3, 3, *frame)
     for row, image in enumerate(images):
         batch[row, :, : image.shape[1], : image.shape[2]] = image.float() / 255
     with torch.no_grad():
-        padded = DetectorGraph(opened)(batch, torch.tensor([[64, 93], [79, 72]]))
-        expected = opened.model((*pad_images([normalise(image) for image in images], 16),))
-    for name in ("pred_object_logits", "pred_verb_logits", "pred_human_boxes"):
-        torch.testing.assert_close(padded[name], expected[name], atol=2e-5, rtol=1e-5)
+        found = DetectorGraph(opened)(batch, torch.tensor([one.shape[1:] for one in images]))
+        for row, image in enumerate(images):
+            alone = opened.model([normalise(image)])
+            for name in ("pred_object_logits", "pred_verb_logits", "pred_human_boxes"):
+                torch.testing.assert_close(found[name][row], alone[name][0], atol=5e-5, rtol=1e-5)
+            (expected,) = to_detections(alone, ["a"], [(9, 9)], opened.vocabulary)
+            scores = found["scores"][row, : len(expected.scores)]
+            np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
 
 
 def test_verbs_without_object(opened):

@@ -132,6 +132,22 @@ def test_an_image_is_answered_the_same_among_larger_ones(build, config):
             torch.testing.assert_close(value[0], among[name][0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("queries", ["learned", "pairs"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "world"])
+def test_images_that_are_answered_alone_ignore_padding(build, small_config, backbone, queries):
+    model = build(replace(small_config, backbone=backbone, queries=queries))
+    images = [image(100, 131), image(41, 64, seed=1), image(77, 90, seed=2)]
+    padded = model.pad(images, (120, 150))
+    together, exposed = model(padded, alone=True), model(padded)
+    for row, one in enumerate(images):
+        for name, value in model([one]).items():
+            if name.startswith("pred_"):
+                torch.testing.assert_close(together[name][row], value[0], rtol=1e-4, atol=1e-5)
+    # What the published model makes of padding.
+    verbs = "pred_verb_logits"
+    assert (together[verbs] - exposed[verbs]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(("detach", "reaches"), [(True, False), (False, True)])
 def test_verb_gradients_stay_out_of_localisation(build, small_config, detach, reaches):
     model = build(replace(small_config, detach_verb_queries=detach))
