@@ -60,10 +60,7 @@ def padding_mask(
     height, width = frame
     if set(sizes) == {(height, width)}:
         return None
-    filled = torch.tensor(sizes).to(device, non_blocking=True)[..., None]
-    below = torch.arange(height, device=device) >= filled[:, 0]
-    beside = torch.arange(width, device=device) >= filled[:, 1]
-    return below[:, :, None] | beside[:, None, :]
+    return padding_cells(torch.tensor(sizes).to(device, non_blocking=True), 1, frame)
 
 
 def pad_images(

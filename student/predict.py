@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from PIL import Image
@@ -31,11 +31,12 @@ from pipeline.progress import Progress
 from pipeline.types import Detections, ImageRecord
 from pipeline.vocabulary import Vocabulary
 from student.augmentation import evaluation_resize
-from student.data import normalise
+from student.data import normalise_batch
 from student.distributed import ALONE, Team
 from student.geometry import LONGEST_SIDE
 from student.inference import to_detections
 from student.model import HOIDetector
+from student.padding import stack_images
 from student.picture_sources import Source, as_picture, source_name
 
 Item = TypeVar("Item")
@@ -180,8 +181,9 @@ class Predictor:
         device = next(self.model.parameters()).device
         set_float32(device, self.precision)
         with torch.inference_mode():
-            pixels = torch.stack([item.pixels for item in batch]).to(device)
-            outputs = self.model(list(normalise(pixels)))
+            multiple = cast(int, self.model.backbone.side_multiple)
+            pixels, sizes = stack_images([item.pixels for item in batch], multiple)
+            outputs = self.model(normalise_batch(pixels.to(device), sizes))
             found = to_detections(
                 outputs,
                 [item.name for item in batch],
