@@ -114,7 +114,7 @@ def test_pictures_of_one_size_share_batches(opened, make_picture, monkeypatch, w
     batches, forward = [], opened.model.forward
 
     def counted(images):
-        batches.append(len(images))
+        batches.append(len(images[0]))
         return forward(images)
 
     monkeypatch.setattr(opened.model, "forward", counted)
