@@ -82,6 +82,7 @@ def test_ratios_compare_what_ran_side_by_side():
     assert turns.ratio("a", "b") == 2 and turns.medians() == {"a": 3, "b": 1}
 
 
+@pytest.mark.slow
 def test_every_part_gives_its_ratio(monkeypatch, capsys):
     small = ["--backbone", "resnet18", "--clip-model", "ViT-S-32-alt"]
     few = ["--side", "64", "--images", "4", "--turns", "1", "--steps", "1", "--workers", "1"]

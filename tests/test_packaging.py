@@ -13,6 +13,8 @@ import pytest
 
 from pipeline.vocabulary import SHIPPED
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "teacher_cache", "student", "evaluation")
 SETUP_FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")

@@ -31,6 +31,8 @@ from teacher_cache.world_models.detector import DetectorTraining
 from teacher_cache.world_models.teacher import TeacherTraining
 from teacher_cache.world_models.train import WorldModels, train_world_models
 
+pytestmark = pytest.mark.slow
+
 SEED = 0
 ANSWERS = "pairs/action_probabilities"
 # Few images need small batches: what counts for the one-cycle schedule is the number of steps.
