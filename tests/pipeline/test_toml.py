@@ -5,7 +5,7 @@ from pipeline.toml import read_toml
 
 
 def test_tables_and_values(tmp_path):
-    (tmp_path / "a.toml").write_text('b = 1\n[c]\nd = ["é"]\n')
+    (tmp_path / "a.toml").write_text('b = 1\n[c]\nd = ["é"]\n', encoding="utf-8")
     assert read_toml(tmp_path / "a.toml") == {"b": 1, "c": {"d": ["é"]}}
 
 

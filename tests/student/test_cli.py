@@ -65,6 +65,7 @@ def published(build, small_config, vocabulary, tmp_path):
     return tmp_path / "published.pth"
 
 
+@pytest.mark.slow
 def test_both_commands_work_without_clip(student, published, dataset_root, tmp_path):
     body = SingleMap(WorldBackbone()).state_dict()
     save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
@@ -112,6 +113,7 @@ Stepper.losses = losses
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(start, student, tmp_path):
     words = [*student, "--epochs", 2, "--workers", 1, "--log-every", 3]
     code, _, err = start(words, first=INTERRUPT)()

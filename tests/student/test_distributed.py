@@ -95,7 +95,7 @@ def different_sizes(dataset_root, tmp_path):
     return root
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(
     start, start_team, student_words, different_sizes, tmp_path, parts
 ):
@@ -155,6 +155,7 @@ def happen(found, samples):
 """
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_them_saves_and_ends_both(start_team, student_words, tmp_path):
     options = ("--batch-size", 8, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
     whole, stopped = (student_words(tmp_path / name, *options) for name in ("whole", "stopped"))

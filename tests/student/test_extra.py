@@ -211,6 +211,7 @@ def test_a_stopped_run_with_further_sources_ends_with_the_same_bits(
         assert torch.equal(mine.weights[name], value), name
 
 
+@pytest.mark.slow
 def test_two_processes_mix_as_one_does(start, start_team, student_words, sources, tmp_path):
     further = [f"{sources[name].data}:{sources[name].cache}" for name in ("none", "all")]
     config = tmp_path / "options.toml"

@@ -99,6 +99,7 @@ def test_wrong_use_is_2_and_leaves_nothing(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_finished_pictures(world_checkpoint, make_picture, tmp_path):
     for row in range(24):
         make_picture(f"in/{row:02}.png", seed=row)

@@ -177,6 +177,7 @@ def test_matched_queries_move_to_what_the_teacher_saw(looks, expected, moved):
     assert (gradient.abs().sum(1) > 0).tolist() == moved
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(start, reading_words, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, _, err = start(reading_words(whole, "--dropout", 0.1))()
@@ -202,6 +203,7 @@ student.step.Stepper.losses = counted
     assert json.loads((killed / "config.json").read_text())["recipe"]["model"]["text_dim"] == 16
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_student(start, start_team, reading_words, tmp_path):
     once = ("--batch-size", 7, "--epochs", 1)
     ends = [one() for one in start_team(reading_words(tmp_path / "team", *once))]

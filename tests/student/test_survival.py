@@ -8,6 +8,8 @@ import torch
 
 from student.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--batch-size", 4, "--epochs", 2, "--dropout", 0.1, "--ema", 0.9, "--accumulation", 2)
 EVERY_STEP = ("--checkpoint-minutes", 0)
 TIMING = {"images_per_second", "data_wait_share", "memory_gb"}
