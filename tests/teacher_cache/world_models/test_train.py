@@ -87,6 +87,7 @@ def test_a_second_call_trains_nothing(trained, capsys):
     assert "are there already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_an_interrupt_left_out_is_made_up_for(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "models")
     weights, detector = "teacher/open_clip_model.safetensors", folder / "detector.safetensors"
@@ -124,6 +125,7 @@ def test_no_such_device(tmp_path):
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_of_several_sentences_alone(trained, tmp_path, vocabulary, capsys):
     templates = ("a picture of person {ing} {object}", "photo {ing} the {object}")
     config = replace(SHORT, templates=templates, wanted=("teacher",))
