@@ -172,7 +172,7 @@ def vcoco(
     official: Path | None,
     overwrite: bool,
 ) -> None:
-    """Scores detections in the official layout (JSON or NPZ), or a run's, by V-COCO's protocol.
+    """Scores detections in V-COCO's official layout (JSON, NPZ or pickle), or a run's.
 
     Against --actions, or the test part of --data.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evaluation.contestants import FULLY_SUPERVISED, ROLES, Contestant, Role
+from evaluation.hico import harmonic_mean
 from evaluation.results import Results
 from evaluation.vcoco_results import ROLE_AP
 from pipeline.errors import InputError
@@ -145,10 +146,9 @@ def _regroup(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -
     def groups(per_class: dict[str, float]) -> dict[str, float | None]:
         inside = [value for name, value in per_class.items() if name in names]
         outside = [value for name, value in per_class.items() if name not in names]
-        return {
-            "unseen": float(np.mean(inside)) if inside else None,
-            "seen": float(np.mean(outside)) if outside else None,
-        }
+        seen = float(np.mean(outside)) if outside else None
+        unseen = float(np.mean(inside)) if inside else None
+        return {"seen": seen, "unseen": unseen, "harmonic_mean": harmonic_mean(seen, unseen)}
 
     further = result.known_object
     if further is not None:

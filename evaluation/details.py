@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evaluation.hico import harmonic_mean
 from evaluation.results import Results, SettingScores
 from evaluation.wording import SETTINGS, columns, percent, results_table
 
@@ -50,7 +51,10 @@ def _numbers(scores: Results | SettingScores, detail: str) -> dict[str, float | 
         return {
             f"{split}, {group}": value
             for split, groups in scores.splits.items()
-            for group, value in groups.items()
+            for group, value in (
+                *groups.items(),
+                ("harmonic mean", harmonic_mean(groups.get("seen"), groups.get("unseen"))),
+            )
         }
     numbers = {
         "verbs": scores.per_verb,

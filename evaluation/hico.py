@@ -174,7 +174,8 @@ def summarize(
         unseen: HOI indices the split held back; empty for full supervision.
 
     Returns:
-        `full`, `seen`, `unseen`, `rare`, `non_rare`, `mean_max_recall`.
+        `full`, `seen`, `unseen`, `rare`, `non_rare`, `mean_max_recall`, and where the split holds
+        something back `harmonic_mean` of seen and unseen.
     """
     everything = np.arange(vocabulary.num_interactions)
     members = {
@@ -184,7 +185,17 @@ def summarize(
         "rare": np.asarray(vocabulary.rare, dtype=np.int64),
         "non_rare": np.setdiff1d(everything, vocabulary.rare),
     }
-    return {**scores.groups(members), "mean_max_recall": _mean(scores.max_recall, None)}
+    found = scores.groups(members)
+    if len(unseen):
+        found["harmonic_mean"] = harmonic_mean(found["seen"], found["unseen"])
+    return {**found, "mean_max_recall": _mean(scores.max_recall, None)}
+
+
+def harmonic_mean(seen: float | None, unseen: float | None) -> float | None:
+    """Of the mAP of seen and unseen interactions, in their unit; None where one is missing."""
+    if seen is None or unseen is None:
+        return None
+    return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
 
 
 def known_object(found: Triplets, truth: Triplets, vocabulary: Vocabulary) -> np.ndarray:

@@ -24,12 +24,9 @@ def check_numbering(path: Path, detections: Sequence[Detections], vocabulary: Vo
     Verbs that are one off are no outlandish numbers, but they hardly ever go with the objects.
 
     Raises:
-        InputError: no pair is an interaction, or nearly all would be with the verbs one off.
+        InputError: nearly all pairs would be interactions with the verbs one off.
     """
-    hois = np.concatenate([item.hois for item in detections])
-    labels = [item.labels[item.hois[:, 1]] for item in detections if len(item.hois)]
-    paired = hois[:, 1] >= 0
-    verbs, objects = hois[paired, 2], np.concatenate([np.zeros(0, np.int64), *labels])[paired]
+    verbs, objects = object_pairs(detections)
     if len(verbs) < ENOUGH_PAIRS:
         return
     share = vocabulary.valid[verbs, objects].mean()
@@ -44,8 +41,11 @@ def check_numbering(path: Path, detections: Sequence[Detections], vocabulary: Vo
             f" counted from {first}, found verbs counted from {1 - first}: so counted"
             f" {100 * other.mean():.0f} % of the pairs are interactions, else {100 * share:.0f} %"
         )
-    if share == 0:
-        raise InputError(
-            f"{path}: expected interactions of vocabulary {vocabulary.name}, found none among"
-            f" {len(verbs)} pairs; is this file of another vocabulary or numbering?"
-        )
+
+
+def object_pairs(detections: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) verb and object of all pairs that have an object."""
+    hois = np.concatenate([np.zeros((0, 3), np.int64), *(item.hois for item in detections)])
+    labels = [item.labels[item.hois[:, 1]] for item in detections if len(item.hois)]
+    paired = hois[:, 1] >= 0
+    return hois[paired, 2], np.concatenate([np.zeros(0, np.int64), *labels])[paired]

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from evaluation.numbering import check_numbering
-from evaluation.pickles import refuse_pickle
+from evaluation.pickles import iterate_entries
 from evaluation.prediction_fields import REAL, WHOLE, Fields, object_hint, verb_hint
 from pipeline.errors import InputError, bad_field
-from pipeline.files import iterate_json, replacing
+from pipeline.files import replacing
 from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
 
@@ -98,9 +98,8 @@ def read_predictions(path: Path | str, vocabulary: Vocabulary) -> list[Detection
             an image twice, or an entry is wrong.
     """
     path = Path(path)
-    refuse_pickle(path)
     detections, names = [], set()
-    for index, entry in enumerate(iterate_json(path)):
+    for index, entry in enumerate(iterate_entries(path)):
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
             official = isinstance(entry, dict) and "person_box" in entry

@@ -22,7 +22,9 @@ Kind = Literal["student", "teacher", "predictions"]
 Protocol = Literal["detector", "annotated"]
 PATHS = ("dataset_path", "annotations", "predictions", "metrics_log")
 VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
-METRICS = ("full", "seen", "unseen", "rare", "non_rare", "mean_max_recall")
+METRICS = ("full", "seen", "unseen", "harmonic_mean", "rare", "non_rare", "mean_max_recall")
+# There only where the split holds something back.
+OPTIONAL_METRICS = ("harmonic_mean",)
 # What stands in place of the HICO-DET protocol's scores where there are only V-COCO's, and what
 # earlier files of V-COCO's scores did not say.
 NO_HICO: dict[str, Any] = {
@@ -56,7 +58,8 @@ class Results:
         dataset, vocabulary, split: names; the split is the one whose groups `metrics` has.
         unseen: HOI indices the split held back.
         setting: HICO-DET setting.
-        metrics: `METRICS` as fractions, None for a group without ground truth.
+        metrics: `METRICS` as fractions, None for a group without ground truth; the harmonic mean
+            of seen and unseen only where the split holds something back.
         per_class: AP of every interaction with ground truth, by `Vocabulary.interaction_name`.
         num_images: annotated test images.
         protocol: candidate pairs from a frozen detector or from annotated boxes; None unknown.
@@ -214,7 +217,7 @@ def read_results(path: Path | str) -> Results:
         raise bad_field(path, "unseen", "a list of interaction numbers", unseen)
     metrics = numbers(path, value, "metrics", optional=True)
     for name in METRICS:
-        if name not in metrics:
+        if name not in metrics and name not in OPTIONAL_METRICS:
             raise bad_field(path, f"metrics.{name}", "a fraction or null", None)
     return Results(
         name=text("name"),

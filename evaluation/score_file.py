@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.details import tables
+from evaluation.numbering import object_pairs
 from evaluation.predictions import predictions_name, predictions_path, read_predictions
 from evaluation.results import Results, write_results
 from evaluation.scoring import Scoring, scored_fields
@@ -15,6 +16,7 @@ from pipeline.errors import bad_field
 from pipeline.files import refuse_existing
 from pipeline.splits import load_split
 from pipeline.types import Detections
+from pipeline.vocabulary import Vocabulary
 
 HICO = "hico-det"
 
@@ -54,7 +56,7 @@ def score_file(config: ScoreConfig) -> list[str]:
         tables for people.
 
     Raises:
-        InputError: a file is missing or wrong, or there are predictions for other images.
+        InputError: a file is missing or wrong, or all predictions are for other images.
     """
     if config.json is not None:
         refuse_existing(config.json, config.overwrite)
@@ -80,37 +82,49 @@ def score_file(config: ScoreConfig) -> list[str]:
     )
     if config.json is not None:
         write_results(config.json, results)
-    return [*tables([results], config.details), *filter(None, _notes(truth, found, detections))]
+    notes = _notes(truth, found, detections, vocabulary)
+    return [*tables([results], config.details), *filter(None, notes)]
 
 
 def of_annotated_images(
     path: Path, detections: list[Detections], truth: AnnotationFile
 ) -> list[Detections]:
-    """Without the images of the annotation file that have no labelled pair: its other forms do not
-    even name them, and all forms should give the same scores.
+    """The detections on images with annotated pairs; other images are not scored, as V-COCO's
+    evaluation leaves out those outside its list. Some forms of an annotation file do not even name
+    images without pairs, and all forms should give the same scores.
 
     Raises:
-        InputError: predictions for images that the file does not name.
+        InputError: there are predictions, but not for any image that the file names.
     """
     annotated = {item.image_id for item in truth.annotations}
-    unknown = [
-        item.image_id
-        for item in detections
-        if item.image_id not in annotated and item.image_id not in truth.unlabelled
-    ]
-    if unknown:
+    named = annotated | truth.unlabelled
+    if detections and not any(item.image_id in named for item in detections):
         expected = f"images of {truth.path}"
-        found = f"{len(unknown)} others, the first being {unknown[0]}"
+        found = f"{len(detections)} others, the first being {detections[0].image_id}"
         raise bad_field(path, "file_name", expected, found)
     return [item for item in detections if item.image_id in annotated]
 
 
-def _notes(truth: AnnotationFile, found: list[Detections], counted: list[Detections]) -> list[str]:
+def _notes(
+    truth: AnnotationFile,
+    found: list[Detections],
+    counted: list[Detections],
+    vocabulary: Vocabulary,
+) -> list[str]:
     notes = [truth.blemish_line()]
-    if len(found) > len(counted):
-        left_out = len(found) - len(counted)
-        notes.append(f"{left_out} images without annotated pair were left out")
+    without_pair = sum(item.image_id in truth.unlabelled for item in found)
+    if without_pair:
+        notes.append(f"{without_pair} images without annotated pair were left out")
+    unknown = len(found) - len(counted) - without_pair
+    if unknown:
+        notes.append(f"{unknown} images that {truth.path} does not name were left out")
     silent = len(truth.annotations) - len(counted)
     if silent:
         notes.append(f"{silent} of {len(truth.annotations)} images have no predictions")
+    verbs, objects = object_pairs(counted)
+    if len(verbs) and not vocabulary.valid[verbs, objects].any():
+        notes.append(
+            f"none of the {len(verbs)} predicted pairs is an interaction of {vocabulary.name}; is"
+            " this file of another vocabulary or numbering?"
+        )
     return notes

@@ -14,6 +14,10 @@ from evaluation.wording import METRIC_TITLES, VCOCO_TITLES, percent
 KNOWN_OBJECT = (
     "In the known-object setting: of every interaction, only the pictures that have its object"
 )
+VCOCO_CAPTION = (
+    "V-COCO's own evaluation: average AP of every result, in %. Role AP is the official mean over"
+    " all 25 roles; papers print the mean over 24, without point"
+)
 PUBLISHED = "Published for this split, under other conditions: for scale, not for comparison"
 
 
@@ -56,7 +60,7 @@ def score_tables(comparison: Comparison, published: tuple[Published, ...]) -> li
     columns = _columns(comparison, VCOCO_TITLES, Contestant.vcoco_metric)
     if columns:
         rows = _contestants(comparison, columns, Contestant.vcoco_metric, _vcoco_metric)
-        caption = "V-COCO's own evaluation: average AP of every result, in %"
+        caption = VCOCO_CAPTION
         place = 0 if comparison.by_vcoco else len(tables)
         tables.insert(place, ScoreTable(caption, columns, tuple(rows)))
     return tables

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.pickles import refuse_pickle
+from evaluation.pickles import is_pickle
 from evaluation.predictions import predictions_name, predictions_path, read_predictions
 from evaluation.results import vcoco_alone, write_vcoco
 from evaluation.truth_files import find_truth
-from evaluation.vcoco import SCENARIOS, VcocoScores, evaluate_vcoco
+from evaluation.vcoco import LEFT_OUT_BY_PAPERS, SCENARIOS, VcocoScores, evaluate_vcoco
 from evaluation.vcoco_convert import to_vcoco
 from evaluation.vcoco_detections import VcocoDetections, read_detections, write_detections
 from evaluation.vcoco_results import vcoco_results
@@ -30,7 +30,8 @@ class VcocoConfig:
     """What to score, and against what.
 
     Attributes:
-        predictions: detections in the official layout (JSON or NPZ), in the HOIA form, or a run.
+        predictions: detections in the official layout (JSON, NPZ or a pickle), in the HOIA form, or
+            a run.
         actions: official actions file; None takes that of `data`.
         instances, ids: the files that belong to it; looked for around it where not named.
         vocabulary: what the numbers of the HOIA form mean, a name or a file; without it the
@@ -135,9 +136,18 @@ def vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
             first = (action.name, scores.num_positives[row], percent(scores.agents[row]))
             cells = (*(("", "", "") if place else first), role, *roles)
             lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*cells).rstrip())
-    metrics = [percent(value) for value in scores.metrics().values()]
-    average = ("average", "", metrics[0], "", *metrics[1:])
-    return [*lines, "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*average)]
+    agent, *roles = (percent(value) for value in scores.metrics().values())
+    for averages in (
+        ("average", "", agent, "", *roles[:2]),
+        (f"without {LEFT_OUT_BY_PAPERS}", "", "", "", *roles[2:]),
+    ):
+        lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*averages))
+    every, papers = scores.num_roles()
+    return [
+        *lines,
+        f"role AP: the official mean is over {every} roles; papers print the mean without"
+        f" {LEFT_OUT_BY_PAPERS}, over {papers}",
+    ]
 
 
 def _from_hoia(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDetections:
@@ -152,9 +162,8 @@ def _from_hoia(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDe
 
 def _is_hoia(path: Path) -> bool:
     """Whether a file's first entry is an image of the HOIA form; the readers find what is wrong."""
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" or is_pickle(path):
         return False
-    refuse_pickle(path)
     entries = iterate_json(path)
     first = next(entries, None)
     if first is None:

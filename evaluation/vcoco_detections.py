@@ -1,10 +1,13 @@
-"""Detections in V-COCO's official layout, in files that are safe to read: JSON or NPZ.
+"""Detections in V-COCO's official layout: JSON, NPZ, or a pickle, which is read as plain data.
 
 One entry for each detected person: `image_id` (COCO's number), `person_box` xyxy in pixels, for
 every action `<action>_agent`, a score, and for every role beside the agent `<action>_<role>`, the
 object's box and a score. A box of zeros or NaN says that there is no object; a NaN score leaves
-the entry out. The JSON form is a list of such entries; the NPZ form has an array by the same
+the entry out. JSON and pickles hold a list of such entries; the NPZ form has an array by the same
 names, (N,) for ids and agents, (N, 4) for person boxes, (N, 5) for roles.
+
+Two-stage detectors of the SCG/UPT family leave out the keys of what was not found. Entries of a
+list mean by a missing agent a score of 0, and by a missing role `MISSING_ROLE`.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.pickles import refuse_pickle
+from evaluation.pickles import iterate_entries
 from pipeline.annotations.vcoco_actions import AGENT, VcocoAction
 from pipeline.errors import InputError, bad_field
-from pipeline.files import iterate_json, replacing
+from pipeline.files import replacing
 
 # So many entries are turned into arrays at a time.
 CHUNK = 2000
@@ -29,6 +32,8 @@ EXPECTED = {
     "image_id": "the whole number of an image",
     "person_box": "four finite numbers x1, y1, x2, y2",
 }
+# As that family's cache reads it; a box of zeros would say that there is no object.
+MISSING_ROLE = (0.0, 0.0, 0.1, 0.1, 0.0)
 AGENT_EXPECTED = "a score (NaN for none)"
 ROLE_EXPECTED = "five numbers x1, y1, x2, y2, score"
 
@@ -79,19 +84,23 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
     """Reads a file in the official layout.
 
     Raises:
-        InputError: the file is missing, damaged, a pickle, or an entry lacks or mistakes a field.
+        InputError: the file is missing or damaged, an entry lacks its image or box or mistakes a
+            field, or no entry has any of the layout's scores.
     """
-    refuse_pickle(path)
     if path.suffix.lower() == ".npz":
         return _from_npz(path, actions)
     chunks: list[dict[str, np.ndarray]] = []
     entries: list[Any] = []
-    for entry in iterate_json(path):
+    scored, known = False, shapes(actions).keys()
+    for entry in iterate_entries(path):
         entries.append(entry)
+        scored = scored or (isinstance(entry, dict) and not known.isdisjoint(entry))
         if len(entries) == CHUNK:
             chunks.append(_columns(path, entries, CHUNK * len(chunks), actions))
             entries = []
     chunks.append(_columns(path, entries, CHUNK * len(chunks), actions))
+    if not scored and (len(chunks) > 1 or entries):
+        raise bad_field(path, "entries", f"scores such as {next(iter(known))}", "none in any entry")
     joined = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     return VcocoDetections(joined.pop("image_id"), joined.pop("person_box"), joined)
 
@@ -132,7 +141,8 @@ def _columns(
             raise bad_field(path, f"entry {first + index}", "an object with person_box", entry)
     columns: dict[str, np.ndarray] = {}
     for name, shape in _all_shapes(actions).items():
-        values = [entry.get(name) for entry in entries]
+        missing = _missing(name, shape)
+        values = [entry.get(name, missing) for entry in entries]
         if not values:
             columns[name] = np.zeros((0, *shape), _type(name))
             continue
@@ -159,6 +169,13 @@ def _array(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     if name == "person_box" and not np.isfinite(column).all():
         return None
     return column.astype(_type(name))
+
+
+def _missing(name: str, shape: tuple[int, ...]) -> Any:
+    """What an entry means that lacks a column."""
+    if name in EXPECTED:
+        return None
+    return MISSING_ROLE if shape else 0.0
 
 
 def _type(name: str) -> type:

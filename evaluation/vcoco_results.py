@@ -14,6 +14,8 @@ from pipeline.errors import bad_field
 
 AGENT_AP = "average_agent_ap"
 ROLE_AP = tuple(f"average_role_ap_scenario_{scenario}" for scenario in SCENARIOS)
+# The mean that papers print; files of earlier versions lack it.
+ROLE_AP_WITHOUT_POINT = tuple(f"{name}_without_point" for name in ROLE_AP)
 SCENARIO_KEYS = tuple(f"scenario_{scenario}" for scenario in SCENARIOS)
 
 
@@ -34,7 +36,8 @@ class ActionResults:
 
 @dataclass(frozen=True)
 class VcocoResults:
-    """The averages (`AGENT_AP`, `ROLE_AP`; None where nothing counts) and every action."""
+    """The averages (`AGENT_AP`, `ROLE_AP`, `ROLE_AP_WITHOUT_POINT`; None where nothing counts) and
+    every action."""
 
     metrics: dict[str, float | None]
     per_action: dict[str, ActionResults]
@@ -70,6 +73,7 @@ def parse_vcoco(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
         InputError: a field is missing or wrong.
     """
     metrics = _table(path, "metrics", value.get("metrics"))
+    metrics = {**dict.fromkeys(ROLE_AP_WITHOUT_POINT), **metrics}
     per_action = {}
     for name, entry in _table(path, "per_action", value.get("per_action")).items():
         place = f"per_action.{name}"
@@ -91,7 +95,10 @@ def parse_vcoco(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
             },
         )
     return VcocoResults(
-        {name: _fraction(path, metrics, name, "metrics.") for name in (AGENT_AP, *ROLE_AP)},
+        {
+            name: _fraction(path, metrics, name, "metrics.")
+            for name in (AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT)
+        },
         per_action,
     )
 

@@ -8,12 +8,13 @@ from evaluation.comparison import Comparison
 from evaluation.contestants import Role
 from evaluation.hico import Setting
 from evaluation.results import Results, SettingScores
-from evaluation.vcoco_results import AGENT_AP, ROLE_AP
+from evaluation.vcoco_results import AGENT_AP, ROLE_AP, ROLE_AP_WITHOUT_POINT
 
 METRIC_TITLES = {
     "full": "Full",
     "seen": "Seen",
     "unseen": "Unseen",
+    "harmonic_mean": "Harmonic mean",
     "rare": "Rare",
     "non_rare": "Non-rare",
     "mean_max_recall": "Max recall",
@@ -21,6 +22,8 @@ METRIC_TITLES = {
 VCOCO_TITLES = {
     ROLE_AP[0]: "Role AP, scenario 1",
     ROLE_AP[1]: "Role AP, scenario 2",
+    ROLE_AP_WITHOUT_POINT[0]: "Without point, scenario 1",
+    ROLE_AP_WITHOUT_POINT[1]: "Without point, scenario 2",
     AGENT_AP: "Agent AP",
 }
 SETTINGS = {"default": "default setting", "known_object": "known-object setting"}
@@ -59,13 +62,13 @@ def results_table(results: Sequence[Results]) -> list[str]:
     nms = ", after pairwise NMS" if first.nms else ""
     lines = [
         f"{first.dataset}, split {first.split}: {first.num_images} images, {classes}{nms}",
-        f"{'mAP':<12}" + "".join(f"{setting:>{width}}" for setting in settings),
+        f"{'mAP':<15}" + "".join(f"{setting:>{width}}" for setting in settings),
     ]
     for name, title in METRIC_TITLES.items():
-        values = [scores.metrics[name] for _, scores in shown]
+        values = [scores.metrics.get(name) for _, scores in shown]
         if any(value is not None for value in values):
             numbers = "".join(f"{percent(value, 2):>{width}}" for value in values)
-            lines.append(f"{title.lower():<12}" + numbers)
+            lines.append(f"{title.lower():<15}" + numbers)
     return lines
 
 
@@ -97,7 +100,7 @@ def _vcoco_headline(comparison: Comparison) -> tuple[str, str]:
     """The averages of the first contestant that has them, and what the others' role AP is."""
     scored = [one for one in comparison.contestants if one.vcoco_metric(ROLE_AP[0]) is not None]
     lead, *others = scored
-    first, second, agent = (percent(lead.vcoco_metric(name)) for name in VCOCO_TITLES)
+    first, second, agent = (percent(lead.vcoco_metric(name)) for name in (*ROLE_AP, AGENT_AP))
     told = [f"{one.title} {percent(one.vcoco_metric(ROLE_AP[0]))}" for one in others]
     beside = f" Role AP of the others in scenario 1: {listing(told)}." if told else ""
     found = f"Role AP {first} in scenario 1 and {second} in scenario 2: {lead.title}."

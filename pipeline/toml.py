@@ -21,8 +21,8 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         InputError: the file is missing or is not TOML.
     """
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        # Some editors put a byte order mark before UTF-8.
+        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -41,9 +41,10 @@ def test_a_row_for_each_entry_and_a_column_for_each_setting(results, detail, row
     assert len({len(line) for line in lines}) == 1
 
 
-def test_both_groups_of_every_split(results, world):
+def test_the_groups_of_every_split(results, world):
     lines = detail_table([results], "splits")[1:]
-    names = [f"{split}, {group}" for split in world.splits for group in ("seen", "unseen")]
+    groups = ("seen", "unseen", "harmonic mean")
+    names = [f"{split}, {group}" for split in world.splits for group in groups]
     assert [line[: line.index("  ")] for line in lines] == names
     (unseen,) = [line for line in lines if line.startswith("ua, unseen")]
     wanted = [results.splits["ua"]["unseen"], results.known_object.splits["ua"]["unseen"]]

@@ -132,7 +132,8 @@ def test_judged_as_the_results_say(world, copy, setting, nms):
 def test_predictions_of_something_else(world, copy):
     folder = copy("control")
     predictions = json.loads((folder / "predictions.json").read_text())
-    predictions[0]["file_name"] = "holiday.jpg"
+    for row, entry in enumerate(predictions):
+        entry["file_name"] = f"holiday-{row}.jpg"
     (folder / "predictions.json").write_text(json.dumps(predictions))
-    with pytest.raises(InputError, match=r"predictions\.json: file_name: .*holiday\.jpg"):
+    with pytest.raises(InputError, match=r"predictions\.json: file_name: .*holiday-0\.jpg"):
         evidence(world, folder)

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from evaluation.details import DETAILS
@@ -37,6 +38,18 @@ def test_gives_what_the_run_said(runs, config, tmp_path):
     assert found.per_class == said.per_class
     assert found.predictions.resolve() == said.predictions.resolve()
     assert f"unseen{100 * said.metrics['unseen']:.2f}" in lines[4].replace(" ", "")
+    seen, unseen = (found.metrics[name] for name in ("seen", "unseen"))
+    between = 2 / (1 / seen + 1 / unseen)
+    assert found.metrics["harmonic_mean"] == pytest.approx(between)
+    assert found.known_object.metrics["harmonic_mean"] > 0
+    assert lines[5].split()[:3] == ["harmonic", "mean", f"{100 * between:.2f}"]
+
+
+def test_a_split_that_hides_nothing_has_no_harmonic_mean(config, tmp_path):
+    lines = score_file(config(split="full", json=tmp_path / "scores.json"))
+    assert "harmonic_mean" not in json.loads((tmp_path / "scores.json").read_text())["metrics"]
+    assert "harmonic_mean" not in read_results(tmp_path / "scores.json").metrics
+    assert not any(line.startswith("harmonic") for line in lines)
 
 
 def test_both_settings_and_nms(config, tmp_path):
@@ -153,8 +166,31 @@ def test_images_without_pairs_are_left_out(tmp_path):
     assert lines[2].split() == ["full", "100.00", "100.00"]
     entries[1]["file_name"] = "c.jpg"
     (tmp_path / "p.json").write_text(json.dumps(entries))
+    lines = score_file(config)
+    assert lines[2].split() == ["full", "100.00", "100.00"]
+    assert f"1 images that {config.annotations} does not name were left out" in lines
+    (tmp_path / "p.json").write_text(json.dumps(entries[1:]))
     with pytest.raises(InputError, match=r"p.json: file_name: .*found 1 others, .* being c.jpg"):
         score_file(config)
+
+
+@pytest.mark.parametrize("pairs", ["none", "invalid"])
+def test_predictions_without_a_valid_pair_score_nothing(runs, config, world, tmp_path, pairs):
+    verb, label = np.argwhere(~world.valid & ~np.roll(world.valid, -1, axis=0))[0]
+    entries = json.loads((runs / "distilled" / "predictions.json").read_text())
+    for entry in entries:
+        for row in entry["hoi_prediction"]:
+            row["category_id"] = int(verb) + world.first_verb
+            entry["predictions"][row["object_id"]]["category_id"] = world.object_ids[label]
+        if pairs == "none":
+            entry["hoi_prediction"] = []
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    lines = score_file(config(predictions=tmp_path / "p.json", json=tmp_path / "scores.json"))
+    found = read_results(tmp_path / "scores.json")
+    groups = ("full", "seen", "unseen", "harmonic_mean", "mean_max_recall")
+    assert [found.metrics[name] for name in groups] == [0] * 5
+    assert set(found.per_class.values()) == {0}
+    assert any("is an interaction of world" in line for line in lines) == (pairs == "invalid")
 
 
 @pytest.mark.golden("hico_metrics_*.json")

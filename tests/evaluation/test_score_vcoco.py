@@ -1,4 +1,8 @@
 import json
+import pickle
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +156,54 @@ def test_a_one_based_file_is_named(perfect, vcoco, actions, tmp_path):
         score_vcoco(VcocoConfig(tmp_path / "p.json", actions))
 
 
+LEFT_OUT = Path(__file__).parents[1] / "data" / "vcoco_left_out"
+# What a two-stage project keeps of each pair, and how it writes that down.
+CACHE_CLASS = """
+from collections import defaultdict
+
+
+class CacheTemplate(defaultdict):
+    def __init__(self, **kwargs):
+        super().__init__()
+        for key, value in kwargs.items():
+            self[key] = value
+
+    def __missing__(self, key):
+        return 0.0 if key.split("_")[-1] == "agent" else [0.0, 0.0, 0.1, 0.1, 0.0]
+"""
+
+
+def write_cache(path, entries):
+    """A pickle of the SCG/UPT family: protocol 2, of a class that is not there any more."""
+    module = types.ModuleType("utils")
+    exec(CACHE_CLASS, module.__dict__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "utils", module)
+        path.write_bytes(pickle.dumps([module.CacheTemplate(**entry) for entry in entries], 2))
+
+
+@pytest.mark.parametrize("form", ["json", "cache.pkl"])
+def test_keys_that_are_left_out(tmp_path, form):
+    actions = LEFT_OUT / "data/vcoco/vcoco_test.json"
+    path = LEFT_OUT / "upt-missing-keys.json"
+    if form != "json":
+        entries, path = json.loads(path.read_text()), tmp_path / form
+        write_cache(path, entries)
+        assert b"CacheTemplate" in path.read_bytes()
+    official, scores = tmp_path / "official.json", tmp_path / "scores.json"
+    config = VcocoConfig(path, actions, official=official, json=scores)
+    lines = score_vcoco(config)
+    assert lines == score_vcoco(VcocoConfig(LEFT_OUT / "upt-all-keys.json", actions))
+    assert lines == score_vcoco(VcocoConfig(official, actions))
+    assert averages(lines) == [63.70, 40, 50]
+    # Of the five roles that somebody has, only the one of point is left out.
+    (papers,) = [line.split() for line in lines if line.startswith("without point")]
+    assert papers == ["without", "point", "50.00", "62.50"]
+    metrics = json.loads(scores.read_text())["metrics"]
+    assert metrics["average_role_ap_scenario_1"] == pytest.approx(0.4)
+    assert metrics["average_role_ap_scenario_1_without_point"] == pytest.approx(0.5)
+
+
 def test_a_dataset_without_official_actions(runs):
     with pytest.raises(InputError, match="found annotations of another form"):
         score_vcoco(VcocoConfig(runs / "distilled", None, data=runs / "world"))
@@ -176,6 +228,7 @@ def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
     text = out.read_text()
     assert "<h1>Role AP 50.0 in scenario 1 and 50.0 in scenario 2: official.</h1>" in text
     assert "Role AP of the others in scenario 1: run 100.0." in text
+    assert "Without point, scenario 1" in text
     assert text.count("<img") == 4 * 2 and "mAP of every result" not in text
     described = (tmp_path / "report-pictures/pictures.json").read_text()
     assert all(f'"{name}.png"' in described for name in ("roles", "agents", "picture-01"))

@@ -91,6 +91,8 @@ def test_no_detections(truth_of):
         "average_agent_ap": 0,
         "average_role_ap_scenario_1": 0,
         "average_role_ap_scenario_2": 0,
+        "average_role_ap_scenario_1_without_point": 0,
+        "average_role_ap_scenario_2_without_point": 0,
     }
 
 
@@ -245,5 +247,10 @@ def test_golden_vcoco(golden_file):
         assert scores.roles[scenario] == pytest.approx(roles, abs=1e-5, nan_ok=True)
         found_average = averages[f"average_role_ap_scenario_{scenario}"]
         assert found_average == pytest.approx(part.pop("average_role_ap"), abs=1e-5)
+        papers = [action.name != "point" for action in truth.actions]
+        assert averages[f"average_role_ap_scenario_{scenario}_without_point"] == pytest.approx(
+            np.nanmean(roles[papers]), abs=1e-5
+        )
         assert not part
+    assert scores.num_roles() == (25, 24)
     assert not expected

@@ -6,7 +6,12 @@ import pytest
 
 from evaluation.results import METRICS, read_results, vcoco_alone, write_results, write_vcoco
 from evaluation.vcoco import VcocoScores
-from evaluation.vcoco_results import ActionResults, parse_vcoco, vcoco_results
+from evaluation.vcoco_results import (
+    ROLE_AP_WITHOUT_POINT,
+    ActionResults,
+    parse_vcoco,
+    vcoco_results,
+)
 from pipeline.annotations.vcoco_actions import VcocoAction
 from pipeline.errors import InputError
 
@@ -30,7 +35,7 @@ def test_what_nobody_does_is_null(scores):
         "stand": ActionResults(2, 0.75, {}),
         "cut": ActionResults(0, None, {"obj": {"scenario_1": None, "scenario_2": None}}),
     }
-    assert list(results.metrics.values()) == [0.625, 0.25, 0.5]
+    assert list(results.metrics.values()) == [0.625, 0.25, 0.5, 0.25, 0.5]
 
 
 @pytest.mark.parametrize("write", [write_results, write_vcoco])
@@ -44,9 +49,12 @@ def test_round_trip(scores, tmp_path, write):
 
 def test_files_without_maker_and_vocabulary(scores, tmp_path):
     value = {"name": "old", "dataset": "v-coco", "num_images": 3, **asdict(vcoco_results(scores))}
+    for name in ROLE_AP_WITHOUT_POINT:
+        del value["metrics"][name]
     (tmp_path / "old.json").write_text(json.dumps(value))
     results = read_results(tmp_path / "old.json")
     assert (results.kind, results.vocabulary, results.split) == ("predictions", "vcoco", "full")
+    assert results.vcoco.metrics[ROLE_AP_WITHOUT_POINT[0]] is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,11 @@ def test_tables_and_values(tmp_path):
     assert read_toml(tmp_path / "a.toml") == {"b": 1, "c": {"d": ["é"]}}
 
 
+def test_a_byte_order_mark_and_line_ends_of_windows(tmp_path):
+    (tmp_path / "a.toml").write_bytes('b = 1\r\n[c]\r\nd = ["é"]\r\n'.encode("utf-8-sig"))
+    assert read_toml(tmp_path / "a.toml") == {"b": 1, "c": {"d": ["é"]}}
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

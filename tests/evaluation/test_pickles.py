@@ -1,0 +1,86 @@
+import pickle
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+import pytest
+
+from evaluation.pickles import iterate_entries
+from pipeline.errors import InputError
+
+VALUE = {
+    "number": 3,
+    "large": 1 << 40,
+    "score": 0.1,
+    "text": "bicycle",
+    "nothing": None,
+    "yes": True,
+    "list": [1, [2.5, -3]],
+    "counts": defaultdict(list, a=[1]),
+    "ordered": OrderedDict(b=2),
+    "int64": np.int64(-5),
+    "float32": np.float32(0.25),
+    "swapped": np.arange(4, dtype=">f4"),
+    "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "empty": np.zeros((0, 5), np.float32),
+}
+
+
+def write(folder, value, protocol=2):
+    path = folder / "a.pkl"
+    path.write_bytes(value if isinstance(value, bytes) else pickle.dumps(value, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data_is_what_was_written(tmp_path, protocol):
+    first, second = iterate_entries(write(tmp_path, [VALUE, {"number": 4}], protocol))
+    assert second == {"number": 4} and first.keys() == VALUE.keys()
+    for name, value in VALUE.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(first[name], value)
+            assert first[name].shape == value.shape
+        else:
+            assert first[name] == value
+
+
+def test_entries_that_share_a_value(tmp_path):
+    box = [1.0, 2.0]
+    assert list(iterate_entries(write(tmp_path, [{"a": box}, {"a": box}]))) == [{"a": box}] * 2
+
+
+def test_text_of_python_2(tmp_path):
+    """A str of Python 2 is bytes, and so is an array's content."""
+    text = b"\x80\x02]U\x06a_nameK\x05\x86a."
+    assert list(iterate_entries(write(tmp_path, text))) == [["a_name", 5]]
+    array = (
+        b"\x80\x02]cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02u1K\x00K\x01\x87RI00\nU\x02\x07\xfftba."
+    )
+    (found,) = iterate_entries(write(tmp_path, array))
+    assert found.tolist() == [7, 255]
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ([np.array([{}], dtype=object)], "array of O8"),
+        ([slice(3)], "builtin__.slice"),
+        ({"a": 1}, "expected a list"),
+        ([{1, 2}], "set"),
+        (b"\x80\x02]", "pickle exhausted"),
+        (b"\x80\x02]q\x00(K\x01", "pickle exhausted"),
+        (b"\x80\x02h\x05.", "5"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", ""),
+        (b"", "pickle exhausted"),
+        (b"not one at all", ""),
+    ],
+)
+def test_other_pickles_are_refused(tmp_path, value, names):
+    with pytest.raises(InputError) as error:
+        list(iterate_entries(write(tmp_path, value)))
+    assert str(error.value).startswith(f"{tmp_path / 'a.pkl'}: ") and names in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        list(iterate_entries(tmp_path / "a.pkl"))
