@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from pipeline.cores import usable_cores
 from pipeline.errors import InputError
 
 
@@ -17,25 +19,68 @@ def resolve_device(name: str) -> torch.device:
         InputError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device: expected auto, cpu or cuda[:i], found {name}") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device: expected auto, cpu or cuda[:i], found {name}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return device
+    # Without an index it would be whatever GPU is the current one of a thread.
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
         raise InputError(f"--device: {name} asked for, {torch.cuda.device_count()} GPUs found")
     return device
 
 
-def set_float32(device: torch.device, precision: str) -> None:
-    """Lets a GPU multiply float32 numbers as TF32 (10 bits of mantissa), unless the precision is
-    "float32"."""
+def configure_device(
+    device: torch.device, precision: str, exact_products: bool = False
+) -> torch.device:
+    """Sets everything that torch keeps per process or thread about where and how to compute.
+
+    Every entry point calls it once its device and precision are known, before it loads a model.
+
+    Args:
+        device: becomes the calling thread's current GPU, on which CUDA makes contexts, pinned
+            memory and events; threads that are started later begin at the first one.
+        precision: see `autocast`. "float32" keeps it for all products and convolutions on a GPU;
+            the others let them round their factors to TF32 (10 bits of mantissa).
+        exact_products: only convolutions may round.
+
+    Returns:
+        The device.
+    """
     if device.type == "cuda":
-        allowed = precision != "float32"
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-        torch.backends.cudnn.allow_tf32 = allowed
+        # Padded batches differ in size from step to step: segments of fixed sizes would fill up
+        # with gaps. Read when CUDA allocates for the first time.
+        if "PYTORCH_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        torch.cuda.set_device(device)
+        rounded = precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = rounded and not exact_products
+        torch.backends.cudnn.allow_tf32 = rounded
+    return device
+
+
+@contextmanager
+def out_of_memory_line(what: Callable[[], str]) -> Iterator[None]:
+    """Turns a GPU's lack of memory into one line.
+
+    Args:
+        what: says what took the memory, for instance "batch_size 16, images of 800 x 1333".
+
+    Raises:
+        InputError: the GPU's memory was not enough.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = ". ".join(str(error).split(". ")[:2])
+        raise InputError(
+            f"--device: expected work that fits the GPU's memory, found {what()} ({reason})"
+        ) from None
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -45,7 +90,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def spare_cores(workers: int | None, most: int = 8, processes: int = 1) -> int:
+def spare_cores(workers: int | None, most: int = 16, processes: int = 1) -> int:
     """The number of worker processes to start.
 
     Args:
@@ -55,7 +100,10 @@ def spare_cores(workers: int | None, most: int = 8, processes: int = 1) -> int:
     """
     if workers is not None:
         return workers
-    return max(0, min(most, (os.cpu_count() or 1) // processes - 2))
+    share = usable_cores() // processes
+    # Processes that share a machine mostly have a GPU each, and their cores are for reading.
+    least = 1 if processes > 1 and share > 1 else 0
+    return max(least, min(most, share - 2))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -63,7 +111,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
     Args:
         device: where the work is done.
-        precision: "float32", "tf32" (see `set_float32`), "bfloat16", "float16", or "auto":
+        precision: "float32", "tf32" (see `configure_device`), "bfloat16", "float16", or "auto":
             bfloat16 where the hardware is quick at it.
     """
     if precision == "auto":

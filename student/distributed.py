@@ -7,6 +7,7 @@ MASTER_ADDR, MASTER_PORT), as the batch script does under SLURM.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from pipeline.devices import resolve_device
+from pipeline.devices import configure_device, resolve_device
 from pipeline.errors import InputError
 
 Value = TypeVar("Value")
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 PLACES = ("MASTER_ADDR", "MASTER_PORT")
+# Seconds between two looks whether the others are done; signals are answered in between.
+POLL = 0.05
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,23 @@ class Team:
         if reasons:
             raise InputError(reasons[0])
 
+    def leave_together(self) -> None:
+        """Waits until all processes have called it.
+
+        Raises:
+            InputError: another process ended before.
+        """
+        try:
+            waiting = distributed.barrier(self.control, async_op=True)
+            while not waiting.is_completed():
+                time.sleep(POLL)
+            waiting.wait()
+        except RuntimeError as error:
+            raise InputError(
+                f"process {self.rank} of {self.size}: another process of the run ended too early"
+                f" ({' '.join(str(error).split())[:160]})"
+            ) from None
+
 
 ALONE = Team()
 
@@ -116,27 +136,40 @@ ALONE = Team()
 def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
     """Joins the other processes of the run, if it has any, and takes this one's device.
 
+    Where the body does not fail, all processes leave at the same time: a scheduler may end a job
+    soon after its first process has ended, while another one still scores.
+
     Args:
-        device: `auto|cpu|cuda[:i]`; among several processes each takes the GPU of its local rank.
+        device: `auto|cpu|cuda[:i]`; among several processes each takes the GPU of its local rank,
+            or the only one that it is shown.
 
     Raises:
-        InputError: no such device, or a wrong variable.
+        InputError: no such device, a wrong variable, or two processes with one GPU.
     """
     rank, size, local_rank = _variables()
     if size == 1:
-        yield ALONE, resolve_device(device)
+        yield ALONE, configure_device(resolve_device(device), "auto")
         return
-    own = _own_device(device, local_rank)
+    # Whoever knows the precision sets it; until then it is where CUDA makes its context.
+    own = configure_device(own_device(device, local_rank), "auto")
     on_gpu = own.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(own)
-    distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", rank=rank, world_size=size, device_id=own if on_gpu else None
-    )
+    try:
+        distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            rank=rank,
+            world_size=size,
+            device_id=own if on_gpu else None,
+        )
+    except distributed.DistBackendError as error:
+        # What is wrong stands in the last line, after where NCCL found it.
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"--device: expected a GPU for every process, found {reason}") from None
     try:
         control = distributed.new_group(backend="gloo") if on_gpu else distributed.group.WORLD
         local_size = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        yield Team(rank, size, local_rank, local_size, control), own
+        team = Team(rank, size, local_rank, local_size, control)
+        yield team, own
+        team.leave_together()
     finally:
         distributed.destroy_process_group()
 
@@ -166,11 +199,23 @@ def _variables() -> tuple[int, int, int]:
     return rank, size, local_rank
 
 
-def _own_device(name: str, local_rank: int) -> torch.device:
+def own_device(name: str, local_rank: int) -> torch.device:
+    """The device of one of several processes on a machine.
+
+    Raises:
+        InputError: there is none for it.
+    """
     device = resolve_device(name)
     if device.type == "cpu":
         return device
     if ":" in name:
         expected = "auto, cpu or cuda with several processes"
         raise InputError(f"--device: expected {expected}, found {name}")
+    gpus = torch.cuda.device_count()
+    # Schedulers may show each task nothing but a GPU of its own.
+    if gpus == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return device
+    if local_rank >= gpus:
+        expected = f"a GPU for each of this machine's processes, at least {local_rank + 1}"
+        raise InputError(f"--device: expected {expected}, found {gpus}")
     return resolve_device(f"cuda:{local_rank}")

@@ -62,7 +62,7 @@ class Readings:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._late = device.type == "cuda"
+        self._device, self._late = device, device.type == "cuda"
         self._waiting: list[_OnItsWay] = []
 
     def put(
@@ -82,7 +82,7 @@ class Readings:
         if self._late:
             host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
             vector, event = host.copy_(vector, non_blocking=True), torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
         self._waiting.append(_OnItsWay(step, image_ids, tuple(values), vector, record, event))
         return self._read(len(self._waiting) - self._late)
 

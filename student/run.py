@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from evaluation.results import Results
-from pipeline.devices import set_float32, spare_cores
+from pipeline.devices import configure_device, spare_cores
 from pipeline.errors import InputError
 from pipeline.files import sha256_of_file, write_json
 from student.checkpoints import BEST, checkpoint_path, load_checkpoint, restore
@@ -89,7 +89,7 @@ def run_student(config: RunConfig) -> Results | None:
     ):
         material = gather_material(config.wanted, team)
         train = material.recipe.train
-        set_float32(device, train.precision)
+        configure_device(device, train.precision)
         torch.manual_seed(train.seed)
         model = HOIDetector(material.recipe.model)
         if material.texts is not None:

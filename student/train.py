@@ -242,8 +242,11 @@ class Trainer:
         done = begun or self.state.evaluated >= self.step
         if self.held_out is None or not is_due or done:
             return
-        # What is scored is saved, so nothing is lost when a signal ends this.
-        with signals.released(), torch.random.fork_rng():
+        # What is scored is saved, so nothing is lost when a signal ends this. No other process's
+        # GPU is touched.
+        device = self.execution.device
+        gpus = [device] if device.type == "cuda" else []
+        with signals.released(), torch.random.fork_rng(gpus):
             score = self.held_out.evaluate(self.predictor, self.run, self.step, self.execution)
         self.stepper.model.train()
         is_best = self.state.take_score(score.choice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.devices import resolve_device
+from pipeline.devices import configure_device, resolve_device
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
 from teacher_cache.detectors import Detector, DetectorConfig
@@ -35,7 +35,8 @@ def load_models(
     Raises:
         InputError: no such device, or a model or its weights cannot be loaded.
     """
-    where = resolve_device(device)
+    # Regions are cut out by matrix products, which rounded factors would move by grey levels.
+    where = configure_device(resolve_device(device), clip.precision, exact_products=True)
     key = (detector, clip, vocabulary.digest(), str(where))
     if key not in _loaded:
         _loaded.clear()

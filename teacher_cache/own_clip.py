@@ -36,12 +36,13 @@ def text_encoder(
     Raises:
         InputError: nobody says which it was, it is not there, or it is another one.
     """
-    from pipeline.devices import resolve_device
+    from pipeline.devices import configure_device, resolve_device
     from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
 
     if model is None:
         raise InputError("--clip-model: expected the cache's CLIP for new sentences, found none")
-    clip = ClipTeacher(ClipConfig(model, weights), resolve_device(device))
+    where = configure_device(resolve_device(device), "float32")
+    clip = ClipTeacher(ClipConfig(model, weights), where)
     held = {"clip.weights": cache.manifest["parts"].get("clip.weights")}
     changes = differing_parts(held, {"clip.weights": clip.weights_digest})
     if changes:

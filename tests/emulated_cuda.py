@@ -22,7 +22,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,7 +308,7 @@ def emulated_cuda(roots: Sequence[str] = (), devices: int = 1) -> Iterator[Emula
         cuda(current_device=lambda: gpu.current, Event=gpu.event, Stream=gpu.stream),
         cuda(set_device=lambda one: setattr(gpu, "current", torch.device(one).index or 0)),
         cuda(synchronize=lambda device=None: gpu.wait("synchronize", "synchronize")),
-        cuda(current_stream=gpu.stream, stream=lambda stream: nullcontext(stream)),
+        cuda(current_stream=gpu.stream, set_stream=nothing),
         cuda(get_rng_state=lambda _="": gpu.generator.clone(), manual_seed_all=gpu.seed),
         cuda(set_rng_state=lambda state, _="": setattr(gpu, "generator", state.clone())),
         patch.multiple(torch.accelerator, is_available=yes, set_device_index=nothing),

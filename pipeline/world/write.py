@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from pipeline.cores import usable_cores
 from pipeline.errors import InputError
 from pipeline.files import read_json, write_json, write_text
 from pipeline.progress import Progress
@@ -148,7 +148,7 @@ def _mapped(
     workers: int | None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Results in order; small parts are not worth starting processes."""
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cores()
     if workers == 1 or count < FEWEST_FOR_WORKERS:
         yield from map(work, chunks)
         return

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.cores import usable_cores
 from pipeline.errors import InputError
 
 WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
@@ -89,13 +90,6 @@ def threads_per_worker(mode: Mode) -> int | None:
         return None
     told = os.environ.get("OMP_NUM_THREADS", "")
     return int(told) if told.isdecimal() and int(told) else max(1, usable_cores() // mode.count)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which a batch system can have limited."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def walltime_seconds(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
+from pipeline.cores import usable_cores
 from pipeline.progress import Progress
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ def draw_model_pictures(
     done: list[ModelPictures] = []
     with (
         Progress(count, "pictures for teacher and detector", "images") as progress,
-        ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,
+        ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool,
     ):
         try:
             with interrupts_waiting():

@@ -99,7 +99,7 @@ def train_detector(
     ]
     steps = len(images) // training.batch_size
     # torchvision samples anchors and proposals with torch's own generator.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         model = world_detector(max(vocabulary.object_ids)).to(device).train()
         model.backbone.to(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from teacher_cache.world_models.tokenizer import WordTokenizer
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 10
+# CLIP's own bound of the temperature.
+LOG_LARGEST_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def train_teacher(
     tokens = tokenizer(distinct).to(device)
     model = build_clip(clip_config(tokenizer), generator).to(device)
     with torch.no_grad():
-        model.logit_scale.fill_(torch.tensor(training.logit_scale).log())
+        model.logit_scale.fill_(math.log(training.logit_scale))
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -145,7 +148,7 @@ def train_teacher(
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(max=torch.tensor(100.0).log())
+            model.logit_scale.clamp_(max=LOG_LARGEST_SCALE)
         if step % 10 == 0:
             on_step(f"loss {loss.item():.3f}")
         else:

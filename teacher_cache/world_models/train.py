@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipeline.devices import autocast, resolve_device
+from pipeline.cores import usable_cores
+from pipeline.devices import autocast, configure_device, resolve_device
 from pipeline.errors import InputError
 from pipeline.files import differing_keys, read_json, replacing, write_json
 from pipeline.world.scene import world_vocabulary
@@ -92,7 +92,7 @@ def train_world_models(folder: Path, config: WorldModels, device: str) -> None:
         print(f"{folder}: {' and '.join(config.wanted)} {verb} there already")
         return
     pictures = draw_model_pictures(config.seed, config.pictures, IMAGE_SIZE, config.templates)
-    threads = max(1, (os.cpu_count() or 1) // len(wanted))
+    threads = max(1, usable_cores() // len(wanted))
     run_side_by_side(
         {
             name: (partial(work, pictures, folder, config, device, threads), total)
@@ -131,7 +131,8 @@ def _teach(
     report: Report,
 ) -> None:
     torch.set_num_threads(threads)
-    vocabulary, place = world_vocabulary(), resolve_device(device)
+    place = configure_device(resolve_device(device), config.precision)
+    vocabulary = world_vocabulary()
     prompts = interaction_prompts(vocabulary, config.templates)
     words = sorted({word for group in prompts for prompt in group for word in prompt.split()})
     tokenizer = WordTokenizer(words, CONTEXT_LENGTH)
@@ -163,7 +164,7 @@ def _detect(
     report: Report,
 ) -> None:
     torch.set_num_threads(threads)
-    place = resolve_device(device)
+    place = configure_device(resolve_device(device), config.precision)
     model = train_detector(
         torch.from_numpy(pictures.images).permute(0, 3, 1, 2).contiguous(),
         pictures.annotations,

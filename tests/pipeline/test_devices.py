@@ -1,11 +1,15 @@
-import os
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from pipeline import devices
-from pipeline.devices import autocast, has_fast_bfloat16, resolve_device, set_float32, spare_cores
+from pipeline.devices import (
+    autocast,
+    configure_device,
+    has_fast_bfloat16,
+    out_of_memory_line,
+    resolve_device,
+    spare_cores,
+)
 from pipeline.errors import InputError
 
 CPU = torch.device("cpu")
@@ -42,23 +46,50 @@ def test_precision(monkeypatch, precision, fast, type_):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == type_
 
 
+@pytest.fixture
+def rounding(monkeypatch):
+    """What may be rounded to TF32: products and convolutions; put back after the test."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    yield lambda: [place.allow_tf32 for place in places]
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
 @pytest.mark.parametrize(
-    ("kind", "precision", "allowed"),
+    ("precision", "exact_products", "allowed"),
     [
-        ("cuda", "auto", True),
-        ("cuda", "tf32", True),
-        ("cuda", "float32", False),
-        ("cpu", "auto", None),
+        ("auto", False, [True, True]),
+        ("tf32", False, [True, True]),
+        ("float16", True, [False, True]),
+        ("float32", False, [False, False]),
     ],
 )
-def test_a_gpu_may_round_float32_unless_told_not_to(monkeypatch, kind, precision, allowed):
-    found = []
-    for place in ("cuda", "cudnn"):
-        backend = SimpleNamespace(matmul=SimpleNamespace())
-        monkeypatch.setattr(torch.backends, place, backend)
-        found.append(backend.matmul if place == "cuda" else backend)
-    set_float32(torch.device(kind), precision)
-    assert [getattr(one, "allow_tf32", None) for one in found] == [allowed, allowed]
+def test_a_gpu_may_round_float32_unless_told_not_to(
+    emulated_gpu, rounding, precision, exact_products, allowed
+):
+    configure_device(resolve_device("cuda"), precision, exact_products)
+    assert rounding() == allowed
+    configure_device(CPU, "float32")
+    assert rounding() == allowed
+
+
+def test_the_named_gpu_is_the_current_one(emulate_cuda, rounding):
+    with emulate_cuda(devices=2) as gpu:
+        assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+        assert configure_device(resolve_device("cuda:1"), "auto") == torch.device("cuda", 1)
+        assert gpu.current == 1
+        with pytest.raises(InputError) as caught:
+            resolve_device("cuda:2")
+    assert "cuda:2" in str(caught.value) and "2 GPUs" in str(caught.value)
+
+
+def test_lack_of_memory_is_one_line():
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of\n 1 GiB."
+    with pytest.raises(InputError) as caught, out_of_memory_line(lambda: "batch_size 16"):
+        raise torch.OutOfMemoryError(told)
+    assert "batch_size 16" in str(caught.value) and "2.00 GiB" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_this_cpu_answers():
@@ -68,18 +99,19 @@ def test_this_cpu_answers():
 @pytest.mark.parametrize(
     ("cores", "asked", "processes", "workers"),
     [
-        (None, None, 1, 0),
         (1, None, 1, 0),
         (2, None, 1, 0),
         (5, None, 1, 3),
-        (64, None, 1, 8),
+        (64, None, 1, 16),
         (2, 0, 1, 0),
         (2, 6, 1, 6),
         (16, None, 2, 6),
-        (16, None, 8, 0),
+        (64, None, 4, 14),
+        (16, None, 8, 1),
+        (16, None, 16, 0),
         (16, 5, 8, 5),
     ],
 )
 def test_workers_take_the_cores_that_are_left(monkeypatch, cores, asked, processes, workers):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
     assert spare_cores(asked, processes=processes) == workers

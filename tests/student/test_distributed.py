@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from student.checkpoints import load_checkpoint
-from student.distributed import ALONE, join_team
+from student.distributed import ALONE, join_team, own_device
 
 BATCH = ("--batch-size", 7, "--epochs", 2, "--workers", 0)
 
@@ -81,6 +81,67 @@ def test_two_processes_talk(start_team):
     ends = [one() for one in start_team([], first=MESSAGES)]
     expected = "[[1, 5], [1.0, 1.5], [{'rank': 0}, {'rank': 1}], 40, 'rank 0', 'rank 1']\n"
     assert ends == [(0, "once\n" + expected, ""), (0, expected, "")]
+
+
+LEAVING = """
+import os, time
+from student.distributed import join_team
+with join_team("cpu") as (team, device):
+    if team.first:
+        time.sleep(1)
+        {act}
+print(os.path.exists({file!r}))
+sys.exit(0)
+"""
+
+
+def test_processes_leave_when_the_first_has_scored(start_team, tmp_path):
+    scored = tmp_path / "scored"
+    first = LEAVING.format(act=f"open({str(scored)!r}, 'w').close()", file=str(scored))
+    assert [one() for one in start_team([], first=first)] == [(0, "True\n", "")] * 2
+
+
+def test_processes_do_not_wait_for_one_that_failed(start_team, student_words, tmp_path):
+    failing = """
+from pipeline.errors import InputError
+import student.evaluate
+def fail(*_):
+    raise InputError("the disk is full")
+student.evaluate.write_predictions = fail
+"""
+    words = student_words(tmp_path / "run", "--batch-size", 8, "--epochs", 1, "--workers", 0)
+    ends = [one() for one in start_team(words, first=failing)]
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert "the disk is full" in ends[0][2].splitlines()[-1]
+    assert "process 1 of 2" in ends[1][2] and "Traceback" not in ends[1][2]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shown", "name", "expected"),
+    [
+        (4, None, "auto", "cuda:2"),
+        (4, "3,1,0,2", "cuda", "cuda:2"),
+        # Schedulers may show each task its own GPU alone.
+        (1, "2", "auto", "cuda:0"),
+        (1, "GPU-5f3a", "cuda", "cuda:0"),
+        (2, "0,1", "auto", None),
+        (1, None, "auto", None),
+        (1, "2", "cuda:0", None),
+        (4, None, "cpu", "cpu"),
+    ],
+)
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch, gpus, shown, name, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    if expected is None:
+        with pytest.raises(InputError) as caught:
+            own_device(name, 2)
+        assert "--device" in str(caught.value)
+    else:
+        assert own_device(name, 2) == torch.device(expected)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from student import readings
 from student.readings import Reading, Readings, not_finite
 
 
@@ -18,29 +17,21 @@ def test_on_a_cpu_numbers_are_there_at_once():
     assert found.rest() == []
 
 
-def test_on_a_gpu_they_come_a_step_later(monkeypatch):
-    """With stand-ins for the two things that only a GPU has."""
-    waited = []
+@pytest.mark.parametrize("current", [0, 1])
+def test_on_a_gpu_they_come_a_step_later(emulate_cuda, current):
+    """Whatever GPU is the current one."""
+    with emulate_cuda(devices=2) as gpu:
+        gpu.current = current
+        device = torch.device("cuda", 0)
+        found = Readings(device)
 
-    class Event:
-        def record(self):
-            pass
+        def on_device(total):
+            return {name: value.to(device) for name, value in values(total).items()}
 
-        def synchronize(self):
-            waited.append(self)
-
-    plain = torch.empty
-
-    def empty(*sizes, pin_memory, **options):
-        return plain(*sizes, **options)
-
-    monkeypatch.setattr(readings.torch, "empty", empty)
-    monkeypatch.setattr(readings.torch.cuda, "Event", Event)
-    found = Readings(torch.device("cuda"))
-    assert found.put(1, (), values(1.0), None) == []
-    assert [one.values["total"] for one in found.put(2, (), values(2.0), None)] == [1.0]
-    assert [one.step for one in found.rest()] == [2] and found.rest() == []
-    assert len(waited) == 2
+        assert found.put(1, (), on_device(1.0), None) == []
+        assert [one.values["total"] for one in found.put(2, (), on_device(2.0), None)] == [1.0]
+        assert [one.step for one in found.rest()] == [2] and found.rest() == []
+        assert gpu.waits_of("event") == 2
 
 
 NAN, INF = float("nan"), float("inf")

@@ -75,3 +75,19 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, train):
     assert load_checkpoint(run / CHECKPOINT).state["step"] > 0
     assert not (run / "results.json").exists()
     assert "goes back into the queue" not in log(slurm, job)
+
+
+def test_tasks_know_how_many_share_their_machine(slurm, script, tmp_path):
+    stub = tmp_path / "bin/eoid-train"
+    stub.parent.mkdir()
+    variables = '"$SLURM_NODEID $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE"'
+    stub.write_text(f"#!/bin/sh\necho {variables} >{tmp_path}/$SLURM_PROCID\n")
+    stub.chmod(0o755)
+    setup = f"--export=ALL,EOID_SETUP=export PATH={stub.parent}:$PATH"
+    tasks = ("--ntasks=3", "--ntasks-per-node=2", "--mem=1G", "--job-name=tasks")
+    finished(slurm, slurm.submit(*NODES, *tasks, setup, script))
+    found = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
+    assert [one[1] for one in found] == ["0", "1", "2"] and {one[3] for one in found} == {"3"}
+    of_machines = [one[0] for one in found]
+    for machine, _, local_rank, _, local_size in found:
+        assert int(local_size) == of_machines.count(machine) > int(local_rank)
