@@ -24,7 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from evaluation.gather import merge_predictions
-from pipeline.devices import set_float32
+from pipeline.devices import configure_device
 from pipeline.errors import InputError, bad_field
 from pipeline.images import image_size
 from pipeline.progress import Progress
@@ -90,7 +90,7 @@ class Predictor:
         model: the detector.
         vocabulary: what its classes mean.
         augmentation: the one it was trained with, which decides the size of its pictures.
-        precision: the one it was trained with, see `pipeline.devices.set_float32`.
+        precision: the one it was trained with, see `pipeline.devices.configure_device`.
     """
 
     model: HOIDetector
@@ -179,7 +179,8 @@ class Predictor:
         if not batch:
             return
         device = next(self.model.parameters()).device
-        set_float32(device, self.precision)
+        # Callers may be threads of their own, which begin at the first GPU.
+        configure_device(device, self.precision)
         with torch.inference_mode():
             multiple = cast(int, self.model.backbone.side_multiple)
             pixels, sizes = stack_images([item.pixels for item in batch], multiple)
