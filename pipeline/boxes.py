@@ -34,6 +34,42 @@ def clip_boxes(boxes: np.ndarray, size: tuple[float, float] | np.ndarray) -> np.
     return np.clip(boxes, 0, limits).astype(boxes.dtype, copy=False)
 
 
+def upright_boxes(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
+    """Boxes of a picture as it lies in its file, in the picture that EXIF turns upright.
+
+    Args:
+        boxes: (N, 4) xyxy, stored pixels.
+        orientation: EXIF's, 1 to 8.
+        size: width and height of the stored picture.
+
+    Returns:
+        (N, 4) of the same type, xyxy, upright pixels.
+    """
+    x1, y1, x2, y2 = boxes.T
+    if orientation in (2, 3, 7, 8):
+        x1, x2 = size[0] - x2, size[0] - x1
+    if orientation in (3, 4, 6, 7):
+        y1, y2 = size[1] - y2, size[1] - y1
+    if orientation >= 5:
+        x1, y1, x2, y2 = y1, x1, y2, x2
+    return np.stack([x1, y1, x2, y2], axis=1).astype(boxes.dtype, copy=False)
+
+
+def stored_boxes(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
+    """The reverse of `upright_boxes`.
+
+    Args:
+        boxes: (N, 4) xyxy, upright pixels.
+        orientation: EXIF's, 1 to 8.
+        size: width and height of the upright picture.
+
+    Returns:
+        (N, 4) of the same type, xyxy, stored pixels.
+    """
+    # All turns are their own reverse but those by 90 degrees, which are each other's.
+    return upright_boxes(boxes, {6: 8, 8: 6}.get(orientation, orientation), size)
+
+
 def union_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The smallest boxes around pairs of boxes.
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +10,12 @@ import numpy as np
 from pipeline.annotations import AnnotationFile
 from pipeline.datasets import Dataset, image_names, missing_images
 from pipeline.errors import InputError
-from pipeline.images import read_image
-from pipeline.progress import Progress
-from pipeline.types import Annotation
+from pipeline.picture_sizes import compare_sizes
 
-# Decoding waits for the disk and leaves the interpreter's lock alone.
-WORKERS = 8
+# What is found of pictures and labels, as people read it.
+OTHER_ORIENTATION = "images whose declared size is that of the other orientation"
+OTHER_SIZE = "images of another size than declared"
+TURNED = "images turned by their EXIF tag, with boxes of an unknown orientation"
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,14 @@ class Finding:
         count: how often.
         first: the first of them.
         wrong: it must be mended; else it is a blemish that is clipped or dropped in use.
+        each: all of them, where each is of interest.
     """
 
     kind: str
     count: int
     first: str
     wrong: bool
+    each: tuple[str, ...] = ()
 
 
 @dataclass
@@ -106,45 +105,41 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartCheck:
         for kind, count in found.items():
             check.add(Finding(kind, count, annotations.examples[kind], wrong))
     if folder.is_dir():
-        _check_images(folder, annotations, check)
+        _check_images(dataset, annotations, check, strict)
     return check
 
 
-def _check_images(folder: Path, annotations: AnnotationFile, check: PartCheck) -> None:
+def _check_images(
+    dataset: Dataset, annotations: AnnotationFile, check: PartCheck, strict: bool
+) -> None:
+    folder = dataset.parts[check.name].images
     missing = set(missing_images(folder, annotations))
     if missing:
         first = str(folder / min(missing))
         check.add(Finding("images missing", len(missing), first, wrong=True))
     there = [item for item in annotations.annotations if item.image_id not in missing]
-    outside, first_outside, unreadable = 0, "", []
-    with Progress(len(there), f"reading {check.name}", "images") as progress:
-        for item, (boxes, error) in zip(there, _in_threads(folder, there), strict=True):
-            outside += boxes
-            if boxes and not first_outside:
-                first_outside = str(folder / item.image_id)
-            if error:
-                unreadable.append(error)
-            progress.advance()
-    if unreadable:
-        check.add(Finding("images unreadable", len(unreadable), unreadable[0], wrong=True))
-    if outside:
+    found = compare_sizes(dataset, replace(annotations, annotations=tuple(there)), decode=True)
+    if found.unreadable:
+        first = next(iter(found.unreadable.values()))
+        check.add(Finding("images unreadable", len(found.unreadable), first, wrong=True))
+    for kind, sizes, problem in (
+        (OTHER_ORIENTATION, found.otherwise, found.wrong_orientation(strict)),
+        (OTHER_SIZE, found.different, found.wrong_size(strict)),
+    ):
+        if sizes:
+            each = tuple(f"{folder / name}: {told}" for name, told in sizes.items())
+            check.add(Finding(kind, len(sizes), each[0], wrong=False, each=each))
+        if problem:
+            check.problems.append(problem)
+    if found.unsure:
+        line = " ".join(found.lines())
+        check.add(Finding(TURNED, len(found.unsure), line, wrong=False))
+    outside = {
+        item.image_id: int((item.boxes > np.tile(found.sizes[item.image_id], 2)).any(axis=1).sum())
+        for item in there
+        if item.image_id in found.sizes
+    }
+    if total := sum(outside.values()):
+        first = str(folder / next(name for name, count in outside.items() if count))
         kind = "boxes outside the picture as it lies there"
-        check.add(Finding(kind, outside, first_outside, wrong=False))
-
-
-def _in_threads(folder: Path, annotations: list[Annotation]) -> Iterator[tuple[int, str]]:
-    pool = ThreadPoolExecutor(WORKERS)
-    try:
-        yield from pool.map(partial(_check_image, folder), annotations)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _check_image(folder: Path, annotation: Annotation) -> tuple[int, str]:
-    """Number of boxes outside the picture, and what is wrong with it."""
-    try:
-        width, height = read_image(folder / annotation.image_id).size
-    except InputError as error:
-        return 0, str(error)
-    outside = annotation.boxes > np.array([width, height, width, height], dtype=np.float32)
-    return int(outside.any(axis=1).sum()), ""
+        check.add(Finding(kind, total, first, wrong=False))

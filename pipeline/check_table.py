@@ -61,11 +61,11 @@ def _findings(checks: list[PartCheck]) -> list[str]:
 
 def _details(checks: list[PartCheck]) -> list[str]:
     """The first of each kind of finding, and every problem."""
-    lines = [
-        f"{check.name}: {finding.count} {finding.kind}, first {finding.first}"
-        for check in checks
-        for finding in check.findings
-    ]
+    lines = []
+    for check in checks:
+        for finding in check.findings:
+            lines.append(f"{check.name}: {finding.count} {finding.kind}, first {finding.first}")
+            lines += [f"  {one}" for one in finding.each]
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     lines += [line for line in problems if line not in lines]
     return ["", *lines] if lines else []

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.annotations import AnnotationFile, load_annotations
+from pipeline.annotations.assemble import turned_upright
 from pipeline.annotations.folder import list_images
 from pipeline.annotations.reading import Reading
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
+from pipeline.boxes import stored_boxes, upright_boxes
 from pipeline.errors import InputError, bad_field
+from pipeline.images import ImageHeader, read_headers
 from pipeline.layouts import LAYOUTS, DatasetPart, find_layout
 from pipeline.toml import read_toml
-from pipeline.types import ImageRecord
+from pipeline.types import Detections, ImageRecord
 from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
 
 TOML = "dataset.toml"
 PARTS = ("train", "test")
-FIELDS = ("name", "vocabulary", "detector", "teacher", *PARTS)
+FIELDS = ("name", "vocabulary", "orientation", "detector", "teacher", *PARTS)
+# What the boxes of a picture that its EXIF tag turns are measured in: the upright picture, or the
+# pixels as they lie in the file.
+UPRIGHT, STORED = "upright", "stored"
 # No layout keeps its annotations deeper than this.
 MOST_UP = 4
 PART_FIELDS = ("images", "annotations", "instances", "ids")
@@ -36,6 +43,9 @@ class Dataset:
         parts: images and annotations of "train" and "test", as far as there.
         detector: weights of the default detector, where named.
         teacher: folder of the default teacher, where named.
+        orientation: "upright" or "stored": which pixels the boxes of its files count in, be they
+            annotations, proposals or predictions. In memory boxes are always upright.
+        headers: of the pictures read so far, by path and whether they were decoded too.
     """
 
     root: Path
@@ -44,6 +54,8 @@ class Dataset:
     parts: dict[str, DatasetPart]
     detector: Path | None = None
     teacher: Path | None = None
+    orientation: str = UPRIGHT
+    headers: dict[tuple[Path, bool], ImageHeader | InputError] = field(default_factory=dict)
 
     def part(self, name: str) -> DatasetPart:
         """One part.
@@ -59,7 +71,8 @@ class Dataset:
     def load(self, part: str, strict: bool = False, survey: bool = False) -> AnnotationFile:
         """Annotations of a part; `strict` refuses blemishes, a survey counts all that is wrong.
 
-        A part of images alone has an empty annotation for each picture in its folder.
+        A part of images alone has an empty annotation for each picture in its folder. Boxes that
+        count stored pixels are turned upright, which needs the pictures' headers.
 
         Raises:
             InputError: no such part, or its annotation file is missing or wrong.
@@ -67,9 +80,76 @@ class Dataset:
         files = self.part(part)
         if files.annotations is None:
             return list_images(files.images, part)
-        return load_annotations(
+        loaded = load_annotations(
             files.annotations, self.vocabulary, part, strict, files.instances, files.ids, survey
         )
+        if self.orientation == UPRIGHT:
+            return loaded
+        reading = Reading(
+            loaded.path,
+            self.vocabulary,
+            strict,
+            survey,
+            loaded.blemishes,
+            loaded.defects,
+            loaded.examples,
+        )
+        headers = self.read_headers(part, [one.image_id for one in loaded.annotations])
+        turned = [
+            turned_upright(annotation, header, reading) if _is_turned(header) else annotation
+            for annotation, header in zip(loaded.annotations, headers, strict=True)
+        ]
+        # Answers about the one kind of boxes do not fit the other.
+        digest = f"{STORED} {loaded.digest}"
+        return replace(loaded, annotations=tuple(turned), digest=digest)
+
+    def read_headers(
+        self, part: str, names: Sequence[str], decode: bool = False
+    ) -> list[ImageHeader | InputError]:
+        """The headers of a part's pictures, each file read once; what is wrong in place of those
+        that cannot be read.
+
+        Args:
+            part: "train" or "test".
+            names: of the pictures.
+            decode: also decode them, see `pipeline.images.read_header`.
+        """
+        folder = self.part(part).images
+        paths = [folder / name for name in names]
+        known = self.headers
+        if not decode:
+            known = {(path, False): header for (path, _), header in known.items()}
+        new = [path for path in dict.fromkeys(paths) if (path, decode) not in known]
+        title = f"reading {part} pictures" if decode else f"reading sizes of {part} pictures"
+        found = read_headers(new, title, decode)
+        read = {(path, decode): header for path, header in zip(new, found, strict=True)}
+        self.headers.update(read)
+        known = {**known, **read}
+        return [known[path, decode] for path in paths]
+
+    def upright_pixels(self, part: str, detections: Sequence[Detections]) -> list[Detections]:
+        """Detections of a part's pictures as they are kept in memory, from those of a file."""
+        return self._turned(part, detections, back=False)
+
+    def file_pixels(self, part: str, detections: Sequence[Detections]) -> list[Detections]:
+        """Detections of a part's pictures as they stand in files, from those in memory."""
+        return self._turned(part, detections, back=True)
+
+    def _turned(self, part: str, detections: Sequence[Detections], back: bool) -> list[Detections]:
+        if self.orientation == UPRIGHT:
+            return list(detections)
+        headers = self.read_headers(part, [one.image_id for one in detections])
+        return [
+            replace(
+                one,
+                boxes=stored_boxes(one.boxes, header.orientation, header.size)
+                if back
+                else upright_boxes(one.boxes, header.orientation, header.stored_size),
+            )
+            if isinstance(header, ImageHeader)
+            else one
+            for one, header in zip(detections, headers, strict=True)
+        ]
 
     def vcoco(self, part: str) -> VcocoTruth | None:
         """What V-COCO's own evaluation compares with; None where the part has no official files.
@@ -83,7 +163,17 @@ class Dataset:
         if not is_actions_file(files.annotations):
             return None
         official = vcoco_files(files.annotations, files.instances, files.ids)
-        return read_vcoco(official, Reading(official.actions, self.vocabulary))
+        truth = read_vcoco(official, Reading(official.actions, self.vocabulary))
+        if self.orientation == UPRIGHT:
+            return truth
+        headers = self.read_headers(part, [image.name for image in truth.images])
+        images = [
+            replace(image, boxes=upright_boxes(image.boxes, header.orientation, header.stored_size))
+            if isinstance(header, ImageHeader)
+            else image
+            for image, header in zip(truth.images, headers, strict=True)
+        ]
+        return replace(truth, images=tuple(images))
 
     def records(self, annotations: AnnotationFile | str) -> list[ImageRecord]:
         """The annotated images of a part, in the file's order.
@@ -107,6 +197,10 @@ class Dataset:
             ImageRecord(annotation.image_id, folder / annotation.image_id)
             for annotation in annotations.annotations
         ]
+
+
+def _is_turned(header: ImageHeader | InputError) -> TypeGuard[ImageHeader]:
+    return isinstance(header, ImageHeader) and header.orientation != 1
 
 
 def missing_images(folder: Path, annotations: AnnotationFile) -> list[str]:
@@ -176,16 +270,20 @@ def _described(root: Path, file: Path) -> Dataset:
     if not parts:
         raise bad_field(file, "parts", "a table [train] or [test]", "neither")
     vocabulary = _text(file, value, "vocabulary")
-    named = {
-        key: root / _text(file, value, key) if key in value else None
-        for key in ("detector", "teacher")
-    }
+    orientation = value.get("orientation", UPRIGHT)
+    if orientation not in (UPRIGHT, STORED):
+        raise bad_field(file, "orientation", f'"{UPRIGHT}" or "{STORED}"', orientation)
+    detector, teacher = (
+        root / _text(file, value, key) if key in value else None for key in ("detector", "teacher")
+    )
     return Dataset(
         root,
         _text(file, value, "name") if "name" in value else root.resolve().name,
         load_vocabulary(vocabulary if vocabulary in SHIPPED else root / vocabulary),
         parts,
-        **named,
+        detector,
+        teacher,
+        orientation,
     )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import InputError
+from pipeline.progress import track
 
 # Endings of the files that are taken for pictures where a folder is named.
 SUFFIXES = frozenset(
@@ -32,6 +36,8 @@ TURNS = {
 }
 # EXIF orientations from 5 on lie on their side.
 FIRST_TURNED = 5
+# Files that are read at once: on a network, waiting takes the time.
+OPEN_FILES = 16
 # PIL's own bound: from twice what it warns of on it refuses. Decoded, that is 0.7 GB.
 MOST_PIXELS = 2 * 89_478_485
 # The warning tells people nothing that they could act upon.
@@ -69,15 +75,77 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image file's header says.
+
+    Attributes:
+        stored_size: width and height of the pixels as they lie in the file.
+        orientation: EXIF's, 1 to 8; 1 where the file says nothing.
+    """
+
+    stored_size: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture, as `read_image` gives it."""
+        width, height = self.stored_size
+        return (height, width) if self.orientation >= FIRST_TURNED else (width, height)
+
+
+def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
+    """Reads a picture's header.
+
+    Args:
+        path: the file.
+        decode: also decode the pixels, at the lowest resolution that the format offers: a file that
+            was cut off has a sound header.
+
+    Raises:
+        InputError: no such file, not an image, one of more than `MOST_PIXELS` pixels, or with
+            `decode` a damaged one.
+    """
+    with _opened(path) as image:
+        header = ImageHeader(image.size, _orientation(image))
+        if decode:
+            image.draft(None, (1, 1))
+            upright_rgb(image)
+        return header
+
+
+def read_headers(
+    paths: Sequence[Path], title: str, decode: bool = False
+) -> list[ImageHeader | InputError]:
+    """Reads the headers of many pictures at once, with progress.
+
+    Args:
+        paths: the files.
+        title: what the progress says is being done.
+        decode: see `read_header`.
+
+    Returns:
+        for each file its header, or what is wrong with it.
+    """
+    with ThreadPoolExecutor(OPEN_FILES) as pool:
+        headers = pool.map(partial(_try_header, decode=decode), paths)
+        return list(track(headers, len(paths), title, "images", brief=True))
+
+
+def _try_header(path: Path, decode: bool) -> ImageHeader | InputError:
+    try:
+        return read_header(path, decode)
+    except InputError as error:
+        return error
+
+
 def image_size(path: Path | str) -> tuple[int, int]:
     """Width and height of a picture as `read_image` gives it, from the file's header alone.
 
     Raises:
         InputError: no such file, not an image, or one of more than `MOST_PIXELS` pixels.
     """
-    with _opened(path) as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) >= FIRST_TURNED else (width, height)
+    return read_header(path).size
 
 
 def _orientation(image: Image.Image) -> int:

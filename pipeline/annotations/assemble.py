@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from pipeline.annotations.reading import (
     UNKNOWN,
     Reading,
 )
-from pipeline.boxes import clip_boxes
+from pipeline.boxes import clip_boxes, upright_boxes
+from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 
 NO_OBJECT = -1
@@ -76,6 +77,29 @@ def assemble(raw: RawImage, reading: Reading) -> Annotation:
         size=raw.size,
         number=raw.number,
     )
+
+
+def turned_upright(annotation: Annotation, header: ImageHeader, reading: Reading) -> Annotation:
+    """An annotation in stored pixels, turned upright with its picture.
+
+    Raises:
+        InputError: a box reaches over the picture's edge, when `reading.strict`.
+    """
+    size = annotation.size or header.stored_size
+    boxes = upright_boxes(annotation.boxes.astype(np.float64), header.orientation, size)
+    upright = ImageHeader(size, header.orientation).size
+    raw = RawImage(
+        annotation.image_id,
+        boxes.tolist(),
+        annotation.labels.tolist(),
+        [tuple(row) for row in annotation.hois.tolist()],
+        upright,
+        box_field=lambda index: f"box {index}, turned upright",
+        hoi_field=lambda index: f"label {index}",
+        number=annotation.number,
+    )
+    turned = assemble(raw, reading)
+    return turned if annotation.size else replace(turned, size=None)
 
 
 def _clipped(boxes: np.ndarray, raw: RawImage, reading: Reading) -> np.ndarray:
