@@ -78,6 +78,7 @@ def gather_evidence(comparison: Comparison, data: Path | None = None) -> Evidenc
         InputError: a file that is there is wrong, or does not belong to the dataset.
     """
     folder = data or _folder(comparison)
+    dataset = None
     if folder is None:
         truth, evidence = _annotations_alone(comparison)
     else:
@@ -88,7 +89,7 @@ def gather_evidence(comparison: Comparison, data: Path | None = None) -> Evidenc
     if truth is None:
         return evidence
     views = tuple(
-        _view(one, result, truth, comparison.vocabulary)
+        _view(one, result, truth, comparison.vocabulary, dataset)
         for one in comparison.contestants
         if (result := _result_on(one, folder)) is not None
     )
@@ -156,11 +157,17 @@ def _elsewhere(result: Results, folder: Path | None) -> bool:
 
 
 def _view(
-    contestant: Contestant, result: Results, truth: AnnotationFile, vocabulary: Vocabulary
+    contestant: Contestant,
+    result: Results,
+    truth: AnnotationFile,
+    vocabulary: Vocabulary,
+    dataset: Dataset | None,
 ) -> View:
     assert result.predictions is not None, "picked for having some"
     found = read_predictions(result.predictions, vocabulary)
     detections = of_annotated_images(result.predictions, found, truth)
+    if dataset is not None:
+        detections = dataset.upright_pixels("test", detections)
     if result.nms is not None:
         detections = suppress_pairs(detections, NmsConfig(**result.nms))
     judged = judge(truth.annotations, detections, vocabulary, result.setting)

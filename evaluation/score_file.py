@@ -67,6 +67,7 @@ def score_file(config: ScoreConfig) -> list[str]:
     truth = load_annotations(
         files.annotations, vocabulary, "test", config.strict, files.instances, files.ids
     )
+    truth.require_labels()
     found = read_predictions(path, vocabulary)
     detections = of_annotated_images(path, found, truth)
     results = Results(

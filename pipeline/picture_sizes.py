@@ -66,9 +66,10 @@ class PictureSizes:
         if not self._many(self.otherwise, strict):
             return ""
         return (
-            f"{self.file}: width and height: expected those of pictures {self._meant} (orientation"
-            f' = "{self.orientation}"), found the others for {self._first(self.otherwise)}; if boxes'
-            f' are meant so too, set orientation = "{self._other}" in {TOML}'
+            f"{self.file}: width and height: expected those of pictures {self._meant}"
+            f' (orientation = "{self.orientation}"), found the others for'
+            f" {self._first(self.otherwise)}; if boxes are meant so too, set orientation ="
+            f' "{self._other}" in {TOML}'
         )
 
     def wrong_size(self, strict: bool = False) -> str:
@@ -91,8 +92,8 @@ class PictureSizes:
             )
         if self.outside:
             yield (
-                f"{self.folder}: boxes of {len(self.outside)} of these, first {self.outside[0]}, fit"
-                f' only otherwise; is orientation = "{self._other}" right?'
+                f"{self.folder}: boxes of {len(self.outside)} of these, first {self.outside[0]},"
+                f' fit only otherwise; is orientation = "{self._other}" right?'
             )
         if few := {**self.otherwise, **self.different}:
             yield (

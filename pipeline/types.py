@@ -61,6 +61,13 @@ class Detections:
     hois: np.ndarray
     scores: np.ndarray
 
+    @classmethod
+    def none(cls, image_id: str) -> Detections:
+        """An image on which nothing was found."""
+        boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
+        hois, scores = np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.float32)
+        return cls(image_id, boxes, labels, hois, scores)
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:

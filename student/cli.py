@@ -29,6 +29,13 @@ workers_option = click.option(
 )
 
 
+skip_unreadable_option = click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Count test pictures that cannot be read as images without detections.",
+)
+
+
 @click.group()
 def train() -> None:
     """Phase two: train the student on a teacher cache, evaluate it."""
@@ -160,6 +167,7 @@ def train() -> None:
 @click.option("--log-every", type=COUNT, default=10, show_default=True, help="Steps a log line.")
 @click.option("--tensorboard", is_flag=True, help="Also log into RUN/tensorboard.")
 @click.option("--report/--no-report", default=True, help="End with a page, RUN/report.html.")
+@skip_unreadable_option
 @workers_option
 @click.option("--name", help="What reports call this run; default: the folder's name.")
 @click.option("--overwrite", is_flag=True, help="Replace another run in the folder.")
@@ -185,6 +193,7 @@ def student(
     workers: int | None,
     name: str | None,
     overwrite: bool,
+    skip_unreadable: bool,
     device: str,
     **options: Any,
 ) -> None:
@@ -198,7 +207,7 @@ def student(
 
     options["distillation"] = False if no_distillation else None
     config = RunConfig(
-        Wanted(data, cache, split, preset, options, ask, find_places(extra)),
+        Wanted(data, cache, split, preset, options, ask, find_places(extra), skip_unreadable),
         out,
         init=init,
         device=device,
@@ -227,6 +236,7 @@ def student(
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @scoring_options
 @details_option
+@skip_unreadable_option
 @workers_option
 @device_option
 @config_option
@@ -240,6 +250,7 @@ def evaluate(
     workers: int | None,
     overwrite: bool,
     details: tuple[str, ...],
+    skip_unreadable: bool,
     device: str,
     **options: Any,
 ) -> None:
@@ -251,7 +262,17 @@ def evaluate(
 
     scoring = scoring_from(**options)
     results = evaluate_checkpoint(
-        checkpoint, data, split, out, device, workers, overwrite, scoring, nheads, prompts
+        checkpoint,
+        data,
+        split,
+        out,
+        device,
+        workers,
+        overwrite,
+        scoring,
+        nheads,
+        prompts,
+        skip_unreadable,
     )
     if results is not None:
         _conclude(results, details)

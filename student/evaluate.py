@@ -16,6 +16,7 @@ from pipeline.devices import spare_cores
 from pipeline.files import refuse_existing
 from pipeline.splits import Split, load_split
 from student.checkpoints import checkpoint_path
+from student.dataset_part import open_test_part
 from student.distributed import join_team
 from student.metrics import METRICS
 from student.new_actions import open_with
@@ -48,27 +49,34 @@ def evaluate_model(
     out: Path,
     execution: Execution,
     scoring: Scoring | None = None,
+    skip_unreadable: bool = False,
 ) -> Results | None:
     """Predicts the test part, scores it, writes `predictions.json` and `results.json`.
 
+    With `skip_unreadable`, a picture that cannot be read is one without detections.
+
     Returns:
         The results; None in every process but the first.
+
+    Raises:
+        InputError: annotations or pictures do not fit.
     """
-    annotations = dataset.load("test")
-    if line := annotations.blemish_line():
-        execution.team.say(line)
-    records = dataset.records(annotations)
-    detections = predictor.to(execution.device).predict(records, execution.team, execution.workers)
+    part = open_test_part(dataset, execution.team, skip_unreadable)
+    detected = predictor.to(execution.device).predict(
+        part.records, execution.team, execution.workers
+    )
     if not execution.team.first:
         return None
     out.mkdir(parents=True, exist_ok=True)
-    write_predictions(out / PREDICTIONS, detections, dataset.vocabulary)
+    annotations, detections = part.file.annotations, part.with_unusable(detected)
+    in_file = dataset.file_pixels("test", detections)
+    write_predictions(out / PREDICTIONS, in_file, dataset.vocabulary)
     results = Results(
         name=source.name,
         kind="student",
         dataset=dataset.name,
         split=source.split.name,
-        num_images=len(records),
+        num_images=len(annotations),
         protocol=_protocol(source),
         training_split=source.training_split,
         distillation=source.distillation,
@@ -80,7 +88,7 @@ def evaluate_model(
         metrics_log=source.metrics_log,
         vcoco=score_run(dataset, detections),
         **scored_fields(
-            annotations.annotations,
+            annotations,
             detections,
             dataset.vocabulary,
             source.split.unseen,
@@ -92,9 +100,9 @@ def evaluate_model(
         write_vcoco(out / VCOCO_RESULTS, results)
     draw_beside(
         out / PICTURES / "test",
-        records,
-        annotations.annotations,
-        detections,
+        part.records,
+        part.annotations,
+        detected,
         dataset.vocabulary,
         source.split.unseen,
     )
@@ -118,6 +126,7 @@ def evaluate_checkpoint(
     scoring: Scoring | None = None,
     num_heads: int | None = None,
     prompts: Path | None = None,
+    skip_unreadable: bool = False,
 ) -> Results | None:
     """Evaluates a run, a checkpoint of ours or a published one on a dataset's test part.
 
@@ -133,6 +142,7 @@ def evaluate_checkpoint(
         scoring: settings and NMS; None for both settings without NMS.
         num_heads: attention heads of a published checkpoint that does not say.
         prompts: sentences about actions of the dataset that the student was not trained on.
+        skip_unreadable: pictures that cannot be read count as images without detections.
 
     Returns:
         The results; None in every process but the first.
@@ -167,4 +177,6 @@ def evaluate_checkpoint(
     predictor = Predictor(opened.model, opened.vocabulary, train.augmentation, train.precision)
     with join_team(device) as (team, own):
         execution = Execution(own, team, spare_cores(workers, processes=team.local_size))
-        return evaluate_model(predictor, dataset, source, out, execution, scoring)
+        return evaluate_model(
+            predictor, dataset, source, out, execution, scoring, skip_unreadable
+        )

@@ -12,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.splits import Split, keep_seen
 from student.augmentation import training_augmentation
 from student.data import TrainingImages
+from student.dataset_part import open_part
 from student.distributed import Team
 from student.recipe import Recipe
 from student.sampling import mix
@@ -126,24 +127,17 @@ def _read(
             f" {dataset.vocabulary.name} with {dataset.vocabulary.num_verbs} verbs and"
             f" {dataset.vocabulary.num_objects} objects"
         )
-    annotations = dataset.load("train")
-    if line := annotations.blemish_line():
-        team.say(line)
-    cache.check(vocabulary, annotations.digest, part="train")
     if recipe.losses.embedding_weight:
         _check_embeddings(cache, recipe)
-    kept = [one for one in annotations.annotations if one.image_id in cache]
-    if not kept:
-        raise InputError(f"{cache.path}: expected answers for training images, found none")
-    if len(kept) < len(annotations.annotations):
-        left_out = len(annotations.annotations) - len(kept)
-        team.say(f"{cache.path}: no answers for {left_out} images, left out")
+    part = open_part(dataset, "train", team, cache, labelled=False)
+    if part.sizes.unreadable:
+        raise InputError(next(iter(part.sizes.unreadable.values())))
     name = dataset.name
     if name in names:
         name = next(f"{name}-{n}" for n in range(2, len(names) + 3) if f"{name}-{n}" not in names)
     images = TrainingImages(
-        dataset.records(replace(annotations, annotations=tuple(kept))),
-        kept,
+        part.records,
+        part.annotations,
         cache,
         split,
         vocabulary,
@@ -155,6 +149,7 @@ def _read(
         source=number,
         name=name,
     )
+    images.image_sizes = part.image_sizes
     return Extra(name, cache, images)
 
 

@@ -13,6 +13,7 @@ from pipeline.splits import Split, ask_for, load_split
 from pipeline.vocabulary import Vocabulary
 from student.augmentation import training_augmentation
 from student.data import TrainingImages
+from student.dataset_part import open_part, open_test_part
 from student.distributed import Team
 from student.extra import Extra, Place, gather_extra
 from student.held_out import HeldOut, hold_out
@@ -34,6 +35,7 @@ class Wanted:
             not; `backbone_learning_rate` too.
         ask: verbs the teacher is asked for, one of `pipeline.splits.ASKED`.
         extra: further sources of training images.
+        skip_unreadable: test pictures that cannot be read count as images without detections.
     """
 
     data: Path
@@ -43,6 +45,7 @@ class Wanted:
     options: dict[str, Any]
     ask: str = "split"
     extra: tuple[Place, ...] = ()
+    skip_unreadable: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,46 +111,39 @@ def gather_material(wanted: Wanted, team: Team) -> Material:
         raise InputError("--mix: expected --extra beside it, found none")
     if recipe.train.shots and not split.unseen:
         raise InputError(f"--shots: expected a split that hides something, found {split.name}")
-    annotations = dataset.load("train")
-    if line := annotations.blemish_line():
-        team.say(line)
-    records = dataset.records(annotations)
-    cache.check(vocabulary, annotations.digest, part="train")
-    kept = [index for index, record in enumerate(records) if record.id in cache]
-    if not kept:
-        raise InputError(f"{cache.path}: expected answers for training images, found none")
-    if len(kept) < len(records):
-        # The cache lists them as failed: their images could not be read.
-        team.say(f"{cache.path}: no answers for {len(records) - len(kept)} images, left out")
+    part = open_part(dataset, "train", team, cache)
+    if part.sizes.unreadable:
+        raise InputError(next(iter(part.sizes.unreadable.values())))
     # Training ends with the test part: what is wrong with it should not come up hours later.
-    dataset.records("test")
+    open_test_part(dataset, team, wanted.skip_unreadable)
 
     train = recipe.train
-    own, held = hold_out(train.hold_out, len(kept), train.seed)
-    chosen, others = ([kept[place] for place in places] for places in (own, held))
-    labels = [annotations.annotations[index] for index in chosen]
+    chosen, others = hold_out(train.hold_out, len(part.records), train.seed)
+    labels = [part.annotations[index] for index in chosen]
     shot_seed = train.seed if train.shot_seed is None else train.shot_seed
+    images = TrainingImages(
+        [part.records[index] for index in chosen],
+        labels,
+        cache,
+        split,
+        vocabulary,
+        recipe.targets,
+        training_augmentation(train.augmentation),
+        train.seed,
+        recipe.model.text_dim if recipe.losses.embedding_weight else 0,
+        draw_shots(labels, split, vocabulary, train.shots, shot_seed),
+        name=dataset.name,
+    )
+    images.image_sizes = part.image_sizes[chosen]
     return Material(
         dataset,
         cache,
         split,
         recipe,
-        TrainingImages(
-            [records[index] for index in chosen],
-            labels,
-            cache,
-            split,
-            vocabulary,
-            recipe.targets,
-            training_augmentation(train.augmentation),
-            train.seed,
-            recipe.model.text_dim if recipe.losses.embedding_weight else 0,
-            draw_shots(labels, split, vocabulary, train.shots, shot_seed),
-            name=dataset.name,
-        ),
+        images,
         HeldOut(
-            [records[index] for index in others],
-            [annotations.annotations[index] for index in others],
+            [part.records[index] for index in others],
+            [part.annotations[index] for index in others],
             split,
             vocabulary,
         )

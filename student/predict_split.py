@@ -16,6 +16,7 @@ from pipeline.datasets import open_dataset
 from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
 from pipeline.files import differing_keys, refuse_existing, replacing
+from pipeline.picture_sizes import compare_sizes
 from pipeline.progress import Progress
 from pipeline.types import Detections
 from student.predict import Unreadable
@@ -63,6 +64,10 @@ def predict_split(config: SplitConfig) -> Path:
     folder = dataset.part(config.part).images
     annotations = dataset.load(config.part)
     names = [annotation.image_id for annotation in annotations.annotations]
+    sizes = compare_sizes(dataset, annotations)
+    sizes.refuse()
+    for line in sizes.lines():
+        print(line, flush=True)
     device = resolve_device(config.device)
     opened = ready_model(config.model, dataset.vocabulary)
     if opened.vocabulary.digest() != dataset.vocabulary.digest():
@@ -75,13 +80,14 @@ def predict_split(config: SplitConfig) -> Path:
     config.out.mkdir(parents=True, exist_ok=True)
     journal = config.out / JOURNAL
     found = {one.image_id: one for one in _earlier(journal, settings)}
-    left = [name for name in names if name not in found]
-    failed = 0
+    unusable = sizes.otherwise.keys() | sizes.different.keys()
+    left = [name for name in names if name not in found and name not in unusable]
+    failed = len(unusable)
     with replacing(journal) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for value in (settings, *map(_to_json, found.values())):
             _append(file, value)
     with (
-        Progress(len(names), "predicting", "images", done=len(found)) as progress,
+        Progress(len(names), "predicting", "images", done=len(names) - len(left)) as progress,
         open(journal, "a", encoding="utf-8") as file,
     ):
         stream = opened.to(device).stream(
@@ -96,7 +102,8 @@ def predict_split(config: SplitConfig) -> Path:
                 found[own.image_id] = _best(own, config.threshold, config.top)
                 _append(file, _to_json(found[own.image_id]))
             progress.advance()
-    write_predictions(target, [found[name] for name in names if name in found], opened.vocabulary)
+    predicted = [found[name] for name in names if name in found]
+    write_predictions(target, dataset.file_pixels(config.part, predicted), opened.vocabulary)
     journal.unlink()
     if failed:
         raise InputError(f"{failed} of {len(names)} images could not be read; not in {target}")

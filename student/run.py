@@ -199,4 +199,11 @@ def _finish(config: RunConfig, material: Material, trainer: Trainer) -> Results 
         shots=recipe.train.shots,
         sources=material.sources,
     )
-    return evaluate_model(predictor, material.dataset, source, out, trainer.execution)
+    return evaluate_model(
+        predictor,
+        material.dataset,
+        source,
+        out,
+        trainer.execution,
+        skip_unreadable=config.wanted.skip_unreadable,
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+from pipeline.annotations import AnnotationFile
 from pipeline.datasets import Dataset, missing_images, open_dataset
 from pipeline.errors import InputError
+from pipeline.picture_sizes import compare_sizes
 from pipeline.progress import Progress
 from teacher_cache.build_config import BuildConfig
 from teacher_cache.choices import choose_mode, choose_sources, resolved
@@ -15,7 +18,7 @@ from teacher_cache.clip_teacher import ClipTeacher
 from teacher_cache.cluster.modes import Mode, is_elsewhere
 from teacher_cache.cluster.run import check_mode, run_tasks
 from teacher_cache.finish import Completion, finish
-from teacher_cache.format import TEACHER, plain_vocabulary
+from teacher_cache.format import MANIFEST, TEACHER, plain_vocabulary
 from teacher_cache.lock import Hold, hold
 from teacher_cache.pairing import ALL_PAIRS
 from teacher_cache.plan import Plan, check_folder, claim_folder
@@ -44,8 +47,10 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
     if config.candidates == "annotated":
         config = replace(config, asking=replace(config.asking, pairing=ALL_PAIRS))
     sources = choose_sources(dataset, config, mode, say)
-    subject = read_subject(sources)
+    subject = read_subject(sources, dataset)
     _tell_blemishes(dataset, subject, say)
+    if not (config.out / MANIFEST).is_file():
+        _check_pictures(config, dataset, subject.annotations, say)
     if config.proposals is not None and subject.proposals is not None:
         say(subject.proposals.line(config.proposals, len(subject.questions)))
     here = replace(sources, device="auto") if is_elsewhere(mode) else sources
@@ -113,11 +118,13 @@ def _tell_blemishes(dataset: Dataset, subject: Subject, say: Callable[[str], Non
     """Tells what is wrong with annotations and images.
 
     Raises:
-        InputError: none of the images is there.
+        InputError: no label is left, or none of the images is there.
     """
     annotations = subject.annotations
     if annotations.blemish_line():
         say(annotations.blemish_line())
+    if not annotations.boxes_only:
+        annotations.require_labels()
     images = dataset.part(annotations.part).images
     missing = missing_images(images, annotations)
     if missing and len(missing) == len(subject.questions):
@@ -125,6 +132,23 @@ def _tell_blemishes(dataset: Dataset, subject: Subject, say: Callable[[str], Non
     if missing:
         count = len(subject.questions)
         say(f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}")
+
+
+def _check_pictures(
+    config: BuildConfig, dataset: Dataset, annotations: AnnotationFile, say: Callable[[str], None]
+) -> None:
+    """Holds the declared sizes of the images that this process answers for against the files'.
+
+    Raises:
+        InputError: they are others.
+    """
+    entries, size = annotations.annotations, config.images_per_shard
+    shards = [entries[start : start + size] for start in range(0, len(entries), size)]
+    own = shards if config.share is None else config.share.of(shards)
+    sizes = compare_sizes(dataset, replace(annotations, annotations=tuple(chain(*own))))
+    sizes.refuse(config.asking.strict)
+    for line in sizes.lines():
+        say(line)
 
 
 def _tell_unknown(opened: Opened, say: Callable[[str], None]) -> None:

@@ -76,7 +76,7 @@ def same_size_batches(
     Args:
         questions: the images.
         size: how many make a batch at most; fewer where they are large.
-        failures: told of files that are no images, or turned since they were annotated.
+        failures: told of files that are no images, or of another size than annotated.
 
     Returns:
         Indices of the questions, batch by batch.
@@ -95,14 +95,12 @@ def same_size_batches(
 
 
 def _checked_size(question: Question) -> tuple[int, int]:
-    """Width and height, which may not be the annotated ones turned round: boxes of a picture that
-    lay on its side when it was annotated show other things in the upright one."""
+    """Width and height, which must be the annotated ones: boxes of a picture that was larger, or
+    lay on its side, show other things in this one."""
     width, height = image_size(question.path)
-    if width != height and question.size == (height, width):
-        raise InputError(
-            f"{question.path}: expected {height} x {width} pixels, as annotated, found the picture"
-            f" turned to {width} x {height}"
-        )
+    if question.size not in (None, (width, height)):
+        expected = f"{question.size[0]} x {question.size[1]} pixels, as annotated"
+        raise InputError(f"{question.path}: expected {expected}, found {width} x {height}")
     return width, height
 
 

@@ -7,22 +7,19 @@ beside its shards, from where other processes map them.
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.annotations import AnnotationFile
-from pipeline.datasets import Dataset, image_names
+from pipeline.boxes import upright_boxes
+from pipeline.datasets import STORED, Dataset, image_names
 from pipeline.errors import InputError
 from pipeline.files import replacing, sha256_of_file, sha256_of_json
-from pipeline.images import image_size
+from pipeline.images import ImageHeader
 from teacher_cache.image_numbers import images_by_key
 from teacher_cache.proposals import ROW, Proposals, SizesOf, read_proposals
-
-# Reading headers waits for the disk and leaves the interpreter's lock alone.
-READERS = 8
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,9 @@ def open_proposals(
         return Proposals(rows, digest, Counter(), index)
     folder = dataset.part(annotations.part).images
     images = images_by_key(annotations.annotations, image_names(folder) | annotations.unlabelled)
-    sizes_of = _sizes(folder, annotations)
+    sizes_of = _sizes(dataset, annotations)
     read = read_proposals(config.file, images, sizes_of, dataset.vocabulary, strict)
+    _turn_upright(read.rows, dataset, annotations)
     return replace(read, index=index)
 
 
@@ -84,23 +82,39 @@ def drop_proposals(proposals: Proposals) -> None:
     proposals.index.unlink(missing_ok=True)
 
 
-def _sizes(folder: Path, annotations: AnnotationFile) -> SizesOf:
+def _sizes(dataset: Dataset, annotations: AnnotationFile) -> SizesOf:
     """Sizes as annotated, or as the pictures' headers say."""
-
-    def size(place: int) -> tuple[float, float]:
-        annotation = annotations.annotations[place]
-        if annotation.size is not None:
-            return annotation.size
-        try:
-            return image_size(folder / annotation.image_id)
-        # Such an image will be listed as failed, whatever its boxes.
-        except InputError:
-            return np.inf, np.inf
 
     def sizes_of(places: np.ndarray) -> np.ndarray:
         distinct, rows = np.unique(places, return_inverse=True)
-        with ThreadPoolExecutor(READERS) as readers:
-            sizes = list(readers.map(size, distinct.tolist()))
-        return np.array(sizes, dtype=np.float64).reshape(-1, 2)[rows]
+        sizes = np.full((len(distinct), 2), np.inf)
+        stored = dataset.orientation == STORED
+        asked = []
+        for row, place in enumerate(distinct.tolist()):
+            annotation = annotations.annotations[place]
+            if annotation.size is None or stored:
+                asked.append((row, annotation.image_id))
+            else:
+                sizes[row] = annotation.size
+        headers = dataset.read_headers(annotations.part, [name for _, name in asked])
+        for (row, _), header in zip(asked, headers, strict=True):
+            # An image that cannot be read will be listed as failed, whatever its boxes.
+            if isinstance(header, ImageHeader):
+                sizes[row] = header.stored_size if stored else header.size
+        return sizes[rows]
 
     return sizes_of
+
+
+def _turn_upright(rows: np.ndarray, dataset: Dataset, annotations: AnnotationFile) -> None:
+    """Turns the boxes of rows upright, in place, where the dataset's files count stored pixels."""
+    if dataset.orientation != STORED:
+        return
+    places, starts = np.unique(rows["image"], return_index=True)
+    names = [annotations.annotations[place].image_id for place in places.tolist()]
+    ends = [*starts[1:].tolist(), len(rows)]
+    headers = dataset.read_headers(annotations.part, names)
+    for header, start, end in zip(headers, starts.tolist(), ends, strict=True):
+        if isinstance(header, ImageHeader):
+            boxes = rows["box"][start:end]
+            rows["box"][start:end] = upright_boxes(boxes, header.orientation, header.stored_size)

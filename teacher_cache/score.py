@@ -126,7 +126,8 @@ def score_teacher(config: ScoreConfig, say: Callable[[str], None] = print) -> Re
         **score_fields(measured.scores[PROPOSED], vocabulary, split.unseen),
     )
     if config.predictions is not None:
-        write_predictions(config.predictions, detections[PROPOSED], vocabulary)
+        in_file = dataset.file_pixels(part, detections[PROPOSED])
+        write_predictions(config.predictions, in_file, vocabulary)
     if config.json is not None:
         write_results(config.json, results)
     if config.picture is not None:

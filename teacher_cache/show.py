@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.datasets import Dataset, open_dataset
 from pipeline.errors import InputError
 from pipeline.files import refuse_existing, replacing
 from pipeline.images import read_image
+from pipeline.picture_sizes import compare_sizes
 from pipeline.types import Annotation
 from teacher_cache.format import ImageAnswers
 from teacher_cache.pairing import ANNOTATED, pair_labels
@@ -61,6 +62,10 @@ def show(config: ShowConfig, say: Callable[[str], None] = print) -> None:
     loaded = dataset.load(part)
     cache.check(dataset.vocabulary, loaded.digest, part)
     annotation = next(each for each in loaded.annotations if each.image_id == image_id)
+    sizes = compare_sizes(dataset, replace(loaded, annotations=(annotation,)))
+    sizes.refuse()
+    for line in sizes.lines():
+        say(line)
     image = read_image(dataset.part(part).images / image_id)
     answers = cache[image_id]
     order = choose_pairs(answers, config.pairs)

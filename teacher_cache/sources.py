@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.annotations import AnnotationFile
-from pipeline.datasets import open_dataset
+from pipeline.datasets import Dataset, open_dataset
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.answering import AskingConfig
 from teacher_cache.clip_teacher import ClipConfig
@@ -116,13 +116,17 @@ _opened: dict[Sources, Opened] = {}
 _opening = threading.Lock()
 
 
-def read_subject(sources: Sources) -> Subject:
+def read_subject(sources: Sources, dataset: Dataset | None = None) -> Subject:
     """Reads the annotations, and the detections where a file holds them.
+
+    Args:
+        sources: where they are.
+        dataset: the opened folder, where somebody has it.
 
     Raises:
         InputError: something is missing or wrong.
     """
-    dataset, strict = open_dataset(sources.dataset), sources.asking.strict
+    dataset, strict = dataset or open_dataset(sources.dataset), sources.asking.strict
     annotations = dataset.load(sources.part, strict)
     images = dataset.part(sources.part).images
     entries = annotations.annotations

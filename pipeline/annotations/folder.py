@@ -44,4 +44,5 @@ def list_images(folder: Path, part: str) -> AnnotationFile:
         blemishes=Counter(),
         digest=sha256_of_json(names),
         part=part,
+        boxes_only=True,
     )

@@ -39,6 +39,7 @@ class AnnotationFile:
         unlabelled: images that the file names without any labelled pair; not among `annotations`.
         defects: how many wrong entries of each kind a survey left out.
         examples: the first blemish or wrong entry of each kind, as an error tells it.
+        boxes_only: files of its form hold no interactions.
     """
 
     path: Path
@@ -49,11 +50,23 @@ class AnnotationFile:
     unlabelled: frozenset[str] = frozenset()
     defects: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    boxes_only: bool = False
 
     @property
     def num_labels(self) -> int:
         """How many verbs are labelled on pairs, in all images."""
         return sum(len(annotation.hois) for annotation in self.annotations)
+
+    def require_labels(self) -> None:
+        """Refuses a file in which no pair is left with a label.
+
+        Raises:
+            InputError: says what was dropped.
+        """
+        if not self.num_labels:
+            dropped = ", ".join(f"{count} {kind}" for kind, count in self.blemishes.items())
+            found = f"none that can be used: {dropped}" if dropped else "none"
+            raise bad_field(self.path, "file", "labelled interactions", found)
 
     def blemish_line(self) -> str:
         """What was clipped or dropped, in one line for people; empty when nothing was."""
@@ -87,9 +100,11 @@ def load_annotations(
     path = Path(path)
     reading = Reading(path, vocabulary, strict, survey)
     if path.suffix.lower() == ".mat":
-        annotations, digest = parse_anno_bbox(part, reading), None
+        annotations, digest, boxes_only = parse_anno_bbox(part, reading), None, False
     else:
-        annotations, digest = _from_json(read_json(path), reading, instances, ids)
+        value = read_json(path)
+        annotations, digest = _from_json(value, reading, instances, ids)
+        boxes_only = isinstance(value, dict) and "images" in value
     if not annotations and not reading.defects:
         raise bad_field(path, "file", "at least one annotated image", "none")
     return AnnotationFile(
@@ -101,6 +116,7 @@ def load_annotations(
         frozenset(reading.unlabelled),
         reading.defects,
         reading.examples,
+        boxes_only,
     )
 
 

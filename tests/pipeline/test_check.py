@@ -187,7 +187,11 @@ def coco(root, images):
         (lambda v: v["annotations"][1].update(image_id=99), "malformed entries", 1),
         (lambda v: v["annotations"][1].update(bbox=None), "malformed entries", 1),
         (lambda v: v["images"].append(v["images"][0]), "images named more than once", 1),
-        (lambda v: v["images"][1].update(width=10), "boxes over the image's edge", 1),
+        (
+            lambda v: v["annotations"][1].update(bbox=[50, 5, 20, 9]),
+            "boxes over the image's edge",
+            1,
+        ),
         (lambda v: v["images"][1].update(file_name="x.jpg"), "images missing", 1),
     ],
 )
