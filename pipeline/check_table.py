@@ -64,7 +64,8 @@ def _details(checks: list[PartCheck]) -> list[str]:
     lines = []
     for check in checks:
         for finding in check.findings:
-            lines.append(f"{check.name}: {finding.count} {finding.kind}, first {finding.first}")
+            first = ":" if finding.each else f", first {finding.first}"
+            lines.append(f"{check.name}: {finding.count} {finding.kind}{first}")
             lines += [f"  {one}" for one in finding.each]
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     lines += [line for line in problems if line not in lines]

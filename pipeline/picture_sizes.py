@@ -49,7 +49,11 @@ class PictureSizes:
     @property
     def unusable(self) -> dict[str, str]:
         """Why a picture is not to be used, in one line, by image id."""
-        return {**self.unreadable, **self.otherwise, **self.different}
+        other = {
+            name: f"{self.folder / name}: expected the declared size, {told}"
+            for name, told in {**self.otherwise, **self.different}.items()
+        }
+        return {**self.unreadable, **other}
 
     def refuse(self, strict: bool = False) -> None:
         """Refuses a part of which more than a hundredth is of other sizes than declared.

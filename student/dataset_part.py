@@ -112,10 +112,10 @@ def open_test_part(dataset: Dataset, team: Team, skip_unreadable: bool) -> OpenP
     """
     part = open_part(dataset, "test", team, decode=True)
     if part.sizes.unusable:
-        image, reason = next(iter(part.sizes.unusable.items()))
+        reason = next(iter(part.sizes.unusable.values()))
         count = f"{len(part.sizes.unusable)} of {len(part.file.annotations)} test pictures"
-        found = f"{part.sizes.folder}: {count} cannot be used, first {image}: {reason}"
+        counted = "counts them as images without detections"
         if not skip_unreadable:
-            raise InputError(f"{found}; --skip-unreadable counts them as images without detections")
-        team.say(f"{found}; counted as images without detections")
+            raise InputError(f"{reason} ({count} cannot be used; --skip-unreadable {counted})")
+        team.say(f"{reason} ({count} cannot be used; --skip-unreadable {counted})")
     return part

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from pipeline.boxes import stored_boxes
 from pipeline.vocabulary import load_vocabulary
 
 # Waiting threads of torch's OpenMP spin by default, which costs most of the time where other
@@ -226,3 +229,53 @@ def write_vcoco():
         return actions
 
     return write
+
+
+# How a picture is stored that an EXIF orientation turns upright.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
+
+
+@pytest.fixture(scope="session")
+def turned_twins():
+    """`turned_twins(root, folder, part)` gives two copies of a world: with upright pictures of 160
+    x 128 pixels in the part, and with the same pictures stored turned, in all of EXIF's ways, and
+    annotated in stored pixels, as `dataset.toml` says."""
+
+    def make(root, folder, part):
+        roots = [shutil.copytree(root, folder / name) for name in ("upright", "stored")]
+        (roots[1] / "dataset.toml").write_text(
+            'orientation = "stored"\n' + (roots[0] / "dataset.toml").read_text()
+        )
+        for root, is_stored in zip(roots, (False, True), strict=True):
+            file = root / "annotations" / FILES[part]
+            entries = json.loads(file.read_text())
+            for number, entry in enumerate(entries):
+                orientation = 1 + (2 + number) % 8 if is_stored else 1
+                path = root / f"images/{part}2015" / entry["file_name"]
+                picture = Image.new("RGB", (160, 128), (128, 128, 128))
+                with Image.open(path) as image:
+                    picture.paste(image)
+                # Numbers that floats hold, whichever edge they are counted from.
+                boxes = np.rint([row["bbox"] for row in entry["annotations"]])
+                exif = Image.Exif()
+                if orientation != 1:
+                    picture = picture.transpose(STORED[orientation])
+                    boxes = stored_boxes(boxes, orientation, (160, 128))
+                    exif[0x0112] = orientation
+                picture.save(path, "PNG", exif=exif)
+                entry["width"], entry["height"] = picture.size
+                for row, box in zip(entry["annotations"], boxes.tolist(), strict=True):
+                    row["bbox"] = box
+            file.write_text(json.dumps(entries))
+        return roots
+
+    return make

@@ -1,0 +1,116 @@
+"""Pictures that EXIF turns, annotated in stored pixels, through evaluation and prediction."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from evaluation.comparison import compare
+from evaluation.evidence import gather_evidence
+from evaluation.predictions import read_predictions
+from evaluation.results import read_results
+from evaluation.score_file import ScoreConfig, score_file
+from pipeline.datasets import open_dataset
+from pipeline.errors import InputError
+from student.evaluate import evaluate_checkpoint
+from student.predict_split import SplitConfig, predict_split
+from student.ready import ModelSource
+
+
+@pytest.fixture(scope="module")
+def twins(dataset_root, turned_twins, tmp_path_factory):
+    return turned_twins(dataset_root, tmp_path_factory.mktemp("twins"), "test")
+
+
+def evaluate(run, data, out, **options):
+    return evaluate_checkpoint(run, data, None, out, "cpu", 0, False, **options)
+
+
+@pytest.fixture(scope="module")
+def evaluated(twins, world_checkpoint, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("out") for _ in twins]
+    for root, out in zip(twins, folders, strict=True):
+        evaluate(world_checkpoint, root, out)
+    return folders
+
+
+def predictions(folder, vocabulary):
+    return read_predictions(folder / "predictions.json", vocabulary)
+
+
+def test_twins_have_equal_scores_and_predictions(twins, evaluated, vocabulary):
+    results = [read_results(folder / "results.json") for folder in evaluated]
+    assert results[0].per_class == results[1].per_class
+    upright, stored = (predictions(folder, vocabulary) for folder in evaluated)
+    assert any(not np.array_equal(a.boxes, b.boxes) for a, b in zip(upright, stored, strict=True))
+    back = open_dataset(twins[1]).upright_pixels("test", stored)
+    for one, other in zip(upright, back, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_files_in_stored_pixels_score_the_same(twins, evaluated, tmp_path):
+    tables = []
+    for root, out in zip(twins, evaluated, strict=True):
+        file = tmp_path / f"{len(tables)}.json"
+        score_file(ScoreConfig(out / "predictions.json", None, split="ua", json=file, data=root))
+        tables.append(read_results(file))
+    assert tables[0].per_class == tables[1].per_class
+    assert tables[1].per_class == read_results(evaluated[1] / "results.json").per_class
+
+
+def test_the_report_shows_boxes_on_upright_pictures(evaluated, vocabulary):
+    seen = []
+    for out in evaluated:
+        evidence = gather_evidence(compare([read_results(out / "results.json")], vocabulary))
+        seen.append([*evidence.test, *evidence.views[0].detections])
+    for one, other in zip(*seen, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+
+
+def test_predicting_a_part_writes_the_same_file(
+    twins, world_checkpoint, evaluated, vocabulary, tmp_path
+):
+    config = SplitConfig(
+        ModelSource(world_checkpoint), twins[1], "test", tmp_path, 0.0, 100, 4, 0, "cpu", False
+    )
+    predict_split(config)
+    for one, other in zip(
+        predictions(tmp_path, vocabulary), predictions(evaluated[1], vocabulary), strict=True
+    ):
+        assert one.image_id == other.image_id
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", ["evaluate", "predict"])
+def test_without_the_key_nothing_is_scored(twins, world_checkpoint, tmp_path, predicts):
+    root = shutil.copytree(twins[1], tmp_path / "world")
+    description = root / "dataset.toml"
+    description.write_text(description.read_text().replace('orientation = "stored"\n', ""))
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as caught:
+        if predicts == "evaluate":
+            evaluate(world_checkpoint, root, out)
+        else:
+            source = ModelSource(world_checkpoint)
+            predict_split(SplitConfig(source, root, "test", out, 0.0, 9, 4, 0, "cpu", False))
+    assert 'set orientation = "stored" in dataset.toml' in str(caught.value)
+    assert not out.exists()
+
+
+def test_unreadable_test_pictures_are_skipped_if_wanted(
+    dataset_root, world_checkpoint, vocabulary, tmp_path, capsys
+):
+    root = shutil.copytree(dataset_root, tmp_path / "world")
+    paths = sorted((root / "images/test2015").iterdir())
+    paths[1].write_bytes(b"no picture")
+    paths[4].write_bytes(paths[4].read_bytes()[:900])
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as caught:
+        evaluate(world_checkpoint, root, out)
+    assert str(caught.value).startswith(str(paths[1])) and "2 of 6" in str(caught.value)
+    assert not out.exists()
+    results = evaluate(world_checkpoint, root, out, skip_unreadable=True)
+    assert results.num_images == 6 and "2 of 6" in capsys.readouterr().out
+    counts = {one.image_id: len(one.hois) for one in predictions(out, vocabulary)}
+    assert [name for name, count in counts.items() if not count] == [paths[1].name, paths[4].name]
