@@ -84,7 +84,7 @@ def open_part(
         if cache is not None:
             cache.check(dataset.vocabulary, annotations.digest, part)
             if not own.annotations:
-                raise InputError(f"{cache.path}: expected answers for {part} images, found none")
+                raise InputError(f"{cache.path}: expected answers for training images, found none")
         dataset.records(annotations if labelled else own)
         sizes = compare_sizes(dataset, own, decode)
         sizes.refuse()

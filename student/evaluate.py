@@ -177,6 +177,4 @@ def evaluate_checkpoint(
     predictor = Predictor(opened.model, opened.vocabulary, train.augmentation, train.precision)
     with join_team(device) as (team, own):
         execution = Execution(own, team, spare_cores(workers, processes=team.local_size))
-        return evaluate_model(
-            predictor, dataset, source, out, execution, scoring, skip_unreadable
-        )
+        return evaluate_model(predictor, dataset, source, out, execution, scoring, skip_unreadable)
