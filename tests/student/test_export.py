@@ -79,7 +79,9 @@ def traced():
         yield
 
 
-@pytest.fixture(scope="module", params=ENDINGS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(form, marks=pytest.mark.slow) for form in ENDINGS]
+)
 def exported(request, checkpoint, traced, tmp_path_factory):
     if request.param == ONNX:
         for package in ("onnx", "onnxscript", "onnxruntime"):
