@@ -69,7 +69,7 @@ class _Reader(pickle.Unpickler):
             return _Module
         known = _KNOWN.get((module, name))
         if known is None:
-            raise pickle.UnpicklingError(f"{module}.{name} in a TorchScript archive")
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} in a TorchScript archive")
         return known
 
     def persistent_load(self, pid: Any) -> Tensor:

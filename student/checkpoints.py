@@ -15,8 +15,9 @@ from pipeline.files import replacing
 from pipeline.splits import Split
 from pipeline.vocabulary import Vocabulary
 from pipeline.vocabulary import from_dict as vocabulary_from_dict
+from pipeline.weights import check_finite, read_checkpoint
 from student.model import HOIDetector
-from student.published import model_from_published, read_checkpoint
+from student.published import model_from_published
 from student.recipe import Recipe, recipe_from_dict
 
 FORMATS = "eoid-student-"
@@ -146,9 +147,10 @@ def restore(checkpoint: Checkpoint, path: Path) -> HOIDetector:
         path: where it comes from, for errors.
 
     Raises:
-        InputError: the weights are those of another model.
+        InputError: the weights are those of another model, or of a training that diverged.
     """
     model = HOIDetector(checkpoint.recipe.model)
+    check_finite(checkpoint.weights, path)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

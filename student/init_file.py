@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.errors import InputError, bad_field
+from pipeline.errors import InputError
 from pipeline.vocabulary import load_vocabulary
-from pipeline.weights import load_weights
+from pipeline.weights import WRAPPERS, named_tensors, read_checkpoint, unwrapped
 from student.checkpoints import checkpoint_from, checkpoint_path, is_ours
-from student.published import argument, read_checkpoint
+from student.published import argument
 from student.published_names import ATTENTIONS, PREFIXES, shown
 from student.resnets import resnet_of
 
-# What wrappers put before every name: data-parallel training, DETR's panoptic model.
-WRAPPERS = ("module.", "detr.")
+# DETR's panoptic model puts this before every name.
+PANOPTIC = "detr."
 # Routes of DETR's parts that CDN and EoID have twice or under another name: what they are taken
 # for, unless the file also holds the part itself.
 STAND_INS = (
@@ -66,11 +66,12 @@ def read_init_file(path: Path) -> InitFile:
         InputError: missing, damaged, or none of these.
     """
     file = checkpoint_path(path)
-    content = load_weights(file) if file.suffix == ".safetensors" else read_checkpoint(file)
+    content = read_checkpoint(file)
     if is_ours(content):
         return _ours(content, file)
-    entries, arguments = _tensors(content, file)
-    bare = {_unwrapped(name): name for name in entries}
+    entries = named_tensors(content, file)
+    arguments = content.get("args") if isinstance(content, dict) else None
+    bare = {unwrapped(name, (*WRAPPERS, PANOPTIC)): name for name in entries}
     if "transformer.decoder.norm.weight" in bare:
         return _detr_like(file, entries, bare, arguments)
     return _backbone_only(file, entries, bare)
@@ -148,20 +149,6 @@ def _backbone_only(file: Path, entries: dict[str, Tensor], bare: dict[str, str])
     )
 
 
-def _tensors(content: Any, file: Path) -> tuple[dict[str, Tensor], Any]:
-    """The named tensors of a file, and the arguments of the program that wrote it, if it has."""
-    arguments = content.get("args") if isinstance(content, dict) else None
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise bad_field(file, "content", "tensors by name", type(content).__name__)
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise bad_field(file, str(name), "a tensor", type(value).__name__)
-    return dict(content), arguments
-
-
 def _our_name(theirs: str) -> str | None:
     for old, new in PREFIXES:
         if theirs.startswith(old):
@@ -170,12 +157,6 @@ def _our_name(theirs: str) -> str | None:
                 ours = ours.replace(old_part, new_part)
             return ours
     return None
-
-
-def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
 
 
 def _rows(entries: dict[str, Tensor], bare: dict[str, str], name: str) -> int | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError, bad_field
 from pipeline.vocabulary import Vocabulary
+from pipeline.weights import check_finite
 from student.config import StudentConfig
 from student.init_file import InitFile, read_init_file
 from student.init_report import Started
@@ -40,7 +41,8 @@ def start_from(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> Starte
         vocabulary: the student's.
 
     Raises:
-        InputError: none of the known kinds, or a model of other sizes.
+        InputError: none of the known kinds, a model of other sizes, or weights of a training that
+            diverged.
     """
     # The sentences are the student's own, whatever the file's student was told.
     own = {name: value for name, value in model.state_dict().items() if name not in TOLD}
@@ -54,6 +56,7 @@ def start_from(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> Starte
             used.setdefault(key, []).append(name)
     taken = {name: file.entries[key] for key, names in used.items() for name in names}
     _check_backbone(file, own, taken)
+    check_finite({key: file.entries[key] for key in used}, file.path)
     partly: dict[str, str] = {}
     for name, value in taken.items():
         if name not in rows:

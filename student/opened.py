@@ -9,9 +9,10 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.splits import FULL, Split, load_split
 from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
+from pipeline.weights import read_checkpoint
 from student.checkpoints import checkpoint_from, is_ours, restore
 from student.model import HOIDetector
-from student.published import model_from_published, read_checkpoint
+from student.published import model_from_published
 from student.recipe import Recipe, preset
 
 

@@ -132,6 +132,9 @@ class PairQueries(nn.Module):
         """
         cells = dense.cells()
         corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
+        # A model that diverged: roi_align reads outside of the map where a box is not a number.
+        # The boxes themselves stay as they are, so that the losses say that they are not finite.
+        corners = corners.where(corners.isfinite(), 0)
         # Image numbers as a column, not a list of boxes per image: an exported graph has to take
         # any number of images.
         image = torch.arange(boxes.shape[0], device=boxes.device).to(corners).view(-1, 1, 1)

@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, bad_field
+from pipeline.weights import (
+    bare_tensors,
+    check_finite,
+    model_part,
+    named_tensors,
+    read_checkpoint,
+    unwrapped,
+)
 from student.config import StudentConfig
 from student.model import HOIDetector
-from student.plain_data import PLAIN, what_is_wrong
 from student.published_names import from_published, shown, to_published
 from student.resnets import RESNETS, count_layers, resnet_blocks, resnet_of
 
@@ -70,8 +77,10 @@ def config_from_shapes(
 
 def is_published(content: Any) -> bool:
     """Whether a loaded file has the published form."""
-    model = content.get("model") if isinstance(content, Mapping) else None
-    return isinstance(model, Mapping) and "obj_class_embed.weight" in model
+    model = model_part(content)
+    return isinstance(model, Mapping) and any(
+        unwrapped(str(name)) == "obj_class_embed.weight" for name in model
+    )
 
 
 def load_published(path: Path | str) -> HOIDetector:
@@ -98,15 +107,13 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
         The detector with the file's weights, in eval mode, on the CPU.
 
     Raises:
-        InputError: not the published form, or its entries do not fit the model one to one.
+        InputError: not the published form, its entries do not fit the model one to one, or
+            are those of a training that diverged.
     """
     if not is_published(content):
         expected = 'a checkpoint of this project or a published one, {"model": weights}'
         raise bad_field(path, "content", expected, _kind(content))
-    state, arguments = content["model"], content.get("args")
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise bad_field(path, f"model.{name}", "a tensor", type(value).__name__)
+    state, arguments = bare_tensors(named_tensors(content, path)), content.get("args")
     if argument(arguments, "dilation"):
         raise bad_field(path, "args.dilation", "False: there is no dilated backbone here", True)
     told = argument(arguments, "nheads")
@@ -121,25 +128,9 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
         renamed["interactive_head.weight"] = torch.zeros_like(head.weight)
         renamed["interactive_head.bias"] = torch.zeros_like(head.bias)
     _check_fit(model.state_dict(), renamed, unknown, path)
+    check_finite(state, path)
     model.load_state_dict(renamed)
     return model.eval()
-
-
-def read_checkpoint(path: Path | str) -> Any:
-    """Reads a torch file of plain data; nothing in it is run.
-
-    Raises:
-        InputError: missing, damaged, or holding code.
-    """
-    try:
-        with torch.serialization.safe_globals(PLAIN):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    # What is no pickle can raise anything in its reader.
-    except Exception as error:
-        found = what_is_wrong(error)
-        raise InputError(f"{path}: expected a torch checkpoint, found {found}") from None
 
 
 def argument(arguments: Any, name: str) -> Any:

@@ -194,8 +194,7 @@ def _filled(model: Any, state: dict[str, Tensor], file: object, architecture: st
     Raises:
         InputError: the checkpoint is another architecture's.
     """
-    names = {key.removeprefix("module."): key for key in state}
-    state = {name: state[key] for name, key in names.items() if name not in OPENAI_NUMBERS}
+    state = {name: value for name, value in state.items() if name not in OPENAI_NUMBERS}
     try:
         state = convert_state_dict(model, state)
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):

@@ -1,7 +1,9 @@
 """Bad input through both commands of phase two: one line, exit 2, nothing half-written."""
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,11 @@ import pytest
 import torch
 
 from pipeline.splits import load_split
+from pipeline.weights import read_checkpoint
 from student.checkpoints import Checkpoint, save_checkpoint
 from student.cli import main
 from student.model import HOIDetector
+from student.predict_cli import main as predict_main
 
 FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
 
@@ -185,3 +189,41 @@ def test_a_cache_of_other_annotations(places, refused):
     file = Path(places / "data/annotations/trainval_hico.json")
     file.write_text(file.read_text() + "\n")
     assert "the cache does not fit this dataset: annotations: " in refused("train")
+
+
+@pytest.fixture
+def nan_file(checkpoint, tmp_path):
+    """A checkpoint with one number that is none, where boxes of pairs come from."""
+    content = read_checkpoint(checkpoint)
+    content["model"]["query_source.head.boxes.0.weight"].flatten()[5] = torch.nan
+    torch.save(content, tmp_path / "nan.pt")
+    return tmp_path / "nan.pt"
+
+
+@pytest.mark.parametrize("command", ["--init", "evaluate", "predict"])
+def test_weights_that_are_not_finite(nan_file, places, command, monkeypatch, capsys):
+    data = ("--data", places / "data", "--out", places / "out")
+    student = ("student", *data, "--cache", places / "cache", "--split", "ua", "--preset", "world")
+    words, run = {
+        "--init": ((*student, "--init", nan_file), main),
+        "evaluate": (("evaluate", nan_file, *data), main),
+        "predict": ((nan_file, *data), predict_main),
+    }[command]
+    monkeypatch.setattr(sys, "argv", ["eoid", *map(str, words), "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and not (places / "out").exists()
+    assert f"{nan_file}: query_source.head.boxes.0.weight: " in line and "1 of " in line
+
+
+def test_a_run_with_queries_from_pairs_that_diverges(student_words, tmp_path):
+    """In a process of its own: pooling from boxes that are not numbers ended that by a signal."""
+    words = student_words(tmp_path / "run", "--learning-rate", 1e20, "--clip-norm", 0)
+    words += ["--backbone-learning-rate", 1e20, "--epochs", 3, "--batch-size", 4, "--workers", 0]
+    done = subprocess.run(
+        [sys.executable, "-m", "student.cli", *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert re.search(r"step \d+: .*total.* not finite on images world_train_", line)

@@ -98,7 +98,7 @@ def test_a_truncated_checkpoint_is_one_line(run, share, load):
     file = run / "checkpoint.pt"
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="expected a torch checkpoint, found ") as caught:
+    with pytest.raises(InputError, match=r"found (a|an|data) ") as caught:
         load(file)
     assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
 
@@ -166,7 +166,7 @@ def test_a_later_format_is_named(run):
 
 def test_a_checkpoint_runs_no_code(tmp_path):
     torch.save({"format": FORMAT, "recipe": print}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="expected a torch checkpoint"):
+    with pytest.raises(InputError, match=r"evil\.pt: .*print"):
         load_model(tmp_path / "evil.pt")
 
 

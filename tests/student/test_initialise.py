@@ -163,7 +163,7 @@ def test_a_converted_detr_serves_the_parts_it_lacks_from_those_it_has(start, con
     assert "transformer.stage2_decoder.norm.weight" in started.unused
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "detr."])
+@pytest.mark.parametrize("wrapper", ["module.", "detr.", "model.", "module.detr."])
 def test_wrapped_names(start, config, detr_state, wrapper):
     state = detr_state()
     wrapped = {wrapper + name: value for name, value in state.items()}
@@ -313,6 +313,11 @@ def cut(state):
     return state
 
 
+def diverged(state):
+    state["backbone.body.conv1.weight"].flatten()[[3, 7]] = torch.tensor([torch.nan, -torch.inf])
+    return state
+
+
 @pytest.fixture(scope="module")
 def untouched(build, config):
     """A student that no test changes, and a copy of its weights."""
@@ -336,6 +341,7 @@ def untouched(build, config):
         (lambda _: resnet("resnet50"), "of backbone resnet18, found backbone resnet50"),
         (lambda _: detector("world"), "of backbone resnet18, found backbone world"),
         (lambda _: cut(detector("resnet18")), r"expected shape \[64, 3, 7, 7\], found \[1, 3"),
+        (lambda _: diverged(detector("resnet18")), r"backbone\.body\.conv1\.weight: .* 2 of 9408"),
     ],
 )
 def test_other_models_change_nothing(tmp_path, untouched, detr_state, content, says):
@@ -372,6 +378,6 @@ def test_damaged_files_are_one_line(tmp_path, untouched, name, content):
 
 def test_a_start_runs_no_code(tmp_path, untouched, capsys):
     torch.save({"model": {"a": Code()}}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="expected a torch checkpoint"):
+    with pytest.raises(InputError, match=r"evil\.pth: .* print"):
         start_from(untouched[0], tmp_path / "evil.pth", HICO)
     assert capsys.readouterr().out == ""

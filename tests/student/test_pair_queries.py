@@ -205,3 +205,14 @@ def test_the_detector_takes_images_of_any_size():
     for name in ("pred_human_boxes", "pred_object_boxes"):
         assert outputs[name].shape == (3, CONFIG.num_queries, 4)
         assert torch.isfinite(outputs[name]).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_boxes_that_are_not_numbers_end_nothing(queries, value):
+    """The pooled regions are numbers, the references are not, and no loss of theirs will be."""
+    for head in queries.head.boxes:
+        torch.nn.init.constant_(head.bias, value)
+    start = queries(maps(), None)
+    if value is torch.nan:
+        assert start.human_reference.isnan().any() and start.object_reference.isnan().any()
+    assert start.target.shape == (2, CONFIG.num_queries, CONFIG.hidden_dim)

@@ -460,7 +460,7 @@ def test_another_vocabulary_is_refused(run, dataset_root, tmp_path):
         (lambda run, data: (run / "checkpoint.pt").unlink(), "checkpoint.pt: no such file"),
         (
             lambda run, data: (run / "checkpoint.pt").write_bytes(b"PK"),
-            "checkpoint.pt: expected a torch checkpoint",
+            "checkpoint.pt: expected a weights file",
         ),
         (
             lambda run, data: torch.save({"model": {}}, run / "checkpoint.pt"),
