@@ -1,0 +1,223 @@
+"""Every command answers an image as it is answered alone, whatever else it is given."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from evaluation.nms import pairwise_nms
+from evaluation.predictions import read_predictions
+from pipeline.files import read_json, write_json
+from pipeline.images import read_image
+from pipeline.splits import load_split
+from student import Detector
+from student.checkpoints import Checkpoint, load_checkpoint, load_model, save_checkpoint
+from student.data import normalise
+from student.distributed import ALONE
+from student.evaluate import evaluate_checkpoint
+from student.export_graph import DetectorGraph
+from student.inference import to_detections
+from student.material import Wanted, gather_material
+from student.model import HOIDetector
+from student.predict_pictures import PicturesConfig, predict_pictures
+from student.predict_split import SplitConfig, predict_split
+from student.ready import ModelSource, ready_model
+from student.run import RunConfig, run_student
+from student.step import Execution
+
+CPU = torch.device("cpu")
+# Widths and heights: those of the toy and of other shapes, in no order.
+SIZES = [(128, 128), (96, 64), (75, 100), (128, 128), (131, 90), (96, 64), (64, 96), (75, 100)]
+RECIPE = {"epochs": 1, "batch_size": 8, "hold_out": 4, "precision": "float32"}
+QUERIES = {
+    "pairs": {},
+    "learned": {"queries": "learned", "backbone": "resnet18", "hidden_dim": 32, "num_queries": 6},
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(dataset_root, tmp_path_factory):
+    """The tiny dataset, its test part changed to pictures of many sizes."""
+    root = tmp_path_factory.mktemp("mixed") / "data"
+    shutil.copytree(dataset_root, root)
+    file = root / "annotations/test_hico.json"
+    old, entries = read_json(file), []
+    for row, (width, height) in enumerate(SIZES):
+        entry = json.loads(json.dumps(old[row % len(old)]))
+        picture = Image.open(root / "images/test2015" / entry["file_name"])
+        entry |= {"file_name": f"picture {row}.png", "width": width, "height": height}
+        for one in entry["annotations"]:
+            one["bbox"] = (np.array(one["bbox"]) / 128 * [width, height, width, height]).tolist()
+        picture.resize((width, height)).save(root / "images/test2015" / entry["file_name"])
+        entries.append(entry)
+    write_json(file, entries)
+    return root
+
+
+@pytest.fixture(scope="module", params=QUERIES)
+def configured(request, mixed, cache_path, vocabulary, tiny_recipe, tmp_path_factory):
+    folder, queries = tmp_path_factory.mktemp("runs"), QUERIES[request.param]
+    recipe = tiny_recipe.changed(**queries)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HOIDetector(recipe.model)
+        # Everything may be done with the likeliest object, and opinions about that differ.
+        torch.nn.init.normal_(model.verb_head.weight, std=0.5)
+        model.object_head.bias.data[int(vocabulary.valid.sum(0).argmax())] = 4.0
+    split = load_split(vocabulary, "ua")
+    start = Checkpoint(recipe, vocabulary, split, model.state_dict(), {})
+    save_checkpoint(folder / "start.pt", start)
+    wanted = Wanted(mixed, cache_path, "ua", "world", {**RECIPE, **queries})
+    return RunConfig(wanted, folder / "run", init=folder / "start.pt", device="cpu", workers=0)
+
+
+@pytest.fixture(scope="module")
+def run(configured):
+    """A run folder, with what the evaluation at the end of training says."""
+    run_student(configured)
+    return configured.out
+
+
+@pytest.fixture(scope="module")
+def expected(run, mixed):
+    """Every image's detections by the model alone, without any command."""
+    model, opened = load_model(run), ready_model(ModelSource(run))
+    found = {}
+    for path in pictures(mixed):
+        image = read_image(path)
+        with torch.no_grad():
+            outputs = model([normalise(pil_to_tensor(image))])
+        (found[path.name],) = to_detections(outputs, [path.name], [image.size], opened.vocabulary)
+    return found
+
+
+def pictures(root):
+    return [root / "images/test2015" / f"picture {row}.png" for row in range(len(SIZES))]
+
+
+def assert_same(found, expected):
+    """Equal to 1e-5 on scores, and in the same order where scores are further apart."""
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-5)
+    clear = far_apart(expected.scores)
+    for one, other in zip(triplets(found), triplets(expected), strict=True):
+        np.testing.assert_allclose(one[clear], other[clear], rtol=0, atol=2e-3)
+
+
+def far_apart(scores):
+    """(K,) bool: no other score is near."""
+    gaps = np.append(np.abs(np.diff(scores)) > 2e-5, True)
+    return gaps & np.roll(gaps, 1)
+
+
+def triplets(item):
+    people, objects, verbs = item.hois.T
+    return verbs, item.labels[objects], item.boxes[people], item.boxes[objects]
+
+
+def assert_file_same(file, expected, vocabulary):
+    found = read_predictions(file, vocabulary)
+    assert [one.image_id for one in found] == list(expected)
+    for one in found:
+        assert_same(one, expected[one.image_id])
+
+
+def test_there_is_something_to_compare(expected):
+    assert sum(len(one.scores) for one in expected.values()) > 200
+    assert sum(far_apart(one.scores).sum() for one in expected.values()) > 100
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_batches_and_threads(run, mixed, expected, batch_size, threads):
+    opened = ready_model(ModelSource(run)).to(CPU)
+    looked = list(opened.stream(pictures(mixed), batch_size, threads))
+    assert sorted(one.index for one in looked) == list(range(len(SIZES)))
+    for one in looked:
+        assert_same(one.detections, expected[f"picture {one.index}.png"])
+
+
+def test_the_evaluation_at_the_end_of_training(run, expected, vocabulary):
+    assert_file_same(run / "predictions.json", expected, vocabulary)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_evaluation_of_a_checkpoint(run, mixed, expected, vocabulary, tmp_path, workers):
+    results = evaluate_checkpoint(run, mixed, None, tmp_path, "cpu", workers, overwrite=True)
+    assert_file_same(tmp_path / "predictions.json", expected, vocabulary)
+    assert results.metrics == pytest.approx(read_json(run / "results.json")["metrics"])
+
+
+def test_the_evaluation_of_held_out_images(configured, run):
+    """Scores again what the run scored."""
+    logged = json.loads((run / "evaluations.jsonl").read_text())["metrics"]
+    model = replace(ready_model(ModelSource(run)), model=load_model(run))
+    held_out = gather_material(configured.wanted, ALONE).held_out
+    score = held_out.evaluate(model, run.with_name("again"), 1, Execution(CPU, workers=1))
+    assert len(held_out.records) == 4 and score.metrics == pytest.approx(logged)
+
+
+def test_two_processes(run, mixed, expected, vocabulary, start_team, tmp_path):
+    words = ("--data", mixed, "--out", tmp_path, "--device", "cpu", "--workers", 1)
+    for ended in [command() for command in start_team(["evaluate", run, *words, "--overwrite"])]:
+        assert ended[0] == 0, ended
+    assert_file_same(tmp_path / "predictions.json", expected, vocabulary)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (16, 2)])
+def test_predicting_a_part(run, mixed, expected, vocabulary, tmp_path, batch_size, workers):
+    model = ModelSource(run)
+    file = predict_split(
+        SplitConfig(model, mixed, "test", tmp_path, 0.0, 100, batch_size, workers, "cpu", False)
+    )
+    assert_file_same(file, expected, vocabulary)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_pictures_and_python(run, mixed, expected, tmp_path, batch_size):
+    """People are not told twice about nearly the same pair."""
+    told = [pairwise_nms(one) for one in expected.values()]
+    paths, file = pictures(mixed), tmp_path / "answers.json"
+    found = Detector.open(run, device="cpu")(paths, threshold=0.0, top=100, batch_size=batch_size)
+    words, model = tuple(map(str, paths)), ModelSource(run)
+    predict_pictures(
+        PicturesConfig(model, words, None, file, 0.0, 100, batch_size, 1, "cpu", False)
+    )
+    answers = read_json(file)["pictures"]
+    for one, answer, other in zip(found, answers, told, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-5)
+        scores = [interaction["score"] for interaction in answer["interactions"]]
+        np.testing.assert_allclose(scores, other.scores, rtol=0, atol=1.1e-5)
+
+
+@pytest.mark.parametrize("frame", [(128, 136), (200, 160)])
+def test_what_is_exported(run, mixed, expected, frame):
+    """The graph of exported files, on all images in one padded batch."""
+    images = torch.rand(len(SIZES), 3, *frame)
+    for row, path in enumerate(pictures(mixed)):
+        pixels = pil_to_tensor(read_image(path)) / 255
+        images[row, :, : pixels.shape[1], : pixels.shape[2]] = pixels
+    sizes = torch.tensor([(height, width) for width, height in SIZES])
+    with torch.no_grad():
+        found = DetectorGraph(ready_model(ModelSource(run)))(images, sizes)
+    for row, one in enumerate(expected.values()):
+        scores = found["scores"][row]
+        count = len(one.scores)
+        np.testing.assert_allclose(scores[:count], one.scores, rtol=0, atol=1e-5)
+        assert (scores[count:] < 0).all()
+
+
+def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monkeypatch, tmp_path):
+    """What the checkpoint records decides how a GPU multiplies."""
+    asked = []
+    monkeypatch.setattr("student.predict.set_float32", lambda device, name: asked.append(name))
+    own = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
+    evaluate_checkpoint(run, mixed, None, tmp_path / "a", "cpu", 0, overwrite=True)
+    Detector.open(run, device="cpu")(pictures(mixed)[0])
+    model = ModelSource(run)
+    predict_split(SplitConfig(model, mixed, "test", tmp_path, 0, 100, 4, 0, "cpu", False))
+    assert set(asked) == {own} and len(asked) > len(SIZES)
