@@ -53,8 +53,8 @@ def same_frame(outputs: Sequence[DenseOutputs]) -> list[DenseOutputs]:
         if (h, w) == (height, width):
             return one
         more = (0, width - w, 0, height - h)
-        smaller = torch.tensor([w / width, h / height], device=one.shares.device)
-        return DenseOutputs(F.pad(one.logits, more), F.pad(one.boxes, more), one.shares * smaller)
+        shares = of_sides(one.shares, w / width, h / height)
+        return DenseOutputs(F.pad(one.logits, more), F.pad(one.boxes, more), shares)
 
     return [framed(one) for one in outputs]
 
@@ -112,7 +112,7 @@ class DenseHead(nn.Module):
             raw = head(branch).float()
             own = shares.view(-1, 2, 1, 1)
             centre = cell_centres(height, width, features.device) / own
-            step = torch.tensor([1 / width, 1 / height], device=features.device).view(2, 1, 1) / own
+            step = 1 / cell_numbers(features, shares).view(-1, 2, 1, 1)
             # Sizes start at a fifth of the picture; centres stay within two cells of their own.
             size = torch.sigmoid(raw[:, 2:] - 1.4)
             boxes.append(torch.cat([centre + 2 * step * torch.tanh(raw[:, :2] / 2), size], 1))
@@ -132,7 +132,16 @@ def _without_padding(branch: nn.Module, features: Tensor, shares: Tensor | None)
 def cell_numbers(features: Tensor, shares: Tensor) -> Tensor:
     """(B, 2) float, columns and rows of a map (B, C, h, w) that images with these shares fill."""
     height, width = features.shape[-2:]
-    return torch.tensor([width, height], device=features.device) * shares
+    return of_sides(shares, width, height)
+
+
+def of_sides(shares: Tensor, width: float, height: float) -> Tensor:
+    """(B, 2) shares times a width and a height.
+
+    Not by a tensor of the two: it would be copied to the device, and some versions of torch take
+    it for a constant when they trace a graph for images of any size.
+    """
+    return torch.stack([shares[:, 0] * width, shares[:, 1] * height], 1)
 
 
 def inside_cells(features: Tensor, shares: Tensor) -> Tensor:
