@@ -214,7 +214,7 @@ def test_what_is_exported(run, mixed, expected, frame):
 def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monkeypatch, tmp_path):
     """What the checkpoint records decides how a GPU multiplies."""
     asked = []
-    monkeypatch.setattr("student.predict.set_float32", lambda device, name: asked.append(name))
+    monkeypatch.setattr("student.predict.configure_device", lambda _, name: asked.append(name))
     own = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
     evaluate_checkpoint(run, mixed, None, tmp_path / "a", "cpu", 0, overwrite=True)
     Detector.open(run, device="cpu")(pictures(mixed)[0])
