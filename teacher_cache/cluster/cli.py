@@ -11,6 +11,19 @@ import click
 
 from pipeline.errors import InputError
 
+
+class OrNone(click.ParamType):
+    """A value of another type, or `none`."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        self.kind, self.name = kind, f"{kind.name} or none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.strip().lower() == "none":
+            return None
+        return self.kind.convert(value, param, ctx)
+
+
 COUNT = click.IntRange(min=1)
 FROM_SLURM = "slurm"
 # Options that only jobs of SLURM have.
@@ -56,9 +69,30 @@ OPTIONS = (
     click.option("--slurm", is_flag=True, help="Start workers as jobs of SLURM."),
     click.option("--dry-run", is_flag=True, help="With --slurm: print the job script and stop."),
     click.option("--jobs", type=COUNT, default=1, show_default=True, help="Jobs at a time."),
-    click.option("--cores", type=COUNT, default=4, show_default=True, help="Of each job."),
-    click.option("--memory", default="16GB", show_default=True, help="Of each job."),
-    click.option("--walltime", default="04:00:00", show_default=True, help="Of each job."),
+    click.option(
+        "--cores",
+        type=OrNone(COUNT),
+        metavar="N|none",
+        default=4,
+        show_default=True,
+        help="Cores of each job; none takes the site's default.",
+    ),
+    click.option(
+        "--memory",
+        type=OrNone(click.STRING),
+        metavar="SIZE|none",
+        default="16GB",
+        show_default=True,
+        help="Memory of each job, 0 for all of a machine; none names none to SLURM.",
+    ),
+    click.option(
+        "--walltime",
+        type=OrNone(click.STRING),
+        metavar="TIME|none",
+        default="04:00:00",
+        show_default=True,
+        help="Time limit of each job; none takes the site's default.",
+    ),
     click.option("--queue", metavar="NAME", help="Partition."),
     click.option("--account", metavar="NAME", help="Account to charge."),
     click.option("--gres", metavar="TEXT", help="Such as gpu:1."),
@@ -70,7 +104,8 @@ OPTIONS = (
         "directives",
         multiple=True,
         metavar="TEXT",
-        help="Another #SBATCH line, such as --constraint=a100.",
+        help="Another #SBATCH line, such as --constraint=a100. One that names cores, memory or"
+        " time, such as --mem-per-gpu=40G, takes the place of the option.",
     ),
     click.option(
         "--log-folder",

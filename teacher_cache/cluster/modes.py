@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +17,13 @@ from pipeline.errors import InputError
 WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 # The part of its walltime that a worker does not use, and its bounds in seconds.
 SPARE, LEAST_SPARE = 0.05, 120.0
+# The options of sbatch that say what a field of `SlurmJobs` says.
+SBATCH_OPTIONS = {
+    "cores": ("-c", "--cpus-per-task", "--cpus-per-gpu"),
+    "memory": ("--mem", "--mem-per-cpu", "--mem-per-gpu"),
+    "walltime": ("-t", "--time"),
+}
+OPTION = re.compile(r"--[a-z-]+|-[a-zA-Z]")
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,8 @@ class SlurmJobs:
 
     Attributes:
         jobs: at most so many at a time.
-        cores, memory, walltime: of a job, in SLURM's words.
+        cores, memory, walltime: of a job, in SLURM's words; None leaves it to the site. What a
+            directive says too is None.
         queue, account, gres: of a job; None takes the site's own.
         prologue: shell lines for the job before its worker starts.
         directives: further `#SBATCH` lines, without that word.
@@ -57,9 +69,9 @@ class SlurmJobs:
     """
 
     jobs: int = 1
-    cores: int = 4
-    memory: str = "16GB"
-    walltime: str = "04:00:00"
+    cores: int | None = 4
+    memory: str | None = "16GB"
+    walltime: str | None = "04:00:00"
     queue: str | None = None
     account: str | None = None
     gres: str | None = None
@@ -68,6 +80,12 @@ class SlurmJobs:
     log_folder: Path | None = None
     interface: str | None = None
 
+    def __post_init__(self) -> None:
+        named = {option for text in self.directives for option in _options(text)}
+        for field, options in SBATCH_OPTIONS.items():
+            if not named.isdisjoint(options):
+                object.__setattr__(self, field, None)
+
 
 Mode = InProcess | LocalWorkers | RunningCluster | SlurmJobs
 
@@ -75,6 +93,15 @@ Mode = InProcess | LocalWorkers | RunningCluster | SlurmJobs
 def is_elsewhere(mode: Mode) -> bool:
     """Whether the machines that make shards need not be like the builder's own."""
     return isinstance(mode, (RunningCluster, SlurmJobs))
+
+
+def _options(directive: str) -> list[str]:
+    """The options of sbatch in a directive, without their values."""
+    try:
+        words = shlex.split(directive, comments=True)
+    except ValueError:
+        words = directive.split()
+    return [found.group() for word in words if (found := OPTION.match(word))]
 
 
 def asks_for_gpu(mode: SlurmJobs) -> bool:
@@ -130,3 +157,33 @@ def lifetime(walltime: int) -> tuple[float, float]:
     spare = min(max(SPARE * walltime, LEAST_SPARE), walltime / 4)
     stagger = spare / 2
     return walltime - spare - stagger, stagger
+
+
+def print_own_lifetime() -> None:
+    """Prints, within a job of SLURM, the options by which its worker leaves before the job's end.
+
+    Prints nothing where the job has no end; where that is not known, a line on stderr says so.
+    """
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    left = int(end) - int(time.time()) if end.isdecimal() else _time_left()
+    if left is None:
+        line = "the job's time limit is not known: a job that is killed repeats its shard"
+        print(f"eoid-cache: {line}", file=sys.stderr)
+    elif left:
+        print(lifetime_options(left))
+
+
+def lifetime_options(walltime: int) -> str:
+    """Options of a Dask worker, for a job's walltime in seconds."""
+    seconds, stagger = lifetime(walltime)
+    return f"--lifetime {seconds:.0f}s --lifetime-stagger {stagger:.0f}s"
+
+
+def _time_left() -> int | None:
+    """Seconds until this job of SLURM ends; 0 where it never does, None where nobody says."""
+    command = ["squeue", "--noheader", "--format=%L", f"--job={os.environ.get('SLURM_JOB_ID')}"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return 0 if told == "UNLIMITED" else walltime_seconds(told)
+    except (OSError, InputError):
+        return None

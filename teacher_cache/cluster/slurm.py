@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,19 +19,23 @@ from dask.utils import parse_bytes
 from distributed import Adaptive, Client, Status
 
 from pipeline.errors import InputError
-from teacher_cache.cluster.modes import SlurmJobs, lifetime, walltime_seconds
+from teacher_cache.cluster.modes import SlurmJobs, lifetime_options, walltime_seconds
 from teacher_cache.cluster.sharing import Crew
 from teacher_cache.interrupts import interrupts_as_before, interrupts_waiting
 
 # Its import makes Ctrl-C end the program as if it had done its work.
 with interrupts_as_before():
-    from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+    from dask_jobqueue.slurm import SLURMCluster, SLURMJob, slurm_format_bytes_ceil
 
 # Seconds between two looks at SLURM's queue.
 LOOK_EVERY = 15.0
 # So many jobs in a row may end before a worker reports from them, beside those asked for.
 LOST_JOBS = 3
 LOGS = "logs"
+# In a job whose cores and time are the site's own: what the job itself knows of them.
+OWN_CORES = "${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}"
+OWN_LIFETIME = "from teacher_cache.cluster.modes import print_own_lifetime as p; p()"
+LEAST_MEMORY = 1 << 20
 
 
 def job_script(mode: SlurmJobs, folder: Path) -> str:
@@ -52,8 +58,7 @@ def check_slurm(mode: SlurmJobs) -> None:
     Raises:
         InputError: SLURM is not here, or an option cannot be.
     """
-    walltime_seconds(mode.walltime)
-    _check_memory(mode)
+    _job_options(mode, Path())
     for command in ("sbatch", "squeue", "scancel"):
         if shutil.which(command) is None:
             raise InputError(
@@ -208,40 +213,55 @@ def _job_class(refusals: list[str]) -> Any:
 
 
 def _job_options(mode: SlurmJobs, folder: Path) -> dict[str, Any]:
-    _check_memory(mode)
-    seconds, stagger = lifetime(walltime_seconds(mode.walltime))
-    threads = " ".join(f"{name}_NUM_THREADS={mode.cores}" for name in ("OMP", "MKL", "OPENBLAS"))
     directives = [f"-o {log_folder(mode, folder)}/%j.log"]
+    if mode.cores is not None:
+        directives.append(f"--cpus-per-task={mode.cores}")
+    if mode.memory is not None:
+        directives.append(f"--mem={_memory(mode.memory)}")
+    if mode.walltime is not None:
+        lifetime = lifetime_options(walltime_seconds(mode.walltime))
+        directives.append(f"-t {mode.walltime}")
     if mode.gres is not None:
         directives.append(f"--gres={mode.gres}")
+    cores = mode.cores or OWN_CORES
+    threads = " ".join(f"{name}_NUM_THREADS={cores}" for name in ("OMP", "MKL", "OPENBLAS"))
+    prologue = [f"export {threads}", *mode.prologue]
+    if mode.walltime is None:
+        lifetime = "$EOID_LIFETIME"
+        prologue.append(f"EOID_LIFETIME=$({shlex.quote(sys.executable)} -c '{OWN_LIFETIME}')")
     # One Dask thread, so one shard at a time; the job's cores are torch's.
     return {
         "job_name": "eoid-cache",
         "cores": 1,
-        "job_cpu": mode.cores,
         "processes": 1,
-        "memory": mode.memory,
-        "walltime": mode.walltime,
+        # Dask's own lines for these are left out: a job may do without, or its directives say more.
+        "memory": "1GB",
+        "job_directives_skip": ["--cpus-per-task=", "--mem=", "-t "],
         "queue": mode.queue,
         "account": mode.account,
         "interface": mode.interface,
-        "job_directives_skip": [],
         "job_extra_directives": [*directives, *mode.directives],
-        "job_script_prologue": [f"export {threads}", *mode.prologue],
-        "worker_extra_args": [
-            "--lifetime",
-            f"{seconds:.0f}s",
-            "--lifetime-stagger",
-            f"{stagger:.0f}s",
-            # SLURM guards the job's memory; Dask would pause a worker for its models.
-            "--memory-limit",
-            "0",
-        ],
+        "job_script_prologue": prologue,
+        # SLURM guards the job's memory; Dask would pause a worker for its models.
+        "worker_extra_args": [lifetime, "--memory-limit", "0"],
     }
 
 
-def _check_memory(mode: SlurmJobs) -> None:
+def _memory(text: str) -> str:
+    """A size in SLURM's form; 0, to SLURM, is all memory of a machine.
+
+    Raises:
+        InputError: no size, or one that must have been meant in another unit.
+    """
     try:
-        parse_bytes(mode.memory)
-    except ValueError:
-        raise InputError(f"--memory: expected a size such as 16GB, found {mode.memory}") from None
+        found = parse_bytes(text)
+    except (ValueError, OverflowError):
+        found = -1
+    if found == 0 and not set("123456789").intersection(text) and text.strip():
+        return "0"
+    if found < LEAST_MEMORY:
+        raise InputError(
+            f"--memory: expected a size such as 16GB, found {text.strip() or 'nothing'} (0 is all"
+            " of a machine, none leaves memory to the site)"
+        )
+    return slurm_format_bytes_ceil(found)

@@ -54,6 +54,12 @@ def configured(monkeypatch):
         (["--array", "slurm"], None, Share(2, 8), None),
         (["--slurm"], SlurmJobs(), None, None),
         (
+            ["--slurm", "--cores", "none", "--memory", "None", "--walltime", "none"],
+            SlurmJobs(cores=None, memory=None, walltime=None),
+            None,
+            None,
+        ),
+        (
             [
                 "--slurm",
                 "--jobs",
@@ -118,6 +124,12 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
         (["--slurm", "--walltime", "4h"], "--walltime: expected SLURM's form"),
         (["--slurm", "--memory", "lots"], "--memory: expected a size such as 16GB, found lots"),
         (["--slurm", "--dry-run", "--memory", "lots"], "--memory: expected a size"),
+        (["--slurm", "--dry-run", "--memory", ""], "--memory: expected a size"),
+        (["--slurm", "--dry-run", "--memory", "16"], "--memory: expected a size"),
+        (["--slurm", "--dry-run", "--memory", "nan"], "--memory: expected a size"),
+        (["--slurm", "--memory", "1e400GB"], "--memory: expected a size"),
+        (["--slurm", "--memory=-5GB"], "--memory: expected a size"),
+        (["--slurm", "--cores", "0"], "--cores"),
         (["--slurm"], "--slurm: expected SLURM's sbatch on this machine, found none"),
         (["--workers", "-1"], "--workers"),
         (["--threads", "0"], "--threads"),
@@ -173,6 +185,39 @@ def test_a_dry_run_prints_the_job_script(run, monkeypatch, tmp_path):
     prologue = lines.index("module load cuda")
     assert lines[prologue + 1] == "nvidia-smi" and "dask_worker" in lines[prologue + 2]
     assert "--lifetime 33300s --lifetime-stagger 900s" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "memory"),
+    [
+        ([], ["--mem=15G"]),
+        (["--memory", "none"], []),
+        (["--memory", "0"], ["--mem=0"]),
+        (["--directive=--mem-per-cpu=4G"], ["--mem-per-cpu=4G"]),
+        (["--directive", "--exclusive --mem-per-gpu 40G"], ["--exclusive --mem-per-gpu 40G"]),
+        (["--memory", "8GB", "--directive=--mem=9G"], ["--mem=9G"]),
+        (["--directive=--mem-bind=local"], ["--mem=15G", "--mem-bind=local"]),
+    ],
+)
+def test_memory_of_jobs(run, options, memory):
+    lines = run("--slurm", "--dry-run", *options).stdout.splitlines()
+    found = [line for line in lines if line.startswith("#SBATCH") and "--mem" in line]
+    assert found == [f"#SBATCH {text}" for text in memory]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (["--cores", "none", "--walltime", "none"], []),
+        (["--directive=-c8", "--directive=--time=2:00:00"], ["-c8", "--time=2:00:00"]),
+    ],
+)
+def test_cores_and_time_that_jobs_find_out_themselves(run, options, kept):
+    lines = run("--slurm", "--dry-run", *options).stdout.splitlines()
+    told = ("#SBATCH -c", "#SBATCH --cpus-per-task", "#SBATCH -t", "#SBATCH --time")
+    assert [line for line in lines if line.startswith(told)] == [f"#SBATCH {x}" for x in kept]
+    assert any(line.startswith("export OMP_NUM_THREADS=$") for line in lines)
+    assert "$EOID_LIFETIME" in lines[-1] and "EOID_LIFETIME=" in lines[-2]
 
 
 def test_options_of_jobs_may_wait_in_a_configuration_file(run, configured, tmp_path):

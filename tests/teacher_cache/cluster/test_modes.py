@@ -9,6 +9,8 @@ from teacher_cache.cluster.modes import (
     SlurmJobs,
     asks_for_gpu,
     lifetime,
+    lifetime_options,
+    print_own_lifetime,
     threads_per_worker,
     walltime_seconds,
 )
@@ -53,6 +55,8 @@ def test_workers_leave_before_their_walltime(walltime):
         (InProcess(), "", 8, None),
         (RunningCluster("a:1"), "", 8, None),
         (SlurmJobs(cores=6), "1", 8, 6),
+        (SlurmJobs(cores=None), "1", 8, None),
+        (SlurmJobs(directives=("--cpus-per-gpu=6",)), "1", 8, None),
         (LocalWorkers(2), "", 8, 4),
         (LocalWorkers(3), "", 8, 2),
         (LocalWorkers(16), "", 8, 1),
@@ -77,3 +81,28 @@ def test_threads(monkeypatch, mode, told, cores, threads):
 )
 def test_jobs_with_a_gpu(mode, has_gpu):
     assert asks_for_gpu(mode) == has_gpu
+
+
+@pytest.mark.parametrize(
+    ("end", "left", "options", "told"),
+    [
+        (1100, None, lifetime_options(600), ""),
+        ("", "10:00", lifetime_options(600), ""),
+        ("", "1-00:00:00", lifetime_options(86400), ""),
+        ("", "UNLIMITED", "", ""),
+        ("", "NOT_SET", "", "a job that is killed repeats its shard"),
+        ("", "0:00", "", "a job that is killed repeats its shard"),
+        ("", None, "", "a job that is killed repeats its shard"),
+    ],
+)
+def test_a_job_knows_its_end(monkeypatch, tmp_path, capsys, end, left, options, told):
+    monkeypatch.setattr(modes.time, "time", lambda: 500.5)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(end))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if left is not None:
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
+        (tmp_path / "squeue").chmod(0o755)
+    print_own_lifetime()
+    out, err = capsys.readouterr()
+    assert out.strip() == options
+    assert len(err.splitlines()) == bool(told) and told in err

@@ -142,14 +142,29 @@ def test_a_job_whose_time_is_almost_over_goes_on_later(
 
 
 def test_a_builder_that_is_a_job_itself(slurm, question, scripts, tmp_path, contents):
-    """And asks for jobs of workers."""
+    """And asks for jobs of workers, whose cores, memory and time are the site's."""
     out = tmp_path / "cache"
-    more = ("--out", out, "--slurm", "--jobs", 2, *SMALL)
+    own = ("--cores", "none", "--memory", "none", "--walltime", "none")
+    more = ("--out", out, "--slurm", "--jobs", 2, *own)
     resources = ("--cpus-per-task=1", "--mem=1G")
     job = slurm.submit(*resources, scripts / "cache.sbatch", *question.words, *more)
     log = f"eoid-cache-{job}.log"
     assert slurm.end(job, lambda: slurm.log(log)) == "COMPLETED", slurm.log(log)
     assert contents(out) == contents(question.reference)
+
+
+def test_a_job_knows_its_end(slurm):
+    code = "from teacher_cache.cluster.modes import print_own_lifetime as p; p()"
+    for limit in ("--time=60", "--time=UNLIMITED"):
+        job = slurm.submit(limit, "--output=lifetime-%j.log", "--wrap", f"python -c '{code}'")
+        assert slurm.end(job) == "COMPLETED"
+        told = slurm.log(f"lifetime-{job}.log").split()
+        if limit == "--time=60":
+            # 3,600 seconds less what SLURM and Python took to start.
+            seconds = int(told[told.index("--lifetime") + 1].removesuffix("s"))
+            assert 0.8 * 3600 < seconds < 3600
+        else:
+            assert "repeats" not in told
 
 
 def test_jobs_that_slurm_refuses(slurm, question, tmp_path):
