@@ -430,6 +430,7 @@ def losses_of_process(rank, store):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_with_uneven_batches_average_to_the_whole_batch(tmp_path):
     command = [sys.executable, __file__, str(tmp_path / "store"), str(tmp_path / "second.pt")]
     other = subprocess.Popen(command)

@@ -274,6 +274,7 @@ def write_smaller(tmp_path, checkpoint, model, smaller, kept, sentences):
     return folder
 
 
+@pytest.mark.slow
 def test_an_exported_student_has_its_sentences_inside(run, prompts):
     opened = ready_model(ModelSource(run, prompts=prompts))
     program, names = trace(opened)
