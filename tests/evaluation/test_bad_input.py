@@ -21,6 +21,17 @@ VCOCO = [
 ] * 3
 
 
+# HICO-DET's form: a person rides a bicycle.
+RIDE = [
+    {
+        "file_name": "a.jpg",
+        "annotations": [
+            {"bbox": [10, 20, 30, 60], "category_id": 1},
+            {"bbox": [5, 40, 50, 70], "category_id": 2},
+        ],
+        "hoi_annotation": [{"subject_id": 0, "object_id": 1, "category_id": 72}],
+    }
+]
 eoid_eval = partial(run_command, main, "eoid-eval")
 
 
@@ -136,15 +147,13 @@ def test_objects_by_position_instead_of_id(tmp_path, runs):
         "hoi_prediction": [],
     }
     (tmp_path / "mine.json").write_text(json.dumps([entry]))
-    annotation = {"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}
-    (tmp_path / "truth.json").write_text(json.dumps([annotation]))
+    (tmp_path / "truth.json").write_text(json.dumps(RIDE))
     done = eoid_eval("hico", tmp_path / "mine.json", "--annotations", tmp_path / "truth.json")
     one_line(done, "does this file number objects 0 to 79 instead of by their ids?")
 
 
 def test_our_own_files_say_their_vocabulary(runs, tmp_path):
-    truth = [{"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}]
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "truth.json").write_text(json.dumps(RIDE))
     path = runs / "distilled" / "predictions.json"
     done = eoid_eval("hico", path, "--annotations", tmp_path / "truth.json")
     one_line(done, "vocabulary: expected predictions of vocabulary hico-det, found world")
