@@ -24,11 +24,18 @@ def check_numbering(path: Path, detections: Sequence[Detections], vocabulary: Vo
     Verbs that are one off are no outlandish numbers, but they hardly ever go with the objects.
 
     Raises:
-        InputError: nearly all pairs would be interactions with the verbs one off.
+        InputError: nearly all pairs would be interactions with the verbs one off, or most have
+            their person as object.
     """
     verbs, objects = object_pairs(detections)
     if len(verbs) < ENOUGH_PAIRS:
         return
+    swapped = sum(_swapped(item, vocabulary) for item in detections)
+    if 2 * swapped > len(verbs):
+        raise InputError(
+            f"{path}: hoi_prediction: expected a person as subject_id and a thing as object_id,"
+            f" found subject and object swapped in {swapped} of {len(verbs)} pairs"
+        )
     share = vocabulary.valid[verbs, objects].mean()
     # A file that counts from 0 where 1 was expected was read one too low, and the other way round.
     shifted = verbs + (1 if vocabulary.first_verb else -1)
@@ -41,6 +48,12 @@ def check_numbering(path: Path, detections: Sequence[Detections], vocabulary: Vo
             f" counted from {first}, found verbs counted from {1 - first}: so counted"
             f" {100 * other.mean():.0f} % of the pairs are interactions, else {100 * share:.0f} %"
         )
+
+
+def _swapped(item: Detections, vocabulary: Vocabulary) -> int:
+    """How many pairs have a person as object and something else as subject."""
+    pairs = item.labels[item.hois[item.hois[:, 1] >= 0, :2]]
+    return int(((pairs[:, 0] != vocabulary.person) & (pairs[:, 1] == vocabulary.person)).sum())
 
 
 def object_pairs(detections: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.box_form import SIDES
 from pipeline.errors import bad_field
 from pipeline.vocabulary import Vocabulary
 
@@ -28,6 +29,12 @@ def verb_hint(found: Any, vocabulary: Vocabulary) -> str:
     if isinstance(found, int) and found == (0 if first else vocabulary.num_verbs):
         return f"; this file counts verbs from {1 - first}, not from {first}"
     return "; is this file of another vocabulary?" if isinstance(found, int) else ""
+
+
+def box_hint(found: Any) -> str:
+    """What four numbers that are no box may mean."""
+    sides = _is(found, REAL, (4,)) and np.isfinite(found).all() and min(found[2:]) > 0
+    return f"; does this file give {SIDES}?" if sides else ""
 
 
 class Fields:

@@ -18,7 +18,8 @@ import numpy as np
 
 from evaluation.numbering import check_numbering
 from evaluation.pickles import iterate_entries
-from evaluation.prediction_fields import REAL, WHOLE, Fields, object_hint, verb_hint
+from evaluation.prediction_fields import REAL, WHOLE, Fields, box_hint, object_hint, verb_hint
+from pipeline.box_form import CORNERS, BoxForm
 from pipeline.errors import InputError, bad_field
 from pipeline.files import replacing
 from pipeline.types import Detections
@@ -113,6 +114,9 @@ def read_predictions(path: Path | str, vocabulary: Vocabulary) -> list[Detection
         detections.append(_detections(Fields(path, name, entry), vocabulary))
     if not detections:
         raise bad_field(path, "file", "a list with an entry for each image", "an empty list")
+    form = BoxForm(CORNERS)
+    form.add(np.concatenate([one.boxes for one in detections]))
+    form.check(path, "predictions.bbox")
     check_numbering(path, detections, vocabulary)
     return detections
 
@@ -129,6 +133,7 @@ def _detections(fields: Fields, vocabulary: Vocabulary) -> Detections:
         *("predictions", "bbox", REAL, (4,)),
         "four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2",
         lambda box: np.isfinite(box).all(axis=1) & (box[:, 2:] >= box[:, :2]).all(axis=1),
+        box_hint,
     )
     categories = fields.column(
         *("predictions", "category_id", WHOLE, ()),

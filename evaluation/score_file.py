@@ -67,8 +67,8 @@ def score_file(config: ScoreConfig) -> list[str]:
     truth = load_annotations(
         files.annotations, vocabulary, "test", config.strict, files.instances, files.ids
     )
-    truth.require_labels()
     found = read_predictions(path, vocabulary)
+    truth.require_labels()
     detections = of_annotated_images(path, found, truth)
     results = Results(
         name=predictions_name(path),

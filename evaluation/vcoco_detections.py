@@ -23,6 +23,7 @@ import numpy as np
 
 from evaluation.pickles import iterate_entries
 from pipeline.annotations.vcoco_actions import AGENT, VcocoAction
+from pipeline.box_form import CORNERS, BoxForm
 from pipeline.errors import InputError, bad_field
 from pipeline.files import replacing
 
@@ -102,6 +103,9 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
     if not scored and (len(chunks) > 1 or entries):
         raise bad_field(path, "entries", f"scores such as {next(iter(known))}", "none in any entry")
     joined = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    form = BoxForm(CORNERS)
+    form.add(joined["person_box"])
+    form.check(path, "person_box")
     return VcocoDetections(joined.pop("image_id"), joined.pop("person_box"), joined)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.box_form import SIDES, BoxForm
 from pipeline.boxes import clip_boxes
 from pipeline.errors import InputError, bad_field
 from pipeline.files import iterate_json, sha256_of_file
@@ -97,8 +98,12 @@ def read_proposals(
             entries.append(entry)
     values = np.frombuffer(numbers, np.float64).reshape(-1, 5) if numbers else np.zeros((0, 5))
     boxes, image = values[:, :4].copy(), np.array(places, dtype=np.int32)
+    sizes = sizes_of(image)
+    form = BoxForm(SIDES)
+    form.add(boxes, sizes)
+    form.check(file, "bbox")
     boxes[:, 2:] += boxes[:, :2]
-    clipped = clip_boxes(boxes, sizes_of(image))
+    clipped = clip_boxes(boxes, sizes)
     over = (np.abs(clipped - boxes) > ROUNDING).any(axis=1)
     # In the type that is kept: what is a sliver in doubles may be nothing in floats.
     clipped = clipped.astype(np.float32)

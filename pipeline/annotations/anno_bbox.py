@@ -94,7 +94,8 @@ def _raw(
     size = entry.get("size")
     if not isinstance(size, dict):
         raise place.wrong("size", "a struct with width and height", size)
-    sides = [_whole(size.get(key), f"size.{key}", place) for key in ("width", "height")]
+    whole = [_whole(size.get(key), f"size.{key}", place) for key in ("width", "height")]
+    sides = place.size(whole, "size")
     boxes: list[list[float]] = []
     labels: list[int] = []
     hois: list[tuple[int, int, int]] = []
@@ -127,12 +128,13 @@ def _raw(
         labels += [reading.vocabulary.person] * len(humans) + [label] * len(targets)
         box_fields += [f"{field}.bboxhuman({i + 1})" for i in range(len(humans))]
         box_fields += [f"{field}.bboxobject({i + 1})" for i in range(len(targets))]
+    reading.note_boxes(boxes, sides)
     return RawImage(
         place.image,
         boxes,
         labels,
         hois,
-        place.size(sides, "size"),
+        sides,
         box_field=box_fields.__getitem__,
         hoi_field=hoi_fields.__getitem__,
     )

@@ -156,6 +156,8 @@ def _checked(
             return None
     if UNKNOWN in [raw.labels[box] for box in named]:
         return None
+    if not alone:
+        reading.note_pair(raw.labels[human], raw.labels[target])
     if raw.labels[human] != vocabulary.person:
         found = vocabulary.objects[raw.labels[human]]
         reading.blemish(NO_PERSON, raw.name, where, "a person as subject", found)

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.annotations.assemble import RawImage, assemble
 from pipeline.annotations.fields import Names, Place, RepeatedImage
 from pipeline.annotations.reading import Reading
+from pipeline.box_form import SIDES
 from pipeline.types import Annotation
 
 BOX = "four finite numbers [x, y, width, height]"
@@ -50,13 +51,15 @@ def _raw(
 ) -> RawImage:
     place = Place(reading.file, image["file_name"])
     size = place.size([image.get("width"), image.get("height")], "width and height")
-    boxes, labels = [], []
+    stated, boxes, labels = [], [], []
     for index, row in rows:
         field = f"annotations[{index}]"
-        x, y, width, height = place.box(row.get("bbox"), f"{field}.bbox", BOX)
+        stated.append(place.box(row.get("bbox"), f"{field}.bbox", BOX))
+        x, y, width, height = stated[-1]
         boxes.append([x, y, x + width, y + height])
         category = row.get("category_id")
         labels.append(reading.label(place, category, f"{field}.category_id"))
+    reading.note_boxes(stated, size, SIDES)
     numbers = [index for index, _ in rows]
     return RawImage(
         place.image,

@@ -69,6 +69,7 @@ def _raw(entry: dict[str, Any], name: str, reading: Reading) -> RawImage:
         field = f"annotations[{index}]"
         boxes.append(place.box(row.get("bbox"), f"{field}.bbox"))
         labels.append(reading.label(place, row.get("category_id"), f"{field}.category_id"))
+    reading.note_boxes(boxes, size)
     hois = []
     for index, row in enumerate(place.objects(entry, "hoi_annotation")):
         field = f"hoi_annotation[{index}]"

@@ -111,6 +111,8 @@ def _raw(
             raise place.wrong(key, f"{count} entries, as many as in hoi", len(rows))
     boxes = [place.box(box, f"boxes_h[{index}]") for index, box in enumerate(humans)]
     boxes += [place.box(box, f"boxes_o[{index}]") for index, box in enumerate(targets)]
+    sides = None if size is None else place.size(size, "size")
+    reading.note_boxes(boxes, sides)
     labels, rows = [reading.vocabulary.person] * count, []
     for index in range(count):
         hoi = place.whole(hois[index], f"hoi[{index}]")
@@ -126,7 +128,7 @@ def _raw(
         boxes,
         labels,
         rows,
-        None if size is None else place.size(size, "size"),
+        sides,
         box_field=lambda i: f"boxes_h[{i}]" if i < count else f"boxes_o[{i - count}]",
         hoi_field=lambda i: f"hoi[{i}]",
     )

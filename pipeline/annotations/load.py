@@ -105,6 +105,8 @@ def load_annotations(
         value = read_json(path)
         annotations, digest = _from_json(value, reading, instances, ids)
         boxes_only = isinstance(value, dict) and "images" in value
+    with reading.entry():
+        reading.check_form()
     if not annotations and not reading.defects:
         raise bad_field(path, "file", "at least one annotated image", "none")
     return AnnotationFile(

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.annotations.fields import Place, RepeatedImage, UnknownNumber
-from pipeline.errors import InputError
+from pipeline.box_form import CORNERS, SIDES, BoxForm, OtherForm
+from pipeline.errors import InputError, bad_field
 from pipeline.vocabulary import Vocabulary
 
 # The blemishes of published files, as people read them.
@@ -26,8 +29,11 @@ REPEATED = "repeated labels (dropped)"
 DEFECTS: dict[type[InputError], str] = {
     UnknownNumber: "numbers of objects or verbs that the vocabulary lacks",
     RepeatedImage: "images named more than once",
+    OtherForm: "files of boxes or labels in another form",
     InputError: "malformed entries",
 }
+# Fewer labels tell nothing about the whole file.
+ENOUGH_LABELS = 5
 # Label of a box whose object the vocabulary lacks, in a survey.
 UNKNOWN = -1
 
@@ -45,6 +51,8 @@ class Reading:
         defects: how many wrong entries of each kind a survey found so far.
         examples: the first of each kind of both, as an error tells it.
         unlabelled: images that the file names without any labelled pair, and so says nothing of.
+        forms: what its boxes look like, by the form that is expected of them.
+        pairs: how many labels with an object have had "right" and "swapped" roles.
     """
 
     file: Path
@@ -55,6 +63,10 @@ class Reading:
     defects: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unlabelled: set[str] = field(default_factory=set)
+    forms: dict[str, BoxForm] = field(
+        default_factory=lambda: {form: BoxForm(form) for form in (CORNERS, SIDES)}
+    )
+    pairs: Counter[str] = field(default_factory=Counter)
 
     def blemish(self, kind: str, image: str, where: str, expected: str, found: object) -> None:
         """Counts a blemish.
@@ -68,6 +80,31 @@ class Reading:
                 raise error
             self.examples.setdefault(kind, str(error))
         self.blemishes[kind] += 1
+
+    def note_boxes(
+        self, boxes: list[list[float]], size: tuple[int, int] | None, form: str = CORNERS
+    ) -> None:
+        """Looks at the boxes of an image, as they stand in the file."""
+        self.forms[form].add(np.array(boxes, dtype=np.float64).reshape(-1, 4), size)
+
+    def note_pair(self, subject: int, target: int) -> None:
+        """Looks at the objects that a label's subject and object are."""
+        person = self.vocabulary.person
+        self.pairs["swapped" if subject != person == target else "right"] += 1
+
+    def check_form(self) -> None:
+        """Refuses a file all of whose boxes or labels are meant otherwise, at its end.
+
+        Raises:
+            OtherForm: names the form.
+        """
+        for form in self.forms.values():
+            form.check(self.file, "bbox")
+        swapped, total = self.pairs["swapped"], self.pairs.total()
+        if total >= ENOUGH_LABELS and 2 * swapped > total:
+            expected = "a person as subject and a thing as object"
+            found = f"subject and object swapped in {swapped} of {total} labels"
+            raise OtherForm(str(bad_field(self.file, "subject_id and object_id", expected, found)))
 
     @contextmanager
     def entry(self) -> Iterator[None]:

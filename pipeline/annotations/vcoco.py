@@ -19,6 +19,7 @@ from pipeline.annotations.fields import Names, Place
 from pipeline.annotations.reading import NO_AREA, NO_PERSON, Reading
 from pipeline.annotations.vcoco_actions import AGENT, ActionTable, VcocoAction, read_actions
 from pipeline.annotations.vcoco_files import VcocoFiles, read_ids
+from pipeline.box_form import SIDES
 from pipeline.errors import bad_field
 from pipeline.files import read_json
 from pipeline.types import Annotation
@@ -89,6 +90,8 @@ def read_vcoco(files: VcocoFiles, reading: Reading) -> VcocoTruth:
     for number in ids:
         with reading.entry():
             images.append(_image(coco.images[number], coco, table, reading))
+    with reading.entry():
+        reading.check_form()
     named = {image["file_name"]: number for number, image in coco.images.items()}
     inside = {image.name for image in images}
     others = {name: number for name, number in named.items() if name not in inside}
@@ -185,6 +188,7 @@ def _image(image: dict[str, Any], coco: _Coco, table: ActionTable, reading: Read
         if row.get("ignore") == 1:
             continue
         x, y, w, h = place.box(row.get("bbox"), f"{field}.bbox", BOX)
+        reading.note_boxes([[x, y, w, h]], (width, height), SIDES)
         box = np.clip([x, y, x + max(0.0, w - 1), y + max(0.0, h - 1)], 0, edge)
         if _area(row, w * h, field, place) <= 0 or box[2] <= box[0] or box[3] <= box[1]:
             reading.blemish(NO_AREA, place.image, f"{field}.bbox", "an area", row.get("bbox"))

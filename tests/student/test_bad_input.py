@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.splits import load_split
 from pipeline.weights import read_checkpoint
@@ -100,6 +101,39 @@ def no_annotations(root, part):
     (root / "annotations" / FILES[part]).unlink()
 
 
+def every(edit):
+    """A damage to every entry of an annotation file."""
+
+    def damage(root, part):
+        file = root / "annotations" / FILES[part]
+        entries = json.loads(file.read_text())
+        for entry in entries:
+            edit(entry)
+        file.write_text(json.dumps(entries))
+
+    return damage
+
+
+def swap(entry):
+    for row in entry["hoi_annotation"]:
+        row["subject_id"], row["object_id"] = row["object_id"], row["subject_id"]
+
+
+def scale_boxes(factor):
+    def scale(entry):
+        for row in entry["annotations"]:
+            row["bbox"] = [factor * number for number in row["bbox"]]
+
+    return every(scale)
+
+
+def smaller(root, part):
+    for path in images(root, part).iterdir():
+        with Image.open(path) as image:
+            half = image.resize((64, 64))
+        half.save(path)
+
+
 def empty_annotations(root, part):
     (root / "annotations" / FILES[part]).write_text("[]")
 
@@ -131,6 +165,14 @@ def half_annotations(root, part):
             "hoi_annotation[0].category_id: expected a verb",
         ),
         (change(lambda entry: entry.pop("annotations")), "world_{part}_00000002.jpg: annotations"),
+        (every(lambda entry: entry.update(hoi_annotation=[])), "labelled interactions, found none"),
+        (
+            every(lambda entry: [row.update(object_id=99) for row in entry["hoi_annotation"]]),
+            "labels pointing past the box list",
+        ),
+        (every(swap), "subject and object swapped"),
+        (scale_boxes(1 / 128), "numbers from 0 to 1"),
+        (smaller, "declared 128 x 128, the file has 64 x 64"),
     ],
 )
 def test_a_bad_dataset(places, refused, damage, says, part):

@@ -320,6 +320,12 @@ def no_annotations(dataset):
     (dataset / "annotations/trainval_hico.json").write_text("[]")
 
 
+def no_labels(dataset):
+    file = dataset / "annotations/trainval_hico.json"
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps([{**entry, "hoi_annotation": []} for entry in entries]))
+
+
 def no_teacher(dataset):
     shutil.rmtree(dataset / "teacher")
 
@@ -335,6 +341,7 @@ def no_detector(dataset):
         (no_images, "no such folder of images"),
         (empty_images, "found none of the images"),
         (no_annotations, "trainval_hico.json"),
+        (no_labels, "trainval_hico.json: file: expected labelled interactions, found none"),
         (no_teacher, "teacher: no such CLIP folder"),
         (no_detector, "detector.safetensors: no such weights file"),
     ],

@@ -1,0 +1,170 @@
+"""Boxes and labels of another form are recognised by their numbers, right ones never are."""
+
+import copy
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.predictions import read_predictions
+from pipeline.annotations import load_annotations
+from pipeline.box_form import CORNERS, SIDES, BoxForm, OtherForm
+from pipeline.errors import InputError
+
+HICO = Path(__file__).parents[1] / "data" / "hico_det"
+
+
+def unzipped(name):
+    return json.loads(gzip.decompress((HICO / name).read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def hoia():
+    """HICO-DET's test annotations."""
+    return unzipped("test_hico.json.gz")
+
+
+@pytest.fixture(scope="module")
+def instances():
+    """The same in pairs."""
+    return unzipped("instances_test2015.json.gz")
+
+
+def normalised(box, size):
+    return [number / side for number, side in zip(box, size * 2, strict=True)]
+
+
+def sides(box, _):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def right(box, _):
+    return box
+
+
+CHANGES = {"0 to 1": normalised, SIDES: sides, None: right}
+
+
+def of_hoia(value, first, count, change, sized):
+    entries = copy.deepcopy(value[first : first + count])
+    for entry in entries:
+        size = [entry["width"], entry["height"]]
+        for row in entry["annotations"]:
+            row["bbox"] = change(row["bbox"], size)
+        if not sized:
+            del entry["width"], entry["height"]
+    return entries
+
+
+def of_instances(value, first, count, change, sized):
+    part = {**value}
+    for key in ("filenames", "size", "annotation"):
+        part[key] = copy.deepcopy(value[key][first : first + count])
+    for entry, size in zip(part["annotation"], part["size"], strict=True):
+        for key in ("boxes_h", "boxes_o"):
+            entry[key] = [change(box, size) for box in entry[key]]
+    if not sized:
+        del part["size"]
+    return part
+
+
+@pytest.mark.parametrize("form", CHANGES)
+@pytest.mark.parametrize("make", [of_hoia, of_instances])
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(("first", "count"), [(0, 3), (0, 40), (333, 4), (700, 40)])
+def test_annotations(save, hico, request, make, form, sized, first, count):
+    value = request.getfixturevalue(make.__name__.removeprefix("of_"))
+    file = save(make(value, first, count, CHANGES[form], sized))
+    if form is None:
+        assert load_annotations(file, hico, "test").num_labels > 0
+        return
+    with pytest.raises(OtherForm) as caught:
+        load_annotations(file, hico, "test")
+    line = str(caught.value)
+    assert str(file) in line and form in line and "pixels" in line
+    survey = load_annotations(file, hico, "test", survey=True)
+    assert line in survey.examples.values()
+
+
+def predictions(entries, change):
+    return [
+        {
+            "file_name": entry["file_name"],
+            "predictions": [
+                {**row, "bbox": change(row["bbox"], [entry["width"], entry["height"]])}
+                for row in entry["annotations"]
+            ],
+            "hoi_prediction": [{**row, "score": 0.5} for row in entry["hoi_annotation"]],
+        }
+        for entry in entries
+    ]
+
+
+@pytest.mark.parametrize("form", CHANGES)
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_predictions(save, hico, hoia, form, count):
+    file = save(predictions(hoia[:count], CHANGES[form]), "predictions.json")
+    if form is None:
+        assert len(read_predictions(file, hico)) == count
+        return
+    with pytest.raises(InputError) as caught:
+        read_predictions(file, hico)
+    assert str(file) in str(caught.value) and form in str(caught.value)
+
+
+def swapped(entries, key):
+    changed = copy.deepcopy(entries)
+    for entry in changed:
+        for row in entry[key]:
+            row["subject_id"], row["object_id"] = row["object_id"], row["subject_id"]
+    return changed
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_swapped_subject_and_object(save, hico, hoia, count):
+    file = save(swapped(hoia[:count], "hoi_annotation"))
+    with pytest.raises(OtherForm, match="subject and object swapped"):
+        load_annotations(file, hico, "test")
+    entries = swapped(predictions(hoia[:40], right), "hoi_prediction")
+    file = save(entries, "predictions.json")
+    with pytest.raises(InputError, match="subject and object swapped"):
+        read_predictions(file, hico)
+
+
+def coco(boxes, size):
+    rows = [
+        {"id": number, "image_id": 1, "category_id": 1, "bbox": box}
+        for number, box in enumerate(boxes)
+    ]
+    image = {"id": 1, "file_name": "a.jpg", "width": size[0], "height": size[1]}
+    return {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "person"}]}
+
+
+def test_coco(save, hico):
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0, 300, (30, 2))
+    last = np.minimum(first + rng.uniform(20, 300, (30, 2)), [640, 480])
+    corners = np.concatenate([first, last], axis=1)
+    xywh = np.concatenate([first, last - first], axis=1)
+    shares = xywh / [640, 480, 640, 480]
+    for boxes, form in ((corners, CORNERS), (shares, "0 to 1"), (xywh, None)):
+        file = save(coco(boxes.tolist(), (640, 480)))
+        if form is None:
+            assert len(load_annotations(file, hico, "train").annotations[0].boxes) == 30
+            continue
+        with pytest.raises(OtherForm) as caught:
+            load_annotations(file, hico, "train")
+        assert form in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (1, 1), None])
+def test_small_pictures_and_few_boxes(size):
+    """Boxes of tiny pictures, and single flaws among few."""
+    form = BoxForm(CORNERS)
+    form.add(np.array([[0, 0, 1, 1]] if size == (1, 1) else [[0, 0, 1, 1], [0, 3, 9, 9]]), size)
+    form.check(Path("a.json"), "bbox")
+    flawed = BoxForm(CORNERS)
+    flawed.add(np.array([[5, 5, 5, 5], [7, 2, 3, 9], [0, 0, 0, 0], [1, 1, 9, 9]]), size)
+    flawed.check(Path("a.json"), "bbox")
