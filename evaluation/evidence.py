@@ -163,6 +163,9 @@ def _view(
     vocabulary: Vocabulary,
     dataset: Dataset | None,
 ) -> View:
+    if result.matches is not None:
+        judged = result.matches.judged(result.setting)
+        return View(contestant, result, result.matches.detections, judged)
     assert result.predictions is not None, "picked for having some"
     found = read_predictions(result.predictions, vocabulary)
     detections = of_annotated_images(result.predictions, found, truth)

@@ -14,7 +14,8 @@ from PIL import Image
 from evaluation.comparison import Comparison
 from evaluation.contestants import Contestant
 from evaluation.draw import draw_annotation, draw_detections
-from evaluation.matching import collect, find_hits
+from evaluation.judged import Part
+from evaluation.matching import collect
 from evaluation.nms import suppress_pairs
 from evaluation.shelves import interactions_of, pick, picture_ap
 from evaluation.wording import listing
@@ -106,12 +107,19 @@ def build_gallery(
             replace(item, hois=item.hois[rows], scores=item.scores[rows])
             for item, rows in zip(kept, masks, strict=True)
         ]
+        numbers = np.arange(len(held))
+        said, truth = (collect(items, numbers, vocabulary) for items in (aligned, held))
+        part = Part.of(said, truth, vocabulary)
+        ends = np.cumsum([len(item.hois) for item in aligned])
+        hits = np.zeros(ends[-1] if len(ends) else 0, dtype=bool)
+        hits[said.sources] = part.hits
         views.append(
             _View(
                 contestant,
                 aligned,
-                picture_ap(held, aligned, vocabulary, unseen or None),
-                picture_ap(held, aligned, vocabulary),
+                np.split(hits, ends[:-1]),
+                picture_ap(part, len(held), unseen or None),
+                picture_ap(part, len(held)),
             )
         )
     shelves = []
@@ -131,12 +139,14 @@ class _View:
     """A contestant's detections of every picture and how good they are.
 
     Attributes:
+        hits: of each picture (K,) bool, which detections are right.
         unseen_ap, whole_ap: (N,) average precision within each picture, of its unseen
             interactions (all, where nothing is unseen) and of all.
     """
 
     contestant: Contestant
     detections: list[Detections]
+    hits: list[np.ndarray]
     unseen_ap: np.ndarray
     whole_ap: np.ndarray
 
@@ -186,10 +196,9 @@ def _drawn(
     vocabulary, detections = comparison.vocabulary, view.detections[index]
     rows = _best(annotation, detections, comparison)
     top = replace(detections, hois=detections.hois[rows], scores=detections.scores[rows])
-    zero = np.zeros(1, dtype=np.int64)
-    found = collect([top], zero, vocabulary)
-    hits = np.zeros(len(top.hois), dtype=bool)
-    hits[found.sources] = find_hits(found, collect([annotation], zero, vocabulary))
+    # The best of an interaction's detections are among those shown, so that what was right about
+    # the picture is right about these.
+    hits = view.hits[index][rows]
     drawn = draw_detections(image, top, vocabulary, set(comparison.unseen), hits, LONG_SIDE)
     said = _sentence(interactions_of(top, vocabulary), comparison, hits)
     title = view.contestant.title

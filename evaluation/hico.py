@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from evaluation.matching import Triplets, collect, falling, find_hits, number_images
+from evaluation.judged import Matches, Setting, match
+from evaluation.matching import falling
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
-Setting = Literal["default", "known_object"]
-# So many images are matched at once: their arrays fit into a core's cache.
-IMAGES_AT_ONCE = 256
 # The benchmark's thresholds as floats, 0.30000000000000004 included; they decide ties.
 RECALL_THRESHOLDS = np.arange(0, 1.1, 0.1)
 
@@ -72,31 +69,35 @@ def evaluate_settings(
     vocabulary: Vocabulary,
     settings: Sequence[Setting],
 ) -> dict[Setting, HicoScores]:
-    """Scores detections (EoID section 4.1, Chao et al. 2018).
+    """Scores detections (EoID section 4.1, Chao et al. 2018); see `match` and `scores_of`."""
+    return scores_of(match(annotations, detections, vocabulary), vocabulary, settings)
+
+
+def scores_of(
+    matches: Matches, vocabulary: Vocabulary, settings: Sequence[Setting]
+) -> dict[Setting, HicoScores]:
+    """Scores of detections that were held against the annotations.
 
     Args:
-        annotations: one for each image of the test set; images without detections count as missed.
-        detections: at most one for each image; detections of equal score keep the order of the
-            images and of their rows.
+        matches: detections of equal score keep the order of the images and of their rows.
         settings: `default` counts every detection; `known_object` only those of interactions whose
             object some annotated interaction of the image has.
-
-    Raises:
-        InputError: detections for an image that is not annotated.
     """
-    _, images = number_images(annotations, detections)
-    # In the order of the annotated images, so ties do not depend on the predictions' order.
-    order = np.argsort(images, kind="stable")
-    images, ordered = images[order], [detections[row] for row in order]
-    parts = []
-    for first in range(0, max(len(annotations), 1), IMAGES_AT_ONCE):
-        some = annotations[first : first + IMAGES_AT_ONCE]
-        low, high = np.searchsorted(images, (first, first + IMAGES_AT_ONCE))
-        truth = collect(some, np.arange(first, first + len(some)), vocabulary)
-        found = collect(ordered[low:high], images[low:high], vocabulary)
-        parts.append(_match(found, truth, vocabulary))
     interactions, scores, hits, known, truths = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
+        np.concatenate(column)
+        for column in zip(
+            *(
+                (
+                    one.found.interactions,
+                    one.found.scores,
+                    one.hits,
+                    one.known,
+                    one.truth.interactions,
+                )
+                for one in matches.parts
+            ),
+            strict=True,
+        )
     )
     num_positives = np.bincount(truths, minlength=vocabulary.num_interactions)
     order = _by_interaction_and_score(interactions, scores, vocabulary.num_interactions)
@@ -105,19 +106,6 @@ def evaluate_settings(
         counted = order[known[order]] if setting == "known_object" else order
         results[setting] = _scores(interactions[counted], hits[counted], num_positives)
     return results
-
-
-def _match(
-    found: Triplets, truth: Triplets, vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of the detections of some images interactions, scores, whether they are right and whether
-    they count in the known-object setting; and the interactions of the annotations.
-
-    What the known-object setting leaves out has nothing to hit in its image, so the hits are the
-    same in both settings.
-    """
-    hits, known = find_hits(found, truth), known_object(found, truth, vocabulary)
-    return found.interactions, found.scores, hits, known, truth.interactions
 
 
 def _by_interaction_and_score(
@@ -196,14 +184,6 @@ def harmonic_mean(seen: float | None, unseen: float | None) -> float | None:
     if seen is None or unseen is None:
         return None
     return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
-
-
-def known_object(found: Triplets, truth: Triplets, vocabulary: Vocabulary) -> np.ndarray:
-    """Mask of the detections in images with an annotated interaction of their object."""
-    object_of = np.array([label for _, label in vocabulary.interactions], dtype=np.int64)
-    stride = vocabulary.num_objects
-    present = np.unique(truth.images * stride + object_of[truth.interactions])
-    return np.isin(found.images * stride + object_of[found.interactions], present)
 
 
 def _mean(values: np.ndarray, rows: Sequence[int] | np.ndarray | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -23,8 +23,8 @@ class Triplets:
         interactions: (N,) int64, HOI index.
         human_boxes, object_boxes: (N, 4) float64, xyxy, pixels.
         scores: (N,) float64; 1 for annotations.
-        sources: (N,) int64, row among all rows given, before triplets outside the vocabulary's
-            interactions were left out.
+        sources: (N,) int64, row among all rows given to `collect`, before triplets outside the
+            vocabulary's interactions were left out.
     """
 
     images: np.ndarray
@@ -47,6 +47,12 @@ class Triplets:
             self.scores[rows],
             self.sources[rows],
         )
+
+
+def concatenate(parts: Sequence[Triplets]) -> Triplets:
+    """The triplets of several calls of `collect`, one call's behind the other's."""
+    names = [entry.name for entry in fields(Triplets)]
+    return Triplets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def number_images(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.charts.look import require
@@ -45,8 +45,11 @@ class ReportConfig:
         return self.png or self.out.with_name(f"{self.out.stem}-pictures")
 
 
-def write_report(config: ReportConfig) -> None:
+def write_report(config: ReportConfig, known: Results | None = None) -> None:
     """Writes the report.
+
+    Args:
+        known: what stands in the only results file, with the matches that it was scored by.
 
     What results point at and what is no longer there (the training log, the predictions, the
     dataset's pictures) is left out, and the page says so.
@@ -59,6 +62,9 @@ def write_report(config: ReportConfig) -> None:
     refuse_existing(config.out, config.overwrite)
     refuse_existing(config.pictures, config.overwrite)
     results = [read_results(path) for path in config.results]
+    if known is not None:
+        (own,) = results
+        results = [replace(own, matches=known.matches)]
     comparison = compare(results, _vocabulary(results, config.data))
     evidence = gather_evidence(comparison, config.data)
     page = build_page(comparison, evidence)
@@ -66,17 +72,20 @@ def write_report(config: ReportConfig) -> None:
     write_text(config.out, page.html)
 
 
-def report_beside(results: Path, overwrite: bool = True) -> str:
+def report_beside(results: Path, overwrite: bool = True, known: Results | None = None) -> str:
     """Writes a report on one evaluation beside its results file.
 
     An evaluation is worth having without its report, so nothing is raised.
+
+    Args:
+        known: see `write_report`.
 
     Returns:
         a line that says where the report is, or why there is none.
     """
     config = ReportConfig((results,), results.with_name(REPORT), overwrite=overwrite)
     try:
-        write_report(config)
+        write_report(config, known)
     except InputError as error:
         return f"no report: {error}"
     return f"report: {config.out}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from evaluation.hico import HicoScores, Setting, summarize
+from evaluation.hico import HicoScores, summarize
+from evaluation.judged import Matches, Setting
 from evaluation.result_fields import numbers, typed_field
 from evaluation.vcoco_results import VcocoResults, parse_vcoco
 from pipeline.errors import bad_field
@@ -80,6 +81,7 @@ class Results:
         nms: settings of the pairwise NMS before scoring, None without.
         vcoco: V-COCO's own scores; where there are only these, all of `metrics` is None and
             nothing is in `per_class`.
+        matches: the detections held against the annotations, as scored; not on disk.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Results:
     known_object: SettingScores | None = None
     nms: dict[str, float] | None = None
     vcoco: VcocoResults | None = None
+    matches: Matches | None = field(default=None, repr=False, compare=False)
 
 
 def vcoco_alone(**fields: Any) -> Results:
@@ -158,7 +161,9 @@ def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
 
 def write_results(path: Path | str, results: Results) -> None:
     """Writes `results.json`; paths become relative to it, so a run folder can be moved."""
-    write_json(path, {**asdict(results), **_relative(path, results)})
+    value = asdict(replace(results, matches=None))
+    del value["matches"]
+    write_json(path, {**value, **_relative(path, results)})
 
 
 def write_vcoco(path: Path | str, results: Results) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluation.hico import Setting, evaluate_settings
+from evaluation.hico import scores_of
+from evaluation.judged import Setting, match
 from evaluation.nms import NmsConfig, suppress_pairs
 from evaluation.results import score_fields, setting_scores
 from pipeline.types import Annotation, Detections
@@ -49,7 +50,8 @@ def scored_fields(
     """
     if scoring.nms is not None:
         detections = suppress_pairs(detections, scoring.nms)
-    scores = evaluate_settings(annotations, detections, vocabulary, scoring.settings)
+    matches = match(annotations, detections, vocabulary)
+    scores = scores_of(matches, vocabulary, scoring.settings)
     first, *further = scoring.settings
     known_object = "known_object" in further
     return {
@@ -58,5 +60,6 @@ def scored_fields(
         if known_object
         else None,
         "nms": None if scoring.nms is None else asdict(scoring.nms),
+        "matches": matches,
         **score_fields(scores[first], vocabulary, unseen),
     }

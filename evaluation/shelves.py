@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from evaluation.matching import collect, find_hits
+from evaluation.judged import Part
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
@@ -16,39 +16,34 @@ NUM_RANDOM, NUM_SEEN = 8, 4
 DRAW_SEED = 0
 
 
-def picture_ap(
-    annotations: Sequence[Annotation],
-    detections: Sequence[Detections],
-    vocabulary: Vocabulary,
-    interactions: Collection[int] | None = None,
-) -> np.ndarray:
+def picture_ap(part: Part, count: int, interactions: Collection[int] | None = None) -> np.ndarray:
     """Average precision within each picture, its interactions ranked together by score: the mean,
     over the labelled interactions, of the precision at the detection that is right about one (0
     where none is).
 
     Args:
-        annotations, detections: of the same images in the same order.
+        part: the detections of all pictures.
+        count: N, of the pictures.
         interactions: HOI indices that count; None for all.
 
     Returns:
         (N,) float64, NaN for pictures without such an interaction.
     """
-    images = np.arange(len(annotations))
-    truth = collect(annotations, images, vocabulary)
-    found = collect(detections, images, vocabulary)
+    found, truth, hits = part.found, part.truth, part.hits
     if interactions is not None:
         wanted = np.array(sorted(interactions), dtype=np.int64)
         truth = truth.keep(np.isin(truth.interactions, wanted))
-        found = found.keep(np.isin(found.interactions, wanted))
-    found = found.keep(np.lexsort((-found.scores, found.images)))
-    hits = find_hits(found, truth)
-    num_truth = np.bincount(truth.images, minlength=len(images))
-    num_found = np.bincount(found.images, minlength=len(images))
+        rows = np.isin(found.interactions, wanted)
+        found, hits = found.keep(rows), hits[rows]
+    order = np.lexsort((-found.scores, found.images))
+    found, hits = found.keep(order), hits[order]
+    num_truth = np.bincount(truth.images, minlength=count)
+    num_found = np.bincount(found.images, minlength=count)
     first = np.cumsum(num_found) - num_found
     rank = np.arange(len(found)) - first[found.images] + 1
     before = np.cumsum(hits) - hits
     found_so_far = np.cumsum(hits) - np.append(before, 0)[first][found.images]
-    gains = np.bincount(found.images, hits * found_so_far / rank, minlength=len(images))
+    gains = np.bincount(found.images, hits * found_so_far / rank, minlength=count)
     return np.where(num_truth > 0, gains / np.maximum(num_truth, 1), np.nan)
 
 

@@ -300,7 +300,7 @@ def _conclude(results: Results, details: Sequence[str] = (), report: bool = True
     click.echo("\n".join(tables([results], details)))
     if report:
         assert results.predictions is not None, "the evaluation writes them beside the results"
-        click.echo(report_beside(results.predictions.with_name(RESULTS)))
+        click.echo(report_beside(results.predictions.with_name(RESULTS), known=results))
 
 
 def main() -> None:

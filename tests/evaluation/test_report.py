@@ -5,14 +5,18 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
+from evaluation.judged import match
+from evaluation.predictions import read_predictions
 from evaluation.report import ReportConfig, report_beside, write_report
 from evaluation.results import METRICS, Results, read_results, write_results
 from evaluation.wording import percent
+from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from pipeline.splits import load_split
 from pipeline.vocabulary import load_vocabulary
@@ -315,3 +319,31 @@ def test_beside_an_evaluation(runs, tmp_path, monkeypatch):
     assert report_beside(source).startswith(f"no report: {source}: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "no report: a report needs matplotlib, which is not installed" in report_beside(source)
+
+
+@pytest.mark.parametrize("setting", ["default", "known_object"])
+def test_matches_are_handed_on(runs, tmp_path, monkeypatch, setting):
+    """A report on results in memory is the one on their files, without reading or matching again
+    what was scored."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "control", folder)
+    source = folder / "results.json"
+    value = json.loads(source.read_text())
+    place = str(runs / "world")
+    source.write_text(json.dumps({**value, "dataset_path": place, "setting": setting}))
+    write_report(ReportConfig((source,), tmp_path / "files.html"))
+    results = read_results(source)
+    test = open_dataset(runs / "world").load("test")
+    vocabulary = load_vocabulary("world")
+    found = read_predictions(results.predictions, vocabulary)
+    known = replace(results, matches=match(test.annotations, found, vocabulary))
+
+    def fail(*_):
+        raise AssertionError("read or matched again")
+
+    monkeypatch.setattr("evaluation.evidence.read_predictions", fail)
+    monkeypatch.setattr("evaluation.evidence.judge", fail)
+    write_report(ReportConfig((source,), tmp_path / "memory.html"), known)
+    assert (tmp_path / "memory.html").read_text() == (tmp_path / "files.html").read_text()
+    write_results(tmp_path / "again.json", known)
+    assert "matches" not in json.loads((tmp_path / "again.json").read_text())

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from evaluation.judged import match
 from evaluation.shelves import NUM_RANDOM, NUM_SEEN, interactions_of, pick, picture_ap
 
 KICK, HOLD, PULL = ("kick", "ball"), ("hold", "ball"), ("pull", "box")
@@ -10,8 +11,13 @@ def unseen_kick(world):
     return [int(world.interaction_ids[world.verbs.index("kick"), world.objects.index("ball")])]
 
 
+def whole(annotations, detections, vocabulary):
+    (part,) = match(annotations, detections, vocabulary).parts
+    return part
+
+
 def test_picture_ap_of_nothing(world):
-    assert picture_ap([], [], world).shape == (0,)
+    assert picture_ap(whole([], [], world), 0).shape == (0,)
 
 
 def test_picture_ap(world, annotate, detect):
@@ -26,11 +32,12 @@ def test_picture_ap(world, annotate, detect):
         detect("4.jpg", (*KICK, 0.5)),
     ]
     expected = [1, 0, (1 / 2 + 2 / 3) / 2, 1 / 2, np.nan]
-    assert picture_ap(annotations, detections, world) == pytest.approx(expected, nan_ok=True)
+    part = whole(annotations, detections, world)
+    assert picture_ap(part, 5) == pytest.approx(expected, nan_ok=True)
     # Only what is said and labelled about unseen interactions counts.
     kick = unseen_kick(world)
     expected = [1, 0, 1, 1, np.nan]
-    assert picture_ap(annotations, detections, world, kick) == pytest.approx(expected, nan_ok=True)
+    assert picture_ap(part, 5, kick) == pytest.approx(expected, nan_ok=True)
 
 
 def test_pick_nothing(world):
