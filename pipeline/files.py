@@ -88,7 +88,7 @@ def read_json(path: Path | str) -> Any:
     Raises:
         InputError: the file is missing, is not readable as UTF-8 text or is not JSON.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -107,7 +107,7 @@ def iterate_json(path: Path | str) -> Iterator[Any]:
         InputError: the file is missing, is not readable as UTF-8 text, is not JSON, or holds
             something else than a list.
     """
-    text = _read_text(path)
+    text = read_text(path)
     decoder = json.JSONDecoder()
 
     def skip(position: int) -> int:
@@ -145,7 +145,12 @@ def iterate_json(path: Path | str) -> Iterator[Any]:
         raise InputError(f"{path}: expected JSON, found {error}") from None
 
 
-def _read_text(path: Path | str) -> str:
+def read_text(path: Path | str) -> str:
+    """Reads UTF-8 text.
+
+    Raises:
+        InputError: the file is missing or not readable as such.
+    """
     path = Path(path)
     try:
         # Some editors put a byte order mark before UTF-8.

@@ -24,6 +24,7 @@ class BuildConfig:
         proposals: a file of detections, in the place of a detector.
         detector, detector_weights: name and weights; None takes the dataset's own detector, or
             torchvision's usual one.
+        detector_classes: see `DetectorConfig.classes`.
         clip_model, clip_weights: see `ClipConfig`; None takes the dataset's own teacher, or the
             published one.
         precision: of CLIP's image tower, see `ClipConfig`.
@@ -44,6 +45,7 @@ class BuildConfig:
     proposals: Path | None = None
     detector: str | None = None
     detector_weights: str | None = None
+    detector_classes: tuple[str, ...] | None = None
     clip_model: str | None = None
     clip_weights: str | None = None
     precision: str = "auto"

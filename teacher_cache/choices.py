@@ -98,6 +98,7 @@ def _detects(config: BuildConfig) -> bool:
     options: dict[str, object] = {
         "--detector": config.detector,
         "--detector-weights": config.detector_weights,
+        "--detector-classes": config.detector_classes and f"{len(config.detector_classes)} names",
     }
     if config.candidates == "annotated":
         options["--proposals"] = config.proposals
@@ -125,7 +126,7 @@ def choose_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
     pairing = config.asking.pairing
     # Detectors keep what is above their threshold; pairs take what is at it, too.
     lowest = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
-    return DetectorConfig(name or DEFAULT, weights, lowest)
+    return DetectorConfig(name or DEFAULT, weights, lowest, config.detector_classes)
 
 
 def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:

@@ -48,6 +48,13 @@ def cache() -> None:
     help="A weights file, or one of torchvision's weights entries.",
 )
 @click.option(
+    "--detector-classes",
+    metavar="coco80|hico80|FILE",
+    help="What the classes of a weights file are that has neither COCO's 91 nor the vocabulary's:"
+    " COCO's 80 objects in COCO's order, in HICO's (the alphabet's), or one name a line. Class 0 is"
+    " the background.",
+)
+@click.option(
     "--proposals",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Detections in COCO's results form (JSON), in the place of a detector.",
@@ -118,6 +125,7 @@ def build(
     candidates: str,
     detector: str | None,
     detector_weights: str | None,
+    detector_classes: str | None,
     proposals: Path | None,
     clip_model: str | None,
     clip_weights: str | None,
@@ -145,6 +153,7 @@ def build(
     from teacher_cache.answering import AskingConfig
     from teacher_cache.build_config import BuildConfig
     from teacher_cache.cluster.run import job_script
+    from teacher_cache.detector_files import class_names
     from teacher_cache.interrupts import terminated_like_interrupted
     from teacher_cache.pairing import PairingConfig
     from teacher_cache.prompts import TEMPLATE
@@ -168,6 +177,7 @@ def build(
         proposals=proposals,
         detector=detector,
         detector_weights=detector_weights,
+        detector_classes=None if detector_classes is None else class_names(detector_classes),
         clip_model=clip_model,
         clip_weights=clip_weights,
         precision=precision,

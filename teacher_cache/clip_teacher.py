@@ -16,7 +16,7 @@ from torch.nn import functional
 from pipeline.devices import autocast
 from pipeline.errors import InputError, bad_field
 from pipeline.files import replacing, write_json
-from pipeline.weights import weights_digest
+from pipeline.weights import check_finite, weights_digest
 from teacher_cache.clip_models import (
     FOLDER_CONFIG,
     FOLDER_WEIGHTS,
@@ -53,12 +53,13 @@ class ClipTeacher:
         batch_size: how many regions at once suit the device.
 
     Raises:
-        InputError: no such model, tag, folder or file, a checkpoint of another architecture, or a
-            model with unusual input.
+        InputError: no such model, tag, folder or file, a checkpoint of another architecture or of
+            a training that diverged, or a model with unusual input.
     """
 
     def __init__(self, config: ClipConfig, device: torch.device) -> None:
         opened = open_clip_model(config)
+        check_finite(opened.model.state_dict(), config.weights or config.model)
         self.name, self.quick_gelu = opened.name, opened.quick_gelu
         self._model, self._tokenizer = opened.model.eval().to(device), opened.tokenizer
         self.device = device

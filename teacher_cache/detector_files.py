@@ -1,13 +1,23 @@
-"""What a weights file says about the torchvision detector that it was made for."""
+"""What a weights file says about the torchvision detector that it was made for, and what its
+classes are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from pipeline.errors import InputError, bad_field
+from pipeline.files import read_text
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+
 COCO_CLASSES = 91
+# Names of COCO's 80 objects in two orders: COCO's own, by its ids, and HICO's, by the alphabet.
+COCO80, HICO80 = "coco80", "hico80"
+BACKGROUND = "background"
 # Class scores and box offsets of one-stage detectors, as many of each for every anchor: RetinaNet
 # and FCOS, SSD, SSDlite.
 DENSE_HEADS = (
@@ -36,12 +46,67 @@ def num_classes(state: Mapping[str, Tensor]) -> int:
     """How many classes a checkpoint was made for, the background among them; COCO's where its
     tensors are none of torchvision's detectors'."""
     predictor = state.get("roi_heads.box_predictor.cls_score.weight")
-    if predictor is not None:
+    if predictor is not None and predictor.dim():
         return len(predictor)
     for scores, offsets in DENSE_HEADS:
-        if scores in state and offsets in state and len(state[offsets]):
-            return BOX_SIDES * len(state[scores]) // len(state[offsets])
+        heads = [state[name] for name in (scores, offsets) if name in state]
+        if len(heads) == 2 and all(head.dim() and len(head) for head in heads):
+            return BOX_SIDES * len(heads[0]) // len(heads[1])
     return COCO_CLASSES
+
+
+def has_background(state: Mapping[str, Tensor]) -> bool:
+    """Whether class 0 of a detector is the background: not of RetinaNet and FCOS, which score
+    every class on its own."""
+    return DENSE_HEADS[0][0] not in state
+
+
+def class_names(source: str) -> tuple[str, ...]:
+    """Names of a detector's classes in their order, without the background.
+
+    Args:
+        source: "coco80", "hico80", or a file with one name a line, whose first line may be the
+            background.
+
+    Raises:
+        InputError: neither of these, or a line without a name.
+    """
+    coco = load_vocabulary("hico-det")
+    if source == COCO80:
+        return tuple(name for _, name in sorted(zip(coco.object_ids, coco.objects, strict=True)))
+    if source == HICO80:
+        return tuple(sorted(coco.objects))
+    if not Path(source).is_file():
+        expected = f"{COCO80}, {HICO80} or a file with one name a line"
+        raise InputError(f"--detector-classes: expected {expected}, found {source}")
+    names = [line.strip() for line in read_text(source).rstrip().splitlines()]
+    if "" in names:
+        where = f"line {names.index('') + 1}"
+        raise bad_field(source, where, "the name of a class", "an empty line")
+    is_background = bool(names) and _plain(names[0]).strip("_ ") == BACKGROUND
+    return tuple(names[is_background:])
+
+
+def labels_of_names(names: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
+    """(N,) int64: the vocabulary's object of each name, -1 for names that it lacks."""
+    objects = {_plain(name): label for label, name in enumerate(vocabulary.objects)}
+    return np.array([objects.get(_plain(name), -1) for name in names], dtype=np.int64)
+
+
+def labels_of_ids(classes: int, vocabulary: Vocabulary) -> np.ndarray:
+    """(classes,) int64: the vocabulary's object of each category id, -1 for ids that it lacks."""
+    labels = np.full(classes, -1, dtype=np.int64)
+    labels[list(vocabulary.object_ids)] = np.arange(vocabulary.num_objects)
+    return labels
+
+
+def is_coco(vocabulary: Vocabulary) -> bool:
+    """Whether the objects are COCO's 80, of which detectors without gaps come in any order."""
+    return set(map(_plain, vocabulary.objects)) == set(map(_plain, class_names(COCO80)))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def adapted(model: nn.Module, name: str, state: Mapping[str, Tensor]) -> nn.Module:

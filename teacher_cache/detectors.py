@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,25 @@ from torchvision.models import detection, get_model, get_model_weights, list_mod
 from pipeline.boxes import clip_boxes
 from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from pipeline.weights import load_weights, mismatch, weights_digest
-from teacher_cache.detector_files import adapted, num_classes
+from pipeline.weights import check_finite, load_weights, mismatch, weights_digest
+from teacher_cache.detector_files import (
+    COCO80,
+    COCO_CLASSES,
+    HICO80,
+    adapted,
+    has_background,
+    is_coco,
+    labels_of_ids,
+    labels_of_names,
+    num_classes,
+)
 from teacher_cache.pairing import FoundBoxes
 from teacher_cache.world_models.detector import world_detector
 
 WORLD = "world"
 DEFAULT = "fasterrcnn_resnet50_fpn_v2"
+# Of torchvision's weights entries: the usual one's name, and where they name their classes.
+DEFAULT_ENTRY, NAMES = "DEFAULT", "categories"
 # Every detector shrinks a picture to about a megapixel. Giving it more than these costs memory, at
 # 27 bytes for every pixel, and shows it nothing.
 MOST_PIXELS = 2**25
@@ -42,11 +54,14 @@ class DetectorConfig:
         weights: a weights file or the name of a weights entry of torchvision; None takes the
             model's default entry.
         lowest_score: detections below this are not wanted.
+        classes: names of its classes in their order, without the background; None where torchvision
+            or the vocabulary tells what they are.
     """
 
     name: str
     weights: str | None = None
     lowest_score: float = 0.05
+    classes: tuple[str, ...] | None = None
 
 
 class Detector:
@@ -60,21 +75,26 @@ class Detector:
     Attributes:
         name: the architecture.
         weights_digest: identifies the weights.
+        classes: names of its classes where neither torchvision nor the vocabulary's ids tell
+            what these are, else None.
         unknown: the vocabulary's objects that it cannot find.
 
     Raises:
-        InputError: no such model, weights entry or file, weights of another architecture, or a
-            detector that knows no people.
+        InputError: no such model, weights entry or file, weights of another architecture or of a
+            training that diverged, classes that nobody names, or a detector that knows no people.
     """
 
     def __init__(self, config: DetectorConfig, vocabulary: Vocabulary, device: torch.device):
         model = _world(config, vocabulary) if config.name == WORLD else _torchvision(config)
         self.name = config.name
-        self.weights_digest = weights_digest(model.state_dict())
-        self._labels = _labels(config, num_classes(model.state_dict()), vocabulary)
+        state = model.state_dict()
+        check_finite(state, config.weights or config.name)
+        self.weights_digest = weights_digest(state)
+        self._labels, self.classes = _labels(config, state, vocabulary)
         found = set(self._labels.tolist())
         if vocabulary.person not in found:
-            raise InputError(f"--detector: expected one that finds people, found {config.name}")
+            option = "--detector" if self.classes is None else "--detector-classes"
+            raise InputError(f"{option}: expected one that finds people, found {config.name}")
         self.unknown = tuple(
             name for label, name in enumerate(vocabulary.objects) if label not in found
         )
@@ -154,30 +174,46 @@ def _tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div_(255)
 
 
-def _labels(config: DetectorConfig, classes: int, vocabulary: Vocabulary) -> np.ndarray:
-    """(classes,) int64: the object of each of the detector's labels, -1 where there is none.
+def _labels(
+    config: DetectorConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """What the detector's C classes are.
 
-    Labels are the vocabulary's ids where these number as many classes. Otherwise the names count
-    that torchvision gives to as many classes; and the ids again where it gives none.
+    Returns:
+        (C,) int64, the object of each class, -1 where there is none; and the names that tell it,
+        without the background, where neither torchvision nor the vocabulary's ids do.
+
+    Raises:
+        InputError: other names than classes, or as many classes as nobody names.
     """
-    labels = np.full(classes, -1, dtype=np.int64)
-    names = _category_names(config.name, classes)
-    if names is None or classes == max(vocabulary.object_ids) + 1:
-        for category, label in vocabulary.label_of_id.items():
-            if category < classes:
-                labels[category] = label
-        return labels
-    objects = {name.replace("_", " "): label for label, name in enumerate(vocabulary.objects)}
-    for category, name in enumerate(names):
-        labels[category] = objects.get(name, -1)
-    return labels
-
-
-def _category_names(model: str, classes: int) -> list[str] | None:
-    if model == WORLD:
-        return None
-    names = [entry.meta["categories"] for entry in get_model_weights(model)]
-    return next((given for given in names if len(given) == classes), None)
+    names, classes = config.classes, num_classes(state)
+    if names is None:
+        if config.name != WORLD and not _is_file(config):
+            entry = get_model_weights(config.name)[config.weights or DEFAULT_ENTRY]
+            return labels_of_names(entry.meta[NAMES], vocabulary), None
+        # COCO's 80 objects without the gaps of its ids stand in any order.
+        own, ambiguous = vocabulary.num_objects + 1, is_coco(vocabulary)
+        if classes == max(vocabulary.object_ids) + 1 and not (ambiguous and classes == own):
+            return labels_of_ids(classes, vocabulary), None
+        for entry in () if config.name == WORLD else get_model_weights(config.name):
+            if len(entry.meta[NAMES]) == classes:
+                return labels_of_names(entry.meta[NAMES], vocabulary), None
+        if classes != own or ambiguous:
+            known = f"{COCO_CLASSES} classes in COCO's numbering"
+            known += "" if ambiguous else f" or {own} of {vocabulary.name}"
+            raise InputError(
+                f"{config.weights}: expected a detector of {known}, or --detector-classes"
+                f" {COCO80}|{HICO80}|FILE for the names of others, found {classes} classes"
+            )
+        names = vocabulary.objects
+    if len(names) == classes - 1:
+        return labels_of_names(("", *names), vocabulary), names
+    if len(names) == classes and not has_background(state):
+        return labels_of_names(names, vocabulary), names
+    raise InputError(
+        f"--detector-classes: expected {classes - 1} names, for {config.weights or config.name} has"
+        f" as many classes beside the background, found {len(names)}"
+    )
 
 
 def _only_boxes(model: nn.Module, lowest_score: float) -> None:
@@ -204,14 +240,14 @@ def _torchvision(config: DetectorConfig) -> nn.Module:
         raise InputError(
             f"--detector: expected {WORLD} or one of {', '.join(names)}, found {config.name}"
         )
-    if config.weights is not None and Path(config.weights).is_file():
-        state = load_weights(Path(config.weights))
+    if _is_file(config):
+        state = load_weights(Path(str(config.weights)))
         model = get_model(
             config.name, weights=None, weights_backbone=None, num_classes=num_classes(state)
         )
         return _filled(adapted(model, config.name, state), state, config)
     entries = get_model_weights(config.name)
-    entry = config.weights or "DEFAULT"
+    entry = config.weights or DEFAULT_ENTRY
     if entry not in entries.__members__:
         raise InputError(
             f"--detector-weights: expected a file or one of"
@@ -226,6 +262,10 @@ def _torchvision(config: DetectorConfig) -> nn.Module:
             f"--detector-weights: {config.name} {entry} cannot be fetched"
             f" ({' '.join(str(error).split())[:160]}); give a file"
         ) from None
+
+
+def _is_file(config: DetectorConfig) -> bool:
+    return config.weights is not None and Path(config.weights).is_file()
 
 
 def _filled(model: nn.Module, state: dict[str, Tensor], config: DetectorConfig) -> nn.Module:

@@ -90,6 +90,8 @@ def fingerprint_parts(
             "detector.weights": models.detector.weights_digest,
             **pairing,
         }
+        if models.detector.classes is not None:
+            boxes["detector.classes"] = sha256_of_json(models.detector.classes)
     elif proposals_digest is not None:
         boxes = {"candidates": "proposals", "proposals": proposals_digest, **pairing}
     else:

@@ -6,7 +6,9 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipeline.datasets import open_dataset
 from teacher_cache.cli import main
@@ -212,6 +214,9 @@ def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, voc
         (["--candidates", "annotated", "--proposals", "x.json"], "--proposals: expected none"),
         (["--candidates", "annotated", "--max-people", "3"], "--max-people: expected none with"),
         (["--proposals", "x.json", "--detector", "world"], "--detector: expected none with --prop"),
+        (["--proposals", "x", "--detector-classes", "coco80"], "--detector-classes: expected none"),
+        (["--detector-classes", "yolo"], "--detector-classes: expected coco80, hico80 or a file"),
+        (["--detector-classes", "coco80"], "--detector-classes: expected 9 names"),
         (["--proposals", "absent.json"], "absent.json: no such file"),
         (["--clip-weights", "openai"], "--clip-weights: expected none, for"),
         (["--level", "word"], "--level"),
@@ -221,6 +226,35 @@ def test_options_that_contradict_each_other(shared_dataset, run, tmp_path, words
     code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
     assert code == 2 and says in err and err.count("\n") == 1
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_detector_full_of_nan_makes_no_cache(shared_dataset, run, tmp_path):
+    state = load_file(shared_dataset / "detector.safetensors")
+    bad = {name: value * torch.nan for name, value in state.items() if value.is_floating_point()}
+    save_file({**state, **bad}, tmp_path / "nan.safetensors")
+    words = ("--out", tmp_path / "cache", "--detector-weights", tmp_path / "nan.safetensors")
+    code, _, err = run("build", shared_dataset, *words)
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "cache").exists()
+    assert "nan.safetensors: backbone." in err
+
+
+def test_the_names_of_a_detectors_classes(
+    shared_dataset, build, run, tmp_path, finished, vocabulary
+):
+    """They decide answers: the same detector under other names makes another cache."""
+    names = [name.replace("ball", "kite") for name in vocabulary.objects]
+    (tmp_path / "names.txt").write_text("\n".join(["__background__", *names]) + "\n")
+    named = ("--detector-classes", tmp_path / "names.txt")
+    cache, said = build(shared_dataset, *LENIENT, *named)
+    assert "1 of the 9 objects of world: ball" in said
+    parts = dict(cache.manifest["parts"])
+    assert parts.pop("detector.classes") and parts == open_cache(finished).manifest["parts"]
+    assert cache.manifest["settings"]["detector_classes"] == names
+    pairs = [cache[image_id].pairs for image_id in cache.image_ids]
+    found = np.concatenate([each.object_labels[each.sources == 1] for each in pairs])
+    assert len(found) > 0 and vocabulary.objects.index("ball") not in found
+    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *LENIENT)
+    assert code == 2 and "detector.classes" in err
 
 
 def test_the_whole_image_as_region(dataset, build, run, tmp_path):

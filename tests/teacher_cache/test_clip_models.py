@@ -227,7 +227,7 @@ def no_tensors(state, path):
     [
         (empty, "tiny-16", "expected a weights file"),
         (cut, "tiny-16", "expected a weights file"),
-        (no_tensors, "tiny-16", "expected tensors by name"),
+        (no_tensors, "tiny-16", "epoch: expected a tensor, found int"),
         (text_only, "tiny-16", "expected weights of tiny-16, found another architecture's"),
         (plain, "tiny-16-64", "expected weights of tiny-16-64, found another architecture's"),
     ],

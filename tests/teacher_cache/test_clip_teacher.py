@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import InputError
 from teacher_cache.clip_teacher import ClipConfig, ClipTeacher, build_clip
@@ -47,6 +47,15 @@ def test_images_are_encoded_as_open_clip_does(teacher, folder):
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_weights_that_are_not_finite(copied):
+    file = copied / "open_clip_model.safetensors"
+    state = load_file(file)
+    state["text_projection"].flatten()[7] = torch.nan
+    save_file(state, file)
+    with pytest.raises(InputError, match=r"text_projection: .* 1 of "):
+        ClipTeacher(ClipConfig(str(copied)), CPU)
 
 
 def test_texts(teacher):

@@ -1,3 +1,4 @@
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -13,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from pipeline.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache import detectors
+from teacher_cache.detector_files import COCO80, HICO80, class_names
 from teacher_cache.detectors import (
     DEFAULT,
     WORLD,
@@ -26,6 +28,7 @@ CPU = torch.device("cpu")
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 ONE_STAGE = "ssdlite320_mobilenet_v3_large"
 KEYPOINTS = "keypointrcnn_resnet50_fpn"
+RETINA = "retinanet_resnet50_fpn"
 
 
 def images(count):
@@ -140,11 +143,124 @@ def test_cocos_labels_go_by_name_where_a_vocabulary_counts_otherwise(coco_weight
     ]
 
 
-def test_a_detector_of_people_alone():
+@pytest.fixture
+def labels(tmp_path):
+    """`labels(name, classes, vocabulary, names=)`: the objects of an architecture's classes, by
+    their names, and what it is that names them."""
+
+    def find(name, classes, vocabulary, names=None):
+        file = tmp_path / "detector.pth"
+        file.touch()
+        with torch.device("meta"):
+            model = get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+        config = DetectorConfig(name, str(file), classes=names)
+        found, told = detectors._labels(config, model.state_dict(), vocabulary)
+        assert len(found) == classes
+        return ["" if row < 0 else vocabulary.objects[row] for row in found], told
+
+    return find
+
+
+def without_ids(vocabulary, objects=None):
+    """The vocabulary with ids from 1 on, without gaps."""
+    objects = objects or vocabulary.objects
+    ids = tuple(range(1, len(objects) + 1))
+    return replace(vocabulary, objects=tuple(objects), object_ids=ids)
+
+
+COCO = load_vocabulary("hico-det")
+
+
+def test_a_detector_of_people_alone(labels):
     """Two classes, of which torchvision calls one a person."""
-    coco = load_vocabulary("hico-det")
-    labels = detectors._labels(DetectorConfig(KEYPOINTS), 2, coco)
-    assert labels.tolist() == [-1, coco.person]
+    assert labels(KEYPOINTS, 2, COCO) == (["", "person"], None)
+
+
+@pytest.mark.parametrize("name", [SMALL, ONE_STAGE, RETINA])
+@pytest.mark.parametrize("order", [COCO80, HICO80])
+@pytest.mark.parametrize("vocabulary", ["hico-det", "vcoco"])
+def test_cocos_objects_without_gaps_are_named(labels, name, order, vocabulary):
+    names = class_names(order)
+    assert labels(name, 81, load_vocabulary(vocabulary), names) == (["", *names], names)
+
+
+def test_a_detector_without_background(labels):
+    """RetinaNet and FCOS score all their classes; of others the first one is the background."""
+    names = class_names(COCO80)
+    assert labels(RETINA, 80, COCO, names) == ([*names], names)
+    with pytest.raises(InputError, match=r"--detector-classes: expected 79 names.* found 80"):
+        labels(SMALL, 80, COCO, names)
+
+
+@pytest.mark.parametrize("classes", [2, 80, 81, 82, 90, 365])
+@pytest.mark.parametrize("vocabulary", [COCO, load_vocabulary("vcoco"), without_ids(COCO)])
+def test_classes_that_nobody_names(labels, classes, vocabulary):
+    for name in (SMALL, RETINA):
+        with pytest.raises(InputError) as caught:
+            labels(name, classes, vocabulary)
+        line = str(caught.value)
+        assert "detector.pth: " in line and "91 classes" in line and f"found {classes} " in line
+        assert "--detector-classes coco80|hico80|FILE" in line
+
+
+def test_a_vocabularys_own_number_of_classes(labels, vocabulary):
+    """By its ids where these number as many, else in its own order; never half of them."""
+    own = ["", *vocabulary.objects]
+    assert labels(SMALL, 10, vocabulary) == (own, None)
+    gaps = replace(vocabulary, object_ids=tuple(range(3, 21, 2)))
+    by_id = ["" if one < 3 or one % 2 == 0 else own[(one - 1) // 2] for one in range(20)]
+    assert labels(SMALL, 20, gaps) == (by_id, None)
+    assert labels(SMALL, 10, gaps) == (own, vocabulary.objects)
+    for classes in (9, 11, 19, 81):
+        with pytest.raises(InputError, match=rf"91 .* 10 of world.* found {classes} "):
+            labels(SMALL, classes, gaps)
+
+
+def test_named_classes_are_found_under_their_names(world_weights, vocabulary):
+    names = (*vocabulary.objects[:1], *vocabulary.objects[:0:-1])
+    plain = Detector(DetectorConfig(WORLD, world_weights), vocabulary, CPU)(images(1))[0]
+    other = Detector(DetectorConfig(WORLD, world_weights, classes=names), vocabulary, CPU)
+    (found,) = other(images(1))
+    assert other.classes == names and len(found.labels) > 0
+    np.testing.assert_array_equal(found.boxes, plain.boxes)
+    assert [vocabulary.objects[label] for label in found.labels] == [
+        names[label] for label in plain.labels
+    ]
+
+
+def test_names_that_the_vocabulary_lacks_are_no_objects(labels, vocabulary):
+    names = ("zebra", "Dog", "person", "hot_dog", "N/A")
+    assert labels(SMALL, 6, vocabulary, names) == (["", "", "dog", "person", "", ""], names)
+
+
+def test_a_training_checkpoint_of_torchvision(world_weights, vocabulary, tmp_path):
+    """As its reference scripts write them, from several processes or Lightning."""
+    state = load_file(world_weights)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [16, 22])
+    more = {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "args": Namespace(data_path="/data", output_dir=Path("/runs"), lr=np.float64(0.02)),
+        "epoch": 25,
+        "scaler": {"scale": 65536.0, "_growth_tracker": 0},
+    }
+    plain = Detector(DetectorConfig(WORLD, world_weights), vocabulary, CPU)
+    for key, prefix in (("model", ""), ("model", "module."), ("state_dict", "model.")):
+        file = tmp_path / "checkpoint.pth"
+        torch.save({key: {prefix + name: one for name, one in state.items()}, **more}, file)
+        assert recognise(file, vocabulary) == WORLD
+        found = Detector(DetectorConfig(WORLD, str(file)), vocabulary, CPU)
+        assert found.weights_digest == plain.weights_digest and found.classes is None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite(world_weights, vocabulary, tmp_path, value):
+    state = load_file(world_weights)
+    state["rpn.head.bbox_pred.bias"][2] = value
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match=r"bad\.pth: rpn\.head\.bbox_pred\.bias: .* 1 of "):
+        Detector(DetectorConfig(WORLD, str(tmp_path / "bad.pth")), vocabulary, CPU)
 
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", KEYPOINTS, SMALL])
@@ -222,7 +338,7 @@ def test_without_a_network(vocabulary, tmp_path, monkeypatch, capfd):
     [
         ("yolo", None, "--detector: expected world or one of .*retinanet.*, found yolo"),
         (WORLD, None, "--detector-weights: expected a file for the detector world"),
-        (WORLD, "absent.safetensors", "absent.safetensors: no such weights file"),
+        (WORLD, "absent.safetensors", "absent.safetensors: no such file"),
         (SMALL, "COCO_V9", "--detector-weights: expected a file or one of COCO_V1"),
         (SMALL, "{world}", "expected weights of the detector fasterrcnn.*another architecture"),
         (WORLD, "{coco}", "expected weights of the detector world, found another architecture"),

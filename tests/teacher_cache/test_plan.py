@@ -148,7 +148,7 @@ def asked(vocabulary):
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
     }
-    detector = {"name": "ssd300_vgg16", "weights_digest": "2"}
+    detector = {"name": "ssd300_vgg16", "weights_digest": "2", "classes": None}
     annotations = {"digest": "3", "part": "train"}
 
     def change(values, changes, prefix):
@@ -197,6 +197,15 @@ def test_what_decides_answers_is_in_the_fingerprint(asked, changes, part):
     before = asked()
     assert {name for name in before if before[name] != other[name]} == {part}
     assert other.keys() == before.keys()
+
+
+def test_names_of_a_detectors_classes_are_in_the_fingerprint_where_they_are_given(asked):
+    first, second, none = (
+        asked({("detector", "classes"): names}) for names in (("dog", "person"), ("cat",), None)
+    )
+    assert first.keys() - none.keys() == {"detector.classes"}
+    assert first.pop("detector.classes") != second.pop("detector.classes")
+    assert first == second == none
 
 
 def test_what_decides_nothing_is_not(asked):

@@ -22,6 +22,7 @@ ASKING = replace(BUILD.asking, pairing=PairingConfig(0.1), region=RegionMode("co
     [
         BuildConfig(Path("/data"), Path("/cache")),
         replace(BUILD, asking=ASKING, threads=3),
+        replace(BUILD, detector_classes=("dog", "person")),
         RescoreConfig(Path("/cache"), Path("/new"), temperature=0.01),
     ],
 )
