@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from benchmarks.student_material import made_up_outputs, made_up_sizes, make_ima
 from pipeline.boxes import union_boxes
 from pipeline.devices import resolve_device
 from pipeline.images import read_image
-from student.data import TrainingImages
+from student.data import TrainingBatches, TrainingImages, collate, normalise
 from student.geometry import NUM_DRAWS, draw_geometries
 from student.losses import Criterion
 from student.model import HOIDetector
 from student.recipe import Recipe, preset
 from student.sampling import epoch_batches, padding_share
 from student.step import Execution, Stepper
-from student.workers import Batches, start_work
+from student.targets import Targets
+from student.workers import Batches, loader_options
 
 PARTS = ("cache", "teacher", "plain", "losses", "padding")
 
@@ -59,8 +61,8 @@ class Bench:
         self.asked = torch.from_numpy(self.images.split.asked_verbs)
         torch.manual_seed(0)
         self.model = HOIDetector(self.recipe.model).to(self.device)
-        samples = [self.images[0, index] for index in range(options.batch_size)]
-        self.samples = [sample.to(self.device) for sample in samples]
+        self.samples = [self.images[0, index] for index in range(options.batch_size)]
+        self.batch = collate(self.samples).to(self.device)
 
     def stepper(self) -> Stepper:
         """Our step, on a copy of the model."""
@@ -77,19 +79,20 @@ class Bench:
         def steps(images: TrainingImages) -> float:
             size, count = self.options.batch_size, self.options.steps
             order = [(0, place % len(images)) for place in range((count + 1) * size)]
+            keys = [order[at : at + size] for at in range(0, len(order), size)]
+            side = self.options.side
             loader = DataLoader(
-                images,
-                batch_sampler=[order[at : at + size] for at in range(0, len(order), size)],
-                num_workers=self.options.workers,
-                collate_fn=list,
-                worker_init_fn=start_work,
+                TrainingBatches(images, 1),
+                batch_size=None,
+                sampler=[(own, (side, side)) for own in keys],
+                **loader_options(self.options.workers, 4 * size * side**2, print),
             )
             with Batches(loader) as batches:
                 # Starting the workers is no part of a step.
                 next(batches)
                 started = time.perf_counter()
-                for samples in batches:
-                    stepper([sample.to(self.device) for sample in samples])
+                for batch in batches:
+                    stepper(batch.to(self.device))
                 return (time.perf_counter() - started) / count
 
         turns = in_turns(
@@ -132,10 +135,10 @@ class Bench:
             matches = found[0].matches
             return list(zip(matches.images.tolist(), matches.targets.tolist(), strict=True))
 
-        stepper(self.samples)
+        stepper(self.batch)
 
         def step(asked: Callable[[], Sequence[tuple[int, int]]]) -> None:
-            stepper(self.samples)
+            stepper(self.batch)
             ask(asked())
 
         turns = in_turns(
@@ -162,8 +165,8 @@ class Bench:
         model = plain_model(self.model).to(self.device).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
-        images = [sample.image for sample in self.samples]
-        targets = [sample.targets for sample in self.samples]
+        images = list(normalise(self.batch.pixels))
+        targets = [moved(sample.targets, self.device) for sample in self.samples]
 
         def straightforward() -> None:
             with attention_with_weights():
@@ -175,7 +178,7 @@ class Bench:
             optimizer.step()
 
         def ours() -> None:
-            stepper(self.samples)
+            stepper(self.batch)
 
         sides = {"ours": ours, "plain": straightforward}
         turns = in_turns(sides, self.options.turns, self.device)
@@ -185,7 +188,8 @@ class Bench:
         """Matching and losses with their gradients alone: batch 16, 64 queries, 20 pairs each."""
         recipe, images = self.recipe, 16
         chosen = [self.images[0, index % len(self.images)].targets for index in range(images)]
-        targets = [target.to(self.device) for target in chosen]
+        targets = [moved(target, self.device) for target in chosen]
+        batch = moved(Targets.batch(chosen), self.device)
         criterion = Criterion(recipe.matcher, recipe.losses, self.asked.to(self.device))
         outputs = made_up_outputs(3, images, recipe.model.num_queries, self.device)
 
@@ -194,7 +198,7 @@ class Bench:
             return torch.stack(list(losses.values())).sum()
 
         def ours() -> Tensor:
-            return criterion(outputs, targets).total
+            return criterion(outputs, batch).total
 
         reads = {}
         for name, side in (("ours", ours), ("plain", plainly)):
@@ -228,6 +232,11 @@ class Bench:
             "grouped": round(grouped, 4),
             "ratio": round(grouped / random, 3),
         }
+
+
+def moved(targets: Targets, device: torch.device) -> Targets:
+    """The targets on a device."""
+    return replace(targets, **{name: value.to(device) for name, value in vars(targets).items()})
 
 
 def _random_clip(name: str, folder: Path) -> Any:

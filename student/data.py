@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +25,19 @@ from pipeline.types import Annotation, ImageRecord
 from pipeline.vocabulary import Vocabulary
 from student.augmentation import Augmentation
 from student.geometry import NUM_DRAWS
-from student.padding import Size, padding_mask
-from student.pair_targets import ImageTargets, TargetConfig, image_targets
-from student.sampling import Key, mix
+from student.padding import Size, padding_mask, stack_images, zeros_to_hand_over
+from student.pair_targets import TargetConfig, image_targets
+from student.sampling import Frame, Key, mix
 from student.shots import Shown
 from student.targets import Targets
 from teacher_cache.format import ImageAnswers
 from teacher_cache.reader import TeacherCache
 
+# Types and shapes of tensors by name.
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+# Every type of torch's may begin at a multiple of this many bytes.
+ALIGNMENT = 16
+BOXES = ("human_boxes", "object_boxes", "detected_boxes")
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 1.0
@@ -40,46 +47,81 @@ OPEN_FILES = 16
 Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One training image.
-
-    Attributes:
-        image_id: file name.
-        image: (3, h, w) normalised.
-        targets: its pairs.
-        boxes, labels: (M, 4) cxcywh in [0, 1] and (M,): the frozen detector's boxes.
-        source: number of the source it comes from, 0 for the main one.
-    """
+class Sample(NamedTuple):
+    """One training image: its file name, (3, h, w) uint8 pixels, and its targets."""
 
     image_id: str
     image: Tensor
     targets: Targets
-    boxes: Tensor
-    labels: Tensor
-    source: int = 0
 
-    def to(self, device: torch.device) -> Sample:
-        """The same sample on another device; copies do not block."""
-        return Sample(
-            image_id=self.image_id,
-            image=self.image.to(device, non_blocking=True),
-            targets=self.targets.to(device),
-            boxes=self.boxes.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            source=self.source,
-        )
 
-    def pin_memory(self) -> Sample:
-        """The same sample in page-locked memory, from which copies to a GPU need not wait."""
-        return Sample(
-            image_id=self.image_id,
-            image=self.image.pin_memory(),
-            targets=self.targets.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-            labels=self.labels.pin_memory(),
-            source=self.source,
-        )
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B training images, in two tensors whatever the images hold: a worker hands every tensor over
+    by a file descriptor of its own, and every tensor is a copy to a GPU of its own.
+
+    Attributes:
+        image_ids: file names.
+        pixels: (B, 3, H, W) uint8, see `student.padding.stack_images`.
+        sizes: heights and widths of the images.
+        buffer: the tensors of their `Targets` as bytes, one behind the other.
+        layout: types and shapes of these by name.
+    """
+
+    image_ids: tuple[str, ...]
+    pixels: Tensor
+    sizes: tuple[Size, ...]
+    buffer: Tensor
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @cached_property
+    def targets(self) -> Targets:
+        """The batched targets, on the batch's device."""
+        return Targets(**_views(self.buffer, self.layout))
+
+    def images(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """What the detector takes for these images of the batch; see `normalise_batch`."""
+        return normalise_batch(self.pixels[rows], self.sizes[rows])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device; copies do not block."""
+        pixels, buffer = (one.to(device, non_blocking=True) for one in (self.pixels, self.buffer))
+        return replace(self, pixels=pixels, buffer=buffer)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU need not wait."""
+        return replace(self, pixels=self.pixels.pin_memory(), buffer=self.buffer.pin_memory())
+
+
+def collate(samples: Sequence[Sample], multiple: int = 1, frame: Sequence[int] = (0, 0)) -> Batch:
+    """Samples of any sizes as one batch; see `student.padding.stack_images`."""
+    image_ids, images, targets = zip(*samples, strict=True)
+    pixels, sizes = stack_images(images, multiple, frame)
+    tensors = vars(Targets.batch(targets))
+    layout = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    buffer = zeros_to_hand_over((sum(map(_span, layout.values())),), pixels)
+    for name, view in _views(buffer, layout).items():
+        view.copy_(tensors[name])
+    return Batch(image_ids, pixels, sizes, buffer, layout)
+
+
+def _span(entry: tuple[torch.dtype, tuple[int, ...]]) -> int:
+    """Bytes that a tensor takes in a buffer, where each begins at a multiple of `ALIGNMENT`."""
+    dtype, shape = entry
+    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def _views(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The tensors that lie in a buffer."""
+    views, start = {}, 0
+    for name, (dtype, shape) in layout.items():
+        size = math.prod(shape) * dtype.itemsize
+        views[name] = buffer[start : start + size].view(dtype).view(shape)
+        start += _span((dtype, shape))
+    return views
 
 
 class TrainingImages(Dataset[Sample]):
@@ -139,7 +181,7 @@ class TrainingImages(Dataset[Sample]):
         """(N, 2) heights and widths that the samples of an epoch will have."""
         return self.augmentation.sizes(self.image_sizes, self._draws(epoch))
 
-    def targets(self, index: int) -> ImageTargets:
+    def targets(self, index: int) -> Targets:
         """The untransformed targets of image `index`."""
         answers = self.cache[self.records[index].id]
         return image_targets(
@@ -152,7 +194,7 @@ class TrainingImages(Dataset[Sample]):
             self.cache.protocol,
             _by_pair(answers, self.embedding_dim) if self.embedding_dim else None,
             self.shown.get(index, ()),
-            is_main=self.source == 0,
+            self.source,
         )
 
     def __getitem__(self, key: Key) -> Sample:
@@ -165,8 +207,7 @@ class TrainingImages(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed GPUs too, which takes longer than changing a small image.
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
-            sample = make_sample(self.records[index].id, image, self.targets(index), transform)
-            return replace(sample, source=self.source) if self.source else sample
+            return make_sample(self.records[index].id, image, self.targets(index), transform)
 
     def _draws(self, epoch: int) -> np.ndarray:
         """The (N, `NUM_DRAWS`) numbers in [0, 1) that place the images of an epoch."""
@@ -205,47 +246,47 @@ def sizes_of_all(sources: Sequence[TrainingImages], epoch: int) -> np.ndarray:
     return np.concatenate([source.sizes(epoch) for source in sources])
 
 
-def make_sample(
-    image_id: str, image: Tensor, targets: ImageTargets, transform: Transform
-) -> Sample:
+class TrainingBatches(Dataset[Batch]):
+    """Whole batches: keys of samples with the batch's frame give a `Batch`.
+
+    Args:
+        images: gives the samples.
+        multiple: heights and widths of the batches are multiples of this.
+    """
+
+    def __init__(self, images: Dataset[Sample], multiple: int) -> None:
+        self.images, self.multiple = images, multiple
+
+    def __getitem__(self, step: tuple[Sequence[Key], Frame]) -> Batch:
+        """The batch of these samples, at least as large as the frame."""
+        keys, frame = step
+        return collate([self.images[key] for key in keys], self.multiple, frame)
+
+
+def make_sample(image_id: str, image: Tensor, targets: Targets, transform: Transform) -> Sample:
     """Transforms an image (3, h, w) uint8 with its targets and drops what was cut away.
 
     A pair leaves when one of its boxes has less than a pixel left; a detected box likewise.
+
+    Args:
+        targets: with boxes xyxy in pixels; those of the sample are cxcywh in [0, 1].
     """
     size = image.shape[-2:]
-    humans, objects, found = (
-        tv_tensors.BoundingBoxes(torch.from_numpy(boxes), format="XYXY", canvas_size=size)
-        for boxes in (targets.human_boxes, targets.object_boxes, targets.boxes)
-    )
-    changed = transform(
-        {"image": tv_tensors.Image(image), "humans": humans, "objects": objects, "found": found}
-    )
-    pixels = normalise(changed["image"])
+    boxes = {
+        name: tv_tensors.BoundingBoxes(getattr(targets, name), format="XYXY", canvas_size=size)
+        for name in BOXES
+    }
+    changed = transform({"image": tv_tensors.Image(image), **boxes})
+    pixels = changed["image"].as_subclass(Tensor)
     height, width = pixels.shape[-2:]
-    kept = _has_area(changed["humans"])
+    relative = {name: _relative(changed[name], width, height) for name in BOXES}
     # A verb without object carries an all-zero object box, which no crop can cut away.
-    objectless = torch.from_numpy((targets.object_boxes == 0).all(1))
-    kept &= _has_area(changed["objects"]) | objectless
-    kept_boxes = _has_area(changed["found"])
-    object_boxes = _relative(changed["objects"], width, height)
-    object_boxes[objectless] = 0
-    return Sample(
-        image_id=image_id,
-        image=pixels,
-        targets=Targets(
-            human_boxes=_relative(changed["humans"], width, height)[kept],
-            object_boxes=object_boxes[kept],
-            object_labels=torch.from_numpy(targets.object_labels)[kept],
-            hard=torch.from_numpy(targets.hard)[kept],
-            soft=torch.from_numpy(targets.soft)[kept],
-            seen=torch.from_numpy(targets.seen)[kept],
-            interactive=torch.from_numpy(targets.interactive)[kept],
-            embeddings=_kept_rows(targets.embeddings, kept),
-            annotated=torch.tensor([targets.annotated]),
-        ),
-        boxes=_relative(changed["found"], width, height)[kept_boxes],
-        labels=torch.from_numpy(targets.labels)[kept_boxes],
-    )
+    objectless = (targets.object_boxes == 0).all(1)
+    relative["object_boxes"][objectless] = 0
+    kept = _has_area(changed["human_boxes"])
+    kept &= _has_area(changed["object_boxes"]) | objectless
+    moved = replace(targets, **relative).select(kept, _has_area(changed["detected_boxes"]))
+    return Sample(image_id, pixels, moved)
 
 
 def _by_pair(answers: ImageAnswers, width: int) -> np.ndarray:
@@ -253,11 +294,6 @@ def _by_pair(answers: ImageAnswers, width: int) -> np.ndarray:
     if answers.embeddings is None:
         return np.zeros((len(answers.regions), width), dtype=np.float16)
     return answers.embeddings[answers.regions]
-
-
-def _kept_rows(embeddings: np.ndarray, kept: Tensor) -> Tensor:
-    rows = torch.from_numpy(embeddings)
-    return rows[kept] if embeddings.shape[1] else rows
 
 
 def normalise(image: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from student.boxes import overlaps
 from student.distributed import average_counts
 from student.padding import filled_shares
+from student.targets import Targets
 
 PEAK_WINDOW = 3
 PRIOR_PROBABILITY = 0.02
@@ -42,21 +42,6 @@ class DenseOutputs:
     def inside(self) -> Tensor:
         """(B, 1, h, w) bool, the cell holds some of the image."""
         return inside_cells(self.logits, self.shares)
-
-
-def same_frame(outputs: Sequence[DenseOutputs]) -> list[DenseOutputs]:
-    """Answers on maps of different sizes as answers on maps of one size: the rest is padding."""
-    height, width = (max(one.logits.shape[axis] for one in outputs) for axis in (-2, -1))
-
-    def framed(one: DenseOutputs) -> DenseOutputs:
-        h, w = one.logits.shape[-2:]
-        if (h, w) == (height, width):
-            return one
-        more = (0, width - w, 0, height - h)
-        shares = of_sides(one.shares, w / width, h / height)
-        return DenseOutputs(F.pad(one.logits, more), F.pad(one.boxes, more), shares)
-
-    return [framed(one) for one in outputs]
 
 
 class DenseHead(nn.Module):
@@ -132,10 +117,10 @@ def _without_padding(branch: nn.Module, features: Tensor, shares: Tensor | None)
 def cell_numbers(features: Tensor, shares: Tensor) -> Tensor:
     """(B, 2) float, columns and rows of a map (B, C, h, w) that images with these shares fill."""
     height, width = features.shape[-2:]
-    return of_sides(shares, width, height)
+    return _of_sides(shares, width, height)
 
 
-def of_sides(shares: Tensor, width: float, height: float) -> Tensor:
+def _of_sides(shares: Tensor, width: float, height: float) -> Tensor:
     """(B, 2) shares times a width and a height.
 
     Not by a tensor of the two: it would be copied to the device, and some versions of torch take
@@ -189,9 +174,7 @@ def best_cells(logits: Tensor, boxes: Tensor, count: int) -> Candidates:
     return Candidates(boxes.flatten(2).transpose(1, 2).gather(1, where), top, labels)
 
 
-def dense_losses(
-    dense: DenseOutputs, boxes: list[Tensor], labels: list[Tensor], person: int
-) -> dict[str, Tensor]:
+def dense_losses(dense: DenseOutputs, targets: Targets, person: int) -> dict[str, Tensor]:
     """Losses of the dense head against a detector's boxes.
 
     Centres are marked by a Gaussian bump and scored by a focal loss that forgives the bump's
@@ -199,8 +182,7 @@ def dense_losses(
 
     Args:
         dense: the head's answer.
-        boxes: per image (M, 4) cxcywh in [0, 1] of the image without its padding.
-        labels: per image (M,) classes.
+        targets: of the batch, with the detector's boxes.
         person: class index of people.
 
     Returns:
@@ -209,8 +191,7 @@ def dense_losses(
     """
     batch, num_classes, height, width = dense.logits.shape
     device = dense.logits.device
-    image = torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)])
-    label, box = torch.cat(labels), torch.cat(boxes)
+    image, label, box = targets.detected_images, targets.detected_labels, targets.detected_boxes
     counted, processes = average_counts(torch.full((), float(len(label)), device=device))
     count = counted.clamp(min=1 / processes)
     grid = dense.cells()[image]
@@ -235,6 +216,5 @@ def dense_losses(
     loss = loss.where(dense.inside(), 0)
     branch = (label != person).long()
     predicted = dense.boxes[image, branch, :, cell[:, 1], cell[:, 0]]
-    corners = (box_convert(b, "cxcywh", "xyxy") for b in (predicted, box))
-    distance = (predicted - box).abs().sum() + generalized_box_iou_loss(*corners, reduction="sum")
+    distance = (predicted - box).abs().sum() + (1 - overlaps(predicted, box)[1]).sum()
     return {"dense_class": loss.sum() / count, "dense_box": distance / count}

@@ -17,7 +17,7 @@ from student.boxes import overlaps
 from student.config import LossConfig, MatcherConfig
 from student.distributed import average_counts
 from student.matcher import Matches, TwoStageMatcher
-from student.targets import TargetBatch, Targets
+from student.targets import Targets
 
 EPSILON = 1e-4
 
@@ -79,15 +79,14 @@ class Criterion:
             "embedding": config.embedding_weight,
         }
 
-    def __call__(self, outputs: dict[str, Any], targets: Sequence[Targets]) -> Losses:
+    def __call__(self, outputs: dict[str, Any], batch: Targets) -> Losses:
         """Losses of a batch.
 
         Args:
             outputs: the model's, `aux_outputs` included.
-            targets: one for every image, on the outputs' device.
+            batch: targets of its images, on the outputs' device.
         """
         layers = stack_layers(outputs)
-        batch = TargetBatch.of(targets)
         matches = self.matcher({name: value.detach() for name, value in layers.items()}, batch)
         judged = _judged(batch, matches)
         parts = {
@@ -147,15 +146,14 @@ def _divide(parts: dict[str, _Part]) -> dict[str, Tensor]:
     return divided
 
 
-def _judged(batch: TargetBatch, matches: Matches) -> Tensor:
+def _judged(batch: Targets, matches: Matches) -> Tensor:
     """(L, B, Q) bool: queries of which it is known whether they have a pair."""
-    judged = batch.annotated[None].to(matches.covers.device) | ~matches.covers.any(-1)
-    judged[_rows(matches)] = True
-    return judged
+    judged = batch.annotated[None] | ~matches.covers.any(-1)
+    return judged.index_put_(_rows(matches), torch.ones_like(matches.is_candidate))
 
 
 def _object_part(
-    logits: Tensor, batch: TargetBatch, matches: Matches, judged: Tensor, config: LossConfig
+    logits: Tensor, batch: Targets, matches: Matches, judged: Tensor, config: LossConfig
 ) -> dict[str, _Part]:
     """Cross-entropy over all queries; those without a pair are "no pair", at a low weight."""
     num_layers, no_pair = len(logits), logits.shape[-1] - 1
@@ -168,7 +166,7 @@ def _object_part(
     return {"object": _Part(costs.sum(2), counts, least=EPSILON**2)}
 
 
-def _box_parts(layers: dict[str, Tensor], batch: TargetBatch, matches: Matches) -> dict[str, _Part]:
+def _box_parts(layers: dict[str, Tensor], batch: Targets, matches: Matches) -> dict[str, _Part]:
     """L1 and GIoU of matched boxes; pairs without object box have no object part."""
     shape = layers["pred_human_boxes"].shape[:2]
     rows, place = _rows(matches), (matches.images, matches.targets)
@@ -196,7 +194,7 @@ def _box_parts(layers: dict[str, Tensor], batch: TargetBatch, matches: Matches) 
 
 def _verb_parts(
     logits: Tensor,
-    batch: TargetBatch,
+    batch: Targets,
     matches: Matches,
     config: LossConfig,
     num_asked: int,
@@ -219,7 +217,7 @@ def _verb_parts(
         balance = torch.where(hard > 0, config.alpha, 1 - config.alpha)
         hard_costs = balance * missed**config.gamma * hard_costs
     soft_costs = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-    annotated = batch.annotated.to(logits.device)
+    annotated = batch.annotated
     hard_sums = (hard_costs * ~is_soft * annotated[None, :, None]).flatten(2).sum(2)
     soft_sums = (soft_costs * is_soft).flatten(2).sum(2)
 
@@ -237,7 +235,7 @@ def _verb_parts(
     return {"verb_hard": hard_part, "verb_soft": soft_part}
 
 
-def _interactive_part(logits: Tensor, batch: TargetBatch, matches: Matches) -> _Part:
+def _interactive_part(logits: Tensor, batch: Targets, matches: Matches) -> _Part:
     """Cross-entropy of the interactive score; queries on unlabelled pairs are left out."""
     wanted = (batch.seen & batch.interactive)[:, None, :]
     unlabelled = (batch.present & ~batch.seen)[:, None, :]
@@ -253,13 +251,13 @@ def _interactive_part(logits: Tensor, batch: TargetBatch, matches: Matches) -> _
 def _matching_part(logits: Tensor, matches: Matches, judged: Tensor) -> _Part:
     """Cross-entropy of whether a query has a pair (CDN's matching head)."""
     matched = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
-    matched[_rows(matches)] = 1
+    matched.index_put_(_rows(matches), torch.ones_like(matches.queries))
     costs = functional.cross_entropy(logits.movedim(-1, 1), matched, reduction="none")
     counts = judged.view(len(logits), -1).float().sum(1)
     return _Part((costs * judged).sum(2), counts, empty_is_one=True)
 
 
-def _embedding_part(predicted: Tensor, batch: TargetBatch, matches: Matches) -> _Part:
+def _embedding_part(predicted: Tensor, batch: Targets, matches: Matches) -> _Part:
     """One minus the cosine between a matched query and what the teacher saw of its pair; pairs
     that the teacher did not look at are left out."""
     wanted = batch.embeddings[matches.images, matches.targets].float()

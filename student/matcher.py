@@ -15,7 +15,7 @@ from torch import Tensor
 
 from student.boxes import overlaps
 from student.config import MatcherConfig
-from student.targets import TargetBatch
+from student.targets import Targets
 
 EPSILON = 1e-4
 # Stands in for a cost that is not a number, so that the losses get to say that they are not.
@@ -49,12 +49,14 @@ class Matches:
 
 @dataclass(frozen=True, eq=False)
 class _HostParts:
-    """Numpy copies: costs and covers (L, B, Q, N), interactive (L, B, Q), seen (B, N)."""
+    """Numpy copies: costs and covers (L, B, Q, N), interactive (L, B, Q), seen and candidate
+    (B, N)."""
 
     costs: np.ndarray
     covers: np.ndarray
     interactive: np.ndarray
     seen: np.ndarray
+    candidate: np.ndarray
 
 
 class TwoStageMatcher:
@@ -71,7 +73,7 @@ class TwoStageMatcher:
         self.asked_verbs = asked_verbs
 
     @torch.no_grad()
-    def __call__(self, outputs: dict[str, Tensor], batch: TargetBatch) -> Matches:
+    def __call__(self, outputs: dict[str, Tensor], batch: Targets) -> Matches:
         """Matches every layer on its own.
 
         Args:
@@ -82,15 +84,19 @@ class TwoStageMatcher:
         """
         costs, covers = self._costs(outputs, batch)
         interactive = outputs["pred_interactive_logits"].softmax(-1)[..., 1]
-        host = _to_host(costs, covers, interactive, batch.seen)
+        host = _to_host(costs, covers, interactive, batch)
         rows = [
             (layer, image, query, target, candidate)
             for layer in range(len(costs))
-            for image, count in enumerate(batch.counts)
-            for candidate, pairs in enumerate(self._assign(host, layer, image, count))
+            for image in range(len(batch))
+            for candidate, pairs in enumerate(self._assign(host, layer, image))
             for query, target in pairs
         ]
-        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5).T.to(costs.device)
+        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
+        if costs.is_cuda:
+            # From other memory a large copy waits for the device.
+            table = table.pin_memory()
+        table = table.to(costs.device, non_blocking=True).T.contiguous()
         return Matches(
             layers=table[0],
             images=table[1],
@@ -101,7 +107,7 @@ class TwoStageMatcher:
             covers=covers,
         )
 
-    def _costs(self, outputs: dict[str, Tensor], batch: TargetBatch) -> tuple[Tensor, Tensor]:
+    def _costs(self, outputs: dict[str, Tensor], batch: Targets) -> tuple[Tensor, Tensor]:
         """(L, B, Q, N) costs, with a verb term for seen pairs only, and what covers what."""
         config = self.config
         probability = outputs["pred_object_logits"].softmax(-1)
@@ -120,7 +126,7 @@ class TwoStageMatcher:
         covers = (iou_human >= config.iou_threshold) & (iou_object >= config.iou_threshold)
         return cost, covers & batch.present[:, None, :]
 
-    def _verb_cost(self, outputs: dict[str, Tensor], batch: TargetBatch) -> Tensor:
+    def _verb_cost(self, outputs: dict[str, Tensor], batch: Targets) -> Tensor:
         probability = outputs["pred_verb_logits"].sigmoid()
         present = batch.hard.float()
         absent = (1 - present) * ~self.asked_verbs.to(present.device)
@@ -129,12 +135,12 @@ class TwoStageMatcher:
         return -(hits + rejections) / 2
 
     def _assign(
-        self, host: _HostParts, layer: int, image: int, count: int
+        self, host: _HostParts, layer: int, image: int
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """(query, pair) rows of stage 1 and of stage 2 for one image with `count` pairs."""
+        """(query, pair) rows of stage 1 and of stage 2 for one image."""
         costs, covers = host.costs[layer, image], host.covers[layer, image]
-        interactive, seen = host.interactive[layer, image], host.seen[image]
-        labelled, candidates = np.flatnonzero(seen[:count]), np.flatnonzero(~seen[:count])
+        interactive = host.interactive[layer, image]
+        labelled, candidates = (np.flatnonzero(one[image]) for one in (host.seen, host.candidate))
         first = _solve(costs, np.arange(len(costs)), labelled)
         left = np.setdiff1d(np.arange(len(costs)), [query for query, _ in first])
         kept = [
@@ -160,9 +166,9 @@ def _compare(predicted: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (predicted - boxes).abs().sum(-1), *overlaps(predicted, boxes)
 
 
-def _to_host(costs: Tensor, covers: Tensor, interactive: Tensor, seen: Tensor) -> _HostParts:
-    """Copies all four in one transfer."""
-    parts = (costs, covers, interactive, seen)
+def _to_host(costs: Tensor, covers: Tensor, interactive: Tensor, batch: Targets) -> _HostParts:
+    """Copies all of it in one transfer."""
+    parts = (costs, covers, interactive, batch.seen, batch.present & ~batch.seen)
     flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
     pieces = np.split(flat, np.cumsum([part.numel() for part in parts])[:-1])
     shaped = [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
@@ -171,4 +177,5 @@ def _to_host(costs: Tensor, covers: Tensor, interactive: Tensor, seen: Tensor) -
         covers=shaped[1] > 0,
         interactive=shaped[2],
         seen=shaped[3] > 0,
+        candidate=shaped[4] > 0,
     )

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student.dense_head import same_frame
-
 Joiner = Callable[[list[Tensor]], Tensor]
 
 
@@ -49,10 +47,6 @@ def tensors(output: Any) -> list[Tensor]:
 
 def joined(outputs: Sequence[Any]) -> Any:
     """Outputs of parts of a batch as the output of the whole, images in order."""
-    if "dense" in outputs[0]:
-        # Every part was padded for itself, so that the maps differ in size.
-        dense = same_frame([one["dense"] for one in outputs])
-        outputs = [{**one, "dense": own} for one, own in zip(outputs, dense, strict=True)]
     return combine(torch.cat, outputs)
 
 

@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pipeline.boxes import box_iou
 from pipeline.splits import Split, keep_seen
 from pipeline.types import Annotation, Pairs
 from pipeline.vocabulary import Vocabulary
+from student.targets import Targets
 
 PROTOCOLS = ("detector", "annotated")
 ANNOTATED, PROPOSED = 0, 1
-
-
-@dataclass(frozen=True, eq=False)
-class ImageTargets:
-    """The training pairs of one image, before any transformation.
-
-    Attributes:
-        human_boxes, object_boxes: (P, 4) float32 xyxy pixels; seen pairs first. The object box is
-            all zero where a verb has no object.
-        object_labels: (P,) int64; the number of objects, which is the model's "no pair", where a
-            verb has none.
-        hard: (P, V) bool, the seen labels.
-        soft: (P, V) float32, `u * teacher probability`, 0 where hard.
-        seen: (P,) bool, False for candidate pairs.
-        interactive: (P,) bool, False where a seen label says no_interaction.
-        boxes, labels: (M, 4) float32 xyxy and (M,) int64: what the frozen detector found.
-        embeddings: (P, D) float16, the teacher's embedding of a pair's region, 0 where it did not
-            look; (0, 0) where nobody wants them.
-        annotated: what has no label is absent; False where nobody looked for interactions.
-    """
-
-    human_boxes: np.ndarray
-    object_boxes: np.ndarray
-    object_labels: np.ndarray
-    hard: np.ndarray
-    soft: np.ndarray
-    seen: np.ndarray
-    interactive: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    embeddings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float16))
-    annotated: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,9 +48,10 @@ def image_targets(
     protocol: str = "detector",
     embeddings: np.ndarray | None = None,
     shown: Collection[int] = (),
-    is_main: bool = True,
-) -> ImageTargets:
-    """Joins an image's annotation with the teacher's answers under a split.
+    source: int = 0,
+) -> Targets:
+    """Joins an image's annotation with the teacher's answers under a split: the image's training
+    pairs before any transformation, boxes xyxy in pixels, seen pairs first.
 
     Args:
         annotation: all labels; those of unseen interactions are removed here.
@@ -94,9 +65,9 @@ def image_targets(
         embeddings: (P, D) the teacher's embeddings of the regions of `pairs`, for a student that
             learns from them.
         shown: rows of the annotation's labels that teach although the split hides them.
-        is_main: the image is of the main source, and annotated whatever its labels; one of a
-            further source is where training may see a label of it. Hidden labels do not count,
-            so that nothing follows from their being there.
+        source: number of the image's source. One of the main source, 0, is annotated whatever its
+            labels; one of a further source is where training may see a label of it. Hidden labels
+            do not count, so that nothing follows from their being there.
     """
     seen = keep_seen(annotation, split, vocabulary, shown)
     rows, inverse = _unique_pairs(seen.hois)
@@ -123,24 +94,27 @@ def image_targets(
         interactive = ~hard[:, vocabulary.no_interaction]
     boxes, box_labels = _detected_boxes(pairs, vocabulary.person, config.box_score)
     count = len(candidates)
-    looks = np.zeros((0, 0), dtype=np.float16)
+    width = 0 if embeddings is None else embeddings.shape[1]
+    looks = np.zeros((len(rows) + count, width), dtype=np.float16)
     if embeddings is not None:
-        looks = np.zeros((len(rows) + count, embeddings.shape[1]), dtype=np.float16)
         looks[known] = embeddings[cached]
         looks[len(rows) :] = embeddings[candidates]
-    return ImageTargets(
-        human_boxes=np.concatenate([humans, pairs.human_boxes[candidates]]),
-        object_boxes=np.concatenate([objects, pairs.object_boxes[candidates]]),
-        object_labels=np.concatenate([labels, pairs.object_labels[candidates]]),
-        hard=np.concatenate([hard, np.zeros((count, hard.shape[1]), dtype=bool)]),
-        soft=np.concatenate([soft, (probabilities[candidates] * asked).astype(np.float32)]),
-        seen=np.arange(len(rows) + count) < len(rows),
-        interactive=np.concatenate([interactive, np.ones(count, dtype=bool)]),
-        boxes=boxes,
-        labels=box_labels,
-        embeddings=looks,
-        annotated=is_main or len(rows) > 0,
-    )
+    values = {
+        "human_boxes": np.concatenate([humans, pairs.human_boxes[candidates]]),
+        "object_boxes": np.concatenate([objects, pairs.object_boxes[candidates]]),
+        "object_labels": np.concatenate([labels, pairs.object_labels[candidates]]),
+        "hard": np.concatenate([hard, np.zeros((count, hard.shape[1]), dtype=bool)]),
+        "soft": np.concatenate([soft, (probabilities[candidates] * asked).astype(np.float32)]),
+        "seen": np.arange(len(rows) + count) < len(rows),
+        "interactive": np.concatenate([interactive, np.ones(count, dtype=bool)]),
+        "embeddings": looks,
+        "annotated": np.array([source == 0 or len(rows) > 0]),
+        "source": np.array([source]),
+        "detected_boxes": boxes,
+        "detected_labels": box_labels,
+        "detected_images": np.zeros_like(box_labels),
+    }
+    return Targets(**{name: torch.from_numpy(value) for name, value in values.items()})
 
 
 def _unique_pairs(hois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

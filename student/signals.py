@@ -52,10 +52,12 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked = Stop.NO
         self._held = False
+        self._patience = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: leave(self.asked))
         return self
 
     def __exit__(
@@ -87,7 +89,22 @@ class StopSignals:
         finally:
             self._held = True
 
+    @contextmanager
+    def held_for(self, seconds: float) -> Iterator[None]:
+        """Inside `held`, around a wait that may not end: what is asked takes effect so long after
+        it was asked, or after the wait began."""
+        self._patience = seconds
+        if self.asked:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            self._patience = 0.0
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
     def _note(self, number: int, _: FrameType | None) -> None:
         self.asked = max(self.asked, STOPPING[signal.Signals(number)])
         if not self._held:
             leave(self.asked)
+        if self._patience:
+            signal.setitimer(signal.ITIMER_REAL, self._patience)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.devices import autocast
 from student import generators
 from student.averaging import AveragedWeights
-from student.data import Sample
+from student.data import Batch
 from student.dense_head import dense_losses
 from student.distributed import ALONE, Team
 from student.losses import Criterion
@@ -101,15 +102,11 @@ class Stepper:
         assert isinstance(self.averaged.module, HOIDetector)
         return self.averaged.module
 
-    def __call__(
-        self, samples: Sequence[Sample], frame: Sequence[int] = (0, 0)
-    ) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one step.
 
         Args:
-            samples: this process's share of the batch, on its device.
-            frame: height and width of the largest images of the whole batch; those of `samples`
-                count in any case.
+            batch: this process's share of the batch, on its device, padded as far as the others.
 
         Returns:
             The weighted losses by name, their `total` and the `gradient`'s norm before clipping,
@@ -118,11 +115,10 @@ class Stepper:
             "source/images", their number in this process.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        own = [sample.image.shape[-2:] for sample in samples]
-        frame = [max(sides) for sides in zip(frame, *own, strict=True)]
-        count = min(self.execution.accumulation, len(samples))
-        parts = [samples[first::count] for first in range(count)]
-        losses = self._whole(samples, frame) if len(parts) == 1 else self._in_parts(parts, frame)
+        count = min(self.execution.accumulation, len(batch))
+        ends = [len(batch) * part // count for part in range(count + 1)]
+        parts = [slice(*rows) for rows in pairwise(ends)]
+        losses = self._whole(batch) if len(parts) == 1 else self._in_parts(batch, parts)
         clip = self.recipe.train.clip_norm or torch.inf
         losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
@@ -149,35 +145,27 @@ class Stepper:
             self.averaged.module.load_state_dict(predictor)
             self.averaged.updates = state["averages"]
 
-    def losses(self, outputs: dict[str, Any], samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         """The criterion's weighted losses, the dense head's, their `total`, and the criterion's by
         source."""
-        found = self.criterion(outputs, [sample.targets for sample in samples])
+        found = self.criterion(outputs, batch.targets)
         losses = dict(found.weighted)
         if "dense" in outputs:
             train = self.recipe.train
-            dense = dense_losses(
-                outputs["dense"],
-                [sample.boxes for sample in samples],
-                [sample.labels for sample in samples],
-                self.recipe.model.person,
-            )
+            dense = dense_losses(outputs["dense"], batch.targets, self.recipe.model.person)
             losses["dense_class"] = train.dense_class_weight * dense["dense_class"]
             losses["dense_box"] = train.dense_box_weight * dense["dense_box"]
         losses["total"] = torch.stack(list(losses.values())).sum()
         if self.sources:
-            numbers = torch.tensor([sample.source for sample in samples])
-            losses |= by_source(found.by_image, numbers, self.sources)
+            losses |= by_source(found.by_image, batch.targets.source[:, 0], self.sources)
         return losses
 
-    def _whole(self, samples: Sequence[Sample], frame: Sequence[int]) -> dict[str, Tensor]:
-        losses = self.losses(self._predict(samples, frame), samples)
+    def _whole(self, batch: Batch) -> dict[str, Tensor]:
+        losses = self.losses(self._predict(batch, slice(None)), batch)
         losses["total"].backward()
         return losses
 
-    def _in_parts(
-        self, parts: Sequence[Sequence[Sample]], frame: Sequence[int]
-    ) -> dict[str, Tensor]:
+    def _in_parts(self, batch: Batch, parts: Sequence[slice]) -> dict[str, Tensor]:
         """Gradients of the parts' common loss, with the activations of one part at a time.
 
         What the losses are divided by is known when all parts have been predicted. So all but the
@@ -189,11 +177,11 @@ class Stepper:
         for part in parts[:-1]:
             states.append(generators.capture(device))
             with torch.no_grad():
-                outputs.append(self._predict(part, frame))
+                outputs.append(self._predict(batch, part))
         with self._unsynchronised():
-            outputs.append(self._predict(parts[-1], frame))
+            outputs.append(self._predict(batch, parts[-1]))
         ends = [cut_off(output) for output in outputs]
-        losses = self.losses(joined(ends), [sample for part in parts for sample in part])
+        losses = self.losses(joined(ends), batch)
         losses["total"].backward()
         after = generators.capture(device)
         with self._unsynchronised():
@@ -202,15 +190,15 @@ class Stepper:
             generators.restore(state, device)
             is_last = row == len(parts) - 2
             with nullcontext() if is_last else self._unsynchronised():
-                _send_back(self._predict(part, frame), end)
+                _send_back(self._predict(batch, part), end)
         generators.restore(after, device)
         return losses
 
-    def _predict(self, samples: Sequence[Sample], frame: Sequence[int]) -> dict[str, Any]:
+    def _predict(self, batch: Batch, rows: slice) -> dict[str, Any]:
         device = self.execution.device
-        batch = self.model.pad([sample.image for sample in samples], frame)
+        images = batch.images(rows)
         with autocast(device, self.recipe.train.precision), attention_kernel(device):
-            return self._forward(batch)
+            return self._forward(images)
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
         """Gradients stay in this process until a backward pass outside of this."""
@@ -226,14 +214,14 @@ def by_source(
 
     Args:
         values: (B,) of every image, by name.
-        numbers: (B,) of the images' sources, on the host.
+        numbers: (B,) of the images' sources.
         names: of the sources.
 
     Returns:
         "source/name" of every value, and "source/images", how many there are.
     """
     table = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))])
-    rows = functional.one_hot(numbers, len(names)).to(table, non_blocking=True)
+    rows = functional.one_hot(numbers, len(names)).to(table.dtype)
     return {
         f"{source}/{name}": number
         for source, column in zip(names, (table @ rows).unbind(1), strict=True)

@@ -13,8 +13,10 @@ from student.mixing import Pool, mixed_batches
 from student.sampling import Frame, Key, epoch_batches, steps_per_epoch
 
 
-class StepSampler(Sampler[list[Key]]):
-    """One process's share of every step of a run, as lists of `(epoch, index)`.
+class StepSampler(Sampler[tuple[list[Key], Frame]]):
+    """One process's share of every step of a run: a list of `(epoch, index)`, and the largest
+    height and width of the step's images in all processes, so that each pads its own as far as one
+    process would.
 
     It goes on from one epoch to the next, so that workers prepare the next epoch's first batches
     while the model is at the last ones of this.
@@ -57,18 +59,18 @@ class StepSampler(Sampler[list[Key]]):
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.first_step
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[tuple[list[Key], Frame]]:
         first_epoch, begun = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            for batch in self._epoch(epoch)[0][begun:]:
-                yield batch[self._share]
+            for batch, frame in list(zip(*self._epoch(epoch), strict=True))[begun:]:
+                yield batch[self._share], frame
             begun = 0
 
-    def frame(self, step: int) -> Frame:
-        """Largest height and width of the images of all processes in the step after `step`
-        others, so that each pads its own as far as one process would."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return self._epoch(epoch)[1][place]
+    def largest_frame(self) -> Frame:
+        """Largest height and width of any image of the epoch that comes next."""
+        frames = self._epoch(min(self.first_step // self.steps_per_epoch, self.epochs - 1))[1]
+        heights, widths = zip(*frames, strict=True)
+        return max(heights), max(widths)
 
     def _draw_epoch(self, epoch: int) -> tuple[list[list[Key]], list[Frame]]:
         """The batches over all processes, and their frames."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from pipeline.errors import InputError
 from pipeline.splits import Split
 from pipeline.vocabulary import Vocabulary
-from student.data import ImagesOfSources, Sample, TrainingImages, sizes_of_all
+from student.data import Batch, ImagesOfSources, TrainingBatches, TrainingImages, sizes_of_all
 from student.held_out import HeldOut
 from student.mixing import Pool, shares
 from student.model import HOIDetector
@@ -29,7 +29,12 @@ from student.run_state import RunState
 from student.signals import Stop, StopSignals, leave
 from student.step import Execution, Stepper
 from student.step_sampler import StepSampler
-from student.workers import Batches, plain_errors, start_work
+from student.workers import Batches, loader_options
+
+# Bytes of a batch by those of its pixels.
+WITH_TARGETS = 1.25
+# Seconds that a request to stop waits for the next batch, after which a step and a checkpoint come.
+PATIENCE_ALONE, PATIENCE = 3.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -119,15 +124,30 @@ class Trainer:
         self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution, names)
         self.readings, self.pace = Readings(execution.device), Pace(execution.device)
         self.state = RunState(self.stepper, vocabulary, split, run, self.upkeep.plan)
-        self.loader = DataLoader(
+        self.batches = TrainingBatches(
             ImagesOfSources(sources) if extra else images,
-            batch_sampler=self.sampler,
-            num_workers=execution.workers,
-            collate_fn=list,
-            pin_memory=execution.device.type == "cuda",
-            worker_init_fn=start_work,
+            cast(int, model.backbone.side_multiple),
+        )
+        self.share = -(-images_a_step // team.size)
+
+    def loader(self) -> DataLoader[Batch]:
+        """Gives this process's share of the steps, from where the run stands."""
+        self.sampler.first_step = self.step
+        height, width = self.sampler.largest_frame()
+        team = self.execution.team
+        return DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=self.sampler,
+            pin_memory=self.execution.device.type == "cuda",
             # Iterating draws a number: from here, so that dropout goes on as if never stopped.
             generator=torch.Generator(),
+            **loader_options(
+                self.execution.workers,
+                round(WITH_TARGETS * self.share * 3 * height * width),
+                team.say,
+                team.local_size,
+            ),
         )
 
     @property
@@ -160,21 +180,21 @@ class Trainer:
         """
         team = self.execution.team
         with ExitStack() as stack:
-            stack.enter_context(plain_errors())
             log = stack.enter_context(
                 RunLog(self.run, self.step, self.total_steps, team, self.upkeep.tensorboard)
             )
             stack.enter_context(signals.held())
             self._evaluate_if_due(log, signals)
             self.stepper.model.train()
-            self.sampler.first_step = self.step
-            with Batches(self.loader) as batches:
+            with Batches(self.loader()) as batches:
                 while self.step < self.total_steps:
                     self._advance(batches, log, signals)
 
-    def _advance(self, batches: Iterator[list[Sample]], log: RunLog, signals: StopSignals) -> None:
+    def _advance(self, batches: Iterator[Batch], log: RunLog, signals: StopSignals) -> None:
         """One step and what is due after it."""
-        readings = self._step(batches)
+        started = time.perf_counter()
+        batch = self._next(batches, log, signals)
+        readings = self._step(batch, started)
         log.advance()
         late = time.monotonic() - self.state.saved_at >= 60 * self.upkeep.checkpoint_minutes
         stop, timed = self._settle(readings, log, signals.asked, late and self.execution.team.first)
@@ -187,14 +207,25 @@ class Trainer:
         if ended:
             self._evaluate_if_due(log, signals)
 
-    def _step(self, batches: Iterator[list[Sample]]) -> list[Reading]:
-        started = time.perf_counter()
-        samples = next(batches)
+    def _next(self, batches: Iterator[Batch], log: RunLog, signals: StopSignals) -> Batch:
+        """The next batch. A worker may hang: a request to stop does not wait for it for long."""
+        alone = self.execution.team.size == 1
+        try:
+            with signals.held_for(PATIENCE_ALONE if alone else PATIENCE):
+                return next(batches)
+        except (KeyboardInterrupt, SystemExit):
+            if alone:
+                self._settle(self.readings.rest(), log)
+                self.state.save()
+            # Several save together, and the others are at work on the step that lacks this batch.
+            self._leave(signals.asked)
+
+    def _step(self, batch: Batch, started: float) -> list[Reading]:
+        """Takes the step of a batch that was waited for since `started`."""
         waited = time.perf_counter() - started
-        own = [sample.to(self.execution.device) for sample in samples]
-        losses = self.stepper(own, self.sampler.frame(self.step))
+        losses = self.stepper(batch.to(self.execution.device))
         self.state.step += 1
-        self.pace.add(len(samples), time.perf_counter() - started, waited)
+        self.pace.add(len(batch), time.perf_counter() - started, waited)
         logged = self.step % self.upkeep.log_every == 0 or self.step == self.total_steps
         record = {
             "step": self.step,
@@ -202,9 +233,8 @@ class Trainer:
             "images": self.step * self.recipe.train.batch_size,
             "lr": self.stepper.rate,
         }
-        ids = tuple(sample.image_id for sample in samples)
         return self.readings.put(
-            self.step, ids, losses, {**record, **self.pace.take()} if logged else None
+            self.step, batch.image_ids, losses, {**record, **self.pace.take()} if logged else None
         )
 
     def _settle(self, readings: Sequence[Reading], log: RunLog, *flags: int) -> list[int]:

@@ -14,6 +14,7 @@ from benchmarks.student_material import made_up_outputs, make_images
 from student.config import LossConfig, MatcherConfig, StudentConfig
 from student.losses import Criterion
 from student.model import HOIDetector
+from student.targets import Targets
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def test_both_ways_to_the_losses_agree(images, threshold):
                     layer[f"pred_{name}"][0, :2] = getattr(targets[0], name)[-2:]
     criterion = Criterion(matcher, LossConfig(), asked)
     with HostReads() as counted:
-        found = criterion(outputs, targets)
+        found = criterion(outputs, Targets.batch(targets))
     assert counted.count == 1 and found.matches.is_candidate.any()
     expected = plain_losses(others, targets, asked, matcher, LossConfig())
     assert found.weighted.keys() == expected.keys()

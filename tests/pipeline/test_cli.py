@@ -1,5 +1,6 @@
 import ast
 import errno
+import subprocess
 import sys
 
 import click
@@ -90,11 +91,26 @@ def test_exit_codes(run, error, code, says):
     assert err.strip().splitlines()[-1].startswith("eoid-data: ") and says in err
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "disk broken")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), OSError(errno.EIO, "disk broken"), EOFError("no more")]
+)
 def test_what_nobody_expected_is_not_hidden(monkeypatch, error):
     monkeypatch.setattr(sys, "argv", ["eoid-data"])
     with pytest.raises(type(error)):
         cli.run_command(raising(error))
+
+
+@pytest.mark.parametrize(("soft", "hard", "expected"), [(100, 300, 300), (300, 300, 300)])
+def test_as_many_files_may_be_open_as_the_system_allows(soft, hard, expected):
+    program = f"""
+import resource
+from pipeline.cli import raise_file_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+raise_file_limit()
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
+    assert told == f"({expected}, {hard})\n"
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import pickle
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,14 +10,15 @@ from torchvision.transforms import v2
 from pipeline.splits import Split, load_split
 from student.augmentation import PublishedAugmentation, world_augmentation
 from student.data import (
+    TrainingBatches,
+    collate,
     make_sample,
     normalise,
     normalise_batch,
 )
 from student.geometry import NUM_DRAWS
 from student.padding import pad_images, stack_images
-from student.pair_targets import ImageTargets
-from student.targets import FIELDS
+from student.targets import DETECTED, FIELDS, PAIRS, Targets
 from student.workers import start_work
 
 HUMAN, THING, FOUND = (20, 30, 70, 200), (200, 40, 280, 110), (300, 210, 380, 290)
@@ -26,21 +26,23 @@ SIZE = (300, 400)
 
 
 def boxes(*rows):
-    return np.array(rows, dtype=np.float32).reshape(-1, 4)
+    return torch.tensor(rows, dtype=torch.float32).view(-1, 4)
 
 
 def image_targets(humans, things, found=()):
     count = len(humans)
-    return ImageTargets(
+    return Targets(
         human_boxes=boxes(*humans),
         object_boxes=boxes(*things),
-        object_labels=np.arange(count),
-        hard=np.eye(count, 3, dtype=bool),
-        soft=(np.arange(count * 3, dtype=np.float32).reshape(count, 3) + 1) / 100,
-        seen=np.arange(count) % 2 == 0,
-        interactive=np.ones(count, dtype=bool),
-        boxes=boxes(*found),
-        labels=np.full(len(found), 4),
+        object_labels=torch.arange(count),
+        hard=torch.eye(count, 3, dtype=torch.bool),
+        soft=(torch.arange(count * 3).float().view(count, 3) + 1) / 100,
+        seen=torch.arange(count) % 2 == 0,
+        interactive=torch.ones(count, dtype=torch.bool),
+        embeddings=torch.zeros(count, 0),
+        detected_boxes=boxes(*found),
+        detected_labels=torch.full((len(found),), 4),
+        detected_images=torch.zeros(len(found), dtype=torch.int64),
     )
 
 
@@ -61,8 +63,9 @@ def corners(sample, relative):
 
 def bright(channel):
     """Where a channel is bright: the bounds of its rectangle, None where it was cut away."""
+    channel = channel.float() / 255
     middle = (channel.max() + channel.min()) / 2
-    if channel.max() - channel.min() < 0.8:
+    if channel.max() - channel.min() < 0.2:
         return None
     rows, columns = torch.nonzero(channel > middle, as_tuple=True)
     ends = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
@@ -105,8 +108,8 @@ def test_boxes_follow_their_pixels(name):
                 or min((box[2:] - box[:2]).min() for box in (human, thing)) < 2
             )
             cut += 1
-        if len(sample.boxes):
-            assert_near(corners(sample, sample.boxes)[0], found)
+        if len(sample.targets.detected_boxes):
+            assert_near(corners(sample, sample.targets.detected_boxes)[0], found)
         else:
             assert found is None or (found[2:] - found[:2]).min() < 2
     assert kept and (cut > 0) == (name == "published")
@@ -127,7 +130,7 @@ def test_colours_change_pixels_only():
     assert not torch.equal(sample.image, plain.image)
     for name in FIELDS:
         assert torch.equal(getattr(sample.targets, name), getattr(plain.targets, name))
-    assert torch.equal(sample.boxes, plain.boxes)
+    assert torch.equal(sample.targets.detected_boxes, plain.targets.detected_boxes)
 
 
 class Window:
@@ -157,8 +160,8 @@ def test_what_a_crop_cuts_away_leaves_and_the_rest_keeps_its_fields():
     assert sample.targets.seen.tolist() == [False, True]
     left = torch.tensor([[20.0, 30, 70, 100], [90, 0, 100, 99]])
     torch.testing.assert_close(corners(sample, sample.targets.human_boxes), left)
-    assert sample.labels.tolist() == [4]
-    torch.testing.assert_close(corners(sample, sample.boxes), left[:1])
+    assert sample.targets.detected_labels.tolist() == [4]
+    torch.testing.assert_close(corners(sample, sample.targets.detected_boxes), left[:1])
 
 
 @pytest.mark.parametrize("transform", [TRANSFORMS["flip"], Window(0, 0, 250, 100), v2.Identity()])
@@ -172,7 +175,7 @@ def test_an_empty_object_box_stays_empty(transform):
 
 def test_no_pairs_and_no_boxes():
     sample = make_sample("a.jpg", picture(), image_targets([], []), TRANSFORMS["published"])
-    assert len(sample.targets) == 0 and sample.boxes.shape == (0, 4)
+    assert len(sample.targets) == 0 and sample.targets.detected_boxes.shape == (0, 4)
     assert sample.targets.hard.shape == (0, 3)
 
 
@@ -207,8 +210,6 @@ def equal(first, second):
             torch.equal(getattr(first.targets, name), getattr(second.targets, name))
             for name in FIELDS
         )
-        and torch.equal(first.boxes, second.boxes)
-        and torch.equal(first.labels, second.labels)
     )
 
 
@@ -230,21 +231,44 @@ def test_workers_that_are_not_forked_get_the_same_images(make):
     assert equal(pickle.loads(pickle.dumps(images))[0, 5], images[0, 5])
 
 
+def assert_equal_batches(found, expected):
+    assert (found.image_ids, found.sizes) == (expected.image_ids, expected.sizes)
+    assert torch.equal(found.pixels, expected.pixels)
+    for name in FIELDS:
+        mine, theirs = getattr(found.targets, name), getattr(expected.targets, name)
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), name
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_make_the_same_samples(make, workers):
-    keys = [(epoch, index) for epoch in (0, 3) for index in range(8)]
-    images = make()
+def test_workers_make_the_same_batches(make, workers):
+    batches = TrainingBatches(make(), 8)
+    steps = [([(epoch, index) for index in range(8)], (130, 20)) for epoch in (0, 1, 3)]
     loader = DataLoader(
-        images,
-        batch_size=3,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=start_work,
+        batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=start_work
     )
-    made = [sample for batch in loader for sample in batch]
-    assert len(made) == len(keys)
-    assert all(equal(sample, images[key]) for sample, key in zip(made, keys, strict=True))
+    for found, step in zip(loader, steps, strict=True):
+        assert_equal_batches(found, batches[step])
+        assert found.pixels.shape == (8, 3, 136, 128)
+
+
+def test_a_batch_holds_its_samples_in_two_tensors(make_images, vocabulary):
+    """Of different sizes, with different numbers of pairs and of detected boxes."""
+    images = make_images(load_split(vocabulary, "ua"), PublishedAugmentation())
+    samples = [images[0, index] for index in range(4)]
+    batch = collate(samples)
+    assert sum(isinstance(value, torch.Tensor) for value in vars(batch).values()) == 2
+    assert len(batch) == 4 and len(set(batch.sizes)) > 1
+    for row, (sample, (height, width)) in enumerate(zip(samples, batch.sizes, strict=True)):
+        assert torch.equal(batch.pixels[row, :, :height, :width], sample.image)
+        own = batch.targets.detected_images == row
+        for name in DETECTED[:2]:
+            found = getattr(batch.targets, name)[own]
+            assert torch.equal(found, getattr(sample.targets, name))
+        for name in PAIRS:
+            found = getattr(batch.targets, name)[row, batch.targets.present[row]]
+            assert torch.equal(found, getattr(sample.targets, name)), name
+    assert len({len(sample.targets) for sample in samples}) > 1
+    assert_equal_batches(pickle.loads(pickle.dumps(batch)), batch)
 
 
 @pytest.mark.parametrize("augmentation", [PublishedAugmentation(), world_augmentation()])
@@ -273,8 +297,8 @@ def test_answers_follow_their_pairs_through_the_published_augmentation():
             "a.jpg", picture(), targets, lambda values, d=draws: PublishedAugmentation()(values, d)
         )
         rows = sample.targets.object_labels
-        assert torch.equal(sample.targets.soft, torch.from_numpy(targets.soft)[rows])
-        assert torch.equal(sample.targets.hard, torch.from_numpy(targets.hard)[rows])
+        assert torch.equal(sample.targets.soft, targets.soft[rows])
+        assert torch.equal(sample.targets.hard, targets.hard[rows])
         assert torch.equal(rows, rows.sort().values)
         middles = sample.targets.object_boxes[:, 0]
         assert torch.equal(middles, middles.sort(descending=bool(draws[0] >= 0.5)).values)
@@ -298,8 +322,7 @@ def test_no_image_is_lost_by_a_split(make_images, annotations, vocabulary):
     assert len(without) < len(samples)
 
 
-def test_samples_move_as_a_whole(make):
-    sample = make()[0, 0]
-    moved = sample.to(torch.device("meta"))
-    assert {field.name for field in fields(moved)} == {field.name for field in fields(sample)}
-    assert moved.image.is_meta and moved.targets.hard.is_meta and moved.boxes.is_meta
+def test_batches_move_as_a_whole(make):
+    images = make()
+    moved = collate([images[0, index] for index in range(2)]).to(torch.device("meta"))
+    assert moved.pixels.is_meta and all(value.is_meta for value in vars(moved.targets).values())

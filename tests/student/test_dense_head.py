@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
@@ -8,8 +10,8 @@ from student.dense_head import (
     best_cells,
     cell_centres,
     dense_losses,
-    same_frame,
 )
+from student.targets import Targets
 
 PERSON, CLASSES = 2, 5
 
@@ -74,13 +76,23 @@ def test_no_more_cells_than_there_are():
     assert found.boxes.shape == (1, 4, 4)
 
 
+def found(boxes, labels):
+    """The targets of a batch in whose images a detector found these boxes."""
+    return replace(
+        Targets(*[torch.zeros(0)] * 7),
+        detected_boxes=torch.cat(boxes),
+        detected_labels=torch.cat(labels),
+        detected_images=torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)]),
+    )
+
+
 def nothing(images):
-    return [torch.zeros(0, 4)] * images, [torch.zeros(0, dtype=torch.int64)] * images
+    return found([torch.zeros(0, 4)] * images, [torch.zeros(0, dtype=torch.int64)] * images)
 
 
 def test_images_without_boxes_have_finite_losses():
     dense = head()(torch.randn(2, 8, 6, 6))
-    losses = dense_losses(dense, *nothing(2), PERSON)
+    losses = dense_losses(dense, nothing(2), PERSON)
     assert losses["dense_box"] == 0 and 0 < losses["dense_class"] < 10
     (losses["dense_class"] + losses["dense_box"]).backward()
 
@@ -96,12 +108,14 @@ LABELS = [torch.tensor([PERSON, 0, 4]), torch.zeros(0, dtype=torch.int64), torch
 def test_perfect_answers_cost_next_to_nothing():
     logits = torch.full((3, CLASSES, 8, 8), -20.0)
     boxes = torch.rand(3, 2, 4, 8, 8)
-    for image, (found, labels) in enumerate(zip(BOXES, LABELS, strict=True)):
-        for box, label in zip(found, labels, strict=True):
+    for image, (own, labels) in enumerate(zip(BOXES, LABELS, strict=True)):
+        for box, label in zip(own, labels, strict=True):
             column, row = (int(box[axis] * 8) for axis in (0, 1))
             logits[image, label, row, column] = 20
             boxes[image, int(label != PERSON), :, row, column] = box
-    losses = dense_losses(DenseOutputs(logits, boxes, torch.ones(3, 2)), BOXES, LABELS, PERSON)
+    losses = dense_losses(
+        DenseOutputs(logits, boxes, torch.ones(3, 2)), found(BOXES, LABELS), PERSON
+    )
     assert losses["dense_box"] < 1e-5 and losses["dense_class"] < 1e-5
 
 
@@ -110,7 +124,7 @@ def test_centres_on_the_edge_belong_to_the_nearest_cell(where):
     box = torch.tensor([[*where, 0.2, 0.2]])
     logits, boxes = torch.zeros(1, CLASSES, 4, 4), torch.full((1, 2, 4, 4, 4), 0.5)
     dense = DenseOutputs(logits, boxes, torch.ones(1, 2))
-    losses = dense_losses(dense, [box], [torch.tensor([0])], PERSON)
+    losses = dense_losses(dense, found([box], [torch.tensor([0])]), PERSON)
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
@@ -145,10 +159,10 @@ def test_an_image_among_larger_ones_is_answered_as_alone():
 def test_padding_costs_nothing():
     model = head()
     maps = [torch.randn(1, 8, *size) for size in SIZES[:3]]
-    together = dense_losses(model(*among_larger(maps)), BOXES, LABELS, PERSON)
+    together = dense_losses(model(*among_larger(maps)), found(BOXES, LABELS), PERSON)
     sums = {"dense_class": 0, "dense_box": 0}
     for one, boxes, labels in zip(maps, BOXES, LABELS, strict=True):
-        for name, loss in dense_losses(model(one), [boxes], [labels], PERSON).items():
+        for name, loss in dense_losses(model(one), found([boxes], [labels]), PERSON).items():
             sums[name] += loss.item() * max(len(labels), 1)
     for name, loss in together.items():
         assert loss.item() == pytest.approx(sums[name] / 4, rel=1e-4)
@@ -160,26 +174,6 @@ def test_a_mask_without_padding_changes_nothing():
     assert torch.equal(without.logits, masked.logits) and torch.equal(without.boxes, masked.boxes)
 
 
-def test_answers_on_maps_of_other_sizes_cost_the_same_in_one_frame():
-    model = head()
-    maps = [torch.randn(1, 8, *size) for size in SIZES[:3]]
-    whole = model(*among_larger(maps))
-    parts = same_frame([model(*among_larger(maps[:1])), model(*among_larger(maps[1:]))])
-    assert {part.logits.shape[-2:] for part in parts} == {whole.logits.shape[-2:]}
-    joined = DenseOutputs(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in vars(whole))
-    )
-    assert torch.equal(joined.inside(), whole.inside())
-    expected = dense_losses(whole, BOXES, LABELS, PERSON)
-    for name, loss in dense_losses(joined, BOXES, LABELS, PERSON).items():
-        torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-5)
-
-
-def test_equal_maps_stay_as_they_are():
-    answers = [head()(torch.randn(2, 8, 4, 6)) for _ in range(2)]
-    assert all(one is two for one, two in zip(answers, same_frame(answers), strict=True))
-
-
 def test_it_learns_planted_boxes():
     model = head(16)
     torch.manual_seed(1)
@@ -187,7 +181,7 @@ def test_it_learns_planted_boxes():
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     first = None
     for _ in range(150):
-        losses = dense_losses(model(features), BOXES, LABELS, PERSON)
+        losses = dense_losses(model(features), found(BOXES, LABELS), PERSON)
         total = losses["dense_class"] + losses["dense_box"]
         first = first or total.item()
         optimizer.zero_grad()

@@ -197,22 +197,22 @@ IN_A_STEP = """
 import os, signal, torch
 from student.step import Stepper
 whole = Stepper.losses
-def losses(self, outputs, samples):
-    found = whole(self, outputs, samples)
+def losses(self, outputs, batch):
+    found = whole(self, outputs, batch)
     if self.execution.team.rank == 1 and self.scheduler.last_epoch == 1:
-        happen(found, samples)
+        happen(found, batch)
     return found
 Stepper.losses = losses
 """
 SIGNAL = f"""{IN_A_STEP}
-def happen(found, samples):
+def happen(found, batch):
     os.kill(os.getpid(), signal.SIGTERM)
 """
 POISON = f"""{IN_A_STEP}
-def happen(found, samples):
+def happen(found, batch):
     found["verb_soft"] = found["verb_soft"] * torch.nan
     found["total"] = found["total"] * torch.nan
-    print(", ".join(sample.image_id for sample in samples))
+    print(", ".join(batch.image_ids))
 """
 
 

@@ -102,7 +102,7 @@ def test_pictures_without_labels_teach_what_the_teacher_says(wanted, sources, vo
         targets = extra.images.targets(index)
         assert not targets.annotated and not targets.hard.any() and not targets.seen.any()
         np.testing.assert_array_equal(targets.soft, answers.probabilities * asked)
-        assert sample.source == 1 and sample.targets.annotated.tolist() == [False]
+        assert sample.targets.source == 1 and sample.targets.annotated.tolist() == [False]
         pairs += len(targets.seen)
     assert pairs > 11
     assert extra.images[0, 3].image_id == extra.images[5, 3].image_id
@@ -113,7 +113,7 @@ def test_images_with_a_seen_label_count_as_annotated(wanted, sources, vocabulary
     material = gather_material(replace(wanted, extra=(sources["all"], sources["none"])), ALONE)
     labelled, pictures = material.extra
     assert (labelled.name, pictures.name) == ("world-2", "pictures")
-    annotated = [labelled.images.targets(i).annotated for i in range(len(labelled.images))]
+    annotated = [bool(labelled.images.targets(i).annotated) for i in range(len(labelled.images))]
     hidden = [not labelled.images.targets(i).hard.any() for i in range(len(labelled.images))]
     assert annotated == [not one for one in hidden] and labelled.about()["labelled"] == sum(
         annotated

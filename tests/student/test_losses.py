@@ -83,7 +83,7 @@ def golden_run(golden_file):
         ),
         asked,
     )
-    losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, targets)
+    losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, Targets.batch(targets))
     return golden, layers, targets, losses
 
 
@@ -189,7 +189,8 @@ def some_outputs(num_images, num_layers=2, dtype=torch.float32, seed=1, matching
 def criterion(matcher=OPEN_GATE, num_asked=1, **config):
     asked = torch.zeros(NUM_VERBS, dtype=torch.bool)
     asked[NUM_VERBS - num_asked :] = True
-    return Criterion(matcher, LossConfig(**config), asked)
+    whole = Criterion(matcher, LossConfig(**config), asked)
+    return lambda outputs, targets: whole(outputs, Targets.batch(targets))
 
 
 def leaves(outputs):

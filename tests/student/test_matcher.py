@@ -5,7 +5,7 @@ import torch
 
 from student.config import MatcherConfig
 from student.matcher import TwoStageMatcher
-from student.targets import TargetBatch, Targets
+from student.targets import Targets
 
 NUM_VERBS, NUM_OBJECTS = 4, 3
 NO_VERB_ASKED = torch.zeros(NUM_VERBS, dtype=torch.bool)
@@ -45,7 +45,7 @@ def make_outputs(boxes, interactive=None, num_layers=1):
 
 
 def match(outputs, *targets, **config):
-    return TwoStageMatcher(MatcherConfig(**config), NO_VERB_ASKED)(outputs, TargetBatch.of(targets))
+    return TwoStageMatcher(MatcherConfig(**config), NO_VERB_ASKED)(outputs, Targets.batch(targets))
 
 
 def pairs(matches, candidates, image=0, layer=0):
@@ -137,7 +137,7 @@ def test_the_cost_as_written_on_paper():
     targets = make_targets([[0.5, 0.6, 0.2, 0.2]], [True])
     asked = torch.tensor([False, False, False, True])
     matcher = TwoStageMatcher(MatcherConfig(), asked)
-    cost, _ = matcher._costs(outputs, TargetBatch.of([targets]))
+    cost, _ = matcher._costs(outputs, Targets.batch([targets]))
 
     p = outputs["pred_verb_logits"].sigmoid().flatten()
     verb = -(p[0] / 1.0001 + (2 - p[1] - p[2]) / 2.0001) / 2
@@ -154,9 +154,9 @@ def test_every_assignment_is_the_cheapest_one():
     outputs = make_outputs(boxes[0].tolist())
     targets = make_targets(boxes[1].tolist(), [True] * 4)
     matcher = TwoStageMatcher(MatcherConfig(), NO_VERB_ASKED)
-    cost = matcher._costs(outputs, TargetBatch.of([targets]))[0][0, 0]
+    cost = matcher._costs(outputs, Targets.batch([targets]))[0][0, 0]
     found = sum(
-        cost[q, t].item() for q, t in pairs(matcher(outputs, TargetBatch.of([targets])), False)
+        cost[q, t].item() for q, t in pairs(matcher(outputs, Targets.batch([targets])), False)
     )
     best = min(
         sum(cost[q, t].item() for q, t in enumerate(order)) for order in permutations(range(4))

@@ -7,10 +7,17 @@ from pipeline.boxes import box_iou
 from pipeline.splits import load_split
 from pipeline.types import Annotation, Pairs
 from pipeline.world.scene import draw_scene
-from student.pair_targets import TargetConfig, image_targets
+from student import pair_targets
+from student.pair_targets import TargetConfig
 
 SPLITS = ("ua", "uc", "uo", "full")
 ANNOTATED = TargetConfig(candidates="annotated")
+
+
+def image_targets(*arguments):
+    """The targets as arrays."""
+    made = pair_targets.image_targets(*arguments)
+    return replace(made, **{name: value.numpy() for name, value in vars(made).items()})
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,7 @@ def test_boxes_come_from_seen_pairs_or_from_the_detector(
         assert table(boxes[~targets.seen]) <= proposals
         detected = np.concatenate([answers.pairs.human_boxes[found],
                                    answers.pairs.object_boxes[found]])  # fmt: skip
-        assert {tuple(box) for box in targets.boxes.tolist()} == {
+        assert {tuple(box) for box in targets.detected_boxes.tolist()} == {
             tuple(box) for box in detected.tolist()
         }
         left_out += len(table(pair_boxes(annotation, rows[hidden])) - known)
@@ -240,9 +247,9 @@ def test_an_image_without_anything(vocabulary):
             annotation, pairs, answers, load_split(vocabulary, "ua"), vocabulary, config
         )
         assert targets.hard.shape == targets.soft.shape == (0, vocabulary.num_verbs)
-        for name in ("human_boxes", "object_boxes", "boxes"):
+        for name in ("human_boxes", "object_boxes", "detected_boxes"):
             assert getattr(targets, name).shape == (0, 4)
-        for name in ("object_labels", "seen", "interactive", "labels"):
+        for name in ("object_labels", "seen", "interactive", "detected_labels"):
             assert getattr(targets, name).shape == (0,)
 
 
@@ -319,7 +326,7 @@ def test_the_dense_head_learns_from_confident_boxes_each_once(vocabulary):
     )
     found = sorted(
         (vocabulary.objects[label], box)
-        for label, box in zip(targets.labels, targets.boxes.tolist(), strict=True)
+        for label, box in zip(targets.detected_labels, targets.detected_boxes.tolist(), strict=True)
     )
     assert found == [("ball", ball), ("person", human)]
-    assert targets.boxes.dtype == np.float32 and targets.labels.dtype == np.int64
+    assert targets.detected_boxes.dtype == np.float32 and targets.detected_labels.dtype == np.int64

@@ -10,6 +10,7 @@ import torch
 from pipeline.splits import load_split
 from student.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from student.config import LossConfig, MatcherConfig
+from student.data import collate
 from student.distributed import ALONE
 from student.init_report import Started
 from student.initialise import start_from
@@ -48,7 +49,7 @@ def make_stepper(material):
         asked = torch.from_numpy(gathered.split.asked_verbs)
         execution = Execution(CPU, accumulation=accumulation, compiled=compiled)
         stepper = Stepper(gathered.recipe, model, asked, 50, execution)
-        return stepper, [gathered.images[0, index] for index in range(6)]
+        return stepper, collate([gathered.images[0, index] for index in range(6)], 8)
 
     return make
 
@@ -64,19 +65,19 @@ def reading_words(dataset_root, reading_cache):
 
 
 def test_it_learns_to_look_as_the_teacher_does(make_stepper):
-    stepper, samples = make_stepper(epochs=1, learning_rate=1e-3)
-    first = stepper(samples)
+    stepper, batch = make_stepper(epochs=1, learning_rate=1e-3)
+    first = stepper(batch)
     for _ in range(25):
-        last = stepper(samples)
+        last = stepper(batch)
     assert last["embedding"] < 0.7 * first["embedding"]
     assert last["verb_hard"] < first["verb_hard"]
 
 
 def test_parts_of_a_batch_add_up_to_the_whole(make_stepper):
-    whole, samples = make_stepper(clip_norm=0.0)
-    expected = whole(samples)
+    whole, batch = make_stepper(clip_norm=0.0)
+    expected = whole(batch)
     divided, _ = make_stepper(accumulation=3, clip_norm=0.0)
-    for name, value in divided(samples).items():
+    for name, value in divided(batch).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(divided.model.parameters(), whole.model.parameters(), strict=True):
         if theirs.grad is not None:
@@ -89,9 +90,9 @@ def test_parts_of_a_batch_add_up_to_the_whole(make_stepper):
 
 
 def test_no_look_teaches_where_the_teacher_is_silent(make_stepper):
-    stepper, samples = make_stepper(distillation=False)
-    assert samples[0].targets.embeddings.shape == (0, 0)
-    assert "embedding" not in stepper(samples)
+    stepper, batch = make_stepper(distillation=False)
+    assert batch.targets.embeddings.shape[-1] == 0
+    assert "embedding" not in stepper(batch)
 
 
 @pytest.mark.parametrize("split", ["ua", "uc", "full"])
@@ -115,7 +116,7 @@ def test_looks_are_those_of_seen_pairs_and_of_the_detectors(
             embeddings=looks,
         )
         assert len(targets.embeddings) == len(targets.seen)
-        numbers = targets.embeddings[:, 0].astype(int) - 1
+        numbers = targets.embeddings[:, 0].numpy().astype(int) - 1
         assert (numbers >= 0).all()
         sources = own.pairs.sources[numbers]
         assert (sources == np.where(targets.seen, 0, 1)).all()
@@ -169,7 +170,7 @@ def test_matched_queries_move_to_what_the_teacher_saw(looks, expected, moved):
     criterion = Criterion(
         matcher, LossConfig(embedding_weight=2.0), torch.zeros(2, dtype=torch.bool)
     )
-    losses = criterion(outputs, [targets])
+    losses = criterion(outputs, Targets.batch([targets]))
     assert losses.by_name["embedding"].tolist() == pytest.approx([expected], abs=1e-3)
     assert losses.weighted["embedding"].item() == pytest.approx(2 * expected, abs=2e-3)
     losses.weighted["embedding"].backward()
@@ -274,15 +275,15 @@ def test_a_start_from_a_student_that_reads(build, material, tmp_path, same_clip)
 
 
 def test_a_linear_student_learns_nothing_from_looks(make_stepper):
-    stepper, samples = make_stepper(verb_head="linear")
-    assert samples[0].targets.embeddings.shape == (0, 0)
-    assert "embedding" not in stepper(samples)
+    stepper, batch = make_stepper(verb_head="linear")
+    assert batch.targets.embeddings.shape[-1] == 0
+    assert "embedding" not in stepper(batch)
 
 
 def test_translated_it_computes_the_same(make_stepper, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    plain, samples = make_stepper()
+    plain, batch = make_stepper()
     compiled, _ = make_stepper(compiled=True)
-    expected = plain(samples)
-    for name, value in compiled(samples).items():
+    expected = plain(batch)
+    for name, value in compiled(batch).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)

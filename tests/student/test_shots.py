@@ -23,7 +23,7 @@ def taught(images, vocabulary):
     found = Counter()
     for index in range(len(images)):
         targets = images.targets(index)
-        for pair, verb in zip(*np.nonzero(targets.hard), strict=True):
+        for pair, verb in zip(*np.nonzero(targets.hard.numpy()), strict=True):
             found[int(vocabulary.interaction_ids[verb, targets.object_labels[pair]])] += 1
     return found
 

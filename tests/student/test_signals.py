@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 
 import pytest
 
@@ -48,3 +49,19 @@ def test_inside_held_work_there_may_be_some_that_ends_at_once():
         send(signal.SIGINT)
         with pytest.raises(SystemExit), signals.released():
             pytest.fail("asked before")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_wait_is_held_for_a_while_only(before):
+    """Whether it is asked before the wait or during it; after the wait all is held again."""
+    with StopSignals() as signals, signals.held():
+        with signals.held_for(60):
+            send(signal.SIGTERM)
+        if not before:
+            signals.asked = Stop.NO
+        with pytest.raises(SystemExit), signals.held_for(0.05):
+            if not before:
+                send(signal.SIGTERM)
+            time.sleep(30)
+        send(signal.SIGTERM)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

@@ -29,15 +29,15 @@ def test_processes_share_the_batches_of_one(world_size, count, batch):
     ]
     whole = list(StepSampler(lambda epoch: sizes + epoch, count, 2, batch, 3))
     shares = [list(one) for one in samplers]
-    for step, keys in enumerate(whole):
-        parts = [share[step] for share in shares]
+    for step, (keys, frame) in enumerate(whole):
+        parts = [share[step][0] for share in shares]
         assert sorted(key for part in parts for key in part) == sorted(keys)
         lengths = [len(part) for part in parts]
         assert max(lengths) - min(lengths) <= 1
         # All processes pad as far as one would, whoever has the largest image.
         images = [index for _, index in keys]
-        largest = tuple((sizes[images] + keys[0][0]).max(0))
-        assert [one.frame(step) for one in samplers] == [largest] * world_size
+        assert frame == tuple((sizes[images] + keys[0][0]).max(0))
+        assert [share[step][1] for share in shares] == [frame] * world_size
 
 
 def sampler(**changes):
@@ -52,7 +52,7 @@ def test_a_loader_gets_the_batches_of_all_epochs():
         for epoch in range(3)
         for batch in epoch_batches(made_up_sizes(50) + epoch, 8, 5, epoch)
     ]
-    assert list(one) == expected and len(one) == len(expected) == 18
+    assert [keys for keys, _ in one] == expected and len(one) == len(expected) == 18
 
 
 @pytest.mark.parametrize("last_batch", LAST_BATCHES)
@@ -68,14 +68,14 @@ def test_with_a_pool_too(step):
     whole, rest = sampler(pool=pool()), sampler(pool=pool())
     rest.first_step = step
     assert list(rest) == list(whole)[step:]
-    assert [whole.frame(number) for number in range(18)] == [rest.frame(n) for n in range(18)]
 
 
 def test_processes_share_batches_with_a_pool():
     whole = sampler(pool=pool())
     parts = [sampler(pool=pool(), rank=rank, world_size=2) for rank in range(2)]
-    for step, (keys, mine, theirs) in enumerate(zip(whole, *parts, strict=True)):
+    for (keys, frame), *shares in zip(whole, *parts, strict=True):
+        assert [own for _, own in shares] == [frame] * 2
+        mine, theirs = (own for own, _ in shares)
         assert keys[::2] == mine and keys[1::2] == theirs
         # Both have images of the pool.
         assert all(any(index >= 50 for _, index in part) for part in (mine, theirs))
-        assert whole.frame(step) == parts[0].frame(step) == parts[1].frame(step)

@@ -8,11 +8,15 @@ from contextlib import suppress
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from pipeline.splits import load_split
+from pipeline.world.write import write_world
+from student import workers
 from student.augmentation import world_augmentation
+from student.checkpoints import load_checkpoint
 from student.signals import STOPPING
-from student.workers import Batches, plain_errors, start_work
+from student.workers import Batches, loader_options, start_work
 
 
 @pytest.fixture
@@ -88,8 +92,8 @@ def test_an_error_leaves_no_worker_behind(make):
     assert list(batches) == []
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_path, workers):
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_path, number):
     images = make()
     record = images.records[2]
     broken = tmp_path / record.id
@@ -98,12 +102,129 @@ def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_pat
     loader = DataLoader(
         images,
         sampler=[(0, 2)],
-        num_workers=workers,
+        num_workers=number,
         collate_fn=list,
         worker_init_fn=start_work,
     )
-    with pytest.raises(InputError) as caught, plain_errors(), Batches(loader) as batches:
+    with pytest.raises(InputError) as caught, Batches(loader) as batches:
         list(batches)
     assert multiprocessing.active_children() == []
     assert str(caught.value).startswith(f"{broken}: expected a whole image")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("free", "processes", "expected"),
+    [
+        (100, 1, (4, 2)),
+        (10, 1, (4, 2)),
+        (9, 1, (4, 1)),
+        (20, 2, (4, 2)),
+        (12, 2, (4, 1)),
+        (5, 1, (3, 1)),
+        (2, 1, (0, None)),
+        (0, 1, (0, None)),
+    ],
+)
+def test_what_workers_hand_over_fits_into_shared_memory(monkeypatch, free, processes, expected):
+    """Batches in preparation, one in use and one that is copied."""
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: free * 1000)
+    said = []
+    options = loader_options(4, 1000, said.append, processes)
+    assert (options["num_workers"], options.get("prefetch_factor")) == expected
+    assert len(said) == (expected != (4, 2))
+    DataLoader(Answers(), **options)
+
+
+def test_without_workers_or_a_limit_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(workers, "SHARED_MEMORY", "/no/such/folder")
+    assert loader_options(4, 1000, pytest.fail)["num_workers"] == 4
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: 0)
+    assert loader_options(0, 1000, pytest.fail) == {"num_workers": 0}
+
+
+# What runs in a command before it: something happens to workers in the second epoch.
+HAPPENS = """
+import os, resource, signal, time
+from student.data import TrainingBatches
+whole = TrainingBatches.__getitem__
+def changed(self, step):
+    (epoch, _), *_ = step[0]
+    if epoch:
+        happen()
+    return whole(self, step)
+TrainingBatches.__getitem__ = changed
+def happen():
+"""
+DEATHS = {
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "bus error": "os.kill(os.getpid(), signal.SIGBUS)",
+    "exit": "os._exit(0)",
+    "exception": "{}[1]",
+    "end of a file": "raise EOFError",
+    "no descriptors": "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
+}
+SHORT = ("--batch-size", 8, "--epochs", 3, "--workers", 2)
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_worker_that_dies_ends_the_run_with_one_line(start, student_words, tmp_path, death):
+    words = student_words(tmp_path / "run", *SHORT)
+    code, _, err = start(words, first=f"{HAPPENS}    {DEATHS[death]}")(60)
+    last = err.splitlines()[-1]
+    assert code == 2 and last.startswith("eoid-train: a worker "), err
+    assert "Traceback" not in err and "--workers" in last
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
+def test_a_run_whose_workers_hang_can_be_stopped(start, student_words, tmp_path, name, code):
+    run = tmp_path / "run"
+    hang = f"os.kill(os.getppid(), signal.{name}); os.kill(os.getpid(), signal.SIGSTOP)"
+    ended, _, err = start(student_words(run, *SHORT), first=f"{HAPPENS}    {hang}")(60)
+    assert ended == code and "Traceback" not in err, err
+    assert load_checkpoint(run / "checkpoint.pt").state["step"] <= 2
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, answer, write_cache, vocabulary):
+    """A dataset with 64 training pictures, and its cache."""
+    root = tmp_path_factory.mktemp("many")
+    write_world(root / "world", train=64, test=1, seed=4, workers=1)
+    annotations = open_dataset(root / "world").load("train")
+    answers = {one.image_id: answer(one) for one in annotations.annotations}
+    cache = write_cache(root / "cache", vocabulary, annotations.digest, answers)
+    return "--data", root / "world", "--cache", cache
+
+
+FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+"""
+
+
+def test_few_open_files_are_enough(start, student_words, many, tmp_path):
+    options = ("--batch-size", 64, "--epochs", 3, "--workers", 8)
+    code, _, err = start(student_words(tmp_path / "run", *many, *options), first=FEW_FILES)(120)
+    assert code == 0, err
+
+
+SMALL_MEMORY = """
+mount -t tmpfs -o size={size} none /dev/shm && exec "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "fit"), [("1m", "0 workers"), ("16m", "2 workers with 1")])
+def test_little_shared_memory_takes_fewer_workers(student_words, many, tmp_path, size, fit):
+    options = ("--batch-size", 64, "--epochs", 2, "--workers", 8)
+    words = student_words(tmp_path / "run", *many, *options)
+    inside = ["unshare", "-rm", "sh", "-ec", SMALL_MEMORY.format(size=size), "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("a mount of one's own is not allowed here")
+    program = [sys.executable, "-c", "from student.cli import main; main()"]
+    ended = subprocess.run(
+        [*inside, *program, *map(str, words)], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    (told,) = [line for line in ended.stdout.splitlines() if line.startswith("/dev/shm: ")]
+    assert fit in told
