@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from student.checkpoints import load_checkpoint
 from student.distributed import ALONE, join_team, own_device
@@ -145,15 +146,23 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch, gpus, shown, name, exp
 
 
 @pytest.fixture
-def different_sizes(dataset_root, tmp_path):
-    """The dataset with training pictures of different sizes, made by black borders."""
-    root = Path(shutil.copytree(dataset_root, tmp_path / "sizes"))
+def different_sizes(dataset_root, answer, write_cache, vocabulary, tmp_path):
+    """Words for the dataset with training pictures of different sizes, made by black borders, and
+    for its cache."""
+    root, sizes = Path(shutil.copytree(dataset_root, tmp_path / "sizes")), {}
     for row, file in enumerate(sorted((root / "images/train2015").iterdir())):
         with Image.open(file) as image:
             size = image.width + 11 * (row % 5), image.height + 13 * (row % 4)
             # Image.crop fills with black what it cuts out beyond the picture.
             image.crop((0, 0, *size)).save(file, quality=95)
-    return root
+            sizes[file.name] = {"width": size[0], "height": size[1]}
+    labels = root / "annotations/trainval_hico.json"
+    entries = json.loads(labels.read_text())
+    labels.write_text(json.dumps([{**one, **sizes[one["file_name"]]} for one in entries]))
+    annotations = open_dataset(root).load("train")
+    answers = {one.image_id: answer(one) for one in annotations.annotations}
+    cache = write_cache(tmp_path / "cache", vocabulary, annotations.digest, answers)
+    return "--data", root, "--cache", cache
 
 
 @pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
@@ -161,7 +170,7 @@ def test_two_processes_train_what_one_does(
     start, start_team, student_words, different_sizes, tmp_path, parts
 ):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    options = ("--data", different_sizes, *BATCH)
+    options = (*different_sizes, *BATCH)
     ends = [one() for one in start_team(student_words(together, *options, "--accumulation", parts))]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert start(student_words(alone, *options))()[0] == 0
