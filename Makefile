@@ -15,7 +15,7 @@ BUDGET ?=
 JOBS ?=
 ANEW ?= 0
 
-.PHONY: demo study test test-slow test-all lint clean
+.PHONY: demo study test test-slow test-all coverage lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +49,9 @@ test-slow: $(INSTALLED)
 	$(PYTEST) -m "slow and not gpu"
 
 test-all: test test-slow
+
+coverage: $(INSTALLED)
+	$(PYTEST) -m "not gpu" --cov --cov-report term
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info
