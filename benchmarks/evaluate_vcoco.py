@@ -36,6 +36,7 @@ def made_up(count: int, rng: np.random.Generator) -> VcocoTruth:
         images.append(
             VcocoImage(
                 id=index,
+                size=(600, 600),
                 name=f"{index}.jpg",
                 boxes=np.hstack([corners, corners + rng.uniform(30, 200, (number, 2))]).astype(
                     np.float32

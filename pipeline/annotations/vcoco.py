@@ -41,6 +41,7 @@ class VcocoImage:
         people, crowds: (N,) bool.
         does: (N, A) int8, 1 where the person does the action, 0 where not, -1 where nobody said.
         roles: (N, A, R) int64, the role's box, -1 for none.
+        size: width and height in pixels.
     """
 
     id: int
@@ -51,6 +52,7 @@ class VcocoImage:
     crowds: np.ndarray
     does: np.ndarray
     roles: np.ndarray
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,7 @@ def annotations_of(truth: VcocoTruth, reading: Reading) -> list[Annotation]:
             image.boxes[kept].tolist(),
             labels,
             hois,
-            None,
+            image.size,
             box_field=lambda index: f"box {index}",
             hoi_field=lambda index: f"action {index}",
         )
@@ -207,6 +209,7 @@ def _image(image: dict[str, Any], coco: _Coco, table: ActionTable, reading: Read
         crowds=np.array([bool(row.get("iscrowd")) for row in rows], dtype=bool),
         does=np.full((count, len(table.actions)), NOBODY_SAID, dtype=np.int8),
         roles=np.full((count, len(table.actions), most), -1, dtype=np.int64),
+        size=(width, height),
     )
     row_of = {number: index for index, number in enumerate(numbers)}
     _fill(found, row_of, table, Place(reading.file, place.image), reading)
