@@ -7,10 +7,15 @@ MASTER_ADDR, MASTER_PORT), as the batch script does under SLURM.
 from __future__ import annotations
 
 import os
+import secrets
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +25,13 @@ from pipeline.devices import configure_device, resolve_device
 from pipeline.errors import InputError
 
 Value = TypeVar("Value")
-NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-PLACES = ("MASTER_ADDR", "MASTER_PORT")
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+# Seconds for all processes of a run to find each other. The variables may be another job's, left in
+# the environment, so nobody waits for long; but where a launcher vouches for the others, a machine
+# may be slow to load its programs.
+MEETING, MEETING_LAUNCHED = 20.0, 600.0
+# How long a process waits for another one's word.
+STORE_TIMEOUT = timedelta(minutes=30)
 # Seconds between two looks whether the others are done; signals are answered in between.
 POLL = 0.05
 
@@ -144,7 +154,8 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
             or the only one that it is shown.
 
     Raises:
-        InputError: no such device, a wrong variable, or two processes with one GPU.
+        InputError: no such device, a wrong variable, two processes with one GPU, or the others do
+            not come.
     """
     rank, size, local_rank = _variables()
     if size == 1:
@@ -156,6 +167,7 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
     try:
         distributed.init_process_group(
             "nccl" if on_gpu else "gloo",
+            store=_meet(rank, size),
             rank=rank,
             world_size=size,
             device_id=own if on_gpu else None,
@@ -187,16 +199,121 @@ def average_counts(counts: Tensor) -> tuple[Tensor, int]:
 
 
 def _variables() -> tuple[int, int, int]:
-    """Rank, number of processes, local rank."""
+    """Rank, number of processes, local rank.
+
+    Raises:
+        InputError: a variable is missing or wrong.
+    """
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, 0
-    for name in (*NUMBERS, *PLACES):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         text = os.environ.get(name)
         if not text or (name in NUMBERS and not text.isdecimal()):
             what = "a number" if name in NUMBERS else "the first process's"
             raise InputError(f"{name}: expected {what}, as WORLD_SIZE is set, found {text}")
-    rank, size, local_rank = (int(os.environ[name]) for name in NUMBERS)
+    port = int(os.environ["MASTER_PORT"])
+    if not 0 < port < 1 << 16:
+        raise InputError(f"MASTER_PORT: expected a port, 1 to 65535, found {port}")
+    rank, size, local_rank = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    )
+    if rank >= size:
+        raise InputError(f"RANK: expected a number below WORLD_SIZE, {size}, found {rank}")
     return rank, size, local_rank
+
+
+def _meet(rank: int, size: int) -> distributed.Store:
+    """The store of the run, in which all its processes have reported.
+
+    Whatever may take long is looked at again and again, so that signals are answered.
+
+    Raises:
+        InputError: the others do not come, or there is a second process of this rank.
+    """
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    # torchrun has a store of its own, which outlives its processes and their restarts.
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    by_slurm = os.environ.get("SLURM_STEP_NUM_TASKS") == str(size)
+    began, told = time.monotonic(), False
+
+    def wait(limit: float, found: str) -> None:
+        nonlocal told
+        waited = time.monotonic() - began
+        if waited > limit:
+            raise InputError(
+                f"WORLD_SIZE: expected {size} processes that meet at {place}, found {found} after"
+                f" {limit:.0f} seconds; unset WORLD_SIZE and RANK if another job left them behind"
+            )
+        if waited > MEETING and not told:
+            told = True
+            print(f"waiting for {size} processes at {place}: {found}", file=sys.stderr, flush=True)
+        time.sleep(POLL)
+
+    limit, opened = MEETING_LAUNCHED if by_slurm else MEETING, None
+    while opened is None:
+        try:
+            opened = _Opening(serve=rank == 0 and not by_agent)
+        except OSError as error:
+            wait(limit, error.strerror or str(error))
+    while opened.is_alive():
+        wait(limit, "no answer")
+    try:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = distributed.PrefixStore(f"eoid/{attempt}", opened.store())
+        token = secrets.token_hex(8)
+        if store.compare_set(f"process {rank}", "", token).decode() != token:
+            raise InputError(f"RANK: expected one process {rank} at {place}, found another one")
+        limit = MEETING_LAUNCHED if by_slurm or by_agent else MEETING
+        while missing := [one for one in range(size) if not store.check([f"process {one}"])]:
+            wait(limit, f"{size - len(missing)}")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        expected = f"the store of {size} processes at {place}"
+        raise InputError(f"MASTER_ADDR: expected {expected}, found {reason}") from None
+    return store
+
+
+class _Opening(threading.Thread):
+    """Opens the store at the address that the variables name.
+
+    A socket is tried first, for the store tells of every failure on its own. What answers there
+    need not be a store, and then the thread may never end.
+
+    Raises:
+        OSError: nothing is there yet; or with `serve` something is.
+    """
+
+    def __init__(self, serve: bool) -> None:
+        super().__init__(daemon=True)
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        with (
+            socket.create_server(("", port)) if serve else socket.create_connection((host, port), 2)
+        ):
+            pass
+        self._place = ("localhost" if serve else host, port)
+        self._serve = serve
+        self._found: distributed.TCPStore | RuntimeError | None = None
+        self.start()
+
+    def run(self) -> None:
+        timeout = timedelta(seconds=MEETING)
+        try:
+            self._found = distributed.TCPStore(
+                *self._place, is_master=self._serve, timeout=timeout, wait_for_workers=False
+            )
+        except RuntimeError as error:
+            self._found = error
+
+    def store(self) -> distributed.TCPStore:
+        """The store, when the thread has ended.
+
+        Raises:
+            RuntimeError: it could not be opened.
+        """
+        if not isinstance(self._found, distributed.TCPStore):
+            raise self._found or RuntimeError("no store")
+        self._found.set_timeout(STORE_TIMEOUT)
+        return self._found
 
 
 def own_device(name: str, local_rank: int) -> torch.device:

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import student.distributed
 from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from student.checkpoints import load_checkpoint
 from student.distributed import ALONE, join_team, own_device
+from student.signals import EXIT_REQUEUE
 
 BATCH = ("--batch-size", 7, "--epochs", 2, "--workers", 0)
 
@@ -31,12 +34,19 @@ def test_one_process_talks_to_itself(capsys):
     assert capsys.readouterr().out == "hello\n"
 
 
+# What a job may have left in the environment.
+LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
+
+
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
         ({}, "RANK: expected a number, as WORLD_SIZE is set, found None"),
         ({"RANK": "x"}, "RANK: expected a number"),
         ({"RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR: expected the first process's"),
+        ({**LEFT, "RANK": "2"}, "RANK: expected a number below WORLD_SIZE, 2, found 2"),
+        ({**LEFT, "MASTER_PORT": "x"}, "MASTER_PORT: expected a number"),
+        ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected a port"),
     ],
 )
 def test_variables_that_do_not_go_together(monkeypatch, variables, says):
@@ -46,6 +56,65 @@ def test_variables_that_do_not_go_together(monkeypatch, variables, says):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=says), join_team("cpu"):
         pass
+
+
+@pytest.fixture
+def left_over(monkeypatch):
+    """`left_over(rank, port)` joins as that one of two processes, which nobody else does."""
+    monkeypatch.setattr(student.distributed, "MEETING", 0.3)
+
+    def join(rank, port):
+        variables = {**LEFT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_PORT": str(port)}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        for name in ("TORCHELASTIC_USE_AGENT_STORE", "SLURM_STEP_NUM_TASKS"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(InputError) as caught, join_team("cpu"):
+            pass
+        assert not torch.distributed.is_initialized()
+        return str(caught.value)
+
+    return join
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_variables_of_another_job(left_over, rank):
+    port = free_port()
+    told = left_over(rank, port)
+    assert told.startswith("WORLD_SIZE: expected 2 processes") and f"127.0.0.1:{port}" in told
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_something_else_at_the_address(left_over, rank):
+    """A server that takes connections and never answers."""
+    with socket.create_server(("", 0)) as server:
+        told = left_over(rank, server.getsockname()[1])
+    assert told.startswith("WORLD_SIZE: expected 2 processes")
+
+
+def test_a_second_process_of_one_rank(left_over):
+    server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    torch.distributed.PrefixStore("eoid/0", server).set("process 1", "somebody")
+    assert left_over(1, server.port).startswith("RANK: expected one process 1")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_while_others_are_waited_for(start, student_words, tmp_path, rank):
+    waiting = """
+import os, signal
+import student.distributed
+def terminate(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+student.distributed.time.sleep = terminate
+"""
+    variables = {**LEFT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_PORT": str(free_port())}
+    code, out, err = start(student_words(tmp_path / "run"), first=waiting, **variables)()
+    assert (code, out, err) == (EXIT_REQUEUE, "", "")
 
 
 MESSAGES = """
