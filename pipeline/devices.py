@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 from pipeline.cores import usable_cores
 from pipeline.errors import InputError
@@ -62,6 +63,28 @@ def configure_device(
         torch.backends.cuda.matmul.allow_tf32 = rounded and not exact_products
         torch.backends.cudnn.allow_tf32 = rounded
     return device
+
+
+def start_download(tensor: Tensor) -> Callable[[], Tensor]:
+    """Copies a tensor to the host, beside the device's further work.
+
+    Returns:
+        Waits for the tensor's own work alone and gives the copy; of a tensor that is on the host,
+        the tensor itself.
+    """
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    # Without a stream it would be the current one of the thread's current GPU.
+    event.record(torch.cuda.current_stream(tensor.device))
+
+    def arrived() -> Tensor:
+        event.synchronize()
+        return host
+
+    return arrived
 
 
 @contextmanager

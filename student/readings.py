@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pipeline.devices import start_download
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +37,16 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class _OnItsWay:
-    """A reading whose numbers may still be on the device; `event` tells when they are not."""
+    """A reading whose numbers may still be on the device; `vector` waits for them."""
 
     step: int
     image_ids: tuple[str, ...]
     names: tuple[str, ...]
-    vector: Tensor
+    vector: Callable[[], Tensor]
     record: dict[str, Any] | None
-    event: torch.cuda.Event | None
 
     def arrived(self) -> Reading:
-        if self.event is not None:
-            self.event.synchronize()
-        values = dict(zip(self.names, self.vector.tolist(), strict=True))
+        values = dict(zip(self.names, self.vector().tolist(), strict=True))
         return Reading(self.step, self.image_ids, values, self.record)
 
 
@@ -62,7 +61,7 @@ class Readings:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._late = device, device.type == "cuda"
+        self._late = device.type == "cuda"
         self._waiting: list[_OnItsWay] = []
 
     def put(
@@ -77,13 +76,8 @@ class Readings:
         Returns:
             The readings that have arrived: the step's own, or the one before.
         """
-        vector = torch.stack(list(values.values()))
-        event = None
-        if self._late:
-            host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
-            vector, event = host.copy_(vector, non_blocking=True), torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self._device))
-        self._waiting.append(_OnItsWay(step, image_ids, tuple(values), vector, record, event))
+        vector = start_download(torch.stack(list(values.values())))
+        self._waiting.append(_OnItsWay(step, image_ids, tuple(values), vector, record))
         return self._read(len(self._waiting) - self._late)
 
     def rest(self) -> list[Reading]:

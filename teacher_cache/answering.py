@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.devices import out_of_memory_line
+from pipeline.errors import bad_field
 from pipeline.types import Pairs
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.clip_teacher import ClipTeacher
@@ -104,14 +106,23 @@ def ask(
         image could not be read.
 
     Raises:
-        InputError: an image cannot be read, and the configuration is strict.
+        InputError: an image cannot be read, and the configuration is strict; the teacher gives
+            numbers that are not finite; or the batches do not fit a GPU's memory.
     """
     clip = panel.clip
     failures = Failures(questions, config.strict)
     asked: list[_Asked] = []
     cutting: deque[list[Future[Tensor]]] = deque()
-    with Lanes(clip.device) as lanes:
-        encoder = _Encoder(clip, config.regions_per_batch or clip.batch_size, lanes.encoders)
+    images: list[Image.Image] = []
+    regions_per_batch = config.regions_per_batch or clip.batch_size
+
+    def batches_taken() -> str:
+        sizes = {f"{image.width} x {image.height}" for image in images}
+        shown = f"{len(images)} images of {' and '.join(sizes)} pixels"
+        return f"batch size {regions_per_batch} regions, detector batch size {shown}"
+
+    with out_of_memory_line(batches_taken), Lanes(clip.device) as lanes:
+        encoder = _Encoder(clip, regions_per_batch, lanes.encoders)
         batches = same_size_batches(questions, config.images_per_batch, failures)
         for indices, images in read_ahead(lanes.helpers, batches, questions, failures):
             if not images:
@@ -140,6 +151,7 @@ def ask(
             report(encoder.add(regions))
         embeddings = encoder.finish()
         report(len(failures.reasons))
+    _refuse_not_finite(asked, embeddings, questions)
     answers = _answers(asked, embeddings, panel, config.embeddings)
     order = sorted(range(len(asked)), key=lambda place: asked[place].index)
     by_image = {questions[asked[place].index].image_id: answers[place] for place in order}
@@ -165,6 +177,27 @@ def _pairs(
         boxes, regions = whole_image(pairs, image.size) if whole else union_regions(pairs)
         asked.append(_Asked(index, pairs, regions, boxes))
     return asked
+
+
+def _refuse_not_finite(
+    asked: Sequence[_Asked], embeddings: np.ndarray, questions: Sequence[Question]
+) -> None:
+    """Names the first image of which an embedding is not finite.
+
+    Raises:
+        InputError: there is one.
+    """
+    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if not len(wrong):
+        return
+    images = np.repeat([image.index for image in asked], [len(image.boxes) for image in asked])
+    boxes = np.concatenate([image.boxes for image in asked])
+    raise bad_field(
+        questions[images[wrong[0]]].path,
+        f"region {boxes[wrong[0]].round(1).tolist()}",
+        "finite numbers from the teacher in float32",
+        f"others in {len(wrong)} of {len(embeddings)} regions",
+    )
 
 
 def _answers(
@@ -199,29 +232,39 @@ class _Encoder:
 
     def __init__(self, clip: ClipTeacher, batch_size: int, pool: Executor) -> None:
         self._clip, self._batch_size, self._pool = clip, batch_size, pool
-        self._waiting: list[Tensor] = []
-        self._batches: list[Future[np.ndarray]] = []
+        self._waiting: deque[Tensor] = deque()
+        self._running: deque[Future[Callable[[], np.ndarray]]] = deque()
+        self._done: list[np.ndarray] = []
 
     def add(self, cutting: Sequence[Future[Tensor]]) -> int:
         """Takes on the regions of images as soon as they are cut; returns how many images."""
         self._waiting += [regions.result() for regions in cutting]
-        if sum(map(len, self._waiting)) >= self._batch_size:
-            *full, rest = torch.cat(self._waiting).split(self._batch_size)
-            if len(rest) == self._batch_size:
-                full, rest = [*full, rest], rest[:0]
-            for batch in full:
-                self._submit(batch)
-            self._waiting = [rest]
+        while sum(map(len, self._waiting)) >= self._batch_size:
+            batch, missing = [], self._batch_size
+            while missing:
+                regions = self._waiting.popleft()
+                batch.append(regions[:missing])
+                if len(regions) > missing:
+                    self._waiting.appendleft(regions[missing:])
+                missing -= len(batch[-1])
+            self._submit(batch)
         return len(cutting)
 
     def finish(self) -> np.ndarray:
         """(R, D) float32, in the order in which regions were added."""
         if sum(map(len, self._waiting)):
-            self._submit(torch.cat(self._waiting))
-        done = [batch.result() for batch in self._batches]
-        return np.concatenate(done) if done else np.zeros((0, 0), np.float32)
+            self._submit(list(self._waiting))
+        while self._running:
+            self._take_oldest()
+        return np.concatenate(self._done) if self._done else np.zeros((0, 0), np.float32)
 
-    def _submit(self, regions: Tensor) -> None:
-        self._batches.append(self._pool.submit(self._clip.encode_images, regions))
-        for batch in self._batches[:-BATCHES_QUEUED][-1:]:
-            batch.result()
+    def _submit(self, batch: Sequence[Tensor]) -> None:
+        self._running.append(self._pool.submit(self._start, batch))
+        if len(self._running) > BATCHES_QUEUED:
+            self._take_oldest()
+
+    def _start(self, batch: Sequence[Tensor]) -> Callable[[], np.ndarray]:
+        return self._clip.start_encoding(torch.cat(list(batch)))
+
+    def _take_oldest(self) -> None:
+        self._done.append(self._running.popleft().result()())

@@ -15,7 +15,7 @@ from pipeline.progress import Progress
 from teacher_cache.build_config import BuildConfig
 from teacher_cache.choices import choose_mode, choose_sources, resolved
 from teacher_cache.clip_teacher import ClipTeacher
-from teacher_cache.cluster.modes import Mode, is_elsewhere
+from teacher_cache.cluster.modes import InProcess, Mode, is_elsewhere
 from teacher_cache.cluster.run import check_mode, run_tasks
 from teacher_cache.finish import Completion, finish
 from teacher_cache.format import MANIFEST, TEACHER, plain_vocabulary
@@ -27,7 +27,14 @@ from teacher_cache.proposal_index import drop_proposals, keep_proposals
 from teacher_cache.reader import TeacherText, read_teacher
 from teacher_cache.settings import to_settings
 from teacher_cache.shards import ShardTask
-from teacher_cache.sources import Opened, Sources, Subject, open_sources, read_subject
+from teacher_cache.sources import (
+    Opened,
+    Sources,
+    Subject,
+    forget_sources,
+    open_sources,
+    read_subject,
+)
 from teacher_cache.writer import finished_record, is_finished_shard, write_teacher
 
 
@@ -68,6 +75,10 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
     text = _text(config.out / TEACHER, plan, opened.prompts, opened.models.clip)
+    if not isinstance(mode, InProcess):
+        # The models of the processes that do the work need the place on the GPU.
+        del opened
+        forget_sources()
     is_finished = check_folder(config.out, plan)
     if not is_finished:
         shared = config.share is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.devices import autocast
+from pipeline.devices import autocast, start_download
 from pipeline.errors import InputError, bad_field
 from pipeline.files import replacing, write_json
 from pipeline.weights import check_finite, weights_digest
@@ -61,6 +61,9 @@ class ClipTeacher:
         opened = open_clip_model(config)
         check_finite(opened.model.state_dict(), config.weights or config.model)
         self.name, self.quick_gelu = opened.name, opened.quick_gelu
+        # On the host, where the weights still are.
+        self.weights_digest = weights_digest(opened.model.state_dict())
+        self.logit_scale = float(opened.model.logit_scale.detach().exp())
         self._model, self._tokenizer = opened.model.eval().to(device), opened.tokenizer
         self.device = device
         self.precision = resolve_precision(config.precision, device.type)
@@ -72,19 +75,44 @@ class ClipTeacher:
         self.batch_size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
-        self.logit_scale = float(opened.model.logit_scale.detach().exp())
-        self.weights_digest = weights_digest(opened.model.state_dict())
 
     def encode_images(self, regions: Tensor) -> np.ndarray:
-        """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings."""
-        return self.encode_pixels((regions.float().div_(255) - self._mean) / self._std)
+        """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings;
+        see `start_encoding`."""
+        return self.start_encoding(regions)()
+
+    @torch.inference_mode()
+    def start_encoding(self, regions: Tensor) -> Callable[[], np.ndarray]:
+        """Encodes (N, 3, S, S) uint8 RGB regions without waiting for the device.
+
+        Returns:
+            Waits and gives (N, D) float32 normalised embeddings. Where some are not finite, as
+            float16 ends at 65,504, the batch is encoded again in float32; what is not finite then
+            either is up to the caller.
+        """
+        arrived = start_download(self._encode(self._normalised(regions), self.precision))
+
+        @torch.inference_mode()
+        def embeddings() -> np.ndarray:
+            found = arrived().numpy().copy()
+            if self.precision != "float32" and not np.isfinite(found).all():
+                found = self._encode(self._normalised(regions), "float32").cpu().numpy()
+            return found
+
+        return embeddings
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor) -> np.ndarray:
         """(N, 3, S, S) float32 normalised pixels -> (N, D) float32 normalised embeddings."""
-        with autocast(self.device, self.precision):
+        return self._encode(pixels, self.precision).cpu().numpy()
+
+    def _normalised(self, regions: Tensor) -> Tensor:
+        return (regions.float().div_(255) - self._mean) / self._std
+
+    def _encode(self, pixels: Tensor, precision: str) -> Tensor:
+        with autocast(self.device, precision):
             features = self._model.encode_image(pixels)
-        return functional.normalize(features.float(), dim=-1).cpu().numpy()
+        return functional.normalize(features.float(), dim=-1)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models
 
 from pipeline.boxes import clip_boxes
+from pipeline.devices import start_download
 from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
 from pipeline.weights import check_finite, load_weights, mismatch, weights_digest
@@ -115,14 +116,25 @@ class Detector:
         """
         if not images:
             return []
-        tensors = [_tensor(image).to(self._device) for image in images]
-        return [self._translate(output) for output in self._model(tensors)]
-
-    def _translate(self, output: dict[str, Tensor]) -> FoundBoxes:
-        boxes, categories, scores = (
-            output[name].detach().cpu().numpy() for name in ("boxes", "labels", "scores")
+        outputs = self._model([_tensor(image, self._device) for image in images])
+        # All in one table, for which the host waits once.
+        table = torch.cat(
+            [
+                torch.cat([output["boxes"] for output in outputs]),
+                *(
+                    torch.cat([output[name] for output in outputs])[:, None]
+                    for name in ("scores", "labels")
+                ),
+            ],
+            dim=1,
         )
-        labels = self._labels[categories]
+        counts = [len(output["boxes"]) for output in outputs]
+        found = start_download(table)().numpy()
+        return [self._translate(rows) for rows in np.split(found, np.cumsum(counts)[:-1])]
+
+    def _translate(self, rows: np.ndarray) -> FoundBoxes:
+        """Of an image's (N, 6) box, score and category."""
+        boxes, scores, labels = rows[:, :4], rows[:, 4], self._labels[rows[:, 5].astype(np.int64)]
         sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
         keep = (labels >= 0) & (sides > 0) & np.isfinite(boxes).all(axis=1)
         return FoundBoxes(
@@ -170,8 +182,12 @@ def recognise(weights: Path, vocabulary: Vocabulary) -> str:
     return WORLD if load_weights(weights).keys() == names else DEFAULT
 
 
-def _tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div_(255)
+def _tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    """(3, h, w) float32 from 0 to 1 on the device, which gets a quarter of that."""
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.float().div_(255)
 
 
 def _labels(

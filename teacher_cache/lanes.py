@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,8 @@ MOST_LANES = 4
 class Lanes:
     """Threads for the steps of a build, as a context manager.
 
-    A GPU has one thread that encodes, and helpers that decode and cut beside it. The cores of a CPU
+    A GPU has one thread that encodes, and helpers that decode and cut beside it; what they give the
+    GPU to do does not queue up with the caller's, who detects meanwhile. The cores of a CPU
     are dealt out to a few lanes, each of which decodes, cuts and encodes batches of its own with
     its own torch threads: several matrix products of few threads each use the cores better than
     one that all cores share, above all where other work holds up one of its parts.
@@ -44,7 +46,13 @@ class Lanes:
             share = -(-self._threads // lanes)
             self._pools = [_Pool(lanes, initializer=torch.set_num_threads, initargs=(share,))]
         else:
-            self._pools = [_Pool(HELPERS), _Pool(1)]
+            options: dict[str, Any] = {}
+            if device.type == "cuda":
+                stream = _side_stream(device)
+                if stream is not None:
+                    stream.wait_stream(torch.cuda.current_stream(device))
+                options = {"initializer": _take_gpu, "initargs": (device, stream)}
+            self._pools = [_Pool(HELPERS, **options), _Pool(1, **options)]
         self.helpers, self.encoders = self._pools[0], self._pools[-1]
 
     def make_room(self) -> None:
@@ -65,6 +73,23 @@ class Lanes:
             pool.shutdown(cancel_futures=kind is not None)
         # What a lane was given would be the number of every thread that is new to torch.
         torch.set_num_threads(self._threads)
+
+
+@cache
+def _side_stream(device: torch.device) -> Any:
+    """A GPU's second stream, always the same one: memory that was used in one stream is not used
+    again in another. None where there is none to be had; then all share the first."""
+    try:
+        return torch.cuda.Stream(device)
+    except RuntimeError:
+        return None
+
+
+def _take_gpu(device: torch.device, stream: Any) -> None:
+    """Makes a GPU and its stream a new thread's current ones."""
+    torch.cuda.set_device(device)
+    if stream is not None:
+        torch.cuda.set_stream(stream)
 
 
 class _Pool(ThreadPoolExecutor):

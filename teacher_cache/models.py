@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pipeline.devices import configure_device, resolve_device
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
@@ -46,5 +48,6 @@ def load_models(
 
 
 def forget_models() -> None:
-    """Frees this process's models, where others do the work."""
+    """Frees this process's models and the memory of their GPU, where others do the work."""
     _loaded.clear()
+    torch.cuda.empty_cache()

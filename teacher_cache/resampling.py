@@ -22,8 +22,13 @@ from teacher_cache.regions import (
 # Keys' cubic convolution with a = -0.5, which reaches two pixels to either side.
 SHARPNESS = -0.5
 REACH = 2.0
-# Weights take a number per region, output and input pixel.
 REGIONS_AT_ONCE = 32
+# Bounds what a thread takes beside picture and result. Making the weights of a row or column of
+# input pixels holds six float32 numbers at once for each output pixel of a region; a row is held
+# itself, in three colours, before and after it is rearranged.
+BYTES_AT_ONCE = 2**28
+BYTES_A_COLUMN = 4 * 6
+BYTES_A_ROW = BYTES_A_COLUMN + 4 * 6
 # From this ratio on a pixel's share in the result is at most a half, so that torch's shorter
 # weights do not move a result by more than one grey level from PIL's.
 SHRUNK = 2
@@ -59,7 +64,8 @@ def cut_regions(
     if mode.name == "stretch" or (not on_cpu and (is_huge or interpolation != "bicubic")):
         regions = crop_regions(image, boxes, size, mode, interpolation)
         stacked = np.stack(regions) if regions else np.zeros((0, size, size, 3), np.uint8)
-        return torch.from_numpy(stacked).permute(0, 3, 1, 2).to(device)
+        cut = torch.from_numpy(stacked).permute(0, 3, 1, 2)
+        return cut if on_cpu else cut.pin_memory().to(device, non_blocking=True)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     corners = whole_pixels(image, boxes, mode.context)
     if on_cpu:
@@ -125,63 +131,106 @@ def resample_regions(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
     Returns:
         (R, 3, size, size) uint8.
     """
+    if not len(corners):
+        return image.new_zeros((0, 3, size, size))
+    longest = (corners[:, 2:] - corners[:, :2]).max()
+    fitting = BYTES_AT_ONCE // int(BYTES_A_ROW * size * longest)
+    count = min(max(fitting, 1), REGIONS_AT_ONCE)
     parts = [
-        _resample(image, corners[start : start + REGIONS_AT_ONCE], size)
-        for start in range(0, len(corners), REGIONS_AT_ONCE)
+        _resample(image, corners[start : start + count], size)
+        for start in range(0, len(corners), count)
     ]
-    return torch.cat(parts) if parts else image.new_zeros((0, 3, size, size))
+    return torch.cat(parts)
 
 
 def _resample(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
-    left, top = corners[:, :2].min(axis=0)
-    right, bottom = corners[:, 2:].max(axis=0)
-    pixels = image[:, top:bottom, left:right].float()
-    height, width = pixels.shape[1:]
-    regions = torch.as_tensor(corners - [left, top, left, top], device=image.device)
+    left, top = corners[:, :2].min(axis=0).tolist()
+    right, bottom = corners[:, 2:].max(axis=0).tolist()
+    count, height, width = len(corners), bottom - top, right - left
+    # Copies from memory that is not pinned do not wait for the device where they are this small.
+    regions = torch.from_numpy(corners - [left, top, left, top])
+    regions = regions.to(image.device, non_blocking=True)
     first, end = regions[:, :2], regions[:, 2:]
     side = (end - first).amax(dim=1)
+    start = first - (side[:, None] - (end - first)) // 2
     # Known here without asking the device, which would wait for all its work.
     longest_side = int((corners[:, 2:] - corners[:, :2]).max())
-    reach = 2 * math.ceil(REACH * max(longest_side / size, 1)) + 2
-    start = first - (side[:, None] - (end - first)) // 2
-    across = _weights(start[:, 0], side, first[:, 0], end[:, 0], width, size, reach)
-    down = _weights(start[:, 1], side, first[:, 1], end[:, 1], height, size, reach)
+    sums = _kernel_sums(side, longest_side, size)
+
+    def weights(axis: int, begin: int, stop: int) -> Tensor:
+        places = torch.arange(begin, stop, device=image.device)
+        return _weights(start[:, axis], side, first[:, axis], end[:, axis], places, sums)
+
     # In float32: shorter numbers move pixels by two grey levels where light overshoots.
-    # (3 h, w) x (w, R size): every row of the picture for all regions at once.
-    rows = _grey_levels(pixels.reshape(-1, width) @ across.reshape(-1, width).T)
-    rows = rows.view(3, height, len(corners), size).permute(2, 1, 0, 3)
-    columns = _grey_levels(torch.bmm(down, rows.reshape(len(corners), height, 3 * size)))
-    return columns.view(-1, size, 3, size).transpose(1, 2).to(torch.uint8)
+    result = torch.zeros((count, size, 3 * size), device=image.device)
+    rows_at_once = max(1, BYTES_AT_ONCE // (BYTES_A_ROW * count * size))
+    columns_at_once = max(1, BYTES_AT_ONCE // (BYTES_A_COLUMN * count * size))
+    for upper in range(0, height, rows_at_once):
+        lower = min(upper + rows_at_once, height)
+        # (3 h, w) x (w, R size): every row of the picture for all regions at once.
+        rows = torch.zeros((3 * (lower - upper), count * size), device=image.device)
+        for begin in range(0, width, columns_at_once):
+            stop = min(begin + columns_at_once, width)
+            pixels = image[:, top + upper : top + lower, left + begin : left + stop].float()
+            across = weights(0, begin, stop).view(-1, stop - begin)
+            rows.addmm_(pixels.reshape(-1, stop - begin), across.T)
+        rows = _grey_levels(rows).view(3, lower - upper, count, size).permute(2, 1, 0, 3)
+        result.baddbmm_(weights(1, upper, lower), rows.reshape(count, -1, 3 * size))
+    return _grey_levels(result).view(-1, size, 3, size).transpose(1, 2).to(torch.uint8)
 
 
 def _grey_levels(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
+def _scale_and_blur(side: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(R, 1, 1) input pixels for an output pixel, and how much wider the kernel gets by that."""
+    scale = (side.float() / size).view(-1, 1, 1)
+    return scale, scale.clamp(min=1)
+
+
+def _kernel_sums(side: Tensor, longest_side: int, size: int) -> Tensor:
+    """(R, size, 1) float32: the kernel summed over the square's pixels, for every output pixel.
+
+    The square reaches past the picture, so this is not the sum of the weights of its pixels.
+
+    Args:
+        side: (R,) int64, lengths of the squares.
+        longest_side: the largest of them.
+        size: output pixels.
+    """
+    scale, blur = _scale_and_blur(side, size)
+    # At most so many input pixels add to an output pixel.
+    reach = 2 * math.ceil(REACH * max(longest_side / size, 1)) + 2
+    reached = torch.arange(reach, device=side.device)
+    parts = []
+    at_once = max(1, BYTES_AT_ONCE // (BYTES_A_COLUMN * len(side) * reach))
+    for places in torch.arange(size, device=side.device).split(at_once):
+        centres = (places.view(1, -1, 1) + 0.5) * scale
+        pixels = (centres - REACH * blur).floor() + reached
+        in_square = (pixels >= 0) & (pixels < side.view(-1, 1, 1))
+        kernel = _cubic((pixels + 0.5 - centres) / blur) * in_square
+        parts.append(kernel.sum(2, keepdim=True))
+    return torch.cat(parts, dim=1)
+
+
 def _weights(
-    start: Tensor, side: Tensor, first: Tensor, end: Tensor, extent: int, size: int, reach: int
+    start: Tensor, side: Tensor, first: Tensor, end: Tensor, pixels: Tensor, sums: Tensor
 ) -> Tensor:
-    """(R, size, extent) float32: what each input pixel adds to each output pixel, along one axis.
+    """(R, size, P) float32: what input pixels add to each output pixel, along one axis.
 
     Args:
         start, side: (R,) int64, where the black square begins, and its length.
         first, end: (R,) int64, the region's own pixels.
-        extent: input pixels.
-        size: output pixels.
-        reach: at most so many input pixels add to an output pixel.
+        pixels: (P,) int64, places of input pixels.
+        sums: (R, size, 1), see `_kernel_sums`.
     """
-    scale = (side.float() / size).view(-1, 1, 1)
-    blur = scale.clamp(min=1)
-    places = torch.arange(size, device=start.device).view(1, -1, 1)
-    centres = (places + 0.5) * scale
-    # The square reaches past the picture, so the kernel is summed over its own stretch.
-    reached = (centres - REACH * blur).floor() + torch.arange(reach, device=start.device)
-    in_square = (reached >= 0) & (reached < side.view(-1, 1, 1))
-    total = (_cubic((reached + 0.5 - centres) / blur) * in_square).sum(2, keepdim=True)
-    pixels = torch.arange(extent, device=start.device).view(1, 1, -1)
+    size = sums.shape[1]
+    scale, blur = _scale_and_blur(side, size)
+    centres = (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
     own = (pixels >= first.view(-1, 1, 1)) & (pixels < end.view(-1, 1, 1))
     middles = (pixels - start.view(-1, 1, 1) + 0.5) / blur
-    return _cubic(middles - centres / blur) / total * own
+    return _cubic(middles - centres / blur).div_(sums).mul_(own)
 
 
 def _cubic(distance: Tensor) -> Tensor:

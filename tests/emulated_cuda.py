@@ -174,7 +174,8 @@ class EmulatedCuda(TorchDispatchMode):
         if len(on_host) == len(tensors) and not any(to_device):
             pin = kwargs.pop("pin_memory", False)
             return _pinned(func(*args, **kwargs)) if pin else func(*args, **kwargs)
-        if torch.is_inference_mode_enabled() and func._can_decompose():
+        inference = torch.is_inference_mode_enabled() or any(one.is_inference() for one in tensors)
+        if inference and func._can_decompose():
             # Without autograd, operators made of others arrive whole.
             with self:
                 return func.decompose(*args, **kwargs)

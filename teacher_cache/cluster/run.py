@@ -20,7 +20,6 @@ from teacher_cache.cluster.modes import (
     asks_for_gpu,
 )
 from teacher_cache.shards import ShardTask, make_shard
-from teacher_cache.sources import forget_sources
 from teacher_cache.writer import ShardRecord
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ def run_tasks(tasks: Sequence[ShardTask], mode: Mode, progress: Progress) -> lis
     """
     if isinstance(mode, InProcess) or not tasks:
         return [make_shard(task, progress.advance) for task in tasks]
-    forget_sources()
     elsewhere = [
         replace(task, folder=task.folder.absolute(), sources=task.sources.absolute())
         for task in tasks

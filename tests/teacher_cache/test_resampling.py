@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from teacher_cache import resampling
 from teacher_cache.regions import RegionMode, crop_regions
@@ -52,6 +53,33 @@ def test_many_regions_keep_their_order():
     for place in (0, REGIONS_AT_ONCE, len(boxes) - 1):
         alone = resample_regions(image, boxes[place : place + 1], 16)
         assert (together[place].int() - alone[0].int()).abs().max() <= 1
+
+
+class LargestResult(TorchDispatchMode):
+    """Size in bytes of the largest tensor that any operator made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.bytes = max(self.bytes, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (3, 9000), (9000, 3), (1, 1)])
+def test_memory_is_bounded_by_bytes(monkeypatch, width, height):
+    rng = np.random.default_rng(2)
+    image = torch.from_numpy(picture(rng, width, height)).permute(2, 0, 1)
+    boxes = whole_boxes(rng, width, height, 5)
+    expected = resample_regions(image, boxes, 24)
+    monkeypatch.setattr(resampling, "BYTES_AT_ONCE", 200_000)
+    with LargestResult() as largest:
+        found = resample_regions(image, boxes, 24)
+    difference = (found.int() - expected.int()).abs()
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 5e-3
+    # The picture's own pixels, as numbers, come on top.
+    assert largest.bytes <= max(200_000, 4 * image.numel())
 
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.4"])
