@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.check import PartCheck
 from pipeline.datasets import Dataset
+from pipeline.vocabulary import Vocabulary
 
 COLUMNS = ("images", "annotated", "labels")
 # By dataset and part: images, annotated images, labelled pair-verb rows; None where none is stated.
@@ -29,7 +30,20 @@ def table(dataset: Dataset, checks: list[PartCheck]) -> str:
     ]
     if published:
         lines.append("(behind the slash: as published)")
-    return "\n".join([*lines, *_findings(checks), *_details(checks)])
+    return "\n".join([*lines, *_alike(vocabulary), *_findings(checks), *_details(checks)])
+
+
+def _alike(vocabulary: Vocabulary) -> list[str]:
+    """Verbs that share their form in sentences, and an object."""
+    by_form: dict[str, list[int]] = {}
+    for verb, ing in enumerate(vocabulary.verb_ings):
+        by_form.setdefault(" ".join(ing.replace("_", " ").casefold().split()), []).append(verb)
+    return [
+        f'verbs of one form in sentences, "{form}", which a teacher cannot tell apart: '
+        + ", ".join(vocabulary.verbs[verb] for verb in verbs)
+        for form, verbs in by_form.items()
+        if (vocabulary.valid[verbs].sum(axis=0) > 1).any()
+    ]
 
 
 def _counts(

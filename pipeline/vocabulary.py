@@ -61,6 +61,11 @@ class Vocabulary:
         return len(self.interactions)
 
     @property
+    def names(self) -> list[tuple[str, str]]:
+        """Verb and object of every interaction, by name."""
+        return [(self.verbs[verb], self.objects[label]) for verb, label in self.interactions]
+
+    @property
     def first_verb(self) -> int:
         """Number of the first verb in files of the HOIA form: 1, in V-COCO's, with roles, 0."""
         return 0 if self.roles else 1

@@ -14,8 +14,15 @@ from pipeline.files import refuse_existing
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.own_clip import clip_names, text_encoder
 from teacher_cache.prompt_file import NewPrompts
-from teacher_cache.prompts import TEMPLATE, Prompts, embed_prompts, fill, interaction_prompts
-from teacher_cache.reader import TeacherCache, open_cache
+from teacher_cache.prompts import (
+    TEMPLATE,
+    Prompts,
+    alike_line,
+    embed_prompts,
+    fill,
+    interaction_prompts,
+)
+from teacher_cache.reader import TeacherCache, TeacherText, open_cache
 from teacher_cache.settings import held_settings
 from teacher_cache.writer import write_prompts
 
@@ -72,8 +79,8 @@ def add_prompts(config: PromptsConfig, say: Callable[[str], None] = print) -> Ne
     _check_forms(verbs)
     wishes = list(dict.fromkeys(wishes))
     prompts: Prompts = tuple(fill(templates, ing, thing) for _, ing, thing in wishes)
-    names = clip_names(cache, config.clip_model, config.clip_weights)
-    encode = text_encoder(cache, *names, config.device)
+    model = clip_names(cache, config.clip_model, config.clip_weights)
+    encode = text_encoder(cache, *model, config.device)
     numbers = {verb: number for number, verb in enumerate(verbs)}
     made = NewPrompts(
         text_model=cache.text_model,
@@ -85,6 +92,12 @@ def add_prompts(config: PromptsConfig, say: Callable[[str], None] = print) -> Ne
         embeddings=embed_prompts(prompts, encode),
     )
     write_prompts(config.out, made)
+    held = cache.teacher
+    names = [*known.names, *((verb, thing) for verb, _, thing in wishes)]
+    embeddings = np.concatenate([held.embeddings, made.embeddings])
+    text = TeacherText((*held.prompts, *prompts), embeddings, held.logit_scale)
+    if line := alike_line(names, text):
+        say(line)
     for number, verb in enumerate(made.verbs):
         own = np.flatnonzero(made.actions == number)
         things = ", ".join(made.objects[row] for row in own)

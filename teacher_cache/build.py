@@ -22,7 +22,7 @@ from teacher_cache.format import MANIFEST, TEACHER, plain_vocabulary
 from teacher_cache.lock import Hold, hold
 from teacher_cache.pairing import ALL_PAIRS
 from teacher_cache.plan import Plan, check_folder, claim_folder
-from teacher_cache.prompts import Prompts, embed_prompts
+from teacher_cache.prompts import Prompts, alike_line, embed_prompts
 from teacher_cache.proposal_index import drop_proposals, keep_proposals
 from teacher_cache.reader import TeacherText, read_teacher
 from teacher_cache.settings import to_settings
@@ -79,6 +79,8 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
         # The models of the processes that do the work need the place on the GPU.
         del opened
         forget_sources()
+    if text is not None and (line := alike_line(subject.vocabulary.names, text)):
+        say(line)
     is_finished = check_folder(config.out, plan)
     if not is_finished:
         shared = config.share is not None

@@ -23,7 +23,7 @@ from teacher_cache.format import (
 from teacher_cache.lock import hold
 from teacher_cache.own_clip import Encoder, clip_names, text_encoder
 from teacher_cache.plan import Plan, check_folder, claim_folder
-from teacher_cache.prompts import Prompts, embed_prompts, interaction_prompts
+from teacher_cache.prompts import Prompts, alike_line, embed_prompts, interaction_prompts
 from teacher_cache.reader import TeacherCache, TeacherText, open_cache
 from teacher_cache.settings import held_settings, to_settings
 from teacher_cache.soft_targets import action_probabilities
@@ -101,6 +101,8 @@ def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
     if check_folder(config.out, plan):
         say(f"{config.out}: was finished before; nothing to do")
         return
+    if line := alike_line(vocabulary.names, text):
+        say(line)
     with hold(config.out, say=say) as held:
         claim_folder(config.out, plan)
         held.remove_leftovers()

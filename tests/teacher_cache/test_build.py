@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.check_table import table
 from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from pipeline.files import sha256_of_file
@@ -372,3 +373,22 @@ def test_a_lost_teacher_file_is_written_again(dataset, build_config, finished):
     (config.out / TEACHER).unlink()
     build(config)
     assert open_cache(config.out).teacher.prompts
+
+
+def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary):
+    """Riding and pulling go with a horse; here both are said with one word."""
+    words = vocabulary.to_dict()
+    pull, ride = (
+        next(verb for verb in words["verbs"] if verb["name"] == name) for name in ("pull", "ride")
+    )
+    pull["ing"] = ride["ing"]
+    (dataset / "words.json").write_text(json.dumps(words))
+    description = dataset / "dataset.toml"
+    description.write_text(
+        description.read_text().replace('vocabulary = "world"', 'vocabulary = "words.json"')
+    )
+    said = []
+    build(build_config(dataset, candidates="annotated"), said.append)
+    (line,) = [line for line in said if "cannot tell" in line]
+    assert "ride, pull" in line and "horse" in line and "riding horse" in line
+    assert "ride, pull" in table(open_dataset(dataset), [])
