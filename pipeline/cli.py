@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import sys
@@ -106,6 +107,10 @@ def _as_typed(
 def run_command(command: click.Command) -> NoReturn:
     """Runs a command line: bad input is one line on stderr and exit 2, an interrupt exit 130."""
     program = Path(sys.argv[0]).name
+    # With PYTHONUNBUFFERED a line is written in pieces, and those of several processes mix.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
     # torch's OpenMP threads wait by spinning, long by default: with other work on the same cores
     # they keep it, and each other, from running. Not at all is slow too, since waking up costs more
     # than a short step. A step of the world's student on two cores, idle and beside another

@@ -1,7 +1,10 @@
 import ast
 import errno
+import os
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import click
 import pytest
@@ -206,3 +209,34 @@ def test_check_takes_strict_from_a_file(run, small_dataset, config):
     file.write_text(file.read_text().replace("[10, 20", "[-10, 20"))
     assert run(cli.data, "check", small_dataset)[0] == 0
     assert run(cli.data, "check", small_dataset, "--config", config("strict = true"))[0] == 2
+
+
+PIECES = """
+import sys
+from contextlib import suppress
+import click
+from pipeline.cli import run_command
+@click.command()
+def command():
+    for _ in range(3):
+        print("a", "line", "of", "words")
+    raise click.UsageError("no")
+run_command(command)
+"""
+
+
+def test_a_line_is_written_in_one_piece():
+    """Several processes write into one pipe; this socket keeps what is written apart."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with ours, theirs:
+        words = [sys.executable, "-c", PIECES]
+        done = subprocess.run(words, stdout=theirs, stderr=theirs, env=environment, check=False)
+        ours.setblocking(False)
+        pieces = []
+        with suppress(BlockingIOError):
+            while True:
+                pieces.append(ours.recv(1 << 16))
+    assert done.returncode == 2
+    assert pieces[:3] == [b"a line of words\n"] * 3 and len(pieces) == 4
+    assert pieces[3].startswith(b"-c: no") and pieces[3].endswith(b"\n")
