@@ -122,5 +122,5 @@ class ShrinkTo(v2.Transform):
         size = TF.get_size(inpt)
         if max(size) <= self.longest:
             return inpt
-        shrunk = [max(1, round(side * self.longest / max(size))) for side in size]
+        shrunk = [max(1, side * self.longest // max(size)) for side in size]
         return TF.resize(inpt, shrunk, antialias=True)

@@ -25,7 +25,7 @@ PATH = click.Path(path_type=Path)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Processes that read images; default: as many as there are spare cores, at most 8.",
+    help="Processes that read training images, threads that read others; default: the spare cores.",
 )
 
 

@@ -51,7 +51,7 @@ SPLIT_THRESHOLD, SPLIT_TOP = 0.0, 100
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Threads that read pictures; default: as many as there are spare cores, at most 8.",
+    help="Threads that read pictures; default: as many as there are spare cores, at most 16.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace results that are there.")
 @device_option
