@@ -53,7 +53,7 @@ OTHER_FILES = (
 # What torch's reader of plain data says about an object that it does not make, about the end of a
 # file that comes too early, and about a pickle of another program.
 REFUSED = re.compile(r"GLOBAL ([\w.]*\w)\b|<class '([\w.]+)'>|<built-in function (\w+)>")
-CUT_OFF = re.compile("truncated|EOF|index out of range|not fully covered|invalid header length")
+CUT_OFF = re.compile("(?i)truncated|EOF|index out of range|incomplete|header ?length")
 NO_CHECKPOINT = re.compile("magic number|Unsupported operand")
 AGAIN = "copy or download it again"
 TENSORS_ALONE = (

@@ -378,6 +378,6 @@ def test_damaged_files_are_one_line(tmp_path, untouched, name, content):
 
 def test_a_start_runs_no_code(tmp_path, untouched, capsys):
     torch.save({"model": {"a": Code()}}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match=r"evil\.pth: .* print"):
+    with pytest.raises(InputError, match=r"evil\.pth: .*print"):
         start_from(untouched[0], tmp_path / "evil.pth", HICO)
     assert capsys.readouterr().out == ""
