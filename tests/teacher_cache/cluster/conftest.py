@@ -19,11 +19,13 @@ def processes():
 
 @pytest.fixture
 def start(processes):
-    """Starts a build; what still runs at the end is killed."""
+    """`start(config, first="")` starts a build after the code `first`; what still runs at the end
+    is killed."""
     started = []
 
-    def begin(config):
-        process = processes.Process(target=build, args=(config,))
+    def begin(config, first=""):
+        text = f"{first}\nfrom teacher_cache.build import build\nbuild(config)"
+        process = processes.Process(target=exec, args=(text, {"config": config}))
         process.start()
         started.append(process)
         return process

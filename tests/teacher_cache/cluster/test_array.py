@@ -5,6 +5,7 @@ import signal
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from pipeline.errors import InputError
@@ -15,6 +16,18 @@ from teacher_cache.format import MANIFEST, SHARDS
 from teacher_cache.plan import read_plan
 
 PATIENCE = 120
+# A job that stops itself when its first shard is there: stopped from outside, it might have ended.
+STOPS = """
+import os, signal
+import teacher_cache.cluster.run as run
+make_shard = run.make_shard
+def make_and_stop(*words):
+    record = make_shard(*words)
+    run.make_shard = make_shard
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return record
+run.make_shard = make_and_stop
+"""
 
 
 def test_one_job_after_the_other(build_config, shared_dataset, singly, contents):
@@ -97,12 +110,11 @@ def test_jobs_of_other_settings_are_refused(build_config, shared_dataset, start)
 
 def test_a_job_and_an_ordinary_builder_refuse_each_other(build_config, shared_dataset, start):
     config = build_config(shared_dataset, images_per_shard=1)
-    job = start(replace(config, share=Share(0, 2)))
+    job = start(replace(config, share=Share(0, 2)), first=STOPS)
     deadline = time.monotonic() + PATIENCE
-    while not (config.out / SHARDS / "00000.h5").exists():
+    while psutil.Process(job.pid).status() != psutil.STATUS_STOPPED:
         assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(job.pid, signal.SIGSTOP)
+        time.sleep(0.01)
     with pytest.raises(InputError, match=f"a job of an array .host .*, process {job.pid}, "):
         build(config)
     build(replace(config, share=Share(1, 2)))
