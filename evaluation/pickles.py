@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -66,8 +66,7 @@ def iterate_entries(path: Path) -> Iterator[Any]:
         yield from iterate_json(path)
         return
     try:
-        with open(path, "rb") as file:
-            found = _run(file)
+        found = _run(path.read_bytes())
         if not isinstance(found, list):
             raise bad_field(path, "file", "a list", found)
         # Emptied from its end, so that only one form of each entry is in memory.
@@ -103,12 +102,12 @@ class _Array:
     value: np.ndarray
 
 
-def _run(file: IO[bytes]) -> Any:
+def _run(pickled: bytes) -> Any:
     """What a pickle's opcodes build."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
-    opcodes: Iterator[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(file)
+    opcodes: Iterator[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(pickled)
 
     def since_mark() -> list[Any]:
         mark = marks.pop()

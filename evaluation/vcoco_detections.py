@@ -145,18 +145,25 @@ def _columns(
             raise bad_field(path, f"entry {first + index}", "an object with person_box", entry)
     columns: dict[str, np.ndarray] = {}
     for name, shape in _all_shapes(actions).items():
-        missing = _missing(name, shape)
-        values = [entry.get(name, missing) for entry in entries]
-        if not values:
-            columns[name] = np.zeros((0, *shape), _type(name))
-            continue
-        column = _array(values, name, shape)
-        if column is None:
-            row = next(i for i, value in enumerate(values) if _array([value], name, shape) is None)
+        there = [row for row, entry in enumerate(entries) if name in entry]
+        if name in EXPECTED and len(there) < len(entries):
+            row = next(row for row, entry in enumerate(entries) if name not in entry)
+            found = "nothing (the key is missing)"
+            raise bad_field(path, f"entry {first + row}: {name}", EXPECTED[name], found)
+        column: np.ndarray = np.empty((len(entries), *shape), _type(name))
+        column[...] = MISSING_ROLE if shape == (5,) else 0
+        values = [entries[row][name] for row in there]
+        given = _array(values, name, shape) if there else column[:0]
+        if given is None:
+            place = next(
+                i for i, value in enumerate(values) if _array([value], name, shape) is None
+            )
             # A text shows its quotes: it may look like the number that was expected.
-            given = values[row] if not isinstance(values[row], str) else repr(values[row])
-            found = given if name in entries[row] else "nothing (the key is missing)"
-            raise bad_field(path, f"entry {first + row}: {name}", _expected(name, shape), found)
+            value = values[place]
+            found = repr(value) if isinstance(value, str) else value
+            where = f"entry {first + there[place]}: {name}"
+            raise bad_field(path, where, _expected(name, shape), found)
+        column[there] = given
         columns[name] = column
     return columns
 
@@ -173,13 +180,6 @@ def _array(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     if name == "person_box" and not np.isfinite(column).all():
         return None
     return column.astype(_type(name))
-
-
-def _missing(name: str, shape: tuple[int, ...]) -> Any:
-    """What an entry means that lacks a column."""
-    if name in EXPECTED:
-        return None
-    return MISSING_ROLE if shape else 0.0
 
 
 def _type(name: str) -> type:
