@@ -24,7 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from evaluation.gather import merge_predictions
-from pipeline.devices import configure_device
+from pipeline.devices import configure_device, out_of_memory_line
 from pipeline.errors import InputError, bad_field
 from pipeline.images import image_size
 from pipeline.progress import Progress
@@ -181,7 +181,9 @@ class Predictor:
         device = next(self.model.parameters()).device
         # Callers may be threads of their own, which begin at the first GPU.
         configure_device(device, self.precision)
-        with torch.inference_mode():
+        height, width = batch[0].pixels.shape[-2:]
+        work = f"batch size {len(batch)}, image size {width} x {height}"
+        with out_of_memory_line(lambda: work), torch.inference_mode():
             multiple = cast(int, self.model.backbone.side_multiple)
             pixels, sizes = stack_images([item.pixels for item in batch], multiple)
             outputs = self.model(normalise_batch(pixels.to(device), sizes))

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.devices import out_of_memory_line
 from pipeline.errors import InputError
 from pipeline.splits import Split
 from pipeline.vocabulary import Vocabulary
@@ -223,7 +224,8 @@ class Trainer:
     def _step(self, batch: Batch, started: float) -> list[Reading]:
         """Takes the step of a batch that was waited for since `started`."""
         waited = time.perf_counter() - started
-        losses = self.stepper(batch.to(self.execution.device))
+        with out_of_memory_line(partial(self._work, batch)):
+            losses = self.stepper(batch.to(self.execution.device))
         self.state.step += 1
         self.pace.add(len(batch), time.perf_counter() - started, waited)
         logged = self.step % self.upkeep.log_every == 0 or self.step == self.total_steps
@@ -235,6 +237,15 @@ class Trainer:
         }
         return self.readings.put(
             self.step, batch.image_ids, losses, {**record, **self.pace.take()} if logged else None
+        )
+
+    def _work(self, batch: Batch) -> str:
+        """What a step's memory goes into."""
+        height, width = batch.pixels.shape[-2:]
+        total, size = self.recipe.train.batch_size, self.execution.team.size
+        return (
+            f"batch size {total} over {size} processes, {len(batch)} in this one,"
+            f" image size {width} x {height}, accumulation {self.execution.accumulation}"
         )
 
     def _settle(self, readings: Sequence[Reading], log: RunLog, *flags: int) -> list[int]:

@@ -1,11 +1,24 @@
 """Training and inference on an emulated GPU."""
 
 import json
+import math
+import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import InputError
+from student.checkpoints import load_checkpoint
+from student.detector import Detector
+from student.evaluate import evaluate_checkpoint
+from student.extra import Place
+from student.material import Wanted
 from student.metrics import METRICS
+from student.model import HOIDetector
+from student.run import RunConfig, run_student
+from student.step import Stepper
 
 GPU = torch.device("cuda", 0)
 
@@ -25,3 +38,92 @@ def test_training_is_that_of_a_cpu(make_trainer, tmp_path, queries, emulate_cuda
     assert len(found) == len(expected) == 4
     for one, other in zip(found, expected, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-3, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def config(dataset_root, reading_cache, tmp_path_factory):
+    """A run with everything that training has: a text head, a further source, accumulation,
+    averaged weights, dropout, held-out images."""
+    options = {"verb_head": "text", "batch_size": 8, "epochs": 2, "ema": 0.9, "dropout": 0.1}
+    options |= {"precision": "float32", "mix": 0.5, "hold_out": 2, "evaluate_every": 1}
+    copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("further") / "world")
+    extra = (Place(copy, shutil.copytree(reading_cache, copy.parent / "cache")),)
+    wanted = Wanted(dataset_root, reading_cache, "ua", "world", options, extra=extra)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return RunConfig(wanted, out, device="cuda:1", workers=0, accumulation=2, log_every=1)
+
+
+def interrupted(monkeypatch, config):
+    """Trains until the second epoch's second step."""
+    whole = Stepper.__call__
+
+    def step(self, *given):
+        if self.scheduler.last_epoch == self.recipe.train.epochs * 2 - 1:
+            raise KeyboardInterrupt
+        return whole(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stepper, "__call__", step)
+        run_student(config)
+
+
+def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
+    monkeypatch, config, tmp_path, emulate_cuda
+):
+    with emulate_cuda(devices=2) as gpu:
+        results = run_student(config)
+        assert gpu.current == 1
+        stopped = replace(config, out=tmp_path / "stopped")
+        interrupted(monkeypatch, stopped)
+        run_student(stopped)
+        data = config.wanted.data
+        again = evaluate_checkpoint(config.out, data, None, tmp_path / "out", "cuda:1", 0, False)
+    assert again.scores == results.scores
+    predictions = [folder / "predictions.json" for folder in (config.out, tmp_path / "out")]
+    assert predictions[0].read_bytes() == predictions[1].read_bytes()
+    states = [load_checkpoint(one / "checkpoint.pt") for one in (config.out, stopped.out)]
+    for name, value in states[0].weights.items():
+        assert torch.equal(value, states[1].weights[name]), name
+    assert all(math.isfinite(line["loss"]) for line in logged(config.out))
+
+
+def test_a_detector_finds_what_it_finds_on_a_cpu(world_checkpoint, make_picture, emulate_cuda):
+    pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
+
+    def found(device):
+        detector = Detector.open(world_checkpoint, device)
+        return detector(pictures, threshold=0.0, top=5)
+
+    expected = found("cpu")
+    with emulate_cuda() as gpu:
+        got = found("auto")
+    assert gpu.kernels.total() > 0
+    for one, other in zip(got, expected, strict=True):
+        assert one.actions == other.actions
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        np.testing.assert_allclose(one.human_boxes, other.human_boxes, atol=0.1)
+
+
+def lack(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
+
+
+def test_lack_of_memory_names_the_work(monkeypatch, make_trainer, emulated_gpu):
+    trainer = make_trainer("run", accumulation=2, device=GPU)
+    monkeypatch.setattr(HOIDetector, "forward", lack)
+    with pytest.raises(InputError) as caught:
+        trainer.go()
+    said = str(caught.value)
+    assert "batch size 4" in said and "128 x 128" in said and "accumulation 2" in said
+    assert "2.00 GiB" in said and "\n" not in said
+
+
+def test_lack_of_memory_in_prediction_names_the_work(
+    monkeypatch, world_checkpoint, make_picture, emulated_gpu
+):
+    detector = Detector.open(world_checkpoint, "cuda")
+    pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
+    monkeypatch.setattr(HOIDetector, "forward", lack)
+    with pytest.raises(InputError) as caught:
+        detector(pictures)
+    assert "batch size 3" in str(caught.value) and "128 x 128" in str(caught.value)
