@@ -190,6 +190,7 @@ torch.cuda.set_device = set_device
 """
 
 
+@pytest.mark.slow
 def test_workers_keep_to_one_gpu_each(
     monkeypatch, finished, shared_dataset, build_config, emulate_cuda, tmp_path
 ):
