@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.errors import InputError
 from student.config import StudentConfig
@@ -169,6 +170,19 @@ def test_loaded_model_equals_the_saved_one(small, small_config, tmp_path):
     assert not loaded.training and loaded.config == replace(small_config, num_heads=4)
     for name, tensor in small.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("form", ["module.", "model.", "bare", "safetensors"])
+def test_every_file_form_gives_the_same_model(small, tmp_path, form):
+    state, file = to_published(small.state_dict()), tmp_path / "a.pth"
+    if form == "safetensors":
+        save_file(state, file)
+    else:
+        prefix = "" if form == "bare" else form
+        wrapped = {prefix + name: value for name, value in state.items()}
+        torch.save(wrapped if form == "bare" else {"model": wrapped}, file)
+    loaded = load_published(file).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in small.state_dict().items())
 
 
 @pytest.mark.parametrize(
