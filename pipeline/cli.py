@@ -106,6 +106,7 @@ def _as_typed(
 
 def run_command(command: click.Command) -> NoReturn:
     """Runs a command line: bad input is one line on stderr and exit 2, an interrupt exit 130."""
+    speak_utf8()
     program = Path(sys.argv[0]).name
     # With PYTHONUNBUFFERED a line is written in pieces, and those of several processes mix.
     for stream in (sys.stdout, sys.stderr):
@@ -125,6 +126,10 @@ def run_command(command: click.Command) -> NoReturn:
             raise
         print(f"{program}: {' '.join(_line(error).split())}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except UnicodeError as error:
+        found = repr(error.object) if isinstance(error, UnicodeEncodeError) else error
+        print(f"{program}: expected names and texts in UTF-8, found {found}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort) as stop:
         # click turns the end of any file or connection into an abortion.
         if isinstance(stop.__cause__, EOFError):
@@ -132,6 +137,21 @@ def run_command(command: click.Command) -> NoReturn:
         print(f"{program}: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def speak_utf8() -> None:
+    """Has this process, and those it starts, name files in UTF-8 whatever the locale says.
+
+    Where the locale has another encoding, as C's, the process begins anew in Python's UTF-8 mode.
+    Bytes that are no UTF-8 are printed as escapes.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def raise_file_limit() -> None:

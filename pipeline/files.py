@@ -74,7 +74,12 @@ def refuse_existing(path: Path | str, overwrite: bool) -> None:
 def write_text(path: Path | str, text: str, once: bool = False) -> None:
     """Writes `text` as UTF-8, whole or not at all; `once` as in `replacing`."""
     with replacing(path, once) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(utf8(text))
+
+
+def utf8(text: str) -> bytes:
+    """Text in UTF-8. Bytes of file names that are none become escapes, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: Path | str, value: Any, once: bool = False) -> None:
@@ -195,4 +200,4 @@ def sha256_of_chunks(chunks: Iterator[bytes]) -> str:
 def sha256_of_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value, independent of key order and spacing."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return sha256_of_chunks(iter([text.encode()]))
+    return sha256_of_chunks(iter([utf8(text)]))

@@ -83,12 +83,15 @@ def predict_split(config: SplitConfig) -> Path:
     unusable = sizes.otherwise.keys() | sizes.different.keys()
     left = [name for name in names if name not in found and name not in unusable]
     failed = len(unusable)
-    with replacing(journal) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with (
+        replacing(journal) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for value in (settings, *map(_to_json, found.values())):
             _append(file, value)
     with (
         Progress(len(names), "predicting", "images", done=len(names) - len(left)) as progress,
-        open(journal, "a", encoding="utf-8") as file,
+        open(journal, "a", encoding="utf-8", errors="backslashreplace") as file,
     ):
         stream = opened.to(device).stream(
             [folder / name for name in left], config.batch_size, spare_cores(config.workers)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_text
+from pipeline.files import utf8, write_text
 
 SEAL = "sha256"
 BLANK = "0" * 64
@@ -25,7 +25,7 @@ def write_sealed(path: Path, value: dict[str, Any], once: bool = False) -> None:
     """
     text = json.dumps({**value, SEAL: BLANK}, indent=2, ensure_ascii=False) + "\n"
     before, _, after = text.rpartition(BLANK)
-    write_text(path, before + _digest(text.encode()) + after, once)
+    write_text(path, before + _digest(utf8(text)) + after, once)
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:

@@ -92,15 +92,22 @@ def image_name(file: Path, where: str, value: Any) -> str:
     """A file name below the images folder.
 
     Raises:
-        InputError: it is no text, is empty, or leads out of the folder.
+        InputError: it is no text in UTF-8, is empty, or leads out of the folder.
     """
     expected = "the name of an image file"
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise bad_field(file, where, expected, value)
+    if not is_utf8(value):
+        raise bad_field(file, where, f"{expected} in UTF-8", ascii(value))
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts:
         raise bad_field(file, where, f"{expected} below the images folder", value)
     return value
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name is text: of bytes that are no UTF-8, Python makes half characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 class Names:

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import h5py
@@ -392,3 +395,27 @@ def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary):
     (line,) = [line for line in said if "cannot tell" in line]
     assert "ride, pull" in line and "horse" in line and "riding horse" in line
     assert "ride, pull" in table(open_dataset(dataset), [])
+
+
+def test_a_build_in_a_locale_without_its_names(dataset, tmp_path):
+    """Umlauts under C's locale, and a cache folder whose name is no UTF-8."""
+    file = dataset / "annotations/trainval_hico.json"
+    entries = json.loads(file.read_text())
+    for number, entry in enumerate(entries):
+        name = f"bücher {number}.jpg"
+        (dataset / "images/train2015" / entry["file_name"]).rename(
+            dataset / "images/train2015" / name
+        )
+        entry["file_name"] = name
+    file.write_text(json.dumps(entries))
+    root = dataset.rename(tmp_path / "für")
+    out = tmp_path / os.fsdecode(b"c\xfcche")
+    code = "from teacher_cache.cli import main; main()"
+    words = ["build", root, "--out", out, "--candidates", "annotated", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert "bücher 0.jpg" in open_cache(out) and rb"c\udcfcche: 7 images" in done.stdout

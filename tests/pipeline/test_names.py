@@ -1,0 +1,92 @@
+"""Names that the locale cannot say, and names that are no UTF-8."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.annotations.folder import NO_UTF8
+from pipeline.datasets import open_dataset
+from pipeline.errors import InputError
+from pipeline.files import read_json, sha256_of_json, write_json
+
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+BYTES = os.fsdecode(b"b\xfccher.jpg")
+
+
+@pytest.fixture
+def check():
+    """Runs `eoid-data check` where the locale is C's."""
+
+    def run(root):
+        code = "from pipeline.cli import data, run_command; run_command(data)"
+        return subprocess.run(
+            [sys.executable, "-c", code, "check", root],
+            env={**os.environ, **C_LOCALE},
+            capture_output=True,
+        )
+
+    return run
+
+
+def rename(root, name):
+    file = root / "annotations/test_hico.json"
+    (entry,) = json.loads(file.read_text())
+    (root / "images/test2015" / entry["file_name"]).rename(root / "images/test2015" / name)
+    file.write_text(json.dumps([{**entry, "file_name": name}]))
+
+
+@pytest.mark.parametrize("name", ["bücher.jpg", "絵.jpg"])
+def test_names_that_the_locale_cannot_say(small_dataset, check, tmp_path, name):
+    rename(small_dataset, name)
+    root = tmp_path / "daten für alle"
+    small_dataset.rename(root)
+    (root / "images/test2015/ok.jpg").symlink_to(name)
+    done = check(root)
+    assert done.returncode == 0, done.stderr.decode()
+    (root / "images/test2015" / name).write_bytes(b"")
+    done = check(root)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+    assert name in done.stderr.decode() and b"Traceback" not in done.stderr
+
+
+def test_annotated_names_that_are_no_utf8_are_refused(small_dataset, check):
+    rename(small_dataset, BYTES)
+    with pytest.raises(InputError) as caught:
+        open_dataset(small_dataset).load("test")
+    assert r"b\udcfccher.jpg" in str(caught.value) and "UTF-8" in str(caught.value)
+    str(caught.value).encode()
+    done = check(small_dataset)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+    assert rb"b\udcfccher.jpg" in done.stderr
+
+
+def test_pictures_of_such_names_are_left_out_of_a_folder(small_dataset, check, tmp_path):
+    folder = small_dataset / "images/train2015"
+    shutil.copy(folder / "a.jpg", folder / BYTES)
+    (small_dataset / "dataset.toml").write_text(
+        'vocabulary = "hico-det"\n[train]\nimages = "images/train2015"\n'
+    )
+    loaded = open_dataset(small_dataset).load("train")
+    assert [one.image_id for one in loaded.annotations] == ["a.jpg", "b.jpg"]
+    assert loaded.blemishes == {NO_UTF8: 1} and r"b\udcfccher" in loaded.examples[NO_UTF8]
+    done = check(small_dataset)
+    assert done.returncode == 0 and rb"b\udcfccher.jpg" in done.stdout
+
+
+def test_a_folder_whose_name_is_no_utf8(small_dataset, check, tmp_path):
+    root = tmp_path / os.fsdecode(b"d\xfcr")
+    small_dataset.rename(root)
+    assert check(root).returncode == 0
+    done = check(root / "none")
+    assert done.returncode == 2 and rb"d\udcfcr/none" in done.stderr
+
+
+def test_json_keeps_such_names(tmp_path):
+    value = {"image": BYTES, "other": "bücher"}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert sha256_of_json(value) != sha256_of_json({**value, "image": "b.jpg"})
