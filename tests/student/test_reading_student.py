@@ -280,6 +280,7 @@ def test_a_linear_student_learns_nothing_from_looks(make_stepper):
     assert "embedding" not in stepper(batch)
 
 
+@pytest.mark.slow
 def test_translated_it_computes_the_same(make_stepper, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain, batch = make_stepper()
