@@ -192,7 +192,9 @@ def fakes(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("eoid-data", "eoid-cache", "eoid-train", "eoid-eval"):
-        (folder / name).write_text(f"#!{sys.executable}\n{FAKE}")
+        # A shell looks for the interpreter, whose path may hold spaces.
+        start = f"#!/bin/sh\n'''exec' '{sys.executable}' \"$0\" \"$@\"\n' '''\n"
+        (folder / name).write_text(start + FAKE)
         (folder / name).chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
 
