@@ -7,6 +7,7 @@ from student.config import StudentConfig
 from student.dense_head import DenseOutputs, dense_losses
 from student.model import HOIDetector
 from student.pair_queries import PairQueries, pair_geometry, union_cxcywh
+from student.targets import Targets
 
 CONFIG = StudentConfig.world(num_objects=5, num_verbs=7, person=2)
 
@@ -87,8 +88,13 @@ def test_the_dense_head_learns_from_its_own_losses_only(queries):
     sum(part.square().sum() for part in parts).backward()
     assert features["stride8"].grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in queries.head.parameters())
-    boxes, labels = [torch.rand(2, 4)] * 2, [torch.tensor([2, 0])] * 2
-    sum(dense_losses(start.outputs["dense"], boxes, labels, 2).values()).backward()
+    targets = replace(
+        Targets(*[torch.zeros(0)] * 7),
+        detected_boxes=torch.rand(4, 4),
+        detected_labels=torch.tensor([2, 0, 2, 0]),
+        detected_images=torch.tensor([0, 0, 1, 1]),
+    )
+    sum(dense_losses(start.outputs["dense"], targets, 2).values()).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in queries.head.parameters())
 
 
