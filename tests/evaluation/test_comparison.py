@@ -97,6 +97,7 @@ def test_the_known_object_setting_is_grouped_too(world, make):
     ceiling = found.find("all_labels")
     assert ceiling.metric("unseen", known_object=True) == pytest.approx(0.8)
     assert ceiling.metric("seen", known_object=True) == pytest.approx(0.4)
+    assert ceiling.metric("harmonic_mean", known_object=True) == pytest.approx(2 / (1.25 + 2.5))
     assert ceiling.metric("full", known_object=True) == 0.6
     assert found.find("distilled").metric("full", known_object=True) is None
 

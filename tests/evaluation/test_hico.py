@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.hico import eleven_point_ap, evaluate, summarize
+from evaluation.hico import eleven_point_ap, evaluate, harmonic_mean, summarize
 from evaluation.nms import suppress_pairs
 from evaluation.predictions import read_predictions
 from pipeline.annotations import load_annotations
@@ -156,6 +156,14 @@ def test_agrees_with_a_plain_loop(world, annotate, detect, seed):
         for interaction in range(world.num_interactions)
     ]
     np.testing.assert_allclose(scores.average_precision, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("seen", "unseen", "expected"),
+    [(0.6, 0.3, 0.4), (0.5, 0.5, 0.5), (0.7, 0.0, 0.0), (0.0, 0.0, 0.0), (None, 0.3, None)],
+)
+def test_harmonic_mean(seen, unseen, expected):
+    assert harmonic_mean(seen, unseen) == pytest.approx(expected)
 
 
 @pytest.mark.golden("hico_metrics_*.json")
