@@ -15,7 +15,7 @@ BUDGET ?=
 JOBS ?=
 ANEW ?= 0
 
-.PHONY: demo study test test-slow test-all coverage lint clean
+.PHONY: demo study test test-slow test-all test-gpu coverage lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +49,10 @@ test-slow: $(INSTALLED)
 	$(PYTEST) -m "slow and not gpu"
 
 test-all: test test-slow
+
+# One process: a GPU's tests take all of it. What they measured stands below their names.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu -rsP
 
 coverage: $(INSTALLED)
 	$(PYTEST) -m "not gpu" --cov --cov-report term

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.devices import resolve_device
+from pipeline.devices import configure_device, resolve_device
 from pipeline.types import Pairs
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from pipeline.world.scene import draw_scene
@@ -76,7 +76,7 @@ def make_pictures(
 
 def open_model(folder: Path, name: str, weights: str | None, device: str) -> ClipTeacher:
     """The asked model; without weights, the architecture with random ones."""
-    place = resolve_device(device)
+    place = configure_device(resolve_device(device), "auto", exact_products=True)
     if name == WORLD:
         prompts = interaction_prompts(load_vocabulary(WORLD))
         words = sorted({word for (prompt,) in prompts for word in prompt.split()})

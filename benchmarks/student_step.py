@@ -25,7 +25,7 @@ from benchmarks.measuring import HostReads, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
 from benchmarks.student_material import made_up_outputs, made_up_sizes, make_images
 from pipeline.boxes import union_boxes
-from pipeline.devices import resolve_device
+from pipeline.devices import configure_device, resolve_device
 from pipeline.images import read_image
 from student.data import TrainingBatches, TrainingImages, collate, normalise
 from student.geometry import NUM_DRAWS, draw_geometries
@@ -49,7 +49,8 @@ class Bench:
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.device = options, resolve_device(options.device)
+        self.options = options
+        self.device = configure_device(resolve_device(options.device), "auto")
         self.images, self.without = make_images(
             folder, options.images, options.labelled, options.proposed, options.side
         )

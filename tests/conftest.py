@@ -31,6 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Below these stand the lines that emulated GPUs name.
 PACKAGES = ("/pipeline/", "/evaluation/", "/teacher_cache/", "/student/")
 DATA = Path(__file__).parent / "data"
+EMULATED = os.environ.get("EOID_EMULATED_GPU") == "1"
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or DATA / "golden")
 
 
@@ -76,7 +77,8 @@ def hico_det_files(tmp_path_factory):
 
 def pytest_collection_finish(session):
     """Emulated GPUs are prepared before the first test, see `emulated_cuda.prepare_torch`."""
-    if any("emulate_cuda" in getattr(item, "fixturenames", ()) for item in session.items):
+    names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if "emulate_cuda" in names or ("gpu" in names and EMULATED):
         import emulated_cuda
 
         if emulated_cuda.why_not() is None:
@@ -101,6 +103,28 @@ def emulated_gpu(emulate_cuda):
     """A GPU is there, emulated, for the test's length."""
     with emulate_cuda() as gpu:
         yield gpu
+
+
+@pytest.fixture
+def gpu(request):
+    """The first GPU. Skips without one; `EOID_EMULATED_GPU=1` takes an emulated one, on which the
+    tests of GPUs are tried out themselves."""
+    import torch
+
+    if EMULATED:
+        request.getfixturevalue("emulated_gpu")
+    elif not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU, found none")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture
+def two_gpus(gpu):
+    """Skips where there are fewer than two GPUs."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs, found {torch.cuda.device_count()}")
 
 
 SLURM = Path(__file__).parent / "slurm.sh"

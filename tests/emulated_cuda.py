@@ -306,6 +306,7 @@ def emulated_cuda(roots: Sequence[str] = (), devices: int = 1) -> Iterator[Emula
         cuda(is_available=yes, is_initialized=yes, is_bf16_supported=yes, _lazy_init=nothing),
         cuda(device_count=returning(devices), get_device_properties=returning(properties)),
         cuda(empty_cache=nothing, max_memory_allocated=returning(0)),
+        cuda(memory_allocated=returning(0), reset_peak_memory_stats=nothing),
         cuda(current_device=lambda: gpu.current, Event=gpu.event, Stream=gpu.stream),
         cuda(set_device=lambda one: setattr(gpu, "current", torch.device(one).index or 0)),
         cuda(synchronize=lambda device=None: gpu.wait("synchronize", "synchronize")),

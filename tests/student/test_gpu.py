@@ -1,0 +1,137 @@
+"""Phase two on a real GPU: `make test-gpu`."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.devices import configure_device
+from student.checkpoints import load_checkpoint
+from student.detector import Detector
+from student.evaluate import evaluate_checkpoint
+from student.material import Wanted
+from student.metrics import METRICS
+from student.run import RunConfig, run_student
+from student.step import Stepper
+
+pytestmark = pytest.mark.gpu
+# Of matrix products in another order, through all layers and back.
+LOSSES = {"rel": 1e-3, "abs": 1e-4}
+
+
+def logged(run):
+    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+
+
+@pytest.fixture
+def config(dataset_root, cache_path, tmp_path):
+    options = {"batch_size": 8, "epochs": 2, "ema": 0.9, "seed": 3}
+    wanted = Wanted(dataset_root, cache_path, "ua", "world", options)
+    return RunConfig(wanted, tmp_path / "run", device="cuda", workers=2, log_every=1)
+
+
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+def test_losses_and_gradients_are_those_of_a_cpu(make_trainer, tmp_path, gpu, queries):
+    configure_device(gpu, "float32")
+    options = {"queries": queries, "dropout": 0.0, "epochs": 1}
+    for name, device in (("cpu", torch.device("cpu")), ("gpu", gpu)):
+        make_trainer(name, device=device, **options).go()
+    expected, found = logged(tmp_path / "cpu")[0], logged(tmp_path / "gpu")[0]
+    assert found["losses"] == pytest.approx(expected["losses"], **LOSSES)
+    assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gpu, precision):
+    options = {**config.wanted.options, "precision": precision}
+    config = replace(config, wanted=replace(config.wanted, options=options))
+    whole = Stepper.__call__
+
+    def stopped(self, *given):
+        if self.scheduler.last_epoch == 3:
+            raise KeyboardInterrupt
+        return whole(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stepper, "__call__", stopped)
+        run_student(config)
+    assert load_checkpoint(config.out / "checkpoint.pt").state["step"] == 2
+    results = run_student(config)
+    lines = logged(config.out)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    again = evaluate_checkpoint(
+        config.out, config.wanted.data, None, tmp_path / "out", "cuda", 0, False
+    )
+    assert again.metrics.keys() == results.metrics.keys()
+    for name, value in results.metrics.items():
+        assert again.metrics[name] == pytest.approx(value, abs=1e-3), name
+
+
+def test_a_detector_finds_what_it_finds_on_a_cpu(world_checkpoint, make_picture, gpu):
+    pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
+    expected, found = (
+        Detector.open(world_checkpoint, device)(pictures, threshold=0.0, top=5)
+        for device in ("cpu", "cuda")
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+def test_the_host_waits_at_most_twice_a_step(make_trainer, gpu, queries):
+    trainer = make_trainer("run", device=gpu, queries=queries)
+    batches = iter(trainer.loader())
+    for _ in range(2):
+        batch = next(batches).to(gpu)
+        torch.cuda.synchronize()
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                trainer.stepper(batch)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    # The first step also warms up libraries.
+    told = [str(one.message) for one in waits if "synchroniz" in str(one.message)]
+    assert len(told) <= 2, told
+
+
+def test_the_second_gpu(config, two_gpus):
+    first = torch.cuda.max_memory_allocated(0)
+    run_student(replace(config, device="cuda:1"))
+    assert torch.cuda.max_memory_allocated(1) > 0
+    assert torch.cuda.max_memory_allocated(0) == first
+    assert all(math.isfinite(line["loss"]) for line in logged(config.out))
+
+
+def test_two_processes_train_what_one_does(start, start_team, student_words, tmp_path, two_gpus):
+    options = ("--batch-size", 8, "--epochs", 1, "--workers", 1, "--device", "cuda")
+    options += ("--dropout", 0.0)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    ends = [one() for one in start_team(student_words(together, *options))]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert start(student_words(alone, *options))()[0] == 0
+    mine, theirs = (logged(folder)[0] for folder in (alone, together))
+    assert theirs["losses"] == pytest.approx(mine["losses"], **LOSSES)
+
+
+def test_stage_times(gpu):
+    """A table to look at, of the published student: `--parts cache losses`."""
+    words = ("--parts", "cache", "losses", "--batch-size", "8", "--steps", "4", "--turns", "3")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.student_step", *words, "--device", "cuda"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(json.dumps(found, indent=1))
+    assert found["device"] == str(gpu)
+    assert all(found[part]["ratio"] > 0 for part in ("cache", "losses"))
