@@ -30,6 +30,8 @@ NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 # the environment, so nobody waits for long; but where a launcher vouches for the others, a machine
 # may be slow to load its programs.
 MEETING, MEETING_LAUNCHED = 20.0, 600.0
+# Another time than the first of these, for launchers that start processes minutes apart.
+OWN_MEETING = "EOID_JOIN_SECONDS"
 # How long a process waits for another one's word.
 STORE_TIMEOUT = timedelta(minutes=30)
 # Seconds between two looks whether the others are done; signals are answered in between.
@@ -235,6 +237,10 @@ def _meet(rank: int, size: int) -> distributed.Store:
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     by_slurm = os.environ.get("SLURM_STEP_NUM_TASKS") == str(size)
     began, told = time.monotonic(), False
+    patience = os.environ.get(OWN_MEETING) or str(MEETING)
+    if not patience.replace(".", "", 1).isdecimal():
+        raise InputError(f"{OWN_MEETING}: expected a number of seconds, found {patience}")
+    unvouched = float(patience)
 
     def wait(limit: float, found: str) -> None:
         nonlocal told
@@ -243,13 +249,14 @@ def _meet(rank: int, size: int) -> distributed.Store:
             raise InputError(
                 f"WORLD_SIZE: expected {size} processes that meet at {place}, found {found} after"
                 f" {limit:.0f} seconds; unset WORLD_SIZE and RANK if another job left them behind"
+                f" ({OWN_MEETING} waits longer)"
             )
         if waited > MEETING and not told:
             told = True
             print(f"waiting for {size} processes at {place}: {found}", file=sys.stderr, flush=True)
         time.sleep(POLL)
 
-    limit, opened = MEETING_LAUNCHED if by_slurm else MEETING, None
+    limit, opened = MEETING_LAUNCHED if by_slurm else unvouched, None
     while opened is None:
         try:
             opened = _Opening(serve=rank == 0 and not by_agent)
@@ -263,7 +270,7 @@ def _meet(rank: int, size: int) -> distributed.Store:
         token = secrets.token_hex(8)
         if store.compare_set(f"process {rank}", "", token).decode() != token:
             raise InputError(f"RANK: expected one process {rank} at {place}, found another one")
-        limit = MEETING_LAUNCHED if by_slurm or by_agent else MEETING
+        limit = MEETING_LAUNCHED if by_slurm or by_agent else unvouched
         while missing := [one for one in range(size) if not store.check([f"process {one}"])]:
             wait(limit, f"{size - len(missing)}")
     except RuntimeError as error:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-import student.distributed
 from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
 from student.checkpoints import load_checkpoint
@@ -47,6 +46,7 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
         ({**LEFT, "RANK": "2"}, "RANK: expected a number below WORLD_SIZE, 2, found 2"),
         ({**LEFT, "MASTER_PORT": "x"}, "MASTER_PORT: expected a number"),
         ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected a port"),
+        ({**LEFT, "EOID_JOIN_SECONDS": "soon"}, "EOID_JOIN_SECONDS: expected a number"),
     ],
 )
 def test_variables_that_do_not_go_together(monkeypatch, variables, says):
@@ -61,7 +61,7 @@ def test_variables_that_do_not_go_together(monkeypatch, variables, says):
 @pytest.fixture
 def left_over(monkeypatch):
     """`left_over(rank, port)` joins as that one of two processes, which nobody else does."""
-    monkeypatch.setattr(student.distributed, "MEETING", 0.3)
+    monkeypatch.setenv("EOID_JOIN_SECONDS", "0.3")
 
     def join(rank, port):
         variables = {**LEFT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_PORT": str(port)}
