@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from evaluation.nms import pairwise_nms
@@ -211,6 +213,47 @@ def test_what_is_exported(run, mixed, expected, frame):
         assert (scores[count:] < 0).all()
 
 
+# Operations that multiply, and how many factors they have.
+PRODUCTS = {torch.conv2d: 2, linear: 2, scaled_dot_product_attention: 3}
+
+
+class Tf32(TorchFunctionMode):
+    """What a GPU does to float32 factors: rounded to 10 bits of mantissa."""
+
+    def __torch_function__(self, operation, types, args=(), kwargs=None):
+        factors = PRODUCTS.get(operation, 0)
+        rounded = [
+            ((one.contiguous().view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
+            for one in args[:factors]
+        ]
+        return operation(*rounded, *args[factors:], **(kwargs or {}))
+
+
+@pytest.mark.parametrize("configured", ["learned"], indirect=True)
+def test_tf32_keeps_the_order_of_scores_that_are_apart(run, mixed):
+    """By more than the 0.005 that the README tells."""
+    graph, opened = DetectorGraph(ready_model(ModelSource(run))), ready_model(ModelSource(run))
+    valid, tolerance = torch.from_numpy(opened.vocabulary.valid.T), 0.005
+    for path in pictures(mixed)[:3]:
+        pixels = pil_to_tensor(read_image(path))[None] / 255
+        sizes = torch.tensor([pixels.shape[-2:]])
+        with torch.no_grad():
+            exact = graph(pixels, sizes)
+            with Tf32():
+                rounded = graph(pixels, sizes)
+        assert not torch.equal(exact["pred_verb_logits"], rounded["pred_verb_logits"])
+        one, other = (every_score(outputs, valid) for outputs in (exact, rounded))
+        assert (one - other).abs().max() <= tolerance
+        apart = one[:, None] - one[None] > tolerance
+        assert apart.any() and (other[:, None] > other[None])[apart].all()
+
+
+def every_score(outputs, valid):
+    objects, labels = outputs["pred_object_logits"].softmax(-1)[..., :-1].max(-1)
+    scores = outputs["pred_verb_logits"].sigmoid() * objects[..., None]
+    return scores[valid[labels]]
+
+
 def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monkeypatch, tmp_path):
     """What the checkpoint records decides how a GPU multiplies."""
     asked = []
@@ -221,3 +264,16 @@ def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monk
     model = ModelSource(run)
     predict_split(SplitConfig(model, mixed, "test", tmp_path, 0, 100, 4, 0, "cpu", False))
     assert set(asked) == {own} and len(asked) > len(SIZES)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(run, mixed, expected):
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    opened = ready_model(ModelSource(run)).to(torch.device("cuda:0"))
+    alone = {one.index: one.detections for one in opened.stream(pictures(mixed), batch_size=1)}
+    for one in opened.stream(pictures(mixed), batch_size=16, threads=2):
+        assert_same(one.detections, alone[one.index])
+        np.testing.assert_allclose(
+            one.detections.scores, expected[f"picture {one.index}.png"].scores, rtol=0, atol=1e-4
+        )
