@@ -184,7 +184,7 @@ def _test_part(dataset: Dataset, comparison: Comparison) -> tuple[AnnotationFile
         note = f"{dataset.root.resolve()} has no annotations of its test part."
         return None, Evidence(notes=(note,))
     truth = dataset.load("test")
-    test = truth.annotations
+    part, test = dataset.part("test"), truth.annotations
     expected = comparison.first.num_images
     if len(test) != expected:
         where = f"{dataset.root.resolve()} has {len(test):,} annotated test pictures"

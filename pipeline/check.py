@@ -14,6 +14,7 @@ from pipeline.picture_sizes import compare_sizes
 # What is found of pictures and labels, as people read it.
 OTHER_ORIENTATION = "images whose declared size is that of the other orientation"
 OTHER_SIZE = "images of another size than declared"
+LEFT_OVER = "parts whose EXIF tags are left over from another orientation"
 TURNED = "images turned by their EXIF tag, with boxes of an unknown orientation"
 
 
@@ -131,8 +132,9 @@ def _check_images(
         if problem:
             check.problems.append(problem)
     if found.unsure:
-        line = " ".join(found.lines())
-        check.add(Finding(TURNED, len(found.unsure), line, wrong=False))
+        check.add(Finding(TURNED, len(found.unsure), " ".join(found.lines()), wrong=False))
+    if found.left_over:
+        check.add(Finding(LEFT_OVER, 1, found.left_over, wrong=False))
     outside = {
         item.image_id: int((item.boxes > np.tile(found.sizes[item.image_id], 2)).any(axis=1).sum())
         for item in there

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from pipeline.annotations import AnnotationFile, load_annotations
 from pipeline.annotations.assemble import turned_upright
 from pipeline.annotations.folder import list_images
@@ -15,7 +17,7 @@ from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
 from pipeline.boxes import stored_boxes, upright_boxes
 from pipeline.errors import InputError, bad_field
-from pipeline.images import ImageHeader, read_headers
+from pipeline.images import FIRST_TURNED, ImageHeader, StoredPath, read_headers
 from pipeline.layouts import LAYOUTS, DatasetPart, find_layout
 from pipeline.toml import read_toml
 from pipeline.types import Detections, ImageRecord
@@ -27,6 +29,8 @@ FIELDS = ("name", "vocabulary", "orientation", "detector", "teacher", *PARTS)
 # What the boxes of a picture that its EXIF tag turns are measured in: the upright picture, or the
 # pixels as they lie in the file.
 UPRIGHT, STORED = "upright", "stored"
+# So many people, and a mean of so many standard errors, tell how they stand.
+ENOUGH_PEOPLE, SURE = 10, 3
 # No layout keeps its annotations deeper than this.
 MOST_UP = 4
 PART_FIELDS = ("images", "annotations", "instances", "ids")
@@ -46,6 +50,7 @@ class Dataset:
         orientation: "upright" or "stored": which pixels the boxes of its files count in, be they
             annotations, proposals or predictions. In memory boxes are always upright.
         headers: of the pictures read so far, by path and whether they were decoded too.
+        left_over: why the EXIF tags of a part's pictures are not applied, for people, by part.
     """
 
     root: Path
@@ -56,6 +61,7 @@ class Dataset:
     teacher: Path | None = None
     orientation: str = UPRIGHT
     headers: dict[tuple[Path, bool], ImageHeader | InputError] = field(default_factory=dict)
+    left_over: dict[str, str] = field(default_factory=dict)
 
     def part(self, name: str) -> DatasetPart:
         """One part.
@@ -66,13 +72,18 @@ class Dataset:
         if name not in self.parts:
             have = " and ".join(self.parts)
             raise InputError(f"{self.root}: expected a part named {name}, found {have}")
-        return self.parts[name]
+        part = self.parts[name]
+        if name in self.left_over:
+            return replace(part, images=StoredPath(part.images))
+        return part
 
     def load(self, part: str, strict: bool = False, survey: bool = False) -> AnnotationFile:
         """Annotations of a part; `strict` refuses blemishes, a survey counts all that is wrong.
 
         A part of images alone has an empty annotation for each picture in its folder. Boxes that
-        count stored pixels are turned upright, which needs the pictures' headers.
+        count stored pixels are turned upright, which needs the pictures' headers; where the people
+        in them stand as stored, and would lie on their sides once turned, the EXIF tags were left
+        over when the pictures were turned, and neither boxes nor pictures are.
 
         Raises:
             InputError: no such part, or its annotation file is missing or wrong.
@@ -94,7 +105,11 @@ class Dataset:
             loaded.defects,
             loaded.examples,
         )
-        headers = self.read_headers(part, [one.image_id for one in loaded.annotations])
+        names = [one.image_id for one in loaded.annotations]
+        headers = self.read_headers(part, names)
+        if line := _left_over_line(loaded, headers, self.vocabulary.person):
+            self.left_over[part] = f"{files.images}: {line}"
+            headers = self.read_headers(part, names)
         turned = [
             turned_upright(annotation, header, reading) if _is_turned(header) else annotation
             for annotation, header in zip(loaded.annotations, headers, strict=True)
@@ -114,7 +129,7 @@ class Dataset:
             names: of the pictures.
             decode: also decode them, see `pipeline.images.read_header`.
         """
-        folder = self.part(part).images
+        folder = self.parts[part].images
         paths = [folder / name for name in names]
         known = self.headers
         if not decode:
@@ -125,7 +140,10 @@ class Dataset:
         read = {(path, decode): header for path, header in zip(new, found, strict=True)}
         self.headers.update(read)
         known = {**known, **read}
-        return [known[path, decode] for path in paths]
+        wanted = [known[path, decode] for path in paths]
+        if part not in self.left_over:
+            return wanted
+        return [replace(one, orientation=1) if _is_turned(one) else one for one in wanted]
 
     def upright_pixels(self, part: str, detections: Sequence[Detections]) -> list[Detections]:
         """Detections of a part's pictures as they are kept in memory, from those of a file."""
@@ -201,6 +219,31 @@ class Dataset:
 
 def _is_turned(header: ImageHeader | InputError) -> TypeGuard[ImageHeader]:
     return isinstance(header, ImageHeader) and header.orientation != 1
+
+
+def _left_over_line(
+    loaded: AnnotationFile, headers: Sequence[ImageHeader | InputError], person: int
+) -> str:
+    """What tells that EXIF tags were left over from before the pictures were turned: the labelled
+    people are higher than wide as stored, where upright pictures would have them the other way
+    round. Empty where nothing does."""
+    pairs = zip(loaded.annotations, headers, strict=True)
+    on_their_side = [
+        annotation.boxes[annotation.labels == person]
+        for annotation, header in pairs
+        if isinstance(header, ImageHeader) and header.orientation >= FIRST_TURNED
+    ]
+    people = np.concatenate([np.zeros((0, 4)), *on_their_side])
+    sides = people[:, 2:] - people[:, :2]
+    ratios = np.log(sides[:, 1] / sides[:, 0])
+    # Of HICO-DET's people the mean is 0.4 and the deviation 0.5.
+    if len(ratios) < ENOUGH_PEOPLE or ratios.mean() < SURE * ratios.std() / len(ratios) ** 0.5:
+        return ""
+    return (
+        f"the {len(ratios)} people labelled in {len(on_their_side)} pictures that their EXIF tags"
+        f" lay on their sides stand as stored, {np.exp(ratios.mean()):.1f} times as high as wide;"
+        " the tags are taken for left over and not applied"
+    )
 
 
 def missing_images(folder: Path, annotations: AnnotationFile) -> list[str]:

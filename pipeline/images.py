@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -44,8 +44,12 @@ MOST_PIXELS = 2 * 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+class StoredPath(PosixPath):
+    """A picture, or a folder of pictures, whose EXIF orientation is not applied."""
+
+
 def read_image(path: Path | str) -> Image.Image:
-    """Reads a picture: EXIF orientation applied, converted to RGB.
+    """Reads a picture: EXIF orientation applied unless of a `StoredPath`, converted to RGB.
 
     16-bit and 32-bit grey values are scaled down by 256 (a 32-bit picture holds 16-bit values,
     as PNG has them); floating-point ones run from 0 to 1, or to 255 where one is above 1.
@@ -56,13 +60,14 @@ def read_image(path: Path | str) -> Image.Image:
             `MOST_PIXELS` pixels.
     """
     with _opened(path) as image:
-        return upright_rgb(image)
+        return upright_rgb(image, turned=not isinstance(path, StoredPath))
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture as `read_image` gives it; the original stays as it is."""
+def upright_rgb(image: Image.Image, turned: bool = True) -> Image.Image:
+    """An opened picture as `read_image` gives it, or else not `turned` by EXIF's orientation; the
+    original stays as it is."""
     image.load()
-    turn = TURNS.get(_orientation(image))
+    turn = TURNS.get(_orientation(image)) if turned else None
     upright = image if turn is None else image.transpose(turn)
     if upright.mode.startswith("I"):
         values = np.asarray(upright).astype(np.int64) >> 8
@@ -107,7 +112,8 @@ def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
             `decode` a damaged one.
     """
     with _opened(path) as image:
-        header = ImageHeader(image.size, _orientation(image))
+        is_stored = isinstance(path, StoredPath)
+        header = ImageHeader(image.size, 1 if is_stored else _orientation(image))
         if decode:
             image.draft(None, (1, 1))
             upright_rgb(image)

@@ -33,6 +33,7 @@ class PictureSizes:
         outside: those of them with boxes that the picture has room for in the other orientation
             alone.
         confirmed: how many pictures are declared as lying as the dataset says, and not otherwise.
+        left_over: why EXIF tags are not applied; empty where they are.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class PictureSizes:
     unsure: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     confirmed: int = 0
+    left_over: str = ""
 
     @property
     def unusable(self) -> dict[str, str]:
@@ -87,6 +89,8 @@ class PictureSizes:
 
     def lines(self) -> Iterator[str]:
         """What people should know of pictures that are not refused, a line each."""
+        if self.left_over:
+            yield self.left_over
         if self.unsure:
             yield (
                 f"{self.folder}: {len(self.unsure)} of {len(self.sizes)} pictures are turned by"
@@ -100,9 +104,10 @@ class PictureSizes:
                 f' fit only otherwise; is orientation = "{self._other}" right?'
             )
         if few := {**self.otherwise, **self.different}:
+            hint = f' (orientation = "{self._other}" fits them)' if self.otherwise else ""
             yield (
                 f"{self.folder}: the sizes that {self.file} declares are not those of"
-                f" {self._first(few)}; treated as unreadable"
+                f" {self._first(few)}; treated as unreadable{hint}"
             )
 
     @property
@@ -135,6 +140,7 @@ def compare_sizes(
     headers = dataset.read_headers(annotations.part, names, decode)
     folder = dataset.part(annotations.part).images
     found = PictureSizes(folder, annotations.path, dataset.orientation)
+    found.left_over = dataset.left_over.get(annotations.part, "")
     for annotation, header in zip(annotations.annotations, headers, strict=True):
         if isinstance(header, InputError):
             found.unreadable[annotation.image_id] = str(header)

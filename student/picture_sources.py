@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def as_picture(source: Source, name: str) -> Image.Image:
         InputError: something else, or an unreadable or empty picture.
     """
     if isinstance(source, (str, os.PathLike)):
-        return read_image(os.fspath(source))
+        return read_image(source if isinstance(source, Path) else os.fspath(source))
     if isinstance(source, Image.Image):
         try:
             picture = upright_rgb(source)

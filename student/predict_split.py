@@ -61,8 +61,8 @@ def predict_split(config: SplitConfig) -> Path:
     target = config.out / PREDICTIONS
     refuse_existing(target, config.overwrite)
     dataset = open_dataset(config.data)
-    folder = dataset.part(config.part).images
     annotations = dataset.load(config.part)
+    folder = dataset.part(config.part).images
     names = [annotation.image_id for annotation in annotations.annotations]
     sizes = compare_sizes(dataset, annotations)
     sizes.refuse()

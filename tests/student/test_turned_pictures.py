@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evaluation.comparison import compare
 from evaluation.evidence import gather_evidence
@@ -114,3 +115,31 @@ def test_unreadable_test_pictures_are_skipped_if_wanted(
     assert results.num_images == 6 and "2 of 6" in capsys.readouterr().out
     counts = {one.image_id: len(one.hois) for one in predictions(out, vocabulary)}
     assert [name for name, count in counts.items() if not count] == [paths[1].name, paths[4].name]
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 8])
+def test_tags_left_over_from_another_orientation_change_nothing(
+    twins, evaluated, world_checkpoint, vocabulary, tmp_path, capsys, orientation
+):
+    """Upright pictures with a tag that would lay their people on the side."""
+    root = shutil.copytree(twins[0], tmp_path / "world")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (root / "images/test2015").iterdir():
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, "PNG", exif=exif)
+    with pytest.raises(InputError, match='set orientation = "stored"'):
+        evaluate(world_checkpoint, root, tmp_path / "out")
+    description = root / "dataset.toml"
+    description.write_text('orientation = "stored"\n' + description.read_text())
+    results = evaluate(world_checkpoint, root, tmp_path / "out")
+    assert "left over" in capsys.readouterr().out
+    assert results.per_class == read_results(evaluated[0] / "results.json").per_class
+    for one, other in zip(
+        predictions(tmp_path / "out", vocabulary),
+        predictions(evaluated[0], vocabulary),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.scores, other.scores)

@@ -1,10 +1,12 @@
 """Pictures that EXIF turns, and pictures of other sizes than declared, in phase one."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.datasets import open_dataset
 from pipeline.errors import InputError
@@ -106,3 +108,31 @@ def test_sizes_that_do_not_fit_are_refused_at_the_start(
         build(config)
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
     assert not config.out.exists()
+
+
+def test_tags_left_over_from_another_orientation_change_nothing(twins, build_config, tmp_path):
+    root = shutil.copytree(twins[0], tmp_path / "world")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for path in (root / "images/train2015").iterdir():
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, "PNG", exif=exif)
+    description = root / "dataset.toml"
+    description.write_text('orientation = "stored"\n' + description.read_text())
+    caches, said = [], []
+    for number, data in enumerate((twins[0], root)):
+        config = build_config(data, f"cache-{number}")
+        build(config, said.append)
+        caches.append(open_cache(config.out))
+    assert sum("left over" in line for line in said) == 1
+    upright, stored = caches
+    for name in upright.image_ids:
+        np.testing.assert_array_equal(
+            upright[name].pairs.human_boxes, stored[name].pairs.human_boxes
+        )
+        np.testing.assert_array_equal(upright[name].probabilities, stored[name].probabilities)
+    assert upright.image_ids == stored.image_ids
+    drawn = tmp_path / "drawn.png"
+    show(ShowConfig(stored.path, stored.image_ids[0], root, drawn), said.append)
+    assert drawn.is_file()
