@@ -11,12 +11,14 @@ import torch
 
 from pipeline.errors import InputError
 from student.checkpoints import load_checkpoint
+from student.data import collate
 from student.detector import Detector
 from student.evaluate import evaluate_checkpoint
 from student.extra import Place
 from student.material import Wanted
 from student.metrics import METRICS
 from student.model import HOIDetector
+from student.recipe import preset
 from student.run import RunConfig, run_student
 from student.step import Stepper
 
@@ -125,3 +127,32 @@ def test_lack_of_memory_in_prediction_names_the_work(
     with pytest.raises(InputError) as caught:
         detector(pictures)
     assert "batch size 3" in str(caught.value) and "128 x 128" in str(caught.value)
+
+
+SMALL = {"backbone": "resnet18", "hidden_dim": 32, "feedforward_dim": 48, "num_encoder_layers": 1}
+STEPS = {
+    "world": ("world", {}),
+    "published": ("published", SMALL),
+    "parts": ("world", {"accumulation": 2, "dropout": 0.1, "precision": "bfloat16"}),
+    "more": ("published", {**SMALL, "matching_head": True, "verb_loss": "bce_bce"}),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_waits_for_the_device_twice(make_trainer, vocabulary, name, emulate_cuda):
+    """For the costs that are matched, and for the numbers of the step before."""
+    start, changes = STEPS[name]
+    sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    parts = preset(start, *sizes).to_dict().values()
+    options = {field: value for part in parts for field, value in part.items()} | changes
+    with emulate_cuda() as gpu:
+        trainer = make_trainer("run", device=GPU, **options)
+        trainer.stepper.sources = ["main", "extra"]
+        samples = [trainer.batches.images[0, index] for index in range(5)]
+        smaller = [one._replace(image=one.image[:, 9 * row :]) for row, one in enumerate(samples)]
+        batch = collate(smaller, trainer.batches.multiple).pin_memory()
+        waits = []
+        for _ in range(3):
+            trainer._step(batch, 0.0)
+            waits.append(gpu.waits.copy())
+    assert (waits[2] - waits[1]).total() == 2, waits[2] - waits[1]
