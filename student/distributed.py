@@ -135,10 +135,14 @@ class Team:
                 time.sleep(POLL)
             waiting.wait()
         except RuntimeError as error:
-            raise InputError(
-                f"process {self.rank} of {self.size}: another process of the run ended too early"
-                f" ({' '.join(str(error).split())[:160]})"
-            ) from None
+            raise self.left_alone(error) from None
+
+    def left_alone(self, error: RuntimeError) -> InputError:
+        """What to say where a message did not reach another process."""
+        return InputError(
+            f"process {self.rank} of {self.size}: another process of the run ended too early"
+            f" ({' '.join(str(error).split())[:160]})"
+        )
 
 
 ALONE = Team()
@@ -156,8 +160,8 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
             or the only one that it is shown.
 
     Raises:
-        InputError: no such device, a wrong variable, two processes with one GPU, or the others do
-            not come.
+        InputError: no such device, a wrong variable, two processes with one GPU, the others do not
+            come, or one of them ended before the body did.
     """
     rank, size, local_rank = _variables()
     if size == 1:
@@ -182,7 +186,13 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
         control = distributed.new_group(backend="gloo") if on_gpu else distributed.group.WORLD
         local_size = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         team = Team(rank, size, local_rank, local_size, control)
-        yield team, own
+        try:
+            yield team, own
+        except RuntimeError as error:
+            # gloo's errors have no type of their own.
+            if isinstance(error, distributed.DistBackendError) or "/gloo/" in str(error):
+                raise team.left_alone(error) from None
+            raise
         team.leave_together()
     finally:
         distributed.destroy_process_group()

@@ -130,6 +130,7 @@ def test_lack_of_memory_in_prediction_names_the_work(
 
 
 SMALL = {"backbone": "resnet18", "hidden_dim": 32, "feedforward_dim": 48, "num_encoder_layers": 1}
+LONGER = ("parts", "more")
 STEPS = {
     "world": ("world", {}),
     "published": ("published", SMALL),
@@ -138,7 +139,9 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", ["world", "published", *(pytest.param(n, marks=pytest.mark.slow) for n in LONGER)]
+)
 def test_a_step_waits_for_the_device_twice(make_trainer, vocabulary, name, emulate_cuda):
     """For the costs that are matched, and for the numbers of the step before."""
     start, changes = STEPS[name]

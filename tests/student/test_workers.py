@@ -176,6 +176,15 @@ def test_a_worker_that_dies_ends_the_run_with_one_line(start, student_words, tmp
     assert "Traceback" not in err and "--workers" in last
 
 
+def test_a_worker_of_one_process_ends_all(start_team, student_words, tmp_path):
+    act = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
+    words = student_words(tmp_path / "run", *SHORT, "--workers", 1)
+    ends = [one(60) for one in start_team(words, first=f"{HAPPENS}    {act}")]
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert all("Traceback" not in err for _, _, err in ends), ends
+    assert "process 0 of 2: another process" in ends[0][2] and "a worker" in ends[1][2]
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
 def test_a_run_whose_workers_hang_can_be_stopped(start, student_words, tmp_path, name, code):
     run = tmp_path / "run"
