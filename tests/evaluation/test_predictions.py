@@ -163,10 +163,10 @@ def test_wrong_entries_are_named(written, world, change, where, expected):
     [
         ("", "expected JSON"),
         ("[]", "a list with an entry for each image"),
-        ('{"a": 1}', "file: expected a list, found {'a': 1}"),
+        ('{"a": 1}', r"file: expected.*found {'a': 1}"),
         ('[{"file_name": "a.jpg", "predi', "expected JSON"),
-        ("[3]", "entry 0: expected an object with file_name"),
-        ('[{"file_name": 3}]', "entry 0: expected an object with file_name"),
+        ("[3]", "entry 0: expected"),
+        ('[{"file_name": 3}]', "entry 0: expected"),
     ],
 )
 def test_wrong_files(tmp_path, world, text, expected):
@@ -177,7 +177,7 @@ def test_wrong_files(tmp_path, world, text, expected):
 
 
 def test_missing_file(tmp_path, world):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"none\.json: no such"):
         read_predictions(tmp_path / "none.json", world)
 
 

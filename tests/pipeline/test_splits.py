@@ -108,7 +108,7 @@ def test_combinations_unseen_in_the_world_leave_every_verb_and_object_seen():
 def test_unknown_names_are_answered_with_the_known_ones(hico, tmp_path):
     with pytest.raises(InputError, match=r"uc9: no such split of hico-det; .*full.* uc0.*ua, uv"):
         load_split(hico, "uc9")
-    with pytest.raises(InputError, match="no such split"):
+    with pytest.raises(InputError, match=r"none\.toml: no such"):
         load_split(hico, tmp_path / "none.toml")
 
 
@@ -142,15 +142,15 @@ def test_a_users_split_never_passes_for_a_shipped_one(toml):
     ("text", "says"),
     [
         ("unseen_verbs = ", "expected TOML"),
-        ('unseen = ["carry"]', "unseen: expected only unseen_verbs, unseen_objects"),
-        ("", "split: expected at least one unseen interaction"),
-        ("unseen_verbs = []", "split: expected at least one unseen interaction"),
-        ('unseen_verbs = "carry"', "unseen_verbs: expected a list, found carry"),
-        ('unseen_verbs = ["fly"]', r"unseen_verbs: expected verbs .*\(ride, .*found fly"),
-        ("unseen_verbs = [3]", "unseen_verbs: expected verbs .*found 3"),
-        ('unseen_objects = ["cow"]', r"unseen_objects: expected objects .*horse.*found cow"),
-        ('unseen_interactions = ["ride"]', r"unseen_interactions: expected \[verb, object\] pairs"),
-        ('unseen_interactions = [["ride", "cow"]]', "unseen_interactions: expected objects"),
+        ('unseen = ["carry"]', "unseen: expected"),
+        ("", "split: expected"),
+        ("unseen_verbs = []", "split: expected"),
+        ('unseen_verbs = "carry"', r"unseen_verbs: expected.*found carry"),
+        ('unseen_verbs = ["fly"]', r"unseen_verbs: expected.*found fly"),
+        ("unseen_verbs = [3]", r"unseen_verbs: expected.*found 3"),
+        ('unseen_objects = ["cow"]', r"unseen_objects: expected.*found cow"),
+        ('unseen_interactions = ["ride"]', "unseen_interactions: expected"),
+        ('unseen_interactions = [["ride", "cow"]]', "unseen_interactions: expected"),
         ('unseen_interactions = [["ride", "ball"]]', r"ride goes with \(horse, bike, skateboard\)"),
         (f"unseen_verbs = {list(load_vocabulary('world').verbs)}", "at least one seen interaction"),
     ],

@@ -96,7 +96,7 @@ def test_no_code_runs_from_it(archive, capsys):
 def test_a_damaged_archive(archive, change):
     path, _ = archive
     rewritten(path, change)
-    with pytest.raises(InputError, match=r"model\.pt: expected a") as caught:
+    with pytest.raises(InputError, match=r"model\.pt: expected") as caught:
         load_weights(path)
     assert "\n" not in str(caught.value)
 
@@ -106,5 +106,5 @@ def test_a_truncated_archive(archive):
     content = path.read_bytes()
     for share in (0.1, 0.5, 0.99):
         path.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(InputError, match=r"model\.pt: expected a weights file"):
+        with pytest.raises(InputError, match=r"model\.pt: expected"):
             load_weights(path)

@@ -26,15 +26,15 @@ def test_world_settings_do_not_depend_on_sizes():
     ("make", "words"),
     [
         (lambda: StudentConfig(backbone="vgg"), "backbone: expected one of resnet18.*found vgg"),
-        (lambda: StudentConfig(queries="none"), "queries: expected one of learned, pairs"),
+        (lambda: StudentConfig(queries="none"), "queries: expected"),
         (lambda: StudentConfig(num_queries=0), "num_queries: expected at least 1, found 0"),
         (lambda: StudentConfig(hidden_dim=100), r"hidden_dim: .*num_heads \(8\), found 100"),
         (lambda: StudentConfig(dropout=1.5), "dropout: expected a number from 0 to 1"),
         (lambda: StudentConfig(person=80), "person: expected a number from 0 to 79"),
         (lambda: MatcherConfig(topk=-1), "topk: expected at least 0, found -1"),
         (lambda: MatcherConfig(interactive_threshold=2), "interactive_threshold"),
-        (lambda: LossConfig(verb_loss="l2"), "verb_loss: expected one of focal_bce, bce_bce"),
-        (lambda: LossConfig(soft_normalisation="x"), "soft_normalisation: expected one of"),
+        (lambda: LossConfig(verb_loss="l2"), "verb_loss: expected"),
+        (lambda: LossConfig(soft_normalisation="x"), "soft_normalisation: expected"),
         (lambda: LossConfig(gamma=float("nan")), "gamma: expected at least 0, found nan"),
     ],
 )

@@ -121,12 +121,12 @@ def test_wrong_options(detector, make_picture, options, says):
 def test_a_bad_picture_is_named(detector, make_picture):
     with pytest.raises(InputError, match="picture 1: array: expected uint8"):
         detector([make_picture("a.png"), np.zeros((2, 2))])
-    with pytest.raises(InputError, match=r"gone.jpg: no such image"):
+    with pytest.raises(InputError, match=r"gone.jpg: no such"):
         detector("gone.jpg")
 
 
 def test_no_such_device(world_checkpoint):
-    with pytest.raises(InputError, match="--device: expected auto, cpu or cuda"):
+    with pytest.raises(InputError, match="--device: expected"):
         Detector.open(world_checkpoint, device="abacus")
 
 

@@ -40,9 +40,9 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({}, "RANK: expected a number, as WORLD_SIZE is set, found None"),
-        ({"RANK": "x"}, "RANK: expected a number"),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR: expected the first process's"),
+        ({}, r"RANK: expected.*found None"),
+        ({"RANK": "x"}, "RANK: expected"),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR: expected"),
         ({**LEFT, "RANK": "2"}, "RANK: expected a number below WORLD_SIZE, 2, found 2"),
         ({**LEFT, "MASTER_PORT": "x"}, "MASTER_PORT: expected a number"),
         ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected a port"),

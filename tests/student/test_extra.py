@@ -133,20 +133,18 @@ def test_sources_that_do_not_fit(wanted, sources, cache_path, reading_cache, tmp
     other = shutil.copytree(none.data, tmp_path / "other")
     text = (other / "dataset.toml").read_text()
     (other / "dataset.toml").write_text(text.replace('"world"', '"hico-det"'))
-    refused(
-        r"other: expected the vocabulary of .* \(world\), found hico-det", Place(other, none.cache)
-    )
+    refused(r"other: expected.*found hico-det", Place(other, none.cache))
     refused(
         "cache: the cache does not fit this dataset: annot", Place(sources["all"].data, none.cache)
     )
-    refused("expected every source once, found .*none-cache again", none, none)
-    refused("expected every source once", Place(none.data, cache_path))
-    refused("none: no such dataset folder", Place(tmp_path / "none", none.cache))
+    refused("--extra: expected", none, none)
+    refused("--extra: expected", Place(none.data, cache_path))
+    refused("none: no such", Place(tmp_path / "none", none.cache))
     refused("--mix: expected --extra beside it, found none")
     reads = {"cache": reading_cache, "options": {"verb_head": "text"}}
     refused("none-cache: expected region embeddings for --embedding-weight", none, **reads)
     few = {"options": {"shots": 1}, "split": "full"}
-    refused("--shots: expected a split that hides something, found full", **few)
+    refused(r"--shots: expected.*found full", **few)
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_a_run_of_ours_says_everything(build, vocabulary, tmp_path):
 @pytest.mark.parametrize("content", [{}, {"model": {}}, [1]])
 def test_other_files(tmp_path, vocabulary, content):
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"a\.pth: content: expected a checkpoint of this project"):
+    with pytest.raises(InputError, match=r"a\.pth: content: expected"):
         open_student(tmp_path / "a.pth", vocabulary)
 
 

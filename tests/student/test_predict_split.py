@@ -119,7 +119,7 @@ def test_unreadable_images_are_told_and_left_out(config, tmp_path, capsys, vocab
 def test_predictions_in_the_way(config):
     config.out.mkdir()
     (config.out / "predictions.json").write_text("mine")
-    with pytest.raises(InputError, match=r"predictions.json: exists; give --overwrite"):
+    with pytest.raises(InputError, match=r"predictions.json: exists"):
         predict_split(config)
     assert (config.out / "predictions.json").read_text() == "mine"
 
@@ -129,7 +129,5 @@ def test_a_detector_of_another_vocabulary(config, dataset_root, tmp_path):
     shutil.copytree(dataset_root, data)
     toml = (data / "dataset.toml").read_text()
     (data / "dataset.toml").write_text(toml.replace('vocabulary = "world"', 'vocabulary = "vcoco"'))
-    with pytest.raises(
-        InputError, match="expected a detector of the vocabulary vcoco, found world"
-    ):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: expected.*found world"):
         predict_split(replace(config, data=data))

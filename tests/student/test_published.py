@@ -204,7 +204,7 @@ def test_attention_heads_as_far_as_anything_tells(small, arguments, asked, heads
     ("arguments", "asked", "says"),
     [
         ({"nheads": 4}, 8, "args.nheads: expected 8 as asked for, found 4"),
-        ({"nheads": "four"}, None, "args.nheads: expected a whole number, found four"),
+        ({"nheads": "four"}, None, r"args.nheads: expected.*found four"),
         ({}, 5, "hidden_dim: expected a multiple of 4 and of num_heads"),
     ],
 )

@@ -181,17 +181,17 @@ def not_square(folder):
 @pytest.mark.parametrize(
     "damage, text",
     [
-        (empty_folder, "expected a CLIP folder with open_clip_config.json"),
-        (no_weights, "no such weights file"),
-        (cut_weights, "expected a weights file"),
-        (no_model_cfg, "model_cfg: expected open_clip's model configuration"),
-        (unknown_setting, "model_cfg: expected open_clip's model configuration"),
+        (empty_folder, "teacher: expected"),
+        (no_weights, r"open_clip_model\.safetensors: no such"),
+        (cut_weights, r"open_clip_model\.safetensors: expected"),
+        (no_model_cfg, "model_cfg: expected"),
+        (unknown_setting, "model_cfg: expected"),
         (other_width, "found another architecture"),
-        (broken_words, "words: expected a list of words"),
-        (preprocessing(interpolation="lanczos"), "interpolation: expected bicubic or bilinear"),
-        (preprocessing(mean=[0.5]), "preprocess_cfg.mean: expected three numbers"),
+        (broken_words, "words: expected"),
+        (preprocessing(interpolation="lanczos"), "interpolation: expected"),
+        (preprocessing(mean=[0.5]), r"preprocess_cfg.mean: expected"),
         (preprocessing(std=[0.5, 0, 0.5]), "preprocess_cfg.std: expected three numbers above 0"),
-        (not_square, "expected a model with square input"),
+        (not_square, "--clip-model: expected"),
     ],
 )
 def test_a_damaged_folder_is_one_clear_line(copied, damage, text):

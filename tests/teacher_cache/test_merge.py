@@ -217,16 +217,16 @@ def other_words(finished, dataset, build_config, jobs, tmp_path):
     [
         (other_threshold, r"another \(person_threshold: 0.06, now 0.07\)$"),
         (other_part, r"another \(annotations: .*; part: train, now test\); --data joins"),
-        (train_and_test, "--part: expected the dataset's part"),
-        (foreign_images, "expected images of .*trainval_hico.json, found world_test"),
+        (train_and_test, "--part: expected"),
+        (foreign_images, r"other: expected.*found world_test"),
         (other_sizes, "expected 3 images per shard .* found 4; --data joins"),
         (lost_shard, "expected 3 images of shard 00001.h5, found 0"),
-        (damaged_shard, "00001.h5: expected a complete shard"),
+        (damaged_shard, r"00001.h5: expected"),
         (missing_piece, "3 of 7 images are in none, first world_train_00000004"),
-        (other_pairs, "world_train_00000001.jpg: expected the annotated pairs of"),
+        (other_pairs, r"world_train_00000001.jpg: expected"),
         (other_words, "the cache does not fit this dataset: vocabulary"),
-        (lambda *given: MergeConfig((given[0], given[1]), given[4] / "new"), "expected a cache"),
-        (lambda *given: MergeConfig((given[0],), given[1]), "expected a new or empty folder"),
+        (lambda *given: MergeConfig((given[0], given[1]), given[4] / "new"), "world: expected"),
+        (lambda *given: MergeConfig((given[0],), given[1]), "world: expected"),
     ],
 )
 def test_what_does_not_fit_is_refused(finished, dataset, build_config, jobs, tmp_path, make, text):

@@ -80,7 +80,7 @@ def test_boxes_over_the_edge_are_clipped_and_counted(read):
 
 @pytest.mark.parametrize("bbox", [[-5, 0, 20, 20], [10, 10, 0, 20], [200, 10, 20, 20]])
 def test_strict(read, bbox):
-    with pytest.raises(InputError, match="entry 1: bbox: expected a box with area inside"):
+    with pytest.raises(InputError, match="entry 1: bbox: expected"):
         read([GOOD, entry(bbox=bbox)], strict=True)
     assert len(read([GOOD], strict=True).rows) == 1
 
@@ -97,7 +97,7 @@ def test_other_objects_of_coco_are_left_out_of_a_part_of_them(read):
     found = read([entry(category_id=missing), GOOD], few)
     assert len(found.rows) == 1
     assert "1 detections of COCO objects that the vocabulary does not" in found.line("f", 3)
-    with pytest.raises(InputError, match="entry 0: category_id: expected an object id"):
+    with pytest.raises(InputError, match="entry 0: category_id: expected"):
         read([entry(category_id=12)], few)
 
 

