@@ -99,8 +99,11 @@ def out_of_memory_line(what: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        reason = ". ".join(str(error).split(". ")[:2])
+    except RuntimeError as error:
+        # Libraries of CUDA that lack memory say so in their own names.
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
+        reason = " ".join(". ".join(str(error).split(". ")[:2]).split())
         raise InputError(
             f"--device: expected work that fits the GPU's memory, found {what()} ({reason})"
         ) from None

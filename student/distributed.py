@@ -167,6 +167,11 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
     if size == 1:
         yield ALONE, configure_device(resolve_device(device), "auto")
         return
+    told = os.environ.get("LOCAL_WORLD_SIZE") or "1"
+    if not told.isdecimal() or not 0 < int(told) <= size:
+        expected = f"how many of the {size} processes are on this machine"
+        raise InputError(f"LOCAL_WORLD_SIZE: expected {expected}, found {told}")
+    local_size = int(told)
     # Whoever knows the precision sets it; until then it is where CUDA makes its context.
     own = configure_device(own_device(device, local_rank), "auto")
     on_gpu = own.type == "cuda"
@@ -184,7 +189,6 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
         raise InputError(f"--device: expected a GPU for every process, found {reason}") from None
     try:
         control = distributed.new_group(backend="gloo") if on_gpu else distributed.group.WORLD
-        local_size = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         team = Team(rank, size, local_rank, local_size, control)
         try:
             yield team, own

@@ -100,6 +100,7 @@ class Predictor:
 
     def to(self: Own, device: torch.device) -> Own:
         """The same detector, its model moved to a device, in eval mode."""
+        configure_device(device, self.precision)
         # Laid out as in training, which is quicker on CPUs and GPUs alike.
         model = self.model.to(device).to(memory_format=torch.channels_last).eval()
         return replace(self, model=model)

@@ -84,12 +84,24 @@ def test_the_named_gpu_is_the_current_one(emulate_cuda, rounding):
     assert "cuda:2" in str(caught.value) and "2 GPUs" in str(caught.value)
 
 
-def test_lack_of_memory_is_one_line():
-    told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of\n 1 GiB."
-    with pytest.raises(InputError) as caught, out_of_memory_line(lambda: "batch_size 16"):
-        raise torch.OutOfMemoryError(told)
-    assert "batch_size 16" in str(caught.value) and "2.00 GiB" in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError, "Tried to allocate 2.00 GiB. GPU 0 has a total of\n 1 GiB."),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`\n"),
+    ],
+)
+def test_lack_of_memory_is_one_line(error, told):
+    with pytest.raises(InputError) as caught, out_of_memory_line(lambda: "batch size 16"):
+        raise error(told)
+    said = str(caught.value)
+    assert "batch size 16" in said and told.split(". ")[0].strip() in said and "\n" not in said
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes") as caught, out_of_memory_line(lambda: ""):
+        raise RuntimeError("shapes differ")
+    assert not isinstance(caught.value, InputError)
 
 
 def test_this_cpu_answers():

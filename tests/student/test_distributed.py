@@ -46,6 +46,8 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
         ({**LEFT, "RANK": "2"}, "RANK: expected a number below WORLD_SIZE, 2, found 2"),
         ({**LEFT, "MASTER_PORT": "x"}, "MASTER_PORT: expected a number"),
         ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected a port"),
+        ({**LEFT, "LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE: .*, found x"),
+        ({**LEFT, "LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: .*, found 3"),
         ({**LEFT, "EOID_JOIN_SECONDS": "soon"}, "EOID_JOIN_SECONDS: expected a number"),
     ],
 )
