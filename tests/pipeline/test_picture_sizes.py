@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.boxes import upright_boxes
 from pipeline.check import check_dataset, summary
 from pipeline.check_table import table
 from pipeline.cli import data, run_command
@@ -201,3 +202,60 @@ def test_check_ends_with_2_and_with_0_once_the_key_is_right(turned, monkeypatch,
         told = capsys.readouterr().err
         assert ended.value.code == code, told
         assert ('set orientation = "stored"' in told) == (code == 2)
+
+
+def described(root, vocabulary, annotations):
+    """A dataset whose test part is annotated in stored pixels."""
+    (root / "dataset.toml").write_text(
+        f'vocabulary = "{vocabulary}"\norientation = "stored"\n'
+        f'[test]\nimages = "."\nannotations = "{annotations}"\n'
+    )
+    return open_dataset(root)
+
+
+def in_instances():
+    return {
+        "filenames": ["a.png"],
+        "size": [list(SIZE)],
+        "objects": ["bicycle"],
+        "verbs": ["ride"],
+        "correspondence": [[0, 0, 0]],
+        "annotation": [
+            {"boxes_h": [BOXES[0]], "boxes_o": [BOXES[1]], "hoi": [0], "object": [0], "verb": [0]}
+        ],
+    }
+
+
+def in_coco():
+    rows = [
+        {"id": number, "image_id": 1, "category_id": 1 + number, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        for number, (x1, y1, x2, y2) in enumerate(BOXES)
+    ]
+    image = {"id": 1, "file_name": "a.png", "width": SIZE[0], "height": SIZE[1]}
+    return {"images": [image], "annotations": rows, "categories": []}
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+@pytest.mark.parametrize("make", [in_instances, in_coco])
+def test_boxes_of_every_form_are_turned(tmp_path, make, orientation):
+    save_stored(tmp_path / "a.png", SIZE, orientation)
+    (tmp_path / "test.json").write_text(json.dumps(make()))
+    dataset = described(tmp_path, "hico-det", "test.json")
+    (annotation,) = dataset.load("test").annotations
+    expected = upright_boxes(np.array(BOXES), orientation, SIZE)
+    np.testing.assert_allclose(annotation.boxes, expected)
+    compare_sizes(dataset, dataset.load("test")).refuse(strict=True)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_v_cocos_boxes_are_turned(tmp_path, write_vcoco, orientation):
+    save_stored(tmp_path / "a.png", SIZE, orientation)
+    does = {(0, "hold"): [1]}
+    boxes = [(1, [5, 3, 20, 30]), (44, [20, 10, 38, 20])]
+    write_vcoco(tmp_path, [{"name": "a.png", "size": SIZE, "boxes": boxes, "does": does}])
+    dataset = described(tmp_path, "vcoco", "data/vcoco/vcoco_test.json")
+    corners = [[x, y, x + w - 1, y + h - 1] for _, (x, y, w, h) in boxes]
+    expected = upright_boxes(np.array(corners, dtype=float), orientation, SIZE)
+    (annotation,) = dataset.load("test").annotations
+    np.testing.assert_allclose(annotation.boxes, expected)
+    np.testing.assert_allclose(dataset.vcoco("test").images[0].boxes, expected)
