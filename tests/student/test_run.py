@@ -494,3 +494,18 @@ def test_a_dataset_without_a_test_part(run, tmp_path):
     description.write_text(description.read_text().partition("[test]")[0])
     with pytest.raises(InputError, match="expected a part named test, found train"):
         evaluate(run, tmp_path / "world", out=tmp_path / "out")
+
+
+def test_an_unreadable_test_image_is_told_before_training(configured, dataset_root, tmp_path):
+    data = same_dataset(dataset_root, tmp_path)
+    image = sorted((data / "images/test2015").iterdir())[2]
+    image.write_bytes(image.read_bytes()[:900])
+    config = configured(tmp_path / "run", data=data)
+    with pytest.raises(InputError) as caught:
+        run_student(config)
+    assert str(image) in str(caught.value) and "--skip-unreadable" in str(caught.value)
+    assert not config.out.exists()
+    results = run_student(configured(tmp_path / "run", data=data, skip_unreadable=True))
+    assert results.num_images == 6
+    found = {one["file_name"]: one for one in read_json(config.out / "predictions.json")}
+    assert [name for name, one in found.items() if not one["hoi_prediction"]] == [image.name]
