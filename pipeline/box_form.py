@@ -11,8 +11,9 @@ from pipeline.errors import InputError, bad_field
 CORNERS, SIDES = "[x1, y1, x2, y2]", "[x, y, width, height]"
 # Coordinates from 0 to 1 may reach a little over the edge, as predicted ones do.
 UNIT = 1.05
-# HICO-DET's test boxes have no x2 below x1; given as sides, two thirds of them would.
-MANY, FEWEST = 0.3, 3
+# None of HICO-DET's boxes lies within a pixel or has an x2 below its x1; given as sides, two thirds
+# would. Boxes over the edge are met more often. Fewer than three boxes tell nothing.
+MANY, MANY_OVER_EDGE, FEWEST = 0.1, 0.3, 3
 NEARLY_ALL = 0.95
 
 
@@ -25,11 +26,12 @@ class BoxForm:
 
     Args:
         form: `CORNERS` or `SIDES`, what is expected.
+        most_unit: the largest share of boxes within a pixel that may be meant so.
     """
 
-    def __init__(self, form: str) -> None:
-        self.form = form
-        # Boxes, those within one pixel, those wrong in the expected form, those right in the other.
+    def __init__(self, form: str, most_unit: float = 0.5) -> None:
+        self.form, self._most_unit = form, most_unit
+        # Boxes, those within one pixel, those wrong in the expected form, and right in the other.
         self._total = self._unit = self._wrong = self._right = 0
 
     def add(self, boxes: np.ndarray, size: tuple[int, int] | np.ndarray | None = None) -> None:
@@ -50,27 +52,29 @@ class BoxForm:
         are_corners = (last > first).all(axis=1) & (last <= limit + 1).all(axis=1)
         are_sides = (last > 0).all(axis=1) & (first + last <= limit + 1).all(axis=1)
         if self.form == CORNERS:
-            self._wrong += int((last <= first).any(axis=1).sum())
-            self._right += int(are_sides.sum())
+            wrong, others = (last < first).any(axis=1), are_sides
         else:
-            self._wrong += int((first + last > limit + 1).any(axis=1).sum())
-            self._right += int(are_corners.sum())
+            wrong, others = (first + last > limit + 1).any(axis=1), are_corners
+        self._wrong += int(wrong.sum())
+        self._right += int((wrong & others).sum())
 
     def check(self, file: Path, field: str) -> None:
         """Refuses a file whose boxes are of another form.
 
         Raises:
-            OtherForm: most have coordinates from 0 to 1, or too many make sense in the other form
-                alone; names the form.
+            OtherForm: too many have coordinates from 0 to 1, or make sense in the other form alone;
+                names the form.
         """
-        if 2 * self._unit > self._total:
+        is_many = self._unit >= max(FEWEST, self._most_unit * self._total)
+        if is_many or 2 * self._unit > self._total:
             found = f"numbers from 0 to 1 in {self._unit} of {self._total} boxes"
             hint = "shares of the picture's width and height; multiply by these"
             raise OtherForm(
                 str(bad_field(file, field, f"{self.form} in pixels", found)) + f": {hint}"
             )
-        many = max(FEWEST, MANY * self._total)
-        if self._wrong >= many and self._right >= NEARLY_ALL * self._total:
+        many = MANY if self.form == CORNERS else MANY_OVER_EDGE
+        are_many = self._wrong >= max(FEWEST, many * self._total)
+        if are_many and self._right >= NEARLY_ALL * self._wrong:
             other = SIDES if self.form == CORNERS else CORNERS
             found = f"{other}: otherwise {self._wrong} of {self._total} boxes are none"
             raise OtherForm(str(bad_field(file, field, f"{self.form} in pixels", found)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.fields import Place, RepeatedImage, UnknownNumber
-from pipeline.box_form import CORNERS, SIDES, BoxForm, OtherForm
+from pipeline.box_form import CORNERS, MANY, SIDES, BoxForm, OtherForm
 from pipeline.errors import InputError, bad_field
 from pipeline.vocabulary import Vocabulary
 
@@ -64,7 +64,7 @@ class Reading:
     examples: dict[str, str] = field(default_factory=dict)
     unlabelled: set[str] = field(default_factory=set)
     forms: dict[str, BoxForm] = field(
-        default_factory=lambda: {form: BoxForm(form) for form in (CORNERS, SIDES)}
+        default_factory=lambda: {form: BoxForm(form, MANY) for form in (CORNERS, SIDES)}
     )
     pairs: Counter[str] = field(default_factory=Counter)
 

@@ -168,3 +168,19 @@ def test_small_pictures_and_few_boxes(size):
     flawed = BoxForm(CORNERS)
     flawed.add(np.array([[5, 5, 5, 5], [7, 2, 3, 9], [0, 0, 0, 0], [1, 1, 9, 9]]), size)
     flawed.check(Path("a.json"), "bbox")
+
+
+@pytest.mark.parametrize("form", ["0 to 1", SIDES])
+def test_a_part_of_the_images_in_another_form(save, hico, hoia, form):
+    entries = of_hoia(hoia, 0, 30, CHANGES[form], True) + of_hoia(hoia, 30, 70, right, True)
+    with pytest.raises(OtherForm) as caught:
+        load_annotations(save(entries), hico, "test")
+    assert form in str(caught.value)
+
+
+def test_boxes_without_area_are_of_the_right_form(save, hico, hoia):
+    entries = of_hoia(hoia, 0, 40, right, False)
+    for entry in entries[::2]:
+        for row in entry["annotations"]:
+            row["bbox"][2] = row["bbox"][0]
+    assert load_annotations(save(entries), hico, "test").num_labels > 0
