@@ -31,8 +31,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _foreach_supported_types as optimiser_types
-from torch.utils._foreach_utils import _foreach_supported_types as grouped_types
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -260,6 +258,9 @@ def prepare_torch() -> Any:
     for every device. torch's CUDA hooks, which they ask and which would ask the driver, answer that
     no device has a context.
     """
+    from torch.optim.optimizer import _foreach_supported_types as optimiser_types
+    from torch.utils._foreach_utils import _foreach_supported_types as grouped_types
+
     torch._C._ensureCUDADeviceGuardSet()
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     hooks, pointers = library._ZN2at6detail12getCUDAHooksEv, ctypes.POINTER(ctypes.c_void_p)
