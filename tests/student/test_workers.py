@@ -145,8 +145,9 @@ def test_without_workers_or_a_limit_nothing_is_said(monkeypatch):
 
 # What runs in a command before it: something happens to workers in the second epoch.
 HAPPENS = """
-import os, resource, signal, time
+import multiprocessing, os, resource, signal
 from student.data import TrainingBatches
+multiprocessing.set_start_method("fork", force=True)
 whole = TrainingBatches.__getitem__
 def changed(self, step):
     (epoch, _), *_ = step[0]
