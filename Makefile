@@ -1,6 +1,7 @@
 # Everything a newcomer needs: `make demo`, `make test`.
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -14,8 +15,9 @@ ONLY ?=
 BUDGET ?=
 JOBS ?=
 ANEW ?= 0
+TESTS ?= tests
 
-.PHONY: demo study test test-slow test-all test-gpu coverage lint clean
+.PHONY: demo study test test-slow test-all test-gpu test-lowest coverage lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,7 +42,7 @@ lint: $(INSTALLED)
 
 # Tests compute with one thread each, so as many processes as cores; few are enough. Files stay whole:
 # their tests share what is slow to make.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not gpu"
@@ -54,8 +56,21 @@ test-all: test test-slow
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu -rsP
 
+# The lowest versions that setup.cfg allows, in an environment of their own; PYTHON needs to be one that
+# they know (3.10 to 3.12). `make test-lowest TESTS=tests/student` runs a part.
+$(LOWEST)/.installed: setup.cfg pyproject.toml
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	    --editable '.[dev]'
+	@touch $@
+
+test-lowest: BIN = $(LOWEST)/bin
+test-lowest: $(LOWEST)/.installed
+	$(PYTEST) -m "not slow and not gpu" $(TESTS)
+
 coverage: $(INSTALLED)
 	$(PYTEST) -m "not gpu" --cov --cov-report term
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) demo build dist *.egg-info

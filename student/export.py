@@ -5,28 +5,38 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.files import refuse_existing, replacing
-from student.export_graph import DetectorGraph
+from student.data import MEAN, STD
+from student.export_graph import DECODED, DetectorGraph
 from student.geometry import LONGEST_SIDE, SHORT_SIDES
 from student.plain_operations import PLAIN
 from student.ready import ModelSource, ReadyModel, ready_model
 
 FORMAT = "eoid-export-1"
 ONNX, TORCH_EXPORT = "onnx", "torch-export"
-ONNX_PACKAGES = ("onnx", "onnxscript")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUTS = ["images", "sizes"]
 # The array is at least this large, so that queries from pairs find cells enough.
 LEAST_SIDE = 64
 # Free sides without any bound make older tracers stumble over the largest number there is.
 MOST = 2**16
+# What is written may differ from the model by this, of the largest answer and 1; among answers that
+# are nearly equal another may be among the best.
+TOLERANCE = 1e-3
+LEAST_EQUAL = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,11 @@ class ExportConfig:
 
 
 def export_detector(config: ExportConfig) -> None:
-    """Writes the file, whole or not at all.
+    """Writes the file, whole or not at all; it is read again and compared with the detector.
 
     Raises:
-        InputError: the file is there, nothing to open, or ONNX's packages are missing.
+        InputError: the file is there, nothing to open, ONNX's packages are missing, or these
+            versions of torch and ONNX's packages cannot export the detector, or do it wrongly.
     """
     refuse_existing(config.file, config.overwrite)
     if config.file.is_dir():
@@ -59,16 +70,117 @@ def export_detector(config: ExportConfig) -> None:
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(
-                f"--export onnx: needs {' and '.join(missing)}; pip install 'eoid[export]'"
+                f"--export onnx: needs {', '.join(missing)}; pip install 'eoid[export]'"
             )
     opened = ready_model(config.model)
-    with warnings.catch_warnings():
-        # The exporters warn of their own insides.
-        warnings.simplefilter("ignore")
+    with _exporting(config):
         program, names = trace(opened)
         content = _onnx(program, names, opened) if config.form == ONNX else _saved(program, opened)
     with replacing(config.file) as temporary:
         temporary.write_bytes(content)
+        with _exporting(config):
+            wrong = difference(opened, temporary, config.form)
+        if wrong is not None:
+            raise InputError(
+                f"{config.file}: expected the detector's answers from {_exporters(config)},"
+                f" found {wrong}; other versions may do it right"
+            )
+
+
+@contextmanager
+def _exporting(config: ExportConfig) -> Iterator[None]:
+    """Failures of the exporters in one line; they warn of their own insides, too.
+
+    Raises:
+        InputError: the body raised something.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    # Exporters and runtimes fail in every way a program can.
+    except Exception as error:
+        why = next(filter(None, map(str.strip, str(error).splitlines())), "")
+        raise InputError(
+            f"{config.file}: {_exporters(config)} cannot export this detector"
+            f" ({type(error).__name__}: {why[:200]}); other versions may do it"
+        ) from None
+    finally:
+        logging.disable(disabled)
+
+
+def _exporters(config: ExportConfig) -> str:
+    """The versions of what makes the file."""
+    packages = ("torch", *(ONNX_PACKAGES if config.form == ONNX else ()))
+    return ", ".join(f"{name} {version(name)}" for name in packages)
+
+
+@torch.no_grad()
+def difference(opened: ReadyModel, file: Path, form: str) -> str | None:
+    """How the detector in a file differs from the model; None where it does not.
+
+    Compared are answers about pictures of noise, of sizes that were not traced, one of them alone
+    and one beside a larger one.
+    """
+    graph = DetectorGraph(opened)
+    run = _runner(file, form)
+    multiple = graph.side_multiple
+    random = torch.Generator().manual_seed(0)
+    height, width = (-(-side // multiple) * multiple for side in (LEAST_SIDE + 33, LEAST_SIDE + 9))
+    batch = torch.rand(3, 3, height, width, generator=random)
+    sizes = torch.tensor([[height, width], [height - 20, width - 5], [height - 7, width]])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    for rows in (slice(1), slice(3)):
+        found = run(batch[rows], sizes[rows])
+        decoded = graph.decode({name: found[name] for name in found if name.startswith("pred_")})
+        for row, (h, w) in enumerate(sizes[rows].tolist()):
+            image = (batch[row, :, :h, :w] - mean) / std
+            expected = opened.model([image], alone=True)
+            for name in found:
+                pair = (decoded if name in DECODED else expected)[name], found[name]
+                one = pair[0][row if name in DECODED else 0], pair[1][row]
+                if (off := _off(*one, ordered=name in DECODED)) is not None:
+                    return f"{name} off by {off:.3g} for a picture of {w} x {h} pixels"
+    return None
+
+
+def _runner(file: Path, form: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """Answers by name of the detector in a file, called with images and sizes."""
+    if form == ONNX:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+
+        def run(images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+            values = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+            return dict(zip(names, map(torch.from_numpy, values), strict=True))
+
+        return run
+    with open(file, "rb") as content:
+        return torch.export.load(content).module()
+
+
+def _off(expected: Tensor, found: Tensor, ordered: bool) -> float | None:
+    """How far answers are from the expected ones; None where they are equal.
+
+    Args:
+        expected, found: (K, ...) of one image.
+        ordered: row for row; else the nearest row counts, since queries that are nearly equally
+            good may change places.
+    """
+    expected, found = (
+        values.flatten(1) if values.dim() > 1 else values[:, None] for values in (expected, found)
+    )
+    expected, found = expected.double(), found.double()
+    if ordered:
+        distances = (expected - found).abs().amax(1)
+    else:
+        distances = torch.cdist(expected, found, p=torch.inf).amin(1)
+    equal = distances <= TOLERANCE * max(1.0, float(expected.abs().max()))
+    return None if float(equal.double().mean()) >= LEAST_EQUAL else float(distances.max())
 
 
 def about(opened: ReadyModel) -> dict[str, Any]:

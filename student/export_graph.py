@@ -34,7 +34,7 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, opened: ReadyModel) -> None:
         super().__init__()
-        self.model = _with_plain_attention(opened.model)
+        self.model = _with_plain_modules(opened.model)
         self.side_multiple = cast(int, opened.model.backbone.side_multiple)
         self.alone = bool(opened.vocabulary.roles)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
@@ -63,9 +63,10 @@ class DetectorGraph(nn.Module):
         pixels = (images - self.mean) / self.std * ~padding[:, None]
         outputs = self.model((pixels, padding), alone=True)
         predicted = {name: outputs[name] for name in outputs if name.startswith("pred_")}
-        return {**predicted, **self._decode(predicted)}
+        return {**predicted, **self.decode(predicted)}
 
-    def _decode(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def decode(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The best interactions of the model's `pred_*`, see `forward`."""
         scores, entries, labels = best_entries(outputs, self.valid, self.alone, NUM_DETECTIONS)
         num_verbs = self.valid.shape[1]
         choices = entries // num_verbs
@@ -120,10 +121,26 @@ class PlainAttention(nn.Module):
         return self.out(joined.transpose(1, 2).flatten(2)), None
 
 
-def _with_plain_attention(model: nn.Module) -> nn.Module:
+class PlainMaxPool(nn.Module):
+    """`nn.MaxPool2d` as one of stride 1, of which every n-th cell is taken: with odd sides torch
+    before 2.8 cannot trace a stride for maps of any size."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        assert not pool.ceil_mode and pool.dilation == 1, "the stem's pooling, no other"
+        self.kernel, self.stride, self.margin = pool.kernel_size, pool.stride, pool.padding
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, h / stride, w / stride)."""
+        every = F.max_pool2d(features, self.kernel, 1, self.margin)
+        return every[:, :, :: self.stride, :: self.stride]
+
+
+def _with_plain_modules(model: nn.Module) -> nn.Module:
     copy = deepcopy(model).cpu()
+    plain = {nn.MultiheadAttention: PlainAttention, nn.MaxPool2d: PlainMaxPool}
     for name, module in list(copy.named_modules()):
-        if isinstance(module, nn.MultiheadAttention):
+        if type(module) in plain:
             parent, _, child = name.rpartition(".")
-            setattr(copy.get_submodule(parent), child, PlainAttention(module))
+            setattr(copy.get_submodule(parent), child, plain[type(module)](module))
     return copy

@@ -25,7 +25,17 @@ def resize_nearest(
     return features[:, :, rows][:, :, :, columns]
 
 
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., n) to (..., m) by weights (m, n), as a product of matrices."""
+    rows = inputs.reshape(-1, weight.shape[1]) @ weight.t()
+    outputs = rows.reshape(*inputs.shape[:-1], weight.shape[0])
+    return outputs if bias is None else outputs + bias
+
+
 # What takes an operation's place when a graph is made for others.
 PLAIN: dict[torch._ops.OperatorBase, Callable[..., Tensor]] = {
     torch.ops.aten.upsample_nearest2d.vec: resize_nearest,
 }
+if torch.__version__ < "2.7":
+    # Its ONNX exporter fails at tokens of any number.
+    PLAIN[torch.ops.aten.linear.default] = linear

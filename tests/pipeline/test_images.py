@@ -6,6 +6,7 @@ import warnings
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -134,7 +135,9 @@ def test_odd_modes_become_rgb(picture, tmp_path, mode):
     try:
         image = read_image(tmp_path / "odd.tif")
     except InputError as error:
-        assert mode == "LAB" and "expected a whole image, found conversion" in str(error)
+        # LAB needs a Pillow with Little CMS, a YCbCr TIFF without compression Pillow 13.
+        assert mode == "LAB" or (mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13)
+        assert "odd.tif: expected a whole image" in str(error)
     else:
         assert (image.mode, image.size) == ("RGB", (40, 20))
 

@@ -1,5 +1,6 @@
 """Exported files run where nothing of this project can be imported."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -206,9 +207,43 @@ def test_the_readmes_example(exported, kind, world_checkpoint, make_picture, tmp
     assert float(score) == pytest.approx(best.scores[0], abs=1e-3)
 
 
+@pytest.mark.parametrize("form", ENDINGS)
+def test_a_wrong_export_is_refused(world_checkpoint, traced, tmp_path, monkeypatch, form):
+    """As by a tracer that takes the traced size for a constant."""
+    real, file = export.trace, tmp_path / f"a{ENDINGS[form]}"
+    file.write_text("an older export")
+
+    def wrong(opened):
+        program, names = real(opened)
+        program = copy.deepcopy(program)
+        program.state_dict["model.object_head.bias"] = (
+            program.state_dict["model.object_head.bias"] + 2
+        )
+        return program, names
+
+    monkeypatch.setattr(export, "trace", wrong)
+    with pytest.raises(InputError, match=rf"{file.name}: .*torch .*pred_object_logits off by"):
+        export_detector(config(world_checkpoint, tmp_path, form=form, file=file, overwrite=True))
+    assert file.read_text() == "an older export" and [*tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("form", ENDINGS)
+def test_an_exporter_that_fails(world_checkpoint, tmp_path, monkeypatch, form):
+    def fail(*_):
+        raise RuntimeError("\nno such operation\nand a long story")
+
+    monkeypatch.setattr(export, "trace", fail)
+    file = tmp_path / f"a{ENDINGS[form]}"
+    with pytest.raises(
+        InputError, match=rf"{file.name}: torch .*\(RuntimeError: no such operation\)"
+    ):
+        export_detector(config(world_checkpoint, tmp_path, form=form, file=file))
+    assert not any(tmp_path.iterdir())
+
+
 def config(checkpoint, tmp_path, **changes):
-    values = {"form": TORCH_EXPORT, "overwrite": False}
-    return ExportConfig(ModelSource(checkpoint), file=tmp_path / "a.pt2", **{**values, **changes})
+    values = {"form": TORCH_EXPORT, "file": tmp_path / "a.pt2", "overwrite": False}
+    return ExportConfig(ModelSource(checkpoint), **{**values, **changes})
 
 
 def test_a_file_in_the_way(world_checkpoint, tmp_path):
@@ -226,6 +261,6 @@ def test_a_folder_in_the_way(world_checkpoint, tmp_path):
 
 def test_without_the_packages(world_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs onnx and onnxscript; pip install"):
+    with pytest.raises(InputError, match=r"onnx, onnxscript, onnxruntime"):
         export_detector(config(world_checkpoint, tmp_path, form=ONNX))
     assert not any(tmp_path.iterdir())
