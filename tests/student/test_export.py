@@ -207,6 +207,7 @@ def test_the_readmes_example(exported, kind, world_checkpoint, make_picture, tmp
     assert float(score) == pytest.approx(best.scores[0], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ENDINGS)
 def test_a_wrong_export_is_refused(world_checkpoint, traced, tmp_path, monkeypatch, form):
     """As by a tracer that takes the traced size for a constant."""
