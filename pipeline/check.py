@@ -104,6 +104,11 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartCheck:
     for found, wrong in ((annotations.defects, True), (annotations.blemishes, strict)):
         for kind, count in found.items():
             check.add(Finding(kind, count, annotations.examples[kind], wrong))
+    if not annotations.boxes_only and not annotations.defects:
+        try:
+            annotations.require_labels()
+        except InputError as error:
+            check.problems.append(str(error))
     if folder.is_dir():
         _check_images(dataset, annotations, check, strict)
     return check

@@ -78,6 +78,10 @@ ANNOTATIONS = "annotations/trainval_hico.json"
             "2 malformed entries, first .*a.jpg: annotations.1..bbox: expected four",
         ),
         (lambda root: (root / ANNOTATIONS).write_text("[]"), "expected an entry for each image"),
+        (
+            lambda root: change(root / ANNOTATIONS, '"object_id": 1', '"object_id": 7'),
+            "labelled interactions, found none that can be used: 2 labels pointing past the box",
+        ),
         (lambda root: (root / ANNOTATIONS).write_text('[{"file'), "expected JSON"),
     ],
 )
