@@ -217,9 +217,8 @@ def test_a_wrong_export_is_refused(world_checkpoint, traced, tmp_path, monkeypat
     def wrong(opened):
         program, names = real(opened)
         program = copy.deepcopy(program)
-        program.state_dict["model.object_head.bias"] = (
-            program.state_dict["model.object_head.bias"] + 2
-        )
+        state, name = program.state_dict, "model.object_head.bias"
+        state[name] = torch.nn.Parameter(state[name] + 2, requires_grad=False)
         return program, names
 
     monkeypatch.setattr(export, "trace", wrong)
