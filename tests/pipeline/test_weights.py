@@ -213,7 +213,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("value", "name"),
     [(Evil(), "print"), (nn.Linear(1, 1), "Linear"), (Fraction(1, 2), "fractions.Fraction")],
-    ids=str,
+    ids=["function", "module", "fraction"],
 )
 def test_objects_that_may_run_code_are_named(tmp_path, capsys, value, name, zipped_form):
     file = tmp_path / "w.pth"
