@@ -141,7 +141,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 16
         (POINTER, ["Git LFS", "167502836 bytes", "git lfs pull"]),
         (b"\n<!DOCTYPE html><html>", ["web page"]),
         (b'{"weight_map": {}}', ["JSON"]),
-        (gzip.compress(b"weights"), ["compressed"]),
+        (gzip.compress(b"weights", mtime=0), ["compressed"]),
         (b"\x93NUMPY\x01\x00", ["NumPy"]),
         (b"\x89HDF\r\n\x1a\n", ["HDF5"]),
         (zipped(["a/w.npy"]), ["zip", "a/w.npy"]),
