@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError, bad_field
-from pipeline.files import iterate_json
+from pipeline.files import iterate_json, other_file
 
 ENDINGS = (".pkl", ".pickle")
 # How pickles of protocol 2 and later begin.
@@ -78,7 +78,8 @@ def iterate_entries(path: Path) -> Iterator[Any]:
     except InputError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"{path}: expected {EXPECTED}, found {error}") from None
+        found = other_file(path) or error
+        raise InputError(f"{path}: expected {EXPECTED}, found {found}") from None
     except (OverflowError, RecursionError, MemoryError):
         raise InputError(f"{path}: expected {EXPECTED}, found a damaged file") from None
 

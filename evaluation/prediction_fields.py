@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.box_form import SIDES
+from pipeline.box_form import FARTHEST, SIDES
 from pipeline.errors import bad_field
 from pipeline.vocabulary import Vocabulary
 
 WHOLE, REAL = "iu", "iuf"
+BOOLS = frozenset((bool, np.bool_))
 
 
 def object_hint(found: Any, vocabulary: Vocabulary) -> str:
@@ -33,7 +35,7 @@ def verb_hint(found: Any, vocabulary: Vocabulary) -> str:
 
 def box_hint(found: Any) -> str:
     """What four numbers that are no box may mean."""
-    sides = _is(found, REAL, (4,)) and np.isfinite(found).all() and min(found[2:]) > 0
+    sides = _is(found, REAL, (4,)) and (np.abs(found) <= FARTHEST).all() and min(found[2:]) > 0
     return f"; does this file give {SIDES}?" if sides else ""
 
 
@@ -69,7 +71,8 @@ class Fields:
             return np.zeros((0, *shape), dtype=np.int64 if kinds == WHOLE else np.float64)
         values = [row.get(key) for row in rows]
         column = _array(values)
-        if column is None or column.dtype.kind not in kinds or column.shape[1:] != shape:
+        fits = column is not None and column.dtype.kind in kinds and column.shape[1:] == shape
+        if column is None or not fits or holds_bools(values):
             good = np.array([_is(value, kinds, shape) for value in values])
         else:
             good = valid(column)
@@ -91,4 +94,16 @@ def _array(values: list[Any]) -> np.ndarray | None:
 
 def _is(value: Any, kinds: str, shape: tuple[int, ...]) -> bool:
     single = _array(value)
-    return single is not None and single.dtype.kind in kinds and single.shape == shape
+    return (
+        single is not None
+        and single.dtype.kind in kinds
+        and single.shape == shape
+        and not holds_bools([value])
+    )
+
+
+def holds_bools(values: Sequence[Any]) -> bool:
+    """Whether a truth value stands among numbers or in lists of numbers, where numpy makes it 0
+    or 1."""
+    lists = (value for value in values if isinstance(value, list | tuple | np.ndarray))
+    return not BOOLS.isdisjoint(map(type, chain(values, *lists)))

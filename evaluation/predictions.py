@@ -19,7 +19,7 @@ import numpy as np
 from evaluation.numbering import check_numbering
 from evaluation.pickles import iterate_entries
 from evaluation.prediction_fields import REAL, WHOLE, Fields, box_hint, object_hint, verb_hint
-from pipeline.box_form import CORNERS, BoxForm
+from pipeline.box_form import CORNERS, FARTHEST, BoxForm
 from pipeline.errors import InputError, bad_field
 from pipeline.files import replacing
 from pipeline.types import Detections
@@ -131,8 +131,9 @@ def _check_vocabulary(path: Path, marker: Any, vocabulary: Vocabulary) -> None:
 def _detections(fields: Fields, vocabulary: Vocabulary) -> Detections:
     boxes = fields.column(
         *("predictions", "bbox", REAL, (4,)),
-        "four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2",
-        lambda box: np.isfinite(box).all(axis=1) & (box[:, 2:] >= box[:, :2]).all(axis=1),
+        "four finite numbers x1, y1, x2, y2 in pixels with x1 <= x2 and y1 <= y2",
+        # NaN is not below the limit either.
+        lambda box: (np.abs(box) <= FARTHEST).all(axis=1) & (box[:, 2:] >= box[:, :2]).all(axis=1),
         box_hint,
     )
     categories = fields.column(

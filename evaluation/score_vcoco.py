@@ -83,6 +83,8 @@ def score_vcoco(config: VcocoConfig) -> list[str]:
     detections = (
         _from_hoia(path, truth, source.vocabulary) if hoia else read_detections(path, truth.actions)
     )
+    if not hoia and not len(detections):
+        raise bad_field(path, "file", "a list of detections", "an empty list")
     found, outside = _listed(detections, truth, path)
     if config.official is not None:
         write_detections(config.official, found)
@@ -107,6 +109,11 @@ def _notes(
 ) -> Iterator[str]:
     if blemishes := blemish_line(reading.file, reading.blemishes):
         yield blemishes
+    if unread := found.unread:
+        yield (
+            f"{len(unread)} keys that look like scores but are none of the annotations' actions and"
+            f" roles were left out, the first being {unread[0]}"
+        )
     if outside:
         yield f"{outside} detections on images outside the part were left out"
     if silent := len(truth.images) - len(np.unique(found.image_ids)):
@@ -166,8 +173,6 @@ def _is_hoia(path: Path) -> bool:
         return False
     entries = iterate_json(path)
     first = next(entries, None)
-    if first is None:
-        raise bad_field(path, "file", "a list of detections", "an empty list")
     return isinstance(first, dict) and "file_name" in first
 
 

@@ -7,34 +7,41 @@ the entry out. JSON and pickles hold a list of such entries; the NPZ form has an
 names, (N,) for ids and agents, (N, 4) for person boxes, (N, 5) for roles.
 
 Two-stage detectors of the SCG/UPT family leave out the keys of what was not found. Entries of a
-list mean by a missing agent a score of 0, and by a missing role `MISSING_ROLE`.
+list mean by a missing agent a score of 0, and by a missing role `MISSING_ROLE`; so does a missing
+array. Other keys are free, but those that look like the layout's are told: they may be misspelled.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evaluation.pickles import iterate_entries
+from evaluation.prediction_fields import REAL, WHOLE, holds_bools
 from pipeline.annotations.vcoco_actions import AGENT, VcocoAction
-from pipeline.box_form import CORNERS, BoxForm
+from pipeline.box_form import CORNERS, FARTHEST, BoxForm
 from pipeline.errors import InputError, bad_field
-from pipeline.files import replacing
+from pipeline.files import other_file, replacing
 
 # So many entries are turned into arrays at a time.
 CHUNK = 2000
 EXPECTED = {
     "image_id": "the whole number of an image",
-    "person_box": "four finite numbers x1, y1, x2, y2",
+    "person_box": "four finite numbers x1, y1, x2, y2 in pixels",
 }
 # As that family's cache reads it; a box of zeros would say that there is no object.
 MISSING_ROLE = (0.0, 0.0, 0.1, 0.1, 0.0)
+# How much of a misspelled key is as in the right one (hit_agnet, hit_object), and more than of the
+# keys that projects add (hit_obj_class).
+ALIKE = 0.75
+NPZ = "an NPZ file of plain arrays"
+OTHER_ARRAYS = ((rb"\x93NUMPY", "a single array; save all with np.savez"),)
 AGENT_EXPECTED = "a score (NaN for none)"
 ROLE_EXPECTED = "five numbers x1, y1, x2, y2, score"
 
@@ -48,11 +55,13 @@ class VcocoDetections:
         person_boxes: (N, 4) float32 xyxy pixels.
         columns: by the layout's names: (N,) float32 scores of agents, (N, 5) float32 boxes and
             scores of roles.
+        unread: keys of a file that look like the layout's but are not.
     """
 
     image_ids: np.ndarray
     person_boxes: np.ndarray
     columns: dict[str, np.ndarray]
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -60,7 +69,7 @@ class VcocoDetections:
     def keep(self, rows: np.ndarray) -> VcocoDetections:
         """The rows picked by a mask or by indices."""
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return VcocoDetections(self.image_ids[rows], self.person_boxes[rows], columns)
+        return VcocoDetections(self.image_ids[rows], self.person_boxes[rows], columns, self.unread)
 
     def agent(self, action: VcocoAction) -> np.ndarray:
         """(N,) float32 scores."""
@@ -86,27 +95,58 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
 
     Raises:
         InputError: the file is missing or damaged, an entry lacks its image or box or mistakes a
-            field, or no entry has any of the layout's scores.
+            field, boxes are of another form, or no entry has any of the layout's scores.
     """
-    if path.suffix.lower() == ".npz":
-        return _from_npz(path, actions)
+    read = _from_npz if path.suffix.lower() == ".npz" else _from_entries
+    columns, keys = read(path, actions)
+    known = shapes(actions)
+    if len(columns["image_id"]) and keys.isdisjoint(known):
+        raise bad_field(path, "entries", f"scores such as {next(iter(known))}", "none in any entry")
+    form = BoxForm(CORNERS)
+    form.add(columns["person_box"])
+    form.check(path, "person_box")
+    form = BoxForm(CORNERS)
+    for name, shape in known.items():
+        if shape:
+            form.add(_told_objects(columns[name]))
+    form.check(path, "boxes of roles")
+    unread = tuple(sorted(key for key in keys - _all_shapes(actions).keys() if _alike(key, known)))
+    return VcocoDetections(columns.pop("image_id"), columns.pop("person_box"), columns, unread)
+
+
+def _told_objects(column: np.ndarray) -> np.ndarray:
+    """(M, 4) boxes of a role's (N, 5) column without those that say that there is no object: NaN,
+    `MISSING_ROLE`, and whole numbers within a pixel, such as zeros."""
+    boxes = column[~np.isnan(column).any(axis=1), :4]
+    fillers = (np.abs(boxes) <= 1).all(axis=1) & (boxes == np.round(boxes)).all(axis=1)
+    fillers |= (boxes == np.array(MISSING_ROLE[:4], np.float32)).all(axis=1)
+    return boxes[~fillers]
+
+
+def _alike(key: Any, known: Collection[str]) -> bool:
+    """Whether a key that is none of the layout's looks like one. Projects write keys of their own,
+    such as the class of a role's object (obj_class) or an action without a role (walk)."""
+    endings = {f"_{name.rpartition('_')[2]}" for name in known}
+    return isinstance(key, str) and (
+        key.endswith(tuple(endings)) or bool(get_close_matches(key, known, 1, ALIKE))
+    )
+
+
+def _from_entries(
+    path: Path, actions: Sequence[VcocoAction]
+) -> tuple[dict[str, np.ndarray], set[Any]]:
+    """Arrays by name, and the keys of all entries, of a file that holds a list."""
     chunks: list[dict[str, np.ndarray]] = []
     entries: list[Any] = []
-    scored, known = False, shapes(actions).keys()
+    keys: set[Any] = set()
     for entry in iterate_entries(path):
         entries.append(entry)
-        scored = scored or (isinstance(entry, dict) and not known.isdisjoint(entry))
+        keys.update(entry if isinstance(entry, dict) else ())
         if len(entries) == CHUNK:
             chunks.append(_columns(path, entries, CHUNK * len(chunks), actions))
             entries = []
     chunks.append(_columns(path, entries, CHUNK * len(chunks), actions))
-    if not scored and (len(chunks) > 1 or entries):
-        raise bad_field(path, "entries", f"scores such as {next(iter(known))}", "none in any entry")
-    joined = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    form = BoxForm(CORNERS)
-    form.add(joined["person_box"])
-    form.check(path, "person_box")
-    return VcocoDetections(joined.pop("image_id"), joined.pop("person_box"), joined)
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}, keys
 
 
 def write_detections(path: Path, detections: VcocoDetections) -> None:
@@ -150,14 +190,11 @@ def _columns(
             row = next(row for row, entry in enumerate(entries) if name not in entry)
             found = "nothing (the key is missing)"
             raise bad_field(path, f"entry {first + row}: {name}", EXPECTED[name], found)
-        column: np.ndarray = np.empty((len(entries), *shape), _type(name))
-        column[...] = MISSING_ROLE if shape == (5,) else 0
+        column = _missing(len(entries), name, shape)
         values = [entries[row][name] for row in there]
         given = _array(values, name, shape) if there else column[:0]
         if given is None:
-            place = next(
-                i for i, value in enumerate(values) if _array([value], name, shape) is None
-            )
+            place = _wrong(values, name, shape)
             # A text shows its quotes: it may look like the number that was expected.
             value = values[place]
             found = repr(value) if isinstance(value, str) else value
@@ -174,12 +211,33 @@ def _array(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         column = np.asarray(values)
     except ValueError:
         return None
-    kinds = "iu" if name == "image_id" else "iuf"
+    kinds = WHOLE if name == "image_id" else REAL
     if column.dtype.kind not in kinds or column.shape[1:] != shape or column.ndim == 0:
         return None
-    if name == "person_box" and not np.isfinite(column).all():
+    if not isinstance(values, np.ndarray) and holds_bools(values):
         return None
-    return column.astype(_type(name))
+    with np.errstate(over="ignore"):
+        cast: np.ndarray = column.astype(_type(name))
+    boxes = cast[..., :4] if shape else cast[:0]
+    # Numbers that the type does not hold, and coordinates whose areas it does not hold.
+    lost = cast != column if name == "image_id" else np.isinf(cast) & np.isfinite(column)
+    if lost.any() or (np.abs(boxes) > FARTHEST).any():
+        return None
+    return None if name == "person_box" and np.isnan(cast).any() else cast
+
+
+def _wrong(values: Sequence[Any] | np.ndarray, name: str, shape: tuple[int, ...]) -> int:
+    """The row of the first wrong one of some values."""
+    return next(
+        row for row in range(len(values)) if _array(values[row : row + 1], name, shape) is None
+    )
+
+
+def _missing(count: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The column of what no entry has."""
+    column: np.ndarray = np.empty((count, *shape), _type(name))
+    column[...] = MISSING_ROLE if shape == (5,) else 0
+    return column
 
 
 def _type(name: str) -> type:
@@ -190,23 +248,43 @@ def _expected(name: str, shape: tuple[int, ...]) -> str:
     return EXPECTED.get(name, ROLE_EXPECTED if shape else AGENT_EXPECTED)
 
 
-def _from_npz(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetections:
+def _from_npz(path: Path, actions: Sequence[VcocoAction]) -> tuple[dict[str, np.ndarray], set[Any]]:
+    """Arrays by name, filled up like a list's, and the names of all arrays of an NPZ file."""
+    held, keys = _load_npz(path, _all_shapes(actions))
+    columns: dict[str, np.ndarray] = {}
+    for name, shape in _all_shapes(actions).items():
+        if name not in held and name not in EXPECTED:
+            columns[name] = _missing(len(columns["image_id"]), name, shape)
+            continue
+        expected = _expected(name, shape)
+        if name not in held:
+            raise bad_field(path, name, expected, "no such array")
+        values = held[name]
+        column = _array(values, name, shape)
+        count = len(columns["image_id"]) if columns else len(np.atleast_1d(values))
+        if column is None or len(column) != count:
+            kinds = WHOLE if name == "image_id" else REAL
+            if values.dtype.kind in kinds and values.shape == (count, *shape):
+                row = _wrong(values, name, shape)
+                raise bad_field(path, f"entry {row}: {name}", expected, values[row].tolist())
+            found = f"{values.dtype} {values.shape}"
+            raise bad_field(path, name, f"{count} times {expected}", found)
+        columns[name] = column
+    return columns, keys
+
+
+def _load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[Any]]:
+    """Those of some arrays that an NPZ file has, and the names of all."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if not path.stat().st_size:
-        raise InputError(f"{path}: expected an NPZ file of plain arrays, found an empty file")
+        raise InputError(f"{path}: expected {NPZ}, found an empty file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in _all_shapes(actions) if name in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: expected an NPZ file of plain arrays, found {error}") from None
-    columns: dict[str, np.ndarray] = {}
-    for name, shape in _all_shapes(actions).items():
-        column = _array(held.get(name), name, shape)
-        count = len(columns["image_id"]) if columns else len(held.get(name, ()))
-        if column is None or len(column) != count:
-            found = f"{held[name].dtype} {held[name].shape}" if name in held else "no such array"
-            each = f"{count} times {_expected(name, shape)}"
-            raise bad_field(path, name, each, found)
-        columns[name] = column
-    return VcocoDetections(columns.pop("image_id"), columns.pop("person_box"), columns)
+            keys = set(file.files)
+            # An entry of the archive that is no array comes as bytes.
+            return {name: np.asarray(file[name]) for name in names if name in keys}, keys
+    # A damaged archive can raise anything in its reader.
+    except Exception as error:
+        found = other_file(path, OTHER_ARRAYS) or f"{error}" or type(error).__name__
+        raise InputError(f"{path}: expected {NPZ}, found {found.splitlines()[0]}") from None

@@ -15,6 +15,8 @@ UNIT = 1.05
 # would. Boxes over the edge are met more often. Fewer than three boxes tell nothing.
 MANY, MANY_OVER_EDGE, FEWEST = 0.1, 0.3, 3
 NEARLY_ALL = 0.95
+# No picture reaches so far; areas of larger boxes leave single precision.
+FARTHEST = 1e9
 
 
 class OtherForm(InputError):

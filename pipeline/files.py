@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,19 @@ from typing import Any
 from pipeline.errors import InputError, bad_field
 
 SPACES = re.compile(r"[ \t\n\r]*")
+# How files begin that take another file's place, and what to do about them.
+OTHER_FILES = (
+    (rb"\s*<", "a web page or other XML; download the file itself"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a compressed file; unpack it first"),
+)
+# Those that take the place of text.
+BINARY_FILES = (
+    (rb"\xff\xfe|\xfe\xff|(?:[^\x00]\x00){4}|(?:\x00[^\x00]){4}", "UTF-16; save it as UTF-8"),
+    (rb"PK", "a zip archive or NPZ file"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"\x89HDF", "an HDF5 file"),
+    (rb"\x80[\x02-\x05]", "a pickle"),
+)
 
 
 @contextmanager
@@ -162,13 +175,38 @@ def read_text(path: Path | str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        what = other_file(path, BINARY_FILES)
+        found = f"expected UTF-8 text, found {what}" if what else error
+        raise InputError(f"{path}: cannot be read ({found})") from None
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def other_file(path: Path | str, more: Sequence[tuple[bytes, str]] = ()) -> str | None:
+    """What a file is that takes another one's place, by its first bytes; None where they don't say.
+
+    Args:
+        path: a file that could not be read as what it should be.
+        more: further beginnings, regular expressions, and what they say.
+    """
+    # A pipe has been read already, and opening it again may wait for ever.
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs"):
+        meant = re.search(rb"size (\d+)", head)
+        what = f"a file of {int(meant[1])} bytes" if meant else "another file"
+        return f"a Git LFS pointer to {what}; fetch that with: git lfs pull"
+    return next((what for start, what in (*OTHER_FILES, *more) if re.match(start, head)), None)
 
 
 def _no_json(path: Path | str, text: str, error: json.JSONDecodeError) -> InputError:
     if not text.strip():
         return InputError(f"{path}: line 1: expected JSON, found an empty file")
+    if what := other_file(path, BINARY_FILES):
+        return InputError(f"{path}: line {error.lineno}: expected JSON, found {what}")
     # A list or an object that is not closed was cut off on the way.
     cut = text.lstrip()[:1] in "[{" and text.rstrip()[-1:] not in ("]", "}")
     hint = " (the file ends too early; is it whole?)" if cut else ""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import InputError, bad_field
-from pipeline.files import sha256_of_chunks
+from pipeline.files import other_file, sha256_of_chunks
 from pipeline.torchscript import is_torchscript, read_torchscript
 
 # Training scripts save their arguments, paths among them, and their scores, as numpy has them:
@@ -42,11 +42,9 @@ MODELS = ("model", "state_dict", "model_state_dict")
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 # The longest header that safetensors itself reads.
 SAFETENSORS_HEADER = 100_000_000
-# How files begin that take a checkpoint's place, and what to do about them.
-OTHER_FILES = (
-    (rb"\s*<", "a web page or other XML; download the weights file itself"),
+# How further files begin that take a checkpoint's place, and what to do about them.
+OTHER_FORMS = (
     (rb"\s*[{\[]", "JSON text"),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a compressed file; unpack it first"),
     (rb"\x89HDF", "an HDF5 file; save the model's tensors with torch.save or safetensors"),
     (rb"\x93NUMPY", "a NumPy array; save the model's tensors with torch.save or safetensors"),
 )
@@ -187,13 +185,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     if not head:
         return f"an empty file; {AGAIN}"
-    if head.startswith(b"version https://git-lfs"):
-        meant = re.search(rb"size (\d+)", head)
-        what = f"a file of {int(meant[1])} bytes" if meant else "another file"
-        return f"a Git LFS pointer to {what}; fetch that with: git lfs pull"
-    for beginning, what in OTHER_FILES:
-        if re.match(beginning, head):
-            return what
+    if what := other_file(path, OTHER_FORMS):
+        return what
     if head.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
             return f"a zip archive cut off after {size} bytes; {AGAIN}"

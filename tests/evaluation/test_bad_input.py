@@ -101,6 +101,14 @@ def every(entries, field, key, change):
             "hoi_prediction[1].score: expected a finite number, found nan",
         ),
         (
+            lambda entries: crowded(entries)["hoi_prediction"][1].update(score=True),
+            "hoi_prediction[1].score: expected a finite number, found True",
+        ),
+        (
+            lambda entries: crowded(entries)["predictions"][1].update(bbox=[0, 0, 1e308, 1e308]),
+            "predictions[1].bbox: expected four finite numbers x1, y1, x2, y2",
+        ),
+        (
             lambda entries: crowded(entries)["hoi_prediction"][1].update(object_id=99),
             "hoi_prediction[1].object_id: expected the number of a box, 0 to",
         ),
@@ -236,6 +244,24 @@ def test_a_pickle_that_would_run_code(tmp_path, write_vcoco, monkeypatch):
     done = eoid_eval("vcoco", "mine.pkl", "--actions", write_vcoco(tmp_path, VCOCO))
     one_line(done, "mine.pkl: ", f"a call of {os.mkdir.__module__}.mkdir")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.pkl", "mine.npz"])
+def test_a_file_without_detections(tmp_path, write_vcoco, name):
+    """A pickle and an NPZ file like JSON's empty list."""
+    if name == "mine.pkl":
+        (tmp_path / name).write_bytes(pickle.dumps([]))
+    else:
+        np.savez(tmp_path / name, image_id=np.zeros(0, int), person_box=np.zeros((0, 4)))
+    done = eoid_eval("vcoco", tmp_path / name, "--actions", write_vcoco(tmp_path, VCOCO))
+    one_line(done, f"{name}: file: expected a list of detections, found an empty list")
+
+
+def test_a_misspelled_key_is_told(score_vcoco):
+    done = score_vcoco(lambda entries: [entry.update(kick_agnet=0.5) for entry in entries] and None)
+    assert average(done) == ["100.00", "100.00", "100.00"]
+    (line,) = [line for line in done.stdout.splitlines() if "kick_agnet" in line]
+    assert line.startswith("1 ")
 
 
 def test_pickles_become_json(score_vcoco, tmp_path):
