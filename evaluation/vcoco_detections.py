@@ -37,6 +37,8 @@ EXPECTED = {
 }
 # As that family's cache reads it; a box of zeros would say that there is no object.
 MISSING_ROLE = (0.0, 0.0, 0.1, 0.1, 0.0)
+# Boxes of roles with low scores may be arbitrary; given as sides, over two thirds are no corners.
+MANY_OBJECTS = 0.4
 # How much of a misspelled key is as in the right one (hit_agnet, hit_object), and more than of the
 # keys that projects add (hit_obj_class).
 ALIKE = 0.75
@@ -105,7 +107,7 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
     form = BoxForm(CORNERS)
     form.add(columns["person_box"])
     form.check(path, "person_box")
-    form = BoxForm(CORNERS)
+    form = BoxForm(CORNERS, most_wrong=MANY_OBJECTS)
     for name, shape in known.items():
         if shape:
             form.add(_told_objects(columns[name]))

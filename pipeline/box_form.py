@@ -29,10 +29,13 @@ class BoxForm:
     Args:
         form: `CORNERS` or `SIDES`, what is expected.
         most_unit: the largest share of boxes within a pixel that may be meant so.
+        most_wrong: the largest share of boxes that may be wrong in the form; None takes that of
+            annotated boxes.
     """
 
-    def __init__(self, form: str, most_unit: float = 0.5) -> None:
+    def __init__(self, form: str, most_unit: float = 0.5, most_wrong: float | None = None) -> None:
         self.form, self._most_unit = form, most_unit
+        self._most_wrong = most_wrong or (MANY if form == CORNERS else MANY_OVER_EDGE)
         # Boxes, those within one pixel, those wrong in the expected form, and right in the other.
         self._total = self._unit = self._wrong = self._right = 0
 
@@ -74,8 +77,7 @@ class BoxForm:
             raise OtherForm(
                 str(bad_field(file, field, f"{self.form} in pixels", found)) + f": {hint}"
             )
-        many = MANY if self.form == CORNERS else MANY_OVER_EDGE
-        are_many = self._wrong >= max(FEWEST, many * self._total)
+        are_many = self._wrong >= max(FEWEST, self._most_wrong * self._total)
         if are_many and self._right >= NEARLY_ALL * self._wrong:
             other = SIDES if self.form == CORNERS else CORNERS
             found = f"{other}: otherwise {self._wrong} of {self._total} boxes are none"

@@ -195,7 +195,7 @@ def test_arrays_that_are_left_out(tmp_path):
     assert found.columns["hold_agent"].tolist() == [0, 0]
 
 
-PEOPLE = np.array([[10, 20, 50, 90], [30, 40, 60, 80], [200, 100, 220, 300]] * 4, np.float64)
+PEOPLE = np.array([[10, 20, 50, 90], [300, 40, 360, 80], [200, 100, 220, 300]] * 4, np.float64)
 SHARES = PEOPLE / [640, 480, 640, 480]
 SIDES = np.column_stack([PEOPLE[:, :2], PEOPLE[:, 2:] - PEOPLE[:, :2]])
 
@@ -237,6 +237,13 @@ def test_what_stands_for_no_object_is_of_no_form(tmp_path, filler):
     objects = np.array([*[filler] * 11, [5, 5, 90, 90]])
     found = read_detections(saved(tmp_path / "a.npz", PEOPLE, objects), ACTIONS)
     np.testing.assert_array_equal(found.columns["hold_obj"][:, :4], objects.astype(np.float32))
+
+
+def test_some_arbitrary_objects(tmp_path):
+    """A quarter of the objects has an x2 below its x1."""
+    objects = PEOPLE.copy()
+    objects[::4] = objects[::4][:, [2, 1, 0, 3]]
+    assert len(read_detections(saved(tmp_path / "a.npz", PEOPLE, objects), ACTIONS)) == 12
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npz"])
