@@ -282,7 +282,7 @@ def _load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray]
     if not path.stat().st_size:
         raise InputError(f"{path}: expected {NPZ}, found an empty file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             keys = set(file.files)
             # An entry of the archive that is no array comes as bytes.
             return {name: np.asarray(file[name]) for name in names if name in keys}, keys
