@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.box_form import FARTHEST, SIDES
-from pipeline.errors import bad_field
+from pipeline.box_form import CENTRES, SIDES
+from pipeline.errors import InputError, bad_field
 from pipeline.vocabulary import Vocabulary
 
 WHOLE, REAL = "iu", "iuf"
@@ -33,10 +33,9 @@ def verb_hint(found: Any, vocabulary: Vocabulary) -> str:
     return "; is this file of another vocabulary?" if isinstance(found, int) else ""
 
 
-def box_hint(found: Any) -> str:
+def box_hint(found: list[float]) -> str:
     """What four numbers that are no box may mean."""
-    sides = _is(found, REAL, (4,)) and (np.abs(found) <= FARTHEST).all() and min(found[2:]) > 0
-    return f"; does this file give {SIDES}?" if sides else ""
+    return f"; does this file give {SIDES} or {CENTRES}?" if min(found[2:]) > 0 else ""
 
 
 class Fields:
@@ -79,8 +78,10 @@ class Fields:
         if column is None or not good.all():
             row = int(np.argmin(good))
             where = f"{self.image}: {field}[{row}].{key}"
-            found = f"{values[row]!r}{hint(values[row])}" if key in rows[row] else "nothing"
-            raise bad_field(self.path, where, expected, found)
+            if key not in rows[row]:
+                raise bad_field(self.path, where, expected, "nothing")
+            value = values[row]
+            raise InputError(f"{bad_field(self.path, where, expected, repr(value))}{hint(value)}")
         return column
 
 

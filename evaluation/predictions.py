@@ -10,7 +10,7 @@ no object. Our own files say in their first entry which `vocabulary` their numbe
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.vocabulary import Vocabulary
 
 # What a run calls its predictions.
 PREDICTIONS = "predictions.json"
+BOX = "four finite numbers x1, y1, x2, y2 in pixels with x1 <= x2 and y1 <= y2"
 CHECKPOINTS = (".pt", ".pth")
 
 
@@ -88,8 +89,17 @@ def write_predictions(
         file.write("\n]\n" if detections else "[]\n")
 
 
-def read_predictions(path: Path | str, vocabulary: Vocabulary) -> list[Detections]:
+def read_predictions(
+    path: Path | str,
+    vocabulary: Vocabulary,
+    sizes: Mapping[str, tuple[int, int] | None] | None = None,
+) -> list[Detections]:
     """Reads predictions of any HOI project that writes this form.
+
+    Args:
+        path: the JSON file.
+        vocabulary: what its numbers mean.
+        sizes: width and height of images, by name, as far as known.
 
     Returns:
         one entry for each image of the file, in its order; scores as float64.
@@ -115,8 +125,16 @@ def read_predictions(path: Path | str, vocabulary: Vocabulary) -> list[Detection
     if not detections:
         raise bad_field(path, "file", "a list with an entry for each image", "an empty list")
     form = BoxForm(CORNERS)
-    form.add(np.concatenate([one.boxes for one in detections]))
+    for one in detections:
+        form.add(one.boxes, (sizes or {}).get(one.image_id), one.image_id)
     form.check(path, "predictions.bbox")
+    for one in detections:
+        inverted = (one.boxes[:, 2:] < one.boxes[:, :2]).any(axis=1)
+        if inverted.any():
+            row = int(np.argmax(inverted))
+            where = f"{one.image_id}: predictions[{row}].bbox"
+            box = _shortest(one.boxes[row])
+            raise InputError(f"{bad_field(path, where, BOX, box)}{box_hint(box)}")
     check_numbering(path, detections, vocabulary)
     return detections
 
@@ -131,10 +149,9 @@ def _check_vocabulary(path: Path, marker: Any, vocabulary: Vocabulary) -> None:
 def _detections(fields: Fields, vocabulary: Vocabulary) -> Detections:
     boxes = fields.column(
         *("predictions", "bbox", REAL, (4,)),
-        "four finite numbers x1, y1, x2, y2 in pixels with x1 <= x2 and y1 <= y2",
+        BOX,
         # NaN is not below the limit either.
-        lambda box: (np.abs(box) <= FARTHEST).all(axis=1) & (box[:, 2:] >= box[:, :2]).all(axis=1),
-        box_hint,
+        lambda box: (np.abs(box) <= FARTHEST).all(axis=1),
     )
     categories = fields.column(
         *("predictions", "category_id", WHOLE, ()),

@@ -67,7 +67,8 @@ def score_file(config: ScoreConfig) -> list[str]:
     truth = load_annotations(
         files.annotations, vocabulary, "test", config.strict, files.instances, files.ids
     )
-    found = read_predictions(path, vocabulary)
+    sizes = {one.image_id: one.size for one in truth.annotations}
+    found = read_predictions(path, vocabulary, sizes)
     truth.require_labels()
     detections = of_annotated_images(path, found, truth)
     results = Results(

@@ -19,6 +19,7 @@ from evaluation.vcoco_results import vcoco_results
 from pipeline.annotations.reading import Reading, blemish_line
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
+from pipeline.box_form import CORNERS, BoxForm
 from pipeline.errors import InputError, bad_field
 from pipeline.files import iterate_json, refuse_existing
 from pipeline.types import Detections
@@ -158,7 +159,8 @@ def vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
 
 
 def _from_hoia(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDetections:
-    detections = read_predictions(path, vocabulary)
+    sizes = {image.name: image.size for image in truth.images}
+    detections = read_predictions(path, vocabulary, sizes)
     number = {**truth.others, **{image.name: image.id for image in truth.images}}
     unknown = [item.image_id for item in detections if item.image_id not in number]
     if unknown:
@@ -180,7 +182,8 @@ def _listed(found: VcocoDetections, truth: VcocoTruth, path: Path) -> tuple[Vcoc
     """The detections on the part's images, and how many others there are.
 
     Raises:
-        InputError: detections on images that COCO's file does not know, or on none of the part's.
+        InputError: detections on images that COCO's file does not know, or on none of the part's,
+            or boxes of another form or scale.
     """
     ids = found.image_ids
     inside = np.isin(ids, [image.id for image in truth.images])
@@ -190,7 +193,12 @@ def _listed(found: VcocoDetections, truth: VcocoTruth, path: Path) -> tuple[Vcoc
     if len(ids) and not inside.any():
         expected = "detections on the images of the id list"
         raise bad_field(path, "image_id", expected, f"none, but {ids[0]} and others")
-    return found.keep(np.flatnonzero(inside)), int((~inside).sum())
+    kept = found.keep(np.flatnonzero(inside))
+    sizes = {image.id: image.size for image in truth.images}
+    form = BoxForm(CORNERS)
+    form.add(kept.person_boxes, np.array([sizes[number] for number in kept.image_ids.tolist()]))
+    form.check(path, "person_box")
+    return kept, int((~inside).sum())
 
 
 def _unknown_images(path: Path, count: int, first: str | int) -> InputError:

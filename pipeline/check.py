@@ -136,6 +136,8 @@ def _check_images(
             check.add(Finding(kind, len(sizes), each[0], wrong=False, each=each))
         if problem:
             check.problems.append(problem)
+    if problem := found.wrong_scale():
+        check.problems.append(problem)
     if found.unsure:
         check.add(Finding(TURNED, len(found.unsure), " ".join(found.lines()), wrong=False))
     if found.left_over:

@@ -15,6 +15,7 @@ from pipeline.annotations.folder import list_images
 from pipeline.annotations.reading import Reading
 from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
 from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
+from pipeline.box_form import MANY, far_outside
 from pipeline.boxes import stored_boxes, upright_boxes
 from pipeline.errors import InputError, bad_field
 from pipeline.images import FIRST_TURNED, ImageHeader, StoredPath, read_headers
@@ -36,6 +37,25 @@ MOST_UP = 4
 PART_FIELDS = ("images", "annotations", "instances", "ids")
 
 
+@dataclass(frozen=True)
+class LaidPictures:
+    """What tells how boxes of a part's pictures are meant that EXIF tags lay on their sides.
+
+    Attributes:
+        heights: (P,) logarithm of height by width of the labelled people, as stored.
+        pictures: how many there are.
+        upright, stored: those whose declared size, or where none is declared whose boxes, fit the
+            upright picture alone, and the stored one alone.
+        undeclared: those of `upright` that declare no size.
+    """
+
+    heights: np.ndarray
+    pictures: int
+    upright: tuple[str, ...]
+    stored: tuple[str, ...]
+    undeclared: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A dataset folder.
@@ -51,6 +71,7 @@ class Dataset:
             annotations, proposals or predictions. In memory boxes are always upright.
         headers: of the pictures read so far, by path and whether they were decoded too.
         left_over: why the EXIF tags of a part's pictures are not applied, for people, by part.
+        laid: what tells how boxes in stored pixels are meant, by part, as far as looked at.
     """
 
     root: Path
@@ -62,6 +83,7 @@ class Dataset:
     orientation: str = UPRIGHT
     headers: dict[tuple[Path, bool], ImageHeader | InputError] = field(default_factory=dict)
     left_over: dict[str, str] = field(default_factory=dict)
+    laid: dict[str, LaidPictures] = field(default_factory=dict)
 
     def part(self, name: str) -> DatasetPart:
         """One part.
@@ -83,10 +105,12 @@ class Dataset:
         A part of images alone has an empty annotation for each picture in its folder. Boxes that
         count stored pixels are turned upright, which needs the pictures' headers; where the people
         in them stand as stored, and would lie on their sides once turned, the EXIF tags were left
-        over when the pictures were turned, and neither boxes nor pictures are.
+        over when the pictures were turned, and neither boxes nor pictures are. All parts together
+        tell this, unless declared sizes or boxes fit the upright pictures alone.
 
         Raises:
-            InputError: no such part, or its annotation file is missing or wrong.
+            InputError: no such part, its annotation file is missing or wrong, or its boxes fit the
+                upright pictures alone where they should fit the stored ones.
         """
         files = self.part(part)
         if files.annotations is None:
@@ -107,16 +131,62 @@ class Dataset:
         )
         names = [one.image_id for one in loaded.annotations]
         headers = self.read_headers(part, names)
-        if line := _left_over_line(loaded, headers, self.vocabulary.person):
-            self.left_over[part] = f"{files.images}: {line}"
+        if part not in self.left_over:
+            self._decide(part, loaded, headers)
             headers = self.read_headers(part, names)
         turned = [
             turned_upright(annotation, header, reading) if _is_turned(header) else annotation
             for annotation, header in zip(loaded.annotations, headers, strict=True)
         ]
+        with reading.entry():
+            reading.check_form()
         # Answers about the one kind of boxes do not fit the other.
         digest = f"{STORED} {loaded.digest}"
         return replace(loaded, annotations=tuple(turned), digest=digest)
+
+    def _decide(
+        self,
+        part: str,
+        loaded: AnnotationFile,
+        headers: Sequence[ImageHeader | InputError],
+    ) -> None:
+        """Decides whether the EXIF tags of a part's pictures are left over; the parts of a dataset
+        are read alike.
+
+        Raises:
+            InputError: boxes fit the upright pictures alone.
+        """
+        person = self.vocabulary.person
+        self.laid[part] = own = _laid_pictures(loaded, headers, person)
+        if not own.pictures:
+            return
+        if len(own.undeclared) > max(len(own.stored), MANY * own.pictures):
+            raise InputError(
+                f"{loaded.path}: bbox: expected boxes of pictures as stored (orientation ="
+                f' "{STORED}"), found boxes of {len(own.undeclared)} pictures that fit only after'
+                f" their EXIF tag turned them, first {own.undeclared[0]}; if boxes are meant so,"
+                f' set orientation = "{UPRIGHT}" in {TOML}'
+            )
+        for name, other in self.parts.items():
+            if name in self.laid or other.annotations is None:
+                continue
+            try:
+                file = load_annotations(
+                    other.annotations,
+                    self.vocabulary,
+                    name,
+                    False,
+                    other.instances,
+                    other.ids,
+                    True,
+                )
+            except InputError:
+                # Whoever uses that part is told.
+                continue
+            its_headers = self.read_headers(name, [one.image_id for one in file.annotations])
+            self.laid[name] = _laid_pictures(file, its_headers, person)
+        if line := _left_over_line(list(self.laid.values())):
+            self.left_over[part] = f"{self.parts[part].images}: {line}"
 
     def read_headers(
         self, part: str, names: Sequence[str], decode: bool = False
@@ -221,28 +291,48 @@ def _is_turned(header: ImageHeader | InputError) -> TypeGuard[ImageHeader]:
     return isinstance(header, ImageHeader) and header.orientation != 1
 
 
-def _left_over_line(
+def _laid_pictures(
     loaded: AnnotationFile, headers: Sequence[ImageHeader | InputError], person: int
-) -> str:
+) -> LaidPictures:
+    """Looks at the pictures that EXIF tags lay on their sides; boxes are as they stand in files."""
+    people, upright, stored, undeclared, pictures = [np.zeros((0, 4))], [], [], [], 0
+    for annotation, header in zip(loaded.annotations, headers, strict=True):
+        if isinstance(header, InputError) or header.orientation < FIRST_TURNED:
+            continue
+        pictures += 1
+        people.append(annotation.boxes[annotation.labels == person])
+        name, sizes = annotation.image_id, (header.size, header.stored_size)
+        if annotation.size is None:
+            fits = [not far_outside(annotation.boxes, size).any() for size in sizes]
+        else:
+            fits = [annotation.size == size for size in sizes]
+        if fits == [True, False]:
+            upright.append(name)
+            if annotation.size is None:
+                undeclared.append(name)
+        elif fits == [False, True]:
+            stored.append(name)
+    sides = np.concatenate(people)
+    sides = sides[:, 2:] - sides[:, :2]
+    heights = np.log(sides[:, 1] / sides[:, 0])
+    return LaidPictures(heights, pictures, tuple(upright), tuple(stored), tuple(undeclared))
+
+
+def _left_over_line(parts: Sequence[LaidPictures]) -> str:
     """What tells that EXIF tags were left over from before the pictures were turned: the labelled
     people are higher than wide as stored, where upright pictures would have them the other way
-    round. Empty where nothing does."""
-    pairs = zip(loaded.annotations, headers, strict=True)
-    on_their_side = [
-        annotation.boxes[annotation.labels == person]
-        for annotation, header in pairs
-        if isinstance(header, ImageHeader) and header.orientation >= FIRST_TURNED
-    ]
-    people = np.concatenate([np.zeros((0, 4)), *on_their_side])
-    sides = people[:, 2:] - people[:, :2]
-    ratios = np.log(sides[:, 1] / sides[:, 0])
+    round. Empty where nothing does, or where more pictures fit their annotations upright."""
+    ratios = np.concatenate([part.heights for part in parts])
+    if sum(len(part.upright) for part in parts) > sum(len(part.stored) for part in parts):
+        return ""
     # Of HICO-DET's people the mean is 0.4 and the deviation 0.5.
     if len(ratios) < ENOUGH_PEOPLE or ratios.mean() < SURE * ratios.std() / len(ratios) ** 0.5:
         return ""
     return (
-        f"the {len(ratios)} people labelled in {len(on_their_side)} pictures that their EXIF tags"
-        f" lay on their sides stand as stored, {np.exp(ratios.mean()):.1f} times as high as wide;"
-        " the tags are taken for left over and not applied"
+        f"the {len(ratios)} people labelled in {sum(part.pictures for part in parts)} pictures of"
+        f" the dataset that their EXIF tags lay on their sides stand as stored,"
+        f" {np.exp(ratios.mean()):.1f} times as high as wide; the tags are taken for left over and"
+        " not applied"
     )
 
 

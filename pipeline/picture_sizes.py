@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.annotations import AnnotationFile
+from pipeline.box_form import CORNERS, MANY, BoxForm
 from pipeline.datasets import STORED, TOML, UPRIGHT, Dataset
 from pipeline.errors import InputError
 from pipeline.images import FIRST_TURNED, ImageHeader
@@ -33,6 +34,7 @@ class PictureSizes:
         outside: those of them with boxes that the picture has room for in the other orientation
             alone.
         confirmed: how many pictures are declared as lying as the dataset says, and not otherwise.
+        form: what boxes of pictures whose size is not declared look like.
         left_over: why EXIF tags are not applied; empty where they are.
     """
 
@@ -46,6 +48,7 @@ class PictureSizes:
     unsure: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     confirmed: int = 0
+    form: BoxForm = field(default_factory=lambda: BoxForm(CORNERS, MANY))
     left_over: str = ""
 
     @property
@@ -58,12 +61,17 @@ class PictureSizes:
         return {**self.unreadable, **other}
 
     def refuse(self, strict: bool = False) -> None:
-        """Refuses a part of which more than a hundredth is of other sizes than declared.
+        """Refuses a part of which more than a hundredth is of other sizes than declared, or many of
+        whose boxes reach clearly outside the pictures.
 
         Raises:
-            InputError: it is; under `strict`, if one picture is.
+            InputError: it is; under `strict`, if one picture is of another size.
         """
-        for problem in (self.wrong_orientation(strict), self.wrong_size(strict)):
+        for problem in (
+            self.wrong_orientation(strict),
+            self.wrong_size(strict),
+            self.wrong_scale(),
+        ):
             if problem:
                 raise InputError(problem)
 
@@ -86,6 +94,10 @@ class PictureSizes:
             f"{self.folder}: expected pictures of the sizes that {self.file} declares, found others"
             f" for {self._first(self.different)}"
         )
+
+    def wrong_scale(self) -> str:
+        """What tells that boxes count in other pixels than the pictures', empty where nothing."""
+        return self.form.outside(self.file, "bbox")
 
     def lines(self) -> Iterator[str]:
         """What people should know of pictures that are not refused, a line each."""
@@ -171,6 +183,8 @@ def _compare(annotation: Annotation, header: ImageHeader, found: PictureSizes) -
         found.unsure.append(name)
         if _fits(annotation.boxes, (height, width)) and not _fits(annotation.boxes, header.size):
             found.outside.append(name)
+    if declared is None and name not in found.outside[-1:]:
+        found.form.add(annotation.boxes, header.size, name)
 
 
 def _fits(boxes: np.ndarray, size: tuple[int, int]) -> bool:

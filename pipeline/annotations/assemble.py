@@ -86,6 +86,8 @@ def turned_upright(annotation: Annotation, header: ImageHeader, reading: Reading
         InputError: a box reaches over the picture's edge, when `reading.strict`.
     """
     size = annotation.size or header.stored_size
+    if annotation.size is None:
+        reading.note_boxes(annotation.boxes.tolist(), size)
     boxes = upright_boxes(annotation.boxes.astype(np.float64), header.orientation, size)
     upright = ImageHeader(size, header.orientation).size
     raw = RawImage(

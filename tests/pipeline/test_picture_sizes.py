@@ -139,7 +139,7 @@ def test_declared_sizes_confirm_the_orientation(turned):
     ("orientations", "declared", "size", "count"),
     [
         ([2, 3, 4, 1], SIZE, SIZE, 3),
-        ([6, 8, 1, 1], (40, 40), (40, 40), 2),
+        ([6, 8, 1, 1], (60, 60), (60, 60), 2),
         ([1, 2, 3, 4, 5, 6, 7, 8], None, SIZE, 7),
     ],
 )
