@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from evaluation.predictions import read_predictions
+from evaluation.score_file import ScoreConfig, score_file
 from pipeline.annotations import load_annotations
-from pipeline.box_form import CORNERS, SIDES, BoxForm, OtherForm
+from pipeline.box_form import CENTRES, CORNERS, SIDES, BoxForm, OtherForm
 from pipeline.errors import InputError
 
 HICO = Path(__file__).parents[1] / "data" / "hico_det"
@@ -44,7 +45,23 @@ def right(box, _):
     return box
 
 
-CHANGES = {"0 to 1": normalised, SIDES: sides, None: right}
+def centres(box, _):
+    return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]]
+
+
+CHANGES = {"0 to 1": normalised, SIDES: sides, CENTRES: centres, None: right}
+
+
+def thousandths(box, size):
+    return [1000 * share for share in normalised(box, size)]
+
+
+def doubled(box, _):
+    return [2 * number for number in box]
+
+
+def wider_by_pixels(box, _):
+    return [box[0], box[1], box[2] + 3, box[3] + 3]
 
 
 def of_hoia(value, first, count, change, sized):
@@ -112,6 +129,44 @@ def test_predictions(save, hico, hoia, form, count):
     with pytest.raises(InputError) as caught:
         read_predictions(file, hico)
     assert str(file) in str(caught.value) and form in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [thousandths, doubled])
+@pytest.mark.parametrize("make", [of_hoia, of_instances])
+def test_annotations_of_another_scale(save, hico, request, make, change):
+    value = request.getfixturevalue(make.__name__.removeprefix("of_"))
+    file = save(make(value, 0, 40, change, True))
+    with pytest.raises(OtherForm, match=r"\d+ of \d+ boxes outside .* of \d+ x \d+") as caught:
+        load_annotations(file, hico, "test")
+    assert str(file) in str(caught.value)
+    load_annotations(save(make(value, 0, 40, wider_by_pixels, True)), hico, "test")
+
+
+@pytest.mark.parametrize("change", [thousandths, doubled])
+@pytest.mark.parametrize("declared", [True, False])
+def test_predictions_of_another_scale(save, hico, hoia, change, declared):
+    file = save(predictions(hoia[:40], change), "predictions.json")
+    truth = save(of_hoia(hoia, 0, 40, right, declared), "truth.json")
+    config = ScoreConfig(file, truth, vocabulary="hico-det")
+    if not declared:
+        score_file(config)
+        return
+    size = f"{hoia[0]['width']} x {hoia[0]['height']}"
+    with pytest.raises(OtherForm, match=f"first {hoia[0]['file_name']}: .* of {size}") as caught:
+        score_file(config)
+    assert str(file) in str(caught.value)
+
+
+def test_the_form_is_told_as_far_as_the_numbers_tell_it(save, hico, hoia):
+    """Boxes by their centres fit as sides too where no size is known; boxes by their sides do not
+    fit as centres."""
+    for change, told in ((centres, f"{SIDES} or {CENTRES}"), (sides, SIDES)):
+        entries = predictions(hoia[:40], change)
+        sizes = {one["file_name"]: (one["width"], one["height"]) for one in hoia[:40]}
+        for known, form in ((None, told), (sizes, CENTRES if change is centres else SIDES)):
+            with pytest.raises(OtherForm) as caught:
+                read_predictions(save(entries, "predictions.json"), hico, known)
+            assert f"found {form}: " in str(caught.value)
 
 
 def swapped(entries, key):

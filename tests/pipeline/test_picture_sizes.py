@@ -163,6 +163,76 @@ def test_boxes_that_fit_only_otherwise_are_pointed_at(turned):
     assert sizes_of(turned([6, 8, 3, 1], "stored", None)).outside == []
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_boxes_of_another_scale_are_refused_without_declared_sizes(turned, scale, orientation):
+    dataset = turned([orientation] * 4, "stored", None, (60 // scale, 40 // scale))
+    if scale == 1:
+        sizes_of(dataset).refuse()
+        assert summary(check_dataset(dataset)) == ""
+        return
+    with pytest.raises(InputError) as caught:
+        sizes_of(dataset).refuse()
+    facts = ("test.json", "8 of 8 boxes", "[5, 3, 25, 33]", "30 x 20")
+    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+    assert "8 of 8 boxes" in summary(check_dataset(dataset))
+
+
+@pytest.fixture
+def standing(tmp_path):
+    """`standing(parts, declared, reach)` gives a dataset in stored pixels whose pictures, 60 x 40
+    as stored, have tags that lay them on their sides, with as many standing people as given.
+    """
+
+    def make(parts, declared=None, reach=38):
+        described = 'vocabulary = "hico-det"\norientation = "stored"\n'
+        for part, people in parts.items():
+            (tmp_path / part).mkdir()
+            entries = []
+            for number in range(people):
+                save_stored(tmp_path / part / f"{number}.png", SIZE, 6)
+                box = {"bbox": [5, 3, 20, reach - number / 10], "category_id": 1}
+                size = dict(zip(("width", "height"), declared, strict=True)) if declared else {}
+                label = {"subject_id": 0, "object_id": 0, "category_id": 72}
+                entries.append(
+                    {
+                        "file_name": f"{number}.png",
+                        "annotations": [box, {"bbox": BOXES[0], "category_id": 2}],
+                        "hoi_annotation": [{**label, "object_id": 1}],
+                        **size,
+                    }
+                )
+            (tmp_path / f"{part}.json").write_text(json.dumps(entries))
+            described += f'[{part}]\nimages = "{part}"\nannotations = "{part}.json"\n'
+        (tmp_path / "dataset.toml").write_text(described)
+        return open_dataset(tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize("declared", [None, SIZE])
+def test_all_parts_together_tell_whether_tags_are_left_over(standing, declared):
+    """Of the test part's three people alone nothing could be told."""
+    dataset = standing({"train": 12, "test": 3}, declared)
+    (first, *_) = dataset.load("test").annotations
+    assert first.boxes[0].tolist() == [5, 3, 20, 38]
+    dataset.load("train")
+    assert dataset.left_over.keys() == {"train", "test"}
+
+
+@pytest.mark.parametrize(("declared", "reach"), [(SIZE[::-1], 58), (None, 58)])
+def test_people_who_fit_the_upright_picture_alone_are_no_sign_of_left_over_tags(
+    standing, declared, reach
+):
+    dataset = standing({"train": 12}, declared, reach)
+    with pytest.raises(InputError) as caught:
+        compare_sizes(dataset, dataset.load("train")).refuse()
+    facts = ("train.json", "EXIF", 'orientation = "upright"', "0.png", "12")
+    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+    assert not dataset.left_over
+    assert 'orientation = "upright"' in summary(check_dataset(dataset))
+
+
 @pytest.mark.parametrize("factor", [2, 0.5])
 def test_more_than_a_hundredth_of_other_sizes_is_refused(turned, factor):
     other = tuple(int(factor * side) for side in SIZE)
