@@ -24,7 +24,7 @@ OVER_EDGE = 0.05
 
 
 def far_outside(boxes: np.ndarray, size: tuple[int, int] | np.ndarray) -> np.ndarray:
-    """(N,) which boxes reach clearly over an edge.
+    """(N,) which boxes reach clearly over the right or lower edge.
 
     Args:
         boxes: (N, 4) xyxy, pixels.
@@ -32,7 +32,7 @@ def far_outside(boxes: np.ndarray, size: tuple[int, int] | np.ndarray) -> np.nda
     """
     side = np.broadcast_to(np.array(size, np.float64), (len(boxes), 2))
     margin = np.where(np.isfinite(side), OVER_EDGE * side, 0) + 1
-    outside: np.ndarray = ((boxes[:, :2] < -margin) | (boxes[:, 2:] > side + margin)).any(axis=1)
+    outside: np.ndarray = (boxes[:, 2:] > side + margin).any(axis=1)
     return outside
 
 
