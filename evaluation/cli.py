@@ -11,6 +11,7 @@ import click
 from pipeline.cli import config_option, run_command
 
 if TYPE_CHECKING:
+    from evaluation.nms import NmsConfig
     from evaluation.scoring import Scoring
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -29,8 +30,8 @@ data_option = click.option(
 )
 
 
-def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that `scoring_from` takes."""
+def nms_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `nms_from` takes."""
     for option in (
         click.option(
             "--nms-object-power",
@@ -48,33 +49,47 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="A pair covered by more than this goes; default 0.7.",
         ),
         click.option("--nms", is_flag=True, help="Pairwise non-maximum suppression first."),
-        click.option(
-            "--setting",
-            type=click.Choice(["default", "known-object", "both"]),
-            default="both",
-            show_default=True,
-            help="All images for every class, or those alone that hold its object.",
-        ),
     ):
         command = option(command)
     return command
 
 
-def scoring_from(setting: str, nms: bool, **options: float | None) -> Scoring:
-    """The options of `scoring_options` as a config.
+def nms_from(nms: bool, **options: float | None) -> NmsConfig | None:
+    """The options of `nms_options` as a config; None without --nms.
 
     Raises:
         click.UsageError: NMS settings without NMS.
     """
     from evaluation.nms import NmsConfig
-    from evaluation.scoring import SETTINGS, Scoring
 
     given = {
         name.removeprefix("nms_"): value for name, value in options.items() if value is not None
     }
     if given and not nms:
         raise click.UsageError("--nms-threshold and the --nms-*-power options need --nms.")
-    return Scoring(SETTINGS[setting], NmsConfig(**given) if nms else None)
+    return NmsConfig(**given) if nms else None
+
+
+def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `scoring_from` takes."""
+    return click.option(
+        "--setting",
+        type=click.Choice(["default", "known-object", "both"]),
+        default="both",
+        show_default=True,
+        help="All images for every class, or those alone that hold its object.",
+    )(nms_options(command))
+
+
+def scoring_from(setting: str, **options: Any) -> Scoring:
+    """The options of `scoring_options` as a config.
+
+    Raises:
+        click.UsageError: NMS settings without NMS.
+    """
+    from evaluation.scoring import SETTINGS, Scoring
+
+    return Scoring(SETTINGS[setting], nms_from(**options))
 
 
 @click.group()

@@ -32,7 +32,7 @@ workers_option = click.option(
 skip_unreadable_option = click.option(
     "--skip-unreadable",
     is_flag=True,
-    help="Count test pictures that cannot be read as images without detections.",
+    help="Count test pictures that are missing or cannot be read as images without detections.",
 )
 
 

@@ -62,7 +62,8 @@ def open_part(
         cache: which pictures count, those with answers in it; all where there is none.
         labelled: whether a part without any label is an error, and a picture that is not there
             although the cache has no answers about it.
-        decode: also find pictures that were cut off.
+        decode: also find pictures that were cut off; those that are missing cannot be used either
+            and are no error.
 
     Raises:
         InputError: annotations, cache or pictures do not fit; in every process.
@@ -85,7 +86,8 @@ def open_part(
             cache.check(dataset.vocabulary, annotations.digest, part)
             if not own.annotations:
                 raise InputError(f"{cache.path}: expected answers for training images, found none")
-        dataset.records(annotations if labelled else own)
+        if not decode:
+            dataset.records(annotations if labelled else own)
         sizes = compare_sizes(dataset, own, decode)
         sizes.refuse()
         return sizes
@@ -115,6 +117,8 @@ def open_test_part(dataset: Dataset, team: Team, skip_unreadable: bool) -> OpenP
         reason = next(iter(part.sizes.unusable.values()))
         count = f"{len(part.sizes.unusable)} of {len(part.file.annotations)} test pictures"
         counted = "counts them as images without detections"
+        if not part.records:
+            raise InputError(f"{reason} ({count} cannot be used)")
         if not skip_unreadable:
             raise InputError(f"{reason} ({count} cannot be used; --skip-unreadable {counted})")
         team.say(f"{reason} ({count} cannot be used; --skip-unreadable {counted})")

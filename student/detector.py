@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import torch
 
-from evaluation.nms import pairwise_nms
+from evaluation.nms import NmsConfig, pairwise_nms
 from pipeline.devices import resolve_device
 from pipeline.errors import InputError
 from pipeline.vocabulary import Vocabulary
@@ -80,7 +80,13 @@ class Detector:
 
     @overload
     def __call__(
-        self, pictures: Source, *, threshold: float = ..., top: int = ..., batch_size: int = ...
+        self,
+        pictures: Source,
+        *,
+        threshold: float = ...,
+        top: int = ...,
+        batch_size: int = ...,
+        nms: NmsConfig | None = ...,
     ) -> Findings: ...
 
     @overload
@@ -91,6 +97,7 @@ class Detector:
         threshold: float = ...,
         top: int = ...,
         batch_size: int = ...,
+        nms: NmsConfig | None = ...,
     ) -> list[Findings]: ...
 
     def __call__(
@@ -100,6 +107,7 @@ class Detector:
         threshold: float = THRESHOLD,
         top: int = TOP,
         batch_size: int = BATCH_SIZE,
+        nms: NmsConfig | None = None,
     ) -> Findings | list[Findings]:
         """Looks at one picture, or at a list of them.
 
@@ -110,21 +118,23 @@ class Detector:
             threshold: least score of an interaction.
             top: most interactions of a picture.
             batch_size: most pictures at once; only those of one size go together.
+            nms: pairwise NMS first, `evaluation.nms.NmsConfig()` has the defaults of `--nms`; None
+                keeps interactions that name nearly the same pair and verb.
 
         Returns:
-            What was found, for a list in its order. Of interactions that name nearly the same
-            pair and verb twice the better one stays (pairwise NMS).
+            What was found, for a list in its order.
 
         Raises:
             InputError: a picture that cannot be read, or a wrong threshold.
         """
         if not isinstance(pictures, (list, tuple)):
-            return self([pictures], threshold=threshold, top=top, batch_size=batch_size)[0]
+            (one,) = self([pictures], threshold=threshold, top=top, batch_size=batch_size, nms=nms)
+            return one
         found: list[Findings | None] = [None] * len(pictures)
-        for index, one in self.stream(pictures, threshold, top, batch_size):
-            if isinstance(one, Unreadable):
-                raise InputError(one.reason)
-            found[index] = one
+        for index, looked in self.stream(pictures, threshold, top, batch_size, nms=nms):
+            if isinstance(looked, Unreadable):
+                raise InputError(looked.reason)
+            found[index] = looked
         return [one for one in found if one is not None]
 
     def stream(
@@ -134,11 +144,12 @@ class Detector:
         top: int = TOP,
         batch_size: int = BATCH_SIZE,
         threads: int = 0,
+        nms: NmsConfig | None = None,
     ) -> Iterator[tuple[int, Findings | Unreadable]]:
         """Looks at many pictures; what cannot be read is told and does not stop the rest.
 
         Args:
-            pictures, threshold, top, batch_size: as when called.
+            pictures, threshold, top, batch_size, nms: as when called.
             threads: that read pictures ahead.
 
         Yields:
@@ -156,10 +167,11 @@ class Detector:
             if isinstance(one, Unreadable):
                 yield one.index, one
                 continue
+            kept = one.detections if nms is None else pairwise_nms(one.detections, nms)
             yield (
                 one.index,
                 findings(
-                    pairwise_nms(one.detections),
+                    kept,
                     one.size,
                     self.vocabulary,
                     self.unseen,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from evaluation.draw import draw_detections
 from evaluation.legend import with_legend
+from evaluation.nms import pairwise_nms
 from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
 from student.picture_sources import Source, as_picture
@@ -102,7 +103,8 @@ class Findings:
     def draw(self) -> Image.Image:
         """Draws people, objects and actions; unseen actions have a star, explained below.
 
-        "No interaction" is not drawn. Small pictures are enlarged to 512 pixels.
+        "No interaction" is not drawn, and of interactions that name nearly the same pair and verb
+        only the best one (pairwise NMS). Small pictures are enlarged to 512 pixels.
 
         Returns:
             A new RGB picture.
@@ -120,7 +122,9 @@ class Findings:
         )
         picture = as_picture(self.source, self.image)
         unseen = _interactions(self)[self.unseen & shown]
-        drawn = draw_detections(picture, detections, self.vocabulary, set(unseen.tolist()))
+        drawn = draw_detections(
+            picture, pairwise_nms(detections), self.vocabulary, set(unseen.tolist())
+        )
         return with_legend(drawn) if len(unseen) else drawn
 
     def to_supervision(self) -> supervision.Detections:

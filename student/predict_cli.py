@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from evaluation.cli import nms_from, nms_options
 from pipeline.cli import config_option, device_option, run_command
 
 PATH = click.Path(path_type=Path)
@@ -31,6 +33,7 @@ SPLIT_THRESHOLD, SPLIT_TOP = 0.0, 100
     type=COUNT,
     help=f"Most interactions of a picture; default: {TOP}, with --data {SPLIT_TOP}.",
 )
+@nms_options
 @click.option("--data", type=PATH, help="Predict a dataset's part instead of pictures.")
 @click.option("--part", type=click.Choice(["train", "test"]), default="test", show_default=True)
 @click.option(
@@ -74,6 +77,7 @@ def predict(
     workers: int | None,
     overwrite: bool,
     device: str,
+    **options: Any,
 ) -> None:
     """Detect who does what with which object in pictures.
 
@@ -87,6 +91,7 @@ def predict(
         raise click.UsageError("IMAGEs need --out, --json or both.")
     if data is not None and (out is None or json_file is not None):
         raise click.UsageError("--data needs --out, and takes no --json.")
+    nms = nms_from(**options)
     from student.ready import ModelSource
 
     source = ModelSource(model, vocabulary, split, nheads, prompts)
@@ -105,6 +110,7 @@ def predict(
                 workers=workers,
                 device=device,
                 overwrite=overwrite,
+                nms=nms,
             )
         )
         click.echo(f"predictions in {file}")
@@ -128,6 +134,7 @@ def predict(
                 workers=workers,
                 device=device,
                 overwrite=overwrite,
+                nms=nms,
             )
         )
         places = [str(place) for place in (out, json_file) if place is not None]

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from evaluation.nms import NmsConfig
 from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
 from pipeline.files import read_json, refuse_existing, replacing, write_json
@@ -39,6 +40,7 @@ class PicturesConfig:
         workers: threads that read pictures; None takes the spare cores.
         device: where the model runs.
         overwrite: replace results that are there.
+        nms: pairwise NMS first; None without.
     """
 
     model: ModelSource
@@ -51,6 +53,7 @@ class PicturesConfig:
     workers: int | None
     device: str
     overwrite: bool
+    nms: NmsConfig | None = None
 
 
 def predict_pictures(config: PicturesConfig) -> int:
@@ -72,7 +75,7 @@ def predict_pictures(config: PicturesConfig) -> int:
         refuse_existing(config.json, config.overwrite)
     device = resolve_device(config.device)
     opened = ready_model(config.model)
-    settings = prediction_settings(opened, config.threshold, config.top)
+    settings = prediction_settings(opened, config.threshold, config.top, config.nms)
     planned: list[PlannedPicture] = []
     answers: dict[int, dict[str, Any]] = {}
     if config.out is not None:
@@ -87,6 +90,7 @@ def predict_pictures(config: PicturesConfig) -> int:
             config.top,
             config.batch_size,
             spare_cores(config.workers),
+            config.nms,
         )
         for place, found in stream:
             index = left[place]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evaluation.nms import NmsConfig
 from pipeline.errors import InputError
 from pipeline.files import differing_keys, sha256_of_file
 from student.ready import ReadyModel
 
-FORMAT = "eoid-predict-1"
+FORMAT = "eoid-predict-2"
 COMPARED = (
     *("format", "model_sha256", "vocabulary", "split", "unseen", "prompts"),
-    *("threshold", "top"),
+    *("threshold", "top", "nms"),
 )
 
 
-def prediction_settings(opened: ReadyModel, threshold: float, top: int) -> dict[str, Any]:
+def prediction_settings(
+    opened: ReadyModel, threshold: float, top: int, nms: NmsConfig | None
+) -> dict[str, Any]:
     """The settings as JSON: the model, what its numbers mean, and what is kept."""
     return {
         "format": FORMAT,
@@ -28,6 +32,7 @@ def prediction_settings(opened: ReadyModel, threshold: float, top: int) -> dict[
         "prompts": sha256_of_file(opened.prompts) if opened.prompts else None,
         "threshold": threshold,
         "top": top,
+        "nms": None if nms is None else asdict(nms),
     }
 
 

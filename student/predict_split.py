@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from evaluation.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import write_predictions
 from pipeline.datasets import open_dataset
 from pipeline.devices import resolve_device, spare_cores
@@ -46,6 +47,7 @@ class SplitConfig:
     workers: int | None
     device: str
     overwrite: bool
+    nms: NmsConfig | None = None
 
 
 def predict_split(config: SplitConfig) -> Path:
@@ -75,7 +77,7 @@ def predict_split(config: SplitConfig) -> Path:
             f"{opened.file}: expected a detector of the vocabulary {dataset.vocabulary.name},"
             f" found {opened.vocabulary.name}"
         )
-    settings = prediction_settings(opened, config.threshold, config.top)
+    settings = prediction_settings(opened, config.threshold, config.top, config.nms)
     settings |= {"annotations": annotations.digest, "part": config.part}
     config.out.mkdir(parents=True, exist_ok=True)
     journal = config.out / JOURNAL
@@ -102,7 +104,7 @@ def predict_split(config: SplitConfig) -> Path:
                 progress.tell(looked.reason)
             else:
                 own = replace(looked.detections, image_id=left[looked.index])
-                found[own.image_id] = _best(own, config.threshold, config.top)
+                found[own.image_id] = _best(own, config)
                 _append(file, _to_json(found[own.image_id]))
             progress.advance()
     predicted = [found[name] for name in names if name in found]
@@ -113,8 +115,10 @@ def predict_split(config: SplitConfig) -> Path:
     return target
 
 
-def _best(detections: Detections, threshold: float, top: int) -> Detections:
-    kept = np.flatnonzero(detections.scores >= threshold)[:top]
+def _best(detections: Detections, config: SplitConfig) -> Detections:
+    if config.nms is not None:
+        detections = pairwise_nms(detections, config.nms)
+    kept = np.flatnonzero(detections.scores >= config.threshold)[: config.top]
     return replace(detections, hois=detections.hois[kept], scores=detections.scores[kept])
 
 

@@ -8,16 +8,21 @@ import os
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
 from pipeline.errors import InputError
 from student.signals import STOPPING
 
 Batch = TypeVar("Batch")
+# More worker processes than cores are the user's choice.
+warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 # Where torch keeps what workers hand over; other systems than Linux have no such folder.
 SHARED_MEMORY = "/dev/shm"
 # Batches that a worker prepares in advance; torch's default.
@@ -110,8 +115,17 @@ class Batches(Iterator[Batch], Generic[Batch]):
 
     def __enter__(self) -> Batches[Batch]:
         others = set(multiprocessing.active_children())
-        self._batches = iter(self._loader)
+        failure = None
+        try:
+            self._batches = iter(self._loader)
+        # Processes or threads that cannot be started, as without a file descriptor.
+        except (OSError, RuntimeError, MemoryError) as error:
+            failure = error
         self._workers = [one for one in multiprocessing.active_children() if one not in others]
+        if failure is not None:
+            self._kill()
+            _forget(failure)
+            raise InputError(_reason(failure)) from None
         return self
 
     def __next__(self) -> Batch:
@@ -148,6 +162,15 @@ class Batches(Iterator[Batch], Generic[Batch]):
             worker.kill()
 
 
+def _forget(error: Exception) -> None:
+    """Keeps torch from ending workers of a loader whose start failed halfway: it looks for fields
+    that are not there yet, and waits for workers that ignore its signals."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        started = frame.f_locals.get("self")
+        if isinstance(started, _MultiProcessingDataLoaderIter):
+            started._shutdown = True
+
+
 # How torch's errors about a worker that is no more begin.
 DIED = "DataLoader worker (pid"
 
@@ -160,8 +183,8 @@ def _reason(error: Exception) -> str:
     name = type(error).__name__
     found = line if line.startswith(name) else f"{name}: {line}"
     return (
-        f"a worker that prepares images failed ({found}); where memory or {SHARED_MEMORY} is full,"
-        " fewer --workers need less"
+        f"a worker that prepares images failed ({found}); where memory, {SHARED_MEMORY} or the"
+        " number of open files (ulimit -n) is at its limit, fewer --workers need less"
     )
 
 

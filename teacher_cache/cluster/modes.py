@@ -23,6 +23,7 @@ SBATCH_OPTIONS = {
     "memory": ("--mem", "--mem-per-cpu", "--mem-per-gpu"),
     "walltime": ("-t", "--time"),
 }
+DIRECTIVE = re.compile(r"^\s*#SBATCH\b")
 OPTION = re.compile(r"--[a-z-]+|-[a-zA-Z]")
 
 
@@ -63,9 +64,12 @@ class SlurmJobs:
             directive says too is None.
         queue, account, gres: of a job; None takes the site's own.
         prologue: shell lines for the job before its worker starts.
-        directives: further `#SBATCH` lines, without that word.
+        directives: further `#SBATCH` lines, with that word or without.
         log_folder: where jobs write their logs; None takes `logs` in the cache.
         interface: the network that workers and builder share; None lets Dask choose.
+
+    Raises:
+        InputError: a directive is no option of sbatch.
     """
 
     jobs: int = 1
@@ -81,6 +85,12 @@ class SlurmJobs:
     interface: str | None = None
 
     def __post_init__(self) -> None:
+        directives = tuple(DIRECTIVE.sub("", text).strip() for text in self.directives)
+        object.__setattr__(self, "directives", directives)
+        for text in directives:
+            if not OPTION.match(text) or "\n" in text:
+                expected = "an option of sbatch such as --constraint=a100"
+                raise InputError(f"--directive: expected {expected}, found {text!r}")
         named = {option for text in self.directives for option in _options(text)}
         for field, options in SBATCH_OPTIONS.items():
             if not named.isdisjoint(options):

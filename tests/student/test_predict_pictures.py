@@ -51,7 +51,7 @@ def test_one_file_for_all(config):
     config = replace(config, out=None, json=config.out / "all.json", images=config.images * 2)
     assert predict_pictures(config) == 3
     value = json.loads(config.json.read_text())
-    assert value["format"] == "eoid-predict-1" and value["split"] == "ua" and value["top"] == 4
+    assert value["format"] == "eoid-predict-2" and value["split"] == "ua" and value["top"] == 4
     assert value["vocabulary"] == "world" and value["failed"] == []
     assert [os.path.basename(one["image"]) for one in value["pictures"]] == [
         "a.png",
