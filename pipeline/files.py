@@ -31,6 +31,20 @@ BINARY_FILES = (
 
 
 @contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Gives errors of the operating system that name no file the name of the one that is written.
+
+    A full disk shows when bytes are written, where Python no longer knows the name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path | str, once: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place.
 
@@ -46,18 +60,16 @@ def replacing(path: Path | str, once: bool = False) -> Iterator[Path]:
     # Processes of several machines may write in one folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        if once:
-            _link(temporary, path)
-        else:
-            os.replace(temporary, path)
-    except BaseException as error:
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            if once:
+                _link(temporary, path)
+            else:
+                os.replace(temporary, path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            # A full disk shows when bytes are written, where Python no longer knows the name.
-            error.filename = str(path)
         raise
 
 

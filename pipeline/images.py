@@ -40,8 +40,8 @@ FIRST_TURNED = 5
 OPEN_FILES = 16
 # PIL's own bound: from twice what it warns of on it refuses. Decoded, that is 0.7 GB.
 MOST_PIXELS = 2 * 89_478_485
-# These warnings tell people nothing that they could act upon: a picture is large, or its camera data
-# is damaged, which says nothing about the pixels.
+# These warnings tell people nothing that they could act upon: a picture is large, or its camera
+# data is damaged, which says nothing about the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin")
 

@@ -16,7 +16,7 @@ from evaluation.predictions import write_predictions
 from pipeline.datasets import open_dataset
 from pipeline.devices import resolve_device, spare_cores
 from pipeline.errors import InputError
-from pipeline.files import differing_keys, refuse_existing, replacing
+from pipeline.files import differing_keys, naming, refuse_existing, replacing
 from pipeline.picture_sizes import compare_sizes
 from pipeline.progress import Progress
 from pipeline.types import Detections
@@ -93,6 +93,7 @@ def predict_split(config: SplitConfig) -> Path:
             _append(file, value)
     with (
         Progress(len(names), "predicting", "images", done=len(names) - len(left)) as progress,
+        naming(journal),
         open(journal, "a", encoding="utf-8", errors="backslashreplace") as file,
     ):
         stream = opened.to(device).stream(
