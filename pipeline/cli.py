@@ -117,6 +117,8 @@ def run_command(command: click.Command) -> NoReturn:
     # than a short step. A step of the world's student on two cores, idle and beside another
     # training: default 0.19 s and 3.3 s, this 0.21 s and 1.3 s, never spinning 0.30 s and 0.4 s.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # Of failed connections torch's C++ code warns with dozens of lines before the error is told.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     raise_file_limit()
     helpless = isinstance(command, click.Group) and not sys.argv[1:]
     try:

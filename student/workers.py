@@ -124,6 +124,8 @@ class Batches(Iterator[Batch], Generic[Batch]):
         self._workers = [one for one in multiprocessing.active_children() if one not in others]
         if failure is not None:
             self._kill()
+            for worker in self._workers:
+                worker.join()
             _forget(failure)
             raise InputError(_reason(failure)) from None
         return self

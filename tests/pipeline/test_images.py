@@ -169,6 +169,22 @@ def test_damaged_camera_data_does_not_spoil_a_picture(picture, tmp_path):
     assert read_image(tmp_path / "a.jpg").size == image_size(tmp_path / "a.jpg") == (40, 20)
 
 
+DAMAGED = {
+    "cut": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0",
+    "far": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\xff\xff\0\0\xff\xff\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("exif", DAMAGED)
+def test_damaged_camera_data_is_read_without_a_word(picture, tmp_path, exif):
+    picture.save(tmp_path / "a.jpg", exif=DAMAGED[exif])
+    code = "import sys; from pipeline.images import read_image; read_image(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.jpg"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("read", [read_image, image_size])
 def test_pictures_that_no_memory_holds(picture, tmp_path, read):
     """A PNG whose header claims 20,000 x 20,000 pixels."""

@@ -188,3 +188,13 @@ def test_without_supervision(found, monkeypatch):
     with pytest.raises(ImportError, match="pip install supervision") as caught:
         found.to_supervision()
     assert "\n" not in str(caught.value)
+
+
+def test_near_equal_pairs_are_told_but_drawn_once(detect, vocabulary):
+    """The third box is moved to where the first is."""
+    rows = detect((0, 1, "ride", 0.9), (2, 1, "ride", 0.8))
+    rows.boxes[2] = rows.boxes[0] + 1
+    kept = findings(rows, (600, 400), vocabulary, (), PICTURE, **KEPT)
+    once = findings(detect((0, 1, "ride", 0.9)), (600, 400), vocabulary, (), PICTURE, **KEPT)
+    assert len(kept) == len(kept.to_dict()["interactions"]) == 2
+    assert kept.draw().tobytes() == once.draw().tobytes()

@@ -12,11 +12,12 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evaluation.nms import pairwise_nms
+from evaluation.nms import NmsConfig, suppress_pairs
 from evaluation.predictions import read_predictions
 from pipeline.files import read_json, write_json
 from pipeline.images import read_image
 from pipeline.splits import load_split
+from pipeline.types import Detections
 from student import Detector
 from student.checkpoints import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from student.data import normalise
@@ -102,12 +103,12 @@ def pictures(root):
     return [root / "images/test2015" / f"picture {row}.png" for row in range(len(SIZES))]
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, pixels=2e-3):
     """Equal to 1e-5 on scores, and in the same order where scores are further apart."""
     np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-5)
     clear = far_apart(expected.scores)
     for one, other in zip(triplets(found), triplets(expected), strict=True):
-        np.testing.assert_allclose(one[clear], other[clear], rtol=0, atol=2e-3)
+        np.testing.assert_allclose(one[clear], other[clear], rtol=0, atol=pixels)
 
 
 def far_apart(scores):
@@ -129,7 +130,7 @@ def assert_file_same(file, expected, vocabulary):
 
 
 def test_there_is_something_to_compare(expected):
-    assert sum(len(one.scores) for one in expected.values()) > 200
+    assert count(expected) > 200
     assert sum(far_apart(one.scores).sum() for one in expected.values()) > 100
 
 
@@ -179,21 +180,41 @@ def test_predicting_a_part(run, mixed, expected, vocabulary, tmp_path, batch_siz
     assert_file_same(file, expected, vocabulary)
 
 
-@pytest.mark.parametrize("batch_size", [1, 16])
-def test_pictures_and_python(run, mixed, expected, tmp_path, batch_size):
-    """People are not told twice about nearly the same pair."""
-    told = [pairwise_nms(one) for one in expected.values()]
-    paths, file = pictures(mixed), tmp_path / "answers.json"
-    found = Detector.open(run, device="cpu")(paths, threshold=0.0, top=100, batch_size=batch_size)
-    words, model = tuple(map(str, paths)), ModelSource(run)
-    predict_pictures(
-        PicturesConfig(model, words, None, file, 0.0, 100, batch_size, 1, "cpu", False)
+@pytest.mark.parametrize(("batch_size", "nms"), [(1, None), (16, NmsConfig(threshold=0.3))])
+def test_pictures_parts_and_python(run, mixed, expected, vocabulary, tmp_path, batch_size, nms):
+    """The same interactions from each, all of them unless pairwise NMS is asked for."""
+    told = dict(expected)
+    if nms is not None:
+        told = dict(zip(told, suppress_pairs(list(told.values()), nms), strict=True))
+        assert count(told) < count(expected)
+    model, paths, file = ModelSource(run), pictures(mixed), tmp_path / "answers.json"
+    rest = (0.0, 100, batch_size, 1, "cpu", False, nms)
+    assert_file_same(
+        predict_split(SplitConfig(model, mixed, "test", tmp_path, *rest)), told, vocabulary
     )
-    answers = read_json(file)["pictures"]
-    for one, answer, other in zip(found, answers, told, strict=True):
-        np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-5)
-        scores = [interaction["score"] for interaction in answer["interactions"]]
-        np.testing.assert_allclose(scores, other.scores, rtol=0, atol=1.1e-5)
+    predict_pictures(PicturesConfig(model, tuple(map(str, paths)), None, file, *rest))
+    detector = Detector.open(run, device="cpu")
+    found = detector(paths, threshold=0.0, top=100, batch_size=batch_size, nms=nms)
+    for one, answer, other in zip(found, read_json(file)["pictures"], told.values(), strict=True):
+        hois = np.column_stack([one.pairs, one.verbs])
+        assert_same(Detections(one.image, one.boxes, one.labels, hois, one.scores), other)
+        assert_same(from_json(answer, vocabulary), other, pixels=1e-2)
+
+
+def count(items):
+    return sum(len(one.scores) for one in items.values())
+
+
+def from_json(answer, vocabulary):
+    rows = answer["interactions"]
+    hois = [(one["person"], one["object"], vocabulary.verbs.index(one["verb"])) for one in rows]
+    return Detections(
+        image_id=answer["image"],
+        boxes=np.array([one["box"] for one in answer["boxes"]], dtype=np.float32),
+        labels=np.array([vocabulary.objects.index(one["label"]) for one in answer["boxes"]]),
+        hois=np.array(hois),
+        scores=np.array([one["score"] for one in rows], dtype=np.float32),
+    )
 
 
 @pytest.mark.parametrize("frame", [(128, 136), (200, 160)])

@@ -132,3 +132,15 @@ def test_an_interrupt_keeps_finished_pictures(world_checkpoint, make_picture, tm
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("[0-9]*.json"))) == len(list(out.glob("*.jpg"))) == 24
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_pairwise_nms_is_a_setting(run, world_checkpoint, make_picture, tmp_path):
+    words = (world_checkpoint, make_picture("a.png"), "--out", tmp_path / "out", "--top", 2)
+    code, _, err = run(*words, "--nms", "--nms-threshold", 0.5)
+    assert code == 0, err
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert settings["nms"] == {"human_power": 1.0, "object_power": 0.5, "threshold": 0.5}
+    code, _, err = run(*words)
+    assert code == 2 and "other settings (nms)" in err
+    code, _, err = run(*words, "--nms-threshold", 0.5)
+    assert code == 2 and "--nms-threshold" in err

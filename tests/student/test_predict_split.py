@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -131,3 +133,13 @@ def test_a_detector_of_another_vocabulary(config, dataset_root, tmp_path):
     (data / "dataset.toml").write_text(toml.replace('vocabulary = "world"', 'vocabulary = "vcoco"'))
     with pytest.raises(InputError, match=r"checkpoint\.pt: expected.*found world"):
         predict_split(replace(config, data=data))
+
+
+def test_a_full_disk_is_told_with_the_file(config, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("student.predict_split._to_json", full)
+    with pytest.raises(OSError) as caught:
+        predict_split(config)
+    assert caught.value.filename == str(config.out / JOURNAL)

@@ -106,15 +106,26 @@ def test_unreadable_test_pictures_are_skipped_if_wanted(
     paths = sorted((root / "images/test2015").iterdir())
     paths[1].write_bytes(b"no picture")
     paths[4].write_bytes(paths[4].read_bytes()[:900])
+    paths[5].unlink()
     out = tmp_path / "out"
     with pytest.raises(InputError) as caught:
         evaluate(world_checkpoint, root, out)
-    assert str(caught.value).startswith(str(paths[1])) and "2 of 6" in str(caught.value)
+    assert str(caught.value).startswith(str(paths[1])) and "3 of 6" in str(caught.value)
     assert not out.exists()
     results = evaluate(world_checkpoint, root, out, skip_unreadable=True)
-    assert results.num_images == 6 and "2 of 6" in capsys.readouterr().out
+    assert results.num_images == 6 and "3 of 6" in capsys.readouterr().out
     counts = {one.image_id: len(one.hois) for one in predictions(out, vocabulary)}
-    assert [name for name, count in counts.items() if not count] == [paths[1].name, paths[4].name]
+    lacking = [path.name for path in (paths[1], *paths[4:])]
+    assert len(lacking) == 3 and [name for name in counts if not counts[name]] == lacking
+
+
+def test_a_part_without_a_usable_picture_is_refused(dataset_root, world_checkpoint, tmp_path):
+    root = shutil.copytree(dataset_root, tmp_path / "world")
+    for path in (root / "images/test2015").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="6 of 6"):
+        evaluate(world_checkpoint, root, tmp_path / "out", skip_unreadable=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 8])

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import signal
@@ -212,10 +213,39 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 """
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fails", range(4))
+def test_workers_that_cannot_be_started(make, monkeypatch, fails):
+    """After each number of workers the next one finds no file descriptor."""
+    whole, begun = multiprocessing.Process.start, []
+
+    def begin(self):
+        if len(begun) == fails:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        begun.append(self)
+        whole(self)
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", begin)
+    options = {"num_workers": 4, "collate_fn": list, "worker_init_fn": start_work}
+    loader = DataLoader(make(), sampler=[(0, 1)] * 9, **options)
+    with pytest.raises(InputError, match="--workers") as caught, Batches(loader):
+        pass
+    assert "\n" not in str(caught.value) and os.strerror(errno.EMFILE) in str(caught.value)
+    assert len(begun) == fails and multiprocessing.active_children() == []
+
+
+def test_too_few_open_files_end_the_run(start, student_words, many, tmp_path):
+    options = ("--batch-size", 32, "--workers", 8)
+    first = FEW_FILES.replace("256", "40")
+    code, _, err = start(student_words(tmp_path / "run", *many, *options), first=first)(60)
+    assert code == 2 and "Traceback" not in err and "Exception ignored" not in err, err
+    assert "--workers" in err.splitlines()[-1]
+
+
 def test_few_open_files_are_enough(start, student_words, many, tmp_path):
     options = ("--batch-size", 64, "--epochs", 3, "--workers", 8)
     code, _, err = start(student_words(tmp_path / "run", *many, *options), first=FEW_FILES)(120)
-    assert code == 0, err
+    assert code == 0 and "This DataLoader" not in err, err
 
 
 SMALL_MEMORY = """

@@ -187,6 +187,13 @@ def test_a_dry_run_prints_the_job_script(run, monkeypatch, tmp_path):
     assert "--lifetime 33300s --lifetime-stagger 900s" in lines[-1]
 
 
+@pytest.mark.parametrize("text", ["", " ", "exclusive", "#SBATCH", "-", "--mem=3G\nrm x"])
+def test_directives_are_options_of_sbatch(run, text):
+    done = run("--slurm", "--dry-run", f"--directive={text}")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "--directive: expected an option of sbatch" in line
+
+
 @pytest.mark.parametrize(
     ("options", "memory"),
     [
@@ -196,6 +203,7 @@ def test_a_dry_run_prints_the_job_script(run, monkeypatch, tmp_path):
         (["--directive=--mem-per-cpu=4G"], ["--mem-per-cpu=4G"]),
         (["--directive", "--exclusive --mem-per-gpu 40G"], ["--exclusive --mem-per-gpu 40G"]),
         (["--memory", "8GB", "--directive=--mem=9G"], ["--mem=9G"]),
+        (["--directive=#SBATCH --mem=3G"], ["--mem=3G"]),
         (["--directive=--mem-bind=local"], ["--mem=15G", "--mem-bind=local"]),
     ],
 )
