@@ -1,8 +1,13 @@
 """Two processes on one machine, through gloo."""
 
 import json
+import os
 import shutil
 import socket
+import socketserver
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -97,6 +102,32 @@ def test_something_else_at_the_address(left_over, rank):
     with socket.create_server(("", 0)) as server:
         told = left_over(rank, server.getsockname()[1])
     assert told.startswith("WORLD_SIZE: expected 2 processes")
+
+
+class WebServer(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.recv(1000)
+        self.request.sendall(b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.slow
+def test_a_web_server_at_the_address(student_words, tmp_path):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WebServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        variables = {**LEFT, "WORLD_SIZE": "2", "RANK": "1", "EOID_JOIN_SECONDS": "1"}
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-c", "from student.cli import main; main()"),
+                *map(str, student_words(tmp_path / "run")),
+            ],
+            env={**os.environ, **variables, "MASTER_PORT": str(server.server_address[1])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        server.shutdown()
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2 and "WORLD_SIZE: expected 2 processes" in line
 
 
 def test_a_second_process_of_one_rank(left_over):
