@@ -138,7 +138,7 @@ def _check_images(
             check.problems.append(problem)
     if problem := found.wrong_scale():
         check.problems.append(problem)
-    if found.unsure:
+    if found.unsure and found.is_assumed:
         check.add(Finding(TURNED, len(found.unsure), " ".join(found.lines()), wrong=False))
     if found.left_over:
         check.add(Finding(LEFT_OVER, 1, found.left_over, wrong=False))

@@ -69,6 +69,7 @@ class Dataset:
         teacher: folder of the default teacher, where named.
         orientation: "upright" or "stored": which pixels the boxes of its files count in, be they
             annotations, proposals or predictions. In memory boxes are always upright.
+        has_orientation: `dataset.toml` says it, so that nothing is assumed.
         headers: of the pictures read so far, by path and whether they were decoded too.
         left_over: why the EXIF tags of a part's pictures are not applied, for people, by part.
         laid: what tells how boxes in stored pixels are meant, by part, as far as looked at.
@@ -81,6 +82,7 @@ class Dataset:
     detector: Path | None = None
     teacher: Path | None = None
     orientation: str = UPRIGHT
+    has_orientation: bool = False
     headers: dict[tuple[Path, bool], ImageHeader | InputError] = field(default_factory=dict)
     left_over: dict[str, str] = field(default_factory=dict)
     laid: dict[str, LaidPictures] = field(default_factory=dict)
@@ -417,6 +419,7 @@ def _described(root: Path, file: Path) -> Dataset:
         detector,
         teacher,
         orientation,
+        "orientation" in value,
     )
 
 

@@ -26,12 +26,13 @@ class PictureSizes:
     Attributes:
         folder, file: of the pictures, and of the annotations.
         orientation: how the dataset's boxes are meant, "upright" or "stored".
+        is_assumed: `dataset.toml` does not say so.
         sizes: (width, height) of the upright pictures, by image id.
         unreadable: why a picture cannot be read, by image id.
         different: the declared and the real size, where they differ, by image id.
         otherwise: the same, where the declared size is that of the other orientation.
         unsure: pictures that EXIF turns and whose annotations do not tell how they are meant.
-        outside: those of them with boxes that the picture has room for in the other orientation
+        outside: pictures that EXIF turns, with boxes that fit into them in the other orientation
             alone.
         confirmed: how many pictures are declared as lying as the dataset says, and not otherwise.
         form: what boxes of pictures whose size is not declared look like.
@@ -41,6 +42,7 @@ class PictureSizes:
     folder: Path
     file: Path
     orientation: str
+    is_assumed: bool
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     different: dict[str, str] = field(default_factory=dict)
@@ -107,13 +109,13 @@ class PictureSizes:
             yield (
                 f"{self.folder}: {len(self.unsure)} of {len(self.sizes)} pictures are turned by"
                 f" their EXIF tag, first {self.unsure[0]}, and the sizes in {self.file} do not tell"
-                f" how boxes are meant; taken as boxes of pictures {self._meant} (orientation ="
-                f' "{self.orientation}" in {TOML})'
+                f" how boxes are meant; {'assumed' if self.is_assumed else 'taken'} as boxes of"
+                f' pictures {self._meant} (orientation = "{self.orientation}" in {TOML})'
             )
         if self.outside:
             yield (
-                f"{self.folder}: boxes of {len(self.outside)} of these, first {self.outside[0]},"
-                f' fit only otherwise; is orientation = "{self._other}" right?'
+                f"{self.folder}: boxes of {len(self.outside)} turned pictures, first"
+                f' {self.outside[0]}, fit only otherwise; is orientation = "{self._other}" right?'
             )
         if few := {**self.otherwise, **self.different}:
             hint = f' (orientation = "{self._other}" fits them)' if self.otherwise else ""
@@ -151,7 +153,7 @@ def compare_sizes(
     names = [one.image_id for one in annotations.annotations]
     headers = dataset.read_headers(annotations.part, names, decode)
     folder = dataset.part(annotations.part).images
-    found = PictureSizes(folder, annotations.path, dataset.orientation)
+    found = PictureSizes(folder, annotations.path, dataset.orientation, not dataset.has_orientation)
     found.left_over = dataset.left_over.get(annotations.part, "")
     for annotation, header in zip(annotations.annotations, headers, strict=True):
         if isinstance(header, InputError):

@@ -116,10 +116,12 @@ def open_test_part(dataset: Dataset, team: Team, skip_unreadable: bool) -> OpenP
     if part.sizes.unusable:
         reason = next(iter(part.sizes.unusable.values()))
         count = f"{len(part.sizes.unusable)} of {len(part.file.annotations)} test pictures"
-        counted = "counts them as images without detections"
         if not part.records:
             raise InputError(f"{reason} ({count} cannot be used)")
         if not skip_unreadable:
-            raise InputError(f"{reason} ({count} cannot be used; --skip-unreadable {counted})")
-        team.say(f"{reason} ({count} cannot be used; --skip-unreadable {counted})")
+            raise InputError(
+                f"{reason} ({count} cannot be used; --skip-unreadable counts them as images without"
+                " detections)"
+            )
+        team.say(f"{reason} ({count} cannot be used and count as images without detections)")
     return part
