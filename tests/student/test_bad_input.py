@@ -149,7 +149,7 @@ def half_annotations(root, part):
     [
         (no_folder, "data: no such dataset folder"),
         (no_images, "{part}2015: no such folder of images"),
-        (no_image, "world_{part}_00000003.jpg: no such image, named in"),
+        (no_image, "world_{part}_00000003.jpg: no such image"),
         (no_annotations, "{file}: no such file"),
         (empty_annotations, "{file}: "),
         (half_annotations, "{file}: line "),
