@@ -328,7 +328,7 @@ def lost_shard(_, cache):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (no_test_images, "no such image, named in"),
+        (no_test_images, "no such image"),
         (bad_test_annotations, "test_hico.json: line 1: expected JSON"),
         (other_annotations, "the cache does not fit this dataset: annotations: "),
         (no_train_images, "no such folder of images"),
