@@ -21,6 +21,8 @@ FARTHEST = 1e9
 # A box in pixels of a picture of another size reaches farther over the edge than this share of the
 # side; of HICO-DET's boxes none reaches over the edge by a pixel, in thousandths nine tenths would.
 OVER_EDGE = 0.05
+# Odd pictures may have a few such boxes; of another scale most are.
+MANY_OUTSIDE = 0.5
 
 
 def far_outside(boxes: np.ndarray, size: tuple[int, int] | np.ndarray) -> np.ndarray:
@@ -45,8 +47,7 @@ class BoxForm:
 
     Args:
         form: `CORNERS` or `SIDES`, what is expected.
-        most: the largest share of boxes within a pixel, or clearly outside their picture, that may
-            be meant so.
+        most: the largest share of boxes within a pixel that may be meant so.
         most_wrong: the largest share of boxes that may be wrong in the form; None takes that of
             annotated boxes.
     """
@@ -108,8 +109,8 @@ class BoxForm:
         for other in self._right:
             self._right[other] += int(right[other].sum())
 
-    def check(self, file: Path, field: str) -> None:
-        """Refuses a file whose boxes are of another form.
+    def check(self, file: Path, field: str, scale: bool = True) -> None:
+        """Refuses a file whose boxes are of another form, with `scale` also of another scale.
 
         Raises:
             OtherForm: too many have coordinates from 0 to 1, make sense in another form alone, or
@@ -128,13 +129,13 @@ class BoxForm:
             if others:
                 hint = f"otherwise {self._wrong} of {self._total} boxes are none"
                 raise OtherForm(f"{bad_field(file, field, expected, ' or '.join(others))}: {hint}")
-        if problem := self.outside(file, field):
+        if scale and (problem := self.outside(file, field)):
             raise OtherForm(problem)
 
     def outside(self, file: Path, field: str) -> str:
         """What tells that boxes count in pixels of pictures of another size, empty where nothing
         does."""
-        if self._outside < max(FEWEST, self._most * self._total):
+        if self._outside < max(FEWEST, MANY_OUTSIDE * self._total):
             return ""
         found = f"{self._outside} of {self._total} boxes outside their pictures"
         return (
