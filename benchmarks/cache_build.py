@@ -20,19 +20,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.devices import configure_device, resolve_device
+from pipeline.toy.scene import draw_scene
 from pipeline.types import Pairs
+from pipeline.utils.devices import configure_device, resolve_device
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from pipeline.world.scene import draw_scene
-from teacher_cache.answering import AskingConfig, Panel, ask
-from teacher_cache.clip_teacher import ClipConfig, ClipTeacher, build_clip, save_clip
-from teacher_cache.decoding import Question
-from teacher_cache.pairing import ANNOTATED, FoundBoxes
-from teacher_cache.prompts import embed_prompts, interaction_prompts
-from teacher_cache.reader import TeacherText
-from teacher_cache.world_models.teacher import CONTEXT_LENGTH, MEAN, STD, clip_config
-from teacher_cache.world_models.tokenizer import WordTokenizer
-from teacher_cache.writer import write_shard
+from teacher_cache.detectors.pairing import FoundBoxes
+from teacher_cache.extraction.decoding import Question
+from teacher_cache.extraction.extract import AskingConfig, Panel, ask
+from teacher_cache.reader.cache import TeacherText
+from teacher_cache.reader.format import ANNOTATED
+from teacher_cache.teachers.clip import ClipConfig, ClipTeacher, build_clip, save_clip
+from teacher_cache.teachers.prompts import embed_prompts, interaction_prompts
+from teacher_cache.teachers.word_tokenizer import WordTokenizer
+from teacher_cache.toy.models import CONTEXT_LENGTH, MEAN, STD, clip_config
+from teacher_cache.writer.shard import write_shard
 
 WORLD = "world"
 # Only the pairs that a picture brings along are asked about.

@@ -19,19 +19,19 @@ import h5py
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.files import write_json
 from pipeline.types import Pairs
-from teacher_cache.format import (
+from pipeline.utils.files import write_json
+from teacher_cache.reader.cache import TeacherCache, open_cache
+from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.format import (
     FORMAT_VERSION,
     MANIFEST,
     PAIR_OFFSETS,
     SHARDS,
     ImageAnswers,
-    fingerprint_of,
     shard_name,
 )
-from teacher_cache.reader import TeacherCache, open_cache
-from teacher_cache.writer import finished_record, write_shard
+from teacher_cache.writer.shard import finished_record, write_shard
 
 PARTS: dict[str, Any] = {"made": "of random numbers"}
 # The share of regions that pairs do not share on HICO-DET's test annotations.

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.wording import percent
-from pipeline.errors import InputError
-from pipeline.files import read_json, sha256_of_json, write_json
+from evaluation.tables import percent
 from pipeline.splits import load_split, split_names
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json, sha256_of_json, write_json
 from pipeline.vocabulary import load_vocabulary
 
 INTERRUPTED, SIGNALLED = 130, 128

@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluation.hico import RECALL_THRESHOLDS, evaluate, evaluate_settings
-from evaluation.nms import suppress_pairs
-from evaluation.scoring import SETTINGS
-from pipeline.annotations import load_annotations
-from pipeline.datasets import open_dataset
+from evaluation.hico.average_precision import RECALL_THRESHOLDS, evaluate, evaluate_settings
+from evaluation.hico.nms import suppress_pairs
+from evaluation.score_hico import SETTINGS
+from pipeline.annotations.load import load_annotations
+from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evaluate import compared, peak_memory, timed
-from evaluation.vcoco import evaluate_vcoco
-from evaluation.vcoco_detections import VcocoDetections, shapes
-from pipeline.annotations.vcoco import VcocoImage, VcocoTruth
-from pipeline.annotations.vcoco_actions import VcocoAction
+from evaluation.vcoco.average_precision import evaluate_vcoco
+from evaluation.vcoco.detections import VcocoDetections, shapes
+from pipeline.annotations.vcoco import VcocoAction, VcocoImage, VcocoTruth
 from pipeline.vocabulary import load_vocabulary
 
 IMAGES, PEOPLE, THINGS = 4946, 3, 3

@@ -3,7 +3,7 @@
 Matching and losses go layer by layer and image by image, the model keeps frozen batch norm apart
 from the convolutions, computes attention with its weights, in float32 and torch's own memory
 layout. Only `benchmarks.student_step` uses it; the method's formulas are those of
-`student.matcher` and `student.losses`.
+`student.losses.matcher` and `student.losses.criterion`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d, box_convert, box_iou, generalized_box_iou
 
-from student import transformer
-from student.backbone import ResNetBackbone
 from student.config import LossConfig, MatcherConfig
-from student.model import HOIDetector
-from student.resnets import RESNETS
-from student.targets import Targets
+from student.data.targets import Targets
+from student.models import transformer
+from student.models.backbone import RESNETS, ResNetBackbone
+from student.models.detector import HOIDetector
 
 PLAIN_BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 EPSILON = 1e-4

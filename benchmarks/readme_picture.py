@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.comparison import compare
-from evaluation.gallery import build_gallery
+from evaluation.analysis.comparison import compare
 from evaluation.predictions import read_predictions
+from evaluation.report.gallery import build_gallery
 from evaluation.results import read_results
-from pipeline.datasets import open_dataset
+from pipeline.datasets.dataset import open_dataset
 from pipeline.images import read_image
 
 GAP = 8

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.demo import run_demo
-from pipeline.files import write_json
+from pipeline.utils.files import write_json
 
 COLUMNS = (
     ("distilled", "seen"),

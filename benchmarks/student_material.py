@@ -11,23 +11,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipeline.files import sha256_of_file, write_json
 from pipeline.splits import load_split
+from pipeline.toy.scene import draw_scene
 from pipeline.types import Annotation, ImageRecord, Pairs
+from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from pipeline.world.scene import draw_scene
-from student.data import TrainingImages
-from student.pair_targets import TargetConfig
-from teacher_cache.format import (
-    FORMAT_VERSION,
-    MANIFEST,
-    SHARDS,
-    ImageAnswers,
-    fingerprint_of,
-    shard_name,
-)
-from teacher_cache.reader import TeacherCache, open_cache
-from teacher_cache.writer import write_shard
+from student.config import TargetConfig
+from student.data.dataset import TrainingImages
+from teacher_cache.reader.cache import TeacherCache, open_cache
+from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, SHARDS, ImageAnswers, shard_name
+from teacher_cache.writer.shard import write_shard
 
 PICTURE_SIZE = (640, 480)
 PERSON_SCORE = 0.9
@@ -40,11 +34,11 @@ class FixedSize:
         self.side, self.resize = side, v2.Resize((side, side))
 
     def __call__(self, values: dict[str, Tensor], draws: np.ndarray) -> dict[str, Tensor]:
-        """See `student.augmentation.Augmentation`."""
+        """See `student.data.transforms.Augmentation`."""
         return self.resize(values)
 
     def sizes(self, sizes: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """See `student.augmentation.Augmentation`."""
+        """See `student.data.transforms.Augmentation`."""
         return np.full_like(sizes, self.side)
 
 

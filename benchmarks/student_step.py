@@ -25,17 +25,18 @@ from benchmarks.measuring import HostReads, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
 from benchmarks.student_material import made_up_outputs, made_up_sizes, make_images
 from pipeline.boxes import union_boxes
-from pipeline.devices import configure_device, resolve_device
 from pipeline.images import read_image
-from student.data import TrainingBatches, TrainingImages, collate, normalise
-from student.geometry import NUM_DRAWS, draw_geometries
-from student.losses import Criterion
-from student.model import HOIDetector
-from student.recipe import Recipe, preset
-from student.sampling import epoch_batches, padding_share
-from student.step import Execution, Stepper
-from student.targets import Targets
-from student.workers import Batches, loader_options
+from pipeline.utils.devices import configure_device, resolve_device
+from student.config import Recipe, preset
+from student.data.dataset import TrainingBatches, TrainingImages, collate
+from student.data.samplers import epoch_batches, padding_share
+from student.data.targets import Targets
+from student.data.transforms import NUM_DRAWS, draw_geometries, normalise
+from student.engine.train_step import Stepper
+from student.losses.criterion import Criterion
+from student.models.detector import HOIDetector
+from student.utils.distributed import Execution
+from student.utils.workers import Batches, loader_options
 
 PARTS = ("cache", "teacher", "plain", "losses", "padding")
 
@@ -106,9 +107,8 @@ class Bench:
     def teacher(self) -> dict[str, Any]:
         """The same step with CLIP scoring the matched pairs' regions inside: in every decoder
         layer, as the published code does, and each matched pair once."""
-        from teacher_cache.clip_teacher import ClipTeacher
-        from teacher_cache.regions import RegionMode
-        from teacher_cache.resampling import cut_regions
+        from teacher_cache.teachers.clip import ClipTeacher
+        from teacher_cache.teachers.regions import RegionMode, cut_regions
 
         with tempfile.TemporaryDirectory() as folder:
             clip = ClipTeacher(_random_clip(self.options.clip_model, Path(folder)), self.device)
@@ -244,7 +244,7 @@ def _random_clip(name: str, folder: Path) -> Any:
     """The architecture with random weights: what it computes does not matter here."""
     import open_clip
 
-    from teacher_cache.clip_teacher import ClipConfig
+    from teacher_cache.teachers.clip import ClipConfig
 
     file = folder / "random.pt"
     torch.save(open_clip.create_model(name).state_dict(), file)

@@ -1,1 +1,1 @@
-"""Scores predictions against annotations and draws what people look at."""
+"""Scores of detections, and images and reports that show them."""

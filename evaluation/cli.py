@@ -2,94 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli import config_option, run_command
+from evaluation.scoring_options import details_option, scoring_from, scoring_options
+from pipeline.utils.cli import config_option, run_command
 
 if TYPE_CHECKING:
-    from evaluation.nms import NmsConfig
-    from evaluation.scoring import Scoring
+    pass
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
-
-details_option = click.option(
-    "--show",
-    "details",
-    type=click.Choice(["splits", "verbs", "objects", "interactions"]),
-    multiple=True,
-    help="A table of these too; may be given several times.",
-)
 data_option = click.option(
     "--data", type=FOLDER, help="Dataset folder; default: found around the annotations."
 )
-
-
-def nms_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that `nms_from` takes."""
-    for option in (
-        click.option(
-            "--nms-object-power",
-            type=click.FloatRange(min=0),
-            help="Exponent of the objects' IoU; default 0.5.",
-        ),
-        click.option(
-            "--nms-human-power",
-            type=click.FloatRange(min=0),
-            help="Exponent of the people's IoU; default 1.",
-        ),
-        click.option(
-            "--nms-threshold",
-            type=click.FloatRange(0, 1),
-            help="A pair covered by more than this goes; default 0.7.",
-        ),
-        click.option("--nms", is_flag=True, help="Pairwise non-maximum suppression first."),
-    ):
-        command = option(command)
-    return command
-
-
-def nms_from(nms: bool, **options: float | None) -> NmsConfig | None:
-    """The options of `nms_options` as a config; None without --nms.
-
-    Raises:
-        click.UsageError: NMS settings without NMS.
-    """
-    from evaluation.nms import NmsConfig
-
-    given = {
-        name.removeprefix("nms_"): value for name, value in options.items() if value is not None
-    }
-    if given and not nms:
-        raise click.UsageError("--nms-threshold and the --nms-*-power options need --nms.")
-    return NmsConfig(**given) if nms else None
-
-
-def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that `scoring_from` takes."""
-    return click.option(
-        "--setting",
-        type=click.Choice(["default", "known-object", "both"]),
-        default="both",
-        show_default=True,
-        help="All images for every class, or those alone that hold its object.",
-    )(nms_options(command))
-
-
-def scoring_from(setting: str, **options: Any) -> Scoring:
-    """The options of `scoring_options` as a config.
-
-    Raises:
-        click.UsageError: NMS settings without NMS.
-    """
-    from evaluation.scoring import SETTINGS, Scoring
-
-    return Scoring(SETTINGS[setting], nms_from(**options))
 
 
 @click.group()
@@ -136,7 +65,7 @@ def hico(
     Against --annotations, or the test part of --data. Checkpoints, published ones too, are for
     `eoid-train evaluate`, which predicts with them and scores.
     """
-    from evaluation.score_file import ScoreConfig, score_file
+    from evaluation.score_hico import ScoreConfig, score_file
 
     config = ScoreConfig(
         predictions,
@@ -228,7 +157,7 @@ def report(
     results: tuple[Path, ...], out: Path, png: Path | None, data: Path | None, overwrite: bool
 ) -> None:
     """Writes one self-contained HTML page from results files, given in any order."""
-    from evaluation.report import ReportConfig, write_report
+    from evaluation.report.write import ReportConfig, write_report
 
     config = ReportConfig(results, out, png, data, overwrite)
     write_report(config)

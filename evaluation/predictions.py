@@ -10,19 +10,18 @@ no object. Our own files say in their first entry which `vocabulary` their numbe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import pickletools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluation.numbering import check_numbering
-from evaluation.pickles import iterate_entries
-from evaluation.prediction_fields import REAL, WHOLE, Fields, box_hint, object_hint, verb_hint
-from pipeline.box_form import CORNERS, FARTHEST, BoxForm
-from pipeline.errors import InputError, bad_field
-from pipeline.files import replacing
+from pipeline.annotations.box_form import CENTRES, CORNERS, FARTHEST, SIDES, BoxForm
 from pipeline.types import Detections
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import iterate_json, other_file, replacing
 from pipeline.vocabulary import Vocabulary
 
 # What a run calls its predictions.
@@ -195,3 +194,354 @@ def _shortest(values: np.ndarray) -> list[Any]:
     """Nested lists of Python floats with the fewest digits that give `values` back in their own
     precision (0.1, not 0.10000000149011612)."""
     return np.asarray(values).astype(str).astype(np.float64).tolist()
+
+
+WHOLE, REAL = "iu", "iuf"
+BOOLS = frozenset((bool, np.bool_))
+
+
+def object_hint(found: Any, vocabulary: Vocabulary) -> str:
+    """What an object id that the vocabulary lacks may mean."""
+    if isinstance(found, int) and 0 <= found <= vocabulary.num_objects:
+        last = vocabulary.num_objects - 1
+        return f"; does this file number objects 0 to {last} instead of by their ids?"
+    return "; is this file of another vocabulary?" if isinstance(found, int) else ""
+
+
+def verb_hint(found: Any, vocabulary: Vocabulary) -> str:
+    """What a verb number outside the vocabulary may mean."""
+    first = vocabulary.first_verb
+    if isinstance(found, int) and found == (0 if first else vocabulary.num_verbs):
+        return f"; this file counts verbs from {1 - first}, not from {first}"
+    return "; is this file of another vocabulary?" if isinstance(found, int) else ""
+
+
+def box_hint(found: list[float]) -> str:
+    """What four numbers that are no box may mean."""
+    return f"; does this file give {SIDES} or {CENTRES}?" if min(found[2:]) > 0 else ""
+
+
+class Fields:
+    """The lists of one image's entry."""
+
+    def __init__(self, path: Path | str, image: str, entry: dict[str, Any]) -> None:
+        self.path, self.image, self._entry = path, image, entry
+
+    def column(
+        self,
+        field: str,
+        key: str,
+        kinds: str,
+        shape: tuple[int, ...],
+        expected: str,
+        valid: Callable[[np.ndarray], np.ndarray],
+        hint: Callable[[Any], str] = lambda found: "",
+    ) -> np.ndarray:
+        """The values under `key` of all rows of `field`, checked.
+
+        Args:
+            kinds: numpy kinds the values may have.
+            shape: shape of one value.
+            expected: what an error says was expected.
+            valid: from the column to a mask of its good rows.
+            hint: what a wrong value may mean, said behind it.
+        """
+        rows = self._entry.get(field)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise bad_field(self.path, f"{self.image}: {field}", "a list of objects", rows)
+        if not rows:
+            return np.zeros((0, *shape), dtype=np.int64 if kinds == WHOLE else np.float64)
+        values = [row.get(key) for row in rows]
+        column = _array(values)
+        fits = column is not None and column.dtype.kind in kinds and column.shape[1:] == shape
+        if column is None or not fits or holds_bools(values):
+            good = np.array([_is(value, kinds, shape) for value in values])
+        else:
+            good = valid(column)
+        if column is None or not good.all():
+            row = int(np.argmin(good))
+            where = f"{self.image}: {field}[{row}].{key}"
+            if key not in rows[row]:
+                raise bad_field(self.path, where, expected, "nothing")
+            value = values[row]
+            raise InputError(f"{bad_field(self.path, where, expected, repr(value))}{hint(value)}")
+        return column
+
+
+def _array(values: list[Any]) -> np.ndarray | None:
+    """The values as an array, None where they differ in shape."""
+    try:
+        return np.array(values)
+    except ValueError:
+        return None
+
+
+def _is(value: Any, kinds: str, shape: tuple[int, ...]) -> bool:
+    single = _array(value)
+    return (
+        single is not None
+        and single.dtype.kind in kinds
+        and single.shape == shape
+        and not holds_bools([value])
+    )
+
+
+def holds_bools(values: Sequence[Any]) -> bool:
+    """Whether a truth value stands among numbers or in lists of numbers, where numpy makes it 0
+    or 1."""
+    lists = (value for value in values if isinstance(value, list | tuple | np.ndarray))
+    return not BOOLS.isdisjoint(map(type, chain(values, *lists)))
+
+
+# Fewer pairs tell nothing about the whole file.
+ENOUGH_PAIRS = 20
+# A numbering is the right one when so many pairs are interactions under it, and no more than this
+# share of them as the file stands.
+SURE, DOUBTFUL = 0.9, 0.75
+
+
+def check_numbering(path: Path, detections: Sequence[Detections], vocabulary: Vocabulary) -> None:
+    """Looks at which predicted pairs are interactions of the vocabulary.
+
+    Verbs that are one off are no outlandish numbers, but they hardly ever go with the objects.
+
+    Raises:
+        InputError: nearly all pairs would be interactions with the verbs one off, or most have
+            their person as object.
+    """
+    verbs, objects = object_pairs(detections)
+    if len(verbs) < ENOUGH_PAIRS:
+        return
+    swapped = sum(_swapped(item, vocabulary) for item in detections)
+    if 2 * swapped > len(verbs):
+        raise InputError(
+            f"{path}: hoi_prediction: expected a person as subject_id and a thing as object_id,"
+            f" found subject and object swapped in {swapped} of {len(verbs)} pairs"
+        )
+    share = vocabulary.valid[verbs, objects].mean()
+    # A file that counts from 0 where 1 was expected was read one too low, and the other way round.
+    shifted = verbs + (1 if vocabulary.first_verb else -1)
+    inside = (shifted >= 0) & (shifted < vocabulary.num_verbs)
+    other = vocabulary.valid[shifted.clip(0, vocabulary.num_verbs - 1), objects] & inside
+    first = vocabulary.first_verb
+    if other.mean() >= SURE and share <= DOUBTFUL * other.mean():
+        raise InputError(
+            f"{path}: hoi_prediction.category_id: expected verbs of vocabulary {vocabulary.name}"
+            f" counted from {first}, found verbs counted from {1 - first}: so counted"
+            f" {100 * other.mean():.0f} % of the pairs are interactions, else {100 * share:.0f} %"
+        )
+
+
+def _swapped(item: Detections, vocabulary: Vocabulary) -> int:
+    """How many pairs have a person as object and something else as subject."""
+    pairs = item.labels[item.hois[item.hois[:, 1] >= 0, :2]]
+    return int(((pairs[:, 0] != vocabulary.person) & (pairs[:, 1] == vocabulary.person)).sum())
+
+
+def object_pairs(detections: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) verb and object of all pairs that have an object."""
+    hois = np.concatenate([np.zeros((0, 3), np.int64), *(item.hois for item in detections)])
+    labels = [item.labels[item.hois[:, 1]] for item in detections if len(item.hois)]
+    paired = hois[:, 1] >= 0
+    return hois[paired, 2], np.concatenate([np.zeros(0, np.int64), *labels])[paired]
+
+
+ENDINGS = (".pkl", ".pickle")
+# How pickles of protocol 2 and later begin.
+PROTOCOLS = tuple(bytes([0x80, version]) for version in range(2, 6))
+EXPECTED = "a pickle of lists, dictionaries, numbers and numpy arrays"
+# Opcodes by what they do.
+NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+TEXTS = (
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+)
+BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
+LITERALS = frozenset((*NUMBERS, *TEXTS, *BYTES))
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+STORES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+FETCHES = frozenset(("GET", "BINGET", "LONG_BINGET"))
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+CALLS = frozenset(("REDUCE", "NEWOBJ"))
+IGNORED = frozenset(("PROTO", "FRAME"))
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, by its name or its first bytes."""
+    if path.suffix.lower() in ENDINGS:
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) in PROTOCOLS
+    except OSError:
+        return False
+
+
+def iterate_entries(path: Path) -> Iterator[Any]:
+    """The entries of a file that holds a list, JSON or a pickle.
+
+    Raises:
+        InputError: the file is missing, damaged, holds something else than a list, or a pickle
+            holds other things than plain data; the thing is named.
+    """
+    if not is_pickle(path):
+        yield from iterate_json(path)
+        return
+    try:
+        found = _run(path.read_bytes())
+        if not isinstance(found, list):
+            raise bad_field(path, "file", "a list", found)
+        # Emptied from its end, so that only one form of each entry is in memory.
+        found.reverse()
+        while found:
+            yield _plain(found.pop())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        found = other_file(path) or error
+        raise InputError(f"{path}: expected {EXPECTED}, found {found}") from None
+    except (OverflowError, RecursionError, MemoryError):
+        raise InputError(f"{path}: expected {EXPECTED}, found a damaged file") from None
+
+
+class _Name(str):
+    """The name of a class or function, module first; what it names is never looked up."""
+
+
+class _Dtype:
+    """numpy's type of numbers, whose byte order a pickle tells after its name."""
+
+    def __init__(self, code: str) -> None:
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biuf":
+            raise ValueError(f"an array of {code}")
+
+
+class _Array:
+    """An array whose content a pickle tells after its class."""
+
+    value: np.ndarray
+
+
+def _run(pickled: bytes) -> Any:
+    """What a pickle's opcodes build."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+    opcodes: Iterator[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(pickled)
+
+    def since_mark() -> list[Any]:
+        mark = marks.pop()
+        values = stack[mark:]
+        del stack[mark:]
+        return values
+
+    for opcode, value, _ in opcodes:
+        name = opcode.name
+        if name in LITERALS:
+            stack.append(value)
+        elif name in STORES:
+            memo[value] = stack[-1]
+        elif name in FETCHES:
+            stack.append(memo[value])
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "EMPTY_LIST":
+            stack.append([])
+        elif name == "EMPTY_DICT":
+            stack.append({})
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in ("APPENDS", "APPEND"):
+            values = since_mark() if name == "APPENDS" else [stack.pop()]
+            stack[-1].extend(values)
+        elif name in ("SETITEMS", "SETITEM"):
+            values = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+            stack[-1].update(zip(values[::2], values[1::2], strict=True))
+        elif name in ("LIST", "TUPLE"):
+            values = since_mark()
+            stack.append(values if name == "LIST" else tuple(values))
+        elif name == "DICT":
+            values = since_mark()
+            stack.append(dict(zip(values[::2], values[1::2], strict=True)))
+        elif name in TUPLES:
+            count = TUPLES[name]
+            stack[-count:] = [tuple(stack[-count:])]
+        elif name == "GLOBAL":
+            stack.append(_Name(value.replace(" ", ".", 1)))
+        elif name == "STACK_GLOBAL":
+            stack[-2:] = [_Name(".".join(stack[-2:]))]
+        elif name in CALLS:
+            stack[-2:] = [_made(*stack[-2:])]
+        elif name == "BUILD":
+            _set_state(stack[-2], stack.pop())
+        elif name == "STOP":
+            return stack.pop()
+        elif name not in IGNORED:
+            raise ValueError(f"the opcode {name}")
+    raise ValueError("no end")
+
+
+def _made(name: Any, arguments: Any) -> Any:
+    """What stands for a call's result."""
+    if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+        raise ValueError("a call of something without a name")
+    first, last = name.split(".")[0], name.split(".")[-1]
+    # So Python 3 writes bytes in the protocols of Python 2.
+    if last == "bytes" and not arguments:
+        return b""
+    if name == "_codecs.encode":
+        return arguments[0].encode("latin-1")
+    # `defaultdict` is made with the name of what makes its values.
+    if all(isinstance(argument, _Name) for argument in arguments):
+        return {}
+    if first == "numpy":
+        if last == "dtype":
+            return _Dtype(arguments[0])
+        if last == "_reconstruct":
+            return _Array()
+        if last == "scalar":
+            return _numbers(arguments[1], arguments[0], (), False).item()
+        if last == "_frombuffer":
+            raw, dtype, shape, order = arguments
+            return _numbers(raw, dtype, shape, order == "F")
+    raise ValueError(f"a call of {name}")
+
+
+def _set_state(target: Any, state: Any) -> None:
+    if isinstance(target, _Dtype):
+        target.dtype = target.dtype.newbyteorder(state[1])
+    elif isinstance(target, _Array):
+        shape, dtype, by_columns, raw = state[-4:]
+        target.value = _numbers(raw, dtype, shape, by_columns)
+    elif not isinstance(target, dict):
+        raise ValueError(f"a state of {type(target).__name__}")
+
+
+def _numbers(raw: Any, dtype: Any, shape: tuple[int, ...], by_columns: bool) -> np.ndarray:
+    # Python 2 has the bytes as text.
+    content = raw.encode("latin-1") if isinstance(raw, str) else raw
+    array = np.frombuffer(content, dtype.dtype)
+    return array.reshape(shape, order="F" if by_columns else "C")
+
+
+def _plain(value: Any) -> Any:
+    """A value with arrays in place of what stands for them."""
+    if isinstance(value, float | int | str):
+        return value
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(held) for held in value]
+    return value

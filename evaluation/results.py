@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from evaluation.hico import HicoScores, summarize
-from evaluation.judged import Matches, Setting
-from evaluation.result_fields import numbers, typed_field
-from evaluation.vcoco_results import VcocoResults, parse_vcoco
-from pipeline.errors import bad_field
-from pipeline.files import read_json, write_json
+from evaluation.analysis.matched import Matches, Setting
+from evaluation.hico.average_precision import HicoScores, summarize
+from evaluation.vcoco.average_precision import SCENARIOS, VcocoScores
 from pipeline.splits import FULL
+from pipeline.utils.errors import bad_field
+from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import Vocabulary
 
 Kind = Literal["student", "teacher", "predictions"]
@@ -274,3 +273,142 @@ def _known_object(path: Path | str, value: Any) -> SettingScores | None:
         per_class=cast(dict[str, float], numbers(path, value, "per_class")),
         **_details(path, value),
     )
+
+
+def typed_field(
+    path: Path | str, value: dict[str, Any], name: str, kind: type, expected: str
+) -> Any:
+    """A field of a type.
+
+    Args:
+        kind: the type.
+        expected: what an error says was expected.
+
+    Raises:
+        InputError: it is missing or of another type.
+    """
+    if not isinstance(value.get(name), kind):
+        raise bad_field(path, name, expected, value.get(name))
+    return value[name]
+
+
+def numbers(
+    path: Path | str, value: dict[str, Any], name: str, optional: bool = False
+) -> dict[str, float | None]:
+    """A table of numbers by name.
+
+    Args:
+        optional: null is a number too.
+
+    Raises:
+        InputError: it is missing, no table, or a value is no number.
+    """
+    table = typed_field(path, value, name, dict, "numbers by name")
+    for key, number in table.items():
+        if not (isinstance(number, int | float) or (optional and number is None)):
+            raise bad_field(path, f"{name}.{key}", "a number", number)
+    return table
+
+
+AGENT_AP = "average_agent_ap"
+ROLE_AP = tuple(f"average_role_ap_scenario_{scenario}" for scenario in SCENARIOS)
+# The mean that papers print; files of earlier versions lack it.
+ROLE_AP_WITHOUT_POINT = tuple(f"{name}_without_point" for name in ROLE_AP)
+SCENARIO_KEYS = tuple(f"scenario_{scenario}" for scenario in SCENARIOS)
+
+
+@dataclass(frozen=True)
+class ActionResults:
+    """One action; fractions, None where nobody does it.
+
+    Attributes:
+        positives: annotated people who do it.
+        agent_ap: AP of its agents.
+        roles: by role, AP by scenario (`SCENARIO_KEYS`).
+    """
+
+    positives: int
+    agent_ap: float | None
+    roles: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class VcocoResults:
+    """The averages (`AGENT_AP`, `ROLE_AP`, `ROLE_AP_WITHOUT_POINT`; None where nothing counts) and
+    every action."""
+
+    metrics: dict[str, float | None]
+    per_action: dict[str, ActionResults]
+
+
+def vcoco_results(scores: VcocoScores) -> VcocoResults:
+    """Scores as they are written down."""
+
+    def fraction(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    per_action = {
+        action.name: ActionResults(
+            int(scores.num_positives[row]),
+            fraction(scores.agents[row]),
+            {
+                role: {
+                    key: fraction(scores.roles[scenario][row, place])
+                    for scenario, key in zip(SCENARIOS, SCENARIO_KEYS, strict=True)
+                }
+                for place, role in enumerate(action.roles)
+            },
+        )
+        for row, action in enumerate(scores.actions)
+    }
+    return VcocoResults(scores.metrics(), per_action)
+
+
+def parse_vcoco(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
+    """Reads what `dataclasses.asdict` makes of `VcocoResults`.
+
+    Raises:
+        InputError: a field is missing or wrong.
+    """
+    metrics = _table(path, "metrics", value.get("metrics"))
+    metrics = {**dict.fromkeys(ROLE_AP_WITHOUT_POINT), **metrics}
+    per_action = {}
+    for name, entry in _table(path, "per_action", value.get("per_action")).items():
+        place = f"per_action.{name}"
+        entry = _table(path, place, entry)
+        positives = entry.get("positives")
+        if not isinstance(positives, int):
+            raise bad_field(path, f"{place}.positives", "a number of people", positives)
+        roles = _table(path, f"{place}.roles", entry.get("roles"))
+        per_action[name] = ActionResults(
+            positives,
+            _fraction(path, entry, "agent_ap", f"{place}."),
+            {
+                role: {
+                    key: _fraction(path, scores, key, f"{place}.roles.{role}.")
+                    for key in SCENARIO_KEYS
+                }
+                for role in roles
+                if (scores := _table(path, f"{place}.roles.{role}", roles[role])) is not None
+            },
+        )
+    return VcocoResults(
+        {
+            name: _fraction(path, metrics, name, "metrics.")
+            for name in (AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT)
+        },
+        per_action,
+    )
+
+
+def _table(path: Path | str, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise bad_field(path, name, "numbers by name", value)
+    return value
+
+
+def _fraction(path: Path | str, table: dict[str, Any], name: str, place: str) -> float | None:
+    value = table.get(name, "nothing")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise bad_field(path, f"{place}{name}", "a fraction or null", value)
+    return value

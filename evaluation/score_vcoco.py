@@ -8,21 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.pickles import is_pickle
-from evaluation.predictions import predictions_name, predictions_path, read_predictions
-from evaluation.results import vcoco_alone, write_vcoco
-from evaluation.truth_files import find_truth
-from evaluation.vcoco import LEFT_OUT_BY_PAPERS, SCENARIOS, VcocoScores, evaluate_vcoco
-from evaluation.vcoco_convert import to_vcoco
-from evaluation.vcoco_detections import VcocoDetections, read_detections, write_detections
-from evaluation.vcoco_results import vcoco_results
-from pipeline.annotations.reading import Reading, blemish_line
-from pipeline.annotations.vcoco import VcocoTruth, read_vcoco
-from pipeline.annotations.vcoco_files import is_actions_file, vcoco_files
-from pipeline.box_form import CORNERS, BoxForm
-from pipeline.errors import InputError, bad_field
-from pipeline.files import iterate_json, refuse_existing
+from evaluation.ground_truth import find_truth
+from evaluation.predictions import is_pickle, predictions_name, predictions_path, read_predictions
+from evaluation.results import VcocoResults, vcoco_alone, vcoco_results, write_vcoco
+from evaluation.tables import vcoco_table
+from evaluation.vcoco.average_precision import VcocoScores, evaluate_vcoco
+from evaluation.vcoco.detections import VcocoDetections, read_detections, to_vcoco, write_detections
+from pipeline.annotations.base import Reading, blemish_line
+from pipeline.annotations.box_form import CORNERS, BoxForm
+from pipeline.annotations.vcoco import VcocoTruth, is_actions_file, read_vcoco, vcoco_files
+from pipeline.datasets.dataset import Dataset
 from pipeline.types import Detections
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import iterate_json, refuse_existing
 from pipeline.vocabulary import Vocabulary
 
 
@@ -130,34 +128,6 @@ def score_detections(
     return evaluate_vcoco(truth, to_vcoco(detections, ids, vocabulary, truth.actions))
 
 
-def vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
-    """Lines for a terminal: agents, then roles, then the averages; AP in percent."""
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None or np.isnan(value) else f"{100 * value:.2f}"
-
-    head = ("action", "people", "agent", "role", "scenario 1", "scenario 2")
-    lines = [f"v-coco: {num_images} images", "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*head)]
-    for row, action in enumerate(scores.actions):
-        for place, role in enumerate(action.roles or ("",)):
-            roles = [percent(scores.roles[s][row, place]) if role else "" for s in SCENARIOS]
-            first = (action.name, scores.num_positives[row], percent(scores.agents[row]))
-            cells = (*(("", "", "") if place else first), role, *roles)
-            lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*cells).rstrip())
-    agent, *roles = (percent(value) for value in scores.metrics().values())
-    for averages in (
-        ("average", "", agent, "", *roles[:2]),
-        (f"without {LEFT_OUT_BY_PAPERS}", "", "", "", *roles[2:]),
-    ):
-        lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*averages))
-    every, papers = scores.num_roles()
-    return [
-        *lines,
-        f"role AP: the official mean is over {every} roles; papers print the mean without"
-        f" {LEFT_OUT_BY_PAPERS}, over {papers}",
-    ]
-
-
 def _from_hoia(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDetections:
     sizes = {image.name: image.size for image in truth.images}
     detections = read_predictions(path, vocabulary, sizes)
@@ -204,3 +174,17 @@ def _listed(found: VcocoDetections, truth: VcocoTruth, path: Path) -> tuple[Vcoc
 def _unknown_images(path: Path, count: int, first: str | int) -> InputError:
     expected = "images that the COCO file names"
     return bad_field(path, "image", expected, f"{count} others, the first being {first}")
+
+
+VCOCO_RESULTS = "vcoco.json"
+
+
+def score_run(dataset: Dataset, detections: Sequence[Detections]) -> VcocoResults | None:
+    """Scores the predictions of the test part and prints the table; None for datasets without
+    V-COCO's official files."""
+    truth = dataset.vcoco("test")
+    if truth is None:
+        return None
+    scores = score_detections(detections, truth, dataset.vocabulary)
+    print("\n".join(vcoco_table(scores, len(truth.images))))
+    return vcoco_results(scores)

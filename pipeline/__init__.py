@@ -1,1 +1,1 @@
-"""What flows through both phases: types, vocabularies, splits, annotations, datasets, images."""
+"""What both phases share: vocabularies, splits, datasets, annotations, images, the toy dataset."""

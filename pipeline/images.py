@@ -14,8 +14,8 @@ from pathlib import Path, PosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import InputError
-from pipeline.progress import track
+from pipeline.utils.errors import InputError
+from pipeline.utils.progress import track
 
 # Endings of the files that are taken for pictures where a folder is named.
 SUFFIXES = frozenset(

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import InputError, bad_field
-from pipeline.toml import read_toml
 from pipeline.types import Annotation
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import read_toml
 from pipeline.vocabulary import Vocabulary
 
 FULL = "full"

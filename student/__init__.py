@@ -10,13 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from student.checkpoints import load_model
-    from student.detector import Detector
-    from student.findings import Findings
+    from student.inference.predictor import Detector
+    from student.inference.results import Findings
+    from student.weights.load import load_model
 
 __all__ = ["Detector", "Findings", "load_model"]
 
-HOMES = {"Detector": "detector", "Findings": "findings", "load_model": "checkpoints"}
+HOMES = {
+    "Detector": "inference.predictor",
+    "Findings": "inference.results",
+    "load_model": "weights.load",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from evaluation.cli import details_option, scoring_from, scoring_options
-from pipeline.cli import config_option, device_option, run_command
-from student.cli_sources import source_options
+from evaluation.scoring_options import details_option, scoring_from, scoring_options
+from pipeline.utils.cli import config_option, device_option, run_command
 
 if TYPE_CHECKING:
     from evaluation.results import Results
 
+PATH = click.Path(path_type=Path)
+OPTIONS = (
+    click.option("--data", required=True, type=PATH, help="Dataset folder."),
+    click.option("--cache", required=True, type=PATH, help="Teacher cache of its training part."),
+    click.option("--split", required=True, help="Zero-shot split: a name or a TOML file."),
+    click.option(
+        "--extra",
+        multiple=True,
+        metavar="DATASET:CACHE",
+        help="Further training images, labelled or not, with their cache; may be repeated.",
+    ),
+    click.option(
+        "--mix",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Share of --extra's images in every step; default: their share of all images.",
+    ),
+    click.option(
+        "--shots",
+        type=click.IntRange(min=0),
+        help="Labelled pairs of every unseen interaction to train on all the same.",
+    ),
+    click.option("--shot-seed", type=click.IntRange(min=0), help="Chooses them; default: --seed."),
+)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds these options to a command."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+# Ready scripts for SLURM.
+SCRIPTS = ("train.sbatch",)
 COUNT = click.IntRange(min=1)
 RATE = click.FloatRange(min=0, min_open=True)
 BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101", "world"]
 ACCUMULATION = "Parts in which each process works through a step, to need less memory."
 LAST_BATCH = "An epoch's images beyond whole batches: leave them out, or fill up with its first."
 RESUME = "Go on where the run stands, never, or begin at another run's checkpoint."
-PATH = click.Path(path_type=Path)
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -201,9 +233,9 @@ def student(
 
     Where an option names no default, it is the preset's.
     """
-    from student.extra import find_places
-    from student.material import Wanted
-    from student.run import RunConfig, run_student
+    from student.data.extra_data import find_places
+    from student.engine.run import RunConfig, run_student
+    from student.engine.run_inputs import Wanted
 
     options["distillation"] = False if no_distillation else None
     config = RunConfig(
@@ -258,7 +290,7 @@ def evaluate(
 
     Opens a run, a checkpoint of this project, and EoID's and CDN's published checkpoints.
     """
-    from student.evaluate import evaluate_checkpoint
+    from student.engine.evaluate import evaluate_checkpoint
 
     scoring = scoring_from(**options)
     results = evaluate_checkpoint(
@@ -284,18 +316,17 @@ def evaluate(
 @config_option
 def batch_scripts(folder: Path, overwrite: bool) -> None:
     """Copy ready scripts for SLURM into DIR."""
-    from pipeline.batch_scripts import copy_scripts
-    from student import batch
+    from pipeline.utils.files import copy_scripts
 
-    for path in copy_scripts(batch.__name__, batch.SCRIPTS, folder, overwrite):
+    for path in copy_scripts("student.engine", SCRIPTS, folder, overwrite):
         click.echo(path)
 
 
 def _conclude(results: Results, details: Sequence[str] = (), report: bool = True) -> None:
     """Shows the scores and writes the report beside them."""
-    from evaluation.details import tables
-    from evaluation.report import report_beside
-    from student.evaluate import RESULTS
+    from evaluation.report.write import report_beside
+    from evaluation.tables import tables
+    from student.engine.evaluate import RESULTS
 
     click.echo("\n".join(tables([results], details)))
     if report:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from pipeline.annotations import AnnotationFile
-from pipeline.datasets import Dataset, missing_images, open_dataset
-from pipeline.errors import InputError
-from pipeline.picture_sizes import compare_sizes
-from pipeline.progress import Progress
-from teacher_cache.build_config import BuildConfig
-from teacher_cache.choices import choose_mode, choose_sources, resolved
-from teacher_cache.clip_teacher import ClipTeacher
-from teacher_cache.cluster.modes import InProcess, Mode, is_elsewhere
-from teacher_cache.cluster.run import check_mode, run_tasks
-from teacher_cache.finish import Completion, finish
-from teacher_cache.format import MANIFEST, TEACHER, plain_vocabulary
-from teacher_cache.lock import Hold, hold
-from teacher_cache.pairing import ALL_PAIRS
-from teacher_cache.plan import Plan, check_folder, claim_folder
-from teacher_cache.prompts import Prompts, alike_line, embed_prompts
-from teacher_cache.proposal_index import drop_proposals, keep_proposals
-from teacher_cache.reader import TeacherText, read_teacher
-from teacher_cache.settings import to_settings
-from teacher_cache.shards import ShardTask
-from teacher_cache.sources import (
+import torch
+
+from pipeline.annotations.load import AnnotationFile
+from pipeline.datasets.dataset import Dataset, missing_images, open_dataset
+from pipeline.datasets.image_sizes import compare_sizes
+from pipeline.utils.errors import InputError
+from pipeline.utils.progress import Progress
+from teacher_cache.cluster.modes import (
+    InProcess,
+    LocalWorkers,
+    Mode,
+    Share,
+    is_elsewhere,
+    threads_per_worker,
+)
+from teacher_cache.cluster.run import check_mode, device_elsewhere, run_tasks
+from teacher_cache.detectors.pairing import ALL_PAIRS
+from teacher_cache.detectors.proposals import ProposalsConfig, drop_proposals, keep_proposals
+from teacher_cache.detectors.torchvision import DEFAULT, DetectorConfig, recognise
+from teacher_cache.extraction.extract import AskingConfig
+from teacher_cache.extraction.inputs import (
     Opened,
     Sources,
     Subject,
@@ -35,7 +35,15 @@ from teacher_cache.sources import (
     open_sources,
     read_subject,
 )
-from teacher_cache.writer import finished_record, is_finished_shard, write_teacher
+from teacher_cache.extraction.task import ShardTask
+from teacher_cache.reader.cache import TeacherText, read_teacher
+from teacher_cache.reader.format import MANIFEST, TEACHER, plain_vocabulary
+from teacher_cache.teachers.clip import ClipConfig, ClipTeacher, resolve_precision
+from teacher_cache.teachers.prompts import TEMPLATE, Prompts, alike_line, embed_prompts
+from teacher_cache.writer.lock import Hold, hold
+from teacher_cache.writer.manifest import Completion, finish
+from teacher_cache.writer.plan import Plan, check_folder, claim_folder, to_settings
+from teacher_cache.writer.shard import finished_record, is_finished_shard, write_teacher
 
 
 def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
@@ -214,3 +222,165 @@ def _tell_completion(folder: Path, completion: Completion, say: Callable[[str], 
     )
     for image, reason in list(failed.items())[:1]:
         say(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Everything that a build is told.
+
+    Attributes:
+        dataset: the dataset folder.
+        out: the cache folder, new or of an interrupted build of the same settings.
+        part: "train" or "test".
+        candidates: "detector" pairs what a detector finds, "annotated" whatever people annotated
+            (the published protocol).
+        proposals: a file of detections, in the place of a detector.
+        detector, detector_weights: name and weights; None takes the dataset's own detector, or
+            torchvision's usual one.
+        detector_classes: see `DetectorConfig.classes`.
+        clip_model, clip_weights: see `ClipConfig`; None takes the dataset's own teacher, or the
+            published one.
+        precision: of CLIP's image tower, see `ClipConfig`.
+        templates: sentences to ask with.
+        asking: pairs, regions and batch sizes.
+        images_per_shard: images of one shard and task.
+        mode: where shards are made; None takes one process for each GPU if there are several, and
+            otherwise this one.
+        share: of a job that builds beside others; None builds everything.
+        threads: of torch in every process, on a CPU; None takes what suits the mode.
+        device: where the models run.
+    """
+
+    dataset: Path
+    out: Path
+    part: str = "train"
+    candidates: str = "detector"
+    proposals: Path | None = None
+    detector: str | None = None
+    detector_weights: str | None = None
+    detector_classes: tuple[str, ...] | None = None
+    clip_model: str | None = None
+    clip_weights: str | None = None
+    precision: str = "auto"
+    templates: tuple[str, ...] = (TEMPLATE,)
+    asking: AskingConfig = field(default_factory=AskingConfig)
+    images_per_shard: int = 256
+    mode: Mode | None = None
+    share: Share | None = None
+    threads: int | None = None
+    device: str = "auto"
+
+
+CLIP_MODEL, CLIP_WEIGHTS = "RN50x16", "openai"
+
+
+def choose_mode(config: BuildConfig) -> Mode:
+    """Where shards are made: as told, or on all GPUs where there are several."""
+    if config.mode is not None:
+        return config.mode
+    gpus = torch.cuda.device_count() if config.device == "auto" else 0
+    return LocalWorkers(gpus) if gpus > 1 else InProcess()
+
+
+def choose_sources(
+    dataset: Dataset, config: BuildConfig, mode: Mode, say: Callable[[str], None]
+) -> Sources:
+    """What the answers will come from.
+
+    Args:
+        dataset: to ask about.
+        config: what the user said.
+        mode: where shards are made.
+        say: told what is waited for.
+
+    Raises:
+        InputError: options that contradict each other, or files that are not there.
+    """
+    clip, device = _clip(dataset, config), config.device
+    if is_elsewhere(mode):
+        device = device_elsewhere(mode, device, say)
+        clip = replace(clip, precision=resolve_precision(clip.precision, device))
+    proposals = None
+    if config.proposals is not None:
+        proposals = ProposalsConfig(config.proposals, config.out)
+    return Sources(
+        dataset=config.dataset,
+        part=config.part,
+        detector=choose_detector(dataset, config) if _detects(config) else None,
+        clip=clip,
+        templates=config.templates,
+        asking=config.asking,
+        device=device,
+        threads=config.threads or threads_per_worker(mode),
+        proposals=proposals,
+    )
+
+
+def resolved(config: BuildConfig, sources: Sources, opened: Opened) -> BuildConfig:
+    """The configuration with its models named, whatever the defaults are later or elsewhere."""
+    config = replace(
+        config,
+        clip_model=sources.clip.model,
+        clip_weights=sources.clip.weights,
+        precision=opened.models.clip.precision,
+        threads=sources.threads,
+    )
+    detector = sources.detector
+    if detector is None:
+        return config
+    return replace(config, detector=detector.name, detector_weights=detector.weights)
+
+
+def _detects(config: BuildConfig) -> bool:
+    """Whether a detector is wanted; it is not where boxes are known beforehand.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+    instead = None
+    if config.candidates == "annotated":
+        instead = "--candidates annotated"
+    elif config.proposals is not None:
+        instead = "--proposals"
+    options: dict[str, object] = {
+        "--detector": config.detector,
+        "--detector-weights": config.detector_weights,
+        "--detector-classes": config.detector_classes and f"{len(config.detector_classes)} names",
+    }
+    if config.candidates == "annotated":
+        options["--proposals"] = config.proposals
+    for option, value in options.items():
+        if instead is not None and value is not None:
+            raise InputError(f"{option}: expected none with {instead}, found {value}")
+    return instead is None
+
+
+def choose_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
+    """The detector that is asked for, else the dataset's own, else torchvision's usual one.
+
+    Raises:
+        InputError: the dataset names a weights file that is not there, or none.
+    """
+    name, weights, own = config.detector, config.detector_weights, dataset.detector
+    if weights is None and own is not None:
+        if not own.is_file():
+            raise InputError(f"{own}: no such weights file, named by {dataset.root}")
+        # Another detector than the dataset's takes its own weights.
+        if name in (None, recognise(own, dataset.vocabulary)):
+            weights = str(own)
+    if name is None and weights is not None and Path(weights).is_file():
+        name = recognise(Path(weights), dataset.vocabulary)
+    pairing = config.asking.pairing
+    # Detectors keep what is above their threshold; pairs take what is at it, too.
+    lowest = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
+    return DetectorConfig(name or DEFAULT, weights, lowest, config.detector_classes)
+
+
+def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
+    if config.clip_model is not None:
+        return ClipConfig(config.clip_model, config.clip_weights, config.precision)
+    if dataset.teacher is None:
+        return ClipConfig(CLIP_MODEL, config.clip_weights or CLIP_WEIGHTS, config.precision)
+    if not dataset.teacher.is_dir():
+        raise InputError(f"{dataset.teacher}: no such CLIP folder, named by {dataset.root}")
+    return ClipConfig(str(dataset.teacher), config.clip_weights, config.precision)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from pipeline.cli import config_option, device_option
+from pipeline.utils.cli import config_option, device_option
 
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -42,7 +42,7 @@ def evaluate(
     overwrite: bool,
 ) -> None:
     """Score the teacher itself, and the detector, on the annotations behind CACHE."""
-    from teacher_cache.score import ScoreConfig, score_teacher
+    from teacher_cache.analysis.evaluate import ScoreConfig, score_teacher
 
     score_teacher(
         ScoreConfig(
@@ -66,8 +66,8 @@ def evaluate(
 @config_option
 def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrite: bool) -> None:
     """Say what CACHE holds and what it was made from."""
-    from teacher_cache.describe import InspectConfig
-    from teacher_cache.describe import inspect as run
+    from teacher_cache.analysis.inspect import InspectConfig
+    from teacher_cache.analysis.inspect import inspect as run
 
     run(InspectConfig(folder, json_file, picture, overwrite))
 
@@ -116,7 +116,7 @@ def prompts(
     device: str,
 ) -> None:
     """Encode sentences about new actions, for students with --verb-head text."""
-    from teacher_cache.add_prompts import PromptsConfig, add_prompts
+    from teacher_cache.maintenance.add_prompts import PromptsConfig, add_prompts
 
     add_prompts(
         PromptsConfig(
@@ -149,8 +149,8 @@ def prompts(
 @config_option
 def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | None) -> None:
     """Join caches of one fingerprint, or the shards that separate jobs left, into one."""
-    from teacher_cache.merge import MergeConfig
-    from teacher_cache.merge import merge as run
+    from teacher_cache.maintenance.merge import MergeConfig
+    from teacher_cache.maintenance.merge import merge as run
 
     run(MergeConfig(folders, out, data, part))
 
@@ -174,8 +174,8 @@ def show(
     folder: Path, image: str, data: Path, out: Path, top: int, pairs: int, overwrite: bool
 ) -> None:
     """Draw IMAGE with its pairs, their regions and the teacher's best actions."""
-    from teacher_cache.show import ShowConfig
-    from teacher_cache.show import show as run
+    from teacher_cache.analysis.show import ShowConfig
+    from teacher_cache.analysis.show import show as run
 
     run(ShowConfig(folder, image, data, out, top, pairs, overwrite))
 
@@ -197,8 +197,8 @@ def show(
 @config_option
 def verify(folder: Path, repair: bool, data: Path | None, device: str | None) -> None:
     """Check every byte of CACHE; complete the manifest of one that several jobs have built."""
-    from teacher_cache.verify import VerifyConfig
-    from teacher_cache.verify import verify as run
+    from teacher_cache.maintenance.verify import VerifyConfig
+    from teacher_cache.maintenance.verify import verify as run
 
     run(VerifyConfig(folder, repair, data, device))
 
@@ -242,8 +242,8 @@ def rescore(
     device: str,
 ) -> None:
     """Ask anew about the regions of CACHE, without opening one image."""
-    from teacher_cache.rescore import RescoreConfig
-    from teacher_cache.rescore import rescore as run
+    from teacher_cache.maintenance.rescore import RescoreConfig
+    from teacher_cache.maintenance.rescore import rescore as run
 
     run(
         RescoreConfig(

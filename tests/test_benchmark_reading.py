@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import cache_read
 from benchmarks.cache_read import FILTERS, Shape, make_cache
-from teacher_cache.reader import open_cache
+from teacher_cache.reader.cache import open_cache
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from benchmarks.measuring import HostReads, Turns, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
 from benchmarks.student_material import made_up_outputs, make_images
 from student.config import LossConfig, MatcherConfig, StudentConfig
-from student.losses import Criterion
-from student.model import HOIDetector
-from student.targets import Targets
+from student.data.targets import Targets
+from student.losses.criterion import Criterion
+from student.models.detector import HOIDetector
 
 CPU = torch.device("cpu")
 

@@ -24,17 +24,16 @@ from benchmarks.study.records import Records
 from benchmarks.study.tables import markdown, measure
 from benchmarks.study.workshop import Workshop, estimate
 from pipeline.cli import data
-from pipeline.files import read_json, write_json
 from pipeline.splits import load_split
-from pipeline.toml import read_toml
+from pipeline.utils.files import read_json, read_toml, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.cli import train
 from teacher_cache.cli import cache
-from teacher_cache.clip_teacher import build_clip, save_clip
-from teacher_cache.prompts import interaction_prompts
-from teacher_cache.world_models.detector import world_detector
-from teacher_cache.world_models.teacher import clip_config
-from teacher_cache.world_models.tokenizer import WordTokenizer
+from teacher_cache.detectors.torchvision import world_detector
+from teacher_cache.teachers.clip import build_clip, save_clip
+from teacher_cache.teachers.prompts import interaction_prompts
+from teacher_cache.teachers.word_tokenizer import WordTokenizer
+from teacher_cache.toy.models import clip_config
 
 GROUPS = {"full": 0.5, "seen": 0.6, "unseen": 0.3}
 

@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import demo
 from benchmarks.demo import Stages, describe, summary
-from pipeline.errors import InputError
-from pipeline.files import read_json
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json
 
 ROOT = Path(__file__).parents[1]
 EXTRA = {"teacher_accuracy": 0.97, "person_recall": 0.99, "object_recall": 0.875}

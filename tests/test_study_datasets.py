@@ -10,11 +10,11 @@ from benchmarks.study.others import others, sentence
 from benchmarks.study.pictures import write_pictures
 from benchmarks.study.pieces import SPLITS
 from benchmarks.study.unheard import without_verb, write_smaller_world
-from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
+from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
+from pipeline.toy.generate import write_world
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import from_dict, load_vocabulary
-from pipeline.world.write import write_world
 
 LACKED = ("carry", "push", "kick", "throw")
 

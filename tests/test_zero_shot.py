@@ -14,22 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.datasets import open_dataset
+from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.world.write import write_world
-from student.augmentation import world_augmentation
-from student.data import TrainingImages
-from student.material import Wanted
-from student.pair_targets import TargetConfig
-from student.run import RunConfig, run_student
-from student.targets import FIELDS
-from teacher_cache.build import build
-from teacher_cache.build_config import BuildConfig
-from teacher_cache.format import PAIR_DATASETS
-from teacher_cache.reader import open_cache
-from teacher_cache.world_models.detector import DetectorTraining
-from teacher_cache.world_models.teacher import TeacherTraining
-from teacher_cache.world_models.train import WorldModels, train_world_models
+from pipeline.toy.generate import write_world
+from student.config import TargetConfig
+from student.data.dataset import TrainingImages
+from student.data.targets import FIELDS
+from student.data.transforms import world_augmentation
+from student.engine.run import RunConfig, run_student
+from student.engine.run_inputs import Wanted
+from teacher_cache.build import BuildConfig, build
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import PAIR_DATASETS
+from teacher_cache.toy.models import DetectorTraining, TeacherTraining, WorldModels
+from teacher_cache.toy.train import train_world_models
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,7 @@ from benchmarks.study.pieces import TINY, WHOLE, Scale
 from benchmarks.study.records import Records
 from benchmarks.study.together import Task, make_together
 from benchmarks.study.workshop import StoppedError, Workshop, estimate
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 MOST_JOBS = 8

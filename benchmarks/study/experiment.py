@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.study.pieces import Piece, Scale
-from pipeline.files import sha256_of_json
+from pipeline.utils.files import sha256_of_json
 
 
 @dataclass(frozen=True)

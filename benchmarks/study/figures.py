@@ -7,9 +7,14 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.study.records import ACCURACY
-from evaluation.charts.look import label_axis, legend, marker_style, title_axis
-from evaluation.charts.picture import save_picture
-from evaluation.palette import Colours
+from evaluation.report.charts.figure import (
+    label_axis,
+    legend,
+    marker_style,
+    save_picture,
+    title_axis,
+)
+from evaluation.report.charts.palette import Colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

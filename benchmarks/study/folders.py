@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.files import write_text
+from pipeline.utils.files import write_text
 
 Part = tuple[Path, Path | None]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.study.folders import write_folder
-from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
-from pipeline.files import read_json, write_json
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json, write_json
 
 
 def choose(hois: Sequence[np.ndarray], verbs: Sequence[int], count: int, seed: int) -> list[int]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.study.records import GROUPS
-from pipeline.datasets import open_dataset
-from pipeline.files import read_json, write_json
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import Vocabulary
-from student.evaluate import RESULTS, evaluate_checkpoint
-from teacher_cache.add_prompts import PromptsConfig, add_prompts
+from student.engine.evaluate import RESULTS, evaluate_checkpoint
+from teacher_cache.maintenance.add_prompts import PromptsConfig, add_prompts
 
 
 def sentence(vocabulary: Vocabulary, verb: str, spoken: str) -> str:

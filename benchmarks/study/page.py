@@ -12,8 +12,7 @@ from benchmarks.study.pieces import BATCH, EPOCHS, LABELLED
 from benchmarks.study.records import Records
 from benchmarks.study.tables import markdown, measure
 from benchmarks.study.workshop import Workshop
-from pipeline.files import read_json, write_json, write_text
-from pipeline.toml import read_toml
+from pipeline.utils.files import read_json, read_toml, write_json, write_text
 
 PAGE = "README.md"
 # What people made of the numbers, and of which seeds.

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.study.folders import write_folder
-from pipeline.datasets import open_dataset
+from pipeline.datasets.dataset import open_dataset
 
 
 def write_pictures(source: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.files import sha256_of_file, sha256_of_json
+from pipeline.utils.files import sha256_of_file, sha256_of_json
 
 SPLITS = Path(__file__).parent / "splits"
 LABELLED, EPOCHS, BATCH, RATE = 640, 2, 4, "1e-3"

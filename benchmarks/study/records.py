@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.study.experiment import Variant
 from benchmarks.study.pieces import Scale
-from pipeline.files import read_json
+from pipeline.utils.files import read_json
 
 GROUPS = ("unseen", "seen", "full")
 ACCURACY = "teacher_accuracy"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.folders import write_folder
-from pipeline.datasets import open_dataset
-from pipeline.files import read_json, write_json
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import Vocabulary
 
 PARTS = {"train": "trainval.json", "test": "test.json"}

@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.study.pieces import RESULTS, SPLITS, WHOLE, Piece, Scale, command_kind, filled
-from pipeline.errors import InputError
-from pipeline.files import read_json, write_json
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json, write_json
 
 # Exit codes of commands that did not do their work: unexpected, and bad input.
 FAILURES = (1, 2)

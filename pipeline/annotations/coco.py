@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.annotations.assemble import RawImage, assemble
-from pipeline.annotations.fields import Names, Place, RepeatedImage
-from pipeline.annotations.reading import Reading
-from pipeline.box_form import SIDES
+from pipeline.annotations.base import Names, Place, RawImage, Reading, RepeatedImage, assemble
+from pipeline.annotations.box_form import SIDES
 from pipeline.types import Annotation
 
 BOX = "four finite numbers [x, y, width, height]"

@@ -11,11 +11,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.annotations.assemble import RawImage, assemble
-from pipeline.annotations.fields import Names, Place, UnknownNumber
-from pipeline.annotations.reading import NO_INTERACTION_OF, Reading
-from pipeline.errors import bad_field
+from pipeline.annotations.base import (
+    NO_INTERACTION_OF,
+    Names,
+    Place,
+    RawImage,
+    Reading,
+    UnknownNumber,
+    assemble,
+)
 from pipeline.types import Annotation
+from pipeline.utils.errors import bad_field
 from pipeline.vocabulary import Vocabulary
 
 # Fewer labels tell nothing about the whole file.

@@ -1,1 +1,1 @@
-"""Shares a build's shards out: to this process, to workers of this machine, or to a cluster."""
+"""Where shards are made: this process, local workers, a running Dask, SLURM jobs."""

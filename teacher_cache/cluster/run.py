@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import InputError
-from pipeline.progress import Progress
+from pipeline.utils.errors import InputError
+from pipeline.utils.progress import Progress
 from teacher_cache.cluster.modes import (
     InProcess,
     LocalWorkers,
@@ -19,11 +19,11 @@ from teacher_cache.cluster.modes import (
     SlurmJobs,
     asks_for_gpu,
 )
-from teacher_cache.shards import ShardTask, make_shard
-from teacher_cache.writer import ShardRecord
+from teacher_cache.extraction.task import ShardTask, make_shard
+from teacher_cache.writer.shard import ShardRecord
 
 if TYPE_CHECKING:
-    from teacher_cache.cluster.sharing import Crew
+    from teacher_cache.cluster.dask_workers import Crew
 
 
 def run_tasks(tasks: Sequence[ShardTask], mode: Mode, progress: Progress) -> list[ShardRecord]:
@@ -44,7 +44,7 @@ def run_tasks(tasks: Sequence[ShardTask], mode: Mode, progress: Progress) -> lis
         replace(task, folder=task.folder.absolute(), sources=task.sources.absolute())
         for task in tasks
     ]
-    from teacher_cache.cluster.sharing import quiet_dask, share_out
+    from teacher_cache.cluster.dask_workers import quiet_dask, share_out
 
     with quiet_dask(), _crew(mode, elsewhere[0]) as crew:
         return share_out(elsewhere, crew, progress)
@@ -79,8 +79,7 @@ def device_elsewhere(mode: Mode, device: str, say: Callable[[str], None]) -> str
     if isinstance(mode, SlurmJobs):
         return "cuda" if asks_for_gpu(mode) else "cpu"
     assert isinstance(mode, RunningCluster)
-    from teacher_cache.cluster.running import workers_device
-    from teacher_cache.cluster.sharing import quiet_dask
+    from teacher_cache.cluster.dask_workers import quiet_dask, workers_device
 
     with quiet_dask():
         return workers_device(mode.address, say)
@@ -110,11 +109,11 @@ def _check_libraries(mode: Mode) -> None:
 
 def _crew(mode: Mode, task: ShardTask) -> AbstractContextManager[Crew]:
     if isinstance(mode, LocalWorkers):
-        from teacher_cache.cluster.local import local_crew
+        from teacher_cache.cluster.dask_workers import local_crew
 
         return local_crew(mode.count, task.sources.threads, task.sources.device)
     if isinstance(mode, RunningCluster):
-        from teacher_cache.cluster.running import running_crew
+        from teacher_cache.cluster.dask_workers import running_crew
 
         return running_crew(mode.address)
     assert not isinstance(mode, InProcess)

@@ -18,10 +18,10 @@ import dask.config
 from dask.utils import parse_bytes
 from distributed import Adaptive, Client, Status
 
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
+from pipeline.utils.signals import interrupts_as_before, interrupts_waiting
+from teacher_cache.cluster.dask_workers import Crew
 from teacher_cache.cluster.modes import SlurmJobs, lifetime_options, walltime_seconds
-from teacher_cache.cluster.sharing import Crew
-from teacher_cache.interrupts import interrupts_as_before, interrupts_waiting
 
 # Its import makes Ctrl-C end the program as if it had done its work.
 with interrupts_as_before():

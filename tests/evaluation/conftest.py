@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.hico import evaluate
+from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import write_predictions
-from evaluation.report import ReportConfig, write_report
+from evaluation.report.write import ReportConfig, write_report
 from evaluation.results import Results, score_fields, write_results
-from pipeline.datasets import open_dataset
+from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
+from pipeline.toy.generate import write_world
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import load_vocabulary
-from pipeline.world.write import write_world
 
 PERSON, BALL = [0.0, 0.0, 9.0, 19.0], [20.0, 0.0, 29.0, 9.0]
 

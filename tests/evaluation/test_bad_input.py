@@ -10,8 +10,8 @@ import pytest
 from commands import run_command
 
 from evaluation.cli import main
-from evaluation.vcoco_detections import read_detections, write_detections
-from pipeline.annotations.vcoco_actions import read_actions
+from evaluation.vcoco.detections import read_detections, write_detections
+from pipeline.annotations.vcoco import read_actions
 
 VCOCO = [
     {

@@ -8,8 +8,8 @@ from html import unescape
 
 import pytest
 
-from evaluation.palette import DARK, LIGHT
-from evaluation.report import ReportConfig, write_report
+from evaluation.report.charts.palette import DARK, LIGHT
+from evaluation.report.write import ReportConfig, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [

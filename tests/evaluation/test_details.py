@@ -1,8 +1,8 @@
 import pytest
 
-from evaluation.details import DETAILS, detail_table
-from evaluation.hico import evaluate_settings
+from evaluation.hico.average_precision import evaluate_settings
 from evaluation.results import Results, score_fields, setting_scores
+from evaluation.tables import DETAILS, detail_table
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation.numbering import ENOUGH_PAIRS, check_numbering, object_pairs
-from pipeline.errors import InputError
+from evaluation.predictions import ENOUGH_PAIRS, check_numbering, object_pairs
 from pipeline.types import Detections
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 
 

@@ -4,8 +4,8 @@ from collections import OrderedDict, defaultdict
 import numpy as np
 import pytest
 
-from evaluation.pickles import iterate_entries
-from pipeline.errors import InputError
+from evaluation.predictions import iterate_entries
+from pipeline.utils.errors import InputError
 
 VALUE = {
     "number": 3,

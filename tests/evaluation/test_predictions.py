@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.hico import evaluate
+from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import read_predictions, write_predictions
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
-from evaluation.result_fields import numbers, typed_field
-from pipeline.errors import InputError
+from evaluation.results import numbers, typed_field
+from pipeline.utils.errors import InputError
 
 VALUE = {"name": "a run", "scores": {"full": 0.5, "rare": None}, "empty": {}}
 

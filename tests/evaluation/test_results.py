@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.hico import evaluate
+from evaluation.hico.average_precision import evaluate
 from evaluation.results import METRICS, Results, read_results, score_fields, write_results
-from pipeline.errors import InputError
 from pipeline.splits import load_split
+from pipeline.utils.errors import InputError
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.details import DETAILS
-from evaluation.nms import NmsConfig
-from evaluation.report import ReportConfig, write_report
+from evaluation.hico.nms import NmsConfig
+from evaluation.report.write import ReportConfig, write_report
 from evaluation.results import read_results
-from evaluation.score_file import ScoreConfig, score_file
-from evaluation.scoring import Scoring
-from pipeline.errors import InputError
+from evaluation.score_hico import ScoreConfig, Scoring, score_file
+from evaluation.tables import DETAILS
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 
 

@@ -9,14 +9,13 @@ import pytest
 from PIL import Image
 
 from evaluation.predictions import write_predictions
-from evaluation.report import ReportConfig, write_report
+from evaluation.report.write import ReportConfig, write_report
 from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
-from evaluation.vcoco_detections import read_detections
-from pipeline.annotations.reading import Reading
-from pipeline.annotations.vcoco import annotations_of, read_vcoco
-from pipeline.annotations.vcoco_files import vcoco_files
-from pipeline.errors import InputError
+from evaluation.vcoco.detections import read_detections
+from pipeline.annotations.base import Reading
+from pipeline.annotations.vcoco import annotations_of, read_vcoco, vcoco_files
 from pipeline.types import Detections
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 
 PERSON, BALL, RACKET = 1, 37, 43

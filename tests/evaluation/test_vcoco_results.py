@@ -4,16 +4,20 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from evaluation.results import METRICS, read_results, vcoco_alone, write_results, write_vcoco
-from evaluation.vcoco import VcocoScores
-from evaluation.vcoco_results import (
+from evaluation.results import (
+    METRICS,
     ROLE_AP_WITHOUT_POINT,
     ActionResults,
     parse_vcoco,
+    read_results,
+    vcoco_alone,
     vcoco_results,
+    write_results,
+    write_vcoco,
 )
-from pipeline.annotations.vcoco_actions import VcocoAction
-from pipeline.errors import InputError
+from evaluation.vcoco.average_precision import VcocoScores
+from pipeline.annotations.vcoco import VcocoAction
+from pipeline.utils.errors import InputError
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import click
 import pytest
 
 from pipeline import cli
-from pipeline.errors import InputError
+from pipeline.utils.cli import config_option, device_option, run_command
+from pipeline.utils.errors import InputError
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def run(monkeypatch, capsys):
     def call(command, *words):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/eoid-data", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.run_command(command)
+            run_command(command)
         out, err = capsys.readouterr()
         return ended.value.code, out, err
 
@@ -42,8 +43,8 @@ def raising(error):
 @click.option("--name", type=click.Choice(["a", "b"]), required=True)
 @click.option("--tag", multiple=True)
 @click.option("--loud/--quiet", default=False)
-@cli.device_option
-@cli.config_option
+@device_option
+@config_option
 def show(**values):
     """Prints its options."""
     print(values)
@@ -100,14 +101,14 @@ def test_exit_codes(run, error, code, says):
 def test_what_nobody_expected_is_not_hidden(monkeypatch, error):
     monkeypatch.setattr(sys, "argv", ["eoid-data"])
     with pytest.raises(type(error)):
-        cli.run_command(raising(error))
+        run_command(raising(error))
 
 
 @pytest.mark.parametrize(("soft", "hard", "expected"), [(100, 300, 300), (300, 300, 300)])
 def test_as_many_files_may_be_open_as_the_system_allows(soft, hard, expected):
     program = f"""
 import resource
-from pipeline.cli import raise_file_limit
+from pipeline.utils.cli import raise_file_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 raise_file_limit()
 print(resource.getrlimit(resource.RLIMIT_NOFILE))

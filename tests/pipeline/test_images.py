@@ -10,8 +10,8 @@ import PIL
 import pytest
 from PIL import Image
 
-from pipeline.errors import InputError
 from pipeline.images import MOST_PIXELS, image_size, read_image
+from pipeline.utils.errors import InputError
 
 LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
 

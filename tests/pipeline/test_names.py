@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from pipeline.annotations.folder import NO_UTF8
-from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
-from pipeline.files import read_json, sha256_of_json, write_json
+from pipeline.annotations.load import NO_UTF8
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json, sha256_of_json, write_json
 
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 BYTES = os.fsdecode(b"b\xfccher.jpg")

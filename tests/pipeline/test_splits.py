@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
 from pipeline.splits import ask_for, keep_seen, load_split, split_names
 from pipeline.types import Annotation
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 
 COUNTS = {

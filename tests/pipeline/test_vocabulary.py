@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import SHIPPED, from_dict, load_vocabulary
 
 MINE = {

@@ -13,37 +13,35 @@ from PIL import Image
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.boxes import union_boxes
-from pipeline.datasets import open_dataset
-from pipeline.files import sha256_of_file, write_json
+from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
+from pipeline.toy.generate import write_world
 from pipeline.types import Pairs
+from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import load_vocabulary
-from pipeline.world.write import write_world
-from student.augmentation import world_augmentation
-from student.checkpoints import CHECKPOINT, Checkpoint, save_checkpoint
-from student.config import StudentConfig
-from student.data import TrainingImages
-from student.model import HOIDetector
-from student.pair_targets import TargetConfig
-from student.published import to_published
-from student.recipe import preset
-from student.signals import StopSignals
-from student.step import Execution
-from student.teacher_texts import reading_options, teacher_texts
-from student.train import Trainer, Upkeep
-from teacher_cache.format import (
+from student.config import StudentConfig, TargetConfig, preset
+from student.data.dataset import TrainingImages
+from student.data.text_embeddings import reading_options, teacher_texts
+from student.data.transforms import world_augmentation
+from student.engine.trainer import Trainer, Upkeep
+from student.models.detector import HOIDetector
+from student.utils.distributed import Execution
+from student.utils.preemption import StopSignals
+from student.weights.checkpoint_file import CHECKPOINT, Checkpoint, save_checkpoint
+from student.weights.published import to_published
+from teacher_cache.reader.cache import TeacherText, open_cache
+from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.format import (
     FORMAT_VERSION,
     MANIFEST,
     SHARDS,
     TEACHER,
     ImageAnswers,
-    fingerprint_of,
     shard_name,
 )
-from teacher_cache.prompt_file import NewPrompts
-from teacher_cache.prompts import interaction_prompts
-from teacher_cache.reader import TeacherText, open_cache
-from teacher_cache.writer import write_prompts, write_shard, write_teacher
+from teacher_cache.reader.prompts_file import NewPrompts
+from teacher_cache.teachers.prompts import interaction_prompts
+from teacher_cache.writer.shard import write_prompts, write_shard, write_teacher
 
 CPU = torch.device("cpu")
 
@@ -419,7 +417,7 @@ def start(tmp_path):
     what it returns gives the end. A server that has imported everything forks the processes; how
     these start their own is up to them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["student.run", "torch.nn.parallel.distributed"])
+    context.set_forkserver_preload(["student.engine.run", "torch.nn.parallel.distributed"])
     begun = []
 
     def begin(words, first="", **environment):

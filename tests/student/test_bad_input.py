@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from pipeline.splits import load_split
-from pipeline.weights import read_checkpoint
-from student.checkpoints import Checkpoint, save_checkpoint
+from pipeline.utils.weights import read_checkpoint
 from student.cli import main
-from student.model import HOIDetector
-from student.predict_cli import main as predict_main
+from student.inference.cli import main as predict_main
+from student.models.detector import HOIDetector
+from student.weights.checkpoint_file import Checkpoint, save_checkpoint
 
 FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
 

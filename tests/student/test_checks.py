@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.errors import InputError
-from student.checks import at_least, below, between, one_of
+from pipeline.utils.errors import InputError
+from student.config import at_least, below, between, one_of
 
 NAN = float("nan")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.world.backbone import SingleMap, WorldBackbone
+from pipeline.toy.backbone import SingleMap, WorldBackbone
 from student.cli import main, train
-from student.published_names import to_published
-from student.signals import EXIT_REQUEUE
+from student.utils.preemption import EXIT_REQUEUE
+from student.weights.published import to_published
 
 # Phase two has to work where neither CLIP nor the cache builder's Dask can be imported;
 # the report's package may be missing too.
@@ -102,7 +102,7 @@ def test_both_commands_work_without_clip(student, published, dataset_root, tmp_p
 # A terminal's Ctrl-C reaches the workers too.
 INTERRUPT = """
 import os, signal
-from student.step import Stepper
+from student.engine.train_step import Stepper
 os.setsid()
 whole = Stepper.losses
 def losses(self, outputs, samples):

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
 from student.config import LossConfig, MatcherConfig, StudentConfig
 
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import InputError
-from student.checkpoints import load_checkpoint
-from student.data import collate
-from student.detector import Detector
-from student.evaluate import evaluate_checkpoint
-from student.extra import Place
-from student.material import Wanted
-from student.metrics import METRICS
-from student.model import HOIDetector
-from student.recipe import preset
-from student.run import RunConfig, run_student
-from student.step import Stepper
+from pipeline.utils.errors import InputError
+from student.config import preset
+from student.data.dataset import collate
+from student.data.extra_data import Place
+from student.engine.evaluate import evaluate_checkpoint
+from student.engine.metrics_log import METRICS
+from student.engine.run import RunConfig, run_student
+from student.engine.run_inputs import Wanted
+from student.engine.train_step import Stepper
+from student.inference.predictor import Detector
+from student.models.detector import HOIDetector
+from student.weights.checkpoint_file import load_checkpoint
 
 GPU = torch.device("cuda", 0)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.devices import configure_device
-from student.checkpoints import load_checkpoint
-from student.detector import Detector
-from student.evaluate import evaluate_checkpoint
-from student.material import Wanted
-from student.metrics import METRICS
-from student.run import RunConfig, run_student
-from student.step import Stepper
+from pipeline.utils.devices import configure_device
+from student.engine.evaluate import evaluate_checkpoint
+from student.engine.metrics_log import METRICS
+from student.engine.run import RunConfig, run_student
+from student.engine.run_inputs import Wanted
+from student.engine.train_step import Stepper
+from student.inference.predictor import Detector
+from student.weights.checkpoint_file import load_checkpoint
 
 pytestmark = pytest.mark.gpu
 # Of matrix products in another order, through all layers and back.

@@ -12,26 +12,26 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evaluation.nms import NmsConfig, suppress_pairs
+from evaluation.hico.nms import NmsConfig, suppress_pairs
 from evaluation.predictions import read_predictions
-from pipeline.files import read_json, write_json
 from pipeline.images import read_image
 from pipeline.splits import load_split
 from pipeline.types import Detections
-from student import Detector
-from student.checkpoints import Checkpoint, load_checkpoint, load_model, save_checkpoint
-from student.data import normalise
-from student.distributed import ALONE
-from student.evaluate import evaluate_checkpoint
-from student.export_graph import DetectorGraph
-from student.inference import to_detections
-from student.material import Wanted, gather_material
-from student.model import HOIDetector
-from student.predict_pictures import PicturesConfig, predict_pictures
-from student.predict_split import SplitConfig, predict_split
-from student.ready import ModelSource, ready_model
-from student.run import RunConfig, run_student
-from student.step import Execution
+from pipeline.utils.files import read_json, write_json
+from student.data.transforms import normalise
+from student.engine.evaluate import evaluate_checkpoint
+from student.engine.run import RunConfig, run_student
+from student.engine.run_inputs import Wanted, gather_material
+from student.inference.export import DetectorGraph
+from student.inference.model import ModelSource, ready_model
+from student.inference.postprocess import to_detections
+from student.inference.predict_dataset import SplitConfig, predict_split
+from student.inference.predict_images import PicturesConfig, predict_pictures
+from student.inference.predictor import Detector
+from student.models.detector import HOIDetector
+from student.utils.distributed import ALONE, Execution
+from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
+from student.weights.load import load_model
 
 CPU = torch.device("cpu")
 # Widths and heights: those of the toy and of other shapes, in no order.
@@ -278,7 +278,9 @@ def every_score(outputs, valid):
 def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monkeypatch, tmp_path):
     """What the checkpoint records decides how a GPU multiplies."""
     asked = []
-    monkeypatch.setattr("student.predict.configure_device", lambda _, name: asked.append(name))
+    monkeypatch.setattr(
+        "student.inference.predict.configure_device", lambda _, name: asked.append(name)
+    )
     own = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
     evaluate_checkpoint(run, mixed, None, tmp_path / "a", "cpu", 0, overwrite=True)
     Detector.open(run, device="cpu")(pictures(mixed)[0])

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from student.published import model_from_published
-from student.published_names import to_published
+from student.weights.published import model_from_published, to_published
 
 
 class Plain:

@@ -8,19 +8,17 @@ import pytest
 import torch
 
 from pipeline.splits import load_split
-from student.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from student.config import LossConfig, MatcherConfig
-from student.data import collate
-from student.distributed import ALONE
-from student.init_report import Started
-from student.initialise import start_from
-from student.losses import Criterion
-from student.material import Wanted, gather_material
-from student.model import HOIDetector
-from student.pair_targets import TargetConfig, image_targets
-from student.step import Execution, Stepper
-from student.targets import Targets
-from teacher_cache.reader import open_cache
+from student.config import LossConfig, MatcherConfig, TargetConfig
+from student.data.dataset import collate
+from student.data.targets import Targets, image_targets
+from student.engine.run_inputs import Wanted, gather_material
+from student.engine.train_step import Stepper
+from student.losses.criterion import Criterion
+from student.models.detector import HOIDetector
+from student.utils.distributed import ALONE, Execution
+from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
+from student.weights.pretrained import Started, start_from
+from teacher_cache.reader.cache import open_cache
 
 CPU = torch.device("cpu")
 READS = ("--verb-head", "text")
@@ -187,12 +185,12 @@ def test_a_killed_run_ends_with_the_same_bits(start, reading_words, tmp_path):
     code, _, _ = start(
         reading_words(killed, *more),
         first="""
-import os, signal, student.step
-losses, calls = student.step.Stepper.losses, []
+import os, signal, student.engine.train_step
+losses, calls = student.engine.train_step.Stepper.losses, []
 def counted(*words):
     calls.append(1)
     return losses(*words) if len(calls) < 6 else os.kill(os.getpid(), signal.SIGKILL)
-student.step.Stepper.losses = counted
+student.engine.train_step.Stepper.losses = counted
 """,
     )()
     assert code != 0 and load_checkpoint(killed / "checkpoint.pt").state["step"] == 5

@@ -3,8 +3,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from pipeline.errors import InputError
-from student.recipe import PRESETS, Recipe, TrainConfig, preset, recipe_from_dict
+from pipeline.utils.errors import InputError
+from student.config import PRESETS, Recipe, TrainConfig, preset, recipe_from_dict
 
 
 @pytest.fixture(params=PRESETS)

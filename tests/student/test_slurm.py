@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import torch
 
-from student.checkpoints import CHECKPOINT, load_checkpoint
+from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint
 
 pytestmark = pytest.mark.slow
 

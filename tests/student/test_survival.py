@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from student.checkpoints import load_checkpoint
+from student.weights.checkpoint_file import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -36,13 +36,13 @@ def half(whole, words, options):
     file.write(b"PK" * 5000)
     file.flush()
     die()
-import student.saving, student.run_state, student.step, torch
+import student.engine.checkpoint, student.engine.checkpoint, student.engine.train_step, torch
 """
 MOMENTS = {
-    "in the second step": 'at(2, student.step.Stepper, "losses", before)',
+    "in the second step": 'at(2, student.engine.train_step.Stepper, "losses", before)',
     "half-way through writing a checkpoint": 'at(2, torch, "save", half)',
     "between moving the old and the new one": 'at(2, os, "replace", after)',
-    "after saving": 'at(3, student.run_state, "save_newest", after)',
+    "after saving": 'at(3, student.engine.checkpoint, "save_newest", after)',
 }
 
 

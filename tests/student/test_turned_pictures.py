@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.comparison import compare
-from evaluation.evidence import gather_evidence
+from evaluation.analysis.comparison import compare
 from evaluation.predictions import read_predictions
+from evaluation.report.inputs import gather_evidence
 from evaluation.results import read_results
-from evaluation.score_file import ScoreConfig, score_file
-from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
-from student.evaluate import evaluate_checkpoint
-from student.predict_split import SplitConfig, predict_split
-from student.ready import ModelSource
+from evaluation.score_hico import ScoreConfig, score_file
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
+from student.engine.evaluate import evaluate_checkpoint
+from student.inference.model import ModelSource
+from student.inference.predict_dataset import SplitConfig, predict_split
 
 
 @pytest.fixture(scope="module")

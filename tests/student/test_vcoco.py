@@ -10,21 +10,21 @@ import torch
 from evaluation.results import read_results
 from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
 from pipeline.boxes import union_boxes
-from pipeline.check import check_dataset, summary
-from pipeline.datasets import open_dataset
-from pipeline.files import read_json
+from pipeline.datasets.check import check_dataset, summary
+from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.types import Pairs
+from pipeline.utils.files import read_json
 from pipeline.vocabulary import load_vocabulary
-from student.data import TrainingImages, make_sample
-from student.evaluate import evaluate_checkpoint
-from student.inference import to_detections
-from student.material import Wanted
-from student.pair_targets import TargetConfig
-from student.run import RunConfig, run_student
-from teacher_cache.format import ImageAnswers
-from teacher_cache.pairing import annotated_pairs
-from teacher_cache.reader import open_cache
+from student.config import TargetConfig
+from student.data.dataset import TrainingImages, make_sample
+from student.engine.evaluate import evaluate_checkpoint
+from student.engine.run import RunConfig, run_student
+from student.engine.run_inputs import Wanted
+from student.inference.postprocess import to_detections
+from teacher_cache.detectors.pairing import annotated_pairs
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import ImageAnswers
 
 # What COCO calls the world's things, and what V-COCO calls its actions.
 CATEGORIES = {

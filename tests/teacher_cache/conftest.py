@@ -7,19 +7,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.toy.generate import write_world
 from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
-from pipeline.world.write import write_world
-from teacher_cache.answering import AskingConfig
-from teacher_cache.build import build
-from teacher_cache.build_config import BuildConfig
-from teacher_cache.clip_teacher import build_clip, save_clip
-from teacher_cache.format import ImageAnswers
-from teacher_cache.pairing import PairingConfig
-from teacher_cache.prompts import interaction_prompts
-from teacher_cache.world_models.detector import world_detector
-from teacher_cache.world_models.teacher import clip_config
-from teacher_cache.world_models.tokenizer import WordTokenizer
+from teacher_cache.build import BuildConfig, build
+from teacher_cache.detectors.pairing import PairingConfig
+from teacher_cache.detectors.torchvision import world_detector
+from teacher_cache.extraction.extract import AskingConfig
+from teacher_cache.reader.format import ImageAnswers
+from teacher_cache.teachers.clip import build_clip, save_clip
+from teacher_cache.teachers.prompts import interaction_prompts
+from teacher_cache.teachers.word_tokenizer import WordTokenizer
+from teacher_cache.toy.models import clip_config
 
 NUM_IMAGES = 7
 # Thresholds that an untrained detector passes.

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from teacher_cache.cli import main
-from teacher_cache.format import fingerprint_of
+from teacher_cache.reader.fingerprint import fingerprint_of
 
 ANNOTATIONS = "annotations/trainval_hico.json"
 FIRST = "world_train_00000001.jpg"

@@ -11,19 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.check_table import table
-from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
-from pipeline.files import sha256_of_file
-from teacher_cache import shards
+from pipeline.datasets.check import table
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import sha256_of_file
 from teacher_cache.build import build
-from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
-from teacher_cache.format import MANIFEST, SHARDS, TEACHER
-from teacher_cache.pairing import annotated_pairs
-from teacher_cache.reader import open_cache
-from teacher_cache.regions import RegionMode, crop_regions, union_regions
-from teacher_cache.soft_targets import action_probabilities
-from teacher_cache.verify import VerifyConfig, verify
+from teacher_cache.detectors.pairing import annotated_pairs
+from teacher_cache.extraction import task as shards
+from teacher_cache.maintenance.verify import VerifyConfig, verify
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER
+from teacher_cache.reader.soft_targets import action_probabilities
+from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
+from teacher_cache.teachers.regions import RegionMode, crop_regions, union_regions
 
 
 def datasets(folder):

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.datasets import open_dataset
+from pipeline.datasets.dataset import open_dataset
 from teacher_cache.cli import main
-from teacher_cache.pairing import ALL_PAIRS, annotated_boxes, annotated_pairs, pair_up
-from teacher_cache.reader import open_cache
+from teacher_cache.detectors.pairing import ALL_PAIRS, annotated_boxes, annotated_pairs, pair_up
+from teacher_cache.reader.cache import open_cache
 
 LENIENT = (
     *("--person-threshold", "0.06", "--object-threshold", "0.06"),
@@ -142,7 +142,7 @@ def test_proposals_are_read_once_for_all_processes(
         patch.setattr("teacher_cache.build.run_tasks", Mock(side_effect=KeyboardInterrupt))
         code, _, _ = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
     assert code == 130 and len(list((tmp_path / "cache").glob("proposals-*.npy"))) == 1
-    monkeypatch.setattr("teacher_cache.proposal_index.read_proposals", None)
+    monkeypatch.setattr("teacher_cache.detectors.proposals.read_proposals", None)
     code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
     assert code == 0, err
     monkeypatch.undo()

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
-from teacher_cache.choices import choose_detector
-from teacher_cache.detectors import DEFAULT
-from teacher_cache.pairing import PairingConfig
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
+from teacher_cache.build import choose_detector
+from teacher_cache.detectors.pairing import PairingConfig
+from teacher_cache.detectors.torchvision import DEFAULT
 
 OTHER = "ssdlite320_mobilenet_v3_large"
 

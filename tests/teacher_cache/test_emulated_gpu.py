@@ -11,23 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.devices import resolve_device
-from pipeline.errors import InputError
-from teacher_cache import clip_teacher
-from teacher_cache.add_prompts import PromptsConfig, add_prompts
+from pipeline.utils.devices import resolve_device
+from pipeline.utils.errors import InputError
 from teacher_cache.build import build
-from teacher_cache.clip_teacher import ClipConfig, ClipTeacher
 from teacher_cache.cluster.modes import LocalWorkers
-from teacher_cache.detectors import Detector, DetectorConfig
-from teacher_cache.models import Models
-from teacher_cache.reader import open_cache
-from teacher_cache.regions import RegionMode
-from teacher_cache.resampling import cut_regions
-from teacher_cache.rescore import RescoreConfig, rescore
-from teacher_cache.world_models.data import draw_model_pictures
-from teacher_cache.world_models.detector import DetectorTraining
-from teacher_cache.world_models.teacher import TeacherTraining
-from teacher_cache.world_models.train import WorldModels, _detect, _teach
+from teacher_cache.detectors.torchvision import Detector, DetectorConfig
+from teacher_cache.extraction.inputs import Models
+from teacher_cache.maintenance.add_prompts import PromptsConfig, add_prompts
+from teacher_cache.maintenance.rescore import RescoreConfig, rescore
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.teachers import clip as clip_teacher
+from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
+from teacher_cache.teachers.regions import RegionMode, cut_regions
+from teacher_cache.toy.models import DetectorTraining, TeacherTraining, WorldModels
+from teacher_cache.toy.train import _detect, _teach, draw_model_pictures
 
 # What a GPU's answers may differ by.
 TOLERANCE = 2e-3
@@ -63,11 +60,11 @@ def test_the_host_waits_once_for_a_batch_of_results(shared_dataset, build_config
     others = {
         name: count
         for name, count in emulated_gpu.waits.items()
-        if not name.startswith("event") and "teacher_cache/detectors.py" not in name
+        if not name.startswith("event") and "detectors/torchvision.py" not in name
     }
     # Loading the teacher, the prompts' tokens and their embeddings.
     assert {name.split()[0] for name in others} == {"upload", "download"}
-    assert all("teacher_cache/clip_teacher.py" in name for name in others)
+    assert all("teachers/clip.py" in name for name in others)
     assert sum(n for name, n in others.items() if name.startswith("download")) == 1
 
 
@@ -75,7 +72,7 @@ def test_without_a_detector_nothing_else_waits(shared_dataset, build_config, emu
     config = build_config(shared_dataset, device="cuda", candidates="annotated")
     config = replace(config, detector=None, images_per_shard=100)
     build(config)
-    work = [name for name in emulated_gpu.waits if "detectors.py" in name]
+    work = [name for name in emulated_gpu.waits if "detectors/torchvision.py" in name]
     assert work == []
     cache = open_cache(config.out)
     regions = sum(len(cache[image].region_boxes) for image in cache.image_ids)

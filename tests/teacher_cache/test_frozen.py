@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.format import PAIR_DATASETS, SHARDS, TEACHER
-from teacher_cache.integrity import examine
-from teacher_cache.reader import open_cache
-from teacher_cache.rescore import RescoreConfig, rescore
+from teacher_cache.maintenance.rescore import RescoreConfig, rescore
+from teacher_cache.maintenance.verify import examine
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import PAIR_DATASETS, SHARDS, TEACHER
 
 DATA = Path(__file__).parents[1] / "data"
 CACHE = DATA / "cache_v1"

@@ -13,8 +13,8 @@ from torchvision.models import get_model
 
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.cli import main
-from teacher_cache.reader import open_cache
-from teacher_cache.regions import RegionMode, crop_regions
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.teachers.regions import RegionMode, crop_regions
 
 pytestmark = pytest.mark.slow
 

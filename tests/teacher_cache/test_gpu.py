@@ -10,13 +10,10 @@ import torch
 from PIL import Image
 
 from teacher_cache.build import build
-from teacher_cache.reader import open_cache
-from teacher_cache.regions import RegionMode
-from teacher_cache.resampling import cut_regions
-from teacher_cache.world_models.data import draw_model_pictures
-from teacher_cache.world_models.detector import DetectorTraining
-from teacher_cache.world_models.teacher import TeacherTraining
-from teacher_cache.world_models.train import WorldModels, _detect, _teach
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.teachers.regions import RegionMode, cut_regions
+from teacher_cache.toy.models import DetectorTraining, TeacherTraining, WorldModels
+from teacher_cache.toy.train import _detect, _teach, draw_model_pictures
 
 pytestmark = pytest.mark.gpu
 

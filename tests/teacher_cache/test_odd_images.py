@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.world.write import write_world
+from pipeline.toy.generate import write_world
 from teacher_cache.cli import main
-from teacher_cache.reader import open_cache
+from teacher_cache.reader.cache import open_cache
 
 
 def saved(mode, kind, **options):

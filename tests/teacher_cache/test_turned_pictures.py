@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.datasets import open_dataset
-from pipeline.errors import InputError
+from pipeline.datasets.dataset import open_dataset
 from pipeline.images import read_image
+from pipeline.utils.errors import InputError
+from teacher_cache.analysis.evaluate import ScoreConfig, score_teacher
+from teacher_cache.analysis.show import ShowConfig, show
 from teacher_cache.build import build
-from teacher_cache.reader import open_cache
-from teacher_cache.score import ScoreConfig, score_teacher
-from teacher_cache.show import ShowConfig, show
+from teacher_cache.reader.cache import open_cache
 
 ANNOTATIONS = "annotations/trainval_hico.json"
 

@@ -5,16 +5,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.datasets import open_dataset
+from pipeline.datasets.dataset import open_dataset
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.build import build
-from teacher_cache.clip_teacher import build_clip, save_clip
-from teacher_cache.pairing import annotated_pairs
-from teacher_cache.prompts import interaction_prompts
-from teacher_cache.reader import open_cache
-from teacher_cache.world_models.detector import world_detector
-from teacher_cache.world_models.teacher import clip_config
-from teacher_cache.world_models.tokenizer import WordTokenizer
+from teacher_cache.detectors.pairing import annotated_pairs
+from teacher_cache.detectors.torchvision import world_detector
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.teachers.clip import build_clip, save_clip
+from teacher_cache.teachers.prompts import interaction_prompts
+from teacher_cache.teachers.word_tokenizer import WordTokenizer
+from teacher_cache.toy.models import clip_config
 
 PERSON, BALL, RACKET = 1, 37, 43
 DESCRIPTION = """

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from pipeline.annotations import load_annotations
-from pipeline.errors import InputError
+from pipeline.annotations.load import load_annotations
+from pipeline.utils.errors import InputError
 
 NOTHING = np.zeros((0, 0))
 ACTIONS = [("ride", "bicycle"), ("hold", "bicycle"), ("sit_on", "bench")]

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 
-from pipeline.annotations import load_annotations
-from pipeline.errors import InputError
+from pipeline.annotations.load import load_annotations
+from pipeline.utils.errors import InputError
 
 FILE = {
     "images": [

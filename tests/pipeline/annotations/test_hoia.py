@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.annotations import load_annotations
-from pipeline.errors import InputError
+from pipeline.annotations.load import load_annotations
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 
 # ride bicycle: verb 71 and object 1 of HICO-DET, COCO id 2.

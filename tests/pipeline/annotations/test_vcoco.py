@@ -3,11 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.annotations import load_annotations
-from pipeline.annotations.reading import Reading
-from pipeline.annotations.vcoco import annotations_of, read_vcoco
-from pipeline.annotations.vcoco_files import vcoco_files
-from pipeline.errors import InputError
+from pipeline.annotations.base import Reading
+from pipeline.annotations.load import load_annotations
+from pipeline.annotations.vcoco import annotations_of, read_vcoco, vcoco_files
+from pipeline.utils.errors import InputError
 
 PERSON, BALL, RACKET = 1, 37, 43
 IMAGES = [

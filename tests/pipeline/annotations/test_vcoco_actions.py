@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from pipeline.annotations.vcoco_actions import VcocoAction, read_actions
-from pipeline.errors import InputError
+from pipeline.annotations.vcoco import VcocoAction, read_actions
+from pipeline.utils.errors import InputError
 
 HOLD = {
     "action_name": "hold",

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.annotations.vcoco_files import read_ids, vcoco_files
-from pipeline.errors import InputError
+from pipeline.annotations.vcoco import read_ids, vcoco_files
+from pipeline.utils.errors import InputError
 
 
 def touch(root, *names):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pipeline.world import ground, horizon, interior
-from pipeline.world.dice import Dice
-from pipeline.world.sketch import SIZE
-from pipeline.world.stage import Stage
+from pipeline.toy import scenery as ground
+from pipeline.toy import scenery as horizon
+from pipeline.toy import scenery as interior
+from pipeline.toy.canvas import SIZE, Stage
+from pipeline.toy.rng import Dice
 
 FEATURES = [
     *(getattr(horizon, name) for name in ("sun", "stars", "clouds", "hills", "mountains", "trees")),

@@ -4,9 +4,9 @@ import multiprocessing
 
 import pytest
 
-from teacher_cache.build import build
-from teacher_cache.build_config import BuildConfig
-from teacher_cache.format import SHARDS, TEACHER, read_manifest
+from teacher_cache.build import BuildConfig, build
+from teacher_cache.reader.format import SHARDS, TEACHER
+from teacher_cache.reader.manifest import read_manifest
 
 
 @pytest.fixture(scope="session")

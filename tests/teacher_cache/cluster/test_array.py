@@ -8,12 +8,12 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
 from teacher_cache.build import build
-from teacher_cache.cluster.share import Share
-from teacher_cache.finish import finish
-from teacher_cache.format import MANIFEST, SHARDS
-from teacher_cache.plan import read_plan
+from teacher_cache.cluster.modes import Share
+from teacher_cache.reader.format import MANIFEST, SHARDS
+from teacher_cache.writer.manifest import finish
+from teacher_cache.writer.plan import read_plan
 
 PATIENCE = 120
 # A job that stops itself when its first shard is there: stopped from outside, it might have ended.

@@ -3,11 +3,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.cli import run_command
+from pipeline.utils.cli import run_command
 from teacher_cache import build as builder
 from teacher_cache.cli import cache
-from teacher_cache.cluster.modes import InProcess, LocalWorkers, RunningCluster, SlurmJobs
-from teacher_cache.cluster.share import Share
+from teacher_cache.cluster.modes import InProcess, LocalWorkers, RunningCluster, Share, SlurmJobs
 
 
 @dataclass(frozen=True)

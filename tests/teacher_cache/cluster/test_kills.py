@@ -10,10 +10,10 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
 from teacher_cache.build import build
 from teacher_cache.cluster.modes import LocalWorkers
-from teacher_cache.format import LOCK, SHARDS
+from teacher_cache.reader.format import LOCK, SHARDS
 
 pytestmark = pytest.mark.slow
 

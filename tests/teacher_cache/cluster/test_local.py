@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from teacher_cache.cluster.local import pinned
+from teacher_cache.cluster.dask_workers import pinned
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.utils.errors import InputError
 from teacher_cache.cluster import modes
 from teacher_cache.cluster.modes import (
     InProcess,

@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
-from pipeline.progress import Progress
+from pipeline.utils.errors import InputError
+from pipeline.utils.progress import Progress
 from teacher_cache.build import build
 from teacher_cache.cluster.modes import InProcess, LocalWorkers
 from teacher_cache.cluster.run import run_tasks
-from teacher_cache.format import MANIFEST
-from teacher_cache.reader import open_cache
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import MANIFEST
 
 
 @pytest.mark.parametrize("mode", [InProcess(), LocalWorkers(2)])

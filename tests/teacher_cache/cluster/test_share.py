@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.errors import InputError
-from teacher_cache.cluster.share import Share
+from pipeline.utils.errors import InputError
+from teacher_cache.cluster.modes import Share
 
 
 @pytest.mark.parametrize("num_items", [0, 1, 2, 7])

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.world.write import write_world
-from teacher_cache.build import build
-from teacher_cache.build_config import BuildConfig
-from teacher_cache.format import MANIFEST, SHARDS
+from pipeline.toy.generate import write_world
+from teacher_cache.build import BuildConfig, build
+from teacher_cache.reader.format import MANIFEST, SHARDS
 
 pytestmark = pytest.mark.slow
 

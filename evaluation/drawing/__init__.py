@@ -1,0 +1,1 @@
+"""Annotated images: boxes, labels, legend."""

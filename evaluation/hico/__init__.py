@@ -1,0 +1,1 @@
+"""The HICO-DET protocol: matching, average precision, pairwise NMS."""

@@ -1,0 +1,105 @@
+"""Colours of the report, for light and dark, and the shapes that say the same without colour.
+
+Colours that stand for things in one picture stay apart for people with any kind of colour
+blindness, and stand out from the card they lie on. No two names have one colour in light:
+charts are drawn in light colours, and by these the page finds the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evaluation.analysis.error_kinds import ERROR_KINDS
+
+Colours = Mapping[str, str]
+
+LIGHT: dict[str, str] = {
+    "ground": "#f6f5f1",
+    "card": "#ffffff",
+    "ink": "#1c2128",
+    "muted": "#5c6470",
+    "grid": "#dcdad3",
+    "accent": "#0072b2",
+    "star_ground": "#f0e442",
+    "star_ink": "#1c1c00",
+    "truth": "#1d2128",
+    "distilled": "#0067a8",
+    "control": "#d55e00",
+    "all_labels": "#35414f",
+    "teacher": "#1fa36c",
+    "predictions": "#a5739a",
+    "seen": "#7389a3",
+    "unseen": "#b86b00",
+    "wrong_verb": "#1b3a8c",
+    "wrong_object": "#b87e00",
+    "poor_box": "#4377f2",
+    "duplicate": "#079a6c",
+    "wrong_pair": "#a07fce",
+    "background": "#62596a",
+}
+DARK: dict[str, str] = {
+    "ground": "#12151a",
+    "card": "#1b2027",
+    "ink": "#e9ecf1",
+    "muted": "#9ba5b3",
+    "grid": "#333b46",
+    "accent": "#56b4e9",
+    "star_ground": "#f0e442",
+    "star_ink": "#1c1c00",
+    "truth": "#e9ecf1",
+    "distilled": "#3fa0e0",
+    "control": "#f08a3c",
+    "all_labels": "#eef1f5",
+    "teacher": "#14d496",
+    "predictions": "#c6a6c6",
+    "seen": "#7f97b2",
+    "unseen": "#f0b429",
+    "wrong_verb": "#4a6df0",
+    "wrong_object": "#e8c23a",
+    "poor_box": "#8fc8ff",
+    "duplicate": "#2aa457",
+    "wrong_pair": "#c66f9f",
+    "background": "#dfe6d0",
+}
+# Of Okabe and Ito, for charts of their own: no two are mistaken for each other.
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
+ROLES = ("distilled", "control", "all_labels", "teacher", "predictions")
+# Colours that have to be told apart, by picture.
+TOGETHER = (ROLES, ("seen", "unseen"), ERROR_KINDS)
+HATCHES = {
+    "control": "////",
+    "teacher": "....",
+    "predictions": "xxxx",
+    "unseen": "////",
+    "wrong_object": "////",
+    "poor_box": "....",
+    "duplicate": "\\\\\\\\",
+    "wrong_pair": "xxxx",
+    "background": "----",
+}
+LINES = {
+    "distilled": "-",
+    "control": "--",
+    "all_labels": ":",
+    "teacher": "-.",
+    "predictions": (0, (3, 1, 1, 1, 1, 1)),
+}
+MARKERS = {
+    "distilled": "o",
+    "control": "s",
+    "all_labels": "^",
+    "teacher": "D",
+    "predictions": "v",
+    "seen": "o",
+    "unseen": "*",
+}
+
+
+def variable(name: str) -> str:
+    """The style sheet's name of a colour."""
+    return "--" + name.replace("_", "-")
+
+
+def declarations(colours: Colours) -> str:
+    """The colours as a style sheet's variables."""
+    return " ".join(f"{variable(name)}: {colour};" for name, colour in colours.items())

@@ -1,0 +1,82 @@
+"""Scoring options that `eoid-eval` and `eoid-train` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from evaluation.hico.nms import NmsConfig
+    from evaluation.score_hico import Scoring
+
+details_option = click.option(
+    "--show",
+    "details",
+    type=click.Choice(["splits", "verbs", "objects", "interactions"]),
+    multiple=True,
+    help="A table of these too; may be given several times.",
+)
+
+
+def nms_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `nms_from` takes."""
+    for option in (
+        click.option(
+            "--nms-object-power",
+            type=click.FloatRange(min=0),
+            help="Exponent of the objects' IoU; default 0.5.",
+        ),
+        click.option(
+            "--nms-human-power",
+            type=click.FloatRange(min=0),
+            help="Exponent of the people's IoU; default 1.",
+        ),
+        click.option(
+            "--nms-threshold",
+            type=click.FloatRange(0, 1),
+            help="A pair covered by more than this goes; default 0.7.",
+        ),
+        click.option("--nms", is_flag=True, help="Pairwise non-maximum suppression first."),
+    ):
+        command = option(command)
+    return command
+
+
+def nms_from(nms: bool, **options: float | None) -> NmsConfig | None:
+    """The options of `nms_options` as a config; None without --nms.
+
+    Raises:
+        click.UsageError: NMS settings without NMS.
+    """
+    from evaluation.hico.nms import NmsConfig
+
+    given = {
+        name.removeprefix("nms_"): value for name, value in options.items() if value is not None
+    }
+    if given and not nms:
+        raise click.UsageError("--nms-threshold and the --nms-*-power options need --nms.")
+    return NmsConfig(**given) if nms else None
+
+
+def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `scoring_from` takes."""
+    return click.option(
+        "--setting",
+        type=click.Choice(["default", "known-object", "both"]),
+        default="both",
+        show_default=True,
+        help="All images for every class, or those alone that hold its object.",
+    )(nms_options(command))
+
+
+def scoring_from(setting: str, **options: Any) -> Scoring:
+    """The options of `scoring_options` as a config.
+
+    Raises:
+        click.UsageError: NMS settings without NMS.
+    """
+    from evaluation.score_hico import SETTINGS, Scoring
+
+    return Scoring(SETTINGS[setting], nms_from(**options))

@@ -1,0 +1,1 @@
+"""Dataset folders: `dataset.toml`, the published layouts, and what is wrong with a folder."""

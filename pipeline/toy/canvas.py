@@ -1,0 +1,291 @@
+"""Drawings made of a few kinds of shapes, which can be moved, measured and painted.
+
+Points are complex numbers: real part to the right, imaginary part downwards.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+
+from pipeline.toy.rng import Dice
+
+Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+SIZE = 128
+OUTLINE = 0.55
+
+
+class Shape(NamedTuple):
+    """The area within some distance of a polygon, a path or a point.
+
+    Attributes:
+        points: one point (a disc), two (a limb) or more (a filled polygon).
+        radii: distance around the first and the last point; equal ones but for limbs.
+        colour: fill.
+        hollow: a disc that is only a ring of this width, 0 where filled.
+        plain: without outline.
+    """
+
+    points: tuple[complex, ...]
+    radii: tuple[float, float]
+    colour: Colour
+    hollow: float = 0.0
+    plain: bool = False
+
+
+class Sketch:
+    """Layers of shapes; every layer has one dark outline around all its shapes together."""
+
+    def __init__(self) -> None:
+        self.layers: list[list[Shape]] = [[]]
+        self._plain = False
+
+    def layer(self) -> Sketch:
+        """Starts a new layer above the others."""
+        self.layers.append([])
+        self._plain = False
+        return self
+
+    def details(self) -> Sketch:
+        """Starts a new layer above the others, without outline."""
+        self.layer()
+        self._plain = True
+        return self
+
+    def disc(self, centre: complex, radius: float, colour: Colour) -> Sketch:
+        return self._add((centre,), (radius, radius), colour)
+
+    def ring(self, centre: complex, radius: float, width: float, colour: Colour) -> Sketch:
+        """A ring whose outer edge has this radius."""
+        return self._add((centre,), (radius, radius), colour, width)
+
+    def limb(
+        self, start: complex, end: complex, radius: float, colour: Colour, taper: float = 1.0
+    ) -> Sketch:
+        """A line with round ends; its end's radius is `taper` times the start's."""
+        return self._add((start, end), (radius, radius * taper), colour)
+
+    def path(self, points: Sequence[complex], radius: float, colour: Colour) -> Sketch:
+        """Limbs from point to point."""
+        for start, end in pairwise(points):
+            self.limb(start, end, radius, colour)
+        return self
+
+    def polygon(self, points: Iterable[complex], colour: Colour, radius: float = 0.0) -> Sketch:
+        """A filled polygon; a radius rounds and widens it."""
+        return self._add(tuple(points), (radius, radius), colour)
+
+    def ellipse(self, centre: complex, across: float, down: float, colour: Colour) -> Sketch:
+        """An upright ellipse with these half axes."""
+        return self.polygon(arc(centre, across, down, 0, 360), colour)
+
+    def add(self, other: Sketch) -> Sketch:
+        """Puts another sketch's layers on top."""
+        self.layers += other.layers
+        return self
+
+    def moved(
+        self, origin: complex = 0, scale: float = 1.0, turn: float = 0.0, mirrored: bool = False
+    ) -> Sketch:
+        """A copy, first mirrored left to right, then turned (degrees, clockwise), scaled, shifted.
+
+        Args:
+            origin: where the sketch's own origin comes to lie.
+        """
+        factor = scale * (cmath.exp(1j * math.radians(turn)) if turn else 1.0)
+
+        def image(points: tuple[complex, ...]) -> tuple[complex, ...]:
+            if mirrored:
+                return tuple([origin - factor * point.conjugate() for point in points])
+            return tuple([origin + factor * point for point in points])
+
+        copy = Sketch()
+        copy.layers = [
+            [
+                Shape(image(points), (first * scale, last * scale), colour, hollow * scale, plain)
+                for points, (first, last), colour, hollow, plain in layer
+            ]
+            for layer in self.layers
+        ]
+        return copy
+
+    def bounds(self, margin: float = 0.0) -> Box:
+        """Tight box around all shapes, widened by a margin; outlines are not counted."""
+        left = top = math.inf
+        right = bottom = -math.inf
+        for layer in self.layers:
+            for shape in layer:
+                for index, point in enumerate(shape.points):
+                    radius = shape.radii[index > 0]
+                    across, down = point.real, point.imag
+                    if across - radius < left:
+                        left = across - radius
+                    if across + radius > right:
+                        right = across + radius
+                    if down - radius < top:
+                        top = down - radius
+                    if down + radius > bottom:
+                        bottom = down + radius
+        return left - margin, top - margin, right + margin, bottom + margin
+
+    def paint(
+        self,
+        canvas: ImageDraw.ImageDraw,
+        scale: float,
+        origin: complex = 0,
+        outline: float = OUTLINE,
+    ) -> None:
+        """Draws the sketch, which is in picture pixels, on an enlarged canvas.
+
+        Args:
+            canvas: where to draw.
+            scale: how much larger than the picture it is.
+            origin: the sketch's origin in the picture.
+            outline: width of the dark outline around every layer, in picture pixels.
+        """
+        for layer in self.layers:
+            if outline and layer and not layer[0].plain:
+                for shape in layer:
+                    _paint(canvas, shape, scale, origin, outline, _dark(shape.colour))
+            for shape in layer:
+                _paint(canvas, shape, scale, origin, 0.0, shape.colour)
+
+    def _add(
+        self,
+        points: tuple[complex, ...],
+        radii: tuple[float, float],
+        colour: Colour,
+        hollow: float = 0.0,
+    ) -> Sketch:
+        self.layers[-1].append(Shape(points, radii, colour, hollow, self._plain))
+        return self
+
+
+def arc(
+    centre: complex, across: float, down: float, start: float, end: float, steps: int = 16
+) -> list[complex]:
+    """Points of an ellipse's arc from `start` to `end` degrees, clockwise from the right."""
+    angles = (math.radians(start + (end - start) * step / steps) for step in range(steps + 1))
+    return [centre + complex(across * math.cos(angle), down * math.sin(angle)) for angle in angles]
+
+
+def bounds_of(boxes: Iterable[Box]) -> Box:
+    """The smallest box around all boxes."""
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+def _dark(colour: Colour) -> Colour:
+    red, green, blue = colour
+    return int(red * 0.45), int(green * 0.42), int(blue * 0.48)
+
+
+def _paint(
+    canvas: ImageDraw.ImageDraw,
+    shape: Shape,
+    scale: float,
+    origin: complex,
+    grow: float,
+    colour: Colour,
+) -> None:
+    points = [(point + origin) * scale for point in shape.points]
+    first, last = (radius * scale + grow * scale for radius in shape.radii)
+    if shape.hollow:
+        width = round((shape.hollow + 2 * grow) * scale)
+        canvas.ellipse(_square(points[0], first), outline=colour, width=width)
+    elif len(points) == 1:
+        canvas.ellipse(_square(points[0], first), colour)
+    elif len(points) == 2:
+        _limb(canvas, points[0], points[1], first, last, colour)
+    else:
+        canvas.polygon([(point.real, point.imag) for point in points], colour)
+        if first > 0:
+            for start, end in pairwise([*points, points[0]]):
+                _limb(canvas, start, end, first, first, colour)
+
+
+def _square(centre: complex, radius: float) -> Box:
+    x, y = centre.real, centre.imag
+    return x - radius, y - radius, x + radius, y + radius
+
+
+def _limb(
+    canvas: ImageDraw.ImageDraw,
+    start: complex,
+    end: complex,
+    first: float,
+    last: float,
+    colour: Colour,
+) -> None:
+    way = end - start
+    if way:
+        beside = way * 1j / abs(way)
+        corners = (start + beside * first, end + beside * last, end - beside * last,
+                   start - beside * first)  # fmt: skip
+        canvas.polygon([(corner.real, corner.imag) for corner in corners], colour)
+    if first > 1.2:
+        canvas.ellipse(_square(start, first), colour)
+    if last > 1.2:
+        canvas.ellipse(_square(end, last), colour)
+
+
+WHITE: Colour = (255, 255, 255)
+SHADOW: Colour = (24, 18, 52)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A place being painted.
+
+    Attributes:
+        canvas: the enlarged picture.
+        solid, translucent: draw on it.
+        horizon: row where the ground begins, in pixels of the final picture.
+        dice: the picture's randomness.
+        scale: how much the picture is enlarged.
+        sky: colour of sky or wall at the horizon.
+        ground: colour of the ground at the horizon.
+        front: colour of the ground in front.
+    """
+
+    canvas: Image.Image
+    solid: ImageDraw.ImageDraw
+    translucent: ImageDraw.ImageDraw
+    horizon: int
+    dice: Dice
+    scale: int
+    sky: Colour
+    ground: Colour
+    front: Colour
+
+    def paint(self, sketch: Sketch) -> None:
+        """Draws a sketch in picture pixels, without outlines."""
+        sketch.paint(self.solid, self.scale, outline=0.0)
+
+    def veil(self, box: tuple[float, float, float, float], colour: Colour, alpha: int) -> None:
+        """Draws a translucent ellipse."""
+        self.translucent.ellipse([number * self.scale for number in box], fill=(*colour, alpha))
+
+    def shadow(self, middle: complex, across: float, down: float) -> None:
+        """Darkens the ground softly around a point."""
+        for grow, alpha in ((1.15, 26), (0.85, 34)):
+            half = complex(across, down) * grow
+            low, high = middle - half, middle + half
+            self.veil((low.real, low.imag, high.real, high.imag), SHADOW, alpha)
+
+    def on_ground(self) -> complex:
+        """A random point of the ground, rather in front."""
+        depth = math.sqrt(self.dice.uniform())
+        row = self.horizon + 4 + (SIZE - 6 - self.horizon) * depth
+        return complex(self.dice.between(0, SIZE), row)
+
+    def nearness(self, point: complex) -> float:
+        """0 at the horizon, 1 at the picture's lower edge."""
+        return (point.imag - self.horizon) / (SIZE - self.horizon)

@@ -1,0 +1,258 @@
+"""Posed people: a skeleton of joint angles, reaching arms, and the clothes around it.
+
+Lengths are in body heights, the person looks to the right, the hip is the origin. Angles are in
+degrees from straight down, forward positive: 90 points ahead, 180 up, -90 back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pipeline.toy.canvas import Colour, Sketch, arc
+from pipeline.toy.palette import HAIRS, SKINS, Palette, mix
+from pipeline.toy.rng import Dice
+
+THIGH, SHIN, TORSO, UPPER_ARM, FOREARM = 0.215, 0.215, 0.27, 0.165, 0.175
+NECK, HEAD = 0.125, 0.112
+SOLE = 0.03
+INK: Colour = (40, 32, 38)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Angles of a body.
+
+    Attributes:
+        lean: of the torso from upright, forward positive.
+        near_arm, far_arm: of upper arm and forearm; the near arm is in front of the body.
+        near_leg, far_leg: of thigh and shin.
+    """
+
+    lean: float
+    near_arm: tuple[float, float]
+    far_arm: tuple[float, float]
+    near_leg: tuple[float, float]
+    far_leg: tuple[float, float]
+
+
+POSES = {
+    "ride": Pose(10, (42, 78), (52, 84), (52, -12), (62, -2)),
+    "surf": Pose(10, (80, 72), (-78, -84), (42, 2), (-34, -8)),
+    "sit_on": Pose(-6, (18, 62), (26, 70), (86, 4), (82, -6)),
+    "carry": Pose(0, (150, 172), (-150, -172), (13, -3), (-13, -16)),
+    "hold": Pose(0, (14, 88), (-8, 2), (7, 2), (-7, -7)),
+    "kick": Pose(-16, (-62, -48), (70, 88), (74, 66), (-8, -16)),
+    "push": Pose(42, (82, 88), (88, 92), (22, -22), (-34, -46)),
+    "pull": Pose(-34, (78, 84), (84, 88), (62, 18), (42, 2)),
+    "jump": Pose(6, (132, 150), (-128, -146), (84, 70), (-70, -96)),
+    "throw": Pose(16, (128, 136), (-70, -50), (34, 8), (-30, -42)),
+    "point": Pose(-2, (90, 90), (-6, 4), (6, 2), (-6, -6)),
+    "no_interaction": Pose(0, (7, 12), (-9, -3), (9, 2), (-9, -13)),
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a person wears and looks like."""
+
+    skin: Colour
+    hair: Colour
+    top: Colour
+    bottom: Colour
+    shoes: Colour
+    haircut: int
+    sleeves: bool
+    trousers: bool
+    skirt: bool
+    striped: bool
+
+    @property
+    def cheek(self) -> Colour:
+        """The skin, rosier."""
+        return mix(self.skin, (236, 90, 90), 0.35)
+
+    @property
+    def lips(self) -> Colour:
+        """The skin, darker and rosier."""
+        return mix(self.skin, (130, 30, 40), 0.6)
+
+
+@dataclass(frozen=True)
+class Joints:
+    """Where the joints of a posed body are."""
+
+    hip: complex
+    shoulder: complex
+    head: complex
+    near_arm: tuple[complex, complex]
+    far_arm: tuple[complex, complex]
+    near_leg: tuple[complex, complex]
+    far_leg: tuple[complex, complex]
+
+    @property
+    def top(self) -> float:
+        """Height of the crown."""
+        return self.head.imag - HEAD
+
+    @property
+    def lowest(self) -> float:
+        """Height of the lower sole."""
+        return max(self.near_leg[1].imag, self.far_leg[1].imag) + SOLE
+
+
+def along(angle: float) -> complex:
+    """The direction of an angle: 0 down, 90 ahead."""
+    return complex(math.sin(math.radians(angle)), math.cos(math.radians(angle)))
+
+
+def loosened(pose: Pose, dice: Dice, degrees: float = 5.0) -> Pose:
+    """The pose with every angle changed a little."""
+
+    def pair(angles: tuple[float, float]) -> tuple[float, float]:
+        return (
+            angles[0] + dice.between(-degrees, degrees),
+            angles[1] + dice.between(-degrees, degrees),
+        )
+
+    return replace(
+        pose,
+        lean=pose.lean + dice.between(-degrees, degrees),
+        near_arm=pair(pose.near_arm),
+        far_arm=pair(pose.far_arm),
+        near_leg=pair(pose.near_leg),
+        far_leg=pair(pose.far_leg),
+    )
+
+
+def joints_of(pose: Pose, hip: complex = 0) -> Joints:
+    """The joints of a body with its hip at a point."""
+    upright = along(180 - pose.lean)
+    shoulder = hip + TORSO * upright
+
+    def chain(
+        start: complex, angles: tuple[float, float], lengths: tuple[float, float]
+    ) -> tuple[complex, complex]:
+        middle = start + lengths[0] * along(angles[0])
+        return middle, middle + lengths[1] * along(angles[1])
+
+    arm, leg = (UPPER_ARM, FOREARM), (THIGH, SHIN)
+    return Joints(
+        hip,
+        shoulder,
+        shoulder + NECK * along(180 - 0.6 * pose.lean) + 0.015,
+        chain(shoulder, pose.near_arm, arm),
+        chain(shoulder, pose.far_arm, arm),
+        chain(hip, pose.near_leg, leg),
+        chain(hip, pose.far_leg, leg),
+    )
+
+
+def reach(shoulder: complex, target: complex, bends: int = 1) -> tuple[complex, complex]:
+    """Elbow and hand of an arm that reaches for a point, stretched where it is too far.
+
+    Args:
+        shoulder, target: where the arm begins and the hand should be.
+        bends: the side of the elbow, 1 clockwise from the arm's direction, -1 the other one.
+    """
+    away = target - shoulder
+    distance = min(max(abs(away), 0.06), 0.985 * (UPPER_ARM + FOREARM))
+    direction = away / abs(away) if abs(away) > 0 else 1 + 0j
+    along_arm = (distance**2 + UPPER_ARM**2 - FOREARM**2) / (2 * distance)
+    beside = math.sqrt(max(UPPER_ARM**2 - along_arm**2, 0.0))
+    elbow = shoulder + direction * complex(along_arm, bends * beside)
+    return elbow, shoulder + direction * distance
+
+
+def reaching(
+    joints: Joints, near: complex | None = None, far: complex | None = None, bends: int = 1
+) -> Joints:
+    """The joints with hands moved to points; see `reach`."""
+    if near is not None:
+        joints = replace(joints, near_arm=reach(joints.shoulder, near, bends))
+    if far is not None:
+        joints = replace(joints, far_arm=reach(joints.shoulder, far, bends))
+    return joints
+
+
+def random_look(palette: Palette, dice: Dice) -> Look:
+    """Clothes, skin and hair of a person."""
+    top, bottom, shoes = palette.accents(dice, 3)
+    return Look(
+        skin=palette.natural(dice, SKINS),
+        hair=palette.natural(dice, HAIRS),
+        top=top,
+        bottom=bottom,
+        shoes=shoes,
+        haircut=dice.below(5),
+        sleeves=dice.chance(0.5),
+        trousers=dice.chance(0.65),
+        skirt=dice.chance(0.25),
+        striped=dice.chance(0.4),
+    )
+
+
+def draw_arm(joints: Joints, look: Look, near: bool) -> Sketch:
+    """The near or the far arm."""
+    elbow, hand = joints.near_arm if near else joints.far_arm
+    sleeve, skin = look.top, look.skin
+    if not near:
+        sleeve, skin = _shaded(sleeve), _shaded(skin)
+    arm = Sketch().limb(elbow, hand, 0.037, sleeve if look.sleeves else skin, 0.85)
+    arm.disc(hand, 0.043, skin)
+    return arm.limb(joints.shoulder, elbow, 0.047, sleeve, 0.85)
+
+
+def draw_leg(joints: Joints, look: Look, near: bool) -> Sketch:
+    """The near or the far leg, with its shoe."""
+    knee, ankle = joints.near_leg if near else joints.far_leg
+    cloth, skin, shoe = look.bottom, look.skin, look.shoes
+    if not near:
+        cloth, skin, shoe = _shaded(cloth), _shaded(skin), _shaded(shoe)
+    shin = ankle - knee
+    toe = shin / abs(shin) * -1j
+    leg = Sketch().limb(knee, ankle, 0.046, cloth if look.trousers else skin, 0.8)
+    leg.limb(joints.hip, knee, 0.066, cloth, 0.74).disc(joints.hip, 0.074, cloth)
+    return leg.limb(ankle - 0.01 * toe, ankle + 0.065 * toe, 0.036, shoe, 0.85)
+
+
+def draw_body(joints: Joints, look: Look) -> Sketch:
+    """Torso, head, hair and face."""
+    body = Sketch()
+    body.limb(joints.shoulder, joints.head, 0.04, look.skin)
+    waist = joints.hip + 0.13 * (joints.shoulder - joints.hip)
+    if look.skirt:
+        body.layer()
+        for knee, _ in (joints.near_leg, joints.far_leg):
+            hem = joints.hip + 0.62 * (knee - joints.hip)
+            body.limb(joints.hip, hem, 0.072, look.bottom, 1.2)
+    body.layer().limb(joints.shoulder, waist, 0.085, look.top, 0.9)
+    if look.striped:
+        middle, across = (joints.shoulder + waist) / 2, (joints.shoulder - waist) * 0.3j
+        body.details().limb(middle - across, middle + across, 0.022, look.shoes)
+    return body.add(_draw_head(joints, look))
+
+
+def _draw_head(joints: Joints, look: Look) -> Sketch:
+    """Head, hair and face, upright around 0, then tilted onto the neck."""
+    head = Sketch()
+    if look.haircut == 1:
+        head.limb(-0.05 - 0.04j, -0.075 + 0.13j, 0.07, look.hair, 0.8)
+    elif look.haircut == 2:
+        head.limb(-0.1 - 0.05j, -0.165 + 0.07j, 0.042, look.hair, 0.6)
+    elif look.haircut == 3:
+        head.disc(-0.07 - 0.115j, 0.055, look.hair)
+    head.layer().disc(0, HEAD, look.skin)
+    head.polygon([*arc(0, HEAD, HEAD, 100, 318, 12), 0.03 - 0.055j, -0.035 - 0.02j], look.hair)
+    if look.haircut == 4:
+        head.layer().polygon(arc(-0.012j, HEAD + 0.012, HEAD + 0.012, 180, 360, 10), look.shoes)
+        head.limb(0.05 - 0.014j, 0.15 - 0.014j, 0.016, look.shoes)
+    head.details().disc(0.058 - 0.002j, 0.021, INK).disc(0.03 + 0.045j, 0.024, look.cheek)
+    head.limb(0.052 + 0.06j, 0.082 + 0.052j, 0.009, look.lips)
+    neck = joints.head - joints.shoulder
+    return head.moved(joints.head, turn=math.degrees(math.atan2(neck.real, -neck.imag)))
+
+
+def _shaded(colour: Colour) -> Colour:
+    red, green, blue = colour
+    return int(red * 0.82), int(green * 0.8), int(blue * 0.84)

@@ -1,0 +1,1 @@
+"""Helpers without knowledge of the task: errors, files, progress, devices, weights, signals."""

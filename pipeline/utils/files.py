@@ -1,0 +1,309 @@
+"""Atomic writes, JSON, TOML, SHA-256 and the files that commands copy out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pipeline.utils.errors import InputError, bad_field
+
+SPACES = re.compile(r"[ \t\n\r]*")
+# How files begin that take another file's place, and what to do about them.
+OTHER_FILES = (
+    (rb"\s*<", "a web page or other XML; download the file itself"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a compressed file; unpack it first"),
+)
+# Those that take the place of text.
+BINARY_FILES = (
+    (rb"\xff\xfe|\xfe\xff|(?:[^\x00]\x00){4}|(?:\x00[^\x00]){4}", "UTF-16; save it as UTF-8"),
+    (rb"PK", "a zip archive or NPZ file"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"\x89HDF", "an HDF5 file"),
+    (rb"\x80[\x02-\x05]", "a pickle"),
+)
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Gives errors of the operating system that name no file the name of the one that is written.
+
+    A full disk shows when bytes are written, where Python no longer knows the name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def replacing(path: Path | str, once: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place.
+
+    Missing folders above `path` are made. When the body raises, the temporary file goes and
+    `path` stays as it was.
+
+    Args:
+        path: the file.
+        once: a file that is there already stays; of several writers the first one wins.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes of several machines may write in one folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            if once:
+                _link(temporary, path)
+            else:
+                os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Gives a file its name unless the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        # Some file systems have no hard links.
+        if not path.exists():
+            os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path | str, overwrite: bool) -> None:
+    """Guards a result that a command is about to write.
+
+    Raises:
+        InputError: the file is there and `overwrite` is not given.
+    """
+    if not overwrite and Path(path).exists():
+        raise InputError(f"{path}: exists; give --overwrite or another name")
+
+
+def write_text(path: Path | str, text: str, once: bool = False) -> None:
+    """Writes `text` as UTF-8, whole or not at all; `once` as in `replacing`."""
+    with replacing(path, once) as temporary:
+        temporary.write_bytes(utf8(text))
+
+
+def utf8(text: str) -> bytes:
+    """Text in UTF-8. Bytes of file names that are none become escapes, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_json(path: Path | str, value: Any, once: bool = False) -> None:
+    """Writes `value` as indented JSON, whole or not at all; `once` as in `replacing`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", once)
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: the file is missing, is not readable as UTF-8 text or is not JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _no_json(path, text, error) from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON, found {error}") from None
+
+
+def iterate_json(path: Path | str) -> Iterator[Any]:
+    """The entries of a JSON file that holds a list, one after the other.
+
+    Only one entry is in memory at a time, beside the file's text: a large file's values take
+    several times its size.
+
+    Raises:
+        InputError: the file is missing, is not readable as UTF-8 text, is not JSON, or holds
+            something else than a list.
+    """
+    text = read_text(path)
+    decoder = json.JSONDecoder()
+
+    def skip(position: int) -> int:
+        found = SPACES.match(text, position)
+        return found.end() if found else position
+
+    def following(position: int) -> str:
+        return text[position : position + 1]
+
+    try:
+        position = skip(0)
+        if following(position) != "[":
+            raise bad_field(path, "file", "a list", decoder.raw_decode(text, position)[0])
+        position = skip(position + 1)
+        if following(position) == "]":
+            position += 1
+        else:
+            while True:
+                entry, position = decoder.raw_decode(text, position)
+                yield entry
+                position = skip(position)
+                if following(position) == "]":
+                    position += 1
+                    break
+                if following(position) != ",":
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+                position = skip(position + 1)
+        if skip(position) != len(text):
+            raise json.JSONDecodeError("Extra data", text, skip(position))
+    except json.JSONDecodeError as error:
+        raise _no_json(path, text, error) from None
+    except InputError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: expected JSON, found {error}") from None
+
+
+def read_text(path: Path | str) -> str:
+    """Reads UTF-8 text.
+
+    Raises:
+        InputError: the file is missing or not readable as such.
+    """
+    path = Path(path)
+    try:
+        # Some editors put a byte order mark before UTF-8.
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        what = other_file(path, BINARY_FILES)
+        found = f"expected UTF-8 text, found {what}" if what else error
+        raise InputError(f"{path}: cannot be read ({found})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def other_file(path: Path | str, more: Sequence[tuple[bytes, str]] = ()) -> str | None:
+    """What a file is that takes another one's place, by its first bytes; None where they don't say.
+
+    Args:
+        path: a file that could not be read as what it should be.
+        more: further beginnings, regular expressions, and what they say.
+    """
+    # A pipe has been read already, and opening it again may wait for ever.
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs"):
+        meant = re.search(rb"size (\d+)", head)
+        what = f"a file of {int(meant[1])} bytes" if meant else "another file"
+        return f"a Git LFS pointer to {what}; fetch that with: git lfs pull"
+    return next((what for start, what in (*OTHER_FILES, *more) if re.match(start, head)), None)
+
+
+def _no_json(path: Path | str, text: str, error: json.JSONDecodeError) -> InputError:
+    if not text.strip():
+        return InputError(f"{path}: line 1: expected JSON, found an empty file")
+    if what := other_file(path, BINARY_FILES):
+        return InputError(f"{path}: line {error.lineno}: expected JSON, found {what}")
+    # A list or an object that is not closed was cut off on the way.
+    cut = text.lstrip()[:1] in "[{" and text.rstrip()[-1:] not in ("]", "}")
+    hint = " (the file ends too early; is it whole?)" if cut else ""
+    return InputError(
+        f"{path}: line {error.lineno}: expected JSON, found {error.msg.lower()}{hint}"
+    )
+
+
+def differing_keys(found: Any, wanted: dict[str, Any]) -> list[str]:
+    """The keys of `wanted` whose values a file's content does not have."""
+    held = found if isinstance(found, dict) else {}
+    return [key for key in wanted if held.get(key) != wanted[key]]
+
+
+def sha256_of_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return sha256_of_chunks(iter(lambda: file.read(1 << 20), b""))
+
+
+def sha256_of_chunks(chunks: Iterator[bytes]) -> str:
+    """Hex SHA-256 of the concatenation of `chunks`."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, independent of key order and spacing."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return sha256_of_chunks(iter([utf8(text)]))
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        InputError: the file is missing or is not TOML.
+    """
+    try:
+        # Some editors put a byte order mark before UTF-8.
+        return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: expected TOML, found {error}") from None
+
+
+def copy_scripts(
+    package: str, names: Sequence[str], folder: Path, overwrite: bool = False
+) -> list[Path]:
+    """Copies files of a package into a folder of the user's.
+
+    Raises:
+        InputError: one is there already and `overwrite` is not given.
+    """
+    paths = [folder / name for name in names]
+    for path in paths:
+        refuse_existing(path, overwrite)
+    for path in paths:
+        write_text(path, (files(package) / path.name).read_text(encoding="utf-8"))
+    return paths
+
+
+def differing_parts(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What changed between two sets of fingerprint parts, for people: "clip.model: A, now B"."""
+    changes = [
+        f"{name}: {shown(old.get(name))}, now {shown(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(changes)
+
+
+def shown(value: Any) -> str:
+    """A fingerprint part for people: digests and long values shortened."""
+    text = "nothing" if value is None else str(value)
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:12] if is_digest else text if len(text) <= 60 else text[:57] + "..."

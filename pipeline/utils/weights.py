@@ -1,0 +1,313 @@
+"""Weights files: read without running anything in them, checked, and identified by content."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PosixPath, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import other_file, sha256_of_chunks
+
+# Training scripts save their arguments, paths among them, and their scores, as numpy has them:
+# values that are nothing but data. Names of modules before Python 3.13 and numpy 2, and since.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_ARRAY: Any = np.zeros(1).__reduce__()[0]
+_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
+PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    SimpleNamespace,
+    *((PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in _DTYPES),
+    *((_SCALAR, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+    *((_ARRAY, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")),
+]
+# Where training scripts keep a model's tensors in a file.
+MODELS = ("model", "state_dict", "model_state_dict")
+# What data-parallel training, torch.compile and Lightning put before every name.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+# The longest header that safetensors itself reads.
+SAFETENSORS_HEADER = 100_000_000
+# How further files begin that take a checkpoint's place, and what to do about them.
+OTHER_FORMS = (
+    (rb"\s*[{\[]", "JSON text"),
+    (rb"\x89HDF", "an HDF5 file; save the model's tensors with torch.save or safetensors"),
+    (rb"\x93NUMPY", "a NumPy array; save the model's tensors with torch.save or safetensors"),
+)
+# What torch's reader of plain data says about an object that it does not make, about the end of a
+# file that comes too early, and about a pickle of another program.
+REFUSED = re.compile(r"GLOBAL ([\w.]*\w)\b|<class '([\w.]+)'>|<built-in function (\w+)>")
+CUT_OFF = re.compile("(?i)truncated|EOF|index out of range|incomplete|header ?length")
+NO_CHECKPOINT = re.compile("magic number|Unsupported operand")
+AGAIN = "copy or download it again"
+TENSORS_ALONE = (
+    "where you trust this file, save the tensors alone: torch.save(model.state_dict(), FILE)"
+)
+
+
+def read_checkpoint(path: Path | str) -> Any:
+    """The content of a torch checkpoint of plain data, or the tensors by name of a safetensors
+    file or a TorchScript archive; a file's name does not matter, and nothing in it is run.
+
+    Raises:
+        InputError: missing, damaged, or holding something else; says what and how to convert it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path.is_dir():
+        raise InputError(f"{path}: expected a weights file, found a folder")
+    try:
+        if _is_safetensors(path):
+            return load_file(path)
+        if is_torchscript(path):
+            return read_torchscript(path)
+        with (
+            # An open file, because by its name torch may take it for something else.
+            open(path, "rb") as file,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(PLAIN),
+        ):
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    # What is neither can raise anything in its reader.
+    except Exception as error:
+        found = _what_is_wrong(path, error)
+        raise InputError(f"{path}: expected a weights file, found {found}") from None
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of one model in a file, see `read_checkpoint`, without the names of wrappers.
+
+    Raises:
+        InputError: missing, damaged, or not a table of tensors.
+    """
+    return bare_tensors(named_tensors(read_checkpoint(path), path))
+
+
+def model_part(content: Any) -> Any:
+    """The model's part of a checkpoint's content, all of it where it has no such part."""
+    for key in MODELS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return content
+
+
+def named_tensors(content: Any, file: object) -> dict[str, Tensor]:
+    """The tensors of one model in a checkpoint's content, by their names in the file.
+
+    Raises:
+        InputError: not a table of tensors.
+    """
+    state = model_part(content)
+    if not isinstance(state, Mapping):
+        raise bad_field(file, "content", "tensors by name", _kind(state))
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            convert = "convert it with torch.as_tensor or leave it out"
+            raise bad_field(file, str(name), "a tensor", f"{_kind(value)}; {convert}")
+    return {str(name): value for name, value in state.items()}
+
+
+def bare_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without the names of wrappers, where they differ without these."""
+    bare = {unwrapped(name): value for name, value in state.items()}
+    return bare if len(bare) == len(state) else dict(state)
+
+
+def unwrapped(name: str, wrappers: tuple[str, ...] = WRAPPERS) -> str:
+    """A tensor's name without what wrappers put before it."""
+    while wrapper := next(filter(name.startswith, wrappers), None):
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def check_finite(state: Mapping[str, Tensor], file: object) -> None:
+    """Refuses weights of a training that diverged.
+
+    Raises:
+        InputError: a tensor holds numbers that are not finite.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            found = f"{int((~finite).sum())} of {tensor.numel()} that are NaN or infinite"
+            raise bad_field(file, name, "finite numbers", found)
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names, types, shapes and values; the same for every file form."""
+
+    def chunks():
+        for name in sorted(state):
+            tensor = state[name].detach().cpu().contiguous()
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+    return sha256_of_chunks(chunks())
+
+
+def mismatch(file: object, architecture: str, error: Exception) -> InputError:
+    """The sentence for weights that do not fit a model."""
+    return InputError(
+        f"{file}: expected weights of {architecture}, found another architecture's"
+        f" ({_first_line(error)})"
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors does: with the length of a JSON object, then that."""
+    with open(path, "rb") as file:
+        length, brace = file.read(8), file.read(1)
+    return brace == b"{" and int.from_bytes(length, "little") <= SAFETENSORS_HEADER
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """What a file is that no reader took, in one line, and what to do about it."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as unreadable:
+        return f"one that cannot be read ({unreadable.strerror})"
+    size = path.stat().st_size
+    if not head:
+        return f"an empty file; {AGAIN}"
+    if what := other_file(path, OTHER_FORMS):
+        return what
+    if head.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            return f"a zip archive cut off after {size} bytes; {AGAIN}"
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(name.endswith("/data.pkl") for name in names):
+            shown = ", ".join(names[:3])
+            return f"a zip archive that is no checkpoint ({shown or 'empty'}); unpack it first"
+    if named := REFUSED.search(str(error)):
+        name = next(filter(None, named.groups()))
+        return f"an object of {name}, which may run code; {TENSORS_ALONE}"
+    if isinstance(error, EOFError) or CUT_OFF.search(str(error)):
+        return f"a checkpoint cut off after {size} bytes; {AGAIN}"
+    if head.startswith(b"\x80") and NO_CHECKPOINT.search(str(error)):
+        return f"a pickle that torch.save did not write; {TENSORS_ALONE}"
+    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
+        return f"data of another kind, which begins with {head[:16]!r}"
+    return f"a damaged one ({_first_line(error)}); {AGAIN}"
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    plain = kind.__module__ in ("builtins", "collections")
+    return kind.__name__ if plain else f"{kind.__module__}.{kind.__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch's first line only names the class; the second says what does not fit.
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+COMPILED = "__torch__"
+
+
+class _Module:
+    """A module of the archive: nothing but its attributes."""
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip of torch's that holds constants."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """The parameters and buffers of an archive, named as in its state dict.
+
+    Raises:
+        pickle.UnpicklingError: it holds objects other than modules, tensors and plain values.
+        zipfile.BadZipFile, KeyError, ValueError, RuntimeError: it is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        with archive.open(index) as file:
+            root = _Reader(file, archive, index.removesuffix(".pkl")).load()
+    return dict(_tensors(root, ""))
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(file)
+        self._archive, self._folder = archive, folder
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == COMPILED:
+            return _Module
+        known = _KNOWN.get((module, name))
+        if known is None:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} in a TorchScript archive")
+        return known
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, kind, key, *_ = pid
+        if key not in self._storages:
+            content = bytearray(self._archive.read(f"{self._folder}/{key}"))
+            empty = torch.empty(0, dtype=kind)
+            self._storages[key] = torch.frombuffer(content, dtype=kind) if content else empty
+        return self._storages[key]
+
+
+def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset).clone()
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any] | torch.dtype] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch.jit._pickle", "restore_type_tag"): _first,
+    ("torch.jit._pickle", "build_intlist"): _first,
+    ("torch.jit._pickle", "build_boollist"): _first,
+    ("torch.jit._pickle", "build_doublelist"): _first,
+    ("torch.jit._pickle", "build_tensorlist"): _first,
+    ("collections", "OrderedDict"): OrderedDict,
+    **{("torch", name): kind for name, kind in STORAGES.items()},
+}
+
+
+def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, _Module):
+            yield from _tensors(value, f"{prefix}{name}.")

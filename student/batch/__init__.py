@@ -1,3 +1,0 @@
-"""Ready scripts for SLURM."""
-
-SCRIPTS = ("train.sbatch",)

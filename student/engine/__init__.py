@@ -1,0 +1,1 @@
+"""Training: a run, its trainer, steps, optimiser, checkpoints, logs and evaluation."""

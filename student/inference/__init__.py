@@ -1,0 +1,1 @@
+"""Prediction: images, datasets, exports, the Python interface, `eoid-predict`."""

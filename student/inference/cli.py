@@ -1,0 +1,150 @@
+"""The `eoid-predict` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evaluation.scoring_options import nms_from, nms_options
+from pipeline.utils.cli import config_option, device_option, run_command
+
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+FORMS = ("onnx", "torch-export")
+# Of people's pictures the best, of a dataset all that the benchmark looks at.
+THRESHOLD, TOP = 0.3, 10
+SPLIT_THRESHOLD, SPLIT_TOP = 0.0, 100
+
+
+@click.command()
+@click.argument("model", metavar="RUN|CHECKPOINT", type=PATH)
+@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@click.option("--out", type=PATH, help="Folder for the results.")
+@click.option("--json", "json_file", type=PATH, help="One file with the answers to all pictures.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help=f"Least score; default: {THRESHOLD}, with --data {SPLIT_THRESHOLD:g}.",
+)
+@click.option(
+    "--top",
+    type=COUNT,
+    help=f"Most interactions of a picture; default: {TOP}, with --data {SPLIT_TOP}.",
+)
+@nms_options
+@click.option("--data", type=PATH, help="Predict a dataset's part instead of pictures.")
+@click.option("--part", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@click.option(
+    "--export",
+    type=(click.Choice(FORMS), PATH),
+    metavar="onnx|torch-export FILE",
+    help="Write the detector as a file that runs without this package.",
+)
+@click.option("--split", help="What counts as unseen: a name or a TOML file; default: the run's.")
+@click.option("--vocabulary", help="Of a published checkpoint; default: the one of its sizes.")
+@click.option(
+    "--prompts",
+    type=PATH,
+    help="Texts of eoid-cache prompts about further actions, for a --verb-head text student.",
+)
+@click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
+@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Pictures at once.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Threads that read pictures; default: as many as there are spare cores, at most 16.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace results that are there.")
+@device_option
+@config_option
+def predict(
+    model: Path,
+    images: tuple[str, ...],
+    out: Path | None,
+    json_file: Path | None,
+    threshold: float | None,
+    top: int | None,
+    data: Path | None,
+    part: str,
+    export: tuple[str, Path] | None,
+    split: str | None,
+    vocabulary: str | None,
+    nheads: int | None,
+    prompts: Path | None,
+    batch_size: int,
+    workers: int | None,
+    overwrite: bool,
+    device: str,
+    **options: Any,
+) -> None:
+    """Detect who does what with which object in pictures.
+
+    IMAGEs are files, folders (searched with all folders in them) or quoted patterns such as
+    "photos/**/*.jpg". Of each, --out gets a drawn picture and a JSON file. With --data it gets
+    predictions.json, which eoid-eval scores.
+    """
+    if (len(images) > 0) + (data is not None) + (export is not None) != 1:
+        raise click.UsageError("Expected either IMAGEs, or --data, or --export.")
+    if images and out is None and json_file is None:
+        raise click.UsageError("IMAGEs need --out, --json or both.")
+    if data is not None and (out is None or json_file is not None):
+        raise click.UsageError("--data needs --out, and takes no --json.")
+    nms = nms_from(**options)
+    from student.inference.model import ModelSource
+
+    source = ModelSource(model, vocabulary, split, nheads, prompts)
+    if data is not None and out is not None:
+        from student.inference.predict_dataset import SplitConfig, predict_split
+
+        file = predict_split(
+            SplitConfig(
+                model=source,
+                data=data,
+                part=part,
+                out=out,
+                threshold=SPLIT_THRESHOLD if threshold is None else threshold,
+                top=SPLIT_TOP if top is None else top,
+                batch_size=batch_size,
+                workers=workers,
+                device=device,
+                overwrite=overwrite,
+                nms=nms,
+            )
+        )
+        click.echo(f"predictions in {file}")
+    elif export is not None:
+        from student.inference.export import ExportConfig, export_detector
+
+        export_detector(ExportConfig(source, *export, overwrite))
+        click.echo(f"detector in {export[1]}")
+    else:
+        from student.inference.predict_images import PicturesConfig, predict_pictures
+
+        looked = predict_pictures(
+            PicturesConfig(
+                model=source,
+                images=images,
+                out=out,
+                json=json_file,
+                threshold=THRESHOLD if threshold is None else threshold,
+                top=TOP if top is None else top,
+                batch_size=batch_size,
+                workers=workers,
+                device=device,
+                overwrite=overwrite,
+                nms=nms,
+            )
+        )
+        places = [str(place) for place in (out, json_file) if place is not None]
+        click.echo(f"{looked} pictures, results in {' and '.join(places)}")
+
+
+def main() -> None:
+    """Entry point of `eoid-predict`."""
+    run_command(predict)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Predicts a whole part of a dataset into a predictions file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from evaluation.hico.nms import NmsConfig, pairwise_nms
+from evaluation.predictions import write_predictions
+from pipeline.datasets.dataset import open_dataset
+from pipeline.datasets.image_sizes import compare_sizes
+from pipeline.types import Detections
+from pipeline.utils.devices import resolve_device, spare_cores
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import differing_keys, naming, refuse_existing, replacing
+from pipeline.utils.progress import Progress
+from student.inference.model import ModelSource, ready_model
+from student.inference.predict import Unreadable
+from student.inference.predict_images import prediction_settings
+
+PREDICTIONS, JOURNAL = "predictions.json", "predictions.partial.jsonl"
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which detector predicts which part of a dataset; see `PicturesConfig` for the rest.
+
+    Attributes:
+        data: dataset folder.
+        part: "train" or "test".
+        out: folder for `predictions.json`.
+    """
+
+    model: ModelSource
+    data: Path
+    part: str
+    out: Path
+    threshold: float
+    top: int
+    batch_size: int
+    workers: int | None
+    device: str
+    overwrite: bool
+    nms: NmsConfig | None = None
+
+
+def predict_split(config: SplitConfig) -> Path:
+    """Predicts, with progress; the same command goes on after a stop.
+
+    Returns:
+        The predictions file, in the HOIA/PPDM form.
+
+    Raises:
+        InputError: no such dataset or part, a model of another vocabulary, predictions in the
+            way; or, when the file is written, that images could not be read and are not in it.
+    """
+    target = config.out / PREDICTIONS
+    refuse_existing(target, config.overwrite)
+    dataset = open_dataset(config.data)
+    annotations = dataset.load(config.part)
+    folder = dataset.part(config.part).images
+    names = [annotation.image_id for annotation in annotations.annotations]
+    sizes = compare_sizes(dataset, annotations)
+    sizes.refuse()
+    for line in sizes.lines():
+        print(line, flush=True)
+    device = resolve_device(config.device)
+    opened = ready_model(config.model, dataset.vocabulary)
+    if opened.vocabulary.digest() != dataset.vocabulary.digest():
+        raise InputError(
+            f"{opened.file}: expected a detector of the vocabulary {dataset.vocabulary.name},"
+            f" found {opened.vocabulary.name}"
+        )
+    settings = prediction_settings(opened, config.threshold, config.top, config.nms)
+    settings |= {"annotations": annotations.digest, "part": config.part}
+    config.out.mkdir(parents=True, exist_ok=True)
+    journal = config.out / JOURNAL
+    found = {one.image_id: one for one in _earlier(journal, settings)}
+    unusable = sizes.otherwise.keys() | sizes.different.keys()
+    left = [name for name in names if name not in found and name not in unusable]
+    failed = len(unusable)
+    with (
+        replacing(journal) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        for value in (settings, *map(_to_json, found.values())):
+            _append(file, value)
+    with (
+        Progress(len(names), "predicting", "images", done=len(names) - len(left)) as progress,
+        naming(journal),
+        open(journal, "a", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        stream = opened.to(device).stream(
+            [folder / name for name in left], config.batch_size, spare_cores(config.workers)
+        )
+        for looked in stream:
+            if isinstance(looked, Unreadable):
+                failed += 1
+                progress.tell(looked.reason)
+            else:
+                own = replace(looked.detections, image_id=left[looked.index])
+                found[own.image_id] = _best(own, config)
+                _append(file, _to_json(found[own.image_id]))
+            progress.advance()
+    predicted = [found[name] for name in names if name in found]
+    write_predictions(target, dataset.file_pixels(config.part, predicted), opened.vocabulary)
+    journal.unlink()
+    if failed:
+        raise InputError(f"{failed} of {len(names)} images could not be read; not in {target}")
+    return target
+
+
+def _best(detections: Detections, config: SplitConfig) -> Detections:
+    if config.nms is not None:
+        detections = pairwise_nms(detections, config.nms)
+    kept = np.flatnonzero(detections.scores >= config.threshold)[: config.top]
+    return replace(detections, hois=detections.hois[kept], scores=detections.scores[kept])
+
+
+def _append(file: IO[str], value: Any) -> None:
+    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def _to_json(detections: Detections) -> dict[str, Any]:
+    # float32 values pass through JSON's doubles unchanged.
+    return {
+        "image_id": detections.image_id,
+        **{
+            name: getattr(detections, name).tolist()
+            for name in ("boxes", "labels", "hois", "scores")
+        },
+    }
+
+
+def _earlier(journal: Path, settings: dict[str, Any]) -> Iterator[Detections]:
+    """What a stopped command of the same settings has found; its last line may be a broken one."""
+    with suppress(FileNotFoundError, ValueError), open(journal, encoding="utf-8") as file:
+        if differing_keys(json.loads(file.readline()), settings):
+            return
+        for line in file:
+            value = json.loads(line)
+            yield Detections(
+                image_id=value["image_id"],
+                boxes=np.array(value["boxes"], dtype=np.float32).reshape(-1, 4),
+                labels=np.array(value["labels"], dtype=np.int64),
+                hois=np.array(value["hois"], dtype=np.int64).reshape(-1, 3),
+                scores=np.array(value["scores"], dtype=np.float32),
+            )

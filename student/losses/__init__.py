@@ -1,0 +1,1 @@
+"""Training losses: two-stage bipartite matching and the criterion."""

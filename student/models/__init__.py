@@ -1,0 +1,1 @@
+"""The detector: backbone, encoder, two decoders, queries and heads."""

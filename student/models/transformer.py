@@ -1,0 +1,201 @@
+"""Encoder and decoders. All sequences are (B, length, d); masks are True on padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from student.config import StudentConfig
+
+
+class TransformerLayer(nn.Module):
+    """What encoder and decoder layers share: the feed-forward sublayer and the place of norms."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.linear1 = nn.Linear(config.hidden_dim, config.feedforward_dim)
+        self.linear2 = nn.Linear(config.feedforward_dim, config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """(B, length, d) to the same shape, each token by itself."""
+        return self.linear2(self.dropout(self.linear1(tokens).relu()))
+
+    def add(self, norm: nn.Module, tokens: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Adds a sublayer's result to its input, normalised before or after."""
+        if self.pre_norm:
+            return tokens + self.dropout(sublayer(norm(tokens)))
+        return norm(tokens + self.dropout(sublayer(tokens)))
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention and feed-forward; positions are added to queries and keys, not to values."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config)
+        self.self_attention = _attention(config)
+        self.norm1, self.norm2 = _norms(config, 2)
+
+    def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, S, d) tokens and positions, (B, S) bool padding, to (B, S, d)."""
+
+        def attend(values: Tensor) -> Tensor:
+            queries = values + positions
+            return _attend(self.self_attention, queries, queries, values, padding)
+
+        tokens = self.add(self.norm1, tokens, attend)
+        return self.add(self.norm2, tokens, self.feed_forward)
+
+
+class DecoderLayer(TransformerLayer):
+    """Self-attention among queries, attention to the memory, feed-forward."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config)
+        self.self_attention = _attention(config)
+        self.cross_attention = _attention(config)
+        self.norm1, self.norm2, self.norm3 = _norms(config, 3)
+
+    def forward(
+        self,
+        target: Tensor,
+        query_positions: Tensor,
+        memory_keys: Tensor,
+        memory: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """One layer's step.
+
+        Args:
+            target, query_positions: (B, Q, d).
+            memory_keys, memory: (B, S, d), the memory with and without positions.
+            padding: (B, S) bool or None.
+        """
+
+        def attend(values: Tensor) -> Tensor:
+            queries = values + query_positions
+            return _attend(self.self_attention, queries, queries, values, None)
+
+        def look(values: Tensor) -> Tensor:
+            queries = values + query_positions
+            return _attend(self.cross_attention, queries, memory_keys, memory, padding)
+
+        target = self.add(self.norm1, target, attend)
+        target = self.add(self.norm2, target, look)
+        return self.add(self.norm3, target, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; with pre-norm a last norm closes it."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
+        _initialise(self)
+
+    def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, S, d) to the memory (B, S, d)."""
+        for layer in self.layers:
+            tokens = layer(tokens, positions, padding)
+        return tokens if self.norm is None else self.norm(tokens)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers; the output of every layer passes the same last norm."""
+
+    def __init__(self, config: StudentConfig, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        _initialise(self)
+
+    def forward(
+        self,
+        target: Tensor,
+        query_positions: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """Returns the outputs of all layers, (L, B, Q, d)."""
+        memory_keys = memory + memory_positions
+        outputs = []
+        for layer in self.layers:
+            target = layer(target, query_positions, memory_keys, memory, padding)
+            outputs.append(self.norm(target))
+        return torch.stack(outputs)
+
+
+def _attention(config: StudentConfig) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(
+        config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True
+    )
+
+
+def _attend(
+    attention: nn.MultiheadAttention,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    padding: Tensor | None,
+) -> Tensor:
+    # Without weights the module takes torch's fused scaled-dot-product kernel.
+    return attention(queries, keys, values, key_padding_mask=padding, need_weights=False)[0]
+
+
+def _norms(config: StudentConfig, count: int) -> list[nn.LayerNorm]:
+    return [nn.LayerNorm(config.hidden_dim) for _ in range(count)]
+
+
+def _initialise(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+EPSILON = 1e-6
+
+
+class SinePositionEncoding(nn.Module):
+    """Sines of the position along each axis, normalised to 2 pi over the unpadded image.
+
+    Args:
+        hidden_dim: features in all, half of them for each axis.
+        temperature: ratio of the longest to the shortest wave.
+    """
+
+    def __init__(self, hidden_dim: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        self.features_per_axis = hidden_dim // 2
+        self.temperature = temperature
+
+    def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
+        """Encodes every place of a feature map.
+
+        Args:
+            features: (B, C, h, w); only size and device matter.
+            padding: (B, h, w) bool, True on padding, or None.
+
+        Returns:
+            (B or 1, hidden_dim, h, w) float32, features of y first, then of x.
+        """
+        if padding is None:
+            inside = torch.ones(1, *features.shape[-2:], device=features.device)
+        else:
+            inside = (~padding).float()
+        rows, columns = inside.cumsum(1), inside.cumsum(2)
+        rows = rows / (rows[:, -1:, :] + EPSILON)
+        columns = columns / (columns[:, :, -1:] + EPSILON)
+        return torch.cat([self._waves(rows), self._waves(columns)], dim=-1).permute(0, 3, 1, 2)
+
+    def _waves(self, places: Tensor) -> Tensor:
+        """(B, h, w) in [0, 1] to (B, h, w, features_per_axis), sine and cosine in turn."""
+        steps = torch.arange(0, self.features_per_axis, 2, device=places.device)
+        lengths = self.temperature ** (steps / self.features_per_axis)
+        angles = 2 * math.pi * places[..., None] / lengths
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -1,0 +1,1 @@
+"""Processes, seeds, stop signals and DataLoader workers."""

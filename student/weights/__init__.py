@@ -1,0 +1,1 @@
+"""Files of weights: own and published checkpoints, pretrained weights."""

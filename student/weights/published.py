@@ -1,0 +1,236 @@
+"""Checkpoints in the published EoID / CDN form, `{"model": state_dict}`, as our model and back.
+
+Sizes are read off the tensors' shapes. The one size that leaves no trace there, the number of
+attention heads, is 8 unless the file's `args` say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.weights import (
+    bare_tensors,
+    check_finite,
+    model_part,
+    named_tensors,
+    read_checkpoint,
+    unwrapped,
+)
+from student.config import StudentConfig
+from student.models.backbone import RESNETS, count_layers, resnet_blocks, resnet_of
+from student.models.detector import HOIDetector
+
+PUBLISHED_HEADS = 8
+
+
+def config_from_shapes(
+    state: Mapping[str, Tensor], num_heads: int = PUBLISHED_HEADS, file: object = "checkpoint"
+) -> StudentConfig:
+    """The sizes of a published model.
+
+    Args:
+        state: the published state dict.
+        num_heads: attention heads, which shapes do not show.
+        file: named in errors.
+
+    Raises:
+        InputError: a tensor that tells a size is missing or odd.
+    """
+
+    def shape(name: str, dimensions: int) -> torch.Size:
+        if name not in state:
+            raise bad_field(file, "model", f"an entry {name}", "none")
+        if state[name].dim() != dimensions:
+            expected = f"a tensor of {dimensions} dimensions"
+            raise bad_field(file, name, expected, list(state[name].shape))
+        return state[name].shape
+
+    num_queries, hidden_dim = shape("query_embed.weight", 2)
+    try:
+        return StudentConfig(
+            num_objects=shape("obj_class_embed.weight", 2)[0] - 1,
+            num_verbs=shape("verb_class_embed.weight", 2)[0],
+            num_queries=num_queries,
+            backbone=_resnet_name(state, file),
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            feedforward_dim=shape("transformer.decoder.layers.0.linear1.weight", 2)[0],
+            num_encoder_layers=count_layers(state, "transformer.encoder.layers."),
+            num_human_object_layers=count_layers(state, "transformer.decoder.layers."),
+            num_interaction_layers=count_layers(state, "transformer.interaction_decoder.layers."),
+            # Only a pre-norm encoder closes with a norm of its own.
+            pre_norm="transformer.encoder.norm.weight" in state,
+            matching_head="matching_embed.weight" in state,
+        )
+    except InputError as error:
+        message = str(error)
+        named = message.startswith(f"{file}:")
+        raise InputError(message if named else f"{file}: {message}") from None
+
+
+def is_published(content: Any) -> bool:
+    """Whether a loaded file has the published form."""
+    model = model_part(content)
+    return isinstance(model, Mapping) and any(
+        unwrapped(str(name)) == "obj_class_embed.weight" for name in model
+    )
+
+
+def load_published(path: Path | str) -> HOIDetector:
+    """Opens a published EoID or CDN checkpoint, see `model_from_published`.
+
+    Raises:
+        InputError: not such a file, or its entries do not fit the model one to one.
+    """
+    return model_from_published(read_checkpoint(path), path)
+
+
+def model_from_published(content: Any, path: object, num_heads: int | None = None) -> HOIDetector:
+    """The detector of a published checkpoint's content.
+
+    CDN has no interactive score: its head is then zero here, which says 0.5 for every query and
+    does not touch the detections' scores.
+
+    Args:
+        content: what the file holds.
+        path: the file, named in errors.
+        num_heads: attention heads, for a file that does not say.
+
+    Returns:
+        The detector with the file's weights, in eval mode, on the CPU.
+
+    Raises:
+        InputError: not the published form, its entries do not fit the model one to one, or
+            are those of a training that diverged.
+    """
+    if not is_published(content):
+        expected = 'a checkpoint of this project or a published one, {"model": weights}'
+        raise bad_field(path, "content", expected, _kind(content))
+    state, arguments = bare_tensors(named_tensors(content, path)), content.get("args")
+    if argument(arguments, "dilation"):
+        raise bad_field(path, "args.dilation", "False: there is no dilated backbone here", True)
+    told = argument(arguments, "nheads")
+    expected = "a whole number" if num_heads is None else f"{num_heads} as asked for"
+    if told is not None and (not isinstance(told, int) or told != (num_heads or told)):
+        raise bad_field(path, "args.nheads", expected, told)
+    heads = told or num_heads or PUBLISHED_HEADS
+    model = HOIDetector(config_from_shapes(state, heads, path))
+    renamed, unknown = from_published(state)
+    if "is_embed.weight" not in state and "is_embed.bias" not in state:
+        head = model.interactive_head
+        renamed["interactive_head.weight"] = torch.zeros_like(head.weight)
+        renamed["interactive_head.bias"] = torch.zeros_like(head.bias)
+    _check_fit(model.state_dict(), renamed, unknown, path)
+    check_finite(state, path)
+    model.load_state_dict(renamed)
+    return model.eval()
+
+
+def argument(arguments: Any, name: str) -> Any:
+    """A setting of the program that wrote the file; None where it does not say."""
+    settings = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
+    return settings.get(name)
+
+
+def _check_fit(
+    needed: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: list[str], file: object
+) -> None:
+    surplus = {name: tensor for name, tensor in found.items() if name not in needed}
+    unknown = unknown + list(to_published(surplus))
+    if unknown:
+        raise bad_field(file, "model", "only entries of the published model", shown(unknown))
+    missing = [name for name in needed if name not in found]
+    if missing:
+        theirs = list(to_published({name: needed[name] for name in missing}))
+        raise InputError(f"{file}: model: expected all entries, missing {shown(theirs)}")
+    for name, tensor in needed.items():
+        if tensor.shape != found[name].shape:
+            expected = f"shape {list(tensor.shape)}"
+            theirs = list(to_published({name: tensor}))
+            raise bad_field(file, theirs[0], expected, list(found[name].shape))
+
+
+def _resnet_name(state: Mapping[str, Tensor], file: object) -> str:
+    body = "backbone.0.body."
+    names = [name.removeprefix(body) for name in state if name.startswith(body)]
+    found = resnet_of(names)
+    if found is None:
+        kind, blocks = resnet_blocks(names)
+        expected = f"one of {', '.join(RESNETS)}"
+        raise bad_field(file, "backbone", expected, f"stages of {list(blocks)} {kind} blocks")
+    return found
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"an object with {shown([str(key) for key in content]) or 'nothing'}"
+    return type(content).__name__
+
+
+# Starts of keys: published name, our name.
+PREFIXES = (
+    ("backbone.0.body.", "backbone.body."),
+    ("input_proj.", "input_projection."),
+    ("query_embed.", "query_source.embedding."),
+    ("transformer.encoder.", "encoder."),
+    ("transformer.decoder.", "human_object_decoder."),
+    ("transformer.interaction_decoder.", "interaction_decoder."),
+    ("obj_class_embed.", "object_head."),
+    ("verb_class_embed.", "verb_head."),
+    ("sub_bbox_embed.layers.0.", "human_box_head.0."),
+    ("sub_bbox_embed.layers.1.", "human_box_head.3."),
+    ("sub_bbox_embed.layers.2.", "human_box_head.6."),
+    ("obj_bbox_embed.layers.0.", "object_box_head.0."),
+    ("obj_bbox_embed.layers.1.", "object_box_head.3."),
+    ("obj_bbox_embed.layers.2.", "object_box_head.6."),
+    ("is_embed.", "interactive_head."),
+    ("matching_embed.", "matching_head."),
+)
+# Parts further on in transformer keys.
+ATTENTIONS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
+
+
+def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Renames published keys to ours.
+
+    Returns:
+        The renamed entries, and the keys that have no counterpart here.
+    """
+    known = {name: _rename(name, PREFIXES, ATTENTIONS) for name in state}
+    renamed = {ours: state[name] for name, ours in known.items() if ours is not None}
+    return renamed, [name for name, ours in known.items() if ours is None]
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames our keys (of a model with learned queries) to the published ones."""
+    back = tuple((ours, theirs) for theirs, ours in PREFIXES)
+    parts = tuple((ours, theirs) for theirs, ours in ATTENTIONS)
+    renamed = {name: _rename(name, back, parts) for name in state}
+    unknown = [name for name, theirs in renamed.items() if theirs is None]
+    if unknown:
+        raise InputError(f"the published form has no place for {shown(unknown)}")
+    return {str(renamed[name]): tensor for name, tensor in state.items()}
+
+
+def _rename(
+    name: str, prefixes: tuple[tuple[str, str], ...], parts: tuple[tuple[str, str], ...]
+) -> str | None:
+    for old, new in prefixes:
+        if name.startswith(old):
+            renamed = new + name[len(old) :]
+            for old_part, new_part in parts:
+                renamed = renamed.replace(old_part, new_part)
+            return renamed
+    return None
+
+
+def shown(names: list[str]) -> str:
+    """Some names, and how many more there are, for an error's one line."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

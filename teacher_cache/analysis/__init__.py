@@ -1,0 +1,1 @@
+"""What a cache holds and how good its teacher is."""

@@ -1,0 +1,415 @@
+"""Cache statistics and teacher scores as tables, JSON and charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evaluation.report.charts.figure import (
+    label_axis,
+    legend_above,
+    save_picture,
+    title_axis,
+    title_figure,
+)
+from evaluation.report.charts.palette import BLUE, GREEN, ORANGE, PURPLE, Colours
+from evaluation.tables import METRIC_TITLES, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The share of a pair's best action falls into so many equal bins of [0, 1].
+BINS = 1000
+KINDS = ("annotated", "proposed")
+SHOWN_ACTIONS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class CacheOverview:
+    """Counts over all images of a cache.
+
+    Attributes:
+        title: for people.
+        counts: images, pairs and the like by name.
+        file_bytes, raw_bytes: of the shards' files, and of the numbers in them.
+        pairs_per_image: (N,) int64, how many images have 0, 1, 2, ... pairs.
+        confidence: by kind of pairs, (`BINS`,) int64: how many pairs have this probability of their
+            best action; pairs without any action are left out.
+        top_actions: (O, V) int64, how often a verb is the best action with an object.
+        objects, verbs: names for people.
+        parts: what the cache was made from, by name.
+    """
+
+    title: str
+    counts: dict[str, int]
+    file_bytes: int
+    raw_bytes: int
+    pairs_per_image: np.ndarray
+    confidence: dict[str, np.ndarray]
+    top_actions: np.ndarray
+    objects: tuple[str, ...]
+    verbs: tuple[str, ...]
+    parts: dict[str, str]
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(self.counts[f"{kind} pairs"] for kind in KINDS)
+
+    @property
+    def repeated_unions(self) -> float | None:
+        """Share of pairs whose region another pair of the image needed before."""
+        return 1 - self.counts["regions"] / self.num_pairs if self.num_pairs else None
+
+    def top_shares(self, label: int) -> list[tuple[str, float]]:
+        """Best actions with an object and their shares, the most frequent first."""
+        counts = self.top_actions[label]
+        order = np.argsort(-counts, kind="stable")
+        total = max(int(counts.sum()), 1)
+        return [(self.verbs[verb], counts[verb] / total) for verb in order if counts[verb]]
+
+    def frequent_objects(self) -> list[int]:
+        """Objects that have pairs, the most frequent first."""
+        totals = self.top_actions.sum(axis=1)
+        return [int(label) for label in np.argsort(-totals, kind="stable") if totals[label]]
+
+
+def quantile(histogram: np.ndarray, share: float) -> float | None:
+    """The value below which a share of the counted values lies.
+
+    Args:
+        histogram: counts of equal bins of [0, 1].
+        share: in [0, 1].
+    """
+    total = histogram.sum()
+    if not total:
+        return None
+    bin_index = int(np.searchsorted(np.cumsum(histogram), share * total))
+    return (min(bin_index, len(histogram) - 1) + 0.5) / len(histogram)
+
+
+def count_quantile(histogram: np.ndarray, share: float) -> int:
+    """The count that a share of the images does not exceed; 0 without images."""
+    if not histogram.sum():
+        return 0
+    return int(np.searchsorted(np.cumsum(histogram), share * histogram.sum()))
+
+
+def overview_lines(overview: CacheOverview) -> list[str]:
+    """Lines for a terminal."""
+    counts, images = overview.counts, max(overview.counts["images"], 1)
+    per_image = overview.pairs_per_image
+    rows = {
+        **{name: f"{count:,}" for name, count in counts.items()},
+        "megabytes": f"{overview.file_bytes / 1e6:,.1f}",
+        "bytes per raw byte": f"{overview.file_bytes / max(overview.raw_bytes, 1):.3f}",
+        "pairs per image": f"{overview.num_pairs / images:.1f}, half of the images up to"
+        f" {count_quantile(per_image, 0.5)}, at most {max(len(per_image) - 1, 0)}",
+        "repeated unions": f"{percent(overview.repeated_unions)} %",
+    }
+    for kind, histogram in overview.confidence.items():
+        ends = [quantile(histogram, share) for share in (0.5, 0.1, 0.9)]
+        if ends[0] is not None:
+            middle, low, high = (f"{end:.2f}" for end in ends)
+            rows[f"confidence, {kind}"] = f"{middle} (median; 80 % from {low} to {high})"
+    lines = [overview.title, *(f"  {name:<24}{value}" for name, value in rows.items())]
+    labels = overview.frequent_objects()
+    if labels:
+        width = max(len(overview.objects[label]) for label in labels) + 2
+        lines += ["best action by object", f"  {'':<{width}}{'pairs':>10}"]
+        for label in labels:
+            shares = overview.top_shares(label)[:SHOWN_ACTIONS]
+            told = ", ".join(f"{verb} {percent(share, 0)} %" for verb, share in shares)
+            total = int(overview.top_actions[label].sum())
+            lines.append(f"  {overview.objects[label]:<{width}}{total:>10,}  {told}")
+    lines += ["made from", *(f"  {name:<24}{value}" for name, value in overview.parts.items())]
+    return lines
+
+
+def overview_json(overview: CacheOverview) -> dict[str, Any]:
+    """The same as JSON."""
+    per_image, images = overview.pairs_per_image, overview.counts["images"]
+    return {
+        "counts": {name.replace(" ", "_"): count for name, count in overview.counts.items()},
+        "file_bytes": overview.file_bytes,
+        "raw_bytes": overview.raw_bytes,
+        "pairs_per_image": {
+            "mean": overview.num_pairs / images if images else None,
+            "median": count_quantile(per_image, 0.5),
+            "max": max(len(per_image) - 1, 0),
+            "images_by_pairs": per_image.tolist(),
+        },
+        "repeated_unions": overview.repeated_unions,
+        "confidence": {
+            kind: {
+                "pairs": int(histogram.sum()),
+                **{f"p{share}": quantile(histogram, share / 100) for share in (10, 50, 90)},
+            }
+            for kind, histogram in overview.confidence.items()
+        },
+        "top_actions": {
+            overview.objects[label]: {
+                verb: int(count)
+                for verb, count in zip(overview.verbs, overview.top_actions[label], strict=True)
+                if count
+            }
+            for label in overview.frequent_objects()
+        },
+        "parts": overview.parts,
+    }
+
+
+# Inches.
+CACHE_WIDTH, TOP, CACHE_ROW, CACHE_ROOM = 10.5, 2.9, 0.26, 0.7
+MOST_OBJECTS, MOST_BARS, CONFIDENCE_BINS = 40, 60, 20
+SHADES = (BLUE, "#56b4e9", "#a6d5f2")
+# A segment shorter than this has no room for its action's name, in percent.
+NAMED = 9
+
+
+def draw_cache(file: Path, overview: CacheOverview) -> None:
+    """Draws pairs per image, the teacher's confidence and its best actions by object."""
+    labels = overview.frequent_objects()[:MOST_OBJECTS]
+    bottom = CACHE_ROW * max(len(labels), 1) + CACHE_ROOM
+    title = f"{overview.title}: {overview.counts['images']:,} images, {overview.num_pairs:,} pairs"
+
+    def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
+        figure.set_size_inches(CACHE_WIDTH, TOP + bottom + 0.3)
+        title_figure(figure, colours, title)
+        grid = figure.add_gridspec(2, 2, height_ratios=[TOP, bottom])
+        _draw_pairs_per_image(figure.add_subplot(grid[0, 0]), overview, colours)
+        _draw_confidence(figure.add_subplot(grid[0, 1]), overview, colours)
+        _draw_actions(figure.add_subplot(grid[1, :]), overview, labels, colours)
+
+    save_picture(file, draw)
+
+
+def _draw_pairs_per_image(axis: Axes, overview: CacheOverview, colours: Colours) -> None:
+    unions = percent(overview.repeated_unions)
+    title_axis(axis, colours, f"Images by pairs ({unions} % of unions repeat)")
+    label_axis(axis, colours, "pairs of an image", across="y")
+    counts = overview.pairs_per_image
+    width = -(-max(len(counts), 1) // MOST_BARS)
+    padded = np.pad(counts, (0, -len(counts) % width))
+    bars = padded.reshape(-1, width).sum(axis=1)
+    starts = np.arange(len(bars)) * width
+    axis.bar(starts, bars, 0.9 * width, align="edge" if width > 1 else "center", color=BLUE)
+    axis.locator_params(integer=True)
+
+
+def _draw_confidence(axis: Axes, overview: CacheOverview, colours: Colours) -> None:
+    title_axis(axis, colours, "Pairs by probability of the best action, %")
+    label_axis(axis, colours, across="y")
+    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
+    for kind, colour, shift in zip(KINDS, (BLUE, ORANGE), (0, 0.5), strict=True):
+        counts = overview.confidence[kind]
+        if counts.sum():
+            shares = counts.reshape(CONFIDENCE_BINS, -1).sum(axis=1) / counts.sum()
+            bar = 0.45 / CONFIDENCE_BINS
+            left = edges[:-1] + (0.05 + 0.9 * shift) / CONFIDENCE_BINS
+            axis.bar(left, 100 * shares, bar, align="edge", color=colour, label=kind)
+    axis.set_xlim(0, 1)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8.5, loc="upper left", labelcolor=colours["ink"])
+
+
+def _draw_actions(axis: Axes, overview: CacheOverview, labels: list[int], colours: Colours) -> None:
+    title_axis(axis, colours, "Best action by object, % of its pairs")
+    label_axis(axis, colours, across="x")
+    for place, label in enumerate(labels):
+        start = 0.0
+        shares = overview.top_shares(label)
+        for rank, (verb, share) in enumerate(shares[: len(SHADES)]):
+            axis.barh(place, 100 * share, 0.8, start, color=SHADES[rank])
+            if 100 * share >= NAMED:
+                ink = "white" if rank == 0 else colours["ink"]
+                axis.text(start + 1, place, verb, color=ink, fontsize=7.5, va="center_baseline")
+            start += 100 * share
+        rest = 100 * sum(share for _, share in shares[len(SHADES) :])
+        axis.barh(place, rest, 0.8, start, color=colours["grid"])
+    names = [
+        f"{overview.objects[label]} ({overview.top_actions[label].sum():,})" for label in labels
+    ]
+    axis.set_yticks(np.arange(len(labels)), names)
+    axis.set_ylim(max(len(labels), 1) - 0.4, -0.6)
+    axis.set_xlim(0, 100)
+
+
+ACTIONS = "actions"
+# In the order of the table; `actions` leaves `no_interaction` out, which no teacher is asked.
+GROUPS = {**METRIC_TITLES, ACTIONS: "Full, actions only"}
+
+
+@dataclass(frozen=True)
+class VerbScores:
+    """One verb; fractions, None where there is nothing to measure.
+
+    Attributes:
+        name: for people.
+        unseen: all its interactions are unseen.
+        num_pairs: annotated pairs with this label.
+        accuracy: share of them for which the teacher's best action is one of their labels.
+        recall: share of them that the detector proposes.
+        annotated, proposed: mAP over its interactions, on either kind of pairs.
+    """
+
+    name: str
+    unseen: bool
+    num_pairs: int
+    accuracy: float | None
+    recall: float | None
+    annotated: float | None
+    proposed: float | None
+
+
+@dataclass(frozen=True)
+class TeacherScores:
+    """A teacher's evaluation.
+
+    Attributes:
+        title: dataset, split and numbers of images and pairs.
+        annotated, proposed: mAP by group, of `GROUPS`, on either kind of pairs; None for a group
+            without ground truth.
+        shares: further fractions by their title.
+        verbs: every verb that the teacher is asked for.
+    """
+
+    title: str
+    annotated: dict[str, float | None]
+    proposed: dict[str, float | None]
+    shares: dict[str, float | None]
+    verbs: tuple[VerbScores, ...]
+
+    def groups(self) -> list[tuple[str, float | None, float | None]]:
+        """Title and mAP on annotated and proposed pairs of every group that has any."""
+        rows = [
+            (title, self.annotated.get(name), self.proposed.get(name))
+            for name, title in GROUPS.items()
+        ]
+        return [row for row in rows if row[1] is not None or row[2] is not None]
+
+
+def teacher_table(scores: TeacherScores) -> list[str]:
+    """Lines for a terminal; percent."""
+    lines = [scores.title, "", f"{'mAP':<24}{'annotated pairs':>17}{'proposed pairs':>17}"]
+    lines += [
+        f"{title:<24}{percent(annotated):>17}{percent(proposed):>17}"
+        for title, annotated, proposed in scores.groups()
+    ]
+    lines.append("")
+    lines += [f"{title:<41}{percent(share):>17}" for title, share in scores.shares.items()]
+    width = max([10, *(len(verb.name) + 2 for verb in scores.verbs)])
+    heads = ("pairs", "top-1", "recall", "mAP annot.", "mAP prop.")
+    lines += ["", f"{'verb (* unseen)':<{width + 6}}" + "".join(f"{head:>12}" for head in heads)]
+    for verb in scores.verbs:
+        cells = (verb.accuracy, verb.recall, verb.annotated, verb.proposed)
+        name = verb.name + (" *" if verb.unseen else "")
+        lines.append(
+            f"{name:<{width + 6}}{verb.num_pairs:>12}"
+            + "".join(f"{percent(cell):>12}" for cell in cells)
+        )
+    return lines
+
+
+# Inches.
+WIDTH, ROW, ROOM = 10.5, 0.21, 1.1
+# More verbs than this stand in two columns.
+LONG = 40
+MARKS = (
+    ("annotated", "mAP on annotated pairs", BLUE, "o"),
+    ("proposed", "mAP on proposed pairs", ORANGE, "s"),
+    ("accuracy", "top-1 accuracy on annotated pairs", GREEN, "^"),
+    ("recall", "annotated pairs among the proposed", PURPLE, "|"),
+)
+
+
+def draw_teacher(file: Path, scores: TeacherScores) -> None:
+    """Draws the groups as bars, and four fractions of every verb as marks on its line."""
+    verbs = sorted(scores.verbs, key=lambda verb: (not verb.unseen, -(verb.annotated or 0)))
+    columns = [verbs]
+    if len(verbs) > LONG:
+        half = -(-len(verbs) // 2)
+        columns = [verbs[:half], verbs[half:]]
+    groups = scores.groups()
+    heights = [ROW * 1.6 * len(groups) + ROOM, ROW * max(map(len, columns)) + ROOM]
+
+    def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
+        figure.set_size_inches(WIDTH, sum(heights) + 0.3)
+        title_figure(figure, colours, scores.title)
+        grid = figure.add_gridspec(2, 1, height_ratios=heights)
+        _draw_groups(figure.add_subplot(grid[0]), groups, colours)
+        cells = grid[1].subgridspec(1, len(columns))
+        for place, rows in enumerate(columns):
+            axis = figure.add_subplot(cells[place])
+            _draw_verbs(axis, rows, "Verbs, % (★ unseen)" if place == 0 else "", colours)
+            if place == len(columns) - 1:
+                legend_above(axis, colours, columns=4 if len(columns) == 1 else 2)
+
+    save_picture(file, draw)
+
+
+def _draw_groups(
+    axis: Axes, groups: Sequence[tuple[str, float | None, float | None]], colours: Colours
+) -> None:
+    title_axis(axis, colours, "mAP, %")
+    label_axis(axis, colours, across="x")
+    places = np.arange(len(groups))
+    on_annotated = [annotated for _, annotated, _ in groups]
+    on_proposed = [proposed for _, _, proposed in groups]
+    for shift, values, colour, label in (
+        (-0.2, on_annotated, BLUE, "annotated pairs"),
+        (0.2, on_proposed, ORANGE, "proposed pairs"),
+    ):
+        axis.barh(
+            places + shift,
+            [100 * (value or 0) for value in values],
+            0.36,
+            color=colour,
+            label=label,
+        )
+        for place, value in zip(places + shift, values, strict=True):
+            axis.text(
+                100 * (value or 0) + 1,
+                place,
+                percent(value),
+                va="center_baseline",
+                fontsize=7.5,
+                color=colours["muted"],
+            )
+    axis.set_yticks(places, [title for title, *_ in groups])
+    axis.set_ylim(len(groups) - 0.4, -0.6)
+    axis.set_xlim(0, 108)
+    legend_above(axis, colours, columns=2)
+
+
+def _draw_verbs(axis: Axes, verbs: Sequence[VerbScores], title: str, colours: Colours) -> None:
+    title_axis(axis, colours, title)
+    label_axis(axis, colours)
+    for name, label, colour, marker in MARKS:
+        held = [
+            (place, value)
+            for place, verb in enumerate(verbs)
+            if (value := getattr(verb, name)) is not None
+        ]
+        axis.plot(
+            [100 * value for _, value in held],
+            [place for place, _ in held],
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            # A hollow mark shows what lies under it.
+            fillstyle="none" if marker == "^" else "full",
+            markersize=8 if marker in "|^" else 5.5,
+            markeredgewidth=1.6 if marker in "|^" else 0.5,
+            label=label,
+            zorder=3,
+        )
+    axis.set_yticks(
+        np.arange(len(verbs)), [f"{'★ ' if verb.unseen else ''}{verb.name}" for verb in verbs]
+    )
+    axis.set_ylim(len(verbs) - 0.4, -0.6)
+    axis.set_xlim(-2, 102)

@@ -1,3 +1,0 @@
-"""Ready scripts for SLURM."""
-
-SCRIPTS = ("cache.sbatch", "cache_array.sbatch")

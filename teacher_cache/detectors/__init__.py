@@ -1,0 +1,1 @@
+"""Boxes and pairs: torchvision detectors, files of detections, pairing."""

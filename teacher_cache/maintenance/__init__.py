@@ -1,0 +1,1 @@
+"""Work on finished caches: verify, merge, rescore, add prompts."""

@@ -1,0 +1,174 @@
+"""Asks stored regions new questions: other prompts, words or temperature, and no image opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import sha256_of_json
+from pipeline.utils.progress import Progress
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+from teacher_cache.maintenance.add_prompts import Encoder, clip_names, text_encoder
+from teacher_cache.reader.cache import TeacherCache, TeacherText, open_cache
+from teacher_cache.reader.format import (
+    REGION_EMBEDDING,
+    SHARDS,
+    TEACHER,
+    plain_vocabulary,
+    shard_name,
+)
+from teacher_cache.reader.soft_targets import action_probabilities
+from teacher_cache.teachers.prompts import Prompts, alike_line, embed_prompts, interaction_prompts
+from teacher_cache.writer.lock import hold
+from teacher_cache.writer.manifest import finish
+from teacher_cache.writer.plan import Plan, check_folder, claim_folder, held_settings, to_settings
+from teacher_cache.writer.shard import is_finished_shard, write_arrays, write_teacher
+
+
+@dataclass(frozen=True)
+class RescoreConfig:
+    """What to ask anew.
+
+    Attributes:
+        cache: with region embeddings.
+        out: the new cache folder, or of an interrupted rescoring of the same settings.
+        templates: sentences to ask with; none keeps the cache's.
+        vocabulary: a shipped name or a file, with all of the cache's objects; None keeps it.
+        temperature: inverse of the factor on cosine similarities; None keeps it.
+        clip_model, clip_weights: the same CLIP as the cache's, for its texts; None looks where the
+            cache was built from.
+        device: where CLIP runs.
+    """
+
+    cache: Path
+    out: Path
+    templates: tuple[str, ...] = ()
+    vocabulary: str | None = None
+    temperature: float | None = None
+    clip_model: str | None = None
+    clip_weights: str | None = None
+    device: str = "auto"
+
+
+def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
+    """Writes a cache of the same pairs and regions with new answers.
+
+    Raises:
+        InputError: bad input, a cache without embeddings, or another CLIP than the cache's.
+    """
+    reworded = bool(config.templates) or config.vocabulary is not None
+    if not reworded and config.temperature is None:
+        raise InputError(
+            "expected --template, --vocabulary or --temperature, found nothing to change"
+        )
+    cache = open_cache(config.cache)
+    if not cache.has_embeddings:
+        raise InputError(
+            f"{cache.path}: expected region embeddings, found none (it was built with"
+            " --no-embeddings); only a new build can ask anew"
+        )
+    config = _resolved(config, cache)
+    vocabulary = cache.vocabulary
+    prompts = cache.teacher.prompts
+    labels = np.arange(vocabulary.num_objects)
+    if config.vocabulary is not None:
+        vocabulary = load_vocabulary(config.vocabulary)
+        labels = object_numbers(cache.vocabulary, vocabulary, config.vocabulary)
+    if reworded:
+        prompts = interaction_prompts(vocabulary, config.templates)
+    text = _text(cache, prompts, config)
+    parts = {
+        **cache.manifest["parts"],
+        "vocabulary": vocabulary.digest(),
+        "prompts": sha256_of_json(prompts),
+        # Half precision embeddings give answers that a fresh build's equal to about 1e-2.
+        "rescored_from": cache.fingerprint,
+    }
+    if config.temperature is not None:
+        parts["logit_scale"] = text.logit_scale
+    plan = Plan(
+        parts=parts,
+        layout=cache.manifest.get("layout", {}),
+        num_images=len(cache) + len(cache.failed),
+        settings=to_settings("rescore", config),
+        vocabulary=plain_vocabulary(vocabulary),
+    )
+    if check_folder(config.out, plan):
+        say(f"{config.out}: was finished before; nothing to do")
+        return
+    if line := alike_line(vocabulary.names, text):
+        say(line)
+    with hold(config.out, say=say) as held:
+        claim_folder(config.out, plan)
+        held.remove_leftovers()
+        write_teacher(config.out / TEACHER, plan.fingerprint, text)
+        with Progress(len(cache), "Asking anew", "images") as progress:
+            for shard in range(cache.num_shards):
+                path = config.out / SHARDS / shard_name(shard)
+                if not is_finished_shard(path, plan.fingerprint):
+                    _rescore_shard(cache, shard, path, plan.fingerprint, text, vocabulary, labels)
+                progress.advance(len(cache.layout(shard).images))
+        completion = finish(config.out)
+    assert completion.counts is not None
+    say(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
+
+
+def object_numbers(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:
+    """(O,) the new number of every object of the old vocabulary, by name.
+
+    Raises:
+        InputError: the new vocabulary lacks one; names `file`.
+    """
+    lost = [name for name in old.objects if name not in new.objects]
+    if lost:
+        raise InputError(
+            f"{file}: objects: expected all of the cache's, found none named {', '.join(lost[:5])}"
+        )
+    return np.array([new.objects.index(name) for name in old.objects], dtype=np.int64)
+
+
+def _resolved(config: RescoreConfig, cache: TeacherCache) -> RescoreConfig:
+    """What is not told is as it was when the cache was made."""
+    model, weights = clip_names(cache, config.clip_model, config.clip_weights)
+    config = replace(config, clip_model=model, clip_weights=weights)
+    settings = held_settings(config.cache, cache.manifest)
+    return replace(config, templates=config.templates or tuple(settings.get("templates", ())))
+
+
+def _text(cache: TeacherCache, prompts: Prompts, config: RescoreConfig) -> TeacherText:
+    """Embeds the sentences that the cache does not hold yet."""
+    held = cache.teacher
+    known = dict(zip(held.prompts, held.embeddings, strict=True))
+    fresh = [group for group in dict.fromkeys(prompts) if group not in known]
+    if fresh:
+        known |= zip(fresh, embed_prompts(fresh, _encoder(cache, config)), strict=True)
+    scale = held.logit_scale if config.temperature is None else 1 / config.temperature
+    return TeacherText(prompts, np.stack([known[group] for group in prompts]), scale)
+
+
+def _encoder(cache: TeacherCache, config: RescoreConfig) -> Encoder:
+    return text_encoder(cache, config.clip_model, config.clip_weights, config.device)
+
+
+def _rescore_shard(
+    cache: TeacherCache,
+    shard: int,
+    path: Path,
+    fingerprint: str,
+    text: TeacherText,
+    vocabulary: Vocabulary,
+    object_labels: np.ndarray,
+) -> None:
+    layout, arrays = cache.layout(shard), dict(cache.arrays(shard))
+    labels = object_labels[arrays["pairs/object_label"]]
+    probabilities = np.zeros((0, vocabulary.num_verbs), dtype=np.float32)
+    if layout.num_pairs:
+        embeddings = arrays[REGION_EMBEDDING].astype(np.float32)
+        logits = text.logit_scale * embeddings @ text.embeddings.T
+        probabilities = action_probabilities(logits[arrays["pairs/region"]], labels, vocabulary)
+    arrays["pairs/object_label"], arrays["pairs/action_probabilities"] = labels, probabilities
+    write_arrays(path, fingerprint, layout.images, layout.failed, arrays)

@@ -1,0 +1,1 @@
+"""Teachers: open_clip models, prompts, union regions and their resampling."""

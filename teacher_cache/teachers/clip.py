@@ -1,0 +1,426 @@
+"""Opens CLIP models of open_clip: by name and tag, checkpoint file, hub name or folder."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.factory import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.utils.devices import autocast, start_download
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import read_json, replacing, sha256_of_file, sha256_of_json, write_json
+from pipeline.utils.weights import check_finite, load_weights, mismatch, weights_digest
+from teacher_cache.teachers.regions import FILTERS
+from teacher_cache.teachers.word_tokenizer import WordTokenizer
+
+FOLDER_CONFIG = "open_clip_config.json"
+FOLDER_WEIGHTS = "open_clip_model.safetensors"
+# Names that folders of the hub have as well.
+OTHER_WEIGHTS = ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+FOLDER_WORDS = "words.json"
+HUB = "hf-hub:"
+# OpenAI's own archives carry these numbers among their tensors.
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+# How open_clip answers to what it did not expect.
+MISFITS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Which CLIP.
+
+    Attributes:
+        model: a model name of open_clip, `hf-hub:` name, or a folder in open_clip's own layout.
+        weights: a pretrained tag or a checkpoint file; None for folders and `hf-hub:` names,
+            which bring their weights.
+        precision: of the image tower: float32, float16, bfloat16, or auto, which is float16 on a
+            GPU and float32 elsewhere.
+    """
+
+    model: str
+    weights: str | None = None
+    precision: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedClip:
+    """A model of open_clip, ready to be asked.
+
+    Attributes:
+        name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
+            settings and words.
+        model: the model.
+        tokenizer: sentences to (N, context) token ids.
+        quick_gelu: whether it computes GELU as OpenAI's models do; not told by its weights.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    quick_gelu: bool
+
+
+def open_clip_model(config: ClipConfig) -> OpenedClip:
+    """Opens a model on the CPU.
+
+    Raises:
+        InputError: no such model, tag, folder or file, or a checkpoint of another architecture.
+    """
+    is_folder = Path(config.model).is_dir()
+    if config.weights is not None and (is_folder or config.model.startswith(HUB)):
+        raise InputError(
+            f"--clip-weights: expected none, for {config.model} brings its own,"
+            f" found {config.weights}"
+        )
+    if is_folder:
+        return _from_folder(Path(config.model))
+    if config.model.startswith(HUB):
+        model = _created(config.model, None)
+        quick_gelu = bool(open_clip.get_model_config(config.model).get("quick_gelu"))
+        return OpenedClip(config.model, model, _tokenizer(config.model), quick_gelu)
+    # OpenAI's names have a stroke where open_clip's have a hyphen.
+    return _named(config.model.replace("/", "-"), config)
+
+
+def _named(name: str, config: ClipConfig) -> OpenedClip:
+    names = open_clip.list_models()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=5, cutoff=0.3)
+        raise InputError(
+            f"--clip-model: expected a folder, {HUB} name or model of open_clip"
+            f" (such as {', '.join(near or ['ViT-B-16', 'RN50x16'])}), found {config.model}"
+        )
+    published = {
+        tag: open_clip.get_pretrained_cfg(name, tag)
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    }
+    weights = config.weights
+    if weights is None:
+        raise InputError(
+            f"--clip-weights: expected a checkpoint file or a tag of {name}"
+            f" ({', '.join(published) or 'it has none'}), found none"
+        )
+    tag = weights.lower().replace("-", "_")
+    # A tag says whether its weights want OpenAI's GELU; open_clip would only warn.
+    if tag in published:
+        quick_gelu = bool(published[tag].get("quick_gelu"))
+        model = _created(name, tag, force_quick_gelu=quick_gelu)
+    elif Path(weights).is_file():
+        state = load_weights(Path(weights))
+        quick_gelu = set(OPENAI_NUMBERS) <= state.keys() or (
+            bool(published) and all(entry.get("quick_gelu") for entry in published.values())
+        )
+        options = {"force_quick_gelu": quick_gelu, "force_preprocess_cfg": _agreed(published)}
+        model = _filled(_unfilled(name, **options), state, weights, name)
+    else:
+        raise InputError(
+            f"--clip-weights: expected a file or a tag of {name}"
+            f" ({', '.join(published) or 'it has none'}), found {weights}"
+        )
+    quick_gelu = quick_gelu or bool(open_clip.get_model_config(name).get("quick_gelu"))
+    return OpenedClip(name, model, _tokenizer(name), quick_gelu)
+
+
+def _from_folder(folder: Path) -> OpenedClip:
+    file = folder / FOLDER_CONFIG
+    if not file.is_file():
+        raise InputError(f"{folder}: expected a CLIP folder with {FOLDER_CONFIG}, found none")
+    value = read_json(file)
+    settings = value.get("model_cfg") if isinstance(value, dict) else None
+    if not isinstance(settings, dict):
+        raise bad_field(file, "model_cfg", "open_clip's model configuration", settings)
+    names = (FOLDER_WEIGHTS, *OTHER_WEIGHTS)
+    there = [folder / name for name in names if (folder / name).is_file()]
+    if not there:
+        raise InputError(f"{folder / FOLDER_WEIGHTS}: no such weights file")
+    try:
+        model = _unfilled(f"local-dir:{folder}")
+    except MISFITS as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise bad_field(file, "model_cfg", "open_clip's model configuration", found) from None
+    model = _filled(model, load_weights(there[0]), there[0], f"the model in {file}")
+    words = folder / FOLDER_WORDS
+    tokenizer = WordTokenizer.load(words) if words.is_file() else _tokenizer(f"local-dir:{folder}")
+    # Settings and the tokenizer's own files, which folders of the hub bring.
+    files = sorted(each for kind in ("json", "txt", "model") for each in folder.glob(f"*.{kind}"))
+    name = f"folder {sha256_of_json([[each.name, sha256_of_file(each)] for each in files])[:16]}"
+    return OpenedClip(name, model, tokenizer, bool(settings.get("quick_gelu")))
+
+
+def _created(name: str, tag: str | None, **options: Any) -> Any:
+    try:
+        with _quiet():
+            return open_clip.create_model(name, pretrained=tag, require_pretrained=True, **options)
+    except MISFITS as error:
+        raise InputError(
+            f"--clip-model: {' '.join(filter(None, [name, tag]))} cannot be fetched"
+            f" ({_cause(error)}); give a checkpoint file or a folder"
+        ) from None
+
+
+def _unfilled(name: str, **options: Any) -> Any:
+    """The architecture with weights that mean nothing yet."""
+    with _quiet():
+        return open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
+
+
+def _filled(model: Any, state: dict[str, Tensor], file: object, architecture: str) -> Any:
+    """Puts a checkpoint into a model, all of it.
+
+    Unlike open_clip's own loader it does not interpolate positions of another input size, which
+    are another architecture's.
+
+    Raises:
+        InputError: the checkpoint is another architecture's.
+    """
+    state = {name: value for name, value in state.items() if name not in OPENAI_NUMBERS}
+    try:
+        state = convert_state_dict(model, state)
+        if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        for name in ("logit_scale", "logit_bias"):
+            if name in state and getattr(model, name, None) is not None:
+                state[name] = state[name].reshape(getattr(model, name).shape)
+        model.load_state_dict(state)
+    except MISFITS as error:
+        raise mismatch(file, architecture, error) from None
+    return model
+
+
+def _tokenizer(model: str) -> Callable[[list[str]], Tensor]:
+    try:
+        with _quiet():
+            return open_clip.get_tokenizer(model)
+    except MISFITS as error:
+        raise InputError(
+            f"--clip-model: the tokenizer of {model} cannot be loaded ({_cause(error)})"
+        ) from None
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in few words; open_clip and the hub's client wrap it in theirs."""
+    return " ".join(str(error).split()).rpartition("Last error: ")[2][:160]
+
+
+def _agreed(published: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The preprocessing values on which all published weights of a model agree.
+
+    A checkpoint file names none itself.
+    """
+    entries = list(published.values())
+    return {
+        key: entries[0][key]
+        for key in PREPROCESSING
+        if entries and all(entry.get(key) == entries[0].get(key, ()) for entry in entries)
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps open_clip from telling people what it does, and what it doubts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+TEXT_BATCH = 256
+# Activations of a few dozen regions still fit a processor's cache; a GPU wants many.
+CPU_BATCH, GPU_BATCH = 64, 256
+
+
+class ClipTeacher:
+    """A frozen CLIP in eval mode, with its own preprocessing values.
+
+    Args:
+        config: which model.
+        device: where to run.
+
+    Attributes:
+        device: as given.
+        name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
+            settings and words.
+        quick_gelu: whether it computes GELU as OpenAI's models do.
+        image_size: side of the square input in pixels.
+        precision: of the image tower.
+        interpolation: of the resize, "bicubic" or "bilinear".
+        mean, std: per-channel values of the normalisation, for pixels in [0, 1].
+        logit_scale: factor on cosine similarities.
+        weights_digest: identifies the weights.
+        batch_size: how many regions at once suit the device.
+
+    Raises:
+        InputError: no such model, tag, folder or file, a checkpoint of another architecture or of
+            a training that diverged, or a model with unusual input.
+    """
+
+    def __init__(self, config: ClipConfig, device: torch.device) -> None:
+        opened = open_clip_model(config)
+        check_finite(opened.model.state_dict(), config.weights or config.model)
+        self.name, self.quick_gelu = opened.name, opened.quick_gelu
+        # On the host, where the weights still are.
+        self.weights_digest = weights_digest(opened.model.state_dict())
+        self.logit_scale = float(opened.model.logit_scale.detach().exp())
+        self._model, self._tokenizer = opened.model.eval().to(device), opened.tokenizer
+        self.device = device
+        self.precision = resolve_precision(config.precision, device.type)
+        settings = open_clip.get_model_preprocess_cfg(opened.model)
+        self.image_size = _side(settings["size"], config.model)
+        self.interpolation = _interpolation(settings.get("interpolation"), config.model)
+        self.mean = _three(settings, "mean", config.model)
+        self.std = _three(settings, "std", config.model)
+        self.batch_size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+        self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
+
+    def encode_images(self, regions: Tensor) -> np.ndarray:
+        """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings;
+        see `start_encoding`."""
+        return self.start_encoding(regions)()
+
+    @torch.inference_mode()
+    def start_encoding(self, regions: Tensor) -> Callable[[], np.ndarray]:
+        """Encodes (N, 3, S, S) uint8 RGB regions without waiting for the device.
+
+        Returns:
+            Waits and gives (N, D) float32 normalised embeddings. Where some are not finite, as
+            float16 ends at 65,504, the batch is encoded again in float32; what is not finite then
+            either is up to the caller.
+        """
+        arrived = start_download(self._encode(self._normalised(regions), self.precision))
+
+        @torch.inference_mode()
+        def embeddings() -> np.ndarray:
+            found = arrived().numpy().copy()
+            if self.precision != "float32" and not np.isfinite(found).all():
+                found = self._encode(self._normalised(regions), "float32").cpu().numpy()
+            return found
+
+        return embeddings
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor) -> np.ndarray:
+        """(N, 3, S, S) float32 normalised pixels -> (N, D) float32 normalised embeddings."""
+        return self._encode(pixels, self.precision).cpu().numpy()
+
+    def _normalised(self, regions: Tensor) -> Tensor:
+        return (regions.float().div_(255) - self._mean) / self._std
+
+    def _encode(self, pixels: Tensor, precision: str) -> Tensor:
+        with autocast(self.device, precision):
+            features = self._model.encode_image(pixels)
+        return functional.normalize(features.float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """N sentences -> (N, D) float32 normalised embeddings.
+
+        Raises:
+            InputError: the world's teacher does not know a word.
+        """
+        parts = [
+            self._model.encode_text(
+                self._tokenizer(list(texts[start : start + TEXT_BATCH])).to(self.device),
+                normalize=True,
+            )
+            for start in range(0, len(texts), TEXT_BATCH)
+        ]
+        return torch.cat(parts).float().cpu().numpy()
+
+
+def build_clip(config: dict[str, Any], generator: torch.Generator) -> open_clip.CLIP:
+    """A randomly initialised CLIP from open_clip's `model_cfg` form.
+
+    Args:
+        config: `embed_dim`, `vision_cfg`, `text_cfg`.
+        generator: decides the weights; torch's global generator is left as it was.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return open_clip.CLIP(**config)
+
+
+def save_clip(
+    folder: Path,
+    model: nn.Module,
+    config: dict[str, Any],
+    preprocessing: dict[str, Any],
+    tokenizer: WordTokenizer,
+) -> None:
+    """Writes a model as a folder that `ClipTeacher` and open_clip's `local-dir:` open.
+
+    Args:
+        folder: where.
+        model: what `build_clip` made.
+        config: its `model_cfg`.
+        preprocessing: open_clip's `preprocess_cfg`: mean and std.
+        tokenizer: the word-level tokenizer that the model was trained with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FOLDER_CONFIG, {"model_cfg": config, "preprocess_cfg": dict(preprocessing)})
+    tokenizer.save(folder / FOLDER_WORDS)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with replacing(folder / FOLDER_WEIGHTS) as temporary:
+        save_file(state, temporary)
+
+
+def _side(size: Any, name: str) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise InputError(f"--clip-model: expected a model with square input, {name} takes {size}")
+    return sides.pop()
+
+
+def _interpolation(value: Any, name: str) -> str:
+    # "random" is for training; open_clip takes bicubic instead when it asks.
+    kind = "bicubic" if value in (None, "random") else value
+    if kind not in FILTERS:
+        raise bad_field(name, "interpolation", " or ".join(FILTERS), value)
+    return kind
+
+
+def _three(settings: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
+    values: Any = settings.get(key)
+    good = isinstance(values, (list, tuple)) and len(values) == 3
+    if not good or not all(isinstance(value, (int, float)) for value in values):
+        raise bad_field(name, f"preprocess_cfg.{key}", "three numbers", values)
+    if key == "std" and min(values) <= 0:
+        raise bad_field(name, f"preprocess_cfg.{key}", "three numbers above 0", values)
+    return tuple(float(value) for value in values)
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """What `auto` means for the image tower on a device, "cpu" or "cuda"."""
+    if precision != "auto":
+        return precision
+    return "float16" if device.startswith("cuda") else "float32"

@@ -1,0 +1,78 @@
+"""A word-level tokenizer for the world's small teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import read_json, write_json
+
+PAD = 0
+
+
+class WordTokenizer:
+    """Whole words to numbers.
+
+    Padding is 0, words follow, then start-of-text; end-of-text is the largest number, because
+    open_clip takes the text's embedding at the position of the highest token.
+
+    Args:
+        words: the known words.
+        context_length: tokens per text, start and end included.
+    """
+
+    def __init__(self, words: Sequence[str], context_length: int) -> None:
+        self.words = tuple(words)
+        self.context_length = context_length
+        self._number = {word: index for index, word in enumerate(self.words, start=1)}
+        self.start = len(self.words) + 1
+        self.end = len(self.words) + 2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.end + 1
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+        """(N, context_length) int64 tokens.
+
+        Raises:
+            InputError: a word is unknown, or a text is too long.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        length = context_length or self.context_length
+        rows = torch.full((len(texts), length), PAD, dtype=torch.int64)
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [self.start, *(self._look_up(word, text) for word in text.split()), self.end]
+            if len(tokens) > length:
+                raise InputError(f"prompt {text!r}: expected at most {length - 2} words")
+            row[: len(tokens)] = torch.tensor(tokens)
+        return rows
+
+    def _look_up(self, word: str, text: str) -> int:
+        if word not in self._number:
+            known = ", ".join(self.words)
+            raise InputError(f"prompt {text!r}: the teacher knows no word {word!r}, only {known}")
+        return self._number[word]
+
+    def save(self, path: Path) -> None:
+        """Writes the words as JSON."""
+        write_json(path, {"words": self.words, "context_length": self.context_length})
+
+    @classmethod
+    def load(cls, path: Path) -> WordTokenizer:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: not such a file.
+        """
+        value = read_json(path)
+        if not isinstance(value, dict) or not isinstance(value.get("words"), list):
+            raise bad_field(path, "words", "a list of words", value)
+        length = value.get("context_length")
+        if not isinstance(length, int):
+            raise bad_field(path, "context_length", "a whole number", length)
+        return cls([str(word) for word in value["words"]], length)

@@ -1,0 +1,334 @@
+"""The toy dataset's models: recipes and training loops of a small CLIP and a small Faster R-CNN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import FasterRCNN
+
+from pipeline.toy.generate import DRAWING
+from pipeline.types import Annotation
+from pipeline.vocabulary import Vocabulary
+from teacher_cache.detectors.torchvision import world_detector
+from teacher_cache.teachers.clip import build_clip
+from teacher_cache.teachers.prompts import TEMPLATE
+from teacher_cache.teachers.word_tokenizer import WordTokenizer
+
+IMAGE_SIZE = 64
+CONTEXT_LENGTH = 10
+# CLIP's own bound of the temperature.
+LOG_LARGEST_SCALE = math.log(100)
+
+
+@dataclass(frozen=True)
+class TeacherTraining:
+    """How the small CLIP is trained.
+
+    Attributes:
+        steps, batch_size: length of the training.
+        learning_rate: peak of the one-cycle schedule (AdamW).
+        weight_decay: AdamW's.
+        logit_scale: where the temperature starts, as a factor.
+        max_shift: crop jitter in pixels of the region's input size.
+    """
+
+    steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    logit_scale: float = 14.0
+    max_shift: int = 3
+
+
+def clip_config(tokenizer: WordTokenizer) -> dict[str, Any]:
+    """The model in open_clip's own configuration form."""
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {
+            "layers": [1, 1, 1, 1],
+            "width": 16,
+            "head_width": 32,
+            "image_size": IMAGE_SIZE,
+        },
+        "text_cfg": {
+            "context_length": tokenizer.context_length,
+            "vocab_size": tokenizer.vocab_size,
+            "width": 96,
+            "heads": 4,
+            "layers": 2,
+        },
+    }
+
+
+def contrastive_loss(
+    images: Tensor, texts: Tensor, captions: Tensor, logit_scale: Tensor
+) -> Tensor:
+    """CLIP's symmetric loss for batches in which many captions are equal.
+
+    Args:
+        images: (B, D) normalised image embeddings.
+        texts: (C, D) normalised embeddings of the C distinct captions of the batch.
+        captions: (B,) row of `texts` of every image.
+        logit_scale: temperature as a factor.
+
+    Returns:
+        The mean of image-to-text cross-entropy over the distinct captions and of text-to-image
+        cross-entropy whose targets are uniform over the images with that caption.
+    """
+    logits = logit_scale * images @ texts.T
+    image_to_text = F.cross_entropy(logits, captions)
+    same = F.one_hot(captions, len(texts)).T.to(logits.dtype)
+    text_to_image = F.cross_entropy(logits.T, same / same.sum(1, keepdim=True))
+    return (image_to_text + text_to_image) / 2
+
+
+def train_teacher(
+    crops: Tensor,
+    captions: Sequence[str],
+    tokenizer: WordTokenizer,
+    training: TeacherTraining,
+    generator: torch.Generator,
+    device: torch.device,
+    precision: Callable[[], Any],
+    on_step: Callable[[str], None],
+) -> nn.Module:
+    """Trains a small CLIP from nothing.
+
+    Args:
+        crops: (N, 3, IMAGE_SIZE, IMAGE_SIZE) uint8 union regions.
+        captions: N captions.
+        tokenizer: turns captions into tokens.
+        training: the recipe.
+        generator: source of all randomness (CPU).
+        device: where to train.
+        precision: makes the autocast context of a step.
+        on_step: told the losses after every step.
+
+    Returns:
+        The trained open_clip model in eval mode.
+    """
+    distinct = sorted(set(captions))
+    number = {caption: index for index, caption in enumerate(distinct)}
+    labels = torch.tensor([number[caption] for caption in captions])
+    tokens = tokenizer(distinct).to(device)
+    model = build_clip(clip_config(tokenizer), generator).to(device)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(training.logit_scale))
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": training.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.learning_rate, total_steps=training.steps
+    )
+    model.train()
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(training.steps):
+        if len(order) < training.batch_size:
+            order = torch.cat([order, torch.randperm(len(crops), generator=generator)])
+        rows, order = order[: training.batch_size], order[training.batch_size :]
+        batch = augment(crops[rows], training.max_shift, generator).to(device)
+        present, local = labels[rows].unique(return_inverse=True)
+        with precision():
+            image_features = model.encode_image(normalise(batch), normalize=True)
+            text_features = model.encode_text(tokens[present.to(device)], normalize=True)
+        loss = contrastive_loss(
+            image_features.float(),
+            text_features.float(),
+            local.to(device),
+            model.logit_scale.exp(),
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=LOG_LARGEST_SCALE)
+        if step % 10 == 0:
+            on_step(f"loss {loss.item():.3f}")
+        else:
+            on_step("")
+    return model.eval()
+
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> the teacher's input, with OpenAI CLIP's mean and std."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images - mean) / std
+
+
+def augment(crops: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Random flips, shifts and colour changes.
+
+    Args:
+        crops: (B, 3, H, W) uint8.
+        max_shift: largest shift in pixels; black comes in from the side, as in padded regions.
+        generator: source of randomness.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1].
+    """
+    images = crops.float() / 255
+    flips = torch.rand(len(images), generator=generator) < 0.5
+    images[flips] = images[flips].flip(-1)
+    size = images.shape[-1]
+    padded = F.pad(images, [max_shift] * 4)
+    shifts = torch.randint(0, 2 * max_shift + 1, (len(images), 2), generator=generator)
+    images = torch.stack(
+        [
+            image[:, top : top + size, left : left + size]
+            for image, (top, left) in zip(padded, shifts.tolist(), strict=True)
+        ]
+    )
+    brightness, contrast, saturation = 0.7 + 0.6 * torch.rand(
+        (3, len(images), 1, 1, 1), generator=generator
+    )
+    images = images * brightness
+    centre = images.mean((1, 2, 3), keepdim=True)
+    images = centre + (images - centre) * contrast
+    grey = images.mean(1, keepdim=True)
+    return (grey + (images - grey) * saturation).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class DetectorTraining:
+    """How the world's detector is trained.
+
+    Attributes:
+        epochs, batch_size: length and size of the steps (images).
+        learning_rate: peak of the one-cycle schedule (AdamW).
+        weight_decay: AdamW's.
+    """
+
+    epochs: int = 4
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+
+
+def train_detector(
+    images: Tensor,
+    annotations: Sequence[Annotation],
+    vocabulary: Vocabulary,
+    training: DetectorTraining,
+    generator: torch.Generator,
+    device: torch.device,
+    precision: Callable[[], Any],
+    on_step: Callable[[int, str], None],
+) -> FasterRCNN:
+    """Trains the world's detector on boxes alone.
+
+    Args:
+        images: (N, 3, h, w) uint8.
+        annotations: of the N images; their interactions are not looked at.
+        vocabulary: object numbering.
+        training: the recipe.
+        generator: source of all randomness (CPU).
+        device: where to train.
+        precision: makes the autocast context of a step.
+        on_step: told the number of images and the losses after every step.
+
+    Returns:
+        The trained detector in eval mode.
+    """
+    ids = torch.tensor(vocabulary.object_ids)
+    targets = [
+        {
+            "boxes": torch.from_numpy(annotation.boxes),
+            "labels": ids[torch.from_numpy(annotation.labels)],
+        }
+        for annotation in annotations
+    ]
+    steps = len(images) // training.batch_size
+    # torchvision samples anchors and proposals with torch's own generator.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        model = world_detector(max(vocabulary.object_ids)).to(device).train()
+        model.backbone.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), training.learning_rate, weight_decay=training.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, training.learning_rate, total_steps=steps * training.epochs
+        )
+        for _ in range(training.epochs):
+            order = torch.randperm(len(images), generator=generator)
+            for rows in order[: steps * training.batch_size].view(steps, -1).tolist():
+                flips = torch.rand(len(rows), generator=generator) < 0.5
+                batch = [
+                    _flipped(images[row], targets[row], bool(flip))
+                    for row, flip in zip(rows, flips, strict=True)
+                ]
+                with precision():
+                    losses = model(
+                        [image.to(device).float() / 255 for image, _ in batch],
+                        [{k: v.to(device) for k, v in target.items()} for _, target in batch],
+                    )
+                loss = torch.stack(list(losses.values())).sum()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                schedule.step()
+                on_step(len(rows), f"loss {loss.item():.3f}")
+    return model.eval()
+
+
+def _flipped(
+    image: Tensor, target: dict[str, Tensor], flip: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if not flip:
+        return image, target
+    boxes = target["boxes"].clone()
+    boxes[:, [0, 2]] = image.shape[-1] - target["boxes"][:, [2, 0]]
+    return image.flip(-1), {"boxes": boxes, "labels": target["labels"]}
+
+
+MODELS = ("teacher", "detector")
+
+
+@dataclass(frozen=True)
+class WorldModels:
+    """What is trained, and on what.
+
+    Attributes:
+        pictures: how many pictures of the world's part "models" are drawn.
+        seed: of pictures and training.
+        teacher, detector: the recipes.
+        precision: see `pipeline.utils.devices.autocast`.
+        templates: sentences that the teacher learns, each region with one of them.
+        wanted: which of `MODELS` are trained.
+    """
+
+    pictures: int = 3000
+    seed: int = 0
+    teacher: TeacherTraining = field(default_factory=TeacherTraining)
+    detector: DetectorTraining = field(default_factory=DetectorTraining)
+    precision: str = "auto"
+    templates: tuple[str, ...] = (TEMPLATE,)
+    wanted: tuple[str, ...] = MODELS
+
+    def plan(self) -> dict[str, Any]:
+        """What the trained weights depend on."""
+        plan = {"drawing": DRAWING, **asdict(self), "templates": list(self.templates)}
+        del plan["wanted"]
+        if self.templates == (TEMPLATE,):
+            # Models of the time before there was a choice are still these.
+            del plan["templates"]
+        return plan

@@ -1,0 +1,1 @@
+"""Writes teacher caches of format 1: shards, plan, manifest, checksums, the folder's lock."""

@@ -1,0 +1,189 @@
+from dataclasses import replace
+
+import pytest
+
+from evaluation.analysis.class_tables import action_rows
+from evaluation.analysis.comparison import compare
+from evaluation.results import METRICS, Results, SettingScores
+from pipeline.splits import load_split
+from pipeline.utils.errors import InputError
+
+
+@pytest.fixture
+def make(world):
+    """Results whose unseen and seen AP are the same for every interaction."""
+
+    def build(unseen_ap, seen_ap=0.5, *, split="ua", **fields):
+        held_back = load_split(world, split).unseen
+        per_class = {
+            world.interaction_name(index): unseen_ap if index in held_back else seen_ap
+            for index in range(world.num_interactions)
+        }
+        metrics = dict.fromkeys(METRICS, 0.4)
+        metrics |= {"unseen": unseen_ap if held_back else None, "seen": seen_ap}
+        values = {
+            "name": "run",
+            "kind": "student",
+            "dataset": "world",
+            "vocabulary": "world",
+            "setting": "default",
+            "num_images": 10,
+            "training_split": split,
+            "distillation": True,
+        }
+        return Results(
+            **{**values, **fields},
+            split=split,
+            unseen=held_back,
+            metrics=metrics,
+            per_class=per_class,
+        )
+
+    return build
+
+
+def test_roles_in_any_order(world, make):
+    results = [
+        make(0.3, kind="teacher", training_split=None, distillation=None),
+        make(0.8, distillation=False, training_split="full"),
+        make(0.05, distillation=False),
+        make(0.6, kind="predictions", name="another project", distillation=None),
+        make(0.7),
+    ]
+    expected = ["distilled", "control", "all_labels", "teacher", "predictions"]
+    for order in (results, results[::-1]):
+        found = compare(order, world)
+        assert [one.role for one in found.contestants] == expected
+        assert [one.metric("unseen") for one in found.contestants] == [0.7, 0.05, 0.8, 0.3, 0.6]
+        assert found.contestants[-1].title == "another project"
+        assert found.share_closed() == pytest.approx(0.65 / 0.75)
+
+
+def test_a_checkpoint_of_unknown_training_is_no_control(world, make):
+    fields = {"name": "eoid_ua", "training_split": None, "distillation": None}
+    found = compare([make(0.2, **fields, nms={"threshold": 0.7}), make(0.7)], world)
+    assert [one.role for one in found.contestants] == ["distilled", "predictions"]
+    last = found.contestants[-1]
+    assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
+
+
+def test_where_nothing_is_unseen(world, make):
+    (found,) = compare([make(0.2, split="full")], world).contestants
+    assert (found.role, found.title) == ("all_labels", "Student")
+
+
+def test_files_can_be_told_apart(world, make):
+    names = ["a", "b", "c"]
+    files = [make(0.2, kind="predictions", name=name, distillation=None) for name in names]
+    found = compare([make(0.7), *files], world).contestants
+    assert [one.style for one in found] == ["distilled", "predictions", "control", "all_labels"]
+
+
+def test_titles_of_single_runs(world, make):
+    (found,) = compare([make(0.6, seed=2), make(0.8, seed=1), make(0.8)], world).contestants
+    assert {found.run_title(one) for one in found.results} == {"seed 1", "seed 2", "run"}
+    (found,) = compare([make(0.6, seed=2), make(0.8, seed=2, name="b")], world).contestants
+    assert [found.run_title(one) for one in found.results] == ["run, seed 2", "b, seed 2"]
+    (found,) = compare([make(0.6, kind="teacher"), make(0.8, kind="teacher")], world).contestants
+    assert [found.run_title(one) for one in found.results] == ["run 1", "run 2"]
+
+
+def test_the_known_object_setting_is_grouped_too(world, make):
+    full = make(0.9, 0.5, split="full", distillation=False)
+    unseen = {world.interaction_name(index) for index in make(0.1).unseen}
+    values = {name: 0.8 if name in unseen else 0.4 for name in full.per_class}
+    further = SettingScores({**full.metrics, "full": 0.6}, values, {}, {}, {})
+    found = compare([replace(full, known_object=further), make(0.7)], world)
+    ceiling = found.find("all_labels")
+    assert ceiling.metric("unseen", known_object=True) == pytest.approx(0.8)
+    assert ceiling.metric("seen", known_object=True) == pytest.approx(0.4)
+    assert ceiling.metric("harmonic_mean", known_object=True) == pytest.approx(2 / (1.25 + 2.5))
+    assert ceiling.metric("full", known_object=True) == 0.6
+    assert found.find("distilled").metric("full", known_object=True) is None
+
+
+def test_results_of_several_seeds_are_averaged(world, make):
+    found = compare([make(0.6, seed=2), make(0.8, seed=1)], world)
+    (distilled,) = found.contestants
+    assert distilled.metric("unseen") == pytest.approx(0.7)
+    assert [one.seed for one in distilled.results] == [1, 2]
+    assert distilled.mean_ap(["kick ball"]) == pytest.approx(0.7)
+
+
+def test_all_labels_are_grouped_by_the_others_split(world, make):
+    ceiling = make(0.9, 0.9, split="full", distillation=False)
+    found = compare([ceiling, make(0.7)], world)
+    assert found.split == "ua"
+    assert found.find("all_labels").metric("unseen") == pytest.approx(0.9)
+    assert found.find("teacher") is None
+
+
+@pytest.mark.parametrize("given", [(0.7, None), (0.7, 0.9)])
+def test_no_share_without_a_gap(world, make, given):
+    distilled, ceiling = given
+    results = [make(distilled), make(0.9, distillation=False)]
+    if ceiling is not None:
+        results.append(make(ceiling, distillation=False, training_split="full"))
+    assert compare(results, world).share_closed() is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"dataset": "other"}, "dataset"),
+        ({"vocabulary": "hico-det"}, "vocabulary"),
+        ({"setting": "known_object"}, "setting"),
+        ({"split": "uc"}, "split"),
+    ],
+)
+def test_results_that_do_not_belong_together(world, make, fields, what):
+    with pytest.raises(InputError, match=f"expected one {what}, found "):
+        compare([make(0.7), make(0.1, **fields)], world)
+
+
+def test_rows_of_unseen_verbs(world, make):
+    comparison = compare([make(0.7, 0.4), make(0.1, 0.5, distillation=False)], world)
+    rows, left_out = action_rows(comparison, 40)
+    names = {row.name for row in rows if row.unseen}
+    verbs = [world.verbs[verb] for verb in comparison.unseen_verbs]
+    assert names == set(verbs) == {"carry", "kick", "push"}
+    assert len(rows) == world.num_verbs
+    assert left_out == ""
+    assert rows[0].values == pytest.approx((0.7, 0.1))
+    assert rows[-1].values == pytest.approx((0.4, 0.5))
+
+
+def test_rows_of_unseen_interactions(world, make):
+    comparison = compare([make(0.7, 0.4, split="uc")], world)
+    assert comparison.unseen_verbs == ()
+    rows, _ = action_rows(comparison, 40)
+    assert sum(row.unseen for row in rows) == 10
+    # The verbs' bars leave the unseen interactions out.
+    assert {round(row.values[0], 9) for row in rows if not row.unseen} == {0.4}
+
+
+def test_rows_are_limited_unseen_first(world, make):
+    comparison = compare([make(0.7)], world)
+    rows, left_out = action_rows(comparison, 4)
+    assert [row.unseen for row in rows] == [True, True, True, False]
+    assert left_out == f"The {world.num_verbs - 4} actions with fewest objects are left out."
+
+
+def test_what_had_more_to_learn_from_stands_for_itself(world, make):
+    source = {"name": "pictures", "cache": "0", "images": 5, "labelled": 0, "protocol": "detector"}
+    found = compare(
+        [
+            make(0.5, seed=0),
+            make(0.7, seed=1),
+            make(0.8, name="five", shots=5),
+            make(0.9, name="more", sources=(source,)),
+            make(0.95, name="both", shots=1, sources=(source,)),
+        ],
+        world,
+    )
+    assert [(one.title, one.note) for one in found.contestants[1:]] == [
+        ("five", "with 5 labels of every unseen interaction"),
+        ("more", "with images of pictures"),
+        ("both", "with a label of every unseen interaction and images of pictures"),
+    ]
+    assert found.contestants[0].metric("unseen") == pytest.approx(0.6)

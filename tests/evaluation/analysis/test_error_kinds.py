@@ -1,0 +1,106 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation.analysis.error_kinds import (
+    DEFINITIONS,
+    ERROR_KINDS,
+    TITLES,
+    ErrorCounts,
+    best_scoring,
+    count_errors,
+    error_kinds,
+)
+from evaluation.analysis.matched import judge
+from pipeline.types import Detections
+
+KICK, HOLD = ("kick", "ball"), ("hold", "ball")
+
+
+def kind_names(judged, world):
+    kinds = error_kinds(judged, world)
+    return ["right" if kind < 0 else ERROR_KINDS[kind] for kind in kinds]
+
+
+def pair(world, human, other, verb, label, score=0.5):
+    return Detections(
+        "a.jpg",
+        np.array([human, other], dtype=np.float32),
+        np.array([world.person, world.objects.index(label)]),
+        np.array([[0, 1, world.verbs.index(verb)]]),
+        np.array([score]),
+    )
+
+
+def test_nothing(world):
+    judged = judge([], [], world)
+    assert error_kinds(judged, world).shape == best_scoring(judged, world).shape == (0,)
+
+
+# The annotated pairs: a person at the top kicks the ball beside them, one below holds theirs.
+@pytest.mark.parametrize(
+    ("human", "other", "verb", "label", "expected"),
+    [
+        ([0, 0, 9, 19], [20, 0, 29, 9], "kick", "ball", "right"),
+        ([0, 0, 9, 19], [20, 0, 29, 9], "hold", "ball", "wrong_verb"),
+        ([0, 0, 9, 19], [20, 0, 29, 9], "kick", "box", "wrong_object"),
+        ([0, 0, 9, 19], [20, 0, 29, 9], "hold", "umbrella", "wrong_object"),
+        # Half of the ball; its last column, which only touches; half of it with the wrong verb.
+        ([0, 0, 9, 19], [25, 0, 34, 9], "kick", "ball", "poor_box"),
+        ([0, 0, 9, 19], [29, 0, 38, 9], "kick", "ball", "background"),
+        ([0, 0, 9, 19], [25, 0, 34, 9], "hold", "ball", "background"),
+        ([0, 0, 9, 19], [20, 100, 29, 109], "kick", "ball", "wrong_pair"),
+        ([0, 0, 9, 19], [20, 100, 29, 109], "kick", "box", "background"),
+        ([300, 0, 309, 19], [20, 0, 29, 9], "kick", "ball", "background"),
+    ],
+)
+def test_kinds(world, annotate, human, other, verb, label, expected):
+    found = pair(world, human, other, verb, label)
+    judged = judge([annotate("a.jpg", KICK, HOLD)], [found], world)
+    assert kind_names(judged, world) == [expected]
+
+
+def test_a_second_detection_is_a_duplicate(world, annotate, detect):
+    found = detect("a.jpg", (*KICK, 0.9), (*KICK, 0.4, 0, 0), (*KICK, 0.3, 1, 0))
+    judged = judge([annotate("a.jpg", KICK)], [found], world)
+    assert kind_names(judged, world) == ["right", "duplicate", "duplicate"]
+
+
+def test_other_images_do_not_matter(world, annotate, detect):
+    annotations = [annotate("a.jpg"), annotate("b.jpg", KICK)]
+    judged = judge(annotations, [detect("a.jpg", (*HOLD, 0.9))], world)
+    assert kind_names(judged, world) == ["background"]
+
+
+def test_best_scoring_are_as_many_as_are_labelled(world, annotate, detect):
+    annotations = [annotate("a.jpg", KICK, KICK), annotate("b.jpg", HOLD)]
+    detections = [
+        detect("a.jpg", (*KICK, 0.9, 500), (*KICK, 0.8), (*KICK, 0.7, 900), (*HOLD, 0.1)),
+        detect("b.jpg", (*HOLD, 0.3, 500), ("pull", "box", 0.99)),
+    ]
+    judged = judge(annotations, detections, world)
+    counted = best_scoring(judged, world)
+    assert judged.found.scores[counted].tolist() == pytest.approx([0.9, 0.8, 0.3])
+
+
+def test_counts_and_shares(world, annotate, detect):
+    kick, hold = (
+        int(world.interaction_ids[world.verbs.index(verb), world.objects.index(label)])
+        for verb, label in (KICK, HOLD)
+    )
+    found = detect("a.jpg", (*KICK, 0.9), (*KICK, 0.5, 0, 0), (*HOLD, 0.4, 0, 0), (*HOLD, 0.3, 500))
+    judged = judge([annotate("a.jpg", KICK)], [found], world)
+    kinds = error_kinds(judged, world)
+    everything = np.ones(len(kinds), dtype=bool)
+    counts = count_errors(judged, kinds, everything, [kick, hold])
+    assert (counts.right, counts.wrong) == (1, 3)
+    shares = dict(zip(ERROR_KINDS, counts.shares, strict=True))
+    assert shares["wrong_verb"] == shares["duplicate"] == shares["background"] == 1 / 3
+    assert count_errors(judged, kinds, everything, [hold]).right == 0
+    assert count_errors(judged, kinds, ~everything, [kick, hold]) == ErrorCounts((0,) * 6, 0)
+    assert replace(counts, by_kind=(0,) * 6).shares == (0,) * 6
+
+
+def test_every_kind_has_words():
+    assert set(TITLES) == set(DEFINITIONS) == set(ERROR_KINDS)

@@ -1,0 +1,52 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.drawing.samples import GAP, LONG_SIDE, NUM_PICTURES, best_of, draw_beside
+from pipeline.types import Detections
+
+
+def detections(annotation, scores=None):
+    kept = annotation.hois[annotation.hois[:, 1] >= 0]
+    scores = np.full(len(kept), 0.5, dtype=np.float32) if scores is None else scores
+    return Detections(annotation.image_id, annotation.boxes, annotation.labels, kept, scores)
+
+
+@pytest.mark.parametrize("count", [0, 2, 16])
+def test_a_few_images_always_the_same(dataset, annotations, vocabulary, tmp_path, count):
+    chosen = annotations.annotations[:count]
+    records = dataset.records(annotations)[:count]
+    names = []
+    for folder in ("first", "second"):
+        found = [detections(one) for one in chosen]
+        draw_beside(tmp_path / folder, records, chosen, found, vocabulary, unseen=(1, 2))
+        names.append(sorted(path.name for path in tmp_path.glob(f"{folder}/*")))
+    labelled = sum(len(one.hois) > 0 for one in chosen)
+    assert names[0] == names[1] and len(names[0]) == min(NUM_PICTURES, labelled)
+    for path in tmp_path.glob("first/*"):
+        picture = Image.open(path)
+        assert picture.size == (2 * LONG_SIDE + GAP, LONG_SIDE)
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+
+
+def test_right_and_wrong_are_told_apart(dataset, annotations, vocabulary, tmp_path):
+    chosen = [next(one for one in annotations.annotations if len(one.hois))]
+    record = [one for one in dataset.records(annotations) if one.id == chosen[0].image_id]
+    right = detections(chosen[0])
+    wrong = replace(right, boxes=right.boxes / 4)
+    for name, found in (("right", right), ("wrong", wrong)):
+        draw_beside(tmp_path / name, record, chosen, [found], vocabulary)
+    first, second = (next((tmp_path / name).iterdir()) for name in ("right", "wrong"))
+    left = (0, 0, LONG_SIDE, LONG_SIDE)
+    pictures = [np.asarray(Image.open(one).crop(left)) for one in (first, second)]
+    assert np.array_equal(*pictures) and first.read_bytes() != second.read_bytes()
+
+
+def test_the_best_are_shown(annotations):
+    chosen = next(one for one in annotations.annotations if len(one.hois) > 2)
+    found = detections(chosen, np.linspace(0.1, 0.9, (chosen.hois[:, 1] >= 0).sum()))
+    best = best_of(found, 2)
+    assert best.scores.tolist() == sorted(best.scores.tolist(), reverse=True)
+    assert best.scores[0] == found.scores[-1] and len(best.hois) <= 2

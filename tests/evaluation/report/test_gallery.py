@@ -1,0 +1,110 @@
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.analysis.comparison import compare
+from evaluation.predictions import read_predictions
+from evaluation.report.gallery import build_gallery
+from evaluation.results import read_results
+from pipeline.datasets.dataset import open_dataset
+from pipeline.images import read_image
+from pipeline.utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def material(world, runs):
+    """What `build_gallery` is given; the control says nothing about most pictures."""
+    results = [read_results(runs / name / "results.json") for name in ("distilled", "control")]
+    comparison = compare(results, world)
+    dataset = open_dataset(runs / "world")
+    files = {record.id: record.path for record in dataset.records("test")}
+    contestants = [
+        (one, read_predictions(one.results[0].predictions, world)) for one in comparison.contestants
+    ]
+    contestants[1][1][:] = contestants[1][1][:5]
+    annotations = dataset.load("test").annotations
+    return comparison, annotations, contestants, lambda image_id: read_image(files[image_id])
+
+
+def cards_of(shelves):
+    return [card for shelf in shelves for card in shelf.cards]
+
+
+def test_build_gallery(material):
+    shelves = build_gallery(*material)
+    assert next(iter(shelves)).title == "Best"
+    cards = cards_of(shelves)
+    assert len(cards) >= 12
+    for card in cards:
+        titles = [one.title for one in card.pictures]
+        assert titles == ["Ground truth", "Distilled", "No distillation"]
+        assert all(card.image_id in one.alt for one in card.pictures)
+        for one in card.pictures:
+            data = base64.b64decode(one.source.partition(",")[2])
+            assert Image.open(io.BytesIO(data)).size == one.image.size == (512, 512)
+    alts = " ".join(one.alt for card in cards for one in card.pictures)
+    assert "(unseen, right)" in alts
+    assert "No distillation: nothing" in alts
+    for shelf in shelves:
+        expected = "AP " if "seen actions only" in shelf.title else "unseen AP "
+        for card in shelf.cards:
+            assert card.pictures[0].note == ""
+            assert all(one.note.startswith(expected) for one in card.pictures[1:])
+
+
+def test_only_pictures_that_are_there(material):
+    there = {item.image_id for item in material[1][::3]}
+    cards = cards_of(build_gallery(*material, there))
+    assert cards and {card.image_id for card in cards} <= there
+    assert build_gallery(*material, ()) == []
+
+
+def test_verbs_without_object_stay_out(material):
+    comparison, annotations, contestants, open_picture = material
+    lead, detections = contestants[0]
+
+    def alone(item, **fields):
+        hois = np.concatenate([[[0, -1, 0]], item.hois])
+        return replace(item, hois=hois, **fields)
+
+    told = [alone(item) for item in annotations]
+    found = [alone(item, scores=np.append(1, item.scores)) for item in detections]
+    cards = cards_of(build_gallery(comparison, told, [(lead, found)], open_picture))
+    plain = cards_of(build_gallery(comparison, annotations, [(lead, detections)], open_picture))
+    assert [one.alt for card in cards for one in card.pictures] == [
+        one.alt for card in plain for one in card.pictures
+    ]
+
+
+def test_unreadable_pictures_are_left_out(material):
+    comparison, annotations, contestants, open_picture = material
+
+    def some(image_id):
+        if int(image_id[-5]) % 2:
+            raise InputError(f"{image_id}: expected a whole image")
+        return open_picture(image_id)
+
+    everything = cards_of(build_gallery(*material))
+    cards = cards_of(build_gallery(comparison, annotations, contestants, some))
+    assert [card.image_id for card in cards] == [
+        card.image_id for card in everything if int(card.image_id[-5]) % 2 == 0
+    ]
+
+
+def test_unseen_actions_are_not_hidden_behind_guesses_about_others(
+    world, material, annotate, detect
+):
+    """They score lower; both kinds show as many detections as there are labels."""
+    comparison, contestants = material[0], material[2]
+    truth = annotate("a.jpg", ("ride", "horse"), ("kick", "ball"))
+    guesses = [("ride", "horse", 0.9), ("kick", "ball", 0.2, 0, 1), ("hold", "ball", 0.8, 0, 1)]
+    found = detect("a.jpg", *sorted(guesses, key=lambda guess: -guess[2]))
+    picture = Image.new("RGB", (64, 64))
+    (shelf,) = build_gallery(comparison, [truth], [(contestants[0][0], [found])], lambda _: picture)
+    assert shelf.cards[0].pictures[1].alt == (
+        "a.jpg, Distilled: ride horse (right) and kick ball (unseen, right)"
+    )

@@ -1,0 +1,255 @@
+import json
+
+import numpy as np
+import pytest
+
+from evaluation.vcoco.average_precision import area_under_envelope, evaluate_vcoco, overlaps
+from evaluation.vcoco.detections import VcocoDetections, read_detections, shapes
+from pipeline.annotations.base import Reading
+from pipeline.annotations.vcoco import read_vcoco, vcoco_files
+from pipeline.vocabulary import load_vocabulary
+
+PERSON, BALL = 1, 37
+NONE = [0.0, 0.0, 0.0, 0.0]
+IMAGE = {
+    "boxes": [
+        (PERSON, [0, 0, 40, 80]),
+        (PERSON, [60, 0, 40, 80]),
+        (PERSON, [120, 0, 40, 80]),
+        (BALL, [10, 90, 30, 30]),
+    ],
+    "does": {(0, "kick"): (3,), (1, "kick"): (None,), (0, "stand"): ()},
+    "silent": {2},
+}
+FIRST, SECOND, THIRD, BALL_BOX = (
+    [0, 0, 39, 79],
+    [60, 0, 99, 79],
+    [120, 0, 159, 79],
+    [10, 90, 39, 119],
+)
+
+
+@pytest.fixture
+def truth_of(tmp_path, write_vcoco):
+    def read(images):
+        files = vcoco_files(write_vcoco(tmp_path, images))
+        return read_vcoco(files, Reading(files.actions, load_vocabulary("vcoco")))
+
+    return read
+
+
+def found(truth, *rows):
+    """`found(truth, (image id, person box, {"kick_agent": 0.9, "kick_obj": [...]}), ...)`; what a
+    row leaves out is NaN."""
+    columns = {
+        name: np.full((len(rows), *shape), np.nan, dtype=np.float32)
+        for name, shape in shapes(truth.actions).items()
+    }
+    for index, (_, _, values) in enumerate(rows):
+        for name, value in values.items():
+            columns[name][index] = value
+    return VcocoDetections(
+        np.array([row[0] for row in rows], dtype=np.int64),
+        np.array([row[1] for row in rows], dtype=np.float32).reshape(-1, 4),
+        columns,
+    )
+
+
+def ap(truth, detections, action="kick"):
+    """Agent AP and role AP of both scenarios of an action."""
+    scores = evaluate_vcoco(truth, detections)
+    row = [item.name for item in truth.actions].index(action)
+    return [scores.agents[row], scores.roles[1][row, 0], scores.roles[2][row, 0]]
+
+
+@pytest.mark.parametrize(
+    ("hits", "positives", "expected"),
+    [([], 2, 0), ([0, 0], 1, 0), ([1, 1], 2, 1), ([0, 1], 1, 0.5), ([1, 0, 1], 4, 1 / 4 + 1 / 6)],
+)
+def test_area_under_envelope(hits, positives, expected):
+    assert area_under_envelope(np.array(hits, dtype=bool), positives) == pytest.approx(expected)
+
+
+def test_overlap_counts_the_last_pixel():
+    first = np.array([[0, 0, 9, 9]] * 4, dtype=np.float32)
+    second = np.array([[0, 0, 9, 9], [5, 0, 14, 9], [10, 0, 19, 9], [np.nan] * 4], dtype=np.float32)
+    assert overlaps(first, second)[:3] == pytest.approx([1, 1 / 3, 0])
+    assert np.isnan(overlaps(first, second)[3])
+
+
+def test_no_detections(truth_of):
+    truth = truth_of([IMAGE])
+    assert ap(truth, found(truth)) == [0, 0, 0]
+    scores = evaluate_vcoco(truth, found(truth))
+    names = [action.name for action in truth.actions]
+    # Nobody reads, so there is nothing to find, and standing has no role.
+    assert np.isnan(scores.agents[names.index("read")])
+    assert np.isnan(scores.roles[1][names.index("stand")]).all()
+    assert scores.num_positives.sum() == 3
+    assert scores.metrics() == {
+        "average_agent_ap": 0,
+        "average_role_ap_scenario_1": 0,
+        "average_role_ap_scenario_2": 0,
+        "average_role_ap_scenario_1_without_point": 0,
+        "average_role_ap_scenario_2_without_point": 0,
+    }
+
+
+def test_a_role_without_object(truth_of):
+    """The second person's kick has no ball: only scenario 2 forgives to name one."""
+    truth = truth_of([IMAGE])
+    first = (10, FIRST, {"kick_agent": 0.9, "kick_obj": [*BALL_BOX, 0.9]})
+    for empty in (NONE, [np.nan] * 4):
+        second = (10, SECOND, {"kick_agent": 0.8, "kick_obj": [*empty, 0.8]})
+        assert ap(truth, found(truth, first, second)) == [1, 1, 1]
+    second = (10, SECOND, {"kick_agent": 0.8, "kick_obj": [*BALL_BOX, 0.8]})
+    assert ap(truth, found(truth, first, second)) == [1, 0.5, 1]
+    # An object that is there must be named.
+    first = (10, FIRST, {"kick_agent": 0.9, "kick_obj": [*NONE, 0.9]})
+    assert ap(truth, found(truth, first, second)) == [1, 0, 0.25]
+
+
+def test_people_nobody_annotated_are_left_out_and_other_places_are_wrong(truth_of):
+    truth = truth_of([IMAGE])
+    right = (10, FIRST, {"kick_agent": 0.5})
+    ignored = (10, THIRD, {"kick_agent": 0.9})
+    # Nearest to the silent person although it hardly overlaps.
+    near_ignored = (10, [150, 70, 190, 110], {"kick_agent": 0.9})
+    assert ap(truth, found(truth, right, ignored, near_ignored))[0] == 0.5
+    elsewhere = (10, [60, 70, 99, 149], {"kick_agent": 0.9})
+    assert ap(truth, found(truth, right, elsewhere))[0] == 0.25
+
+
+def test_a_person_counts_once_and_nan_scores_do_not(truth_of):
+    truth = truth_of([IMAGE])
+    rows = [(10, FIRST, {"stand_agent": score}) for score in (0.5, np.nan, 0.9)]
+    assert evaluate_vcoco(truth, found(truth, *rows)).agents[1] == 1
+    twice = [
+        (10, place, {"kick_agent": score})
+        for place, score in ((FIRST, 0.9), (FIRST, 0.8), (SECOND, 0.5))
+    ]
+    assert ap(truth, found(truth, *twice))[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+def test_images_without_people_and_detections_there(truth_of):
+    """No annotated person in an image: the benchmark stops there, here a detection is wrong."""
+    small = {"boxes": [(PERSON, [0, 0, 1, 1])]}
+    truth = truth_of([IMAGE, small])
+    right = (10, FIRST, {"stand_agent": 0.5})
+    wrong = (20, FIRST, {"stand_agent": 0.9})
+    assert len(truth.images[1].boxes) == 0
+    assert evaluate_vcoco(truth, found(truth, wrong, right)).agents[1] == 0.5
+
+
+def test_detections_on_other_images_do_not_count(truth_of):
+    truth = truth_of([IMAGE])
+    rows = [(image, FIRST, {"stand_agent": score}) for image, score in ((10, 0.5), (77, 0.9))]
+    assert evaluate_vcoco(truth, found(truth, *rows)).agents[1] == 1
+    assert evaluate_vcoco(truth, found(truth, rows[1])).agents[1] == 0
+
+
+def plain_loop(truth, detections, action, role, scenario):
+    """The benchmark as one would tell it: image by image, detection by detection."""
+    index = [item.name for item in truth.actions].index(action)
+    outcomes, positives = [], 0
+    for image in truth.images:
+        people = np.flatnonzero(image.people)
+        positives += int((image.does[people, index] == 1).sum())
+        taken = set()
+        mine = np.flatnonzero(detections.image_ids == image.id)
+        if role is None:
+            scores = detections.columns[f"{action}_agent"][mine]
+        else:
+            scores = detections.columns[f"{action}_{truth.actions[index].roles[role]}"][mine][:, 4]
+        for place in np.argsort(scores, kind="stable")[::-1]:
+            row = mine[place]
+            if np.isnan(scores[place]):
+                continue
+            box = detections.person_boxes[row]
+            over = overlaps(image.boxes[people], np.tile(box, (len(people), 1)))
+            person = people[over.argmax()]
+            if image.does[person, index] < 0:
+                continue
+            right = image.does[person, index] == 1 and over.max() >= 0.5
+            if role is not None:
+                column = detections.columns[f"{action}_{truth.actions[index].roles[role]}"]
+                guess, target = column[row, :4], image.roles[person, index, role]
+                if target >= 0:
+                    right &= bool(overlaps(image.boxes[[target]], guess[None])[0] >= 0.5)
+                elif scenario == 1:
+                    right &= bool((guess == 0).all() or np.isnan(guess).all())
+            outcomes.append((scores[place], bool(right) and person not in taken))
+            if right:
+                taken.add(person)
+    order = np.argsort([score for score, _ in outcomes], kind="stable")[::-1]
+    hits = np.array([hit for _, hit in outcomes], dtype=bool)[order]
+    recall = np.concatenate([[0], np.cumsum(hits) / positives, [1]])
+    precision = np.concatenate([[0], np.cumsum(hits) / np.arange(1, len(hits) + 1), [0]])
+    envelope = [precision[place:].max() for place in range(len(precision))]
+    return sum((recall[i] - recall[i - 1]) * envelope[i] for i in range(1, len(recall)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_a_plain_loop(truth_of, seed):
+    """Crowded images, jittered boxes, equal scores, missing roles, people nobody annotated."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(15):
+        people = [(PERSON, [*rng.uniform(0, 60, 2), *rng.uniform(30, 60, 2)]) for _ in range(4)]
+        balls = [(BALL, [*rng.uniform(0, 100, 2), 25, 25]) for _ in range(2)]
+        does = {
+            (row, "kick"): (int(rng.integers(4, 6)) if rng.random() < 0.7 else None,)
+            for row in range(4)
+            if rng.random() < 0.6
+        }
+        images.append({"boxes": people + balls, "does": does, "silent": {3}})
+    truth = truth_of(images)
+    rows = []
+    for image in truth.images:
+        for _ in range(12):
+            person = image.boxes[rng.integers(0, 4)] + rng.normal(0, 6, 4)
+            ball = image.boxes[rng.integers(4, 6)] + rng.normal(0, 3, 4)
+            guess = ball if rng.random() < 0.6 else NONE
+            score = np.nan if rng.random() < 0.1 else rng.integers(0, 6) / 6
+            values = {"kick_obj": [*guess, score], "kick_agent": rng.integers(0, 6) / 6}
+            rows.append((image.id, person, values))
+    detections = found(truth, *rows)
+    expected = [
+        plain_loop(truth, detections, "kick", *which) for which in ((None, 1), (0, 1), (0, 2))
+    ]
+    assert ap(truth, detections) == pytest.approx(expected, abs=1e-12)
+    assert 0 < expected[1] < expected[2] < 1
+    # Detections may stand in any order of images.
+    order = np.argsort(-detections.image_ids, kind="stable")
+    assert ap(truth, detections.keep(order)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.golden("vcoco_metrics_*.json")
+def test_golden_vcoco(golden_file):
+    folder, name = golden_file.parent, golden_file.stem.removeprefix("vcoco_metrics_")
+    expected = json.loads(golden_file.read_text())
+    files = vcoco_files(
+        folder / f"vcoco_annotations_{name}.json",
+        folder / f"vcoco_instances_{name}.json",
+        folder / f"vcoco_{name}.ids",
+    )
+    truth = read_vcoco(files, Reading(files.actions, load_vocabulary("vcoco")))
+    detections = read_detections(folder / f"vcoco_detections_{name}.json", truth.actions)
+    scores = evaluate_vcoco(truth, detections)
+    averages = scores.metrics()
+    agents = np.array(expected.pop("agent_ap"), dtype=float)
+    assert scores.agents == pytest.approx(agents, abs=1e-5, nan_ok=True)
+    assert averages["average_agent_ap"] == pytest.approx(expected.pop("average_agent_ap"), abs=1e-5)
+    for scenario in (1, 2):
+        part = expected.pop(f"scenario_{scenario}")
+        roles = np.array(part.pop("role_ap"), dtype=float)
+        assert scores.roles[scenario] == pytest.approx(roles, abs=1e-5, nan_ok=True)
+        found_average = averages[f"average_role_ap_scenario_{scenario}"]
+        assert found_average == pytest.approx(part.pop("average_role_ap"), abs=1e-5)
+        papers = [action.name != "point" for action in truth.actions]
+        assert averages[f"average_role_ap_scenario_{scenario}_without_point"] == pytest.approx(
+            np.nanmean(roles[papers]), abs=1e-5
+        )
+        assert not part
+    assert scores.num_roles() == (25, 24)
+    assert not expected

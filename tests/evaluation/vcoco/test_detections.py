@@ -1,0 +1,306 @@
+import gzip
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from evaluation.vcoco.detections import CHUNK, read_detections, write_detections
+from pipeline.annotations.vcoco import VcocoAction
+from pipeline.utils.errors import InputError
+
+ACTIONS = (VcocoAction("hold", ("obj",)), VcocoAction("run", ()))
+ENTRY = {
+    "image_id": 7,
+    "person_box": [1, 2, 3.5, 4],
+    "hold_agent": 0.25,
+    "hold_obj": [0, 0, 9, 9, 0.5],
+    "run_agent": float("nan"),
+    "another_project": "ignored",
+}
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(value, name="detections.json"):
+        path = tmp_path / name
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+        return path
+
+    return write
+
+
+def test_nothing(save, tmp_path):
+    found = read_detections(save([]), ACTIONS)
+    assert len(found) == 0 and found.columns["hold_obj"].shape == (0, 5)
+    for name in ("a.json", "a.npz"):
+        write_detections(tmp_path / name, found)
+        assert len(read_detections(tmp_path / name, ACTIONS)) == 0
+
+
+def test_reads_the_official_layout(save):
+    found = read_detections(save([ENTRY, {**ENTRY, "image_id": 9}]), ACTIONS)
+    assert found.image_ids.tolist() == [7, 9]
+    assert found.person_boxes[0].tolist() == [1, 2, 3.5, 4]
+    boxes, scores = found.role(ACTIONS[0], "obj")
+    assert boxes[1].tolist() == [0, 0, 9, 9] and scores.tolist() == [0.5, 0.5]
+    assert np.isnan(found.agent(ACTIONS[1])).all()
+    assert set(found.columns) == {"hold_agent", "hold_obj", "run_agent"}
+
+
+def test_long_files_are_read_in_pieces(save):
+    entries = [{**ENTRY, "image_id": row} for row in range(2 * CHUNK + 3)]
+    found = read_detections(save(entries), ACTIONS)
+    np.testing.assert_array_equal(found.image_ids, np.arange(2 * CHUNK + 3))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.npz"])
+def test_round_trip(save, tmp_path, name):
+    before = read_detections(save([ENTRY, {**ENTRY, "hold_agent": 0.1}]), ACTIONS)
+    write_detections(tmp_path / "new" / name, before)
+    after = read_detections(tmp_path / "new" / name, ACTIONS)
+    np.testing.assert_array_equal(before.image_ids, after.image_ids)
+    np.testing.assert_array_equal(before.person_boxes, after.person_boxes)
+    for column in before.columns:
+        np.testing.assert_array_equal(before.columns[column], after.columns[column])
+
+
+def without(key):
+    return {name: value for name, value in ENTRY.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (3, r"entry 1: expected.*found 3"),
+        (
+            without("image_id"),
+            "entry 1: image_id: expected",
+        ),
+        ({**ENTRY, "image_id": "7"}, "entry 1: image_id: expected"),
+        ({**ENTRY, "image_id": 7.5}, "entry 1: image_id: expected"),
+        ({**ENTRY, "person_box": [1, 2, 3]}, "entry 1: person_box: expected"),
+        ({**ENTRY, "person_box": [1, 2, 3, float("nan")]}, "entry 1: person_box: expected"),
+        (without("person_box"), "entry 1: person_box: expected"),
+        ({**ENTRY, "hold_obj": [0, 0, 9, 9]}, "entry 1: hold_obj: expected"),
+        ({**ENTRY, "hold_obj": "x"}, "entry 1: hold_obj: expected"),
+        ({**ENTRY, "run_agent": [0.5]}, "entry 1: run_agent: expected"),
+        ({**ENTRY, "run_agent": None}, "entry 1: run_agent: expected"),
+        ({**ENTRY, "run_agent": True}, "entry 1: run_agent: expected .* found True"),
+        ({**ENTRY, "hold_obj": [0, 0, 9, 9, True]}, "entry 1: hold_obj: expected"),
+        ({**ENTRY, "person_box": [0, 0, 1e308, 1e308]}, r"entry 1: person_box: expected .*1e\+308"),
+        ({**ENTRY, "hold_obj": [0, 0, 1e30, 1e30, 0.5]}, r"entry 1: hold_obj: expected .*1e\+30"),
+        ({**ENTRY, "run_agent": 1e308}, r"entry 1: run_agent: expected .*1e\+308"),
+    ],
+)
+def test_wrong_entries_are_named(save, entry, says):
+    with pytest.raises(InputError, match=f"detections.json: {says}"):
+        read_detections(save([ENTRY, entry]), ACTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "found an empty file"),
+        ('[{"image_id": 7, "person_', "the file ends too early"),
+        ('{"image_id": 7}', "file: expected"),
+    ],
+)
+def test_wrong_files(save, text, says):
+    with pytest.raises(InputError, match=says):
+        read_detections(save(text), ACTIONS)
+
+
+def test_what_an_entry_leaves_out_was_not_found(save):
+    found = read_detections(save([without("hold_obj"), without("run_agent")]), ACTIONS)
+    boxes, scores = found.role(ACTIONS[0], "obj")
+    np.testing.assert_array_equal(boxes, np.float32([[0, 0, 0.1, 0.1], [0, 0, 9, 9]]))
+    assert scores.tolist() == [0, 0.5]
+    np.testing.assert_array_equal(found.agent(ACTIONS[1]), np.float32([np.nan, 0]))
+
+
+def test_entries_of_another_layout(save):
+    entry = {"image_id": 7, "person_box": [1, 2, 3, 4], "Hold": 0.5}
+    with pytest.raises(InputError, match=r"detections.json: entries: .*hold_agent"):
+        read_detections(save([entry]), ACTIONS)
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.json"])
+def test_pickles_are_read_by_name_or_content(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps([ENTRY], protocol=2))
+    assert read_detections(path, ACTIONS).image_ids.tolist() == [7]
+
+
+def arrays(**changes):
+    value = {
+        "image_id": np.array([7, 8]),
+        "person_box": np.zeros((2, 4)),
+        "hold_agent": np.zeros(2),
+        "hold_obj": np.zeros((2, 5)),
+        "run_agent": np.zeros(2),
+    }
+    return {name: array for name, array in {**value, **changes}.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"hold_obj": np.zeros((2, 4))},
+            r"hold_obj: expected 2 times five .*, found float64 \(2, 4",
+        ),
+        ({"run_agent": np.zeros(3)}, "run_agent: expected 2 times a score"),
+        ({"image_id": np.zeros(2)}, "image_id: expected 2 times the whole number"),
+        ({"image_id": None}, "image_id: expected .* found no such array"),
+        ({"person_box": None}, "person_box: expected .* found no such array"),
+        ({"person_box": np.full((2, 4), np.nan)}, "entry 0: person_box: expected four finite"),
+        ({"image_id": np.int64(7)}, r"image_id: expected .* found int64 \(\)"),
+        (
+            {"image_id": np.array([7, 2**63], np.uint64)},
+            "entry 1: image_id: .* 9223372036854775808",
+        ),
+        ({"run_agent": np.array([True, False])}, "run_agent: expected .* found bool"),
+        (
+            dict.fromkeys(("hold_agent", "hold_obj", "run_agent")),
+            "expected scores such as hold_agent",
+        ),
+        ({"run_agent": np.array([{}, {}])}, r"a\.npz: expected"),
+    ],
+)
+def test_wrong_arrays_are_named(tmp_path, changes, says):
+    np.savez(tmp_path / "a.npz", **arrays(**changes))
+    with pytest.raises(InputError, match=says):
+        read_detections(tmp_path / "a.npz", ACTIONS)
+
+
+def test_damaged_and_missing_npz(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(InputError, match=r"a\.npz: no such"):
+        read_detections(path, ACTIONS)
+    np.savez(path, **arrays())
+    assert len(read_detections(path, ACTIONS)) == 2
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"a\.npz: expected"):
+        read_detections(path, ACTIONS)
+
+
+def test_arrays_that_are_left_out(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays(hold_obj=None, hold_agent=None))
+    found = read_detections(tmp_path / "a.npz", ACTIONS)
+    np.testing.assert_array_equal(
+        found.columns["hold_obj"], np.float32([[0, 0, 0.1, 0.1, 0], [0, 0, 0.1, 0.1, 0]])
+    )
+    assert found.columns["hold_agent"].tolist() == [0, 0]
+
+
+PEOPLE = np.array([[10, 20, 50, 90], [300, 40, 360, 80], [200, 100, 220, 300]] * 4, np.float64)
+SHARES = PEOPLE / [640, 480, 640, 480]
+SIDES = np.column_stack([PEOPLE[:, :2], PEOPLE[:, 2:] - PEOPLE[:, :2]])
+
+
+def saved(path, boxes, objects):
+    """Detections with some (N, 4) boxes and objects, as NPZ, JSON or a pickle by the name."""
+    values = {
+        "image_id": np.arange(len(boxes)),
+        "person_box": boxes,
+        "hold_agent": np.linspace(0, 1, len(boxes)),
+        "hold_obj": np.column_stack([objects, np.linspace(0, 1, len(boxes))]),
+    }
+    if path.suffix == ".npz":
+        np.savez(path, **values)
+        return path
+    rows = [
+        {name: value[row].tolist() for name, value in values.items()} for row in range(len(boxes))
+    ]
+    path.write_bytes(pickle.dumps(rows) if path.suffix == ".pkl" else json.dumps(rows).encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.pkl", "a.npz"])
+@pytest.mark.parametrize("field", ["person_box", "boxes of roles"])
+@pytest.mark.parametrize(
+    ("other", "says"), [(SHARES, "numbers from 0 to 1 in 12 of 12"), (SIDES, "width, height")]
+)
+def test_boxes_of_another_form(tmp_path, name, field, other, says):
+    boxes = (other, PEOPLE) if field == "person_box" else (PEOPLE, other)
+    with pytest.raises(InputError, match=rf"{name}: {field}: expected .* found .*{says}"):
+        read_detections(saved(tmp_path / name, *boxes), ACTIONS)
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [[0, 0, 0, 0], [0, 0, 0.1, 0.1], [np.nan] * 4, [-1, -1, -1, -1], [0, 0, 1, 1], [0, 0, -1, -1]],
+)
+def test_what_stands_for_no_object_is_of_no_form(tmp_path, filler):
+    objects = np.array([*[filler] * 11, [5, 5, 90, 90]])
+    found = read_detections(saved(tmp_path / "a.npz", PEOPLE, objects), ACTIONS)
+    np.testing.assert_array_equal(found.columns["hold_obj"][:, :4], objects.astype(np.float32))
+
+
+def test_some_arbitrary_objects(tmp_path):
+    """A quarter of the objects has an x2 below its x1."""
+    objects = PEOPLE.copy()
+    objects[::4] = objects[::4][:, [2, 1, 0, 3]]
+    assert len(read_detections(saved(tmp_path / "a.npz", PEOPLE, objects), ACTIONS)) == 12
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.npz"])
+def test_keys_that_look_like_scores_are_told(save, tmp_path, name):
+    """Others are free, such as those that real projects write."""
+    free = ["obj_class", "instr_class", "hold_obj_class", "person_score", "walk", "part_box"]
+    wrong = ["hold_agnet", "hold_object", "dance_agent", "Hold_obj", "run-agent"]
+    if name == "a.json":
+        entry = without("hold_agent")
+        path = save([{**entry, **dict.fromkeys(free, 3)}, {**entry, **dict.fromkeys(wrong, 0.5)}])
+    else:
+        path = tmp_path / name
+        np.savez(path, **arrays(hold_agent=None), **dict.fromkeys(free + wrong, np.zeros(2)))
+    found = read_detections(path, ACTIONS)
+    assert found.unread == tuple(sorted(wrong))
+    assert found.keep(np.array([1])).unread == found.unread
+
+
+def test_any_damage_of_an_npz_file_is_named(tmp_path):
+    """Whatever byte is wrong, the file is refused with one line, or reads."""
+    whole, path = tmp_path / "whole.npz", tmp_path / "a.npz"
+    np.savez_compressed(whole, **arrays())
+    content = whole.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            read_detections(path, ACTIONS)
+        except InputError as error:
+            refused += 1
+            assert "a.npz: " in str(error) and "\n" not in str(error)
+    assert refused > len(content) / 7 / 4
+
+
+def test_files_that_are_something_else(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4711\n"
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("image_id.npy", "no array")
+    with pytest.raises(InputError, match=r"text\.npz: image_id: expected"):
+        read_detections(tmp_path / "text.npz", ACTIONS)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    array = (tmp_path / "one.npy").read_bytes()
+    cases = [
+        (array, "array", (".json", ".npz")),
+        (b"\n<!DOCTYPE html><html></html>", "web page", (".json", ".pkl", ".npz")),
+        (pointer, "Git LFS pointer.*4711 bytes", (".json", ".pkl", ".npz")),
+        (gzip.compress(b"[]"), "compressed file", (".json", ".pkl", ".npz")),
+        (json.dumps([ENTRY]).encode("utf-16"), "UTF-16", (".json",)),
+        (json.dumps([ENTRY]).encode("utf-16-be"), "UTF-16", (".json",)),
+        ((tmp_path / "text.npz").read_bytes(), "zip archive", (".json",)),
+    ]
+    for content, says, endings in cases:
+        for ending in endings:
+            path = tmp_path / f"other{ending}"
+            path.write_bytes(content)
+            with pytest.raises(InputError, match=rf"other{ending}: .*{says}") as refused:
+                read_detections(path, ACTIONS)
+            assert "\n" not in str(refused.value)

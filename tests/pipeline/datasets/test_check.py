@@ -1,0 +1,232 @@
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from pipeline.datasets.check import check_dataset, summary, table
+from pipeline.datasets.dataset import open_dataset
+
+
+@pytest.fixture
+def checked(small_dataset):
+    """Checks the small dataset after a change; returns (checks, table, one line)."""
+
+    def run(strict=False):
+        dataset = open_dataset(small_dataset)
+        checks = check_dataset(dataset, strict)
+        return checks, table(dataset, checks), summary(checks)
+
+    return run
+
+
+def test_a_sound_dataset_beside_the_published_numbers(checked):
+    checks, text, line = checked()
+    assert line == ""
+    train, test = checks
+    assert (train.images, train.annotated, train.labels, train.findings) == (2, 2, 2, [])
+    assert (test.images, test.annotated, test.labels, test.findings) == (1, 1, 1, [])
+    assert "2 / 38118" in text and "2 / 37633" in text and "2 / 117871" in text
+    assert "1 / 9658" in text and "1 / 9546" in text and "1 / 33405" in text
+    assert "117 verbs, 80 objects, 600 interactions" in text
+
+
+def test_a_dataset_nobody_published(small_dataset, checked):
+    (small_dataset / "dataset.toml").write_text(
+        'name = "mine"\nvocabulary = "hico-det"\n[test]\nimages = "images/test2015"\n'
+        'annotations = "annotations/test_hico.json"\n'
+    )
+    checks, text, line = checked()
+    assert len(checks) == 1 and line == "" and "/" not in text
+
+
+def change(file, old, new):
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def truncate(root):
+    path = root / "images/train2015/b.jpg"
+    path.write_bytes(path.read_bytes()[:400])
+
+
+ANNOTATIONS = "annotations/trainval_hico.json"
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda root: (root / "images/train2015/b.jpg").unlink(), "1 images missing, first"),
+        (lambda root: shutil.rmtree(root / "images/train2015"), "no such folder of images"),
+        (truncate, "1 images unreadable, first .*b.jpg: expected a whole image"),
+        (
+            lambda root: change(root / ANNOTATIONS, '"category_id": 2', '"category_id": 12'),
+            "2 numbers of objects or verbs that the vocabulary lacks, first .*found 12",
+        ),
+        (
+            lambda root: change(root / ANNOTATIONS, '"category_id": 72', '"category_id": 0'),
+            "2 numbers of objects or verbs that the vocabulary lacks, first .*found 0; does this",
+        ),
+        (
+            lambda root: change(root / ANNOTATIONS, "b.jpg", "a.jpg"),
+            "1 images named more than once, first .*every image once",
+        ),
+        (
+            lambda root: change(root / ANNOTATIONS, "[5, 40, 50, 70]", "[5, 40]"),
+            "2 malformed entries, first .*a.jpg: annotations.1..bbox: expected four",
+        ),
+        (lambda root: (root / ANNOTATIONS).write_text("[]"), "expected an entry for each image"),
+        (
+            lambda root: change(root / ANNOTATIONS, '"object_id": 1', '"object_id": 7'),
+            "labelled interactions, found none that can be used: 2 labels pointing past the box",
+        ),
+        (lambda root: (root / ANNOTATIONS).write_text('[{"file'), "expected JSON"),
+    ],
+)
+def test_what_is_wrong_is_told_and_the_other_part_is_checked(small_dataset, checked, harm, says):
+    harm(small_dataset)
+    checks, text, line = checked()
+    assert re.search(f"^train: .*{says}", line)
+    assert line in text and "\n" not in line
+    assert checks[1].problems == [] and checks[1].annotated == 1
+
+
+def test_all_problems_stand_in_the_table_and_are_counted_in_the_line(small_dataset, checked):
+    truncate(small_dataset)
+    (small_dataset / "images/train2015/a.jpg").unlink()
+    (small_dataset / "images/test2015/c.jpg").unlink()
+    _, text, line = checked()
+    rows = {row.rsplit(maxsplit=3)[0]: row.split()[-3:] for row in text.splitlines() if row}
+    assert rows["images missing"] == ["1", "1", "wrong"]
+    assert rows["images unreadable"] == ["1", "0", "wrong"]
+    assert text.count(", first ") == 3 and line.endswith("(and 2 more)")
+
+
+def test_pictures_are_counted_whatever_their_annotations_are(small_dataset, checked):
+    (small_dataset / "annotations/trainval_hico.json").write_text("")
+    (train, test), text, _ = checked()
+    assert (train.images, train.annotated, len(train.problems)) == (2, 0, 1)
+    assert (test.images, test.problems) == (1, []) and "2 / 38118" in text
+
+
+def test_a_missing_folder_is_told_once(small_dataset, checked):
+    (small_dataset / "dataset.toml").write_text(
+        'vocabulary = "hico-det"\n[train]\nimages = "gone"\n[test]\nimages = "images/test2015"\n'
+    )
+    (train, _), text, _ = checked()
+    assert len(train.problems) == 1 and text.count("no such folder of images") == 1
+
+
+def test_boxes_are_held_against_the_pictures(small_dataset, checked):
+    change(small_dataset / ANNOTATIONS, "[5, 40, 50, 70]", "[5, 40, 101, 70]")
+    checks, _, line = checked()
+    (finding,) = checks[0].findings
+    assert (finding.count, finding.wrong) == (2, False) and finding.first.endswith("a.jpg")
+    assert "outside" in finding.kind and line == ""
+
+
+def test_blemishes_are_told_and_under_strict_wrong(small_dataset, checked):
+    change(small_dataset / ANNOTATIONS, "[5, 40, 50, 70]", "[-5, 40, 50, 70]")
+    _, text, line = checked()
+    assert "2 boxes over the image's edge (clipped)" in text and line == ""
+    checks, text, line = checked(strict=True)
+    assert "2 boxes over the image's edge (clipped), first " in line
+    assert "a.jpg: annotations[1].bbox" in line and checks[0].annotated == 2
+
+
+def test_everything_wrong_is_found_at_once(small_dataset, checked):
+    """Several kinds in one file: the check goes on after each, and the pictures are read too."""
+    file = small_dataset / ANNOTATIONS
+    entries = json.loads(file.read_text())
+    first = entries[0]
+    first["annotations"] += [{"bbox": [1, 1, 9, 9], "category_id": 12}] * 3
+    first["hoi_annotation"] += [
+        {"subject_id": 0, "object_id": 1, "category_id": 118},
+        {"subject_id": 0, "object_id": 2, "category_id": 72},
+        {"subject_id": 0, "object_id": 1, "category_id": 72},
+        {"subject_id": 0, "object_id": 1, "category_id": 1},
+        {"subject_id": 0, "object_id": 9, "category_id": 72},
+    ]
+    file.write_text(json.dumps([*entries, entries[1], 3]))
+    truncate(small_dataset)
+    (train, _), text, line = checked()
+    assert {finding.kind: (finding.count, finding.wrong) for finding in train.findings} == {
+        "numbers of objects or verbs that the vocabulary lacks": (4, True),
+        "images named more than once": (1, True),
+        "malformed entries": (1, True),
+        "repeated labels (dropped)": (1, False),
+        "labels that are no interaction of the vocabulary (dropped)": (1, False),
+        "labels pointing past the box list (dropped)": (1, False),
+        "images unreadable": (1, True),
+    }
+    assert (train.annotated, train.labels) == (2, 2)
+    assert line.endswith("(and 3 more)")
+    (row,) = [row for row in text.splitlines() if row.startswith("malformed entries")]
+    assert row.split() == ["malformed", "entries", "1", "0", "wrong"]
+
+
+def coco(root, images):
+    """A COCO folder of `images` with one box each."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "val2017").mkdir()
+    value = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    for number in range(images):
+        Image.new("RGB", (60, 50)).save(root / "val2017" / f"{number}.jpg")
+        value["images"].append(
+            {"id": number, "file_name": f"{number}.jpg", "width": 60, "height": 50}
+        )
+        value["annotations"].append(
+            {"id": number, "image_id": number, "category_id": 1, "bbox": [5, 5, 20, 20]}
+        )
+    return value
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind", "count"),
+    [
+        (lambda v: None, None, 0),
+        (lambda v: v["annotations"][0].update(category_id=12), "numbers of objects", 1),
+        (lambda v: v["annotations"][1].update(image_id=99), "malformed entries", 1),
+        (lambda v: v["annotations"][1].update(bbox=None), "malformed entries", 1),
+        (lambda v: v["images"].append(v["images"][0]), "images named more than once", 1),
+        (
+            lambda v: v["annotations"][1].update(bbox=[50, 5, 20, 9]),
+            "boxes over the image's edge",
+            1,
+        ),
+        (lambda v: v["images"][1].update(file_name="x.jpg"), "images missing", 1),
+    ],
+)
+def test_coco_folders(tmp_path, harm, kind, count):
+    value = coco(tmp_path, 3)
+    harm(value)
+    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(value))
+    (check,) = check_dataset(open_dataset(tmp_path))
+    assert check.images == 3
+    if kind is None:
+        assert check.findings == check.problems == []
+    else:
+        (finding,) = check.findings
+        assert finding.kind.startswith(kind) and finding.count == count
+
+
+def test_vcocos_folder_beside_the_published_numbers(tmp_path, write_vcoco):
+    image = {"boxes": [(1, [0, 0, 40, 80]), (37, [0, 0, 9, 9])], "does": {(0, "kick"): (1,)}}
+    write_vcoco(tmp_path, [image, {**image, "does": {(0, "eat"): (1, None)}}])
+    (tmp_path / "val2014").mkdir()
+    for number in (10, 20):
+        Image.new("RGB", (200, 150)).save(tmp_path / "val2014" / f"COCO_val2014_{number:012}.jpg")
+    dataset = open_dataset(tmp_path)
+    checks = check_dataset(dataset)
+    (finding,) = checks[0].findings
+    assert finding.kind.startswith("labels that are no interaction") and not finding.wrong
+    assert "2 / 4946" in table(dataset, checks) and summary(checks) == ""
+
+
+def test_missing_weights_are_told(small_dataset, checked):
+    (small_dataset / "dataset.toml").write_text(
+        'vocabulary = "hico-det"\ndetector = "d.pth"\n[test]\nimages = "images/test2015"\n'
+        'annotations = "annotations/test_hico.json"\n'
+    )
+    assert "d.pth: no such detector" in checked()[2]

@@ -1,0 +1,222 @@
+import json
+import shutil
+
+import pytest
+
+from pipeline.datasets.dataset import dataset_around, open_dataset
+from pipeline.utils.errors import InputError
+
+TOML = """
+name = "mine"
+vocabulary = "hico-det"
+detector = "weights/detector.safetensors"
+teacher = "teacher"
+
+[train]
+images = "images/train2015"
+annotations = "annotations/trainval_hico.json"
+"""
+
+
+def describe(root, text):
+    (root / "dataset.toml").write_text(text)
+    return root
+
+
+def test_an_empty_folder_is_no_dataset(tmp_path):
+    with pytest.raises(InputError, match=r"expected dataset.toml or a known layout \(HICO-DET .*"):
+        open_dataset(tmp_path)
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(InputError, match="none: no such"):
+        open_dataset(tmp_path / "none")
+
+
+def test_a_known_layout(small_dataset):
+    dataset = open_dataset(small_dataset)
+    assert (dataset.name, dataset.vocabulary.name) == ("hico-det", "hico-det")
+    assert dataset.detector is dataset.teacher is None
+    train = dataset.load("train")
+    assert train.part == "train" and train.num_labels == 2
+    records = dataset.records(train)
+    assert [record.id for record in records] == ["a.jpg", "b.jpg"]
+    assert all(record.path.is_file() for record in records)
+    assert [record.id for record in dataset.records("test")] == ["c.jpg"]
+
+
+def test_a_described_folder(small_dataset):
+    dataset = open_dataset(describe(small_dataset, TOML))
+    assert dataset.name == "mine" and set(dataset.parts) == {"train"}
+    assert dataset.detector == small_dataset / "weights/detector.safetensors"
+    assert dataset.teacher == small_dataset / "teacher"
+    assert len(dataset.records("train")) == 2
+
+
+def test_the_folder_names_a_dataset_without_name(small_dataset):
+    text = TOML.replace('name = "mine"', "")
+    assert open_dataset(describe(small_dataset, text)).name == "hico"
+
+
+def test_a_missing_part_is_answered_with_those_there(small_dataset):
+    dataset = open_dataset(describe(small_dataset, TOML))
+    with pytest.raises(InputError, match=r"hico: expected.*found train"):
+        dataset.load("test")
+
+
+def test_a_users_vocabulary_lies_beside_the_description(small_dataset, tmp_path, monkeypatch):
+    vocabulary = {
+        "objects": [{"name": "person", "id": 1}, {"name": "bicycle", "id": 2}],
+        "verbs": [{"name": f"verb{i}", "ing": f"verbing {i}"} for i in range(72)],
+        "interactions": [[71, 1]],
+    }
+    (small_dataset / "words").mkdir()
+    (small_dataset / "words" / "mine.json").write_text(json.dumps(vocabulary))
+    text = TOML.replace('"hico-det"', '"words/mine.json"')
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset(describe(small_dataset, text))
+    assert dataset.vocabulary.name == "mine"
+    assert dataset.load("train").annotations[0].hois.tolist() == [[0, 1, 71]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"hico-det"', '"none.json"', "none.json: no such vocabulary"),
+        ('"hico-det"', "3", r"dataset.toml: vocabulary: expected.*found 3"),
+        ('vocabulary = "hico-det"', "", "vocabulary: expected"),
+        ('name = "mine"', "name = 7", r"dataset.toml: name: expected.*found 7"),
+        ('name = "mine"', 'nam = "mine"', "nam: expected"),
+        ("[train]", "[val]", r"dataset.toml: val: expected"),
+        ("[train]", "[train.x]", r"train.x: expected"),
+        ("\n[train]", "train = 3\n[test]", "train: expected"),
+        ('images = "', 'image = "', r"train.image: expected"),
+        ('images = "images/train2015"', "", r"train.images: expected"),
+        (
+            'images = "images/train2015"',
+            "images = []",
+            r"train.images: expected",
+        ),
+        ("annotations = ", "annotations ", "dataset.toml: expected TOML"),
+    ],
+)
+def test_wrong_descriptions(small_dataset, old, new, says):
+    assert old in TOML
+    with pytest.raises(InputError, match=says):
+        open_dataset(describe(small_dataset, TOML.replace(old, new)))
+
+
+def test_a_description_without_parts(small_dataset):
+    with pytest.raises(InputError, match=r"dataset.toml: parts: expected"):
+        open_dataset(describe(small_dataset, 'vocabulary = "hico-det"'))
+
+
+VCOCO = """
+vocabulary = "vcoco"
+
+[test]
+images = "pictures"
+annotations = "data/vcoco/vcoco_test.json"
+instances = "boxes.json"
+ids = "mine.ids"
+"""
+
+
+def test_vcocos_files_may_lie_anywhere(tmp_path, write_vcoco):
+    image = {"boxes": [(1, [0, 0, 40, 80])], "does": {(0, "run"): ()}}
+    write_vcoco(tmp_path, [image] * 3)
+    (tmp_path / "data/instances_vcoco_all_2014.json").rename(tmp_path / "boxes.json")
+    (tmp_path / "mine.ids").write_text("30\n10\n")
+    dataset = open_dataset(describe(tmp_path, VCOCO))
+    names = [f"COCO_val2014_{number:012}.jpg" for number in (30, 10)]
+    assert [item.image_id for item in dataset.load("test").annotations] == names
+    assert [image.name for image in dataset.vcoco("test").images] == names
+    without = VCOCO.replace('ids = "mine.ids"', "")
+    assert len(open_dataset(describe(tmp_path, without)).load("test").annotations) == 3
+
+
+def test_other_datasets_have_nothing_for_vcocos_evaluation(small_dataset):
+    assert open_dataset(small_dataset).vcoco("test") is None
+
+
+def test_missing_annotations(small_dataset):
+    text = TOML.replace("trainval_hico", "none")
+    with pytest.raises(InputError, match=r"none.json: no such"):
+        open_dataset(describe(small_dataset, text)).load("train")
+
+
+def test_a_missing_image_is_named_and_all_are_counted(small_dataset):
+    (small_dataset / "images/train2015/b.jpg").unlink()
+    with pytest.raises(InputError, match=r"b.jpg: no such"):
+        open_dataset(small_dataset).records("train")
+
+
+def test_a_missing_images_folder(small_dataset):
+    shutil.rmtree(small_dataset / "images/train2015")
+    with pytest.raises(InputError, match="images/train2015: no such"):
+        open_dataset(small_dataset).records("train")
+
+
+def test_images_may_lie_in_folders_of_the_images_folder(small_dataset):
+    folder = small_dataset / "images/test2015"
+    (folder / "more").mkdir()
+    (folder / "c.jpg").rename(folder / "more" / "c.jpg")
+    file = small_dataset / "annotations/test_hico.json"
+    file.write_text(file.read_text().replace("c.jpg", "more/c.jpg"))
+    (record,) = open_dataset(small_dataset).records("test")
+    assert record.id == "more/c.jpg" and record.path.is_file()
+
+
+def test_strict_reaches_the_reader(small_dataset):
+    file = small_dataset / "annotations/test_hico.json"
+    file.write_text(file.read_text().replace("[10, 20, 30, 60]", "[-10, 20, 30, 60]"))
+    dataset = open_dataset(small_dataset)
+    assert dataset.load("test").blemishes
+    with pytest.raises(InputError, match=r"c\.jpg"):
+        dataset.load("test", strict=True)
+
+
+def test_the_dataset_around_an_annotation_file(small_dataset, tmp_path):
+    file = small_dataset / "annotations/test_hico.json"
+    assert dataset_around(file, "test").root == small_dataset.resolve()
+    assert dataset_around(file, "train") is None
+    alone = tmp_path / "elsewhere" / "test_hico.json"
+    alone.parent.mkdir()
+    shutil.copy(file, alone)
+    assert dataset_around(alone, "test") is None
+
+
+PICTURES = '[train]\nimages = "images/train2015"\n'
+
+
+def test_a_part_of_pictures_that_nobody_annotated(small_dataset):
+    folder = small_dataset / "images/train2015"
+    for name in ("notes.txt", ".hidden.jpg"):
+        (folder / name).write_text("no picture")
+    (folder / "more.jpg").mkdir()
+    (folder / "C.PNG").write_bytes((folder / "a.jpg").read_bytes())
+    dataset = open_dataset(describe(small_dataset, f'vocabulary = "hico-det"\n{PICTURES}'))
+    found = dataset.load("train")
+    assert [record.id for record in dataset.records(found)] == ["C.PNG", "a.jpg", "b.jpg"]
+    assert found.num_labels == 0 and found.part == "train" and found.blemish_line() == ""
+    for one in found.annotations:
+        assert (one.boxes.shape, one.labels.shape, one.hois.shape) == ((0, 4), (0,), (0, 3))
+    assert dataset.vcoco("train") is None
+    (folder / "b.jpg").unlink()
+    assert dataset.load("train").digest != found.digest
+
+
+def test_a_folder_without_pictures(small_dataset):
+    text = f'vocabulary = "hico-det"\n{PICTURES.replace("train2015", "none")}'
+    dataset = open_dataset(describe(small_dataset, text))
+    with pytest.raises(InputError, match="none: no such"):
+        dataset.load("train")
+    (small_dataset / "images/none").mkdir()
+    with pytest.raises(InputError, match="none: expected"):
+        dataset.load("train")
+
+
+def test_files_that_belong_to_annotations_want_some(small_dataset):
+    text = f'vocabulary = "hico-det"\n{PICTURES}ids = "some.ids"\n'
+    with pytest.raises(InputError, match=r"train\.annotations: expected"):
+        open_dataset(describe(small_dataset, text))

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from pipeline.toy.actions import ACTIONS, DECORATION, act
+from pipeline.toy.canvas import bounds_of
+from pipeline.toy.objects import make_thing
+from pipeline.toy.palette import PALETTES, Palette
+from pipeline.toy.people import random_look
+from pipeline.toy.rng import Dice
+from pipeline.toy.scene_spec import world_vocabulary
+
+VOCABULARY = world_vocabulary()
+NAMES = [
+    (VOCABULARY.verbs[verb], VOCABULARY.objects[label]) for verb, label in VOCABULARY.interactions
+]
+
+
+def boxes(verb, name, seed=0, in_hand=None):
+    """Boxes by owner of one group, in body heights."""
+    dice, palette = Dice(np.random.default_rng(seed)), Palette(PALETTES[0])
+    thing = make_thing(name, palette, dice, 0.3)
+    second = in_hand and make_thing(in_hand, palette, dice, 0.3)
+    found = {}
+    for owner, sketch in act(verb, thing, random_look(palette, dice), dice, second):
+        found.setdefault(owner, []).append(sketch.bounds())
+    return {owner: bounds_of(its) for owner, its in found.items()}
+
+
+def gap(first, second):
+    """Distance of two boxes along the ground, negative where they overlap."""
+    return max(second[0] - first[2], first[0] - second[2])
+
+
+def test_every_verb_can_be_done():
+    assert set(ACTIONS) == set(VOCABULARY.verbs)
+
+
+@pytest.mark.parametrize(("verb", "name"), NAMES)
+def test_groups_stay_above_the_ground_and_compact(verb, name):
+    for seed in range(3):
+        found = boxes(verb, name, seed)
+        left, top, right, bottom = bounds_of(found.values())
+        assert bottom < 0.08
+        assert right - left < 3.0 and bottom - top < 2.3
+
+
+@pytest.mark.parametrize(("verb", "name"), NAMES)
+def test_people_touch_what_they_handle_and_nothing_else(verb, name):
+    for seed in range(3):
+        found = boxes(verb, name, seed)
+        distance = gap(found[0], found[1])
+        if verb in ("pull", "point", "throw", "no_interaction"):
+            assert distance > 0.0
+        else:
+            assert distance < 0.05
+
+
+@pytest.mark.parametrize(("verb", "name"), [pair for pair in NAMES if pair[0] == "carry"])
+def test_carried_things_are_above_the_head(verb, name):
+    found = boxes(verb, name)
+    assert (found[1][1] + found[1][3]) / 2 < found[0][1] + 0.1
+
+
+@pytest.mark.parametrize(("verb", "name"), [pair for pair in NAMES if pair[0] == "jump"])
+def test_jumpers_are_above_the_thing(verb, name):
+    found = boxes(verb, name)
+    assert found[0][3] < -0.1
+    assert (found[0][1] + found[0][3]) / 2 < found[1][1]
+
+
+@pytest.mark.parametrize("verb", ["pull", "throw"])
+def test_ropes_and_streaks_belong_to_nobody(verb):
+    assert DECORATION in boxes(verb, "box")
+
+
+@pytest.mark.parametrize("verb", ["ride", "sit_on"])
+@pytest.mark.parametrize("in_hand", ["ball", "umbrella", "box", "skateboard", "dog"])
+def test_a_second_thing_is_held(verb, in_hand):
+    found = boxes(verb, "horse", in_hand=in_hand)
+    assert gap(found[0], found[2]) < 0
+    assert found[2][3] < -0.3

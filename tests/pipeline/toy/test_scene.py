@@ -1,0 +1,138 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from pipeline.toy import scene
+from pipeline.toy.canvas import SIZE
+from pipeline.toy.generate import DRAWING
+from pipeline.toy.scene import annotate, draw_scene, picture_name
+from pipeline.toy.scene_spec import Standing, world_vocabulary
+
+VOCABULARY = world_vocabulary()
+
+
+@pytest.fixture(scope="module")
+def annotations():
+    return [draw_scene(1, "train", index)[1] for index in range(300)]
+
+
+@pytest.mark.parametrize("part", ["train", "test", "models"])
+def test_same_arguments_same_bytes(part):
+    first, second = draw_scene(3, part, 7), draw_scene(3, part, 7)
+    assert first[0].tobytes() == second[0].tobytes()
+    assert np.array_equal(first[1].boxes, second[1].boxes)
+    assert np.array_equal(first[1].hois, second[1].hois)
+
+
+def test_seed_part_and_index_change_the_picture():
+    arguments = [
+        (0, "train", 0),
+        (1, "train", 0),
+        (0, "test", 0),
+        (0, "models", 0),
+        (0, "train", 1),
+    ]
+    assert len({draw_scene(*each)[0].tobytes() for each in arguments}) == len(arguments)
+
+
+def test_pictures_are_small_rgb():
+    image, annotation = draw_scene(0, "test", 11)
+    assert (image.mode, image.size) == ("RGB", (SIZE, SIZE))
+    assert annotation.image_id == picture_name("test", 11) == "world_test_00000012.jpg"
+
+
+def test_types_and_shapes(annotations):
+    for annotation in annotations:
+        assert annotation.boxes.dtype == np.float32 and annotation.boxes.shape[1] == 4
+        assert annotation.labels.dtype == annotation.hois.dtype == np.int64
+        assert annotation.hois.shape[1] == 3 and len(annotation.hois) > 0
+
+
+def test_boxes_are_inside_and_large_enough(annotations):
+    boxes = np.concatenate([annotation.boxes for annotation in annotations])
+    labels = np.concatenate([annotation.labels for annotation in annotations])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert boxes.min() >= 0 and boxes.max() <= SIZE
+    assert sides.max(1).min() >= 12 and sides.min(1).min() >= 7
+    people = sides[labels == VOCABULARY.person, 1]
+    assert people.min() >= 20 and 38 < np.median(people) < 50 and people.max() < 80
+
+
+def test_labels_are_interactions_of_people_with_things(annotations):
+    for annotation in annotations:
+        people, things, verbs = annotation.hois.T
+        assert (annotation.labels[people] == VOCABULARY.person).all()
+        assert (annotation.labels[things] != VOCABULARY.person).all()
+        assert VOCABULARY.valid[verbs, annotation.labels[things]].all()
+        assert len({tuple(row) for row in annotation.hois}) == len(annotation.hois)
+        assert set(people) | set(things) == set(range(len(annotation.boxes)))
+
+
+def test_crowds_and_pairs(annotations):
+    pairs = np.array([len(annotation.hois) for annotation in annotations])
+    people = np.array([(its.labels == VOCABULARY.person).sum() for its in annotations])
+    assert set(people.tolist()) == {1, 2, 3}
+    assert pairs.mean() == pytest.approx(1.9, abs=0.15)
+    assert 0 < (pairs > people).mean() < 0.2
+
+
+def test_every_interaction_occurs():
+    seen = set()
+    for index in range(400):
+        annotation = draw_scene(0, "models", index)[1]
+        _, things, verbs = annotation.hois.T
+        seen.update(VOCABULARY.interaction_ids[verbs, annotation.labels[things]].tolist())
+    assert seen == set(range(VOCABULARY.num_interactions))
+
+
+def test_boxes_are_tight_to_the_pixels(monkeypatch):
+    """A picture with people alone differs from an empty one up to the people's boxes' edges."""
+    place_all = scene.place_all
+    monkeypatch.setattr(scene, "_paint_shadows", lambda stage, group: None)
+    for index in range(12):
+        _, annotation = draw_scene(2, "train", index)
+        with monkeypatch.context() as patch:
+            patch.setattr(scene, "place_all", lambda *its: place_all(*its)[:0])
+            empty, _ = draw_scene(2, "train", index)
+        with monkeypatch.context() as patch:
+            patch.setattr(scene, "place_all", lambda *its: _only_people(place_all(*its)))
+            people, _ = draw_scene(2, "train", index)
+        changed = np.abs(np.asarray(people, int) - np.asarray(empty, int)).max(2) > 24
+        boxes = annotation.boxes[annotation.labels == VOCABULARY.person]
+        inside = np.zeros_like(changed)
+        for left, top, right, bottom in boxes:
+            rows = slice(int(top), int(np.ceil(bottom)))
+            columns = slice(int(left), int(np.ceil(right)))
+            inside[rows, columns] = True
+            part = changed[rows, columns]
+            assert part[:3].any() and part[-3:].any()
+            assert part[:, :3].any() and part[:, -3:].any()
+        assert not (changed & ~inside).any()
+
+
+def _only_people(standing):
+    return [
+        Standing(
+            [(owner, sketch) for owner, sketch in group.parts if owner == 0],
+            group.spot,
+            group.boxes,
+            group.wish,
+        )
+        for group in standing
+    ]
+
+
+def test_nothing_standing_gives_an_empty_annotation():
+    annotation = annotate([], "x.jpg")
+    assert annotation.boxes.shape == (0, 4) and annotation.hois.shape == (0, 3)
+
+
+def test_the_drawing_is_what_its_number_says():
+    """Whoever changes what is drawn raises DRAWING, so that old worlds are told apart."""
+    digest = hashlib.sha256()
+    for index in range(10):
+        annotation = draw_scene(0, "train", index)[1]
+        digest.update(np.round(annotation.boxes).astype(np.int64).tobytes())
+        digest.update(annotation.hois.astype(np.int64).tobytes())
+    assert (DRAWING, digest.hexdigest()[:16]) == (1, "700af07a005ea655")

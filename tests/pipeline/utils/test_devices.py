@@ -1,0 +1,129 @@
+import pytest
+import torch
+
+from pipeline.utils import devices
+from pipeline.utils.devices import (
+    autocast,
+    configure_device,
+    has_fast_bfloat16,
+    out_of_memory_line,
+    resolve_device,
+    spare_cores,
+)
+from pipeline.utils.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_a_gpu_when_there_is_one():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto").type == expected
+
+
+def test_cpu():
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "mps", "cuda:x", "cuda:99", "cuda:-1", "cpu cuda"])
+def test_what_is_no_device_here(name):
+    with pytest.raises(InputError, match="--device: "):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "type_"),
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("tf32", True, torch.float32),
+    ],
+)
+def test_precision(monkeypatch, precision, fast, type_):
+    monkeypatch.setattr(devices, "has_fast_bfloat16", lambda _: fast)
+    with autocast(CPU, precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == type_
+
+
+@pytest.fixture
+def rounding(monkeypatch):
+    """What may be rounded to TF32: products and convolutions; put back after the test."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    yield lambda: [place.allow_tf32 for place in places]
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
+@pytest.mark.parametrize(
+    ("precision", "exact_products", "allowed"),
+    [
+        ("auto", False, [True, True]),
+        ("tf32", False, [True, True]),
+        ("float16", True, [False, True]),
+        ("float32", False, [False, False]),
+    ],
+)
+def test_a_gpu_may_round_float32_unless_told_not_to(
+    emulated_gpu, rounding, precision, exact_products, allowed
+):
+    configure_device(resolve_device("cuda"), precision, exact_products)
+    assert rounding() == allowed
+    configure_device(CPU, "float32")
+    assert rounding() == allowed
+
+
+def test_the_named_gpu_is_the_current_one(emulate_cuda, rounding):
+    with emulate_cuda(devices=2) as gpu:
+        assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+        assert configure_device(resolve_device("cuda:1"), "auto") == torch.device("cuda", 1)
+        assert gpu.current == 1
+        with pytest.raises(InputError) as caught:
+            resolve_device("cuda:2")
+    assert "cuda:2" in str(caught.value) and "2 GPUs" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError, "Tried to allocate 2.00 GiB. GPU 0 has a total of\n 1 GiB."),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`\n"),
+    ],
+)
+def test_lack_of_memory_is_one_line(error, told):
+    with pytest.raises(InputError) as caught, out_of_memory_line(lambda: "batch size 16"):
+        raise error(told)
+    said = str(caught.value)
+    assert "batch size 16" in said and told.split(". ")[0].strip() in said and "\n" not in said
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes") as caught, out_of_memory_line(lambda: ""):
+        raise RuntimeError("shapes differ")
+    assert not isinstance(caught.value, InputError)
+
+
+def test_this_cpu_answers():
+    assert has_fast_bfloat16(CPU) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "processes", "workers"),
+    [
+        (1, None, 1, 0),
+        (2, None, 1, 0),
+        (5, None, 1, 3),
+        (64, None, 1, 16),
+        (2, 0, 1, 0),
+        (2, 6, 1, 6),
+        (16, None, 2, 6),
+        (64, None, 4, 14),
+        (16, None, 8, 1),
+        (16, None, 16, 0),
+        (16, 5, 8, 5),
+    ],
+)
+def test_workers_take_the_cores_that_are_left(monkeypatch, cores, asked, processes, workers):
+    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
+    assert spare_cores(asked, processes=processes) == workers

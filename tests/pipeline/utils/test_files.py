@@ -1,0 +1,154 @@
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import (
+    iterate_json,
+    read_json,
+    replacing,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+    write_text,
+)
+
+
+def test_a_written_file_is_whole_and_alone(tmp_path):
+    write_json(tmp_path / "new" / "folder" / "a.json", {"b": [1, "é"]})
+    assert read_json(tmp_path / "new" / "folder" / "a.json") == {"b": [1, "é"]}
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_first_write_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"not json": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_of_several_writers_the_first_wins(tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+
+        def link(*_):
+            raise OSError(errno.EPERM, "no hard links here")
+
+        monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "a.txt"
+    with replacing(path, once=True) as slower:
+        write_text(path, "first", once=True)
+        slower.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_by_the_files_name(tmp_path):
+    with pytest.raises(OSError, match=r"a\.txt") as caught, replacing(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_file_stays_readable_while_the_new_one_is_written(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"", "line 1: expected JSON"),
+        (b'{"a": 1,\n "b": [1, 2', "line 2: expected JSON"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"[" * 100000, "expected JSON"),
+        (b"9" * 10000, "expected JSON"),
+    ],
+)
+def test_what_is_no_json(tmp_path, content, says):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"a.json: {says}"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", " [ ] ", "[1]", ' [{"a": [1, 2]},\n "b" ,\t3.5 ] \n', "[[], [[1]], NaN]"]
+)
+def test_entries_of_a_list_one_by_one(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    assert repr(list(iterate_json(path))) == repr(json.loads(text))
+
+
+def test_entries_are_given_before_the_rest_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[1, 2,\n{"a": ')
+    entries = iterate_json(path)
+    assert (next(entries), next(entries)) == (1, 2)
+    with pytest.raises(InputError, match="line 2: expected JSON, found expecting"):
+        next(entries)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "line 1: expected JSON, found an empty file"),
+        (" \n", "line 1: expected JSON, found an empty file"),
+        ("{}", r"file: expected.*found {}"),
+        ("x", "line 1: expected JSON, found expecting value$"),
+        ("[1 2]", "line 1: expected JSON, found expecting ',' delimiter$"),
+        ("[1,\n]", "line 2: expected JSON, found expecting value$"),
+        ("[1]\n[2]", "line 2: expected JSON, found extra data$"),
+        ("[1", "line 1: expected"),
+        ("[" * 100000, "expected JSON"),
+        ("[" + "9" * 10000 + "]", "expected JSON"),
+    ],
+)
+def test_what_is_no_list(tmp_path, text, says):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"a.json: {says}"):
+        list(iterate_json(path))
+
+
+def test_a_folder_is_no_json(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(tmp_path / "a.json") == [1]
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"x" * 3_000_000])
+def test_digest_of_a_file(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_digest_of_json_knows_no_key_order():
+    assert sha256_of_json({"a": 1, "b": [1, 2]}) == sha256_of_json({"b": [1, 2], "a": 1})
+    assert sha256_of_json([1, 2]) != sha256_of_json([2, 1])
+    text = json.dumps({"a": "é"}, ensure_ascii=False, separators=(",", ":"))
+    assert sha256_of_json({"a": "é"}) == hashlib.sha256(text.encode()).hexdigest()

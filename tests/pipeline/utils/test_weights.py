@@ -1,0 +1,239 @@
+import argparse
+import gzip
+import io
+import pickle
+import zipfile
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.weights import (
+    check_finite,
+    load_weights,
+    mismatch,
+    read_checkpoint,
+    weights_digest,
+)
+
+STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3)}
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}]
+)
+def test_every_file_form_gives_the_same_weights(tmp_path, wrap):
+    save_file(STATE, tmp_path / "w.safetensors")
+    torch.save(wrap(STATE), tmp_path / "w.pth")
+    digests = {weights_digest(load_weights(tmp_path / name)) for name in ("w.safetensors", "w.pth")}
+    assert digests == {weights_digest(STATE)}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"a": STATE["a"]},
+        {**STATE, "a": torch.tensor(4)},
+        {**STATE, "a": torch.tensor(3, dtype=torch.int32)},
+        {**STATE, "b.weight": STATE["b.weight"].reshape(3, 2)},
+        {"b.weight": STATE["b.weight"], "c": STATE["a"]},
+    ],
+)
+def test_other_weights_have_another_digest(other):
+    assert weights_digest(other) != weights_digest(STATE)
+
+
+def test_the_digest_knows_half_precision():
+    assert weights_digest({"a": torch.ones(3, dtype=torch.bfloat16)})
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "_orig_mod.", "module.model."])
+def test_names_without_those_of_wrappers(tmp_path, wrapper):
+    wrapped = {wrapper + name: value for name, value in STATE.items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "w.pth")
+    assert weights_digest(load_weights(tmp_path / "w.pth")) == weights_digest(STATE)
+
+
+def test_names_that_differ_only_by_their_wrappers_stay(tmp_path):
+    torch.save({"a": torch.ones(1), "model.a": torch.zeros(1)}, tmp_path / "w.pth")
+    assert load_weights(tmp_path / "w.pth").keys() == {"a", "model.a"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        argparse.Namespace(lr=1e-4, output_dir=Path("/runs/a"), device="cuda"),
+        SimpleNamespace(lr=1e-4),
+        np.float64(0.29),
+        np.float32(0.29),
+        np.int64(89),
+        np.uint16(8),
+        np.bool_(True),
+        Counter([60, 60]),
+        torch.device("cpu"),
+        torch.Size([2, 3]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_training_scripts_save_beside_tensors(tmp_path, value):
+    torch.save({"model": STATE, "more": value}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth")["more"] == value
+    assert weights_digest(load_weights(tmp_path / "a.pth")) == weights_digest(STATE)
+
+
+def test_arrays_beside_tensors(tmp_path):
+    arrays = {"ap": np.linspace(0, 1, 6).reshape(2, 3), "names": np.array(["ride", "hold"])}
+    torch.save({"model": STATE, "best": arrays}, tmp_path / "a.pth")
+    for name, found in read_checkpoint(tmp_path / "a.pth")["best"].items():
+        np.testing.assert_array_equal(found, arrays[name])
+
+
+def test_paths_of_another_system(tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"out": Path("/runs/a")}, file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes().replace(b"PosixPath", b"WindowsPath"))
+    assert read_checkpoint(file)["out"].name == "a"
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_numbers_of_an_older_and_a_newer_numpy(tmp_path, module):
+    file = tmp_path / "a.pth"
+    torch.save({"best": np.float64(0.5)}, file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    file.write_bytes(content.replace(b"numpy.core.multiarray", module))
+    assert read_checkpoint(file) == {"best": 0.5}
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors", "bin"])
+def test_a_files_content_counts_and_not_its_name(tmp_path, ending):
+    save_file(STATE, tmp_path / f"a.{ending}")
+    torch.save(STATE, tmp_path / f"b.{ending}")
+    torch.save(STATE, tmp_path / f"c.{ending}", _use_new_zipfile_serialization=False)
+    for name in "abc":
+        assert load_weights(tmp_path / f"{name}.{ending}").keys() == STATE.keys()
+
+
+def zipped(names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"1")
+    return file.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 167502836\n"
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        (b"", ["empty"]),
+        (POINTER, ["Git LFS", "167502836 bytes", "git lfs pull"]),
+        (b"\n<!DOCTYPE html><html>", ["web page"]),
+        (b'{"weight_map": {}}', ["JSON"]),
+        (gzip.compress(b"weights"), ["compressed"]),
+        (b"\x93NUMPY\x01\x00", ["NumPy"]),
+        (b"\x89HDF\r\n\x1a\n", ["HDF5"]),
+        (zipped(["a/w.npy"]), ["zip", "a/w.npy"]),
+        (zipped([]), ["zip", "empty"]),
+        (b"PK\x03\x04", ["zip", "cut off after 4 bytes"]),
+        (b"hello there", ["hello there"]),
+        (b"\0" * 20, ["begins with"]),
+        (b"\x08" + 7 * b"\0", ["begins with"]),
+        (b"\x80\x02}q", ["cut off after 4 bytes"]),
+        (pickle.dumps([1, 2], protocol=2), ["pickle", "torch.save"]),
+        (pickle.dumps({"a": np.ones(2)}), ["pickle", "torch.save"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "file",
+)
+def test_what_stands_in_a_checkpoints_place_is_named(tmp_path, name, content, facts):
+    (tmp_path / name).write_bytes(content)
+    for read in (load_weights, read_checkpoint):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / name)
+        line = str(caught.value)
+        assert line.startswith(f"{tmp_path / name}: ") and line.isprintable()
+        assert all(fact in line for fact in facts), line
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
+def test_a_file_that_was_cut_off(tmp_path, form):
+    file = tmp_path / "w.pth"
+    if form == "safetensors":
+        save_file(STATE, file)
+    else:
+        torch.save(STATE, file, _use_new_zipfile_serialization=form == "zip")
+    content = file.read_bytes()
+    # Within a name, the old form looks like one with an object of that name.
+    for size in (12, len(content) - 3) if form == "old" else (len(content) // 3, len(content) - 3):
+        file.write_bytes(content[:size])
+        with pytest.raises(InputError, match=rf"w\.pth: .* cut off after {size} bytes"):
+            load_weights(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        ([1], ["tensors by name", "list"]),
+        (argparse.Namespace(a=1), ["tensors by name", "argparse.Namespace"]),
+        ({"a": 3}, ["a: ", "int", "torch.as_tensor"]),
+        ({"model": {"a": np.float64(3)}}, ["a: ", "numpy.float64", "torch.as_tensor"]),
+        ({"model": {"a": np.ones(3)}}, ["a: ", "numpy.ndarray", "torch.as_tensor"]),
+    ],
+)
+def test_other_data(tmp_path, content, facts):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(InputError) as caught:
+        load_weights(tmp_path / "w.pth")
+    assert all(fact in str(caught.value) for fact in facts)
+
+
+@pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors", "."])
+def test_no_file(tmp_path, name):
+    with pytest.raises(InputError, match=r"no such file|a folder"):
+        load_weights(tmp_path / name)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code from a file ran",)
+
+
+@pytest.mark.parametrize("zipped_form", [True, False])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(Evil(), "print"), (nn.Linear(1, 1), "Linear"), (Fraction(1, 2), "fractions.Fraction")],
+    ids=["function", "module", "fraction"],
+)
+def test_objects_that_may_run_code_are_named(tmp_path, capsys, value, name, zipped_form):
+    file = tmp_path / "w.pth"
+    torch.save({"model": STATE, "a": value}, file, _use_new_zipfile_serialization=zipped_form)
+    with pytest.raises(InputError) as caught:
+        load_weights(file)
+    line = str(caught.value)
+    assert name in line and "torch.save(model.state_dict()" in line and "\n" not in line
+    assert "code from a file ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_not_finite(value):
+    check_finite(STATE, "w.pth")
+    bad = {**STATE, "b.weight": torch.tensor([[1.0, value, value]])}
+    with pytest.raises(InputError, match=r"w\.pth: b\.weight: .* 2 of 3"):
+        check_finite(bad, "w.pth")
+
+
+def test_mismatch_is_one_short_line():
+    error = mismatch("w.pth", "A", RuntimeError("Error in loading:\n\tMissing" + " key" * 999))
+    assert "\n" not in str(error) and len(str(error)) < 300
+    assert "expected weights of A" in str(error)

@@ -1,0 +1,321 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
+from torchvision.transforms import v2
+
+from pipeline.splits import Split, load_split
+from student.data.dataset import TrainingBatches, collate, make_sample, normalise_batch
+from student.data.targets import DETECTED, FIELDS, PAIRS, Targets
+from student.data.transforms import NUM_DRAWS, PublishedAugmentation, normalise, world_augmentation
+from student.models.padding import pad_images, stack_images
+from student.utils.workers import start_work
+
+HUMAN, THING, FOUND = (20, 30, 70, 200), (200, 40, 280, 110), (300, 210, 380, 290)
+SIZE = (300, 400)
+
+
+def boxes(*rows):
+    return torch.tensor(rows, dtype=torch.float32).view(-1, 4)
+
+
+def image_targets(humans, things, found=()):
+    count = len(humans)
+    return Targets(
+        human_boxes=boxes(*humans),
+        object_boxes=boxes(*things),
+        object_labels=torch.arange(count),
+        hard=torch.eye(count, 3, dtype=torch.bool),
+        soft=(torch.arange(count * 3).float().view(count, 3) + 1) / 100,
+        seen=torch.arange(count) % 2 == 0,
+        interactive=torch.ones(count, dtype=torch.bool),
+        embeddings=torch.zeros(count, 0),
+        detected_boxes=boxes(*found),
+        detected_labels=torch.full((len(found),), 4),
+        detected_images=torch.zeros(len(found), dtype=torch.int64),
+    )
+
+
+def picture(*rectangles):
+    """Black, with one rectangle in every colour channel."""
+    pixels = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    for channel, (left, top, right, bottom) in enumerate(rectangles):
+        pixels[channel, top:bottom, left:right] = 255
+    return pixels
+
+
+def corners(sample, relative):
+    """Boxes of a sample in its own pixels."""
+    height, width = sample.image.shape[-2:]
+    scale = torch.tensor([width, height, width, height])
+    return box_convert(relative, "cxcywh", "xyxy") * scale
+
+
+def bright(channel):
+    """Where a channel is bright: the bounds of its rectangle, None where it was cut away."""
+    channel = channel.float() / 255
+    middle = (channel.max() + channel.min()) / 2
+    if channel.max() - channel.min() < 0.2:
+        return None
+    rows, columns = torch.nonzero(channel > middle, as_tuple=True)
+    ends = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return torch.tensor([int(end) for end in ends]).float()
+
+
+def assert_near(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1.5)
+
+
+def drawn(augmentation):
+    """The augmentation with numbers of its own from torch's generator."""
+    return lambda values: augmentation(values, torch.rand(NUM_DRAWS).numpy())
+
+
+TRANSFORMS = {
+    "flip": v2.RandomHorizontalFlip(1.0),
+    "colours": v2.ColorJitter(0.4, 0.4, 0.4),
+    "world": drawn(world_augmentation()),
+    "published": drawn(PublishedAugmentation()),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_boxes_follow_their_pixels(name):
+    image, targets = picture(HUMAN, THING, FOUND), image_targets([HUMAN], [THING], [FOUND])
+    kept = cut = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        sample = make_sample("a.jpg", image, targets, TRANSFORMS[name])
+        human, thing, found = (bright(channel) for channel in sample.image)
+        if len(sample.targets):
+            assert_near(corners(sample, sample.targets.human_boxes)[0], human)
+            assert_near(corners(sample, sample.targets.object_boxes)[0], thing)
+            kept += 1
+        else:
+            assert (
+                human is None
+                or thing is None
+                or min((box[2:] - box[:2]).min() for box in (human, thing)) < 2
+            )
+            cut += 1
+        if len(sample.targets.detected_boxes):
+            assert_near(corners(sample, sample.targets.detected_boxes)[0], found)
+        else:
+            assert found is None or (found[2:] - found[:2]).min() < 2
+    assert kept and (cut > 0) == (name == "published")
+
+
+def test_a_flip_moves_every_box_to_the_other_side():
+    targets = image_targets([HUMAN], [THING])
+    sample = make_sample("a.jpg", picture(), targets, TRANSFORMS["flip"])
+    (left, top, right, bottom) = HUMAN
+    expected = torch.tensor([[400.0 - right, top, 400 - left, bottom]])
+    torch.testing.assert_close(corners(sample, sample.targets.human_boxes), expected)
+
+
+def test_colours_change_pixels_only():
+    image, targets = picture(HUMAN, THING, FOUND), image_targets([HUMAN], [THING], [FOUND])
+    plain = make_sample("a.jpg", image, targets, v2.Identity())
+    sample = make_sample("a.jpg", image, targets, TRANSFORMS["colours"])
+    assert not torch.equal(sample.image, plain.image)
+    for name in FIELDS:
+        assert torch.equal(getattr(sample.targets, name), getattr(plain.targets, name))
+    assert torch.equal(sample.targets.detected_boxes, plain.targets.detected_boxes)
+
+
+class Window:
+    """Cuts a fixed window."""
+
+    def __init__(self, *window):
+        self.window = window
+
+    def __call__(self, values):
+        return {name: v2.functional.crop(value, *self.window) for name, value in values.items()}
+
+
+def test_what_a_crop_cuts_away_leaves_and_the_rest_keeps_its_fields():
+    pairs = [
+        (HUMAN, THING),  # the object is outside
+        (HUMAN, (60, 40, 130, 110)),  # both inside, the object in part
+        ((90, 0, 140, 99), (10, 10, 50, 50)),  # both inside
+        ((99.5, 0, 140, 99), (10, 10, 50, 50)),  # half a pixel of the person is left
+    ]
+    targets = image_targets([pair[0] for pair in pairs], [pair[1] for pair in pairs],
+                            [HUMAN, FOUND])  # fmt: skip
+    sample = make_sample("a.jpg", picture(), targets, Window(0, 0, 100, 100))
+    assert sample.image.shape == (3, 100, 100)
+    assert sample.targets.object_labels.tolist() == [1, 2]
+    assert sample.targets.hard.tolist() == targets.hard[[1, 2]].tolist()
+    assert sample.targets.soft.tolist() == targets.soft[[1, 2]].tolist()
+    assert sample.targets.seen.tolist() == [False, True]
+    left = torch.tensor([[20.0, 30, 70, 100], [90, 0, 100, 99]])
+    torch.testing.assert_close(corners(sample, sample.targets.human_boxes), left)
+    assert sample.targets.detected_labels.tolist() == [4]
+    torch.testing.assert_close(corners(sample, sample.targets.detected_boxes), left[:1])
+
+
+@pytest.mark.parametrize("transform", [TRANSFORMS["flip"], Window(0, 0, 250, 100), v2.Identity()])
+def test_an_empty_object_box_stays_empty(transform):
+    targets = image_targets([HUMAN, HUMAN], [(0, 0, 0, 0), (30, 30, 90, 90)])
+    sample = make_sample("a.jpg", picture(), targets, transform)
+    assert len(sample.targets) == 2
+    assert sample.targets.object_boxes[0].tolist() == [0, 0, 0, 0]
+    assert (sample.targets.object_boxes[1] > 0).all()
+
+
+def test_no_pairs_and_no_boxes():
+    sample = make_sample("a.jpg", picture(), image_targets([], []), TRANSFORMS["published"])
+    assert len(sample.targets) == 0 and sample.targets.detected_boxes.shape == (0, 4)
+    assert sample.targets.hard.shape == (0, 3)
+
+
+def test_pixels_are_normalised_as_imagenets():
+    white = normalise(torch.full((3, 2, 2), 255, dtype=torch.uint8))
+    np.testing.assert_allclose(white[:, 0, 0], (1 - np.array([0.485, 0.456, 0.406]))
+                               / np.array([0.229, 0.224, 0.225]), rtol=1e-5)  # fmt: skip
+
+
+def test_a_padded_batch_is_normalised_as_its_images_are_alone():
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((9, 14), (12, 7))]
+    pixels, sizes = stack_images(images, 8)
+    assert pixels.dtype == torch.uint8 and sizes == ((9, 14), (12, 7))
+    found, padding = normalise_batch(pixels, sizes)
+    expected, mask = pad_images([normalise(image) for image in images], 8)
+    assert found.shape == (2, 3, 16, 16)
+    assert torch.equal(found, expected) and torch.equal(padding, mask)
+    assert normalise_batch(*stack_images(images[:1]))[1] is None
+
+
+@pytest.fixture(scope="module")
+def make(make_images, vocabulary):
+    split = load_split(vocabulary, "ua")
+    return lambda seed=0: make_images(split, world_augmentation(), seed)
+
+
+def equal(first, second):
+    return (
+        first.image_id == second.image_id
+        and torch.equal(first.image, second.image)
+        and all(
+            torch.equal(getattr(first.targets, name), getattr(second.targets, name))
+            for name in FIELDS
+        )
+    )
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(make):
+    images = make()
+    first = images[0, 5]
+    torch.rand(17)
+    images[0, 6]
+    before = torch.get_rng_state()
+    assert equal(first, images[0, 5])
+    assert torch.equal(before, torch.get_rng_state())
+    assert equal(first, make()[0, 5])
+    assert not equal(first, images[1, 5]) and not equal(first, make(seed=1)[0, 5])
+
+
+def test_workers_that_are_not_forked_get_the_same_images(make):
+    images = make()
+    assert images.image_sizes.shape == (16, 2) and images[1, 2]
+    assert equal(pickle.loads(pickle.dumps(images))[0, 5], images[0, 5])
+
+
+def assert_equal_batches(found, expected):
+    assert (found.image_ids, found.sizes) == (expected.image_ids, expected.sizes)
+    assert torch.equal(found.pixels, expected.pixels)
+    for name in FIELDS:
+        mine, theirs = getattr(found.targets, name), getattr(expected.targets, name)
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_make_the_same_batches(make, workers):
+    batches = TrainingBatches(make(), 8)
+    steps = [([(epoch, index) for index in range(8)], (130, 20)) for epoch in (0, 1, 3)]
+    loader = DataLoader(
+        batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=start_work
+    )
+    for found, step in zip(loader, steps, strict=True):
+        assert_equal_batches(found, batches[step])
+        assert found.pixels.shape == (8, 3, 136, 128)
+
+
+def test_a_batch_holds_its_samples_in_two_tensors(make_images, vocabulary):
+    """Of different sizes, with different numbers of pairs and of detected boxes."""
+    images = make_images(load_split(vocabulary, "ua"), PublishedAugmentation())
+    samples = [images[0, index] for index in range(4)]
+    batch = collate(samples)
+    assert sum(isinstance(value, torch.Tensor) for value in vars(batch).values()) == 2
+    assert len(batch) == 4 and len(set(batch.sizes)) > 1
+    for row, (sample, (height, width)) in enumerate(zip(samples, batch.sizes, strict=True)):
+        assert torch.equal(batch.pixels[row, :, :height, :width], sample.image)
+        own = batch.targets.detected_images == row
+        for name in DETECTED[:2]:
+            found = getattr(batch.targets, name)[own]
+            assert torch.equal(found, getattr(sample.targets, name))
+        for name in PAIRS:
+            found = getattr(batch.targets, name)[row, batch.targets.present[row]]
+            assert torch.equal(found, getattr(sample.targets, name)), name
+    assert len({len(sample.targets) for sample in samples}) > 1
+    assert_equal_batches(pickle.loads(pickle.dumps(batch)), batch)
+
+
+@pytest.mark.parametrize("augmentation", [PublishedAugmentation(), world_augmentation()])
+def test_sizes_are_known_before_an_image_is_read(make_images, vocabulary, augmentation):
+    images = make_images(load_split(vocabulary, "ua"), augmentation)
+    assert images.image_sizes.tolist() == [[128, 128]] * len(images)
+    seen = set()
+    for epoch in (0, 3):
+        sizes = images.sizes(epoch)
+        for index in range(0, len(images), 5):
+            assert tuple(sizes[index]) == images[epoch, index].image.shape[-2:]
+            seen.add(tuple(sizes[index]))
+    assert (len(seen) > 4) == isinstance(augmentation, PublishedAugmentation)
+
+
+def test_answers_follow_their_pairs_through_the_published_augmentation():
+    """Pairs are told apart by where they are; whatever is left of them keeps its own answers."""
+    humans = [(20 + 60 * i, 30, 70 + 60 * i, 200) for i in range(5)]
+    things = [(30 + 60 * i, 120, 60 + 60 * i, 280) for i in range(5)]
+    targets = image_targets(humans, things)
+    pairs_left = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        draws = torch.rand(NUM_DRAWS).numpy()
+        sample = make_sample(
+            "a.jpg", picture(), targets, lambda values, d=draws: PublishedAugmentation()(values, d)
+        )
+        rows = sample.targets.object_labels
+        assert torch.equal(sample.targets.soft, targets.soft[rows])
+        assert torch.equal(sample.targets.hard, targets.hard[rows])
+        assert torch.equal(rows, rows.sort().values)
+        middles = sample.targets.object_boxes[:, 0]
+        assert torch.equal(middles, middles.sort(descending=bool(draws[0] >= 0.5)).values)
+        pairs_left.add(len(rows))
+    assert {1, 5} & pairs_left and len(pairs_left) > 2
+
+
+def test_no_image_is_lost_by_a_split(make_images, annotations, vocabulary):
+    """An image stays whose labels are all unseen: it teaches by its candidates."""
+    hidden = annotations.annotations[3]
+    verbs, labels = hidden.hois[:, 2], hidden.labels[hidden.hois[:, 1]]
+    unseen = np.unique(vocabulary.interaction_ids[verbs, labels])
+    split = Split("mine", tuple(unseen.tolist()), np.ones(vocabulary.num_verbs, dtype=bool))
+    images = make_images(split, world_augmentation())
+    samples = [images[0, index] for index in range(len(images))]
+    assert [sample.image_id for sample in samples] == [
+        annotation.image_id for annotation in annotations.annotations
+    ]
+    without = [sample for sample in samples if not sample.targets.seen.any()]
+    assert samples[3] in without and len(samples[3].targets) and samples[3].targets.soft.any()
+    assert len(without) < len(samples)
+
+
+def test_batches_move_as_a_whole(make):
+    images = make()
+    moved = collate([images[0, index] for index in range(2)]).to(torch.device("meta"))
+    assert moved.pixels.is_meta and all(value.is_meta for value in vars(moved.targets).values())

@@ -1,0 +1,96 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pipeline.splits import keep_seen, load_split
+from pipeline.toy.scene import draw_scene
+from pipeline.types import Annotation
+from student.data.few_shot import draw_shots, shot_list
+
+
+def labelled(annotations, vocabulary):
+    """How often every interaction is labelled."""
+    return Counter(
+        int(vocabulary.interaction_ids[verb, one.labels[thing]])
+        for one in annotations
+        for _, thing, verb in one.hois.tolist()
+    )
+
+
+def taught(images, vocabulary):
+    """How often every interaction is a hard target of the training."""
+    found = Counter()
+    for index in range(len(images)):
+        targets = images.targets(index)
+        for pair, verb in zip(*np.nonzero(targets.hard.numpy()), strict=True):
+            found[int(vocabulary.interaction_ids[verb, targets.object_labels[pair]])] += 1
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1000])
+@pytest.mark.parametrize("name", ["ua", "uc", "full"])
+def test_so_many_labels_of_every_unseen_interaction_reach_the_loss(
+    make_images, annotations, vocabulary, name, count
+):
+    split, everything = load_split(vocabulary, name), annotations.annotations
+    images = make_images(split, None)
+    images.shown = draw_shots(everything, split, vocabulary, count, seed=4)
+    found, there = taught(images, vocabulary), labelled(everything, vocabulary)
+    for hoi in range(vocabulary.num_interactions):
+        wanted = min(count, there[hoi]) if hoi in split.unseen else there[hoi]
+        assert found[hoi] == wanted, vocabulary.interaction_name(hoi)
+    listed = shot_list(everything, images.shown, vocabulary)
+    names = Counter(entry["interaction"] for entry in listed)
+    assert names == {
+        vocabulary.interaction_name(hoi): min(count, there[hoi])
+        for hoi in split.unseen
+        if min(count, there[hoi])
+    }
+
+
+def test_a_label_that_is_shown_teaches_its_own_pair_and_nothing_else(
+    make_images, annotations, vocabulary
+):
+    split = load_split(vocabulary, "ua")
+    images = make_images(split, None)
+    before = [images.targets(index) for index in range(len(images))]
+    images.shown = draw_shots(annotations.annotations, split, vocabulary, 1, seed=0)
+    for index, hidden in enumerate(before):
+        targets = images.targets(index)
+        rows = images.shown.get(index, [])
+        assert targets.hard.sum() - hidden.hard.sum() == len(rows)
+        assert not targets.soft[targets.hard].any()
+        for human, thing, verb in annotations.annotations[index].hois[rows].tolist():
+            boxes = annotations.annotations[index].boxes
+            same = (targets.human_boxes == boxes[human]).all(1)
+            same &= (targets.object_boxes == boxes[thing]).all(1)
+            assert targets.hard[same & targets.seen][:, verb].all()
+
+
+def test_equal_seeds_choose_the_same_and_more_shots_keep_the_fewer(vocabulary):
+    split = load_split(vocabulary, "ua")
+    everything = [draw_scene(5, "train", index)[1] for index in range(80)]
+    draws = [draw_shots(everything, split, vocabulary, count, seed=1) for count in (1, 2, 2, 3)]
+    rows = [{(image, row) for image, own in draw.items() for row in own} for draw in draws]
+    assert rows[1] == rows[2] and rows[0] < rows[1] < rows[3]
+    others = [draw_shots(everything, split, vocabulary, 1, seed=seed) for seed in range(5)]
+    assert any(other != others[0] for other in others)
+
+
+def test_nothing_is_drawn_of_nothing(annotations, vocabulary):
+    assert draw_shots((), load_split(vocabulary, "ua"), vocabulary, 3, seed=0) == {}
+    full = load_split(vocabulary, "full")
+    assert draw_shots(annotations.annotations, full, vocabulary, 3, seed=0) == {}
+    empty = Annotation("a.jpg", np.zeros((0, 4), np.float32), np.zeros(0, np.int64),
+                       np.zeros((0, 3), np.int64))  # fmt: skip
+    assert draw_shots([empty], load_split(vocabulary, "ua"), vocabulary, 3, seed=0) == {}
+    assert shot_list([empty], {}, vocabulary) == []
+
+
+def test_shown_labels_stay_with_their_boxes(annotations, vocabulary):
+    split = load_split(vocabulary, "ua")
+    for one in annotations.annotations:
+        kept = keep_seen(one, split, vocabulary, range(len(one.hois)))
+        assert len(kept.hois) == len(one.hois)
+        assert set(map(tuple, kept.boxes.tolist())) <= set(map(tuple, one.boxes.tolist()))

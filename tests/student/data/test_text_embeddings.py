@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json
+from pipeline.vocabulary import load_vocabulary
+from student.data.text_embeddings import reading_options, sentences_for, teacher_texts
+from student.models.text_head import TextVerbHead
+from student.weights.load import load_model
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.fingerprint import text_model_of
+from teacher_cache.reader.format import TEACHER
+from teacher_cache.writer.shard import write_teacher
+
+
+def test_a_verb_that_does_not_go_with_an_object_has_the_mean_of_its_sentences(
+    vocabulary, sentences
+):
+    made = sentences_for(vocabulary, sentences.embeddings, "cache")
+    assert made.rows.shape == (vocabulary.num_objects, vocabulary.num_verbs)
+    ids = vocabulary.interaction_ids
+    for verb in range(vocabulary.num_verbs):
+        own = sentences.embeddings[ids[verb][ids[verb] >= 0]].mean(0)
+        for label in range(vocabulary.num_objects):
+            hoi = ids[verb, label]
+            wanted = sentences.embeddings[hoi] if hoi >= 0 else own / np.linalg.norm(own)
+            found = made.texts[made.rows[label, verb]]
+            torch.testing.assert_close(found, torch.from_numpy(wanted))
+
+
+def test_a_verb_without_object_has_no_sentence():
+    vcoco = load_vocabulary("vcoco")
+    embeddings = np.ones((vcoco.num_interactions, 4), dtype=np.float32)
+    with pytest.raises(InputError, match=r"cache: expected a sentence about every verb, .*stand"):
+        sentences_for(vcoco, embeddings, "cache")
+
+
+def test_training_begins_near_the_teachers_own_answers(reading_cache, vocabulary, sentences):
+    texts = teacher_texts(open_cache(reading_cache), vocabulary)
+    assert texts.scale == sentences.logit_scale
+    # Log probability and logit of a look differ by the object's sum, whose mean the margin is.
+    differences = []
+    cache = open_cache(reading_cache)
+    for image in cache.image_ids:
+        own = cache[image]
+        looks = own.embeddings.astype(np.float32)[own.regions]
+        for look, label in zip(looks, own.pairs.object_labels, strict=True):
+            verbs = np.flatnonzero(vocabulary.valid[:, label])
+            verbs = verbs[verbs != vocabulary.no_interaction]
+            logits = 10 * sentences.embeddings[vocabulary.interaction_ids[verbs, label]] @ look
+            differences.append(np.log(np.exp(logits).sum()))
+    assert texts.margin == pytest.approx(np.mean(differences) / 10, abs=1e-3)
+
+
+def test_without_regions_the_sentences_stand_in(
+    cache_path, tmp_path, write_cache, annotations, vocabulary, sentences, answer
+):
+    answers = {one.image_id: answer(one) for one in annotations.annotations}
+    folder = write_cache(tmp_path / "bare", vocabulary, annotations.digest, answers)
+    write_teacher(folder / TEACHER, open_cache(folder).fingerprint, sentences)
+    assert 0.5 < teacher_texts(open_cache(folder), vocabulary).margin < 1.2
+
+
+def test_a_head_is_told(reading_cache, reading_run, vocabulary, sentences):
+    head = load_model(reading_run).verb_head
+    assert isinstance(head, TextVerbHead)
+    texts = teacher_texts(open_cache(reading_cache), vocabulary)
+    assert torch.equal(head.texts, texts.sentences.texts)
+    assert torch.equal(head.rows, texts.sentences.rows)
+    assert head.log_scale.exp().item() == pytest.approx(10) and head.margin == texts.margin
+
+
+def test_options_of_a_student_that_reads(reading_cache, vocabulary):
+    cache = open_cache(reading_cache)
+    assert reading_options({}, cache, vocabulary) == {}
+    found = reading_options({"verb_head": "text"}, cache, vocabulary)
+    assert found["text_dim"] == 16 and found["num_texts"] == 61 and found["embedding_weight"] > 0
+    assert found["text_model"] == cache.text_model
+    silent = {"verb_head": "text", "distillation": False}
+    assert reading_options(silent, cache, vocabulary)["embedding_weight"] == 0
+    own = {"verb_head": "text", "embedding_weight": 0.3}
+    assert reading_options(own, cache, vocabulary)["embedding_weight"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"embedding_weight": 1.0}, "--embedding-weight: expected --verb-head text beside it"),
+        ({"verb_head": "linear", "embedding_weight": 0.0}, "expected --verb-head text"),
+        (
+            {"verb_head": "text", "embedding_weight": 1.0, "distillation": False},
+            "--embedding-weight: expected 0 with --no-distillation, found 1",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(reading_cache, vocabulary, options, says):
+    with pytest.raises(InputError, match=says):
+        reading_options(options, open_cache(reading_cache), vocabulary)
+
+
+def test_caches_that_teach_nobody_to_read(cache_path, reading_cache, vocabulary):
+    options = {"verb_head": "text"}
+    with pytest.raises(InputError, match="expected region embeddings for --embedding-weight 1"):
+        reading_options(options, open_cache(cache_path), vocabulary)
+    with pytest.raises(InputError, match="expected the name of the CLIP that read its texts"):
+        reading_options({**options, "embedding_weight": 0.0}, open_cache(cache_path), vocabulary)
+
+
+def test_another_clip_has_another_name(reading_cache):
+    cache = open_cache(reading_cache)
+    parts = read_json(reading_cache / "manifest.json")["parts"]
+    assert text_model_of(parts) == cache.text_model
+    assert text_model_of({**parts, "clip.precision": "float16"}) == cache.text_model
+    assert text_model_of({**parts, "clip.weights": "1" * 64}) != cache.text_model

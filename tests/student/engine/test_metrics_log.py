@@ -1,0 +1,89 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from pipeline.utils.errors import InputError
+from student.engine.metrics_log import Pace, Reading, RunLog, peak_memory, summary
+from student.utils.distributed import ALONE
+
+RECORD = {
+    "step": 3,
+    "epoch": 0.5,
+    "images": 12,
+    "lr": 1e-4,
+    "images_per_second": 8.0,
+    "data_wait_share": 0.25,
+    "memory_gb": 1.5,
+}
+VALUES = {"object": 1.0, "verb_hard": 2.0, "total": 3.0, "gradient": 0.5}
+
+
+def reading(step=3):
+    return Reading(step, ("a.jpg",), VALUES, {**RECORD, "step": step})
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_pace_is_that_since_the_last_record():
+    pace = Pace(torch.device("cpu"))
+    assert pace.take()["images_per_second"] == 0
+    pace.add(images=6, seconds=2.0, waited=0.5)
+    pace.add(images=4, seconds=2.0, waited=0.5)
+    found = pace.take()
+    assert (found["images_per_second"], found["data_wait_share"]) == (2.5, 0.25)
+    assert found["memory_gb"] == pytest.approx(peak_memory(torch.device("cpu")) / 1e9, rel=0.2)
+    assert pace.take()["images_per_second"] == 0
+
+
+def test_lines_after_the_step_where_the_run_stands_go(tmp_path):
+    for step in (2, 4):
+        with RunLog(tmp_path, 0 if step == 2 else 3, 9, ALONE) as log:
+            log.advance()
+            log.write(reading(step))
+            log.evaluated(step, 1, {"seen": 0.25}, best=True)
+    with RunLog(tmp_path, 3, 9, ALONE) as log:
+        log.write(reading(5))
+    found = lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in found] == [2, 5]
+    assert found[0]["losses"] == {"object": 1.0, "verb_hard": 2.0} and found[0]["loss"] == 3
+    assert found[0]["gradient_norm"] == 0.5 and found[0]["images_per_second"] == 8
+    assert lines(tmp_path / "evaluations.jsonl") == [
+        {"step": 2, "epoch": 1, "metrics": {"seen": 0.25}, "best": True}
+    ]
+
+
+def test_people_see_what_happens(tmp_path, capsys):
+    with RunLog(tmp_path, 0, 9, ALONE) as log:
+        log.write(reading())
+        log.advance()
+        log.evaluated(3, 2, {"seen": 0.5}, best=True)
+    out, err = capsys.readouterr()
+    assert out == "epoch 2, held out: seen 50.00 (best so far)\n"
+    assert "1/9 steps" in err and summary(lines(tmp_path / "metrics.jsonl")[0]) in err
+    assert summary({**RECORD, "loss": 3, "losses": {"object": 1.0}}) == (
+        "loss 3.00, 8.0 images/s, waiting 25%, 1.5 GB, lr 1.0e-04, object 1.00"
+    )
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, 0, 9, ALONE, tensorboard=True) as log:
+        log.write(reading())
+        log.evaluated(3, 1, {"seen": 0.25}, best=False)
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert {"loss", "losses/verb_hard", "lr", "gradient_norm"} <= set(found.Tags()["scalars"])
+    (event,) = found.Scalars("held_out/seen")
+    assert (event.step, event.value) == (3, 0.25)
+
+
+def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"--tensorboard: .*pip install 'eoid\[tensorboard\]'"):
+        RunLog(tmp_path, 0, 9, ALONE, tensorboard=True).__enter__()

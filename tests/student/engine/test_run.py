@@ -1,0 +1,512 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evaluation.predictions import read_predictions
+from evaluation.results import read_results
+from pipeline.datasets.dataset import open_dataset
+from pipeline.toy.backbone import SingleMap, WorldBackbone
+from pipeline.toy.generate import write_world
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json, write_json
+from pipeline.vocabulary import load_vocabulary
+from student.data.dataset import TrainingImages
+from student.engine.evaluate import evaluate_checkpoint
+from student.engine.run import RunConfig, run_student
+from student.engine.run_inputs import Wanted
+from student.engine.validation import HeldOut, Score
+from student.models.detector import HOIDetector
+from student.weights.checkpoint_file import load_checkpoint
+from student.weights.load import load_model
+
+OPTIONS = {"epochs": 1, "batch_size": 8, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def configured(dataset_root, cache_path):
+    """`configured(out, field=value)` gives a short run's configuration."""
+
+    def make(out, **changes):
+        wanted = Wanted(dataset_root, cache_path, "ua", "world", OPTIONS)
+        asked = {name: changes.pop(name) for name in changes.keys() & vars(wanted).keys()}
+        return RunConfig(
+            replace(wanted, **asked), out, **{"device": "cpu", "workers": 0, **changes}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(configured, tmp_path_factory):
+    """A run folder and what the run returned."""
+    out = tmp_path_factory.mktemp("runs") / "distilled"
+    return out, run_student(configured(out))
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(finished[0], tmp_path / "distilled"))
+
+
+def content(folder):
+    """The bytes of every file but pictures and the lock."""
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_run_folder_holds_the_whole_story(finished, dataset, vocabulary):
+    out, returned = finished
+    assert set(content(out)) == {
+        "checkpoint.pt",
+        "config.json",
+        "metrics.jsonl",
+        "predictions.json",
+        "results.json",
+    }
+    results = read_results(out / "results.json")
+    assert results.metrics == returned.metrics
+    assert (results.name, results.kind, results.split) == ("distilled", "student", "ua")
+    assert (results.training_split, results.protocol, results.seed) == ("ua", "detector", 0)
+    assert results.distillation is True and results.num_images == 6
+    assert results.predictions.samefile(out / "predictions.json")
+    assert results.metrics_log.samefile(out / "metrics.jsonl")
+    assert results.dataset_path.samefile(dataset.root)
+    found = read_predictions(out / "predictions.json", vocabulary)
+    assert [one.image_id for one in found] == [
+        annotation.image_id for annotation in dataset.load("test").annotations
+    ]
+    plan = read_json(out / "config.json")
+    assert plan["recipe"] == load_checkpoint(out / "checkpoint.pt").recipe.to_dict()
+    assert plan["recipe"]["train"]["epochs"] == 1 and plan["init"] is None
+    told = plan["execution"]
+    assert told["cache"] and (told["workers"], told["processes"], told["device"]) == (0, 1, "cpu")
+
+
+def test_the_run_opens_as_a_detector(finished):
+    model = load_model(finished[0])
+    with torch.no_grad():
+        assert model([torch.zeros(3, 128, 128)])["pred_verb_logits"].shape[0] == 1
+
+
+def test_a_finished_run_runs_again_to_the_same_results(run, configured, finished, capsys):
+    before = content(run)
+    (run / "results.json").unlink()
+    results = run_student(configured(run))
+    assert results.metrics == finished[1].metrics
+    assert "goes on at step 2 of 2" in capsys.readouterr().out
+    after = content(run)
+    assert after.keys() == before.keys()
+    for name in ("checkpoint.pt", "metrics.jsonl", "predictions.json", "config.json"):
+        assert after[name] == before[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"options": {**OPTIONS, "seed": 1}}, "another recipe"),
+        ({"options": {**OPTIONS, "distillation": False}}, "another recipe"),
+        ({"split": "uc"}, "another split"),
+        ({"split": "uc", "options": {}}, "another split and recipe"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(run, configured, changes, says):
+    before = content(run)
+    with pytest.raises(InputError, match=rf"holds a run with {says} \(.*now .*\); name a"):
+        run_student(configured(run, **changes))
+    assert content(run) == before
+
+
+def test_overwriting_starts_from_nothing(run, configured):
+    before = content(run)
+    run_student(configured(run, options={**OPTIONS, "seed": 1}, overwrite=True))
+    after = content(run)
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in after)
+    assert [json.loads(line)["step"] for line in after["metrics.jsonl"].splitlines()] == [2]
+
+
+def test_other_folders_are_refused(configured, tmp_path):
+    (tmp_path / "thesis.tex").write_text("hours of work")
+    with pytest.raises(InputError, match="expected a new folder or a run, found other files"):
+        run_student(configured(tmp_path))
+    assert set(content(tmp_path)) == {"thesis.tex"}
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
+    configured, dataset, dataset_root, tmp_path, monkeypatch, capsys
+):
+    """The best of made-up scores is kept, also by a run that was killed while it evaluated."""
+    trained, scores = set(), [0.75, 0.25, 0.5]
+    whole = TrainingImages.__getitem__
+
+    def remember(self, key):
+        trained.add(self.records[key[1]].id)
+        return whole(self, key)
+
+    def evaluate(self, model, run, step, execution):
+        assert not {record.id for record in self.records} & trained and len(self.records) == 4
+        if step == 6 and "goes on" not in capsys.readouterr().out:
+            raise Killed
+        return Score(scores[step // 3 - 1], {"seen": scores[step // 3 - 1]})
+
+    monkeypatch.setattr(TrainingImages, "__getitem__", remember)
+    monkeypatch.setattr(HeldOut, "evaluate", evaluate)
+    watched = {"epochs": 3, "hold_out": 4, "evaluate_every": 1, "keep": "best"}
+    config = configured(tmp_path / "run", options={**OPTIONS, "batch_size": 4, **watched})
+    with pytest.raises(Killed):
+        run_student(config)
+    results = run_student(config)
+    assert len(trained) == 12
+    found = lines(tmp_path / "run/evaluations.jsonl")
+    assert [(one["step"], one["epoch"], one["best"]) for one in found] == [
+        (3, 1, True), (6, 2, False), (9, 3, False)
+    ]  # fmt: skip
+    assert [one["metrics"]["seen"] for one in found] == scores
+    best, last = (load_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "checkpoint"))
+    assert best.state["step"] == 3 and last.state["best"] == {"score": 0.75, "step": 3}
+    assert any(not torch.equal(value, last.weights[name]) for name, value in best.weights.items())
+    # The folder stands for its best checkpoint from now on.
+    again = evaluate_checkpoint(
+        tmp_path / "run", dataset_root, None, tmp_path / "again", "cpu", 0, False
+    )
+    assert again.metrics == results.metrics
+
+
+def test_held_out_images_are_really_scored(configured, tmp_path, capsys):
+    options = {**OPTIONS, "hold_out": 0.25, "evaluate_every": 1}
+    run_student(configured(tmp_path / "run", options=options))
+    (line,) = lines(tmp_path / "run/evaluations.jsonl")
+    assert set(line["metrics"]) == {"seen", "mean_max_recall"} and line["step"] == 1
+    assert "epoch 1, held out: seen" in capsys.readouterr().out
+    assert len(list((tmp_path / "run/pictures/step-0000001").iterdir())) > 0
+    assert len(list((tmp_path / "run/pictures/test").iterdir())) == 4
+    assert not (tmp_path / "run/best.pt").exists()
+
+
+def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path, capsys):
+    source = finished[0] / "checkpoint.pt"
+    longer = {**OPTIONS, "schedule": "step", "epochs": 1}
+    first = tmp_path / "first"
+    run_student(configured(first, options=longer))
+    config = configured(
+        tmp_path / "second", options={**longer, "epochs": 2}, resume=str(first / "checkpoint.pt")
+    )
+    run_student(config)
+    assert "goes on at step 2 of 4" in capsys.readouterr().out
+    assert [line["step"] for line in lines(tmp_path / "second/metrics.jsonl")] == [4]
+    with pytest.raises(InputError, match="found one with another recipe"):
+        run_student(replace(config, out=tmp_path / "third", resume=str(source)))
+
+
+@pytest.fixture
+def init_file(tmp_path):
+    """A backbone to start from."""
+    body = SingleMap(WorldBackbone()).state_dict()
+    save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
+    return tmp_path / "body.safetensors"
+
+
+def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
+    configured, init_file, tmp_path, capsys
+):
+    config = configured(tmp_path / "run", init=init_file)
+    results = run_student(config)
+    told = (tmp_path / "run/init.json").read_bytes()
+    assert "start: body.safetensors" in capsys.readouterr().out
+    moved = init_file.rename(tmp_path / "moved.safetensors")
+    assert run_student(config).metrics == results.metrics
+    out = capsys.readouterr().out
+    assert f"{init_file}: not there any more, and not needed to go on" in out
+    assert "goes on at step 2 of 2" in out and "start:" not in out
+    # The same file in another place is the same start, another file is not.
+    assert run_student(replace(config, init=moved)).metrics == results.metrics
+    save_file({**load_file(moved), "more": torch.ones(1)}, init_file)
+    with pytest.raises(InputError, match=r"holds a run with another init \(.*, now .*\); name a"):
+        run_student(config)
+    assert (tmp_path / "run/init.json").read_bytes() == told
+
+
+def test_a_run_that_has_not_begun_needs_what_it_starts_from(configured, init_file, tmp_path):
+    config = configured(tmp_path / "run", init=init_file)
+    run_student(config)
+    init_file.unlink()
+    before = content(config.out)
+    for changes in ({"resume": "never"}, {"wanted": replace(config.wanted, split="uc")}):
+        with pytest.raises(InputError, match=r"body\.safetensors: no such"):
+            run_student(replace(config, overwrite=True, **changes))
+    assert content(config.out) == before
+    for name in ("checkpoint.pt", "checkpoint-previous.pt"):
+        (config.out / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"body\.safetensors: no such file"):
+        run_student(config)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(configured, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    config = configured(run, options={**OPTIONS, "epochs": 2})
+    results = run_student(config)
+    content = bytearray((run / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / "checkpoint.pt").write_bytes(content)
+    capsys.readouterr()
+    assert run_student(config).metrics == results.metrics
+    out = capsys.readouterr().out
+    assert "checkpoint.pt: expected a whole checkpoint, found damage in" in out
+    assert "goes back to checkpoint-previous.pt" in out and "goes on at step 2 of 4" in out
+
+
+def test_the_control_starts_from_the_same_weights(configured, finished, tmp_path, monkeypatch):
+    started = []
+    build = HOIDetector.__init__
+
+    def remember(self, config):
+        build(self, config)
+        started.append({name: value.clone() for name, value in self.state_dict().items()})
+
+    monkeypatch.setattr(HOIDetector, "__init__", remember)
+    for name, more in (("on", {}), ("off", {"distillation": False})):
+        run_student(configured(tmp_path / name, options={**OPTIONS, **more}))
+    first, second = started
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert read_results(tmp_path / "off" / "results.json").distillation is False
+    ours, theirs = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
+        for folder in (tmp_path / "on", tmp_path / "off")
+    )
+    assert ours["losses"]["verb_soft"] > 0 == theirs["losses"]["verb_soft"]
+
+
+def same_dataset(root, folder):
+    return Path(shutil.copytree(root, folder / "world"))
+
+
+def no_test_images(dataset, _):
+    next((dataset / "images/test2015").iterdir()).unlink()
+
+
+def bad_test_annotations(dataset, _):
+    (dataset / "annotations/test_hico.json").write_text("{")
+
+
+def other_annotations(dataset, _):
+    file = dataset / "annotations/trainval_hico.json"
+    file.write_text(file.read_text() + " ")
+
+
+def no_train_images(dataset, _):
+    shutil.rmtree(dataset / "images/train2015")
+
+
+def unfinished_cache(_, cache):
+    (cache / "manifest.json").rename(cache / "build.json")
+
+
+def no_cache(_, cache):
+    shutil.rmtree(cache)
+
+
+def lost_shard(_, cache):
+    (cache / "shards/00000.h5").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (no_test_images, "no such image"),
+        (bad_test_annotations, "test_hico.json: line 1: expected JSON"),
+        (other_annotations, "the cache does not fit this dataset: annotations: "),
+        (no_train_images, "no such folder of images"),
+        (unfinished_cache, "the cache is unfinished"),
+        (no_cache, "expected a cache folder with manifest.json, found none"),
+    ],
+)
+def test_bad_input_leaves_no_run_behind(
+    configured, dataset_root, cache_path, tmp_path, damage, says
+):
+    data = same_dataset(dataset_root, tmp_path)
+    cache = Path(shutil.copytree(cache_path, tmp_path / "cache"))
+    damage(data, cache)
+    with pytest.raises(InputError, match=says) as caught:
+        run_student(configured(tmp_path / "run", data=data, cache=cache))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"split": "zz"}, "zz: no such split of world; expected one of full, ua"),
+        ({"preset": "tiny"}, "--preset: expected one of"),
+        ({"device": "abacus"}, "--device: expected"),
+        ({"init": Path("gone.safetensors")}, "gone.safetensors: no such"),
+        ({"data": Path("gone")}, "gone: no such dataset folder"),
+    ],
+)
+def test_wrong_use_leaves_no_run_behind(configured, tmp_path, changes, says):
+    with pytest.raises(InputError, match=says):
+        run_student(configured(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_shard_is_one_line(configured, cache_path, tmp_path):
+    cache = Path(shutil.copytree(cache_path, tmp_path / "cache"))
+    lost_shard(None, cache)
+    with pytest.raises(InputError, match=r"00000.h5: expected a complete shard") as caught:
+        run_student(configured(tmp_path / "run", cache=cache, workers=1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def partial_cache(annotations, answer, write_cache, vocabulary, tmp_path):
+    """`partial_cache(count)`: answers for the first images only, the others failed."""
+
+    def make(count):
+        answers = {
+            annotation.image_id: answer(annotation)
+            for annotation in annotations.annotations[:count]
+        }
+        return write_cache(tmp_path / "partial", vocabulary, annotations.digest, answers)
+
+    return make
+
+
+def test_images_without_answers_are_left_out_and_counted(
+    configured, partial_cache, tmp_path, capsys
+):
+    run_student(configured(tmp_path / "run", cache=partial_cache(9)))
+    assert "no answers for 7 images, left out" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "run/checkpoint.pt").state["step"] == 1
+
+
+def test_more_labelled_pairs_than_queries_are_told_once(configured, tmp_path, capsys):
+    options = {**OPTIONS, "num_queries": 1}
+    run_student(configured(tmp_path / "run", options=options))
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        sum("more labelled pairs than the student has queries (1)" in line for line in lines) == 1
+    )
+
+
+def test_a_cache_without_answers_trains_nobody(configured, partial_cache, tmp_path):
+    with pytest.raises(InputError, match="expected answers for training images, found none"):
+        run_student(configured(tmp_path / "run", cache=partial_cache(0)))
+    assert not (tmp_path / "run").exists()
+
+
+def evaluate(path, data, split=None, out=None, overwrite=False, workers=0):
+    return evaluate_checkpoint(path, data, split, out, "cpu", workers, overwrite)
+
+
+def test_evaluating_a_run_gives_its_results_again(run, finished, dataset_root, tmp_path):
+    for path in (run, run / "checkpoint.pt"):
+        out = tmp_path / f"from {path.name}"
+        results = evaluate(path, dataset_root, out=out)
+        assert results.metrics == finished[1].metrics
+        assert read_results(out / "results.json").name == "distilled"
+        assert (out / "predictions.json").read_bytes() == (run / "predictions.json").read_bytes()
+
+
+def test_evaluating_under_another_split(run, dataset_root, finished, tmp_path):
+    results = evaluate(run, dataset_root, "uc", tmp_path / "uc")
+    assert (results.split, results.training_split) == ("uc", "ua")
+    assert results.metrics["full"] == finished[1].metrics["full"]
+    assert results.unseen != finished[1].unseen
+
+
+def test_results_are_replaced_only_when_asked(run, dataset_root):
+    before = content(run)
+    with pytest.raises(InputError, match=r"results.json: exists; give --overwrite"):
+        evaluate(run, dataset_root, "uc")
+    assert content(run) == before
+    evaluate(run, dataset_root, "uc", overwrite=True)
+    assert read_results(run / "results.json").split == "uc"
+
+
+def test_another_vocabulary_is_refused(run, dataset_root, tmp_path):
+    data = same_dataset(dataset_root, tmp_path)
+    vocabulary = load_vocabulary("world").to_dict()
+    vocabulary["name"] = "other"
+    vocabulary["verbs"][0]["name"] = "mount"
+    write_json(data / "words.json", vocabulary)
+    description = data / "dataset.toml"
+    description.write_text(
+        description.read_text().replace('vocabulary = "world"', 'vocabulary = "words.json"')
+    )
+    assert open_dataset(data).vocabulary.name == "other"
+    with pytest.raises(InputError, match="student of the vocabulary other, found world"):
+        evaluate(run, data, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda run, data: (run / "checkpoint.pt").unlink(), "checkpoint.pt: no such file"),
+        (
+            lambda run, data: (run / "checkpoint.pt").write_bytes(b"PK"),
+            "checkpoint.pt: expected a weights file",
+        ),
+        (
+            lambda run, data: torch.save({"model": {}}, run / "checkpoint.pt"),
+            "content: expected a checkpoint of this project or a published one",
+        ),
+        (lambda run, data: no_test_images(data, None), "no such image"),
+    ],
+)
+def test_what_cannot_be_evaluated(run, dataset_root, tmp_path, damage, says):
+    data = same_dataset(dataset_root, tmp_path)
+    damage(run, data)
+    with pytest.raises(InputError, match=says):
+        evaluate(run, data, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_test_image_is_one_line(run, dataset_root, tmp_path, workers):
+    data = same_dataset(dataset_root, tmp_path)
+    image = sorted((data / "images/test2015").iterdir())[3]
+    image.write_bytes(image.read_bytes()[:900])
+    with pytest.raises(InputError) as caught:
+        evaluate(run, data, out=tmp_path / "out", workers=workers)
+    assert str(caught.value).startswith(f"{image}: expected a whole image")
+    assert "\n" not in str(caught.value) and not list((tmp_path / "out").glob("*"))
+
+
+def test_a_dataset_without_a_test_part(run, tmp_path):
+    write_world(tmp_path / "world", train=1, test=1, seed=0, workers=1)
+    description = tmp_path / "world/dataset.toml"
+    description.write_text(description.read_text().partition("[test]")[0])
+    with pytest.raises(InputError, match="expected a part named test, found train"):
+        evaluate(run, tmp_path / "world", out=tmp_path / "out")
+
+
+def test_an_unreadable_test_image_is_told_before_training(configured, dataset_root, tmp_path):
+    data = same_dataset(dataset_root, tmp_path)
+    image = sorted((data / "images/test2015").iterdir())[2]
+    image.write_bytes(image.read_bytes()[:900])
+    config = configured(tmp_path / "run", data=data)
+    with pytest.raises(InputError) as caught:
+        run_student(config)
+    assert str(image) in str(caught.value) and "--skip-unreadable" in str(caught.value)
+    assert not config.out.exists()
+    results = run_student(configured(tmp_path / "run", data=data, skip_unreadable=True))
+    assert results.num_images == 6
+    found = {one["file_name"]: one for one in read_json(config.out / "predictions.json")}
+    assert [name for name, one in found.items() if not one["hoi_prediction"]] == [image.name]

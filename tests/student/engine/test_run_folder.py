@@ -1,0 +1,206 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline.splits import load_split
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import write_json
+from student.config import preset
+from student.engine.checkpoint import (
+    AUTO,
+    NEVER,
+    Start,
+    claimed,
+    find_start,
+    goes_on,
+    locked,
+    recorded,
+    save_newest,
+)
+from student.weights.checkpoint_file import Checkpoint, save_checkpoint
+
+PLAN = {
+    "dataset": "world",
+    "init": None,
+    "resume": None,
+    "recipe": {"train": {"schedule": "step", "epochs": 3, "seed": 0}},
+}
+
+
+def plan(**train):
+    return {**PLAN, "recipe": {"train": {**PLAN["recipe"]["train"], **train}}}
+
+
+@pytest.fixture
+def checkpoint(vocabulary):
+    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    return Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), {}, {"plan": PLAN})
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path):
+    """A folder with a run of `PLAN` and its checkpoint."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert find_start(folder, PLAN, False, AUTO) == Start(None)
+    write_json(folder / "config.json", PLAN)
+    save_newest(folder, checkpoint)
+    (folder / "metrics.jsonl").write_text("{}\n")
+    (folder / "logs").mkdir()
+    return folder
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+HELD = {"config.json", "checkpoint.pt", "metrics.jsonl", "logs"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_same_run_goes_on_even_where_it_may_overwrite(run, overwrite):
+    (run / ".checkpoint.pt.99.tmp").write_bytes(b"half a checkpoint")
+    assert find_start(run, PLAN, overwrite, AUTO) == Start(run / "checkpoint.pt")
+    assert names(run) == HELD
+
+
+@pytest.mark.parametrize("way", [AUTO, NEVER])
+def test_another_run_is_refused_or_replaced(run, way):
+    with pytest.raises(
+        InputError, match=r"holds a run with another recipe \(recipe.*seed: .*, now 1\); name a"
+    ):
+        find_start(run, plan(seed=1), False, way)
+    assert names(run) == HELD
+    assert find_start(run, plan(seed=1), True, way) == Start(None)
+    assert names(run) == set()
+
+
+def test_never_begins_again_only_where_it_may_overwrite(run):
+    with pytest.raises(InputError, match="holds this run already; with --resume never, name a new"):
+        find_start(run, PLAN, False, NEVER)
+    assert find_start(run, PLAN, True, NEVER) == Start(None) and names(run) == set()
+
+
+def test_a_damaged_checkpoint_is_told(run, checkpoint):
+    save_newest(run, checkpoint)
+    (run / "checkpoint.pt").write_bytes(b"PK")
+    start = find_start(run, PLAN, False, AUTO)
+    assert start.checkpoint == run / "checkpoint-previous.pt"
+    assert "checkpoint.pt: expected a torch checkpoint" in start.line
+    assert start.line.endswith("; goes back to checkpoint-previous.pt")
+
+
+def test_a_damaged_checkpoint_never_replaces_the_whole_one(run, checkpoint):
+    """Not even when the run is killed while it writes the next one."""
+    save_newest(run, checkpoint)
+    (run / "checkpoint.pt").write_bytes(b"PK")
+    find_start(run, PLAN, False, AUTO)
+    assert (run / "checkpoint-damaged.pt").read_bytes() == b"PK"
+    moved = []
+
+    def killed(*paths):
+        moved.append(paths)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", killed)
+        save_newest(run, checkpoint)
+    assert len(moved) == 1 and moved[0][1] == run / "checkpoint.pt"
+    assert find_start(run, PLAN, False, AUTO) == Start(run / "checkpoint-previous.pt")
+
+
+def test_what_a_run_with_checkpoints_remembers(run, tmp_path):
+    assert goes_on(run, PLAN, AUTO) and goes_on(run, PLAN, "other/checkpoint.pt")
+    assert not goes_on(run, PLAN, NEVER) and not goes_on(run, plan(seed=1), AUTO)
+    assert recorded(run, "dataset") == "world" and recorded(run, "weather") is None
+    (run / "checkpoint.pt").rename(run / "checkpoint-previous.pt")
+    assert goes_on(run, PLAN, AUTO) and recorded(run, "dataset") == "world"
+    (run / "checkpoint-previous.pt").unlink()
+    for folder in (run, tmp_path / "gone"):
+        assert not goes_on(folder, PLAN, AUTO) and recorded(folder, "dataset") is None
+
+
+@pytest.mark.parametrize("name", ["", "checkpoint.pt", "logs/../checkpoint-previous.pt"])
+def test_a_run_does_not_clear_away_the_checkpoint_to_begin_from(run, checkpoint, name):
+    save_newest(run, checkpoint)
+    held = names(run)
+    with pytest.raises(InputError, match="expected a checkpoint outside of"):
+        find_start(run, plan(epochs=9), True, str(run / name))
+    assert names(run) == held
+
+
+def test_other_files_are_refused_or_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("hours of work")
+    with (
+        pytest.raises(InputError, match="expected a new folder or a run, found other files"),
+        claimed(tmp_path, PLAN, {}, False, AUTO),
+    ):
+        pass
+    assert names(tmp_path) == {"thesis.tex"}
+    with claimed(tmp_path, PLAN, {"workers": 3}, True, AUTO) as start:
+        assert start == Start(None) and names(tmp_path) == {"thesis.tex", "config.json", ".lock"}
+    held = json.loads((tmp_path / "config.json").read_text())
+    assert held == {**PLAN, "execution": {"workers": 3}}
+    with claimed(tmp_path, PLAN, {}, False, AUTO) as start:
+        assert start == Start(None)
+
+
+@pytest.mark.parametrize(
+    ("train", "refused"),
+    [
+        ({}, None),
+        ({"epochs": 9}, None),
+        ({"epochs": 9, "seed": 1}, "recipe.train.seed"),
+        ({"epochs": 9, "schedule": "one_cycle"}, "recipe.train.schedule and recipe.train.epochs"),
+    ],
+)
+def test_a_run_may_begin_at_a_checkpoint_of_its_like(run, tmp_path, train, refused):
+    """It may be longer, unless its rates depend on the length."""
+    file, folder = run / "checkpoint.pt", tmp_path / "longer"
+    folder.mkdir()
+    wanted = {**plan(**train), "resume": str(file)}
+    if refused is None:
+        assert find_start(folder, wanted, False, str(file)) == Start(file)
+        assert names(folder) == set()
+        write_json(folder / "config.json", wanted)
+        # From its own first checkpoint on, it goes on from its own.
+        (folder / "checkpoint.pt").write_bytes(file.read_bytes())
+        assert find_start(folder, wanted, False, str(file)) == Start(folder / "checkpoint.pt")
+    else:
+        with pytest.raises(InputError) as caught:
+            find_start(folder, wanted, False, str(file))
+        assert str(caught.value) == (
+            f"{file}: expected a checkpoint of this run, found one with another {refused}"
+        )
+        assert names(folder) == set()
+
+
+def test_a_checkpoint_to_begin_from_has_to_be_there(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.pt: no such file"):
+        find_start(tmp_path, PLAN, False, str(tmp_path / "gone.pt"))
+    assert names(tmp_path) == set()
+
+
+def test_a_run_folder_as_the_checkpoint_to_begin_from(run, tmp_path):
+    folder = tmp_path / "longer"
+    folder.mkdir()
+    wanted = {**plan(epochs=9), "resume": str(run)}
+    assert find_start(folder, wanted, False, str(run)) == Start(run / "checkpoint.pt")
+
+
+def test_weights_alone_are_no_place_to_begin_from(tmp_path, checkpoint):
+    file, folder = tmp_path / "best.pt", tmp_path / "run"
+    folder.mkdir()
+    save_checkpoint(file, replace(checkpoint, state={"step": 3}))
+    with pytest.raises(InputError, match="state: expected that of a training run, found weights"):
+        find_start(folder, PLAN, False, str(file))
+
+
+def test_a_second_process_is_refused(start, student_words, tmp_path):
+    run = tmp_path / "run"
+    with locked(run):
+        code, _, err = start(student_words(run))()
+        assert code == 2 and f"{run}: expected a run that no other process works on, found" in err
+        assert f"found process {(run / '.lock').read_text().strip()}" in err
+        assert names(run) == {".lock"}

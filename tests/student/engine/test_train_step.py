@@ -1,0 +1,189 @@
+import pytest
+import torch
+
+from benchmarks.measuring import HostReads
+from student.data.dataset import Sample, collate
+from student.data.targets import Targets
+
+
+@pytest.fixture
+def samples(make_trainer):
+    """Seven training samples."""
+    images = make_trainer("samples").batches.images
+    return [images[0, index] for index in range(7)]
+
+
+@pytest.fixture
+def different_sizes(samples):
+    """The same, cut to different heights and widths."""
+    return [
+        one._replace(image=one.image[:, : 128 - 9 * row, : 80 + 7 * row])
+        for row, one in enumerate(samples)
+    ]
+
+
+def emptied(sample):
+    """The sample without a pair and without a detected box."""
+    targets = sample.targets
+    nothing = (torch.zeros(len(rows), dtype=bool) for rows in (targets, targets.detected_labels))
+    return sample._replace(targets=targets.select(*nothing))
+
+
+def step(trainer, samples, frame=(0, 0)):
+    """One step on the samples as a batch."""
+    return trainer.stepper(collate(samples, trainer.batches.multiple, frame))
+
+
+def gradients(trainer):
+    named = trainer.stepper.model.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("parts", [2, 3, 7, 20])
+def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, different_sizes, parts, queries):
+    options = {"queries": queries, "clip_norm": 0.0}
+    whole = make_trainer("whole", **options)
+    expected = step(whole, different_sizes)
+    divided = make_trainer("divided", accumulation=parts, **options)
+    for name, value in step(divided, different_sizes).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    theirs = gradients(divided)
+    for name, gradient in gradients(whole).items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-2))
+
+
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, verb_loss):
+    trainer = make_trainer("run", queries=queries, verb_loss=verb_loss)
+    losses = step(trainer, [emptied(sample) for sample in samples])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["human_box"] == losses["verb_soft"] == 0 < losses["object"]
+    assert all(torch.isfinite(value).all() for value in gradients(trainer).values())
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("layers", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("backbone", ["world", "resnet18"])
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+def test_every_trained_parameter_gets_a_gradient(
+    make_trainer, samples, queries, backbone, layers, empty
+):
+    """Processes that train together wait for all of them, also where one has no pairs."""
+    depths = dict(zip(("num_human_object_layers", "num_interaction_layers"), layers, strict=True))
+    trainer = make_trainer("run", queries=queries, backbone=backbone, **depths)
+    step(trainer, [emptied(sample) for sample in samples[:2]] if empty else samples[:2])
+    named = trainer.stepper.model.named_parameters()
+    trained = {name for name, parameter in named if parameter.requires_grad}
+    assert trained == gradients(trainer).keys()
+
+
+def test_images_are_padded_as_far_as_those_of_other_processes(make_trainer, different_sizes):
+    trainer = make_trainer("run")
+    model, frames = trainer.stepper.model, []
+    model.register_forward_pre_hook(lambda _, given: frames.append(given[0][0].shape[-2:]))
+    small = different_sizes[-1:]
+    for frame in ((0, 0), (128, 150), (32, 160)):
+        step(trainer, small, frame)
+    # The world's backbone takes multiples of 8.
+    assert frames == [(80, 128), (128, 152), (80, 160)]
+
+
+def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples):
+    """Where all parts see one image, equal draws make each part's gradient that of its losses."""
+    trainer = make_trainer("run", accumulation=2, dropout=0.5)
+    seen = []
+    predict = trainer.stepper._predict
+
+    def remember(batch, rows):
+        outputs = predict(batch, rows)
+        seen.append((batch.image_ids[rows][0], outputs["pred_verb_logits"].detach().clone()))
+        return outputs
+
+    trainer.stepper._predict = remember
+    trainer.stepper.model.train()
+    step(trainer, samples)
+    (first, once), (second, _), (again, twice) = seen
+    assert first == again != second and torch.equal(once, twice)
+
+
+def test_the_gradient_is_clipped_only_when_asked(make_trainer, samples):
+    norms = []
+    for clip in (0.0, 1e-3):
+        trainer = make_trainer("run", clip_norm=clip)
+        told = step(trainer, samples)["gradient"]
+        kept = torch.cat([value.flatten() for value in gradients(trainer).values()]).norm()
+        norms.append((told, kept))
+    (told, kept), (same, clipped) = norms
+    torch.testing.assert_close(told, kept, rtol=1e-4, atol=0)
+    assert told == same and clipped <= 1.001e-3 < kept
+
+
+def empty_sample(vocabulary):
+    verbs = vocabulary.num_verbs
+    none = torch.zeros(0, dtype=torch.bool)
+    targets = Targets(
+        human_boxes=torch.zeros(0, 4),
+        object_boxes=torch.zeros(0, 4),
+        object_labels=torch.zeros(0, dtype=torch.int64),
+        hard=torch.zeros(0, verbs, dtype=torch.bool),
+        soft=torch.zeros(0, verbs),
+        seen=none,
+        interactive=none,
+    )
+    return Sample("empty.jpg", torch.randint(0, 256, (3, 128, 128), dtype=torch.uint8), targets)
+
+
+@pytest.mark.parametrize("with_others", [False, True])
+@pytest.mark.parametrize("queries", ["pairs", "learned"])
+def test_images_without_pairs_are_no_trouble(make_trainer, vocabulary, queries, with_others):
+    trainer = make_trainer("run", queries=queries)
+    samples = [empty_sample(vocabulary)] * 2
+    if with_others:
+        samples.append(trainer.batches.images[0, 0])
+    for _ in range(2):
+        losses = step(trainer, samples)
+        gradient = losses.pop("gradient")
+        assert torch.isfinite(gradient) and all(abs(value) < 1e4 for value in losses.values())
+    assert all(torch.isfinite(p).all() for p in trainer.stepper.model.parameters())
+
+
+def test_more_pairs_than_queries(make_trainer, samples):
+    trainer = make_trainer("run", num_queries=1, queries="learned")
+    assert max(int(sample.targets.seen.sum()) for sample in samples) > 1
+    losses = step(trainer, samples)
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+@pytest.mark.parametrize("queries", ["learned", "pairs"])
+def test_half_precision_takes_nearly_the_same_step(make_trainer, samples, queries):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer("run", precision=precision, queries=queries)
+        found[precision] = step(trainer, samples)
+        assert all(p.dtype == torch.float32 for p in trainer.stepper.model.parameters())
+    full, half = found.values()
+    assert full["total"] != half["total"]
+    assert half["total"].item() == pytest.approx(full["total"].item(), rel=0.1)
+    assert torch.isfinite(half["gradient"])
+
+
+@pytest.mark.parametrize("queries", ["learned", "pairs"])
+def test_only_the_matching_waits_for_the_device(make_trainer, samples, queries):
+    trainer = make_trainer("run", queries=queries, dropout=0.1)
+    step(trainer, samples)
+    with HostReads() as counted:
+        step(trainer, samples)
+    assert counted.count == 1
+
+
+def test_a_compiled_model_takes_the_same_step(make_trainer, samples, monkeypatch):
+    compile_model = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_model(model, backend="eager"))
+    plain, compiled = make_trainer("plain"), make_trainer("compiled", compiled=True)
+    expected = step(plain, samples)
+    for name, value in step(compiled, samples).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    assert plain.stepper.state()["model"].keys() == compiled.stepper.state()["model"].keys()

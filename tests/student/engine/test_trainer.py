@@ -1,0 +1,210 @@
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.utils.errors import InputError
+from student.data.targets import FIELDS
+from student.engine.metrics_log import METRICS
+from student.engine.trainer import Upkeep
+from student.utils.preemption import EXIT_REQUEUE
+from student.weights.checkpoint_file import load_checkpoint
+
+STEPS = 8
+TIMING = {"images_per_second", "data_wait_share", "memory_gb"}
+
+
+def before(trainer, step, act):
+    """Makes a trainer do something when it comes to this step."""
+    whole = trainer._step
+
+    def changed(*given):
+        if trainer.step + 1 == step:
+            act()
+        return whole(*given)
+
+    trainer._step = changed
+    return trainer
+
+
+def stopping(trainer, step, number=signal.SIGINT):
+    return before(trainer, step, lambda: os.kill(os.getpid(), number))
+
+
+def resumed(trainer):
+    file = trainer.run / "checkpoint.pt"
+    trainer.state.resume(load_checkpoint(file), file)
+    return trainer
+
+
+def logged(trainer):
+    lines = (trainer.run / METRICS).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def assert_equal_training(first, second):
+    for mine, theirs in (
+        (first.stepper.model, second.stepper.model),
+        (first.predictor.model, second.predictor.model),
+    ):
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+    for mine, theirs in zip(logged(first), logged(second), strict=True):
+        for name in mine.keys() - TIMING:
+            assert mine[name] == theirs[name], (mine["step"], name)
+
+
+def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
+    trainer = make_trainer("run")
+    model = trainer.stepper.model
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer.go()
+    lines = logged(trainer)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[-1]["epoch"] == 2 and lines[-1]["images"] == 32
+    for line in lines:
+        assert line["loss"] == pytest.approx(sum(line["losses"].values()), rel=1e-4)
+        assert {"verb_soft", "verb_hard", "dense_box"} <= line["losses"].keys()
+        assert line["images_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1
+        assert line["gradient_norm"] > 0 and line["memory_gb"] > 0.01
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["lr"] < max(line["lr"] for line in lines) > lines[-1]["lr"]
+    checkpoint = load_checkpoint(trainer.run / "checkpoint.pt")
+    assert checkpoint.recipe == trainer.recipe and checkpoint.state["step"] == STEPS
+    for name, value in trainer.predictor.model.state_dict().items():
+        assert torch.equal(value, checkpoint.weights[name])
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, start[name])
+    }
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert changed <= trained and len(changed) > 0.9 * len(trained)
+    # The checkpoint of the epoch before is kept as well.
+    assert load_checkpoint(trainer.run / "checkpoint-previous.pt").state["step"] == STEPS // 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "step", "options"),
+    [
+        (0, 4, {}),
+        (0, 7, {"ema": 0.0, "dropout": 0.3, "schedule": "step", "drop_epoch": 1}),
+        (1, 2, {"dropout": 0.3, "accumulation": 2}),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_never_was(make_trainer, workers, step, options):
+    whole = make_trainer("whole", **options)
+    whole.go()
+    stopped = stopping(make_trainer("stopped", workers, **options), step)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.go()
+    assert stopped.step == step and len(logged(stopped)) == step
+    torch.rand(100)
+    again = resumed(make_trainer("stopped", workers, **options))
+    assert again.step == step
+    again.go()
+    assert_equal_training(whole, again)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_cluster_is_told_to_start_the_run_again(make_trainer, number, capsys):
+    trainer = stopping(make_trainer("run", epochs=1), 2, number)
+    with pytest.raises(SystemExit) as left:
+        trainer.go()
+    assert left.value.code == EXIT_REQUEUE == 75
+    assert "told to stop, saved at step 2 of 4; the same command goes on" in capsys.readouterr().err
+    again = resumed(make_trainer("run", epochs=1))
+    again.go()
+    assert [line["step"] for line in logged(again)] == [1, 2, 3, 4]
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize(("minutes", "step", "kept"), [(15, 3, None), (15, 6, 4), (0, 7, 6)])
+def test_after_a_kill_no_line_is_repeated_or_missing(make_trainer, minutes, step, kept):
+    whole = make_trainer("whole")
+    whole.go()
+    upkeep = Upkeep(checkpoint_minutes=minutes, log_every=1)
+    with pytest.raises(Killed):
+        before(make_trainer("killed", upkeep=upkeep), step, kill).go()
+    again = make_trainer("killed")
+    with open(again.run / METRICS, "a") as log:
+        log.write('{"step": 8, "loss"')
+    assert (again.run / "checkpoint.pt").exists() == (kept is not None)
+    if kept is not None:
+        assert resumed(again).step == kept
+    again.go()
+    assert_equal_training(whole, again)
+
+
+def test_a_finished_run_has_nothing_to_train(make_trainer):
+    trainer = make_trainer("run", epochs=1)
+    trainer.go()
+    content = {path: path.read_bytes() for path in trainer.run.iterdir()}
+    resumed(make_trainer("run", epochs=1)).go()
+    assert {path: path.read_bytes() for path in trainer.run.iterdir()} == content
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"batch_size": 100, "epochs": 2}, 2),
+        ({"batch_size": 7, "epochs": 1}, 2),
+        ({"batch_size": 7, "epochs": 1, "last_batch": "fill"}, 3),
+    ],
+)
+def test_batches_that_do_not_go_into_the_images(make_trainer, options, steps):
+    trainer = make_trainer("run", **options)
+    trainer.go()
+    assert [line["step"] for line in logged(trainer)] == list(range(1, steps + 1))
+
+
+def test_a_loss_that_is_not_finite_names_step_losses_and_images(make_trainer):
+    trainer = make_trainer("run")
+    named = []
+
+    def poison():
+        with torch.no_grad():
+            trainer.stepper.model.verb_head.bias.fill_(torch.nan)
+        images, (keys, _) = trainer.batches.images, list(trainer.sampler)[5]
+        named.extend(images.records[index].id for _, index in keys)
+
+    with pytest.raises(InputError, match=r"step 6: verb_hard, .*total, gradient not fin") as caught:
+        before(trainer, 6, poison).go()
+    assert str(caught.value).endswith(f"on images {', '.join(named)}") and len(named) == 4
+    checkpoint = load_checkpoint(trainer.run / "checkpoint.pt")
+    assert checkpoint.state["step"] == 4
+    assert all(torch.isfinite(value).all() for value in checkpoint.weights.values())
+    assert [line["step"] for line in logged(trainer)] == [1, 2, 3, 4, 5]
+
+
+def test_the_same_seed_gives_the_same_control_but_for_the_teacher(make_trainer):
+    """The control sees the same images, pairs and order; only soft targets differ."""
+    on, off = make_trainer("on"), make_trainer("off", distillation=False)
+    assert replace(on.recipe.targets, distillation=False) == off.recipe.targets
+    differing = 0
+    for mine, theirs in zip(on.loader(), off.loader(), strict=True):
+        assert mine.image_ids == theirs.image_ids and torch.equal(mine.pixels, theirs.pixels)
+        for name in set(FIELDS) - {"soft"}:
+            assert torch.equal(getattr(mine.targets, name), getattr(theirs.targets, name)), name
+        assert not theirs.targets.soft.any()
+        differing += int(mine.targets.soft.flatten(1).any(1).sum())
+    assert differing > 10
+
+
+def test_a_copy_of_a_run_goes_on_elsewhere(make_trainer, tmp_path):
+    trainer = stopping(make_trainer("run", epochs=1), 2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.go()
+    shutil.copytree(trainer.run, tmp_path / "copy")
+    copy = resumed(make_trainer("copy", epochs=1))
+    copy.go()
+    assert [line["step"] for line in logged(copy)] == [1, 2, 3, 4]

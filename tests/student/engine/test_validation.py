@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.splits import load_split
+from pipeline.types import Annotation, Detections
+from pipeline.utils.errors import InputError
+from student.engine.validation import HeldOut, hold_out
+from student.utils.distributed import Execution
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "count"), [(0, 9, 0), (0.25, 16, 4), (0.001, 16, 1), (3, 9, 3), (1, 9, 1)]
+)
+def test_held_out_images_are_not_trained_on(wanted, size, count):
+    trained, held = hold_out(wanted, size, seed=4)
+    assert len(held) == count and sorted(trained + held) == list(range(size))
+    assert (trained, held) == hold_out(wanted, size, seed=4)
+
+
+def test_another_seed_holds_out_others():
+    assert hold_out(5, 100, seed=0)[1] != hold_out(5, 100, seed=1)[1]
+
+
+@pytest.mark.parametrize("wanted", [9, 10, 0.999])
+def test_something_is_left_to_train_on(wanted):
+    with pytest.raises(InputError, match="hold_out: expected fewer than the 9 training images"):
+        hold_out(wanted, 9, seed=0)
+
+
+def detections(annotation):
+    """Everything that is labelled, and nothing else."""
+    kept = annotation.hois[annotation.hois[:, 1] >= 0]
+    scores = np.linspace(0.9, 0.5, len(kept), dtype=np.float32)
+    return Detections(annotation.image_id, annotation.boxes, annotation.labels, kept, scores)
+
+
+class Says:
+    """A predictor whose answers are known."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def to(self, device):
+        return self
+
+    def predict(self, *_):
+        return self.found
+
+
+def test_no_unseen_label_decides(dataset, annotations, vocabulary, tmp_path):
+    """A model that finds everything and one that misses all unseen actions score the same."""
+    split = load_split(vocabulary, "ua")
+    chosen = annotations.annotations[:8]
+    records = dataset.records(annotations)[:8]
+    held = HeldOut(records, chosen, split, vocabulary)
+    asked = np.flatnonzero(split.asked_verbs)
+    assert any(np.isin(one.hois[:, 2], asked).any() for one in chosen)
+    assert not any(np.isin(one.hois[:, 2], asked).any() for one in held.annotations)
+    scores = []
+    for known in (chosen, held.annotations):
+        found = [detections(one) for one in known]
+        scores.append(held.evaluate(Says(found), tmp_path, 12, Execution(torch.device("cpu"))))
+    first, second = scores
+    assert first.choice == second.choice == 1.0 == first.metrics["seen"]
+    assert len(list((tmp_path / "pictures/step-0000012").iterdir())) == 4
+
+
+def test_images_without_labels_score_nothing(dataset, annotations, vocabulary, tmp_path):
+    split, record = load_split(vocabulary, "ua"), dataset.records(annotations)[0]
+    nothing = np.zeros((0, 3), dtype=np.int64)
+    empty = Annotation(record.id, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), nothing)
+    held = HeldOut([record], [empty], split, vocabulary)
+    says = Says([detections(empty)])
+    score = held.evaluate(says, tmp_path, 1, Execution(torch.device("cpu")))
+    assert score.choice == 0 and not (tmp_path / "pictures").exists()

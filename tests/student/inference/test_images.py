@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.utils.errors import InputError
+from student.inference.images import as_picture, source_name
+
+ARRAY = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+TENSOR = torch.from_numpy(ARRAY).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        ARRAY,
+        ARRAY[:, ::-1][:, ::-1],
+        Image.fromarray(ARRAY),
+        Image.fromarray(ARRAY).convert("RGBA"),
+        TENSOR,
+        TENSOR.float() / 255,
+        TENSOR.double() / 255,
+    ],
+    ids=["array", "strided", "PIL", "RGBA", "uint8", "float", "double"],
+)
+def test_every_kind_is_the_same_picture(source):
+    picture = as_picture(source, "it")
+    assert picture.mode == "RGB" and picture.size == (30, 20)
+    np.testing.assert_array_equal(np.asarray(picture), ARRAY)
+
+
+def test_a_path_as_text_or_path(tmp_path):
+    Image.fromarray(ARRAY).save(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(np.asarray(as_picture(path, "it")), ARRAY)
+
+
+def test_a_picture_lying_on_its_side_is_turned():
+    picture = Image.fromarray(ARRAY)
+    picture.getexif()[0x0112] = 6
+    assert as_picture(picture, "it").size == (20, 30)
+    assert picture.size == (30, 20)
+
+
+def test_half_precision_keeps_the_picture_to_a_grey_level():
+    picture = as_picture((TENSOR.float() / 255).half(), "it")
+    assert np.abs(np.asarray(picture).astype(int) - ARRAY).max() <= 1
+
+
+def test_a_little_overshoot_is_clamped():
+    picture = as_picture(torch.tensor([-0.01, 1.01]).expand(3, 1, 2), "it")
+    np.testing.assert_array_equal(np.asarray(picture)[0, :, 0], [0, 255])
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (3, "it: type: expected a path, a PIL image, an array or a tensor, found int"),
+        (ARRAY[0], "shape (height, width, 3), RGB, found uint8 of shape (30, 3)"),
+        (ARRAY[None], "found uint8 of shape (1, 20, 30, 3)"),
+        (ARRAY / 255, "found float64 of shape"),
+        (ARRAY[:, :0], "found uint8 of shape (20, 0, 3)"),
+        (TENSOR.permute(1, 2, 0), "of shape (3, height, width), RGB, found torch.uint8"),
+        (TENSOR.int(), "found torch.int32"),
+        (TENSOR.float(), "values from 0 to 1, not normalised, found 0 to 255"),
+        (TENSOR.float() / 255 * torch.nan, "found nan to nan"),
+        (TENSOR[:, :0], "found torch.uint8 of shape (3, 0, 30)"),
+        (Image.new("RGB", (0, 5)), "expected at least one pixel, found 0 x 5 pixels"),
+        ("gone.jpg", "gone.jpg: no such image"),
+    ],
+)
+def test_anything_else_is_one_line(source, says):
+    with pytest.raises(InputError) as caught:
+        as_picture(source, "it")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names():
+    assert source_name("a/b.jpg", 4) == "a/b.jpg" and source_name(ARRAY, 4) == "picture 4"

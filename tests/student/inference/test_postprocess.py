@@ -1,0 +1,112 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.vocabulary import Vocabulary
+from student.inference.postprocess import to_detections
+
+VOCABULARY = Vocabulary(
+    name="small",
+    verbs=("ride", "hold", "see"),
+    verb_ings=("riding", "holding", "seeing"),
+    objects=("person", "horse", "cup"),
+    object_ids=(1, 19, 47),
+    interactions=((0, 1), (1, 2), (2, 0), (2, 1)),
+)
+FAR = -1000.0
+
+
+def outputs(labels, verbs, boxes=None, dtype=torch.float32):
+    """Queries that are sure of their object class and have the given verb logits."""
+    objects = torch.full((1, len(labels), 4), FAR)
+    objects[0, torch.arange(len(labels)), torch.tensor(labels)] = 0.0
+    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5]] * len(labels)) if boxes is None else boxes
+    return {
+        "pred_object_logits": objects.to(dtype),
+        "pred_verb_logits": torch.tensor([verbs]).to(dtype),
+        "pred_human_boxes": boxes[None],
+        "pred_object_boxes": boxes[None] / 2,
+    }
+
+
+def test_scores_are_verb_times_object_and_only_interactions_stay():
+    found = outputs([1, 2], [[0.0, 9.0, 1.0], [9.0, -1.0, 9.0]])
+    found["pred_object_logits"][0, 0] = torch.tensor([FAR, 0.0, FAR, 0.0])
+    (detections,) = to_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY)
+    named = {
+        (int(detections.labels[o]), int(v)): score
+        for (_, o, v), score in zip(detections.hois, detections.scores, strict=True)
+    }
+    sigmoid = 1 / (1 + np.exp(-np.array([0.0, 1.0, -1.0])))
+    expected = {(1, 0): sigmoid[0] / 2, (1, 2): sigmoid[1] / 2, (2, 1): sigmoid[2]}
+    assert named == pytest.approx(expected)
+    assert (np.diff(detections.scores) <= 0).all()
+    assert detections.labels.reshape(-1, 2)[:, 0].tolist() == [0, 0]
+
+
+def test_the_best_object_class_beats_no_pair():
+    found = outputs([3], [[1.0, 1.0, 1.0]])
+    found["pred_object_logits"][0, 0] = torch.tensor([0.0, 1.0, 0.5, 50.0])
+    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
+    assert detections.labels.tolist() == [0, 1]
+    assert (detections.scores < 1e-20).all() and len(detections.scores) == 2
+
+
+def test_boxes_are_clipped_pixels_of_the_original_image():
+    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.4, 0.4]])
+    found = outputs([1, 1], [[1.0, FAR, FAR], [2.0, FAR, FAR]], boxes)
+    (detections,) = to_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY, most=2)
+    humans, objects = (
+        detections.boxes[detections.hois[:, 0]],
+        detections.boxes[detections.hois[:, 1]],
+    )
+    np.testing.assert_allclose(humans, [[70, 0, 100, 60], [25, 50, 75, 150]], atol=1e-4)
+    np.testing.assert_allclose(objects, [[35, 0, 55, 30], [12.5, 25, 37.5, 75]], atol=1e-4)
+    assert detections.boxes.dtype == np.float32 and detections.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0, 0), (1, 1), (3, 3), (100, 4)])
+def test_only_the_best_are_kept(most, kept):
+    found = outputs([1, 1], [[3.0, 1.0, 0.0], [2.0, 1.0, -1.0]])
+    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY, most=most)
+    sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0, 0.0, -1.0])))
+    np.testing.assert_allclose(detections.scores, sigmoid[:kept], rtol=1e-6)
+    assert detections.hois.shape == (kept, 3)
+    assert len(detections.boxes) == len(detections.labels) == 2 * len(set(detections.hois[:, 0]))
+
+
+def test_every_image_has_its_own_size_and_name():
+    one = outputs([1], [[1.0, 1.0, 1.0]])
+    both = {name: torch.cat([value, value]) for name, value in one.items()}
+    first, second = to_detections(both, ["a.jpg", "b.jpg"], [(10, 10), (20, 40)], VOCABULARY)
+    assert (first.image_id, second.image_id) == ("a.jpg", "b.jpg")
+    np.testing.assert_allclose(first.boxes * [2, 4, 2, 4], second.boxes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_give_finite_scores(dtype):
+    found = outputs([1, 2], [[100.0, -100.0, 0.0], [0.0, 100.0, -100.0]], dtype=dtype)
+    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
+    assert np.isfinite(detections.scores).all() and detections.scores[0] == pytest.approx(1.0)
+
+
+def test_in_a_vocabulary_with_roles_a_verb_may_have_no_object():
+    roles = ({"action": "ride", "roles": ["obj"], "verbs": ["ride"]},)
+    found = outputs([1, 3], [[1.0, FAR, FAR], [2.0, FAR, 3.0]])
+    found["pred_object_logits"][0, 0] = torch.tensor([FAR, 1.0, FAR, 0.0])
+    plain, *_ = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
+    assert (plain.hois[:, 1] >= 0).all()
+    (detections,) = to_detections(
+        found, ["a.jpg"], [(10, 10)], dataclasses.replace(VOCABULARY, roles=roles), most=4
+    )
+    rows = zip(detections.hois.tolist(), detections.scores.tolist(), strict=True)
+    named = {(int(h), int(o), int(v)): round(score, 4) for (h, o, v), score in rows}
+    sigmoid = 1 / (1 + np.exp(-np.array([1.0, 2.0, 3.0])))
+    assert named == {
+        (0, 1, 0): round(sigmoid[0] * sigmoid[0], 4),
+        (0, -1, 0): round(sigmoid[0] * (1 - sigmoid[0]), 4),
+        (2, -1, 0): round(sigmoid[1], 4),
+        (2, -1, 2): round(sigmoid[2], 4),
+    }

@@ -1,0 +1,448 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+
+from student.config import LossConfig, MatcherConfig
+from student.data.targets import Targets
+from student.losses.criterion import Criterion
+
+OUTPUTS = {
+    "pred_obj_logits": "pred_object_logits",
+    "pred_verb_logits": "pred_verb_logits",
+    "pred_sub_boxes": "pred_human_boxes",
+    "pred_obj_boxes": "pred_object_boxes",
+    "pred_is_logits": "pred_interactive_logits",
+    "pred_matching_logits": "pred_matching_logits",
+}
+LOSSES = {
+    "loss_obj_ce": "object",
+    "loss_verb_ce": "verb_hard",
+    "loss_verb_clip": "verb_soft",
+    "loss_sub_bbox": "human_box",
+    "loss_obj_bbox": "object_box",
+    "loss_sub_giou": "human_giou",
+    "loss_obj_giou": "object_giou",
+    "loss_is": "interactive",
+    "loss_matching": "matching",
+}
+
+
+def golden_targets(golden, image, asked):
+    field = {
+        name: torch.from_numpy(golden[f"t{image}.{name}"])
+        for name in ("obj_labels", "verb_labels", "sub_boxes", "obj_boxes", "st", "is_mask")
+    }
+    teacher = torch.from_numpy(golden[f"t{image}.teacher_probs"])
+    hard = field["verb_labels"] > 0
+    return Targets(
+        human_boxes=field["sub_boxes"],
+        object_boxes=field["obj_boxes"],
+        object_labels=field["obj_labels"],
+        hard=hard,
+        soft=teacher * asked * ~hard,
+        seen=field["st"] == 0,
+        interactive=field["is_mask"] == 1,
+    )
+
+
+@pytest.fixture
+def golden_run(golden_file):
+    """The golden's numbers, its outputs as leaves, its targets and our losses of them."""
+    golden = np.load(golden_file)
+    config = json.loads(str(golden["config"]))
+    weights = json.loads(str(golden["weights"]))
+    asked = torch.from_numpy(golden["unseen_verb_mask"]).bool()
+    layers = [
+        {
+            ours: torch.from_numpy(golden[f"o{layer}.{name}"]).requires_grad_()
+            for name, ours in OUTPUTS.items()
+            if f"o{layer}.{name}" in golden.files
+        }
+        for layer in range(config["layers"])
+    ]
+    targets = [golden_targets(golden, image, asked) for image in range(config["batch"])]
+    criterion = Criterion(
+        MatcherConfig(topk=config["topk"], interactive_threshold=config["thres_is"]),
+        LossConfig(
+            object_weight=weights["loss_obj_ce"],
+            box_weight=weights["loss_sub_bbox"],
+            giou_weight=weights["loss_sub_giou"],
+            verb_hard_weight=weights["loss_verb_ce"],
+            verb_soft_weight=weights["loss_verb_clip"],
+            interactive_weight=weights["loss_is"],
+            matching_weight=weights.get("loss_matching", 1.0),
+            no_pair_weight=config["eos_coef"],
+            alpha=config["alpha"],
+            verb_loss=config["verb_loss"],
+        ),
+        asked,
+    )
+    losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, Targets.batch(targets))
+    return golden, layers, targets, losses
+
+
+@pytest.mark.golden("criterion_*.npz")
+def test_golden_matching(golden_run):
+    golden, layers, targets, losses = golden_run
+    for layer in range(len(layers)):
+        for image in range(len(targets)):
+            for kind, candidates in (("seen_indices", False), ("topk_indices", True)):
+                expected = golden[f"m{layer}.{image}.{kind}"].reshape(2, -1).T.tolist()
+                ours = torch.stack(losses.matches.of_image(layer, image, candidates), 1).tolist()
+                assert sorted(ours) == sorted(expected)
+
+
+@pytest.mark.golden("criterion_*.npz")
+def test_golden_verb_targets(golden_run):
+    golden, layers, targets, losses = golden_run
+    for image, target in enumerate(targets):
+        matched = torch.zeros(len(target), 1)
+        for candidates in (False, True):
+            matched[losses.matches.of_image(len(layers) - 1, image, candidates)[1]] = 1
+        ours = torch.where(target.hard, 1.0, target.soft) * matched
+        expected = golden[f"t{image}.verb_targets_matched"]
+        np.testing.assert_allclose(ours.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.golden("criterion_*.npz")
+def test_golden_losses(golden_run):
+    golden, layers, _, losses = golden_run
+    expected = {
+        name: value
+        for name, value in json.loads(str(golden["losses"])).items()
+        if name.startswith("loss_")
+    }
+    suffixes = [f"_{layer}" for layer in range(len(layers) - 1)] + [""]
+    ours = {
+        f"{theirs}{suffix}": losses.by_name[name][layer].item()
+        for layer, suffix in enumerate(suffixes)
+        for theirs, name in LOSSES.items()
+        if name in losses.by_name
+    }
+    assert ours == pytest.approx(expected, rel=1e-4)
+    assert losses.total.item() == pytest.approx(float(golden["total"]), rel=1e-4)
+
+
+@pytest.mark.golden("criterion_*.npz")
+def test_golden_gradients(golden_run):
+    golden, layers, _, losses = golden_run
+    losses.total.backward()
+    for key in golden.files:
+        if key.startswith("g"):
+            layer, name = key[1:].split(".")
+            ours = layers[int(layer)][OUTPUTS[name]].grad.numpy()
+            assert np.abs(ours - golden[key]).max() <= 1e-4 * np.abs(golden[key]).max(), key
+
+
+NUM_VERBS, NUM_OBJECTS, NUM_QUERIES = 5, 3, 6
+OPEN_GATE = MatcherConfig(interactive_threshold=0.0, iou_threshold=0.0)
+
+
+def some_targets(seen, seed=0):
+    """An image with one pair for every entry of `seen`, one hard verb on each seen pair."""
+    random = torch.Generator().manual_seed(seed)
+    count = len(seen)
+    is_seen = torch.tensor(seen, dtype=torch.bool)
+    hard = torch.zeros(count, NUM_VERBS, dtype=torch.bool)
+    hard[is_seen, 0] = True
+    soft = torch.zeros(count, NUM_VERBS)
+    soft[:, NUM_VERBS - 1] = 0.25
+    boxes = torch.rand(2, count, 4, generator=random) / 4 + 0.3
+    return Targets(
+        human_boxes=boxes[0],
+        object_boxes=boxes[1],
+        object_labels=torch.arange(count) % NUM_OBJECTS,
+        hard=hard,
+        soft=soft,
+        seen=is_seen,
+        interactive=torch.ones(count, dtype=torch.bool),
+    )
+
+
+def some_outputs(num_images, num_layers=2, dtype=torch.float32, seed=1, matching=False):
+    random = torch.Generator().manual_seed(seed)
+
+    def layer():
+        sizes = {"object": NUM_OBJECTS + 1, "verb": NUM_VERBS, "interactive": 2}
+        if matching:
+            sizes["matching"] = 2
+        logits = {
+            f"pred_{name}_logits": torch.randn(num_images, NUM_QUERIES, size, generator=random)
+            for name, size in sizes.items()
+        }
+        boxes = {
+            f"pred_{name}_boxes": torch.rand(num_images, NUM_QUERIES, 4, generator=random) / 4 + 0.3
+            for name in ("human", "object")
+        }
+        return {name: x.to(dtype).requires_grad_() for name, x in {**logits, **boxes}.items()}
+
+    *aux, last = [layer() for _ in range(num_layers)]
+    return {**last, "aux_outputs": aux}
+
+
+def criterion(matcher=OPEN_GATE, num_asked=1, **config):
+    asked = torch.zeros(NUM_VERBS, dtype=torch.bool)
+    asked[NUM_VERBS - num_asked :] = True
+    whole = Criterion(matcher, LossConfig(**config), asked)
+    return lambda outputs, targets: whole(outputs, Targets.batch(targets))
+
+
+def leaves(outputs):
+    layers = [*outputs["aux_outputs"], outputs]
+    return [x for layer in layers for x in layer.values() if isinstance(x, torch.Tensor)]
+
+
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+@pytest.mark.parametrize("images", [[[]], [[], []]])
+def test_a_batch_without_pairs_has_finite_losses_and_gradients(images, verb_loss):
+    outputs = some_outputs(len(images))
+    losses = criterion(verb_loss=verb_loss)(outputs, [some_targets(seen) for seen in images])
+    losses.total.backward()
+    assert torch.isfinite(losses.total) and losses.total > 0
+    assert all(torch.isfinite(x.grad).all() for x in leaves(outputs))
+    for name in ("human_box", "object_box", "human_giou", "object_giou", "verb_soft"):
+        assert not losses.by_name[name].any()
+
+
+def test_targets_are_never_changed():
+    targets = [some_targets([True, False, True]), some_targets([]), some_targets([False] * 9)]
+    before = [{name: x.clone() for name, x in vars(one).items()} for one in targets]
+    outputs = some_outputs(3)
+    copies = [x.detach().clone() for x in leaves(outputs)]
+    criterion()(outputs, targets).total.backward()
+    for one, copy in zip(targets, before, strict=True):
+        assert all(torch.equal(getattr(one, name), x) for name, x in copy.items())
+    assert all(torch.equal(x, copy) for x, copy in zip(leaves(outputs), copies, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+def test_half_precision_logits_of_a_hundred_stay_finite(dtype, verb_loss):
+    outputs = some_outputs(2, dtype=dtype, matching=True)
+    with torch.no_grad():
+        for layer in (outputs, *outputs["aux_outputs"]):
+            for name, x in layer.items():
+                if name.endswith("logits"):
+                    x.copy_(100 * x.sign())
+    targets = [some_targets([True, False]), some_targets([True] * 4)]
+    losses = criterion(verb_loss=verb_loss)(outputs, targets)
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    assert all(torch.isfinite(x.grad).all() for x in leaves(outputs))
+
+
+def test_a_teacher_probability_of_one_is_soft():
+    target = some_targets([True])
+    target.soft[0, NUM_VERBS - 1] = 1.0
+    outputs = some_outputs(1, num_layers=1)
+    losses = criterion()(outputs, [target])
+    query = losses.matches.queries[0]
+    logit = outputs["pred_verb_logits"][0, query, NUM_VERBS - 1]
+    expected = -torch.nn.functional.logsigmoid(logit) / (NUM_QUERIES * NUM_VERBS)
+    torch.testing.assert_close(losses.by_name["verb_soft"], expected[None])
+
+
+def test_soft_normalisation_by_pairs_counts_pairs_not_entries():
+    targets = [some_targets([True, False, True]), some_targets([True])]
+    outputs = some_outputs(2)
+    by_entries = criterion()(outputs, targets)
+    by_pairs = criterion(soft_normalisation="pairs")(outputs, targets)
+    assert by_pairs.matches.num_final == 4
+    expected = by_entries.by_name["verb_soft"] * (2 * NUM_QUERIES * NUM_VERBS) / 4
+    torch.testing.assert_close(by_pairs.by_name["verb_soft"], expected)
+    for name in set(by_pairs.by_name) - {"verb_soft"}:
+        assert torch.equal(by_pairs.by_name[name], by_entries.by_name[name])
+
+
+def test_soft_normalisation_by_answers_counts_asked_verbs_of_pairs():
+    targets = [some_targets([True, False, True]), some_targets([True])]
+    outputs = some_outputs(2)
+    by_pairs = criterion(soft_normalisation="pairs", num_asked=3)(outputs, targets)
+    by_answers = criterion(soft_normalisation="answers", num_asked=3)(outputs, targets)
+    assert by_pairs.by_name["verb_soft"].sum() > 0
+    torch.testing.assert_close(by_answers.by_name["verb_soft"], by_pairs.by_name["verb_soft"] / 3)
+
+
+def test_without_soft_weight_nothing_else_differs():
+    targets = [some_targets([True, False, True])]
+    outputs = some_outputs(1)
+    on, off = criterion()(outputs, targets), criterion(verb_soft_weight=0.0)(outputs, targets)
+    assert off.weighted["verb_soft"] == 0 < on.weighted["verb_soft"]
+    assert all(torch.equal(on.by_name[name], off.by_name[name]) for name in on.by_name)
+    with_soft = torch.autograd.grad(on.total, outputs["pred_human_boxes"])[0]
+    without = torch.autograd.grad(off.total, outputs["pred_human_boxes"])[0]
+    assert torch.equal(with_soft, without)
+
+
+def test_pairs_without_object_box_have_no_object_part():
+    target = some_targets([True])
+    target.object_boxes[0] = 0
+    losses = criterion()(some_outputs(1), [target]).by_name
+    assert not losses["object_box"].any() and not losses["object_giou"].any()
+    assert losses["human_box"].all()
+
+
+def test_a_pair_without_object_teaches_no_object():
+    """Its query costs what it would cost with no pair at all."""
+    outputs, target = some_outputs(1), some_targets([True])
+    target.object_boxes[0] = 0
+    target.object_labels[0] = outputs["pred_object_logits"].shape[-1] - 1
+    alone = criterion()(outputs, [target]).by_name["object"]
+    nobody = criterion()(outputs, [some_targets([])]).by_name["object"]
+    torch.testing.assert_close(alone, nobody)
+
+
+def test_interactive_score_of_labelled_unlabelled_and_other_queries():
+    """Queries on an interactive pair, on one that is not, on a candidate, and elsewhere."""
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.6, 0.6, 0.1, 0.1]])
+    target = Targets(
+        human_boxes=boxes,
+        object_boxes=boxes,
+        object_labels=torch.zeros(3, dtype=torch.int64),
+        hard=torch.tensor([[True], [True], [False]]).expand(3, NUM_VERBS).clone(),
+        soft=torch.zeros(3, NUM_VERBS),
+        seen=torch.tensor([True, True, False]),
+        interactive=torch.tensor([True, False, True]),
+    )
+    outputs = some_outputs(1, num_layers=1)
+    off = torch.tensor([0.8, 0.8, 0.1, 0.1]).expand(NUM_QUERIES - 3, 4)
+    for name in ("pred_human_boxes", "pred_object_boxes"):
+        outputs[name] = torch.cat([boxes, off])[None]
+    logits = outputs["pred_interactive_logits"]
+    log_not, log_is = logits[0].log_softmax(-1).T
+    shut = criterion(MatcherConfig(interactive_threshold=1.0))(outputs, [target])
+    others = -(log_is[0] + log_not[1] + log_not[3:].sum())
+    torch.testing.assert_close(shut.by_name["interactive"], others[None] / 5)
+    opened = criterion(MatcherConfig(interactive_threshold=0.0))(outputs, [target])
+    torch.testing.assert_close(opened.by_name["interactive"], (others - log_is[2])[None] / 6)
+
+
+def test_matching_head_learns_which_queries_hold_a_pair():
+    outputs = some_outputs(1, num_layers=1, matching=True)
+    losses = criterion()(outputs, [some_targets([True, True])])
+    labels = torch.zeros(1, NUM_QUERIES, dtype=torch.int64)
+    labels[0, losses.matches.queries] = 1
+    logits = outputs["pred_matching_logits"].transpose(1, 2)
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(losses.by_name["matching"], expected[None])
+
+
+def unlabelled(count):
+    return replace(some_targets([False] * count), annotated=torch.tensor([False]))
+
+
+def place(outputs, boxes):
+    """Puts the first queries onto boxes, the others onto nothing."""
+    rest = torch.tensor([0.8, 0.8, 0.05, 0.05]).expand(NUM_QUERIES - len(boxes), 4)
+    for layer in [*outputs["aux_outputs"], outputs]:
+        for name in ("pred_human_boxes", "pred_object_boxes"):
+            layer[name] = torch.cat([boxes, rest])[None]
+
+
+def test_where_nobody_annotated_only_what_is_known_teaches():
+    """Of three candidates two are taken; the third's query learns nothing at all."""
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.6, 0.6, 0.1, 0.1]])
+    target = replace(unlabelled(3), human_boxes=boxes, object_boxes=boxes)
+    outputs = some_outputs(1, num_layers=1, matching=True)
+    place(outputs, boxes)
+    found = criterion(MatcherConfig(interactive_threshold=0.0, topk=2))(outputs, [target])
+    taken = found.matches.queries.tolist()
+    (left,) = {0, 1, 2} - set(taken)
+    names = ("pred_object_logits", "pred_verb_logits", "pred_interactive_logits",
+             "pred_matching_logits")  # fmt: skip
+    taught = [
+        gradient[0].abs().sum(-1) > 0
+        for gradient in torch.autograd.grad(found.total, [outputs[name] for name in names])
+    ]
+    for name, queries in zip(names, taught, strict=True):
+        verbs = name == "pred_verb_logits"
+        for query in range(NUM_QUERIES):
+            assert queries[query] == (query in taken if verbs else query != left), (name, query)
+    assert not found.by_name["verb_hard"].any() and found.by_name["verb_soft"].all()
+    gradient = torch.autograd.grad(
+        criterion()(outputs, [target]).total, outputs["pred_verb_logits"]
+    )[0]
+    # Verbs that the teacher gave nothing, or was not asked for, carry no loss.
+    assert not gradient[..., : NUM_VERBS - 1].any() and gradient[..., -1].any()
+
+
+def test_an_annotated_image_teaches_the_same_beside_one_that_is_not():
+    outputs = some_outputs(1, num_layers=1, matching=True)
+    both = {
+        name: torch.cat([value, some_outputs(1, 1, seed=9, matching=True)[name]])
+        for name, value in outputs.items()
+        if name != "aux_outputs"
+    }
+    target = some_targets([True, False, True])
+    alone = criterion()(outputs, [target])
+    beside = criterion()({**both, "aux_outputs": []}, [target, unlabelled(2)])
+    assert beside.weighted["verb_hard"] == alone.weighted["verb_hard"]
+    assert beside.by_image["verb_hard"].tolist() == [alone.weighted["verb_hard"].item(), 0]
+
+
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_batch_that_nobody_annotated(verb_loss, count):
+    outputs = some_outputs(2, matching=True)
+    found = criterion(verb_loss=verb_loss)(outputs, [unlabelled(count), unlabelled(0)])
+    found.total.backward()
+    for value in (
+        *found.weighted.values(),
+        *(x.grad for x in leaves(outputs) if x.grad is not None),
+    ):
+        assert torch.isfinite(value).all()
+    assert found.weighted["verb_hard"] == 0 and found.weighted["object"] > 0
+
+
+def test_what_images_add_to_a_loss_is_the_loss():
+    outputs, targets = whole_batch()
+    found = criterion()(outputs, targets)
+    for name, value in found.weighted.items():
+        assert found.by_image[name].shape == (4,) and not found.by_image[name].requires_grad
+        torch.testing.assert_close(found.by_image[name].sum(), value.detach())
+
+
+def whole_batch():
+    kinds = [[True, False, True], [], [False], [True, True]]
+    return some_outputs(4), [some_targets(seen, seed=i) for i, seen in enumerate(kinds)]
+
+
+def losses_of_process(rank, store):
+    """The losses that one of two processes sees: three images of the batch, or the fourth."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=5)
+    )
+    try:
+        outputs, targets = whole_batch()
+        mine = slice(0, 3) if rank == 0 else slice(3, 4)
+        layers = [
+            {name: x[mine] for name, x in layer.items() if name != "aux_outputs"}
+            for layer in (*outputs["aux_outputs"], outputs)
+        ]
+        losses = criterion()({**layers[-1], "aux_outputs": layers[:-1]}, targets[mine])
+        return {name: loss.detach() for name, loss in losses.by_name.items()}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_with_uneven_batches_average_to_the_whole_batch(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path / "store"), str(tmp_path / "second.pt")]
+    other = subprocess.Popen(command)
+    first = losses_of_process(0, tmp_path / "store")
+    assert other.wait(timeout=300) == 0
+    second = torch.load(tmp_path / "second.pt")
+    expected = criterion()(*whole_batch()).by_name
+    assert set(first) == set(second) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close((first[name] + second[name]) / 2, value.detach())
+
+
+if __name__ == "__main__":
+    torch.save(losses_of_process(1, sys.argv[1]), sys.argv[2])

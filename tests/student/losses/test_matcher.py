@@ -1,0 +1,189 @@
+from itertools import permutations
+
+import pytest
+import torch
+
+from student.config import MatcherConfig
+from student.data.targets import Targets
+from student.losses.matcher import TwoStageMatcher
+
+NUM_VERBS, NUM_OBJECTS = 4, 3
+NO_VERB_ASKED = torch.zeros(NUM_VERBS, dtype=torch.bool)
+
+
+def make_targets(boxes, seen, object_boxes=None):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    count = len(boxes)
+    hard = torch.zeros(count, NUM_VERBS, dtype=torch.bool)
+    hard[torch.tensor(seen, dtype=torch.bool), 0] = True
+    return Targets(
+        human_boxes=boxes,
+        object_boxes=boxes if object_boxes is None else torch.tensor(object_boxes),
+        object_labels=torch.zeros(count, dtype=torch.int64),
+        hard=hard,
+        soft=torch.zeros(count, NUM_VERBS),
+        seen=torch.tensor(seen, dtype=torch.bool),
+        interactive=torch.ones(count, dtype=torch.bool),
+    )
+
+
+def make_outputs(boxes, interactive=None, num_layers=1):
+    """One image whose queries differ in their boxes and interactive logits alone."""
+    boxes = (
+        torch.tensor(boxes, dtype=torch.float32).reshape(1, 1, -1, 4).repeat(num_layers, 1, 1, 1)
+    )
+    count = boxes.shape[2]
+    score = torch.tensor(interactive if interactive is not None else [9.0] * count)
+    logits = torch.stack([torch.zeros(count), score], -1)
+    return {
+        "pred_object_logits": torch.zeros(num_layers, 1, count, NUM_OBJECTS + 1),
+        "pred_verb_logits": torch.zeros(num_layers, 1, count, NUM_VERBS),
+        "pred_human_boxes": boxes,
+        "pred_object_boxes": boxes.clone(),
+        "pred_interactive_logits": logits.expand(num_layers, 1, count, 2).clone(),
+    }
+
+
+def match(outputs, *targets, **config):
+    return TwoStageMatcher(MatcherConfig(**config), NO_VERB_ASKED)(outputs, Targets.batch(targets))
+
+
+def pairs(matches, candidates, image=0, layer=0):
+    return sorted(torch.stack(matches.of_image(layer, image, candidates), 1).tolist())
+
+
+def at(x):
+    return [x, 0.5, 0.1, 0.1]
+
+
+def test_without_pairs_nothing_is_matched():
+    matches = match(make_outputs([at(0.1), at(0.2)], num_layers=2), make_targets([], []))
+    assert len(matches.queries) == matches.num_final == 0
+    assert matches.covers.shape == (2, 1, 2, 0)
+
+
+def test_an_image_without_pairs_among_others():
+    outputs = make_outputs([at(0.1), at(0.2)])
+    both = {name: torch.cat([x, x], dim=1) for name, x in outputs.items()}
+    matches = match(both, make_targets([], []), make_targets([at(0.2)], [True]))
+    assert pairs(matches, False, image=0) == [] and pairs(matches, False, image=1) == [[1, 0]]
+    assert matches.num_final == 1
+
+
+def test_seen_pairs_come_first_and_candidates_take_what_is_left():
+    outputs = make_outputs([at(0.2), at(0.5), at(0.8)])
+    targets = make_targets([at(0.21), at(0.2), at(0.79)], [True, False, False])
+    matches = match(outputs, targets)
+    assert pairs(matches, False) == [[0, 0]]
+    assert pairs(matches, True) == [[2, 2]]
+
+
+def test_more_seen_pairs_than_queries():
+    places = [0.1, 0.3, 0.5, 0.7]
+    matches = match(
+        make_outputs([at(0.7), at(0.1)]), make_targets([at(x) for x in places], [True] * 4)
+    )
+    assert pairs(matches, False) == [[0, 3], [1, 0]] and pairs(matches, True) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"topk": 9}, [[0, 0], [1, 1], [2, 2]]),
+        ({"topk": 2}, [[0, 0], [2, 2]]),
+        ({"topk": 0}, []),
+        ({"interactive_threshold": 0.0, "topk": 9}, [[0, 0], [1, 1], [2, 2], [3, 3]]),
+        ({"interactive_threshold": 0.9, "topk": 9}, [[2, 2]]),
+        ({"interactive_threshold": 1.0}, []),
+        ({"iou_threshold": 0.99, "topk": 9}, []),
+    ],
+)
+def test_the_gate_of_stage_two(config, kept):
+    places = [0.1, 0.3, 0.5, 0.7]
+    outputs = make_outputs([at(x + 0.01) for x in places], interactive=[2.0, 1.0, 3.0, -1.0])
+    matches = match(outputs, make_targets([at(x) for x in places], [False] * 4), **config)
+    assert pairs(matches, True) == kept
+
+
+def test_the_overlap_is_asked_of_the_matched_pair_not_of_any():
+    # Query 0 is dealt pair 1, which it misses; that it covers pair 0 too does not help.
+    outputs = make_outputs([at(0.20), at(0.21)])
+    targets = make_targets([at(0.21), at(0.6)], [False, False])
+    assert pairs(match(outputs, targets), True) == [[1, 0]]
+
+
+def test_both_boxes_must_overlap():
+    outputs = make_outputs([at(0.2)])
+    outputs["pred_object_boxes"] += 0.3
+    matches = match(outputs, make_targets([at(0.2)], [False]))
+    assert pairs(matches, True) == [] and not matches.covers.any()
+
+
+def test_a_pair_without_object_is_matched_by_the_human_alone():
+    outputs = make_outputs([at(0.2), at(0.6)])
+    outputs["pred_object_boxes"][0, 0, 0] = torch.tensor([0.9, 0.9, 0.1, 0.1])
+    outputs["pred_object_boxes"][0, 0, 1] = torch.zeros(4)
+    targets = make_targets([at(0.3)], [True], object_boxes=[[0.0] * 4])
+    assert pairs(match(outputs, targets), False) == [[0, 0]]
+
+
+def test_the_cost_as_written_on_paper():
+    """All terms of one query and pair, computed by hand from the definition."""
+    random = torch.Generator().manual_seed(0)
+    outputs = make_outputs([[0.5, 0.5, 0.2, 0.2]])
+    outputs["pred_object_logits"] = torch.randn(1, 1, 1, NUM_OBJECTS + 1, generator=random)
+    outputs["pred_verb_logits"] = torch.randn(1, 1, 1, NUM_VERBS, generator=random)
+    outputs["pred_object_boxes"] = torch.tensor([0.4, 0.4, 0.2, 0.2]).view(1, 1, 1, 4)
+    targets = make_targets([[0.5, 0.6, 0.2, 0.2]], [True])
+    asked = torch.tensor([False, False, False, True])
+    matcher = TwoStageMatcher(MatcherConfig(), asked)
+    cost, _ = matcher._costs(outputs, Targets.batch([targets]))
+
+    p = outputs["pred_verb_logits"].sigmoid().flatten()
+    verb = -(p[0] / 1.0001 + (2 - p[1] - p[2]) / 2.0001) / 2
+    label = -outputs["pred_object_logits"].softmax(-1).flatten()[0]
+    human_giou = 0.02 / 0.06 - (0.06 - 0.06) / 0.06
+    object_giou = 0.0 - (0.12 - 0.08) / 0.12
+    boxes = 2.5 * max(0.1, 0.1 + 0.2) + max(-human_giou, -object_giou)
+    torch.testing.assert_close(cost.item(), (label + verb + boxes).item(), rtol=1e-5, atol=1e-6)
+
+
+def test_every_assignment_is_the_cheapest_one():
+    random = torch.Generator().manual_seed(3)
+    boxes = torch.rand(2, 4, 4, generator=random) / 3 + 0.3
+    outputs = make_outputs(boxes[0].tolist())
+    targets = make_targets(boxes[1].tolist(), [True] * 4)
+    matcher = TwoStageMatcher(MatcherConfig(), NO_VERB_ASKED)
+    cost = matcher._costs(outputs, Targets.batch([targets]))[0][0, 0]
+    found = sum(
+        cost[q, t].item() for q, t in pairs(matcher(outputs, Targets.batch([targets])), False)
+    )
+    best = min(
+        sum(cost[q, t].item() for q, t in enumerate(order)) for order in permutations(range(4))
+    )
+    assert found == pytest.approx(best)
+
+
+def test_layers_are_matched_on_their_own():
+    outputs = make_outputs([at(0.2), at(0.8)], num_layers=2)
+    for name in ("pred_human_boxes", "pred_object_boxes"):
+        outputs[name][1] = outputs[name][1].flip(1)
+    matches = match(outputs, make_targets([at(0.2)], [True]))
+    assert pairs(matches, False, layer=0) == [[0, 0]]
+    assert pairs(matches, False, layer=1) == [[1, 0]]
+    assert matches.num_final == 1
+
+
+def test_costs_that_are_not_numbers_still_give_a_matching():
+    outputs = make_outputs([at(0.2), at(0.8)])
+    outputs["pred_human_boxes"][0, 0, 0] = torch.nan
+    matches = match(outputs, make_targets([at(0.2)], [True]))
+    assert pairs(matches, False) == [[1, 0]]
+
+
+def test_one_transfer_for_all_layers(monkeypatch):
+    transfers = []
+    to_cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: transfers.append(x.shape) or to_cpu(x))
+    match(make_outputs([at(0.2), at(0.8)], num_layers=3), make_targets([at(0.2)], [True]))
+    assert len(transfers) == 1

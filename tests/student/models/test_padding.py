@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from student.models.padding import filled_shares, pad_images, shrink_padding
+
+
+def test_equal_sizes_need_no_mask():
+    pixels, padding = pad_images([torch.ones(3, 4, 5), torch.zeros(3, 4, 5)])
+    assert pixels.shape == (2, 3, 4, 5) and padding is None
+    assert shrink_padding(padding, (2, 2)) is None
+
+
+def test_images_stand_at_the_top_left():
+    pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
+    assert pixels.shape == (2, 3, 4, 6)
+    assert torch.equal(pixels[:, 0] == 0, padding)
+    assert (~padding).sum((1, 2)).tolist() == [12, 12]
+    assert not padding[0, :2].any() and not padding[1, :, :3].any()
+
+
+def test_the_mask_shrinks_by_the_nearest_pixel():
+    _, padding = pad_images([torch.ones(3, 64, 64), torch.ones(3, 32, 33)])
+    assert shrink_padding(padding, (2, 2)).tolist() == [
+        [[False, False], [False, False]],
+        [[False, False], [True, True]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "multiple", "frame"),
+    [
+        ([(16, 24), (16, 24)], 8, None),
+        ([(16, 24), (8, 24)], 8, (16, 24)),
+        ([(15, 24)], 8, (16, 24)),
+        ([(15, 20), (17, 3)], 8, (24, 24)),
+    ],
+)
+def test_sides_become_multiples(sizes, multiple, frame):
+    pixels, padding = pad_images([torch.ones(3, *size) for size in sizes], multiple)
+    assert (padding is None) == (frame is None)
+    assert tuple(pixels.shape[-2:]) == (frame or sizes[0])
+    if padding is not None:
+        assert (~padding).sum((1, 2)).tolist() == [h * w for h, w in sizes]
+
+
+@pytest.mark.parametrize(
+    ("least", "multiple", "frame"),
+    [((0, 0), 1, (6, 9)), ((6, 9), 1, (6, 9)), ((8, 4), 1, (8, 9)), ((5, 10), 4, (8, 12))],
+)
+def test_a_batch_may_be_part_of_a_larger_one(least, multiple, frame):
+    images = [torch.ones(3, 6, 9)] * 2
+    pixels, padding = pad_images(images, multiple, least)
+    assert tuple(pixels.shape[-2:]) == frame
+    assert (padding is None) == (frame == (6, 9))
+    assert pixels.sum() == 2 * 3 * 6 * 9
+
+
+def test_shares_of_the_frame():
+    pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
+    assert filled_shares(padding, pixels).tolist() == [[1, 0.5], [0.5, 1]]
+    assert filled_shares(None, pixels).tolist() == [[1, 1], [1, 1]]

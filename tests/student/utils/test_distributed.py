@@ -1,0 +1,361 @@
+"""Two processes on one machine, through gloo."""
+
+import json
+import os
+import shutil
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
+from student.utils.distributed import ALONE, join_team, own_device
+from student.utils.preemption import EXIT_REQUEUE
+from student.weights.checkpoint_file import load_checkpoint
+
+BATCH = ("--batch-size", 7, "--epochs", 2, "--workers", 0)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_process_talks_to_itself(capsys):
+    with join_team("cpu") as (team, device):
+        assert team == ALONE and device == torch.device("cpu") and team.first
+        assert team.largest(3, False) == [3, 0] and team.gather("a") == ["a"]
+        assert team.mean(torch.tensor([2.0])).item() == 2 and team.from_first(lambda: 5) == 5
+        team.say("hello")
+        with pytest.raises(InputError, match="no"), team.together():
+            raise InputError("no")
+    assert capsys.readouterr().out == "hello\n"
+
+
+# What a job may have left in the environment.
+LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, r"RANK: expected.*found None"),
+        ({"RANK": "x"}, "RANK: expected"),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR: expected"),
+        ({**LEFT, "RANK": "2"}, "RANK: expected a number below WORLD_SIZE, 2, found 2"),
+        ({**LEFT, "MASTER_PORT": "x"}, "MASTER_PORT: expected a number"),
+        ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected a port"),
+        ({**LEFT, "LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE: .*, found x"),
+        ({**LEFT, "LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: .*, found 3"),
+        ({**LEFT, "EOID_JOIN_SECONDS": "soon"}, "EOID_JOIN_SECONDS: expected a number"),
+    ],
+)
+def test_variables_that_do_not_go_together(monkeypatch, variables, says):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=says), join_team("cpu"):
+        pass
+
+
+@pytest.fixture
+def left_over(monkeypatch):
+    """`left_over(rank, port)` joins as that one of two processes, which nobody else does."""
+    monkeypatch.setenv("EOID_JOIN_SECONDS", "0.3")
+
+    def join(rank, port):
+        variables = {**LEFT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_PORT": str(port)}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        for name in ("TORCHELASTIC_USE_AGENT_STORE", "SLURM_STEP_NUM_TASKS"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(InputError) as caught, join_team("cpu"):
+            pass
+        assert not torch.distributed.is_initialized()
+        return str(caught.value)
+
+    return join
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_variables_of_another_job(left_over, rank):
+    port = free_port()
+    told = left_over(rank, port)
+    assert told.startswith("WORLD_SIZE: expected 2 processes") and f"127.0.0.1:{port}" in told
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_something_else_at_the_address(left_over, rank):
+    """A server that takes connections and never answers."""
+    with socket.create_server(("", 0)) as server:
+        told = left_over(rank, server.getsockname()[1])
+    assert told.startswith("WORLD_SIZE: expected 2 processes")
+
+
+class WebServer(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.recv(1000)
+        self.request.sendall(b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.slow
+def test_a_web_server_at_the_address(student_words, tmp_path):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WebServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        variables = {**LEFT, "WORLD_SIZE": "2", "RANK": "1", "EOID_JOIN_SECONDS": "1"}
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-c", "from student.cli import main; main()"),
+                *map(str, student_words(tmp_path / "run")),
+            ],
+            env={**os.environ, **variables, "MASTER_PORT": str(server.server_address[1])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        server.shutdown()
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2 and "WORLD_SIZE: expected 2 processes" in line
+
+
+def test_a_second_process_of_one_rank(left_over):
+    server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    torch.distributed.PrefixStore("eoid/0", server).set("process 1", "somebody")
+    assert left_over(1, server.port).startswith("RANK: expected one process 1")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_while_others_are_waited_for(start, student_words, tmp_path, rank):
+    waiting = """
+import os, signal
+import student.utils.distributed
+def terminate(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+student.utils.distributed.time.sleep = terminate
+"""
+    variables = {**LEFT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_PORT": str(free_port())}
+    code, out, err = start(student_words(tmp_path / "run"), first=waiting, **variables)()
+    assert (code, out, err) == (EXIT_REQUEUE, "", "")
+
+
+MESSAGES = """
+import torch
+from pipeline.utils.errors import InputError
+from student.utils.distributed import join_team
+def reason(act):
+    try:
+        act()
+    except InputError as error:
+        return str(error)
+def fail():
+    raise InputError(f"rank {team.rank}")
+def fail_second():
+    with team.together():
+        if not team.first:
+            fail()
+with join_team("cpu") as (team, device):
+    said = [
+        team.largest(team.rank, 5 - team.rank),
+        team.mean(torch.tensor([1.0, 3.0 * team.rank])).tolist(),
+        team.gather({"rank": team.rank}),
+        team.from_first(lambda: team.rank + 40),
+        reason(lambda: team.from_first(fail)),
+        reason(fail_second),
+    ]
+    team.say("once")
+print(said)
+sys.exit(0)
+"""
+
+
+def test_two_processes_talk(start_team):
+    ends = [one() for one in start_team([], first=MESSAGES)]
+    expected = "[[1, 5], [1.0, 1.5], [{'rank': 0}, {'rank': 1}], 40, 'rank 0', 'rank 1']\n"
+    assert ends == [(0, "once\n" + expected, ""), (0, expected, "")]
+
+
+LEAVING = """
+import os, time
+from student.utils.distributed import join_team
+with join_team("cpu") as (team, device):
+    if team.first:
+        time.sleep(1)
+        {act}
+print(os.path.exists({file!r}))
+sys.exit(0)
+"""
+
+
+def test_processes_leave_when_the_first_has_scored(start_team, tmp_path):
+    scored = tmp_path / "scored"
+    first = LEAVING.format(act=f"open({str(scored)!r}, 'w').close()", file=str(scored))
+    assert [one() for one in start_team([], first=first)] == [(0, "True\n", "")] * 2
+
+
+def test_processes_do_not_wait_for_one_that_failed(start_team, student_words, tmp_path):
+    failing = """
+from pipeline.utils.errors import InputError
+import student.engine.evaluate
+def fail(*_):
+    raise InputError("the disk is full")
+student.engine.evaluate.write_predictions = fail
+"""
+    words = student_words(tmp_path / "run", "--batch-size", 8, "--epochs", 1, "--workers", 0)
+    ends = [one() for one in start_team(words, first=failing)]
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert "the disk is full" in ends[0][2].splitlines()[-1]
+    assert "process 1 of 2" in ends[1][2] and "Traceback" not in ends[1][2]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shown", "name", "expected"),
+    [
+        (4, None, "auto", "cuda:2"),
+        (4, "3,1,0,2", "cuda", "cuda:2"),
+        # Schedulers may show each task its own GPU alone.
+        (1, "2", "auto", "cuda:0"),
+        (1, "GPU-5f3a", "cuda", "cuda:0"),
+        (2, "0,1", "auto", None),
+        (1, None, "auto", None),
+        (1, "2", "cuda:0", None),
+        (4, None, "cpu", "cpu"),
+    ],
+)
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch, gpus, shown, name, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    if expected is None:
+        with pytest.raises(InputError) as caught:
+            own_device(name, 2)
+        assert "--device" in str(caught.value)
+    else:
+        assert own_device(name, 2) == torch.device(expected)
+
+
+@pytest.fixture
+def different_sizes(dataset_root, answer, write_cache, vocabulary, tmp_path):
+    """Words for the dataset with training pictures of different sizes, made by black borders, and
+    for its cache."""
+    root, sizes = Path(shutil.copytree(dataset_root, tmp_path / "sizes")), {}
+    for row, file in enumerate(sorted((root / "images/train2015").iterdir())):
+        with Image.open(file) as image:
+            size = image.width + 11 * (row % 5), image.height + 13 * (row % 4)
+            # Image.crop fills with black what it cuts out beyond the picture.
+            image.crop((0, 0, *size)).save(file, quality=95)
+            sizes[file.name] = {"width": size[0], "height": size[1]}
+    labels = root / "annotations/trainval_hico.json"
+    entries = json.loads(labels.read_text())
+    labels.write_text(json.dumps([{**one, **sizes[one["file_name"]]} for one in entries]))
+    annotations = open_dataset(root).load("train")
+    answers = {one.image_id: answer(one) for one in annotations.annotations}
+    cache = write_cache(tmp_path / "cache", vocabulary, annotations.digest, answers)
+    return "--data", root, "--cache", cache
+
+
+@pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_train_what_one_does(
+    start, start_team, student_words, different_sizes, tmp_path, parts
+):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    options = (*different_sizes, *BATCH)
+    ends = [one() for one in start_team(student_words(together, *options, "--accumulation", parts))]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert start(student_words(alone, *options))()[0] == 0
+    assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]
+
+    mine, theirs = (lines(folder / "metrics.jsonl") for folder in (alone, together))
+    assert [line["step"] for line in theirs] == [1, 2, 3, 4]
+    assert mine[0]["losses"].keys() == theirs[0]["losses"].keys()
+    for name, value in mine[0]["losses"].items():
+        assert theirs[0]["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert theirs[0]["gradient_norm"] == pytest.approx(mine[0]["gradient_norm"], rel=1e-4)
+    assert theirs[1]["loss"] == pytest.approx(mine[1]["loss"], rel=1e-3)
+
+    # Seven images a step: four for one process, three for the other, none for both.
+    logs = [lines(together / f"logs/rank-{rank}.jsonl") for rank in range(2)]
+    for own, other, both in zip(*logs, theirs, strict=True):
+        assert (len(own["image_ids"]), len(other["image_ids"])) == (4, 3)
+        assert not set(own["image_ids"]) & set(other["image_ids"])
+        assert both["loss"] == pytest.approx((own["loss"] + other["loss"]) / 2)
+    assert not (alone / "logs").exists()
+
+    found, expected = (
+        json.loads((folder / "predictions.json").read_text()) for folder in (together, alone)
+    )
+    assert [one["file_name"] for one in found] == [one["file_name"] for one in expected]
+    results = json.loads((together / "results.json").read_text())
+    assert results["num_images"] == len(found) == 6
+
+
+# What runs in both processes before their command: something happens in the second one's second
+# step.
+IN_A_STEP = """
+import os, signal, torch
+from student.engine.train_step import Stepper
+whole = Stepper.losses
+def losses(self, outputs, batch):
+    found = whole(self, outputs, batch)
+    if self.execution.team.rank == 1 and self.scheduler.last_epoch == 1:
+        happen(found, batch)
+    return found
+Stepper.losses = losses
+"""
+SIGNAL = f"""{IN_A_STEP}
+def happen(found, batch):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+POISON = f"""{IN_A_STEP}
+def happen(found, batch):
+    found["verb_soft"] = found["verb_soft"] * torch.nan
+    found["total"] = found["total"] * torch.nan
+    print(", ".join(batch.image_ids))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_them_saves_and_ends_both(start_team, student_words, tmp_path):
+    options = ("--batch-size", 8, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
+    whole, stopped = (student_words(tmp_path / name, *options) for name in ("whole", "stopped"))
+    assert [one()[0] for one in start_team(whole)] == [0, 0]
+    ends = [one() for one in start_team(stopped, first=SIGNAL)]
+    assert [code for code, _, _ in ends] == [75, 75], ends
+    assert "told to stop, saved at step 2 of 4" in ends[0][2] and "Traceback" not in ends[1][2]
+    ends = [one() for one in start_team(stopped)]
+    assert [code for code, _, _ in ends] == [0, 0] and "goes on at step 2 of 4" in ends[0][1]
+    states = [load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped")]
+    for name, value in states[0].weights.items():
+        assert torch.equal(value, states[1].weights[name]), name
+
+
+def test_a_loss_of_one_of_them_that_is_not_finite_ends_both(start_team, student_words, tmp_path):
+    words = student_words(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
+    ends = [one() for one in start_team([*words, "--checkpoint-minutes", 0], first=POISON)]
+    images = ends[1][1].strip()
+    expected = f"eoid-train: step 2: verb_soft, total, gradient not finite on images {images}"
+    assert images and [(code, err.splitlines()[-1]) for code, _, err in ends] == [(2, expected)] * 2
+    checkpoint = load_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert checkpoint.state["step"] == 1 and len(checkpoint.state["generators"]) == 2
+
+
+def test_more_processes_than_images_a_step(start_team, student_words, tmp_path):
+    ends = [one() for one in start_team(student_words(tmp_path / "run", "--batch-size", 1))]
+    assert [code for code, _, _ in ends] == [2, 2]
+    for _, _, err in ends:
+        assert err.splitlines()[-1] == (
+            "eoid-train: batch_size: expected an image a step for each of 2 processes, found 1"
+        )

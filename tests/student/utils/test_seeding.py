@@ -1,0 +1,30 @@
+import random
+
+import torch
+from numpy.random import mtrand
+
+from student.utils import seeding as generators
+
+CPU = torch.device("cpu")
+
+
+def draw():
+    return torch.rand(3).tolist(), random.random(), mtrand.random()
+
+
+def test_all_generators_go_on_where_they_were(tmp_path):
+    states = generators.capture(CPU)
+    torch.save(states, tmp_path / "states.pt")
+    first = draw()
+    generators.seed(3)
+    draw()
+    generators.restore(torch.load(tmp_path / "states.pt", weights_only=True), CPU)
+    assert draw() == first
+
+
+def test_other_numbers_other_draws():
+    found = set()
+    for numbers in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0)):
+        generators.seed(*numbers)
+        found.add(torch.rand(1).item())
+    assert len(found) == 4

@@ -1,0 +1,270 @@
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.datasets.dataset import open_dataset
+from pipeline.splits import load_split
+from pipeline.toy.generate import write_world
+from pipeline.utils.errors import InputError
+from student.data.transforms import world_augmentation
+from student.utils import workers
+from student.utils.preemption import STOPPING
+from student.utils.workers import Batches, loader_options, start_work
+from student.weights.checkpoint_file import load_checkpoint
+
+
+@pytest.fixture
+def make(make_images, vocabulary):
+    return lambda: make_images(load_split(vocabulary, "ua"), world_augmentation())
+
+
+class Answers(Dataset):
+    """A worker that signals itself before it answers."""
+
+    def __len__(self):
+        return len(STOPPING)
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), list(STOPPING)[index])
+        return index
+
+
+def test_signals_leave_workers_at_work():
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    loader = DataLoader(Answers(), num_workers=1, collate_fn=list, worker_init_fn=start_work)
+    assert list(loader) == [[index] for index in range(len(STOPPING))]
+    assert {number: signal.getsignal(number) for number in STOPPING} == before
+
+
+KILLED = """
+import os, signal, torch
+from torch.utils.data import DataLoader, TensorDataset
+from student.utils.workers import start_work
+if __name__ == "__main__":
+    loader = DataLoader(
+        TensorDataset(torch.zeros(9)),
+        num_workers=2,
+        worker_init_fn=start_work,
+        multiprocessing_context={method!r},
+    )
+    batches = iter(loader)
+    next(batches)
+    print("working", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_killed_run_leaves_no_worker_behind(method, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(KILLED.format(method=method))
+    process = subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        # Workers, and what forks them, hold the pipe open as long as there are any.
+        out, _ = process.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert out == "working\n" and process.returncode == -signal.SIGKILL
+
+
+def test_an_error_leaves_no_worker_behind(make):
+    loader = DataLoader(
+        make(), sampler=[(0, 1)] * 9, num_workers=2, collate_fn=list, worker_init_fn=start_work
+    )
+    caught = None
+    try:
+        with Batches(loader) as batches:
+            first = next(batches)
+            raise KeyError(first)
+    except KeyError as error:
+        caught = error
+    # The error, its traceback and `batches` are still here, and yet:
+    assert caught is not None and multiprocessing.active_children() == []
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_path, number):
+    images = make()
+    record = images.records[2]
+    broken = tmp_path / record.id
+    broken.write_bytes(record.path.read_bytes()[:500])
+    images.records[2] = type(record)(record.id, broken)
+    loader = DataLoader(
+        images,
+        sampler=[(0, 2)],
+        num_workers=number,
+        collate_fn=list,
+        worker_init_fn=start_work,
+    )
+    with pytest.raises(InputError) as caught, Batches(loader) as batches:
+        list(batches)
+    assert multiprocessing.active_children() == []
+    assert str(caught.value).startswith(f"{broken}: expected a whole image")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("free", "processes", "expected"),
+    [
+        (100, 1, (4, 2)),
+        (10, 1, (4, 2)),
+        (9, 1, (4, 1)),
+        (20, 2, (4, 2)),
+        (12, 2, (4, 1)),
+        (5, 1, (3, 1)),
+        (2, 1, (0, None)),
+        (0, 1, (0, None)),
+    ],
+)
+def test_what_workers_hand_over_fits_into_shared_memory(monkeypatch, free, processes, expected):
+    """Batches in preparation, one in use and one that is copied."""
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: free * 1000)
+    said = []
+    options = loader_options(4, 1000, said.append, processes)
+    assert (options["num_workers"], options.get("prefetch_factor")) == expected
+    assert len(said) == (expected != (4, 2))
+    DataLoader(Answers(), **options)
+
+
+def test_without_workers_or_a_limit_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(workers, "SHARED_MEMORY", "/no/such/folder")
+    assert loader_options(4, 1000, pytest.fail)["num_workers"] == 4
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: 0)
+    assert loader_options(0, 1000, pytest.fail) == {"num_workers": 0}
+
+
+# What runs in a command before it: something happens to workers in the second epoch.
+HAPPENS = """
+import multiprocessing, os, resource, signal
+from student.data.dataset import TrainingBatches
+multiprocessing.set_start_method("fork", force=True)
+whole = TrainingBatches.__getitem__
+def changed(self, step):
+    (epoch, _), *_ = step[0]
+    if epoch:
+        happen()
+    return whole(self, step)
+TrainingBatches.__getitem__ = changed
+def happen():
+"""
+DEATHS = {
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "bus error": "os.kill(os.getpid(), signal.SIGBUS)",
+    "exit": "os._exit(0)",
+    "exception": "{}[1]",
+    "end of a file": "raise EOFError",
+    "no descriptors": "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
+}
+SHORT = ("--batch-size", 8, "--epochs", 3, "--workers", 2)
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_worker_that_dies_ends_the_run_with_one_line(start, student_words, tmp_path, death):
+    words = student_words(tmp_path / "run", *SHORT)
+    code, _, err = start(words, first=f"{HAPPENS}    {DEATHS[death]}")(60)
+    last = err.splitlines()[-1]
+    assert code == 2 and last.startswith("eoid-train: a worker "), err
+    assert "Traceback" not in err and "--workers" in last
+
+
+def test_a_worker_of_one_process_ends_all(start_team, student_words, tmp_path):
+    act = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
+    words = student_words(tmp_path / "run", *SHORT, "--workers", 1)
+    ends = [one(60) for one in start_team(words, first=f"{HAPPENS}    {act}")]
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert all("Traceback" not in err for _, _, err in ends), ends
+    assert "process 0 of 2: another process" in ends[0][2] and "a worker" in ends[1][2]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
+def test_a_run_whose_workers_hang_can_be_stopped(start, student_words, tmp_path, name, code):
+    run = tmp_path / "run"
+    hang = f"os.kill(os.getppid(), signal.{name}); os.kill(os.getpid(), signal.SIGSTOP)"
+    ended, _, err = start(student_words(run, *SHORT), first=f"{HAPPENS}    {hang}")(60)
+    assert ended == code and "Traceback" not in err, err
+    assert load_checkpoint(run / "checkpoint.pt").state["step"] <= 2
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, answer, write_cache, vocabulary):
+    """A dataset with 64 training pictures, and its cache."""
+    root = tmp_path_factory.mktemp("many")
+    write_world(root / "world", train=64, test=1, seed=4, workers=1)
+    annotations = open_dataset(root / "world").load("train")
+    answers = {one.image_id: answer(one) for one in annotations.annotations}
+    cache = write_cache(root / "cache", vocabulary, annotations.digest, answers)
+    return "--data", root / "world", "--cache", cache
+
+
+FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+"""
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fails", range(4))
+def test_workers_that_cannot_be_started(make, monkeypatch, fails):
+    """After each number of workers the next one finds no file descriptor."""
+    whole, begun = multiprocessing.Process.start, []
+
+    def begin(self):
+        if len(begun) == fails:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        begun.append(self)
+        whole(self)
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", begin)
+    options = {"num_workers": 4, "collate_fn": list, "worker_init_fn": start_work}
+    loader = DataLoader(make(), sampler=[(0, 1)] * 9, **options)
+    with pytest.raises(InputError, match="--workers") as caught, Batches(loader):
+        pass
+    assert "\n" not in str(caught.value) and os.strerror(errno.EMFILE) in str(caught.value)
+    assert len(begun) == fails and multiprocessing.active_children() == []
+
+
+def test_too_few_open_files_end_the_run(start, student_words, many, tmp_path):
+    options = ("--batch-size", 32, "--workers", 8)
+    first = FEW_FILES.replace("256", "40")
+    code, _, err = start(student_words(tmp_path / "run", *many, *options), first=first)(60)
+    assert code == 2 and "Traceback" not in err and "Exception ignored" not in err, err
+    assert "--workers" in err.splitlines()[-1]
+
+
+def test_few_open_files_are_enough(start, student_words, many, tmp_path):
+    options = ("--batch-size", 64, "--epochs", 3, "--workers", 8)
+    code, _, err = start(student_words(tmp_path / "run", *many, *options), first=FEW_FILES)(120)
+    assert code == 0 and "This DataLoader" not in err, err
+
+
+SMALL_MEMORY = """
+mount -t tmpfs -o size={size} none /dev/shm && exec "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "fit"), [("1m", "0 workers"), ("16m", "2 workers with 1")])
+def test_little_shared_memory_takes_fewer_workers(student_words, many, tmp_path, size, fit):
+    options = ("--batch-size", 64, "--epochs", 2, "--workers", 8)
+    words = student_words(tmp_path / "run", *many, *options)
+    inside = ["unshare", "-rm", "sh", "-ec", SMALL_MEMORY.format(size=size), "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("a mount of one's own is not allowed here")
+    program = [sys.executable, "-c", "from student.cli import main; main()"]
+    ended = subprocess.run(
+        [*inside, *program, *map(str, words)], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    (told,) = [line for line in ended.stdout.splitlines() if line.startswith("/dev/shm: ")]
+    assert fit in told

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+
+import student
+from pipeline.splits import load_split
+from pipeline.utils.errors import InputError
+from student.config import preset
+from student.models.detector import HOIDetector
+from student.weights.checkpoint_file import (
+    FORMAT,
+    Checkpoint,
+    checkpoint_path,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from student.weights.load import load_model
+from student.weights.published import to_published
+
+
+@pytest.fixture
+def checkpoint(vocabulary):
+    torch.manual_seed(3)
+    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    weights = HOIDetector(recipe.model).state_dict()
+    return Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), weights, {"step": 7})
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path):
+    """A run folder."""
+    save_checkpoint(tmp_path / "run" / "checkpoint.pt", checkpoint)
+    return tmp_path / "run"
+
+
+def test_everything_comes_back(run, checkpoint):
+    found = load_checkpoint(run / "checkpoint.pt")
+    assert found.recipe == checkpoint.recipe and found.state == {"step": 7}
+    assert found.vocabulary.digest() == checkpoint.vocabulary.digest()
+    assert (found.split.name, found.split.unseen) == ("ua", checkpoint.split.unseen)
+    np.testing.assert_array_equal(found.split.asked_verbs, checkpoint.split.asked_verbs)
+    assert found.weights.keys() == checkpoint.weights.keys()
+    assert all(torch.equal(value, checkpoint.weights[n]) for n, value in found.weights.items())
+
+
+def test_a_run_and_its_checkpoint_open_the_same_detector(run, checkpoint):
+    image = [torch.randn(3, 128, 128)]
+    expected = restore(checkpoint, run)(image)
+    for path in (run, str(run), run / "checkpoint.pt"):
+        model = load_model(path)
+        assert isinstance(model, HOIDetector) and not model.training
+        outputs = model(image)
+        for name in expected:
+            if name.startswith("pred_"):
+                assert torch.equal(outputs[name], expected[name]), name
+
+
+def test_the_package_offers_it(run):
+    assert not student.load_model(run).training
+
+
+def test_a_published_checkpoint_opens_too(build, small_config, tmp_path):
+    model = build(small_config)
+    torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
+    found = load_model(tmp_path / "published.pth")
+    assert not found.training and found.config == small_config
+    images = [torch.randn(3, 64, 64), torch.randn(3, 71, 50), torch.randn(3, 33, 97)]
+    expected, outputs = model(images), found(images)
+    for name in expected:
+        if name.startswith("pred_"):
+            assert outputs[name].shape[:2] == (3, small_config.num_queries)
+            assert torch.equal(outputs[name], expected[name]), name
+
+
+def test_an_interrupted_write_leaves_the_old_one(run, checkpoint, monkeypatch):
+    before = (run / "checkpoint.pt").read_bytes()
+
+    def half(value, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(run / "checkpoint.pt", checkpoint)
+    assert (run / "checkpoint.pt").read_bytes() == before
+    assert [path.name for path in run.iterdir()] == ["checkpoint.pt"]
+
+
+def test_where_a_checkpoint_lies(tmp_path):
+    assert checkpoint_path(tmp_path) == tmp_path / "checkpoint.pt"
+    assert checkpoint_path(tmp_path / "a.pt") == tmp_path / "a.pt"
+
+
+@pytest.mark.parametrize("load", [load_model, load_checkpoint])
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_one_line(run, share, load):
+    file = run / "checkpoint.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=r"found (a|an|data) ") as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("gone", "gone: no such"), (".", r"checkpoint.pt: no such")],
+)
+def test_nothing_there(tmp_path, path, says):
+    with pytest.raises(InputError, match=says):
+        load_model(tmp_path / path)
+
+
+def without(name):
+    return lambda value: value.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda value: value.update(format="eoid-student-9"), f"format: expected {FORMAT}, found"),
+        (without("recipe"), r"recipe: expected.*found None"),
+        (without("model"), "model: expected"),
+        (without("state"), "state: expected"),
+        (lambda value: value["recipe"].pop("losses"), "recipe: expected"),
+        (lambda value: value["recipe"]["train"].update(speed=1), r"recipe.train: expected"),
+        (lambda value: value["vocabulary"].pop("verbs"), "verbs"),
+        (lambda value: value["split"].pop("unseen"), "split: expected"),
+    ],
+)
+def test_odd_content_names_file_and_field(run, damage, says):
+    file = run / "checkpoint.pt"
+    value = torch.load(file, weights_only=True)
+    damage(value)
+    torch.save(value, file)
+    with pytest.raises(InputError, match=says) as caught:
+        load_checkpoint(file)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda weights: weights.pop("verb_head.bias"),
+        lambda weights: weights.update(surplus=torch.ones(1)),
+        lambda weights: weights.update({"verb_head.bias": torch.ones(3)}),
+    ],
+)
+def test_weights_of_another_model_are_one_line(run, damage):
+    file = run / "checkpoint.pt"
+    value = torch.load(file, weights_only=True)
+    damage(value["model"])
+    torch.save(value, file)
+    with pytest.raises(InputError, match="model: expected") as caught:
+        load_model(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_later_format_is_named(run):
+    file = run / "checkpoint.pt"
+    torch.save({**torch.load(file, weights_only=True), "format": "eoid-student-2"}, file)
+    with pytest.raises(InputError, match="format: expected eoid-student-1, found eoid-student-2"):
+        load_model(run)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    torch.save({"format": FORMAT, "recipe": print}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match=r"evil\.pt: .*print"):
+        load_model(tmp_path / "evil.pt")
+
+
+def test_other_forms_are_not_ours(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match=f"format: expected {FORMAT}, found list"):
+        load_checkpoint(tmp_path / "list.pt")

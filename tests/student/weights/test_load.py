@@ -1,0 +1,110 @@
+import argparse
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.splits import load_split
+from pipeline.utils.errors import InputError
+from pipeline.vocabulary import load_vocabulary
+from student.config import preset
+from student.engine.evaluate import evaluate_checkpoint
+from student.inference.postprocess import to_detections
+from student.weights.checkpoint_file import Checkpoint, save_checkpoint
+from student.weights.load import open_student
+from student.weights.published import to_published
+
+
+@pytest.fixture(scope="module")
+def model(build, small_config, vocabulary):
+    """A small model with as many classes as the world has."""
+    classes = {"num_objects": vocabulary.num_objects, "num_verbs": vocabulary.num_verbs}
+    return build(replace(small_config, **classes))
+
+
+@pytest.fixture
+def published(model, tmp_path):
+    """`published(**more)` writes a checkpoint in the published form."""
+
+    def write(**more):
+        torch.save({"model": to_published(model.state_dict()), **more}, tmp_path / "eoid_ua.pth")
+        return tmp_path / "eoid_ua.pth"
+
+    return write
+
+
+def test_a_published_checkpoint_takes_the_datasets_classes(published, model, vocabulary):
+    opened = open_student(published(), vocabulary)
+    assert not opened.ours and opened.split.name == "full" and not opened.model.training
+    assert opened.recipe.model == model.config == opened.model.config
+    assert opened.recipe.train.augmentation == "published"
+    for name, value in model.state_dict().items():
+        assert torch.equal(opened.model.state_dict()[name], value)
+
+
+def test_heads_that_only_people_know(published, vocabulary):
+    assert open_student(published(), vocabulary, 4).model.config.num_heads == 4
+    file = published(args=argparse.Namespace(nheads=2))
+    assert open_student(file, vocabulary).model.config.num_heads == 2
+
+
+def test_other_counts_are_another_vocabulary(published, vocabulary):
+    fewer = replace(vocabulary, verbs=vocabulary.verbs[:-1])
+    with pytest.raises(
+        InputError, match=r"eoid_ua\.pth: expected 9 objects and 10 verbs, as world"
+    ):
+        open_student(published(), fewer)
+
+
+def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_config, tmp_path):
+    vcoco = load_vocabulary("vcoco")
+    file = tmp_path / "cdn_vcoco.pth"
+    config = replace(small_config, num_verbs=vcoco.num_verbs, num_objects=vcoco.num_objects + 1)
+    torch.save({"model": to_published(build(config).state_dict())}, file)
+    opened = open_student(file, vcoco)
+    assert opened.model.config.num_objects == 81
+    with pytest.raises(InputError, match="expected 80 objects and 29 verbs"):
+        open_student(file, replace(vcoco, roles=()))
+    outputs = opened.model([torch.zeros(3, 64, 64)])
+    # One query is sure that its verb has no object, all others hold no pair.
+    logits = torch.zeros(1, config.num_queries, 82)
+    logits[..., 81] = 50.0
+    logits[0, 2, 80] = 100.0
+    outputs["pred_object_logits"] = logits
+    outputs["pred_verb_logits"] = torch.full_like(outputs["pred_verb_logits"], -9.0)
+    outputs["pred_verb_logits"][0, 2, 4] = 9.0
+    (found,) = to_detections(outputs, ["a.jpg"], [(64, 64)], vcoco)
+    assert found.scores[0] > 0.99 > 0.01 > found.scores[1]
+    assert found.hois[0, 1] == -1 and found.hois[0, 2] == 4
+
+
+def test_a_run_of_ours_says_everything(build, vocabulary, tmp_path):
+    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    weights = build(recipe.model).state_dict()
+    split = load_split(vocabulary, "uc")
+    file = tmp_path / "checkpoint.pt"
+    save_checkpoint(file, Checkpoint(recipe, vocabulary, split, weights, {}))
+    opened = open_student(file, vocabulary)
+    assert opened.ours and opened.recipe == recipe and opened.split.unseen == split.unseen
+    other = replace(vocabulary, name="other", verbs=("mount", *vocabulary.verbs[1:]))
+    with pytest.raises(InputError, match="student of the vocabulary other, found world"):
+        open_student(file, other)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, [1]])
+def test_other_files(tmp_path, vocabulary, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: content: expected"):
+        open_student(tmp_path / "a.pth", vocabulary)
+
+
+def test_evaluating_a_published_checkpoint(published, dataset, dataset_root, tmp_path):
+    file = published(epoch=89, args=argparse.Namespace(nheads=8))
+    results = evaluate_checkpoint(file, dataset_root, None, None, "cpu", 0, False)
+    out = tmp_path / "eoid_ua-evaluation"
+    assert {path.name for path in out.iterdir()} >= {"predictions.json", "results.json"}
+    assert (results.name, results.split, results.training_split) == ("eoid_ua", "full", None)
+    assert results.distillation is results.seed is results.protocol is None
+    assert results.num_images == len(dataset.load("test").annotations)
+    with pytest.raises(InputError, match=r"results\.json: exists"):
+        evaluate_checkpoint(file, dataset_root, "ua", None, "cpu", 0, False)

@@ -1,0 +1,293 @@
+import argparse
+import json
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.utils.errors import InputError
+from student.config import StudentConfig
+from student.models.detector import HOIDetector
+from student.weights.published import (
+    config_from_shapes,
+    from_published,
+    is_published,
+    load_published,
+    model_from_published,
+    to_published,
+)
+
+TOLERANCE = 2e-4
+GOLDEN_NAMES = {
+    "pred_obj_logits": "pred_object_logits",
+    "pred_verb_logits": "pred_verb_logits",
+    "pred_sub_boxes": "pred_human_boxes",
+    "pred_obj_boxes": "pred_object_boxes",
+    "pred_is_logits": "pred_interactive_logits",
+    "pred_matching_logits": "pred_matching_logits",
+}
+
+
+def made_up(name, shape):
+    random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    x = random.standard_normal(shape).astype(np.float32)
+    if name.endswith("running_var"):
+        return 1 + 0.1 * np.abs(x)
+    if name.endswith(("running_mean", ".bias")):
+        return 0.05 * x
+    if len(shape) == 1:
+        return 1 + 0.1 * x
+    gain = 0.5 if len(shape) == 4 else 1.0
+    return (x * np.sqrt(gain / np.prod(shape[1:]))).astype(np.float32)
+
+
+def published_arguments(flags):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nheads", type=int, default=8)
+    return parser.parse_known_args(flags)[0]
+
+
+@pytest.fixture(scope="module")
+def small(build, small_config):
+    return build(small_config)
+
+
+def published(model, change=lambda state: None, **more):
+    state = to_published(model.state_dict())
+    change(state)
+    return {"model": state, **more}
+
+
+@pytest.mark.golden("forward_*.npz")
+def test_golden_forward(golden_file, tmp_path):
+    golden = np.load(golden_file)
+    meta = json.loads(str(golden["meta"]))
+    state = {
+        name: torch.from_numpy(np.asarray(made_up(name, shape), dtype=np.float32))
+        for name, shape in meta["entries"]
+    }
+    content = {"model": state}
+    content["args"] = published_arguments(meta["args"])
+    torch.save(content, tmp_path / "published.pth")
+    model = load_published(tmp_path / "published.pth")
+    random = np.random.RandomState(meta["image_seed"])
+    images = [
+        torch.from_numpy(random.uniform(-2, 2, (3, height, width)).astype(np.float32))
+        for height, width in meta["sizes"]
+    ]
+    with torch.no_grad():
+        outputs = model(images)
+    keys = [key for key in golden.files if key != "meta"]
+    layers = {"": outputs, **{f"aux{i}.": aux for i, aux in enumerate(outputs["aux_outputs"])}}
+    expected = {
+        f"{i}{name}" for i in layers for name, our in GOLDEN_NAMES.items() if our in outputs
+    }
+    assert set(keys) == expected
+    for key in keys:
+        prefix, name = key.rsplit(".", 1) if "." in key else ("", key)
+        ours = layers[prefix + "." if prefix else ""][GOLDEN_NAMES[name]].numpy()
+        assert ours.shape == golden[key].shape
+        assert np.abs(ours - golden[key]).max() <= TOLERANCE, key
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("matching_head", [False, True])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_sizes_come_back_from_shapes(backbone, matching_head, pre_norm):
+    config = StudentConfig(
+        num_objects=3,
+        num_verbs=4,
+        num_queries=5,
+        backbone=backbone,
+        hidden_dim=16,
+        feedforward_dim=24,
+        num_encoder_layers=0 if matching_head else 2,
+        num_human_object_layers=1,
+        num_interaction_layers=3,
+        pre_norm=pre_norm,
+        matching_head=matching_head,
+    )
+    with torch.device("meta"):
+        state = HOIDetector(config).state_dict()
+    theirs = to_published(state)
+    assert config_from_shapes(theirs) == config
+    renamed, unknown = from_published(theirs)
+    assert unknown == [] and list(renamed) == list(state)
+
+
+def published_names(detr, config):
+    """Names of the published model's entries: DETR's, its decoder twice, and heads of its own."""
+    heads = ["obj_class_embed", "verb_class_embed", "is_embed"]
+    names = [
+        name
+        for name in detr
+        if not name.startswith(("bbox_embed", "class_embed", "transformer.decoder."))
+    ]
+    layers = {
+        "decoder": config.num_human_object_layers,
+        "interaction_decoder": config.num_interaction_layers,
+    }
+    for decoder, count in layers.items():
+        for name in detr:
+            inside = name.removeprefix("transformer.decoder.")
+            if name != inside and (inside.startswith("norm") or int(inside.split(".")[1]) < count):
+                names.append(f"transformer.{decoder}.{inside}")
+    boxes = [f"{who}_bbox_embed.layers.{n}" for who in ("sub", "obj") for n in range(3)]
+    matching = ["matching_embed"] if config.matching_head else []
+    linear = [*heads, *boxes, *matching]
+    return names + [f"{name}.{kind}" for name in linear for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize(("pairs", "actions"), [(3, 3), (2, 4), (4, 1)])
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("matching_head", [False, True])
+def test_entries_have_the_published_names(
+    detr_state, small_config, matching_head, pre_norm, pairs, actions
+):
+    config = replace(
+        small_config,
+        num_encoder_layers=4,
+        num_human_object_layers=pairs,
+        num_interaction_layers=actions,
+        pre_norm=pre_norm,
+        matching_head=matching_head,
+    )
+    with torch.device("meta"):
+        state = to_published(HOIDetector(config).state_dict())
+        detr = detr_state(layers=4, pre_norm=pre_norm)
+    assert sorted(state) == sorted(published_names(detr, config))
+    theirs = {name: value.shape for name, value in detr.items() if name in state}
+    theirs.pop("query_embed.weight")
+    assert theirs == {name: state[name].shape for name in theirs}
+
+
+def test_loaded_model_equals_the_saved_one(small, small_config, tmp_path):
+    arguments = argparse.Namespace(nheads=4, lr=1e-4)
+    torch.save(published(small, epoch=3, args=arguments), tmp_path / "a.pth")
+    loaded = load_published(tmp_path / "a.pth")
+    assert not loaded.training and loaded.config == replace(small_config, num_heads=4)
+    for name, tensor in small.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("form", ["module.", "model.", "bare", "safetensors"])
+def test_every_file_form_gives_the_same_model(small, tmp_path, form):
+    state, file = to_published(small.state_dict()), tmp_path / "a.pth"
+    if form == "safetensors":
+        save_file(state, file)
+    else:
+        prefix = "" if form == "bare" else form
+        wrapped = {prefix + name: value for name, value in state.items()}
+        torch.save(wrapped if form == "bare" else {"model": wrapped}, file)
+    loaded = load_published(file).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "heads"),
+    [
+        (None, None, 8),
+        (None, 4, 4),
+        ({"nheads": 4}, None, 4),
+        (argparse.Namespace(nheads=4), 4, 4),
+        (argparse.Namespace(lr=1e-4), 2, 2),
+    ],
+)
+def test_attention_heads_as_far_as_anything_tells(small, arguments, asked, heads):
+    content = published(small, args=arguments)
+    assert model_from_published(content, "a.pth", asked).config.num_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "says"),
+    [
+        ({"nheads": 4}, 8, "args.nheads: expected 8 as asked for, found 4"),
+        ({"nheads": "four"}, None, r"args.nheads: expected.*found four"),
+        ({}, 5, "hidden_dim: expected a multiple of 4 and of num_heads"),
+    ],
+)
+def test_attention_heads_that_cannot_be(small, arguments, asked, says):
+    with pytest.raises(InputError, match=rf"a\.pth: {says}"):
+        model_from_published(published(small, args=arguments), "a.pth", asked)
+
+
+def test_cdn_has_no_interactive_head(small):
+    def without(state):
+        del state["is_embed.weight"], state["is_embed.bias"]
+
+    outputs = model_from_published(published(small, without), "cdn.pth")([torch.zeros(3, 32, 32)])
+    assert not outputs["pred_interactive_logits"].any()
+
+
+def drop(name):
+    return lambda state: state.pop(name)
+
+
+def put(name, tensor):
+    return lambda state: state.update({name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("stage2_decoder.norm.weight", torch.ones(3)), ["only entries", "stage2_decoder"]),
+        (put("encoder.norm.weight", torch.ones(3)), ["only entries", "encoder.norm"]),
+        (put("transformer.decoder.extra", torch.ones(3)), ["only entries", "decoder.extra"]),
+        (drop("query_embed.weight"), ["query_embed.weight"]),
+        (drop("is_embed.bias"), ["missing is_embed.bias"]),
+        (drop("transformer.decoder.layers.1.norm1.bias"), ["decoder.layers.1.norm1.bias"]),
+        (put("input_proj.bias", torch.ones(3)), ["input_proj.bias", "[32]", "[3]"]),
+        (put("query_embed.weight", torch.ones(3)), ["query_embed.weight", "2 dimensions", "[3]"]),
+        (put("query_embed.weight", torch.ones(3, 30)), ["hidden_dim", "30"]),
+        (put("query_embed.weight", "x"), ["query_embed.weight", "a tensor"]),
+        (drop("backbone.0.body.layer4.1.conv1.weight"), ["layer4.1.conv1.weight"]),
+        (put("backbone.0.body.layer4.2.conv1.weight", torch.ones(1)), ["backbone", "[2, 2, 2, 3]"]),
+    ],
+)
+def test_wrong_entries_are_named(small, change, words):
+    with pytest.raises(InputError) as error:
+        model_from_published(published(small, change), "a.pth")
+    message = str(error.value)
+    assert message.startswith("a.pth: ") and "\n" not in message
+    assert all(word in message for word in words)
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [1], {"model": {}}, {"model": {"a": torch.ones(1)}}, {"model": Code()}],
+)
+def test_other_files_are_refused(tmp_path, content, capsys):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: "):
+        load_published(tmp_path / "a.pth")
+    assert capsys.readouterr().out == ""
+    assert isinstance(content, list) or not is_published(content)
+
+
+@pytest.mark.parametrize("text", [None, b"", b"no checkpoint", b"PK\x03\x04"])
+def test_unreadable_files_are_one_line(tmp_path, text):
+    if text is not None:
+        (tmp_path / "a.pth").write_bytes(text)
+    with pytest.raises(InputError) as error:
+        load_published(tmp_path / "a.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_dilated_backbone_is_refused(small):
+    content = published(small, args=argparse.Namespace(dilation=True))
+    with pytest.raises(InputError, match="dilation"):
+        model_from_published(content, "a.pth")
+
+
+def test_a_model_with_queries_from_pairs_has_no_published_form(build, world_config):
+    model = build(world_config)
+    with pytest.raises(InputError, match="no place for"):
+        to_published(model.state_dict())

@@ -1,0 +1,74 @@
+import pickle
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from pipeline.utils.errors import InputError
+from teacher_cache.build import build
+from teacher_cache.extraction import task as shards
+from teacher_cache.extraction.inputs import forget_sources
+from teacher_cache.extraction.task import make_shard
+from teacher_cache.reader.format import MANIFEST, SHARDS
+
+
+@pytest.fixture
+def tasks(dataset, build_config, finished, monkeypatch):
+    """The tasks of a build whose folder is claimed, before any shard is made."""
+    taken = []
+    monkeypatch.setattr(
+        "teacher_cache.build.run_tasks", lambda tasks, *_: taken.extend(tasks) or []
+    )
+    config = build_config(dataset)
+    shutil.copytree(finished, config.out)
+    (config.out / MANIFEST).unlink()
+    for path in (config.out / SHARDS).iterdir():
+        path.unlink()
+    build(config)
+    yield taken
+    forget_sources()
+
+
+def test_a_task_is_small_and_travels(tasks, finished):
+    assert [task.path.name for task in tasks] == ["00000.h5", "00001.h5", "00002.h5"]
+    assert [len(task) for task in tasks] == [3, 3, 1]
+    packed = pickle.dumps(tasks[1])
+    assert len(packed) < 4000
+    forget_sources()
+    record = make_shard(pickle.loads(packed))
+    assert record.name == "00001.h5" and len(record.images) == 3
+    made = (finished / SHARDS / "00001.h5").read_bytes()
+    assert tasks[1].path.read_bytes() == made
+
+
+def test_a_finished_shard_is_not_made_again(tasks, monkeypatch):
+    record = make_shard(tasks[0])
+    monkeypatch.setattr(shards, "ask", None)
+    counted = []
+    assert make_shard(tasks[0], counted.append) == record
+    assert counted == [3]
+
+
+def test_absolute_sources_are_the_same(tasks, monkeypatch, tmp_path):
+    sources = tasks[0].sources
+    monkeypatch.chdir(sources.dataset.parent)
+    weights = sources.detector.weights
+    relative = replace(
+        sources,
+        dataset=sources.dataset.relative_to(sources.dataset.parent),
+        detector=replace(sources.detector, weights=f"world/{weights.rpartition('/')[2]}"),
+        clip=replace(sources.clip, model="world/teacher"),
+    )
+    assert relative.absolute() == sources
+    named = replace(sources, clip=replace(sources.clip, model="ViT-B-32", weights="openai"))
+    assert named.absolute() == named
+
+
+def test_a_worker_that_finds_other_inputs_stops(tasks):
+    forget_sources()
+    annotations = tasks[0].sources.dataset / "annotations/trainval_hico.json"
+    annotations.write_text(annotations.read_text() + "\n")
+    with pytest.raises(InputError, match="other inputs than the builder") as caught:
+        make_shard(tasks[0])
+    assert "(annotations: " in str(caught.value) and "\n" not in str(caught.value)
+    assert not tasks[0].path.exists()

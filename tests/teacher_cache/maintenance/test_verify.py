@@ -1,0 +1,389 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import run_command
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import sha256_of_file, write_json
+from teacher_cache.build import build
+from teacher_cache.cli import main
+from teacher_cache.maintenance import verify as repair_module
+from teacher_cache.maintenance.rescore import RescoreConfig, rescore
+from teacher_cache.maintenance.verify import SET_ASIDE, VerifyConfig, examine, verify
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
+from teacher_cache.writer.checksum import SEAL
+from teacher_cache.writer.lock import hold
+from teacher_cache.writer.shard import write_shard
+
+FILES = [MANIFEST, PLAN, TEACHER, *(f"{SHARDS}/0000{number}.h5" for number in range(3))]
+
+
+@pytest.fixture
+def cache(finished, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(finished, tmp_path / "cache")
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): sha256_of_file(path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def found(folder):
+    """Problems by file."""
+    return {problem.name: problem.what for problem in examine(folder).problems}
+
+
+def test_a_whole_cache(cache):
+    said = []
+    verify(VerifyConfig(cache), said.append)
+    assert len(said) == 1 and "7 images in 3 shards" in said[0]
+    assert found(cache) == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_byte_is_found(cache, name):
+    path = cache / name
+    content = path.read_bytes()
+    rng = np.random.default_rng(len(name))
+    places = {0, len(content) - 1, *rng.integers(0, len(content), 40).tolist()}
+    for place in sorted(places):
+        damaged = bytearray(content)
+        damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        assert name in found(cache), place
+    path.write_bytes(content)
+    assert found(cache) == {}
+
+
+def spaced(content):
+    return json.dumps(json.loads(content)).encode()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        (lambda content: content[:-1], "is cut off"),
+        (lambda content: content[: len(content) // 2], "is cut off"),
+        (lambda content: b"", "is empty"),
+        (lambda content: content + b"\n", "is too long"),
+        (lambda content: b"something else", ""),
+        (None, "is missing"),
+    ],
+)
+def test_files_that_are_cut_off_replaced_or_gone(cache, name, change, what):
+    path = cache / name
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    if name == MANIFEST and change is None:
+        return
+    problems = found(cache)
+    assert name in problems
+    if name.startswith(SHARDS):
+        assert what in problems[name]
+        assert problems.keys() == {name}
+    with pytest.raises(InputError) as caught:
+        verify(VerifyConfig(cache), lambda line: None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, PLAN])
+def test_the_same_json_with_other_spaces_is_damage(cache, name):
+    (cache / name).write_bytes(spaced((cache / name).read_bytes()))
+    assert name in found(cache)
+
+
+def test_swapped_shards(cache):
+    first, second = (cache / SHARDS / name for name in ("00000.h5", "00001.h5"))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    assert found(cache) == {
+        "shards/00000.h5": "holds what belongs into shards/00001.h5",
+        "shards/00001.h5": "holds what belongs into shards/00000.h5",
+    }
+
+
+def test_what_is_too_much(cache):
+    shutil.copy(cache / SHARDS / "00000.h5", cache / SHARDS / "00003.h5")
+    (cache / SHARDS / "notes.txt").write_text("mine")
+    (cache / SHARDS / ".00001.h5.12ab.tmp").write_bytes(b"half")
+    (cache / f".{MANIFEST}.12ab.tmp").write_bytes(b"half")
+    (cache / "README").write_text("a file beside a cache is nobody's business")
+    assert set(found(cache)) == {
+        "shards/00003.h5",
+        "shards/notes.txt",
+        "shards/.00001.h5.12ab.tmp",
+        f".{MANIFEST}.12ab.tmp",
+    }
+
+
+def edited(cache, **changes):
+    value = json.loads((cache / MANIFEST).read_text())
+    write_json(cache / MANIFEST, {**value, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, name, what",
+    [
+        ({"format_version": 2}, MANIFEST, "format_version: expected 1, found 2"),
+        ({"fingerprint": "0" * 64}, MANIFEST, "fingerprint: expected the digest of parts"),
+        ({"failed": {"x": "y"}}, MANIFEST, "its own checksum does not fit"),
+        ({"shards": [7]}, MANIFEST, "shards[0]: expected fields"),
+    ],
+)
+def test_an_edited_manifest(cache, changes, name, what):
+    edited(cache, **changes)
+    assert what in found(cache)[name]
+
+
+def early(cache):
+    """The cache as an early version wrote it: checksums of shards only."""
+    for name in (MANIFEST, PLAN):
+        value = json.loads((cache / name).read_text())
+        for added in ("vocabulary", "files", "images", SEAL):
+            value.pop(added, None)
+        if name == MANIFEST:
+            value.pop("settings")
+            for entry in value["shards"]:
+                del entry["bytes"]
+        write_json(cache / name, value)
+
+
+def test_an_early_cache_is_whole_too(cache):
+    early(cache)
+    assert found(cache) == {}
+    verify(VerifyConfig(cache), lambda line: None)
+
+
+@pytest.mark.parametrize("name", [TEACHER, "shards/00001.h5"])
+def test_damage_of_an_early_cache(cache, name):
+    early(cache)
+    content = (cache / name).read_bytes()
+    (cache / name).write_bytes(content[:-200])
+    assert found(cache).keys() == {name}
+
+
+def test_an_early_manifest_with_swapped_entries(cache):
+    early(cache)
+    value = json.loads((cache / MANIFEST).read_text())
+    first, second = value["shards"][:2]
+    first["images"], second["images"] = second["images"], first["images"]
+    write_json(cache / MANIFEST, value)
+    assert "not those of the shard" in found(cache)[MANIFEST]
+
+
+def test_shards_of_another_cache_under_a_fitting_manifest(cache):
+    early(cache)
+    path = cache / SHARDS / "00001.h5"
+    write_shard(path, "f" * 64, [], [], {}, 11)
+    value = json.loads((cache / MANIFEST).read_text())
+    value["shards"][1]["sha256"] = sha256_of_file(path)
+    write_json(cache / MANIFEST, value)
+    assert "belongs to another cache" in found(cache)["shards/00001.h5"]
+
+
+def flip(path, place=-50):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["shards/00001.h5"],
+        ["shards/00000.h5", "shards/00002.h5"],
+        [TEACHER],
+        [PLAN],
+        [MANIFEST],
+        [MANIFEST, "shards/00001.h5"],
+        [PLAN, TEACHER, "shards/00001.h5"],
+        FILES[2:],
+    ],
+)
+@pytest.mark.parametrize("damage", [flip, lambda path: path.unlink()])
+def test_repair_restores_every_byte(cache, finished, names, damage):
+    for name in names:
+        # A finished cache without manifest is an unfinished one: told apart below.
+        (flip if name == MANIFEST else damage)(cache / name)
+    times = {
+        name: (cache / name).stat().st_mtime_ns
+        for name in FILES
+        if name not in names and name.startswith(SHARDS)
+    }
+    said = []
+    verify(VerifyConfig(cache, repair=True), said.append)
+    # The plan names the folder that it stands in.
+    wanted = contents(finished)
+    now = contents(cache)
+    for name in FILES[2:]:
+        assert now[name] == wanted[name]
+    assert times == {name: (cache / name).stat().st_mtime_ns for name in times}
+    assert found(cache) == {} and not (cache / SET_ASIDE).exists()
+    for name in names:
+        assert any(line.startswith(f"{name}: ") for line in said), said
+    assert not any("other bytes" in line for line in said)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, PLAN])
+def test_plan_and_manifest_are_made_from_each_other_without_models(
+    cache, finished, monkeypatch, name
+):
+    monkeypatch.setattr(repair_module, "remake", lambda *_: pytest.fail("asks again"))
+    flip(cache / name)
+    verify(VerifyConfig(cache, repair=True), lambda line: None)
+    assert contents(cache) == contents(finished)
+
+
+def test_what_is_left_over_goes_without_models(cache, finished, monkeypatch):
+    monkeypatch.setattr(repair_module, "remake", lambda *_: pytest.fail("asks again"))
+    (cache / SHARDS / ".00001.h5.12ab.tmp").write_bytes(b"half")
+    shutil.copy(cache / SHARDS / "00000.h5", cache / SHARDS / "00003.h5")
+    verify(VerifyConfig(cache, repair=True), lambda line: None)
+    assert contents(cache) == contents(finished)
+
+
+def test_swapped_shards_are_repaired(cache, finished):
+    first, second = (cache / SHARDS / name for name in ("00000.h5", "00001.h5"))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    verify(VerifyConfig(cache, repair=True), lambda line: None)
+    assert contents(cache / SHARDS) == contents(finished / SHARDS)
+
+
+def test_both_descriptions_damaged(cache):
+    flip(cache / PLAN)
+    flip(cache / MANIFEST)
+    with pytest.raises(InputError, match="are both damaged"):
+        verify(VerifyConfig(cache, repair=True), lambda line: None)
+
+
+@pytest.fixture
+def own(dataset, build_config):
+    """A cache of a dataset that the test may damage."""
+    config = build_config(dataset)
+    build(config)
+    return config
+
+
+def test_a_repair_that_fails_changes_nothing(own, dataset):
+    flip(own.out / SHARDS / "00001.h5")
+    before = contents(own.out)
+    shutil.move(dataset, dataset.with_name("moved"))
+    with pytest.raises(InputError, match="no such dataset folder; --data says where it is now"):
+        verify(VerifyConfig(own.out, repair=True), lambda line: None)
+    assert contents(own.out) == before
+    verify(VerifyConfig(own.out, True, dataset.with_name("moved")), lambda line: None)
+    assert found(own.out) == {}
+
+
+def test_a_repair_does_not_lose_answers(own, dataset):
+    flip(own.out / SHARDS / "00001.h5")
+    before = contents(own.out)
+    gone = open_cache(own.out).manifest["shards"][1]["images"][1]
+    (dataset / "images/train2015" / gone).unlink()
+    with pytest.raises(InputError, match=f"{gone}: cannot be asked about again: no such image"):
+        verify(VerifyConfig(own.out, repair=True), lambda line: None)
+    assert contents(own.out) == before
+
+
+def test_changed_annotations_are_told(own, dataset):
+    flip(own.out / SHARDS / "00001.h5")
+    file = dataset / "annotations/trainval_hico.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(InputError, match="annotations: "):
+        verify(VerifyConfig(own.out, repair=True), lambda line: None)
+
+
+def test_a_stopped_repair_is_taken_up(cache, finished):
+    aside = cache / SET_ASIDE
+    (aside / SHARDS).mkdir(parents=True)
+    flip(cache / SHARDS / "00002.h5")
+    for name in (MANIFEST, "shards/00002.h5"):
+        shutil.move(cache / name, aside / name)
+    with pytest.raises(InputError, match=r"unfinished: shards/00002\.h5 is missing"):
+        verify(VerifyConfig(cache), lambda line: None)
+    verify(VerifyConfig(cache, repair=True), lambda line: None)
+    assert contents(cache / SHARDS) == contents(finished / SHARDS)
+    assert not aside.exists()
+
+
+def test_the_manifest_of_jobs_on_one_folder(cache, finished):
+    (cache / MANIFEST).unlink()
+    said = []
+    verify(VerifyConfig(cache), said.append)
+    assert contents(cache) == contents(finished)
+    assert "all shards are there" in said[0]
+
+
+def test_an_unfinished_cache(cache, finished):
+    (cache / MANIFEST).unlink()
+    (cache / SHARDS / "00001.h5").unlink()
+    said = []
+    with pytest.raises(InputError, match="the cache is unfinished"):
+        verify(VerifyConfig(cache), said.append)
+    assert said == ["shards/00001.h5: is missing"]
+    assert not (cache / MANIFEST).exists()
+    verify(VerifyConfig(cache, repair=True), said.append)
+    assert contents(cache / SHARDS) == contents(finished / SHARDS)
+
+
+def test_an_unfinished_cache_with_a_damaged_plan(cache):
+    (cache / MANIFEST).unlink()
+    flip(cache / PLAN)
+    with pytest.raises(InputError, match=r"build\.json"):
+        verify(VerifyConfig(cache), lambda line: None)
+
+
+def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
+    out = tmp_path / "rescored"
+    rescore(RescoreConfig(finished, out, temperature=0.5))
+    before = contents(out)
+    flip(out / SHARDS / "00001.h5")
+    (out / TEACHER).unlink()
+    verify(VerifyConfig(out, repair=True), lambda line: None)
+    assert contents(out) == before
+
+
+def test_the_dataset_must_fit(cache, dataset):
+    verify(VerifyConfig(cache, dataset=dataset), lambda line: None)
+    file = dataset / "annotations/trainval_hico.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(InputError, match="does not fit this dataset: annotations"):
+        verify(VerifyConfig(cache, dataset=dataset), lambda line: None)
+
+
+def test_nothing_is_repaired_while_somebody_builds(cache):
+    flip(cache / SHARDS / "00001.h5")
+    with hold(cache), pytest.raises(InputError, match=r"another builder .* is at work here"):
+        verify(VerifyConfig(cache, repair=True), lambda line: None)
+    assert "shards/00001.h5" in found(cache)
+
+
+def test_no_cache(tmp_path):
+    with pytest.raises(InputError, match="expected a cache folder"):
+        verify(VerifyConfig(tmp_path), lambda line: None)
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match="expected a cache folder"):
+            verify(VerifyConfig(folder, repair=True), lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(cache):
+    flip(cache / SHARDS / "00001.h5")
+    done = run_command(main, "eoid-cache", "verify", cache)
+    assert done.returncode == 2
+    assert "shards/00001.h5: is damaged" in done.stdout
+    problem = done.stderr.splitlines()
+    assert len(problem) == 1 and "shards/00001.h5: is damaged" in problem[0]

@@ -1,0 +1,249 @@
+import json
+import multiprocessing
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+import teacher_cache
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import write_json
+from teacher_cache.reader import cache as reader
+from teacher_cache.reader.cache import TeacherText, open_cache
+from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER, plain_vocabulary
+from teacher_cache.writer.shard import finished_record, write_shard, write_teacher
+
+SHARD_IMAGES = [["a.jpg", "b.jpg"], [], ["c.jpg"]]
+
+
+@pytest.fixture
+def answers(make_answers, vocabulary):
+    verbs = vocabulary.num_verbs
+    return {
+        "a.jpg": make_answers(5, verbs, seed=1),
+        "b.jpg": make_answers(0, verbs, seed=2),
+        "c.jpg": make_answers(2, verbs, seed=3),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, answers, vocabulary):
+    """A finished cache of three images in three shards."""
+    parts = {"vocabulary": vocabulary.digest(), "annotations": "1" * 64}
+    fingerprint = fingerprint_of(parts)
+    (tmp_path / SHARDS).mkdir()
+    shards = []
+    for index, images in enumerate(SHARD_IMAGES):
+        path = tmp_path / SHARDS / f"{index:05d}.h5"
+        own = [answers[image] for image in images]
+        write_shard(path, fingerprint, images, own, {}, vocabulary.num_verbs)
+        shards.append(finished_record(path, fingerprint).to_dict())
+    text = TeacherText((("riding", "ride"), ("sitting", "sit")), np.eye(2, 6), 14.5)
+    write_teacher(tmp_path / TEACHER, fingerprint, text)
+    value = {"format_version": 1, "fingerprint": fingerprint, "parts": parts, "shards": shards}
+    write_json(tmp_path / MANIFEST, {**value, "failed": {"d.jpg": "no such image"}})
+    return tmp_path
+
+
+def same(found, wanted):
+    for name in vars(wanted.pairs):
+        np.testing.assert_array_equal(getattr(found.pairs, name), getattr(wanted.pairs, name))
+    np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=1e-3)
+    np.testing.assert_array_equal(found.regions, wanted.regions)
+    np.testing.assert_array_equal(found.region_boxes, wanted.region_boxes)
+    np.testing.assert_allclose(found.embeddings, wanted.embeddings, atol=2e-3)
+
+
+def test_round_trip(folder, answers):
+    cache = open_cache(folder)
+    assert len(cache) == 3
+    assert cache.image_ids == ["a.jpg", "b.jpg", "c.jpg"]
+    assert "a.jpg" in cache and "d.jpg" not in cache
+    assert cache.failed == {"d.jpg": "no such image"}
+    for image_id, wanted in answers.items():
+        same(cache[image_id], wanted)
+    with pytest.raises(KeyError):
+        cache["d.jpg"]
+
+
+def test_answers_are_the_callers_own(folder):
+    cache = open_cache(folder)
+    for array in (cache["a.jpg"].probabilities, cache["a.jpg"].pairs.human_boxes):
+        array[:] = 7
+    assert cache["a.jpg"].probabilities.max() < 7
+    assert cache["a.jpg"].probabilities.dtype == np.float32
+    assert cache["a.jpg"].pairs.object_labels.dtype == np.int64
+
+
+def test_a_cache_without_embeddings(folder, answers, vocabulary):
+    cache = open_cache(folder)
+    bare = replace(answers["c.jpg"], embeddings=None)
+    path = folder / SHARDS / "00002.h5"
+    write_shard(path, cache.fingerprint, ["c.jpg"], [bare], {}, vocabulary.num_verbs)
+    assert cache["c.jpg"].embeddings is None
+
+
+def test_few_shards_stay_open(folder, answers, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+    cache = open_cache(folder)
+    for image_id in ["a.jpg", "c.jpg", "a.jpg", "b.jpg"]:
+        same(cache[image_id], answers[image_id])
+
+
+def test_the_teachers_texts(folder):
+    text = open_cache(folder).teacher
+    assert text.prompts == (("riding", "ride"), ("sitting", "sit"))
+    assert text.logit_scale == 14.5
+    assert text.embeddings.dtype == np.float32
+    np.testing.assert_array_equal(text.embeddings, np.eye(2, 6))
+
+
+def total(cache, image_id):
+    return float(cache[image_id].probabilities.sum())
+
+
+def test_a_layout_is_read_once(folder, answers, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+    cache = open_cache(folder)
+    calls = []
+    read = reader.read_layout
+    monkeypatch.setattr(reader, "read_layout", lambda *of: calls.append(of) or read(*of))
+    for image_id in ["a.jpg", "c.jpg"] * 3:
+        same(cache[image_id], answers[image_id])
+    assert len(calls) == 2
+
+
+def test_embeddings_are_views_and_the_rest_is_not(folder):
+    answers = open_cache(folder)["a.jpg"]
+    assert answers.embeddings.dtype == np.float16
+    assert not answers.embeddings.flags.writeable and not answers.embeddings.flags.owndata
+    assert answers.probabilities.flags.writeable and answers.pairs.human_boxes.flags.writeable
+
+
+def read_in_pool(folder, method):
+    cache = open_cache(folder)
+    wanted = [total(cache, image_id) for image_id in cache.image_ids]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(partial(total, cache), cache.image_ids) == wanted
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_read_the_same(folder, method):
+    # The tests' process has threads, and a fork of it may copy a lock that one of them holds.
+    alone = multiprocessing.get_context("spawn").Process(target=read_in_pool, args=(folder, method))
+    alone.start()
+    alone.join(300)
+    assert alone.exitcode == 0
+
+
+def test_pickling_carries_no_data(folder):
+    cache = open_cache(folder)
+    cache["a.jpg"]
+    data = pickle.dumps(cache)
+    assert len(data) < 500
+    assert total(pickle.loads(data), "a.jpg") == total(cache, "a.jpg")
+
+
+def test_check_names_the_part_that_differs(folder, vocabulary):
+    cache = open_cache(folder)
+    cache.check()
+    cache.check(vocabulary, "1" * 64)
+    with pytest.raises(InputError, match=r"annotations: 111111111111, now 222222222222"):
+        cache.check(vocabulary, "2" * 64)
+    other = replace(vocabulary, verbs=(*vocabulary.verbs[:-1], "wave"))
+    with pytest.raises(InputError, match="does not fit this dataset: vocabulary"):
+        cache.check(other, "1" * 64)
+
+
+def test_check_of_the_part(folder):
+    cache = open_cache(folder)
+    cache.check(part="train")
+    cache.manifest["parts"]["part"] = "test"
+    with pytest.raises(InputError, match="does not fit this dataset: part: test, now train"):
+        cache.check(part="train")
+
+
+def test_the_vocabulary_of_an_early_cache_is_a_shipped_one(folder, vocabulary):
+    assert open_cache(folder).vocabulary == vocabulary
+
+
+def test_the_vocabulary_in_the_manifest(folder, vocabulary):
+    other = replace(vocabulary, name="mine", verbs=(*vocabulary.verbs[:-1], "wave"))
+    value = json.loads((folder / MANIFEST).read_text())
+    value["parts"]["vocabulary"] = other.digest()
+    value["fingerprint"] = fingerprint_of(value["parts"])
+    (folder / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(InputError, match="vocabulary: expected the words"):
+        _ = open_cache(folder).vocabulary
+    (folder / MANIFEST).write_text(json.dumps({**value, "vocabulary": plain_vocabulary(other)}))
+    found = open_cache(folder).vocabulary
+    assert found.verbs[-1] == "wave" and found.digest() == other.digest()
+    (folder / MANIFEST).write_text(
+        json.dumps({**value, "vocabulary": plain_vocabulary(vocabulary)})
+    )
+    with pytest.raises(InputError, match="vocabulary: expected the one whose digest"):
+        _ = open_cache(folder).vocabulary
+
+
+def test_an_unfinished_cache_is_refused(folder):
+    (folder / MANIFEST).rename(folder / "build.json")
+    with pytest.raises(InputError, match="unfinished"):
+        open_cache(folder)
+
+
+@pytest.mark.parametrize(
+    "damage, text",
+    [
+        (lambda path: path.unlink(), "found damage"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), "found damage"),
+        (lambda path: path.write_bytes(b"no HDF5 at all"), "found damage"),
+        (lambda path: write_shard(path, "other", [], [], {}, 3), "belongs to another cache"),
+        (lambda path: shutil.copy(path.with_name("00002.h5"), path), "expected the images of"),
+    ],
+)
+def test_a_damaged_shard_is_one_clear_line(folder, damage, text):
+    damage(folder / SHARDS / "00000.h5")
+    cache = open_cache(folder)
+    with pytest.raises(InputError, match=text) as caught:
+        cache["a.jpg"]
+    assert "00000.h5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_point_nowhere_are_refused_every_time(folder, answers, vocabulary):
+    cache = open_cache(folder)
+    wrong = replace(answers["c.jpg"], regions=np.array([0, 99]))
+    path = folder / SHARDS / "00002.h5"
+    write_shard(path, cache.fingerprint, ["c.jpg"], [wrong], {}, vocabulary.num_verbs)
+    cache.layout(2)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"00002\.h5: .*pairs/region points at what is not"):
+            cache["c.jpg"]
+
+
+def test_another_format_version_is_refused(folder):
+    value = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**value, "format_version": 2}))
+    with pytest.raises(InputError, match="format_version: expected 1, found 2"):
+        open_cache(folder)
+
+
+def test_the_package_offers_the_reader(folder):
+    assert teacher_cache.open_cache(folder).image_ids == ["a.jpg", "b.jpg", "c.jpg"]
+    assert teacher_cache.TeacherCache is reader.TeacherCache
+    assert not hasattr(teacher_cache, "write_cache")
+
+
+def test_reading_needs_numpy_and_h5py_only(folder):
+    code = (
+        "import sys, teacher_cache\n"
+        f"teacher_cache.open_cache({str(folder)!r})['a.jpg']\n"
+        "assert not {'torch', 'open_clip', 'dask', 'PIL'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,155 @@
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.utils.errors import InputError
+from teacher_cache.reader.format import PAIR_DATASETS, PAIR_OFFSETS, REGION_BOX, REGION_EMBEDDING
+from teacher_cache.reader.shard import NUMBERS, check_numbers, map_shard, read_layout
+from teacher_cache.writer.shard import write_shard
+
+
+@pytest.fixture
+def shard(tmp_path, make_answers):
+    path = tmp_path / "00000.h5"
+    answers = [make_answers(3, 11, seed=1), make_answers(0, 11), make_answers(4, 11, seed=2)]
+    write_shard(path, "f", ["\u00e4.jpg", "b", "c"], answers, {"d": "no such image"}, 11)
+    return path
+
+
+def test_an_empty_shard(tmp_path):
+    path = tmp_path / "00000.h5"
+    write_shard(path, "f", [], [], {}, num_verbs=11)
+    layout = read_layout(path, "f")
+    assert (layout.images, layout.failed, layout.num_pairs, layout.num_regions) == ((), {}, 0, 0)
+    arrays = map_shard(path, layout)
+    assert arrays["pairs/action_probabilities"].shape == (0, 11)
+    assert arrays[PAIR_OFFSETS].tolist() == [0]
+    assert REGION_EMBEDDING not in arrays
+
+
+def test_mapped_arrays_are_what_hdf5_reads(shard):
+    layout = read_layout(shard, "f")
+    assert layout.images == ("\u00e4.jpg", "b", "c")
+    assert layout.failed == {"d": "no such image"}
+    assert (layout.num_pairs, layout.num_regions) == (7, 4)
+    arrays = map_shard(shard, layout)
+    assert arrays.keys() == {PAIR_OFFSETS, *PAIR_DATASETS, REGION_BOX, REGION_EMBEDDING}
+    with h5py.File(shard) as file:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, file[name][()])
+            assert array.dtype == NUMBERS[name] and array.flags.aligned
+            assert not array.flags.writeable
+
+
+def chunked(file):
+    data = file["pairs/source"][()]
+    del file["pairs/source"]
+    file.create_dataset("pairs/source", data=data, chunks=(2,))
+
+
+def of_another_type(file):
+    data = file[REGION_BOX][()]
+    del file[REGION_BOX]
+    file.create_dataset(REGION_BOX, data=data.astype(np.float64))
+
+
+def too_short(file):
+    data = file["pairs/human_score"][:-1]
+    del file["pairs/human_score"]
+    file.create_dataset("pairs/human_score", data=data)
+
+
+def an_embedding_less(file):
+    data = file[REGION_EMBEDDING][:-1]
+    del file[REGION_EMBEDDING]
+    file.create_dataset(REGION_EMBEDDING, data=data)
+
+
+def one_image_more(file):
+    data = file[PAIR_OFFSETS][()]
+    del file[PAIR_OFFSETS]
+    file.create_dataset(PAIR_OFFSETS, data=np.append(data, data[-1]))
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (chunked, "pairs/source is not a contiguous array of uint8"),
+        (of_another_type, "regions/box is not a contiguous array of float32"),
+        (too_short, "different lengths"),
+        (one_image_more, "different lengths"),
+        (an_embedding_less, "different lengths"),
+        (lambda file: file.__delitem__("images/id"), "found damage"),
+        (lambda file: file.attrs.update(format_version=2), "format_version: expected 1, found 2"),
+        (lambda file: file.attrs.update(fingerprint="g"), "belongs to another cache"),
+    ],
+)
+def test_what_is_not_format_1_is_refused(shard, change, text):
+    with h5py.File(shard, "a") as file:
+        change(file)
+    with pytest.raises(InputError, match=text) as caught:
+        read_layout(shard, "f")
+    assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, place, value",
+    [
+        (PAIR_OFFSETS, 0, 1),
+        (PAIR_OFFSETS, 1, -1),
+        (PAIR_OFFSETS, 1, 5),
+        (PAIR_OFFSETS, -1, 6),
+        ("pairs/object_label", 3, 9),
+        ("pairs/object_label", 0, -1),
+        ("pairs/region", -1, 4),
+        ("pairs/region", 2, -1),
+    ],
+)
+def test_numbers_that_point_nowhere(shard, name, place, value):
+    arrays = {key: array.copy() for key, array in map_shard(shard, read_layout(shard, "f")).items()}
+    check_numbers(shard, arrays, num_objects=9)
+    arrays[name][place] = value
+    with pytest.raises(InputError, match=f"{name} points at what is not there"):
+        check_numbers(shard, arrays, num_objects=9)
+    if name == "pairs/object_label" and value == 9:
+        check_numbers(shard, arrays, num_objects=None)
+
+
+def test_an_empty_shard_points_nowhere(tmp_path):
+    path = tmp_path / "00000.h5"
+    write_shard(path, "f", [], [], {}, num_verbs=11)
+    check_numbers(path, map_shard(path, read_layout(path, "f")), num_objects=9)
+
+
+def test_a_shard_that_became_shorter(shard):
+    layout = read_layout(shard, "f")
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with pytest.raises(InputError, match="found damage"):
+        map_shard(shard, layout)
+
+
+def test_a_heap_that_hdf5_would_walk_for_ever_is_refused(shard):
+    data = bytearray(shard.read_bytes())
+    # After the heap's header and the fingerprint "f", padded to eight bytes: the free space.
+    size_left = data.index(b"GCOL") + 16 + (16 + 8) + 8
+    data[size_left : size_left + 8] = bytes(8)
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match="heap of texts makes no sense"):
+        read_layout(shard, "f")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bytes_are_read_or_refused(shard, seed):
+    """Bytes of a file that are no numbers of an array: never another error, never a hang."""
+    whole = shard.read_bytes()
+    rng = np.random.default_rng(seed)
+    num_refused = 0
+    for place in rng.integers(0, len(whole), 60):
+        data = bytearray(whole)
+        data[place] ^= int(rng.integers(1, 256))
+        shard.write_bytes(data)
+        try:
+            map_shard(shard, read_layout(shard, "f"))
+        except InputError:
+            num_refused += 1
+    assert num_refused

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from pipeline.utils.errors import InputError
+from pipeline.vocabulary import load_vocabulary
+from teacher_cache.reader.cache import TeacherText
+from teacher_cache.teachers.prompts import alike_line, embed_prompts, fill, interaction_prompts
+
+
+def test_the_published_sentence():
+    hico = load_vocabulary("hico-det")
+    prompts = interaction_prompts(hico)
+    assert len(prompts) == 600
+    names = [hico.interaction_name(index) for index in range(600)]
+    assert prompts[names.index("ride bicycle")] == ("a picture of person riding bicycle",)
+    assert prompts[names.index("sit at dining table")] == (
+        "a picture of person sitting at dining table",
+    )
+    assert not any("_" in prompt for group in prompts for prompt in group)
+
+
+def test_several_templates(vocabulary):
+    prompts = interaction_prompts(vocabulary, ["{ing} a {object}", "{object}, {ing}"])
+    assert prompts[0] == ("riding a horse", "horse, riding")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["", "a person", "{ing}", "{object}", "{ing} {object} {verb}", "{} {ing} {object}", "{ing"],
+)
+def test_templates_without_their_places(vocabulary, template):
+    with pytest.raises(InputError, match="--template: expected"):
+        interaction_prompts(vocabulary, [template])
+
+
+def test_no_template(vocabulary):
+    with pytest.raises(InputError, match="found none"):
+        interaction_prompts(vocabulary, [])
+
+
+def test_embeddings_are_normalised_means():
+    vectors = {"a": [1, 0], "b": [0, 1], "c": [0.6, 0.8], "d": [0.6, 0.8]}
+    found = embed_prompts(
+        [["a", "b"], ["c", "d"]], lambda texts: np.array([vectors[text] for text in texts])
+    )
+    np.testing.assert_allclose(found, [[0.5**0.5, 0.5**0.5], [0.6, 0.8]], rtol=1e-6)
+    assert found.dtype == np.float32
+
+
+def reads(words):
+    """An encoder that reads so many words of a sentence: embeddings by what it read."""
+    known = {}
+
+    def encode(texts):
+        rng = np.random.default_rng(0)
+        heads = [" ".join(text.split()[:words]) for text in texts]
+        for head in heads:
+            known.setdefault(head, len(known))
+        vectors = rng.standard_normal((len(known), 8)).astype(np.float32)
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[[known[h] for h in heads]]
+
+    return encode
+
+
+@pytest.mark.parametrize(
+    ("ings", "words", "verbs"),
+    [
+        (("holding", "throwing", "holding"), 99, ("use", "hold")),
+        (("slowly holding", "slowly holding back", "carrying"), 6, ("use", "throw")),
+        (("holding", "throwing", "carrying"), 99, None),
+    ],
+)
+def test_actions_that_the_teacher_cannot_tell_apart(ings, words, verbs):
+    names = [(verb, thing) for thing in ("cup", "ball") for verb in ("use", "throw", "hold")]
+    forms = dict(zip(("use", "throw", "hold"), ings, strict=True))
+    template = ["a picture of person {ing} {object}"]
+    prompts = tuple(fill(template, forms[verb], thing) for verb, thing in names)
+    text = TeacherText(prompts, embed_prompts(prompts, reads(words)), 10.0)
+    line = alike_line(names, text)
+    if verbs is None:
+        assert line == ""
+    else:
+        assert ", ".join(verbs) in line and "cup" in line and "\n" not in line
+        assert prompts[0][0] in line and "1 more" in line

@@ -1,0 +1,192 @@
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from pipeline.utils.errors import InputError
+from teacher_cache.reader.format import LOCK, SHARDS
+from teacher_cache.writer import lock
+from teacher_cache.writer.lock import hold
+
+HOLDER = '{"host": "elsewhere", "pid": 7, "since": "2024-05-01 12:00:00", "shared": %s}'
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(lock, "SILENCE", 0.6)
+    monkeypatch.setattr(lock, "PATIENCE", 0.4)
+    monkeypatch.setattr(lock, "POLL", 0.02)
+
+
+def test_a_new_folder(tmp_path):
+    folder = tmp_path / "new" / "cache"
+    with hold(folder):
+        assert str(os.getpid()) in (folder / LOCK).read_text()
+    assert (folder / LOCK).read_text() == ""
+    with hold(folder):
+        pass
+
+
+@pytest.mark.parametrize("first, second", [(False, False), (False, True), (True, False)])
+def test_the_second_is_told_who_is_there(tmp_path, first, second):
+    with (
+        hold(tmp_path, shared=first),
+        pytest.raises(InputError, match="is at work here") as caught,
+        hold(tmp_path, shared=second),
+    ):
+        pytest.fail("both hold the folder")
+    text = str(caught.value)
+    kind = "a job of an array" if first else "another builder"
+    assert f"{tmp_path}: {kind} (host " in text and f"process {os.getpid()}, since 2" in text
+    assert "\n" not in text
+
+
+def test_jobs_of_an_array_share(tmp_path):
+    with hold(tmp_path, shared=True), hold(tmp_path, shared=True):
+        pass
+    with hold(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("record, kind", [("", "another builder"), (HOLDER % "true", "a job")])
+def test_a_job_waits_for_one_that_tidies_up(tmp_path, record, kind):
+    """The last job of an array holds the folder alone for a moment."""
+    path = tmp_path / LOCK
+    path.write_text(record)
+    with open(path, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with hold(tmp_path, shared=True):
+            pass
+        path.write_text(record)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=kind), hold(tmp_path, shared=True):
+            pytest.fail("both hold the folder")
+
+
+def test_a_killed_holder_leaves_the_folder_free(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from teacher_cache.writer.lock import hold\n"
+        "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"process {process.pid}"), hold(tmp_path):
+        pytest.fail("both hold the folder")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    said = []
+    with hold(tmp_path, say=said.append):
+        assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+    assert said == []
+
+
+def no_locks(monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@contextmanager
+def beating(path):
+    """The heartbeat of a holder on another machine."""
+    stop = threading.Event()
+
+    def beat():
+        while not stop.wait(0.05):
+            os.utime(path)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("shared", [False, True])
+def test_where_locks_do_not_reach_other_machines(tmp_path, monkeypatch, locks, shared):
+    if not locks:
+        no_locks(monkeypatch)
+    path = tmp_path / LOCK
+    path.write_text(HOLDER % str(shared).lower())
+    with (
+        beating(path),
+        pytest.raises(InputError, match="host elsewhere, process 7, since 2024"),
+        hold(tmp_path),
+    ):
+        pytest.fail("both hold the folder")
+    said = []
+    with hold(tmp_path, say=said.append):
+        assert f'"pid": {os.getpid()}' in path.read_text()
+    assert len(said) == 1 and "host elsewhere" in said[0]
+
+
+def test_a_holder_without_locks_is_seen_by_its_heartbeat(tmp_path, monkeypatch):
+    no_locks(monkeypatch)
+    with hold(tmp_path), pytest.raises(InputError, match="is at work here"), hold(tmp_path):
+        pytest.fail("both hold the folder")
+    with hold(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"host": 3}'])
+def test_a_damaged_lock_file_holds_nobody_up(tmp_path, text):
+    (tmp_path / LOCK).write_text(text)
+    with hold(tmp_path):
+        pass
+
+
+def test_a_full_disk_does_not_keep_from_holding(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with hold(tmp_path), pytest.raises(InputError, match="another builder"), hold(tmp_path):
+        pytest.fail("both hold the folder")
+
+
+@pytest.fixture
+def leftovers(tmp_path):
+    (tmp_path / SHARDS).mkdir()
+    paths = [tmp_path / SHARDS / ".00000.h5.12ab.tmp", tmp_path / ".manifest.json.12ab.tmp"]
+    for path in (*paths, tmp_path / SHARDS / "00001.h5"):
+        path.touch()
+    return paths
+
+
+def test_leftovers(tmp_path, leftovers):
+    with hold(tmp_path) as held:
+        held.remove_leftovers()
+        assert not any(path.exists() for path in leftovers)
+        assert (tmp_path / SHARDS / "00001.h5").exists()
+        with pytest.raises(InputError), hold(tmp_path):
+            pytest.fail("both hold the folder")
+
+
+def test_files_of_living_jobs_are_no_leftovers(tmp_path, leftovers):
+    with hold(tmp_path, shared=True) as held:
+        with hold(tmp_path, shared=True) as other:
+            other.remove_leftovers()
+        assert all(path.exists() for path in leftovers)
+        held.remove_leftovers()
+        assert not any(path.exists() for path in leftovers)
+
+
+def test_the_hold_ends_with_an_error(tmp_path):
+    with pytest.raises(KeyboardInterrupt), hold(tmp_path):
+        raise KeyboardInterrupt
+    assert (tmp_path / LOCK).read_text() == ""
+    said = []
+    with hold(tmp_path, say=said.append):
+        assert said == []

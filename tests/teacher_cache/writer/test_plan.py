@@ -1,0 +1,232 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import write_json
+from teacher_cache.detectors.pairing import PairingConfig
+from teacher_cache.extraction.extract import AskingConfig
+from teacher_cache.reader.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
+from teacher_cache.teachers.regions import RegionMode
+from teacher_cache.writer import plan as plan_module
+from teacher_cache.writer.plan import Plan, claim_folder, fingerprint_parts, read_plan
+
+PARTS = {"clip.model": "A", "person_threshold": 0.2}
+LAYOUT = {"images_per_shard": 3}
+
+
+@pytest.fixture
+def plan():
+    return Plan(PARTS, LAYOUT, 1, {"device": "cpu"}, {})
+
+
+def finish(folder, plan, shards=("00000.h5",)):
+    entries = [{"name": name, "sha256": "0", "images": []} for name in shards]
+    for name in shards:
+        (folder / SHARDS / name).touch()
+    value = {"format_version": FORMAT_VERSION, "fingerprint": plan.fingerprint}
+    value |= {"parts": plan.parts, "layout": plan.layout, "failed": {}, "shards": entries}
+    write_json(folder / MANIFEST, value)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_folder(tmp_path, plan, exists):
+    folder = tmp_path / "new" / "cache"
+    if exists:
+        folder.mkdir(parents=True)
+    assert not claim_folder(folder, plan)
+    assert (folder / SHARDS).is_dir()
+    written = json.loads((folder / PLAN).read_text())
+    assert written["parts"] == PARTS and written["settings"] == {"device": "cpu"}
+    assert not (folder / MANIFEST).exists()
+
+
+def test_the_same_plan_goes_on(tmp_path, plan):
+    claim_folder(tmp_path, plan)
+    (tmp_path / SHARDS / "00000.h5").touch()
+    assert not claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}))
+    assert (tmp_path / SHARDS / "00000.h5").is_file()
+
+
+def test_a_finished_cache_is_left_alone(tmp_path, plan):
+    claim_folder(tmp_path, plan)
+    finish(tmp_path, plan)
+    assert claim_folder(tmp_path, plan)
+    (tmp_path / SHARDS / "00000.h5").unlink()
+    assert not claim_folder(tmp_path, plan)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    "other, text",
+    [
+        (Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {}), "clip.model: A, now B"),
+        (Plan({"clip.model": "A"}, LAYOUT, 1, {}, {}), "person_threshold: 0.2, now nothing"),
+        (Plan(PARTS, {"images_per_shard": 4}, 1, {}, {}), "images_per_shard: 3, now 4"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
+    claim_folder(tmp_path, plan)
+    if finished:
+        finish(tmp_path, plan)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="holds a cache of other settings") as caught:
+        claim_folder(tmp_path, other)
+    assert text in str(caught.value)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_settings_that_decide_nothing(tmp_path, plan, shared):
+    """They are brought up to date, unless others are building by the same file."""
+    claim_folder(tmp_path, plan)
+    claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}), shared)
+    held = read_plan(tmp_path)
+    assert held["settings"] == {"device": "cpu" if shared else "cuda"}
+    assert held["images"] == 1
+
+
+def test_of_two_that_begin_at_once_the_second_follows_the_first(tmp_path, plan, monkeypatch):
+    """Both see an empty folder; the other one's plan is there when this one's is to be written."""
+    other = Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {})
+    is_fresh = plan_module._is_fresh
+
+    def meanwhile(folder):
+        monkeypatch.setattr(plan_module, "_is_fresh", is_fresh)
+        claim_folder(folder, other)
+        return True
+
+    monkeypatch.setattr(plan_module, "_is_fresh", meanwhile)
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(InputError, match=r"clip\.model: B, now A"):
+        claim_folder(tmp_path / "cache", plan)
+    assert read_plan(tmp_path / "cache")["parts"] == other.parts
+
+
+def test_what_a_builder_leaves_that_was_stopped_at_its_start(tmp_path, plan):
+    (tmp_path / SHARDS).mkdir()
+    (tmp_path / LOCK).touch()
+    (tmp_path / f".{PLAN}.0123.tmp").touch()
+    assert not claim_folder(tmp_path, plan)
+    assert read_plan(tmp_path)["parts"] == PARTS
+
+
+def test_shards_without_a_plan_are_left_alone(tmp_path, plan):
+    (tmp_path / SHARDS).mkdir()
+    (tmp_path / SHARDS / "00000.h5").touch()
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        claim_folder(tmp_path, plan)
+
+
+def test_other_folders_are_left_alone(tmp_path, plan):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        claim_folder(tmp_path, plan)
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        claim_folder(tmp_path / "thesis.tex", plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"parts": 3}'])
+def test_a_damaged_plan(tmp_path, plan, text):
+    (tmp_path / PLAN).write_text(text)
+    with pytest.raises(InputError, match=PLAN):
+        claim_folder(tmp_path, plan)
+
+
+@pytest.fixture
+def asked(vocabulary):
+    """`asked(**changes)` gives the parts of a build whose models and options differ in these."""
+    clip = {
+        "name": "ViT-B-32",
+        "weights_digest": "1",
+        "quick_gelu": False,
+        "image_size": 224,
+        "interpolation": "bicubic",
+        "precision": "float32",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    }
+    detector = {"name": "ssd300_vgg16", "weights_digest": "2", "classes": None}
+    annotations = {"digest": "3", "part": "train"}
+
+    def change(values, changes, prefix):
+        return {**values, **{key[1]: new for key, new in changes.items() if key[0] == prefix}}
+
+    def parts(changes=(), asking=None, prompts=(("a", "b"),), no_detector=False, proposals=None):
+        changes = dict(changes)
+        found = None if no_detector else SimpleNamespace(**change(detector, changes, "detector"))
+        models = SimpleNamespace(
+            clip=SimpleNamespace(**change(clip, changes, "clip")), detector=found
+        )
+        file = SimpleNamespace(**change(annotations, changes, "annotations"))
+        asking = asking or AskingConfig()
+        return fingerprint_parts(models, file, vocabulary, prompts, asking, proposals)
+
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({("clip", "name"): "ViT-B-16"}, "clip.model"),
+        ({("clip", "weights_digest"): "9"}, "clip.weights"),
+        ({("clip", "quick_gelu"): True}, "clip.quick_gelu"),
+        ({("clip", "image_size"): 256}, "clip.image_size"),
+        ({("clip", "interpolation"): "bilinear"}, "clip.interpolation"),
+        ({("clip", "precision"): "float16"}, "clip.precision"),
+        ({("clip", "mean"): (0.4, 0.5, 0.5)}, "clip.mean"),
+        ({("clip", "std"): (0.4, 0.5, 0.5)}, "clip.std"),
+        ({("detector", "name"): "world"}, "detector.model"),
+        ({("detector", "weights_digest"): "9"}, "detector.weights"),
+        ({("annotations", "digest"): "9"}, "annotations"),
+        ({("annotations", "part"): "test"}, "part"),
+        ({"asking": AskingConfig(pairing=PairingConfig(person_threshold=0.3))}, "person_threshold"),
+        ({"asking": AskingConfig(pairing=PairingConfig(object_threshold=0.3))}, "object_threshold"),
+        ({"asking": AskingConfig(pairing=PairingConfig(max_people=3))}, "max_people"),
+        ({"asking": AskingConfig(pairing=PairingConfig(max_objects=3))}, "max_objects"),
+        ({"asking": AskingConfig(level="image")}, "level"),
+        ({"asking": AskingConfig(region=RegionMode.parse("context=1.5"))}, "region"),
+        ({"prompts": (("a",),)}, "prompts"),
+    ],
+)
+def test_what_decides_answers_is_in_the_fingerprint(asked, changes, part):
+    named = {key: value for key, value in changes.items() if isinstance(key, str)}
+    other = asked({k: v for k, v in changes.items() if not isinstance(k, str)}, **named)
+    before = asked()
+    assert {name for name in before if before[name] != other[name]} == {part}
+    assert other.keys() == before.keys()
+
+
+def test_names_of_a_detectors_classes_are_in_the_fingerprint_where_they_are_given(asked):
+    first, second, none = (
+        asked({("detector", "classes"): names}) for names in (("dog", "person"), ("cat",), None)
+    )
+    assert first.keys() - none.keys() == {"detector.classes"}
+    assert first.pop("detector.classes") != second.pop("detector.classes")
+    assert first == second == none
+
+
+def test_what_decides_nothing_is_not(asked):
+    asking = AskingConfig(images_per_batch=3, regions_per_batch=5, embeddings=False, strict=True)
+    assert asked(asking=asking) == asked()
+
+
+def test_the_source_of_boxes_is_in_the_fingerprint(asked):
+    proposals = asked(no_detector=True, proposals="5" * 64)
+    annotated = asked(no_detector=True)
+    assert [parts["candidates"] for parts in (asked(), proposals, annotated)] == [
+        "detector",
+        "proposals",
+        "annotated",
+    ]
+    assert asked().keys() - proposals.keys() == {"detector.model", "detector.weights"}
+    assert proposals.keys() - annotated.keys() == {
+        "proposals",
+        "person_threshold",
+        "object_threshold",
+        "max_people",
+        "max_objects",
+    }
+    assert asked(no_detector=True, proposals="6" * 64)["proposals"] != proposals["proposals"]

@@ -1,0 +1,70 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import write_json
+from teacher_cache.build import BuildConfig
+from teacher_cache.detectors.pairing import PairingConfig
+from teacher_cache.maintenance.rescore import RescoreConfig
+from teacher_cache.reader.format import PLAN
+from teacher_cache.teachers.regions import RegionMode
+from teacher_cache.writer.plan import MERGED_FROM, from_settings, held_settings, to_settings
+
+BUILD = BuildConfig(Path("/data"), Path("/cache"), clip_model="RN50", templates=("a", "b"))
+ASKING = replace(BUILD.asking, pairing=PairingConfig(0.1), region=RegionMode("context=2", 2.0))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BuildConfig(Path("/data"), Path("/cache")),
+        replace(BUILD, asking=ASKING, threads=3),
+        replace(BUILD, detector_classes=("dog", "person")),
+        RescoreConfig(Path("/cache"), Path("/new"), temperature=0.01),
+    ],
+)
+def test_round_trip_through_json(config):
+    settings = json.loads(json.dumps(to_settings("build", config)))
+    assert settings["command"] == "build"
+    assert from_settings(settings, type(config), Path("f")) == config
+    assert from_settings({**settings, MERGED_FROM: []}, type(config), Path("f")) == config
+
+
+def test_files_are_named_absolutely(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "teacher"):
+        (tmp_path / name).mkdir()
+    config = BuildConfig(Path("data"), Path("c"), clip_model="teacher", clip_weights="openai")
+    settings = to_settings("build", config)
+    assert settings["dataset"] == str(tmp_path / "data")
+    assert settings["clip_model"] == str(tmp_path / "teacher")
+    assert settings["clip_weights"] == "openai" and settings["part"] == "train"
+
+
+@pytest.mark.parametrize("change", [{"eyes": 2}, {"templates": 7}, {"asking": {"eyes": 2}}])
+def test_settings_of_another_version_are_one_line(change):
+    with pytest.raises(InputError, match="f: settings: expected those of BuildConfig"):
+        from_settings({**to_settings("build", BUILD), **change}, BuildConfig, Path("f"))
+
+
+def test_a_field_that_is_gone_only_counts_where_it_did_something():
+    held = to_settings("rescore", RescoreConfig(Path("/a"), Path("/b"), temperature=0.5))
+    wanted = from_settings(held, RescoreConfig, Path("f"))
+    assert from_settings({**held, "fitted_to": None}, RescoreConfig, Path("f")) == wanted
+    with pytest.raises(InputError, match="expected those of RescoreConfig"):
+        from_settings({**held, "fitted_to": {"split": "ua"}}, RescoreConfig, Path("f"))
+
+
+def test_missing_settings():
+    with pytest.raises(InputError, match="f: settings: expected those of BuildConfig"):
+        from_settings({}, BuildConfig, Path("f"))
+
+
+def test_where_settings_are_held(tmp_path):
+    assert held_settings(tmp_path, {}) == {}
+    write_json(tmp_path / PLAN, {"settings": {"command": "old"}})
+    assert held_settings(tmp_path, {}) == {"command": "old"}
+    assert held_settings(tmp_path, {"settings": {"command": "new"}}) == {"command": "new"}
