@@ -14,7 +14,7 @@ SEEDS ?= 0,1,2
 ONLY ?=
 BUDGET ?=
 JOBS ?=
-ANEW ?= 0
+RERUN ?= 0
 TESTS ?= tests
 
 .PHONY: demo study test test-slow test-all test-gpu test-lowest coverage lint clean
@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 
 study: $(INSTALLED)
 	$(BIN)/python -m benchmarks.study --out "$(STUDY)" --seeds $(SEEDS) $(ONLY:%=--only %) \
-	    $(BUDGET:%=--budget %) $(JOBS:%=--jobs %) $(if $(filter 1,$(ANEW)),--anew)
+	    $(BUDGET:%=--budget %) $(JOBS:%=--jobs %) $(if $(filter 1,$(RERUN)),--rerun)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

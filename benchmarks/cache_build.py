@@ -24,10 +24,10 @@ from pipeline.toy.scene import draw_scene
 from pipeline.types import Pairs
 from pipeline.utils.devices import configure_device, resolve_device
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from teacher_cache.detectors.pairing import FoundBoxes
-from teacher_cache.extraction.decoding import Question
-from teacher_cache.extraction.extract import AskingConfig, Panel, ask
-from teacher_cache.reader.cache import TeacherText
+from teacher_cache.detectors.pairing import ObjectBoxes
+from teacher_cache.extraction.decoding import ImageTask
+from teacher_cache.extraction.extract import ExtractionConfig, TeacherModels, extract
+from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.format import ANNOTATED
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher, build_clip, save_clip
 from teacher_cache.teachers.prompts import embed_prompts, interaction_prompts
@@ -35,19 +35,19 @@ from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import CONTEXT_LENGTH, MEAN, STD, clip_config
 from teacher_cache.writer.shard import write_shard
 
-WORLD = "world"
+TOY = "toy"
 # Only the pairs that a picture brings along are asked about.
-NOTHING_FOUND = FoundBoxes(
+NOTHING_FOUND = ObjectBoxes(
     np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
 )
 
 
 def make_pictures(
     folder: Path, count: int, pairs: int, size: tuple[int, int], vocabulary: Vocabulary
-) -> list[Question]:
+) -> list[ImageTask]:
     """Pictures with a person and so many other things each."""
     rng = np.random.default_rng(0)
-    questions = []
+    image_tasks = []
     for index in range(count):
         drawn, _ = draw_scene(0, "models", index)
         pixels = np.asarray(drawn.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
@@ -57,8 +57,8 @@ def make_pictures(
         middle = rng.uniform([0.2, 0.2], [0.8, 0.8], (pairs + 1, 2)) * size
         half = rng.uniform(0.05, 0.25, (pairs + 1, 2)) * size
         boxes = np.concatenate([middle - half, middle + half], axis=1).clip(0, [*size, *size])
-        questions.append(
-            Question(
+        image_tasks.append(
+            ImageTask(
                 path.name,
                 path,
                 Pairs(
@@ -72,14 +72,14 @@ def make_pictures(
                 boxes=NOTHING_FOUND,
             )
         )
-    return questions
+    return image_tasks
 
 
 def open_model(folder: Path, name: str, weights: str | None, device: str) -> ClipTeacher:
     """The asked model; without weights, the architecture with random ones."""
-    place = configure_device(resolve_device(device), "auto", exact_products=True)
-    if name == WORLD:
-        prompts = interaction_prompts(load_vocabulary(WORLD))
+    place = configure_device(resolve_device(device), "auto", exact_matmul=True)
+    if name == TOY:
+        prompts = interaction_prompts(load_vocabulary(TOY))
         words = sorted({word for (prompt,) in prompts for word in prompt.split()})
         tokenizer = WordTokenizer(words, CONTEXT_LENGTH)
         config = clip_config(tokenizer)
@@ -98,18 +98,18 @@ def open_model(folder: Path, name: str, weights: str | None, device: str) -> Cli
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Both sides in turns."""
-    vocabulary = load_vocabulary(WORLD)
+    vocabulary = load_vocabulary(TOY)
     pictures = folder / "pictures"
     pictures.mkdir()
-    questions = make_pictures(
+    image_tasks = make_pictures(
         pictures, options.images, options.pairs, tuple(options.size), vocabulary
     )
     clip = open_model(folder / "clip", options.clip_model, options.clip_weights, options.device)
     batch = options.batch_size or clip.batch_size
     prompts = interaction_prompts(vocabulary)
-    text = TeacherText(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
-    panel = Panel(None, clip, text, vocabulary)
-    asking = AskingConfig(regions_per_batch=batch)
+    text = PromptEmbeddings(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
+    teacher = TeacherModels(None, clip, text, vocabulary)
+    extraction = ExtractionConfig(regions_per_batch=batch)
     regions = options.images * options.pairs
     ready = torch.randn(batch, 3, clip.image_size, clip.image_size, device=clip.device)
 
@@ -118,13 +118,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             clip.encode_pixels(ready[: regions - start])
 
     def build() -> None:
-        answers, failed = ask(questions, panel, asking, lambda count: None)
-        write_shard(folder / "shard.h5", "0" * 64, list(answers), list(answers.values()), failed,
+        outputs, failed = extract(image_tasks, teacher, extraction, lambda count: None)
+        write_shard(folder / "shard.h5", "0" * 64, list(outputs), list(outputs.values()), failed,
                     vocabulary.num_verbs)  # fmt: skip
 
     times: dict[str, list[float]] = {"tower": [], "build": []}
     sides: list[tuple[str, Callable[[], None]]] = [("tower", tower), ("build", build)]
-    ask(questions[: max(1, options.images // 10)], panel, asking, lambda count: None)
+    extract(image_tasks[: max(1, options.images // 10)], teacher, extraction, lambda count: None)
     clip.encode_pixels(ready)
     for turn in range(options.turns):
         for name, work in sides if turn % 2 == 0 else sides[::-1]:
@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clip-model", default="ViT-B-32", help="open_clip's name, or world")
+    parser.add_argument("--clip-model", default="ViT-B-32", help="open_clip's name, or toy")
     parser.add_argument("--clip-weights", help="tag or file; default: random weights")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=15, help="per image")

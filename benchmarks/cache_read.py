@@ -22,16 +22,16 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.types import Pairs
 from pipeline.utils.files import write_json
 from teacher_cache.reader.cache import TeacherCache, open_cache
-from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import (
     FORMAT_VERSION,
     MANIFEST,
     PAIR_OFFSETS,
     SHARDS,
-    ImageAnswers,
+    TeacherOutputs,
     shard_name,
 )
-from teacher_cache.writer.shard import finished_record, write_shard
+from teacher_cache.writer.shard import read_shard_record, write_shard
 
 PARTS: dict[str, Any] = {"made": "of random numbers"}
 # The share of regions that pairs do not share on HICO-DET's test annotations.
@@ -68,8 +68,8 @@ class Shape:
     width: int
 
 
-def make_answers(shape: Shape, rng: np.random.Generator) -> ImageAnswers:
-    """Random answers about an image; probabilities are a softmax over some of the verbs."""
+def make_answers(shape: Shape, rng: np.random.Generator) -> TeacherOutputs:
+    """Random outputs about an image; probabilities are a softmax over some of the verbs."""
     pairs, regions = shape.pairs, max(1, round(DISTINCT * shape.pairs))
     logits = rng.normal(0, 3, (pairs, shape.verbs)).astype(np.float32)
     # About eight actions go with an object of HICO-DET.
@@ -78,7 +78,7 @@ def make_answers(shape: Shape, rng: np.random.Generator) -> ImageAnswers:
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     embeddings = rng.normal(size=(regions, shape.width)).astype(np.float32)
     corners = rng.uniform(0, 300, (3, pairs, 2)).astype(np.float32)
-    return ImageAnswers(
+    return TeacherOutputs(
         pairs=Pairs(
             human_boxes=np.concatenate([corners[0], corners[0] + 90], axis=1),
             object_boxes=np.concatenate([corners[1], corners[1] + 60], axis=1),
@@ -88,23 +88,23 @@ def make_answers(shape: Shape, rng: np.random.Generator) -> ImageAnswers:
             sources=np.ones(pairs, dtype=np.uint8),
         ),
         probabilities=weights / weights.sum(axis=1, keepdims=True),
-        regions=np.minimum(np.arange(pairs), regions - 1),
+        region_indices=np.minimum(np.arange(pairs), regions - 1),
         region_boxes=np.tile(corners[2][:regions], 2),
         embeddings=embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
     )
 
 
 def make_cache(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """A finished cache of random answers; images of a shard share them, which costs no time."""
-    rng, fingerprint = np.random.default_rng(seed), fingerprint_of(PARTS)
+    """A finished cache of random outputs; images of a shard share them, which costs no time."""
+    rng, fingerprint = np.random.default_rng(seed), compute_fingerprint(PARTS)
     entries = []
     for shard in range(shape.shards):
         path = folder / SHARDS / shard_name(shard)
         ids = image_ids(shard, shape.images)
-        answers = [make_answers(shape, rng) for _ in range(min(16, shape.images))]
-        held = [answers[place % len(answers)] for place in range(shape.images)]
+        outputs = [make_answers(shape, rng) for _ in range(min(16, shape.images))]
+        held = [outputs[place % len(outputs)] for place in range(shape.images)]
         write_shard(path, fingerprint, ids, held, {}, shape.verbs)
-        record = finished_record(path, fingerprint)
+        record = read_shard_record(path, fingerprint)
         assert record is not None
         entries.append(record.to_dict())
     write_manifest(folder, entries)
@@ -118,7 +118,7 @@ def image_ids(shard: int, count: int) -> list[str]:
 
 def write_manifest(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
     """A manifest that the reader takes."""
-    value = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint_of(PARTS)}
+    value = {"format_version": FORMAT_VERSION, "fingerprint": compute_fingerprint(PARTS)}
     write_json(folder / MANIFEST, {**value, "parts": PARTS, "failed": {}, "shards": list(entries)})
 
 

@@ -1,8 +1,8 @@
-"""From nothing to a zero-shot result on the embedded world: the project's commands in a row.
+"""From nothing to a zero-shot result on the toy dataset: the project's commands in a row.
 
 Every stage is a command that a user could type, echoed as it starts. Stages keep their results
 below `seed-N/` of the output folder: the same call goes on after a stop, and another split of the
-same seed finds world, models and caches there.
+same seed finds toy dataset, models and caches there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.tables import percent
+from evaluation.tables import format_percent
 from pipeline.splits import load_split, split_names
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, sha256_of_json, write_json
@@ -107,48 +107,48 @@ def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
 
     Args:
         out: where `results.json` and `report.html` go.
-        split: name of a split of the world, or a TOML file.
-        seed: of world, models and students.
+        split: name of a split of the toy dataset, or a TOML file.
+        seed: of toy dataset, models and students.
         ceiling: also train a student with all labels.
     """
-    vocabulary = load_vocabulary("world")
+    vocabulary = load_vocabulary("toy")
     known = load_split(vocabulary, split)
     # A user's file may change between calls; its runs must not be taken for each other's.
     shipped = split in split_names(vocabulary)
     tag = split if shipped else f"{known.name}-{sha256_of_json(known.unseen)[:8]}"
     base = out / f"seed-{seed}"
-    world, models, runs = base / "world", base / "models", base / tag
+    toy, models, runs = base / "toy", base / "models", base / tag
     runs.mkdir(parents=True, exist_ok=True)
     detector, teacher = models / "detector.safetensors", models / "teacher"
     shared = Stages.read(base / "stages.json")
     own = Stages.read(runs / "stages.json")
 
-    shared.run("world", "eoid-data", "world", world, "--seed", seed)
-    shared.run("models", "eoid-cache", "world-models", models, "--seed", seed)
-    asked = ("--detector", "world", "--detector-weights", detector, "--clip-model", teacher)
+    shared.run("toy", "eoid-data", "toy", toy, "--seed", seed)
+    shared.run("models", "eoid-cache", "toy-models", models, "--seed", seed)
+    asked = ("--detector", "toy", "--detector-weights", detector, "--clip-model", teacher)
     cache, test_cache = base / "cache", base / "cache-test"
-    shared.run("cache", "eoid-cache", "build", world, "--out", cache, *asked)
+    shared.run("cache", "eoid-cache", "build", toy, "--out", cache, *asked)
     shared.run(
-        "cache_test", "eoid-cache", "build", world, "--out", test_cache, "--part", "test", *asked
+        "cache_test", "eoid-cache", "build", toy, "--out", test_cache, "--part", "test", *asked
     )
 
-    common = ("--preset", "world", "--init", detector, "--seed", seed)
+    common = ("--preset", "toy", "--pretrained", detector, "--seed", seed)
     for name, trained, more in (
         ("distilled", split, ()),
         ("no_distillation", split, ("--no-distillation",)),
         *([("all_labels", "full", ())] if ceiling else []),
     ):
         stages, run = (shared, base / "full" / name) if trained == "full" else (own, runs / name)
-        where = ("--data", world, "--cache", cache, "--split", trained, "--out", run)
+        where = ("--data", toy, "--cache", cache, "--split", trained, "--out", run)
         stages.run(name, "eoid-train", "student", *where, *common, *more, "--name", LABELS[name])
     results = {name: runs / name / "results.json" for name in ("distilled", "no_distillation")}
     if ceiling:
         run, seen_as = base / "full" / "all_labels", runs / "all_labels"
-        own.run("all_labels_scored", "eoid-train", "evaluate", run, "--data", world,
+        own.run("all_labels_scored", "eoid-train", "evaluate", run, "--data", toy,
                 "--split", split, "--out", seen_as, "--overwrite")  # fmt: skip
         results["all_labels"] = seen_as / "results.json"
     results["teacher"] = runs / "teacher.json"
-    own.run("teacher", "eoid-cache", "evaluate", test_cache, "--data", world, "--split", split,
+    own.run("teacher", "eoid-cache", "evaluate", test_cache, "--data", toy, "--split", split,
             "--json", results["teacher"], "--predictions", runs / "teacher_predictions.json",
             "--overwrite")  # fmt: skip
     own.run("report", "eoid-eval", "report", *results.values(), "--out", out / "report.html",
@@ -188,7 +188,9 @@ def describe(value: dict[str, Any]) -> str:
     for name in ("distilled", "no_distillation", "all_labels", "teacher"):
         if name in value:
             title = LABELS.get(name, "Teacher itself")
-            lines.append(f"{title:<18}" + "".join(f"{percent(value[name][g]):>9}" for g in GROUPS))
+            lines.append(
+                f"{title:<18}" + "".join(f"{format_percent(value[name][g]):>9}" for g in GROUPS)
+            )
     shares = ("teacher_accuracy", "person_recall", "object_recall")
     told = [f"{name.replace('_', ' ')} {value['teacher'][name]:.3f}" for name in shares]
     lines.append(", ".join(told))

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evaluation.hico.average_precision import RECALL_THRESHOLDS, evaluate, evaluate_settings
-from evaluation.hico.nms import suppress_pairs
-from evaluation.score_hico import SETTINGS
+from evaluation.hico.nms import batched_pairwise_nms
+from evaluation.score_hico import SETTINGS_OF_OPTION
 from pipeline.annotations.load import load_annotations
 from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Annotation, Detections
@@ -186,9 +186,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     before = peak_memory()
     default, scores = timed(lambda: evaluate(annotations, detections, vocabulary))
     both, _ = timed(
-        lambda: evaluate_settings(annotations, detections, vocabulary, SETTINGS["both"])
+        lambda: evaluate_settings(annotations, detections, vocabulary, SETTINGS_OF_OPTION["both"])
     )
-    nms, _ = timed(lambda: suppress_pairs(detections))
+    nms, _ = timed(lambda: batched_pairwise_nms(detections))
     some = slice(0, options.loop_images or len(annotations))
     few = annotations[some], detections[some], vocabulary
     quick, found = timed(lambda: evaluate(*few))
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "images": len(annotations),
         "labels": sum(len(item.hois) for item in annotations),
         "detections": sum(len(item.hois) for item in detections),
-        "mean_ap": scores.mean(),
+        "mean_ap": scores.mean_ap(),
         "seconds": {
             "annotations": parsing.to_dict(),
             "default_setting": default.to_dict(),

@@ -13,14 +13,14 @@ import numpy as np
 
 from benchmarks.evaluate import compared, peak_memory, timed
 from evaluation.vcoco.average_precision import evaluate_vcoco
-from evaluation.vcoco.detections import VcocoDetections, shapes
-from pipeline.annotations.vcoco import VcocoAction, VcocoImage, VcocoTruth
+from evaluation.vcoco.detections import VcocoDetections, column_shapes
+from pipeline.annotations.vcoco import VcocoAction, VcocoGroundTruth, VcocoImage
 from pipeline.vocabulary import load_vocabulary
 
 IMAGES, PEOPLE, THINGS = 4946, 3, 3
 
 
-def made_up(count: int, rng: np.random.Generator) -> VcocoTruth:
+def made_up(count: int, rng: np.random.Generator) -> VcocoGroundTruth:
     """Images with three people and three things; a tenth of the people is not annotated."""
     roles = load_vocabulary("vcoco").roles
     actions = tuple(VcocoAction(entry["action"], tuple(entry["roles"])) for entry in roles)
@@ -41,17 +41,17 @@ def made_up(count: int, rng: np.random.Generator) -> VcocoTruth:
                     np.float32
                 ),
                 categories=np.ones(number, dtype=np.int64),
-                people=np.arange(number) < PEOPLE,
-                crowds=np.zeros(number, dtype=bool),
-                does=does,
+                is_person=np.arange(number) < PEOPLE,
+                is_crowd=np.zeros(number, dtype=bool),
+                action_labels=does,
                 # The last person stands for a role without object.
-                roles=np.where((does == 1)[..., None] & (named >= PEOPLE), named, -1),
+                role_boxes=np.where((does == 1)[..., None] & (named >= PEOPLE), named, -1),
             )
         )
-    return VcocoTruth(actions, tuple(images), {})
+    return VcocoGroundTruth(actions, tuple(images), {})
 
 
-def guesses(truth: VcocoTruth, count: int, rng: np.random.Generator) -> VcocoDetections:
+def guesses(truth: VcocoGroundTruth, count: int, rng: np.random.Generator) -> VcocoDetections:
     """Detections near people, with objects near things."""
     images = np.repeat(np.arange(len(truth.images)), count)
     boxes = np.stack([image.boxes for image in truth.images])
@@ -69,11 +69,11 @@ def guesses(truth: VcocoTruth, count: int, rng: np.random.Generator) -> VcocoDet
     return VcocoDetections(
         images,
         people + rng.normal(0, 6, people.shape).astype(np.float32),
-        {name: column(shape) for name, shape in shapes(truth.actions).items()},
+        {name: column(shape) for name, shape in column_shapes(truth.actions).items()},
     )
 
 
-def plain_loop(truth: VcocoTruth, found: VcocoDetections) -> np.ndarray:
+def plain_loop(truth: VcocoGroundTruth, found: VcocoDetections) -> np.ndarray:
     """(A, 5) agent AP, then AP of each role in both scenarios, told action by action, image by
     image, detection by detection."""
     scores = np.full((len(truth.actions), 5), np.nan)
@@ -84,22 +84,22 @@ def plain_loop(truth: VcocoTruth, found: VcocoDetections) -> np.ndarray:
             outcomes: list[tuple[float, bool]] = []
             positives = 0
             for image, rows in zip(truth.images, rows_of, strict=True):
-                people = np.flatnonzero(image.people)
-                positives += int((image.does[people, index] == 1).sum())
+                people = np.flatnonzero(image.is_person)
+                positives += int((image.action_labels[people, index] == 1).sum())
                 taken = set()
                 if place:
-                    targets, values = found.role(action, action.roles[role])
+                    targets, values = found.role_boxes(action, action.roles[role])
                 else:
-                    targets, values = None, found.agent(action)
+                    targets, values = None, found.agent_scores(action)
                 for row in rows[np.argsort(-values[rows], kind="stable")]:
                     over = [_iou(image.boxes[one], found.person_boxes[row]) for one in people]
                     best = int(np.argmax(over))
                     person = people[best]
-                    if image.does[person, index] < 0:
+                    if image.action_labels[person, index] < 0:
                         continue
-                    right = image.does[person, index] == 1 and over[best] >= 0.5
+                    right = image.action_labels[person, index] == 1 and over[best] >= 0.5
                     if right and targets is not None:
-                        target = image.roles[person, index, role]
+                        target = image.role_boxes[person, index, role]
                         if target >= 0:
                             right = _iou(image.boxes[target], targets[row]) >= 0.5
                         elif scenario == 1:
@@ -140,12 +140,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     found = guesses(truth, options.detections, rng)
     before = peak_memory()
     whole, scores = timed(lambda: evaluate_vcoco(truth, found))
-    few = VcocoTruth(truth.actions, truth.images[: options.loop_images], {})
+    few = VcocoGroundTruth(truth.actions, truth.images[: options.loop_images], {})
     own = found.keep(np.flatnonzero(found.image_ids < options.loop_images))
     quick, ours = timed(lambda: evaluate_vcoco(few, own))
     slow, expected = timed(lambda: plain_loop(few, own), repeats=1)
-    both = np.stack([ours.roles[1], ours.roles[2]], axis=2).reshape(len(truth.actions), 4)
-    assert np.allclose(np.column_stack([ours.agents, both]), expected, atol=1e-6, equal_nan=True)
+    both = np.stack([ours.role_ap[1], ours.role_ap[2]], axis=2).reshape(len(truth.actions), 4)
+    assert np.allclose(np.column_stack([ours.agent_ap, both]), expected, atol=1e-6, equal_nan=True)
     return {
         "images": IMAGES,
         "detections": len(found),

@@ -33,7 +33,7 @@ EPSILON = 1e-4
 class PlainBackbone(nn.Module):
     """A student's ResNet with every batch norm as an operation of its own."""
 
-    side_multiple = 1
+    size_divisible = 1
 
     def __init__(self, backbone: ResNetBackbone, name: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def attention_with_weights() -> Iterator[None]:
 def plain_losses(
     outputs: dict[str, Any],
     targets: Sequence[Targets],
-    asked_verbs: Tensor,
+    distilled_verbs: Tensor,
     matcher: MatcherConfig,
     config: LossConfig,
 ) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def plain_losses(
     layers = [*outputs["aux_outputs"], outputs]
     matched = [
         [
-            match_image(layer, image, target, asked_verbs, matcher)
+            match_image(layer, image, target, distilled_verbs, matcher)
             for image, target in enumerate(targets)
         ]
         for layer in layers
@@ -124,7 +124,7 @@ def match_image(
             generalized_box_iou(_corners(thing), _corners(object_boxes)),
         )
         cost = -objects[:, labels] + config.box_cost * far - config.giou_cost * close
-        hard = target.hard.cpu().float()
+        hard = target.verb_labels.cpu().float()
         absent = (1 - hard) * (~asked.cpu()).float()
         hits = verbs @ (hard / (hard.sum(1, keepdim=True) + EPSILON)).T
         rejected = (1 - verbs) @ (absent / (absent.sum(1, keepdim=True) + EPSILON)).T
@@ -163,8 +163,10 @@ def _layer_losses(
     for image, (target, (first, second)) in enumerate(zip(targets, matches, strict=True)):
         for query, pair in first + second:
             labels[image, query] = target.object_labels[pair]
-            hard[image, query] = target.hard[pair].float()
-            soft[image, query] = torch.where(target.hard[pair], 0.0, target.soft[pair])
+            hard[image, query] = target.verb_labels[pair].float()
+            soft[image, query] = torch.where(
+                target.verb_labels[pair], 0.0, target.teacher_probs[pair]
+            )
             for name in boxes:
                 found = outputs[f"pred_{name}_boxes"][image, query]
                 right = getattr(target, f"{name}_boxes")[pair]

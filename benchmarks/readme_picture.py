@@ -40,14 +40,14 @@ def draw(runs: Path, rows: int, side: int) -> Image.Image:
     shelves = build_gallery(
         comparison,
         test.annotations,
-        list(zip(comparison.contestants, detections, strict=True)),
+        list(zip(comparison.entries, detections, strict=True)),
         lambda image_id: read_image(files[image_id]),
     )
-    cards = next(shelf for shelf in shelves if shelf.title == SHELF).cards[:rows]
+    cards = next(shelf for shelf in shelves if shelf.title == SHELF).items[:rows]
     step = side + GAP
     sheet = Image.new("RGB", (3 * step - GAP, len(cards) * step - GAP), "white")
     for row, card in enumerate(cards):
-        for column, picture in enumerate(card.pictures):
+        for column, picture in enumerate(card.images):
             drawn = picture.image.resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(drawn, (column * step, row * step))
     return sheet

@@ -19,8 +19,8 @@ from pipeline.vocabulary import Vocabulary, load_vocabulary
 from student.config import TargetConfig
 from student.data.dataset import TrainingImages
 from teacher_cache.reader.cache import TeacherCache, open_cache
-from teacher_cache.reader.fingerprint import fingerprint_of
-from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, SHARDS, ImageAnswers, shard_name
+from teacher_cache.reader.fingerprint import compute_fingerprint
+from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, SHARDS, TeacherOutputs, shard_name
 from teacher_cache.writer.shard import write_shard
 
 PICTURE_SIZE = (640, 480)
@@ -33,11 +33,11 @@ class FixedSize:
     def __init__(self, side: int) -> None:
         self.side, self.resize = side, v2.Resize((side, side))
 
-    def __call__(self, values: dict[str, Tensor], draws: np.ndarray) -> dict[str, Tensor]:
+    def __call__(self, values: dict[str, Tensor], rand: np.ndarray) -> dict[str, Tensor]:
         """See `student.data.transforms.Augmentation`."""
         return self.resize(values)
 
-    def sizes(self, sizes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
         """See `student.data.transforms.Augmentation`."""
         return np.full_like(sizes, self.side)
 
@@ -52,9 +52,9 @@ class NoAnswers:
         labels = np.zeros(0, np.int64)
         pairs = Pairs(no_boxes, no_boxes, labels, none, none, np.zeros(0, np.uint8))
         nothing = np.zeros((0, num_verbs), np.float32)
-        self.answers = ImageAnswers(pairs, nothing, labels, no_boxes, None)
+        self.answers = TeacherOutputs(pairs, nothing, labels, no_boxes, None)
 
-    def __getitem__(self, image_id: str) -> ImageAnswers:
+    def __getitem__(self, image_id: str) -> TeacherOutputs:
         return self.answers
 
 
@@ -119,7 +119,7 @@ def _annotation(
 
 def _answers(
     annotation: Annotation, proposed: int, vocabulary: Vocabulary, rng: np.random.Generator
-) -> ImageAnswers:
+) -> TeacherOutputs:
     """The annotated pairs, and as many of a detector's as asked for."""
     count = len(annotation.hois)
     humans = np.concatenate([annotation.boxes[:count], _boxes(rng, proposed)])
@@ -130,12 +130,12 @@ def _answers(
     probabilities = vocabulary.valid[:, labels].T * rng.random((total, vocabulary.num_verbs))
     probabilities /= probabilities.sum(1, keepdims=True)
     scores = np.full(total, PERSON_SCORE, np.float32)
-    return ImageAnswers(
+    return TeacherOutputs(
         pairs=Pairs(
             humans, things, labels, scores, scores, (np.arange(total) >= count).astype(np.uint8)
         ),
         probabilities=probabilities.astype(np.float32),
-        regions=np.arange(total),
+        region_indices=np.arange(total),
         region_boxes=np.concatenate(
             [np.minimum(humans, things)[:, :2], np.maximum(humans, things)[:, 2:]], 1
         ),
@@ -143,9 +143,9 @@ def _answers(
     )
 
 
-def _write_cache(folder: Path, answers: dict[str, ImageAnswers], vocabulary: Vocabulary) -> Path:
+def _write_cache(folder: Path, answers: dict[str, TeacherOutputs], vocabulary: Vocabulary) -> Path:
     parts = {"made": "of random numbers", "vocabulary": vocabulary.digest()}
-    fingerprint, path = fingerprint_of(parts), folder / SHARDS / shard_name(0)
+    fingerprint, path = compute_fingerprint(parts), folder / SHARDS / shard_name(0)
     write_shard(path, fingerprint, list(answers), list(answers.values()), {}, vocabulary.num_verbs)
     shard = {"name": path.name, "sha256": sha256_of_file(path), "images": list(answers)}
     write_json(

@@ -27,16 +27,16 @@ from benchmarks.student_material import made_up_outputs, made_up_sizes, make_ima
 from pipeline.boxes import union_boxes
 from pipeline.images import read_image
 from pipeline.utils.devices import configure_device, resolve_device
-from student.config import Recipe, preset
+from student.config import Recipe, get_preset
 from student.data.dataset import TrainingBatches, TrainingImages, collate
-from student.data.samplers import epoch_batches, padding_share
+from student.data.samplers import epoch_batches, padding_fraction
 from student.data.targets import Targets
-from student.data.transforms import NUM_DRAWS, draw_geometries, normalise
-from student.engine.train_step import Stepper
+from student.data.transforms import NUM_RAND, normalise, sample_geometries
+from student.engine.train_step import TrainStep
 from student.losses.criterion import Criterion
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
-from student.utils.workers import Batches, loader_options
+from student.utils.workers import BatchIterator, loader_options
 
 PARTS = ("cache", "teacher", "plain", "losses", "padding")
 
@@ -57,26 +57,26 @@ class Bench:
         )
         vocabulary = self.images.vocabulary
         sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
-        self.recipe: Recipe = preset("published", *sizes).changed(
+        self.recipe: Recipe = get_preset("published", *sizes).override(
             backbone=options.backbone, batch_size=options.batch_size, interactive_threshold=0.0
         )
-        self.asked = torch.from_numpy(self.images.split.asked_verbs)
+        self.asked = torch.from_numpy(self.images.split.distilled_verbs)
         torch.manual_seed(0)
         self.model = HOIDetector(self.recipe.model).to(self.device)
         self.samples = [self.images[0, index] for index in range(options.batch_size)]
         self.batch = collate(self.samples).to(self.device)
 
-    def stepper(self) -> Stepper:
+    def train_step(self) -> TrainStep:
         """Our step, on a copy of the model."""
         model = HOIDetector(self.recipe.model).to(self.device)
         model.load_state_dict(self.model.state_dict())
         model = model.to(memory_format=torch.channels_last).train()
-        return Stepper(self.recipe, model, self.asked, 10**6, Execution(self.device))
+        return TrainStep(self.recipe, model, self.asked, 10**6, Execution(self.device))
 
     def cache(self) -> dict[str, Any]:
         """Steps with the cache's candidates and answers, and on the same images without any;
         loading by workers included."""
-        stepper = self.stepper()
+        train_step = self.train_step()
 
         def steps(images: TrainingImages) -> float:
             size, count = self.options.batch_size, self.options.steps
@@ -89,12 +89,12 @@ class Bench:
                 sampler=[(own, (side, side)) for own in keys],
                 **loader_options(self.options.workers, 4 * size * side**2, print),
             )
-            with Batches(loader) as batches:
+            with BatchIterator(loader) as batches:
                 # Starting the workers is no part of a step.
                 next(batches)
                 started = time.perf_counter()
                 for batch in batches:
-                    stepper(batch.to(self.device))
+                    train_step(batch.to(self.device))
                 return (time.perf_counter() - started) / count
 
         turns = in_turns(
@@ -108,18 +108,18 @@ class Bench:
         """The same step with CLIP scoring the matched pairs' regions inside: in every decoder
         layer, as the published code does, and each matched pair once."""
         from teacher_cache.teachers.clip import ClipTeacher
-        from teacher_cache.teachers.regions import RegionMode, cut_regions
+        from teacher_cache.teachers.regions import RegionMode, crop_regions
 
         with tempfile.TemporaryDirectory() as folder:
             clip = ClipTeacher(_random_clip(self.options.clip_model, Path(folder)), self.device)
-        stepper = self.stepper()
-        criterion, found = stepper.criterion, []
+        train_step = self.train_step()
+        criterion, found = train_step.criterion, []
 
         def remember(*arguments: Any) -> Any:
             found[:] = [criterion(*arguments)]
             return found[0]
 
-        stepper.criterion = remember
+        train_step.criterion = remember
         pictures = [read_image(self.images.records[row].path) for row in range(len(self.samples))]
 
         def ask(pairs: Sequence[tuple[int, int]]) -> None:
@@ -129,17 +129,19 @@ class Bench:
                     targets = self.samples[image].targets
                     boxes = _unions(targets.human_boxes[own], targets.object_boxes[own], picture)
                     clip.encode_images(
-                        cut_regions(picture, boxes, clip.image_size, RegionMode("pad"), self.device)
+                        crop_regions(
+                            picture, boxes, clip.image_size, RegionMode("pad"), self.device
+                        )
                     )
 
         def matched() -> list[tuple[int, int]]:
             matches = found[0].matches
             return list(zip(matches.images.tolist(), matches.targets.tolist(), strict=True))
 
-        stepper(self.batch)
+        train_step(self.batch)
 
         def step(asked: Callable[[], Sequence[tuple[int, int]]]) -> None:
-            stepper(self.batch)
+            train_step(self.batch)
             ask(asked())
 
         turns = in_turns(
@@ -162,7 +164,7 @@ class Bench:
 
     def plain(self) -> dict[str, Any]:
         """Our whole step against a straightforward one."""
-        stepper, recipe = self.stepper(), self.recipe
+        train_step, recipe = self.train_step(), self.recipe
         model = plain_model(self.model).to(self.device).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
@@ -179,7 +181,7 @@ class Bench:
             optimizer.step()
 
         def ours() -> None:
-            stepper(self.batch)
+            train_step(self.batch)
 
         sides = {"ours": ours, "plain": straightforward}
         turns = in_turns(sides, self.options.turns, self.device)
@@ -190,7 +192,7 @@ class Bench:
         recipe, images = self.recipe, 16
         chosen = [self.images[0, index % len(self.images)].targets for index in range(images)]
         targets = [moved(target, self.device) for target in chosen]
-        batch = moved(Targets.batch(chosen), self.device)
+        batch = moved(Targets.collate(chosen), self.device)
         criterion = Criterion(recipe.matcher, recipe.losses, self.asked.to(self.device))
         outputs = made_up_outputs(3, images, recipe.model.num_queries, self.device)
 
@@ -222,12 +224,14 @@ class Bench:
     def padding(self) -> dict[str, Any]:
         """The share of padding in an epoch's pixels, augmented, by chance and grouped."""
         original = made_up_sizes(20_000)
-        draws = np.random.default_rng(1).random((len(original), NUM_DRAWS))
-        sizes, batch = draw_geometries(original, draws).sizes, 16
+        draws = np.random.default_rng(1).random((len(original), NUM_RAND))
+        sizes, batch = sample_geometries(original, draws).sizes, 16
         chance = np.random.default_rng(2).permutation(len(sizes))
         whole = range(0, len(sizes) - batch + 1, batch)
-        random = padding_share(sizes, [chance[first : first + batch].tolist() for first in whole])
-        grouped = padding_share(sizes, epoch_batches(sizes, batch, seed=0, epoch=0))
+        random = padding_fraction(
+            sizes, [chance[first : first + batch].tolist() for first in whole]
+        )
+        grouped = padding_fraction(sizes, epoch_batches(sizes, batch, seed=0, epoch=0))
         return {
             "random": round(random, 4),
             "grouped": round(grouped, 4),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evaluation.scoring_options import details_option, scoring_from, scoring_options
+from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
 from pipeline.utils.cli import config_option, run_command
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ data_option = click.option(
 
 @click.group()
 def evaluation() -> None:
-    """Scores predictions against annotations; writes reports."""
+    """Score predictions against annotations and write reports."""
 
 
 @evaluation.command()
@@ -33,20 +33,20 @@ def evaluation() -> None:
 @click.option(
     "--vocabulary",
     metavar="NAME|FILE",
-    help="What the files' numbers mean; default: as the dataset says, else hico-det.",
+    help="Vocabulary of the files; default: the dataset's, else hico-det.",
 )
 @click.option(
     "--split",
     default="full",
     show_default=True,
     metavar="NAME|FILE",
-    help="Zero-shot split that tells seen from unseen.",
+    help="Zero-shot split that defines seen and unseen.",
 )
 @scoring_options
 @details_option
-@click.option("--strict", is_flag=True, help="Refuse annotations with blemishes.")
-@click.option("--json", "json_file", type=FILE, help="Write the results here too.")
-@click.option("--overwrite", is_flag=True, help="Replace the JSON file.")
+@click.option("--strict", is_flag=True, help="Refuse annotation issues instead of repairing them.")
+@click.option("--json", "json_file", type=FILE, help="Write the results to this file.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def hico(
     predictions: Path,
@@ -60,26 +60,26 @@ def hico(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Scores a predictions file, or a run's, by the HICO-DET protocol.
+    """Score a predictions file, or a run's predictions, by the HICO-DET protocol.
 
     Against --annotations, or the test part of --data. Checkpoints, published ones too, are for
-    `eoid-train evaluate`, which predicts with them and scores.
+    `eoid-train evaluate`, which predicts and scores.
     """
-    from evaluation.score_hico import ScoreConfig, score_file
+    from evaluation.score_hico import HicoScoreConfig, score_hico_file
 
-    config = ScoreConfig(
+    config = HicoScoreConfig(
         predictions,
         annotations,
         vocabulary,
         split,
-        scoring_from(**options),
+        build_scoring_config(**options),
         details,
         strict,
         json_file,
         overwrite,
         data,
     )
-    for line in score_file(config):
+    for line in score_hico_file(config):
         click.echo(line)
 
 
@@ -89,20 +89,26 @@ def hico(
     "--actions",
     "--annotations",
     type=FILE,
-    help="Official actions file, like vcoco_test.json.",
+    help="Official actions file, such as vcoco_test.json.",
 )
 @data_option
-@click.option("--instances", type=FILE, help="COCO's boxes; default: found near the actions.")
-@click.option("--ids", type=FILE, help="Ids of the part's images; default: found near the actions.")
+@click.option(
+    "--instances", type=FILE, help="COCO instances file; default: found beside the actions."
+)
+@click.option("--ids", type=FILE, help="Image ids of the part; default: found beside the actions.")
 @click.option(
     "--vocabulary",
     metavar="NAME|FILE",
-    help="What the numbers of a run's predictions mean; default: as the dataset says, else vcoco.",
+    help="Vocabulary of a run's predictions; default: the dataset's, else vcoco.",
 )
-@click.option("--strict", is_flag=True, help="Refuse annotations with blemishes.")
-@click.option("--json", "json_file", type=FILE, help="Write the results here too.")
-@click.option("--official", type=FILE, help="Write the official layout here (.json or .npz).")
-@click.option("--overwrite", is_flag=True, help="Replace these files.")
+@click.option("--strict", is_flag=True, help="Refuse annotation issues instead of repairing them.")
+@click.option("--json", "json_file", type=FILE, help="Write the results to this file.")
+@click.option(
+    "--official",
+    type=FILE,
+    help="Write the detections in the official layout to this file (.json or .npz).",
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def vcoco(
     predictions: Path,
@@ -116,13 +122,13 @@ def vcoco(
     official: Path | None,
     overwrite: bool,
 ) -> None:
-    """Scores detections in V-COCO's official layout (JSON, NPZ or pickle), or a run's.
+    """Score detections in V-COCO's official layout (JSON, NPZ or pickle), or a run's predictions.
 
     Against --actions, or the test part of --data.
     """
-    from evaluation.score_vcoco import VcocoConfig, score_vcoco
+    from evaluation.score_vcoco import VcocoScoreConfig, score_vcoco_file
 
-    config = VcocoConfig(
+    config = VcocoScoreConfig(
         predictions,
         actions,
         instances,
@@ -134,7 +140,7 @@ def vcoco(
         overwrite,
         data,
     )
-    for line in score_vcoco(config):
+    for line in score_vcoco_file(config):
         click.echo(line)
 
 
@@ -144,24 +150,24 @@ def vcoco(
 @click.option(
     "--png",
     type=FOLDER,
-    help="Folder for the pictures as PNG files; default: NAME-pictures beside NAME.html.",
+    help="Folder for the figures as PNG files; default: NAME-pictures beside NAME.html.",
 )
 @click.option(
     "--data",
     type=FOLDER,
     help="Dataset folder, where it is not where the results say.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the HTML file and the pictures.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def report(
     results: tuple[Path, ...], out: Path, png: Path | None, data: Path | None, overwrite: bool
 ) -> None:
-    """Writes one self-contained HTML page from results files, given in any order."""
+    """Write one self-contained HTML page from results files."""
     from evaluation.report.write import ReportConfig, write_report
 
     config = ReportConfig(results, out, png, data, overwrite)
     write_report(config)
-    click.echo(f"wrote {out} and {config.pictures}")
+    click.echo(f"wrote {out} and {config.image_folder}")
 
 
 def main() -> None:

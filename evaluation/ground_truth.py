@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.annotations.load import AnnotationFile
-from pipeline.datasets.dataset import dataset_around, open_dataset
+from pipeline.datasets.dataset import find_enclosing_dataset, open_dataset
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True, eq=False)
-class TruthFiles:
+class GroundTruthFiles:
     """Annotations and what is known about them.
 
     Attributes:
@@ -32,16 +32,20 @@ class TruthFiles:
     ids: Path | None = None
 
 
-def find_truth(
-    annotations: Path | None, data: Path | None, vocabulary: str | None, usual: str, dataset: str
-) -> TruthFiles:
-    """The truth that somebody named, and the dataset folder around it.
+def find_ground_truth(
+    annotations: Path | None,
+    data: Path | None,
+    vocabulary: str | None,
+    default_vocabulary: str,
+    default_dataset: str,
+) -> GroundTruthFiles:
+    """The given ground truth, and the dataset folder around it.
 
     Args:
         annotations: file; None takes that of `data`'s test part.
         data: dataset folder; None looks for one around the annotations.
         vocabulary: name or file; None takes the dataset's.
-        usual, dataset: the vocabulary and the dataset's name where no dataset folder is found.
+        default_vocabulary, default_dataset: vocabulary and dataset name without a dataset folder.
 
     Raises:
         InputError: neither is named, or something is missing or wrong.
@@ -51,21 +55,23 @@ def find_truth(
         part = found.part("test")
         own = found.vocabulary if vocabulary is None else load_vocabulary(vocabulary)
         if annotations is not None:
-            return TruthFiles(annotations, own, found.name, data)
+            return GroundTruthFiles(annotations, own, found.name, data)
         if part.annotations is None:
             raise InputError(f"{data}: expected annotations of the test part, found images alone")
-        return TruthFiles(part.annotations, own, found.name, data, part.instances, part.ids)
+        return GroundTruthFiles(part.annotations, own, found.name, data, part.instances, part.ids)
     if annotations is None:
         raise InputError("expected --annotations FILE or --data DATASET, found neither")
-    around = dataset_around(annotations, "test")
+    around = find_enclosing_dataset(annotations, "test")
     named = None if vocabulary is None else load_vocabulary(vocabulary)
     if around is not None and (named is None or named.digest() == around.vocabulary.digest()):
-        return TruthFiles(annotations, around.vocabulary, around.name, around.root)
-    return TruthFiles(annotations, named or load_vocabulary(usual), dataset, None)
+        return GroundTruthFiles(annotations, around.vocabulary, around.name, around.root)
+    return GroundTruthFiles(
+        annotations, named or load_vocabulary(default_vocabulary), default_dataset, None
+    )
 
 
-def of_annotated_images(
-    path: Path, detections: list[Detections], truth: AnnotationFile
+def keep_annotated_images(
+    path: Path, detections: list[Detections], ground_truth: AnnotationFile
 ) -> list[Detections]:
     """The detections on images with annotated pairs; other images are not scored, as V-COCO's
     evaluation leaves out those outside its list. Some forms of an annotation file do not even name
@@ -74,10 +80,10 @@ def of_annotated_images(
     Raises:
         InputError: there are predictions, but not for any image that the file names.
     """
-    annotated = {item.image_id for item in truth.annotations}
-    named = annotated | truth.unlabelled
+    annotated = {item.image_id for item in ground_truth.annotations}
+    named = annotated | ground_truth.unlabelled
     if detections and not any(item.image_id in named for item in detections):
-        expected = f"images of {truth.path}"
+        expected = f"images of {ground_truth.path}"
         found = f"{len(detections)} others, the first being {detections[0].image_id}"
         raise bad_field(path, "file_name", expected, found)
     return [item for item in detections if item.image_id in annotated]

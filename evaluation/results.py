@@ -18,23 +18,23 @@ from pipeline.utils.errors import bad_field
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import Vocabulary
 
-Kind = Literal["student", "teacher", "predictions"]
-Protocol = Literal["detector", "annotated"]
-PATHS = ("dataset_path", "annotations", "predictions", "metrics_log")
+ResultKind = Literal["student", "teacher", "predictions"]
+PairProtocol = Literal["detector", "annotated"]
+PATH_FIELDS = ("dataset_path", "annotations", "predictions", "metrics_log")
 VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
 METRICS = ("full", "seen", "unseen", "harmonic_mean", "rare", "non_rare", "mean_max_recall")
 # There only where the split holds something back.
 OPTIONAL_METRICS = ("harmonic_mean",)
 # What stands in place of the HICO-DET protocol's scores where there are only V-COCO's, and what
 # earlier files of V-COCO's scores did not say.
-NO_HICO: dict[str, Any] = {
+EMPTY_HICO_FIELDS: dict[str, Any] = {
     "split": FULL,
     "unseen": [],
     "setting": "default",
     "metrics": dict.fromkeys(METRICS),
     "per_class": {},
 }
-VCOCO_ONLY = {"kind": "predictions", "vocabulary": "vcoco"}
+VCOCO_FILE_DEFAULTS = {"kind": "predictions", "vocabulary": "vcoco"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Results:
     """
 
     name: str
-    kind: Kind
+    kind: ResultKind
     dataset: str
     vocabulary: str
     split: str
@@ -93,7 +93,7 @@ class Results:
     metrics: dict[str, float | None]
     per_class: dict[str, float]
     num_images: int
-    protocol: Protocol | None = None
+    protocol: PairProtocol | None = None
     training_split: str | None = None
     distillation: bool | None = None
     seed: int | None = None
@@ -113,23 +113,23 @@ class Results:
     matches: Matches | None = field(default=None, repr=False, compare=False)
 
 
-def vcoco_alone(**fields: Any) -> Results:
+def vcoco_only_results(**fields: Any) -> Results:
     """Results that have V-COCO's scores only."""
-    return Results(**{**NO_HICO, "unseen": (), "kind": "predictions", **fields})
+    return Results(**{**EMPTY_HICO_FIELDS, "unseen": (), "kind": "predictions", **fields})
 
 
-def score_fields(
+def results_fields(
     scores: HicoScores, vocabulary: Vocabulary, unseen: tuple[int, ...]
 ) -> dict[str, Any]:
     """The fields of `Results` that follow from scores, for a split's unseen interactions."""
     return {
         "vocabulary": vocabulary.name,
         "unseen": tuple(int(index) for index in unseen),
-        **asdict(setting_scores(scores, vocabulary, unseen)),
+        **asdict(build_setting_scores(scores, vocabulary, unseen)),
     }
 
 
-def setting_scores(
+def build_setting_scores(
     scores: HicoScores, vocabulary: Vocabulary, unseen: tuple[int, ...]
 ) -> SettingScores:
     """All numbers of one setting."""
@@ -140,9 +140,9 @@ def setting_scores(
     }
     return SettingScores(
         metrics=summarize(scores, vocabulary, unseen),
-        per_class=_by_name(interactions, scores.average_precision),
-        per_verb=_by_name(vocabulary.verbs, scores.verb_means(vocabulary)),
-        per_object=_by_name(vocabulary.objects, scores.object_means(vocabulary)),
+        per_class=_values_by_name(interactions, scores.average_precision),
+        per_verb=_values_by_name(vocabulary.verbs, scores.verb_means(vocabulary)),
+        per_object=_values_by_name(vocabulary.objects, scores.object_means(vocabulary)),
         splits={
             name: {group: means[group] for group in ("seen", "unseen")}
             for name, means in groups.items()
@@ -150,7 +150,7 @@ def setting_scores(
     )
 
 
-def _by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+def _values_by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
     return {
         name.replace("_", " "): float(value)
         for name, value in zip(names, values, strict=True)
@@ -162,23 +162,23 @@ def write_results(path: Path | str, results: Results) -> None:
     """Writes `results.json`; paths become relative to it, so a run folder can be moved."""
     value = asdict(replace(results, matches=None))
     del value["matches"]
-    write_json(path, {**value, **_relative(path, results)})
+    write_json(path, {**value, **_relative_paths(path, results)})
 
 
-def write_vcoco(path: Path | str, results: Results) -> None:
+def write_vcoco_results(path: Path | str, results: Results) -> None:
     """Writes V-COCO's scores as a file of their own, which `read_results` reads too."""
     assert results.vcoco is not None, "there is nothing else in this file"
     about = {name: getattr(results, name) for name in VCOCO_FIELDS}
-    write_json(path, {**about, **_relative(path, results), **asdict(results.vcoco)})
+    write_json(path, {**about, **_relative_paths(path, results), **asdict(results.vcoco)})
 
 
-def _relative(path: Path | str, results: Results) -> dict[str, str | None]:
+def _relative_paths(path: Path | str, results: Results) -> dict[str, str | None]:
     folder = Path(path).resolve().parent
     return {
         name: os.path.relpath(place.resolve(), folder)
         if (place := getattr(results, name))
         else None
-        for name in PATHS
+        for name in PATH_FIELDS
     }
 
 
@@ -193,9 +193,12 @@ def read_results(path: Path | str) -> Results:
         raise bad_field(path, "file", "results of an evaluation", value)
     vcoco = None
     if "per_action" in value:
-        vcoco, value = parse_vcoco(path, value), {**VCOCO_ONLY, **value, **NO_HICO}
+        vcoco, value = (
+            parse_vcoco_results(path, value),
+            {**VCOCO_FILE_DEFAULTS, **value, **EMPTY_HICO_FIELDS},
+        )
     elif value.get("vcoco"):
-        vcoco = parse_vcoco(path, value["vcoco"])
+        vcoco = parse_vcoco_results(path, value["vcoco"])
     folder = Path(path).parent
 
     def text(name: str) -> str:
@@ -219,22 +222,22 @@ def read_results(path: Path | str) -> Results:
     unseen = typed_field(path, value, "unseen", list, "a list of interaction numbers")
     if not all(isinstance(index, int) for index in unseen):
         raise bad_field(path, "unseen", "a list of interaction numbers", unseen)
-    metrics = numbers(path, value, "metrics", optional=True)
+    metrics = number_table(path, value, "metrics", optional=True)
     for name in METRICS:
         if name not in metrics and name not in OPTIONAL_METRICS:
             raise bad_field(path, f"metrics.{name}", "a fraction or null", None)
     return Results(
         name=text("name"),
-        kind=choice("kind", get_args(Kind)),
+        kind=choice("kind", get_args(ResultKind)),
         dataset=text("dataset"),
         vocabulary=text("vocabulary"),
         split=text("split"),
         unseen=tuple(unseen),
         setting=choice("setting", get_args(Setting)),
         metrics=metrics,
-        per_class=cast(dict[str, float], numbers(path, value, "per_class")),
+        per_class=cast(dict[str, float], number_table(path, value, "per_class")),
         num_images=typed_field(path, value, "num_images", int, "a whole number"),
-        protocol=choice("protocol", get_args(Protocol)) if value.get("protocol") else None,
+        protocol=choice("protocol", get_args(PairProtocol)) if value.get("protocol") else None,
         training_split=optional("training_split", str, "a split's name"),
         distillation=optional("distillation", bool, "true or false"),
         seed=optional("seed", int, "a whole number"),
@@ -244,34 +247,34 @@ def read_results(path: Path | str) -> Results:
         annotations=beside("annotations"),
         predictions=beside("predictions"),
         metrics_log=beside("metrics_log"),
-        extra=cast(dict[str, float], numbers(path, {"extra": {}, **value}, "extra")),
-        nms=cast(dict[str, float], numbers(path, value, "nms")) if value.get("nms") else None,
-        **_details(path, value),
-        known_object=_known_object(path, value.get("known_object")),
+        extra=cast(dict[str, float], number_table(path, {"extra": {}, **value}, "extra")),
+        nms=cast(dict[str, float], number_table(path, value, "nms")) if value.get("nms") else None,
+        **_read_detail_fields(path, value),
+        known_object=_read_known_object(path, value.get("known_object")),
         vcoco=vcoco,
     )
 
 
-def _details(path: Path | str, value: dict[str, Any]) -> dict[str, Any]:
+def _read_detail_fields(path: Path | str, value: dict[str, Any]) -> dict[str, Any]:
     """The parts that results of earlier versions lack."""
     known = {"per_verb": {}, "per_object": {}, "splits": {}, **value}
     splits = typed_field(path, known, "splits", dict, "groups by split")
     return {
-        "per_verb": numbers(path, known, "per_verb"),
-        "per_object": numbers(path, known, "per_object"),
-        "splits": {name: numbers(path, splits, name, optional=True) for name in splits},
+        "per_verb": number_table(path, known, "per_verb"),
+        "per_object": number_table(path, known, "per_object"),
+        "splits": {name: number_table(path, splits, name, optional=True) for name in splits},
     }
 
 
-def _known_object(path: Path | str, value: Any) -> SettingScores | None:
+def _read_known_object(path: Path | str, value: Any) -> SettingScores | None:
     if value is None:
         return None
     if not isinstance(value, dict):
         raise bad_field(path, "known_object", "metrics and AP of the known-object setting", value)
     return SettingScores(
-        metrics=numbers(path, value, "metrics", optional=True),
-        per_class=cast(dict[str, float], numbers(path, value, "per_class")),
-        **_details(path, value),
+        metrics=number_table(path, value, "metrics", optional=True),
+        per_class=cast(dict[str, float], number_table(path, value, "per_class")),
+        **_read_detail_fields(path, value),
     )
 
 
@@ -292,7 +295,7 @@ def typed_field(
     return value[name]
 
 
-def numbers(
+def number_table(
     path: Path | str, value: dict[str, Any], name: str, optional: bool = False
 ) -> dict[str, float | None]:
     """A table of numbers by name.
@@ -341,7 +344,7 @@ class VcocoResults:
     per_action: dict[str, ActionResults]
 
 
-def vcoco_results(scores: VcocoScores) -> VcocoResults:
+def build_vcoco_results(scores: VcocoScores) -> VcocoResults:
     """Scores as they are written down."""
 
     def fraction(value: float) -> float | None:
@@ -350,10 +353,10 @@ def vcoco_results(scores: VcocoScores) -> VcocoResults:
     per_action = {
         action.name: ActionResults(
             int(scores.num_positives[row]),
-            fraction(scores.agents[row]),
+            fraction(scores.agent_ap[row]),
             {
                 role: {
-                    key: fraction(scores.roles[scenario][row, place])
+                    key: fraction(scores.role_ap[scenario][row, place])
                     for scenario, key in zip(SCENARIOS, SCENARIO_KEYS, strict=True)
                 }
                 for place, role in enumerate(action.roles)
@@ -364,50 +367,51 @@ def vcoco_results(scores: VcocoScores) -> VcocoResults:
     return VcocoResults(scores.metrics(), per_action)
 
 
-def parse_vcoco(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
+def parse_vcoco_results(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
     """Reads what `dataclasses.asdict` makes of `VcocoResults`.
 
     Raises:
         InputError: a field is missing or wrong.
     """
-    metrics = _table(path, "metrics", value.get("metrics"))
+    metrics = _require_table(path, "metrics", value.get("metrics"))
     metrics = {**dict.fromkeys(ROLE_AP_WITHOUT_POINT), **metrics}
     per_action = {}
-    for name, entry in _table(path, "per_action", value.get("per_action")).items():
+    for name, entry in _require_table(path, "per_action", value.get("per_action")).items():
         place = f"per_action.{name}"
-        entry = _table(path, place, entry)
+        entry = _require_table(path, place, entry)
         positives = entry.get("positives")
         if not isinstance(positives, int):
             raise bad_field(path, f"{place}.positives", "a number of people", positives)
-        roles = _table(path, f"{place}.roles", entry.get("roles"))
+        roles = _require_table(path, f"{place}.roles", entry.get("roles"))
         per_action[name] = ActionResults(
             positives,
-            _fraction(path, entry, "agent_ap", f"{place}."),
+            _read_fraction(path, entry, "agent_ap", f"{place}."),
             {
                 role: {
-                    key: _fraction(path, scores, key, f"{place}.roles.{role}.")
+                    key: _read_fraction(path, scores, key, f"{place}.roles.{role}.")
                     for key in SCENARIO_KEYS
                 }
                 for role in roles
-                if (scores := _table(path, f"{place}.roles.{role}", roles[role])) is not None
+                if (scores := _require_table(path, f"{place}.roles.{role}", roles[role]))
+                is not None
             },
         )
     return VcocoResults(
         {
-            name: _fraction(path, metrics, name, "metrics.")
+            name: _read_fraction(path, metrics, name, "metrics.")
             for name in (AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT)
         },
         per_action,
     )
 
 
-def _table(path: Path | str, name: str, value: Any) -> dict[str, Any]:
+def _require_table(path: Path | str, name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise bad_field(path, name, "numbers by name", value)
     return value
 
 
-def _fraction(path: Path | str, table: dict[str, Any], name: str, place: str) -> float | None:
+def _read_fraction(path: Path | str, table: dict[str, Any], name: str, place: str) -> float | None:
     value = table.get(name, "nothing")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise bad_field(path, f"{place}{name}", "a fraction or null", value)

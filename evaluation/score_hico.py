@@ -7,25 +7,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.analysis.matched import Setting, match
-from evaluation.ground_truth import find_truth, of_annotated_images
-from evaluation.hico.average_precision import scores_of
-from evaluation.hico.nms import NmsConfig, suppress_pairs
+from evaluation.analysis.matched import Setting, match_detections
+from evaluation.ground_truth import find_ground_truth, keep_annotated_images
+from evaluation.hico.average_precision import compute_scores
+from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
 from evaluation.predictions import (
-    object_pairs,
+    find_predictions_file,
     predictions_name,
-    predictions_path,
     read_predictions,
+    verb_object_pairs,
 )
-from evaluation.results import Results, score_fields, setting_scores, write_results
-from evaluation.tables import tables
+from evaluation.results import Results, build_setting_scores, results_fields, write_results
+from evaluation.tables import format_tables
 from pipeline.annotations.load import AnnotationFile, load_annotations
 from pipeline.splits import load_split
 from pipeline.types import Annotation, Detections
 from pipeline.utils.files import refuse_existing
 from pipeline.vocabulary import Vocabulary
 
-SETTINGS: dict[str, tuple[Setting, ...]] = {
+SETTINGS_OF_OPTION: dict[str, tuple[Setting, ...]] = {
     "default": ("default",),
     "known-object": ("known_object",),
     "both": ("default", "known_object"),
@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringConfig:
     """How to score.
 
     Attributes:
@@ -41,16 +41,16 @@ class Scoring:
         nms: pairwise NMS first; None without.
     """
 
-    settings: tuple[Setting, ...] = SETTINGS["both"]
+    settings: tuple[Setting, ...] = SETTINGS_OF_OPTION["both"]
     nms: NmsConfig | None = None
 
 
-def scored_fields(
+def score_to_fields(
     annotations: Sequence[Annotation],
     detections: Sequence[Detections],
     vocabulary: Vocabulary,
     unseen: tuple[int, ...],
-    scoring: Scoring,
+    scoring: ScoringConfig,
 ) -> dict[str, Any]:
     """The fields of `Results` that scoring fills; the first setting's numbers stand at the top.
 
@@ -61,27 +61,27 @@ def scored_fields(
         InputError: detections for an image that is not annotated.
     """
     if scoring.nms is not None:
-        detections = suppress_pairs(detections, scoring.nms)
-    matches = match(annotations, detections, vocabulary)
-    scores = scores_of(matches, vocabulary, scoring.settings)
+        detections = batched_pairwise_nms(detections, scoring.nms)
+    matches = match_detections(annotations, detections, vocabulary)
+    scores = compute_scores(matches, vocabulary, scoring.settings)
     first, *further = scoring.settings
     known_object = "known_object" in further
     return {
         "setting": first,
-        "known_object": setting_scores(scores["known_object"], vocabulary, unseen)
+        "known_object": build_setting_scores(scores["known_object"], vocabulary, unseen)
         if known_object
         else None,
         "nms": None if scoring.nms is None else asdict(scoring.nms),
         "matches": matches,
-        **score_fields(scores[first], vocabulary, unseen),
+        **results_fields(scores[first], vocabulary, unseen),
     }
 
 
-HICO = "hico-det"
+HICO_DET = "hico-det"
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class HicoScoreConfig:
     """What to score, and how.
 
     Attributes:
@@ -90,7 +90,7 @@ class ScoreConfig:
         vocabulary, split: names or files; without vocabulary the dataset's, else HICO-DET's.
         scoring: settings and NMS.
         details: tables wanted beside the groups, of `evaluation.tables.DETAILS`.
-        strict: refuse annotations with blemishes.
+        strict: refuse annotations with issues.
         json: results file to write.
         overwrite: replace it.
         data: dataset folder; looked for around the annotations where not named.
@@ -100,7 +100,7 @@ class ScoreConfig:
     annotations: Path | None
     vocabulary: str | None = None
     split: str = "full"
-    scoring: Scoring = field(default_factory=Scoring)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     details: tuple[str, ...] = ()
     strict: bool = False
     json: Path | None = None
@@ -108,7 +108,7 @@ class ScoreConfig:
     data: Path | None = None
 
 
-def score_file(config: ScoreConfig) -> list[str]:
+def score_hico_file(config: HicoScoreConfig) -> list[str]:
     """Scores the predictions and writes the results where wanted.
 
     Returns:
@@ -119,51 +119,59 @@ def score_file(config: ScoreConfig) -> list[str]:
     """
     if config.json is not None:
         refuse_existing(config.json, config.overwrite)
-    files = find_truth(config.annotations, config.data, config.vocabulary, usual=HICO, dataset=HICO)
-    path = predictions_path(config.predictions)
+    files = find_ground_truth(
+        config.annotations,
+        config.data,
+        config.vocabulary,
+        default_vocabulary=HICO_DET,
+        default_dataset=HICO_DET,
+    )
+    path = find_predictions_file(config.predictions)
     vocabulary = files.vocabulary
     split = load_split(vocabulary, config.split)
-    truth = load_annotations(
+    ground_truth = load_annotations(
         files.annotations, vocabulary, "test", config.strict, files.instances, files.ids
     )
-    sizes = {one.image_id: one.size for one in truth.annotations}
+    sizes = {one.image_id: one.size for one in ground_truth.annotations}
     found = read_predictions(path, vocabulary, sizes)
-    truth.require_labels()
-    detections = of_annotated_images(path, found, truth)
+    ground_truth.require_labels()
+    detections = keep_annotated_images(path, found, ground_truth)
     results = Results(
         name=predictions_name(path),
         kind="predictions",
         dataset=files.dataset,
         split=split.name,
-        num_images=len(truth.annotations),
+        num_images=len(ground_truth.annotations),
         dataset_path=files.folder,
         annotations=files.annotations,
         predictions=path,
-        **scored_fields(truth.annotations, detections, vocabulary, split.unseen, config.scoring),
+        **score_to_fields(
+            ground_truth.annotations, detections, vocabulary, split.unseen, config.scoring
+        ),
     )
     if config.json is not None:
         write_results(config.json, results)
-    notes = _notes(truth, found, detections, vocabulary)
-    return [*tables([results], config.details), *filter(None, notes)]
+    notes = _notes(ground_truth, found, detections, vocabulary)
+    return [*format_tables([results], config.details), *filter(None, notes)]
 
 
 def _notes(
-    truth: AnnotationFile,
+    ground_truth: AnnotationFile,
     found: list[Detections],
     counted: list[Detections],
     vocabulary: Vocabulary,
 ) -> list[str]:
-    notes = [truth.blemish_line()]
-    without_pair = sum(item.image_id in truth.unlabelled for item in found)
+    notes = [ground_truth.format_issues()]
+    without_pair = sum(item.image_id in ground_truth.unlabelled for item in found)
     if without_pair:
         notes.append(f"{without_pair} images without annotated pair were left out")
     unknown = len(found) - len(counted) - without_pair
     if unknown:
-        notes.append(f"{unknown} images that {truth.path} does not name were left out")
-    silent = len(truth.annotations) - len(counted)
+        notes.append(f"{unknown} images that {ground_truth.path} does not name were left out")
+    silent = len(ground_truth.annotations) - len(counted)
     if silent:
-        notes.append(f"{silent} of {len(truth.annotations)} images have no predictions")
-    verbs, objects = object_pairs(counted)
+        notes.append(f"{silent} of {len(ground_truth.annotations)} images have no predictions")
+    verbs, objects = verb_object_pairs(counted)
     if len(verbs) and not vocabulary.valid[verbs, objects].any():
         notes.append(
             f"none of the {len(verbs)} predicted pairs is an interaction of {vocabulary.name}; is"

@@ -8,24 +8,44 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.ground_truth import find_truth
-from evaluation.predictions import is_pickle, predictions_name, predictions_path, read_predictions
-from evaluation.results import VcocoResults, vcoco_alone, vcoco_results, write_vcoco
-from evaluation.tables import vcoco_table
+from evaluation.ground_truth import find_ground_truth
+from evaluation.predictions import (
+    find_predictions_file,
+    is_pickle,
+    predictions_name,
+    read_predictions,
+)
+from evaluation.results import (
+    VcocoResults,
+    build_vcoco_results,
+    vcoco_only_results,
+    write_vcoco_results,
+)
+from evaluation.tables import format_vcoco_table
 from evaluation.vcoco.average_precision import VcocoScores, evaluate_vcoco
-from evaluation.vcoco.detections import VcocoDetections, read_detections, to_vcoco, write_detections
-from pipeline.annotations.base import Reading, blemish_line
-from pipeline.annotations.box_form import CORNERS, BoxForm
-from pipeline.annotations.vcoco import VcocoTruth, is_actions_file, read_vcoco, vcoco_files
+from evaluation.vcoco.detections import (
+    VcocoDetections,
+    read_detections,
+    to_vcoco_detections,
+    write_detections,
+)
+from pipeline.annotations.base import ParseContext, format_issues
+from pipeline.annotations.box_format import XYXY, BoxFormatCheck
+from pipeline.annotations.vcoco import (
+    VcocoGroundTruth,
+    find_vcoco_files,
+    is_actions_file,
+    read_vcoco,
+)
 from pipeline.datasets.dataset import Dataset
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import iterate_json, refuse_existing
+from pipeline.utils.files import iter_json, refuse_existing
 from pipeline.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class VcocoConfig:
+class VcocoScoreConfig:
     """What to score, and against what.
 
     Attributes:
@@ -35,7 +55,7 @@ class VcocoConfig:
         instances, ids: the files that belong to it; looked for around it where not named.
         vocabulary: what the numbers of the HOIA form mean, a name or a file; without it the
             dataset's, else V-COCO's.
-        strict: refuse annotations with blemishes.
+        strict: refuse annotations with issues.
         json: results file to write.
         official: where to write the detections in the official layout.
         overwrite: replace these files.
@@ -54,7 +74,7 @@ class VcocoConfig:
     data: Path | None = None
 
 
-def score_vcoco(config: VcocoConfig) -> list[str]:
+def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
     """Scores the detections and writes what is wanted.
 
     Returns:
@@ -66,89 +86,107 @@ def score_vcoco(config: VcocoConfig) -> list[str]:
     for path in (config.json, config.official):
         if path is not None:
             refuse_existing(path, config.overwrite)
-    source = find_truth(
-        config.actions, config.data, config.vocabulary, usual="vcoco", dataset="v-coco"
+    source = find_ground_truth(
+        config.actions,
+        config.data,
+        config.vocabulary,
+        default_vocabulary="vcoco",
+        default_dataset="v-coco",
     )
     if config.actions is None and not is_actions_file(source.annotations):
         expected = "V-COCO's official actions, like vcoco_test.json"
         raise bad_field(source.annotations, "file", expected, "annotations of another form")
-    files = vcoco_files(
+    files = find_vcoco_files(
         source.annotations, config.instances or source.instances, config.ids or source.ids
     )
-    reading = Reading(files.actions, source.vocabulary, config.strict)
-    truth = read_vcoco(files, reading)
-    path = predictions_path(config.predictions)
-    hoia = _is_hoia(path)
+    reading = ParseContext(files.actions, source.vocabulary, config.strict)
+    ground_truth = read_vcoco(files, reading)
+    path = find_predictions_file(config.predictions)
+    hoia = _is_hoia_form(path)
     detections = (
-        _from_hoia(path, truth, source.vocabulary) if hoia else read_detections(path, truth.actions)
+        _read_hoia_form(path, ground_truth, source.vocabulary)
+        if hoia
+        else read_detections(path, ground_truth.actions)
     )
     if not hoia and not len(detections):
         raise bad_field(path, "file", "a list of detections", "an empty list")
-    found, outside = _listed(detections, truth, path)
+    found, outside = _select_listed(detections, ground_truth, path)
     if config.official is not None:
         write_detections(config.official, found)
-    scores = evaluate_vcoco(truth, found)
+    scores = evaluate_vcoco(ground_truth, found)
     if config.json is not None:
-        results = vcoco_alone(
+        results = vcoco_only_results(
             name=predictions_name(path),
             dataset=source.dataset,
             vocabulary=source.vocabulary.name,
-            num_images=len(truth.images),
+            num_images=len(ground_truth.images),
             dataset_path=source.folder,
             # What the report shows of single pictures, it reads in the HOIA form.
             predictions=path if hoia and not outside else None,
-            vcoco=vcoco_results(scores),
+            vcoco=build_vcoco_results(scores),
         )
-        write_vcoco(config.json, results)
-    return [*vcoco_table(scores, len(truth.images)), *_notes(reading, truth, found, outside)]
+        write_vcoco_results(config.json, results)
+    return [
+        *format_vcoco_table(scores, len(ground_truth.images)),
+        *_notes(reading, ground_truth, found, outside),
+    ]
 
 
 def _notes(
-    reading: Reading, truth: VcocoTruth, found: VcocoDetections, outside: int
+    reading: ParseContext, ground_truth: VcocoGroundTruth, found: VcocoDetections, outside: int
 ) -> Iterator[str]:
-    if blemishes := blemish_line(reading.file, reading.blemishes):
-        yield blemishes
-    if unread := found.unread:
+    if issues := format_issues(reading.file, reading.issues):
+        yield issues
+    if unknown_keys := found.unknown_keys:
         yield (
-            f"{len(unread)} keys that look like scores but are none of the annotations' actions and"
-            f" roles were left out, the first being {unread[0]}"
+            f"{len(unknown_keys)} keys that look like scores but are none of the annotations'"
+            f" actions and roles were left out, the first being {unknown_keys[0]}"
         )
     if outside:
         yield f"{outside} detections on images outside the part were left out"
-    if silent := len(truth.images) - len(np.unique(found.image_ids)):
-        yield f"{silent} of {len(truth.images)} images have no detections"
+    if silent := len(ground_truth.images) - len(np.unique(found.image_ids)):
+        yield f"{silent} of {len(ground_truth.images)} images have no detections"
 
 
 def score_detections(
-    detections: Sequence[Detections], truth: VcocoTruth, vocabulary: Vocabulary
+    detections: Sequence[Detections], ground_truth: VcocoGroundTruth, vocabulary: Vocabulary
 ) -> VcocoScores:
-    """Scores detected interactions of the part's images, which have the truth's file names."""
-    number = {image.name: image.id for image in truth.images}
+    """Scores detected interactions of the part's images, named by the ground truth's file names."""
+    number = {image.name: image.id for image in ground_truth.images}
     ids = [number[item.image_id] for item in detections]
-    return evaluate_vcoco(truth, to_vcoco(detections, ids, vocabulary, truth.actions))
+    return evaluate_vcoco(
+        ground_truth, to_vcoco_detections(detections, ids, vocabulary, ground_truth.actions)
+    )
 
 
-def _from_hoia(path: Path, truth: VcocoTruth, vocabulary: Vocabulary) -> VcocoDetections:
-    sizes = {image.name: image.size for image in truth.images}
+def _read_hoia_form(
+    path: Path, ground_truth: VcocoGroundTruth, vocabulary: Vocabulary
+) -> VcocoDetections:
+    sizes = {image.name: image.size for image in ground_truth.images}
     detections = read_predictions(path, vocabulary, sizes)
-    number = {**truth.others, **{image.name: image.id for image in truth.images}}
+    number = {
+        **ground_truth.other_image_ids,
+        **{image.name: image.id for image in ground_truth.images},
+    }
     unknown = [item.image_id for item in detections if item.image_id not in number]
     if unknown:
-        raise _unknown_images(path, len(unknown), unknown[0])
+        raise _unknown_images_error(path, len(unknown), unknown[0])
     ids = [number[item.image_id] for item in detections]
-    return to_vcoco(detections, ids, vocabulary, truth.actions)
+    return to_vcoco_detections(detections, ids, vocabulary, ground_truth.actions)
 
 
-def _is_hoia(path: Path) -> bool:
+def _is_hoia_form(path: Path) -> bool:
     """Whether a file's first entry is an image of the HOIA form; the readers find what is wrong."""
     if path.suffix.lower() == ".npz" or is_pickle(path):
         return False
-    entries = iterate_json(path)
+    entries = iter_json(path)
     first = next(entries, None)
     return isinstance(first, dict) and "file_name" in first
 
 
-def _listed(found: VcocoDetections, truth: VcocoTruth, path: Path) -> tuple[VcocoDetections, int]:
+def _select_listed(
+    found: VcocoDetections, ground_truth: VcocoGroundTruth, path: Path
+) -> tuple[VcocoDetections, int]:
     """The detections on the part's images, and how many others there are.
 
     Raises:
@@ -156,35 +194,35 @@ def _listed(found: VcocoDetections, truth: VcocoTruth, path: Path) -> tuple[Vcoc
             or boxes of another form or scale.
     """
     ids = found.image_ids
-    inside = np.isin(ids, [image.id for image in truth.images])
-    unknown = ~inside & ~np.isin(ids, list(truth.others.values()))
+    inside = np.isin(ids, [image.id for image in ground_truth.images])
+    unknown = ~inside & ~np.isin(ids, list(ground_truth.other_image_ids.values()))
     if unknown.any():
-        raise _unknown_images(path, len(np.unique(ids[unknown])), int(ids[unknown][0]))
+        raise _unknown_images_error(path, len(np.unique(ids[unknown])), int(ids[unknown][0]))
     if len(ids) and not inside.any():
         expected = "detections on the images of the id list"
         raise bad_field(path, "image_id", expected, f"none, but {ids[0]} and others")
     kept = found.keep(np.flatnonzero(inside))
-    sizes = {image.id: image.size for image in truth.images}
-    form = BoxForm(CORNERS)
+    sizes = {image.id: image.size for image in ground_truth.images}
+    form = BoxFormatCheck(XYXY)
     form.add(kept.person_boxes, np.array([sizes[number] for number in kept.image_ids.tolist()]))
     form.check(path, "person_box")
     return kept, int((~inside).sum())
 
 
-def _unknown_images(path: Path, count: int, first: str | int) -> InputError:
+def _unknown_images_error(path: Path, count: int, first: str | int) -> InputError:
     expected = "images that the COCO file names"
     return bad_field(path, "image", expected, f"{count} others, the first being {first}")
 
 
-VCOCO_RESULTS = "vcoco.json"
+VCOCO_RESULTS_FILE = "vcoco.json"
 
 
 def score_run(dataset: Dataset, detections: Sequence[Detections]) -> VcocoResults | None:
     """Scores the predictions of the test part and prints the table; None for datasets without
     V-COCO's official files."""
-    truth = dataset.vcoco("test")
-    if truth is None:
+    ground_truth = dataset.vcoco_ground_truth("test")
+    if ground_truth is None:
         return None
-    scores = score_detections(detections, truth, dataset.vocabulary)
-    print("\n".join(vcoco_table(scores, len(truth.images))))
-    return vcoco_results(scores)
+    scores = score_detections(detections, ground_truth, dataset.vocabulary)
+    print("\n".join(format_vcoco_table(scores, len(ground_truth.images))))
+    return build_vcoco_results(scores)

@@ -9,42 +9,42 @@ import click
 
 if TYPE_CHECKING:
     from evaluation.hico.nms import NmsConfig
-    from evaluation.score_hico import Scoring
+    from evaluation.score_hico import ScoringConfig
 
 details_option = click.option(
     "--show",
     "details",
     type=click.Choice(["splits", "verbs", "objects", "interactions"]),
     multiple=True,
-    help="A table of these too; may be given several times.",
+    help="Also print this table. Can be given several times.",
 )
 
 
 def nms_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that `nms_from` takes."""
+    """Adds the options that `build_nms_config` takes."""
     for option in (
         click.option(
             "--nms-object-power",
             type=click.FloatRange(min=0),
-            help="Exponent of the objects' IoU; default 0.5.",
+            help="Exponent of the object boxes' IoU; default 0.5.",
         ),
         click.option(
             "--nms-human-power",
             type=click.FloatRange(min=0),
-            help="Exponent of the people's IoU; default 1.",
+            help="Exponent of the human boxes' IoU; default 1.",
         ),
         click.option(
             "--nms-threshold",
             type=click.FloatRange(0, 1),
-            help="A pair covered by more than this goes; default 0.7.",
+            help="Maximum pairwise IoU; default 0.7.",
         ),
-        click.option("--nms", is_flag=True, help="Pairwise non-maximum suppression first."),
+        click.option("--nms", is_flag=True, help="Apply pairwise non-maximum suppression first."),
     ):
         command = option(command)
     return command
 
 
-def nms_from(nms: bool, **options: float | None) -> NmsConfig | None:
+def build_nms_config(nms: bool, **options: float | None) -> NmsConfig | None:
     """The options of `nms_options` as a config; None without --nms.
 
     Raises:
@@ -61,22 +61,24 @@ def nms_from(nms: bool, **options: float | None) -> NmsConfig | None:
 
 
 def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that `scoring_from` takes."""
+    """Adds the options that `build_scoring_config` takes."""
     return click.option(
         "--setting",
         type=click.Choice(["default", "known-object", "both"]),
         default="both",
         show_default=True,
-        help="All images for every class, or those alone that hold its object.",
+        help=(
+            "Evaluation setting: all images for every class, or only those that contain its object."
+        ),
     )(nms_options(command))
 
 
-def scoring_from(setting: str, **options: Any) -> Scoring:
+def build_scoring_config(setting: str, **options: Any) -> ScoringConfig:
     """The options of `scoring_options` as a config.
 
     Raises:
         click.UsageError: NMS settings without NMS.
     """
-    from evaluation.score_hico import SETTINGS, Scoring
+    from evaluation.score_hico import SETTINGS_OF_OPTION, ScoringConfig
 
-    return Scoring(SETTINGS[setting], nms_from(**options))
+    return ScoringConfig(SETTINGS_OF_OPTION[setting], build_nms_config(**options))

@@ -9,7 +9,7 @@ import numpy as np
 from evaluation.analysis.matched import Setting
 from evaluation.hico.average_precision import harmonic_mean
 from evaluation.results import AGENT_AP, ROLE_AP, ROLE_AP_WITHOUT_POINT, Results, SettingScores
-from evaluation.vcoco.average_precision import LEFT_OUT_BY_PAPERS, SCENARIOS, VcocoScores
+from evaluation.vcoco.average_precision import ACTION_EXCLUDED_BY_PAPERS, SCENARIOS, VcocoScores
 
 METRIC_TITLES = {
     "full": "Full",
@@ -27,20 +27,20 @@ VCOCO_TITLES = {
     ROLE_AP_WITHOUT_POINT[1]: "Without point, scenario 2",
     AGENT_AP: "Agent AP",
 }
-SETTINGS = {"default": "default setting", "known_object": "known-object setting"}
+SETTING_TITLES = {"default": "default setting", "known_object": "known-object setting"}
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def format_percent(value: float | None, digits: int = 1) -> str:
     """A fraction as the field prints it: 0.701 is 70.1."""
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
-def listing(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """The names as "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def columns(results: Sequence[Results]) -> list[tuple[Setting, Results | SettingScores]]:
+def setting_columns(results: Sequence[Results]) -> list[tuple[Setting, Results | SettingScores]]:
     """The settings of all results, one after the other, with their numbers."""
     found: list[tuple[Setting, Results | SettingScores]] = []
     for result in results:
@@ -50,14 +50,14 @@ def columns(results: Sequence[Results]) -> list[tuple[Setting, Results | Setting
     return found
 
 
-def results_table(results: Sequence[Results]) -> list[str]:
+def format_results_table(results: Sequence[Results]) -> list[str]:
     """Lines for a terminal: a row for each metric, a column for each result (a setting, a run).
 
     Args:
         results: of one dataset and split.
     """
-    first, shown = results[0], columns(results)
-    settings = [SETTINGS[setting] for setting, _ in shown]
+    first, shown = results[0], setting_columns(results)
+    settings = [SETTING_TITLES[setting] for setting, _ in shown]
     width = max(12, *(len(setting) + 2 for setting in settings))
     classes = f"{len(first.per_class)} interactions"
     nms = ", after pairwise NMS" if first.nms else ""
@@ -68,13 +68,13 @@ def results_table(results: Sequence[Results]) -> list[str]:
     for name, title in METRIC_TITLES.items():
         values = [scores.metrics.get(name) for _, scores in shown]
         if any(value is not None for value in values):
-            numbers = "".join(f"{percent(value, 2):>{width}}" for value in values)
+            numbers = "".join(f"{format_percent(value, 2):>{width}}" for value in values)
             lines.append(f"{title.lower():<15}" + numbers)
     return lines
 
 
 DETAILS = ("splits", "verbs", "objects", "interactions")
-TITLES = {
+DETAIL_TITLES = {
     "splits": "split",
     "verbs": "verb",
     "objects": "object",
@@ -82,36 +82,38 @@ TITLES = {
 }
 
 
-def tables(results: Sequence[Results], details: Sequence[str]) -> list[str]:
+def format_tables(results: Sequence[Results], details: Sequence[str]) -> list[str]:
     """The groups, and the wanted details below."""
-    lines = results_table(results)
+    lines = format_results_table(results)
     for detail in details:
-        lines += ["", *detail_table(results, detail)]
+        lines += ["", *format_detail_table(results, detail)]
     return lines
 
 
-def detail_table(results: Sequence[Results], detail: str) -> list[str]:
+def format_detail_table(results: Sequence[Results], detail: str) -> list[str]:
     """A row for each entry that has ground truth, a column for each setting; AP in percent.
 
     Args:
         results: of one dataset and split.
         detail: one of `DETAILS`.
     """
-    shown = columns(results)
-    tables = [_numbers(scores, detail) for _, scores in shown]
-    settings = [SETTINGS[setting] for setting, _ in shown]
+    shown = setting_columns(results)
+    tables = [_detail_values(scores, detail) for _, scores in shown]
+    settings = [SETTING_TITLES[setting] for setting, _ in shown]
     width = max(12, *(len(setting) + 2 for setting in settings))
     # The union: a later setting may lack an entry.
     names = list(dict.fromkeys(name for table in tables for name in table))
-    stub = max([len(TITLES[detail]), *(len(name) for name in names)]) + 2
-    lines = [f"{TITLES[detail]:<{stub}}" + "".join(f"{title:>{width}}" for title in settings)]
+    stub = max([len(DETAIL_TITLES[detail]), *(len(name) for name in names)]) + 2
+    lines = [
+        f"{DETAIL_TITLES[detail]:<{stub}}" + "".join(f"{title:>{width}}" for title in settings)
+    ]
     for name in names:
-        cells = "".join(f"{percent(table.get(name), 2):>{width}}" for table in tables)
+        cells = "".join(f"{format_percent(table.get(name), 2):>{width}}" for table in tables)
         lines.append(f"{name:<{stub}}{cells}")
     return lines
 
 
-def _numbers(scores: Results | SettingScores, detail: str) -> dict[str, float | None]:
+def _detail_values(scores: Results | SettingScores, detail: str) -> dict[str, float | None]:
     if detail == "splits":
         return {
             f"{split}, {group}": value
@@ -129,29 +131,31 @@ def _numbers(scores: Results | SettingScores, detail: str) -> dict[str, float | 
     return dict(numbers)
 
 
-def vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
+def format_vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
     """Lines for a terminal: agents, then roles, then the averages; AP in percent."""
 
-    def percent(value: float | None) -> str:
+    def format_percent(value: float | None) -> str:
         return "-" if value is None or np.isnan(value) else f"{100 * value:.2f}"
 
     head = ("action", "people", "agent", "role", "scenario 1", "scenario 2")
     lines = [f"v-coco: {num_images} images", "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*head)]
     for row, action in enumerate(scores.actions):
         for place, role in enumerate(action.roles or ("",)):
-            roles = [percent(scores.roles[s][row, place]) if role else "" for s in SCENARIOS]
-            first = (action.name, scores.num_positives[row], percent(scores.agents[row]))
+            roles = [
+                format_percent(scores.role_ap[s][row, place]) if role else "" for s in SCENARIOS
+            ]
+            first = (action.name, scores.num_positives[row], format_percent(scores.agent_ap[row]))
             cells = (*(("", "", "") if place else first), role, *roles)
             lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*cells).rstrip())
-    agent, *roles = (percent(value) for value in scores.metrics().values())
+    agent, *roles = (format_percent(value) for value in scores.metrics().values())
     for averages in (
         ("average", "", agent, "", *roles[:2]),
-        (f"without {LEFT_OUT_BY_PAPERS}", "", "", "", *roles[2:]),
+        (f"without {ACTION_EXCLUDED_BY_PAPERS}", "", "", "", *roles[2:]),
     ):
         lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*averages))
     every, papers = scores.num_roles()
     return [
         *lines,
         f"role AP: the official mean is over {every} roles; papers print the mean without"
-        f" {LEFT_OUT_BY_PAPERS}, over {papers}",
+        f" {ACTION_EXCLUDED_BY_PAPERS}, over {papers}",
     ]

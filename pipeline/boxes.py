@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def areas(boxes: np.ndarray) -> np.ndarray:
+def box_area(boxes: np.ndarray) -> np.ndarray:
     """Areas of boxes; 0 where a box has none.
 
     Args:
@@ -34,7 +34,7 @@ def clip_boxes(boxes: np.ndarray, size: tuple[float, float] | np.ndarray) -> np.
     return np.clip(boxes, 0, limits).astype(boxes.dtype, copy=False)
 
 
-def upright_boxes(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
+def boxes_to_upright(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
     """Boxes of a picture as it lies in its file, in the picture that EXIF turns upright.
 
     Args:
@@ -55,8 +55,8 @@ def upright_boxes(boxes: np.ndarray, orientation: int, size: tuple[float, float]
     return np.stack([x1, y1, x2, y2], axis=1).astype(boxes.dtype, copy=False)
 
 
-def stored_boxes(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
-    """The reverse of `upright_boxes`.
+def boxes_to_stored(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
+    """The reverse of `boxes_to_upright`.
 
     Args:
         boxes: (N, 4) xyxy, upright pixels.
@@ -67,7 +67,7 @@ def stored_boxes(boxes: np.ndarray, orientation: int, size: tuple[float, float])
         (N, 4) of the same type, xyxy, stored pixels.
     """
     # All turns are their own reverse but those by 90 degrees, which are each other's.
-    return upright_boxes(boxes, {6: 8, 8: 6}.get(orientation, orientation), size)
+    return boxes_to_upright(boxes, {6: 8, 8: 6}.get(orientation, orientation), size)
 
 
 def union_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -98,5 +98,5 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     opposite = np.minimum(first[:, None, 2:], second[None, :, 2:])
     sides = np.maximum(opposite - corner, 0)
     shared = sides[..., 0] * sides[..., 1]
-    together = areas(first)[:, None] + areas(second)[None, :] - shared
+    together = box_area(first)[:, None] + box_area(second)[None, :] - shared
     return shared / np.where(together > 0, together, 1)

@@ -32,7 +32,7 @@ class Annotation:
         hois: (K, 3) int64 rows (human box, object box, verb); the object box is -1 for a verb
             without object. One row per labelled verb, no two rows equal.
         size: width and height of the image in pixels; None where the file does not say.
-        number: the file's own number of the image; None where it has none (only COCO's has).
+        coco_image_id: the file's own number of the image; None where it has none (only COCO's has).
     """
 
     image_id: str
@@ -40,7 +40,7 @@ class Annotation:
     labels: np.ndarray
     hois: np.ndarray
     size: tuple[int, int] | None = None
-    number: int | None = None
+    coco_image_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

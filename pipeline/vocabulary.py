@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_json
 
-SHIPPED = ("hico-det", "vcoco", "world")
+BUILTIN_VOCABULARIES = ("hico-det", "vcoco", "toy")
 NO_INTERACTION = "no_interaction"
 
 
@@ -26,10 +26,10 @@ class Vocabulary:
         name: short name, e.g. `hico-det`.
         verbs, verb_ings: names of the V verbs and their prompt forms ("sitting on").
         objects: names of the O objects; `person` is one of them.
-        object_ids: the objects' category ids in annotation files (COCO ids for HICO-DET).
+        category_ids: the objects' category ids in annotation files (COCO ids for HICO-DET).
         interactions: (H, 2) tuple of (verb, object) indices.
         rare: indices of interactions with few training instances.
-        splits: zero-shot splits by name, `{"unseen": HOI indices, "asked": which verbs the
+        splits: zero-shot splits by name, `{"unseen": HOI indices, "distilled": which verbs the
             teacher is asked for, "unseen_verbs" or "all_verbs"}`.
         roles: V-COCO's action-role table where the vocabulary has one: `{"action": name,
             "roles": names of the roles beside the agent, "verbs": the verb of each role, or of
@@ -41,7 +41,7 @@ class Vocabulary:
     verbs: tuple[str, ...]
     verb_ings: tuple[str, ...]
     objects: tuple[str, ...]
-    object_ids: tuple[int, ...]
+    category_ids: tuple[int, ...]
     interactions: tuple[tuple[int, int], ...]
     rare: tuple[int, ...] = ()
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -61,12 +61,12 @@ class Vocabulary:
         return len(self.interactions)
 
     @property
-    def names(self) -> list[tuple[str, str]]:
+    def interaction_names(self) -> list[tuple[str, str]]:
         """Verb and object of every interaction, by name."""
         return [(self.verbs[verb], self.objects[label]) for verb, label in self.interactions]
 
     @property
-    def first_verb(self) -> int:
+    def first_verb_id(self) -> int:
         """Number of the first verb in files of the HOIA form: 1, in V-COCO's, with roles, 0."""
         return 0 if self.roles else 1
 
@@ -94,9 +94,9 @@ class Vocabulary:
         return self.verbs.index(NO_INTERACTION) if NO_INTERACTION in self.verbs else None
 
     @cached_property
-    def label_of_id(self) -> dict[int, int]:
+    def label_by_category_id(self) -> dict[int, int]:
         """Object index by category id of annotation files."""
-        return {category: label for label, category in enumerate(self.object_ids)}
+        return {category: label for label, category in enumerate(self.category_ids)}
 
     def interaction_name(self, index: int) -> str:
         """For people: "sit on chair"."""
@@ -104,14 +104,14 @@ class Vocabulary:
         return f"{self.verbs[verb]} {self.objects[label]}".replace("_", " ")
 
     def to_dict(self) -> dict[str, Any]:
-        """The file form; `from_dict` reads it back."""
+        """The file form; `vocabulary_from_dict` reads it back."""
         value: dict[str, Any] = {
             "name": self.name,
             "source": self.source,
             "rare": list(self.rare),
             "objects": [
                 {"name": name, "id": category}
-                for name, category in zip(self.objects, self.object_ids, strict=True)
+                for name, category in zip(self.objects, self.category_ids, strict=True)
             ],
             "verbs": [
                 {"name": name, "ing": ing}
@@ -130,7 +130,7 @@ class Vocabulary:
         return sha256_of_json({key: value[key] for key in ("objects", "verbs", "interactions")})
 
 
-def from_dict(value: Any, file: object) -> Vocabulary:
+def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
     """A vocabulary from its file form.
 
     Args:
@@ -142,50 +142,52 @@ def from_dict(value: Any, file: object) -> Vocabulary:
     """
     if not isinstance(value, dict):
         raise bad_field(file, "vocabulary", "an object with verbs, objects, interactions", value)
-    objects = entries(value, "objects", ("name", "id"), file)
-    verbs = entries(value, "verbs", ("name", "ing"), file)
-    object_names = texts(objects, "objects", "name", file)
-    object_ids = whole_numbers(objects, "objects", "id", file)
-    verb_names = texts(verbs, "verbs", "name", file)
-    different(object_names, "objects, name", file)
-    different(object_ids, "objects, id", file)
-    different(verb_names, "verbs, name", file)
+    objects = _read_rows(value, "objects", ("name", "id"), file)
+    verbs = _read_rows(value, "verbs", ("name", "ing"), file)
+    object_names = _read_strings(objects, "objects", "name", file)
+    category_ids = _read_integers(objects, "objects", "id", file)
+    verb_names = _read_strings(verbs, "verbs", "name", file)
+    _check_unique(object_names, "objects, name", file)
+    _check_unique(category_ids, "objects, id", file)
+    _check_unique(verb_names, "verbs, name", file)
     if "person" not in object_names:
         raise bad_field(file, "objects", "an object named person", ", ".join(object_names))
-    pairs = interactions(value.get("interactions"), len(verbs), len(objects), file)
+    pairs = _read_interactions(value.get("interactions"), len(verbs), len(objects), file)
     return Vocabulary(
         name=str(value.get("name", Path(str(file)).stem)),
         verbs=verb_names,
-        verb_ings=texts(verbs, "verbs", "ing", file),
+        verb_ings=_read_strings(verbs, "verbs", "ing", file),
         objects=object_names,
-        object_ids=object_ids,
+        category_ids=category_ids,
         interactions=pairs,
-        rare=indices(value.get("rare", []), len(pairs), "rare", file),
-        splits=splits(value.get("splits", {}), len(pairs), file),
-        roles=roles(value.get("roles", []), verb_names, file),
+        rare=_read_indices(value.get("rare", []), len(pairs), "rare", file),
+        splits=_read_splits(value.get("splits", {}), len(pairs), file),
+        roles=_read_roles(value.get("roles", []), verb_names, file),
         source=str(value.get("source", "")),
     )
 
 
 def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
-    """A shipped vocabulary by name (`hico-det`, `vcoco`, `world`) or a user's JSON file.
+    """A shipped vocabulary by name (`hico-det`, `vcoco`, `toy`) or a user's JSON file.
 
     Raises:
         InputError: neither a shipped name nor a readable vocabulary file.
     """
-    if str(name_or_path) in SHIPPED:
+    if str(name_or_path) in BUILTIN_VOCABULARIES:
         with resources.as_file(resources.files("pipeline") / "data" / f"{name_or_path}.json") as at:
-            return from_dict(read_json(at), at.name)
+            return vocabulary_from_dict(read_json(at), at.name)
     path = Path(name_or_path)
     if not path.is_file():
-        raise InputError(f"{path}: no such vocabulary; expected a file or {', '.join(SHIPPED)}")
-    return from_dict(read_json(path), path)
+        raise InputError(
+            f"{path}: no such vocabulary; expected a file or {', '.join(BUILTIN_VOCABULARIES)}"
+        )
+    return vocabulary_from_dict(read_json(path), path)
 
 
-ASKED = ("unseen_verbs", "all_verbs")
+DISTILLED_CHOICES = ("unseen_verbs", "all_verbs")
 
 
-def entries(value: dict[str, Any], key: str, fields: tuple[str, str], file: object) -> list[Any]:
+def _read_rows(value: dict[str, Any], key: str, fields: tuple[str, str], file: object) -> list[Any]:
     """A non-empty list of objects that all have the fields."""
     rows = value.get(key)
     if not isinstance(rows, list) or not rows:
@@ -196,7 +198,7 @@ def entries(value: dict[str, Any], key: str, fields: tuple[str, str], file: obje
     return rows
 
 
-def texts(rows: list[Any], key: str, field: str, file: object) -> tuple[str, ...]:
+def _read_strings(rows: list[Any], key: str, field: str, file: object) -> tuple[str, ...]:
     """The text in a field of every row; none may be empty."""
     for index, row in enumerate(rows):
         if not isinstance(row[field], str) or not row[field].strip():
@@ -204,7 +206,7 @@ def texts(rows: list[Any], key: str, field: str, file: object) -> tuple[str, ...
     return tuple(row[field] for row in rows)
 
 
-def whole_numbers(rows: list[Any], key: str, field: str, file: object) -> tuple[int, ...]:
+def _read_integers(rows: list[Any], key: str, field: str, file: object) -> tuple[int, ...]:
     """The whole number in a field of every row."""
     for index, row in enumerate(rows):
         if type(row[field]) is not int:
@@ -212,25 +214,25 @@ def whole_numbers(rows: list[Any], key: str, field: str, file: object) -> tuple[
     return tuple(row[field] for row in rows)
 
 
-def different(values: Sequence[Any], key: str, file: object) -> None:
+def _check_unique(values: Sequence[Any], key: str, file: object) -> None:
     """No value may come twice."""
     for value in values:
         if values.count(value) > 1:
             raise bad_field(file, key, "every value once", f"{value} {values.count(value)} times")
 
 
-def indices(value: Any, size: int, key: str, file: object) -> tuple[int, ...]:
+def _read_indices(value: Any, size: int, key: str, file: object) -> tuple[int, ...]:
     """Interaction numbers, none twice."""
     if not isinstance(value, list):
         raise bad_field(file, key, "a list of interaction numbers", value)
     for index in value:
         if type(index) is not int or not 0 <= index < size:
             raise bad_field(file, key, f"interaction numbers from 0 to {size - 1}", index)
-    different(value, key, file)
+    _check_unique(value, key, file)
     return tuple(value)
 
 
-def interactions(
+def _read_interactions(
     value: Any, num_verbs: int, num_objects: int, file: object
 ) -> tuple[tuple[int, int], ...]:
     """(verb, object) pairs, none twice."""
@@ -247,25 +249,25 @@ def interactions(
         if not fits:
             expected = f"[verb below {num_verbs}, object below {num_objects}]"
             raise bad_field(file, f"interactions[{index}]", expected, pair)
-    different(value, "interactions", file)
+    _check_unique(value, "interactions", file)
     return tuple((verb, label) for verb, label in value)
 
 
-def splits(value: Any, num_interactions: int, file: object) -> dict[str, dict[str, Any]]:
+def _read_splits(value: Any, num_interactions: int, file: object) -> dict[str, dict[str, Any]]:
     """Zero-shot splits by name."""
     if not isinstance(value, dict):
         raise bad_field(file, "splits", "an object of splits by name", value)
     for name, split in value.items():
         if name == "full":
             raise bad_field(file, "splits", "names other than full, where all is seen", name)
-        if not isinstance(split, dict) or split.get("asked") not in ASKED:
-            expected = f'{{"unseen": [...], "asked": {" or ".join(ASKED)}}}'
+        if not isinstance(split, dict) or split.get("distilled") not in DISTILLED_CHOICES:
+            expected = f'{{"unseen": [...], "distilled": {" or ".join(DISTILLED_CHOICES)}}}'
             raise bad_field(file, f"splits.{name}", expected, split)
-        indices(split.get("unseen"), num_interactions, f"splits.{name}.unseen", file)
+        _read_indices(split.get("unseen"), num_interactions, f"splits.{name}.unseen", file)
     return value
 
 
-def roles(value: Any, verbs: tuple[str, ...], file: object) -> tuple[dict[str, Any], ...]:
+def _read_roles(value: Any, verbs: tuple[str, ...], file: object) -> tuple[dict[str, Any], ...]:
     """V-COCO's table of actions and their roles."""
     expected = '{"action": name, "roles": names, "verbs": one for each role, at least one}'
     if not isinstance(value, list):

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from student.inference.predictor import Detector
-    from student.inference.results import Findings
+    from student.inference.results import HOIResult
     from student.weights.load import load_model
 
-__all__ = ["Detector", "Findings", "load_model"]
+__all__ = ["Detector", "HOIResult", "load_model"]
 
-HOMES = {
+LAZY_MODULES = {
     "Detector": "inference.predictor",
-    "Findings": "inference.results",
+    "HOIResult": "inference.results",
     "load_model": "weights.load",
 }
 
 
 def __getattr__(name: str) -> Any:
     # The commands of this package answer --help without loading torch.
-    if name in HOMES:
-        return getattr(import_module(f"student.{HOMES[name]}"), name)
+    if name in LAZY_MODULES:
+        return getattr(import_module(f"student.{LAZY_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

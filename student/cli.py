@@ -8,200 +8,295 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evaluation.scoring_options import details_option, scoring_from, scoring_options
+from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
 from pipeline.utils.cli import config_option, device_option, run_command
 
 if TYPE_CHECKING:
     from evaluation.results import Results
 
 PATH = click.Path(path_type=Path)
-OPTIONS = (
+DATA_OPTIONS = (
     click.option("--data", required=True, type=PATH, help="Dataset folder."),
-    click.option("--cache", required=True, type=PATH, help="Teacher cache of its training part."),
+    click.option(
+        "--cache", required=True, type=PATH, help="Teacher cache of the dataset's training part."
+    ),
     click.option("--split", required=True, help="Zero-shot split: a name or a TOML file."),
     click.option(
-        "--extra",
+        "--extra-data",
         multiple=True,
         metavar="DATASET:CACHE",
-        help="Further training images, labelled or not, with their cache; may be repeated.",
+        help=(
+            "Additional training images, labelled or unlabelled, with their teacher cache. "
+            "Can be given several times."
+        ),
     ),
     click.option(
-        "--mix",
+        "--extra-ratio",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Share of --extra's images in every step; default: their share of all images.",
+        help=("Fraction of every batch taken from --extra-data; default: its share of all images."),
     ),
     click.option(
         "--shots",
         type=click.IntRange(min=0),
-        help="Labelled pairs of every unseen interaction to train on all the same.",
+        help="Few-shot setting: number of labelled pairs kept per unseen interaction.",
     ),
-    click.option("--shot-seed", type=click.IntRange(min=0), help="Chooses them; default: --seed."),
+    click.option(
+        "--shot-seed",
+        type=click.IntRange(min=0),
+        help="Seed of the few-shot selection; default: --seed.",
+    ),
 )
 
 
-def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds these options to a command."""
-    for option in reversed(OPTIONS):
+    for option in reversed(DATA_OPTIONS):
         command = option(command)
     return command
 
 
 # Ready scripts for SLURM.
-SCRIPTS = ("train.sbatch",)
-COUNT = click.IntRange(min=1)
-RATE = click.FloatRange(min=0, min_open=True)
-BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101", "world"]
-ACCUMULATION = "Parts in which each process works through a step, to need less memory."
-LAST_BATCH = "An epoch's images beyond whole batches: leave them out, or fill up with its first."
-RESUME = "Go on where the run stands, never, or begin at another run's checkpoint."
+BATCH_SCRIPTS = ("train.sbatch",)
+POSITIVE_INT = click.IntRange(min=1)
+POSITIVE_FLOAT = click.FloatRange(min=0, min_open=True)
+BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101", "toy"]
+ACCUMULATION_HELP = (
+    "Number of parts that each process accumulates a batch over, to need less memory."
+)
+LAST_BATCH_HELP = (
+    "An epoch's images beyond whole batches: leave them out, or fill up with its first."
+)
+RESUME_HELP = "Resume the run in RUN, never, or start from another run's checkpoint."
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Processes that read training images, threads that read others; default: the spare cores.",
+    help=(
+        "DataLoader processes for training, decoding threads for prediction; default: "
+        "the spare cores."
+    ),
 )
 
 
 skip_unreadable_option = click.option(
     "--skip-unreadable",
     is_flag=True,
-    help="Count test pictures that are missing or cannot be read as images without detections.",
+    help="Count test images that are missing or unreadable as images without detections.",
 )
 
 
 @click.group()
 def train() -> None:
-    """Phase two: train the student on a teacher cache, evaluate it."""
+    """Phase two: train the student on a teacher cache and evaluate it."""
 
 
 @train.command()
-@source_options
+@data_options
 @click.option("--out", required=True, type=PATH, help="Run folder.")
 @click.option(
     "--preset",
-    type=click.Choice(["published", "world"]),
+    type=click.Choice(["published", "toy"]),
     default="published",
     show_default=True,
-    help="The recipe that the options below change.",
+    help="Recipe that the options below override.",
 )
 @click.option(
-    "--init",
+    "--pretrained",
     type=PATH,
-    help="Weights to start from: DETR, EoID, CDN, a run, a torchvision ResNet or detector.",
+    help=(
+        "Pretrained weights: DETR, EoID, CDN, a run, a torchvision ResNet or a "
+        "torchvision detector."
+    ),
 )
-@click.option("--no-distillation", is_flag=True, help="The control: silence the teacher.")
+@click.option(
+    "--no-distillation", is_flag=True, help="Train without the teacher (the control experiment)."
+)
 @click.option(
     "--candidates",
     type=click.Choice(["detector", "annotated"]),
-    help="Pairs without labels; default: what the cache was built for.",
+    help=(
+        "Source of unlabelled pairs: the detector's proposals or annotated boxes; "
+        "default: as the cache was built."
+    ),
 )
 @click.option(
-    "--ask",
+    "--distill-verbs",
     type=click.Choice(["split", "unseen", "all"]),
     default="split",
     show_default=True,
-    help="Verbs the teacher is asked for: as the split has it, those of unseen interactions, all.",
+    help=(
+        "Verbs that the teacher supervises: those that the split defines, the verbs of "
+        "unseen interactions, or all."
+    ),
 )
-@click.option("--topk", type=click.IntRange(min=0), help="Candidates an image may teach with.")
 @click.option(
-    "--thres-is",
+    "--topk",
+    type=click.IntRange(min=0),
+    help="Number of candidates per image that may be matched to the teacher's outputs.",
+)
+@click.option(
+    "--interactive-threshold",
     "interactive_threshold",
     type=click.FloatRange(0, 1),
-    help="Interactive probability above which a candidate may teach.",
+    help="Minimum interactive probability of a query to be matched to a candidate.",
 )
 @click.option(
     "--soft-weight",
     "verb_soft_weight",
     type=click.FloatRange(min=0),
-    help="Weight of the teacher's answers.",
+    help="Weight of the distillation loss.",
 )
 @click.option(
     "--soft-normalisation",
-    type=click.Choice(["entries", "pairs", "answers"]),
-    help="What their loss is divided by: all entries, matched pairs, or answers to these.",
+    type=click.Choice(["entries", "pairs", "supervised"]),
+    help=(
+        "Denominator of the distillation loss: all B*Q*V entries, matched pairs, or "
+        "matched pairs times supervised verbs."
+    ),
 )
 @click.option(
     "--verb-loss",
     type=click.Choice(["focal_bce", "bce_bce"]),
-    help="Labels by focal loss or cross-entropy; the teacher's answers by cross-entropy.",
+    help=(
+        "Loss on verb labels: focal loss or binary cross-entropy; distillation always "
+        "uses binary cross-entropy."
+    ),
 )
 @click.option(
     "--verb-head",
     type=click.Choice(["linear", "text"]),
-    help="A weight for each verb, or the cache's sentences, to which others can be added later.",
+    help=(
+        "Verb classifier: linear layer, or similarity with CLIP text embeddings, which "
+        "new actions can be added to."
+    ),
 )
 @click.option(
     "--embedding-weight",
     type=click.FloatRange(min=0),
-    help="With --verb-head text: how much the teacher's view of a pair's region teaches.",
+    help="With --verb-head text: weight of the loss on the teacher's region embeddings.",
 )
-@click.option("--backbone", type=click.Choice(BACKBONES), help="What makes features of pixels.")
+@click.option("--backbone", type=click.Choice(BACKBONES), help="Backbone architecture.")
 @click.option(
-    "--queries", type=click.Choice(["learned", "pairs"]), help="Learned, or pairs found first."
+    "--queries",
+    type=click.Choice(["learned", "proposals"]),
+    help=("Decoder queries: learned embeddings, or built from pairs that a proposal head finds."),
 )
-@click.option("--num-queries", type=COUNT, help="Pairs that are predicted for an image.")
-@click.option("--num-encoder-layers", type=click.IntRange(min=0), help="Depth of the encoder.")
-@click.option("--num-human-object-layers", type=COUNT, help="Depth of the decoder of boxes.")
-@click.option("--num-interaction-layers", type=COUNT, help="Depth of the decoder of verbs.")
-@click.option("--dropout", type=click.FloatRange(0, 1), help="In every transformer layer.")
+@click.option(
+    "--num-queries",
+    type=POSITIVE_INT,
+    help="Number of queries, that is of predicted pairs per image.",
+)
+@click.option("--num-encoder-layers", type=click.IntRange(min=0), help="Number of encoder layers.")
+@click.option(
+    "--num-human-object-layers",
+    type=POSITIVE_INT,
+    help="Number of decoder layers for human and object boxes.",
+)
+@click.option(
+    "--num-interaction-layers", type=POSITIVE_INT, help="Number of decoder layers for verbs."
+)
+@click.option(
+    "--dropout", type=click.FloatRange(0, 1), help="Dropout rate of every transformer layer."
+)
 @click.option(
     "--vdetach/--no-vdetach",
     "detach_verb_queries",
     default=None,
-    help="Keep verb gradients out of localisation.",
+    help="Detach verb queries, so that verb gradients do not reach localisation.",
 )
-@click.option("--epochs", type=COUNT, help="Times that the training images are gone through.")
-@click.option("--batch-size", type=COUNT, help="Images a step, over all processes together.")
-@click.option("--accumulation", type=COUNT, default=1, show_default=True, help=ACCUMULATION)
-@click.option("--learning-rate", type=RATE, help="AdamW's, of all but the backbone.")
-@click.option("--backbone-learning-rate", type=click.FloatRange(min=0), help="0 leaves it alone.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="AdamW's.")
+@click.option("--epochs", type=POSITIVE_INT, help="Number of training epochs.")
+@click.option("--batch-size", type=POSITIVE_INT, help="Batch size over all processes.")
 @click.option(
-    "--clip-norm", type=click.FloatRange(min=0), help="Largest gradient norm; 0 clips nothing."
-)
-@click.option("--schedule", type=click.Choice(["step", "one_cycle"]), help="Of the learning rate.")
-@click.option(
-    "--drop-epoch", type=click.IntRange(min=0), help="step: from here on a tenth of the rate."
+    "--accumulation", type=POSITIVE_INT, default=1, show_default=True, help=ACCUMULATION_HELP
 )
 @click.option(
-    "--warmup-steps", type=click.IntRange(min=0), help="step: first steps, in which the rate rises."
+    "--learning-rate",
+    type=POSITIVE_FLOAT,
+    help="Learning rate of all parameters but the backbone's.",
 )
 @click.option(
-    "--ema", type=click.FloatRange(0, 1, max_open=True), help="Decay of averaged weights."
+    "--backbone-learning-rate",
+    type=click.FloatRange(min=0),
+    help="Learning rate of the backbone; 0 freezes it.",
 )
-@click.option("--last-batch", type=click.Choice(["drop", "fill"]), help=LAST_BATCH)
+@click.option("--weight-decay", type=click.FloatRange(min=0), help="Weight decay of AdamW.")
+@click.option(
+    "--clip-norm", type=click.FloatRange(min=0), help="Maximum gradient norm; 0 disables clipping."
+)
+@click.option(
+    "--schedule", type=click.Choice(["step", "one_cycle"]), help="Learning-rate schedule."
+)
+@click.option(
+    "--drop-epoch",
+    type=click.IntRange(min=0),
+    help="With --schedule step: epoch at which the learning rate is divided by ten.",
+)
+@click.option(
+    "--warmup-steps",
+    type=click.IntRange(min=0),
+    help="With --schedule step: number of linear warm-up steps.",
+)
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Decay of the exponential moving average of the weights; 0 disables it.",
+)
+@click.option("--last-batch", type=click.Choice(["drop", "fill"]), help=LAST_BATCH_HELP)
 @click.option(
     "--augmentation",
-    type=click.Choice(["published", "world"]),
-    help="DETR's (flip, colours, sizes, crop), or flip and colours.",
+    type=click.Choice(["published", "toy"]),
+    help=(
+        "Training augmentation: DETR's (flip, colour jitter, resize, crop), or flip and"
+        " colour jitter."
+    ),
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "tf32", "bfloat16"]),
-    help="auto: bfloat16 where the hardware is quick at it.",
+    help="Arithmetic of training; auto takes bfloat16 where the hardware is fast at it.",
 )
-@click.option("--compile", "compiled", is_flag=True, help="Translate the model with torch.compile.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of weights, order and augmentation.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
 @click.option(
-    "--hold-out",
-    type=click.FloatRange(min=0),
-    help="Training images to evaluate on instead: a share below 1, or their number.",
+    "--seed", type=click.IntRange(min=0), help="Seed of weights, data order and augmentation."
 )
-@click.option("--evaluate-every", type=click.IntRange(min=0), help="Epochs between evaluations.")
-@click.option("--keep", type=click.Choice(["last", "best"]), help="The weights to end with.")
-@click.option("--resume", default="auto", show_default=True, metavar="auto|never|FILE", help=RESUME)
+@click.option(
+    "--val-size",
+    type=click.FloatRange(min=0),
+    help="Training images held out for validation: a fraction below 1, or their number.",
+)
+@click.option(
+    "--val-every",
+    type=click.IntRange(min=0),
+    help="Number of epochs between validations; 0 validates after the last epoch only.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["last", "best"]),
+    help="Weights to end with: the last ones, or the best on validation images.",
+)
+@click.option(
+    "--resume", default="auto", show_default=True, metavar="auto|never|FILE", help=RESUME_HELP
+)
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(min=0),
     default=15,
     show_default=True,
-    help="Longest time between checkpoints; one is written after every epoch too.",
+    help="Maximum time between checkpoints; one is also written after every epoch.",
 )
-@click.option("--log-every", type=COUNT, default=10, show_default=True, help="Steps a log line.")
-@click.option("--tensorboard", is_flag=True, help="Also log into RUN/tensorboard.")
-@click.option("--report/--no-report", default=True, help="End with a page, RUN/report.html.")
+@click.option(
+    "--log-every",
+    type=POSITIVE_INT,
+    default=10,
+    show_default=True,
+    help="Number of steps between log records.",
+)
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write TensorBoard events to RUN/tensorboard."
+)
+@click.option("--report/--no-report", default=True, help="Write RUN/report.html at the end.")
 @skip_unreadable_option
 @workers_option
-@click.option("--name", help="What reports call this run; default: the folder's name.")
+@click.option("--name", help="Name of the run in reports; default: the folder's name.")
 @click.option("--overwrite", is_flag=True, help="Replace another run in the folder.")
 @device_option
 @config_option
@@ -209,12 +304,12 @@ def student(
     data: Path,
     cache: Path,
     split: str,
-    extra: tuple[str, ...],
+    extra_data: tuple[str, ...],
     out: Path,
     preset: str,
-    init: Path | None,
+    pretrained: Path | None,
     no_distillation: bool,
-    ask: str,
+    distill_verbs: str,
     accumulation: int,
     compiled: bool,
     resume: str,
@@ -229,19 +324,28 @@ def student(
     device: str,
     **options: Any,
 ) -> None:
-    """Train a student; the same command goes on after a stop. Ends with the test evaluation.
+    """Train a student, resuming where a stopped run left off, and evaluate it on the test part.
 
-    Where an option names no default, it is the preset's.
+    Options without a default take the preset's value.
     """
-    from student.data.extra_data import find_places
+    from student.data.extra_data import parse_extra_data
     from student.engine.run import RunConfig, run_student
-    from student.engine.run_inputs import Wanted
+    from student.engine.run_inputs import RunRequest
 
     options["distillation"] = False if no_distillation else None
     config = RunConfig(
-        Wanted(data, cache, split, preset, options, ask, find_places(extra), skip_unreadable),
+        RunRequest(
+            data,
+            cache,
+            split,
+            preset,
+            options,
+            distill_verbs,
+            parse_extra_data(extra_data),
+            skip_unreadable,
+        ),
         out,
-        init=init,
+        pretrained=pretrained,
         device=device,
         workers=workers,
         accumulation=accumulation,
@@ -255,17 +359,27 @@ def student(
     )
     results = run_student(config)
     if results is not None:
-        _conclude(results, report=report)
+        _report_results(results, report=report)
 
 
 @train.command()
 @click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
-@click.option("--data", required=True, type=PATH, help="Dataset folder; its test part is scored.")
-@click.option("--split", help="Groups to report; default: the split of the run.")
-@click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
-@click.option("--prompts", type=PATH, help="Texts of eoid-cache prompts about further actions.")
-@click.option("--out", type=PATH, help="Folder for predictions, results, pictures and report.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option(
+    "--data", required=True, type=PATH, help="Dataset folder whose test part is evaluated."
+)
+@click.option(
+    "--split", help="Zero-shot split whose groups are reported; default: the split of the run."
+)
+@click.option(
+    "--nheads",
+    type=POSITIVE_INT,
+    help=(
+        "Number of attention heads of a published checkpoint that does not record it; default: 8."
+    ),
+)
+@click.option("--prompts", type=PATH, help="File of eoid-cache prompts with further actions.")
+@click.option("--out", type=PATH, help="Folder for predictions, results, images and report.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @scoring_options
 @details_option
 @skip_unreadable_option
@@ -286,13 +400,13 @@ def evaluate(
     device: str,
     **options: Any,
 ) -> None:
-    """Predict a dataset's test part and score it.
+    """Predict a dataset's test part and score the predictions.
 
-    Opens a run, a checkpoint of this project, and EoID's and CDN's published checkpoints.
+    Takes a run, a checkpoint of this project, or a published EoID or CDN checkpoint.
     """
     from student.engine.evaluate import evaluate_checkpoint
 
-    scoring = scoring_from(**options)
+    scoring = build_scoring_config(**options)
     results = evaluate_checkpoint(
         checkpoint,
         data,
@@ -307,31 +421,35 @@ def evaluate(
         skip_unreadable,
     )
     if results is not None:
-        _conclude(results, details)
+        _report_results(results, details)
 
 
 @train.command("batch-scripts")
 @click.argument("folder", metavar="DIR", type=PATH)
-@click.option("--overwrite", is_flag=True, help="Replace scripts that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace existing scripts.")
 @config_option
 def batch_scripts(folder: Path, overwrite: bool) -> None:
-    """Copy ready scripts for SLURM into DIR."""
+    """Copy SLURM batch scripts into DIR."""
     from pipeline.utils.files import copy_scripts
 
-    for path in copy_scripts("student.engine", SCRIPTS, folder, overwrite):
+    for path in copy_scripts("student.engine", BATCH_SCRIPTS, folder, overwrite):
         click.echo(path)
 
 
-def _conclude(results: Results, details: Sequence[str] = (), report: bool = True) -> None:
+def _report_results(results: Results, details: Sequence[str] = (), report: bool = True) -> None:
     """Shows the scores and writes the report beside them."""
-    from evaluation.report.write import report_beside
-    from evaluation.tables import tables
+    from evaluation.report.write import write_report_beside
+    from evaluation.tables import format_tables
     from student.engine.evaluate import RESULTS
 
-    click.echo("\n".join(tables([results], details)))
+    click.echo("\n".join(format_tables([results], details)))
     if report:
         assert results.predictions is not None, "the evaluation writes them beside the results"
-        click.echo(report_beside(results.predictions.with_name(RESULTS), known=results))
+        click.echo(
+            write_report_beside(
+                results.predictions.with_name(RESULTS), results_with_matches=results
+            )
+        )
 
 
 def main() -> None:

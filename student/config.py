@@ -8,23 +8,23 @@ from typing import Any, TypeVar
 from pipeline.utils.errors import InputError, bad_field
 from student.models.backbone import RESNETS
 
-BACKBONES = (*RESNETS, "world")
-QUERIES = ("learned", "pairs")
+BACKBONES = (*RESNETS, "toy")
+QUERIES = ("learned", "proposals")
 VERB_LOSSES = ("focal_bce", "bce_bce")
-SOFT_NORMALISATIONS = ("entries", "pairs", "answers")
+SOFT_NORMALISATIONS = ("entries", "pairs", "supervised")
 VERB_HEADS = ("linear", "text")
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class ModelConfig:
     """The detector's sizes; the defaults are the published ones.
 
     Attributes:
         num_objects, num_verbs: sizes O and V of the vocabulary.
-        person: object index of people (queries from pairs).
+        person: object index of people (queries from proposals).
         num_queries: pairs Q that are predicted for an image.
         queries: where queries come from, one of `QUERIES`.
-        pair_people: queries from pairs also pair people with people.
+        pair_people: queries from proposals also pair people with people.
         backbone: one of `BACKBONES`.
         hidden_dim, num_heads, feedforward_dim: sizes of every transformer layer.
         num_encoder_layers, num_human_object_layers, num_interaction_layers: depths.
@@ -61,19 +61,19 @@ class StudentConfig:
     text_model: str = ""
 
     def __post_init__(self) -> None:
-        one_of("queries", self.queries, QUERIES)
-        one_of("verb_head", self.verb_head, VERB_HEADS)
+        check_choice("queries", self.queries, QUERIES)
+        check_choice("verb_head", self.verb_head, VERB_HEADS)
         for name in ("text_dim", "num_texts"):
-            at_least(name, getattr(self, name), 1 if self.verb_head == "text" else 0)
-        one_of("backbone", self.backbone, BACKBONES)
+            check_min(name, getattr(self, name), 1 if self.verb_head == "text" else 0)
+        check_choice("backbone", self.backbone, BACKBONES)
         for name in (
             *("num_objects", "num_verbs", "num_queries", "hidden_dim", "num_heads"),
             *("feedforward_dim", "num_human_object_layers", "num_interaction_layers"),
         ):
-            at_least(name, getattr(self, name), 1)
-        between("person", self.person, 0, self.num_objects - 1)
-        at_least("num_encoder_layers", self.num_encoder_layers, 0)
-        between("dropout", self.dropout, 0, 1)
+            check_min(name, getattr(self, name), 1)
+        check_range("person", self.person, 0, self.num_objects - 1)
+        check_min("num_encoder_layers", self.num_encoder_layers, 0)
+        check_range("dropout", self.dropout, 0, 1)
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
             raise InputError(
                 f"hidden_dim: expected a multiple of 4 and of num_heads ({self.num_heads}),"
@@ -81,20 +81,20 @@ class StudentConfig:
             )
 
     @classmethod
-    def published(cls, num_objects: int = 80, num_verbs: int = 117) -> StudentConfig:
+    def published(cls, num_objects: int = 80, num_verbs: int = 117) -> ModelConfig:
         """The published ResNet-50 model."""
         return cls(num_objects=num_objects, num_verbs=num_verbs)
 
     @classmethod
-    def world(cls, num_objects: int, num_verbs: int, person: int) -> StudentConfig:
-        """The small model of the embedded world."""
+    def toy(cls, num_objects: int, num_verbs: int, person: int) -> ModelConfig:
+        """The small model of the toy dataset."""
         return cls(
             num_objects=num_objects,
             person=person,
             num_verbs=num_verbs,
             num_queries=20,
-            queries="pairs",
-            backbone="world",
+            queries="proposals",
+            backbone="toy",
             hidden_dim=96,
             num_heads=4,
             feedforward_dim=256,
@@ -126,9 +126,9 @@ class MatcherConfig:
 
     def __post_init__(self) -> None:
         for name in ("object_cost", "verb_cost", "box_cost", "giou_cost", "topk"):
-            at_least(name, getattr(self, name), 0)
-        between("iou_threshold", self.iou_threshold, 0, 1)
-        between("interactive_threshold", self.interactive_threshold, 0, 1)
+            check_min(name, getattr(self, name), 0)
+        check_range("iou_threshold", self.iou_threshold, 0, 1)
+        check_range("interactive_threshold", self.interactive_threshold, 0, 1)
 
     @classmethod
     def published(cls) -> MatcherConfig:
@@ -136,7 +136,7 @@ class MatcherConfig:
         return cls()
 
     @classmethod
-    def world(cls) -> MatcherConfig:
+    def toy(cls) -> MatcherConfig:
         """An open gate: poses unlike every seen one would never pass the published one."""
         return cls(interactive_threshold=0.0)
 
@@ -176,12 +176,12 @@ class LossConfig:
     soft_normalisation: str = "entries"
 
     def __post_init__(self) -> None:
-        one_of("verb_loss", self.verb_loss, VERB_LOSSES)
-        one_of("soft_normalisation", self.soft_normalisation, SOFT_NORMALISATIONS)
+        check_choice("verb_loss", self.verb_loss, VERB_LOSSES)
+        check_choice("soft_normalisation", self.soft_normalisation, SOFT_NORMALISATIONS)
         for name, value in vars(self).items():
             if isinstance(value, (int, float)):
-                at_least(name, value, 0)
-        between("alpha", self.alpha, 0, 1)
+                check_min(name, value, 0)
+        check_range("alpha", self.alpha, 0, 1)
 
     @classmethod
     def published(cls) -> LossConfig:
@@ -189,12 +189,12 @@ class LossConfig:
         return cls()
 
     @classmethod
-    def world(cls) -> LossConfig:
+    def toy(cls) -> LossConfig:
         """The soft part at a strength that depends neither on sizes nor on the split."""
-        return cls(verb_soft_weight=3.0, soft_normalisation="answers")
+        return cls(verb_soft_weight=3.0, soft_normalisation="supervised")
 
 
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """The value is one of the choices.
 
     Raises:
@@ -204,17 +204,17 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value}")
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """The value is a number that reaches the least one.
+def check_min(name: str, value: float, minimum: float) -> None:
+    """The value is a number that is not below the minimum.
 
     Raises:
         InputError: it is smaller, or not a number.
     """
-    if not value >= least:
-        raise InputError(f"{name}: expected at least {least}, found {value}")
+    if not value >= minimum:
+        raise InputError(f"{name}: expected at least {minimum}, found {value}")
 
 
-def between(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: float, low: float, high: float) -> None:
     """The value is a number from low to high, both included.
 
     Raises:
@@ -224,7 +224,7 @@ def between(name: str, value: float, low: float, high: float) -> None:
         raise InputError(f"{name}: expected a number from {low} to {high}, found {value}")
 
 
-def below(name: str, value: float, low: float, end: float) -> None:
+def check_half_open(name: str, value: float, low: float, end: float) -> None:
     """The value is a number from low up to, but not reaching, the end.
 
     Raises:
@@ -243,23 +243,21 @@ class TargetConfig:
             annotated boxes (the published, transductive protocol): all of them where the cache
             holds these, else the labelled pairs whose labels are all unseen.
         distillation: False silences the teacher and changes nothing else.
-        overlap: a candidate goes when both its boxes overlap a seen pair of the same object by
-            this IoU.
-        box_score: least score of the detector's boxes that the dense head learns from.
+        duplicate_iou: a candidate goes when both its boxes overlap a seen pair of the same object
+            by this IoU.
+        box_score_threshold: least score of the detector's boxes that the proposal head learns from.
     """
 
     candidates: str = "detector"
     distillation: bool = True
-    overlap: float = 0.5
-    box_score: float = 0.3
+    duplicate_iou: float = 0.5
+    box_score_threshold: float = 0.3
 
 
-PRESETS = ("published", "world")
+PRESETS = ("published", "toy")
 SCHEDULES = ("step", "one_cycle")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
-KEPT = ("last", "best")
-# Fields of older checkpoints, with the value that means what is done today.
-GONE = {"targets": {"calibrated": False}}
+KEEP_CHOICES = ("last", "best")
 
 Config = TypeVar("Config")
 
@@ -271,7 +269,7 @@ class TrainConfig:
     Attributes:
         epochs, batch_size: length and size of the steps (images).
         learning_rate: peak rate of everything but the backbone.
-        backbone_factor: the backbone's rate as a share of it.
+        backbone_lr_factor: the backbone's rate as a share of it.
         weight_decay: AdamW's.
         schedule: "step" (a linear rise over `warmup_steps`, then constant, a tenth from epoch
             `drop_epoch` on) or "one_cycle".
@@ -279,24 +277,25 @@ class TrainConfig:
         clip_norm: largest gradient norm; 0 clips nothing.
         last_batch: see `student.data.samplers.Order`.
         ema: decay of the averaged weights that predict; 0 predicts with the plain weights.
-        augmentation: "published" (DETR's, short side 480..800) or "world" (flip and colours, no
+        augmentation: "published" (DETR's, short side 480..800) or "toy" (flip and colours, no
             resize); evaluation resizes to match.
         precision: "auto" is bfloat16 where the hardware is quick at it.
         seed: of weights, order and augmentation.
-        dense_class_weight, dense_box_weight: losses of the dense head (queries from pairs).
-        hold_out: training images left out to evaluate on: a share below 1, or their number.
-        evaluate_every: epochs between evaluations on these; 0 evaluates after the last one only.
+        proposal_class_weight, proposal_box_weight: losses of the proposal head (queries from
+            proposals).
+        val_size: training images left out to evaluate on: a share below 1, or their number.
+        val_every: epochs between evaluations on these; 0 evaluates after the last one only.
         keep: the weights that the run ends with, "last" or "best" on the held-out images.
         shots: labelled pairs of every unseen interaction that training sees all the same.
         shot_seed: chooses these; None takes `seed`.
-        mix: share of a step's images that come from further sources, where there are some; None
-            for their share of all images.
+        extra_ratio: share of a step's images that come from further sources, where there are some;
+            None for their share of all images.
     """
 
     epochs: int = 90
     batch_size: int = 16
     learning_rate: float = 1e-4
-    backbone_factor: float = 0.1
+    backbone_lr_factor: float = 0.1
     weight_decay: float = 1e-4
     schedule: str = "step"
     drop_epoch: int = 60
@@ -307,34 +306,34 @@ class TrainConfig:
     augmentation: str = "published"
     precision: str = "auto"
     seed: int = 0
-    dense_class_weight: float = 1.0
-    dense_box_weight: float = 1.0
-    hold_out: float = 0.0
-    evaluate_every: int = 0
+    proposal_class_weight: float = 1.0
+    proposal_box_weight: float = 1.0
+    val_size: float = 0.0
+    val_every: int = 0
     keep: str = "last"
     shots: int = 0
     shot_seed: int | None = None
-    mix: float | None = None
+    extra_ratio: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            at_least(name, getattr(self, name), 1)
-        one_of("schedule", self.schedule, SCHEDULES)
-        one_of("augmentation", self.augmentation, PRESETS)
-        one_of("precision", self.precision, PRECISIONS)
-        one_of("last_batch", self.last_batch, LAST_BATCHES)
-        one_of("keep", self.keep, KEPT)
-        below("ema", self.ema, 0, 1)
+            check_min(name, getattr(self, name), 1)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("augmentation", self.augmentation, PRESETS)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("last_batch", self.last_batch, LAST_BATCHES)
+        check_choice("keep", self.keep, KEEP_CHOICES)
+        check_half_open("ema", self.ema, 0, 1)
         for name in (
-            *("learning_rate", "backbone_factor", "weight_decay", "clip_norm", "drop_epoch"),
-            *("warmup_steps", "hold_out", "evaluate_every", "shots"),
+            *("learning_rate", "backbone_lr_factor", "weight_decay", "clip_norm", "drop_epoch"),
+            *("warmup_steps", "val_size", "val_every", "shots"),
         ):
-            at_least(name, getattr(self, name), 0)
+            check_min(name, getattr(self, name), 0)
         if self.schedule != "step" and self.warmup_steps:
             raise InputError(f"warmup_steps: expected 0, as {self.schedule} has a rise of its own")
-        if not self.hold_out and (self.evaluate_every or self.keep == "best"):
-            wish = "evaluate_every" if self.evaluate_every else "keep"
-            raise InputError(f"{wish}: expected a hold_out above 0 beside it, found 0")
+        if not self.val_size and (self.val_every or self.keep == "best"):
+            wish = "val_every" if self.val_every else "keep"
+            raise InputError(f"{wish}: expected a val_size above 0 beside it, found 0")
         if self.shot_seed is not None and not self.shots:
             raise InputError("shot_seed: expected shots above 0 beside it, found 0")
 
@@ -343,7 +342,7 @@ class TrainConfig:
 class Recipe:
     """All settings of a student: its sizes, matching, losses, targets and optimisation."""
 
-    model: StudentConfig
+    model: ModelConfig
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     targets: TargetConfig = field(default_factory=TargetConfig)
@@ -353,7 +352,7 @@ class Recipe:
         """Plain nested dicts, for files."""
         return asdict(self)
 
-    def changed(self, **options: Any) -> Recipe:
+    def override(self, **options: Any) -> Recipe:
         """A recipe in which the named fields of its parts have other values.
 
         Args:
@@ -376,7 +375,7 @@ def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
         InputError: unknown or missing parts.
     """
     kinds = {
-        "model": StudentConfig,
+        "model": ModelConfig,
         "matcher": MatcherConfig,
         "losses": LossConfig,
         "targets": TargetConfig,
@@ -386,10 +385,8 @@ def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
         raise bad_field(file, "recipe", f"parts {', '.join(kinds)}", value)
     parts = {}
     for name, kind in kinds.items():
-        gone = GONE.get(name, {}).items()
         try:
-            held = {**value[name]}.items()
-            parts[name] = kind(**dict(entry for entry in held if entry not in gone))
+            parts[name] = kind(**value[name])
         except TypeError as error:
             raise bad_field(
                 file, f"recipe.{name}", f"fields of {kind.__name__}", str(error)
@@ -397,10 +394,10 @@ def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
     return Recipe(**parts)
 
 
-def preset(
+def get_preset(
     name: str, num_objects: int, num_verbs: int, person: int, pair_people: bool = False
 ) -> Recipe:
-    """The published recipe, or the small one of the embedded world.
+    """The published recipe, or the small one of the toy dataset.
 
     Args:
         name: one of `PRESETS`.
@@ -411,24 +408,24 @@ def preset(
         InputError: no such preset.
     """
     if name == "published":
-        model = StudentConfig(num_objects=num_objects, num_verbs=num_verbs, person=person)
+        model = ModelConfig(num_objects=num_objects, num_verbs=num_verbs, person=person)
         return Recipe(replace(model, pair_people=pair_people))
-    if name != "world":
+    if name != "toy":
         raise InputError(f"--preset: expected one of {', '.join(PRESETS)}, found {name}")
     return Recipe(
-        model=replace(StudentConfig.world(num_objects, num_verbs, person), pair_people=pair_people),
-        matcher=MatcherConfig.world(),
-        losses=LossConfig.world(),
+        model=replace(ModelConfig.toy(num_objects, num_verbs, person), pair_people=pair_people),
+        matcher=MatcherConfig.toy(),
+        losses=LossConfig.toy(),
         train=TrainConfig(
             epochs=3,
             batch_size=32,
             learning_rate=2e-3,
-            backbone_factor=0.6,
+            backbone_lr_factor=0.6,
             weight_decay=0.02,
             schedule="one_cycle",
             clip_norm=1.0,
             ema=0.99,
-            augmentation="world",
+            augmentation="toy",
         ),
     )
 

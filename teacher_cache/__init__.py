@@ -1,6 +1,6 @@
-"""Phase one: a frozen detector and CLIP, asked once; their answers in HDF5 shards.
+"""Phase one: outputs of a frozen detector and CLIP, stored in HDF5 shards.
 
-`open_cache(path)[image_id]` gives an image's answers.
+`open_cache(path)[image_id]` gives an image's outputs.
 """
 
 from __future__ import annotations

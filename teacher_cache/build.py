@@ -11,217 +11,248 @@ import torch
 
 from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, missing_images, open_dataset
-from pipeline.datasets.image_sizes import compare_sizes
+from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
 from teacher_cache.cluster.modes import (
+    ArrayShare,
+    ExecutionMode,
     InProcess,
     LocalWorkers,
-    Mode,
-    Share,
-    is_elsewhere,
+    is_remote,
     threads_per_worker,
 )
-from teacher_cache.cluster.run import check_mode, device_elsewhere, run_tasks
-from teacher_cache.detectors.pairing import ALL_PAIRS
-from teacher_cache.detectors.proposals import ProposalsConfig, drop_proposals, keep_proposals
-from teacher_cache.detectors.torchvision import DEFAULT, DetectorConfig, recognise
-from teacher_cache.extraction.extract import AskingConfig
+from teacher_cache.cluster.run import check_mode, resolve_remote_device, run_tasks
+from teacher_cache.detectors.pairing import UNRESTRICTED_PAIRING
+from teacher_cache.detectors.proposals import (
+    ProposalsConfig,
+    remove_stored_proposals,
+    store_proposals,
+)
+from teacher_cache.detectors.torchvision import (
+    DEFAULT_DETECTOR,
+    TOY,
+    TOY_IN_CACHES,
+    DetectorConfig,
+    recognise_architecture,
+)
+from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.extraction.inputs import (
-    Opened,
-    Sources,
-    Subject,
-    forget_sources,
-    open_sources,
-    read_subject,
+    BuildData,
+    BuildInputs,
+    InputsConfig,
+    clear_build_inputs,
+    load_build_inputs,
+    read_build_data,
 )
 from teacher_cache.extraction.task import ShardTask
-from teacher_cache.reader.cache import TeacherText, read_teacher
-from teacher_cache.reader.format import MANIFEST, TEACHER, plain_vocabulary
+from teacher_cache.reader.cache import PromptEmbeddings, read_teacher_file
+from teacher_cache.reader.format import MANIFEST, TEACHER, vocabulary_to_dict
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher, resolve_precision
-from teacher_cache.teachers.prompts import TEMPLATE, Prompts, alike_line, embed_prompts
-from teacher_cache.writer.lock import Hold, hold
-from teacher_cache.writer.manifest import Completion, finish
-from teacher_cache.writer.plan import Plan, check_folder, claim_folder, to_settings
-from teacher_cache.writer.shard import finished_record, is_finished_shard, write_teacher
+from teacher_cache.teachers.prompts import (
+    DEFAULT_TEMPLATE,
+    Prompts,
+    embed_prompts,
+    indistinguishable_actions,
+)
+from teacher_cache.writer.lock import FolderLock, lock_folder
+from teacher_cache.writer.manifest import CacheStatus, write_manifest
+from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder, to_settings
+from teacher_cache.writer.shard import is_finished_shard, read_shard_record, write_teacher_file
 
 
-def build(config: BuildConfig, say: Callable[[str], None] = print) -> None:
+def build_cache(config: BuildConfig, log: Callable[[str], None] = print) -> None:
     """Builds a cache, or goes on with one that was interrupted.
 
     Args:
         config: what to do.
-        say: told what people should know.
+        log: receives messages for the user.
 
     Raises:
         InputError: bad input, or the folder holds a cache of other settings.
     """
-    mode = choose_mode(config)
+    mode = resolve_mode(config)
     check_mode(mode)
     dataset = open_dataset(config.dataset)
     if config.candidates == "annotated":
-        config = replace(config, asking=replace(config.asking, pairing=ALL_PAIRS))
-    sources = choose_sources(dataset, config, mode, say)
-    subject = read_subject(sources, dataset)
-    _tell_blemishes(dataset, subject, say)
+        config = replace(
+            config, extraction=replace(config.extraction, pairing=UNRESTRICTED_PAIRING)
+        )
+    inputs_config = resolve_inputs_config(dataset, config, mode, log)
+    data = read_build_data(inputs_config, dataset)
+    _report_annotation_issues(dataset, data, log)
     if not (config.out / MANIFEST).is_file():
-        _check_pictures(config, dataset, subject.annotations, say)
-    if config.proposals is not None and subject.proposals is not None:
-        say(subject.proposals.line(config.proposals, len(subject.questions)))
-    here = replace(sources, device="auto") if is_elsewhere(mode) else sources
-    opened = open_sources(here, subject)
-    _tell_unknown(opened, say)
-    plan = Plan(
-        parts=opened.parts,
+        _check_image_sizes(config, dataset, data.annotations, log)
+    if config.proposals is not None and data.proposals is not None:
+        log(data.proposals.summary(config.proposals, len(data.image_tasks)))
+    here = replace(inputs_config, device="auto") if is_remote(mode) else inputs_config
+    inputs = load_build_inputs(here, data)
+    _report_undetectable_objects(inputs, log)
+    plan = BuildPlan(
+        parts=inputs.parts,
         layout={
             "images_per_shard": config.images_per_shard,
-            "embeddings": config.asking.embeddings,
+            "embeddings": config.extraction.embeddings,
         },
-        num_images=len(subject.questions),
-        settings=to_settings("build", resolved(config, sources, opened)),
-        vocabulary=plain_vocabulary(subject.vocabulary),
+        num_images=len(data.image_tasks),
+        settings=to_settings("build", resolve_config(config, inputs_config, inputs)),
+        vocabulary=vocabulary_to_dict(data.vocabulary),
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
-    text = _text(config.out / TEACHER, plan, opened.prompts, opened.models.clip)
+    text = _encode_prompts(config.out / TEACHER, plan, inputs.prompts, inputs.models.clip)
     if not isinstance(mode, InProcess):
         # The models of the processes that do the work need the place on the GPU.
-        del opened
-        forget_sources()
-    if text is not None and (line := alike_line(subject.vocabulary.names, text)):
-        say(line)
+        del inputs
+        clear_build_inputs()
+    if text is not None and (
+        line := indistinguishable_actions(data.vocabulary.interaction_names, text)
+    ):
+        log(line)
     is_finished = check_folder(config.out, plan)
     if not is_finished:
         shared = config.share is not None
-        with hold(config.out, shared, say) as held:
+        with lock_folder(config.out, shared, log) as held:
             is_finished = claim_folder(config.out, plan, shared)
             if not is_finished:
-                if subject.proposals is not None:
-                    keep_proposals(subject.proposals)
+                if data.proposals is not None:
+                    store_proposals(data.proposals)
                 if text is not None:
-                    write_teacher(config.out / TEACHER, plan.fingerprint, text)
-                completion = _make(_tasks(config, plan, sources), config, mode, held, say)
-                if subject.proposals is not None and completion.counts is not None:
-                    drop_proposals(subject.proposals)
+                    write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
+                completion = _build_shards(
+                    _make_tasks(config, plan, inputs_config), config, mode, held, log
+                )
+                if data.proposals is not None and completion.counts is not None:
+                    remove_stored_proposals(data.proposals)
     if is_finished:
-        say(f"{config.out}: was finished before; nothing to do")
+        log(f"{config.out}: was finished before; nothing to do")
 
 
-def _make(
+def _build_shards(
     tasks: Sequence[ShardTask],
     config: BuildConfig,
-    mode: Mode,
-    held: Hold,
-    say: Callable[[str], None],
-) -> Completion:
+    mode: ExecutionMode,
+    held: FolderLock,
+    log: Callable[[str], None],
+) -> CacheStatus:
     """Makes the shards that are not there, and completes the cache with the last one."""
     if config.share is None:
-        held.remove_leftovers()
+        held.remove_temporary_files()
     else:
-        tasks = config.share.of(tasks)
+        tasks = config.share.select(tasks)
     pending = [task for task in tasks if not is_finished_shard(task.path, task.fingerprint)]
-    if config.asking.strict:
-        _refuse_failures(set(tasks) - set(pending))
+    if config.extraction.strict:
+        _check_no_failures(set(tasks) - set(pending))
     total = sum(map(len, tasks))
     done = total - sum(map(len, pending))
     if done:
-        say(f"{config.out}: going on after {done} of {total} images")
+        log(f"{config.out}: going on after {done} of {total} images")
     try:
-        with Progress(total, "Asking the teacher", "images", done=done) as progress:
+        with Progress(total, "Asking the teacher", "images", initial=done) as progress:
             records = run_tasks(pending, mode, progress)
-        completion = finish(config.out, records)
-        _tell_completion(config.out, completion, say)
+        completion = write_manifest(config.out, records)
+        _report_completion(config.out, completion, log)
     finally:
-        held.remove_leftovers()
+        held.remove_temporary_files()
     return completion
 
 
-def _tell_blemishes(dataset: Dataset, subject: Subject, say: Callable[[str], None]) -> None:
+def _report_annotation_issues(
+    dataset: Dataset, data: BuildData, log: Callable[[str], None]
+) -> None:
     """Tells what is wrong with annotations and images.
 
     Raises:
         InputError: no label is left, or none of the images is there.
     """
-    annotations = subject.annotations
-    if annotations.blemish_line():
-        say(annotations.blemish_line())
+    annotations = data.annotations
+    if annotations.format_issues():
+        log(annotations.format_issues())
     if not annotations.boxes_only:
         annotations.require_labels()
     images = dataset.part(annotations.part).images
     missing = missing_images(images, annotations)
-    if missing and len(missing) == len(subject.questions):
+    if missing and len(missing) == len(data.image_tasks):
         raise InputError(f"{images}: expected {missing[0]} and others, found none of the images")
     if missing:
-        count = len(subject.questions)
-        say(f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}")
+        count = len(data.image_tasks)
+        log(f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}")
 
 
-def _check_pictures(
-    config: BuildConfig, dataset: Dataset, annotations: AnnotationFile, say: Callable[[str], None]
+def _check_image_sizes(
+    config: BuildConfig, dataset: Dataset, annotations: AnnotationFile, log: Callable[[str], None]
 ) -> None:
-    """Holds the declared sizes of the images that this process answers for against the files'.
+    """Compares the declared sizes of this process's images with the files'.
 
     Raises:
         InputError: they are others.
     """
     entries, size = annotations.annotations, config.images_per_shard
     shards = [entries[start : start + size] for start in range(0, len(entries), size)]
-    own = shards if config.share is None else config.share.of(shards)
-    sizes = compare_sizes(dataset, replace(annotations, annotations=tuple(chain(*own))))
-    sizes.refuse(config.asking.strict)
-    for line in sizes.lines():
-        say(line)
+    own = shards if config.share is None else config.share.select(shards)
+    sizes = check_image_sizes(dataset, replace(annotations, annotations=tuple(chain(*own))))
+    sizes.raise_errors(config.extraction.strict)
+    for line in sizes.warnings():
+        log(line)
 
 
-def _tell_unknown(opened: Opened, say: Callable[[str], None]) -> None:
+def _report_undetectable_objects(inputs: BuildInputs, log: Callable[[str], None]) -> None:
     """Tells which objects the detector cannot find."""
-    detector, vocabulary = opened.models.detector, opened.subject.vocabulary
-    if detector is not None and detector.unknown:
-        count = f"{len(detector.unknown)} of the {vocabulary.num_objects} objects"
-        names = ", ".join(detector.unknown[:5]) + (", ..." if len(detector.unknown) > 5 else "")
-        say(f"{detector.name}: finds none of {count} of {vocabulary.name}: {names}")
+    detector, vocabulary = inputs.models.detector, inputs.data.vocabulary
+    if detector is not None and detector.missing_objects:
+        count = f"{len(detector.missing_objects)} of the {vocabulary.num_objects} objects"
+        names = ", ".join(detector.missing_objects[:5]) + (
+            ", ..." if len(detector.missing_objects) > 5 else ""
+        )
+        log(f"{detector.name}: finds none of {count} of {vocabulary.name}: {names}")
 
 
-def _text(file: Path, plan: Plan, prompts: Prompts, clip: ClipTeacher) -> TeacherText | None:
+def _encode_prompts(
+    file: Path, plan: BuildPlan, prompts: Prompts, clip: ClipTeacher
+) -> PromptEmbeddings | None:
     """The teacher's texts, None where they are written already; encoding them can take a while."""
     if file.is_file():
         try:
-            read_teacher(file, plan.fingerprint)
+            read_teacher_file(file, plan.fingerprint)
             return None
         except InputError:
             pass
-    return TeacherText(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
+    return PromptEmbeddings(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
 
 
-def _tasks(config: BuildConfig, plan: Plan, sources: Sources) -> list[ShardTask]:
+def _make_tasks(
+    config: BuildConfig, plan: BuildPlan, inputs_config: InputsConfig
+) -> list[ShardTask]:
     size, end = config.images_per_shard, plan.num_images
     return [
-        ShardTask(config.out, plan.fingerprint, number, first, min(first + size, end), sources)
+        ShardTask(
+            config.out, plan.fingerprint, number, first, min(first + size, end), inputs_config
+        )
         for number, first in enumerate(range(0, end, size))
     ]
 
 
-def _refuse_failures(finished: Iterable[ShardTask]) -> None:
+def _check_no_failures(finished: Iterable[ShardTask]) -> None:
     """A strict build does not go on from shards that a lenient one made without some image."""
     for task in sorted(finished, key=lambda task: task.number):
-        record = finished_record(task.path, task.fingerprint)
+        record = read_shard_record(task.path, task.fingerprint)
         for image, reason in (record.failed if record else {}).items():
             raise InputError(f"{task.path}: lacks {image}: {reason}")
 
 
-def _tell_completion(folder: Path, completion: Completion, say: Callable[[str], None]) -> None:
+def _report_completion(folder: Path, completion: CacheStatus, log: Callable[[str], None]) -> None:
     counts, failed = completion.counts, completion.failed
     if counts is None:
-        say(
+        log(
             f"{folder}: {len(completion.missing)} shards of other jobs are not there yet; the last"
             f" job completes the cache, or: eoid-cache verify {folder}"
         )
         return
-    say(
+    log(
         f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
         f" {counts['regions']} regions, {counts['shards']} shards"
     )
     for image, reason in list(failed.items())[:1]:
-        say(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
+        log(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -242,7 +273,7 @@ class BuildConfig:
             published one.
         precision: of CLIP's image tower, see `ClipConfig`.
         templates: sentences to ask with.
-        asking: pairs, regions and batch sizes.
+        extraction: pairs, regions and batch sizes.
         images_per_shard: images of one shard and task.
         mode: where shards are made; None takes one process for each GPU if there are several, and
             otherwise this one.
@@ -262,19 +293,19 @@ class BuildConfig:
     clip_model: str | None = None
     clip_weights: str | None = None
     precision: str = "auto"
-    templates: tuple[str, ...] = (TEMPLATE,)
-    asking: AskingConfig = field(default_factory=AskingConfig)
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     images_per_shard: int = 256
-    mode: Mode | None = None
-    share: Share | None = None
+    mode: ExecutionMode | None = None
+    share: ArrayShare | None = None
     threads: int | None = None
     device: str = "auto"
 
 
-CLIP_MODEL, CLIP_WEIGHTS = "RN50x16", "openai"
+DEFAULT_CLIP_MODEL, DEFAULT_CLIP_WEIGHTS = "RN50x16", "openai"
 
 
-def choose_mode(config: BuildConfig) -> Mode:
+def resolve_mode(config: BuildConfig) -> ExecutionMode:
     """Where shards are made: as told, or on all GPUs where there are several."""
     if config.mode is not None:
         return config.mode
@@ -282,56 +313,59 @@ def choose_mode(config: BuildConfig) -> Mode:
     return LocalWorkers(gpus) if gpus > 1 else InProcess()
 
 
-def choose_sources(
-    dataset: Dataset, config: BuildConfig, mode: Mode, say: Callable[[str], None]
-) -> Sources:
-    """What the answers will come from.
+def resolve_inputs_config(
+    dataset: Dataset, config: BuildConfig, mode: ExecutionMode, log: Callable[[str], None]
+) -> InputsConfig:
+    """What the outputs will come from.
 
     Args:
         dataset: to ask about.
         config: what the user said.
         mode: where shards are made.
-        say: told what is waited for.
+        log: receives what is waited for.
 
     Raises:
         InputError: options that contradict each other, or files that are not there.
     """
-    clip, device = _clip(dataset, config), config.device
-    if is_elsewhere(mode):
-        device = device_elsewhere(mode, device, say)
+    clip, device = _resolve_clip(dataset, config), config.device
+    if is_remote(mode):
+        device = resolve_remote_device(mode, device, log)
         clip = replace(clip, precision=resolve_precision(clip.precision, device))
     proposals = None
     if config.proposals is not None:
         proposals = ProposalsConfig(config.proposals, config.out)
-    return Sources(
+    return InputsConfig(
         dataset=config.dataset,
         part=config.part,
-        detector=choose_detector(dataset, config) if _detects(config) else None,
+        detector=resolve_detector(dataset, config) if _uses_detector(config) else None,
         clip=clip,
         templates=config.templates,
-        asking=config.asking,
+        extraction=config.extraction,
         device=device,
         threads=config.threads or threads_per_worker(mode),
         proposals=proposals,
     )
 
 
-def resolved(config: BuildConfig, sources: Sources, opened: Opened) -> BuildConfig:
+def resolve_config(
+    config: BuildConfig, inputs_config: InputsConfig, inputs: BuildInputs
+) -> BuildConfig:
     """The configuration with its models named, whatever the defaults are later or elsewhere."""
     config = replace(
         config,
-        clip_model=sources.clip.model,
-        clip_weights=sources.clip.weights,
-        precision=opened.models.clip.precision,
-        threads=sources.threads,
+        clip_model=inputs_config.clip.model,
+        clip_weights=inputs_config.clip.weights,
+        precision=inputs.models.clip.precision,
+        threads=inputs_config.threads,
     )
-    detector = sources.detector
+    detector = inputs_config.detector
     if detector is None:
         return config
-    return replace(config, detector=detector.name, detector_weights=detector.weights)
+    name = TOY_IN_CACHES if detector.name == TOY else detector.name
+    return replace(config, detector=name, detector_weights=detector.weights)
 
 
-def _detects(config: BuildConfig) -> bool:
+def _uses_detector(config: BuildConfig) -> bool:
     """Whether a detector is wanted; it is not where boxes are known beforehand.
 
     Raises:
@@ -355,7 +389,7 @@ def _detects(config: BuildConfig) -> bool:
     return instead is None
 
 
-def choose_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
+def resolve_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
     """The detector that is asked for, else the dataset's own, else torchvision's usual one.
 
     Raises:
@@ -366,21 +400,23 @@ def choose_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
         if not own.is_file():
             raise InputError(f"{own}: no such weights file, named by {dataset.root}")
         # Another detector than the dataset's takes its own weights.
-        if name in (None, recognise(own, dataset.vocabulary)):
+        if name in (None, recognise_architecture(own, dataset.vocabulary)):
             weights = str(own)
     if name is None and weights is not None and Path(weights).is_file():
-        name = recognise(Path(weights), dataset.vocabulary)
-    pairing = config.asking.pairing
+        name = recognise_architecture(Path(weights), dataset.vocabulary)
+    pairing = config.extraction.pairing
     # Detectors keep what is above their threshold; pairs take what is at it, too.
     lowest = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
-    return DetectorConfig(name or DEFAULT, weights, lowest, config.detector_classes)
+    return DetectorConfig(name or DEFAULT_DETECTOR, weights, lowest, config.detector_classes)
 
 
-def _clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
+def _resolve_clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
     if config.clip_model is not None:
         return ClipConfig(config.clip_model, config.clip_weights, config.precision)
     if dataset.teacher is None:
-        return ClipConfig(CLIP_MODEL, config.clip_weights or CLIP_WEIGHTS, config.precision)
+        return ClipConfig(
+            DEFAULT_CLIP_MODEL, config.clip_weights or DEFAULT_CLIP_WEIGHTS, config.precision
+        )
     if not dataset.teacher.is_dir():
         raise InputError(f"{dataset.teacher}: no such CLIP folder, named by {dataset.root}")
     return ClipConfig(str(dataset.teacher), config.clip_weights, config.precision)

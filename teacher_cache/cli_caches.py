@@ -11,25 +11,39 @@ from pipeline.utils.cli import config_option, device_option
 
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-COUNT = click.IntRange(min=1)
+POSITIVE_INT = click.IntRange(min=1)
 
 
 @click.command()
 @click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="The dataset it was made from."
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Dataset that the cache was built from.",
 )
-@click.option("--split", default="full", show_default=True, help="A split's name or TOML file.")
+@click.option(
+    "--split", default="full", show_default=True, help="Zero-shot split: a name or a TOML file."
+)
 @click.option(
     "--setting",
     type=click.Choice(["default", "known_object"]),
     default="default",
     show_default=True,
+    help="Evaluation setting of HICO-DET.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Results file.")
-@click.option("--predictions", type=click.Path(path_type=Path), help="The teacher's detections.")
-@click.option("--picture", type=FILE, help="The same as a picture: .png, .svg or .pdf.")
-@click.option("--overwrite", is_flag=True, help="Replace these files.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file."
+)
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    help="Write the teacher's detections to this file.",
+)
+@click.option(
+    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure: .png, .svg or .pdf."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def evaluate(
     folder: Path,
@@ -41,11 +55,11 @@ def evaluate(
     picture: Path | None,
     overwrite: bool,
 ) -> None:
-    """Score the teacher itself, and the detector, on the annotations behind CACHE."""
-    from teacher_cache.analysis.evaluate import ScoreConfig, score_teacher
+    """Score the teacher and the detector of CACHE against the dataset's annotations."""
+    from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
 
-    score_teacher(
-        ScoreConfig(
+    evaluate_teacher(
+        EvaluateConfig(
             cache=folder,
             dataset=data,
             split=split,
@@ -60,14 +74,16 @@ def evaluate(
 
 @click.command()
 @click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-@click.option("--json", "json_file", type=FILE, help="The numbers.")
-@click.option("--picture", type=FILE, help="The same as a picture: .png, .svg or .pdf.")
-@click.option("--overwrite", is_flag=True, help="Replace these files.")
+@click.option("--json", "json_file", type=FILE, help="Write the statistics to this file.")
+@click.option(
+    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure: .png, .svg or .pdf."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrite: bool) -> None:
-    """Say what CACHE holds and what it was made from."""
+    """Print statistics of CACHE and the settings it was built with."""
     from teacher_cache.analysis.inspect import InspectConfig
-    from teacher_cache.analysis.inspect import inspect as run
+    from teacher_cache.analysis.inspect import inspect_cache as run
 
     run(InspectConfig(folder, json_file, picture, overwrite))
 
@@ -79,13 +95,15 @@ def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrit
     "added",
     multiple=True,
     metavar="[NAME=]PHRASE[:OBJECTS]",
-    help='An action, such as "jumping over", "jumping over:bench,box" or "jump=jumping over".'
-    " Without OBJECTS it goes with all that some action goes with.",
+    help=(
+        'An action, such as "jumping over", "jumping over:bench,box" or "jump=jumping '
+        'over". Without OBJECTS it applies to every object that has an action.'
+    ),
 )
 @click.option(
     "--vocabulary",
     metavar="NAME|FILE",
-    help="Add what this vocabulary has beyond the cache's own.",
+    help="Add the actions that this vocabulary has and the cache lacks.",
 )
 @click.option("--out", required=True, type=FILE, help="The file to write.")
 @click.option(
@@ -93,15 +111,15 @@ def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrit
     "templates",
     multiple=True,
     metavar="TEXT",
-    help="The cache's own sentences, where it does not tell them itself.",
+    help="Prompt templates of the cache, where it does not record them.",
 )
 @click.option(
     "--clip-model",
     metavar="NAME|FOLDER",
-    help="The cache's own CLIP. Default: where it was.",
+    help="The CLIP model of the cache; default: as recorded in the cache.",
 )
-@click.option("--clip-weights", metavar="TAG|FILE", help="Of --clip-model.")
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@click.option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @device_option
 @config_option
 def prompts(
@@ -115,11 +133,11 @@ def prompts(
     overwrite: bool,
     device: str,
 ) -> None:
-    """Encode sentences about new actions, for students with --verb-head text."""
-    from teacher_cache.maintenance.add_prompts import PromptsConfig, add_prompts
+    """Encode prompts of new actions, for students with --verb-head text."""
+    from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
 
-    add_prompts(
-        PromptsConfig(
+    create_prompts_file(
+        AddPromptsConfig(
             cache=folder,
             out=out,
             added=added,
@@ -141,16 +159,18 @@ def prompts(
     "--data",
     type=FOLDER,
     metavar="DATASET",
-    help="The whole dataset, when the caches were made from pieces of its annotations.",
+    help="The whole dataset, where the caches were built from parts of its annotations.",
 )
 @click.option(
-    "--part", type=click.Choice(["train", "test"]), help="Of DATASET. Default: the caches' own."
+    "--part",
+    type=click.Choice(["train", "test"]),
+    help="Part of DATASET; default: the caches' own.",
 )
 @config_option
 def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | None) -> None:
-    """Join caches of one fingerprint, or the shards that separate jobs left, into one."""
+    """Join caches of one fingerprint, or the shards of separate jobs, into one."""
     from teacher_cache.maintenance.merge import MergeConfig
-    from teacher_cache.maintenance.merge import merge as run
+    from teacher_cache.maintenance.merge import merge_caches as run
 
     run(MergeConfig(folders, out, data, part))
 
@@ -158,47 +178,51 @@ def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | N
 @click.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
 @click.argument("image")
-@click.option("--data", required=True, type=FOLDER, help="The dataset it was made from.")
-@click.option("--out", required=True, type=FILE, help="The picture: .png, .jpg or .webp.")
-@click.option("--top", type=COUNT, default=3, show_default=True, help="Actions of a pair.")
+@click.option("--data", required=True, type=FOLDER, help="Dataset that the cache was built from.")
+@click.option(
+    "--out", required=True, type=FILE, help="The image file to write: .png, .jpg or .webp."
+)
+@click.option(
+    "--top", type=POSITIVE_INT, default=3, show_default=True, help="Number of actions per pair."
+)
 @click.option(
     "--pairs",
-    type=COUNT,
+    type=POSITIVE_INT,
     default=8,
     show_default=True,
-    help="At most so many: the annotated ones, then the surest proposals.",
+    help=("Maximum number of pairs: annotated ones first, then the most confident proposals."),
 )
-@click.option("--overwrite", is_flag=True, help="Replace the picture.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @config_option
 def show(
     folder: Path, image: str, data: Path, out: Path, top: int, pairs: int, overwrite: bool
 ) -> None:
-    """Draw IMAGE with its pairs, their regions and the teacher's best actions."""
+    """Draw IMAGE with its pairs, their regions and the teacher's most probable actions."""
     from teacher_cache.analysis.show import ShowConfig
-    from teacher_cache.analysis.show import show as run
+    from teacher_cache.analysis.show import show_image as run
 
     run(ShowConfig(folder, image, data, out, top, pairs, overwrite))
 
 
 @click.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
-@click.option("--repair", is_flag=True, help="Make broken files again; remove what is left over.")
+@click.option("--repair", is_flag=True, help="Rebuild damaged files and remove unexpected ones.")
 @click.option(
     "--data",
     type=FOLDER,
     metavar="DATASET",
-    help="The cache must fit it; a repair asks about its images. Default: where it was.",
+    help=("Dataset that the cache must match and that a repair reads; default: where it was."),
 )
 @click.option(
     "--device",
     metavar="auto|cpu|cuda[:i]",
-    help="Where a repair runs the models. Default: where they ran.",
+    help="Device of a repair; default: the device of the build.",
 )
 @config_option
 def verify(folder: Path, repair: bool, data: Path | None, device: str | None) -> None:
-    """Check every byte of CACHE; complete the manifest of one that several jobs have built."""
+    """Check every byte of CACHE; complete the manifest of a cache that several jobs built."""
     from teacher_cache.maintenance.verify import VerifyConfig
-    from teacher_cache.maintenance.verify import verify as run
+    from teacher_cache.maintenance.verify import verify_cache as run
 
     run(VerifyConfig(folder, repair, data, device))
 
@@ -211,24 +235,29 @@ def verify(folder: Path, repair: bool, data: Path | None, device: str | None) ->
     "templates",
     multiple=True,
     metavar="TEXT",
-    help="Sentence with {ing} and {object}; several are averaged. Default: the cache's.",
+    help=("Prompt template with {ing} and {object}; several are averaged. Default: the cache's."),
 )
 @click.option(
     "--vocabulary",
     metavar="NAME|FILE",
-    help="Other verbs and more objects; objects are recognised by name. Default: the cache's.",
+    help=(
+        "Vocabulary with other verbs and more objects; objects are matched by name. "
+        "Default: the cache's."
+    ),
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
-    help="Inverse of the factor on cosine similarities; CLIP's own is about 0.01.",
+    help="Softmax temperature, the inverse of the logit scale; CLIP's own is about 0.01.",
 )
 @click.option(
     "--clip-model",
     metavar="NAME|FOLDER",
-    help="The cache's own CLIP, for sentences that it does not hold. Default: where it was.",
+    help=(
+        "The CLIP model of the cache, for prompts that it lacks; default: as recorded in the cache."
+    ),
 )
-@click.option("--clip-weights", metavar="TAG|FILE", help="Of --clip-model.")
+@click.option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
 @device_option
 @config_option
 def rescore(
@@ -241,9 +270,9 @@ def rescore(
     clip_weights: str | None,
     device: str,
 ) -> None:
-    """Ask anew about the regions of CACHE, without opening one image."""
+    """Compute CACHE's probabilities for other prompts or verbs, without reading images."""
     from teacher_cache.maintenance.rescore import RescoreConfig
-    from teacher_cache.maintenance.rescore import rescore as run
+    from teacher_cache.maintenance.rescore import rescore_cache as run
 
     run(
         RescoreConfig(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.boxes import stored_boxes
+from pipeline.boxes import boxes_to_stored
 from pipeline.vocabulary import load_vocabulary
 
 # Waiting threads of torch's OpenMP spin by default, which costs most of the time where other
@@ -270,9 +270,9 @@ FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
 
 @pytest.fixture(scope="session")
 def turned_twins():
-    """`turned_twins(root, folder, part)` gives two copies of a world: with upright pictures of 160
-    x 128 pixels in the part, and with the same pictures stored turned, in all of EXIF's ways, and
-    annotated in stored pixels, as `dataset.toml` says."""
+    """`turned_twins(root, folder, part)` gives two copies of a toy dataset: with upright pictures
+    of 160 x 128 pixels in the part, and with the same pictures stored turned, in all of EXIF's
+    ways, and annotated in stored pixels, as `dataset.toml` says."""
 
     def make(root, folder, part):
         roots = [shutil.copytree(root, folder / name) for name in ("upright", "stored")]
@@ -293,7 +293,7 @@ def turned_twins():
                 exif = Image.Exif()
                 if orientation != 1:
                     picture = picture.transpose(STORED[orientation])
-                    boxes = stored_boxes(boxes, orientation, (160, 128))
+                    boxes = boxes_to_stored(boxes, orientation, (160, 128))
                     exif[0x0112] = orientation
                 picture.save(path, "PNG", exif=exif)
                 entry["width"], entry["height"] = picture.size

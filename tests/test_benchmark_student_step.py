@@ -11,7 +11,7 @@ from benchmarks import student_step
 from benchmarks.measuring import HostReads, Turns, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
 from benchmarks.student_material import made_up_outputs, make_images
-from student.config import LossConfig, MatcherConfig, StudentConfig
+from student.config import LossConfig, MatcherConfig, ModelConfig
 from student.data.targets import Targets
 from student.losses.criterion import Criterion
 from student.models.detector import HOIDetector
@@ -26,9 +26,9 @@ def images(tmp_path_factory):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_both_ways_to_the_losses_agree(images, threshold):
-    asked = torch.from_numpy(images[0].split.asked_verbs)
+    asked = torch.from_numpy(images[0].split.distilled_verbs)
     targets = [images[0][0, index].targets for index in range(3)]
-    assert all(target.soft.any() and not target.seen.all() for target in targets)
+    assert all(target.teacher_probs.any() and not target.seen.all() for target in targets)
     matcher = MatcherConfig(interactive_threshold=threshold)
     outputs, others = (made_up_outputs(2, 3, 12, CPU) for _ in range(2))
     # Two queries lie on candidates, so that stage 2 keeps some.
@@ -39,7 +39,7 @@ def test_both_ways_to_the_losses_agree(images, threshold):
                     layer[f"pred_{name}"][0, :2] = getattr(targets[0], name)[-2:]
     criterion = Criterion(matcher, LossConfig(), asked)
     with HostReads() as counted:
-        found = criterion(outputs, Targets.batch(targets))
+        found = criterion(outputs, Targets.collate(targets))
     assert counted.count == 1 and found.matches.is_candidate.any()
     expected = plain_losses(others, targets, asked, matcher, LossConfig())
     assert found.weighted.keys() == expected.keys()
@@ -66,7 +66,7 @@ def test_both_models_agree(small_student):
 @pytest.fixture
 def small_student():
     torch.manual_seed(0)
-    config = StudentConfig(backbone="resnet18", hidden_dim=32, feedforward_dim=48)
+    config = ModelConfig(backbone="resnet18", hidden_dim=32, feedforward_dim=48)
     return HOIDetector(replace(config, num_encoder_layers=1)).eval()
 
 

@@ -29,7 +29,7 @@ from pipeline.utils.files import read_json, read_toml, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.cli import train
 from teacher_cache.cli import cache
-from teacher_cache.detectors.torchvision import world_detector
+from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.teachers.clip import build_clip, save_clip
 from teacher_cache.teachers.prompts import interaction_prompts
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
@@ -104,8 +104,8 @@ def test_pieces_are_made_once_and_in_order(plan):
         mine = [words for words in machine.commands if any(f"seed-{seed}/" in w for w in words)]
         first = [" ".join(words[:2]) for words in mine][:4]
         assert first == [
-            "eoid-data world",
-            "eoid-cache world-models",
+            "eoid-data toy",
+            "eoid-cache toy-models",
             "eoid-cache build",
             "eoid-train student",
         ]
@@ -126,19 +126,19 @@ def test_commands_are_complete(plan, tmp_path):
         str(path) for path in SPLITS.glob("*.toml")
     }
     (other,) = (command for command in machine.commands if "23" in command)
-    assert other[:2] == ["eoid-data", "world"], "further pictures are of a seed of their own"
+    assert other[:2] == ["eoid-data", "toy"], "further pictures are of a seed of their own"
 
 
 @pytest.mark.parametrize("split", ["uc-1", "rf-uc", "nf-uc"])
 def test_splits_keep_every_verb_and_object_seen(split):
-    vocabulary = load_vocabulary("world")
+    vocabulary = load_vocabulary("toy")
     loaded = load_split(vocabulary, SPLITS / f"{split}.toml")
     assert len(loaded.unseen) == 10
     seen = [pair for hoi, pair in enumerate(vocabulary.interactions) if hoi not in loaded.unseen]
     assert {verb for verb, _ in seen} == set(range(vocabulary.num_verbs))
     assert {label for _, label in seen} == set(range(1, vocabulary.num_objects))
     # As in the named UC, the teacher is asked about every action.
-    assert loaded.asked_verbs.sum() == vocabulary.num_verbs - 1
+    assert loaded.distilled_verbs.sum() == vocabulary.num_verbs - 1
 
 
 @pytest.mark.parametrize("code", [130, 143, 75])
@@ -167,18 +167,18 @@ def test_a_failing_command_stops_only_what_needs_it(plan):
     assert kinds(machine).count("eoid-train student") == 2 * 5
     broken = Machine(failing=("build",))
     assert run_study(plan(broken, VDETACH, TOPK, seeds=(8,)), said.append) == 1
-    assert kinds(broken) == ["eoid-data world", "eoid-cache world-models", "eoid-cache build"]
+    assert kinds(broken) == ["eoid-data toy", "eoid-cache toy-models", "eoid-cache build"]
 
 
 def test_a_demos_models_are_used_where_they_are(plan, tmp_path):
     demo = tmp_path / "demo/seed-0"
-    write_json(demo / "stages.json", {"seconds": {}, "finished": ["world", "models"]})
+    write_json(demo / "stages.json", {"seconds": {}, "finished": ["toy", "models"]})
     (demo / "models").mkdir()
     (demo / "models/detector.safetensors").write_text("")
     machine = Machine()
     given = plan(machine, seeds=(0,), base=tmp_path / "demo")
     assert run_study(given, lambda line: None) == 0
-    assert kinds(machine)[:2] == ["eoid-data world", "eoid-cache build"]
+    assert kinds(machine)[:2] == ["eoid-data toy", "eoid-cache build"]
     assert str(demo / "models/detector.safetensors") in machine.commands[1]
     (workshop,) = given.workshops()
     assert workshop.place(MODELS) == demo / "models" and workshop.place(CACHE).parent != demo
@@ -205,7 +205,7 @@ def test_what_was_measured_before_is_not_run_again(plan, tmp_path):
     assert set(after["rows"][0]["values"]["full"]) == {"0", "1", "2"}
 
     anew = Machine()
-    assert run_study(plan(anew, VDETACH, anew=True, seeds=(0,), **elsewhere), str) == 0
+    assert run_study(plan(anew, VDETACH, rerun=True, seeds=(0,), **elsewhere), str) == 0
     assert len(anew.commands) == 3 + 2
     others = read_json(tmp_path / "results/vdetach.json")["rows"][1]["values"]["full"]
     assert set(others) == {"0", "1"}, "the other seed's numbers stay"
@@ -240,7 +240,7 @@ def test_commands_run_beside_each_other_after_what_they_need(plan):
     assert all(log.name.startswith("student-ua-") and log.suffix == ".log" for log in machine.logs)
     for seed in (0, 1):
         mine = [words[1] for words in machine.commands if any(f"seed-{seed}/" in w for w in words)]
-        assert sorted(mine[:2]) == ["world", "world-models"] and mine[2] == "build"
+        assert sorted(mine[:2]) == ["toy", "toy-models"] and mine[2] == "build"
     assert run_study(plan(alone, VDETACH, out=Path("nowhere")), lambda line: None) == 0
     assert alone.commands == [], "all of it is in the results"
 
@@ -319,11 +319,11 @@ def test_numbers_and_table(plan):
     assert through["against"]["wins"] == through["against"]["seeds"] == 2
     lines = markdown(measured).splitlines()
     assert lines[0] == "|  | seeds | unseen | seen | full | unseen against | higher in |"
-    assert lines[2] == "| kept out | 2 | 30.5 ± 0.7 | 60.5 ± 0.7 | 50.5 ± 0.7 |  |  |"
-    assert lines[3].endswith("| +10.0 ± 0.0 (kept out) | 2 of 2 |")
+    assert lines[2] == "| detached | 2 | 30.5 ± 0.7 | 60.5 ± 0.7 | 50.5 ± 0.7 |  |  |"
+    assert lines[3].endswith("| +10.0 ± 0.0 (detached) | 2 of 2 |")
 
 
-def test_a_small_worlds_test_part_may_lack_a_group(plan):
+def test_a_small_toys_test_part_may_lack_a_group(plan):
     given = plan(Machine(), seeds=(0,))
     run_study(given, lambda line: None)
     (workshop,) = given.workshops()
@@ -331,7 +331,7 @@ def test_a_small_worlds_test_part_may_lack_a_group(plan):
     write_json(file, {"metrics": {"full": 0.1, "seen": 0.1, "unseen": None}})
     kept, through = measure(VDETACH, [workshop])["rows"]
     assert "unseen" not in kept["mean"] and through["against"] is None
-    assert "| kept out | 1 |  | 10.0 ± 0.0 |" in markdown(measure(VDETACH, [workshop]))
+    assert "| detached | 1 |  | 10.0 ± 0.0 |" in markdown(measure(VDETACH, [workshop]))
 
 
 def test_published_numbers_stand_beside_ours(plan):
@@ -361,9 +361,9 @@ def test_page_and_figures(plan, tmp_path):
 def test_words_stand_beside_the_numbers_they_speak_of(plan, tmp_path):
     assert run_study(plan(Machine(), SENTENCES, VDETACH), lambda line: None) == 0
     page = tmp_path / "results/README.md"
-    assert "*The world.*" not in page.read_text(), "one seed is missing"
+    assert "*The toy dataset.*" not in page.read_text(), "one seed is missing"
     assert run_study(plan(Machine(), SENTENCES, seeds=(2,)), lambda line: None) == 0
-    assert page.read_text().count("*The world.*") == 1
+    assert page.read_text().count("*The toy dataset.*") == 1
 
 
 def test_there_are_numbers_wherever_there_are_words():
@@ -401,10 +401,10 @@ def test_wrong_use(words, capsys):
 
 def write_models(folder):
     """Untrained models in the place of trained ones: training starts processes, which take long."""
-    vocabulary = load_vocabulary("world")
+    vocabulary = load_vocabulary("toy")
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        detector = world_detector(max(vocabulary.object_ids))
+        detector = toy_detector(max(vocabulary.category_ids))
     folder.mkdir(parents=True)
     save_file(detector.state_dict(), folder / "detector.safetensors")
     prompts = interaction_prompts(vocabulary)
@@ -418,7 +418,7 @@ def write_models(folder):
 
 def in_process(words):
     """A command in this process; the libraries are loaded already."""
-    if words[1] == "world-models":
+    if words[1] == "toy-models":
         write_models(Path(words[2]))
         return 0
     group = {"eoid-cache": cache, "eoid-train": train, "eoid-data": data}[words[0]]

@@ -56,12 +56,12 @@ CEILING = {**RESULTS, "all_labels": scores(0.75, 0.74, 0.76)}
 
 def test_a_stage_is_echoed_and_timed(programs, stages, tmp_path, capfd):
     programs(eoid_data=f'echo "$@" > {tmp_path}/words')
-    stages.run("world", "eoid-data", "world", tmp_path / "out", "--seed", 3)
-    assert (tmp_path / "words").read_text() == f"world {tmp_path}/out --seed 3\n"
+    stages.run("toy", "eoid-data", "toy", tmp_path / "out", "--seed", 3)
+    assert (tmp_path / "words").read_text() == f"toy {tmp_path}/out --seed 3\n"
     out, _ = capfd.readouterr()
-    assert f"$ eoid-data world {tmp_path}/out --seed 3\n" in out and "\nworld: 0 s\n" in out
+    assert f"$ eoid-data toy {tmp_path}/out --seed 3\n" in out and "\ntoy: 0 s\n" in out
     kept = read_json(stages.file)
-    assert kept["finished"] == ["world"] and kept["seconds"] == stages.seconds
+    assert kept["finished"] == ["toy"] and kept["seconds"] == stages.seconds
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_ctrl_c_leaves_the_command_its_time(programs, stages, tmp_path, ending):
 
 
 def test_the_summary_has_the_promised_fields():
-    seconds = {"world": 9.1, "models": 100.25}
+    seconds = {"toy": 9.1, "models": 100.25}
     value = summary(RESULTS, "ua", 7, seconds)
     assert value == {
         "seconds": pytest.approx(109.3, abs=0.06),
@@ -147,7 +147,7 @@ def test_no_gap(high):
 
 
 def test_the_description_names_every_number():
-    text = describe(summary(CEILING, "ua", 0, {"world": 9.4, "distilled": 90.0}))
+    text = describe(summary(CEILING, "ua", 0, {"toy": 9.4, "distilled": 90.0}))
     rows = {line[:18].strip(): line[18:].split() for line in text.splitlines()}
     assert rows["Distilled"] == ["70.0", "72.0", "61.0"]
     assert rows["No distillation"] == ["55.0", "73.0", "1.0"]
@@ -155,7 +155,7 @@ def test_the_description_names_every_number():
     assert rows["Teacher itself"] == ["50.0", "55.0", "45.0"]
     assert "teacher accuracy 0.970, person recall 0.990, object recall 0.875" in text
     assert "share of the gap closed without labels: 0.80" in text
-    assert text.endswith("99 s in all: world 9, distilled 90")
+    assert text.endswith("99 s in all: toy 9, distilled 90")
 
 
 def test_groups_without_ground_truth_have_no_number():
@@ -210,8 +210,8 @@ def test_the_stages_in_their_order(fakes, tmp_path):
     value = demo.run_demo(tmp_path / "demo", "ua", 3, ceiling=False)
     calls = fakes()
     assert [call[:2] for call in calls] == [
-        ["eoid-data", "world"],
-        ["eoid-cache", "world-models"],
+        ["eoid-data", "toy"],
+        ["eoid-cache", "toy-models"],
         ["eoid-cache", "build"],
         ["eoid-cache", "build"],
         ["eoid-train", "student"],
@@ -228,7 +228,7 @@ def test_the_stages_in_their_order(fakes, tmp_path):
         assert call[call.index("--seed") + 1] == "3"
     assert set(value) == {"seconds", "stages", "split", "seed", "distilled", "no_distillation",
                           "teacher"}  # fmt: skip
-    assert set(value["stages"]) == {"world", "models", "cache", "cache_test", "distilled",
+    assert set(value["stages"]) == {"toy", "models", "cache", "cache_test", "distilled",
                                     "no_distillation", "teacher", "report"}  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def test_a_users_split_gets_runs_of_its_own(fakes, tmp_path):
 
 
 def test_an_unknown_split_starts_nothing(fakes, tmp_path):
-    with pytest.raises(InputError, match="no such split of world"):
+    with pytest.raises(InputError, match="no such split of toy"):
         demo.run_demo(tmp_path / "demo", "zz", 0, ceiling=False)
     assert not (tmp_path / "demo").exists()
 

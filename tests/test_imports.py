@@ -110,4 +110,4 @@ print(json.dumps([words, heavy]))
     subcommands, heavy = json.loads(done.stdout)
     assert heavy == []
     if command == "eoid-data":
-        assert subcommands == ["check", "world"]
+        assert subcommands == ["check", "toy"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.vocabulary import SHIPPED
+from pipeline.vocabulary import BUILTIN_VOCABULARIES
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_the_wheel_holds_all_sources_and_data_and_nothing_else(checkout, built):
     with zipfile.ZipFile(built[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = sources(checkout)
-    assert {f"pipeline/data/{name}.json" for name in SHIPPED} <= expected
+    assert {f"pipeline/data/{name}.json" for name in BUILTIN_VOCABULARIES} <= expected
     assert any(name.startswith("evaluation/templates/") for name in expected)
     assert names == expected
 
@@ -90,8 +90,9 @@ def test_the_sdist_holds_all_sources_and_data(checkout, built):
 
 def test_vocabularies_load_outside_the_checkout(installed, tmp_path):
     code = (
-        "import pipeline; from pipeline.vocabulary import SHIPPED, load_vocabulary;"
-        "print(pipeline.__file__, *(load_vocabulary(name).num_interactions for name in SHIPPED))"
+        "import pipeline; from pipeline.vocabulary import BUILTIN_VOCABULARIES, load_vocabulary;"
+        "print(pipeline.__file__, *(load_vocabulary(name).num_interactions for name"
+        " in BUILTIN_VOCABULARIES))"
     )
     done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
@@ -115,7 +116,7 @@ def test_every_command_is_installed_and_helps(installed, tmp_path):
 
 def test_a_command_works_outside_the_checkout(installed, tmp_path):
     script = installed / "bin" / "eoid-data"
-    words = [["world", "w", "--train", "2", "--test", "1"], ["check", "w"]]
+    words = [["toy", "w", "--train", "2", "--test", "1"], ["check", "w"]]
     for arguments in words:
         done = run(script, *arguments, cwd=tmp_path, PYTHONPATH=str(installed))
         assert done.returncode == 0, done.stderr

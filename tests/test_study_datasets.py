@@ -9,20 +9,20 @@ from benchmarks.study.lacking import choose, write_lacking
 from benchmarks.study.others import others, sentence
 from benchmarks.study.pictures import write_pictures
 from benchmarks.study.pieces import SPLITS
-from benchmarks.study.unheard import without_verb, write_smaller_world
+from benchmarks.study.unheard import without_verb, write_smaller_toy
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.toy.generate import write_world
+from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import from_dict, load_vocabulary
+from pipeline.vocabulary import load_vocabulary, vocabulary_from_dict
 
 LACKED = ("carry", "push", "kick", "throw")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("study") / "world"
-    write_world(root, train=60, test=4, seed=2, workers=1)
+def toy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study") / "toy"
+    write_toy(root, train=60, test=4, seed=2, workers=1)
     return root
 
 
@@ -30,17 +30,17 @@ def paths(dataset, part):
     return [record.path.resolve() for record in dataset.records(part)]
 
 
-def test_pictures_alone(world, tmp_path):
-    write_pictures(world, tmp_path / "alone")
-    whole, alone = open_dataset(world), open_dataset(tmp_path / "alone")
+def test_pictures_alone(toy, tmp_path):
+    write_pictures(toy, tmp_path / "alone")
+    whole, alone = open_dataset(toy), open_dataset(tmp_path / "alone")
     found = alone.load("train").annotations
     assert len(found) == 60 and not any(len(one.hois) for one in found)
     assert paths(alone, "train") == paths(whole, "train")
 
 
-def test_labelled_pictures_that_lack_actions(world, tmp_path):
-    write_lacking(world, tmp_path / "some", LACKED, 10, seed=3)
-    whole, some = open_dataset(world), open_dataset(tmp_path / "some")
+def test_labelled_pictures_that_lack_actions(toy, tmp_path):
+    write_lacking(toy, tmp_path / "some", LACKED, 10, seed=3)
+    whole, some = open_dataset(toy), open_dataset(tmp_path / "some")
     verbs = [whole.vocabulary.verbs.index(verb) for verb in LACKED]
     found = some.load("train").annotations
     assert len(found) == 10 and all(len(one.hois) for one in found)
@@ -52,7 +52,7 @@ def test_labelled_pictures_that_lack_actions(world, tmp_path):
         assert (one.boxes == own[one.image_id].boxes).all()
     assert some.load("test").digest == whole.load("test").digest
     split = load_split(some.vocabulary, SPLITS / "new-actions.toml")
-    assert np.flatnonzero(split.asked_verbs).tolist() == sorted(verbs)
+    assert np.flatnonzero(split.distilled_verbs).tolist() == sorted(verbs)
 
 
 def test_the_choice_of_pictures_is_seeded_and_bounded():
@@ -66,9 +66,9 @@ def test_the_choice_of_pictures_is_seeded_and_bounded():
 
 
 @pytest.mark.parametrize("verb", ["ride", "hold", "point"])
-def test_nothing_but_the_verb_is_missing(world, verb, tmp_path):
-    write_smaller_world(world, verb, tmp_path / "smaller")
-    whole, smaller = open_dataset(world), open_dataset(tmp_path / "smaller")
+def test_nothing_but_the_verb_is_missing(toy, verb, tmp_path):
+    write_smaller_toy(toy, verb, tmp_path / "smaller")
+    whole, smaller = open_dataset(toy), open_dataset(tmp_path / "smaller")
     assert verb not in smaller.vocabulary.verbs
     assert len(smaller.vocabulary.verbs) == len(whole.vocabulary.verbs) - 1
     assert verb not in json.dumps(smaller.vocabulary.to_dict()["verbs"])
@@ -91,9 +91,9 @@ def _named(hois, vocabulary):
 
 
 def test_a_vocabulary_without_a_verb_is_one():
-    whole = load_vocabulary("world")
+    whole = load_vocabulary("toy")
     for verb in whole.verbs:
-        smaller = from_dict(without_verb(whole, verb), "smaller")
+        smaller = vocabulary_from_dict(without_verb(whole, verb), "smaller")
         names = {whole.interaction_name(hoi) for hoi in range(whole.num_interactions)}
         kept = {smaller.interaction_name(hoi) for hoi in range(smaller.num_interactions)}
         number = whole.verbs.index(verb)
@@ -106,12 +106,12 @@ def test_a_vocabulary_without_a_verb_is_one():
 
 
 def test_the_control_says_other_sentences_about_the_same_objects():
-    world = load_vocabulary("world")
-    assert sentence(world, "kick", "kick") == "kick=kicking:ball,box,chair"
-    assert sentence(world, "kick", "jump") == "kick=jumping over:ball,box,chair"
-    drawn = [others(world, "kick", 3, seed) for seed in range(10)]
-    assert drawn == [others(world, "kick", 3, seed) for seed in range(10)]
+    toy = load_vocabulary("toy")
+    assert sentence(toy, "kick", "kick") == "kick=kicking:ball,box,chair"
+    assert sentence(toy, "kick", "jump") == "kick=jumping over:ball,box,chair"
+    drawn = [others(toy, "kick", 3, seed) for seed in range(10)]
+    assert drawn == [others(toy, "kick", 3, seed) for seed in range(10)]
     assert len({tuple(names) for names in drawn}) > 1
     named = {name for names in drawn for name in names}
     assert not named & {"kick", "no_interaction"} and all(len(set(names)) == 3 for names in drawn)
-    assert len(others(world, "kick", 99, 0)) == 9
+    assert len(others(toy, "kick", 99, 0)) == 9

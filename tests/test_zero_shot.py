@@ -1,4 +1,5 @@
-"""The claim of the project, end to end on a small world: written answers teach unlabelled actions.
+"""The claim of the project, end to end on a small toy dataset: written answers teach unlabelled
+actions.
 
 Everything is real but small: teacher and detector are trained, they answer into a cache, and three
 students learn from the same start. One hears the teacher; the control does not; the third hears
@@ -16,18 +17,18 @@ import torch
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.toy.generate import write_world
+from pipeline.toy.generate import write_toy
 from student.config import TargetConfig
 from student.data.dataset import TrainingImages
-from student.data.targets import FIELDS
-from student.data.transforms import world_augmentation
+from student.data.targets import TARGET_FIELDS
+from student.data.transforms import toy_augmentation
 from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import Wanted
-from teacher_cache.build import BuildConfig, build
+from student.engine.run_inputs import RunRequest
+from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import PAIR_DATASETS
-from teacher_cache.toy.models import DetectorTraining, TeacherTraining, WorldModels
-from teacher_cache.toy.train import train_world_models
+from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
+from teacher_cache.toy.train import train_toy_models
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ OPTIONS = {"epochs": 4, "batch_size": 12}
 
 @dataclass(frozen=True)
 class Experiment:
-    """Where the small world lies, and mAP by group of every student."""
+    """Where the small toy dataset lies, and mAP by group of every student."""
 
     root: Path
     scores: dict[str, dict[str, float]]
@@ -47,21 +48,21 @@ class Experiment:
 
 def experiment(root, seed):
     """The whole chain from nothing, into `root`."""
-    world, models = root / "world", root / "models"
-    write_world(world, train=600, test=150, seed=seed)
-    recipe = WorldModels(
+    toy, models = root / "toy", root / "models"
+    write_toy(toy, train=600, test=150, seed=seed)
+    recipe = ToyModelsConfig(
         pictures=900,
         seed=seed,
-        teacher=TeacherTraining(steps=200),
-        detector=DetectorTraining(epochs=7),
+        teacher=TeacherTrainingConfig(steps=200),
+        detector=DetectorTrainingConfig(epochs=7),
     )
-    train_world_models(models, recipe, "auto")
+    train_toy_models(models, recipe, "auto")
     detector = models / "detector.safetensors"
-    build(
+    build_cache(
         BuildConfig(
-            world,
+            toy,
             root / "cache",
-            detector="world",
+            detector="toy",
             detector_weights=str(detector),
             clip_model=str(models / "teacher"),
         )
@@ -73,8 +74,8 @@ def experiment(root, seed):
         ("control", "cache", {"distillation": False}),
         ("shuffled", "cache-shuffled", {}),
     ):
-        wanted = Wanted(world, root / cache, "ua", "world", {**OPTIONS, "seed": seed, **more})
-        config = RunConfig(wanted, root / name, init=detector, workers=0)
+        wanted = RunRequest(toy, root / cache, "ua", "toy", {**OPTIONS, "seed": seed, **more})
+        config = RunConfig(wanted, root / name, pretrained=detector, workers=0)
         scores[name] = run_student(config).metrics
     return Experiment(root, scores)
 
@@ -122,7 +123,7 @@ def test_the_shuffled_cache_differs_in_the_order_of_answers_alone(done):
 
 
 def test_the_control_differs_in_nothing_but_the_soft_targets(done):
-    dataset = open_dataset(done.root / "world")
+    dataset = open_dataset(done.root / "toy")
     annotations = dataset.load("train")
 
     def images(config):
@@ -133,7 +134,7 @@ def test_the_control_differs_in_nothing_but_the_soft_targets(done):
             load_split(dataset.vocabulary, "ua"),
             dataset.vocabulary,
             config,
-            world_augmentation(),
+            toy_augmentation(),
             SEED,
         )
 
@@ -142,10 +143,10 @@ def test_the_control_differs_in_nothing_but_the_soft_targets(done):
     for index in range(120):
         ours, theirs = heard[0, index], unheard[0, index]
         assert torch.equal(ours.image, theirs.image)
-        for name in set(FIELDS) - {"soft"}:
+        for name in set(TARGET_FIELDS) - {"teacher_probs"}:
             assert torch.equal(getattr(ours.targets, name), getattr(theirs.targets, name))
-        assert not theirs.targets.soft.any()
-        taught += int(ours.targets.soft.any())
+        assert not theirs.targets.teacher_probs.any()
+        taught += int(ours.targets.teacher_probs.any())
     assert taught > 60
 
 

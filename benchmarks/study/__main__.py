@@ -38,14 +38,14 @@ class Plan:
 
     Attributes:
         experiments: in this order, every seed of the first before the second.
-        seeds: of worlds, models and students.
+        seeds: of toy datasets, models and students.
         out: folder of the runs.
         results: folder of tables and figures.
         scale: how large everything is.
         base: folder of demos whose models are used; None for none.
         budget: minutes after which no further command is started; None for no bound.
         jobs: commands that run at a time; several write their lines into files.
-        anew: also runs what is in `results`.
+        rerun: also runs what is in `results`.
         execute: runs a command's words, and gives its exit code; see `Workshop`.
     """
 
@@ -57,7 +57,7 @@ class Plan:
     base: Path | None = None
     budget: float | None = None
     jobs: int = 1
-    anew: bool = False
+    rerun: bool = False
     execute: Callable[[Sequence[str], Path | None], int] = run_words
 
     def workshops(self) -> list[Workshop]:
@@ -73,7 +73,7 @@ class Plan:
 
     def lacks(self, workshops: Sequence[Workshop], records: Records) -> dict[str, list[Task]]:
         """What has to be run, by experiment; see `missing`."""
-        return missing(self.experiments, workshops, Records() if self.anew else records)
+        return missing(self.experiments, workshops, Records() if self.rerun else records)
 
 
 def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
@@ -114,7 +114,7 @@ def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
                 write_experiment(experiment, workshops, plan.results, records)
 
     if not tasks:
-        say(f"nothing to run: all of it is in {plan.results} (--anew runs it once more)")
+        say(f"nothing to run: all of it is in {plan.results} (--rerun runs it once more)")
     until = None if plan.budget is None else time.monotonic() + 60 * plan.budget
     code = 0
     try:
@@ -212,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=names, help="an experiment")
     parser.add_argument("--base", type=Path, help="folder of demos to take models from")
     parser.add_argument("--jobs", type=_count, help="commands at a time (default: one a core)")
-    parser.add_argument("--anew", action="store_true", help="also what the results hold already")
+    parser.add_argument("--rerun", action="store_true", help="also what the results hold already")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="then stop")
     parser.add_argument("--tiny", action="store_true", help="a few pictures, to see that all works")
     parser.add_argument("--list", action="store_true", help="what is there and what is missing")
@@ -227,7 +227,7 @@ def main(words: Sequence[str] | None = None) -> int:
         None if options.base is None else options.base.absolute(),
         options.budget,
         options.jobs or usual_jobs(),
-        options.anew,
+        options.rerun,
     )
     try:
         if options.list:

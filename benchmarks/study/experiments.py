@@ -21,7 +21,7 @@ NO_NUMBERS = "Its own comparison is not among the numbers that this project has.
 
 
 def _with(option: str, values: tuple[float, ...], plain: float) -> tuple[Variant, ...]:
-    """A row for every value of an option; the world's preset is the plain one."""
+    """A row for every value of an option; the toy preset is the plain one."""
     return tuple(
         Variant(f"{value:g}", PLAIN if value == plain else student(option, f"{value:g}"), x=value)
         for value in values
@@ -54,24 +54,24 @@ DISTILLATION = Experiment(
 )
 TOPK = Experiment(
     "topk",
-    "How many candidates of an image teach",
+    "Number of candidates per image (top-k)",
     _with("--topk", (1, 3, 5, 10), 3),
     "3",
     f"The paper trains with 3. {NO_NUMBERS}",
-    "candidates an image (top-k)",
+    "candidates per image (top-k)",
 )
 GATE = Experiment(
-    "thres-is",
-    "How interactive a candidate's query must be",
-    _with("--thres-is", (0, 0.1, 0.3, 0.5, 0.7), 0),
+    "interactive-threshold",
+    "Threshold of the interactive probability",
+    _with("--interactive-threshold", (0, 0.1, 0.3, 0.5, 0.7), 0),
     "0",
     f"The paper trains with 0.5. {NO_NUMBERS}",
-    "least interactive probability (thres_is)",
+    "threshold of the interactive probability",
 )
 WHOLE_IMAGE = cache("image", "--level", "image")
 LEVEL = Experiment(
     "level",
-    "What the teacher sees of a pair",
+    "Input of the teacher: union region or whole image",
     (
         Variant("region", PLAIN, teacher=teacher_score(CACHE)),
         Variant("whole image", student(by=WHOLE_IMAGE), teacher=teacher_score(WHOLE_IMAGE)),
@@ -81,7 +81,7 @@ LEVEL = Experiment(
 )
 CANDIDATES = Experiment(
     "candidates",
-    "Where pairs without labels come from",
+    "Source of unlabelled pairs",
     (
         Variant("detector", PLAIN),
         Variant("annotated, labels removed", student("--candidates", "annotated")),
@@ -98,23 +98,23 @@ def _soft(weight: float, normalisation: str, *options: str) -> Piece:
 
 SOFT = Experiment(
     "soft-loss",
-    "Kind and weight of the teacher's loss",
+    "Normalisation and weight of the distillation loss",
     (
-        Variant("answers, 3", PLAIN),
-        Variant("answers, 1", _soft(1, "answers")),
-        Variant("answers, 10", _soft(10, "answers")),
+        Variant("supervised, 3", PLAIN),
+        Variant("supervised, 1", _soft(1, "supervised")),
+        Variant("supervised, 10", _soft(10, "supervised")),
         Variant("entries, 700", _soft(700, "entries")),
         Variant("entries, 700, labels by BCE", _soft(700, "entries", "--verb-loss", "bce_bce")),
     ),
-    "answers, 3",
+    "supervised, 3",
     "The paper divides by all queries and verbs (entries), with weight 700, and gives labels a"
-    " focal loss. That weight is for 64 queries and 117 verbs; the world has 20 and 11.",
+    " focal loss. That weight is for 64 queries and 117 verbs; the toy dataset has 20 and 11.",
 )
 VDETACH = Experiment(
     "vdetach",
-    "Verb gradients kept out of localisation, or not",
-    (Variant("kept out", PLAIN), Variant("let through", student("--no-vdetach"))),
-    "kept out",
+    "Verb gradients detached from localisation, or not",
+    (Variant("detached", PLAIN), Variant("not detached", student("--no-vdetach"))),
+    "detached",
     f"The paper keeps them out. {NO_NUMBERS}",
 )
 
@@ -131,7 +131,7 @@ def _taught_by(label: str, by: Piece) -> Variant:
 POOR = 100
 TEACHER = Experiment(
     "teacher",
-    "The teacher's quality and its student's",
+    "Accuracy of the teacher and mAP of its student",
     (
         *(_taught_by(f"{steps} steps", _short(steps)) for steps in (25, POOR, 200)),
         Variant("500 steps", PLAIN, teacher=teacher_score(CACHE)),
@@ -149,16 +149,16 @@ def _asked(title: str, name: str, *taught: str) -> tuple[Variant, Variant]:
     """A teacher that learned three sentences, asked with one of them and with all."""
     one = cache(f"{name}sentences", by=teacher("sentences", *taught, *SPEAKS))
     three = rescored(f"{name}three-sentences", one, *SPEAKS)
-    other = f"{title}, asked with one"
+    other = f"{title}, one prompt"
     return (
         _taught_by(other, one),
-        Variant(f"{title}, asked with three", student(by=three), other, teacher_score(three)),
+        Variant(f"{title}, three prompts", student(by=three), other, teacher_score(three)),
     )
 
 
 SENTENCES = Experiment(
     "sentences",
-    "Asking with one sentence or with the mean of three, of teachers that learned all three",
+    "One prompt or the mean of three, for teachers trained on all three",
     (
         *_asked("good teacher (500 steps)", ""),
         *_asked(f"poor teacher ({POOR} steps)", f"{POOR}-steps-", "--teacher-steps", str(POOR)),

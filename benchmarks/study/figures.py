@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.study.records import ACCURACY
 from evaluation.report.charts.figure import (
+    add_legend,
     label_axis,
-    legend,
     marker_style,
-    save_picture,
-    title_axis,
+    save_chart,
+    set_panel_title,
 )
 from evaluation.report.charts.palette import Colours
 
@@ -42,14 +42,14 @@ def draw_experiment(file: Path, measured: dict[str, Any]) -> None:
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         figure.set_size_inches(WIDTH, CURVE if is_curve else ROW * len(rows) + ROOM)
         axis = figure.add_subplot()
-        title_axis(axis, colours, fill(measured["title"], TITLE))
+        set_panel_title(axis, colours, fill(measured["title"], TITLE))
         if is_curve:
             _draw_curve(axis, points, measured["axis"], scale, colours)
         else:
             _draw_rows(axis, rows, scale, colours)
-        legend(figure, DRAWN, colours, "marker", narrow)
+        add_legend(figure, DRAWN, colours, "marker", narrow)
 
-    save_picture(file, draw)
+    save_chart(file, draw)
 
 
 def _place(row: dict[str, Any]) -> float | None:

@@ -37,7 +37,7 @@ def write_lacking(source: Path, out: Path, verbs: Sequence[str], count: int, see
     """Writes a dataset folder with some of the training pictures, and the whole test part.
 
     Args:
-        source: a dataset folder of the embedded world.
+        source: a dataset folder of the toy dataset.
         out: the new one.
         verbs: names of the actions that nobody does there.
         count: training pictures.
@@ -48,7 +48,9 @@ def write_lacking(source: Path, out: Path, verbs: Sequence[str], count: int, see
     """
     dataset = open_dataset(source)
     train, test = (dataset.part(name) for name in ("train", "test"))
-    assert train.annotations is not None and test.annotations is not None, "the world has some"
+    assert train.annotations is not None and test.annotations is not None, (
+        "the toy dataset has some"
+    )
     vocabulary, annotations = dataset.vocabulary, dataset.load("train").annotations
     numbers = [vocabulary.verbs.index(verb) for verb in verbs]
     chosen = choose([one.hois for one in annotations], numbers, count, seed)

@@ -13,7 +13,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import Vocabulary
 from student.engine.evaluate import RESULTS, evaluate_checkpoint
-from teacher_cache.maintenance.add_prompts import PromptsConfig, add_prompts
+from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
 
 
 def sentence(vocabulary: Vocabulary, verb: str, spoken: str) -> str:
@@ -49,7 +49,7 @@ def score_others(
     for name in spoken:
         file, place = out / f"{name}.h5", out / name
         added = (sentence(vocabulary, verb, name),)
-        add_prompts(PromptsConfig(cache, file, added, overwrite=True))
+        create_prompts_file(AddPromptsConfig(cache, file, added, overwrite=True))
         evaluate_checkpoint(student, data, None, place, "auto", None, True, prompts=file)
         found[name] = read_json(place / RESULTS)["metrics"]
     # A small dataset's test part may not show the action.

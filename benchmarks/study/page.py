@@ -20,13 +20,13 @@ FINDINGS = Path(__file__).parent / "findings.toml"
 HEAD = f"""\
 # What the study found
 
-mAP in percent on the embedded world's 500 test pictures, mean ± standard deviation over seeds;
-world, teacher, detector and student are made anew for every seed. "Against" is the difference of
+mAP in percent on the toy dataset's 500 test pictures, mean ± standard deviation over seeds;
+dataset, teacher, detector and student are made anew for every seed. "Against" is the difference of
 unseen mAP to another row, seed by seed.
 
 Students are smaller than the demo's, to be many: {LABELLED} training pictures instead of 3,000,
 {EPOCHS} epochs in batches of {BATCH} unless a title says more. They end some 15 points below the
-demo's. A world of drawn figures says nothing about photographs; what it shows is which choices
+demo's. A dataset of drawn figures says nothing about photographs; what it shows is which choices
 matter when all else is equal, and with three seeds only differences well beyond the spread are
 worth believing. Batch and learning rate were chosen among a few on seed 0, which is below; seed
 100, which is not, says the same.
@@ -80,7 +80,7 @@ def _section(measured: dict[str, Any], findings: dict[str, Any]) -> str:
         f"{markdown(measured)}\n",
         f"![{measured['title']}]({measured['name']}.png)\n",
         f"*The paper.* {measured['paper']}\n",
-        *([f"*The world.* {found}\n"] if found and _has(measured, findings["seeds"]) else []),
+        *([f"*The toy dataset.* {found}\n"] if found and _has(measured, findings["seeds"]) else []),
         f"Seeds {seeds}." + (f" Not run yet: {'; '.join(missing)}." if missing else "") + "\n",
     ]
     return "\n".join(lines)

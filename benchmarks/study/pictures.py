@@ -13,14 +13,14 @@ def write_pictures(source: Path, out: Path) -> None:
     """Writes a dataset folder that names the pictures where they are.
 
     Args:
-        source: a dataset folder of the embedded world.
+        source: a dataset folder of the toy dataset.
         out: the new one.
 
     Raises:
         InputError: no such dataset.
     """
     images = open_dataset(source).part("train").images.resolve()
-    write_folder(out, "pictures", "world", {"train": (images, None)})
+    write_folder(out, "pictures", "toy", {"train": (images, None)})
 
 
 def main() -> None:

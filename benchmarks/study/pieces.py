@@ -92,9 +92,9 @@ class Scale:
 WHOLE = Scale()
 TINY = Scale(
     {
-        "eoid-data world": ("--train", "30", "--test", "6"),
-        "eoid-cache world-models": (
-            *("--pictures", "32", "--teacher-steps", "4", "--detector-epochs", "1"),
+        "eoid-data toy": ("--train", "30", "--test", "6"),
+        "eoid-cache toy-models": (
+            *("--images", "32", "--teacher-steps", "4", "--detector-epochs", "1"),
         ),
         "eoid-train student": ("--epochs", "1", "--batch-size", "16"),
         "python -m benchmarks.study.lacking": ("--count", "5"),
@@ -110,7 +110,7 @@ def filled(word: str, places: Mapping[str, object]) -> str:
 
 MODELS = Piece(
     "models",
-    ("eoid-cache", "world-models", "<out>", "--seed", "<seed>"),
+    ("eoid-cache", "toy-models", "<out>", "--seed", "<seed>"),
     proof="detector.safetensors",
     of_demo="models",
 )
@@ -118,18 +118,18 @@ MODELS = Piece(
 
 def teacher(name: str, *options: str) -> Piece:
     """Another teacher than the demo's; the detector stays the same."""
-    words = ("eoid-cache", "world-models", "<out>", "--only", "teacher", "--seed", "<seed>")
+    words = ("eoid-cache", "toy-models", "<out>", "--only", "teacher", "--seed", "<seed>")
     proof = "teacher/open_clip_model.safetensors"
     return Piece(f"teacher-{name}", (*words, *options), proof=proof)
 
 
-def world(pictures: int, name: str = "world", seed: str = "<seed>") -> Piece:
-    """A world with this number of training pictures."""
-    words = ("eoid-data", "world", "<out>", "--train", str(pictures), "--seed", seed)
+def toy(pictures: int, name: str = "toy", seed: str = "<seed>") -> Piece:
+    """A toy dataset with this number of training pictures."""
+    words = ("eoid-data", "toy", "<out>", "--train", str(pictures), "--seed", seed)
     return Piece(name, words, proof="dataset.toml")
 
 
-WORLD = world(LABELLED)
+TOY = toy(LABELLED)
 
 
 def module(
@@ -150,17 +150,17 @@ def module(
     return Piece(name, ("python", "-m", f"benchmarks.study.{file}", *words), needs, proof)
 
 
-def pictures_alone(name: str, world: Piece) -> Piece:
-    """The training pictures of a world as a dataset that nobody annotated."""
-    words = ("<world>", "--out", "<out>")
-    return module(f"pictures-{name}", "pictures", *words, needs=(("world", world),))
+def pictures_alone(name: str, toy: Piece) -> Piece:
+    """The training pictures of a toy dataset as a dataset that nobody annotated."""
+    words = ("<toy>", "--out", "<out>")
+    return module(f"pictures-{name}", "pictures", *words, needs=(("toy", toy),))
 
 
 def cache(
     name: str,
     *options: str,
     by: Piece = MODELS,
-    of: Piece = WORLD,
+    of: Piece = TOY,
 ) -> Piece:
     """A cache of the training part, whose detector is the demo's.
 
@@ -170,18 +170,18 @@ def cache(
         by: the models with the teacher.
         of: the dataset.
     """
-    detects = ("--detector", "world", "--detector-weights", "<models>/detector.safetensors")
+    detects = ("--detector", "toy", "--detector-weights", "<models>/detector.safetensors")
     asked = () if "--candidates" in options else detects
     words = (
         "eoid-cache",
         "build",
-        "<world>",
+        "<toy>",
         "--out",
         "<out>",
         "--clip-model",
         "<teacher>/teacher",
     )
-    needs = (("world", of), ("models", MODELS), ("teacher", by))
+    needs = (("toy", of), ("models", MODELS), ("teacher", by))
     return Piece(f"cache-{name}", (*words, *asked, *options), needs, "manifest.json")
 
 
@@ -191,7 +191,7 @@ CACHE = cache("region")
 def rescored(name: str, source: Piece, *options: str) -> Piece:
     """A cache's regions asked anew."""
     words = ("eoid-cache", "rescore", "<source>", "--out", "<out>")
-    needs = (("source", source), ("world", WORLD))
+    needs = (("source", source), ("toy", TOY))
     return Piece(f"cache-{name}", (*words, *options), needs, "manifest.json")
 
 
@@ -199,14 +199,14 @@ def student(
     *options: str,
     by: Piece = CACHE,
     split: str = "ua",
-    of: Piece = WORLD,
+    of: Piece = TOY,
     epochs: int = EPOCHS,
     needs: tuple[tuple[str, Piece], ...] = (),
 ) -> Piece:
     """A student's run.
 
     Args:
-        options: of `eoid-train student`, beyond the world's preset.
+        options: of `eoid-train student`, beyond the toy preset.
         by: the cache that it learns from.
         split: a name, or one of the study's own files.
         of: the dataset.
@@ -214,10 +214,10 @@ def student(
         needs: further pieces that the options name.
     """
     named = f"<splits>/{split}.toml" if (SPLITS / f"{split}.toml").is_file() else split
-    words = ("eoid-train", "student", "--data", "<world>", "--cache", "<cache>", "--split", named)
-    init = ("--preset", "world", "--init", "<models>/detector.safetensors", "--seed", "<seed>")
+    words = ("eoid-train", "student", "--data", "<toy>", "--cache", "<cache>", "--split", named)
+    init = ("--preset", "toy", "--pretrained", "<models>/detector.safetensors", "--seed", "<seed>")
     length = ("--epochs", str(epochs), "--batch-size", str(BATCH), "--learning-rate", RATE)
-    needs = (("world", of), ("cache", by), ("models", MODELS), *needs)
+    needs = (("toy", of), ("cache", by), ("models", MODELS), *needs)
     return Piece(
         f"student-{split}",
         (*words, "--out", "<out>", *init, *length, "--no-report", *options),
@@ -230,8 +230,8 @@ PLAIN = student()
 
 def teacher_score(source: Piece, split: str = "ua") -> Piece:
     """How good a cache's teacher is on the pictures that students learn from."""
-    words = ("eoid-cache", "evaluate", "<source>", "--data", "<world>", "--split", split)
-    needs = (("source", source), ("world", WORLD))
+    words = ("eoid-cache", "evaluate", "<source>", "--data", "<toy>", "--split", split)
+    needs = (("source", source), ("toy", TOY))
     json_file = f"<out>/{TEACHER_RESULTS}"
     return Piece(
         f"score-{source.name.removeprefix('cache-')}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.others import sentence
-from benchmarks.study.pieces import WORLD, Piece, cache, module, student
+from benchmarks.study.pieces import TOY, Piece, cache, module, student
 from pipeline.vocabulary import load_vocabulary
 
 READS = ("--verb-head", "text")
@@ -16,16 +16,16 @@ OTHERS, FILE = 3, "prompts.h5"
 
 def _heard(verb: str) -> tuple[Variant, Variant]:
     """What a student finds of a verb that it never heard of, from its sentence and from others."""
-    vocabulary = load_vocabulary("world")
-    words = ("<world>", "--out", "<out>", "--verb", verb)
-    smaller = module(f"without-{verb}", "unheard", *words, needs=(("world", WORLD),))
+    vocabulary = load_vocabulary("toy")
+    words = ("<toy>", "--out", "<out>", "--verb", verb)
+    smaller = module(f"without-{verb}", "unheard", *words, needs=(("toy", TOY),))
     answers = cache(f"without-{verb}", of=smaller)
     reader = student(*READS, by=answers, split="full", of=smaller, epochs=LONG)
     asked = ("eoid-cache", "prompts", "<cache>", "--add", sentence(vocabulary, verb, verb))
     needs = (("cache", answers),)
     own = Piece(f"sentence-{verb}", (*asked, "--out", f"<out>/{FILE}", "--overwrite"), needs, FILE)
-    scored = ("--data", "<world>", "--out", "<out>")
-    needs = (("student", reader), ("world", WORLD))
+    scored = ("--data", "<toy>", "--out", "<out>")
+    needs = (("student", reader), ("toy", TOY))
     heard = ("eoid-train", "evaluate", "<student>", *scored, "--prompts", f"<own>/{FILE}")
     control = ("<student>", "--cache", "<cache>", *scored, "--verb", verb)
     count = ("--count", f"{OTHERS}", "--seed", "<seed>")

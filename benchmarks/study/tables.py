@@ -10,7 +10,7 @@ from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.pieces import TEACHER_RESULTS, WHOLE
 from benchmarks.study.records import ACCURACY, GROUPS, NAMES, Records
 from benchmarks.study.workshop import Workshop
-from evaluation.report.page import published_entry
+from evaluation.report.page import find_published_entry
 
 
 def measure(
@@ -53,7 +53,9 @@ def _row(variant: Variant, workshops: Sequence[Workshop], records: Records) -> d
     for seed in sorted(found):
         for name, value in found[seed].items():
             values[name][str(seed)] = value
-    entry = None if variant.paper is None else published_entry("EoID", "hico-det", variant.paper)
+    entry = (
+        None if variant.paper is None else find_published_entry("EoID", "hico-det", variant.paper)
+    )
     return {
         "label": variant.label,
         "x": variant.x,
@@ -75,7 +77,7 @@ def _made(variant: Variant, workshop: Workshop) -> dict[str, float]:
     results = workshop.results(variant.run)
     if results is None:
         return {}
-    # A small world's test pictures may show nothing of a group.
+    # A small toy dataset's test pictures may show nothing of a group.
     metrics = {name: results["metrics"].get(name) for name in GROUPS}
     if variant.teacher is not None:
         judged = workshop.results(variant.teacher, TEACHER_RESULTS)

@@ -1,4 +1,4 @@
-"""Makes a dataset that shows the embedded world's pictures and has never heard of a verb."""
+"""Makes a dataset that shows the toy dataset's pictures and has never heard of a verb."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def without_verb(vocabulary: Vocabulary, verb: str) -> dict[str, Any]:
 
 def without_labels(images: Sequence[dict[str, Any]], vocabulary: Vocabulary, verb: str) -> Any:
     """Annotations in the HOIA form without a verb, numbered for the smaller vocabulary."""
-    lost = vocabulary.verbs.index(verb) + vocabulary.first_verb
+    lost = vocabulary.verbs.index(verb) + vocabulary.first_verb_id
     kept = []
     for image in images:
         labels = [
@@ -42,11 +42,11 @@ def without_labels(images: Sequence[dict[str, Any]], vocabulary: Vocabulary, ver
     return kept
 
 
-def write_smaller_world(source: Path, verb: str, out: Path) -> None:
+def write_smaller_toy(source: Path, verb: str, out: Path) -> None:
     """Writes a dataset folder whose vocabulary, labels and cached answers know nothing of a verb.
 
     Args:
-        source: a dataset folder of the embedded world.
+        source: a dataset folder of the toy dataset.
         verb: its name.
         out: the new folder.
 
@@ -57,7 +57,7 @@ def write_smaller_world(source: Path, verb: str, out: Path) -> None:
     parts = {}
     for part, file in PARTS.items():
         own = dataset.part(part)
-        assert own.annotations is not None, "the world is annotated"
+        assert own.annotations is not None, "the toy dataset is annotated"
         write_json(out / file, without_labels(read_json(own.annotations), dataset.vocabulary, verb))
         parts[part] = (own.images.resolve(), Path(file))
     write_json(out / "vocabulary.json", without_verb(dataset.vocabulary, verb))
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--verb", required=True)
     options = parser.parse_args()
-    write_smaller_world(options.source, options.verb, options.out)
+    write_smaller_toy(options.source, options.verb, options.out)
 
 
 if __name__ == "__main__":

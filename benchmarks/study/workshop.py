@@ -17,8 +17,8 @@ from pipeline.utils.files import read_json, write_json
 FAILURES = (1, 2)
 # Seconds on one core of a common kind, until this machine's own are known.
 USUAL_SECONDS = {
-    "eoid-data world": 12.0,
-    "eoid-cache world-models": 150.0,
+    "eoid-data toy": 12.0,
+    "eoid-cache toy-models": 150.0,
     "eoid-cache build": 20.0,
     "eoid-cache rescore": 4.0,
     "eoid-cache evaluate": 6.0,

@@ -17,27 +17,27 @@ class ClassRow:
         name: "sit on chair".
         index: HOI index, None for a name that the vocabulary lacks.
         unseen, rare: which groups it is in.
-        training, test: labelled instances in the two parts, None unknown. Labels of unseen
+        num_training, num_test: labelled instances in the two parts, None unknown. Labels of unseen
             interactions count too, although no student had them.
-        values: AP of each contestant, None without ground truth.
+        values: AP of each entry, None without ground truth.
     """
 
     name: str
     index: int | None
     unseen: bool
     rare: bool
-    training: int | None
-    test: int | None
+    num_training: int | None
+    num_test: int | None
     values: tuple[float | None, ...]
 
 
-def class_rows(
+def build_class_rows(
     comparison: Comparison,
     training_counts: np.ndarray | None = None,
     test_counts: np.ndarray | None = None,
 ) -> list[ClassRow]:
-    """Every interaction that some contestant has an AP of: the unseen ones first, each kind by
-    the first contestant's AP.
+    """Every interaction that some entry has an AP of: the unseen ones first, each kind by
+    the first entry's AP.
 
     Args:
         training_counts, test_counts: (H,) labelled instances, None unknown.
@@ -47,10 +47,7 @@ def class_rows(
         vocabulary.interaction_name(index): index for index in range(vocabulary.num_interactions)
     }
     named = {
-        name
-        for one in comparison.contestants
-        for result in one.results
-        for name in result.per_class
+        name for one in comparison.entries for result in one.results for name in result.per_class
     }
     unseen, rare = set(comparison.unseen), set(vocabulary.rare)
     rows = []
@@ -62,33 +59,33 @@ def class_rows(
                 index,
                 index in unseen,
                 index in rare,
-                _count(training_counts, index),
-                _count(test_counts, index),
-                tuple(one.mean_ap([name]) for one in comparison.contestants),
+                _count_of(training_counts, index),
+                _count_of(test_counts, index),
+                tuple(one.mean_ap([name]) for one in comparison.entries),
             )
         )
     return sorted(rows, key=lambda row: (not row.unseen, -(row.values[0] or 0.0)))
 
 
-def _count(counts: np.ndarray | None, index: int | None) -> int | None:
+def _count_of(counts: np.ndarray | None, index: int | None) -> int | None:
     return None if counts is None or index is None else int(counts[index])
 
 
 @dataclass(frozen=True)
-class Action:
-    """A row of the chart: a verb or an interaction, and its AP for each contestant."""
+class ActionRow:
+    """A row of the chart: a verb or an interaction, and its AP for each entry."""
 
     name: str
     unseen: bool
     values: tuple[float | None, ...]
 
-    def of(self, *places: int) -> Action:
-        """The same row with some contestants only."""
+    def select(self, *places: int) -> ActionRow:
+        """The same row with some entries only."""
         return replace(self, values=tuple(self.values[place] for place in places))
 
 
-def action_rows(comparison: Comparison, limit: int) -> tuple[list[Action], str]:
-    """Rows of the per-action chart, unseen ones first, each kind by the first contestant's AP.
+def build_action_rows(comparison: Comparison, limit: int) -> tuple[list[ActionRow], str]:
+    """Rows of the per-action chart, unseen ones first, each kind by the first entry's AP.
 
     Verbs; where no verb is unseen as a whole, the unseen interactions stand before the verbs'
     seen part.
@@ -111,9 +108,9 @@ def action_rows(comparison: Comparison, limit: int) -> tuple[list[Action], str]:
     rows = []
     for name, is_unseen, members in groups:
         names = [vocabulary.interaction_name(index) for index in members]
-        values = tuple(one.mean_ap(names) for one in comparison.contestants)
+        values = tuple(one.mean_ap(names) for one in comparison.entries)
         if any(value is not None for value in values):
-            rows.append((len(members), Action(name, is_unseen, values)))
+            rows.append((len(members), ActionRow(name, is_unseen, values)))
     kept = sorted(rows, key=lambda row: (not row[1].unseen, -row[0]))[:limit]
     left_out = (
         f"The {len(rows) - len(kept)} actions with fewest objects are left out."

@@ -22,18 +22,18 @@ class Comparison:
     Attributes:
         first: the result whose dataset, setting and so on the report names.
         split, unseen: the zero-shot split that all metrics are grouped by.
-        contestants: by role, in the order of `ROLES`.
+        entries: by role, in the order of `ENTRY_ROLES`.
     """
 
     first: Results
     split: str
     unseen: tuple[int, ...]
     vocabulary: Vocabulary
-    contestants: tuple[Contestant, ...]
+    entries: tuple[ComparisonEntry, ...]
 
-    def find(self, role: Role) -> Contestant | None:
-        """The contestant of a role."""
-        return next((found for found in self.contestants if found.role == role), None)
+    def find(self, role: EntryRole) -> ComparisonEntry | None:
+        """The entry of a role."""
+        return next((found for found in self.entries if found.role == role), None)
 
     @property
     def unseen_verbs(self) -> tuple[int, ...]:
@@ -46,19 +46,19 @@ class Comparison:
         return tuple(verb for verb in range(self.vocabulary.num_verbs) if verb not in seen)
 
     @property
-    def by_interaction(self) -> Comparison:
-        """The same with those contestants only that have AP of single interactions."""
-        able = (one for one in self.contestants if any(result.per_class for result in one.results))
-        return replace(self, contestants=tuple(able))
+    def with_interaction_ap(self) -> Comparison:
+        """The same with those entries only that have AP of single interactions."""
+        able = (one for one in self.entries if any(result.per_class for result in one.results))
+        return replace(self, entries=tuple(able))
 
     @property
-    def by_vcoco(self) -> bool:
+    def vcoco_leads(self) -> bool:
         """V-COCO's own evaluation comes first: nothing is unseen, and some result has it."""
         return not self.unseen and any(
-            one.vcoco_metric(ROLE_AP[0]) is not None for one in self.contestants
+            one.vcoco_metric(ROLE_AP[0]) is not None for one in self.entries
         )
 
-    def share_closed(self) -> float | None:
+    def gap_closed(self) -> float | None:
         """Share of the unseen mAP between no distillation and all labels that distillation won."""
         found = [self.find(role) for role in ("distilled", "control", "all_labels")]
         values = [one.metric("unseen") for one in found if one is not None]
@@ -83,34 +83,38 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
     for result in results:
         for what in ("dataset", "vocabulary", "setting"):
             if getattr(result, what) != getattr(lead, what):
-                raise _different(what, lead, result)
+                raise _mismatch_error(what, lead, result)
     for result in zero_shot:
         if (result.split, result.unseen) != (lead.split, lead.unseen):
-            raise _different("split", lead, result)
-    members: dict[Role, list[Results]] = {role: [] for role in ROLES}
-    others: list[Contestant] = []
+            raise _mismatch_error("split", lead, result)
+    members: dict[EntryRole, list[Results]] = {role: [] for role in ENTRY_ROLES}
+    others: list[ComparisonEntry] = []
     for result in results:
-        grouped = _regroup(result, lead.unseen, vocabulary)
-        role = _role(result)
+        grouped = _regroup_metrics(result, lead.unseen, vocabulary)
+        role = _role_of(result)
         if role == "predictions":
-            others.append(Contestant(role, result.name, _note(result), (grouped,)))
+            others.append(
+                ComparisonEntry(role, result.name, _describe_training(result), (grouped,))
+            )
         else:
             members[role].append(grouped)
-    titles = dict(ROLES) if lead.unseen else {**ROLES, "all_labels": FULLY_SUPERVISED}
+    titles = (
+        dict(ENTRY_ROLES) if lead.unseen else {**ENTRY_ROLES, "all_labels": FULLY_SUPERVISED_TITLE}
+    )
     named = [
-        Contestant(role, *titles[role], tuple(sorted(found, key=lambda one: one.seed or 0)))
+        ComparisonEntry(role, *titles[role], tuple(sorted(found, key=lambda one: one.seed or 0)))
         for role, found in members.items()
         if found
     ]
     # Files of unknown making take the styles that are left, so that several can be told apart.
     taken = {one.role for one in named}
-    styles = ["predictions", *(role for role in ROLES if role not in {*taken, "predictions"})]
+    styles = ["predictions", *(role for role in ENTRY_ROLES if role not in {*taken, "predictions"})]
     others.sort(key=lambda one: not one.results[0].per_class)
     others = [replace(one, style=styles[place % len(styles)]) for place, one in enumerate(others)]
     return Comparison(lead, lead.split, lead.unseen, vocabulary, (*named, *others))
 
 
-def _role(result: Results) -> Role:
+def _role_of(result: Results) -> EntryRole:
     if result.kind == "teacher":
         return "teacher"
     # Nobody knows what a published checkpoint was trained on.
@@ -124,7 +128,7 @@ def _role(result: Results) -> Role:
     return "distilled" if result.distillation else "control"
 
 
-def _note(result: Results) -> str:
+def _describe_training(result: Results) -> str:
     """What made a result that stands for itself."""
     further = [f"images of {source['name']}" for source in result.sources]
     if result.shots:
@@ -133,11 +137,11 @@ def _note(result: Results) -> str:
     if further:
         source = f"with {' and '.join(further)}"
     else:
-        source = "from a checkpoint" if result.kind == "student" else ROLES["predictions"][1]
+        source = "from a checkpoint" if result.kind == "student" else ENTRY_ROLES["predictions"][1]
     return source + (", after pairwise NMS" if result.nms else "")
 
 
-def _regroup(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -> Results:
+def _regroup_metrics(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -> Results:
     if result.unseen == unseen:
         return result
     names = {vocabulary.interaction_name(index) for index in unseen}
@@ -156,16 +160,16 @@ def _regroup(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -
     return replace(result, unseen=unseen, metrics=metrics, known_object=further)
 
 
-def _different(what: str, first: Results, second: Results) -> InputError:
+def _mismatch_error(what: str, first: Results, second: Results) -> InputError:
     return InputError(
         f"results to compare: expected one {what}, found {getattr(first, what)} ({first.name})"
         f" and {getattr(second, what)} ({second.name})"
     )
 
 
-Role = Literal["distilled", "control", "all_labels", "teacher", "predictions"]
+EntryRole = Literal["distilled", "control", "all_labels", "teacher", "predictions"]
 # In the order of tables and charts: title, and what made it.
-ROLES: dict[Role, tuple[str, str]] = {
+ENTRY_ROLES: dict[EntryRole, tuple[str, str]] = {
     "distilled": ("Distilled", "seen labels and the teacher's answers"),
     "control": ("No distillation", "seen labels only"),
     "all_labels": ("All labels", "unseen labels too: the ceiling"),
@@ -173,11 +177,11 @@ ROLES: dict[Role, tuple[str, str]] = {
     "predictions": ("Predictions", "from a file"),
 }
 # Where nothing is unseen, all labels are no ceiling but the thing itself.
-FULLY_SUPERVISED = ("Student", "trained with all labels")
+FULLY_SUPERVISED_TITLE = ("Student", "trained with all labels")
 
 
 @dataclass(frozen=True)
-class Contestant:
+class ComparisonEntry:
     """All results of one role; its numbers are means over them.
 
     Attributes:
@@ -187,7 +191,7 @@ class Contestant:
         style: name of its colour and shapes; the role's where nothing is said.
     """
 
-    role: Role
+    role: EntryRole
     title: str
     note: str
     results: tuple[Results, ...]
@@ -205,17 +209,17 @@ class Contestant:
         """
         tables = [one.known_object if known_object else one for one in self.results]
         values = [None if table is None else table.metrics.get(name) for table in tables]
-        return _mean_of_all(values)
+        return _mean_or_none(values)
 
     def vcoco_metric(self, name: str) -> float | None:
         """An average of V-COCO's evaluation, mean over the results, None where one lacks it."""
         tables = [one.vcoco for one in self.results]
-        return _mean_of_all([None if one is None else one.metrics.get(name) for one in tables])
+        return _mean_or_none([None if one is None else one.metrics.get(name) for one in tables])
 
     def vcoco_ap(self, action: str, pick: Callable[[ActionResults], float | None]) -> float | None:
         """An AP of one of V-COCO's actions, mean over the results, None where one lacks it."""
         entries = [one.vcoco.per_action.get(action) if one.vcoco else None for one in self.results]
-        return _mean_of_all([None if entry is None else pick(entry) for entry in entries])
+        return _mean_or_none([None if entry is None else pick(entry) for entry in entries])
 
     def vcoco_actions(self) -> list[str]:
         """V-COCO's actions in the results' order; none without its evaluation."""
@@ -250,7 +254,7 @@ class Contestant:
         return float(np.mean(values)) if values else None
 
 
-def _mean_of_all(values: Sequence[float | None]) -> float | None:
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
     """The mean, None where a value is missing."""
     counted = [value for value in values if value is not None]
     return float(np.mean(counted)) if len(counted) == len(values) else None

@@ -7,7 +7,7 @@ benchmark's convention. The first kind that fits, from the top of this list:
 * duplicate: the triplet is there, overlap >= 0.5, and a better-scoring detection has it already;
 * wrong verb: an annotated pair of this object class with overlap >= 0.5 lacks this verb;
 * wrong object: an annotated pair with overlap >= 0.5 has another object class;
-* poor box: the triplet is there with overlap of at least 0.1 and less than 0.5;
+* localisation: the triplet is there with overlap of at least 0.1 and less than 0.5;
 * wrong pair: an annotated person and an annotated object of this class, each found with IoU >= 0.5,
   that nobody labelled as a pair;
 * background: everything else.
@@ -24,38 +24,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.analysis.matched import Judged, neighbours, verbs_and_objects
-from evaluation.hico.matching import IOU_THRESHOLD, benchmark_iou
+from evaluation.analysis.matched import MatchedDetections, interaction_verbs_and_objects, join
+from evaluation.hico.matching import IOU_THRESHOLD, hico_iou
 from pipeline.vocabulary import Vocabulary
 
 ERROR_KINDS = (
     "wrong_verb",
     "wrong_object",
-    "poor_box",
+    "localisation",
     "duplicate",
     "wrong_pair",
     "background",
 )
 
 
-LEAST_IOU = 0.1
-RIGHT = -1
-WRONG_VERB, WRONG_OBJECT, POOR_BOX, DUPLICATE, WRONG_PAIR, BACKGROUND = range(len(ERROR_KINDS))
-TITLES = {
+MIN_IOU = 0.1
+CORRECT = -1
+WRONG_VERB, WRONG_OBJECT, LOCALISATION, DUPLICATE, WRONG_PAIR, BACKGROUND = range(len(ERROR_KINDS))
+ERROR_TITLES = {
     "wrong_verb": "wrong verb",
     "wrong_object": "wrong object",
-    "poor_box": "poor box",
+    "localisation": "localisation",
     "duplicate": "duplicate",
     "wrong_pair": "wrong pair",
     "background": "background",
 }
 # In the order in which they are tried.
-DEFINITIONS = {
+ERROR_DEFINITIONS = {
     "duplicate": "labelled, both boxes overlap it by half, but a better-scoring detection has it",
     "wrong_verb": "both boxes overlap a labelled pair of this object class by half, but the pair"
     " does not have this verb",
     "wrong_object": "both boxes overlap a labelled pair by half, but with another class of object",
-    "poor_box": "labelled, but one of the boxes overlaps by less than half (and both by a tenth)",
+    "localisation": "labelled, but one of the boxes overlaps by under half, and both by a tenth",
     "wrong_pair": "the person and the object are labelled, but not with each other",
     "background": "nothing labelled fits",
 }
@@ -67,76 +67,78 @@ class ErrorCounts:
 
     Attributes:
         by_kind: number of errors, in the order of `ERROR_KINDS`.
-        right: number of right detections.
+        num_correct: number of correct detections.
     """
 
     by_kind: tuple[int, ...]
-    right: int
+    num_correct: int
 
     @property
-    def wrong(self) -> int:
+    def num_wrong(self) -> int:
         return sum(self.by_kind)
 
     @property
     def shares(self) -> tuple[float, ...]:
         """Shares of the errors, fractions; zeros where nothing is wrong."""
-        return tuple(number / max(self.wrong, 1) for number in self.by_kind)
+        return tuple(number / max(self.num_wrong, 1) for number in self.by_kind)
 
 
-def error_kinds(judged: Judged, vocabulary: Vocabulary) -> np.ndarray:
+def classify_errors(matched: MatchedDetections, vocabulary: Vocabulary) -> np.ndarray:
     """The kind of every detection's error.
 
     Returns:
-        (len(judged.found),) int64, index into `ERROR_KINDS`, `RIGHT` for right detections.
+        (len(matched.detections),) int64, index into `ERROR_KINDS`, `CORRECT` for right detections.
     """
-    wrong = np.flatnonzero(~judged.hits)
-    found, truth = judged.found.keep(wrong), judged.truth
-    _, object_of = verbs_and_objects(vocabulary)
+    wrong = np.flatnonzero(~matched.tp_mask)
+    found, ground_truth = matched.detections.keep(wrong), matched.ground_truth
+    _, object_of = interaction_verbs_and_objects(vocabulary)
     is_kind = np.zeros((len(ERROR_KINDS), len(wrong)), dtype=bool)
     human_there, object_there = np.zeros((2, len(wrong)), dtype=bool)
-    for rows, targets in neighbours(found.images, truth.images):
-        human = benchmark_iou(found.human_boxes[rows], truth.human_boxes[targets])
-        other = benchmark_iou(found.object_boxes[rows], truth.object_boxes[targets])
+    for rows, targets in join(found.images, ground_truth.images):
+        human = hico_iou(found.human_boxes[rows], ground_truth.human_boxes[targets])
+        other = hico_iou(found.object_boxes[rows], ground_truth.object_boxes[targets])
         overlap = np.minimum(human, other)
-        own, labelled = found.interactions[rows], truth.interactions[targets]
+        own, labelled = found.interactions[rows], ground_truth.interactions[targets]
         same_object = object_of[own] == object_of[labelled]
         near = overlap >= IOU_THRESHOLD
         is_kind[DUPLICATE, rows[near & (own == labelled)]] = True
         is_kind[WRONG_VERB, rows[near & same_object]] = True
         is_kind[WRONG_OBJECT, rows[near]] = True
-        is_kind[POOR_BOX, rows[(overlap >= LEAST_IOU) & (own == labelled)]] = True
+        is_kind[LOCALISATION, rows[(overlap >= MIN_IOU) & (own == labelled)]] = True
         human_there[rows[human >= IOU_THRESHOLD]] = True
         object_there[rows[same_object & (other >= IOU_THRESHOLD)]] = True
     is_kind[WRONG_PAIR] = human_there & object_there
-    kinds = np.full(len(judged.hits), RIGHT, dtype=np.int64)
+    kinds = np.full(len(matched.tp_mask), CORRECT, dtype=np.int64)
     kinds[wrong] = BACKGROUND
     # The first of the list is written last.
-    for kind in (WRONG_PAIR, POOR_BOX, WRONG_OBJECT, WRONG_VERB, DUPLICATE):
+    for kind in (WRONG_PAIR, LOCALISATION, WRONG_OBJECT, WRONG_VERB, DUPLICATE):
         kinds[wrong[is_kind[kind]]] = kind
     return kinds
 
 
-def best_scoring(judged: Judged, vocabulary: Vocabulary) -> np.ndarray:
-    """(len(judged.found),) bool: among the N best of its interaction, which has N positives."""
-    interactions = judged.found.interactions
+def top_scoring_mask(matched: MatchedDetections, vocabulary: Vocabulary) -> np.ndarray:
+    """(len(matched.detections),) bool: among the N best of an interaction with N positives."""
+    interactions = matched.detections.interactions
     counts = np.bincount(interactions, minlength=vocabulary.num_interactions)
     order = np.argsort(interactions, kind="stable")
     first = np.cumsum(counts) - counts
     rank = np.empty(len(interactions), dtype=np.int64)
     rank[order] = np.arange(len(interactions)) - first[interactions[order]]
-    return rank < judged.positives(vocabulary.num_interactions)[interactions]
+    return rank < matched.num_positives(vocabulary.num_interactions)[interactions]
 
 
 def count_errors(
-    judged: Judged, kinds: np.ndarray, counted: np.ndarray, interactions: Sequence[int]
+    matched: MatchedDetections, kinds: np.ndarray, counted: np.ndarray, interactions: Sequence[int]
 ) -> ErrorCounts:
     """Errors among the detections of some interactions.
 
     Args:
-        kinds: what `error_kinds` returned.
-        counted: (len(judged.found),) bool, detections to count.
+        kinds: what `classify_errors` returned.
+        counted: (len(matched.detections),) bool, detections to count.
         interactions: HOI indices.
     """
-    mine = counted & np.isin(judged.found.interactions, np.asarray(interactions, dtype=np.int64))
+    mine = counted & np.isin(
+        matched.detections.interactions, np.asarray(interactions, dtype=np.int64)
+    )
     numbers = np.bincount(kinds[mine] + 1, minlength=len(ERROR_KINDS) + 1)
     return ErrorCounts(tuple(int(number) for number in numbers[1:]), int(numbers[0]))

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.analysis.matched import Judged
+from evaluation.analysis.matched import MatchedDetections
 
-MAX_POINTS, FIRST_POINTS = 160, 40
+MAX_POINTS, NUM_FIRST_POINTS = 160, 40
 # Curves of fewer positives than this are steps of luck.
-FEWEST_POSITIVES = 5
+MIN_POSITIVES = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class PrecisionRecallCurve:
     """Precision at every recall that the detections of an interaction reach.
 
     Attributes:
@@ -26,25 +26,27 @@ class Curve:
     precision: np.ndarray
 
 
-def precision_recall(judged: Judged, interaction: int, num_positives: int) -> Curve:
+def precision_recall_curve(
+    matched: MatchedDetections, interaction: int, num_positives: int
+) -> PrecisionRecallCurve:
     """The curve of one interaction, thinned to a few points where it has many.
 
     Args:
         num_positives: annotated triplets of the interaction, at least 1.
     """
-    hits = judged.hits[judged.found.interactions == interaction]
-    right = np.cumsum(hits)
-    recall, precision = right / num_positives, right / np.arange(1, len(hits) + 1)
-    if len(hits) > MAX_POINTS:
-        # The curve turns at hits, and most at the first ones; of the others, some evenly.
-        turns = np.unique(np.append(np.flatnonzero(hits), len(hits) - 1))
-        evenly = np.linspace(0, len(turns) - 1, MAX_POINTS - FIRST_POINTS).astype(np.int64)
-        kept = np.union1d(turns[:FIRST_POINTS], turns[evenly])
+    tp_mask = matched.tp_mask[matched.detections.interactions == interaction]
+    right = np.cumsum(tp_mask)
+    recall, precision = right / num_positives, right / np.arange(1, len(tp_mask) + 1)
+    if len(tp_mask) > MAX_POINTS:
+        # The curve turns at true positives, and most at the first ones; of the others, some evenly.
+        turns = np.unique(np.append(np.flatnonzero(tp_mask), len(tp_mask) - 1))
+        evenly = np.linspace(0, len(turns) - 1, MAX_POINTS - NUM_FIRST_POINTS).astype(np.int64)
+        kept = np.union1d(turns[:NUM_FIRST_POINTS], turns[evenly])
         recall, precision = recall[kept], precision[kept]
-    return Curve(recall, precision)
+    return PrecisionRecallCurve(recall, precision)
 
 
-def choose_interactions(
+def select_interactions(
     average_precision: Sequence[float | None], num_positives: np.ndarray, unseen: Collection[int]
 ) -> list[tuple[int, str]]:
     """The best, the median and the worst of the unseen interactions, then of the seen ones.
@@ -66,7 +68,7 @@ def choose_interactions(
         "seen": [index for index in counted if index not in unseen],
     }
     for name, members in groups.items():
-        frequent = [index for index in members if num_positives[index] >= FEWEST_POSITIVES]
+        frequent = [index for index in members if num_positives[index] >= MIN_POSITIVES]
         pool = sorted(
             frequent if len(frequent) >= 3 else members,
             key=lambda index: (-(average_precision[index] or 0.0), index),
@@ -76,11 +78,11 @@ def choose_interactions(
         number = 3 if groups["unseen"] else 6
         places = np.unique(np.linspace(0, len(pool) - 1, number).round().astype(np.int64))
         for place in places.tolist():
-            chosen.append((pool[place], f"{_place(place, len(pool))} {name}"))
+            chosen.append((pool[place], f"{_rank_title(place, len(pool))} {name}"))
     return chosen
 
 
-def _place(place: int, number: int) -> str:
+def _rank_title(place: int, number: int) -> str:
     if place == 0:
         return "best"
     if place == number - 1:

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.utils.errors import bad_field
 
-TOTAL, LEARNING_RATE = "total loss", "learning rate"
-TITLES = {"verb_hard": "verbs: labels", "verb_soft": "verbs: teacher's answers"}
+TOTAL_LOSS, LEARNING_RATE = "total loss", "learning rate"
+LOSS_TITLES = {"verb_hard": "verbs: labels", "verb_soft": "verbs: teacher's answers"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ def read_training_log(path: Path | None) -> TrainingLog | None:
         return None
     lines = path.read_text(encoding="utf-8").split("\n")
     # Whatever stands behind the last line break was still being written.
-    entries = [_entry(path, row, line) for row, line in enumerate(lines[:-1]) if line.strip()]
+    entries = [_parse_line(path, row, line) for row, line in enumerate(lines[:-1]) if line.strip()]
     if not entries:
         return None
     names = dict.fromkeys(name for _, values in entries for name in values)
@@ -53,7 +53,7 @@ def read_training_log(path: Path | None) -> TrainingLog | None:
     return TrainingLog(np.array([step for step, _ in entries]), series)
 
 
-def _entry(path: Path, row: int, line: str) -> tuple[int, dict[str, float]]:
+def _parse_line(path: Path, row: int, line: str) -> tuple[int, dict[str, float]]:
     expected = "an object with step, loss, losses and lr"
     where = f"line {row + 1}"
     try:
@@ -64,11 +64,11 @@ def _entry(path: Path, row: int, line: str) -> tuple[int, dict[str, float]]:
         raise bad_field(path, where, expected, line)
     losses = entry.get("losses", {})
     named = {
-        TITLES.get(name, name.replace("_", " ")): value
+        LOSS_TITLES.get(name, name.replace("_", " ")): value
         for name, value in (losses if isinstance(losses, dict) else {}).items()
         if not name.rsplit("_", 1)[-1].isdigit()
     }
-    values = {TOTAL: entry.get("loss"), **named, LEARNING_RATE: entry.get("lr")}
+    values = {TOTAL_LOSS: entry.get("loss"), **named, LEARNING_RATE: entry.get("lr")}
     return entry["step"], {
         name: float(value) for name, value in values.items() if isinstance(value, int | float)
     }

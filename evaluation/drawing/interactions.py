@@ -9,47 +9,49 @@ from PIL import Image, ImageDraw
 
 from evaluation.drawing.canvas import (
     BLACK,
+    LABEL_COLOUR,
     MAX_SUPERSAMPLED,
-    OBJECT,
-    PERSON,
-    PLAIN,
-    UNSEEN,
+    OBJECT_COLOUR,
+    PERSON_COLOUR,
+    UNSEEN_COLOUR,
     WHITE,
     Canvas,
-    Line,
-    letter_size,
+    LabelLine,
+    font_size,
     load_font,
-    star,
+    star_polygon,
 )
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
-ENTRIES = ("person", "object", "unseen in training")
+LEGEND_ENTRIES = ("person", "object", "unseen in training")
 # Widths and heights in letter heights: a mark with its gap, the margin after an entry, a row.
-MARK, MARGIN, ROW = 1.4, 0.8, 1.7
+MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
 # Drawn larger and shrunk, so that slanted edges come out smooth.
-SAMPLING = 2
+SUPERSAMPLING = 2
 
 
-def with_legend(picture: Image.Image) -> Image.Image:
+def add_legend(picture: Image.Image) -> Image.Image:
     """Adds a strip below a drawn picture: the colours of people and objects, and the star.
 
     Returns:
         A new RGB picture, as wide and higher by the strip. In narrow pictures its entries stand
         one below the other, and letters shrink until the longest fits.
     """
-    width = picture.width * SAMPLING
-    em = round(0.85 * letter_size(picture.size, ())) * SAMPLING
-    while em > 1 and max(_widths(em)) + MARGIN * em > width:
+    width = picture.width * SUPERSAMPLING
+    em = round(0.85 * font_size(picture.size, ())) * SUPERSAMPLING
+    while em > 1 and max(_entry_widths(em)) + ENTRY_MARGIN * em > width:
         em -= 1
-    rows = _rows(em, width)
-    strip = Image.new("RGB", (width, round((len(rows) + 0.2) * ROW * em)), PLAIN)
+    rows = _layout_rows(em, width)
+    strip = Image.new("RGB", (width, round((len(rows) + 0.2) * ROW_HEIGHT * em)), LABEL_COLOUR)
     for number, row in enumerate(rows):
-        x = MARGIN * em
+        x = ENTRY_MARGIN * em
         for entry in row:
-            _draw_entry(ImageDraw.Draw(strip), entry, x, (number + 0.6) * ROW * em, em)
-            x += _widths(em)[entry] + MARGIN * em
-    size = (picture.width, max(1, strip.height // SAMPLING))
+            _draw_legend_entry(
+                ImageDraw.Draw(strip), entry, x, (number + 0.6) * ROW_HEIGHT * em, em
+            )
+            x += _entry_widths(em)[entry] + ENTRY_MARGIN * em
+    size = (picture.width, max(1, strip.height // SUPERSAMPLING))
     small = strip.resize(size, Image.Resampling.LANCZOS)
     both = Image.new("RGB", (picture.width, picture.height + small.height))
     both.paste(picture, (0, 0))
@@ -57,32 +59,36 @@ def with_legend(picture: Image.Image) -> Image.Image:
     return both
 
 
-def _rows(em: int, width: float) -> list[list[int]]:
-    """The numbers of `ENTRIES` in rows that are no wider than the picture."""
+def _layout_rows(em: int, width: float) -> list[list[int]]:
+    """The numbers of `LEGEND_ENTRIES` in rows that are no wider than the picture."""
     rows: list[list[int]] = []
     right = width
-    for entry, own in enumerate(_widths(em)):
-        if right + own + MARGIN * em > width:
+    for entry, own in enumerate(_entry_widths(em)):
+        if right + own + ENTRY_MARGIN * em > width:
             rows.append([])
-            right = MARGIN * em
+            right = ENTRY_MARGIN * em
         rows[-1].append(entry)
-        right += own + MARGIN * em
+        right += own + ENTRY_MARGIN * em
     return rows
 
 
-def _widths(em: int) -> list[float]:
-    return [MARK * em + load_font(em).getlength(text) for text in ENTRIES]
+def _entry_widths(em: int) -> list[float]:
+    return [MARK_WIDTH * em + load_font(em).getlength(text) for text in LEGEND_ENTRIES]
 
 
-def _draw_entry(pen: ImageDraw.ImageDraw, entry: int, x: float, y: float, em: int) -> None:
+def _draw_legend_entry(draw: ImageDraw.ImageDraw, entry: int, x: float, y: float, em: int) -> None:
     """A mark and its words, from x on and centred at y."""
     if entry < 2:
         box = (x + 0.1 * em, y - 0.45 * em, x + em, y + 0.45 * em)
-        pen.rectangle(box, outline=(PERSON, OBJECT)[entry], width=max(1, em // 6))
+        draw.rectangle(box, outline=(PERSON_COLOUR, OBJECT_COLOUR)[entry], width=max(1, em // 6))
     else:
-        pen.rounded_rectangle((x, y - 0.55 * em, x + 1.1 * em, y + 0.55 * em), 0.25 * em, UNSEEN)
-        pen.polygon(star(x + 0.55 * em, y, 0.48 * em), fill=BLACK)
-    pen.text((x + MARK * em, y), ENTRIES[entry], fill=WHITE, font=load_font(em), anchor="lm")
+        draw.rounded_rectangle(
+            (x, y - 0.55 * em, x + 1.1 * em, y + 0.55 * em), 0.25 * em, UNSEEN_COLOUR
+        )
+        draw.polygon(star_polygon(x + 0.55 * em, y, 0.48 * em), fill=BLACK)
+    draw.text(
+        (x + MARK_WIDTH * em, y), LEGEND_ENTRIES[entry], fill=WHITE, font=load_font(em), anchor="lm"
+    )
 
 
 MIN_LONG_SIDE = 512
@@ -105,7 +111,7 @@ def draw_annotation(
     Returns:
         A new RGB picture.
     """
-    return _draw(image, annotation, vocabulary, unseen, None, None, long_side)
+    return _draw_interactions(image, annotation, vocabulary, unseen, None, None, long_side)
 
 
 def draw_detections(
@@ -113,7 +119,7 @@ def draw_detections(
     detections: Detections,
     vocabulary: Vocabulary,
     unseen: Collection[int] = (),
-    hits: np.ndarray | None = None,
+    tp_mask: np.ndarray | None = None,
     long_side: int | None = None,
 ) -> Image.Image:
     """Draws detections with their scores; choose the rows worth showing before.
@@ -121,53 +127,55 @@ def draw_detections(
     Args:
         image: the picture; small ones are enlarged first.
         unseen: HOI indices to mark with a star.
-        hits: (K,) bool, which detections are right, to mark them with tick and cross.
+        tp_mask: (K,) bool, which detections are right, to mark them with tick and cross.
         long_side: long side of the result in pixels; by default the picture's, at least 512.
 
     Returns:
         A new RGB picture.
     """
-    return _draw(image, detections, vocabulary, unseen, detections.scores, hits, long_side)
+    return _draw_interactions(
+        image, detections, vocabulary, unseen, detections.scores, tp_mask, long_side
+    )
 
 
-def _draw(
+def _draw_interactions(
     image: Image.Image,
     content: Annotation | Detections,
     vocabulary: Vocabulary,
     unseen: Collection[int],
     scores: np.ndarray | None,
-    hits: np.ndarray | None,
+    tp_mask: np.ndarray | None,
     long_side: int | None,
 ) -> Image.Image:
     target = long_side or max(MIN_LONG_SIDE, *image.size)
     scale = target / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    sampling = 2 if target <= MAX_SUPERSAMPLED else 1
-    boxes = content.boxes.astype(np.float64) * scale * sampling
+    supersampling = 2 if target <= MAX_SUPERSAMPLED else 1
+    boxes = content.boxes.astype(np.float64) * scale * supersampling
 
-    captions: dict[tuple[int, int], list[Line]] = {}
+    captions: dict[tuple[int, int], list[LabelLine]] = {}
     for row, (human, target_box, verb) in enumerate(content.hois.tolist()):
         label = content.labels[target_box] if target_box >= 0 else None
         words = vocabulary.verbs[verb] + ("" if label is None else f" {vocabulary.objects[label]}")
         score = "" if scores is None else f" {scores[row]:.2f}"
         known = -1 if label is None else vocabulary.interaction_ids[verb, label]
-        line = Line(
+        line = LabelLine(
             words.replace("_", " ") + score,
             known in unseen,
-            None if hits is None else bool(hits[row]),
+            None if tp_mask is None else bool(tp_mask[row]),
         )
         captions.setdefault((human, target_box), []).append(line)
 
-    canvas = Canvas(size, sampling, list(captions.values()))
+    canvas = Canvas(size, supersampling, list(captions.values()))
     for human, target_box in captions:
         if target_box >= 0:
-            canvas.link(boxes[human], boxes[target_box])
+            canvas.draw_link(boxes[human], boxes[target_box])
     for target_box in sorted({target for _, target in captions if target >= 0}):
-        canvas.box(boxes[target_box], OBJECT)
+        canvas.draw_box(boxes[target_box], OBJECT_COLOUR)
     for human in sorted({human for human, _ in captions}):
-        canvas.box(boxes[human], PERSON)
-    canvas.labels([(boxes[human], lines) for (human, _), lines in captions.items()], boxes)
+        canvas.draw_box(boxes[human], PERSON_COLOUR)
+    canvas.draw_labels([(boxes[human], lines) for (human, _), lines in captions.items()], boxes)
     # Whole numbers of pixels become one, for which this is much quicker than resizing.
-    overlay = canvas.overlay.reduce(sampling)
+    overlay = canvas.overlay.reduce(supersampling)
     return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")

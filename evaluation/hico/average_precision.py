@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.analysis.matched import Matches, Setting, match
-from evaluation.hico.matching import falling
+from evaluation.analysis.matched import Matches, Setting, match_detections
+from evaluation.hico.matching import argsort_desc
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
@@ -30,13 +30,15 @@ class HicoScores:
     max_recall: np.ndarray
     num_positives: np.ndarray
 
-    def mean(self, interactions: Sequence[int] | np.ndarray | None = None) -> float | None:
+    def mean_ap(self, interactions: Sequence[int] | np.ndarray | None = None) -> float | None:
         """mAP over the given HOI indices (all when None); None where none has ground truth."""
-        return _mean(self.average_precision, interactions)
+        return _nanmean(self.average_precision, interactions)
 
-    def groups(self, members: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, float | None]:
+    def group_means(
+        self, members: Mapping[str, Sequence[int] | np.ndarray]
+    ) -> dict[str, float | None]:
         """mAP of several groups of HOI indices."""
-        return {name: self.mean(interactions) for name, interactions in members.items()}
+        return {name: self.mean_ap(interactions) for name, interactions in members.items()}
 
     def verb_means(self, vocabulary: Vocabulary) -> np.ndarray:
         """(V,) mAP over the interactions of each verb, NaN where none has ground truth."""
@@ -49,7 +51,7 @@ class HicoScores:
         return self._means(labels, vocabulary.num_objects)
 
     def _means(self, groups: np.ndarray, count: int) -> np.ndarray:
-        means = [self.mean(np.flatnonzero(groups == group)) for group in range(count)]
+        means = [self.mean_ap(np.flatnonzero(groups == group)) for group in range(count)]
         return np.array([np.nan if mean is None else mean for mean in means])
 
 
@@ -69,11 +71,13 @@ def evaluate_settings(
     vocabulary: Vocabulary,
     settings: Sequence[Setting],
 ) -> dict[Setting, HicoScores]:
-    """Scores detections (EoID section 4.1, Chao et al. 2018); see `match` and `scores_of`."""
-    return scores_of(match(annotations, detections, vocabulary), vocabulary, settings)
+    """Scores detections (EoID section 4.1, Chao et al. 2018); see `compute_scores`."""
+    return compute_scores(
+        match_detections(annotations, detections, vocabulary), vocabulary, settings
+    )
 
 
-def scores_of(
+def compute_scores(
     matches: Matches, vocabulary: Vocabulary, settings: Sequence[Setting]
 ) -> dict[Setting, HicoScores]:
     """Scores of detections that were held against the annotations.
@@ -83,71 +87,75 @@ def scores_of(
         settings: `default` counts every detection; `known_object` only those of interactions whose
             object some annotated interaction of the image has.
     """
-    interactions, scores, hits, known, truths = (
+    interactions, scores, tp_mask, known, truths = (
         np.concatenate(column)
         for column in zip(
             *(
                 (
-                    one.found.interactions,
-                    one.found.scores,
-                    one.hits,
-                    one.known,
-                    one.truth.interactions,
+                    one.detections.interactions,
+                    one.detections.scores,
+                    one.tp_mask,
+                    one.known_object_mask,
+                    one.ground_truth.interactions,
                 )
-                for one in matches.parts
+                for one in matches.batches
             ),
             strict=True,
         )
     )
     num_positives = np.bincount(truths, minlength=vocabulary.num_interactions)
-    order = _by_interaction_and_score(interactions, scores, vocabulary.num_interactions)
+    order = _argsort_by_interaction_and_score(interactions, scores, vocabulary.num_interactions)
     results: dict[Setting, HicoScores] = {}
     for setting in settings:
         counted = order[known[order]] if setting == "known_object" else order
-        results[setting] = _scores(interactions[counted], hits[counted], num_positives)
+        results[setting] = _interaction_scores(
+            interactions[counted], tp_mask[counted], num_positives
+        )
     return results
 
 
-def _by_interaction_and_score(
+def _argsort_by_interaction_and_score(
     interactions: np.ndarray, scores: np.ndarray, num_interactions: int
 ) -> np.ndarray:
     """Rows by interaction, then by falling score, then as they stand.
 
     Two sorts are quicker than one by two keys: small numbers are sorted by their digits.
     """
-    order = falling(scores)
+    order = argsort_desc(scores)
     small = np.min_scalar_type(num_interactions)
     return order[np.argsort(interactions[order].astype(small), kind="stable")]
 
 
-def _scores(interactions: np.ndarray, hits: np.ndarray, num_positives: np.ndarray) -> HicoScores:
+def _interaction_scores(
+    interactions: np.ndarray, tp_mask: np.ndarray, num_positives: np.ndarray
+) -> HicoScores:
     """Scores from sorted rows: by interaction, then by falling score."""
     average_precision = np.full(len(num_positives), np.nan)
     max_recall = np.full(len(num_positives), np.nan)
     bounds = np.searchsorted(interactions, np.arange(len(num_positives) + 1), side="left")
     for interaction in np.flatnonzero(num_positives):
-        own = hits[bounds[interaction] : bounds[interaction + 1]]
+        own = tp_mask[bounds[interaction] : bounds[interaction + 1]]
         average_precision[interaction], max_recall[interaction] = eleven_point_ap(
             own, int(num_positives[interaction])
         )
     return HicoScores(average_precision, max_recall, num_positives)
 
 
-def eleven_point_ap(hits: np.ndarray, num_positives: int) -> tuple[float, float]:
+def eleven_point_ap(tp_mask: np.ndarray, num_positives: int) -> tuple[float, float]:
     """AP as the mean over 11 recall thresholds of the best precision at that recall or more.
 
     Args:
-        hits: (N,) bool, the detections of one interaction by falling score.
+        tp_mask: (N,) bool, the detections of one interaction by falling score.
         num_positives: annotated triplets, at least 1.
 
     Returns:
         average precision and the recall of all detections.
     """
-    if not len(hits):
+    if not len(tp_mask):
         return 0.0, 0.0
-    true_positives = np.cumsum(hits)
+    true_positives = np.cumsum(tp_mask)
     recall = true_positives / num_positives
-    precision = true_positives / np.arange(1, len(hits) + 1)
+    precision = true_positives / np.arange(1, len(tp_mask) + 1)
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     reached = np.searchsorted(recall, RECALL_THRESHOLDS, side="left")
     return float(envelope[reached].sum() / len(RECALL_THRESHOLDS)), float(recall[-1])
@@ -173,10 +181,10 @@ def summarize(
         "rare": np.asarray(vocabulary.rare, dtype=np.int64),
         "non_rare": np.setdiff1d(everything, vocabulary.rare),
     }
-    found = scores.groups(members)
+    found = scores.group_means(members)
     if len(unseen):
         found["harmonic_mean"] = harmonic_mean(found["seen"], found["unseen"])
-    return {**found, "mean_max_recall": _mean(scores.max_recall, None)}
+    return {**found, "mean_max_recall": _nanmean(scores.max_recall, None)}
 
 
 def harmonic_mean(seen: float | None, unseen: float | None) -> float | None:
@@ -186,7 +194,7 @@ def harmonic_mean(seen: float | None, unseen: float | None) -> float | None:
     return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
 
 
-def _mean(values: np.ndarray, rows: Sequence[int] | np.ndarray | None) -> float | None:
+def _nanmean(values: np.ndarray, rows: Sequence[int] | np.ndarray | None) -> float | None:
     chosen = values if rows is None else values[np.asarray(rows, dtype=np.int64)]
     counted = chosen[~np.isnan(chosen)]
     return float(counted.mean()) if len(counted) else None

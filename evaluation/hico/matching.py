@@ -23,8 +23,8 @@ class Triplets:
         interactions: (N,) int64, HOI index.
         human_boxes, object_boxes: (N, 4) float64, xyxy, pixels.
         scores: (N,) float64; 1 for annotations.
-        sources: (N,) int64, row among all rows given to `collect`, before triplets outside the
-            vocabulary's interactions were left out.
+        source_rows: (N,) int64, row among all rows given to `collect_triplets`, before
+            triplets outside the vocabulary's interactions were left out.
     """
 
     images: np.ndarray
@@ -32,7 +32,7 @@ class Triplets:
     human_boxes: np.ndarray
     object_boxes: np.ndarray
     scores: np.ndarray
-    sources: np.ndarray
+    source_rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,17 +45,17 @@ class Triplets:
             self.human_boxes[rows],
             self.object_boxes[rows],
             self.scores[rows],
-            self.sources[rows],
+            self.source_rows[rows],
         )
 
 
-def concatenate(parts: Sequence[Triplets]) -> Triplets:
-    """The triplets of several calls of `collect`, one call's behind the other's."""
+def concatenate_triplets(parts: Sequence[Triplets]) -> Triplets:
+    """The triplets of several calls of `collect_triplets`, one call's behind the other's."""
     names = [entry.name for entry in fields(Triplets)]
     return Triplets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def number_images(
+def index_images(
     annotations: Sequence[Annotation], detections: Sequence[Detections]
 ) -> tuple[np.ndarray, np.ndarray]:
     """One number for each image, shared by its annotation and its detections.
@@ -77,7 +77,7 @@ def number_images(
     return own, np.array([number[item.image_id] for item in detections], dtype=np.int64)
 
 
-def collect(
+def collect_triplets(
     items: Sequence[Annotation] | Sequence[Detections], images: np.ndarray, vocabulary: Vocabulary
 ) -> Triplets:
     """All triplets of the vocabulary's interactions; others (wrong pairs, subjects that are no
@@ -113,7 +113,7 @@ def collect(
     )
 
 
-def falling(scores: np.ndarray) -> np.ndarray:
+def argsort_desc(scores: np.ndarray) -> np.ndarray:
     """(N,) rows by falling score, equal ones as they stand; quicker than a stable sort."""
     order = np.argsort(-scores)
     tied = np.concatenate([[False], scores[order][1:] == scores[order][:-1]])
@@ -125,7 +125,7 @@ def falling(scores: np.ndarray) -> np.ndarray:
     return order
 
 
-def benchmark_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def hico_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """IoU row by row in the benchmark's convention: a box's last pixel belongs to it (+1), boxes
     that only touch do not overlap.
 
@@ -138,17 +138,17 @@ def benchmark_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     width = np.minimum(first[:, 2], second[:, 2]) - np.maximum(first[:, 0], second[:, 0])
     height = np.minimum(first[:, 3], second[:, 3]) - np.maximum(first[:, 1], second[:, 1])
     overlap = (width + 1) * (height + 1)
-    union = benchmark_area(first) + benchmark_area(second) - overlap
+    union = inclusive_box_area(first) + inclusive_box_area(second) - overlap
     touching = (width <= 0) | (height <= 0)
     return np.where(touching, 0.0, overlap / np.where(touching, 1.0, union))
 
 
-def benchmark_area(boxes: np.ndarray) -> np.ndarray:
+def inclusive_box_area(boxes: np.ndarray) -> np.ndarray:
     """(N,) areas of (N, 4) xyxy boxes in pixels, the last pixel included."""
     return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
 
 
-def find_hits(found: Triplets, truth: Triplets) -> np.ndarray:
+def match_triplets(detections: Triplets, ground_truth: Triplets) -> np.ndarray:
     """Marks the detections that are right.
 
     A detection goes to the annotated triplet of the same image and interaction with the largest
@@ -157,20 +157,20 @@ def find_hits(found: Triplets, truth: Triplets) -> np.ndarray:
     others are wrong.
 
     Args:
-        found: detections.
-        truth: annotations.
+        detections: detections.
+        ground_truth: annotations.
 
     Returns:
-        (len(found),) bool.
+        (len(detections),) bool.
     """
-    hits = np.zeros(len(found), dtype=bool)
-    if not len(found) or not len(truth):
-        return hits
-    stride = 1 + max(int(found.interactions.max()), int(truth.interactions.max()))
-    truth_keys = truth.images * stride + truth.interactions
+    tp_mask = np.zeros(len(detections), dtype=bool)
+    if not len(detections) or not len(ground_truth):
+        return tp_mask
+    stride = 1 + max(int(detections.interactions.max()), int(ground_truth.interactions.max()))
+    truth_keys = ground_truth.images * stride + ground_truth.interactions
     truth_order = np.argsort(truth_keys, kind="stable")
     keys, starts, sizes = np.unique(truth_keys[truth_order], return_index=True, return_counts=True)
-    found_keys = found.images * stride + found.interactions
+    found_keys = detections.images * stride + detections.interactions
     place = np.searchsorted(keys, found_keys).clip(max=len(keys) - 1)
     asked = np.flatnonzero(keys[place] == found_keys)
     start, counts = starts[place[asked]], sizes[place[asked]]
@@ -179,24 +179,24 @@ def find_hits(found: Triplets, truth: Triplets) -> np.ndarray:
     which = np.repeat(np.arange(len(asked)), counts)
     within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
     rows, targets = asked[which], truth_order[start[which] + within]
-    quality = benchmark_iou(found.human_boxes[rows], truth.human_boxes[targets])
+    quality = hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
     # The people settle most rows.
     near = np.flatnonzero(quality >= IOU_THRESHOLD)
     rows, targets, quality = rows[near], targets[near], quality[near]
-    object_iou = benchmark_iou(found.object_boxes[rows], truth.object_boxes[targets])
+    object_iou = hico_iou(detections.object_boxes[rows], ground_truth.object_boxes[targets])
     quality = np.minimum(quality, object_iou)
     near = np.flatnonzero(quality >= IOU_THRESHOLD)
-    rows, targets = _best(rows[near], targets[near], quality[near])
+    rows, targets = _best_targets(rows[near], targets[near], quality[near])
 
     # Written in rising order of the scores, so the best detection of a triplet stays.
-    rising = falling(found.scores[rows])[::-1]
-    winners = np.full(len(truth), -1, dtype=np.int64)
+    rising = argsort_desc(detections.scores[rows])[::-1]
+    winners = np.full(len(ground_truth), -1, dtype=np.int64)
     winners[targets[rising]] = rows[rising]
-    hits[winners[winners >= 0]] = True
-    return hits
+    tp_mask[winners[winners >= 0]] = True
+    return tp_mask
 
 
-def _best(
+def _best_targets(
     rows: np.ndarray, targets: np.ndarray, quality: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each row once, with the target of the highest quality, the first among equals.

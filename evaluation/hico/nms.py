@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evaluation.hico.matching import benchmark_area
+from evaluation.hico.matching import inclusive_box_area
 from pipeline.types import Detections
 
 # So many images are looked at together: their pairs of detections fit into a core's cache.
-IMAGES_AT_ONCE = 32
+IMAGES_PER_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ def pairwise_nms(detections: Detections, config: NmsConfig | None = None) -> Det
     return _suppress([detections], config or NmsConfig())[0]
 
 
-def suppress_pairs(
+def batched_pairwise_nms(
     detections: Sequence[Detections], config: NmsConfig | None = None
 ) -> list[Detections]:
     """`pairwise_nms` of many images, quickly."""
     config, kept = config or NmsConfig(), []
-    for start in range(0, len(detections), IMAGES_AT_ONCE):
-        kept += _suppress(detections[start : start + IMAGES_AT_ONCE], config)
+    for start in range(0, len(detections), IMAGES_PER_BATCH):
+        kept += _suppress(detections[start : start + IMAGES_PER_BATCH], config)
     return kept
 
 
@@ -50,8 +50,8 @@ def _suppress(items: Sequence[Detections], config: NmsConfig) -> list[Detections
     hois = [item.hois[order] for item, order in zip(items, orders, strict=True)]
     counts = np.array([len(rows) for rows in hois], dtype=np.int64)
     firsts = np.cumsum(counts) - counts
-    better, worse = _covering(items, hois, *_same_kind(items, hois, counts), config)
-    kept = _survivors(better, worse, int(counts.sum()))
+    better, worse = _suppressing_pairs(items, hois, *_candidate_pairs(items, hois, counts), config)
+    kept = _greedy_keep_mask(better, worse, int(counts.sum()))
     return [
         replace(item, hois=rows[mine], scores=item.scores[order][mine])
         for item, rows, order, mine in zip(
@@ -60,7 +60,7 @@ def _suppress(items: Sequence[Detections], config: NmsConfig) -> list[Detections
     ]
 
 
-def _same_kind(
+def _candidate_pairs(
     items: Sequence[Detections], hois: Sequence[np.ndarray], counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (better, worse) of all pairs of detections of equal image, subject, object and verb;
@@ -90,7 +90,7 @@ def _same_kind(
     return order[first], order[first + 1 + within]
 
 
-def _covering(
+def _suppressing_pairs(
     items: Sequence[Detections],
     hois: Sequence[np.ndarray],
     better: np.ndarray,
@@ -114,7 +114,7 @@ def _covering(
     return better[covers], worse[covers]
 
 
-def _survivors(better: np.ndarray, worse: np.ndarray, count: int) -> np.ndarray:
+def _greedy_keep_mask(better: np.ndarray, worse: np.ndarray, count: int) -> np.ndarray:
     """(count,) bool: what greedy suppression by falling score leaves.
 
     A dropped detection drops nothing itself. Every round settles the detections whose better ones
@@ -135,7 +135,7 @@ def _iou(boxes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray
     """(M,) IoU of pairs of rows, +1 pixel; unlike the evaluation's, touching boxes overlap a
     little."""
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
-    area = benchmark_area(boxes)
+    area = inclusive_box_area(boxes)
     width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second]) + 1
     height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second]) + 1
     overlap = np.maximum(width, 0) * np.maximum(height, 0)

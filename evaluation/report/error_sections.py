@@ -5,38 +5,38 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.analysis.comparison import Comparison
-from evaluation.analysis.confusion import verb_confusion
+from evaluation.analysis.confusion import compute_verb_confusion
 from evaluation.analysis.error_kinds import (
-    DEFINITIONS,
+    ERROR_DEFINITIONS,
     ERROR_KINDS,
-    TITLES,
-    best_scoring,
+    ERROR_TITLES,
+    classify_errors,
     count_errors,
-    error_kinds,
+    top_scoring_mask,
 )
-from evaluation.analysis.precision_recall import choose_interactions, precision_recall
+from evaluation.analysis.precision_recall import precision_recall_curve, select_interactions
 from evaluation.report.charts.bars import ErrorRow, error_bars
 from evaluation.report.charts.plots import (
-    MOST_BESIDE,
+    MAX_SIDE_BY_SIDE,
     CurvePanel,
     confusion_matrix,
     precision_recall_curves,
 )
-from evaluation.report.inputs import Evidence
+from evaluation.report.inputs import ReportInputs
 from evaluation.report.sections import Section, Table
-from evaluation.tables import percent
+from evaluation.tables import format_percent
 
 MAX_CONFUSIONS = 12
 
 
-def by_recall(comparison: Comparison, evidence: Evidence) -> list[Section]:
+def build_precision_recall_sections(comparison: Comparison, inputs: ReportInputs) -> list[Section]:
     """Precision-recall curves of chosen interactions; none without detections."""
-    if not evidence.views:
+    if not inputs.predictions:
         return []
     vocabulary = comparison.vocabulary
     names = [vocabulary.interaction_name(index) for index in range(vocabulary.num_interactions)]
-    lead = evidence.views[0]
-    counts = lead.judged.positives(vocabulary.num_interactions)
+    lead = inputs.predictions[0]
+    counts = lead.matched.num_positives(vocabulary.num_interactions)
     average_precision = [lead.result.per_class.get(name) for name in names]
     panels = [
         CurvePanel(
@@ -46,28 +46,28 @@ def by_recall(comparison: Comparison, evidence: Evidence) -> list[Section]:
             int(counts[index]),
             tuple(
                 (
-                    view.contestant,
-                    precision_recall(view.judged, index, int(counts[index])),
+                    view.entry,
+                    precision_recall_curve(view.matched, index, int(counts[index])),
                     view.result.per_class.get(names[index]),
                 )
-                for view in evidence.views
+                for view in inputs.predictions
             ),
         )
-        for index, place in choose_interactions(average_precision, counts, comparison.unseen)
+        for index, place in select_interactions(average_precision, counts, comparison.unseen)
         if counts[index]
     ]
     if not panels:
         return []
     note = (
-        f"Chosen by the AP of {lead.contestant.title.lower()} among interactions with at least five"
+        f"Chosen by the AP of {lead.entry.title.lower()} among interactions with at least five"
         " labelled instances, where there are enough."
     )
     return [Section("curves", "Precision and recall", note, (precision_recall_curves(panels),))]
 
 
-def by_error(comparison: Comparison, evidence: Evidence) -> list[Section]:
-    """Kinds of errors of each contestant; none without detections."""
-    if not evidence.views:
+def build_error_sections(comparison: Comparison, inputs: ReportInputs) -> list[Section]:
+    """Kinds of errors of each entry; none without detections."""
+    if not inputs.predictions:
         return []
     vocabulary = comparison.vocabulary
     everything = range(vocabulary.num_interactions)
@@ -79,19 +79,23 @@ def by_error(comparison: Comparison, evidence: Evidence) -> list[Section]:
             "seen": [index for index in everything if index not in unseen],
         }
     rows, table = [], []
-    for view in evidence.views:
-        kinds = error_kinds(view.judged, vocabulary)
+    for view in inputs.predictions:
+        kinds = classify_errors(view.matched, vocabulary)
         for counted, which in (
-            (best_scoring(view.judged, vocabulary), "best-scoring"),
+            (top_scoring_mask(view.matched, vocabulary), "best-scoring"),
             (np.ones(len(kinds), dtype=bool), "all"),
         ):
             for group, members in groups.items():
-                found = count_errors(view.judged, kinds, counted, members)
+                found = count_errors(view.matched, kinds, counted, members)
                 if which == "best-scoring":
-                    rows.append(ErrorRow(view.contestant.title, group, found))
-                numbers = (f"{found.right:,}", f"{found.wrong:,}", *map(percent, found.shares))
-                table.append((view.contestant.title, group, which, *numbers))
-    if not any(row.counts.wrong for row in rows):
+                    rows.append(ErrorRow(view.entry.title, group, found))
+                numbers = (
+                    f"{found.num_correct:,}",
+                    f"{found.num_wrong:,}",
+                    *map(format_percent, found.shares),
+                )
+                table.append((view.entry.title, group, which, *numbers))
+    if not any(row.counts.num_wrong for row in rows):
         return []
     rows.sort(key=lambda row: list(groups).index(row.group))
     note = (
@@ -99,32 +103,39 @@ def by_error(comparison: Comparison, evidence: Evidence) -> list[Section]:
         " every interaction only as many best-scoring detections count as it has labelled"
         " instances."
     )
-    head = ("", "interactions", "detections", "right", "wrong", *(TITLES[k] for k in ERROR_KINDS))
+    head = (
+        "",
+        "interactions",
+        "detections",
+        "right",
+        "wrong",
+        *(ERROR_TITLES[k] for k in ERROR_KINDS),
+    )
     return [
         Section(
             "errors",
             "Kinds of errors",
             note,
             (error_bars(rows),),
-            {TITLES[name]: text for name, text in DEFINITIONS.items()},
+            {ERROR_TITLES[name]: text for name, text in ERROR_DEFINITIONS.items()},
             (Table("Errors: shares by kind in % of the wrong detections", head, tuple(table)),),
         )
     ]
 
 
-def by_confusion(comparison: Comparison, evidence: Evidence) -> list[Section]:
-    """Confusion among verbs of the first contestants; none without detections."""
+def build_confusion_sections(comparison: Comparison, inputs: ReportInputs) -> list[Section]:
+    """Confusion among verbs of the first entries; none without detections."""
     vocabulary = comparison.vocabulary
     verbs = [verb.replace("_", " ") for verb in vocabulary.verbs]
     unseen = comparison.unseen_verbs
     charts, rows = [], []
-    for place, view in enumerate(evidence.shown):
-        confusion = verb_confusion(view.judged, vocabulary)
-        if not confusion.found:
+    for place, view in enumerate(inputs.detailed):
+        confusion = compute_verb_confusion(view.matched, vocabulary)
+        if not confusion.num_found:
             continue
-        title = view.contestant.title
+        title = view.entry.title
         charts.append(confusion_matrix(confusion, verbs, unseen, title, f"confusion-{place + 1}"))
-        for labelled, said, pairs in confusion.worst(MAX_CONFUSIONS):
+        for labelled, said, pairs in confusion.most_frequent(MAX_CONFUSIONS):
             rows.append((title, verbs[labelled], verbs[said], f"{pairs:g}"))
     if not charts:
         return []
@@ -133,7 +144,7 @@ def by_confusion(comparison: Comparison, evidence: Evidence) -> list[Section]:
         " labelled verb, and the verb of the best-scoring detection that found them, in % of the"
         " row. A right verb stands in its own row; a wrong one is shared among the pair's labels."
     )
-    head = ("", "labelled", "said", "pairs")
+    head = ("", "labelled", "predicted", "pairs")
     table = Table("Most frequent confusions", head, tuple(rows))
     return [
         Section(
@@ -142,6 +153,6 @@ def by_confusion(comparison: Comparison, evidence: Evidence) -> list[Section]:
             note,
             tuple(charts),
             tables=(table,) if rows else (),
-            beside=vocabulary.num_verbs <= MOST_BESIDE,
+            side_by_side=vocabulary.num_verbs <= MAX_SIDE_BY_SIDE,
         )
     ]

@@ -11,12 +11,12 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from evaluation.analysis.comparison import Comparison, Contestant
-from evaluation.analysis.matched import Part
+from evaluation.analysis.comparison import Comparison, ComparisonEntry
+from evaluation.analysis.matched import MatchedBatch
 from evaluation.drawing.interactions import draw_annotation, draw_detections
-from evaluation.hico.matching import collect
-from evaluation.hico.nms import suppress_pairs
-from evaluation.tables import listing
+from evaluation.hico.matching import collect_triplets
+from evaluation.hico.nms import batched_pairwise_nms
+from evaluation.tables import join_names
 from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
@@ -26,7 +26,7 @@ JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class GalleryImage:
     """One drawn picture.
 
     Attributes:
@@ -44,7 +44,7 @@ class Picture:
     alt: str
 
     @cached_property
-    def source(self) -> str:
+    def data_uri(self) -> str:
         """The drawing as a data URI."""
         buffer = io.BytesIO()
         self.image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -52,99 +52,101 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Card:
-    """One test picture: ground truth, then every contestant."""
+class GalleryItem:
+    """One test picture: ground truth, then every entry."""
 
     image_id: str
-    pictures: tuple[Picture, ...]
+    images: tuple[GalleryImage, ...]
 
 
 @dataclass(frozen=True)
-class Shelf:
+class GalleryRow:
     """Pictures picked by one rule."""
 
     title: str
     rule: str
-    cards: tuple[Card, ...]
+    items: tuple[GalleryItem, ...]
 
 
 def build_gallery(
     comparison: Comparison,
     annotations: Sequence[Annotation],
-    contestants: Sequence[tuple[Contestant, Sequence[Detections]]],
-    open_picture: Callable[[str], Image.Image],
-    there: Collection[str] | None = None,
-) -> list[Shelf]:
-    """Draws ground truth beside each contestant's detections.
+    entries: Sequence[tuple[ComparisonEntry, Sequence[Detections]]],
+    load_image: Callable[[str], Image.Image],
+    available: Collection[str] | None = None,
+) -> list[GalleryRow]:
+    """Draws ground truth beside each entry's detections.
 
-    Every contestant shows its best-scoring detections after pairwise NMS, as many of unseen and as
+    Every entry shows its best-scoring detections after pairwise NMS, as many of unseen and as
     many of seen interactions as the picture has labels of. Verbs without object, which the
     protocol does not score, stay out of the pictures, and so do pictures that cannot be read.
 
     Args:
         annotations: of all test pictures.
-        contestants: with their detections; the first one's decide which pictures are best and
+        entries: with their detections; the first one's decide which pictures are best and
             worst.
-        open_picture: gives the picture of an image id.
-        there: ids of the pictures that can be opened; None for all.
+        load_image: gives the picture of an image id.
+        available: ids of the pictures that can be opened; None for all.
     """
     vocabulary, unseen = comparison.vocabulary, comparison.unseen
     held = [
-        replace(item, hois=item.hois[_scored(item, vocabulary)])
+        replace(item, hois=item.hois[_valid_mask(item, vocabulary)])
         for item in annotations
-        if there is None or item.image_id in there
+        if available is None or item.image_id in available
     ]
-    views: list[_View] = []
-    for contestant, detections in contestants:
+    views: list[_EntryDetections] = []
+    for entry, detections in entries:
         found = {item.image_id: item for item in detections}
-        kept = suppress_pairs(
-            [found.get(item.image_id) or _nothing(item.image_id) for item in held]
+        kept = batched_pairwise_nms(
+            [found.get(item.image_id) or _empty_detections(item.image_id) for item in held]
         )
-        masks = [_scored(item, vocabulary) for item in kept]
+        masks = [_valid_mask(item, vocabulary) for item in kept]
         aligned = [
             replace(item, hois=item.hois[rows], scores=item.scores[rows])
             for item, rows in zip(kept, masks, strict=True)
         ]
         numbers = np.arange(len(held))
-        said, truth = (collect(items, numbers, vocabulary) for items in (aligned, held))
-        part = Part.of(said, truth, vocabulary)
+        said, ground_truth = (
+            collect_triplets(items, numbers, vocabulary) for items in (aligned, held)
+        )
+        batch = MatchedBatch.from_triplets(said, ground_truth, vocabulary)
         ends = np.cumsum([len(item.hois) for item in aligned])
-        hits = np.zeros(ends[-1] if len(ends) else 0, dtype=bool)
-        hits[said.sources] = part.hits
+        tp_mask = np.zeros(ends[-1] if len(ends) else 0, dtype=bool)
+        tp_mask[said.source_rows] = batch.tp_mask
         views.append(
-            _View(
-                contestant,
+            _EntryDetections(
+                entry,
                 aligned,
-                np.split(hits, ends[:-1]),
-                picture_ap(part, len(held), unseen or None),
-                picture_ap(part, len(held)),
+                np.split(tp_mask, ends[:-1]),
+                per_image_ap(batch, len(held), unseen or None),
+                per_image_ap(batch, len(held)),
             )
         )
-    shelves = []
-    for title, rule, images in pick(held, *views[0].quality, vocabulary, unseen):
+    gallery_rows = []
+    for title, rule, images in select_images(held, *views[0].quality, vocabulary, unseen):
         cards = [
             card
             for index in images
-            if (card := _card(held[index], index, views, comparison, open_picture)) is not None
+            if (card := _build_item(held[index], index, views, comparison, load_image)) is not None
         ]
         if cards:
-            shelves.append(Shelf(title, rule, tuple(cards)))
-    return shelves
+            gallery_rows.append(GalleryRow(title, rule, tuple(cards)))
+    return gallery_rows
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
-    """A contestant's detections of every picture and how good they are.
+class _EntryDetections:
+    """An entry's detections of every picture and how good they are.
 
     Attributes:
-        hits: of each picture (K,) bool, which detections are right.
+        tp_mask: of each picture (K,) bool, which detections are right.
         unseen_ap, whole_ap: (N,) average precision within each picture, of its unseen
             interactions (all, where nothing is unseen) and of all.
     """
 
-    contestant: Contestant
+    entry: ComparisonEntry
     detections: list[Detections]
-    hits: list[np.ndarray]
+    tp_mask: list[np.ndarray]
     unseen_ap: np.ndarray
     whole_ap: np.ndarray
 
@@ -158,82 +160,84 @@ class _View:
         return f"AP {100 * self.whole_ap[index]:.0f}"
 
 
-def _card(
+def _build_item(
     annotation: Annotation,
     index: int,
-    views: Sequence[_View],
+    views: Sequence[_EntryDetections],
     comparison: Comparison,
-    open_picture: Callable[[str], Image.Image],
-) -> Card | None:
+    load_image: Callable[[str], Image.Image],
+) -> GalleryItem | None:
     """One picture drawn, None where it cannot be read."""
     vocabulary, unseen = comparison.vocabulary, comparison.unseen
     try:
-        image = open_picture(annotation.image_id)
+        image = load_image(annotation.image_id)
     except InputError:
         return None
-    labelled = interactions_of(annotation, vocabulary)
-    truth = draw_annotation(image, annotation, vocabulary, set(unseen), LONG_SIDE)
+    labelled = interaction_indices(annotation, vocabulary)
+    ground_truth = draw_annotation(image, annotation, vocabulary, set(unseen), LONG_SIDE)
     name = annotation.image_id
-    said = f"{name}, labelled: {_sentence(labelled, comparison)}"
-    pictures = [Picture("Ground truth", "", "truth", truth, said)]
+    said = f"{name}, labelled: {_describe_interactions(labelled, comparison)}"
+    pictures = [GalleryImage("Ground truth", "", "ground_truth", ground_truth, said)]
     has_unseen = not set(unseen).isdisjoint(labelled)
     for view in views:
         note = view.note(index, has_unseen)
-        pictures.append(_drawn(view, image, annotation, index, note, comparison))
-    return Card(name, tuple(pictures))
+        pictures.append(_draw_entry_image(view, image, annotation, index, note, comparison))
+    return GalleryItem(name, tuple(pictures))
 
 
-def _drawn(
-    view: _View,
+def _draw_entry_image(
+    view: _EntryDetections,
     image: Image.Image,
     annotation: Annotation,
     index: int,
     note: str,
     comparison: Comparison,
-) -> Picture:
+) -> GalleryImage:
     vocabulary, detections = comparison.vocabulary, view.detections[index]
-    rows = _best(annotation, detections, comparison)
+    rows = _select_detections(annotation, detections, comparison)
     top = replace(detections, hois=detections.hois[rows], scores=detections.scores[rows])
     # The best of an interaction's detections are among those shown, so that what was right about
     # the picture is right about these.
-    hits = view.hits[index][rows]
-    drawn = draw_detections(image, top, vocabulary, set(comparison.unseen), hits, LONG_SIDE)
-    said = _sentence(interactions_of(top, vocabulary), comparison, hits)
-    title = view.contestant.title
+    tp_mask = view.tp_mask[index][rows]
+    drawn = draw_detections(image, top, vocabulary, set(comparison.unseen), tp_mask, LONG_SIDE)
+    said = _describe_interactions(interaction_indices(top, vocabulary), comparison, tp_mask)
+    title = view.entry.title
     alt = f"{annotation.image_id}, {title}: {said}"
-    return Picture(title, note, view.contestant.style, drawn, alt)
+    return GalleryImage(title, note, view.entry.style, drawn, alt)
 
 
-def _best(annotation: Annotation, detections: Detections, comparison: Comparison) -> np.ndarray:
+def _select_detections(
+    annotation: Annotation, detections: Detections, comparison: Comparison
+) -> np.ndarray:
     """The rows of `detections` to show. Unseen interactions are counted apart: those that nobody
     labelled score lower, and would hide behind the second best guesses about the others."""
     labelled, found = (
-        np.isin(interactions_of(item, comparison.vocabulary), comparison.unseen)
+        np.isin(interaction_indices(item, comparison.vocabulary), comparison.unseen)
         for item in (annotation, detections)
     )
     parts = [np.flatnonzero(found == kind)[: (labelled == kind).sum()] for kind in (True, False)]
     return np.sort(np.concatenate(parts))
 
 
-def _scored(item: Annotation | Detections, vocabulary: Vocabulary) -> np.ndarray:
+def _valid_mask(item: Annotation | Detections, vocabulary: Vocabulary) -> np.ndarray:
     """(K,) bool: rows that are interactions of the vocabulary."""
-    return np.array(interactions_of(item, vocabulary), dtype=np.int64) >= 0
+    return np.array(interaction_indices(item, vocabulary), dtype=np.int64) >= 0
 
 
-def _sentence(
-    interactions: Sequence[int], comparison: Comparison, hits: np.ndarray | None = None
+def _describe_interactions(
+    interactions: Sequence[int], comparison: Comparison, tp_mask: np.ndarray | None = None
 ) -> str:
     said = []
     for row, index in enumerate(interactions):
         marks = ["unseen"] if index in comparison.unseen else []
-        if hits is not None:
-            marks.append("right" if hits[row] else "wrong")
+        if tp_mask is not None:
+            marks.append("right" if tp_mask[row] else "wrong")
         note = f" ({', '.join(marks)})" if marks else ""
         said.append(comparison.vocabulary.interaction_name(index) + note)
-    return listing(said) if said else "nothing"
+    return join_names(said) if said else "nothing"
 
 
-def _nothing(image_id: str) -> Detections:
+def _empty_detections(image_id: str) -> Detections:
     return Detections(
         image_id,
         np.zeros((0, 4), dtype=np.float32),
@@ -246,41 +250,43 @@ def _nothing(image_id: str) -> Detections:
 NUM_BEST = 3
 # A dozen in all.
 NUM_RANDOM, NUM_SEEN = 8, 4
-DRAW_SEED = 0
+SAMPLE_SEED = 0
 
 
-def picture_ap(part: Part, count: int, interactions: Collection[int] | None = None) -> np.ndarray:
+def per_image_ap(
+    batch: MatchedBatch, count: int, interactions: Collection[int] | None = None
+) -> np.ndarray:
     """Average precision within each picture, its interactions ranked together by score: the mean,
     over the labelled interactions, of the precision at the detection that is right about one (0
     where none is).
 
     Args:
-        part: the detections of all pictures.
+        batch: the detections of all pictures.
         count: N, of the pictures.
         interactions: HOI indices that count; None for all.
 
     Returns:
         (N,) float64, NaN for pictures without such an interaction.
     """
-    found, truth, hits = part.found, part.truth, part.hits
+    found, ground_truth, tp_mask = batch.detections, batch.ground_truth, batch.tp_mask
     if interactions is not None:
         wanted = np.array(sorted(interactions), dtype=np.int64)
-        truth = truth.keep(np.isin(truth.interactions, wanted))
+        ground_truth = ground_truth.keep(np.isin(ground_truth.interactions, wanted))
         rows = np.isin(found.interactions, wanted)
-        found, hits = found.keep(rows), hits[rows]
+        found, tp_mask = found.keep(rows), tp_mask[rows]
     order = np.lexsort((-found.scores, found.images))
-    found, hits = found.keep(order), hits[order]
-    num_truth = np.bincount(truth.images, minlength=count)
+    found, tp_mask = found.keep(order), tp_mask[order]
+    num_truth = np.bincount(ground_truth.images, minlength=count)
     num_found = np.bincount(found.images, minlength=count)
     first = np.cumsum(num_found) - num_found
     rank = np.arange(len(found)) - first[found.images] + 1
-    before = np.cumsum(hits) - hits
-    found_so_far = np.cumsum(hits) - np.append(before, 0)[first][found.images]
-    gains = np.bincount(found.images, hits * found_so_far / rank, minlength=count)
+    before = np.cumsum(tp_mask) - tp_mask
+    found_so_far = np.cumsum(tp_mask) - np.append(before, 0)[first][found.images]
+    gains = np.bincount(found.images, tp_mask * found_so_far / rank, minlength=count)
     return np.where(num_truth > 0, gains / np.maximum(num_truth, 1), np.nan)
 
 
-def interactions_of(item: Annotation | Detections, vocabulary: Vocabulary) -> list[int]:
+def interaction_indices(item: Annotation | Detections, vocabulary: Vocabulary) -> list[int]:
     """HOI index of every row, -1 for verbs without object and pairs that form no HOI."""
     table, labels = vocabulary.interaction_ids, item.labels
     return [
@@ -289,7 +295,7 @@ def interactions_of(item: Annotation | Detections, vocabulary: Vocabulary) -> li
     ]
 
 
-def pick(
+def select_images(
     annotations: Sequence[Annotation],
     unseen_ap: np.ndarray,
     whole_ap: np.ndarray,
@@ -304,10 +310,10 @@ def pick(
             interactions and of all; NaN where it has none.
 
     Returns:
-        title, rule and image numbers for each shelf with pictures.
+        title, rule and image numbers for each gallery row with pictures.
     """
     held_back = set(unseen)
-    actions = [interactions_of(annotation, vocabulary) for annotation in annotations]
+    actions = [interaction_indices(annotation, vocabulary) for annotation in annotations]
     able = [index for index in range(len(annotations)) if not np.isnan(whole_ap[index])]
     with_unseen = [index for index in able if held_back.intersection(actions[index])]
     pool = with_unseen or able
@@ -329,8 +335,8 @@ def pick(
 
     def drawn(candidates: list[int], number: int, taken: set[int]) -> list[int]:
         left = [index for index in candidates if index not in taken]
-        dice = np.random.default_rng(DRAW_SEED)
-        return sorted(dice.choice(left, min(number, len(left)), replace=False).tolist())
+        rng = np.random.default_rng(SAMPLE_SEED)
+        return sorted(rng.choice(left, min(number, len(left)), replace=False).tolist())
 
     random = drawn(pool, NUM_RANDOM if with_unseen else NUM_RANDOM + NUM_SEEN, set())
     best = different(best_first, set(random))
@@ -340,7 +346,7 @@ def pick(
     which = "unseen action" if with_unseen else "action"
     measured = "average precision of the unseen actions" if with_unseen else "average precision"
     ranking = f"{measured} within the picture, more labelled actions first among equals"
-    shelves = [
+    gallery_rows = [
         ("Best", f"Highest {ranking}; no {which} twice.", best),
         ("Worst", f"Lowest {ranking}; no {which} twice.", worst),
         (
@@ -355,4 +361,4 @@ def pick(
             seen_only,
         ),
     ]
-    return [shelf for shelf in shelves if shelf[2]]
+    return [gallery_row for gallery_row in gallery_rows if gallery_row[2]]

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from evaluation.analysis.class_tables import Action, ClassRow, action_rows
-from evaluation.analysis.comparison import Comparison, Contestant
+from evaluation.analysis.class_tables import ActionRow, ClassRow, build_action_rows
+from evaluation.analysis.comparison import Comparison, ComparisonEntry
 from evaluation.analysis.training_log import read_training_log
-from evaluation.report.charts.bars import MOST_NAMED, action_bars, class_bars, teacher_and_student
+from evaluation.report.charts.bars import (
+    MAX_NAMED_CLASSES,
+    action_bars,
+    class_bars,
+    teacher_student_chart,
+)
 from evaluation.report.charts.figure import Chart
-from evaluation.report.charts.plots import ap_by_training, training_curves
+from evaluation.report.charts.plots import ap_by_frequency, training_curves
 from evaluation.results import SCENARIO_KEYS, ActionResults
-from evaluation.tables import percent
+from evaluation.tables import format_percent
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Table:
     """Numbers behind a chart: caption, names of the columns, rows."""
 
     caption: str
-    head: tuple[str, ...]
+    header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
@@ -34,7 +39,7 @@ class Section:
         charts: pictures, at least one.
         terms: words that the charts use, with their meaning.
         tables: numbers behind the charts.
-        beside: the charts stand side by side where there is room.
+        side_by_side: the charts stand side by side where there is room.
     """
 
     anchor: str
@@ -43,25 +48,25 @@ class Section:
     charts: tuple[Chart, ...]
     terms: dict[str, str] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
-    beside: bool = False
+    side_by_side: bool = False
 
 
-MAX_ACTIONS = 40
+MAX_ACTION_ROWS = 40
 
 
-def by_class(comparison: Comparison, rows: Sequence[ClassRow]) -> Section:
-    """AP of every interaction of the first contestant."""
-    first = comparison.contestants[0]
+def build_class_section(comparison: Comparison, rows: Sequence[ClassRow]) -> Section:
+    """AP of every interaction of the first entry."""
+    first = comparison.entries[0]
     what = "AP of every interaction"
-    if len(rows) > MOST_NAMED:
+    if len(rows) > MAX_NAMED_CLASSES:
         what = "All interactions by falling AP, the best and the worst by name"
     note = f"{what}: {first.title}. The table below has everybody's numbers."
     return Section("classes", "Interaction by interaction", note, (class_bars(rows, first),))
 
 
-def by_training(comparison: Comparison, rows: Sequence[ClassRow]) -> list[Section]:
+def build_frequency_sections(comparison: Comparison, rows: Sequence[ClassRow]) -> list[Section]:
     """AP against the number of training instances; none where that is unknown."""
-    known = [row for row in rows if row.training is not None]
+    known = [row for row in rows if row.num_training is not None]
     if not known:
         return []
     note = "Each point is an interaction; the axis is logarithmic."
@@ -70,13 +75,13 @@ def by_training(comparison: Comparison, rows: Sequence[ClassRow]) -> list[Sectio
             " Unseen interactions stand where their labels would have put them: the labels are in"
             " the dataset, but no student had them, except where it says all labels."
         )
-    chart = ap_by_training(known, comparison.contestants)
+    chart = ap_by_frequency(known, comparison.entries)
     return [Section("frequency", "How much training data it takes", note, (chart,))]
 
 
-def by_action(comparison: Comparison) -> list[Section]:
+def build_action_sections(comparison: Comparison) -> list[Section]:
     """AP of every action, and the student beside its teacher; none without known interactions."""
-    actions, left_out = action_rows(comparison, MAX_ACTIONS)
+    actions, left_out = build_action_rows(comparison, MAX_ACTION_ROWS)
     if not actions:
         return []
     note = "★ Unseen actions first. " if comparison.unseen else ""
@@ -87,26 +92,26 @@ def by_action(comparison: Comparison) -> list[Section]:
         )
     else:
         note += "Mean AP over the objects of each action."
-    chart = action_bars(actions, comparison.contestants)
+    chart = action_bars(actions, comparison.entries)
     sections = [Section("actions", "Action by action", f"{note} {left_out}".strip(), (chart,))]
-    student, teacher = comparison.contestants[0], comparison.find("teacher")
+    student, teacher = comparison.entries[0], comparison.find("teacher")
     if teacher is not None and student is not teacher:
-        place = comparison.contestants.index(teacher)
-        everything, _ = action_rows(comparison, comparison.vocabulary.num_interactions)
-        both = [one for row in everything if None not in (one := row.of(0, place)).values]
+        place = comparison.entries.index(teacher)
+        everything, _ = build_action_rows(comparison, comparison.vocabulary.num_interactions)
+        both = [one for row in everything if None not in (one := row.select(0, place)).values]
         if not both:
             return sections
-        chart = teacher_and_student(both, student, teacher)
+        chart = teacher_student_chart(both, student, teacher)
         note = "A line between the two; where the student is right of its teacher, it is ahead."
         sections.append(Section("teacher", "Teacher and student", note, (chart,)))
     return sections
 
 
-def by_training_step(comparison: Comparison) -> list[Section]:
+def build_training_sections(comparison: Comparison) -> list[Section]:
     """Training curves of the runs that kept a log."""
     logs = [
         (one, log)
-        for one in comparison.contestants
+        for one in comparison.entries
         for result in one.results
         if (log := read_training_log(result.metrics_log)) is not None
     ]
@@ -117,12 +122,12 @@ def by_training_step(comparison: Comparison) -> list[Section]:
 
 
 # Gives an action's AP of agents, or of a role in a scenario.
-Pick = Callable[[ActionResults], float | None]
+ApGetter = Callable[[ActionResults], float | None]
 
 
-def by_role(comparison: Comparison) -> list[Section]:
+def build_vcoco_sections(comparison: Comparison) -> list[Section]:
     """Role AP and agent AP of every action of V-COCO; none without its evaluation."""
-    scored = [one for one in comparison.contestants if one.vcoco_actions()]
+    scored = [one for one in comparison.entries if one.vcoco_actions()]
     if not scored:
         return []
     actions = list(dict.fromkeys(name for one in scored for name in one.vcoco_actions()))
@@ -137,11 +142,19 @@ def by_role(comparison: Comparison) -> list[Section]:
             (
                 "roles",
                 "Role AP, scenario 1",
-                _rows(
-                    scored, [(f"{_said(a)}, {r}", a, _role(r, SCENARIO_KEYS[0])) for a, r in roles]
+                _vcoco_action_rows(
+                    scored,
+                    [
+                        (f"{_display_name(a)}, {r}", a, _role_ap(r, SCENARIO_KEYS[0]))
+                        for a, r in roles
+                    ],
                 ),
             ),
-            ("agents", "Agent AP", _rows(scored, [(_said(a), a, _agent) for a in actions])),
+            (
+                "agents",
+                "Agent AP",
+                _vcoco_action_rows(scored, [(_display_name(a), a, _agent_ap) for a in actions]),
+            ),
         )
         if bars
     ]
@@ -153,40 +166,51 @@ def by_role(comparison: Comparison) -> list[Section]:
         " answer and scenario 2 takes any."
     )
     return [
-        Section("roles", "Agents and roles", note, tuple(charts), tables=(_table(scored, actions),))
+        Section(
+            "roles",
+            "Agents and roles",
+            note,
+            tuple(charts),
+            tables=(_vcoco_table(scored, actions),),
+        )
     ]
 
 
-def _said(name: str) -> str:
+def _display_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _agent(action: ActionResults) -> float | None:
+def _agent_ap(action: ActionResults) -> float | None:
     return action.agent_ap
 
 
-def _role(role: str, scenario: str) -> Pick:
+def _role_ap(role: str, scenario: str) -> ApGetter:
     return lambda action: action.roles.get(role, {}).get(scenario)
 
 
-def _rows(scored: list[Contestant], wanted: list[tuple[str, str, Pick]]) -> list[Action]:
-    """Rows of a chart by the first contestant's AP; those nobody has a number of are left out."""
+def _vcoco_action_rows(
+    scored: list[ComparisonEntry], wanted: list[tuple[str, str, ApGetter]]
+) -> list[ActionRow]:
+    """Rows of a chart by the first entry's AP; those nobody has a number of are left out."""
     rows = [
-        Action(title, False, tuple(one.vcoco_ap(action, pick) for one in scored))
+        ActionRow(title, False, tuple(one.vcoco_ap(action, pick) for one in scored))
         for title, action, pick in wanted
     ]
     rows = [row for row in rows if any(value is not None for value in row.values)]
     return sorted(rows, key=lambda row: -(row.values[0] or 0.0))
 
 
-def _table(scored: list[Contestant], actions: list[str]) -> Table:
+def _vcoco_table(scored: list[ComparisonEntry], actions: list[str]) -> Table:
     rows = []
     for one in scored:
         for action in actions:
-            agent = percent(one.vcoco_ap(action, _agent))
+            agent = format_percent(one.vcoco_ap(action, _agent_ap))
             for place, role in enumerate(one.vcoco_roles(action) or [""]):
-                values = [percent(one.vcoco_ap(action, _role(role, key))) for key in SCENARIO_KEYS]
-                first = (one.title, _said(action), "" if place else agent)
+                values = [
+                    format_percent(one.vcoco_ap(action, _role_ap(role, key)))
+                    for key in SCENARIO_KEYS
+                ]
+                first = (one.title, _display_name(action), "" if place else agent)
                 rows.append((*first, role, *(values if role else ["", ""])))
     head = ("", "action", "agent AP", "role", "role AP, scenario 1", "role AP, scenario 2")
     return Table("V-COCO's AP of every action, in %", head, tuple(rows))

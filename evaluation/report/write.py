@@ -10,18 +10,18 @@ from PIL import Image, ImageDraw
 
 from evaluation.analysis.comparison import compare
 from evaluation.drawing.canvas import load_font
-from evaluation.report.charts.figure import Chart, require
+from evaluation.report.charts.figure import Chart, require_packages
 from evaluation.report.charts.palette import LIGHT
-from evaluation.report.gallery import Card, Shelf
-from evaluation.report.inputs import gather_evidence
+from evaluation.report.gallery import GalleryItem, GalleryRow
+from evaluation.report.inputs import load_report_inputs
 from evaluation.report.page import build_page
 from evaluation.results import Results, read_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import read_json, refuse_existing, replacing, write_json, write_text
-from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
+from pipeline.utils.files import atomic_write, read_json, refuse_existing, write_json, write_text
+from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
 
-REPORT = "report.html"
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class ReportConfig:
     overwrite: bool = False
 
     @property
-    def pictures(self) -> Path:
+    def image_folder(self) -> Path:
         """Folder for the PNG files."""
         return self.png or self.out.with_name(f"{self.out.stem}-pictures")
 
 
-def write_report(config: ReportConfig, known: Results | None = None) -> None:
+def write_report(config: ReportConfig, results_with_matches: Results | None = None) -> None:
     """Writes the report.
 
     Args:
-        known: what stands in the only results file, with the matches that it was scored by.
+        results_with_matches: what stands in the only results file, with its matches.
 
     What results point at and what is no longer there (the training log, the predictions, the
     dataset's pictures) is left out, and the page says so.
@@ -62,40 +62,42 @@ def write_report(config: ReportConfig, known: Results | None = None) -> None:
         InputError: a package of the extra `report` is missing, a file is wrong, the results do
             not belong together, or the HTML file or the folder is there already.
     """
-    require("a report", "jinja2", "matplotlib")
+    require_packages("a report", "jinja2", "matplotlib")
     refuse_existing(config.out, config.overwrite)
-    refuse_existing(config.pictures, config.overwrite)
+    refuse_existing(config.image_folder, config.overwrite)
     results = [read_results(path) for path in config.results]
-    if known is not None:
+    if results_with_matches is not None:
         (own,) = results
-        results = [replace(own, matches=known.matches)]
-    comparison = compare(results, _vocabulary(results, config.data))
-    evidence = gather_evidence(comparison, config.data)
-    page = build_page(comparison, evidence)
-    write_pictures(config.pictures, page.charts, page.shelves)
+        results = [replace(own, matches=results_with_matches.matches)]
+    comparison = compare(results, _load_vocabulary(results, config.data))
+    inputs = load_report_inputs(comparison, config.data)
+    page = build_page(comparison, inputs)
+    write_images(config.image_folder, page.charts, page.gallery_rows)
     write_text(config.out, page.html)
 
 
-def report_beside(results: Path, overwrite: bool = True, known: Results | None = None) -> str:
+def write_report_beside(
+    results: Path, overwrite: bool = True, results_with_matches: Results | None = None
+) -> str:
     """Writes a report on one evaluation beside its results file.
 
     An evaluation is worth having without its report, so nothing is raised.
 
     Args:
-        known: see `write_report`.
+        results_with_matches: see `write_report`.
 
     Returns:
         a line that says where the report is, or why there is none.
     """
-    config = ReportConfig((results,), results.with_name(REPORT), overwrite=overwrite)
+    config = ReportConfig((results,), results.with_name(REPORT_FILE), overwrite=overwrite)
     try:
-        write_report(config, known)
+        write_report(config, results_with_matches)
     except InputError as error:
         return f"no report: {error}"
     return f"report: {config.out}"
 
 
-def _vocabulary(results: Sequence[Results], data: Path | None) -> Vocabulary:
+def _load_vocabulary(results: Sequence[Results], data: Path | None) -> Vocabulary:
     """The vocabulary of the results' dataset.
 
     Raises:
@@ -109,7 +111,7 @@ def _vocabulary(results: Sequence[Results], data: Path | None) -> Vocabulary:
         if vocabulary.name != first.vocabulary:
             expected = f"the dataset's, {vocabulary.name}"
             raise bad_field(first.name, "vocabulary", expected, first.vocabulary)
-    elif first.vocabulary in SHIPPED:
+    elif first.vocabulary in BUILTIN_VOCABULARIES:
         vocabulary = load_vocabulary(first.vocabulary)
     else:
         raise InputError(
@@ -124,56 +126,58 @@ def _vocabulary(results: Sequence[Results], data: Path | None) -> Vocabulary:
     return vocabulary
 
 
-INDEX = "pictures.json"
-GAP, TEXT = 12, 16
+INDEX_FILE = "pictures.json"
+ITEM_GAP, TITLE_SIZE = 12, 16
 # Of zlib; more of it takes twice the time for a fifth fewer bytes.
-PNG_EFFORT = 2
+PNG_COMPRESS_LEVEL = 2
 
 
-def write_pictures(folder: Path, charts: Sequence[Chart], shelves: Sequence[Shelf]) -> None:
+def write_images(folder: Path, charts: Sequence[Chart], gallery_rows: Sequence[GalleryRow]) -> None:
     """Writes every chart and every test picture with its views side by side, and
     `pictures.json`: file, title and description of each.
 
     Pictures that an earlier report left in the folder go; other files stay.
     """
-    _clear(folder)
+    _remove_previous_images(folder)
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for chart in charts:
         file = f"{chart.name}.png"
-        with replacing(folder / file) as temporary:
+        with atomic_write(folder / file) as temporary:
             temporary.write_bytes(chart.png)
         entries.append({"file": file, "title": chart.title, "description": chart.alt})
-    drawn = [(shelf.title, card) for shelf in shelves for card in shelf.cards]
-    for number, (title, card) in enumerate(drawn, start=1):
+    drawn = [
+        (gallery_row.title, item) for gallery_row in gallery_rows for item in gallery_row.items
+    ]
+    for number, (title, item) in enumerate(drawn, start=1):
         file = f"picture-{number:02}.png"
-        with replacing(folder / file) as temporary:
-            side_by_side(card).save(temporary, "PNG", compress_level=PNG_EFFORT)
-        said = ". ".join(picture.alt for picture in card.pictures)
+        with atomic_write(folder / file) as temporary:
+            draw_item(item).save(temporary, "PNG", compress_level=PNG_COMPRESS_LEVEL)
+        said = ". ".join(picture.alt for picture in item.images)
         entries.append({"file": file, "title": title, "description": f"{said}."})
-    write_json(folder / INDEX, entries)
+    write_json(folder / INDEX_FILE, entries)
 
 
-def side_by_side(card: Card) -> Image.Image:
+def draw_item(item: GalleryItem) -> Image.Image:
     """The views of a test picture in a row, each under its title."""
-    font = load_font(TEXT)
-    room = TEXT + GAP
-    width = sum(picture.image.width for picture in card.pictures)
-    width += GAP * (len(card.pictures) + 1)
-    height = max(picture.image.height for picture in card.pictures) + room + GAP
+    font = load_font(TITLE_SIZE)
+    room = TITLE_SIZE + ITEM_GAP
+    width = sum(picture.image.width for picture in item.images)
+    width += ITEM_GAP * (len(item.images) + 1)
+    height = max(picture.image.height for picture in item.images) + room + ITEM_GAP
     sheet = Image.new("RGB", (width, height), LIGHT["card"])
-    pen, left = ImageDraw.Draw(sheet), GAP
-    for picture in card.pictures:
+    pen, left = ImageDraw.Draw(sheet), ITEM_GAP
+    for picture in item.images:
         title = f"{picture.title}, {picture.note}" if picture.note else picture.title
-        pen.text((left, room / 2), title, fill=LIGHT["ink"], font=font, anchor="lm")
+        pen.text((left, room / 2), title, fill=LIGHT["text"], font=font, anchor="lm")
         sheet.paste(picture.image, (left, room))
-        left += picture.image.width + GAP
+        left += picture.image.width + ITEM_GAP
     return sheet
 
 
-def _clear(folder: Path) -> None:
+def _remove_previous_images(folder: Path) -> None:
     """Removes what an earlier report wrote."""
-    index = folder / INDEX
+    index = folder / INDEX_FILE
     if not index.is_file():
         return
     try:

@@ -4,68 +4,77 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.annotations.base import Names, Place, RawImage, Reading, RepeatedImage, assemble
-from pipeline.annotations.box_form import SIDES
+from pipeline.annotations.base import (
+    DuplicateImage,
+    EntryReader,
+    ParseContext,
+    RawAnnotation,
+    UniqueImageNames,
+    build_annotation,
+)
+from pipeline.annotations.box_format import XYWH
 from pipeline.types import Annotation
 
-BOX = "four finite numbers [x, y, width, height]"
+BOX_FORMAT = "four finite numbers [x, y, width, height]"
 
 
-def parse_coco(value: dict[str, Any], reading: Reading) -> list[Annotation]:
+def parse_coco(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
     """All images of the file, in its order; crowds are left out.
 
     Raises:
-        InputError: an entry is structurally wrong, or has a blemish under `reading.strict`.
+        InputError: an entry is structurally wrong, or has an issue under `context.strict`.
     """
-    file = Place(reading.file, "file")
-    images = file.objects(value, "images")
-    names = Names(reading.file)
+    file = EntryReader(context.file, "file")
+    images = file.read_objects(value, "images")
+    names = UniqueImageNames(context.file)
     known: dict[int, dict[str, Any]] = {}
     for index, image in enumerate(images):
         field = f"images[{index}]"
-        with reading.entry():
-            number = file.whole(image.get("id"), f"{field}.id")
+        with context.catch_errors():
+            number = file.read_int(image.get("id"), f"{field}.id")
             if number in known:
-                raise RepeatedImage(str(file.wrong(f"{field}.id", "every id once", number)))
+                raise DuplicateImage(str(file.error(f"{field}.id", "every id once", number)))
             names.add(f"{field}.file_name", image.get("file_name"))
             known[number] = image
     rows_of_image: dict[int, list[tuple[int, dict[str, Any]]]] = {number: [] for number in known}
-    for index, row in enumerate(file.objects(value, "annotations")):
-        with reading.entry():
+    for index, row in enumerate(file.read_objects(value, "annotations")):
+        with context.catch_errors():
             owner = row.get("image_id")
             if not isinstance(owner, int) or owner not in known:
-                raise file.wrong(f"annotations[{index}].image_id", "the id of one of images", owner)
+                raise file.error(f"annotations[{index}].image_id", "the id of one of images", owner)
             if not row.get("iscrowd"):
                 rows_of_image[owner].append((index, row))
     annotations = []
     for number, image in known.items():
-        with reading.entry():
-            annotations.append(assemble(_raw(image, rows_of_image[number], reading), reading))
+        with context.catch_errors():
+            annotations.append(
+                build_annotation(_parse_image(image, rows_of_image[number], context), context)
+            )
     return annotations
 
 
-def _raw(
-    image: dict[str, Any], rows: list[tuple[int, dict[str, Any]]], reading: Reading
-) -> RawImage:
-    place = Place(reading.file, image["file_name"])
-    size = place.size([image.get("width"), image.get("height")], "width and height")
+def _parse_image(
+    image: dict[str, Any], rows: list[tuple[int, dict[str, Any]]], context: ParseContext
+) -> RawAnnotation:
+    reader = EntryReader(context.file, image["file_name"])
+    size = reader.read_size([image.get("width"), image.get("height")], "width and height")
     stated, boxes, labels = [], [], []
     for index, row in rows:
         field = f"annotations[{index}]"
-        stated.append(place.box(row.get("bbox"), f"{field}.bbox", BOX))
+        stated.append(reader.read_box(row.get("bbox"), f"{field}.bbox", BOX_FORMAT))
         x, y, width, height = stated[-1]
         boxes.append([x, y, x + width, y + height])
         category = row.get("category_id")
-        labels.append(reading.label(place, category, f"{field}.category_id"))
-    reading.note_boxes(stated, size, SIDES)
+        labels.append(context.read_label(reader, category, f"{field}.category_id"))
+    context.add_boxes(stated, size, XYWH)
     numbers = [index for index, _ in rows]
-    return RawImage(
-        place.image,
+    return RawAnnotation(
+        reader.image,
         boxes,
         labels,
         hois=[],
         size=size,
         box_field=lambda index: f"annotations[{numbers[index]}].bbox",
         hoi_field=str,
-        number=image["id"],
+        coco_image_id=image["id"],
     )

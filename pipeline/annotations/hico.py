@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.base import (
-    PAST_LIST,
-    Names,
-    Place,
-    RawImage,
-    Reading,
-    UnknownNumber,
-    assemble,
+    INDEX_OUT_OF_RANGE,
+    EntryReader,
+    ParseContext,
+    RawAnnotation,
+    UniqueImageNames,
+    UnknownCategory,
+    build_annotation,
 )
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 
-LISTS = ("boxes_h", "boxes_o", "object", "verb", "hoi")
+ENTRY_KEYS = ("boxes_h", "boxes_o", "object", "verb", "hoi")
 
 
 @dataclass(frozen=True)
-class Numbering:
+class CategoryMapping:
     """The file's numbers in the vocabulary's: lists of indices by the file's index.
 
     Attributes:
@@ -38,33 +38,35 @@ class Numbering:
     pairs: dict[int, tuple[int, int]]
 
 
-def parse_instances(value: dict[str, Any], reading: Reading) -> list[Annotation]:
+def parse_instances(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
     """All images with a labelled pair, in the file's order.
 
     Raises:
-        InputError: an entry is structurally wrong, or has a blemish under `reading.strict`.
+        InputError: an entry is structurally wrong, or has an issue under `context.strict`.
     """
-    file = reading.file
-    filenames = _column(value, "filenames", value["filenames"], file)
-    entries = _column(value, "annotation", filenames, file)
-    sizes = _column(value, "size", filenames, file) if "size" in value else [None] * len(entries)
-    numbering = _numbering(value, reading)
-    names = Names(file)
+    file = context.file
+    filenames = _read_column(value, "filenames", value["filenames"], file)
+    entries = _read_column(value, "annotation", filenames, file)
+    sizes = (
+        _read_column(value, "size", filenames, file) if "size" in value else [None] * len(entries)
+    )
+    mapping = _read_category_mapping(value, context)
+    names = UniqueImageNames(file)
     annotations = []
     for index, entry in enumerate(entries):
-        with reading.entry():
+        with context.catch_errors():
             name = names.add(f"filenames[{index}]", filenames[index])
             if not isinstance(entry, dict):
                 raise bad_field(file, f"{name}: annotation", "an object", entry)
-            raw = _raw(entry, sizes[index], Place(file, name), numbering, reading)
+            raw = _parse_entry(entry, sizes[index], EntryReader(file, name), mapping, context)
             if raw.hois:
-                annotations.append(assemble(raw, reading))
+                annotations.append(build_annotation(raw, context))
             else:
-                reading.unlabelled.add(raw.name)
+                context.unlabelled.add(raw.name)
     return annotations
 
 
-def _column(value: dict[str, Any], key: str, filenames: Any, file: Path) -> list[Any]:
+def _read_column(value: dict[str, Any], key: str, filenames: Any, file: Path) -> list[Any]:
     rows = value[key]
     if not isinstance(rows, list) or not rows:
         raise bad_field(file, key, "a non-empty list", rows)
@@ -73,10 +75,10 @@ def _column(value: dict[str, Any], key: str, filenames: Any, file: Path) -> list
     return rows
 
 
-def _numbering(value: dict[str, Any], reading: Reading) -> Numbering:
-    vocabulary, file = reading.vocabulary, reading.file
-    objects = _indices(value, "objects", vocabulary.objects, reading)
-    verbs = _indices(value, "verbs", vocabulary.verbs, reading)
+def _read_category_mapping(value: dict[str, Any], context: ParseContext) -> CategoryMapping:
+    vocabulary, file = context.vocabulary, context.file
+    objects = _vocabulary_indices(value, "objects", vocabulary.objects, context)
+    verbs = _vocabulary_indices(value, "verbs", vocabulary.verbs, context)
     pairs = {}
     rows = value.get("correspondence")
     if not isinstance(rows, list):
@@ -87,45 +89,51 @@ def _numbering(value: dict[str, Any], reading: Reading) -> Numbering:
             expected = f"[hoi, object below {len(objects)}, verb below {len(verbs)}]"
             raise bad_field(file, f"correspondence[{index}]", expected, row)
         pairs[row[0]] = (row[1], row[2])
-    return Numbering(objects, verbs, pairs)
+    return CategoryMapping(objects, verbs, pairs)
 
 
-def _indices(value: dict[str, Any], key: str, known: Sequence[str], reading: Reading) -> list[int]:
+def _vocabulary_indices(
+    value: dict[str, Any], key: str, known: Sequence[str], context: ParseContext
+) -> list[int]:
     """Vocabulary index of each of the file's names."""
     names = value.get(key)
     if not isinstance(names, list):
-        raise bad_field(reading.file, key, "a list of names", names)
+        raise bad_field(context.file, key, "a list of names", names)
     for index, name in enumerate(names):
         if name not in known:
-            expected = f"{key} of vocabulary {reading.vocabulary.name}"
-            raise bad_field(reading.file, f"{key}[{index}]", expected, name)
+            expected = f"{key} of vocabulary {context.vocabulary.name}"
+            raise bad_field(context.file, f"{key}[{index}]", expected, name)
     return [known.index(name) for name in names]
 
 
-def _raw(
-    entry: dict[str, Any], size: Any, place: Place, numbering: Numbering, reading: Reading
-) -> RawImage:
-    humans, targets, objects, verbs, hois = (_list(entry, key, place) for key in LISTS)
+def _parse_entry(
+    entry: dict[str, Any],
+    size: Any,
+    reader: EntryReader,
+    mapping: CategoryMapping,
+    context: ParseContext,
+) -> RawAnnotation:
+    humans, targets, objects, verbs, hois = (_read_list(entry, key, reader) for key in ENTRY_KEYS)
     count = len(hois)
-    for key, rows in zip(LISTS, (humans, targets, objects, verbs, hois), strict=True):
+    for key, rows in zip(ENTRY_KEYS, (humans, targets, objects, verbs, hois), strict=True):
         if len(rows) != count:
-            raise place.wrong(key, f"{count} entries, as many as in hoi", len(rows))
-    boxes = [place.box(box, f"boxes_h[{index}]") for index, box in enumerate(humans)]
-    boxes += [place.box(box, f"boxes_o[{index}]") for index, box in enumerate(targets)]
-    sides = None if size is None else place.size(size, "size")
-    reading.note_boxes(boxes, sides)
-    labels, rows = [reading.vocabulary.person] * count, []
+            raise reader.error(key, f"{count} entries, as many as in hoi", len(rows))
+    boxes = [reader.read_box(box, f"boxes_h[{index}]") for index, box in enumerate(humans)]
+    boxes += [reader.read_box(box, f"boxes_o[{index}]") for index, box in enumerate(targets)]
+    sides = None if size is None else reader.read_size(size, "size")
+    context.add_boxes(boxes, sides)
+    labels, rows = [context.vocabulary.person] * count, []
     for index in range(count):
-        hoi = place.whole(hois[index], f"hoi[{index}]")
-        label = place.whole(objects[index], f"object[{index}]")
-        verb = place.whole(verbs[index], f"verb[{index}]")
-        if numbering.pairs.get(hoi) != (label, verb):
+        hoi = reader.read_int(hois[index], f"hoi[{index}]")
+        label = reader.read_int(objects[index], f"object[{index}]")
+        verb = reader.read_int(verbs[index], f"verb[{index}]")
+        if mapping.pairs.get(hoi) != (label, verb):
             expected = f"the interaction of object {label} and verb {verb}, as in correspondence"
-            raise UnknownNumber(str(place.wrong(f"hoi[{index}]", expected, hoi)))
-        labels.append(numbering.objects[label])
-        rows.append((index, count + index, numbering.verbs[verb]))
-    return RawImage(
-        place.image,
+            raise UnknownCategory(str(reader.error(f"hoi[{index}]", expected, hoi)))
+        labels.append(mapping.objects[label])
+        rows.append((index, count + index, mapping.verbs[verb]))
+    return RawAnnotation(
+        reader.image,
         boxes,
         labels,
         rows,
@@ -135,123 +143,130 @@ def _raw(
     )
 
 
-def _list(entry: dict[str, Any], key: str, place: Place) -> list[Any]:
-    rows = place.value(entry, key, key, "a list")
+def _read_list(entry: dict[str, Any], key: str, reader: EntryReader) -> list[Any]:
+    rows = reader.require(entry, key, key, "a list")
     if not isinstance(rows, list):
-        raise place.wrong(key, "a list", rows)
+        raise reader.error(key, "a list", rows)
     return rows
 
 
-PARTS = {"train": "bbox_train", "test": "bbox_test"}
-CORNERS = ("x1", "y1", "x2", "y2")
+MAT_KEYS = {"train": "bbox_train", "test": "bbox_test"}
+BOX_KEYS = ("x1", "y1", "x2", "y2")
 
 
-def parse_anno_bbox(part: str, reading: Reading) -> list[Annotation]:
+def parse_anno_bbox(part: str, context: ParseContext) -> list[Annotation]:
     """All images of a part that have a visible pair, in the file's order.
 
     Raises:
-        InputError: the file cannot be read, an entry is structurally wrong, or it has a blemish
-            under `reading.strict`.
+        InputError: the file cannot be read, an entry is structurally wrong, or it has an issue
+            under `context.strict`.
     """
-    if part not in PARTS:
-        raise InputError(f"{reading.file}: part: expected {' or '.join(PARTS)}, found {part}")
-    content = _content(reading, PARTS[part])
-    actions = _actions(content, reading)
-    names = Names(reading.file)
+    if part not in MAT_KEYS:
+        raise InputError(f"{context.file}: part: expected {' or '.join(MAT_KEYS)}, found {part}")
+    content = _load_mat(context, MAT_KEYS[part])
+    actions = _read_action_table(content, context)
+    names = UniqueImageNames(context.file)
     annotations = []
-    for index, entry in enumerate(_structs(content.get(PARTS[part]))):
-        where = f"{PARTS[part]}({index + 1})"
-        with reading.entry():
+    for index, entry in enumerate(_struct_list(content.get(MAT_KEYS[part]))):
+        where = f"{MAT_KEYS[part]}({index + 1})"
+        with context.catch_errors():
             if not isinstance(entry, dict):
-                raise bad_field(reading.file, where, "a struct", entry)
-            place = Place(reading.file, names.add(f"{where}.filename", entry.get("filename")))
-            raw = _raw_mat(entry, place, actions, reading)
+                raise bad_field(context.file, where, "a struct", entry)
+            reader = EntryReader(
+                context.file, names.add(f"{where}.filename", entry.get("filename"))
+            )
+            raw = _parse_mat_entry(entry, reader, actions, context)
             if raw.hois:
-                annotations.append(assemble(raw, reading))
+                annotations.append(build_annotation(raw, context))
             else:
-                reading.unlabelled.add(raw.name)
+                context.unlabelled.add(raw.name)
     return annotations
 
 
-def _content(reading: Reading, part: str) -> dict[str, Any]:
+def _load_mat(context: ParseContext, part: str) -> dict[str, Any]:
     from scipy.io import loadmat
 
-    if not reading.file.is_file():
-        raise InputError(f"{reading.file}: no such file")
+    if not context.file.is_file():
+        raise InputError(f"{context.file}: no such file")
     try:
-        return loadmat(reading.file, simplify_cells=True, variable_names=[part, "list_action"])
+        return loadmat(context.file, simplify_cells=True, variable_names=[part, "list_action"])
     # On damaged bytes scipy's reader fails in every way a program can.
     except Exception as error:
-        raise InputError(f"{reading.file}: expected a MATLAB file, found {error}") from None
+        raise InputError(f"{context.file}: expected a MATLAB file, found {error}") from None
 
 
-def _structs(value: Any) -> list[Any]:
+def _struct_list(value: Any) -> list[Any]:
     """A struct array as a list, however many elements it has."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, np.ndarray)) else [value]
 
 
-def _actions(content: dict[str, Any], reading: Reading) -> list[tuple[int, int]]:
+def _read_action_table(content: dict[str, Any], context: ParseContext) -> list[tuple[int, int]]:
     """(verb, object) of the vocabulary for each of the file's interactions, by name."""
-    vocabulary = reading.vocabulary
+    vocabulary = context.vocabulary
     actions = []
-    for index, action in enumerate(_structs(content.get("list_action"))):
+    for index, action in enumerate(_struct_list(content.get("list_action"))):
         row = action if isinstance(action, dict) else {}
         verb, noun = str(row.get("vname")), str(row.get("nname"))
         if verb not in vocabulary.verbs or noun not in vocabulary.objects:
             expected = f"vname and nname of vocabulary {vocabulary.name}"
             found = f"{verb} {noun}"
-            raise bad_field(reading.file, f"list_action({index + 1})", expected, found)
+            raise bad_field(context.file, f"list_action({index + 1})", expected, found)
         actions.append((vocabulary.verbs.index(verb), vocabulary.objects.index(noun)))
     if not actions:
-        raise bad_field(reading.file, "list_action", "the table of interactions", "none")
+        raise bad_field(context.file, "list_action", "the table of interactions", "none")
     return actions
 
 
-def _raw_mat(
-    entry: dict[str, Any], place: Place, actions: list[tuple[int, int]], reading: Reading
-) -> RawImage:
+def _parse_mat_entry(
+    entry: dict[str, Any],
+    reader: EntryReader,
+    actions: list[tuple[int, int]],
+    context: ParseContext,
+) -> RawAnnotation:
     size = entry.get("size")
     if not isinstance(size, dict):
-        raise place.wrong("size", "a struct with width and height", size)
-    whole = [_whole(size.get(key), f"size.{key}", place) for key in ("width", "height")]
-    sides = place.size(whole, "size")
+        raise reader.error("size", "a struct with width and height", size)
+    whole = [_read_int(size.get(key), f"size.{key}", reader) for key in ("width", "height")]
+    sides = reader.read_size(whole, "size")
     boxes: list[list[float]] = []
     labels: list[int] = []
     hois: list[tuple[int, int, int]] = []
     box_fields: list[str] = []
     hoi_fields: list[str] = []
-    for number, hoi in enumerate(_structs(entry.get("hoi")), 1):
+    for number, hoi in enumerate(_struct_list(entry.get("hoi")), 1):
         field = f"hoi({number})"
         if not isinstance(hoi, dict):
-            raise place.wrong(field, "a struct", hoi)
-        if _whole(hoi.get("invis"), f"{field}.invis", place):
+            raise reader.error(field, "a struct", hoi)
+        if _read_int(hoi.get("invis"), f"{field}.invis", reader):
             continue
-        action = _whole(hoi.get("id"), f"{field}.id", place)
+        action = _read_int(hoi.get("id"), f"{field}.id", reader)
         if not 1 <= action <= len(actions):
             expected = f"a row of list_action, 1 to {len(actions)}"
-            raise UnknownNumber(str(place.wrong(f"{field}.id", expected, action)))
+            raise UnknownCategory(str(reader.error(f"{field}.id", expected, action)))
         verb, label = actions[action - 1]
-        humans = _boxes(hoi.get("bboxhuman"), f"{field}.bboxhuman", place)
-        targets = _boxes(hoi.get("bboxobject"), f"{field}.bboxobject", place)
-        rows = _connections(hoi.get("connection"), f"{field}.connection", place)
+        humans = _read_boxes(hoi.get("bboxhuman"), f"{field}.bboxhuman", reader)
+        targets = _read_boxes(hoi.get("bboxobject"), f"{field}.bboxobject", reader)
+        rows = _read_connections(hoi.get("connection"), f"{field}.connection", reader)
         offset = len(boxes)
         for row, (human, target) in enumerate(rows, 1):
             where = f"{field}.connection({row})"
             if not (1 <= human <= len(humans) and 1 <= target <= len(targets)):
                 expected = f"[human, object] from 1 to [{len(humans)}, {len(targets)}]"
-                reading.blemish(PAST_LIST, place.image, where, expected, [human, target])
+                context.add_issue(
+                    INDEX_OUT_OF_RANGE, reader.image, where, expected, [human, target]
+                )
                 continue
             hois.append((offset + human - 1, offset + len(humans) + target - 1, verb))
             hoi_fields.append(where)
         boxes += humans + targets
-        labels += [reading.vocabulary.person] * len(humans) + [label] * len(targets)
+        labels += [context.vocabulary.person] * len(humans) + [label] * len(targets)
         box_fields += [f"{field}.bboxhuman({i + 1})" for i in range(len(humans))]
         box_fields += [f"{field}.bboxobject({i + 1})" for i in range(len(targets))]
-    reading.note_boxes(boxes, sides)
-    return RawImage(
-        place.image,
+    context.add_boxes(boxes, sides)
+    return RawAnnotation(
+        reader.image,
         boxes,
         labels,
         hois,
@@ -261,26 +276,26 @@ def _raw_mat(
     )
 
 
-def _boxes(value: Any, field: str, place: Place) -> list[list[float]]:
+def _read_boxes(value: Any, field: str, reader: EntryReader) -> list[list[float]]:
     boxes = []
-    for index, box in enumerate(_structs(value), 1):
+    for index, box in enumerate(_struct_list(value), 1):
         if not isinstance(box, dict):
-            raise place.wrong(f"{field}({index})", "a struct with x1, x2, y1, y2", box)
-        boxes.append(place.box([box.get(key) for key in CORNERS], f"{field}({index})"))
+            raise reader.error(f"{field}({index})", "a struct with x1, x2, y1, y2", box)
+        boxes.append(reader.read_box([box.get(key) for key in BOX_KEYS], f"{field}({index})"))
     return boxes
 
 
-def _connections(value: Any, field: str, place: Place) -> list[tuple[int, int]]:
+def _read_connections(value: Any, field: str, reader: EntryReader) -> list[tuple[int, int]]:
     """Rows of (human, object), counted from 1."""
     table = np.asarray(value)
     whole = table.dtype.kind in "iuf" and np.array_equal(table, np.trunc(table))
     if not whole or table.size % 2:
-        raise place.wrong(field, "rows of two box numbers", value)
+        raise reader.error(field, "rows of two box numbers", value)
     return [(int(row[0]), int(row[1])) for row in table.reshape(-1, 2)]
 
 
-def _whole(value: Any, field: str, place: Place) -> int:
+def _read_int(value: Any, field: str, reader: EntryReader) -> int:
     """A whole number; MATLAB keeps most of them as floats."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return place.whole(value, field)
+    return reader.read_int(value, field)

@@ -12,79 +12,79 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.annotations.base import (
-    NO_INTERACTION_OF,
-    Names,
-    Place,
-    RawImage,
-    Reading,
-    UnknownNumber,
-    assemble,
+    UNKNOWN_INTERACTION,
+    EntryReader,
+    ParseContext,
+    RawAnnotation,
+    UniqueImageNames,
+    UnknownCategory,
+    build_annotation,
 )
 from pipeline.types import Annotation
 from pipeline.utils.errors import bad_field
 from pipeline.vocabulary import Vocabulary
 
 # Fewer labels tell nothing about the whole file.
-ENOUGH_LABELS = 20
+MIN_LABELS = 20
 
 
-def parse_hoia(value: list[Any], reading: Reading) -> list[Annotation]:
+def parse_hoia(value: list[Any], context: ParseContext) -> list[Annotation]:
     """All images of the file, in its order, those without a box too.
 
     Raises:
-        InputError: an entry is structurally wrong, or has a blemish under `reading.strict`.
+        InputError: an entry is structurally wrong, or has an issue under `context.strict`.
     """
     if not value:
-        raise bad_field(reading.file, "file", "an entry for each image", "an empty list")
-    names = Names(reading.file)
+        raise bad_field(context.file, "file", "an entry for each image", "an empty list")
+    names = UniqueImageNames(context.file)
     annotations = []
     for index, entry in enumerate(value):
         where = f"entry {index}"
-        with reading.entry():
+        with context.catch_errors():
             if not isinstance(entry, dict):
-                raise bad_field(reading.file, where, "an object", entry)
+                raise bad_field(context.file, where, "an object", entry)
             name = names.add(f"{where}: file_name", entry.get("file_name"))
-            annotations.append(assemble(_raw(entry, name, reading), reading))
-    with reading.entry():
-        _check_numbering(annotations, reading)
+            annotations.append(build_annotation(_parse_entry(entry, name, context), context))
+    with context.catch_errors():
+        _check_numbering(annotations, context)
     return annotations
 
 
-def _check_numbering(annotations: list[Annotation], reading: Reading) -> None:
+def _check_numbering(annotations: list[Annotation], context: ParseContext) -> None:
     """Verbs that are one off are no outlandish numbers, but they hardly ever go with the objects.
 
     Raises:
         InputError: most labels with an object are no interaction of the vocabulary.
     """
-    dropped = reading.blemishes[NO_INTERACTION_OF]
+    dropped = context.issues[UNKNOWN_INTERACTION]
     total = dropped + sum(int((item.hois[:, 1] >= 0).sum()) for item in annotations)
-    if total >= ENOUGH_LABELS and 2 * dropped > total:
-        first = reading.vocabulary.first_verb
-        expected = f"interactions of {reading.vocabulary.name}, with verbs counted from {first}"
+    if total >= MIN_LABELS and 2 * dropped > total:
+        first = context.vocabulary.first_verb_id
+        expected = f"interactions of {context.vocabulary.name}, with verbs counted from {first}"
         found = f"{dropped} of {total} that are none; are they counted from {1 - first}?"
-        raise UnknownNumber(str(bad_field(reading.file, "hoi_annotation", expected, found)))
+        raise UnknownCategory(str(bad_field(context.file, "hoi_annotation", expected, found)))
 
 
-def _raw(entry: dict[str, Any], name: str, reading: Reading) -> RawImage:
-    place, vocabulary = Place(reading.file, name), reading.vocabulary
+def _parse_entry(entry: dict[str, Any], name: str, context: ParseContext) -> RawAnnotation:
+    reader, vocabulary = EntryReader(context.file, name), context.vocabulary
     size = None
     if entry.get("width") is not None or entry.get("height") is not None:
-        size = place.size([entry.get("width"), entry.get("height")], "width and height")
+        size = reader.read_size([entry.get("width"), entry.get("height")], "width and height")
     boxes, labels = [], []
-    for index, row in enumerate(place.objects(entry, "annotations")):
+    for index, row in enumerate(reader.read_objects(entry, "annotations")):
         field = f"annotations[{index}]"
-        boxes.append(place.box(row.get("bbox"), f"{field}.bbox"))
-        labels.append(reading.label(place, row.get("category_id"), f"{field}.category_id"))
-    reading.note_boxes(boxes, size)
+        boxes.append(reader.read_box(row.get("bbox"), f"{field}.bbox"))
+        labels.append(context.read_label(reader, row.get("category_id"), f"{field}.category_id"))
+    context.add_boxes(boxes, size)
     hois = []
-    for index, row in enumerate(place.objects(entry, "hoi_annotation")):
+    for index, row in enumerate(reader.read_objects(entry, "hoi_annotation")):
         field = f"hoi_annotation[{index}]"
-        human = place.whole(row.get("subject_id"), f"{field}.subject_id", "a box number")
-        target = place.whole(row.get("object_id"), f"{field}.object_id", "a box number")
-        with reading.entry():
-            verb = _verb(row.get("category_id"), f"{field}.category_id", place, vocabulary)
+        human = reader.read_int(row.get("subject_id"), f"{field}.subject_id", "a box number")
+        target = reader.read_int(row.get("object_id"), f"{field}.object_id", "a box number")
+        with context.catch_errors():
+            verb = _verb_index(row.get("category_id"), f"{field}.category_id", reader, vocabulary)
             hois.append((human, target, verb))
-    return RawImage(
+    return RawAnnotation(
         name,
         boxes,
         labels,
@@ -95,12 +95,12 @@ def _raw(entry: dict[str, Any], name: str, reading: Reading) -> RawImage:
     )
 
 
-def _verb(number: Any, field: str, place: Place, vocabulary: Vocabulary) -> int:
+def _verb_index(number: Any, field: str, reader: EntryReader, vocabulary: Vocabulary) -> int:
     """0-based verb of the file's number."""
-    first = vocabulary.first_verb
+    first = vocabulary.first_verb_id
     last = first + vocabulary.num_verbs - 1
     expected = f"a verb of {vocabulary.name} from {first} to {last}"
-    if not first <= place.whole(number, field, expected) <= last:
+    if not first <= reader.read_int(number, field, expected) <= last:
         counts = "0; does this file count verbs from 0?" if number == 0 else number
-        raise UnknownNumber(str(place.wrong(field, expected, counts)))
+        raise UnknownCategory(str(reader.error(field, expected, counts)))
     return number - first

@@ -17,15 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.annotations.base import NO_AREA, NO_PERSON, Names, Place, RawImage, Reading, assemble
-from pipeline.annotations.box_form import SIDES
+from pipeline.annotations.base import (
+    EMPTY_BOX,
+    SUBJECT_NOT_PERSON,
+    EntryReader,
+    ParseContext,
+    RawAnnotation,
+    UniqueImageNames,
+    build_annotation,
+)
+from pipeline.annotations.box_format import XYWH
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_file, sha256_of_json
 
-NO_SUCH_ROLE = "role objects that are no box of the image (taken as none)"
-BOX = "four finite numbers [x, y, width, height]"
-NOBODY_SAID = -1
+UNKNOWN_ROLE_BOX = "role objects that are no box of the image (taken as none)"
+BOX_FORMAT = "four finite numbers [x, y, width, height]"
+UNLABELLED = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +45,10 @@ class VcocoImage:
         name: file name.
         boxes: (N, 4) float32 xyxy pixels.
         categories: (N,) int64, COCO's category ids.
-        people, crowds: (N,) bool.
-        does: (N, A) int8, 1 where the person does the action, 0 where not, -1 where nobody said.
-        roles: (N, A, R) int64, the role's box, -1 for none.
+        is_person, is_crowd: (N,) bool.
+        action_labels: (N, A) int8, 1 where the person does the action, 0 where not, -1 where
+            unlabelled.
+        role_boxes: (N, A, R) int64, the role's box, -1 for none.
         size: width and height in pixels.
     """
 
@@ -47,59 +56,59 @@ class VcocoImage:
     name: str
     boxes: np.ndarray
     categories: np.ndarray
-    people: np.ndarray
-    crowds: np.ndarray
-    does: np.ndarray
-    roles: np.ndarray
+    is_person: np.ndarray
+    is_crowd: np.ndarray
+    action_labels: np.ndarray
+    role_boxes: np.ndarray
     size: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class VcocoTruth:
+class VcocoGroundTruth:
     """The annotations of a part.
 
     Attributes:
         actions: names and roles, in the file's order.
         images: those of the id list, in its order.
-        others: number by name of the COCO file's images outside the part.
+        other_image_ids: number by name of the COCO file's images outside the part.
     """
 
     actions: tuple[VcocoAction, ...]
     images: tuple[VcocoImage, ...]
-    others: dict[str, int]
+    other_image_ids: dict[str, int]
 
 
-def read_vcoco(files: VcocoFiles, reading: Reading) -> VcocoTruth:
+def read_vcoco(files: VcocoFiles, context: ParseContext) -> VcocoGroundTruth:
     """Reads the files of a part.
 
     Raises:
         InputError: a file is missing, an entry is structurally wrong, the files do not belong
-            together, or there is a blemish under `reading.strict`.
+            together, or there is an issue under `context.strict`.
     """
     table = read_actions(files.actions)
-    ids = read_ids(files.ids) if files.ids else sorted(table.image_ids)
+    ids = read_image_ids(files.ids) if files.ids else sorted(table.image_ids)
     for number in ids:
         if number not in table.image_ids:
             expected = f"images of {files.actions}"
             raise bad_field(files.ids, "file", expected, f"image {number}, which it lacks")
-    coco = _Coco(read_json(files.instances), files, set(ids))
+    coco = CocoInstances(read_json(files.instances), files, set(ids))
     for number in ids:
         if number not in coco.images:
             expected = f"image {number}, of which {files.actions} speaks"
             raise bad_field(files.instances, "images", expected, "no such image")
     images = []
     for number in ids:
-        with reading.entry():
-            images.append(_image(coco.images[number], coco, table, reading))
-    with reading.entry():
-        reading.check_form()
+        with context.catch_errors():
+            images.append(_build_image(coco.images[number], coco, table, context))
+    with context.catch_errors():
+        context.check_format()
     named = {image["file_name"]: number for number, image in coco.images.items()}
     inside = {image.name for image in images}
     others = {name: number for name, number in named.items() if name not in inside}
-    return VcocoTruth(table.actions, tuple(images), others)
+    return VcocoGroundTruth(table.actions, tuple(images), others)
 
 
-def annotations_of(truth: VcocoTruth, reading: Reading) -> list[Annotation]:
+def vcoco_annotations(truth: VcocoGroundTruth, context: ParseContext) -> list[Annotation]:
     """One annotation an image, in a vocabulary that has a verb for every action and role.
 
     A person who does an action without an object for a role has object -1 there. Crowds are left
@@ -108,20 +117,24 @@ def annotations_of(truth: VcocoTruth, reading: Reading) -> list[Annotation]:
     Raises:
         InputError: the vocabulary lacks an action, a role or an object.
     """
-    verbs = _verbs(truth.actions, reading)
+    verbs = _verbs_by_role(truth.actions, context)
     annotations = []
     for image in truth.images:
-        used = np.unique(image.roles[image.roles >= 0])
-        kept = np.flatnonzero(~image.crowds | np.isin(np.arange(len(image.boxes)), used))
+        used = np.unique(image.role_boxes[image.role_boxes >= 0])
+        kept = np.flatnonzero(~image.is_crowd | np.isin(np.arange(len(image.boxes)), used))
         number = {int(row): index for index, row in enumerate(kept)}
-        place = Place(reading.file, image.name)
-        labels = [reading.label(place, int(image.categories[row]), "category_id") for row in kept]
+        reader = EntryReader(context.file, image.name)
+        labels = [
+            context.read_label(reader, int(image.categories[row]), "category_id") for row in kept
+        ]
         hois = []
-        for row, action in np.argwhere(image.does == 1).tolist():
-            targets = image.roles[row, action, : len(truth.actions[action].roles)].tolist() or [-1]
+        for row, action in np.argwhere(image.action_labels == 1).tolist():
+            targets = image.role_boxes[
+                row, action, : len(truth.actions[action].roles)
+            ].tolist() or [-1]
             for verb, target in zip(verbs[action], targets, strict=True):
                 hois.append((number[row], number.get(target, -1), verb))
-        raw = RawImage(
+        raw = RawAnnotation(
             image.name,
             image.boxes[kept].tolist(),
             labels,
@@ -130,13 +143,13 @@ def annotations_of(truth: VcocoTruth, reading: Reading) -> list[Annotation]:
             box_field=lambda index: f"box {index}",
             hoi_field=lambda index: f"action {index}",
         )
-        annotations.append(assemble(raw, reading))
+        annotations.append(build_annotation(raw, context))
     return annotations
 
 
-def _verbs(actions: tuple[VcocoAction, ...], reading: Reading) -> list[list[int]]:
+def _verbs_by_role(actions: tuple[VcocoAction, ...], context: ParseContext) -> list[list[int]]:
     """The vocabulary's verb for each role of each action, or for the action where it has none."""
-    vocabulary = reading.vocabulary
+    vocabulary = context.vocabulary
     table = {entry["action"]: entry for entry in vocabulary.roles}
     verbs = []
     for action in actions:
@@ -147,110 +160,118 @@ def _verbs(actions: tuple[VcocoAction, ...], reading: Reading) -> list[list[int]
                 f"actions and roles of vocabulary {vocabulary.name} ({known or 'it has none'})"
             )
             found = f"{action.name} {list(action.roles)}"
-            raise bad_field(reading.file, "action_name", expected, found)
+            raise bad_field(context.file, "action_name", expected, found)
         by_role = dict(zip(entry["roles"] or [AGENT], entry["verbs"], strict=True))
         names = [by_role[role] for role in action.roles or (AGENT,)]
         verbs.append([vocabulary.verbs.index(name) for name in names])
     return verbs
 
 
-class _Coco:
+class CocoInstances:
     """COCO's images by id, and the annotations of the part's images."""
 
     def __init__(self, value: Any, files: VcocoFiles, wanted: set[int]) -> None:
-        self.place = Place(files.instances, "file")
+        self.reader = EntryReader(files.instances, "file")
         if not isinstance(value, dict):
-            raise self.place.wrong("file", "an object with images and annotations", value)
-        names = Names(files.instances)
+            raise self.reader.error("file", "an object with images and annotations", value)
+        names = UniqueImageNames(files.instances)
         self.images: dict[int, dict[str, Any]] = {}
-        for index, image in enumerate(self.place.objects(value, "images")):
-            number = self.place.whole(image.get("id"), f"images[{index}].id")
+        for index, image in enumerate(self.reader.read_objects(value, "images")):
+            number = self.reader.read_int(image.get("id"), f"images[{index}].id")
             names.add(f"images[{index}].file_name", image.get("file_name"))
             self.images[number] = image
-        categories = enumerate(self.place.objects(value, "categories"))
+        categories = enumerate(self.reader.read_objects(value, "categories"))
         self.people = [
-            self.place.whole(row.get("id"), f"categories[{index}].id")
+            self.reader.read_int(row.get("id"), f"categories[{index}].id")
             for index, row in categories
             if row.get("name") == "person"
         ]
         self.rows: dict[int, list[tuple[str, dict[str, Any]]]] = {number: [] for number in wanted}
-        for index, row in enumerate(self.place.objects(value, "annotations")):
+        for index, row in enumerate(self.reader.read_objects(value, "annotations")):
             owner = row.get("image_id")
             if owner in self.rows:
                 self.rows[owner].append((f"annotations[{index}]", row))
 
 
-def _image(image: dict[str, Any], coco: _Coco, table: ActionTable, reading: Reading) -> VcocoImage:
-    place = Place(coco.place.file, image["file_name"])
-    width, height = place.size([image.get("width"), image.get("height")], "width and height")
+def _build_image(
+    image: dict[str, Any], coco: CocoInstances, table: ActionTable, context: ParseContext
+) -> VcocoImage:
+    reader = EntryReader(coco.reader.file, image["file_name"])
+    width, height = reader.read_size([image.get("width"), image.get("height")], "width and height")
     edge = np.array([width, height, width, height]) - 1.0
     boxes, rows, numbers, categories = [], [], [], []
     for field, row in coco.rows[image["id"]]:
         if row.get("ignore") == 1:
             continue
-        x, y, w, h = place.box(row.get("bbox"), f"{field}.bbox", BOX)
-        reading.note_boxes([[x, y, w, h]], (width, height), SIDES)
+        x, y, w, h = reader.read_box(row.get("bbox"), f"{field}.bbox", BOX_FORMAT)
+        context.add_boxes([[x, y, w, h]], (width, height), XYWH)
         box = np.clip([x, y, x + max(0.0, w - 1), y + max(0.0, h - 1)], 0, edge)
-        if _area(row, w * h, field, place) <= 0 or box[2] <= box[0] or box[3] <= box[1]:
-            reading.blemish(NO_AREA, place.image, f"{field}.bbox", "an area", row.get("bbox"))
+        if _segment_area(row, w * h, field, reader) <= 0 or box[2] <= box[0] or box[3] <= box[1]:
+            context.add_issue(EMPTY_BOX, reader.image, f"{field}.bbox", "an area", row.get("bbox"))
             continue
         boxes.append(box)
         rows.append(row)
-        numbers.append(place.whole(row.get("id"), f"{field}.id"))
-        categories.append(place.whole(row.get("category_id"), f"{field}.category_id"))
+        numbers.append(reader.read_int(row.get("id"), f"{field}.id"))
+        categories.append(reader.read_int(row.get("category_id"), f"{field}.category_id"))
     count, most = len(rows), max(len(action.roles) for action in table.actions)
     found = VcocoImage(
         id=image["id"],
-        name=place.image,
+        name=reader.image,
         boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         categories=np.array(categories, dtype=np.int64),
-        people=np.isin(categories, coco.people),
-        crowds=np.array([bool(row.get("iscrowd")) for row in rows], dtype=bool),
-        does=np.full((count, len(table.actions)), NOBODY_SAID, dtype=np.int8),
-        roles=np.full((count, len(table.actions), most), -1, dtype=np.int64),
+        is_person=np.isin(categories, coco.people),
+        is_crowd=np.array([bool(row.get("iscrowd")) for row in rows], dtype=bool),
+        action_labels=np.full((count, len(table.actions)), UNLABELLED, dtype=np.int8),
+        role_boxes=np.full((count, len(table.actions), most), -1, dtype=np.int64),
         size=(width, height),
     )
     row_of = {number: index for index, number in enumerate(numbers)}
-    _fill(found, row_of, table, Place(reading.file, place.image), reading)
+    _fill_actions(found, row_of, table, EntryReader(context.file, reader.image), context)
     return found
 
 
-def _area(row: dict[str, Any], area: float, field: str, place: Place) -> float:
+def _segment_area(row: dict[str, Any], area: float, field: str, reader: EntryReader) -> float:
     """The segment's area; the box's where the file does not say."""
     found = row.get("area", area)
     if not isinstance(found, (int, float)):
-        raise place.wrong(f"{field}.area", "a number", found)
+        raise reader.error(f"{field}.area", "a number", found)
     return float(found)
 
 
-def _fill(
-    image: VcocoImage, row_of: dict[int, int], table: ActionTable, place: Place, reading: Reading
+def _fill_actions(
+    image: VcocoImage,
+    row_of: dict[int, int],
+    table: ActionTable,
+    reader: EntryReader,
+    context: ParseContext,
 ) -> None:
-    """Writes what the actions file says about the image's people into `does` and `roles`."""
-    for number in table.people_of[image.id]:
+    """Fills `action_labels` and `role_boxes` from the actions file."""
+    for number in table.people_by_image[image.id]:
         row = row_of.get(number)
-        if row is None or not image.people[row]:
+        if row is None or not image.is_person[row]:
             kind, expected = (
-                (NO_AREA, "a box of COCO with an area")
+                (EMPTY_BOX, "a box of COCO with an area")
                 if row is None
-                else (NO_PERSON, "a person as agent")
+                else (SUBJECT_NOT_PERSON, "a person as agent")
             )
-            reading.blemish(kind, place.image, "ann_id", expected, number)
+            context.add_issue(kind, reader.image, "ann_id", expected, number)
             continue
-        image.does[row] = 0
-        for action, objects in table.done_by(number):
-            image.does[row, action] = 1
+        image.action_labels[row] = 0
+        for action, objects in table.actions_of(number):
+            image.action_labels[row, action] = 1
             for role, target in enumerate(objects):
                 if target in row_of:
-                    image.roles[row, action, role] = row_of[target]
+                    image.role_boxes[row, action, role] = row_of[target]
                 elif target:
                     name = table.actions[action].name
                     where = f"{name}: role_object_id"
-                    reading.blemish(NO_SUCH_ROLE, place.image, where, "a box of COCO", target)
+                    context.add_issue(
+                        UNKNOWN_ROLE_BOX, reader.image, where, "a box of COCO", target
+                    )
 
 
 AGENT = "agent"
-COLUMNS = ("image_id", "ann_id", "label")
+PERSON_COLUMNS = ("image_id", "ann_id", "label")
 
 
 @dataclass(frozen=True)
@@ -267,25 +288,25 @@ class ActionTable:
     Attributes:
         actions: in the file's order.
         image_ids: images with annotated people.
-        people_of: ids of COCO's annotations of the annotated people by image.
+        people_by_image: ids of COCO's annotations of the annotated people by image.
     """
 
     def __init__(self, actions: list[VcocoAction]) -> None:
         self.actions = tuple(actions)
-        self.people_of: dict[int, list[int]] = defaultdict(list)
-        self._done: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+        self.people_by_image: dict[int, list[int]] = defaultdict(list)
+        self._actions_by_person: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
 
     @property
     def image_ids(self) -> set[int]:
-        return set(self.people_of)
+        return set(self.people_by_image)
 
     def add(self, action: int, person: int, objects: tuple[int, ...]) -> None:
         """Notes that a person does an action with the objects of its roles, 0 for none."""
-        self._done[person].append((action, objects))
+        self._actions_by_person[person].append((action, objects))
 
-    def done_by(self, person: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def actions_of(self, person: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Actions of a person, each with the objects of its roles."""
-        return iter(self._done.get(person, ()))
+        return iter(self._actions_by_person.get(person, ()))
 
 
 def read_actions(path: Path) -> ActionTable:
@@ -297,11 +318,13 @@ def read_actions(path: Path) -> ActionTable:
     value = read_json(path)
     if not isinstance(value, list) or not value:
         raise bad_field(path, "file", "V-COCO's list of actions", value)
-    actions = [_action(path, index, entry) for index, entry in enumerate(value)]
+    actions = [_read_action(path, index, entry) for index, entry in enumerate(value)]
     table = ActionTable(actions)
     first: dict[int, int] = {}
     for index, (action, entry) in enumerate(zip(actions, value, strict=True)):
-        images, people, labels = (_numbers(path, action.name, entry, key) for key in COLUMNS)
+        images, people, labels = (
+            _read_int_column(path, action.name, entry, key) for key in PERSON_COLUMNS
+        )
         if len(people) != len(images) or len(labels) != len(images):
             expected = f"{len(images)} entries each, as many as in image_id"
             found = f"{len(people)} and {len(labels)}"
@@ -315,11 +338,11 @@ def read_actions(path: Path) -> ActionTable:
         if index == 0:
             first = owner
             for person, image in owner.items():
-                table.people_of[image].append(person)
+                table.people_by_image[image].append(person)
         elif owner != first:
             expected = f"the people of {actions[0].name}"
             raise bad_field(path, f"{action.name}: ann_id", expected, "others")
-        objects = _objects(path, action, entry, people)
+        objects = _read_role_objects(path, action, entry, people)
         for row in np.flatnonzero(labels == 1):
             table.add(index, int(people[row]), tuple(objects[row].tolist()))
     if not first:
@@ -327,7 +350,7 @@ def read_actions(path: Path) -> ActionTable:
     return table
 
 
-def _action(path: Path, index: int, entry: Any) -> VcocoAction:
+def _read_action(path: Path, index: int, entry: Any) -> VcocoAction:
     row = entry if isinstance(entry, dict) else {}
     name, roles = row.get("action_name"), row.get("role_name")
     if not isinstance(name, str) or not name:
@@ -338,7 +361,7 @@ def _action(path: Path, index: int, entry: Any) -> VcocoAction:
     return VcocoAction(name, tuple(roles[1:]))
 
 
-def _numbers(path: Path, name: str, entry: dict[str, Any], key: str) -> np.ndarray:
+def _read_int_column(path: Path, name: str, entry: dict[str, Any], key: str) -> np.ndarray:
     """A column of whole numbers; the files have them as a list or as a list of lists of one."""
     rows = entry.get(key)
     try:
@@ -352,11 +375,11 @@ def _numbers(path: Path, name: str, entry: dict[str, Any], key: str) -> np.ndarr
     return column.reshape(-1).astype(np.int64)
 
 
-def _objects(
+def _read_role_objects(
     path: Path, action: VcocoAction, entry: dict[str, Any], people: np.ndarray
 ) -> np.ndarray:
     """(N, R) COCO's annotations of the role objects, 0 for none."""
-    flat = _numbers(path, action.name, entry, "role_object_id")
+    flat = _read_int_column(path, action.name, entry, "role_object_id")
     count = 1 + len(action.roles)
     if len(flat) != count * len(people):
         expected = f"{count * len(people)} entries, {count} for each of {len(people)} people"
@@ -364,9 +387,9 @@ def _objects(
     return flat.reshape(count, -1).T[:, 1:]
 
 
-INSTANCES = "instances_vcoco_all_2014.json"
+INSTANCES_NAME = "instances_vcoco_all_2014.json"
 # Where people keep the other files, seen from the actions file's folder.
-FOLDERS = ("", "..", "splits", "../splits", "annotations", "../annotations")
+SEARCH_FOLDERS = ("", "..", "splits", "../splits", "annotations", "../annotations")
 
 
 @dataclass(frozen=True)
@@ -389,7 +412,7 @@ class VcocoFiles:
         return sha256_of_json([path and sha256_of_file(path) for path in paths])
 
 
-def vcoco_files(
+def find_vcoco_files(
     actions: Path | str, instances: Path | None = None, ids: Path | None = None
 ) -> VcocoFiles:
     """The files that belong to an actions file; those not named are looked for around it.
@@ -399,18 +422,18 @@ def vcoco_files(
     """
     actions = Path(actions)
     coco = "instances_val2014.json" if "test" in actions.stem else "instances_train2014.json"
-    instances = instances or _around(actions, (INSTANCES, coco))
+    instances = instances or _find_near(actions, (INSTANCES_NAME, coco))
     if instances is None:
         raise InputError(
-            f"{actions}: instances: expected COCO's boxes in {INSTANCES} or {coco} near this file,"
-            " found neither; name the file"
+            f"{actions}: instances: expected COCO's boxes in {INSTANCES_NAME} or {coco} near"
+            " this file, found neither; name the file"
         )
-    return VcocoFiles(actions, instances, ids or _around(actions, (f"{actions.stem}.ids",)))
+    return VcocoFiles(actions, instances, ids or _find_near(actions, (f"{actions.stem}.ids",)))
 
 
-def _around(actions: Path, names: tuple[str, ...]) -> Path | None:
-    places = (actions.parent / folder / name for name in names for folder in FOLDERS)
-    return next((place for place in places if place.is_file()), None)
+def _find_near(actions: Path, names: tuple[str, ...]) -> Path | None:
+    places = (actions.parent / folder / name for name in names for folder in SEARCH_FOLDERS)
+    return next((path for path in places if path.is_file()), None)
 
 
 def is_actions_file(path: Path) -> bool:
@@ -426,7 +449,7 @@ def is_actions_file(path: Path) -> bool:
     return isinstance(first, dict) and "action_name" in first
 
 
-def read_ids(path: Path) -> list[int]:
+def read_image_ids(path: Path) -> list[int]:
     """Image ids, one a line, in the file's order.
 
     Raises:

@@ -9,46 +9,51 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from pipeline.annotations.base import Reading, turned_upright
-from pipeline.annotations.box_form import MANY, far_outside
-from pipeline.annotations.load import AnnotationFile, list_images, load_annotations
-from pipeline.annotations.vcoco import VcocoTruth, is_actions_file, read_vcoco, vcoco_files
-from pipeline.boxes import stored_boxes, upright_boxes
-from pipeline.images import FIRST_TURNED, ImageHeader, StoredPath, read_headers
+from pipeline.annotations.base import ParseContext, annotation_to_upright
+from pipeline.annotations.box_format import MAX_WRONG_SHARE, far_outside_mask
+from pipeline.annotations.load import AnnotationFile, load_annotations, load_image_folder
+from pipeline.annotations.vcoco import (
+    VcocoGroundTruth,
+    find_vcoco_files,
+    is_actions_file,
+    read_vcoco,
+)
+from pipeline.boxes import boxes_to_stored, boxes_to_upright
+from pipeline.images import FIRST_SIDEWAYS, IgnoreExifPath, ImageHeader, read_headers
 from pipeline.types import Detections, ImageRecord
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_toml
-from pipeline.vocabulary import SHIPPED, Vocabulary, load_vocabulary
+from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
 
-TOML = "dataset.toml"
+DATASET_FILE = "dataset.toml"
 PARTS = ("train", "test")
-FIELDS = ("name", "vocabulary", "orientation", "detector", "teacher", *PARTS)
+DATASET_KEYS = ("name", "vocabulary", "orientation", "detector", "teacher", *PARTS)
 # What the boxes of a picture that its EXIF tag turns are measured in: the upright picture, or the
 # pixels as they lie in the file.
 UPRIGHT, STORED = "upright", "stored"
 # So many people, and a mean of so many standard errors, tell how they stand.
-ENOUGH_PEOPLE, SURE = 10, 3
+MIN_PEOPLE, MIN_STANDARD_ERRORS = 10, 3
 # No layout keeps its annotations deeper than this.
-MOST_UP = 4
-PART_FIELDS = ("images", "annotations", "instances", "ids")
+MAX_DEPTH = 4
+PART_KEYS = ("images", "annotations", "instances", "ids")
 
 
 @dataclass(frozen=True)
-class LaidPictures:
+class SidewaysImages:
     """What tells how boxes of a part's pictures are meant that EXIF tags lay on their sides.
 
     Attributes:
-        heights: (P,) logarithm of height by width of the labelled people, as stored.
-        pictures: how many there are.
-        upright, stored: those whose declared size, or where none is declared whose boxes, fit the
-            upright picture alone, and the stored one alone.
-        undeclared: those of `upright` that declare no size.
+        log_aspect_ratios: (P,) logarithm of height by width of the labelled people, as stored.
+        num_images: how many there are.
+        fit_upright, fit_stored: those whose declared size, or where none is declared whose
+            boxes, fit the upright picture alone, and the stored one alone.
+        undeclared: those of `fit_upright` that declare no size.
     """
 
-    heights: np.ndarray
-    pictures: int
-    upright: tuple[str, ...]
-    stored: tuple[str, ...]
+    log_aspect_ratios: np.ndarray
+    num_images: int
+    fit_upright: tuple[str, ...]
+    fit_stored: tuple[str, ...]
     undeclared: tuple[str, ...]
 
 
@@ -67,8 +72,8 @@ class Dataset:
             annotations, proposals or predictions. In memory boxes are always upright.
         has_orientation: `dataset.toml` says it, so that nothing is assumed.
         headers: of the pictures read so far, by path and whether they were decoded too.
-        left_over: why the EXIF tags of a part's pictures are not applied, for people, by part.
-        laid: what tells how boxes in stored pixels are meant, by part, as far as looked at.
+        stale_exif: why the EXIF tags of a part's pictures are not applied, for people, by part.
+        sideways: what tells how boxes in stored pixels are meant, by part, as far as looked at.
     """
 
     root: Path
@@ -80,8 +85,8 @@ class Dataset:
     orientation: str = UPRIGHT
     has_orientation: bool = False
     headers: dict[tuple[Path, bool], ImageHeader | InputError] = field(default_factory=dict)
-    left_over: dict[str, str] = field(default_factory=dict)
-    laid: dict[str, LaidPictures] = field(default_factory=dict)
+    stale_exif: dict[str, str] = field(default_factory=dict)
+    sideways: dict[str, SidewaysImages] = field(default_factory=dict)
 
     def part(self, name: str) -> DatasetPart:
         """One part.
@@ -93,12 +98,12 @@ class Dataset:
             have = " and ".join(self.parts)
             raise InputError(f"{self.root}: expected a part named {name}, found {have}")
         part = self.parts[name]
-        if name in self.left_over:
-            return replace(part, images=StoredPath(part.images))
+        if name in self.stale_exif:
+            return replace(part, images=IgnoreExifPath(part.images))
         return part
 
-    def load(self, part: str, strict: bool = False, survey: bool = False) -> AnnotationFile:
-        """Annotations of a part; `strict` refuses blemishes, a survey counts all that is wrong.
+    def load(self, part: str, strict: bool = False, lenient: bool = False) -> AnnotationFile:
+        """Annotations of a part; `strict` refuses issues, lenient mode counts all that is wrong.
 
         A part of images alone has an empty annotation for each picture in its folder. Boxes that
         count stored pixels are turned upright, which needs the pictures' headers; where the people
@@ -112,37 +117,39 @@ class Dataset:
         """
         files = self.part(part)
         if files.annotations is None:
-            return list_images(files.images, part)
+            return load_image_folder(files.images, part)
         loaded = load_annotations(
-            files.annotations, self.vocabulary, part, strict, files.instances, files.ids, survey
+            files.annotations, self.vocabulary, part, strict, files.instances, files.ids, lenient
         )
         if self.orientation == UPRIGHT:
             return loaded
-        reading = Reading(
+        context = ParseContext(
             loaded.path,
             self.vocabulary,
             strict,
-            survey,
-            loaded.blemishes,
-            loaded.defects,
+            lenient,
+            loaded.issues,
+            loaded.entry_errors,
             loaded.examples,
         )
         names = [one.image_id for one in loaded.annotations]
         headers = self.read_headers(part, names)
-        if part not in self.left_over:
-            self._decide(part, loaded, headers)
+        if part not in self.stale_exif:
+            self._detect_stale_exif(part, loaded, headers)
             headers = self.read_headers(part, names)
         turned = [
-            turned_upright(annotation, header, reading) if _is_turned(header) else annotation
+            annotation_to_upright(annotation, header, context)
+            if _needs_rotation(header)
+            else annotation
             for annotation, header in zip(loaded.annotations, headers, strict=True)
         ]
-        with reading.entry():
-            reading.check_form()
+        with context.catch_errors():
+            context.check_format()
         # Answers about the one kind of boxes do not fit the other.
         digest = f"{STORED} {loaded.digest}"
         return replace(loaded, annotations=tuple(turned), digest=digest)
 
-    def _decide(
+    def _detect_stale_exif(
         self,
         part: str,
         loaded: AnnotationFile,
@@ -155,18 +162,18 @@ class Dataset:
             InputError: boxes fit the upright pictures alone.
         """
         person = self.vocabulary.person
-        self.laid[part] = own = _laid_pictures(loaded, headers, person)
-        if not own.pictures:
+        self.sideways[part] = own = _find_sideways_images(loaded, headers, person)
+        if not own.num_images:
             return
-        if len(own.undeclared) > max(len(own.stored), MANY * own.pictures):
+        if len(own.undeclared) > max(len(own.fit_stored), MAX_WRONG_SHARE * own.num_images):
             raise InputError(
                 f"{loaded.path}: bbox: expected boxes of pictures as stored (orientation ="
                 f' "{STORED}"), found boxes of {len(own.undeclared)} pictures that fit only after'
                 f" their EXIF tag turned them, first {own.undeclared[0]}; if boxes are meant so,"
-                f' set orientation = "{UPRIGHT}" in {TOML}'
+                f' set orientation = "{UPRIGHT}" in {DATASET_FILE}'
             )
         for name, other in self.parts.items():
-            if name in self.laid or other.annotations is None:
+            if name in self.sideways or other.annotations is None:
                 continue
             try:
                 file = load_annotations(
@@ -182,9 +189,9 @@ class Dataset:
                 # Whoever uses that part is told.
                 continue
             its_headers = self.read_headers(name, [one.image_id for one in file.annotations])
-            self.laid[name] = _laid_pictures(file, its_headers, person)
-        if line := _left_over_line(list(self.laid.values())):
-            self.left_over[part] = f"{self.parts[part].images}: {line}"
+            self.sideways[name] = _find_sideways_images(file, its_headers, person)
+        if line := _stale_exif_message(list(self.sideways.values())):
+            self.stale_exif[part] = f"{self.parts[part].images}: {line}"
 
     def read_headers(
         self, part: str, names: Sequence[str], decode: bool = False
@@ -209,35 +216,39 @@ class Dataset:
         self.headers.update(read)
         known = {**known, **read}
         wanted = [known[path, decode] for path in paths]
-        if part not in self.left_over:
+        if part not in self.stale_exif:
             return wanted
-        return [replace(one, orientation=1) if _is_turned(one) else one for one in wanted]
+        return [replace(one, orientation=1) if _needs_rotation(one) else one for one in wanted]
 
-    def upright_pixels(self, part: str, detections: Sequence[Detections]) -> list[Detections]:
+    def detections_to_upright(
+        self, part: str, detections: Sequence[Detections]
+    ) -> list[Detections]:
         """Detections of a part's pictures as they are kept in memory, from those of a file."""
-        return self._turned(part, detections, back=False)
+        return self._convert_orientation(part, detections, to_file=False)
 
-    def file_pixels(self, part: str, detections: Sequence[Detections]) -> list[Detections]:
+    def detections_to_file(self, part: str, detections: Sequence[Detections]) -> list[Detections]:
         """Detections of a part's pictures as they stand in files, from those in memory."""
-        return self._turned(part, detections, back=True)
+        return self._convert_orientation(part, detections, to_file=True)
 
-    def _turned(self, part: str, detections: Sequence[Detections], back: bool) -> list[Detections]:
+    def _convert_orientation(
+        self, part: str, detections: Sequence[Detections], to_file: bool
+    ) -> list[Detections]:
         if self.orientation == UPRIGHT:
             return list(detections)
         headers = self.read_headers(part, [one.image_id for one in detections])
         return [
             replace(
                 one,
-                boxes=stored_boxes(one.boxes, header.orientation, header.size)
-                if back
-                else upright_boxes(one.boxes, header.orientation, header.stored_size),
+                boxes=boxes_to_stored(one.boxes, header.orientation, header.size)
+                if to_file
+                else boxes_to_upright(one.boxes, header.orientation, header.stored_size),
             )
             if isinstance(header, ImageHeader)
             else one
             for one, header in zip(detections, headers, strict=True)
         ]
 
-    def vcoco(self, part: str) -> VcocoTruth | None:
+    def vcoco_ground_truth(self, part: str) -> VcocoGroundTruth | None:
         """What V-COCO's own evaluation compares with; None where the part has no official files.
 
         Raises:
@@ -248,13 +259,15 @@ class Dataset:
             return None
         if not is_actions_file(files.annotations):
             return None
-        official = vcoco_files(files.annotations, files.instances, files.ids)
-        truth = read_vcoco(official, Reading(official.actions, self.vocabulary))
+        official = find_vcoco_files(files.annotations, files.instances, files.ids)
+        truth = read_vcoco(official, ParseContext(official.actions, self.vocabulary))
         if self.orientation == UPRIGHT:
             return truth
         headers = self.read_headers(part, [image.name for image in truth.images])
         images = [
-            replace(image, boxes=upright_boxes(image.boxes, header.orientation, header.stored_size))
+            replace(
+                image, boxes=boxes_to_upright(image.boxes, header.orientation, header.stored_size)
+            )
             if isinstance(header, ImageHeader)
             else image
             for image, header in zip(truth.images, headers, strict=True)
@@ -285,23 +298,23 @@ class Dataset:
         ]
 
 
-def _is_turned(header: ImageHeader | InputError) -> TypeGuard[ImageHeader]:
+def _needs_rotation(header: ImageHeader | InputError) -> TypeGuard[ImageHeader]:
     return isinstance(header, ImageHeader) and header.orientation != 1
 
 
-def _laid_pictures(
+def _find_sideways_images(
     loaded: AnnotationFile, headers: Sequence[ImageHeader | InputError], person: int
-) -> LaidPictures:
+) -> SidewaysImages:
     """Looks at the pictures that EXIF tags lay on their sides; boxes are as they stand in files."""
     people, upright, stored, undeclared, pictures = [np.zeros((0, 4))], [], [], [], 0
     for annotation, header in zip(loaded.annotations, headers, strict=True):
-        if isinstance(header, InputError) or header.orientation < FIRST_TURNED:
+        if isinstance(header, InputError) or header.orientation < FIRST_SIDEWAYS:
             continue
         pictures += 1
         people.append(annotation.boxes[annotation.labels == person])
         name, sizes = annotation.image_id, (header.size, header.stored_size)
         if annotation.size is None:
-            fits = [not far_outside(annotation.boxes, size).any() for size in sizes]
+            fits = [not far_outside_mask(annotation.boxes, size).any() for size in sizes]
         else:
             fits = [annotation.size == size for size in sizes]
         if fits == [True, False]:
@@ -313,21 +326,24 @@ def _laid_pictures(
     sides = np.concatenate(people)
     sides = sides[:, 2:] - sides[:, :2]
     heights = np.log(sides[:, 1] / sides[:, 0])
-    return LaidPictures(heights, pictures, tuple(upright), tuple(stored), tuple(undeclared))
+    return SidewaysImages(heights, pictures, tuple(upright), tuple(stored), tuple(undeclared))
 
 
-def _left_over_line(parts: Sequence[LaidPictures]) -> str:
+def _stale_exif_message(parts: Sequence[SidewaysImages]) -> str:
     """What tells that EXIF tags were left over from before the pictures were turned: the labelled
     people are higher than wide as stored, where upright pictures would have them the other way
     round. Empty where nothing does, or where more pictures fit their annotations upright."""
-    ratios = np.concatenate([part.heights for part in parts])
-    if sum(len(part.upright) for part in parts) > sum(len(part.stored) for part in parts):
+    ratios = np.concatenate([part.log_aspect_ratios for part in parts])
+    if sum(len(part.fit_upright) for part in parts) > sum(len(part.fit_stored) for part in parts):
         return ""
     # Of HICO-DET's people the mean is 0.4 and the deviation 0.5.
-    if len(ratios) < ENOUGH_PEOPLE or ratios.mean() < SURE * ratios.std() / len(ratios) ** 0.5:
+    if (
+        len(ratios) < MIN_PEOPLE
+        or ratios.mean() < MIN_STANDARD_ERRORS * ratios.std() / len(ratios) ** 0.5
+    ):
         return ""
     return (
-        f"the {len(ratios)} people labelled in {sum(part.pictures for part in parts)} pictures of"
+        f"the {len(ratios)} people labelled in {sum(part.num_images for part in parts)} pictures of"
         f" the dataset that their EXIF tags lay on their sides stand as stored,"
         f" {np.exp(ratios.mean()):.1f} times as high as wide; the tags are taken for left over and"
         " not applied"
@@ -340,7 +356,7 @@ def missing_images(folder: Path, annotations: AnnotationFile) -> list[str]:
     Raises:
         InputError: there is no such folder.
     """
-    there = image_names(folder)
+    there = list_file_names(folder)
     return [
         annotation.image_id
         for annotation in annotations.annotations
@@ -348,7 +364,7 @@ def missing_images(folder: Path, annotations: AnnotationFile) -> list[str]:
     ]
 
 
-def image_names(folder: Path) -> set[str]:
+def list_file_names(folder: Path) -> set[str]:
     """Names of the files in an images folder; one listing is quicker than asking for each.
 
     Raises:
@@ -368,19 +384,21 @@ def open_dataset(root: Path | str) -> Dataset:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such dataset folder")
-    if (root / TOML).is_file():
-        return _described(root, root / TOML)
+    if (root / DATASET_FILE).is_file():
+        return _dataset_from_toml(root, root / DATASET_FILE)
     layout = find_layout(root)
     if layout is None:
         names = ", ".join(layout.title for layout in LAYOUTS)
-        raise InputError(f"{root}: expected {TOML} or a known layout ({names}), found neither")
-    return Dataset(root, layout.name, load_vocabulary(layout.vocabulary), layout.find(root))
+        raise InputError(
+            f"{root}: expected {DATASET_FILE} or a known layout ({names}), found neither"
+        )
+    return Dataset(root, layout.name, load_vocabulary(layout.vocabulary), layout.find_parts(root))
 
 
-def dataset_around(annotations: Path, part: str) -> Dataset | None:
+def find_enclosing_dataset(annotations: Path, part: str) -> Dataset | None:
     """The dataset that an annotation file is a part of, None where it lies in none."""
     file = annotations.resolve()
-    for folder in list(file.parents)[:MOST_UP]:
+    for folder in list(file.parents)[:MAX_DEPTH]:
         try:
             dataset = open_dataset(folder)
         except InputError:
@@ -394,23 +412,29 @@ def dataset_around(annotations: Path, part: str) -> Dataset | None:
     return None
 
 
-def _described(root: Path, file: Path) -> Dataset:
+def _dataset_from_toml(root: Path, file: Path) -> Dataset:
     value = read_toml(file)
-    _only(file, "", value, FIELDS)
-    parts = {name: _part(root, file, name, value[name]) for name in PARTS if name in value}
+    _check_keys(file, "", value, DATASET_KEYS)
+    parts = {name: _read_part(root, file, name, value[name]) for name in PARTS if name in value}
     if not parts:
         raise bad_field(file, "parts", "a table [train] or [test]", "neither")
-    vocabulary = _text(file, value, "vocabulary")
+    vocabulary = _read_string(file, value, "vocabulary")
+    # Version 0.1 wrote this name.
+    if vocabulary == "world" and not (root / vocabulary).is_file():
+        raise InputError(
+            f'{file}: vocabulary: expected "toy", found "world"; write vocabulary = "toy"'
+        )
     orientation = value.get("orientation", UPRIGHT)
     if orientation not in (UPRIGHT, STORED):
         raise bad_field(file, "orientation", f'"{UPRIGHT}" or "{STORED}"', orientation)
     detector, teacher = (
-        root / _text(file, value, key) if key in value else None for key in ("detector", "teacher")
+        root / _read_string(file, value, key) if key in value else None
+        for key in ("detector", "teacher")
     )
     return Dataset(
         root,
-        _text(file, value, "name") if "name" in value else root.resolve().name,
-        load_vocabulary(vocabulary if vocabulary in SHIPPED else root / vocabulary),
+        _read_string(file, value, "name") if "name" in value else root.resolve().name,
+        load_vocabulary(vocabulary if vocabulary in BUILTIN_VOCABULARIES else root / vocabulary),
         parts,
         detector,
         teacher,
@@ -419,24 +443,24 @@ def _described(root: Path, file: Path) -> Dataset:
     )
 
 
-def _part(root: Path, file: Path, name: str, value: Any) -> DatasetPart:
+def _read_part(root: Path, file: Path, name: str, value: Any) -> DatasetPart:
     if not isinstance(value, dict):
         raise bad_field(file, name, "a table with images and annotations", value)
-    _only(file, f"{name}.", value, PART_FIELDS)
+    _check_keys(file, f"{name}.", value, PART_KEYS)
     # Whatever else is named belongs to annotations; pictures may come without any.
-    for needed in PART_FIELDS[: 2 if len(value) > 1 else 1]:
-        _text(file, value, needed, f"{name}.")
-    paths = {key: root / _text(file, value, key, f"{name}.") for key in value}
+    for needed in PART_KEYS[: 2 if len(value) > 1 else 1]:
+        _read_string(file, value, needed, f"{name}.")
+    paths = {key: root / _read_string(file, value, key, f"{name}.") for key in value}
     return DatasetPart(**paths)
 
 
-def _only(file: Path, table: str, value: dict[str, Any], fields: tuple[str, ...]) -> None:
+def _check_keys(file: Path, table: str, value: dict[str, Any], fields: tuple[str, ...]) -> None:
     for key in value:
         if key not in fields:
             raise bad_field(file, f"{table}{key}", f"only {', '.join(fields)}", "an unknown field")
 
 
-def _text(file: Path, value: dict[str, Any], key: str, table: str = "") -> str:
+def _read_string(file: Path, value: dict[str, Any], key: str, table: str = "") -> str:
     text = value.get(key)
     if not isinstance(text, str) or not text:
         found = "nothing (the key is missing)" if key not in value else text
@@ -477,7 +501,7 @@ class Layout:
     images: dict[str, tuple[str, ...]]
     annotations: dict[str, tuple[str, ...]]
 
-    def find(self, root: Path) -> dict[str, DatasetPart]:
+    def find_parts(self, root: Path) -> dict[str, DatasetPart]:
         """The parts whose annotation file is there; an absent images folder is found out later."""
         parts = {}
         for part, places in self.annotations.items():
@@ -496,32 +520,32 @@ def _lacks_boxes(path: Path) -> bool:
     if not path.name.startswith("vcoco_"):
         return False
     try:
-        vcoco_files(path)
+        find_vcoco_files(path)
     except InputError:
         return True
     return False
 
 
-def _official(part: str) -> tuple[str, ...]:
+def _vcoco_paths(part: str) -> tuple[str, ...]:
     """Where V-COCO's actions lie in its repository, and where people copy them."""
     name = f"vcoco_{part}.json"
     folders = ("data/vcoco", "data", "vcoco")
-    return (*(f"{folder}/{name}" for folder in folders), *_in_both(name))
+    return (*(f"{folder}/{name}" for folder in folders), *_annotation_paths(name))
 
 
-def _in_both(*names: str) -> tuple[str, ...]:
+def _annotation_paths(*names: str) -> tuple[str, ...]:
     """Files that some keep in `annotations` and others beside the images folder."""
     return tuple(place for name in names for place in (f"annotations/{name}", name))
 
 
-def _coco(year: str) -> Layout:
+def _coco_layout(year: str) -> Layout:
     folders = {"train": f"train{year}", "test": f"val{year}"}
     return Layout(
         f"coco-{year}",
         f"COCO {year} with annotations/instances_train{year}.json",
         "hico-det",
         {part: (folder, f"images/{folder}") for part, folder in folders.items()},
-        {part: _in_both(f"instances_{folder}.json") for part, folder in folders.items()},
+        {part: _annotation_paths(f"instances_{folder}.json") for part, folder in folders.items()},
     )
 
 
@@ -536,8 +560,10 @@ LAYOUTS = (
             for part in ("train", "test")
         },
         {
-            "train": _in_both("trainval_hico.json", "instances_train2015.json", "anno_bbox.mat"),
-            "test": _in_both("test_hico.json", "instances_test2015.json", "anno_bbox.mat"),
+            "train": _annotation_paths(
+                "trainval_hico.json", "instances_train2015.json", "anno_bbox.mat"
+            ),
+            "test": _annotation_paths("test_hico.json", "instances_test2015.json", "anno_bbox.mat"),
         },
     ),
     Layout(
@@ -549,15 +575,15 @@ LAYOUTS = (
             for part, name in (("train", "train2014"), ("test", "val2014"))
         },
         {
-            "train": _official("trainval") + _in_both("trainval_vcoco.json"),
-            "test": _official("test") + _in_both("test_vcoco.json"),
+            "train": _vcoco_paths("trainval") + _annotation_paths("trainval_vcoco.json"),
+            "test": _vcoco_paths("test") + _annotation_paths("test_vcoco.json"),
         },
     ),
-    _coco("2017"),
-    _coco("2014"),
+    _coco_layout("2017"),
+    _coco_layout("2014"),
 )
 
 
 def find_layout(root: Path) -> Layout | None:
     """The first layout of which the folder holds an annotation file."""
-    return next((layout for layout in LAYOUTS if layout.find(root)), None)
+    return next((layout for layout in LAYOUTS if layout.find_parts(root)), None)

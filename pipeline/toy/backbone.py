@@ -1,4 +1,4 @@
-"""The small convolutional body that the world's detector and student share."""
+"""The small convolutional body that the toy detector and student share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 NormLayer = Callable[[int], nn.Module]
-Clear = Callable[[Tensor, int, Tensor | None], Tensor]
+PaddingMaskFn = Callable[[Tensor, int, Tensor | None], Tensor]
 # The maps of strides 4 and 8 fit together on pictures whose sides are multiples of this.
-SIDE_MULTIPLE = 8
+SIZE_DIVISIBLE = 8
 
 
 def _block(channels_in: int, channels_out: int, stride: int, norm: NormLayer) -> nn.Sequential:
@@ -21,29 +21,31 @@ def _block(channels_in: int, channels_out: int, stride: int, norm: NormLayer) ->
     )
 
 
-def _as_it_is(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
+def _keep_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
     return features
 
 
-class WorldBackbone(nn.Module):
+class ToyBackbone(nn.Module):
     """Feature maps of 128-pixel pictures at strides 4, 8 and 16.
 
     Args:
         norm: builds the normalisation layer from a channel count; the detector trains with batch
             norm, the student keeps its statistics frozen as DETR does.
-        clear: gives what a convolution reads instead of a map, called with the map, its stride and
-            the images' sizes.
+        mask_padding: gives what a convolution reads instead of a map, called with the map, its
+            stride and the images' sizes.
 
     Attributes:
         num_channels: channels of every returned map.
-        side_multiple: of the images' heights and widths.
+        size_divisible: of the images' heights and widths.
     """
 
-    side_multiple = SIDE_MULTIPLE
+    size_divisible = SIZE_DIVISIBLE
 
-    def __init__(self, norm: NormLayer = nn.BatchNorm2d, clear: Clear = _as_it_is) -> None:
+    def __init__(
+        self, norm: NormLayer = nn.BatchNorm2d, mask_padding: PaddingMaskFn = _keep_padding
+    ) -> None:
         super().__init__()
-        self._clear = clear
+        self._mask_padding = mask_padding
         self.stem = nn.Sequential(nn.PixelUnshuffle(2), _block(12, 32, 1, norm))
         self.stage4 = nn.Sequential(_block(32, 64, 2, norm), _block(64, 64, 1, norm))
         self.stage8 = nn.Sequential(_block(64, 128, 2, norm), _block(128, 128, 1, norm))
@@ -58,29 +60,29 @@ class WorldBackbone(nn.Module):
         """(B, 3, H, W) normalised images -> maps by name, (B, C, H / stride, W / stride).
 
         Args:
-            images: sides are multiples of `side_multiple`.
-            sizes: (B, 2) heights and widths of the images, for `clear`.
+            images: sides are multiples of `size_divisible`.
+            sizes: (B, 2) heights and widths of the images, for `mask_padding`.
         """
         stride4 = self._stage(self.stage4, self.stem(images), 2, sizes)
         stride8 = self._stage(self.stage8, stride4, 4, sizes)
         stride16 = self._stage(self.stage16, stride8, 8, sizes)
         coarse = nn.functional.interpolate(self.lateral16(stride16), size=stride8.shape[-2:])
         joined = self.lateral4(stride4) + self.lateral8(stride8) + coarse
-        merged = self.merge(self._clear(joined, 8, sizes))
+        merged = self.merge(self._mask_padding(joined, 8, sizes))
         return OrderedDict(stride4=stride4, stride8=merged, stride16=stride16)
 
     def _stage(
         self, stage: nn.Sequential, features: Tensor, stride: int, sizes: Tensor | None
     ) -> Tensor:
         """The two blocks of a stage, the first of which halves a map of this stride."""
-        halved = stage[0](self._clear(features, stride, sizes))
-        return stage[1](self._clear(halved, 2 * stride, sizes))
+        halved = stage[0](self._mask_padding(features, stride, sizes))
+        return stage[1](self._mask_padding(halved, 2 * stride, sizes))
 
 
-class SingleMap(nn.Module):
+class SingleFeatureMap(nn.Module):
     """A backbone as torchvision's detectors want it: the stride-8 map alone."""
 
-    def __init__(self, body: WorldBackbone) -> None:
+    def __init__(self, body: ToyBackbone) -> None:
         super().__init__()
         self.body = body
         self.out_channels = body.num_channels["stride8"]

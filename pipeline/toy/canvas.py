@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from pipeline.toy.rng import Dice
+from pipeline.toy.rng import ScalarRNG
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
-SIZE = 128
-OUTLINE = 0.55
+IMAGE_SIZE = 128
+OUTLINE_WIDTH = 0.55
 
 
 class Shape(NamedTuple):
@@ -29,15 +29,15 @@ class Shape(NamedTuple):
         points: one point (a disc), two (a limb) or more (a filled polygon).
         radii: distance around the first and the last point; equal ones but for limbs.
         colour: fill.
-        hollow: a disc that is only a ring of this width, 0 where filled.
-        plain: without outline.
+        ring_width: a disc that is only a ring of this width, 0 where filled.
+        no_outline: without outline.
     """
 
     points: tuple[complex, ...]
     radii: tuple[float, float]
     colour: Colour
-    hollow: float = 0.0
-    plain: bool = False
+    ring_width: float = 0.0
+    no_outline: bool = False
 
 
 class Sketch:
@@ -45,18 +45,18 @@ class Sketch:
 
     def __init__(self) -> None:
         self.layers: list[list[Shape]] = [[]]
-        self._plain = False
+        self._no_outline = False
 
-    def layer(self) -> Sketch:
+    def new_layer(self) -> Sketch:
         """Starts a new layer above the others."""
         self.layers.append([])
-        self._plain = False
+        self._no_outline = False
         return self
 
-    def details(self) -> Sketch:
+    def detail_layer(self) -> Sketch:
         """Starts a new layer above the others, without outline."""
-        self.layer()
-        self._plain = True
+        self.new_layer()
+        self._no_outline = True
         return self
 
     def disc(self, centre: complex, radius: float, colour: Colour) -> Sketch:
@@ -66,7 +66,7 @@ class Sketch:
         """A ring whose outer edge has this radius."""
         return self._add((centre,), (radius, radius), colour, width)
 
-    def limb(
+    def line(
         self, start: complex, end: complex, radius: float, colour: Colour, taper: float = 1.0
     ) -> Sketch:
         """A line with round ends; its end's radius is `taper` times the start's."""
@@ -75,7 +75,7 @@ class Sketch:
     def path(self, points: Sequence[complex], radius: float, colour: Colour) -> Sketch:
         """Limbs from point to point."""
         for start, end in pairwise(points):
-            self.limb(start, end, radius, colour)
+            self.line(start, end, radius, colour)
         return self
 
     def polygon(self, points: Iterable[complex], colour: Colour, radius: float = 0.0) -> Sketch:
@@ -91,7 +91,7 @@ class Sketch:
         self.layers += other.layers
         return self
 
-    def moved(
+    def transformed(
         self, origin: complex = 0, scale: float = 1.0, turn: float = 0.0, mirrored: bool = False
     ) -> Sketch:
         """A copy, first mirrored left to right, then turned (degrees, clockwise), scaled, shifted.
@@ -109,8 +109,14 @@ class Sketch:
         copy = Sketch()
         copy.layers = [
             [
-                Shape(image(points), (first * scale, last * scale), colour, hollow * scale, plain)
-                for points, (first, last), colour, hollow, plain in layer
+                Shape(
+                    image(points),
+                    (first * scale, last * scale),
+                    colour,
+                    ring_width * scale,
+                    no_outline,
+                )
+                for points, (first, last), colour, ring_width, no_outline in layer
             ]
             for layer in self.layers
         ]
@@ -137,34 +143,34 @@ class Sketch:
 
     def paint(
         self,
-        canvas: ImageDraw.ImageDraw,
+        draw: ImageDraw.ImageDraw,
         scale: float,
         origin: complex = 0,
-        outline: float = OUTLINE,
+        outline: float = OUTLINE_WIDTH,
     ) -> None:
         """Draws the sketch, which is in picture pixels, on an enlarged canvas.
 
         Args:
-            canvas: where to draw.
+            draw: where to draw.
             scale: how much larger than the picture it is.
             origin: the sketch's origin in the picture.
             outline: width of the dark outline around every layer, in picture pixels.
         """
         for layer in self.layers:
-            if outline and layer and not layer[0].plain:
+            if outline and layer and not layer[0].no_outline:
                 for shape in layer:
-                    _paint(canvas, shape, scale, origin, outline, _dark(shape.colour))
+                    _draw_shape(draw, shape, scale, origin, outline, _darken(shape.colour))
             for shape in layer:
-                _paint(canvas, shape, scale, origin, 0.0, shape.colour)
+                _draw_shape(draw, shape, scale, origin, 0.0, shape.colour)
 
     def _add(
         self,
         points: tuple[complex, ...],
         radii: tuple[float, float],
         colour: Colour,
-        hollow: float = 0.0,
+        ring_width: float = 0.0,
     ) -> Sketch:
-        self.layers[-1].append(Shape(points, radii, colour, hollow, self._plain))
+        self.layers[-1].append(Shape(points, radii, colour, ring_width, self._no_outline))
         return self
 
 
@@ -176,19 +182,19 @@ def arc(
     return [centre + complex(across * math.cos(angle), down * math.sin(angle)) for angle in angles]
 
 
-def bounds_of(boxes: Iterable[Box]) -> Box:
+def enclosing_box(boxes: Iterable[Box]) -> Box:
     """The smallest box around all boxes."""
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
-def _dark(colour: Colour) -> Colour:
+def _darken(colour: Colour) -> Colour:
     red, green, blue = colour
     return int(red * 0.45), int(green * 0.42), int(blue * 0.48)
 
 
-def _paint(
-    canvas: ImageDraw.ImageDraw,
+def _draw_shape(
+    draw: ImageDraw.ImageDraw,
     shape: Shape,
     scale: float,
     origin: complex,
@@ -197,27 +203,27 @@ def _paint(
 ) -> None:
     points = [(point + origin) * scale for point in shape.points]
     first, last = (radius * scale + grow * scale for radius in shape.radii)
-    if shape.hollow:
-        width = round((shape.hollow + 2 * grow) * scale)
-        canvas.ellipse(_square(points[0], first), outline=colour, width=width)
+    if shape.ring_width:
+        width = round((shape.ring_width + 2 * grow) * scale)
+        draw.ellipse(_circle_box(points[0], first), outline=colour, width=width)
     elif len(points) == 1:
-        canvas.ellipse(_square(points[0], first), colour)
+        draw.ellipse(_circle_box(points[0], first), colour)
     elif len(points) == 2:
-        _limb(canvas, points[0], points[1], first, last, colour)
+        _draw_line(draw, points[0], points[1], first, last, colour)
     else:
-        canvas.polygon([(point.real, point.imag) for point in points], colour)
+        draw.polygon([(point.real, point.imag) for point in points], colour)
         if first > 0:
             for start, end in pairwise([*points, points[0]]):
-                _limb(canvas, start, end, first, first, colour)
+                _draw_line(draw, start, end, first, first, colour)
 
 
-def _square(centre: complex, radius: float) -> Box:
+def _circle_box(centre: complex, radius: float) -> Box:
     x, y = centre.real, centre.imag
     return x - radius, y - radius, x + radius, y + radius
 
 
-def _limb(
-    canvas: ImageDraw.ImageDraw,
+def _draw_line(
+    draw: ImageDraw.ImageDraw,
     start: complex,
     end: complex,
     first: float,
@@ -229,37 +235,37 @@ def _limb(
         beside = way * 1j / abs(way)
         corners = (start + beside * first, end + beside * last, end - beside * last,
                    start - beside * first)  # fmt: skip
-        canvas.polygon([(corner.real, corner.imag) for corner in corners], colour)
+        draw.polygon([(corner.real, corner.imag) for corner in corners], colour)
     if first > 1.2:
-        canvas.ellipse(_square(start, first), colour)
+        draw.ellipse(_circle_box(start, first), colour)
     if last > 1.2:
-        canvas.ellipse(_square(end, last), colour)
+        draw.ellipse(_circle_box(end, last), colour)
 
 
 WHITE: Colour = (255, 255, 255)
-SHADOW: Colour = (24, 18, 52)
+SHADOW_COLOUR: Colour = (24, 18, 52)
 
 
 @dataclass(frozen=True)
-class Stage:
+class Canvas:
     """A place being painted.
 
     Attributes:
-        canvas: the enlarged picture.
+        image: the enlarged picture.
         solid, translucent: draw on it.
         horizon: row where the ground begins, in pixels of the final picture.
-        dice: the picture's randomness.
+        rng: the picture's randomness.
         scale: how much the picture is enlarged.
         sky: colour of sky or wall at the horizon.
         ground: colour of the ground at the horizon.
         front: colour of the ground in front.
     """
 
-    canvas: Image.Image
+    image: Image.Image
     solid: ImageDraw.ImageDraw
     translucent: ImageDraw.ImageDraw
     horizon: int
-    dice: Dice
+    rng: ScalarRNG
     scale: int
     sky: Colour
     ground: Colour
@@ -269,23 +275,27 @@ class Stage:
         """Draws a sketch in picture pixels, without outlines."""
         sketch.paint(self.solid, self.scale, outline=0.0)
 
-    def veil(self, box: tuple[float, float, float, float], colour: Colour, alpha: int) -> None:
+    def translucent_ellipse(
+        self, box: tuple[float, float, float, float], colour: Colour, alpha: int
+    ) -> None:
         """Draws a translucent ellipse."""
         self.translucent.ellipse([number * self.scale for number in box], fill=(*colour, alpha))
 
-    def shadow(self, middle: complex, across: float, down: float) -> None:
+    def draw_shadow(self, middle: complex, across: float, down: float) -> None:
         """Darkens the ground softly around a point."""
         for grow, alpha in ((1.15, 26), (0.85, 34)):
             half = complex(across, down) * grow
             low, high = middle - half, middle + half
-            self.veil((low.real, low.imag, high.real, high.imag), SHADOW, alpha)
+            self.translucent_ellipse(
+                (low.real, low.imag, high.real, high.imag), SHADOW_COLOUR, alpha
+            )
 
-    def on_ground(self) -> complex:
+    def random_ground_point(self) -> complex:
         """A random point of the ground, rather in front."""
-        depth = math.sqrt(self.dice.uniform())
-        row = self.horizon + 4 + (SIZE - 6 - self.horizon) * depth
-        return complex(self.dice.between(0, SIZE), row)
+        depth = math.sqrt(self.rng.random())
+        row = self.horizon + 4 + (IMAGE_SIZE - 6 - self.horizon) * depth
+        return complex(self.rng.uniform(0, IMAGE_SIZE), row)
 
     def nearness(self, point: complex) -> float:
         """0 at the horizon, 1 at the picture's lower edge."""
-        return (point.imag - self.horizon) / (SIZE - self.horizon)
+        return (point.imag - self.horizon) / (IMAGE_SIZE - self.horizon)

@@ -1,4 +1,4 @@
-"""Writing the world as a dataset folder in HICO-DET's layout."""
+"""Writing the toy dataset as a dataset folder in HICO-DET's layout."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from pipeline.toy.canvas import SIZE
+from pipeline.toy.canvas import IMAGE_SIZE
 from pipeline.toy.scene import draw_scene
-from pipeline.toy.scene_spec import world_vocabulary
+from pipeline.toy.scene_spec import toy_vocabulary
 from pipeline.types import Annotation
-from pipeline.utils.devices import usable_cores
+from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json, write_text
 from pipeline.utils.progress import Progress
 
-# Part of the world: (folder of its images, its annotation file), as HICO-DET names them.
-LAYOUT = {
+# Part of the toy dataset: (folder of its images, its annotation file), as HICO-DET names them.
+PART_PATHS = {
     "train": ("images/train2015", "annotations/trainval_hico.json"),
     "test": ("images/test2015", "annotations/test_hico.json"),
 }
-PLAN, DATASET = "world.json", "dataset.toml"
+PLAN_FILE, DATASET_FILE = "toy.json", "dataset.toml"
 # Raised whenever the same seed gives other pictures than before.
-DRAWING = 1
-CHUNK = 50
-FEWEST_FOR_WORKERS = 200
+DRAWING_VERSION = 1
+CHUNK_SIZE = 50
+MIN_IMAGES_FOR_WORKERS = 200
 
 
-def write_world(
+def write_toy(
     root: Path | str,
     train: int,
     test: int,
@@ -41,20 +41,20 @@ def write_world(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> bool:
-    """Draws the world into a folder; `dataset.toml`, written last, says that it is complete.
+    """Draws the toy dataset into a folder; `dataset.toml`, written last, says that it is complete.
 
     A folder where this was interrupted is drawn again; the bytes do not depend on that, nor on
     the number of workers.
 
     Args:
-        root: a new or empty folder, or one that holds a world.
+        root: a new or empty folder, or one that holds a toy dataset.
         train, test: numbers of pictures.
         seed: of everything random.
-        overwrite: replace another world.
+        overwrite: replace another toy dataset.
         workers: processes; all cores by default.
 
     Returns:
-        False where the folder already held exactly this world.
+        False where the folder already held exactly this toy dataset.
 
     Raises:
         InputError: a number is out of range, or the folder holds something else.
@@ -63,67 +63,68 @@ def write_world(
     for name, number, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
         if number < least:
             raise InputError(f"{name}: expected a number from {least} on, found {number}")
-    plan = {"drawing": DRAWING, "seed": seed, "train": train, "test": test}
+    plan = {"drawing": DRAWING_VERSION, "seed": seed, "train": train, "test": test}
     if _is_written(root, plan, overwrite):
         return False
-    _prepare(root)
-    write_json(root / PLAN, plan)
+    _prepare_folders(root)
+    write_json(root / PLAN_FILE, plan)
     for part, count in (("train", train), ("test", test)):
-        folder, file = LAYOUT[part]
+        folder, file = PART_PATHS[part]
         write_json(root / file, _write_part(root / folder, part, count, seed, workers))
-    write_text(root / DATASET, _dataset_toml())
+    write_text(root / DATASET_FILE, _dataset_toml())
     return True
 
 
-def _prepare(root: Path) -> None:
-    """Makes the folders; an earlier world's pictures go.
+def _prepare_folders(root: Path) -> None:
+    """Makes the folders; an earlier toy dataset's pictures go.
 
     Raises:
         InputError: the folder cannot be made.
     """
     try:
-        for folder in ("annotations", *(folder for folder, _ in LAYOUT.values())):
+        for folder in ("annotations", *(folder for folder, _ in PART_PATHS.values())):
             (root / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{root}: cannot be made ({error.strerror})") from None
-    (root / DATASET).unlink(missing_ok=True)
-    for folder, _ in LAYOUT.values():
-        for old in (root / folder).glob("world_*.jpg"):
+    (root / DATASET_FILE).unlink(missing_ok=True)
+    for folder, _ in PART_PATHS.values():
+        for old in (root / folder).glob("toy_*.jpg"):
             old.unlink()
 
 
 def _is_written(root: Path, plan: dict[str, int], overwrite: bool) -> bool:
-    """Whether the folder holds this world, complete.
+    """Whether the folder holds this toy dataset, complete.
 
     Raises:
-        InputError: it holds another world and may not be overwritten, or is no world's folder.
+        InputError: it holds another toy dataset and may not be overwritten, or is no toy dataset's
+            folder.
     """
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: expected a folder, found a file")
     if not root.exists() or not any(root.iterdir()):
         return False
-    if not (root / PLAN).is_file():
-        raise InputError(f"{root}: expected a new folder or a world, found other files")
-    found = read_json(root / PLAN)
+    if not (root / PLAN_FILE).is_file():
+        raise InputError(f"{root}: expected a new folder or a toy dataset, found other files")
+    found = read_json(root / PLAN_FILE)
     if found == plan:
-        return (root / DATASET).is_file() and not overwrite
+        return (root / DATASET_FILE).is_file() and not overwrite
     if not overwrite:
         raise InputError(
-            f"{root}: holds a world with {_described(found)}, asked for {_described(plan)};"
+            f"{root}: holds one with {_format_plan(found)}, asked for {_format_plan(plan)};"
             " give --overwrite to replace it"
         )
     return False
 
 
-def _described(plan: Any) -> str:
+def _format_plan(plan: Any) -> str:
     if not isinstance(plan, dict):
         return "an unreadable plan"
     return ", ".join(f"{key} {value}" for key, value in plan.items())
 
 
 def _dataset_toml() -> str:
-    lines = ['name = "world"', 'vocabulary = "world"']
-    for part, (folder, file) in LAYOUT.items():
+    lines = ['name = "toy"', 'vocabulary = "toy"']
+    for part, (folder, file) in PART_PATHS.items():
         lines += ["", f"[{part}]", f'images = "{folder}"', f'annotations = "{file}"']
     return "\n".join(lines) + "\n"
 
@@ -132,29 +133,29 @@ def _write_part(
     folder: Path, part: str, count: int, seed: int, workers: int | None
 ) -> list[dict[str, Any]]:
     """Draws a part's pictures; returns its annotation file's entries, in order."""
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    chunks = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
     entries: list[dict[str, Any]] = []
-    with Progress(count, f"world, {part}", "images") as progress:
-        for chunk in _mapped(partial(_write_chunk, folder, part, seed), chunks, count, workers):
+    with Progress(count, f"toy, {part}", "images") as progress:
+        for chunk in _map_chunks(partial(_write_chunk, folder, part, seed), chunks, count, workers):
             entries += chunk
-            progress.advance(len(chunk))
+            progress.update(len(chunk))
     return entries
 
 
-def _mapped(
+def _map_chunks(
     work: Callable[[range], list[dict[str, Any]]],
     chunks: list[range],
     count: int,
     workers: int | None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Results in order; small parts are not worth starting processes."""
-    workers = workers or usable_cores()
-    if workers == 1 or count < FEWEST_FOR_WORKERS:
+    workers = workers or num_usable_cores()
+    if workers == 1 or count < MIN_IMAGES_FOR_WORKERS:
         yield from map(work, chunks)
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
-            with _interrupts_ignored():
+            with _ignore_interrupts():
                 results = pool.map(work, chunks)
             yield from results
         except BaseException:
@@ -163,7 +164,7 @@ def _mapped(
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     """Processes started meanwhile leave Ctrl-C to this one (inherited; main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -180,32 +181,32 @@ def _write_chunk(folder: Path, part: str, seed: int, indices: range) -> list[dic
     for index in indices:
         image, annotation = draw_scene(seed, part, index)
         image.save(folder / annotation.image_id, "JPEG", quality=95, subsampling=0)
-        entries.append(hoia_entry(annotation))
+        entries.append(to_hoia_entry(annotation))
     return entries
 
 
-def hoia_entry(annotation: Annotation) -> dict[str, Any]:
+def to_hoia_entry(annotation: Annotation) -> dict[str, Any]:
     """An image's entry in the HOIA/PPDM form: category ids, and 1-based verbs and interactions."""
-    vocabulary = world_vocabulary()
+    vocabulary = toy_vocabulary()
     interactions = vocabulary.interaction_ids
     return {
         "file_name": annotation.image_id,
-        "width": SIZE,
-        "height": SIZE,
+        "width": IMAGE_SIZE,
+        "height": IMAGE_SIZE,
         "annotations": [
             {
                 "bbox": [round(float(number), 2) for number in box],
-                "category_id": vocabulary.object_ids[label],
+                "category_id": vocabulary.category_ids[label],
             }
             for box, label in zip(annotation.boxes, annotation.labels, strict=True)
         ],
         "hoi_annotation": [
             {
                 "subject_id": int(person),
-                "object_id": int(thing),
+                "object_id": int(obj),
                 "category_id": int(verb) + 1,
-                "hoi_category_id": int(interactions[verb, annotation.labels[thing]]) + 1,
+                "hoi_category_id": int(interactions[verb, annotation.labels[obj]]) + 1,
             }
-            for person, thing, verb in annotation.hois
+            for person, obj, verb in annotation.hois
         ],
     }

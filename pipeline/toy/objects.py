@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pipeline.toy.canvas import Box, Colour, Sketch, arc
-from pipeline.toy.palette import CARDBOARD, COATS, WOODS, Palette, mix
-from pipeline.toy.rng import Dice
+from pipeline.toy.palette import CARDBOARD, COATS, WOODS, Palette, blend
+from pipeline.toy.rng import ScalarRNG
 
 WHITE: Colour = (250, 248, 242)
 INK: Colour = (52, 48, 58)
 
 
 @dataclass(frozen=True)
-class Thing:
+class ToyObject:
     """A drawn object.
 
     Attributes:
@@ -44,10 +44,10 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ObjectKind:
     """How a kind of thing is drawn, its size in body heights, and its anchors in its own unit."""
 
-    draw: Callable[[Palette, Dice], Sketch]
+    draw: Callable[[Palette, ScalarRNG], Sketch]
     size: tuple[float, float]
     seat: complex
     grip: complex
@@ -55,78 +55,80 @@ class Kind:
     tie: complex
 
 
-def make_thing(
-    name: str, palette: Palette, dice: Dice, smallest: float, grow: float = 1.0
-) -> Thing:
+def make_object(
+    name: str, palette: Palette, rng: ScalarRNG, smallest: float, grow: float = 1.0
+) -> ToyObject:
     """A thing of a kind.
 
     Args:
         smallest: least length of its longer side, in body heights.
         grow: factor on its usual size.
     """
-    kind = KINDS[name]
-    drawn = kind.draw(palette, dice)
+    kind = OBJECT_KINDS[name]
+    drawn = kind.draw(palette, rng)
     left, top, right, bottom = drawn.bounds()
-    scale = max(grow * dice.between(*kind.size), smallest / max(right - left, bottom - top))
+    scale = max(grow * rng.uniform(*kind.size), smallest / max(right - left, bottom - top))
     anchors = (kind.seat, kind.grip, kind.handle, kind.tie)
-    return Thing(name, drawn.moved(0, scale), *(anchor * scale for anchor in anchors))
+    return ToyObject(name, drawn.transformed(0, scale), *(anchor * scale for anchor in anchors))
 
 
-def _horse(palette: Palette, dice: Dice) -> Sketch:
-    coat = palette.natural(dice, COATS)
-    dark, far = mix(coat, INK, 0.65), mix(coat, INK, 0.25)
+def _horse(palette: Palette, rng: ScalarRNG) -> Sketch:
+    coat = palette.natural(rng, COATS)
+    dark, far = blend(coat, INK, 0.65), blend(coat, INK, 0.25)
     horse = Sketch()
     for start, end in ((-0.2, -0.18), (0.26, 0.3)):
-        horse.limb(start - 0.4j, end - 0.04j, 0.055, far, 0.6).disc(end - 0.035j, 0.035, dark)
-    horse.layer().limb(-0.36 - 0.56j, -0.47 - 0.2j, 0.045, dark, 0.7)
-    horse.layer()
+        horse.line(start - 0.4j, end - 0.04j, 0.055, far, 0.6).disc(end - 0.035j, 0.035, dark)
+    horse.new_layer().line(-0.36 - 0.56j, -0.47 - 0.2j, 0.045, dark, 0.7)
+    horse.new_layer()
     for start, end in ((-0.28, -0.32), (0.2, 0.2)):
-        horse.limb(start - 0.42j, end - 0.04j, 0.062, coat, 0.6).disc(end - 0.035j, 0.037, dark)
-    horse.limb(-0.2 - 0.52j, 0.18 - 0.52j, 0.165, coat, 0.95)
-    horse.limb(0.22 - 0.55j, 0.44 - 0.84j, 0.115, coat, 0.62)
-    horse.limb(0.43 - 0.88j, 0.6 - 0.77j, 0.075, coat, 0.72)
+        horse.line(start - 0.42j, end - 0.04j, 0.062, coat, 0.6).disc(end - 0.035j, 0.037, dark)
+    horse.line(-0.2 - 0.52j, 0.18 - 0.52j, 0.165, coat, 0.95)
+    horse.line(0.22 - 0.55j, 0.44 - 0.84j, 0.115, coat, 0.62)
+    horse.line(0.43 - 0.88j, 0.6 - 0.77j, 0.075, coat, 0.72)
     horse.polygon([0.36 - 0.92j, 0.385 - 1.03j, 0.44 - 0.93j], coat)
-    horse.layer().path([0.1 - 0.68j, 0.25 - 0.82j, 0.36 - 0.95j], 0.04, dark)
-    cloth = palette.accent(dice)
-    horse.details().polygon([-0.16 - 0.69j, 0.1 - 0.69j, 0.11 - 0.5j, -0.17 - 0.5j], cloth, 0.01)
+    horse.new_layer().path([0.1 - 0.68j, 0.25 - 0.82j, 0.36 - 0.95j], 0.04, dark)
+    cloth = palette.accent(rng)
+    horse.detail_layer().polygon(
+        [-0.16 - 0.69j, 0.1 - 0.69j, 0.11 - 0.5j, -0.17 - 0.5j], cloth, 0.01
+    )
     horse.disc(0.49 - 0.88j, 0.024, INK)
     return horse
 
 
-def _dog(palette: Palette, dice: Dice) -> Sketch:
-    coat = palette.natural(dice, COATS)
-    dark = mix(coat, INK, 0.55)
+def _dog(palette: Palette, rng: ScalarRNG) -> Sketch:
+    coat = palette.natural(rng, COATS)
+    dark = blend(coat, INK, 0.55)
     dog = Sketch()
-    dog.limb(-0.42 - 0.5j, -0.62 - 0.82j, 0.07, coat, 0.7)
+    dog.line(-0.42 - 0.5j, -0.62 - 0.82j, 0.07, coat, 0.7)
     for start, end in ((-0.36, -0.4), (-0.2, -0.18), (0.2, 0.18), (0.34, 0.38)):
-        dog.limb(start - 0.35j, end - 0.06j, 0.08, coat, 0.8)
-    dog.limb(-0.3 - 0.45j, 0.26 - 0.48j, 0.17, coat)
-    dog.limb(0.3 - 0.5j, 0.42 - 0.74j, 0.14, coat)
-    dog.disc(0.42 - 0.78j, 0.21, coat).limb(0.5 - 0.72j, 0.7 - 0.68j, 0.11, coat, 0.8)
-    dog.layer().limb(0.32 - 0.88j, 0.26 - 0.64j, 0.08, dark, 1.1)
-    dog.details().limb(0.28 - 0.55j, 0.46 - 0.5j, 0.05, palette.accent(dice))
+        dog.line(start - 0.35j, end - 0.06j, 0.08, coat, 0.8)
+    dog.line(-0.3 - 0.45j, 0.26 - 0.48j, 0.17, coat)
+    dog.line(0.3 - 0.5j, 0.42 - 0.74j, 0.14, coat)
+    dog.disc(0.42 - 0.78j, 0.21, coat).line(0.5 - 0.72j, 0.7 - 0.68j, 0.11, coat, 0.8)
+    dog.new_layer().line(0.32 - 0.88j, 0.26 - 0.64j, 0.08, dark, 1.1)
+    dog.detail_layer().line(0.28 - 0.55j, 0.46 - 0.5j, 0.05, palette.accent(rng))
     dog.disc(0.77 - 0.72j, 0.055, INK).disc(0.52 - 0.84j, 0.035, INK)
     return dog
 
 
-def _bike(palette: Palette, dice: Dice) -> Sketch:
-    frame, spoke = palette.accent(dice), (196, 196, 204)
+def _bike(palette: Palette, rng: ScalarRNG) -> Sketch:
+    frame, spoke = palette.accent(rng), (196, 196, 204)
     back, front, pedal = -0.31 - 0.235j, 0.31 - 0.235j, -0.03 - 0.24j
     bike = Sketch()
     for hub in (back, front):
         bike.ring(hub, 0.235, 0.05, INK)
-        bike.limb(hub - 0.17, hub + 0.17, 0.01, spoke).limb(hub - 0.17j, hub + 0.17j, 0.01, spoke)
-    bike.layer().path([back, pedal, 0.2 - 0.52j, -0.13 - 0.52j, back], 0.028, frame)
-    bike.limb(pedal, -0.15 - 0.56j, 0.028, frame).path([front, 0.19 - 0.58j], 0.028, frame)
-    bike.layer().limb(-0.24 - 0.59j, -0.07 - 0.59j, 0.04, INK)
+        bike.line(hub - 0.17, hub + 0.17, 0.01, spoke).line(hub - 0.17j, hub + 0.17j, 0.01, spoke)
+    bike.new_layer().path([back, pedal, 0.2 - 0.52j, -0.13 - 0.52j, back], 0.028, frame)
+    bike.line(pedal, -0.15 - 0.56j, 0.028, frame).path([front, 0.19 - 0.58j], 0.028, frame)
+    bike.new_layer().line(-0.24 - 0.59j, -0.07 - 0.59j, 0.04, INK)
     bike.path([0.18 - 0.6j, 0.17 - 0.66j, 0.27 - 0.67j], 0.026, INK).disc(pedal, 0.05, INK)
     return bike
 
 
-def _ball(palette: Palette, dice: Dice) -> Sketch:
-    first, second = palette.accents(dice, 2)
+def _ball(palette: Palette, rng: ScalarRNG) -> Sketch:
+    first, second = palette.accents(rng, 2)
     ball = Sketch().disc(-0.5j, 0.5, WHITE)
-    turn, style = dice.between(0, 120), dice.below(3)
+    turn, style = rng.uniform(0, 120), rng.randrange(3)
     if style == 2:
         ball.disc(-0.5j, 0.5, first)
         band = arc(-0.5j, 0.5, 0.5, turn - 22, turn + 22, 4)
@@ -139,10 +141,10 @@ def _ball(palette: Palette, dice: Dice) -> Sketch:
     return ball.disc(-0.5j, 0.1, WHITE)
 
 
-def _box(palette: Palette, dice: Dice) -> Sketch:
-    paper = palette.shade(dice, CARDBOARD) if dice.chance(0.45) else palette.accent(dice)
-    band = mix(paper, WHITE, 0.55) if dice.chance(0.5) else palette.accent(dice)
-    half, height = 0.5, dice.between(0.86, 1.0)
+def _box(palette: Palette, rng: ScalarRNG) -> Sketch:
+    paper = palette.shade(rng, CARDBOARD) if rng.bernoulli(0.45) else palette.accent(rng)
+    band = blend(paper, WHITE, 0.55) if rng.bernoulli(0.5) else palette.accent(rng)
+    half, height = 0.5, rng.uniform(0.86, 1.0)
     top = -height * 1j
 
     def slab(left: float, upper: float, right: float, lower: float, colour: Colour) -> Sketch:
@@ -151,20 +153,20 @@ def _box(palette: Palette, dice: Dice) -> Sketch:
 
     box = Sketch()
     slab(-half, top.imag, half, 0, paper)
-    slab(-half, -0.22, half, 0, mix(paper, INK, 0.12))
+    slab(-half, -0.22, half, 0, blend(paper, INK, 0.12))
     slab(-0.09, top.imag, 0.09, 0, band)
-    slab(-half, top.imag, half, 0.24 - height, mix(paper, WHITE, 0.28))
-    slab(-0.09, top.imag, 0.09, 0.24 - height, mix(band, WHITE, 0.2))
-    slab(-half, 0.24 - height, half, 0.29 - height, mix(paper, INK, 0.4))
+    slab(-half, top.imag, half, 0.24 - height, blend(paper, WHITE, 0.28))
+    slab(-0.09, top.imag, 0.09, 0.24 - height, blend(band, WHITE, 0.2))
+    slab(-half, 0.24 - height, half, 0.29 - height, blend(paper, INK, 0.4))
     return box
 
 
-def _umbrella(palette: Palette, dice: Dice) -> Sketch:
-    first, second = palette.accents(dice, 2)
-    wood = palette.natural(dice, WOODS)
-    umbrella = Sketch().limb(-0.9j, -0.06j, 0.026, wood)
+def _umbrella(palette: Palette, rng: ScalarRNG) -> Sketch:
+    first, second = palette.accents(rng, 2)
+    wood = palette.natural(rng, WOODS)
+    umbrella = Sketch().line(-0.9j, -0.06j, 0.026, wood)
     umbrella.path([-0.07j, 0.03 - 0.03j, 0.09 - 0.03j, 0.11 - 0.1j], 0.026, wood)
-    umbrella.layer().limb(-1j, -0.9j, 0.022, wood)
+    umbrella.new_layer().line(-1j, -0.9j, 0.022, wood)
     rim, crown = -0.5j, -0.96j
     edges = (-0.5, -0.28, 0.0, 0.28, 0.5)
     umbrella.polygon(arc(rim, 0.5, 0.46, 180, 360, 14), first)
@@ -185,37 +187,39 @@ def _umbrella(palette: Palette, dice: Dice) -> Sketch:
     return umbrella
 
 
-def _skateboard(palette: Palette, dice: Dice) -> Sketch:
-    deck, wheels = palette.accents(dice, 2)
+def _skateboard(palette: Palette, rng: ScalarRNG) -> Sketch:
+    deck, wheels = palette.accents(rng, 2)
     board = Sketch()
     for x in (-0.26, 0.26):
         board.disc(x - 0.095j, 0.095, wheels).disc(x - 0.095j, 0.035, WHITE)
-    board.layer().path([-0.47 - 0.33j, -0.34 - 0.23j, 0.34 - 0.23j, 0.47 - 0.33j], 0.06, deck)
-    board.details().limb(-0.3 - 0.25j, 0.3 - 0.25j, 0.018, mix(deck, WHITE, 0.5))
+    board.new_layer().path([-0.47 - 0.33j, -0.34 - 0.23j, 0.34 - 0.23j, 0.47 - 0.33j], 0.06, deck)
+    board.detail_layer().line(-0.3 - 0.25j, 0.3 - 0.25j, 0.018, blend(deck, WHITE, 0.5))
     return board
 
 
-def _chair(palette: Palette, dice: Dice) -> Sketch:
-    wood = palette.natural(dice, WOODS) if dice.chance(0.5) else palette.accent(dice)
-    far, cushion = mix(wood, INK, 0.3), palette.accent(dice)
+def _chair(palette: Palette, rng: ScalarRNG) -> Sketch:
+    wood = palette.natural(rng, WOODS) if rng.bernoulli(0.5) else palette.accent(rng)
+    far, cushion = blend(wood, INK, 0.3), palette.accent(rng)
     chair = Sketch()
-    chair.limb(-0.2 - 0.42j, -0.18 - 0.03j, 0.035, far).limb(0.2 - 0.42j, 0.18 - 0.03j, 0.035, far)
-    chair.layer().limb(-0.26 - 0.45j, -0.3 - 0.035j, 0.04, wood)
-    chair.limb(0.27 - 0.45j, 0.3 - 0.035j, 0.04, wood)
+    chair.line(-0.2 - 0.42j, -0.18 - 0.03j, 0.035, far).line(0.2 - 0.42j, 0.18 - 0.03j, 0.035, far)
+    chair.new_layer().line(-0.26 - 0.45j, -0.3 - 0.035j, 0.04, wood)
+    chair.line(0.27 - 0.45j, 0.3 - 0.035j, 0.04, wood)
     chair.path([-0.26 - 0.45j, -0.32 - 0.96j], 0.045, wood)
-    chair.limb(-0.26 - 0.45j, 0.28 - 0.45j, 0.05, wood)
-    chair.layer().polygon([-0.25 - 0.6j, -0.29 - 0.92j, -0.2 - 0.92j, -0.17 - 0.6j], cushion, 0.02)
-    chair.limb(-0.18 - 0.51j, 0.26 - 0.51j, 0.04, cushion)
+    chair.line(-0.26 - 0.45j, 0.28 - 0.45j, 0.05, wood)
+    chair.new_layer().polygon(
+        [-0.25 - 0.6j, -0.29 - 0.92j, -0.2 - 0.92j, -0.17 - 0.6j], cushion, 0.02
+    )
+    chair.line(-0.18 - 0.51j, 0.26 - 0.51j, 0.04, cushion)
     return chair
 
 
-KINDS = {
-    "horse": Kind(_horse, (0.92, 1.08), -0.03 - 0.7j, 0j, -0.4 - 0.6j, 0.38 - 0.72j),
-    "dog": Kind(_dog, (0.42, 0.5), 0j, 0.0 - 0.32j, -0.45 - 0.5j, 0.46 - 0.52j),
-    "bike": Kind(_bike, (0.86, 0.98), -0.15 - 0.63j, 0j, -0.24 - 0.59j, 0.2 - 0.6j),
-    "ball": Kind(_ball, (0.34, 0.42), 0j, -0.1j, -0.5 - 0.6j, 0.5 - 0.5j),
-    "box": Kind(_box, (0.38, 0.46), -0.9j, 0.0 - 0.06j, -0.5 - 0.75j, 0.5 - 0.45j),
-    "umbrella": Kind(_umbrella, (0.52, 0.62), 0j, 0.0 - 0.14j, 0j, 0j),
-    "skateboard": Kind(_skateboard, (0.58, 0.68), -0.29j, 0.0 - 0.2j, 0j, 0j),
-    "chair": Kind(_chair, (0.6, 0.68), 0.0 - 0.56j, 0.0 - 0.45j, -0.34 - 0.85j, 0.3 - 0.45j),
+OBJECT_KINDS = {
+    "horse": ObjectKind(_horse, (0.92, 1.08), -0.03 - 0.7j, 0j, -0.4 - 0.6j, 0.38 - 0.72j),
+    "dog": ObjectKind(_dog, (0.42, 0.5), 0j, 0.0 - 0.32j, -0.45 - 0.5j, 0.46 - 0.52j),
+    "bike": ObjectKind(_bike, (0.86, 0.98), -0.15 - 0.63j, 0j, -0.24 - 0.59j, 0.2 - 0.6j),
+    "ball": ObjectKind(_ball, (0.34, 0.42), 0j, -0.1j, -0.5 - 0.6j, 0.5 - 0.5j),
+    "box": ObjectKind(_box, (0.38, 0.46), -0.9j, 0.0 - 0.06j, -0.5 - 0.75j, 0.5 - 0.45j),
+    "umbrella": ObjectKind(_umbrella, (0.52, 0.62), 0j, 0.0 - 0.14j, 0j, 0j),
+    "skateboard": ObjectKind(_skateboard, (0.58, 0.68), -0.29j, 0.0 - 0.2j, 0j, 0j),
+    "chair": ObjectKind(_chair, (0.6, 0.68), 0.0 - 0.56j, 0.0 - 0.45j, -0.34 - 0.85j, 0.3 - 0.45j),
 }

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.toy.canvas import Colour
-from pipeline.toy.rng import Dice
+from pipeline.toy.rng import ScalarRNG
 
 # Every palette: (lightness, chroma, hue in degrees) of colours for clothes and things.
 PALETTES: tuple[tuple[tuple[float, float, float], ...], ...] = (
@@ -36,7 +36,7 @@ WOODS = ((0.62, 0.09, 65), (0.50, 0.08, 55), (0.74, 0.08, 75))
 CARDBOARD = (0.74, 0.07, 72)
 
 
-def oklch(lightness: float, chroma: float, hue: float) -> Colour:
+def oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Colour:
     """sRGB (0-255) of an OKLCH colour (hue in degrees), clipped into the gamut."""
     a = chroma * math.cos(math.radians(hue))
     b = chroma * math.sin(math.radians(hue))
@@ -44,19 +44,19 @@ def oklch(lightness: float, chroma: float, hue: float) -> Colour:
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
     return (
-        _encode(4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short),
-        _encode(-1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short),
-        _encode(-0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short),
+        _to_srgb_byte(4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short),
+        _to_srgb_byte(-1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short),
+        _to_srgb_byte(-0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short),
     )
 
 
-def _encode(linear: float) -> int:
+def _to_srgb_byte(linear: float) -> int:
     linear = min(max(linear, 0.0), 1.0)
     curved = 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
     return round(255 * curved)
 
 
-def mix(first: Colour, second: Colour, share: float) -> Colour:
+def blend(first: Colour, second: Colour, share: float) -> Colour:
     """`share` of the second colour in the first."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
@@ -76,24 +76,24 @@ class Palette:
     light: Colour = (255, 255, 255)
     tint: float = 0.0
 
-    def accent(self, dice: Dice) -> Colour:
+    def accent(self, rng: ScalarRNG) -> Colour:
         """One of the palette's colours, slightly varied."""
-        return self.shade(dice, dice.pick(self.colours))
+        return self.shade(rng, rng.choice(self.colours))
 
-    def accents(self, dice: Dice, count: int) -> list[Colour]:
+    def accents(self, rng: ScalarRNG, count: int) -> list[Colour]:
         """Different colours of the palette."""
-        return [self.shade(dice, colour) for colour in dice.shuffled(self.colours)[:count]]
+        return [self.shade(rng, colour) for colour in rng.shuffled(self.colours)[:count]]
 
-    def natural(self, dice: Dice, family: tuple[tuple[float, float, float], ...]) -> Colour:
+    def natural(self, rng: ScalarRNG, family: tuple[tuple[float, float, float], ...]) -> Colour:
         """A colour of a natural family (`SKINS`, `COATS`, ...), slightly varied."""
-        return self.shade(dice, dice.pick(family))
+        return self.shade(rng, rng.choice(family))
 
-    def shade(self, dice: Dice, colour: tuple[float, float, float]) -> Colour:
+    def shade(self, rng: ScalarRNG, colour: tuple[float, float, float]) -> Colour:
         """An OKLCH colour, slightly varied, in the scene's light."""
         lightness, chroma, hue = colour
-        varied = oklch(
-            lightness + dice.between(-0.04, 0.04),
-            chroma * dice.between(0.85, 1.1),
-            hue + dice.between(-9, 9),
+        varied = oklch_to_rgb(
+            lightness + rng.uniform(-0.04, 0.04),
+            chroma * rng.uniform(0.85, 1.1),
+            hue + rng.uniform(-9, 9),
         )
-        return mix(varied, self.light, self.tint)
+        return blend(varied, self.light, self.tint)

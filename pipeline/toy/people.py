@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, replace
 
 from pipeline.toy.canvas import Colour, Sketch, arc
-from pipeline.toy.palette import HAIRS, SKINS, Palette, mix
-from pipeline.toy.rng import Dice
+from pipeline.toy.palette import HAIRS, SKINS, Palette, blend
+from pipeline.toy.rng import ScalarRNG
 
 THIGH, SHIN, TORSO, UPPER_ARM, FOREARM = 0.215, 0.215, 0.27, 0.165, 0.175
 NECK, HEAD = 0.125, 0.112
@@ -53,7 +53,7 @@ POSES = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """What a person wears and looks like."""
 
     skin: Colour
@@ -70,12 +70,12 @@ class Look:
     @property
     def cheek(self) -> Colour:
         """The skin, rosier."""
-        return mix(self.skin, (236, 90, 90), 0.35)
+        return blend(self.skin, (236, 90, 90), 0.35)
 
     @property
     def lips(self) -> Colour:
         """The skin, darker and rosier."""
-        return mix(self.skin, (130, 30, 40), 0.6)
+        return blend(self.skin, (130, 30, 40), 0.6)
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,23 @@ class Joints:
         return max(self.near_leg[1].imag, self.far_leg[1].imag) + SOLE
 
 
-def along(angle: float) -> complex:
+def unit_vector(angle: float) -> complex:
     """The direction of an angle: 0 down, 90 ahead."""
     return complex(math.sin(math.radians(angle)), math.cos(math.radians(angle)))
 
 
-def loosened(pose: Pose, dice: Dice, degrees: float = 5.0) -> Pose:
+def jitter_pose(pose: Pose, rng: ScalarRNG, degrees: float = 5.0) -> Pose:
     """The pose with every angle changed a little."""
 
     def pair(angles: tuple[float, float]) -> tuple[float, float]:
         return (
-            angles[0] + dice.between(-degrees, degrees),
-            angles[1] + dice.between(-degrees, degrees),
+            angles[0] + rng.uniform(-degrees, degrees),
+            angles[1] + rng.uniform(-degrees, degrees),
         )
 
     return replace(
         pose,
-        lean=pose.lean + dice.between(-degrees, degrees),
+        lean=pose.lean + rng.uniform(-degrees, degrees),
         near_arm=pair(pose.near_arm),
         far_arm=pair(pose.far_arm),
         near_leg=pair(pose.near_leg),
@@ -125,22 +125,22 @@ def loosened(pose: Pose, dice: Dice, degrees: float = 5.0) -> Pose:
     )
 
 
-def joints_of(pose: Pose, hip: complex = 0) -> Joints:
+def forward_kinematics(pose: Pose, hip: complex = 0) -> Joints:
     """The joints of a body with its hip at a point."""
-    upright = along(180 - pose.lean)
+    upright = unit_vector(180 - pose.lean)
     shoulder = hip + TORSO * upright
 
     def chain(
         start: complex, angles: tuple[float, float], lengths: tuple[float, float]
     ) -> tuple[complex, complex]:
-        middle = start + lengths[0] * along(angles[0])
-        return middle, middle + lengths[1] * along(angles[1])
+        middle = start + lengths[0] * unit_vector(angles[0])
+        return middle, middle + lengths[1] * unit_vector(angles[1])
 
     arm, leg = (UPPER_ARM, FOREARM), (THIGH, SHIN)
     return Joints(
         hip,
         shoulder,
-        shoulder + NECK * along(180 - 0.6 * pose.lean) + 0.015,
+        shoulder + NECK * unit_vector(180 - 0.6 * pose.lean) + 0.015,
         chain(shoulder, pose.near_arm, arm),
         chain(shoulder, pose.far_arm, arm),
         chain(hip, pose.near_leg, leg),
@@ -148,7 +148,7 @@ def joints_of(pose: Pose, hip: complex = 0) -> Joints:
     )
 
 
-def reach(shoulder: complex, target: complex, bends: int = 1) -> tuple[complex, complex]:
+def solve_arm(shoulder: complex, target: complex, bends: int = 1) -> tuple[complex, complex]:
     """Elbow and hand of an arm that reaches for a point, stretched where it is too far.
 
     Args:
@@ -164,95 +164,101 @@ def reach(shoulder: complex, target: complex, bends: int = 1) -> tuple[complex, 
     return elbow, shoulder + direction * distance
 
 
-def reaching(
+def move_hands(
     joints: Joints, near: complex | None = None, far: complex | None = None, bends: int = 1
 ) -> Joints:
-    """The joints with hands moved to points; see `reach`."""
+    """The joints with hands moved to points; see `solve_arm`."""
     if near is not None:
-        joints = replace(joints, near_arm=reach(joints.shoulder, near, bends))
+        joints = replace(joints, near_arm=solve_arm(joints.shoulder, near, bends))
     if far is not None:
-        joints = replace(joints, far_arm=reach(joints.shoulder, far, bends))
+        joints = replace(joints, far_arm=solve_arm(joints.shoulder, far, bends))
     return joints
 
 
-def random_look(palette: Palette, dice: Dice) -> Look:
+def sample_appearance(palette: Palette, rng: ScalarRNG) -> Appearance:
     """Clothes, skin and hair of a person."""
-    top, bottom, shoes = palette.accents(dice, 3)
-    return Look(
-        skin=palette.natural(dice, SKINS),
-        hair=palette.natural(dice, HAIRS),
+    top, bottom, shoes = palette.accents(rng, 3)
+    return Appearance(
+        skin=palette.natural(rng, SKINS),
+        hair=palette.natural(rng, HAIRS),
         top=top,
         bottom=bottom,
         shoes=shoes,
-        haircut=dice.below(5),
-        sleeves=dice.chance(0.5),
-        trousers=dice.chance(0.65),
-        skirt=dice.chance(0.25),
-        striped=dice.chance(0.4),
+        haircut=rng.randrange(5),
+        sleeves=rng.bernoulli(0.5),
+        trousers=rng.bernoulli(0.65),
+        skirt=rng.bernoulli(0.25),
+        striped=rng.bernoulli(0.4),
     )
 
 
-def draw_arm(joints: Joints, look: Look, near: bool) -> Sketch:
+def draw_arm(joints: Joints, appearance: Appearance, near: bool) -> Sketch:
     """The near or the far arm."""
     elbow, hand = joints.near_arm if near else joints.far_arm
-    sleeve, skin = look.top, look.skin
+    sleeve, skin = appearance.top, appearance.skin
     if not near:
-        sleeve, skin = _shaded(sleeve), _shaded(skin)
-    arm = Sketch().limb(elbow, hand, 0.037, sleeve if look.sleeves else skin, 0.85)
+        sleeve, skin = _shade(sleeve), _shade(skin)
+    arm = Sketch().line(elbow, hand, 0.037, sleeve if appearance.sleeves else skin, 0.85)
     arm.disc(hand, 0.043, skin)
-    return arm.limb(joints.shoulder, elbow, 0.047, sleeve, 0.85)
+    return arm.line(joints.shoulder, elbow, 0.047, sleeve, 0.85)
 
 
-def draw_leg(joints: Joints, look: Look, near: bool) -> Sketch:
+def draw_leg(joints: Joints, appearance: Appearance, near: bool) -> Sketch:
     """The near or the far leg, with its shoe."""
     knee, ankle = joints.near_leg if near else joints.far_leg
-    cloth, skin, shoe = look.bottom, look.skin, look.shoes
+    cloth, skin, shoe = appearance.bottom, appearance.skin, appearance.shoes
     if not near:
-        cloth, skin, shoe = _shaded(cloth), _shaded(skin), _shaded(shoe)
+        cloth, skin, shoe = _shade(cloth), _shade(skin), _shade(shoe)
     shin = ankle - knee
     toe = shin / abs(shin) * -1j
-    leg = Sketch().limb(knee, ankle, 0.046, cloth if look.trousers else skin, 0.8)
-    leg.limb(joints.hip, knee, 0.066, cloth, 0.74).disc(joints.hip, 0.074, cloth)
-    return leg.limb(ankle - 0.01 * toe, ankle + 0.065 * toe, 0.036, shoe, 0.85)
+    leg = Sketch().line(knee, ankle, 0.046, cloth if appearance.trousers else skin, 0.8)
+    leg.line(joints.hip, knee, 0.066, cloth, 0.74).disc(joints.hip, 0.074, cloth)
+    return leg.line(ankle - 0.01 * toe, ankle + 0.065 * toe, 0.036, shoe, 0.85)
 
 
-def draw_body(joints: Joints, look: Look) -> Sketch:
+def draw_body(joints: Joints, appearance: Appearance) -> Sketch:
     """Torso, head, hair and face."""
     body = Sketch()
-    body.limb(joints.shoulder, joints.head, 0.04, look.skin)
+    body.line(joints.shoulder, joints.head, 0.04, appearance.skin)
     waist = joints.hip + 0.13 * (joints.shoulder - joints.hip)
-    if look.skirt:
-        body.layer()
+    if appearance.skirt:
+        body.new_layer()
         for knee, _ in (joints.near_leg, joints.far_leg):
             hem = joints.hip + 0.62 * (knee - joints.hip)
-            body.limb(joints.hip, hem, 0.072, look.bottom, 1.2)
-    body.layer().limb(joints.shoulder, waist, 0.085, look.top, 0.9)
-    if look.striped:
+            body.line(joints.hip, hem, 0.072, appearance.bottom, 1.2)
+    body.new_layer().line(joints.shoulder, waist, 0.085, appearance.top, 0.9)
+    if appearance.striped:
         middle, across = (joints.shoulder + waist) / 2, (joints.shoulder - waist) * 0.3j
-        body.details().limb(middle - across, middle + across, 0.022, look.shoes)
-    return body.add(_draw_head(joints, look))
+        body.detail_layer().line(middle - across, middle + across, 0.022, appearance.shoes)
+    return body.add(_draw_head(joints, appearance))
 
 
-def _draw_head(joints: Joints, look: Look) -> Sketch:
+def _draw_head(joints: Joints, appearance: Appearance) -> Sketch:
     """Head, hair and face, upright around 0, then tilted onto the neck."""
     head = Sketch()
-    if look.haircut == 1:
-        head.limb(-0.05 - 0.04j, -0.075 + 0.13j, 0.07, look.hair, 0.8)
-    elif look.haircut == 2:
-        head.limb(-0.1 - 0.05j, -0.165 + 0.07j, 0.042, look.hair, 0.6)
-    elif look.haircut == 3:
-        head.disc(-0.07 - 0.115j, 0.055, look.hair)
-    head.layer().disc(0, HEAD, look.skin)
-    head.polygon([*arc(0, HEAD, HEAD, 100, 318, 12), 0.03 - 0.055j, -0.035 - 0.02j], look.hair)
-    if look.haircut == 4:
-        head.layer().polygon(arc(-0.012j, HEAD + 0.012, HEAD + 0.012, 180, 360, 10), look.shoes)
-        head.limb(0.05 - 0.014j, 0.15 - 0.014j, 0.016, look.shoes)
-    head.details().disc(0.058 - 0.002j, 0.021, INK).disc(0.03 + 0.045j, 0.024, look.cheek)
-    head.limb(0.052 + 0.06j, 0.082 + 0.052j, 0.009, look.lips)
+    if appearance.haircut == 1:
+        head.line(-0.05 - 0.04j, -0.075 + 0.13j, 0.07, appearance.hair, 0.8)
+    elif appearance.haircut == 2:
+        head.line(-0.1 - 0.05j, -0.165 + 0.07j, 0.042, appearance.hair, 0.6)
+    elif appearance.haircut == 3:
+        head.disc(-0.07 - 0.115j, 0.055, appearance.hair)
+    head.new_layer().disc(0, HEAD, appearance.skin)
+    head.polygon(
+        [*arc(0, HEAD, HEAD, 100, 318, 12), 0.03 - 0.055j, -0.035 - 0.02j], appearance.hair
+    )
+    if appearance.haircut == 4:
+        head.new_layer().polygon(
+            arc(-0.012j, HEAD + 0.012, HEAD + 0.012, 180, 360, 10), appearance.shoes
+        )
+        head.line(0.05 - 0.014j, 0.15 - 0.014j, 0.016, appearance.shoes)
+    head.detail_layer().disc(0.058 - 0.002j, 0.021, INK).disc(
+        0.03 + 0.045j, 0.024, appearance.cheek
+    )
+    head.line(0.052 + 0.06j, 0.082 + 0.052j, 0.009, appearance.lips)
     neck = joints.head - joints.shoulder
-    return head.moved(joints.head, turn=math.degrees(math.atan2(neck.real, -neck.imag)))
+    return head.transformed(joints.head, turn=math.degrees(math.atan2(neck.real, -neck.imag)))
 
 
-def _shaded(colour: Colour) -> Colour:
+def _shade(colour: Colour) -> Colour:
     red, green, blue = colour
     return int(red * 0.82), int(green * 0.8), int(blue * 0.84)

@@ -8,10 +8,10 @@ from typing import TypeVar
 import numpy as np
 
 Item = TypeVar("Item")
-BLOCK = 512
+BLOCK_SIZE = 512
 
 
-class Dice:
+class ScalarRNG:
     """Scalar draws from a generator, taken from it in blocks (a generator's own are slow).
 
     Args:
@@ -22,31 +22,31 @@ class Dice:
         self.generator = generator
         self._block: list[float] = []
 
-    def uniform(self) -> float:
+    def random(self) -> float:
         """A number in [0, 1)."""
         if not self._block:
-            self._block = self.generator.random(BLOCK).tolist()
+            self._block = self.generator.random(BLOCK_SIZE).tolist()
         return self._block.pop()
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         """A number in [low, high)."""
-        return low + (high - low) * self.uniform()
+        return low + (high - low) * self.random()
 
-    def chance(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         """True with this probability."""
-        return self.uniform() < probability
+        return self.random() < probability
 
-    def below(self, count: int) -> int:
+    def randrange(self, count: int) -> int:
         """A whole number from 0 to count - 1."""
-        return int(self.uniform() * count)
+        return int(self.random() * count)
 
-    def pick(self, items: Sequence[Item]) -> Item:
+    def choice(self, items: Sequence[Item]) -> Item:
         """One of the items, all equally likely."""
-        return items[self.below(len(items))]
+        return items[self.randrange(len(items))]
 
-    def weighted(self, weights: Sequence[float]) -> int:
+    def weighted_index(self, weights: Sequence[float]) -> int:
         """An index, as likely as its weight."""
-        left = self.uniform() * sum(weights)
+        left = self.random() * sum(weights)
         for index, weight in enumerate(weights):
             left -= weight
             if left < 0:
@@ -56,4 +56,4 @@ class Dice:
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
         """The items in random order."""
         rest = list(items)
-        return [rest.pop(self.below(len(rest))) for _ in items]
+        return [rest.pop(self.randrange(len(rest))) for _ in items]

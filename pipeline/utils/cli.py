@@ -20,9 +20,9 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 # Enough for every worker and shard; programs that look through all files that may be open, as some
 # do when they start another one, take longer the more there are.
-MOST_FILES = 65536
+MAX_OPEN_FILES = 65536
 # Errors of the operating system that tell where somebody may not, or cannot, write or read.
-BAD_PLACES = {
+PATH_ERRNOS = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -40,7 +40,7 @@ device_option = click.option(
     default="auto",
     show_default=True,
     metavar="auto|cpu|cuda[:i]",
-    help="Where the models run; auto takes a GPU when there is one.",
+    help="Device of the models; auto takes a GPU if there is one.",
 )
 
 
@@ -51,12 +51,12 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(dir_okay=False, path_type=Path),
         is_eager=True,
         expose_value=False,
-        callback=_take_defaults,
+        callback=_load_config_file,
         help="TOML file with options; the command line wins.",
     )(command)
 
 
-def _take_defaults(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+def _load_config_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
     from pipeline.utils.files import read_toml
@@ -75,11 +75,11 @@ def _take_defaults(context: click.Context, _: click.Parameter, path: Path | None
             names = ", ".join(sorted(name.replace("_", "-") for name in options))
             expected = f"an option of {context.command_path} ({names})"
             raise bad_field(path, key, expected, "an unknown one")
-        defaults[option.name or key] = _as_typed(context, option, path, key, value)
+        defaults[option.name or key] = _to_option_value(context, option, path, key, value)
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
-def _as_typed(
+def _to_option_value(
     context: click.Context, option: click.Option, path: Path, key: str, value: Any
 ) -> Any:
     """A TOML value as if it had been typed on the command line.
@@ -106,7 +106,7 @@ def _as_typed(
 
 def run_command(command: click.Command) -> NoReturn:
     """Runs a command line: bad input is one line on stderr and exit 2, an interrupt exit 130."""
-    speak_utf8()
+    ensure_utf8()
     program = Path(sys.argv[0]).name
     # With PYTHONUNBUFFERED a line is written in pieces, and those of several processes mix.
     for stream in (sys.stdout, sys.stderr):
@@ -114,19 +114,19 @@ def run_command(command: click.Command) -> NoReturn:
             stream.reconfigure(line_buffering=True, write_through=False)
     # torch's OpenMP threads wait by spinning, long by default: with other work on the same cores
     # they keep it, and each other, from running. Not at all is slow too, since waking up costs more
-    # than a short step. A step of the world's student on two cores, idle and beside another
+    # than a short step. A step of the toy student on two cores, idle and beside another
     # training: default 0.19 s and 3.3 s, this 0.21 s and 1.3 s, never spinning 0.30 s and 0.4 s.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # Of failed connections torch's C++ code warns with dozens of lines before the error is told.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    raise_file_limit()
+    raise_open_file_limit()
     helpless = isinstance(command, click.Group) and not sys.argv[1:]
     try:
         command.main(["--help"] if helpless else sys.argv[1:], program, standalone_mode=False)
     except (InputError, click.ClickException, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in BAD_PLACES:
+        if isinstance(error, OSError) and error.errno not in PATH_ERRNOS:
             raise
-        print(f"{program}: {' '.join(_line(error).split())}", file=sys.stderr)
+        print(f"{program}: {' '.join(_format_error(error).split())}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except UnicodeError as error:
         found = repr(error.object) if isinstance(error, UnicodeEncodeError) else error
@@ -141,7 +141,7 @@ def run_command(command: click.Command) -> NoReturn:
     sys.exit(0)
 
 
-def speak_utf8() -> None:
+def ensure_utf8() -> None:
     """Has this process, and those it starts, name files in UTF-8 whatever the locale says.
 
     Where the locale has another encoding, as C's, the process begins anew in Python's UTF-8 mode.
@@ -156,17 +156,17 @@ def speak_utf8() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def raise_file_limit() -> None:
+def raise_open_file_limit() -> None:
     """Lets this process and those it starts open as many files at once as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         # macOS says that it allows more than it does.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _line(error: InputError | click.ClickException | OSError) -> str:
+def _format_error(error: InputError | click.ClickException | OSError) -> str:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{error.format_message()} See {error.ctx.command_path} --help."
     if isinstance(error, click.ClickException):

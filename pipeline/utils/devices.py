@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def configure_device(
-    device: torch.device, precision: str, exact_products: bool = False
+    device: torch.device, precision: str, exact_matmul: bool = False
 ) -> torch.device:
     """Sets everything that torch keeps per process or thread about where and how to compute.
 
@@ -48,7 +48,7 @@ def configure_device(
             memory and events; threads that are started later begin at the first one.
         precision: see `autocast`. "float32" keeps it for all products and convolutions on a GPU;
             the others let them round their factors to TF32 (10 bits of mantissa).
-        exact_products: only convolutions may round.
+        exact_matmul: only convolutions may round.
 
     Returns:
         The device.
@@ -60,12 +60,12 @@ def configure_device(
             os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(device)
         rounded = precision != "float32"
-        torch.backends.cuda.matmul.allow_tf32 = rounded and not exact_products
+        torch.backends.cuda.matmul.allow_tf32 = rounded and not exact_matmul
         torch.backends.cudnn.allow_tf32 = rounded
     return device
 
 
-def start_download(tensor: Tensor) -> Callable[[], Tensor]:
+def copy_to_host_async(tensor: Tensor) -> Callable[[], Tensor]:
     """Copies a tensor to the host, beside the device's further work.
 
     Returns:
@@ -88,7 +88,7 @@ def start_download(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 @contextmanager
-def out_of_memory_line(what: Callable[[], str]) -> Iterator[None]:
+def convert_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
     """Turns a GPU's lack of memory into one line.
 
     Args:
@@ -116,7 +116,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def spare_cores(workers: int | None, most: int = 16, processes: int = 1) -> int:
+def default_num_workers(workers: int | None, most: int = 16, processes: int = 1) -> int:
     """The number of worker processes to start.
 
     Args:
@@ -126,7 +126,7 @@ def spare_cores(workers: int | None, most: int = 16, processes: int = 1) -> int:
     """
     if workers is not None:
         return workers
-    share = usable_cores() // processes
+    share = num_usable_cores() // processes
     # Processes that share a machine mostly have a GPU each, and their cores are for reading.
     least = 1 if processes > 1 and share > 1 else 0
     return max(least, min(most, share - 2))
@@ -150,7 +150,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def usable_cores() -> int:
+def num_usable_cores() -> int:
     """How many cores this process may use: its affinity, cut by its control groups' quotas."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

@@ -16,14 +16,14 @@ from typing import Any
 
 from pipeline.utils.errors import InputError, bad_field
 
-SPACES = re.compile(r"[ \t\n\r]*")
+JSON_WHITESPACE = re.compile(r"[ \t\n\r]*")
 # How files begin that take another file's place, and what to do about them.
-OTHER_FILES = (
+FILE_SIGNATURES = (
     (rb"\s*<", "a web page or other XML; download the file itself"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a compressed file; unpack it first"),
 )
 # Those that take the place of text.
-BINARY_FILES = (
+BINARY_SIGNATURES = (
     (rb"\xff\xfe|\xfe\xff|(?:[^\x00]\x00){4}|(?:\x00[^\x00]){4}", "UTF-16; save it as UTF-8"),
     (rb"PK", "a zip archive or NPZ file"),
     (rb"\x93NUMPY", "a NumPy array"),
@@ -33,7 +33,7 @@ BINARY_FILES = (
 
 
 @contextmanager
-def naming(path: Path | str) -> Iterator[None]:
+def add_missing_filename(path: Path | str) -> Iterator[None]:
     """Gives errors of the operating system that name no file the name of the one that is written.
 
     A full disk shows when bytes are written, where Python no longer knows the name.
@@ -47,7 +47,7 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path | str, once: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path | str, keep_existing: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place.
 
     Missing folders above `path` are made. When the body raises, the temporary file goes and
@@ -55,19 +55,19 @@ def replacing(path: Path | str, once: bool = False) -> Iterator[Path]:
 
     Args:
         path: the file.
-        once: a file that is there already stays; of several writers the first one wins.
+        keep_existing: a file that is there already stays; of several writers the first one wins.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several machines may write in one folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with naming(path):
+        with add_missing_filename(path):
             yield temporary
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
-            if once:
-                _link(temporary, path)
+            if keep_existing:
+                _link_if_absent(temporary, path)
             else:
                 os.replace(temporary, path)
     except BaseException:
@@ -75,7 +75,7 @@ def replacing(path: Path | str, once: bool = False) -> Iterator[Path]:
         raise
 
 
-def _link(temporary: Path, path: Path) -> None:
+def _link_if_absent(temporary: Path, path: Path) -> None:
     """Gives a file its name unless the name is taken."""
     try:
         os.link(temporary, path)
@@ -98,20 +98,20 @@ def refuse_existing(path: Path | str, overwrite: bool) -> None:
         raise InputError(f"{path}: exists; give --overwrite or another name")
 
 
-def write_text(path: Path | str, text: str, once: bool = False) -> None:
-    """Writes `text` as UTF-8, whole or not at all; `once` as in `replacing`."""
-    with replacing(path, once) as temporary:
-        temporary.write_bytes(utf8(text))
+def write_text(path: Path | str, text: str, keep_existing: bool = False) -> None:
+    """Writes `text` as UTF-8, whole or not at all; `keep_existing` as in `atomic_write`."""
+    with atomic_write(path, keep_existing) as temporary:
+        temporary.write_bytes(encode_utf8(text))
 
 
-def utf8(text: str) -> bytes:
+def encode_utf8(text: str) -> bytes:
     """Text in UTF-8. Bytes of file names that are none become escapes, which JSON reads back."""
     return text.encode("utf-8", "backslashreplace")
 
 
-def write_json(path: Path | str, value: Any, once: bool = False) -> None:
-    """Writes `value` as indented JSON, whole or not at all; `once` as in `replacing`."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", once)
+def write_json(path: Path | str, value: Any, keep_existing: bool = False) -> None:
+    """Writes `value` as indented JSON, atomically; `keep_existing` as in `atomic_write`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", keep_existing)
 
 
 def read_json(path: Path | str) -> Any:
@@ -124,12 +124,12 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise _no_json(path, text, error) from None
+        raise _json_error(path, text, error) from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: expected JSON, found {error}") from None
 
 
-def iterate_json(path: Path | str) -> Iterator[Any]:
+def iter_json(path: Path | str) -> Iterator[Any]:
     """The entries of a JSON file that holds a list, one after the other.
 
     Only one entry is in memory at a time, beside the file's text: a large file's values take
@@ -143,7 +143,7 @@ def iterate_json(path: Path | str) -> Iterator[Any]:
     decoder = json.JSONDecoder()
 
     def skip(position: int) -> int:
-        found = SPACES.match(text, position)
+        found = JSON_WHITESPACE.match(text, position)
         return found.end() if found else position
 
     def following(position: int) -> str:
@@ -170,7 +170,7 @@ def iterate_json(path: Path | str) -> Iterator[Any]:
         if skip(position) != len(text):
             raise json.JSONDecodeError("Extra data", text, skip(position))
     except json.JSONDecodeError as error:
-        raise _no_json(path, text, error) from None
+        raise _json_error(path, text, error) from None
     except InputError:
         raise
     except (RecursionError, ValueError) as error:
@@ -190,19 +190,19 @@ def read_text(path: Path | str) -> str:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        what = other_file(path, BINARY_FILES)
+        what = identify_file(path, BINARY_SIGNATURES)
         found = f"expected UTF-8 text, found {what}" if what else error
         raise InputError(f"{path}: cannot be read ({found})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
 
 
-def other_file(path: Path | str, more: Sequence[tuple[bytes, str]] = ()) -> str | None:
+def identify_file(path: Path | str, signatures: Sequence[tuple[bytes, str]] = ()) -> str | None:
     """What a file is that takes another one's place, by its first bytes; None where they don't say.
 
     Args:
         path: a file that could not be read as what it should be.
-        more: further beginnings, regular expressions, and what they say.
+        signatures: further beginnings, regular expressions, and what they say.
     """
     # A pipe has been read already, and opening it again may wait for ever.
     if not Path(path).is_file():
@@ -213,13 +213,15 @@ def other_file(path: Path | str, more: Sequence[tuple[bytes, str]] = ()) -> str 
         meant = re.search(rb"size (\d+)", head)
         what = f"a file of {int(meant[1])} bytes" if meant else "another file"
         return f"a Git LFS pointer to {what}; fetch that with: git lfs pull"
-    return next((what for start, what in (*OTHER_FILES, *more) if re.match(start, head)), None)
+    return next(
+        (what for start, what in (*FILE_SIGNATURES, *signatures) if re.match(start, head)), None
+    )
 
 
-def _no_json(path: Path | str, text: str, error: json.JSONDecodeError) -> InputError:
+def _json_error(path: Path | str, text: str, error: json.JSONDecodeError) -> InputError:
     if not text.strip():
         return InputError(f"{path}: line 1: expected JSON, found an empty file")
-    if what := other_file(path, BINARY_FILES):
+    if what := identify_file(path, BINARY_SIGNATURES):
         return InputError(f"{path}: line {error.lineno}: expected JSON, found {what}")
     # A list or an object that is not closed was cut off on the way.
     cut = text.lstrip()[:1] in "[{" and text.rstrip()[-1:] not in ("]", "}")
@@ -252,7 +254,7 @@ def sha256_of_chunks(chunks: Iterator[bytes]) -> str:
 def sha256_of_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value, independent of key order and spacing."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return sha256_of_chunks(iter([utf8(text)]))
+    return sha256_of_chunks(iter([encode_utf8(text)]))
 
 
 if sys.version_info >= (3, 11):
@@ -292,17 +294,17 @@ def copy_scripts(
     return paths
 
 
-def differing_parts(old: dict[str, Any], new: dict[str, Any]) -> str:
+def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What changed between two sets of fingerprint parts, for people: "clip.model: A, now B"."""
     changes = [
-        f"{name}: {shown(old.get(name))}, now {shown(new.get(name))}"
+        f"{name}: {shorten_value(old.get(name))}, now {shorten_value(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
     return "; ".join(changes)
 
 
-def shown(value: Any) -> str:
+def shorten_value(value: Any) -> str:
     """A fingerprint part for people: digests and long values shortened."""
     text = "nothing" if value is None else str(value)
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -10,7 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-PLAIN_SECONDS = 10.0
+LINE_INTERVAL = 10.0
 
 
 class Progress:
@@ -20,7 +20,7 @@ class Progress:
         total: how many items there are.
         title: what is being done.
         unit: what is counted, e.g. "images".
-        done: items that were finished before, on a resumed run.
+        initial: items that were finished before, on a resumed run.
         quiet: say nothing, as one of several processes whose first one speaks.
         brief: off a terminal say nothing of work that is done in a moment, such as a check.
     """
@@ -30,7 +30,7 @@ class Progress:
         total: int,
         title: str,
         unit: str = "items",
-        done: int = 0,
+        initial: int = 0,
         quiet: bool = False,
         brief: bool = False,
     ) -> None:
@@ -39,27 +39,27 @@ class Progress:
             total=total,
             desc=title,
             unit=f" {unit}",
-            initial=done,
+            initial=initial,
             disable=quiet or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self._plain = self._bar.disable
         self._total, self._title, self._unit = total, title, unit
-        self._first, self._done, self._note = done, done, ""
+        self._initial, self._done, self._note = initial, initial, ""
         self._start = self._last = time.monotonic()
 
-    def advance(self, count: int = 1, note: str = "") -> None:
+    def update(self, count: int = 1, note: str = "") -> None:
         """Adds `count` finished items; `note` (losses, learning rate) stands behind the rate."""
         self._done += count
         self._note = note or self._note
         if not self._plain:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+        elif time.monotonic() - self._last >= LINE_INTERVAL:
             self._last = time.monotonic()
-            self._say()
+            self._print_line()
 
-    def tell(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Prints a line on stderr, above the bar where there is one."""
         self._bar.write(line, file=sys.stderr)
 
@@ -68,7 +68,7 @@ class Progress:
         if not self._plain:
             self._bar.close()
         elif not self._brief or self._last > self._start:
-            self._say()
+            self._print_line()
 
     def __enter__(self) -> Progress:
         return self
@@ -76,11 +76,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _say(self) -> None:
+    def _print_line(self) -> None:
         if self._quiet:
             return
         seconds = max(time.monotonic() - self._start, 1e-9)
-        rate = (self._done - self._first) / seconds
+        rate = (self._done - self._initial) / seconds
         remaining = (self._total - self._done) / rate if rate > 0 else float("inf")
         left = f", {remaining:.0f} s left" if 0 < remaining < float("inf") else ""
         note = f", {self._note}" if self._note else ""
@@ -99,4 +99,4 @@ def track(
     with Progress(total, title, unit, brief=brief) as progress:
         for item in items:
             yield item
-            progress.advance()
+            progress.update()

@@ -9,7 +9,7 @@ from types import FrameType
 
 
 @contextmanager
-def interrupts_waiting() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Ctrl-C takes effect at the end; processes started meanwhile never hear of it.
 
     Whoever started them ends them.
@@ -22,7 +22,7 @@ def interrupts_waiting() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_as_before() -> Iterator[None]:
+def restore_interrupt_handler() -> Iterator[None]:
     """Whatever is done here to the answer to Ctrl-C does not last."""
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -32,7 +32,7 @@ def interrupts_as_before() -> Iterator[None]:
 
 
 @contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM, with which batch systems end a job, takes the tidy way of Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

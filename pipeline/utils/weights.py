@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import other_file, sha256_of_chunks
+from pipeline.utils.files import identify_file, sha256_of_chunks
 
 # Training scripts save their arguments, paths among them, and their scores, as numpy has them:
 # values that are nothing but data. Names of modules before Python 3.13 and numpy 2, and since.
-_SCALAR: Any = np.float64(0).__reduce__()[0]
-_ARRAY: Any = np.zeros(1).__reduce__()[0]
+_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+_NUMPY_ARRAY: Any = np.zeros(1).__reduce__()[0]
 _DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
-PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     SimpleNamespace,
     *((PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
@@ -34,28 +34,31 @@ PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in _DTYPES),
-    *((_SCALAR, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
-    *((_ARRAY, f"{module}.multiarray._reconstruct") for module in ("numpy.core", "numpy._core")),
+    *((_NUMPY_SCALAR, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+    *(
+        (_NUMPY_ARRAY, f"{module}.multiarray._reconstruct")
+        for module in ("numpy.core", "numpy._core")
+    ),
 ]
 # Where training scripts keep a model's tensors in a file.
-MODELS = ("model", "state_dict", "model_state_dict")
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
 # What data-parallel training, torch.compile and Lightning put before every name.
-WRAPPERS = ("module.", "_orig_mod.", "model.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
 # The longest header that safetensors itself reads.
-SAFETENSORS_HEADER = 100_000_000
+MAX_SAFETENSORS_HEADER = 100_000_000
 # How further files begin that take a checkpoint's place, and what to do about them.
-OTHER_FORMS = (
+CHECKPOINT_SIGNATURES = (
     (rb"\s*[{\[]", "JSON text"),
     (rb"\x89HDF", "an HDF5 file; save the model's tensors with torch.save or safetensors"),
     (rb"\x93NUMPY", "a NumPy array; save the model's tensors with torch.save or safetensors"),
 )
 # What torch's reader of plain data says about an object that it does not make, about the end of a
 # file that comes too early, and about a pickle of another program.
-REFUSED = re.compile(r"GLOBAL ([\w.]*\w)\b|<class '([\w.]+)'>|<built-in function (\w+)>")
-CUT_OFF = re.compile("(?i)truncated|EOF|index out of range|incomplete|header ?length")
-NO_CHECKPOINT = re.compile("magic number|Unsupported operand")
-AGAIN = "copy or download it again"
-TENSORS_ALONE = (
+UNSAFE_GLOBAL = re.compile(r"GLOBAL ([\w.]*\w)\b|<class '([\w.]+)'>|<built-in function (\w+)>")
+TRUNCATED = re.compile("(?i)truncated|EOF|index out of range|incomplete|header ?length")
+NOT_TORCH = re.compile("magic number|Unsupported operand")
+DOWNLOAD_HINT = "copy or download it again"
+STATE_DICT_HINT = (
     "where you trust this file, save the tensors alone: torch.save(model.state_dict(), FILE)"
 )
 
@@ -81,13 +84,13 @@ def read_checkpoint(path: Path | str) -> Any:
             # An open file, because by its name torch may take it for something else.
             open(path, "rb") as file,
             warnings.catch_warnings(),
-            torch.serialization.safe_globals(PLAIN),
+            torch.serialization.safe_globals(SAFE_GLOBALS),
         ):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     # What is neither can raise anything in its reader.
     except Exception as error:
-        found = _what_is_wrong(path, error)
+        found = _describe_unreadable(path, error)
         raise InputError(f"{path}: expected a weights file, found {found}") from None
 
 
@@ -97,42 +100,42 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: missing, damaged, or not a table of tensors.
     """
-    return bare_tensors(named_tensors(read_checkpoint(path), path))
+    return strip_wrapper_prefixes(check_state_dict(read_checkpoint(path), path))
 
 
-def model_part(content: Any) -> Any:
+def select_state_dict(content: Any) -> Any:
     """The model's part of a checkpoint's content, all of it where it has no such part."""
-    for key in MODELS:
+    for key in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     return content
 
 
-def named_tensors(content: Any, file: object) -> dict[str, Tensor]:
+def check_state_dict(content: Any, file: object) -> dict[str, Tensor]:
     """The tensors of one model in a checkpoint's content, by their names in the file.
 
     Raises:
         InputError: not a table of tensors.
     """
-    state = model_part(content)
+    state = select_state_dict(content)
     if not isinstance(state, Mapping):
-        raise bad_field(file, "content", "tensors by name", _kind(state))
+        raise bad_field(file, "content", "tensors by name", _type_name(state))
     for name, value in state.items():
         if not isinstance(value, Tensor):
             convert = "convert it with torch.as_tensor or leave it out"
-            raise bad_field(file, str(name), "a tensor", f"{_kind(value)}; {convert}")
+            raise bad_field(file, str(name), "a tensor", f"{_type_name(value)}; {convert}")
     return {str(name): value for name, value in state.items()}
 
 
-def bare_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrapper_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors without the names of wrappers, where they differ without these."""
-    bare = {unwrapped(name): value for name, value in state.items()}
+    bare = {strip_prefixes(name): value for name, value in state.items()}
     return bare if len(bare) == len(state) else dict(state)
 
 
-def unwrapped(name: str, wrappers: tuple[str, ...] = WRAPPERS) -> str:
+def strip_prefixes(name: str, prefixes: tuple[str, ...] = WRAPPER_PREFIXES) -> str:
     """A tensor's name without what wrappers put before it."""
-    while wrapper := next(filter(name.startswith, wrappers), None):
+    while wrapper := next(filter(name.startswith, prefixes), None):
         name = name.removeprefix(wrapper)
     return name
 
@@ -161,11 +164,11 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return sha256_of_chunks(chunks())
 
 
-def mismatch(file: object, architecture: str, error: Exception) -> InputError:
+def architecture_error(file: object, architecture: str, error: Exception) -> InputError:
     """The sentence for weights that do not fit a model."""
     return InputError(
         f"{file}: expected weights of {architecture}, found another architecture's"
-        f" ({_first_line(error)})"
+        f" ({_short_message(error)})"
     )
 
 
@@ -173,10 +176,10 @@ def _is_safetensors(path: Path) -> bool:
     """Whether a file begins as safetensors does: with the length of a JSON object, then that."""
     with open(path, "rb") as file:
         length, brace = file.read(8), file.read(1)
-    return brace == b"{" and int.from_bytes(length, "little") <= SAFETENSORS_HEADER
+    return brace == b"{" and int.from_bytes(length, "little") <= MAX_SAFETENSORS_HEADER
 
 
-def _what_is_wrong(path: Path, error: Exception) -> str:
+def _describe_unreadable(path: Path, error: Exception) -> str:
     """What a file is that no reader took, in one line, and what to do about it."""
     try:
         with open(path, "rb") as file:
@@ -185,43 +188,43 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         return f"one that cannot be read ({unreadable.strerror})"
     size = path.stat().st_size
     if not head:
-        return f"an empty file; {AGAIN}"
-    if what := other_file(path, OTHER_FORMS):
+        return f"an empty file; {DOWNLOAD_HINT}"
+    if what := identify_file(path, CHECKPOINT_SIGNATURES):
         return what
     if head.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
-            return f"a zip archive cut off after {size} bytes; {AGAIN}"
+            return f"a zip archive cut off after {size} bytes; {DOWNLOAD_HINT}"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if not any(name.endswith("/data.pkl") for name in names):
             shown = ", ".join(names[:3])
             return f"a zip archive that is no checkpoint ({shown or 'empty'}); unpack it first"
-    if named := REFUSED.search(str(error)):
+    if named := UNSAFE_GLOBAL.search(str(error)):
         name = next(filter(None, named.groups()))
-        return f"an object of {name}, which may run code; {TENSORS_ALONE}"
-    if isinstance(error, EOFError) or CUT_OFF.search(str(error)):
-        return f"a checkpoint cut off after {size} bytes; {AGAIN}"
-    if head.startswith(b"\x80") and NO_CHECKPOINT.search(str(error)):
-        return f"a pickle that torch.save did not write; {TENSORS_ALONE}"
+        return f"an object of {name}, which may run code; {STATE_DICT_HINT}"
+    if isinstance(error, EOFError) or TRUNCATED.search(str(error)):
+        return f"a checkpoint cut off after {size} bytes; {DOWNLOAD_HINT}"
+    if head.startswith(b"\x80") and NOT_TORCH.search(str(error)):
+        return f"a pickle that torch.save did not write; {STATE_DICT_HINT}"
     if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         return f"data of another kind, which begins with {head[:16]!r}"
-    return f"a damaged one ({_first_line(error)}); {AGAIN}"
+    return f"a damaged one ({_short_message(error)}); {DOWNLOAD_HINT}"
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     kind = type(value)
     plain = kind.__module__ in ("builtins", "collections")
     return kind.__name__ if plain else f"{kind.__module__}.{kind.__name__}"
 
 
-def _first_line(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # torch's first line only names the class; the second says what does not fit.
     text = " ".join(lines[:2]) if lines else type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-STORAGES = {
+STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -233,10 +236,10 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-COMPILED = "__torch__"
+TORCHSCRIPT_NAMESPACE = "__torch__"
 
 
-class _Module:
+class _ScriptModule:
     """A module of the archive: nothing but its attributes."""
 
 
@@ -258,20 +261,20 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         with archive.open(index) as file:
-            root = _Reader(file, archive, index.removesuffix(".pkl")).load()
-    return dict(_tensors(root, ""))
+            root = _TorchScriptUnpickler(file, archive, index.removesuffix(".pkl")).load()
+    return dict(_iter_tensors(root, ""))
 
 
-class _Reader(pickle.Unpickler):
+class _TorchScriptUnpickler(pickle.Unpickler):
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
         self._archive, self._folder = archive, folder
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == COMPILED:
-            return _Module
-        known = _KNOWN.get((module, name))
+        if module.split(".")[0] == TORCHSCRIPT_NAMESPACE:
+            return _ScriptModule
+        known = _ALLOWED_GLOBALS.get((module, name))
         if known is None:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name} in a TorchScript archive")
         return known
@@ -285,29 +288,29 @@ class _Reader(pickle.Unpickler):
         return self._storages[key]
 
 
-def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+def _rebuild_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
     return storage.as_strided(size, stride, offset).clone()
 
 
-def _first(value: Any, *_: Any) -> Any:
+def _first_argument(value: Any, *_: Any) -> Any:
     return value
 
 
-_KNOWN: dict[tuple[str, str], Callable[..., Any] | torch.dtype] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch.jit._pickle", "restore_type_tag"): _first,
-    ("torch.jit._pickle", "build_intlist"): _first,
-    ("torch.jit._pickle", "build_boollist"): _first,
-    ("torch.jit._pickle", "build_doublelist"): _first,
-    ("torch.jit._pickle", "build_tensorlist"): _first,
+_ALLOWED_GLOBALS: dict[tuple[str, str], Callable[..., Any] | torch.dtype] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch.jit._pickle", "restore_type_tag"): _first_argument,
+    ("torch.jit._pickle", "build_intlist"): _first_argument,
+    ("torch.jit._pickle", "build_boollist"): _first_argument,
+    ("torch.jit._pickle", "build_doublelist"): _first_argument,
+    ("torch.jit._pickle", "build_tensorlist"): _first_argument,
     ("collections", "OrderedDict"): OrderedDict,
-    **{("torch", name): kind for name, kind in STORAGES.items()},
+    **{("torch", name): kind for name, kind in STORAGE_DTYPES.items()},
 }
 
 
-def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _iter_tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
             yield prefix + name, value
-        elif isinstance(value, _Module):
-            yield from _tensors(value, f"{prefix}{name}.")
+        elif isinstance(value, _ScriptModule):
+            yield from _iter_tensors(value, f"{prefix}{name}.")

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.dataset import Dataset, open_dataset
-from pipeline.splits import Split, keep_seen
+from pipeline.splits import Split, remove_unseen_labels
 from pipeline.utils.errors import InputError
 from student.config import Recipe
 from student.data.dataset import TrainingImages
 from student.data.dataset_part import open_part
-from student.data.transforms import training_augmentation
-from student.utils.distributed import Team
-from student.utils.seeding import mix
+from student.data.transforms import build_augmentation
+from student.utils.distributed import DistContext
+from student.utils.seeding import derive_seed
 from teacher_cache.reader.cache import TeacherCache, open_cache
 
-BETWEEN = ":"
+SEPARATOR = ":"
 
 
 @dataclass(frozen=True)
-class Place:
+class ExtraPaths:
     """Where a further source lies: its dataset folder, and the cache of its training part."""
 
     data: Path
@@ -30,7 +30,7 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Extra:
+class ExtraDataset:
     """A further source.
 
     Attributes:
@@ -43,10 +43,12 @@ class Extra:
     cache: TeacherCache
     images: TrainingImages
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What it was, for a run's plan and results; see `evaluation.results.Results`."""
         images = self.images
-        seen = (keep_seen(one, images.split, images.vocabulary) for one in images.annotations)
+        seen = (
+            remove_unseen_labels(one, images.split, images.vocabulary) for one in images.annotations
+        )
         return {
             "name": self.name,
             "cache": self.cache.fingerprint,
@@ -56,8 +58,8 @@ class Extra:
         }
 
 
-def find_places(texts: Iterable[str]) -> tuple[Place, ...]:
-    """The places that `--extra DATASET:CACHE` names.
+def parse_extra_data(texts: Iterable[str]) -> tuple[ExtraPaths, ...]:
+    """The folders that `--extra-data DATASET:CACHE` names.
 
     A text with several colons is divided where both parts are folders; where none or more than one
     division does, at the last colon.
@@ -65,71 +67,73 @@ def find_places(texts: Iterable[str]) -> tuple[Place, ...]:
     Raises:
         InputError: a text without colon, or with nothing before or behind it.
     """
-    return tuple(_place(text) for text in texts)
+    return tuple(_parse_paths(text) for text in texts)
 
 
-def _place(text: str) -> Place:
+def _parse_paths(text: str) -> ExtraPaths:
     divided = []
     for at, letter in enumerate(text):
-        if letter == BETWEEN and text[:at] and text[at + 1 :]:
-            divided.append(Place(Path(text[:at]), Path(text[at + 1 :])))
+        if letter == SEPARATOR and text[:at] and text[at + 1 :]:
+            divided.append(ExtraPaths(Path(text[:at]), Path(text[at + 1 :])))
     if not divided:
-        raise InputError(f"--extra: expected DATASET:CACHE, found {text or 'nothing'}")
-    there = [place for place in divided if place.data.is_dir() and place.cache.is_dir()]
+        raise InputError(f"--extra-data: expected DATASET:CACHE, found {text or 'nothing'}")
+    there = [location for location in divided if location.data.is_dir() and location.cache.is_dir()]
     return there[0] if len(there) == 1 else divided[-1]
 
 
-def gather_extra(
-    places: Sequence[Place],
+def open_extra_datasets(
+    extra_paths: Sequence[ExtraPaths],
     main: Dataset,
     cache: TeacherCache,
     split: Split,
     recipe: Recipe,
-    team: Team,
-) -> list[Extra]:
+    context: DistContext,
+) -> list[ExtraDataset]:
     """Reads and checks the further sources.
 
     Args:
-        places: where they are.
+        extra_paths: where they are.
         main: the dataset that they stand beside, whose vocabulary they share.
         cache: the main one.
         split: what is unseen, in all of them.
         recipe: of the run.
-        team: told what is left out.
+        context: told what is left out.
 
     Raises:
         InputError: a source does not fit, or is named twice.
     """
-    found: list[Extra] = []
-    for place in places:
+    found: list[ExtraDataset] = []
+    for location in extra_paths:
         names = {main.name, *(one.name for one in found)}
-        paths = {one.cache.path.resolve() for one in found} | {cache.path.resolve()}
-        if place.cache.resolve() in paths:
-            raise InputError(f"--extra: expected every source once, found {place.cache} again")
-        found.append(_read(place, len(found) + 1, names, main, split, recipe, team))
+        cache_paths = {one.cache.path.resolve() for one in found} | {cache.path.resolve()}
+        if location.cache.resolve() in cache_paths:
+            raise InputError(
+                f"--extra-data: expected every source once, found {location.cache} again"
+            )
+        found.append(_open_extra(location, len(found) + 1, names, main, split, recipe, context))
     return found
 
 
-def _read(
-    place: Place,
+def _open_extra(
+    location: ExtraPaths,
     number: int,
     names: Collection[str],
     main: Dataset,
     split: Split,
     recipe: Recipe,
-    team: Team,
-) -> Extra:
-    dataset, cache = open_dataset(place.data), open_cache(place.cache)
+    context: DistContext,
+) -> ExtraDataset:
+    dataset, cache = open_dataset(location.data), open_cache(location.cache)
     vocabulary = main.vocabulary
     if dataset.vocabulary.digest() != vocabulary.digest():
         raise InputError(
-            f"{place.data}: expected the vocabulary of {main.root} ({vocabulary.name}), found"
+            f"{location.data}: expected the vocabulary of {main.root} ({vocabulary.name}), found"
             f" {dataset.vocabulary.name} with {dataset.vocabulary.num_verbs} verbs and"
             f" {dataset.vocabulary.num_objects} objects"
         )
     if recipe.losses.embedding_weight:
         _check_embeddings(cache, recipe)
-    part = open_part(dataset, "train", team, cache, labelled=False)
+    part = open_part(dataset, "train", context, cache, require_labels=False)
     if part.sizes.unreadable:
         raise InputError(next(iter(part.sizes.unreadable.values())))
     name = dataset.name
@@ -143,14 +147,14 @@ def _read(
         vocabulary,
         # Its pairs are what its own cache was built of.
         replace(recipe.targets, candidates=cache.protocol),
-        training_augmentation(recipe.train.augmentation),
-        mix(recipe.train.seed, number),
+        build_augmentation(recipe.train.augmentation),
+        derive_seed(recipe.train.seed, number),
         recipe.model.text_dim if recipe.losses.embedding_weight else 0,
-        source=number,
+        dataset_index=number,
         name=name,
     )
     images.image_sizes = part.image_sizes
-    return Extra(name, cache, images)
+    return ExtraDataset(name, cache, images)
 
 
 def _check_embeddings(cache: TeacherCache, recipe: Recipe) -> None:

@@ -10,18 +10,18 @@ import numpy as np
 from pipeline.splits import Split
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
-from student.utils.seeding import mix
+from student.utils.seeding import derive_seed
 
 # Keeps the choice of labels apart from what else is drawn from the same seed.
-PURPOSE = 0x5407
+SEED_STREAM = 0x5407
 
 # By place of the image, rows of its labels.
-Shown = dict[int, list[int]]
+FewShotRows = dict[int, list[int]]
 
 
-def draw_shots(
+def select_few_shot(
     annotations: Sequence[Annotation], split: Split, vocabulary: Vocabulary, count: int, seed: int
-) -> Shown:
+) -> FewShotRows:
     """Chooses labels of unseen interactions that training may see all the same.
 
     Every interaction draws by itself, so that more of them in a split, or a larger `count`, leave
@@ -43,27 +43,27 @@ def draw_shots(
     unseen = split.unseen_mask(vocabulary.num_interactions)
     places: dict[int, list[tuple[int, int]]] = {hoi: [] for hoi in split.unseen}
     for image, annotation in enumerate(annotations):
-        for row, hoi in enumerate(_interactions(annotation, vocabulary).tolist()):
+        for row, hoi in enumerate(_interaction_ids(annotation, vocabulary).tolist()):
             if hoi >= 0 and unseen[hoi]:
                 places[hoi].append((image, row))
-    shown: Shown = {}
+    few_shot_rows: FewShotRows = {}
     for hoi, found in places.items():
-        dice = np.random.default_rng(mix(seed, PURPOSE, hoi))
-        for place in dice.permutation(len(found))[:count].tolist():
+        rng = np.random.default_rng(derive_seed(seed, SEED_STREAM, hoi))
+        for place in rng.permutation(len(found))[:count].tolist():
             image, row = found[place]
-            shown.setdefault(image, []).append(row)
-    return {image: sorted(shown[image]) for image in sorted(shown)}
+            few_shot_rows.setdefault(image, []).append(row)
+    return {image: sorted(few_shot_rows[image]) for image in sorted(few_shot_rows)}
 
 
-def shot_list(
-    annotations: Sequence[Annotation], shown: Shown, vocabulary: Vocabulary
+def list_few_shot(
+    annotations: Sequence[Annotation], few_shot_rows: FewShotRows, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
     """The chosen labels for people and files: interaction, image and boxes (xyxy, pixels), by
     interaction."""
     listed = []
-    for image, rows in shown.items():
+    for image, rows in few_shot_rows.items():
         annotation = annotations[image]
-        hois = _interactions(annotation, vocabulary)
+        hois = _interaction_ids(annotation, vocabulary)
         for row in rows:
             human, thing, _ = annotation.hois[row].tolist()
             entry = {
@@ -76,7 +76,7 @@ def shot_list(
     return [entry for _, entry in sorted(listed, key=lambda pair: pair[0])]
 
 
-def _interactions(annotation: Annotation, vocabulary: Vocabulary) -> np.ndarray:
+def _interaction_ids(annotation: Annotation, vocabulary: Vocabulary) -> np.ndarray:
     """(K,) interaction of every label, -1 for one without object."""
     _, things, verbs = annotation.hois.T
     found = vocabulary.interaction_ids[verbs, annotation.labels[things]]

@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import Sampler
 
 from pipeline.utils.errors import InputError
-from student.utils.seeding import mix
+from student.utils.seeding import derive_seed
 
 # Epoch and image.
-Key = tuple[int, int]
+SampleKey = tuple[int, int]
 # Height and width.
-Frame = tuple[int, int]
+PadSize = tuple[int, int]
 # Batches that are sorted by size together. More of them waste less padding; fewer leave more to
 # chance which images meet.
 GROUPED_BATCHES = 64
@@ -68,7 +68,7 @@ def epoch_batches(
     batches: list[np.ndarray] = []
     for start in range(0, len(order), run):
         images = order[start : start + run]
-        tiles = sorted(size_tiles(sizes[images], batch_size), key=np.min)
+        tiles = sorted(group_by_size(sizes[images], batch_size), key=np.min)
         batches += [images[np.sort(tile)] for tile in tiles]
     return [batch.tolist() for batch in batches]
 
@@ -78,14 +78,14 @@ def epoch_order(
 ) -> np.ndarray:
     """The images of an epoch in the order of its permutation, whole batches of them; see
     `epoch_batches`."""
-    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     order = torch.randperm(num_images, generator=generator).numpy()
     if last_batch == "fill" and len(order) > batch_size:
         order = np.concatenate([order, order[: -len(order) % batch_size]])
     return order[: steps_per_epoch(num_images, batch_size, last_batch) * batch_size]
 
 
-def size_tiles(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def group_by_size(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cuts a run of images into batches of like size (sort-tile packing, two dimensions).
 
     Args:
@@ -108,7 +108,7 @@ def size_tiles(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return places
 
 
-def padding_share(sizes: np.ndarray, batches: Sequence[Sequence[int]]) -> float:
+def padding_fraction(sizes: np.ndarray, batches: Sequence[Sequence[int]]) -> float:
     """The share of padding in the pixels of these batches.
 
     Args:
@@ -124,32 +124,32 @@ def padding_share(sizes: np.ndarray, batches: Sequence[Sequence[int]]) -> float:
 
 
 # Keeps the pool's order apart from what else is drawn from the same seed.
-PURPOSE = 0x9001
+SEED_STREAM = 0x9001
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class ExtraPool:
     """The images of all further sources together.
 
     Attributes:
         sizes: gives the (N, 2) heights and widths that the images have in a pass through the pool.
         num_images: N.
-        first: number of the first of them among all images; they are the last ones.
-        per_step: how many stand in a step.
+        index_offset: number of the first of them among all images; they are the last ones.
+        images_per_step: how many stand in a step.
     """
 
     sizes: Callable[[int], np.ndarray]
     num_images: int
-    first: int
-    per_step: int
+    index_offset: int
+    images_per_step: int
 
-    def drawn(self, first: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, first: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The `count` images that come after `first` others: (count, 2) passes and images, counted
         within the pool, and (count, 2) their sizes."""
         passes = range(first // self.num_images, (first + count - 1) // self.num_images + 1)
         keys, sizes = [], []
         for number in passes:
-            generator = torch.Generator().manual_seed(mix(seed, PURPOSE, number))
+            generator = torch.Generator().manual_seed(derive_seed(seed, SEED_STREAM, number))
             order = torch.randperm(self.num_images, generator=generator).numpy()
             keys.append(np.column_stack([np.full(len(order), number), order]))
             sizes.append(self.sizes(number)[order])
@@ -157,28 +157,30 @@ class Pool:
         return np.concatenate(keys)[part][:count], np.concatenate(sizes)[part][:count]
 
 
-def shares(batch_size: int, num_main: int, num_extra: int, share: float | None) -> tuple[int, int]:
+def split_batch_size(
+    batch_size: int, num_main: int, num_extra: int, ratio: float | None
+) -> tuple[int, int]:
     """How many images of a step come from the main source, and how many from the others.
 
     Args:
         batch_size: images of a step.
         num_main, num_extra: images there are.
-        share: wanted of the others; None for their share of all images. What comes nearest to it
-            with at least one image of each is taken.
+        ratio: wanted share of the others; None for their share of all images. What comes nearest to
+            it with at least one image of each is taken.
 
     Raises:
         InputError: a step has no place for both.
     """
     if batch_size < 2:
         raise InputError("batch_size: expected at least 2 for images of several sources, found 1")
-    wanted = num_extra / (num_main + num_extra) if share is None else share
+    wanted = num_extra / (num_main + num_extra) if ratio is None else ratio
     extra = min(max(1, round(wanted * batch_size)), batch_size - 1)
     return batch_size - extra, extra
 
 
 def mixed_batches(
-    sizes: np.ndarray, pool: Pool, batch_size: int, seed: int, epoch: int, last_batch: str
-) -> tuple[list[list[Key]], list[Frame]]:
+    sizes: np.ndarray, pool: ExtraPool, batch_size: int, seed: int, epoch: int, last_batch: str
+) -> tuple[list[list[SampleKey]], list[PadSize]]:
     """The batches of an epoch with images of the pool; a pure function.
 
     The main source's batches are those of `epoch_batches`; each gets images from the pool that
@@ -196,16 +198,18 @@ def mixed_batches(
     """
     order = epoch_order(len(sizes), batch_size, seed, epoch, last_batch)
     steps = -(-len(order) // batch_size)
-    before, count = epoch * steps * pool.per_step, steps * pool.per_step
-    keys, pool_sizes = pool.drawn(before, count, seed)
-    keys[:, 1] += pool.first
-    batches, frames = [], []
+    before, count = epoch * steps * pool.images_per_step, steps * pool.images_per_step
+    keys, pool_sizes = pool.sample(before, count, seed)
+    keys[:, 1] += pool.index_offset
+    batches, pad_sizes = [], []
     for start in range(0, steps, GROUPED_BATCHES):
         own = order[start * batch_size : (start + GROUPED_BATCHES) * batch_size]
-        others = slice(start * pool.per_step, (start + GROUPED_BATCHES) * pool.per_step)
+        others = slice(
+            start * pool.images_per_step, (start + GROUPED_BATCHES) * pool.images_per_step
+        )
         tiles = zip(
-            size_tiles(sizes[own], batch_size),
-            size_tiles(pool_sizes[others], pool.per_step),
+            group_by_size(sizes[own], batch_size),
+            group_by_size(pool_sizes[others], pool.images_per_step),
             strict=True,
         )
         for mine, theirs in sorted(tiles, key=lambda pair: int(pair[0].min())):
@@ -215,11 +219,11 @@ def mixed_batches(
             )
             both = np.concatenate([sizes[images], pool_sizes[others][theirs]])
             height, width = both.max(0).tolist()
-            frames.append((height, width))
-    return batches, frames
+            pad_sizes.append((height, width))
+    return batches, pad_sizes
 
 
-class StepSampler(Sampler[tuple[list[Key], Frame]]):
+class DistributedBatchSampler(Sampler[tuple[list[SampleKey], PadSize]]):
     """One process's share of every step of a run: a list of `(epoch, index)`, and the largest
     height and width of the step's images in all processes, so that each pads its own as far as one
     process would.
@@ -251,39 +255,39 @@ class StepSampler(Sampler[tuple[list[Key], Frame]]):
         rank: int = 0,
         world_size: int = 1,
         last_batch: str = "drop",
-        pool: Pool | None = None,
+        pool: ExtraPool | None = None,
     ) -> None:
         self.pool, self.seed = pool, seed
         self.sizes, self.epochs = sizes, epochs
         self._options: dict[str, Any] = {"batch_size": batch_size, "last_batch": last_batch}
         self._share = slice(rank, None, world_size)
         # Steps are taken in one epoch while the next one's first batches are prepared.
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._epoch = lru_cache(maxsize=2)(self._build_epoch)
         self.steps_per_epoch = steps_per_epoch(num_images, batch_size, last_batch)
         self.first_step = 0
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.first_step
 
-    def __iter__(self) -> Iterator[tuple[list[Key], Frame]]:
+    def __iter__(self) -> Iterator[tuple[list[SampleKey], PadSize]]:
         first_epoch, begun = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            for batch, frame in list(zip(*self._epoch(epoch), strict=True))[begun:]:
-                yield batch[self._share], frame
+            for batch, pad_size in list(zip(*self._epoch(epoch), strict=True))[begun:]:
+                yield batch[self._share], pad_size
             begun = 0
 
-    def largest_frame(self) -> Frame:
+    def max_pad_size(self) -> PadSize:
         """Largest height and width of any image of the epoch that comes next."""
-        frames = self._epoch(min(self.first_step // self.steps_per_epoch, self.epochs - 1))[1]
-        heights, widths = zip(*frames, strict=True)
+        pad_sizes = self._epoch(min(self.first_step // self.steps_per_epoch, self.epochs - 1))[1]
+        heights, widths = zip(*pad_sizes, strict=True)
         return max(heights), max(widths)
 
-    def _draw_epoch(self, epoch: int) -> tuple[list[list[Key]], list[Frame]]:
-        """The batches over all processes, and their frames."""
+    def _build_epoch(self, epoch: int) -> tuple[list[list[SampleKey]], list[PadSize]]:
+        """The batches over all processes, and the sizes to pad them to."""
         sizes = self.sizes(epoch)
         if self.pool is not None:
             return mixed_batches(sizes, self.pool, seed=self.seed, epoch=epoch, **self._options)
         batches = epoch_batches(sizes, seed=self.seed, epoch=epoch, **self._options)
-        frames = [sizes[batch].max(0).tolist() for batch in batches]
+        pad_sizes = [sizes[batch].max(0).tolist() for batch in batches]
         keys = [[(epoch, index) for index in batch] for batch in batches]
-        return keys, [(height, width) for height, width in frames]
+        return keys, [(height, width) for height, width in pad_sizes]

@@ -10,37 +10,39 @@ import torch
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from student.models.text_head import Sentences, TextVerbHead
+from student.models.text_head import TextEmbeddings, TextVerbHead
 from teacher_cache.reader.cache import TeacherCache
 from teacher_cache.reader.soft_targets import action_probabilities
 
-EMBEDDING_WEIGHT = 1.0
+DEFAULT_EMBEDDING_WEIGHT = 1.0
 # Pairs that a start is measured on; a few hundred would do.
-MOST_PAIRS = 20_000
+MAX_PAIRS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
-class TeacherTexts:
+class TextHeadInit:
     """How a head that reads begins.
 
     Attributes:
-        sentences: of the vocabulary's interactions and verbs.
+        texts: of the vocabulary's interactions and verbs.
         scale: the teacher's own factor on cosines.
         margin: the cosine above which an action is likely.
     """
 
-    sentences: Sentences
+    texts: TextEmbeddings
     scale: float
     margin: float
 
-    def tell(self, head: Any) -> None:
+    def apply(self, head: Any) -> None:
         """Makes a new head ready for training."""
         assert isinstance(head, TextVerbHead)
-        head.tell(self.sentences)
-        head.begin(self.scale, self.margin)
+        head.set_texts(self.texts)
+        head.init_scale(self.scale, self.margin)
 
 
-def sentences_for(vocabulary: Vocabulary, embeddings: np.ndarray, source: object) -> Sentences:
+def build_text_embeddings(
+    vocabulary: Vocabulary, embeddings: np.ndarray, source: object
+) -> TextEmbeddings:
     """The sentence of every verb with every object.
 
     Where the two form no interaction it is the normalised mean of the verb's own interactions.
@@ -64,13 +66,13 @@ def sentences_for(vocabulary: Vocabulary, embeddings: np.ndarray, source: object
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     table = vocabulary.interaction_ids
     by_verb = vocabulary.num_interactions + np.arange(vocabulary.num_verbs)[:, None]
-    return Sentences(
+    return TextEmbeddings(
         texts=torch.from_numpy(np.concatenate([embeddings, means]).astype(np.float32)),
         rows=torch.from_numpy(np.where(table >= 0, table, by_verb).T.copy()),
     )
 
 
-def reading_options(
+def text_head_options(
     options: dict[str, Any], cache: TeacherCache, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     """Further options of a recipe whose verb head reads the cache's sentences; none for others.
@@ -93,7 +95,7 @@ def reading_options(
     if weight and not distillation:
         raise InputError(f"--embedding-weight: expected 0 with --no-distillation, found {weight:g}")
     if weight is None:
-        weight = EMBEDDING_WEIGHT if distillation else 0.0
+        weight = DEFAULT_EMBEDDING_WEIGHT if distillation else 0.0
     if weight and not cache.has_embeddings:
         raise InputError(
             f"{cache.path}: expected region embeddings for --embedding-weight {weight:g}, found"
@@ -105,13 +107,13 @@ def reading_options(
         )
     return {
         "embedding_weight": weight,
-        "text_dim": cache.teacher.embeddings.shape[1],
+        "text_dim": cache.prompt_embeddings.embeddings.shape[1],
         "num_texts": vocabulary.num_interactions + vocabulary.num_verbs,
         "text_model": cache.text_model,
     }
 
 
-def teacher_texts(cache: TeacherCache, vocabulary: Vocabulary) -> TeacherTexts:
+def load_text_head_init(cache: TeacherCache, vocabulary: Vocabulary) -> TextHeadInit:
     """Reads a cache's sentences, and measures where a head begins that compares with them.
 
     At the beginning an embedding that equals the teacher's is scored as the teacher does on
@@ -121,9 +123,9 @@ def teacher_texts(cache: TeacherCache, vocabulary: Vocabulary) -> TeacherTexts:
     Raises:
         InputError: a verb without sentence, or a damaged cache.
     """
-    text = cache.teacher
-    sentences = sentences_for(vocabulary, text.embeddings, cache.path)
-    embeddings, labels = _looks(cache)
+    text = cache.prompt_embeddings
+    sentences = build_text_embeddings(vocabulary, text.embeddings, cache.path)
+    embeddings, labels = _region_embeddings(cache)
     if not len(labels):
         # Without regions the sentences stand in for what they describe.
         embeddings = text.embeddings
@@ -136,21 +138,21 @@ def teacher_texts(cache: TeacherCache, vocabulary: Vocabulary) -> TeacherTexts:
     # logit - log(sum of exp) = log(probability), for any of the actions.
     normaliser = logits[known, hois] - np.log(likeliest[known, verbs[known]])
     margin = normaliser.mean() / text.logit_scale if known.any() else 0.0
-    return TeacherTexts(sentences, text.logit_scale, float(margin))
+    return TextHeadInit(sentences, text.logit_scale, float(margin))
 
 
-def _looks(cache: TeacherCache) -> tuple[np.ndarray, np.ndarray]:
+def _region_embeddings(cache: TeacherCache) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (P, D) and object labels (P,) of the first pairs."""
     embeddings, labels, count = [], [], 0
     for shard in range(cache.num_shards if cache.has_embeddings else 0):
         arrays = cache.arrays(shard)
         if "regions/embedding" not in arrays:
             continue
-        rows = arrays["pairs/region"][: MOST_PAIRS - count]
+        rows = arrays["pairs/region"][: MAX_PAIRS - count]
         embeddings.append(arrays["regions/embedding"][rows].astype(np.float32))
         labels.append(arrays["pairs/object_label"][: len(rows)].astype(np.int64))
         count += len(rows)
-        if count >= MOST_PAIRS:
+        if count >= MAX_PAIRS:
             break
     if not count:
         return np.zeros((0, 0), dtype=np.float32), np.zeros(0, dtype=np.int64)

@@ -14,17 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.drawing.samples import PICTURES
-from evaluation.predictions import PREDICTIONS
-from evaluation.report.write import REPORT
+from evaluation.drawing.samples import SAMPLES_FOLDER
+from evaluation.predictions import PREDICTIONS_FILE
+from evaluation.report.write import REPORT_FILE
 from pipeline.splits import Split
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import differing_keys, differing_parts, read_json, replacing, write_json
+from pipeline.utils.files import (
+    atomic_write,
+    describe_changes,
+    differing_keys,
+    read_json,
+    write_json,
+)
 from pipeline.vocabulary import Vocabulary
 from student.engine.evaluate import RESULTS
 from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TENSORBOARD
-from student.engine.train_step import Stepper
-from student.utils import seeding as generators
+from student.engine.train_step import TrainStep
+from student.utils import seeding
 from student.weights.checkpoint_file import (
     BEST,
     CHECKPOINT,
@@ -34,18 +40,18 @@ from student.weights.checkpoint_file import (
     save_checkpoint,
     write_checkpoint,
 )
-from student.weights.pretrained import INIT
+from student.weights.pretrained import LOAD_REPORT
 
-FIELDS = ("step", "generators", "evaluated", "best")
+STATE_FIELDS = ("step", "generators", "evaluated", "best")
 
 
 class RunState:
-    """A run's position; everything else that a step changes stands in its `Stepper`.
+    """A run's position; everything else that a step changes stands in its `TrainStep`.
 
     Args:
-        stepper: what the steps change.
+        train_step: what the steps change.
         vocabulary, split: stored with the checkpoints.
-        run: folder for them.
+        run_dir: folder for them.
         plan: what the run's result depends on, stored too.
 
     Attributes:
@@ -57,22 +63,22 @@ class RunState:
 
     def __init__(
         self,
-        stepper: Stepper,
+        train_step: TrainStep,
         vocabulary: Vocabulary,
         split: Split,
-        run: Path,
+        run_dir: Path,
         plan: dict[str, Any],
     ) -> None:
-        self.stepper, self.run = stepper, run
+        self.train_step, self.run_dir = train_step, run_dir
         self.vocabulary, self.split, self.plan = vocabulary, split, plan
         self.step, self.evaluated = 0, 0
         self.best: dict[str, Any] | None = None
         self.saved_at = time.monotonic()
-        self._team, self._device = stepper.execution.team, stepper.execution.device
-        if not self._team.first:
+        self._context, self._device = train_step.execution.context, train_step.execution.device
+        if not self._context.is_main_process:
             self._seed_process()
 
-    def take_score(self, score: float) -> bool:
+    def record_score(self, score: float) -> bool:
         """Notes the score of the held-out images; True where it is the best so far."""
         self.evaluated = self.step
         is_best = self.best is None or score > self.best["score"]
@@ -86,17 +92,17 @@ class RunState:
         Raises:
             InputError: the disk does not take it.
         """
-        states = self._team.gather(generators.capture(self._device))
+        states = self._context.all_gather(seeding.rng_state(self._device))
         position = {name: getattr(self, name) for name in ("step", "evaluated", "best")}
-        state = {**self.stepper.state(), **position, "generators": states, "plan": self.plan}
-        self._team.from_first(lambda: save_newest(self.run, self._checkpoint(state)))
+        state = {**self.train_step.state(), **position, "generators": states, "plan": self.plan}
+        self._context.broadcast(lambda: save_latest(self.run_dir, self._checkpoint(state)))
         self.saved_at = time.monotonic()
 
     def save_best(self) -> None:
         """Writes the weights beside the checkpoint, as the best ones."""
-        sources = self.plan.get("extra", [])
+        sources = self.plan.get("extra_data", [])
         best = self._checkpoint({"step": self.step, "sources": sources})
-        self._team.from_first(lambda: save_checkpoint(self.run / BEST, best))
+        self._context.broadcast(lambda: save_checkpoint(self.run_dir / BEST, best))
 
     def resume(self, checkpoint: Checkpoint, file: Path) -> None:
         """Goes to where a checkpoint was written.
@@ -109,53 +115,58 @@ class RunState:
             InputError: it holds no training state, or another model's.
         """
         state = checkpoint.state
-        missing = [name for name in (*FIELDS, *self.stepper.FIELDS) if name not in state]
+        missing = [
+            name for name in (*STATE_FIELDS, *self.train_step.STATE_FIELDS) if name not in state
+        ]
         if missing:
             raise bad_field(file, f"state.{missing[0]}", "the state of a training run", "none")
         try:
-            self.stepper.restore(state, checkpoint.weights)
+            self.train_step.restore(state, checkpoint.weights)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise bad_field(file, "state", "the state of its recipe's training", reason) from None
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
         states = state["generators"]
-        if len(states) == self._team.size:
-            generators.restore(states[self._team.rank], self._device)
+        if len(states) == self._context.world_size:
+            seeding.set_rng_state(states[self._context.rank], self._device)
         else:
-            said = f"{file}: written by {len(states)} processes, goes on with {self._team.size}"
-            self._team.say(f"{said}: dropout draws other numbers")
+            size = self._context.world_size
+            said = f"{file}: written by {len(states)} processes, goes on with {size}"
+            self._context.log(f"{said}: dropout draws other numbers")
             self._seed_process()
 
     def _seed_process(self) -> None:
         """Gives this process numbers of its own for dropout; samples draw from their own seeds."""
-        seed = self.stepper.recipe.train.seed
-        generators.seed(seed, self._team.rank, self.step)
+        seed = self.train_step.recipe.train.seed
+        seeding.manual_seed(seed, self._context.rank, self.step)
 
     def _checkpoint(self, state: dict[str, Any]) -> Checkpoint:
-        weights = self.stepper.predictor.state_dict()
-        return Checkpoint(self.stepper.recipe, self.vocabulary, self.split, weights, state)
+        weights = self.train_step.eval_model.state_dict()
+        return Checkpoint(self.train_step.recipe, self.vocabulary, self.split, weights, state)
 
 
-def save_newest(run: Path, checkpoint: Checkpoint) -> None:
+def save_latest(run_dir: Path, checkpoint: Checkpoint) -> None:
     """Writes a run's checkpoint; the newest so far becomes the one before.
 
     Raises:
         InputError: the disk does not take it; the older ones are as they were.
     """
-    file = run / CHECKPOINT
+    file = run_dir / CHECKPOINT
     try:
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             write_checkpoint(temporary, checkpoint)
             if file.is_file():
-                os.replace(file, run / PREVIOUS)
+                os.replace(file, run_dir / PREVIOUS)
     except (OSError, RuntimeError) as error:
-        reason = _system_reason(error)
+        reason = _os_error_reason(error)
         if reason is None:
             raise
-        raise InputError(f"{file}: cannot be written ({reason}); {_left(run)}") from None
+        raise InputError(
+            f"{file}: cannot be written ({reason}); {_remaining_line(run_dir)}"
+        ) from None
 
 
-def _system_reason(error: BaseException | None) -> str | None:
+def _os_error_reason(error: BaseException | None) -> str | None:
     """The operating system's reason; torch's writer hides it behind an error of its own."""
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
@@ -164,16 +175,16 @@ def _system_reason(error: BaseException | None) -> str | None:
     return None
 
 
-def checkpoints_of(run: Path) -> list[Path]:
+def list_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoints, the newest first."""
-    return [path for path in (run / CHECKPOINT, run / PREVIOUS) if path.is_file()]
+    return [path for path in (run_dir / CHECKPOINT, run_dir / PREVIOUS) if path.is_file()]
 
 
-def newest_whole(run: Path) -> tuple[Path, str]:
+def find_latest_intact(run_dir: Path) -> tuple[Path, str]:
     """The checkpoint that a run can go on from.
 
     Args:
-        run: has written at least one.
+        run_dir: has written at least one.
 
     Returns:
         The file, and a line about a newer one that is damaged ("" when there is none).
@@ -182,9 +193,9 @@ def newest_whole(run: Path) -> tuple[Path, str]:
         InputError: all of them are damaged.
     """
     damage = ""
-    for file in checkpoints_of(run):
+    for file in list_checkpoints(run_dir):
         try:
-            _check_content(file)
+            _verify_checksums(file)
             load_checkpoint(file)
         except InputError as error:
             damage = damage or str(error)
@@ -193,7 +204,7 @@ def newest_whole(run: Path) -> tuple[Path, str]:
     raise InputError(damage)
 
 
-def _check_content(file: Path) -> None:
+def _verify_checksums(file: Path) -> None:
     """Compares every part of a checkpoint with its checksum, which torch does not when loading.
 
     Raises:
@@ -208,69 +219,69 @@ def _check_content(file: Path) -> None:
         raise InputError(f"{file}: expected a whole checkpoint, found damage in {damaged}")
 
 
-def _left(run: Path) -> str:
-    names = [path.name for path in checkpoints_of(run)]
+def _remaining_line(run_dir: Path) -> str:
+    names = [path.name for path in list_checkpoints(run_dir)]
     return f"{' and '.join(names)} stay as they were" if names else "there is no older one"
 
 
-CONFIG, LOCK, SHOTS = "config.json", ".lock", "shots.json"
-DAMAGED = "checkpoint-damaged.pt"
-FILES = (
-    *(CHECKPOINT, PREVIOUS, DAMAGED, BEST, INIT, METRICS, EVALUATIONS),
-    *(RESULTS, PREDICTIONS, REPORT, SHOTS),
+CONFIG_FILE, LOCK_FILE, FEW_SHOT_FILE = "config.json", ".lock", "shots.json"
+DAMAGED_CHECKPOINT = "checkpoint-damaged.pt"
+RUN_FILES = (
+    *(CHECKPOINT, PREVIOUS, DAMAGED_CHECKPOINT, BEST, LOAD_REPORT, METRICS, EVALUATIONS),
+    *(RESULTS, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE),
 )
-FOLDERS = (RANK_LOGS, TENSORBOARD, PICTURES)
-WAYS = AUTO, NEVER = "auto", "never"
+RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, SAMPLES_FOLDER)
+RESUME_MODES = AUTO, NEVER = "auto", "never"
 # What a run that begins at a checkpoint no longer depends on.
-MAY_DIFFER = ("init", "resume")
-MOST_CHANGES = 3
+IGNORED_PLAN_KEYS = ("pretrained", "resume")
+MAX_CHANGES = 3
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where training begins.
 
     Attributes:
         checkpoint: the file to go on from; None for the first step.
-        line: what to tell about it, "" for nothing.
+        message: what to log about it, "" for nothing.
     """
 
     checkpoint: Path | None
-    line: str = ""
+    message: str = ""
 
 
 @contextmanager
-def claimed(
-    run: Path, plan: dict[str, Any], execution: dict[str, Any], overwrite: bool, resume: str
-) -> Iterator[Start]:
+def claim_run_folder(
+    run_dir: Path, plan: dict[str, Any], execution: dict[str, Any], overwrite: bool, resume: str
+) -> Iterator[ResumePoint]:
     """Makes the folder this run's as long as the body runs, and says where training begins.
 
     Args:
-        run: the folder; made where it is not there.
-        plan, overwrite, resume: see `find_start`.
+        run_dir: the folder; made where it is not there.
+        plan, overwrite, resume: see `find_resume_point`.
         execution: what else the run was told, for people.
 
     Raises:
-        InputError: it holds other files, another process works in it, or see `find_start`.
+        InputError: it holds other files, another process works in it, or see `find_resume_point`.
     """
-    held = run.is_dir() and {path.name for path in run.iterdir()} - {LOCK}
-    if held and CONFIG not in held and not overwrite:
-        raise InputError(f"{run}: expected a new folder or a run, found other files")
-    with locked(run):
-        start = find_start(run, plan, overwrite, resume)
-        write_json(run / CONFIG, {**plan, "execution": execution})
+    held = run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - {LOCK_FILE}
+    if held and CONFIG_FILE not in held and not overwrite:
+        raise InputError(f"{run_dir}: expected a new folder or a run, found other files")
+    with lock_run_folder(run_dir):
+        start = find_resume_point(run_dir, plan, overwrite, resume)
+        write_json(run_dir / CONFIG_FILE, {**plan, "execution": execution})
         yield start
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def lock_run_folder(run_dir: Path) -> Iterator[None]:
     """Makes the folder this process's; the system takes the lock back however it ends.
 
     Raises:
         InputError: another process works in it.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / LOCK, "a+", encoding="utf-8") as file:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / LOCK_FILE, "a+", encoding="utf-8") as file:
         try:
             # Unlike flock's, these locks do not pass to worker processes, which outlive a kill
             # by some seconds.
@@ -279,21 +290,23 @@ def locked(run: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise InputError(
-                f"{run}: expected a run that no other process works on, found process {holder}"
+                f"{run_dir}: expected a run that no other process works on, found process {holder}"
             ) from None
         except OSError as error:
-            print(f"{run}: nothing keeps a second process out of it here ({error.strerror})")
+            print(f"{run_dir}: nothing keeps a second process out of it here ({error.strerror})")
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
 
 
-def find_start(run: Path, plan: dict[str, Any], overwrite: bool, resume: str) -> Start:
+def find_resume_point(
+    run_dir: Path, plan: dict[str, Any], overwrite: bool, resume: str
+) -> ResumePoint:
     """Finds where a run goes on, or clears the folder for it to begin.
 
     Args:
-        run: the folder, locked.
+        run_dir: the folder, locked.
         plan: what the run's result depends on.
         overwrite: replace another run; the same run goes on all the same, so that a command that
             a cluster repeats loses nothing.
@@ -304,70 +317,80 @@ def find_start(run: Path, plan: dict[str, Any], overwrite: bool, resume: str) ->
         InputError: the folder holds another run, all its checkpoints are damaged, or the
             checkpoint to begin from belongs to another run.
     """
-    for stale in run.glob(".*.tmp"):
+    for stale in run_dir.glob(".*.tmp"):
         stale.unlink()
-    file = run / CONFIG
+    file = run_dir / CONFIG_FILE
     held = read_json(file) if file.is_file() else plan
+    found = held.get("format", "none") if isinstance(held, dict) else type(held).__name__
+    if found != plan.get("format", "none") and not overwrite:
+        raise InputError(
+            f"{file}: format: expected {plan['format']}, found {found}; name a new folder or give"
+            " --overwrite"
+        )
     changed = differing_keys(held, plan)
     if changed and not overwrite:
         raise InputError(
-            f"{run}: holds a run with another {' and '.join(changed)} ({_changes(held, plan)});"
-            " name a new folder or give --overwrite"
+            f"{run_dir}: holds a run with another {' and '.join(changed)}"
+            f" ({_describe_changes(held, plan)}); name a new folder or give --overwrite"
         )
     if file.is_file() and not changed and resume == NEVER and not overwrite:
         raise InputError(
-            f"{run}: holds this run already; with --resume never,"
+            f"{run_dir}: holds this run already; with --resume never,"
             " name a new folder or give --overwrite"
         )
-    if goes_on(run, plan, resume):
-        newest, damage = newest_whole(run)
+    if is_resumable(run_dir, plan, resume):
+        newest, damage = find_latest_intact(run_dir)
         if damage:
             # As the next one's predecessor it would take the place of the one that is whole.
-            os.replace(run / CHECKPOINT, run / DAMAGED)
-        return Start(newest, f"{damage}; goes back to {newest.name}" if damage else "")
-    begins_from = None if resume in WAYS else Path(resume)
+            os.replace(run_dir / CHECKPOINT, run_dir / DAMAGED_CHECKPOINT)
+        return ResumePoint(newest, f"{damage}; goes back to {newest.name}" if damage else "")
+    begins_from = None if resume in RESUME_MODES else Path(resume)
     if begins_from is not None:
         begins_from = begins_from / CHECKPOINT if begins_from.is_dir() else begins_from
         _check_same_run(begins_from, load_checkpoint(begins_from), plan)
-        if begins_from.resolve().parent == run.resolve():
-            raise InputError(f"--resume: expected a checkpoint outside of {run}, found one in it")
-    for name in FILES:
-        (run / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        shutil.rmtree(run / name, ignore_errors=True)
+        if begins_from.resolve().parent == run_dir.resolve():
+            raise InputError(
+                f"--resume: expected a checkpoint outside of {run_dir}, found one in it"
+            )
+    for name in RUN_FILES:
+        (run_dir / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(run_dir / name, ignore_errors=True)
     file.unlink(missing_ok=True)
-    return Start(begins_from)
+    return ResumePoint(begins_from)
 
 
-def goes_on(run: Path, plan: dict[str, Any], resume: str) -> bool:
-    """Whether a run of this plan has checkpoints of its own to go on from; see `find_start`."""
-    file = run / CONFIG
+def is_resumable(run_dir: Path, plan: dict[str, Any], resume: str) -> bool:
+    """Whether a run of this plan has checkpoints to go on from; see `find_resume_point`."""
+    file = run_dir / CONFIG_FILE
     held = resume != NEVER and file.is_file() and not differing_keys(read_json(file), plan)
-    return held and bool(checkpoints_of(run))
+    return held and bool(list_checkpoints(run_dir))
 
 
-def _changes(held: Any, plan: dict[str, Any]) -> str:
+def _describe_changes(held: Any, plan: dict[str, Any]) -> str:
     """What differs, for people: "recipe.targets.topk: 3, now 5", the first few of it."""
     # Some of what stands in the file does not matter.
-    old = dict(_leaves({name: held.get(name) for name in plan} if isinstance(held, dict) else {}))
-    new = dict(_leaves(plan))
-    changed = sorted(name for name in old | new if old.get(name) != new.get(name))[:MOST_CHANGES]
-    return differing_parts(*({name: each.get(name) for name in changed} for each in (old, new)))
+    old = dict(
+        _flat_items({name: held.get(name) for name in plan} if isinstance(held, dict) else {})
+    )
+    new = dict(_flat_items(plan))
+    changed = sorted(name for name in old | new if old.get(name) != new.get(name))[:MAX_CHANGES]
+    return describe_changes(*({name: each.get(name) for name in changed} for each in (old, new)))
 
 
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flat_items(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Values by the names that lead to them."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
+            yield from _flat_items(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value
 
 
-def recorded(run: Path, name: str) -> Any:
+def read_plan_entry(run_dir: Path, name: str) -> Any:
     """An entry of the plan of the run in a folder; None where no run has a checkpoint there."""
-    file = run / CONFIG
-    return read_json(file).get(name) if file.is_file() and checkpoints_of(run) else None
+    file = run_dir / CONFIG_FILE
+    return read_json(file).get(name) if file.is_file() and list_checkpoints(run_dir) else None
 
 
 def _check_same_run(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -> None:
@@ -376,8 +399,8 @@ def _check_same_run(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) ->
     """
     if "plan" not in checkpoint.state:
         raise bad_field(file, "state", "that of a training run", "weights alone")
-    held, wanted = (_flat(value) for value in (checkpoint.state["plan"], plan))
-    may_differ = {*MAY_DIFFER}
+    held, wanted = (_flatten(value) for value in (checkpoint.state["plan"], plan))
+    may_differ = {*IGNORED_PLAN_KEYS}
     # A run may be lengthened, unless its rates depend on its length.
     if wanted.get("recipe.train.schedule") == "step":
         may_differ.add("recipe.train.epochs")
@@ -389,12 +412,12 @@ def _check_same_run(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) ->
         )
 
 
-def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+def _flatten(value: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Nested objects as one, with names like `recipe.train.epochs`."""
     flat: dict[str, Any] = {}
     for name, entry in value.items():
         if isinstance(entry, dict):
-            flat |= _flat(entry, f"{before}{name}.")
+            flat |= _flatten(entry, f"{before}{name}.")
         else:
             flat[before + name] = entry
     return flat

@@ -6,28 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.drawing.samples import PICTURES, draw_beside
-from evaluation.predictions import PREDICTIONS, write_predictions
-from evaluation.report.write import REPORT
-from evaluation.results import Results, write_results, write_vcoco
-from evaluation.score_hico import Scoring, scored_fields
-from evaluation.score_vcoco import VCOCO_RESULTS, score_run
+from evaluation.drawing.samples import SAMPLES_FOLDER, draw_samples
+from evaluation.predictions import PREDICTIONS_FILE, write_predictions
+from evaluation.report.write import REPORT_FILE
+from evaluation.results import Results, write_results, write_vcoco_results
+from evaluation.score_hico import ScoringConfig, score_to_fields
+from evaluation.score_vcoco import VCOCO_RESULTS_FILE, score_run
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.splits import Split, load_split
-from pipeline.utils.devices import spare_cores
+from pipeline.utils.devices import default_num_workers
 from pipeline.utils.files import refuse_existing
 from student.data.dataset_part import open_test_part
 from student.engine.metrics_log import METRICS
-from student.inference.predict import Predictor
-from student.utils.distributed import Execution, join_team
+from student.inference.predict import BatchPredictor
+from student.utils.distributed import Execution, init_distributed
 from student.weights.checkpoint_file import checkpoint_path
-from student.weights.load import open_with
+from student.weights.load import load_student_with_prompts
 
 RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class ModelInfo:
     """What results say about the model they are of; see `evaluation.results.Results`."""
 
     name: str
@@ -42,12 +42,12 @@ class Evaluated:
 
 
 def evaluate_model(
-    predictor: Predictor,
+    predictor: BatchPredictor,
     dataset: Dataset,
-    source: Evaluated,
+    info: ModelInfo,
     out: Path,
     execution: Execution,
-    scoring: Scoring | None = None,
+    scoring: ScoringConfig | None = None,
     skip_unreadable: bool = False,
 ) -> Results | None:
     """Predicts the test part, scores it, writes `predictions.json` and `results.json`.
@@ -60,58 +60,58 @@ def evaluate_model(
     Raises:
         InputError: annotations or pictures do not fit.
     """
-    part = open_test_part(dataset, execution.team, skip_unreadable)
+    part = open_test_part(dataset, execution.context, skip_unreadable)
     detected = predictor.to(execution.device).predict(
-        part.records, execution.team, execution.workers
+        part.records, execution.context, execution.workers
     )
-    if not execution.team.first:
+    if not execution.context.is_main_process:
         return None
     out.mkdir(parents=True, exist_ok=True)
-    annotations, detections = part.file.annotations, part.with_unusable(detected)
-    in_file = dataset.file_pixels("test", detections)
-    write_predictions(out / PREDICTIONS, in_file, dataset.vocabulary)
+    annotations, detections = part.annotation_file.annotations, part.with_empty_detections(detected)
+    in_file = dataset.detections_to_file("test", detections)
+    write_predictions(out / PREDICTIONS_FILE, in_file, dataset.vocabulary)
     results = Results(
-        name=source.name,
+        name=info.name,
         kind="student",
         dataset=dataset.name,
-        split=source.split.name,
+        split=info.split.name,
         num_images=len(annotations),
-        protocol=_protocol(source),
-        training_split=source.training_split,
-        distillation=source.distillation,
-        seed=source.seed,
-        shots=source.shots,
-        sources=source.sources,
+        protocol=_protocol_of(info),
+        training_split=info.training_split,
+        distillation=info.distillation,
+        seed=info.seed,
+        shots=info.shots,
+        sources=info.sources,
         dataset_path=dataset.root,
-        predictions=out / PREDICTIONS,
-        metrics_log=source.metrics_log,
+        predictions=out / PREDICTIONS_FILE,
+        metrics_log=info.metrics_log,
         vcoco=score_run(dataset, detections),
-        **scored_fields(
+        **score_to_fields(
             annotations,
             detections,
             dataset.vocabulary,
-            source.split.unseen,
-            scoring or Scoring(),
+            info.split.unseen,
+            scoring or ScoringConfig(),
         ),
     )
     write_results(out / RESULTS, results)
     if results.vcoco is not None:
-        write_vcoco(out / VCOCO_RESULTS, results)
-    draw_beside(
-        out / PICTURES / "test",
+        write_vcoco_results(out / VCOCO_RESULTS_FILE, results)
+    draw_samples(
+        out / SAMPLES_FOLDER / "test",
         part.records,
         part.annotations,
         detected,
         dataset.vocabulary,
-        source.split.unseen,
+        info.split.unseen,
     )
     return results
 
 
-def _protocol(source: Evaluated) -> Any:
+def _protocol_of(info: ModelInfo) -> Any:
     """Where candidates came from; annotated boxes of any source make it the annotated one."""
-    protocols = {one["protocol"] for one in source.sources}
-    return "annotated" if "annotated" in protocols else source.protocol
+    protocols = {one["protocol"] for one in info.sources}
+    return "annotated" if "annotated" in protocols else info.protocol
 
 
 def evaluate_checkpoint(
@@ -122,7 +122,7 @@ def evaluate_checkpoint(
     device: str,
     workers: int | None,
     overwrite: bool,
-    scoring: Scoring | None = None,
+    scoring: ScoringConfig | None = None,
     num_heads: int | None = None,
     prompts: Path | None = None,
     skip_unreadable: bool = False,
@@ -152,28 +152,30 @@ def evaluate_checkpoint(
     """
     file = checkpoint_path(path)
     dataset = open_dataset(data)
-    opened = open_with(file, dataset.vocabulary, num_heads, prompts)
-    asked = opened.split if split is None else load_split(dataset.vocabulary, split)
-    recipe = opened.recipe
-    out = out or (file.parent if opened.ours else file.parent / f"{file.stem}-evaluation")
-    for name in (RESULTS, REPORT):
+    loaded = load_student_with_prompts(file, dataset.vocabulary, num_heads, prompts)
+    asked = loaded.split if split is None else load_split(dataset.vocabulary, split)
+    recipe = loaded.recipe
+    out = out or (file.parent if loaded.is_own else file.parent / f"{file.stem}-evaluation")
+    for name in (RESULTS, REPORT_FILE):
         refuse_existing(out / name, overwrite)
-    if opened.ours:
-        source = Evaluated(
+    if loaded.is_own:
+        info = ModelInfo(
             name=file.resolve().parent.name,
             split=asked,
-            training_split=opened.split.name,
+            training_split=loaded.split.name,
             protocol=recipe.targets.candidates,
             distillation=recipe.targets.distillation,
             seed=recipe.train.seed,
             metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
             shots=recipe.train.shots,
-            sources=opened.sources,
+            sources=loaded.sources,
         )
     else:
-        source = Evaluated(file.stem, asked)
+        info = ModelInfo(file.stem, asked)
     train = recipe.train
-    predictor = Predictor(opened.model, opened.vocabulary, train.augmentation, train.precision)
-    with join_team(device) as (team, own):
-        execution = Execution(own, team, spare_cores(workers, processes=team.local_size))
-        return evaluate_model(predictor, dataset, source, out, execution, scoring, skip_unreadable)
+    predictor = BatchPredictor(loaded.model, loaded.vocabulary, train.augmentation, train.precision)
+    with init_distributed(device) as (context, own):
+        execution = Execution(
+            own, context, default_num_workers(workers, processes=context.local_world_size)
+        )
+        return evaluate_model(predictor, dataset, info, out, execution, scoring, skip_unreadable)

@@ -16,19 +16,19 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from pipeline.utils.devices import start_download
+from pipeline.utils.devices import copy_to_host_async
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_text
 from pipeline.utils.progress import Progress
-from student.losses.criterion import IMAGES
-from student.utils.distributed import Team
+from student.losses.criterion import IMAGE_COUNT
+from student.utils.distributed import DistContext
 
 RANK_LOGS = "logs"
 TENSORBOARD = "tensorboard"
-NOT_LOSSES = ("total", "gradient")
+NON_LOSS_VALUES = ("total", "gradient")
 
 
-class Pace:
+class Throughput:
     """How quickly a process works, and how long it waits for samples, since the last record.
 
     Args:
@@ -37,23 +37,23 @@ class Pace:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._images, self._seconds, self._waited = 0, 0.0, 0.0
+        self._images, self._seconds, self._data_seconds = 0, 0.0, 0.0
 
-    def add(self, images: int, seconds: float, waited: float) -> None:
+    def update(self, images: int, seconds: float, waited: float) -> None:
         """Counts a step of so many images, and the part of its seconds that went into waiting."""
         self._images += images
         self._seconds += seconds
-        self._waited += waited
+        self._data_seconds += waited
 
-    def take(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """The figures, for a record; counting starts anew."""
         seconds = max(self._seconds, 1e-9)
         figures = {
             "images_per_second": round(self._images / seconds, 2),
-            "data_wait_share": round(self._waited / seconds, 4),
+            "data_wait_share": round(self._data_seconds / seconds, 4),
             "memory_gb": round(peak_memory(self._device) / 1e9, 3),
         }
-        self._images, self._seconds, self._waited = 0, 0.0, 0.0
+        self._images, self._seconds, self._data_seconds = 0, 0.0, 0.0
         return figures
 
 
@@ -65,13 +65,13 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-class RunLog:
-    """Writes readings down; to be entered. Lines after the step where the run stands go.
+class MetricsLogger:
+    """Writes step metrics; a context manager. Lines after the step where the run stands go.
 
     Args:
-        run: folder of the run.
+        run_dir: folder of the run.
         step, total: optimiser steps done, and of the whole run.
-        team: the run's processes; all of them write.
+        context: the run's processes; all of them write.
         tensorboard: also write event files into `RUN/tensorboard`.
 
     Raises:
@@ -79,29 +79,31 @@ class RunLog:
     """
 
     def __init__(
-        self, run: Path, step: int, total: int, team: Team, tensorboard: bool = False
+        self, run_dir: Path, step: int, total: int, context: DistContext, tensorboard: bool = False
     ) -> None:
-        self._run, self._step, self._total, self._team = run, step, total, team
-        self._open = ExitStack()
-        self._all: TextIO | None = None
-        self._own: TextIO | None = None
-        self._board: Any = None
-        self._note = ""
-        self._board_wanted = tensorboard and team.first
+        self._run_dir, self._step, self._total, self._context = run_dir, step, total, context
+        self._stack = ExitStack()
+        self._metrics_file: TextIO | None = None
+        self._rank_file: TextIO | None = None
+        self._tensorboard: Any = None
+        self._progress_note = ""
+        self._use_tensorboard = tensorboard and context.is_main_process
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> MetricsLogger:
         progress = Progress(
-            self._total, "training", "steps", self._step, quiet=not self._team.first
+            self._total, "training", "steps", self._step, quiet=not self._context.is_main_process
         )
-        self._progress = self._open.enter_context(progress)
-        if self._team.first:
-            self._all = self._append(self._run / METRICS)
-            rewind(self._run / EVALUATIONS, self._step)
-        if self._team.size > 1:
-            self._own = self._append(self._run / RANK_LOGS / f"rank-{self._team.rank}.jsonl")
-        if self._board_wanted:
-            folder = self._run / TENSORBOARD
-            self._board = self._open.enter_context(summary_writer(folder, self._step + 1))
+        self._progress = self._stack.enter_context(progress)
+        if self._context.is_main_process:
+            self._metrics_file = self._open_log(self._run_dir / METRICS)
+            truncate_log(self._run_dir / EVALUATIONS, self._step)
+        if self._context.world_size > 1:
+            self._rank_file = self._open_log(
+                self._run_dir / RANK_LOGS / f"rank-{self._context.rank}.jsonl"
+            )
+        if self._use_tensorboard:
+            folder = self._run_dir / TENSORBOARD
+            self._tensorboard = self._stack.enter_context(summary_writer(folder, self._step + 1))
         return self
 
     def __exit__(
@@ -110,80 +112,84 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._stack.close()
 
     def advance(self) -> None:
         """Counts a step."""
-        self._progress.advance(note=self._note)
+        self._progress.update(note=self._progress_note)
 
-    def write(self, reading: Reading) -> None:
-        """Writes a reading with a record; called by all processes."""
-        assert reading.record is not None
-        if self._own is not None:
-            own = _line(reading, reading.values) | {"image_ids": reading.image_ids}
-            self._own.write(json.dumps(own) + "\n")
-            self._own.flush()
-        rate = reading.record["images_per_second"]
-        numbers = torch.tensor([*reading.values.values(), rate], dtype=torch.float64)
-        *mean, rate = self._team.mean(numbers).tolist()
-        line = _line(reading, dict(zip(reading.values, mean, strict=True)), self._team.size)
-        line["images_per_second"] = round(self._team.size * rate, 2)
-        self._note = summary(line)
-        if self._all is not None:
-            self._all.write(json.dumps(line) + "\n")
-            self._all.flush()
-        if self._board is not None:
+    def log_step(self, metrics: StepMetrics) -> None:
+        """Writes the metrics of a logged step; called by all processes."""
+        assert metrics.record is not None
+        if self._rank_file is not None:
+            own = _log_record(metrics, metrics.values) | {"image_ids": metrics.image_ids}
+            self._rank_file.write(json.dumps(own) + "\n")
+            self._rank_file.flush()
+        rate = metrics.record["images_per_second"]
+        numbers = torch.tensor([*metrics.values.values(), rate], dtype=torch.float64)
+        *mean, rate = self._context.all_reduce_mean(numbers).tolist()
+        line = _log_record(
+            metrics, dict(zip(metrics.values, mean, strict=True)), self._context.world_size
+        )
+        line["images_per_second"] = round(self._context.world_size * rate, 2)
+        self._progress_note = progress_line(line)
+        if self._metrics_file is not None:
+            self._metrics_file.write(json.dumps(line) + "\n")
+            self._metrics_file.flush()
+        if self._tensorboard is not None:
             losses = {f"losses/{name}": value for name, value in line.pop("losses").items()}
             for source, values in line.pop("sources", {}).items():
-                losses[f"{source}/{IMAGES}"] = values[IMAGES]
+                losses[f"{source}/{IMAGE_COUNT}"] = values[IMAGE_COUNT]
                 losses |= {f"{source}/{name}": value for name, value in values["losses"].items()}
-            self._show(reading.step, {**line, **losses})
+            self._add_scalars(metrics.step, {**line, **losses})
 
-    def evaluated(self, step: int, epoch: int, metrics: dict[str, float], best: bool) -> None:
+    def log_validation(self, step: int, epoch: int, metrics: dict[str, float], best: bool) -> None:
         """Writes the scores of the held-out images; called by the first process at least."""
-        if not self._team.first:
+        if not self._context.is_main_process:
             return
         line = {"step": step, "epoch": epoch, "metrics": metrics, "best": best}
-        with open(self._run / EVALUATIONS, "a", encoding="utf-8") as file:
+        with open(self._run_dir / EVALUATIONS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
-        print(f"epoch {epoch}, held out: {scores}{' (best so far)' if best else ''}", flush=True)
-        self._show(step, {f"held_out/{name}": value for name, value in metrics.items()})
+        print(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}", flush=True)
+        self._add_scalars(step, {f"val/{name}": value for name, value in metrics.items()})
 
-    def _show(self, step: int, values: dict[str, float]) -> None:
-        if self._board is not None:
+    def _add_scalars(self, step: int, values: dict[str, float]) -> None:
+        if self._tensorboard is not None:
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._tensorboard.add_scalar(name, value, step)
 
-    def _append(self, path: Path) -> TextIO:
+    def _open_log(self, path: Path) -> TextIO:
         path.parent.mkdir(exist_ok=True)
-        rewind(path, self._step)
-        return self._open.enter_context(open(path, "a", encoding="utf-8"))
+        truncate_log(path, self._step)
+        return self._stack.enter_context(open(path, "a", encoding="utf-8"))
 
 
-def _line(reading: Reading, values: dict[str, float], processes: int = 1) -> dict[str, Any]:
-    """A reading as the log has it; `values` are means over so many processes."""
-    assert reading.record is not None
+def _log_record(
+    metrics: StepMetrics, values: dict[str, float], processes: int = 1
+) -> dict[str, Any]:
+    """The metrics of a step as the log has them; `values` are means over so many processes."""
+    assert metrics.record is not None
     losses: dict[str, float] = {}
     sources: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         source, slash, loss = name.rpartition("/")
-        if slash and loss == IMAGES:
-            sources.setdefault(source, {"losses": {}})[IMAGES] = round(value * processes)
+        if slash and loss == IMAGE_COUNT:
+            sources.setdefault(source, {"losses": {}})[IMAGE_COUNT] = round(value * processes)
         elif slash:
             sources.setdefault(source, {"losses": {}})["losses"][loss] = value
-        elif name not in NOT_LOSSES:
+        elif name not in NON_LOSS_VALUES:
             losses[name] = value
     return {
-        **reading.record,
+        **metrics.record,
         "loss": values["total"],
         "losses": losses,
-        "gradient_norm": values["gradient"],
+        "grad_norm": values["gradient"],
         **({"sources": sources} if sources else {}),
     }
 
 
-def summary(line: dict[str, Any]) -> str:
+def progress_line(line: dict[str, Any]) -> str:
     """A record in a few words, for people who wait."""
     losses = ", ".join(f"{name} {value:.2f}" for name, value in line["losses"].items())
     return (
@@ -210,7 +216,7 @@ def summary_writer(folder: Path, step: int) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class StepMetrics:
     """The numbers of one step.
 
     Attributes:
@@ -226,14 +232,14 @@ class Reading:
     record: dict[str, Any] | None
 
     @property
-    def not_finite(self) -> list[str]:
+    def non_finite(self) -> list[str]:
         """Names of values that are not finite numbers."""
         return [name for name, value in self.values.items() if not math.isfinite(value)]
 
 
 @dataclass(frozen=True, eq=False)
-class _OnItsWay:
-    """A reading whose numbers may still be on the device; `vector` waits for them."""
+class _PendingStep:
+    """Metrics that may still be on the device; `vector` waits for them."""
 
     step: int
     image_ids: tuple[str, ...]
@@ -241,12 +247,12 @@ class _OnItsWay:
     vector: Callable[[], Tensor]
     record: dict[str, Any] | None
 
-    def arrived(self) -> Reading:
+    def resolve(self) -> StepMetrics:
         values = dict(zip(self.names, self.vector().tolist(), strict=True))
-        return Reading(self.step, self.image_ids, values, self.record)
+        return StepMetrics(self.step, self.image_ids, values, self.record)
 
 
-class Readings:
+class PendingMetrics:
     """Brings each step's numbers to the host one step later.
 
     On a GPU they are copied behind the work that makes them, and read when the next step's
@@ -257,8 +263,8 @@ class Readings:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._late = device.type == "cuda"
-        self._waiting: list[_OnItsWay] = []
+        self._delayed = device.type == "cuda"
+        self._pending: list[_PendingStep] = []
 
     def put(
         self,
@@ -266,43 +272,43 @@ class Readings:
         image_ids: tuple[str, ...],
         values: dict[str, Tensor],
         record: dict[str, Any] | None,
-    ) -> list[Reading]:
+    ) -> list[StepMetrics]:
         """Takes a step's numbers, still on the device.
 
         Returns:
-            The readings that have arrived: the step's own, or the one before.
+            The metrics that are on the host: the step's own, or the one before.
         """
-        vector = start_download(torch.stack(list(values.values())))
-        self._waiting.append(_OnItsWay(step, image_ids, tuple(values), vector, record))
-        return self._read(len(self._waiting) - self._late)
+        vector = copy_to_host_async(torch.stack(list(values.values())))
+        self._pending.append(_PendingStep(step, image_ids, tuple(values), vector, record))
+        return self._resolve(len(self._pending) - self._delayed)
 
-    def rest(self) -> list[Reading]:
-        """All readings that have not arrived, after waiting for them."""
-        return self._read(len(self._waiting))
+    def flush(self) -> list[StepMetrics]:
+        """All metrics that are not on the host, after waiting for them."""
+        return self._resolve(len(self._pending))
 
-    def _read(self, count: int) -> list[Reading]:
-        readings = [one.arrived() for one in self._waiting[:count]]
-        del self._waiting[:count]
-        return readings
+    def _resolve(self, count: int) -> list[StepMetrics]:
+        resolved = [one.resolve() for one in self._pending[:count]]
+        del self._pending[:count]
+        return resolved
 
 
-def not_finite(readings: Sequence[Reading]) -> str:
-    """What to say about the readings of a step some of whose numbers are not finite.
+def non_finite_message(resolved: Sequence[StepMetrics]) -> str:
+    """The error message about the metrics of a step some of whose numbers are not finite.
 
     A gradient is everybody's; where a loss went wrong too, its process has the images.
     """
-    wrong = [one for one in readings if set(one.not_finite) - {"gradient"}]
-    wrong = wrong or [one for one in readings if one.not_finite]
+    wrong = [one for one in resolved if set(one.non_finite) - {"gradient"}]
+    wrong = wrong or [one for one in resolved if one.non_finite]
     first = [one for one in wrong if one.step == wrong[0].step]
-    names = dict.fromkeys(name for one in first for name in one.not_finite)
+    names = dict.fromkeys(name for one in first for name in one.non_finite)
     images = ", ".join(image for one in first for image in one.image_ids)
     return f"step {wrong[0].step}: {', '.join(names)} not finite on images {images}"
 
 
-METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+METRICS, EVALUATIONS = "metrics.jsonl", "validation.jsonl"
 
 
-def rewind(path: Path, step: int) -> None:
+def truncate_log(path: Path, step: int) -> None:
     """Drops what a killed run logged after its last checkpoint; those steps come again.
 
     Args:
@@ -312,12 +318,12 @@ def rewind(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if _logged_by(line, step)]
+    kept = [line for line in lines if _is_logged_until(line, step)]
     if kept != lines:
         write_text(path, "".join(kept))
 
 
-def _logged_by(line: str, step: int) -> bool:
+def _is_logged_until(line: str, step: int) -> bool:
     try:
         return line.endswith("\n") and json.loads(line)["step"] <= step
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -12,19 +12,19 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from student.config import TrainConfig
 from student.models.detector import HOIDetector
 
-DROP = 0.1
+LR_DROP_FACTOR = 0.1
 # torch's single-kernel AdamW exists for these.
-FUSED_ON = ("cpu", "cuda")
+FUSED_DEVICES = ("cpu", "cuda")
 
 
-def build_optimiser(
+def build_optimizer(
     model: HOIDetector, config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW over the trained parameters; the backbone has a rate of its own."""
     return torch.optim.AdamW(
         _parameter_groups(model, config),
         lr=config.learning_rate,
-        fused=device.type in FUSED_ON,
+        fused=device.type in FUSED_DEVICES,
     )
 
 
@@ -41,7 +41,7 @@ def build_schedule(
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (rise + 1))
-            return warm * (DROP if step >= drop else 1.0)
+            return warm * (LR_DROP_FACTOR if step >= drop else 1.0)
 
         return LambdaLR(optimizer, factor)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -60,12 +60,12 @@ def _parameter_groups(model: HOIDetector, config: TrainConfig) -> list[dict[str,
         {
             "params": backbone,
             "weight_decay": config.weight_decay,
-            "lr": config.learning_rate * config.backbone_factor,
+            "lr": config.learning_rate * config.backbone_lr_factor,
         },
     ]
 
 
-class AveragedWeights:
+class ModelEMA:
     """A copy of a model whose parameters follow it slowly.
 
     Args:

@@ -10,21 +10,28 @@ from typing import Any
 import torch
 
 from evaluation.results import Results
-from pipeline.utils.devices import configure_device, spare_cores
+from pipeline.utils.devices import configure_device, default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file, write_json
-from student.data.extra_data import BETWEEN
-from student.data.few_shot import shot_list
-from student.engine.checkpoint import SHOTS, WAYS, Start, claimed, goes_on, recorded
-from student.engine.evaluate import Evaluated, evaluate_model
+from student.data.extra_data import SEPARATOR
+from student.data.few_shot import list_few_shot
+from student.engine.checkpoint import (
+    FEW_SHOT_FILE,
+    RESUME_MODES,
+    ResumePoint,
+    claim_run_folder,
+    is_resumable,
+    read_plan_entry,
+)
+from student.engine.evaluate import ModelInfo, evaluate_model
 from student.engine.metrics_log import METRICS
-from student.engine.run_inputs import Material, Wanted, crowded_line, gather_material
-from student.engine.trainer import Trainer, Upkeep
+from student.engine.run_inputs import RunRequest, RunSetup, build_inputs, query_overflow_line
+from student.engine.trainer import LoggingConfig, Trainer
 from student.models.detector import HOIDetector
-from student.utils.distributed import Execution, Team, join_team
-from student.utils.preemption import StopSignals
-from student.weights.checkpoint_file import BEST, checkpoint_path, load_checkpoint, restore
-from student.weights.pretrained import INIT, Started, start_from
+from student.utils.distributed import DistContext, Execution, init_distributed
+from student.utils.preemption import StopSignalHandler
+from student.weights.checkpoint_file import BEST, build_model, checkpoint_path, load_checkpoint
+from student.weights.pretrained import LOAD_REPORT, LoadReport, load_pretrained
 
 
 @dataclass(frozen=True)
@@ -32,21 +39,21 @@ class RunConfig:
     """What `eoid-train student` was asked for.
 
     Attributes:
-        wanted: data, cache and recipe.
+        request: data, cache and recipe.
         out: run folder.
-        init: weights to start from, None for random ones.
+        pretrained: weights to start from, None for random ones.
         device: where to train.
         workers: processes that prepare samples; None takes the spare cores.
         accumulation, compiled: see `student.utils.distributed.Execution`.
-        resume: see `student.engine.checkpoint.find_start`.
-        checkpoint_minutes, log_every, tensorboard: see `student.engine.trainer.Upkeep`.
+        resume: see `student.engine.checkpoint.find_resume_point`.
+        checkpoint_minutes, log_every, tensorboard: see `student.engine.trainer.LoggingConfig`.
         overwrite: replace another run in `out`.
         name: what the report calls the run; the folder's name by default.
     """
 
-    wanted: Wanted
+    request: RunRequest
     out: Path
-    init: Path | None = None
+    pretrained: Path | None = None
     device: str = "auto"
     workers: int | None = None
     accumulation: int = 1
@@ -58,15 +65,21 @@ class RunConfig:
     overwrite: bool = False
     name: str | None = None
 
-    def execution(self, processes: int) -> dict[str, Any]:
+    def execution_settings(self, processes: int) -> dict[str, Any]:
         """What the result does not depend on, for the run's folder."""
-        given = {name: value for name, value in vars(self).items() if name not in ("wanted", "out")}
-        places = {"data": self.wanted.data, "cache": self.wanted.cache, "init": self.init}
+        given = {
+            name: value for name, value in vars(self).items() if name not in ("request", "out")
+        }
+        places = {
+            "data": self.request.data,
+            "cache": self.request.cache,
+            "pretrained": self.pretrained,
+        }
         paths: dict[str, Any] = {
             name: None if path is None else str(path) for name, path in places.items()
         }
-        paths["extra"] = [f"{one.data}{BETWEEN}{one.cache}" for one in self.wanted.extra]
-        return {**given, **paths, "preset": self.wanted.preset, "processes": processes}
+        paths["extra_data"] = [f"{one.data}{SEPARATOR}{one.cache}" for one in self.request.extra]
+        return {**given, **paths, "preset": self.request.preset, "processes": processes}
 
 
 def run_student(config: RunConfig) -> Results | None:
@@ -80,57 +93,67 @@ def run_student(config: RunConfig) -> Results | None:
         KeyboardInterrupt, SystemExit: asked to stop; the state is saved.
     """
     with (
-        StopSignals() as signals,
-        join_team(config.device) as (team, device),
+        StopSignalHandler() as signals,
+        init_distributed(config.device) as (context, device),
         ExitStack() as held,
     ):
-        material = gather_material(config.wanted, team)
-        train = material.recipe.train
+        setup = build_inputs(config.request, context)
+        train = setup.recipe.train
         configure_device(device, train.precision)
         torch.manual_seed(train.seed)
-        model = HOIDetector(material.recipe.model)
-        if material.texts is not None:
-            material.texts.tell(model.verb_head)
-        vocabulary = material.dataset.vocabulary
-        digest = team.from_first(lambda: _init_digest(config))
-        plan = material.plan(digest, None if config.resume in WAYS else config.resume)
-        begins = config.resume in WAYS and not team.from_first(
-            lambda: goes_on(config.out, plan, config.resume)
+        model = HOIDetector(setup.recipe.model)
+        if setup.texts is not None:
+            setup.texts.apply(model.verb_head)
+        vocabulary = setup.dataset.vocabulary
+        digest = context.broadcast(lambda: _init_digest(config))
+        plan = setup.plan(digest, None if config.resume in RESUME_MODES else config.resume)
+        begins = config.resume in RESUME_MODES and not context.broadcast(
+            lambda: is_resumable(config.out, plan, config.resume)
         )
-        started = start_from(model, config.init, vocabulary) if begins and config.init else None
-        claim = claimed(
-            config.out, plan, config.execution(team.size), config.overwrite, config.resume
+        report = (
+            load_pretrained(model, config.pretrained, vocabulary)
+            if begins and config.pretrained
+            else None
         )
-        start = team.from_first(lambda: held.enter_context(claim))
-        workers = spare_cores(config.workers, processes=team.local_size)
-        execution = Execution(device, team, workers, config.accumulation, config.compiled)
-        upkeep = Upkeep(config.checkpoint_minutes, config.log_every, config.tensorboard, plan)
+        claim = claim_run_folder(
+            config.out,
+            plan,
+            config.execution_settings(context.world_size),
+            config.overwrite,
+            config.resume,
+        )
+        start = context.broadcast(lambda: held.enter_context(claim))
+        workers = default_num_workers(config.workers, processes=context.local_world_size)
+        execution = Execution(device, context, workers, config.accumulation, config.compiled)
+        logging_config = LoggingConfig(
+            config.checkpoint_minutes, config.log_every, config.tensorboard, plan
+        )
         trainer = Trainer(
-            material.recipe,
+            setup.recipe,
             model,
-            material.images,
+            setup.images,
             vocabulary,
-            material.split,
+            setup.split,
             config.out,
             execution,
-            upkeep,
-            material.held_out,
-            [one.images for one in material.extra],
+            logging_config,
+            setup.validator,
+            [one.images for one in setup.extra],
         )
-        if config.init and not checkpoint_path(config.init).is_file():
-            team.say(f"{config.init}: not there any more, and not needed to go on")
-        _begin(trainer, start, started)
-        if line := crowded_line(
-            material.images.annotations,
-            material.split,
+        if config.pretrained and not checkpoint_path(config.pretrained).is_file():
+            context.log(f"{config.pretrained}: not there any more, and not needed to go on")
+        _restore(trainer, start, report)
+        if line := query_overflow_line(
+            setup.images.annotations,
+            setup.split,
             vocabulary,
             model.config.num_queries,
-            material.images.shown,
+            setup.images.few_shot_rows,
         ):
-            team.say(line)
-        _tell_shots(config.out, material, team)
+            context.log(line)
+        _log_few_shot(config.out, setup, context)
         trainer.train(signals)
-        return _finish(config, material, trainer)
+        return _evaluate_test(config, setup, trainer)
 
 
 def _init_digest(config: RunConfig) -> str | None:
@@ -139,53 +162,53 @@ def _init_digest(config: RunConfig) -> str | None:
     Raises:
         InputError: the file is not there, and the run has not begun.
     """
-    if config.init is None:
+    if config.pretrained is None:
         return None
-    file = checkpoint_path(config.init)
+    file = checkpoint_path(config.pretrained)
     if file.is_file():
         return sha256_of_file(file)
-    digest = recorded(config.out, "init")
+    digest = read_plan_entry(config.out, "pretrained")
     if digest is None:
         raise InputError(f"{file}: no such file")
     return digest
 
 
-def _tell_shots(run: Path, material: Material, team: Team) -> None:
+def _log_few_shot(run_dir: Path, setup: RunSetup, context: DistContext) -> None:
     """Lists the unseen labels that the run may see, in its folder and in one line."""
-    train, images = material.recipe.train, material.images
+    train, images = setup.recipe.train, setup.images
     if not train.shots:
         return
-    shots = shot_list(images.annotations, images.shown, material.dataset.vocabulary)
-    if team.first:
-        write_json(run / SHOTS, shots)
-    team.say(
-        f"{len(shots)} labels of {len(material.split.unseen)} unseen interactions are seen,"
-        f" at most {train.shots} of each: {run / SHOTS}"
+    shots = list_few_shot(images.annotations, images.few_shot_rows, setup.dataset.vocabulary)
+    if context.is_main_process:
+        write_json(run_dir / FEW_SHOT_FILE, shots)
+    context.log(
+        f"{len(shots)} labels of {len(setup.split.unseen)} unseen interactions are seen,"
+        f" at most {train.shots} of each: {run_dir / FEW_SHOT_FILE}"
     )
 
 
-def _begin(trainer: Trainer, start: Start, started: Started | None) -> None:
-    team = trainer.execution.team
-    if started is not None and team.first:
-        write_json(trainer.run / INIT, started.to_dict())
-    if start.line:
-        team.say(start.line)
+def _restore(trainer: Trainer, start: ResumePoint, report: LoadReport | None) -> None:
+    context = trainer.execution.context
+    if report is not None and context.is_main_process:
+        write_json(trainer.run_dir / LOAD_REPORT, report.to_dict())
+    if start.message:
+        context.log(start.message)
     if start.checkpoint is None:
-        team.say("\n".join(started.lines() if started else ["start: random weights"]))
+        context.log("\n".join(report.lines() if report else ["start: random weights"]))
         return
     trainer.state.resume(load_checkpoint(start.checkpoint), start.checkpoint)
-    team.say(f"{trainer.run}: goes on at step {trainer.step} of {trainer.total_steps}")
+    context.log(f"{trainer.run_dir}: goes on at step {trainer.step} of {trainer.total_steps}")
 
 
-def _finish(config: RunConfig, material: Material, trainer: Trainer) -> Results | None:
+def _evaluate_test(config: RunConfig, setup: RunSetup, trainer: Trainer) -> Results | None:
     """The evaluation on the test part, with the checkpoint that the recipe keeps."""
-    recipe, split, out = material.recipe, material.split, config.out
-    predictor, team = trainer.predictor, trainer.execution.team
+    recipe, split, out = setup.recipe, setup.split, config.out
+    predictor, context = trainer.predictor, trainer.execution.context
     if recipe.train.keep == "best":
-        best = restore(load_checkpoint(out / BEST), out / BEST)
+        best = build_model(load_checkpoint(out / BEST), out / BEST)
         predictor = replace(predictor, model=best)
-        team.say(f"{BEST}: of step {load_checkpoint(out / BEST).state['step']}")
-    source = Evaluated(
+        context.log(f"{BEST}: of step {load_checkpoint(out / BEST).state['step']}")
+    info = ModelInfo(
         name=config.name or out.resolve().name,
         split=split,
         training_split=split.name,
@@ -194,13 +217,13 @@ def _finish(config: RunConfig, material: Material, trainer: Trainer) -> Results 
         seed=recipe.train.seed,
         metrics_log=out / METRICS,
         shots=recipe.train.shots,
-        sources=material.sources,
+        sources=setup.sources,
     )
     return evaluate_model(
         predictor,
-        material.dataset,
-        source,
+        setup.dataset,
+        info,
         out,
         trainer.execution,
-        skip_unreadable=config.wanted.skip_unreadable,
+        skip_unreadable=config.request.skip_unreadable,
     )

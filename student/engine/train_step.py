@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.utils.devices import autocast
 from student.config import Recipe
 from student.data.dataset import Batch
-from student.engine.optimizer import AveragedWeights, build_optimiser, build_schedule
-from student.losses.criterion import Criterion, by_source, dense_losses
+from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
+from student.losses.criterion import Criterion, proposal_losses, sum_by_dataset
 from student.models.detector import HOIDetector
-from student.utils import seeding as generators
-from student.utils.distributed import Execution, _distributed
+from student.utils import seeding
+from student.utils.distributed import Execution, wrap_ddp
 
 
-class Stepper:
+class TrainStep:
     """Everything that a step changes: weights, their average, the optimiser's state, the rate.
 
     A batch may come in parts, over processes and, on each, one after the other. The losses are
@@ -33,46 +33,46 @@ class Stepper:
     Args:
         recipe: all settings.
         model: the detector to train, on its device.
-        asked_verbs: (V,) bool, see `Criterion`.
+        distilled_verbs: (V,) bool, see `Criterion`.
         steps_per_epoch: for the schedule.
         execution: see there.
-        sources: names of the sources that samples come from, by number; none where there is one.
+        source_names: of the sources that samples come from, by number; none where there is one.
     """
 
-    FIELDS = ("model", "optimizer", "scheduler", "averages")
+    STATE_FIELDS = ("model", "optimizer", "scheduler", "averages")
 
     def __init__(
         self,
         recipe: Recipe,
         model: HOIDetector,
-        asked_verbs: Tensor,
+        distilled_verbs: Tensor,
         steps_per_epoch: int,
         execution: Execution,
-        sources: Sequence[str] = (),
+        source_names: Sequence[str] = (),
     ) -> None:
         self.recipe, self.model, self.execution = recipe, model, execution
-        self.sources = sources
+        self.source_names = source_names
         device, train = execution.device, recipe.train
-        self.criterion = Criterion(recipe.matcher, recipe.losses, asked_verbs.to(device))
-        self.optimizer = build_optimiser(model, train, device)
+        self.criterion = Criterion(recipe.matcher, recipe.losses, distilled_verbs.to(device))
+        self.optimizer = build_optimizer(model, train, device)
         self.scheduler = build_schedule(self.optimizer, train, steps_per_epoch)
-        self.averaged = AveragedWeights(model, train.ema) if train.ema else None
+        self.ema = ModelEMA(model, train.ema) if train.ema else None
         self._forward: Any = torch.compile(model) if execution.compiled else model
-        if execution.team.size > 1:
-            self._forward = _distributed(self._forward, device)
+        if execution.context.world_size > 1:
+            self._forward = wrap_ddp(self._forward, device)
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         """The learning rate of the next step, of everything but the backbone."""
         return self.optimizer.param_groups[0]["lr"]
 
     @property
-    def predictor(self) -> HOIDetector:
+    def eval_model(self) -> HOIDetector:
         """The detector whose weights predict: averaged where averaging is on."""
-        if self.averaged is None:
+        if self.ema is None:
             return self.model
-        assert isinstance(self.averaged.module, HOIDetector)
-        return self.averaged.module
+        assert isinstance(self.ema.module, HOIDetector)
+        return self.ema.module
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one step.
@@ -90,54 +90,56 @@ class Stepper:
         count = min(self.execution.accumulation, len(batch))
         ends = [len(batch) * part // count for part in range(count + 1)]
         parts = [slice(*rows) for rows in pairwise(ends)]
-        losses = self._whole(batch) if len(parts) == 1 else self._in_parts(batch, parts)
+        losses = self._full_batch(batch) if len(parts) == 1 else self._accumulated(batch, parts)
         clip = self.recipe.train.clip_norm or torch.inf
         losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
         self.scheduler.step()
-        if self.averaged is not None:
-            self.averaged.update(self.model)
+        if self.ema is not None:
+            self.ema.update(self.model)
         return {name: value.detach() for name, value in losses.items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it beside the predictor's weights; see `FIELDS`."""
+        """What a checkpoint keeps beside the weights of `eval_model`; see `STATE_FIELDS`."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "averages": 0 if self.averaged is None else self.averaged.updates,
+            "averages": 0 if self.ema is None else self.ema.updates,
         }
 
-    def restore(self, state: dict[str, Any], predictor: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Any], eval_weights: dict[str, Tensor]) -> None:
         """Takes back `state`, and the weights that predicted."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.averaged is not None:
-            self.averaged.module.load_state_dict(predictor)
-            self.averaged.updates = state["averages"]
+        if self.ema is not None:
+            self.ema.module.load_state_dict(eval_weights)
+            self.ema.updates = state["averages"]
 
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """The criterion's weighted losses, the dense head's, their `total`, and the criterion's by
-        source."""
+        """The criterion's weighted losses, the proposal head's, their `total`, and the criterion's
+        by source."""
         found = self.criterion(outputs, batch.targets)
         losses = dict(found.weighted)
-        if "dense" in outputs:
+        if "proposals" in outputs:
             train = self.recipe.train
-            dense = dense_losses(outputs["dense"], batch.targets, self.recipe.model.person)
-            losses["dense_class"] = train.dense_class_weight * dense["dense_class"]
-            losses["dense_box"] = train.dense_box_weight * dense["dense_box"]
+            dense = proposal_losses(outputs["proposals"], batch.targets, self.recipe.model.person)
+            losses["dense_class"] = train.proposal_class_weight * dense["dense_class"]
+            losses["dense_box"] = train.proposal_box_weight * dense["dense_box"]
         losses["total"] = torch.stack(list(losses.values())).sum()
-        if self.sources:
-            losses |= by_source(found.by_image, batch.targets.source[:, 0], self.sources)
+        if self.source_names:
+            losses |= sum_by_dataset(
+                found.by_image, batch.targets.dataset_index[:, 0], self.source_names
+            )
         return losses
 
-    def _whole(self, batch: Batch) -> dict[str, Tensor]:
+    def _full_batch(self, batch: Batch) -> dict[str, Tensor]:
         losses = self.losses(self._predict(batch, slice(None)), batch)
         losses["total"].backward()
         return losses
 
-    def _in_parts(self, batch: Batch, parts: Sequence[slice]) -> dict[str, Tensor]:
+    def _accumulated(self, batch: Batch, parts: Sequence[slice]) -> dict[str, Tensor]:
         """Gradients of the parts' common loss, with the activations of one part at a time.
 
         What the losses are divided by is known when all parts have been predicted. So all but the
@@ -147,23 +149,23 @@ class Stepper:
         device = self.execution.device
         outputs, states = [], []
         for part in parts[:-1]:
-            states.append(generators.capture(device))
+            states.append(seeding.rng_state(device))
             with torch.no_grad():
                 outputs.append(self._predict(batch, part))
-        with self._unsynchronised():
+        with self._no_sync():
             outputs.append(self._predict(batch, parts[-1]))
-        ends = [cut_off(output) for output in outputs]
-        losses = self.losses(joined(ends), batch)
+        ends = [detach_leaves(output) for output in outputs]
+        losses = self.losses(cat_outputs(ends), batch)
         losses["total"].backward()
-        after = generators.capture(device)
-        with self._unsynchronised():
-            _send_back(outputs[-1], ends[-1])
+        after = seeding.rng_state(device)
+        with self._no_sync():
+            backward_from(outputs[-1], ends[-1])
         for row, (part, state, end) in enumerate(zip(parts[:-1], states, ends[:-1], strict=True)):
-            generators.restore(state, device)
+            seeding.set_rng_state(state, device)
             is_last = row == len(parts) - 2
-            with nullcontext() if is_last else self._unsynchronised():
-                _send_back(self._predict(batch, part), end)
-        generators.restore(after, device)
+            with nullcontext() if is_last else self._no_sync():
+                backward_from(self._predict(batch, part), end)
+        seeding.set_rng_state(after, device)
         return losses
 
     def _predict(self, batch: Batch, rows: slice) -> dict[str, Any]:
@@ -172,18 +174,18 @@ class Stepper:
         with autocast(device, self.recipe.train.precision), attention_kernel(device):
             return self._forward(images)
 
-    def _unsynchronised(self) -> AbstractContextManager[None]:
+    def _no_sync(self) -> AbstractContextManager[None]:
         """Gradients stay in this process until a backward pass outside of this."""
         if isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()
 
 
-def _send_back(output: Any, end: Any) -> None:
+def backward_from(output: Any, end: Any) -> None:
     """Backpropagates the gradients that gathered at `end`, where the output was cut off."""
     pairs = [
         (tensor, leaf.grad)
-        for tensor, leaf in zip(tensors(output), tensors(end), strict=True)
+        for tensor, leaf in zip(tree_leaves(output), tree_leaves(end), strict=True)
         if leaf.grad is not None and tensor.requires_grad
     ]
     torch.autograd.backward([one for one, _ in pairs], [gradient for _, gradient in pairs])
@@ -193,36 +195,36 @@ def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
     """The kernel of scaled dot-product attention to train with.
 
     On the CPU the fused kernel's backward pass takes longer than the plain products: a step of
-    the world's student was 0.58 s with it and 0.29 s without (bfloat16, one core).
+    the toy student was 0.58 s with it and 0.29 s without (bfloat16, one core).
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-Joiner = Callable[[list[Tensor]], Tensor]
+LeafFunction = Callable[[list[Tensor]], Tensor]
 
 
-def combine(join: Joiner, outputs: Sequence[Any]) -> Any:
+def tree_map(function: LeafFunction, outputs: Sequence[Any]) -> Any:
     """Outputs of one form become one of the same form, tensor by tensor.
 
     Args:
-        join: makes one tensor of those that stand at the same place.
+        function: makes one tensor of those that stand at the same place.
         outputs: at least one.
     """
     first = outputs[0]
     if isinstance(first, Tensor):
-        return join(list(outputs))
+        return function(list(outputs))
     if isinstance(first, dict):
-        return {name: combine(join, [one[name] for one in outputs]) for name in first}
+        return {name: tree_map(function, [one[name] for one in outputs]) for name in first}
     if isinstance(first, list):
-        return [combine(join, list(row)) for row in zip(*outputs, strict=True)]
+        return [tree_map(function, list(row)) for row in zip(*outputs, strict=True)]
     assert is_dataclass(first) and not isinstance(first, type)
     names = [entry.name for entry in fields(first)]
     return type(first)(
-        **{name: combine(join, [getattr(one, name) for one in outputs]) for name in names}
+        **{name: tree_map(function, [getattr(one, name) for one in outputs]) for name in names}
     )
 
 
-def tensors(output: Any) -> list[Tensor]:
+def tree_leaves(output: Any) -> list[Tensor]:
     """All tensors of an output, in a fixed order."""
     found: list[Tensor] = []
 
@@ -230,15 +232,15 @@ def tensors(output: Any) -> list[Tensor]:
         found.append(alone[0])
         return alone[0]
 
-    combine(collect, [output])
+    tree_map(collect, [output])
     return found
 
 
-def joined(outputs: Sequence[Any]) -> Any:
+def cat_outputs(outputs: Sequence[Any]) -> Any:
     """Outputs of parts of a batch as the output of the whole, images in order."""
-    return combine(torch.cat, outputs)
+    return tree_map(torch.cat, outputs)
 
 
-def cut_off(output: Any) -> Any:
+def detach_leaves(output: Any) -> Any:
     """The same numbers without their history; gradients gather in the new tensors."""
-    return combine(lambda alone: alone[0].detach().requires_grad_(), [output])
+    return tree_map(lambda alone: alone[0].detach().requires_grad_(), [output])

@@ -15,36 +15,42 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.splits import Split
-from pipeline.utils.devices import out_of_memory_line
+from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe
 from student.data.dataset import (
     Batch,
-    ImagesOfSources,
+    ConcatImages,
     TrainingBatches,
     TrainingImages,
-    sizes_of_all,
+    concat_sizes,
 )
-from student.data.samplers import Pool, StepSampler, shares
+from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
 from student.engine.checkpoint import RunState
-from student.engine.metrics_log import Pace, Reading, Readings, RunLog, not_finite
-from student.engine.train_step import Stepper
-from student.engine.validation import HeldOut
-from student.inference.predict import Predictor
+from student.engine.metrics_log import (
+    MetricsLogger,
+    PendingMetrics,
+    StepMetrics,
+    Throughput,
+    non_finite_message,
+)
+from student.engine.train_step import TrainStep
+from student.engine.validation import Validator
+from student.inference.predict import BatchPredictor
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
-from student.utils.preemption import Stop, StopSignals, leave
-from student.utils.workers import Batches, loader_options
+from student.utils.preemption import StopRequest, StopSignalHandler, exit_process
+from student.utils.workers import BatchIterator, loader_options
 
 # Bytes of a batch by those of its pixels.
-WITH_TARGETS = 1.25
+TARGETS_FACTOR = 1.25
 # Seconds that a request to stop waits for the next batch, after which a step and a checkpoint come.
-PATIENCE_ALONE, PATIENCE = 3.0, 20.0
+SINGLE_PROCESS_STOP_SECONDS, STOP_SECONDS = 3.0, 20.0
 
 
 @dataclass(frozen=True)
-class Upkeep:
+class LoggingConfig:
     """What a run does beside training.
 
     Attributes:
@@ -69,10 +75,10 @@ class Trainer:
         model: the detector to train.
         images: where samples come from.
         vocabulary, split: stored with the checkpoints.
-        run: folder for checkpoints and logs.
+        run_dir: folder for checkpoints and logs.
         execution: how the machines are used.
-        upkeep: checkpoints and logs.
-        held_out: training images to evaluate on, None for none.
+        logging_config: checkpoints and logs.
+        validator: training images to evaluate on, None for none.
         extra: images of further sources.
 
     Raises:
@@ -86,61 +92,66 @@ class Trainer:
         images: TrainingImages,
         vocabulary: Vocabulary,
         split: Split,
-        run: Path,
+        run_dir: Path,
         execution: Execution,
-        upkeep: Upkeep | None = None,
-        held_out: HeldOut | None = None,
+        logging_config: LoggingConfig | None = None,
+        validator: Validator | None = None,
         extra: Sequence[TrainingImages] = (),
     ) -> None:
-        train, team = recipe.train, execution.team
-        self.recipe, self.run, self.execution = recipe, run, execution
-        self.upkeep, self.held_out = upkeep or Upkeep(), held_out
+        train, context = recipe.train, execution.context
+        self.recipe, self.run_dir, self.execution = recipe, run_dir, execution
+        self.logging_config, self.validator = logging_config or LoggingConfig(), validator
         sources = [images, *extra]
         # Headers of all images are read by one process for all.
         for source in sources:
-            source.image_sizes = team.from_first(partial(getattr, source, "image_sizes"))
+            source.image_sizes = context.broadcast(partial(getattr, source, "image_sizes"))
         own, pool = train.batch_size, None
         if extra:
             pool_size = sum(map(len, extra))
-            own, others = shares(train.batch_size, len(images), pool_size, train.mix)
-            team.say(f"every step: {own} images of the dataset, {others} of further sources")
-            pool = Pool(partial(sizes_of_all, extra), pool_size, len(images), others)
+            own, others = split_batch_size(
+                train.batch_size, len(images), pool_size, train.extra_ratio
+            )
+            context.log(f"every step: {own} images of the dataset, {others} of further sources")
+            pool = ExtraPool(partial(concat_sizes, extra), pool_size, len(images), others)
         images_a_step = min(own, len(images)) + train.batch_size - own
-        if images_a_step < team.size:
+        if images_a_step < context.world_size:
             raise InputError(
-                f"batch_size: expected an image a step for each of {team.size} processes,"
+                f"batch_size: expected an image a step for each of {context.world_size} processes,"
                 f" found {images_a_step}"
             )
-        self.sampler = StepSampler(
+        self.sampler = DistributedBatchSampler(
             images.sizes,
             len(images),
             train.epochs,
             own,
             train.seed,
-            team.rank,
-            team.size,
+            context.rank,
+            context.world_size,
             train.last_batch,
             pool,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
         # Convolutions are quicker on channels-last maps, on CPUs and GPUs alike.
         model = model.to(execution.device).to(memory_format=torch.channels_last)
-        asked = torch.from_numpy(split.asked_verbs)
+        asked = torch.from_numpy(split.distilled_verbs)
         names = [source.name for source in sources] if extra else []
-        self.stepper = Stepper(recipe, model, asked, self.steps_per_epoch, execution, names)
-        self.readings, self.pace = Readings(execution.device), Pace(execution.device)
-        self.state = RunState(self.stepper, vocabulary, split, run, self.upkeep.plan)
-        self.batches = TrainingBatches(
-            ImagesOfSources(sources) if extra else images,
-            cast(int, model.backbone.side_multiple),
+        self.train_step = TrainStep(recipe, model, asked, self.steps_per_epoch, execution, names)
+        self.pending_metrics, self.throughput = (
+            PendingMetrics(execution.device),
+            Throughput(execution.device),
         )
-        self.share = -(-images_a_step // team.size)
+        self.state = RunState(self.train_step, vocabulary, split, run_dir, self.logging_config.plan)
+        self.batches = TrainingBatches(
+            ConcatImages(sources) if extra else images,
+            cast(int, model.backbone.size_divisible),
+        )
+        self.local_batch_size = -(-images_a_step // context.world_size)
 
-    def loader(self) -> DataLoader[Batch]:
+    def build_loader(self) -> DataLoader[Batch]:
         """Gives this process's share of the steps, from where the run stands."""
         self.sampler.first_step = self.step
-        height, width = self.sampler.largest_frame()
-        team = self.execution.team
+        height, width = self.sampler.max_pad_size()
+        context = self.execution.context
         return DataLoader(
             self.batches,
             batch_size=None,
@@ -150,9 +161,9 @@ class Trainer:
             generator=torch.Generator(),
             **loader_options(
                 self.execution.workers,
-                round(WITH_TARGETS * self.share * 3 * height * width),
-                team.say,
-                team.local_size,
+                round(TARGETS_FACTOR * self.local_batch_size * 3 * height * width),
+                context.log,
+                context.local_world_size,
             ),
         )
 
@@ -167,13 +178,13 @@ class Trainer:
         return self.steps_per_epoch * self.recipe.train.epochs
 
     @property
-    def predictor(self) -> Predictor:
+    def predictor(self) -> BatchPredictor:
         """The detector whose weights predict."""
         train = self.recipe.train
-        model, vocabulary = self.stepper.predictor, self.state.vocabulary
-        return Predictor(model, vocabulary, train.augmentation, train.precision)
+        model, vocabulary = self.train_step.eval_model, self.state.vocabulary
+        return BatchPredictor(model, vocabulary, train.augmentation, train.precision)
 
-    def train(self, signals: StopSignals) -> None:
+    def train(self, signals: StopSignalHandler) -> None:
         """Trains from where the run stands to its end.
 
         Args:
@@ -181,122 +192,137 @@ class Trainer:
                 the state is saved.
 
         Raises:
-            KeyboardInterrupt, SystemExit: asked to stop; see `signals.leave`.
+            KeyboardInterrupt, SystemExit: asked to stop; see `exit_process`.
             InputError: a loss is not finite, or the disk is full; the last good checkpoint stays.
         """
-        team = self.execution.team
+        context = self.execution.context
         with ExitStack() as stack:
             log = stack.enter_context(
-                RunLog(self.run, self.step, self.total_steps, team, self.upkeep.tensorboard)
+                MetricsLogger(
+                    self.run_dir,
+                    self.step,
+                    self.total_steps,
+                    context,
+                    self.logging_config.tensorboard,
+                )
             )
-            stack.enter_context(signals.held())
-            self._evaluate_if_due(log, signals)
-            self.stepper.model.train()
-            with Batches(self.loader()) as batches:
+            stack.enter_context(signals.defer())
+            self._validate_if_due(log, signals)
+            self.train_step.model.train()
+            with BatchIterator(self.build_loader()) as batches:
                 while self.step < self.total_steps:
-                    self._advance(batches, log, signals)
+                    self._run_step(batches, log, signals)
 
-    def _advance(self, batches: Iterator[Batch], log: RunLog, signals: StopSignals) -> None:
+    def _run_step(
+        self, batches: Iterator[Batch], log: MetricsLogger, signals: StopSignalHandler
+    ) -> None:
         """One step and what is due after it."""
         started = time.perf_counter()
-        batch = self._next(batches, log, signals)
-        readings = self._step(batch, started)
+        batch = self._next_batch(batches, log, signals)
+        resolved = self._train_batch(batch, started)
         log.advance()
-        late = time.monotonic() - self.state.saved_at >= 60 * self.upkeep.checkpoint_minutes
-        stop, timed = self._settle(readings, log, signals.asked, late and self.execution.team.first)
+        late = time.monotonic() - self.state.saved_at >= 60 * self.logging_config.checkpoint_minutes
+        stop, timed = self._check_and_log(
+            resolved, log, signals.request, late and self.execution.context.is_main_process
+        )
         ended = self.step % self.steps_per_epoch == 0
         if ended or timed or stop:
-            self._settle(self.readings.rest(), log)
+            self._check_and_log(self.pending_metrics.flush(), log)
             self.state.save()
         if stop:
-            self._leave(Stop(stop))
+            self._exit(StopRequest(stop))
         if ended:
-            self._evaluate_if_due(log, signals)
+            self._validate_if_due(log, signals)
 
-    def _next(self, batches: Iterator[Batch], log: RunLog, signals: StopSignals) -> Batch:
+    def _next_batch(
+        self, batches: Iterator[Batch], log: MetricsLogger, signals: StopSignalHandler
+    ) -> Batch:
         """The next batch. A worker may hang: a request to stop does not wait for it for long."""
-        alone = self.execution.team.size == 1
+        alone = self.execution.context.world_size == 1
         try:
-            with signals.held_for(PATIENCE_ALONE if alone else PATIENCE):
+            with signals.defer_for(SINGLE_PROCESS_STOP_SECONDS if alone else STOP_SECONDS):
                 return next(batches)
         except (KeyboardInterrupt, SystemExit):
             if alone:
-                self._settle(self.readings.rest(), log)
+                self._check_and_log(self.pending_metrics.flush(), log)
                 self.state.save()
             # Several save together, and the others are at work on the step that lacks this batch.
-            self._leave(signals.asked)
+            self._exit(signals.request)
 
-    def _step(self, batch: Batch, started: float) -> list[Reading]:
+    def _train_batch(self, batch: Batch, started: float) -> list[StepMetrics]:
         """Takes the step of a batch that was waited for since `started`."""
         waited = time.perf_counter() - started
-        with out_of_memory_line(partial(self._work, batch)):
-            losses = self.stepper(batch.to(self.execution.device))
+        with convert_out_of_memory(partial(self._memory_summary, batch)):
+            losses = self.train_step(batch.to(self.execution.device))
         self.state.step += 1
-        self.pace.add(len(batch), time.perf_counter() - started, waited)
-        logged = self.step % self.upkeep.log_every == 0 or self.step == self.total_steps
+        self.throughput.update(len(batch), time.perf_counter() - started, waited)
+        logged = self.step % self.logging_config.log_every == 0 or self.step == self.total_steps
         record = {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             "images": self.step * self.recipe.train.batch_size,
-            "lr": self.stepper.rate,
+            "lr": self.train_step.lr,
         }
-        return self.readings.put(
-            self.step, batch.image_ids, losses, {**record, **self.pace.take()} if logged else None
+        return self.pending_metrics.put(
+            self.step,
+            batch.image_ids,
+            losses,
+            {**record, **self.throughput.compute()} if logged else None,
         )
 
-    def _work(self, batch: Batch) -> str:
+    def _memory_summary(self, batch: Batch) -> str:
         """What a step's memory goes into."""
         height, width = batch.pixels.shape[-2:]
-        total, size = self.recipe.train.batch_size, self.execution.team.size
+        total, size = self.recipe.train.batch_size, self.execution.context.world_size
         return (
             f"batch size {total} over {size} processes, {len(batch)} in this one,"
             f" image size {width} x {height}, accumulation {self.execution.accumulation}"
         )
 
-    def _settle(self, readings: Sequence[Reading], log: RunLog, *flags: int) -> list[int]:
-        """Checks and logs readings; gives the largest of each flag over all processes.
+    def _check_and_log(
+        self, resolved: Sequence[StepMetrics], log: MetricsLogger, *flags: int
+    ) -> list[int]:
+        """Checks and logs metrics; gives the largest of each flag over all processes.
 
         Raises:
             InputError: for some process a loss is not finite.
         """
-        team = self.execution.team
-        bad, *agreed = team.largest(any(one.not_finite for one in readings), *flags)
+        context = self.execution.context
+        bad, *agreed = context.all_reduce_max(any(one.non_finite for one in resolved), *flags)
         if bad:
-            found = [one for group in team.gather(list(readings)) for one in group]
-            raise InputError(not_finite(found))
-        for reading in readings:
-            if reading.record is not None:
-                log.write(reading)
+            found = [one for group in context.all_gather(list(resolved)) for one in group]
+            raise InputError(non_finite_message(found))
+        for metrics in resolved:
+            if metrics.record is not None:
+                log.log_step(metrics)
         return agreed
 
-    def _leave(self, stop: Stop) -> NoReturn:
-        if stop is Stop.REQUEUE and self.execution.team.first:
+    def _exit(self, stop: StopRequest) -> NoReturn:
+        if stop is StopRequest.REQUEUE and self.execution.context.is_main_process:
             print(
-                f"{self.run}: told to stop, saved at step {self.step} of {self.total_steps};"
+                f"{self.run_dir}: told to stop, saved at step {self.step} of {self.total_steps};"
                 " the same command goes on from here",
                 file=sys.stderr,
                 flush=True,
             )
-        leave(stop)
+        exit_process(stop)
 
-    def _evaluate_if_due(self, log: RunLog, signals: StopSignals) -> None:
+    def _validate_if_due(self, log: MetricsLogger, signals: StopSignalHandler) -> None:
         """Scores the held-out images where the recipe wants it and it was not done yet."""
         train, (epochs, begun) = self.recipe.train, divmod(self.step, self.steps_per_epoch)
-        is_due = epochs == train.epochs or (
-            train.evaluate_every > 0 and epochs % train.evaluate_every == 0
-        )
+        is_due = epochs == train.epochs or (train.val_every > 0 and epochs % train.val_every == 0)
         done = begun or self.state.evaluated >= self.step
-        if self.held_out is None or not is_due or done:
+        if self.validator is None or not is_due or done:
             return
         # What is scored is saved, so nothing is lost when a signal ends this. No other process's
         # GPU is touched.
         device = self.execution.device
         gpus = [device] if device.type == "cuda" else []
-        with signals.released(), torch.random.fork_rng(gpus):
-            score = self.held_out.evaluate(self.predictor, self.run, self.step, self.execution)
-        self.stepper.model.train()
-        is_best = self.state.take_score(score.choice)
-        log.evaluated(self.step, epochs, score.metrics, is_best)
+        with signals.deliver(), torch.random.fork_rng(gpus):
+            score = self.validator.evaluate(self.predictor, self.run_dir, self.step, self.execution)
+        self.train_step.model.train()
+        is_best = self.state.record_score(score.monitored)
+        log.log_validation(self.step, epochs, score.metrics, is_best)
         if is_best and train.keep == "best":
             self.state.save_best()
         self.state.save()

@@ -12,38 +12,38 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.drawing.samples import PICTURES, draw_beside
+from evaluation.drawing.samples import SAMPLES_FOLDER, draw_samples
 from evaluation.hico.average_precision import evaluate
-from pipeline.splits import Split, keep_seen
+from pipeline.splits import Split, remove_unseen_labels
 from pipeline.types import Annotation, ImageRecord
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from student.inference.predict import Predictor
+from student.inference.predict import BatchPredictor
 from student.utils.distributed import Execution
-from student.utils.seeding import mix
+from student.utils.seeding import derive_seed
 
-# Keeps the choice of images apart from what else is drawn from the same seed.
-PURPOSE = 0x401D
+# Keeps the draw of validation images apart from what else is drawn from the same seed.
+SEED_STREAM = 0x401D
 
 
 @dataclass(frozen=True)
-class Score:
+class ValidationScore:
     """An evaluation's numbers, as fractions.
 
     Attributes:
-        choice: the one to choose a checkpoint by: mAP over seen interactions.
+        monitored: the one to choose a checkpoint by: mAP over seen interactions.
         metrics: all of them by name.
     """
 
-    choice: float
+    monitored: float
     metrics: dict[str, float]
 
 
-def hold_out(wanted: float, size: int, seed: int) -> tuple[list[int], list[int]]:
+def split_validation(val_size: float, size: int, seed: int) -> tuple[list[int], list[int]]:
     """Chooses images, the same ones for equal arguments.
 
     Args:
-        wanted: a share of the images below 1, or their number.
+        val_size: a share of the images below 1, or their number.
         size: number of images.
         seed: of the run.
 
@@ -53,16 +53,16 @@ def hold_out(wanted: float, size: int, seed: int) -> tuple[list[int], list[int]]
     Raises:
         InputError: nothing would be left to train on.
     """
-    count = max(1, round(wanted * size)) if 0 < wanted < 1 else int(wanted)
+    count = max(1, round(val_size * size)) if 0 < val_size < 1 else int(val_size)
     if count >= size:
-        raise InputError(f"hold_out: expected fewer than the {size} training images, found {count}")
-    dice = np.random.default_rng(mix(seed, PURPOSE))
+        raise InputError(f"val_size: expected fewer than the {size} training images, found {count}")
+    rng = np.random.default_rng(derive_seed(seed, SEED_STREAM))
     held = np.zeros(size, dtype=bool)
-    held[dice.choice(size, count, replace=False)] = True
+    held[rng.choice(size, count, replace=False)] = True
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
-class HeldOut:
+class Validator:
     """Evaluates a model on held-out images.
 
     Args:
@@ -79,26 +79,30 @@ class HeldOut:
         vocabulary: Vocabulary,
     ) -> None:
         self.records, self.vocabulary = records, vocabulary
-        self.annotations = [keep_seen(one, split, vocabulary) for one in annotations]
+        self.annotations = [remove_unseen_labels(one, split, vocabulary) for one in annotations]
 
-    def evaluate(self, predictor: Predictor, run: Path, step: int, execution: Execution) -> Score:
+    def evaluate(
+        self, predictor: BatchPredictor, run_dir: Path, step: int, execution: Execution
+    ) -> ValidationScore:
         """Scores the model, and draws a few of the images, always the same ones.
 
         Args:
             predictor: its model is put into eval mode.
-            run: folder for the pictures.
+            run_dir: folder for the pictures.
             step: how far the training is.
             execution: all its processes take part.
         """
         detections = predictor.to(execution.device).predict(
-            self.records, execution.team, execution.workers
+            self.records, execution.context, execution.workers
         )
-        if execution.team.first:
-            folder = run / PICTURES / f"step-{step:07d}"
-            draw_beside(folder, self.records, self.annotations, detections, self.vocabulary)
+        if execution.context.is_main_process:
+            folder = run_dir / SAMPLES_FOLDER / f"step-{step:07d}"
+            draw_samples(folder, self.records, self.annotations, detections, self.vocabulary)
         scores = evaluate(self.annotations, detections, self.vocabulary)
-        seen = scores.mean()
+        seen = scores.mean_ap()
         # Held-out images may all be without labels.
         if seen is None:
-            return Score(0.0, {})
-        return Score(seen, {"seen": seen, "mean_max_recall": float(np.nanmean(scores.max_recall))})
+            return ValidationScore(0.0, {})
+        return ValidationScore(
+            seen, {"seen": seen, "mean_max_recall": float(np.nanmean(scores.max_recall))}
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from evaluation.scoring_options import nms_from, nms_options
+from evaluation.scoring_options import build_nms_config, nms_options
 from pipeline.utils.cli import config_option, device_option, run_command
 
 PATH = click.Path(path_type=Path)
@@ -21,42 +21,65 @@ SPLIT_THRESHOLD, SPLIT_TOP = 0.0, 100
 @click.command()
 @click.argument("model", metavar="RUN|CHECKPOINT", type=PATH)
 @click.argument("images", metavar="[IMAGE]...", nargs=-1)
-@click.option("--out", type=PATH, help="Folder for the results.")
-@click.option("--json", "json_file", type=PATH, help="One file with the answers to all pictures.")
+@click.option("--out", type=PATH, help="Folder for drawn images and JSON files.")
+@click.option(
+    "--json", "json_file", type=PATH, help="Write the detections of all images to one file."
+)
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help=f"Least score; default: {THRESHOLD}, with --data {SPLIT_THRESHOLD:g}.",
+    help=f"Minimum score; default: {THRESHOLD}, with --data {SPLIT_THRESHOLD:g}.",
 )
 @click.option(
     "--top",
     type=COUNT,
-    help=f"Most interactions of a picture; default: {TOP}, with --data {SPLIT_TOP}.",
+    help=f"Maximum number of interactions per image; default: {TOP}, with --data {SPLIT_TOP}.",
 )
 @nms_options
-@click.option("--data", type=PATH, help="Predict a dataset's part instead of pictures.")
-@click.option("--part", type=click.Choice(["train", "test"]), default="test", show_default=True)
+@click.option("--data", type=PATH, help="Predict a part of this dataset instead of IMAGEs.")
+@click.option(
+    "--part",
+    type=click.Choice(["train", "test"]),
+    default="test",
+    show_default=True,
+    help="Part of the dataset to predict.",
+)
 @click.option(
     "--export",
     type=(click.Choice(FORMS), PATH),
     metavar="onnx|torch-export FILE",
     help="Write the detector as a file that runs without this package.",
 )
-@click.option("--split", help="What counts as unseen: a name or a TOML file; default: the run's.")
-@click.option("--vocabulary", help="Of a published checkpoint; default: the one of its sizes.")
+@click.option(
+    "--split",
+    help=(
+        "Zero-shot split that defines unseen interactions: a name or a TOML file; "
+        "default: the run's."
+    ),
+)
+@click.option(
+    "--vocabulary",
+    help=("Vocabulary of a published checkpoint; default: the one with its numbers of classes."),
+)
 @click.option(
     "--prompts",
     type=PATH,
-    help="Texts of eoid-cache prompts about further actions, for a --verb-head text student.",
+    help=("File of eoid-cache prompts with further actions, for students with --verb-head text."),
 )
-@click.option("--nheads", type=COUNT, help="Of a published checkpoint that does not say; else 8.")
-@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Pictures at once.")
+@click.option(
+    "--nheads",
+    type=COUNT,
+    help=(
+        "Number of attention heads of a published checkpoint that does not record it; default: 8."
+    ),
+)
+@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Batch size.")
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Threads that read pictures; default: as many as there are spare cores, at most 16.",
+    help="Threads that decode images; default: the spare cores, at most 16.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace results that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace existing results.")
 @device_option
 @config_option
 def predict(
@@ -79,10 +102,10 @@ def predict(
     device: str,
     **options: Any,
 ) -> None:
-    """Detect who does what with which object in pictures.
+    """Detect human-object interactions in images.
 
-    IMAGEs are files, folders (searched with all folders in them) or quoted patterns such as
-    "photos/**/*.jpg". Of each, --out gets a drawn picture and a JSON file. With --data it gets
+    IMAGEs are files, folders (searched recursively) or quoted patterns such as "photos/**/*.jpg".
+    For each, --out receives a drawn image and a JSON file. With --data it receives
     predictions.json, which eoid-eval scores.
     """
     if (len(images) > 0) + (data is not None) + (export is not None) != 1:
@@ -91,16 +114,16 @@ def predict(
         raise click.UsageError("IMAGEs need --out, --json or both.")
     if data is not None and (out is None or json_file is not None):
         raise click.UsageError("--data needs --out, and takes no --json.")
-    nms = nms_from(**options)
-    from student.inference.model import ModelSource
+    nms = build_nms_config(**options)
+    from student.inference.model import ModelSpec
 
-    source = ModelSource(model, vocabulary, split, nheads, prompts)
+    spec = ModelSpec(model, vocabulary, split, nheads, prompts)
     if data is not None and out is not None:
-        from student.inference.predict_dataset import SplitConfig, predict_split
+        from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
 
-        file = predict_split(
-            SplitConfig(
-                model=source,
+        file = predict_dataset(
+            PredictDatasetConfig(
+                model=spec,
                 data=data,
                 part=part,
                 out=out,
@@ -117,14 +140,14 @@ def predict(
     elif export is not None:
         from student.inference.export import ExportConfig, export_detector
 
-        export_detector(ExportConfig(source, *export, overwrite))
+        export_detector(ExportConfig(spec, *export, overwrite))
         click.echo(f"detector in {export[1]}")
     else:
-        from student.inference.predict_images import PicturesConfig, predict_pictures
+        from student.inference.predict_images import PredictImagesConfig, predict_images
 
-        looked = predict_pictures(
-            PicturesConfig(
-                model=source,
+        count = predict_images(
+            PredictImagesConfig(
+                model=spec,
                 images=images,
                 out=out,
                 json=json_file,
@@ -138,7 +161,7 @@ def predict(
             )
         )
         places = [str(place) for place in (out, json_file) if place is not None]
-        click.echo(f"{looked} pictures, results in {' and '.join(places)}")
+        click.echo(f"{count} pictures, results in {' and '.join(places)}")
 
 
 def main() -> None:

@@ -21,24 +21,24 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import refuse_existing, replacing
-from student.data.transforms import LONGEST_SIDE, MEAN, SHORT_SIDES, STD
-from student.inference.model import ModelSource, ReadyModel, ready_model
-from student.inference.postprocess import NUM_DETECTIONS, best_entries
-from student.models.padding import padding_cells
+from pipeline.utils.files import atomic_write, refuse_existing
+from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_SIZE, SHORT_SIDES
+from student.inference.model import InferenceModel, ModelSpec, load_inference_model
+from student.inference.postprocess import NUM_DETECTIONS, top_entries
+from student.models.padding import feature_padding_mask
 
-FORMAT = "eoid-export-1"
+FORMAT_VERSION = "eoid-export-1"
 ONNX, TORCH_EXPORT = "onnx", "torch-export"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-INPUTS = ["images", "sizes"]
-# The array is at least this large, so that queries from pairs find cells enough.
-LEAST_SIDE = 64
+INPUT_NAMES = ["images", "sizes"]
+# The array is at least this large, so that queries from proposals find cells enough.
+MIN_SIDE = 64
 # Free sides without any bound make older tracers stumble over the largest number there is.
-MOST = 2**16
+MAX_DIM = 2**16
 # What is written may differ from the model by this, of the largest answer and 1; among answers that
 # are nearly equal another may be among the best.
 TOLERANCE = 1e-3
-LEAST_EQUAL = 0.9
+MIN_EQUAL_FRACTION = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class ExportConfig:
 
     Attributes:
         model: the detector.
-        form: `ONNX` or `TORCH_EXPORT`.
+        format: `ONNX` or `TORCH_EXPORT`.
         file: where it goes.
         overwrite: replace the file.
     """
 
-    model: ModelSource
-    form: str
+    model: ModelSpec
+    format: str
     file: Path
     overwrite: bool
 
@@ -68,29 +68,33 @@ def export_detector(config: ExportConfig) -> None:
     refuse_existing(config.file, config.overwrite)
     if config.file.is_dir():
         raise InputError(f"{config.file}: expected a file's name, found a folder")
-    if config.form == ONNX:
+    if config.format == ONNX:
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(
                 f"--export onnx: needs {', '.join(missing)}; pip install 'eoid[export]'"
             )
-    opened = ready_model(config.model)
-    with _exporting(config):
-        program, names = trace(opened)
-        content = _onnx(program, names, opened) if config.form == ONNX else _saved(program, opened)
-    with replacing(config.file) as temporary:
+    loaded = load_inference_model(config.model)
+    with _export_errors(config):
+        program, names = trace_detector(loaded)
+        content = (
+            _onnx_bytes(program, names, loaded)
+            if config.format == ONNX
+            else _torch_export_bytes(program, loaded)
+        )
+    with atomic_write(config.file) as temporary:
         temporary.write_bytes(content)
-        with _exporting(config):
-            wrong = difference(opened, temporary, config.form)
+        with _export_errors(config):
+            wrong = compare_with_model(loaded, temporary, config.format)
         if wrong is not None:
             raise InputError(
-                f"{config.file}: expected the detector's answers from {_exporters(config)},"
+                f"{config.file}: expected the detector's answers from {_exporter_versions(config)},"
                 f" found {wrong}; other versions may do it right"
             )
 
 
 @contextmanager
-def _exporting(config: ExportConfig) -> Iterator[None]:
+def _export_errors(config: ExportConfig) -> Iterator[None]:
     """Failures of the exporters in one line; they warn of their own insides, too.
 
     Raises:
@@ -106,52 +110,52 @@ def _exporting(config: ExportConfig) -> Iterator[None]:
     except Exception as error:
         why = next(filter(None, map(str.strip, str(error).splitlines())), "")
         raise InputError(
-            f"{config.file}: {_exporters(config)} cannot export this detector"
+            f"{config.file}: {_exporter_versions(config)} cannot export this detector"
             f" ({type(error).__name__}: {why[:200]}); other versions may do it"
         ) from None
     finally:
         logging.disable(disabled)
 
 
-def _exporters(config: ExportConfig) -> str:
+def _exporter_versions(config: ExportConfig) -> str:
     """The versions of what makes the file."""
-    packages = ("torch", *(ONNX_PACKAGES if config.form == ONNX else ()))
+    packages = ("torch", *(ONNX_PACKAGES if config.format == ONNX else ()))
     return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 @torch.no_grad()
-def difference(opened: ReadyModel, file: Path, form: str) -> str | None:
+def compare_with_model(loaded: InferenceModel, file: Path, format: str) -> str | None:
     """How the detector in a file differs from the model; None where it does not.
 
     Compared are answers about pictures of noise, of sizes that were not traced, one of them alone
     and one beside a larger one.
     """
-    graph = DetectorGraph(opened)
-    run = _runner(file, form)
-    multiple = graph.side_multiple
+    graph = DetectorGraph(loaded)
+    run = _load_exported(file, format)
+    multiple = graph.size_divisible
     random = torch.Generator().manual_seed(0)
-    height, width = (-(-side // multiple) * multiple for side in (LEAST_SIDE + 33, LEAST_SIDE + 9))
+    height, width = (-(-side // multiple) * multiple for side in (MIN_SIDE + 33, MIN_SIDE + 9))
     batch = torch.rand(3, 3, height, width, generator=random)
     sizes = torch.tensor([[height, width], [height - 20, width - 5], [height - 7, width]])
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     for rows in (slice(1), slice(3)):
         found = run(batch[rows], sizes[rows])
         decoded = graph.decode({name: found[name] for name in found if name.startswith("pred_")})
         for row, (h, w) in enumerate(sizes[rows].tolist()):
             image = (batch[row, :, :h, :w] - mean) / std
-            expected = opened.model([image], alone=True)
+            expected = loaded.model([image], padding_invariant=True)
             expected["scores"] = decoded["scores"][row : row + 1]
             # Which verb and boxes go with a score is not compared: equal scores may change places.
             for name in (name for name in found if name.startswith("pred_") or name == "scores"):
-                off = _off(expected[name][0], found[name][row], ordered=name == "scores")
+                off = _max_deviation(expected[name][0], found[name][row], ordered=name == "scores")
                 if off is not None:
                     return f"{name} off by {off:.3g} for a picture of {w} x {h} pixels"
     return None
 
 
-def _runner(file: Path, form: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+def _load_exported(file: Path, format: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     """Answers by name of the detector in a file, called with images and sizes."""
-    if form == ONNX:
+    if format == ONNX:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -166,7 +170,7 @@ def _runner(file: Path, form: str) -> Callable[[Tensor, Tensor], dict[str, Tenso
         return torch.export.load(content).module()
 
 
-def _off(expected: Tensor, found: Tensor, ordered: bool) -> float | None:
+def _max_deviation(expected: Tensor, found: Tensor, ordered: bool) -> float | None:
     """How far answers are from the expected ones; None where they are equal.
 
     Args:
@@ -183,36 +187,37 @@ def _off(expected: Tensor, found: Tensor, ordered: bool) -> float | None:
     else:
         distances = torch.cdist(expected, found, p=torch.inf).amin(1)
     equal = distances <= TOLERANCE * max(1.0, float(expected.abs().max()))
-    return None if float(equal.double().mean()) >= LEAST_EQUAL else float(distances.max())
+    return None if float(equal.double().mean()) >= MIN_EQUAL_FRACTION else float(distances.max())
 
 
-def about(opened: ReadyModel) -> dict[str, Any]:
+def export_metadata(loaded: InferenceModel) -> dict[str, Any]:
     """What a user of the file has to know beside the vocabulary."""
-    published = opened.augmentation == "published"
+    published = loaded.augmentation == "published"
     return {
-        "format": FORMAT,
-        "model": opened.file.name,
-        "split": opened.split.name if opened.split else None,
-        "unseen": sorted(opened.unseen),
+        "format": FORMAT_VERSION,
+        "model": loaded.file.name,
+        "split": loaded.split.name if loaded.split else None,
+        "unseen": sorted(loaded.unseen),
         "short_side": SHORT_SIDES[-1] if published else None,
-        "longest_side": LONGEST_SIDE,
-        "side_multiple": opened.model.backbone.side_multiple,
-        "least_side": LEAST_SIDE,
+        "longest_side": MAX_SIZE,
+        "side_multiple": loaded.model.backbone.size_divisible,
+        "least_side": MIN_SIDE,
     }
 
 
-def trace(opened: ReadyModel) -> tuple[torch.export.ExportedProgram, list[str]]:
+def trace_detector(loaded: InferenceModel) -> tuple[torch.export.ExportedProgram, list[str]]:
     """The detector as a graph with any number of images of any size, and its outputs' names."""
-    graph = DetectorGraph(opened)
-    multiple = graph.side_multiple
-    batch = torch.export.Dim("batch", min=1, max=MOST)
+    graph = DetectorGraph(loaded)
+    multiple = graph.size_divisible
+    batch = torch.export.Dim("batch", min=1, max=MAX_DIM)
     height, width = (
-        torch.export.Dim(name, min=LEAST_SIDE // multiple, max=MOST) for name in ("height", "width")
+        torch.export.Dim(name, min=MIN_SIDE // multiple, max=MAX_DIM)
+        for name in ("height", "width")
     )
     sides = (height, width) if multiple == 1 else (multiple * height, multiple * width)
     # Sides that differ, so that none is taken for another.
-    example = torch.zeros(2, 3, 2 * LEAST_SIDE, 3 * LEAST_SIDE)
-    sizes = torch.tensor([[2 * LEAST_SIDE, 3 * LEAST_SIDE]] * 2)
+    example = torch.zeros(2, 3, 2 * MIN_SIDE, 3 * MIN_SIDE)
+    sizes = torch.tensor([[2 * MIN_SIDE, 3 * MIN_SIDE]] * 2)
     with torch.no_grad():
         names = list(graph(example, sizes))
         program = torch.export.export(
@@ -221,34 +226,36 @@ def trace(opened: ReadyModel) -> tuple[torch.export.ExportedProgram, list[str]]:
             dynamic_shapes=({0: batch, 2: sides[0], 3: sides[1]}, {0: batch}),
             strict=False,
         )
-        program = program.run_decompositions(dict(PLAIN))
+        program = program.run_decompositions(dict(DECOMPOSITIONS))
     # What was traced where is of no use to others and names folders of this machine.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program, names
 
 
-def _saved(program: torch.export.ExportedProgram, opened: ReadyModel) -> bytes:
+def _torch_export_bytes(program: torch.export.ExportedProgram, loaded: InferenceModel) -> bytes:
     buffer = io.BytesIO()
-    extra = {f"{name}.json": text for name, text in _texts(opened).items()}
+    extra = {f"{name}.json": text for name, text in _metadata_texts(loaded).items()}
     torch.export.save(program, buffer, extra_files=extra)
     return buffer.getvalue()
 
 
-def _onnx(program: torch.export.ExportedProgram, names: list[str], opened: ReadyModel) -> bytes:
+def _onnx_bytes(
+    program: torch.export.ExportedProgram, names: list[str], loaded: InferenceModel
+) -> bytes:
     made = torch.onnx.export(
-        program, dynamo=True, input_names=INPUTS, output_names=names, verbose=False
+        program, dynamo=True, input_names=INPUT_NAMES, output_names=names, verbose=False
     )
     assert made is not None
     for node in made.model.graph:
         node.metadata_props.clear()
-    made.model.metadata_props.update(_texts(opened))
+    made.model.metadata_props.update(_metadata_texts(loaded))
     proto = made.model_proto
-    _name_sides(proto.graph)
+    _name_dynamic_dims(proto.graph)
     return proto.SerializeToString()
 
 
-def _name_sides(graph: Any) -> None:
+def _name_dynamic_dims(graph: Any) -> None:
     """Calls the free sides of inputs and outputs by their names instead of the tracer's."""
     # Shapes in between are told by the tracer's names; whoever needs them infers them again.
     del graph.value_info[:]
@@ -260,36 +267,36 @@ def _name_sides(graph: Any) -> None:
                 side.dim_param = names[side.dim_param]
 
 
-def _texts(opened: ReadyModel) -> dict[str, str]:
-    values = {"vocabulary": opened.vocabulary.to_dict(), "about": about(opened)}
+def _metadata_texts(loaded: InferenceModel) -> dict[str, str]:
+    values = {"vocabulary": loaded.vocabulary.to_dict(), "about": export_metadata(loaded)}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
-DECODED = ("scores", "verbs", "labels", "human_boxes", "object_boxes")
+DECODED_OUTPUTS = ("scores", "verbs", "labels", "human_boxes", "object_boxes")
 
 
 class DetectorGraph(nn.Module):
     """Normalisation, detector and choice of the best interactions, without a choice by data.
 
     Args:
-        opened: the detector; it stays as it is.
+        loaded: the detector; it stays as it is.
 
     Attributes:
-        side_multiple: what the sides of its input have to be multiples of.
+        size_divisible: what the sides of its input have to be multiples of.
     """
 
     mean: Tensor
     std: Tensor
     valid: Tensor
 
-    def __init__(self, opened: ReadyModel) -> None:
+    def __init__(self, loaded: InferenceModel) -> None:
         super().__init__()
-        self.model = _with_plain_modules(opened.model)
-        self.side_multiple = cast(int, opened.model.backbone.side_multiple)
-        self.alone = bool(opened.vocabulary.roles)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
-        self.register_buffer("valid", torch.from_numpy(opened.vocabulary.valid.T.copy()))
+        self.model = _with_exportable_modules(loaded.model)
+        self.size_divisible = cast(int, loaded.model.backbone.size_divisible)
+        self.allow_no_object = bool(loaded.vocabulary.roles)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.register_buffer("valid", torch.from_numpy(loaded.vocabulary.valid.T.copy()))
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -307,22 +314,24 @@ class DetectorGraph(nn.Module):
             `object_boxes` (B, K, 4) xyxy in [0, 1] of the image.
         """
         height, width = images.shape[-2:]
-        torch._check(height % self.side_multiple == 0)
-        torch._check(width % self.side_multiple == 0)
-        padding = padding_cells(sizes, 1, (height, width))
+        torch._check(height % self.size_divisible == 0)
+        torch._check(width % self.size_divisible == 0)
+        padding = feature_padding_mask(sizes, 1, (height, width))
         pixels = (images - self.mean) / self.std * ~padding[:, None]
-        outputs = self.model((pixels, padding), alone=True)
+        outputs = self.model((pixels, padding), padding_invariant=True)
         predicted = {name: outputs[name] for name in outputs if name.startswith("pred_")}
         return {**predicted, **self.decode(predicted)}
 
     def decode(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The best interactions of the model's `pred_*`, see `forward`."""
-        scores, entries, labels = best_entries(outputs, self.valid, self.alone, NUM_DETECTIONS)
+        scores, entries, labels = top_entries(
+            outputs, self.valid, self.allow_no_object, NUM_DETECTIONS
+        )
         num_verbs = self.valid.shape[1]
         choices = entries // num_verbs
-        queries = choices // 2 if self.alone else choices
+        queries = choices // 2 if self.allow_no_object else choices
         labels = labels.gather(1, queries)
-        if self.alone:
+        if self.allow_no_object:
             labels = torch.where(choices - 2 * queries == 1, -1, labels)
         corner = queries[..., None].expand(-1, -1, 4)
 
@@ -336,10 +345,10 @@ class DetectorGraph(nn.Module):
             boxes("pred_human_boxes"),
             boxes("pred_object_boxes"),
         )
-        return dict(zip(DECODED, decoded, strict=True))
+        return dict(zip(DECODED_OUTPUTS, decoded, strict=True))
 
 
-class PlainAttention(nn.Module):
+class ExportableAttention(nn.Module):
     """`nn.MultiheadAttention` for (B, length, d) without its detour over (length, B, d), which
     would tie a graph to batches of more than one image."""
 
@@ -371,24 +380,24 @@ class PlainAttention(nn.Module):
         return self.out(joined.transpose(1, 2).flatten(2)), None
 
 
-class PlainMaxPool(nn.Module):
+class ExportableMaxPool(nn.Module):
     """`nn.MaxPool2d` as one of stride 1, of which every n-th cell is taken: with odd sides torch
     before 2.8 cannot trace a stride for maps of any size."""
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
         assert not pool.ceil_mode and pool.dilation == 1, "the stem's pooling, no other"
-        self.kernel, self.stride, self.margin = pool.kernel_size, pool.stride, pool.padding
+        self.kernel_size, self.stride, self.padding = pool.kernel_size, pool.stride, pool.padding
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, h / stride, w / stride)."""
-        every = F.max_pool2d(features, self.kernel, 1, self.margin)
+        every = F.max_pool2d(features, self.kernel_size, 1, self.padding)
         return every[:, :, :: self.stride, :: self.stride]
 
 
-def _with_plain_modules(model: nn.Module) -> nn.Module:
+def _with_exportable_modules(model: nn.Module) -> nn.Module:
     copy = deepcopy(model).cpu()
-    plain = {nn.MultiheadAttention: PlainAttention, nn.MaxPool2d: PlainMaxPool}
+    plain = {nn.MultiheadAttention: ExportableAttention, nn.MaxPool2d: ExportableMaxPool}
     for name, module in list(copy.named_modules()):
         if type(module) in plain:
             parent, _, child = name.rpartition(".")
@@ -421,9 +430,9 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 # What takes an operation's place when a graph is made for others.
-PLAIN: dict[torch._ops.OperatorBase, Callable[..., Tensor]] = {
+DECOMPOSITIONS: dict[torch._ops.OperatorBase, Callable[..., Tensor]] = {
     torch.ops.aten.upsample_nearest2d.vec: resize_nearest,
 }
 if torch.__version__ < "2.7":
     # Its ONNX exporter fails at tokens of any number.
-    PLAIN[torch.ops.aten.linear.default] = linear
+    DECOMPOSITIONS[torch.ops.aten.linear.default] = linear

@@ -10,27 +10,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.images import read_image, upright_rgb
+from pipeline.images import read_image, to_upright_rgb
 from pipeline.utils.errors import InputError, bad_field
 
-Source = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+ImageInput = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 # Resizing with negative lobes leaves [0, 1] by a little.
 OVERSHOOT = 0.02
 
 
-def source_name(source: Source, index: int) -> str:
+def image_name(image: ImageInput, index: int) -> str:
     """What results and errors call a picture: its path, or "picture 3" for the fourth of a list."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
     return f"picture {index}"
 
 
-def as_picture(source: Source, name: str) -> Image.Image:
+def to_rgb_image(image: ImageInput, name: str) -> Image.Image:
     """A picture as the detector looks at it: upright, 8-bit RGB.
 
     Args:
-        source: a path; a PIL image of any mode; a (height, width, 3) uint8 array, RGB; or a
+        image: a path; a PIL image of any mode; a (height, width, 3) uint8 array, RGB; or a
             (3, height, width) tensor, RGB, uint8 or floating point from 0 to 1 (not normalised).
             The EXIF orientation of paths and PIL images is applied; arrays and tensors are taken
             as they lie.
@@ -39,21 +39,21 @@ def as_picture(source: Source, name: str) -> Image.Image:
     Raises:
         InputError: something else, or an unreadable or empty picture.
     """
-    if isinstance(source, (str, os.PathLike)):
-        return read_image(source if isinstance(source, Path) else os.fspath(source))
-    if isinstance(source, Image.Image):
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image if isinstance(image, Path) else os.fspath(image))
+    if isinstance(image, Image.Image):
         try:
-            picture = upright_rgb(source)
+            picture = to_upright_rgb(image)
         # A picture opened but not yet decoded fails in every way a program can.
         except Exception as error:
             raise InputError(f"{name}: expected a whole image, found {error}") from None
-    elif isinstance(source, np.ndarray):
-        picture = _from_array(source, name)
-    elif isinstance(source, Tensor):
-        picture = _from_tensor(source, name)
+    elif isinstance(image, np.ndarray):
+        picture = _from_array(image, name)
+    elif isinstance(image, Tensor):
+        picture = _from_tensor(image, name)
     else:
         expected = "a path, a PIL image, an array or a tensor"
-        raise bad_field(name, "type", expected, type(source).__name__)
+        raise bad_field(name, "type", expected, type(image).__name__)
     if min(picture.size) == 0:
         width, height = picture.size
         raise bad_field(name, "size", "at least one pixel", f"{width} x {height} pixels")

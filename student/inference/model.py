@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pipeline.splits import Split, load_split
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from student.inference.predict import Predictor
+from student.inference.predict import BatchPredictor
 from student.weights.checkpoint_file import checkpoint_path
-from student.weights.load import open_with
+from student.weights.load import load_student_with_prompts
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelSpec:
     """Which detector, and what its file does not tell.
 
     Attributes:
@@ -33,7 +33,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True, eq=False)
-class ReadyModel(Predictor):
+class InferenceModel(BatchPredictor):
     """A detector from a file, and all that is needed to use it.
 
     Attributes:
@@ -52,27 +52,27 @@ class ReadyModel(Predictor):
         return frozenset(self.split.unseen if self.split else ())
 
 
-def ready_model(source: ModelSource, wanted: Vocabulary | None = None) -> ReadyModel:
+def load_inference_model(spec: ModelSpec, target: Vocabulary | None = None) -> InferenceModel:
     """Opens a detector, on the CPU.
 
     Args:
-        wanted: of a dataset, whose actions a detector with prompts gets in its own order.
+        target: of a dataset, whose actions a detector with prompts gets in its own order.
 
     Raises:
         InputError: nothing of the kind, or another vocabulary or split than fits.
     """
-    file = checkpoint_path(source.path)
-    known = None if source.vocabulary is None else load_vocabulary(source.vocabulary)
-    if source.prompts is not None:
-        known = known or wanted
-    opened = open_with(file, known, source.num_heads, source.prompts)
-    trained = opened.split if opened.ours else None
-    return ReadyModel(
-        opened.model,
-        opened.vocabulary,
-        opened.recipe.train.augmentation,
-        opened.recipe.train.precision,
+    file = checkpoint_path(spec.path)
+    known = None if spec.vocabulary is None else load_vocabulary(spec.vocabulary)
+    if spec.prompts is not None:
+        known = known or target
+    loaded = load_student_with_prompts(file, known, spec.num_heads, spec.prompts)
+    trained = loaded.split if loaded.is_own else None
+    return InferenceModel(
+        loaded.model,
+        loaded.vocabulary,
+        loaded.recipe.train.augmentation,
+        loaded.recipe.train.precision,
         file,
-        trained if source.split is None else load_split(opened.vocabulary, source.split),
-        source.prompts,
+        trained if spec.split is None else load_split(loaded.vocabulary, spec.split),
+        spec.prompts,
     )

@@ -22,7 +22,7 @@ def to_detections(
     image_ids: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     vocabulary: Vocabulary,
-    most: int = NUM_DETECTIONS,
+    max_detections: int = NUM_DETECTIONS,
 ) -> list[Detections]:
     """The best interactions of every image (EoID 3.5).
 
@@ -36,14 +36,14 @@ def to_detections(
         image_ids: B file names.
         sizes: (width, height) of the B original images, in pixels.
         vocabulary: the one the model was built for.
-        most: interactions kept per image.
+        max_detections: interactions kept per image.
 
     Returns:
         One `Detections` per image, best score first. Every kept query has two boxes: its person's
         in an even row, its object's in the odd row after it.
     """
     valid = torch.from_numpy(vocabulary.valid.T.copy()).to(outputs["pred_object_logits"].device)
-    top_scores, top, labels = best_entries(outputs, valid, bool(vocabulary.roles), most)
+    top_scores, top, labels = top_entries(outputs, valid, bool(vocabulary.roles), max_detections)
     pairs = torch.stack([outputs["pred_human_boxes"], outputs["pred_object_boxes"]], dim=2)
 
     host_scores, host_top, host_labels = (
@@ -51,27 +51,27 @@ def to_detections(
     )
     host_boxes = box_convert(pairs.float(), "cxcywh", "xyxy").cpu()
     return [
-        _one_image(
+        _image_detections(
             image_id,
             _to_pixels(host_boxes[row], sizes[row]),
             host_labels[row],
-            *_valid_only(host_scores[row], host_top[row]),
+            *_drop_invalid(host_scores[row], host_top[row]),
             vocabulary,
         )
         for row, image_id in enumerate(image_ids)
     ]
 
 
-def best_entries(
-    outputs: dict[str, Any], valid: Tensor, alone: bool, most: int
+def top_entries(
+    outputs: dict[str, Any], valid: Tensor, allow_no_object: bool, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best (query, with or without object, verb) entries of every image.
 
     Args:
         outputs: the model's, for B images and Q queries.
         valid: (O, V) bool, which verbs go with which object.
-        alone: verbs may also have no object.
-        most: entries kept per image, as far as there are as many.
+        allow_no_object: verbs may also have no object.
+        max_detections: entries kept per image, as far as there are as many.
 
     Returns:
         (B, K) scores, falling, -1 for entries that are no interaction; (B, K) entries, which count
@@ -84,14 +84,14 @@ def best_entries(
     verbs = outputs["pred_verb_logits"].float().sigmoid()
     # Below every score, so that only an image with too few valid pairs comes to them.
     scores = torch.where(valid[labels], verbs * objects[..., None], -1.0)
-    if alone:
+    if allow_no_object:
         scores = torch.cat([scores, verbs * probability[..., num_objects, None]], dim=-1)
     flat = scores.flatten(1)
-    top_scores, top = flat.topk(min(most, flat.shape[1]), dim=1)
+    top_scores, top = flat.topk(min(max_detections, flat.shape[1]), dim=1)
     return top_scores, top, labels
 
 
-def _one_image(
+def _image_detections(
     image_id: str,
     boxes: np.ndarray,
     labels: np.ndarray,
@@ -102,9 +102,9 @@ def _one_image(
     """Boxes (Q, 2, 4), labels (Q,), scores and entries (K,); an entry counts queries, then with or
     (in a vocabulary with roles) without object, then verbs."""
     choices, verbs = np.divmod(entries, vocabulary.num_verbs)
-    queries, alone = np.divmod(choices, 2 if vocabulary.roles else 1)
+    queries, without_object = np.divmod(choices, 2 if vocabulary.roles else 1)
     kept, rows = np.unique(queries, return_inverse=True)
-    objects = np.where(alone, -1, 2 * rows + 1)
+    objects = np.where(without_object, -1, 2 * rows + 1)
     box_labels = np.stack([np.full(len(kept), vocabulary.person), labels[kept]], axis=1)
     return Detections(
         image_id=image_id,
@@ -115,7 +115,7 @@ def _one_image(
     )
 
 
-def _valid_only(scores: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _drop_invalid(scores: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores[scores >= 0], entries[scores >= 0]
 
 

@@ -24,31 +24,31 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from pipeline.images import image_size
+from pipeline.images import read_image_size
 from pipeline.types import Detections, ImageRecord
-from pipeline.utils.devices import configure_device, out_of_memory_line
+from pipeline.utils.devices import configure_device, convert_out_of_memory
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.progress import Progress
 from pipeline.vocabulary import Vocabulary
 from student.data.dataset import normalise_batch
-from student.data.transforms import LONGEST_SIDE, evaluation_resize
-from student.inference.images import Source, as_picture, source_name
+from student.data.transforms import MAX_SIZE, build_evaluation_resize
+from student.inference.images import ImageInput, image_name, to_rgb_image
 from student.inference.postprocess import to_detections
 from student.models.detector import HOIDetector
 from student.models.padding import stack_images
-from student.utils.distributed import ALONE, Team
+from student.utils.distributed import SINGLE_PROCESS, DistContext
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-Own = TypeVar("Own", bound="Predictor")
+Own = TypeVar("Own", bound="BatchPredictor")
 
 BATCH_SIZE = 16
 # Pictures that are sorted by size at once; the first answer waits for the headers of so many.
-WINDOW = 1024
+SORT_WINDOW = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class Prediction:
     """What the detector says about one picture.
 
     Attributes:
@@ -63,7 +63,7 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class ImageError:
     """A picture that cannot be read: its place in the list, and one line that says why."""
 
     index: int
@@ -71,7 +71,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class _PreparedImage:
     index: int
     name: str
     size: tuple[int, int]
@@ -79,7 +79,7 @@ class _Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictor:
+class BatchPredictor:
     """A detector and what decides its answers.
 
     They are computed in float32 whatever the detector was trained in. Only products on a GPU are
@@ -107,42 +107,44 @@ class Predictor:
     @property
     def resize(self) -> v2.Transform:
         """Brings pictures to the size they are looked at in."""
-        return evaluation_resize(self.augmentation)
+        return build_evaluation_resize(self.augmentation)
 
     def stream(
-        self, sources: Sequence[Source], batch_size: int = BATCH_SIZE, threads: int = 0
-    ) -> Iterator[Looked | Unreadable]:
+        self, sources: Sequence[ImageInput], batch_size: int = BATCH_SIZE, threads: int = 0
+    ) -> Iterator[Prediction | ImageError]:
         """Looks at pictures of any sizes; answers come batch by batch, not in order.
 
         Threads, not processes, read pictures: decoding and resizing let other threads work, and
         nothing has to be sent.
 
         Args:
-            sources: see `student.inference.images.as_picture`.
+            sources: see `student.inference.images.to_rgb_image`.
             batch_size: most pictures at once.
             threads: that read pictures ahead; 0 reads when the detector is done.
         """
         resize = self.resize
 
-        def read(index: int) -> _Prepared | Unreadable:
-            name = source_name(sources[index], index)
+        def read(index: int) -> _PreparedImage | ImageError:
+            name = image_name(sources[index], index)
             try:
-                picture = as_picture(sources[index], name)
-                pixels = prepare(picture, resize, name)
+                picture = to_rgb_image(sources[index], name)
+                pixels = prepare_image(picture, resize, name)
             except InputError as error:
-                return Unreadable(index, str(error))
-            return _Prepared(index, name, picture.size, pixels)
+                return ImageError(index, str(error))
+            return _PreparedImage(index, name, picture.size, pixels)
 
-        entries = read_ahead(read, _by_shape(sources, threads), threads, batch_size)
-        for _, run in groupby(entries, _kind):
+        entries = prefetch_map(read, _sort_by_shape(sources, threads), threads, batch_size)
+        for _, run in groupby(entries, _batch_key):
             while batch := list(islice(run, batch_size)):
-                yield from self._look([one for one in batch if isinstance(one, _Prepared)])
-                yield from (one for one in batch if isinstance(one, Unreadable))
+                yield from self._predict_batch(
+                    [one for one in batch if isinstance(one, _PreparedImage)]
+                )
+                yield from (one for one in batch if isinstance(one, ImageError))
 
     def predict(
         self,
         records: Sequence[ImageRecord],
-        team: Team = ALONE,
+        context: DistContext = SINGLE_PROCESS,
         threads: int = 0,
         batch_size: int = BATCH_SIZE,
         quiet: bool = False,
@@ -151,7 +153,7 @@ class Predictor:
 
         Args:
             records: the images, the same ones in every process.
-            team: the processes that take part; every image goes to one of them.
+            context: the processes that take part; every image goes to one of them.
             threads: that read images, in each process.
             batch_size: most images at once, in each process.
             quiet: show no progress.
@@ -162,19 +164,21 @@ class Predictor:
         Raises:
             InputError: an image cannot be read; all processes say so.
         """
-        own, found = records[team.rank :: team.size], []
+        own, found = records[context.rank :: context.world_size], []
         with (
-            team.together(),
-            Progress(len(own), "predicting", "images", quiet=quiet or not team.first) as progress,
+            context.propagate_errors(),
+            Progress(
+                len(own), "predicting", "images", quiet=quiet or not context.is_main_process
+            ) as progress,
         ):
-            for looked in self.stream([record.path for record in own], batch_size, threads):
-                if isinstance(looked, Unreadable):
-                    raise InputError(looked.reason)
-                found.append(replace(looked.detections, image_id=own[looked.index].id))
-                progress.advance()
-        return merge_predictions(team.gather(found), [record.id for record in records])
+            for prediction in self.stream([record.path for record in own], batch_size, threads):
+                if isinstance(prediction, ImageError):
+                    raise InputError(prediction.reason)
+                found.append(replace(prediction.detections, image_id=own[prediction.index].id))
+                progress.update()
+        return merge_predictions(context.all_gather(found), [record.id for record in records])
 
-    def _look(self, batch: Sequence[_Prepared]) -> Iterator[Looked]:
+    def _predict_batch(self, batch: Sequence[_PreparedImage]) -> Iterator[Prediction]:
         """Looks at pictures of one size."""
         if not batch:
             return
@@ -183,8 +187,8 @@ class Predictor:
         configure_device(device, self.precision)
         height, width = batch[0].pixels.shape[-2:]
         work = f"batch size {len(batch)}, image size {width} x {height}"
-        with out_of_memory_line(lambda: work), torch.inference_mode():
-            multiple = cast(int, self.model.backbone.side_multiple)
+        with convert_out_of_memory(lambda: work), torch.inference_mode():
+            multiple = cast(int, self.model.backbone.size_divisible)
             pixels, sizes = stack_images([item.pixels for item in batch], multiple)
             outputs = self.model(normalise_batch(pixels.to(device), sizes))
             found = to_detections(
@@ -194,39 +198,39 @@ class Predictor:
                 self.vocabulary,
             )
         for item, detections in zip(batch, found, strict=True):
-            yield Looked(item.index, item.size, detections)
+            yield Prediction(item.index, item.size, detections)
 
 
-def prepare(picture: Image.Image, resize: v2.Transform, name: str) -> Tensor:
+def prepare_image(picture: Image.Image, resize: v2.Transform, name: str) -> Tensor:
     """An upright RGB picture in the size it is looked at, (3, h, w) uint8.
 
     Raises:
         InputError: too thin to be resized.
     """
     width, height = picture.size
-    if max(width, height) > LONGEST_SIDE * min(width, height):
-        expected = f"sides of at most {LONGEST_SIDE} to 1"
+    if max(width, height) > MAX_SIZE * min(width, height):
+        expected = f"sides of at most {MAX_SIZE} to 1"
         raise bad_field(name, "size", expected, f"{width} x {height} pixels")
     return resize(tv_tensors.Image(v2.functional.pil_to_tensor(picture))).as_subclass(Tensor)
 
 
-def read_ahead(
-    make: Callable[[Item], Made], items: Iterable[Item], threads: int, ahead: int = 0
+def prefetch_map(
+    function: Callable[[Item], Made], items: Iterable[Item], threads: int, ahead: int = 0
 ) -> Iterator[Made]:
-    """`map(make, items)` in order, some items ahead of who asks.
+    """`map(function, items)` in order, some items ahead of who asks.
 
     Args:
         threads: that work; 0 works when asked.
         ahead: items that may be ready, beside those that the threads work on.
     """
     if threads == 0:
-        yield from map(make, items)
+        yield from map(function, items)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
     running: deque[Future[Made]] = deque()
     try:
         for item in items:
-            running.append(pool.submit(make, item))
+            running.append(pool.submit(function, item))
             if len(running) > threads + ahead:
                 yield running.popleft().result()
         while running:
@@ -235,23 +239,23 @@ def read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _by_shape(sources: Sequence[Source], threads: int) -> Iterator[int]:
-    """Places of the pictures, those of one shape behind each other within every `WINDOW`."""
-    for first in range(0, len(sources), WINDOW):
-        window = range(first, min(first + WINDOW, len(sources)))
-        found = read_ahead(_shape, (sources[place] for place in window), threads, WINDOW)
+def _sort_by_shape(sources: Sequence[ImageInput], threads: int) -> Iterator[int]:
+    """Places of the pictures, those of one shape behind each other within every `SORT_WINDOW`."""
+    for first in range(0, len(sources), SORT_WINDOW):
+        window = range(first, min(first + SORT_WINDOW, len(sources)))
+        found = prefetch_map(_shape_key, (sources[place] for place in window), threads, SORT_WINDOW)
         shapes = dict(zip(window, found, strict=True))
         yield from sorted(window, key=shapes.__getitem__)
 
 
-def _shape(source: Source) -> tuple[float, ...]:
+def _shape_key(source: ImageInput) -> tuple[float, ...]:
     """What sorts pictures of one shape together: of files and PIL images the ratio of their sides,
     which alone decides the size that DETR's resize gives them, then the sides."""
     if isinstance(source, Image.Image):
         width, height = source.size
     elif isinstance(source, (str, os.PathLike)):
         try:
-            width, height = image_size(os.fspath(source))
+            width, height = read_image_size(os.fspath(source))
         # It is told when the picture's turn comes.
         except InputError:
             return ()
@@ -260,11 +264,11 @@ def _shape(source: Source) -> tuple[float, ...]:
     return width / max(height, 1), width, height
 
 
-def _kind(item: _Prepared | Unreadable) -> tuple[int, ...]:
-    return tuple(item.pixels.shape) if isinstance(item, _Prepared) else ()
+def _batch_key(item: _PreparedImage | ImageError) -> tuple[int, ...]:
+    return tuple(item.pixels.shape) if isinstance(item, _PreparedImage) else ()
 
 
-FIELDS = ("boxes", "labels", "hois", "scores")
+COMPARED_FIELDS = ("boxes", "labels", "hois", "scores")
 
 
 def merge_predictions(
@@ -290,7 +294,7 @@ def merge_predictions(
     for part in parts:
         for item in part:
             known = found.setdefault(item.image_id, item)
-            if known is not item and not _equal(known, item):
+            if known is not item and not _same_detections(known, item):
                 raise InputError(
                     f"{item.image_id}: expected one prediction, found two that differ"
                     " (of two processes, or of two runs)"
@@ -310,5 +314,7 @@ def merge_predictions(
     return [found[image_id] for image_id in image_ids]
 
 
-def _equal(first: Detections, second: Detections) -> bool:
-    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in FIELDS)
+def _same_detections(first: Detections, second: Detections) -> bool:
+    return all(
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in COMPARED_FIELDS
+    )

@@ -14,21 +14,21 @@ import numpy as np
 from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import write_predictions
 from pipeline.datasets.dataset import open_dataset
-from pipeline.datasets.image_sizes import compare_sizes
+from pipeline.datasets.size_check import check_image_sizes
 from pipeline.types import Detections
-from pipeline.utils.devices import resolve_device, spare_cores
+from pipeline.utils.devices import default_num_workers, resolve_device
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_keys, naming, refuse_existing, replacing
+from pipeline.utils.files import add_missing_filename, atomic_write, differing_keys, refuse_existing
 from pipeline.utils.progress import Progress
-from student.inference.model import ModelSource, ready_model
-from student.inference.predict import Unreadable
+from student.inference.model import ModelSpec, load_inference_model
+from student.inference.predict import ImageError
 from student.inference.predict_images import prediction_settings
 
 PREDICTIONS, JOURNAL = "predictions.json", "predictions.partial.jsonl"
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class PredictDatasetConfig:
     """Which detector predicts which part of a dataset; see `PicturesConfig` for the rest.
 
     Attributes:
@@ -37,7 +37,7 @@ class SplitConfig:
         out: folder for `predictions.json`.
     """
 
-    model: ModelSource
+    model: ModelSpec
     data: Path
     part: str
     out: Path
@@ -50,7 +50,7 @@ class SplitConfig:
     nms: NmsConfig | None = None
 
 
-def predict_split(config: SplitConfig) -> Path:
+def predict_dataset(config: PredictDatasetConfig) -> Path:
     """Predicts, with progress; the same command goes on after a stop.
 
     Returns:
@@ -66,64 +66,64 @@ def predict_split(config: SplitConfig) -> Path:
     annotations = dataset.load(config.part)
     folder = dataset.part(config.part).images
     names = [annotation.image_id for annotation in annotations.annotations]
-    sizes = compare_sizes(dataset, annotations)
-    sizes.refuse()
-    for line in sizes.lines():
+    sizes = check_image_sizes(dataset, annotations)
+    sizes.raise_errors()
+    for line in sizes.warnings():
         print(line, flush=True)
     device = resolve_device(config.device)
-    opened = ready_model(config.model, dataset.vocabulary)
-    if opened.vocabulary.digest() != dataset.vocabulary.digest():
+    loaded = load_inference_model(config.model, dataset.vocabulary)
+    if loaded.vocabulary.digest() != dataset.vocabulary.digest():
         raise InputError(
-            f"{opened.file}: expected a detector of the vocabulary {dataset.vocabulary.name},"
-            f" found {opened.vocabulary.name}"
+            f"{loaded.file}: expected a detector of the vocabulary {dataset.vocabulary.name},"
+            f" found {loaded.vocabulary.name}"
         )
-    settings = prediction_settings(opened, config.threshold, config.top, config.nms)
+    settings = prediction_settings(loaded, config.threshold, config.top, config.nms)
     settings |= {"annotations": annotations.digest, "part": config.part}
     config.out.mkdir(parents=True, exist_ok=True)
     journal = config.out / JOURNAL
-    found = {one.image_id: one for one in _earlier(journal, settings)}
-    unusable = sizes.otherwise.keys() | sizes.different.keys()
+    found = {one.image_id: one for one in _read_journal(journal, settings)}
+    unusable = sizes.orientation_mismatch.keys() | sizes.size_mismatch.keys()
     left = [name for name in names if name not in found and name not in unusable]
     failed = len(unusable)
     with (
-        replacing(journal) as temporary,
+        atomic_write(journal) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         for value in (settings, *map(_to_json, found.values())):
-            _append(file, value)
+            _append_line(file, value)
     with (
-        Progress(len(names), "predicting", "images", done=len(names) - len(left)) as progress,
-        naming(journal),
+        Progress(len(names), "predicting", "images", initial=len(names) - len(left)) as progress,
+        add_missing_filename(journal),
         open(journal, "a", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        stream = opened.to(device).stream(
-            [folder / name for name in left], config.batch_size, spare_cores(config.workers)
+        stream = loaded.to(device).stream(
+            [folder / name for name in left], config.batch_size, default_num_workers(config.workers)
         )
-        for looked in stream:
-            if isinstance(looked, Unreadable):
+        for prediction in stream:
+            if isinstance(prediction, ImageError):
                 failed += 1
-                progress.tell(looked.reason)
+                progress.write(prediction.reason)
             else:
-                own = replace(looked.detections, image_id=left[looked.index])
-                found[own.image_id] = _best(own, config)
-                _append(file, _to_json(found[own.image_id]))
-            progress.advance()
+                own = replace(prediction.detections, image_id=left[prediction.index])
+                found[own.image_id] = _filter_detections(own, config)
+                _append_line(file, _to_json(found[own.image_id]))
+            progress.update()
     predicted = [found[name] for name in names if name in found]
-    write_predictions(target, dataset.file_pixels(config.part, predicted), opened.vocabulary)
+    write_predictions(target, dataset.detections_to_file(config.part, predicted), loaded.vocabulary)
     journal.unlink()
     if failed:
         raise InputError(f"{failed} of {len(names)} images could not be read; not in {target}")
     return target
 
 
-def _best(detections: Detections, config: SplitConfig) -> Detections:
+def _filter_detections(detections: Detections, config: PredictDatasetConfig) -> Detections:
     if config.nms is not None:
         detections = pairwise_nms(detections, config.nms)
     kept = np.flatnonzero(detections.scores >= config.threshold)[: config.top]
     return replace(detections, hois=detections.hois[kept], scores=detections.scores[kept])
 
 
-def _append(file: IO[str], value: Any) -> None:
+def _append_line(file: IO[str], value: Any) -> None:
     file.write(json.dumps(value, ensure_ascii=False) + "\n")
     file.flush()
 
@@ -139,7 +139,7 @@ def _to_json(detections: Detections) -> dict[str, Any]:
     }
 
 
-def _earlier(journal: Path, settings: dict[str, Any]) -> Iterator[Detections]:
+def _read_journal(journal: Path, settings: dict[str, Any]) -> Iterator[Detections]:
     """What a stopped command of the same settings has found; its last line may be a broken one."""
     with suppress(FileNotFoundError, ValueError), open(journal, encoding="utf-8") as file:
         if differing_keys(json.loads(file.readline()), settings):

@@ -12,10 +12,10 @@ from evaluation.hico.nms import NmsConfig, pairwise_nms
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from student.inference.images import Source
-from student.inference.model import ModelSource, ReadyModel, ready_model
-from student.inference.predict import Unreadable
-from student.inference.results import Findings, findings
+from student.inference.images import ImageInput
+from student.inference.model import InferenceModel, ModelSpec, load_inference_model
+from student.inference.predict import ImageError
+from student.inference.results import HOIResult, select_top
 
 THRESHOLD, TOP, BATCH_SIZE = 0.3, 10, 8
 
@@ -34,12 +34,12 @@ class Detector:
     nothing. Threads of one process share its cores, so more of them are not quicker.
 
     Args:
-        opened: model, vocabulary and split.
+        loaded: model, vocabulary and split.
         device: where it runs.
     """
 
-    def __init__(self, opened: ReadyModel, device: torch.device) -> None:
-        self._opened, self.device = opened.to(device), device
+    def __init__(self, loaded: InferenceModel, device: torch.device) -> None:
+        self._model, self.device = loaded.to(device), device
 
     @classmethod
     def open(
@@ -66,58 +66,60 @@ class Detector:
         """
         where = resolve_device(device)
         more = None if prompts is None else Path(prompts)
-        return cls(ready_model(ModelSource(Path(path), vocabulary, split, num_heads, more)), where)
+        return cls(
+            load_inference_model(ModelSpec(Path(path), vocabulary, split, num_heads, more)), where
+        )
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the indices in findings mean."""
-        return self._opened.vocabulary
+        """What the indices in results mean."""
+        return self._model.vocabulary
 
     @property
     def unseen(self) -> frozenset[int]:
         """The vocabulary's interactions that had no label in training."""
-        return self._opened.unseen
+        return self._model.unseen
 
     @overload
     def __call__(
         self,
-        pictures: Source,
+        images: ImageInput,
         *,
         threshold: float = ...,
         top: int = ...,
         batch_size: int = ...,
         nms: NmsConfig | None = ...,
-    ) -> Findings: ...
+    ) -> HOIResult: ...
 
     @overload
     def __call__(
         self,
-        pictures: list[Any] | tuple[Any, ...],
+        images: list[Any] | tuple[Any, ...],
         *,
         threshold: float = ...,
         top: int = ...,
         batch_size: int = ...,
         nms: NmsConfig | None = ...,
-    ) -> list[Findings]: ...
+    ) -> list[HOIResult]: ...
 
     def __call__(
         self,
-        pictures: Source | list[Any] | tuple[Any, ...],
+        images: ImageInput | list[Any] | tuple[Any, ...],
         *,
         threshold: float = THRESHOLD,
         top: int = TOP,
         batch_size: int = BATCH_SIZE,
         nms: NmsConfig | None = None,
-    ) -> Findings | list[Findings]:
-        """Looks at one picture, or at a list of them.
+    ) -> HOIResult | list[HOIResult]:
+        """Looks at one image, or at a list of them.
 
         Args:
-            pictures: a path, a PIL image, a (height, width, 3) uint8 array or a (3, height, width)
+            images: a path, a PIL image, a (height, width, 3) uint8 array or a (3, height, width)
                 tensor, uint8 or floating point from 0 to 1, all RGB; or a list of such in any mix
                 of sizes and kinds.
             threshold: least score of an interaction.
-            top: most interactions of a picture.
-            batch_size: most pictures at once; only those of one size go together.
+            top: most interactions of an image.
+            batch_size: most images at once; only those of one size go together.
             nms: pairwise NMS first, defaults of `--nms`: `evaluation.hico.nms.NmsConfig()`; None
                 keeps interactions that name nearly the same pair and verb.
 
@@ -125,35 +127,35 @@ class Detector:
             What was found, for a list in its order.
 
         Raises:
-            InputError: a picture that cannot be read, or a wrong threshold.
+            InputError: an image that cannot be read, or a wrong threshold.
         """
-        if not isinstance(pictures, (list, tuple)):
-            (one,) = self([pictures], threshold=threshold, top=top, batch_size=batch_size, nms=nms)
+        if not isinstance(images, (list, tuple)):
+            (one,) = self([images], threshold=threshold, top=top, batch_size=batch_size, nms=nms)
             return one
-        found: list[Findings | None] = [None] * len(pictures)
-        for index, looked in self.stream(pictures, threshold, top, batch_size, nms=nms):
-            if isinstance(looked, Unreadable):
-                raise InputError(looked.reason)
-            found[index] = looked
+        found: list[HOIResult | None] = [None] * len(images)
+        for index, prediction in self.stream(images, threshold, top, batch_size, nms=nms):
+            if isinstance(prediction, ImageError):
+                raise InputError(prediction.reason)
+            found[index] = prediction
         return [one for one in found if one is not None]
 
     def stream(
         self,
-        pictures: Sequence[Source],
+        images: Sequence[ImageInput],
         threshold: float = THRESHOLD,
         top: int = TOP,
         batch_size: int = BATCH_SIZE,
         threads: int = 0,
         nms: NmsConfig | None = None,
-    ) -> Iterator[tuple[int, Findings | Unreadable]]:
-        """Looks at many pictures; what cannot be read is told and does not stop the rest.
+    ) -> Iterator[tuple[int, HOIResult | ImageError]]:
+        """Looks at many images; what cannot be read is told and does not stop the rest.
 
         Args:
-            pictures, threshold, top, batch_size, nms: as when called.
-            threads: that read pictures ahead.
+            images, threshold, top, batch_size, nms: as when called.
+            threads: that read images ahead.
 
         Yields:
-            (place in the list, findings or `Unreadable`), as they come; order not kept.
+            (place in the list, results or `ImageError`), as they come; order not kept.
 
         Raises:
             InputError: a wrong threshold.
@@ -163,19 +165,19 @@ class Detector:
         for name, number in (("top", top), ("batch_size", batch_size)):
             if number < 1:
                 raise InputError(f"{name}: expected at least 1, found {number}")
-        for one in self._opened.stream(pictures, batch_size, threads):
-            if isinstance(one, Unreadable):
+        for one in self._model.stream(images, batch_size, threads):
+            if isinstance(one, ImageError):
                 yield one.index, one
                 continue
             kept = one.detections if nms is None else pairwise_nms(one.detections, nms)
             yield (
                 one.index,
-                findings(
+                select_top(
                     kept,
                     one.size,
                     self.vocabulary,
                     self.unseen,
-                    pictures[one.index],
+                    images[one.index],
                     threshold,
                     top,
                 ),

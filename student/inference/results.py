@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from evaluation.drawing.interactions import draw_detections, with_legend
+from evaluation.drawing.interactions import add_legend, draw_detections
 from evaluation.hico.nms import pairwise_nms
 from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
-from student.inference.images import Source, as_picture
+from student.inference.images import ImageInput, to_rgb_image
 
 if TYPE_CHECKING:
     import supervision
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class HOIResult:
     """People, objects and what the people do with them; K interactions between N boxes.
 
     All boxes are xyxy in pixels of the upright picture: the EXIF orientation of a file is applied
@@ -52,7 +52,7 @@ class Findings:
     scores: np.ndarray
     unseen: np.ndarray
     vocabulary: Vocabulary = field(repr=False)
-    source: Source = field(repr=False)
+    image_input: ImageInput = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -119,12 +119,12 @@ class Findings:
             hois=np.column_stack([self.pairs, self.verbs])[shown],
             scores=self.scores[shown],
         )
-        picture = as_picture(self.source, self.image)
-        unseen = _interactions(self)[self.unseen & shown]
+        picture = to_rgb_image(self.image_input, self.image)
+        unseen = _interaction_ids(self)[self.unseen & shown]
         drawn = draw_detections(
             picture, pairwise_nms(detections), self.vocabulary, set(unseen.tolist())
         )
-        return with_legend(drawn) if len(unseen) else drawn
+        return add_legend(drawn) if len(unseen) else drawn
 
     def to_supervision(self) -> supervision.Detections:
         """The N boxes as `supervision.Detections`, for its annotators, trackers and filters.
@@ -177,22 +177,22 @@ class Findings:
         )
 
 
-def findings(
+def select_top(
     detections: Detections,
     size: tuple[int, int],
     vocabulary: Vocabulary,
     unseen: Collection[int],
-    source: Source,
+    image_input: ImageInput,
     threshold: float,
     top: int,
-) -> Findings:
+) -> HOIResult:
     """The best of a picture's detections, with the boxes that they need.
 
     Args:
         detections: scores falling.
         size: (width, height) of the upright picture.
         unseen: interactions without a label in training.
-        source: the picture.
+        image_input: the picture.
         threshold: least score.
         top: most interactions.
     """
@@ -204,7 +204,7 @@ def findings(
     renumbered = np.full(len(detections.boxes) + 1, -1, dtype=np.int64)
     renumbered[used] = np.arange(len(used))
     labels = detections.labels[used]
-    chosen = Findings(
+    chosen = HOIResult(
         image=detections.image_id,
         size=size,
         boxes=detections.boxes[used],
@@ -216,9 +216,9 @@ def findings(
         scores=detections.scores[kept].astype(np.float32),
         unseen=np.zeros(0, dtype=bool),
         vocabulary=vocabulary,
-        source=source,
+        image_input=image_input,
     )
-    interactions = _interactions(chosen)
+    interactions = _interaction_ids(chosen)
     actions = (
         vocabulary.interaction_name(one) if one >= 0 else vocabulary.verbs[verb].replace("_", " ")
         for one, verb in zip(interactions.tolist(), chosen.verbs.tolist(), strict=True)
@@ -226,7 +226,7 @@ def findings(
     return replace(chosen, actions=tuple(actions), unseen=np.isin(interactions, sorted(unseen)))
 
 
-def _interactions(found: Findings) -> np.ndarray:
+def _interaction_ids(found: HOIResult) -> np.ndarray:
     """(K,) the vocabulary's interactions, -1 for verbs without object."""
     targets = found.pairs[:, 1]
     labels = np.append(found.labels, 0)[targets]

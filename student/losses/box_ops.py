@@ -6,10 +6,10 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 # Boxes of normalised size below this have no area worth dividing by.
-SMALLEST_AREA = 1e-12
+MIN_AREA = 1e-12
 
 
-def overlaps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def iou_and_giou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU (Rezatofighi et al. 2019, algorithm 1).
 
     Args:
@@ -24,8 +24,8 @@ def overlaps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     shared = _area(a[..., :2].maximum(b[..., :2]), a[..., 2:].minimum(b[..., 2:]))
     hull = _area(a[..., :2].minimum(b[..., :2]), a[..., 2:].maximum(b[..., 2:]))
     union = area_a + area_b - shared
-    iou = shared / union.clamp(min=SMALLEST_AREA)
-    return iou, iou - (hull - union) / hull.clamp(min=SMALLEST_AREA)
+    iou = shared / union.clamp(min=MIN_AREA)
+    return iou, iou - (hull - union) / hull.clamp(min=MIN_AREA)
 
 
 def _area(low: Tensor, high: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from student.config import LossConfig, MatcherConfig
 from student.data.targets import Targets
-from student.losses.box_ops import overlaps
+from student.losses.box_ops import iou_and_giou
 from student.losses.matcher import Matches, TwoStageMatcher
-from student.models.proposal_queries import ROUNDING, DenseOutputs, cell_centres
+from student.models.proposal_queries import CELL_TOLERANCE, ProposalOutputs, grid_cell_centres
 from student.utils.distributed import average_counts
 
 EPSILON = 1e-4
@@ -52,22 +52,22 @@ class Criterion:
     Sums are divided by counts over the whole batch. With several processes every count is the
     average over them, so that the gradients' average is the gradient of the whole batch.
 
-    Where nobody annotated interactions (`Targets.annotated`), the absence of a label says nothing.
-    Of such an image, queries that take a candidate learn its object, its boxes and the teacher's
-    answers above 0, as everywhere. Others that overlap a candidate, a pair of which nobody knows
-    what goes on in it, learn nothing. The rest, where the detector sees no pair, learns that there
-    is none; verbs are no part of that.
+    Where nobody annotated interactions (`Targets.exhaustive_labels`), the absence of a label says
+    nothing. Of such an image, queries that take a candidate learn its object, its boxes and the
+    teacher's answers above 0, as everywhere. Others that overlap a candidate, a pair of which
+    nobody knows what goes on in it, learn nothing. The rest, where the detector sees no pair,
+    learns that there is none; verbs are no part of that.
 
     Args:
         matcher: settings of the matching.
         config: weights and forms.
-        asked_verbs: (V,) bool, verbs the teacher is asked for.
+        distilled_verbs: (V,) bool, verbs the teacher is asked for.
     """
 
-    def __init__(self, matcher: MatcherConfig, config: LossConfig, asked_verbs: Tensor) -> None:
+    def __init__(self, matcher: MatcherConfig, config: LossConfig, distilled_verbs: Tensor) -> None:
         self.config = config
-        self.num_asked = int(asked_verbs.sum())
-        self.matcher = TwoStageMatcher(matcher, asked_verbs)
+        self.num_distilled_verbs = int(distilled_verbs.sum())
+        self.matcher = TwoStageMatcher(matcher, distilled_verbs)
         self.weights = {
             "object": config.object_weight,
             "human_box": config.box_weight,
@@ -90,18 +90,24 @@ class Criterion:
         """
         layers = stack_layers(outputs)
         matches = self.matcher({name: value.detach() for name, value in layers.items()}, batch)
-        judged = _judged(batch, matches)
+        supervised_mask = _supervised_mask(batch, matches)
         parts = {
-            **_object_part(layers["pred_object_logits"], batch, matches, judged, self.config),
-            **_box_parts(layers, batch, matches),
-            **_verb_parts(layers["pred_verb_logits"], batch, matches, self.config, self.num_asked),
-            "interactive": _interactive_part(layers["pred_interactive_logits"], batch, matches),
+            **_object_loss(
+                layers["pred_object_logits"], batch, matches, supervised_mask, self.config
+            ),
+            **_box_losses(layers, batch, matches),
+            **_verb_losses(
+                layers["pred_verb_logits"], batch, matches, self.config, self.num_distilled_verbs
+            ),
+            "interactive": _interactive_loss(layers["pred_interactive_logits"], batch, matches),
         }
         if "pred_matching_logits" in layers:
-            parts["matching"] = _matching_part(layers["pred_matching_logits"], matches, judged)
-        if "pred_verb_embeddings" in layers and batch.embeddings.shape[-1]:
-            parts["embedding"] = _embedding_part(layers["pred_verb_embeddings"], batch, matches)
-        divided = _divide(parts)
+            parts["matching"] = _matching_loss(
+                layers["pred_matching_logits"], matches, supervised_mask
+            )
+        if "pred_verb_embeddings" in layers and batch.region_embeddings.shape[-1]:
+            parts["embedding"] = _embedding_loss(layers["pred_verb_embeddings"], batch, matches)
+        divided = _normalise(parts)
         by_name = {name: loss.sum(1) for name, loss in divided.items()}
         weighted = {name: self.weights[name] * loss.sum() for name, loss in by_name.items()}
         by_image = {n: self.weights[n] * loss.detach().sum(0) for n, loss in divided.items()}
@@ -119,163 +125,175 @@ def stack_layers(outputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _LossTerm:
     """A loss on its way: sums, what they are divided by, and how that count is treated.
 
     Attributes:
         sums: (L, B) sums over every image of this process's batch.
         counts: (L,) counts of this process, averaged over processes before use.
-        least: lower bound of the averaged count.
-        extra: added to the whole batch's count.
-        empty_is_one: divide by 1 where no process counts anything.
+        min_count: lower bound of the averaged count.
+        offset: added to the whole batch's count.
+        clamp_empty: divide by 1 where no process counts anything.
     """
 
     sums: Tensor
     counts: Tensor
-    least: float = 0.0
-    extra: float = 0.0
-    empty_is_one: bool = False
+    min_count: float = 0.0
+    offset: float = 0.0
+    clamp_empty: bool = False
 
 
-def _divide(parts: dict[str, _Part]) -> dict[str, Tensor]:
+def _normalise(parts: dict[str, _LossTerm]) -> dict[str, Tensor]:
     counts, processes = average_counts(torch.stack([part.counts for part in parts.values()]))
     divided = {}
     for (name, part), count in zip(parts.items(), counts, strict=True):
-        if part.empty_is_one:
+        if part.clamp_empty:
             count = torch.where(count > 0, count, 1 / processes)
-        count = count.clamp(min=part.least) + part.extra / processes
+        count = count.clamp(min=part.min_count) + part.offset / processes
         divided[name] = part.sums / count[:, None]
     return divided
 
 
-def _judged(batch: Targets, matches: Matches) -> Tensor:
+def _supervised_mask(batch: Targets, matches: Matches) -> Tensor:
     """(L, B, Q) bool: queries of which it is known whether they have a pair."""
-    judged = batch.annotated[None] | ~matches.covers.any(-1)
-    return judged.index_put_(_rows(matches), torch.ones_like(matches.is_candidate))
+    supervised_mask = batch.exhaustive_labels[None] | ~matches.iou_mask.any(-1)
+    return supervised_mask.index_put_(
+        _matched_index(matches), torch.ones_like(matches.is_candidate)
+    )
 
 
-def _object_part(
-    logits: Tensor, batch: Targets, matches: Matches, judged: Tensor, config: LossConfig
-) -> dict[str, _Part]:
+def _object_loss(
+    logits: Tensor, batch: Targets, matches: Matches, supervised_mask: Tensor, config: LossConfig
+) -> dict[str, _LossTerm]:
     """Cross-entropy over all queries; those without a pair are "no pair", at a low weight."""
     num_layers, no_pair = len(logits), logits.shape[-1] - 1
     labels = logits.new_full(logits.shape[:3], no_pair, dtype=torch.int64)
-    labels[_rows(matches)] = batch.object_labels[matches.images, matches.targets]
-    weights = torch.where(labels == no_pair, config.no_pair_weight, 1.0) * judged
+    labels[_matched_index(matches)] = batch.object_labels[matches.images, matches.targets]
+    weights = torch.where(labels == no_pair, config.no_pair_weight, 1.0) * supervised_mask
     costs = functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none") * weights
     # The weights can add up to nothing when "no pair" weighs nothing and no query has a pair.
     counts = weights.view(num_layers, -1).sum(1)
-    return {"object": _Part(costs.sum(2), counts, least=EPSILON**2)}
+    return {"object": _LossTerm(costs.sum(2), counts, min_count=EPSILON**2)}
 
 
-def _box_parts(layers: dict[str, Tensor], batch: Targets, matches: Matches) -> dict[str, _Part]:
+def _box_losses(
+    layers: dict[str, Tensor], batch: Targets, matches: Matches
+) -> dict[str, _LossTerm]:
     """L1 and GIoU of matched boxes; pairs without object box have no object part."""
     shape = layers["pred_human_boxes"].shape[:2]
-    rows, place = _rows(matches), (matches.images, matches.targets)
+    rows, place = _matched_index(matches), (matches.images, matches.targets)
     object_boxes = batch.object_boxes[place]
     has_object = (object_boxes != 0).any(-1)
 
     def part(name: str, boxes: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
         predicted = layers[name][rows]
-        costs = (predicted - boxes).abs().sum(-1), 1 - overlaps(predicted, boxes)[1]
+        costs = (predicted - boxes).abs().sum(-1), 1 - iou_and_giou(predicted, boxes)[1]
         if counted is not None:
             costs = costs[0] * counted, costs[1] * counted
-        return _by_image(costs[0], matches, shape), _by_image(costs[1], matches, shape)
+        return _sum_by_image(costs[0], matches, shape), _sum_by_image(costs[1], matches, shape)
 
     human_box, human_giou = part("pred_human_boxes", batch.human_boxes[place], None)
     object_box, object_giou = part("pred_object_boxes", object_boxes, has_object)
-    pairs = human_box.new_full(shape[:1], matches.num_final)
-    objects = _by_image(has_object.float(), matches, shape).sum(1)
+    pairs = human_box.new_full(shape[:1], matches.num_last_layer)
+    objects = _sum_by_image(has_object.float(), matches, shape).sum(1)
     return {
-        "human_box": _Part(human_box, pairs, least=1),
-        "human_giou": _Part(human_giou, pairs, least=1),
-        "object_box": _Part(object_box, objects, extra=EPSILON),
-        "object_giou": _Part(object_giou, objects, extra=EPSILON),
+        "human_box": _LossTerm(human_box, pairs, min_count=1),
+        "human_giou": _LossTerm(human_giou, pairs, min_count=1),
+        "object_box": _LossTerm(object_box, objects, offset=EPSILON),
+        "object_giou": _LossTerm(object_giou, objects, offset=EPSILON),
     }
 
 
-def _verb_parts(
+def _verb_losses(
     logits: Tensor,
     batch: Targets,
     matches: Matches,
     config: LossConfig,
-    num_asked: int,
-) -> dict[str, _Part]:
+    num_distilled_verbs: int,
+) -> dict[str, _LossTerm]:
     """Hard part: labels and their absence. Soft part: the teacher's answers, the distillation.
 
     Which is which is decided by the label: a teacher's probability of 1 stays soft.
     """
     num_layers = len(logits)
-    rows, place = _rows(matches), (matches.images, matches.targets)
-    hard = torch.zeros_like(logits)
-    hard[rows] = batch.hard[place].float()
-    soft = torch.zeros_like(logits)
-    soft[rows] = torch.where(batch.hard[place], 0.0, batch.soft[place].float())
-    is_soft = soft > 0
+    rows, place = _matched_index(matches), (matches.images, matches.targets)
+    verb_labels = torch.zeros_like(logits)
+    verb_labels[rows] = batch.verb_labels[place].float()
+    teacher_probs = torch.zeros_like(logits)
+    teacher_probs[rows] = torch.where(
+        batch.verb_labels[place], 0.0, batch.teacher_probs[place].float()
+    )
+    is_soft = teacher_probs > 0
 
-    hard_costs = functional.binary_cross_entropy_with_logits(logits, hard, reduction="none")
+    hard_costs = functional.binary_cross_entropy_with_logits(logits, verb_labels, reduction="none")
     if config.verb_loss == "focal_bce":
-        missed = (hard - logits.sigmoid()).abs()
-        balance = torch.where(hard > 0, config.alpha, 1 - config.alpha)
+        missed = (verb_labels - logits.sigmoid()).abs()
+        balance = torch.where(verb_labels > 0, config.alpha, 1 - config.alpha)
         hard_costs = balance * missed**config.gamma * hard_costs
-    soft_costs = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-    annotated = batch.annotated
-    hard_sums = (hard_costs * ~is_soft * annotated[None, :, None]).flatten(2).sum(2)
+    soft_costs = functional.binary_cross_entropy_with_logits(
+        logits, teacher_probs, reduction="none"
+    )
+    exhaustive_labels = batch.exhaustive_labels
+    hard_sums = (hard_costs * ~is_soft * exhaustive_labels[None, :, None]).flatten(2).sum(2)
     soft_sums = (soft_costs * is_soft).flatten(2).sum(2)
 
     entries = logits.new_full((num_layers,), logits[0].numel())
     if config.verb_loss == "focal_bce":
-        hard_part = _Part(hard_sums, hard.view(num_layers, -1).sum(1), empty_is_one=True)
+        hard_part = _LossTerm(hard_sums, verb_labels.view(num_layers, -1).sum(1), clamp_empty=True)
     else:
-        hard_part = _Part(hard_sums, entries * annotated.float().mean(), empty_is_one=True)
+        hard_part = _LossTerm(
+            hard_sums, entries * exhaustive_labels.float().mean(), clamp_empty=True
+        )
     if config.soft_normalisation == "entries":
-        soft_part = _Part(soft_sums, entries)
+        soft_part = _LossTerm(soft_sums, entries)
     else:
-        answers = num_asked if config.soft_normalisation == "answers" else 1
-        count = torch.full_like(entries, matches.num_final * answers)
-        soft_part = _Part(soft_sums, count, least=1)
+        answers = num_distilled_verbs if config.soft_normalisation == "supervised" else 1
+        count = torch.full_like(entries, matches.num_last_layer * answers)
+        soft_part = _LossTerm(soft_sums, count, min_count=1)
     return {"verb_hard": hard_part, "verb_soft": soft_part}
 
 
-def _interactive_part(logits: Tensor, batch: Targets, matches: Matches) -> _Part:
+def _interactive_loss(logits: Tensor, batch: Targets, matches: Matches) -> _LossTerm:
     """Cross-entropy of the interactive score; queries on unlabelled pairs are left out."""
     wanted = (batch.seen & batch.interactive)[:, None, :]
-    unlabelled = (batch.present & ~batch.seen)[:, None, :]
-    positive = (matches.covers & wanted).any(-1)
-    positive[_rows(matches)] |= matches.is_candidate
-    counted = positive | ~(matches.covers & unlabelled).any(-1)
+    unlabelled = (batch.pair_mask & ~batch.seen)[:, None, :]
+    positive = (matches.iou_mask & wanted).any(-1)
+    positive[_matched_index(matches)] |= matches.is_candidate
+    counted = positive | ~(matches.iou_mask & unlabelled).any(-1)
     costs = functional.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction="none")
-    return _Part(
-        (costs * counted).sum(2), counted.view(len(logits), -1).float().sum(1), empty_is_one=True
+    return _LossTerm(
+        (costs * counted).sum(2), counted.view(len(logits), -1).float().sum(1), clamp_empty=True
     )
 
 
-def _matching_part(logits: Tensor, matches: Matches, judged: Tensor) -> _Part:
+def _matching_loss(logits: Tensor, matches: Matches, supervised_mask: Tensor) -> _LossTerm:
     """Cross-entropy of whether a query has a pair (CDN's matching head)."""
     matched = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
-    matched.index_put_(_rows(matches), torch.ones_like(matches.queries))
+    matched.index_put_(_matched_index(matches), torch.ones_like(matches.queries))
     costs = functional.cross_entropy(logits.movedim(-1, 1), matched, reduction="none")
-    counts = judged.view(len(logits), -1).float().sum(1)
-    return _Part((costs * judged).sum(2), counts, empty_is_one=True)
+    counts = supervised_mask.view(len(logits), -1).float().sum(1)
+    return _LossTerm((costs * supervised_mask).sum(2), counts, clamp_empty=True)
 
 
-def _embedding_part(predicted: Tensor, batch: Targets, matches: Matches) -> _Part:
+def _embedding_loss(predicted: Tensor, batch: Targets, matches: Matches) -> _LossTerm:
     """One minus the cosine between a matched query and what the teacher saw of its pair; pairs
     that the teacher did not look at are left out."""
-    wanted = batch.embeddings[matches.images, matches.targets].float()
+    wanted = batch.region_embeddings[matches.images, matches.targets].float()
     known = (wanted != 0).any(-1).float()
-    costs = (1 - functional.cosine_similarity(predicted[_rows(matches)], wanted, dim=-1)) * known
+    costs = (
+        1 - functional.cosine_similarity(predicted[_matched_index(matches)], wanted, dim=-1)
+    ) * known
     shape = predicted.shape[:2]
-    counts = _by_image(known, matches, shape).sum(1)
-    return _Part(_by_image(costs, matches, shape), counts, empty_is_one=True)
+    counts = _sum_by_image(known, matches, shape).sum(1)
+    return _LossTerm(_sum_by_image(costs, matches, shape), counts, clamp_empty=True)
 
 
-def _rows(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+def _matched_index(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
     """Index of the matched queries in (L, B, Q, ...) tensors."""
     return matches.layers, matches.images, matches.queries
 
 
-def _by_image(values: Tensor, matches: Matches, shape: Sequence[int]) -> Tensor:
+def _sum_by_image(values: Tensor, matches: Matches, shape: Sequence[int]) -> Tensor:
     """Sums the (M,) values of matched pairs over each layer and image, (L, B)."""
     num_layers, num_images = shape
     rows = matches.layers * num_images + matches.images
@@ -283,14 +301,14 @@ def _by_image(values: Tensor, matches: Matches, shape: Sequence[int]) -> Tensor:
     return sums.view(num_layers, num_images)
 
 
-def dense_losses(dense: DenseOutputs, targets: Targets, person: int) -> dict[str, Tensor]:
-    """Losses of the dense head against a detector's boxes.
+def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -> dict[str, Tensor]:
+    """Losses of the proposal head against a detector's boxes.
 
     Centres are marked by a Gaussian bump and scored by a focal loss that forgives the bump's
     slope; boxes are compared in the centre cell (CenterNet, arXiv 1904.07850, section 4).
 
     Args:
-        dense: the head's answer.
+        proposals: the head's answer.
         targets: of the batch, with the detector's boxes.
         person: class index of people.
 
@@ -298,15 +316,17 @@ def dense_losses(dense: DenseOutputs, targets: Targets, person: int) -> dict[str
         `dense_class` and `dense_box`, each divided by the number of boxes in the batch, which is
         averaged over processes.
     """
-    batch, num_classes, height, width = dense.logits.shape
-    device = dense.logits.device
+    batch, num_classes, height, width = proposals.logits.shape
+    device = proposals.logits.device
     image, label, box = targets.detected_images, targets.detected_labels, targets.detected_boxes
     counted, processes = average_counts(torch.full((), float(len(label)), device=device))
     count = counted.clamp(min=1 / processes)
-    grid = dense.cells()[image]
+    grid = proposals.grid_sizes()[image]
     cell = (box[:, :2] * grid).long().clamp(min=0)
-    cell = torch.minimum(cell, (grid - ROUNDING).ceil().long() - 1)
-    centres = cell_centres(height, width, device) / dense.shares[image].view(-1, 2, 1, 1)
+    cell = torch.minimum(cell, (grid - CELL_TOLERANCE).ceil().long() - 1)
+    centres = grid_cell_centres(height, width, device) / proposals.valid_ratios[image].view(
+        -1, 2, 1, 1
+    )
     # The slope is as wide as a sixth of the box, at least half a cell.
     spread = torch.maximum(box[:, 2:] / 6, 0.5 / grid).view(-1, 2, 1, 1)
     offset = (centres - ((cell + 0.5) / grid).view(-1, 2, 1, 1)) / spread
@@ -315,25 +335,25 @@ def dense_losses(dense: DenseOutputs, targets: Targets, person: int) -> dict[str
     rows = image * num_classes + label
     heat = heat.scatter_reduce(0, rows.view(-1, 1, 1).expand_as(bump), bump, "amax")
     heat = heat.view(batch, num_classes, height, width)
-    probability = dense.logits.sigmoid()
+    probability = proposals.logits.sigmoid()
     positive = heat >= 1 - 1e-6
     loss = torch.where(
         positive,
-        -((1 - probability) ** 2) * F.logsigmoid(dense.logits),
-        -((1 - heat) ** 4) * probability**2 * F.logsigmoid(-dense.logits),
+        -((1 - probability) ** 2) * F.logsigmoid(proposals.logits),
+        -((1 - heat) ** 4) * probability**2 * F.logsigmoid(-proposals.logits),
     )
-    loss = loss.where(dense.inside(), 0)
+    loss = loss.where(proposals.valid_cells(), 0)
     branch = (label != person).long()
-    predicted = dense.boxes[image, branch, :, cell[:, 1], cell[:, 0]]
-    distance = (predicted - box).abs().sum() + (1 - overlaps(predicted, box)[1]).sum()
+    predicted = proposals.boxes[image, branch, :, cell[:, 1], cell[:, 0]]
+    distance = (predicted - box).abs().sum() + (1 - iou_and_giou(predicted, box)[1]).sum()
     return {"dense_class": loss.sum() / count, "dense_box": distance / count}
 
 
 # Beside the losses of each source: how many of a step's images are its own.
-IMAGES = "images"
+IMAGE_COUNT = "images"
 
 
-def by_source(
+def sum_by_dataset(
     values: dict[str, Tensor], numbers: Tensor, names: Sequence[str]
 ) -> dict[str, Tensor]:
     """Sums by source.
@@ -351,5 +371,5 @@ def by_source(
     return {
         f"{source}/{name}": number
         for source, column in zip(names, (table @ rows).unbind(1), strict=True)
-        for name, number in zip([*values, IMAGES], column.unbind(), strict=True)
+        for name, number in zip([*values, IMAGE_COUNT], column.unbind(), strict=True)
     }

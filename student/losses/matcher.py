@@ -15,11 +15,11 @@ from torch import Tensor
 
 from student.config import MatcherConfig
 from student.data.targets import Targets
-from student.losses.box_ops import overlaps
+from student.losses.box_ops import iou_and_giou
 
 EPSILON = 1e-4
 # Stands in for a cost that is not a number, so that the losses get to say that they are not.
-WORST_COST = 1e6
+INVALID_COST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class Matches:
     Attributes:
         layers, images, queries, targets: (M,) int64.
         is_candidate: (M,) bool, True for pairs that were kept by stage 2.
-        num_final: matched pairs of the last layer.
-        covers: (L, B, Q, N) bool, both boxes of the query overlap those of the pair.
+        num_last_layer: matched pairs of the last layer.
+        iou_mask: (L, B, Q, N) bool, both boxes of the query overlap those of the pair.
     """
 
     layers: Tensor
@@ -38,8 +38,8 @@ class Matches:
     queries: Tensor
     targets: Tensor
     is_candidate: Tensor
-    num_final: int
-    covers: Tensor
+    num_last_layer: int
+    iou_mask: Tensor
 
     def of_image(self, layer: int, image: int, candidates: bool) -> tuple[Tensor, Tensor]:
         """Matched queries and pairs of one image in one layer, of either stage."""
@@ -48,12 +48,12 @@ class Matches:
 
 
 @dataclass(frozen=True, eq=False)
-class _HostParts:
-    """Numpy copies: costs and covers (L, B, Q, N), interactive (L, B, Q), seen and candidate
+class _HostArrays:
+    """Numpy copies: costs and iou_mask (L, B, Q, N), interactive (L, B, Q), seen and candidate
     (B, N)."""
 
     costs: np.ndarray
-    covers: np.ndarray
+    iou_mask: np.ndarray
     interactive: np.ndarray
     seen: np.ndarray
     candidate: np.ndarray
@@ -64,13 +64,13 @@ class TwoStageMatcher:
 
     Args:
         config: cost factors and the gate of stage 2.
-        asked_verbs: (V,) bool, verbs u that the teacher is asked for: not having such a label is
-            no evidence in the verb cost.
+        distilled_verbs: (V,) bool, verbs u that the teacher is asked for: not having such a label
+            is no evidence in the verb cost.
     """
 
-    def __init__(self, config: MatcherConfig, asked_verbs: Tensor) -> None:
+    def __init__(self, config: MatcherConfig, distilled_verbs: Tensor) -> None:
         self.config = config
-        self.asked_verbs = asked_verbs
+        self.distilled_verbs = distilled_verbs
 
     @torch.no_grad()
     def __call__(self, outputs: dict[str, Tensor], batch: Targets) -> Matches:
@@ -82,9 +82,9 @@ class TwoStageMatcher:
                 `pred_object_boxes` (L, B, Q, 4) cxcywh, `pred_interactive_logits` (L, B, Q, 2).
             batch: pairs of the B images.
         """
-        costs, covers = self._costs(outputs, batch)
+        costs, iou_mask = self._costs(outputs, batch)
         interactive = outputs["pred_interactive_logits"].softmax(-1)[..., 1]
-        host = _to_host(costs, covers, interactive, batch)
+        host = _to_host(costs, iou_mask, interactive, batch)
         rows = [
             (layer, image, query, target, candidate)
             for layer in range(len(costs))
@@ -103,42 +103,44 @@ class TwoStageMatcher:
             queries=table[2],
             targets=table[3],
             is_candidate=table[4].bool(),
-            num_final=sum(row[0] == len(costs) - 1 for row in rows),
-            covers=covers,
+            num_last_layer=sum(row[0] == len(costs) - 1 for row in rows),
+            iou_mask=iou_mask,
         )
 
     def _costs(self, outputs: dict[str, Tensor], batch: Targets) -> tuple[Tensor, Tensor]:
-        """(L, B, Q, N) costs, with a verb term for seen pairs only, and what covers what."""
+        """(L, B, Q, N) costs, with a verb term for seen pairs only, and the IoU mask."""
         config = self.config
         probability = outputs["pred_object_logits"].softmax(-1)
         labels = batch.object_labels[None, :, None, :].expand(*probability.shape[:3], -1)
         cost = -config.object_cost * probability.gather(-1, labels)
         cost += config.verb_cost * batch.seen[:, None, :] * self._verb_cost(outputs, batch)
 
-        far_human, iou_human, giou_human = _compare(outputs["pred_human_boxes"], batch.human_boxes)
-        far_object, iou_object, giou_object = _compare(
+        far_human, iou_human, giou_human = _compare_boxes(
+            outputs["pred_human_boxes"], batch.human_boxes
+        )
+        far_object, iou_object, giou_object = _compare_boxes(
             outputs["pred_object_boxes"], batch.object_boxes
         )
         has_object = (batch.object_boxes != 0).any(-1)[:, None, :]
         far = torch.where(has_object, torch.maximum(far_human, far_object), far_human)
         giou = torch.where(has_object, torch.minimum(giou_human, giou_object), giou_human)
         cost += config.box_cost * far - config.giou_cost * giou
-        covers = (iou_human >= config.iou_threshold) & (iou_object >= config.iou_threshold)
-        return cost, covers & batch.present[:, None, :]
+        iou_mask = (iou_human >= config.iou_threshold) & (iou_object >= config.iou_threshold)
+        return cost, iou_mask & batch.pair_mask[:, None, :]
 
     def _verb_cost(self, outputs: dict[str, Tensor], batch: Targets) -> Tensor:
         probability = outputs["pred_verb_logits"].sigmoid()
-        present = batch.hard.float()
-        absent = (1 - present) * ~self.asked_verbs.to(present.device)
+        present = batch.verb_labels.float()
+        absent = (1 - present) * ~self.distilled_verbs.to(present.device)
         hits = probability @ (present / (present.sum(-1, keepdim=True) + EPSILON)).mT
         rejections = (1 - probability) @ (absent / (absent.sum(-1, keepdim=True) + EPSILON)).mT
         return -(hits + rejections) / 2
 
     def _assign(
-        self, host: _HostParts, layer: int, image: int
+        self, host: _HostArrays, layer: int, image: int
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """(query, pair) rows of stage 1 and of stage 2 for one image."""
-        costs, covers = host.costs[layer, image], host.covers[layer, image]
+        costs, iou_mask = host.costs[layer, image], host.iou_mask[layer, image]
         interactive = host.interactive[layer, image]
         labelled, candidates = (np.flatnonzero(one[image]) for one in (host.seen, host.candidate))
         first = _solve(costs, np.arange(len(costs)), labelled)
@@ -146,7 +148,7 @@ class TwoStageMatcher:
         kept = [
             (query, pair)
             for query, pair in _solve(costs, left, candidates)
-            if covers[query, pair] and interactive[query] > self.config.interactive_threshold
+            if iou_mask[query, pair] and interactive[query] > self.config.interactive_threshold
         ]
         kept.sort(key=lambda match: -interactive[match[0]])
         return first, kept[: self.config.topk]
@@ -160,21 +162,21 @@ def _solve(costs: np.ndarray, queries: np.ndarray, pairs: np.ndarray) -> list[tu
     return [(int(queries[r]), int(pairs[c])) for r, c in zip(rows, columns, strict=True)]
 
 
-def _compare(predicted: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compare_boxes(predicted: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(L, B, Q, 4) against (B, N, 4): L1 distance, IoU and GIoU, each (L, B, Q, N)."""
     predicted, boxes = predicted.unsqueeze(3), boxes.unsqueeze(1)
-    return (predicted - boxes).abs().sum(-1), *overlaps(predicted, boxes)
+    return (predicted - boxes).abs().sum(-1), *iou_and_giou(predicted, boxes)
 
 
-def _to_host(costs: Tensor, covers: Tensor, interactive: Tensor, batch: Targets) -> _HostParts:
+def _to_host(costs: Tensor, iou_mask: Tensor, interactive: Tensor, batch: Targets) -> _HostArrays:
     """Copies all of it in one transfer."""
-    parts = (costs, covers, interactive, batch.seen, batch.present & ~batch.seen)
+    parts = (costs, iou_mask, interactive, batch.seen, batch.pair_mask & ~batch.seen)
     flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
     pieces = np.split(flat, np.cumsum([part.numel() for part in parts])[:-1])
     shaped = [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
-    return _HostParts(
-        costs=np.nan_to_num(shaped[0], nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST),
-        covers=shaped[1] > 0,
+    return _HostArrays(
+        costs=np.nan_to_num(shaped[0], nan=INVALID_COST, posinf=INVALID_COST, neginf=-INVALID_COST),
+        iou_mask=shaped[1] > 0,
         interactive=shaped[2],
         seen=shaped[3] > 0,
         candidate=shaped[4] > 0,

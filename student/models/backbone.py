@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from student.models.padding import clear_padding
+from student.models.padding import mask_padding
 
 # By torchvision's name: the kind of block and blocks in each of the four stages.
 RESNETS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -21,13 +21,13 @@ RESNETS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def resnet_of(names: Collection[str]) -> str | None:
+def identify_resnet(names: Collection[str]) -> str | None:
     """The ResNet with these parameters, as torchvision names them; None when it is another."""
-    found = resnet_blocks(names)
+    found = find_resnet_blocks(names)
     return next((name for name, blocks in RESNETS.items() if blocks == found), None)
 
 
-def resnet_blocks(names: Collection[str]) -> tuple[str, tuple[int, ...]]:
+def find_resnet_blocks(names: Collection[str]) -> tuple[str, tuple[int, ...]]:
     """Kind and number per stage of the blocks that these parameters belong to."""
     kind = "bottleneck" if "layer1.0.conv3.weight" in names else "basic"
     return kind, tuple(count_layers(names, f"layer{stage}.") for stage in (1, 2, 3, 4))
@@ -41,38 +41,46 @@ def count_layers(names: Collection[str], prefix: str) -> int:
     return max(found) + 1 if found else 0
 
 
-FROZEN = ("conv1", "layer1")
-WORLD_FROZEN = ("stem", "stage4")
-# What makes the world's finer maps and nothing else.
-WORLD_FINER = ("lateral4", "lateral8", "lateral16", "merge")
+FROZEN_LAYERS = ("conv1", "layer1")
+TOY_FROZEN = ("stem", "stage4")
+# What makes the toy backbone's finer maps and nothing else.
+TOY_FINER = ("lateral4", "lateral8", "lateral16", "merge")
 
 
 class FoldedBasicBlock(BasicBlock):
     """torchvision's block of two convolutions, its frozen batch norms folded into them."""
 
-    def forward(self, x: Tensor, at: int = 1, sizes: Tensor | None = None) -> Tensor:
-        """(B, C, h, w) of stride `at` to (B, C', h / stride, w / stride)."""
-        out = self.relu(folded(clear_padding(x, at, sizes), self.conv1, self.bn1))
-        out = folded(clear_padding(out, at * self.stride, sizes), self.conv2, self.bn2)
+    def forward(self, x: Tensor, input_stride: int = 1, sizes: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride)."""
+        out = self.relu(folded_conv_bn(mask_padding(x, input_stride, sizes), self.conv1, self.bn1))
+        out = folded_conv_bn(
+            mask_padding(out, input_stride * self.stride, sizes), self.conv2, self.bn2
+        )
         return self.relu(out.add_(_shortcut(self, x)))
 
 
 class FoldedBottleneck(Bottleneck):
     """torchvision's block of three convolutions, its frozen batch norms folded into them."""
 
-    def forward(self, x: Tensor, at: int = 1, sizes: Tensor | None = None) -> Tensor:
-        """(B, C, h, w) of stride `at` to (B, C', h / stride, w / stride)."""
-        out = self.relu(folded(x, self.conv1, self.bn1))
-        out = self.relu(folded(clear_padding(out, at, sizes), self.conv2, self.bn2))
-        out = folded(out, self.conv3, self.bn3)
+    def forward(self, x: Tensor, input_stride: int = 1, sizes: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride)."""
+        out = self.relu(folded_conv_bn(x, self.conv1, self.bn1))
+        out = self.relu(
+            folded_conv_bn(mask_padding(out, input_stride, sizes), self.conv2, self.bn2)
+        )
+        out = folded_conv_bn(out, self.conv3, self.bn3)
         return self.relu(out.add_(_shortcut(self, x)))
 
 
-BLOCKS = {"basic": FoldedBasicBlock, "bottleneck": FoldedBottleneck}
+RESNET_BLOCKS = {"basic": FoldedBasicBlock, "bottleneck": FoldedBottleneck}
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
-    return x if block.downsample is None else folded(x, block.downsample[0], block.downsample[1])
+    return (
+        x
+        if block.downsample is None
+        else folded_conv_bn(x, block.downsample[0], block.downsample[1])
+    )
 
 
 class ResNetBackbone(nn.Module):
@@ -83,18 +91,18 @@ class ResNetBackbone(nn.Module):
 
     Attributes:
         num_channels: channels of every feature map, by its name.
-        side_multiple: of the images' heights and widths.
+        size_divisible: of the images' heights and widths.
     """
 
-    side_multiple = 1
+    size_divisible = 1
 
     def __init__(self, name: str) -> None:
         super().__init__()
         kind, depths = RESNETS[name]
-        resnet = ResNet(BLOCKS[kind], list(depths), norm_layer=FrozenBatchNorm2d)
+        resnet = ResNet(RESNET_BLOCKS[kind], list(depths), norm_layer=FrozenBatchNorm2d)
         last = resnet.fc.in_features
         self.num_channels = {"stride8": last // 4, "stride16": last // 2, "stride32": last}
-        for child in FROZEN:
+        for child in FROZEN_LAYERS:
             resnet.get_submodule(child).requires_grad_(False)
         del resnet.avgpool, resnet.fc
         self.body = resnet
@@ -108,9 +116,9 @@ class ResNetBackbone(nn.Module):
                 padding be seen, as in the published model.
         """
         body, maps, stride = self.body, {}, 4
-        x = body.relu(folded(pixels, body.conv1, body.bn1))
+        x = body.relu(folded_conv_bn(pixels, body.conv1, body.bn1))
         # No value is below 0 here, so that zeros do not win either.
-        x = body.maxpool(clear_padding(x, 2, sizes))
+        x = body.maxpool(mask_padding(x, 2, sizes))
         for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
             for block in layer:
                 x = block(x, stride, sizes)
@@ -120,50 +128,51 @@ class ResNetBackbone(nn.Module):
         return maps
 
 
-class FoldedBlock(nn.Sequential):
+class FoldedConvNormActivation(nn.Sequential):
     """Convolution, frozen batch norm and what follows, under their names in the sequence."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Whatever the sequence gives."""
-        return self[2](folded(x, self[0], self[1]))
+        return self[2](folded_conv_bn(x, self[0], self[1]))
 
 
-def _world(_: str) -> nn.Module:
-    from pipeline.toy.backbone import WorldBackbone
+def _toy(_: str) -> nn.Module:
+    from pipeline.toy.backbone import ToyBackbone
 
-    backbone = WorldBackbone(norm=FrozenBatchNorm2d, clear=clear_padding)
+    backbone = ToyBackbone(norm=FrozenBatchNorm2d, mask_padding=mask_padding)
     for parent in list(backbone.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Sequential) and isinstance(child[1], FrozenBatchNorm2d):
-                setattr(parent, name, FoldedBlock(*child))
-    for frozen in WORLD_FROZEN:
+                setattr(parent, name, FoldedConvNormActivation(*child))
+    for frozen in TOY_FROZEN:
         backbone.get_submodule(frozen).requires_grad_(False)
     return backbone
 
 
-# Every builder gives a module with `num_channels`, `side_multiple` and maps by name, finest first;
+# Every builder gives a module with `num_channels`, `size_divisible` and maps by name, finest first;
 # it takes pixels, and sizes of images as `ResNetBackbone` does.
-BUILDERS: dict[str, Callable[[str], nn.Module]] = {
+BACKBONE_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
     **dict.fromkeys(RESNETS, ResNetBackbone),
-    "world": _world,
+    "toy": _toy,
 }
 
 
-def build_backbone(name: str, finer: bool = True) -> nn.Module:
+def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
     """The backbone of this name (`config.BACKBONES`), with random weights.
 
     Args:
-        finer: maps beside the coarsest one are looked at. What only serves these is not trained
-            otherwise: processes that train together wait for every trained parameter's gradient.
+        multiscale: maps beside the coarsest one are looked at. What only serves these is not
+            trained otherwise: processes that train together wait for every trained parameter's
+            gradient.
     """
-    backbone = BUILDERS[name](name)
-    if name == "world" and not finer:
-        for part in WORLD_FINER:
+    backbone = BACKBONE_BUILDERS[name](name)
+    if name == "toy" and not multiscale:
+        for part in TOY_FINER:
             backbone.get_submodule(part).requires_grad_(False)
     return backbone
 
 
-def folded(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+def folded_conv_bn(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     """Convolution and frozen batch norm in one pass over the feature map.
 
     The norm's factor and shift are constants, so that they can go into the weights, which are

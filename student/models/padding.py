@@ -15,14 +15,14 @@ Size = tuple[int, int]
 
 
 def stack_images(
-    images: Sequence[Tensor], multiple: int = 1, frame: Sequence[int] = (0, 0)
+    images: Sequence[Tensor], multiple: int = 1, pad_size: Sequence[int] = (0, 0)
 ) -> tuple[Tensor, tuple[Size, ...]]:
     """Copies images into one tensor, at the top left, with zeros beside and below them.
 
     Args:
         images: (3, h, w) tensors of one type.
         multiple: heights and widths of the batch are multiples of this.
-        frame: height and width that the batch has at least.
+        pad_size: height and width that the batch has at least.
 
     Returns:
         (B, 3, H, W), and the height and width of every image. A worker of a DataLoader makes it
@@ -30,15 +30,15 @@ def stack_images(
     """
     sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
     height, width = (
-        -(-max(sides) // multiple) * multiple for sides in zip(*sizes, frame, strict=True)
+        -(-max(sides) // multiple) * multiple for sides in zip(*sizes, pad_size, strict=True)
     )
-    pixels = zeros_to_hand_over((len(images), 3, height, width), images[0])
+    pixels = shared_zeros((len(images), 3, height, width), images[0])
     for row, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
         pixels[row, :, :h, :w] = image
     return pixels, sizes
 
 
-def zeros_to_hand_over(shape: Sequence[int], like: Tensor) -> Tensor:
+def shared_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     """Zeros of the type and device of `like`; in shared memory where this is a loader's worker.
 
     Raises:
@@ -53,32 +53,32 @@ def zeros_to_hand_over(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def padding_mask(
-    sizes: Sequence[Size], frame: Sequence[int], device: torch.device
+    sizes: Sequence[Size], pad_size: Sequence[int], device: torch.device
 ) -> Tensor | None:
-    """(B, H, W) bool, True on padding, for images of these heights and widths in a frame (H, W);
-    None when there is no padding, so that attention can take its unmasked kernel."""
-    height, width = frame
+    """(B, H, W) bool, True on padding, for images of these heights and widths in a batch of size
+    (H, W); None when there is no padding, so that attention can take its unmasked kernel."""
+    height, width = pad_size
     if set(sizes) == {(height, width)}:
         return None
-    return padding_cells(torch.tensor(sizes).to(device, non_blocking=True), 1, frame)
+    return feature_padding_mask(torch.tensor(sizes).to(device, non_blocking=True), 1, pad_size)
 
 
 def pad_images(
-    images: Sequence[Tensor], multiple: int = 1, frame: Sequence[int] = (0, 0)
+    images: Sequence[Tensor], multiple: int = 1, pad_size: Sequence[int] = (0, 0)
 ) -> tuple[Tensor, Tensor | None]:
     """Normalised (3, h, w) images as a padded batch: `stack_images` and its `padding_mask`."""
-    pixels, sizes = stack_images(images, multiple, frame)
+    pixels, sizes = stack_images(images, multiple, pad_size)
     return pixels, padding_mask(sizes, pixels.shape[-2:], pixels.device)
 
 
-def shrink_padding(padding: Tensor | None, size: Sequence[int]) -> Tensor | None:
+def resize_mask(padding: Tensor | None, size: Sequence[int]) -> Tensor | None:
     """The mask at a feature map's size: (B, H, W) bool to (B, *size) bool, nearest."""
     if padding is None:
         return None
     return functional.interpolate(padding[:, None].float(), size=tuple(size))[:, 0].bool()
 
 
-def padding_cells(sizes: Tensor, stride: int, size: Sequence[int]) -> Tensor:
+def feature_padding_mask(sizes: Tensor, stride: int, size: Sequence[int]) -> Tensor:
     """Where a feature map of a padded batch has cells that its images alone would not have.
 
     Args:
@@ -97,16 +97,16 @@ def padding_cells(sizes: Tensor, stride: int, size: Sequence[int]) -> Tensor:
     return below[:, :, None] | beside[:, None]
 
 
-def clear_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
-    """A feature map (B, C, h, w) with zeros on `padding_cells`, as beyond the edge of an image
-    alone; as it is without `sizes`."""
+def mask_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
+    """A feature map (B, C, h, w) with zeros on `feature_padding_mask`, as beyond the edge of an
+    image alone; as it is without `sizes`."""
     if sizes is None:
         return features
-    return features * ~padding_cells(sizes, stride, features.shape[-2:])[:, None]
+    return features * ~feature_padding_mask(sizes, stride, features.shape[-2:])[:, None]
 
 
-def filled_shares(padding: Tensor | None, pixels: Tensor) -> Tensor:
-    """(B, 2) the share of the frame's width and height that each image fills, in (0, 1].
+def get_valid_ratios(padding: Tensor | None, pixels: Tensor) -> Tensor:
+    """(B, 2) the share of the batch's width and height that each image fills, in (0, 1].
 
     Args:
         padding: (B, H, W) bool, True on padding at the bottom and the right; None: no padding.

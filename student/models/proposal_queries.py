@@ -1,4 +1,4 @@
-"""Queries made of pairs that the student's own dense head proposes.
+"""Queries made of pairs that the student's own proposal head finds.
 
 Every pairing of a likely person with a likely object becomes a query whose boxes are the
 decoder's reference. Queries are about something from the first step on, which lets small students
@@ -16,15 +16,15 @@ from torch.nn import functional
 from torch.nn import functional as F
 from torchvision.ops import box_convert, roi_align
 
-from student.config import StudentConfig
-from student.models.padding import filled_shares
+from student.config import ModelConfig
+from student.models.padding import get_valid_ratios
 from student.models.queries import QueryInputs
 
-REGION_SIZE = 4
-LEAST_PEOPLE = 4
+ROI_SIZE = 4
+MIN_PEOPLE = 4
 
 
-class PairQueries(nn.Module):
+class ProposalQueries(nn.Module):
     """Queries made of pairs: the likeliest people with the likeliest objects.
 
     Twice as many objects as people are taken, and as many as it needs to make enough pairs of them.
@@ -34,16 +34,16 @@ class PairQueries(nn.Module):
         channels: of the stride-8 feature map.
     """
 
-    def __init__(self, config: StudentConfig, channels: int) -> None:
+    def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
         self.num_queries, self.person = config.num_queries, config.person
         self.pair_people = config.pair_people
-        self.num_people = max(LEAST_PEOPLE, math.ceil(math.sqrt(config.num_queries / 2)))
+        self.num_people = max(MIN_PEOPLE, math.ceil(math.sqrt(config.num_queries / 2)))
         self.num_objects = 2 * self.num_people
         num_objects, hidden_dim, person = config.num_objects, config.hidden_dim, config.person
-        self.head = DenseHead(channels, num_objects, person)
+        self.head = ProposalHead(channels, num_objects, person)
         self.reduce = nn.Conv2d(channels, hidden_dim // 2, 1)
-        region = hidden_dim // 2 * REGION_SIZE**2
+        region = hidden_dim // 2 * ROI_SIZE**2
         self.content = nn.Sequential(
             nn.Linear(2 * region, hidden_dim),
             nn.ReLU(inplace=True),
@@ -60,7 +60,7 @@ class PairQueries(nn.Module):
         self.interaction_norm = nn.LayerNorm(hidden_dim)
 
     def forward(
-        self, maps: dict[str, Tensor], padding: Tensor | None, alone: bool = False
+        self, maps: dict[str, Tensor], padding: Tensor | None, padding_invariant: bool = False
     ) -> QueryInputs:
         """Makes an image's queries, with reference boxes.
 
@@ -68,11 +68,11 @@ class PairQueries(nn.Module):
             maps: `stride8` (B, C, h, w) among them.
             padding: (B, H, W) bool at image size, True on padding, or None. Boxes are relative to
                 the images without it, and what lies in it is not looked at.
-            alone: see `HOIDetector.forward`.
+            padding_invariant: see `HOIDetector.forward`.
         """
         features = maps["stride8"]
-        dense = self.head(features, padding)
-        people, objects = self._candidates(dense)
+        proposals = self.head(features, padding)
+        people, objects = self._select_cells(proposals)
         scores = people.scores.unsqueeze(2) * objects.scores.unsqueeze(1)
         if self.pair_people:
             # People follow the objects in the same order: nobody is paired with themselves.
@@ -87,11 +87,11 @@ class PairQueries(nn.Module):
         labels = objects.labels.gather(1, rows[1])
         reduced = self.reduce(features)
         if padding is not None:
-            reduced = reduced * dense.inside()
+            reduced = reduced * proposals.valid_cells()
         union = union_cxcywh(humans, things)
-        own = alone and padding is not None
-        regions = [self._pool(reduced, boxes, dense, own) for boxes in (humans, things, union)]
-        positions = self.place(pair_geometry(humans, things)) + self.label(labels)
+        crop = padding_invariant and padding is not None
+        regions = [self._pool(reduced, boxes, proposals, crop) for boxes in (humans, things, union)]
+        positions = self.place(pair_spatial_features(humans, things)) + self.label(labels)
         content = self.content_norm(self.content(torch.cat(regions[:2], -1)))
         interaction = self.interaction_norm(self.interaction_content(regions[2]))
         return QueryInputs(
@@ -100,38 +100,40 @@ class PairQueries(nn.Module):
             human_reference=humans,
             object_reference=things,
             interaction_target=interaction,
-            outputs={"dense": dense},
+            outputs={"proposals": proposals},
         )
 
     @torch.no_grad()
-    def _candidates(self, dense: DenseOutputs) -> tuple[Candidates, Candidates]:
+    def _select_cells(self, proposals: ProposalOutputs) -> tuple[TopCells, TopCells]:
         """The likeliest people, and what they may be paired with."""
-        logits = dense.logits.masked_fill(~dense.inside(), -torch.inf)
+        logits = proposals.logits.masked_fill(~proposals.valid_cells(), -torch.inf)
         only = logits[:, self.person : self.person + 1].clone()
         logits[:, self.person] = -torch.inf
-        people = best_cells(only, dense.boxes[:, 0], self.num_people)
-        objects = best_cells(logits, dense.boxes[:, 1], self.num_objects)
+        people = select_top_cells(only, proposals.boxes[:, 0], self.num_people)
+        objects = select_top_cells(logits, proposals.boxes[:, 1], self.num_objects)
         if not self.pair_people:
             return people, objects
-        return people, Candidates(
+        return people, TopCells(
             boxes=torch.cat([objects.boxes, people.boxes], 1),
             scores=torch.cat([objects.scores, people.scores], 1),
             labels=torch.cat([objects.labels, torch.full_like(people.labels, self.person)], 1),
         )
 
-    def _pool(self, features: Tensor, boxes: Tensor, dense: DenseOutputs, own: bool) -> Tensor:
+    def _pool(
+        self, features: Tensor, boxes: Tensor, proposals: ProposalOutputs, padding_invariant: bool
+    ) -> Tensor:
         """Features of regions.
 
         Args:
             features: (B, channels, h, w).
             boxes: (B, Q, 4) cxcywh in [0, 1].
-            dense: tells how many cells the images fill.
-            own: the map ends for each image where that does.
+            proposals: tells how many cells the images fill.
+            padding_invariant: the map ends for each image where that does.
 
         Returns:
             (B, Q, channels * REGION_SIZE^2).
         """
-        cells = dense.cells()
+        cells = proposals.grid_sizes()
         corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
         # A model that diverged: roi_align reads outside of the map where a box is not a number.
         # The boxes themselves stay as they are, so that the losses say that they are not finite.
@@ -140,13 +142,11 @@ class PairQueries(nn.Module):
         # any number of images.
         image = torch.arange(boxes.shape[0], device=boxes.device).to(corners).view(-1, 1, 1)
         regions = torch.cat([image.expand(-1, boxes.shape[1], 1), corners], -1).flatten(0, 1)
-        if own:
-            ends = (cells - ROUNDING).ceil().long().flip(1)
-            pooled = pool_regions(features.float(), regions, REGION_SIZE, ends)
+        if padding_invariant:
+            ends = (cells - CELL_TOLERANCE).ceil().long().flip(1)
+            pooled = roi_align_unpadded(features.float(), regions, ROI_SIZE, ends)
         else:
-            pooled = roi_align(
-                features.float(), regions, REGION_SIZE, sampling_ratio=1, aligned=True
-            )
+            pooled = roi_align(features.float(), regions, ROI_SIZE, sampling_ratio=1, aligned=True)
         return pooled.flatten(1).view(*boxes.shape[:2], -1)
 
 
@@ -159,7 +159,7 @@ def union_cxcywh(first: Tensor, second: Tensor) -> Tensor:
     return box_convert(corners, "xyxy", "cxcywh")
 
 
-def pair_geometry(humans: Tensor, objects: Tensor) -> Tensor:
+def pair_spatial_features(humans: Tensor, objects: Tensor) -> Tensor:
     """(..., 12): both boxes in the picture, and the object seen from the person.
 
     Args:
@@ -174,35 +174,35 @@ def pair_geometry(humans: Tensor, objects: Tensor) -> Tensor:
 PEAK_WINDOW = 3
 PRIOR_PROBABILITY = 0.02
 # Part of a cell that an image has to fill before the cell counts as its own.
-ROUNDING = 1e-3
+CELL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class DenseOutputs:
-    """The dense head's answer on a map of h x w cells.
+class ProposalOutputs:
+    """The proposal head's answer on a map of h x w cells.
 
     Attributes:
         logits: (B, C, h, w) one channel for every object class.
         boxes: (B, 2, 4, h, w) cxcywh in [0, 1] of the image without its padding: box of the person
             (0) and of the object (1) centred in the cell.
-        shares: (B, 2) share of the map's width and height that the image fills; padding does the
-            rest.
+        valid_ratios: (B, 2) share of the map's width and height that the image fills; padding does
+            the rest.
     """
 
     logits: Tensor
     boxes: Tensor
-    shares: Tensor
+    valid_ratios: Tensor
 
-    def cells(self) -> Tensor:
+    def grid_sizes(self) -> Tensor:
         """(B, 2) float, how many columns and rows of cells the image fills."""
-        return cell_numbers(self.logits, self.shares)
+        return grid_sizes(self.logits, self.valid_ratios)
 
-    def inside(self) -> Tensor:
+    def valid_cells(self) -> Tensor:
         """(B, 1, h, w) bool, the cell holds some of the image."""
-        return inside_cells(self.logits, self.shares)
+        return valid_cells(self.logits, self.valid_ratios)
 
 
-class DenseHead(nn.Module):
+class ProposalHead(nn.Module):
     """Marks the centres of people and objects and gives their boxes.
 
     People and objects have branches of their own: a rider and the horse share a cell.
@@ -233,16 +233,16 @@ class DenseHead(nn.Module):
             assert layer.bias is not None
             nn.init.constant_(layer.bias, prior)
 
-    def forward(self, features: Tensor, padding: Tensor | None = None) -> DenseOutputs:
+    def forward(self, features: Tensor, padding: Tensor | None = None) -> ProposalOutputs:
         """Answers for every cell of a map.
 
         Args:
             features: (B, channels, h, w).
             padding: (B, H, W) bool at image size, True on padding, or None.
         """
-        shares = filled_shares(padding, features)
+        valid_ratios = get_valid_ratios(padding, features)
         people, objects = (
-            _without_padding(branch, features, None if padding is None else shares)
+            _apply_masked(branch, features, None if padding is None else valid_ratios)
             for branch in self.branches
         )
         logits = self.object_logits(objects)
@@ -253,18 +253,20 @@ class DenseHead(nn.Module):
         boxes = []
         for head, branch in zip(self.boxes, (people, objects), strict=True):
             raw = head(branch).float()
-            own = shares.view(-1, 2, 1, 1)
-            centre = cell_centres(height, width, features.device) / own
-            step = 1 / cell_numbers(features, shares).view(-1, 2, 1, 1)
+            own = valid_ratios.view(-1, 2, 1, 1)
+            centre = grid_cell_centres(height, width, features.device) / own
+            step = 1 / grid_sizes(features, valid_ratios).view(-1, 2, 1, 1)
             # Sizes start at a fifth of the picture; centres stay within two cells of their own.
             size = torch.sigmoid(raw[:, 2:] - 1.4)
             boxes.append(torch.cat([centre + 2 * step * torch.tanh(raw[:, :2] / 2), size], 1))
-        return DenseOutputs(logits=logits, boxes=torch.stack(boxes, 1), shares=shares)
+        return ProposalOutputs(
+            logits=logits, boxes=torch.stack(boxes, 1), valid_ratios=valid_ratios
+        )
 
 
-def _without_padding(branch: nn.Module, features: Tensor, shares: Tensor | None) -> Tensor:
+def _apply_masked(branch: nn.Module, features: Tensor, valid_ratios: Tensor | None) -> Tensor:
     """The branch's answer as if cells of padding were not there."""
-    inside = None if shares is None else inside_cells(features, shares)
+    inside = None if valid_ratios is None else valid_cells(features, valid_ratios)
     for layer in branch.children():
         if inside is not None and isinstance(layer, nn.Conv2d):
             features = features * inside
@@ -272,31 +274,31 @@ def _without_padding(branch: nn.Module, features: Tensor, shares: Tensor | None)
     return features
 
 
-def cell_numbers(features: Tensor, shares: Tensor) -> Tensor:
-    """(B, 2) float, columns and rows of a map (B, C, h, w) that images with these shares fill."""
+def grid_sizes(features: Tensor, valid_ratios: Tensor) -> Tensor:
+    """(B, 2) float, columns and rows of a map (B, C, h, w) that images with these ratios fill."""
     height, width = features.shape[-2:]
-    return _of_sides(shares, width, height)
+    return _scale_ratios(valid_ratios, width, height)
 
 
-def _of_sides(shares: Tensor, width: float, height: float) -> Tensor:
-    """(B, 2) shares times a width and a height.
+def _scale_ratios(valid_ratios: Tensor, width: float, height: float) -> Tensor:
+    """(B, 2) ratios times a width and a height.
 
     Not by a tensor of the two: it would be copied to the device, and some versions of torch take
     it for a constant when they trace a graph for images of any size.
     """
-    return torch.stack([shares[:, 0] * width, shares[:, 1] * height], 1)
+    return torch.stack([valid_ratios[:, 0] * width, valid_ratios[:, 1] * height], 1)
 
 
-def inside_cells(features: Tensor, shares: Tensor) -> Tensor:
+def valid_cells(features: Tensor, valid_ratios: Tensor) -> Tensor:
     """(B, 1, h, w) bool, cells of a map (B, C, h, w) that hold some of their image."""
     height, width = features.shape[-2:]
-    columns, rows = cell_numbers(features, shares).view(-1, 2, 1, 1).unbind(1)
+    columns, rows = grid_sizes(features, valid_ratios).view(-1, 2, 1, 1).unbind(1)
     x = torch.arange(width, device=features.device)
     y = torch.arange(height, device=features.device).unsqueeze(1)
-    return ((x < columns - ROUNDING) & (y < rows - ROUNDING)).unsqueeze(1)
+    return ((x < columns - CELL_TOLERANCE) & (y < rows - CELL_TOLERANCE)).unsqueeze(1)
 
 
-def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+def grid_cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     """(2, h, w) centres (x, y) of the cells of a map, in [0, 1]."""
     x = (torch.arange(width, device=device) + 0.5) / width
     y = (torch.arange(height, device=device) + 0.5) / height
@@ -304,15 +306,16 @@ def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
-    """The best cells of a dense answer: boxes (B, K, 4) cxcywh, scores and labels (B, K)."""
+class TopCells:
+    """The best cells of the proposal head's outputs: boxes (B, K, 4) cxcywh, scores and labels (B,
+    K)."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
 
 
-def best_cells(logits: Tensor, boxes: Tensor, count: int) -> Candidates:
+def select_top_cells(logits: Tensor, boxes: Tensor, count: int) -> TopCells:
     """The `count` best local maxima over classes and cells.
 
     Args:
@@ -329,10 +332,10 @@ def best_cells(logits: Tensor, boxes: Tensor, count: int) -> Candidates:
     top, index = scores.flatten(1).topk(count if count <= entries else entries, dim=1)
     labels = index // cells
     where = (index - labels * cells).unsqueeze(-1).expand(-1, -1, 4)
-    return Candidates(boxes.flatten(2).transpose(1, 2).gather(1, where), top, labels)
+    return TopCells(boxes.flatten(2).transpose(1, 2).gather(1, where), top, labels)
 
 
-def pool_regions(features: Tensor, regions: Tensor, bins: int, ends: Tensor) -> Tensor:
+def roi_align_unpadded(features: Tensor, regions: Tensor, bins: int, ends: Tensor) -> Tensor:
     """What `torchvision.ops.roi_align` computes with one aligned sample a bin (Mask R-CNN 3), on
     each image's own part of the map.
 
@@ -348,9 +351,12 @@ def pool_regions(features: Tensor, regions: Tensor, bins: int, ends: Tensor) -> 
     image = regions[:, 0].long()
     height, width = features.shape[-2:]
     rows, columns = ends[image].unsqueeze(-1).unbind(1)
-    y, inside_y = _samples(regions[:, 2], regions[:, 4], bins, rows)
-    x, inside_x = _samples(regions[:, 1], regions[:, 3], bins, columns)
-    (top, bottom, down), (left, right, across) = _between(y, rows), _between(x, columns)
+    y, inside_y = _bin_centres(regions[:, 2], regions[:, 4], bins, rows)
+    x, inside_x = _bin_centres(regions[:, 1], regions[:, 3], bins, columns)
+    (top, bottom, down), (left, right, across) = (
+        _interpolation_cells(y, rows),
+        _interpolation_cells(x, columns),
+    )
     cells = features.permute(0, 2, 3, 1).flatten(0, 2)
 
     def at(row: Tensor, column: Tensor) -> Tensor:
@@ -366,7 +372,7 @@ def pool_regions(features: Tensor, regions: Tensor, bins: int, ends: Tensor) -> 
     return (pooled * inside).permute(0, 3, 1, 2)
 
 
-def _samples(start: Tensor, end: Tensor, bins: int, cells: Tensor) -> tuple[Tensor, Tensor]:
+def _bin_centres(start: Tensor, end: Tensor, bins: int, cells: Tensor) -> tuple[Tensor, Tensor]:
     """(R, bins) centres of the bins of (R,) intervals in cell centres' coordinates, and whether
     they lie within a cell of the (R, 1) cells that there are."""
     middle = (torch.arange(bins, device=start.device) + 0.5) / bins
@@ -374,7 +380,7 @@ def _samples(start: Tensor, end: Tensor, bins: int, cells: Tensor) -> tuple[Tens
     return places, (places >= -1) & (places <= cells)
 
 
-def _between(places: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _interpolation_cells(places: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cells before and after places, and how far these are on the way."""
     places = places.clamp(min=0)
     before = torch.minimum(places.floor().long(), cells - 1)

@@ -37,14 +37,14 @@ class LearnedQueries(nn.Module):
         self.embedding = nn.Embedding(num_queries, hidden_dim)
 
     def forward(
-        self, maps: dict[str, Tensor], padding: Tensor | None, alone: bool = False
+        self, maps: dict[str, Tensor], padding: Tensor | None, padding_invariant: bool = False
     ) -> QueryInputs:
         """Reads nothing from the image but the batch size.
 
         Args:
             maps: the backbone's feature maps (B, C, h, w).
             padding: (B, H, W) bool at image size, or None.
-            alone: see `HOIDetector.forward`.
+            padding_invariant: see `HOIDetector.forward`.
         """
         batch = next(iter(maps.values())).shape[0]
         positions = self.embedding.weight.expand(batch, -1, -1)

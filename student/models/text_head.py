@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from student.config import StudentConfig
+from student.config import ModelConfig
 
 # What the head is told; never learned, never taken from another student's file.
-TOLD = ("verb_head.texts", "verb_head.rows")
+TEXT_BUFFERS = ("verb_head.texts", "verb_head.rows")
 
 
 @dataclass(frozen=True, eq=False)
-class Sentences:
+class TextEmbeddings:
     """The sentences that a head compares with, as their embeddings.
 
     Attributes:
@@ -34,13 +34,13 @@ class TextVerbHead(nn.Module):
     The sentence of a verb is the one about the query's likeliest object.
 
     Args:
-        config: d, O, V, and the numbers D and R of `Sentences`.
+        config: d, O, V, and the numbers D and R of `TextEmbeddings`.
     """
 
     texts: Tensor
     rows: Tensor
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.projection = nn.Linear(config.hidden_dim, config.text_dim)
         self.log_scale = nn.Parameter(torch.zeros(()))
@@ -49,13 +49,13 @@ class TextVerbHead(nn.Module):
         rows = torch.zeros(config.num_objects, config.num_verbs, dtype=torch.int64)
         self.register_buffer("rows", rows)
 
-    def tell(self, sentences: Sentences) -> None:
+    def set_texts(self, texts: TextEmbeddings) -> None:
         """Puts other sentences in the place of the present ones, as many verbs as they have."""
         device = self.texts.device
-        self.texts, self.rows = sentences.texts.to(device), sentences.rows.to(device)
+        self.texts, self.rows = texts.texts.to(device), texts.rows.to(device)
 
     @torch.no_grad()
-    def begin(self, scale: float, margin: float) -> None:
+    def init_scale(self, scale: float, margin: float) -> None:
         """Sets where training starts: the factor on cosines, and the cosine that scores 0.5."""
         self.log_scale.fill_(scale).log_()
         self.margin.fill_(margin)
@@ -72,14 +72,14 @@ class TextVerbHead(nn.Module):
         """
         projected = self.projection(actions)
         # Half precision cannot tell cosines apart that a temperature of 0.01 drives far apart.
-        with _full_precision(actions.device):
+        with _autocast_disabled(actions.device):
             embeddings = F.normalize(projected.float(), dim=-1)
             likeliest = object_logits[..., :-1].argmax(-1)
             similar = (embeddings @ self.texts.T).gather(-1, self.rows[likeliest])
             return self.log_scale.exp() * (similar - self.margin), embeddings
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+def _autocast_disabled(device: torch.device) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

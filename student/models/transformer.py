@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from student.config import StudentConfig
+from student.config import ModelConfig
 
 
 class TransformerLayer(nn.Module):
     """What encoder and decoder layers share: the feed-forward sublayer and the place of norms."""
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
         self.linear1 = nn.Linear(config.hidden_dim, config.feedforward_dim)
@@ -25,7 +25,9 @@ class TransformerLayer(nn.Module):
         """(B, length, d) to the same shape, each token by itself."""
         return self.linear2(self.dropout(self.linear1(tokens).relu()))
 
-    def add(self, norm: nn.Module, tokens: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def add_residual(
+        self, norm: nn.Module, tokens: Tensor, sublayer: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """Adds a sublayer's result to its input, normalised before or after."""
         if self.pre_norm:
             return tokens + self.dropout(sublayer(norm(tokens)))
@@ -35,7 +37,7 @@ class TransformerLayer(nn.Module):
 class EncoderLayer(TransformerLayer):
     """Self-attention and feed-forward; positions are added to queries and keys, not to values."""
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.self_attention = _attention(config)
         self.norm1, self.norm2 = _norms(config, 2)
@@ -47,14 +49,14 @@ class EncoderLayer(TransformerLayer):
             queries = values + positions
             return _attend(self.self_attention, queries, queries, values, padding)
 
-        tokens = self.add(self.norm1, tokens, attend)
-        return self.add(self.norm2, tokens, self.feed_forward)
+        tokens = self.add_residual(self.norm1, tokens, attend)
+        return self.add_residual(self.norm2, tokens, self.feed_forward)
 
 
 class DecoderLayer(TransformerLayer):
     """Self-attention among queries, attention to the memory, feed-forward."""
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.self_attention = _attention(config)
         self.cross_attention = _attention(config)
@@ -84,19 +86,19 @@ class DecoderLayer(TransformerLayer):
             queries = values + query_positions
             return _attend(self.cross_attention, queries, memory_keys, memory, padding)
 
-        target = self.add(self.norm1, target, attend)
-        target = self.add(self.norm2, target, look)
-        return self.add(self.norm3, target, self.feed_forward)
+        target = self.add_residual(self.norm1, target, attend)
+        target = self.add_residual(self.norm2, target, look)
+        return self.add_residual(self.norm3, target, self.feed_forward)
 
 
 class Encoder(nn.Module):
     """A stack of encoder layers; with pre-norm a last norm closes it."""
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_dim) if config.pre_norm else None
-        _initialise(self)
+        _reset_parameters(self)
 
     def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
         """(B, S, d) to the memory (B, S, d)."""
@@ -108,11 +110,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A stack of decoder layers; the output of every layer passes the same last norm."""
 
-    def __init__(self, config: StudentConfig, num_layers: int) -> None:
+    def __init__(self, config: ModelConfig, num_layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(num_layers))
         self.norm = nn.LayerNorm(config.hidden_dim)
-        _initialise(self)
+        _reset_parameters(self)
 
     def forward(
         self,
@@ -131,7 +133,7 @@ class Decoder(nn.Module):
         return torch.stack(outputs)
 
 
-def _attention(config: StudentConfig) -> nn.MultiheadAttention:
+def _attention(config: ModelConfig) -> nn.MultiheadAttention:
     return nn.MultiheadAttention(
         config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True
     )
@@ -148,11 +150,11 @@ def _attend(
     return attention(queries, keys, values, key_padding_mask=padding, need_weights=False)[0]
 
 
-def _norms(config: StudentConfig, count: int) -> list[nn.LayerNorm]:
+def _norms(config: ModelConfig, count: int) -> list[nn.LayerNorm]:
     return [nn.LayerNorm(config.hidden_dim) for _ in range(count)]
 
 
-def _initialise(module: nn.Module) -> None:
+def _reset_parameters(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
@@ -191,9 +193,11 @@ class SinePositionEncoding(nn.Module):
         rows, columns = inside.cumsum(1), inside.cumsum(2)
         rows = rows / (rows[:, -1:, :] + EPSILON)
         columns = columns / (columns[:, :, -1:] + EPSILON)
-        return torch.cat([self._waves(rows), self._waves(columns)], dim=-1).permute(0, 3, 1, 2)
+        return torch.cat([self._sine_features(rows), self._sine_features(columns)], dim=-1).permute(
+            0, 3, 1, 2
+        )
 
-    def _waves(self, places: Tensor) -> Tensor:
+    def _sine_features(self, places: Tensor) -> Tensor:
         """(B, h, w) in [0, 1] to (B, h, w, features_per_axis), sine and cosine in turn."""
         steps = torch.arange(0, self.features_per_axis, 2, device=places.device)
         lengths = self.temperature ** (steps / self.features_per_axis)

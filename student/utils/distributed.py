@@ -27,90 +27,90 @@ from pipeline.utils.devices import configure_device, resolve_device
 from pipeline.utils.errors import InputError
 
 Value = TypeVar("Value")
-NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+NUMERIC_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 # Seconds for all processes of a run to find each other. The variables may be another job's, left in
 # the environment, so nobody waits for long; but where a launcher vouches for the others, a machine
 # may be slow to load its programs.
-MEETING, MEETING_LAUNCHED = 20.0, 600.0
+RENDEZVOUS_TIMEOUT, LAUNCHED_TIMEOUT = 20.0, 600.0
 # Another time than the first of these, for launchers that start processes minutes apart.
-OWN_MEETING = "EOID_JOIN_SECONDS"
+TIMEOUT_VARIABLE = "EOID_JOIN_TIMEOUT"
 # How long a process waits for another one's word.
 STORE_TIMEOUT = timedelta(minutes=30)
 # Seconds between two looks whether the others are done; signals are answered in between.
-POLL = 0.05
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process among those of its run; every method but `say` is called by all of them.
+class DistContext:
+    """This process among those of its run; every method but `log` is called by all of them.
 
     Attributes:
-        rank, size: this process's number and how many there are.
-        local_rank, local_size: its number among those on its machine, and how many these are.
-        control: the group for messages; it runs on the host, so that no message waits for a GPU.
+        rank, world_size: this process's number and how many there are.
+        local_rank, local_world_size: its number among those on its machine, and how many these are.
+        cpu_group: the group for messages; it runs on the host, so that no message waits for a GPU.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
-    control: Any = None
+    local_world_size: int = 1
+    cpu_group: Any = None
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes and prints what all of them have to say."""
         return self.rank == 0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line, once for all processes."""
-        if self.first:
+        if self.is_main_process:
             print(text, flush=True)
 
-    def largest(self, *values: int) -> list[int]:
+    def all_reduce_max(self, *values: int) -> list[int]:
         """The largest of each value over all processes."""
-        if self.size == 1:
+        if self.world_size == 1:
             return list(values)
         found = torch.tensor(values)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX, self.control)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, self.cpu_group)
         return found.tolist()
 
-    def mean(self, values: Tensor) -> Tensor:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Values on the host, averaged over all processes."""
-        if self.size == 1:
+        if self.world_size == 1:
             return values
         found = values.clone()
-        distributed.all_reduce(found, group=self.control)
-        return found / self.size
+        distributed.all_reduce(found, group=self.cpu_group)
+        return found / self.world_size
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """Every process's value, by rank."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value, self.control)
+        found: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(found, value, self.cpu_group)
         return found
 
-    def from_first(self, make: Callable[[], Value]) -> Value:
+    def broadcast(self, make: Callable[[], Value]) -> Value:
         """What the first process makes, and only that one, for all of them.
 
         Raises:
             InputError: it could not; in every process.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return make()
         made: list[Any] = [None, None]
-        if self.first:
+        if self.is_main_process:
             try:
                 made[0] = make()
             except InputError as error:
                 made[1] = str(error)
-        distributed.broadcast_object_list(made, 0, self.control)
+        distributed.broadcast_object_list(made, 0, self.cpu_group)
         if made[1] is not None:
             raise InputError(made[1])
         return made[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def propagate_errors(self) -> Iterator[None]:
         """Where the body fails for some processes, all of them leave with the first one's reason.
 
         Raises:
@@ -121,37 +121,37 @@ class Team:
             yield
         except InputError as error:
             reason = str(error)
-        reasons = [one for one in self.gather(reason) if one is not None]
+        reasons = [one for one in self.all_gather(reason) if one is not None]
         if reasons:
             raise InputError(reasons[0])
 
-    def leave_together(self) -> None:
+    def barrier(self) -> None:
         """Waits until all processes have called it.
 
         Raises:
             InputError: another process ended before.
         """
         try:
-            waiting = distributed.barrier(self.control, async_op=True)
+            waiting = distributed.barrier(self.cpu_group, async_op=True)
             while not waiting.is_completed():
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
             waiting.wait()
         except RuntimeError as error:
-            raise self.left_alone(error) from None
+            raise self.lost_process_error(error) from None
 
-    def left_alone(self, error: RuntimeError) -> InputError:
+    def lost_process_error(self, error: RuntimeError) -> InputError:
         """What to say where a message did not reach another process."""
         return InputError(
-            f"process {self.rank} of {self.size}: another process of the run ended too early"
+            f"process {self.rank} of {self.world_size}: another process of the run ended too early"
             f" ({' '.join(str(error).split())[:160]})"
         )
 
 
-ALONE = Team()
+SINGLE_PROCESS = DistContext()
 
 
 @contextmanager
-def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
+def init_distributed(device: str) -> Iterator[tuple[DistContext, torch.device]]:
     """Joins the other processes of the run, if it has any, and takes this one's device.
 
     Where the body does not fail, all processes leave at the same time: a scheduler may end a job
@@ -165,9 +165,9 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
         InputError: no such device, a wrong variable, two processes with one GPU, the others do not
             come, or one of them ended before the body did.
     """
-    rank, size, local_rank = _variables()
+    rank, size, local_rank = _read_environment()
     if size == 1:
-        yield ALONE, configure_device(resolve_device(device), "auto")
+        yield SINGLE_PROCESS, configure_device(resolve_device(device), "auto")
         return
     told = os.environ.get("LOCAL_WORLD_SIZE") or "1"
     if not told.isdecimal() or not 0 < int(told) <= size:
@@ -175,12 +175,12 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
         raise InputError(f"LOCAL_WORLD_SIZE: expected {expected}, found {told}")
     local_size = int(told)
     # Whoever knows the precision sets it; until then it is where CUDA makes its context.
-    own = configure_device(own_device(device, local_rank), "auto")
+    own = configure_device(local_device(device, local_rank), "auto")
     on_gpu = own.type == "cuda"
     try:
         distributed.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=_meet(rank, size),
+            store=_rendezvous(rank, size),
             rank=rank,
             world_size=size,
             device_id=own if on_gpu else None,
@@ -190,16 +190,16 @@ def join_team(device: str) -> Iterator[tuple[Team, torch.device]]:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"--device: expected a GPU for every process, found {reason}") from None
     try:
-        control = distributed.new_group(backend="gloo") if on_gpu else distributed.group.WORLD
-        team = Team(rank, size, local_rank, local_size, control)
+        cpu_group = distributed.new_group(backend="gloo") if on_gpu else distributed.group.WORLD
+        context = DistContext(rank, size, local_rank, local_size, cpu_group)
         try:
-            yield team, own
+            yield context, own
         except RuntimeError as error:
             # gloo's errors have no type of their own.
             if isinstance(error, distributed.DistBackendError) or "/gloo/" in str(error):
-                raise team.left_alone(error) from None
+                raise context.lost_process_error(error) from None
             raise
-        team.leave_together()
+        context.barrier()
     finally:
         distributed.destroy_process_group()
 
@@ -216,7 +216,7 @@ def average_counts(counts: Tensor) -> tuple[Tensor, int]:
     return counts / processes, processes
 
 
-def _variables() -> tuple[int, int, int]:
+def _read_environment() -> tuple[int, int, int]:
     """Rank, number of processes, local rank.
 
     Raises:
@@ -226,8 +226,8 @@ def _variables() -> tuple[int, int, int]:
         return 0, 1, 0
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         text = os.environ.get(name)
-        if not text or (name in NUMBERS and not text.isdecimal()):
-            what = "a number" if name in NUMBERS else "the first process's"
+        if not text or (name in NUMERIC_VARIABLES and not text.isdecimal()):
+            what = "a number" if name in NUMERIC_VARIABLES else "the first process's"
             raise InputError(f"{name}: expected {what}, as WORLD_SIZE is set, found {text}")
     port = int(os.environ["MASTER_PORT"])
     if not 0 < port < 1 << 16:
@@ -240,7 +240,7 @@ def _variables() -> tuple[int, int, int]:
     return rank, size, local_rank
 
 
-def _meet(rank: int, size: int) -> distributed.Store:
+def _rendezvous(rank: int, size: int) -> distributed.Store:
     """The store of the run, in which all its processes have reported.
 
     Whatever may take long is looked at again and again, so that signals are answered.
@@ -253,9 +253,9 @@ def _meet(rank: int, size: int) -> distributed.Store:
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     by_slurm = os.environ.get("SLURM_STEP_NUM_TASKS") == str(size)
     began, told = time.monotonic(), False
-    patience = os.environ.get(OWN_MEETING) or str(MEETING)
+    patience = os.environ.get(TIMEOUT_VARIABLE) or str(RENDEZVOUS_TIMEOUT)
     if not patience.replace(".", "", 1).isdecimal():
-        raise InputError(f"{OWN_MEETING}: expected a number of seconds, found {patience}")
+        raise InputError(f"{TIMEOUT_VARIABLE}: expected a number of seconds, found {patience}")
     unvouched = float(patience)
 
     def wait(limit: float, found: str) -> None:
@@ -265,17 +265,17 @@ def _meet(rank: int, size: int) -> distributed.Store:
             raise InputError(
                 f"WORLD_SIZE: expected {size} processes that meet at {place}, found {found} after"
                 f" {limit:.0f} seconds; unset WORLD_SIZE and RANK if another job left them behind"
-                f" ({OWN_MEETING} waits longer)"
+                f" ({TIMEOUT_VARIABLE} waits longer)"
             )
-        if waited > MEETING and not told:
+        if waited > RENDEZVOUS_TIMEOUT and not told:
             told = True
             print(f"waiting for {size} processes at {place}: {found}", file=sys.stderr, flush=True)
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
-    limit, opened = MEETING_LAUNCHED if by_slurm else unvouched, None
+    limit, opened = LAUNCHED_TIMEOUT if by_slurm else unvouched, None
     while opened is None:
         try:
-            opened = _Opening(serve=rank == 0 and not by_agent)
+            opened = _StoreThread(serve=rank == 0 and not by_agent)
         except OSError as error:
             wait(limit, error.strerror or str(error))
     while opened.is_alive():
@@ -286,7 +286,7 @@ def _meet(rank: int, size: int) -> distributed.Store:
         token = secrets.token_hex(8)
         if store.compare_set(f"process {rank}", "", token).decode() != token:
             raise InputError(f"RANK: expected one process {rank} at {place}, found another one")
-        limit = MEETING_LAUNCHED if by_slurm or by_agent else unvouched
+        limit = LAUNCHED_TIMEOUT if by_slurm or by_agent else unvouched
         while missing := [one for one in range(size) if not store.check([f"process {one}"])]:
             wait(limit, f"{size - len(missing)}")
     except RuntimeError as error:
@@ -296,7 +296,7 @@ def _meet(rank: int, size: int) -> distributed.Store:
     return store
 
 
-class _Opening(threading.Thread):
+class _StoreThread(threading.Thread):
     """Opens the store at the address that the variables name.
 
     A socket is tried first, for the store tells of every failure on its own. What answers there
@@ -319,7 +319,7 @@ class _Opening(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        timeout = timedelta(seconds=MEETING)
+        timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT)
         try:
             self._found = distributed.TCPStore(
                 *self._place, is_master=self._serve, timeout=timeout, wait_for_workers=False
@@ -339,7 +339,7 @@ class _Opening(threading.Thread):
         return self._found
 
 
-def own_device(name: str, local_rank: int) -> torch.device:
+def local_device(name: str, local_rank: int) -> torch.device:
     """The device of one of several processes on a machine.
 
     Raises:
@@ -367,7 +367,7 @@ class Execution:
 
     Attributes:
         device: of this process.
-        team: the processes of the run.
+        context: the processes of the run.
         workers: processes that prepare samples, for each of these.
         accumulation: parts in which a process works through its share of a batch, to need less
             memory.
@@ -375,13 +375,13 @@ class Execution:
     """
 
     device: torch.device
-    team: Team = ALONE
+    context: DistContext = SINGLE_PROCESS
     workers: int = 0
     accumulation: int = 1
     compiled: bool = False
 
 
-def _distributed(model: Any, device: torch.device) -> DistributedDataParallel:
+def wrap_ddp(model: Any, device: torch.device) -> DistributedDataParallel:
     options: dict[str, Any] = {"gradient_as_bucket_view": True}
     if device.type == "cuda":
         options["device_ids"] = [device]

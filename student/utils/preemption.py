@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 EXIT_REQUEUE = 75
 
 
-class Stop(IntEnum):
+class StopRequest(IntEnum):
     """What somebody asks of a run; of several requests the largest counts."""
 
     NO = 0
@@ -23,41 +23,45 @@ class Stop(IntEnum):
 
 
 # Ctrl-C is a person's wish; the other two are how clusters announce the end of a job's time.
-STOPPING = {
-    signal.SIGINT: Stop.INTERRUPT,
-    signal.SIGTERM: Stop.REQUEUE,
-    signal.SIGUSR1: Stop.REQUEUE,
+STOP_SIGNALS = {
+    signal.SIGINT: StopRequest.INTERRUPT,
+    signal.SIGTERM: StopRequest.REQUEUE,
+    signal.SIGUSR1: StopRequest.REQUEUE,
 }
 
 
-def leave(stop: Stop) -> NoReturn:
+def exit_process(stop: StopRequest) -> NoReturn:
     """Ends the program in the way that was asked for.
 
     Raises:
         KeyboardInterrupt: for an interrupt.
         SystemExit: with `EXIT_REQUEUE`, for the others.
     """
-    if stop is Stop.INTERRUPT:
+    if stop is StopRequest.INTERRUPT:
         raise KeyboardInterrupt
     raise SystemExit(EXIT_REQUEUE)
 
 
-class StopSignals:
-    """While entered, the signals of `STOPPING` end the program; inside `held` they wait.
+class StopSignalHandler:
+    """While entered, the signals of `STOP_SIGNALS` end the program; inside `defer` they wait.
 
     Attributes:
-        asked: the largest request so far.
+        request: the largest request so far.
     """
 
     def __init__(self) -> None:
-        self.asked = Stop.NO
-        self._held = False
-        self._patience = 0.0
-        self._before: dict[signal.Signals, Any] = {}
+        self.request = StopRequest.NO
+        self._deferring = False
+        self._defer_seconds = 0.0
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in STOPPING}
-        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: leave(self.asked))
+    def __enter__(self) -> StopSignalHandler:
+        self._previous_handlers = {
+            number: signal.signal(number, self._record) for number in STOP_SIGNALS
+        }
+        self._previous_handlers[signal.SIGALRM] = signal.signal(
+            signal.SIGALRM, lambda *_: exit_process(self.request)
+        )
         return self
 
     def __exit__(
@@ -66,45 +70,45 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Signals are only noted in `asked`: the work inside has a state to save first."""
-        self._held = True
+    def defer(self) -> Iterator[None]:
+        """Signals are only noted in `request`: the work inside has a state to save first."""
+        self._deferring = True
         try:
             yield
         finally:
-            self._held = False
+            self._deferring = False
 
     @contextmanager
-    def released(self) -> Iterator[None]:
-        """Inside `held`: what was asked takes effect, and signals end the program again."""
-        self._held = False
-        if self.asked:
-            leave(self.asked)
+    def deliver(self) -> Iterator[None]:
+        """Inside `defer`: what was asked takes effect, and signals end the program again."""
+        self._deferring = False
+        if self.request:
+            exit_process(self.request)
         try:
             yield
         finally:
-            self._held = True
+            self._deferring = True
 
     @contextmanager
-    def held_for(self, seconds: float) -> Iterator[None]:
-        """Inside `held`, around a wait that may not end: what is asked takes effect so long after
+    def defer_for(self, seconds: float) -> Iterator[None]:
+        """Inside `defer`, around a wait that may not end: what is asked takes effect so long after
         it was asked, or after the wait began."""
-        self._patience = seconds
-        if self.asked:
+        self._defer_seconds = seconds
+        if self.request:
             signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             yield
         finally:
-            self._patience = 0.0
+            self._defer_seconds = 0.0
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.asked = max(self.asked, STOPPING[signal.Signals(number)])
-        if not self._held:
-            leave(self.asked)
-        if self._patience:
-            signal.setitimer(signal.ITIMER_REAL, self._patience)
+    def _record(self, number: int, _: FrameType | None) -> None:
+        self.request = max(self.request, STOP_SIGNALS[signal.Signals(number)])
+        if not self._deferring:
+            exit_process(self.request)
+        if self._defer_seconds:
+            signal.setitimer(signal.ITIMER_REAL, self._defer_seconds)

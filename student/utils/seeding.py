@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 
-def capture(device: torch.device) -> dict[str, Any]:
+def rng_state(device: torch.device) -> dict[str, Any]:
     """The states of torch's (host and device), NumPy's and Python's generators, as plain data."""
     name, keys, *rest = np.random.get_state(legacy=True)
     on_gpu = device.type == "cuda"
@@ -21,8 +21,8 @@ def capture(device: torch.device) -> dict[str, Any]:
     }
 
 
-def restore(states: dict[str, Any], device: torch.device) -> None:
-    """Puts back what `capture` took; a GPU's state only goes back to a GPU."""
+def set_rng_state(states: dict[str, Any], device: torch.device) -> None:
+    """Puts back what `rng_state` took; a GPU's state only goes back to a GPU."""
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
     if device.type == "cuda" and states["cuda"] is not None:
         torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), device)
@@ -31,11 +31,11 @@ def restore(states: dict[str, Any], device: torch.device) -> None:
     random.setstate(states["python"])
 
 
-def seed(*numbers: int) -> None:
+def manual_seed(*numbers: int) -> None:
     """Starts torch's generators at a place of their own for these numbers."""
-    torch.manual_seed(mix(*numbers))
+    torch.manual_seed(derive_seed(*numbers))
 
 
-def mix(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """One seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

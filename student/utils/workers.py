@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline.utils.errors import InputError
-from student.utils.preemption import STOPPING
+from student.utils.preemption import STOP_SIGNALS
 
 Batch = TypeVar("Batch")
 # More worker processes than cores are the user's choice.
@@ -26,40 +26,40 @@ warnings.filterwarnings("ignore", message="This DataLoader will create", categor
 # Where torch keeps what workers hand over; other systems than Linux have no such folder.
 SHARED_MEMORY = "/dev/shm"
 # Batches that a worker prepares in advance; torch's default.
-PREFETCH = 2
+PREFETCH_FACTOR = 2
 # Batches beside those in preparation: one in use, one on its way to page-locked memory.
-IN_USE = 2
+BATCHES_IN_USE = 2
 # What Python calls where a queue's thread fails.
 FEEDER_ERROR = "_on_queue_feeder_error"
 # Seconds that workers have to end by themselves before they are killed.
-PATIENCE = 2.0
+SHUTDOWN_SECONDS = 2.0
 
 
 def loader_options(
-    workers: int, batch_bytes: int, say: Callable[[str], None], processes: int = 1
+    workers: int, batch_bytes: int, log: Callable[[str], None], processes: int = 1
 ) -> dict[str, Any]:
     """Settings of a `DataLoader` whose workers' batches fit into the free shared memory.
 
     Args:
         workers: processes that shall prepare batches.
         batch_bytes: of the largest batch.
-        say: told in one line where fewer are taken, or fewer batches in advance.
+        log: told in one line where fewer are taken, or fewer batches in advance.
         processes: of the run on this machine, each with as many workers.
     """
-    prefetch, free = PREFETCH, _free_shared_memory()
+    prefetch, free = PREFETCH_FACTOR, _free_shared_memory()
     if workers and free is not None:
-        room = max(0, free // max(1, batch_bytes) // processes - IN_USE)
+        room = max(0, free // max(1, batch_bytes) // processes - BATCHES_IN_USE)
         wanted = workers, prefetch
         prefetch = min(prefetch, room // workers)
         if not prefetch:
             workers, prefetch = room, 1
         if (workers, prefetch) != wanted:
-            say(
+            log(
                 f"{SHARED_MEMORY}: {free / 2**20:.0f} MB free for batches of up to"
                 f" {batch_bytes / 2**20:.1f} MB: {workers} workers with {prefetch} in advance,"
                 f" {wanted[0]} with {wanted[1]} were asked for"
             )
-    options = {"prefetch_factor": prefetch, "worker_init_fn": start_work} if workers else {}
+    options = {"prefetch_factor": prefetch, "worker_init_fn": init_worker} if workers else {}
     return {"num_workers": workers, **options}
 
 
@@ -71,33 +71,33 @@ def _free_shared_memory() -> int | None:
     return None
 
 
-def start_work(_: int) -> None:
+def init_worker(_: int) -> None:
     """For a worker's start: it ends when the process it works for decides so, or is no more.
 
     A terminal and a cluster signal every process of a run, so signals are ignored. A run that was
     killed tells its workers nothing; torch's own look after it sees a change of the parent, which
     the server that forks workers (from Python 3.14 on the default) prevents.
     """
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # A thread of the queue hands batches over. Where it cannot, as without a file descriptor, it
     # would drop the batch, for which the run then waits for ever.
-    setattr(multiprocessing.queues.Queue, FEEDER_ERROR, staticmethod(_give_up))
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    setattr(multiprocessing.queues.Queue, FEEDER_ERROR, staticmethod(_exit_worker))
+    threading.Thread(target=_exit_with_parent, name="end-with-parent", daemon=True).start()
 
 
-def _give_up(error: BaseException, _: object) -> None:
+def _exit_worker(error: BaseException, _: object) -> None:
     os._exit(1)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "workers are processes of their own"
     parent.join()
     os._exit(1)
 
 
-class Batches(Iterator[Batch], Generic[Batch]):
+class BatchIterator(Iterator[Batch], Generic[Batch]):
     """A loader's batches, one after the other; to be entered, and left to end the workers.
 
     Workers that ignore signals have to be told, or else the program waits for them as it ends.
@@ -113,7 +113,7 @@ class Batches(Iterator[Batch], Generic[Batch]):
         self._batches: Iterator[Batch] = iter(())
         self._workers: list[BaseProcess] = []
 
-    def __enter__(self) -> Batches[Batch]:
+    def __enter__(self) -> BatchIterator[Batch]:
         others = set(multiprocessing.active_children())
         failure = None
         try:
@@ -126,8 +126,8 @@ class Batches(Iterator[Batch], Generic[Batch]):
             self._kill()
             for worker in self._workers:
                 worker.join()
-            _forget(failure)
-            raise InputError(_reason(failure)) from None
+            _mark_shut_down(failure)
+            raise InputError(_error_line(failure)) from None
         return self
 
     def __next__(self) -> Batch:
@@ -138,7 +138,7 @@ class Batches(Iterator[Batch], Generic[Batch]):
         except Exception as error:
             if not self._workers:
                 raise
-            raise InputError(_reason(error)) from None
+            raise InputError(_error_line(error)) from None
 
     def __exit__(
         self,
@@ -150,21 +150,21 @@ class Batches(Iterator[Batch], Generic[Batch]):
         while error is not None:
             traceback.clear_frames(error.__traceback__)
             error = error.__context__
-        kill = threading.Timer(PATIENCE, self._kill)
+        kill = threading.Timer(SHUTDOWN_SECONDS, self._kill)
         kill.start()
-        with _unnoticed_deaths():
+        with _default_sigchld():
             self._batches = iter(())
         kill.cancel()
         # A death is noticed wherever the run is, by a signal's handler.
-        if isinstance(first, RuntimeError) and str(first).startswith(DIED):
-            raise InputError(_reason(first)) from None
+        if isinstance(first, RuntimeError) and str(first).startswith(WORKER_DIED):
+            raise InputError(_error_line(first)) from None
 
     def _kill(self) -> None:
         for worker in self._workers:
             worker.kill()
 
 
-def _forget(error: Exception) -> None:
+def _mark_shut_down(error: Exception) -> None:
     """Keeps torch from ending workers of a loader whose start failed halfway: it looks for fields
     that are not there yet, and waits for workers that ignore its signals."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -174,10 +174,10 @@ def _forget(error: Exception) -> None:
 
 
 # How torch's errors about a worker that is no more begin.
-DIED = "DataLoader worker (pid"
+WORKER_DIED = "DataLoader worker (pid"
 
 
-def _reason(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     """One line about an error that a worker caused; where it stood there is of no use here."""
     line = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, InputError):
@@ -191,7 +191,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _unnoticed_deaths() -> Iterator[None]:
+def _default_sigchld() -> Iterator[None]:
     """Within this torch raises no error about workers that are killed."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -12,18 +12,19 @@ import torch
 
 from pipeline.splits import Split
 from pipeline.utils.errors import bad_field
-from pipeline.utils.files import replacing
+from pipeline.utils.files import atomic_write
 from pipeline.utils.weights import check_finite, read_checkpoint
-from pipeline.vocabulary import Vocabulary
-from pipeline.vocabulary import from_dict as vocabulary_from_dict
+from pipeline.vocabulary import Vocabulary, vocabulary_from_dict
 from student.config import Recipe, recipe_from_dict
 from student.models.detector import HOIDetector
 
-FORMATS = "eoid-student-"
-FORMAT = f"{FORMATS}1"
+FORMAT_PREFIX = "eoid-student-"
+FORMAT = f"{FORMAT_PREFIX}2"
+# Of the configuration in a run folder.
+RUN_FORMAT = "eoid-run-2"
 CHECKPOINT, PREVIOUS, BEST = "checkpoint.pt", "checkpoint-previous.pt", "best.pt"
-PARTS = ("recipe", "vocabulary", "split", "model", "state")
-SPLIT_FIELDS = {"name", "unseen", "asked_verbs"}
+CHECKPOINT_KEYS = ("recipe", "vocabulary", "split", "model", "state")
+SPLIT_FIELDS = {"name", "unseen", "distilled_verbs"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         write_checkpoint(temporary, checkpoint)
 
 
@@ -60,7 +61,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "split": {
             "name": checkpoint.split.name,
             "unseen": list(checkpoint.split.unseen),
-            "asked_verbs": checkpoint.split.asked_verbs.tolist(),
+            "distilled_verbs": checkpoint.split.distilled_verbs.tolist(),
         },
         "model": checkpoint.weights,
         "state": checkpoint.state,
@@ -78,10 +79,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: missing, damaged, or of another kind.
     """
-    return checkpoint_from(read_checkpoint(path), path)
+    return parse_checkpoint(read_checkpoint(path), path)
 
 
-def checkpoint_from(value: Any, path: Path) -> Checkpoint:
+def parse_checkpoint(value: Any, path: Path) -> Checkpoint:
     """The checkpoint of ours in a loaded file's content.
 
     Raises:
@@ -90,7 +91,7 @@ def checkpoint_from(value: Any, path: Path) -> Checkpoint:
     found = value.get("format", "none") if isinstance(value, dict) else type(value).__name__
     if found != FORMAT:
         raise bad_field(path, "format", FORMAT, str(found))
-    missing = [name for name in PARTS if not isinstance(value.get(name), dict)]
+    missing = [name for name in CHECKPOINT_KEYS if not isinstance(value.get(name), dict)]
     if missing:
         raise bad_field(path, missing[0], "an object", value.get(missing[0]))
     split = value["split"]
@@ -102,16 +103,16 @@ def checkpoint_from(value: Any, path: Path) -> Checkpoint:
         split=Split(
             split["name"],
             tuple(split["unseen"]),
-            np.array(split["asked_verbs"], dtype=bool),
+            np.array(split["distilled_verbs"], dtype=bool),
         ),
         weights=value["model"],
         state=value["state"],
     )
 
 
-def is_ours(value: Any) -> bool:
+def is_own_checkpoint(value: Any) -> bool:
     """Whether a loaded file is a checkpoint of this project, of whatever format."""
-    return isinstance(value, dict) and str(value.get("format")).startswith(FORMATS)
+    return isinstance(value, dict) and str(value.get("format")).startswith(FORMAT_PREFIX)
 
 
 def checkpoint_path(path: Path | str) -> Path:
@@ -122,7 +123,7 @@ def checkpoint_path(path: Path | str) -> Path:
     return path / BEST if (path / BEST).is_file() else path / CHECKPOINT
 
 
-def restore(checkpoint: Checkpoint, path: Path) -> HOIDetector:
+def build_model(checkpoint: Checkpoint, path: Path) -> HOIDetector:
     """The detector of a checkpoint, in eval mode.
 
     Args:

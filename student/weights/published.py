@@ -15,23 +15,23 @@ from torch import Tensor
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.weights import (
-    bare_tensors,
     check_finite,
-    model_part,
-    named_tensors,
+    check_state_dict,
     read_checkpoint,
-    unwrapped,
+    select_state_dict,
+    strip_prefixes,
+    strip_wrapper_prefixes,
 )
-from student.config import StudentConfig
-from student.models.backbone import RESNETS, count_layers, resnet_blocks, resnet_of
+from student.config import ModelConfig
+from student.models.backbone import RESNETS, count_layers, find_resnet_blocks, identify_resnet
 from student.models.detector import HOIDetector
 
-PUBLISHED_HEADS = 8
+DEFAULT_NUM_HEADS = 8
 
 
 def config_from_shapes(
-    state: Mapping[str, Tensor], num_heads: int = PUBLISHED_HEADS, file: object = "checkpoint"
-) -> StudentConfig:
+    state: Mapping[str, Tensor], num_heads: int = DEFAULT_NUM_HEADS, file: object = "checkpoint"
+) -> ModelConfig:
     """The sizes of a published model.
 
     Args:
@@ -53,7 +53,7 @@ def config_from_shapes(
 
     num_queries, hidden_dim = shape("query_embed.weight", 2)
     try:
-        return StudentConfig(
+        return ModelConfig(
             num_objects=shape("obj_class_embed.weight", 2)[0] - 1,
             num_verbs=shape("verb_class_embed.weight", 2)[0],
             num_queries=num_queries,
@@ -76,9 +76,9 @@ def config_from_shapes(
 
 def is_published(content: Any) -> bool:
     """Whether a loaded file has the published form."""
-    model = model_part(content)
+    model = select_state_dict(content)
     return isinstance(model, Mapping) and any(
-        unwrapped(str(name)) == "obj_class_embed.weight" for name in model
+        strip_prefixes(str(name)) == "obj_class_embed.weight" for name in model
     )
 
 
@@ -111,15 +111,15 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
     """
     if not is_published(content):
         expected = 'a checkpoint of this project or a published one, {"model": weights}'
-        raise bad_field(path, "content", expected, _kind(content))
-    state, arguments = bare_tensors(named_tensors(content, path)), content.get("args")
-    if argument(arguments, "dilation"):
+        raise bad_field(path, "content", expected, _describe(content))
+    state, arguments = strip_wrapper_prefixes(check_state_dict(content, path)), content.get("args")
+    if checkpoint_argument(arguments, "dilation"):
         raise bad_field(path, "args.dilation", "False: there is no dilated backbone here", True)
-    told = argument(arguments, "nheads")
+    told = checkpoint_argument(arguments, "nheads")
     expected = "a whole number" if num_heads is None else f"{num_heads} as asked for"
     if told is not None and (not isinstance(told, int) or told != (num_heads or told)):
         raise bad_field(path, "args.nheads", expected, told)
-    heads = told or num_heads or PUBLISHED_HEADS
+    heads = told or num_heads or DEFAULT_NUM_HEADS
     model = HOIDetector(config_from_shapes(state, heads, path))
     renamed, unknown = from_published(state)
     if "is_embed.weight" not in state and "is_embed.bias" not in state:
@@ -132,7 +132,7 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
     return model.eval()
 
 
-def argument(arguments: Any, name: str) -> Any:
+def checkpoint_argument(arguments: Any, name: str) -> Any:
     """A setting of the program that wrote the file; None where it does not say."""
     settings = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
     return settings.get(name)
@@ -144,11 +144,11 @@ def _check_fit(
     surplus = {name: tensor for name, tensor in found.items() if name not in needed}
     unknown = unknown + list(to_published(surplus))
     if unknown:
-        raise bad_field(file, "model", "only entries of the published model", shown(unknown))
+        raise bad_field(file, "model", "only entries of the published model", join_names(unknown))
     missing = [name for name in needed if name not in found]
     if missing:
         theirs = list(to_published({name: needed[name] for name in missing}))
-        raise InputError(f"{file}: model: expected all entries, missing {shown(theirs)}")
+        raise InputError(f"{file}: model: expected all entries, missing {join_names(theirs)}")
     for name, tensor in needed.items():
         if tensor.shape != found[name].shape:
             expected = f"shape {list(tensor.shape)}"
@@ -159,22 +159,22 @@ def _check_fit(
 def _resnet_name(state: Mapping[str, Tensor], file: object) -> str:
     body = "backbone.0.body."
     names = [name.removeprefix(body) for name in state if name.startswith(body)]
-    found = resnet_of(names)
+    found = identify_resnet(names)
     if found is None:
-        kind, blocks = resnet_blocks(names)
+        kind, blocks = find_resnet_blocks(names)
         expected = f"one of {', '.join(RESNETS)}"
         raise bad_field(file, "backbone", expected, f"stages of {list(blocks)} {kind} blocks")
     return found
 
 
-def _kind(content: Any) -> str:
+def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f"an object with {shown([str(key) for key in content]) or 'nothing'}"
+        return f"an object with {join_names([str(key) for key in content]) or 'nothing'}"
     return type(content).__name__
 
 
 # Starts of keys: published name, our name.
-PREFIXES = (
+KEY_PREFIXES = (
     ("backbone.0.body.", "backbone.body."),
     ("input_proj.", "input_projection."),
     ("query_embed.", "query_source.embedding."),
@@ -193,7 +193,7 @@ PREFIXES = (
     ("matching_embed.", "matching_head."),
 )
 # Parts further on in transformer keys.
-ATTENTIONS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
+ATTENTION_KEYS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -202,23 +202,23 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
     Returns:
         The renamed entries, and the keys that have no counterpart here.
     """
-    known = {name: _rename(name, PREFIXES, ATTENTIONS) for name in state}
+    known = {name: _rename_key(name, KEY_PREFIXES, ATTENTION_KEYS) for name in state}
     renamed = {ours: state[name] for name, ours in known.items() if ours is not None}
     return renamed, [name for name, ours in known.items() if ours is None]
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames our keys (of a model with learned queries) to the published ones."""
-    back = tuple((ours, theirs) for theirs, ours in PREFIXES)
-    parts = tuple((ours, theirs) for theirs, ours in ATTENTIONS)
-    renamed = {name: _rename(name, back, parts) for name in state}
+    back = tuple((ours, theirs) for theirs, ours in KEY_PREFIXES)
+    parts = tuple((ours, theirs) for theirs, ours in ATTENTION_KEYS)
+    renamed = {name: _rename_key(name, back, parts) for name in state}
     unknown = [name for name, theirs in renamed.items() if theirs is None]
     if unknown:
-        raise InputError(f"the published form has no place for {shown(unknown)}")
+        raise InputError(f"the published form has no place for {join_names(unknown)}")
     return {str(renamed[name]): tensor for name, tensor in state.items()}
 
 
-def _rename(
+def _rename_key(
     name: str, prefixes: tuple[tuple[str, str], ...], parts: tuple[tuple[str, str], ...]
 ) -> str | None:
     for old, new in prefixes:
@@ -230,7 +230,7 @@ def _rename(
     return None
 
 
-def shown(names: list[str]) -> str:
+def join_names(names: list[str]) -> str:
     """Some names, and how many more there are, for an error's one line."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

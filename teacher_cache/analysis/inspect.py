@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.report.charts.figure import check_picture
-from pipeline.utils.files import refuse_existing, shown, write_json
+from evaluation.report.charts.figure import check_chart_file
+from pipeline.utils.files import refuse_existing, shorten_value, write_json
 from pipeline.utils.progress import track
 from teacher_cache.analysis.summary import (
-    BINS,
-    KINDS,
+    HISTOGRAM_BINS,
+    PAIR_KINDS,
     CacheOverview,
-    draw_cache,
-    overview_json,
-    overview_lines,
+    draw_overview,
+    format_overview,
+    overview_to_json,
 )
 from teacher_cache.reader.cache import TeacherCache, open_cache
 from teacher_cache.reader.format import PAIR_OFFSETS, SHARDS
@@ -40,7 +40,7 @@ class InspectConfig:
     overwrite: bool = False
 
 
-def inspect(config: InspectConfig, say: Callable[[str], None] = print) -> CacheOverview:
+def inspect_cache(config: InspectConfig, log: Callable[[str], None] = print) -> CacheOverview:
     """Tells what a cache holds.
 
     Raises:
@@ -49,18 +49,18 @@ def inspect(config: InspectConfig, say: Callable[[str], None] = print) -> CacheO
     if config.json is not None:
         refuse_existing(config.json, config.overwrite)
     if config.picture is not None:
-        check_picture(config.picture, config.overwrite)
-    overview = count_cache(open_cache(config.cache))
+        check_chart_file(config.picture, config.overwrite)
+    overview = compute_overview(open_cache(config.cache))
     if config.json is not None:
-        write_json(config.json, overview_json(overview))
+        write_json(config.json, overview_to_json(overview))
     if config.picture is not None:
-        draw_cache(config.picture, overview)
-    for line in overview_lines(overview):
-        say(line)
+        draw_overview(config.picture, overview)
+    for line in format_overview(overview):
+        log(line)
     return overview
 
 
-def count_cache(cache: TeacherCache) -> CacheOverview:
+def compute_overview(cache: TeacherCache) -> CacheOverview:
     """Counts pairs, regions, confidences and best actions of all shards.
 
     Raises:
@@ -68,17 +68,17 @@ def count_cache(cache: TeacherCache) -> CacheOverview:
     """
     vocabulary = cache.vocabulary
     top_actions = np.zeros((vocabulary.num_objects, vocabulary.num_verbs), dtype=np.int64)
-    confidence = np.zeros((len(KINDS), BINS), dtype=np.int64)
-    by_source = np.zeros(len(KINDS), dtype=np.int64)
+    confidence = np.zeros((len(PAIR_KINDS), HISTOGRAM_BINS), dtype=np.int64)
+    by_source = np.zeros(len(PAIR_KINDS), dtype=np.int64)
     pairs_per_image = np.zeros(1, dtype=np.int64)
     num_regions = raw_bytes = file_bytes = 0
     shards = range(cache.num_shards)
     for shard in track(shards, len(shards), "Counting", "shards", brief=True):
         arrays = cache.arrays(shard)
         sources = np.minimum(arrays["pairs/source"], 1)
-        by_source += np.bincount(sources, minlength=len(KINDS))
+        by_source += np.bincount(sources, minlength=len(PAIR_KINDS))
         own = np.bincount(np.diff(arrays[PAIR_OFFSETS]))
-        pairs_per_image = _sum(pairs_per_image, own)
+        pairs_per_image = _add_histograms(pairs_per_image, own)
         num_regions += cache.layout(shard).num_regions
         raw_bytes += sum(array.nbytes for array in arrays.values())
         name = cache.manifest["shards"][shard]["name"]
@@ -90,7 +90,7 @@ def count_cache(cache: TeacherCache) -> CacheOverview:
         top = probabilities[np.arange(len(best)), best].astype(np.float64)
         answered = top > 0
         np.add.at(top_actions, (arrays["pairs/object_label"][answered], best[answered]), 1)
-        bins = np.minimum((top * BINS).astype(np.int64), BINS - 1)[answered]
+        bins = np.minimum((top * HISTOGRAM_BINS).astype(np.int64), HISTOGRAM_BINS - 1)[answered]
         np.add.at(confidence, (sources[answered], bins), 1)
     counts = {
         "images": len(cache),
@@ -107,15 +107,15 @@ def count_cache(cache: TeacherCache) -> CacheOverview:
         file_bytes=file_bytes,
         raw_bytes=raw_bytes,
         pairs_per_image=pairs_per_image,
-        confidence=dict(zip(KINDS, confidence, strict=True)),
+        confidence=dict(zip(PAIR_KINDS, confidence, strict=True)),
         top_actions=top_actions,
         objects=tuple(name.replace("_", " ") for name in vocabulary.objects),
         verbs=tuple(name.replace("_", " ") for name in vocabulary.verbs),
-        parts={name: shown(value) for name, value in cache.manifest["parts"].items()},
+        parts={name: shorten_value(value) for name, value in cache.manifest["parts"].items()},
     )
 
 
-def _sum(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _add_histograms(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Two histograms of different lengths together."""
     total = np.zeros(max(len(first), len(second)), dtype=np.int64)
     total[: len(first)] += first

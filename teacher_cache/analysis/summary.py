@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.report.charts.figure import (
+    add_panel_legend,
     label_axis,
-    legend_above,
-    save_picture,
-    title_axis,
-    title_figure,
+    save_chart,
+    set_figure_title,
+    set_panel_title,
 )
 from evaluation.report.charts.palette import BLUE, GREEN, ORANGE, PURPLE, Colours
-from evaluation.tables import METRIC_TITLES, percent
+from evaluation.tables import METRIC_TITLES, format_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # The share of a pair's best action falls into so many equal bins of [0, 1].
-BINS = 1000
-KINDS = ("annotated", "proposed")
-SHOWN_ACTIONS = 3
+HISTOGRAM_BINS = 1000
+PAIR_KINDS = ("annotated", "proposed")
+MAX_TABLE_ACTIONS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,8 @@ class CacheOverview:
         counts: images, pairs and the like by name.
         file_bytes, raw_bytes: of the shards' files, and of the numbers in them.
         pairs_per_image: (N,) int64, how many images have 0, 1, 2, ... pairs.
-        confidence: by kind of pairs, (`BINS`,) int64: how many pairs have this probability of their
-            best action; pairs without any action are left out.
+        confidence: by kind of pairs, (`HISTOGRAM_BINS`,) int64: number of pairs by the
+            probability of their best action; pairs without any action are left out.
         top_actions: (O, V) int64, how often a verb is the best action with an object.
         objects, verbs: names for people.
         parts: what the cache was made from, by name.
@@ -58,7 +58,7 @@ class CacheOverview:
 
     @property
     def num_pairs(self) -> int:
-        return sum(self.counts[f"{kind} pairs"] for kind in KINDS)
+        return sum(self.counts[f"{kind} pairs"] for kind in PAIR_KINDS)
 
     @property
     def repeated_unions(self) -> float | None:
@@ -78,7 +78,7 @@ class CacheOverview:
         return [int(label) for label in np.argsort(-totals, kind="stable") if totals[label]]
 
 
-def quantile(histogram: np.ndarray, share: float) -> float | None:
+def histogram_quantile(histogram: np.ndarray, share: float) -> float | None:
     """The value below which a share of the counted values lies.
 
     Args:
@@ -99,7 +99,7 @@ def count_quantile(histogram: np.ndarray, share: float) -> int:
     return int(np.searchsorted(np.cumsum(histogram), share * histogram.sum()))
 
 
-def overview_lines(overview: CacheOverview) -> list[str]:
+def format_overview(overview: CacheOverview) -> list[str]:
     """Lines for a terminal."""
     counts, images = overview.counts, max(overview.counts["images"], 1)
     per_image = overview.pairs_per_image
@@ -109,10 +109,10 @@ def overview_lines(overview: CacheOverview) -> list[str]:
         "bytes per raw byte": f"{overview.file_bytes / max(overview.raw_bytes, 1):.3f}",
         "pairs per image": f"{overview.num_pairs / images:.1f}, half of the images up to"
         f" {count_quantile(per_image, 0.5)}, at most {max(len(per_image) - 1, 0)}",
-        "repeated unions": f"{percent(overview.repeated_unions)} %",
+        "repeated unions": f"{format_percent(overview.repeated_unions)} %",
     }
     for kind, histogram in overview.confidence.items():
-        ends = [quantile(histogram, share) for share in (0.5, 0.1, 0.9)]
+        ends = [histogram_quantile(histogram, share) for share in (0.5, 0.1, 0.9)]
         if ends[0] is not None:
             middle, low, high = (f"{end:.2f}" for end in ends)
             rows[f"confidence, {kind}"] = f"{middle} (median; 80 % from {low} to {high})"
@@ -122,15 +122,15 @@ def overview_lines(overview: CacheOverview) -> list[str]:
         width = max(len(overview.objects[label]) for label in labels) + 2
         lines += ["best action by object", f"  {'':<{width}}{'pairs':>10}"]
         for label in labels:
-            shares = overview.top_shares(label)[:SHOWN_ACTIONS]
-            told = ", ".join(f"{verb} {percent(share, 0)} %" for verb, share in shares)
+            shares = overview.top_shares(label)[:MAX_TABLE_ACTIONS]
+            told = ", ".join(f"{verb} {format_percent(share, 0)} %" for verb, share in shares)
             total = int(overview.top_actions[label].sum())
             lines.append(f"  {overview.objects[label]:<{width}}{total:>10,}  {told}")
     lines += ["made from", *(f"  {name:<24}{value}" for name, value in overview.parts.items())]
     return lines
 
 
-def overview_json(overview: CacheOverview) -> dict[str, Any]:
+def overview_to_json(overview: CacheOverview) -> dict[str, Any]:
     """The same as JSON."""
     per_image, images = overview.pairs_per_image, overview.counts["images"]
     return {
@@ -147,7 +147,10 @@ def overview_json(overview: CacheOverview) -> dict[str, Any]:
         "confidence": {
             kind: {
                 "pairs": int(histogram.sum()),
-                **{f"p{share}": quantile(histogram, share / 100) for share in (10, 50, 90)},
+                **{
+                    f"p{share}": histogram_quantile(histogram, share / 100)
+                    for share in (10, 50, 90)
+                },
             }
             for kind, histogram in overview.confidence.items()
         },
@@ -164,36 +167,36 @@ def overview_json(overview: CacheOverview) -> dict[str, Any]:
 
 
 # Inches.
-CACHE_WIDTH, TOP, CACHE_ROW, CACHE_ROOM = 10.5, 2.9, 0.26, 0.7
-MOST_OBJECTS, MOST_BARS, CONFIDENCE_BINS = 40, 60, 20
+CACHE_FIGURE_WIDTH, TOP_ROW_HEIGHT, CACHE_ROW_HEIGHT, CACHE_MARGIN = 10.5, 2.9, 0.26, 0.7
+MAX_OBJECTS, MAX_BARS, CONFIDENCE_BINS = 40, 60, 20
 SHADES = (BLUE, "#56b4e9", "#a6d5f2")
 # A segment shorter than this has no room for its action's name, in percent.
-NAMED = 9
+MIN_NAMED_PERCENT = 9
 
 
-def draw_cache(file: Path, overview: CacheOverview) -> None:
+def draw_overview(file: Path, overview: CacheOverview) -> None:
     """Draws pairs per image, the teacher's confidence and its best actions by object."""
-    labels = overview.frequent_objects()[:MOST_OBJECTS]
-    bottom = CACHE_ROW * max(len(labels), 1) + CACHE_ROOM
+    labels = overview.frequent_objects()[:MAX_OBJECTS]
+    bottom = CACHE_ROW_HEIGHT * max(len(labels), 1) + CACHE_MARGIN
     title = f"{overview.title}: {overview.counts['images']:,} images, {overview.num_pairs:,} pairs"
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
-        figure.set_size_inches(CACHE_WIDTH, TOP + bottom + 0.3)
-        title_figure(figure, colours, title)
-        grid = figure.add_gridspec(2, 2, height_ratios=[TOP, bottom])
+        figure.set_size_inches(CACHE_FIGURE_WIDTH, TOP_ROW_HEIGHT + bottom + 0.3)
+        set_figure_title(figure, colours, title)
+        grid = figure.add_gridspec(2, 2, height_ratios=[TOP_ROW_HEIGHT, bottom])
         _draw_pairs_per_image(figure.add_subplot(grid[0, 0]), overview, colours)
         _draw_confidence(figure.add_subplot(grid[0, 1]), overview, colours)
         _draw_actions(figure.add_subplot(grid[1, :]), overview, labels, colours)
 
-    save_picture(file, draw)
+    save_chart(file, draw)
 
 
 def _draw_pairs_per_image(axis: Axes, overview: CacheOverview, colours: Colours) -> None:
-    unions = percent(overview.repeated_unions)
-    title_axis(axis, colours, f"Images by pairs ({unions} % of unions repeat)")
+    unions = format_percent(overview.repeated_unions)
+    set_panel_title(axis, colours, f"Images by pairs ({unions} % of unions repeat)")
     label_axis(axis, colours, "pairs of an image", across="y")
     counts = overview.pairs_per_image
-    width = -(-max(len(counts), 1) // MOST_BARS)
+    width = -(-max(len(counts), 1) // MAX_BARS)
     padded = np.pad(counts, (0, -len(counts) % width))
     bars = padded.reshape(-1, width).sum(axis=1)
     starts = np.arange(len(bars)) * width
@@ -202,10 +205,10 @@ def _draw_pairs_per_image(axis: Axes, overview: CacheOverview, colours: Colours)
 
 
 def _draw_confidence(axis: Axes, overview: CacheOverview, colours: Colours) -> None:
-    title_axis(axis, colours, "Pairs by probability of the best action, %")
+    set_panel_title(axis, colours, "Pairs by probability of the best action, %")
     label_axis(axis, colours, across="y")
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
-    for kind, colour, shift in zip(KINDS, (BLUE, ORANGE), (0, 0.5), strict=True):
+    for kind, colour, shift in zip(PAIR_KINDS, (BLUE, ORANGE), (0, 0.5), strict=True):
         counts = overview.confidence[kind]
         if counts.sum():
             shares = counts.reshape(CONFIDENCE_BINS, -1).sum(axis=1) / counts.sum()
@@ -214,19 +217,19 @@ def _draw_confidence(axis: Axes, overview: CacheOverview, colours: Colours) -> N
             axis.bar(left, 100 * shares, bar, align="edge", color=colour, label=kind)
     axis.set_xlim(0, 1)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, fontsize=8.5, loc="upper left", labelcolor=colours["ink"])
+        axis.legend(frameon=False, fontsize=8.5, loc="upper left", labelcolor=colours["text"])
 
 
 def _draw_actions(axis: Axes, overview: CacheOverview, labels: list[int], colours: Colours) -> None:
-    title_axis(axis, colours, "Best action by object, % of its pairs")
+    set_panel_title(axis, colours, "Best action by object, % of its pairs")
     label_axis(axis, colours, across="x")
     for place, label in enumerate(labels):
         start = 0.0
         shares = overview.top_shares(label)
         for rank, (verb, share) in enumerate(shares[: len(SHADES)]):
             axis.barh(place, 100 * share, 0.8, start, color=SHADES[rank])
-            if 100 * share >= NAMED:
-                ink = "white" if rank == 0 else colours["ink"]
+            if 100 * share >= MIN_NAMED_PERCENT:
+                ink = "white" if rank == 0 else colours["text"]
                 axis.text(start + 1, place, verb, color=ink, fontsize=7.5, va="center_baseline")
             start += 100 * share
         rest = 100 * sum(share for _, share in shares[len(SHADES) :])
@@ -239,9 +242,9 @@ def _draw_actions(axis: Axes, overview: CacheOverview, labels: list[int], colour
     axis.set_xlim(0, 100)
 
 
-ACTIONS = "actions"
+ACTIONS_GROUP = "actions"
 # In the order of the table; `actions` leaves `no_interaction` out, which no teacher is asked.
-GROUPS = {**METRIC_TITLES, ACTIONS: "Full, actions only"}
+GROUP_TITLES = {**METRIC_TITLES, ACTIONS_GROUP: "Full, actions only"}
 
 
 @dataclass(frozen=True)
@@ -272,36 +275,36 @@ class TeacherScores:
 
     Attributes:
         title: dataset, split and numbers of images and pairs.
-        annotated, proposed: mAP by group, of `GROUPS`, on either kind of pairs; None for a group
-            without ground truth.
-        shares: further fractions by their title.
+        annotated, proposed: mAP by group of `GROUP_TITLES`, on either kind of pairs; None for
+            a group without ground truth.
+        rates: further fractions by their title.
         verbs: every verb that the teacher is asked for.
     """
 
     title: str
     annotated: dict[str, float | None]
     proposed: dict[str, float | None]
-    shares: dict[str, float | None]
+    rates: dict[str, float | None]
     verbs: tuple[VerbScores, ...]
 
-    def groups(self) -> list[tuple[str, float | None, float | None]]:
+    def group_rows(self) -> list[tuple[str, float | None, float | None]]:
         """Title and mAP on annotated and proposed pairs of every group that has any."""
         rows = [
             (title, self.annotated.get(name), self.proposed.get(name))
-            for name, title in GROUPS.items()
+            for name, title in GROUP_TITLES.items()
         ]
         return [row for row in rows if row[1] is not None or row[2] is not None]
 
 
-def teacher_table(scores: TeacherScores) -> list[str]:
+def format_teacher_scores(scores: TeacherScores) -> list[str]:
     """Lines for a terminal; percent."""
     lines = [scores.title, "", f"{'mAP':<24}{'annotated pairs':>17}{'proposed pairs':>17}"]
     lines += [
-        f"{title:<24}{percent(annotated):>17}{percent(proposed):>17}"
-        for title, annotated, proposed in scores.groups()
+        f"{title:<24}{format_percent(annotated):>17}{format_percent(proposed):>17}"
+        for title, annotated, proposed in scores.group_rows()
     ]
     lines.append("")
-    lines += [f"{title:<41}{percent(share):>17}" for title, share in scores.shares.items()]
+    lines += [f"{title:<41}{format_percent(share):>17}" for title, share in scores.rates.items()]
     width = max([10, *(len(verb.name) + 2 for verb in scores.verbs)])
     heads = ("pairs", "top-1", "recall", "mAP annot.", "mAP prop.")
     lines += ["", f"{'verb (* unseen)':<{width + 6}}" + "".join(f"{head:>12}" for head in heads)]
@@ -310,16 +313,16 @@ def teacher_table(scores: TeacherScores) -> list[str]:
         name = verb.name + (" *" if verb.unseen else "")
         lines.append(
             f"{name:<{width + 6}}{verb.num_pairs:>12}"
-            + "".join(f"{percent(cell):>12}" for cell in cells)
+            + "".join(f"{format_percent(cell):>12}" for cell in cells)
         )
     return lines
 
 
 # Inches.
-WIDTH, ROW, ROOM = 10.5, 0.21, 1.1
+FIGURE_WIDTH, ROW_HEIGHT, MARGIN = 10.5, 0.21, 1.1
 # More verbs than this stand in two columns.
-LONG = 40
-MARKS = (
+MAX_COLUMN_ROWS = 40
+VERB_MARKERS = (
     ("annotated", "mAP on annotated pairs", BLUE, "o"),
     ("proposed", "mAP on proposed pairs", ORANGE, "s"),
     ("accuracy", "top-1 accuracy on annotated pairs", GREEN, "^"),
@@ -327,19 +330,22 @@ MARKS = (
 )
 
 
-def draw_teacher(file: Path, scores: TeacherScores) -> None:
+def draw_teacher_scores(file: Path, scores: TeacherScores) -> None:
     """Draws the groups as bars, and four fractions of every verb as marks on its line."""
     verbs = sorted(scores.verbs, key=lambda verb: (not verb.unseen, -(verb.annotated or 0)))
     columns = [verbs]
-    if len(verbs) > LONG:
+    if len(verbs) > MAX_COLUMN_ROWS:
         half = -(-len(verbs) // 2)
         columns = [verbs[:half], verbs[half:]]
-    groups = scores.groups()
-    heights = [ROW * 1.6 * len(groups) + ROOM, ROW * max(map(len, columns)) + ROOM]
+    groups = scores.group_rows()
+    heights = [
+        ROW_HEIGHT * 1.6 * len(groups) + MARGIN,
+        ROW_HEIGHT * max(map(len, columns)) + MARGIN,
+    ]
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
-        figure.set_size_inches(WIDTH, sum(heights) + 0.3)
-        title_figure(figure, colours, scores.title)
+        figure.set_size_inches(FIGURE_WIDTH, sum(heights) + 0.3)
+        set_figure_title(figure, colours, scores.title)
         grid = figure.add_gridspec(2, 1, height_ratios=heights)
         _draw_groups(figure.add_subplot(grid[0]), groups, colours)
         cells = grid[1].subgridspec(1, len(columns))
@@ -347,15 +353,15 @@ def draw_teacher(file: Path, scores: TeacherScores) -> None:
             axis = figure.add_subplot(cells[place])
             _draw_verbs(axis, rows, "Verbs, % (★ unseen)" if place == 0 else "", colours)
             if place == len(columns) - 1:
-                legend_above(axis, colours, columns=4 if len(columns) == 1 else 2)
+                add_panel_legend(axis, colours, columns=4 if len(columns) == 1 else 2)
 
-    save_picture(file, draw)
+    save_chart(file, draw)
 
 
 def _draw_groups(
     axis: Axes, groups: Sequence[tuple[str, float | None, float | None]], colours: Colours
 ) -> None:
-    title_axis(axis, colours, "mAP, %")
+    set_panel_title(axis, colours, "mAP, %")
     label_axis(axis, colours, across="x")
     places = np.arange(len(groups))
     on_annotated = [annotated for _, annotated, _ in groups]
@@ -375,7 +381,7 @@ def _draw_groups(
             axis.text(
                 100 * (value or 0) + 1,
                 place,
-                percent(value),
+                format_percent(value),
                 va="center_baseline",
                 fontsize=7.5,
                 color=colours["muted"],
@@ -383,13 +389,13 @@ def _draw_groups(
     axis.set_yticks(places, [title for title, *_ in groups])
     axis.set_ylim(len(groups) - 0.4, -0.6)
     axis.set_xlim(0, 108)
-    legend_above(axis, colours, columns=2)
+    add_panel_legend(axis, colours, columns=2)
 
 
 def _draw_verbs(axis: Axes, verbs: Sequence[VerbScores], title: str, colours: Colours) -> None:
-    title_axis(axis, colours, title)
+    set_panel_title(axis, colours, title)
     label_axis(axis, colours)
-    for name, label, colour, marker in MARKS:
+    for name, label, colour, marker in VERB_MARKERS:
         held = [
             (place, value)
             for place, verb in enumerate(verbs)

@@ -23,34 +23,34 @@ from distributed.scheduler import KilledWorker
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
-from pipeline.utils.signals import interrupts_waiting
+from pipeline.utils.signals import defer_interrupts
 from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.writer.shard import ShardRecord
 
 # Seconds after which somebody looks whether workers came or went.
-PATIENCE = 1.0
+POLL_TIMEOUT = 1.0
 # Those to which Dask gives a level of their own.
-LOGGERS = ("distributed", "distributed.client", "distributed.gc")
+DASK_LOGGERS = ("distributed", "distributed.client", "distributed.gc")
 
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """Workers, some of which may still be on their way.
 
     Attributes:
         client: speaks to their scheduler.
-        look_after: told from time to time how many shards are left; raises `InputError` where no
+        monitor: called with the number of unfinished shards; raises `InputError` where no
             worker will come any more.
     """
 
     client: Client
-    look_after: Callable[[int], None]
+    monitor: Callable[[int], None]
 
 
 @contextmanager
-def quiet_dask() -> Iterator[None]:
+def silence_dask() -> Iterator[None]:
     """Keeps Dask's log to itself: what people should know is said here, in one line."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
+    loggers = [logging.getLogger(name) for name in DASK_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -61,20 +61,20 @@ def quiet_dask() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def share_out(tasks: Sequence[ShardTask], crew: Crew, progress: Progress) -> list[ShardRecord]:
-    """Makes shards with a crew.
+def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -> list[ShardRecord]:
+    """Makes shards with the workers.
 
     No more shards are given out than there are workers, so that a worker that dies takes one
     shard with it; Dask gives that one to another worker.
 
     Args:
         tasks: the shards, of files that the workers see under the same names.
-        crew: who makes them.
+        workers: who makes them.
         progress: moved on by every finished shard.
 
     Raises:
         InputError: a shard could not be made from what the user gave, or every worker died over
-            it, or the crew is lost.
+            it, or the workers are lost.
     """
     waiting = deque(tasks)
     running: dict[Future, ShardTask] = {}
@@ -82,22 +82,22 @@ def share_out(tasks: Sequence[ShardTask], crew: Crew, progress: Progress) -> lis
     records = []
     try:
         while waiting or running:
-            crew.look_after(len(waiting) + len(running))
-            workers = _num_workers(crew.client)
-            while waiting and len(running) < workers:
+            workers.monitor(len(waiting) + len(running))
+            num_workers = _num_workers(workers.client)
+            while waiting and len(running) < num_workers:
                 task = waiting.popleft()
-                future = crew.client.submit(work, task, pure=False)
+                future = workers.client.submit(run_task, task, pure=False)
                 running[future] = task
                 future.add_done_callback(done.put)
-            progress.advance(0, note=f"{workers} workers")
+            progress.update(0, note=f"{num_workers} workers")
             with suppress(Empty):
-                future = done.get(timeout=PATIENCE)
+                future = done.get(timeout=POLL_TIMEOUT)
                 task = running.pop(future)
-                records.append(_record(future, task))
-                progress.advance(len(task))
+                records.append(_get_record(future, task))
+                progress.update(len(task))
     finally:
         with suppress(Exception):
-            crew.client.cancel(list(running), force=True)
+            workers.client.cancel(list(running), force=True)
     return records
 
 
@@ -105,22 +105,22 @@ def _num_workers(client: Client) -> int:
     try:
         return len(client.nthreads())
     except OSError:
-        raise _lost() from None
+        raise _scheduler_lost_error() from None
 
 
-def _lost() -> InputError:
+def _scheduler_lost_error() -> InputError:
     return InputError("--scheduler: the Dask scheduler is gone; the same command goes on from here")
 
 
-def work(task: ShardTask) -> ShardRecord:
+def run_task(task: ShardTask) -> ShardRecord:
     """Makes a shard in a worker's process; a worker's Dask threads are its share of the cores."""
-    if task.sources.threads is None:
-        sources = replace(task.sources, threads=get_worker().state.nthreads)
-        task = replace(task, sources=sources)
+    if task.inputs_config.threads is None:
+        sources = replace(task.inputs_config, threads=get_worker().state.nthreads)
+        task = replace(task, inputs_config=sources)
     return make_shard(task)
 
 
-def _record(future: Future, task: ShardTask) -> ShardRecord:
+def _get_record(future: Future, task: ShardTask) -> ShardRecord:
     try:
         return future.result()
     except KilledWorker as error:
@@ -129,19 +129,19 @@ def _record(future: Future, task: ShardTask) -> ShardRecord:
             f" they made this shard, the last at {error.last_worker.address}; do they lack memory?"
         ) from None
     except CancelledError:
-        raise _lost() from None
+        raise _scheduler_lost_error() from None
     except ModuleNotFoundError as error:
         raise InputError(
             f"--scheduler: expected workers with this project installed, found {error}"
         ) from None
 
 
-HERE = "127.0.0.1"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+LOCALHOST = "127.0.0.1"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @contextmanager
-def local_crew(count: int, threads: int | None, device: str) -> Iterator[Crew]:
+def local_workers(count: int, threads: int | None, device: str) -> Iterator[Workers]:
     """Starts processes and ends them.
 
     Args:
@@ -154,34 +154,39 @@ def local_crew(count: int, threads: int | None, device: str) -> Iterator[Crew]:
             "cls": Nanny,
             "options": {
                 "nthreads": 1,
-                "host": HERE,
+                "host": LOCALHOST,
                 # The models are not Dask's to spill or to pause.
                 "memory_limit": 0,
                 "silence_logs": logging.CRITICAL,
                 "env": {
-                    **({name: str(threads) for name in THREADS} if threads else {}),
-                    **pinned(number, device),
+                    **({name: str(threads) for name in THREAD_VARIABLES} if threads else {}),
+                    **gpu_environment(number, device),
                 },
             },
         }
         for number in range(count)
     }
-    options = {"host": HERE, "port": 0, "dashboard": False, "dashboard_address": f"{HERE}:0"}
+    options = {
+        "host": LOCALHOST,
+        "port": 0,
+        "dashboard": False,
+        "dashboard_address": f"{LOCALHOST}:0",
+    }
     scheduler = {"cls": Scheduler, "options": options}
     # Dask would give numeric libraries a single thread, in this process's environment too.
     with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
         # Ctrl-C is the builder's to answer: threads and processes that start here never hear it.
-        with interrupts_waiting():
+        with defer_interrupts():
             cluster = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
         with cluster, Client(cluster, set_as_default=False) as client:
             try:
-                yield Crew(client, lambda left: None)
+                yield Workers(client, lambda remaining: None)
             except BaseException:
-                _end_at_once(cluster)
+                _kill_workers(cluster)
                 raise
 
 
-def _end_at_once(cluster: SpecCluster) -> None:
+def _kill_workers(cluster: SpecCluster) -> None:
     """Kills workers; the cluster would wait for the shards that they are making."""
     for nanny in cluster.workers.values():
         nanny.close_gracefully()
@@ -190,7 +195,7 @@ def _end_at_once(cluster: SpecCluster) -> None:
                 os.kill(nanny.pid, signal.SIGKILL)
 
 
-def pinned(number: int, device: str) -> dict[str, str]:
+def gpu_environment(number: int, device: str) -> dict[str, str]:
     """The environment that keeps a worker to one GPU.
 
     Args:
@@ -206,11 +211,11 @@ def pinned(number: int, device: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
 
 
-TIMEOUT = 30.0
+CONNECT_TIMEOUT = 30.0
 
 
 @contextmanager
-def running_crew(address: str) -> Iterator[Crew]:
+def running_workers(address: str) -> Iterator[Workers]:
     """Connects, and leaves the cluster as it was.
 
     Args:
@@ -220,38 +225,38 @@ def running_crew(address: str) -> Iterator[Crew]:
         InputError: no scheduler answers there.
     """
     try:
-        client = Client(_address(address), timeout=TIMEOUT, set_as_default=False)
+        client = Client(_resolve_address(address), timeout=CONNECT_TIMEOUT, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"--scheduler: expected the address or file of a running Dask scheduler, found"
             f" {address} ({' '.join(str(error).split())[:160]})"
         ) from None
     with client:
-        yield Crew(client, lambda left: None)
+        yield Workers(client, lambda remaining: None)
 
 
-def workers_device(address: str, say: Callable[[str], None]) -> str:
+def get_workers_device(address: str, log: Callable[[str], None]) -> str:
     """Where models run on the cluster's workers: "cpu" or "cuda".
 
     Args:
         address: host:port of the scheduler, or its scheduler file.
-        say: told when there is no worker to ask yet.
+        log: receives a message while no worker has connected.
 
     Raises:
         InputError: no scheduler answers there.
     """
-    with running_crew(address) as crew:
-        if not crew.client.nthreads():
-            say(f"{address}: waiting for the cluster's first worker")
-            crew.client.wait_for_workers(1)
-        return crew.client.submit(_device, pure=False).result()
+    with running_workers(address) as workers:
+        if not workers.client.nthreads():
+            log(f"{address}: waiting for the cluster's first worker")
+            workers.client.wait_for_workers(1)
+        return workers.client.submit(_detect_device, pure=False).result()
 
 
-def _device() -> str:
+def _detect_device() -> str:
     return resolve_device("auto").type
 
 
-def _address(text: str) -> str:
+def _resolve_address(text: str) -> str:
     """The address itself, or what the scheduler's file says.
 
     Raises:

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
 from teacher_cache.cluster.modes import (
+    ExecutionMode,
     InProcess,
     LocalWorkers,
-    Mode,
     RunningCluster,
     SlurmJobs,
-    asks_for_gpu,
+    requests_gpu,
 )
 from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.writer.shard import ShardRecord
 
 if TYPE_CHECKING:
-    from teacher_cache.cluster.dask_workers import Crew
+    from teacher_cache.cluster.dask_workers import Workers
 
 
-def run_tasks(tasks: Sequence[ShardTask], mode: Mode, progress: Progress) -> list[ShardRecord]:
+def run_tasks(
+    tasks: Sequence[ShardTask], mode: ExecutionMode, progress: Progress
+) -> list[ShardRecord]:
     """Makes shards.
 
     Args:
@@ -39,18 +41,18 @@ def run_tasks(tasks: Sequence[ShardTask], mode: Mode, progress: Progress) -> lis
             or there are no workers and there will be none.
     """
     if isinstance(mode, InProcess) or not tasks:
-        return [make_shard(task, progress.advance) for task in tasks]
+        return [make_shard(task, progress.update) for task in tasks]
     elsewhere = [
-        replace(task, folder=task.folder.absolute(), sources=task.sources.absolute())
+        replace(task, folder=task.folder.absolute(), inputs_config=task.inputs_config.absolute())
         for task in tasks
     ]
-    from teacher_cache.cluster.dask_workers import quiet_dask, share_out
+    from teacher_cache.cluster.dask_workers import dispatch, silence_dask
 
-    with quiet_dask(), _crew(mode, elsewhere[0]) as crew:
-        return share_out(elsewhere, crew, progress)
+    with silence_dask(), _open_workers(mode, elsewhere[0]) as workers:
+        return dispatch(elsewhere, workers, progress)
 
 
-def check_mode(mode: Mode) -> None:
+def check_mode(mode: ExecutionMode) -> None:
     """Finds out before anything else whether a mode is possible here.
 
     Raises:
@@ -63,13 +65,13 @@ def check_mode(mode: Mode) -> None:
         check_slurm(mode)
 
 
-def device_elsewhere(mode: Mode, device: str, say: Callable[[str], None]) -> str:
+def resolve_remote_device(mode: ExecutionMode, device: str, log: Callable[[str], None]) -> str:
     """What `auto` means on other machines, which the builder must know: it decides answers.
 
     Args:
         mode: where shards are made.
         device: auto, cpu or cuda[:i].
-        say: told what is waited for.
+        log: receives what is waited for.
 
     Raises:
         InputError: no scheduler answers.
@@ -77,15 +79,15 @@ def device_elsewhere(mode: Mode, device: str, say: Callable[[str], None]) -> str
     if device != "auto":
         return device
     if isinstance(mode, SlurmJobs):
-        return "cuda" if asks_for_gpu(mode) else "cpu"
+        return "cuda" if requests_gpu(mode) else "cpu"
     assert isinstance(mode, RunningCluster)
-    from teacher_cache.cluster.dask_workers import quiet_dask, workers_device
+    from teacher_cache.cluster.dask_workers import get_workers_device, silence_dask
 
-    with quiet_dask():
-        return workers_device(mode.address, say)
+    with silence_dask():
+        return get_workers_device(mode.address, log)
 
 
-def job_script(mode: Mode | None, folder: Path) -> str:
+def job_script(mode: ExecutionMode | None, folder: Path) -> str:
     """What would be submitted to SLURM for every worker of a build into a folder.
 
     Raises:
@@ -98,7 +100,7 @@ def job_script(mode: Mode | None, folder: Path) -> str:
     return slurm.job_script(mode, folder)
 
 
-def _check_libraries(mode: Mode) -> None:
+def _check_libraries(mode: ExecutionMode) -> None:
     libraries = [] if isinstance(mode, InProcess) else ["distributed"]
     if isinstance(mode, SlurmJobs):
         libraries.append("dask_jobqueue")
@@ -107,16 +109,16 @@ def _check_libraries(mode: Mode) -> None:
             raise InputError(f"{library} is not installed; do so with: pip install 'eoid[cluster]'")
 
 
-def _crew(mode: Mode, task: ShardTask) -> AbstractContextManager[Crew]:
+def _open_workers(mode: ExecutionMode, task: ShardTask) -> AbstractContextManager[Workers]:
     if isinstance(mode, LocalWorkers):
-        from teacher_cache.cluster.dask_workers import local_crew
+        from teacher_cache.cluster.dask_workers import local_workers
 
-        return local_crew(mode.count, task.sources.threads, task.sources.device)
+        return local_workers(mode.count, task.inputs_config.threads, task.inputs_config.device)
     if isinstance(mode, RunningCluster):
-        from teacher_cache.cluster.dask_workers import running_crew
+        from teacher_cache.cluster.dask_workers import running_workers
 
-        return running_crew(mode.address)
+        return running_workers(mode.address)
     assert not isinstance(mode, InProcess)
-    from teacher_cache.cluster.slurm import slurm_crew
+    from teacher_cache.cluster.slurm import slurm_workers
 
-    return slurm_crew(mode, task.folder)
+    return slurm_workers(mode, task.folder)

@@ -19,23 +19,23 @@ from dask.utils import parse_bytes
 from distributed import Adaptive, Client, Status
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.signals import interrupts_as_before, interrupts_waiting
-from teacher_cache.cluster.dask_workers import Crew
-from teacher_cache.cluster.modes import SlurmJobs, lifetime_options, walltime_seconds
+from pipeline.utils.signals import defer_interrupts, restore_interrupt_handler
+from teacher_cache.cluster.dask_workers import Workers
+from teacher_cache.cluster.modes import SlurmJobs, parse_walltime, worker_lifetime_options
 
 # Its import makes Ctrl-C end the program as if it had done its work.
-with interrupts_as_before():
+with restore_interrupt_handler():
     from dask_jobqueue.slurm import SLURMCluster, SLURMJob, slurm_format_bytes_ceil
 
 # Seconds between two looks at SLURM's queue.
-LOOK_EVERY = 15.0
+QUEUE_POLL_INTERVAL = 15.0
 # So many jobs in a row may end before a worker reports from them, beside those asked for.
-LOST_JOBS = 3
-LOGS = "logs"
+MAX_LOST_JOBS = 3
+LOG_FOLDER = "logs"
 # In a job whose cores and time are the site's own: what the job itself knows of them.
-OWN_CORES = "${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}"
-OWN_LIFETIME = "from teacher_cache.cluster.modes import print_own_lifetime as p; p()"
-LEAST_MEMORY = 1 << 20
+JOB_CORES = "${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}"
+JOB_LIFETIME_CODE = "from teacher_cache.cluster.modes import print_job_lifetime as p; p()"
+MIN_MEMORY = 1 << 20
 
 
 def job_script(mode: SlurmJobs, folder: Path) -> str:
@@ -68,7 +68,7 @@ def check_slurm(mode: SlurmJobs) -> None:
 
 
 @contextmanager
-def slurm_crew(mode: SlurmJobs, folder: Path) -> Iterator[Crew]:
+def slurm_workers(mode: SlurmJobs, folder: Path) -> Iterator[Workers]:
     """Asks SLURM for jobs, and cancels them at the end.
 
     Args:
@@ -81,7 +81,7 @@ def slurm_crew(mode: SlurmJobs, folder: Path) -> Iterator[Crew]:
     log_folder(mode, folder).mkdir(parents=True, exist_ok=True)
     options = dask.config.get("jobqueue.slurm.scheduler-options", {})
     refusals: list[str] = []
-    with interrupts_waiting():
+    with defer_interrupts():
         cluster = SLURMCluster(
             job_cls=_job_class(refusals),
             silence_logs=logging.CRITICAL,
@@ -89,35 +89,35 @@ def slurm_crew(mode: SlurmJobs, folder: Path) -> Iterator[Crew]:
             **_job_options(mode, folder),
         )
     with cluster, Client(cluster, set_as_default=False) as client:
-        demand = cluster.adapt(Adaptive=_Demand, minimum_jobs=0, maximum_jobs=mode.jobs)
-        watch = _Watch(cluster, mode, log_folder(mode, folder), refusals)
+        scaling = cluster.adapt(Adaptive=_ShardScaling, minimum_jobs=0, maximum_jobs=mode.jobs)
+        jobs = _JobMonitor(cluster, mode, log_folder(mode, folder), refusals)
 
-        def look_after(left: int) -> None:
-            demand.left = left
-            watch.look()
+        def monitor(remaining: int) -> None:
+            scaling.remaining = remaining
+            jobs.poll()
 
-        yield Crew(client, look_after)
+        yield Workers(client, monitor)
 
 
 def log_folder(mode: SlurmJobs, folder: Path) -> Path:
     """Where jobs write their logs."""
-    return (mode.log_folder or folder / LOGS).absolute()
+    return (mode.log_folder or folder / LOG_FOLDER).absolute()
 
 
-class _Demand(Adaptive):
+class _ShardScaling(Adaptive):
     """As many jobs as shards are left: the last ones keep no idle machines.
 
     Attributes:
-        left: how many shards are left.
+        remaining: number of unfinished shards.
     """
 
-    left = 0
+    remaining = 0
 
     async def target(self) -> int:
-        return self.left
+        return self.remaining
 
 
-class _Watch:
+class _JobMonitor:
     """Notices jobs that SLURM refuses, or that end before their worker reports.
 
     Dask has workers replaced that it has seen; of others it never learns what became of them.
@@ -127,34 +127,34 @@ class _Watch:
         self, cluster: SLURMCluster, mode: SlurmJobs, logs: Path, refusals: list[str]
     ) -> None:
         self._cluster, self._logs, self._refusals = cluster, logs, refusals
-        self._patience = LOST_JOBS + mode.jobs
+        self._max_lost = MAX_LOST_JOBS + mode.jobs
         self._lost = 0
         self._seen: set[str] = set()
-        self._last = time.monotonic()
+        self._last_poll = time.monotonic()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Looks, if it is time to.
 
         Raises:
             InputError: there is no hope of workers.
         """
-        if not self._refusals and time.monotonic() - self._last < LOOK_EVERY:
+        if not self._refusals and time.monotonic() - self._last_poll < QUEUE_POLL_INTERVAL:
             return
-        self._last = time.monotonic()
+        self._last_poll = time.monotonic()
         submitted = {name: job.job_id for name, job in list(self._cluster.workers.items())}
         queued = _queued_jobs()
         if queued is None:
             return
         gone = {name: job for name, job in submitted.items() if job not in queued | self._seen}
         refused, self._refusals[:] = list(self._refusals), []
-        reported, lost = self._cluster.sync(_forget, self._cluster, gone)
+        reported, lost = self._cluster.sync(_discard_lost_jobs, self._cluster, gone)
         self._seen |= {submitted[name] for name in reported if name in submitted}
         self._lost = 0 if reported and not lost else self._lost + lost
         is_refused = refused and not reported and lost == len(submitted)
-        if is_refused or self._lost > self._patience:
-            raise self._hopeless(refused)
+        if is_refused or self._lost > self._max_lost:
+            raise self._no_workers_error(refused)
 
-    def _hopeless(self, refused: list[str]) -> InputError:
+    def _no_workers_error(self, refused: list[str]) -> InputError:
         if refused:
             return InputError(f"--slurm: expected a job that SLURM takes, found {refused[-1]}")
         return InputError(
@@ -163,7 +163,7 @@ class _Watch:
         )
 
 
-async def _forget(cluster: Any, gone: dict[str, str]) -> tuple[set[str], int]:
+async def _discard_lost_jobs(cluster: Any, gone: dict[str, str]) -> tuple[set[str], int]:
     """Forgets jobs that ended without a worker, so that the cluster's next look replaces them.
 
     Args:
@@ -217,18 +217,18 @@ def _job_options(mode: SlurmJobs, folder: Path) -> dict[str, Any]:
     if mode.cores is not None:
         directives.append(f"--cpus-per-task={mode.cores}")
     if mode.memory is not None:
-        directives.append(f"--mem={_memory(mode.memory)}")
+        directives.append(f"--mem={_slurm_memory(mode.memory)}")
     if mode.walltime is not None:
-        lifetime = lifetime_options(walltime_seconds(mode.walltime))
+        lifetime = worker_lifetime_options(parse_walltime(mode.walltime))
         directives.append(f"-t {mode.walltime}")
     if mode.gres is not None:
         directives.append(f"--gres={mode.gres}")
-    cores = mode.cores or OWN_CORES
+    cores = mode.cores or JOB_CORES
     threads = " ".join(f"{name}_NUM_THREADS={cores}" for name in ("OMP", "MKL", "OPENBLAS"))
     prologue = [f"export {threads}", *mode.prologue]
     if mode.walltime is None:
         lifetime = "$EOID_LIFETIME"
-        prologue.append(f"EOID_LIFETIME=$({shlex.quote(sys.executable)} -c '{OWN_LIFETIME}')")
+        prologue.append(f"EOID_LIFETIME=$({shlex.quote(sys.executable)} -c '{JOB_LIFETIME_CODE}')")
     # One Dask thread, so one shard at a time; the job's cores are torch's.
     return {
         "job_name": "eoid-cache",
@@ -247,7 +247,7 @@ def _job_options(mode: SlurmJobs, folder: Path) -> dict[str, Any]:
     }
 
 
-def _memory(text: str) -> str:
+def _slurm_memory(text: str) -> str:
     """A size in SLURM's form; 0, to SLURM, is all memory of a machine.
 
     Raises:
@@ -259,7 +259,7 @@ def _memory(text: str) -> str:
         found = -1
     if found == 0 and not set("123456789").intersection(text) and text.strip():
         return "0"
-    if found < LEAST_MEMORY:
+    if found < MIN_MEMORY:
         raise InputError(
             f"--memory: expected a size such as 16GB, found {text.strip() or 'nothing'} (0 is all"
             " of a machine, none leaves memory to the site)"

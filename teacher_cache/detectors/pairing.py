@@ -1,4 +1,4 @@
-"""Which human-object pairs the teacher is asked about."""
+"""Forms the human-object pairs that the teacher scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.types import Annotation, Pairs
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.reader.format import ANNOTATED, PROPOSED
-from teacher_cache.reader.soft_targets import askable_objects
+from teacher_cache.reader.soft_targets import objects_with_actions
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class PairingConfig:
 
 
 # The published protocol pairs whatever people annotated.
-ALL_PAIRS = PairingConfig(0.0, 0.0, None, None)
+UNRESTRICTED_PAIRING = PairingConfig(0.0, 0.0, None, None)
 
 
 @dataclass(frozen=True, eq=False)
-class FoundBoxes:
+class ObjectBoxes:
     """What a detector, or the people who annotated, found in one image.
 
     Attributes:
@@ -46,7 +46,7 @@ class FoundBoxes:
     scores: np.ndarray
 
 
-def pair_up(found: FoundBoxes, vocabulary: Vocabulary, config: PairingConfig) -> Pairs:
+def form_pairs(found: ObjectBoxes, vocabulary: Vocabulary, config: PairingConfig) -> Pairs:
     """Every person with every other detection, people as objects too.
 
     Detections whose label forms no interaction are left out. Pairs stand in falling order of the
@@ -57,7 +57,7 @@ def pair_up(found: FoundBoxes, vocabulary: Vocabulary, config: PairingConfig) ->
     scores, labels = found.scores[order], found.labels[order]
     is_person = (labels == vocabulary.person) & (scores >= config.person_threshold)
     people = order[is_person][: config.max_people]
-    is_object = askable_objects(vocabulary)[labels] & (scores >= config.object_threshold)
+    is_object = objects_with_actions(vocabulary)[labels] & (scores >= config.object_threshold)
     objects = order[is_object][: config.max_objects]
     human = np.repeat(people, len(objects))
     other = np.tile(objects, len(people))
@@ -75,7 +75,7 @@ def pair_up(found: FoundBoxes, vocabulary: Vocabulary, config: PairingConfig) ->
 def annotated_pairs(annotation: Annotation) -> Pairs:
     """The distinct pairs that people annotated, in the order of their first label.
 
-    Verbs without object form no pair, for there is no object to ask about.
+    Verbs without object form no pair, for there is no object.
     """
     distinct = dict.fromkeys(
         (human, other) for human, other, _ in annotation.hois.tolist() if other >= 0
@@ -91,13 +91,13 @@ def annotated_pairs(annotation: Annotation) -> Pairs:
     )
 
 
-def annotated_boxes(annotation: Annotation) -> FoundBoxes:
+def annotated_boxes(annotation: Annotation) -> ObjectBoxes:
     """All boxes that people drew, those without label too."""
     scores = np.ones(len(annotation.labels), dtype=np.float32)
-    return FoundBoxes(annotation.boxes, annotation.labels, scores)
+    return ObjectBoxes(annotation.boxes, annotation.labels, scores)
 
 
-def join_pairs(first: Pairs, second: Pairs) -> Pairs:
+def concatenate_pairs(first: Pairs, second: Pairs) -> Pairs:
     """The rows of `first`, then those of `second`."""
     return Pairs(
         human_boxes=np.concatenate([first.human_boxes, second.human_boxes]),

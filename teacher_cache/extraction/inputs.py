@@ -1,4 +1,4 @@
-"""What a cache's answers come from. Whoever makes shards opens it: the builder and every worker."""
+"""Dataset, models and prompts of a build, loaded once per process."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.utils.devices import configure_device, resolve_device
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.detectors.pairing import FoundBoxes, annotated_boxes, annotated_pairs
-from teacher_cache.detectors.proposals import Proposals, ProposalsConfig, open_proposals
+from teacher_cache.detectors.pairing import ObjectBoxes, annotated_boxes, annotated_pairs
+from teacher_cache.detectors.proposals import Proposals, ProposalsConfig, load_proposals
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
-from teacher_cache.extraction.decoding import Question
-from teacher_cache.extraction.extract import AskingConfig
-from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.extraction.decoding import ImageTask
+from teacher_cache.extraction.extract import ExtractionConfig
+from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import Prompts, interaction_prompts
 from teacher_cache.writer.plan import fingerprint_parts
 
 
 @dataclass(frozen=True)
-class Sources:
+class InputsConfig:
     """Where everything is found; small, so that it can travel with every task.
 
     Attributes:
@@ -37,8 +37,8 @@ class Sources:
             annotated ones.
         proposals: a file of detections, in the place of a detector.
         clip: which teacher.
-        templates: sentences to ask with.
-        asking: how images go through the models.
+        templates: prompt templates.
+        extraction: how images go through the models.
         device: where the models run, of the machine that opens them.
         threads: of torch, on a CPU; None leaves torch's own choice.
     """
@@ -48,16 +48,16 @@ class Sources:
     detector: DetectorConfig | None
     clip: ClipConfig
     templates: tuple[str, ...]
-    asking: AskingConfig
+    extraction: ExtractionConfig
     device: str
     threads: int | None = None
     proposals: ProposalsConfig | None = None
 
-    def absolute(self) -> Sources:
+    def absolute(self) -> InputsConfig:
         """The same files, named for processes that work in other folders."""
         detector, proposals, clip_weights = self.detector, self.proposals, self.clip.weights
         if detector is not None and detector.weights is not None:
-            detector = replace(detector, weights=_absolute(detector.weights))
+            detector = replace(detector, weights=_absolute_path(detector.weights))
         if proposals is not None:
             proposals = ProposalsConfig(proposals.file.absolute(), proposals.folder.absolute())
         return replace(
@@ -67,132 +67,132 @@ class Sources:
             proposals=proposals,
             clip=replace(
                 self.clip,
-                model=_absolute(self.clip.model),
-                weights=clip_weights and _absolute(clip_weights),
+                model=_absolute_path(self.clip.model),
+                weights=clip_weights and _absolute_path(clip_weights),
             ),
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """What is asked about.
+class BuildData:
+    """What the teacher is run on.
 
     Attributes:
         vocabulary: of the dataset.
         annotations: the part's annotation file.
-        questions: one for each annotated image, in the file's order.
+        image_tasks: one for each annotated image, in the file's order.
         proposals: what the detections file holds, where there is one.
     """
 
     vocabulary: Vocabulary
     annotations: AnnotationFile
-    questions: list[Question]
+    image_tasks: list[ImageTask]
     proposals: Proposals | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
-    """Sources ready to work with.
+class BuildInputs:
+    """Loaded inputs of a build.
 
     Attributes:
-        subject: what is asked about.
+        data: what the teacher is run on.
         prompts: the sentences, per interaction and template.
         models: the frozen models.
         parts: what goes into the fingerprint.
     """
 
-    subject: Subject
+    data: BuildData
     prompts: Prompts
-    models: Models
+    models: LoadedModels
     parts: dict[str, Any]
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.parts)
+        return compute_fingerprint(self.parts)
 
 
-_opened: dict[Sources, Opened] = {}
-_opening = threading.Lock()
+_cached_inputs: dict[InputsConfig, BuildInputs] = {}
+_inputs_lock = threading.Lock()
 
 
-def read_subject(sources: Sources, dataset: Dataset | None = None) -> Subject:
+def read_build_data(config: InputsConfig, dataset: Dataset | None = None) -> BuildData:
     """Reads the annotations, and the detections where a file holds them.
 
     Args:
-        sources: where they are.
+        config: where they are.
         dataset: the opened folder, where somebody has it.
 
     Raises:
         InputError: something is missing or wrong.
     """
-    dataset, strict = dataset or open_dataset(sources.dataset), sources.asking.strict
-    annotations = dataset.load(sources.part, strict)
-    images = dataset.part(sources.part).images
+    dataset, strict = dataset or open_dataset(config.dataset), config.extraction.strict
+    annotations = dataset.load(config.part, strict)
+    images = dataset.part(config.part).images
     entries = annotations.annotations
     proposals = None
-    boxes: Iterable[FoundBoxes | None] = [None] * len(entries)
-    if sources.proposals is not None:
-        proposals = open_proposals(sources.proposals, dataset, annotations, strict)
+    boxes: Iterable[ObjectBoxes | None] = [None] * len(entries)
+    if config.proposals is not None:
+        proposals = load_proposals(config.proposals, dataset, annotations, strict)
         boxes = proposals.by_image(len(entries))
-    elif sources.detector is None:
+    elif config.detector is None:
         boxes = map(annotated_boxes, entries)
-    questions = [
-        Question(
+    image_tasks = [
+        ImageTask(
             image_id=annotation.image_id,
             path=images / annotation.image_id,
-            annotated=annotated_pairs(annotation),
+            annotated_pairs=annotated_pairs(annotation),
             boxes=found,
             size=annotation.size,
         )
         for annotation, found in zip(entries, boxes, strict=True)
     ]
-    return Subject(dataset.vocabulary, annotations, questions, proposals)
+    return BuildData(dataset.vocabulary, annotations, image_tasks, proposals)
 
 
-def open_sources(sources: Sources, subject: Subject) -> Opened:
-    """Loads the models that are to answer.
+def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
+    """Loads the models.
 
     Raises:
         InputError: something is missing or wrong.
     """
-    if sources.threads is not None:
-        torch.set_num_threads(sources.threads)
-    vocabulary = subject.vocabulary
-    prompts = interaction_prompts(vocabulary, sources.templates)
-    models = load_models(sources.detector, sources.clip, vocabulary, sources.device)
-    digest = None if subject.proposals is None else subject.proposals.digest
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    vocabulary = data.vocabulary
+    prompts = interaction_prompts(vocabulary, config.templates)
+    models = load_models(config.detector, config.clip, vocabulary, config.device)
+    digest = None if data.proposals is None else data.proposals.digest
     parts = fingerprint_parts(
-        models, subject.annotations, vocabulary, prompts, sources.asking, digest
+        models, data.annotations, vocabulary, prompts, config.extraction, digest
     )
-    opened = Opened(subject, prompts, models, parts)
-    _opened.clear()
-    _opened[sources] = opened
-    return opened
+    inputs = BuildInputs(data, prompts, models, parts)
+    _cached_inputs.clear()
+    _cached_inputs[config] = inputs
+    return inputs
 
 
-def opened_here(sources: Sources) -> Opened:
-    """What this process opened before, or opens now.
+def get_build_inputs(config: InputsConfig) -> BuildInputs:
+    """What this process loaded before, or loads now.
 
     Raises:
         InputError: something is missing or wrong.
     """
-    with _opening:
-        return _opened.get(sources) or open_sources(sources, read_subject(sources))
+    with _inputs_lock:
+        return _cached_inputs.get(config) or load_build_inputs(config, read_build_data(config))
 
 
-def forget_sources() -> None:
+def clear_build_inputs() -> None:
     """Frees annotations and models, where other processes do the work."""
-    _opened.clear()
-    forget_models()
+    _cached_inputs.clear()
+    clear_models()
 
 
-def _absolute(name: str) -> str:
+def _absolute_path(name: str) -> str:
     """A model's or a weights entry's name, or the file that it may be."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 @dataclass(frozen=True, eq=False)
-class Models:
+class LoadedModels:
     """The frozen models of a build; no detector where all boxes are known beforehand."""
 
     detector: Detector | None
@@ -200,12 +200,12 @@ class Models:
 
 
 # A process works for one cache at a time; its models stay loaded between shards.
-_loaded: dict[tuple[DetectorConfig | None, ClipConfig, str, str], Models] = {}
+_cached_models: dict[tuple[DetectorConfig | None, ClipConfig, str, str], LoadedModels] = {}
 
 
 def load_models(
     detector: DetectorConfig | None, clip: ClipConfig, vocabulary: Vocabulary, device: str
-) -> Models:
+) -> LoadedModels:
     """This process's models, loaded when first asked for.
 
     Args:
@@ -217,16 +217,16 @@ def load_models(
         InputError: no such device, or a model or its weights cannot be loaded.
     """
     # Regions are cut out by matrix products, which rounded factors would move by grey levels.
-    where = configure_device(resolve_device(device), clip.precision, exact_products=True)
+    where = configure_device(resolve_device(device), clip.precision, exact_matmul=True)
     key = (detector, clip, vocabulary.digest(), str(where))
-    if key not in _loaded:
-        _loaded.clear()
+    if key not in _cached_models:
+        _cached_models.clear()
         found = None if detector is None else Detector(detector, vocabulary, where)
-        _loaded[key] = Models(found, ClipTeacher(clip, where))
-    return _loaded[key]
+        _cached_models[key] = LoadedModels(found, ClipTeacher(clip, where))
+    return _cached_models[key]
 
 
-def forget_models() -> None:
+def clear_models() -> None:
     """Frees this process's models and the memory of their GPU, where others do the work."""
-    _loaded.clear()
+    _cached_models.clear()
     torch.cuda.empty_cache()

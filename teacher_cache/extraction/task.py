@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_parts
-from teacher_cache.extraction.extract import Panel, ask
-from teacher_cache.extraction.inputs import Opened, Sources, opened_here
-from teacher_cache.reader.cache import read_teacher
+from pipeline.utils.files import describe_changes
+from teacher_cache.extraction.extract import TeacherModels, extract
+from teacher_cache.extraction.inputs import BuildInputs, InputsConfig, get_build_inputs
+from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import SHARDS, TEACHER, shard_name
 from teacher_cache.writer.plan import read_plan
-from teacher_cache.writer.shard import ShardRecord, finished_record, write_shard
+from teacher_cache.writer.shard import ShardRecord, read_shard_record, write_shard
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ShardTask:
         fingerprint: of the cache.
         number: of the shard.
         first, end: its range of the dataset's images.
-        sources: where images and models are found.
+        inputs_config: where images and models are found.
     """
 
     folder: Path
@@ -33,7 +33,7 @@ class ShardTask:
     number: int
     first: int
     end: int
-    sources: Sources
+    inputs_config: InputsConfig
 
     @property
     def path(self) -> Path:
@@ -43,48 +43,50 @@ class ShardTask:
         return self.end - self.first
 
 
-def make_shard(task: ShardTask, report: Callable[[int], None] | None = None) -> ShardRecord:
-    """Asks about the shard's images and writes the answers, unless they are there.
+def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None) -> ShardRecord:
+    """Runs the teacher on the shard's images and writes the outputs, unless they are there.
 
     Args:
         task: the shard.
-        report: told how many images are done, batch by batch.
+        on_progress: receives how many images are done, batch by batch.
 
     Raises:
         InputError: an image cannot be read and the build is strict, a model cannot be loaded, or
-            this process finds other sources than the builder did.
+            this process finds other inputs than the builder did.
     """
-    opened = opened_here(task.sources)
-    _check(task, opened)
+    inputs = get_build_inputs(task.inputs_config)
+    _check_inputs(task, inputs)
     # Whoever made this shard may have been stopped before telling so.
-    record = finished_record(task.path, task.fingerprint)
+    record = read_shard_record(task.path, task.fingerprint)
     if record is not None:
-        if report is not None:
-            report(len(task))
+        if on_progress is not None:
+            on_progress(len(task))
         return record
-    models, vocabulary = opened.models, opened.subject.vocabulary
-    text = read_teacher(task.folder / TEACHER, task.fingerprint)
-    panel = Panel(models.detector, models.clip, text, vocabulary)
-    questions = opened.subject.questions[task.first : task.end]
-    answers, failed = ask(questions, panel, task.sources.asking, report or (lambda count: None))
+    models, vocabulary = inputs.models, inputs.data.vocabulary
+    text = read_teacher_file(task.folder / TEACHER, task.fingerprint)
+    teacher = TeacherModels(models.detector, models.clip, text, vocabulary)
+    image_tasks = inputs.data.image_tasks[task.first : task.end]
+    outputs, failed = extract(
+        image_tasks, teacher, task.inputs_config.extraction, on_progress or (lambda count: None)
+    )
     write_shard(
         task.path,
         task.fingerprint,
-        list(answers),
-        list(answers.values()),
+        list(outputs),
+        list(outputs.values()),
         failed,
         vocabulary.num_verbs,
     )
-    record = finished_record(task.path, task.fingerprint)
+    record = read_shard_record(task.path, task.fingerprint)
     assert record is not None
     return record
 
 
-def _check(task: ShardTask, opened: Opened) -> None:
-    """Makes sure that this process would answer as the builder meant.
+def _check_inputs(task: ShardTask, inputs: BuildInputs) -> None:
+    """Makes sure that this process has the same inputs as the builder.
 
     Another machine may see another file under the same name, and files may change meanwhile.
     """
-    if opened.fingerprint != task.fingerprint:
-        changes = differing_parts(read_plan(task.folder)["parts"], opened.parts)
+    if inputs.fingerprint != task.fingerprint:
+        changes = describe_changes(read_plan(task.folder)["parts"], inputs.parts)
         raise InputError(f"{task.folder}: a worker finds other inputs than the builder ({changes})")

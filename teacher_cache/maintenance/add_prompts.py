@@ -11,28 +11,28 @@ from typing import Any
 import numpy as np
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_parts, refuse_existing
+from pipeline.utils.files import describe_changes, refuse_existing
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from teacher_cache.reader.cache import TeacherCache, TeacherText, open_cache
-from teacher_cache.reader.prompts_file import NewPrompts
+from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
+from teacher_cache.reader.prompts_file import ActionPrompts
 from teacher_cache.teachers.prompts import (
-    TEMPLATE,
+    DEFAULT_TEMPLATE,
     Prompts,
-    alike_line,
     embed_prompts,
-    fill,
+    fill_templates,
+    indistinguishable_actions,
     interaction_prompts,
 )
-from teacher_cache.writer.plan import held_settings
-from teacher_cache.writer.shard import write_prompts
+from teacher_cache.writer.plan import read_settings
+from teacher_cache.writer.shard import write_prompts_file
 
-ADDED = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?P<ing>[^=:,]+)(?::(?P<objects>[^=:]*))?")
+ACTION_PATTERN = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?P<ing>[^=:,]+)(?::(?P<objects>[^=:]*))?")
 # Verb, its form in sentences, object.
-Wish = tuple[str, str, str]
+NewInteraction = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class PromptsConfig:
+class AddPromptsConfig:
     """Which actions to add.
 
     Attributes:
@@ -57,7 +57,9 @@ class PromptsConfig:
     overwrite: bool = False
 
 
-def add_prompts(config: PromptsConfig, say: Callable[[str], None] = print) -> NewPrompts:
+def create_prompts_file(
+    config: AddPromptsConfig, log: Callable[[str], None] = print
+) -> ActionPrompts:
     """Writes the file.
 
     Raises:
@@ -67,45 +69,47 @@ def add_prompts(config: PromptsConfig, say: Callable[[str], None] = print) -> Ne
     refuse_existing(config.out, config.overwrite)
     cache = open_cache(config.cache)
     known = cache.vocabulary
-    wishes = [wish for text in config.added for wish in parse_added(text, known)]
+    added = [interaction for text in config.added for interaction in parse_action(text, known)]
     if config.vocabulary is not None:
-        wishes += _further(load_vocabulary(config.vocabulary), known, config.vocabulary, say)
-    if not wishes:
+        added += _missing_interactions(
+            load_vocabulary(config.vocabulary), known, config.vocabulary, log
+        )
+    if not added:
         raise InputError("expected --add or --vocabulary with an action that is new, found none")
-    templates = _templates(cache, config)
+    templates = _resolve_templates(cache, config)
     if cache.text_model is None:
         raise InputError(f"{cache.path}: expected the name of the CLIP that read its texts")
-    verbs = dict.fromkeys((verb, ing) for verb, ing, _ in wishes)
-    _check_forms(verbs)
-    wishes = list(dict.fromkeys(wishes))
-    prompts: Prompts = tuple(fill(templates, ing, thing) for _, ing, thing in wishes)
-    model = clip_names(cache, config.clip_model, config.clip_weights)
-    encode = text_encoder(cache, *model, config.device)
+    verbs = dict.fromkeys((verb, ing) for verb, ing, _ in added)
+    _check_verb_forms(verbs)
+    added = list(dict.fromkeys(added))
+    prompts: Prompts = tuple(fill_templates(templates, ing, thing) for _, ing, thing in added)
+    model = resolve_clip(cache, config.clip_model, config.clip_weights)
+    encode = load_text_encoder(cache, *model, config.device)
     numbers = {verb: number for number, verb in enumerate(verbs)}
-    made = NewPrompts(
+    made = ActionPrompts(
         text_model=cache.text_model,
         verbs=tuple(verb for verb, _ in verbs),
-        ings=tuple(ing for _, ing in verbs),
-        actions=np.array([numbers[verb, ing] for verb, ing, _ in wishes], dtype=np.int64),
-        objects=tuple(thing for _, _, thing in wishes),
+        verb_ings=tuple(ing for _, ing in verbs),
+        actions=np.array([numbers[verb, ing] for verb, ing, _ in added], dtype=np.int64),
+        objects=tuple(thing for _, _, thing in added),
         prompts=prompts,
         embeddings=embed_prompts(prompts, encode),
     )
-    write_prompts(config.out, made)
-    held = cache.teacher
-    names = [*known.names, *((verb, thing) for verb, _, thing in wishes)]
+    write_prompts_file(config.out, made)
+    held = cache.prompt_embeddings
+    names = [*known.interaction_names, *((verb, thing) for verb, _, thing in added)]
     embeddings = np.concatenate([held.embeddings, made.embeddings])
-    text = TeacherText((*held.prompts, *prompts), embeddings, held.logit_scale)
-    if line := alike_line(names, text):
-        say(line)
+    text = PromptEmbeddings((*held.prompts, *prompts), embeddings, held.logit_scale)
+    if line := indistinguishable_actions(names, text):
+        log(line)
     for number, verb in enumerate(made.verbs):
         own = np.flatnonzero(made.actions == number)
         things = ", ".join(made.objects[row] for row in own)
-        say(f'{verb}: {things}; "{prompts[own[0]][0]}"')
+        log(f'{verb}: {things}; "{prompts[own[0]][0]}"')
     return made
 
 
-def parse_added(text: str, known: Vocabulary) -> list[Wish]:
+def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
     """The interactions that an `--add` asks for.
 
     Without objects the action goes with all that some action of the vocabulary goes with. An
@@ -118,20 +122,20 @@ def parse_added(text: str, known: Vocabulary) -> list[Wish]:
     Raises:
         InputError: another form, an object that is not in the vocabulary, or nothing new.
     """
-    parts = ADDED.fullmatch(text)
+    parts = ACTION_PATTERN.fullmatch(text)
     if parts is None or not parts["ing"].strip():
         raise InputError(f"--add: expected [NAME=]PHRASE[:OBJECT,OBJECT...], found {text!r}")
     ing = " ".join(parts["ing"].split())
-    verb = _known_verb(known, ing) or ing.replace(" ", "_")
+    verb = _find_verb(known, ing) or ing.replace(" ", "_")
     if parts["name"] is not None:
         verb = "_".join(parts["name"].split())
     things = known.valid.any(axis=0)
     if parts["objects"] is not None:
         things = np.zeros(known.num_objects, dtype=bool)
-        things[[_object(known, name) for name in parts["objects"].split(",")]] = True
+        things[[_object_index(known, name) for name in parts["objects"].split(",")]] = True
     if verb in known.verbs:
         number = known.verbs.index(verb)
-        if _plain(known.verb_ings[number]) != _plain(ing):
+        if _normalise_name(known.verb_ings[number]) != _normalise_name(ing):
             form = known.verb_ings[number]
             raise InputError(f"--add: {verb}: expected {form!r}, its form so far, found {ing!r}")
         things = things & ~known.valid[number]
@@ -140,77 +144,86 @@ def parse_added(text: str, known: Vocabulary) -> list[Wish]:
     return [(verb, ing, known.objects[label]) for label in np.flatnonzero(things)]
 
 
-def _further(
-    wanted: Vocabulary, known: Vocabulary, file: str, say: Callable[[str], None]
-) -> list[Wish]:
+def _missing_interactions(
+    wanted: Vocabulary, known: Vocabulary, file: str, log: Callable[[str], None]
+) -> list[NewInteraction]:
     """The interactions of a vocabulary that another one lacks, as far as it has their objects."""
-    have = {(_plain(known.verbs[verb]), known.objects[label]) for verb, label in known.interactions}
+    have = {
+        (_normalise_name(known.verbs[verb]), known.objects[label])
+        for verb, label in known.interactions
+    }
     named = [
         (wanted.verbs[verb], wanted.verb_ings[verb], wanted.objects[label])
         for verb, label in wanted.interactions
     ]
-    new = [wish for wish in named if (_plain(wish[0]), wish[2]) not in have]
-    fitting = [wish for wish in new if wish[2] in known.objects]
+    new = [
+        interaction
+        for interaction in named
+        if (_normalise_name(interaction[0]), interaction[2]) not in have
+    ]
+    fitting = [interaction for interaction in new if interaction[2] in known.objects]
     if len(fitting) < len(new):
-        lost = dict.fromkeys(wish[2] for wish in new if wish[2] not in known.objects)
-        say(
+        lost = dict.fromkeys(
+            interaction[2] for interaction in new if interaction[2] not in known.objects
+        )
+        log(
             f"{file}: {len(new) - len(fitting)} interactions left out, with objects that the cache"
             f" does not know: {', '.join(list(lost)[:5])}"
         )
     return fitting
 
 
-def _templates(cache: TeacherCache, config: PromptsConfig) -> Sequence[str]:
-    held = held_settings(cache.path, cache.manifest).get("templates") or [TEMPLATE]
+def _resolve_templates(cache: TeacherCache, config: AddPromptsConfig) -> Sequence[str]:
+    held = read_settings(cache.path, cache.manifest).get("templates") or [DEFAULT_TEMPLATE]
     templates = config.templates or tuple(held)
-    if interaction_prompts(cache.vocabulary, templates) != cache.teacher.prompts:
+    if interaction_prompts(cache.vocabulary, templates) != cache.prompt_embeddings.prompts:
         raise InputError(
             f"--template: expected the sentences that {cache.path} was asked with"
-            f" ({cache.teacher.prompts[0][0]!r}), found {templates[0]!r}"
+            f" ({cache.prompt_embeddings.prompts[0][0]!r}), found {templates[0]!r}"
         )
     return templates
 
 
-def _check_forms(verbs: dict[tuple[str, str], None]) -> None:
+def _check_verb_forms(verbs: dict[tuple[str, str], None]) -> None:
     for name in dict.fromkeys(verb for verb, _ in verbs):
         forms = [ing for verb, ing in verbs if verb == name]
         if len(forms) > 1:
             raise InputError(f"{name}: expected one form in sentences, found {' and '.join(forms)}")
 
 
-def _known_verb(known: Vocabulary, ing: str) -> str | None:
-    forms = [_plain(form) for form in known.verb_ings]
-    return known.verbs[forms.index(_plain(ing))] if _plain(ing) in forms else None
+def _find_verb(known: Vocabulary, ing: str) -> str | None:
+    forms = [_normalise_name(form) for form in known.verb_ings]
+    return known.verbs[forms.index(_normalise_name(ing))] if _normalise_name(ing) in forms else None
 
 
-def _object(known: Vocabulary, name: str) -> int:
-    names = [_plain(one) for one in known.objects]
-    if _plain(name) not in names:
+def _object_index(known: Vocabulary, name: str) -> int:
+    names = [_normalise_name(one) for one in known.objects]
+    if _normalise_name(name) not in names:
         some = ", ".join(known.objects[:20]) + (", ..." if known.num_objects > 20 else "")
         raise InputError(f"--add: expected objects of the cache ({some}), found {name.strip()!r}")
-    return names.index(_plain(name))
+    return names.index(_normalise_name(name))
 
 
-def _plain(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-Encoder = Callable[[Sequence[str]], np.ndarray]
+TextEncoder = Callable[[Sequence[str]], np.ndarray]
 
 
-def clip_names(
+def resolve_clip(
     cache: TeacherCache, model: str | None, weights: str | None
 ) -> tuple[str | None, str | None]:
     """Model and weights as told, or as they were named when the cache was made."""
     if model is not None:
         return model, weights
-    settings: dict[str, Any] = held_settings(cache.path, cache.manifest)
+    settings: dict[str, Any] = read_settings(cache.path, cache.manifest)
     return settings.get("clip_model"), settings.get("clip_weights")
 
 
-def text_encoder(
+def load_text_encoder(
     cache: TeacherCache, model: str | None, weights: str | None, device: str
-) -> Encoder:
+) -> TextEncoder:
     """Opens the cache's own CLIP and gives what turns N sentences into (N, D) embeddings.
 
     Args:
@@ -227,7 +240,7 @@ def text_encoder(
     where = configure_device(resolve_device(device), "float32")
     clip = ClipTeacher(ClipConfig(model, weights), where)
     held = {"clip.weights": cache.manifest["parts"].get("clip.weights")}
-    changes = differing_parts(held, {"clip.weights": clip.weights_digest})
+    changes = describe_changes(held, {"clip.weights": clip.weights_digest})
     if changes:
         raise InputError(f"--clip-model: expected the cache's own CLIP, found another ({changes})")
     return clip.encode_texts

@@ -14,37 +14,37 @@ from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_parts, replacing
+from pipeline.utils.files import atomic_write, describe_changes
 from pipeline.utils.progress import Progress, track
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import annotated_pairs
-from teacher_cache.reader.cache import TeacherText, answers_at, open_cache, read_teacher
+from teacher_cache.reader.cache import PromptEmbeddings, open_cache, read_outputs, read_teacher_file
 from teacher_cache.reader.format import (
     ANNOTATED,
     MANIFEST,
     PLAN,
     SHARDS,
     TEACHER,
-    ImageAnswers,
-    plain_vocabulary,
+    TeacherOutputs,
     shard_name,
+    vocabulary_to_dict,
 )
-from teacher_cache.reader.manifest import held_vocabulary
+from teacher_cache.reader.manifest import stored_vocabulary
 from teacher_cache.reader.shard import ShardLayout, map_shard, read_layout
-from teacher_cache.writer.lock import hold
-from teacher_cache.writer.manifest import finish, planned_shards
+from teacher_cache.writer.lock import lock_folder
+from teacher_cache.writer.manifest import planned_shards, write_manifest
 from teacher_cache.writer.plan import (
-    MERGED_FROM,
-    Plan,
+    MERGED_FROM_KEY,
+    BuildPlan,
     check_folder,
     claim_folder,
-    held_settings,
     read_plan,
+    read_settings,
 )
-from teacher_cache.writer.shard import is_finished_shard, write_shard, write_teacher
+from teacher_cache.writer.shard import is_finished_shard, write_shard, write_teacher_file
 
 # What caches of pieces of one dataset may differ in; the whole dataset says what they become.
-OF_THE_PIECE = ("annotations", "part")
+DATASET_PARTS = ("annotations", "part")
 
 
 @dataclass(frozen=True)
@@ -65,77 +65,83 @@ class MergeConfig:
     part: str | None = None
 
 
-def merge(config: MergeConfig, say: Callable[[str], None] = print) -> None:
+def merge_caches(config: MergeConfig, log: Callable[[str], None] = print) -> None:
     """Joins caches.
 
     Raises:
         InputError: bad input, caches that differ in more than their images, images that no cache
-            holds, or for which two caches hold different answers.
+            holds, or for which two caches hold different outputs.
     """
-    holdings = [open_holding(folder) for folder in config.caches]
-    first = holdings[0]
-    _same_parts(holdings, () if config.dataset is None else OF_THE_PIECE)
-    whole = None if config.dataset is None else _whole(config.dataset, config.part, holdings)
-    _same_layout(holdings, whole is not None)
+    inventories = [read_inventory(folder) for folder in config.caches]
+    first = inventories[0]
+    _check_same_parts(inventories, () if config.dataset is None else DATASET_PARTS)
+    whole = (
+        None
+        if config.dataset is None
+        else _load_annotations(config.dataset, config.part, inventories)
+    )
+    _check_same_layout(inventories, whole is not None)
     size = first.plan["layout"].get("images_per_shard") or max(first.num_images, 1)
     if whole is None:
-        shards = shards_of_one_plan(holdings, size)
+        shards = split_by_plan(inventories, size)
     else:
-        shards = shards_of_dataset(holdings, whole, size)
-    sources = find_sources(holdings)
-    contents = fill_shards(shards, sources, holdings)
-    check_overlap(sources)
+        shards = split_by_dataset(inventories, whole, size)
+    sources = find_image_sources(inventories)
+    contents = assign_sources(shards, sources, inventories)
+    check_duplicates(sources)
     if whole is not None:
-        check_annotated(sources, whole)
-    plan = _plan(config, holdings, whole, sum(map(len, shards)))
+        check_annotated_pairs(sources, whole)
+    plan = _make_plan(config, inventories, whole, sum(map(len, shards)))
     if check_folder(config.out, plan):
-        say(f"{config.out}: was finished before; nothing to do")
+        log(f"{config.out}: was finished before; nothing to do")
         return
-    if not plan.layout["embeddings"] and any(_embeddings(holding) for holding in holdings):
-        say(f"{config.out}: without region embeddings, which some of the caches lack")
-    with hold(config.out, say=say) as held:
+    if not plan.layout["embeddings"] and any(
+        _has_embeddings(inventory) for inventory in inventories
+    ):
+        log(f"{config.out}: without region embeddings, which some of the caches lack")
+    with lock_folder(config.out, log=log) as held:
         claim_folder(config.out, plan)
-        held.remove_leftovers()
-        write_teacher(config.out / TEACHER, plan.fingerprint, first.text)
+        held.remove_temporary_files()
+        write_teacher_file(config.out / TEACHER, plan.fingerprint, first.prompt_embeddings)
         with Progress(plan.num_images, "Joining", "images") as progress:
             for number, content in enumerate(contents):
                 path = config.out / SHARDS / shard_name(number)
                 if not is_finished_shard(path, plan.fingerprint):
-                    _write(path, content, plan, first.vocabulary.num_verbs)
-                progress.advance(len(content.images) + len(content.failed))
-        completion = finish(config.out)
+                    _write_merged_shard(path, content, plan, first.vocabulary.num_verbs)
+                progress.update(len(content.images) + len(content.failed))
+        completion = write_manifest(config.out)
     assert completion.counts is not None
     counts = completion.counts
-    say(
+    log(
         f"{config.out}: {counts['images']} images, {counts['pairs']} pairs of"
-        f" {len(holdings)} caches in {counts['shards']} shards"
+        f" {len(inventories)} caches in {counts['shards']} shards"
     )
 
 
-def _same_parts(holdings: Sequence[Holding], free: Sequence[str]) -> None:
-    """Refuses caches whose answers were made in different ways.
+def _check_same_parts(inventories: Sequence[CacheInventory], ignored: Sequence[str]) -> None:
+    """Refuses caches whose outputs were made in different ways.
 
     Raises:
         InputError: names the part of the fingerprint that differs.
     """
-    first, *others = holdings
+    first, *others = inventories
     for other in others:
         parts = [
-            {name: value for name, value in holding.plan["parts"].items() if name not in free}
-            for holding in (first, other)
+            {name: value for name, value in inventory.plan["parts"].items() if name not in ignored}
+            for inventory in (first, other)
         ]
-        changes = differing_parts(*parts)
+        changes = describe_changes(*parts)
         if changes:
             differ = {name for name in parts[0] if parts[0][name] != parts[1].get(name)}
-            hint = "; --data joins pieces of one dataset" if differ <= {*OF_THE_PIECE} else ""
+            hint = "; --data joins pieces of one dataset" if differ <= {*DATASET_PARTS} else ""
             raise InputError(
                 f"{other.folder}: expected the fingerprint of {first.folder}, found another"
                 f" ({changes}){hint}"
             )
 
 
-def _same_layout(holdings: Sequence[Holding], any_size: bool) -> None:
-    first, *others = holdings
+def _check_same_layout(inventories: Sequence[CacheInventory], any_size: bool) -> None:
+    first, *others = inventories
     for other in others:
         sizes = [each.plan["layout"].get("images_per_shard") for each in (first, other)]
         if sizes[0] != sizes[1] and not any_size:
@@ -145,19 +151,21 @@ def _same_layout(holdings: Sequence[Holding], any_size: bool) -> None:
             )
 
 
-def _whole(folder: Path, part: str | None, holdings: Sequence[Holding]) -> AnnotationFile:
+def _load_annotations(
+    folder: Path, part: str | None, inventories: Sequence[CacheInventory]
+) -> AnnotationFile:
     """The dataset that the caches together stand for.
 
     Raises:
         InputError: bad dataset, of another vocabulary, or nobody says which part.
     """
     dataset = open_dataset(folder)
-    first = holdings[0]
+    first = inventories[0]
     wanted = {"vocabulary": dataset.vocabulary.digest()}
-    changes = differing_parts({"vocabulary": first.plan["parts"].get("vocabulary")}, wanted)
+    changes = describe_changes({"vocabulary": first.plan["parts"].get("vocabulary")}, wanted)
     if changes:
         raise InputError(f"{first.folder}: the cache does not fit this dataset: {changes}")
-    parts = {str(holding.plan["parts"].get("part")) for holding in holdings}
+    parts = {str(inventory.plan["parts"].get("part")) for inventory in inventories}
     if part is None and len(parts) > 1:
         raise InputError(
             f"--part: expected the dataset's part that caches of {' and '.join(sorted(parts))}"
@@ -166,94 +174,94 @@ def _whole(folder: Path, part: str | None, holdings: Sequence[Holding]) -> Annot
     return dataset.load(part or parts.pop())
 
 
-def _plan(
+def _make_plan(
     config: MergeConfig,
-    holdings: Sequence[Holding],
+    inventories: Sequence[CacheInventory],
     whole: AnnotationFile | None,
     num_images: int,
-) -> Plan:
-    first = holdings[0]
+) -> BuildPlan:
+    first = inventories[0]
     parts, settings = dict(first.plan["parts"]), dict(first.settings)
     if whole is not None:
         parts |= {"annotations": whole.digest, "part": whole.part}
         settings |= {"dataset": str(Path(config.dataset or "").absolute()), "part": whole.part}
-    layout = {**first.plan["layout"], "embeddings": all(map(_embeddings, holdings))}
+    layout = {**first.plan["layout"], "embeddings": all(map(_has_embeddings, inventories))}
     sources = [str(folder.absolute()) for folder in config.caches]
-    return Plan(
+    return BuildPlan(
         parts=parts,
         layout=layout,
         num_images=num_images,
-        settings={**settings, MERGED_FROM: sources},
-        vocabulary=plain_vocabulary(first.vocabulary),
+        settings={**settings, MERGED_FROM_KEY: sources},
+        vocabulary=vocabulary_to_dict(first.vocabulary),
     )
 
 
-def _embeddings(holding: Holding) -> bool:
-    return bool(holding.plan["layout"].get("embeddings", True))
+def _has_embeddings(inventory: CacheInventory) -> bool:
+    return bool(inventory.plan["layout"].get("embeddings", True))
 
 
-def _write(path: Path, content: Content, plan: Plan, num_verbs: int) -> None:
-    whole = _whole_shard(content, plan)
+def _write_merged_shard(path: Path, content: ShardContent, plan: BuildPlan, num_verbs: int) -> None:
+    whole = _find_equal_shard(content, plan)
     if whole is not None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             shutil.copyfile(whole, temporary)
         return
-    answers = [source.answers for source in content.images.values()]
+    outputs = [source.outputs for source in content.images.values()]
     if not plan.layout["embeddings"]:
-        answers = [replace(each, embeddings=None) for each in answers]
-    write_shard(path, plan.fingerprint, list(content.images), answers, content.failed, num_verbs)
+        outputs = [replace(each, embeddings=None) for each in outputs]
+    write_shard(path, plan.fingerprint, list(content.images), outputs, content.failed, num_verbs)
 
 
-def _whole_shard(content: Content, plan: Plan) -> Path | None:
+def _find_equal_shard(content: ShardContent, plan: BuildPlan) -> Path | None:
     """The file of one cache that is the shard already, where there is one."""
     for source in list(content.images.values())[:1]:
-        holding, number = source.holding, source.place.shard
-        layout = holding.layouts[number]
+        inventory, number = source.inventory, source.location.shard
+        layout = inventory.layouts[number]
         if (
-            holding.plan["fingerprint"] == plan.fingerprint
+            inventory.plan["fingerprint"] == plan.fingerprint
             and layout.images == tuple(content.images)
             and layout.failed == content.failed
-            and _embeddings(holding) == plan.layout["embeddings"]
+            and _has_embeddings(inventory) == plan.layout["embeddings"]
         ):
-            return holding.shard_path(number)
+            return inventory.shard_path(number)
     return None
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """Where an image's answers come from."""
+class ImageSource:
+    """Where an image's outputs come from."""
 
-    holding: Holding
-    place: Place
+    inventory: CacheInventory
+    location: ImageLocation
 
     @property
-    def answers(self) -> ImageAnswers:
-        return self.holding.answers(self.place)
+    def outputs(self) -> TeacherOutputs:
+        return self.inventory.outputs(self.location)
 
 
 @dataclass(frozen=True, eq=False)
-class Content:
+class ShardContent:
     """A shard to be.
 
     Attributes:
-        images: where the answers come from, by image id.
+        images: where the outputs come from, by image id.
         failed: reasons by id of images that could not be read.
     """
 
-    images: dict[str, Source]
+    images: dict[str, ImageSource]
     failed: dict[str, str]
 
 
-def find_sources(holdings: Sequence[Holding]) -> dict[str, list[Source]]:
-    """Every cache's answers by image id."""
-    sources: dict[str, list[Source]] = {}
-    for holding in holdings:
-        for image, place in holding.places().items():
-            sources.setdefault(image, []).append(Source(holding, place))
+def find_image_sources(inventories: Sequence[CacheInventory]) -> dict[str, list[ImageSource]]:
+    """Every cache's outputs by image id."""
+    sources: dict[str, list[ImageSource]] = {}
+    for inventory in inventories:
+        for image, location in inventory.locations().items():
+            sources.setdefault(image, []).append(ImageSource(inventory, location))
     return sources
 
 
-def shards_of_one_plan(holdings: Sequence[Holding], size: int) -> list[list[str]]:
+def split_by_plan(inventories: Sequence[CacheInventory], size: int) -> list[list[str]]:
     """Image ids of every shard, where all caches follow one plan: shards of one number hold the
     same images, as far as they are there.
 
@@ -263,25 +271,25 @@ def shards_of_one_plan(holdings: Sequence[Holding], size: int) -> list[list[str]
     Raises:
         InputError: a shard, or some of its images, is in none of the caches.
     """
-    num_images = holdings[0].num_images
+    num_images = inventories[0].num_images
     shards = []
     for number, first in enumerate(range(0, num_images, size)):
-        layouts = [each.layouts[number] for each in holdings if number in each.layouts]
+        layouts = [each.layouts[number] for each in inventories if number in each.layouts]
         images = dict.fromkeys(
             image for layout in layouts for image in (*layout.images, *layout.failed)
         )
         wanted = min(size, num_images - first)
         if len(images) != wanted:
             raise InputError(
-                f"{', '.join(str(each.folder) for each in holdings)}: expected {wanted} images of"
-                f" shard {shard_name(number)}, found {len(images)}"
+                f"{', '.join(str(each.folder) for each in inventories)}: expected {wanted} images"
+                f" of shard {shard_name(number)}, found {len(images)}"
             )
         shards.append(list(images))
     return shards
 
 
-def shards_of_dataset(
-    holdings: Sequence[Holding], whole: AnnotationFile, size: int
+def split_by_dataset(
+    inventories: Sequence[CacheInventory], whole: AnnotationFile, size: int
 ) -> list[list[str]]:
     """Image ids of every shard, in the order of the whole dataset.
 
@@ -290,21 +298,21 @@ def shards_of_dataset(
     """
     ids = [annotation.image_id for annotation in whole.annotations]
     known = set(ids)
-    for holding in holdings:
-        for layout in holding.layouts.values():
+    for inventory in inventories:
+        for layout in inventory.layouts.values():
             for image in (*layout.images, *layout.failed):
                 if image not in known:
                     raise InputError(
-                        f"{holding.folder}: expected images of {whole.path}, found {image}"
+                        f"{inventory.folder}: expected images of {whole.path}, found {image}"
                     )
     return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
-def fill_shards(
+def assign_sources(
     shards: Sequence[Sequence[str]],
-    sources: Mapping[str, Sequence[Source]],
-    holdings: Sequence[Holding],
-) -> list[Content]:
+    sources: Mapping[str, Sequence[ImageSource]],
+    inventories: Sequence[CacheInventory],
+) -> list[ShardContent]:
     """Where everything comes from; an image that one cache could read has not failed.
 
     Raises:
@@ -312,18 +320,18 @@ def fill_shards(
     """
     reasons = {
         image: reason
-        for holding in reversed(holdings)
-        for layout in holding.layouts.values()
+        for inventory in reversed(inventories)
+        for layout in inventory.layouts.values()
         for image, reason in layout.failed.items()
     }
     known = sources.keys() | reasons.keys()
     lost = [image for shard in shards for image in shard if image not in known]
     if lost:
-        folders = ", ".join(str(holding.folder) for holding in holdings)
+        folders = ", ".join(str(inventory.folder) for inventory in inventories)
         total = sum(map(len, shards))
         raise InputError(f"{folders}: {len(lost)} of {total} images are in none, first {lost[0]}")
     return [
-        Content(
+        ShardContent(
             {image: sources[image][0] for image in shard if image in sources},
             {image: reasons[image] for image in shard if image not in sources},
         )
@@ -331,8 +339,8 @@ def fill_shards(
     ]
 
 
-def check_overlap(sources: Mapping[str, Sequence[Source]]) -> None:
-    """Compares the answers of images that several caches hold.
+def check_duplicates(sources: Mapping[str, Sequence[ImageSource]]) -> None:
+    """Compares the outputs of images that several caches hold.
 
     Raises:
         InputError: they differ.
@@ -341,16 +349,18 @@ def check_overlap(sources: Mapping[str, Sequence[Source]]) -> None:
     for image, (first, *others) in track(
         shared.items(), len(shared), "Comparing", "images", brief=True
     ):
-        answers = first.answers
+        outputs = first.outputs
         for other in others:
-            if not same_answers(answers, other.answers):
+            if not outputs_equal(outputs, other.outputs):
                 raise InputError(
-                    f"{other.holding.folder}: {image}: expected the answers of"
-                    f" {first.holding.folder}, found different ones"
+                    f"{other.inventory.folder}: {image}: expected the outputs of"
+                    f" {first.inventory.folder}, found different ones"
                 )
 
 
-def check_annotated(sources: Mapping[str, Sequence[Source]], whole: AnnotationFile) -> None:
+def check_annotated_pairs(
+    sources: Mapping[str, Sequence[ImageSource]], whole: AnnotationFile
+) -> None:
     """Makes sure that the caches' annotated pairs are those of the whole dataset.
 
     Raises:
@@ -359,21 +369,21 @@ def check_annotated(sources: Mapping[str, Sequence[Source]], whole: AnnotationFi
     annotations = whole.annotations
     for annotation in track(annotations, len(annotations), "Comparing", "annotations", brief=True):
         for source in sources.get(annotation.image_id, ())[:1]:
-            pairs = source.answers.pairs
+            pairs = source.outputs.pairs
             wanted = annotated_pairs(annotation)
             own = pairs.sources == ANNOTATED
             held = Pairs(**{each.name: getattr(pairs, each.name)[own] for each in fields(Pairs)})
-            if not _equal(held, wanted):
+            if not _pairs_equal(held, wanted):
                 raise InputError(
-                    f"{source.holding.folder}: {annotation.image_id}: expected the annotated pairs"
-                    f" of {whole.path}, found others"
+                    f"{source.inventory.folder}: {annotation.image_id}: expected the annotated"
+                    f" pairs of {whole.path}, found others"
                 )
 
 
-def same_answers(first: ImageAnswers, second: ImageAnswers) -> bool:
+def outputs_equal(first: TeacherOutputs, second: TeacherOutputs) -> bool:
     """Whether two caches say the same; embeddings count where both hold them."""
-    arrays = ("probabilities", "regions", "region_boxes")
-    if not _equal(first.pairs, second.pairs):
+    arrays = [each.name for each in fields(first) if each.name not in ("pairs", "embeddings")]
+    if not _pairs_equal(first.pairs, second.pairs):
         return False
     if not all(np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays):
         return False
@@ -382,7 +392,7 @@ def same_answers(first: ImageAnswers, second: ImageAnswers) -> bool:
     return np.array_equal(first.embeddings, second.embeddings)
 
 
-def _equal(first: Pairs, second: Pairs) -> bool:
+def _pairs_equal(first: Pairs, second: Pairs) -> bool:
     return all(
         np.array_equal(getattr(first, each.name), getattr(second, each.name))
         for each in fields(Pairs)
@@ -390,15 +400,15 @@ def _equal(first: Pairs, second: Pairs) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an image's answers lie: the number of the shard and the row within it."""
+class ImageLocation:
+    """Where an image's outputs lie: the number of the shard and the row within it."""
 
     shard: int
     row: int
 
 
 @dataclass(frozen=True, eq=False)
-class Holding:
+class CacheInventory:
     """The finished shards of a folder.
 
     Attributes:
@@ -417,21 +427,21 @@ class Holding:
     _mapped: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
-    def text(self) -> TeacherText:
-        return read_teacher(self.folder / TEACHER, self.plan["fingerprint"])
+    def prompt_embeddings(self) -> PromptEmbeddings:
+        return read_teacher_file(self.folder / TEACHER, self.plan["fingerprint"])
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return held_vocabulary(self.file, self.plan)
+        return stored_vocabulary(self.file, self.plan)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return held_settings(self.folder, self.plan)
+        return read_settings(self.folder, self.plan)
 
-    def places(self) -> dict[str, Place]:
-        """Where every image's answers lie, by id."""
+    def locations(self) -> dict[str, ImageLocation]:
+        """Where every image's outputs lie, by id."""
         return {
-            image: Place(number, row)
+            image: ImageLocation(number, row)
             for number, layout in self.layouts.items()
             for row, image in enumerate(layout.images)
         }
@@ -439,23 +449,23 @@ class Holding:
     def shard_path(self, number: int) -> Path:
         return self.folder / SHARDS / shard_name(number)
 
-    def answers(self, place: Place) -> ImageAnswers:
-        """The answers at a place; quick for one shard after the other."""
-        if place.shard not in self._mapped:
+    def outputs(self, location: ImageLocation) -> TeacherOutputs:
+        """The outputs at a location; quick for one shard after the other."""
+        if location.shard not in self._mapped:
             self._mapped.clear()
-            path = self.shard_path(place.shard)
-            self._mapped[place.shard] = map_shard(path, self.layouts[place.shard])
-        return answers_at(self._mapped[place.shard], place.row)
+            path = self.shard_path(location.shard)
+            self._mapped[location.shard] = map_shard(path, self.layouts[location.shard])
+        return read_outputs(self._mapped[location.shard], location.row)
 
 
-def open_holding(folder: Path) -> Holding:
+def read_inventory(folder: Path) -> CacheInventory:
     """Looks what a folder holds.
 
     Raises:
         InputError: no cache, or one whose manifest and shards do not fit each other.
     """
     if not (folder / MANIFEST).is_file() and (folder / PLAN).is_file():
-        return _unfinished(folder)
+        return _read_unfinished(folder)
     cache = open_cache(folder)
     layouts = {number: cache.layout(number) for number in range(cache.num_shards)}
     for number, entry in enumerate(cache.manifest["shards"]):
@@ -465,14 +475,14 @@ def open_holding(folder: Path) -> Holding:
                 f" found {entry['name']}"
             )
     num_images = len(cache) + len(cache.failed)
-    return Holding(folder, folder / MANIFEST, cache.manifest, num_images, layouts)
+    return CacheInventory(folder, folder / MANIFEST, cache.manifest, num_images, layouts)
 
 
-def _unfinished(folder: Path) -> Holding:
+def _read_unfinished(folder: Path) -> CacheInventory:
     plan = read_plan(folder)
     layouts = {}
     for number, name in enumerate(planned_shards(folder)):
         path = folder / SHARDS / name
         if path.is_file():
             layouts[number] = read_layout(path, plan["fingerprint"])
-    return Holding(folder, folder / PLAN, plan, plan["images"], layouts)
+    return CacheInventory(folder, folder / PLAN, plan, plan["images"], layouts)

@@ -12,21 +12,32 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.progress import Progress
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from teacher_cache.maintenance.add_prompts import Encoder, clip_names, text_encoder
-from teacher_cache.reader.cache import TeacherCache, TeacherText, open_cache
+from teacher_cache.maintenance.add_prompts import TextEncoder, load_text_encoder, resolve_clip
+from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
 from teacher_cache.reader.format import (
     REGION_EMBEDDING,
     SHARDS,
     TEACHER,
-    plain_vocabulary,
     shard_name,
+    vocabulary_to_dict,
 )
 from teacher_cache.reader.soft_targets import action_probabilities
-from teacher_cache.teachers.prompts import Prompts, alike_line, embed_prompts, interaction_prompts
-from teacher_cache.writer.lock import hold
-from teacher_cache.writer.manifest import finish
-from teacher_cache.writer.plan import Plan, check_folder, claim_folder, held_settings, to_settings
-from teacher_cache.writer.shard import is_finished_shard, write_arrays, write_teacher
+from teacher_cache.teachers.prompts import (
+    Prompts,
+    embed_prompts,
+    indistinguishable_actions,
+    interaction_prompts,
+)
+from teacher_cache.writer.lock import lock_folder
+from teacher_cache.writer.manifest import write_manifest
+from teacher_cache.writer.plan import (
+    BuildPlan,
+    check_folder,
+    claim_folder,
+    read_settings,
+    to_settings,
+)
+from teacher_cache.writer.shard import is_finished_shard, write_shard_arrays, write_teacher_file
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,8 @@ class RescoreConfig:
     device: str = "auto"
 
 
-def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
-    """Writes a cache of the same pairs and regions with new answers.
+def rescore_cache(config: RescoreConfig, log: Callable[[str], None] = print) -> None:
+    """Writes a cache of the same pairs and regions with new outputs.
 
     Raises:
         InputError: bad input, a cache without embeddings, or another CLIP than the cache's.
@@ -71,53 +82,53 @@ def rescore(config: RescoreConfig, say: Callable[[str], None] = print) -> None:
             f"{cache.path}: expected region embeddings, found none (it was built with"
             " --no-embeddings); only a new build can ask anew"
         )
-    config = _resolved(config, cache)
+    config = _resolve_config(config, cache)
     vocabulary = cache.vocabulary
-    prompts = cache.teacher.prompts
+    prompts = cache.prompt_embeddings.prompts
     labels = np.arange(vocabulary.num_objects)
     if config.vocabulary is not None:
         vocabulary = load_vocabulary(config.vocabulary)
-        labels = object_numbers(cache.vocabulary, vocabulary, config.vocabulary)
+        labels = map_object_labels(cache.vocabulary, vocabulary, config.vocabulary)
     if reworded:
         prompts = interaction_prompts(vocabulary, config.templates)
-    text = _text(cache, prompts, config)
+    text = _encode_prompts(cache, prompts, config)
     parts = {
         **cache.manifest["parts"],
         "vocabulary": vocabulary.digest(),
         "prompts": sha256_of_json(prompts),
-        # Half precision embeddings give answers that a fresh build's equal to about 1e-2.
+        # Half precision embeddings give outputs that a fresh build's equal to about 1e-2.
         "rescored_from": cache.fingerprint,
     }
     if config.temperature is not None:
         parts["logit_scale"] = text.logit_scale
-    plan = Plan(
+    plan = BuildPlan(
         parts=parts,
         layout=cache.manifest.get("layout", {}),
         num_images=len(cache) + len(cache.failed),
         settings=to_settings("rescore", config),
-        vocabulary=plain_vocabulary(vocabulary),
+        vocabulary=vocabulary_to_dict(vocabulary),
     )
     if check_folder(config.out, plan):
-        say(f"{config.out}: was finished before; nothing to do")
+        log(f"{config.out}: was finished before; nothing to do")
         return
-    if line := alike_line(vocabulary.names, text):
-        say(line)
-    with hold(config.out, say=say) as held:
+    if line := indistinguishable_actions(vocabulary.interaction_names, text):
+        log(line)
+    with lock_folder(config.out, log=log) as held:
         claim_folder(config.out, plan)
-        held.remove_leftovers()
-        write_teacher(config.out / TEACHER, plan.fingerprint, text)
+        held.remove_temporary_files()
+        write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
         with Progress(len(cache), "Asking anew", "images") as progress:
             for shard in range(cache.num_shards):
                 path = config.out / SHARDS / shard_name(shard)
                 if not is_finished_shard(path, plan.fingerprint):
                     _rescore_shard(cache, shard, path, plan.fingerprint, text, vocabulary, labels)
-                progress.advance(len(cache.layout(shard).images))
-        completion = finish(config.out)
+                progress.update(len(cache.layout(shard).images))
+        completion = write_manifest(config.out)
     assert completion.counts is not None
-    say(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
+    log(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
 
 
-def object_numbers(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:
+def map_object_labels(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:
     """(O,) the new number of every object of the old vocabulary, by name.
 
     Raises:
@@ -131,27 +142,29 @@ def object_numbers(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:
     return np.array([new.objects.index(name) for name in old.objects], dtype=np.int64)
 
 
-def _resolved(config: RescoreConfig, cache: TeacherCache) -> RescoreConfig:
+def _resolve_config(config: RescoreConfig, cache: TeacherCache) -> RescoreConfig:
     """What is not told is as it was when the cache was made."""
-    model, weights = clip_names(cache, config.clip_model, config.clip_weights)
+    model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
     config = replace(config, clip_model=model, clip_weights=weights)
-    settings = held_settings(config.cache, cache.manifest)
+    settings = read_settings(config.cache, cache.manifest)
     return replace(config, templates=config.templates or tuple(settings.get("templates", ())))
 
 
-def _text(cache: TeacherCache, prompts: Prompts, config: RescoreConfig) -> TeacherText:
+def _encode_prompts(
+    cache: TeacherCache, prompts: Prompts, config: RescoreConfig
+) -> PromptEmbeddings:
     """Embeds the sentences that the cache does not hold yet."""
-    held = cache.teacher
+    held = cache.prompt_embeddings
     known = dict(zip(held.prompts, held.embeddings, strict=True))
     fresh = [group for group in dict.fromkeys(prompts) if group not in known]
     if fresh:
-        known |= zip(fresh, embed_prompts(fresh, _encoder(cache, config)), strict=True)
+        known |= zip(fresh, embed_prompts(fresh, _load_encoder(cache, config)), strict=True)
     scale = held.logit_scale if config.temperature is None else 1 / config.temperature
-    return TeacherText(prompts, np.stack([known[group] for group in prompts]), scale)
+    return PromptEmbeddings(prompts, np.stack([known[group] for group in prompts]), scale)
 
 
-def _encoder(cache: TeacherCache, config: RescoreConfig) -> Encoder:
-    return text_encoder(cache, config.clip_model, config.clip_weights, config.device)
+def _load_encoder(cache: TeacherCache, config: RescoreConfig) -> TextEncoder:
+    return load_text_encoder(cache, config.clip_model, config.clip_weights, config.device)
 
 
 def _rescore_shard(
@@ -159,7 +172,7 @@ def _rescore_shard(
     shard: int,
     path: Path,
     fingerprint: str,
-    text: TeacherText,
+    text: PromptEmbeddings,
     vocabulary: Vocabulary,
     object_labels: np.ndarray,
 ) -> None:
@@ -171,4 +184,4 @@ def _rescore_shard(
         logits = text.logit_scale * embeddings @ text.embeddings.T
         probabilities = action_probabilities(logits[arrays["pairs/region"]], labels, vocabulary)
     arrays["pairs/object_label"], arrays["pairs/action_probabilities"] = labels, probabilities
-    write_arrays(path, fingerprint, layout.images, layout.failed, arrays)
+    write_shard_arrays(path, fingerprint, layout.images, layout.failed, arrays)

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import replacing, sha256_of_file
+from pipeline.utils.files import atomic_write, sha256_of_file
 from pipeline.utils.progress import track
-from teacher_cache.reader.cache import open_cache, read_teacher
+from teacher_cache.reader.cache import open_cache, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
 from teacher_cache.reader.manifest import read_manifest
 from teacher_cache.reader.shard import read_layout
-from teacher_cache.writer.checksum import is_intact, write_sealed
-from teacher_cache.writer.lock import hold
-from teacher_cache.writer.manifest import finish, planned_shards
-from teacher_cache.writer.plan import COMMAND, PLAN_FIELDS, from_settings, read_plan
+from teacher_cache.writer.checksum import has_valid_checksum, write_checksummed_json
+from teacher_cache.writer.lock import lock_folder
+from teacher_cache.writer.manifest import planned_shards, write_manifest
+from teacher_cache.writer.plan import COMMAND_KEY, PLAN_FIELDS, from_settings, read_plan
 
 if TYPE_CHECKING:
     from teacher_cache.build import BuildConfig
@@ -46,7 +46,7 @@ class VerifyConfig:
     device: str | None = None
 
 
-def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
+def verify_cache(config: VerifyConfig, log: Callable[[str], None] = print) -> None:
     """Completes the manifest when only that is missing, reads everything, and repairs on demand.
 
     Raises:
@@ -55,18 +55,18 @@ def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
     folder = config.cache
     if config.repair and ((folder / MANIFEST).is_file() or (folder / PLAN).is_file()):
         # Refuses while somebody builds; the repair's own builder holds the folder itself.
-        with hold(folder, say=say):
-            undo_stopped_repair(folder)
+        with lock_folder(folder, log=log):
+            undo_interrupted_repair(folder)
     if not (folder / MANIFEST).is_file():
         if not (folder / PLAN).is_file():
             raise InputError(f"{folder}: expected a cache folder with {MANIFEST}, found none")
-        _complete(config, say)
-    found = examine(folder)
+        _complete_manifest(config, log)
+    found = check_files(folder)
     for problem in found.problems:
-        say(str(problem))
+        log(str(problem))
     if found.problems and config.repair:
-        repair(folder, found, config.dataset, config.device, say)
-        found = examine(folder)
+        repair_cache(folder, found, config.dataset, config.device, log)
+        found = check_files(folder)
     if found.problems:
         many = len(found.problems)
         raise InputError(
@@ -78,13 +78,13 @@ def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
         dataset = open_dataset(config.dataset)
         part = str(cache.manifest["parts"].get("part"))
         cache.check(dataset.vocabulary, dataset.load(part).digest, part)
-    say(
+    log(
         f"{folder}: {len(cache)} images in {cache.num_shards} shards,"
         f" {found.num_bytes / 1e6:.1f} MB as they were written"
     )
 
 
-def _complete(config: VerifyConfig, say: Callable[[str], None]) -> None:
+def _complete_manifest(config: VerifyConfig, log: Callable[[str], None]) -> None:
     """Writes the manifest that jobs on one folder left out.
 
     Raises:
@@ -92,29 +92,29 @@ def _complete(config: VerifyConfig, say: Callable[[str], None]) -> None:
     """
     folder = config.cache
     content = (folder / PLAN).read_bytes()
-    if b'"vocabulary"' in content and not is_intact(content):
+    if b'"vocabulary"' in content and not has_valid_checksum(content):
         raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not fit")
-    completion = finish(folder)
+    completion = write_manifest(folder)
     if completion.missing and config.repair:
-        remake(folder, config.dataset, config.device, say)
+        rebuild_missing_files(folder, config.dataset, config.device, log)
         return
     for name in completion.missing:
-        say(f"{SHARDS}/{name}: is missing")
+        log(f"{SHARDS}/{name}: is missing")
     if completion.missing:
         raise InputError(
             f"{folder}: the cache is unfinished: {SHARDS}/{completion.missing[0]} is missing"
             f" ({len(completion.missing)} shards); the same eoid-cache build command goes on with"
             " it, and so does verify --repair"
         )
-    say(f"{folder}: all shards are there; wrote {MANIFEST}")
+    log(f"{folder}: all shards are there; wrote {MANIFEST}")
 
 
 # Where a repair keeps what it replaces until it has succeeded.
-SET_ASIDE = ".repair"
-# Asked again; written again from what the folder holds; removed.
-Remedy = Literal["ask", "write", "remove"]
-SHARD_ENTRY = re.compile(rb'"name":\s*"(\d+\.h5)",\s*"sha256":\s*"([0-9a-f]{64})"')
-FILE_ENTRY = re.compile(rb'"(build\.json|teacher\.h5)":\s*"([0-9a-f]{64})"')
+BACKUP_FOLDER = ".repair"
+# Extracted again; written again from what the folder holds; removed.
+RepairAction = Literal["extract", "write", "remove"]
+SHARD_ENTRY_PATTERN = re.compile(rb'"name":\s*"(\d+\.h5)",\s*"sha256":\s*"([0-9a-f]{64})"')
+FILE_ENTRY_PATTERN = re.compile(rb'"(build\.json|teacher\.h5)":\s*"([0-9a-f]{64})"')
 HASHING_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -124,20 +124,20 @@ class Problem:
 
     Attributes:
         name: the file within the cache folder.
-        what: what is wrong, for people.
-        remedy: what a repair does about it.
+        description: what is wrong, for people.
+        action: what a repair does about it.
     """
 
     name: str
-    what: str
-    remedy: Remedy
+    description: str
+    action: RepairAction
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.what}"
+        return f"{self.name}: {self.description}"
 
 
 @dataclass(frozen=True)
-class Examination:
+class VerificationResult:
     """What was found.
 
     Attributes:
@@ -151,12 +151,12 @@ class Examination:
     checksums: dict[str, str]
     num_bytes: int
 
-    def broken(self, remedy: Remedy) -> list[str]:
-        """Names of the files that need this remedy."""
-        return [problem.name for problem in self.problems if problem.remedy == remedy]
+    def files_needing(self, action: RepairAction) -> list[str]:
+        """Names of the files that need this action."""
+        return [problem.name for problem in self.problems if problem.action == action]
 
 
-def examine(folder: Path) -> Examination:
+def check_files(folder: Path) -> VerificationResult:
     """Reads every byte of a cache that has a manifest.
 
     Raises:
@@ -165,8 +165,8 @@ def examine(folder: Path) -> Examination:
     content = (folder / MANIFEST).read_bytes()
     problems = list(_manifest_problems(folder, content))
     manifest = None if problems else read_manifest(folder)
-    checksums = _checksums(content)
-    names = _shard_names(folder, manifest, checksums)
+    checksums = _parse_checksums(content)
+    names = _expected_shards(folder, manifest, checksums)
     checksums = {name: checksums[name] for name in (PLAN, TEACHER, *names) if name in checksums}
     there = [name for name in checksums if (folder / name).is_file()]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -176,21 +176,21 @@ def examine(folder: Path) -> Examination:
         )
     places = {checksum: name for name, checksum in checksums.items()}
     for name in (PLAN, TEACHER, *names):
-        remedy: Remedy = "write" if name == PLAN else "ask"
+        action: RepairAction = "write" if name == PLAN else "extract"
         if not (folder / name).exists():
             # Caches of an early version may have lost what nobody needs to read them.
             if name in checksums or name != PLAN:
-                problems.append(Problem(name, "is missing", remedy))
+                problems.append(Problem(name, "is missing", action))
         elif name not in checksums:
-            problems += _unsigned_problems(folder, name, manifest, remedy)
+            problems += _problems_without_checksum(folder, name, manifest, action)
         elif found.get(name) != checksums[name]:
-            what = _damage(folder / name, found.get(name), manifest, places)
-            problems.append(Problem(name, what, remedy))
+            what = _describe_damage(folder / name, found.get(name), manifest, places)
+            problems.append(Problem(name, what, action))
     if manifest is not None:
-        problems += _misfits(folder, manifest, {problem.name for problem in problems})
-    problems += _strangers(folder, set(names))
+        problems += _mismatched_shards(folder, manifest, {problem.name for problem in problems})
+    problems += _unexpected_files(folder, set(names))
     size = len(content) + sum((folder / name).stat().st_size for name in there)
-    return Examination(tuple(problems), checksums, size)
+    return VerificationResult(tuple(problems), checksums, size)
 
 
 def _manifest_problems(folder: Path, content: bytes) -> Iterator[Problem]:
@@ -201,18 +201,20 @@ def _manifest_problems(folder: Path, content: bytes) -> Iterator[Problem]:
         yield Problem(MANIFEST, str(error).removeprefix(f"{path}: "), "write")
         return
     # An early version wrote no checksum of the manifest itself, and no vocabulary either.
-    if ("vocabulary" in manifest or "sha256" in manifest) and not is_intact(content):
+    if ("vocabulary" in manifest or "sha256" in manifest) and not has_valid_checksum(content):
         yield Problem(MANIFEST, "is damaged: its own checksum does not fit", "write")
 
 
-def _checksums(content: bytes) -> dict[str, str]:
+def _parse_checksums(content: bytes) -> dict[str, str]:
     """What a manifest's bytes say of files, even where they are no JSON any more."""
-    shards = {f"{SHARDS}/{name.decode()}": sha for name, sha in SHARD_ENTRY.findall(content)}
-    files = {name.decode(): sha for name, sha in FILE_ENTRY.findall(content)}
+    shards = {
+        f"{SHARDS}/{name.decode()}": sha for name, sha in SHARD_ENTRY_PATTERN.findall(content)
+    }
+    files = {name.decode(): sha for name, sha in FILE_ENTRY_PATTERN.findall(content)}
     return {name: sha.decode() for name, sha in {**files, **shards}.items()}
 
 
-def _shard_names(
+def _expected_shards(
     folder: Path, manifest: dict[str, Any] | None, checksums: dict[str, str]
 ) -> list[str]:
     if manifest is not None:
@@ -223,8 +225,8 @@ def _shard_names(
         return [name for name in checksums if name.startswith(SHARDS)]
 
 
-def _unsigned_problems(
-    folder: Path, name: str, manifest: dict[str, Any] | None, remedy: Remedy
+def _problems_without_checksum(
+    folder: Path, name: str, manifest: dict[str, Any] | None, action: RepairAction
 ) -> Iterator[Problem]:
     """Problems of a file that the manifest has no checksum of."""
     path = folder / name
@@ -232,19 +234,21 @@ def _unsigned_problems(
     try:
         if name == PLAN:
             plan = read_plan(folder)
-            if ("vocabulary" in plan or "sha256" in plan) and not is_intact(path.read_bytes()):
-                yield Problem(name, "is damaged: its own checksum does not fit", remedy)
+            if ("vocabulary" in plan or "sha256" in plan) and not has_valid_checksum(
+                path.read_bytes()
+            ):
+                yield Problem(name, "is damaged: its own checksum does not fit", action)
             elif fingerprint is not None and plan["fingerprint"] != fingerprint:
-                yield Problem(name, "belongs to another cache", remedy)
+                yield Problem(name, "belongs to another cache", action)
         elif name == TEACHER and fingerprint is not None:
-            read_teacher(path, fingerprint)
+            read_teacher_file(path, fingerprint)
         else:
-            yield Problem(name, f"the damaged {MANIFEST} does not tell its checksum", remedy)
+            yield Problem(name, f"the damaged {MANIFEST} does not tell its checksum", action)
     except InputError as error:
-        yield Problem(name, str(error).removeprefix(f"{path}: "), remedy)
+        yield Problem(name, str(error).removeprefix(f"{path}: "), action)
 
 
-def _damage(
+def _describe_damage(
     path: Path, found: str | None, manifest: dict[str, Any] | None, places: dict[str, str]
 ) -> str:
     """What is wrong with a file whose checksum does not fit."""
@@ -263,7 +267,9 @@ def _damage(
     return f"is damaged: its checksum is not that in {MANIFEST}"
 
 
-def _misfits(folder: Path, manifest: dict[str, Any], known: set[str]) -> Iterator[Problem]:
+def _mismatched_shards(
+    folder: Path, manifest: dict[str, Any], known: set[str]
+) -> Iterator[Problem]:
     """Shards that are as the manifest says and yet not of this cache, or of other images."""
     images = []
     for entry in manifest["shards"]:
@@ -274,7 +280,7 @@ def _misfits(folder: Path, manifest: dict[str, Any], known: set[str]) -> Iterato
         try:
             layout = read_layout(folder / name, manifest["fingerprint"])
         except InputError as error:
-            yield Problem(name, str(error).removeprefix(f"{folder / name}: "), "ask")
+            yield Problem(name, str(error).removeprefix(f"{folder / name}: "), "extract")
             continue
         if layout.images != tuple(entry["images"]):
             yield Problem(MANIFEST, f"{entry['name']}: images: not those of the shard", "write")
@@ -282,29 +288,29 @@ def _misfits(folder: Path, manifest: dict[str, Any], known: set[str]) -> Iterato
         yield Problem(MANIFEST, "shards: some image stands in it twice", "write")
 
 
-def _strangers(folder: Path, names: set[str]) -> Iterator[Problem]:
-    for path in sorted([*folder.iterdir(), *_listed(folder / SHARDS)]):
+def _unexpected_files(folder: Path, names: set[str]) -> Iterator[Problem]:
+    for path in sorted([*folder.iterdir(), *_list_folder(folder / SHARDS)]):
         name = path.relative_to(folder).as_posix()
-        if path.name == SET_ASIDE or (path.name.startswith(".") and path.suffix == ".tmp"):
+        if path.name == BACKUP_FOLDER or (path.name.startswith(".") and path.suffix == ".tmp"):
             yield Problem(name, "was left over by a stopped writer", "remove")
         elif path.parent.name == SHARDS and path.parent != folder and name not in names:
             yield Problem(name, f"is no shard that {MANIFEST} speaks of", "remove")
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
 # Where and by how many shards are made is the repairer's choice, not the first builder's.
-OF_THE_MACHINE = ("mode", "share", "workers")
+MACHINE_SETTINGS = ("mode", "share", "workers")
 
 
-def repair(
+def repair_cache(
     folder: Path,
-    found: Examination,
+    found: VerificationResult,
     dataset: Path | None,
     device: str | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Makes what is broken again; what was broken goes when all is well, and comes back when not.
 
@@ -313,17 +319,17 @@ def repair(
         found: what is wrong with it.
         dataset: where the dataset is now; None for where it was.
         device: where models run; None for where they ran.
-        say: told what was done.
+        log: receives what was done.
 
     Raises:
         InputError: nothing tells how the cache was made, what it was made from is not there or has
             changed, or an image can no longer be read.
     """
-    for name in found.broken("remove"):
+    for name in found.files_needing("remove"):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        say(f"{name}: removed")
-    lost, asked = found.broken("write"), found.broken("ask")
+        log(f"{name}: removed")
+    lost, asked = found.files_needing("write"), found.files_needing("extract")
     if not lost and not asked:
         return
     if PLAN in lost and MANIFEST in lost:
@@ -332,23 +338,23 @@ def repair(
             " made; build it anew"
         )
     if PLAN in lost:
-        _write_plan(folder)
-        say(f"{PLAN}: written again from {MANIFEST}")
-    images = {} if MANIFEST in lost else _images(folder)
-    with _set_aside(folder, [*asked, MANIFEST], keep=PLAN):
+        _restore_plan(folder)
+        log(f"{PLAN}: written again from {MANIFEST}")
+    images = {} if MANIFEST in lost else _images_by_shard(folder)
+    with _backup_files(folder, [*asked, MANIFEST], keep=PLAN):
         if asked:
-            remake(folder, dataset, device, say)
-        completion = finish(folder)
+            rebuild_missing_files(folder, dataset, device, log)
+        completion = write_manifest(folder)
         if completion.missing:
             raise InputError(f"{folder}: expected all shards, found no {completion.missing[0]}")
-        _refuse_losses(folder, images)
+        _check_no_lost_images(folder, images)
     for name in asked:
-        say(f"{name}: made again{_compared(folder / name, found.checksums.get(name))}")
+        log(f"{name}: made again{_compare_checksum(folder / name, found.checksums.get(name))}")
     if MANIFEST in lost:
-        say(f"{MANIFEST}: written again")
+        log(f"{MANIFEST}: written again")
 
 
-def _compared(path: Path, checksum: str | None) -> str:
+def _compare_checksum(path: Path, checksum: str | None) -> str:
     if checksum is None:
         return ""
     if sha256_of_file(path) == checksum:
@@ -356,35 +362,38 @@ def _compared(path: Path, checksum: str | None) -> str:
     return ", other bytes than before (another kind of device, other threads or versions)"
 
 
-def remake(
-    folder: Path, dataset: Path | None, device: str | None, say: Callable[[str], None]
+def rebuild_missing_files(
+    folder: Path, dataset: Path | None, device: str | None, log: Callable[[str], None]
 ) -> None:
     """Runs the command that made a cache once more; it makes what is not there.
 
     Raises:
         InputError: as that command does.
     """
-    from teacher_cache.build import BuildConfig, build
-    from teacher_cache.maintenance.rescore import RescoreConfig, rescore
+    from teacher_cache.build import BuildConfig, build_cache
+    from teacher_cache.detectors.torchvision import TOY, TOY_IN_CACHES
+    from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
     file = folder / PLAN
     held = read_plan(folder).get("settings")
     settings = held if isinstance(held, dict) else {}
-    own = {name: value for name, value in settings.items() if name not in OF_THE_MACHINE}
-    if settings.get(COMMAND) == "rescore":
+    own = {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
+    if settings.get(COMMAND_KEY) == "rescore":
         rescoring = from_settings(own, RescoreConfig, file)
-        rescore(replace(rescoring, out=folder, device=device or rescoring.device), say)
+        rescore_cache(replace(rescoring, out=folder, device=device or rescoring.device), log)
         return
     building = from_settings(own, BuildConfig, file)
+    if building.detector == TOY_IN_CACHES:
+        building = replace(building, detector=TOY)
     building = replace(building, out=folder, device=device or building.device)
     if dataset is not None:
-        building = _moved(building, dataset)
+        building = _relocate_dataset(building, dataset)
     elif not building.dataset.is_dir():
         raise InputError(f"{building.dataset}: no such dataset folder; --data says where it is now")
-    build(building, say)
+    build_cache(building, log)
 
 
-def _moved(config: BuildConfig, dataset: Path) -> BuildConfig:
+def _relocate_dataset(config: BuildConfig, dataset: Path) -> BuildConfig:
     """The configuration for a dataset that lies elsewhere now, and its own models with it."""
 
     def moved(value: str | None) -> str | None:
@@ -401,22 +410,24 @@ def _moved(config: BuildConfig, dataset: Path) -> BuildConfig:
     )
 
 
-def _write_plan(folder: Path) -> None:
+def _restore_plan(folder: Path) -> None:
     manifest = read_manifest(folder)
     num_images = sum(len(entry["images"]) for entry in manifest["shards"])
     held = {**manifest, "images": num_images + len(manifest["failed"])}
-    write_sealed(folder / PLAN, {name: held[name] for name in PLAN_FIELDS if name in held})
+    write_checksummed_json(
+        folder / PLAN, {name: held[name] for name in PLAN_FIELDS if name in held}
+    )
 
 
-def _images(folder: Path) -> dict[str, list[str]]:
+def _images_by_shard(folder: Path) -> dict[str, list[str]]:
     return {entry["name"]: entry["images"] for entry in read_manifest(folder)["shards"]}
 
 
-def _refuse_losses(folder: Path, images: dict[str, list[str]]) -> None:
-    """A repair must not trade answers that were there for images that have gone since.
+def _check_no_lost_images(folder: Path, images: dict[str, list[str]]) -> None:
+    """A repair must not trade outputs that were there for images that have gone since.
 
     Raises:
-        InputError: an image that had answers has none.
+        InputError: an image that had outputs has none.
     """
     manifest = read_manifest(folder)
     for entry in manifest["shards"]:
@@ -425,9 +436,9 @@ def _refuse_losses(folder: Path, images: dict[str, list[str]]) -> None:
             raise InputError(f"{folder}: {image}: cannot be asked about again: {reason}")
 
 
-def undo_stopped_repair(folder: Path) -> None:
+def undo_interrupted_repair(folder: Path) -> None:
     """Puts back what a repair that was killed had set aside and not made again."""
-    aside = folder / SET_ASIDE
+    aside = folder / BACKUP_FOLDER
     for path in sorted(aside.rglob("*")):
         place = folder / path.relative_to(aside)
         if path.is_file() and not place.exists():
@@ -436,7 +447,7 @@ def undo_stopped_repair(folder: Path) -> None:
 
 
 @contextmanager
-def _set_aside(folder: Path, names: list[str], keep: str) -> Iterator[None]:
+def _backup_files(folder: Path, names: list[str], keep: str) -> Iterator[None]:
     """Moves files out of the way; they come back, in place of what replaced them, on failure.
 
     Args:
@@ -444,7 +455,7 @@ def _set_aside(folder: Path, names: list[str], keep: str) -> Iterator[None]:
         names: of the files.
         keep: name of a file that stays, and becomes again what it is on failure.
     """
-    aside = folder / SET_ASIDE
+    aside = folder / BACKUP_FOLDER
     shutil.rmtree(aside, ignore_errors=True)
     moved = [name for name in names if (folder / name).exists()]
     for name in moved:
@@ -458,7 +469,7 @@ def _set_aside(folder: Path, names: list[str], keep: str) -> Iterator[None]:
             (folder / name).unlink(missing_ok=True)
         for name in moved:
             os.replace(aside / name, folder / name)
-        with replacing(folder / keep) as temporary:
+        with atomic_write(folder / keep) as temporary:
             temporary.write_bytes(kept)
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_parts
+from pipeline.utils.files import describe_changes
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.reader.fingerprint import text_model_of
+from teacher_cache.reader.fingerprint import text_model_digest
 from teacher_cache.reader.format import (
     MANIFEST,
     PAIR_DATASETS,
@@ -22,32 +22,32 @@ from teacher_cache.reader.format import (
     REGION_EMBEDDING,
     SHARDS,
     TEACHER,
-    ImageAnswers,
+    TeacherOutputs,
 )
-from teacher_cache.reader.manifest import held_vocabulary, read_manifest
+from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
 from teacher_cache.reader.shard import (
-    DAMAGE,
+    READ_ERRORS,
     ShardLayout,
-    check_numbers,
-    damaged,
+    check_indices,
+    damage_error,
     map_shard,
-    open_finished,
+    open_cache_file,
     read_layout,
 )
 
 
-def _open_files_allowed() -> int:
+def _open_file_limit() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return limit if limit != resource.RLIM_INFINITY else 1 << 20
 
 
 # Every mapped shard holds one file descriptor; systems allow a process 256 and more, and the rest
 # of it keeps three quarters.
-MAX_OPEN_SHARDS = min(1024, max(16, _open_files_allowed() // 4))
+MAX_OPEN_SHARDS = min(1024, max(16, _open_file_limit() // 4))
 
 
 @dataclass(frozen=True, eq=False)
-class TeacherText:
+class PromptEmbeddings:
     """The text side of the teacher.
 
     Attributes:
@@ -62,7 +62,7 @@ class TeacherText:
 
 
 class TeacherCache:
-    """A finished cache; `cache[image_id]` gives that image's answers.
+    """A finished cache; `cache[image_id]` gives that image's outputs.
 
     Shards are memory-mapped when first needed and never share a file position, so a cache may be
     used from forked and spawned workers and from threads at once; pickling passes the path only.
@@ -77,7 +77,7 @@ class TeacherCache:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        self._places = {
+        self._shard_rows = {
             image_id: (shard, row)
             for shard, entry in enumerate(self.manifest["shards"])
             for row, image_id in enumerate(entry["images"])
@@ -92,8 +92,8 @@ class TeacherCache:
 
     @property
     def image_ids(self) -> list[str]:
-        """Ids of all images with answers, in the order of the dataset."""
-        return list(self._places)
+        """Ids of all images with outputs, in the order of the dataset."""
+        return list(self._shard_rows)
 
     @property
     def failed(self) -> dict[str, str]:
@@ -105,9 +105,9 @@ class TeacherCache:
         return len(self.manifest["shards"])
 
     @cached_property
-    def teacher(self) -> TeacherText:
+    def prompt_embeddings(self) -> PromptEmbeddings:
         """Prompts, their embeddings and the temperature."""
-        return read_teacher(self.path / TEACHER, self.fingerprint)
+        return read_teacher_file(self.path / TEACHER, self.fingerprint)
 
     @cached_property
     def has_embeddings(self) -> bool:
@@ -118,12 +118,12 @@ class TeacherCache:
         """
         layouts = map(self.layout, range(self.num_shards))
         with_regions = (one for one in layouts if one.num_regions)
-        return all(REGION_EMBEDDING in one.places for one in with_regions)
+        return all(REGION_EMBEDDING in one.locations for one in with_regions)
 
     @property
     def text_model(self) -> str | None:
         """Identifies the CLIP behind its texts; None in early caches that do not name it."""
-        return text_model_of(self.manifest["parts"])
+        return text_model_digest(self.manifest["parts"])
 
     @property
     def protocol(self) -> str:
@@ -133,12 +133,12 @@ class TeacherCache:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What the answers are about.
+        """Vocabulary of the outputs.
 
         Raises:
             InputError: the manifest holds none (early caches), and no shipped one is it.
         """
-        return held_vocabulary(self.path / MANIFEST, self.manifest)
+        return stored_vocabulary(self.path / MANIFEST, self.manifest)
 
     def check(
         self,
@@ -160,25 +160,25 @@ class TeacherCache:
         if part is not None and "part" in parts:
             wanted["part"] = part
         held = {name: parts.get(name) for name in wanted}
-        changes = differing_parts(held, wanted)
+        changes = describe_changes(held, wanted)
         if changes:
             raise InputError(f"{self.path}: the cache does not fit this dataset: {changes}")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._shard_rows)
 
     def __contains__(self, image_id: object) -> bool:
-        return image_id in self._places
+        return image_id in self._shard_rows
 
-    def __getitem__(self, image_id: str) -> ImageAnswers:
-        """One image's answers.
+    def __getitem__(self, image_id: str) -> TeacherOutputs:
+        """One image's outputs.
 
         Raises:
-            KeyError: the cache holds no answers for this image.
+            KeyError: the cache holds no outputs for this image.
             InputError: the image's shard is missing or damaged.
         """
-        shard, row = self._places[image_id]
-        return answers_at(self.arrays(shard), row)
+        shard, row = self._shard_rows[image_id]
+        return read_outputs(self.arrays(shard), row)
 
     def __reduce__(self) -> tuple[type[TeacherCache], tuple[Path]]:
         return type(self), (self.path,)
@@ -208,7 +208,7 @@ class TeacherCache:
             path = self._shard_path(shard)
             arrays = map_shard(path, self.layout(shard))
             if shard not in self._checked:
-                check_numbers(path, arrays, self._num_objects)
+                check_indices(path, arrays, self._num_objects)
                 self._checked.add(shard)
             self._open[shard] = arrays
             if len(self._open) > MAX_OPEN_SHARDS:
@@ -229,8 +229,8 @@ def open_cache(path: Path | str) -> TeacherCache:
     return TeacherCache(path)
 
 
-def answers_at(arrays: dict[str, np.ndarray], row: int) -> ImageAnswers:
-    """One image's answers.
+def read_outputs(arrays: dict[str, np.ndarray], row: int) -> TeacherOutputs:
+    """One image's outputs.
 
     Args:
         arrays: of its shard.
@@ -242,7 +242,7 @@ def answers_at(arrays: dict[str, np.ndarray], row: int) -> ImageAnswers:
     # An image's regions stand together, in the order in which its pairs need them.
     first_region, end_region = (int(rows.min()), int(rows.max()) + 1) if end > first else (0, 0)
     embeddings = arrays.get(REGION_EMBEDDING)
-    return ImageAnswers(
+    return TeacherOutputs(
         pairs=Pairs(
             human_boxes=part["pairs/human_box"].copy(),
             object_boxes=part["pairs/object_box"].copy(),
@@ -252,26 +252,26 @@ def answers_at(arrays: dict[str, np.ndarray], row: int) -> ImageAnswers:
             sources=part["pairs/source"].copy(),
         ),
         probabilities=part["pairs/action_probabilities"].astype(np.float32),
-        regions=rows - first_region,
+        region_indices=rows - first_region,
         region_boxes=arrays[REGION_BOX][first_region:end_region].copy(),
         embeddings=None if embeddings is None else embeddings[first_region:end_region],
     )
 
 
-def read_teacher(path: Path, fingerprint: str) -> TeacherText:
+def read_teacher_file(path: Path, fingerprint: str) -> PromptEmbeddings:
     """Reads `teacher.h5`.
 
     Raises:
         InputError: missing, damaged, or of another cache.
     """
     try:
-        with open_finished(path, fingerprint) as file:
-            return TeacherText(
+        with open_cache_file(path, fingerprint) as file:
+            return PromptEmbeddings(
                 prompts=tuple(tuple(row) for row in file["prompts"].asstr()[()].tolist()),
                 embeddings=file["text_embeddings"][()],
                 logit_scale=float(file.attrs["logit_scale"]),
             )
     except InputError:
         raise
-    except DAMAGE as error:
-        raise damaged(path, "the teacher's texts", error) from None
+    except READ_ERRORS as error:
+        raise damage_error(path, "the teacher's texts", error) from None

@@ -6,16 +6,16 @@ from typing import Any
 
 from pipeline.utils.files import sha256_of_json
 
-# Parts of the fingerprint that decide what CLIP makes of a sentence.
-TEXT_PARTS = ("clip.model", "clip.weights", "clip.quick_gelu")
+# Parts of the fingerprint that decide text embeddings.
+TEXT_MODEL_PARTS = ("clip.model", "clip.weights", "clip.quick_gelu")
 
 
-def fingerprint_of(parts: dict[str, Any]) -> str:
-    """One hex digest over everything that decides the answers."""
+def compute_fingerprint(parts: dict[str, Any]) -> str:
+    """One hex digest over everything that decides the outputs."""
     return sha256_of_json(parts)
 
 
-def text_model_of(parts: dict[str, Any]) -> str | None:
+def text_model_digest(parts: dict[str, Any]) -> str | None:
     """One digest of the CLIP whose text embeddings a cache holds: embeddings of equal digests may
     be compared. None where the parts do not tell.
 
@@ -24,4 +24,4 @@ def text_model_of(parts: dict[str, Any]) -> str | None:
     """
     if "clip.weights" not in parts:
         return None
-    return sha256_of_json({name: parts.get(name) for name in TEXT_PARTS})
+    return sha256_of_json({name: parts.get(name) for name in TEXT_MODEL_PARTS})

@@ -1,4 +1,4 @@
-"""Format 1 of a cache folder: names, types, the fingerprint, and one image's answers."""
+"""Format 1 of a cache folder: names, types, the fingerprint, and one image's outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCK = ".lock"
 # Values of `pairs/source`.
 ANNOTATED, PROPOSED = 0, 1
 
-# Pixels and scores are float32; what a model answered is float16, half the bytes of a folder.
+# Pixels and scores are float32; model outputs are float16, half the bytes of a folder.
 PAIR_DATASETS: dict[str, np.dtype] = {
     "pairs/human_box": np.dtype("<f4"),
     "pairs/object_box": np.dtype("<f4"),
@@ -41,14 +41,14 @@ FAILED_REASON = "failed/reason"
 
 
 @dataclass(frozen=True, eq=False)
-class ImageAnswers:
-    """What the teacher says about one image.
+class TeacherOutputs:
+    """The teacher's outputs for one image.
 
     Attributes:
-        pairs: the P human-object pairs that were asked about.
+        pairs: the P human-object pairs.
         probabilities: (P, V) float32, the teacher's action probabilities; 0 for verbs that do
             not go with the object. They were stored as float16.
-        regions: (P,) int64, every pair's row of `region_boxes`.
+        region_indices: (P,) int64, every pair's row of `region_boxes`.
         region_boxes: (R, 4) float32, xyxy, pixels of the original image: the distinct union boxes.
         embeddings: (R, D) normalised image embeddings of the regions, as stored: float16 and
             read-only when they come from a cache; None in a cache without them.
@@ -56,7 +56,7 @@ class ImageAnswers:
 
     pairs: Pairs
     probabilities: np.ndarray
-    regions: np.ndarray
+    region_indices: np.ndarray
     region_boxes: np.ndarray
     embeddings: np.ndarray | None
 
@@ -66,13 +66,13 @@ def shard_name(index: int) -> str:
     return f"{index:05d}.h5"
 
 
-def plain_vocabulary(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The words that answers are about, as a manifest holds them."""
+def vocabulary_to_dict(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The vocabulary in the form of a manifest."""
     value = vocabulary.to_dict()
     return {key: value[key] for key in ("name", "objects", "verbs", "interactions")}
 
 
-def check_version(file: Path, version: Any) -> None:
+def check_format_version(file: Path, version: Any) -> None:
     """Refuses what a later version of this project wrote.
 
     Raises:

@@ -7,12 +7,17 @@ from typing import Any
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json
-from pipeline.vocabulary import SHIPPED, Vocabulary, from_dict, load_vocabulary
-from teacher_cache.reader.fingerprint import fingerprint_of
-from teacher_cache.reader.format import MANIFEST, PLAN, check_version
+from pipeline.vocabulary import (
+    BUILTIN_VOCABULARIES,
+    Vocabulary,
+    load_vocabulary,
+    vocabulary_from_dict,
+)
+from teacher_cache.reader.fingerprint import compute_fingerprint
+from teacher_cache.reader.format import MANIFEST, PLAN, check_format_version
 
 
-def held_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
+def stored_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
     """The vocabulary in a manifest or a plan.
 
     Args:
@@ -24,14 +29,14 @@ def held_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
     """
     digest = value["parts"].get("vocabulary")
     if "vocabulary" in value:
-        held = from_dict(value["vocabulary"], file)
+        held = vocabulary_from_dict(value["vocabulary"], file)
         if held.digest() != digest:
             raise bad_field(file, "vocabulary", "the one whose digest stands in parts", held.name)
         return held
-    for shipped in map(load_vocabulary, SHIPPED):
+    for shipped in map(load_vocabulary, BUILTIN_VOCABULARIES):
         if shipped.digest() == digest:
             return shipped
-    raise bad_field(file, "vocabulary", "the words that the answers are about", "none")
+    raise bad_field(file, "vocabulary", "the words that the outputs are about", "none")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -51,21 +56,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict):
         raise bad_field(path, "manifest", "an object", manifest)
-    check_version(path, manifest.get("format_version"))
+    check_format_version(path, manifest.get("format_version"))
     for name, kind in (("fingerprint", str), ("parts", dict), ("shards", list), ("failed", dict)):
         if not isinstance(manifest.get(name), kind):
             raise bad_field(path, name, f"a {kind.__name__}", manifest.get(name))
     if not isinstance(manifest.get("vocabulary", {}), dict):
         raise bad_field(path, "vocabulary", "an object", manifest["vocabulary"])
-    if fingerprint_of(manifest["parts"]) != manifest["fingerprint"]:
+    if compute_fingerprint(manifest["parts"]) != manifest["fingerprint"]:
         raise bad_field(path, "fingerprint", "the digest of parts", manifest["fingerprint"])
     for index, shard in enumerate(manifest["shards"]):
-        if not _is_entry(shard):
+        if not _is_shard_entry(shard):
             raise bad_field(path, f"shards[{index}]", "fields name, sha256 and images", shard)
     return manifest
 
 
-def _is_entry(shard: Any) -> bool:
+def _is_shard_entry(shard: Any) -> bool:
     if not isinstance(shard, dict) or not isinstance(shard.get("images"), list):
         return False
     texts = [shard.get("name"), shard.get("sha256"), *shard["images"]]

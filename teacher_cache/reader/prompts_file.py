@@ -11,19 +11,19 @@ import numpy as np
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_chunks, sha256_of_json
 from teacher_cache.reader.format import FORMAT_VERSION
-from teacher_cache.reader.shard import DAMAGE, damaged, open_finished
+from teacher_cache.reader.shard import READ_ERRORS, damage_error, open_cache_file
 
-KIND = "eoid-prompts"
-WHAT = "a file of eoid-cache prompts"
+FILE_KIND = "eoid-prompts"
+FILE_DESCRIPTION = "a file of eoid-cache prompts"
 
 
 @dataclass(frozen=True, eq=False)
-class NewPrompts:
+class ActionPrompts:
     """Sentences about actions, embedded by a teacher's text tower.
 
     Attributes:
         text_model: identifies the CLIP that embedded them, as `TeacherCache.text_model` does.
-        verbs, ings: names of A actions and their forms in sentences ("jumping over").
+        verbs, verb_ings: names of A actions and their forms in sentences ("jumping over").
         actions: (K,) int64, the action of every sentence.
         objects: K names of the objects that they are about.
         prompts: K groups of one sentence for each template.
@@ -32,7 +32,7 @@ class NewPrompts:
 
     text_model: str
     verbs: tuple[str, ...]
-    ings: tuple[str, ...]
+    verb_ings: tuple[str, ...]
     actions: np.ndarray
     objects: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
@@ -43,11 +43,11 @@ class NewPrompts:
         numbers = np.ascontiguousarray(self.embeddings, dtype="<f4").tobytes()
         return sha256_of_json(
             {
-                "kind": KIND,
+                "kind": FILE_KIND,
                 "format_version": FORMAT_VERSION,
                 "text_model": self.text_model,
                 "verbs": self.verbs,
-                "ings": self.ings,
+                "ings": self.verb_ings,
                 "actions": self.actions.tolist(),
                 "objects": self.objects,
                 "prompts": self.prompts,
@@ -56,7 +56,7 @@ class NewPrompts:
         )
 
 
-def read_prompts(path: Path | str) -> NewPrompts:
+def read_prompts_file(path: Path | str) -> ActionPrompts:
     """Reads a file that `eoid-cache prompts` wrote.
 
     Raises:
@@ -66,27 +66,27 @@ def read_prompts(path: Path | str) -> NewPrompts:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with open_finished(path, None) as file:
-            if file.attrs.get("kind") != KIND:
-                raise bad_field(path, "kind", KIND, file.attrs.get("kind", "none"))
-            found = NewPrompts(
+        with open_cache_file(path, None) as file:
+            if file.attrs.get("kind") != FILE_KIND:
+                raise bad_field(path, "kind", FILE_KIND, file.attrs.get("kind", "none"))
+            found = ActionPrompts(
                 text_model=str(file.attrs["text_model"]),
-                verbs=_texts(file, "verbs/name"),
-                ings=_texts(file, "verbs/ing"),
+                verbs=_read_strings(file, "verbs/name"),
+                verb_ings=_read_strings(file, "verbs/ing"),
                 actions=file["interactions/verb"][()].astype(np.int64),
-                objects=_texts(file, "interactions/object"),
+                objects=_read_strings(file, "interactions/object"),
                 prompts=tuple(tuple(row) for row in file["prompts"].asstr()[()].tolist()),
                 embeddings=file["text_embeddings"][()].astype(np.float32),
             )
             seal = file.attrs["fingerprint"]
     except InputError:
         raise
-    except DAMAGE as error:
-        raise damaged(path, WHAT, error) from None
+    except READ_ERRORS as error:
+        raise damage_error(path, FILE_DESCRIPTION, error) from None
     if found.digest() != seal:
-        raise damaged(path, WHAT, "its fingerprint is another")
+        raise damage_error(path, FILE_DESCRIPTION, "its fingerprint is another")
     return found
 
 
-def _texts(file: Any, name: str) -> tuple[str, ...]:
+def _read_strings(file: Any, name: str) -> tuple[str, ...]:
     return tuple(file[name].asstr()[()].tolist())

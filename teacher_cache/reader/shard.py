@@ -25,25 +25,37 @@ from teacher_cache.reader.format import (
     PAIR_OFFSETS,
     REGION_BOX,
     REGION_EMBEDDING,
-    check_version,
+    check_format_version,
 )
 
-NUMBERS: dict[str, np.dtype] = {
+DATASET_DTYPES: dict[str, np.dtype] = {
     PAIR_OFFSETS: np.dtype("<i8"),
     **PAIR_DATASETS,
     REGION_BOX: np.dtype("<f4"),
     REGION_EMBEDDING: np.dtype("<f2"),
 }
-SHARD = "a complete shard"
-# How h5py answers to bytes that make no sense.
-DAMAGE = (AttributeError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
+COMPLETE_SHARD = "a complete shard"
+# What h5py raises for damaged bytes.
+READ_ERRORS = (
+    AttributeError,
+    LookupError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 # HDF5's heap of texts (file format specification, III.E): signature and version, its size; then
 # objects: number and count, four bytes, size, content up to the next eighth byte. Number 0 is what
 # is left, its size counts these sixteen bytes.
-HEAP, HEAP_HEADER, HEAP_OBJECT = b"GCOL\1\0\0\0", struct.Struct("<8xQ"), struct.Struct("<H2x4xQ")
-HEAP_SOUGHT = 1 << 16
+HEAP_SIGNATURE, HEAP_HEADER, HEAP_OBJECT = (
+    b"GCOL\1\0\0\0",
+    struct.Struct("<8xQ"),
+    struct.Struct("<H2x4xQ"),
+)
+HEAP_SEARCH_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +63,22 @@ class ShardLayout:
     """Where a shard's arrays lie in its file.
 
     Attributes:
-        places: by name, the offset in bytes (0 for an empty array) and the shape.
-        images: ids of the images with answers.
+        locations: by name, the offset in bytes (0 for an empty array) and the shape.
+        images: ids of the images with outputs.
         failed: reasons by id of images that could not be read.
     """
 
-    places: dict[str, tuple[int, tuple[int, ...]]]
+    locations: dict[str, tuple[int, tuple[int, ...]]]
     images: tuple[str, ...]
     failed: dict[str, str]
 
     @property
     def num_pairs(self) -> int:
-        return self.places["pairs/source"][1][0]
+        return self.locations["pairs/source"][1][0]
 
     @property
     def num_regions(self) -> int:
-        return self.places[REGION_BOX][1][0]
+        return self.locations[REGION_BOX][1][0]
 
 
 def read_layout(path: Path, fingerprint: str) -> ShardLayout:
@@ -76,12 +88,12 @@ def read_layout(path: Path, fingerprint: str) -> ShardLayout:
         InputError: missing, damaged, of another format version or of another cache.
     """
     try:
-        with open_finished(path, fingerprint) as file:
+        with open_cache_file(path, fingerprint) as file:
             reasons = file[FAILED_REASON].asstr()[()].tolist()
             layout = ShardLayout(
-                places={
-                    name: _place(file[name], kind)
-                    for name, kind in NUMBERS.items()
+                locations={
+                    name: _dataset_location(file[name], kind)
+                    for name, kind in DATASET_DTYPES.items()
                     if name != REGION_EMBEDDING or name in file
                 },
                 images=tuple(file[IMAGE_ID].asstr()[()].tolist()),
@@ -89,14 +101,14 @@ def read_layout(path: Path, fingerprint: str) -> ShardLayout:
             )
     except InputError:
         raise
-    except DAMAGE as error:
-        raise damaged(path, SHARD, error) from None
-    lengths = {len(layout.images) + 1, *layout.places[PAIR_OFFSETS][1]}
-    lengths_of_pairs = {layout.places[name][1][0] for name in PAIR_DATASETS}
-    of_regions = (name for name in (REGION_BOX, REGION_EMBEDDING) if name in layout.places)
-    lengths_of_regions = {layout.places[name][1][0] for name in of_regions}
+    except READ_ERRORS as error:
+        raise damage_error(path, COMPLETE_SHARD, error) from None
+    lengths = {len(layout.images) + 1, *layout.locations[PAIR_OFFSETS][1]}
+    lengths_of_pairs = {layout.locations[name][1][0] for name in PAIR_DATASETS}
+    of_regions = (name for name in (REGION_BOX, REGION_EMBEDDING) if name in layout.locations)
+    lengths_of_regions = {layout.locations[name][1][0] for name in of_regions}
     if not len(lengths) == len(lengths_of_pairs) == len(lengths_of_regions) == 1:
-        raise damaged(path, SHARD, "its datasets have different lengths")
+        raise damage_error(path, COMPLETE_SHARD, "its datasets have different lengths")
     return layout
 
 
@@ -110,14 +122,14 @@ def map_shard(path: Path, layout: ShardLayout) -> dict[str, np.ndarray]:
         with open(path, "rb") as raw:
             mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
         return {
-            name: np.ndarray(shape, NUMBERS[name], buffer=mapped, offset=offset)
-            for name, (offset, shape) in layout.places.items()
+            name: np.ndarray(shape, DATASET_DTYPES[name], buffer=mapped, offset=offset)
+            for name, (offset, shape) in layout.locations.items()
         }
-    except DAMAGE as error:
-        raise damaged(path, SHARD, error) from None
+    except READ_ERRORS as error:
+        raise damage_error(path, COMPLETE_SHARD, error) from None
 
 
-def check_numbers(path: Path, arrays: dict[str, np.ndarray], num_objects: int | None) -> None:
+def check_indices(path: Path, arrays: dict[str, np.ndarray], num_objects: int | None) -> None:
     """Refuses arrays whose numbers point nowhere; quick, since only the small ones are read.
 
     Args:
@@ -133,19 +145,19 @@ def check_numbers(path: Path, arrays: dict[str, np.ndarray], num_objects: int | 
     rising = offsets[0] == 0 and np.all(np.diff(offsets) >= 0) and offsets[-1] == len(labels)
     for name, fits in (
         (PAIR_OFFSETS, rising),
-        ("pairs/object_label", _within(labels, most_objects)),
-        ("pairs/region", _within(arrays["pairs/region"], len(arrays[REGION_BOX]) - 1)),
+        ("pairs/object_label", _in_range(labels, most_objects)),
+        ("pairs/region", _in_range(arrays["pairs/region"], len(arrays[REGION_BOX]) - 1)),
     ):
         if not fits:
-            raise damaged(path, SHARD, f"{name} points at what is not there")
+            raise damage_error(path, COMPLETE_SHARD, f"{name} points at what is not there")
 
 
-def _within(numbers: np.ndarray, most: int) -> bool:
+def _in_range(numbers: np.ndarray, most: int) -> bool:
     return len(numbers) == 0 or (int(numbers.min()) >= 0 and int(numbers.max()) <= most)
 
 
 @contextmanager
-def open_finished(path: Path, fingerprint: str | None) -> Iterator[h5py.File]:
+def open_cache_file(path: Path, fingerprint: str | None) -> Iterator[h5py.File]:
     """Opens a finished file of a cache, or of texts that belong to no cache.
 
     Args:
@@ -158,7 +170,7 @@ def open_finished(path: Path, fingerprint: str | None) -> Iterator[h5py.File]:
     # Finished files are never written again, so the lock that HDF5 takes by default (and that
     # some network file systems refuse) protects nothing.
     with h5py.File(path, "r", locking=False) as file:
-        check_version(path, int(file.attrs.get("format_version", 0)))
+        check_format_version(path, int(file.attrs.get("format_version", 0)))
         if fingerprint is not None and file.attrs.get("fingerprint") != fingerprint:
             raise InputError(f"{path}: the file belongs to another cache")
         yield file
@@ -171,8 +183,8 @@ def _check_heap(path: Path) -> None:
         InputError: the file has such a heap.
     """
     with open(path, "rb") as raw:
-        head = raw.read(HEAP_SOUGHT)
-    start = head.find(HEAP)
+        head = raw.read(HEAP_SEARCH_BYTES)
+    start = head.find(HEAP_SIGNATURE)
     while start >= 0 and start + HEAP_HEADER.size <= len(head):
         (size,) = HEAP_HEADER.unpack_from(head, start)
         place, end = start + HEAP_HEADER.size, start + size
@@ -180,19 +192,19 @@ def _check_heap(path: Path) -> None:
             number, content = HEAP_OBJECT.unpack_from(head, place)
             step = content if number == 0 else HEAP_OBJECT.size + -(-content // 8) * 8
             if step < HEAP_OBJECT.size or place + step > end:
-                raise damaged(path, "a file of the cache", "its heap of texts makes no sense")
+                raise damage_error(path, "a file of the cache", "its heap of texts makes no sense")
             place += step
-        start = head.find(HEAP, start + 1)
+        start = head.find(HEAP_SIGNATURE, start + 1)
 
 
-def damaged(path: Path, expected: str, why: object) -> InputError:
+def damage_error(path: Path, expected: str, why: object) -> InputError:
     """The one line about a file that cannot be read."""
     # The system's own message names the file once more.
     reason = getattr(why, "strerror", None) or why
     return InputError(f"{path}: expected {expected}, found damage ({reason})")
 
 
-def _place(dataset: Any, kind: np.dtype) -> tuple[int, tuple[int, ...]]:
+def _dataset_location(dataset: Any, kind: np.dtype) -> tuple[int, tuple[int, ...]]:
     offset = dataset.id.get_offset()
     if dataset.dtype != kind or (offset is None and dataset.size):
         raise ValueError(f"{dataset.name} is not a contiguous array of {kind}")

@@ -36,8 +36,8 @@ def action_probabilities(
     return probabilities
 
 
-def askable_objects(vocabulary: Vocabulary) -> np.ndarray:
-    """(O,) bool: objects with at least one action that the teacher can be asked about."""
+def objects_with_actions(vocabulary: Vocabulary) -> np.ndarray:
+    """(O,) bool: objects with at least one action that the teacher scores."""
     asked = vocabulary.valid.copy()
     if vocabulary.no_interaction is not None:
         asked[vocabulary.no_interaction] = False

@@ -21,24 +21,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.utils.devices import autocast, start_download
+from pipeline.utils.devices import autocast, copy_to_host_async
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import read_json, replacing, sha256_of_file, sha256_of_json, write_json
-from pipeline.utils.weights import check_finite, load_weights, mismatch, weights_digest
-from teacher_cache.teachers.regions import FILTERS
+from pipeline.utils.files import atomic_write, read_json, sha256_of_file, sha256_of_json, write_json
+from pipeline.utils.weights import architecture_error, check_finite, load_weights, weights_digest
+from teacher_cache.teachers.regions import RESAMPLING_FILTERS
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
-FOLDER_CONFIG = "open_clip_config.json"
-FOLDER_WEIGHTS = "open_clip_model.safetensors"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
 # Names that folders of the hub have as well.
-OTHER_WEIGHTS = ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-FOLDER_WORDS = "words.json"
-HUB = "hf-hub:"
+OTHER_WEIGHTS_FILES = ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_FILE = "words.json"
+HUB_PREFIX = "hf-hub:"
 # OpenAI's own archives carry these numbers among their tensors.
-OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-# How open_clip answers to what it did not expect.
-MISFITS = (
+OPENAI_METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")
+PREPROCESSING_KEYS = ("mean", "std", "interpolation", "resize_mode")
+# What open_clip raises for unexpected input.
+OPEN_CLIP_ERRORS = (
     AssertionError,
     AttributeError,
     ImportError,
@@ -70,8 +70,8 @@ class ClipConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class OpenedClip:
-    """A model of open_clip, ready to be asked.
+class LoadedClip:
+    """A loaded model of open_clip.
 
     Attributes:
         name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
@@ -87,34 +87,34 @@ class OpenedClip:
     quick_gelu: bool
 
 
-def open_clip_model(config: ClipConfig) -> OpenedClip:
+def load_clip(config: ClipConfig) -> LoadedClip:
     """Opens a model on the CPU.
 
     Raises:
         InputError: no such model, tag, folder or file, or a checkpoint of another architecture.
     """
     is_folder = Path(config.model).is_dir()
-    if config.weights is not None and (is_folder or config.model.startswith(HUB)):
+    if config.weights is not None and (is_folder or config.model.startswith(HUB_PREFIX)):
         raise InputError(
             f"--clip-weights: expected none, for {config.model} brings its own,"
             f" found {config.weights}"
         )
     if is_folder:
-        return _from_folder(Path(config.model))
-    if config.model.startswith(HUB):
-        model = _created(config.model, None)
+        return _load_folder(Path(config.model))
+    if config.model.startswith(HUB_PREFIX):
+        model = _create_pretrained(config.model, None)
         quick_gelu = bool(open_clip.get_model_config(config.model).get("quick_gelu"))
-        return OpenedClip(config.model, model, _tokenizer(config.model), quick_gelu)
+        return LoadedClip(config.model, model, _load_tokenizer(config.model), quick_gelu)
     # OpenAI's names have a stroke where open_clip's have a hyphen.
-    return _named(config.model.replace("/", "-"), config)
+    return _load_by_name(config.model.replace("/", "-"), config)
 
 
-def _named(name: str, config: ClipConfig) -> OpenedClip:
+def _load_by_name(name: str, config: ClipConfig) -> LoadedClip:
     names = open_clip.list_models()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=5, cutoff=0.3)
         raise InputError(
-            f"--clip-model: expected a folder, {HUB} name or model of open_clip"
+            f"--clip-model: expected a folder, {HUB_PREFIX} name or model of open_clip"
             f" (such as {', '.join(near or ['ViT-B-16', 'RN50x16'])}), found {config.model}"
         )
     published = {
@@ -131,67 +131,72 @@ def _named(name: str, config: ClipConfig) -> OpenedClip:
     # A tag says whether its weights want OpenAI's GELU; open_clip would only warn.
     if tag in published:
         quick_gelu = bool(published[tag].get("quick_gelu"))
-        model = _created(name, tag, force_quick_gelu=quick_gelu)
+        model = _create_pretrained(name, tag, force_quick_gelu=quick_gelu)
     elif Path(weights).is_file():
         state = load_weights(Path(weights))
-        quick_gelu = set(OPENAI_NUMBERS) <= state.keys() or (
+        quick_gelu = set(OPENAI_METADATA_KEYS) <= state.keys() or (
             bool(published) and all(entry.get("quick_gelu") for entry in published.values())
         )
-        options = {"force_quick_gelu": quick_gelu, "force_preprocess_cfg": _agreed(published)}
-        model = _filled(_unfilled(name, **options), state, weights, name)
+        options = {
+            "force_quick_gelu": quick_gelu,
+            "force_preprocess_cfg": _common_preprocessing(published),
+        }
+        model = _load_state(_create_empty(name, **options), state, weights, name)
     else:
         raise InputError(
             f"--clip-weights: expected a file or a tag of {name}"
             f" ({', '.join(published) or 'it has none'}), found {weights}"
         )
     quick_gelu = quick_gelu or bool(open_clip.get_model_config(name).get("quick_gelu"))
-    return OpenedClip(name, model, _tokenizer(name), quick_gelu)
+    return LoadedClip(name, model, _load_tokenizer(name), quick_gelu)
 
 
-def _from_folder(folder: Path) -> OpenedClip:
-    file = folder / FOLDER_CONFIG
+def _load_folder(folder: Path) -> LoadedClip:
+    file = folder / CONFIG_FILE
     if not file.is_file():
-        raise InputError(f"{folder}: expected a CLIP folder with {FOLDER_CONFIG}, found none")
+        raise InputError(f"{folder}: expected a CLIP folder with {CONFIG_FILE}, found none")
     value = read_json(file)
     settings = value.get("model_cfg") if isinstance(value, dict) else None
     if not isinstance(settings, dict):
         raise bad_field(file, "model_cfg", "open_clip's model configuration", settings)
-    names = (FOLDER_WEIGHTS, *OTHER_WEIGHTS)
+    names = (WEIGHTS_FILE, *OTHER_WEIGHTS_FILES)
     there = [folder / name for name in names if (folder / name).is_file()]
     if not there:
-        raise InputError(f"{folder / FOLDER_WEIGHTS}: no such weights file")
+        raise InputError(f"{folder / WEIGHTS_FILE}: no such weights file")
     try:
-        model = _unfilled(f"local-dir:{folder}")
-    except MISFITS as error:
+        model = _create_empty(f"local-dir:{folder}")
+    except OPEN_CLIP_ERRORS as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise bad_field(file, "model_cfg", "open_clip's model configuration", found) from None
-    model = _filled(model, load_weights(there[0]), there[0], f"the model in {file}")
-    words = folder / FOLDER_WORDS
-    tokenizer = WordTokenizer.load(words) if words.is_file() else _tokenizer(f"local-dir:{folder}")
+    model = _load_state(model, load_weights(there[0]), there[0], f"the model in {file}")
+    words = folder / TOKENIZER_FILE
+    tokenizer = (
+        WordTokenizer.load(words) if words.is_file() else _load_tokenizer(f"local-dir:{folder}")
+    )
     # Settings and the tokenizer's own files, which folders of the hub bring.
     files = sorted(each for kind in ("json", "txt", "model") for each in folder.glob(f"*.{kind}"))
     name = f"folder {sha256_of_json([[each.name, sha256_of_file(each)] for each in files])[:16]}"
-    return OpenedClip(name, model, tokenizer, bool(settings.get("quick_gelu")))
+    return LoadedClip(name, model, tokenizer, bool(settings.get("quick_gelu")))
 
 
-def _created(name: str, tag: str | None, **options: Any) -> Any:
+def _create_pretrained(name: str, tag: str | None, **options: Any) -> Any:
     try:
-        with _quiet():
+        with _silence_logging():
             return open_clip.create_model(name, pretrained=tag, require_pretrained=True, **options)
-    except MISFITS as error:
+    except OPEN_CLIP_ERRORS as error:
         raise InputError(
             f"--clip-model: {' '.join(filter(None, [name, tag]))} cannot be fetched"
-            f" ({_cause(error)}); give a checkpoint file or a folder"
+            f" ({_error_summary(error)}); give a checkpoint file or a folder"
         ) from None
 
 
-def _unfilled(name: str, **options: Any) -> Any:
+def _create_empty(name: str, **options: Any) -> Any:
     """The architecture with weights that mean nothing yet."""
-    with _quiet():
+    with _silence_logging():
         return open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
 
 
-def _filled(model: Any, state: dict[str, Tensor], file: object, architecture: str) -> Any:
+def _load_state(model: Any, state: dict[str, Tensor], file: object, architecture: str) -> Any:
     """Puts a checkpoint into a model, all of it.
 
     Unlike open_clip's own loader it does not interpolate positions of another input size, which
@@ -200,7 +205,7 @@ def _filled(model: Any, state: dict[str, Tensor], file: object, architecture: st
     Raises:
         InputError: the checkpoint is another architecture's.
     """
-    state = {name: value for name, value in state.items() if name not in OPENAI_NUMBERS}
+    state = {name: value for name, value in state.items() if name not in OPENAI_METADATA_KEYS}
     try:
         state = convert_state_dict(model, state)
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -209,27 +214,27 @@ def _filled(model: Any, state: dict[str, Tensor], file: object, architecture: st
             if name in state and getattr(model, name, None) is not None:
                 state[name] = state[name].reshape(getattr(model, name).shape)
         model.load_state_dict(state)
-    except MISFITS as error:
-        raise mismatch(file, architecture, error) from None
+    except OPEN_CLIP_ERRORS as error:
+        raise architecture_error(file, architecture, error) from None
     return model
 
 
-def _tokenizer(model: str) -> Callable[[list[str]], Tensor]:
+def _load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
     try:
-        with _quiet():
+        with _silence_logging():
             return open_clip.get_tokenizer(model)
-    except MISFITS as error:
+    except OPEN_CLIP_ERRORS as error:
         raise InputError(
-            f"--clip-model: the tokenizer of {model} cannot be loaded ({_cause(error)})"
+            f"--clip-model: the tokenizer of {model} cannot be loaded ({_error_summary(error)})"
         ) from None
 
 
-def _cause(error: Exception) -> str:
+def _error_summary(error: Exception) -> str:
     """What went wrong in few words; open_clip and the hub's client wrap it in theirs."""
     return " ".join(str(error).split()).rpartition("Last error: ")[2][:160]
 
 
-def _agreed(published: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _common_preprocessing(published: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The preprocessing values on which all published weights of a model agree.
 
     A checkpoint file names none itself.
@@ -237,13 +242,13 @@ def _agreed(published: dict[str, dict[str, Any]]) -> dict[str, Any]:
     entries = list(published.values())
     return {
         key: entries[0][key]
-        for key in PREPROCESSING
+        for key in PREPROCESSING_KEYS
         if entries and all(entry.get(key) == entries[0].get(key, ()) for entry in entries)
     }
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_logging() -> Iterator[None]:
     """Keeps open_clip from telling people what it does, and what it doubts."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -253,9 +258,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-TEXT_BATCH = 256
+TEXT_BATCH_SIZE = 256
 # Activations of a few dozen regions still fit a processor's cache; a GPU wants many.
-CPU_BATCH, GPU_BATCH = 64, 256
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 
 
 class ClipTeacher:
@@ -284,7 +289,7 @@ class ClipTeacher:
     """
 
     def __init__(self, config: ClipConfig, device: torch.device) -> None:
-        opened = open_clip_model(config)
+        opened = load_clip(config)
         check_finite(opened.model.state_dict(), config.weights or config.model)
         self.name, self.quick_gelu = opened.name, opened.quick_gelu
         # On the host, where the weights still are.
@@ -294,21 +299,21 @@ class ClipTeacher:
         self.device = device
         self.precision = resolve_precision(config.precision, device.type)
         settings = open_clip.get_model_preprocess_cfg(opened.model)
-        self.image_size = _side(settings["size"], config.model)
-        self.interpolation = _interpolation(settings.get("interpolation"), config.model)
-        self.mean = _three(settings, "mean", config.model)
-        self.std = _three(settings, "std", config.model)
-        self.batch_size = GPU_BATCH if device.type == "cuda" else CPU_BATCH
+        self.image_size = _square_size(settings["size"], config.model)
+        self.interpolation = _checked_interpolation(settings.get("interpolation"), config.model)
+        self.mean = _channel_values(settings, "mean", config.model)
+        self.std = _channel_values(settings, "std", config.model)
+        self.batch_size = GPU_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
 
     def encode_images(self, regions: Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings;
-        see `start_encoding`."""
-        return self.start_encoding(regions)()
+        see `encode_images_async`."""
+        return self.encode_images_async(regions)()
 
     @torch.inference_mode()
-    def start_encoding(self, regions: Tensor) -> Callable[[], np.ndarray]:
+    def encode_images_async(self, regions: Tensor) -> Callable[[], np.ndarray]:
         """Encodes (N, 3, S, S) uint8 RGB regions without waiting for the device.
 
         Returns:
@@ -316,13 +321,13 @@ class ClipTeacher:
             float16 ends at 65,504, the batch is encoded again in float32; what is not finite then
             either is up to the caller.
         """
-        arrived = start_download(self._encode(self._normalised(regions), self.precision))
+        arrived = copy_to_host_async(self._encode(self._normalise(regions), self.precision))
 
         @torch.inference_mode()
         def embeddings() -> np.ndarray:
             found = arrived().numpy().copy()
             if self.precision != "float32" and not np.isfinite(found).all():
-                found = self._encode(self._normalised(regions), "float32").cpu().numpy()
+                found = self._encode(self._normalise(regions), "float32").cpu().numpy()
             return found
 
         return embeddings
@@ -332,7 +337,7 @@ class ClipTeacher:
         """(N, 3, S, S) float32 normalised pixels -> (N, D) float32 normalised embeddings."""
         return self._encode(pixels, self.precision).cpu().numpy()
 
-    def _normalised(self, regions: Tensor) -> Tensor:
+    def _normalise(self, regions: Tensor) -> Tensor:
         return (regions.float().div_(255) - self._mean) / self._std
 
     def _encode(self, pixels: Tensor, precision: str) -> Tensor:
@@ -345,14 +350,14 @@ class ClipTeacher:
         """N sentences -> (N, D) float32 normalised embeddings.
 
         Raises:
-            InputError: the world's teacher does not know a word.
+            InputError: the toy teacher does not know a word.
         """
         parts = [
             self._model.encode_text(
-                self._tokenizer(list(texts[start : start + TEXT_BATCH])).to(self.device),
+                self._tokenizer(list(texts[start : start + TEXT_BATCH_SIZE])).to(self.device),
                 normalize=True,
             )
-            for start in range(0, len(texts), TEXT_BATCH)
+            for start in range(0, len(texts), TEXT_BATCH_SIZE)
         ]
         return torch.cat(parts).float().cpu().numpy()
 
@@ -387,29 +392,29 @@ def save_clip(
         tokenizer: the word-level tokenizer that the model was trained with.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FOLDER_CONFIG, {"model_cfg": config, "preprocess_cfg": dict(preprocessing)})
-    tokenizer.save(folder / FOLDER_WORDS)
+    write_json(folder / CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": dict(preprocessing)})
+    tokenizer.save(folder / TOKENIZER_FILE)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(folder / FOLDER_WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary)
 
 
-def _side(size: Any, name: str) -> int:
+def _square_size(size: Any, name: str) -> int:
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
         raise InputError(f"--clip-model: expected a model with square input, {name} takes {size}")
     return sides.pop()
 
 
-def _interpolation(value: Any, name: str) -> str:
+def _checked_interpolation(value: Any, name: str) -> str:
     # "random" is for training; open_clip takes bicubic instead when it asks.
     kind = "bicubic" if value in (None, "random") else value
-    if kind not in FILTERS:
-        raise bad_field(name, "interpolation", " or ".join(FILTERS), value)
+    if kind not in RESAMPLING_FILTERS:
+        raise bad_field(name, "interpolation", " or ".join(RESAMPLING_FILTERS), value)
     return kind
 
 
-def _three(settings: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
+def _channel_values(settings: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
     values: Any = settings.get(key)
     good = isinstance(values, (list, tuple)) and len(values) == 3
     if not good or not all(isinstance(value, (int, float)) for value in values):

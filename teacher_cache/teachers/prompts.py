@@ -1,4 +1,4 @@
-"""The sentences that the teacher is asked with."""
+"""Prompt templates and their averaged text embeddings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import numpy as np
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.reader.cache import TeacherText
+from teacher_cache.reader.cache import PromptEmbeddings
 
 # Per interaction, one sentence for each template.
 Prompts = tuple[tuple[str, ...], ...]
 # Equal sentences in different batches are embedded this equally.
-ALIKE = 1e-5
-MOST_TOLD = 5
-TEMPLATE = "a picture of person {ing} {object}"
+SAME_EMBEDDING_TOLERANCE = 1e-5
+MAX_LISTED = 5
+DEFAULT_TEMPLATE = "a picture of person {ing} {object}"
 
 
-def interaction_prompts(vocabulary: Vocabulary, templates: Sequence[str] = (TEMPLATE,)) -> Prompts:
+def interaction_prompts(
+    vocabulary: Vocabulary, templates: Sequence[str] = (DEFAULT_TEMPLATE,)
+) -> Prompts:
     """One sentence per interaction and template, underscores as spaces.
 
     Args:
@@ -34,14 +36,14 @@ def interaction_prompts(vocabulary: Vocabulary, templates: Sequence[str] = (TEMP
     if not templates:
         raise InputError("--template: expected at least one sentence, found none")
     for template in templates:
-        _check(template)
+        _check_template(template)
     return tuple(
-        fill(templates, vocabulary.verb_ings[verb], vocabulary.objects[label])
+        fill_templates(templates, vocabulary.verb_ings[verb], vocabulary.objects[label])
         for verb, label in vocabulary.interactions
     )
 
 
-def fill(templates: Sequence[str], ing: str, thing: str) -> tuple[str, ...]:
+def fill_templates(templates: Sequence[str], ing: str, thing: str) -> tuple[str, ...]:
     """The sentences about one verb, in its prompt form, with one object."""
     return tuple(
         template.format(ing=ing, object=thing).replace("_", " ").strip() for template in templates
@@ -63,7 +65,7 @@ def embed_prompts(
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
 
-def alike_line(actions: Sequence[tuple[str, str]], text: TeacherText) -> str:
+def indistinguishable_actions(actions: Sequence[tuple[str, str]], text: PromptEmbeddings) -> str:
     """Which actions the teacher cannot tell apart, for people; empty where it can all.
 
     Sentences are alike where verbs share a form, or where they differ behind the text tower's
@@ -79,7 +81,11 @@ def alike_line(actions: Sequence[tuple[str, str]], text: TeacherText) -> str:
         while rows:
             first, *others = rows
             apart = np.abs(text.embeddings[others] - text.embeddings[first]).max(axis=1, initial=0)
-            alike = [row for row, distance in zip(others, apart, strict=True) if distance <= ALIKE]
+            alike = [
+                row
+                for row, distance in zip(others, apart, strict=True)
+                if distance <= SAME_EMBEDDING_TOLERANCE
+            ]
             if alike:
                 found.setdefault(tuple(actions[row][0] for row in (first, *alike)), []).append(
                     first
@@ -92,15 +98,15 @@ def alike_line(actions: Sequence[tuple[str, str]], text: TeacherText) -> str:
         told.append(f'{", ".join(verbs)} with {actions[rows[0]][1]}{more} ("{sentence}")')
     if not told:
         return ""
-    further = f"; and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    further = f"; and {len(told) - MAX_LISTED} more" if len(told) > MAX_LISTED else ""
     return (
         "warning: the teacher cannot tell these actions apart, whose sentences it reads alike: "
-        + "; ".join(told[:MOST_TOLD])
+        + "; ".join(told[:MAX_LISTED])
         + further
     )
 
 
-def _check(template: str) -> None:
+def _check_template(template: str) -> None:
     wrong = f"--template: expected a sentence with {{ing}} and {{object}}, found {template!r}"
     try:
         filled = template.format(ing="\0", object="\1")

@@ -17,8 +17,8 @@ from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 
 LEVELS = ("region", "image")
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-PIXELS_AT_ONCE = 2**24
+RESAMPLING_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+MAX_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ def union_regions(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
     return unions[first].reshape(-1, 4), np.array(rows, dtype=np.int64)
 
 
-def whole_image(pairs: Pairs, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def whole_image_region(pairs: Pairs, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The image's own rectangle as the one region of all its pairs.
 
     Args:
-        pairs: of the image; without any there is nothing to ask, and no region.
+        pairs: of the image; without any there is no region.
         size: width and height of the image.
 
     Returns:
@@ -83,7 +83,7 @@ def whole_image(pairs: Pairs, size: tuple[int, int]) -> tuple[np.ndarray, np.nda
     return boxes.reshape(-1, 4), np.zeros(len(pairs), dtype=np.int64)
 
 
-def crop_regions(
+def crop_regions_pil(
     image: Image.Image,
     boxes: np.ndarray,
     size: int,
@@ -105,51 +105,51 @@ def crop_regions(
     Returns:
         R arrays (size, size, 3) uint8.
     """
-    corners = whole_pixels(image, boxes, mode.context)
+    corners = round_boxes(image, boxes, mode.context)
     if mode.name == "stretch":
-        return [np.asarray(resized(image.crop(box), size, size, interpolation)) for box in corners]
-    return [padded_region(image, box, size, interpolation) for box in corners]
+        return [np.asarray(resize(image.crop(box), size, size, interpolation)) for box in corners]
+    return [pad_and_resize(image, box, size, interpolation) for box in corners]
 
 
-def padded_region(
+def pad_and_resize(
     image: Image.Image, corners: tuple[int, int, int, int], size: int, interpolation: str
 ) -> np.ndarray:
     """A region (left, top, right, bottom) made square with black bars: (size, size, 3) uint8."""
     crop = image.crop(corners)
     # PIL resizes rows first, each by itself; black ones need no resizing.
     if crop.width > crop.height:
-        crop = centred(resized(crop, size, crop.height, interpolation), size, crop.width)
+        crop = centre_pad(resize(crop, size, crop.height, interpolation), size, crop.width)
     elif crop.width < crop.height:
-        crop = _with_short_rows(crop, size, interpolation)
-    return np.asarray(resized(crop, size, size, interpolation))
+        crop = _pad_tall_region(crop, size, interpolation)
+    return np.asarray(resize(crop, size, size, interpolation))
 
 
-def _with_short_rows(crop: Image.Image, size: int, interpolation: str) -> Image.Image:
+def _pad_tall_region(crop: Image.Image, size: int, interpolation: str) -> Image.Image:
     """An upright crop with black bars, rows resized: in bands, for the square of something long
     would be thousands of times the picture."""
     side = crop.height
-    rows = max(1, PIXELS_AT_ONCE // side)
+    rows = max(1, MAX_PIXELS // side)
     canvas = Image.new("RGB", (size, side))
     for top in range(0, side, rows):
         end = min(top + rows, side)
-        band = centred(crop.crop((0, top, crop.width, end)), side, end - top)
-        canvas.paste(resized(band, size, end - top, interpolation), (0, top))
+        band = centre_pad(crop.crop((0, top, crop.width, end)), side, end - top)
+        canvas.paste(resize(band, size, end - top, interpolation), (0, top))
     return canvas
 
 
-def resized(image: Image.Image, width: int, height: int, interpolation: str) -> Image.Image:
+def resize(image: Image.Image, width: int, height: int, interpolation: str) -> Image.Image:
     """Antialiased; an axis that keeps its length is left alone."""
-    return image.resize((width, height), FILTERS[interpolation])
+    return image.resize((width, height), RESAMPLING_FILTERS[interpolation])
 
 
-def centred(image: Image.Image, width: int, height: int) -> Image.Image:
+def centre_pad(image: Image.Image, width: int, height: int) -> Image.Image:
     """In the middle of a black picture."""
     canvas = Image.new("RGB", (width, height))
     canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
 
 
-def whole_pixels(
+def round_boxes(
     image: Image.Image, boxes: np.ndarray, context: float
 ) -> list[tuple[int, int, int, int]]:
     """Left, top, right and bottom of R boxes, grown `context`-fold, inside the image."""
@@ -167,21 +167,21 @@ def whole_pixels(
 
 
 # Keys' cubic convolution with a = -0.5, which reaches two pixels to either side.
-SHARPNESS = -0.5
-REACH = 2.0
-REGIONS_AT_ONCE = 32
+CUBIC_A = -0.5
+CUBIC_RADIUS = 2.0
+MAX_REGIONS = 32
 # Bounds what a thread takes beside picture and result. Making the weights of a row or column of
 # input pixels holds six float32 numbers at once for each output pixel of a region; a row is held
 # itself, in three colours, before and after it is rearranged.
-BYTES_AT_ONCE = 2**28
-BYTES_A_COLUMN = 4 * 6
-BYTES_A_ROW = BYTES_A_COLUMN + 4 * 6
+MAX_BYTES = 2**28
+BYTES_PER_COLUMN = 4 * 6
+BYTES_PER_ROW = BYTES_PER_COLUMN + 4 * 6
 # From this ratio on a pixel's share in the result is at most a half, so that torch's shorter
 # weights do not move a result by more than one grey level from PIL's.
-SHRUNK = 2
+MIN_DOWNSCALE = 2
 
 
-def cut_regions(
+def crop_regions(
     image: Image.Image,
     boxes: np.ndarray,
     size: int,
@@ -207,21 +207,21 @@ def cut_regions(
         (R, 3, size, size) uint8.
     """
     on_cpu = device.type == "cpu"
-    is_huge = image.width * image.height > PIXELS_AT_ONCE
+    is_huge = image.width * image.height > MAX_PIXELS
     if mode.name == "stretch" or (not on_cpu and (is_huge or interpolation != "bicubic")):
-        regions = crop_regions(image, boxes, size, mode, interpolation)
+        regions = crop_regions_pil(image, boxes, size, mode, interpolation)
         stacked = np.stack(regions) if regions else np.zeros((0, size, size, 3), np.uint8)
         cut = torch.from_numpy(stacked).permute(0, 3, 1, 2)
         return cut if on_cpu else cut.pin_memory().to(device, non_blocking=True)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    corners = whole_pixels(image, boxes, mode.context)
+    corners = round_boxes(image, boxes, mode.context)
     if on_cpu:
-        return _shrunk_regions(image, pixels, corners, size, interpolation)
+        return _crop_regions_cpu(image, pixels, corners, size, interpolation)
     pixels = pixels.pin_memory().to(device, non_blocking=True)
     return resample_regions(pixels, np.array(corners, dtype=np.int64).reshape(-1, 4), size)
 
 
-def _shrunk_regions(
+def _crop_regions_cpu(
     image: Image.Image,
     pixels: Tensor,
     corners: Sequence[tuple[int, int, int, int]],
@@ -233,29 +233,29 @@ def _shrunk_regions(
     for place, (left, top, right, bottom) in enumerate(corners):
         width, height = right - left, bottom - top
         side = max(width, height)
-        is_tower = width < side and height * side > PIXELS_AT_ONCE
-        if is_tower and height * width <= PIXELS_AT_ONCE and interpolation == "bicubic":
+        is_tower = width < side and height * side > MAX_PIXELS
+        if is_tower and height * width <= MAX_PIXELS and interpolation == "bicubic":
             # Its black square would be thousands of times the region, and is not needed here.
             out[place] = resample_regions(pixels, np.array(corners[place : place + 1]), size)[0]
-        elif side < SHRUNK * size or is_tower:
-            region = padded_region(image, corners[place], size, interpolation)
+        elif side < MIN_DOWNSCALE * size or is_tower:
+            region = pad_and_resize(image, corners[place], size, interpolation)
             out[place] = torch.from_numpy(region.copy()).permute(2, 0, 1)
         else:
             crop = pixels[None, :, top:bottom, left:right]
             if width < side:
-                crop = _between_bars(crop, height, side)
+                crop = _centre_pad_tensor(crop, height, side)
             # PIL resizes rows first, each by itself; black ones need no resizing.
             if height < side:
-                crop = _between_bars(_shrunk(crop, height, size, interpolation), side, size)
-            out[place] = _shrunk(crop, size, size, interpolation)[0]
+                crop = _centre_pad_tensor(_downscale(crop, height, size, interpolation), side, size)
+            out[place] = _downscale(crop, size, size, interpolation)[0]
     return out
 
 
-def _shrunk(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+def _downscale(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
     return functional.interpolate(pixels, (height, width), mode=interpolation, antialias=True)
 
 
-def _between_bars(pixels: Tensor, height: int, width: int) -> Tensor:
+def _centre_pad_tensor(pixels: Tensor, height: int, width: int) -> Tensor:
     """(1, 3, h, w) uint8 in the middle of black ones of another size."""
     # Colours side by side, as in a picture, for torch's quick way of resizing.
     canvas = torch.zeros((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -281,8 +281,8 @@ def resample_regions(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
     if not len(corners):
         return image.new_zeros((0, 3, size, size))
     longest = (corners[:, 2:] - corners[:, :2]).max()
-    fitting = BYTES_AT_ONCE // int(BYTES_A_ROW * size * longest)
-    count = min(max(fitting, 1), REGIONS_AT_ONCE)
+    fitting = MAX_BYTES // int(BYTES_PER_ROW * size * longest)
+    count = min(max(fitting, 1), MAX_REGIONS)
     parts = [
         _resample(image, corners[start : start + count], size)
         for start in range(0, len(corners), count)
@@ -306,12 +306,12 @@ def _resample(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
 
     def weights(axis: int, begin: int, stop: int) -> Tensor:
         places = torch.arange(begin, stop, device=image.device)
-        return _weights(start[:, axis], side, first[:, axis], end[:, axis], places, sums)
+        return _resampling_weights(start[:, axis], side, first[:, axis], end[:, axis], places, sums)
 
     # In float32: shorter numbers move pixels by two grey levels where light overshoots.
     result = torch.zeros((count, size, 3 * size), device=image.device)
-    rows_at_once = max(1, BYTES_AT_ONCE // (BYTES_A_ROW * count * size))
-    columns_at_once = max(1, BYTES_AT_ONCE // (BYTES_A_COLUMN * count * size))
+    rows_at_once = max(1, MAX_BYTES // (BYTES_PER_ROW * count * size))
+    columns_at_once = max(1, MAX_BYTES // (BYTES_PER_COLUMN * count * size))
     for upper in range(0, height, rows_at_once):
         lower = min(upper + rows_at_once, height)
         # (3 h, w) x (w, R size): every row of the picture for all regions at once.
@@ -321,16 +321,16 @@ def _resample(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
             pixels = image[:, top + upper : top + lower, left + begin : left + stop].float()
             across = weights(0, begin, stop).view(-1, stop - begin)
             rows.addmm_(pixels.reshape(-1, stop - begin), across.T)
-        rows = _grey_levels(rows).view(3, lower - upper, count, size).permute(2, 1, 0, 3)
+        rows = _round_pixels(rows).view(3, lower - upper, count, size).permute(2, 1, 0, 3)
         result.baddbmm_(weights(1, upper, lower), rows.reshape(count, -1, 3 * size))
-    return _grey_levels(result).view(-1, size, 3, size).transpose(1, 2).to(torch.uint8)
+    return _round_pixels(result).view(-1, size, 3, size).transpose(1, 2).to(torch.uint8)
 
 
-def _grey_levels(values: Tensor) -> Tensor:
+def _round_pixels(values: Tensor) -> Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)
 
 
-def _scale_and_blur(side: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _resampling_scales(side: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(R, 1, 1) input pixels for an output pixel, and how much wider the kernel gets by that."""
     scale = (side.float() / size).view(-1, 1, 1)
     return scale, scale.clamp(min=1)
@@ -346,22 +346,22 @@ def _kernel_sums(side: Tensor, longest_side: int, size: int) -> Tensor:
         longest_side: the largest of them.
         size: output pixels.
     """
-    scale, blur = _scale_and_blur(side, size)
+    scale, blur = _resampling_scales(side, size)
     # At most so many input pixels add to an output pixel.
-    reach = 2 * math.ceil(REACH * max(longest_side / size, 1)) + 2
+    reach = 2 * math.ceil(CUBIC_RADIUS * max(longest_side / size, 1)) + 2
     reached = torch.arange(reach, device=side.device)
     parts = []
-    at_once = max(1, BYTES_AT_ONCE // (BYTES_A_COLUMN * len(side) * reach))
+    at_once = max(1, MAX_BYTES // (BYTES_PER_COLUMN * len(side) * reach))
     for places in torch.arange(size, device=side.device).split(at_once):
         centres = (places.view(1, -1, 1) + 0.5) * scale
-        pixels = (centres - REACH * blur).floor() + reached
+        pixels = (centres - CUBIC_RADIUS * blur).floor() + reached
         in_square = (pixels >= 0) & (pixels < side.view(-1, 1, 1))
-        kernel = _cubic((pixels + 0.5 - centres) / blur) * in_square
+        kernel = _cubic_kernel((pixels + 0.5 - centres) / blur) * in_square
         parts.append(kernel.sum(2, keepdim=True))
     return torch.cat(parts, dim=1)
 
 
-def _weights(
+def _resampling_weights(
     start: Tensor, side: Tensor, first: Tensor, end: Tensor, pixels: Tensor, sums: Tensor
 ) -> Tensor:
     """(R, size, P) float32: what input pixels add to each output pixel, along one axis.
@@ -373,15 +373,15 @@ def _weights(
         sums: (R, size, 1), see `_kernel_sums`.
     """
     size = sums.shape[1]
-    scale, blur = _scale_and_blur(side, size)
+    scale, blur = _resampling_scales(side, size)
     centres = (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
     own = (pixels >= first.view(-1, 1, 1)) & (pixels < end.view(-1, 1, 1))
     middles = (pixels - start.view(-1, 1, 1) + 0.5) / blur
-    return _cubic(middles - centres / blur).div_(sums).mul_(own)
+    return _cubic_kernel(middles - centres / blur).div_(sums).mul_(own)
 
 
-def _cubic(distance: Tensor) -> Tensor:
+def _cubic_kernel(distance: Tensor) -> Tensor:
     x = distance.abs()
-    near = ((SHARPNESS + 2) * x - (SHARPNESS + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * SHARPNESS
-    return torch.where(x < 1, near, torch.where(x < REACH, far, 0))
+    near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * CUBIC_A
+    return torch.where(x < 1, near, torch.where(x < CUBIC_RADIUS, far, 0))

@@ -1,4 +1,4 @@
-"""A word-level tokenizer for the world's small teacher."""
+"""A word-level tokenizer for the small toy teacher."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class WordTokenizer:
     def __init__(self, words: Sequence[str], context_length: int) -> None:
         self.words = tuple(words)
         self.context_length = context_length
-        self._number = {word: index for index, word in enumerate(self.words, start=1)}
-        self.start = len(self.words) + 1
-        self.end = len(self.words) + 2
+        self._token_ids = {word: index for index, word in enumerate(self.words, start=1)}
+        self.sot_token_id = len(self.words) + 1
+        self.eot_token_id = len(self.words) + 2
 
     @property
     def vocab_size(self) -> int:
-        return self.end + 1
+        return self.eot_token_id + 1
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """(N, context_length) int64 tokens.
@@ -46,17 +46,21 @@ class WordTokenizer:
         length = context_length or self.context_length
         rows = torch.full((len(texts), length), PAD, dtype=torch.int64)
         for row, text in zip(rows, texts, strict=True):
-            tokens = [self.start, *(self._look_up(word, text) for word in text.split()), self.end]
+            tokens = [
+                self.sot_token_id,
+                *(self._token_id(word, text) for word in text.split()),
+                self.eot_token_id,
+            ]
             if len(tokens) > length:
                 raise InputError(f"prompt {text!r}: expected at most {length - 2} words")
             row[: len(tokens)] = torch.tensor(tokens)
         return rows
 
-    def _look_up(self, word: str, text: str) -> int:
-        if word not in self._number:
+    def _token_id(self, word: str, text: str) -> int:
+        if word not in self._token_ids:
             known = ", ".join(self.words)
             raise InputError(f"prompt {text!r}: the teacher knows no word {word!r}, only {known}")
-        return self._number[word]
+        return self._token_ids[word]
 
     def save(self, path: Path) -> None:
         """Writes the words as JSON."""

@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
 
-from pipeline.toy.generate import DRAWING
+from pipeline.toy.generate import DRAWING_VERSION
 from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.detectors.torchvision import world_detector
+from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.teachers.clip import build_clip
-from teacher_cache.teachers.prompts import TEMPLATE
+from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 10
 # CLIP's own bound of the temperature.
-LOG_LARGEST_SCALE = math.log(100)
+MAX_LOG_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
-class TeacherTraining:
+class TeacherTrainingConfig:
     """How the small CLIP is trained.
 
     Attributes:
@@ -92,7 +92,7 @@ def train_teacher(
     crops: Tensor,
     captions: Sequence[str],
     tokenizer: WordTokenizer,
-    training: TeacherTraining,
+    training: TeacherTrainingConfig,
     generator: torch.Generator,
     device: torch.device,
     precision: Callable[[], Any],
@@ -154,7 +154,7 @@ def train_teacher(
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(max=LOG_LARGEST_SCALE)
+            model.logit_scale.clamp_(max=MAX_LOG_SCALE)
         if step % 10 == 0:
             on_step(f"loss {loss.item():.3f}")
         else:
@@ -207,8 +207,8 @@ def augment(crops: Tensor, max_shift: int, generator: torch.Generator) -> Tensor
 
 
 @dataclass(frozen=True)
-class DetectorTraining:
-    """How the world's detector is trained.
+class DetectorTrainingConfig:
+    """How the toy detector is trained.
 
     Attributes:
         epochs, batch_size: length and size of the steps (images).
@@ -226,13 +226,13 @@ def train_detector(
     images: Tensor,
     annotations: Sequence[Annotation],
     vocabulary: Vocabulary,
-    training: DetectorTraining,
+    training: DetectorTrainingConfig,
     generator: torch.Generator,
     device: torch.device,
     precision: Callable[[], Any],
     on_step: Callable[[int, str], None],
 ) -> FasterRCNN:
-    """Trains the world's detector on boxes alone.
+    """Trains the toy detector on boxes alone.
 
     Args:
         images: (N, 3, h, w) uint8.
@@ -247,7 +247,7 @@ def train_detector(
     Returns:
         The trained detector in eval mode.
     """
-    ids = torch.tensor(vocabulary.object_ids)
+    ids = torch.tensor(vocabulary.category_ids)
     targets = [
         {
             "boxes": torch.from_numpy(annotation.boxes),
@@ -259,7 +259,7 @@ def train_detector(
     # torchvision samples anchors and proposals with torch's own generator.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        model = world_detector(max(vocabulary.object_ids)).to(device).train()
+        model = toy_detector(max(vocabulary.category_ids)).to(device).train()
         model.backbone.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
             model.parameters(), training.learning_rate, weight_decay=training.weight_decay
@@ -272,7 +272,7 @@ def train_detector(
             for rows in order[: steps * training.batch_size].view(steps, -1).tolist():
                 flips = torch.rand(len(rows), generator=generator) < 0.5
                 batch = [
-                    _flipped(images[row], targets[row], bool(flip))
+                    _flip(images[row], targets[row], bool(flip))
                     for row, flip in zip(rows, flips, strict=True)
                 ]
                 with precision():
@@ -290,9 +290,7 @@ def train_detector(
     return model.eval()
 
 
-def _flipped(
-    image: Tensor, target: dict[str, Tensor], flip: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _flip(image: Tensor, target: dict[str, Tensor], flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
     if not flip:
         return image, target
     boxes = target["boxes"].clone()
@@ -300,35 +298,35 @@ def _flipped(
     return image.flip(-1), {"boxes": boxes, "labels": target["labels"]}
 
 
-MODELS = ("teacher", "detector")
+MODEL_NAMES = ("teacher", "detector")
 
 
 @dataclass(frozen=True)
-class WorldModels:
+class ToyModelsConfig:
     """What is trained, and on what.
 
     Attributes:
-        pictures: how many pictures of the world's part "models" are drawn.
+        pictures: how many pictures of the toy dataset's part "models" are drawn.
         seed: of pictures and training.
         teacher, detector: the recipes.
         precision: see `pipeline.utils.devices.autocast`.
         templates: sentences that the teacher learns, each region with one of them.
-        wanted: which of `MODELS` are trained.
+        models: which of `MODEL_NAMES` are trained.
     """
 
     pictures: int = 3000
     seed: int = 0
-    teacher: TeacherTraining = field(default_factory=TeacherTraining)
-    detector: DetectorTraining = field(default_factory=DetectorTraining)
+    teacher: TeacherTrainingConfig = field(default_factory=TeacherTrainingConfig)
+    detector: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
     precision: str = "auto"
-    templates: tuple[str, ...] = (TEMPLATE,)
-    wanted: tuple[str, ...] = MODELS
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    models: tuple[str, ...] = MODEL_NAMES
 
-    def plan(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
         """What the trained weights depend on."""
-        plan = {"drawing": DRAWING, **asdict(self), "templates": list(self.templates)}
-        del plan["wanted"]
-        if self.templates == (TEMPLATE,):
+        recipe = {"drawing": DRAWING_VERSION, **asdict(self), "templates": list(self.templates)}
+        del recipe["models"]
+        if self.templates == (DEFAULT_TEMPLATE,):
             # Models of the time before there was a choice are still these.
-            del plan["templates"]
-        return plan
+            del recipe["templates"]
+        return recipe

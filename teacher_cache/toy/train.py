@@ -1,4 +1,4 @@
-"""Trains the embedded world's teacher and detector side by side."""
+"""Trains the toy teacher and detector side by side."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.toy.scene import draw_scene
-from pipeline.toy.scene_spec import world_vocabulary
+from pipeline.toy.scene_spec import toy_vocabulary
 from pipeline.types import Annotation
-from pipeline.utils.devices import autocast, configure_device, resolve_device, usable_cores
+from pipeline.utils.devices import autocast, configure_device, num_usable_cores, resolve_device
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_keys, read_json, replacing, write_json
+from pipeline.utils.files import atomic_write, differing_keys, read_json, write_json
 from pipeline.utils.progress import Progress
-from pipeline.utils.signals import interrupts_waiting
+from pipeline.utils.signals import defer_interrupts
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.teachers.clip import FOLDER_WEIGHTS, save_clip
-from teacher_cache.teachers.prompts import TEMPLATE, interaction_prompts
-from teacher_cache.teachers.regions import RegionMode, crop_regions
+from teacher_cache.teachers.clip import WEIGHTS_FILE, save_clip
+from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE, interaction_prompts
+from teacher_cache.teachers.regions import RegionMode, crop_regions_pil
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import (
     CONTEXT_LENGTH,
     IMAGE_SIZE,
     MEAN,
     STD,
-    WorldModels,
+    ToyModelsConfig,
     clip_config,
     train_detector,
     train_teacher,
 )
 
-PLAN, DETECTOR, TEACHER = "world_models.json", "detector.safetensors", "teacher"
+RECIPE_FILE, DETECTOR_FILE, TEACHER_FOLDER = "toy_models.json", "detector.safetensors", "teacher"
 
 
-def train_world_models(folder: Path, config: WorldModels, device: str) -> None:
+def train_toy_models(folder: Path, config: ToyModelsConfig, device: str) -> None:
     """Trains both models into `folder`: `detector.safetensors` and `teacher/`.
 
     Each trains in a process of its own with half of the cores, which uses them better than one
@@ -54,22 +54,25 @@ def train_world_models(folder: Path, config: WorldModels, device: str) -> None:
         InputError: the folder holds models of another seed or recipe.
     """
     resolve_device(device)
-    interaction_prompts(world_vocabulary(), config.templates)
+    interaction_prompts(toy_vocabulary(), config.templates)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, config.plan())
+    _claim_folder(folder, config.recipe())
     wanted: dict[str, tuple[Callable[..., None], int]] = {}
-    if "teacher" in config.wanted and not (folder / TEACHER / FOLDER_WEIGHTS).is_file():
-        wanted["teacher"] = (_teach, config.teacher.steps * config.teacher.batch_size)
-    if "detector" in config.wanted and not (folder / DETECTOR).is_file():
+    if "teacher" in config.models and not (folder / TEACHER_FOLDER / WEIGHTS_FILE).is_file():
+        wanted["teacher"] = (
+            _run_teacher_training,
+            config.teacher.steps * config.teacher.batch_size,
+        )
+    if "detector" in config.models and not (folder / DETECTOR_FILE).is_file():
         used = config.pictures - config.pictures % config.detector.batch_size
-        wanted["detector"] = (_detect, config.detector.epochs * used)
+        wanted["detector"] = (_run_detector_training, config.detector.epochs * used)
     if not wanted:
-        verb = "are" if len(config.wanted) > 1 else "is"
-        print(f"{folder}: {' and '.join(config.wanted)} {verb} there already")
+        verb = "are" if len(config.models) > 1 else "is"
+        print(f"{folder}: {' and '.join(config.models)} {verb} there already")
         return
-    pictures = draw_model_pictures(config.seed, config.pictures, IMAGE_SIZE, config.templates)
-    threads = max(1, usable_cores() // len(wanted))
-    run_side_by_side(
+    pictures = draw_training_data(config.seed, config.pictures, IMAGE_SIZE, config.templates)
+    threads = max(1, num_usable_cores() // len(wanted))
+    run_in_processes(
         {
             name: (partial(work, pictures, folder, config, device, threads), total)
             for name, (work, total) in wanted.items()
@@ -77,44 +80,42 @@ def train_world_models(folder: Path, config: WorldModels, device: str) -> None:
     )
 
 
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Makes the folder this plan's.
+def _claim_folder(folder: Path, recipe: dict[str, Any]) -> None:
+    """Makes the folder this recipe's.
 
     Raises:
         InputError: it is another's.
     """
-    if (folder / PLAN).is_file():
-        found = read_json(folder / PLAN)
-        if found != plan:
+    if (folder / RECIPE_FILE).is_file():
+        found = read_json(folder / RECIPE_FILE)
+        if found != recipe:
             held = found if isinstance(found, dict) else {}
-            changed = differing_keys(found, {**dict.fromkeys(held), **plan})
+            changed = differing_keys(found, {**dict.fromkeys(held), **recipe})
             raise InputError(
                 f"{folder}: holds models with another {' and '.join(changed)}; name a new folder"
             )
     elif any(folder.iterdir()):
-        raise InputError(
-            f"{folder}: expected a new folder or the world's models, found other files"
-        )
-    write_json(folder / PLAN, plan)
+        raise InputError(f"{folder}: expected a new folder or the toy models, found other files")
+    write_json(folder / RECIPE_FILE, recipe)
 
 
-def _teach(
-    pictures: ModelPictures,
+def _run_teacher_training(
+    data: ToyTrainingData,
     folder: Path,
-    config: WorldModels,
+    config: ToyModelsConfig,
     device: str,
     threads: int,
-    report: Report,
+    report: ReportProgress,
 ) -> None:
     torch.set_num_threads(threads)
     place = configure_device(resolve_device(device), config.precision)
-    vocabulary = world_vocabulary()
+    vocabulary = toy_vocabulary()
     prompts = interaction_prompts(vocabulary, config.templates)
     words = sorted({word for group in prompts for prompt in group for word in prompt.split()})
     tokenizer = WordTokenizer(words, CONTEXT_LENGTH)
     model = train_teacher(
-        torch.from_numpy(pictures.crops).permute(0, 3, 1, 2).contiguous(),
-        pictures.captions,
+        torch.from_numpy(data.crops).permute(0, 3, 1, 2).contiguous(),
+        data.captions,
         tokenizer,
         config.teacher,
         torch.Generator().manual_seed(config.seed),
@@ -123,7 +124,7 @@ def _teach(
         partial(report, config.teacher.batch_size),
     )
     save_clip(
-        folder / TEACHER,
+        folder / TEACHER_FOLDER,
         model,
         clip_config(tokenizer),
         {"mean": list(MEAN), "std": list(STD)},
@@ -131,20 +132,20 @@ def _teach(
     )
 
 
-def _detect(
-    pictures: ModelPictures,
+def _run_detector_training(
+    data: ToyTrainingData,
     folder: Path,
-    config: WorldModels,
+    config: ToyModelsConfig,
     device: str,
     threads: int,
-    report: Report,
+    report: ReportProgress,
 ) -> None:
     torch.set_num_threads(threads)
     place = configure_device(resolve_device(device), config.precision)
     model = train_detector(
-        torch.from_numpy(pictures.images).permute(0, 3, 1, 2).contiguous(),
-        pictures.annotations,
-        world_vocabulary(),
+        torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous(),
+        data.annotations,
+        toy_vocabulary(),
         config.detector,
         torch.Generator().manual_seed(config.seed),
         place,
@@ -152,21 +153,21 @@ def _detect(
         report,
     )
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(folder / DETECTOR) as temporary:
+    with atomic_write(folder / DETECTOR_FILE) as temporary:
         save_file(state, temporary)
 
 
-Report = Callable[[int, str], None]
-Work = Callable[[Report], None]
+ReportProgress = Callable[[int, str], None]
+Job = Callable[[ReportProgress], None]
 # Seconds without a report after which somebody looks whether the processes still live.
-PATIENCE = 1.0
+POLL_TIMEOUT = 1.0
 
 
-def run_side_by_side(works: Mapping[str, tuple[Work, int]]) -> None:
-    """Runs every work in a process of its own, with one progress bar each.
+def run_in_processes(jobs: Mapping[str, tuple[Job, int]]) -> None:
+    """Runs every job in a process of its own, with one progress bar each.
 
     Args:
-        works: by name, a function that is given `report(images, note)`, and its total of images.
+        jobs: by name, a function that is given `report(images, note)`, and its total of images.
 
     Raises:
         RuntimeError: a process failed, its traceback is in the message; or it was killed.
@@ -174,24 +175,24 @@ def run_side_by_side(works: Mapping[str, tuple[Work, int]]) -> None:
     context = get_context("spawn")
     queue = context.Queue()
     processes = [
-        context.Process(target=_run, name=name, args=(name, work, queue), daemon=True)
-        for name, (work, _) in works.items()
+        context.Process(target=_run_job, name=name, args=(name, work, queue), daemon=True)
+        for name, (work, _) in jobs.items()
     ]
-    bars = {name: Progress(total, name, "images") for name, (_, total) in works.items()}
+    bars = {name: Progress(total, name, "images") for name, (_, total) in jobs.items()}
     try:
-        with interrupts_waiting():
+        with defer_interrupts():
             for process in processes:
                 process.start()
         running = len(processes)
         while running:
-            name, count, note = _next(queue, processes)
+            name, count, note = _next_report(queue, processes)
             if count is None:
                 if note:
                     raise RuntimeError(f"{name} failed:\n{note}")
                 bars[name].close()
                 running -= 1
             else:
-                bars[name].advance(count, note)
+                bars[name].update(count, note)
     finally:
         for process in processes:
             # One that never started cannot be ended.
@@ -200,7 +201,7 @@ def run_side_by_side(works: Mapping[str, tuple[Work, int]]) -> None:
                 process.join()
 
 
-def _next(queue: Any, processes: Sequence[Any]) -> tuple[str, int | None, str]:
+def _next_report(queue: Any, processes: Sequence[Any]) -> tuple[str, int | None, str]:
     """The next report.
 
     Raises:
@@ -208,7 +209,7 @@ def _next(queue: Any, processes: Sequence[Any]) -> tuple[str, int | None, str]:
     """
     while True:
         try:
-            return queue.get(timeout=PATIENCE)
+            return queue.get(timeout=POLL_TIMEOUT)
         except Empty:
             for process in processes:
                 if process.exitcode:
@@ -216,7 +217,7 @@ def _next(queue: Any, processes: Sequence[Any]) -> tuple[str, int | None, str]:
                     raise RuntimeError(message) from None
 
 
-def _run(name: str, work: Work, queue: Any) -> None:
+def _run_job(name: str, job: Job, queue: Any) -> None:
     def report(count: int, note: str) -> None:
         parent = parent_process()
         if parent is not None and not parent.is_alive():
@@ -225,19 +226,19 @@ def _run(name: str, work: Work, queue: Any) -> None:
         queue.put((name, count, note))
 
     try:
-        work(report)
+        job(report)
     except Exception:
         queue.put((name, None, traceback.format_exc()))
     else:
         queue.put((name, None, ""))
 
 
-CHUNK = 50
+CHUNK_SIZE = 50
 
 
 @dataclass(frozen=True, eq=False)
-class ModelPictures:
-    """What the world's models learn from.
+class ToyTrainingData:
+    """What the toy models learn from.
 
     Attributes:
         images: (N, 128, 128, 3) uint8.
@@ -252,33 +253,33 @@ class ModelPictures:
     captions: list[str]
 
 
-def draw_model_pictures(
-    seed: int, count: int, crop_size: int, templates: Sequence[str] = (TEMPLATE,)
-) -> ModelPictures:
-    """Draws `count` pictures of the world's part "models" on all cores.
+def draw_training_data(
+    seed: int, count: int, crop_size: int, templates: Sequence[str] = (DEFAULT_TEMPLATE,)
+) -> ToyTrainingData:
+    """Draws `count` pictures of the toy dataset's part "models" on all cores.
 
     Args:
-        seed: of the world.
+        seed: of the toy dataset.
         count: number of pictures.
         crop_size: S, side of the teacher's input.
         templates: of the captions.
     """
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    done: list[ModelPictures] = []
+    chunks = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
+    done: list[ToyTrainingData] = []
     with (
         Progress(count, "pictures for teacher and detector", "images") as progress,
-        ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool,
+        ProcessPoolExecutor(num_usable_cores(), get_context("spawn")) as pool,
     ):
         try:
-            with interrupts_waiting():
+            with defer_interrupts():
                 parts = pool.map(partial(_draw_chunk, seed, crop_size, templates), chunks)
             for part in parts:
                 done.append(part)
-                progress.advance(len(part.images))
+                progress.update(len(part.images))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return ModelPictures(
+    return ToyTrainingData(
         images=np.concatenate([part.images for part in done]),
         annotations=[annotation for part in done for annotation in part.annotations],
         crops=np.concatenate([part.crops for part in done]),
@@ -288,8 +289,8 @@ def draw_model_pictures(
 
 def _draw_chunk(
     seed: int, crop_size: int, templates: Sequence[str], indices: Sequence[int]
-) -> ModelPictures:
-    vocabulary = world_vocabulary()
+) -> ToyTrainingData:
+    vocabulary = toy_vocabulary()
     images, annotations, crops, captions = [], [], [], []
     for index in indices:
         image, annotation = draw_scene(seed, "models", index)
@@ -297,19 +298,19 @@ def _draw_chunk(
         annotations.append(annotation)
         generator = np.random.default_rng([seed, index])
         boxes, sentences = captioned_regions(annotation, vocabulary, generator, templates)
-        crops += crop_regions(image, boxes, crop_size, RegionMode())
+        crops += crop_regions_pil(image, boxes, crop_size, RegionMode())
         captions += sentences
-    return ModelPictures(np.stack(images), annotations, np.stack(crops), captions)
+    return ToyTrainingData(np.stack(images), annotations, np.stack(crops), captions)
 
 
-JITTER = (0.0, 0.06)
+BOX_JITTER = (0.0, 0.06)
 
 
 def captioned_regions(
     annotation: Annotation,
     vocabulary: Vocabulary,
     generator: np.random.Generator,
-    templates: Sequence[str] = (TEMPLATE,),
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
 ) -> tuple[np.ndarray, list[str]]:
     """Union boxes of the labelled pairs with their captions.
 
@@ -331,7 +332,7 @@ def captioned_regions(
         pair = annotation.boxes[[human, thing]]
         union = np.concatenate([pair[:, :2].min(0), pair[:, 2:].max(0)])
         size = np.tile(union[2:] - union[:2], 2)
-        for amount in JITTER:
+        for amount in BOX_JITTER:
             boxes.append(union + size * generator.uniform(-amount, amount, 4))
             interaction = vocabulary.interaction_ids[verb, annotation.labels[thing]]
             choice = generator.integers(len(templates)) if len(templates) > 1 else 0

@@ -22,15 +22,15 @@ from pipeline.utils.errors import InputError
 from teacher_cache.reader.format import LOCK, SHARDS
 
 # A builder shows every so many seconds that it lives, and is taken for dead after some silence.
-HEARTBEAT = 5.0
-SILENCE = 3 * HEARTBEAT
+HEARTBEAT_INTERVAL = 5.0
+HEARTBEAT_TIMEOUT = 3 * HEARTBEAT_INTERVAL
 # How long a job of an array waits for another one that is just tidying up.
-PATIENCE = 30.0
-POLL = 0.2
+ACQUIRE_TIMEOUT = 30.0
+POLL_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockOwner:
     """What a builder writes of itself into the lock file.
 
     Attributes:
@@ -50,7 +50,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Hold:
+class FolderLock:
     """A folder that is held.
 
     Attributes:
@@ -63,12 +63,12 @@ class Hold:
     descriptor: int
     shared: bool
 
-    def remove_leftovers(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Removes what killed writers left, unless others hold the folder too.
 
         The hold of a job of an array may be lost here, so this is the last that it does.
         """
-        if self.shared and _take(self.descriptor, fcntl.LOCK_EX) is not True:
+        if self.shared and _try_lock(self.descriptor, fcntl.LOCK_EX) is not True:
             return
         for folder in (self.folder, self.folder / SHARDS):
             for path in folder.glob(".*.tmp"):
@@ -76,7 +76,9 @@ class Hold:
 
 
 @contextmanager
-def hold(folder: Path, shared: bool = False, say: Callable[[str], None] = print) -> Iterator[Hold]:
+def lock_folder(
+    folder: Path, shared: bool = False, log: Callable[[str], None] = print
+) -> Iterator[FolderLock]:
     """Holds a cache folder while the body builds in it.
 
     The lock is the operating system's `flock`, which network file systems pass on to their server;
@@ -86,7 +88,7 @@ def hold(folder: Path, shared: bool = False, say: Callable[[str], None] = print)
     Args:
         folder: the cache; made when missing.
         shared: hold it together with others who share.
-        say: told why one waits.
+        log: told why one waits.
 
     Raises:
         InputError: somebody else builds in the folder; says who.
@@ -94,40 +96,40 @@ def hold(folder: Path, shared: bool = False, say: Callable[[str], None] = print)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     now = datetime.now().isoformat(" ", "seconds")
-    own = Holder(socket.gethostname(), os.getpid(), now, shared)
+    own = LockOwner(socket.gethostname(), os.getpid(), now, shared)
     with open(path, "a+b") as file:
-        _acquire(folder, file.fileno(), own, say)
-        _write(file.fileno(), json.dumps(asdict(own)))
+        _acquire(folder, file.fileno(), own, log)
+        _write_owner(file.fileno(), json.dumps(asdict(own)))
         try:
             with _heartbeat(file.fileno()):
-                yield Hold(folder, file.fileno(), shared)
+                yield FolderLock(folder, file.fileno(), shared)
         finally:
-            if _read(path) == own:
-                _write(file.fileno(), "")
+            if _read_owner(path) == own:
+                _write_owner(file.fileno(), "")
 
 
-def _acquire(folder: Path, descriptor: int, own: Holder, say: Callable[[str], None]) -> None:
+def _acquire(folder: Path, descriptor: int, own: LockOwner, log: Callable[[str], None]) -> None:
     path = folder / LOCK
-    deadline = time.monotonic() + PATIENCE
-    while (taken := _take(descriptor, fcntl.LOCK_SH if own.shared else fcntl.LOCK_EX)) is False:
-        other = _read(path)
+    deadline = time.monotonic() + ACQUIRE_TIMEOUT
+    while (taken := _try_lock(descriptor, fcntl.LOCK_SH if own.shared else fcntl.LOCK_EX)) is False:
+        other = _read_owner(path)
         # The last job of an array holds the folder alone for a moment.
         may_be_tidying = own.shared and (other is None or other.shared)
         if not may_be_tidying or time.monotonic() > deadline:
-            raise _refusal(folder, other)
-        time.sleep(POLL)
-    other = _read(path)
+            raise _locked_error(folder, other)
+        time.sleep(POLL_INTERVAL)
+    other = _read_owner(path)
     if other is None or (own.shared and other.shared):
         return
     # A granted lock proves that the last holder on this machine is gone, but not on another one.
     if taken and other.host == own.host:
         return
-    say(f"{folder}: was held by {other}; waiting up to {SILENCE:.0f} s whether it still lives")
-    if _moves(path):
-        raise _refusal(folder, other)
+    log(f"{folder}: was held by {other}; waiting up to {HEARTBEAT_TIMEOUT:.0f} s for its heartbeat")
+    if _has_heartbeat(path):
+        raise _locked_error(folder, other)
 
 
-def _take(descriptor: int, kind: int) -> bool | None:
+def _try_lock(descriptor: int, kind: int) -> bool | None:
     """Whether the lock was granted; None on a file system without locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -138,7 +140,7 @@ def _take(descriptor: int, kind: int) -> bool | None:
     return True
 
 
-def _refusal(folder: Path, holder: Holder | None) -> InputError:
+def _locked_error(folder: Path, holder: LockOwner | None) -> InputError:
     who = holder or "another builder"
     return InputError(f"{folder}: {who} is at work here; wait for it, end it or give another --out")
 
@@ -148,7 +150,7 @@ def _heartbeat(descriptor: int) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(HEARTBEAT):
+        while not stop.wait(HEARTBEAT_INTERVAL):
             # A heartbeat that fails must not end a build that goes on.
             with suppress(OSError):
                 os.utime(descriptor)
@@ -162,32 +164,32 @@ def _heartbeat(descriptor: int) -> Iterator[None]:
         thread.join()
 
 
-def _moves(path: Path) -> bool:
+def _has_heartbeat(path: Path) -> bool:
     """Whether somebody gives the lock file a new time."""
-    first = _modified(path)
-    deadline = time.monotonic() + SILENCE
+    first = _modified_time(path)
+    deadline = time.monotonic() + HEARTBEAT_TIMEOUT
     while time.monotonic() < deadline:
-        time.sleep(POLL)
-        if _modified(path) != first:
+        time.sleep(POLL_INTERVAL)
+        if _modified_time(path) != first:
             return True
     return False
 
 
-def _modified(path: Path) -> int:
+def _modified_time(path: Path) -> int:
     # Network file systems tell the present time of a file to those who open it.
     with open(path, "rb") as file:
         return os.fstat(file.fileno()).st_mtime_ns
 
 
-def _write(descriptor: int, text: str) -> None:
+def _write_owner(descriptor: int, text: str) -> None:
     # Without the holder's name the lock still holds, so a full disk does no harm here.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, text.encode())
 
 
-def _read(path: Path) -> Holder | None:
+def _read_owner(path: Path) -> LockOwner | None:
     try:
-        return Holder(**json.loads(path.read_bytes()))
+        return LockOwner(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None

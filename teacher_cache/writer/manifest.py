@@ -8,15 +8,15 @@ from pathlib import Path
 
 from pipeline.utils.errors import bad_field
 from pipeline.utils.files import sha256_of_file
-from teacher_cache.reader.cache import read_teacher
+from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, PLAN, SHARDS, TEACHER, shard_name
-from teacher_cache.writer.checksum import write_sealed
+from teacher_cache.writer.checksum import write_checksummed_json
 from teacher_cache.writer.plan import read_plan
-from teacher_cache.writer.shard import ShardRecord, finished_record, is_finished_shard
+from teacher_cache.writer.shard import ShardRecord, is_finished_shard, read_shard_record
 
 
 @dataclass(frozen=True)
-class Completion:
+class CacheStatus:
     """How far a cache is.
 
     Attributes:
@@ -45,7 +45,7 @@ def planned_shards(folder: Path) -> list[str]:
     return [shard_name(number) for number in range(-(-num_images // size))]
 
 
-def finish(folder: Path, made: Iterable[ShardRecord] = ()) -> Completion:
+def write_manifest(folder: Path, made: Iterable[ShardRecord] = ()) -> CacheStatus:
     """Writes the manifest of a cache whose shards are all there.
 
     It may be called by several processes at once and again later: the same shards make the same
@@ -70,12 +70,14 @@ def finish(folder: Path, made: Iterable[ShardRecord] = ()) -> Completion:
         if name not in known and not is_finished_shard(paths[name], fingerprint)
     ]
     if missing:
-        return Completion(tuple(missing), None, {})
-    read_teacher(folder / TEACHER, fingerprint)
-    shards = {name: known.get(name) or finished_record(paths[name], fingerprint) for name in names}
+        return CacheStatus(tuple(missing), None, {})
+    read_teacher_file(folder / TEACHER, fingerprint)
+    shards = {
+        name: known.get(name) or read_shard_record(paths[name], fingerprint) for name in names
+    }
     records = [record for record in shards.values() if record is not None]
     if len(records) < len(names):
-        return Completion(tuple(name for name in names if shards[name] is None), None, {})
+        return CacheStatus(tuple(name for name in names if shards[name] is None), None, {})
     failed = {image: reason for record in records for image, reason in record.failed.items()}
     counts = {
         "images": sum(len(record.images) for record in records),
@@ -85,7 +87,7 @@ def finish(folder: Path, made: Iterable[ShardRecord] = ()) -> Completion:
         "failed": len(failed),
     }
     carried = ("parts", "layout", "vocabulary", "settings")
-    write_sealed(
+    write_checksummed_json(
         folder / MANIFEST,
         {
             "format_version": FORMAT_VERSION,
@@ -97,4 +99,4 @@ def finish(folder: Path, made: Iterable[ShardRecord] = ()) -> Completion:
             "shards": [record.to_dict() for record in records],
         },
     )
-    return Completion((), counts, failed)
+    return CacheStatus((), counts, failed)

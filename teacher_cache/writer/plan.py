@@ -9,17 +9,17 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_parts, read_json, sha256_of_json
+from pipeline.utils.files import describe_changes, read_json, sha256_of_json
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
 from teacher_cache.reader.manifest import read_manifest
-from teacher_cache.writer.checksum import unsealed, write_sealed
+from teacher_cache.writer.checksum import without_checksum, write_checksummed_json
 
 if TYPE_CHECKING:
     from pipeline.annotations.load import AnnotationFile
-    from teacher_cache.extraction.extract import AskingConfig
-    from teacher_cache.extraction.inputs import Models
+    from teacher_cache.extraction.extract import ExtractionConfig
+    from teacher_cache.extraction.inputs import LoadedModels
     from teacher_cache.teachers.prompts import Prompts
 
 
@@ -35,15 +35,15 @@ PLAN_FIELDS = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """A cache to be.
 
     Attributes:
         parts: what goes into the fingerprint.
-        layout: what decides how the answers lie in files, but not the answers.
+        layout: what decides how the outputs lie in files, but not the outputs.
         num_images: images of the dataset part.
         settings: the resolved configuration; what is lost is made again from it.
-        vocabulary: what the answers are about, in its file form.
+        vocabulary: vocabulary of the outputs, in its file form.
     """
 
     parts: dict[str, Any]
@@ -54,28 +54,28 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.parts)
+        return compute_fingerprint(self.parts)
 
 
 def fingerprint_parts(
-    models: Models,
+    models: LoadedModels,
     annotations: AnnotationFile,
     vocabulary: Vocabulary,
     prompts: Prompts,
-    asking: AskingConfig,
+    extraction: ExtractionConfig,
     proposals_digest: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the answers, by a name that people understand.
+    """Everything that decides the outputs, by a name that people understand.
 
     Args:
-        models: the models that will answer.
+        models: the models of the build.
         annotations: of the dataset part.
         vocabulary: of the dataset.
         prompts: the sentences, per interaction and template.
-        asking: thresholds and choices; batch sizes stay out, they decide nothing.
+        extraction: thresholds and choices; batch sizes stay out, they decide nothing.
         proposals_digest: SHA-256 of the detections file, where one takes the detector's place.
     """
-    pairing = asdict(asking.pairing)
+    pairing = asdict(extraction.pairing)
     if models.detector is not None:
         boxes = {
             "candidates": "detector",
@@ -104,12 +104,12 @@ def fingerprint_parts(
         "clip.precision": models.clip.precision,
         "clip.mean": list(models.clip.mean),
         "clip.std": list(models.clip.std),
-        "level": asking.level,
-        "region": asking.region.name,
+        "level": extraction.level,
+        "region": extraction.region.name,
     }
 
 
-def claim_folder(folder: Path, plan: Plan, shared: bool = False) -> bool:
+def claim_folder(folder: Path, plan: BuildPlan, shared: bool = False) -> bool:
     """Takes a new folder for a plan, or one in which the same plan was begun.
 
     Of several builders that begin at the same instant, one writes its plan and the others follow
@@ -139,15 +139,15 @@ def claim_folder(folder: Path, plan: Plan, shared: bool = False) -> bool:
         plan.settings,
     )
     value = dict(zip(PLAN_FIELDS, fields, strict=True))
-    write_sealed(folder / PLAN, value, once=True)
+    write_checksummed_json(folder / PLAN, value, keep_existing=True)
     held = read_plan(folder)
-    _same(folder, held, plan)
-    if unsealed(held) != value and not shared:
-        write_sealed(folder / PLAN, value)
+    _check_same_settings(folder, held, plan)
+    if without_checksum(held) != value and not shared:
+        write_checksummed_json(folder / PLAN, value)
     return False
 
 
-def check_folder(folder: Path, plan: Plan) -> bool:
+def check_folder(folder: Path, plan: BuildPlan) -> bool:
     """Whether a folder holds the planned cache, all of it.
 
     Raises:
@@ -155,11 +155,11 @@ def check_folder(folder: Path, plan: Plan) -> bool:
     """
     if (folder / MANIFEST).is_file():
         held = read_manifest(folder)
-        _same(folder, held, plan)
+        _check_same_settings(folder, held, plan)
         return all((folder / SHARDS / shard["name"]).is_file() for shard in held["shards"])
     if (folder / PLAN).is_file():
-        _same(folder, read_plan(folder), plan)
-    elif folder.exists() and not _is_fresh(folder):
+        _check_same_settings(folder, read_plan(folder), plan)
+    elif folder.exists() and not _is_new_folder(folder):
         raise InputError(f"{folder}: expected a new or empty folder, found something else in it")
     return False
 
@@ -180,7 +180,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def _is_fresh(folder: Path) -> bool:
+def _is_new_folder(folder: Path) -> bool:
     """Whether a folder holds nothing but what a builder leaves that was stopped at its start."""
     return folder.is_dir() and all(
         path.name == LOCK
@@ -190,10 +190,10 @@ def _is_fresh(folder: Path) -> bool:
     )
 
 
-def _same(folder: Path, held: dict[str, Any], plan: Plan) -> None:
+def _check_same_settings(folder: Path, held: dict[str, Any], plan: BuildPlan) -> None:
     changes = [
-        differing_parts(held["parts"], plan.parts),
-        differing_parts(held.get("layout", {}), plan.layout),
+        describe_changes(held["parts"], plan.parts),
+        describe_changes(held.get("layout", {}), plan.layout),
     ]
     for change in filter(None, changes):
         raise InputError(
@@ -201,11 +201,14 @@ def _same(folder: Path, held: dict[str, Any], plan: Plan) -> None:
         )
 
 
-COMMAND, MERGED_FROM = "command", "merged_from"
+COMMAND_KEY, MERGED_FROM_KEY = "command", "merged_from"
 # These may name a model or a file; a file must be found from other folders too.
-NAMES_OR_FILES = ("clip_model", "clip_weights", "detector_weights", "vocabulary")
+NAME_OR_PATH_FIELDS = ("clip_model", "clip_weights", "detector_weights", "vocabulary")
 # A field of older caches that were rescored, with the value that means what is done today.
-GONE = ("fitted_to", None)
+REMOVED_FIELD = ("fitted_to", None)
+# Fields of the configuration that have other names in the settings of cache format 1.
+STORED_NAMES = {"extraction": "asking"}
+FIELD_NAMES = {stored: name for name, stored in STORED_NAMES.items()}
 Config = TypeVar("Config")
 
 
@@ -216,7 +219,8 @@ def to_settings(command: str, config: Any) -> dict[str, Any]:
         command: of `eoid-cache`.
         config: a dataclass of plain values, paths, tuples and further such dataclasses.
     """
-    return {COMMAND: command, **_plain(asdict(config))}
+    values = {STORED_NAMES.get(name, name): value for name, value in asdict(config).items()}
+    return {COMMAND_KEY: command, **_to_json(values)}
 
 
 def from_settings(settings: dict[str, Any], kind: type[Config], file: Path) -> Config:
@@ -231,19 +235,19 @@ def from_settings(settings: dict[str, Any], kind: type[Config], file: Path) -> C
         InputError: these are the settings of another version of the command.
     """
     known = {
-        name: value
+        FIELD_NAMES.get(name, name): value
         for name, value in settings.items()
-        if name not in (COMMAND, MERGED_FROM) and (name, value) != GONE
+        if name not in (COMMAND_KEY, MERGED_FROM_KEY) and (name, value) != REMOVED_FIELD
     }
     try:
-        return _typed(known, kind)
+        return _from_json(known, kind)
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"{file}: settings: expected those of {kind.__name__}, found others ({error})"
         ) from None
 
 
-def held_settings(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def read_settings(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The settings in a finished cache; empty where nobody kept them."""
     if "settings" not in manifest and (folder / PLAN).is_file():
         manifest = read_json(folder / PLAN)
@@ -251,22 +255,22 @@ def held_settings(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: _plain(_absolute(entry) if key in NAMES_OR_FILES else entry)
+            key: _to_json(_absolute_path(entry) if key in NAME_OR_PATH_FIELDS else entry)
             for key, entry in value.items()
         }
     if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
+        return [_to_json(entry) for entry in value]
     return str(value.absolute()) if isinstance(value, Path) else value
 
 
-def _absolute(name: str | None) -> str | None:
+def _absolute_path(name: str | None) -> str | None:
     return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
 
-def _typed(value: Any, kind: Any) -> Any:
+def _from_json(value: Any, kind: Any) -> Any:
     if get_origin(kind) in (Union, UnionType):
         if value is None and NoneType in get_args(kind):
             return None
@@ -276,7 +280,7 @@ def _typed(value: Any, kind: Any) -> Any:
         unknown = value.keys() - {each.name for each in fields(kind)}
         if unknown:
             raise KeyError(", ".join(sorted(unknown)))
-        return kind(**{name: _typed(entry, hints[name]) for name, entry in value.items()})
+        return kind(**{name: _from_json(entry, hints[name]) for name, entry in value.items()})
     if get_origin(kind) is tuple:
-        return tuple(_typed(entry, get_args(kind)[0]) for entry in value)
+        return tuple(_from_json(entry, get_args(kind)[0]) for entry in value)
     return Path(value) if kind is Path else value

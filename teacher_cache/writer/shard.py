@@ -14,8 +14,8 @@ import numpy as np
 from h5py import h5f, h5fd, h5g, h5p
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import replacing, sha256_of_file
-from teacher_cache.reader.cache import TeacherText
+from pipeline.utils.files import atomic_write, sha256_of_file
+from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.format import (
     FAILED_ID,
     FAILED_REASON,
@@ -25,14 +25,14 @@ from teacher_cache.reader.format import (
     PAIR_OFFSETS,
     REGION_BOX,
     REGION_EMBEDDING,
-    ImageAnswers,
+    TeacherOutputs,
 )
-from teacher_cache.reader.prompts_file import KIND, NewPrompts
-from teacher_cache.reader.shard import NUMBERS, read_layout
+from teacher_cache.reader.prompts_file import FILE_KIND, ActionPrompts
+from teacher_cache.reader.shard import DATASET_DTYPES, read_layout
 
 # Mapped arrays of up to eight bytes a number begin where processors like to read them.
 ALIGNMENT = 8
-GROUPS = ("images", "failed", "pairs", "regions")
+SHARD_GROUPS = ("images", "failed", "pairs", "regions")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ShardRecord:
     Attributes:
         name: file name.
         sha256, size: of the file; in bytes.
-        images: ids of the images with answers.
+        images: ids of the images with outputs.
         pairs, regions: how many rows.
         failed: reasons by id of images that could not be read.
     """
@@ -71,7 +71,7 @@ def write_shard(
     path: Path,
     fingerprint: str,
     image_ids: Sequence[str],
-    answers: Sequence[ImageAnswers],
+    outputs: Sequence[TeacherOutputs],
     failed: Mapping[str, str],
     num_verbs: int,
 ) -> None:
@@ -80,15 +80,15 @@ def write_shard(
     Args:
         path: where; the file appears complete or not at all.
         fingerprint: of the cache.
-        image_ids, answers: N images and what the teacher says about them, regions numbered within
-            the image.
+        image_ids, outputs: N images and their teacher outputs, regions numbered within the image.
         failed: reasons by id of the shard's images that could not be read.
         num_verbs: V, for shards without any pair.
     """
-    pairs = [answer.pairs for answer in answers]
-    first_regions = np.cumsum([0, *(len(answer.region_boxes) for answer in answers)])
+    pairs = [output.pairs for output in outputs]
+    first_regions = np.cumsum([0, *(len(output.region_boxes) for output in outputs)])
     regions = [
-        answer.regions + first for answer, first in zip(answers, first_regions[:-1], strict=True)
+        output.region_indices + first
+        for output, first in zip(outputs, first_regions[:-1], strict=True)
     ]
     columns: dict[str, tuple[Sequence[np.ndarray], tuple[int, ...]]] = {
         "pairs/human_box": ([each.human_boxes for each in pairs], (4,)),
@@ -98,18 +98,18 @@ def write_shard(
         "pairs/object_label": ([each.object_labels for each in pairs], ()),
         "pairs/source": ([each.sources for each in pairs], ()),
         "pairs/region": (regions, ()),
-        "pairs/action_probabilities": ([each.probabilities for each in answers], (num_verbs,)),
-        REGION_BOX: ([each.region_boxes for each in answers], (4,)),
+        "pairs/action_probabilities": ([each.probabilities for each in outputs], (num_verbs,)),
+        REGION_BOX: ([each.region_boxes for each in outputs], (4,)),
     }
-    embeddings = [each.embeddings for each in answers if each.embeddings is not None]
+    embeddings = [each.embeddings for each in outputs if each.embeddings is not None]
     if embeddings:
         columns[REGION_EMBEDDING] = (embeddings, (embeddings[0].shape[1],))
-    arrays = {name: _joined(parts, width) for name, (parts, width) in columns.items()}
+    arrays = {name: _concatenate(parts, width) for name, (parts, width) in columns.items()}
     arrays[PAIR_OFFSETS] = np.cumsum([0, *map(len, pairs)])
-    write_arrays(path, fingerprint, image_ids, failed, arrays)
+    write_shard_arrays(path, fingerprint, image_ids, failed, arrays)
 
 
-def write_arrays(
+def write_shard_arrays(
     path: Path,
     fingerprint: str,
     image_ids: Sequence[str],
@@ -121,48 +121,50 @@ def write_arrays(
     Args:
         path: where; the file appears complete or not at all.
         fingerprint: of the cache.
-        image_ids: of the images with answers.
+        image_ids: of the images with outputs.
         failed: reasons by id of the shard's images that could not be read.
         arrays: by name as in the format, the regions numbered within the shard.
     """
-    with new_file(path, fingerprint, GROUPS) as file:
-        file.create_dataset(IMAGE_ID, data=fixed_texts(image_ids))
-        file.create_dataset(FAILED_ID, data=fixed_texts(failed))
-        file.create_dataset(FAILED_REASON, data=fixed_texts(failed.values()))
+    with new_hdf5_file(path, fingerprint, SHARD_GROUPS) as file:
+        file.create_dataset(IMAGE_ID, data=fixed_length_strings(image_ids))
+        file.create_dataset(FAILED_ID, data=fixed_length_strings(failed))
+        file.create_dataset(FAILED_REASON, data=fixed_length_strings(failed.values()))
         for name in (PAIR_OFFSETS, *PAIR_DATASETS, REGION_BOX, REGION_EMBEDDING):
             if name in arrays:
-                file.create_dataset(name, data=arrays[name].astype(NUMBERS[name], copy=False))
+                file.create_dataset(
+                    name, data=arrays[name].astype(DATASET_DTYPES[name], copy=False)
+                )
 
 
-def write_teacher(path: Path, fingerprint: str, text: TeacherText) -> None:
-    """Writes `teacher.h5`: what is needed to ask new questions of stored image embeddings.
+def write_teacher_file(path: Path, fingerprint: str, text: PromptEmbeddings) -> None:
+    """Writes `teacher.h5`: what is needed to score other prompts with stored image embeddings.
 
-    Of several writers at the same instant the first one wins, so that all ask with one text.
+    Of several writers at the same instant the first one wins, so that all use the same prompts.
     """
-    with new_file(path, fingerprint, once=not path.exists()) as file:
+    with new_hdf5_file(path, fingerprint, keep_existing=not path.exists()) as file:
         file.attrs["logit_scale"] = text.logit_scale
-        prompts = fixed_texts(prompt for group in text.prompts for prompt in group)
+        prompts = fixed_length_strings(prompt for group in text.prompts for prompt in group)
         file.create_dataset("prompts", data=prompts.reshape(len(text.prompts), -1))
         file.create_dataset("text_embeddings", data=text.embeddings.astype(np.float32))
 
 
-def write_prompts(path: Path, prompts: NewPrompts) -> None:
+def write_prompts_file(path: Path, prompts: ActionPrompts) -> None:
     """Writes a file of sentences about new actions, whole or not at all."""
-    with new_file(path, prompts.digest(), ("verbs", "interactions")) as file:
-        file.attrs["kind"] = KIND
+    with new_hdf5_file(path, prompts.digest(), ("verbs", "interactions")) as file:
+        file.attrs["kind"] = FILE_KIND
         file.attrs["text_model"] = prompts.text_model
-        file.create_dataset("verbs/name", data=fixed_texts(prompts.verbs))
-        file.create_dataset("verbs/ing", data=fixed_texts(prompts.ings))
+        file.create_dataset("verbs/name", data=fixed_length_strings(prompts.verbs))
+        file.create_dataset("verbs/ing", data=fixed_length_strings(prompts.verb_ings))
         file.create_dataset("interactions/verb", data=prompts.actions.astype("<i4"))
-        file.create_dataset("interactions/object", data=fixed_texts(prompts.objects))
-        sentences = fixed_texts(prompt for group in prompts.prompts for prompt in group)
+        file.create_dataset("interactions/object", data=fixed_length_strings(prompts.objects))
+        sentences = fixed_length_strings(prompt for group in prompts.prompts for prompt in group)
         file.create_dataset("prompts", data=sentences.reshape(len(prompts.prompts), -1))
         file.create_dataset("text_embeddings", data=prompts.embeddings.astype("<f4"))
 
 
 @contextmanager
-def new_file(
-    path: Path, fingerprint: str, groups: Iterable[str] = (), once: bool = False
+def new_hdf5_file(
+    path: Path, fingerprint: str, groups: Iterable[str] = (), keep_existing: bool = False
 ) -> Iterator[h5py.File]:
     """An HDF5 file that is put together in memory: HDF5 itself does not survive a full disk.
 
@@ -170,7 +172,7 @@ def new_file(
         path: where; the file appears complete or not at all.
         fingerprint: of the cache.
         groups: the groups that datasets go into; one that HDF5 makes by itself may hold the time.
-        once: as in `replacing`.
+        keep_existing: as in `atomic_write`.
     """
     image = io.BytesIO()
     access, creation, of_groups = map(
@@ -190,7 +192,7 @@ def new_file(
         for group in groups:
             h5g.create(file.id, group.encode(), gcpl=of_groups)
         yield file
-    with replacing(path, once) as temporary:
+    with atomic_write(path, keep_existing) as temporary:
         temporary.write_bytes(image.getbuffer())
 
 
@@ -203,7 +205,7 @@ def is_finished_shard(path: Path, fingerprint: str) -> bool:
     return True
 
 
-def finished_record(path: Path, fingerprint: str) -> ShardRecord | None:
+def read_shard_record(path: Path, fingerprint: str) -> ShardRecord | None:
     """The record of a shard on disk; None where there is no finished one of this cache."""
     try:
         layout = read_layout(path, fingerprint)
@@ -220,7 +222,7 @@ def finished_record(path: Path, fingerprint: str) -> ShardRecord | None:
     )
 
 
-def fixed_texts(values: Iterable[str]) -> np.ndarray:
+def fixed_length_strings(values: Iterable[str]) -> np.ndarray:
     """Texts of one length, padded: HDF5 keeps others in a heap, where a damaged byte can make it
     search for ever."""
     encoded = [value.encode() for value in values]
@@ -228,5 +230,5 @@ def fixed_texts(values: Iterable[str]) -> np.ndarray:
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
 
 
-def _joined(arrays: Sequence[np.ndarray], width: tuple[int, ...]) -> np.ndarray:
+def _concatenate(arrays: Sequence[np.ndarray], width: tuple[int, ...]) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.zeros((0, *width))

@@ -1,4 +1,4 @@
-"""Small annotations and detections in the world's vocabulary, and runs on a small world."""
+"""Small annotations and detections in the toy vocabulary, and runs on a small toy dataset."""
 
 import json
 
@@ -8,10 +8,10 @@ import pytest
 from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import write_predictions
 from evaluation.report.write import ReportConfig, write_report
-from evaluation.results import Results, score_fields, write_results
+from evaluation.results import Results, results_fields, write_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.toy.generate import write_world
+from pipeline.toy.generate import write_toy
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import load_vocabulary
 
@@ -19,23 +19,23 @@ PERSON, BALL = [0.0, 0.0, 9.0, 19.0], [20.0, 0.0, 29.0, 9.0]
 
 
 @pytest.fixture(scope="session")
-def world():
-    return load_vocabulary("world")
+def toy():
+    return load_vocabulary("toy")
 
 
 @pytest.fixture(scope="session")
-def annotate(world):
+def annotate(toy):
     """`annotate("a.jpg", ("kick", "ball"), ...)`: every pair a person and an object of its own,
     stacked 100 pixels apart."""
 
     def build(image_id, *names):
-        return Annotation(image_id, *_content(world, names, [0.0] * len(names)))
+        return Annotation(image_id, *_content(toy, names, [0.0] * len(names)))
 
     return build
 
 
 @pytest.fixture(scope="session")
-def detect(world):
+def detect(toy):
     """`detect("a.jpg", ("kick", "ball", 0.9), ...)`, the same places as `annotate`; a fourth entry
     shifts a detection's two boxes to the right by so many pixels, a fifth names its row."""
 
@@ -44,7 +44,7 @@ def detect(world):
         shifts = [entry[3] if len(entry) > 3 else 0.0 for entry in found]
         rows = [entry[4] if len(entry) > 4 else row for row, entry in enumerate(found)]
         scores = np.array([entry[2] for entry in found], dtype=np.float32)
-        return Detections(image_id, *_content(world, names, shifts, rows), scores)
+        return Detections(image_id, *_content(toy, names, shifts, rows), scores)
 
     return build
 
@@ -65,12 +65,12 @@ def _content(vocabulary, names, shifts, rows=None):
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory, world):
-    """Folders of a small world and of runs on it, by name, each with `results.json`."""
+def runs(tmp_path_factory, toy):
+    """Folders of a small toy dataset and of runs on it, by name, each with `results.json`."""
     root = tmp_path_factory.mktemp("runs")
-    write_world(root / "world", train=8, test=24, seed=1, workers=1)
-    truth = open_dataset(root / "world").load("test").annotations
-    unseen = load_split(world, "ua").unseen
+    write_toy(root / "toy", train=8, test=24, seed=1, workers=1)
+    truth = open_dataset(root / "toy").load("test").annotations
+    unseen = load_split(toy, "ua").unseen
     rng = np.random.default_rng(0)
     student = {"kind": "student", "training_split": "ua", "seed": 0, "protocol": "detector"}
     for name, skill, fields in (
@@ -81,21 +81,21 @@ def runs(tmp_path_factory, world):
     ):
         folder = root / name
         folder.mkdir()
-        found = [_guess(item, skill, unseen, world, rng) for item in truth]
-        write_predictions(folder / "predictions.json", found, world)
+        found = [_guess(item, skill, unseen, toy, rng) for item in truth]
+        write_predictions(folder / "predictions.json", found, toy)
         if fields["kind"] == "student":
             _write_log(folder / "metrics.jsonl", rng)
         results = Results(
             name=name,
-            dataset="world",
+            dataset="toy",
             split="ua",
             setting="default",
             num_images=len(truth),
-            dataset_path=root / "world",
+            dataset_path=root / "toy",
             predictions=folder / "predictions.json",
             metrics_log=folder / "metrics.jsonl",
             **fields,
-            **score_fields(evaluate(truth, found, world), world, unseen),
+            **results_fields(evaluate(truth, found, toy), toy, unseen),
         )
         write_results(folder / "results.json", results)
     return root

@@ -59,8 +59,8 @@ def score(runs, tmp_path):
         changed = change(entries)
         path = tmp_path / "mine.json"
         path.write_text(changed if isinstance(changed, str) else json.dumps(entries))
-        annotations = runs / "world" / "annotations" / "test_hico.json"
-        options = options or ("--vocabulary", "world")
+        annotations = runs / "toy" / "annotations" / "test_hico.json"
+        options = options or ("--vocabulary", "toy")
         return eoid_eval("hico", path, "--annotations", annotations, *options)
 
     return run
@@ -134,7 +134,7 @@ def test_hico(score, change, says):
     one_line(score(change), says)
 
 
-def test_zero_based_verbs_without_a_zero(score, world):
+def test_zero_based_verbs_without_a_zero(score, toy):
     """The first verb of the vocabulary may not occur; then the pairs tell."""
 
     def change(entries):
@@ -142,9 +142,7 @@ def test_zero_based_verbs_without_a_zero(score, world):
         for entry in entries:
             entry["hoi_prediction"] = [r for r in entry["hoi_prediction"] if r["category_id"]]
 
-    one_line(
-        score(change), "expected verbs of vocabulary world counted from 1, found verbs counted"
-    )
+    one_line(score(change), "expected verbs of vocabulary toy counted from 1, found verbs counted")
 
 
 def test_objects_by_position_instead_of_id(tmp_path, runs):
@@ -164,14 +162,14 @@ def test_our_own_files_say_their_vocabulary(runs, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(RIDE))
     path = runs / "distilled" / "predictions.json"
     done = eoid_eval("hico", path, "--annotations", tmp_path / "truth.json")
-    one_line(done, "vocabulary: expected predictions of vocabulary hico-det, found world")
+    one_line(done, "vocabulary: expected predictions of vocabulary hico-det, found toy")
 
 
 def test_a_pickle(tmp_path, runs):
     path = tmp_path / "mine.pkl"
     path.write_bytes(pickle.dumps([]))
-    annotations = runs / "world" / "annotations" / "test_hico.json"
-    done = eoid_eval("hico", path, "--annotations", annotations, "--vocabulary", "world")
+    annotations = runs / "toy" / "annotations" / "test_hico.json"
+    done = eoid_eval("hico", path, "--annotations", annotations, "--vocabulary", "toy")
     one_line(done, "mine.pkl: file: expected a list with an entry for each image")
 
 

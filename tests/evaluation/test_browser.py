@@ -44,7 +44,7 @@ addEventListener("load", () => {
   // Whatever lies beyond the window has to be inside something that scrolls.
   found.outside = [...document.body.querySelectorAll("*")]
     .filter((one) => shown(one) && one.getBoundingClientRect().right > innerWidth + 1)
-    .filter((one) => !one.closest(".scroll, .views"))
+    .filter((one) => !one.closest(".scroll, .gallery-images"))
     .map((one) => one.outerHTML.slice(0, 120));
   found.images = [...document.images].map((image) => image.complete && image.naturalWidth > 0);
   found.charts = [...document.querySelectorAll("svg.chart")].filter(shown)
@@ -67,14 +67,14 @@ addEventListener("load", () => {
   heads[heads.length - 1].click();
   found.rising = column(heads.length - 1);
   found.sort = [...table.tHead.rows[0].cells].map((cell) => cell.getAttribute("aria-sort"));
-  const input = document.querySelector(".find input");
+  const input = document.querySelector(".search input");
   const type = (text) => {
     input.value = text;
     input.dispatchEvent(new Event("input"));
     return column(0);
   };
   found.found = type("unseen ki");
-  found.counted = document.querySelector(".find output").textContent;
+  found.counted = document.querySelector(".search output").textContent;
   found.none = type("unicorn").length;
   type("");
   const told = JSON.stringify(found);
@@ -131,10 +131,10 @@ def test_every_picture_loads_and_nothing_is_wider_than_the_window(seen, report):
     assert len(found["charts"]) == 9
     assert min(found["charts"]) > 0.3 * width
     assert found["smallest"] >= 12
-    assert (found["ground"], found["unseen"]) == (rgb(LIGHT["ground"]), rgb(LIGHT["unseen"]))
+    assert (found["ground"], found["unseen"]) == (rgb(LIGHT["page"]), rgb(LIGHT["unseen"]))
 
 
-def test_the_long_table_can_be_sorted_and_searched(seen, world):
+def test_the_long_table_can_be_sorted_and_searched(seen, toy):
     found, _, _ = seen
     names = [name.removeprefix("★ ") for name in found["byName"]]
     assert names == sorted(names) and len(names) == found["all"] > 20
@@ -151,7 +151,7 @@ def test_the_long_table_can_be_sorted_and_searched(seen, world):
 def test_dark_windows_have_dark_pages_and_charts(report, tmp_path):
     dark = "--blink-settings=preferredColorScheme=0"
     found, log = look(report, tmp_path, 1280, dark)
-    assert (found["ground"], found["unseen"]) == (rgb(DARK["ground"]), rgb(DARK["unseen"]))
+    assert (found["ground"], found["unseen"]) == (rgb(DARK["page"]), rgb(DARK["unseen"]))
     assert "CONSOLE" not in log
 
 

@@ -12,15 +12,15 @@ eoid_eval = partial(run_command, main, "eoid-eval")
 
 
 @pytest.fixture
-def world_files(runs):
+def toy_files(runs):
     predictions = runs / "distilled" / "predictions.json"
-    annotations = runs / "world" / "annotations" / "test_hico.json"
-    return [predictions, "--annotations", annotations, "--vocabulary", "world"]
+    annotations = runs / "toy" / "annotations" / "test_hico.json"
+    return [predictions, "--annotations", annotations, "--vocabulary", "toy"]
 
 
-def test_hico(world_files, tmp_path):
+def test_hico(toy_files, tmp_path):
     options = ["--split", "ua", "--setting", "known-object", "--nms", "--nms-threshold", "0.6"]
-    done = eoid_eval("hico", *world_files, *options, "--json", tmp_path / "new" / "scores.json")
+    done = eoid_eval("hico", *toy_files, *options, "--json", tmp_path / "new" / "scores.json")
     assert done.returncode == 0, done.stderr
     assert "known-object setting" in done.stdout
     value = json.loads((tmp_path / "new" / "scores.json").read_text())
@@ -29,9 +29,9 @@ def test_hico(world_files, tmp_path):
     assert f"{100 * value['metrics']['unseen']:.2f}" in done.stdout
 
 
-def test_options_from_a_file(world_files, tmp_path):
+def test_options_from_a_file(toy_files, tmp_path):
     (tmp_path / "options.toml").write_text('split = "uc"\nsetting = "both"\n')
-    done = eoid_eval("hico", *world_files, "--config", tmp_path / "options.toml")
+    done = eoid_eval("hico", *toy_files, "--config", tmp_path / "options.toml")
     assert done.returncode == 0, done.stderr
     assert "split uc" in done.stdout
     assert "known-object" in done.stdout
@@ -62,15 +62,15 @@ def test_help_loads_nothing_heavy():
         ({0: "none.json"}, "none.json: no such file"),
         ({2: "none.json"}, "none.json: no such file"),
         ({4: "nowhere"}, "nowhere"),
-        ({5: "--split", 6: "zz"}, "zz: no such split of world"),
+        ({5: "--split", 6: "zz"}, "zz: no such split of toy"),
         ({5: "--setting", 6: "odd"}, "odd"),
         ({5: "--config", 6: "none.toml"}, "none.toml: no such file"),
         ({5: "--nms-threshold", 6: "0.5"}, "need --nms."),
         ({5: "--show", 6: "weather"}, "weather"),
     ],
 )
-def test_bad_input_is_one_line(world_files, change, expected):
-    arguments = dict(enumerate(world_files)) | change
+def test_bad_input_is_one_line(toy_files, change, expected):
+    arguments = dict(enumerate(toy_files)) | change
     done = eoid_eval("hico", *arguments.values())
     assert done.returncode == 2
     assert done.stdout == ""

@@ -1,27 +1,27 @@
 import pytest
 
 from evaluation.hico.average_precision import evaluate_settings
-from evaluation.results import Results, score_fields, setting_scores
-from evaluation.tables import DETAILS, detail_table
+from evaluation.results import Results, build_setting_scores, results_fields
+from evaluation.tables import DETAILS, format_detail_table
 
 
 @pytest.fixture
-def results(world, annotate, detect):
+def results(toy, annotate, detect):
     truth = [
         annotate("a.jpg", ("kick", "ball"), ("hold", "ball")),
         annotate("b.jpg", ("ride", "bike")),
     ]
     found = [detect("a.jpg", ("kick", "ball", 0.9)), detect("b.jpg", ("kick", "ball", 0.95))]
-    scores = evaluate_settings(truth, found, world, ("default", "known_object"))
+    scores = evaluate_settings(truth, found, toy, ("default", "known_object"))
     return Results(
         name="mine",
         kind="predictions",
-        dataset="world",
+        dataset="toy",
         split="full",
         setting="default",
         num_images=2,
-        known_object=setting_scores(scores["known_object"], world, ()),
-        **score_fields(scores["default"], world, ()),
+        known_object=build_setting_scores(scores["known_object"], toy, ()),
+        **results_fields(scores["default"], toy, ()),
     )
 
 
@@ -34,17 +34,17 @@ def results(world, annotate, detect):
     ],
 )
 def test_a_row_for_each_entry_and_a_column_for_each_setting(results, detail, rows):
-    lines = detail_table([results], detail)
+    lines = format_detail_table([results], detail)
     assert lines[0].split()[-4:] == ["default", "setting", "known-object", "setting"]
     table = {line[: line.index("  ")]: " ".join(line.split()[-2:]) for line in lines[1:]}
     assert {name: table.get(name) for name in rows} == rows
     assert len({len(line) for line in lines}) == 1
 
 
-def test_the_groups_of_every_split(results, world):
-    lines = detail_table([results], "splits")[1:]
+def test_the_groups_of_every_split(results, toy):
+    lines = format_detail_table([results], "splits")[1:]
     groups = ("seen", "unseen", "harmonic mean")
-    names = [f"{split}, {group}" for split in world.splits for group in groups]
+    names = [f"{split}, {group}" for split in toy.splits for group in groups]
     assert [line[: line.index("  ")] for line in lines] == names
     (unseen,) = [line for line in lines if line.startswith("ua, unseen")]
     wanted = [results.splits["ua"]["unseen"], results.known_object.splits["ua"]["unseen"]]
@@ -53,4 +53,4 @@ def test_the_groups_of_every_split(results, world):
 
 def test_every_detail_has_a_title(results):
     for detail in DETAILS:
-        assert detail_table([results], detail)[0].startswith(detail[:-1])
+        assert format_detail_table([results], detail)[0].startswith(detail[:-1])

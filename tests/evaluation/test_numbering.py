@@ -3,13 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation.predictions import ENOUGH_PAIRS, check_numbering, object_pairs
+from evaluation.predictions import MIN_PAIRS, check_numbering, verb_object_pairs
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 
 
-@pytest.fixture(params=["hico-det", "vcoco", "world"])
+@pytest.fixture(params=["hico-det", "vcoco", "toy"])
 def vocabulary(request):
     return load_vocabulary(request.param)
 
@@ -46,7 +46,7 @@ def test_plausible_numbers_pass(tmp_path, vocabulary, plausible):
 
 def test_verbs_one_off_are_named(tmp_path, vocabulary, plausible):
     """A 0-based file was read one too low where 1 was expected, a 1-based one too high."""
-    first = vocabulary.first_verb
+    first = vocabulary.first_verb_id
     wrong = shifted(plausible, -1 if first else 1)
     expected = f"counted from {first}, found verbs counted from {1 - first}: so counted 100 %"
     with pytest.raises(InputError, match=expected):
@@ -60,16 +60,16 @@ def test_other_wrong_pairs_are_left_to_the_scores(tmp_path, vocabulary, plausibl
 
 
 def test_nothing_but_nonsense_is_left_to_the_scores(tmp_path):
-    world = load_vocabulary("world")
-    verb, label = np.argwhere(~world.valid & ~np.roll(world.valid, -1, axis=0))[0]
-    count = ENOUGH_PAIRS
+    toy = load_vocabulary("toy")
+    verb, label = np.argwhere(~toy.valid & ~np.roll(toy.valid, -1, axis=0))[0]
+    count = MIN_PAIRS
     item = Detections(
         "a.jpg",
         np.zeros((2, 4)),
-        np.array([world.person, label]),
+        np.array([toy.person, label]),
         np.tile([0, 1, verb], (count, 1)),
         np.ones(count),
     )
-    check_numbering(tmp_path, [item], world)
-    verbs, objects = object_pairs([item])
-    assert len(verbs) == count and not world.valid[verbs, objects].any()
+    check_numbering(tmp_path, [item], toy)
+    verbs, objects = verb_object_pairs([item])
+    assert len(verbs) == count and not toy.valid[verbs, objects].any()

@@ -23,16 +23,16 @@ def entry():
     }
 
 
-def ids(world):
-    return world.object_ids[world.person], world.object_ids[world.objects.index("ball")]
+def ids(toy):
+    return toy.category_ids[toy.person], toy.category_ids[toy.objects.index("ball")]
 
 
 @pytest.fixture
-def written(tmp_path, world, entry):
-    """Writes `entry` with the world's ids after changing it."""
+def written(tmp_path, toy, entry):
+    """Writes `entry` with the toy dataset's ids after changing it."""
 
     def write(change=lambda entry: entry):
-        for box, category in zip(entry["predictions"], ids(world), strict=True):
+        for box, category in zip(entry["predictions"], ids(toy), strict=True):
             box["category_id"] = category
         path = tmp_path / "predictions.json"
         path.write_text(json.dumps([change(entry) or entry]))
@@ -41,65 +41,65 @@ def written(tmp_path, world, entry):
     return write
 
 
-def test_reads_other_projects_files(written, world):
-    (found,) = read_predictions(written(), world)
+def test_reads_other_projects_files(written, toy):
+    (found,) = read_predictions(written(), toy)
     assert found.image_id == "a.jpg"
     assert found.boxes.tolist() == [[0, 0, 9, 19], [20.5, 0, 29, 9]]
-    assert found.labels.tolist() == [world.person, world.objects.index("ball")]
+    assert found.labels.tolist() == [toy.person, toy.objects.index("ball")]
     assert found.hois.tolist() == [[0, 1, 4], [0, 1, 0]]
     assert found.scores.tolist() == [0.25, 0]
 
 
-def test_image_without_detections(tmp_path, world, detect):
+def test_image_without_detections(tmp_path, toy, detect):
     path = tmp_path / "predictions.json"
-    write_predictions(path, [detect("a.jpg")], world)
-    (found,) = read_predictions(path, world)
+    write_predictions(path, [detect("a.jpg")], toy)
+    (found,) = read_predictions(path, toy)
     assert found.boxes.shape == (0, 4)
     assert found.hois.shape == (0, 3)
     assert len(found.scores) == len(found.labels) == 0
 
 
-def test_round_trip_is_exact(tmp_path, world, detect):
+def test_round_trip_is_exact(tmp_path, toy, detect):
     rng = np.random.default_rng(0)
     found = [
         detect(f"{i} ä.jpg", *[("kick", "ball", rng.random(), rng.normal()) for _ in range(i)])
         for i in range(4)
     ]
     path = tmp_path / "predictions.json"
-    write_predictions(path, found, world)
-    for before, after in zip(found, read_predictions(path, world), strict=True):
+    write_predictions(path, found, toy)
+    for before, after in zip(found, read_predictions(path, toy), strict=True):
         assert before.image_id == after.image_id
         for name in ("boxes", "labels", "hois"):
             np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
         np.testing.assert_array_equal(before.scores, after.scores.astype(np.float32))
 
 
-def test_file_scores_like_the_detections(tmp_path, world, annotate, detect):
+def test_file_scores_like_the_detections(tmp_path, toy, annotate, detect):
     rng = np.random.default_rng(1)
     truth = [annotate(f"{i}.jpg", ("kick", "ball")) for i in range(30)]
     found = [
         detect(f"{i}.jpg", *[("kick", "ball", rng.random(), 3 * rng.normal(), 0)] * 3)
         for i in range(30)
     ]
-    write_predictions(tmp_path / "predictions.json", found, world)
-    read = read_predictions(tmp_path / "predictions.json", world)
-    expected = evaluate(truth, found, world).average_precision
-    np.testing.assert_array_equal(evaluate(truth, read, world).average_precision, expected)
+    write_predictions(tmp_path / "predictions.json", found, toy)
+    read = read_predictions(tmp_path / "predictions.json", toy)
+    expected = evaluate(truth, found, toy).average_precision
+    np.testing.assert_array_equal(evaluate(truth, read, toy).average_precision, expected)
 
 
-def test_numbers_are_short(tmp_path, world, detect):
+def test_numbers_are_short(tmp_path, toy, detect):
     path = tmp_path / "predictions.json"
-    write_predictions(path, [detect("a.jpg", ("kick", "ball", 0.1))], world)
+    write_predictions(path, [detect("a.jpg", ("kick", "ball", 0.1))], toy)
     assert '"score":0.1}' in path.read_text()
 
 
-def test_nothing_half_written(tmp_path, world, detect):
+def test_nothing_half_written(tmp_path, toy, detect):
     path = tmp_path / "predictions.json"
     path.write_text("old")
     broken = detect("b.jpg", ("kick", "ball", 0.1))
     broken.labels[:] = 1000
     with pytest.raises(IndexError):
-        write_predictions(path, [detect("a.jpg"), broken], world)
+        write_predictions(path, [detect("a.jpg"), broken], toy)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -131,7 +131,7 @@ BOX = "four finite numbers"
         (put("predictions", 0, "bbox", ["0", "0", "9", "9"]), "predictions[0].bbox", BOX),
         (put("predictions", 0, "bbox", None), "predictions[0].bbox", BOX),
         (drop("predictions", 0, "bbox"), "predictions[0].bbox", BOX),
-        (put("predictions", 1, "category_id", 0), "predictions[1].category_id", "world"),
+        (put("predictions", 1, "category_id", 0), "predictions[1].category_id", "toy"),
         (put("predictions", 1, "category_id", 1.5), "predictions[1].category_id", "object id"),
         (put("hoi_prediction", 0, "subject_id", 2), "hoi_prediction[0].subject_id", "0 to 1"),
         (put("hoi_prediction", 1, "object_id", -1), "hoi_prediction[1].object_id", "0 to 1"),
@@ -148,10 +148,10 @@ BOX = "four finite numbers"
         (lambda entry: entry.update(predictions=[1]), "predictions", "a list of objects"),
     ],
 )
-def test_wrong_entries_are_named(written, world, change, where, expected):
+def test_wrong_entries_are_named(written, toy, change, where, expected):
     path = written(change)
     with pytest.raises(InputError) as error:
-        read_predictions(path, world)
+        read_predictions(path, toy)
     message = str(error.value)
     assert message.startswith(f"{path}: a.jpg: {where}: expected ")
     assert expected in message
@@ -169,20 +169,20 @@ def test_wrong_entries_are_named(written, world, change, where, expected):
         ('[{"file_name": 3}]', "entry 0: expected"),
     ],
 )
-def test_wrong_files(tmp_path, world, text, expected):
+def test_wrong_files(tmp_path, toy, text, expected):
     path = tmp_path / "predictions.json"
     path.write_text(text)
     with pytest.raises(InputError, match=expected):
-        read_predictions(path, world)
+        read_predictions(path, toy)
 
 
-def test_missing_file(tmp_path, world):
+def test_missing_file(tmp_path, toy):
     with pytest.raises(InputError, match=r"none\.json: no such"):
-        read_predictions(tmp_path / "none.json", world)
+        read_predictions(tmp_path / "none.json", toy)
 
 
-def test_an_image_twice(written, world):
+def test_an_image_twice(written, toy):
     path = written()
     path.write_text(json.dumps(json.loads(path.read_text()) * 2))
     with pytest.raises(InputError, match="each image once"):
-        read_predictions(path, world)
+        read_predictions(path, toy)

@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.results import numbers, typed_field
+from evaluation.results import number_table, typed_field
 from pipeline.utils.errors import InputError
 
 VALUE = {"name": "a run", "scores": {"full": 0.5, "rare": None}, "empty": {}}
@@ -14,9 +14,9 @@ def test_fields_of_a_type():
 
 
 def test_numbers_by_name():
-    assert numbers("file", VALUE, "empty") == {}
-    assert numbers("file", VALUE, "scores", optional=True) == VALUE["scores"]
+    assert number_table("file", VALUE, "empty") == {}
+    assert number_table("file", VALUE, "scores", optional=True) == VALUE["scores"]
     with pytest.raises(InputError, match=r"file: scores\.rare: expected.*found None"):
-        numbers("file", VALUE, "scores")
+        number_table("file", VALUE, "scores")
     with pytest.raises(InputError, match="file: name: expected"):
-        numbers("file", VALUE, "name")
+        number_table("file", VALUE, "name")

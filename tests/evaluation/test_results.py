@@ -4,19 +4,19 @@ from dataclasses import replace
 import pytest
 
 from evaluation.hico.average_precision import evaluate
-from evaluation.results import METRICS, Results, read_results, score_fields, write_results
+from evaluation.results import METRICS, Results, read_results, results_fields, write_results
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 
 
 @pytest.fixture
-def results(tmp_path, world, annotate, detect):
+def results(tmp_path, toy, annotate, detect):
     annotations = [annotate("a.jpg", ("kick", "ball"), ("hold", "ball"))]
-    scores = evaluate(annotations, [detect("a.jpg", ("kick", "ball", 0.9))], world)
+    scores = evaluate(annotations, [detect("a.jpg", ("kick", "ball", 0.9))], toy)
     return Results(
         name="a run",
         kind="student",
-        dataset="world",
+        dataset="toy",
         split="ua",
         setting="default",
         num_images=1,
@@ -27,7 +27,7 @@ def results(tmp_path, world, annotate, detect):
         dataset_path=tmp_path / "data",
         predictions=tmp_path / "run" / "predictions.json",
         extra={"accuracy": 0.5},
-        **score_fields(scores, world, load_split(world, "ua").unseen),
+        **results_fields(scores, toy, load_split(toy, "ua").unseen),
     )
 
 
@@ -54,9 +54,9 @@ def test_file_holds_the_contract_and_relative_paths(tmp_path, results):
     assert value["dataset_path"] == "../data"
 
 
-def test_interaction_names_are_distinct(world):
-    names = {world.interaction_name(index) for index in range(world.num_interactions)}
-    assert len(names) == world.num_interactions
+def test_interaction_names_are_distinct(toy):
+    names = {toy.interaction_name(index) for index in range(toy.num_interactions)}
+    assert len(names) == toy.num_interactions
 
 
 @pytest.mark.parametrize(

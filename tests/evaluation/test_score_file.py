@@ -7,7 +7,7 @@ import pytest
 from evaluation.hico.nms import NmsConfig
 from evaluation.report.write import ReportConfig, write_report
 from evaluation.results import read_results
-from evaluation.score_hico import ScoreConfig, Scoring, score_file
+from evaluation.score_hico import HicoScoreConfig, ScoringConfig, score_hico_file
 from evaluation.tables import DETAILS
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
@@ -15,22 +15,22 @@ from pipeline.vocabulary import load_vocabulary
 
 @pytest.fixture
 def config(runs):
-    """A function that makes a config for the small world's distilled run."""
+    """A function that makes a config for the small toy dataset's distilled run."""
 
     def build(**fields):
         values = {
             "predictions": runs / "distilled" / "predictions.json",
-            "annotations": runs / "world" / "annotations" / "test_hico.json",
-            "vocabulary": "world",
+            "annotations": runs / "toy" / "annotations" / "test_hico.json",
+            "vocabulary": "toy",
             "split": "ua",
         }
-        return ScoreConfig(**{**values, **fields})
+        return HicoScoreConfig(**{**values, **fields})
 
     return build
 
 
 def test_gives_what_the_run_said(runs, config, tmp_path):
-    lines = score_file(config(json=tmp_path / "scores.json"))
+    lines = score_hico_file(config(json=tmp_path / "scores.json"))
     said = read_results(runs / "distilled" / "results.json")
     found = read_results(tmp_path / "scores.json")
     assert found.metrics == said.metrics
@@ -45,15 +45,15 @@ def test_gives_what_the_run_said(runs, config, tmp_path):
 
 
 def test_a_split_that_hides_nothing_has_no_harmonic_mean(config, tmp_path):
-    lines = score_file(config(split="full", json=tmp_path / "scores.json"))
+    lines = score_hico_file(config(split="full", json=tmp_path / "scores.json"))
     assert "harmonic_mean" not in json.loads((tmp_path / "scores.json").read_text())["metrics"]
     assert "harmonic_mean" not in read_results(tmp_path / "scores.json").metrics
     assert not any(line.startswith("harmonic") for line in lines)
 
 
 def test_both_settings_and_nms(config, tmp_path):
-    lines = score_file(
-        config(scoring=Scoring(nms=NmsConfig(threshold=0.5)), json=tmp_path / "a.json")
+    lines = score_hico_file(
+        config(scoring=ScoringConfig(nms=NmsConfig(threshold=0.5)), json=tmp_path / "a.json")
     )
     assert "default setting" in lines[1] and "known-object setting" in lines[1]
     assert lines[0].endswith("after pairwise NMS")
@@ -64,7 +64,7 @@ def test_both_settings_and_nms(config, tmp_path):
 
 @pytest.mark.parametrize("setting", ["default", "known_object"])
 def test_one_setting(config, tmp_path, setting):
-    lines = score_file(config(scoring=Scoring((setting,)), json=tmp_path / "a.json"))
+    lines = score_hico_file(config(scoring=ScoringConfig((setting,)), json=tmp_path / "a.json"))
     found = read_results(tmp_path / "a.json")
     assert (found.setting, found.known_object, found.nms) == (setting, None, None)
     assert lines[1].count("setting") == 1
@@ -72,15 +72,15 @@ def test_one_setting(config, tmp_path, setting):
 
 def test_a_runs_folder(runs, config, tmp_path):
     by_file, by_run = tmp_path / "a.json", tmp_path / "b.json"
-    score_file(config(json=by_file))
-    score_file(config(predictions=runs / "distilled", json=by_run))
+    score_hico_file(config(json=by_file))
+    score_hico_file(config(predictions=runs / "distilled", json=by_run))
     assert read_results(by_run).name == "distilled"
     assert read_results(by_run).per_class == read_results(by_file).per_class
 
 
 @pytest.mark.parametrize("detail", DETAILS)
 def test_details_follow_the_groups(config, detail):
-    plain, more = score_file(config()), score_file(config(details=(detail,)))
+    plain, more = score_hico_file(config()), score_hico_file(config(details=(detail,)))
     assert more[: len(plain)] == plain and more[len(plain)] == ""
     assert more[len(plain) + 1].startswith(detail.removesuffix("s"))
 
@@ -88,13 +88,13 @@ def test_details_follow_the_groups(config, detail):
 def test_a_split_of_the_users_own(config, tmp_path):
     split = tmp_path / "mine.toml"
     split.write_text('unseen_verbs = ["ride"]\n')
-    assert "split mine" in score_file(config(split=str(split)))[0]
+    assert "split mine" in score_hico_file(config(split=str(split)))[0]
 
 
 def test_says_how_many_images_are_silent(runs, config, tmp_path):
     some = json.loads((runs / "distilled" / "predictions.json").read_text())[:20]
     (tmp_path / "some.json").write_text(json.dumps(some))
-    lines = score_file(config(predictions=tmp_path / "some.json"))
+    lines = score_hico_file(config(predictions=tmp_path / "some.json"))
     assert lines[-1] == "4 of 24 images have no predictions"
 
 
@@ -102,9 +102,9 @@ def test_json_is_not_overwritten(config, tmp_path):
     path = tmp_path / "scores.json"
     path.write_text("mine")
     with pytest.raises(InputError, match="exists"):
-        score_file(config(json=path))
+        score_hico_file(config(json=path))
     assert path.read_text() == "mine"
-    score_file(config(json=path, overwrite=True))
+    score_hico_file(config(json=path, overwrite=True))
     assert read_results(path).kind == "predictions"
 
 
@@ -115,18 +115,18 @@ def test_models_without_predictions_are_for_another_command(config, tmp_path, na
     (tmp_path / "run").mkdir()
     says = f"found {found}; to predict and score with it: eoid-train evaluate .*{name} --data"
     with pytest.raises(InputError, match=says):
-        score_file(config(predictions=tmp_path / name))
+        score_hico_file(config(predictions=tmp_path / name))
 
 
 def test_the_dataset_around_the_annotations_gives_vocabulary_and_pictures(runs, tmp_path):
     predictions = runs / "distilled" / "predictions.json"
-    by_file = ScoreConfig(predictions, runs / "world/annotations/test_hico.json", split="ua")
-    by_data = ScoreConfig(predictions, None, split="ua", data=runs / "world")
-    assert score_file(by_file) == score_file(by_data)
-    score_file(replace(by_file, json=tmp_path / "scores.json"))
+    by_file = HicoScoreConfig(predictions, runs / "toy/annotations/test_hico.json", split="ua")
+    by_data = HicoScoreConfig(predictions, None, split="ua", data=runs / "toy")
+    assert score_hico_file(by_file) == score_hico_file(by_data)
+    score_hico_file(replace(by_file, json=tmp_path / "scores.json"))
     results = read_results(tmp_path / "scores.json")
-    assert (results.dataset, results.vocabulary) == ("world", "world")
-    assert results.dataset_path.resolve() == (runs / "world").resolve()
+    assert (results.dataset, results.vocabulary) == ("toy", "toy")
+    assert results.dataset_path.resolve() == (runs / "toy").resolve()
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     write_report(ReportConfig((tmp_path / "scores.json",), tmp_path / "report.html"))
     assert (tmp_path / "report.html").read_text().count("<img") > 4
@@ -134,7 +134,7 @@ def test_the_dataset_around_the_annotations_gives_vocabulary_and_pictures(runs, 
 
 def test_nothing_to_score_against(runs):
     with pytest.raises(InputError, match="expected --annotations FILE or --data DATASET"):
-        score_file(ScoreConfig(runs / "distilled", None))
+        score_hico_file(HicoScoreConfig(runs / "distilled", None))
 
 
 def hico_annotations(folder, hico):
@@ -159,37 +159,37 @@ def test_images_without_pairs_are_left_out(tmp_path):
         for name, score in (("a.jpg", 0.5), ("b.jpg", 0.9))
     ]
     (tmp_path / "p.json").write_text(json.dumps(entries))
-    config = ScoreConfig(tmp_path / "p.json", hico_annotations(tmp_path, hico))
-    lines = score_file(config)
+    config = HicoScoreConfig(tmp_path / "p.json", hico_annotations(tmp_path, hico))
+    lines = score_hico_file(config)
     assert "1 images without annotated pair were left out" in lines
     assert lines[2].split() == ["full", "100.00", "100.00"]
     entries[1]["file_name"] = "c.jpg"
     (tmp_path / "p.json").write_text(json.dumps(entries))
-    lines = score_file(config)
+    lines = score_hico_file(config)
     assert lines[2].split() == ["full", "100.00", "100.00"]
     assert f"1 images that {config.annotations} does not name were left out" in lines
     (tmp_path / "p.json").write_text(json.dumps(entries[1:]))
     with pytest.raises(InputError, match=r"p.json: file_name: .*found 1 others, .* being c.jpg"):
-        score_file(config)
+        score_hico_file(config)
 
 
 @pytest.mark.parametrize("pairs", ["none", "invalid"])
-def test_predictions_without_a_valid_pair_score_nothing(runs, config, world, tmp_path, pairs):
-    verb, label = np.argwhere(~world.valid & ~np.roll(world.valid, -1, axis=0))[0]
+def test_predictions_without_a_valid_pair_score_nothing(runs, config, toy, tmp_path, pairs):
+    verb, label = np.argwhere(~toy.valid & ~np.roll(toy.valid, -1, axis=0))[0]
     entries = json.loads((runs / "distilled" / "predictions.json").read_text())
     for entry in entries:
         for row in entry["hoi_prediction"]:
-            row["category_id"] = int(verb) + world.first_verb
-            entry["predictions"][row["object_id"]]["category_id"] = world.object_ids[label]
+            row["category_id"] = int(verb) + toy.first_verb_id
+            entry["predictions"][row["object_id"]]["category_id"] = toy.category_ids[label]
         if pairs == "none":
             entry["hoi_prediction"] = []
     (tmp_path / "p.json").write_text(json.dumps(entries))
-    lines = score_file(config(predictions=tmp_path / "p.json", json=tmp_path / "scores.json"))
+    lines = score_hico_file(config(predictions=tmp_path / "p.json", json=tmp_path / "scores.json"))
     found = read_results(tmp_path / "scores.json")
     groups = ("full", "seen", "unseen", "harmonic_mean", "mean_max_recall")
     assert [found.metrics[name] for name in groups] == [0] * 5
     assert set(found.per_class.values()) == {0}
-    assert any("is an interaction of world" in line for line in lines) == (pairs == "invalid")
+    assert any("is an interaction of toy" in line for line in lines) == (pairs == "invalid")
 
 
 @pytest.mark.golden("hico_metrics_*.json")
@@ -198,11 +198,11 @@ def test_golden_hico_results_on_disk(golden_file, tmp_path):
     expected, vocabulary = json.loads(golden_file.read_text()), load_vocabulary("hico-det")
     for suffix, nms in (("", None), ("_nms", NmsConfig())):
         path = tmp_path / f"scores{suffix}.json"
-        score_file(
-            ScoreConfig(
+        score_hico_file(
+            HicoScoreConfig(
                 folder / f"hico_predictions_{ending}",
                 folder / f"hico_annotations_{ending}",
-                scoring=Scoring(nms=nms),
+                scoring=ScoringConfig(nms=nms),
                 json=path,
             )
         )

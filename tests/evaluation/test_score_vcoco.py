@@ -10,10 +10,10 @@ from PIL import Image
 
 from evaluation.predictions import write_predictions
 from evaluation.report.write import ReportConfig, write_report
-from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
+from evaluation.score_vcoco import VcocoScoreConfig, score_detections, score_vcoco_file
 from evaluation.vcoco.detections import read_detections
-from pipeline.annotations.base import Reading
-from pipeline.annotations.vcoco import annotations_of, read_vcoco, vcoco_files
+from pipeline.annotations.base import ParseContext
+from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco, vcoco_annotations
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
@@ -48,11 +48,11 @@ def actions(tmp_path, write_vcoco):
 @pytest.fixture
 def perfect(actions, vcoco):
     """(truth, detections that repeat the annotations)."""
-    reading = Reading(actions, vcoco)
-    truth = read_vcoco(vcoco_files(actions), reading)
+    reading = ParseContext(actions, vcoco)
+    truth = read_vcoco(find_vcoco_files(actions), reading)
     found = [
         Detections(a.image_id, a.boxes, a.labels, a.hois, np.full(len(a.hois), 0.5, np.float32))
-        for a in annotations_of(truth, reading)
+        for a in vcoco_annotations(truth, reading)
     ]
     return truth, found
 
@@ -73,7 +73,7 @@ def test_a_runs_predictions(perfect, vcoco, actions, tmp_path):
     _, found = perfect
     run = tmp_path / "run"
     write_predictions(run / "predictions.json", found, vcoco)
-    lines = score_vcoco(VcocoConfig(run, actions))
+    lines = score_vcoco_file(VcocoScoreConfig(run, actions))
     assert averages(lines) == [100, 100, 100]
     assert lines[0] == "v-coco: 4 images"
     assert not [line for line in lines if "outside" in line or "no detections" in line]
@@ -84,7 +84,7 @@ def test_silent_images_and_images_outside_the_part_are_told(perfect, vcoco, acti
     write_predictions(tmp_path / "p.json", found[:2], vcoco)
     ids = tmp_path / "mine.ids"
     ids.write_text("10\n30\n40\n")
-    lines = score_vcoco(VcocoConfig(tmp_path / "p.json", actions, ids=ids))
+    lines = score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions, ids=ids))
     assert averages(lines) == pytest.approx([33.33] * 3)
     assert lines[-2:] == [
         "2 detections on images outside the part were left out",
@@ -98,7 +98,7 @@ def test_only_images_outside_the_part(perfect, vcoco, actions, tmp_path):
     ids = tmp_path / "mine.ids"
     ids.write_text("10\n")
     with pytest.raises(InputError, match="on the images of the id list, found none, but 20"):
-        score_vcoco(VcocoConfig(tmp_path / "p.json", actions, ids=ids))
+        score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions, ids=ids))
 
 
 def test_unknown_images_of_a_run(perfect, vcoco, actions, tmp_path):
@@ -108,7 +108,7 @@ def test_unknown_images_of_a_run(perfect, vcoco, actions, tmp_path):
     )
     write_predictions(tmp_path / "p.json", [other], vcoco)
     with pytest.raises(InputError, match=r"image: .* found 1 others, the first being x.jpg"):
-        score_vcoco(VcocoConfig(tmp_path / "p.json", actions))
+        score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions))
 
 
 @pytest.mark.parametrize("name", ["official.json", "official.npz"])
@@ -116,9 +116,11 @@ def test_the_official_layout_can_be_had(perfect, vcoco, actions, tmp_path, name)
     truth, found = perfect
     write_predictions(tmp_path / "p.json", found, vcoco)
     official, results = tmp_path / name, tmp_path / "scores.json"
-    lines = score_vcoco(VcocoConfig(tmp_path / "p.json", actions, official=official, json=results))
+    lines = score_vcoco_file(
+        VcocoScoreConfig(tmp_path / "p.json", actions, official=official, json=results)
+    )
     assert len(read_detections(official, truth.actions)) == 8
-    assert score_vcoco(VcocoConfig(official, actions)) == lines
+    assert score_vcoco_file(VcocoScoreConfig(official, actions)) == lines
     value = json.loads(results.read_text())
     assert value["metrics"]["average_agent_ap"] == 1
     assert value["per_action"]["hit"] == {
@@ -131,7 +133,7 @@ def test_the_official_layout_can_be_had(perfect, vcoco, actions, tmp_path, name)
     }
     assert value["per_action"]["read"]["agent_ap"] is None
     with pytest.raises(InputError, match="exists"):
-        score_vcoco(VcocoConfig(official, actions, json=results))
+        score_vcoco_file(VcocoScoreConfig(official, actions, json=results))
 
 
 def test_predictions_count_verbs_as_annotation_files_do(perfect, vcoco, tmp_path):
@@ -152,7 +154,7 @@ def test_a_one_based_file_is_named(perfect, vcoco, actions, tmp_path):
     value[0]["hoi_prediction"][0]["category_id"] = vcoco.num_verbs
     (tmp_path / "p.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match="this file counts verbs from 1, not from 0"):
-        score_vcoco(VcocoConfig(tmp_path / "p.json", actions))
+        score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions))
 
 
 LEFT_OUT = Path(__file__).parents[1] / "data" / "vcoco_left_out"
@@ -190,10 +192,10 @@ def test_keys_that_are_left_out(tmp_path, form):
         write_cache(path, entries)
         assert b"CacheTemplate" in path.read_bytes()
     official, scores = tmp_path / "official.json", tmp_path / "scores.json"
-    config = VcocoConfig(path, actions, official=official, json=scores)
-    lines = score_vcoco(config)
-    assert lines == score_vcoco(VcocoConfig(LEFT_OUT / "upt-all-keys.json", actions))
-    assert lines == score_vcoco(VcocoConfig(official, actions))
+    config = VcocoScoreConfig(path, actions, official=official, json=scores)
+    lines = score_vcoco_file(config)
+    assert lines == score_vcoco_file(VcocoScoreConfig(LEFT_OUT / "upt-all-keys.json", actions))
+    assert lines == score_vcoco_file(VcocoScoreConfig(official, actions))
     assert averages(lines) == [63.70, 40, 50]
     # Of the five roles that somebody has, only the one of point is left out.
     (papers,) = [line.split() for line in lines if line.startswith("without point")]
@@ -205,7 +207,7 @@ def test_keys_that_are_left_out(tmp_path, form):
 
 def test_a_dataset_without_official_actions(runs):
     with pytest.raises(InputError, match="found annotations of another form"):
-        score_vcoco(VcocoConfig(runs / "distilled", None, data=runs / "world"))
+        score_vcoco_file(VcocoScoreConfig(runs / "distilled", None, data=runs / "toy"))
 
 
 def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
@@ -219,9 +221,9 @@ def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
     write_predictions(tmp_path / "run/predictions.json", found, vcoco)
     half, whole = tmp_path / "half.json", tmp_path / "whole.json"
     official = tmp_path / "official.json"
-    score_vcoco(VcocoConfig(tmp_path / "run", actions, json=whole, official=official))
+    score_vcoco_file(VcocoScoreConfig(tmp_path / "run", actions, json=whole, official=official))
     official.write_text(json.dumps(json.loads(official.read_text())[:4]))
-    score_vcoco(VcocoConfig(official, None, data=tmp_path, json=half))
+    score_vcoco_file(VcocoScoreConfig(official, None, data=tmp_path, json=half))
     out = tmp_path / "report.html"
     write_report(ReportConfig((half, whole), out))
     text = out.read_text()

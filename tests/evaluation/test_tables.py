@@ -3,26 +3,26 @@ from dataclasses import replace
 import pytest
 
 from evaluation.analysis.comparison import compare
-from evaluation.report.page import headline
+from evaluation.report.page import build_headline
 from evaluation.results import METRICS, Results
-from evaluation.tables import listing, percent, results_table
+from evaluation.tables import format_percent, format_results_table, join_names
 from pipeline.splits import load_split
 
 
 @pytest.fixture
-def run(world):
-    unseen = load_split(world, "ua").unseen
+def run(toy):
+    unseen = load_split(toy, "ua").unseen
     metrics = {**dict.fromkeys(METRICS, 0.4), "seen": 0.55, "unseen": 0.7012}
     return Results(
         name="run",
         kind="student",
-        dataset="world",
-        vocabulary="world",
+        dataset="toy",
+        vocabulary="toy",
         split="ua",
         unseen=unseen,
         setting="default",
         metrics=metrics,
-        per_class={world.interaction_name(index): 0.7 for index in unseen},
+        per_class={toy.interaction_name(index): 0.7 for index in unseen},
         num_images=10,
         training_split="ua",
         distillation=True,
@@ -38,16 +38,16 @@ def scored(run, unseen, seen=0.5, **fields):
     [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")],
 )
 def test_listing(names, expected):
-    assert listing(names) == expected
+    assert join_names(names) == expected
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "-"), (0.70149, "70.1"), (1, "100.0")])
 def test_percent(value, expected):
-    assert percent(value) == expected
+    assert format_percent(value) == expected
 
 
-def test_with_control(world, run):
-    first, more = headline(compare([run, scored(run, 0.021, distillation=False)], world))
+def test_with_control(toy, run):
+    first, more = build_headline(compare([run, scored(run, 0.021, distillation=False)], toy))
     assert first == (
         "70.1 mAP on carry, kick and push without one label for them; 2.1 when the teacher's"
         " answers are left out."
@@ -55,41 +55,41 @@ def test_with_control(world, run):
     assert more == "On seen interactions it stands at 55.0 against 50.0."
 
 
-def test_with_everything(world, run):
+def test_with_everything(toy, run):
     control = scored(run, 0.021, distillation=False)
     ceiling = scored(run, 0.81, distillation=False, training_split="full")
     teacher = scored(run, 0.475, kind="teacher", distillation=None)
-    _, more = headline(compare([teacher, ceiling, control, run], world))
+    _, more = build_headline(compare([teacher, ceiling, control, run], toy))
     assert "the same student reaches 81.0: distillation closes 86 % of the gap." in more
     assert "It beats its teacher, which has 47.5." in more
 
 
-def test_says_when_it_did_not_help(world, run):
+def test_says_when_it_did_not_help(toy, run):
     control = scored(run, 0.75, distillation=False)
-    first, _ = headline(compare([run, control], world))
+    first, _ = build_headline(compare([run, control], toy))
     assert first.endswith("left out: here the answers did not help.")
 
 
-def test_says_that_the_control_is_missing(world, run):
-    first, more = headline(compare([run], world))
+def test_says_that_the_control_is_missing(toy, run):
+    first, more = build_headline(compare([run], toy))
     assert first == "70.1 mAP on carry, kick and push without one label for them."
     assert "without distillation belongs beside" in more
 
 
-def test_without_a_distilled_run(world, run):
-    first, _ = headline(compare([scored(run, 0.021, distillation=False)], world))
+def test_without_a_distilled_run(toy, run):
+    first, _ = build_headline(compare([scored(run, 0.021, distillation=False)], toy))
     assert first == "Unseen mAP: No distillation 2.1."
 
 
-def test_full_supervision(world, run):
+def test_full_supervision(toy, run):
     full = replace(run, split="full", unseen=(), training_split="full", distillation=False)
-    assert headline(compare([full], world))[0] == "Full mAP: Student 40.0."
+    assert build_headline(compare([full], toy))[0] == "Full mAP: Student 40.0."
 
 
 def test_table(run):
     known = replace(run, setting="known_object", metrics={**run.metrics, "rare": None})
-    lines = results_table([run, known])
-    assert lines[0] == "world, split ua: 10 images, 13 interactions"
+    lines = format_results_table([run, known])
+    assert lines[0] == "toy, split ua: 10 images, 13 interactions"
     assert "default setting" in lines[1]
     assert [line.split() for line in lines[2:]] == [
         ["full", "40.00", "40.00"],

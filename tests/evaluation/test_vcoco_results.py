@@ -8,12 +8,12 @@ from evaluation.results import (
     METRICS,
     ROLE_AP_WITHOUT_POINT,
     ActionResults,
-    parse_vcoco,
+    build_vcoco_results,
+    parse_vcoco_results,
     read_results,
-    vcoco_alone,
-    vcoco_results,
+    vcoco_only_results,
     write_results,
-    write_vcoco,
+    write_vcoco_results,
 )
 from evaluation.vcoco.average_precision import VcocoScores
 from pipeline.annotations.vcoco import VcocoAction
@@ -33,7 +33,7 @@ def scores():
 
 
 def test_what_nobody_does_is_null(scores):
-    results = vcoco_results(scores)
+    results = build_vcoco_results(scores)
     assert results.per_action == {
         "ride": ActionResults(4, 0.5, {"instr": {"scenario_1": 0.25, "scenario_2": 0.5}}),
         "stand": ActionResults(2, 0.75, {}),
@@ -42,17 +42,22 @@ def test_what_nobody_does_is_null(scores):
     assert list(results.metrics.values()) == [0.625, 0.25, 0.5, 0.25, 0.5]
 
 
-@pytest.mark.parametrize("write", [write_results, write_vcoco])
+@pytest.mark.parametrize("write", [write_results, write_vcoco_results])
 def test_round_trip(scores, tmp_path, write):
     fields = {"name": "mine", "dataset": "v-coco", "vocabulary": "vcoco", "num_images": 3}
-    results = vcoco_alone(**fields, vcoco=vcoco_results(scores))
+    results = vcoco_only_results(**fields, vcoco=build_vcoco_results(scores))
     write(tmp_path / "results.json", results)
     assert read_results(tmp_path / "results.json") == results
     assert results.metrics == dict.fromkeys(METRICS)
 
 
 def test_files_without_maker_and_vocabulary(scores, tmp_path):
-    value = {"name": "old", "dataset": "v-coco", "num_images": 3, **asdict(vcoco_results(scores))}
+    value = {
+        "name": "old",
+        "dataset": "v-coco",
+        "num_images": 3,
+        **asdict(build_vcoco_results(scores)),
+    }
     for name in ROLE_AP_WITHOUT_POINT:
         del value["metrics"][name]
     (tmp_path / "old.json").write_text(json.dumps(value))
@@ -85,5 +90,5 @@ def test_files_without_maker_and_vocabulary(scores, tmp_path):
 )
 def test_wrong_fields_are_named(scores, change, says):
     with pytest.raises(InputError) as error:
-        parse_vcoco("file", {**asdict(vcoco_results(scores)), **change})
+        parse_vcoco_results("file", {**asdict(build_vcoco_results(scores)), **change})
     assert str(error.value).startswith(f"file: {says}")

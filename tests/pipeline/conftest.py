@@ -19,7 +19,7 @@ def vcoco():
 
 
 @pytest.fixture
-def save(tmp_path):
+def save_json(tmp_path):
     """Writes a JSON value to a file and returns its path."""
 
     def write(value, name="annotations.json"):

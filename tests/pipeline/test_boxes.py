@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from pipeline.boxes import areas, box_iou, clip_boxes, union_boxes
+from pipeline.boxes import box_area, box_iou, clip_boxes, union_boxes
 
 NONE = np.zeros((0, 4), dtype=np.float32)
 BOX = np.float32([[0, 0, 10, 10]])
 
 
 def test_no_boxes():
-    assert areas(NONE).shape == (0,)
+    assert box_area(NONE).shape == (0,)
     assert clip_boxes(NONE, (10, 10)).shape == (0, 4)
     assert union_boxes(NONE, NONE).shape == (0, 4)
     assert box_iou(NONE, BOX).shape == (0, 1)
@@ -48,7 +48,7 @@ def test_iou_of_all_with_all():
     ("box", "area"), [([1, 2, 4, 8], 18), ([1, 2, 1, 8], 0), ([4, 8, 1, 2], 0)]
 )
 def test_areas(box, area):
-    assert areas(np.float32([box])).tolist() == [area]
+    assert box_area(np.float32([box])).tolist() == [area]
 
 
 def test_clipping_keeps_the_type_and_the_input():

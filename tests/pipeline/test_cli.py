@@ -52,10 +52,10 @@ def show(**values):
 
 def test_nothing_asked_is_answered_with_help(run):
     code, out, err = run(cli.data)
-    assert code == 0 and "world" in out and "check" in out and err == ""
+    assert code == 0 and "toy" in out and "check" in out and err == ""
 
 
-@pytest.mark.parametrize("words", [["--help"], ["world", "--help"], ["check", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["toy", "--help"], ["check", "--help"]])
 def test_help(run, words):
     code, out, err = run(cli.data, *words)
     assert code == 0 and out.startswith("Usage: eoid-data") and err == ""
@@ -65,9 +65,9 @@ def test_help(run, words):
     ("words", "says"),
     [
         (["wrold", "d"], "No such command 'wrold'"),
-        (["world"], "Missing argument 'DIR'. See eoid-data world --help."),
-        (["world", "d", "--train", "many"], "'many' is not a valid integer"),
-        (["world", "d", "--trian", "3"], "--trian"),
+        (["toy"], "Missing argument 'DIR'. See eoid-data toy --help."),
+        (["toy", "d", "--train", "many"], "'many' is not a valid integer"),
+        (["toy", "d", "--trian", "3"], "--trian"),
         (["check", "nowhere"], "nowhere: no such dataset folder"),
         (["check", "nowhere", "--config", "none.toml"], "none.toml: no such file"),
     ],
@@ -108,9 +108,9 @@ def test_what_nobody_expected_is_not_hidden(monkeypatch, error):
 def test_as_many_files_may_be_open_as_the_system_allows(soft, hard, expected):
     program = f"""
 import resource
-from pipeline.utils.cli import raise_file_limit
+from pipeline.utils.cli import raise_open_file_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-raise_file_limit()
+raise_open_file_limit()
 print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout

@@ -10,7 +10,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from pipeline.images import MOST_PIXELS, image_size, read_image
+from pipeline.images import MAX_PIXELS, read_image, read_image_size
 from pipeline.utils.errors import InputError
 
 LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
@@ -44,7 +44,7 @@ def test_colour_pictures_of_any_kind(picture, tmp_path, mode, name):
     picture.convert(mode).save(tmp_path / name)
     image = read_image(tmp_path / name)
     assert (image.mode, image.size) == ("RGB", (40, 20))
-    assert image_size(tmp_path / name) == (40, 20)
+    assert read_image_size(tmp_path / name) == (40, 20)
     assert near(image.getpixel((5, 5)), LEFT) and near(image.getpixel((35, 5)), RIGHT)
 
 
@@ -78,11 +78,11 @@ def test_pictures_stand_upright(picture, tmp_path, orientation, size, left_top):
     exif[0x0112] = orientation
     picture.save(tmp_path / "turned.jpg", exif=exif)
     image = read_image(tmp_path / "turned.jpg")
-    assert image.size == image_size(tmp_path / "turned.jpg") == size
+    assert image.size == read_image_size(tmp_path / "turned.jpg") == size
     assert near(image.getpixel((3, 3)), left_top)
 
 
-@pytest.mark.parametrize("read", [read_image, image_size])
+@pytest.mark.parametrize("read", [read_image, read_image_size])
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -99,7 +99,7 @@ def test_what_is_no_image(tmp_path, read, content, says):
         read(path)
 
 
-@pytest.mark.parametrize("read", [read_image, image_size])
+@pytest.mark.parametrize("read", [read_image, read_image_size])
 def test_folders_and_pipes_are_no_images(tmp_path, read):
     with pytest.raises(InputError, match="expected an image file, found a folder"):
         read(tmp_path)
@@ -166,7 +166,7 @@ def test_progressive_jpeg(picture, tmp_path):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_camera_data_does_not_spoil_a_picture(picture, tmp_path):
     picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
-    assert read_image(tmp_path / "a.jpg").size == image_size(tmp_path / "a.jpg") == (40, 20)
+    assert read_image(tmp_path / "a.jpg").size == read_image_size(tmp_path / "a.jpg") == (40, 20)
 
 
 DAMAGED = {
@@ -185,12 +185,12 @@ def test_damaged_camera_data_is_read_without_a_word(picture, tmp_path, exif):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("read", [read_image, image_size])
+@pytest.mark.parametrize("read", [read_image, read_image_size])
 def test_pictures_that_no_memory_holds(picture, tmp_path, read):
     """A PNG whose header claims 20,000 x 20,000 pixels."""
     picture.save(tmp_path / "huge.png")
     content = bytearray((tmp_path / "huge.png").read_bytes())
-    assert MOST_PIXELS < 20_000**2
+    assert MAX_PIXELS < 20_000**2
     content[16:24] = struct.pack(">II", 20_000, 20_000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     (tmp_path / "huge.png").write_bytes(content)

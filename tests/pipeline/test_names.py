@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipeline.annotations.load import NO_UTF8
+from pipeline.annotations.load import NON_UTF8_NAME
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, sha256_of_json, write_json
@@ -72,7 +72,7 @@ def test_pictures_of_such_names_are_left_out_of_a_folder(small_dataset, check, t
     )
     loaded = open_dataset(small_dataset).load("train")
     assert [one.image_id for one in loaded.annotations] == ["a.jpg", "b.jpg"]
-    assert loaded.blemishes == {NO_UTF8: 1} and r"b\udcfccher" in loaded.examples[NO_UTF8]
+    assert loaded.issues == {NON_UTF8_NAME: 1} and r"b\udcfccher" in loaded.examples[NON_UTF8_NAME]
     done = check(small_dataset)
     assert done.returncode == 0 and rb"b\udcfccher.jpg" in done.stdout
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.splits import ask_for, keep_seen, load_split, split_names
+from pipeline.splits import load_split, remove_unseen_labels, select_distilled_verbs, split_names
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
@@ -39,7 +39,7 @@ def test_numbers_of_unseen_interactions(hico, name, count):
     assert list(split.unseen) == sorted(set(split.unseen))
     mask = split.unseen_mask(hico.num_interactions)
     assert mask.shape == (600,) and mask.sum() == count
-    assert split.asked_verbs.shape == (117,) and split.asked_verbs.dtype == bool
+    assert split.distilled_verbs.shape == (117,) and split.distilled_verbs.dtype == bool
 
 
 def test_rare_first_unseen_are_rare(hico):
@@ -58,51 +58,51 @@ def test_unseen_objects_are_12_and_never_seen(hico):
 @pytest.mark.parametrize(("name", "verbs"), [("ua", 22), ("uv", 20)])
 def test_unseen_verbs_are_asked_and_never_seen(hico, name, verbs):
     split = load_split(hico, name)
-    assert split.asked_verbs.sum() == verbs
-    expected = [i for i, (verb, _) in enumerate(hico.interactions) if split.asked_verbs[verb]]
+    assert split.distilled_verbs.sum() == verbs
+    expected = [i for i, (verb, _) in enumerate(hico.interactions) if split.distilled_verbs[verb]]
     assert list(split.unseen) == expected
 
 
 @pytest.mark.parametrize("name", ["uc0", "rf-uc", "nf-uc", "uo"])
 def test_other_splits_ask_for_every_verb_but_no_interaction(hico, name):
-    asked = load_split(hico, name).asked_verbs
+    asked = load_split(hico, name).distilled_verbs
     assert np.flatnonzero(~asked).tolist() == [hico.no_interaction]
 
 
 def test_full_asks_for_nothing(hico):
-    assert not load_split(hico, "full").asked_verbs.any()
+    assert not load_split(hico, "full").distilled_verbs.any()
 
 
 @pytest.mark.parametrize(("name", "unseen"), [("ua", 22), ("uv", 20), ("uc0", 57), ("full", 0)])
 def test_the_teacher_may_be_asked_for_other_verbs(hico, name, unseen):
     split = load_split(hico, name)
-    assert ask_for(split, "split", hico) is split
-    found = ask_for(split, "unseen", hico)
+    assert select_distilled_verbs(split, "split", hico) is split
+    found = select_distilled_verbs(split, "unseen", hico)
     verbs = {hico.interactions[hoi][0] for hoi in split.unseen} - {hico.no_interaction}
-    assert set(np.flatnonzero(found.asked_verbs)) == verbs and len(verbs) == unseen
+    assert set(np.flatnonzero(found.distilled_verbs)) == verbs and len(verbs) == unseen
     assert found.unseen == split.unseen and found.name == name
-    everything = ask_for(split, "all", hico).asked_verbs
+    everything = select_distilled_verbs(split, "all", hico).distilled_verbs
     assert np.flatnonzero(~everything).tolist() == [hico.no_interaction]
 
 
 @pytest.mark.parametrize("name", ["ua", "uc", "uo"])
-def test_the_world_has_splits_of_each_kind(name):
-    world = load_vocabulary("world")
-    split = load_split(world, name)
-    assert 0 < len(split.unseen) < world.num_interactions / 2
-    assert not split.asked_verbs[world.no_interaction]
+def test_the_toy_has_splits_of_each_kind(name):
+    toy = load_vocabulary("toy")
+    split = load_split(toy, name)
+    assert 0 < len(split.unseen) < toy.num_interactions / 2
+    assert not split.distilled_verbs[toy.no_interaction]
     if name == "ua":
-        assert [world.verbs[verb] for verb in np.flatnonzero(split.asked_verbs)] == [
+        assert [toy.verbs[verb] for verb in np.flatnonzero(split.distilled_verbs)] == [
             *("carry", "kick", "push")
         ]
 
 
-def test_combinations_unseen_in_the_world_leave_every_verb_and_object_seen():
-    world = load_vocabulary("world")
-    unseen = set(load_split(world, "uc").unseen)
-    seen = [pair for index, pair in enumerate(world.interactions) if index not in unseen]
-    assert {verb for verb, _ in seen} == set(range(world.num_verbs))
-    assert {label for _, label in seen} == set(range(world.num_objects)) - {world.person}
+def test_combinations_unseen_in_the_toy_leave_every_verb_and_object_seen():
+    toy = load_vocabulary("toy")
+    unseen = set(load_split(toy, "uc").unseen)
+    seen = [pair for index, pair in enumerate(toy.interactions) if index not in unseen]
+    assert {verb for verb, _ in seen} == set(range(toy.num_verbs))
+    assert {label for _, label in seen} == set(range(toy.num_objects)) - {toy.person}
 
 
 def test_unknown_names_are_answered_with_the_known_ones(hico, tmp_path):
@@ -124,18 +124,18 @@ def test_unknown_names_are_answered_with_the_known_ones(hico, tmp_path):
     ],
 )
 def test_users_splits(toml, text, unseen, asked):
-    world = load_vocabulary("world")
-    split = load_split(world, toml(text))
+    toy = load_vocabulary("toy")
+    split = load_split(toy, toml(text))
     assert split.name == "mine"
     assert len(split.unseen) == unseen
-    verbs = set(world.verbs) - {"no_interaction"} if asked == "all" else set(asked)
-    assert {world.verbs[verb] for verb in np.flatnonzero(split.asked_verbs)} == verbs
+    verbs = set(toy.verbs) - {"no_interaction"} if asked == "all" else set(asked)
+    assert {toy.verbs[verb] for verb in np.flatnonzero(split.distilled_verbs)} == verbs
 
 
 def test_a_users_split_never_passes_for_a_shipped_one(toml):
-    world = load_vocabulary("world")
-    assert load_split(world, toml('unseen_verbs = ["carry"]', "ua.toml")).name == "ua.toml"
-    assert load_split(world, toml('unseen_verbs = ["carry"]', "ub.toml")).name == "ub"
+    toy = load_vocabulary("toy")
+    assert load_split(toy, toml('unseen_verbs = ["carry"]', "ua.toml")).name == "ua.toml"
+    assert load_split(toy, toml('unseen_verbs = ["carry"]', "ub.toml")).name == "ub"
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_a_users_split_never_passes_for_a_shipped_one(toml):
         ('unseen_interactions = ["ride"]', "unseen_interactions: expected"),
         ('unseen_interactions = [["ride", "cow"]]', "unseen_interactions: expected"),
         ('unseen_interactions = [["ride", "ball"]]', r"ride goes with \(horse, bike, skateboard\)"),
-        (f"unseen_verbs = {list(load_vocabulary('world').verbs)}", "at least one seen interaction"),
+        (f"unseen_verbs = {list(load_vocabulary('toy').verbs)}", "at least one seen interaction"),
     ],
 )
 def test_wrong_files_of_users(toml, text, says):
     with pytest.raises(InputError, match=f"mine.toml: {says}|mine.toml: .*{says}"):
-        load_split(load_vocabulary("world"), toml(text))
+        load_split(load_vocabulary("toy"), toml(text))
 
 
 def annotation(vocabulary, objects, hois):
@@ -171,26 +171,28 @@ def annotation(vocabulary, objects, hois):
 
 
 def test_keeping_seen_of_nothing():
-    world = load_vocabulary("world")
-    kept = keep_seen(annotation(world, [], []), load_split(world, "ua"), world)
+    toy = load_vocabulary("toy")
+    kept = remove_unseen_labels(annotation(toy, [], []), load_split(toy, "ua"), toy)
     assert kept.boxes.shape == (0, 4) and kept.hois.shape == (0, 3) and kept.labels.shape == (0,)
 
 
 def test_unseen_labels_and_their_boxes_go():
-    world = load_vocabulary("world")
+    toy = load_vocabulary("toy")
     hois = [(0, 1, "carry"), (0, 2, "ride"), (0, 3, "push"), (0, 3, "ride")]
-    before = annotation(world, ["box", "bike", "horse"], hois)
-    after = keep_seen(before, load_split(world, "ua"), world)
-    assert [world.objects[label] for label in after.labels] == ["person", "bike", "horse"]
-    ride = world.verbs.index("ride")
+    before = annotation(toy, ["box", "bike", "horse"], hois)
+    after = remove_unseen_labels(before, load_split(toy, "ua"), toy)
+    assert [toy.objects[label] for label in after.labels] == ["person", "bike", "horse"]
+    ride = toy.verbs.index("ride")
     assert after.hois.tolist() == [[0, 1, ride], [0, 2, ride]]
     np.testing.assert_array_equal(after.boxes, before.boxes[[0, 2, 3]])
     assert len(before.hois) == 4 and after.image_id == "a.jpg"
 
 
 def test_an_image_with_unseen_labels_only_keeps_nothing():
-    world = load_vocabulary("world")
-    after = keep_seen(annotation(world, ["box"], [(0, 1, "carry")]), load_split(world, "ua"), world)
+    toy = load_vocabulary("toy")
+    after = remove_unseen_labels(
+        annotation(toy, ["box"], [(0, 1, "carry")]), load_split(toy, "ua"), toy
+    )
     assert len(after.boxes) == len(after.hois) == 0
 
 
@@ -204,6 +206,8 @@ def test_an_image_with_unseen_labels_only_keeps_nothing():
 )
 def test_labels_without_object_go_with_their_verb(vcoco, toml, text, left):
     hois = [(0, -1, "stand"), (0, 1, "hold_obj"), (0, -1, "hold_obj")]
-    after = keep_seen(annotation(vcoco, ["cup"], hois), load_split(vcoco, toml(text)), vcoco)
+    after = remove_unseen_labels(
+        annotation(vcoco, ["cup"], hois), load_split(vcoco, toml(text)), vcoco
+    )
     assert [(human, target, vcoco.verbs[verb]) for human, target, verb in after.hois] == left
     assert len(after.boxes) == 1 + any(target == 1 for _, target, _ in left)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import SHIPPED, from_dict, load_vocabulary
+from pipeline.vocabulary import BUILTIN_VOCABULARIES, load_vocabulary, vocabulary_from_dict
 
 MINE = {
     "name": "mine",
@@ -18,40 +18,40 @@ MINE = {
 
 @pytest.mark.parametrize(
     ("name", "verbs", "objects", "interactions", "rare"),
-    [("hico-det", 117, 80, 600, 138), ("vcoco", 29, 80, 468, 0), ("world", 11, 9, 50, 9)],
+    [("hico-det", 117, 80, 600, 138), ("vcoco", 29, 80, 468, 0), ("toy", 11, 9, 50, 9)],
 )
 def test_shipped_vocabularies(name, verbs, objects, interactions, rare):
     vocabulary = load_vocabulary(name)
     assert vocabulary.name == name
     assert vocabulary.source
     assert vocabulary.num_verbs == len(vocabulary.verbs) == len(vocabulary.verb_ings) == verbs
-    assert vocabulary.num_objects == len(set(vocabulary.object_ids)) == objects
+    assert vocabulary.num_objects == len(set(vocabulary.category_ids)) == objects
     assert vocabulary.num_interactions == interactions == vocabulary.valid.sum()
     assert len(vocabulary.rare) == rare
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILTIN_VOCABULARIES)
 def test_file_form_is_read_back(name):
     vocabulary = load_vocabulary(name)
-    assert from_dict(json.loads(json.dumps(vocabulary.to_dict())), name) == vocabulary
+    assert vocabulary_from_dict(json.loads(json.dumps(vocabulary.to_dict())), name) == vocabulary
     assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILTIN_VOCABULARIES)
 def test_tables_agree(name):
     vocabulary = load_vocabulary(name)
     for index, (verb, label) in enumerate(vocabulary.interactions):
         assert vocabulary.interaction_ids[verb, label] == index
     assert (vocabulary.interaction_ids[~vocabulary.valid] == -1).all()
     assert vocabulary.objects[vocabulary.person] == "person"
-    assert [vocabulary.label_of_id[i] for i in vocabulary.object_ids] == list(
+    assert [vocabulary.label_by_category_id[i] for i in vocabulary.category_ids] == list(
         range(vocabulary.num_objects)
     )
 
 
 def test_hico_det_has_coco_ids_and_ing_forms(hico):
-    assert hico.object_ids[0] == 1 and max(hico.object_ids) == 90
-    assert {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}.isdisjoint(hico.object_ids)
+    assert hico.category_ids[0] == 1 and max(hico.category_ids) == 90
+    assert {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}.isdisjoint(hico.category_ids)
     ing = dict(zip(hico.verbs, hico.verb_ings, strict=True))
     assert (ing["ride"], ing["sit_on"], ing["cut_with"]) == ("riding", "sitting on", "cutting with")
     assert hico.interaction_name(hico.interaction_ids[hico.verbs.index("sit_on"), 13]) == (
@@ -63,7 +63,7 @@ def test_hico_det_has_coco_ids_and_ing_forms(hico):
 
 
 def test_vcoco_has_a_verb_for_each_role(vcoco, hico):
-    assert vcoco.objects == hico.objects and vcoco.object_ids == hico.object_ids
+    assert vcoco.objects == hico.objects and vcoco.category_ids == hico.category_ids
     assert len(vcoco.roles) == 26
     named = [verb for action in vcoco.roles for verb in action["verbs"]]
     assert named == list(vcoco.verbs)
@@ -112,17 +112,17 @@ def test_digest_tells_meanings_apart():
     other = copy.deepcopy(MINE)
     other["verbs"][1]["ing"] = "waving at"
     named = {**MINE, "name": "other", "source": "elsewhere"}
-    digests = [from_dict(value, "x").digest() for value in (MINE, named, other)]
+    digests = [vocabulary_from_dict(value, "x").digest() for value in (MINE, named, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("name", ["coco", "none.json"])
 def test_unknown_vocabularies_are_answered_with_the_known(name):
-    with pytest.raises(InputError, match=f"{name}: no such vocabulary; .* hico-det, vcoco, world"):
+    with pytest.raises(InputError, match=f"{name}: no such vocabulary; .* hico-det, vcoco, toy"):
         load_vocabulary(name)
 
 
-SPLIT = {"unseen": [0], "asked": "all_verbs"}
+SPLIT = {"unseen": [0], "distilled": "all_verbs"}
 ROLE = {"action": "lift", "roles": ["obj"], "verbs": ["lift"]}
 
 
@@ -155,8 +155,8 @@ ROLE = {"action": "lift", "roles": ["obj"], "verbs": ["lift"]}
         ("rare", [0, 0], "rare: expected"),
         ("splits", [], "splits: expected"),
         ("splits", {"full": SPLIT}, "splits: expected"),
-        ("splits", {"a": {**SPLIT, "asked": "some"}}, "splits.a: expected"),
-        ("splits", {"a": {"asked": "all_verbs"}}, r"splits.a.unseen: expected"),
+        ("splits", {"a": {**SPLIT, "distilled": "some"}}, "splits.a: expected"),
+        ("splits", {"a": {"distilled": "all_verbs"}}, r"splits.a.unseen: expected"),
         ("splits", {"a": {**SPLIT, "unseen": [7]}}, r"splits.a.unseen: expected"),
         ("roles", {}, "roles: expected"),
         ("roles", [4], r"roles\[0\]: expected"),
@@ -179,4 +179,4 @@ def test_wrong_files_name_the_field(tmp_path, key, value, says):
 @pytest.mark.parametrize("value", [None, [], "text"])
 def test_what_is_no_vocabulary_at_all(value):
     with pytest.raises(InputError, match="x: vocabulary: expected"):
-        from_dict(value, "x")
+        vocabulary_from_dict(value, "x")

@@ -1,4 +1,4 @@
-"""A tiny world with a cache written by hand: a teacher who knows, a detector who finds."""
+"""A tiny toy dataset with a cache written by hand: a teacher who knows, a detector who finds."""
 
 import multiprocessing
 import socket
@@ -15,46 +15,46 @@ from torchvision.ops import FrozenBatchNorm2d
 from pipeline.boxes import union_boxes
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.toy.generate import write_world
+from pipeline.toy.generate import write_toy
 from pipeline.types import Pairs
 from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import load_vocabulary
-from student.config import StudentConfig, TargetConfig, preset
+from student.config import ModelConfig, TargetConfig, get_preset
 from student.data.dataset import TrainingImages
-from student.data.text_embeddings import reading_options, teacher_texts
-from student.data.transforms import world_augmentation
-from student.engine.trainer import Trainer, Upkeep
+from student.data.text_embeddings import load_text_head_init, text_head_options
+from student.data.transforms import toy_augmentation
+from student.engine.trainer import LoggingConfig, Trainer
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
-from student.utils.preemption import StopSignals
+from student.utils.preemption import StopSignalHandler
 from student.weights.checkpoint_file import CHECKPOINT, Checkpoint, save_checkpoint
 from student.weights.published import to_published
-from teacher_cache.reader.cache import TeacherText, open_cache
-from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.cache import PromptEmbeddings, open_cache
+from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import (
     FORMAT_VERSION,
     MANIFEST,
     SHARDS,
     TEACHER,
-    ImageAnswers,
+    TeacherOutputs,
     shard_name,
 )
-from teacher_cache.reader.prompts_file import NewPrompts
+from teacher_cache.reader.prompts_file import ActionPrompts
 from teacher_cache.teachers.prompts import interaction_prompts
-from teacher_cache.writer.shard import write_prompts, write_shard, write_teacher
+from teacher_cache.writer.shard import write_prompts_file, write_shard, write_teacher_file
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
 def vocabulary():
-    return load_vocabulary("world")
+    return load_vocabulary("toy")
 
 
 @pytest.fixture(scope="session")
 def small_config():
     """A detector with learned queries that builds and answers in no time."""
-    return StudentConfig(
+    return ModelConfig(
         num_objects=5,
         num_verbs=7,
         num_queries=6,
@@ -68,9 +68,9 @@ def small_config():
 
 
 @pytest.fixture(scope="session")
-def world_config():
-    """The world's detector, with queries from pairs, for the small one's classes."""
-    return StudentConfig.world(num_objects=5, num_verbs=7, person=0)
+def toy_config():
+    """The toy detector, with queries from proposals, for the small one's classes."""
+    return ModelConfig.toy(num_objects=5, num_verbs=7, person=0)
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +137,8 @@ def detr_state():
 
 @pytest.fixture(scope="session")
 def dataset_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tiny") / "world"
-    write_world(root, train=16, test=6, seed=3, workers=1)
+    root = tmp_path_factory.mktemp("tiny") / "toy"
+    write_toy(root, train=16, test=6, seed=3, workers=1)
     return root
 
 
@@ -177,7 +177,7 @@ def answer(vocabulary):
             np.float32
         )
         labels = annotation.labels[pairs[:, 1]]
-        return ImageAnswers(
+        return TeacherOutputs(
             pairs=Pairs(
                 human_boxes=boxes[:, 0],
                 object_boxes=boxes[:, 1],
@@ -187,7 +187,7 @@ def answer(vocabulary):
                 sources=proposed.astype(np.uint8),
             ),
             probabilities=_probabilities(annotation, pairs, labels, vocabulary),
-            regions=np.arange(len(pairs)),
+            region_indices=np.arange(len(pairs)),
             region_boxes=union_boxes(boxes[:, 0], boxes[:, 1]),
             embeddings=None,
         )
@@ -215,14 +215,14 @@ def write_cache():
         path = folder / SHARDS / shard_name(0)
         ids = list(answers)
         write_shard(
-            path, fingerprint_of(parts), ids, list(answers.values()), {}, vocabulary.num_verbs
+            path, compute_fingerprint(parts), ids, list(answers.values()), {}, vocabulary.num_verbs
         )
         shard = {"name": path.name, "sha256": sha256_of_file(path), "images": ids}
         write_json(
             folder / MANIFEST,
             {
                 "format_version": FORMAT_VERSION,
-                "fingerprint": fingerprint_of(parts),
+                "fingerprint": compute_fingerprint(parts),
                 "parts": parts,
                 "failed": {},
                 "shards": [shard],
@@ -248,13 +248,13 @@ CLIP = {"clip.model": "by hand", "clip.weights": "0" * 64, "clip.quick_gelu": Fa
 
 @pytest.fixture(scope="session")
 def sentences(vocabulary):
-    """A `TeacherText` in which sentences about one verb are alike, and hardly about one object."""
+    """`PromptEmbeddings` where sentences about one verb are alike, and hardly about one object."""
     random = np.random.default_rng(5)
     verbs = random.standard_normal((vocabulary.num_verbs, 16))
     things = 0.4 * random.standard_normal((vocabulary.num_objects, 16))
     embeddings = np.stack([verbs[verb] + things[label] for verb, label in vocabulary.interactions])
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return TeacherText(interaction_prompts(vocabulary), embeddings.astype(np.float32), 10.0)
+    return PromptEmbeddings(interaction_prompts(vocabulary), embeddings.astype(np.float32), 10.0)
 
 
 @pytest.fixture(scope="session")
@@ -268,7 +268,7 @@ def reading_cache(tmp_path_factory, annotations, answer, write_cache, vocabulary
         answers[annotation.image_id] = replace(own, embeddings=looks)
     folder = tmp_path_factory.mktemp("cache") / "reading"
     write_cache(folder, vocabulary, annotations.digest, answers, **CLIP)
-    write_teacher(folder / TEACHER, open_cache(folder).fingerprint, sentences)
+    write_teacher_file(folder / TEACHER, open_cache(folder).fingerprint, sentences)
     return folder
 
 
@@ -276,12 +276,12 @@ def reading_cache(tmp_path_factory, annotations, answer, write_cache, vocabulary
 def reading_run(tmp_path_factory, vocabulary, tiny_recipe, reading_cache):
     """A run folder of an untrained student that reads; split ua."""
     options = {"verb_head": "text"}
-    options |= reading_options(options, open_cache(reading_cache), vocabulary)
-    recipe = tiny_recipe.changed(**options)
+    options |= text_head_options(options, open_cache(reading_cache), vocabulary)
+    recipe = tiny_recipe.override(**options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HOIDetector(recipe.model)
-        teacher_texts(open_cache(reading_cache), vocabulary).tell(model.verb_head)
+        load_text_head_init(open_cache(reading_cache), vocabulary).apply(model.verb_head)
         dense = model.query_source.head
         for head in (model.object_head, dense.person_logit, dense.object_logits):
             torch.nn.init.normal_(head.weight, std=1.0)
@@ -303,16 +303,16 @@ def write_new_prompts(tmp_path, reading_cache):
             for number, (form, things) in enumerate(actions.values())
             for label, embedding in things.items()
         ]
-        made = NewPrompts(
+        made = ActionPrompts(
             text_model=open_cache(reading_cache).text_model,
             verbs=tuple(actions),
-            ings=tuple(form for form, _ in actions.values()),
+            verb_ings=tuple(form for form, _ in actions.values()),
             actions=np.array([row[0] for row in rows]),
             objects=tuple(row[1] for row in rows),
             prompts=tuple((row[2],) for row in rows),
             embeddings=np.stack([row[3] for row in rows]).astype(np.float32),
         )
-        write_prompts(tmp_path / name, replace(made, **changes))
+        write_prompts_file(tmp_path / name, replace(made, **changes))
         return tmp_path / name
 
     return write
@@ -320,7 +320,9 @@ def write_new_prompts(tmp_path, reading_cache):
 
 @pytest.fixture(scope="session")
 def make_images(dataset, annotations, cache_path, vocabulary):
-    """`make_images(split, augmentation, seed=, config=)` gives the world's training images."""
+    """`make_images(split, augmentation, seed=, config=)` gives the toy dataset's training
+    images.
+    """
 
     def make(split, augmentation, seed=0, config=None):
         return TrainingImages(
@@ -339,15 +341,15 @@ def make_images(dataset, annotations, cache_path, vocabulary):
 
 @pytest.fixture(scope="session")
 def tiny_recipe(vocabulary):
-    """The world's recipe for two short epochs of four steps."""
-    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
-    return recipe.changed(epochs=2, batch_size=4, precision="float32")
+    """The toy dataset's recipe for two short epochs of four steps."""
+    recipe = get_preset("toy", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    return recipe.override(epochs=2, batch_size=4, precision="float32")
 
 
 @pytest.fixture
 def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
-    """`make_trainer("run", workers=, upkeep=, held=, device=, field=value)` gives a fresh trainer
-    that logs every step; its `go()` trains, and takes signals."""
+    """`make_trainer("run", workers=, logging_config=, validator=, device=, field=value)` gives
+    a new trainer that logs every step; its `go()` trains, and takes signals."""
     split = load_split(vocabulary, "ua")
 
     def build(
@@ -355,23 +357,25 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
         workers=0,
         accumulation=1,
         compiled=False,
-        upkeep=None,
-        held=None,
+        logging_config=None,
+        validator=None,
         device=CPU,
         **options,
     ):
-        recipe = tiny_recipe.changed(**options)
+        recipe = tiny_recipe.override(**options)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         torch.manual_seed(recipe.train.seed)
         model = HOIDetector(recipe.model)
-        images = make_images(split, world_augmentation(), recipe.train.seed, recipe.targets)
+        images = make_images(split, toy_augmentation(), recipe.train.seed, recipe.targets)
         execution = Execution(device, workers=workers, accumulation=accumulation, compiled=compiled)
-        upkeep = upkeep or Upkeep(log_every=1)
-        trainer = Trainer(recipe, model, images, vocabulary, split, folder, execution, upkeep, held)
+        logging_config = logging_config or LoggingConfig(log_every=1)
+        trainer = Trainer(
+            recipe, model, images, vocabulary, split, folder, execution, logging_config, validator
+        )
 
         def go():
-            with StopSignals() as signals:
+            with StopSignalHandler() as signals:
                 trainer.train(signals)
 
         trainer.go = go
@@ -433,8 +437,8 @@ def start(tmp_path):
 
 
 @pytest.fixture
-def start_team(start):
-    """`start_team(words)` begins a command in two processes that train together."""
+def start_processes(start):
+    """`start_processes(words)` begins a command in two processes that train together."""
 
     def begin(words, **options):
         with socket.socket() as free:
@@ -455,7 +459,7 @@ def student_words(dataset_root, cache_path):
 
     def words(out, *more):
         places = ("--data", dataset_root, "--cache", cache_path, "--out", out, "--split", "ua")
-        short = ("--preset", "world", "--precision", "float32", "--device", "cpu", "--no-report")
+        short = ("--preset", "toy", "--precision", "float32", "--device", "cpu", "--no-report")
         return ["student", *places, *short, "--log-every", 1, *more]
 
     return words
@@ -470,8 +474,8 @@ def own_generator():
 
 
 @pytest.fixture(scope="session")
-def world_checkpoint(tmp_path_factory, vocabulary, tiny_recipe):
-    """A run folder of an untrained student with queries from pairs; split ua."""
+def toy_checkpoint(tmp_path_factory, vocabulary, tiny_recipe):
+    """A run folder of an untrained student with queries from proposals; split ua."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HOIDetector(tiny_recipe.model)
@@ -489,8 +493,8 @@ def world_checkpoint(tmp_path_factory, vocabulary, tiny_recipe):
 
 @pytest.fixture(scope="session")
 def published_checkpoint(tmp_path_factory, vocabulary):
-    """A small file in the published form, with as many verbs and objects as the world."""
-    config = StudentConfig(
+    """A small file in the published form, with as many verbs and objects as the toy dataset."""
+    config = ModelConfig(
         num_objects=vocabulary.num_objects,
         num_verbs=vocabulary.num_verbs,
         num_queries=7,

@@ -47,7 +47,7 @@ def refused(places, checkpoint, monkeypatch, capsys):
 
     def call(part, left=frozenset()):
         commands = {
-            "train": ["student", "--cache", places / "cache", "--split", "ua", "--preset", "world"],
+            "train": ["student", "--cache", places / "cache", "--split", "ua", "--preset", "toy"],
             "test": ["evaluate", checkpoint],
         }
         words = [*commands[part], "--data", places / "data", "--out", places / "out"]
@@ -149,12 +149,12 @@ def half_annotations(root, part):
     [
         (no_folder, "data: no such dataset folder"),
         (no_images, "{part}2015: no such folder of images"),
-        (no_image, "world_{part}_00000003.jpg: no such image"),
+        (no_image, "toy_{part}_00000003.jpg: no such image"),
         (no_annotations, "{file}: no such file"),
         (empty_annotations, "{file}: "),
         (half_annotations, "{file}: line "),
-        (set_box([1, 2, 3]), "world_{part}_00000002.jpg: annotations[0].bbox: expected four"),
-        (set_box([1, 2, float("nan"), 9]), "world_{part}_00000002.jpg: annotations[0].bbox: "),
+        (set_box([1, 2, 3]), "toy_{part}_00000002.jpg: annotations[0].bbox: expected four"),
+        (set_box([1, 2, float("nan"), 9]), "toy_{part}_00000002.jpg: annotations[0].bbox: "),
         (set_box("wide"), "annotations[0].bbox: expected four"),
         (
             change(lambda entry: entry["annotations"][1].update(category_id=77)),
@@ -164,7 +164,7 @@ def half_annotations(root, part):
             change(lambda entry: entry["hoi_annotation"][0].update(category_id=99)),
             "hoi_annotation[0].category_id: expected a verb",
         ),
-        (change(lambda entry: entry.pop("annotations")), "world_{part}_00000002.jpg: annotations"),
+        (change(lambda entry: entry.pop("annotations")), "toy_{part}_00000002.jpg: annotations"),
         (every(lambda entry: entry.update(hoi_annotation=[])), "labelled interactions, found none"),
         (
             every(lambda entry: [row.update(object_id=99) for row in entry["hoi_annotation"]]),
@@ -242,12 +242,12 @@ def nan_file(checkpoint, tmp_path):
     return tmp_path / "nan.pt"
 
 
-@pytest.mark.parametrize("command", ["--init", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["--pretrained", "evaluate", "predict"])
 def test_weights_that_are_not_finite(nan_file, places, command, monkeypatch, capsys):
     data = ("--data", places / "data", "--out", places / "out")
-    student = ("student", *data, "--cache", places / "cache", "--split", "ua", "--preset", "world")
+    student = ("student", *data, "--cache", places / "cache", "--split", "ua", "--preset", "toy")
     words, run = {
-        "--init": ((*student, "--init", nan_file), main),
+        "--pretrained": ((*student, "--pretrained", nan_file), main),
         "evaluate": (("evaluate", nan_file, *data), main),
         "predict": ((nan_file, *data), predict_main),
     }[command]
@@ -268,4 +268,4 @@ def test_a_run_with_queries_from_pairs_that_diverges(student_words, tmp_path):
     )
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert re.search(r"step \d+: .*total.* not finite on images world_train_", line)
+    assert re.search(r"step \d+: .*total.* not finite on images toy_train_", line)

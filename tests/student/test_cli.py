@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.toy.backbone import SingleMap, WorldBackbone
+from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
 from student.cli import main, train
 from student.utils.preemption import EXIT_REQUEUE
 from student.weights.published import to_published
@@ -27,7 +27,7 @@ for number, words in enumerate(json.loads(sys.argv[1])):
     except SystemExit as ended:
         print("ended with", ended.code)
 """
-SHORT = ["--preset", "world", "--batch-size", "4", "--precision", "float32", "--device", "cpu"]
+SHORT = ["--preset", "toy", "--batch-size", "4", "--precision", "float32", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def without(words, option):
 
 @pytest.fixture
 def published(build, small_config, vocabulary, tmp_path):
-    """A checkpoint in the published form for the world's classes."""
+    """A checkpoint in the published form for the toy dataset's classes."""
     classes = {"num_objects": vocabulary.num_objects, "num_verbs": vocabulary.num_verbs}
     model = build(replace(small_config, **classes))
     torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
@@ -67,11 +67,11 @@ def published(build, small_config, vocabulary, tmp_path):
 
 @pytest.mark.slow
 def test_both_commands_work_without_clip(student, published, dataset_root, tmp_path):
-    body = SingleMap(WorldBackbone()).state_dict()
+    body = SingleFeatureMap(ToyBackbone()).state_dict()
     save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
     data = ["--data", dataset_root, "--split", "ua"]
     scoring = ["--nms", "--nms-threshold", "0.99", "--show", "verbs"]
-    init = ["--init", tmp_path / "body.safetensors"]
+    init = ["--pretrained", tmp_path / "body.safetensors"]
     commands = (
         [*student, "--epochs", 1, "--workers", 1, *init, "--report"],
         ["evaluate", tmp_path / "run", *data, "--out", tmp_path / "again"],
@@ -102,14 +102,14 @@ def test_both_commands_work_without_clip(student, published, dataset_root, tmp_p
 # A terminal's Ctrl-C reaches the workers too.
 INTERRUPT = """
 import os, signal
-from student.engine.train_step import Stepper
+from student.engine.train_step import TrainStep
 os.setsid()
-whole = Stepper.losses
+whole = TrainStep.losses
 def losses(self, outputs, samples):
     if self.scheduler.last_epoch == 1:
         os.killpg(0, signal.SIGINT)
     return whole(self, outputs, samples)
-Stepper.losses = losses
+TrainStep.losses = losses
 """
 
 
@@ -143,7 +143,7 @@ def test_every_option_is_explained(run, name):
         ([], "Missing option '--data'"),
         (["--preset", "tiny"], "--preset"),
         (["--epochs", "0"], "--epochs"),
-        (["--thres-is", "2"], "--thres-is"),
+        (["--interactive-threshold", "2"], "--interactive-threshold"),
         (["--learning-rate", "0"], "--learning-rate"),
         (["--seed", "-1"], "--seed"),
         (["--colour", "red"], "--colour"),
@@ -160,7 +160,7 @@ def test_wrong_use_is_one_line_and_2(run, words, says):
     [
         ("--data", "gone", "gone: no such dataset folder"),
         ("--cache", "gone", "gone: expected a cache folder with manifest.json"),
-        ("--split", "zz", "zz: no such split of world"),
+        ("--split", "zz", "zz: no such split of toy"),
         ("--device", "abacus", "--device: expected auto, cpu or cuda[:i]"),
         ("--batch-size", "many", "--batch-size"),
     ],
@@ -191,8 +191,9 @@ def test_another_recipe_in_the_same_folder(run, student, tmp_path):
 def test_options_reach_the_recipe(run, student, tmp_path):
     file = tmp_path / "options.toml"
     file.write_text(
-        'epochs = 1\nsoft-weight = 0.25\nthres-is = 0.1\ntopk = 7\nqueries = "learned"\n'
-        'ask = "all"\nvdetach = false\nbackbone-learning-rate = 1e-4\naccumulation = 2\n'
+        "epochs = 1\nsoft-weight = 0.25\ninteractive-threshold = 0.1\ntopk = 7\n"
+        'queries = "learned"\n'
+        'distill-verbs = "all"\nvdetach = false\nbackbone-learning-rate = 1e-4\naccumulation = 2\n'
     )
     words = ["--config", file, "--topk", "2", "--num-queries", "5", "--no-distillation"]
     more = [
@@ -208,9 +209,9 @@ def test_options_reach_the_recipe(run, student, tmp_path):
     code, _, err = run(*student, *words, *more, "--candidates", "annotated")
     assert code == 0, err
     plan = json.loads((tmp_path / "run/config.json").read_text())
-    assert sum(plan["split"]["asked_verbs"]) == 10
+    assert sum(plan["split"]["distilled_verbs"]) == 10
     recipe = plan["recipe"]
-    assert recipe["train"]["backbone_factor"] == pytest.approx(0.1)
+    assert recipe["train"]["backbone_lr_factor"] == pytest.approx(0.1)
     assert (recipe["train"]["drop_epoch"], recipe["train"]["clip_norm"]) == (7, 0)
     assert recipe["model"]["detach_verb_queries"] is False
     assert recipe["train"]["epochs"] == 1 and recipe["train"]["batch_size"] == 4

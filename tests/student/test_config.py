@@ -1,12 +1,12 @@
 import pytest
 
 from pipeline.utils.errors import InputError
-from student.config import LossConfig, MatcherConfig, StudentConfig
+from student.config import LossConfig, MatcherConfig, ModelConfig
 
 
 def test_published_settings_are_the_defaults():
     model, matcher, losses = (
-        StudentConfig.published(),
+        ModelConfig.published(),
         MatcherConfig.published(),
         LossConfig.published(),
     )
@@ -16,21 +16,21 @@ def test_published_settings_are_the_defaults():
     assert losses.soft_normalisation == "entries"
 
 
-def test_world_settings_do_not_depend_on_sizes():
-    assert StudentConfig.world(8, 11, person=0).queries == "pairs"
-    assert LossConfig.world().soft_normalisation == "answers"
-    assert MatcherConfig.world().interactive_threshold == 0
+def test_toy_settings_do_not_depend_on_sizes():
+    assert ModelConfig.toy(8, 11, person=0).queries == "proposals"
+    assert LossConfig.toy().soft_normalisation == "supervised"
+    assert MatcherConfig.toy().interactive_threshold == 0
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: StudentConfig(backbone="vgg"), "backbone: expected one of resnet18.*found vgg"),
-        (lambda: StudentConfig(queries="none"), "queries: expected"),
-        (lambda: StudentConfig(num_queries=0), "num_queries: expected at least 1, found 0"),
-        (lambda: StudentConfig(hidden_dim=100), r"hidden_dim: .*num_heads \(8\), found 100"),
-        (lambda: StudentConfig(dropout=1.5), "dropout: expected a number from 0 to 1"),
-        (lambda: StudentConfig(person=80), "person: expected a number from 0 to 79"),
+        (lambda: ModelConfig(backbone="vgg"), "backbone: expected one of resnet18.*found vgg"),
+        (lambda: ModelConfig(queries="none"), "queries: expected"),
+        (lambda: ModelConfig(num_queries=0), "num_queries: expected at least 1, found 0"),
+        (lambda: ModelConfig(hidden_dim=100), r"hidden_dim: .*num_heads \(8\), found 100"),
+        (lambda: ModelConfig(dropout=1.5), "dropout: expected a number from 0 to 1"),
+        (lambda: ModelConfig(person=80), "person: expected a number from 0 to 79"),
         (lambda: MatcherConfig(topk=-1), "topk: expected at least 0, found -1"),
         (lambda: MatcherConfig(interactive_threshold=2), "interactive_threshold"),
         (lambda: LossConfig(verb_loss="l2"), "verb_loss: expected"),

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from pipeline.utils.errors import InputError
-from student.config import preset
+from student.config import get_preset
 from student.data.dataset import collate
-from student.data.extra_data import Place
+from student.data.extra_data import ExtraPaths
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.metrics_log import METRICS
 from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import Wanted
-from student.engine.train_step import Stepper
+from student.engine.run_inputs import RunRequest
+from student.engine.train_step import TrainStep
 from student.inference.predictor import Detector
 from student.models.detector import HOIDetector
 from student.weights.checkpoint_file import load_checkpoint
@@ -29,7 +29,7 @@ def logged(run):
     return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("queries", ["proposals", "learned"])
 def test_training_is_that_of_a_cpu(make_trainer, tmp_path, queries, emulate_cuda):
     options = {"queries": queries, "dropout": 0.0, "epochs": 1}
     make_trainer("cpu", **options).go()
@@ -47,12 +47,12 @@ def config(dataset_root, reading_cache, tmp_path_factory):
     """A run with everything that training has: a text head, a further source, accumulation,
     averaged weights, dropout, held-out images."""
     options = {"verb_head": "text", "batch_size": 8, "epochs": 2, "ema": 0.9, "dropout": 0.1}
-    options |= {"precision": "float32", "mix": 0.5, "hold_out": 2, "evaluate_every": 1}
-    copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("further") / "world")
-    extra = (Place(copy, shutil.copytree(reading_cache, copy.parent / "cache")),)
-    wanted = Wanted(dataset_root, reading_cache, "ua", "world", options, extra=extra)
+    options |= {"precision": "float32", "extra_ratio": 0.5, "val_size": 2, "val_every": 1}
+    copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("further") / "toy")
+    extra = (ExtraPaths(copy, shutil.copytree(reading_cache, copy.parent / "cache")),)
+    run_request = RunRequest(dataset_root, reading_cache, "ua", "toy", options, extra=extra)
     out = tmp_path_factory.mktemp("runs") / "run"
-    return RunConfig(wanted, out, device="cuda:1", workers=0, accumulation=2, log_every=1)
+    return RunConfig(run_request, out, device="cuda:1", workers=0, accumulation=2, log_every=1)
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
     monkeypatch, config, tmp_path, emulate_cuda
 ):
     stopped = replace(config, out=tmp_path / "stopped")
-    whole, currents = Stepper.__call__, []
+    whole, currents = TrainStep.__call__, []
 
     def step(self, *given):
         """Notes the current GPU; a run is stopped in its second epoch."""
@@ -71,13 +71,13 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
 
     with emulate_cuda(devices=2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Stepper, "__call__", step)
+            patch.setattr(TrainStep, "__call__", step)
             run_student(stopped)
         # Later the held-out images are predicted where the emulated tensors are, on the first.
         assert currents[0] == 1
         run_student(stopped)
         run_student(config)
-        data = config.wanted.data
+        data = config.run_request.data
         evaluate_checkpoint(config.out, data, None, tmp_path / "out", "cuda:1", 0, False)
     predictions = [folder / "predictions.json" for folder in (config.out, tmp_path / "out")]
     assert predictions[0].read_bytes() == predictions[1].read_bytes()
@@ -87,11 +87,11 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
     assert all(math.isfinite(line["loss"]) for line in logged(config.out))
 
 
-def test_a_detector_finds_what_it_finds_on_a_cpu(world_checkpoint, make_picture, emulate_cuda):
+def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, make_picture, emulate_cuda):
     pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
 
     def found(device):
-        detector = Detector.open(world_checkpoint, device)
+        detector = Detector.open(toy_checkpoint, device)
         return detector(pictures, threshold=0.0, top=5)
 
     expected = found("cpu")
@@ -119,9 +119,9 @@ def test_lack_of_memory_names_the_work(monkeypatch, make_trainer, emulated_gpu):
 
 
 def test_lack_of_memory_in_prediction_names_the_work(
-    monkeypatch, world_checkpoint, make_picture, emulated_gpu
+    monkeypatch, toy_checkpoint, make_picture, emulated_gpu
 ):
-    detector = Detector.open(world_checkpoint, "cuda")
+    detector = Detector.open(toy_checkpoint, "cuda")
     pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
     monkeypatch.setattr(HOIDetector, "forward", lack)
     with pytest.raises(InputError) as caught:
@@ -132,30 +132,30 @@ def test_lack_of_memory_in_prediction_names_the_work(
 SMALL = {"backbone": "resnet18", "hidden_dim": 32, "feedforward_dim": 48, "num_encoder_layers": 1}
 LONGER = ("parts", "more")
 STEPS = {
-    "world": ("world", {}),
+    "toy": ("toy", {}),
     "published": ("published", SMALL),
-    "parts": ("world", {"accumulation": 2, "dropout": 0.1, "precision": "bfloat16"}),
+    "parts": ("toy", {"accumulation": 2, "dropout": 0.1, "precision": "bfloat16"}),
     "more": ("published", {**SMALL, "matching_head": True, "verb_loss": "bce_bce"}),
 }
 
 
 @pytest.mark.parametrize(
-    "name", ["world", "published", *(pytest.param(n, marks=pytest.mark.slow) for n in LONGER)]
+    "name", ["toy", "published", *(pytest.param(n, marks=pytest.mark.slow) for n in LONGER)]
 )
 def test_a_step_waits_for_the_device_twice(make_trainer, vocabulary, name, emulate_cuda):
     """For the costs that are matched, and for the numbers of the step before."""
     start, changes = STEPS[name]
     sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
-    parts = preset(start, *sizes).to_dict().values()
+    parts = get_preset(start, *sizes).to_dict().values()
     options = {field: value for part in parts for field, value in part.items()} | changes
     with emulate_cuda() as gpu:
         trainer = make_trainer("run", device=GPU, **options)
-        trainer.stepper.sources = ["main", "extra"]
+        trainer.train_step.source_names = ["main", "extra"]
         samples = [trainer.batches.images[0, index] for index in range(5)]
         smaller = [one._replace(image=one.image[:, 9 * row :]) for row, one in enumerate(samples)]
         batch = collate(smaller, trainer.batches.multiple).pin_memory()
         waits = []
         for _ in range(3):
-            trainer._step(batch, 0.0)
+            trainer._train_batch(batch, 0.0)
             waits.append(gpu.waits.copy())
     assert (waits[2] - waits[1]).total() == 2, waits[2] - waits[1]

@@ -15,8 +15,8 @@ from pipeline.utils.devices import configure_device
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.metrics_log import METRICS
 from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import Wanted
-from student.engine.train_step import Stepper
+from student.engine.run_inputs import RunRequest
+from student.engine.train_step import TrainStep
 from student.inference.predictor import Detector
 from student.weights.checkpoint_file import load_checkpoint
 
@@ -32,11 +32,11 @@ def logged(run):
 @pytest.fixture
 def config(dataset_root, cache_path, tmp_path):
     options = {"batch_size": 8, "epochs": 2, "ema": 0.9, "seed": 3}
-    wanted = Wanted(dataset_root, cache_path, "ua", "world", options)
-    return RunConfig(wanted, tmp_path / "run", device="cuda", workers=2, log_every=1)
+    run_request = RunRequest(dataset_root, cache_path, "ua", "toy", options)
+    return RunConfig(run_request, tmp_path / "run", device="cuda", workers=2, log_every=1)
 
 
-@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("queries", ["proposals", "learned"])
 def test_losses_and_gradients_are_those_of_a_cpu(make_trainer, tmp_path, gpu, queries):
     configure_device(gpu, "float32")
     options = {"queries": queries, "dropout": 0.0, "epochs": 1}
@@ -44,14 +44,14 @@ def test_losses_and_gradients_are_those_of_a_cpu(make_trainer, tmp_path, gpu, qu
         make_trainer(name, device=device, **options).go()
     expected, found = logged(tmp_path / "cpu")[0], logged(tmp_path / "gpu")[0]
     assert found["losses"] == pytest.approx(expected["losses"], **LOSSES)
-    assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-2)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gpu, precision):
-    options = {**config.wanted.options, "precision": precision}
-    config = replace(config, wanted=replace(config.wanted, options=options))
-    whole = Stepper.__call__
+    options = {**config.run_request.options, "precision": precision}
+    config = replace(config, run_request=replace(config.run_request, options=options))
+    whole = TrainStep.__call__
 
     def stopped(self, *given):
         if self.scheduler.last_epoch == 3:
@@ -59,7 +59,7 @@ def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gp
         return whole(self, *given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Stepper, "__call__", stopped)
+        patch.setattr(TrainStep, "__call__", stopped)
         run_student(config)
     assert load_checkpoint(config.out / "checkpoint.pt").state["step"] == 2
     results = run_student(config)
@@ -67,27 +67,27 @@ def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gp
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(line["loss"]) for line in lines)
     again = evaluate_checkpoint(
-        config.out, config.wanted.data, None, tmp_path / "out", "cuda", 0, False
+        config.out, config.run_request.data, None, tmp_path / "out", "cuda", 0, False
     )
     assert again.metrics.keys() == results.metrics.keys()
     for name, value in results.metrics.items():
         assert again.metrics[name] == pytest.approx(value, abs=1e-3), name
 
 
-def test_a_detector_finds_what_it_finds_on_a_cpu(world_checkpoint, make_picture, gpu):
+def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, make_picture, gpu):
     pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
     expected, found = (
-        Detector.open(world_checkpoint, device)(pictures, threshold=0.0, top=5)
+        Detector.open(toy_checkpoint, device)(pictures, threshold=0.0, top=5)
         for device in ("cpu", "cuda")
     )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-3)
 
 
-@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("queries", ["proposals", "learned"])
 def test_the_host_waits_at_most_twice_a_step(make_trainer, gpu, queries):
     trainer = make_trainer("run", device=gpu, queries=queries)
-    batches = iter(trainer.loader())
+    batches = iter(trainer.build_loader())
     for _ in range(2):
         batch = next(batches).to(gpu)
         torch.cuda.synchronize()
@@ -95,7 +95,7 @@ def test_the_host_waits_at_most_twice_a_step(make_trainer, gpu, queries):
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                trainer.stepper(batch)
+                trainer.train_step(batch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     # The first step also warms up libraries.
@@ -111,11 +111,13 @@ def test_the_second_gpu(config, two_gpus):
     assert all(math.isfinite(line["loss"]) for line in logged(config.out))
 
 
-def test_two_processes_train_what_one_does(start, start_team, student_words, tmp_path, two_gpus):
+def test_two_processes_train_what_one_does(
+    start, start_processes, student_words, tmp_path, two_gpus
+):
     options = ("--batch-size", 8, "--epochs", 1, "--workers", 1, "--device", "cuda")
     options += ("--dropout", 0.0)
     alone, together = tmp_path / "alone", tmp_path / "together"
-    ends = [one() for one in start_team(student_words(together, *options))]
+    ends = [one() for one in start_processes(student_words(together, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert start(student_words(alone, *options))()[0] == 0
     mine, theirs = (logged(folder)[0] for folder in (alone, together))

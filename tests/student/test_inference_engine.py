@@ -12,7 +12,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evaluation.hico.nms import NmsConfig, suppress_pairs
+from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
 from evaluation.predictions import read_predictions
 from pipeline.images import read_image
 from pipeline.splits import load_split
@@ -21,24 +21,24 @@ from pipeline.utils.files import read_json, write_json
 from student.data.transforms import normalise
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import Wanted, gather_material
+from student.engine.run_inputs import RunRequest, build_inputs
 from student.inference.export import DetectorGraph
-from student.inference.model import ModelSource, ready_model
+from student.inference.model import ModelSpec, load_inference_model
 from student.inference.postprocess import to_detections
-from student.inference.predict_dataset import SplitConfig, predict_split
-from student.inference.predict_images import PicturesConfig, predict_pictures
+from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
+from student.inference.predict_images import PredictImagesConfig, predict_images
 from student.inference.predictor import Detector
 from student.models.detector import HOIDetector
-from student.utils.distributed import ALONE, Execution
+from student.utils.distributed import SINGLE_PROCESS, Execution
 from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
 from student.weights.load import load_model
 
 CPU = torch.device("cpu")
 # Widths and heights: those of the toy and of other shapes, in no order.
 SIZES = [(128, 128), (96, 64), (75, 100), (128, 128), (131, 90), (96, 64), (64, 96), (75, 100)]
-RECIPE = {"epochs": 1, "batch_size": 8, "hold_out": 4, "precision": "float32"}
+RECIPE = {"epochs": 1, "batch_size": 8, "val_size": 4, "precision": "float32"}
 QUERIES = {
-    "pairs": {},
+    "proposals": {},
     "learned": {"queries": "learned", "backbone": "resnet18", "hidden_dim": 32, "num_queries": 6},
 }
 
@@ -65,7 +65,7 @@ def mixed(dataset_root, tmp_path_factory):
 @pytest.fixture(scope="module", params=QUERIES)
 def configured(request, mixed, cache_path, vocabulary, tiny_recipe, tmp_path_factory):
     folder, queries = tmp_path_factory.mktemp("runs"), QUERIES[request.param]
-    recipe = tiny_recipe.changed(**queries)
+    recipe = tiny_recipe.override(**queries)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HOIDetector(recipe.model)
@@ -75,8 +75,10 @@ def configured(request, mixed, cache_path, vocabulary, tiny_recipe, tmp_path_fac
     split = load_split(vocabulary, "ua")
     start = Checkpoint(recipe, vocabulary, split, model.state_dict(), {})
     save_checkpoint(folder / "start.pt", start)
-    wanted = Wanted(mixed, cache_path, "ua", "world", {**RECIPE, **queries})
-    return RunConfig(wanted, folder / "run", init=folder / "start.pt", device="cpu", workers=0)
+    run_request = RunRequest(mixed, cache_path, "ua", "toy", {**RECIPE, **queries})
+    return RunConfig(
+        run_request, folder / "run", pretrained=folder / "start.pt", device="cpu", workers=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def run(configured):
 @pytest.fixture(scope="module")
 def expected(run, mixed):
     """Every image's detections by the model alone, without any command."""
-    model, opened = load_model(run), ready_model(ModelSource(run))
+    model, opened = load_model(run), load_inference_model(ModelSpec(run))
     found = {}
     for path in pictures(mixed):
         image = read_image(path)
@@ -137,7 +139,7 @@ def test_there_is_something_to_compare(expected):
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_batches_and_threads(run, mixed, expected, batch_size, threads):
-    opened = ready_model(ModelSource(run)).to(CPU)
+    opened = load_inference_model(ModelSpec(run)).to(CPU)
     looked = list(opened.stream(pictures(mixed), batch_size, threads))
     assert sorted(one.index for one in looked) == list(range(len(SIZES)))
     for one in looked:
@@ -157,25 +159,29 @@ def test_the_evaluation_of_a_checkpoint(run, mixed, expected, vocabulary, tmp_pa
 
 def test_the_evaluation_of_held_out_images(configured, run):
     """Scores again what the run scored."""
-    logged = json.loads((run / "evaluations.jsonl").read_text())["metrics"]
-    model = replace(ready_model(ModelSource(run)), model=load_model(run))
-    held_out = gather_material(configured.wanted, ALONE).held_out
-    score = held_out.evaluate(model, run.with_name("again"), 1, Execution(CPU, workers=1))
-    assert len(held_out.records) == 4 and score.metrics == pytest.approx(logged)
+    logged = json.loads((run / "validation.jsonl").read_text())["metrics"]
+    model = replace(load_inference_model(ModelSpec(run)), model=load_model(run))
+    validator = build_inputs(configured.run_request, SINGLE_PROCESS).validator
+    score = validator.evaluate(model, run.with_name("again"), 1, Execution(CPU, workers=1))
+    assert len(validator.records) == 4 and score.metrics == pytest.approx(logged)
 
 
-def test_two_processes(run, mixed, expected, vocabulary, start_team, tmp_path):
+def test_two_processes(run, mixed, expected, vocabulary, start_processes, tmp_path):
     words = ("--data", mixed, "--out", tmp_path, "--device", "cpu", "--workers", 1)
-    for ended in [command() for command in start_team(["evaluate", run, *words, "--overwrite"])]:
+    for ended in [
+        command() for command in start_processes(["evaluate", run, *words, "--overwrite"])
+    ]:
         assert ended[0] == 0, ended
     assert_file_same(tmp_path / "predictions.json", expected, vocabulary)
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (16, 2)])
 def test_predicting_a_part(run, mixed, expected, vocabulary, tmp_path, batch_size, workers):
-    model = ModelSource(run)
-    file = predict_split(
-        SplitConfig(model, mixed, "test", tmp_path, 0.0, 100, batch_size, workers, "cpu", False)
+    model = ModelSpec(run)
+    file = predict_dataset(
+        PredictDatasetConfig(
+            model, mixed, "test", tmp_path, 0.0, 100, batch_size, workers, "cpu", False
+        )
     )
     assert_file_same(file, expected, vocabulary)
 
@@ -185,14 +191,16 @@ def test_pictures_parts_and_python(run, mixed, expected, vocabulary, tmp_path, b
     """The same interactions from each, all of them unless pairwise NMS is asked for."""
     told = dict(expected)
     if nms is not None:
-        told = dict(zip(told, suppress_pairs(list(told.values()), nms), strict=True))
+        told = dict(zip(told, batched_pairwise_nms(list(told.values()), nms), strict=True))
         assert count(told) < count(expected)
-    model, paths, file = ModelSource(run), pictures(mixed), tmp_path / "answers.json"
+    model, paths, file = ModelSpec(run), pictures(mixed), tmp_path / "answers.json"
     rest = (0.0, 100, batch_size, 1, "cpu", False, nms)
     assert_file_same(
-        predict_split(SplitConfig(model, mixed, "test", tmp_path, *rest)), told, vocabulary
+        predict_dataset(PredictDatasetConfig(model, mixed, "test", tmp_path, *rest)),
+        told,
+        vocabulary,
     )
-    predict_pictures(PicturesConfig(model, tuple(map(str, paths)), None, file, *rest))
+    predict_images(PredictImagesConfig(model, tuple(map(str, paths)), None, file, *rest))
     detector = Detector.open(run, device="cpu")
     found = detector(paths, threshold=0.0, top=100, batch_size=batch_size, nms=nms)
     for one, answer, other in zip(found, read_json(file)["pictures"], told.values(), strict=True):
@@ -226,7 +234,7 @@ def test_what_is_exported(run, mixed, expected, frame):
         images[row, :, : pixels.shape[1], : pixels.shape[2]] = pixels
     sizes = torch.tensor([(height, width) for width, height in SIZES])
     with torch.no_grad():
-        found = DetectorGraph(ready_model(ModelSource(run)))(images, sizes)
+        found = DetectorGraph(load_inference_model(ModelSpec(run)))(images, sizes)
     for row, one in enumerate(expected.values()):
         scores = found["scores"][row]
         count = len(one.scores)
@@ -253,7 +261,10 @@ class Tf32(TorchFunctionMode):
 @pytest.mark.parametrize("configured", ["learned"], indirect=True)
 def test_tf32_keeps_the_order_of_scores_that_are_apart(run, mixed):
     """By more than the 0.005 that the README tells."""
-    graph, opened = DetectorGraph(ready_model(ModelSource(run))), ready_model(ModelSource(run))
+    graph, opened = (
+        DetectorGraph(load_inference_model(ModelSpec(run))),
+        load_inference_model(ModelSpec(run)),
+    )
     valid, tolerance = torch.from_numpy(opened.vocabulary.valid.T), 0.005
     for path in pictures(mixed)[:3]:
         pixels = pil_to_tensor(read_image(path))[None] / 255
@@ -284,8 +295,10 @@ def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monk
     own = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
     evaluate_checkpoint(run, mixed, None, tmp_path / "a", "cpu", 0, overwrite=True)
     Detector.open(run, device="cpu")(pictures(mixed)[0])
-    model = ModelSource(run)
-    predict_split(SplitConfig(model, mixed, "test", tmp_path, 0, 100, 4, 0, "cpu", False))
+    model = ModelSpec(run)
+    predict_dataset(
+        PredictDatasetConfig(model, mixed, "test", tmp_path, 0, 100, 4, 0, "cpu", False)
+    )
     assert set(asked) == {own} and len(asked) > len(SIZES)
 
 
@@ -293,7 +306,7 @@ def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monk
 def test_on_a_gpu(run, mixed, expected):
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
-    opened = ready_model(ModelSource(run)).to(torch.device("cuda:0"))
+    opened = load_inference_model(ModelSpec(run)).to(torch.device("cuda:0"))
     alone = {one.index: one.detections for one in opened.stream(pictures(mixed), batch_size=1)}
     for one in opened.stream(pictures(mixed), batch_size=16, threads=2):
         assert_same(one.detections, alone[one.index])

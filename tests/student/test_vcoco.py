@@ -1,4 +1,4 @@
-"""V-COCO from its official files to agent and role AP, on pictures of the embedded world."""
+"""V-COCO from its official files to agent and role AP, on pictures of the toy dataset."""
 
 import dataclasses
 import shutil
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from evaluation.results import read_results
-from evaluation.score_vcoco import VcocoConfig, score_detections, score_vcoco
+from evaluation.score_vcoco import VcocoScoreConfig, score_detections, score_vcoco_file
 from pipeline.boxes import union_boxes
-from pipeline.datasets.check import check_dataset, summary
+from pipeline.datasets.check import check_dataset, summarise_problems
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.types import Pairs
@@ -20,13 +20,13 @@ from student.config import TargetConfig
 from student.data.dataset import TrainingImages, make_sample
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import Wanted
+from student.engine.run_inputs import RunRequest
 from student.inference.postprocess import to_detections
 from teacher_cache.detectors.pairing import annotated_pairs
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.reader.format import ImageAnswers
+from teacher_cache.reader.format import TeacherOutputs
 
-# What COCO calls the world's things, and what V-COCO calls its actions.
+# What COCO calls the toy dataset's things, and what V-COCO calls its actions.
 CATEGORIES = {
     "person": 1,
     "bike": 2,
@@ -48,7 +48,7 @@ def vcoco():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, dataset, write_vcoco):
-    """A folder in V-COCO's layout: the tiny world, told in V-COCO's words."""
+    """A folder in V-COCO's layout: the tiny toy, told in V-COCO's words."""
     folder, start = tmp_path_factory.mktemp("vcoco"), 0
     for part, name, images in (
         ("train", "trainval", "train2014"),
@@ -61,18 +61,18 @@ def root(tmp_path_factory, dataset, write_vcoco):
     return folder
 
 
-def told(annotation, world):
+def told(annotation, toy):
     does = {}
     for human, thing, verb in annotation.hois.tolist():
-        action = ACTIONS.get(world.verbs[verb], "look")
+        action = ACTIONS.get(toy.verbs[verb], "look")
         does[human, action] = (thing,)
-    people = np.flatnonzero(annotation.labels == world.person).tolist()
+    people = np.flatnonzero(annotation.labels == toy.person).tolist()
     for person in people:
         does[person, "stand"] = ()
         # Somebody laughs at nothing in particular, somebody points nowhere.
         does.setdefault((person, "point"), (None,))
     boxes = [
-        (CATEGORIES[world.objects[label]], [x1, y1, x2 - x1 + 1, y2 - y1 + 1])
+        (CATEGORIES[toy.objects[label]], [x1, y1, x2 - x1 + 1, y2 - y1 + 1])
         for label, (x1, y1, x2, y2) in zip(
             annotation.labels, annotation.boxes.tolist(), strict=True
         )
@@ -105,10 +105,10 @@ def answer(annotation, vocabulary):
     labels = np.concatenate([annotated.object_labels, annotation.labels[rows[:, 1]]])
     scores = np.ones(len(labels), dtype=np.float32)
     weights = vocabulary.valid[:, labels].T.astype(np.float32)
-    return ImageAnswers(
+    return TeacherOutputs(
         pairs=Pairs(humans, objects, labels, scores, scores, proposed.astype(np.uint8)),
         probabilities=weights / weights.sum(1, keepdims=True),
-        regions=np.arange(len(labels)),
+        region_indices=np.arange(len(labels)),
         region_boxes=union_boxes(humans, objects),
         embeddings=None,
     )
@@ -119,16 +119,16 @@ def run(root, cache, tmp_path_factory):
     """A run of a few steps, with learned queries."""
     out = tmp_path_factory.mktemp("runs") / "vcoco"
     options = {"queries": "learned", "num_queries": 12, "epochs": 1, "batch_size": 8}
-    wanted = Wanted(root, cache, "full", "world", {**options, "precision": "float32"})
-    run_student(RunConfig(wanted, out, device="cpu", workers=0))
+    run_request = RunRequest(root, cache, "full", "toy", {**options, "precision": "float32"})
+    run_student(RunConfig(run_request, out, device="cpu", workers=0))
     return out
 
 
 def test_the_layout_is_known_and_sound(root, official):
     assert (official.name, official.vocabulary.name) == ("v-coco", "vcoco")
-    assert summary(check_dataset(official)) == ""
+    assert summarise_problems(check_dataset(official)) == ""
     train = official.load("train")
-    assert len(train.annotations) == 16 and not train.blemishes
+    assert len(train.annotations) == 16 and not train.issues
     verbs = {official.vocabulary.verbs[v] for a in train.annotations for v in a.hois[:, 2]}
     assert {"stand", "point_instr", "hold_obj"} <= verbs
 
@@ -159,8 +159,8 @@ def test_verbs_without_object_teach_no_box_and_no_object(official, cache, vcoco)
     assert alone.any() and not alone.all()
     assert (sample.targets.object_labels[alone] == vcoco.num_objects).all()
     assert (sample.targets.object_labels[~alone] < vcoco.num_objects).all()
-    assert sample.targets.hard[alone][:, vcoco.verbs.index("stand")].all()
-    assert not sample.targets.soft[alone].any()
+    assert sample.targets.verb_labels[alone][:, vcoco.verbs.index("stand")].all()
+    assert not sample.targets.teacher_probs[alone].any()
 
 
 def test_a_run_is_scored_by_vcocos_own_evaluation(run, root, capsys):
@@ -168,7 +168,7 @@ def test_a_run_is_scored_by_vcocos_own_evaluation(run, root, capsys):
     assert (results.dataset, results.vocabulary) == ("v-coco", "vcoco")
     assert results.vcoco.metrics == own["metrics"] and len(own["per_action"]) == 26
     assert own["num_images"] == 6 and own["per_action"]["stand"]["positives"] > 0
-    lines = score_vcoco(VcocoConfig(run, root / "data/vcoco/vcoco_test.json"))
+    lines = score_vcoco_file(VcocoScoreConfig(run, root / "data/vcoco/vcoco_test.json"))
     wanted = [f"{100 * value:.2f}" for value in own["metrics"].values()]
     assert lines[28 + 3].split() == ["average", *wanted[:3]]
     assert lines[28 + 4].split()[-2:] == wanted[3:]
@@ -182,7 +182,7 @@ def test_a_checkpoint_is_scored_the_same(run, root, tmp_path):
 
 def test_a_student_that_says_what_is_annotated_scores_full_marks(official, vcoco):
     """One query for each person with each object and each person alone, sure of everything."""
-    truth, found = official.vcoco("test"), []
+    truth, found = official.vcoco_ground_truth("test"), []
     for annotation in official.load("test").annotations:
         pairs, inverse = np.unique(annotation.hois[:, :2], axis=0, return_inverse=True)
         objects = torch.full((1, len(pairs), vcoco.num_objects + 1), -50.0)

@@ -1,4 +1,4 @@
-"""A small world with untrained models: everything real but the knowledge."""
+"""A small toy dataset with untrained models: everything real but the knowledge."""
 
 import shutil
 
@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.toy.generate import write_world
+from pipeline.toy.generate import write_toy
 from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.build import BuildConfig, build
+from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.detectors.pairing import PairingConfig
-from teacher_cache.detectors.torchvision import world_detector
-from teacher_cache.extraction.extract import AskingConfig
-from teacher_cache.reader.format import ImageAnswers
+from teacher_cache.detectors.torchvision import toy_detector
+from teacher_cache.extraction.extract import ExtractionConfig
+from teacher_cache.reader.format import TeacherOutputs
 from teacher_cache.teachers.clip import build_clip, save_clip
 from teacher_cache.teachers.prompts import interaction_prompts
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
@@ -22,7 +22,7 @@ from teacher_cache.toy.models import clip_config
 
 NUM_IMAGES = 7
 # Thresholds that an untrained detector passes.
-ASKING = AskingConfig(
+EXTRACTION = ExtractionConfig(
     pairing=PairingConfig(0.06, 0.06, max_people=2, max_objects=3),
     images_per_batch=4,
     regions_per_batch=8,
@@ -30,23 +30,23 @@ ASKING = AskingConfig(
 
 
 @pytest.fixture(scope="session")
-def asking():
-    return ASKING
+def extraction():
+    return EXTRACTION
 
 
 @pytest.fixture(scope="session")
 def vocabulary():
-    return load_vocabulary("world")
+    return load_vocabulary("toy")
 
 
 @pytest.fixture(scope="session")
 def shared_dataset(tmp_path_factory, vocabulary):
     """A dataset folder with its own random detector and teacher."""
-    root = tmp_path_factory.mktemp("data") / "world"
-    write_world(root, train=NUM_IMAGES, test=3, seed=11)
+    root = tmp_path_factory.mktemp("data") / "toy"
+    write_toy(root, train=NUM_IMAGES, test=3, seed=11)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        detector = world_detector(max(vocabulary.object_ids))
+        detector = toy_detector(max(vocabulary.category_ids))
     save_file(detector.state_dict(), root / "detector.safetensors")
     words = {
         word
@@ -68,7 +68,7 @@ def shared_dataset(tmp_path_factory, vocabulary):
 @pytest.fixture
 def dataset(shared_dataset, tmp_path):
     """A copy that a test may damage."""
-    return shutil.copytree(shared_dataset, tmp_path / "world")
+    return shutil.copytree(shared_dataset, tmp_path / "toy")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def build_config(tmp_path):
     """Makes configurations of small shards."""
 
     def make(dataset, out="cache", **changes):
-        defaults = {"asking": ASKING, "images_per_shard": 3, "device": "cpu"}
+        defaults = {"extraction": EXTRACTION, "images_per_shard": 3, "device": "cpu"}
         return BuildConfig(dataset=dataset, out=tmp_path / out, **{**defaults, **changes})
 
     return make
@@ -86,13 +86,15 @@ def build_config(tmp_path):
 def finished(shared_dataset, tmp_path_factory):
     """A finished cache of the whole training part; look, do not touch."""
     out = tmp_path_factory.mktemp("finished") / "cache"
-    build(BuildConfig(shared_dataset, out, asking=ASKING, images_per_shard=3, device="cpu"))
+    build_cache(
+        BuildConfig(shared_dataset, out, extraction=EXTRACTION, images_per_shard=3, device="cpu")
+    )
     return out
 
 
 @pytest.fixture
-def make_answers():
-    """Random answers about an image with so many pairs; every second pair shares a region."""
+def make_outputs():
+    """Random outputs about an image with so many pairs; every second pair shares a region."""
 
     def make(num_pairs, num_verbs, seed=0, width=6):
         rng = np.random.default_rng(seed)
@@ -106,10 +108,10 @@ def make_answers():
             object_scores=rng.random(num_pairs, dtype=np.float32),
             sources=rng.integers(0, 2, num_pairs).astype(np.uint8),
         )
-        return ImageAnswers(
+        return TeacherOutputs(
             pairs=pairs,
             probabilities=rng.random((num_pairs, num_verbs), dtype=np.float32),
-            regions=regions,
+            region_indices=regions,
             region_boxes=rng.uniform(0, 99, (num_regions, 4)).astype(np.float32),
             embeddings=rng.standard_normal((num_regions, width)).astype(np.float32),
         )

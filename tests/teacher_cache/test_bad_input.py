@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from teacher_cache.cli import main
-from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.fingerprint import compute_fingerprint
 
 ANNOTATIONS = "annotations/trainval_hico.json"
-FIRST = "world_train_00000001.jpg"
+FIRST = "toy_train_00000001.jpg"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def write(content):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (shutil.rmtree, "world: no such dataset folder"),
+        (shutil.rmtree, "toy: no such dataset folder"),
         (lambda root: shutil.rmtree(root / "images"), "train2015: no such folder of images"),
         (lambda root: (root / ANNOTATIONS).unlink(), "trainval_hico.json: no such file"),
         (write("[]"), "trainval_hico.json: "),
@@ -80,7 +80,7 @@ def manifest(dataset, tmp_path):
         folder.mkdir()
         value = {
             "format_version": 1,
-            "fingerprint": fingerprint_of(parts),
+            "fingerprint": compute_fingerprint(parts),
             "parts": parts,
             "failed": {},
             "shards": [],
@@ -105,7 +105,7 @@ def test_evaluating_an_unfinished_cache(dataset, tmp_path, refused):
 
 
 @pytest.mark.parametrize(("words", "says"), [(["--seed", "-1"], "--seed"), ([], "File exists")])
-def test_world_models(tmp_path, refused, words, says):
+def test_toy_models(tmp_path, refused, words, says):
     (tmp_path / "models").write_text("hours of work")
-    assert says in refused("world-models", tmp_path / "models", "--device", "cpu", *words)
+    assert says in refused("toy-models", tmp_path / "models", "--device", "cpu", *words)
     assert (tmp_path / "models").read_text() == "hours of work"

@@ -11,19 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.datasets.check import table
+from pipeline.datasets.check import format_check
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.detectors.pairing import annotated_pairs
-from teacher_cache.extraction import task as shards
-from teacher_cache.maintenance.verify import VerifyConfig, verify
+from teacher_cache.extraction import task as task_module
+from teacher_cache.maintenance.verify import VerifyConfig, verify_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER
 from teacher_cache.reader.soft_targets import action_probabilities
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
-from teacher_cache.teachers.regions import RegionMode, crop_regions, union_regions
+from teacher_cache.teachers.regions import RegionMode, crop_regions_pil, union_regions
 
 
 def datasets(folder):
@@ -57,14 +57,14 @@ def test_a_cache_of_every_image(finished, shared_dataset, vocabulary):
     ]
     num_proposed = 0
     for annotation in loaded.annotations:
-        answers = cache[annotation.image_id]
+        outputs = cache[annotation.image_id]
         wanted = annotated_pairs(annotation)
-        own = answers.pairs.sources == 0
+        own = outputs.pairs.sources == 0
         assert own[: len(wanted)].all() and not own[len(wanted) :].any()
-        np.testing.assert_array_equal(answers.pairs.human_boxes[own], wanted.human_boxes)
-        np.testing.assert_array_equal(answers.pairs.object_labels[own], wanted.object_labels)
-        assert (answers.pairs.object_labels != vocabulary.person).all()
-        np.testing.assert_allclose(answers.probabilities.sum(1), 1, atol=5e-3)
+        np.testing.assert_array_equal(outputs.pairs.human_boxes[own], wanted.human_boxes)
+        np.testing.assert_array_equal(outputs.pairs.object_labels[own], wanted.object_labels)
+        assert (outputs.pairs.object_labels != vocabulary.person).all()
+        np.testing.assert_allclose(outputs.probabilities.sum(1), 1, atol=5e-3)
         num_proposed += int((~own).sum())
     assert num_proposed > 0
 
@@ -73,35 +73,35 @@ def test_the_answers_are_the_teachers(finished, shared_dataset, vocabulary):
     """Regions cut, encoded and scored one by one, from the boxes in the cache."""
     clip = ClipTeacher(ClipConfig(str(shared_dataset / "teacher")), torch.device("cpu"))
     cache = open_cache(finished)
-    assert cache.teacher.prompts[0] == ("a picture of person riding horse",)
+    assert cache.prompt_embeddings.prompts[0] == ("a picture of person riding horse",)
     np.testing.assert_allclose(
-        cache.teacher.embeddings,
-        clip.encode_texts([prompt for (prompt,) in cache.teacher.prompts]),
+        cache.prompt_embeddings.embeddings,
+        clip.encode_texts([prompt for (prompt,) in cache.prompt_embeddings.prompts]),
         atol=1e-5,
     )
     image_id = cache.image_ids[3]
-    answers = cache[image_id]
-    boxes, rows = union_regions(answers.pairs)
-    np.testing.assert_array_equal(answers.region_boxes, boxes)
-    np.testing.assert_array_equal(answers.regions, rows)
+    outputs = cache[image_id]
+    boxes, rows = union_regions(outputs.pairs)
+    np.testing.assert_array_equal(outputs.region_boxes, boxes)
+    np.testing.assert_array_equal(outputs.region_indices, rows)
     with Image.open(shared_dataset / "images/train2015" / image_id) as image:
-        crops = crop_regions(image.convert("RGB"), boxes, 64, RegionMode())
+        crops = crop_regions_pil(image.convert("RGB"), boxes, 64, RegionMode())
     embeddings = clip.encode_images(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
-    np.testing.assert_allclose(answers.embeddings, embeddings, atol=2e-3)
-    logits = clip.logit_scale * embeddings[rows] @ cache.teacher.embeddings.T
-    wanted = action_probabilities(logits, answers.pairs.object_labels, vocabulary)
-    np.testing.assert_allclose(answers.probabilities, wanted, atol=2e-3)
+    np.testing.assert_allclose(outputs.embeddings, embeddings, atol=2e-3)
+    logits = clip.logit_scale * embeddings[rows] @ cache.prompt_embeddings.embeddings.T
+    wanted = action_probabilities(logits, outputs.pairs.object_labels, vocabulary)
+    np.testing.assert_allclose(outputs.probabilities, wanted, atol=2e-3)
 
 
 def test_pictures_that_nobody_annotated(finished, dataset, build_config):
     """The detector's pairs, answered as where there are annotations."""
     (dataset / "dataset.toml").write_text(
-        'vocabulary = "world"\ndetector = "detector.safetensors"\nteacher = "teacher"\n'
+        'vocabulary = "toy"\ndetector = "detector.safetensors"\nteacher = "teacher"\n'
         '[train]\nimages = "images/train2015"\n'
     )
     (dataset / "images/train2015/broken.jpg").write_bytes(b"\xff\xd8")
     config = build_config(dataset)
-    build(config)
+    build_cache(config)
     cache, annotated = open_cache(config.out), open_cache(finished)
     assert set(cache.image_ids) == set(annotated.image_ids) and set(cache.failed) == {"broken.jpg"}
     num_pairs = 0
@@ -116,11 +116,11 @@ def test_pictures_that_nobody_annotated(finished, dataset, build_config):
         num_pairs += len(mine.pairs)
     assert num_pairs > 0
     lines = []
-    verify(VerifyConfig(config.out, dataset=dataset), lines.append)
+    verify_cache(VerifyConfig(config.out, dataset=dataset), lines.append)
     assert lines[-1].startswith(f"{config.out}: 7 images in 3 shards")
     (dataset / "images/train2015/more.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"does not fit this dataset: .*annotations"):
-        verify(VerifyConfig(config.out, dataset=dataset), lines.append)
+        verify_cache(VerifyConfig(config.out, dataset=dataset), lines.append)
 
 
 def test_the_manifest(finished):
@@ -128,7 +128,7 @@ def test_the_manifest(finished):
     counts = manifest["counts"]
     assert counts["images"] == 7 and counts["shards"] == 3 and counts["failed"] == 0
     assert counts["pairs"] == sum(entry["pairs"] for entry in manifest["shards"]) > 0
-    assert manifest["parts"]["detector.model"] == "world"
+    assert manifest["parts"]["detector.model"] == "toy"
     assert manifest["parts"]["part"] == "train"
     for entry in manifest["shards"]:
         assert entry["sha256"] == sha256_of_file(finished / SHARDS / entry["name"])
@@ -143,7 +143,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     dataset, build_config, finished, monkeypatch, after
 ):
     config = build_config(dataset)
-    write = shards.write_shard
+    write = task_module.write_shard
     written = []
 
     def failing(path, *rest):
@@ -153,15 +153,15 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
         written.append(path)
         write(path, *rest)
 
-    monkeypatch.setattr(shards, "write_shard", failing)
+    monkeypatch.setattr(task_module, "write_shard", failing)
     with pytest.raises(Stop):
-        build(config)
+        build_cache(config)
     with pytest.raises(InputError, match="unfinished"):
         open_cache(config.out)
-    monkeypatch.setattr(shards, "write_shard", write)
+    monkeypatch.setattr(task_module, "write_shard", write)
     times = {path: path.stat().st_mtime_ns for path in written}
     said = []
-    build(config, said.append)
+    build_cache(config, said.append)
     assert times == {path: path.stat().st_mtime_ns for path in written}
     assert any("going on after" in line for line in said) == (after > 0)
     assert datasets(config.out) == datasets(finished)
@@ -170,19 +170,19 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
 
 def test_a_second_run_has_nothing_to_do(dataset, build_config):
     config = build_config(dataset)
-    build(config)
+    build_cache(config)
     before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
     said = []
-    build(config, said.append)
+    build_cache(config, said.append)
     assert any("nothing to do" in line for line in said)
     assert before == {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
 
 
 def test_a_lost_shard_is_made_again(dataset, build_config, finished):
     config = build_config(dataset)
-    build(config)
+    build_cache(config)
     (config.out / SHARDS / "00001.h5").unlink()
-    build(config)
+    build_cache(config)
     assert datasets(config.out) == datasets(finished)
 
 
@@ -191,12 +191,12 @@ def other_template(config):
 
 
 def other_threshold(config):
-    pairing = replace(config.asking.pairing, person_threshold=0.07)
-    return replace(config, asking=replace(config.asking, pairing=pairing))
+    pairing = replace(config.extraction.pairing, person_threshold=0.07)
+    return replace(config, extraction=replace(config.extraction, pairing=pairing))
 
 
 def other_region(config):
-    return replace(config, asking=replace(config.asking, region=RegionMode("stretch")))
+    return replace(config, extraction=replace(config.extraction, region=RegionMode("stretch")))
 
 
 def other_annotations(config):
@@ -224,13 +224,17 @@ def test_a_changed_option_is_refused(dataset, build_config, finished, change, te
     config = build_config(dataset)
     shutil.copytree(finished, config.out)
     with pytest.raises(InputError, match="holds a cache of other settings") as caught:
-        build(change(config))
+        build_cache(change(config))
     assert text in str(caught.value)
 
 
 def test_a_batch_size_may_change(dataset, build_config, finished):
     config = build_config(dataset)
-    build(replace(config, asking=replace(config.asking, regions_per_batch=3, images_per_batch=1)))
+    build_cache(
+        replace(
+            config, extraction=replace(config.extraction, regions_per_batch=3, images_per_batch=1)
+        )
+    )
     here, there = open_cache(finished), open_cache(config.out)
     assert here.fingerprint == there.fingerprint
     for image_id in here.image_ids:
@@ -252,7 +256,7 @@ def test_an_unreadable_image_is_listed(dataset, build_config, finished, damage):
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     damage(broken)
     said = []
-    build(config, said.append)
+    build_cache(config, said.append)
     cache = open_cache(config.out)
     assert list(cache.failed) == [broken.name]
     assert str(dataset) not in cache.failed[broken.name]
@@ -268,11 +272,11 @@ def test_an_unreadable_image_is_listed(dataset, build_config, finished, damage):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_strict_build_stops_at_it(dataset, build_config, damage):
     config = build_config(dataset)
-    config = replace(config, asking=replace(config.asking, strict=True))
+    config = replace(config, extraction=replace(config.extraction, strict=True))
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     damage(broken)
     with pytest.raises(InputError, match=broken.name):
-        build(config)
+        build_cache(config)
     assert not (config.out / MANIFEST).exists()
 
 
@@ -280,10 +284,10 @@ def test_a_strict_build_does_not_go_on_from_a_lenient_one(dataset, build_config)
     config = build_config(dataset)
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     broken.unlink()
-    build(config)
+    build_cache(config)
     (config.out / MANIFEST).unlink()
     with pytest.raises(InputError, match=f"lacks {broken.name}: no such image"):
-        build(replace(config, asking=replace(config.asking, strict=True)))
+        build_cache(replace(config, extraction=replace(config.extraction, strict=True)))
 
 
 def forget_sizes(dataset):
@@ -302,20 +306,20 @@ def test_pictures_of_different_sizes(dataset, build_config):
             image.resize(size).save(path)
     forget_sizes(dataset)
     config = build_config(dataset)
-    build(config)
+    build_cache(config)
     assert len(open_cache(config.out)) == 7
 
 
 def test_without_embeddings(dataset, build_config):
     config = build_config(dataset)
-    build(replace(config, asking=replace(config.asking, embeddings=False)))
+    build_cache(replace(config, extraction=replace(config.extraction, embeddings=False)))
     cache = open_cache(config.out)
     assert cache[cache.image_ids[0]].embeddings is None
 
 
 def test_the_test_part(dataset, build_config):
     config = build_config(dataset, part="test")
-    build(config)
+    build_cache(config)
     assert open_cache(config.out).image_ids == [
         annotation.image_id for annotation in open_dataset(dataset).load("test").annotations
     ]
@@ -351,7 +355,7 @@ def no_detector(dataset):
 @pytest.mark.parametrize(
     "damage, text",
     [
-        (shutil.rmtree, "world: no such"),
+        (shutil.rmtree, "toy: no such"),
         (no_images, "no such folder of images"),
         (empty_images, "found none of the images"),
         (no_annotations, "trainval_hico.json"),
@@ -364,7 +368,7 @@ def test_bad_input_leaves_nothing_behind(dataset, build_config, damage, text):
     config = build_config(dataset)
     damage(dataset)
     with pytest.raises(InputError, match=text) as caught:
-        build(config)
+        build_cache(config)
     assert "\n" not in str(caught.value)
     assert not config.out.exists()
 
@@ -374,8 +378,8 @@ def test_a_lost_teacher_file_is_written_again(dataset, build_config, finished):
     shutil.copytree(finished, config.out)
     (config.out / MANIFEST).unlink()
     (config.out / TEACHER).unlink()
-    build(config)
-    assert open_cache(config.out).teacher.prompts
+    build_cache(config)
+    assert open_cache(config.out).prompt_embeddings.prompts
 
 
 def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary):
@@ -388,13 +392,13 @@ def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary):
     (dataset / "words.json").write_text(json.dumps(words))
     description = dataset / "dataset.toml"
     description.write_text(
-        description.read_text().replace('vocabulary = "world"', 'vocabulary = "words.json"')
+        description.read_text().replace('vocabulary = "toy"', 'vocabulary = "words.json"')
     )
     said = []
-    build(build_config(dataset, candidates="annotated"), said.append)
+    build_cache(build_config(dataset, candidates="annotated"), said.append)
     (line,) = [line for line in said if "cannot tell" in line]
     assert "ride, pull" in line and "horse" in line and "riding horse" in line
-    assert "ride, pull" in table(open_dataset(dataset), [])
+    assert "ride, pull" in format_check(open_dataset(dataset), [])
 
 
 def test_a_build_in_a_locale_without_its_names(dataset, tmp_path):

@@ -12,14 +12,19 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.datasets.dataset import open_dataset
 from teacher_cache.cli import main
-from teacher_cache.detectors.pairing import ALL_PAIRS, annotated_boxes, annotated_pairs, pair_up
+from teacher_cache.detectors.pairing import (
+    UNRESTRICTED_PAIRING,
+    annotated_boxes,
+    annotated_pairs,
+    form_pairs,
+)
 from teacher_cache.reader.cache import open_cache
 
 LENIENT = (
     *("--person-threshold", "0.06", "--object-threshold", "0.06"),
     *("--max-people", "2", "--max-objects", "3"),
 )
-FIRST = "world_train_00000001.jpg"
+FIRST = "toy_train_00000001.jpg"
 
 
 @pytest.fixture
@@ -50,8 +55,8 @@ def build(run, tmp_path):
     return call
 
 
-def box_rows(answers):
-    pairs = answers.pairs
+def box_rows(outputs):
+    pairs = outputs.pairs
     table = [pairs.human_boxes, pairs.object_boxes, pairs.object_labels[:, None]]
     return np.concatenate(table, axis=1)
 
@@ -72,7 +77,7 @@ def results_of(cache, vocabulary):
             ):
                 entry = {
                     "image_id": image_id,
-                    "category_id": vocabulary.object_ids[label],
+                    "category_id": vocabulary.category_ids[label],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "score": score,
                 }
@@ -159,7 +164,7 @@ def test_proposals_are_read_once_for_all_processes(
         ({"bbox": [10, 10, float("nan"), 5]}, "entry 0: bbox: expected four finite numbers"),
         ({"image_id": "other.jpg"}, "entry 0: image_id: expected the file name"),
         ({"image_id": 9999}, "entry 0: image_id: expected the file name"),
-        ({"category_id": 77}, "entry 0: category_id: expected an object id of world"),
+        ({"category_id": 77}, "entry 0: category_id: expected an object id of toy"),
         ({"score": 2}, "entry 0: score: expected a number from 0 to 1"),
     ],
 )
@@ -186,20 +191,20 @@ def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, voc
     annotations = open_dataset(shared_dataset).load("train").annotations
     further = 0
     for annotation in annotations:
-        answers = cache[annotation.image_id]
+        outputs = cache[annotation.image_id]
         labelled = annotated_pairs(annotation)
-        sources = answers.pairs.sources
+        sources = outputs.pairs.sources
         assert sources[: len(labelled)].tolist() == [0] * len(labelled)
-        every = pair_up(annotated_boxes(annotation), vocabulary, ALL_PAIRS)
+        every = form_pairs(annotated_boxes(annotation), vocabulary, UNRESTRICTED_PAIRING)
         assert len(sources) == len(labelled) + len(every)
-        found = box_rows(answers)[len(labelled) :]
+        found = box_rows(outputs)[len(labelled) :]
         wanted = np.concatenate(
             [every.human_boxes, every.object_boxes, every.object_labels[:, None]], axis=1
         )
         np.testing.assert_array_equal(found, wanted)
-        assert (answers.pairs.object_scores == 1).all()
-        # The labelled pairs are among them, with the same answers, and share their regions.
-        assert len(np.unique(answers.regions)) <= len(every)
+        assert (outputs.pairs.object_scores == 1).all()
+        # The labelled pairs are among them, with the same outputs, and share their regions.
+        assert len(np.unique(outputs.region_indices)) <= len(every)
         further += len(every) - len(labelled)
     assert further > 0
     parts = cache.manifest["parts"]
@@ -210,10 +215,10 @@ def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, voc
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--candidates", "annotated", "--detector", "world"], "--detector: expected none with"),
+        (["--candidates", "annotated", "--detector", "toy"], "--detector: expected none with"),
         (["--candidates", "annotated", "--proposals", "x.json"], "--proposals: expected none"),
         (["--candidates", "annotated", "--max-people", "3"], "--max-people: expected none with"),
-        (["--proposals", "x.json", "--detector", "world"], "--detector: expected none with --prop"),
+        (["--proposals", "x.json", "--detector", "toy"], "--detector: expected none with --prop"),
         (["--proposals", "x", "--detector-classes", "coco80"], "--detector-classes: expected none"),
         (["--detector-classes", "yolo"], "--detector-classes: expected coco80, hico80 or a file"),
         (["--detector-classes", "coco80"], "--detector-classes: expected 9 names"),
@@ -241,12 +246,12 @@ def test_a_detector_full_of_nan_makes_no_cache(shared_dataset, run, tmp_path):
 def test_the_names_of_a_detectors_classes(
     shared_dataset, build, run, tmp_path, finished, vocabulary
 ):
-    """They decide answers: the same detector under other names makes another cache."""
+    """They decide outputs: the same detector under other names makes another cache."""
     names = [name.replace("ball", "kite") for name in vocabulary.objects]
     (tmp_path / "names.txt").write_text("\n".join(["__background__", *names]) + "\n")
     named = ("--detector-classes", tmp_path / "names.txt")
     cache, said = build(shared_dataset, *LENIENT, *named)
-    assert "1 of the 9 objects of world: ball" in said
+    assert "1 of the 9 objects of toy: ball" in said
     parts = dict(cache.manifest["parts"])
     assert parts.pop("detector.classes") and parts == open_cache(finished).manifest["parts"]
     assert cache.manifest["settings"]["detector_classes"] == names
@@ -266,14 +271,14 @@ def test_the_whole_image_as_region(dataset, build, run, tmp_path):
     file.write_text(json.dumps([{**one, "width": None, "height": None} for one in entries]))
     cache, _ = build(dataset, "--level", "image", *LENIENT)
     for image_id in cache.image_ids:
-        answers = cache[image_id]
-        assert len(answers.region_boxes) == min(len(answers.pairs), 1)
-        assert set(answers.regions.tolist()) <= {0}
+        outputs = cache[image_id]
+        assert len(outputs.region_boxes) == min(len(outputs.pairs), 1)
+        assert set(outputs.region_indices.tolist()) <= {0}
         width, height = (200, 100) if image_id == FIRST else (128, 128)
-        assert answers.region_boxes.tolist() == [[0, 0, width, height]] * len(answers.region_boxes)
-        labels, rows = np.unique(answers.pairs.object_labels, return_index=True)
+        assert outputs.region_boxes.tolist() == [[0, 0, width, height]] * len(outputs.region_boxes)
+        labels, rows = np.unique(outputs.pairs.object_labels, return_index=True)
         for label, row in zip(labels, rows, strict=True):
-            same = answers.probabilities[answers.pairs.object_labels == label]
+            same = outputs.probabilities[outputs.pairs.object_labels == label]
             np.testing.assert_array_equal(same, np.broadcast_to(same[:1], same.shape))
             assert same[0].sum() > 0 or row < 0
     assert cache.manifest["parts"]["level"] == "image"
@@ -287,10 +292,12 @@ def test_two_templates_are_averaged(shared_dataset, build):
     one, _ = build(shared_dataset, *LENIENT)
     words = [word for template in templates for word in ("--template", template)]
     two, _ = build(shared_dataset, *LENIENT, *words, out="two")
-    assert two.teacher.prompts[0] == (
+    assert two.prompt_embeddings.prompts[0] == (
         "a picture of person riding horse",
         "a photo of person riding horse",
     )
-    np.testing.assert_allclose(np.linalg.norm(two.teacher.embeddings, axis=1), 1, atol=1e-6)
-    assert np.abs(two.teacher.embeddings - one.teacher.embeddings).max() > 1e-4
+    np.testing.assert_allclose(
+        np.linalg.norm(two.prompt_embeddings.embeddings, axis=1), 1, atol=1e-6
+    )
+    assert np.abs(two.prompt_embeddings.embeddings - one.prompt_embeddings.embeddings).max() > 1e-4
     assert one.manifest["parts"]["prompts"] != two.manifest["parts"]["prompts"]

@@ -21,7 +21,7 @@ run = partial(run_command, main, "eoid-cache")
 def test_help_needs_no_heavy_library():
     code = (
         "import sys; from teacher_cache.cli import cache\n"
-        "for name in [[], ['build'], ['evaluate'], ['inspect'], ['world-models']]:\n"
+        "for name in [[], ['build'], ['evaluate'], ['inspect'], ['toy-models']]:\n"
         "    cache.main([*name, '--help'], standalone_mode=False)\n"
         "assert not {'torch', 'open_clip', 'h5py', 'dask', 'numpy'} & set(sys.modules)\n"
     )
@@ -60,7 +60,7 @@ def test_build(built):
 def test_inspect(built):
     done = run("inspect", built[0])
     assert done.returncode == 0, done.stderr
-    assert "images" in done.stdout and "world" in done.stdout
+    assert "images" in done.stdout and "toy" in done.stdout
 
 
 def test_evaluate(built, shared_dataset, tmp_path):
@@ -72,7 +72,7 @@ def test_evaluate(built, shared_dataset, tmp_path):
 
 def test_a_cache_is_looked_after(built, shared_dataset, tmp_path):
     cache, data = built[0], ("--data", shared_dataset)
-    image = "world_train_00000001.jpg"
+    image = "toy_train_00000001.jpg"
     done = run("verify", cache, *data)
     assert done.returncode == 0 and "7 images in 4 shards" in done.stdout
     done = run("show", cache, image, *data, "--out", tmp_path / "shown.jpg", "--top", 1)
@@ -96,7 +96,7 @@ def test_a_cache_is_looked_after(built, shared_dataset, tmp_path):
         (["build", "{data}", "--out", "{tmp}/c", "--template", "hi"], "--template: expected"),
         (
             ["build", "{data}", "--out", "{tmp}/c", "--detector", "eyes"],
-            "--detector: expected world",
+            "--detector: expected toy",
         ),
         (["build", "{data}", "--out", "{tmp}/c", "--clip-model", "RN50"], "--clip-weights"),
         (["build", "{data}", "--out", "{tmp}/c", "--batch-size", "0"], "--batch-size"),
@@ -104,7 +104,7 @@ def test_a_cache_is_looked_after(built, shared_dataset, tmp_path):
         (["evaluate", "{tmp}/absent", "--data", "{data}"], "expected a cache folder"),
         (["evaluate", "{cache}", "--data", "{data}", "--split", "no"], "no such split"),
         (["inspect", "{data}"], "expected a cache folder"),
-        (["inspect", "{cache}", "--picture", "{tmp}/c.jpg"], "expected a name that ends in .png"),
+        (["inspect", "{cache}", "--figure", "{tmp}/c.jpg"], "expected a name that ends in .png"),
         (["verify", "{data}"], "expected a cache folder"),
         (["verify", "{tmp}/absent", "--repair"], "expected a cache folder"),
         (["rescore", "{cache}", "--out", "{tmp}/c"], "expected --template"),
@@ -154,6 +154,6 @@ def test_an_interrupt_leaves_a_state_to_go_on_from(dataset, built, tmp_path):
 
 
 def test_a_sentence_without_a_place_for_the_action_is_refused(tmp_path):
-    done = run("world-models", tmp_path / "no", "--template", "hi")
+    done = run("toy-models", tmp_path / "no", "--template", "hi")
     assert done.returncode == 2 and "--template: expected a sentence" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "no").exists()

@@ -13,20 +13,24 @@ from PIL import Image
 
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.cluster.modes import LocalWorkers
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
-from teacher_cache.extraction.inputs import Models
-from teacher_cache.maintenance.add_prompts import PromptsConfig, add_prompts
-from teacher_cache.maintenance.rescore import RescoreConfig, rescore
+from teacher_cache.extraction.inputs import LoadedModels
+from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
+from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.teachers import clip as clip_teacher
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
-from teacher_cache.teachers.regions import RegionMode, cut_regions
-from teacher_cache.toy.models import DetectorTraining, TeacherTraining, WorldModels
-from teacher_cache.toy.train import _detect, _teach, draw_model_pictures
+from teacher_cache.teachers.regions import RegionMode, crop_regions
+from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
+from teacher_cache.toy.train import (
+    _run_detector_training,
+    _run_teacher_training,
+    draw_training_data,
+)
 
-# What a GPU's answers may differ by.
+# What a GPU's outputs may differ by.
 TOLERANCE = 2e-3
 
 
@@ -42,7 +46,7 @@ def same_answers(found, expected):
 
 def test_a_cache_is_that_of_a_cpu(finished, shared_dataset, build_config, emulated_gpu):
     config = build_config(shared_dataset, device="cuda", precision="float32")
-    build(config)
+    build_cache(config)
     assert emulated_gpu.kernels["convolution"] + emulated_gpu.kernels["cudnn_convolution"] > 0
     same_answers(open_cache(config.out), open_cache(finished))
 
@@ -50,11 +54,11 @@ def test_a_cache_is_that_of_a_cpu(finished, shared_dataset, build_config, emulat
 def test_the_host_waits_once_for_a_batch_of_results(shared_dataset, build_config, emulated_gpu):
     """Beside what torchvision's detector does: sizes of its results are only known to the GPU."""
     config = build_config(shared_dataset, device="cuda", images_per_shard=100)
-    build(config)
+    build_cache(config)
     cache = open_cache(config.out)
     regions = sum(len(cache[image].region_boxes) for image in cache.image_ids)
-    batches = -(-regions // config.asking.regions_per_batch)
-    images = -(-len(cache.image_ids) // config.asking.images_per_batch)
+    batches = -(-regions // config.extraction.regions_per_batch)
+    images = -(-len(cache.image_ids) // config.extraction.images_per_batch)
     events = emulated_gpu.waits_of("event")
     assert events == batches + images
     others = {
@@ -71,12 +75,12 @@ def test_the_host_waits_once_for_a_batch_of_results(shared_dataset, build_config
 def test_without_a_detector_nothing_else_waits(shared_dataset, build_config, emulated_gpu):
     config = build_config(shared_dataset, device="cuda", candidates="annotated")
     config = replace(config, detector=None, images_per_shard=100)
-    build(config)
+    build_cache(config)
     work = [name for name in emulated_gpu.waits if "detectors/torchvision.py" in name]
     assert work == []
     cache = open_cache(config.out)
     regions = sum(len(cache[image].region_boxes) for image in cache.image_ids)
-    assert emulated_gpu.waits_of("event") == -(-regions // config.asking.regions_per_batch)
+    assert emulated_gpu.waits_of("event") == -(-regions // config.extraction.regions_per_batch)
 
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.5"])
@@ -85,9 +89,9 @@ def test_cutting_regions_does_not_wait(emulated_gpu, mode):
     image = Image.fromarray(rng.integers(0, 256, (300, 200, 3), dtype=np.uint8))
     boxes = np.tile(np.array([[0, 0, 200, 300], [20, 10, 90, 50]], np.float32), (40, 1))
     gpu, mode = resolve_device("cuda"), RegionMode.parse(mode)
-    found = cut_regions(image, boxes, 32, mode, gpu)
+    found = crop_regions(image, boxes, 32, mode, gpu)
     assert emulated_gpu.waits_of() == 0
-    expected = cut_regions(image, boxes, 32, mode, torch.device("cpu"))
+    expected = crop_regions(image, boxes, 32, mode, torch.device("cpu"))
     assert (found.cpu().int() - expected.int()).abs().max() <= 1
 
 
@@ -121,7 +125,7 @@ def test_an_image_without_finite_numbers_is_named(
     overflowing(monkeypatch, in_float32=True)
     config = build_config(shared_dataset, device="cuda")
     with pytest.raises(InputError) as caught:
-        build(config)
+        build_cache(config)
     (first, *_) = sorted((shared_dataset / "images/train2015").iterdir())
     assert str(first) in str(caught.value) and "finite" in str(caught.value)
     assert not (config.out / "manifest.json").exists()
@@ -134,17 +138,17 @@ def test_lack_of_memory_names_the_batches(
     def lack(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
 
-    name = "start_encoding" if place is ClipTeacher else "__call__"
+    name = "encode_images_async" if place is ClipTeacher else "__call__"
     monkeypatch.setattr(place, name, lack)
     with pytest.raises(InputError) as caught:
-        build(build_config(shared_dataset, device="cuda"))
+        build_cache(build_config(shared_dataset, device="cuda"))
     said = str(caught.value)
     assert "8 regions" in said and "3 images" in said and "128 x 128" in said and "\n" not in said
 
 
 def test_models_take_the_named_gpu(monkeypatch, shared_dataset, build_config, emulate_cuda):
     with emulate_cuda(devices=2) as gpu:
-        build(build_config(shared_dataset, device="cuda:1"))
+        build_cache(build_config(shared_dataset, device="cuda:1"))
         assert gpu.current == 1
 
 
@@ -152,24 +156,24 @@ def test_the_builder_keeps_no_models_where_others_work(
     monkeypatch, shared_dataset, build_config, emulate_cuda
 ):
     loaded = []
-    whole = Models.__init__
+    whole = LoadedModels.__init__
 
     def note(self, *given):
         whole(self, *given)
         loaded.append(weakref.ref(self.clip))
 
-    monkeypatch.setattr(Models, "__init__", note)
+    monkeypatch.setattr(LoadedModels, "__init__", note)
 
     @contextmanager
-    def crew(*_):
+    def open_workers(*_):
         gc.collect()
         assert [one() for one in loaded] == [None]
         raise InputError("far enough")
         yield
 
-    monkeypatch.setattr("teacher_cache.cluster.run._crew", crew)
+    monkeypatch.setattr("teacher_cache.cluster.run._open_workers", open_workers)
     with emulate_cuda(devices=2), pytest.raises(InputError, match="far enough"):
-        build(build_config(shared_dataset, device="auto"))
+        build_cache(build_config(shared_dataset, device="auto"))
 
 
 # Every process has an emulated GPU, and notes which real one it would be when it takes it.
@@ -200,7 +204,7 @@ def test_workers_keep_to_one_gpu_each(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = build_config(shared_dataset, device="auto", mode=LocalWorkers(2))
     with emulate_cuda(devices=2):
-        build(config)
+        build_cache(config)
     assert set(log.read_text().split()) == {"0", "1"}
     cache = open_cache(config.out)
     assert cache.manifest["parts"]["clip.precision"] == "float16"
@@ -211,9 +215,11 @@ def test_rescoring_and_new_prompts_are_those_of_a_cpu(finished, tmp_path, emulat
     def run(device):
         out = tmp_path / device
         templates = ("a photo of person {ing} {object}",)
-        rescore(RescoreConfig(finished, out, templates, device=device))
-        config = PromptsConfig(finished, tmp_path / f"{device}.h5", ("kicking:dog",), device=device)
-        return open_cache(out), add_prompts(config)
+        rescore_cache(RescoreConfig(finished, out, templates, device=device))
+        config = AddPromptsConfig(
+            finished, tmp_path / f"{device}.h5", ("kicking:dog",), device=device
+        )
+        return open_cache(out), create_prompts_file(config)
 
     cache, prompts = run("cpu")
     with emulate_cuda() as gpu:
@@ -223,19 +229,19 @@ def test_rescoring_and_new_prompts_are_those_of_a_cpu(finished, tmp_path, emulat
     np.testing.assert_allclose(new.embeddings, prompts.embeddings, atol=TOLERANCE)
 
 
-def test_the_worlds_models_learn_on_a_gpu(vocabulary, tmp_path, emulated_gpu):
-    config = WorldModels(
+def test_the_toy_models_learn_on_a_gpu(vocabulary, tmp_path, emulated_gpu):
+    config = ToyModelsConfig(
         pictures=16,
-        teacher=TeacherTraining(steps=2, batch_size=8),
-        detector=DetectorTraining(epochs=1, batch_size=8),
+        teacher=TeacherTrainingConfig(steps=2, batch_size=8),
+        detector=DetectorTrainingConfig(epochs=1, batch_size=8),
     )
-    pictures = draw_model_pictures(config.seed, config.pictures, 64, config.templates)
+    pictures = draw_training_data(config.seed, config.pictures, 64, config.templates)
     threads = torch.get_num_threads()
-    for train in (_teach, _detect):
+    for train in (_run_teacher_training, _run_detector_training):
         train(pictures, tmp_path, config, "cuda", threads, lambda *_: None)
     assert emulated_gpu.kernels.total() > 0
     cpu = torch.device("cpu")
     teacher = ClipTeacher(ClipConfig(str(tmp_path / "teacher")), cpu)
     assert np.isfinite(teacher.encode_texts(["a picture of person riding horse"])).all()
-    weights = DetectorConfig("world", str(tmp_path / "detector.safetensors"))
-    assert Detector(weights, vocabulary, cpu).unknown == ()
+    weights = DetectorConfig("toy", str(tmp_path / "detector.safetensors"))
+    assert Detector(weights, vocabulary, cpu).missing_objects == ()

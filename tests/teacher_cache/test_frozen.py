@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.maintenance.rescore import RescoreConfig, rescore
-from teacher_cache.maintenance.verify import examine
+from teacher_cache.detectors.torchvision import TOY_IN_CACHES
+from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
+from teacher_cache.maintenance.verify import check_files
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import PAIR_DATASETS, SHARDS, TEACHER
 
@@ -44,10 +45,16 @@ def test_what_it_is():
     assert cache.manifest["parts"]["part"] == "train"
 
 
+def test_the_toy_detector_keeps_its_name_in_the_format():
+    cache = open_cache(CACHE)
+    assert cache.manifest["parts"]["detector.model"] == TOY_IN_CACHES == "world"
+    assert cache.manifest["settings"]["detector"] == TOY_IN_CACHES
+
+
 def test_its_vocabulary_stands_in_it():
     vocabulary = open_cache(CACHE).vocabulary
     assert vocabulary.verbs[:2] == ("ride", "sit_on") and vocabulary.objects[1] == "horse"
-    assert vocabulary.digest() == load_vocabulary("world").digest()
+    assert vocabulary.digest() == load_vocabulary("toy").digest()
 
 
 def test_every_number_of_every_shard(wanted):
@@ -72,7 +79,7 @@ def test_every_answer_of_every_image(wanted):
         offsets = own["images/pair_offsets"]
         for row, image in enumerate(own["images/id"]):
             part = slice(offsets[row], offsets[row + 1])
-            answers = cache[image]
+            outputs = cache[image]
             for field, name in (
                 ("human_boxes", "human_box"),
                 ("object_boxes", "object_box"),
@@ -82,36 +89,36 @@ def test_every_answer_of_every_image(wanted):
                 ("sources", "source"),
             ):
                 np.testing.assert_array_equal(
-                    getattr(answers.pairs, field), own[f"pairs/{name}"][part]
+                    getattr(outputs.pairs, field), own[f"pairs/{name}"][part]
                 )
             np.testing.assert_array_equal(
-                answers.probabilities, own["pairs/action_probabilities"][part].astype(np.float32)
+                outputs.probabilities, own["pairs/action_probabilities"][part].astype(np.float32)
             )
             regions = own["pairs/region"][part]
             np.testing.assert_array_equal(
-                answers.region_boxes[answers.regions], own["regions/box"][regions]
+                outputs.region_boxes[outputs.region_indices], own["regions/box"][regions]
             )
             np.testing.assert_array_equal(
-                answers.embeddings[answers.regions], own["regions/embedding"][regions]
+                outputs.embeddings[outputs.region_indices], own["regions/embedding"][regions]
             )
     assert [len(cache[image].pairs) for image in IMAGES] == [15, 8, 8, 0]
 
 
 def test_the_teachers_texts(wanted):
-    own, text = wanted[TEACHER], open_cache(CACHE).teacher
+    own, text = wanted[TEACHER], open_cache(CACHE).prompt_embeddings
     assert [list(group) for group in text.prompts] == own["prompts"]
     np.testing.assert_array_equal(text.embeddings, own["text_embeddings"])
     assert text.logit_scale == own["attributes"]["logit_scale"]
 
 
 def test_every_byte_is_as_it_was_written():
-    assert examine(CACHE).problems == ()
+    assert check_files(CACHE).problems == ()
 
 
 def test_it_can_be_asked_anew(tmp_path):
     cache = open_cache(CACHE)
     out = tmp_path / "new"
-    rescore(RescoreConfig(CACHE, out, temperature=1 / cache.teacher.logit_scale))
+    rescore_cache(RescoreConfig(CACHE, out, temperature=1 / cache.prompt_embeddings.logit_scale))
     again = open_cache(out)
     for image in IMAGES:
         np.testing.assert_allclose(

@@ -14,7 +14,7 @@ from torchvision.models import get_model
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.cli import main
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.teachers.regions import RegionMode, crop_regions
+from teacher_cache.teachers.regions import RegionMode, crop_regions_pil
 
 pytestmark = pytest.mark.slow
 
@@ -93,20 +93,20 @@ def test_a_cache_from_checkpoints_of_full_size(
     assert cache.image_ids == list(PEOPLE) and not cache.failed
     horse = vocabulary.objects.index("horse")
     for name, person in PEOPLE.items():
-        answers = cache[name]
-        pairs = answers.pairs
+        outputs = cache[name]
+        pairs = outputs.pairs
         assert pairs.sources[0] == 0 and (pairs.sources[1:] == 1).all() and len(pairs) > 1
         assert pairs.human_boxes[0].tolist() == person and pairs.object_boxes[0].tolist() == HORSE
         assert set(pairs.object_labels.tolist()) == {horse}
-        assert answers.embeddings.shape == (len(answers.region_boxes), 512)
-        np.testing.assert_allclose(answers.probabilities.sum(1), 1, atol=5e-3)
-        asked = np.flatnonzero(answers.probabilities[0])
+        assert outputs.embeddings.shape == (len(outputs.region_boxes), 512)
+        np.testing.assert_allclose(outputs.probabilities.sum(1), 1, atol=5e-3)
+        asked = np.flatnonzero(outputs.probabilities[0])
         assert set(asked) <= set(np.flatnonzero(vocabulary.valid[:, horse]))
     parts = cache.manifest["parts"]
     assert (parts["detector.model"], parts["clip.model"]) == (DETECTOR, CLIP)
     assert parts["clip.quick_gelu"] is False and parts["clip.interpolation"] == "bicubic"
     with Image.open(dataset / "images/b_2.jpg") as image:
-        (region,) = crop_regions(image, cache["b_2.jpg"].region_boxes[:1], 224, RegionMode())
+        (region,) = crop_regions_pil(image, cache["b_2.jpg"].region_boxes[:1], 224, RegionMode())
     preprocess = open_clip.image_transform(224, is_train=False)
     with torch.no_grad():
         wanted = clip.encode_image(preprocess(Image.fromarray(region))[None], normalize=True)

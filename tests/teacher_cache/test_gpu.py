@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.teachers.regions import RegionMode, cut_regions
-from teacher_cache.toy.models import DetectorTraining, TeacherTraining, WorldModels
-from teacher_cache.toy.train import _detect, _teach, draw_model_pictures
+from teacher_cache.teachers.regions import RegionMode, crop_regions
+from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
+from teacher_cache.toy.train import (
+    _run_detector_training,
+    _run_teacher_training,
+    draw_training_data,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +29,7 @@ def test_the_teacher_answers_as_on_a_cpu(shared_dataset, build_config, gpu, prec
         config = build_config(
             shared_dataset, name, device=device, precision=own, candidates="annotated"
         )
-        build(config)
+        build_cache(config)
         caches.append(open_cache(config.out))
     expected, found = caches
     for image in expected.image_ids:
@@ -36,7 +40,7 @@ def test_the_teacher_answers_as_on_a_cpu(shared_dataset, build_config, gpu, prec
 
 def test_a_build_with_the_detector(shared_dataset, build_config, gpu):
     config = build_config(shared_dataset, device="cuda")
-    build(config)
+    build_cache(config)
     cache = open_cache(config.out)
     assert cache.failed == {} and len(cache.image_ids) == 7
     for image in cache.image_ids:
@@ -53,20 +57,20 @@ def test_regions_are_those_of_a_cpu_in_little_memory(gpu, size):
     torch.ones(1, device=gpu)
     torch.cuda.reset_peak_memory_stats(gpu)
     before = torch.cuda.memory_allocated(gpu)
-    found = cut_regions(image, boxes, 96, RegionMode(), gpu).cpu()
+    found = crop_regions(image, boxes, 96, RegionMode(), gpu).cpu()
     assert torch.cuda.max_memory_allocated(gpu) - before < 2**30
-    expected = cut_regions(image, boxes, 96, RegionMode(), torch.device("cpu"))
+    expected = crop_regions(image, boxes, 96, RegionMode(), torch.device("cpu"))
     assert (found.int() - expected.int()).abs().max() <= 1
 
 
-def test_the_worlds_models_learn(tmp_path, gpu):
-    config = WorldModels(
+def test_the_toy_models_learn(tmp_path, gpu):
+    config = ToyModelsConfig(
         pictures=32,
-        teacher=TeacherTraining(steps=4, batch_size=16),
-        detector=DetectorTraining(epochs=1, batch_size=16),
+        teacher=TeacherTrainingConfig(steps=4, batch_size=16),
+        detector=DetectorTrainingConfig(epochs=1, batch_size=16),
     )
-    pictures = draw_model_pictures(config.seed, config.pictures, 64, config.templates)
-    for train in (_teach, _detect):
+    pictures = draw_training_data(config.seed, config.pictures, 64, config.templates)
+    for train in (_run_teacher_training, _run_detector_training):
         train(pictures, tmp_path, config, "cuda", torch.get_num_threads(), lambda *_: None)
     assert (tmp_path / "detector.safetensors").is_file() and (tmp_path / "teacher").is_dir()
 

@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.detectors.pairing import annotated_pairs
-from teacher_cache.detectors.torchvision import world_detector
+from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.teachers.clip import build_clip, save_clip
 from teacher_cache.teachers.prompts import interaction_prompts
@@ -52,7 +52,7 @@ def describe(root, vocabulary):
     """Untrained models and a description in a folder of V-COCO's files."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        detector = world_detector(max(vocabulary.object_ids))
+        detector = toy_detector(max(vocabulary.category_ids))
     save_file(detector.state_dict(), root / "detector.safetensors")
     prompts = interaction_prompts(vocabulary)
     words = {word for group in prompts for prompt in group for word in prompt.split()}
@@ -74,7 +74,7 @@ def test_only_pairs_with_an_object_are_asked_about(tmp_path, write_vcoco, build_
         pixels = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(pictures / f"COCO_val2014_{number:012}.jpg")
     describe(tmp_path, vocabulary)
-    build(build_config(tmp_path))
+    build_cache(build_config(tmp_path))
 
     file = open_dataset(tmp_path).load("train")
     cache = open_cache(tmp_path / "cache")

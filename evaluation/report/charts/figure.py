@@ -10,21 +10,28 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from evaluation.report.charts.palette import HATCHES, LIGHT, LINES, MARKERS, Colours, variable
+from evaluation.report.charts.palette import (
+    HATCHES,
+    LIGHT,
+    LINE_STYLES,
+    MARKERS,
+    Colours,
+    css_variable,
+)
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import refuse_existing, replacing
+from pipeline.utils.files import atomic_write, refuse_existing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Inches.
-WIDE, NARROW = 10.6, 3.6
+WIDE_INCHES, NARROW_INCHES = 10.6, 3.6
 # Fills an empty figure, given colours by name and whether it is for phones, and sets its size.
-Draw = Callable[["Figure", Colours, bool], None]
+DrawFunction = Callable[["Figure", Colours, bool], None]
 
 
-def require(what: str, *packages: str) -> None:
+def require_packages(what: str, *packages: str) -> None:
     """Makes sure that packages of the extra `report` are there for something.
 
     Raises:
@@ -39,7 +46,7 @@ def require(what: str, *packages: str) -> None:
             ) from None
 
 
-def drawn(draw: Draw, colours: Colours, narrow: bool = False) -> Figure:
+def render_figure(draw: DrawFunction, colours: Colours, narrow: bool = False) -> Figure:
     """A finished figure, laid out."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -63,7 +70,7 @@ def drawn(draw: Draw, colours: Colours, narrow: bool = False) -> Figure:
     return figure
 
 
-def legend(
+def add_legend(
     figure: Figure, entries: dict[str, str], colours: Colours, shape: str, narrow: bool
 ) -> None:
     """A legend above everything else.
@@ -89,7 +96,7 @@ def legend(
         ncols=(2 if narrow else len(handles)),
         frameon=False,
         fontsize=9.5,
-        labelcolor=colours["ink"],
+        labelcolor=colours["text"],
         handlelength=2.2 if shape == "line" else 1.4,
         columnspacing=1.6,
         borderaxespad=0.2,
@@ -108,7 +115,7 @@ def bar_style(name: str, colours: Colours) -> dict[str, Any]:
 
 def line_style(name: str, colours: Colours) -> dict[str, Any]:
     """Colour and dashes of a line."""
-    return {"linestyle": LINES[name], "color": colours[name], "linewidth": 1.6}
+    return {"linestyle": LINE_STYLES[name], "color": colours[name], "linewidth": 1.6}
 
 
 def marker_style(name: str, colours: Colours) -> dict[str, Any]:
@@ -139,22 +146,24 @@ def label_axis(
         axis.set_ylabel(y, color=colours["muted"], fontsize=8.5)
 
 
-def title_axis(axis: Axes, colours: Colours, title: str, size: float = 10.5) -> None:
+def set_panel_title(axis: Axes, colours: Colours, title: str, size: float = 10.5) -> None:
     """A panel's title."""
-    name_axis(axis, colours, title, size, fontweight="bold")
+    set_plain_panel_title(axis, colours, title, size, fontweight="bold")
 
 
-def name_axis(axis: Axes, colours: Colours, title: str, size: float, **style: Any) -> None:
+def set_plain_panel_title(
+    axis: Axes, colours: Colours, title: str, size: float, **style: Any
+) -> None:
     """A plain title. Its height is given: else every tick is looked at for one above the panel."""
-    axis.set_title(title, loc="left", color=colours["ink"], fontsize=size, y=1.0, **style)
+    axis.set_title(title, loc="left", color=colours["text"], fontsize=size, y=1.0, **style)
 
 
-def title_figure(figure: Figure, colours: Colours, title: str) -> None:
+def set_figure_title(figure: Figure, colours: Colours, title: str) -> None:
     """What the whole of a picture shows, where no page around it says so."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=colours["ink"])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=colours["text"])
 
 
-def legend_above(axis: Axes, colours: Colours, columns: int) -> None:
+def add_panel_legend(axis: Axes, colours: Colours, columns: int) -> None:
     """A panel's own legend, on the right of its title."""
     axis.legend(
         loc="lower right",
@@ -165,7 +174,7 @@ def legend_above(axis: Axes, colours: Colours, columns: int) -> None:
         fontsize=8,
         handletextpad=0.4,
         columnspacing=1.2,
-        labelcolor=colours["ink"],
+        labelcolor=colours["text"],
     )
 
 
@@ -192,10 +201,10 @@ class Chart:
     png: bytes
 
 
-def make_chart(name: str, title: str, alt: str, draw: Draw) -> Chart:
+def make_chart(name: str, title: str, alt: str, draw: DrawFunction) -> Chart:
     """Makes a chart; see `Chart`."""
-    wide = drawn(draw, LIGHT)
-    narrow = _svg(drawn(draw, LIGHT, narrow=True), f"{name}-narrow", alt)
+    wide = render_figure(draw, LIGHT)
+    narrow = _svg(render_figure(draw, LIGHT, narrow=True), f"{name}-narrow", alt)
     buffer = io.BytesIO()
     wide.savefig(buffer, format="png", dpi=PNG_DPI, facecolor=LIGHT["card"])
     return Chart(name, title, alt, _svg(wide, f"{name}-wide", alt), narrow, buffer.getvalue())
@@ -220,32 +229,32 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     ):
         svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
     for colour, value in LIGHT.items():
-        svg = svg.replace(value, f"var({variable(colour)})")
+        svg = svg.replace(value, f"var({css_variable(colour)})")
     box = re.search(r'viewBox="([^"]*)"', svg)
     assert box is not None, "matplotlib writes a viewBox"
     opening = f'<svg viewBox="{box.group(1)}" class="chart" role="img" aria-label="{escape(alt)}">'
     return opening + svg[svg.index(">") + 1 :]
 
 
-KINDS = (".png", ".svg", ".pdf")
-DOTS_PER_INCH = 150
+CHART_SUFFIXES = (".png", ".svg", ".pdf")
+FILE_DPI = 150
 
 
-def check_picture(file: Path, overwrite: bool) -> None:
+def check_chart_file(file: Path, overwrite: bool) -> None:
     """Tells what would keep a picture from being written, before the work for it is done.
 
     Raises:
         InputError: matplotlib is missing, the name has an unknown ending, or the file is there.
     """
-    if file.suffix.lower() not in KINDS:
-        raise InputError(f"{file}: expected a name that ends in {', '.join(KINDS)}")
+    if file.suffix.lower() not in CHART_SUFFIXES:
+        raise InputError(f"{file}: expected a name that ends in {', '.join(CHART_SUFFIXES)}")
     refuse_existing(file, overwrite)
-    require("a picture", "matplotlib")
+    require_packages("a picture", "matplotlib")
 
 
-def save_picture(file: Path, draw: Draw) -> None:
+def save_chart(file: Path, draw: DrawFunction) -> None:
     """Draws and writes a chart, whole or not at all; the ending decides the kind."""
-    figure = drawn(draw, LIGHT)
+    figure = render_figure(draw, LIGHT)
     kind = file.suffix.lower().removeprefix(".")
-    with replacing(file) as temporary:
-        figure.savefig(temporary, format=kind, dpi=DOTS_PER_INCH, facecolor=LIGHT["card"])
+    with atomic_write(file) as temporary:
+        figure.savefig(temporary, format=kind, dpi=FILE_DPI, facecolor=LIGHT["card"])

@@ -14,15 +14,15 @@ from evaluation.analysis.error_kinds import ERROR_KINDS
 Colours = Mapping[str, str]
 
 LIGHT: dict[str, str] = {
-    "ground": "#f6f5f1",
+    "page": "#f6f5f1",
     "card": "#ffffff",
-    "ink": "#1c2128",
+    "text": "#1c2128",
     "muted": "#5c6470",
     "grid": "#dcdad3",
     "accent": "#0072b2",
-    "star_ground": "#f0e442",
-    "star_ink": "#1c1c00",
-    "truth": "#1d2128",
+    "star_background": "#f0e442",
+    "star_text": "#1c1c00",
+    "ground_truth": "#1d2128",
     "distilled": "#0067a8",
     "control": "#d55e00",
     "all_labels": "#35414f",
@@ -32,21 +32,21 @@ LIGHT: dict[str, str] = {
     "unseen": "#b86b00",
     "wrong_verb": "#1b3a8c",
     "wrong_object": "#b87e00",
-    "poor_box": "#4377f2",
+    "localisation": "#4377f2",
     "duplicate": "#079a6c",
     "wrong_pair": "#a07fce",
     "background": "#62596a",
 }
 DARK: dict[str, str] = {
-    "ground": "#12151a",
+    "page": "#12151a",
     "card": "#1b2027",
-    "ink": "#e9ecf1",
+    "text": "#e9ecf1",
     "muted": "#9ba5b3",
     "grid": "#333b46",
     "accent": "#56b4e9",
-    "star_ground": "#f0e442",
-    "star_ink": "#1c1c00",
-    "truth": "#e9ecf1",
+    "star_background": "#f0e442",
+    "star_text": "#1c1c00",
+    "ground_truth": "#e9ecf1",
     "distilled": "#3fa0e0",
     "control": "#f08a3c",
     "all_labels": "#eef1f5",
@@ -56,28 +56,28 @@ DARK: dict[str, str] = {
     "unseen": "#f0b429",
     "wrong_verb": "#4a6df0",
     "wrong_object": "#e8c23a",
-    "poor_box": "#8fc8ff",
+    "localisation": "#8fc8ff",
     "duplicate": "#2aa457",
     "wrong_pair": "#c66f9f",
     "background": "#dfe6d0",
 }
 # Of Okabe and Ito, for charts of their own: no two are mistaken for each other.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
-ROLES = ("distilled", "control", "all_labels", "teacher", "predictions")
+ENTRY_STYLES = ("distilled", "control", "all_labels", "teacher", "predictions")
 # Colours that have to be told apart, by picture.
-TOGETHER = (ROLES, ("seen", "unseen"), ERROR_KINDS)
+DISTINCT_GROUPS = (ENTRY_STYLES, ("seen", "unseen"), ERROR_KINDS)
 HATCHES = {
     "control": "////",
     "teacher": "....",
     "predictions": "xxxx",
     "unseen": "////",
     "wrong_object": "////",
-    "poor_box": "....",
+    "localisation": "....",
     "duplicate": "\\\\\\\\",
     "wrong_pair": "xxxx",
     "background": "----",
 }
-LINES = {
+LINE_STYLES = {
     "distilled": "-",
     "control": "--",
     "all_labels": ":",
@@ -95,11 +95,11 @@ MARKERS = {
 }
 
 
-def variable(name: str) -> str:
+def css_variable(name: str) -> str:
     """The style sheet's name of a colour."""
     return "--" + name.replace("_", "-")
 
 
-def declarations(colours: Colours) -> str:
+def css_declarations(colours: Colours) -> str:
     """The colours as a style sheet's variables."""
-    return " ".join(f"{variable(name)}: {colour};" for name, colour in colours.items())
+    return " ".join(f"{css_variable(name)}: {colour};" for name, colour in colours.items())

@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.analysis.class_tables import ClassRow
-from evaluation.analysis.comparison import Contestant
-from evaluation.analysis.confusion import Confusion
-from evaluation.analysis.precision_recall import Curve
+from evaluation.analysis.comparison import ComparisonEntry
+from evaluation.analysis.confusion import VerbConfusion
+from evaluation.analysis.precision_recall import PrecisionRecallCurve
 from evaluation.analysis.training_log import LEARNING_RATE, TrainingLog
-from evaluation.report.charts.bars import LEAST_SHARE, _kinds
+from evaluation.report.charts.bars import MIN_LABELLED_SHARE, present_groups
 from evaluation.report.charts.figure import (
-    NARROW,
-    WIDE,
+    NARROW_INCHES,
+    WIDE_INCHES,
     Chart,
+    add_legend,
     label_axis,
-    legend,
     line_style,
     make_chart,
     marker_style,
-    name_axis,
-    title_axis,
+    set_panel_title,
+    set_plain_panel_title,
 )
-from evaluation.report.charts.palette import LINES, Colours
-from evaluation.tables import listing, percent
+from evaluation.report.charts.palette import LINE_STYLES, Colours
+from evaluation.tables import format_percent, join_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SMOOTHED_POINTS = 60
+MIN_SMOOTHED_POINTS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,34 +42,36 @@ class CurvePanel:
 
     Attributes:
         name: of the interaction.
-        place: why it was chosen, such as "best unseen".
+        reason: why it was chosen, such as "best unseen".
         unseen: no label of it in training.
-        positives: annotated triplets.
-        curves: of each contestant, with its AP.
+        num_positives: annotated triplets.
+        curves: of each entry, with its AP.
     """
 
     name: str
-    place: str
+    reason: str
     unseen: bool
-    positives: int
-    curves: tuple[tuple[Contestant, Curve, float | None], ...]
+    num_positives: int
+    curves: tuple[tuple[ComparisonEntry, PrecisionRecallCurve, float | None], ...]
 
 
-def training_curves(logs: Sequence[tuple[Contestant, TrainingLog]]) -> Chart:
+def training_curves(logs: Sequence[tuple[ComparisonEntry, TrainingLog]]) -> Chart:
     """A small panel for each loss part and the learning rate, one line for each run."""
     names = list(dict.fromkeys(name for _, log in logs for name in log.series))
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         columns = 2 if narrow else min(4, len(names))
         rows = -(-len(names) // columns)
-        figure.set_size_inches(NARROW if narrow else WIDE, rows * (1.45 if narrow else 1.75) + 0.6)
+        figure.set_size_inches(
+            NARROW_INCHES if narrow else WIDE_INCHES, rows * (1.45 if narrow else 1.75) + 0.6
+        )
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
         for axis, name in zip(axes, names, strict=False):
-            # The first contestant's line on top of the others.
-            for contestant, log in reversed(logs):
+            # The first entry's line on top of the others.
+            for entry, log in reversed(logs):
                 if name in log.series:
-                    _curve(axis, log.steps, log.series[name], contestant.style, colours)
-            name_axis(axis, colours, name, 9)
+                    _plot_series(axis, log.steps, log.series[name], entry.style, colours)
+            set_plain_panel_title(axis, colours, name, 9)
             axis.set_ylim(bottom=0)
             axis.locator_params(nbins=4)
             label_axis(axis, colours)
@@ -82,7 +84,7 @@ def training_curves(logs: Sequence[tuple[Contestant, TrainingLog]]) -> Chart:
             axes[index].set_xlabel("step", color=colours["muted"], fontsize=8.5)
             axes[index].tick_params(labelbottom=True)
         entries = {one.style: one.title for one, _ in logs}
-        legend(figure, dict(sorted(entries.items(), key=_order)), colours, "line", narrow)
+        add_legend(figure, dict(sorted(entries.items(), key=_style_order)), colours, "line", narrow)
 
     ends = "; ".join(
         f"{one.title} after {int(log.steps[-1])} steps: "
@@ -93,12 +95,14 @@ def training_curves(logs: Sequence[tuple[Contestant, TrainingLog]]) -> Chart:
 
 
 def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
-    """Precision against recall, a panel for each interaction, a line for each contestant."""
+    """Precision against recall, a panel for each interaction, a line for each entry."""
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         columns = min(2 if narrow else 3, len(panels))
         rows = -(-len(panels) // columns)
-        figure.set_size_inches(NARROW if narrow else WIDE, rows * (1.95 if narrow else 2.5) + 0.5)
+        figure.set_size_inches(
+            NARROW_INCHES if narrow else WIDE_INCHES, rows * (1.95 if narrow else 2.5) + 0.5
+        )
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axis, panel in zip(axes.ravel(), panels, strict=False):
             for one, curve, _ in reversed(panel.curves):
@@ -119,8 +123,8 @@ def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
                     color=colours["muted"],
                 )
             star = "★ " if panel.unseen else ""
-            name = f"{star}{panel.name}\n{panel.place}, {panel.positives} labelled"
-            name_axis(axis, colours, name, 8.5 if narrow else 9.5)
+            name = f"{star}{panel.name}\n{panel.reason}, {panel.num_positives} labelled"
+            set_plain_panel_title(axis, colours, name, 8.5 if narrow else 9.5)
             axis.set_xlim(-2, 102)
             axis.set_ylim(0, 104)
             axis.set_xticks([0, 50, 100])
@@ -131,24 +135,26 @@ def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
         figure.supxlabel("recall", color=colours["muted"], fontsize=8.5)
         figure.supylabel("precision", color=colours["muted"], fontsize=8.5)
         entries = {one.style: one.title for panel in panels for one, _, _ in panel.curves}
-        legend(figure, dict(sorted(entries.items(), key=_order)), colours, "line", narrow)
+        add_legend(figure, dict(sorted(entries.items(), key=_style_order)), colours, "line", narrow)
 
     said = "; ".join(
-        f"{panel.name} ({panel.place}): "
-        + ", ".join(f"{one.title} AP {percent(value)}" for one, _, value in panel.curves)
+        f"{panel.name} ({panel.reason}): "
+        + ", ".join(f"{one.title} AP {format_percent(value)}" for one, _, value in panel.curves)
         for panel in panels
     )
     title = "Precision against recall"
     return make_chart("precision-recall", title, f"{title} of {len(panels)}: {said}.", draw)
 
 
-def _order(entry: tuple[str, str]) -> int:
-    return list(LINES).index(entry[0])
+def _style_order(entry: tuple[str, str]) -> int:
+    return list(LINE_STYLES).index(entry[0])
 
 
-def _curve(axis: Axes, steps: np.ndarray, values: np.ndarray, role: str, colours: Colours) -> None:
+def _plot_series(
+    axis: Axes, steps: np.ndarray, values: np.ndarray, role: str, colours: Colours
+) -> None:
     style = line_style(role, colours)
-    if len(values) <= SMOOTHED_POINTS:
+    if len(values) <= MIN_SMOOTHED_POINTS:
         axis.plot(steps, values, marker="o" if len(values) == 1 else None, **style)
         return
     width = len(values) // 40
@@ -159,26 +165,26 @@ def _curve(axis: Axes, steps: np.ndarray, values: np.ndarray, role: str, colours
     axis.plot(steps, smooth, **style)
 
 
-def ap_by_training(rows: Sequence[ClassRow], contestants: Sequence[Contestant]) -> Chart:
-    """AP against the number of training instances, a panel for each of the first two contestants.
+def ap_by_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]) -> Chart:
+    """AP against the number of training instances, a panel for each of the first two entries.
 
     Args:
-        rows: with `training` known.
+        rows: with `num_training` known.
     """
-    shown = contestants[:2]
-    fewest = min((row.training or 0 for row in rows), default=0)
-    most = max((row.training or 0 for row in rows), default=1)
+    shown = entries[:2]
+    fewest = min((row.num_training or 0 for row in rows), default=0)
+    most = max((row.num_training or 0 for row in rows), default=1)
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         columns = 1 if narrow else len(shown)
         lines = -(-len(shown) // columns)
-        figure.set_size_inches(NARROW if narrow else WIDE, 3.1 * lines + 0.4)
+        figure.set_size_inches(NARROW_INCHES if narrow else WIDE_INCHES, 3.1 * lines + 0.4)
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axis, (place, one) in zip(axes, enumerate(shown), strict=True):
             for kind in ("seen", "unseen"):
                 own = [row for row in rows if row.unseen == (kind == "unseen")]
                 points = [
-                    (row.training, 100 * value)
+                    (row.num_training, 100 * value)
                     for row in own
                     if (value := row.values[place]) is not None
                 ]
@@ -194,46 +200,46 @@ def ap_by_training(rows: Sequence[ClassRow], contestants: Sequence[Contestant]) 
             axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.set_ylim(-4, 104)
             label_axis(axis, colours, "training instances", "AP")
-            title_axis(axis, colours, one.title)
-        legend(figure, {kind: kind for kind in _kinds(rows)}, colours, "marker", narrow)
+            set_panel_title(axis, colours, one.title)
+        add_legend(figure, {kind: kind for kind in present_groups(rows)}, colours, "marker", narrow)
 
-    alt = f"AP against training instances. {_by_frequency(rows, shown)}"
+    alt = f"AP against training instances. {_describe_frequency(rows, shown)}"
     return make_chart("training-instances", "AP against training instances", alt, draw)
 
 
-def _by_frequency(rows: Sequence[ClassRow], contestants: Sequence[Contestant]) -> str:
+def _describe_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]) -> str:
     """Means of the seen interactions with few and with many instances, and of the unseen ones."""
-    seen = sorted(row.training or 0 for row in rows if not row.unseen)
+    seen = sorted(row.num_training or 0 for row in rows if not row.unseen)
     middle = seen[len(seen) // 2] if seen else 0
     groups = {
         "unseen": [row for row in rows if row.unseen],
         f"seen with fewer than {middle:,} instances": [
-            row for row in rows if not row.unseen and (row.training or 0) < middle
+            row for row in rows if not row.unseen and (row.num_training or 0) < middle
         ],
         f"seen with {middle:,} or more": [
-            row for row in rows if not row.unseen and (row.training or 0) >= middle
+            row for row in rows if not row.unseen and (row.num_training or 0) >= middle
         ],
     }
     said = []
-    for place, one in enumerate(contestants):
+    for place, one in enumerate(entries):
         means = []
         for name, members in groups.items():
             values = [value for row in members if (value := row.values[place]) is not None]
             if values:
-                means.append(f"{name} {percent(float(np.mean(values)))}")
+                means.append(f"{name} {format_percent(float(np.mean(values)))}")
         said.append(f"{one.title}, mean AP: {', '.join(means)}")
     return ". ".join(said) + "."
 
 
-MOST_VERBS = 24
+MAX_CONFUSED_VERBS = 24
 # Ink stays readable on the darkest cell, in light and dark.
-DARKEST = 0.55
+MAX_CELL_ALPHA = 0.55
 # Matrices of at most so many columns stand side by side.
-MOST_BESIDE = 14
+MAX_SIDE_BY_SIDE = 14
 
 
 def confusion_matrix(
-    confusion: Confusion, verbs: Sequence[str], unseen: Sequence[int], title: str, name: str
+    confusion: VerbConfusion, verbs: Sequence[str], unseen: Sequence[int], title: str, name: str
 ) -> Chart:
     """Said verbs of every labelled verb as shares of the row; of many verbs, those most confused.
 
@@ -243,10 +249,10 @@ def confusion_matrix(
         title: whose it is.
         name: the chart's.
     """
-    shown = _shown(confusion, unseen)
+    shown = _select_verbs(confusion, unseen)
     names = [verbs[verb].replace("_", " ") for verb in shown]
     starred = [f"★ {n}" if verb in unseen else n for verb, n in zip(shown, names, strict=True)]
-    shares = confusion.shares[shown]
+    shares = confusion.row_shares[shown]
     others = 1 - shares[:, shown].sum(axis=1) - (confusion.counts[shown].sum(axis=1) == 0)
     cells, columns = shares[:, shown], list(starred)
     if len(shown) < len(verbs):
@@ -255,7 +261,13 @@ def confusion_matrix(
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         from matplotlib.patches import Rectangle
 
-        width = NARROW if narrow else WIDE / 2 if len(columns) <= MOST_BESIDE else WIDE
+        width = (
+            NARROW_INCHES
+            if narrow
+            else WIDE_INCHES / 2
+            if len(columns) <= MAX_SIDE_BY_SIDE
+            else WIDE_INCHES
+        )
         side = (width - (1.0 if narrow else 1.4)) / max(1, len(columns))
         figure.set_size_inches(width, max(side, 0.16) * len(shown) + (1.2 if narrow else 1.4))
         axis = figure.subplots()
@@ -264,11 +276,13 @@ def confusion_matrix(
             corner = (column - 0.5, row - 0.5)
             if share > 0:
                 axis.add_patch(
-                    Rectangle(corner, 1, 1, color=colours["accent"], alpha=DARKEST * share, lw=0)
+                    Rectangle(
+                        corner, 1, 1, color=colours["accent"], alpha=MAX_CELL_ALPHA * share, lw=0
+                    )
                 )
             if row == column:
                 axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colours["muted"]))
-            if share >= LEAST_SHARE / 5:
+            if share >= MIN_LABELLED_SHARE / 5:
                 number = f"{100 * share:.0f}"
                 axis.text(
                     column,
@@ -277,35 +291,36 @@ def confusion_matrix(
                     ha="center",
                     va="center",
                     fontsize=size,
-                    color=colours["ink"],
+                    color=colours["text"],
                     in_layout=False,
                 )
         axis.set_xticks(np.arange(len(columns)), columns, rotation=90)
         axis.set_yticks(np.arange(len(shown)), starred)
         axis.set_xlim(-0.5, len(columns) - 0.5)
         axis.set_ylim(len(shown) - 0.5, -0.5)
-        label_axis(axis, colours, "said", "labelled")
+        label_axis(axis, colours, "predicted", "labelled")
         axis.grid(False)
-        axis.tick_params(labelcolor=colours["ink"], labelsize=max(size, 5.5))
-        title_axis(axis, colours, title)
+        axis.tick_params(labelcolor=colours["text"], labelsize=max(size, 5.5))
+        set_panel_title(axis, colours, title)
 
     told = [
         f"{verbs[labelled].replace('_', ' ')} taken for {verbs[said].replace('_', ' ')}"
         f" ({pairs:.0f})"
-        for labelled, said, pairs in confusion.worst(5)
+        for labelled, said, pairs in confusion.most_frequent(5)
     ]
-    right = np.trace(confusion.counts) / max(confusion.found, 1)
+    right = np.trace(confusion.counts) / max(confusion.num_found, 1)
     alt = (
-        f"{title}: of {confusion.found} labelled pairs that were found, {100 * right:.0f} % have a"
-        f" right verb. Most frequent confusions: {listing(told) if told else 'none'}."
+        f"{title}: of {confusion.num_found} labelled pairs that were found,"
+        f" {100 * right:.0f} % have a right verb."
+        f" Most frequent confusions: {join_names(told) if told else 'none'}."
     )
     return make_chart(name, f"Confusion among verbs: {title}", alt, draw)
 
 
-def _shown(confusion: Confusion, unseen: Sequence[int]) -> list[int]:
+def _select_verbs(confusion: VerbConfusion, unseen: Sequence[int]) -> list[int]:
     """Verbs that were labelled or said; of many, the most confused ones; the unseen ones first."""
     used = np.flatnonzero(confusion.counts.sum(axis=0) + confusion.counts.sum(axis=1))
     off = confusion.counts - np.diag(np.diag(confusion.counts))
     confused = off.sum(axis=0) + off.sum(axis=1)
-    most = sorted(used.tolist(), key=lambda verb: (-confused[verb], verb))[:MOST_VERBS]
+    most = sorted(used.tolist(), key=lambda verb: (-confused[verb], verb))[:MAX_CONFUSED_VERBS]
     return sorted(most, key=lambda verb: (verb not in unseen, verb))

@@ -5,9 +5,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const rows = [...body.rows];
   const split = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
   const words = rows.map((row) => [...row.cells].flatMap((cell) => split(cell.textContent)));
-  const find = table.closest("section").querySelector(".find");
-  const count = find.querySelector("output");
-  const input = find.querySelector("input");
+  const search = table.closest("section").querySelector(".search");
+  const count = search.querySelector("output");
+  const input = search.querySelector("input");
   const show = () => {
     const wanted = split(input.value);
     let shown = 0;
@@ -19,7 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     count.textContent = `${shown} of ${rows.length}`;
   };
   input.addEventListener("input", show);
-  find.hidden = false;
+  search.hidden = false;
   show();
 
   const heads = [...table.tHead.rows[0].cells];

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.analysis.class_tables import action_rows
+from evaluation.analysis.class_tables import build_action_rows
 from evaluation.analysis.comparison import compare
 from evaluation.results import METRICS, Results, SettingScores
 from pipeline.splits import load_split
@@ -10,22 +10,22 @@ from pipeline.utils.errors import InputError
 
 
 @pytest.fixture
-def make(world):
+def make(toy):
     """Results whose unseen and seen AP are the same for every interaction."""
 
     def build(unseen_ap, seen_ap=0.5, *, split="ua", **fields):
-        held_back = load_split(world, split).unseen
+        held_back = load_split(toy, split).unseen
         per_class = {
-            world.interaction_name(index): unseen_ap if index in held_back else seen_ap
-            for index in range(world.num_interactions)
+            toy.interaction_name(index): unseen_ap if index in held_back else seen_ap
+            for index in range(toy.num_interactions)
         }
         metrics = dict.fromkeys(METRICS, 0.4)
         metrics |= {"unseen": unseen_ap if held_back else None, "seen": seen_ap}
         values = {
             "name": "run",
             "kind": "student",
-            "dataset": "world",
-            "vocabulary": "world",
+            "dataset": "toy",
+            "vocabulary": "toy",
             "setting": "default",
             "num_images": 10,
             "training_split": split,
@@ -42,7 +42,7 @@ def make(world):
     return build
 
 
-def test_roles_in_any_order(world, make):
+def test_roles_in_any_order(toy, make):
     results = [
         make(0.3, kind="teacher", training_split=None, distillation=None),
         make(0.8, distillation=False, training_split="full"),
@@ -52,48 +52,48 @@ def test_roles_in_any_order(world, make):
     ]
     expected = ["distilled", "control", "all_labels", "teacher", "predictions"]
     for order in (results, results[::-1]):
-        found = compare(order, world)
-        assert [one.role for one in found.contestants] == expected
-        assert [one.metric("unseen") for one in found.contestants] == [0.7, 0.05, 0.8, 0.3, 0.6]
-        assert found.contestants[-1].title == "another project"
-        assert found.share_closed() == pytest.approx(0.65 / 0.75)
+        found = compare(order, toy)
+        assert [one.role for one in found.entries] == expected
+        assert [one.metric("unseen") for one in found.entries] == [0.7, 0.05, 0.8, 0.3, 0.6]
+        assert found.entries[-1].title == "another project"
+        assert found.gap_closed() == pytest.approx(0.65 / 0.75)
 
 
-def test_a_checkpoint_of_unknown_training_is_no_control(world, make):
+def test_a_checkpoint_of_unknown_training_is_no_control(toy, make):
     fields = {"name": "eoid_ua", "training_split": None, "distillation": None}
-    found = compare([make(0.2, **fields, nms={"threshold": 0.7}), make(0.7)], world)
-    assert [one.role for one in found.contestants] == ["distilled", "predictions"]
-    last = found.contestants[-1]
+    found = compare([make(0.2, **fields, nms={"threshold": 0.7}), make(0.7)], toy)
+    assert [one.role for one in found.entries] == ["distilled", "predictions"]
+    last = found.entries[-1]
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
 
-def test_where_nothing_is_unseen(world, make):
-    (found,) = compare([make(0.2, split="full")], world).contestants
+def test_where_nothing_is_unseen(toy, make):
+    (found,) = compare([make(0.2, split="full")], toy).entries
     assert (found.role, found.title) == ("all_labels", "Student")
 
 
-def test_files_can_be_told_apart(world, make):
+def test_files_can_be_told_apart(toy, make):
     names = ["a", "b", "c"]
     files = [make(0.2, kind="predictions", name=name, distillation=None) for name in names]
-    found = compare([make(0.7), *files], world).contestants
+    found = compare([make(0.7), *files], toy).entries
     assert [one.style for one in found] == ["distilled", "predictions", "control", "all_labels"]
 
 
-def test_titles_of_single_runs(world, make):
-    (found,) = compare([make(0.6, seed=2), make(0.8, seed=1), make(0.8)], world).contestants
+def test_titles_of_single_runs(toy, make):
+    (found,) = compare([make(0.6, seed=2), make(0.8, seed=1), make(0.8)], toy).entries
     assert {found.run_title(one) for one in found.results} == {"seed 1", "seed 2", "run"}
-    (found,) = compare([make(0.6, seed=2), make(0.8, seed=2, name="b")], world).contestants
+    (found,) = compare([make(0.6, seed=2), make(0.8, seed=2, name="b")], toy).entries
     assert [found.run_title(one) for one in found.results] == ["run, seed 2", "b, seed 2"]
-    (found,) = compare([make(0.6, kind="teacher"), make(0.8, kind="teacher")], world).contestants
+    (found,) = compare([make(0.6, kind="teacher"), make(0.8, kind="teacher")], toy).entries
     assert [found.run_title(one) for one in found.results] == ["run 1", "run 2"]
 
 
-def test_the_known_object_setting_is_grouped_too(world, make):
+def test_the_known_object_setting_is_grouped_too(toy, make):
     full = make(0.9, 0.5, split="full", distillation=False)
-    unseen = {world.interaction_name(index) for index in make(0.1).unseen}
+    unseen = {toy.interaction_name(index) for index in make(0.1).unseen}
     values = {name: 0.8 if name in unseen else 0.4 for name in full.per_class}
     further = SettingScores({**full.metrics, "full": 0.6}, values, {}, {}, {})
-    found = compare([replace(full, known_object=further), make(0.7)], world)
+    found = compare([replace(full, known_object=further), make(0.7)], toy)
     ceiling = found.find("all_labels")
     assert ceiling.metric("unseen", known_object=True) == pytest.approx(0.8)
     assert ceiling.metric("seen", known_object=True) == pytest.approx(0.4)
@@ -102,29 +102,29 @@ def test_the_known_object_setting_is_grouped_too(world, make):
     assert found.find("distilled").metric("full", known_object=True) is None
 
 
-def test_results_of_several_seeds_are_averaged(world, make):
-    found = compare([make(0.6, seed=2), make(0.8, seed=1)], world)
-    (distilled,) = found.contestants
+def test_results_of_several_seeds_are_averaged(toy, make):
+    found = compare([make(0.6, seed=2), make(0.8, seed=1)], toy)
+    (distilled,) = found.entries
     assert distilled.metric("unseen") == pytest.approx(0.7)
     assert [one.seed for one in distilled.results] == [1, 2]
     assert distilled.mean_ap(["kick ball"]) == pytest.approx(0.7)
 
 
-def test_all_labels_are_grouped_by_the_others_split(world, make):
+def test_all_labels_are_grouped_by_the_others_split(toy, make):
     ceiling = make(0.9, 0.9, split="full", distillation=False)
-    found = compare([ceiling, make(0.7)], world)
+    found = compare([ceiling, make(0.7)], toy)
     assert found.split == "ua"
     assert found.find("all_labels").metric("unseen") == pytest.approx(0.9)
     assert found.find("teacher") is None
 
 
 @pytest.mark.parametrize("given", [(0.7, None), (0.7, 0.9)])
-def test_no_share_without_a_gap(world, make, given):
+def test_no_share_without_a_gap(toy, make, given):
     distilled, ceiling = given
     results = [make(distilled), make(0.9, distillation=False)]
     if ceiling is not None:
         results.append(make(ceiling, distillation=False, training_split="full"))
-    assert compare(results, world).share_closed() is None
+    assert compare(results, toy).gap_closed() is None
 
 
 @pytest.mark.parametrize(
@@ -136,40 +136,40 @@ def test_no_share_without_a_gap(world, make, given):
         ({"split": "uc"}, "split"),
     ],
 )
-def test_results_that_do_not_belong_together(world, make, fields, what):
+def test_results_that_do_not_belong_together(toy, make, fields, what):
     with pytest.raises(InputError, match=f"expected one {what}, found "):
-        compare([make(0.7), make(0.1, **fields)], world)
+        compare([make(0.7), make(0.1, **fields)], toy)
 
 
-def test_rows_of_unseen_verbs(world, make):
-    comparison = compare([make(0.7, 0.4), make(0.1, 0.5, distillation=False)], world)
-    rows, left_out = action_rows(comparison, 40)
+def test_rows_of_unseen_verbs(toy, make):
+    comparison = compare([make(0.7, 0.4), make(0.1, 0.5, distillation=False)], toy)
+    rows, left_out = build_action_rows(comparison, 40)
     names = {row.name for row in rows if row.unseen}
-    verbs = [world.verbs[verb] for verb in comparison.unseen_verbs]
+    verbs = [toy.verbs[verb] for verb in comparison.unseen_verbs]
     assert names == set(verbs) == {"carry", "kick", "push"}
-    assert len(rows) == world.num_verbs
+    assert len(rows) == toy.num_verbs
     assert left_out == ""
     assert rows[0].values == pytest.approx((0.7, 0.1))
     assert rows[-1].values == pytest.approx((0.4, 0.5))
 
 
-def test_rows_of_unseen_interactions(world, make):
-    comparison = compare([make(0.7, 0.4, split="uc")], world)
+def test_rows_of_unseen_interactions(toy, make):
+    comparison = compare([make(0.7, 0.4, split="uc")], toy)
     assert comparison.unseen_verbs == ()
-    rows, _ = action_rows(comparison, 40)
+    rows, _ = build_action_rows(comparison, 40)
     assert sum(row.unseen for row in rows) == 10
     # The verbs' bars leave the unseen interactions out.
     assert {round(row.values[0], 9) for row in rows if not row.unseen} == {0.4}
 
 
-def test_rows_are_limited_unseen_first(world, make):
-    comparison = compare([make(0.7)], world)
-    rows, left_out = action_rows(comparison, 4)
+def test_rows_are_limited_unseen_first(toy, make):
+    comparison = compare([make(0.7)], toy)
+    rows, left_out = build_action_rows(comparison, 4)
     assert [row.unseen for row in rows] == [True, True, True, False]
-    assert left_out == f"The {world.num_verbs - 4} actions with fewest objects are left out."
+    assert left_out == f"The {toy.num_verbs - 4} actions with fewest objects are left out."
 
 
-def test_what_had_more_to_learn_from_stands_for_itself(world, make):
+def test_what_had_more_to_learn_from_stands_for_itself(toy, make):
     source = {"name": "pictures", "cache": "0", "images": 5, "labelled": 0, "protocol": "detector"}
     found = compare(
         [
@@ -179,11 +179,11 @@ def test_what_had_more_to_learn_from_stands_for_itself(world, make):
             make(0.9, name="more", sources=(source,)),
             make(0.95, name="both", shots=1, sources=(source,)),
         ],
-        world,
+        toy,
     )
-    assert [(one.title, one.note) for one in found.contestants[1:]] == [
+    assert [(one.title, one.note) for one in found.entries[1:]] == [
         ("five", "with 5 labels of every unseen interaction"),
         ("more", "with images of pictures"),
         ("both", "with a label of every unseen interaction and images of pictures"),
     ]
-    assert found.contestants[0].metric("unseen") == pytest.approx(0.6)
+    assert found.entries[0].metric("unseen") == pytest.approx(0.6)

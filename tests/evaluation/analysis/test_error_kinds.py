@@ -4,38 +4,38 @@ import numpy as np
 import pytest
 
 from evaluation.analysis.error_kinds import (
-    DEFINITIONS,
+    ERROR_DEFINITIONS,
     ERROR_KINDS,
-    TITLES,
+    ERROR_TITLES,
     ErrorCounts,
-    best_scoring,
+    classify_errors,
     count_errors,
-    error_kinds,
+    top_scoring_mask,
 )
-from evaluation.analysis.matched import judge
+from evaluation.analysis.matched import match_and_sort
 from pipeline.types import Detections
 
 KICK, HOLD = ("kick", "ball"), ("hold", "ball")
 
 
-def kind_names(judged, world):
-    kinds = error_kinds(judged, world)
+def kind_names(matched, toy):
+    kinds = classify_errors(matched, toy)
     return ["right" if kind < 0 else ERROR_KINDS[kind] for kind in kinds]
 
 
-def pair(world, human, other, verb, label, score=0.5):
+def pair(toy, human, other, verb, label, score=0.5):
     return Detections(
         "a.jpg",
         np.array([human, other], dtype=np.float32),
-        np.array([world.person, world.objects.index(label)]),
-        np.array([[0, 1, world.verbs.index(verb)]]),
+        np.array([toy.person, toy.objects.index(label)]),
+        np.array([[0, 1, toy.verbs.index(verb)]]),
         np.array([score]),
     )
 
 
-def test_nothing(world):
-    judged = judge([], [], world)
-    assert error_kinds(judged, world).shape == best_scoring(judged, world).shape == (0,)
+def test_nothing(toy):
+    matched = match_and_sort([], [], toy)
+    assert classify_errors(matched, toy).shape == top_scoring_mask(matched, toy).shape == (0,)
 
 
 # The annotated pairs: a person at the top kicks the ball beside them, one below holds theirs.
@@ -47,7 +47,7 @@ def test_nothing(world):
         ([0, 0, 9, 19], [20, 0, 29, 9], "kick", "box", "wrong_object"),
         ([0, 0, 9, 19], [20, 0, 29, 9], "hold", "umbrella", "wrong_object"),
         # Half of the ball; its last column, which only touches; half of it with the wrong verb.
-        ([0, 0, 9, 19], [25, 0, 34, 9], "kick", "ball", "poor_box"),
+        ([0, 0, 9, 19], [25, 0, 34, 9], "kick", "ball", "localisation"),
         ([0, 0, 9, 19], [29, 0, 38, 9], "kick", "ball", "background"),
         ([0, 0, 9, 19], [25, 0, 34, 9], "hold", "ball", "background"),
         ([0, 0, 9, 19], [20, 100, 29, 109], "kick", "ball", "wrong_pair"),
@@ -55,52 +55,52 @@ def test_nothing(world):
         ([300, 0, 309, 19], [20, 0, 29, 9], "kick", "ball", "background"),
     ],
 )
-def test_kinds(world, annotate, human, other, verb, label, expected):
-    found = pair(world, human, other, verb, label)
-    judged = judge([annotate("a.jpg", KICK, HOLD)], [found], world)
-    assert kind_names(judged, world) == [expected]
+def test_kinds(toy, annotate, human, other, verb, label, expected):
+    found = pair(toy, human, other, verb, label)
+    matched = match_and_sort([annotate("a.jpg", KICK, HOLD)], [found], toy)
+    assert kind_names(matched, toy) == [expected]
 
 
-def test_a_second_detection_is_a_duplicate(world, annotate, detect):
+def test_a_second_detection_is_a_duplicate(toy, annotate, detect):
     found = detect("a.jpg", (*KICK, 0.9), (*KICK, 0.4, 0, 0), (*KICK, 0.3, 1, 0))
-    judged = judge([annotate("a.jpg", KICK)], [found], world)
-    assert kind_names(judged, world) == ["right", "duplicate", "duplicate"]
+    matched = match_and_sort([annotate("a.jpg", KICK)], [found], toy)
+    assert kind_names(matched, toy) == ["right", "duplicate", "duplicate"]
 
 
-def test_other_images_do_not_matter(world, annotate, detect):
+def test_other_images_do_not_matter(toy, annotate, detect):
     annotations = [annotate("a.jpg"), annotate("b.jpg", KICK)]
-    judged = judge(annotations, [detect("a.jpg", (*HOLD, 0.9))], world)
-    assert kind_names(judged, world) == ["background"]
+    matched = match_and_sort(annotations, [detect("a.jpg", (*HOLD, 0.9))], toy)
+    assert kind_names(matched, toy) == ["background"]
 
 
-def test_best_scoring_are_as_many_as_are_labelled(world, annotate, detect):
+def test_best_scoring_are_as_many_as_are_labelled(toy, annotate, detect):
     annotations = [annotate("a.jpg", KICK, KICK), annotate("b.jpg", HOLD)]
     detections = [
         detect("a.jpg", (*KICK, 0.9, 500), (*KICK, 0.8), (*KICK, 0.7, 900), (*HOLD, 0.1)),
         detect("b.jpg", (*HOLD, 0.3, 500), ("pull", "box", 0.99)),
     ]
-    judged = judge(annotations, detections, world)
-    counted = best_scoring(judged, world)
-    assert judged.found.scores[counted].tolist() == pytest.approx([0.9, 0.8, 0.3])
+    matched = match_and_sort(annotations, detections, toy)
+    counted = top_scoring_mask(matched, toy)
+    assert matched.detections.scores[counted].tolist() == pytest.approx([0.9, 0.8, 0.3])
 
 
-def test_counts_and_shares(world, annotate, detect):
+def test_counts_and_shares(toy, annotate, detect):
     kick, hold = (
-        int(world.interaction_ids[world.verbs.index(verb), world.objects.index(label)])
+        int(toy.interaction_ids[toy.verbs.index(verb), toy.objects.index(label)])
         for verb, label in (KICK, HOLD)
     )
     found = detect("a.jpg", (*KICK, 0.9), (*KICK, 0.5, 0, 0), (*HOLD, 0.4, 0, 0), (*HOLD, 0.3, 500))
-    judged = judge([annotate("a.jpg", KICK)], [found], world)
-    kinds = error_kinds(judged, world)
+    matched = match_and_sort([annotate("a.jpg", KICK)], [found], toy)
+    kinds = classify_errors(matched, toy)
     everything = np.ones(len(kinds), dtype=bool)
-    counts = count_errors(judged, kinds, everything, [kick, hold])
-    assert (counts.right, counts.wrong) == (1, 3)
+    counts = count_errors(matched, kinds, everything, [kick, hold])
+    assert (counts.num_correct, counts.num_wrong) == (1, 3)
     shares = dict(zip(ERROR_KINDS, counts.shares, strict=True))
     assert shares["wrong_verb"] == shares["duplicate"] == shares["background"] == 1 / 3
-    assert count_errors(judged, kinds, everything, [hold]).right == 0
-    assert count_errors(judged, kinds, ~everything, [kick, hold]) == ErrorCounts((0,) * 6, 0)
+    assert count_errors(matched, kinds, everything, [hold]).num_correct == 0
+    assert count_errors(matched, kinds, ~everything, [kick, hold]) == ErrorCounts((0,) * 6, 0)
     assert replace(counts, by_kind=(0,) * 6).shares == (0,) * 6
 
 
 def test_every_kind_has_words():
-    assert set(TITLES) == set(DEFINITIONS) == set(ERROR_KINDS)
+    assert set(ERROR_TITLES) == set(ERROR_DEFINITIONS) == set(ERROR_KINDS)

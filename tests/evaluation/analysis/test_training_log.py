@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.analysis.training_log import LEARNING_RATE, TOTAL, read_training_log
+from evaluation.analysis.training_log import LEARNING_RATE, TOTAL_LOSS, read_training_log
 from pipeline.utils.errors import InputError
 
 LINE = {"step": 10, "lr": 0.1, "loss": 3.0, "losses": {"verb_soft": 1.0, "object": 2.0}}
@@ -30,7 +30,7 @@ def test_reads_series(log):
     second = {"step": 20, "lr": 0.2, "loss": 2.0, "losses": {"object": 1.5, "object_0": 9.0}}
     found = log(f"{json.dumps(LINE)}\n\n{json.dumps(second)}\n")
     assert found.steps.tolist() == [10, 20]
-    assert list(found.series) == [TOTAL, "verbs: teacher's answers", "object", LEARNING_RATE]
+    assert list(found.series) == [TOTAL_LOSS, "verbs: teacher's answers", "object", LEARNING_RATE]
     assert found.series["object"].tolist() == [2.0, 1.5]
     assert np.isnan(found.series["verbs: teacher's answers"][1])
 

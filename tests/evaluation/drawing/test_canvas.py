@@ -3,7 +3,14 @@ import pytest
 from PIL import Image, ImageFont
 
 from evaluation.drawing import canvas as draw
-from evaluation.drawing.canvas import OBJECT, PERSON, UNSEEN, Line, letter_size, load_font
+from evaluation.drawing.canvas import (
+    OBJECT_COLOUR,
+    PERSON_COLOUR,
+    UNSEEN_COLOUR,
+    LabelLine,
+    font_size,
+    load_font,
+)
 from evaluation.drawing.interactions import draw_annotation, draw_detections
 from pipeline.types import Annotation
 
@@ -29,74 +36,74 @@ def count(image, colour, tolerance=12):
         ((1600, 8), None, (1600, 8)),
     ],
 )
-def test_size(world, annotate, size, long_side, expected):
-    image = draw_annotation(picture(*size), annotate("a.jpg"), world, long_side=long_side)
+def test_size(toy, annotate, size, long_side, expected):
+    image = draw_annotation(picture(*size), annotate("a.jpg"), toy, long_side=long_side)
     assert image.size == expected
     assert image.mode == "RGB"
 
 
-def test_nothing_to_draw_leaves_the_picture(world, annotate, detect):
+def test_nothing_to_draw_leaves_the_picture(toy, annotate, detect):
     for image in (
-        draw_annotation(picture(), annotate("a.jpg"), world),
-        draw_detections(picture(), detect("a.jpg"), world),
+        draw_annotation(picture(), annotate("a.jpg"), toy),
+        draw_detections(picture(), detect("a.jpg"), toy),
     ):
         assert count(image, GREY) == image.width * image.height
 
 
-def test_draws_person_object_and_label(world, annotate):
-    image = draw_annotation(picture(), annotate("a.jpg", ("kick", "ball")), world)
-    assert count(image, PERSON) > 100
-    assert count(image, OBJECT) > 100
-    assert count(image, draw.PLAIN, 30) > 500
-    assert count(image, UNSEEN) == 0
+def test_draws_person_object_and_label(toy, annotate):
+    image = draw_annotation(picture(), annotate("a.jpg", ("kick", "ball")), toy)
+    assert count(image, PERSON_COLOUR) > 100
+    assert count(image, OBJECT_COLOUR) > 100
+    assert count(image, draw.LABEL_COLOUR, 30) > 500
+    assert count(image, UNSEEN_COLOUR) == 0
 
 
-def test_unseen_actions_are_marked(world, annotate):
-    kick = int(world.interaction_ids[world.verbs.index("kick"), world.objects.index("ball")])
+def test_unseen_actions_are_marked(toy, annotate):
+    kick = int(toy.interaction_ids[toy.verbs.index("kick"), toy.objects.index("ball")])
     content = annotate("a.jpg", ("kick", "ball"))
-    image = draw_annotation(picture(), content, world, unseen={kick})
-    assert count(image, UNSEEN, 30) > 500
+    image = draw_annotation(picture(), content, toy, unseen={kick})
+    assert count(image, UNSEEN_COLOUR, 30) > 500
 
 
-def test_right_and_wrong_look_different(world, detect):
+def test_right_and_wrong_look_different(toy, detect):
     found = detect("a.jpg", ("kick", "ball", 0.5))
     right, wrong = (
-        draw_detections(picture(), found, world, hits=np.array([hit])) for hit in (True, False)
+        draw_detections(picture(), found, toy, tp_mask=np.array([hit])) for hit in (True, False)
     )
-    assert count(right, draw.RIGHT) > 20 > count(wrong, draw.RIGHT)
-    assert count(wrong, draw.WRONG) > 20 > count(right, draw.WRONG)
+    assert count(right, draw.CORRECT_COLOUR) > 20 > count(wrong, draw.CORRECT_COLOUR)
+    assert count(wrong, draw.WRONG_COLOUR) > 20 > count(right, draw.WRONG_COLOUR)
 
 
-def test_verb_without_object(world):
+def test_verb_without_object(toy):
     item = Annotation(
         "a.jpg",
         np.array([[10, 10, 60, 90]], dtype=np.float32),
-        np.array([world.person]),
-        np.array([[0, -1, world.verbs.index("kick")]]),
+        np.array([toy.person]),
+        np.array([[0, -1, toy.verbs.index("kick")]]),
     )
-    image = draw_annotation(picture(), item, world)
-    assert count(image, PERSON) > 100
-    assert count(image, OBJECT) == 0
+    image = draw_annotation(picture(), item, toy)
+    assert count(image, PERSON_COLOUR) > 100
+    assert count(image, OBJECT_COLOUR) == 0
 
 
-def test_boxes_outside_and_without_area(world, detect):
+def test_boxes_outside_and_without_area(toy, detect):
     found = detect("a.jpg", ("kick", "ball", 0.5, -500.0), ("hold", "ball", 0.5, 300.0))
     found.boxes[2] = [5, 5, 5, 5]
-    assert draw_detections(picture(), found, world).size == (512, 384)
+    assert draw_detections(picture(), found, toy).size == (512, 384)
 
 
-def test_the_picture_given_is_left_alone(world, annotate):
+def test_the_picture_given_is_left_alone(toy, annotate):
     image = picture()
-    draw_annotation(image, annotate("a.jpg", ("kick", "ball")), world)
+    draw_annotation(image, annotate("a.jpg", ("kick", "ball")), toy)
     assert image.getcolors() == [(128 * 96, GREY)]
 
 
-def test_grey_pictures(world, annotate):
+def test_grey_pictures(toy, annotate):
     image = Image.new("L", (600, 400), 100)
-    assert draw_annotation(image, annotate("a.jpg", ("kick", "ball")), world).mode == "RGB"
+    assert draw_annotation(image, annotate("a.jpg", ("kick", "ball")), toy).mode == "RGB"
 
 
-LABEL = [Line("sit on chair 0.50", True)]
+LABEL = [LabelLine("sit on chair 0.50", True)]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ LABEL = [Line("sit on chair 0.50", True)]
     ],
 )
 def test_letters_leave_room(size, labels, least, most):
-    assert least <= letter_size(size, labels) <= most
+    assert least <= font_size(size, labels) <= most
 
 
 def test_letters_without_matplotlib(monkeypatch):

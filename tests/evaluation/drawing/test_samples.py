@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.drawing.samples import GAP, LONG_SIDE, NUM_PICTURES, best_of, draw_beside
+from evaluation.drawing.samples import GAP, LONG_SIDE, NUM_SAMPLES, draw_samples, top_detections
 from pipeline.types import Detections
 
 
@@ -21,10 +21,10 @@ def test_a_few_images_always_the_same(dataset, annotations, vocabulary, tmp_path
     names = []
     for folder in ("first", "second"):
         found = [detections(one) for one in chosen]
-        draw_beside(tmp_path / folder, records, chosen, found, vocabulary, unseen=(1, 2))
+        draw_samples(tmp_path / folder, records, chosen, found, vocabulary, unseen=(1, 2))
         names.append(sorted(path.name for path in tmp_path.glob(f"{folder}/*")))
     labelled = sum(len(one.hois) > 0 for one in chosen)
-    assert names[0] == names[1] and len(names[0]) == min(NUM_PICTURES, labelled)
+    assert names[0] == names[1] and len(names[0]) == min(NUM_SAMPLES, labelled)
     for path in tmp_path.glob("first/*"):
         picture = Image.open(path)
         assert picture.size == (2 * LONG_SIDE + GAP, LONG_SIDE)
@@ -37,7 +37,7 @@ def test_right_and_wrong_are_told_apart(dataset, annotations, vocabulary, tmp_pa
     right = detections(chosen[0])
     wrong = replace(right, boxes=right.boxes / 4)
     for name, found in (("right", right), ("wrong", wrong)):
-        draw_beside(tmp_path / name, record, chosen, [found], vocabulary)
+        draw_samples(tmp_path / name, record, chosen, [found], vocabulary)
     first, second = (next((tmp_path / name).iterdir()) for name in ("right", "wrong"))
     left = (0, 0, LONG_SIDE, LONG_SIDE)
     pictures = [np.asarray(Image.open(one).crop(left)) for one in (first, second)]
@@ -47,6 +47,6 @@ def test_right_and_wrong_are_told_apart(dataset, annotations, vocabulary, tmp_pa
 def test_the_best_are_shown(annotations):
     chosen = next(one for one in annotations.annotations if len(one.hois) > 2)
     found = detections(chosen, np.linspace(0.1, 0.9, (chosen.hois[:, 1] >= 0).sum()))
-    best = best_of(found, 2)
+    best = top_detections(found, 2)
     assert best.scores.tolist() == sorted(best.scores.tolist(), reverse=True)
     assert best.scores[0] == found.scores[-1] and len(best.hois) <= 2

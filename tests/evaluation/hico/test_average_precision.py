@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.hico.average_precision import eleven_point_ap, evaluate, harmonic_mean, summarize
-from evaluation.hico.nms import suppress_pairs
+from evaluation.hico.nms import batched_pairwise_nms
 from evaluation.predictions import read_predictions
 from pipeline.annotations.load import load_annotations
 from pipeline.splits import load_split
@@ -31,34 +31,34 @@ def test_eleven_point_ap(hits, positives, expected, recall):
     assert found == pytest.approx((expected, recall), abs=1e-12)
 
 
-def test_no_images(world):
-    scores = evaluate([], [], world)
+def test_no_images(toy):
+    scores = evaluate([], [], toy)
     assert np.isnan(scores.average_precision).all()
-    assert set(summarize(scores, world, [0]).values()) == {None}
+    assert set(summarize(scores, toy, [0]).values()) == {None}
 
 
-def test_images_without_detections_or_labels(world, annotate, detect):
-    kick = world.interaction_ids[world.verbs.index("kick"), world.objects.index("ball")]
+def test_images_without_detections_or_labels(toy, annotate, detect):
+    kick = toy.interaction_ids[toy.verbs.index("kick"), toy.objects.index("ball")]
     annotations = [annotate("a.jpg", ("kick", "ball")), annotate("b.jpg"), annotate("c.jpg")]
-    none = evaluate(annotations, [], world)
+    none = evaluate(annotations, [], toy)
     assert none.average_precision[kick] == 0 == none.max_recall[kick]
     found = [detect("c.jpg"), detect("b.jpg", ("kick", "ball", 0.9)), detect("a.jpg")]
-    assert evaluate(annotations, found, world).average_precision[kick] == 0
+    assert evaluate(annotations, found, toy).average_precision[kick] == 0
     found[2] = detect("a.jpg", ("kick", "ball", 0.8))
-    scores = evaluate(annotations, found, world)
+    scores = evaluate(annotations, found, toy)
     assert scores.average_precision[kick] == 0.5
     assert scores.num_positives.sum() == 1
     assert np.isnan(np.delete(scores.average_precision, kick)).all()
 
 
-def test_order_of_predictions_does_not_matter(world, annotate, detect):
+def test_order_of_predictions_does_not_matter(toy, annotate, detect):
     annotations = [annotate(f"{i}.jpg", ("kick", "ball")) for i in range(4)]
     found = [detect(f"{i}.jpg", ("kick", "ball", 0.5, 50.0 * (i % 2))) for i in range(4)]
-    first = evaluate(annotations, found, world).mean()
-    assert evaluate(annotations, found[::-1], world).mean() == first
+    first = evaluate(annotations, found, toy).mean_ap()
+    assert evaluate(annotations, found[::-1], toy).mean_ap() == first
 
 
-def test_known_object_ignores_images_without_the_object(world, annotate, detect):
+def test_known_object_ignores_images_without_the_object(toy, annotate, detect):
     annotations = [
         annotate("a.jpg", ("kick", "ball")),
         annotate("b.jpg", ("kick", "box")),
@@ -69,23 +69,23 @@ def test_known_object_ignores_images_without_the_object(world, annotate, detect)
         detect("c.jpg", ("kick", "ball", 0.8)),
         detect("a.jpg", ("kick", "ball", 0.7)),
     ]
-    kick = world.interaction_ids[world.verbs.index("kick"), world.objects.index("ball")]
-    assert evaluate(annotations, found, world).average_precision[kick] == pytest.approx(1 / 3)
-    known = evaluate(annotations, found, world, "known_object")
+    kick = toy.interaction_ids[toy.verbs.index("kick"), toy.objects.index("ball")]
+    assert evaluate(annotations, found, toy).average_precision[kick] == pytest.approx(1 / 3)
+    known = evaluate(annotations, found, toy, "known_object")
     assert known.average_precision[kick] == pytest.approx(1 / 2)
 
 
-def test_groups_and_verbs(world, annotate, detect):
+def test_groups_and_verbs(toy, annotate, detect):
     annotations = [annotate("a.jpg", ("kick", "ball"), ("kick", "box"), ("hold", "ball"))]
     found = [detect("a.jpg", ("kick", "ball", 0.9), ("hold", "ball", 0.8, 0.0, 2))]
-    scores = evaluate(annotations, found, world)
-    numbers = summarize(scores, world, load_split(world, "ua").unseen)
+    scores = evaluate(annotations, found, toy)
+    numbers = summarize(scores, toy, load_split(toy, "ua").unseen)
     assert numbers["full"] == pytest.approx(2 / 3)
     assert (numbers["unseen"], numbers["seen"]) == (0.5, 1.0)
     assert numbers["mean_max_recall"] == pytest.approx(2 / 3)
-    verbs = scores.verb_means(world)
-    assert verbs[world.verbs.index("kick")] == 0.5
-    assert np.isnan(verbs[world.verbs.index("ride")])
+    verbs = scores.verb_means(toy)
+    assert verbs[toy.verbs.index("kick")] == 0.5
+    assert np.isnan(verbs[toy.verbs.index("ride")])
 
 
 def loop_iou(first, second):
@@ -131,9 +131,9 @@ def loop_ap(annotations, detections, vocabulary, interaction):
     return ap if positives else np.nan
 
 
-def random_case(rng, world, annotate, detect):
+def random_case(rng, toy, annotate, detect):
     """Crowded pictures: several pairs at the same place, jittered detections, equal scores."""
-    valid = [(world.verbs[v], world.objects[o]) for v, o in world.interactions[:8]]
+    valid = [(toy.verbs[v], toy.objects[o]) for v, o in toy.interactions[:8]]
     annotations, detections = [], []
     for index in range(12):
         names = [valid[i] for i in rng.integers(0, len(valid), rng.integers(0, 5))]
@@ -148,12 +148,12 @@ def random_case(rng, world, annotate, detect):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_a_plain_loop(world, annotate, detect, seed):
-    annotations, detections = random_case(np.random.default_rng(seed), world, annotate, detect)
-    scores = evaluate(annotations, detections, world)
+def test_agrees_with_a_plain_loop(toy, annotate, detect, seed):
+    annotations, detections = random_case(np.random.default_rng(seed), toy, annotate, detect)
+    scores = evaluate(annotations, detections, toy)
     expected = [
-        loop_ap(annotations, detections, world, interaction)
-        for interaction in range(world.num_interactions)
+        loop_ap(annotations, detections, toy, interaction)
+        for interaction in range(toy.num_interactions)
     ]
     np.testing.assert_allclose(scores.average_precision, expected, atol=1e-12)
 
@@ -174,7 +174,7 @@ def test_golden_hico(golden_file):
     truth = load_annotations(folder / f"hico_annotations_{ending}", vocabulary, "test")
     plain = read_predictions(folder / f"hico_predictions_{ending}", vocabulary)
     checked = set()
-    for suffix, detections in (("", plain), ("_nms", suppress_pairs(plain))):
+    for suffix, detections in (("", plain), ("_nms", batched_pairwise_nms(plain))):
         scores = evaluate(truth.annotations, detections, vocabulary)
         assert_per_class(expected[f"per_class{suffix}"], scores)
         known = evaluate(truth.annotations, detections, vocabulary, "known_object")

@@ -3,12 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation.hico.nms import NmsConfig, pairwise_nms, suppress_pairs
+from evaluation.hico.nms import NmsConfig, batched_pairwise_nms, pairwise_nms
 
 
 def test_nothing(detect):
     assert len(pairwise_nms(detect("a.jpg")).scores) == 0
-    assert suppress_pairs([]) == []
+    assert batched_pairwise_nms([]) == []
 
 
 def test_keeps_the_best_of_near_copies(detect):
@@ -100,7 +100,7 @@ def test_many_images_agree_with_the_plain_rule(detect):
         )
         for i in range(400)
     ]
-    together = suppress_pairs(found, config)
+    together = batched_pairwise_nms(found, config)
     assert [item.image_id for item in together] == [item.image_id for item in found]
     for before, after in zip(found, together, strict=True):
         np.testing.assert_array_equal(after.hois, greedy(before, config))

@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from evaluation.analysis.matched import match
+from evaluation.analysis.matched import match_detections
 from evaluation.predictions import read_predictions
-from evaluation.report.write import ReportConfig, report_beside, write_report
+from evaluation.report.write import ReportConfig, write_report, write_report_beside
 from evaluation.results import METRICS, Results, read_results, write_results
-from evaluation.tables import percent
+from evaluation.tables import format_percent
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
@@ -128,25 +128,25 @@ def test_numbers_are_the_results(runs, page):
     for name, title in zip(NAMES, ("Distilled", "No dist", "All labels", "Teacher"), strict=True):
         metrics = read_results(runs / name / "results.json").metrics
         (row,) = (cells for key, cells in rows.items() if key.startswith(title))
-        assert row == [percent(metrics[column]) for column in COLUMNS] + [
-            percent(metrics[column])
+        assert row == [format_percent(metrics[column]) for column in COLUMNS] + [
+            format_percent(metrics[column])
             for column in ("rare", "non_rare", "mean_max_recall")
             if metrics[column] is not None
         ]
     unseen = read_results(runs / "distilled" / "results.json").metrics["unseen"]
-    assert page.text["h1"].startswith(f"{percent(unseen)} mAP on carry, kick and push")
+    assert page.text["h1"].startswith(f"{format_percent(unseen)} mAP on carry, kick and push")
 
 
-def test_every_interaction_has_a_row(runs, page, world):
+def test_every_interaction_has_a_row(runs, page, toy):
     results = [read_results(runs / name / "results.json") for name in NAMES]
     head, *rows = page.tables[1]
     assert head[:4] == ["Interaction", "Group", "Training", "Test"]
     assert len(rows) == len(results[0].per_class)
     for name, group, _, test, *values in rows:
         name = name.removeprefix("★ ")
-        assert values == [percent(result.per_class.get(name)) for result in results]
+        assert values == [format_percent(result.per_class.get(name)) for result in results]
         assert int(test) > 0
-        index = [world.interaction_name(i) for i in range(world.num_interactions)].index(name)
+        index = [toy.interaction_name(i) for i in range(toy.num_interactions)].index(name)
         assert group.split()[0] == ("unseen" if index in results[0].unseen else "seen")
 
 
@@ -180,7 +180,7 @@ def test_colours_of_charts_have_styles(report):
 def changed(runs, folder, run="teacher", **fields):
     """A run's results with other fields."""
     value = json.loads((runs / run / "results.json").read_text())
-    value["dataset_path"] = str(runs / "world")
+    value["dataset_path"] = str(runs / "toy")
     value["per_class"] = dict(list(value["per_class"].items())[::10])
     (folder / "results.json").write_text(json.dumps(value | fields))
     return folder / "results.json"
@@ -205,7 +205,7 @@ def test_one_result_without_anything_beside_it(runs, tmp_path):
 
 def test_dataset_given(runs, tmp_path):
     source = changed(runs, tmp_path, predictions="gone.json", dataset_path="gone")
-    text = write(tmp_path / "report.html", source, data=runs / "world")
+    text = write(tmp_path / "report.html", source, data=runs / "toy")
     assert 'id="frequency"' in text
     assert "No predictions file lies beside these results." in text
 
@@ -235,7 +235,7 @@ def test_hico_det_with_all_its_classes(tmp_path):
     assert len(text) < 2_000_000
 
 
-def test_the_world_has_no_published_numbers(report):
+def test_the_toy_has_no_published_numbers(report):
     assert 'class="published"' not in report.read_text()
 
 
@@ -270,7 +270,7 @@ def test_results_of_different_splits(runs, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"unseen": [3, 50]}, "unseen: expected interactions of world, 0 to 49, found 50"),
+        ({"unseen": [3, 50]}, "unseen: expected interactions of toy, 0 to 49, found 50"),
         ({"vocabulary": "hico-det"}, r"vocabulary: expected.*found hico-det"),
         ({"per_action": {}}, r"metrics.average_agent_ap: expected"),
     ],
@@ -312,13 +312,15 @@ def test_vocabulary_nobody_knows(runs, tmp_path):
 
 def test_beside_an_evaluation(runs, tmp_path, monkeypatch):
     source = changed(runs, tmp_path, **NOTHING)
-    assert report_beside(source) == f"report: {tmp_path / 'report.html'}"
+    assert write_report_beside(source) == f"report: {tmp_path / 'report.html'}"
     assert (tmp_path / "report.html").is_file()
     # Whatever is wrong is told, and the evaluation goes on.
     source.write_text("{}")
-    assert report_beside(source).startswith(f"no report: {source}: ")
+    assert write_report_beside(source).startswith(f"no report: {source}: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "no report: a report needs matplotlib, which is not installed" in report_beside(source)
+    assert "no report: a report needs matplotlib, which is not installed" in write_report_beside(
+        source
+    )
 
 
 @pytest.mark.parametrize("setting", ["default", "known_object"])
@@ -329,20 +331,20 @@ def test_matches_are_handed_on(runs, tmp_path, monkeypatch, setting):
     shutil.copytree(runs / "control", folder)
     source = folder / "results.json"
     value = json.loads(source.read_text())
-    place = str(runs / "world")
+    place = str(runs / "toy")
     source.write_text(json.dumps({**value, "dataset_path": place, "setting": setting}))
     write_report(ReportConfig((source,), tmp_path / "files.html"))
     results = read_results(source)
-    test = open_dataset(runs / "world").load("test")
-    vocabulary = load_vocabulary("world")
+    test = open_dataset(runs / "toy").load("test")
+    vocabulary = load_vocabulary("toy")
     found = read_predictions(results.predictions, vocabulary)
-    known = replace(results, matches=match(test.annotations, found, vocabulary))
+    known = replace(results, matches=match_detections(test.annotations, found, vocabulary))
 
     def fail(*_):
         raise AssertionError("read or matched again")
 
     monkeypatch.setattr("evaluation.report.inputs.read_predictions", fail)
-    monkeypatch.setattr("evaluation.report.inputs.judge", fail)
+    monkeypatch.setattr("evaluation.report.inputs.match_and_sort", fail)
     write_report(ReportConfig((source,), tmp_path / "memory.html"), known)
     assert (tmp_path / "memory.html").read_text() == (tmp_path / "files.html").read_text()
     write_results(tmp_path / "again.json", known)

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.vcoco.average_precision import area_under_envelope, evaluate_vcoco, overlaps
-from evaluation.vcoco.detections import VcocoDetections, read_detections, shapes
-from pipeline.annotations.base import Reading
-from pipeline.annotations.vcoco import read_vcoco, vcoco_files
+from evaluation.vcoco.average_precision import area_under_envelope, evaluate_vcoco, vcoco_iou
+from evaluation.vcoco.detections import VcocoDetections, column_shapes, read_detections
+from pipeline.annotations.base import ParseContext
+from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco
 from pipeline.vocabulary import load_vocabulary
 
 PERSON, BALL = 1, 37
@@ -32,8 +32,8 @@ FIRST, SECOND, THIRD, BALL_BOX = (
 @pytest.fixture
 def truth_of(tmp_path, write_vcoco):
     def read(images):
-        files = vcoco_files(write_vcoco(tmp_path, images))
-        return read_vcoco(files, Reading(files.actions, load_vocabulary("vcoco")))
+        files = find_vcoco_files(write_vcoco(tmp_path, images))
+        return read_vcoco(files, ParseContext(files.actions, load_vocabulary("vcoco")))
 
     return read
 
@@ -43,7 +43,7 @@ def found(truth, *rows):
     row leaves out is NaN."""
     columns = {
         name: np.full((len(rows), *shape), np.nan, dtype=np.float32)
-        for name, shape in shapes(truth.actions).items()
+        for name, shape in column_shapes(truth.actions).items()
     }
     for index, (_, _, values) in enumerate(rows):
         for name, value in values.items():
@@ -59,7 +59,7 @@ def ap(truth, detections, action="kick"):
     """Agent AP and role AP of both scenarios of an action."""
     scores = evaluate_vcoco(truth, detections)
     row = [item.name for item in truth.actions].index(action)
-    return [scores.agents[row], scores.roles[1][row, 0], scores.roles[2][row, 0]]
+    return [scores.agent_ap[row], scores.role_ap[1][row, 0], scores.role_ap[2][row, 0]]
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_area_under_envelope(hits, positives, expected):
 def test_overlap_counts_the_last_pixel():
     first = np.array([[0, 0, 9, 9]] * 4, dtype=np.float32)
     second = np.array([[0, 0, 9, 9], [5, 0, 14, 9], [10, 0, 19, 9], [np.nan] * 4], dtype=np.float32)
-    assert overlaps(first, second)[:3] == pytest.approx([1, 1 / 3, 0])
-    assert np.isnan(overlaps(first, second)[3])
+    assert vcoco_iou(first, second)[:3] == pytest.approx([1, 1 / 3, 0])
+    assert np.isnan(vcoco_iou(first, second)[3])
 
 
 def test_no_detections(truth_of):
@@ -83,8 +83,8 @@ def test_no_detections(truth_of):
     scores = evaluate_vcoco(truth, found(truth))
     names = [action.name for action in truth.actions]
     # Nobody reads, so there is nothing to find, and standing has no role.
-    assert np.isnan(scores.agents[names.index("read")])
-    assert np.isnan(scores.roles[1][names.index("stand")]).all()
+    assert np.isnan(scores.agent_ap[names.index("read")])
+    assert np.isnan(scores.role_ap[1][names.index("stand")]).all()
     assert scores.num_positives.sum() == 3
     assert scores.metrics() == {
         "average_agent_ap": 0,
@@ -123,7 +123,7 @@ def test_people_nobody_annotated_are_left_out_and_other_places_are_wrong(truth_o
 def test_a_person_counts_once_and_nan_scores_do_not(truth_of):
     truth = truth_of([IMAGE])
     rows = [(10, FIRST, {"stand_agent": score}) for score in (0.5, np.nan, 0.9)]
-    assert evaluate_vcoco(truth, found(truth, *rows)).agents[1] == 1
+    assert evaluate_vcoco(truth, found(truth, *rows)).agent_ap[1] == 1
     twice = [
         (10, place, {"kick_agent": score})
         for place, score in ((FIRST, 0.9), (FIRST, 0.8), (SECOND, 0.5))
@@ -138,14 +138,14 @@ def test_images_without_people_and_detections_there(truth_of):
     right = (10, FIRST, {"stand_agent": 0.5})
     wrong = (20, FIRST, {"stand_agent": 0.9})
     assert len(truth.images[1].boxes) == 0
-    assert evaluate_vcoco(truth, found(truth, wrong, right)).agents[1] == 0.5
+    assert evaluate_vcoco(truth, found(truth, wrong, right)).agent_ap[1] == 0.5
 
 
 def test_detections_on_other_images_do_not_count(truth_of):
     truth = truth_of([IMAGE])
     rows = [(image, FIRST, {"stand_agent": score}) for image, score in ((10, 0.5), (77, 0.9))]
-    assert evaluate_vcoco(truth, found(truth, *rows)).agents[1] == 1
-    assert evaluate_vcoco(truth, found(truth, rows[1])).agents[1] == 0
+    assert evaluate_vcoco(truth, found(truth, *rows)).agent_ap[1] == 1
+    assert evaluate_vcoco(truth, found(truth, rows[1])).agent_ap[1] == 0
 
 
 def plain_loop(truth, detections, action, role, scenario):
@@ -153,8 +153,8 @@ def plain_loop(truth, detections, action, role, scenario):
     index = [item.name for item in truth.actions].index(action)
     outcomes, positives = [], 0
     for image in truth.images:
-        people = np.flatnonzero(image.people)
-        positives += int((image.does[people, index] == 1).sum())
+        people = np.flatnonzero(image.is_person)
+        positives += int((image.action_labels[people, index] == 1).sum())
         taken = set()
         mine = np.flatnonzero(detections.image_ids == image.id)
         if role is None:
@@ -166,16 +166,16 @@ def plain_loop(truth, detections, action, role, scenario):
             if np.isnan(scores[place]):
                 continue
             box = detections.person_boxes[row]
-            over = overlaps(image.boxes[people], np.tile(box, (len(people), 1)))
+            over = vcoco_iou(image.boxes[people], np.tile(box, (len(people), 1)))
             person = people[over.argmax()]
-            if image.does[person, index] < 0:
+            if image.action_labels[person, index] < 0:
                 continue
-            right = image.does[person, index] == 1 and over.max() >= 0.5
+            right = image.action_labels[person, index] == 1 and over.max() >= 0.5
             if role is not None:
                 column = detections.columns[f"{action}_{truth.actions[index].roles[role]}"]
-                guess, target = column[row, :4], image.roles[person, index, role]
+                guess, target = column[row, :4], image.role_boxes[person, index, role]
                 if target >= 0:
-                    right &= bool(overlaps(image.boxes[[target]], guess[None])[0] >= 0.5)
+                    right &= bool(vcoco_iou(image.boxes[[target]], guess[None])[0] >= 0.5)
                 elif scenario == 1:
                     right &= bool((guess == 0).all() or np.isnan(guess).all())
             outcomes.append((scores[place], bool(right) and person not in taken))
@@ -228,22 +228,22 @@ def test_agrees_with_a_plain_loop(truth_of, seed):
 def test_golden_vcoco(golden_file):
     folder, name = golden_file.parent, golden_file.stem.removeprefix("vcoco_metrics_")
     expected = json.loads(golden_file.read_text())
-    files = vcoco_files(
+    files = find_vcoco_files(
         folder / f"vcoco_annotations_{name}.json",
         folder / f"vcoco_instances_{name}.json",
         folder / f"vcoco_{name}.ids",
     )
-    truth = read_vcoco(files, Reading(files.actions, load_vocabulary("vcoco")))
+    truth = read_vcoco(files, ParseContext(files.actions, load_vocabulary("vcoco")))
     detections = read_detections(folder / f"vcoco_detections_{name}.json", truth.actions)
     scores = evaluate_vcoco(truth, detections)
     averages = scores.metrics()
     agents = np.array(expected.pop("agent_ap"), dtype=float)
-    assert scores.agents == pytest.approx(agents, abs=1e-5, nan_ok=True)
+    assert scores.agent_ap == pytest.approx(agents, abs=1e-5, nan_ok=True)
     assert averages["average_agent_ap"] == pytest.approx(expected.pop("average_agent_ap"), abs=1e-5)
     for scenario in (1, 2):
         part = expected.pop(f"scenario_{scenario}")
         roles = np.array(part.pop("role_ap"), dtype=float)
-        assert scores.roles[scenario] == pytest.approx(roles, abs=1e-5, nan_ok=True)
+        assert scores.role_ap[scenario] == pytest.approx(roles, abs=1e-5, nan_ok=True)
         found_average = averages[f"average_role_ap_scenario_{scenario}"]
         assert found_average == pytest.approx(part.pop("average_role_ap"), abs=1e-5)
         papers = [action.name != "point" for action in truth.actions]

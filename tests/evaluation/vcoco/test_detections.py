@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from evaluation.vcoco.detections import CHUNK, read_detections, write_detections
+from evaluation.vcoco.detections import ENTRIES_PER_CHUNK, read_detections, write_detections
 from pipeline.annotations.vcoco import VcocoAction
 from pipeline.utils.errors import InputError
 
@@ -43,16 +43,16 @@ def test_reads_the_official_layout(save):
     found = read_detections(save([ENTRY, {**ENTRY, "image_id": 9}]), ACTIONS)
     assert found.image_ids.tolist() == [7, 9]
     assert found.person_boxes[0].tolist() == [1, 2, 3.5, 4]
-    boxes, scores = found.role(ACTIONS[0], "obj")
+    boxes, scores = found.role_boxes(ACTIONS[0], "obj")
     assert boxes[1].tolist() == [0, 0, 9, 9] and scores.tolist() == [0.5, 0.5]
-    assert np.isnan(found.agent(ACTIONS[1])).all()
+    assert np.isnan(found.agent_scores(ACTIONS[1])).all()
     assert set(found.columns) == {"hold_agent", "hold_obj", "run_agent"}
 
 
 def test_long_files_are_read_in_pieces(save):
-    entries = [{**ENTRY, "image_id": row} for row in range(2 * CHUNK + 3)]
+    entries = [{**ENTRY, "image_id": row} for row in range(2 * ENTRIES_PER_CHUNK + 3)]
     found = read_detections(save(entries), ACTIONS)
-    np.testing.assert_array_equal(found.image_ids, np.arange(2 * CHUNK + 3))
+    np.testing.assert_array_equal(found.image_ids, np.arange(2 * ENTRIES_PER_CHUNK + 3))
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npz"])
@@ -114,10 +114,10 @@ def test_wrong_files(save, text, says):
 
 def test_what_an_entry_leaves_out_was_not_found(save):
     found = read_detections(save([without("hold_obj"), without("run_agent")]), ACTIONS)
-    boxes, scores = found.role(ACTIONS[0], "obj")
+    boxes, scores = found.role_boxes(ACTIONS[0], "obj")
     np.testing.assert_array_equal(boxes, np.float32([[0, 0, 0.1, 0.1], [0, 0, 9, 9]]))
     assert scores.tolist() == [0, 0.5]
-    np.testing.assert_array_equal(found.agent(ACTIONS[1]), np.float32([np.nan, 0]))
+    np.testing.assert_array_equal(found.agent_scores(ACTIONS[1]), np.float32([np.nan, 0]))
 
 
 def test_entries_of_another_layout(save):
@@ -258,8 +258,8 @@ def test_keys_that_look_like_scores_are_told(save, tmp_path, name):
         path = tmp_path / name
         np.savez(path, **arrays(hold_agent=None), **dict.fromkeys(free + wrong, np.zeros(2)))
     found = read_detections(path, ACTIONS)
-    assert found.unread == tuple(sorted(wrong))
-    assert found.keep(np.array([1])).unread == found.unread
+    assert found.unknown_keys == tuple(sorted(wrong))
+    assert found.keep(np.array([1])).unknown_keys == found.unknown_keys
 
 
 def test_any_damage_of_an_npz_file_is_named(tmp_path):

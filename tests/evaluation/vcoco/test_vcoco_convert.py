@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.vcoco.detections import to_vcoco
+from evaluation.vcoco.detections import to_vcoco_detections
 from pipeline.annotations.vcoco import VcocoAction
 from pipeline.types import Detections
 from pipeline.vocabulary import load_vocabulary
@@ -52,8 +52,8 @@ def entries(found):
 
 
 def test_nothing(detect, vcoco):
-    assert len(to_vcoco([], [], vcoco, ACTIONS)) == 0
-    assert len(to_vcoco([detect()], [5], vcoco, ACTIONS)) == 0
+    assert len(to_vcoco_detections([], [], vcoco, ACTIONS)) == 0
+    assert len(to_vcoco_detections([detect()], [5], vcoco, ACTIONS)) == 0
 
 
 def test_a_person_with_one_object_a_role_is_one_entry(detect, vcoco):
@@ -63,7 +63,7 @@ def test_a_person_with_one_object_a_role_is_one_entry(detect, vcoco):
         (0, -1, "stand", 0.25),
         (1, 2, "run", 0.5),
     )
-    first, second = entries(to_vcoco([item], [5], vcoco, ACTIONS))
+    first, second = entries(to_vcoco_detections([item], [5], vcoco, ACTIONS))
     assert first == (
         5,
         0,
@@ -80,7 +80,7 @@ def test_a_person_with_one_object_a_role_is_one_entry(detect, vcoco):
 
 def test_further_objects_get_entries_that_are_silent_about_the_agent(detect, vcoco):
     item = detect((0, 2, "hold_obj", 0.25), (0, 3, "hold_obj", 0.5), (0, -1, "hold_obj", 0.125))
-    found = entries(to_vcoco([item], [5], vcoco, ACTIONS))
+    found = entries(to_vcoco_detections([item], [5], vcoco, ACTIONS))
     assert found == [
         (5, 0, {"hold_agent": 0.5, "hold_obj": [12, 13, 14, 15, 0.5]}),
         (5, 0, {"hold_obj": [8, 9, 10, 11, 0.25]}),
@@ -94,10 +94,10 @@ def test_images_keep_apart(detect, vcoco):
         detect(image_id="b.jpg"),
         detect((0, 3, "hold_obj", 0.5), (1, 3, "stand", 0.5), image_id="c.jpg"),
     ]
-    found = entries(to_vcoco(items, [5, 6, 7], vcoco, ACTIONS))
+    found = entries(to_vcoco_detections(items, [5, 6, 7], vcoco, ACTIONS))
     assert [(image, person) for image, person, _ in found] == [(5, 4), (7, 0), (7, 4)]
     assert found[2][2] == {"stand_agent": 0.5}
 
 
 def test_subjects_that_are_no_person_are_left_out(detect, vcoco):
-    assert len(to_vcoco([detect((2, 3, "hold_obj", 0.5))], [5], vcoco, ACTIONS)) == 0
+    assert len(to_vcoco_detections([detect((2, 3, "hold_obj", 0.5))], [5], vcoco, ACTIONS)) == 0

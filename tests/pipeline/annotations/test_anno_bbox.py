@@ -61,7 +61,7 @@ TEST = [image("d.jpg", [hoi(1)])]
 
 @pytest.fixture
 def write(tmp_path):
-    def save(train=TRAIN, test=TEST, actions=ACTIONS):
+    def save_json(train=TRAIN, test=TEST, actions=ACTIONS):
         path = tmp_path / "anno_bbox.mat"
         table = [{"nname": noun, "vname": verb, "vname_ing": "x"} for verb, noun in actions]
         content = {"bbox_train": struct(train), "bbox_test": struct(test)}
@@ -70,7 +70,7 @@ def write(tmp_path):
         savemat(path, content)
         return path
 
-    return save
+    return save_json
 
 
 def test_both_parts_with_names_and_visible_pairs_only(write, hico):
@@ -102,7 +102,7 @@ def test_boxes_of_one_interaction_are_never_anothers(write, hico):
     path = write(train=[image("a.jpg", [hoi(1, connection=[(1, 2)]), hoi(2)])])
     file = load_annotations(path, hico, "train")
     assert file.annotations[0].hois[:, 2].tolist() == [hico.verbs.index("hold")]
-    assert "pointing past the box list" in file.blemish_line()
+    assert "pointing past the box list" in file.format_issues()
     with pytest.raises(InputError, match=r"a.jpg: hoi\(1\).connection\(1\): .*found \[1, 2\]"):
         load_annotations(path, hico, "train", strict=True)
 
@@ -113,7 +113,7 @@ def test_blemishes(write, hico):
     flat = image("c.jpg", [hoi(1, targets=[(5, 6, 5, 60)])])
     file = load_annotations(write(train=[repeated, outside, flat]), hico, "train")
     assert [len(a.hois) for a in file.annotations] == [1, 1, 0]
-    assert sorted(file.blemishes.values()) == [1, 1, 1, 1]
+    assert sorted(file.issues.values()) == [1, 1, 1, 1]
     for number, field in enumerate((r"hoi\(2\).connection", "hoi.*bboxobject", "hoi.*bboxobject")):
         path = write(train=[[repeated, outside, flat][number]])
         with pytest.raises(InputError, match=field):
@@ -170,20 +170,20 @@ def test_no_such_file_and_no_such_part(tmp_path, write, hico):
         load_annotations(write(), hico, "val")
 
 
-def as_hoi(action, rows):
+def rows_to_hoi(action, rows):
     """One `hoi` of an action, from the pair form's (human box, object box) rows."""
     humans, targets = zip(*rows, strict=True)
     return hoi(action, humans, targets, [(row + 1, row + 1) for row in range(len(rows))])
 
 
-def said(annotation):
+def count_hois(annotation):
     return Counter(
         (*annotation.boxes[h].tolist(), *annotation.boxes[o].tolist(), annotation.labels[o], v)
         for h, o, v in annotation.hois
     )
 
 
-def test_real_annotations_rewritten_as_structs_say_the_same(write, hico_det_files, save, hico):
+def test_real_annotations_rewritten_as_structs_say_the_same(write, hico_det_files, save_json, hico):
     real = json.loads((hico_det_files / "instances_test2015.json").read_text())
     some = {
         key: value[:200] if key in ("filenames", "size", "annotation") else value
@@ -193,7 +193,7 @@ def test_real_annotations_rewritten_as_structs_say_the_same(write, hico_det_file
     for name, size, entry in zip(some["filenames"], some["size"], some["annotation"], strict=True):
         actions = sorted(set(entry["hoi"]))
         hois = [
-            as_hoi(
+            rows_to_hoi(
                 action + 1,
                 [
                     (human, target)
@@ -208,7 +208,7 @@ def test_real_annotations_rewritten_as_structs_say_the_same(write, hico_det_file
         images.append(image(name, hois or [invisible(1)], tuple(map(float, size))))
     table = [(hico.verbs[verb], hico.objects[label]) for verb, label in hico.interactions]
     structs = load_annotations(write(test=images, actions=table), hico, "test", strict=True)
-    pairs = load_annotations(save(some), hico, "test", strict=True)
+    pairs = load_annotations(save_json(some), hico, "test", strict=True)
     assert len(structs.annotations) == len(pairs.annotations) > 190
     for one, other in zip(structs.annotations, pairs.annotations, strict=True):
-        assert one.image_id == other.image_id and said(one) == said(other)
+        assert one.image_id == other.image_id and count_hois(one) == count_hois(other)

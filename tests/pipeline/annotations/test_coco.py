@@ -19,12 +19,12 @@ FILE = {
 }
 
 
-def read(save, value, vocabulary, strict=False):
-    return load_annotations(save(value, "coco.json"), vocabulary, "train", strict)
+def read(save_json, value, vocabulary, strict=False):
+    return load_annotations(save_json(value, "coco.json"), vocabulary, "train", strict)
 
 
-def test_boxes_become_corners_and_crowds_are_left_out(save, hico):
-    first, second = read(save, FILE, hico, strict=True).annotations
+def test_boxes_become_corners_and_crowds_are_left_out(save_json, hico):
+    first, second = read(save_json, FILE, hico, strict=True).annotations
     assert first.boxes.tolist() == [[10, 20, 40, 60], [1.5, 2, 4.5, 6]]
     assert first.labels.tolist() == [1, 0]
     assert first.hois.shape == (0, 3)
@@ -32,12 +32,12 @@ def test_boxes_become_corners_and_crowds_are_left_out(save, hico):
 
 
 @pytest.mark.parametrize("bbox", [[10, 20, 95, 40], [10, 20, 0, 40]])
-def test_blemishes(save, hico, bbox):
+def test_blemishes(save_json, hico, bbox):
     value = copy.deepcopy(FILE)
     value["annotations"][2]["bbox"] = bbox
-    assert sum(read(save, value, hico).blemishes.values()) == 1
+    assert sum(read(save_json, value, hico).issues.values()) == 1
     with pytest.raises(InputError, match=r"coco.json: a.jpg: annotations\[2\].bbox"):
-        read(save, value, hico, strict=True)
+        read(save_json, value, hico, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_blemishes(save, hico, bbox):
         ("annotations", 2, "category_id", 12, r"annotations\[2\].category_id: expected"),
     ],
 )
-def test_structural_errors(save, hico, table, row, key, value, says):
+def test_structural_errors(save_json, hico, table, row, key, value, says):
     changed = copy.deepcopy(FILE)
     changed[table][row][key] = value
     with pytest.raises(InputError, match=says):
-        read(save, changed, hico)
+        read(save_json, changed, hico)
 
 
-def test_no_image_at_all(save, hico):
+def test_no_image_at_all(save_json, hico):
     with pytest.raises(InputError, match="file: expected"):
-        read(save, {**FILE, "images": [], "annotations": []}, hico)
+        read(save_json, {**FILE, "images": [], "annotations": []}, hico)

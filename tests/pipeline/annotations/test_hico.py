@@ -48,24 +48,24 @@ def changed(path, value):
     return whole
 
 
-def read(save, value, vocabulary, strict=False):
-    return load_annotations(save(value, "instances.json"), vocabulary, "test", strict)
+def read(save_json, value, vocabulary, strict=False):
+    return load_annotations(save_json(value, "instances.json"), vocabulary, "test", strict)
 
 
-def test_only_images_with_pairs_and_names_not_numbers(save, hico):
-    file = read(save, FILE, hico)
+def test_only_images_with_pairs_and_names_not_numbers(save_json, hico):
+    file = read(save_json, FILE, hico)
     assert [annotation.image_id for annotation in file.annotations] == ["a.jpg", "c.jpg"]
     first = file.annotations[0]
     assert [hico.objects[label] for label in first.labels] == ["person", "bicycle", "bench"]
     ride, sit_on = hico.verbs.index("ride"), hico.verbs.index("sit_on")
     assert first.hois.tolist() == [[0, 1, ride], [0, 2, sit_on]]
-    assert file.blemish_line() == ""
+    assert file.format_issues() == ""
 
 
-def test_no_annotated_image_at_all(save, hico):
+def test_no_annotated_image_at_all(save_json, hico):
     empty = {**FILE, "annotation": [FILE["annotation"][1]] * 3}
     with pytest.raises(InputError, match="file: expected"):
-        read(save, empty, hico)
+        read(save_json, empty, hico)
 
 
 @pytest.mark.parametrize(
@@ -97,16 +97,16 @@ def test_no_annotated_image_at_all(save, hico):
         (["annotation", 0, "hoi", 0], [3], r"a.jpg: hoi\[0\]: expected"),
     ],
 )
-def test_structural_errors_name_file_image_and_field(save, hico, path, value, says):
+def test_structural_errors_name_file_image_and_field(save_json, hico, path, value, says):
     with pytest.raises(InputError, match=says) as error:
-        read(save, changed(path, value), hico)
+        read(save_json, changed(path, value), hico)
     assert "instances.json" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_sizes_may_be_missing(save, hico):
+def test_sizes_may_be_missing(save_json, hico):
     unsized = changed(["size"], ...)
     unsized["annotation"][0]["boxes_o"][0] = [5, 6, 5000, 60]
-    assert read(save, unsized, hico).annotations[0].boxes.max() == 5000
+    assert read(save_json, unsized, hico).annotations[0].boxes.max() == 5000
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_sizes_may_be_missing(save, hico):
         (["annotation", 0, "boxes_h", 1], [7, 8, 7, 75], r"boxes_h\[1\]"),
     ],
 )
-def test_blemishes_are_counted_or_refused(save, hico, path, value, field):
-    assert sum(read(save, changed(path, value), hico).blemishes.values()) >= 1
+def test_blemishes_are_counted_or_refused(save_json, hico, path, value, field):
+    assert sum(read(save_json, changed(path, value), hico).issues.values()) >= 1
     with pytest.raises(InputError, match=f"instances.json: a.jpg: {field}"):
-        read(save, changed(path, value), hico, strict=True)
+        read(save_json, changed(path, value), hico, strict=True)
 
 
 def hoi_table(file):

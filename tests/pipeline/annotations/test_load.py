@@ -10,14 +10,14 @@ from pipeline.utils.errors import InputError
     "value",
     [{}, {"images": []}, {"filenames": []}, 3, "text", None],
 )
-def test_unknown_forms_are_refused_with_those_known(save, hico, value):
+def test_unknown_forms_are_refused_with_those_known(save_json, hico, value):
     with pytest.raises(InputError, match=r"annotations.json: file: expected"):
-        load_annotations(save(value), hico, "train")
+        load_annotations(save_json(value), hico, "train")
 
 
-def test_vcocos_official_list_is_recognised(save, vcoco):
+def test_vcocos_official_list_is_recognised(save_json, vcoco):
     with pytest.raises(InputError, match="instances: expected"):
-        load_annotations(save([{"action_name": "hold"}]), vcoco, "train")
+        load_annotations(save_json([{"action_name": "hold"}]), vcoco, "train")
 
 
 @pytest.mark.parametrize("name", ["none.json", "none.mat"])
@@ -26,8 +26,8 @@ def test_no_such_file(tmp_path, hico, name):
         load_annotations(tmp_path / name, hico, "train")
 
 
-def test_the_digest_is_the_files(save, hico):
-    path = save([{"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}])
+def test_the_digest_is_the_files(save_json, hico):
+    path = save_json([{"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_annotations(path, hico, "train").digest == digest
 

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.annotations.base import Reading
+from pipeline.annotations.base import ParseContext
 from pipeline.annotations.load import load_annotations
-from pipeline.annotations.vcoco import annotations_of, read_vcoco, vcoco_files
+from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco, vcoco_annotations
 from pipeline.utils.errors import InputError
 
 PERSON, BALL, RACKET = 1, 37, 43
@@ -35,18 +35,18 @@ def read(tmp_path, vcoco, write_vcoco):
     """Writes images and reads them back: (truth, annotations, reading)."""
 
     def run(images, strict=False):
-        files = vcoco_files(write_vcoco(tmp_path, images))
-        reading = Reading(files.actions, vcoco, strict)
-        truth = read_vcoco(files, reading)
-        return truth, annotations_of(truth, reading), reading
+        files = find_vcoco_files(write_vcoco(tmp_path, images))
+        context = ParseContext(files.actions, vcoco, strict)
+        truth = read_vcoco(files, context)
+        return truth, vcoco_annotations(truth, context), context
 
     return run
 
 
 def test_people_without_any_action(read):
-    truth, (annotation,), reading = read([IMAGES[1]])
+    truth, (annotation,), context = read([IMAGES[1]])
     assert annotation.hois.shape == (0, 3) and len(annotation.boxes) == 1
-    assert not truth.images[0].does.any() and not reading.blemishes
+    assert not truth.images[0].action_labels.any() and not context.issues
 
 
 def test_boxes_keep_their_last_pixel_and_stay_inside(read):
@@ -60,14 +60,14 @@ def test_who_does_what(read):
     image = truth.images[0]
     names = [action.name for action in truth.actions]
     hit, kick = names.index("hit"), names.index("kick")
-    assert (image.does[4] == -1).all() and (image.does[1] == -1).all()
-    assert image.does[0].sum() == 2 and image.does[2].sum() == 2
-    assert image.roles[0, hit].tolist() == [1, -1] and image.roles[2, kick, 0] == 3
+    assert (image.action_labels[4] == -1).all() and (image.action_labels[1] == -1).all()
+    assert image.action_labels[0].sum() == 2 and image.action_labels[2].sum() == 2
+    assert image.role_boxes[0, hit].tolist() == [1, -1] and image.role_boxes[2, kick, 0] == 3
     assert (image.id, image.name) == (10, "COCO_val2014_000000000010.jpg")
 
 
 def test_every_role_is_a_verb_and_missing_objects_stay_missing(read, vcoco):
-    _, (annotation, _), reading = read(IMAGES)
+    _, (annotation, _), context = read(IMAGES)
     found = {(h, o, vcoco.verbs[v]) for h, o, v in annotation.hois.tolist()}
     assert found == {
         (0, 1, "hit_instr"),
@@ -76,8 +76,8 @@ def test_every_role_is_a_verb_and_missing_objects_stay_missing(read, vcoco):
         (2, 3, "kick_obj"),
         (2, -1, "hold_obj"),
     }
-    assert annotation.labels.tolist() == [0, vcoco.label_of_id[RACKET], 0, 32, 0]
-    assert not reading.blemishes
+    assert annotation.labels.tolist() == [0, vcoco.label_by_category_id[RACKET], 0, 32, 0]
+    assert not context.issues
 
 
 def test_roles_are_taken_by_name(tmp_path, vcoco, write_vcoco):
@@ -120,9 +120,9 @@ def test_the_id_list_picks_images_and_their_order(tmp_path, vcoco, write_vcoco):
     ]
     assert names == ["COCO_val2014_000000000020.jpg", "COCO_val2014_000000000010.jpg"]
     ids.write_text("20\n")
-    reading = Reading(actions, vcoco)
-    truth = read_vcoco(vcoco_files(actions, ids=ids), reading)
-    assert truth.others == {"COCO_val2014_000000000010.jpg": 10}
+    context = ParseContext(actions, vcoco)
+    truth = read_vcoco(find_vcoco_files(actions, ids=ids), context)
+    assert truth.other_image_ids == {"COCO_val2014_000000000010.jpg": 10}
 
 
 def test_crowds_stay_only_where_they_play_a_role(read):
@@ -134,7 +134,7 @@ def test_crowds_stay_only_where_they_play_a_role(read):
     ]
     image = {"boxes": boxes, "silent": {1}, "does": {(0, "kick"): (2,)}}
     truth, (annotation,), _ = read([image])
-    assert len(truth.images[0].boxes) == 3 and truth.images[0].crowds.tolist() == [
+    assert len(truth.images[0].boxes) == 3 and truth.images[0].is_crowd.tolist() == [
         False,
         True,
         True,
@@ -143,7 +143,7 @@ def test_crowds_stay_only_where_they_play_a_role(read):
 
 
 FLAT = (BALL, [60, 60, 0.5, 30])
-BLEMISHES = [
+ISSUES = [
     ([(PERSON, [0, 0, 50, 50]), FLAT], {(0, "kick"): (1,)}, "boxes without area", "role objects"),
     (
         [(PERSON, [0, 0, 50, 50]), (PERSON, [0, 0, 1, 9])],
@@ -166,11 +166,11 @@ BLEMISHES = [
 ]
 
 
-@pytest.mark.parametrize(("boxes", "does", "first", "second"), BLEMISHES)
+@pytest.mark.parametrize(("boxes", "does", "first", "second"), ISSUES)
 def test_blemishes_are_counted_and_under_strict_refused(read, boxes, does, first, second):
     image = {"boxes": boxes, "does": does}
-    _, _, reading = read([image])
-    kinds = " ".join(reading.blemishes)
+    _, _, context = read([image])
+    kinds = " ".join(context.issues)
     assert first in kinds and second in kinds
     with pytest.raises(InputError, match="COCO_val2014_000000000010"):
         read([image], strict=True)
@@ -184,8 +184,8 @@ def test_a_role_object_that_is_no_box_is_none(read, vcoco):
 
 def test_ignored_boxes_are_no_boxes(read):
     image = {"boxes": [(PERSON, [0, 0, 50, 50]), (BALL, [5, 5, 9, 9], {"ignore": 1})]}
-    truth, _, reading = read([image])
-    assert len(truth.images[0].boxes) == 1 and not reading.blemishes
+    truth, _, context = read([image])
+    assert len(truth.images[0].boxes) == 1 and not context.issues
 
 
 def test_a_vocabulary_without_roles_is_refused(tmp_path, hico, write_vcoco):

@@ -16,14 +16,14 @@ HOLD = {
 STAND = {**HOLD, "action_name": "stand", "role_name": ["agent"], "role_object_id": [1, 2, 3]}
 
 
-def test_reads_people_actions_and_objects(save):
-    table = read_actions(save([HOLD, {**STAND, "label": [0, 1, 0]}]))
+def test_reads_people_actions_and_objects(save_json):
+    table = read_actions(save_json([HOLD, {**STAND, "label": [0, 1, 0]}]))
     assert table.actions == (VcocoAction("hold", ("obj",)), VcocoAction("stand", ()))
-    assert table.image_ids == {7, 9} and table.people_of[7] == [1, 2]
-    assert list(table.done_by(1)) == [(0, (55,))]
-    assert list(table.done_by(2)) == [(1, ())]
-    assert list(table.done_by(3)) == [(0, (0,))]
-    assert list(table.done_by(4)) == []
+    assert table.image_ids == {7, 9} and table.people_by_image[7] == [1, 2]
+    assert list(table.actions_of(1)) == [(0, (55,))]
+    assert list(table.actions_of(2)) == [(1, ())]
+    assert list(table.actions_of(3)) == [(0, (0,))]
+    assert list(table.actions_of(4)) == []
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_reads_people_actions_and_objects(save):
         ),
     ],
 )
-def test_wrong_entries_are_named(save, value, says):
+def test_wrong_entries_are_named(save_json, value, says):
     with pytest.raises(InputError, match=f"annotations.json: {says}"):
-        read_actions(save(value))
+        read_actions(save_json(value))
 
 
 def test_real_and_damaged_files(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.annotations.vcoco import read_ids, vcoco_files
+from pipeline.annotations.vcoco import find_vcoco_files, read_image_ids
 from pipeline.utils.errors import InputError
 
 
@@ -34,7 +34,7 @@ def touch(root, *names):
 )
 def test_the_others_are_found_around_the_actions(tmp_path, actions, instances, ids):
     touch(tmp_path, actions, instances, *([ids] if ids else []))
-    files = vcoco_files(tmp_path / actions)
+    files = find_vcoco_files(tmp_path / actions)
     assert files.instances.resolve() == tmp_path / instances
     assert files.ids is None if ids is None else files.ids.resolve() == tmp_path / ids
 
@@ -42,20 +42,20 @@ def test_the_others_are_found_around_the_actions(tmp_path, actions, instances, i
 def test_named_files_win(tmp_path):
     touch(tmp_path, "vcoco_test.json", "instances_vcoco_all_2014.json", "vcoco_test.ids")
     mine, ids = tmp_path / "mine.json", tmp_path / "mine.ids"
-    files = vcoco_files(tmp_path / "vcoco_test.json", mine, ids)
+    files = find_vcoco_files(tmp_path / "vcoco_test.json", mine, ids)
     assert (files.instances, files.ids) == (mine, ids)
 
 
 def test_the_other_parts_boxes_are_not_taken(tmp_path):
     touch(tmp_path, "vcoco_test.json", "instances_train2014.json")
     with pytest.raises(InputError, match="instances: expected"):
-        vcoco_files(tmp_path / "vcoco_test.json")
+        find_vcoco_files(tmp_path / "vcoco_test.json")
 
 
 def test_ids(tmp_path):
     path = tmp_path / "a.ids"
     path.write_text("12\n 7 \n\n000\n")
-    assert read_ids(path) == [12, 7, 0]
+    assert read_image_ids(path) == [12, 7, 0]
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_wrong_ids(tmp_path, text, says):
     path = tmp_path / "a.ids"
     path.write_text(text)
     with pytest.raises(InputError, match=f"a.ids: {says}"):
-        read_ids(path)
+        read_image_ids(path)
 
 
 def test_missing_ids(tmp_path):
     with pytest.raises(InputError, match=r"a\.ids: no such"):
-        read_ids(tmp_path / "a.ids")
+        read_image_ids(tmp_path / "a.ids")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from pipeline.datasets.check import check_dataset, summary, table
+from pipeline.datasets.check import check_dataset, format_check, summarise_problems
 from pipeline.datasets.dataset import open_dataset
 
 
@@ -16,7 +16,7 @@ def checked(small_dataset):
     def run(strict=False):
         dataset = open_dataset(small_dataset)
         checks = check_dataset(dataset, strict)
-        return checks, table(dataset, checks), summary(checks)
+        return checks, format_check(dataset, checks), summarise_problems(checks)
 
     return run
 
@@ -25,8 +25,8 @@ def test_a_sound_dataset_beside_the_published_numbers(checked):
     checks, text, line = checked()
     assert line == ""
     train, test = checks
-    assert (train.images, train.annotated, train.labels, train.findings) == (2, 2, 2, [])
-    assert (test.images, test.annotated, test.labels, test.findings) == (1, 1, 1, [])
+    assert (train.images, train.annotated, train.labels, train.issues) == (2, 2, 2, [])
+    assert (test.images, test.annotated, test.labels, test.issues) == (1, 1, 1, [])
     assert "2 / 38118" in text and "2 / 37633" in text and "2 / 117871" in text
     assert "1 / 9658" in text and "1 / 9546" in text and "1 / 33405" in text
     assert "117 verbs, 80 objects, 600 interactions" in text
@@ -121,9 +121,9 @@ def test_a_missing_folder_is_told_once(small_dataset, checked):
 def test_boxes_are_held_against_the_pictures(small_dataset, checked):
     change(small_dataset / ANNOTATIONS, "[5, 40, 50, 70]", "[5, 40, 101, 70]")
     checks, _, line = checked()
-    (finding,) = checks[0].findings
-    assert (finding.count, finding.wrong) == (2, False) and finding.first.endswith("a.jpg")
-    assert "outside" in finding.kind and line == ""
+    (issue,) = checks[0].issues
+    assert (issue.count, issue.is_error) == (2, False) and issue.first.endswith("a.jpg")
+    assert "outside" in issue.kind and line == ""
 
 
 def test_blemishes_are_told_and_under_strict_wrong(small_dataset, checked):
@@ -151,7 +151,7 @@ def test_everything_wrong_is_found_at_once(small_dataset, checked):
     file.write_text(json.dumps([*entries, entries[1], 3]))
     truncate(small_dataset)
     (train, _), text, line = checked()
-    assert {finding.kind: (finding.count, finding.wrong) for finding in train.findings} == {
+    assert {issue.kind: (issue.count, issue.is_error) for issue in train.issues} == {
         "numbers of objects or verbs that the vocabulary lacks": (4, True),
         "images named more than once": (1, True),
         "malformed entries": (1, True),
@@ -205,10 +205,10 @@ def test_coco_folders(tmp_path, harm, kind, count):
     (check,) = check_dataset(open_dataset(tmp_path))
     assert check.images == 3
     if kind is None:
-        assert check.findings == check.problems == []
+        assert check.issues == check.problems == []
     else:
-        (finding,) = check.findings
-        assert finding.kind.startswith(kind) and finding.count == count
+        (issue,) = check.issues
+        assert issue.kind.startswith(kind) and issue.count == count
 
 
 def test_vcocos_folder_beside_the_published_numbers(tmp_path, write_vcoco):
@@ -219,9 +219,9 @@ def test_vcocos_folder_beside_the_published_numbers(tmp_path, write_vcoco):
         Image.new("RGB", (200, 150)).save(tmp_path / "val2014" / f"COCO_val2014_{number:012}.jpg")
     dataset = open_dataset(tmp_path)
     checks = check_dataset(dataset)
-    (finding,) = checks[0].findings
-    assert finding.kind.startswith("labels that are no interaction") and not finding.wrong
-    assert "2 / 4946" in table(dataset, checks) and summary(checks) == ""
+    (issue,) = checks[0].issues
+    assert issue.kind.startswith("labels that are no interaction") and not issue.is_error
+    assert "2 / 4946" in format_check(dataset, checks) and summarise_problems(checks) == ""
 
 
 def test_missing_weights_are_told(small_dataset, checked):

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.datasets.check import PUBLISHED, Finding, PartCheck, table
+from pipeline.datasets.check import PUBLISHED_COUNTS, DatasetIssue, PartReport, format_check
 from pipeline.datasets.dataset import LAYOUTS, Dataset
 
 
@@ -10,21 +10,21 @@ def dataset(tmp_path, hico):
 
 
 def test_published_numbers_are_of_layouts_that_exist():
-    assert set(PUBLISHED) == {layout.name for layout in LAYOUTS}
+    assert set(PUBLISHED_COUNTS) == {layout.name for layout in LAYOUTS}
 
 
 def test_an_empty_check(dataset):
-    assert table(dataset("mine"), []).splitlines()[1:] == ["part  images  annotated  labels"]
+    assert format_check(dataset("mine"), []).splitlines()[1:] == ["part  images  annotated  labels"]
 
 
 def test_parts_without_findings_have_no_findings(dataset):
-    checks = [PartCheck("train", 5, 4, 3), PartCheck("test", 12, 11, 10)]
-    assert table(dataset("mine"), checks).splitlines()[1:] == [
+    checks = [PartReport("train", 5, 4, 3), PartReport("test", 12, 11, 10)]
+    assert format_check(dataset("mine"), checks).splitlines()[1:] == [
         "part   images  annotated  labels",
         "train  5       4          3",
         "test   12      11         10",
     ]
-    assert table(dataset("v-coco"), checks).splitlines()[2:] == [
+    assert format_check(dataset("v-coco"), checks).splitlines()[2:] == [
         "train  5       4 / 5400   3",
         "test   12      11 / 4946  10",
         "(behind the slash: as published)",
@@ -32,11 +32,11 @@ def test_parts_without_findings_have_no_findings(dataset):
 
 
 def test_findings_in_rows_and_their_first_ones_below(dataset):
-    train, test = PartCheck("train", 5, 4, 3), PartCheck("test")
-    train.add(Finding("boxes over the edge", 7, "a.jpg", wrong=False))
-    train.add(Finding("images missing", 1, "b.jpg", wrong=True))
+    train, test = PartReport("train", 5, 4, 3), PartReport("test")
+    train.add(DatasetIssue("boxes over the edge", 7, "a.jpg", is_error=False))
+    train.add(DatasetIssue("images missing", 1, "b.jpg", is_error=True))
     test.problems.append("test.json: no such file")
-    assert table(dataset("mine"), [train, test]).splitlines()[4:] == [
+    assert format_check(dataset("mine"), [train, test]).splitlines()[4:] == [
         "",
         "found                train  test",
         "boxes over the edge  7      0",

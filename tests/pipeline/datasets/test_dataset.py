@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from pipeline.datasets.dataset import dataset_around, open_dataset
+from pipeline.datasets.dataset import find_enclosing_dataset, open_dataset
 from pipeline.utils.errors import InputError
 
 TOML = """
@@ -106,6 +106,14 @@ def test_wrong_descriptions(small_dataset, old, new, says):
         open_dataset(describe(small_dataset, TOML.replace(old, new)))
 
 
+def test_a_toy_dataset_of_version_0_1_is_refused(small_dataset):
+    text = TOML.replace('vocabulary = "hico-det"', 'vocabulary = "world"')
+    says = 'dataset.toml: vocabulary: expected "toy", found "world"; write vocabulary = "toy"'
+    with pytest.raises(InputError, match=says) as caught:
+        open_dataset(describe(small_dataset, text))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_description_without_parts(small_dataset):
     with pytest.raises(InputError, match=r"dataset.toml: parts: expected"):
         open_dataset(describe(small_dataset, 'vocabulary = "hico-det"'))
@@ -130,13 +138,13 @@ def test_vcocos_files_may_lie_anywhere(tmp_path, write_vcoco):
     dataset = open_dataset(describe(tmp_path, VCOCO))
     names = [f"COCO_val2014_{number:012}.jpg" for number in (30, 10)]
     assert [item.image_id for item in dataset.load("test").annotations] == names
-    assert [image.name for image in dataset.vcoco("test").images] == names
+    assert [image.name for image in dataset.vcoco_ground_truth("test").images] == names
     without = VCOCO.replace('ids = "mine.ids"', "")
     assert len(open_dataset(describe(tmp_path, without)).load("test").annotations) == 3
 
 
 def test_other_datasets_have_nothing_for_vcocos_evaluation(small_dataset):
-    assert open_dataset(small_dataset).vcoco("test") is None
+    assert open_dataset(small_dataset).vcoco_ground_truth("test") is None
 
 
 def test_missing_annotations(small_dataset):
@@ -171,19 +179,19 @@ def test_strict_reaches_the_reader(small_dataset):
     file = small_dataset / "annotations/test_hico.json"
     file.write_text(file.read_text().replace("[10, 20, 30, 60]", "[-10, 20, 30, 60]"))
     dataset = open_dataset(small_dataset)
-    assert dataset.load("test").blemishes
+    assert dataset.load("test").issues
     with pytest.raises(InputError, match=r"c\.jpg"):
         dataset.load("test", strict=True)
 
 
 def test_the_dataset_around_an_annotation_file(small_dataset, tmp_path):
     file = small_dataset / "annotations/test_hico.json"
-    assert dataset_around(file, "test").root == small_dataset.resolve()
-    assert dataset_around(file, "train") is None
+    assert find_enclosing_dataset(file, "test").root == small_dataset.resolve()
+    assert find_enclosing_dataset(file, "train") is None
     alone = tmp_path / "elsewhere" / "test_hico.json"
     alone.parent.mkdir()
     shutil.copy(file, alone)
-    assert dataset_around(alone, "test") is None
+    assert find_enclosing_dataset(alone, "test") is None
 
 
 PICTURES = '[train]\nimages = "images/train2015"\n'
@@ -198,10 +206,10 @@ def test_a_part_of_pictures_that_nobody_annotated(small_dataset):
     dataset = open_dataset(describe(small_dataset, f'vocabulary = "hico-det"\n{PICTURES}'))
     found = dataset.load("train")
     assert [record.id for record in dataset.records(found)] == ["C.PNG", "a.jpg", "b.jpg"]
-    assert found.num_labels == 0 and found.part == "train" and found.blemish_line() == ""
+    assert found.num_labels == 0 and found.part == "train" and found.format_issues() == ""
     for one in found.annotations:
         assert (one.boxes.shape, one.labels.shape, one.hois.shape) == ((0, 4), (0,), (0, 3))
-    assert dataset.vcoco("train") is None
+    assert dataset.vcoco_ground_truth("train") is None
     (folder / "b.jpg").unlink()
     assert dataset.load("train").digest != found.digest
 

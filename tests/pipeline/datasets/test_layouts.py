@@ -37,15 +37,15 @@ def test_layouts_are_known_by_their_annotation_files(tmp_path, files, name, voca
     make(tmp_path, files)
     layout = find_layout(tmp_path)
     assert (layout.name, layout.vocabulary) == (name, vocabulary)
-    assert set(layout.find(tmp_path)) == parts
+    assert set(layout.find_parts(tmp_path)) == parts
 
 
 def test_vcocos_own_files_are_preferred_where_they_are_complete(tmp_path):
     make(tmp_path, ["annotations/test_vcoco.json", "data/vcoco/vcoco_test.json"])
-    parts = find_layout(tmp_path).find(tmp_path)
+    parts = find_layout(tmp_path).find_parts(tmp_path)
     assert parts["test"].annotations == tmp_path / "annotations/test_vcoco.json"
     make(tmp_path, ["data/instances_vcoco_all_2014.json"])
-    parts = find_layout(tmp_path).find(tmp_path)
+    parts = find_layout(tmp_path).find_parts(tmp_path)
     assert parts["test"].annotations == tmp_path / "data/vcoco/vcoco_test.json"
 
 
@@ -61,7 +61,7 @@ def test_the_commonest_form_is_preferred(tmp_path):
         "anno_bbox.mat",
     ]
     make(tmp_path, files)
-    parts = find_layout(tmp_path).find(tmp_path)
+    parts = find_layout(tmp_path).find_parts(tmp_path)
     assert parts["train"].annotations == tmp_path / files[0]
     assert parts["test"].annotations == tmp_path / files[2]
 
@@ -69,4 +69,4 @@ def test_the_commonest_form_is_preferred(tmp_path):
 @pytest.mark.parametrize("folder", ["images/test2015", "hico_20160224_det/images/test2015"])
 def test_images_lie_in_one_of_the_known_places(tmp_path, folder):
     make(tmp_path, ["annotations/test_hico.json", f"{folder}/a.jpg"])
-    assert find_layout(tmp_path).find(tmp_path)["test"].images == tmp_path / folder
+    assert find_layout(tmp_path).find_parts(tmp_path)["test"].images == tmp_path / folder

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from pipeline.toy.actions import ACTIONS, DECORATION, act
-from pipeline.toy.canvas import bounds_of
-from pipeline.toy.objects import make_thing
+from pipeline.toy.actions import ACTIONS, DECORATION, draw_action
+from pipeline.toy.canvas import enclosing_box
+from pipeline.toy.objects import make_object
 from pipeline.toy.palette import PALETTES, Palette
-from pipeline.toy.people import random_look
-from pipeline.toy.rng import Dice
-from pipeline.toy.scene_spec import world_vocabulary
+from pipeline.toy.people import sample_appearance
+from pipeline.toy.rng import ScalarRNG
+from pipeline.toy.scene_spec import toy_vocabulary
 
-VOCABULARY = world_vocabulary()
+VOCABULARY = toy_vocabulary()
 NAMES = [
     (VOCABULARY.verbs[verb], VOCABULARY.objects[label]) for verb, label in VOCABULARY.interactions
 ]
@@ -17,13 +17,13 @@ NAMES = [
 
 def boxes(verb, name, seed=0, in_hand=None):
     """Boxes by owner of one group, in body heights."""
-    dice, palette = Dice(np.random.default_rng(seed)), Palette(PALETTES[0])
-    thing = make_thing(name, palette, dice, 0.3)
-    second = in_hand and make_thing(in_hand, palette, dice, 0.3)
+    rng, palette = ScalarRNG(np.random.default_rng(seed)), Palette(PALETTES[0])
+    obj = make_object(name, palette, rng, 0.3)
+    second = in_hand and make_object(in_hand, palette, rng, 0.3)
     found = {}
-    for owner, sketch in act(verb, thing, random_look(palette, dice), dice, second):
+    for owner, sketch in draw_action(verb, obj, sample_appearance(palette, rng), rng, second):
         found.setdefault(owner, []).append(sketch.bounds())
-    return {owner: bounds_of(its) for owner, its in found.items()}
+    return {owner: enclosing_box(its) for owner, its in found.items()}
 
 
 def gap(first, second):
@@ -39,7 +39,7 @@ def test_every_verb_can_be_done():
 def test_groups_stay_above_the_ground_and_compact(verb, name):
     for seed in range(3):
         found = boxes(verb, name, seed)
-        left, top, right, bottom = bounds_of(found.values())
+        left, top, right, bottom = enclosing_box(found.values())
         assert bottom < 0.08
         assert right - left < 3.0 and bottom - top < 2.3
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torchvision.ops import FrozenBatchNorm2d
 
-from pipeline.toy.backbone import SingleMap, WorldBackbone
+from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 160), (32, 16)])
 def test_maps_have_their_strides_and_channels(height, width):
-    body = WorldBackbone().eval()
+    body = ToyBackbone().eval()
     maps = body(torch.rand(2, 3, height, width))
     assert list(maps) == ["stride4", "stride8", "stride16"]
     for name, value in maps.items():
@@ -16,18 +16,18 @@ def test_maps_have_their_strides_and_channels(height, width):
 
 
 def test_detectors_take_the_middle_map():
-    body = WorldBackbone().eval()
-    single = SingleMap(body)
+    body = ToyBackbone().eval()
+    single = SingleFeatureMap(body)
     image = torch.rand(1, 3, 64, 64)
     assert torch.equal(single(image), body(image)["stride8"])
     assert single(image).shape[1] == single.out_channels
 
 
 def test_frozen_norms_take_the_trained_ones_values():
-    trained = WorldBackbone()
+    trained = ToyBackbone()
     trained(torch.rand(4, 3, 64, 64))
     trained.eval()
-    frozen = WorldBackbone(norm=FrozenBatchNorm2d)
+    frozen = ToyBackbone(norm=FrozenBatchNorm2d)
     state = {name: value for name, value in trained.state_dict().items() if "num_batch" not in name}
     frozen.load_state_dict(state)
     image = torch.rand(1, 3, 64, 64)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from pipeline.toy.canvas import OUTLINE, Sketch, arc, bounds_of
+from pipeline.toy.canvas import OUTLINE_WIDTH, Sketch, arc, enclosing_box
 
 RED = (220, 30, 30)
 
@@ -20,17 +20,17 @@ def painted(sketch, scale=4, **options):
 SKETCHES = {
     "disc": Sketch().disc(20 + 15j, 6, RED),
     "ring": Sketch().ring(20 + 15j, 6, 2, RED),
-    "limb": Sketch().limb(10 + 10j, 25 + 30j, 3, RED, 0.5),
+    "limb": Sketch().line(10 + 10j, 25 + 30j, 3, RED, 0.5),
     "path": Sketch().path([8 + 8j, 20 + 9j, 30 + 25j], 2, RED),
     "polygon": Sketch().polygon([8 + 8j, 30 + 12j, 15 + 30j], RED),
     "round polygon": Sketch().polygon([8 + 8j, 30 + 12j, 15 + 30j], RED, 2),
     "ellipse": Sketch().ellipse(20 + 20j, 12, 5, RED),
-    "layers": Sketch().disc(10 + 10j, 3, RED).layer().disc(30 + 30j, 4, RED),
+    "layers": Sketch().disc(10 + 10j, 3, RED).new_layer().disc(30 + 30j, 4, RED),
 }
 
 
 @pytest.mark.parametrize("sketch", SKETCHES.values(), ids=SKETCHES)
-@pytest.mark.parametrize("outline", [0.0, OUTLINE])
+@pytest.mark.parametrize("outline", [0.0, OUTLINE_WIDTH])
 def test_bounds_are_tight_to_what_is_painted(sketch, outline):
     assert painted(sketch, outline=outline) == pytest.approx(sketch.bounds(outline), abs=0.5)
 
@@ -41,9 +41,9 @@ def test_painting_elsewhere():
 
 
 def test_details_have_no_outline():
-    sketch = Sketch().details().disc(20 + 20j, 5, RED)
+    sketch = Sketch().detail_layer().disc(20 + 20j, 5, RED)
     assert painted(sketch) == pytest.approx((15, 15, 25, 25), abs=0.4)
-    sketch.layer().disc(20 + 20j, 5, RED)
+    sketch.new_layer().disc(20 + 20j, 5, RED)
     assert painted(sketch) == pytest.approx((14.45, 14.45, 25.55, 25.55), abs=0.4)
 
 
@@ -59,15 +59,15 @@ def test_details_have_no_outline():
     ],
 )
 def test_moved(options, expected):
-    left, top, right, bottom = Sketch().disc(1 + 2j, 0.5, RED).moved(**options).bounds()
+    left, top, right, bottom = Sketch().disc(1 + 2j, 0.5, RED).transformed(**options).bounds()
     assert complex(left + right, top + bottom) / 2 == pytest.approx(expected)
     assert (right - left) / 2 == pytest.approx(0.5 * options.get("scale", 1.0))
 
 
 def test_moved_keeps_the_original():
-    sketch = Sketch().limb(0, 1, 0.1, RED)
+    sketch = Sketch().line(0, 1, 0.1, RED)
     before = sketch.bounds()
-    sketch.moved(5, 2.0)
+    sketch.transformed(5, 2.0)
     assert sketch.bounds() == before
 
 
@@ -79,4 +79,4 @@ def test_arc_ends():
 
 
 def test_bounds_of_boxes():
-    assert bounds_of([(0, 1, 2, 3), (-1, 2, 1, 9)]) == (-1, 1, 2, 9)
+    assert enclosing_box([(0, 1, 2, 3), (-1, 2, 1, 9)]) == (-1, 1, 2, 9)

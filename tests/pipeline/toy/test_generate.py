@@ -5,17 +5,17 @@ import sys
 import pytest
 from PIL import Image
 
-from pipeline.toy import generate as write
-from pipeline.toy.generate import hoia_entry, write_world
+from pipeline.toy import generate
+from pipeline.toy.generate import to_hoia_entry, write_toy
 from pipeline.toy.scene import draw_scene
-from pipeline.toy.scene_spec import world_vocabulary
+from pipeline.toy.scene_spec import toy_vocabulary
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_toml
 
-COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()", "world"]
+COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()", "toy"]
 
 
-def contents(root):
+def folder_contents(root):
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -24,34 +24,34 @@ def contents(root):
 
 
 @pytest.fixture(scope="module")
-def small_world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world")
-    assert write_world(root, 6, 3, seed=2)
+def small_toy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("toy")
+    assert write_toy(root, 6, 3, seed=2)
     return root
 
 
-def test_layout(small_world):
-    assert sorted(contents(small_world)) == [
+def test_layout(small_toy):
+    assert sorted(folder_contents(small_toy)) == [
         "annotations/test_hico.json",
         "annotations/trainval_hico.json",
         "dataset.toml",
-        *(f"images/test2015/world_test_{number:08d}.jpg" for number in range(1, 4)),
-        *(f"images/train2015/world_train_{number:08d}.jpg" for number in range(1, 7)),
-        "world.json",
+        *(f"images/test2015/toy_test_{number:08d}.jpg" for number in range(1, 4)),
+        *(f"images/train2015/toy_train_{number:08d}.jpg" for number in range(1, 7)),
+        "toy.json",
     ]
 
 
-def test_dataset_toml_names_what_is_there(small_world):
-    dataset = read_toml(small_world / "dataset.toml")
-    assert dataset["name"] == dataset["vocabulary"] == "world"
+def test_dataset_toml_names_what_is_there(small_toy):
+    dataset = read_toml(small_toy / "dataset.toml")
+    assert dataset["name"] == dataset["vocabulary"] == "toy"
     for part in ("train", "test"):
-        assert (small_world / dataset[part]["images"]).is_dir()
-        assert (small_world / dataset[part]["annotations"]).is_file()
+        assert (small_toy / dataset[part]["images"]).is_dir()
+        assert (small_toy / dataset[part]["annotations"]).is_file()
 
 
-def test_annotations_are_in_hoia_form(small_world):
-    vocabulary = world_vocabulary()
-    entries = json.loads((small_world / "annotations/trainval_hico.json").read_text())
+def test_annotations_are_in_hoia_form(small_toy):
+    vocabulary = toy_vocabulary()
+    entries = json.loads((small_toy / "annotations/trainval_hico.json").read_text())
     assert len(entries) == 6
     for index, entry in enumerate(entries):
         annotation = draw_scene(2, "train", index)[1]
@@ -63,7 +63,7 @@ def test_annotations_are_in_hoia_form(small_world):
         for row, its in zip(annotation.hois, entry["hoi_annotation"], strict=True):
             assert (its["subject_id"], its["object_id"]) == (row[0], row[1])
             assert its["category_id"] == row[2] + 1
-            label = vocabulary.label_of_id[entry["annotations"][row[1]]["category_id"]]
+            label = vocabulary.label_by_category_id[entry["annotations"][row[1]]["category_id"]]
             pair = vocabulary.interactions[its["hoi_category_id"] - 1]
             assert pair == (row[2], label)
 
@@ -71,48 +71,48 @@ def test_annotations_are_in_hoia_form(small_world):
 def test_boxes_survive_the_file_exactly():
     for index in range(20):
         annotation = draw_scene(0, "test", index)[1]
-        entry = json.loads(json.dumps(hoia_entry(annotation)))
+        entry = json.loads(json.dumps(to_hoia_entry(annotation)))
         boxes = [its["bbox"] for its in entry["annotations"]]
         assert (annotation.boxes == annotation.boxes.dtype.type(boxes)).all()
 
 
-def test_images_open(small_world):
-    for path in (small_world / "images").rglob("*.jpg"):
+def test_images_open(small_toy):
+    for path in (small_toy / "images").rglob("*.jpg"):
         with Image.open(path) as image:
             image.load()
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (128, 128))
 
 
 def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "FEWEST_FOR_WORKERS", 1)
-    monkeypatch.setattr(write, "CHUNK", 4)
-    write_world(tmp_path / "one", 10, 5, seed=0, workers=1)
-    write_world(tmp_path / "three", 10, 5, seed=0, workers=3)
-    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+    monkeypatch.setattr(generate, "MIN_IMAGES_FOR_WORKERS", 1)
+    monkeypatch.setattr(generate, "CHUNK_SIZE", 4)
+    write_toy(tmp_path / "one", 10, 5, seed=0, workers=1)
+    write_toy(tmp_path / "three", 10, 5, seed=0, workers=3)
+    assert folder_contents(tmp_path / "one") == folder_contents(tmp_path / "three")
 
 
-def test_seed_changes_the_world(small_world, tmp_path):
-    write_world(tmp_path / "other", 6, 3, seed=3)
-    other, same = contents(tmp_path / "other"), contents(small_world)
+def test_seed_changes_the_toy(small_toy, tmp_path):
+    write_toy(tmp_path / "other", 6, 3, seed=3)
+    other, same = folder_contents(tmp_path / "other"), folder_contents(small_toy)
     assert all(other[name] != same[name] for name in other if name.endswith("jpg"))
 
 
-def test_a_larger_world_begins_with_the_smaller(small_world, tmp_path):
-    write_world(tmp_path / "larger", 8, 3, seed=2)
-    larger = contents(tmp_path / "larger")
-    for name, data in contents(small_world).items():
+def test_a_larger_toy_begins_with_the_smaller(small_toy, tmp_path):
+    write_toy(tmp_path / "larger", 8, 3, seed=2)
+    larger = folder_contents(tmp_path / "larger")
+    for name, data in folder_contents(small_toy).items():
         if name.endswith("jpg"):
             assert larger[name] == data
 
 
-def test_a_finished_world_is_left_alone(small_world):
-    before = {path: path.stat().st_mtime_ns for path in small_world.rglob("*")}
-    assert not write_world(small_world, 6, 3, seed=2)
-    assert before == {path: path.stat().st_mtime_ns for path in small_world.rglob("*")}
+def test_a_finished_toy_is_left_alone(small_toy):
+    before = {path: path.stat().st_mtime_ns for path in small_toy.rglob("*")}
+    assert not write_toy(small_toy, 6, 3, seed=2)
+    assert before == {path: path.stat().st_mtime_ns for path in small_toy.rglob("*")}
 
 
-def test_an_interrupted_world_goes_on(small_world, tmp_path, monkeypatch):
-    real, calls = write.hoia_entry, []
+def test_an_interrupted_toy_goes_on(small_toy, tmp_path, monkeypatch):
+    real, calls = generate.to_hoia_entry, []
 
     def interrupted(annotation):
         calls.append(annotation)
@@ -120,41 +120,41 @@ def test_an_interrupted_world_goes_on(small_world, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(annotation)
 
-    monkeypatch.setattr(write, "hoia_entry", interrupted)
+    monkeypatch.setattr(generate, "to_hoia_entry", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_world(tmp_path / "w", 6, 3, seed=2)
+        write_toy(tmp_path / "w", 6, 3, seed=2)
     assert not (tmp_path / "w" / "dataset.toml").exists()
     monkeypatch.undo()
-    assert write_world(tmp_path / "w", 6, 3, seed=2)
-    assert contents(tmp_path / "w") == contents(small_world)
+    assert write_toy(tmp_path / "w", 6, 3, seed=2)
+    assert folder_contents(tmp_path / "w") == folder_contents(small_toy)
 
 
-def test_another_world_needs_overwrite(small_world, tmp_path):
+def test_another_toy_needs_overwrite(small_toy, tmp_path):
     root = tmp_path / "w"
-    write_world(root, 8, 4, seed=1)
-    before = contents(root)
+    write_toy(root, 8, 4, seed=1)
+    before = folder_contents(root)
     with pytest.raises(InputError, match=r"seed 1.*seed 2.*--overwrite"):
-        write_world(root, 6, 3, seed=2)
-    assert contents(root) == before
-    assert write_world(root, 6, 3, seed=2, overwrite=True)
-    assert contents(root) == contents(small_world)
+        write_toy(root, 6, 3, seed=2)
+    assert folder_contents(root) == before
+    assert write_toy(root, 6, 3, seed=2, overwrite=True)
+    assert folder_contents(root) == folder_contents(small_toy)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_other_peoples_folders_are_refused(tmp_path, overwrite):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "trainval_hico.json").write_text("[]")
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match="expected a new folder or a world"):
-        write_world(tmp_path, 6, 3, seed=0, overwrite=overwrite)
-    assert contents(tmp_path) == before
+    before = folder_contents(tmp_path)
+    with pytest.raises(InputError, match="expected a new folder or a toy dataset"):
+        write_toy(tmp_path, 6, 3, seed=0, overwrite=overwrite)
+    assert folder_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
 def test_a_file_in_the_way(tmp_path, where):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file"):
-        write_world(tmp_path / where, 6, 3, seed=0)
+        write_toy(tmp_path / where, 6, 3, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -163,16 +163,16 @@ def test_a_file_in_the_way(tmp_path, where):
 )
 def test_bad_numbers_are_named_and_nothing_is_written(tmp_path, train, test, seed, named):
     with pytest.raises(InputError, match=rf"{named}: expected a number"):
-        write_world(tmp_path / "w", train, test, seed)
+        write_toy(tmp_path / "w", train, test, seed)
     assert not (tmp_path / "w").exists()
 
 
-def test_command(tmp_path, small_world):
+def test_command(tmp_path, small_toy):
     root = str(tmp_path / "w")
     options = ["--train", "6", "--test", "3", "--seed", "2"]
     first = subprocess.run([*COMMAND, root, *options], capture_output=True, text=True, check=True)
-    assert "wrote the world" in first.stdout
-    assert contents(tmp_path / "w") == contents(small_world)
+    assert "wrote the toy dataset" in first.stdout
+    assert folder_contents(tmp_path / "w") == folder_contents(small_toy)
     again = subprocess.run([*COMMAND, root, *options], capture_output=True, text=True, check=True)
     assert "already there" in again.stdout
 

@@ -1,22 +1,22 @@
 import numpy as np
 import pytest
 
-from pipeline.toy.objects import KINDS, make_thing
+from pipeline.toy.objects import OBJECT_KINDS, make_object
 from pipeline.toy.palette import PALETTES, Palette
-from pipeline.toy.rng import Dice
-from pipeline.toy.scene_spec import world_vocabulary
+from pipeline.toy.rng import ScalarRNG
+from pipeline.toy.scene_spec import toy_vocabulary
 
 
 def make(name, seed=0, smallest=0.0, grow=1.0):
     palette = Palette(PALETTES[0])
-    return make_thing(name, palette, Dice(np.random.default_rng(seed)), smallest, grow)
+    return make_object(name, palette, ScalarRNG(np.random.default_rng(seed)), smallest, grow)
 
 
 def test_every_object_but_people_is_drawn():
-    assert {*KINDS, "person"} == set(world_vocabulary().objects)
+    assert {*OBJECT_KINDS, "person"} == set(toy_vocabulary().objects)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OBJECT_KINDS)
 @pytest.mark.parametrize("seed", range(3))
 def test_things_stand_on_the_ground_around_their_origin(name, seed):
     left, top, right, bottom = make(name, seed).box
@@ -25,13 +25,13 @@ def test_things_stand_on_the_ground_around_their_origin(name, seed):
     assert left < 0 < right
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OBJECT_KINDS)
 def test_things_are_never_smaller_than_asked(name):
     left, top, right, bottom = make(name, smallest=3.0).box
     assert max(right - left, bottom - top) >= 3.0 - 1e-9
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OBJECT_KINDS)
 def test_growth_scales_box_and_anchors(name):
     usual, double = make(name), make(name, grow=2.0)
     assert double.box == pytest.approx([2 * number for number in usual.box])

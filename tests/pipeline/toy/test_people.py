@@ -9,30 +9,30 @@ from pipeline.toy.people import (
     SHIN,
     THIGH,
     UPPER_ARM,
-    along,
-    joints_of,
-    loosened,
-    reach,
-    reaching,
+    forward_kinematics,
+    jitter_pose,
+    move_hands,
+    solve_arm,
+    unit_vector,
 )
-from pipeline.toy.rng import Dice
-from pipeline.toy.scene_spec import world_vocabulary
+from pipeline.toy.rng import ScalarRNG
+from pipeline.toy.scene_spec import toy_vocabulary
 
 
 @pytest.mark.parametrize(
     ("angle", "direction"), [(0, 1j), (90, 1 + 0j), (180, -1j), (-90, -1 + 0j)]
 )
 def test_along(angle, direction):
-    assert along(angle) == pytest.approx(direction)
+    assert unit_vector(angle) == pytest.approx(direction)
 
 
 def test_every_verb_has_a_pose():
-    assert set(world_vocabulary().verbs) <= set(POSES)
+    assert set(toy_vocabulary().verbs) <= set(POSES)
 
 
 @pytest.mark.parametrize("name", POSES)
 def test_bones_keep_their_lengths(name):
-    joints = joints_of(POSES[name], 3 + 4j)
+    joints = forward_kinematics(POSES[name], 3 + 4j)
     for arm in (joints.near_arm, joints.far_arm):
         assert abs(arm[0] - joints.shoulder) == pytest.approx(UPPER_ARM)
         assert abs(arm[1] - arm[0]) == pytest.approx(FOREARM)
@@ -53,13 +53,13 @@ def test_poses_differ_by_more_than_their_looseness(first, second):
 
 
 def test_a_standing_person_is_about_one_height_tall():
-    joints = joints_of(POSES["no_interaction"])
+    joints = forward_kinematics(POSES["no_interaction"])
     assert joints.lowest - joints.top == pytest.approx(1.0, abs=0.06)
 
 
 def test_loosened_stays_near():
-    dice = Dice(np.random.default_rng(0))
-    loose = loosened(POSES["kick"], dice, 5.0)
+    rng = ScalarRNG(np.random.default_rng(0))
+    loose = jitter_pose(POSES["kick"], rng, 5.0)
     assert loose != POSES["kick"]
     assert np.abs(np.hstack(astuple(loose)) - np.hstack(astuple(POSES["kick"]))).max() <= 5.0
 
@@ -67,7 +67,7 @@ def test_loosened_stays_near():
 @pytest.mark.parametrize("target", [0.3 + 0.1j, 0.1 - 0.2j, -0.25j, -0.2 + 0.05j])
 @pytest.mark.parametrize("bends", [1, -1])
 def test_reach_ends_at_the_target(target, bends):
-    elbow, hand = reach(0, target, bends)
+    elbow, hand = solve_arm(0, target, bends)
     assert hand == pytest.approx(target)
     assert abs(elbow) == pytest.approx(UPPER_ARM)
     assert abs(hand - elbow) == pytest.approx(FOREARM)
@@ -75,13 +75,13 @@ def test_reach_ends_at_the_target(target, bends):
 
 @pytest.mark.parametrize("target", [2 + 0j, -5j, 0j])
 def test_reach_stretches_no_bone(target):
-    elbow, hand = reach(0, target)
+    elbow, hand = solve_arm(0, target)
     assert abs(elbow) == pytest.approx(UPPER_ARM)
     assert abs(hand - elbow) == pytest.approx(FOREARM)
 
 
 def test_reaching_moves_only_the_asked_hand():
-    joints = joints_of(POSES["hold"])
-    moved = reaching(joints, near=joints.shoulder + 0.2)
+    joints = forward_kinematics(POSES["hold"])
+    moved = move_hands(joints, near=joints.shoulder + 0.2)
     assert moved.near_arm != joints.near_arm
     assert moved.far_arm == joints.far_arm

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from pipeline.toy import scene
-from pipeline.toy.canvas import SIZE
-from pipeline.toy.generate import DRAWING
-from pipeline.toy.scene import annotate, draw_scene, picture_name
-from pipeline.toy.scene_spec import Standing, world_vocabulary
+from pipeline.toy.canvas import IMAGE_SIZE
+from pipeline.toy.generate import DRAWING_VERSION
+from pipeline.toy.scene import annotate_scene, draw_scene, image_file_name
+from pipeline.toy.scene_spec import PlacedGroup, toy_vocabulary
 
-VOCABULARY = world_vocabulary()
+VOCABULARY = toy_vocabulary()
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def test_seed_part_and_index_change_the_picture():
 
 def test_pictures_are_small_rgb():
     image, annotation = draw_scene(0, "test", 11)
-    assert (image.mode, image.size) == ("RGB", (SIZE, SIZE))
-    assert annotation.image_id == picture_name("test", 11) == "world_test_00000012.jpg"
+    assert (image.mode, image.size) == ("RGB", (IMAGE_SIZE, IMAGE_SIZE))
+    assert annotation.image_id == image_file_name("test", 11) == "toy_test_00000012.jpg"
 
 
 def test_types_and_shapes(annotations):
@@ -53,7 +53,7 @@ def test_boxes_are_inside_and_large_enough(annotations):
     boxes = np.concatenate([annotation.boxes for annotation in annotations])
     labels = np.concatenate([annotation.labels for annotation in annotations])
     sides = boxes[:, 2:] - boxes[:, :2]
-    assert boxes.min() >= 0 and boxes.max() <= SIZE
+    assert boxes.min() >= 0 and boxes.max() <= IMAGE_SIZE
     assert sides.max(1).min() >= 12 and sides.min(1).min() >= 7
     people = sides[labels == VOCABULARY.person, 1]
     assert people.min() >= 20 and 38 < np.median(people) < 50 and people.max() < 80
@@ -88,15 +88,15 @@ def test_every_interaction_occurs():
 
 def test_boxes_are_tight_to_the_pixels(monkeypatch):
     """A picture with people alone differs from an empty one up to the people's boxes' edges."""
-    place_all = scene.place_all
-    monkeypatch.setattr(scene, "_paint_shadows", lambda stage, group: None)
+    place_all = scene.place_groups
+    monkeypatch.setattr(scene, "_draw_shadows", lambda canvas, group: None)
     for index in range(12):
         _, annotation = draw_scene(2, "train", index)
         with monkeypatch.context() as patch:
-            patch.setattr(scene, "place_all", lambda *its: place_all(*its)[:0])
+            patch.setattr(scene, "place_groups", lambda *its: place_all(*its)[:0])
             empty, _ = draw_scene(2, "train", index)
         with monkeypatch.context() as patch:
-            patch.setattr(scene, "place_all", lambda *its: _only_people(place_all(*its)))
+            patch.setattr(scene, "place_groups", lambda *its: _only_people(place_all(*its)))
             people, _ = draw_scene(2, "train", index)
         changed = np.abs(np.asarray(people, int) - np.asarray(empty, int)).max(2) > 24
         boxes = annotation.boxes[annotation.labels == VOCABULARY.person]
@@ -113,26 +113,26 @@ def test_boxes_are_tight_to_the_pixels(monkeypatch):
 
 def _only_people(standing):
     return [
-        Standing(
+        PlacedGroup(
             [(owner, sketch) for owner, sketch in group.parts if owner == 0],
-            group.spot,
+            group.position,
             group.boxes,
-            group.wish,
+            group.spec,
         )
         for group in standing
     ]
 
 
 def test_nothing_standing_gives_an_empty_annotation():
-    annotation = annotate([], "x.jpg")
+    annotation = annotate_scene([], "x.jpg")
     assert annotation.boxes.shape == (0, 4) and annotation.hois.shape == (0, 3)
 
 
 def test_the_drawing_is_what_its_number_says():
-    """Whoever changes what is drawn raises DRAWING, so that old worlds are told apart."""
+    """Whoever changes what is drawn raises DRAWING, so that old toy datasets are told apart."""
     digest = hashlib.sha256()
     for index in range(10):
         annotation = draw_scene(0, "train", index)[1]
         digest.update(np.round(annotation.boxes).astype(np.int64).tobytes())
         digest.update(annotation.hois.astype(np.int64).tobytes())
-    assert (DRAWING, digest.hexdigest()[:16]) == (1, "700af07a005ea655")
+    assert (DRAWING_VERSION, digest.hexdigest()[:16]) == (1, "700af07a005ea655")

@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from pipeline.utils import devices as cores
-from pipeline.utils.devices import usable_cores
+from pipeline.utils import devices
+from pipeline.utils.devices import num_usable_cores
 
 
 @pytest.fixture
@@ -16,28 +16,28 @@ def machine(monkeypatch, tmp_path):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        monkeypatch.setattr(cores, "PROC", tmp_path / "proc")
-        monkeypatch.setattr(cores, "CGROUPS", tmp_path / "groups")
+        monkeypatch.setattr(devices, "PROC", tmp_path / "proc")
+        monkeypatch.setattr(devices, "CGROUPS", tmp_path / "groups")
 
     return make
 
 
 def test_affinity_bounds_cores(machine):
     machine(5)
-    assert usable_cores() == 5
+    assert num_usable_cores() == 5
 
 
 def test_no_control_groups(machine, tmp_path):
     machine(5)
     (tmp_path / "proc/self/cgroup").unlink()
-    assert usable_cores() == 5
+    assert num_usable_cores() == 5
 
 
 def test_without_affinity_all_cores_count(machine, monkeypatch):
     machine(5)
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert usable_cores() == 1
+    assert num_usable_cores() == 1
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_without_affinity_all_cores_count(machine, monkeypatch):
 )
 def test_quotas_of_control_groups_bound_cores(machine, groups, files, expected):
     machine(16, groups, **files)
-    assert usable_cores() == expected
+    assert num_usable_cores() == expected

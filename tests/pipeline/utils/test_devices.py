@@ -5,10 +5,10 @@ from pipeline.utils import devices
 from pipeline.utils.devices import (
     autocast,
     configure_device,
+    convert_out_of_memory,
+    default_num_workers,
     has_fast_bfloat16,
-    out_of_memory_line,
     resolve_device,
-    spare_cores,
 )
 from pipeline.utils.errors import InputError
 
@@ -57,7 +57,7 @@ def rounding(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("precision", "exact_products", "allowed"),
+    ("precision", "exact_matmul", "allowed"),
     [
         ("auto", False, [True, True]),
         ("tf32", False, [True, True]),
@@ -66,9 +66,9 @@ def rounding(monkeypatch):
     ],
 )
 def test_a_gpu_may_round_float32_unless_told_not_to(
-    emulated_gpu, rounding, precision, exact_products, allowed
+    emulated_gpu, rounding, precision, exact_matmul, allowed
 ):
-    configure_device(resolve_device("cuda"), precision, exact_products)
+    configure_device(resolve_device("cuda"), precision, exact_matmul)
     assert rounding() == allowed
     configure_device(CPU, "float32")
     assert rounding() == allowed
@@ -92,14 +92,14 @@ def test_the_named_gpu_is_the_current_one(emulate_cuda, rounding):
     ],
 )
 def test_lack_of_memory_is_one_line(error, told):
-    with pytest.raises(InputError) as caught, out_of_memory_line(lambda: "batch size 16"):
+    with pytest.raises(InputError) as caught, convert_out_of_memory(lambda: "batch size 16"):
         raise error(told)
     said = str(caught.value)
     assert "batch size 16" in said and told.split(". ")[0].strip() in said and "\n" not in said
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes") as caught, out_of_memory_line(lambda: ""):
+    with pytest.raises(RuntimeError, match="shapes") as caught, convert_out_of_memory(lambda: ""):
         raise RuntimeError("shapes differ")
     assert not isinstance(caught.value, InputError)
 
@@ -125,5 +125,5 @@ def test_this_cpu_answers():
     ],
 )
 def test_workers_take_the_cores_that_are_left(monkeypatch, cores, asked, processes, workers):
-    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
-    assert spare_cores(asked, processes=processes) == workers
+    monkeypatch.setattr(devices, "num_usable_cores", lambda: cores)
+    assert default_num_workers(asked, processes=processes) == workers

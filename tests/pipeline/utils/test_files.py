@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import (
-    iterate_json,
+    atomic_write,
+    iter_json,
     read_json,
-    replacing,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -27,7 +27,7 @@ def test_a_written_file_is_whole_and_alone(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(error), replacing(path) as temporary:
+    with pytest.raises(error), atomic_write(path) as temporary:
         temporary.write_text("half of the n")
         raise error
     assert path.read_text() == "old"
@@ -49,15 +49,15 @@ def test_of_several_writers_the_first_wins(tmp_path, monkeypatch, hard_links):
 
         monkeypatch.setattr(os, "link", link)
     path = tmp_path / "a.txt"
-    with replacing(path, once=True) as slower:
-        write_text(path, "first", once=True)
+    with atomic_write(path, keep_existing=True) as slower:
+        write_text(path, "first", keep_existing=True)
         slower.write_text("second")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_is_told_by_the_files_name(tmp_path):
-    with pytest.raises(OSError, match=r"a\.txt") as caught, replacing(tmp_path / "a.txt"):
+    with pytest.raises(OSError, match=r"a\.txt") as caught, atomic_write(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "a.txt")
     assert list(tmp_path.iterdir()) == []
@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_by_the_files_name(tmp_path):
 def test_the_old_file_stays_readable_while_the_new_one_is_written(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -97,13 +97,13 @@ def test_what_is_no_json(tmp_path, content, says):
 def test_entries_of_a_list_one_by_one(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
-    assert repr(list(iterate_json(path))) == repr(json.loads(text))
+    assert repr(list(iter_json(path))) == repr(json.loads(text))
 
 
 def test_entries_are_given_before_the_rest_is_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[1, 2,\n{"a": ')
-    entries = iterate_json(path)
+    entries = iter_json(path)
     assert (next(entries), next(entries)) == (1, 2)
     with pytest.raises(InputError, match="line 2: expected JSON, found expecting"):
         next(entries)
@@ -128,7 +128,7 @@ def test_what_is_no_list(tmp_path, text, says):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(InputError, match=f"a.json: {says}"):
-        list(iterate_json(path))
+        list(iter_json(path))
 
 
 def test_a_folder_is_no_json(tmp_path):

@@ -24,7 +24,7 @@ def test_plain_lines_come_rarely_with_rate_and_remaining_time(capsys, clock):
     with Progress(100, "reading", "images") as bar:
         for second in range(1, 41):
             clock[0] = second
-            bar.advance(2, note=f"loss {second}")
+            bar.update(2, note=f"loss {second}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
     assert lines[0] == "reading: 20/100 images, 10 s, 2.0 images/s, 40 s left, loss 10"
@@ -32,9 +32,9 @@ def test_plain_lines_come_rarely_with_rate_and_remaining_time(capsys, clock):
 
 
 def test_a_resumed_run_counts_its_own_items_for_the_rate(capsys, clock):
-    with Progress(100, "reading", "images", done=60) as bar:
+    with Progress(100, "reading", "images", initial=60) as bar:
         clock[0] = 10.0
-        bar.advance(20)
+        bar.update(20)
     assert "80/100 images, 10 s, 2.0 images/s, 10 s left" in capsys.readouterr().err
 
 
@@ -42,7 +42,7 @@ def test_a_resumed_run_counts_its_own_items_for_the_rate(capsys, clock):
 def test_brief_work_is_told_when_it_takes_its_time(capsys, clock, seconds, told):
     with Progress(2, "checking", "files", brief=True) as bar:
         clock[0] = float(seconds)
-        bar.advance(2)
+        bar.update(2)
     assert len(capsys.readouterr().err.splitlines()) == told
 
 
@@ -51,14 +51,14 @@ def test_one_of_several_processes_says_nothing(capsys, monkeypatch, clock, termi
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with Progress(2, "reading", "images", quiet=True) as bar:
         clock[0] = 20.0
-        bar.advance()
+        bar.update()
     assert capsys.readouterr().err == ""
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress(4, "reading", "images") as bar:
-        bar.advance(4, note="loss 1")
+        bar.update(4, note="loss 1")
     shown = capsys.readouterr().err
     assert "\r" in shown and "4/4" in shown and "images/s" in shown and "loss 1" in shown
 
@@ -67,8 +67,8 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
 def test_a_line_in_between(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with Progress(4, "reading", "images") as bar:
-        bar.tell("a.jpg: no such image")
-        bar.advance(4)
+        bar.write("a.jpg: no such image")
+        bar.update(4)
     shown = capsys.readouterr()
     assert shown.err.replace("\r", "\n").splitlines().count("a.jpg: no such image") == 1
     assert shown.out == "" and "4/4" in shown.err
@@ -82,6 +82,6 @@ def test_track_gives_every_item(capsys, count):
 
 def test_an_interrupted_loop_tells_how_far_it_came(capsys):
     with pytest.raises(KeyboardInterrupt), Progress(5, "reading") as bar:
-        bar.advance(2)
+        bar.update(2)
         raise KeyboardInterrupt
     assert "2/5" in capsys.readouterr().err

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from pipeline.utils.signals import interrupts_as_before
+from pipeline.utils.signals import restore_interrupt_handler
 
 
 def test_what_an_import_does_to_ctrl_c_does_not_last():
     before = signal.getsignal(signal.SIGINT)
-    with interrupts_as_before():
+    with restore_interrupt_handler():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGINT) is before
 

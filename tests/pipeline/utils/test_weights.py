@@ -16,9 +16,9 @@ from torch import nn
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.weights import (
+    architecture_error,
     check_finite,
     load_weights,
-    mismatch,
     read_checkpoint,
     weights_digest,
 )
@@ -234,6 +234,8 @@ def test_numbers_that_are_not_finite(value):
 
 
 def test_mismatch_is_one_short_line():
-    error = mismatch("w.pth", "A", RuntimeError("Error in loading:\n\tMissing" + " key" * 999))
+    error = architecture_error(
+        "w.pth", "A", RuntimeError("Error in loading:\n\tMissing" + " key" * 999)
+    )
     assert "\n" not in str(error) and len(str(error)) < 300
     assert "expected weights of A" in str(error)

@@ -9,10 +9,10 @@ from torchvision.transforms import v2
 
 from pipeline.splits import Split, load_split
 from student.data.dataset import TrainingBatches, collate, make_sample, normalise_batch
-from student.data.targets import DETECTED, FIELDS, PAIRS, Targets
-from student.data.transforms import NUM_DRAWS, PublishedAugmentation, normalise, world_augmentation
+from student.data.targets import DETECTION_FIELDS, PAIR_FIELDS, TARGET_FIELDS, Targets
+from student.data.transforms import NUM_RAND, DETRAugmentation, normalise, toy_augmentation
 from student.models.padding import pad_images, stack_images
-from student.utils.workers import start_work
+from student.utils.workers import init_worker
 
 HUMAN, THING, FOUND = (20, 30, 70, 200), (200, 40, 280, 110), (300, 210, 380, 290)
 SIZE = (300, 400)
@@ -28,11 +28,11 @@ def image_targets(humans, things, found=()):
         human_boxes=boxes(*humans),
         object_boxes=boxes(*things),
         object_labels=torch.arange(count),
-        hard=torch.eye(count, 3, dtype=torch.bool),
-        soft=(torch.arange(count * 3).float().view(count, 3) + 1) / 100,
+        verb_labels=torch.eye(count, 3, dtype=torch.bool),
+        teacher_probs=(torch.arange(count * 3).float().view(count, 3) + 1) / 100,
         seen=torch.arange(count) % 2 == 0,
         interactive=torch.ones(count, dtype=torch.bool),
-        embeddings=torch.zeros(count, 0),
+        region_embeddings=torch.zeros(count, 0),
         detected_boxes=boxes(*found),
         detected_labels=torch.full((len(found),), 4),
         detected_images=torch.zeros(len(found), dtype=torch.int64),
@@ -71,14 +71,14 @@ def assert_near(found, expected):
 
 def drawn(augmentation):
     """The augmentation with numbers of its own from torch's generator."""
-    return lambda values: augmentation(values, torch.rand(NUM_DRAWS).numpy())
+    return lambda values: augmentation(values, torch.rand(NUM_RAND).numpy())
 
 
 TRANSFORMS = {
     "flip": v2.RandomHorizontalFlip(1.0),
     "colours": v2.ColorJitter(0.4, 0.4, 0.4),
-    "world": drawn(world_augmentation()),
-    "published": drawn(PublishedAugmentation()),
+    "toy": drawn(toy_augmentation()),
+    "published": drawn(DETRAugmentation()),
 }
 
 
@@ -121,7 +121,7 @@ def test_colours_change_pixels_only():
     plain = make_sample("a.jpg", image, targets, v2.Identity())
     sample = make_sample("a.jpg", image, targets, TRANSFORMS["colours"])
     assert not torch.equal(sample.image, plain.image)
-    for name in FIELDS:
+    for name in TARGET_FIELDS:
         assert torch.equal(getattr(sample.targets, name), getattr(plain.targets, name))
     assert torch.equal(sample.targets.detected_boxes, plain.targets.detected_boxes)
 
@@ -148,8 +148,8 @@ def test_what_a_crop_cuts_away_leaves_and_the_rest_keeps_its_fields():
     sample = make_sample("a.jpg", picture(), targets, Window(0, 0, 100, 100))
     assert sample.image.shape == (3, 100, 100)
     assert sample.targets.object_labels.tolist() == [1, 2]
-    assert sample.targets.hard.tolist() == targets.hard[[1, 2]].tolist()
-    assert sample.targets.soft.tolist() == targets.soft[[1, 2]].tolist()
+    assert sample.targets.verb_labels.tolist() == targets.verb_labels[[1, 2]].tolist()
+    assert sample.targets.teacher_probs.tolist() == targets.teacher_probs[[1, 2]].tolist()
     assert sample.targets.seen.tolist() == [False, True]
     left = torch.tensor([[20.0, 30, 70, 100], [90, 0, 100, 99]])
     torch.testing.assert_close(corners(sample, sample.targets.human_boxes), left)
@@ -169,7 +169,7 @@ def test_an_empty_object_box_stays_empty(transform):
 def test_no_pairs_and_no_boxes():
     sample = make_sample("a.jpg", picture(), image_targets([], []), TRANSFORMS["published"])
     assert len(sample.targets) == 0 and sample.targets.detected_boxes.shape == (0, 4)
-    assert sample.targets.hard.shape == (0, 3)
+    assert sample.targets.verb_labels.shape == (0, 3)
 
 
 def test_pixels_are_normalised_as_imagenets():
@@ -192,7 +192,7 @@ def test_a_padded_batch_is_normalised_as_its_images_are_alone():
 @pytest.fixture(scope="module")
 def make(make_images, vocabulary):
     split = load_split(vocabulary, "ua")
-    return lambda seed=0: make_images(split, world_augmentation(), seed)
+    return lambda seed=0: make_images(split, toy_augmentation(), seed)
 
 
 def equal(first, second):
@@ -201,7 +201,7 @@ def equal(first, second):
         and torch.equal(first.image, second.image)
         and all(
             torch.equal(getattr(first.targets, name), getattr(second.targets, name))
-            for name in FIELDS
+            for name in TARGET_FIELDS
         )
     )
 
@@ -227,7 +227,7 @@ def test_workers_that_are_not_forked_get_the_same_images(make):
 def assert_equal_batches(found, expected):
     assert (found.image_ids, found.sizes) == (expected.image_ids, expected.sizes)
     assert torch.equal(found.pixels, expected.pixels)
-    for name in FIELDS:
+    for name in TARGET_FIELDS:
         mine, theirs = getattr(found.targets, name), getattr(expected.targets, name)
         assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), name
 
@@ -237,7 +237,7 @@ def test_workers_make_the_same_batches(make, workers):
     batches = TrainingBatches(make(), 8)
     steps = [([(epoch, index) for index in range(8)], (130, 20)) for epoch in (0, 1, 3)]
     loader = DataLoader(
-        batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=start_work
+        batches, sampler=steps, batch_size=None, num_workers=workers, worker_init_fn=init_worker
     )
     for found, step in zip(loader, steps, strict=True):
         assert_equal_batches(found, batches[step])
@@ -246,7 +246,7 @@ def test_workers_make_the_same_batches(make, workers):
 
 def test_a_batch_holds_its_samples_in_two_tensors(make_images, vocabulary):
     """Of different sizes, with different numbers of pairs and of detected boxes."""
-    images = make_images(load_split(vocabulary, "ua"), PublishedAugmentation())
+    images = make_images(load_split(vocabulary, "ua"), DETRAugmentation())
     samples = [images[0, index] for index in range(4)]
     batch = collate(samples)
     assert sum(isinstance(value, torch.Tensor) for value in vars(batch).values()) == 2
@@ -254,17 +254,17 @@ def test_a_batch_holds_its_samples_in_two_tensors(make_images, vocabulary):
     for row, (sample, (height, width)) in enumerate(zip(samples, batch.sizes, strict=True)):
         assert torch.equal(batch.pixels[row, :, :height, :width], sample.image)
         own = batch.targets.detected_images == row
-        for name in DETECTED[:2]:
+        for name in DETECTION_FIELDS[:2]:
             found = getattr(batch.targets, name)[own]
             assert torch.equal(found, getattr(sample.targets, name))
-        for name in PAIRS:
-            found = getattr(batch.targets, name)[row, batch.targets.present[row]]
+        for name in PAIR_FIELDS:
+            found = getattr(batch.targets, name)[row, batch.targets.pair_mask[row]]
             assert torch.equal(found, getattr(sample.targets, name)), name
     assert len({len(sample.targets) for sample in samples}) > 1
     assert_equal_batches(pickle.loads(pickle.dumps(batch)), batch)
 
 
-@pytest.mark.parametrize("augmentation", [PublishedAugmentation(), world_augmentation()])
+@pytest.mark.parametrize("augmentation", [DETRAugmentation(), toy_augmentation()])
 def test_sizes_are_known_before_an_image_is_read(make_images, vocabulary, augmentation):
     images = make_images(load_split(vocabulary, "ua"), augmentation)
     assert images.image_sizes.tolist() == [[128, 128]] * len(images)
@@ -274,7 +274,7 @@ def test_sizes_are_known_before_an_image_is_read(make_images, vocabulary, augmen
         for index in range(0, len(images), 5):
             assert tuple(sizes[index]) == images[epoch, index].image.shape[-2:]
             seen.add(tuple(sizes[index]))
-    assert (len(seen) > 4) == isinstance(augmentation, PublishedAugmentation)
+    assert (len(seen) > 4) == isinstance(augmentation, DETRAugmentation)
 
 
 def test_answers_follow_their_pairs_through_the_published_augmentation():
@@ -285,13 +285,13 @@ def test_answers_follow_their_pairs_through_the_published_augmentation():
     pairs_left = set()
     for seed in range(30):
         torch.manual_seed(seed)
-        draws = torch.rand(NUM_DRAWS).numpy()
+        draws = torch.rand(NUM_RAND).numpy()
         sample = make_sample(
-            "a.jpg", picture(), targets, lambda values, d=draws: PublishedAugmentation()(values, d)
+            "a.jpg", picture(), targets, lambda values, d=draws: DETRAugmentation()(values, d)
         )
         rows = sample.targets.object_labels
-        assert torch.equal(sample.targets.soft, targets.soft[rows])
-        assert torch.equal(sample.targets.hard, targets.hard[rows])
+        assert torch.equal(sample.targets.teacher_probs, targets.teacher_probs[rows])
+        assert torch.equal(sample.targets.verb_labels, targets.verb_labels[rows])
         assert torch.equal(rows, rows.sort().values)
         middles = sample.targets.object_boxes[:, 0]
         assert torch.equal(middles, middles.sort(descending=bool(draws[0] >= 0.5)).values)
@@ -305,13 +305,15 @@ def test_no_image_is_lost_by_a_split(make_images, annotations, vocabulary):
     verbs, labels = hidden.hois[:, 2], hidden.labels[hidden.hois[:, 1]]
     unseen = np.unique(vocabulary.interaction_ids[verbs, labels])
     split = Split("mine", tuple(unseen.tolist()), np.ones(vocabulary.num_verbs, dtype=bool))
-    images = make_images(split, world_augmentation())
+    images = make_images(split, toy_augmentation())
     samples = [images[0, index] for index in range(len(images))]
     assert [sample.image_id for sample in samples] == [
         annotation.image_id for annotation in annotations.annotations
     ]
     without = [sample for sample in samples if not sample.targets.seen.any()]
-    assert samples[3] in without and len(samples[3].targets) and samples[3].targets.soft.any()
+    assert (
+        samples[3] in without and len(samples[3].targets) and samples[3].targets.teacher_probs.any()
+    )
     assert len(without) < len(samples)
 
 

@@ -3,10 +3,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.splits import keep_seen, load_split
+from pipeline.splits import load_split, remove_unseen_labels
 from pipeline.toy.scene import draw_scene
 from pipeline.types import Annotation
-from student.data.few_shot import draw_shots, shot_list
+from student.data.few_shot import list_few_shot, select_few_shot
 
 
 def labelled(annotations, vocabulary):
@@ -23,7 +23,7 @@ def taught(images, vocabulary):
     found = Counter()
     for index in range(len(images)):
         targets = images.targets(index)
-        for pair, verb in zip(*np.nonzero(targets.hard.numpy()), strict=True):
+        for pair, verb in zip(*np.nonzero(targets.verb_labels.numpy()), strict=True):
             found[int(vocabulary.interaction_ids[verb, targets.object_labels[pair]])] += 1
     return found
 
@@ -35,12 +35,12 @@ def test_so_many_labels_of_every_unseen_interaction_reach_the_loss(
 ):
     split, everything = load_split(vocabulary, name), annotations.annotations
     images = make_images(split, None)
-    images.shown = draw_shots(everything, split, vocabulary, count, seed=4)
+    images.few_shot_rows = select_few_shot(everything, split, vocabulary, count, seed=4)
     found, there = taught(images, vocabulary), labelled(everything, vocabulary)
     for hoi in range(vocabulary.num_interactions):
         wanted = min(count, there[hoi]) if hoi in split.unseen else there[hoi]
         assert found[hoi] == wanted, vocabulary.interaction_name(hoi)
-    listed = shot_list(everything, images.shown, vocabulary)
+    listed = list_few_shot(everything, images.few_shot_rows, vocabulary)
     names = Counter(entry["interaction"] for entry in listed)
     assert names == {
         vocabulary.interaction_name(hoi): min(count, there[hoi])
@@ -55,42 +55,44 @@ def test_a_label_that_is_shown_teaches_its_own_pair_and_nothing_else(
     split = load_split(vocabulary, "ua")
     images = make_images(split, None)
     before = [images.targets(index) for index in range(len(images))]
-    images.shown = draw_shots(annotations.annotations, split, vocabulary, 1, seed=0)
+    images.few_shot_rows = select_few_shot(annotations.annotations, split, vocabulary, 1, seed=0)
     for index, hidden in enumerate(before):
         targets = images.targets(index)
-        rows = images.shown.get(index, [])
-        assert targets.hard.sum() - hidden.hard.sum() == len(rows)
-        assert not targets.soft[targets.hard].any()
+        rows = images.few_shot_rows.get(index, [])
+        assert targets.verb_labels.sum() - hidden.verb_labels.sum() == len(rows)
+        assert not targets.teacher_probs[targets.verb_labels].any()
         for human, thing, verb in annotations.annotations[index].hois[rows].tolist():
             boxes = annotations.annotations[index].boxes
             same = (targets.human_boxes == boxes[human]).all(1)
             same &= (targets.object_boxes == boxes[thing]).all(1)
-            assert targets.hard[same & targets.seen][:, verb].all()
+            assert targets.verb_labels[same & targets.seen][:, verb].all()
 
 
 def test_equal_seeds_choose_the_same_and_more_shots_keep_the_fewer(vocabulary):
     split = load_split(vocabulary, "ua")
     everything = [draw_scene(5, "train", index)[1] for index in range(80)]
-    draws = [draw_shots(everything, split, vocabulary, count, seed=1) for count in (1, 2, 2, 3)]
+    draws = [
+        select_few_shot(everything, split, vocabulary, count, seed=1) for count in (1, 2, 2, 3)
+    ]
     rows = [{(image, row) for image, own in draw.items() for row in own} for draw in draws]
     assert rows[1] == rows[2] and rows[0] < rows[1] < rows[3]
-    others = [draw_shots(everything, split, vocabulary, 1, seed=seed) for seed in range(5)]
+    others = [select_few_shot(everything, split, vocabulary, 1, seed=seed) for seed in range(5)]
     assert any(other != others[0] for other in others)
 
 
 def test_nothing_is_drawn_of_nothing(annotations, vocabulary):
-    assert draw_shots((), load_split(vocabulary, "ua"), vocabulary, 3, seed=0) == {}
+    assert select_few_shot((), load_split(vocabulary, "ua"), vocabulary, 3, seed=0) == {}
     full = load_split(vocabulary, "full")
-    assert draw_shots(annotations.annotations, full, vocabulary, 3, seed=0) == {}
+    assert select_few_shot(annotations.annotations, full, vocabulary, 3, seed=0) == {}
     empty = Annotation("a.jpg", np.zeros((0, 4), np.float32), np.zeros(0, np.int64),
                        np.zeros((0, 3), np.int64))  # fmt: skip
-    assert draw_shots([empty], load_split(vocabulary, "ua"), vocabulary, 3, seed=0) == {}
-    assert shot_list([empty], {}, vocabulary) == []
+    assert select_few_shot([empty], load_split(vocabulary, "ua"), vocabulary, 3, seed=0) == {}
+    assert list_few_shot([empty], {}, vocabulary) == []
 
 
 def test_shown_labels_stay_with_their_boxes(annotations, vocabulary):
     split = load_split(vocabulary, "ua")
     for one in annotations.annotations:
-        kept = keep_seen(one, split, vocabulary, range(len(one.hois)))
+        kept = remove_unseen_labels(one, split, vocabulary, range(len(one.hois)))
         assert len(kept.hois) == len(one.hois)
         assert set(map(tuple, kept.boxes.tolist())) <= set(map(tuple, one.boxes.tolist()))

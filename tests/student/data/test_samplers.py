@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from student.data.samplers import epoch_batches, padding_share, steps_per_epoch
-from student.data.transforms import NUM_DRAWS, draw_geometries
+from student.data.samplers import epoch_batches, padding_fraction, steps_per_epoch
+from student.data.transforms import NUM_RAND, sample_geometries
 
 
 def made_up_sizes(count, seed=0):
@@ -74,15 +74,17 @@ def test_large_and_small_batches_are_mixed_over_the_epoch():
 
 def test_the_share_of_padding():
     sizes = np.array([[10, 20], [20, 10], [20, 20]])
-    assert padding_share(sizes, [[0], [1], [2]]) == 0
-    assert padding_share(sizes, [[0, 1]]) == pytest.approx(0.5)
-    assert padding_share(sizes, [[0, 1], [2]]) == pytest.approx(1 - 800 / 1200)
+    assert padding_fraction(sizes, [[0], [1], [2]]) == 0
+    assert padding_fraction(sizes, [[0, 1]]) == pytest.approx(0.5)
+    assert padding_fraction(sizes, [[0, 1], [2]]) == pytest.approx(1 - 800 / 1200)
 
 
 def waste(sizes, batch):
     random = np.random.default_rng(0).permutation(len(sizes))
     unsorted = [random[i : i + batch] for i in range(0, len(sizes) - batch + 1, batch)]
-    return padding_share(sizes, epoch_batches(sizes, batch, 0, 0)), padding_share(sizes, unsorted)
+    return padding_fraction(sizes, epoch_batches(sizes, batch, 0, 0)), padding_fraction(
+        sizes, unsorted
+    )
 
 
 @pytest.mark.parametrize("batch", [2, 4, 16])
@@ -90,8 +92,8 @@ def waste(sizes, batch):
 def test_grouping_wastes_less_than_half_the_padding(batch, augmented):
     sizes = made_up_sizes(4000)
     if augmented:
-        draws = np.random.default_rng(1).random((len(sizes), NUM_DRAWS))
-        sizes = draw_geometries(sizes, draws).sizes
+        draws = np.random.default_rng(1).random((len(sizes), NUM_RAND))
+        sizes = sample_geometries(sizes, draws).sizes
     grouped, random = waste(sizes, batch)
     assert grouped < random / 2
 
@@ -99,8 +101,8 @@ def test_grouping_wastes_less_than_half_the_padding(batch, augmented):
 def test_grouping_of_hico_dets_images_wastes_less_than_half_the_padding(hico_det_files):
     images = json.loads((hico_det_files / "test_hico.json").read_text())
     sizes = np.array([(image["height"], image["width"]) for image in images])
-    draws = np.random.default_rng(1).random((len(sizes), NUM_DRAWS))
-    grouped, random = waste(draw_geometries(sizes, draws).sizes, 16)
+    draws = np.random.default_rng(1).random((len(sizes), NUM_RAND))
+    grouped, random = waste(sample_geometries(sizes, draws).sizes, 16)
     assert grouped < random / 2
 
 

@@ -5,19 +5,23 @@ import torch
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
 from pipeline.vocabulary import load_vocabulary
-from student.data.text_embeddings import reading_options, sentences_for, teacher_texts
+from student.data.text_embeddings import (
+    build_text_embeddings,
+    load_text_head_init,
+    text_head_options,
+)
 from student.models.text_head import TextVerbHead
 from student.weights.load import load_model
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.reader.fingerprint import text_model_of
+from teacher_cache.reader.fingerprint import text_model_digest
 from teacher_cache.reader.format import TEACHER
-from teacher_cache.writer.shard import write_teacher
+from teacher_cache.writer.shard import write_teacher_file
 
 
 def test_a_verb_that_does_not_go_with_an_object_has_the_mean_of_its_sentences(
     vocabulary, sentences
 ):
-    made = sentences_for(vocabulary, sentences.embeddings, "cache")
+    made = build_text_embeddings(vocabulary, sentences.embeddings, "cache")
     assert made.rows.shape == (vocabulary.num_objects, vocabulary.num_verbs)
     ids = vocabulary.interaction_ids
     for verb in range(vocabulary.num_verbs):
@@ -33,18 +37,18 @@ def test_a_verb_without_object_has_no_sentence():
     vcoco = load_vocabulary("vcoco")
     embeddings = np.ones((vcoco.num_interactions, 4), dtype=np.float32)
     with pytest.raises(InputError, match=r"cache: expected a sentence about every verb, .*stand"):
-        sentences_for(vcoco, embeddings, "cache")
+        build_text_embeddings(vcoco, embeddings, "cache")
 
 
 def test_training_begins_near_the_teachers_own_answers(reading_cache, vocabulary, sentences):
-    texts = teacher_texts(open_cache(reading_cache), vocabulary)
+    texts = load_text_head_init(open_cache(reading_cache), vocabulary)
     assert texts.scale == sentences.logit_scale
     # Log probability and logit of a look differ by the object's sum, whose mean the margin is.
     differences = []
     cache = open_cache(reading_cache)
     for image in cache.image_ids:
         own = cache[image]
-        looks = own.embeddings.astype(np.float32)[own.regions]
+        looks = own.embeddings.astype(np.float32)[own.region_indices]
         for look, label in zip(looks, own.pairs.object_labels, strict=True):
             verbs = np.flatnonzero(vocabulary.valid[:, label])
             verbs = verbs[verbs != vocabulary.no_interaction]
@@ -58,29 +62,29 @@ def test_without_regions_the_sentences_stand_in(
 ):
     answers = {one.image_id: answer(one) for one in annotations.annotations}
     folder = write_cache(tmp_path / "bare", vocabulary, annotations.digest, answers)
-    write_teacher(folder / TEACHER, open_cache(folder).fingerprint, sentences)
-    assert 0.5 < teacher_texts(open_cache(folder), vocabulary).margin < 1.2
+    write_teacher_file(folder / TEACHER, open_cache(folder).fingerprint, sentences)
+    assert 0.5 < load_text_head_init(open_cache(folder), vocabulary).margin < 1.2
 
 
 def test_a_head_is_told(reading_cache, reading_run, vocabulary, sentences):
     head = load_model(reading_run).verb_head
     assert isinstance(head, TextVerbHead)
-    texts = teacher_texts(open_cache(reading_cache), vocabulary)
-    assert torch.equal(head.texts, texts.sentences.texts)
-    assert torch.equal(head.rows, texts.sentences.rows)
+    texts = load_text_head_init(open_cache(reading_cache), vocabulary)
+    assert torch.equal(head.texts, texts.texts.texts)
+    assert torch.equal(head.rows, texts.texts.rows)
     assert head.log_scale.exp().item() == pytest.approx(10) and head.margin == texts.margin
 
 
 def test_options_of_a_student_that_reads(reading_cache, vocabulary):
     cache = open_cache(reading_cache)
-    assert reading_options({}, cache, vocabulary) == {}
-    found = reading_options({"verb_head": "text"}, cache, vocabulary)
+    assert text_head_options({}, cache, vocabulary) == {}
+    found = text_head_options({"verb_head": "text"}, cache, vocabulary)
     assert found["text_dim"] == 16 and found["num_texts"] == 61 and found["embedding_weight"] > 0
     assert found["text_model"] == cache.text_model
     silent = {"verb_head": "text", "distillation": False}
-    assert reading_options(silent, cache, vocabulary)["embedding_weight"] == 0
+    assert text_head_options(silent, cache, vocabulary)["embedding_weight"] == 0
     own = {"verb_head": "text", "embedding_weight": 0.3}
-    assert reading_options(own, cache, vocabulary)["embedding_weight"] == 0.3
+    assert text_head_options(own, cache, vocabulary)["embedding_weight"] == 0.3
 
 
 @pytest.mark.parametrize(
@@ -96,20 +100,20 @@ def test_options_of_a_student_that_reads(reading_cache, vocabulary):
 )
 def test_options_that_do_not_go_together(reading_cache, vocabulary, options, says):
     with pytest.raises(InputError, match=says):
-        reading_options(options, open_cache(reading_cache), vocabulary)
+        text_head_options(options, open_cache(reading_cache), vocabulary)
 
 
 def test_caches_that_teach_nobody_to_read(cache_path, reading_cache, vocabulary):
     options = {"verb_head": "text"}
     with pytest.raises(InputError, match="expected region embeddings for --embedding-weight 1"):
-        reading_options(options, open_cache(cache_path), vocabulary)
+        text_head_options(options, open_cache(cache_path), vocabulary)
     with pytest.raises(InputError, match="expected the name of the CLIP that read its texts"):
-        reading_options({**options, "embedding_weight": 0.0}, open_cache(cache_path), vocabulary)
+        text_head_options({**options, "embedding_weight": 0.0}, open_cache(cache_path), vocabulary)
 
 
 def test_another_clip_has_another_name(reading_cache):
     cache = open_cache(reading_cache)
     parts = read_json(reading_cache / "manifest.json")["parts"]
-    assert text_model_of(parts) == cache.text_model
-    assert text_model_of({**parts, "clip.precision": "float16"}) == cache.text_model
-    assert text_model_of({**parts, "clip.weights": "1" * 64}) != cache.text_model
+    assert text_model_digest(parts) == cache.text_model
+    assert text_model_digest({**parts, "clip.precision": "float16"}) == cache.text_model
+    assert text_model_digest({**parts, "clip.weights": "1" * 64}) != cache.text_model

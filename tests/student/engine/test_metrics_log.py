@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from pipeline.utils.errors import InputError
-from student.engine.metrics_log import Pace, Reading, RunLog, peak_memory, summary
-from student.utils.distributed import ALONE
+from student.engine.metrics_log import (
+    MetricsLogger,
+    StepMetrics,
+    Throughput,
+    peak_memory,
+    progress_line,
+)
+from student.utils.distributed import SINGLE_PROCESS
 
 RECORD = {
     "step": 3,
@@ -20,8 +26,8 @@ RECORD = {
 VALUES = {"object": 1.0, "verb_hard": 2.0, "total": 3.0, "gradient": 0.5}
 
 
-def reading(step=3):
-    return Reading(step, ("a.jpg",), VALUES, {**RECORD, "step": step})
+def step_metrics(step=3):
+    return StepMetrics(step, ("a.jpg",), VALUES, {**RECORD, "step": step})
 
 
 def lines(path):
@@ -29,42 +35,42 @@ def lines(path):
 
 
 def test_the_pace_is_that_since_the_last_record():
-    pace = Pace(torch.device("cpu"))
-    assert pace.take()["images_per_second"] == 0
-    pace.add(images=6, seconds=2.0, waited=0.5)
-    pace.add(images=4, seconds=2.0, waited=0.5)
-    found = pace.take()
+    throughput = Throughput(torch.device("cpu"))
+    assert throughput.compute()["images_per_second"] == 0
+    throughput.update(images=6, seconds=2.0, waited=0.5)
+    throughput.update(images=4, seconds=2.0, waited=0.5)
+    found = throughput.compute()
     assert (found["images_per_second"], found["data_wait_share"]) == (2.5, 0.25)
     assert found["memory_gb"] == pytest.approx(peak_memory(torch.device("cpu")) / 1e9, rel=0.2)
-    assert pace.take()["images_per_second"] == 0
+    assert throughput.compute()["images_per_second"] == 0
 
 
 def test_lines_after_the_step_where_the_run_stands_go(tmp_path):
     for step in (2, 4):
-        with RunLog(tmp_path, 0 if step == 2 else 3, 9, ALONE) as log:
+        with MetricsLogger(tmp_path, 0 if step == 2 else 3, 9, SINGLE_PROCESS) as log:
             log.advance()
-            log.write(reading(step))
-            log.evaluated(step, 1, {"seen": 0.25}, best=True)
-    with RunLog(tmp_path, 3, 9, ALONE) as log:
-        log.write(reading(5))
+            log.log_step(step_metrics(step))
+            log.log_validation(step, 1, {"seen": 0.25}, best=True)
+    with MetricsLogger(tmp_path, 3, 9, SINGLE_PROCESS) as log:
+        log.log_step(step_metrics(5))
     found = lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in found] == [2, 5]
     assert found[0]["losses"] == {"object": 1.0, "verb_hard": 2.0} and found[0]["loss"] == 3
-    assert found[0]["gradient_norm"] == 0.5 and found[0]["images_per_second"] == 8
-    assert lines(tmp_path / "evaluations.jsonl") == [
+    assert found[0]["grad_norm"] == 0.5 and found[0]["images_per_second"] == 8
+    assert lines(tmp_path / "validation.jsonl") == [
         {"step": 2, "epoch": 1, "metrics": {"seen": 0.25}, "best": True}
     ]
 
 
 def test_people_see_what_happens(tmp_path, capsys):
-    with RunLog(tmp_path, 0, 9, ALONE) as log:
-        log.write(reading())
+    with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS) as log:
+        log.log_step(step_metrics())
         log.advance()
-        log.evaluated(3, 2, {"seen": 0.5}, best=True)
+        log.log_validation(3, 2, {"seen": 0.5}, best=True)
     out, err = capsys.readouterr()
-    assert out == "epoch 2, held out: seen 50.00 (best so far)\n"
-    assert "1/9 steps" in err and summary(lines(tmp_path / "metrics.jsonl")[0]) in err
-    assert summary({**RECORD, "loss": 3, "losses": {"object": 1.0}}) == (
+    assert out == "epoch 2, validation: seen 50.00 (best so far)\n"
+    assert "1/9 steps" in err and progress_line(lines(tmp_path / "metrics.jsonl")[0]) in err
+    assert progress_line({**RECORD, "loss": 3, "losses": {"object": 1.0}}) == (
         "loss 3.00, 8.0 images/s, waiting 25%, 1.5 GB, lr 1.0e-04, object 1.00"
     )
 
@@ -73,17 +79,17 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with RunLog(tmp_path, 0, 9, ALONE, tensorboard=True) as log:
-        log.write(reading())
-        log.evaluated(3, 1, {"seen": 0.25}, best=False)
+    with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS, tensorboard=True) as log:
+        log.log_step(step_metrics())
+        log.log_validation(3, 1, {"seen": 0.25}, best=False)
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
-    assert {"loss", "losses/verb_hard", "lr", "gradient_norm"} <= set(found.Tags()["scalars"])
-    (event,) = found.Scalars("held_out/seen")
+    assert {"loss", "losses/verb_hard", "lr", "grad_norm"} <= set(found.Tags()["scalars"])
+    (event,) = found.Scalars("val/seen")
     assert (event.step, event.value) == (3, 0.25)
 
 
 def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match=r"--tensorboard: .*pip install 'eoid\[tensorboard\]'"):
-        RunLog(tmp_path, 0, 9, ALONE, tensorboard=True).__enter__()
+        MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS, tensorboard=True).__enter__()

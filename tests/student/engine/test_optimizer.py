@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from student.config import TrainConfig
-from student.engine.optimizer import build_optimiser, build_schedule
+from student.engine.optimizer import build_optimizer, build_schedule
 from student.models.detector import HOIDetector
 
 CPU = torch.device("cpu")
@@ -20,10 +20,10 @@ def rates(config, steps, steps_per_epoch):
     return found
 
 
-def test_rates_of_backbone_and_rest(world_config):
-    model = HOIDetector(world_config)
-    config = TrainConfig(learning_rate=1e-3, backbone_factor=0.25, weight_decay=0.5)
-    optimizer = build_optimiser(model, config, CPU)
+def test_rates_of_backbone_and_rest(toy_config):
+    model = HOIDetector(toy_config)
+    config = TrainConfig(learning_rate=1e-3, backbone_lr_factor=0.25, weight_decay=0.5)
+    optimizer = build_optimizer(model, config, CPU)
     others, backbone = optimizer.param_groups
     assert backbone["lr"] == pytest.approx(0.25e-3) and others["lr"] == pytest.approx(1e-3)
     assert backbone["weight_decay"] == others["weight_decay"] == 0.5 and backbone["fused"]

@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 from evaluation.predictions import read_predictions
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
-from pipeline.toy.backbone import SingleMap, WorldBackbone
-from pipeline.toy.generate import write_world
+from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
+from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.data.dataset import TrainingImages
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import Wanted
-from student.engine.validation import HeldOut, Score
+from student.engine.run_inputs import RunRequest
+from student.engine.validation import ValidationScore, Validator
 from student.models.detector import HOIDetector
 from student.weights.checkpoint_file import load_checkpoint
 from student.weights.load import load_model
@@ -32,10 +32,10 @@ def configured(dataset_root, cache_path):
     """`configured(out, field=value)` gives a short run's configuration."""
 
     def make(out, **changes):
-        wanted = Wanted(dataset_root, cache_path, "ua", "world", OPTIONS)
-        asked = {name: changes.pop(name) for name in changes.keys() & vars(wanted).keys()}
+        run_request = RunRequest(dataset_root, cache_path, "ua", "toy", OPTIONS)
+        asked = {name: changes.pop(name) for name in changes.keys() & vars(run_request).keys()}
         return RunConfig(
-            replace(wanted, **asked), out, **{"device": "cpu", "workers": 0, **changes}
+            replace(run_request, **asked), out, **{"device": "cpu", "workers": 0, **changes}
         )
 
     return make
@@ -86,7 +86,7 @@ def test_a_run_folder_holds_the_whole_story(finished, dataset, vocabulary):
     ]
     plan = read_json(out / "config.json")
     assert plan["recipe"] == load_checkpoint(out / "checkpoint.pt").recipe.to_dict()
-    assert plan["recipe"]["train"]["epochs"] == 1 and plan["init"] is None
+    assert plan["recipe"]["train"]["epochs"] == 1 and plan["pretrained"] is None
     told = plan["execution"]
     assert told["cache"] and (told["workers"], told["processes"], told["device"]) == (0, 1, "cpu")
 
@@ -164,17 +164,17 @@ def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
         assert not {record.id for record in self.records} & trained and len(self.records) == 4
         if step == 6 and "goes on" not in capsys.readouterr().out:
             raise Killed
-        return Score(scores[step // 3 - 1], {"seen": scores[step // 3 - 1]})
+        return ValidationScore(scores[step // 3 - 1], {"seen": scores[step // 3 - 1]})
 
     monkeypatch.setattr(TrainingImages, "__getitem__", remember)
-    monkeypatch.setattr(HeldOut, "evaluate", evaluate)
-    watched = {"epochs": 3, "hold_out": 4, "evaluate_every": 1, "keep": "best"}
+    monkeypatch.setattr(Validator, "evaluate", evaluate)
+    watched = {"epochs": 3, "val_size": 4, "val_every": 1, "keep": "best"}
     config = configured(tmp_path / "run", options={**OPTIONS, "batch_size": 4, **watched})
     with pytest.raises(Killed):
         run_student(config)
     results = run_student(config)
     assert len(trained) == 12
-    found = lines(tmp_path / "run/evaluations.jsonl")
+    found = lines(tmp_path / "run/validation.jsonl")
     assert [(one["step"], one["epoch"], one["best"]) for one in found] == [
         (3, 1, True), (6, 2, False), (9, 3, False)
     ]  # fmt: skip
@@ -190,11 +190,11 @@ def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
 
 
 def test_held_out_images_are_really_scored(configured, tmp_path, capsys):
-    options = {**OPTIONS, "hold_out": 0.25, "evaluate_every": 1}
+    options = {**OPTIONS, "val_size": 0.25, "val_every": 1}
     run_student(configured(tmp_path / "run", options=options))
-    (line,) = lines(tmp_path / "run/evaluations.jsonl")
+    (line,) = lines(tmp_path / "run/validation.jsonl")
     assert set(line["metrics"]) == {"seen", "mean_max_recall"} and line["step"] == 1
-    assert "epoch 1, held out: seen" in capsys.readouterr().out
+    assert "epoch 1, validation: seen" in capsys.readouterr().out
     assert len(list((tmp_path / "run/pictures/step-0000001").iterdir())) > 0
     assert len(list((tmp_path / "run/pictures/test").iterdir())) == 4
     assert not (tmp_path / "run/best.pt").exists()
@@ -218,7 +218,7 @@ def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path,
 @pytest.fixture
 def init_file(tmp_path):
     """A backbone to start from."""
-    body = SingleMap(WorldBackbone()).state_dict()
+    body = SingleFeatureMap(ToyBackbone()).state_dict()
     save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
     return tmp_path / "body.safetensors"
 
@@ -226,9 +226,9 @@ def init_file(tmp_path):
 def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
     configured, init_file, tmp_path, capsys
 ):
-    config = configured(tmp_path / "run", init=init_file)
+    config = configured(tmp_path / "run", pretrained=init_file)
     results = run_student(config)
-    told = (tmp_path / "run/init.json").read_bytes()
+    told = (tmp_path / "run/pretrained.json").read_bytes()
     assert "start: body.safetensors" in capsys.readouterr().out
     moved = init_file.rename(tmp_path / "moved.safetensors")
     assert run_student(config).metrics == results.metrics
@@ -236,19 +236,21 @@ def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
     assert f"{init_file}: not there any more, and not needed to go on" in out
     assert "goes on at step 2 of 2" in out and "start:" not in out
     # The same file in another place is the same start, another file is not.
-    assert run_student(replace(config, init=moved)).metrics == results.metrics
+    assert run_student(replace(config, pretrained=moved)).metrics == results.metrics
     save_file({**load_file(moved), "more": torch.ones(1)}, init_file)
-    with pytest.raises(InputError, match=r"holds a run with another init \(.*, now .*\); name a"):
+    with pytest.raises(
+        InputError, match=r"holds a run with another pretrained \(.*, now .*\); name a"
+    ):
         run_student(config)
-    assert (tmp_path / "run/init.json").read_bytes() == told
+    assert (tmp_path / "run/pretrained.json").read_bytes() == told
 
 
 def test_a_run_that_has_not_begun_needs_what_it_starts_from(configured, init_file, tmp_path):
-    config = configured(tmp_path / "run", init=init_file)
+    config = configured(tmp_path / "run", pretrained=init_file)
     run_student(config)
     init_file.unlink()
     before = content(config.out)
-    for changes in ({"resume": "never"}, {"wanted": replace(config.wanted, split="uc")}):
+    for changes in ({"resume": "never"}, {"request": replace(config.run_request, split="uc")}):
         with pytest.raises(InputError, match=r"body\.safetensors: no such"):
             run_student(replace(config, overwrite=True, **changes))
     assert content(config.out) == before
@@ -294,7 +296,7 @@ def test_the_control_starts_from_the_same_weights(configured, finished, tmp_path
 
 
 def same_dataset(root, folder):
-    return Path(shutil.copytree(root, folder / "world"))
+    return Path(shutil.copytree(root, folder / "toy"))
 
 
 def no_test_images(dataset, _):
@@ -352,10 +354,10 @@ def test_bad_input_leaves_no_run_behind(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"split": "zz"}, "zz: no such split of world; expected one of full, ua"),
+        ({"split": "zz"}, "zz: no such split of toy; expected one of full, ua"),
         ({"preset": "tiny"}, "--preset: expected one of"),
         ({"device": "abacus"}, "--device: expected"),
-        ({"init": Path("gone.safetensors")}, "gone.safetensors: no such"),
+        ({"pretrained": Path("gone.safetensors")}, "gone.safetensors: no such"),
         ({"data": Path("gone")}, "gone: no such dataset folder"),
     ],
 )
@@ -441,16 +443,16 @@ def test_results_are_replaced_only_when_asked(run, dataset_root):
 
 def test_another_vocabulary_is_refused(run, dataset_root, tmp_path):
     data = same_dataset(dataset_root, tmp_path)
-    vocabulary = load_vocabulary("world").to_dict()
+    vocabulary = load_vocabulary("toy").to_dict()
     vocabulary["name"] = "other"
     vocabulary["verbs"][0]["name"] = "mount"
     write_json(data / "words.json", vocabulary)
     description = data / "dataset.toml"
     description.write_text(
-        description.read_text().replace('vocabulary = "world"', 'vocabulary = "words.json"')
+        description.read_text().replace('vocabulary = "toy"', 'vocabulary = "words.json"')
     )
     assert open_dataset(data).vocabulary.name == "other"
-    with pytest.raises(InputError, match="student of the vocabulary other, found world"):
+    with pytest.raises(InputError, match="student of the vocabulary other, found toy"):
         evaluate(run, data, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -490,11 +492,11 @@ def test_a_truncated_test_image_is_one_line(run, dataset_root, tmp_path, workers
 
 
 def test_a_dataset_without_a_test_part(run, tmp_path):
-    write_world(tmp_path / "world", train=1, test=1, seed=0, workers=1)
-    description = tmp_path / "world/dataset.toml"
+    write_toy(tmp_path / "toy", train=1, test=1, seed=0, workers=1)
+    description = tmp_path / "toy/dataset.toml"
     description.write_text(description.read_text().partition("[test]")[0])
     with pytest.raises(InputError, match="expected a part named test, found train"):
-        evaluate(run, tmp_path / "world", out=tmp_path / "out")
+        evaluate(run, tmp_path / "toy", out=tmp_path / "out")
 
 
 def test_an_unreadable_test_image_is_told_before_training(configured, dataset_root, tmp_path):

@@ -6,23 +6,24 @@ import pytest
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
-from student.config import preset
+from student.config import get_preset
 from student.engine.checkpoint import (
     AUTO,
     NEVER,
-    Start,
-    claimed,
-    find_start,
-    goes_on,
-    locked,
-    recorded,
-    save_newest,
+    ResumePoint,
+    claim_run_folder,
+    find_resume_point,
+    is_resumable,
+    lock_run_folder,
+    read_plan_entry,
+    save_latest,
 )
-from student.weights.checkpoint_file import Checkpoint, save_checkpoint
+from student.weights.checkpoint_file import RUN_FORMAT, Checkpoint, save_checkpoint
 
 PLAN = {
-    "dataset": "world",
-    "init": None,
+    "format": RUN_FORMAT,
+    "dataset": "toy",
+    "pretrained": None,
     "resume": None,
     "recipe": {"train": {"schedule": "step", "epochs": 3, "seed": 0}},
 }
@@ -34,7 +35,7 @@ def plan(**train):
 
 @pytest.fixture
 def checkpoint(vocabulary):
-    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    recipe = get_preset("toy", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     return Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), {}, {"plan": PLAN})
 
 
@@ -43,9 +44,9 @@ def run(checkpoint, tmp_path):
     """A folder with a run of `PLAN` and its checkpoint."""
     folder = tmp_path / "run"
     folder.mkdir()
-    assert find_start(folder, PLAN, False, AUTO) == Start(None)
+    assert find_resume_point(folder, PLAN, False, AUTO) == ResumePoint(None)
     write_json(folder / "config.json", PLAN)
-    save_newest(folder, checkpoint)
+    save_latest(folder, checkpoint)
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "logs").mkdir()
     return folder
@@ -61,7 +62,7 @@ HELD = {"config.json", "checkpoint.pt", "metrics.jsonl", "logs"}
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_the_same_run_goes_on_even_where_it_may_overwrite(run, overwrite):
     (run / ".checkpoint.pt.99.tmp").write_bytes(b"half a checkpoint")
-    assert find_start(run, PLAN, overwrite, AUTO) == Start(run / "checkpoint.pt")
+    assert find_resume_point(run, PLAN, overwrite, AUTO) == ResumePoint(run / "checkpoint.pt")
     assert names(run) == HELD
 
 
@@ -70,32 +71,32 @@ def test_another_run_is_refused_or_replaced(run, way):
     with pytest.raises(
         InputError, match=r"holds a run with another recipe \(recipe.*seed: .*, now 1\); name a"
     ):
-        find_start(run, plan(seed=1), False, way)
+        find_resume_point(run, plan(seed=1), False, way)
     assert names(run) == HELD
-    assert find_start(run, plan(seed=1), True, way) == Start(None)
+    assert find_resume_point(run, plan(seed=1), True, way) == ResumePoint(None)
     assert names(run) == set()
 
 
 def test_never_begins_again_only_where_it_may_overwrite(run):
     with pytest.raises(InputError, match="holds this run already; with --resume never, name a new"):
-        find_start(run, PLAN, False, NEVER)
-    assert find_start(run, PLAN, True, NEVER) == Start(None) and names(run) == set()
+        find_resume_point(run, PLAN, False, NEVER)
+    assert find_resume_point(run, PLAN, True, NEVER) == ResumePoint(None) and names(run) == set()
 
 
 def test_a_damaged_checkpoint_is_told(run, checkpoint):
-    save_newest(run, checkpoint)
+    save_latest(run, checkpoint)
     (run / "checkpoint.pt").write_bytes(b"PK")
-    start = find_start(run, PLAN, False, AUTO)
+    start = find_resume_point(run, PLAN, False, AUTO)
     assert start.checkpoint == run / "checkpoint-previous.pt"
-    assert "checkpoint.pt: expected a torch checkpoint" in start.line
-    assert start.line.endswith("; goes back to checkpoint-previous.pt")
+    assert "checkpoint.pt: expected a torch checkpoint" in start.message
+    assert start.message.endswith("; goes back to checkpoint-previous.pt")
 
 
 def test_a_damaged_checkpoint_never_replaces_the_whole_one(run, checkpoint):
     """Not even when the run is killed while it writes the next one."""
-    save_newest(run, checkpoint)
+    save_latest(run, checkpoint)
     (run / "checkpoint.pt").write_bytes(b"PK")
-    find_start(run, PLAN, False, AUTO)
+    find_resume_point(run, PLAN, False, AUTO)
     assert (run / "checkpoint-damaged.pt").read_bytes() == b"PK"
     moved = []
 
@@ -105,28 +106,28 @@ def test_a_damaged_checkpoint_never_replaces_the_whole_one(run, checkpoint):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("os.replace", killed)
-        save_newest(run, checkpoint)
+        save_latest(run, checkpoint)
     assert len(moved) == 1 and moved[0][1] == run / "checkpoint.pt"
-    assert find_start(run, PLAN, False, AUTO) == Start(run / "checkpoint-previous.pt")
+    assert find_resume_point(run, PLAN, False, AUTO) == ResumePoint(run / "checkpoint-previous.pt")
 
 
 def test_what_a_run_with_checkpoints_remembers(run, tmp_path):
-    assert goes_on(run, PLAN, AUTO) and goes_on(run, PLAN, "other/checkpoint.pt")
-    assert not goes_on(run, PLAN, NEVER) and not goes_on(run, plan(seed=1), AUTO)
-    assert recorded(run, "dataset") == "world" and recorded(run, "weather") is None
+    assert is_resumable(run, PLAN, AUTO) and is_resumable(run, PLAN, "other/checkpoint.pt")
+    assert not is_resumable(run, PLAN, NEVER) and not is_resumable(run, plan(seed=1), AUTO)
+    assert read_plan_entry(run, "dataset") == "toy" and read_plan_entry(run, "weather") is None
     (run / "checkpoint.pt").rename(run / "checkpoint-previous.pt")
-    assert goes_on(run, PLAN, AUTO) and recorded(run, "dataset") == "world"
+    assert is_resumable(run, PLAN, AUTO) and read_plan_entry(run, "dataset") == "toy"
     (run / "checkpoint-previous.pt").unlink()
     for folder in (run, tmp_path / "gone"):
-        assert not goes_on(folder, PLAN, AUTO) and recorded(folder, "dataset") is None
+        assert not is_resumable(folder, PLAN, AUTO) and read_plan_entry(folder, "dataset") is None
 
 
 @pytest.mark.parametrize("name", ["", "checkpoint.pt", "logs/../checkpoint-previous.pt"])
 def test_a_run_does_not_clear_away_the_checkpoint_to_begin_from(run, checkpoint, name):
-    save_newest(run, checkpoint)
+    save_latest(run, checkpoint)
     held = names(run)
     with pytest.raises(InputError, match="expected a checkpoint outside of"):
-        find_start(run, plan(epochs=9), True, str(run / name))
+        find_resume_point(run, plan(epochs=9), True, str(run / name))
     assert names(run) == held
 
 
@@ -134,16 +135,20 @@ def test_other_files_are_refused_or_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("hours of work")
     with (
         pytest.raises(InputError, match="expected a new folder or a run, found other files"),
-        claimed(tmp_path, PLAN, {}, False, AUTO),
+        claim_run_folder(tmp_path, PLAN, {}, False, AUTO),
     ):
         pass
     assert names(tmp_path) == {"thesis.tex"}
-    with claimed(tmp_path, PLAN, {"workers": 3}, True, AUTO) as start:
-        assert start == Start(None) and names(tmp_path) == {"thesis.tex", "config.json", ".lock"}
+    with claim_run_folder(tmp_path, PLAN, {"workers": 3}, True, AUTO) as start:
+        assert start == ResumePoint(None) and names(tmp_path) == {
+            "thesis.tex",
+            "config.json",
+            ".lock",
+        }
     held = json.loads((tmp_path / "config.json").read_text())
     assert held == {**PLAN, "execution": {"workers": 3}}
-    with claimed(tmp_path, PLAN, {}, False, AUTO) as start:
-        assert start == Start(None)
+    with claim_run_folder(tmp_path, PLAN, {}, False, AUTO) as start:
+        assert start == ResumePoint(None)
 
 
 @pytest.mark.parametrize(
@@ -161,15 +166,17 @@ def test_a_run_may_begin_at_a_checkpoint_of_its_like(run, tmp_path, train, refus
     folder.mkdir()
     wanted = {**plan(**train), "resume": str(file)}
     if refused is None:
-        assert find_start(folder, wanted, False, str(file)) == Start(file)
+        assert find_resume_point(folder, wanted, False, str(file)) == ResumePoint(file)
         assert names(folder) == set()
         write_json(folder / "config.json", wanted)
         # From its own first checkpoint on, it goes on from its own.
         (folder / "checkpoint.pt").write_bytes(file.read_bytes())
-        assert find_start(folder, wanted, False, str(file)) == Start(folder / "checkpoint.pt")
+        assert find_resume_point(folder, wanted, False, str(file)) == ResumePoint(
+            folder / "checkpoint.pt"
+        )
     else:
         with pytest.raises(InputError) as caught:
-            find_start(folder, wanted, False, str(file))
+            find_resume_point(folder, wanted, False, str(file))
         assert str(caught.value) == (
             f"{file}: expected a checkpoint of this run, found one with another {refused}"
         )
@@ -178,7 +185,7 @@ def test_a_run_may_begin_at_a_checkpoint_of_its_like(run, tmp_path, train, refus
 
 def test_a_checkpoint_to_begin_from_has_to_be_there(tmp_path):
     with pytest.raises(InputError, match=r"gone\.pt: no such file"):
-        find_start(tmp_path, PLAN, False, str(tmp_path / "gone.pt"))
+        find_resume_point(tmp_path, PLAN, False, str(tmp_path / "gone.pt"))
     assert names(tmp_path) == set()
 
 
@@ -186,7 +193,7 @@ def test_a_run_folder_as_the_checkpoint_to_begin_from(run, tmp_path):
     folder = tmp_path / "longer"
     folder.mkdir()
     wanted = {**plan(epochs=9), "resume": str(run)}
-    assert find_start(folder, wanted, False, str(run)) == Start(run / "checkpoint.pt")
+    assert find_resume_point(folder, wanted, False, str(run)) == ResumePoint(run / "checkpoint.pt")
 
 
 def test_weights_alone_are_no_place_to_begin_from(tmp_path, checkpoint):
@@ -194,13 +201,24 @@ def test_weights_alone_are_no_place_to_begin_from(tmp_path, checkpoint):
     folder.mkdir()
     save_checkpoint(file, replace(checkpoint, state={"step": 3}))
     with pytest.raises(InputError, match="state: expected that of a training run, found weights"):
-        find_start(folder, PLAN, False, str(file))
+        find_resume_point(folder, PLAN, False, str(file))
 
 
 def test_a_second_process_is_refused(start, student_words, tmp_path):
     run = tmp_path / "run"
-    with locked(run):
+    with lock_run_folder(run):
         code, _, err = start(student_words(run))()
         assert code == 2 and f"{run}: expected a run that no other process works on, found" in err
         assert f"found process {(run / '.lock').read_text().strip()}" in err
         assert names(run) == {".lock"}
+
+
+def test_a_run_folder_of_version_0_1_is_refused(run):
+    old = {name: value for name, value in PLAN.items() if name != "format"}
+    write_json(run / "config.json", {**old, "init": None})
+    says = r"config\.json: format: expected eoid-run-2, found none; name a new folder"
+    with pytest.raises(InputError, match=says) as caught:
+        find_resume_point(run, PLAN, False, AUTO)
+    assert "\n" not in str(caught.value) and names(run) == HELD
+    assert find_resume_point(run, PLAN, True, AUTO).checkpoint is None
+    assert names(run) == set()

@@ -31,15 +31,15 @@ def emptied(sample):
 
 def step(trainer, samples, frame=(0, 0)):
     """One step on the samples as a batch."""
-    return trainer.stepper(collate(samples, trainer.batches.multiple, frame))
+    return trainer.train_step(collate(samples, trainer.batches.multiple, frame))
 
 
 def gradients(trainer):
-    named = trainer.stepper.model.named_parameters()
+    named = trainer.train_step.model.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("queries", ["proposals", "learned"])
 @pytest.mark.parametrize("parts", [2, 3, 7, 20])
 def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, different_sizes, parts, queries):
     options = {"queries": queries, "clip_norm": 0.0}
@@ -54,7 +54,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, different_sizes, par
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-2))
 
 
-@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("queries", ["proposals", "learned"])
 @pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
 def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, verb_loss):
     trainer = make_trainer("run", queries=queries, verb_loss=verb_loss)
@@ -66,8 +66,8 @@ def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, v
 
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("layers", [(1, 2), (2, 1)])
-@pytest.mark.parametrize("backbone", ["world", "resnet18"])
-@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("backbone", ["toy", "resnet18"])
+@pytest.mark.parametrize("queries", ["proposals", "learned"])
 def test_every_trained_parameter_gets_a_gradient(
     make_trainer, samples, queries, backbone, layers, empty
 ):
@@ -75,19 +75,19 @@ def test_every_trained_parameter_gets_a_gradient(
     depths = dict(zip(("num_human_object_layers", "num_interaction_layers"), layers, strict=True))
     trainer = make_trainer("run", queries=queries, backbone=backbone, **depths)
     step(trainer, [emptied(sample) for sample in samples[:2]] if empty else samples[:2])
-    named = trainer.stepper.model.named_parameters()
+    named = trainer.train_step.model.named_parameters()
     trained = {name for name, parameter in named if parameter.requires_grad}
     assert trained == gradients(trainer).keys()
 
 
 def test_images_are_padded_as_far_as_those_of_other_processes(make_trainer, different_sizes):
     trainer = make_trainer("run")
-    model, frames = trainer.stepper.model, []
+    model, frames = trainer.train_step.model, []
     model.register_forward_pre_hook(lambda _, given: frames.append(given[0][0].shape[-2:]))
     small = different_sizes[-1:]
     for frame in ((0, 0), (128, 150), (32, 160)):
         step(trainer, small, frame)
-    # The world's backbone takes multiples of 8.
+    # The toy backbone takes multiples of 8.
     assert frames == [(80, 128), (128, 152), (80, 160)]
 
 
@@ -95,15 +95,15 @@ def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples
     """Where all parts see one image, equal draws make each part's gradient that of its losses."""
     trainer = make_trainer("run", accumulation=2, dropout=0.5)
     seen = []
-    predict = trainer.stepper._predict
+    predict = trainer.train_step._predict
 
     def remember(batch, rows):
         outputs = predict(batch, rows)
         seen.append((batch.image_ids[rows][0], outputs["pred_verb_logits"].detach().clone()))
         return outputs
 
-    trainer.stepper._predict = remember
-    trainer.stepper.model.train()
+    trainer.train_step._predict = remember
+    trainer.train_step.model.train()
     step(trainer, samples)
     (first, once), (second, _), (again, twice) = seen
     assert first == again != second and torch.equal(once, twice)
@@ -128,8 +128,8 @@ def empty_sample(vocabulary):
         human_boxes=torch.zeros(0, 4),
         object_boxes=torch.zeros(0, 4),
         object_labels=torch.zeros(0, dtype=torch.int64),
-        hard=torch.zeros(0, verbs, dtype=torch.bool),
-        soft=torch.zeros(0, verbs),
+        verb_labels=torch.zeros(0, verbs, dtype=torch.bool),
+        teacher_probs=torch.zeros(0, verbs),
         seen=none,
         interactive=none,
     )
@@ -137,7 +137,7 @@ def empty_sample(vocabulary):
 
 
 @pytest.mark.parametrize("with_others", [False, True])
-@pytest.mark.parametrize("queries", ["pairs", "learned"])
+@pytest.mark.parametrize("queries", ["proposals", "learned"])
 def test_images_without_pairs_are_no_trouble(make_trainer, vocabulary, queries, with_others):
     trainer = make_trainer("run", queries=queries)
     samples = [empty_sample(vocabulary)] * 2
@@ -147,7 +147,7 @@ def test_images_without_pairs_are_no_trouble(make_trainer, vocabulary, queries, 
         losses = step(trainer, samples)
         gradient = losses.pop("gradient")
         assert torch.isfinite(gradient) and all(abs(value) < 1e4 for value in losses.values())
-    assert all(torch.isfinite(p).all() for p in trainer.stepper.model.parameters())
+    assert all(torch.isfinite(p).all() for p in trainer.train_step.model.parameters())
 
 
 def test_more_pairs_than_queries(make_trainer, samples):
@@ -157,20 +157,20 @@ def test_more_pairs_than_queries(make_trainer, samples):
     assert all(torch.isfinite(value) for value in losses.values())
 
 
-@pytest.mark.parametrize("queries", ["learned", "pairs"])
+@pytest.mark.parametrize("queries", ["learned", "proposals"])
 def test_half_precision_takes_nearly_the_same_step(make_trainer, samples, queries):
     found = {}
     for precision in ("float32", "bfloat16"):
         trainer = make_trainer("run", precision=precision, queries=queries)
         found[precision] = step(trainer, samples)
-        assert all(p.dtype == torch.float32 for p in trainer.stepper.model.parameters())
+        assert all(p.dtype == torch.float32 for p in trainer.train_step.model.parameters())
     full, half = found.values()
     assert full["total"] != half["total"]
     assert half["total"].item() == pytest.approx(full["total"].item(), rel=0.1)
     assert torch.isfinite(half["gradient"])
 
 
-@pytest.mark.parametrize("queries", ["learned", "pairs"])
+@pytest.mark.parametrize("queries", ["learned", "proposals"])
 def test_only_the_matching_waits_for_the_device(make_trainer, samples, queries):
     trainer = make_trainer("run", queries=queries, dropout=0.1)
     step(trainer, samples)
@@ -186,4 +186,4 @@ def test_a_compiled_model_takes_the_same_step(make_trainer, samples, monkeypatch
     expected = step(plain, samples)
     for name, value in step(compiled, samples).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
-    assert plain.stepper.state()["model"].keys() == compiled.stepper.state()["model"].keys()
+    assert plain.train_step.state()["model"].keys() == compiled.train_step.state()["model"].keys()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.utils.errors import InputError
-from student.data.targets import FIELDS
+from student.data.targets import TARGET_FIELDS
 from student.engine.metrics_log import METRICS
-from student.engine.trainer import Upkeep
+from student.engine.trainer import LoggingConfig
 from student.utils.preemption import EXIT_REQUEUE
 from student.weights.checkpoint_file import load_checkpoint
 
@@ -36,19 +36,19 @@ def stopping(trainer, step, number=signal.SIGINT):
 
 
 def resumed(trainer):
-    file = trainer.run / "checkpoint.pt"
+    file = trainer.run_dir / "checkpoint.pt"
     trainer.state.resume(load_checkpoint(file), file)
     return trainer
 
 
 def logged(trainer):
-    lines = (trainer.run / METRICS).read_text().splitlines()
+    lines = (trainer.run_dir / METRICS).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def assert_equal_training(first, second):
     for mine, theirs in (
-        (first.stepper.model, second.stepper.model),
+        (first.train_step.model, second.train_step.model),
         (first.predictor.model, second.predictor.model),
     ):
         for name, value in mine.state_dict().items():
@@ -60,7 +60,7 @@ def assert_equal_training(first, second):
 
 def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
     trainer = make_trainer("run")
-    model = trainer.stepper.model
+    model = trainer.train_step.model
     start = {name: value.clone() for name, value in model.state_dict().items()}
     trainer.go()
     lines = logged(trainer)
@@ -70,10 +70,10 @@ def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
         assert line["loss"] == pytest.approx(sum(line["losses"].values()), rel=1e-4)
         assert {"verb_soft", "verb_hard", "dense_box"} <= line["losses"].keys()
         assert line["images_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1
-        assert line["gradient_norm"] > 0 and line["memory_gb"] > 0.01
+        assert line["grad_norm"] > 0 and line["memory_gb"] > 0.01
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[0]["lr"] < max(line["lr"] for line in lines) > lines[-1]["lr"]
-    checkpoint = load_checkpoint(trainer.run / "checkpoint.pt")
+    checkpoint = load_checkpoint(trainer.run_dir / "checkpoint.pt")
     assert checkpoint.recipe == trainer.recipe and checkpoint.state["step"] == STEPS
     for name, value in trainer.predictor.model.state_dict().items():
         assert torch.equal(value, checkpoint.weights[name])
@@ -83,7 +83,7 @@ def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert changed <= trained and len(changed) > 0.9 * len(trained)
     # The checkpoint of the epoch before is kept as well.
-    assert load_checkpoint(trainer.run / "checkpoint-previous.pt").state["step"] == STEPS // 2
+    assert load_checkpoint(trainer.run_dir / "checkpoint-previous.pt").state["step"] == STEPS // 2
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def kill():
 def test_after_a_kill_no_line_is_repeated_or_missing(make_trainer, minutes, step, kept):
     whole = make_trainer("whole")
     whole.go()
-    upkeep = Upkeep(checkpoint_minutes=minutes, log_every=1)
+    upkeep = LoggingConfig(checkpoint_minutes=minutes, log_every=1)
     with pytest.raises(Killed):
         before(make_trainer("killed", upkeep=upkeep), step, kill).go()
     again = make_trainer("killed")
@@ -148,9 +148,9 @@ def test_after_a_kill_no_line_is_repeated_or_missing(make_trainer, minutes, step
 def test_a_finished_run_has_nothing_to_train(make_trainer):
     trainer = make_trainer("run", epochs=1)
     trainer.go()
-    content = {path: path.read_bytes() for path in trainer.run.iterdir()}
+    content = {path: path.read_bytes() for path in trainer.run_dir.iterdir()}
     resumed(make_trainer("run", epochs=1)).go()
-    assert {path: path.read_bytes() for path in trainer.run.iterdir()} == content
+    assert {path: path.read_bytes() for path in trainer.run_dir.iterdir()} == content
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def test_a_loss_that_is_not_finite_names_step_losses_and_images(make_trainer):
 
     def poison():
         with torch.no_grad():
-            trainer.stepper.model.verb_head.bias.fill_(torch.nan)
+            trainer.train_step.model.verb_head.bias.fill_(torch.nan)
         images, (keys, _) = trainer.batches.images, list(trainer.sampler)[5]
         named.extend(images.records[index].id for _, index in keys)
 
     with pytest.raises(InputError, match=r"step 6: verb_hard, .*total, gradient not fin") as caught:
         before(trainer, 6, poison).go()
     assert str(caught.value).endswith(f"on images {', '.join(named)}") and len(named) == 4
-    checkpoint = load_checkpoint(trainer.run / "checkpoint.pt")
+    checkpoint = load_checkpoint(trainer.run_dir / "checkpoint.pt")
     assert checkpoint.state["step"] == 4
     assert all(torch.isfinite(value).all() for value in checkpoint.weights.values())
     assert [line["step"] for line in logged(trainer)] == [1, 2, 3, 4, 5]
@@ -191,12 +191,12 @@ def test_the_same_seed_gives_the_same_control_but_for_the_teacher(make_trainer):
     on, off = make_trainer("on"), make_trainer("off", distillation=False)
     assert replace(on.recipe.targets, distillation=False) == off.recipe.targets
     differing = 0
-    for mine, theirs in zip(on.loader(), off.loader(), strict=True):
+    for mine, theirs in zip(on.build_loader(), off.build_loader(), strict=True):
         assert mine.image_ids == theirs.image_ids and torch.equal(mine.pixels, theirs.pixels)
-        for name in set(FIELDS) - {"soft"}:
+        for name in set(TARGET_FIELDS) - {"teacher_probs"}:
             assert torch.equal(getattr(mine.targets, name), getattr(theirs.targets, name)), name
-        assert not theirs.targets.soft.any()
-        differing += int(mine.targets.soft.flatten(1).any(1).sum())
+        assert not theirs.targets.teacher_probs.any()
+        differing += int(mine.targets.teacher_probs.flatten(1).any(1).sum())
     assert differing > 10
 
 
@@ -204,7 +204,7 @@ def test_a_copy_of_a_run_goes_on_elsewhere(make_trainer, tmp_path):
     trainer = stopping(make_trainer("run", epochs=1), 2)
     with pytest.raises(KeyboardInterrupt):
         trainer.go()
-    shutil.copytree(trainer.run, tmp_path / "copy")
+    shutil.copytree(trainer.run_dir, tmp_path / "copy")
     copy = resumed(make_trainer("copy", epochs=1))
     copy.go()
     assert [line["step"] for line in logged(copy)] == [1, 2, 3, 4]

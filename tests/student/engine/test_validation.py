@@ -5,7 +5,7 @@ import torch
 from pipeline.splits import load_split
 from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
-from student.engine.validation import HeldOut, hold_out
+from student.engine.validation import Validator, split_validation
 from student.utils.distributed import Execution
 
 
@@ -13,19 +13,19 @@ from student.utils.distributed import Execution
     ("wanted", "size", "count"), [(0, 9, 0), (0.25, 16, 4), (0.001, 16, 1), (3, 9, 3), (1, 9, 1)]
 )
 def test_held_out_images_are_not_trained_on(wanted, size, count):
-    trained, held = hold_out(wanted, size, seed=4)
+    trained, held = split_validation(wanted, size, seed=4)
     assert len(held) == count and sorted(trained + held) == list(range(size))
-    assert (trained, held) == hold_out(wanted, size, seed=4)
+    assert (trained, held) == split_validation(wanted, size, seed=4)
 
 
 def test_another_seed_holds_out_others():
-    assert hold_out(5, 100, seed=0)[1] != hold_out(5, 100, seed=1)[1]
+    assert split_validation(5, 100, seed=0)[1] != split_validation(5, 100, seed=1)[1]
 
 
 @pytest.mark.parametrize("wanted", [9, 10, 0.999])
 def test_something_is_left_to_train_on(wanted):
-    with pytest.raises(InputError, match="hold_out: expected fewer than the 9 training images"):
-        hold_out(wanted, 9, seed=0)
+    with pytest.raises(InputError, match="val_size: expected fewer than the 9 training images"):
+        split_validation(wanted, 9, seed=0)
 
 
 def detections(annotation):
@@ -53,8 +53,8 @@ def test_no_unseen_label_decides(dataset, annotations, vocabulary, tmp_path):
     split = load_split(vocabulary, "ua")
     chosen = annotations.annotations[:8]
     records = dataset.records(annotations)[:8]
-    held = HeldOut(records, chosen, split, vocabulary)
-    asked = np.flatnonzero(split.asked_verbs)
+    held = Validator(records, chosen, split, vocabulary)
+    asked = np.flatnonzero(split.distilled_verbs)
     assert any(np.isin(one.hois[:, 2], asked).any() for one in chosen)
     assert not any(np.isin(one.hois[:, 2], asked).any() for one in held.annotations)
     scores = []
@@ -62,7 +62,7 @@ def test_no_unseen_label_decides(dataset, annotations, vocabulary, tmp_path):
         found = [detections(one) for one in known]
         scores.append(held.evaluate(Says(found), tmp_path, 12, Execution(torch.device("cpu"))))
     first, second = scores
-    assert first.choice == second.choice == 1.0 == first.metrics["seen"]
+    assert first.monitored == second.monitored == 1.0 == first.metrics["seen"]
     assert len(list((tmp_path / "pictures/step-0000012").iterdir())) == 4
 
 
@@ -70,7 +70,7 @@ def test_images_without_labels_score_nothing(dataset, annotations, vocabulary, t
     split, record = load_split(vocabulary, "ua"), dataset.records(annotations)[0]
     nothing = np.zeros((0, 3), dtype=np.int64)
     empty = Annotation(record.id, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), nothing)
-    held = HeldOut([record], [empty], split, vocabulary)
+    held = Validator([record], [empty], split, vocabulary)
     says = Says([detections(empty)])
     score = held.evaluate(says, tmp_path, 1, Execution(torch.device("cpu")))
-    assert score.choice == 0 and not (tmp_path / "pictures").exists()
+    assert score.monitored == 0 and not (tmp_path / "pictures").exists()

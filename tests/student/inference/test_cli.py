@@ -23,44 +23,44 @@ def run(monkeypatch, capsys):
     return call
 
 
-def test_pictures(run, world_checkpoint, make_picture, tmp_path):
+def test_pictures(run, toy_checkpoint, make_picture, tmp_path):
     paths = [make_picture(f"{row}.png", seed=row) for row in range(2)]
     words = ["--out", tmp_path / "out", "--json", tmp_path / "all.json", "--device", "cpu"]
-    code, out, err = run(world_checkpoint, *paths, *words, "--threshold", 0, "--top", 3)
+    code, out, err = run(toy_checkpoint, *paths, *words, "--threshold", 0, "--top", 3)
     assert code == 0, err
     assert out == f"2 pictures, results in {tmp_path / 'out'} and {tmp_path / 'all.json'}\n"
     value = json.loads((tmp_path / "all.json").read_text())
     assert [len(one["interactions"]) for one in value["pictures"]] == [3, 3]
 
 
-def test_options_from_a_file(run, world_checkpoint, make_picture, tmp_path):
+def test_options_from_a_file(run, toy_checkpoint, make_picture, tmp_path):
     file = tmp_path / "options.toml"
     file.write_text('top = 2\nthreshold = 0.0\nsplit = "full"\n')
     words = ["--config", file, "--json", tmp_path / "all.json", "--top", 1]
-    code, _, err = run(world_checkpoint, make_picture("a.png"), *words)
+    code, _, err = run(toy_checkpoint, make_picture("a.png"), *words)
     assert code == 0, err
     value = json.loads((tmp_path / "all.json").read_text())
     assert (value["top"], value["threshold"], value["split"]) == (1, 0.0, "full")
 
 
-def test_a_whole_part_can_be_scored(run, world_checkpoint, dataset_root, tmp_path, monkeypatch):
-    code, out, err = run(world_checkpoint, "--data", dataset_root, "--out", tmp_path / "out")
+def test_a_whole_part_can_be_scored(run, toy_checkpoint, dataset_root, tmp_path, monkeypatch):
+    code, out, err = run(toy_checkpoint, "--data", dataset_root, "--out", tmp_path / "out")
     assert code == 0, err
     assert out == f"predictions in {tmp_path / 'out' / 'predictions.json'}\n"
     from evaluation.cli import main as score
 
     truth = dataset_root / "annotations/test_hico.json"
     words = ["hico", tmp_path / "out/predictions.json", "--annotations", truth]
-    monkeypatch.setattr(sys, "argv", ["eoid-eval", *map(str, words), "--vocabulary", "world"])
+    monkeypatch.setattr(sys, "argv", ["eoid-eval", *map(str, words), "--vocabulary", "toy"])
     with pytest.raises(SystemExit) as ended:
         score()
     assert ended.value.code == 0
 
 
-def test_a_bad_file_is_exit_2_at_the_end(run, world_checkpoint, make_picture, tmp_path):
+def test_a_bad_file_is_exit_2_at_the_end(run, toy_checkpoint, make_picture, tmp_path):
     good, bad = make_picture("good.png"), tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    code, _, err = run(world_checkpoint, bad, good, "--out", tmp_path / "out")
+    code, _, err = run(toy_checkpoint, bad, good, "--out", tmp_path / "out")
     assert code == 2 and (tmp_path / "out/good.jpg").is_file()
     assert sum("bad.png" in line for line in err.splitlines()) == 1
     assert err.splitlines()[-1] == "eoid-predict: 1 of 2 pictures could not be read"
@@ -71,25 +71,23 @@ def test_a_bad_file_is_exit_2_at_the_end(run, world_checkpoint, make_picture, tm
     [
         ([], "Missing argument"),
         (["RUN"], "either IMAGEs, or --data, or --export"),
-        (["RUN", "a.jpg", "--data", "world", "--out", "out"], "either IMAGEs, or --data"),
+        (["RUN", "a.jpg", "--data", "toy", "--out", "out"], "either IMAGEs, or --data"),
         (["RUN", "a.jpg"], "IMAGEs need --out, --json or both"),
-        (["RUN", "--data", "world"], "--data needs --out"),
-        (["RUN", "--data", "world", "--out", "o", "--json", "x"], "takes no --json"),
+        (["RUN", "--data", "toy"], "--data needs --out"),
+        (["RUN", "--data", "toy", "--out", "o", "--json", "x"], "takes no --json"),
         (["RUN", "--export", "tflite", "x"], "'tflite' is not one of"),
         (["RUN", "a.jpg", "--out", "o", "--threshold", "2"], "--threshold"),
         (["gone", "a.jpg", "--out", "o"], "gone: no such file"),
         (["RUN", "a.jpg", "--out", "o", "--device", "abacus"], "--device: expected auto, cpu"),
-        (["RUN", "a.jpg", "--out", "o", "--split", "zz"], "zz: no such split of world"),
+        (["RUN", "a.jpg", "--out", "o", "--split", "zz"], "zz: no such split of toy"),
         (["RUN", "x*.jpg", "--out", "o"], "no pictures to look at"),
         (["RUN", "--data", "gone", "--out", "o"], "gone: no such dataset folder"),
         (["gone", "--export", "onnx", "x.onnx"], "gone: no such file"),
     ],
 )
-def test_wrong_use_is_2_and_leaves_nothing(
-    run, world_checkpoint, tmp_path, monkeypatch, words, says
-):
+def test_wrong_use_is_2_and_leaves_nothing(run, toy_checkpoint, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
-    words = [world_checkpoint if word == "RUN" else word for word in words]
+    words = [toy_checkpoint if word == "RUN" else word for word in words]
     code, out, err = run(*words)
     assert code == 2 and out == ""
     assert err.splitlines()[-1].startswith("eoid-predict: ") and says in err.splitlines()[-1]
@@ -111,11 +109,11 @@ predict_cli.main()
 
 
 @pytest.mark.slow
-def test_an_interrupt_keeps_finished_pictures(world_checkpoint, make_picture, tmp_path):
+def test_an_interrupt_keeps_finished_pictures(toy_checkpoint, make_picture, tmp_path):
     for row in range(24):
         make_picture(f"in/{row:02}.png", seed=row)
     out = tmp_path / "out"
-    words = [world_checkpoint, tmp_path / "in", "--out", out, "--batch-size", 1, "--workers", 1]
+    words = [toy_checkpoint, tmp_path / "in", "--out", out, "--batch-size", 1, "--workers", 1]
     words = [*map(str, words), "--threshold", "0"]
     # From inside, as Ctrl-C reaches the workers too: from outside, all might be done before.
     first = subprocess.run(
@@ -134,8 +132,8 @@ def test_an_interrupt_keeps_finished_pictures(world_checkpoint, make_picture, tm
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_pairwise_nms_is_a_setting(run, world_checkpoint, make_picture, tmp_path):
-    words = (world_checkpoint, make_picture("a.png"), "--out", tmp_path / "out", "--top", 2)
+def test_pairwise_nms_is_a_setting(run, toy_checkpoint, make_picture, tmp_path):
+    words = (toy_checkpoint, make_picture("a.png"), "--out", tmp_path / "out", "--top", 2)
     code, _, err = run(*words, "--nms", "--nms-threshold", 0.5)
     assert code == 0, err
     settings = json.loads((tmp_path / "out/settings.json").read_text())

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import from_dict
-from student.data.transforms import MEAN, STD
+from pipeline.vocabulary import vocabulary_from_dict
+from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from student.inference import export
 from student.inference.export import ONNX, TORCH_EXPORT, ExportConfig, export_detector
-from student.inference.model import ModelSource, ready_model
+from student.inference.model import ModelSpec, load_inference_model
 from student.inference.predictor import Detector
 from student.weights.load import load_model
 
-KINDS = ("world", "published")
+KINDS = ("toy", "published")
 ENDINGS = {ONNX: ".onnx", TORCH_EXPORT: ".pt2"}
 # (batch, height, width) of what goes in.
-SIZES = {"world": [(1, 128, 128), (3, 64, 104)], "published": [(1, 64, 97), (3, 111, 83)]}
+SIZES = {"toy": [(1, 128, 128), (3, 64, 104)], "published": [(1, 64, 97), (3, 111, 83)]}
 BLOCK = """
 import sys
 sys.modules.update(dict.fromkeys(sys.argv[4:]))
@@ -70,15 +70,15 @@ def checkpoint(request, kind):
 @pytest.fixture(scope="module")
 def traced():
     """Both forms of a detector start from one tracing, which takes most of the time."""
-    real, known = export.trace, {}
+    real, known = export.trace_detector, {}
 
-    def once(opened):
-        if opened.file not in known:
-            known[opened.file] = real(opened)
-        return known[opened.file]
+    def once(loaded):
+        if loaded.file not in known:
+            known[loaded.file] = real(loaded)
+        return known[loaded.file]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "trace", once)
+        patch.setattr(export, "trace_detector", once)
         yield
 
 
@@ -90,7 +90,7 @@ def exported(request, checkpoint, traced, tmp_path_factory):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package, reason=f"{package} is not installed")
     file = tmp_path_factory.mktemp("export") / f"detector{ENDINGS[request.param]}"
-    export_detector(ExportConfig(ModelSource(checkpoint), request.param, file, False))
+    export_detector(ExportConfig(ModelSpec(checkpoint), request.param, file, False))
     return file
 
 
@@ -123,7 +123,7 @@ def said(exported, kind, tmp_path_factory):
 def test_every_image_of_a_batch_is_answered_as_alone(said, checkpoint, kind):
     given, outputs = said
     model = load_model(checkpoint)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     for number in range(len(SIZES[kind])):
         batch, sizes = given[f"images{number}"], given[f"sizes{number}"]
         images = [
@@ -142,19 +142,19 @@ def test_every_image_of_a_batch_is_answered_as_alone(said, checkpoint, kind):
 
 def test_the_best_interactions_are_decoded(said, checkpoint, kind):
     _, outputs = said
-    opened = ready_model(ModelSource(checkpoint))
+    loaded = load_inference_model(ModelSpec(checkpoint))
     for number, (batch, _, _) in enumerate(SIZES[kind]):
         scores = outputs[f"scores{number}"]
         assert scores.shape[0] == batch and (np.diff(scores, axis=1) <= 0).all()
         objects = torch.from_numpy(outputs[f"pred_object_logits{number}"]).softmax(-1)[..., :-1]
         verbs = torch.from_numpy(outputs[f"pred_verb_logits{number}"]).sigmoid()
         best, labels = objects.max(-1)
-        valid = torch.from_numpy(opened.vocabulary.valid.T)[labels]
+        valid = torch.from_numpy(loaded.vocabulary.valid.T)[labels]
         every = (verbs * best[..., None]).where(valid, torch.tensor(-1.0)).flatten(1)
         expected = every.sort(1, descending=True).values[:, : scores.shape[1]]
         np.testing.assert_allclose(scores, expected, atol=1e-5)
         verb, label = outputs[f"verbs{number}"], outputs[f"labels{number}"]
-        assert opened.vocabulary.valid[verb, label][scores >= 0].all()
+        assert loaded.vocabulary.valid[verb, label][scores >= 0].all()
         for name in ("human_boxes", "object_boxes"):
             boxes = outputs[f"{name}{number}"]
             assert boxes.shape == (*scores.shape, 4)
@@ -164,11 +164,14 @@ def test_the_best_interactions_are_decoded(said, checkpoint, kind):
 
 def test_the_vocabulary_is_inside(said, checkpoint):
     texts = json.loads(str(said[1]["texts"]))
-    opened = ready_model(ModelSource(checkpoint))
-    assert from_dict(json.loads(texts["vocabulary"]), "file").digest() == opened.vocabulary.digest()
+    loaded = load_inference_model(ModelSpec(checkpoint))
+    assert (
+        vocabulary_from_dict(json.loads(texts["vocabulary"]), "file").digest()
+        == loaded.vocabulary.digest()
+    )
     about = json.loads(texts["about"])
-    assert about["format"] == "eoid-export-1" and about["unseen"] == sorted(opened.unseen)
-    assert about["side_multiple"] == opened.model.backbone.side_multiple
+    assert about["format"] == "eoid-export-1" and about["unseen"] == sorted(loaded.unseen)
+    assert about["side_multiple"] == loaded.model.backbone.side_multiple
 
 
 def test_nothing_of_this_machine_is_inside(exported):
@@ -192,8 +195,8 @@ def test_it_tells_or_refuses_sides(exported):
             module(torch.zeros(1, 3, 56, 64), torch.tensor([[56, 64]]))
 
 
-def test_the_readmes_example(exported, kind, world_checkpoint, make_picture, tmp_path):
-    if exported.suffix != ".onnx" or kind != "world":
+def test_the_readmes_example(exported, kind, toy_checkpoint, make_picture, tmp_path):
+    if exported.suffix != ".onnx" or kind != "toy":
         return
     blocks = (Path(__file__).parents[3] / "README.md").read_text().split("```python\n")
     (example,) = [block.partition("```")[0] for block in blocks if "onnxruntime" in block]
@@ -203,7 +206,7 @@ def test_the_readmes_example(exported, kind, world_checkpoint, make_picture, tmp
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    best = Detector.open(world_checkpoint, device="cpu")(photo, threshold=0.3, top=1)
+    best = Detector.open(toy_checkpoint, device="cpu")(photo, threshold=0.3, top=1)
     verb, label, score, *_ = done.stdout.split()
     assert (f"{verb} {label}".replace("_", " "),) == best.actions
     assert float(score) == pytest.approx(best.scores[0], abs=1e-3)
@@ -211,58 +214,58 @@ def test_the_readmes_example(exported, kind, world_checkpoint, make_picture, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ENDINGS)
-def test_a_wrong_export_is_refused(world_checkpoint, traced, tmp_path, monkeypatch, form):
+def test_a_wrong_export_is_refused(toy_checkpoint, traced, tmp_path, monkeypatch, form):
     """As by a tracer that takes the traced size for a constant."""
-    real, file = export.trace, tmp_path / f"a{ENDINGS[form]}"
+    real, file = export.trace_detector, tmp_path / f"a{ENDINGS[form]}"
     file.write_text("an older export")
 
-    def wrong(opened):
-        program, names = real(opened)
+    def wrong(loaded):
+        program, names = real(loaded)
         program = copy.deepcopy(program)
         state, name = program.state_dict, "model.object_head.bias"
         state[name] = torch.nn.Parameter(state[name] + 2, requires_grad=False)
         return program, names
 
-    monkeypatch.setattr(export, "trace", wrong)
+    monkeypatch.setattr(export, "trace_detector", wrong)
     with pytest.raises(InputError, match=rf"{file.name}: .*torch .*pred_object_logits off by"):
-        export_detector(config(world_checkpoint, tmp_path, form=form, file=file, overwrite=True))
+        export_detector(config(toy_checkpoint, tmp_path, format=form, file=file, overwrite=True))
     assert file.read_text() == "an older export" and [*tmp_path.iterdir()] == [file]
 
 
 @pytest.mark.parametrize("form", ENDINGS)
-def test_an_exporter_that_fails(world_checkpoint, tmp_path, monkeypatch, form):
+def test_an_exporter_that_fails(toy_checkpoint, tmp_path, monkeypatch, form):
     def fail(*_):
         raise RuntimeError("\nno such operation\nand a long story")
 
-    monkeypatch.setattr(export, "trace", fail)
+    monkeypatch.setattr(export, "trace_detector", fail)
     file = tmp_path / f"a{ENDINGS[form]}"
     with pytest.raises(
         InputError, match=rf"{file.name}: torch .*\(RuntimeError: no such operation\)"
     ):
-        export_detector(config(world_checkpoint, tmp_path, form=form, file=file))
+        export_detector(config(toy_checkpoint, tmp_path, format=form, file=file))
     assert not any(tmp_path.iterdir())
 
 
 def config(checkpoint, tmp_path, **changes):
-    values = {"form": TORCH_EXPORT, "file": tmp_path / "a.pt2", "overwrite": False}
-    return ExportConfig(ModelSource(checkpoint), **{**values, **changes})
+    values = {"format": TORCH_EXPORT, "file": tmp_path / "a.pt2", "overwrite": False}
+    return ExportConfig(ModelSpec(checkpoint), **{**values, **changes})
 
 
-def test_a_file_in_the_way(world_checkpoint, tmp_path):
+def test_a_file_in_the_way(toy_checkpoint, tmp_path):
     (tmp_path / "a.pt2").write_text("mine")
     with pytest.raises(InputError, match=r"a.pt2: exists"):
-        export_detector(config(world_checkpoint, tmp_path))
+        export_detector(config(toy_checkpoint, tmp_path))
     assert (tmp_path / "a.pt2").read_text() == "mine"
 
 
-def test_a_folder_in_the_way(world_checkpoint, tmp_path):
+def test_a_folder_in_the_way(toy_checkpoint, tmp_path):
     (tmp_path / "a.pt2").mkdir()
     with pytest.raises(InputError, match=r"a.pt2: expected"):
-        export_detector(config(world_checkpoint, tmp_path, overwrite=True))
+        export_detector(config(toy_checkpoint, tmp_path, overwrite=True))
 
 
-def test_without_the_packages(world_checkpoint, tmp_path, monkeypatch):
+def test_without_the_packages(toy_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"onnx, onnxscript, onnxruntime"):
-        export_detector(config(world_checkpoint, tmp_path, form=ONNX))
+        export_detector(config(toy_checkpoint, tmp_path, format=ONNX))
     assert not any(tmp_path.iterdir())

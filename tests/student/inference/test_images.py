@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pipeline.utils.errors import InputError
-from student.inference.images import as_picture, source_name
+from student.inference.images import image_name, to_rgb_image
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 TENSOR = torch.from_numpy(ARRAY).permute(2, 0, 1)
@@ -24,7 +24,7 @@ TENSOR = torch.from_numpy(ARRAY).permute(2, 0, 1)
     ids=["array", "strided", "PIL", "RGBA", "uint8", "float", "double"],
 )
 def test_every_kind_is_the_same_picture(source):
-    picture = as_picture(source, "it")
+    picture = to_rgb_image(source, "it")
     assert picture.mode == "RGB" and picture.size == (30, 20)
     np.testing.assert_array_equal(np.asarray(picture), ARRAY)
 
@@ -32,23 +32,23 @@ def test_every_kind_is_the_same_picture(source):
 def test_a_path_as_text_or_path(tmp_path):
     Image.fromarray(ARRAY).save(tmp_path / "a.png")
     for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
-        np.testing.assert_array_equal(np.asarray(as_picture(path, "it")), ARRAY)
+        np.testing.assert_array_equal(np.asarray(to_rgb_image(path, "it")), ARRAY)
 
 
 def test_a_picture_lying_on_its_side_is_turned():
     picture = Image.fromarray(ARRAY)
     picture.getexif()[0x0112] = 6
-    assert as_picture(picture, "it").size == (20, 30)
+    assert to_rgb_image(picture, "it").size == (20, 30)
     assert picture.size == (30, 20)
 
 
 def test_half_precision_keeps_the_picture_to_a_grey_level():
-    picture = as_picture((TENSOR.float() / 255).half(), "it")
+    picture = to_rgb_image((TENSOR.float() / 255).half(), "it")
     assert np.abs(np.asarray(picture).astype(int) - ARRAY).max() <= 1
 
 
 def test_a_little_overshoot_is_clamped():
-    picture = as_picture(torch.tensor([-0.01, 1.01]).expand(3, 1, 2), "it")
+    picture = to_rgb_image(torch.tensor([-0.01, 1.01]).expand(3, 1, 2), "it")
     np.testing.assert_array_equal(np.asarray(picture)[0, :, 0], [0, 255])
 
 
@@ -71,9 +71,9 @@ def test_a_little_overshoot_is_clamped():
 )
 def test_anything_else_is_one_line(source, says):
     with pytest.raises(InputError) as caught:
-        as_picture(source, "it")
+        to_rgb_image(source, "it")
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_names():
-    assert source_name("a/b.jpg", 4) == "a/b.jpg" and source_name(ARRAY, 4) == "picture 4"
+    assert image_name("a/b.jpg", 4) == "a/b.jpg" and image_name(ARRAY, 4) == "picture 4"

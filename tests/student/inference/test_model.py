@@ -3,36 +3,36 @@ import torch
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
-from student.inference.model import ModelSource, ready_model
+from student.inference.model import ModelSpec, load_inference_model
 
 
-def test_a_run_knows_everything(world_checkpoint, vocabulary):
-    for path in (world_checkpoint, world_checkpoint / "checkpoint.pt"):
-        opened = ready_model(ModelSource(path))
-        assert opened.vocabulary.digest() == vocabulary.digest()
-        assert opened.split.name == "ua" and opened.unseen == set(opened.split.unseen) != set()
-        assert opened.augmentation == "world" and not opened.model.training
+def test_a_run_knows_everything(toy_checkpoint, vocabulary):
+    for path in (toy_checkpoint, toy_checkpoint / "checkpoint.pt"):
+        loaded = load_inference_model(ModelSpec(path))
+        assert loaded.vocabulary.digest() == vocabulary.digest()
+        assert loaded.split.name == "ua" and loaded.unseen == set(loaded.split.unseen) != set()
+        assert loaded.augmentation == "toy" and not loaded.model.training
 
 
 def test_a_published_file_gets_the_vocabulary_of_its_sizes(published_checkpoint):
-    opened = ready_model(ModelSource(published_checkpoint))
-    assert opened.vocabulary.name == "world" and opened.augmentation == "published"
-    assert opened.split is None and opened.unseen == frozenset()
+    loaded = load_inference_model(ModelSpec(published_checkpoint))
+    assert loaded.vocabulary.name == "toy" and loaded.augmentation == "published"
+    assert loaded.split is None and loaded.unseen == frozenset()
 
 
 def test_a_published_file_with_a_split(published_checkpoint, vocabulary):
-    opened = ready_model(ModelSource(published_checkpoint, "world", "ua"))
-    assert opened.unseen == set(vocabulary.splits["ua"]["unseen"])
+    loaded = load_inference_model(ModelSpec(published_checkpoint, "toy", "ua"))
+    assert loaded.unseen == set(vocabulary.splits["ua"]["unseen"])
 
 
-def test_another_split_than_the_runs(world_checkpoint):
-    assert ready_model(ModelSource(world_checkpoint, split="full")).unseen == frozenset()
+def test_another_split_than_the_runs(toy_checkpoint):
+    assert load_inference_model(ModelSpec(toy_checkpoint, split="full")).unseen == frozenset()
 
 
 def test_sizes_of_the_shipped_vocabularies_differ():
     sizes = [
         (one.num_verbs, one.num_objects)
-        for one in map(load_vocabulary, ("hico-det", "vcoco", "world"))
+        for one in map(load_vocabulary, ("hico-det", "vcoco", "toy"))
     ]
     assert len(set(sizes)) == len(sizes)
 
@@ -46,17 +46,17 @@ def test_sizes_of_the_shipped_vocabularies_differ():
             "expected 80 objects and 117 verbs, as hico-det has, found 9 and 11",
         ),
         (
-            "world",
+            "toy",
             {"vocabulary": "hico-det"},
-            "student of the vocabulary hico-det, found world",
+            "student of the vocabulary hico-det, found toy",
         ),
-        ("world", {"split": "zz"}, "zz: no such split of world"),
+        ("toy", {"split": "zz"}, "zz: no such split of toy"),
         ("published", {"vocabulary": "gone"}, "gone: no such vocabulary"),
     ],
 )
 def test_what_does_not_fit_is_one_line(request, kind, options, says):
     with pytest.raises(InputError) as caught:
-        ready_model(ModelSource(request.getfixturevalue(f"{kind}_checkpoint"), **options))
+        load_inference_model(ModelSpec(request.getfixturevalue(f"{kind}_checkpoint"), **options))
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -66,14 +66,14 @@ def test_sizes_of_no_shipped_vocabulary(published_checkpoint, tmp_path):
         head = content["model"][f"verb_class_embed.{name}"]
         content["model"][f"verb_class_embed.{name}"] = head[:5]
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match=r"odd.pth: .* 9 and 11 \(world\), found 9 and 5; name a"):
-        ready_model(ModelSource(tmp_path / "odd.pth"))
+    with pytest.raises(InputError, match=r"odd.pth: .* 9 and 11 \(toy\), found 9 and 5; name a"):
+        load_inference_model(ModelSpec(tmp_path / "odd.pth"))
 
 
-def test_moving_keeps_the_answers(world_checkpoint):
-    opened = ready_model(ModelSource(world_checkpoint))
-    moved = opened.to(torch.device("cpu"))
+def test_moving_keeps_the_answers(toy_checkpoint):
+    loaded = load_inference_model(ModelSpec(toy_checkpoint))
+    moved = loaded.to(torch.device("cpu"))
     image = torch.rand(3, 64, 64)
     with torch.no_grad():
-        first, second = opened.model([image]), moved.model([image])
+        first, second = loaded.model([image]), moved.model([image])
     torch.testing.assert_close(first["pred_verb_logits"], second["pred_verb_logits"])

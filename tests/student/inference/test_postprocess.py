@@ -12,7 +12,7 @@ VOCABULARY = Vocabulary(
     verbs=("ride", "hold", "see"),
     verb_ings=("riding", "holding", "seeing"),
     objects=("person", "horse", "cup"),
-    object_ids=(1, 19, 47),
+    category_ids=(1, 19, 47),
     interactions=((0, 1), (1, 2), (2, 0), (2, 1)),
 )
 FAR = -1000.0
@@ -57,7 +57,7 @@ def test_the_best_object_class_beats_no_pair():
 def test_boxes_are_clipped_pixels_of_the_original_image():
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.4, 0.4]])
     found = outputs([1, 1], [[1.0, FAR, FAR], [2.0, FAR, FAR]], boxes)
-    (detections,) = to_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY, most=2)
+    (detections,) = to_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY, max_detections=2)
     humans, objects = (
         detections.boxes[detections.hois[:, 0]],
         detections.boxes[detections.hois[:, 1]],
@@ -70,7 +70,7 @@ def test_boxes_are_clipped_pixels_of_the_original_image():
 @pytest.mark.parametrize(("most", "kept"), [(0, 0), (1, 1), (3, 3), (100, 4)])
 def test_only_the_best_are_kept(most, kept):
     found = outputs([1, 1], [[3.0, 1.0, 0.0], [2.0, 1.0, -1.0]])
-    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY, most=most)
+    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY, max_detections=most)
     sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0, 0.0, -1.0])))
     np.testing.assert_allclose(detections.scores, sigmoid[:kept], rtol=1e-6)
     assert detections.hois.shape == (kept, 3)
@@ -99,7 +99,7 @@ def test_in_a_vocabulary_with_roles_a_verb_may_have_no_object():
     plain, *_ = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
     assert (plain.hois[:, 1] >= 0).all()
     (detections,) = to_detections(
-        found, ["a.jpg"], [(10, 10)], dataclasses.replace(VOCABULARY, roles=roles), most=4
+        found, ["a.jpg"], [(10, 10)], dataclasses.replace(VOCABULARY, roles=roles), max_detections=4
     )
     rows = zip(detections.hois.tolist(), detections.scores.tolist(), strict=True)
     named = {(int(h), int(o), int(v)): round(score, 4) for (h, o, v), score in rows}

@@ -10,15 +10,15 @@ import pytest
 from evaluation.predictions import read_predictions
 from pipeline.utils.errors import InputError
 from student.engine.evaluate import evaluate_checkpoint
-from student.inference.model import ModelSource
-from student.inference.predict import Predictor
-from student.inference.predict_dataset import JOURNAL, SplitConfig, predict_split
+from student.inference.model import ModelSpec
+from student.inference.predict import BatchPredictor
+from student.inference.predict_dataset import JOURNAL, PredictDatasetConfig, predict_dataset
 
 
 @pytest.fixture
-def config(world_checkpoint, dataset_root, tmp_path):
-    return SplitConfig(
-        model=ModelSource(world_checkpoint),
+def config(toy_checkpoint, dataset_root, tmp_path):
+    return PredictDatasetConfig(
+        model=ModelSpec(toy_checkpoint),
         data=dataset_root,
         part="test",
         out=tmp_path / "out",
@@ -32,7 +32,7 @@ def config(world_checkpoint, dataset_root, tmp_path):
 
 
 def test_the_file_is_what_the_evaluation_writes(config, vocabulary, tmp_path):
-    assert predict_split(config) == config.out / "predictions.json"
+    assert predict_dataset(config) == config.out / "predictions.json"
     assert [path.name for path in config.out.iterdir()] == ["predictions.json"]
     evaluate_checkpoint(config.model.path, config.data, None, tmp_path / "eval", "cpu", 0, False)
     ours, theirs = (
@@ -46,11 +46,11 @@ def test_the_file_is_what_the_evaluation_writes(config, vocabulary, tmp_path):
 
 
 def test_threshold_and_top(config, vocabulary):
-    predict_split(replace(config, top=3, part="train"))
+    predict_dataset(replace(config, top=3, part="train"))
     found = read_predictions(config.out / "predictions.json", vocabulary)
     assert len(found) == 16 and {len(one.scores) for one in found} == {3}
     least = float(found[0].scores[1])
-    predict_split(replace(config, threshold=least, part="train", overwrite=True))
+    predict_dataset(replace(config, threshold=least, part="train", overwrite=True))
     again = read_predictions(config.out / "predictions.json", vocabulary)
     assert all((one.scores >= least - 1e-6).all() for one in again)
     assert len(again[0].scores) == 2
@@ -63,8 +63,8 @@ class Stop(Exception):
 def test_a_stopped_command_goes_on(config, monkeypatch):
     # With other company in a batch the last digits differ.
     config = replace(config, batch_size=1)
-    predict_split(replace(config, out=config.out.with_name("whole")))
-    real, looked = Predictor.stream, []
+    predict_dataset(replace(config, out=config.out.with_name("whole")))
+    real, looked = BatchPredictor.stream, []
 
     def stopping(self, sources, *others):
         for one in real(self, sources, *others):
@@ -73,14 +73,14 @@ def test_a_stopped_command_goes_on(config, monkeypatch):
                 raise Stop
             yield one
 
-    monkeypatch.setattr(Predictor, "stream", stopping)
+    monkeypatch.setattr(BatchPredictor, "stream", stopping)
     with pytest.raises(Stop):
-        predict_split(config)
+        predict_dataset(config)
     assert not (config.out / "predictions.json").exists()
     journal = config.out / JOURNAL
     # The last line of a killed process may be cut.
     journal.write_text(journal.read_text() + '{"image_id": "wor')
-    predict_split(config)
+    predict_dataset(config)
     # Three had been written down when it stopped.
     assert len(looked) == 4 + 3 and len(set(looked)) == 6
     whole = (config.out.with_name("whole") / "predictions.json").read_text()
@@ -91,14 +91,14 @@ def test_a_stopped_command_goes_on(config, monkeypatch):
 def test_a_journal_of_other_settings_is_no_start(config):
     config.out.mkdir()
     row = {
-        "image_id": "world_test_00000001.jpg",
+        "image_id": "toy_test_00000001.jpg",
         "boxes": [],
         "labels": [],
         "hois": [],
         "scores": [],
     }
     (config.out / JOURNAL).write_text(json.dumps({"top": 5}) + "\n" + json.dumps(row) + "\n")
-    predict_split(config)
+    predict_dataset(config)
     value = json.loads((config.out / "predictions.json").read_text())
     assert len(value) == 6 and all(one["hoi_prediction"] for one in value)
 
@@ -110,7 +110,7 @@ def test_unreadable_images_are_told_and_left_out(config, tmp_path, capsys, vocab
     images[1].write_bytes(b"no picture")
     images[2].unlink()
     with pytest.raises(InputError, match="2 of 6 images could not be read; not in"):
-        predict_split(replace(config, data=data))
+        predict_dataset(replace(config, data=data))
     err = capsys.readouterr().err
     assert err.count(f"{images[1]}: expected an image") == 1
     assert err.count(f"{images[2]}: no such image") == 1
@@ -122,7 +122,7 @@ def test_predictions_in_the_way(config):
     config.out.mkdir()
     (config.out / "predictions.json").write_text("mine")
     with pytest.raises(InputError, match=r"predictions.json: exists"):
-        predict_split(config)
+        predict_dataset(config)
     assert (config.out / "predictions.json").read_text() == "mine"
 
 
@@ -130,9 +130,9 @@ def test_a_detector_of_another_vocabulary(config, dataset_root, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(dataset_root, data)
     toml = (data / "dataset.toml").read_text()
-    (data / "dataset.toml").write_text(toml.replace('vocabulary = "world"', 'vocabulary = "vcoco"'))
-    with pytest.raises(InputError, match=r"checkpoint\.pt: expected.*found world"):
-        predict_split(replace(config, data=data))
+    (data / "dataset.toml").write_text(toml.replace('vocabulary = "toy"', 'vocabulary = "vcoco"'))
+    with pytest.raises(InputError, match=r"checkpoint\.pt: expected.*found toy"):
+        predict_dataset(replace(config, data=data))
 
 
 def test_a_full_disk_is_told_with_the_file(config, monkeypatch):
@@ -141,5 +141,5 @@ def test_a_full_disk_is_told_with_the_file(config, monkeypatch):
 
     monkeypatch.setattr("student.inference.predict_dataset._to_json", full)
     with pytest.raises(OSError) as caught:
-        predict_split(config)
+        predict_dataset(config)
     assert caught.value.filename == str(config.out / JOURNAL)

@@ -14,8 +14,8 @@ ALL = {"threshold": 0.0, "top": 100}
 
 
 @pytest.fixture(scope="module")
-def detector(world_checkpoint):
-    return Detector.open(world_checkpoint, device="cpu")
+def detector(toy_checkpoint):
+    return Detector.open(toy_checkpoint, device="cpu")
 
 
 def same(one, other):
@@ -86,7 +86,7 @@ def test_unseen_actions_are_told(detector, vocabulary, make_picture):
 def test_published_checkpoints(published_checkpoint, make_picture):
     detector = Detector.open(published_checkpoint, device="cpu", split="ua")
     found = detector(make_picture("a.png", (64, 64)), **ALL)
-    assert len(found) and detector.unseen and detector.vocabulary.name == "world"
+    assert len(found) and detector.unseen and detector.vocabulary.name == "toy"
     assert found.boxes.max() > 32
 
 
@@ -125,9 +125,9 @@ def test_a_bad_picture_is_named(detector, make_picture):
         detector("gone.jpg")
 
 
-def test_no_such_device(world_checkpoint):
+def test_no_such_device(toy_checkpoint):
     with pytest.raises(InputError, match="--device: expected"):
-        Detector.open(world_checkpoint, device="abacus")
+        Detector.open(toy_checkpoint, device="abacus")
 
 
 def test_importing_the_package_is_light():

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.drawing.canvas import UNSEEN
+from evaluation.drawing.canvas import UNSEEN_COLOUR
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError
-from student.inference.results import findings
+from student.inference.results import select_top
 
 PICTURE = Image.new("RGB", (600, 400), (120, 120, 120))
 BOXES = [[10, 20, 110.123, 220], [150, 30, 260, 140], [300, 100, 400, 300], [420, 50, 500, 90]]
@@ -47,12 +47,12 @@ def ride(vocabulary):
 @pytest.fixture
 def found(detect, vocabulary, ride):
     rows = [(0, 1, "ride", 0.9), (2, 3, "kick", 0.75), (0, 1, "pull", 0.25)]
-    return findings(detect(*rows), (600, 400), vocabulary, {ride}, PICTURE, **KEPT)
+    return select_top(detect(*rows), (600, 400), vocabulary, {ride}, PICTURE, **KEPT)
 
 
 @pytest.fixture
 def nothing(detect, vocabulary):
-    return findings(detect(), (600, 400), vocabulary, {1}, PICTURE, **KEPT)
+    return select_top(detect(), (600, 400), vocabulary, {1}, PICTURE, **KEPT)
 
 
 def test_nothing(nothing):
@@ -89,19 +89,19 @@ def test_it_cannot_be_changed(found):
 )
 def test_only_the_best_and_their_boxes_stay(detect, vocabulary, threshold, top, actions, names):
     rows = [(0, 1, "ride", 0.9), (2, 3, "kick", 0.75), (0, 1, "pull", 0.25)]
-    kept = findings(detect(*rows), (600, 400), vocabulary, (), PICTURE, threshold, top)
+    kept = select_top(detect(*rows), (600, 400), vocabulary, (), PICTURE, threshold, top)
     assert (kept.actions, kept.names) == (actions, names)
 
 
 def test_boxes_are_renumbered(detect, vocabulary):
-    kept = findings(detect((2, 3, "kick", 0.5)), (600, 400), vocabulary, (), PICTURE, **KEPT)
+    kept = select_top(detect((2, 3, "kick", 0.5)), (600, 400), vocabulary, (), PICTURE, **KEPT)
     assert kept.pairs.tolist() == [[0, 1]]
     np.testing.assert_array_equal(kept.boxes, np.float32(BOXES)[2:])
 
 
 def test_a_verb_without_object(detect, vocabulary):
     rows = [(0, 1, "ride", 0.9), (2, -1, "jump", 0.5)]
-    kept = findings(detect(*rows), (600, 400), vocabulary, (), PICTURE, **KEPT)
+    kept = select_top(detect(*rows), (600, 400), vocabulary, (), PICTURE, **KEPT)
     assert kept.actions == ("ride horse", "jump") and kept.pairs.tolist() == [[0, 1], [2, -1]]
     assert np.isnan(kept.object_boxes).all(axis=1).tolist() == [False, True]
     assert kept.to_dict()["interactions"][1]["object"] is None
@@ -123,7 +123,7 @@ def test_json(found):
 
 
 def yellow(image):
-    return int((np.abs(np.asarray(image, int) - UNSEEN).max(axis=2) <= 20).sum())
+    return int((np.abs(np.asarray(image, int) - UNSEEN_COLOUR).max(axis=2) <= 20).sum())
 
 
 def test_unseen_actions_are_starred_and_explained(found, detect, vocabulary):
@@ -131,19 +131,21 @@ def test_unseen_actions_are_starred_and_explained(found, detect, vocabulary):
     assert yellow(drawn) > 500
     # The legend below explains the star.
     assert drawn.width == 600 and drawn.height > 400
-    seen = findings(detect((0, 1, "ride", 0.9)), (600, 400), vocabulary, (), PICTURE, **KEPT).draw()
+    seen = select_top(
+        detect((0, 1, "ride", 0.9)), (600, 400), vocabulary, (), PICTURE, **KEPT
+    ).draw()
     assert yellow(seen) == 0 and seen.size == (600, 400)
 
 
 def test_no_interaction_is_not_drawn(detect, vocabulary):
     rows = [(0, 1, "no_interaction", 0.9)]
-    kept = findings(detect(*rows), (600, 400), vocabulary, set(range(50)), PICTURE, **KEPT)
+    kept = select_top(detect(*rows), (600, 400), vocabulary, set(range(50)), PICTURE, **KEPT)
     assert kept.actions == ("no interaction horse",) and kept.unseen.all()
     assert kept.draw().getcolors() == [(600 * 400, (120, 120, 120))]
 
 
 def test_drawing_a_file_that_has_gone(detect, vocabulary, tmp_path):
-    kept = findings(detect(), (600, 400), vocabulary, (), tmp_path / "gone.jpg", **KEPT)
+    kept = select_top(detect(), (600, 400), vocabulary, (), tmp_path / "gone.jpg", **KEPT)
     with pytest.raises(InputError, match=r"gone\.jpg: no such"):
         kept.draw()
 
@@ -194,7 +196,7 @@ def test_near_equal_pairs_are_told_but_drawn_once(detect, vocabulary):
     """The third box is moved to where the first is."""
     rows = detect((0, 1, "ride", 0.9), (2, 1, "ride", 0.8))
     rows.boxes[2] = rows.boxes[0] + 1
-    kept = findings(rows, (600, 400), vocabulary, (), PICTURE, **KEPT)
-    once = findings(detect((0, 1, "ride", 0.9)), (600, 400), vocabulary, (), PICTURE, **KEPT)
+    kept = select_top(rows, (600, 400), vocabulary, (), PICTURE, **KEPT)
+    once = select_top(detect((0, 1, "ride", 0.9)), (600, 400), vocabulary, (), PICTURE, **KEPT)
     assert len(kept) == len(kept.to_dict()["interactions"]) == 2
     assert kept.draw().tobytes() == once.draw().tobytes()

@@ -44,8 +44,8 @@ def golden_targets(golden, image, asked):
         human_boxes=field["sub_boxes"],
         object_boxes=field["obj_boxes"],
         object_labels=field["obj_labels"],
-        hard=hard,
-        soft=teacher * asked * ~hard,
+        verb_labels=hard,
+        teacher_probs=teacher * asked * ~hard,
         seen=field["st"] == 0,
         interactive=field["is_mask"] == 1,
     )
@@ -83,7 +83,7 @@ def golden_run(golden_file):
         ),
         asked,
     )
-    losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, Targets.batch(targets))
+    losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, Targets.collate(targets))
     return golden, layers, targets, losses
 
 
@@ -105,7 +105,7 @@ def test_golden_verb_targets(golden_run):
         matched = torch.zeros(len(target), 1)
         for candidates in (False, True):
             matched[losses.matches.of_image(len(layers) - 1, image, candidates)[1]] = 1
-        ours = torch.where(target.hard, 1.0, target.soft) * matched
+        ours = torch.where(target.verb_labels, 1.0, target.teacher_probs) * matched
         expected = golden[f"t{image}.verb_targets_matched"]
         np.testing.assert_allclose(ours.numpy(), expected, atol=1e-6)
 
@@ -158,8 +158,8 @@ def some_targets(seen, seed=0):
         human_boxes=boxes[0],
         object_boxes=boxes[1],
         object_labels=torch.arange(count) % NUM_OBJECTS,
-        hard=hard,
-        soft=soft,
+        verb_labels=hard,
+        teacher_probs=soft,
         seen=is_seen,
         interactive=torch.ones(count, dtype=torch.bool),
     )
@@ -190,7 +190,7 @@ def criterion(matcher=OPEN_GATE, num_asked=1, **config):
     asked = torch.zeros(NUM_VERBS, dtype=torch.bool)
     asked[NUM_VERBS - num_asked :] = True
     whole = Criterion(matcher, LossConfig(**config), asked)
-    return lambda outputs, targets: whole(outputs, Targets.batch(targets))
+    return lambda outputs, targets: whole(outputs, Targets.collate(targets))
 
 
 def leaves(outputs):
@@ -239,7 +239,7 @@ def test_half_precision_logits_of_a_hundred_stay_finite(dtype, verb_loss):
 
 def test_a_teacher_probability_of_one_is_soft():
     target = some_targets([True])
-    target.soft[0, NUM_VERBS - 1] = 1.0
+    target.teacher_probs[0, NUM_VERBS - 1] = 1.0
     outputs = some_outputs(1, num_layers=1)
     losses = criterion()(outputs, [target])
     query = losses.matches.queries[0]
@@ -253,7 +253,7 @@ def test_soft_normalisation_by_pairs_counts_pairs_not_entries():
     outputs = some_outputs(2)
     by_entries = criterion()(outputs, targets)
     by_pairs = criterion(soft_normalisation="pairs")(outputs, targets)
-    assert by_pairs.matches.num_final == 4
+    assert by_pairs.matches.num_last_layer == 4
     expected = by_entries.by_name["verb_soft"] * (2 * NUM_QUERIES * NUM_VERBS) / 4
     torch.testing.assert_close(by_pairs.by_name["verb_soft"], expected)
     for name in set(by_pairs.by_name) - {"verb_soft"}:
@@ -264,7 +264,7 @@ def test_soft_normalisation_by_answers_counts_asked_verbs_of_pairs():
     targets = [some_targets([True, False, True]), some_targets([True])]
     outputs = some_outputs(2)
     by_pairs = criterion(soft_normalisation="pairs", num_asked=3)(outputs, targets)
-    by_answers = criterion(soft_normalisation="answers", num_asked=3)(outputs, targets)
+    by_answers = criterion(soft_normalisation="supervised", num_asked=3)(outputs, targets)
     assert by_pairs.by_name["verb_soft"].sum() > 0
     torch.testing.assert_close(by_answers.by_name["verb_soft"], by_pairs.by_name["verb_soft"] / 3)
 
@@ -305,8 +305,8 @@ def test_interactive_score_of_labelled_unlabelled_and_other_queries():
         human_boxes=boxes,
         object_boxes=boxes,
         object_labels=torch.zeros(3, dtype=torch.int64),
-        hard=torch.tensor([[True], [True], [False]]).expand(3, NUM_VERBS).clone(),
-        soft=torch.zeros(3, NUM_VERBS),
+        verb_labels=torch.tensor([[True], [True], [False]]).expand(3, NUM_VERBS).clone(),
+        teacher_probs=torch.zeros(3, NUM_VERBS),
         seen=torch.tensor([True, True, False]),
         interactive=torch.tensor([True, False, True]),
     )
@@ -334,7 +334,7 @@ def test_matching_head_learns_which_queries_hold_a_pair():
 
 
 def unlabelled(count):
-    return replace(some_targets([False] * count), annotated=torch.tensor([False]))
+    return replace(some_targets([False] * count), exhaustive_labels=torch.tensor([False]))
 
 
 def place(outputs, boxes):

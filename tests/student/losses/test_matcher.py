@@ -20,8 +20,8 @@ def make_targets(boxes, seen, object_boxes=None):
         human_boxes=boxes,
         object_boxes=boxes if object_boxes is None else torch.tensor(object_boxes),
         object_labels=torch.zeros(count, dtype=torch.int64),
-        hard=hard,
-        soft=torch.zeros(count, NUM_VERBS),
+        verb_labels=hard,
+        teacher_probs=torch.zeros(count, NUM_VERBS),
         seen=torch.tensor(seen, dtype=torch.bool),
         interactive=torch.ones(count, dtype=torch.bool),
     )
@@ -45,7 +45,9 @@ def make_outputs(boxes, interactive=None, num_layers=1):
 
 
 def match(outputs, *targets, **config):
-    return TwoStageMatcher(MatcherConfig(**config), NO_VERB_ASKED)(outputs, Targets.batch(targets))
+    return TwoStageMatcher(MatcherConfig(**config), NO_VERB_ASKED)(
+        outputs, Targets.collate(targets)
+    )
 
 
 def pairs(matches, candidates, image=0, layer=0):
@@ -58,8 +60,8 @@ def at(x):
 
 def test_without_pairs_nothing_is_matched():
     matches = match(make_outputs([at(0.1), at(0.2)], num_layers=2), make_targets([], []))
-    assert len(matches.queries) == matches.num_final == 0
-    assert matches.covers.shape == (2, 1, 2, 0)
+    assert len(matches.queries) == matches.num_last_layer == 0
+    assert matches.iou_mask.shape == (2, 1, 2, 0)
 
 
 def test_an_image_without_pairs_among_others():
@@ -67,7 +69,7 @@ def test_an_image_without_pairs_among_others():
     both = {name: torch.cat([x, x], dim=1) for name, x in outputs.items()}
     matches = match(both, make_targets([], []), make_targets([at(0.2)], [True]))
     assert pairs(matches, False, image=0) == [] and pairs(matches, False, image=1) == [[1, 0]]
-    assert matches.num_final == 1
+    assert matches.num_last_layer == 1
 
 
 def test_seen_pairs_come_first_and_candidates_take_what_is_left():
@@ -116,7 +118,7 @@ def test_both_boxes_must_overlap():
     outputs = make_outputs([at(0.2)])
     outputs["pred_object_boxes"] += 0.3
     matches = match(outputs, make_targets([at(0.2)], [False]))
-    assert pairs(matches, True) == [] and not matches.covers.any()
+    assert pairs(matches, True) == [] and not matches.iou_mask.any()
 
 
 def test_a_pair_without_object_is_matched_by_the_human_alone():
@@ -137,7 +139,7 @@ def test_the_cost_as_written_on_paper():
     targets = make_targets([[0.5, 0.6, 0.2, 0.2]], [True])
     asked = torch.tensor([False, False, False, True])
     matcher = TwoStageMatcher(MatcherConfig(), asked)
-    cost, _ = matcher._costs(outputs, Targets.batch([targets]))
+    cost, _ = matcher._costs(outputs, Targets.collate([targets]))
 
     p = outputs["pred_verb_logits"].sigmoid().flatten()
     verb = -(p[0] / 1.0001 + (2 - p[1] - p[2]) / 2.0001) / 2
@@ -154,9 +156,9 @@ def test_every_assignment_is_the_cheapest_one():
     outputs = make_outputs(boxes[0].tolist())
     targets = make_targets(boxes[1].tolist(), [True] * 4)
     matcher = TwoStageMatcher(MatcherConfig(), NO_VERB_ASKED)
-    cost = matcher._costs(outputs, Targets.batch([targets]))[0][0, 0]
+    cost = matcher._costs(outputs, Targets.collate([targets]))[0][0, 0]
     found = sum(
-        cost[q, t].item() for q, t in pairs(matcher(outputs, Targets.batch([targets])), False)
+        cost[q, t].item() for q, t in pairs(matcher(outputs, Targets.collate([targets])), False)
     )
     best = min(
         sum(cost[q, t].item() for q, t in enumerate(order)) for order in permutations(range(4))
@@ -171,7 +173,7 @@ def test_layers_are_matched_on_their_own():
     matches = match(outputs, make_targets([at(0.2)], [True]))
     assert pairs(matches, False, layer=0) == [[0, 0]]
     assert pairs(matches, False, layer=1) == [[1, 0]]
-    assert matches.num_final == 1
+    assert matches.num_last_layer == 1
 
 
 def test_costs_that_are_not_numbers_still_give_a_matching():

@@ -4,9 +4,9 @@ import torchvision
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from pipeline.toy.backbone import WorldBackbone
+from pipeline.toy.backbone import ToyBackbone
 from student.config import BACKBONES
-from student.models.backbone import RESNETS, build_backbone, resnet_of
+from student.models.backbone import RESNETS, build_backbone, identify_resnet
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -21,7 +21,7 @@ def test_maps_have_the_promised_channels_and_strides(name):
         assert features.shape == (1, backbone.num_channels[key], 64 // stride, 96 // stride)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "world"])
+@pytest.mark.parametrize("name", ["resnet18", "toy"])
 def test_statistics_are_frozen_in_training(name):
     backbone = build_backbone(name).train()
     norms = [module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
@@ -33,14 +33,14 @@ def test_statistics_are_frozen_in_training(name):
 
 def unfolded(name):
     """The same backbone as its library has it, norms as operations of their own."""
-    if name == "world":
-        return WorldBackbone(norm=FrozenBatchNorm2d), ""
+    if name == "toy":
+        return ToyBackbone(norm=FrozenBatchNorm2d), ""
     resnet = torchvision.models.get_model(name, norm_layer=FrozenBatchNorm2d)
     layers = {"layer2": "stride8", "layer3": "stride16", "layer4": "stride32"}
     return IntermediateLayerGetter(resnet, layers), "body."
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "world"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "toy"])
 def test_folded_norms_give_the_librarys_maps_under_its_names(name):
     plain, prefix = unfolded(name)
     for norm in plain.modules():
@@ -64,4 +64,4 @@ def test_folded_norms_give_the_librarys_maps_under_its_names(name):
 def test_parameters_tell_the_resnet(name):
     with torch.device("meta"):
         names = [key.removeprefix("body.") for key in build_backbone(name).state_dict()]
-    assert resnet_of(names) == name
+    assert identify_resnet(names) == name

@@ -13,13 +13,13 @@ def small(build, small_config):
     return build(small_config)
 
 
-@pytest.fixture(params=["small", "matching", "world"])
-def config(request, small_config, world_config):
+@pytest.fixture(params=["small", "matching", "toy"])
+def config(request, small_config, toy_config):
     """Detectors that differ in their queries and heads."""
     return {
         "small": small_config,
         "matching": replace(small_config, matching_head=True),
-        "world": world_config,
+        "toy": toy_config,
     }[request.param]
 
 
@@ -105,7 +105,7 @@ def test_no_padding_equals_a_mask_without_padding(small):
 class Cells(torch.nn.Module):
     """A backbone whose cells see their own pixels only, so that padding cannot leak in."""
 
-    side_multiple = 32
+    size_divisible = 32
 
     def __init__(self):
         super().__init__()
@@ -120,7 +120,7 @@ def test_an_image_is_answered_the_same_among_larger_ones(build, config):
     model = build(config)
     model.backbone = Cells()
     model.input_projection = torch.nn.Conv2d(3, config.hidden_dim, 1)
-    if config.queries == "pairs":
+    if config.queries == "proposals":
         # Boxes in the middle of their cells, so that none is pooled over its image's edge.
         for layer in model.query_source.head.boxes:
             torch.nn.init.zeros_(layer.weight)
@@ -132,13 +132,13 @@ def test_an_image_is_answered_the_same_among_larger_ones(build, config):
             torch.testing.assert_close(value[0], among[name][0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("queries", ["learned", "pairs"])
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "world"])
+@pytest.mark.parametrize("queries", ["learned", "proposals"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "toy"])
 def test_images_that_are_answered_alone_ignore_padding(build, small_config, backbone, queries):
     model = build(replace(small_config, backbone=backbone, queries=queries))
     images = [image(100, 131), image(41, 64, seed=1), image(77, 90, seed=2)]
     padded = model.pad(images, (120, 150))
-    together, exposed = model(padded, alone=True), model(padded)
+    together, exposed = model(padded, padding_invariant=True), model(padded)
     for row, one in enumerate(images):
         for name, value in model([one]).items():
             if name.startswith("pred_"):
@@ -164,8 +164,8 @@ def test_stem_and_first_stage_and_batch_norms_are_frozen(small):
     assert not any("bn" in name for name in body)
 
 
-def test_boxes_of_queries_from_pairs_start_at_their_references(build, world_config):
-    model = build(world_config)
+def test_boxes_of_queries_from_pairs_start_at_their_references(build, toy_config):
+    model = build(toy_config)
     pixels = torch.stack([image(128, 128)])
     start = model.query_source(model.backbone(pixels), None)
     outputs = model(list(pixels))
@@ -191,5 +191,5 @@ def test_every_trained_parameter_gets_a_gradient(build, config):
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and parameter.grad is None
     }
-    # The dense head learns from its own losses.
+    # The proposal head learns from its own losses.
     assert {name for name in without if not name.startswith("query_source.head.")} == set()

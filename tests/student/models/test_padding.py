@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from student.models.padding import filled_shares, pad_images, shrink_padding
+from student.models.padding import get_valid_ratios, pad_images, resize_mask
 
 
 def test_equal_sizes_need_no_mask():
     pixels, padding = pad_images([torch.ones(3, 4, 5), torch.zeros(3, 4, 5)])
     assert pixels.shape == (2, 3, 4, 5) and padding is None
-    assert shrink_padding(padding, (2, 2)) is None
+    assert resize_mask(padding, (2, 2)) is None
 
 
 def test_images_stand_at_the_top_left():
@@ -20,7 +20,7 @@ def test_images_stand_at_the_top_left():
 
 def test_the_mask_shrinks_by_the_nearest_pixel():
     _, padding = pad_images([torch.ones(3, 64, 64), torch.ones(3, 32, 33)])
-    assert shrink_padding(padding, (2, 2)).tolist() == [
+    assert resize_mask(padding, (2, 2)).tolist() == [
         [[False, False], [False, False]],
         [[False, False], [True, True]],
     ]
@@ -57,5 +57,5 @@ def test_a_batch_may_be_part_of_a_larger_one(least, multiple, frame):
 
 def test_shares_of_the_frame():
     pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
-    assert filled_shares(padding, pixels).tolist() == [[1, 0.5], [0.5, 1]]
-    assert filled_shares(None, pixels).tolist() == [[1, 1], [1, 1]]
+    assert get_valid_ratios(padding, pixels).tolist() == [[1, 0.5], [0.5, 1]]
+    assert get_valid_ratios(None, pixels).tolist() == [[1, 1], [1, 1]]

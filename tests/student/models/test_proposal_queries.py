@@ -3,19 +3,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from student.config import StudentConfig
+from student.config import ModelConfig
 from student.data.targets import Targets
-from student.losses.criterion import dense_losses
+from student.losses.criterion import proposal_losses
 from student.models.detector import HOIDetector
-from student.models.proposal_queries import DenseOutputs, PairQueries, pair_geometry, union_cxcywh
+from student.models.proposal_queries import (
+    ProposalOutputs,
+    ProposalQueries,
+    pair_spatial_features,
+    union_cxcywh,
+)
 
-CONFIG = StudentConfig.world(num_objects=5, num_verbs=7, person=2)
+CONFIG = ModelConfig.toy(num_objects=5, num_verbs=7, person=2)
 
 
 @pytest.fixture
 def queries():
     torch.manual_seed(0)
-    return PairQueries(CONFIG, channels=6)
+    return ProposalQueries(CONFIG, channels=6)
 
 
 def maps(batch=2, height=8, width=8):
@@ -28,7 +33,7 @@ def test_shapes(queries):
     assert start.target.shape == start.positions.shape == (2, count, d)
     assert start.interaction_target.shape == (2, count, d)
     assert start.human_reference.shape == start.object_reference.shape == (2, count, 4)
-    assert isinstance(start.outputs["dense"], DenseOutputs)
+    assert isinstance(start.outputs["proposals"], ProposalOutputs)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +49,13 @@ def test_shapes(queries):
     ],
 )
 def test_as_many_queries_as_asked_for_or_there_are_pairs(size, asked, count):
-    queries = PairQueries(replace(CONFIG, num_queries=asked), channels=6)
+    queries = ProposalQueries(replace(CONFIG, num_queries=asked), channels=6)
     assert queries(maps(1, *size), None).target.shape[1] == count
 
 
-def test_references_are_pairs_of_the_dense_heads_boxes(queries):
+def test_references_are_pairs_of_the_proposal_heads_boxes(queries):
     start = queries(maps(), None)
-    dense = start.outputs["dense"]
+    dense = start.outputs["proposals"]
     for reference, branch in ((start.human_reference, 0), (start.object_reference, 1)):
         cells = dense.boxes[:, branch].flatten(2).transpose(1, 2)
         for image in range(2):
@@ -58,7 +63,7 @@ def test_references_are_pairs_of_the_dense_heads_boxes(queries):
 
 
 class Planted(torch.nn.Module):
-    """A dense head that sees one person and two things."""
+    """A proposal head that sees one person and two things."""
 
     def forward(self, features, padding):
         logits = torch.full((1, 5, 8, 8), -9.0)
@@ -66,7 +71,7 @@ class Planted(torch.nn.Module):
         for label, row, column, value in ((2, 3, 3, 4.0), (0, 3, 4, 3.0), (4, 6, 1, 2.0)):
             logits[0, label, row, column] = value
             boxes[0, int(label != 2), :, row, column] = 0.1 * (label + 1)
-        return DenseOutputs(logits, boxes, torch.ones(1, 2))
+        return ProposalOutputs(logits, boxes, torch.ones(1, 2))
 
 
 def test_the_likeliest_pairs_come_first(queries):
@@ -79,7 +84,7 @@ def test_the_likeliest_pairs_come_first(queries):
     torch.testing.assert_close(start.object_reference[0, :2], torch.tensor([[0.1] * 4, [0.5] * 4]))
 
 
-def test_the_dense_head_learns_from_its_own_losses_only(queries):
+def test_the_proposal_head_learns_from_its_own_losses_only(queries):
     features = maps()
     features["stride8"].requires_grad_()
     start = queries(features, None)
@@ -94,7 +99,7 @@ def test_the_dense_head_learns_from_its_own_losses_only(queries):
         detected_labels=torch.tensor([2, 0, 2, 0]),
         detected_images=torch.tensor([0, 0, 1, 1]),
     )
-    sum(dense_losses(start.outputs["dense"], targets, 2).values()).backward()
+    sum(proposal_losses(start.outputs["proposals"], targets, 2).values()).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in queries.head.parameters())
 
 
@@ -108,7 +113,7 @@ def test_the_smallest_box_around_two():
 def test_geometry_of_a_pair():
     human = torch.tensor([[0.4, 0.5, 0.2, 0.4]])
     thing = torch.tensor([[0.5, 0.3, 0.4, 0.1]])
-    values = pair_geometry(human, thing)
+    values = pair_spatial_features(human, thing)
     assert values.shape == (1, 12)
     torch.testing.assert_close(values[:, :8], torch.cat([human, thing], 1))
     expected = torch.tensor([[0.5, -0.5, torch.tensor(2.0).log(), torch.tensor(0.25).log()]])
@@ -116,15 +121,15 @@ def test_geometry_of_a_pair():
 
 
 def test_geometry_of_degenerate_boxes_is_finite():
-    values = pair_geometry(torch.zeros(1, 4), torch.ones(1, 4))
+    values = pair_spatial_features(torch.zeros(1, 4), torch.ones(1, 4))
     assert torch.isfinite(values).all() and values.abs().max() <= 4
 
 
-def test_the_worlds_student_predicts_from_pairs():
+def test_the_toy_student_predicts_from_pairs():
     torch.manual_seed(0)
     outputs = HOIDetector(CONFIG).eval()([torch.randn(3, 128, 128)] * 2)
     assert outputs["pred_verb_logits"].shape == (2, CONFIG.num_queries, CONFIG.num_verbs)
-    assert outputs["dense"].logits.shape == (2, 5, 16, 16)
+    assert outputs["proposals"].logits.shape == (2, 5, 16, 16)
     assert len(outputs["aux_outputs"]) == 1
 
 
@@ -149,7 +154,7 @@ def small_boxes(head):
 @pytest.mark.parametrize("pair_people", [False, True])
 def test_an_image_among_larger_ones_has_the_queries_it_has_alone(pair_people):
     torch.manual_seed(0)
-    queries = PairQueries(replace(CONFIG, pair_people=pair_people), channels=6)
+    queries = ProposalQueries(replace(CONFIG, pair_people=pair_people), channels=6)
     small_boxes(queries.head)
     alone = [torch.randn(1, 6, 7, 11), torch.randn(1, 6, 13, 5)]
     batch, padding = torch.randn(2, 6, 13, 11), torch.ones(2, 104, 88, dtype=torch.bool)
@@ -171,7 +176,7 @@ def test_a_mask_without_padding_changes_nothing(queries):
 
 
 class Couple(torch.nn.Module):
-    """A dense head that sees two people and a thing."""
+    """A proposal head that sees two people and a thing."""
 
     def forward(self, features, padding):
         logits = torch.full((1, 5, 8, 8), -9.0)
@@ -179,13 +184,13 @@ class Couple(torch.nn.Module):
         for label, row, column, value in ((2, 3, 3, 4.0), (2, 6, 6, 3.0), (4, 1, 1, 2.0)):
             logits[0, label, row, column] = value
             boxes[0, int(label != 2), :, row, column] = value / 10
-        return DenseOutputs(logits, boxes, torch.ones(1, 2))
+        return ProposalOutputs(logits, boxes, torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("pair_people", [False, True])
 def test_people_are_paired_with_other_people(pair_people):
     torch.manual_seed(0)
-    queries = PairQueries(replace(CONFIG, pair_people=pair_people), channels=6)
+    queries = ProposalQueries(replace(CONFIG, pair_people=pair_people), channels=6)
     queries.head = Couple()
     seen = []
     queries.label.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))

@@ -1,6 +1,6 @@
 import pytest
 
-from student.models.backbone import count_layers, resnet_blocks, resnet_of
+from student.models.backbone import count_layers, find_resnet_blocks, identify_resnet
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,6 @@ def names(blocks, last):
     ],
 )
 def test_blocks_tell_the_resnet(blocks, last, name):
-    assert resnet_of(names(blocks, last)) == name
+    assert identify_resnet(names(blocks, last)) == name
     kind = "bottleneck" if last == "conv3" else "basic"
-    assert resnet_blocks(names(blocks, last)) == (kind, blocks)
+    assert find_resnet_blocks(names(blocks, last)) == (kind, blocks)

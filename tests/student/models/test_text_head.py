@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipeline.utils.errors import InputError
-from student.config import StudentConfig
-from student.models.text_head import Sentences, TextVerbHead
+from student.config import ModelConfig
+from student.models.text_head import TextEmbeddings, TextVerbHead
 
 OBJECTS, VERBS, TEXTS, DIM = 3, 4, 6, 5
 
@@ -31,8 +31,8 @@ def head(config):
     made = TextVerbHead(config)
     texts = torch.nn.functional.normalize(torch.randn(TEXTS, DIM, generator=random), dim=-1)
     rows = torch.randint(TEXTS, (OBJECTS, VERBS), generator=random)
-    made.tell(Sentences(texts, rows))
-    made.begin(5.0, 0.2)
+    made.set_texts(TextEmbeddings(texts, rows))
+    made.init_scale(5.0, 0.2)
     return made
 
 
@@ -72,7 +72,7 @@ def test_gradients_reach_what_is_learned_and_not_the_objects(config, head):
 
 
 def test_half_precision_does_not_round_cosines(config, head):
-    head.begin(100.0, 0.2)
+    head.init_scale(100.0, 0.2)
     actions, objects = inputs(config, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, embeddings = head(actions, objects)
@@ -97,7 +97,7 @@ def test_a_detector_gives_embeddings_of_all_layers(config, build):
 def test_linear_detectors_have_nothing_new(small_config, build):
     model = build(small_config)
     assert sum("verb_head" in name for name in model.state_dict()) == 2
-    assert StudentConfig().verb_head == "linear"
+    assert ModelConfig().verb_head == "linear"
 
 
 @pytest.mark.parametrize("name", ["text_dim", "num_texts"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from student.config import StudentConfig
+from student.config import ModelConfig
 from student.models.transformer import Decoder, Encoder
 
 D = 16
@@ -9,7 +9,7 @@ D = 16
 
 def make(pre_norm=False, num_encoder_layers=2):
     torch.manual_seed(0)
-    config = StudentConfig(
+    config = ModelConfig(
         hidden_dim=D,
         num_heads=4,
         feedforward_dim=32,

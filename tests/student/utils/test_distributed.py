@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
-from student.utils.distributed import ALONE, join_team, own_device
+from student.utils.distributed import SINGLE_PROCESS, init_distributed, local_device
 from student.utils.preemption import EXIT_REQUEUE
 from student.weights.checkpoint_file import load_checkpoint
 
@@ -28,12 +28,17 @@ def lines(path):
 
 
 def test_one_process_talks_to_itself(capsys):
-    with join_team("cpu") as (team, device):
-        assert team == ALONE and device == torch.device("cpu") and team.first
-        assert team.largest(3, False) == [3, 0] and team.gather("a") == ["a"]
-        assert team.mean(torch.tensor([2.0])).item() == 2 and team.from_first(lambda: 5) == 5
-        team.say("hello")
-        with pytest.raises(InputError, match="no"), team.together():
+    with init_distributed("cpu") as (context, device):
+        assert (
+            context == SINGLE_PROCESS and device == torch.device("cpu") and context.is_main_process
+        )
+        assert context.all_reduce_max(3, False) == [3, 0] and context.all_gather("a") == ["a"]
+        assert (
+            context.all_reduce_mean(torch.tensor([2.0])).item() == 2
+            and context.broadcast(lambda: 5) == 5
+        )
+        context.log("hello")
+        with pytest.raises(InputError, match="no"), context.propagate_errors():
             raise InputError("no")
     assert capsys.readouterr().out == "hello\n"
 
@@ -53,7 +58,7 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
         ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected a port"),
         ({**LEFT, "LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE: .*, found x"),
         ({**LEFT, "LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: .*, found 3"),
-        ({**LEFT, "EOID_JOIN_SECONDS": "soon"}, "EOID_JOIN_SECONDS: expected a number"),
+        ({**LEFT, "EOID_JOIN_TIMEOUT": "soon"}, "EOID_JOIN_TIMEOUT: expected a number"),
     ],
 )
 def test_variables_that_do_not_go_together(monkeypatch, variables, says):
@@ -61,14 +66,14 @@ def test_variables_that_do_not_go_together(monkeypatch, variables, says):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"WORLD_SIZE": "2", **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=says), join_team("cpu"):
+    with pytest.raises(InputError, match=says), init_distributed("cpu"):
         pass
 
 
 @pytest.fixture
 def left_over(monkeypatch):
     """`left_over(rank, port)` joins as that one of two processes, which nobody else does."""
-    monkeypatch.setenv("EOID_JOIN_SECONDS", "0.3")
+    monkeypatch.setenv("EOID_JOIN_TIMEOUT", "0.3")
 
     def join(rank, port):
         variables = {**LEFT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_PORT": str(port)}
@@ -76,7 +81,7 @@ def left_over(monkeypatch):
             monkeypatch.setenv(name, value)
         for name in ("TORCHELASTIC_USE_AGENT_STORE", "SLURM_STEP_NUM_TASKS"):
             monkeypatch.delenv(name, raising=False)
-        with pytest.raises(InputError) as caught, join_team("cpu"):
+        with pytest.raises(InputError) as caught, init_distributed("cpu"):
             pass
         assert not torch.distributed.is_initialized()
         return str(caught.value)
@@ -114,7 +119,7 @@ class WebServer(socketserver.BaseRequestHandler):
 def test_a_web_server_at_the_address(student_words, tmp_path):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WebServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        variables = {**LEFT, "WORLD_SIZE": "2", "RANK": "1", "EOID_JOIN_SECONDS": "1"}
+        variables = {**LEFT, "WORLD_SIZE": "2", "RANK": "1", "EOID_JOIN_TIMEOUT": "1"}
         ended = subprocess.run(
             [
                 *(sys.executable, "-c", "from student.cli import main; main()"),
@@ -153,44 +158,44 @@ student.utils.distributed.time.sleep = terminate
 MESSAGES = """
 import torch
 from pipeline.utils.errors import InputError
-from student.utils.distributed import join_team
+from student.utils.distributed import init_distributed
 def reason(act):
     try:
         act()
     except InputError as error:
         return str(error)
 def fail():
-    raise InputError(f"rank {team.rank}")
+    raise InputError(f"rank {context.rank}")
 def fail_second():
-    with team.together():
-        if not team.first:
+    with context.propagate_errors():
+        if not context.is_main_process:
             fail()
-with join_team("cpu") as (team, device):
+with init_distributed("cpu") as (context, device):
     said = [
-        team.largest(team.rank, 5 - team.rank),
-        team.mean(torch.tensor([1.0, 3.0 * team.rank])).tolist(),
-        team.gather({"rank": team.rank}),
-        team.from_first(lambda: team.rank + 40),
-        reason(lambda: team.from_first(fail)),
+        context.all_reduce_max(context.rank, 5 - context.rank),
+        context.all_reduce_mean(torch.tensor([1.0, 3.0 * context.rank])).tolist(),
+        context.all_gather({"rank": context.rank}),
+        context.broadcast(lambda: context.rank + 40),
+        reason(lambda: context.broadcast(fail)),
         reason(fail_second),
     ]
-    team.say("once")
+    context.log("once")
 print(said)
 sys.exit(0)
 """
 
 
-def test_two_processes_talk(start_team):
-    ends = [one() for one in start_team([], first=MESSAGES)]
+def test_two_processes_talk(start_processes):
+    ends = [one() for one in start_processes([], first=MESSAGES)]
     expected = "[[1, 5], [1.0, 1.5], [{'rank': 0}, {'rank': 1}], 40, 'rank 0', 'rank 1']\n"
     assert ends == [(0, "once\n" + expected, ""), (0, expected, "")]
 
 
 LEAVING = """
 import os, time
-from student.utils.distributed import join_team
-with join_team("cpu") as (team, device):
-    if team.first:
+from student.utils.distributed import init_distributed
+with init_distributed("cpu") as (context, device):
+    if context.is_main_process:
         time.sleep(1)
         {act}
 print(os.path.exists({file!r}))
@@ -198,13 +203,13 @@ sys.exit(0)
 """
 
 
-def test_processes_leave_when_the_first_has_scored(start_team, tmp_path):
+def test_processes_leave_when_the_first_has_scored(start_processes, tmp_path):
     scored = tmp_path / "scored"
     first = LEAVING.format(act=f"open({str(scored)!r}, 'w').close()", file=str(scored))
-    assert [one() for one in start_team([], first=first)] == [(0, "True\n", "")] * 2
+    assert [one() for one in start_processes([], first=first)] == [(0, "True\n", "")] * 2
 
 
-def test_processes_do_not_wait_for_one_that_failed(start_team, student_words, tmp_path):
+def test_processes_do_not_wait_for_one_that_failed(start_processes, student_words, tmp_path):
     failing = """
 from pipeline.utils.errors import InputError
 import student.engine.evaluate
@@ -213,7 +218,7 @@ def fail(*_):
 student.engine.evaluate.write_predictions = fail
 """
     words = student_words(tmp_path / "run", "--batch-size", 8, "--epochs", 1, "--workers", 0)
-    ends = [one() for one in start_team(words, first=failing)]
+    ends = [one() for one in start_processes(words, first=failing)]
     assert [code for code, _, _ in ends] == [2, 2]
     assert "the disk is full" in ends[0][2].splitlines()[-1]
     assert "process 1 of 2" in ends[1][2] and "Traceback" not in ends[1][2]
@@ -241,10 +246,10 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch, gpus, shown, name, exp
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     if expected is None:
         with pytest.raises(InputError) as caught:
-            own_device(name, 2)
+            local_device(name, 2)
         assert "--device" in str(caught.value)
     else:
-        assert own_device(name, 2) == torch.device(expected)
+        assert local_device(name, 2) == torch.device(expected)
 
 
 @pytest.fixture
@@ -269,11 +274,13 @@ def different_sizes(dataset_root, answer, write_cache, vocabulary, tmp_path):
 
 @pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(
-    start, start_team, student_words, different_sizes, tmp_path, parts
+    start, start_processes, student_words, different_sizes, tmp_path, parts
 ):
     alone, together = tmp_path / "alone", tmp_path / "together"
     options = (*different_sizes, *BATCH)
-    ends = [one() for one in start_team(student_words(together, *options, "--accumulation", parts))]
+    ends = [
+        one() for one in start_processes(student_words(together, *options, "--accumulation", parts))
+    ]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert start(student_words(alone, *options))()[0] == 0
     assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]
@@ -283,7 +290,7 @@ def test_two_processes_train_what_one_does(
     assert mine[0]["losses"].keys() == theirs[0]["losses"].keys()
     for name, value in mine[0]["losses"].items():
         assert theirs[0]["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-    assert theirs[0]["gradient_norm"] == pytest.approx(mine[0]["gradient_norm"], rel=1e-4)
+    assert theirs[0]["grad_norm"] == pytest.approx(mine[0]["grad_norm"], rel=1e-4)
     assert theirs[1]["loss"] == pytest.approx(mine[1]["loss"], rel=1e-3)
 
     # Seven images a step: four for one process, three for the other, none for both.
@@ -306,14 +313,14 @@ def test_two_processes_train_what_one_does(
 # step.
 IN_A_STEP = """
 import os, signal, torch
-from student.engine.train_step import Stepper
-whole = Stepper.losses
+from student.engine.train_step import TrainStep
+whole = TrainStep.losses
 def losses(self, outputs, batch):
     found = whole(self, outputs, batch)
-    if self.execution.team.rank == 1 and self.scheduler.last_epoch == 1:
+    if self.execution.context.rank == 1 and self.scheduler.last_epoch == 1:
         happen(found, batch)
     return found
-Stepper.losses = losses
+TrainStep.losses = losses
 """
 SIGNAL = f"""{IN_A_STEP}
 def happen(found, batch):
@@ -328,23 +335,25 @@ def happen(found, batch):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_them_saves_and_ends_both(start_team, student_words, tmp_path):
+def test_a_signal_to_one_of_them_saves_and_ends_both(start_processes, student_words, tmp_path):
     options = ("--batch-size", 8, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
     whole, stopped = (student_words(tmp_path / name, *options) for name in ("whole", "stopped"))
-    assert [one()[0] for one in start_team(whole)] == [0, 0]
-    ends = [one() for one in start_team(stopped, first=SIGNAL)]
+    assert [one()[0] for one in start_processes(whole)] == [0, 0]
+    ends = [one() for one in start_processes(stopped, first=SIGNAL)]
     assert [code for code, _, _ in ends] == [75, 75], ends
     assert "told to stop, saved at step 2 of 4" in ends[0][2] and "Traceback" not in ends[1][2]
-    ends = [one() for one in start_team(stopped)]
+    ends = [one() for one in start_processes(stopped)]
     assert [code for code, _, _ in ends] == [0, 0] and "goes on at step 2 of 4" in ends[0][1]
     states = [load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped")]
     for name, value in states[0].weights.items():
         assert torch.equal(value, states[1].weights[name]), name
 
 
-def test_a_loss_of_one_of_them_that_is_not_finite_ends_both(start_team, student_words, tmp_path):
+def test_a_loss_of_one_of_them_that_is_not_finite_ends_both(
+    start_processes, student_words, tmp_path
+):
     words = student_words(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
-    ends = [one() for one in start_team([*words, "--checkpoint-minutes", 0], first=POISON)]
+    ends = [one() for one in start_processes([*words, "--checkpoint-minutes", 0], first=POISON)]
     images = ends[1][1].strip()
     expected = f"eoid-train: step 2: verb_soft, total, gradient not finite on images {images}"
     assert images and [(code, err.splitlines()[-1]) for code, _, err in ends] == [(2, expected)] * 2
@@ -352,8 +361,8 @@ def test_a_loss_of_one_of_them_that_is_not_finite_ends_both(start_team, student_
     assert checkpoint.state["step"] == 1 and len(checkpoint.state["generators"]) == 2
 
 
-def test_more_processes_than_images_a_step(start_team, student_words, tmp_path):
-    ends = [one() for one in start_team(student_words(tmp_path / "run", "--batch-size", 1))]
+def test_more_processes_than_images_a_step(start_processes, student_words, tmp_path):
+    ends = [one() for one in start_processes(student_words(tmp_path / "run", "--batch-size", 1))]
     assert [code for code, _, _ in ends] == [2, 2]
     for _, _, err in ends:
         assert err.splitlines()[-1] == (

@@ -4,7 +4,13 @@ import time
 
 import pytest
 
-from student.utils.preemption import EXIT_REQUEUE, STOPPING, Stop, StopSignals, leave
+from student.utils.preemption import (
+    EXIT_REQUEUE,
+    STOP_SIGNALS,
+    StopRequest,
+    StopSignalHandler,
+    exit_process,
+)
 
 
 def send(number):
@@ -13,53 +19,53 @@ def send(number):
 
 def test_what_is_asked_decides_the_exit():
     with pytest.raises(KeyboardInterrupt):
-        leave(Stop.INTERRUPT)
+        exit_process(StopRequest.INTERRUPT)
     with pytest.raises(SystemExit) as left:
-        leave(Stop.REQUEUE)
+        exit_process(StopRequest.REQUEUE)
     assert left.value.code == EXIT_REQUEUE
 
 
-@pytest.mark.parametrize(("number", "stop"), STOPPING.items())
+@pytest.mark.parametrize(("number", "stop"), STOP_SIGNALS.items())
 def test_work_with_a_state_to_save_is_not_broken(number, stop):
-    with StopSignals() as signals:
-        assert not signals.asked
-        with signals.held():
+    with StopSignalHandler() as signals:
+        assert not signals.request
+        with signals.defer():
             send(number)
-            assert signals.asked is stop
+            assert signals.request is stop
             send(signal.SIGINT)
-            assert signals.asked is stop
+            assert signals.request is stop
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_other_work_ends_at_once(number):
-    before = [signal.getsignal(one) for one in STOPPING]
+    before = [signal.getsignal(one) for one in STOP_SIGNALS]
     ended = KeyboardInterrupt if number == signal.SIGINT else SystemExit
-    with pytest.raises(ended), StopSignals() as signals:
-        with signals.held():
+    with pytest.raises(ended), StopSignalHandler() as signals:
+        with signals.defer():
             pass
         send(number)
         pytest.fail("still at work")
-    assert [signal.getsignal(one) for one in STOPPING] == before
+    assert [signal.getsignal(one) for one in STOP_SIGNALS] == before
 
 
 def test_inside_held_work_there_may_be_some_that_ends_at_once():
-    with StopSignals() as signals, signals.held():
-        with pytest.raises(SystemExit), signals.released():
+    with StopSignalHandler() as signals, signals.defer():
+        with pytest.raises(SystemExit), signals.deliver():
             send(signal.SIGTERM)
         send(signal.SIGINT)
-        with pytest.raises(SystemExit), signals.released():
+        with pytest.raises(SystemExit), signals.deliver():
             pytest.fail("asked before")
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_wait_is_held_for_a_while_only(before):
     """Whether it is asked before the wait or during it; after the wait all is held again."""
-    with StopSignals() as signals, signals.held():
-        with signals.held_for(60):
+    with StopSignalHandler() as signals, signals.defer():
+        with signals.defer_for(60):
             send(signal.SIGTERM)
         if not before:
-            signals.asked = Stop.NO
-        with pytest.raises(SystemExit), signals.held_for(0.05):
+            signals.request = StopRequest.NO
+        with pytest.raises(SystemExit), signals.defer_for(0.05):
             if not before:
                 send(signal.SIGTERM)
             time.sleep(30)

@@ -11,47 +11,47 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.toy.generate import write_world
+from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
-from student.data.transforms import world_augmentation
+from student.data.transforms import toy_augmentation
 from student.utils import workers
-from student.utils.preemption import STOPPING
-from student.utils.workers import Batches, loader_options, start_work
+from student.utils.preemption import STOP_SIGNALS
+from student.utils.workers import BatchIterator, init_worker, loader_options
 from student.weights.checkpoint_file import load_checkpoint
 
 
 @pytest.fixture
 def make(make_images, vocabulary):
-    return lambda: make_images(load_split(vocabulary, "ua"), world_augmentation())
+    return lambda: make_images(load_split(vocabulary, "ua"), toy_augmentation())
 
 
 class Answers(Dataset):
     """A worker that signals itself before it answers."""
 
     def __len__(self):
-        return len(STOPPING)
+        return len(STOP_SIGNALS)
 
     def __getitem__(self, index):
-        os.kill(os.getpid(), list(STOPPING)[index])
+        os.kill(os.getpid(), list(STOP_SIGNALS)[index])
         return index
 
 
 def test_signals_leave_workers_at_work():
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    loader = DataLoader(Answers(), num_workers=1, collate_fn=list, worker_init_fn=start_work)
-    assert list(loader) == [[index] for index in range(len(STOPPING))]
-    assert {number: signal.getsignal(number) for number in STOPPING} == before
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    loader = DataLoader(Answers(), num_workers=1, collate_fn=list, worker_init_fn=init_worker)
+    assert list(loader) == [[index] for index in range(len(STOP_SIGNALS))]
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
 
 
 KILLED = """
 import os, signal, torch
 from torch.utils.data import DataLoader, TensorDataset
-from student.utils.workers import start_work
+from student.utils.workers import init_worker
 if __name__ == "__main__":
     loader = DataLoader(
         TensorDataset(torch.zeros(9)),
         num_workers=2,
-        worker_init_fn=start_work,
+        worker_init_fn=init_worker,
         multiprocessing_context={method!r},
     )
     batches = iter(loader)
@@ -79,11 +79,11 @@ def test_a_killed_run_leaves_no_worker_behind(method, tmp_path):
 
 def test_an_error_leaves_no_worker_behind(make):
     loader = DataLoader(
-        make(), sampler=[(0, 1)] * 9, num_workers=2, collate_fn=list, worker_init_fn=start_work
+        make(), sampler=[(0, 1)] * 9, num_workers=2, collate_fn=list, worker_init_fn=init_worker
     )
     caught = None
     try:
-        with Batches(loader) as batches:
+        with BatchIterator(loader) as batches:
             first = next(batches)
             raise KeyError(first)
     except KeyError as error:
@@ -105,9 +105,9 @@ def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_pat
         sampler=[(0, 2)],
         num_workers=number,
         collate_fn=list,
-        worker_init_fn=start_work,
+        worker_init_fn=init_worker,
     )
-    with pytest.raises(InputError) as caught, Batches(loader) as batches:
+    with pytest.raises(InputError) as caught, BatchIterator(loader) as batches:
         list(batches)
     assert multiprocessing.active_children() == []
     assert str(caught.value).startswith(f"{broken}: expected a whole image")
@@ -178,10 +178,10 @@ def test_a_worker_that_dies_ends_the_run_with_one_line(start, student_words, tmp
     assert "Traceback" not in err and "--workers" in last
 
 
-def test_a_worker_of_one_process_ends_all(start_team, student_words, tmp_path):
+def test_a_worker_of_one_process_ends_all(start_processes, student_words, tmp_path):
     act = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
     words = student_words(tmp_path / "run", *SHORT, "--workers", 1)
-    ends = [one(60) for one in start_team(words, first=f"{HAPPENS}    {act}")]
+    ends = [one(60) for one in start_processes(words, first=f"{HAPPENS}    {act}")]
     assert [code for code, _, _ in ends] == [2, 2]
     assert all("Traceback" not in err for _, _, err in ends), ends
     assert "process 0 of 2: another process" in ends[0][2] and "a worker" in ends[1][2]
@@ -200,11 +200,11 @@ def test_a_run_whose_workers_hang_can_be_stopped(start, student_words, tmp_path,
 def many(tmp_path_factory, answer, write_cache, vocabulary):
     """A dataset with 64 training pictures, and its cache."""
     root = tmp_path_factory.mktemp("many")
-    write_world(root / "world", train=64, test=1, seed=4, workers=1)
-    annotations = open_dataset(root / "world").load("train")
+    write_toy(root / "toy", train=64, test=1, seed=4, workers=1)
+    annotations = open_dataset(root / "toy").load("train")
     answers = {one.image_id: answer(one) for one in annotations.annotations}
     cache = write_cache(root / "cache", vocabulary, annotations.digest, answers)
-    return "--data", root / "world", "--cache", cache
+    return "--data", root / "toy", "--cache", cache
 
 
 FEW_FILES = """
@@ -226,9 +226,9 @@ def test_workers_that_cannot_be_started(make, monkeypatch, fails):
         whole(self)
 
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", begin)
-    options = {"num_workers": 4, "collate_fn": list, "worker_init_fn": start_work}
+    options = {"num_workers": 4, "collate_fn": list, "worker_init_fn": init_worker}
     loader = DataLoader(make(), sampler=[(0, 1)] * 9, **options)
-    with pytest.raises(InputError, match="--workers") as caught, Batches(loader):
+    with pytest.raises(InputError, match="--workers") as caught, BatchIterator(loader):
         pass
     assert "\n" not in str(caught.value) and os.strerror(errno.EMFILE) in str(caught.value)
     assert len(begun) == fails and multiprocessing.active_children() == []

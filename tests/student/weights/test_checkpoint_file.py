@@ -5,14 +5,14 @@ import torch
 import student
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
-from student.config import preset
+from student.config import get_preset
 from student.models.detector import HOIDetector
 from student.weights.checkpoint_file import (
     FORMAT,
     Checkpoint,
+    build_model,
     checkpoint_path,
     load_checkpoint,
-    restore,
     save_checkpoint,
 )
 from student.weights.load import load_model
@@ -22,7 +22,7 @@ from student.weights.published import to_published
 @pytest.fixture
 def checkpoint(vocabulary):
     torch.manual_seed(3)
-    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    recipe = get_preset("toy", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     weights = HOIDetector(recipe.model).state_dict()
     return Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), weights, {"step": 7})
 
@@ -39,14 +39,14 @@ def test_everything_comes_back(run, checkpoint):
     assert found.recipe == checkpoint.recipe and found.state == {"step": 7}
     assert found.vocabulary.digest() == checkpoint.vocabulary.digest()
     assert (found.split.name, found.split.unseen) == ("ua", checkpoint.split.unseen)
-    np.testing.assert_array_equal(found.split.asked_verbs, checkpoint.split.asked_verbs)
+    np.testing.assert_array_equal(found.split.distilled_verbs, checkpoint.split.distilled_verbs)
     assert found.weights.keys() == checkpoint.weights.keys()
     assert all(torch.equal(value, checkpoint.weights[n]) for n, value in found.weights.items())
 
 
 def test_a_run_and_its_checkpoint_open_the_same_detector(run, checkpoint):
     image = [torch.randn(3, 128, 128)]
-    expected = restore(checkpoint, run)(image)
+    expected = build_model(checkpoint, run)(image)
     for path in (run, str(run), run / "checkpoint.pt"):
         model = load_model(path)
         assert isinstance(model, HOIDetector) and not model.training
@@ -157,10 +157,21 @@ def test_weights_of_another_model_are_one_line(run, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_version_0_1_is_refused(run):
+    file = run / "checkpoint.pt"
+    value = torch.load(file, weights_only=True)
+    value["split"]["asked_verbs"] = value["split"].pop("distilled_verbs")
+    torch.save({**value, "format": "eoid-student-1"}, file)
+    says = r"checkpoint\.pt: format: expected eoid-student-2, found eoid-student-1"
+    with pytest.raises(InputError, match=says) as caught:
+        load_model(run)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_later_format_is_named(run):
     file = run / "checkpoint.pt"
-    torch.save({**torch.load(file, weights_only=True), "format": "eoid-student-2"}, file)
-    with pytest.raises(InputError, match="format: expected eoid-student-1, found eoid-student-2"):
+    torch.save({**torch.load(file, weights_only=True), "format": "eoid-student-9"}, file)
+    with pytest.raises(InputError, match="format: expected eoid-student-2, found eoid-student-9"):
         load_model(run)
 
 

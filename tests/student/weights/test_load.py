@@ -7,17 +7,17 @@ import torch
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
-from student.config import preset
+from student.config import get_preset
 from student.engine.evaluate import evaluate_checkpoint
 from student.inference.postprocess import to_detections
 from student.weights.checkpoint_file import Checkpoint, save_checkpoint
-from student.weights.load import open_student
+from student.weights.load import load_student
 from student.weights.published import to_published
 
 
 @pytest.fixture(scope="module")
 def model(build, small_config, vocabulary):
-    """A small model with as many classes as the world has."""
+    """A small model with as many classes as the toy dataset has."""
     classes = {"num_objects": vocabulary.num_objects, "num_verbs": vocabulary.num_verbs}
     return build(replace(small_config, **classes))
 
@@ -34,26 +34,24 @@ def published(model, tmp_path):
 
 
 def test_a_published_checkpoint_takes_the_datasets_classes(published, model, vocabulary):
-    opened = open_student(published(), vocabulary)
-    assert not opened.ours and opened.split.name == "full" and not opened.model.training
-    assert opened.recipe.model == model.config == opened.model.config
-    assert opened.recipe.train.augmentation == "published"
+    loaded = load_student(published(), vocabulary)
+    assert not loaded.is_own and loaded.split.name == "full" and not loaded.model.training
+    assert loaded.recipe.model == model.config == loaded.model.config
+    assert loaded.recipe.train.augmentation == "published"
     for name, value in model.state_dict().items():
-        assert torch.equal(opened.model.state_dict()[name], value)
+        assert torch.equal(loaded.model.state_dict()[name], value)
 
 
 def test_heads_that_only_people_know(published, vocabulary):
-    assert open_student(published(), vocabulary, 4).model.config.num_heads == 4
+    assert load_student(published(), vocabulary, 4).model.config.num_heads == 4
     file = published(args=argparse.Namespace(nheads=2))
-    assert open_student(file, vocabulary).model.config.num_heads == 2
+    assert load_student(file, vocabulary).model.config.num_heads == 2
 
 
 def test_other_counts_are_another_vocabulary(published, vocabulary):
     fewer = replace(vocabulary, verbs=vocabulary.verbs[:-1])
-    with pytest.raises(
-        InputError, match=r"eoid_ua\.pth: expected 9 objects and 10 verbs, as world"
-    ):
-        open_student(published(), fewer)
+    with pytest.raises(InputError, match=r"eoid_ua\.pth: expected 9 objects and 10 verbs, as toy"):
+        load_student(published(), fewer)
 
 
 def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_config, tmp_path):
@@ -61,11 +59,11 @@ def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_co
     file = tmp_path / "cdn_vcoco.pth"
     config = replace(small_config, num_verbs=vcoco.num_verbs, num_objects=vcoco.num_objects + 1)
     torch.save({"model": to_published(build(config).state_dict())}, file)
-    opened = open_student(file, vcoco)
-    assert opened.model.config.num_objects == 81
+    loaded = load_student(file, vcoco)
+    assert loaded.model.config.num_objects == 81
     with pytest.raises(InputError, match="expected 80 objects and 29 verbs"):
-        open_student(file, replace(vcoco, roles=()))
-    outputs = opened.model([torch.zeros(3, 64, 64)])
+        load_student(file, replace(vcoco, roles=()))
+    outputs = loaded.model([torch.zeros(3, 64, 64)])
     # One query is sure that its verb has no object, all others hold no pair.
     logits = torch.zeros(1, config.num_queries, 82)
     logits[..., 81] = 50.0
@@ -79,23 +77,23 @@ def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_co
 
 
 def test_a_run_of_ours_says_everything(build, vocabulary, tmp_path):
-    recipe = preset("world", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    recipe = get_preset("toy", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     weights = build(recipe.model).state_dict()
     split = load_split(vocabulary, "uc")
     file = tmp_path / "checkpoint.pt"
     save_checkpoint(file, Checkpoint(recipe, vocabulary, split, weights, {}))
-    opened = open_student(file, vocabulary)
-    assert opened.ours and opened.recipe == recipe and opened.split.unseen == split.unseen
+    loaded = load_student(file, vocabulary)
+    assert loaded.is_own and loaded.recipe == recipe and loaded.split.unseen == split.unseen
     other = replace(vocabulary, name="other", verbs=("mount", *vocabulary.verbs[1:]))
-    with pytest.raises(InputError, match="student of the vocabulary other, found world"):
-        open_student(file, other)
+    with pytest.raises(InputError, match="student of the vocabulary other, found toy"):
+        load_student(file, other)
 
 
 @pytest.mark.parametrize("content", [{}, {"model": {}}, [1]])
 def test_other_files(tmp_path, vocabulary, content):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"a\.pth: content: expected"):
-        open_student(tmp_path / "a.pth", vocabulary)
+        load_student(tmp_path / "a.pth", vocabulary)
 
 
 def test_evaluating_a_published_checkpoint(published, dataset, dataset_root, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.utils.errors import InputError
-from student.config import StudentConfig
+from student.config import ModelConfig
 from student.models.detector import HOIDetector
 from student.weights.published import (
     config_from_shapes,
@@ -97,7 +97,7 @@ def test_golden_forward(golden_file, tmp_path):
 @pytest.mark.parametrize("matching_head", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_sizes_come_back_from_shapes(backbone, matching_head, pre_norm):
-    config = StudentConfig(
+    config = ModelConfig(
         num_objects=3,
         num_verbs=4,
         num_queries=5,
@@ -287,7 +287,7 @@ def test_dilated_backbone_is_refused(small):
         model_from_published(content, "a.pth")
 
 
-def test_a_model_with_queries_from_pairs_has_no_published_form(build, world_config):
-    model = build(world_config)
+def test_a_model_with_queries_from_pairs_has_no_published_form(build, toy_config):
+    model = build(toy_config)
     with pytest.raises(InputError, match="no place for"):
         to_published(model.state_dict())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from teacher_cache.analysis.show import PairView, colour_of, draw_pairs
+from teacher_cache.analysis.show import PairView, draw_pairs, pair_colour
 
 VIEW = PairView(
     human_box=np.array([10, 10, 40, 60], np.float32),
@@ -37,7 +37,7 @@ def test_sizes(size, shown):
 
 def test_bars_are_as_long_as_probabilities():
     drawn = draw_pairs(GREY, "title", [VIEW])
-    beside = has(drawn.crop((900, 0, drawn.width, drawn.height)), colour_of(1))
+    beside = has(drawn.crop((900, 0, drawn.width, drawn.height)), pair_colour(1))
     rows = beside[:, 60:].sum(1)
     lengths = sorted({int(count) for count in rows if count > 10})
     assert lengths[-1] / lengths[0] == pytest.approx(3, rel=0.1)
@@ -45,7 +45,7 @@ def test_bars_are_as_long_as_probabilities():
 
 def test_annotated_outlines_are_solid_and_proposed_ones_dashed():
     solid, dashed = (
-        has(draw_pairs(GREY, "t", [replace(VIEW, annotated=annotated)]), colour_of(1))
+        has(draw_pairs(GREY, "t", [replace(VIEW, annotated=annotated)]), pair_colour(1))
         for annotated in (True, False)
     )
     # The right edge of the region, at 95 x 9 pixels: nothing else lies there.

@@ -8,21 +8,21 @@ from evaluation.predictions import read_predictions
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
-from teacher_cache.analysis.evaluate import ScoreConfig, score_teacher
-from teacher_cache.build import build
+from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
+from teacher_cache.build import build_cache
 
 
 @pytest.fixture
 def score_config(dataset, build_config, tmp_path):
     config = build_config(dataset)
-    build(config)
-    return ScoreConfig(config.out, dataset, "ua", "default", tmp_path / "results.json")
+    build_cache(config)
+    return EvaluateConfig(config.out, dataset, "ua", "default", tmp_path / "results.json")
 
 
 def test_results_of_a_cache(score_config, vocabulary, tmp_path):
     config = replace(score_config, predictions=tmp_path / "predictions.json")
     said = []
-    results = score_teacher(config, said.append)
+    results = evaluate_teacher(config, said.append)
     written = read_results(config.json)
     assert written.kind == "teacher" and written.protocol == "detector"
     assert written.metrics == results.metrics and written.split == "ua"
@@ -39,7 +39,7 @@ def test_results_of_a_cache(score_config, vocabulary, tmp_path):
 
 def test_both_kinds_of_pairs_are_told(score_config, vocabulary):
     said = []
-    results = score_teacher(score_config, said.append)
+    results = evaluate_teacher(score_config, said.append)
     extra = results.extra
     kinds = {"annotated_full", "annotated_seen", "annotated_unseen", "annotated_actions"}
     assert {*kinds, "actions", "recall of ride", "accuracy of ride"} <= extra.keys()
@@ -56,16 +56,16 @@ def test_both_kinds_of_pairs_are_told(score_config, vocabulary):
 def test_the_picture(score_config, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     file = tmp_path / "teacher.png"
-    score_teacher(replace(score_config, picture=file), lambda line: None)
+    evaluate_teacher(replace(score_config, picture=file), lambda line: None)
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_pairs_of_annotated_boxes(dataset, build_config, score_config):
     """All of them are proposed, so nothing annotated is missed."""
     config = build_config(dataset, out="annotated", candidates="annotated")
-    build(config)
+    build_cache(config)
     wanted = replace(score_config, cache=config.out, json=None)
-    results = score_teacher(wanted, lambda line: None)
+    results = evaluate_teacher(wanted, lambda line: None)
     assert results.protocol == "annotated"
     shares = [results.extra[f"{name}_recall"] for name in ("person", "object", "pair")]
     assert shares == [1, 1, 1]
@@ -77,13 +77,13 @@ def test_nothing_is_overwritten_unasked(score_config, tmp_path, field):
     file = tmp_path / "mine.png"
     file.write_text("mine")
     with pytest.raises(InputError, match="--overwrite"):
-        score_teacher(replace(score_config, **{field: file}))
+        evaluate_teacher(replace(score_config, **{field: file}))
     assert file.read_text() == "mine"
 
 
 def test_overwriting(score_config):
     score_config.json.write_text("{}")
-    score_teacher(replace(score_config, overwrite=True))
+    evaluate_teacher(replace(score_config, overwrite=True))
     assert json.loads(score_config.json.read_text())["kind"] == "teacher"
 
 
@@ -91,5 +91,5 @@ def test_a_cache_of_other_annotations_is_refused(score_config):
     path = score_config.dataset / "annotations/trainval_hico.json"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
-        score_teacher(score_config)
+        evaluate_teacher(score_config)
     assert not score_config.json.exists()

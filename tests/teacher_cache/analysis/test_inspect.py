@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
-from teacher_cache.analysis.inspect import InspectConfig, count_cache, inspect
+from teacher_cache.analysis.inspect import InspectConfig, compute_overview, inspect_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import ANNOTATED, SHARDS
 
 
 def test_counts_are_those_of_the_images(finished, vocabulary):
     cache = open_cache(finished)
-    overview = count_cache(cache)
-    answers = [cache[image] for image in cache.image_ids]
-    sources = np.concatenate([each.pairs.sources for each in answers])
-    labels = np.concatenate([each.pairs.object_labels for each in answers])
-    best = np.concatenate([each.probabilities for each in answers])
+    overview = compute_overview(cache)
+    outputs = [cache[image] for image in cache.image_ids]
+    sources = np.concatenate([each.pairs.sources for each in outputs])
+    labels = np.concatenate([each.pairs.object_labels for each in outputs])
+    best = np.concatenate([each.probabilities for each in outputs])
     counts = overview.counts
     assert counts["images"] == 7 and counts["shards"] == 3 and counts["failed images"] == 0
     assert counts["annotated pairs"] == (sources == ANNOTATED).sum()
     assert counts["proposed pairs"] == (sources != ANNOTATED).sum()
-    assert counts["regions"] == sum(len(each.region_boxes) for each in answers)
-    numbers = [len(each.pairs) for each in answers]
+    assert counts["regions"] == sum(len(each.region_boxes) for each in outputs)
+    numbers = [len(each.pairs) for each in outputs]
     assert overview.pairs_per_image.tolist() == np.bincount(numbers).tolist()
     wanted = np.zeros((vocabulary.num_objects, vocabulary.num_verbs), dtype=int)
     np.add.at(wanted, (labels, best.argmax(1)), 1)
@@ -40,9 +40,9 @@ def test_lines_json_and_picture(finished, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     config = InspectConfig(finished, tmp_path / "i.json", tmp_path / "i.png")
     said = []
-    inspect(config, said.append)
+    inspect_cache(config, said.append)
     assert "images                  7" in said[1]
-    assert any("detector.model" in line and "world" in line for line in said)
+    assert any("detector.model" in line and "toy" in line for line in said)
     assert json.loads(config.json.read_text())["counts"]["images"] == 7
     assert config.picture.read_bytes().startswith(b"\x89PNG")
 
@@ -53,10 +53,10 @@ def test_nothing_is_overwritten_unasked(finished, tmp_path, field):
     file.write_text("mine")
     config = replace(InspectConfig(finished), **{field: file})
     with pytest.raises(InputError, match="--overwrite"):
-        inspect(config)
+        inspect_cache(config)
     assert file.read_text() == "mine"
     if field == "json":
-        inspect(replace(config, overwrite=True), lambda line: None)
+        inspect_cache(replace(config, overwrite=True), lambda line: None)
         assert json.loads(file.read_text())["counts"]
 
 
@@ -65,4 +65,4 @@ def test_a_damaged_shard_is_one_line(finished, tmp_path):
     path = folder / SHARDS / "00001.h5"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match=r"00001\.h5: expected"):
-        inspect(InspectConfig(folder))
+        inspect_cache(InspectConfig(folder))

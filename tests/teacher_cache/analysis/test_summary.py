@@ -4,19 +4,21 @@ import numpy as np
 import pytest
 
 from teacher_cache.analysis.summary import (
-    BINS,
+    HISTOGRAM_BINS,
     CacheOverview,
     count_quantile,
-    draw_cache,
-    overview_json,
-    overview_lines,
-    quantile,
+    draw_overview,
+    format_overview,
+    histogram_quantile,
+    overview_to_json,
 )
 
 
 def histogram(*values):
-    counts = np.zeros(BINS, dtype=np.int64)
-    np.add.at(counts, np.minimum((np.array(values) * BINS).astype(int), BINS - 1), 1)
+    counts = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
+    np.add.at(
+        counts, np.minimum((np.array(values) * HISTOGRAM_BINS).astype(int), HISTOGRAM_BINS - 1), 1
+    )
     return counts
 
 
@@ -42,9 +44,9 @@ EMPTY = replace(
 
 
 def test_nothing():
-    lines = overview_lines(EMPTY)
+    lines = format_overview(EMPTY)
     assert "best action by object" not in lines and not any("confidence" in x for x in lines)
-    value = overview_json(EMPTY)
+    value = overview_to_json(EMPTY)
     assert value["repeated_unions"] is None and value["top_actions"] == {}
     assert value["pairs_per_image"]["mean"] is None
     assert value["confidence"]["annotated"] == {"pairs": 0, "p10": None, "p50": None, "p90": None}
@@ -55,7 +57,7 @@ def test_nothing():
                               ([0.1, 0.5, 0.9], 0.9, 0.9), ([1.0] * 3, 0.9, 1.0)]
 )  # fmt: skip
 def test_quantiles(values, share, wanted):
-    found = quantile(histogram(*values), share)
+    found = histogram_quantile(histogram(*values), share)
     assert found == wanted or found == pytest.approx(wanted, abs=1e-3)
 
 
@@ -67,12 +69,12 @@ def test_half_of_the_images(counts, wanted):
 
 
 def test_lines():
-    rows = {line[:26].strip(): line[26:] for line in overview_lines(OVERVIEW)}
+    rows = {line[:26].strip(): line[26:] for line in format_overview(OVERVIEW)}
     assert rows["repeated unions"] == "25.0 %"
     assert rows["bytes per raw byte"] == "1.100"
     assert rows["pairs per image"] == "2.0, half of the images up to 1, at most 4"
     assert rows["confidence, annotated"].startswith("0.70 (median; 80 % from 0.50 to 0.90")
-    text = overview_lines(OVERVIEW)
+    text = format_overview(OVERVIEW)
     objects = [line.split() for line in text if "%" in line and line.split()[0] in OVERVIEW.objects]
     assert objects == [
         ["ball", "5", "ride", "100", "%"],
@@ -81,7 +83,7 @@ def test_lines():
 
 
 def test_json():
-    value = overview_json(OVERVIEW)
+    value = overview_to_json(OVERVIEW)
     assert value["counts"]["annotated_pairs"] == 3
     assert value["pairs_per_image"] == {
         "mean": 2.0,
@@ -97,7 +99,7 @@ def test_json():
 @pytest.mark.filterwarnings("error")
 def test_the_picture(tmp_path, overview):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
-    draw_cache(tmp_path / "c.png", overview)
+    draw_overview(tmp_path / "c.png", overview)
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -111,5 +113,5 @@ def test_a_picture_of_many_objects_and_pairs(tmp_path):
         objects=tuple(f"object {number}" for number in range(80)),
         verbs=tuple(f"verb {number}" for number in range(117)),
     )
-    draw_cache(tmp_path / "c.png", many)
+    draw_overview(tmp_path / "c.png", many)
     assert (tmp_path / "c.png").is_file()

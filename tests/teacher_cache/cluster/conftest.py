@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from teacher_cache.build import BuildConfig, build
+from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.reader.format import SHARDS, TEACHER
 from teacher_cache.reader.manifest import read_manifest
 
@@ -24,7 +24,7 @@ def start(processes):
     started = []
 
     def begin(config, first=""):
-        text = f"{first}\nfrom teacher_cache.build import build\nbuild(config)"
+        text = f"{first}\nfrom teacher_cache.build import build_cache\nbuild_cache(config)"
         process = processes.Process(target=exec, args=(text, {"config": config}))
         process.start()
         started.append(process)
@@ -52,8 +52,10 @@ def contents():
 
 
 @pytest.fixture(scope="session")
-def singly(shared_dataset, asking, tmp_path_factory):
+def reference_cache(shared_dataset, extraction, tmp_path_factory):
     """A finished cache with one image in every shard, which nobody disturbed."""
-    out = tmp_path_factory.mktemp("singly") / "cache"
-    build(BuildConfig(shared_dataset, out, asking=asking, images_per_shard=1, device="cpu"))
+    out = tmp_path_factory.mktemp("reference_cache") / "cache"
+    build_cache(
+        BuildConfig(shared_dataset, out, extraction=extraction, images_per_shard=1, device="cpu")
+    )
     return out

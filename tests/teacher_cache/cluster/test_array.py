@@ -9,13 +9,13 @@ import psutil
 import pytest
 
 from pipeline.utils.errors import InputError
-from teacher_cache.build import build
-from teacher_cache.cluster.modes import Share
+from teacher_cache.build import build_cache
+from teacher_cache.cluster.modes import ArrayShare
 from teacher_cache.reader.format import MANIFEST, SHARDS
-from teacher_cache.writer.manifest import finish
+from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import read_plan
 
-PATIENCE = 120
+TIMEOUT = 120
 # A job that stops itself when its first shard is there: stopped from outside, it might have ended.
 STOPS = """
 import os, signal
@@ -30,41 +30,45 @@ run.make_shard = make_and_stop
 """
 
 
-def test_one_job_after_the_other(build_config, shared_dataset, singly, contents):
+def test_one_job_after_the_other(build_config, shared_dataset, reference_cache, contents):
     config = build_config(shared_dataset, images_per_shard=1)
-    shares = [replace(config, share=Share(index, 3)) for index in range(3)]
+    shares = [replace(config, share=ArrayShare(index, 3)) for index in range(3)]
     said = []
     for number in (2, 0):
-        build(shares[number], said.append)
+        build_cache(shares[number], said.append)
         assert not (config.out / MANIFEST).exists()
     made = sorted(path.name for path in (config.out / SHARDS).iterdir())
     assert made == ["00000.h5", "00002.h5", "00003.h5", "00005.h5", "00006.h5"]
     assert "2 shards of other jobs are not there yet" in said[-1] and "verify" in said[-1]
-    build(shares[1], said.append)
+    build_cache(shares[1], said.append)
     assert "7 images" in said[-1]
-    assert contents(config.out) == contents(singly)
-    build(shares[0], said.append)
+    assert contents(config.out) == contents(reference_cache)
+    build_cache(shares[0], said.append)
     assert "nothing to do" in said[-1]
 
 
-def test_more_jobs_than_shards(build_config, shared_dataset, singly, contents):
+def test_more_jobs_than_shards(build_config, shared_dataset, reference_cache, contents):
     config = build_config(shared_dataset, images_per_shard=1)
     for index in range(9):
-        build(replace(config, share=Share(index, 9)))
-    assert contents(config.out) == contents(singly)
+        build_cache(replace(config, share=ArrayShare(index, 9)))
+    assert contents(config.out) == contents(reference_cache)
 
 
-def test_an_ordinary_build_does_what_a_job_left(build_config, shared_dataset, singly, contents):
+def test_an_ordinary_build_does_what_a_job_left(
+    build_config, shared_dataset, reference_cache, contents
+):
     config = build_config(shared_dataset, images_per_shard=1)
-    build(replace(config, share=Share(1, 2)))
-    build(config)
-    assert contents(config.out) == contents(singly)
+    build_cache(replace(config, share=ArrayShare(1, 2)))
+    build_cache(config)
+    assert contents(config.out) == contents(reference_cache)
 
 
-def test_jobs_at_once_and_one_of_them_killed(build_config, shared_dataset, singly, start, contents):
+def test_jobs_at_once_and_one_of_them_killed(
+    build_config, shared_dataset, reference_cache, start, contents
+):
     config = build_config(shared_dataset, images_per_shard=1)
-    jobs = [start(replace(config, share=Share(index, 3))) for index in range(3)]
-    deadline = time.monotonic() + PATIENCE
+    jobs = [start(replace(config, share=ArrayShare(index, 3))) for index in range(3)]
+    deadline = time.monotonic() + TIMEOUT
     while not (config.out / SHARDS / "00001.h5").exists():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -72,52 +76,52 @@ def test_jobs_at_once_and_one_of_them_killed(build_config, shared_dataset, singl
     for job in jobs:
         job.join()
     assert jobs[0].exitcode == jobs[2].exitcode == 0
-    assert set(finish(config.out).missing) <= {"00004.h5"}
-    again = start(replace(config, share=Share(0, 1)))
+    assert set(write_manifest(config.out).missing) <= {"00004.h5"}
+    again = start(replace(config, share=ArrayShare(0, 1)))
     again.join()
     assert again.exitcode == 0
-    assert contents(config.out) == contents(singly)
+    assert contents(config.out) == contents(reference_cache)
 
 
 def test_jobs_that_begin_at_once_do_not_disturb_each_other(
-    build_config, shared_dataset, singly, start, contents
+    build_config, shared_dataset, reference_cache, start, contents
 ):
     config = build_config(shared_dataset, images_per_shard=1)
-    jobs = [start(replace(config, share=Share(index, 5))) for index in range(5)]
+    jobs = [start(replace(config, share=ArrayShare(index, 5))) for index in range(5)]
     for job in jobs:
         job.join()
     assert [job.exitcode for job in jobs] == [0] * 5
-    assert contents(config.out) == contents(singly)
+    assert contents(config.out) == contents(reference_cache)
 
 
 def test_jobs_of_other_settings_are_refused(build_config, shared_dataset, start):
     """Even if all begin at once in a new folder: one plan wins."""
     config = build_config(shared_dataset, images_per_shard=1)
-    pairing = replace(config.asking.pairing, max_objects=2)
-    other = replace(config, asking=replace(config.asking, pairing=pairing))
-    jobs = [start(replace(each, share=Share(0, 2))) for each in (config, other)]
+    pairing = replace(config.extraction.pairing, max_objects=2)
+    other = replace(config, extraction=replace(config.extraction, pairing=pairing))
+    jobs = [start(replace(each, share=ArrayShare(0, 2))) for each in (config, other)]
     for job in jobs:
         job.join()
     assert sorted(job.exitcode for job in jobs) == [0, 1]
     winner, loser = (config, other) if jobs[0].exitcode == 0 else (other, config)
     held = read_plan(config.out)["parts"]["max_objects"]
-    assert held == winner.asking.pairing.max_objects
+    assert held == winner.extraction.pairing.max_objects
     with pytest.raises(InputError, match=r"holds a cache of other settings \(max_objects: "):
-        build(replace(loser, share=Share(1, 2)))
-    build(replace(winner, share=Share(1, 2)))
+        build_cache(replace(loser, share=ArrayShare(1, 2)))
+    build_cache(replace(winner, share=ArrayShare(1, 2)))
     assert (config.out / MANIFEST).exists()
 
 
 def test_a_job_and_an_ordinary_builder_refuse_each_other(build_config, shared_dataset, start):
     config = build_config(shared_dataset, images_per_shard=1)
-    job = start(replace(config, share=Share(0, 2)), first=STOPS)
-    deadline = time.monotonic() + PATIENCE
+    job = start(replace(config, share=ArrayShare(0, 2)), first=STOPS)
+    deadline = time.monotonic() + TIMEOUT
     while psutil.Process(job.pid).status() != psutil.STATUS_STOPPED:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(InputError, match=f"a job of an array .host .*, process {job.pid}, "):
-        build(config)
-    build(replace(config, share=Share(1, 2)))
+        build_cache(config)
+    build_cache(replace(config, share=ArrayShare(1, 2)))
     os.kill(job.pid, signal.SIGCONT)
     job.join()
     assert job.exitcode == 0

@@ -6,7 +6,13 @@ import pytest
 from pipeline.utils.cli import run_command
 from teacher_cache import build as builder
 from teacher_cache.cli import cache
-from teacher_cache.cluster.modes import InProcess, LocalWorkers, RunningCluster, Share, SlurmJobs
+from teacher_cache.cluster.modes import (
+    ArrayShare,
+    InProcess,
+    LocalWorkers,
+    RunningCluster,
+    SlurmJobs,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ def run(capsys, monkeypatch, tmp_path):
 def configured(monkeypatch):
     """What the command would build."""
     configs = []
-    monkeypatch.setattr(builder, "build", configs.append)
+    monkeypatch.setattr(builder, "build_cache", configs.append)
     return configs
 
 
@@ -47,10 +53,10 @@ def configured(monkeypatch):
         (["--workers", "0"], InProcess(), None, None),
         (["--workers", "3", "--threads", "2"], LocalWorkers(3), None, 2),
         (["--scheduler", "tcp://a:8786"], RunningCluster("tcp://a:8786"), None, None),
-        (["--array", "1/4"], None, Share(1, 4), None),
-        (["--array", "1/4", "--workers", "2"], LocalWorkers(2), Share(1, 4), None),
-        (["--array", "--strict"], None, Share(2, 8), None),
-        (["--array", "slurm"], None, Share(2, 8), None),
+        (["--array", "1/4"], None, ArrayShare(1, 4), None),
+        (["--array", "1/4", "--workers", "2"], LocalWorkers(2), ArrayShare(1, 4), None),
+        (["--array", "--strict"], None, ArrayShare(2, 8), None),
+        (["--array", "slurm"], None, ArrayShare(2, 8), None),
         (["--slurm"], SlurmJobs(), None, None),
         (
             ["--slurm", "--cores", "none", "--memory", "None", "--walltime", "none"],

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
-from teacher_cache.cluster import dask_workers as sharing
-from teacher_cache.cluster.dask_workers import Crew, local_crew, quiet_dask, share_out
+from teacher_cache.cluster import dask_workers
+from teacher_cache.cluster.dask_workers import Workers, dispatch, local_workers, silence_dask
 
 
 def make_tasks(names):
@@ -28,37 +28,37 @@ def make_tasks(names):
 
 
 @pytest.fixture(scope="module")
-def crew():
-    with quiet_dask(), local_crew(2, 3, "cpu") as found:
+def workers():
+    with silence_dask(), local_workers(2, 3, "cpu") as found:
         yield found
 
 
 @pytest.fixture
-def share(crew, monkeypatch):
-    """Shares tasks out to do a local function, and gives the results in order."""
+def run(workers, monkeypatch):
+    """Dispatches tasks that run a local function; returns the results in order."""
 
-    def run(work, names, look_after=None):
-        monkeypatch.setattr(sharing, "work", work)
-        own = Crew(crew.client, look_after or crew.look_after)
+    def call(work, names, monitor=None):
+        monkeypatch.setattr(dask_workers, "run_task", work)
+        own = Workers(workers.client, monitor or workers.monitor)
         with Progress(2 * len(names), "sharing", "images") as progress:
-            return sorted(share_out(make_tasks(names), own, progress))
+            return sorted(dispatch(make_tasks(names), own, progress))
 
-    return run
+    return call
 
 
-def test_every_task_is_done_once(share, capsys):
+def test_every_task_is_done_once(run, capsys):
     left = []
     names = list("edcba")
-    assert share(lambda task: task.path.name, names, left.append) == sorted(names)
+    assert run(lambda task: task.path.name, names, left.append) == sorted(names)
     assert left[0] == 5 and left == sorted(left, reverse=True) and left[-1] == 1
     assert "10/10 images" in capsys.readouterr().err
 
 
-def test_workers_have_their_share_of_the_cores(share):
-    assert set(share(lambda task: os.environ["OMP_NUM_THREADS"], list("ab"))) == {"3"}
+def test_workers_have_their_share_of_the_cores(run):
+    assert set(run(lambda task: os.environ["OMP_NUM_THREADS"], list("ab"))) == {"3"}
 
 
-def test_a_worker_has_one_task_at_a_time(share, tmp_path):
+def test_a_worker_has_one_task_at_a_time(run, tmp_path):
     """Whatever dies with a worker is then that task alone."""
 
     def work(task, folder=str(tmp_path)):
@@ -68,10 +68,10 @@ def test_a_worker_has_one_task_at_a_time(share, tmp_path):
         os.rmdir(mark)
         return task.path.name
 
-    assert len(share(work, [str(number) for number in range(12)])) == 12
+    assert len(run(work, [str(number) for number in range(12)])) == 12
 
 
-def test_a_task_whose_worker_died_is_done_by_another(share, tmp_path):
+def test_a_task_whose_worker_died_is_done_by_another(run, tmp_path):
     def work(task, folder=str(tmp_path)):
         mark = os.path.join(folder, task.path.name)
         if task.path.name == "b" and not os.path.exists(mark):
@@ -79,17 +79,17 @@ def test_a_task_whose_worker_died_is_done_by_another(share, tmp_path):
             os._exit(9)
         return task.path.name
 
-    assert share(work, list("abcd")) == list("abcd")
+    assert run(work, list("abcd")) == list("abcd")
 
 
-def test_a_deadly_task_is_named_in_the_end(share):
+def test_a_deadly_task_is_named_in_the_end(run):
     def work(task):
         if task.path.name == "c.h5":
             os._exit(9)
         return task.path.name
 
     with pytest.raises(InputError, match=r"^c\.h5: 4 workers died one after the other") as caught:
-        share(work, ["a.h5", "b.h5", "c.h5"])
+        run(work, ["a.h5", "b.h5", "c.h5"])
     assert "\n" not in str(caught.value)
 
 
@@ -108,25 +108,25 @@ def raising(error):
         (RuntimeError("out of luck"), RuntimeError, "out of luck"),
     ],
 )
-def test_errors_come_through(share, error, kind, text):
+def test_errors_come_through(run, error, kind, text):
     with pytest.raises(kind, match=text):
-        share(raising(error), ["a"])
+        run(raising(error), ["a"])
 
 
-def test_a_full_disk_keeps_its_name(share):
+def test_a_full_disk_keeps_its_name(run):
     full = OSError(errno.ENOSPC, "No space left on device", "cache/shards/00001.h5")
     with pytest.raises(OSError, match="00001") as caught:
-        share(raising(full), ["a"])
+        run(raising(full), ["a"])
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == "cache/shards/00001.h5"
 
 
-def test_who_looks_after_the_crew_may_give_up(share):
+def test_the_monitor_may_end_the_build(run):
     def give_up(left):
         raise InputError("no hope")
 
     with pytest.raises(InputError, match="no hope"):
-        share(lambda task: task.path.name, ["a"], give_up)
+        run(lambda task: task.path.name, ["a"], give_up)
 
 
 def test_a_lost_scheduler():
@@ -138,14 +138,16 @@ def test_a_lost_scheduler():
             raise OSError("Timed out trying to connect")
 
     with pytest.raises(InputError, match="the Dask scheduler is gone"):
-        share_out(make_tasks(["a"]), Crew(Client(), lambda left: None), Progress(2, "sharing"))
+        dispatch(
+            make_tasks(["a"]), Workers(Client(), lambda remaining: None), Progress(2, "sharing")
+        )
 
 
 def test_dasks_log_is_quiet_meanwhile():
     logger = logging.getLogger("distributed.client")
     before = logger.level
     logger.setLevel(logging.INFO)
-    with quiet_dask():
+    with silence_dask():
         assert not logger.isEnabledFor(logging.ERROR)
         assert not logging.getLogger("distributed.nanny").isEnabledFor(logging.ERROR)
     assert logger.level == logging.INFO

@@ -7,12 +7,12 @@ from teacher_cache.cluster.modes import (
     LocalWorkers,
     RunningCluster,
     SlurmJobs,
-    asks_for_gpu,
-    lifetime,
-    lifetime_options,
-    print_own_lifetime,
+    parse_walltime,
+    print_job_lifetime,
+    requests_gpu,
     threads_per_worker,
-    walltime_seconds,
+    worker_lifetime,
+    worker_lifetime_options,
 )
 
 
@@ -30,18 +30,18 @@ from teacher_cache.cluster.modes import (
     ],
 )
 def test_walltime(text, seconds):
-    assert walltime_seconds(text) == seconds
+    assert parse_walltime(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "00:00:00", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "x"])
 def test_walltime_refuses(text):
     with pytest.raises(InputError, match="--walltime: expected"):
-        walltime_seconds(text)
+        parse_walltime(text)
 
 
 @pytest.mark.parametrize("walltime", [60, 300, 480, 3600, 14400, 172800])
 def test_workers_leave_before_their_walltime(walltime):
-    seconds, stagger = lifetime(walltime)
+    seconds, stagger = worker_lifetime(walltime)
     assert stagger > 0
     assert seconds + stagger <= walltime - min(120, walltime / 4)
     assert seconds - stagger >= walltime / 2
@@ -66,7 +66,7 @@ def test_workers_leave_before_their_walltime(walltime):
 )
 def test_threads(monkeypatch, mode, told, cores, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", told)
-    monkeypatch.setattr(modes, "usable_cores", lambda: cores)
+    monkeypatch.setattr(modes, "num_usable_cores", lambda: cores)
     assert threads_per_worker(mode) == threads
 
 
@@ -80,15 +80,15 @@ def test_threads(monkeypatch, mode, told, cores, threads):
     ],
 )
 def test_jobs_with_a_gpu(mode, has_gpu):
-    assert asks_for_gpu(mode) == has_gpu
+    assert requests_gpu(mode) == has_gpu
 
 
 @pytest.mark.parametrize(
     ("end", "left", "options", "told"),
     [
-        (1100, None, lifetime_options(600), ""),
-        ("", "10:00", lifetime_options(600), ""),
-        ("", "1-00:00:00", lifetime_options(86400), ""),
+        (1100, None, worker_lifetime_options(600), ""),
+        ("", "10:00", worker_lifetime_options(600), ""),
+        ("", "1-00:00:00", worker_lifetime_options(86400), ""),
         ("", "UNLIMITED", "", ""),
         ("", "NOT_SET", "", "a job that is killed repeats its shard"),
         ("", "0:00", "", "a job that is killed repeats its shard"),
@@ -102,7 +102,7 @@ def test_a_job_knows_its_end(monkeypatch, tmp_path, capsys, end, left, options, 
     if left is not None:
         (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
         (tmp_path / "squeue").chmod(0o755)
-    print_own_lifetime()
+    print_job_lifetime()
     out, err = capsys.readouterr()
     assert out.strip() == options
     assert len(err.splitlines()) == bool(told) and told in err

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.cluster.modes import InProcess, LocalWorkers
 from teacher_cache.cluster.run import run_tasks
 from teacher_cache.reader.cache import open_cache
@@ -24,12 +24,12 @@ def test_two_processes_give_the_same_answers(dataset, build_config, finished, ca
     config = build_config(dataset, mode=LocalWorkers(2))
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     broken.write_bytes(b"")
-    strict = replace(config, asking=replace(config.asking, strict=True))
+    strict = replace(config, extraction=replace(config.extraction, strict=True))
     with pytest.raises(InputError, match=broken.name) as caught:
-        build(strict)
+        build_cache(strict)
     assert "\n" not in str(caught.value)
     assert not (config.out / MANIFEST).exists()
-    build(config)
+    build_cache(config)
     here, there = open_cache(finished), open_cache(config.out)
     assert here.fingerprint == there.fingerprint
     assert list(there.failed) == [broken.name]

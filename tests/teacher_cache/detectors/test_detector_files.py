@@ -6,7 +6,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.detectors.torchvision import WITHOUT_EPSILON, adapted, class_names, num_classes
+from teacher_cache.detectors.torchvision import (
+    ZERO_EPSILON_MODELS,
+    load_class_names,
+    match_batch_norm,
+    num_classes,
+)
 
 NAMES = list_models(module=detection)
 
@@ -44,20 +49,20 @@ def test_a_frozen_backbone_is_met_with_a_frozen_one(name):
     """As torchvision publishes weights: without counts of batches."""
     plain = outline(name)
     counted = plain.state_dict()
-    assert adapted(plain, name, counted) is plain and not norms(plain, FrozenBatchNorm2d)
+    assert match_batch_norm(plain, name, counted) is plain and not norms(plain, FrozenBatchNorm2d)
     uncounted = {key: value for key, value in counted.items() if "num_batches" not in key}
     if len(uncounted) == len(counted):
         return
     before = [module.eps for module in norms(plain, nn.BatchNorm2d)]
-    frozen = adapted(outline(name), name, uncounted)
+    frozen = match_batch_norm(outline(name), name, uncounted)
     assert frozen.state_dict().keys() == uncounted.keys()
     found = [module.eps for module in norms(frozen, FrozenBatchNorm2d)]
-    assert found == ([0.0] * len(before) if name in WITHOUT_EPSILON else before)
+    assert found == ([0.0] * len(before) if name in ZERO_EPSILON_MODELS else before)
 
 
 def test_cocos_names_in_both_orders():
     """COCO's order is that of its ids; HICO's is the alphabet's."""
-    coco, hico = class_names("coco80"), class_names("hico80")
+    coco, hico = load_class_names("coco80"), load_class_names("hico80")
     meta = get_model_weights(NAMES[0])["DEFAULT"].meta["categories"]
     plain = [name for name in meta if name not in ("__background__", "N/A")]
     assert [name.replace("_", " ") for name in coco] == plain
@@ -76,7 +81,7 @@ def test_cocos_names_in_both_orders():
 )
 def test_names_in_a_file(tmp_path, content):
     (tmp_path / "names.txt").write_bytes(content)
-    assert class_names(str(tmp_path / "names.txt")) == ("person", "hot dog")
+    assert load_class_names(str(tmp_path / "names.txt")) == ("person", "hot dog")
 
 
 @pytest.mark.parametrize(
@@ -91,4 +96,4 @@ def test_files_without_names(tmp_path, content, says):
     if content is not None:
         (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(InputError, match=says):
-        class_names(str(tmp_path / "names.txt"))
+        load_class_names(str(tmp_path / "names.txt"))

@@ -4,14 +4,14 @@ import pytest
 from pipeline.types import Annotation
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.detectors.pairing import (
-    ALL_PAIRS,
-    FoundBoxes,
+    UNRESTRICTED_PAIRING,
+    ObjectBoxes,
     PairingConfig,
     annotated_boxes,
     annotated_pairs,
-    join_pairs,
+    concatenate_pairs,
+    form_pairs,
     pair_labels,
-    pair_up,
 )
 
 PERSON, HORSE, BALL = 0, 1, 4
@@ -20,7 +20,7 @@ CROWD = [(PERSON, 0.5), (PERSON, 0.9), (HORSE, 0.3), (BALL, 0.8)]
 
 def found(*entries):
     """Detections from (label, score); the box tells the entry's number."""
-    return FoundBoxes(
+    return ObjectBoxes(
         boxes=np.array([[n, 0, n + 10, 10] for n in range(len(entries))], np.float32).reshape(
             -1, 4
         ),
@@ -62,8 +62,8 @@ def rows(pairs):
         ),
     ],
 )
-def test_world_pairs(vocabulary, detections, config, wanted):
-    pairs = pair_up(found(*detections), vocabulary, config)
+def test_toy_pairs(vocabulary, detections, config, wanted):
+    pairs = form_pairs(found(*detections), vocabulary, config)
     assert rows(pairs) == wanted
     assert (pairs.sources == 1).all()
     assert pairs.human_boxes.shape == pairs.object_boxes.shape == (len(wanted), 4)
@@ -71,7 +71,7 @@ def test_world_pairs(vocabulary, detections, config, wanted):
 
 def test_people_are_objects_where_the_vocabulary_says_so():
     hico = load_vocabulary("hico-det")
-    pairs = pair_up(found((hico.person, 0.9), (hico.person, 0.8)), hico, PairingConfig())
+    pairs = form_pairs(found((hico.person, 0.9), (hico.person, 0.8)), hico, PairingConfig())
     assert rows(pairs) == [(0, 1), (1, 0)]
     assert pairs.object_labels.tolist() == [hico.person] * 2
     np.testing.assert_allclose(pairs.object_scores, [0.8, 0.9])
@@ -86,11 +86,11 @@ def test_the_order_of_pairs_is_not_the_order_of_detections():
     labels = rng.choice([hico.person, 1, 2], count)
     scores = rng.choice([0.5, 0.7, 0.9], count).astype(np.float32)
     config = PairingConfig(0.2, 0.6, max_people=6, max_objects=9)
-    wanted = pair_up(FoundBoxes(boxes, labels, scores), hico, config)
+    wanted = form_pairs(ObjectBoxes(boxes, labels, scores), hico, config)
     assert len(wanted) > 40
     for _ in range(5):
         order = rng.permutation(count)
-        pairs = pair_up(FoundBoxes(boxes[order], labels[order], scores[order]), hico, config)
+        pairs = form_pairs(ObjectBoxes(boxes[order], labels[order], scores[order]), hico, config)
         for name in ("human_boxes", "object_boxes", "object_labels", "object_scores"):
             np.testing.assert_array_equal(getattr(pairs, name), getattr(wanted, name))
 
@@ -104,7 +104,7 @@ def test_annotated_boxes_form_all_pairs():
         labels=np.array([hico.person, ball, hico.person]),
         hois=np.array([[2, 1, 0]]),
     )
-    pairs = pair_up(annotated_boxes(annotation), hico, ALL_PAIRS)
+    pairs = form_pairs(annotated_boxes(annotation), hico, UNRESTRICTED_PAIRING)
     ends = zip(pairs.human_boxes[:, 0], pairs.object_boxes[:, 0], strict=True)
     assert sorted(ends) == [(0, 4), (0, 8), (8, 0), (8, 4)]
     assert pairs.sources.tolist() == [1] * 4 and pairs.object_scores.tolist() == [1] * 4
@@ -134,14 +134,14 @@ def test_join(vocabulary):
     annotation = Annotation(
         "a", np.ones((2, 4), np.float32), np.array([PERSON, BALL]), np.array([[0, 1, 3]])
     )
-    proposed = pair_up(found((PERSON, 0.9), (HORSE, 0.8)), vocabulary, PairingConfig())
-    joined = join_pairs(annotated_pairs(annotation), proposed)
+    proposed = form_pairs(found((PERSON, 0.9), (HORSE, 0.8)), vocabulary, PairingConfig())
+    joined = concatenate_pairs(annotated_pairs(annotation), proposed)
     assert joined.sources.tolist() == [0, 1]
     assert joined.object_labels.tolist() == [BALL, HORSE]
 
 
 def test_pair_labels_follow_the_pairs():
-    vocabulary = load_vocabulary("world")
+    vocabulary = load_vocabulary("toy")
     ride, hold, throw = map(vocabulary.verbs.index, ("ride", "hold", "throw"))
     boxes = np.array([[0, 0, 20, 40], [5, 20, 60, 60], [30, 0, 40, 10]], dtype=np.float32)
     hois = np.array([[0, 2, hold], [0, 1, ride], [0, 2, throw], [0, -1, hold]])

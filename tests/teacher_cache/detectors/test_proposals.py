@@ -7,9 +7,14 @@ import pytest
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.detectors.proposals import AMBIGUOUS, NOT_ANNOTATED, ROW, read_proposals
+from teacher_cache.detectors.proposals import (
+    AMBIGUOUS_NUMBER,
+    NOT_ANNOTATED,
+    PROPOSAL_DTYPE,
+    read_proposals,
+)
 
-IMAGES = {"a.jpg": 0, 5: 0, "b.jpg": 1, 6: 1, "c.jpg": NOT_ANNOTATED, 7: AMBIGUOUS}
+IMAGES = {"a.jpg": 0, 5: 0, "b.jpg": 1, 6: 1, "c.jpg": NOT_ANNOTATED, 7: AMBIGUOUS_NUMBER}
 SIZES = np.array([[100.0, 50.0], [np.inf, np.inf]])
 HICO = load_vocabulary("hico-det")
 GOOD = {"image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -33,10 +38,10 @@ def entry(**changes):
 
 def test_an_empty_list(read, tmp_path):
     found = read([])
-    assert len(found.rows) == 0 and found.rows.dtype == ROW
+    assert len(found.rows) == 0 and found.rows.dtype == PROPOSAL_DTYPE
     assert [len(boxes.labels) for boxes in found.by_image(3)] == [0, 0, 0]
     assert found.digest == sha256_of_file(tmp_path / "results.json")
-    assert found.line("f.json", 3) == "f.json: 0 detections in 0 of 3 images"
+    assert found.summary("f.json", 3) == "f.json: 0 detections in 0 of 3 images"
 
 
 def test_detections_by_image(read):
@@ -54,8 +59,8 @@ def test_detections_by_image(read):
     assert second.boxes.tolist() == [[10, 20, 40.5, 60], [1, 2, 4, 6]]
     assert [HICO.objects[label] for label in second.labels] == ["dog", "person"]
     assert len(third.labels) == 0 and third.boxes.shape == (0, 4)
-    assert not +found.told
-    assert found.line("f.json", 3) == "f.json: 4 detections in 2 of 3 images"
+    assert not +found.issue_counts
+    assert found.summary("f.json", 3) == "f.json: 4 detections in 2 of 3 images"
 
 
 def test_boxes_over_the_edge_are_clipped_and_counted(read):
@@ -72,7 +77,7 @@ def test_boxes_over_the_edge_are_clipped_and_counted(read):
     first, second, _ = found.by_image(3)
     assert first.boxes.tolist() == [[0, 0, 15, 15], [90, 40, 100, 50], [90, 40, 100, 50]]
     assert second.boxes.tolist() == [[900, 900, 1900, 1900]]
-    line = found.line("f.json", 3)
+    line = found.summary("f.json", 3)
     assert "4 detections in 2 of 3 images, 2 boxes over the image's edge (clipped)" in line
     assert "2 boxes without area (dropped)" in line
 
@@ -87,15 +92,15 @@ def test_strict(read, bbox):
 def test_images_that_are_not_annotated_are_left_out(read):
     found = read([entry(image_id="c.jpg"), GOOD])
     assert len(found.rows) == 1
-    assert "1 detections of images that are not annotated (left out)" in found.line("f", 3)
+    assert "1 detections of images that are not annotated (left out)" in found.summary("f", 3)
 
 
 def test_other_objects_of_coco_are_left_out_of_a_part_of_them(read):
-    few = replace(HICO, objects=HICO.objects[:3], object_ids=HICO.object_ids[:3])
-    missing = HICO.object_ids[10]
+    few = replace(HICO, objects=HICO.objects[:3], category_ids=HICO.category_ids[:3])
+    missing = HICO.category_ids[10]
     found = read([entry(category_id=missing), GOOD], few)
     assert len(found.rows) == 1
-    assert "1 detections of COCO objects that the vocabulary does not" in found.line("f", 3)
+    assert "1 detections of COCO objects that the vocabulary does not" in found.summary("f", 3)
     with pytest.raises(InputError, match="entry 0: category_id: expected"):
         read([entry(category_id=12)], few)
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline.utils.errors import InputError
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.extraction import task as shards
-from teacher_cache.extraction.inputs import forget_sources
+from teacher_cache.extraction.inputs import clear_build_inputs
 from teacher_cache.extraction.task import make_shard
 from teacher_cache.reader.format import MANIFEST, SHARDS
 
@@ -24,9 +24,9 @@ def tasks(dataset, build_config, finished, monkeypatch):
     (config.out / MANIFEST).unlink()
     for path in (config.out / SHARDS).iterdir():
         path.unlink()
-    build(config)
+    build_cache(config)
     yield taken
-    forget_sources()
+    clear_build_inputs()
 
 
 def test_a_task_is_small_and_travels(tasks, finished):
@@ -34,7 +34,7 @@ def test_a_task_is_small_and_travels(tasks, finished):
     assert [len(task) for task in tasks] == [3, 3, 1]
     packed = pickle.dumps(tasks[1])
     assert len(packed) < 4000
-    forget_sources()
+    clear_build_inputs()
     record = make_shard(pickle.loads(packed))
     assert record.name == "00001.h5" and len(record.images) == 3
     made = (finished / SHARDS / "00001.h5").read_bytes()
@@ -43,21 +43,21 @@ def test_a_task_is_small_and_travels(tasks, finished):
 
 def test_a_finished_shard_is_not_made_again(tasks, monkeypatch):
     record = make_shard(tasks[0])
-    monkeypatch.setattr(shards, "ask", None)
+    monkeypatch.setattr(shards, "extract", None)
     counted = []
     assert make_shard(tasks[0], counted.append) == record
     assert counted == [3]
 
 
 def test_absolute_sources_are_the_same(tasks, monkeypatch, tmp_path):
-    sources = tasks[0].sources
+    sources = tasks[0].inputs_config
     monkeypatch.chdir(sources.dataset.parent)
     weights = sources.detector.weights
     relative = replace(
         sources,
         dataset=sources.dataset.relative_to(sources.dataset.parent),
-        detector=replace(sources.detector, weights=f"world/{weights.rpartition('/')[2]}"),
-        clip=replace(sources.clip, model="world/teacher"),
+        detector=replace(sources.detector, weights=f"toy/{weights.rpartition('/')[2]}"),
+        clip=replace(sources.clip, model="toy/teacher"),
     )
     assert relative.absolute() == sources
     named = replace(sources, clip=replace(sources.clip, model="ViT-B-32", weights="openai"))
@@ -65,8 +65,8 @@ def test_absolute_sources_are_the_same(tasks, monkeypatch, tmp_path):
 
 
 def test_a_worker_that_finds_other_inputs_stops(tasks):
-    forget_sources()
-    annotations = tasks[0].sources.dataset / "annotations/trainval_hico.json"
+    clear_build_inputs()
+    annotations = tasks[0].inputs_config.dataset / "annotations/trainval_hico.json"
     annotations.write_text(annotations.read_text() + "\n")
     with pytest.raises(InputError, match="other inputs than the builder") as caught:
         make_shard(tasks[0])

@@ -9,13 +9,17 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.cli import main
-from teacher_cache.maintenance.add_prompts import PromptsConfig, add_prompts, parse_added
+from teacher_cache.maintenance.add_prompts import (
+    AddPromptsConfig,
+    create_prompts_file,
+    parse_action,
+)
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.reader.fingerprint import fingerprint_of
+from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import MANIFEST, TEACHER
-from teacher_cache.reader.prompts_file import read_prompts
+from teacher_cache.reader.prompts_file import read_prompts_file
 
 EVERYTHING = ["horse", "dog", "bike", "ball", "box", "umbrella", "skateboard", "chair"]
 
@@ -26,7 +30,7 @@ def config(finished, tmp_path):
 
     def make(*added, **changes):
         values = {"cache": finished, "out": tmp_path / "new.h5", "device": "cpu"}
-        return PromptsConfig(added=added, **{**values, **changes})
+        return AddPromptsConfig(added=added, **{**values, **changes})
 
     return make
 
@@ -46,7 +50,7 @@ def test_what_an_action_may_look_like(vocabulary, text, verb, ing, objects):
     if verb == "kick":
         kick = vocabulary.verbs.index("kick")
         assert vocabulary.valid[kick, vocabulary.objects.index("chair")]
-    assert parse_added(text, vocabulary) == [(verb, ing, name) for name in objects]
+    assert parse_action(text, vocabulary) == [(verb, ing, name) for name in objects]
 
 
 @pytest.mark.parametrize(
@@ -67,13 +71,15 @@ def test_what_an_action_may_look_like(vocabulary, text, verb, ing, objects):
 )
 def test_what_it_may_not(vocabulary, text, says):
     with pytest.raises(InputError, match=says):
-        parse_added(text, vocabulary)
+        parse_action(text, vocabulary)
 
 
 def test_sentences_are_made_and_read_as_the_caches_own(config, finished):
-    made = add_prompts(config("kick=kicking:dog,horse", "hoist=carrying:box", "jumping over:horse"))
+    made = create_prompts_file(
+        config("kick=kicking:dog,horse", "hoist=carrying:box", "jumping over:horse")
+    )
     cache = open_cache(finished)
-    found = read_prompts(config().out)
+    found = read_prompts_file(config().out)
     assert found.text_model == cache.text_model
     assert found.verbs == ("kick", "hoist", "jump")
     assert found.prompts[0] == ("a picture of person kicking horse",)
@@ -81,8 +87,10 @@ def test_sentences_are_made_and_read_as_the_caches_own(config, finished):
     assert found.actions.tolist() == [0, 0, 1, 2]
     np.testing.assert_allclose(np.linalg.norm(found.embeddings, axis=1), 1, rtol=1e-5)
     # The cache holds the sentence about carrying a box; CLIP reads it the same way again.
-    row = cache.teacher.prompts.index(("a picture of person carrying box",))
-    np.testing.assert_allclose(found.embeddings[2], cache.teacher.embeddings[row], atol=1e-5)
+    row = cache.prompt_embeddings.prompts.index(("a picture of person carrying box",))
+    np.testing.assert_allclose(
+        found.embeddings[2], cache.prompt_embeddings.embeddings[row], atol=1e-5
+    )
     assert made.digest() == found.digest()
 
 
@@ -93,8 +101,8 @@ def test_a_vocabulary_adds_what_it_has_more(config, vocabulary, tmp_path):
     value["interactions"] += [[11, 4], [0, 2], [11, 9]]
     write_json(tmp_path / "wider.json", {**value, "splits": {}})
     said = []
-    add_prompts(config(vocabulary=str(tmp_path / "wider.json")), said.append)
-    found = read_prompts(config().out)
+    create_prompts_file(config(vocabulary=str(tmp_path / "wider.json")), said.append)
+    found = read_prompts_file(config().out)
     assert [found.verbs[row] for row in found.actions] == ["lift", "ride"]
     assert found.objects == ("ball", "dog")
     assert "1 interactions left out, with objects that the cache does not know: piano" in said[0]
@@ -103,8 +111,8 @@ def test_a_vocabulary_adds_what_it_has_more(config, vocabulary, tmp_path):
 def test_several_templates_are_averaged(config, dataset, build_config):
     templates = ("a photo of person {ing} {object}", "person {ing} {object}")
     fresh = build_config(dataset, out="two", templates=templates)
-    build(fresh)
-    made = add_prompts(config("kicking:dog", cache=fresh.out))
+    build_cache(fresh)
+    made = create_prompts_file(config("kicking:dog", cache=fresh.out))
     assert made.prompts == (("a photo of person kicking dog", "person kicking dog"),)
 
 
@@ -112,15 +120,15 @@ def test_several_templates_are_averaged(config, dataset, build_config):
     ("changes", "says"),
     [
         ({"added": ()}, "expected --add or --vocabulary with an action that is new, found none"),
-        ({"vocabulary": "world", "added": ()}, "an action that is new, found none"),
+        ({"vocabulary": "toy", "added": ()}, "an action that is new, found none"),
         ({"templates": ("{ing} {object}",)}, "--template: expected"),
         ({"added": ("juggling:dog",)}, "juggling"),
         ({"added": ("hug=kicking:dog", "hug=pulling:dog")}, "hug: expected"),
     ],
 )
-def test_bad_wishes(config, changes, says):
+def test_bad_actions(config, changes, says):
     with pytest.raises(InputError, match=says):
-        add_prompts(replace(config("kicking:dog"), **changes))
+        create_prompts_file(replace(config("kicking:dog"), **changes))
     assert not config().out.exists()
 
 
@@ -128,12 +136,12 @@ def test_another_clip_is_refused(config, finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["parts"]["clip.weights"] = "0" * 64
-    manifest["fingerprint"] = fingerprint_of(manifest["parts"])
+    manifest["fingerprint"] = compute_fingerprint(manifest["parts"])
     with h5py.File(copy / TEACHER, "a") as file:
         file.attrs["fingerprint"] = manifest["fingerprint"]
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="--clip-model: expected"):
-        add_prompts(config("kicking:dog", cache=copy))
+        create_prompts_file(config("kicking:dog", cache=copy))
 
 
 def test_from_the_command_line(finished, tmp_path, monkeypatch, capsys):

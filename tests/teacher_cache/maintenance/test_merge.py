@@ -7,12 +7,12 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
-from teacher_cache.build import build
-from teacher_cache.maintenance.merge import MergeConfig, merge
+from teacher_cache.build import build_cache
+from teacher_cache.maintenance.merge import MergeConfig, merge_caches
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER
 from teacher_cache.reader.shard import map_shard, read_layout
-from teacher_cache.writer.shard import write_arrays
+from teacher_cache.writer.shard import write_shard_arrays
 
 ANNOTATIONS = "annotations/trainval_hico.json"
 
@@ -52,7 +52,7 @@ def jobs(finished, tmp_path):
 )
 def test_jobs_on_separate_disks(jobs, finished, tmp_path, shares):
     said = []
-    merge(MergeConfig(jobs(*shares), tmp_path / "new"), said.append)
+    merge_caches(MergeConfig(jobs(*shares), tmp_path / "new"), said.append)
     assert contents(tmp_path / "new") == contents(finished)
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     for name in ("fingerprint", "parts", "layout", "counts", "shards", "vocabulary"):
@@ -61,7 +61,7 @@ def test_jobs_on_separate_disks(jobs, finished, tmp_path, shares):
 
 
 def test_a_finished_cache_and_itself(finished, tmp_path):
-    merge(MergeConfig((finished, finished), tmp_path / "new"))
+    merge_caches(MergeConfig((finished, finished), tmp_path / "new"))
     assert contents(tmp_path / "new") == contents(finished)
 
 
@@ -79,9 +79,9 @@ def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
         for name in {*lost, names[-1]}:
             (part / "images/train2015" / name).unlink()
         config = build_config(part, out=f"part{number}")
-        build(config)
+        build_cache(config)
         folders.append(config.out)
-    merge(MergeConfig(tuple(folders), tmp_path / "new"))
+    merge_caches(MergeConfig(tuple(folders), tmp_path / "new"))
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     assert sorted(new.image_ids) == names[:-1]
     assert new.failed == {names[-1]: "no such image"}
@@ -98,13 +98,13 @@ def halves(dataset, build_config, tmp_path):
         half = shutil.copytree(dataset, tmp_path / f"half{number}")
         (half / ANNOTATIONS).write_text(json.dumps(part))
         config = build_config(half, out=f"piece{number}")
-        build(config)
+        build_cache(config)
         folders.append(config.out)
     return tuple(folders)
 
 
 def test_pieces_of_a_dataset_become_what_one_build_makes(halves, dataset, finished, tmp_path):
-    merge(MergeConfig(halves, tmp_path / "new", dataset))
+    merge_caches(MergeConfig(halves, tmp_path / "new", dataset))
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     assert new.fingerprint == old.fingerprint
     assert new.image_ids == old.image_ids
@@ -116,21 +116,21 @@ def test_pieces_of_a_dataset_become_what_one_build_makes(halves, dataset, finish
 
 def test_a_stopped_merge_goes_on(halves, dataset, finished, tmp_path):
     config = MergeConfig(halves, tmp_path / "new", dataset)
-    merge(config)
+    merge_caches(config)
     (config.out / MANIFEST).unlink()
     (config.out / SHARDS / "00002.h5").unlink()
-    merge(config)
+    merge_caches(config)
     assert contents(config.out) == contents(finished)
     said = []
-    merge(config, said.append)
+    merge_caches(config, said.append)
     assert "nothing to do" in said[0]
 
 
 def test_embeddings_stay_only_where_all_have_them(jobs, dataset, build_config, finished, tmp_path):
     bare = build_config(dataset, out="bare")
-    build(replace(bare, asking=replace(bare.asking, embeddings=False)))
+    build_cache(replace(bare, extraction=replace(bare.extraction, embeddings=False)))
     said = []
-    merge(MergeConfig((*jobs(["00000.h5"]), bare.out), tmp_path / "new"), said.append)
+    merge_caches(MergeConfig((*jobs(["00000.h5"]), bare.out), tmp_path / "new"), said.append)
     assert "without region embeddings" in said[0]
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     assert new.manifest["layout"]["embeddings"] is False
@@ -144,7 +144,7 @@ def change_an_answer(folder, fingerprint):
     layout = read_layout(path, fingerprint)
     arrays = {name: array.copy() for name, array in map_shard(path, layout).items()}
     arrays["pairs/action_probabilities"][-1, 0] += 0.25
-    write_arrays(path, fingerprint, layout.images, layout.failed, arrays)
+    write_shard_arrays(path, fingerprint, layout.images, layout.failed, arrays)
 
 
 def test_different_answers_are_refused(jobs, finished, tmp_path):
@@ -152,21 +152,21 @@ def test_different_answers_are_refused(jobs, finished, tmp_path):
     cache = open_cache(finished)
     change_an_answer(folders[1], cache.fingerprint)
     last = cache.layout(1).images[-1]
-    with pytest.raises(InputError, match=rf"job1: {last}: expected the answers of .*job0, found"):
-        merge(MergeConfig(folders, tmp_path / "new"))
+    with pytest.raises(InputError, match=rf"job1: {last}: expected the outputs of .*job0, found"):
+        merge_caches(MergeConfig(folders, tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 
 def other_threshold(finished, dataset, build_config, jobs, tmp_path):
     config = build_config(dataset, out="other")
-    pairing = replace(config.asking.pairing, person_threshold=0.07)
-    build(replace(config, asking=replace(config.asking, pairing=pairing)))
+    pairing = replace(config.extraction.pairing, person_threshold=0.07)
+    build_cache(replace(config, extraction=replace(config.extraction, pairing=pairing)))
     return MergeConfig((finished, config.out), tmp_path / "new")
 
 
 def other_part(finished, dataset, build_config, jobs, tmp_path):
     config = build_config(dataset, out="other", part="test")
-    build(config)
+    build_cache(config)
     return MergeConfig((finished, config.out), tmp_path / "new")
 
 
@@ -180,7 +180,7 @@ def foreign_images(*given):
 
 def other_sizes(finished, dataset, build_config, jobs, tmp_path):
     config = build_config(dataset, out="other", images_per_shard=4)
-    build(config)
+    build_cache(config)
     return MergeConfig((finished, config.out), tmp_path / "new")
 
 
@@ -208,7 +208,7 @@ def other_pairs(finished, dataset, build_config, jobs, tmp_path):
 
 def other_words(finished, dataset, build_config, jobs, tmp_path):
     file = dataset / "dataset.toml"
-    file.write_text(file.read_text().replace('vocabulary = "world"', 'vocabulary = "hico-det"'))
+    file.write_text(file.read_text().replace('vocabulary = "toy"', 'vocabulary = "hico-det"'))
     return MergeConfig((finished,), tmp_path / "new", dataset)
 
 
@@ -218,19 +218,19 @@ def other_words(finished, dataset, build_config, jobs, tmp_path):
         (other_threshold, r"another \(person_threshold: 0.06, now 0.07\)$"),
         (other_part, r"another \(annotations: .*; part: train, now test\); --data joins"),
         (train_and_test, "--part: expected"),
-        (foreign_images, r"other: expected.*found world_test"),
+        (foreign_images, r"other: expected.*found toy_test"),
         (other_sizes, "expected 3 images per shard .* found 4; --data joins"),
         (lost_shard, "expected 3 images of shard 00001.h5, found 0"),
         (damaged_shard, r"00001.h5: expected"),
-        (missing_piece, "3 of 7 images are in none, first world_train_00000004"),
-        (other_pairs, r"world_train_00000001.jpg: expected"),
+        (missing_piece, "3 of 7 images are in none, first toy_train_00000004"),
+        (other_pairs, r"toy_train_00000001.jpg: expected"),
         (other_words, "the cache does not fit this dataset: vocabulary"),
-        (lambda *given: MergeConfig((given[0], given[1]), given[4] / "new"), "world: expected"),
-        (lambda *given: MergeConfig((given[0],), given[1]), "world: expected"),
+        (lambda *given: MergeConfig((given[0], given[1]), given[4] / "new"), "toy: expected"),
+        (lambda *given: MergeConfig((given[0],), given[1]), "toy: expected"),
     ],
 )
 def test_what_does_not_fit_is_refused(finished, dataset, build_config, jobs, tmp_path, make, text):
     with pytest.raises(InputError, match=text) as caught:
-        merge(make(finished, dataset, build_config, jobs, tmp_path))
+        merge_caches(make(finished, dataset, build_config, jobs, tmp_path))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()

@@ -10,9 +10,9 @@ import pytest
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.maintenance import rescore as module
-from teacher_cache.maintenance.rescore import RescoreConfig, object_numbers, rescore
+from teacher_cache.maintenance.rescore import RescoreConfig, map_object_labels, rescore_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS
 
@@ -27,7 +27,7 @@ def config(finished, tmp_path):
 @pytest.fixture
 def no_clip(monkeypatch):
     """Fails whoever asks CLIP."""
-    monkeypatch.setattr(module, "_encoder", lambda *_: pytest.fail("asks CLIP"))
+    monkeypatch.setattr(module, "_load_encoder", lambda *_: pytest.fail("asks CLIP"))
 
 
 def same_but_answers(old, new):
@@ -44,12 +44,14 @@ def same_but_answers(old, new):
 @pytest.mark.parametrize("templates", [(OTHER,), (OTHER, "person {ing} {object}")])
 def test_other_sentences_answer_as_a_fresh_build(config, dataset, build_config, templates):
     fresh = build_config(dataset, out="fresh", templates=templates)
-    build(fresh)
-    rescore(replace(config, templates=templates))
+    build_cache(fresh)
+    rescore_cache(replace(config, templates=templates))
     old, new, wanted = map(open_cache, (config.cache, config.out, fresh.out))
     same_but_answers(old, new)
-    assert new.teacher.prompts == wanted.teacher.prompts
-    np.testing.assert_allclose(new.teacher.embeddings, wanted.teacher.embeddings, atol=1e-5)
+    assert new.prompt_embeddings.prompts == wanted.prompt_embeddings.prompts
+    np.testing.assert_allclose(
+        new.prompt_embeddings.embeddings, wanted.prompt_embeddings.embeddings, atol=1e-5
+    )
     for image in wanted.image_ids:
         np.testing.assert_allclose(new[image].probabilities, wanted[image].probabilities, atol=1e-2)
     assert any(
@@ -68,7 +70,7 @@ def test_other_sentences_answer_as_a_fresh_build(config, dataset, build_config, 
 
 def test_the_old_sentences_give_the_old_answers(config, no_clip):
     old = open_cache(config.cache)
-    rescore(replace(config, temperature=1 / old.teacher.logit_scale))
+    rescore_cache(replace(config, temperature=1 / old.prompt_embeddings.logit_scale))
     for image in old.image_ids:
         np.testing.assert_allclose(
             open_cache(config.out)[image].probabilities, old[image].probabilities, atol=1e-2
@@ -76,12 +78,14 @@ def test_the_old_sentences_give_the_old_answers(config, no_clip):
 
 
 def test_another_temperature_asks_no_clip(config, no_clip):
-    rescore(replace(config, temperature=1e-3))
+    rescore_cache(replace(config, temperature=1e-3))
     old, new = open_cache(config.cache), open_cache(config.out)
     same_but_answers(old, new)
-    assert new.teacher.logit_scale == pytest.approx(1000)
-    assert new.manifest["parts"]["logit_scale"] == new.teacher.logit_scale
-    np.testing.assert_array_equal(new.teacher.embeddings, old.teacher.embeddings)
+    assert new.prompt_embeddings.logit_scale == pytest.approx(1000)
+    assert new.manifest["parts"]["logit_scale"] == new.prompt_embeddings.logit_scale
+    np.testing.assert_array_equal(
+        new.prompt_embeddings.embeddings, old.prompt_embeddings.embeddings
+    )
     for image in old.image_ids:
         sharper = new[image].probabilities.max(1, initial=0)
         assert (sharper >= old[image].probabilities.max(1, initial=0) - 1e-3).all()
@@ -90,8 +94,8 @@ def test_another_temperature_asks_no_clip(config, no_clip):
 def test_no_image_is_opened_and_torch_stays_out(finished, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from teacher_cache.maintenance.rescore import RescoreConfig, rescore\n"
-        f"rescore(RescoreConfig(Path({str(finished)!r}), Path({str(tmp_path / 'new')!r}),"
+        "from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache\n"
+        f"rescore_cache(RescoreConfig(Path({str(finished)!r}), Path({str(tmp_path / 'new')!r}),"
         " temperature=0.5))\n"
         "assert not {'torch', 'open_clip', 'PIL'} & set(sys.modules)\n"
     )
@@ -99,7 +103,7 @@ def test_no_image_is_opened_and_torch_stays_out(finished, tmp_path):
 
 
 def larger(vocabulary, tmp_path, *more):
-    """The world's objects in another order, a new verb, and more objects."""
+    """The toy dataset's objects in another order, a new verb, and more objects."""
     value = vocabulary.to_dict()
     objects = [*more, *reversed(value["objects"])]
     verbs = [*value["verbs"], {"name": "photo", "ing": "photo"}]
@@ -115,15 +119,15 @@ def larger(vocabulary, tmp_path, *more):
 
 def test_a_larger_vocabulary(config, dataset, build_config, vocabulary, tmp_path):
     file = larger(vocabulary, tmp_path)
-    rescore(replace(config, vocabulary=str(file)))
+    rescore_cache(replace(config, vocabulary=str(file)))
     shutil.copy(file, dataset / "larger.json")
     toml = (dataset / "dataset.toml").read_text()
-    assert 'vocabulary = "world"' in toml
+    assert 'vocabulary = "toy"' in toml
     (dataset / "dataset.toml").write_text(
-        toml.replace('vocabulary = "world"', 'vocabulary = "larger.json"')
+        toml.replace('vocabulary = "toy"', 'vocabulary = "larger.json"')
     )
     fresh = build_config(dataset, out="fresh")
-    build(fresh)
+    build_cache(fresh)
     new, wanted = open_cache(config.out), open_cache(fresh.out)
     words = load_vocabulary(file)
     assert new.vocabulary.digest() == words.digest()
@@ -138,33 +142,33 @@ def test_a_larger_vocabulary(config, dataset, build_config, vocabulary, tmp_path
 
 def test_objects_are_recognised_by_name(vocabulary, tmp_path):
     new = load_vocabulary(larger(vocabulary, tmp_path, {"name": "elephant", "id": 22}))
-    numbers = object_numbers(vocabulary, new, "f")
+    numbers = map_object_labels(vocabulary, new, "f")
     assert [new.objects[number] for number in numbers] == list(vocabulary.objects)
     assert numbers[0] == len(numbers)
     with pytest.raises(InputError, match=r"f: objects: expected .* found none named elephant"):
-        object_numbers(new, vocabulary, "f")
+        map_object_labels(new, vocabulary, "f")
 
 
 def test_a_stopped_rescoring_goes_on_to_the_same_bytes(config, tmp_path, no_clip):
     whole = replace(config, temperature=0.5)
-    rescore(whole)
+    rescore_cache(whole)
     before = {path.name: sha256_of_file(path) for path in (config.out / SHARDS).iterdir()}
     (config.out / MANIFEST).unlink()
     (config.out / SHARDS / "00001.h5").unlink()
-    rescore(whole)
+    rescore_cache(whole)
     after = {path.name: sha256_of_file(path) for path in (config.out / SHARDS).iterdir()}
     assert before == after
     said = []
-    rescore(whole, said.append)
+    rescore_cache(whole, said.append)
     assert "nothing to do" in said[0]
     with pytest.raises(InputError, match=r"other settings \(logit_scale"):
-        rescore(replace(config, temperature=0.25))
+        rescore_cache(replace(config, temperature=0.25))
 
 
 def test_rescoring_again_goes_on_from_there(config, tmp_path):
-    rescore(replace(config, templates=(OTHER,)))
+    rescore_cache(replace(config, templates=(OTHER,)))
     again = replace(config, cache=config.out, out=tmp_path / "again")
-    rescore(replace(again, templates=("a picture of person {ing} {object}",)))
+    rescore_cache(replace(again, templates=("a picture of person {ing} {object}",)))
     old, new = open_cache(config.cache), open_cache(again.out)
     for image in old.image_ids:
         np.testing.assert_allclose(new[image].probabilities, old[image].probabilities, atol=1e-2)
@@ -172,7 +176,7 @@ def test_rescoring_again_goes_on_from_there(config, tmp_path):
 
 def without_embeddings(config, dataset, build_config):
     other = build_config(dataset, out="bare")
-    build(replace(other, asking=replace(other.asking, embeddings=False)))
+    build_cache(replace(other, extraction=replace(other.extraction, embeddings=False)))
     return replace(config, cache=other.out, temperature=0.5)
 
 
@@ -211,6 +215,6 @@ def from_nowhere(config, dataset, build_config):
 )
 def test_bad_input_leaves_nothing_behind(config, dataset, build_config, make, text):
     with pytest.raises(InputError, match=text) as caught:
-        rescore(make(config, dataset, build_config))
+        rescore_cache(make(config, dataset, build_config))
     assert "\n" not in str(caught.value)
     assert not config.out.exists()

@@ -7,15 +7,15 @@ from commands import run_command
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file, write_json
-from teacher_cache.build import build
+from teacher_cache.build import build_cache
 from teacher_cache.cli import main
-from teacher_cache.maintenance import verify as repair_module
-from teacher_cache.maintenance.rescore import RescoreConfig, rescore
-from teacher_cache.maintenance.verify import SET_ASIDE, VerifyConfig, examine, verify
+from teacher_cache.maintenance import verify as verify_module
+from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
+from teacher_cache.maintenance.verify import BACKUP_FOLDER, VerifyConfig, check_files, verify_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
-from teacher_cache.writer.checksum import SEAL
-from teacher_cache.writer.lock import hold
+from teacher_cache.writer.checksum import CHECKSUM_KEY
+from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.shard import write_shard
 
 FILES = [MANIFEST, PLAN, TEACHER, *(f"{SHARDS}/0000{number}.h5" for number in range(3))]
@@ -37,12 +37,12 @@ def contents(folder):
 
 def found(folder):
     """Problems by file."""
-    return {problem.name: problem.what for problem in examine(folder).problems}
+    return {problem.name: problem.description for problem in check_files(folder).problems}
 
 
 def test_a_whole_cache(cache):
     said = []
-    verify(VerifyConfig(cache), said.append)
+    verify_cache(VerifyConfig(cache), said.append)
     assert len(said) == 1 and "7 images in 3 shards" in said[0]
     assert found(cache) == {}
 
@@ -92,7 +92,7 @@ def test_files_that_are_cut_off_replaced_or_gone(cache, name, change, what):
         assert what in problems[name]
         assert problems.keys() == {name}
     with pytest.raises(InputError) as caught:
-        verify(VerifyConfig(cache), lambda line: None)
+        verify_cache(VerifyConfig(cache), lambda line: None)
     assert "\n" not in str(caught.value)
 
 
@@ -150,7 +150,7 @@ def early(cache):
     """The cache as an early version wrote it: checksums of shards only."""
     for name in (MANIFEST, PLAN):
         value = json.loads((cache / name).read_text())
-        for added in ("vocabulary", "files", "images", SEAL):
+        for added in ("vocabulary", "files", "images", CHECKSUM_KEY):
             value.pop(added, None)
         if name == MANIFEST:
             value.pop("settings")
@@ -162,7 +162,7 @@ def early(cache):
 def test_an_early_cache_is_whole_too(cache):
     early(cache)
     assert found(cache) == {}
-    verify(VerifyConfig(cache), lambda line: None)
+    verify_cache(VerifyConfig(cache), lambda line: None)
 
 
 @pytest.mark.parametrize("name", [TEACHER, "shards/00001.h5"])
@@ -222,14 +222,14 @@ def test_repair_restores_every_byte(cache, finished, names, damage):
         if name not in names and name.startswith(SHARDS)
     }
     said = []
-    verify(VerifyConfig(cache, repair=True), said.append)
+    verify_cache(VerifyConfig(cache, repair=True), said.append)
     # The plan names the folder that it stands in.
     wanted = contents(finished)
     now = contents(cache)
     for name in FILES[2:]:
         assert now[name] == wanted[name]
     assert times == {name: (cache / name).stat().st_mtime_ns for name in times}
-    assert found(cache) == {} and not (cache / SET_ASIDE).exists()
+    assert found(cache) == {} and not (cache / BACKUP_FOLDER).exists()
     for name in names:
         assert any(line.startswith(f"{name}: ") for line in said), said
     assert not any("other bytes" in line for line in said)
@@ -239,17 +239,21 @@ def test_repair_restores_every_byte(cache, finished, names, damage):
 def test_plan_and_manifest_are_made_from_each_other_without_models(
     cache, finished, monkeypatch, name
 ):
-    monkeypatch.setattr(repair_module, "remake", lambda *_: pytest.fail("asks again"))
+    monkeypatch.setattr(
+        verify_module, "rebuild_missing_files", lambda *_: pytest.fail("asks again")
+    )
     flip(cache / name)
-    verify(VerifyConfig(cache, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
     assert contents(cache) == contents(finished)
 
 
 def test_what_is_left_over_goes_without_models(cache, finished, monkeypatch):
-    monkeypatch.setattr(repair_module, "remake", lambda *_: pytest.fail("asks again"))
+    monkeypatch.setattr(
+        verify_module, "rebuild_missing_files", lambda *_: pytest.fail("asks again")
+    )
     (cache / SHARDS / ".00001.h5.12ab.tmp").write_bytes(b"half")
     shutil.copy(cache / SHARDS / "00000.h5", cache / SHARDS / "00003.h5")
-    verify(VerifyConfig(cache, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
     assert contents(cache) == contents(finished)
 
 
@@ -258,7 +262,7 @@ def test_swapped_shards_are_repaired(cache, finished):
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    verify(VerifyConfig(cache, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
     assert contents(cache / SHARDS) == contents(finished / SHARDS)
 
 
@@ -266,14 +270,14 @@ def test_both_descriptions_damaged(cache):
     flip(cache / PLAN)
     flip(cache / MANIFEST)
     with pytest.raises(InputError, match="are both damaged"):
-        verify(VerifyConfig(cache, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
 
 
 @pytest.fixture
 def own(dataset, build_config):
     """A cache of a dataset that the test may damage."""
     config = build_config(dataset)
-    build(config)
+    build_cache(config)
     return config
 
 
@@ -282,9 +286,9 @@ def test_a_repair_that_fails_changes_nothing(own, dataset):
     before = contents(own.out)
     shutil.move(dataset, dataset.with_name("moved"))
     with pytest.raises(InputError, match="no such dataset folder; --data says where it is now"):
-        verify(VerifyConfig(own.out, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(own.out, repair=True), lambda line: None)
     assert contents(own.out) == before
-    verify(VerifyConfig(own.out, True, dataset.with_name("moved")), lambda line: None)
+    verify_cache(VerifyConfig(own.out, True, dataset.with_name("moved")), lambda line: None)
     assert found(own.out) == {}
 
 
@@ -294,7 +298,7 @@ def test_a_repair_does_not_lose_answers(own, dataset):
     gone = open_cache(own.out).manifest["shards"][1]["images"][1]
     (dataset / "images/train2015" / gone).unlink()
     with pytest.raises(InputError, match=f"{gone}: cannot be asked about again: no such image"):
-        verify(VerifyConfig(own.out, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(own.out, repair=True), lambda line: None)
     assert contents(own.out) == before
 
 
@@ -303,18 +307,18 @@ def test_changed_annotations_are_told(own, dataset):
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match="annotations: "):
-        verify(VerifyConfig(own.out, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(own.out, repair=True), lambda line: None)
 
 
 def test_a_stopped_repair_is_taken_up(cache, finished):
-    aside = cache / SET_ASIDE
+    aside = cache / BACKUP_FOLDER
     (aside / SHARDS).mkdir(parents=True)
     flip(cache / SHARDS / "00002.h5")
     for name in (MANIFEST, "shards/00002.h5"):
         shutil.move(cache / name, aside / name)
     with pytest.raises(InputError, match=r"unfinished: shards/00002\.h5 is missing"):
-        verify(VerifyConfig(cache), lambda line: None)
-    verify(VerifyConfig(cache, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(cache), lambda line: None)
+    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
     assert contents(cache / SHARDS) == contents(finished / SHARDS)
     assert not aside.exists()
 
@@ -322,7 +326,7 @@ def test_a_stopped_repair_is_taken_up(cache, finished):
 def test_the_manifest_of_jobs_on_one_folder(cache, finished):
     (cache / MANIFEST).unlink()
     said = []
-    verify(VerifyConfig(cache), said.append)
+    verify_cache(VerifyConfig(cache), said.append)
     assert contents(cache) == contents(finished)
     assert "all shards are there" in said[0]
 
@@ -332,10 +336,10 @@ def test_an_unfinished_cache(cache, finished):
     (cache / SHARDS / "00001.h5").unlink()
     said = []
     with pytest.raises(InputError, match="the cache is unfinished"):
-        verify(VerifyConfig(cache), said.append)
+        verify_cache(VerifyConfig(cache), said.append)
     assert said == ["shards/00001.h5: is missing"]
     assert not (cache / MANIFEST).exists()
-    verify(VerifyConfig(cache, repair=True), said.append)
+    verify_cache(VerifyConfig(cache, repair=True), said.append)
     assert contents(cache / SHARDS) == contents(finished / SHARDS)
 
 
@@ -343,40 +347,40 @@ def test_an_unfinished_cache_with_a_damaged_plan(cache):
     (cache / MANIFEST).unlink()
     flip(cache / PLAN)
     with pytest.raises(InputError, match=r"build\.json"):
-        verify(VerifyConfig(cache), lambda line: None)
+        verify_cache(VerifyConfig(cache), lambda line: None)
 
 
 def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
     out = tmp_path / "rescored"
-    rescore(RescoreConfig(finished, out, temperature=0.5))
+    rescore_cache(RescoreConfig(finished, out, temperature=0.5))
     before = contents(out)
     flip(out / SHARDS / "00001.h5")
     (out / TEACHER).unlink()
-    verify(VerifyConfig(out, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(out, repair=True), lambda line: None)
     assert contents(out) == before
 
 
 def test_the_dataset_must_fit(cache, dataset):
-    verify(VerifyConfig(cache, dataset=dataset), lambda line: None)
+    verify_cache(VerifyConfig(cache, dataset=dataset), lambda line: None)
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
-        verify(VerifyConfig(cache, dataset=dataset), lambda line: None)
+        verify_cache(VerifyConfig(cache, dataset=dataset), lambda line: None)
 
 
 def test_nothing_is_repaired_while_somebody_builds(cache):
     flip(cache / SHARDS / "00001.h5")
-    with hold(cache), pytest.raises(InputError, match=r"another builder .* is at work here"):
-        verify(VerifyConfig(cache, repair=True), lambda line: None)
+    with lock_folder(cache), pytest.raises(InputError, match=r"another builder .* is at work here"):
+        verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
     assert "shards/00001.h5" in found(cache)
 
 
 def test_no_cache(tmp_path):
     with pytest.raises(InputError, match="expected a cache folder"):
-        verify(VerifyConfig(tmp_path), lambda line: None)
+        verify_cache(VerifyConfig(tmp_path), lambda line: None)
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match="expected a cache folder"):
-            verify(VerifyConfig(folder, repair=True), lambda line: None)
+            verify_cache(VerifyConfig(folder, repair=True), lambda line: None)
     assert not list(tmp_path.iterdir())
 
 

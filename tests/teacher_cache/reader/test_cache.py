@@ -14,38 +14,38 @@ import teacher_cache
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from teacher_cache.reader import cache as reader
-from teacher_cache.reader.cache import TeacherText, open_cache
-from teacher_cache.reader.fingerprint import fingerprint_of
-from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER, plain_vocabulary
-from teacher_cache.writer.shard import finished_record, write_shard, write_teacher
+from teacher_cache.reader.cache import PromptEmbeddings, open_cache
+from teacher_cache.reader.fingerprint import compute_fingerprint
+from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER, vocabulary_to_dict
+from teacher_cache.writer.shard import read_shard_record, write_shard, write_teacher_file
 
 SHARD_IMAGES = [["a.jpg", "b.jpg"], [], ["c.jpg"]]
 
 
 @pytest.fixture
-def answers(make_answers, vocabulary):
+def outputs(make_outputs, vocabulary):
     verbs = vocabulary.num_verbs
     return {
-        "a.jpg": make_answers(5, verbs, seed=1),
-        "b.jpg": make_answers(0, verbs, seed=2),
-        "c.jpg": make_answers(2, verbs, seed=3),
+        "a.jpg": make_outputs(5, verbs, seed=1),
+        "b.jpg": make_outputs(0, verbs, seed=2),
+        "c.jpg": make_outputs(2, verbs, seed=3),
     }
 
 
 @pytest.fixture
-def folder(tmp_path, answers, vocabulary):
+def folder(tmp_path, outputs, vocabulary):
     """A finished cache of three images in three shards."""
     parts = {"vocabulary": vocabulary.digest(), "annotations": "1" * 64}
-    fingerprint = fingerprint_of(parts)
+    fingerprint = compute_fingerprint(parts)
     (tmp_path / SHARDS).mkdir()
     shards = []
     for index, images in enumerate(SHARD_IMAGES):
         path = tmp_path / SHARDS / f"{index:05d}.h5"
-        own = [answers[image] for image in images]
+        own = [outputs[image] for image in images]
         write_shard(path, fingerprint, images, own, {}, vocabulary.num_verbs)
-        shards.append(finished_record(path, fingerprint).to_dict())
-    text = TeacherText((("riding", "ride"), ("sitting", "sit")), np.eye(2, 6), 14.5)
-    write_teacher(tmp_path / TEACHER, fingerprint, text)
+        shards.append(read_shard_record(path, fingerprint).to_dict())
+    text = PromptEmbeddings((("riding", "ride"), ("sitting", "sit")), np.eye(2, 6), 14.5)
+    write_teacher_file(tmp_path / TEACHER, fingerprint, text)
     value = {"format_version": 1, "fingerprint": fingerprint, "parts": parts, "shards": shards}
     write_json(tmp_path / MANIFEST, {**value, "failed": {"d.jpg": "no such image"}})
     return tmp_path
@@ -55,18 +55,18 @@ def same(found, wanted):
     for name in vars(wanted.pairs):
         np.testing.assert_array_equal(getattr(found.pairs, name), getattr(wanted.pairs, name))
     np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=1e-3)
-    np.testing.assert_array_equal(found.regions, wanted.regions)
+    np.testing.assert_array_equal(found.region_indices, wanted.region_indices)
     np.testing.assert_array_equal(found.region_boxes, wanted.region_boxes)
     np.testing.assert_allclose(found.embeddings, wanted.embeddings, atol=2e-3)
 
 
-def test_round_trip(folder, answers):
+def test_round_trip(folder, outputs):
     cache = open_cache(folder)
     assert len(cache) == 3
     assert cache.image_ids == ["a.jpg", "b.jpg", "c.jpg"]
     assert "a.jpg" in cache and "d.jpg" not in cache
     assert cache.failed == {"d.jpg": "no such image"}
-    for image_id, wanted in answers.items():
+    for image_id, wanted in outputs.items():
         same(cache[image_id], wanted)
     with pytest.raises(KeyError):
         cache["d.jpg"]
@@ -81,23 +81,23 @@ def test_answers_are_the_callers_own(folder):
     assert cache["a.jpg"].pairs.object_labels.dtype == np.int64
 
 
-def test_a_cache_without_embeddings(folder, answers, vocabulary):
+def test_a_cache_without_embeddings(folder, outputs, vocabulary):
     cache = open_cache(folder)
-    bare = replace(answers["c.jpg"], embeddings=None)
+    bare = replace(outputs["c.jpg"], embeddings=None)
     path = folder / SHARDS / "00002.h5"
     write_shard(path, cache.fingerprint, ["c.jpg"], [bare], {}, vocabulary.num_verbs)
     assert cache["c.jpg"].embeddings is None
 
 
-def test_few_shards_stay_open(folder, answers, monkeypatch):
+def test_few_shards_stay_open(folder, outputs, monkeypatch):
     monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
     cache = open_cache(folder)
     for image_id in ["a.jpg", "c.jpg", "a.jpg", "b.jpg"]:
-        same(cache[image_id], answers[image_id])
+        same(cache[image_id], outputs[image_id])
 
 
 def test_the_teachers_texts(folder):
-    text = open_cache(folder).teacher
+    text = open_cache(folder).prompt_embeddings
     assert text.prompts == (("riding", "ride"), ("sitting", "sit"))
     assert text.logit_scale == 14.5
     assert text.embeddings.dtype == np.float32
@@ -108,22 +108,22 @@ def total(cache, image_id):
     return float(cache[image_id].probabilities.sum())
 
 
-def test_a_layout_is_read_once(folder, answers, monkeypatch):
+def test_a_layout_is_read_once(folder, outputs, monkeypatch):
     monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
     cache = open_cache(folder)
     calls = []
     read = reader.read_layout
     monkeypatch.setattr(reader, "read_layout", lambda *of: calls.append(of) or read(*of))
     for image_id in ["a.jpg", "c.jpg"] * 3:
-        same(cache[image_id], answers[image_id])
+        same(cache[image_id], outputs[image_id])
     assert len(calls) == 2
 
 
 def test_embeddings_are_views_and_the_rest_is_not(folder):
-    answers = open_cache(folder)["a.jpg"]
-    assert answers.embeddings.dtype == np.float16
-    assert not answers.embeddings.flags.writeable and not answers.embeddings.flags.owndata
-    assert answers.probabilities.flags.writeable and answers.pairs.human_boxes.flags.writeable
+    outputs = open_cache(folder)["a.jpg"]
+    assert outputs.embeddings.dtype == np.float16
+    assert not outputs.embeddings.flags.writeable and not outputs.embeddings.flags.owndata
+    assert outputs.probabilities.flags.writeable and outputs.pairs.human_boxes.flags.writeable
 
 
 def read_in_pool(folder, method):
@@ -177,15 +177,15 @@ def test_the_vocabulary_in_the_manifest(folder, vocabulary):
     other = replace(vocabulary, name="mine", verbs=(*vocabulary.verbs[:-1], "wave"))
     value = json.loads((folder / MANIFEST).read_text())
     value["parts"]["vocabulary"] = other.digest()
-    value["fingerprint"] = fingerprint_of(value["parts"])
+    value["fingerprint"] = compute_fingerprint(value["parts"])
     (folder / MANIFEST).write_text(json.dumps(value))
     with pytest.raises(InputError, match="vocabulary: expected the words"):
         _ = open_cache(folder).vocabulary
-    (folder / MANIFEST).write_text(json.dumps({**value, "vocabulary": plain_vocabulary(other)}))
+    (folder / MANIFEST).write_text(json.dumps({**value, "vocabulary": vocabulary_to_dict(other)}))
     found = open_cache(folder).vocabulary
     assert found.verbs[-1] == "wave" and found.digest() == other.digest()
     (folder / MANIFEST).write_text(
-        json.dumps({**value, "vocabulary": plain_vocabulary(vocabulary)})
+        json.dumps({**value, "vocabulary": vocabulary_to_dict(vocabulary)})
     )
     with pytest.raises(InputError, match="vocabulary: expected the one whose digest"):
         _ = open_cache(folder).vocabulary
@@ -216,9 +216,9 @@ def test_a_damaged_shard_is_one_clear_line(folder, damage, text):
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_that_point_nowhere_are_refused_every_time(folder, answers, vocabulary):
+def test_numbers_that_point_nowhere_are_refused_every_time(folder, outputs, vocabulary):
     cache = open_cache(folder)
-    wrong = replace(answers["c.jpg"], regions=np.array([0, 99]))
+    wrong = replace(outputs["c.jpg"], region_indices=np.array([0, 99]))
     path = folder / SHARDS / "00002.h5"
     write_shard(path, cache.fingerprint, ["c.jpg"], [wrong], {}, vocabulary.num_verbs)
     cache.layout(2)

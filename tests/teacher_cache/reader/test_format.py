@@ -3,8 +3,8 @@ import json
 import pytest
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import differing_parts
-from teacher_cache.reader.fingerprint import fingerprint_of
+from pipeline.utils.files import describe_changes
+from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import MANIFEST, PLAN, shard_name
 from teacher_cache.reader.manifest import read_manifest
 
@@ -13,7 +13,7 @@ def manifest(**changes):
     parts = {"clip.model": "A"}
     value = {
         "format_version": 1,
-        "fingerprint": fingerprint_of(parts),
+        "fingerprint": compute_fingerprint(parts),
         "parts": parts,
         "shards": [{"name": "00000.h5", "sha256": "0", "images": []}],
         "failed": {},
@@ -37,12 +37,12 @@ def test_shard_name(index, name):
     ],
 )
 def test_differing_parts(old, new, text):
-    assert differing_parts(old, new) == text
+    assert describe_changes(old, new) == text
 
 
 def test_a_fingerprint_depends_on_content_not_order():
-    assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
-    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+    assert compute_fingerprint({"a": 1, "b": 2}) == compute_fingerprint({"b": 2, "a": 1})
+    assert compute_fingerprint({"a": 1}) != compute_fingerprint({"a": 2})
 
 
 def test_read_manifest(tmp_path):

@@ -6,17 +6,17 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from teacher_cache.reader.format import TEACHER
-from teacher_cache.reader.prompts_file import NewPrompts, read_prompts
-from teacher_cache.writer.shard import write_prompts
+from teacher_cache.reader.prompts_file import ActionPrompts, read_prompts_file
+from teacher_cache.writer.shard import write_prompts_file
 
 
 @pytest.fixture
 def made():
     looks = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
-    return NewPrompts(
+    return ActionPrompts(
         text_model="a" * 64,
         verbs=("jump", "süß"),
-        ings=("jumping over", "süßing"),
+        verb_ings=("jumping over", "süßing"),
         actions=np.array([0, 0, 1]),
         objects=("bench", "box", "box"),
         prompts=(("one", "uno"), ("two", "due"), ("three", "tre")),
@@ -25,13 +25,13 @@ def made():
 
 
 def test_what_is_written_is_read(made, tmp_path):
-    write_prompts(tmp_path / "new.h5", made)
-    found = read_prompts(tmp_path / "new.h5")
+    write_prompts_file(tmp_path / "new.h5", made)
+    found = read_prompts_file(tmp_path / "new.h5")
     for name, value in vars(made).items():
         np.testing.assert_array_equal(getattr(found, name), value)
     assert found.digest() == made.digest()
     first = (tmp_path / "new.h5").read_bytes()
-    write_prompts(tmp_path / "again.h5", made)
+    write_prompts_file(tmp_path / "again.h5", made)
     assert (tmp_path / "again.h5").read_bytes() == first
 
 
@@ -39,7 +39,7 @@ def test_everything_in_it_is_in_its_digest(made):
     changes = {
         "text_model": "b" * 64,
         "verbs": ("leap", "süß"),
-        "ings": ("leaping over", "süßing"),
+        "verb_ings": ("leaping over", "süßing"),
         "actions": np.array([0, 1, 1]),
         "objects": ("bench", "box", "ball"),
         "prompts": (("one", "uno"), ("two", "due"), ("three", "tri")),
@@ -52,24 +52,24 @@ def test_everything_in_it_is_in_its_digest(made):
 
 def test_damage_is_noticed(made, tmp_path):
     path = tmp_path / "new.h5"
-    write_prompts(path, made)
+    write_prompts_file(path, made)
     whole = path.read_bytes()
     spoilt = bytearray(whole)
     spoilt[whole.index(made.embeddings.tobytes()) + 2] ^= 0x40
     for content in (bytes(spoilt), whole[: len(whole) // 2], b"", b"no HDF5 at all"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"new.h5: .*damage"):
-            read_prompts(path)
+            read_prompts_file(path)
 
 
 def test_other_files(made, finished, tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        read_prompts(tmp_path / "none.h5")
+        read_prompts_file(tmp_path / "none.h5")
     with pytest.raises(InputError, match="kind: expected"):
-        read_prompts(finished / TEACHER)
+        read_prompts_file(finished / TEACHER)
     path = tmp_path / "new.h5"
-    write_prompts(path, made)
+    write_prompts_file(path, made)
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = 2
     with pytest.raises(InputError, match="format_version: expected 1, found 2"):
-        read_prompts(path)
+        read_prompts_file(path)

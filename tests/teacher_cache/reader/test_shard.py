@@ -4,15 +4,15 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from teacher_cache.reader.format import PAIR_DATASETS, PAIR_OFFSETS, REGION_BOX, REGION_EMBEDDING
-from teacher_cache.reader.shard import NUMBERS, check_numbers, map_shard, read_layout
+from teacher_cache.reader.shard import DATASET_DTYPES, check_indices, map_shard, read_layout
 from teacher_cache.writer.shard import write_shard
 
 
 @pytest.fixture
-def shard(tmp_path, make_answers):
+def shard(tmp_path, make_outputs):
     path = tmp_path / "00000.h5"
-    answers = [make_answers(3, 11, seed=1), make_answers(0, 11), make_answers(4, 11, seed=2)]
-    write_shard(path, "f", ["\u00e4.jpg", "b", "c"], answers, {"d": "no such image"}, 11)
+    outputs = [make_outputs(3, 11, seed=1), make_outputs(0, 11), make_outputs(4, 11, seed=2)]
+    write_shard(path, "f", ["\u00e4.jpg", "b", "c"], outputs, {"d": "no such image"}, 11)
     return path
 
 
@@ -37,7 +37,7 @@ def test_mapped_arrays_are_what_hdf5_reads(shard):
     with h5py.File(shard) as file:
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, file[name][()])
-            assert array.dtype == NUMBERS[name] and array.flags.aligned
+            assert array.dtype == DATASET_DTYPES[name] and array.flags.aligned
             assert not array.flags.writeable
 
 
@@ -107,18 +107,18 @@ def test_what_is_not_format_1_is_refused(shard, change, text):
 )
 def test_numbers_that_point_nowhere(shard, name, place, value):
     arrays = {key: array.copy() for key, array in map_shard(shard, read_layout(shard, "f")).items()}
-    check_numbers(shard, arrays, num_objects=9)
+    check_indices(shard, arrays, num_objects=9)
     arrays[name][place] = value
     with pytest.raises(InputError, match=f"{name} points at what is not there"):
-        check_numbers(shard, arrays, num_objects=9)
+        check_indices(shard, arrays, num_objects=9)
     if name == "pairs/object_label" and value == 9:
-        check_numbers(shard, arrays, num_objects=None)
+        check_indices(shard, arrays, num_objects=None)
 
 
 def test_an_empty_shard_points_nowhere(tmp_path):
     path = tmp_path / "00000.h5"
     write_shard(path, "f", [], [], {}, num_verbs=11)
-    check_numbers(path, map_shard(path, read_layout(path, "f")), num_objects=9)
+    check_indices(path, map_shard(path, read_layout(path, "f")), num_objects=9)
 
 
 def test_a_shard_that_became_shorter(shard):

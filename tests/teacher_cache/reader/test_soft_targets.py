@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.reader.soft_targets import action_probabilities, askable_objects
+from teacher_cache.reader.soft_targets import action_probabilities, objects_with_actions
 
 
 @pytest.mark.golden("criterion_*.npz")
@@ -56,6 +56,6 @@ def test_an_object_without_actions_gets_zeros(vocabulary):
 
 
 def test_askable_objects(vocabulary):
-    found = askable_objects(vocabulary)
+    found = objects_with_actions(vocabulary)
     assert not found[vocabulary.person]
     assert found.sum() == vocabulary.num_objects - 1

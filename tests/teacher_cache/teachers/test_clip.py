@@ -158,14 +158,14 @@ def test_a_tag_decides_the_kind_of_gelu(monkeypatch, model, name, tag, quick_gel
         return model
 
     monkeypatch.setattr(clip_models.open_clip, "create_model", create_model)
-    opened = clip_models.open_clip_model(ClipConfig(name, tag))
+    opened = clip_models.load_clip(ClipConfig(name, tag))
     assert asked["name"] == name.replace("/", "-")
     assert asked["pretrained"] == tag.lower().replace("-", "_")
     assert opened.quick_gelu == asked["force_quick_gelu"] == quick_gelu
 
 
 def test_a_file_takes_the_preprocessing_that_its_models_tags_agree_on():
-    agreed = clip_models._agreed
+    agreed = clip_models._common_preprocessing
     published = {
         tag: open_clip.get_pretrained_cfg("ViT-B-16-SigLIP", tag)
         for tag in open_clip.list_pretrained_tags_by_model("ViT-B-16-SigLIP")

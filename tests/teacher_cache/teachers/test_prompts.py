@@ -3,8 +3,13 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.reader.cache import TeacherText
-from teacher_cache.teachers.prompts import alike_line, embed_prompts, fill, interaction_prompts
+from teacher_cache.reader.cache import PromptEmbeddings
+from teacher_cache.teachers.prompts import (
+    embed_prompts,
+    fill_templates,
+    indistinguishable_actions,
+    interaction_prompts,
+)
 
 
 def test_the_published_sentence():
@@ -74,9 +79,9 @@ def test_actions_that_the_teacher_cannot_tell_apart(ings, words, verbs):
     names = [(verb, thing) for thing in ("cup", "ball") for verb in ("use", "throw", "hold")]
     forms = dict(zip(("use", "throw", "hold"), ings, strict=True))
     template = ["a picture of person {ing} {object}"]
-    prompts = tuple(fill(template, forms[verb], thing) for verb, thing in names)
-    text = TeacherText(prompts, embed_prompts(prompts, reads(words)), 10.0)
-    line = alike_line(names, text)
+    prompts = tuple(fill_templates(template, forms[verb], thing) for verb, thing in names)
+    text = PromptEmbeddings(prompts, embed_prompts(prompts, reads(words)), 10.0)
+    line = indistinguishable_actions(names, text)
     if verbs is None:
         assert line == ""
     else:

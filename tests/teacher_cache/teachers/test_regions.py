@@ -5,7 +5,12 @@ from PIL import Image
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.teachers import regions
-from teacher_cache.teachers.regions import RegionMode, crop_regions, union_regions, whole_image
+from teacher_cache.teachers.regions import (
+    RegionMode,
+    crop_regions_pil,
+    union_regions,
+    whole_image_region,
+)
 
 SIZE = 64
 
@@ -58,28 +63,30 @@ def test_padded_regions_equal_pils_own_steps(image, box):
     square = Image.new("RGB", (side, side), (0, 0, 0))
     square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
     wanted = np.asarray(square.resize((SIZE, SIZE), Image.BICUBIC))
-    (found,) = crop_regions(image, np.array([box], dtype=np.float32), SIZE, RegionMode())
+    (found,) = crop_regions_pil(image, np.array([box], dtype=np.float32), SIZE, RegionMode())
     assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 def test_stretch_fills_the_square(image):
-    (found,) = crop_regions(image, np.array([[20, 30, 140, 50]]), SIZE, RegionMode("stretch"))
+    (found,) = crop_regions_pil(image, np.array([[20, 30, 140, 50]]), SIZE, RegionMode("stretch"))
     wanted = np.asarray(image.crop((20, 30, 140, 50)).resize((SIZE, SIZE), Image.BICUBIC))
     np.testing.assert_array_equal(found, wanted)
 
 
 def test_context_grows_the_box_and_stops_at_the_edge(image):
     mode = RegionMode.parse("context=2")
-    found = crop_regions(image, np.array([[60, 40, 80, 60], [0, 0, 10, 10]]), SIZE, mode)
-    grown = crop_regions(image, np.array([[50, 30, 90, 70], [0, 0, 15, 15]]), SIZE, RegionMode())
+    found = crop_regions_pil(image, np.array([[60, 40, 80, 60], [0, 0, 10, 10]]), SIZE, mode)
+    grown = crop_regions_pil(
+        image, np.array([[50, 30, 90, 70], [0, 0, 15, 15]]), SIZE, RegionMode()
+    )
     np.testing.assert_array_equal(found[0], grown[0])
     np.testing.assert_array_equal(found[1], grown[1])
 
 
 @pytest.mark.parametrize("box", [[10, 10, 10, 10], [159.9, 119.9, 160, 120], [50.2, 3, 50.4, 80]])
 def test_a_region_is_at_least_a_pixel(image, box):
-    (found,) = crop_regions(image, np.array([box]), SIZE, RegionMode())
+    (found,) = crop_regions_pil(image, np.array([box]), SIZE, RegionMode())
     assert found.shape == (SIZE, SIZE, 3)
 
 
@@ -113,9 +120,9 @@ def test_any_box_equals_pils_own_steps(mode, interpolation, seed):
     sides = rng.choice([0, 0.4, 1, 30, 90, 1e6], (40, 2))
     boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
     parsed = RegionMode.parse(mode)
-    found = crop_regions(image, boxes, SIZE, parsed, interpolation)
+    found = crop_regions_pil(image, boxes, SIZE, parsed, interpolation)
     for box, region in zip(boxes.astype(np.float64).tolist(), found, strict=True):
-        filter_ = regions.FILTERS[interpolation]
+        filter_ = regions.RESAMPLING_FILTERS[interpolation]
         wanted = plain(image, box, parsed.name, parsed.context, filter_=filter_)
         assert np.abs(region.astype(int) - wanted).max() <= 1, box
 
@@ -123,24 +130,24 @@ def test_any_box_equals_pils_own_steps(mode, interpolation, seed):
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300), (300, 299)])
 @pytest.mark.parametrize("at_once", [1, 1000, 2**24])
 def test_bands_change_no_pixel(monkeypatch, shape, at_once):
-    monkeypatch.setattr(regions, "PIXELS_AT_ONCE", at_once)
+    monkeypatch.setattr(regions, "MAX_PIXELS", at_once)
     noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image, box = Image.fromarray(noise), [0, 0, shape[1], shape[0]]
-    (found,) = crop_regions(image, np.array([box]), SIZE, RegionMode())
+    (found,) = crop_regions_pil(image, np.array([box]), SIZE, RegionMode())
     np.testing.assert_array_equal(found, plain(image, box, "pad"))
 
 
 def test_a_panorama_needs_no_square_of_its_length():
     """Its square would take 14 GB."""
     image = Image.new("RGB", (60_000, 3), (255, 255, 255))
-    (found,) = crop_regions(image, np.array([[0, 0, 60_000, 3]]), 32, RegionMode())
+    (found,) = crop_regions_pil(image, np.array([[0, 0, 60_000, 3]]), 32, RegionMode())
     assert found.shape == (32, 32, 3) and found.max() < 3
 
 
 def test_the_whole_image_is_one_region():
-    boxes, rows = whole_image(pairs([[0, 0, 9, 9]] * 3, [[1, 1, 2, 2]] * 3), (40, 30))
+    boxes, rows = whole_image_region(pairs([[0, 0, 9, 9]] * 3, [[1, 1, 2, 2]] * 3), (40, 30))
     assert boxes.tolist() == [[0, 0, 40, 30]] and rows.tolist() == [0, 0, 0]
-    boxes, rows = whole_image(pairs([], []), (40, 30))
+    boxes, rows = whole_image_region(pairs([], []), (40, 30))
     assert boxes.shape == (0, 4) and rows.shape == (0,)
 
 

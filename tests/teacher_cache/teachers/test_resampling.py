@@ -6,10 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from teacher_cache.teachers import regions as resampling
 from teacher_cache.teachers.regions import (
-    REGIONS_AT_ONCE,
+    MAX_REGIONS,
     RegionMode,
     crop_regions,
-    cut_regions,
+    crop_regions_pil,
     resample_regions,
 )
 
@@ -43,7 +43,7 @@ def test_no_regions():
 def test_regions_equal_pils_to_a_grey_level(seed, width, height, size):
     rng = np.random.default_rng(seed)
     pixels, boxes = picture(rng, width, height), whole_boxes(rng, width, height, 12)
-    wanted = np.stack(crop_regions(Image.fromarray(pixels), boxes, size, RegionMode()))
+    wanted = np.stack(crop_regions_pil(Image.fromarray(pixels), boxes, size, RegionMode()))
     found = resample_regions(torch.from_numpy(pixels).permute(2, 0, 1), boxes, size)
     difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
     assert difference.max() <= 1
@@ -53,9 +53,9 @@ def test_regions_equal_pils_to_a_grey_level(seed, width, height, size):
 def test_many_regions_keep_their_order():
     rng = np.random.default_rng(5)
     image = torch.from_numpy(picture(rng, 50, 40)).permute(2, 0, 1)
-    boxes = whole_boxes(rng, 50, 40, 2 * REGIONS_AT_ONCE + 3)
+    boxes = whole_boxes(rng, 50, 40, 2 * MAX_REGIONS + 3)
     together = resample_regions(image, boxes, 16)
-    for place in (0, REGIONS_AT_ONCE, len(boxes) - 1):
+    for place in (0, MAX_REGIONS, len(boxes) - 1):
         alone = resample_regions(image, boxes[place : place + 1], 16)
         assert (together[place].int() - alone[0].int()).abs().max() <= 1
 
@@ -78,7 +78,7 @@ def test_memory_is_bounded_by_bytes(monkeypatch, width, height):
     image = torch.from_numpy(picture(rng, width, height)).permute(2, 0, 1)
     boxes = whole_boxes(rng, width, height, 5)
     expected = resample_regions(image, boxes, 24)
-    monkeypatch.setattr(resampling, "BYTES_AT_ONCE", 200_000)
+    monkeypatch.setattr(resampling, "MAX_BYTES", 200_000)
     with LargestResult() as largest:
         found = resample_regions(image, boxes, 24)
     difference = (found.int() - expected.int()).abs()
@@ -93,8 +93,8 @@ def test_cut_regions_equal_pils_to_a_grey_level(mode, width, height):
     rng = np.random.default_rng(3)
     image = Image.fromarray(picture(rng, width, height))
     boxes = whole_boxes(rng, width, height, 20).astype(np.float32) + 0.3
-    found = cut_regions(image, boxes, 48, RegionMode.parse(mode), torch.device("cpu"))
-    wanted = np.stack(crop_regions(image, boxes, 48, RegionMode.parse(mode)))
+    found = crop_regions(image, boxes, 48, RegionMode.parse(mode), torch.device("cpu"))
+    wanted = np.stack(crop_regions_pil(image, boxes, 48, RegionMode.parse(mode)))
     difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted)
     assert found.dtype == torch.uint8 and difference.max() <= 1
     assert (difference > 0).mean() < 5e-3
@@ -107,11 +107,11 @@ def test_long_regions_equal_pils_to_a_grey_level(
     monkeypatch, interpolation, at_once, width, height
 ):
     """However little may be held at once: towers go other ways than their black squares."""
-    monkeypatch.setattr(resampling, "PIXELS_AT_ONCE", at_once)
+    monkeypatch.setattr(resampling, "MAX_PIXELS", at_once)
     rng = np.random.default_rng(7)
     image = Image.fromarray(picture(rng, width, height))
     boxes = whole_boxes(rng, width, height, 12).astype(np.float32)
     mode, cpu = RegionMode(), torch.device("cpu")
-    found = cut_regions(image, boxes, 32, mode, cpu, interpolation)
-    wanted = np.stack(crop_regions(image, boxes, 32, mode, interpolation))
+    found = crop_regions(image, boxes, 32, mode, cpu, interpolation)
+    wanted = np.stack(crop_regions_pil(image, boxes, 32, mode, interpolation))
     assert np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - wanted).max() <= 1

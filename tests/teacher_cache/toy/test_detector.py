@@ -5,29 +5,29 @@ import pytest
 import torch
 
 from pipeline.types import Annotation
-from teacher_cache.detectors.torchvision import world_detector
-from teacher_cache.toy.models import DetectorTraining, _flipped, train_detector
+from teacher_cache.detectors.torchvision import toy_detector
+from teacher_cache.toy.models import DetectorTrainingConfig, _flip, train_detector
 
 
 @pytest.fixture
 def detector():
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return world_detector(9).eval()
+        return toy_detector(9).eval()
 
 
 def test_it_answers_as_torchvisions_detectors_do(detector):
     detector.roi_heads.score_thresh = 0.0
     with torch.no_grad():
-        answers = detector([torch.rand(3, 128, 128), torch.rand(3, 96, 128)])
-    assert len(answers) == 2
-    for answer, (height, width) in zip(answers, ((128, 128), (96, 128)), strict=True):
-        assert set(answer) == {"boxes", "labels", "scores"}
-        count = len(answer["scores"])
-        assert answer["boxes"].shape == (count, 4) and answer["labels"].shape == (count,)
-        assert count and answer["labels"].min() >= 1 and answer["labels"].max() <= 9
-        assert (answer["boxes"] >= 0).all() and (answer["boxes"][:, 2] <= width).all()
-        assert (answer["boxes"][:, 3] <= height).all()
+        outputs = detector([torch.rand(3, 128, 128), torch.rand(3, 96, 128)])
+    assert len(outputs) == 2
+    for output, (height, width) in zip(outputs, ((128, 128), (96, 128)), strict=True):
+        assert set(output) == {"boxes", "labels", "scores"}
+        count = len(output["scores"])
+        assert output["boxes"].shape == (count, 4) and output["labels"].shape == (count,)
+        assert count and output["labels"].min() >= 1 and output["labels"].max() <= 9
+        assert (output["boxes"] >= 0).all() and (output["boxes"][:, 2] <= width).all()
+        assert (output["boxes"][:, 3] <= height).all()
 
 
 def test_it_is_small(detector):
@@ -38,8 +38,8 @@ def test_a_flip_takes_the_boxes_along():
     image = torch.zeros(3, 4, 10, dtype=torch.uint8)
     image[:, 1:3, 2:5] = 255
     target = {"boxes": torch.tensor([[2.0, 1, 5, 3]]), "labels": torch.tensor([7])}
-    assert _flipped(image, target, False)[1] is target
-    flipped, moved = _flipped(image, target, True)
+    assert _flip(image, target, False)[1] is target
+    flipped, moved = _flip(image, target, True)
     assert moved["boxes"].tolist() == [[5, 1, 8, 3]] and moved["labels"].tolist() == [7]
     left, top, right, bottom = moved["boxes"][0].int().tolist()
     assert (flipped[:, top:bottom, left:right] == 255).all()
@@ -61,7 +61,7 @@ def test_training_follows_its_generator(vocabulary):
             images,
             annotations,
             vocabulary,
-            DetectorTraining(epochs=1, batch_size=2),
+            DetectorTrainingConfig(epochs=1, batch_size=2),
             torch.Generator().manual_seed(3),
             torch.device("cpu"),
             nullcontext,

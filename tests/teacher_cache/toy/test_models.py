@@ -7,7 +7,7 @@ import torch
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import (
     IMAGE_SIZE,
-    TeacherTraining,
+    TeacherTrainingConfig,
     augment,
     clip_config,
     contrastive_loss,
@@ -97,7 +97,7 @@ def train(steps, seed=0):
         pictures,
         ["red", "blue"] * 16,
         tokenizer,
-        TeacherTraining(steps=steps, batch_size=12),
+        TeacherTrainingConfig(steps=steps, batch_size=12),
         generator(seed),
         torch.device("cpu"),
         nullcontext,

@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import os, signal, sys, time
-from teacher_cache.toy.train import run_side_by_side
+from teacher_cache.toy.train import run_in_processes
 
 def good(report):
     for _ in range(3):
@@ -40,7 +40,7 @@ def deaf(report):
 if __name__ == "__main__":
     works = {name: globals()[name] for name in sys.argv[1:]}
     try:
-        run_side_by_side({name: (work, 6) for name, work in works.items()})
+        run_in_processes({name: (work, 6) for name, work in works.items()})
     except RuntimeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -12,34 +12,34 @@ import pytest
 from pipeline.utils.errors import InputError
 from teacher_cache.reader.format import LOCK, SHARDS
 from teacher_cache.writer import lock
-from teacher_cache.writer.lock import hold
+from teacher_cache.writer.lock import lock_folder
 
 HOLDER = '{"host": "elsewhere", "pid": 7, "since": "2024-05-01 12:00:00", "shared": %s}'
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
-    monkeypatch.setattr(lock, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(lock, "SILENCE", 0.6)
-    monkeypatch.setattr(lock, "PATIENCE", 0.4)
-    monkeypatch.setattr(lock, "POLL", 0.02)
+    monkeypatch.setattr(lock, "HEARTBEAT_INTERVAL", 0.05)
+    monkeypatch.setattr(lock, "HEARTBEAT_TIMEOUT", 0.6)
+    monkeypatch.setattr(lock, "ACQUIRE_TIMEOUT", 0.4)
+    monkeypatch.setattr(lock, "POLL_INTERVAL", 0.02)
 
 
 def test_a_new_folder(tmp_path):
     folder = tmp_path / "new" / "cache"
-    with hold(folder):
+    with lock_folder(folder):
         assert str(os.getpid()) in (folder / LOCK).read_text()
     assert (folder / LOCK).read_text() == ""
-    with hold(folder):
+    with lock_folder(folder):
         pass
 
 
 @pytest.mark.parametrize("first, second", [(False, False), (False, True), (True, False)])
 def test_the_second_is_told_who_is_there(tmp_path, first, second):
     with (
-        hold(tmp_path, shared=first),
+        lock_folder(tmp_path, shared=first),
         pytest.raises(InputError, match="is at work here") as caught,
-        hold(tmp_path, shared=second),
+        lock_folder(tmp_path, shared=second),
     ):
         pytest.fail("both hold the folder")
     text = str(caught.value)
@@ -49,9 +49,9 @@ def test_the_second_is_told_who_is_there(tmp_path, first, second):
 
 
 def test_jobs_of_an_array_share(tmp_path):
-    with hold(tmp_path, shared=True), hold(tmp_path, shared=True):
+    with lock_folder(tmp_path, shared=True), lock_folder(tmp_path, shared=True):
         pass
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -63,29 +63,30 @@ def test_a_job_waits_for_one_that_tidies_up(tmp_path, record, kind):
     with open(path, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
-        with hold(tmp_path, shared=True):
+        with lock_folder(tmp_path, shared=True):
             pass
         path.write_text(record)
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match=kind), hold(tmp_path, shared=True):
+        with pytest.raises(InputError, match=kind), lock_folder(tmp_path, shared=True):
             pytest.fail("both hold the folder")
 
 
 def test_a_killed_holder_leaves_the_folder_free(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from teacher_cache.writer.lock import hold\n"
-        "with hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path\n"
+        "from teacher_cache.writer.lock import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match=f"process {process.pid}"), hold(tmp_path):
+    with pytest.raises(InputError, match=f"process {process.pid}"), lock_folder(tmp_path):
         pytest.fail("both hold the folder")
     process.send_signal(signal.SIGKILL)
     process.wait()
     said = []
-    with hold(tmp_path, say=said.append):
+    with lock_folder(tmp_path, log=said.append):
         assert str(os.getpid()) in (tmp_path / LOCK).read_text()
     assert said == []
 
@@ -123,27 +124,31 @@ def test_where_locks_do_not_reach_other_machines(tmp_path, monkeypatch, locks, s
     with (
         beating(path),
         pytest.raises(InputError, match="host elsewhere, process 7, since 2024"),
-        hold(tmp_path),
+        lock_folder(tmp_path),
     ):
         pytest.fail("both hold the folder")
     said = []
-    with hold(tmp_path, say=said.append):
+    with lock_folder(tmp_path, log=said.append):
         assert f'"pid": {os.getpid()}' in path.read_text()
     assert len(said) == 1 and "host elsewhere" in said[0]
 
 
 def test_a_holder_without_locks_is_seen_by_its_heartbeat(tmp_path, monkeypatch):
     no_locks(monkeypatch)
-    with hold(tmp_path), pytest.raises(InputError, match="is at work here"), hold(tmp_path):
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(InputError, match="is at work here"),
+        lock_folder(tmp_path),
+    ):
         pytest.fail("both hold the folder")
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"host": 3}'])
 def test_a_damaged_lock_file_holds_nobody_up(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
-    with hold(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -152,7 +157,11 @@ def test_a_full_disk_does_not_keep_from_holding(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with hold(tmp_path), pytest.raises(InputError, match="another builder"), hold(tmp_path):
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(InputError, match="another builder"),
+        lock_folder(tmp_path),
+    ):
         pytest.fail("both hold the folder")
 
 
@@ -166,27 +175,27 @@ def leftovers(tmp_path):
 
 
 def test_leftovers(tmp_path, leftovers):
-    with hold(tmp_path) as held:
-        held.remove_leftovers()
+    with lock_folder(tmp_path) as held:
+        held.remove_temporary_files()
         assert not any(path.exists() for path in leftovers)
         assert (tmp_path / SHARDS / "00001.h5").exists()
-        with pytest.raises(InputError), hold(tmp_path):
+        with pytest.raises(InputError), lock_folder(tmp_path):
             pytest.fail("both hold the folder")
 
 
 def test_files_of_living_jobs_are_no_leftovers(tmp_path, leftovers):
-    with hold(tmp_path, shared=True) as held:
-        with hold(tmp_path, shared=True) as other:
-            other.remove_leftovers()
+    with lock_folder(tmp_path, shared=True) as held:
+        with lock_folder(tmp_path, shared=True) as other:
+            other.remove_temporary_files()
         assert all(path.exists() for path in leftovers)
-        held.remove_leftovers()
+        held.remove_temporary_files()
         assert not any(path.exists() for path in leftovers)
 
 
 def test_the_hold_ends_with_an_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), hold(tmp_path):
+    with pytest.raises(KeyboardInterrupt), lock_folder(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / LOCK).read_text() == ""
     said = []
-    with hold(tmp_path, say=said.append):
+    with lock_folder(tmp_path, log=said.append):
         assert said == []

@@ -7,8 +7,8 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
-from teacher_cache.writer.manifest import finish, planned_shards
-from teacher_cache.writer.shard import finished_record
+from teacher_cache.writer.manifest import planned_shards, write_manifest
+from teacher_cache.writer.shard import read_shard_record
 
 NAMES = ("00000.h5", "00001.h5", "00002.h5")
 
@@ -22,38 +22,38 @@ def unfinished(finished, tmp_path):
 
 
 def test_the_manifest_is_the_builders(unfinished, finished):
-    completion = finish(unfinished)
+    completion = write_manifest(unfinished)
     assert completion.missing == () and completion.failed == {}
     assert completion.counts == open_cache(finished).manifest["counts"]
     assert (unfinished / MANIFEST).read_bytes() == (finished / MANIFEST).read_bytes()
-    assert finish(unfinished) == completion
+    assert write_manifest(unfinished) == completion
 
 
 @pytest.mark.parametrize("names", [NAMES[:1], NAMES[1:]])
 def test_missing_shards(unfinished, names):
     for name in names:
         (unfinished / SHARDS / name).unlink()
-    assert finish(unfinished).missing == names
+    assert write_manifest(unfinished).missing == names
     assert not (unfinished / MANIFEST).exists()
 
 
 def test_a_shard_of_another_cache_is_missing(unfinished):
     plan = json.loads((unfinished / PLAN).read_text())
     write_json(unfinished / PLAN, {**plan, "fingerprint": "another"})
-    assert finish(unfinished).missing == NAMES
+    assert write_manifest(unfinished).missing == NAMES
 
 
 def test_shards_beyond_the_plan_are_not_taken_up(unfinished, finished):
     shutil.copy(unfinished / SHARDS / NAMES[0], unfinished / SHARDS / "00003.h5")
-    finish(unfinished)
+    write_manifest(unfinished)
     assert (unfinished / MANIFEST).read_bytes() == (finished / MANIFEST).read_bytes()
 
 
 def test_records_that_are_known_are_not_read_again(unfinished):
     fingerprint = json.loads((unfinished / PLAN).read_text())["fingerprint"]
-    record = finished_record(unfinished / SHARDS / NAMES[1], fingerprint)
+    record = read_shard_record(unfinished / SHARDS / NAMES[1], fingerprint)
     (unfinished / SHARDS / NAMES[1]).unlink()
-    assert finish(unfinished, [record]).missing == ()
+    assert write_manifest(unfinished, [record]).missing == ()
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_a_damaged_plan(unfinished, change, text):
     plan = json.loads((unfinished / PLAN).read_text())
     write_json(unfinished / PLAN, {**plan, **change})
     with pytest.raises(InputError, match=text):
-        finish(unfinished)
+        write_manifest(unfinished)
 
 
 def test_without_the_teachers_text(unfinished):
     (unfinished / TEACHER).unlink()
     with pytest.raises(InputError, match=TEACHER):
-        finish(unfinished)
+        write_manifest(unfinished)
     assert not (unfinished / MANIFEST).exists()

@@ -6,11 +6,11 @@ import pytest
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from teacher_cache.detectors.pairing import PairingConfig
-from teacher_cache.extraction.extract import AskingConfig
+from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.reader.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
 from teacher_cache.teachers.regions import RegionMode
 from teacher_cache.writer import plan as plan_module
-from teacher_cache.writer.plan import Plan, claim_folder, fingerprint_parts, read_plan
+from teacher_cache.writer.plan import BuildPlan, claim_folder, fingerprint_parts, read_plan
 
 PARTS = {"clip.model": "A", "person_threshold": 0.2}
 LAYOUT = {"images_per_shard": 3}
@@ -18,7 +18,7 @@ LAYOUT = {"images_per_shard": 3}
 
 @pytest.fixture
 def plan():
-    return Plan(PARTS, LAYOUT, 1, {"device": "cpu"}, {})
+    return BuildPlan(PARTS, LAYOUT, 1, {"device": "cpu"}, {})
 
 
 def finish(folder, plan, shards=("00000.h5",)):
@@ -45,7 +45,7 @@ def test_a_new_folder(tmp_path, plan, exists):
 def test_the_same_plan_goes_on(tmp_path, plan):
     claim_folder(tmp_path, plan)
     (tmp_path / SHARDS / "00000.h5").touch()
-    assert not claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}))
+    assert not claim_folder(tmp_path, BuildPlan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}))
     assert (tmp_path / SHARDS / "00000.h5").is_file()
 
 
@@ -61,9 +61,9 @@ def test_a_finished_cache_is_left_alone(tmp_path, plan):
 @pytest.mark.parametrize(
     "other, text",
     [
-        (Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {}), "clip.model: A, now B"),
-        (Plan({"clip.model": "A"}, LAYOUT, 1, {}, {}), "person_threshold: 0.2, now nothing"),
-        (Plan(PARTS, {"images_per_shard": 4}, 1, {}, {}), "images_per_shard: 3, now 4"),
+        (BuildPlan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {}), "clip.model: A, now B"),
+        (BuildPlan({"clip.model": "A"}, LAYOUT, 1, {}, {}), "person_threshold: 0.2, now nothing"),
+        (BuildPlan(PARTS, {"images_per_shard": 4}, 1, {}, {}), "images_per_shard: 3, now 4"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
@@ -81,7 +81,7 @@ def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
 def test_settings_that_decide_nothing(tmp_path, plan, shared):
     """They are brought up to date, unless others are building by the same file."""
     claim_folder(tmp_path, plan)
-    claim_folder(tmp_path, Plan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}), shared)
+    claim_folder(tmp_path, BuildPlan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}), shared)
     held = read_plan(tmp_path)
     assert held["settings"] == {"device": "cpu" if shared else "cuda"}
     assert held["images"] == 1
@@ -89,15 +89,15 @@ def test_settings_that_decide_nothing(tmp_path, plan, shared):
 
 def test_of_two_that_begin_at_once_the_second_follows_the_first(tmp_path, plan, monkeypatch):
     """Both see an empty folder; the other one's plan is there when this one's is to be written."""
-    other = Plan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {})
-    is_fresh = plan_module._is_fresh
+    other = BuildPlan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {})
+    is_fresh = plan_module._is_new_folder
 
     def meanwhile(folder):
-        monkeypatch.setattr(plan_module, "_is_fresh", is_fresh)
+        monkeypatch.setattr(plan_module, "_is_new_folder", is_fresh)
         claim_folder(folder, other)
         return True
 
-    monkeypatch.setattr(plan_module, "_is_fresh", meanwhile)
+    monkeypatch.setattr(plan_module, "_is_new_folder", meanwhile)
     (tmp_path / "cache").mkdir()
     with pytest.raises(InputError, match=r"clip\.model: B, now A"):
         claim_folder(tmp_path / "cache", plan)
@@ -154,15 +154,17 @@ def asked(vocabulary):
     def change(values, changes, prefix):
         return {**values, **{key[1]: new for key, new in changes.items() if key[0] == prefix}}
 
-    def parts(changes=(), asking=None, prompts=(("a", "b"),), no_detector=False, proposals=None):
+    def parts(
+        changes=(), extraction=None, prompts=(("a", "b"),), no_detector=False, proposals=None
+    ):
         changes = dict(changes)
         found = None if no_detector else SimpleNamespace(**change(detector, changes, "detector"))
         models = SimpleNamespace(
             clip=SimpleNamespace(**change(clip, changes, "clip")), detector=found
         )
         file = SimpleNamespace(**change(annotations, changes, "annotations"))
-        asking = asking or AskingConfig()
-        return fingerprint_parts(models, file, vocabulary, prompts, asking, proposals)
+        extraction = extraction or ExtractionConfig()
+        return fingerprint_parts(models, file, vocabulary, prompts, extraction, proposals)
 
     return parts
 
@@ -178,16 +180,22 @@ def asked(vocabulary):
         ({("clip", "precision"): "float16"}, "clip.precision"),
         ({("clip", "mean"): (0.4, 0.5, 0.5)}, "clip.mean"),
         ({("clip", "std"): (0.4, 0.5, 0.5)}, "clip.std"),
-        ({("detector", "name"): "world"}, "detector.model"),
+        ({("detector", "name"): "toy"}, "detector.model"),
         ({("detector", "weights_digest"): "9"}, "detector.weights"),
         ({("annotations", "digest"): "9"}, "annotations"),
         ({("annotations", "part"): "test"}, "part"),
-        ({"asking": AskingConfig(pairing=PairingConfig(person_threshold=0.3))}, "person_threshold"),
-        ({"asking": AskingConfig(pairing=PairingConfig(object_threshold=0.3))}, "object_threshold"),
-        ({"asking": AskingConfig(pairing=PairingConfig(max_people=3))}, "max_people"),
-        ({"asking": AskingConfig(pairing=PairingConfig(max_objects=3))}, "max_objects"),
-        ({"asking": AskingConfig(level="image")}, "level"),
-        ({"asking": AskingConfig(region=RegionMode.parse("context=1.5"))}, "region"),
+        (
+            {"extraction": ExtractionConfig(pairing=PairingConfig(person_threshold=0.3))},
+            "person_threshold",
+        ),
+        (
+            {"extraction": ExtractionConfig(pairing=PairingConfig(object_threshold=0.3))},
+            "object_threshold",
+        ),
+        ({"extraction": ExtractionConfig(pairing=PairingConfig(max_people=3))}, "max_people"),
+        ({"extraction": ExtractionConfig(pairing=PairingConfig(max_objects=3))}, "max_objects"),
+        ({"extraction": ExtractionConfig(level="image")}, "level"),
+        ({"extraction": ExtractionConfig(region=RegionMode.parse("context=1.5"))}, "region"),
         ({"prompts": (("a",),)}, "prompts"),
     ],
 )
@@ -209,8 +217,10 @@ def test_names_of_a_detectors_classes_are_in_the_fingerprint_where_they_are_give
 
 
 def test_what_decides_nothing_is_not(asked):
-    asking = AskingConfig(images_per_batch=3, regions_per_batch=5, embeddings=False, strict=True)
-    assert asked(asking=asking) == asked()
+    extraction = ExtractionConfig(
+        images_per_batch=3, regions_per_batch=5, embeddings=False, strict=True
+    )
+    assert asked(extraction=extraction) == asked()
 
 
 def test_the_source_of_boxes_is_in_the_fingerprint(asked):

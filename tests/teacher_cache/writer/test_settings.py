@@ -11,17 +11,19 @@ from teacher_cache.detectors.pairing import PairingConfig
 from teacher_cache.maintenance.rescore import RescoreConfig
 from teacher_cache.reader.format import PLAN
 from teacher_cache.teachers.regions import RegionMode
-from teacher_cache.writer.plan import MERGED_FROM, from_settings, held_settings, to_settings
+from teacher_cache.writer.plan import MERGED_FROM_KEY, from_settings, read_settings, to_settings
 
 BUILD = BuildConfig(Path("/data"), Path("/cache"), clip_model="RN50", templates=("a", "b"))
-ASKING = replace(BUILD.asking, pairing=PairingConfig(0.1), region=RegionMode("context=2", 2.0))
+EXTRACTION = replace(
+    BUILD.extraction, pairing=PairingConfig(0.1), region=RegionMode("context=2", 2.0)
+)
 
 
 @pytest.mark.parametrize(
     "config",
     [
         BuildConfig(Path("/data"), Path("/cache")),
-        replace(BUILD, asking=ASKING, threads=3),
+        replace(BUILD, extraction=EXTRACTION, threads=3),
         replace(BUILD, detector_classes=("dog", "person")),
         RescoreConfig(Path("/cache"), Path("/new"), temperature=0.01),
     ],
@@ -30,7 +32,7 @@ def test_round_trip_through_json(config):
     settings = json.loads(json.dumps(to_settings("build", config)))
     assert settings["command"] == "build"
     assert from_settings(settings, type(config), Path("f")) == config
-    assert from_settings({**settings, MERGED_FROM: []}, type(config), Path("f")) == config
+    assert from_settings({**settings, MERGED_FROM_KEY: []}, type(config), Path("f")) == config
 
 
 def test_files_are_named_absolutely(tmp_path, monkeypatch):
@@ -42,6 +44,11 @@ def test_files_are_named_absolutely(tmp_path, monkeypatch):
     assert settings["dataset"] == str(tmp_path / "data")
     assert settings["clip_model"] == str(tmp_path / "teacher")
     assert settings["clip_weights"] == "openai" and settings["part"] == "train"
+
+
+def test_names_of_format_1_stay():
+    settings = to_settings("build", BUILD)
+    assert settings["asking"]["level"] == "region" and "extraction" not in settings
 
 
 @pytest.mark.parametrize("change", [{"eyes": 2}, {"templates": 7}, {"asking": {"eyes": 2}}])
@@ -64,7 +71,7 @@ def test_missing_settings():
 
 
 def test_where_settings_are_held(tmp_path):
-    assert held_settings(tmp_path, {}) == {}
+    assert read_settings(tmp_path, {}) == {}
     write_json(tmp_path / PLAN, {"settings": {"command": "old"}})
-    assert held_settings(tmp_path, {}) == {"command": "old"}
-    assert held_settings(tmp_path, {"settings": {"command": "new"}}) == {"command": "new"}
+    assert read_settings(tmp_path, {}) == {"command": "old"}
+    assert read_settings(tmp_path, {"settings": {"command": "new"}}) == {"command": "new"}

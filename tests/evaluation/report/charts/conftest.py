@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from evaluation.analysis.comparison import Contestant
+from evaluation.analysis.comparison import ComparisonEntry
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +18,8 @@ def texts():
 
 
 @pytest.fixture(scope="session")
-def contestants():
+def entries():
     return [
-        Contestant("distilled", "Distilled", "", ()),
-        Contestant("control", "No distillation", "", ()),
+        ComparisonEntry("distilled", "Distilled", "", ()),
+        ComparisonEntry("control", "No distillation", "", ()),
     ]

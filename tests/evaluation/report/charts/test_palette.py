@@ -6,14 +6,14 @@ import pytest
 
 from evaluation.report.charts.palette import (
     DARK,
+    DISTINCT_GROUPS,
+    ENTRY_STYLES,
     HATCHES,
     LIGHT,
-    LINES,
+    LINE_STYLES,
     MARKERS,
-    ROLES,
-    TOGETHER,
-    declarations,
-    variable,
+    css_declarations,
+    css_variable,
 )
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
@@ -69,7 +69,7 @@ def test_black_on_white_is_the_most_there_is():
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("vision", VISION)
-@pytest.mark.parametrize("together", TOGETHER, ids=lambda names: names[0])
+@pytest.mark.parametrize("together", DISTINCT_GROUPS, ids=lambda names: names[0])
 def test_colours_of_one_picture_stay_apart(together, vision, colours):
     matrix = np.array(VISION[vision])
     for first, second in itertools.combinations(together, 2):
@@ -79,15 +79,15 @@ def test_colours_of_one_picture_stay_apart(together, vision, colours):
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 def test_everything_stands_out_from_the_card(colours):
-    for name in itertools.chain(*TOGETHER):
+    for name in itertools.chain(*DISTINCT_GROUPS):
         assert contrast(colours[name], colours["card"]) >= GRAPHICS, name
-    for name in ("ink", "muted", "accent"):
+    for name in ("text", "muted", "accent"):
         assert contrast(colours[name], colours["card"]) >= TEXT, name
-        assert contrast(colours[name], colours["ground"]) >= TEXT, name
-    assert contrast(colours["star_ink"], colours["star_ground"]) >= TEXT
+        assert contrast(colours[name], colours["page"]) >= TEXT, name
+    assert contrast(colours["star_text"], colours["star_background"]) >= TEXT
 
 
-@pytest.mark.parametrize("together", TOGETHER, ids=lambda names: names[0])
+@pytest.mark.parametrize("together", DISTINCT_GROUPS, ids=lambda names: names[0])
 def test_hatches_say_the_same(together):
     hatches = [HATCHES.get(name, "") for name in together]
     # Two roles may go without: the ceiling is by far the darkest, or the lightest.
@@ -95,16 +95,16 @@ def test_hatches_say_the_same(together):
 
 
 def test_lines_and_points_have_shapes_of_their_own():
-    assert len({LINES[name] for name in ROLES}) == len(ROLES)
-    assert len({MARKERS[name] for name in ROLES}) == len(ROLES)
+    assert len({LINE_STYLES[name] for name in ENTRY_STYLES}) == len(ENTRY_STYLES)
+    assert len({MARKERS[name] for name in ENTRY_STYLES}) == len(ENTRY_STYLES)
     assert MARKERS["seen"] != MARKERS["unseen"]
 
 
 def test_declarations_name_every_colour():
     assert LIGHT.keys() == DARK.keys()
-    assert variable("all_labels") == "--all-labels"
-    found = dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6});", declarations(DARK)))
-    assert found == {variable(name): colour for name, colour in DARK.items()}
+    assert css_variable("all_labels") == "--all-labels"
+    found = dict(re.findall(r"(--[a-z-]+): (#[0-9a-f]{6});", css_declarations(DARK)))
+    assert found == {css_variable(name): colour for name, colour in DARK.items()}
 
 
 def test_light_colours_tell_the_names():

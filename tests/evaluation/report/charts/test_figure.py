@@ -1,0 +1,87 @@
+import io
+import re
+import sys
+
+import pytest
+from PIL import Image
+
+from evaluation.report.charts.figure import (
+    WIDE_INCHES,
+    Chart,
+    add_legend,
+    bar_style,
+    label_axis,
+    make_chart,
+    require_packages,
+    set_panel_title,
+)
+from evaluation.report.charts.palette import LIGHT, css_variable
+from pipeline.utils.errors import InputError
+
+
+def draw(figure, colours, narrow):
+    figure.set_size_inches(2 if narrow else WIDE_INCHES, 2)
+    axis = figure.subplots()
+    axis.bar([0, 1], [1, 2], **bar_style("teacher", colours))
+    axis.plot([0, 1], [2, 1], color=colours["distilled"])
+    label_axis(axis, colours, "across", "up")
+    set_panel_title(axis, colours, "A <title> & more")
+    add_legend(figure, {"teacher": "The teacher"}, colours, "bar", narrow)
+
+
+@pytest.fixture(scope="module")
+def charts():
+    return [make_chart(name, "Title", 'AP & "more" <1>', draw) for name in ("one", "two")]
+
+
+def test_svg_takes_its_colours_from_the_page(charts):
+    for svg in (charts[0].wide, charts[0].narrow):
+        assert not re.findall(r"#[0-9a-f]{6}", svg)
+        used = set(re.findall(r"var\((--[a-z-]+)\)", svg))
+        assert {"--teacher", "--distilled", "--text", "--muted", "--grid", "--card"} <= used
+        assert used <= {css_variable(name) for name in LIGHT}
+
+
+def test_svg_speaks(charts):
+    for svg in (charts[0].wide, charts[0].narrow):
+        assert 'role="img" aria-label="AP &amp; &quot;more&quot; &lt;1&gt;"' in svg
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+        assert {"across", "up", "A &lt;title&gt; &amp; more", "The teacher"} <= set(texts)
+    assert charts[0].wide != charts[0].narrow
+
+
+def test_charts_stand_on_a_page_together(charts):
+    """No network, no ids in common, nothing that styles the page."""
+    svgs = [svg for chart in charts for svg in (chart.wide, chart.narrow)]
+    ids = [name for svg in svgs for name in re.findall(r'\bid="([^"]*)"', svg)]
+    assert ids
+    assert len(set(ids)) == len(ids)
+    for svg in svgs:
+        assert "http" not in svg
+        assert "<style" not in svg
+        assert "<!--" not in svg
+        used = set(re.findall(r'(?:href="#|url\(#)([^")]*)', svg))
+        assert used <= set(re.findall(r'\bid="([^"]*)"', svg))
+
+
+def test_png_is_the_wide_one_on_white(charts):
+    image = Image.open(io.BytesIO(charts[0].png)).convert("RGB")
+    assert image.width >= 1200
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    colours = {colour for _, colour in image.getcolors(1 << 20)}
+    assert tuple(bytes.fromhex(LIGHT["teacher"][1:])) in colours
+
+
+def test_the_same_twice(charts):
+    again = make_chart("one", "Title", 'AP & "more" <1>', draw)
+    assert again == charts[0]
+    assert isinstance(again, Chart)
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_missing_packages_are_named(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        InputError, match=rf"a report needs {package}, .*pip install 'eoid\[report\]'"
+    ):
+        require_packages("a report", "jinja2", "matplotlib")

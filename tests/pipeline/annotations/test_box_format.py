@@ -1,0 +1,243 @@
+"""Boxes and labels of another form are recognised by their numbers, right ones never are."""
+
+import copy
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.predictions import read_predictions
+from evaluation.score_hico import HicoScoreConfig, score_hico_file
+from pipeline.annotations.box_format import CXCYWH, XYWH, XYXY, BoxFormatCheck, BoxFormatError
+from pipeline.annotations.load import load_annotations
+from pipeline.utils.errors import InputError
+
+HICO = Path(__file__).parents[2] / "data" / "hico_det"
+
+
+def read_golden(name):
+    return json.loads(gzip.decompress((HICO / name).read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def hoia():
+    """HICO-DET's test annotations."""
+    return read_golden("test_hico.json.gz")
+
+
+@pytest.fixture(scope="module")
+def instances():
+    """The same in pairs."""
+    return read_golden("instances_test2015.json.gz")
+
+
+def to_normalised(box, size):
+    return [number / side for number, side in zip(box, size * 2, strict=True)]
+
+
+def to_xywh(box, _):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def unchanged(box, _):
+    return box
+
+
+def to_cxcywh(box, _):
+    return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]]
+
+
+CHANGES = {"0 to 1": to_normalised, XYWH: to_xywh, CXCYWH: to_cxcywh, None: unchanged}
+
+
+def to_thousandths(box, size):
+    return [1000 * share for share in to_normalised(box, size)]
+
+
+def doubled(box, _):
+    return [2 * number for number in box]
+
+
+def wider_by_pixels(box, _):
+    return [box[0], box[1], box[2] + 3, box[3] + 3]
+
+
+def of_hoia(value, first, count, change, sized):
+    entries = copy.deepcopy(value[first : first + count])
+    for entry in entries:
+        size = [entry["width"], entry["height"]]
+        for row in entry["annotations"]:
+            row["bbox"] = change(row["bbox"], size)
+        if not sized:
+            del entry["width"], entry["height"]
+    return entries
+
+
+def of_instances(value, first, count, change, sized):
+    part = {**value}
+    for key in ("filenames", "size", "annotation"):
+        part[key] = copy.deepcopy(value[key][first : first + count])
+    for entry, size in zip(part["annotation"], part["size"], strict=True):
+        for key in ("boxes_h", "boxes_o"):
+            entry[key] = [change(box, size) for box in entry[key]]
+    if not sized:
+        del part["size"]
+    return part
+
+
+@pytest.mark.parametrize("form", CHANGES)
+@pytest.mark.parametrize("make", [of_hoia, of_instances])
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(("first", "count"), [(0, 3), (0, 40), (333, 4), (700, 40)])
+def test_annotations(save_json, hico, request, make, form, sized, first, count):
+    value = request.getfixturevalue(make.__name__.removeprefix("of_"))
+    file = save_json(make(value, first, count, CHANGES[form], sized))
+    if form is None:
+        assert load_annotations(file, hico, "test").num_labels > 0
+        return
+    with pytest.raises(BoxFormatError) as caught:
+        load_annotations(file, hico, "test")
+    line = str(caught.value)
+    assert str(file) in line and form in line and "pixels" in line
+    lenient = load_annotations(file, hico, "test", lenient=True)
+    assert line in lenient.examples.values()
+
+
+def predictions(entries, change):
+    return [
+        {
+            "file_name": entry["file_name"],
+            "predictions": [
+                {**row, "bbox": change(row["bbox"], [entry["width"], entry["height"]])}
+                for row in entry["annotations"]
+            ],
+            "hoi_prediction": [{**row, "score": 0.5} for row in entry["hoi_annotation"]],
+        }
+        for entry in entries
+    ]
+
+
+@pytest.mark.parametrize("form", CHANGES)
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_predictions(save_json, hico, hoia, form, count):
+    file = save_json(predictions(hoia[:count], CHANGES[form]), "predictions.json")
+    if form is None:
+        assert len(read_predictions(file, hico)) == count
+        return
+    with pytest.raises(InputError) as caught:
+        read_predictions(file, hico)
+    assert str(file) in str(caught.value) and form in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [to_thousandths, doubled])
+@pytest.mark.parametrize("make", [of_hoia, of_instances])
+def test_annotations_of_another_scale(save_json, hico, request, make, change):
+    value = request.getfixturevalue(make.__name__.removeprefix("of_"))
+    file = save_json(make(value, 0, 40, change, True))
+    with pytest.raises(BoxFormatError, match=r"\d+ of \d+ boxes outside .* of \d+ x \d+") as caught:
+        load_annotations(file, hico, "test")
+    assert str(file) in str(caught.value)
+    load_annotations(save_json(make(value, 0, 40, wider_by_pixels, True)), hico, "test")
+
+
+@pytest.mark.parametrize("change", [to_thousandths, doubled])
+@pytest.mark.parametrize("declared", [True, False])
+def test_predictions_of_another_scale(save_json, hico, hoia, change, declared):
+    file = save_json(predictions(hoia[:40], change), "predictions.json")
+    truth = save_json(of_hoia(hoia, 0, 40, unchanged, declared), "truth.json")
+    config = HicoScoreConfig(file, truth, vocabulary="hico-det")
+    if not declared:
+        score_hico_file(config)
+        return
+    size = f"{hoia[0]['width']} x {hoia[0]['height']}"
+    with pytest.raises(
+        BoxFormatError, match=f"first {hoia[0]['file_name']}: .* of {size}"
+    ) as caught:
+        score_hico_file(config)
+    assert str(file) in str(caught.value)
+
+
+def test_the_form_is_told_as_far_as_the_numbers_tell_it(save_json, hico, hoia):
+    """Boxes by their centres fit as sides too where no size is known; boxes by their sides do not
+    fit as centres."""
+    for change, told in ((to_cxcywh, f"{XYWH} or {CXCYWH}"), (to_xywh, XYWH)):
+        entries = predictions(hoia[:40], change)
+        sizes = {one["file_name"]: (one["width"], one["height"]) for one in hoia[:40]}
+        for known, form in ((None, told), (sizes, CXCYWH if change is to_cxcywh else XYWH)):
+            with pytest.raises(BoxFormatError) as caught:
+                read_predictions(save_json(entries, "predictions.json"), hico, known)
+            assert f"found {form}: " in str(caught.value)
+
+
+def swapped(entries, key):
+    changed = copy.deepcopy(entries)
+    for entry in changed:
+        for row in entry[key]:
+            row["subject_id"], row["object_id"] = row["object_id"], row["subject_id"]
+    return changed
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_swapped_subject_and_object(save_json, hico, hoia, count):
+    file = save_json(swapped(hoia[:count], "hoi_annotation"))
+    with pytest.raises(BoxFormatError, match="subject and object swapped"):
+        load_annotations(file, hico, "test")
+    entries = swapped(predictions(hoia[:40], unchanged), "hoi_prediction")
+    file = save_json(entries, "predictions.json")
+    with pytest.raises(InputError, match="subject and object swapped"):
+        read_predictions(file, hico)
+
+
+def coco(boxes, size):
+    rows = [
+        {"id": number, "image_id": 1, "category_id": 1, "bbox": box}
+        for number, box in enumerate(boxes)
+    ]
+    image = {"id": 1, "file_name": "a.jpg", "width": size[0], "height": size[1]}
+    return {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "person"}]}
+
+
+def test_coco(save_json, hico):
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0, 300, (30, 2))
+    last = np.minimum(first + rng.uniform(20, 300, (30, 2)), [640, 480])
+    corners = np.concatenate([first, last], axis=1)
+    xywh = np.concatenate([first, last - first], axis=1)
+    shares = xywh / [640, 480, 640, 480]
+    for boxes, form in ((corners, XYXY), (shares, "0 to 1"), (xywh, None)):
+        file = save_json(coco(boxes.tolist(), (640, 480)))
+        if form is None:
+            assert len(load_annotations(file, hico, "train").annotations[0].boxes) == 30
+            continue
+        with pytest.raises(BoxFormatError) as caught:
+            load_annotations(file, hico, "train")
+        assert form in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (1, 1), None])
+def test_small_pictures_and_few_boxes(size):
+    """Boxes of tiny pictures, and single flaws among few."""
+    form = BoxFormatCheck(XYXY)
+    form.add(np.array([[0, 0, 1, 1]] if size == (1, 1) else [[0, 0, 1, 1], [0, 3, 9, 9]]), size)
+    form.check(Path("a.json"), "bbox")
+    flawed = BoxFormatCheck(XYXY)
+    flawed.add(np.array([[5, 5, 5, 5], [7, 2, 3, 9], [0, 0, 0, 0], [1, 1, 9, 9]]), size)
+    flawed.check(Path("a.json"), "bbox")
+
+
+@pytest.mark.parametrize("form", ["0 to 1", XYWH])
+def test_a_part_of_the_images_in_another_form(save_json, hico, hoia, form):
+    entries = of_hoia(hoia, 0, 30, CHANGES[form], True) + of_hoia(hoia, 30, 70, unchanged, True)
+    with pytest.raises(BoxFormatError) as caught:
+        load_annotations(save_json(entries), hico, "test")
+    assert form in str(caught.value)
+
+
+def test_boxes_without_area_are_of_the_right_form(save_json, hico, hoia):
+    entries = of_hoia(hoia, 0, 40, unchanged, False)
+    for entry in entries[::2]:
+        for row in entry["annotations"]:
+            row["bbox"][2] = row["bbox"][0]
+    assert load_annotations(save_json(entries), hico, "test").num_labels > 0

@@ -1,0 +1,331 @@
+"""Sizes and orientations of pictures against what annotations declare."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.boxes import boxes_to_upright
+from pipeline.cli import data
+from pipeline.datasets.check import check_dataset, format_check, summarise_problems
+from pipeline.datasets.dataset import open_dataset
+from pipeline.datasets.size_check import check_image_sizes
+from pipeline.images import read_image
+from pipeline.types import Detections
+from pipeline.utils.cli import run_command
+from pipeline.utils.errors import InputError
+
+SIZE = (60, 40)
+BOXES = [[5.0, 3.0, 25.0, 33.0], [20.0, 10.0, 58.0, 30.0]]
+EXIF_ORIENTATION = 0x0112
+
+
+def save_stored(path, size, orientation):
+    """A picture whose stored pixels at the first box are red, with an EXIF tag."""
+    image = Image.new("RGB", size, (40, 90, 60))
+    image.paste((250, 0, 0), tuple(int(side) for side in BOXES[0]))
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[EXIF_ORIENTATION] = orientation
+    image.save(path, "PNG", exif=exif)
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """`turned(orientations, key=, declared=, size=)` gives a dataset with a test part of pictures,
+    annotated in stored pixels."""
+
+    def make(orientations, key=None, declared=SIZE, size=SIZE):
+        root = tmp_path / "set"
+        (root / "test").mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, orientation in enumerate(orientations):
+            save_stored(root / "test" / f"{number:03}.png", size, orientation)
+            entry = {
+                "file_name": f"{number:03}.png",
+                "annotations": [
+                    {"bbox": box, "category_id": category}
+                    for box, category in zip(BOXES, (1, 2), strict=True)
+                ],
+                "hoi_annotation": [{"subject_id": 0, "object_id": 1, "category_id": 72}],
+            }
+            sides = declared[number] if isinstance(declared, list) else declared
+            if sides:
+                entry |= {"width": sides[0], "height": sides[1]}
+            entries.append(entry)
+        (root / "test.json").write_text(json.dumps(entries))
+        (root / "dataset.toml").write_text(
+            'vocabulary = "hico-det"\n'
+            + (f'orientation = "{key}"\n' if key else "")
+            + '[test]\nimages = "test"\nannotations = "test.json"\n'
+        )
+        return open_dataset(root)
+
+    return make
+
+
+def sizes_of(dataset):
+    return check_image_sizes(dataset, dataset.load("test"))
+
+
+@pytest.mark.parametrize("declared", [SIZE, None])
+def test_stored_boxes_are_turned_with_their_pictures(turned, declared):
+    dataset = turned(range(1, 9), "stored", declared)
+    for annotation in dataset.load("test").annotations:
+        image = np.asarray(read_image(dataset.root / "test" / annotation.image_id))
+        x1, y1, x2, y2 = annotation.boxes[0].astype(int)
+        red = image[..., 0] == 250
+        assert red[y1:y2, x1:x2].all() and red.sum() == (x2 - x1) * (y2 - y1)
+        upright = (image.shape[1], image.shape[0])
+        assert annotation.size == (upright if declared else None)
+        assert annotation.hois.tolist() == [[0, 1, 71]]
+
+
+def test_predictions_are_turned_back_and_read_again(turned):
+    dataset = turned(range(1, 9), "stored")
+    upright = [
+        Detections(one.image_id, one.boxes, one.labels, one.hois, np.ones(1, np.float32))
+        for one in dataset.load("test").annotations
+    ]
+    stored = dataset.detections_to_file("test", upright)
+    for one in stored:
+        np.testing.assert_allclose(one.boxes, BOXES)
+    for one, other in zip(dataset.detections_to_upright("test", stored), upright, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes)
+
+
+def test_without_the_key_boxes_stay_as_they_are(turned):
+    dataset = turned(range(1, 9), declared=None)
+    (held, *_) = loaded = dataset.load("test").annotations
+    assert all(one.boxes.tolist() == BOXES for one in loaded)
+    detections = [Detections(held.image_id, held.boxes, held.labels, held.hois, np.ones(1))]
+    assert dataset.detections_to_file("test", detections)[0].boxes is held.boxes
+
+
+def test_the_key_makes_another_digest(turned):
+    digests = [turned([6], key).load("test").digest for key in (None, "upright", "stored")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_another_orientation_is_refused(turned):
+    with pytest.raises(InputError) as caught:
+        turned([1], "sideways")
+    assert all(word in str(caught.value) for word in ("dataset.toml", "orientation", "sideways"))
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("key", [None, "upright", "stored"])
+def test_declared_sizes_of_the_other_orientation_are_refused(turned, orientation, key):
+    declared = SIZE[::-1] if key == "stored" else SIZE
+    dataset = turned([orientation, 1, 3], key, [declared, SIZE, SIZE])
+    with pytest.raises(InputError) as caught:
+        sizes_of(dataset).raise_errors()
+    other = "upright" if key == "stored" else "stored"
+    line = str(caught.value)
+    assert f'set orientation = "{other}"' in line and "1 of 3" in line and "000.png" in line
+    assert f"declared {declared[0]} x {declared[1]}" in line and "60 x 40" in line
+    right = turned([orientation, 1, 3], other, [declared, SIZE, SIZE])
+    sizes_of(right).raise_errors()
+
+
+def test_declared_sizes_confirm_the_orientation(turned):
+    found = sizes_of(turned([6, 8, 1], None, [SIZE[::-1], SIZE[::-1], SIZE]))
+    found.raise_errors(strict=True)
+    assert list(found.warnings()) == [] and found.unusable == {}
+
+
+@pytest.mark.parametrize(
+    ("orientations", "declared", "size", "count"),
+    [
+        ([2, 3, 4, 1], SIZE, SIZE, 3),
+        ([6, 8, 1, 1], (60, 60), (60, 60), 2),
+        ([1, 2, 3, 4, 5, 6, 7, 8], None, SIZE, 7),
+    ],
+)
+@pytest.mark.parametrize("key", [None, "stored"])
+def test_what_sizes_do_not_tell_is_said_in_one_line(
+    turned, orientations, declared, size, count, key
+):
+    found = sizes_of(turned(orientations, key, declared, size))
+    found.raise_errors(strict=True)
+    lines = list(found.warnings())
+    assert f"{count} of {len(orientations)} pictures" in lines[0]
+    assert f'orientation = "{key or "upright"}"' in lines[0]
+    assert found.unusable == {}
+
+
+def test_boxes_that_fit_only_otherwise_are_pointed_at(turned):
+    """The second box reaches to 58 of 60 stored pixels; upright the picture is 40 wide."""
+    found = sizes_of(turned([6, 8, 3, 1], None, None))
+    assert found.fit_other == ["000.png", "001.png"]
+    assert '"stored"' in list(found.warnings())[1]
+    assert sizes_of(turned([6, 8, 3, 1], "stored", None)).fit_other == []
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_boxes_of_another_scale_are_refused_without_declared_sizes(turned, scale, orientation):
+    dataset = turned([orientation] * 4, "stored", None, (60 // scale, 40 // scale))
+    if scale == 1:
+        sizes_of(dataset).raise_errors()
+        assert summarise_problems(check_dataset(dataset)) == ""
+        return
+    with pytest.raises(InputError) as caught:
+        sizes_of(dataset).raise_errors()
+    facts = ("test.json", "8 of 8 boxes", "[5, 3, 25, 33]", "30 x 20")
+    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+    assert "8 of 8 boxes" in summarise_problems(check_dataset(dataset))
+
+
+@pytest.fixture
+def standing(tmp_path):
+    """`standing(parts, declared, reach)` gives a dataset in stored pixels whose pictures, 60 x 40
+    as stored, have tags that lay them on their sides, with as many standing people as given.
+    """
+
+    def make(parts, declared=None, reach=38):
+        described = 'vocabulary = "hico-det"\norientation = "stored"\n'
+        for part, people in parts.items():
+            (tmp_path / part).mkdir()
+            entries = []
+            for number in range(people):
+                save_stored(tmp_path / part / f"{number}.png", SIZE, 6)
+                box = {"bbox": [5, 3, 20, reach - number / 10], "category_id": 1}
+                size = dict(zip(("width", "height"), declared, strict=True)) if declared else {}
+                label = {"subject_id": 0, "object_id": 0, "category_id": 72}
+                entries.append(
+                    {
+                        "file_name": f"{number}.png",
+                        "annotations": [box, {"bbox": BOXES[0], "category_id": 2}],
+                        "hoi_annotation": [{**label, "object_id": 1}],
+                        **size,
+                    }
+                )
+            (tmp_path / f"{part}.json").write_text(json.dumps(entries))
+            described += f'[{part}]\nimages = "{part}"\nannotations = "{part}.json"\n'
+        (tmp_path / "dataset.toml").write_text(described)
+        return open_dataset(tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize("declared", [None, SIZE])
+def test_all_parts_together_tell_whether_tags_are_left_over(standing, declared):
+    """Of the test part's three people alone nothing could be told."""
+    dataset = standing({"train": 12, "test": 3}, declared)
+    (first, *_) = dataset.load("test").annotations
+    assert first.boxes[0].tolist() == [5, 3, 20, 38]
+    dataset.load("train")
+    assert dataset.stale_exif.keys() == {"train", "test"}
+
+
+@pytest.mark.parametrize(("declared", "reach"), [(SIZE[::-1], 58), (None, 58)])
+def test_people_who_fit_the_upright_picture_alone_are_no_sign_of_left_over_tags(
+    standing, declared, reach
+):
+    dataset = standing({"train": 12}, declared, reach)
+    with pytest.raises(InputError) as caught:
+        check_image_sizes(dataset, dataset.load("train")).raise_errors()
+    facts = ("train.json", "EXIF", 'orientation = "upright"', "0.png", "12")
+    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+    assert not dataset.stale_exif
+    assert 'orientation = "upright"' in summarise_problems(check_dataset(dataset))
+
+
+@pytest.mark.parametrize("factor", [2, 0.5])
+def test_more_than_a_hundredth_of_other_sizes_is_refused(turned, factor):
+    other = tuple(int(factor * side) for side in SIZE)
+    many = turned([1] * 99, declared=[other] * 2 + [SIZE] * 97)
+    with pytest.raises(InputError) as caught:
+        sizes_of(many).raise_errors()
+    line = str(caught.value)
+    assert f"{other[0]} x {other[1]}" in line and "60 x 40" in line and "2 of 99" in line
+    few = sizes_of(turned([1] * 100, declared=[other] + [SIZE] * 99))
+    few.raise_errors()
+    (line,) = few.warnings()
+    assert "1 of 100" in line and "000.png" in line and list(few.unusable) == ["000.png"]
+    with pytest.raises(InputError, match=r"000\.png"):
+        few.raise_errors(strict=True)
+
+
+def test_check_lists_all(turned):
+    dataset = turned([6, 6, 3, 1], declared=[SIZE, SIZE, SIZE, (120, 80)])
+    (check,) = checks = check_dataset(dataset)
+    assert sorted(one.count for one in check.issues) == [1, 1, 2, 2]
+    text = format_check(dataset, checks)
+    for name, told in (
+        ("000", "declared 60 x 40"),
+        ("001", "declared 60 x 40"),
+        ("003", "declared 120 x 80, the file has 60 x 40"),
+    ):
+        assert f"  {dataset.root}/test/{name}.png: {told}" in text
+    assert "orientation" in summarise_problems(checks) and len(check.problems) == 2
+
+
+def test_check_ends_with_2_and_with_0_once_the_key_is_right(turned, monkeypatch, capsys):
+    for key, code in ((None, 2), ("stored", 0)):
+        dataset = turned([6, 6, 1], key)
+        monkeypatch.setattr("sys.argv", ["eoid-data", "check", str(dataset.root)])
+        with pytest.raises(SystemExit) as ended:
+            run_command(data)
+        told = capsys.readouterr().err
+        assert ended.value.code == code, told
+        assert ('set orientation = "stored"' in told) == (code == 2)
+
+
+def described(root, vocabulary, annotations):
+    """A dataset whose test part is annotated in stored pixels."""
+    (root / "dataset.toml").write_text(
+        f'vocabulary = "{vocabulary}"\norientation = "stored"\n'
+        f'[test]\nimages = "."\nannotations = "{annotations}"\n'
+    )
+    return open_dataset(root)
+
+
+def in_instances():
+    return {
+        "filenames": ["a.png"],
+        "size": [list(SIZE)],
+        "objects": ["bicycle"],
+        "verbs": ["ride"],
+        "correspondence": [[0, 0, 0]],
+        "annotation": [
+            {"boxes_h": [BOXES[0]], "boxes_o": [BOXES[1]], "hoi": [0], "object": [0], "verb": [0]}
+        ],
+    }
+
+
+def in_coco():
+    rows = [
+        {"id": number, "image_id": 1, "category_id": 1 + number, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+        for number, (x1, y1, x2, y2) in enumerate(BOXES)
+    ]
+    image = {"id": 1, "file_name": "a.png", "width": SIZE[0], "height": SIZE[1]}
+    return {"images": [image], "annotations": rows, "categories": []}
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+@pytest.mark.parametrize("make", [in_instances, in_coco])
+def test_boxes_of_every_form_are_turned(tmp_path, make, orientation):
+    save_stored(tmp_path / "a.png", SIZE, orientation)
+    (tmp_path / "test.json").write_text(json.dumps(make()))
+    dataset = described(tmp_path, "hico-det", "test.json")
+    (annotation,) = dataset.load("test").annotations
+    expected = boxes_to_upright(np.array(BOXES), orientation, SIZE)
+    np.testing.assert_allclose(annotation.boxes, expected)
+    check_image_sizes(dataset, dataset.load("test")).raise_errors(strict=True)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_v_cocos_boxes_are_turned(tmp_path, write_vcoco, orientation):
+    save_stored(tmp_path / "a.png", SIZE, orientation)
+    does = {(0, "hold"): [1]}
+    boxes = [(1, [5, 3, 20, 30]), (44, [20, 10, 38, 20])]
+    write_vcoco(tmp_path, [{"name": "a.png", "size": SIZE, "boxes": boxes, "does": does}])
+    dataset = described(tmp_path, "vcoco", "data/vcoco/vcoco_test.json")
+    corners = [[x, y, x + w - 1, y + h - 1] for _, (x, y, w, h) in boxes]
+    expected = boxes_to_upright(np.array(corners, dtype=float), orientation, SIZE)
+    (annotation,) = dataset.load("test").annotations
+    np.testing.assert_allclose(annotation.boxes, expected)
+    np.testing.assert_allclose(dataset.vcoco_ground_truth("test").images[0].boxes, expected)

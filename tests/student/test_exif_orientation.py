@@ -1,0 +1,160 @@
+"""Pictures that EXIF turns, annotated in stored pixels, through evaluation and prediction."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.analysis.comparison import compare
+from evaluation.predictions import read_predictions
+from evaluation.report.inputs import load_report_inputs
+from evaluation.results import read_results
+from evaluation.score_hico import HicoScoreConfig, score_hico_file
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
+from student.engine.evaluate import evaluate_checkpoint
+from student.inference.model import ModelSpec
+from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
+
+
+@pytest.fixture(scope="module")
+def twins(dataset_root, turned_twins, tmp_path_factory):
+    return turned_twins(dataset_root, tmp_path_factory.mktemp("twins"), "test")
+
+
+def evaluate(run, data, out, **options):
+    return evaluate_checkpoint(run, data, None, out, "cpu", 0, False, **options)
+
+
+@pytest.fixture(scope="module")
+def evaluated(twins, toy_checkpoint, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp("out") for _ in twins]
+    for root, out in zip(twins, folders, strict=True):
+        evaluate(toy_checkpoint, root, out)
+    return folders
+
+
+def predictions(folder, vocabulary):
+    return read_predictions(folder / "predictions.json", vocabulary)
+
+
+def test_twins_have_equal_scores_and_predictions(twins, evaluated, vocabulary):
+    results = [read_results(folder / "results.json") for folder in evaluated]
+    assert results[0].per_class == results[1].per_class
+    upright, stored = (predictions(folder, vocabulary) for folder in evaluated)
+    assert any(not np.array_equal(a.boxes, b.boxes) for a, b in zip(upright, stored, strict=True))
+    back = open_dataset(twins[1]).detections_to_upright("test", stored)
+    for one, other in zip(upright, back, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_files_in_stored_pixels_score_the_same(twins, evaluated, tmp_path):
+    tables = []
+    for root, out in zip(twins, evaluated, strict=True):
+        file = tmp_path / f"{len(tables)}.json"
+        score_hico_file(
+            HicoScoreConfig(out / "predictions.json", None, split="ua", json=file, data=root)
+        )
+        tables.append(read_results(file))
+    assert tables[0].per_class == tables[1].per_class
+    assert tables[1].per_class == read_results(evaluated[1] / "results.json").per_class
+
+
+def test_the_report_shows_boxes_on_upright_pictures(evaluated, vocabulary):
+    seen = []
+    for out in evaluated:
+        inputs = load_report_inputs(compare([read_results(out / "results.json")], vocabulary))
+        seen.append([*inputs.test_annotations, *inputs.predictions[0].detections])
+    for one, other in zip(*seen, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+
+
+def test_predicting_a_part_writes_the_same_file(
+    twins, toy_checkpoint, evaluated, vocabulary, tmp_path
+):
+    config = PredictDatasetConfig(
+        ModelSpec(toy_checkpoint), twins[1], "test", tmp_path, 0.0, 100, 4, 0, "cpu", False
+    )
+    predict_dataset(config)
+    for one, other in zip(
+        predictions(tmp_path, vocabulary), predictions(evaluated[1], vocabulary), strict=True
+    ):
+        assert one.image_id == other.image_id
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", ["evaluate", "predict"])
+def test_without_the_key_nothing_is_scored(twins, toy_checkpoint, tmp_path, predicts):
+    root = shutil.copytree(twins[1], tmp_path / "toy")
+    description = root / "dataset.toml"
+    description.write_text(description.read_text().replace('orientation = "stored"\n', ""))
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as caught:
+        if predicts == "evaluate":
+            evaluate(toy_checkpoint, root, out)
+        else:
+            source = ModelSpec(toy_checkpoint)
+            predict_dataset(
+                PredictDatasetConfig(source, root, "test", out, 0.0, 9, 4, 0, "cpu", False)
+            )
+    assert 'set orientation = "stored" in dataset.toml' in str(caught.value)
+    assert not out.exists()
+
+
+def test_unreadable_test_pictures_are_skipped_if_wanted(
+    dataset_root, toy_checkpoint, vocabulary, tmp_path, capsys
+):
+    root = shutil.copytree(dataset_root, tmp_path / "toy")
+    paths = sorted((root / "images/test2015").iterdir())
+    paths[1].write_bytes(b"no picture")
+    paths[4].write_bytes(paths[4].read_bytes()[:900])
+    paths[5].unlink()
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as caught:
+        evaluate(toy_checkpoint, root, out)
+    assert str(caught.value).startswith(str(paths[1])) and "3 of 6" in str(caught.value)
+    assert not out.exists()
+    results = evaluate(toy_checkpoint, root, out, skip_unreadable=True)
+    assert results.num_images == 6 and "3 of 6" in capsys.readouterr().out
+    counts = {one.image_id: len(one.hois) for one in predictions(out, vocabulary)}
+    lacking = [path.name for path in (paths[1], *paths[4:])]
+    assert len(lacking) == 3 and [name for name in counts if not counts[name]] == lacking
+
+
+def test_a_part_without_a_usable_picture_is_refused(dataset_root, toy_checkpoint, tmp_path):
+    root = shutil.copytree(dataset_root, tmp_path / "toy")
+    for path in (root / "images/test2015").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="6 of 6"):
+        evaluate(toy_checkpoint, root, tmp_path / "out", skip_unreadable=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 8])
+def test_tags_left_over_from_another_orientation_change_nothing(
+    twins, evaluated, toy_checkpoint, vocabulary, tmp_path, capsys, orientation
+):
+    """Upright pictures with a tag that would lay their people on the side."""
+    root = shutil.copytree(twins[0], tmp_path / "toy")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path in (root / "images/test2015").iterdir():
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, "PNG", exif=exif)
+    with pytest.raises(InputError, match='set orientation = "stored"'):
+        evaluate(toy_checkpoint, root, tmp_path / "out")
+    description = root / "dataset.toml"
+    description.write_text('orientation = "stored"\n' + description.read_text())
+    results = evaluate(toy_checkpoint, root, tmp_path / "out")
+    assert "left over" in capsys.readouterr().out
+    assert results.per_class == read_results(evaluated[0] / "results.json").per_class
+    for one, other in zip(
+        predictions(tmp_path / "out", vocabulary),
+        predictions(evaluated[0], vocabulary),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.scores, other.scores)

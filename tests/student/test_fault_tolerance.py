@@ -1,0 +1,112 @@
+"""Runs that are killed, or find the disk full, end as if nothing had been."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from student.weights.checkpoint_file import load_checkpoint
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = ("--batch-size", 4, "--epochs", 2, "--dropout", 0.1, "--ema", 0.9, "--accumulation", 2)
+EVERY_STEP = ("--checkpoint-minutes", 0)
+TIMING = {"images_per_second", "data_wait_share", "memory_gb"}
+
+# What runs in the process before its command: `killed(where)` wraps a function so that the call
+# with this number ends the process with SIGKILL, before or after it, or half-way through.
+KILL = """
+import os, signal
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+def at(number, module, name, act):
+    whole, calls = getattr(module, name), []
+    def wrapped(*words, **options):
+        calls.append(name)
+        return act(whole, words, options) if len(calls) == number else whole(*words, **options)
+    setattr(module, name, wrapped)
+def before(whole, words, options):
+    die()
+def after(whole, words, options):
+    whole(*words, **options)
+    die()
+def half(whole, words, options):
+    value, file = words
+    file.write(b"PK" * 5000)
+    file.flush()
+    die()
+import student.engine.checkpoint, student.engine.checkpoint, student.engine.train_step, torch
+"""
+MOMENTS = {
+    "in the second step": 'at(2, student.engine.train_step.TrainStep, "losses", before)',
+    "half-way through writing a checkpoint": 'at(2, torch, "save", half)',
+    "between moving the old and the new one": 'at(2, os, "replace", after)',
+    "after saving": 'at(3, student.engine.checkpoint, "save_latest", after)',
+}
+
+
+def lines(run):
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: one[name] for name in one.keys() - TIMING} for one in found]
+
+
+@pytest.fixture
+def whole(start, student_words, tmp_path):
+    """A run that nothing happened to."""
+    run = tmp_path / "whole"
+    code, _, err = start(student_words(run, *OPTIONS, "--workers", 1))()
+    assert code == 0, err
+    return run
+
+
+def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(
+    start, student_words, whole, tmp_path
+):
+    run = tmp_path / "killed"
+    words = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 2)
+    steps = []
+    for moment, code in MOMENTS.items():
+        left = start(words, first=f"{KILL}\n{code}")()
+        assert left[0] == -signal.SIGKILL, (moment, left)
+        kept = run.glob("checkpoint*.pt")
+        steps.append(max([load_checkpoint(path).state["step"] for path in kept], default=0))
+    # Every attempt goes on from the last whole checkpoint, and none is lost.
+    assert steps == sorted(steps) and steps[0] >= 1 and steps[-1] < 8, steps
+    code, out, err = start(words)()
+    assert code == 0 and f"goes on at step {steps[-1]} of 8" in out, err
+    assert lines(run) == lines(whole)
+    mine, theirs = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, whole))
+    for name, value in theirs.weights.items():
+        assert torch.equal(mine.weights[name], value), name
+    for name, value in theirs.state["model"].items():
+        assert torch.equal(mine.state["model"][name], value), name
+    states = [one.state["generators"][0]["torch"] for one in (mine, theirs)]
+    assert states[0] == states[1]
+    assert (run / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
+    assert not list(run.glob(".*.tmp"))
+
+
+FULL = """
+import resource
+from student import run_state
+save = run_state.save_latest
+def save_latest(run, checkpoint):
+    if checkpoint.state["step"] == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
+    save(run, checkpoint)
+run_state.save_latest = save_latest
+"""
+
+
+def test_a_disk_that_takes_no_more_keeps_the_older_checkpoints(start, student_words, tmp_path):
+    run = tmp_path / "run"
+    words = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 0)
+    code, _, err = start(words, first=FULL)()
+    assert code == 2 and err.splitlines()[-1] == (
+        f"eoid-train: {run}/checkpoint.pt: cannot be written (File too large);"
+        " checkpoint.pt and checkpoint-previous.pt stay as they were"
+    )
+    files = ("checkpoint.pt", "checkpoint-previous.pt")
+    assert [load_checkpoint(run / name).state["step"] for name in files] == [2, 1]
+    assert not list(run.glob(".*.tmp"))

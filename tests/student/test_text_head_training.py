@@ -1,0 +1,290 @@
+"""A student that reads goes through everything that a linear one goes through."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.splits import load_split
+from student.config import LossConfig, MatcherConfig, TargetConfig
+from student.data.dataset import collate
+from student.data.targets import Targets, build_targets
+from student.engine.run_inputs import RunRequest, build_inputs
+from student.engine.train_step import TrainStep
+from student.losses.criterion import Criterion
+from student.models.detector import HOIDetector
+from student.utils.distributed import SINGLE_PROCESS, Execution
+from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
+from student.weights.pretrained import LoadReport, load_pretrained
+from teacher_cache.reader.cache import open_cache
+
+CPU = torch.device("cpu")
+READS = ("--verb-head", "text")
+SHORT = ("--batch-size", 4, "--epochs", 2, "--workers", 0)
+
+
+@pytest.fixture
+def material(dataset_root, reading_cache):
+    """`material(field=value)`: what a student that reads trains on."""
+
+    def make(**options):
+        options = {"verb_head": "text", "precision": "float32", "batch_size": 4, **options}
+        return build_inputs(
+            RunRequest(dataset_root, reading_cache, "ua", "toy", options), SINGLE_PROCESS
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_train_step(material):
+    def make(accumulation=1, compiled=False, **options):
+        gathered = material(**options)
+        torch.manual_seed(0)
+        model = HOIDetector(gathered.recipe.model)
+        if gathered.texts is not None:
+            gathered.texts.apply(model.verb_head)
+        asked = torch.from_numpy(gathered.split.distilled_verbs)
+        execution = Execution(CPU, accumulation=accumulation, compiled=compiled)
+        train_step = TrainStep(gathered.recipe, model, asked, 50, execution)
+        return train_step, collate([gathered.images[0, index] for index in range(6)], 8)
+
+    return make
+
+
+@pytest.fixture
+def reading_words(dataset_root, reading_cache):
+    def words(out, *more):
+        places = ("--data", dataset_root, "--cache", reading_cache, "--out", out, "--split", "ua")
+        short = ("--preset", "toy", "--precision", "float32", "--device", "cpu", "--no-report")
+        return ["student", *places, *short, "--log-every", 1, *READS, *SHORT, *more]
+
+    return words
+
+
+def test_it_learns_to_look_as_the_teacher_does(make_train_step):
+    train_step, batch = make_train_step(epochs=1, learning_rate=1e-3)
+    first = train_step(batch)
+    for _ in range(25):
+        last = train_step(batch)
+    assert last["embedding"] < 0.7 * first["embedding"]
+    assert last["verb_hard"] < first["verb_hard"]
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(make_train_step):
+    whole, batch = make_train_step(clip_norm=0.0)
+    expected = whole(batch)
+    divided, _ = make_train_step(accumulation=3, clip_norm=0.0)
+    for name, value in divided(batch).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(divided.model.parameters(), whole.model.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(
+                mine.grad,
+                theirs.grad,
+                rtol=1e-3,
+                atol=1e-5 * max(theirs.grad.abs().max().item(), 1e-2),
+            )
+
+
+def test_no_look_teaches_where_the_teacher_is_silent(make_train_step):
+    train_step, batch = make_train_step(distillation=False)
+    assert batch.targets.region_embeddings.shape[-1] == 0
+    assert "embedding" not in train_step(batch)
+
+
+@pytest.mark.parametrize("split", ["ua", "uc", "full"])
+def test_looks_are_those_of_seen_pairs_and_of_the_detectors(
+    annotations, reading_cache, vocabulary, split
+):
+    """Every row has its own pair's look, none comes from an annotated pair that is unseen."""
+    cache, known = open_cache(reading_cache), 0
+    for annotation in annotations.annotations:
+        own = cache[annotation.image_id]
+        # Each look tells its pair's number.
+        looks = np.zeros((len(own.pairs), 16), dtype=np.float16)
+        looks[:, 0] = 1 + np.arange(len(looks))
+        targets = build_targets(
+            annotation,
+            own.pairs,
+            own.probabilities,
+            load_split(vocabulary, split),
+            vocabulary,
+            TargetConfig(),
+            region_embeddings=looks,
+        )
+        assert len(targets.region_embeddings) == len(targets.seen)
+        numbers = targets.region_embeddings[:, 0].numpy().astype(int) - 1
+        assert (numbers >= 0).all()
+        sources = own.pairs.sources[numbers]
+        assert (sources == np.where(targets.seen, 0, 1)).all()
+        for name in ("human_boxes", "object_boxes", "object_labels"):
+            mine, theirs = getattr(targets, name), getattr(own.pairs, name)[numbers]
+            np.testing.assert_allclose(mine, theirs, atol=0.02)
+        known += len(numbers)
+    assert known > 20
+
+
+TARGETS = {
+    "human_boxes": [[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.2, 0.2]],
+    "object_boxes": [[0.4, 0.4, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]],
+}
+
+
+def one_image(looks):
+    """An image with a seen pair and a candidate, and a query exactly on each of them."""
+    targets = Targets(
+        **{name: torch.tensor(boxes) for name, boxes in TARGETS.items()},
+        object_labels=torch.tensor([0, 1]),
+        verb_labels=torch.tensor([[True, False], [False, False]]),
+        teacher_probs=torch.zeros(2, 2),
+        seen=torch.tensor([True, False]),
+        interactive=torch.tensor([True, True]),
+        region_embeddings=torch.tensor(looks, dtype=torch.float16),
+    )
+    outputs = {
+        "pred_object_logits": torch.zeros(1, 3, 3),
+        "pred_verb_logits": torch.zeros(1, 3, 2),
+        "pred_human_boxes": torch.cat([targets.human_boxes, torch.full((1, 4), 0.1)])[None],
+        "pred_object_boxes": torch.cat([targets.object_boxes, torch.full((1, 4), 0.1)])[None],
+        "pred_interactive_logits": torch.zeros(1, 3, 2),
+        "pred_verb_embeddings": torch.tensor([[[1.0, 0], [0.6, 0.8], [0, 1]]]).requires_grad_(),
+        "aux_outputs": [],
+    }
+    return outputs, targets
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected", "moved"),
+    [
+        ([[0, 1], [1, 0]], (1 + 0.4) / 2, [True, True, False]),
+        ([[0, 0], [1, 0]], 0.4, [False, True, False]),
+        ([[0, 0], [0, 0]], 0.0, [False, False, False]),
+    ],
+)
+def test_matched_queries_move_to_what_the_teacher_saw(looks, expected, moved):
+    outputs, targets = one_image(looks)
+    matcher = MatcherConfig(interactive_threshold=0.0)
+    criterion = Criterion(
+        matcher, LossConfig(embedding_weight=2.0), torch.zeros(2, dtype=torch.bool)
+    )
+    losses = criterion(outputs, Targets.collate([targets]))
+    assert losses.by_name["embedding"].tolist() == pytest.approx([expected], abs=1e-3)
+    assert losses.weighted["embedding"].item() == pytest.approx(2 * expected, abs=2e-3)
+    losses.weighted["embedding"].backward()
+    gradient = outputs["pred_verb_embeddings"].grad[0]
+    assert (gradient.abs().sum(1) > 0).tolist() == moved
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(start, reading_words, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, _, err = start(reading_words(whole, "--dropout", 0.1))()
+    assert code == 0, err
+    more = ("--dropout", 0.1, "--checkpoint-minutes", 0)
+    code, _, _ = start(
+        reading_words(killed, *more),
+        first="""
+import os, signal, student.engine.train_step
+losses, calls = student.engine.train_step.TrainStep.losses, []
+def counted(*words):
+    calls.append(1)
+    return losses(*words) if len(calls) < 6 else os.kill(os.getpid(), signal.SIGKILL)
+student.engine.train_step.TrainStep.losses = counted
+""",
+    )()
+    assert code != 0 and load_checkpoint(killed / "checkpoint.pt").state["step"] == 5
+    code, out, err = start(reading_words(killed, *more))()
+    assert code == 0 and "goes on at step 5" in out, err
+    mine, theirs = (load_checkpoint(run / "checkpoint.pt") for run in (killed, whole))
+    assert mine.weights.keys() == theirs.weights.keys() > {"verb_head.texts", "verb_head.rows"}
+    assert all(torch.equal(mine.weights[name], theirs.weights[name]) for name in mine.weights)
+    assert json.loads((killed / "config.json").read_text())["recipe"]["model"]["text_dim"] == 16
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_student(start, start_processes, reading_words, tmp_path):
+    once = ("--batch-size", 7, "--epochs", 1)
+    ends = [one() for one in start_processes(reading_words(tmp_path / "team", *once))]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert start(reading_words(tmp_path / "alone", *once))()[0] == 0
+    mine, theirs = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        for name in ("alone", "team")
+    )
+    for name, value in mine["losses"].items():
+        assert theirs["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
+
+
+def linear_file(build, material, tmp_path):
+    model = build(material(verb_head="linear").recipe.model, seed=3)
+    recipe = material(verb_head="linear").recipe
+    return save(model, recipe, material, tmp_path / "linear.pt")
+
+
+def save(model, recipe, material, path):
+    gathered = material()
+    vocabulary, split = gathered.dataset.vocabulary, gathered.split
+    save_checkpoint(path, Checkpoint(recipe, vocabulary, split, model.state_dict(), {}))
+    return path
+
+
+def test_a_start_from_a_linear_student_keeps_what_fits(build, material, tmp_path):
+    file = linear_file(build, material, tmp_path)
+    gathered = material()
+    model = build(gathered.recipe.model, seed=4)
+    gathered.texts.apply(model.verb_head)
+    texts, projection = model.verb_head.texts.clone(), model.verb_head.projection.weight.clone()
+    started = load_pretrained(model, file, gathered.dataset.vocabulary)
+    assert isinstance(started, LoadReport)
+    assert set(started.unused) == {"verb_head.weight", "verb_head.bias"}
+    assert {name for name in started.fresh if name.startswith("verb_head")} == {
+        "verb_head.projection.weight",
+        "verb_head.projection.bias",
+        "verb_head.log_scale",
+        "verb_head.margin",
+    }
+    assert torch.equal(model.verb_head.texts, texts)
+    assert torch.equal(model.verb_head.projection.weight, projection)
+    assert any("verb_head" in line for line in started.lines())
+
+
+@pytest.mark.parametrize("same_clip", [True, False])
+def test_a_start_from_a_student_that_reads(build, material, tmp_path, same_clip):
+    recipe = material().recipe
+    if not same_clip:
+        recipe = recipe.override(text_model="another")
+    theirs = build(recipe.model, seed=5)
+    theirs.verb_head.init_scale(7.0, 0.3)
+    file = save(theirs, recipe, material, tmp_path / "reads.pt")
+    gathered = material()
+    model = build(gathered.recipe.model, seed=6)
+    gathered.texts.apply(model.verb_head)
+    started = load_pretrained(model, file, gathered.dataset.vocabulary)
+    assert torch.equal(model.verb_head.texts, gathered.texts.texts.texts)
+    equal = torch.equal(model.verb_head.projection.weight, theirs.verb_head.projection.weight)
+    assert equal == same_clip
+    own = {name for name in started.unused if "verb_head" in name}
+    assert own >= {"verb_head.texts", "verb_head.rows"}
+    assert ("verb_head.margin" in own) == (not same_clip)
+    if not same_clip:
+        assert started.unused["verb_head.margin"] == "it reads the texts of another CLIP"
+
+
+def test_a_linear_student_learns_nothing_from_looks(make_train_step):
+    train_step, batch = make_train_step(verb_head="linear")
+    assert batch.targets.region_embeddings.shape[-1] == 0
+    assert "embedding" not in train_step(batch)
+
+
+@pytest.mark.slow
+def test_translated_it_computes_the_same(make_train_step, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, batch = make_train_step()
+    compiled, _ = make_train_step(compiled=True)
+    expected = plain(batch)
+    for name, value in compiled(batch).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,316 @@
+"""Actions that a student reads of after its training."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.splits import load_split
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import write_json
+from pipeline.vocabulary import vocabulary_from_dict
+from student.cli import main as train
+from student.data.text_embeddings import build_text_embeddings
+from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from student.engine.evaluate import evaluate_checkpoint
+from student.inference.cli import main as predict
+from student.inference.export import trace_detector
+from student.inference.model import ModelSpec, load_inference_model
+from student.inference.predictor import Detector
+from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint, save_checkpoint
+from student.weights.load import (
+    _update_config,
+    add_actions,
+    load_student,
+    load_student_with_prompts,
+)
+
+
+@pytest.fixture
+def look():
+    """What all queries of the student below look like."""
+    direction = np.random.default_rng(8).standard_normal(16)
+    return (direction / np.linalg.norm(direction)).astype(np.float32)
+
+
+@pytest.fixture
+def run(reading_run, tmp_path, look):
+    """A student whose queries all look alike, whatever they show."""
+    shutil.copytree(reading_run, tmp_path / "run")
+    file = tmp_path / "run" / CHECKPOINT
+    checkpoint = load_checkpoint(file)
+    checkpoint.weights["verb_head.projection.weight"].zero_()
+    checkpoint.weights["verb_head.projection.bias"].copy_(torch.from_numpy(look))
+    save_checkpoint(file, checkpoint)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def things(vocabulary):
+    return [
+        name for label, name in enumerate(vocabulary.objects) if vocabulary.valid[:, label].any()
+    ]
+
+
+@pytest.fixture
+def prompts(write_new_prompts, things, look):
+    """Juggling is what the queries look like, and swallowing the opposite."""
+    return write_new_prompts(
+        {
+            "swallow": ("swallowing", dict.fromkeys(things, -look)),
+            "juggle": ("juggling", dict.fromkeys(things, look)),
+        }
+    )
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command(main, words)`: (exit code, stdout, stderr)."""
+
+    def call(main, *words):
+        monkeypatch.setattr(sys, "argv", ["eoid", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_sentence_that_fits_wins(run, prompts, make_picture):
+    found = Detector.open(run, device="cpu", prompts=prompts)(
+        make_picture("a.png"), threshold=0, top=500
+    )
+    actions = np.array([found.vocabulary.verbs[verb] for verb in found.verbs])
+    assert set(actions[:3]) == {"juggle"}
+    best = {verb: found.scores[actions == verb].max(initial=0) for verb in set(actions)}
+    assert best["juggle"] == max(best.values()) > 3 * best.get("swallow", 0)
+    assert found.unseen[actions == "juggle"].all()
+    juggled = found.actions[0]
+    assert juggled.startswith("juggle ")
+
+
+def test_what_it_knew_is_scored_as_before(run, prompts, things):
+    plain, more = (
+        load_student(run / CHECKPOINT),
+        load_student_with_prompts(run / CHECKPOINT, None, None, prompts),
+    )
+    old, new = plain.vocabulary, more.vocabulary
+    assert new.verbs == (*old.verbs, "swallow", "juggle")
+    assert new.interactions[: old.num_interactions] == old.interactions
+    assert new.num_interactions == old.num_interactions + 2 * len(things)
+    image = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = plain.model([image]), more.model([image])
+    for name in ("pred_human_boxes", "pred_object_logits", "pred_verb_embeddings"):
+        assert torch.equal(before[name], after[name])
+    logits = after["pred_verb_logits"]
+    assert torch.equal(before["pred_verb_logits"], logits[..., : old.num_verbs])
+    assert logits.shape[-1] == more.model.config.num_verbs == old.num_verbs + 2
+    assert more.split.unseen[: len(plain.split.unseen)] == plain.split.unseen
+    assert not more.split.distilled_verbs[old.num_verbs :].any()
+
+
+def test_a_known_action_with_another_object(run, write_new_prompts, vocabulary, look):
+    ride = vocabulary.verbs.index("ride")
+    assert not vocabulary.valid[ride, vocabulary.objects.index("box")]
+    path = write_new_prompts({"ride": ("riding", {"box": look, "horse": -look})})
+    more = load_student_with_prompts(run / CHECKPOINT, None, None, path)
+    assert more.vocabulary.verbs == vocabulary.verbs
+    assert more.vocabulary.interactions[vocabulary.num_interactions :] == (
+        (ride, vocabulary.objects.index("box")),
+    )
+    head = more.model.verb_head
+    row = head.rows[vocabulary.objects.index("box"), ride]
+    assert torch.equal(head.texts[row], torch.from_numpy(look))
+    # The student was trained with its own sentence about riding horses.
+    own = head.rows[vocabulary.objects.index("horse"), ride]
+    assert not torch.equal(head.texts[own], torch.from_numpy(-look))
+
+
+def reduced(vocabulary, without):
+    """The vocabulary without a verb, its numbers closed up."""
+    value = vocabulary.to_dict()
+    lost = vocabulary.verbs.index(without)
+    value["verbs"] = [verb for verb in value["verbs"] if verb["name"] != without]
+    pairs = [(v, o) for v, o in vocabulary.interactions if v != lost]
+    value["interactions"] = [[v - (v > lost), o] for v, o in pairs]
+    return {**value, "splits": {}, "rare": [], "name": "smaller"}
+
+
+@pytest.mark.parametrize("by", ["name", "form"])
+def test_a_datasets_actions_are_found_by_name_or_form(
+    run, write_new_prompts, things, vocabulary, look, by
+):
+    value = vocabulary.to_dict()
+    value["verbs"][3] = {"name": "juggle", "ing": "juggling"}
+    value["verbs"] = value["verbs"][::-1]
+    last = vocabulary.num_verbs - 1
+    value["interactions"] = [[last - verb, label] for verb, label in value["interactions"]]
+    wanted = vocabulary_from_dict({**value, "splits": {}}, "other")
+    names = {"name": ("juggle", "tossing"), "form": ("toss", "juggling")}[by]
+    path = write_new_prompts({names[0]: (names[1], dict.fromkeys(things, look))})
+    more = load_student_with_prompts(run / CHECKPOINT, wanted, None, path)
+    plain = load_student(run / CHECKPOINT)
+    assert more.vocabulary is wanted
+    image = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = plain.model([image]), more.model([image])
+    mine, theirs = after["pred_verb_logits"], before["pred_verb_logits"]
+    label = before["pred_object_logits"][0, :, :-1].argmax(-1)
+    juggle = wanted.verbs.index("juggle")
+    for verb, name in enumerate(wanted.verbs):
+        if name != "juggle":
+            old = theirs[0, :, vocabulary.verbs.index(name)]
+            fits = torch.from_numpy(wanted.valid[verb])[label]
+            torch.testing.assert_close(mine[0, fits, verb], old[fits])
+    scale, margin = more.model.verb_head.log_scale.exp(), more.model.verb_head.margin
+    fits = torch.from_numpy(wanted.valid[juggle])[label]
+    torch.testing.assert_close(
+        mine[0, fits, juggle], (scale * (1 - margin)).expand(int(fits.sum())), rtol=1e-3, atol=1e-3
+    )
+    named = {wanted.interaction_name(hoi) for hoi in more.split.unseen}
+    assert {name for name in named if name.startswith("juggle")} == {
+        wanted.interaction_name(hoi)
+        for hoi, (verb, _) in enumerate(wanted.interactions)
+        if verb == juggle
+    }
+    assert {vocabulary.interaction_name(hoi) for hoi in plain.split.unseen} <= named
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            {"text_model": "f" * 64},
+            r"new.h5: expected",
+        ),
+        ({"objects": ("piano",)}, "objects that the student knows, found piano"),
+    ],
+)
+def test_prompts_that_do_not_fit_the_student(run, write_new_prompts, look, damage, says):
+    path = write_new_prompts({"juggle": ("juggling", {"ball": look})}, **damage)
+    with pytest.raises(InputError, match=says):
+        Detector.open(run, prompts=path)
+
+
+def test_a_linear_student_cannot_read(toy_checkpoint, published_checkpoint, prompts):
+    for path in (toy_checkpoint, published_checkpoint):
+        with pytest.raises(InputError, match="expected a student trained with --verb-head text"):
+            Detector.open(path, prompts=prompts)
+
+
+def test_a_dataset_with_an_action_that_nobody_knows(run, prompts, vocabulary):
+    verbs = ("yodel", *vocabulary.verbs[1:])
+    wanted = replace(vocabulary, verbs=verbs, verb_ings=("yodelling", *vocabulary.verb_ings[1:]))
+    with pytest.raises(InputError, match="that the student does not know, found none about yodel"):
+        load_student_with_prompts(run / CHECKPOINT, wanted, None, prompts)
+    fewer = replace(vocabulary, objects=("person", "cow", *vocabulary.objects[2:]))
+    with pytest.raises(InputError, match=r"checkpoint\.pt: expected"):
+        load_student_with_prompts(run / CHECKPOINT, fewer, None, prompts)
+
+
+def test_pictures_from_the_command_line(run, prompts, make_picture, command, tmp_path):
+    picture, out = make_picture("a.png"), tmp_path / "out"
+    words = (run, picture, "--out", out, "--device", "cpu", "--threshold", 0, "--top", 3)
+    code, _, err = command(predict, *words, "--prompts", prompts)
+    assert code == 0, err
+    found = json.loads((out / "a.json").read_text())["interactions"]
+    assert {one["verb"] for one in found} == {"juggle"} and all(one["unseen"] for one in found)
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["vocabulary"] == "toy+prompts" and len(settings["prompts"]) == 64
+    # Results with and without the further actions do not mix.
+    code, _, err = command(predict, *words)
+    assert code == 2 and "holds results of other settings" in err
+
+
+def test_a_whole_part_in_the_datasets_numbers(run, prompts, dataset_root, command, tmp_path):
+    words = ("--data", dataset_root, "--out", tmp_path / "out", "--device", "cpu")
+    code, _, err = command(predict, run, *words, "--prompts", prompts)
+    assert code == 0, err
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 6
+
+
+def test_an_evaluation_scores_the_new_action(
+    reading_run, write_new_prompts, dataset_root, vocabulary, command, tmp_path, sentences
+):
+    """A student without throwing in its vocabulary, and a dataset with it."""
+    file = reading_run / CHECKPOINT
+    checkpoint = load_checkpoint(file)
+    smaller = vocabulary_from_dict(reduced(vocabulary, "throw"), "smaller")
+    kept = [h for h, (v, _) in enumerate(vocabulary.interactions) if vocabulary.verbs[v] != "throw"]
+    student = load_student_with_prompts(file, None, None, None)
+    student_path = write_smaller(tmp_path, checkpoint, student.model, smaller, kept, sentences)
+    throw = vocabulary.verbs.index("throw")
+    own = {
+        vocabulary.objects[label]: sentences.embeddings[hoi]
+        for hoi, (verb, label) in enumerate(vocabulary.interactions)
+        if verb == throw
+    }
+    path = write_new_prompts({"throw": ("throwing", own)})
+    code, _, err = command(train, "evaluate", student_path, "--data", dataset_root)
+    assert code == 2 and "expected a student of the vocabulary toy, found smaller" in err
+    results = evaluate_checkpoint(
+        student_path, dataset_root, None, tmp_path / "scores", "cpu", 0, False, prompts=path
+    )
+    assert (results.vocabulary, results.training_split) == ("toy", "full+prompts")
+    names = {vocabulary.interaction_name(hoi) for hoi in results.unseen}
+    assert {name for name in names if name.startswith("throw ")} == {
+        f"throw {name}" for name in own
+    }
+
+
+def write_smaller(tmp_path, checkpoint, model, smaller, kept, sentences):
+    model.verb_head.set_texts(build_text_embeddings(smaller, sentences.embeddings[kept], "file"))
+    _update_config(model, smaller)
+    folder = tmp_path / "smaller"
+    folder.mkdir()
+    save_checkpoint(
+        folder / CHECKPOINT,
+        replace(
+            checkpoint,
+            recipe=replace(checkpoint.recipe, model=model.config),
+            vocabulary=smaller,
+            split=load_split(smaller, "full"),
+            weights=model.state_dict(),
+        ),
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_an_exported_student_has_its_sentences_inside(run, prompts):
+    loaded = load_inference_model(ModelSpec(run, prompts=prompts))
+    program, names = trace_detector(loaded)
+    assert "pred_verb_embeddings" in names
+    image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1))
+    found = program.module()(image[None], torch.tensor([[96, 128]]))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        expected = loaded.model([(image - mean) / std])
+    for name in ("pred_verb_logits", "pred_verb_embeddings"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=1e-3)
+    assert (found["verbs"][0, :3] == loaded.vocabulary.verbs.index("juggle")).all()
+
+
+def test_a_damaged_file_is_one_line(run, prompts, command, make_picture, tmp_path):
+    content = bytearray(prompts.read_bytes())
+    place = content.find(b"juggling")
+    content[place] ^= 1
+    prompts.write_bytes(bytes(content))
+    words = (run, make_picture("a.png"), "--out", tmp_path / "out", "--prompts", prompts)
+    code, _, err = command(predict, *words)
+    assert code == 2 and err.count("\n") == 1 and "found damage" in err
+    write_json(tmp_path / "text.h5", {})
+    for other, says in ((tmp_path / "text.h5", "damage"), (tmp_path / "none", "no such file")):
+        code, _, err = command(predict, *words[:-1], other)
+        assert code == 2 and err.count("\n") == 1 and says in err
+
+
+def test_with_new_actions_needs_a_reader(toy_checkpoint, prompts):
+    loaded = load_student(toy_checkpoint / CHECKPOINT)
+    with pytest.raises(InputError, match="found a linear one"):
+        add_actions(loaded, toy_checkpoint, prompts)

@@ -1,0 +1,383 @@
+import argparse
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from pipeline.splits import load_split
+from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
+from pipeline.utils.errors import InputError
+from pipeline.vocabulary import load_vocabulary
+from student.config import Recipe
+from student.weights.checkpoint_file import Checkpoint, save_checkpoint
+from student.weights.pretrained import load_pretrained
+from student.weights.published import to_published
+
+HICO = load_vocabulary("hico-det")
+COCO_IDS = list(HICO.category_ids)
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    """A small student of HICO-DET's classes."""
+    return replace(small_config, num_objects=HICO.num_objects, num_verbs=HICO.num_verbs)
+
+
+@pytest.fixture
+def start(tmp_path, build):
+    """`start(config, content, name=, vocabulary=)`: the model, its account, the file."""
+
+    def make(config, content, name="start.pth", vocabulary=HICO):
+        model = build(config)
+        (save_file if name.endswith(".safetensors") else torch.save)(content, tmp_path / name)
+        return model, load_pretrained(model, tmp_path / name, vocabulary), content
+
+    return make
+
+
+def accounted(report, entries, model):
+    """Every tensor of the file is used or left, every parameter taken or random."""
+    assert report.used.keys() | report.unused.keys() == set(entries)
+    assert not report.used.keys() & report.unused.keys()
+    taken = [name for names in report.used.values() for name in names]
+    assert len(set(taken)) == len(taken)
+    assert sorted([*taken, *report.missing]) == sorted(model.state_dict())
+
+
+BOX_LAYERS = {"0": "0", "1": "3", "2": "6"}
+
+
+def expected_from_detr(state, config):
+    """The student's parameters as the method page tells them from DETR's."""
+    found = {}
+    for name, value in state.items():
+        words = name.split(".")
+        if name.startswith("backbone.0.body."):
+            found[name.replace("backbone.0.", "backbone.")] = value
+        elif words[0] == "bbox_embed":
+            for head in ("human_box_head", "object_box_head"):
+                found[f"{head}.{BOX_LAYERS[words[2]]}.{words[3]}"] = value
+        elif name.startswith("transformer.decoder."):
+            inside = name.removeprefix("transformer.decoder.")
+            inside = inside.replace("self_attn", "self_attention")
+            inside = inside.replace("multihead_attn", "cross_attention")
+            for decoder in ("human_object_decoder", "interaction_decoder"):
+                found[f"{decoder}.{inside}"] = value
+        elif name.startswith("transformer.encoder."):
+            inside = name.removeprefix("transformer.encoder.")
+            found["encoder." + inside.replace("self_attn", "self_attention")] = value
+        elif words[0] == "class_embed":
+            found[f"object_head.{words[1]}"] = value[[*COCO_IDS, 91]]
+        elif words[0] == "input_proj":
+            found[f"input_projection.{words[1]}"] = value
+    found["query_source.embedding.weight"] = state["query_embed.weight"][: config.num_queries]
+    return found
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_detr_goes_into_both_decoders_and_both_box_heads(
+    start, build, config, detr_state, pre_norm
+):
+    config = replace(config, pre_norm=pre_norm, num_human_object_layers=3)
+    state = detr_state(pre_norm=pre_norm)
+    model, report, _ = start(config, {"model": state})
+    accounted(report, state, model)
+    expected, before = expected_from_detr(state, config), build(config).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.get(name, before[name])), name
+    assert set(report.missing) == {
+        f"{head}.{kind}"
+        for head in ("verb_head", "interactive_head")
+        for kind in ("weight", "bias")
+    }
+    beyond = {"encoder": config.num_encoder_layers, "decoder": 3}
+    left = {
+        name
+        for name in state
+        for part, count in beyond.items()
+        for number in range(count, 6)
+        if name.startswith(f"transformer.{part}.layers.{number}.")
+    }
+    assert set(report.unused) == left
+    assert set(report.unused.values()) == {"the student has fewer layers"}
+    assert report.partial == {
+        "query_source.embedding": "6 of 100 rows",
+        "object_head": "81 of 92 rows",
+    }
+    assert "\n".join(report.lines()).count("\n") == 5
+
+
+def test_another_number_of_queries(start, config, detr_state):
+    many = replace(config, num_queries=9)
+    model, report, state = start(many, detr_state(queries=4))
+    own = model.query_source.embedding.weight
+    assert torch.equal(own[:4], state["query_embed.weight"]) and not torch.equal(own[4:5], own[:1])
+    assert report.partial["query_source.embedding"] == "4 of 9 rows found among 4"
+
+
+def test_objects_find_their_rows_by_name(start, config, detr_state, vocabulary):
+    small = replace(config, num_objects=9, num_verbs=11)
+    model, report, state = start(small, detr_state(), vocabulary=vocabulary)
+    rows = {"person": 1, "horse": 19, "dog": 18, "umbrella": 28, "skateboard": 41, "chair": 62}
+    for name, row in rows.items():
+        own = model.object_head.weight[vocabulary.objects.index(name)]
+        assert torch.equal(own, state["class_embed.weight"][row])
+    assert torch.equal(model.object_head.bias[-1], state["class_embed.bias"][91])
+    assert report.partial["object_head"] == "7 of 10 rows found among 92, none for bike, ball, box"
+
+
+@pytest.mark.parametrize("rows", [4, 81])
+def test_a_detr_of_other_classes_says_nothing_about_ours(start, config, detr_state, rows):
+    state = detr_state()
+    state["class_embed.weight"], state["class_embed.bias"] = torch.ones(rows, 32), torch.ones(rows)
+    model, report, _ = start(config, {"model_state_dict": state, "epoch": 3})
+    share = report.partial["object_head"]
+    assert share.startswith(f"1 of 81 rows found among {rows}, none for person")
+    assert torch.equal(model.object_head.weight[-1], torch.ones(32))
+    assert not (model.object_head.weight[:-1] == 1).any()
+
+
+def test_a_converted_detr_serves_the_parts_it_lacks_from_those_it_has(start, config, detr_state):
+    """What the published conversion script writes: its own names beside DETR's, one misspelt."""
+    state = detr_state()
+    for name in [name for name in state if "decoder" in name]:
+        state[name.replace("decoder", "stage2_decoder")] = torch.zeros(())
+    for name in [name for name in state if name.startswith("bbox_embed")]:
+        for head in ("sub", "obj"):
+            state[f"{head}_{name}"] = state[name] + 1
+    for kind in ("weight", "bias"):
+        rows = state[f"class_embed.{kind}"][[*COCO_IDS, 91]]
+        state[f"obj_class_embed.{kind}"] = rows + 1
+    model, report, _ = start(config, {"model": state})
+    accounted(report, state, model)
+    decoder = "transformer.decoder.layers.0.linear1.weight"
+    assert torch.equal(model.interaction_decoder.layers[0].linear1.weight, state[decoder])
+    assert torch.equal(model.human_box_head[0].bias, state["sub_bbox_embed.layers.0.bias"])
+    assert torch.equal(model.object_head.bias, state["obj_class_embed.bias"])
+    unused = {name.split(".")[0] for name in report.unused}
+    assert unused == {"class_embed", "bbox_embed", "transformer"}
+    assert "transformer.stage2_decoder.norm.weight" in report.unused
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "detr.", "model.", "module.detr."])
+def test_wrapped_names(start, config, detr_state, wrapper):
+    state = detr_state()
+    wrapped = {wrapper + name: value for name, value in state.items()}
+    wrapped["bbox_attention.q_linear.weight"] = torch.ones(2)
+    model, report, _ = start(config, {"model": wrapped})
+    accounted(report, wrapped, model)
+    assert torch.equal(model.input_projection.bias, state["input_proj.bias"])
+    assert report.unused["bbox_attention.q_linear.weight"] == "the student has no such part"
+
+
+def published(model, **more):
+    return {"model": to_published(model.state_dict()), **more}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"args": argparse.Namespace(nheads=8, lr=1e-4)}])
+def test_a_published_model_comes_back_whole(start, build, config, arguments):
+    config = replace(config, matching_head=True)
+    source = build(config, seed=5)
+    model, report, content = start(config, published(source, epoch=3, **arguments))
+    accounted(report, content["model"], model)
+    assert not report.missing and not report.unused and not report.partial
+    assert report.kind == "an EoID or CDN checkpoint"
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_smaller_and_a_larger_student_from_a_published_one(start, build, config):
+    source = build(replace(config, num_interaction_layers=1, matching_head=True), seed=5)
+    model, report, content = start(config, published(source))
+    accounted(report, content["model"], model)
+    assert {name.split(".")[0] for name in report.unused} == {"matching_embed"}
+    assert {name.rsplit(".layers.")[0] for name in report.missing} == {"interaction_decoder"}
+    assert all(".layers.1." in name for name in report.missing)
+
+
+def test_a_v_coco_model_has_one_object_more_and_other_verbs(start, build, config):
+    source = build(replace(config, num_objects=81, num_verbs=29), seed=5)
+    model, report, _ = start(config, published(source))
+    assert torch.equal(model.object_head.weight[:80], source.object_head.weight[:80])
+    assert torch.equal(model.object_head.weight[80], source.object_head.weight[81])
+    assert report.partial["object_head"] == "81 of 82 rows"
+    walk = HICO.verbs.index("run"), load_vocabulary("vcoco").verbs.index("run")
+    assert torch.equal(model.verb_head.bias[walk[0]], source.verb_head.bias[walk[1]])
+    assert "of 117 rows found among 29, none for " in report.partial["verb_head"]
+
+
+def save_ours(path, model, vocabulary):
+    recipe = Recipe(model.config)
+    weights = model.state_dict()
+    save_checkpoint(path, Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), weights, {}))
+
+
+@pytest.fixture(scope="module")
+def toy(vocabulary, toy_config):
+    """The toy student for its whole vocabulary."""
+    return replace(toy_config, num_objects=vocabulary.num_objects, num_verbs=vocabulary.num_verbs)
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_a_run_of_ours_comes_back_whole(build, toy, vocabulary, tmp_path, whole_folder):
+    source, model = build(toy, seed=5), build(toy)
+    save_ours(tmp_path / "checkpoint.pt", source, vocabulary)
+    path = tmp_path if whole_folder else tmp_path / "checkpoint.pt"
+    report = load_pretrained(model, path, vocabulary)
+    assert not report.missing and not report.unused and not report.partial
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_run_of_ours_on_another_vocabulary(build, toy, vocabulary, tmp_path):
+    source = build(toy, seed=5)
+    save_ours(tmp_path / "checkpoint.pt", source, vocabulary)
+    objects = ("dog", "person", "car")
+    other = replace(vocabulary, objects=objects, verbs=(*vocabulary.verbs[::-1], "sell"))
+    model = build(replace(toy, num_objects=3, person=1, num_verbs=12))
+    initial = model.verb_head.weight[-1].clone()
+    report = load_pretrained(model, tmp_path, other)
+    dog = vocabulary.objects.index("dog")
+    assert torch.equal(model.object_head.weight[0], source.object_head.weight[dog])
+    assert torch.equal(model.query_source.label.weight[0], source.query_source.label.weight[dog])
+    assert torch.equal(model.object_head.weight[-1], source.object_head.weight[-1])
+    assert torch.equal(model.verb_head.weight[:-1], source.verb_head.weight.flip(0))
+    assert torch.equal(model.verb_head.weight[-1], initial)
+    assert report.partial["verb_head"] == "11 of 12 rows found among 11, none for sell"
+    assert report.partial["query_source.head.object_logits"].endswith("none for car")
+
+
+def test_boxes_of_learned_queries_are_no_differences_from_a_reference(
+    start, build, config, detr_state
+):
+    pairs = replace(config, queries="proposals")
+    model, report, state = start(pairs, detr_state())
+    accounted(report, state, model)
+    before = build(pairs).state_dict()
+    for name in ("human_box_head.0.weight", "object_box_head.6.bias"):
+        assert torch.equal(model.state_dict()[name], before[name])
+    reasons = {name: why for name, why in report.unused.items() if name.startswith("bbox")}
+    assert set(reasons.values()) == {"for boxes of learned queries"} and len(reasons) == 6
+    assert report.unused["query_embed.weight"] == "the student has no such part"
+
+
+def resnet(name):
+    torch.manual_seed(1)
+    return torchvision.models.get_model(name).state_dict()
+
+
+def detector(name):
+    """State of a detector, as far as its backbone goes, and a head."""
+    torch.manual_seed(1)
+    body = (
+        SingleFeatureMap(ToyBackbone())
+        if name == "toy"
+        else resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=FrozenBatchNorm2d)
+    )
+    state = {f"backbone.{key}": value for key, value in body.state_dict().items()}
+    return {**state, "roi_heads.box_predictor.bias": torch.ones(3)}
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+@pytest.mark.parametrize(
+    ("make", "name", "prefix"),
+    [
+        (resnet, "resnet18", ""),
+        (detector, "resnet18", "backbone.body."),
+        (detector, "toy", "backbone.body."),
+    ],
+)
+def test_a_backbone_alone(start, build, small_config, toy_config, make, name, prefix, ending):
+    config = toy_config if name == "toy" else small_config
+    before = build(config).state_dict()
+    model, report, state = start(config, make(name), f"start{ending}")
+    accounted(report, state, model)
+    for key, value in model.state_dict().items():
+        if key.startswith("backbone."):
+            theirs = key.removeprefix("backbone.").removeprefix("body.")
+            assert torch.equal(value, state[prefix + theirs]), key
+        else:
+            assert torch.equal(value, before[key]), key
+    counters = [key for key in report.unused if key.endswith("num_batches_tracked")]
+    assert bool(counters) == (make is resnet or name == "toy")
+    assert {report.unused[key] for key in counters} <= {"frozen batch norm counts no batches"}
+
+
+def cut(state):
+    name = next(name for name in state if name.endswith("weight") and state[name].ndim == 4)
+    state[name] = state[name][:1].clone()
+    return state
+
+
+def diverged(state):
+    state["backbone.body.conv1.weight"].flatten()[[3, 7]] = torch.tensor([torch.nan, -torch.inf])
+    return state
+
+
+@pytest.fixture(scope="module")
+def untouched(build, config):
+    """A student that no test changes, and a copy of its weights."""
+    model = build(config)
+    return model, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda _: {}, r"start\.pth: expected.*found 0 tensors \(none\)"),
+        (lambda _: {"a": torch.ones(1)}, r"found 1 tensors \(a\)"),
+        (lambda _: {"epoch": 3}, r"epoch: expected.*found int"),
+        (lambda _: [1], r"content: expected.*found list"),
+        (lambda detr: detr(d=64), "expected a model of hidden_dim 32, found hidden_dim 64"),
+        (lambda detr: detr(feedforward=64), "of feedforward_dim 48, found feedforward_dim 64"),
+        (lambda detr: detr(pre_norm=True), "of pre_norm False, found pre_norm True"),
+        (lambda detr: detr("resnet34"), "of backbone resnet18, found backbone resnet34"),
+        (lambda detr: {"model": detr(), "args": argparse.Namespace(nheads=4)}, "of num_heads 8"),
+        (lambda detr: {"transformer.decoder.norm.weight": torch.ones(32)}, "a whole backbone"),
+        (lambda _: resnet("resnet50"), "of backbone resnet18, found backbone resnet50"),
+        (lambda _: detector("toy"), "of backbone resnet18, found backbone toy"),
+        (lambda _: cut(detector("resnet18")), r"expected shape \[64, 3, 7, 7\], found \[1, 3"),
+        (lambda _: diverged(detector("resnet18")), r"backbone\.body\.conv1\.weight: .* 2 of 9408"),
+    ],
+)
+def test_other_models_change_nothing(tmp_path, untouched, detr_state, content, says):
+    model, before = untouched
+    torch.save(content(detr_state), tmp_path / "start.pth")
+    with pytest.raises(InputError, match=says) as caught:
+        load_pretrained(model, tmp_path / "start.pth", HICO)
+    assert str(caught.value).startswith(f"{tmp_path / 'start.pth'}: ")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "gone.pth"])
+def test_no_file(tmp_path, untouched, name):
+    with pytest.raises(InputError, match=f"{name}: no such"):
+        load_pretrained(untouched[0], tmp_path / name, HICO)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("cut.safetensors", b"\x10\0\0\0\0\0\0\0{"), ("cut.pth", b"PK\x03\x04"), ("a.pth", b"text")],
+)
+def test_damaged_files_are_one_line(tmp_path, untouched, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: expected a ") as caught:
+        load_pretrained(untouched[0], tmp_path / name, HICO)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_start_runs_no_code(tmp_path, untouched, capsys):
+    torch.save({"model": {"a": Code()}}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match=r"evil\.pth: .*print"):
+        load_pretrained(untouched[0], tmp_path / "evil.pth", HICO)
+    assert capsys.readouterr().out == ""

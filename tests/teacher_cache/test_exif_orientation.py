@@ -1,0 +1,138 @@
+"""Pictures that EXIF turns, and pictures of other sizes than declared, in phase one."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.datasets.dataset import open_dataset
+from pipeline.images import read_image
+from pipeline.utils.errors import InputError
+from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
+from teacher_cache.analysis.show import ShowConfig, show_image
+from teacher_cache.build import build_cache
+from teacher_cache.reader.cache import open_cache
+
+ANNOTATIONS = "annotations/trainval_hico.json"
+
+
+@pytest.fixture(scope="module")
+def twins(shared_dataset, turned_twins, tmp_path_factory):
+    return turned_twins(shared_dataset, tmp_path_factory.mktemp("twins"), "train")
+
+
+def proposals(root):
+    """Detections as another program finds them that looks at stored pixels: the labels."""
+    entries = json.loads((root / ANNOTATIONS).read_text())
+    return [
+        {
+            "image_id": entry["file_name"],
+            "category_id": row["category_id"],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": 0.9,
+        }
+        for entry in entries
+        for row in entry["annotations"]
+        for x1, y1, x2, y2 in [row["bbox"]]
+    ]
+
+
+@pytest.mark.parametrize("candidates", ["detector", "annotated", "proposals"])
+def test_twins_give_equal_caches(twins, build_config, tmp_path, candidates):
+    caches = []
+    for root in twins:
+        changes = {}
+        if candidates == "proposals":
+            changes["proposals"] = tmp_path / f"{root.name}.json"
+            changes["proposals"].write_text(json.dumps(proposals(root)))
+        else:
+            changes["candidates"] = candidates
+        said = []
+        build_cache(build_config(root, root.name, **changes), said.append)
+        caches.append(open_cache(tmp_path / root.name))
+    upright, stored = caches
+    assert upright.image_ids == stored.image_ids and len(upright) == 7
+    for name in upright.image_ids:
+        one, other = upright[name], stored[name]
+        for field in ("human_boxes", "object_boxes", "object_labels", "sources"):
+            np.testing.assert_array_equal(getattr(one.pairs, field), getattr(other.pairs, field))
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=2e-3)
+    assert upright.fingerprint != stored.fingerprint
+    assert 'orientation = "stored"' in "".join(said)
+
+
+def test_the_key_decides_whether_a_cache_fits(twins, build_config, tmp_path):
+    config = build_config(twins[1], candidates="annotated")
+    build_cache(config, lambda line: None)
+    cache = open_cache(config.out)
+    dataset = open_dataset(twins[1])
+    cache.check(dataset.vocabulary, dataset.load("train").digest, "train")
+    with pytest.raises(InputError, match="annotations"):
+        cache.check(
+            dataset.vocabulary, replace(dataset, orientation="upright").load("train").digest
+        )
+    name = cache.image_ids[0]
+    show_image(ShowConfig(config.out, name, twins[1], tmp_path / "drawn.png"), lambda line: None)
+    assert read_image(tmp_path / "drawn.png").size[0] > 0
+    found = tmp_path / "predictions.json"
+    evaluate_teacher(EvaluateConfig(config.out, twins[1], predictions=found), lambda line: None)
+    stored = json.loads(found.read_text())
+    entries = json.loads((twins[1] / ANNOTATIONS).read_text())
+    for one, entry in zip(stored, entries, strict=True):
+        labelled = [row["bbox"] for row in entry["annotations"]]
+        assert all(row["bbox"] in labelled for row in one["predictions"])
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        (lambda size: size, ['set orientation = "stored"', "declared 128 x 160", "of 7"]),
+        (lambda size: [2 * side for side in size], ["declared 320 x 256", "7 of 7"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_at_the_start(
+    twins, build_config, tmp_path, turned_twins, change, facts
+):
+    _, root = turned_twins(twins[0], tmp_path, "train")
+    description = root / "dataset.toml"
+    description.write_text(description.read_text().replace('orientation = "stored"\n', ""))
+    entries = json.loads((root / ANNOTATIONS).read_text())
+    for entry in entries:
+        entry["width"], entry["height"] = change((entry["width"], entry["height"]))
+    (root / ANNOTATIONS).write_text(json.dumps(entries))
+    config = build_config(root)
+    with pytest.raises(InputError) as caught:
+        build_cache(config)
+    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
+    assert not config.out.exists()
+
+
+def test_tags_left_over_from_another_orientation_change_nothing(twins, build_config, tmp_path):
+    root = shutil.copytree(twins[0], tmp_path / "toy")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for path in (root / "images/train2015").iterdir():
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, "PNG", exif=exif)
+    description = root / "dataset.toml"
+    description.write_text('orientation = "stored"\n' + description.read_text())
+    caches, said = [], []
+    for number, data in enumerate((twins[0], root)):
+        config = build_config(data, f"cache-{number}")
+        build_cache(config, said.append)
+        caches.append(open_cache(config.out))
+    assert sum("left over" in line for line in said) == 1
+    upright, stored = caches
+    for name in upright.image_ids:
+        np.testing.assert_array_equal(
+            upright[name].pairs.human_boxes, stored[name].pairs.human_boxes
+        )
+        np.testing.assert_array_equal(upright[name].probabilities, stored[name].probabilities)
+    assert upright.image_ids == stored.image_ids
+    drawn = tmp_path / "drawn.png"
+    show_image(ShowConfig(stored.path, stored.image_ids[0], root, drawn), said.append)
+    assert drawn.is_file()
