@@ -1,0 +1,57 @@
+"""EoID: zero-shot human-object interaction detection. The public Python interface.
+
+    import eoid
+
+    detector = eoid.Detector.open("demo/seed-0/ua/distilled")  # a run, or a published checkpoint
+    result = detector("photo.jpg", threshold=0.3, top=10)
+    print(result.actions, result.scores, result.human_boxes, result.object_boxes)
+    result.draw().save("drawn.jpg")
+
+`Detector` detects interactions in images. `load_model` returns the bare PyTorch model of a run or
+checkpoint. `open_dataset` and `open_cache` open a dataset folder and a teacher cache.
+`load_vocabulary` reads verbs, objects and interactions. All other modules are implementation.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.datasets.dataset import open_dataset
+    from pipeline.vocabulary import load_vocabulary
+    from student.inference.predictor import Detector
+    from student.weights.load import load_model
+    from teacher_cache.reader.cache import open_cache
+
+    __version__: str
+
+__all__ = [
+    "Detector",
+    "__version__",
+    "load_model",
+    "load_vocabulary",
+    "open_cache",
+    "open_dataset",
+]
+
+_MODULES = {
+    "Detector": "student.inference.predictor",
+    "load_model": "student.weights.load",
+    "load_vocabulary": "pipeline.vocabulary",
+    "open_cache": "teacher_cache.reader.cache",
+    "open_dataset": "pipeline.datasets.dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing this module loads neither torch nor h5py; the first use of a name does.
+    if name == "__version__":
+        return metadata.version("eoid")
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
