@@ -23,12 +23,12 @@ THRESHOLD, TOP, BATCH_SIZE = 0.3, 10, 8
 class Detector:
     """Finds people, objects and what the people do with them.
 
-        from student import Detector
+        import eoid
 
-        detector = Detector.open("demo/seed-0/ua/distilled")
-        found = detector("photo.jpg")
-        found.actions, found.scores, found.human_boxes, found.object_boxes
-        found.draw().save("drawn.jpg")
+        detector = eoid.Detector.open("demo/seed-0/ua/distilled")
+        result = detector("photo.jpg")
+        result.actions, result.scores, result.human_boxes, result.object_boxes
+        result.draw().save("drawn.jpg")
 
     One detector may serve many threads at once, as in a web server: calls only read it and keep
     nothing. Threads of one process share its cores, so more of them are not quicker.
