@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "teacher_cache", "student", "evaluation")
+MODULE = "eoid.py"
 SETUP_FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -31,8 +32,8 @@ def run(*words, cwd, **environment):
 
 
 def sources(root):
-    """All files of the packages, relative to `root`."""
-    return {
+    """All files of the packages and the public module, relative to `root`."""
+    return {MODULE} | {
         path.relative_to(root).as_posix()
         for package in PACKAGES
         for path in (root / package).rglob("*")
@@ -46,7 +47,7 @@ def checkout(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in SETUP_FILES:
+    for name in (MODULE, *SETUP_FILES):
         shutil.copy(ROOT / name, root)
     return root
 
@@ -78,7 +79,7 @@ def test_the_wheel_holds_all_sources_and_data_and_nothing_else(checkout, built):
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = sources(checkout)
     assert {f"pipeline/data/{name}.json" for name in BUILTIN_VOCABULARIES} <= expected
-    assert any(name.startswith("evaluation/templates/") for name in expected)
+    assert any(name.startswith("evaluation/report/templates/") for name in expected)
     assert names == expected
 
 
@@ -99,6 +100,17 @@ def test_vocabularies_load_outside_the_checkout(installed, tmp_path):
     file, *counts = done.stdout.split()
     assert Path(file).is_relative_to(installed)
     assert counts == ["600", "468", "50"]
+
+
+def test_the_public_module_works_outside_the_checkout(installed, tmp_path):
+    code = "import eoid; print(eoid.__file__, eoid.__version__, eoid.load_vocabulary('vcoco').name)"
+    done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    file, *others = done.stdout.split()
+    assert Path(file) == installed / MODULE
+    assert others == [setup["metadata"]["version"], "vcoco"]
 
 
 def test_every_command_is_installed_and_helps(installed, tmp_path):
