@@ -17,6 +17,9 @@ import pytest
 from PIL import Image
 
 from pipeline.boxes import boxes_to_stored
+from pipeline.datasets.dataset import open_dataset
+from pipeline.toy.generate import write_toy
+from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import load_vocabulary
 
 # Waiting threads of torch's OpenMP spin by default, which costs most of the time where other
@@ -32,6 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 PACKAGES = ("/pipeline/", "/evaluation/", "/teacher_cache/", "/student/")
 DATA = Path(__file__).parent / "data"
 EMULATED = os.environ.get("EOID_EMULATED_GPU") == "1"
+PERSON, BALL = [0.0, 0.0, 9.0, 19.0], [20.0, 0.0, 29.0, 9.0]
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or DATA / "golden")
 
 
@@ -303,3 +307,67 @@ def turned_twins():
         return roots
 
     return make
+
+
+@pytest.fixture(scope="session")
+def dataset_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny") / "toy"
+    write_toy(root, train=16, test=6, seed=3, workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_root):
+    return open_dataset(dataset_root)
+
+
+@pytest.fixture(scope="session")
+def annotations(dataset):
+    """The training part's `AnnotationFile`."""
+    return dataset.load("train")
+
+
+@pytest.fixture(scope="session")
+def toy():
+    return load_vocabulary("toy")
+
+
+@pytest.fixture(scope="session")
+def annotate(toy):
+    """`annotate("a.jpg", ("kick", "ball"), ...)`: every pair a person and an object of its own,
+    stacked 100 pixels apart."""
+
+    def build(image_id, *names):
+        return Annotation(image_id, *_content(toy, names, [0.0] * len(names)))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def detect(toy):
+    """`detect("a.jpg", ("kick", "ball", 0.9), ...)`, the same places as `annotate`; a fourth entry
+    shifts a detection's two boxes to the right by so many pixels, a fifth names its row."""
+
+    def build(image_id, *found):
+        names = [entry[:2] for entry in found]
+        shifts = [entry[3] if len(entry) > 3 else 0.0 for entry in found]
+        rows = [entry[4] if len(entry) > 4 else row for row, entry in enumerate(found)]
+        scores = np.array([entry[2] for entry in found], dtype=np.float32)
+        return Detections(image_id, *_content(toy, names, shifts, rows), scores)
+
+    return build
+
+
+def _content(vocabulary, names, shifts, rows=None):
+    boxes, labels, hois = [], [], []
+    for index, ((verb, label), shift) in enumerate(zip(names, shifts, strict=True)):
+        row = index if rows is None else rows[index]
+        for box in (PERSON, BALL):
+            boxes.append(np.array(box) + np.array([shift, 100 * row] * 2))
+        labels += [vocabulary.person, vocabulary.objects.index(label)]
+        hois.append((2 * index, 2 * index + 1, vocabulary.verbs.index(verb)))
+    return (
+        np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        np.array(labels, dtype=np.int64),
+        np.array(hois, dtype=np.int64).reshape(-1, 3),
+    )

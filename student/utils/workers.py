@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -83,6 +84,8 @@ def init_worker(_: int) -> None:
     # A thread of the queue hands batches over. Where it cannot, as without a file descriptor, it
     # would drop the batch, for which the run then waits for ever.
     setattr(multiprocessing.queues.Queue, FEEDER_ERROR, staticmethod(_exit_worker))
+    # The thread that sends the descriptors of shared tensors reports its failure here.
+    sys.excepthook = lambda *_: os._exit(1)
     threading.Thread(target=_exit_with_parent, name="end-with-parent", daemon=True).start()
 
 

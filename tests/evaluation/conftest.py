@@ -12,56 +12,7 @@ from evaluation.results import Results, results_fields, write_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
-from pipeline.types import Annotation, Detections
-from pipeline.vocabulary import load_vocabulary
-
-PERSON, BALL = [0.0, 0.0, 9.0, 19.0], [20.0, 0.0, 29.0, 9.0]
-
-
-@pytest.fixture(scope="session")
-def toy():
-    return load_vocabulary("toy")
-
-
-@pytest.fixture(scope="session")
-def annotate(toy):
-    """`annotate("a.jpg", ("kick", "ball"), ...)`: every pair a person and an object of its own,
-    stacked 100 pixels apart."""
-
-    def build(image_id, *names):
-        return Annotation(image_id, *_content(toy, names, [0.0] * len(names)))
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def detect(toy):
-    """`detect("a.jpg", ("kick", "ball", 0.9), ...)`, the same places as `annotate`; a fourth entry
-    shifts a detection's two boxes to the right by so many pixels, a fifth names its row."""
-
-    def build(image_id, *found):
-        names = [entry[:2] for entry in found]
-        shifts = [entry[3] if len(entry) > 3 else 0.0 for entry in found]
-        rows = [entry[4] if len(entry) > 4 else row for row, entry in enumerate(found)]
-        scores = np.array([entry[2] for entry in found], dtype=np.float32)
-        return Detections(image_id, *_content(toy, names, shifts, rows), scores)
-
-    return build
-
-
-def _content(vocabulary, names, shifts, rows=None):
-    boxes, labels, hois = [], [], []
-    for index, ((verb, label), shift) in enumerate(zip(names, shifts, strict=True)):
-        row = index if rows is None else rows[index]
-        for box in (PERSON, BALL):
-            boxes.append(np.array(box) + np.array([shift, 100 * row] * 2))
-        labels += [vocabulary.person, vocabulary.objects.index(label)]
-        hois.append((2 * index, 2 * index + 1, vocabulary.verbs.index(verb)))
-    return (
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(labels, dtype=np.int64),
-        np.array(hois, dtype=np.int64).reshape(-1, 3),
-    )
+from pipeline.types import Detections
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,7 @@ from PIL import Image
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.boxes import union_boxes
-from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.toy.generate import write_toy
 from pipeline.types import Pairs
 from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import load_vocabulary
@@ -133,24 +131,6 @@ def detr_state():
         return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
 
     return make
-
-
-@pytest.fixture(scope="session")
-def dataset_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tiny") / "toy"
-    write_toy(root, train=16, test=6, seed=3, workers=1)
-    return root
-
-
-@pytest.fixture(scope="session")
-def dataset(dataset_root):
-    return open_dataset(dataset_root)
-
-
-@pytest.fixture(scope="session")
-def annotations(dataset):
-    """The training part's `AnnotationFile`."""
-    return dataset.load("train")
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,13 @@ def examples():
 
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch, dataset_root, cache_path, world_checkpoint, make_picture):
+def demo(tmp_path, monkeypatch, dataset_root, cache_path, toy_checkpoint, make_picture):
     """Working folder with an image, and the paths that the examples open."""
     opened = {
         "open_dataset": dataset_root,
         "open_cache": cache_path,
-        "load_model": world_checkpoint,
-        "Detector.open": world_checkpoint,
+        "load_model": toy_checkpoint,
+        "Detector.open": toy_checkpoint,
     }
     for function, path in re.findall(r'eoid\.([\w.]+)\("(demo/[^"]+)"\)', README.read_text()):
         link = tmp_path / path

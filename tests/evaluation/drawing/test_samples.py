@@ -15,13 +15,13 @@ def detections(annotation, scores=None):
 
 
 @pytest.mark.parametrize("count", [0, 2, 16])
-def test_a_few_images_always_the_same(dataset, annotations, vocabulary, tmp_path, count):
+def test_a_few_images_always_the_same(dataset, annotations, toy, tmp_path, count):
     chosen = annotations.annotations[:count]
     records = dataset.records(annotations)[:count]
     names = []
     for folder in ("first", "second"):
         found = [detections(one) for one in chosen]
-        draw_samples(tmp_path / folder, records, chosen, found, vocabulary, unseen=(1, 2))
+        draw_samples(tmp_path / folder, records, chosen, found, toy, unseen=(1, 2))
         names.append(sorted(path.name for path in tmp_path.glob(f"{folder}/*")))
     labelled = sum(len(one.hois) > 0 for one in chosen)
     assert names[0] == names[1] and len(names[0]) == min(NUM_SAMPLES, labelled)
@@ -31,13 +31,13 @@ def test_a_few_images_always_the_same(dataset, annotations, vocabulary, tmp_path
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
-def test_right_and_wrong_are_told_apart(dataset, annotations, vocabulary, tmp_path):
+def test_right_and_wrong_are_told_apart(dataset, annotations, toy, tmp_path):
     chosen = [next(one for one in annotations.annotations if len(one.hois))]
     record = [one for one in dataset.records(annotations) if one.id == chosen[0].image_id]
     right = detections(chosen[0])
     wrong = replace(right, boxes=right.boxes / 4)
     for name, found in (("right", right), ("wrong", wrong)):
-        draw_samples(tmp_path / name, record, chosen, [found], vocabulary)
+        draw_samples(tmp_path / name, record, chosen, [found], toy)
     first, second = (next((tmp_path / name).iterdir()) for name in ("right", "wrong"))
     left = (0, 0, LONG_SIDE, LONG_SIDE)
     pictures = [np.asarray(Image.open(one).crop(left)) for one in (first, second)]

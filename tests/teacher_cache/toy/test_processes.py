@@ -87,14 +87,14 @@ def gone(group):
 
 def test_all_run_to_their_end(start):
     process = start("good")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "good: 6/6 images" in said
 
 
 def test_a_failure_ends_the_others_and_tells_why(start):
     process = start("deaf", "fails")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "fails failed:" in said and "ValueError: no such thing" in said
     assert gone(process.pid)
@@ -102,7 +102,7 @@ def test_a_failure_ends_the_others_and_tells_why(start):
 
 def test_a_killed_process_is_missed(start):
     process = start("deaf", "dies")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1 and "dies died with exit code -9" in said
     assert gone(process.pid)
 
@@ -114,7 +114,7 @@ def test_an_interrupt_ends_all_quietly(start, early):
     if not early:
         assert process.stdout.readline() == "running\n"
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in said
     assert gone(process.pid)
 
@@ -123,5 +123,5 @@ def test_a_killed_program_takes_its_processes_along(start):
     process = start("endless")
     assert process.stdout.readline() == "running\n"
     os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     assert gone(process.pid)
