@@ -17,7 +17,7 @@ from pipeline.types import Annotation, ImageRecord, Pairs
 from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from student.config import TargetConfig
-from student.data.dataset import TrainingImages
+from student.data.dataset import TrainingDataset
 from teacher_cache.reader.cache import TeacherCache, open_cache
 from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, SHARDS, TeacherOutputs, shard_name
@@ -60,7 +60,7 @@ class NoAnswers:
 
 def make_images(
     folder: Path, count: int, labelled: int, proposed: int, side: int
-) -> tuple[TrainingImages, TrainingImages]:
+) -> tuple[TrainingDataset, TrainingDataset]:
     """Training images with a cache, and the same ones without.
 
     Args:
@@ -83,8 +83,8 @@ def make_images(
         answers[path.name] = _answers(annotation, proposed, vocabulary, rng)
     cache = open_cache(_write_cache(folder / "cache", answers, vocabulary))
 
-    def images(source: TeacherCache | NoAnswers) -> TrainingImages:
-        return TrainingImages(
+    def images(source: TeacherCache | NoAnswers) -> TrainingDataset:
+        return TrainingDataset(
             records,
             annotations,
             cast(TeacherCache, source),

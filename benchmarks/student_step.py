@@ -28,10 +28,10 @@ from pipeline.boxes import union_boxes
 from pipeline.images import read_image
 from pipeline.utils.devices import configure_device, resolve_device
 from student.config import Recipe, get_preset
-from student.data.dataset import TrainingBatches, TrainingImages, collate
+from student.data.dataset import TrainingBatches, TrainingDataset, collate
 from student.data.samplers import epoch_batches, padding_fraction
 from student.data.targets import Targets
-from student.data.transforms import NUM_RAND, normalise, sample_geometries
+from student.data.transforms import NUM_RAND, normalise, sample_geometric_params
 from student.engine.train_step import TrainStep
 from student.losses.criterion import Criterion
 from student.models.detector import HOIDetector
@@ -78,7 +78,7 @@ class Bench:
         loading by workers included."""
         train_step = self.train_step()
 
-        def steps(images: TrainingImages) -> float:
+        def steps(images: TrainingDataset) -> float:
             size, count = self.options.batch_size, self.options.steps
             order = [(0, place % len(images)) for place in range((count + 1) * size)]
             keys = [order[at : at + size] for at in range(0, len(order), size)]
@@ -225,7 +225,7 @@ class Bench:
         """The share of padding in an epoch's pixels, augmented, by chance and grouped."""
         original = made_up_sizes(20_000)
         draws = np.random.default_rng(1).random((len(original), NUM_RAND))
-        sizes, batch = sample_geometries(original, draws).sizes, 16
+        sizes, batch = sample_geometric_params(original, draws).sizes, 16
         chance = np.random.default_rng(2).permutation(len(sizes))
         whole = range(0, len(sizes) - batch + 1, batch)
         random = padding_fraction(

@@ -19,7 +19,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
 from student.config import TargetConfig
-from student.data.dataset import TrainingImages
+from student.data.dataset import TrainingDataset
 from student.data.targets import TARGET_FIELDS
 from student.data.transforms import toy_augmentation
 from student.engine.run import RunConfig, run_student
@@ -127,7 +127,7 @@ def test_the_control_differs_in_nothing_but_the_soft_targets(done):
     annotations = dataset.load("train")
 
     def images(config):
-        return TrainingImages(
+        return TrainingDataset(
             dataset.records(annotations),
             annotations.annotations,
             open_cache(done.root / "cache"),

@@ -124,7 +124,7 @@ def _views(buffer: Tensor, layout: TensorSpecs) -> dict[str, Tensor]:
     return views
 
 
-class TrainingImages(Dataset[Sample]):
+class TrainingDataset(Dataset[Sample]):
     """Training images with their targets; equal `(seed, epoch, index)` give equal samples.
 
     Args:
@@ -223,14 +223,14 @@ class TrainingImages(Dataset[Sample]):
         return places
 
 
-class ConcatImages(Dataset[Sample]):
+class ConcatTrainingDataset(Dataset[Sample]):
     """The images of several datasets, numbered one dataset after the other.
 
     Args:
         datasets: at least one.
     """
 
-    def __init__(self, datasets: Sequence[TrainingImages]) -> None:
+    def __init__(self, datasets: Sequence[TrainingDataset]) -> None:
         self.datasets = datasets
         self._ends = np.cumsum([len(dataset) for dataset in datasets]).tolist()
 
@@ -245,7 +245,7 @@ class ConcatImages(Dataset[Sample]):
         return self.datasets[place][epoch, index - first]
 
 
-def concat_sizes(datasets: Sequence[TrainingImages], epoch: int) -> np.ndarray:
+def concat_sizes(datasets: Sequence[TrainingDataset], epoch: int) -> np.ndarray:
     """(N, 2) heights and widths of the samples of an epoch, one dataset after the other."""
     return np.concatenate([dataset.sizes(epoch) for dataset in datasets])
 

@@ -11,7 +11,7 @@ from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.splits import Split, remove_unseen_labels
 from pipeline.utils.errors import InputError
 from student.config import Recipe
-from student.data.dataset import TrainingImages
+from student.data.dataset import TrainingDataset
 from student.data.dataset_part import open_part
 from student.data.transforms import build_augmentation
 from student.utils.distributed import DistContext
@@ -41,7 +41,7 @@ class ExtraDataset:
 
     name: str
     cache: TeacherCache
-    images: TrainingImages
+    images: TrainingDataset
 
     def describe(self) -> dict[str, Any]:
         """What it was, for a run's plan and results; see `evaluation.results.Results`."""
@@ -139,7 +139,7 @@ def _open_extra(
     name = dataset.name
     if name in names:
         name = next(f"{name}-{n}" for n in range(2, len(names) + 3) if f"{name}-{n}" not in names)
-    images = TrainingImages(
+    images = TrainingDataset(
         part.records,
         part.annotations,
         cache,

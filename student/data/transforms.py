@@ -54,7 +54,7 @@ class DETRAugmentation:
     def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
         """See `Augmentation`."""
         size = np.array([TF.get_size(values["image"])])
-        geometry = sample_geometries(size, rand[None])
+        geometry = sample_geometric_params(size, rand[None])
         # Colours first: resizing makes most images larger.
         values = {**values, "image": self.colours(values["image"])}
         moved = {name: geometry.apply(0, value) for name, value in values.items()}
@@ -67,7 +67,7 @@ class DETRAugmentation:
 
     def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
         """See `Augmentation`."""
-        return sample_geometries(sizes, rand).sizes
+        return sample_geometric_params(sizes, rand).sizes
 
 
 class SizePreservingAugmentation:
@@ -138,7 +138,7 @@ NUM_RAND = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Geometries:
+class GeometricParams:
     """Where the pixels of N images go, in this order.
 
     Attributes:
@@ -165,7 +165,7 @@ class Geometries:
         return TF.resize(value, self.sizes[row].tolist(), antialias=True)
 
 
-def sample_geometries(sizes: np.ndarray, rand: np.ndarray) -> Geometries:
+def sample_geometric_params(sizes: np.ndarray, rand: np.ndarray) -> GeometricParams:
     """DETR's augmentation: half the images are resized, half cropped between two resizes.
 
     Args:
@@ -178,7 +178,7 @@ def sample_geometries(sizes: np.ndarray, rand: np.ndarray) -> Geometries:
     windows = _rand_int(least, most, rand[:, 3:5])
     corners = _rand_int(np.zeros_like(resized), resized - windows, rand[:, 5:7])
     kept = np.where(crops[:, None], windows, sizes)
-    return Geometries(
+    return GeometricParams(
         flips=rand[:, 0] >= 0.5,
         crops=crops,
         resized=resized,

@@ -16,7 +16,7 @@ from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe, get_preset
-from student.data.dataset import TrainingImages
+from student.data.dataset import TrainingDataset
 from student.data.dataset_part import open_part, open_test_part
 from student.data.extra_data import ExtraDataset, ExtraPaths, open_extra_datasets
 from student.data.few_shot import FewShotRows, select_few_shot
@@ -69,7 +69,7 @@ class RunSetup:
     cache: TeacherCache
     split: Split
     recipe: Recipe
-    images: TrainingImages
+    images: TrainingDataset
     validator: Validator | None
     extra: list[ExtraDataset]
     texts: TextHeadInit | None = None
@@ -127,7 +127,7 @@ def build_inputs(request: RunRequest, context: DistContext) -> RunSetup:
     chosen, others = split_validation(train.val_size, len(part.records), train.seed)
     labels = [part.annotations[index] for index in chosen]
     shot_seed = train.seed if train.shot_seed is None else train.shot_seed
-    images = TrainingImages(
+    images = TrainingDataset(
         [part.records[index] for index in chosen],
         labels,
         cache,

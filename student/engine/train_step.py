@@ -124,9 +124,11 @@ class TrainStep:
         losses = dict(found.weighted)
         if "proposals" in outputs:
             train = self.recipe.train
-            dense = proposal_losses(outputs["proposals"], batch.targets, self.recipe.model.person)
-            losses["dense_class"] = train.proposal_class_weight * dense["dense_class"]
-            losses["dense_box"] = train.proposal_box_weight * dense["dense_box"]
+            proposal = proposal_losses(
+                outputs["proposals"], batch.targets, self.recipe.model.person
+            )
+            losses["proposal_class"] = train.proposal_class_weight * proposal["proposal_class"]
+            losses["proposal_box"] = train.proposal_box_weight * proposal["proposal_box"]
         losses["total"] = torch.stack(list(losses.values())).sum()
         if self.source_names:
             losses |= sum_by_dataset(

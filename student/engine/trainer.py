@@ -21,9 +21,9 @@ from pipeline.vocabulary import Vocabulary
 from student.config import Recipe
 from student.data.dataset import (
     Batch,
-    ConcatImages,
+    ConcatTrainingDataset,
     TrainingBatches,
-    TrainingImages,
+    TrainingDataset,
     concat_sizes,
 )
 from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
@@ -89,14 +89,14 @@ class Trainer:
         self,
         recipe: Recipe,
         model: HOIDetector,
-        images: TrainingImages,
+        images: TrainingDataset,
         vocabulary: Vocabulary,
         split: Split,
         run_dir: Path,
         execution: Execution,
         logging_config: LoggingConfig | None = None,
         validator: Validator | None = None,
-        extra: Sequence[TrainingImages] = (),
+        extra: Sequence[TrainingDataset] = (),
     ) -> None:
         train, context = recipe.train, execution.context
         self.recipe, self.run_dir, self.execution = recipe, run_dir, execution
@@ -142,7 +142,7 @@ class Trainer:
         )
         self.state = RunState(self.train_step, vocabulary, split, run_dir, self.logging_config.plan)
         self.batches = TrainingBatches(
-            ConcatImages(sources) if extra else images,
+            ConcatTrainingDataset(sources) if extra else images,
             cast(int, model.backbone.size_divisible),
         )
         self.local_batch_size = -(-images_a_step // context.world_size)

@@ -313,8 +313,8 @@ def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -
         person: class index of people.
 
     Returns:
-        `dense_class` and `dense_box`, each divided by the number of boxes in the batch, which is
-        averaged over processes.
+        Scalars `proposal_class` and `proposal_box`, each divided by the batch's number of detected
+        boxes, averaged over processes.
     """
     batch, num_classes, height, width = proposals.logits.shape
     device = proposals.logits.device
@@ -346,7 +346,7 @@ def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -
     branch = (label != person).long()
     predicted = proposals.boxes[image, branch, :, cell[:, 1], cell[:, 0]]
     distance = (predicted - box).abs().sum() + (1 - iou_and_giou(predicted, box)[1]).sum()
-    return {"dense_class": loss.sum() / count, "dense_box": distance / count}
+    return {"proposal_class": loss.sum() / count, "proposal_box": distance / count}
 
 
 # Beside the losses of each source: how many of a step's images are its own.

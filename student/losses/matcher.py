@@ -48,7 +48,7 @@ class Matches:
 
 
 @dataclass(frozen=True, eq=False)
-class _HostArrays:
+class _MatchInputs:
     """Numpy copies: costs and iou_mask (L, B, Q, N), interactive (L, B, Q), seen and candidate
     (B, N)."""
 
@@ -137,7 +137,7 @@ class TwoStageMatcher:
         return -(hits + rejections) / 2
 
     def _assign(
-        self, host: _HostArrays, layer: int, image: int
+        self, host: _MatchInputs, layer: int, image: int
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """(query, pair) rows of stage 1 and of stage 2 for one image."""
         costs, iou_mask = host.costs[layer, image], host.iou_mask[layer, image]
@@ -168,13 +168,13 @@ def _compare_boxes(predicted: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
     return (predicted - boxes).abs().sum(-1), *iou_and_giou(predicted, boxes)
 
 
-def _to_host(costs: Tensor, iou_mask: Tensor, interactive: Tensor, batch: Targets) -> _HostArrays:
+def _to_host(costs: Tensor, iou_mask: Tensor, interactive: Tensor, batch: Targets) -> _MatchInputs:
     """Copies all of it in one transfer."""
     parts = (costs, iou_mask, interactive, batch.seen, batch.pair_mask & ~batch.seen)
     flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
     pieces = np.split(flat, np.cumsum([part.numel() for part in parts])[:-1])
     shaped = [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
-    return _HostArrays(
+    return _MatchInputs(
         costs=np.nan_to_num(shaped[0], nan=INVALID_COST, posinf=INVALID_COST, neginf=-INVALID_COST),
         iou_mask=shaped[1] > 0,
         interactive=shaped[2],

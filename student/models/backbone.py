@@ -44,7 +44,7 @@ def count_layers(names: Collection[str], prefix: str) -> int:
 FROZEN_LAYERS = ("conv1", "layer1")
 TOY_FROZEN = ("stem", "stage4")
 # What makes the toy backbone's finer maps and nothing else.
-TOY_FINER = ("lateral4", "lateral8", "lateral16", "merge")
+TOY_MULTISCALE_ONLY = ("lateral4", "lateral8", "lateral16", "merge")
 
 
 class FoldedBasicBlock(BasicBlock):
@@ -167,7 +167,7 @@ def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
     """
     backbone = BACKBONE_BUILDERS[name](name)
     if name == "toy" and not multiscale:
-        for part in TOY_FINER:
+        for part in TOY_MULTISCALE_ONLY:
             backbone.get_submodule(part).requires_grad_(False)
     return backbone
 

@@ -18,7 +18,7 @@ from pipeline.types import Pairs
 from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.config import ModelConfig, TargetConfig, get_preset
-from student.data.dataset import TrainingImages
+from student.data.dataset import TrainingDataset
 from student.data.text_embeddings import load_text_head_init, text_head_options
 from student.data.transforms import toy_augmentation
 from student.engine.trainer import LoggingConfig, Trainer
@@ -305,7 +305,7 @@ def make_images(dataset, annotations, cache_path, vocabulary):
     """
 
     def make(split, augmentation, seed=0, config=None):
-        return TrainingImages(
+        return TrainingDataset(
             dataset.records(annotations),
             annotations.annotations,
             open_cache(cache_path),

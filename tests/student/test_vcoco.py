@@ -17,7 +17,7 @@ from pipeline.types import Pairs
 from pipeline.utils.files import read_json
 from pipeline.vocabulary import load_vocabulary
 from student.config import TargetConfig
-from student.data.dataset import TrainingImages, make_sample
+from student.data.dataset import TrainingDataset, make_sample
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import RunConfig, run_student
 from student.engine.run_inputs import RunRequest
@@ -143,7 +143,7 @@ def test_the_teacher_is_asked_about_objects_only(official, cache):
 
 def test_verbs_without_object_teach_no_box_and_no_object(official, cache, vcoco):
     file = official.load("train")
-    images = TrainingImages(
+    images = TrainingDataset(
         official.records(file),
         file.annotations,
         open_cache(cache),

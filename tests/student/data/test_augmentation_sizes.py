@@ -3,16 +3,16 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from student.data.transforms import NUM_RAND, resize_short_side, sample_geometries
+from student.data.transforms import NUM_RAND, resize_short_side, sample_geometric_params
 
 
 def geometries(height, width, count=400, seed=0):
     sizes = np.tile([[height, width]], (count, 1))
-    return sample_geometries(sizes, np.random.default_rng(seed).random((count, NUM_RAND)))
+    return sample_geometric_params(sizes, np.random.default_rng(seed).random((count, NUM_RAND)))
 
 
 def test_no_images():
-    empty = sample_geometries(np.zeros((0, 2), dtype=np.int64), np.zeros((0, NUM_RAND)))
+    empty = sample_geometric_params(np.zeros((0, 2), dtype=np.int64), np.zeros((0, NUM_RAND)))
     assert empty.sizes.shape == (0, 2) and empty.windows.shape == (0, 4)
 
 
@@ -71,9 +71,9 @@ def test_whole_images_keep_their_shape_and_take_every_size():
 def test_a_row_does_not_depend_on_the_others():
     sizes = np.array([[300, 400], [500, 333], [640, 480]])
     draws = np.random.default_rng(0).random((3, NUM_RAND))
-    together = sample_geometries(sizes, draws)
+    together = sample_geometric_params(sizes, draws)
     for row in range(3):
-        alone = sample_geometries(sizes[row : row + 1], draws[row : row + 1])
+        alone = sample_geometric_params(sizes[row : row + 1], draws[row : row + 1])
         for name in ("flips", "crops", "resized", "windows", "sizes"):
             assert np.array_equal(getattr(alone, name)[0], getattr(together, name)[row])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from student.data.samplers import epoch_batches, padding_fraction, steps_per_epoch
-from student.data.transforms import NUM_RAND, sample_geometries
+from student.data.transforms import NUM_RAND, sample_geometric_params
 
 
 def made_up_sizes(count, seed=0):
@@ -93,7 +93,7 @@ def test_grouping_wastes_less_than_half_the_padding(batch, augmented):
     sizes = made_up_sizes(4000)
     if augmented:
         draws = np.random.default_rng(1).random((len(sizes), NUM_RAND))
-        sizes = sample_geometries(sizes, draws).sizes
+        sizes = sample_geometric_params(sizes, draws).sizes
     grouped, random = waste(sizes, batch)
     assert grouped < random / 2
 
@@ -102,7 +102,7 @@ def test_grouping_of_hico_dets_images_wastes_less_than_half_the_padding(hico_det
     images = json.loads((hico_det_files / "test_hico.json").read_text())
     sizes = np.array([(image["height"], image["width"]) for image in images])
     draws = np.random.default_rng(1).random((len(sizes), NUM_RAND))
-    grouped, random = waste(sample_geometries(sizes, draws).sizes, 16)
+    grouped, random = waste(sample_geometric_params(sizes, draws).sizes, 16)
     assert grouped < random / 2
 
 

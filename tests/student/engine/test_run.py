@@ -15,7 +15,7 @@ from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import load_vocabulary
-from student.data.dataset import TrainingImages
+from student.data.dataset import TrainingDataset
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import RunConfig, run_student
 from student.engine.run_inputs import RunRequest
@@ -154,7 +154,7 @@ def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
 ):
     """The best of made-up scores is kept, also by a run that was killed while it evaluated."""
     trained, scores = set(), [0.75, 0.25, 0.5]
-    whole = TrainingImages.__getitem__
+    whole = TrainingDataset.__getitem__
 
     def remember(self, key):
         trained.add(self.records[key[1]].id)
@@ -166,7 +166,7 @@ def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
             raise Killed
         return ValidationScore(scores[step // 3 - 1], {"seen": scores[step // 3 - 1]})
 
-    monkeypatch.setattr(TrainingImages, "__getitem__", remember)
+    monkeypatch.setattr(TrainingDataset, "__getitem__", remember)
     monkeypatch.setattr(Validator, "evaluate", evaluate)
     watched = {"epochs": 3, "val_size": 4, "val_every": 1, "keep": "best"}
     config = configured(tmp_path / "run", options={**OPTIONS, "batch_size": 4, **watched})

@@ -68,7 +68,7 @@ def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
     assert lines[-1]["epoch"] == 2 and lines[-1]["images"] == 32
     for line in lines:
         assert line["loss"] == pytest.approx(sum(line["losses"].values()), rel=1e-4)
-        assert {"verb_soft", "verb_hard", "dense_box"} <= line["losses"].keys()
+        assert {"verb_soft", "verb_hard", "proposal_box"} <= line["losses"].keys()
         assert line["images_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1
         assert line["grad_norm"] > 0 and line["memory_gb"] > 0.01
     assert lines[-1]["loss"] < lines[0]["loss"]

@@ -93,8 +93,8 @@ def nothing(images):
 def test_images_without_boxes_have_finite_losses():
     dense = head()(torch.randn(2, 8, 6, 6))
     losses = proposal_losses(dense, nothing(2), PERSON)
-    assert losses["dense_box"] == 0 and 0 < losses["dense_class"] < 10
-    (losses["dense_class"] + losses["dense_box"]).backward()
+    assert losses["proposal_box"] == 0 and 0 < losses["proposal_class"] < 10
+    (losses["proposal_class"] + losses["proposal_box"]).backward()
 
 
 BOXES = [
@@ -116,7 +116,7 @@ def test_perfect_answers_cost_next_to_nothing():
     losses = proposal_losses(
         ProposalOutputs(logits, boxes, torch.ones(3, 2)), found(BOXES, LABELS), PERSON
     )
-    assert losses["dense_box"] < 1e-5 and losses["dense_class"] < 1e-5
+    assert losses["proposal_box"] < 1e-5 and losses["proposal_class"] < 1e-5
 
 
 @pytest.mark.parametrize("where", [(0.0, 0.0), (1.0, 1.0), (-0.1, 1.2)])
@@ -162,7 +162,7 @@ def test_padding_costs_nothing():
     model = head()
     maps = [torch.randn(1, 8, *size) for size in SIZES[:3]]
     together = proposal_losses(model(*among_larger(maps)), found(BOXES, LABELS), PERSON)
-    sums = {"dense_class": 0, "dense_box": 0}
+    sums = {"proposal_class": 0, "proposal_box": 0}
     for one, boxes, labels in zip(maps, BOXES, LABELS, strict=True):
         for name, loss in proposal_losses(model(one), found([boxes], [labels]), PERSON).items():
             sums[name] += loss.item() * max(len(labels), 1)
@@ -184,7 +184,7 @@ def test_it_learns_planted_boxes():
     first = None
     for _ in range(150):
         losses = proposal_losses(model(features), found(BOXES, LABELS), PERSON)
-        total = losses["dense_class"] + losses["dense_box"]
+        total = losses["proposal_class"] + losses["proposal_box"]
         first = first or total.item()
         optimizer.zero_grad()
         total.backward()
