@@ -32,8 +32,10 @@ from student.data.dataset import TrainingBatches, TrainingDataset, collate
 from student.data.samplers import epoch_batches, padding_fraction
 from student.data.targets import Targets
 from student.data.transforms import NUM_RAND, normalise, sample_geometric_params
+from student.engine.optimizer import build_optimizer, build_schedule
 from student.engine.train_step import TrainStep
 from student.losses.criterion import Criterion
+from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
 from student.utils.workers import BatchIterator, loader_options
@@ -71,7 +73,14 @@ class Bench:
         model = HOIDetector(self.recipe.model).to(self.device)
         model.load_state_dict(self.model.state_dict())
         model = model.to(memory_format=torch.channels_last).train()
-        return TrainStep(self.recipe, model, self.asked, 10**6, Execution(self.device))
+        optimizer = build_optimizer(model, self.recipe.train, self.device)
+        scheduler = build_schedule(optimizer, self.recipe.train, 10**6)
+        execution = Execution(self.device)
+        return TrainStep(self.recipe, model, self.criterion(), optimizer, scheduler, execution)
+
+    def criterion(self) -> Criterion:
+        matcher = TwoStageMatcher(self.recipe.matcher, self.asked.to(self.device))
+        return Criterion(matcher, self.recipe.losses)
 
     def cache(self) -> dict[str, Any]:
         """Steps with the cache's candidates and answers, and on the same images without any;
@@ -193,7 +202,7 @@ class Bench:
         chosen = [self.images[0, index % len(self.images)].targets for index in range(images)]
         targets = [moved(target, self.device) for target in chosen]
         batch = moved(Targets.collate(chosen), self.device)
-        criterion = Criterion(recipe.matcher, recipe.losses, self.asked.to(self.device))
+        criterion = self.criterion()
         outputs = made_up_outputs(3, images, recipe.model.num_queries, self.device)
 
         def plainly() -> Tensor:

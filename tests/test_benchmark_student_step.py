@@ -14,6 +14,7 @@ from benchmarks.student_material import made_up_outputs, make_images
 from student.config import LossConfig, MatcherConfig, ModelConfig
 from student.data.targets import Targets
 from student.losses.criterion import Criterion
+from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def test_both_ways_to_the_losses_agree(images, threshold):
             for name in ("human_boxes", "object_boxes"):
                 with torch.no_grad():
                     layer[f"pred_{name}"][0, :2] = getattr(targets[0], name)[-2:]
-    criterion = Criterion(matcher, LossConfig(), asked)
+    criterion = Criterion(TwoStageMatcher(matcher, asked), LossConfig())
     with HostReads() as counted:
         found = criterion(outputs, Targets.collate(targets))
     assert counted.count == 1 and found.matches.is_candidate.any()

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
 from pipeline.utils.devices import autocast
 from student.config import Recipe
 from student.data.dataset import Batch
-from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
+from student.engine.optimizer import ModelEMA
 from student.losses.criterion import Criterion, proposal_losses, sum_by_dataset
 from student.models.detector import HOIDetector
 from student.utils import seeding
@@ -33,10 +34,13 @@ class TrainStep:
     Args:
         recipe: all settings.
         model: the detector to train, on its device.
-        distilled_verbs: (V,) bool, see `Criterion`.
-        steps_per_epoch: for the schedule.
-        execution: see there.
-        source_names: of the sources that samples come from, by number; none where there is one.
+        criterion: losses of the model's outputs; its tensors are on the same device.
+        optimizer: over the model's parameters.
+        scheduler: the optimizer's learning rate, advanced by every step.
+        execution: device, processes, accumulation and compilation.
+        ema: averaged copy of the model, updated by every step; None without averaging.
+        source_names: names of the datasets that samples come from, in the order of their indices;
+            empty with one dataset.
     """
 
     STATE_FIELDS = ("model", "optimizer", "scheduler", "averages")
@@ -45,21 +49,19 @@ class TrainStep:
         self,
         recipe: Recipe,
         model: HOIDetector,
-        distilled_verbs: Tensor,
-        steps_per_epoch: int,
+        criterion: Criterion,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
         execution: Execution,
+        ema: ModelEMA | None = None,
         source_names: Sequence[str] = (),
     ) -> None:
         self.recipe, self.model, self.execution = recipe, model, execution
-        self.source_names = source_names
-        device, train = execution.device, recipe.train
-        self.criterion = Criterion(recipe.matcher, recipe.losses, distilled_verbs.to(device))
-        self.optimizer = build_optimizer(model, train, device)
-        self.scheduler = build_schedule(self.optimizer, train, steps_per_epoch)
-        self.ema = ModelEMA(model, train.ema) if train.ema else None
+        self.criterion, self.optimizer, self.scheduler = criterion, optimizer, scheduler
+        self.ema, self.source_names = ema, source_names
         self._forward: Any = torch.compile(model) if execution.compiled else model
         if execution.context.world_size > 1:
-            self._forward = wrap_ddp(self._forward, device)
+            self._forward = wrap_ddp(self._forward, execution.device)
 
     @property
     def lr(self) -> float:

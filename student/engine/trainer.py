@@ -35,9 +35,12 @@ from student.engine.metrics_log import (
     Throughput,
     non_finite_message,
 )
+from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
 from student.engine.train_step import TrainStep
 from student.engine.validation import Validator
 from student.inference.predict import BatchPredictor
+from student.losses.criterion import Criterion
+from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
 from student.utils.preemption import StopRequest, StopSignalHandler, exit_process
@@ -133,9 +136,19 @@ class Trainer:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         # Convolutions are quicker on channels-last maps, on CPUs and GPUs alike.
         model = model.to(execution.device).to(memory_format=torch.channels_last)
-        asked = torch.from_numpy(split.distilled_verbs)
-        names = [source.name for source in sources] if extra else []
-        self.train_step = TrainStep(recipe, model, asked, self.steps_per_epoch, execution, names)
+        distilled_verbs = torch.from_numpy(split.distilled_verbs).to(execution.device)
+        matcher = TwoStageMatcher(recipe.matcher, distilled_verbs)
+        optimizer = build_optimizer(model, train, execution.device)
+        self.train_step = TrainStep(
+            recipe,
+            model,
+            Criterion(matcher, recipe.losses),
+            optimizer,
+            build_schedule(optimizer, train, self.steps_per_epoch),
+            execution,
+            ModelEMA(model, train.ema) if train.ema else None,
+            [source.name for source in sources] if extra else [],
+        )
         self.pending_metrics, self.throughput = (
             PendingMetrics(execution.device),
             Throughput(execution.device),

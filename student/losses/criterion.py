@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn import functional as F
 
-from student.config import LossConfig, MatcherConfig
+from student.config import LossConfig
 from student.data.targets import Targets
 from student.losses.box_ops import iou_and_giou
 from student.losses.matcher import Matches, TwoStageMatcher
@@ -59,15 +59,13 @@ class Criterion:
     learns that there is none; verbs are no part of that.
 
     Args:
-        matcher: settings of the matching.
-        config: weights and forms.
-        distilled_verbs: (V,) bool, verbs the teacher is asked for.
+        matcher: matches queries with pairs; its distilled verbs are those of the soft verb loss.
+        config: weights and forms of the losses.
     """
 
-    def __init__(self, matcher: MatcherConfig, config: LossConfig, distilled_verbs: Tensor) -> None:
-        self.config = config
-        self.num_distilled_verbs = int(distilled_verbs.sum())
-        self.matcher = TwoStageMatcher(matcher, distilled_verbs)
+    def __init__(self, matcher: TwoStageMatcher, config: LossConfig) -> None:
+        self.matcher, self.config = matcher, config
+        self.num_distilled_verbs = int(matcher.distilled_verbs.sum())
         self.weights = {
             "object": config.object_weight,
             "human_box": config.box_weight,

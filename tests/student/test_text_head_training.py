@@ -11,9 +11,11 @@ from pipeline.splits import load_split
 from student.config import LossConfig, MatcherConfig, TargetConfig
 from student.data.dataset import collate
 from student.data.targets import Targets, build_targets
+from student.engine.optimizer import build_optimizer, build_schedule
 from student.engine.run_inputs import RunRequest, build_inputs
 from student.engine.train_step import TrainStep
 from student.losses.criterion import Criterion
+from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
 from student.utils.distributed import SINGLE_PROCESS, Execution
 from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
@@ -42,13 +44,17 @@ def material(dataset_root, reading_cache):
 def make_train_step(material):
     def make(accumulation=1, compiled=False, **options):
         gathered = material(**options)
+        recipe = gathered.recipe
         torch.manual_seed(0)
-        model = HOIDetector(gathered.recipe.model)
+        model = HOIDetector(recipe.model)
         if gathered.texts is not None:
             gathered.texts.apply(model.verb_head)
         asked = torch.from_numpy(gathered.split.distilled_verbs)
         execution = Execution(CPU, accumulation=accumulation, compiled=compiled)
-        train_step = TrainStep(gathered.recipe, model, asked, 50, execution)
+        optimizer = build_optimizer(model, recipe.train, CPU)
+        criterion = Criterion(TwoStageMatcher(recipe.matcher, asked), recipe.losses)
+        scheduler = build_schedule(optimizer, recipe.train, 50)
+        train_step = TrainStep(recipe, model, criterion, optimizer, scheduler, execution)
         return train_step, collate([gathered.images[0, index] for index in range(6)], 8)
 
     return make
@@ -166,10 +172,9 @@ def one_image(looks):
 )
 def test_matched_queries_move_to_what_the_teacher_saw(looks, expected, moved):
     outputs, targets = one_image(looks)
-    matcher = MatcherConfig(interactive_threshold=0.0)
-    criterion = Criterion(
-        matcher, LossConfig(embedding_weight=2.0), torch.zeros(2, dtype=torch.bool)
-    )
+    no_verbs = torch.zeros(2, dtype=torch.bool)
+    matcher = TwoStageMatcher(MatcherConfig(interactive_threshold=0.0), no_verbs)
+    criterion = Criterion(matcher, LossConfig(embedding_weight=2.0))
     losses = criterion(outputs, Targets.collate([targets]))
     assert losses.by_name["embedding"].tolist() == pytest.approx([expected], abs=1e-3)
     assert losses.weighted["embedding"].item() == pytest.approx(2 * expected, abs=2e-3)
@@ -241,7 +246,7 @@ def test_a_start_from_a_linear_student_keeps_what_fits(build, material, tmp_path
     started = load_pretrained(model, file, gathered.dataset.vocabulary)
     assert isinstance(started, LoadReport)
     assert set(started.unused) == {"verb_head.weight", "verb_head.bias"}
-    assert {name for name in started.fresh if name.startswith("verb_head")} == {
+    assert {name for name in started.missing if name.startswith("verb_head")} == {
         "verb_head.projection.weight",
         "verb_head.projection.bias",
         "verb_head.log_scale",

@@ -20,14 +20,14 @@ TIMING = {"images_per_second", "data_wait_share", "memory_gb"}
 
 def before(trainer, step, act):
     """Makes a trainer do something when it comes to this step."""
-    whole = trainer._step
+    whole = trainer._run_step
 
     def changed(*given):
         if trainer.step + 1 == step:
             act()
         return whole(*given)
 
-    trainer._step = changed
+    trainer._run_step = changed
     return trainer
 
 
@@ -132,13 +132,13 @@ def kill():
 def test_after_a_kill_no_line_is_repeated_or_missing(make_trainer, minutes, step, kept):
     whole = make_trainer("whole")
     whole.go()
-    upkeep = LoggingConfig(checkpoint_minutes=minutes, log_every=1)
+    config = LoggingConfig(checkpoint_minutes=minutes, log_every=1)
     with pytest.raises(Killed):
-        before(make_trainer("killed", upkeep=upkeep), step, kill).go()
+        before(make_trainer("killed", logging_config=config), step, kill).go()
     again = make_trainer("killed")
-    with open(again.run / METRICS, "a") as log:
+    with open(again.run_dir / METRICS, "a") as log:
         log.write('{"step": 8, "loss"')
-    assert (again.run / "checkpoint.pt").exists() == (kept is not None)
+    assert (again.run_dir / "checkpoint.pt").exists() == (kept is not None)
     if kept is not None:
         assert resumed(again).step == kept
     again.go()

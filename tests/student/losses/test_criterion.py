@@ -11,6 +11,7 @@ import torch
 from student.config import LossConfig, MatcherConfig
 from student.data.targets import Targets
 from student.losses.criterion import Criterion
+from student.losses.matcher import TwoStageMatcher
 
 OUTPUTS = {
     "pred_obj_logits": "pred_object_logits",
@@ -67,8 +68,9 @@ def golden_run(golden_file):
         for layer in range(config["layers"])
     ]
     targets = [golden_targets(golden, image, asked) for image in range(config["batch"])]
+    matcher = MatcherConfig(topk=config["topk"], interactive_threshold=config["thres_is"])
     criterion = Criterion(
-        MatcherConfig(topk=config["topk"], interactive_threshold=config["thres_is"]),
+        TwoStageMatcher(matcher, asked),
         LossConfig(
             object_weight=weights["loss_obj_ce"],
             box_weight=weights["loss_sub_bbox"],
@@ -81,7 +83,6 @@ def golden_run(golden_file):
             alpha=config["alpha"],
             verb_loss=config["verb_loss"],
         ),
-        asked,
     )
     losses = criterion({**layers[-1], "aux_outputs": layers[:-1]}, Targets.collate(targets))
     return golden, layers, targets, losses
@@ -189,7 +190,7 @@ def some_outputs(num_images, num_layers=2, dtype=torch.float32, seed=1, matching
 def criterion(matcher=OPEN_GATE, num_asked=1, **config):
     asked = torch.zeros(NUM_VERBS, dtype=torch.bool)
     asked[NUM_VERBS - num_asked :] = True
-    whole = Criterion(matcher, LossConfig(**config), asked)
+    whole = Criterion(TwoStageMatcher(matcher, asked), LossConfig(**config))
     return lambda outputs, targets: whole(outputs, Targets.collate(targets))
 
 
