@@ -1,4 +1,4 @@
-"""The small frozen values that flow through both phases. All indices are 0-based."""
+"""Data types that both phases share. All indices are 0-based."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ImageRecord:
     """One image of a dataset part.
 
     Attributes:
-        id: the image's identity everywhere: its file name.
-        path: where the file lies.
+        id: file name, which identifies the image in annotations, caches and predictions.
+        path: path of the file.
     """
 
     id: str
@@ -23,16 +23,16 @@ class ImageRecord:
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """What people said about one image.
+    """Ground truth of one image.
 
     Attributes:
         image_id: file name of the image.
         boxes: (N, 4) float32, xyxy, pixels of the original image.
         labels: (N,) int64, object index of every box.
         hois: (K, 3) int64 rows (human box, object box, verb); the object box is -1 for a verb
-            without object. One row per labelled verb, no two rows equal.
-        size: width and height of the image in pixels; None where the file does not say.
-        coco_image_id: the file's own number of the image; None where it has none (only COCO's has).
+            without object. One row per labelled verb, without duplicates.
+        size: width and height of the image in pixels; None if the annotation file has no sizes.
+        coco_image_id: COCO's id of the image; None in other forms of annotation files.
     """
 
     image_id: str
@@ -45,14 +45,14 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a model says about one image, in the same shape as an `Annotation`.
+    """Predictions of a model for one image, in the form of an `Annotation`.
 
     Attributes:
         image_id: file name of the image.
         boxes: (N, 4) float32, xyxy, pixels of the original image.
         labels: (N,) int64, object index of every box.
         hois: (K, 3) int64 rows (human box, object box, verb).
-        scores: (K,) float32 (float64 as read from a file), one for each row of `hois`.
+        scores: (K,) float32, or float64 if read from a file; one for each row of `hois`.
     """
 
     image_id: str
@@ -62,8 +62,8 @@ class Detections:
     scores: np.ndarray
 
     @classmethod
-    def none(cls, image_id: str) -> Detections:
-        """An image on which nothing was found."""
+    def empty(cls, image_id: str) -> Detections:
+        """No detections for an image."""
         boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
         hois, scores = np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.float32)
         return cls(image_id, boxes, labels, hois, scores)
@@ -77,7 +77,7 @@ class Pairs:
         human_boxes, object_boxes: (P, 4) float32, xyxy, pixels of the original image.
         object_labels: (P,) int64, object indices.
         human_scores, object_scores: (P,) float32; 1 for annotated boxes.
-        sources: (P,) uint8, 0 annotated, 1 proposed by a detector.
+        sources: (P,) uint8, 0 for annotated pairs, 1 for pairs of detected boxes.
     """
 
     human_boxes: np.ndarray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.annotations.base import (
@@ -14,8 +15,9 @@ from pipeline.annotations.base import (
 )
 from pipeline.annotations.box_format import XYWH
 from pipeline.types import Annotation
+from pipeline.utils.files import read_json
 
-BOX_FORMAT = "four finite numbers [x, y, width, height]"
+COCO_BOX_FORMAT = "four finite numbers [x, y, width, height]"
 
 
 def parse_coco(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
@@ -61,7 +63,7 @@ def _parse_image(
     stated, boxes, labels = [], [], []
     for index, row in rows:
         field = f"annotations[{index}]"
-        stated.append(reader.read_box(row.get("bbox"), f"{field}.bbox", BOX_FORMAT))
+        stated.append(reader.read_box(row.get("bbox"), f"{field}.bbox", COCO_BOX_FORMAT))
         x, y, width, height = stated[-1]
         boxes.append([x, y, x + width, y + height])
         category = row.get("category_id")
@@ -78,3 +80,45 @@ def _parse_image(
         hoi_field=str,
         coco_image_id=image["id"],
     )
+
+
+class CocoInstances:
+    """COCO's images and the annotations of some of them, for annotations that refer to their ids.
+
+    Args:
+        path: COCO's file of instances.
+        image_ids: ids of the images whose annotations are kept.
+
+    Attributes:
+        reader: names the file in errors.
+        images: the file's entries of all images, by id.
+        people: category ids of persons.
+        rows: field name and entry of every annotation of the images `image_ids`, by image id.
+
+    Raises:
+        InputError: the file is missing, or an entry is structurally wrong.
+    """
+
+    def __init__(self, path: Path, image_ids: set[int]) -> None:
+        value = read_json(path)
+        self.reader = EntryReader(path, "file")
+        if not isinstance(value, dict):
+            raise self.reader.error("file", "an object with images and annotations", value)
+        names = UniqueImageNames(path)
+        self.images: dict[int, dict[str, Any]] = {}
+        for index, image in enumerate(self.reader.read_objects(value, "images")):
+            image_id = self.reader.read_int(image.get("id"), f"images[{index}].id")
+            names.add(f"images[{index}].file_name", image.get("file_name"))
+            self.images[image_id] = image
+        self.people = [
+            self.reader.read_int(category.get("id"), f"categories[{index}].id")
+            for index, category in enumerate(self.reader.read_objects(value, "categories"))
+            if category.get("name") == "person"
+        ]
+        self.rows: dict[int, list[tuple[str, dict[str, Any]]]] = {
+            image_id: [] for image_id in image_ids
+        }
+        for index, row in enumerate(self.reader.read_objects(value, "annotations")):
+            owner = row.get("image_id")
+            if isinstance(owner, int) and owner in self.rows:
+                self.rows[owner].append((f"annotations[{index}]", row))

@@ -23,16 +23,15 @@ from pipeline.annotations.base import (
     EntryReader,
     ParseContext,
     RawAnnotation,
-    UniqueImageNames,
     build_annotation,
 )
 from pipeline.annotations.box_format import XYWH
+from pipeline.annotations.coco import COCO_BOX_FORMAT, CocoInstances
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_file, sha256_of_json
 
 UNKNOWN_ROLE_BOX = "role objects that are no box of the image (taken as none)"
-BOX_FORMAT = "four finite numbers [x, y, width, height]"
 UNLABELLED = -1
 
 
@@ -91,7 +90,7 @@ def read_vcoco(files: VcocoFiles, context: ParseContext) -> VcocoGroundTruth:
         if number not in table.image_ids:
             expected = f"images of {files.actions}"
             raise bad_field(files.ids, "file", expected, f"image {number}, which it lacks")
-    coco = CocoInstances(read_json(files.instances), files, set(ids))
+    coco = CocoInstances(files.instances, set(ids))
     for number in ids:
         if number not in coco.images:
             expected = f"image {number}, of which {files.actions} speaks"
@@ -167,32 +166,6 @@ def _verbs_by_role(actions: tuple[VcocoAction, ...], context: ParseContext) -> l
     return verbs
 
 
-class CocoInstances:
-    """COCO's images by id, and the annotations of the part's images."""
-
-    def __init__(self, value: Any, files: VcocoFiles, wanted: set[int]) -> None:
-        self.reader = EntryReader(files.instances, "file")
-        if not isinstance(value, dict):
-            raise self.reader.error("file", "an object with images and annotations", value)
-        names = UniqueImageNames(files.instances)
-        self.images: dict[int, dict[str, Any]] = {}
-        for index, image in enumerate(self.reader.read_objects(value, "images")):
-            number = self.reader.read_int(image.get("id"), f"images[{index}].id")
-            names.add(f"images[{index}].file_name", image.get("file_name"))
-            self.images[number] = image
-        categories = enumerate(self.reader.read_objects(value, "categories"))
-        self.people = [
-            self.reader.read_int(row.get("id"), f"categories[{index}].id")
-            for index, row in categories
-            if row.get("name") == "person"
-        ]
-        self.rows: dict[int, list[tuple[str, dict[str, Any]]]] = {number: [] for number in wanted}
-        for index, row in enumerate(self.reader.read_objects(value, "annotations")):
-            owner = row.get("image_id")
-            if owner in self.rows:
-                self.rows[owner].append((f"annotations[{index}]", row))
-
-
 def _build_image(
     image: dict[str, Any], coco: CocoInstances, table: ActionTable, context: ParseContext
 ) -> VcocoImage:
@@ -203,7 +176,7 @@ def _build_image(
     for field, row in coco.rows[image["id"]]:
         if row.get("ignore") == 1:
             continue
-        x, y, w, h = reader.read_box(row.get("bbox"), f"{field}.bbox", BOX_FORMAT)
+        x, y, w, h = reader.read_box(row.get("bbox"), f"{field}.bbox", COCO_BOX_FORMAT)
         context.add_boxes([[x, y, w, h]], (width, height), XYWH)
         box = np.clip([x, y, x + max(0.0, w - 1), y + max(0.0, h - 1)], 0, edge)
         if _segment_area(row, w * h, field, reader) <= 0 or box[2] <= box[0] or box[3] <= box[1]:

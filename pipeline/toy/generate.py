@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +17,7 @@ from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json, write_text
 from pipeline.utils.progress import Progress
+from pipeline.utils.signals import ignore_interrupts
 
 # Part of the toy dataset: (folder of its images, its annotation file), as HICO-DET names them.
 PART_PATHS = {
@@ -155,25 +153,12 @@ def _map_chunks(
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
-            with _ignore_interrupts():
+            with ignore_interrupts():
                 results = pool.map(work, chunks)
             yield from results
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-@contextmanager
-def _ignore_interrupts() -> Iterator[None]:
-    """Processes started meanwhile leave Ctrl-C to this one (inherited; main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _write_chunk(folder: Path, part: str, seed: int, indices: range) -> list[dict[str, Any]]:

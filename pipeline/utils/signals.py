@@ -1,8 +1,13 @@
-"""Ctrl-C and its relatives, where processes are started and ended."""
+"""Context managers that change how SIGINT (Ctrl-C) and SIGTERM are handled.
+
+They are used where child processes start and end, so that one Ctrl-C in the terminal, which every
+process of the group receives, does not kill children before their parent has stopped them.
+"""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,9 +15,10 @@ from types import FrameType
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Ctrl-C takes effect at the end; processes started meanwhile never hear of it.
+    """Blocks SIGINT for the calling thread until the end of the block.
 
-    Whoever started them ends them.
+    Processes that are started inside inherit the blocked signal and never receive it; the caller
+    has to stop them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -22,8 +28,24 @@ def defer_interrupts() -> Iterator[None]:
 
 
 @contextmanager
+def ignore_interrupts() -> Iterator[None]:
+    """Ignores SIGINT in the block; processes that are started inside inherit this.
+
+    Does nothing outside the main thread, where Python cannot change signal handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def restore_interrupt_handler() -> Iterator[None]:
-    """Whatever is done here to the answer to Ctrl-C does not last."""
+    """Restores the SIGINT handler after the block, which may import libraries that replace it."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -33,7 +55,7 @@ def restore_interrupt_handler() -> Iterator[None]:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM, with which batch systems end a job, takes the tidy way of Ctrl-C."""
+    """Raises KeyboardInterrupt on SIGTERM, which batch systems send, so that cleanup runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

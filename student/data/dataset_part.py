@@ -41,7 +41,7 @@ class DatasetPart:
         """Detections of `records`, and none for each other picture, in the file's order."""
         found = {one.image_id: one for one in detections}
         return [
-            found.get(one.image_id) or Detections.none(one.image_id)
+            found.get(one.image_id) or Detections.empty(one.image_id)
             for one in self.annotation_file.annotations
         ]
 

@@ -5,7 +5,14 @@ import pytest
 
 from pipeline.annotations.base import ParseContext
 from pipeline.annotations.load import load_annotations
-from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco, vcoco_annotations
+from pipeline.annotations.vcoco import (
+    VcocoAction,
+    find_vcoco_files,
+    read_actions,
+    read_image_ids,
+    read_vcoco,
+    vcoco_annotations,
+)
 from pipeline.utils.errors import InputError
 
 PERSON, BALL, RACKET = 1, 37, 43
@@ -242,3 +249,137 @@ def test_files_that_do_not_belong_together(tmp_path, vcoco, write_vcoco, harm, s
     harm(tmp_path)
     with pytest.raises(InputError, match=says):
         load_annotations(actions, vcoco, "test")
+
+
+HOLD = {
+    "action_name": "hold",
+    "role_name": ["agent", "obj"],
+    "image_id": [7, 7, 9],
+    "ann_id": [1, 2, 3],
+    "label": [1, 0, 1],
+    "role_object_id": [1, 2, 3, 55, 0, 0],
+}
+STAND = {**HOLD, "action_name": "stand", "role_name": ["agent"], "role_object_id": [1, 2, 3]}
+
+
+def test_reads_people_actions_and_objects(save_json):
+    table = read_actions(save_json([HOLD, {**STAND, "label": [0, 1, 0]}]))
+    assert table.actions == (VcocoAction("hold", ("obj",)), VcocoAction("stand", ()))
+    assert table.image_ids == {7, 9} and table.people_by_image[7] == [1, 2]
+    assert list(table.actions_of(1)) == [(0, (55,))]
+    assert list(table.actions_of(2)) == [(1, ())]
+    assert list(table.actions_of(3)) == [(0, (0,))]
+    assert list(table.actions_of(4)) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([], "file: expected"),
+        ({}, "file: expected"),
+        ([3], "entry 0: action_name: expected"),
+        ([{**HOLD, "action_name": ""}], "entry 0: action_name: expected"),
+        ([{**HOLD, "role_name": ["obj"]}], "hold: role_name: expected"),
+        ([{**HOLD, "role_name": ["agent", "obj", "obj"]}], "hold: role_name: expected"),
+        ([{**HOLD, "role_name": None}], "hold: role_name: expected"),
+        ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id and label: expected 2 entries each"),
+        ([{**HOLD, "label": [1, 0]}], "hold: ann_id and label: expected 3 entries each"),
+        ([{**HOLD, "label": [1, 0, 2]}], "hold: label: expected 0 or 1, found 2"),
+        ([{**HOLD, "label": [1, 0, 0.5]}], "hold: label: expected"),
+        ([{**HOLD, "label": [1, [0], 1]}], "hold: label: expected"),
+        ([{**HOLD, "ann_id": None}], "hold: ann_id: expected"),
+        ([{**HOLD, "ann_id": [1, 2, 1]}], "hold: ann_id: expected"),
+        ([{**HOLD, "role_object_id": [1, 2, 3]}], "hold: role_object_id: expected 6 entries"),
+        ([HOLD, {**STAND, "ann_id": [1, 2, 4]}], "stand: ann_id: expected"),
+        (
+            [{**HOLD, "image_id": [], "ann_id": [], "label": [], "role_object_id": []}],
+            "hold: ann_id: expected",
+        ),
+    ],
+)
+def test_wrong_entries_are_named(save_json, value, says):
+    with pytest.raises(InputError, match=f"annotations.json: {says}"):
+        read_actions(save_json(value))
+
+
+def test_real_and_damaged_files(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([HOLD])[:-9])
+    with pytest.raises(InputError, match="expected JSON"):
+        read_actions(tmp_path / "a.json")
+    with pytest.raises(InputError, match=r"b\.json: no such"):
+        read_actions(tmp_path / "b.json")
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("actions", "instances", "ids"),
+    [
+        (
+            "data/vcoco/vcoco_test.json",
+            "data/instances_vcoco_all_2014.json",
+            "data/splits/vcoco_test.ids",
+        ),
+        ("vcoco_test.json", "instances_vcoco_all_2014.json", "vcoco_test.ids"),
+        (
+            "data/vcoco_test.json",
+            "annotations/instances_val2014.json",
+            "data/splits/vcoco_test.ids",
+        ),
+        (
+            "vcoco_trainval.json",
+            "annotations/instances_train2014.json",
+            "splits/vcoco_trainval.ids",
+        ),
+        ("vcoco_trainval.json", "instances_vcoco_all_2014.json", None),
+    ],
+)
+def test_the_others_are_found_around_the_actions(tmp_path, actions, instances, ids):
+    touch(tmp_path, actions, instances, *([ids] if ids else []))
+    files = find_vcoco_files(tmp_path / actions)
+    assert files.instances.resolve() == tmp_path / instances
+    assert files.ids is None if ids is None else files.ids.resolve() == tmp_path / ids
+
+
+def test_named_files_win(tmp_path):
+    touch(tmp_path, "vcoco_test.json", "instances_vcoco_all_2014.json", "vcoco_test.ids")
+    mine, ids = tmp_path / "mine.json", tmp_path / "mine.ids"
+    files = find_vcoco_files(tmp_path / "vcoco_test.json", mine, ids)
+    assert (files.instances, files.ids) == (mine, ids)
+
+
+def test_the_other_parts_boxes_are_not_taken(tmp_path):
+    touch(tmp_path, "vcoco_test.json", "instances_train2014.json")
+    with pytest.raises(InputError, match="instances: expected"):
+        find_vcoco_files(tmp_path / "vcoco_test.json")
+
+
+def test_ids(tmp_path):
+    path = tmp_path / "a.ids"
+    path.write_text("12\n 7 \n\n000\n")
+    assert read_image_ids(path) == [12, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "file: expected"),
+        ("1\nx\n", r"line 2: expected.*found x"),
+        ("1\n2.5\n", r"line 2: expected.*found 2.5"),
+        ("5\n6\n5\n", r"line 3: expected.*found 5 a second time"),
+    ],
+)
+def test_wrong_ids(tmp_path, text, says):
+    path = tmp_path / "a.ids"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"a.ids: {says}"):
+        read_image_ids(path)
+
+
+def test_missing_ids(tmp_path):
+    with pytest.raises(InputError, match=r"a\.ids: no such"):
+        read_image_ids(tmp_path / "a.ids")

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.datasets.dataset import LAYOUTS, find_layout
+from pipeline.datasets.layouts import LAYOUTS, find_layout
 
 
 def make(root, names):

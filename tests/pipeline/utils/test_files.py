@@ -10,6 +10,7 @@ from pipeline.utils.files import (
     atomic_write,
     iter_json,
     read_json,
+    read_toml,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -152,3 +153,34 @@ def test_digest_of_json_knows_no_key_order():
     assert sha256_of_json([1, 2]) != sha256_of_json([2, 1])
     text = json.dumps({"a": "é"}, ensure_ascii=False, separators=(",", ":"))
     assert sha256_of_json({"a": "é"}) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_toml_tables_and_values(tmp_path):
+    (tmp_path / "a.toml").write_text('b = 1\n[c]\nd = ["é"]\n', encoding="utf-8")
+    assert read_toml(tmp_path / "a.toml") == {"b": 1, "c": {"d": ["é"]}}
+
+
+def test_toml_with_a_byte_order_mark_and_windows_line_ends(tmp_path):
+    (tmp_path / "a.toml").write_bytes('b = 1\r\n[c]\r\nd = ["é"]\r\n'.encode("utf-8-sig"))
+    assert read_toml(tmp_path / "a.toml") == {"b": 1, "c": {"d": ["é"]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"b = ", "expected TOML"),
+        (b"b = 1\nb = 2", "expected TOML"),
+        (b"\xff\xfe", "expected TOML"),
+    ],
+)
+def test_invalid_toml_is_refused(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(InputError, match=f"a.toml: {says}"):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_a_folder_is_not_a_toml_file(tmp_path):
+    with pytest.raises(InputError):
+        read_toml(tmp_path)
