@@ -370,7 +370,8 @@ def build(
     from pipeline.utils.signals import sigterm_as_interrupt
     from teacher_cache import build as builder
     from teacher_cache.build import BuildConfig
-    from teacher_cache.cluster.run import job_script
+    from teacher_cache.cluster.modes import SlurmJobs
+    from teacher_cache.cluster.run import check_libraries
     from teacher_cache.detectors.pairing import PairingConfig
     from teacher_cache.detectors.torchvision import load_class_names
     from teacher_cache.extraction.extract import ExtractionConfig
@@ -416,7 +417,11 @@ def build(
         device=device,
     )
     if dry_run:
-        click.echo(job_script(config.mode, out), nl=False)
+        assert isinstance(mode, SlurmJobs)
+        check_libraries(mode)
+        from teacher_cache.cluster.slurm import job_script
+
+        click.echo(job_script(mode, out), nl=False)
         return
     with sigterm_as_interrupt():
         builder.build_cache(config)

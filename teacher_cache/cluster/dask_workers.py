@@ -1,4 +1,4 @@
-"""Local or running Dask workers; dispatches one shard to each."""
+"""Runs shard tasks on Dask workers: local processes or an existing cluster, one shard each."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from pipeline.utils.signals import defer_interrupts
 from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.writer.shard import ShardRecord
 
-# Seconds after which somebody looks whether workers came or went.
+# Seconds to wait for a finished shard before the workers are counted again.
 POLL_TIMEOUT = 1.0
-# Those to which Dask gives a level of their own.
+# Dask sets a level on each of these loggers, so that silencing the parent alone has no effect.
 DASK_LOGGERS = ("distributed", "distributed.client", "distributed.gc")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Workers, some of which may still be on their way.
+    """A Dask cluster whose workers may not all have started yet.
 
     Attributes:
-        client: speaks to their scheduler.
-        monitor: called with the number of unfinished shards; raises `InputError` where no
-            worker will come any more.
+        client: connected to the cluster's scheduler.
+        monitor: called with the number of unfinished shards; raises `InputError` when no worker
+            can be expected any more.
     """
 
     client: Client
@@ -49,7 +49,7 @@ class Workers:
 
 @contextmanager
 def silence_dask() -> Iterator[None]:
-    """Keeps Dask's log to itself: what people should know is said here, in one line."""
+    """Suppresses Dask's log messages; errors that matter are raised as one-line `InputError`s."""
     loggers = [logging.getLogger(name) for name in DASK_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -62,19 +62,22 @@ def silence_dask() -> Iterator[None]:
 
 
 def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -> list[ShardRecord]:
-    """Makes shards with the workers.
+    """Makes shards on the workers.
 
-    No more shards are given out than there are workers, so that a worker that dies takes one
-    shard with it; Dask gives that one to another worker.
+    At most one shard per worker is submitted at a time, so that a worker that dies loses one
+    shard only; Dask then gives this shard to another worker.
 
     Args:
-        tasks: the shards, of files that the workers see under the same names.
-        workers: who makes them.
-        progress: moved on by every finished shard.
+        tasks: the shards to make; the workers must see all files under the same paths.
+        workers: the cluster that makes them.
+        progress: advanced by the images of every finished shard.
+
+    Returns:
+        The records of the shards, in the order in which they were finished.
 
     Raises:
-        InputError: a shard could not be made from what the user gave, or every worker died over
-            it, or the workers are lost.
+        InputError: the input of a shard is bad, several workers died while they made the same
+            shard, or the scheduler is lost.
     """
     waiting = deque(tasks)
     running: dict[Future, ShardTask] = {}
@@ -109,14 +112,20 @@ def _num_workers(client: Client) -> int:
 
 
 def _scheduler_lost_error() -> InputError:
-    return InputError("--scheduler: the Dask scheduler is gone; the same command goes on from here")
+    return InputError(
+        "--scheduler: lost the connection to the Dask scheduler; run the same command to resume"
+    )
 
 
 def run_task(task: ShardTask) -> ShardRecord:
-    """Makes a shard in a worker's process; a worker's Dask threads are its share of the cores."""
+    """Makes a shard within a Dask worker.
+
+    Without a number of threads in the task, torch uses as many as the worker has Dask threads,
+    which is the worker's share of the machine's cores.
+    """
     if task.inputs_config.threads is None:
-        sources = replace(task.inputs_config, threads=get_worker().state.nthreads)
-        task = replace(task, inputs_config=sources)
+        inputs_config = replace(task.inputs_config, threads=get_worker().state.nthreads)
+        task = replace(task, inputs_config=inputs_config)
     return make_shard(task)
 
 
@@ -126,7 +135,8 @@ def _get_record(future: Future, task: ShardTask) -> ShardRecord:
     except KilledWorker as error:
         raise InputError(
             f"{task.path}: {error.allowed_failures + 1} workers died one after the other while"
-            f" they made this shard, the last at {error.last_worker.address}; do they lack memory?"
+            f" they made this shard, the last at {error.last_worker.address}; they may be out of"
+            " memory"
         ) from None
     except CancelledError:
         raise _scheduler_lost_error() from None
@@ -142,12 +152,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @contextmanager
 def local_workers(count: int, threads: int | None, device: str) -> Iterator[Workers]:
-    """Starts processes and ends them.
+    """Starts worker processes on this machine, and ends them when the context ends.
 
     Args:
-        count: how many.
-        threads: of each on a CPU; None leaves them to the libraries.
-        device: auto, cpu or cuda[:i].
+        count: number of processes.
+        threads: number of CPU threads per process; None for the libraries' defaults.
+        device: "auto", "cpu" or "cuda[:i]"; with "auto" and "cuda" the GPUs are distributed over
+            the processes.
     """
     workers = {
         number: {
@@ -155,7 +166,7 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
             "options": {
                 "nthreads": 1,
                 "host": LOCALHOST,
-                # The models are not Dask's to spill or to pause.
+                # Without a limit: Dask cannot spill models to disk and would pause the worker.
                 "memory_limit": 0,
                 "silence_logs": logging.CRITICAL,
                 "env": {
@@ -173,9 +184,9 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
         "dashboard_address": f"{LOCALHOST}:0",
     }
     scheduler = {"cls": Scheduler, "options": options}
-    # Dask would give numeric libraries a single thread, in this process's environment too.
+    # By default Dask limits numeric libraries to one thread, in this process's environment too.
     with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
-        # Ctrl-C is the builder's to answer: threads and processes that start here never hear it.
+        # Ctrl-C must reach this process only: threads and processes inherit the blocked signal.
         with defer_interrupts():
             cluster = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
         with cluster, Client(cluster, set_as_default=False) as client:
@@ -187,7 +198,7 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
 
 
 def _kill_workers(cluster: SpecCluster) -> None:
-    """Kills workers; the cluster would wait for the shards that they are making."""
+    """Kills the workers, because closing the cluster would wait for their unfinished shards."""
     for nanny in cluster.workers.values():
         nanny.close_gracefully()
         if nanny.pid is not None:
@@ -196,11 +207,11 @@ def _kill_workers(cluster: SpecCluster) -> None:
 
 
 def gpu_environment(number: int, device: str) -> dict[str, str]:
-    """The environment that keeps a worker to one GPU.
+    """Environment variables that restrict a worker to one GPU.
 
     Args:
-        number: of the worker.
-        device: auto, cpu or cuda[:i]; a GPU that is named is everybody's.
+        number: the worker's number; workers take the visible GPUs in turn.
+        device: "auto", "cpu" or "cuda[:i]"; with a numbered GPU all workers share it.
     """
     if device not in ("auto", "cuda") or not torch.cuda.device_count():
         return {}
@@ -216,13 +227,13 @@ CONNECT_TIMEOUT = 30.0
 
 @contextmanager
 def running_workers(address: str) -> Iterator[Workers]:
-    """Connects, and leaves the cluster as it was.
+    """Connects to an existing Dask cluster; its workers keep running afterwards.
 
     Args:
         address: host:port of the scheduler, or its scheduler file.
 
     Raises:
-        InputError: no scheduler answers there.
+        InputError: no scheduler can be reached at the address.
     """
     try:
         client = Client(_resolve_address(address), timeout=CONNECT_TIMEOUT, set_as_default=False)
@@ -236,14 +247,14 @@ def running_workers(address: str) -> Iterator[Workers]:
 
 
 def get_workers_device(address: str, log: Callable[[str], None]) -> str:
-    """Where models run on the cluster's workers: "cpu" or "cuda".
+    """The device type on the cluster's workers, "cpu" or "cuda"; waits for the first worker.
 
     Args:
         address: host:port of the scheduler, or its scheduler file.
         log: receives a message while no worker has connected.
 
     Raises:
-        InputError: no scheduler answers there.
+        InputError: no scheduler can be reached at the address.
     """
     with running_workers(address) as workers:
         if not workers.client.nthreads():
@@ -257,16 +268,16 @@ def _detect_device() -> str:
 
 
 def _resolve_address(text: str) -> str:
-    """The address itself, or what the scheduler's file says.
+    """The address itself, or the one in the scheduler file.
 
     Raises:
-        ValueError: neither.
+        ValueError: the file contains no address, or the address has another form.
     """
     if Path(text).is_file():
         found = json.loads(Path(text).read_text())
         if not isinstance(found, dict) or not isinstance(found.get("address"), str):
-            raise ValueError("the file names no address")
+            raise ValueError("the file contains no address")
         text = found["address"]
-    # A client that was never connected takes a minute to go.
+    # Checked here, because closing a client that never connected takes a minute.
     get_address_host_port(text)
     return text

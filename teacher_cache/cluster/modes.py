@@ -1,4 +1,4 @@
-"""Where shards may be made. Nothing here needs Dask."""
+"""Settings of where shards are made, job time limits and array shares; does not need Dask."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 
 WALLTIME_PATTERN = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
-# The part of its walltime that a worker does not use, and its bounds in seconds.
+# Fraction of its walltime that a worker leaves unused, and the minimum in seconds.
 WALLTIME_MARGIN, MIN_WALLTIME_MARGIN = 0.05, 120.0
-# The options of sbatch that say what a field of `SlurmJobs` says.
+# Options of sbatch that set the same thing as a field of `SlurmJobs`.
 SBATCH_OPTIONS = {
     "cores": ("-c", "--cpus-per-task", "--cpus-per-gpu"),
     "memory": ("--mem", "--mem-per-cpu", "--mem-per-gpu"),
@@ -31,15 +31,15 @@ OPTION_PATTERN = re.compile(r"--[a-z-]+|-[a-zA-Z]")
 
 @dataclass(frozen=True)
 class InProcess:
-    """In the builder's own process, one after the other."""
+    """Shards are made in the build's own process, one after the other."""
 
 
 @dataclass(frozen=True)
 class LocalWorkers:
-    """In processes of this machine.
+    """Shards are made in worker processes on this machine.
 
     Attributes:
-        count: how many; with GPUs, every process keeps to one.
+        count: number of processes; where there are GPUs, each process uses one.
     """
 
     count: int
@@ -47,10 +47,10 @@ class LocalWorkers:
 
 @dataclass(frozen=True)
 class RunningCluster:
-    """On the workers of a Dask cluster that somebody else started.
+    """Shards are made on the workers of an existing Dask cluster.
 
     Attributes:
-        address: host:port of its scheduler, or the scheduler's file.
+        address: host:port of its scheduler, or its scheduler file.
     """
 
     address: str
@@ -58,20 +58,21 @@ class RunningCluster:
 
 @dataclass(frozen=True)
 class SlurmJobs:
-    """In jobs of SLURM, one worker in each.
+    """Shards are made in SLURM jobs, with one worker per job.
 
     Attributes:
-        jobs: at most so many at a time.
-        cores, memory, walltime: of a job, in SLURM's words; None leaves it to the site. What a
-            directive says too is None.
-        queue, account, gres: of a job; None takes the site's own.
-        prologue: shell lines for the job before its worker starts.
-        directives: further `#SBATCH` lines, with that word or without.
-        log_folder: where jobs write their logs; None takes `logs` in the cache.
-        interface: the network that workers and builder share; None lets Dask choose.
+        jobs: maximum number of jobs at a time.
+        cores, memory, walltime: resources per job, in SLURM's notation; None for the site's
+            default. A value that a directive sets as well becomes None.
+        queue, account, gres: partition, account and generic resources per job; None for the
+            site's defaults.
+        prologue: shell lines to run in the job before its worker starts.
+        directives: further `#SBATCH` lines, with or without the prefix `#SBATCH`.
+        log_folder: folder of the jobs' logs; None for `logs` in the cache folder.
+        interface: network interface that workers and build share; None lets Dask choose.
 
     Raises:
-        InputError: a directive is no option of sbatch.
+        InputError: a directive is not an option of sbatch.
     """
 
     jobs: int = 1
@@ -103,12 +104,12 @@ ExecutionMode = InProcess | LocalWorkers | RunningCluster | SlurmJobs
 
 
 def is_remote(mode: ExecutionMode) -> bool:
-    """Whether the machines that make shards need not be like the builder's own."""
+    """Whether shards are made on other machines, whose devices may differ from this one's."""
     return isinstance(mode, (RunningCluster, SlurmJobs))
 
 
 def _option_names(directive: str) -> list[str]:
-    """The options of sbatch in a directive, without their values."""
+    """Names of the sbatch options in a directive, without their values."""
     try:
         words = shlex.split(directive, comments=True)
     except ValueError:
@@ -117,26 +118,31 @@ def _option_names(directive: str) -> list[str]:
 
 
 def requests_gpu(mode: SlurmJobs) -> bool:
-    """Whether a job is to have a GPU, by what SLURM is told."""
+    """Whether the settings request a GPU for each job."""
     return any("gpu" in text.lower() for text in (mode.gres or "", *mode.directives))
 
 
 def threads_per_worker(mode: ExecutionMode) -> int | None:
-    """torch's threads in every process of a mode, on a CPU; None leaves them to the process."""
+    """Number of torch CPU threads per process; None where each process decides."""
     if isinstance(mode, SlurmJobs):
         return mode.cores
     if not isinstance(mode, LocalWorkers):
         return None
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdecimal() and int(told) else max(1, num_usable_cores() // mode.count)
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if value.isdecimal() and int(value):
+        return int(value)
+    return max(1, num_usable_cores() // mode.count)
 
 
 def parse_walltime(text: str) -> int:
-    """Seconds of a time in one of SLURM's forms: minutes, minutes:seconds,
-    hours:minutes:seconds, days-hours, days-hours:minutes and days-hours:minutes:seconds.
+    """Seconds of a time limit in one of SLURM's forms.
+
+    Args:
+        text: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes or
+            days-hours:minutes:seconds.
 
     Raises:
-        InputError: another form, or no time at all.
+        InputError: the text has another form, or the time is zero.
     """
     found = WALLTIME_PATTERN.fullmatch(text.strip())
     numbers = [int(number) for number in found["rest"].split(":")] if found else []
@@ -150,21 +156,21 @@ def parse_walltime(text: str) -> int:
         total = minutes * 60 + seconds
     if not total:
         raise InputError(
-            f"--walltime: expected SLURM's form of a time, such as 04:00:00, found {text}"
+            f"--walltime: expected SLURM's form of a time limit, such as 04:00:00, found {text}"
         )
     return total
 
 
 def worker_lifetime(walltime: int) -> tuple[float, float]:
-    """When workers leave by themselves, so that no job meets its walltime in the middle of things.
+    """When a worker stops by itself, so that its job does not reach its time limit in a shard.
 
     Args:
-        walltime: of a job, in seconds.
+        walltime: time limit of a job in seconds.
 
     Returns:
-        Seconds after which they leave, and by how many these may vary so that they do not all
-        leave at once. Even the latest leaves a twentieth of the walltime, or two minutes, before
-        its end; of a very short walltime, a quarter.
+        Seconds after which a worker stops, and the maximum random deviation from it, which keeps
+        workers from stopping all at once. Even the last one stops 5 % of the walltime, and at
+        least two minutes, before its end; for a very short walltime, a quarter of it.
     """
     spare = min(max(WALLTIME_MARGIN * walltime, MIN_WALLTIME_MARGIN), walltime / 4)
     stagger = spare / 2
@@ -172,31 +178,31 @@ def worker_lifetime(walltime: int) -> tuple[float, float]:
 
 
 def print_job_lifetime() -> None:
-    """Prints, within a job of SLURM, the options by which its worker leaves before the job's end.
+    """Prints, within a SLURM job, the worker options that stop its worker before the job ends.
 
-    Prints nothing where the job has no end; where that is not known, a line on stderr says so.
+    Prints nothing if the job has no time limit, and a warning on stderr if the limit is unknown.
     """
     end = os.environ.get("SLURM_JOB_END_TIME", "")
-    left = int(end) - int(time.time()) if end.isdecimal() else _remaining_seconds()
-    if left is None:
+    remaining = int(end) - int(time.time()) if end.isdecimal() else _remaining_seconds()
+    if remaining is None:
         line = "the job's time limit is not known: a job that is killed repeats its shard"
         print(f"eoid-cache: {line}", file=sys.stderr)
-    elif left:
-        print(worker_lifetime_options(left))
+    elif remaining:
+        print(worker_lifetime_options(remaining))
 
 
 def worker_lifetime_options(walltime: int) -> str:
-    """Options of a Dask worker, for a job's walltime in seconds."""
+    """Command-line options of a Dask worker for a job's walltime in seconds."""
     seconds, stagger = worker_lifetime(walltime)
     return f"--lifetime {seconds:.0f}s --lifetime-stagger {stagger:.0f}s"
 
 
 def _remaining_seconds() -> int | None:
-    """Seconds until this job of SLURM ends; 0 where it never does, None where nobody says."""
+    """Seconds until this SLURM job ends; 0 without a time limit, None if it is unknown."""
     command = ["squeue", "--noheader", "--format=%L", f"--job={os.environ.get('SLURM_JOB_ID')}"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        return 0 if told == "UNLIMITED" else parse_walltime(told)
+        output = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return 0 if output == "UNLIMITED" else parse_walltime(output)
     except (OSError, InputError):
         return None
 
@@ -207,26 +213,29 @@ ARRAY_PREFIX = "SLURM_ARRAY_TASK_"
 
 @dataclass(frozen=True)
 class ArrayShare:
-    """Every N-th shard from the I-th on, so that all jobs meet easy and hard images alike.
+    """A job's share of the shards: every N-th one, starting with number I.
+
+    Interleaved shares take about equally long, even if images at the end of a dataset have more
+    pairs than those at its beginning.
 
     Attributes:
-        index: I, from 0 on.
-        count: N.
+        index: I, in [0, N).
+        count: N, the number of jobs.
     """
 
     index: int
     count: int
 
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This job's items."""
+        """The items of this job's share."""
         return items[self.index :: self.count]
 
     @classmethod
     def parse(cls, text: str) -> ArrayShare:
-        """Reads `I/N`.
+        """Parses `I/N`.
 
         Raises:
-            InputError: something else.
+            InputError: the text has another form, or I is not below N.
         """
         index, _, count = text.partition("/")
         if index.isdecimal() and count.isdecimal() and int(index) < int(count):
@@ -235,10 +244,10 @@ class ArrayShare:
 
     @classmethod
     def from_slurm(cls, environment: Mapping[str, str] = os.environ) -> ArrayShare:
-        """The share of this job of a SLURM array, whatever its numbers are.
+        """The share of this job of a SLURM array, whose numbers may start anywhere.
 
         Raises:
-            InputError: this is no such job, or its array has no equal steps.
+            InputError: this is not a job of an array, or the array's numbers have unequal steps.
         """
         texts = {name: environment.get(ARRAY_PREFIX + name, "") for name in ("ID", "MIN", "COUNT")}
         step = environment.get(f"{ARRAY_PREFIX}STEP") or "1"
@@ -252,6 +261,6 @@ class ArrayShare:
         if rest or not 0 <= index < count:
             raise InputError(
                 f"--array: expected an array of equal steps, such as 0-7, found job {number} of"
-                f" {count} from {first} on; give I/N"
+                f" {count} from {first} on; give I/N instead"
             )
         return cls(index, count)

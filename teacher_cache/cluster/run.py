@@ -1,4 +1,7 @@
-"""The one door: tasks and a mode in, records out."""
+"""Runs the shard tasks of a build in the chosen execution mode.
+
+Dask and dask-jobqueue are optional, so the modules that need them are imported inside functions.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.utils.errors import InputError
@@ -32,33 +34,37 @@ def run_tasks(
     """Makes shards.
 
     Args:
-        tasks: the shards.
+        tasks: the shards to make.
         mode: where they are made.
-        progress: moved on by every finished image or shard.
+        progress: advanced by the images of every finished batch or shard.
+
+    Returns:
+        The records of the shards.
 
     Raises:
-        InputError: a shard could not be made from what the user gave, every worker died over it,
-            or there are no workers and there will be none.
+        InputError: the input of a shard is bad, several workers died while they made the same
+            shard, or no worker can be expected any more.
     """
     if isinstance(mode, InProcess) or not tasks:
         return [make_shard(task, progress.update) for task in tasks]
-    elsewhere = [
+    # Workers may run in another directory.
+    remote_tasks = [
         replace(task, folder=task.folder.absolute(), inputs_config=task.inputs_config.absolute())
         for task in tasks
     ]
     from teacher_cache.cluster.dask_workers import dispatch, silence_dask
 
-    with silence_dask(), _open_workers(mode, elsewhere[0]) as workers:
-        return dispatch(elsewhere, workers, progress)
+    with silence_dask(), _open_workers(mode, remote_tasks[0]) as workers:
+        return dispatch(remote_tasks, workers, progress)
 
 
 def check_mode(mode: ExecutionMode) -> None:
-    """Finds out before anything else whether a mode is possible here.
+    """Checks that a mode can be used on this machine, before any model is loaded.
 
     Raises:
-        InputError: it is not; says what is missing or wrong.
+        InputError: a library or a command of SLURM is missing, or a job setting is invalid.
     """
-    _check_libraries(mode)
+    check_libraries(mode)
     if isinstance(mode, SlurmJobs):
         from teacher_cache.cluster.slurm import check_slurm
 
@@ -66,15 +72,17 @@ def check_mode(mode: ExecutionMode) -> None:
 
 
 def resolve_remote_device(mode: ExecutionMode, device: str, log: Callable[[str], None]) -> str:
-    """What `auto` means on other machines, which the builder must know: it decides answers.
+    """The device that "auto" means on the machines that make the shards.
+
+    The build needs it for the fingerprint, because CLIP's precision depends on the device.
 
     Args:
         mode: where shards are made.
-        device: auto, cpu or cuda[:i].
-        log: receives what is waited for.
+        device: "auto", "cpu" or "cuda[:i]".
+        log: receives a message while no worker has connected.
 
     Raises:
-        InputError: no scheduler answers.
+        InputError: no scheduler can be reached.
     """
     if device != "auto":
         return device
@@ -87,26 +95,18 @@ def resolve_remote_device(mode: ExecutionMode, device: str, log: Callable[[str],
         return get_workers_device(mode.address, log)
 
 
-def job_script(mode: ExecutionMode | None, folder: Path) -> str:
-    """What would be submitted to SLURM for every worker of a build into a folder.
+def check_libraries(mode: ExecutionMode) -> None:
+    """Checks that the optional libraries of a mode are installed.
 
     Raises:
-        InputError: an option that cannot be.
+        InputError: one is missing.
     """
-    assert isinstance(mode, SlurmJobs)
-    _check_libraries(mode)
-    from teacher_cache.cluster import slurm
-
-    return slurm.job_script(mode, folder)
-
-
-def _check_libraries(mode: ExecutionMode) -> None:
     libraries = [] if isinstance(mode, InProcess) else ["distributed"]
     if isinstance(mode, SlurmJobs):
         libraries.append("dask_jobqueue")
     for library in libraries:
         if find_spec(library) is None:
-            raise InputError(f"{library} is not installed; do so with: pip install 'eoid[cluster]'")
+            raise InputError(f"{library} is not installed; run: pip install 'eoid[cluster]'")
 
 
 def _open_workers(mode: ExecutionMode, task: ShardTask) -> AbstractContextManager[Workers]:

@@ -1,4 +1,4 @@
-"""Workers in jobs of SLURM, through dask-jobqueue. Jobs that end too early are replaced."""
+"""Dask workers in SLURM jobs, through dask-jobqueue; jobs that end early are replaced."""
 
 from __future__ import annotations
 
@@ -23,40 +23,41 @@ from pipeline.utils.signals import defer_interrupts, restore_interrupt_handler
 from teacher_cache.cluster.dask_workers import Workers
 from teacher_cache.cluster.modes import SlurmJobs, parse_walltime, worker_lifetime_options
 
-# Its import makes Ctrl-C end the program as if it had done its work.
+# Importing dask_jobqueue installs a SIGINT handler that exits with status 0.
 with restore_interrupt_handler():
     from dask_jobqueue.slurm import SLURMCluster, SLURMJob, slurm_format_bytes_ceil
 
-# Seconds between two looks at SLURM's queue.
+# Seconds between two queries of SLURM's queue.
 QUEUE_POLL_INTERVAL = 15.0
-# So many jobs in a row may end before a worker reports from them, beside those asked for.
+# Number of jobs in a row that may end before their worker connects, in addition to one failure of
+# each of the requested jobs.
 MAX_LOST_JOBS = 3
 LOG_FOLDER = "logs"
-# In a job whose cores and time are the site's own: what the job itself knows of them.
+# For jobs with the site's default cores and time limit, which only the job itself can look up.
 JOB_CORES = "${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}"
 JOB_LIFETIME_CODE = "from teacher_cache.cluster.modes import print_job_lifetime as p; p()"
 MIN_MEMORY = 1 << 20
 
 
 def job_script(mode: SlurmJobs, folder: Path) -> str:
-    """What would be submitted for every worker; works without SLURM and leaves nothing behind.
+    """The batch script that is submitted for every worker; needs no SLURM and writes no files.
 
     Args:
-        mode: of the build.
-        folder: the cache.
+        mode: settings of the jobs.
+        folder: the cache folder.
 
     Raises:
-        InputError: walltime or memory cannot be read.
+        InputError: walltime or memory has another form than SLURM's.
     """
     address = "tcp://<scheduler>"
     return SLURMJob(address, name="<name>", **_job_options(mode, folder)).job_script()
 
 
 def check_slurm(mode: SlurmJobs) -> None:
-    """Finds out early what can be known of jobs without asking for one.
+    """Checks what can be checked without submitting a job.
 
     Raises:
-        InputError: SLURM is not here, or an option cannot be.
+        InputError: SLURM's commands are not installed, or a job setting is invalid.
     """
     _job_options(mode, Path())
     for command in ("sbatch", "squeue", "scancel"):
@@ -69,14 +70,15 @@ def check_slurm(mode: SlurmJobs) -> None:
 
 @contextmanager
 def slurm_workers(mode: SlurmJobs, folder: Path) -> Iterator[Workers]:
-    """Asks SLURM for jobs, and cancels them at the end.
+    """Submits jobs to SLURM, and cancels those that remain when the context ends.
 
     Args:
-        mode: which jobs.
-        folder: the cache.
+        mode: settings of the jobs.
+        folder: the cache folder.
 
     Raises:
-        InputError: SLURM refuses the jobs, or they end before they begin.
+        InputError: by `Workers.monitor`, if SLURM rejects the jobs, or they keep ending before
+            their workers connect.
     """
     log_folder(mode, folder).mkdir(parents=True, exist_ok=True)
     options = dask.config.get("jobqueue.slurm.scheduler-options", {})
@@ -100,12 +102,12 @@ def slurm_workers(mode: SlurmJobs, folder: Path) -> Iterator[Workers]:
 
 
 def log_folder(mode: SlurmJobs, folder: Path) -> Path:
-    """Where jobs write their logs."""
+    """Absolute path of the folder of the jobs' logs."""
     return (mode.log_folder or folder / LOG_FOLDER).absolute()
 
 
 class _ShardScaling(Adaptive):
-    """As many jobs as shards are left: the last ones keep no idle machines.
+    """Requests no more jobs than there are unfinished shards, so that none is left idle.
 
     Attributes:
         remaining: number of unfinished shards.
@@ -118,9 +120,9 @@ class _ShardScaling(Adaptive):
 
 
 class _JobMonitor:
-    """Notices jobs that SLURM refuses, or that end before their worker reports.
+    """Finds jobs that SLURM rejected or that ended before their worker connected.
 
-    Dask has workers replaced that it has seen; of others it never learns what became of them.
+    Dask replaces workers that were connected once; it never notices that a job ended before that.
     """
 
     def __init__(
@@ -128,15 +130,15 @@ class _JobMonitor:
     ) -> None:
         self._cluster, self._logs, self._refusals = cluster, logs, refusals
         self._max_lost = MAX_LOST_JOBS + mode.jobs
-        self._lost = 0
-        self._seen: set[str] = set()
+        self._num_lost = 0
+        self._connected: set[str] = set()
         self._last_poll = time.monotonic()
 
     def poll(self) -> None:
-        """Looks, if it is time to.
+        """Queries SLURM's queue, at most once per `QUEUE_POLL_INTERVAL` seconds.
 
         Raises:
-            InputError: there is no hope of workers.
+            InputError: SLURM rejected all jobs, or too many jobs in a row were lost.
         """
         if not self._refusals and time.monotonic() - self._last_poll < QUEUE_POLL_INTERVAL:
             return
@@ -145,68 +147,70 @@ class _JobMonitor:
         queued = _queued_jobs()
         if queued is None:
             return
-        gone = {name: job for name, job in submitted.items() if job not in queued | self._seen}
-        refused, self._refusals[:] = list(self._refusals), []
-        reported, lost = self._cluster.sync(_discard_lost_jobs, self._cluster, gone)
-        self._seen |= {submitted[name] for name in reported if name in submitted}
-        self._lost = 0 if reported and not lost else self._lost + lost
-        is_refused = refused and not reported and lost == len(submitted)
-        if is_refused or self._lost > self._max_lost:
-            raise self._no_workers_error(refused)
+        ended = {
+            name: job for name, job in submitted.items() if job not in queued | self._connected
+        }
+        refusals, self._refusals[:] = list(self._refusals), []
+        connected, num_lost = self._cluster.sync(_discard_lost_jobs, self._cluster, ended)
+        self._connected |= {submitted[name] for name in connected if name in submitted}
+        self._num_lost = 0 if connected and not num_lost else self._num_lost + num_lost
+        all_refused = refusals and not connected and num_lost == len(submitted)
+        if all_refused or self._num_lost > self._max_lost:
+            raise self._no_workers_error(refusals)
 
-    def _no_workers_error(self, refused: list[str]) -> InputError:
-        if refused:
-            return InputError(f"--slurm: expected a job that SLURM takes, found {refused[-1]}")
+    def _no_workers_error(self, refusals: list[str]) -> InputError:
+        if refusals:
+            return InputError(f"--slurm: expected a job that SLURM accepts, found {refusals[-1]}")
         return InputError(
-            f"--slurm: {self._lost} jobs ended before a worker reported from them; their logs are"
+            f"--slurm: {self._num_lost} jobs ended before their workers connected; their logs are"
             f" in {self._logs}"
         )
 
 
-async def _discard_lost_jobs(cluster: Any, gone: dict[str, str]) -> tuple[set[str], int]:
-    """Forgets jobs that ended without a worker, so that the cluster's next look replaces them.
+async def _discard_lost_jobs(cluster: Any, ended: dict[str, str]) -> tuple[set[str], int]:
+    """Removes jobs that ended without a worker from the cluster, which then replaces them.
 
     Args:
-        cluster: of the jobs.
-        gone: ids by name of jobs that are no longer queued.
+        cluster: the `SLURMCluster` that submitted the jobs.
+        ended: ids of the jobs that are no longer queued, by name.
 
     Returns:
-        The names of jobs with a worker, and how many jobs were forgotten.
+        The names of jobs with a connected worker, and the number of removed jobs.
     """
-    reported = {worker.name for worker in cluster.scheduler.workers.values()}
-    lost = 0
-    for name, job_id in gone.items():
+    connected = {worker.name for worker in cluster.scheduler.workers.values()}
+    num_lost = 0
+    for name, job_id in ended.items():
         job = cluster.workers.get(name)
-        if job is not None and job.job_id == job_id and name not in reported:
+        if job is not None and job.job_id == job_id and name not in connected:
             del cluster.workers[name]
             await job.close()
-            lost += 1
-    return reported, lost
+            num_lost += 1
+    return connected, num_lost
 
 
 def _queued_jobs() -> set[str] | None:
-    """Ids of the user's pending and running jobs; None where SLURM does not answer."""
+    """Ids of the user's pending and running jobs; None if `squeue` fails."""
     command = ["squeue", "--noheader", "--format=%i", f"--user={os.getuid()}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return set(done.stdout.split()) if done.returncode == 0 else None
+    result = subprocess.run(command, capture_output=True, text=True)
+    return set(result.stdout.split()) if result.returncode == 0 else None
 
 
 def _job_class(refusals: list[str]) -> Any:
     class Job(SLURMJob):
-        """Keeps what sbatch said when it refused; the cluster would only log it."""
+        """Collects sbatch's error messages, which the cluster would only log."""
 
         async def start(self) -> None:
             try:
                 await super().start()
             except (OSError, RuntimeError, ValueError) as error:
-                # A job without a number is forgotten like one that ended too early.
+                # A running job without an id is then discarded like one that ended early.
                 lines = [line for line in str(error).splitlines() if "error:" in line]
                 refusals.append(" ".join((lines or [str(error)])[0].split()))
                 self.status = Status.running
 
         async def close(self) -> None:
             await super().close()
-            # The cluster wants to see that its jobs ended; dask-jobqueue forgets to say so.
+            # dask-jobqueue does not set the status, for which the cluster waits.
             self.status = Status.closed
 
     return Job
@@ -229,12 +233,13 @@ def _job_options(mode: SlurmJobs, folder: Path) -> dict[str, Any]:
     if mode.walltime is None:
         lifetime = "$EOID_LIFETIME"
         prologue.append(f"EOID_LIFETIME=$({shlex.quote(sys.executable)} -c '{JOB_LIFETIME_CODE}')")
-    # One Dask thread, so one shard at a time; the job's cores are torch's.
+    # One Dask thread per worker, so that it makes one shard at a time; torch uses the job's cores.
     return {
         "job_name": "eoid-cache",
         "cores": 1,
         "processes": 1,
-        # Dask's own lines for these are left out: a job may do without, or its directives say more.
+        # Dask's own lines are skipped, because these settings may be left to the site or be given
+        # in another form by a directive.
         "memory": "1GB",
         "job_directives_skip": ["--cpus-per-task=", "--mem=", "-t "],
         "queue": mode.queue,
@@ -242,26 +247,26 @@ def _job_options(mode: SlurmJobs, folder: Path) -> dict[str, Any]:
         "interface": mode.interface,
         "job_extra_directives": [*directives, *mode.directives],
         "job_script_prologue": prologue,
-        # SLURM guards the job's memory; Dask would pause a worker for its models.
+        # SLURM enforces the job's memory limit; Dask would pause a worker that holds models.
         "worker_extra_args": [lifetime, "--memory-limit", "0"],
     }
 
 
 def _slurm_memory(text: str) -> str:
-    """A size in SLURM's form; 0, to SLURM, is all memory of a machine.
+    """A memory size in SLURM's form; 0 means all memory of a machine.
 
     Raises:
-        InputError: no size, or one that must have been meant in another unit.
+        InputError: not a size, or less than 1 MiB, which is taken for a forgotten unit.
     """
     try:
-        found = parse_bytes(text)
+        num_bytes = parse_bytes(text)
     except (ValueError, OverflowError):
-        found = -1
-    if found == 0 and not set("123456789").intersection(text) and text.strip():
+        num_bytes = -1
+    if num_bytes == 0 and not set("123456789").intersection(text) and text.strip():
         return "0"
-    if found < MIN_MEMORY:
+    if num_bytes < MIN_MEMORY:
         raise InputError(
-            f"--memory: expected a size such as 16GB, found {text.strip() or 'nothing'} (0 is all"
-            " of a machine, none leaves memory to the site)"
+            f"--memory: expected a size such as 16GB, found {text.strip() or 'nothing'} (0 requests"
+            " all memory of a machine, none leaves it to the site)"
         )
-    return slurm_format_bytes_ceil(found)
+    return slurm_format_bytes_ceil(num_bytes)

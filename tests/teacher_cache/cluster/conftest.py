@@ -1,4 +1,4 @@
-"""Builds in processes of their own, to be killed."""
+"""Fixtures that run builds in separate processes, which tests may kill."""
 
 import multiprocessing
 
@@ -11,7 +11,7 @@ from teacher_cache.reader.manifest import read_manifest
 
 @pytest.fixture(scope="session")
 def processes():
-    """A server that has loaded the libraries and forks builders in no time."""
+    """A fork server that has loaded the libraries, so that builds start quickly."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["teacher_cache.build"])
     return context
@@ -19,18 +19,18 @@ def processes():
 
 @pytest.fixture
 def start(processes):
-    """`start(config, first="")` starts a build after the code `first`; what still runs at the end
-    is killed."""
+    """`start(config, preamble="")` starts a build after running the code `preamble`; processes that
+    still run at the end are killed."""
     started = []
 
-    def begin(config, first=""):
-        text = f"{first}\nfrom teacher_cache.build import build_cache\nbuild_cache(config)"
-        process = processes.Process(target=exec, args=(text, {"config": config}))
+    def start_build(config, preamble=""):
+        code = f"{preamble}\nfrom teacher_cache.build import build_cache\nbuild_cache(config)"
+        process = processes.Process(target=exec, args=(code, {"config": config}))
         process.start()
         started.append(process)
         return process
 
-    yield begin
+    yield start_build
     for process in started:
         process.kill()
         process.join()
@@ -38,22 +38,22 @@ def start(processes):
 
 @pytest.fixture(scope="session")
 def contents():
-    """What a finished cache holds: the answers' bytes, and what the manifest says of them."""
+    """`contents(folder)`: a finished cache's manifest fields and the bytes of its data files."""
 
     def read(folder):
         names = {path.name for path in folder.iterdir()}
         assert names - {"logs"} == {".lock", "build.json", "manifest.json", "shards", "teacher.h5"}
         manifest = read_manifest(folder)
-        said = {name: manifest[name] for name in ("fingerprint", "counts", "failed", "shards")}
+        fields = {name: manifest[name] for name in ("fingerprint", "counts", "failed", "shards")}
         paths = [folder / TEACHER, *(folder / SHARDS).iterdir()]
-        return said, {path.name: path.read_bytes() for path in paths}
+        return fields, {path.name: path.read_bytes() for path in paths}
 
     return read
 
 
 @pytest.fixture(scope="session")
 def reference_cache(shared_dataset, extraction, tmp_path_factory):
-    """A finished cache with one image in every shard, which nobody disturbed."""
+    """A cache with one image per shard, built in one process without interruption."""
     out = tmp_path_factory.mktemp("reference_cache") / "cache"
     build_cache(
         BuildConfig(shared_dataset, out, extraction=extraction, images_per_shard=1, device="cpu")

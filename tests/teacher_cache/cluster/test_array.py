@@ -1,4 +1,4 @@
-"""Jobs that share a cache folder without knowing of each other."""
+"""Jobs of an array that write to one cache folder."""
 
 import os
 import signal
@@ -16,21 +16,21 @@ from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import read_plan
 
 TIMEOUT = 120
-# A job that stops itself when its first shard is there: stopped from outside, it might have ended.
-STOPS = """
+# The job suspends itself after its first shard; a signal of the test might come after its end.
+SUSPEND_AFTER_FIRST_SHARD = """
 import os, signal
 import teacher_cache.cluster.run as run
 make_shard = run.make_shard
-def make_and_stop(*words):
-    record = make_shard(*words)
+def make_and_suspend(*args):
+    record = make_shard(*args)
     run.make_shard = make_shard
     os.kill(os.getpid(), signal.SIGSTOP)
     return record
-run.make_shard = make_and_stop
+run.make_shard = make_and_suspend
 """
 
 
-def test_one_job_after_the_other(build_config, shared_dataset, reference_cache, contents):
+def test_jobs_one_after_the_other(build_config, shared_dataset, reference_cache, contents):
     config = build_config(shared_dataset, images_per_shard=1)
     shares = [replace(config, share=ArrayShare(index, 3)) for index in range(3)]
     said = []
@@ -54,7 +54,7 @@ def test_more_jobs_than_shards(build_config, shared_dataset, reference_cache, co
     assert contents(config.out) == contents(reference_cache)
 
 
-def test_an_ordinary_build_does_what_a_job_left(
+def test_an_ordinary_build_completes_what_a_job_began(
     build_config, shared_dataset, reference_cache, contents
 ):
     config = build_config(shared_dataset, images_per_shard=1)
@@ -63,7 +63,7 @@ def test_an_ordinary_build_does_what_a_job_left(
     assert contents(config.out) == contents(reference_cache)
 
 
-def test_jobs_at_once_and_one_of_them_killed(
+def test_a_killed_job_is_completed_by_another_one(
     build_config, shared_dataset, reference_cache, start, contents
 ):
     config = build_config(shared_dataset, images_per_shard=1)
@@ -83,7 +83,7 @@ def test_jobs_at_once_and_one_of_them_killed(
     assert contents(config.out) == contents(reference_cache)
 
 
-def test_jobs_that_begin_at_once_do_not_disturb_each_other(
+def test_jobs_started_at_the_same_time(
     build_config, shared_dataset, reference_cache, start, contents
 ):
     config = build_config(shared_dataset, images_per_shard=1)
@@ -95,7 +95,7 @@ def test_jobs_that_begin_at_once_do_not_disturb_each_other(
 
 
 def test_jobs_of_other_settings_are_refused(build_config, shared_dataset, start):
-    """Even if all begin at once in a new folder: one plan wins."""
+    """Of jobs that start at the same time in a new folder, the first one decides the settings."""
     config = build_config(shared_dataset, images_per_shard=1)
     pairing = replace(config.extraction.pairing, max_objects=2)
     other = replace(config, extraction=replace(config.extraction, pairing=pairing))
@@ -104,8 +104,8 @@ def test_jobs_of_other_settings_are_refused(build_config, shared_dataset, start)
         job.join()
     assert sorted(job.exitcode for job in jobs) == [0, 1]
     winner, loser = (config, other) if jobs[0].exitcode == 0 else (other, config)
-    held = read_plan(config.out)["parts"]["max_objects"]
-    assert held == winner.extraction.pairing.max_objects
+    max_objects = read_plan(config.out)["parts"]["max_objects"]
+    assert max_objects == winner.extraction.pairing.max_objects
     with pytest.raises(InputError, match=r"holds a cache of other settings \(max_objects: "):
         build_cache(replace(loser, share=ArrayShare(1, 2)))
     build_cache(replace(winner, share=ArrayShare(1, 2)))
@@ -114,7 +114,7 @@ def test_jobs_of_other_settings_are_refused(build_config, shared_dataset, start)
 
 def test_a_job_and_an_ordinary_builder_refuse_each_other(build_config, shared_dataset, start):
     config = build_config(shared_dataset, images_per_shard=1)
-    job = start(replace(config, share=ArrayShare(0, 2)), first=STOPS)
+    job = start(replace(config, share=ArrayShare(0, 2)), preamble=SUSPEND_AFTER_FIRST_SHARD)
     deadline = time.monotonic() + TIMEOUT
     while psutil.Process(job.pid).status() != psutil.STATUS_STOPPED:
         assert time.monotonic() < deadline

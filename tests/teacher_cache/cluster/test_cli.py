@@ -16,7 +16,7 @@ from teacher_cache.cluster.modes import (
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
     returncode: int
     stdout: str
     stderr: str
@@ -24,7 +24,7 @@ class Done:
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """`eoid-cache build` with options; the cache is to be in `tmp_path / "c"`."""
+    """`run(*options)` runs `eoid-cache build` with `tmp_path / "c"` as the cache folder."""
 
     def command(*options, dataset="data"):
         out = tmp_path / "c"
@@ -33,14 +33,14 @@ def run(capsys, monkeypatch, tmp_path):
         with pytest.raises(SystemExit) as ended:
             run_command(cache)
         assert not out.exists()
-        return Done(ended.value.code, *capsys.readouterr())
+        return CommandResult(ended.value.code, *capsys.readouterr())
 
     return command
 
 
 @pytest.fixture
 def configured(monkeypatch):
-    """What the command would build."""
+    """Configurations that the command passes to `build_cache`, which is replaced."""
     configs = []
     monkeypatch.setattr(builder, "build_cache", configs.append)
     return configs
@@ -168,7 +168,7 @@ def test_a_missing_library_is_named(run, monkeypatch, library, options):
 
 
 @pytest.mark.parametrize("address", ["nonsense", "a:b", "{tmp}/absent.json", "{tmp}/other.json"])
-def test_no_such_scheduler(run, shared_dataset, tmp_path, address):
+def test_a_scheduler_that_cannot_be_reached(run, shared_dataset, tmp_path, address):
     (tmp_path / "other.json").write_text('{"id": 3}')
     done = run("--scheduler", address.format(tmp=tmp_path), dataset=shared_dataset)
     assert done.returncode == 2
@@ -225,15 +225,15 @@ def test_memory_of_jobs(run, options, memory):
         (["--directive=-c8", "--directive=--time=2:00:00"], ["-c8", "--time=2:00:00"]),
     ],
 )
-def test_cores_and_time_that_jobs_find_out_themselves(run, options, kept):
+def test_cores_and_time_limit_that_a_job_looks_up(run, options, kept):
     lines = run("--slurm", "--dry-run", *options).stdout.splitlines()
-    told = ("#SBATCH -c", "#SBATCH --cpus-per-task", "#SBATCH -t", "#SBATCH --time")
-    assert [line for line in lines if line.startswith(told)] == [f"#SBATCH {x}" for x in kept]
+    prefixes = ("#SBATCH -c", "#SBATCH --cpus-per-task", "#SBATCH -t", "#SBATCH --time")
+    assert [line for line in lines if line.startswith(prefixes)] == [f"#SBATCH {x}" for x in kept]
     assert any(line.startswith("export OMP_NUM_THREADS=$") for line in lines)
     assert "$EOID_LIFETIME" in lines[-1] and "EOID_LIFETIME=" in lines[-2]
 
 
-def test_options_of_jobs_may_wait_in_a_configuration_file(run, configured, tmp_path):
+def test_slurm_options_in_a_configuration_file_do_not_select_slurm(run, configured, tmp_path):
     config = tmp_path / "config.toml"
     config.write_text('queue = "gpu"\nworkers = 2\n')
     assert run("--config", config).returncode == 0

@@ -1,4 +1,4 @@
-"""Tasks that are no shards, so that workers need not load the models' libraries."""
+"""Most tests dispatch small functions instead of shards: workers then load no models' libraries."""
 
 import errno
 import logging
@@ -7,16 +7,23 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
 from teacher_cache.cluster import dask_workers
-from teacher_cache.cluster.dask_workers import Workers, dispatch, local_workers, silence_dask
+from teacher_cache.cluster.dask_workers import (
+    Workers,
+    dispatch,
+    gpu_environment,
+    local_workers,
+    silence_dask,
+)
 
 
 def make_tasks(names):
     class Task:
-        """Local, so that it travels with its code."""
+        """Defined in a function, so that it is pickled with its code."""
 
         def __init__(self, name):
             self.path = Path(name)
@@ -29,75 +36,76 @@ def make_tasks(names):
 
 @pytest.fixture(scope="module")
 def workers():
-    with silence_dask(), local_workers(2, 3, "cpu") as found:
-        yield found
+    with silence_dask(), local_workers(2, 3, "cpu") as started:
+        yield started
 
 
 @pytest.fixture
 def run(workers, monkeypatch):
-    """Dispatches tasks that run a local function; returns the results in order."""
+    """`run(function, names)` dispatches tasks that run a function; returns the sorted results."""
 
-    def call(work, names, monitor=None):
-        monkeypatch.setattr(dask_workers, "run_task", work)
-        own = Workers(workers.client, monitor or workers.monitor)
-        with Progress(2 * len(names), "sharing", "images") as progress:
-            return sorted(dispatch(make_tasks(names), own, progress))
+    def call(function, names, monitor=None):
+        monkeypatch.setattr(dask_workers, "run_task", function)
+        monitored = Workers(workers.client, monitor or workers.monitor)
+        with Progress(2 * len(names), "dispatching", "images") as progress:
+            return sorted(dispatch(make_tasks(names), monitored, progress))
 
     return call
 
 
 def test_every_task_is_done_once(run, capsys):
-    left = []
+    remaining = []
     names = list("edcba")
-    assert run(lambda task: task.path.name, names, left.append) == sorted(names)
-    assert left[0] == 5 and left == sorted(left, reverse=True) and left[-1] == 1
+    assert run(lambda task: task.path.name, names, remaining.append) == sorted(names)
+    assert remaining[0] == 5 and remaining[-1] == 1
+    assert remaining == sorted(remaining, reverse=True)
     assert "10/10 images" in capsys.readouterr().err
 
 
-def test_workers_have_their_share_of_the_cores(run):
+def test_workers_have_the_given_number_of_threads(run):
     assert set(run(lambda task: os.environ["OMP_NUM_THREADS"], list("ab"))) == {"3"}
 
 
 def test_a_worker_has_one_task_at_a_time(run, tmp_path):
-    """Whatever dies with a worker is then that task alone."""
+    """A worker that dies loses this task only."""
 
-    def work(task, folder=str(tmp_path)):
-        mark = os.path.join(folder, str(os.getpid()))
-        os.mkdir(mark)
+    def assert_alone(task, folder=str(tmp_path)):
+        marker = os.path.join(folder, str(os.getpid()))
+        os.mkdir(marker)
         time.sleep(0.02)
-        os.rmdir(mark)
+        os.rmdir(marker)
         return task.path.name
 
-    assert len(run(work, [str(number) for number in range(12)])) == 12
+    assert len(run(assert_alone, [str(number) for number in range(12)])) == 12
 
 
 def test_a_task_whose_worker_died_is_done_by_another(run, tmp_path):
-    def work(task, folder=str(tmp_path)):
-        mark = os.path.join(folder, task.path.name)
-        if task.path.name == "b" and not os.path.exists(mark):
-            open(mark, "w").close()
+    def exit_once(task, folder=str(tmp_path)):
+        marker = os.path.join(folder, task.path.name)
+        if task.path.name == "b" and not os.path.exists(marker):
+            open(marker, "w").close()
             os._exit(9)
         return task.path.name
 
-    assert run(work, list("abcd")) == list("abcd")
+    assert run(exit_once, list("abcd")) == list("abcd")
 
 
-def test_a_deadly_task_is_named_in_the_end(run):
-    def work(task):
+def test_a_task_that_kills_its_workers_is_named(run):
+    def exit_always(task):
         if task.path.name == "c.h5":
             os._exit(9)
         return task.path.name
 
     with pytest.raises(InputError, match=r"^c\.h5: 4 workers died one after the other") as caught:
-        run(work, ["a.h5", "b.h5", "c.h5"])
+        run(exit_always, ["a.h5", "b.h5", "c.h5"])
     assert "\n" not in str(caught.value)
 
 
 def raising(error):
-    def work(task):
+    def raise_error(task):
         raise error
 
-    return work
+    return raise_error
 
 
 @pytest.mark.parametrize(
@@ -108,12 +116,12 @@ def raising(error):
         (RuntimeError("out of luck"), RuntimeError, "out of luck"),
     ],
 )
-def test_errors_come_through(run, error, kind, text):
+def test_errors_of_workers_are_raised_by_the_build(run, error, kind, text):
     with pytest.raises(kind, match=text):
         run(raising(error), ["a"])
 
 
-def test_a_full_disk_keeps_its_name(run):
+def test_an_os_error_keeps_its_number_and_file(run):
     full = OSError(errno.ENOSPC, "No space left on device", "cache/shards/00001.h5")
     with pytest.raises(OSError, match="00001") as caught:
         run(raising(full), ["a"])
@@ -122,11 +130,11 @@ def test_a_full_disk_keeps_its_name(run):
 
 
 def test_the_monitor_may_end_the_build(run):
-    def give_up(left):
-        raise InputError("no hope")
+    def monitor(remaining):
+        raise InputError("no workers")
 
-    with pytest.raises(InputError, match="no hope"):
-        run(lambda task: task.path.name, ["a"], give_up)
+    with pytest.raises(InputError, match="no workers"):
+        run(lambda task: task.path.name, ["a"], monitor)
 
 
 def test_a_lost_scheduler():
@@ -137,13 +145,12 @@ def test_a_lost_scheduler():
         def cancel(self, futures, force):
             raise OSError("Timed out trying to connect")
 
-    with pytest.raises(InputError, match="the Dask scheduler is gone"):
-        dispatch(
-            make_tasks(["a"]), Workers(Client(), lambda remaining: None), Progress(2, "sharing")
-        )
+    workers = Workers(Client(), lambda remaining: None)
+    with pytest.raises(InputError, match="--scheduler: lost the connection"):
+        dispatch(make_tasks(["a"]), workers, Progress(2, "dispatching"))
 
 
-def test_dasks_log_is_quiet_meanwhile():
+def test_dasks_log_is_silenced_and_restored():
     logger = logging.getLogger("distributed.client")
     before = logger.level
     logger.setLevel(logging.INFO)
@@ -152,3 +159,24 @@ def test_dasks_log_is_quiet_meanwhile():
         assert not logging.getLogger("distributed.nanny").isEnabledFor(logging.ERROR)
     assert logger.level == logging.INFO
     logger.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    "device, gpus, visible, found",
+    [
+        ("auto", 0, None, [None, None, None]),
+        ("cpu", 2, None, [None, None, None]),
+        ("cuda:1", 2, None, [None, None, None]),
+        ("auto", 2, None, ["0", "1", "0"]),
+        ("cuda", 2, "", ["0", "1", "0"]),
+        ("cuda", 2, "5, 7", ["5", "7", "5"]),
+        ("auto", 1, "GPU-8f2a", ["GPU-8f2a"] * 3),
+    ],
+)
+def test_each_worker_gets_one_gpu(monkeypatch, device, gpus, visible, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    environments = [gpu_environment(number, device) for number in range(3)]
+    assert [each.get("CUDA_VISIBLE_DEVICES") for each in environments] == found

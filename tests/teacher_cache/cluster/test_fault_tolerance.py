@@ -1,4 +1,4 @@
-"""Builders and workers that are killed at any moment, and disks that are full."""
+"""Builds and workers that are killed at any moment, and a full disk."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def num_shards(folder):
 
 
 def wait_for(condition, process):
-    """Waits until something holds, or the process ended; says whether it still ran."""
+    """Waits until a condition holds or the process has ended; returns whether it still runs."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
         if process.exitcode is not None:
@@ -36,20 +36,20 @@ def wait_for(condition, process):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_builder_killed_again_and_again(
+def test_a_build_killed_again_and_again(
     build_config, shared_dataset, reference_cache, start, contents, seed
 ):
-    """By the number of shards it has come to, and at random moments after that."""
+    """Each time at a random moment after a file or a number of shards has been written."""
     rng = random.Random(seed)
     config = build_config(shared_dataset, images_per_shard=1)
-    places = [config.out.exists, (config.out / LOCK).exists, (config.out / SHARDS).exists]
-    for goal in (*places[: seed + 1], 1, 3, 6):
+    existing = [config.out.exists, (config.out / LOCK).exists, (config.out / SHARDS).exists]
+    for goal in (*existing[: seed + 1], 1, 3, 6):
         process = start(config)
 
-        def is_there(goal=goal):
+        def is_reached(goal=goal):
             return goal() if callable(goal) else num_shards(config.out) >= goal
 
-        if wait_for(is_there, process):
+        if wait_for(is_reached, process):
             time.sleep(rng.uniform(0, 0.05))
             process.kill()
         process.join()
@@ -58,7 +58,7 @@ def test_a_builder_killed_again_and_again(
 
 
 def workers_of(process):
-    """A builder's workers."""
+    """Worker processes of a build."""
     try:
         children = psutil.Process(process.pid).children()
         return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
@@ -80,7 +80,7 @@ def test_a_killed_worker_is_replaced(
     assert contents(config.out) == contents(reference_cache)
 
 
-def test_workers_leave_with_their_killed_builder(
+def test_workers_end_with_their_killed_build(
     build_config, shared_dataset, reference_cache, start, contents
 ):
     config = build_config(shared_dataset, images_per_shard=1, mode=LocalWorkers(2))
@@ -95,7 +95,7 @@ def test_workers_leave_with_their_killed_builder(
     assert contents(config.out) == contents(reference_cache)
 
 
-def test_a_second_builder_is_refused_while_the_first_lives(
+def test_a_second_build_is_refused_while_the_first_one_runs(
     build_config, shared_dataset, reference_cache, start, contents
 ):
     config = build_config(shared_dataset, images_per_shard=1)
@@ -112,7 +112,7 @@ def test_a_second_builder_is_refused_while_the_first_lives(
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of a few kilobytes."""
+    """A file system of 128 KiB, mounted in `tmp_path`."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]

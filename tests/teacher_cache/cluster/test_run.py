@@ -13,14 +13,14 @@ from teacher_cache.reader.format import MANIFEST
 
 
 @pytest.mark.parametrize("mode", [InProcess(), LocalWorkers(2)])
-def test_nothing_to_do(mode):
-    with Progress(0, "nothing") as progress:
+def test_no_tasks(mode):
+    with Progress(0, "no tasks") as progress:
         assert run_tasks([], mode, progress) == []
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_answers(dataset, build_config, finished, capsys):
-    """And the reason of an image that one of them cannot read."""
+def test_two_processes_give_the_same_outputs(dataset, build_config, finished, capsys):
+    """And report an image that one of them cannot read."""
     config = build_config(dataset, mode=LocalWorkers(2))
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     broken.write_bytes(b"")
@@ -30,12 +30,12 @@ def test_two_processes_give_the_same_answers(dataset, build_config, finished, ca
     assert "\n" not in str(caught.value)
     assert not (config.out / MANIFEST).exists()
     build_cache(config)
-    here, there = open_cache(finished), open_cache(config.out)
-    assert here.fingerprint == there.fingerprint
-    assert list(there.failed) == [broken.name]
-    assert [name for name in here.image_ids if name != broken.name] == there.image_ids
-    for image_id in there.image_ids:
+    reference, built = open_cache(finished), open_cache(config.out)
+    assert reference.fingerprint == built.fingerprint
+    assert list(built.failed) == [broken.name]
+    assert [name for name in reference.image_ids if name != broken.name] == built.image_ids
+    for image_id in built.image_ids:
         np.testing.assert_allclose(
-            here[image_id].probabilities, there[image_id].probabilities, atol=2e-3
+            reference[image_id].probabilities, built[image_id].probabilities, atol=2e-3
         )
     assert "7/7 images" in capsys.readouterr().err

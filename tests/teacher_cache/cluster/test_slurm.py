@@ -1,4 +1,4 @@
-"""Builds in jobs of a real SLURM, two nodes on this machine, with jobs lost on the way."""
+"""Builds in jobs of a real SLURM with two nodes on this machine, some of which are cancelled."""
 
 import subprocess
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from teacher_cache.reader.format import MANIFEST, SHARDS
 
 pytestmark = pytest.mark.slow
 
-# So many shards of one image that no job makes them while another one is cancelled.
+# Enough shards of one image to keep one job busy while another one is cancelled.
 NUM_IMAGES = 240
 SMALL = ("--cores", 1, "--memory", "1GB", "--walltime", "00:30:00")
 
 
 @dataclass(frozen=True)
 class BuildCase:
-    """A dataset and how it is asked about, as words of `eoid-cache build` and as its configuration.
+    """A build command and the cache that it must produce.
 
     Attributes:
-        words: all but the cache folder.
-        reference: the cache that one process made, which nobody disturbed.
+        args: arguments of `eoid-cache build` except the cache folder.
+        reference: cache of the same settings, built in one process without interruption.
     """
 
-    words: tuple[str, ...]
+    args: tuple[str, ...]
     reference: Path
 
 
@@ -37,7 +37,7 @@ def build_case(slurm, shared_dataset, extraction, tmp_path_factory):
     write_toy(root, train=NUM_IMAGES, test=1, seed=3)
     models = {name: shared_dataset / name for name in ("detector.safetensors", "teacher")}
     pairing = extraction.pairing
-    words = {
+    options = {
         "detector": "toy",
         "detector-weights": models["detector.safetensors"],
         "clip-model": models["teacher"],
@@ -63,13 +63,13 @@ def build_case(slurm, shared_dataset, extraction, tmp_path_factory):
             device="cpu",
         )
     )
-    pairs = ((f"--{name}", str(value)) for name, value in words.items())
-    return BuildCase((str(root), *(word for pair in pairs for word in pair)), folder / "cache")
+    args = [arg for name, value in options.items() for arg in (f"--{name}", str(value))]
+    return BuildCase((str(root), *args), folder / "cache")
 
 
 @pytest.fixture(scope="module")
 def scripts(slurm):
-    """Folder of the batch scripts, which are what users get."""
+    """Folder of the batch scripts, as users get them."""
     folder = slurm.logs / "scripts"
     subprocess.run(["eoid-cache", "batch-scripts", folder], check=True)
     return folder
@@ -82,30 +82,30 @@ def shards(cache):
 def test_workers_in_jobs_one_of_which_is_cancelled(slurm, build_case, tmp_path, contents):
     out = tmp_path / "cache"
     options = ("--slurm", "--jobs", 2, *SMALL, "--directive=--job-name=workers")
-    words = ("eoid-cache", "build", *build_case.words, "--out", out, *options)
+    command = ("eoid-cache", "build", *build_case.args, "--out", out, *options)
     with subprocess.Popen(
-        list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as builder:
         slurm.wait(lambda: len(shards(out)) >= 2 or builder.poll() is not None)
         running = slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
         slurm("scancel", running[0])
         assert len(shards(out)) < NUM_IMAGES and builder.poll() is None
-        told, _ = builder.communicate()
-    assert builder.returncode == 0, told
+        output, _ = builder.communicate()
+    assert builder.returncode == 0, output
     assert slurm.end(running[0]) == "CANCELLED"
-    assert f"{NUM_IMAGES} images" in told.splitlines()[-1]
+    assert f"{NUM_IMAGES} images" in output.splitlines()[-1]
     assert contents(out) == contents(build_case.reference)
-    # Nobody's job is left, and a log is there for each.
+    # No job is left in the queue, and each one has written a log.
     assert slurm("squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%i") == ""
     assert len(list((out / "logs").iterdir())) >= 2
 
 
 def test_an_array_one_of_whose_jobs_is_cancelled(slurm, build_case, scripts, tmp_path, contents):
     out = tmp_path / "cache"
-    job = (scripts / "cache_array.sbatch", *build_case.words, "--out", out)
+    job = (scripts / "cache_array.sbatch", *build_case.args, "--out", out)
     resources = ("--cpus-per-task=1", "--mem=1G")
     array = slurm.submit("--array=1-3", *resources, *job)
-    # Of the second job: shards 1, 4, 7, ...
+    # The second job makes shards 1, 4, 7, ...
     slurm.wait(lambda: "00001.h5" in shards(out), lambda: slurm.log(f"eoid-cache-{array}_2.log"))
     slurm("scancel", f"{array}_2")
     states = [slurm.end(f"{array}_{number}") for number in (1, 2, 3)]
@@ -115,61 +115,62 @@ def test_an_array_one_of_whose_jobs_is_cancelled(slurm, build_case, scripts, tmp
         {path.name for path in (build_case.reference / SHARDS).iterdir()} - set(shards(out))
     )
     assert missing and all(int(name[:5]) % 3 == 1 for name in missing)
-    done = subprocess.run(["eoid-cache", "verify", out], capture_output=True, text=True)
-    assert done.returncode == 2 and missing[0] in done.stdout + done.stderr
+    result = subprocess.run(["eoid-cache", "verify", out], capture_output=True, text=True)
+    assert result.returncode == 2 and missing[0] in result.stdout + result.stderr
     again = slurm.submit("--array=2", *resources, *job)
     assert slurm.end(f"{again}_2") == "COMPLETED"
     assert contents(out) == contents(build_case.reference)
     subprocess.run(["eoid-cache", "verify", out], check=True)
 
 
-def test_a_job_whose_time_is_almost_over_goes_on_later(
+def test_a_job_near_its_time_limit_is_requeued_and_resumes(
     slurm, build_case, scripts, tmp_path, contents
 ):
     out = tmp_path / "cache"
-    words = (scripts / "cache.sbatch", *build_case.words, "--out", out)
-    job = slurm.submit("--cpus-per-task=1", "--mem=1G", *words)
+    args = (scripts / "cache.sbatch", *build_case.args, "--out", out)
+    job = slurm.submit("--cpus-per-task=1", "--mem=1G", *args)
     log = f"eoid-cache-{job}.log"
     slurm.wait(lambda: len(shards(out)) >= 2, lambda: slurm.log(log))
-    # What SLURM sends to the script two minutes before its end.
+    # The signal that SLURM sends to the script two minutes before the time limit.
     slurm("scancel", "--batch", "--signal=USR1", job)
     assert slurm.end(job, lambda: slurm.log(log)) == "COMPLETED"
     assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
-    assert f"job {job} goes back into the queue" in slurm.log(log)
-    assert f"of {NUM_IMAGES} images" in slurm.log(log).split("going on after ")[1]
+    assert f"job {job} is requeued" in slurm.log(log)
+    assert f"of {NUM_IMAGES} images" in slurm.log(log).split("resuming after ")[1]
     assert contents(out) == contents(build_case.reference)
 
 
-def test_a_builder_that_is_a_job_itself(slurm, build_case, scripts, tmp_path, contents):
-    """And asks for jobs of workers, whose cores, memory and time are the site's."""
+def test_a_build_in_a_job_that_submits_worker_jobs(slurm, build_case, scripts, tmp_path, contents):
+    """The worker jobs have the site's default cores, memory and time limit."""
     out = tmp_path / "cache"
-    own = ("--cores", "none", "--memory", "none", "--walltime", "none")
-    more = ("--out", out, "--slurm", "--jobs", 2, *own)
+    defaults = ("--cores", "none", "--memory", "none", "--walltime", "none")
+    args = (*build_case.args, "--out", out, "--slurm", "--jobs", 2, *defaults)
     resources = ("--cpus-per-task=1", "--mem=1G")
-    job = slurm.submit(*resources, scripts / "cache.sbatch", *build_case.words, *more)
+    job = slurm.submit(*resources, scripts / "cache.sbatch", *args)
     log = f"eoid-cache-{job}.log"
     assert slurm.end(job, lambda: slurm.log(log)) == "COMPLETED", slurm.log(log)
     assert contents(out) == contents(build_case.reference)
 
 
-def test_a_job_knows_its_end(slurm):
+def test_lifetime_within_a_job(slurm):
     code = "from teacher_cache.cluster.modes import print_job_lifetime as p; p()"
     for limit in ("--time=60", "--time=UNLIMITED"):
         job = slurm.submit(limit, "--output=lifetime-%j.log", "--wrap", f"python -c '{code}'")
         assert slurm.end(job) == "COMPLETED"
-        told = slurm.log(f"lifetime-{job}.log").split()
+        words = slurm.log(f"lifetime-{job}.log").split()
         if limit == "--time=60":
-            # 3,600 seconds less what SLURM and Python took to start.
-            seconds = int(told[told.index("--lifetime") + 1].removesuffix("s"))
+            # 3,600 seconds less the margin and what SLURM and Python took to start.
+            seconds = int(words[words.index("--lifetime") + 1].removesuffix("s"))
             assert 0.8 * 3600 < seconds < 3600
         else:
-            assert "repeats" not in told
+            assert "repeats" not in words
 
 
-def test_jobs_that_slurm_refuses(slurm, build_case, tmp_path):
+def test_jobs_that_slurm_rejects(slurm, build_case, tmp_path):
     options = ("--slurm", "--queue", "nowhere", *SMALL)
-    words = ("eoid-cache", "build", *build_case.words, "--out", tmp_path / "cache", *options)
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--slurm: expected a job that SLURM takes, found" in done.stderr.splitlines()[-1]
-    assert "nowhere" in done.stderr.splitlines()[-1] or "partition" in done.stderr.splitlines()[-1]
+    command = ("eoid-cache", "build", *build_case.args, "--out", tmp_path / "cache", *options)
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert "--slurm: expected a job that SLURM accepts, found" in line
+    assert "nowhere" in line or "partition" in line
