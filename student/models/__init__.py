@@ -1,1 +1,3 @@
-"""The detector: backbone, encoder, two decoders, queries and heads."""
+"""The student network: backbones, transformer, queries and heads, joined in
+`student.models.detector.HOIDetector`. It depends on the configuration only, not on data or losses.
+"""

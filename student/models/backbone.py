@@ -1,4 +1,9 @@
-"""From pixels to feature maps."""
+"""Backbones: ResNets with frozen batch norm, and the toy dataset's small network.
+
+The published student has a ResNet-50 of which only the stride-32 map is used. Frozen batch norms
+are folded into the convolutions before them, and zero padding can be re-applied after every layer,
+so that an image's features don't depend on the batch that it is in.
+"""
 
 from __future__ import annotations
 
@@ -6,52 +11,54 @@ import re
 from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from student.models.padding import mask_padding
 
-# By torchvision's name: the kind of block and blocks in each of the four stages.
+# Kind of block and number of blocks in each of the four stages, by torchvision's name.
 RESNETS: dict[str, tuple[str, tuple[int, ...]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
     "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
     "resnet101": ("bottleneck", (3, 4, 23, 3)),
 }
+# Layers that are not trained, as in DETR.
+FROZEN_LAYERS = ("conv1", "layer1")
+TOY_FROZEN = ("stem", "stage4")
+# Layers of the toy backbone that serve only its stride-8 map.
+TOY_MULTISCALE_ONLY = ("lateral4", "lateral8", "lateral16", "merge")
 
 
 def identify_resnet(names: Collection[str]) -> str | None:
-    """The ResNet with these parameters, as torchvision names them; None when it is another."""
+    """Name of the ResNet in `RESNETS` that has these parameter names; None where there is none."""
     found = find_resnet_blocks(names)
     return next((name for name, blocks in RESNETS.items() if blocks == found), None)
 
 
 def find_resnet_blocks(names: Collection[str]) -> tuple[str, tuple[int, ...]]:
-    """Kind and number per stage of the blocks that these parameters belong to."""
+    """Kind of block and number of blocks in each stage, from torchvision's parameter names."""
     kind = "bottleneck" if "layer1.0.conv3.weight" in names else "basic"
     return kind, tuple(count_layers(names, f"layer{stage}.") for stage in (1, 2, 3, 4))
 
 
 def count_layers(names: Collection[str], prefix: str) -> int:
-    """How many numbered layers follow this prefix."""
+    """Number of layers `prefix0`, `prefix1`, ... that these parameter names belong to."""
     found = {
         int(match[1]) for name in names if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))
     }
     return max(found) + 1 if found else 0
 
 
-FROZEN_LAYERS = ("conv1", "layer1")
-TOY_FROZEN = ("stem", "stage4")
-# What makes the toy backbone's finer maps and nothing else.
-TOY_MULTISCALE_ONLY = ("lateral4", "lateral8", "lateral16", "merge")
-
-
 class FoldedBasicBlock(BasicBlock):
-    """torchvision's block of two convolutions, its frozen batch norms folded into them."""
+    """torchvision's `BasicBlock` with its frozen batch norms folded into the convolutions."""
 
     def forward(self, x: Tensor, input_stride: int = 1, sizes: Tensor | None = None) -> Tensor:
-        """(B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride)."""
+        """Maps (B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride).
+
+        `sizes` is as in `ResNetBackbone.forward`.
+        """
         out = self.relu(folded_conv_bn(mask_padding(x, input_stride, sizes), self.conv1, self.bn1))
         out = folded_conv_bn(
             mask_padding(out, input_stride * self.stride, sizes), self.conv2, self.bn2
@@ -60,10 +67,14 @@ class FoldedBasicBlock(BasicBlock):
 
 
 class FoldedBottleneck(Bottleneck):
-    """torchvision's block of three convolutions, its frozen batch norms folded into them."""
+    """torchvision's `Bottleneck` with its frozen batch norms folded into the convolutions."""
 
     def forward(self, x: Tensor, input_stride: int = 1, sizes: Tensor | None = None) -> Tensor:
-        """(B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride)."""
+        """Maps (B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride).
+
+        `sizes` is as in `ResNetBackbone.forward`. Only the 3x3 convolution reads neighbouring
+        cells, so only its input is masked.
+        """
         out = self.relu(folded_conv_bn(x, self.conv1, self.bn1))
         out = self.relu(
             folded_conv_bn(mask_padding(out, input_stride, sizes), self.conv2, self.bn2)
@@ -76,22 +87,20 @@ RESNET_BLOCKS = {"basic": FoldedBasicBlock, "bottleneck": FoldedBottleneck}
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
-    return (
-        x
-        if block.downsample is None
-        else folded_conv_bn(x, block.downsample[0], block.downsample[1])
-    )
+    if block.downsample is None:
+        return x
+    return folded_conv_bn(x, block.downsample[0], block.downsample[1])
 
 
 class ResNetBackbone(nn.Module):
-    """A torchvision ResNet without its classifier, batch norm frozen, stem and layer1 fixed.
+    """A torchvision ResNet without its classifier, with frozen batch norm, stem and layer1.
 
     Args:
-        name: one of `RESNETS`.
+        name: a key of `RESNETS`.
 
     Attributes:
-        num_channels: channels of every feature map, by its name.
-        size_divisible: of the images' heights and widths.
+        num_channels: number of channels of every feature map, by the map's name.
+        size_divisible: heights and widths of batches have to be multiples of this.
     """
 
     size_divisible = 1
@@ -108,16 +117,20 @@ class ResNetBackbone(nn.Module):
         self.body = resnet
 
     def forward(self, pixels: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised pixels to maps (B, C, H / stride, W / stride), finest first.
+        """Feature maps of the strides 8, 16 and 32.
 
         Args:
-            pixels: 0 on padding.
-            sizes: (B, 2) heights and widths of the images, to answer each as if alone; None lets
-                padding be seen, as in the published model.
+            pixels: (B, 3, H, W) normalised, 0 on padding.
+            sizes: (B, 2) heights and widths of the images. With them the features of an image are
+                those that it has when it is processed alone. Without them activations on padding
+                leak into the image, as in the published model.
+
+        Returns:
+            (B, C, H / stride, W / stride) by "stride8", "stride16" and "stride32", in this order.
         """
         body, maps, stride = self.body, {}, 4
         x = body.relu(folded_conv_bn(pixels, body.conv1, body.bn1))
-        # No value is below 0 here, so that zeros do not win either.
+        # Max pooling pads with -inf, but after ReLU no value is below 0, so zeros do the same.
         x = body.maxpool(mask_padding(x, 2, sizes))
         for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
             for block in layer:
@@ -129,14 +142,14 @@ class ResNetBackbone(nn.Module):
 
 
 class FoldedConvNormActivation(nn.Sequential):
-    """Convolution, frozen batch norm and what follows, under their names in the sequence."""
+    """Convolution, frozen batch norm and activation, with the parameter names of the sequence."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whatever the sequence gives."""
+        """The sequence's output, with the batch norm folded into the convolution."""
         return self[2](folded_conv_bn(x, self[0], self[1]))
 
 
-def _toy(_: str) -> nn.Module:
+def _build_toy_backbone(_: str) -> nn.Module:
     from pipeline.toy.backbone import ToyBackbone
 
     backbone = ToyBackbone(norm=FrozenBatchNorm2d, mask_padding=mask_padding)
@@ -149,47 +162,50 @@ def _toy(_: str) -> nn.Module:
     return backbone
 
 
-# Every builder gives a module with `num_channels`, `size_divisible` and maps by name, finest first;
-# it takes pixels, and sizes of images as `ResNetBackbone` does.
+# Every builder takes the backbone's name and returns a module with the attributes and the forward
+# method of `ResNetBackbone`.
 BACKBONE_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
     **dict.fromkeys(RESNETS, ResNetBackbone),
-    "toy": _toy,
+    "toy": _build_toy_backbone,
 }
 
 
 def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
-    """The backbone of this name (`config.BACKBONES`), with random weights.
+    """A backbone with random weights.
 
     Args:
-        multiscale: maps beside the coarsest one are looked at. What only serves these is not
-            trained otherwise: processes that train together wait for every trained parameter's
-            gradient.
+        name: one of `student.config.BACKBONES`.
+        multiscale: whether maps other than the coarsest one are used.
     """
     backbone = BACKBONE_BUILDERS[name](name)
     if name == "toy" and not multiscale:
-        for part in TOY_MULTISCALE_ONLY:
-            backbone.get_submodule(part).requires_grad_(False)
+        # DistributedDataParallel waits for a gradient of every trained parameter.
+        for layer in TOY_MULTISCALE_ONLY:
+            backbone.get_submodule(layer).requires_grad_(False)
     return backbone
 
 
 def folded_conv_bn(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     """Convolution and frozen batch norm in one pass over the feature map.
 
-    The norm's factor and shift are constants, so that they can go into the weights, which are
-    small, instead of the map, which is large. Gradients reach the convolution's own weights.
+    The norm's scale and shift are constants and multiply the small weights instead of the large
+    map. Gradients reach the convolution's own weights.
 
     Args:
         x: (B, C, h, w).
         convolution: an `nn.Conv2d` without bias.
-        norm: the `FrozenBatchNorm2d` behind it.
+        norm: the `FrozenBatchNorm2d` after it.
+
+    Returns:
+        (B, C', h', w').
     """
     assert isinstance(norm, FrozenBatchNorm2d)
     assert isinstance(convolution, nn.Conv2d) and convolution.bias is None
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return functional.conv2d(
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return F.conv2d(
         x,
-        convolution.weight * factor.view(-1, 1, 1, 1),
-        norm.bias - norm.running_mean * factor,
+        convolution.weight * scale.view(-1, 1, 1, 1),
+        norm.bias - norm.running_mean * scale,
         convolution.stride,
         convolution.padding,
         convolution.dilation,

@@ -1,4 +1,9 @@
-"""The detector: images in, human-object pairs with their verbs out (EoID 3.1, CDN 3)."""
+"""The HOI detector: backbone, encoder, human-object decoder, interaction decoder and heads.
+
+This is the student network of EoID (section 3.1), whose architecture is CDN's: the human-object
+decoder localises pairs, and the interaction decoder, whose queries are the pairs' features,
+classifies their verbs.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +24,13 @@ from student.models.text_head import TextVerbHead
 from student.models.transformer import Decoder, Encoder, SinePositionEncoding
 
 Outputs = dict[str, Any]
+# (B, 3, H, W) pixels, and the (B, H, W) bool mask that is True on padding; None: no padding.
 PaddedBatch = tuple[Tensor, Tensor | None]
 ImagesOrBatch = Sequence[Tensor] | PaddedBatch
 
-# Of the map that queries from proposals are made of.
-QUERY_STRIDE = 8
-# Builders of query sources, called with the configuration and the backbone's `num_channels`.
+# Stride of the feature map that `ProposalQueries` reads.
+PROPOSAL_STRIDE = 8
+# Builders of the queries, called with the configuration and the backbone's `num_channels`.
 QUERY_BUILDERS: dict[str, Callable[[ModelConfig, dict[str, int]], nn.Module]] = {
     "learned": lambda config, _: LearnedQueries(config.num_queries, config.hidden_dim),
     "proposals": lambda config, channels: ProposalQueries(config, channels["stride8"]),
@@ -32,7 +38,11 @@ QUERY_BUILDERS: dict[str, Callable[[ModelConfig, dict[str, int]], nn.Module]] = 
 
 
 class HOIDetector(nn.Module):
-    """Backbone, encoder, human-object decoder, interaction decoder and heads."""
+    """The student network, with random weights.
+
+    Args:
+        config: sizes, and the kinds of backbone, queries and verb head.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,112 +59,140 @@ class HOIDetector(nn.Module):
         self.human_box_head = _box_head(d)
         self.object_box_head = _box_head(d)
         self.object_head = nn.Linear(d, config.num_objects + 1)
-        reads = config.verb_head == "text"
-        self.verb_head = TextVerbHead(config) if reads else nn.Linear(d, config.num_verbs)
+        self.verb_head = (
+            TextVerbHead(config) if config.verb_head == "text" else nn.Linear(d, config.num_verbs)
+        )
         self.interactive_head = nn.Linear(d, 2)
         self.matching_head = nn.Linear(d, 2) if config.matching_head else None
         if config.queries == "proposals":
-            # Predictions start at the reference boxes instead of a random distance from them.
+            # Before training the predicted boxes are the reference boxes.
             for head in (self.human_box_head, self.object_box_head):
                 for parameter in head[-2].parameters():
                     nn.init.zeros_(parameter)
 
     def forward(self, images: ImagesOrBatch, padding_invariant: bool = False) -> Outputs:
-        """Detects pairs.
+        """Predicts Q human-object pairs for every image.
 
         Args:
-            images: normalised (3, h, w) tensors; or a padded batch, the pair of (B, 3, H, W)
-                pixels and the (B, H, W) bool mask that is True on padding (None: no padding).
-            padding_invariant: answer every image as it would be answered alone. Otherwise, as in
-                the published model, the backbone's convolutions see what they themselves made of
-                padding, and answers depend on how much of it there is.
+            images: normalised (3, h, w) tensors, or a `PaddedBatch`.
+            padding_invariant: give every image the outputs that it has alone. Otherwise, as in the
+                published model, activations of the backbone on padding leak into the image, and
+                outputs depend on the amount of padding.
 
         Returns:
-            `pred_object_logits` (B, Q, O + 1), the last class being "no pair";
-            `pred_verb_logits` (B, Q, V); `pred_human_boxes`, `pred_object_boxes` (B, Q, 4) cxcywh
-            in [0, 1] of the unpadded image; `pred_interactive_logits` (B, Q, 2), index 1 is
-            interactive; `pred_matching_logits` (B, Q, 2) with a matching head;
-            `pred_verb_embeddings` (B, Q, D) with a verb head that reads, normalised, in the space
-            of its texts; `aux_outputs`, a list of the same for the layers before the last; and
-            what the query source adds.
+            - `pred_object_logits` (B, Q, O + 1), the last class is "no pair";
+            - `pred_verb_logits` (B, Q, V);
+            - `pred_human_boxes` and `pred_object_boxes` (B, Q, 4) float32, cxcywh in [0, 1] of the
+              unpadded image;
+            - `pred_interactive_logits` (B, Q, 2), index 1 is interactive;
+            - `pred_matching_logits` (B, Q, 2), only with a matching head;
+            - `pred_verb_embeddings` (B, Q, D), normalised, in the space of the text embeddings,
+              only with a text verb head;
+            - `aux_outputs`, a list of the same dicts for the layers before the last;
+            - `proposals`, the `ProposalOutputs`, only with queries from proposals.
         """
+        # A batch and two images that were given as a tuple differ in the dimensions.
         padded = isinstance(images, tuple) and images[0].dim() == 4
         batch = cast(PaddedBatch, images) if padded else self.pad(cast(Sequence[Tensor], images))
         pixels, padding = batch
         if padding_invariant and padding is not None:
-            maps, padding, small_padding = self._padding_invariant_maps(pixels, padding)
+            maps, padding, map_padding = self._padding_invariant_maps(pixels, padding)
         else:
             maps = self.backbone(pixels)
             coarsest = list(maps.values())[-1]
-            small_padding = resize_mask(padding, coarsest.shape[-2:])
+            map_padding = resize_mask(padding, coarsest.shape[-2:])
         features = list(maps.values())[-1]
-        positions = _flatten_map(self.position_encoding(features, small_padding))
+        positions = _flatten_map(self.position_encoding(features, map_padding))
         tokens = _flatten_map(self.input_projection(features))
-        token_padding = None if small_padding is None else small_padding.flatten(1)
+        token_padding = None if map_padding is None else map_padding.flatten(1)
 
         memory = self.encoder(tokens, positions, token_padding)
-        start: QueryInputs = self.query_source(maps, padding, padding_invariant)
-        pairs = self.human_object_decoder(
-            start.target, start.positions, memory, positions, token_padding
+        queries: QueryInputs = self.query_source(maps, padding, padding_invariant)
+        pair_features = self.human_object_decoder(
+            queries.target, queries.positions, memory, positions, token_padding
         )
-        queries = pairs[-1].detach() if self.config.detach_verb_queries else pairs[-1]
-        content = start.interaction_target
-        content = torch.zeros_like(queries) if content is None else content
-        actions = self.interaction_decoder(content, queries, memory, positions, token_padding)
+        verb_queries = pair_features[-1]
+        if self.config.detach_verb_queries:
+            verb_queries = verb_queries.detach()
+        verb_target = queries.interaction_target
+        if verb_target is None:
+            verb_target = torch.zeros_like(verb_queries)
+        verb_features = self.interaction_decoder(
+            verb_target, verb_queries, memory, positions, token_padding
+        )
 
-        depth = min(len(pairs), len(actions))
-        layers = self._apply_heads(pairs[-depth:], actions[-depth:], start)
+        # The last layers of both decoders are paired one to one.
+        depth = min(len(pair_features), len(verb_features))
+        layers = self._apply_heads(pair_features[-depth:], verb_features[-depth:], queries)
         by_layer = [{name: value[i] for name, value in layers.items()} for i in range(depth)]
-        return {**by_layer[-1], **start.outputs, "aux_outputs": by_layer[:-1]}
+        return {**by_layer[-1], **queries.outputs, "aux_outputs": by_layer[:-1]}
 
     def _padding_invariant_maps(
         self, pixels: Tensor, padding: Tensor
     ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
-        """The backbone's maps of images that do not see their padding.
+        """The backbone's maps, each image's part as if the image were processed alone.
 
         Returns:
-            The maps; padding for the query source, at `QUERY_STRIDE` times the size of its map; and
-            padding of the coarsest map.
+            - the feature maps by name;
+            - the padding mask of the queries, `PROPOSAL_STRIDE` times as large as their map;
+            - the padding mask of the coarsest map.
         """
         multiple = cast(int, self.backbone.size_divisible)
         sizes = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], 1)
-        # An image alone is padded to whole multiples, and sees that.
-        frames = _round_up(sizes, multiple)
-        maps = self.backbone(pixels, frames)
+        # An image alone is padded to multiples of `size_divisible`, so this padding counts as
+        # image.
+        padded_sizes = _round_up(sizes, multiple)
+        maps = self.backbone(pixels, padded_sizes)
         name, features = list(maps.items())[-1]
-        small = feature_padding_mask(frames, int(name.removeprefix("stride")), features.shape[-2:])
-        # Alone the map ends with the image unless that was padded.
-        ends = _round_up(sizes, QUERY_STRIDE // gcd(QUERY_STRIDE, multiple))
-        size = [QUERY_STRIDE * side for side in maps[f"stride{QUERY_STRIDE}"].shape[-2:]]
-        return maps, feature_padding_mask(ends, 1, size), small
+        map_padding = feature_padding_mask(
+            padded_sizes, int(name.removeprefix("stride")), features.shape[-2:]
+        )
+        # Alone, the cells of the map end at the image's border where the image was not padded.
+        ends = _round_up(sizes, PROPOSAL_STRIDE // gcd(PROPOSAL_STRIDE, multiple))
+        size = [PROPOSAL_STRIDE * side for side in maps[f"stride{PROPOSAL_STRIDE}"].shape[-2:]]
+        return maps, feature_padding_mask(ends, 1, size), map_padding
 
     def pad(self, images: Sequence[Tensor], pad_size: Sequence[int] = (0, 0)) -> PaddedBatch:
-        """Normalised (3, h, w) tensors as a padded batch; see `pad_images`."""
+        """Pads normalised (3, h, w) images to a batch that the backbone accepts.
+
+        Args:
+            images: at least one.
+            pad_size: minimum height and width of the batch.
+        """
         return pad_images(images, cast(int, self.backbone.size_divisible), pad_size)
 
-    def _apply_heads(self, pairs: Tensor, actions: Tensor, start: QueryInputs) -> dict[str, Tensor]:
-        """Heads on all layers at once: (L, B, Q, d) twice to (L, B, Q, ...) by name."""
-        objects, embeddings = self.object_head(pairs), None
+    def _apply_heads(
+        self, pair_features: Tensor, verb_features: Tensor, queries: QueryInputs
+    ) -> dict[str, Tensor]:
+        """Applies the heads to the (L, B, Q, d) outputs of both decoders, all layers at once.
+
+        Returns:
+            (L, B, Q, ...) by the names of `forward`.
+        """
+        object_logits, embeddings = self.object_head(pair_features), None
         if isinstance(self.verb_head, TextVerbHead):
-            verbs, embeddings = self.verb_head(actions, objects)
+            verb_logits, embeddings = self.verb_head(verb_features, object_logits)
         else:
-            verbs = self.verb_head(actions)
+            verb_logits = self.verb_head(verb_features)
         layers = {
-            "pred_object_logits": objects,
-            "pred_verb_logits": verbs,
-            "pred_human_boxes": _decode_boxes(self.human_box_head(pairs), start.human_reference),
-            "pred_object_boxes": _decode_boxes(self.object_box_head(pairs), start.object_reference),
-            "pred_interactive_logits": self.interactive_head(actions),
+            "pred_object_logits": object_logits,
+            "pred_verb_logits": verb_logits,
+            "pred_human_boxes": _decode_boxes(
+                self.human_box_head(pair_features), queries.human_reference
+            ),
+            "pred_object_boxes": _decode_boxes(
+                self.object_box_head(pair_features), queries.object_reference
+            ),
+            "pred_interactive_logits": self.interactive_head(verb_features),
         }
         if self.matching_head is not None:
-            layers["pred_matching_logits"] = self.matching_head(pairs)
+            layers["pred_matching_logits"] = self.matching_head(pair_features)
         if embeddings is not None:
             layers["pred_verb_embeddings"] = embeddings
         return layers
 
 
 def _round_up(sizes: Tensor, multiple: int) -> Tensor:
-    """Sizes rounded up to multiples."""
     return (sizes + multiple - 1) // multiple * multiple
 
 
@@ -163,7 +201,9 @@ def _box_head(hidden_dim: int) -> MLP:
 
 
 def _decode_boxes(raw: Tensor, reference: Tensor | None) -> Tensor:
-    # float32: half precision cannot tell neighbouring pixels of a large image apart.
+    """Boxes (..., 4) cxcywh in [0, 1] from the box head's output, a difference of logits where
+    there are reference boxes."""
+    # float32: half precision does not resolve neighbouring pixels of a large image.
     raw = raw.float()
     if reference is not None:
         raw = raw + torch.logit(reference.float(), eps=1e-5)

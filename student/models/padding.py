@@ -1,4 +1,7 @@
-"""Images of different sizes in one batch."""
+"""Batches of images of different sizes: padding, padding masks, and masks of feature maps.
+
+As in DETR, images are padded at the bottom and at the right, and masks are True on padding.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 # Height and width in pixels.
@@ -17,16 +20,16 @@ Size = tuple[int, int]
 def stack_images(
     images: Sequence[Tensor], multiple: int = 1, pad_size: Sequence[int] = (0, 0)
 ) -> tuple[Tensor, tuple[Size, ...]]:
-    """Copies images into one tensor, at the top left, with zeros beside and below them.
+    """Stacks images at the top left of one tensor, with zeros to the right and below.
 
     Args:
-        images: (3, h, w) tensors of one type.
+        images: (3, h, w) tensors of one dtype.
         multiple: heights and widths of the batch are multiples of this.
-        pad_size: height and width that the batch has at least.
+        pad_size: minimum height and width of the batch.
 
     Returns:
-        (B, 3, H, W), and the height and width of every image. A worker of a DataLoader makes it
-        in shared memory, so that handing it over costs one file descriptor and no further copy.
+        (B, 3, H, W) of the images' dtype, and the height and width of every image. In a DataLoader
+        worker the tensor lies in shared memory, so that the main process needs no copy of it.
     """
     sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
     height, width = (
@@ -39,15 +42,15 @@ def stack_images(
 
 
 def shared_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Zeros of the type and device of `like`; in shared memory where this is a loader's worker.
+    """Zeros of the dtype and device of `like`, in shared memory if called by a DataLoader worker.
 
     Raises:
         RuntimeError: the shared memory is full.
     """
     if get_worker_info() is None:
         return like.new_zeros(shape)
-    # Left to the queue, a tensor is moved in a thread of it, where a failure loses the batch.
-    # What is made by the operating system just now holds zeros.
+    # Otherwise the queue's feeder thread would move the tensor into shared memory, and an error
+    # there loses the batch instead of reaching the training loop. New shared memory is zero.
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * like.itemsize)
     return like.new_empty(0).set_(storage).view(*shape)
 
@@ -55,8 +58,17 @@ def shared_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 def padding_mask(
     sizes: Sequence[Size], pad_size: Sequence[int], device: torch.device
 ) -> Tensor | None:
-    """(B, H, W) bool, True on padding, for images of these heights and widths in a batch of size
-    (H, W); None when there is no padding, so that attention can take its unmasked kernel."""
+    """The padding mask of a batch.
+
+    Args:
+        sizes: heights and widths of the B images.
+        pad_size: height H and width W of the batch.
+        device: of the mask.
+
+    Returns:
+        (B, H, W) bool, True on padding. None where no image is padded, because attention is faster
+        without a mask.
+    """
     height, width = pad_size
     if set(sizes) == {(height, width)}:
         return None
@@ -66,51 +78,64 @@ def padding_mask(
 def pad_images(
     images: Sequence[Tensor], multiple: int = 1, pad_size: Sequence[int] = (0, 0)
 ) -> tuple[Tensor, Tensor | None]:
-    """Normalised (3, h, w) images as a padded batch: `stack_images` and its `padding_mask`."""
+    """Pads normalised (3, h, w) images to a batch; see `stack_images` and `padding_mask`.
+
+    Returns:
+        (B, 3, H, W) pixels, and the (B, H, W) bool mask or None.
+    """
     pixels, sizes = stack_images(images, multiple, pad_size)
     return pixels, padding_mask(sizes, pixels.shape[-2:], pixels.device)
 
 
 def resize_mask(padding: Tensor | None, size: Sequence[int]) -> Tensor | None:
-    """The mask at a feature map's size: (B, H, W) bool to (B, *size) bool, nearest."""
+    """Resizes a (B, H, W) bool mask to the `size` of a feature map, by nearest neighbour as DETR
+    does."""
     if padding is None:
         return None
-    return functional.interpolate(padding[:, None].float(), size=tuple(size))[:, 0].bool()
+    return F.interpolate(padding[:, None].float(), size=tuple(size))[:, 0].bool()
 
 
 def feature_padding_mask(sizes: Tensor, stride: int, size: Sequence[int]) -> Tensor:
-    """Where a feature map of a padded batch has cells that its images alone would not have.
+    """Cells of a padded batch's feature map that the maps of the single images do not have.
 
     Args:
         sizes: (B, 2) int64 heights and widths of the images in pixels.
-        stride: of the map.
-        size: height and width of the map, in cells.
+        stride: stride of the map in pixels.
+        size: height and width of the map in cells.
 
     Returns:
-        (B, *size) bool.
+        (B, *size) bool, True on padding.
     """
     ends = (sizes + stride - 1) // stride
-    below, beside = (
+    below, right = (
         torch.arange(side, device=sizes.device) >= ends[:, axis, None]
         for axis, side in enumerate(size)
     )
-    return below[:, :, None] | beside[:, None]
+    return below[:, :, None] | right[:, None]
 
 
 def mask_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
-    """A feature map (B, C, h, w) with zeros on `feature_padding_mask`, as beyond the edge of an
-    image alone; as it is without `sizes`."""
+    """Zeroes a feature map (B, C, h, w) on padding, as a convolution pads beyond an image's border.
+
+    Args:
+        features: the map.
+        stride: stride of the map in pixels.
+        sizes: (B, 2) heights and widths of the images; None returns `features` unchanged.
+    """
     if sizes is None:
         return features
     return features * ~feature_padding_mask(sizes, stride, features.shape[-2:])[:, None]
 
 
 def get_valid_ratios(padding: Tensor | None, pixels: Tensor) -> Tensor:
-    """(B, 2) the share of the batch's width and height that each image fills, in (0, 1].
+    """Fractions of the batch's width and height that each image fills.
 
     Args:
-        padding: (B, H, W) bool, True on padding at the bottom and the right; None: no padding.
-        pixels: any tensor (B, ...) on the right device.
+        padding: (B, H, W) bool, True on padding; None: no padding.
+        pixels: any (B, ...) tensor, for B and the device.
+
+    Returns:
+        (B, 2) float32 in (0, 1], width first.
     """
     if padding is None:
         return torch.ones(pixels.shape[0], 2, device=pixels.device)

@@ -1,8 +1,10 @@
-"""Queries made of pairs that the student's own proposal head finds.
+"""Decoder queries from human-object proposals: proposal head, top cells and region features.
 
-Every pairing of a likely person with a likely object becomes a query whose boxes are the
-decoder's reference. Queries are about something from the first step on, which lets small students
-converge in minutes.
+This is an alternative to the learned queries of the paper. A CenterNet-like head predicts people
+and objects on the stride-8 map, trained on the boxes of the teacher cache's detector. The most
+probable people are paired with the most probable objects; each pair is a query, and its boxes are
+the reference boxes of the decoder's outputs. Since every query starts at a plausible pair, small
+students converge in minutes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn import functional as F
 from torchvision.ops import box_convert, roi_align
 
@@ -20,18 +21,27 @@ from student.config import ModelConfig
 from student.models.padding import get_valid_ratios
 from student.models.queries import QueryInputs
 
+# Output size of RoIAlign along each side.
 ROI_SIZE = 4
 MIN_PEOPLE = 4
+# Side of the window in which a cell has to be the maximum (CenterNet's substitute of NMS).
+PEAK_WINDOW = 3
+# Probability that the head predicts everywhere before training, so that the focal loss of the many
+# empty cells does not dominate the first steps (RetinaNet 4.1).
+PRIOR_PROBABILITY = 0.02
+# Fraction of a cell that an image has to fill for the cell to belong to the image. Ratios are
+# float32, so that an image's size in cells can exceed a whole number by rounding.
+CELL_TOLERANCE = 1e-3
 
 
 class ProposalQueries(nn.Module):
-    """Queries made of pairs: the likeliest people with the likeliest objects.
+    """Queries from the most probable pairs of a person and an object.
 
-    Twice as many objects as people are taken, and as many as it needs to make enough pairs of them.
+    Twice as many objects as people are selected, so that they form at least Q pairs.
 
     Args:
-        config: Q, d, the classes and which of them is people.
-        channels: of the stride-8 feature map.
+        config: Q, d, O, the class index of people, and whether people are objects too.
+        channels: number of channels of the stride-8 feature map.
     """
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
@@ -62,12 +72,12 @@ class ProposalQueries(nn.Module):
     def forward(
         self, maps: dict[str, Tensor], padding: Tensor | None, padding_invariant: bool = False
     ) -> QueryInputs:
-        """Makes an image's queries, with reference boxes.
+        """The queries of each image, with reference boxes.
 
         Args:
-            maps: `stride8` (B, C, h, w) among them.
+            maps: the backbone's feature maps (B, C, h, w); only `stride8` is used.
             padding: (B, H, W) bool at image size, True on padding, or None. Boxes are relative to
-                the images without it, and what lies in it is not looked at.
+                the unpadded images, and features on padding are ignored.
             padding_invariant: see `HOIDetector.forward`.
         """
         features = maps["stride8"]
@@ -75,41 +85,44 @@ class ProposalQueries(nn.Module):
         people, objects = self._select_cells(proposals)
         scores = people.scores.unsqueeze(2) * objects.scores.unsqueeze(1)
         if self.pair_people:
-            # People follow the objects in the same order: nobody is paired with themselves.
+            # The last objects are the people, in the same order. A product of probabilities minus 1
+            # is below all others, so that no person is paired with themselves.
             count = people.scores.shape[1]
-            themselves = torch.eye(count, dtype=scores.dtype, device=scores.device)
-            scores = scores - functional.pad(themselves, (scores.shape[2] - count, 0))
+            same_person = torch.eye(count, dtype=scores.dtype, device=scores.device)
+            scores = scores - F.pad(same_person, (scores.shape[2] - count, 0))
         count = min(self.num_queries, scores[0].numel())
         index = scores.flatten(1).topk(count, dim=1).indices
-        rows = index // scores.shape[2], index % scores.shape[2]
-        humans = people.boxes.gather(1, rows[0].unsqueeze(-1).expand(-1, -1, 4))
-        things = objects.boxes.gather(1, rows[1].unsqueeze(-1).expand(-1, -1, 4))
-        labels = objects.labels.gather(1, rows[1])
+        person_rows, object_rows = index // scores.shape[2], index % scores.shape[2]
+        human_boxes = people.boxes.gather(1, person_rows.unsqueeze(-1).expand(-1, -1, 4))
+        object_boxes = objects.boxes.gather(1, object_rows.unsqueeze(-1).expand(-1, -1, 4))
+        labels = objects.labels.gather(1, object_rows)
+
         reduced = self.reduce(features)
         if padding is not None:
             reduced = reduced * proposals.valid_cells()
-        union = union_cxcywh(humans, things)
         crop = padding_invariant and padding is not None
-        regions = [self._pool(reduced, boxes, proposals, crop) for boxes in (humans, things, union)]
-        positions = self.place(pair_spatial_features(humans, things)) + self.label(labels)
-        content = self.content_norm(self.content(torch.cat(regions[:2], -1)))
-        interaction = self.interaction_norm(self.interaction_content(regions[2]))
+        human_region, object_region, union_region = (
+            self._pool(reduced, boxes, proposals, crop)
+            for boxes in (human_boxes, object_boxes, union_cxcywh(human_boxes, object_boxes))
+        )
+        spatial = self.place(pair_spatial_features(human_boxes, object_boxes))
+        content = self.content(torch.cat([human_region, object_region], -1))
         return QueryInputs(
-            target=content,
-            positions=positions,
-            human_reference=humans,
-            object_reference=things,
-            interaction_target=interaction,
+            target=self.content_norm(content),
+            positions=spatial + self.label(labels),
+            human_reference=human_boxes,
+            object_reference=object_boxes,
+            interaction_target=self.interaction_norm(self.interaction_content(union_region)),
             outputs={"proposals": proposals},
         )
 
     @torch.no_grad()
     def _select_cells(self, proposals: ProposalOutputs) -> tuple[TopCells, TopCells]:
-        """The likeliest people, and what they may be paired with."""
+        """The most probable people, and the objects that they may be paired with."""
         logits = proposals.logits.masked_fill(~proposals.valid_cells(), -torch.inf)
-        only = logits[:, self.person : self.person + 1].clone()
+        person_logits = logits[:, self.person : self.person + 1].clone()
         logits[:, self.person] = -torch.inf
-        people = select_top_cells(only, proposals.boxes[:, 0], self.num_people)
+        people = select_top_cells(person_logits, proposals.boxes[:, 0], self.num_people)
         objects = select_top_cells(logits, proposals.boxes[:, 1], self.num_objects)
         if not self.pair_people:
             return people, objects
@@ -122,24 +135,24 @@ class ProposalQueries(nn.Module):
     def _pool(
         self, features: Tensor, boxes: Tensor, proposals: ProposalOutputs, padding_invariant: bool
     ) -> Tensor:
-        """Features of regions.
+        """Features of regions, by RoIAlign with one sample per bin.
 
         Args:
             features: (B, channels, h, w).
-            boxes: (B, Q, 4) cxcywh in [0, 1].
-            proposals: tells how many cells the images fill.
-            padding_invariant: the map ends for each image where that does.
+            boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
+            proposals: gives the number of cells that each image fills.
+            padding_invariant: treat each image's part of the map as a map of its own.
 
         Returns:
-            (B, Q, channels * REGION_SIZE^2).
+            (B, Q, channels * ROI_SIZE^2).
         """
         cells = proposals.grid_sizes()
         corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
-        # A model that diverged: roi_align reads outside of the map where a box is not a number.
-        # The boxes themselves stay as they are, so that the losses say that they are not finite.
+        # roi_align reads outside of the map where a box is NaN, as in a run that diverged. The
+        # reference boxes keep the NaN, so that the losses become NaN and the run is stopped.
         corners = corners.where(corners.isfinite(), 0)
-        # Image numbers as a column, not a list of boxes per image: an exported graph has to take
-        # any number of images.
+        # Image indices as a column instead of a list of boxes per image: an exported graph has to
+        # accept any number of images.
         image = torch.arange(boxes.shape[0], device=boxes.device).to(corners).view(-1, 1, 1)
         regions = torch.cat([image.expand(-1, boxes.shape[1], 1), corners], -1).flatten(0, 1)
         if padding_invariant:
@@ -151,7 +164,7 @@ class ProposalQueries(nn.Module):
 
 
 def union_cxcywh(first: Tensor, second: Tensor) -> Tensor:
-    """Smallest boxes (..., 4) around both, cxcywh."""
+    """Smallest boxes around two (..., 4) cxcywh boxes, in the same form."""
     a, b = box_convert(first, "cxcywh", "xyxy"), box_convert(second, "cxcywh", "xyxy")
     corners = torch.cat(
         [torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1
@@ -160,10 +173,14 @@ def union_cxcywh(first: Tensor, second: Tensor) -> Tensor:
 
 
 def pair_spatial_features(humans: Tensor, objects: Tensor) -> Tensor:
-    """(..., 12): both boxes in the picture, and the object seen from the person.
+    """Spatial features of pairs: both boxes, the object's offset from the person and the logarithm
+    of the ratio of their sizes, the offset in units of the person's width and height.
 
     Args:
         humans, objects: (..., 4) cxcywh in [0, 1].
+
+    Returns:
+        (..., 12).
     """
     size = humans[..., 2:].clamp(min=1e-3)
     offset = (objects[..., :2] - humans[..., :2]) / size
@@ -171,22 +188,15 @@ def pair_spatial_features(humans: Tensor, objects: Tensor) -> Tensor:
     return torch.cat([humans, objects, offset.clamp(-4, 4), ratio.clamp(-4, 4)], -1)
 
 
-PEAK_WINDOW = 3
-PRIOR_PROBABILITY = 0.02
-# Part of a cell that an image has to fill before the cell counts as its own.
-CELL_TOLERANCE = 1e-3
-
-
 @dataclass(frozen=True, eq=False)
 class ProposalOutputs:
-    """The proposal head's answer on a map of h x w cells.
+    """The proposal head's outputs on a map of h x w cells.
 
     Attributes:
-        logits: (B, C, h, w) one channel for every object class.
-        boxes: (B, 2, 4, h, w) cxcywh in [0, 1] of the image without its padding: box of the person
-            (0) and of the object (1) centred in the cell.
-        valid_ratios: (B, 2) share of the map's width and height that the image fills; padding does
-            the rest.
+        logits: (B, O, h, w) float32, one channel for every object class.
+        boxes: (B, 2, 4, h, w) float32 cxcywh in [0, 1] of the unpadded image: for each cell the box
+            of a person (index 0) and of an object (index 1) whose centre is in it.
+        valid_ratios: (B, 2) fractions of the map's width and height that the image fills.
     """
 
     logits: Tensor
@@ -194,22 +204,23 @@ class ProposalOutputs:
     valid_ratios: Tensor
 
     def grid_sizes(self) -> Tensor:
-        """(B, 2) float, how many columns and rows of cells the image fills."""
+        """(B, 2) float, numbers of columns and rows of cells that the images fill."""
         return grid_sizes(self.logits, self.valid_ratios)
 
     def valid_cells(self) -> Tensor:
-        """(B, 1, h, w) bool, the cell holds some of the image."""
+        """(B, 1, h, w) bool, False for cells that contain nothing but padding."""
         return valid_cells(self.logits, self.valid_ratios)
 
 
 class ProposalHead(nn.Module):
-    """Marks the centres of people and objects and gives their boxes.
+    """Predicts centres and boxes of people and objects, as CenterNet does (arXiv 1904.07850).
 
-    People and objects have branches of their own: a rider and the horse share a cell.
+    People and objects have separate branches, because a rider and the horse can be centred in the
+    same cell.
 
     Args:
-        channels: of the feature map.
-        num_objects: classes, people included.
+        channels: number of channels of the feature map.
+        num_objects: number of classes, people included.
         person: class index of people.
     """
 
@@ -234,7 +245,7 @@ class ProposalHead(nn.Module):
             nn.init.constant_(layer.bias, prior)
 
     def forward(self, features: Tensor, padding: Tensor | None = None) -> ProposalOutputs:
-        """Answers for every cell of a map.
+        """Class logits and boxes for every cell of a map.
 
         Args:
             features: (B, channels, h, w).
@@ -253,44 +264,54 @@ class ProposalHead(nn.Module):
         boxes = []
         for head, branch in zip(self.boxes, (people, objects), strict=True):
             raw = head(branch).float()
-            own = valid_ratios.view(-1, 2, 1, 1)
-            centre = grid_cell_centres(height, width, features.device) / own
-            step = 1 / grid_sizes(features, valid_ratios).view(-1, 2, 1, 1)
-            # Sizes start at a fifth of the picture; centres stay within two cells of their own.
+            ratios = valid_ratios.view(-1, 2, 1, 1)
+            centre = grid_cell_centres(height, width, features.device) / ratios
+            cell_size = 1 / grid_sizes(features, valid_ratios).view(-1, 2, 1, 1)
+            # sigmoid(-1.4) is about 0.2: before training, boxes are a fifth of the image. A box's
+            # centre is at most two cells away from that of its cell.
             size = torch.sigmoid(raw[:, 2:] - 1.4)
-            boxes.append(torch.cat([centre + 2 * step * torch.tanh(raw[:, :2] / 2), size], 1))
+            boxes.append(torch.cat([centre + 2 * cell_size * torch.tanh(raw[:, :2] / 2), size], 1))
         return ProposalOutputs(
             logits=logits, boxes=torch.stack(boxes, 1), valid_ratios=valid_ratios
         )
 
 
 def _apply_masked(branch: nn.Module, features: Tensor, valid_ratios: Tensor | None) -> Tensor:
-    """The branch's answer as if cells of padding were not there."""
-    inside = None if valid_ratios is None else valid_cells(features, valid_ratios)
+    """Applies a branch with every convolution's input zeroed on padding."""
+    mask = None if valid_ratios is None else valid_cells(features, valid_ratios)
     for layer in branch.children():
-        if inside is not None and isinstance(layer, nn.Conv2d):
-            features = features * inside
+        if mask is not None and isinstance(layer, nn.Conv2d):
+            features = features * mask
         features = layer(features)
     return features
 
 
 def grid_sizes(features: Tensor, valid_ratios: Tensor) -> Tensor:
-    """(B, 2) float, columns and rows of a map (B, C, h, w) that images with these ratios fill."""
-    height, width = features.shape[-2:]
-    return _scale_ratios(valid_ratios, width, height)
+    """Numbers of columns and rows of a map that images fill.
 
+    Args:
+        features: (B, C, h, w), only the size is used.
+        valid_ratios: (B, 2) fractions of width and height that the images fill.
 
-def _scale_ratios(valid_ratios: Tensor, width: float, height: float) -> Tensor:
-    """(B, 2) ratios times a width and a height.
-
-    Not by a tensor of the two: it would be copied to the device, and some versions of torch take
-    it for a constant when they trace a graph for images of any size.
+    Returns:
+        (B, 2) float, columns first.
     """
+    height, width = features.shape[-2:]
+    # A tensor of both sizes would have to be copied to the device, and some versions of torch
+    # treat it as a constant when they export a graph for images of any size.
     return torch.stack([valid_ratios[:, 0] * width, valid_ratios[:, 1] * height], 1)
 
 
 def valid_cells(features: Tensor, valid_ratios: Tensor) -> Tensor:
-    """(B, 1, h, w) bool, cells of a map (B, C, h, w) that hold some of their image."""
+    """Cells of a map that contain a part of their image.
+
+    Args:
+        features: (B, C, h, w), only size and device are used.
+        valid_ratios: (B, 2) fractions of width and height that the images fill.
+
+    Returns:
+        (B, 1, h, w) bool.
+    """
     height, width = features.shape[-2:]
     columns, rows = grid_sizes(features, valid_ratios).view(-1, 2, 1, 1).unbind(1)
     x = torch.arange(width, device=features.device)
@@ -299,7 +320,7 @@ def valid_cells(features: Tensor, valid_ratios: Tensor) -> Tensor:
 
 
 def grid_cell_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """(2, h, w) centres (x, y) of the cells of a map, in [0, 1]."""
+    """(2, h, w) centres (x, y) of the cells of a map, in [0, 1] of the map."""
     x = (torch.arange(width, device=device) + 0.5) / width
     y = (torch.arange(height, device=device) + 0.5) / height
     return torch.stack([x.expand(height, width), y.unsqueeze(1).expand(height, width)])
@@ -307,8 +328,13 @@ def grid_cell_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TopCells:
-    """The best cells of the proposal head's outputs: boxes (B, K, 4) cxcywh, scores and labels (B,
-    K)."""
+    """The K highest-scoring cells of each image.
+
+    Attributes:
+        boxes: (B, K, 4) cxcywh in [0, 1].
+        scores: (B, K) in [0, 1].
+        labels: (B, K) int64 object classes.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -316,34 +342,38 @@ class TopCells:
 
 
 def select_top_cells(logits: Tensor, boxes: Tensor, count: int) -> TopCells:
-    """The `count` best local maxima over classes and cells.
+    """Selects the `count` highest local maxima over classes and cells.
 
     Args:
         logits: (B, C, h, w).
         boxes: (B, 4, h, w) cxcywh.
-        count: K, at most C * h * w.
+        count: K; all entries where there are fewer.
     """
     scores = logits.sigmoid()
     peaks = F.max_pool2d(scores, PEAK_WINDOW, stride=1, padding=PEAK_WINDOW // 2)
+    # Entries that are no maximum come last, but are selected where there are too few maxima.
     scores = torch.where(scores == peaks, scores, scores * 1e-3)
-    cells = logits.shape[-2] * logits.shape[-1]
-    entries = scores[0].numel()
-    # Not min(): an exported graph knows that its images have enough cells, and how many come out.
-    top, index = scores.flatten(1).topk(count if count <= entries else entries, dim=1)
-    labels = index // cells
-    where = (index - labels * cells).unsqueeze(-1).expand(-1, -1, 4)
-    return TopCells(boxes.flatten(2).transpose(1, 2).gather(1, where), top, labels)
+    num_cells = logits.shape[-2] * logits.shape[-1]
+    num_entries = scores[0].numel()
+    # With min() the exporter cannot derive that the output has `count` rows.
+    top, index = scores.flatten(1).topk(count if count <= num_entries else num_entries, dim=1)
+    labels = index // num_cells
+    cells = (index - labels * num_cells).unsqueeze(-1).expand(-1, -1, 4)
+    return TopCells(boxes.flatten(2).transpose(1, 2).gather(1, cells), top, labels)
 
 
 def roi_align_unpadded(features: Tensor, regions: Tensor, bins: int, ends: Tensor) -> Tensor:
-    """What `torchvision.ops.roi_align` computes with one aligned sample a bin (Mask R-CNN 3), on
-    each image's own part of the map.
+    """RoIAlign that treats each image's part of a padded map as a map of its own.
+
+    The result is that of `torchvision.ops.roi_align` with `sampling_ratio=1` and `aligned=True` on
+    the map without its padding. Torchvision clamps sampling points to the border of the whole map,
+    and would interpolate with padding near the border of the image.
 
     Args:
         features: (B, C, h, w).
-        regions: (R, 5) image number, then xyxy in cells.
-        bins: of a region, along each side.
-        ends: (B, 2) int64, rows and columns of the map that are the image's.
+        regions: (R, 5) image index, then xyxy in cells.
+        bins: number of bins along each side of a region.
+        ends: (B, 2) int64, numbers of rows and columns of the map that belong to the image.
 
     Returns:
         (R, C, bins, bins).
@@ -353,36 +383,43 @@ def roi_align_unpadded(features: Tensor, regions: Tensor, bins: int, ends: Tenso
     rows, columns = ends[image].unsqueeze(-1).unbind(1)
     y, inside_y = _bin_centres(regions[:, 2], regions[:, 4], bins, rows)
     x, inside_x = _bin_centres(regions[:, 1], regions[:, 3], bins, columns)
-    (top, bottom, down), (left, right, across) = (
-        _interpolation_cells(y, rows),
-        _interpolation_cells(x, columns),
-    )
+    top, bottom, weight_y = _interpolation_cells(y, rows)
+    left, right, weight_x = _interpolation_cells(x, columns)
     cells = features.permute(0, 2, 3, 1).flatten(0, 2)
 
-    def at(row: Tensor, column: Tensor) -> Tensor:
+    def features_at(row: Tensor, column: Tensor) -> Tensor:
         """(R, bins, bins, C) features at (R, bins) rows and columns."""
-        place = (image[:, None] * height + row) * width
-        return cells[place[:, :, None] + column[:, None, :]]
+        row_start = (image[:, None] * height + row) * width
+        return cells[row_start[:, :, None] + column[:, None, :]]
 
-    across, down = across[:, None, :, None], down[:, :, None, None]
-    upper = at(top, left) * (1 - across) + at(top, right) * across
-    lower = at(bottom, left) * (1 - across) + at(bottom, right) * across
-    pooled = upper * (1 - down) + lower * down
+    weight_x, weight_y = weight_x[:, None, :, None], weight_y[:, :, None, None]
+    upper = features_at(top, left) * (1 - weight_x) + features_at(top, right) * weight_x
+    lower = features_at(bottom, left) * (1 - weight_x) + features_at(bottom, right) * weight_x
+    pooled = upper * (1 - weight_y) + lower * weight_y
     inside = (inside_y[:, :, None] & inside_x[:, None, :])[..., None]
     return (pooled * inside).permute(0, 3, 1, 2)
 
 
 def _bin_centres(start: Tensor, end: Tensor, bins: int, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, bins) centres of the bins of (R,) intervals in cell centres' coordinates, and whether
-    they lie within a cell of the (R, 1) cells that there are."""
-    middle = (torch.arange(bins, device=start.device) + 0.5) / bins
-    places = start[:, None] - 0.5 + middle * (end - start)[:, None]
-    return places, (places >= -1) & (places <= cells)
+    """Sampling points along one axis.
+
+    Args:
+        start, end: (R,) ends of the regions in cells.
+        bins: number of bins.
+        cells: (R, 1) number of cells of the image along the axis.
+
+    Returns:
+        - (R, bins) centres of the bins, in coordinates where cell centres are whole numbers;
+        - (R, bins) bool, False where torchvision's kernel samples 0, more than a cell outside.
+    """
+    fractions = (torch.arange(bins, device=start.device) + 0.5) / bins
+    points = start[:, None] - 0.5 + fractions * (end - start)[:, None]
+    return points, (points >= -1) & (points <= cells)
 
 
-def _interpolation_cells(places: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The cells before and after places, and how far these are on the way."""
-    places = places.clamp(min=0)
-    before = torch.minimum(places.floor().long(), cells - 1)
+def _interpolation_cells(points: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The cells before and after each sampling point, and the weight of the one after it."""
+    points = points.clamp(min=0)
+    before = torch.minimum(points.floor().long(), cells - 1)
     after = torch.minimum(before + 1, cells - 1)
-    return before, after, (places - before).clamp(max=1)
+    return before, after, (points - before).clamp(max=1)

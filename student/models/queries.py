@@ -1,4 +1,4 @@
-"""What the human-object decoder starts from."""
+"""Inputs of the human-object decoder, and the learned queries of the published model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class QueryInputs:
-    """The decoder's start for a batch of B images.
+    """Initial decoder inputs for a batch of B images.
 
     Attributes:
-        target: (B, Q, d) initial content of the human-object decoder.
-        positions: (B, Q, d) added to queries and keys in every layer.
-        human_reference, object_reference: (B, Q, 4) cxcywh in [0, 1], boxes from which the box
-            heads predict differences; None where they predict boxes outright.
-        interaction_target: (B, Q, d) initial content of the interaction decoder; None for zeros.
-        outputs: more outputs of the query source, for its own loss; they join the model's.
+        target: (B, Q, d) initial target of the human-object decoder.
+        positions: (B, Q, d) query positions, added to queries and keys in every layer.
+        human_reference, object_reference: (B, Q, 4) cxcywh in [0, 1], boxes to which the box heads
+            predict differences; None where they predict the boxes themselves.
+        interaction_target: (B, Q, d) initial target of the interaction decoder; None for zeros.
+        outputs: additional entries of the model's outputs, needed by the loss of the queries.
     """
 
     target: Tensor
@@ -30,7 +30,12 @@ class QueryInputs:
 
 
 class LearnedQueries(nn.Module):
-    """The same learned positions for every image, content starting at zero (DETR 3.2)."""
+    """Learned query positions, the same for every image; the target starts at zero (DETR 3.2).
+
+    Args:
+        num_queries: Q.
+        hidden_dim: d.
+    """
 
     def __init__(self, num_queries: int, hidden_dim: int) -> None:
         super().__init__()
@@ -39,12 +44,11 @@ class LearnedQueries(nn.Module):
     def forward(
         self, maps: dict[str, Tensor], padding: Tensor | None, padding_invariant: bool = False
     ) -> QueryInputs:
-        """Reads nothing from the image but the batch size.
+        """The queries of a batch.
 
         Args:
-            maps: the backbone's feature maps (B, C, h, w).
-            padding: (B, H, W) bool at image size, or None.
-            padding_invariant: see `HOIDetector.forward`.
+            maps: the backbone's feature maps (B, C, h, w), for B.
+            padding, padding_invariant: unused; see `ProposalQueries.forward`.
         """
         batch = next(iter(maps.values())).shape[0]
         positions = self.embedding.weight.expand(batch, -1, -1)

@@ -1,4 +1,8 @@
-"""A verb head that reads: what a query shows is compared with what a sentence says."""
+"""Verb head that scores queries by their cosine similarity with CLIP text embeddings.
+
+It replaces the linear verb classifier of the paper, so that verbs and objects can be added to a
+trained student by adding sentences (`student.weights.load`).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,18 @@ from torch.nn import functional as F
 
 from student.config import ModelConfig
 
-# What the head is told; never learned, never taken from another student's file.
+# State-dict keys of the text embeddings. They come from the teacher cache, are not trained, and are
+# not loaded from the weights of a student with other texts.
 TEXT_BUFFERS = ("verb_head.texts", "verb_head.rows")
 
 
 @dataclass(frozen=True, eq=False)
 class TextEmbeddings:
-    """The sentences that a head compares with, as their embeddings.
+    """Embeddings of the sentences that a head compares with.
 
     Attributes:
         texts: (R, D) float32, normalised.
-        rows: (O, V) int64, the row of `texts` for a verb done with an object.
+        rows: (O, V) int64, for each object and verb the row of `texts`.
     """
 
     texts: Tensor
@@ -29,12 +34,12 @@ class TextEmbeddings:
 
 
 class TextVerbHead(nn.Module):
-    """Verb logits as scaled cosines between projected queries and sentences.
+    """Verb logits as scaled cosine similarities between projected queries and text embeddings.
 
-    The sentence of a verb is the one about the query's likeliest object.
+    A verb's sentence is the one for the query's most probable object.
 
     Args:
-        config: d, O, V, and the numbers D and R of `TextEmbeddings`.
+        config: d, O, V, and the sizes D and R of `TextEmbeddings`.
     """
 
     texts: Tensor
@@ -50,33 +55,33 @@ class TextVerbHead(nn.Module):
         self.register_buffer("rows", rows)
 
     def set_texts(self, texts: TextEmbeddings) -> None:
-        """Puts other sentences in the place of the present ones, as many verbs as they have."""
+        """Replaces the text embeddings; the numbers of texts, objects and verbs may differ."""
         device = self.texts.device
         self.texts, self.rows = texts.texts.to(device), texts.rows.to(device)
 
     @torch.no_grad()
     def init_scale(self, scale: float, margin: float) -> None:
-        """Sets where training starts: the factor on cosines, and the cosine that scores 0.5."""
+        """Initialises the factor on cosines, and the cosine whose probability is 0.5."""
         self.log_scale.fill_(scale).log_()
         self.margin.fill_(margin)
 
-    def forward(self, actions: Tensor, object_logits: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, verb_features: Tensor, object_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Scores every verb.
 
         Args:
-            actions: (..., d) of the interaction decoder.
-            object_logits: (..., O + 1), the last class being "no pair"; no gradient goes there.
+            verb_features: (..., d) outputs of the interaction decoder.
+            object_logits: (..., O + 1), the last class is "no pair"; they get no gradient.
 
         Returns:
-            (..., V) verb logits and (..., D) normalised embeddings, float32.
+            (..., V) verb logits and (..., D) normalised embeddings, both float32.
         """
-        projected = self.projection(actions)
-        # Half precision cannot tell cosines apart that a temperature of 0.01 drives far apart.
-        with _autocast_disabled(actions.device):
+        projected = self.projection(verb_features)
+        # CLIP's scale is about 100: bfloat16 rounds cosines by up to 0.001, hence logits by 0.1.
+        with _autocast_disabled(verb_features.device):
             embeddings = F.normalize(projected.float(), dim=-1)
-            likeliest = object_logits[..., :-1].argmax(-1)
-            similar = (embeddings @ self.texts.T).gather(-1, self.rows[likeliest])
-            return self.log_scale.exp() * (similar - self.margin), embeddings
+            objects = object_logits[..., :-1].argmax(-1)
+            cosines = (embeddings @ self.texts.T).gather(-1, self.rows[objects])
+            return self.log_scale.exp() * (cosines - self.margin), embeddings
 
 
 def _autocast_disabled(device: torch.device) -> AbstractContextManager[object]:

@@ -1,4 +1,8 @@
-"""Encoder and decoders. All sequences are (B, length, d); masks are True on padding."""
+"""Transformer encoder and decoder of DETR, with the sine position encoding.
+
+The student has one encoder and two decoders of this kind (EoID 3.1). All sequences are
+(B, length, d); masks are True on padding.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,12 @@ from torch import Tensor, nn
 
 from student.config import ModelConfig
 
+# Keeps the normalisation of positions finite where an image fills no cell, as in DETR.
+EPSILON = 1e-6
+
 
 class TransformerLayer(nn.Module):
-    """What encoder and decoder layers share: the feed-forward sublayer and the place of norms."""
+    """Base of encoder and decoder layers: feed-forward sublayer, residuals, pre- or post-norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -22,13 +29,13 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
-        """(B, length, d) to the same shape, each token by itself."""
+        """Applies the feed-forward network to (B, length, d) tokens, each on its own."""
         return self.linear2(self.dropout(self.linear1(tokens).relu()))
 
     def add_residual(
         self, norm: nn.Module, tokens: Tensor, sublayer: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Adds a sublayer's result to its input, normalised before or after."""
+        """Adds a sublayer's output to its input, with the norm before or after it."""
         if self.pre_norm:
             return tokens + self.dropout(sublayer(norm(tokens)))
         return norm(tokens + self.dropout(sublayer(tokens)))
@@ -43,18 +50,26 @@ class EncoderLayer(TransformerLayer):
         self.norm1, self.norm2 = _norms(config, 2)
 
     def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
-        """(B, S, d) tokens and positions, (B, S) bool padding, to (B, S, d)."""
+        """One encoder layer.
 
-        def attend(values: Tensor) -> Tensor:
+        Args:
+            tokens, positions: (B, S, d).
+            padding: (B, S) bool or None.
+
+        Returns:
+            (B, S, d).
+        """
+
+        def self_attend(values: Tensor) -> Tensor:
             queries = values + positions
             return _attend(self.self_attention, queries, queries, values, padding)
 
-        tokens = self.add_residual(self.norm1, tokens, attend)
+        tokens = self.add_residual(self.norm1, tokens, self_attend)
         return self.add_residual(self.norm2, tokens, self.feed_forward)
 
 
 class DecoderLayer(TransformerLayer):
-    """Self-attention among queries, attention to the memory, feed-forward."""
+    """Self-attention among queries, cross-attention to the memory, feed-forward."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -70,29 +85,32 @@ class DecoderLayer(TransformerLayer):
         memory: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """One layer's step.
+        """One decoder layer.
 
         Args:
             target, query_positions: (B, Q, d).
             memory_keys, memory: (B, S, d), the memory with and without positions.
             padding: (B, S) bool or None.
+
+        Returns:
+            (B, Q, d).
         """
 
-        def attend(values: Tensor) -> Tensor:
+        def self_attend(values: Tensor) -> Tensor:
             queries = values + query_positions
             return _attend(self.self_attention, queries, queries, values, None)
 
-        def look(values: Tensor) -> Tensor:
+        def cross_attend(values: Tensor) -> Tensor:
             queries = values + query_positions
             return _attend(self.cross_attention, queries, memory_keys, memory, padding)
 
-        target = self.add_residual(self.norm1, target, attend)
-        target = self.add_residual(self.norm2, target, look)
+        target = self.add_residual(self.norm1, target, self_attend)
+        target = self.add_residual(self.norm2, target, cross_attend)
         return self.add_residual(self.norm3, target, self.feed_forward)
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; with pre-norm a last norm closes it."""
+    """A stack of encoder layers, followed by a layer norm if the layers are pre-norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -101,14 +119,14 @@ class Encoder(nn.Module):
         _reset_parameters(self)
 
     def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
-        """(B, S, d) to the memory (B, S, d)."""
+        """Computes the memory (B, S, d); arguments as in `EncoderLayer.forward`."""
         for layer in self.layers:
             tokens = layer(tokens, positions, padding)
         return tokens if self.norm is None else self.norm(tokens)
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers; the output of every layer passes the same last norm."""
+    """A stack of decoder layers; one layer norm is applied to the output of every layer."""
 
     def __init__(self, config: ModelConfig, num_layers: int) -> None:
         super().__init__()
@@ -124,7 +142,16 @@ class Decoder(nn.Module):
         memory_positions: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """Returns the outputs of all layers, (L, B, Q, d)."""
+        """Computes the outputs of all layers.
+
+        Args:
+            target, query_positions: (B, Q, d).
+            memory, memory_positions: (B, S, d).
+            padding: (B, S) bool or None.
+
+        Returns:
+            (L, B, Q, d).
+        """
         memory_keys = memory + memory_positions
         outputs = []
         for layer in self.layers:
@@ -146,7 +173,7 @@ def _attend(
     values: Tensor,
     padding: Tensor | None,
 ) -> Tensor:
-    # Without weights the module takes torch's fused scaled-dot-product kernel.
+    # Only without attention weights does the module use the fused scaled-dot-product kernel.
     return attention(queries, keys, values, key_padding_mask=padding, need_weights=False)[0]
 
 
@@ -160,15 +187,12 @@ def _reset_parameters(module: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-EPSILON = 1e-6
-
-
 class SinePositionEncoding(nn.Module):
-    """Sines of the position along each axis, normalised to 2 pi over the unpadded image.
+    """DETR's sine position encoding, normalised to 2 pi over the unpadded image.
 
     Args:
-        hidden_dim: features in all, half of them for each axis.
-        temperature: ratio of the longest to the shortest wave.
+        hidden_dim: number of features, half of them for each axis.
+        temperature: base of the geometric progression of wavelengths.
     """
 
     def __init__(self, hidden_dim: int, temperature: float = 10000.0) -> None:
@@ -177,29 +201,28 @@ class SinePositionEncoding(nn.Module):
         self.temperature = temperature
 
     def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
-        """Encodes every place of a feature map.
+        """Encodes the positions of a feature map's cells.
 
         Args:
-            features: (B, C, h, w); only size and device matter.
-            padding: (B, h, w) bool, True on padding, or None.
+            features: (B, C, h, w), only size and device are used.
+            padding: (B, h, w) bool or None.
 
         Returns:
             (B or 1, hidden_dim, h, w) float32, features of y first, then of x.
         """
         if padding is None:
-            inside = torch.ones(1, *features.shape[-2:], device=features.device)
+            valid = torch.ones(1, *features.shape[-2:], device=features.device)
         else:
-            inside = (~padding).float()
-        rows, columns = inside.cumsum(1), inside.cumsum(2)
-        rows = rows / (rows[:, -1:, :] + EPSILON)
-        columns = columns / (columns[:, :, -1:] + EPSILON)
-        return torch.cat([self._sine_features(rows), self._sine_features(columns)], dim=-1).permute(
-            0, 3, 1, 2
-        )
+            valid = (~padding).float()
+        y, x = valid.cumsum(1), valid.cumsum(2)
+        y = y / (y[:, -1:, :] + EPSILON)
+        x = x / (x[:, :, -1:] + EPSILON)
+        encoding = torch.cat([self._sine_features(y), self._sine_features(x)], dim=-1)
+        return encoding.permute(0, 3, 1, 2)
 
-    def _sine_features(self, places: Tensor) -> Tensor:
-        """(B, h, w) in [0, 1] to (B, h, w, features_per_axis), sine and cosine in turn."""
-        steps = torch.arange(0, self.features_per_axis, 2, device=places.device)
-        lengths = self.temperature ** (steps / self.features_per_axis)
-        angles = 2 * math.pi * places[..., None] / lengths
+    def _sine_features(self, positions: Tensor) -> Tensor:
+        """(B, h, w) in [0, 1] to (B, h, w, features_per_axis), sines and cosines interleaved."""
+        exponents = torch.arange(0, self.features_per_axis, 2, device=positions.device)
+        wavelengths = self.temperature ** (exponents / self.features_per_axis)
+        angles = 2 * math.pi * positions[..., None] / wavelengths
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
