@@ -1,1 +1,3 @@
-"""Training losses: two-stage bipartite matching and the criterion."""
+"""Training losses: the two-stage bipartite matching, the criterion with all loss terms, and the IoU
+of boxes that both need.
+"""

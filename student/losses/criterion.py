@@ -1,6 +1,8 @@
-"""The training losses of all decoder layers at once (EoID 3.4).
+"""The training losses of all decoder layers (EoID 3.4), and those of the proposal head.
 
-Pure: outputs and targets go in, numbers come out, nothing is written into either.
+The losses are those of DETR and CDN for objects, boxes and pairs, a focal loss for verb labels, and
+the distillation loss for the teacher's verb probabilities. All layers are computed at once, and
+neither outputs nor targets are modified.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn import functional as F
 
 from student.config import LossConfig
@@ -21,18 +22,21 @@ from student.losses.matcher import Matches, TwoStageMatcher
 from student.models.proposal_queries import CELL_TOLERANCE, ProposalOutputs, grid_cell_centres
 from student.utils.distributed import average_counts
 
+# Added to the number of object boxes, as in the published code.
 EPSILON = 1e-4
+# Name of the number of images beside the losses of each dataset; see `sum_by_dataset`.
+IMAGE_COUNT = "images"
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """What a batch costs.
+    """Loss terms of one batch.
 
     Attributes:
-        by_name: every loss without its weight, (L,) over the decoder layers, the last one final.
-        weighted: every loss with its weight, a scalar summed over the layers.
-        by_image: what every image adds to these, (B,) without gradient.
-        matches: the matching behind them.
+        by_name: (L,) every term without its weight, by decoder layer, the final layer last.
+        weighted: scalars, every term with its weight, summed over the layers.
+        by_image: (B,) contributions of the images to `weighted`, without gradient.
+        matches: the matches of queries and pairs.
     """
 
     by_name: dict[str, Tensor]
@@ -42,21 +46,24 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """The sum to differentiate."""
+        """The weighted sum of all terms, a scalar."""
         return torch.stack(list(self.weighted.values())).sum()
 
 
 class Criterion:
-    """Matches queries with pairs and compares them.
+    """Matches queries with pairs and computes the losses between them.
 
-    Sums are divided by counts over the whole batch. With several processes every count is the
-    average over them, so that the gradients' average is the gradient of the whole batch.
+    Sums are divided by counts over the whole batch. With several processes every count is averaged
+    over them, so that the average of their gradients is the gradient of the whole batch.
 
-    Where nobody annotated interactions (`Targets.exhaustive_labels`), the absence of a label says
-    nothing. Of such an image, queries that take a candidate learn its object, its boxes and the
-    teacher's answers above 0, as everywhere. Others that overlap a candidate, a pair of which
-    nobody knows what goes on in it, learn nothing. The rest, where the detector sees no pair,
-    learns that there is none; verbs are no part of that.
+    In an image whose interactions are not annotated (`Targets.exhaustive_labels` is False) a
+    missing label is no evidence:
+
+    - Queries that are matched with a candidate have the object, box and soft verb losses, as in
+      every image, but no hard verb loss.
+    - Other queries that overlap a candidate have no loss.
+    - The remaining queries, at places where the detector found no pair, have the object class "no
+      pair" and are not interactive, but have no verb loss.
 
     Args:
         matcher: matches queries with pairs; its distilled verbs are those of the soft verb loss.
@@ -80,16 +87,16 @@ class Criterion:
         }
 
     def __call__(self, outputs: dict[str, Any], batch: Targets) -> Losses:
-        """Losses of a batch.
+        """Computes the losses of a batch.
 
         Args:
-            outputs: the model's, `aux_outputs` included.
-            batch: targets of its images, on the outputs' device.
+            outputs: those of `HOIDetector.forward`.
+            batch: targets of the batch's images, on the same device.
         """
         layers = stack_layers(outputs)
         matches = self.matcher({name: value.detach() for name, value in layers.items()}, batch)
         supervised_mask = _supervised_mask(batch, matches)
-        parts = {
+        terms = {
             **_object_loss(
                 layers["pred_object_logits"], batch, matches, supervised_mask, self.config
             ),
@@ -100,22 +107,22 @@ class Criterion:
             "interactive": _interactive_loss(layers["pred_interactive_logits"], batch, matches),
         }
         if "pred_matching_logits" in layers:
-            parts["matching"] = _matching_loss(
+            terms["matching"] = _matching_loss(
                 layers["pred_matching_logits"], matches, supervised_mask
             )
         if "pred_verb_embeddings" in layers and batch.region_embeddings.shape[-1]:
-            parts["embedding"] = _embedding_loss(layers["pred_verb_embeddings"], batch, matches)
-        divided = _normalise(parts)
-        by_name = {name: loss.sum(1) for name, loss in divided.items()}
+            terms["embedding"] = _embedding_loss(layers["pred_verb_embeddings"], batch, matches)
+        losses = _normalise(terms)
+        by_name = {name: loss.sum(1) for name, loss in losses.items()}
         weighted = {name: self.weights[name] * loss.sum() for name, loss in by_name.items()}
-        by_image = {n: self.weights[n] * loss.detach().sum(0) for n, loss in divided.items()}
+        by_image = {n: self.weights[n] * loss.detach().sum(0) for n, loss in losses.items()}
         return Losses(by_name=by_name, weighted=weighted, by_image=by_image, matches=matches)
 
 
 def stack_layers(outputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The model's `pred_*` outputs as float32 (L, B, Q, ...), auxiliary layers first.
+    """Stacks the model's `pred_*` outputs as float32 (L, B, Q, ...), the final layer last.
 
-    float32 keeps half-precision logits from overflowing on the way through exponentials.
+    In half precision the exponentials of large logits would overflow.
     """
     layers = [*outputs["aux_outputs"], outputs]
     names = [name for name in outputs if name.startswith("pred_")]
@@ -124,14 +131,14 @@ def stack_layers(outputs: dict[str, Any]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _LossTerm:
-    """A loss on its way: sums, what they are divided by, and how that count is treated.
+    """A loss term before normalisation.
 
     Attributes:
-        sums: (L, B) sums over every image of this process's batch.
-        counts: (L,) counts of this process, averaged over processes before use.
+        sums: (L, B) sums over the queries of every image of this process.
+        counts: (L,) divisors of this process; they are averaged over processes before use.
         min_count: lower bound of the averaged count.
-        offset: added to the whole batch's count.
-        clamp_empty: divide by 1 where no process counts anything.
+        offset: added to the count of the whole batch.
+        clamp_empty: divide by 1 where the count of the whole batch is 0.
     """
 
     sums: Tensor
@@ -141,64 +148,65 @@ class _LossTerm:
     clamp_empty: bool = False
 
 
-def _normalise(parts: dict[str, _LossTerm]) -> dict[str, Tensor]:
-    counts, processes = average_counts(torch.stack([part.counts for part in parts.values()]))
-    divided = {}
-    for (name, part), count in zip(parts.items(), counts, strict=True):
-        if part.clamp_empty:
+def _normalise(terms: dict[str, _LossTerm]) -> dict[str, Tensor]:
+    """Divides every term by its count: (L, B) by name. Counts of processes are averaged in one
+    reduction."""
+    counts, processes = average_counts(torch.stack([term.counts for term in terms.values()]))
+    losses = {}
+    for (name, term), count in zip(terms.items(), counts, strict=True):
+        # 1 / processes and offset / processes are averages too: 1 and offset of the whole batch.
+        if term.clamp_empty:
             count = torch.where(count > 0, count, 1 / processes)
-        count = count.clamp(min=part.min_count) + part.offset / processes
-        divided[name] = part.sums / count[:, None]
-    return divided
+        count = count.clamp(min=term.min_count) + term.offset / processes
+        losses[name] = term.sums / count[:, None]
+    return losses
 
 
 def _supervised_mask(batch: Targets, matches: Matches) -> Tensor:
-    """(L, B, Q) bool: queries of which it is known whether they have a pair."""
+    """(L, B, Q) bool, False for queries of which it is unknown whether they have a pair."""
     supervised_mask = batch.exhaustive_labels[None] | ~matches.iou_mask.any(-1)
-    return supervised_mask.index_put_(
-        _matched_index(matches), torch.ones_like(matches.is_candidate)
-    )
+    return supervised_mask.index_put_(_query_index(matches), torch.ones_like(matches.is_candidate))
 
 
 def _object_loss(
     logits: Tensor, batch: Targets, matches: Matches, supervised_mask: Tensor, config: LossConfig
 ) -> dict[str, _LossTerm]:
-    """Cross-entropy over all queries; those without a pair are "no pair", at a low weight."""
+    """Weighted cross-entropy of the object class; unmatched queries have the class "no pair"."""
     num_layers, no_pair = len(logits), logits.shape[-1] - 1
     labels = logits.new_full(logits.shape[:3], no_pair, dtype=torch.int64)
-    labels[_matched_index(matches)] = batch.object_labels[matches.images, matches.targets]
+    labels[_query_index(matches)] = batch.object_labels[matches.images, matches.targets]
     weights = torch.where(labels == no_pair, config.no_pair_weight, 1.0) * supervised_mask
-    costs = functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none") * weights
-    # The weights can add up to nothing when "no pair" weighs nothing and no query has a pair.
+    losses = F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none") * weights
+    # The sum of the weights is 0 where `no_pair_weight` is 0 and no query is matched.
     counts = weights.view(num_layers, -1).sum(1)
-    return {"object": _LossTerm(costs.sum(2), counts, min_count=EPSILON**2)}
+    return {"object": _LossTerm(losses.sum(2), counts, min_count=EPSILON**2)}
 
 
 def _box_losses(
     layers: dict[str, Tensor], batch: Targets, matches: Matches
 ) -> dict[str, _LossTerm]:
-    """L1 and GIoU of matched boxes; pairs without object box have no object part."""
+    """L1 and GIoU losses of matched boxes; a verb without object (V-COCO) has no object term."""
     shape = layers["pred_human_boxes"].shape[:2]
-    rows, place = _matched_index(matches), (matches.images, matches.targets)
-    object_boxes = batch.object_boxes[place]
+    query_index, target_index = _query_index(matches), (matches.images, matches.targets)
+    object_boxes = batch.object_boxes[target_index]
     has_object = (object_boxes != 0).any(-1)
 
-    def part(name: str, boxes: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-        predicted = layers[name][rows]
-        costs = (predicted - boxes).abs().sum(-1), 1 - iou_and_giou(predicted, boxes)[1]
-        if counted is not None:
-            costs = costs[0] * counted, costs[1] * counted
-        return _sum_by_image(costs[0], matches, shape), _sum_by_image(costs[1], matches, shape)
+    def box_sums(name: str, boxes: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        predicted = layers[name][query_index]
+        l1, giou_loss = (predicted - boxes).abs().sum(-1), 1 - iou_and_giou(predicted, boxes)[1]
+        if mask is not None:
+            l1, giou_loss = l1 * mask, giou_loss * mask
+        return _sum_by_image(l1, matches, shape), _sum_by_image(giou_loss, matches, shape)
 
-    human_box, human_giou = part("pred_human_boxes", batch.human_boxes[place], None)
-    object_box, object_giou = part("pred_object_boxes", object_boxes, has_object)
-    pairs = human_box.new_full(shape[:1], matches.num_last_layer)
-    objects = _sum_by_image(has_object.float(), matches, shape).sum(1)
+    human_l1, human_giou = box_sums("pred_human_boxes", batch.human_boxes[target_index], None)
+    object_l1, object_giou = box_sums("pred_object_boxes", object_boxes, has_object)
+    num_pairs = human_l1.new_full(shape[:1], matches.num_last_layer)
+    num_objects = _sum_by_image(has_object.float(), matches, shape).sum(1)
     return {
-        "human_box": _LossTerm(human_box, pairs, min_count=1),
-        "human_giou": _LossTerm(human_giou, pairs, min_count=1),
-        "object_box": _LossTerm(object_box, objects, offset=EPSILON),
-        "object_giou": _LossTerm(object_giou, objects, offset=EPSILON),
+        "human_box": _LossTerm(human_l1, num_pairs, min_count=1),
+        "human_giou": _LossTerm(human_giou, num_pairs, min_count=1),
+        "object_box": _LossTerm(object_l1, num_objects, offset=EPSILON),
+        "object_giou": _LossTerm(object_giou, num_objects, offset=EPSILON),
     }
 
 
@@ -209,90 +217,94 @@ def _verb_losses(
     config: LossConfig,
     num_distilled_verbs: int,
 ) -> dict[str, _LossTerm]:
-    """Hard part: labels and their absence. Soft part: the teacher's answers, the distillation.
+    """The verb losses of all layers.
 
-    Which is which is decided by the label: a teacher's probability of 1 stays soft.
+    Hard part: binary cross-entropy, with focal weights in the published form, between all entries
+    that have no soft target and the labels; queries without pair have only negative labels. Soft
+    part, the distillation: binary cross-entropy between the matched queries' entries and the
+    teacher's probabilities. The labels decide which part an entry belongs to, so that a teacher
+    probability of 1 is a soft target too.
     """
     num_layers = len(logits)
-    rows, place = _matched_index(matches), (matches.images, matches.targets)
-    verb_labels = torch.zeros_like(logits)
-    verb_labels[rows] = batch.verb_labels[place].float()
+    query_index, target_index = _query_index(matches), (matches.images, matches.targets)
+    labels = torch.zeros_like(logits)
+    labels[query_index] = batch.verb_labels[target_index].float()
     teacher_probs = torch.zeros_like(logits)
-    teacher_probs[rows] = torch.where(
-        batch.verb_labels[place], 0.0, batch.teacher_probs[place].float()
+    teacher_probs[query_index] = torch.where(
+        batch.verb_labels[target_index], 0.0, batch.teacher_probs[target_index].float()
     )
     is_soft = teacher_probs > 0
 
-    hard_costs = functional.binary_cross_entropy_with_logits(logits, verb_labels, reduction="none")
+    hard_losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     if config.verb_loss == "focal_bce":
-        missed = (verb_labels - logits.sigmoid()).abs()
-        balance = torch.where(verb_labels > 0, config.alpha, 1 - config.alpha)
-        hard_costs = balance * missed**config.gamma * hard_costs
-    soft_costs = functional.binary_cross_entropy_with_logits(
-        logits, teacher_probs, reduction="none"
-    )
+        error = (labels - logits.sigmoid()).abs()
+        balance = torch.where(labels > 0, config.alpha, 1 - config.alpha)
+        hard_losses = balance * error**config.gamma * hard_losses
+    soft_losses = F.binary_cross_entropy_with_logits(logits, teacher_probs, reduction="none")
     exhaustive_labels = batch.exhaustive_labels
-    hard_sums = (hard_costs * ~is_soft * exhaustive_labels[None, :, None]).flatten(2).sum(2)
-    soft_sums = (soft_costs * is_soft).flatten(2).sum(2)
+    hard_sums = (hard_losses * ~is_soft * exhaustive_labels[None, :, None]).flatten(2).sum(2)
+    soft_sums = (soft_losses * is_soft).flatten(2).sum(2)
 
-    entries = logits.new_full((num_layers,), logits[0].numel())
+    num_entries = logits.new_full((num_layers,), logits[0].numel())
     if config.verb_loss == "focal_bce":
-        hard_part = _LossTerm(hard_sums, verb_labels.view(num_layers, -1).sum(1), clamp_empty=True)
+        hard_counts = labels.view(num_layers, -1).sum(1)
     else:
-        hard_part = _LossTerm(
-            hard_sums, entries * exhaustive_labels.float().mean(), clamp_empty=True
-        )
+        hard_counts = num_entries * exhaustive_labels.float().mean()
+    hard_term = _LossTerm(hard_sums, hard_counts, clamp_empty=True)
     if config.soft_normalisation == "entries":
-        soft_part = _LossTerm(soft_sums, entries)
+        # The mean over all B*Q*V entries of the published code, of which few are soft: hence the
+        # published weight of 700.
+        soft_term = _LossTerm(soft_sums, num_entries)
     else:
-        answers = num_distilled_verbs if config.soft_normalisation == "supervised" else 1
-        count = torch.full_like(entries, matches.num_last_layer * answers)
-        soft_part = _LossTerm(soft_sums, count, min_count=1)
-    return {"verb_hard": hard_part, "verb_soft": soft_part}
+        per_pair = num_distilled_verbs if config.soft_normalisation == "supervised" else 1
+        soft_counts = torch.full_like(num_entries, matches.num_last_layer * per_pair)
+        soft_term = _LossTerm(soft_sums, soft_counts, min_count=1)
+    return {"verb_hard": hard_term, "verb_soft": soft_term}
 
 
 def _interactive_loss(logits: Tensor, batch: Targets, matches: Matches) -> _LossTerm:
-    """Cross-entropy of the interactive score; queries on unlabelled pairs are left out."""
-    wanted = (batch.seen & batch.interactive)[:, None, :]
-    unlabelled = (batch.pair_mask & ~batch.seen)[:, None, :]
-    positive = (matches.iou_mask & wanted).any(-1)
-    positive[_matched_index(matches)] |= matches.is_candidate
-    counted = positive | ~(matches.iou_mask & unlabelled).any(-1)
-    costs = functional.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction="none")
-    return _LossTerm(
-        (costs * counted).sum(2), counted.view(len(logits), -1).float().sum(1), clamp_empty=True
-    )
+    """Cross-entropy of the interactive score.
+
+    Positive are queries that overlap an interactive seen pair or are matched with a candidate.
+    Other queries that overlap a candidate have no loss, since its interactions are unknown.
+    """
+    interactive = (batch.seen & batch.interactive)[:, None, :]
+    candidate = (batch.pair_mask & ~batch.seen)[:, None, :]
+    positive = (matches.iou_mask & interactive).any(-1)
+    positive[_query_index(matches)] |= matches.is_candidate
+    mask = positive | ~(matches.iou_mask & candidate).any(-1)
+    losses = F.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction="none")
+    counts = mask.view(len(logits), -1).float().sum(1)
+    return _LossTerm((losses * mask).sum(2), counts, clamp_empty=True)
 
 
 def _matching_loss(logits: Tensor, matches: Matches, supervised_mask: Tensor) -> _LossTerm:
-    """Cross-entropy of whether a query has a pair (CDN's matching head)."""
-    matched = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
-    matched.index_put_(_matched_index(matches), torch.ones_like(matches.queries))
-    costs = functional.cross_entropy(logits.movedim(-1, 1), matched, reduction="none")
+    """Cross-entropy of whether a query is matched with a pair (CDN's matching head)."""
+    labels = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
+    labels.index_put_(_query_index(matches), torch.ones_like(matches.queries))
+    losses = F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
     counts = supervised_mask.view(len(logits), -1).float().sum(1)
-    return _LossTerm((costs * supervised_mask).sum(2), counts, clamp_empty=True)
+    return _LossTerm((losses * supervised_mask).sum(2), counts, clamp_empty=True)
 
 
 def _embedding_loss(predicted: Tensor, batch: Targets, matches: Matches) -> _LossTerm:
-    """One minus the cosine between a matched query and what the teacher saw of its pair; pairs
-    that the teacher did not look at are left out."""
-    wanted = batch.region_embeddings[matches.images, matches.targets].float()
-    known = (wanted != 0).any(-1).float()
-    costs = (
-        1 - functional.cosine_similarity(predicted[_matched_index(matches)], wanted, dim=-1)
-    ) * known
+    """One minus the cosine similarity between a matched query's embedding and the teacher's
+    embedding of the pair's region; pairs without a teacher embedding have no loss."""
+    embeddings = batch.region_embeddings[matches.images, matches.targets].float()
+    mask = (embeddings != 0).any(-1).float()
+    cosines = F.cosine_similarity(predicted[_query_index(matches)], embeddings, dim=-1)
     shape = predicted.shape[:2]
-    counts = _sum_by_image(known, matches, shape).sum(1)
-    return _LossTerm(_sum_by_image(costs, matches, shape), counts, clamp_empty=True)
+    counts = _sum_by_image(mask, matches, shape).sum(1)
+    return _LossTerm(_sum_by_image((1 - cosines) * mask, matches, shape), counts, clamp_empty=True)
 
 
-def _matched_index(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+def _query_index(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
     """Index of the matched queries in (L, B, Q, ...) tensors."""
     return matches.layers, matches.images, matches.queries
 
 
 def _sum_by_image(values: Tensor, matches: Matches, shape: Sequence[int]) -> Tensor:
-    """Sums the (M,) values of matched pairs over each layer and image, (L, B)."""
+    """Sums (M,) values of the matches over each layer and image: (L, B), which is `shape`."""
     num_layers, num_images = shape
     rows = matches.layers * num_images + matches.images
     sums = values.new_zeros(num_layers * num_images).index_add(0, rows, values)
@@ -300,14 +312,15 @@ def _sum_by_image(values: Tensor, matches: Matches, shape: Sequence[int]) -> Ten
 
 
 def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -> dict[str, Tensor]:
-    """Losses of the proposal head against a detector's boxes.
+    """Losses of the proposal head against the boxes of the teacher cache's detector.
 
-    Centres are marked by a Gaussian bump and scored by a focal loss that forgives the bump's
-    slope; boxes are compared in the centre cell (CenterNet, arXiv 1904.07850, section 4).
+    As in CenterNet (arXiv 1904.07850, sections 3 and 4), every box is a Gaussian peak in the
+    heatmap of its class, the logits have a penalty-reduced focal loss, and the predicted box of the
+    centre's cell has an L1 and a GIoU loss.
 
     Args:
-        proposals: the head's answer.
-        targets: of the batch, with the detector's boxes.
+        proposals: the head's outputs.
+        targets: of the batch; only the detected boxes are used.
         person: class index of people.
 
     Returns:
@@ -317,57 +330,53 @@ def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -
     batch, num_classes, height, width = proposals.logits.shape
     device = proposals.logits.device
     image, label, box = targets.detected_images, targets.detected_labels, targets.detected_boxes
-    counted, processes = average_counts(torch.full((), float(len(label)), device=device))
-    count = counted.clamp(min=1 / processes)
+    average_count, processes = average_counts(torch.full((), float(len(label)), device=device))
+    count = average_count.clamp(min=1 / processes)
     grid = proposals.grid_sizes()[image]
     cell = (box[:, :2] * grid).long().clamp(min=0)
     cell = torch.minimum(cell, (grid - CELL_TOLERANCE).ceil().long() - 1)
-    centres = grid_cell_centres(height, width, device) / proposals.valid_ratios[image].view(
-        -1, 2, 1, 1
-    )
-    # The slope is as wide as a sixth of the box, at least half a cell.
-    spread = torch.maximum(box[:, 2:] / 6, 0.5 / grid).view(-1, 2, 1, 1)
-    offset = (centres - ((cell + 0.5) / grid).view(-1, 2, 1, 1)) / spread
-    bump = torch.exp(-0.5 * offset.square().sum(1))
-    heat = torch.zeros(batch * num_classes, height, width, device=device)
+    ratios = proposals.valid_ratios[image].view(-1, 2, 1, 1)
+    cell_centres = grid_cell_centres(height, width, device) / ratios
+    # A box ends three standard deviations from its centre, but these are at least half a cell.
+    sigma = torch.maximum(box[:, 2:] / 6, 0.5 / grid).view(-1, 2, 1, 1)
+    offset = (cell_centres - ((cell + 0.5) / grid).view(-1, 2, 1, 1)) / sigma
+    peak = torch.exp(-0.5 * offset.square().sum(1))
+    heatmap = torch.zeros(batch * num_classes, height, width, device=device)
     rows = image * num_classes + label
-    heat = heat.scatter_reduce(0, rows.view(-1, 1, 1).expand_as(bump), bump, "amax")
-    heat = heat.view(batch, num_classes, height, width)
+    heatmap = heatmap.scatter_reduce(0, rows.view(-1, 1, 1).expand_as(peak), peak, "amax")
+    heatmap = heatmap.view(batch, num_classes, height, width)
     probability = proposals.logits.sigmoid()
-    positive = heat >= 1 - 1e-6
-    loss = torch.where(
+    # The peak's own cell; its offset is 0 up to rounding.
+    positive = heatmap >= 1 - 1e-6
+    class_loss = torch.where(
         positive,
         -((1 - probability) ** 2) * F.logsigmoid(proposals.logits),
-        -((1 - heat) ** 4) * probability**2 * F.logsigmoid(-proposals.logits),
+        -((1 - heatmap) ** 4) * probability**2 * F.logsigmoid(-proposals.logits),
     )
-    loss = loss.where(proposals.valid_cells(), 0)
+    class_loss = class_loss.where(proposals.valid_cells(), 0)
     branch = (label != person).long()
     predicted = proposals.boxes[image, branch, :, cell[:, 1], cell[:, 0]]
-    distance = (predicted - box).abs().sum() + (1 - iou_and_giou(predicted, box)[1]).sum()
-    return {"proposal_class": loss.sum() / count, "proposal_box": distance / count}
-
-
-# Beside the losses of each source: how many of a step's images are its own.
-IMAGE_COUNT = "images"
+    box_loss = (predicted - box).abs().sum() + (1 - iou_and_giou(predicted, box)[1]).sum()
+    return {"proposal_class": class_loss.sum() / count, "proposal_box": box_loss / count}
 
 
 def sum_by_dataset(
-    values: dict[str, Tensor], numbers: Tensor, names: Sequence[str]
+    values: dict[str, Tensor], indices: Tensor, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Sums by source.
+    """Sums values of images over each dataset.
 
     Args:
-        values: (B,) of every image, by name.
-        numbers: (B,) of the images' sources.
-        names: of the sources.
+        values: (B,) one value of every image, by name.
+        indices: (B,) int64, the images' datasets.
+        names: names of all datasets.
 
     Returns:
-        "source/name" of every value, and "source/images", how many there are.
+        Scalars "dataset/name" for every value, and "dataset/images", the number of images.
     """
     table = torch.stack([*values.values(), torch.ones_like(next(iter(values.values())))])
-    rows = functional.one_hot(numbers, len(names)).to(table.dtype)
+    sums = table @ F.one_hot(indices, len(names)).to(table.dtype)
     return {
-        f"{source}/{name}": number
-        for source, column in zip(names, (table @ rows).unbind(1), strict=True)
-        for name, number in zip([*values, IMAGE_COUNT], column.unbind(), strict=True)
+        f"{dataset}/{name}": value
+        for dataset, column in zip(names, sums.unbind(1), strict=True)
+        for name, value in zip([*values, IMAGE_COUNT], column.unbind(), strict=True)
     }

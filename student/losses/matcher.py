@@ -1,7 +1,11 @@
-"""Two-stage bipartite matching (EoID 3.3): seen pairs first, then candidates take what is left.
+"""Two-stage bipartite matching of queries with human-object pairs (EoID 3.3).
 
-Costs of all decoder layers and images are computed at once where the outputs are, and go to the
-host in a single transfer; only the assignments are solved there.
+Stage 1 assigns queries to seen pairs, by the costs of object class, verbs, boxes and GIoU. Stage 2
+assigns the remaining queries to candidate pairs, without the verb cost, and keeps those matches
+whose boxes overlap and whose interactive scores are highest.
+
+The costs of all decoder layers and images are computed at once on the outputs' device and copied
+to the CPU in a single transfer, where the assignments are solved.
 """
 
 from __future__ import annotations
@@ -17,20 +21,23 @@ from student.config import MatcherConfig
 from student.data.targets import Targets
 from student.losses.box_ops import iou_and_giou
 
+# Added to the numbers of present and absent verbs, as in the published code.
 EPSILON = 1e-4
-# Stands in for a cost that is not a number, so that the losses get to say that they are not.
+# Replaces NaN and infinite costs, which `linear_sum_assignment` refuses. The losses are NaN as
+# well, and the training loop reports them.
 INVALID_COST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Which query takes which pair, as M flat rows over layers and images, seen pairs first.
+    """The M matches of all layers and images, those of seen pairs first within each image.
 
     Attributes:
-        layers, images, queries, targets: (M,) int64.
-        is_candidate: (M,) bool, True for pairs that were kept by stage 2.
-        num_last_layer: matched pairs of the last layer.
-        iou_mask: (L, B, Q, N) bool, both boxes of the query overlap those of the pair.
+        layers, images, queries, targets: (M,) int64 indices; `targets` are pairs of the image.
+        is_candidate: (M,) bool, True for matches of stage 2.
+        num_last_layer: number of matches in the last layer.
+        iou_mask: (L, B, Q, N) bool, True where both boxes of the query have an IoU of at least
+            `MatcherConfig.iou_threshold` with those of the pair.
     """
 
     layers: Tensor
@@ -42,15 +49,26 @@ class Matches:
     iou_mask: Tensor
 
     def of_image(self, layer: int, image: int, candidates: bool) -> tuple[Tensor, Tensor]:
-        """Matched queries and pairs of one image in one layer, of either stage."""
-        here = (self.layers == layer) & (self.images == image) & (self.is_candidate == candidates)
-        return self.queries[here], self.targets[here]
+        """Queries and pairs that one of the stages matched in one layer and image.
+
+        Args:
+            layer, image: indices.
+            candidates: True for stage 2, False for stage 1.
+        """
+        rows = (self.layers == layer) & (self.images == image) & (self.is_candidate == candidates)
+        return self.queries[rows], self.targets[rows]
 
 
 @dataclass(frozen=True, eq=False)
 class _MatchInputs:
-    """Numpy copies: costs and iou_mask (L, B, Q, N), interactive (L, B, Q), seen and candidate
-    (B, N)."""
+    """Inputs of the assignment in numpy.
+
+    Attributes:
+        costs: (L, B, Q, N).
+        iou_mask: (L, B, Q, N) bool.
+        interactive: (L, B, Q) interactive probability.
+        seen, candidate: (B, N) bool, the pairs of stage 1 and of stage 2.
+    """
 
     costs: np.ndarray
     iou_mask: np.ndarray
@@ -60,12 +78,12 @@ class _MatchInputs:
 
 
 class TwoStageMatcher:
-    """Matches queries with pairs; keeps no state but its settings.
+    """Matches queries with pairs.
 
     Args:
-        config: cost factors and the gate of stage 2.
-        distilled_verbs: (V,) bool, verbs u that the teacher is asked for: not having such a label
-            is no evidence in the verb cost.
+        config: factors of the costs and thresholds of stage 2.
+        distilled_verbs: (V,) bool, the verbs that the teacher is distilled for (u in the paper).
+            That a pair has no label of such a verb does not count in the verb cost.
     """
 
     def __init__(self, config: MatcherConfig, distilled_verbs: Tensor) -> None:
@@ -74,27 +92,27 @@ class TwoStageMatcher:
 
     @torch.no_grad()
     def __call__(self, outputs: dict[str, Tensor], batch: Targets) -> Matches:
-        """Matches every layer on its own.
+        """Matches every layer independently of the others.
 
         Args:
             outputs: the model's outputs with all layers stacked, float32: `pred_object_logits`
                 (L, B, Q, O + 1), `pred_verb_logits` (L, B, Q, V), `pred_human_boxes` and
                 `pred_object_boxes` (L, B, Q, 4) cxcywh, `pred_interactive_logits` (L, B, Q, 2).
-            batch: pairs of the B images.
+            batch: targets of the B images.
         """
         costs, iou_mask = self._costs(outputs, batch)
         interactive = outputs["pred_interactive_logits"].softmax(-1)[..., 1]
         host = _to_host(costs, iou_mask, interactive, batch)
         rows = [
-            (layer, image, query, target, candidate)
+            (layer, image, query, target, is_candidate)
             for layer in range(len(costs))
             for image in range(len(batch))
-            for candidate, pairs in enumerate(self._assign(host, layer, image))
-            for query, target in pairs
+            for is_candidate, matches in enumerate(self._assign(host, layer, image))
+            for query, target in matches
         ]
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
         if costs.is_cuda:
-            # From other memory a large copy waits for the device.
+            # A copy from pageable memory would wait for the device.
             table = table.pin_memory()
         table = table.to(costs.device, non_blocking=True).T.contiguous()
         return Matches(
@@ -108,54 +126,66 @@ class TwoStageMatcher:
         )
 
     def _costs(self, outputs: dict[str, Tensor], batch: Targets) -> tuple[Tensor, Tensor]:
-        """(L, B, Q, N) costs, with a verb term for seen pairs only, and the IoU mask."""
+        """Costs of all queries and pairs, and the IoU mask.
+
+        The verb term is 0 for candidates, so that stage 2 can use the same costs. Padded pairs have
+        costs too, but are in neither stage.
+
+        Returns:
+            Float costs and bool mask, both (L, B, Q, N).
+        """
         config = self.config
-        probability = outputs["pred_object_logits"].softmax(-1)
-        labels = batch.object_labels[None, :, None, :].expand(*probability.shape[:3], -1)
-        cost = -config.object_cost * probability.gather(-1, labels)
+        object_probs = outputs["pred_object_logits"].softmax(-1)
+        labels = batch.object_labels[None, :, None, :].expand(*object_probs.shape[:3], -1)
+        cost = -config.object_cost * object_probs.gather(-1, labels)
         cost += config.verb_cost * batch.seen[:, None, :] * self._verb_cost(outputs, batch)
 
-        far_human, iou_human, giou_human = _compare_boxes(
+        human_l1, human_iou, human_giou = _compare_boxes(
             outputs["pred_human_boxes"], batch.human_boxes
         )
-        far_object, iou_object, giou_object = _compare_boxes(
+        object_l1, object_iou, object_giou = _compare_boxes(
             outputs["pred_object_boxes"], batch.object_boxes
         )
+        # A verb without object (V-COCO) is matched by the human box alone.
         has_object = (batch.object_boxes != 0).any(-1)[:, None, :]
-        far = torch.where(has_object, torch.maximum(far_human, far_object), far_human)
-        giou = torch.where(has_object, torch.minimum(giou_human, giou_object), giou_human)
-        cost += config.box_cost * far - config.giou_cost * giou
-        iou_mask = (iou_human >= config.iou_threshold) & (iou_object >= config.iou_threshold)
+        l1 = torch.where(has_object, torch.maximum(human_l1, object_l1), human_l1)
+        giou = torch.where(has_object, torch.minimum(human_giou, object_giou), human_giou)
+        cost += config.box_cost * l1 - config.giou_cost * giou
+        iou_mask = (human_iou >= config.iou_threshold) & (object_iou >= config.iou_threshold)
         return cost, iou_mask & batch.pair_mask[:, None, :]
 
     def _verb_cost(self, outputs: dict[str, Tensor], batch: Targets) -> Tensor:
-        probability = outputs["pred_verb_logits"].sigmoid()
+        """(L, B, Q, N) minus the mean of two averages: the probabilities of a pair's verbs, and one
+        minus the probabilities of the verbs that it does not have and that are not distilled."""
+        verb_probs = outputs["pred_verb_logits"].sigmoid()
         present = batch.verb_labels.float()
         absent = (1 - present) * ~self.distilled_verbs.to(present.device)
-        hits = probability @ (present / (present.sum(-1, keepdim=True) + EPSILON)).mT
-        rejections = (1 - probability) @ (absent / (absent.sum(-1, keepdim=True) + EPSILON)).mT
-        return -(hits + rejections) / 2
+        present_mean = verb_probs @ (present / (present.sum(-1, keepdim=True) + EPSILON)).mT
+        absent_mean = (1 - verb_probs) @ (absent / (absent.sum(-1, keepdim=True) + EPSILON)).mT
+        return -(present_mean + absent_mean) / 2
 
     def _assign(
         self, host: _MatchInputs, layer: int, image: int
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """(query, pair) rows of stage 1 and of stage 2 for one image."""
+        """(query, pair) matches of stage 1 and of stage 2 in one image."""
         costs, iou_mask = host.costs[layer, image], host.iou_mask[layer, image]
         interactive = host.interactive[layer, image]
-        labelled, candidates = (np.flatnonzero(one[image]) for one in (host.seen, host.candidate))
-        first = _solve(costs, np.arange(len(costs)), labelled)
-        left = np.setdiff1d(np.arange(len(costs)), [query for query, _ in first])
-        kept = [
+        queries = np.arange(len(costs))
+        seen_matches = _solve(costs, queries, np.flatnonzero(host.seen[image]))
+        free_queries = np.setdiff1d(queries, [query for query, _ in seen_matches])
+        # The overlap is that with the matched pair. The published code tests queries and pairs
+        # separately, so that matches with a low IoU pass.
+        candidate_matches = [
             (query, pair)
-            for query, pair in _solve(costs, left, candidates)
+            for query, pair in _solve(costs, free_queries, np.flatnonzero(host.candidate[image]))
             if iou_mask[query, pair] and interactive[query] > self.config.interactive_threshold
         ]
-        kept.sort(key=lambda match: -interactive[match[0]])
-        return first, kept[: self.config.topk]
+        candidate_matches.sort(key=lambda match: -interactive[match[0]])
+        return seen_matches, candidate_matches[: self.config.topk]
 
 
 def _solve(costs: np.ndarray, queries: np.ndarray, pairs: np.ndarray) -> list[tuple[int, int]]:
-    """Cheapest one-to-one assignment; with more pairs than queries the dearest pairs go without."""
+    """Hungarian assignment of these queries to these pairs, by their indices in (Q, N) costs."""
     if not len(queries) or not len(pairs):
         return []
     rows, columns = linear_sum_assignment(costs[np.ix_(queries, pairs)])
@@ -169,15 +199,15 @@ def _compare_boxes(predicted: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _to_host(costs: Tensor, iou_mask: Tensor, interactive: Tensor, batch: Targets) -> _MatchInputs:
-    """Copies all of it in one transfer."""
-    parts = (costs, iou_mask, interactive, batch.seen, batch.pair_mask & ~batch.seen)
-    flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
-    pieces = np.split(flat, np.cumsum([part.numel() for part in parts])[:-1])
-    shaped = [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    """Copies costs, mask, probabilities and the kinds of pairs to the CPU in one transfer."""
+    tensors = (costs, iou_mask, interactive, batch.seen, batch.pair_mask & ~batch.seen)
+    flat = torch.cat([tensor.flatten().float() for tensor in tensors]).cpu().numpy()
+    pieces = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
+    arrays = [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
     return _MatchInputs(
-        costs=np.nan_to_num(shaped[0], nan=INVALID_COST, posinf=INVALID_COST, neginf=-INVALID_COST),
-        iou_mask=shaped[1] > 0,
-        interactive=shaped[2],
-        seen=shaped[3] > 0,
-        candidate=shaped[4] > 0,
+        costs=np.nan_to_num(arrays[0], nan=INVALID_COST, posinf=INVALID_COST, neginf=-INVALID_COST),
+        iou_mask=arrays[1] > 0,
+        interactive=arrays[2],
+        seen=arrays[3] > 0,
+        candidate=arrays[4] > 0,
     )
