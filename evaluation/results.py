@@ -10,8 +10,8 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from evaluation.analysis.matched import Matches, Setting
 from evaluation.hico.average_precision import HicoScores, summarize
+from evaluation.hico.matching import Matches, Setting
 from evaluation.vcoco.average_precision import SCENARIOS, VcocoScores
 from pipeline.splits import FULL
 from pipeline.utils.errors import bad_field

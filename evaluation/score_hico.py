@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.analysis.matched import Setting, match_detections
 from evaluation.ground_truth import find_ground_truth, keep_annotated_images
 from evaluation.hico.average_precision import compute_scores
+from evaluation.hico.matching import Setting, match_detections
 from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
 from evaluation.predictions import (
     find_predictions_file,

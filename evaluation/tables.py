@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.analysis.matched import Setting
 from evaluation.hico.average_precision import harmonic_mean
+from evaluation.hico.matching import Setting
 from evaluation.results import AGENT_AP, ROLE_AP, ROLE_AP_WITHOUT_POINT, Results, SettingScores
 from evaluation.vcoco.average_precision import ACTION_EXCLUDED_BY_PAPERS, SCENARIOS, VcocoScores
 

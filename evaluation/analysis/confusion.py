@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.analysis.matched import MatchedDetections, interaction_verbs_and_objects, join
-from evaluation.hico.matching import IOU_THRESHOLD, hico_iou
+from evaluation.hico.matching import (
+    IOU_THRESHOLD,
+    MatchedDetections,
+    hico_iou,
+    interaction_verbs_and_objects,
+    join,
+)
 from pipeline.vocabulary import Vocabulary
 
 

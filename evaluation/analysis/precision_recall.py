@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.analysis.matched import MatchedDetections
+from evaluation.hico.matching import MatchedDetections
 
 MAX_POINTS, NUM_FIRST_POINTS = 160, 40
 # Curves of fewer positives than this are steps of luck.

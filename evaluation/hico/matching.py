@@ -1,9 +1,15 @@
-"""Which detections are right: HICO-DET's matching, for all images at once."""
+"""The HICO-DET protocol: matching detections to annotated triplets, all images at once.
+
+A detection is a true positive when its verb and object class are annotated in the image, both of
+its boxes overlap the annotated ones with IoU >= 0.5, and no better-scoring detection has taken the
+same annotated triplet (EoID section 4.1; Chao et al. 2018).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 
@@ -11,20 +17,26 @@ from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 
+Setting = Literal["default", "known_object"]
+
 IOU_THRESHOLD = 0.5
+# The arrays of a batch of this size fit into the cache of a CPU core.
+IMAGES_PER_BATCH = 256
+# Number of keys that are joined at a time, which bounds the memory for the pairs.
+KEYS_PER_CHUNK = 50_000
 
 
 @dataclass(frozen=True, eq=False)
 class Triplets:
-    """Human-action-object triplets of many images, one row each.
+    """Human-verb-object triplets of many images, one row each.
 
     Attributes:
-        images: (N,) int64, number of the image.
+        images: (N,) int64, index of the image.
         interactions: (N,) int64, HOI index.
         human_boxes, object_boxes: (N, 4) float64, xyxy, pixels.
         scores: (N,) float64; 1 for annotations.
-        source_rows: (N,) int64, row among all rows given to `collect_triplets`, before
-            triplets outside the vocabulary's interactions were left out.
+        source_rows: (N,) int64, row among all rows given to `collect_triplets`, before triplets
+            outside the vocabulary's interactions were left out.
     """
 
     images: np.ndarray
@@ -38,58 +50,170 @@ class Triplets:
         return len(self.images)
 
     def keep(self, rows: np.ndarray) -> Triplets:
-        """The rows picked by a mask or by indices."""
-        return Triplets(
-            self.images[rows],
-            self.interactions[rows],
-            self.human_boxes[rows],
-            self.object_boxes[rows],
-            self.scores[rows],
-            self.source_rows[rows],
-        )
+        """The rows selected by a mask or by indices."""
+        return Triplets(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def concatenate_triplets(parts: Sequence[Triplets]) -> Triplets:
-    """The triplets of several calls of `collect_triplets`, one call's behind the other's."""
-    names = [entry.name for entry in fields(Triplets)]
+    """Concatenates the rows of several `Triplets`."""
+    names = [field.name for field in fields(Triplets)]
     return Triplets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedDetections:
+    """Detections of a test set by falling score, matched to the ground truth.
+
+    Attributes:
+        detections: N detections; equal scores keep the order of images and rows.
+        ground_truth: annotated triplets.
+        tp_mask: (N,) bool, true positives.
+    """
+
+    detections: Triplets
+    ground_truth: Triplets
+    tp_mask: np.ndarray
+
+    def num_positives(self, num_interactions: int) -> np.ndarray:
+        """(H,) int64, number of annotated triplets of each interaction."""
+        return np.bincount(self.ground_truth.interactions, minlength=num_interactions)
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedBatch:
+    """Detections of some images, matched to the ground truth of these images.
+
+    Attributes:
+        detections, ground_truth: N detections and M annotated triplets, by image and row.
+        tp_mask: (N,) bool, true positives.
+        known_object_mask: (N,) bool, detections that count in the known-object setting. The others
+            have no ground truth in their image, so the true positives are the same in both
+            settings.
+    """
+
+    detections: Triplets
+    ground_truth: Triplets
+    tp_mask: np.ndarray
+    known_object_mask: np.ndarray
+
+    @classmethod
+    def from_triplets(
+        cls, detections: Triplets, ground_truth: Triplets, vocabulary: Vocabulary
+    ) -> MatchedBatch:
+        """Matches detections to the ground truth."""
+        return cls(
+            detections,
+            ground_truth,
+            match_triplets(detections, ground_truth),
+            known_object_mask(detections, ground_truth, vocabulary),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """All detections of a test set, matched once for the scores and for the report.
+
+    Attributes:
+        detections: at most one item for each image, in the order of the annotated images.
+        batches: of the whole test set, in the same order; at least one.
+    """
+
+    detections: Sequence[Detections]
+    batches: tuple[MatchedBatch, ...]
+
+    def matched_detections(self, setting: Setting = "default") -> MatchedDetections:
+        """The detections that count in a setting, by falling score."""
+        detections, ground_truth = (
+            concatenate_triplets([getattr(batch, name) for batch in self.batches])
+            for name in ("detections", "ground_truth")
+        )
+        tp_mask, known = (
+            np.concatenate([getattr(batch, name) for batch in self.batches])
+            for name in ("tp_mask", "known_object_mask")
+        )
+        order = argsort_desc(detections.scores)
+        if setting == "known_object":
+            order = order[known[order]]
+        return MatchedDetections(detections.keep(order), ground_truth, tp_mask[order])
+
+
+def match_detections(
+    annotations: Sequence[Annotation], detections: Sequence[Detections], vocabulary: Vocabulary
+) -> Matches:
+    """Matches the detections of a test set to its annotations.
+
+    Args:
+        annotations: one for each image of the test set; all triplets of an image without
+            detections are missed.
+        detections: at most one item for each image, in any order.
+
+    Raises:
+        InputError: there are detections on an image without annotation.
+    """
+    _, images = index_images(annotations, detections)
+    # Sorted by annotated image, so that ties do not depend on the order of the predictions.
+    order = np.argsort(images, kind="stable")
+    images, ordered = images[order], [detections[row] for row in order]
+    batches = []
+    for first in range(0, max(len(annotations), 1), IMAGES_PER_BATCH):
+        batch = annotations[first : first + IMAGES_PER_BATCH]
+        low, high = np.searchsorted(images, (first, first + IMAGES_PER_BATCH))
+        ground_truth = collect_triplets(batch, np.arange(first, first + len(batch)), vocabulary)
+        triplets = collect_triplets(ordered[low:high], images[low:high], vocabulary)
+        batches.append(MatchedBatch.from_triplets(triplets, ground_truth, vocabulary))
+    return Matches(ordered, tuple(batches))
+
+
+def match_and_sort(
+    annotations: Sequence[Annotation],
+    detections: Sequence[Detections],
+    vocabulary: Vocabulary,
+    setting: Setting = "default",
+) -> MatchedDetections:
+    """Matched detections by falling score; see `match_detections`."""
+    return match_detections(annotations, detections, vocabulary).matched_detections(setting)
 
 
 def index_images(
     annotations: Sequence[Annotation], detections: Sequence[Detections]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One number for each image, shared by its annotation and its detections.
+    """Numbers the images in the order of the annotations.
 
     Returns:
-        image numbers of the annotations and of the detections, int64.
+        (A,) and (D,) int64, image index of each annotation and of each item of the detections.
 
     Raises:
-        InputError: detections for an image that nobody annotated.
+        InputError: there are detections on an image without annotation.
     """
-    number = {item.image_id: index for index, item in enumerate(annotations)}
-    unknown = [item.image_id for item in detections if item.image_id not in number]
+    index_of = {item.image_id: index for index, item in enumerate(annotations)}
+    unknown = [item.image_id for item in detections if item.image_id not in index_of]
     if unknown:
         raise InputError(
             f"predictions: expected images that the annotations name, found {len(unknown)} others,"
             f" the first being {unknown[0]}"
         )
-    own = np.array([number[item.image_id] for item in annotations], dtype=np.int64)
-    return own, np.array([number[item.image_id] for item in detections], dtype=np.int64)
+    annotated, detected = (
+        np.array([index_of[item.image_id] for item in items], dtype=np.int64)
+        for items in (annotations, detections)
+    )
+    return annotated, detected
 
 
 def collect_triplets(
     items: Sequence[Annotation] | Sequence[Detections], images: np.ndarray, vocabulary: Vocabulary
 ) -> Triplets:
-    """All triplets of the vocabulary's interactions; others (wrong pairs, subjects that are no
-    person, verbs without object) are left out, as the benchmark does.
+    """The triplets of several images that are interactions of the vocabulary.
+
+    As in the benchmark, all other triplets are left out: pairs that form no interaction, subjects
+    that are not a person, verbs without object.
 
     Args:
         items: annotations or detections.
-        images: (len(items),) image numbers.
+        images: (len(items),) image indices.
     """
     if not items:
-        nothing, no_boxes = np.zeros(0, dtype=np.int64), np.zeros((0, 4))
-        return Triplets(nothing, nothing, no_boxes, no_boxes, np.zeros(0), nothing)
+        no_rows, no_boxes = np.zeros(0, dtype=np.int64), np.zeros((0, 4))
+        return Triplets(no_rows, no_rows, no_boxes, no_boxes, np.zeros(0), no_rows)
     box_counts = np.array([len(item.boxes) for item in items])
     hoi_counts = np.array([len(item.hois) for item in items])
     boxes = np.concatenate([item.boxes.reshape(-1, 4) for item in items])
@@ -113,8 +237,122 @@ def collect_triplets(
     )
 
 
+def match_triplets(detections: Triplets, ground_truth: Triplets) -> np.ndarray:
+    """Mask of the true positives.
+
+    A detection is assigned to the annotated triplet of the same image and interaction with the
+    largest min(human IoU, object IoU), the first of equal ones, provided that both IoUs reach 0.5.
+    Of the detections assigned to the same annotated triplet, the best-scoring one is the true
+    positive, the first of equal ones.
+
+    Returns:
+        (len(detections),) bool.
+    """
+    tp_mask = np.zeros(len(detections), dtype=bool)
+    if not len(detections) or not len(ground_truth):
+        return tp_mask
+    stride = 1 + max(int(detections.interactions.max()), int(ground_truth.interactions.max()))
+    keys, truth_keys = (
+        triplets.images * stride + triplets.interactions for triplets in (detections, ground_truth)
+    )
+    assigned = []
+    for rows, targets in join(keys, truth_keys):
+        iou = hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
+        # Most pairs fail by their human boxes, so the IoU of the objects is rarely needed.
+        near = np.flatnonzero(iou >= IOU_THRESHOLD)
+        rows, targets, iou = rows[near], targets[near], iou[near]
+        object_iou = hico_iou(detections.object_boxes[rows], ground_truth.object_boxes[targets])
+        iou = np.minimum(iou, object_iou)
+        near = np.flatnonzero(iou >= IOU_THRESHOLD)
+        assigned.append(_best_targets(rows[near], targets[near], iou[near]))
+    rows, targets = (np.concatenate(column) for column in zip(*assigned, strict=True))
+
+    # Assigned in rising order of score, so the last write, the best detection, remains.
+    rising = argsort_desc(detections.scores[rows])[::-1]
+    winners = np.full(len(ground_truth), -1, dtype=np.int64)
+    winners[targets[rising]] = rows[rising]
+    tp_mask[winners[winners >= 0]] = True
+    return tp_mask
+
+
+def _best_targets(
+    rows: np.ndarray, targets: np.ndarray, iou: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each row once, with the target of its largest IoU, the first of equal ones.
+
+    Args:
+        rows: (N,) in rising order.
+        targets, iou: (N,).
+    """
+    if not len(rows):
+        return rows, targets
+    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+    sizes = np.diff(np.append(starts, len(rows)))
+    best = np.flatnonzero(iou == np.repeat(np.maximum.reduceat(iou, starts), sizes))
+    first = np.concatenate([[True], rows[best][1:] != rows[best][:-1]])
+    return rows[best[first]], targets[best[first]]
+
+
+def known_object_mask(
+    detections: Triplets, ground_truth: Triplets, vocabulary: Vocabulary
+) -> np.ndarray:
+    """Mask of the detections whose object class some annotated interaction of the image has."""
+    _, object_of = interaction_verbs_and_objects(vocabulary)
+    stride = vocabulary.num_objects
+    present = np.unique(ground_truth.images * stride + object_of[ground_truth.interactions])
+    return np.isin(detections.images * stride + object_of[detections.interactions], present)
+
+
+def count_interactions(annotations: Sequence[Annotation], vocabulary: Vocabulary) -> np.ndarray:
+    """(H,) int64: number of annotated triplets of each interaction."""
+    triplets = collect_triplets(annotations, np.arange(len(annotations)), vocabulary)
+    return np.bincount(triplets.interactions, minlength=vocabulary.num_interactions)
+
+
+def interaction_verbs_and_objects(vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """(H,) int64 each: verb and object of every interaction."""
+    pairs = np.array(vocabulary.interactions, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def hico_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Row-wise IoU as the benchmark computes it: `inclusive_iou`, but 0 for boxes that only touch.
+
+    Args:
+        first, second: (N, 4) float64, xyxy, pixels.
+
+    Returns:
+        (N,) float64.
+    """
+    width = np.minimum(first[:, 2], second[:, 2]) - np.maximum(first[:, 0], second[:, 0])
+    height = np.minimum(first[:, 3], second[:, 3]) - np.maximum(first[:, 1], second[:, 1])
+    return np.where((width <= 0) | (height <= 0), 0.0, inclusive_iou(first, second))
+
+
+def inclusive_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Row-wise IoU of boxes that include their last pixel, so sides are x2 - x1 + 1.
+
+    Args:
+        first, second: (N, 4) floats, xyxy, pixels.
+
+    Returns:
+        (N,) of the same type; NaN where a coordinate is NaN.
+    """
+    width = np.minimum(first[:, 2], second[:, 2]) - np.maximum(first[:, 0], second[:, 0]) + 1
+    height = np.minimum(first[:, 3], second[:, 3]) - np.maximum(first[:, 1], second[:, 1]) + 1
+    overlap = np.maximum(width, 0) * np.maximum(height, 0)
+    return overlap / (_inclusive_box_area(first) + _inclusive_box_area(second) - overlap)
+
+
+def _inclusive_box_area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+
+
 def argsort_desc(scores: np.ndarray) -> np.ndarray:
-    """(N,) rows by falling score, equal ones as they stand; quicker than a stable sort."""
+    """(N,) indices that sort scores in falling order; equal scores keep their order.
+
+    Faster than a stable sort: only runs of equal scores are put into their order afterwards.
+    """
     order = np.argsort(-scores)
     tied = np.concatenate([[False], scores[order][1:] == scores[order][:-1]])
     if tied.any():
@@ -125,90 +363,21 @@ def argsort_desc(scores: np.ndarray) -> np.ndarray:
     return order
 
 
-def hico_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU row by row in the benchmark's convention: a box's last pixel belongs to it (+1), boxes
-    that only touch do not overlap.
+def join(keys: np.ndarray, other_keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every pair of rows with equal keys, for `KEYS_PER_CHUNK` of `keys` at a time.
 
     Args:
-        first, second: (N, 4) float64, xyxy, pixels.
+        keys, other_keys: (N,) and (M,) integers.
 
-    Returns:
-        (N,) float64.
+    Yields:
+        rows of `keys` in rising order, and the matching rows of `other_keys`.
     """
-    width = np.minimum(first[:, 2], second[:, 2]) - np.maximum(first[:, 0], second[:, 0])
-    height = np.minimum(first[:, 3], second[:, 3]) - np.maximum(first[:, 1], second[:, 1])
-    overlap = (width + 1) * (height + 1)
-    union = inclusive_box_area(first) + inclusive_box_area(second) - overlap
-    touching = (width <= 0) | (height <= 0)
-    return np.where(touching, 0.0, overlap / np.where(touching, 1.0, union))
-
-
-def inclusive_box_area(boxes: np.ndarray) -> np.ndarray:
-    """(N,) areas of (N, 4) xyxy boxes in pixels, the last pixel included."""
-    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-
-
-def match_triplets(detections: Triplets, ground_truth: Triplets) -> np.ndarray:
-    """Marks the detections that are right.
-
-    A detection goes to the annotated triplet of the same image and interaction with the largest
-    min(human IoU, object IoU) (the first among equals), if both reach 0.5. Of the detections that
-    go to the same annotated triplet the best-scoring one is right (the first among equals), all
-    others are wrong.
-
-    Args:
-        detections: detections.
-        ground_truth: annotations.
-
-    Returns:
-        (len(detections),) bool.
-    """
-    tp_mask = np.zeros(len(detections), dtype=bool)
-    if not len(detections) or not len(ground_truth):
-        return tp_mask
-    stride = 1 + max(int(detections.interactions.max()), int(ground_truth.interactions.max()))
-    truth_keys = ground_truth.images * stride + ground_truth.interactions
-    truth_order = np.argsort(truth_keys, kind="stable")
-    keys, starts, sizes = np.unique(truth_keys[truth_order], return_index=True, return_counts=True)
-    found_keys = detections.images * stride + detections.interactions
-    place = np.searchsorted(keys, found_keys).clip(max=len(keys) - 1)
-    asked = np.flatnonzero(keys[place] == found_keys)
-    start, counts = starts[place[asked]], sizes[place[asked]]
-
-    # One row for each detection and annotated triplet of its image and interaction.
-    which = np.repeat(np.arange(len(asked)), counts)
-    within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows, targets = asked[which], truth_order[start[which] + within]
-    quality = hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
-    # The people settle most rows.
-    near = np.flatnonzero(quality >= IOU_THRESHOLD)
-    rows, targets, quality = rows[near], targets[near], quality[near]
-    object_iou = hico_iou(detections.object_boxes[rows], ground_truth.object_boxes[targets])
-    quality = np.minimum(quality, object_iou)
-    near = np.flatnonzero(quality >= IOU_THRESHOLD)
-    rows, targets = _best_targets(rows[near], targets[near], quality[near])
-
-    # Written in rising order of the scores, so the best detection of a triplet stays.
-    rising = argsort_desc(detections.scores[rows])[::-1]
-    winners = np.full(len(ground_truth), -1, dtype=np.int64)
-    winners[targets[rising]] = rows[rising]
-    tp_mask[winners[winners >= 0]] = True
-    return tp_mask
-
-
-def _best_targets(
-    rows: np.ndarray, targets: np.ndarray, quality: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row once, with the target of the highest quality, the first among equals.
-
-    Args:
-        rows: (N,) in rising order.
-        targets, quality: (N,).
-    """
-    if not len(rows):
-        return rows, targets
-    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-    sizes = np.diff(np.append(starts, len(rows)))
-    wins = np.flatnonzero(quality == np.repeat(np.maximum.reduceat(quality, starts), sizes))
-    first = np.concatenate([[True], rows[wins][1:] != rows[wins][:-1]])
-    return rows[wins[first]], targets[wins[first]]
+    order = np.argsort(other_keys, kind="stable")
+    sorted_keys = other_keys[order]
+    for first in range(0, len(keys), KEYS_PER_CHUNK):
+        chunk = keys[first : first + KEYS_PER_CHUNK]
+        start = np.searchsorted(sorted_keys, chunk, side="left")
+        counts = np.searchsorted(sorted_keys, chunk, side="right") - start
+        rows = np.repeat(np.arange(len(chunk)), counts)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        yield first + rows, order[start[rows] + within]

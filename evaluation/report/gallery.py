@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from evaluation.analysis.comparison import Comparison, ComparisonEntry
-from evaluation.analysis.matched import MatchedBatch
 from evaluation.drawing.interactions import draw_annotation, draw_detections
-from evaluation.hico.matching import collect_triplets
+from evaluation.hico.matching import MatchedBatch, collect_triplets
 from evaluation.hico.nms import batched_pairwise_nms
 from evaluation.tables import join_names
 from pipeline.types import Annotation, Detections

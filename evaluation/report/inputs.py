@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.analysis.comparison import Comparison, ComparisonEntry
-from evaluation.analysis.matched import MatchedDetections, count_interactions, match_and_sort
 from evaluation.ground_truth import keep_annotated_images
+from evaluation.hico.matching import MatchedDetections, count_interactions, match_and_sort
 from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
 from evaluation.predictions import read_predictions
 from evaluation.results import Results

@@ -9,8 +9,8 @@ from typing import cast
 
 import numpy as np
 
-from evaluation.analysis.matched import Setting
 from evaluation.hico.average_precision import HicoScores, evaluate, summarize
+from evaluation.hico.matching import Setting
 from evaluation.predictions import write_predictions
 from evaluation.report.charts.figure import check_chart_file
 from evaluation.results import PairProtocol, Results, results_fields, write_results

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evaluation.analysis.confusion import VerbConfusion, compute_verb_confusion
-from evaluation.analysis.matched import match_and_sort
+from evaluation.hico.matching import match_and_sort
 
 KICK, HOLD, THROW = ("kick", "ball"), ("hold", "ball"), ("throw", "ball")
 

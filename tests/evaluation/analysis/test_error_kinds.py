@@ -12,7 +12,7 @@ from evaluation.analysis.error_kinds import (
     count_errors,
     top_scoring_mask,
 )
-from evaluation.analysis.matched import match_and_sort
+from evaluation.hico.matching import match_and_sort
 from pipeline.types import Detections
 
 KICK, HOLD = ("kick", "ball"), ("hold", "ball")

@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 
-from evaluation.analysis.matched import MatchedDetections, match_and_sort
 from evaluation.analysis.precision_recall import (
     MAX_POINTS,
     precision_recall_curve,
     select_interactions,
 )
 from evaluation.hico.average_precision import eleven_point_ap
-from evaluation.hico.matching import Triplets
+from evaluation.hico.matching import MatchedDetections, Triplets, match_and_sort
 
 
 def matched_of(hits):

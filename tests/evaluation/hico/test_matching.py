@@ -1,22 +1,28 @@
 import numpy as np
 import pytest
 
+from evaluation.hico import matching
+from evaluation.hico.average_precision import eleven_point_ap, evaluate
 from evaluation.hico.matching import (
     argsort_desc,
     collect_triplets,
+    count_interactions,
     hico_iou,
     index_images,
+    join,
+    match_and_sort,
     match_triplets,
 )
 from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
 
 NUMBERS = np.zeros(1, dtype=np.int64)
+KICK, HOLD, PULL = ("kick", "ball"), ("hold", "ball"), ("pull", "box")
 
 
-def hits(toy, annotation, detections):
-    found = collect_triplets([detections], NUMBERS, toy)
-    return match_triplets(found, collect_triplets([annotation], NUMBERS, toy)).tolist()
+def true_positives(toy, annotation, detections):
+    triplets = collect_triplets([detections], NUMBERS, toy)
+    return match_triplets(triplets, collect_triplets([annotation], NUMBERS, toy)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_collect_nothing(toy):
     assert len(collect_triplets([], np.zeros(0, dtype=np.int64), toy)) == 0
 
 
-def test_collect_leaves_out_what_forms_no_interaction(toy):
+def test_collect_skips_triplets_outside_the_vocabulary(toy):
     person, ball = toy.person, toy.objects.index("ball")
     ride, kick = toy.verbs.index("ride"), toy.verbs.index("kick")
     item = Annotation(
@@ -55,7 +61,7 @@ def test_collect_leaves_out_what_forms_no_interaction(toy):
     assert found.object_boxes.tolist() == [[2, 2, 7, 7]]
 
 
-def test_collect_joins_images(toy, annotate):
+def test_collect_concatenates_images(toy, annotate):
     items = [annotate("a.jpg"), annotate("b.jpg", ("kick", "ball"), ("hold", "ball"))]
     found = collect_triplets(items, np.array([0, 1]), toy)
     assert found.images.tolist() == [1, 1]
@@ -66,36 +72,36 @@ def test_collect_joins_images(toy, annotate):
 def test_nothing_to_match(toy, annotate, detect, empty):
     annotation = annotate("a.jpg", *([] if empty != "detections" else [("kick", "ball")]))
     detections = detect("a.jpg", *([] if empty != "annotation" else [("kick", "ball", 0.5)]))
-    assert not any(hits(toy, annotation, detections))
+    assert not any(true_positives(toy, annotation, detections))
 
 
-def test_second_hit_is_wrong(toy, annotate, detect):
+def test_only_the_best_detection_of_a_triplet_is_correct(toy, annotate, detect):
     annotation = annotate("a.jpg", ("kick", "ball"))
     detections = detect("a.jpg", ("kick", "ball", 0.3), ("kick", "ball", 0.7, 1.0, 0))
-    assert hits(toy, annotation, detections) == [False, True]
+    assert true_positives(toy, annotation, detections) == [False, True]
 
 
 def test_equal_scores_keep_their_order(toy, annotate, detect):
     annotation = annotate("a.jpg", ("kick", "ball"))
     detections = detect("a.jpg", ("kick", "ball", 0.5), ("kick", "ball", 0.5, 1.0, 0))
-    assert hits(toy, annotation, detections) == [True, False]
+    assert true_positives(toy, annotation, detections) == [True, False]
 
 
-def test_verb_and_object_must_fit(toy, annotate, detect):
+def test_verb_and_object_must_match(toy, annotate, detect):
     annotation = annotate("a.jpg", ("kick", "ball"), ("kick", "box"))
     found = ("hold", "ball", 0.9), ("kick", "ball", 0.8, 0.0, 1), ("kick", "box", 0.7, 0.0, 1)
-    assert hits(toy, annotation, detect("a.jpg", *found)) == [False, False, True]
+    assert true_positives(toy, annotation, detect("a.jpg", *found)) == [False, False, True]
 
 
 @pytest.mark.parametrize(("shift", "right"), [(3, True), (4, False)])
 def test_both_boxes_must_overlap_by_half(toy, annotate, detect, shift, right):
     # Boxes 10 wide: 7/13 and 6/14 of the union.
     found = detect("a.jpg", ("kick", "ball", 0.9, shift))
-    assert hits(toy, annotate("a.jpg", ("kick", "ball")), found) == [right]
+    assert true_positives(toy, annotate("a.jpg", ("kick", "ball")), found) == [right]
 
 
-def test_goes_to_the_best_pair_even_if_taken(toy):
-    """Two persons kick; the detection fits the first better, so the second stays unfound."""
+def test_assigned_to_the_best_triplet_even_if_taken(toy):
+    """Both detections overlap the first of two people most, so the second is missed."""
     person, ball, kick = toy.person, toy.objects.index("ball"), toy.verbs.index("kick")
     boxes = np.array([[0, 0, 9, 9], [2, 0, 11, 9], [20, 0, 29, 9]], dtype=np.float32)
     labels = np.array([person, person, ball])
@@ -103,16 +109,80 @@ def test_goes_to_the_best_pair_even_if_taken(toy):
     moved = np.array([[0, 0, 9, 9], [0.5, 0, 9.5, 9], [20, 0, 29, 9]], dtype=np.float32)
     hois, scores = np.array([[0, 2, kick], [1, 2, kick]]), np.array([0.9, 0.8])
     detections = Detections("a.jpg", moved, labels, hois, scores)
-    assert hits(toy, annotation, detections) == [True, False]
+    assert true_positives(toy, annotation, detections) == [True, False]
 
 
-def test_unknown_image_is_named(annotate, detect):
+def test_an_image_without_annotation_is_named(annotate, detect):
     with pytest.raises(InputError, match=r"found 1 others, the first being b\.jpg"):
         index_images([annotate("a.jpg")], [detect("a.jpg"), detect("b.jpg")])
 
 
 @pytest.mark.parametrize("levels", [1, 3, 10**6])
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-def test_falling_order_is_stable(count, levels):
+def test_argsort_desc_is_stable(count, levels):
     scores = np.random.default_rng(count).integers(0, levels, count) / levels
     np.testing.assert_array_equal(argsort_desc(scores), np.argsort(-scores, kind="stable"))
+
+
+def test_match_and_sort_of_nothing(toy):
+    matched = match_and_sort([], [], toy)
+    assert len(matched.detections) == len(matched.ground_truth) == len(matched.tp_mask) == 0
+    assert count_interactions([], toy).tolist() == [0] * toy.num_interactions
+
+
+def test_sorted_by_score_then_by_image(toy, annotate, detect):
+    annotations = [annotate("a.jpg", KICK), annotate("b.jpg", KICK, HOLD)]
+    detections = [
+        detect("b.jpg", (*KICK, 0.5), (*HOLD, 0.9, 500)),
+        detect("a.jpg", (*KICK, 0.5), (*PULL, 0.7)),
+    ]
+    matched = match_and_sort(annotations, detections, toy)
+    assert matched.detections.images.tolist() == [1, 0, 0, 1]
+    assert matched.tp_mask.tolist() == [False, False, True, True]
+    kick, hold = (
+        int(toy.interaction_ids[toy.verbs.index(verb), toy.objects.index(label)])
+        for verb, label in (KICK, HOLD)
+    )
+    positives = matched.num_positives(toy.num_interactions)
+    assert {kick: 2, hold: 1} == {int(i): int(positives[i]) for i in np.flatnonzero(positives)}
+
+
+@pytest.mark.parametrize("setting", ["default", "known_object"])
+def test_true_positives_give_the_average_precision(toy, annotate, detect, setting):
+    rng = np.random.default_rng(3)
+    kinds = [KICK, HOLD, PULL]
+    annotations = [
+        annotate(f"{i}.jpg", *[kinds[k] for k in rng.integers(3, size=i % 3)]) for i in range(12)
+    ]
+    detections = [
+        detect(
+            f"{i}.jpg", *[(*kinds[rng.integers(3)], round(rng.random(), 1)) for _ in range(i % 4)]
+        )
+        for i in range(12)
+    ]
+    scores = evaluate(annotations, detections, toy, setting)
+    matched = match_and_sort(annotations, detections, toy, setting)
+    for interaction in np.flatnonzero(scores.num_positives):
+        hits = matched.tp_mask[matched.detections.interactions == interaction]
+        own, _ = eleven_point_ap(hits, int(scores.num_positives[interaction]))
+        assert own == scores.average_precision[interaction]
+
+
+def test_detections_on_an_image_without_annotation(toy, annotate, detect):
+    with pytest.raises(InputError, match=r"found 1 others, the first being b\.jpg"):
+        match_and_sort([annotate("a.jpg", KICK)], [detect("b.jpg", (*KICK, 0.5))], toy)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("sizes", [(0, 0), (5, 0), (0, 4), (40, 30)])
+def test_join(monkeypatch, sizes, chunk):
+    monkeypatch.setattr(matching, "KEYS_PER_CHUNK", chunk)
+    rng = np.random.default_rng(0)
+    keys, others = (rng.integers(6, size=size) for size in sizes)
+    found = [
+        pair for rows, targets in join(keys, others) for pair in zip(rows, targets, strict=True)
+    ]
+    assert len(set(found)) == len(found)
+    assert set(found) == {
+        (i, j) for i in range(sizes[0]) for j in range(sizes[1]) if keys[i] == others[j]
+    }

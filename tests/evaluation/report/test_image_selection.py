@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.analysis.matched import match_detections
+from evaluation.hico.matching import match_detections
 from evaluation.report.gallery import (
     NUM_RANDOM,
     NUM_SEEN,

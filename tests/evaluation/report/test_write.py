@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from evaluation.analysis.matched import match_detections
+from evaluation.hico.matching import match_detections
 from evaluation.predictions import read_predictions
 from evaluation.report.write import ReportConfig, write_report, write_report_beside
 from evaluation.results import METRICS, Results, read_results, write_results

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.vcoco.average_precision import area_under_envelope, evaluate_vcoco, vcoco_iou
+from evaluation.hico.matching import inclusive_iou
+from evaluation.vcoco.average_precision import area_under_envelope, evaluate_vcoco
 from evaluation.vcoco.detections import VcocoDetections, column_shapes, read_detections
 from pipeline.annotations.base import ParseContext
 from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco
@@ -73,8 +74,8 @@ def test_area_under_envelope(hits, positives, expected):
 def test_overlap_counts_the_last_pixel():
     first = np.array([[0, 0, 9, 9]] * 4, dtype=np.float32)
     second = np.array([[0, 0, 9, 9], [5, 0, 14, 9], [10, 0, 19, 9], [np.nan] * 4], dtype=np.float32)
-    assert vcoco_iou(first, second)[:3] == pytest.approx([1, 1 / 3, 0])
-    assert np.isnan(vcoco_iou(first, second)[3])
+    assert inclusive_iou(first, second)[:3] == pytest.approx([1, 1 / 3, 0])
+    assert np.isnan(inclusive_iou(first, second)[3])
 
 
 def test_no_detections(truth_of):
@@ -166,7 +167,7 @@ def plain_loop(truth, detections, action, role, scenario):
             if np.isnan(scores[place]):
                 continue
             box = detections.person_boxes[row]
-            over = vcoco_iou(image.boxes[people], np.tile(box, (len(people), 1)))
+            over = inclusive_iou(image.boxes[people], np.tile(box, (len(people), 1)))
             person = people[over.argmax()]
             if image.action_labels[person, index] < 0:
                 continue
@@ -175,7 +176,7 @@ def plain_loop(truth, detections, action, role, scenario):
                 column = detections.columns[f"{action}_{truth.actions[index].roles[role]}"]
                 guess, target = column[row, :4], image.role_boxes[person, index, role]
                 if target >= 0:
-                    right &= bool(vcoco_iou(image.boxes[[target]], guess[None])[0] >= 0.5)
+                    right &= bool(inclusive_iou(image.boxes[[target]], guess[None])[0] >= 0.5)
                 elif scenario == 1:
                     right &= bool((guess == 0).all() or np.isnan(guess).all())
             outcomes.append((scores[place], bool(right) and person not in taken))
