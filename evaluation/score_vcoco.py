@@ -9,12 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.ground_truth import find_ground_truth
-from evaluation.predictions import (
-    find_predictions_file,
-    is_pickle,
-    predictions_name,
-    read_predictions,
-)
+from evaluation.pickles import is_pickle
+from evaluation.predictions import find_predictions_file, predictions_name, read_predictions
 from evaluation.results import (
     VcocoResults,
     build_vcoco_results,

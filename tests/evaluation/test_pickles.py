@@ -4,7 +4,7 @@ from collections import OrderedDict, defaultdict
 import numpy as np
 import pytest
 
-from evaluation.predictions import iterate_entries
+from evaluation.pickles import iterate_pickle
 from pipeline.utils.errors import InputError
 
 VALUE = {
@@ -32,8 +32,8 @@ def write(folder, value, protocol=2):
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_data_is_what_was_written(tmp_path, protocol):
-    first, second = iterate_entries(write(tmp_path, [VALUE, {"number": 4}], protocol))
+def test_plain_data_round_trip(tmp_path, protocol):
+    first, second = iterate_pickle(write(tmp_path, [VALUE, {"number": 4}], protocol))
     assert second == {"number": 4} and first.keys() == VALUE.keys()
     for name, value in VALUE.items():
         if isinstance(value, np.ndarray):
@@ -43,20 +43,20 @@ def test_plain_data_is_what_was_written(tmp_path, protocol):
             assert first[name] == value
 
 
-def test_entries_that_share_a_value(tmp_path):
+def test_entries_may_share_a_value(tmp_path):
     box = [1.0, 2.0]
-    assert list(iterate_entries(write(tmp_path, [{"a": box}, {"a": box}]))) == [{"a": box}] * 2
+    assert list(iterate_pickle(write(tmp_path, [{"a": box}, {"a": box}]))) == [{"a": box}] * 2
 
 
 def test_text_of_python_2(tmp_path):
-    """A str of Python 2 is bytes, and so is an array's content."""
+    """Python 2 wrote str, and the content of arrays, as bytes."""
     text = b"\x80\x02]U\x06a_nameK\x05\x86a."
-    assert list(iterate_entries(write(tmp_path, text))) == [["a_name", 5]]
+    assert list(iterate_pickle(write(tmp_path, text))) == [["a_name", 5]]
     array = (
         b"\x80\x02]cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02u1K\x00K\x01\x87RI00\nU\x02\x07\xfftba."
     )
-    (found,) = iterate_entries(write(tmp_path, array))
+    (found,) = iterate_pickle(write(tmp_path, array))
     assert found.tolist() == [7, 255]
 
 
@@ -67,20 +67,25 @@ def test_text_of_python_2(tmp_path):
         ([slice(3)], "builtin__.slice"),
         ({"a": 1}, "expected a list"),
         ([{1, 2}], "set"),
-        (b"\x80\x02]", "pickle exhausted"),
-        (b"\x80\x02]q\x00(K\x01", "pickle exhausted"),
+        (b"\x80\x02]", "damaged"),
+        (b"\x80\x02]q\x00(K\x01", "damaged"),
         (b"\x80\x02h\x05.", "5"),
+        # A string of more bytes, and a memo index that is larger, than there is memory.
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", ""),
-        (b"", "pickle exhausted"),
+        (b"\x80\x02]r\xff\xff\xff\xff(K\x01", "damaged"),
+        # A state that would set attributes of the function or class.
+        (b"\x80\x02]cnumpy\ndtype\n}U\x06decodeK\x01sba.", "damaged"),
+        (b"\x80\x02]cos\nmkdir\n}U\x01aK\x01sba.", "damaged"),
+        (b"", "damaged"),
         (b"not one at all", ""),
     ],
 )
 def test_other_pickles_are_refused(tmp_path, value, names):
     with pytest.raises(InputError) as error:
-        list(iterate_entries(write(tmp_path, value)))
+        list(iterate_pickle(write(tmp_path, value)))
     assert str(error.value).startswith(f"{tmp_path / 'a.pkl'}: ") and names in str(error.value)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"a\.pkl: no such"):
-        list(iterate_entries(tmp_path / "a.pkl"))
+        list(iterate_pickle(tmp_path / "a.pkl"))
