@@ -311,7 +311,7 @@ def _has_type(value: Any, kinds: str, shape: tuple[int, ...]) -> bool:
 
 
 def contains_bools(values: Sequence[Any]) -> bool:
-    """Whether a boolean is among numbers or in lists of numbers; numpy would turn it into 0 or 1."""
+    """Whether numbers or lists of numbers contain a boolean, which numpy would turn into 0 or 1."""
     lists = (value for value in values if isinstance(value, list | tuple | np.ndarray))
     return not BOOL_TYPES.isdisjoint(map(type, chain(values, *lists)))
 
