@@ -187,6 +187,11 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
 DISTILLED_CHOICES = ("unseen_verbs", "all_verbs")
 
 
+def normalise_name(name: str) -> str:
+    """A class name for comparisons: lower case, with single spaces instead of underscores."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
 def _read_rows(value: dict[str, Any], key: str, fields: tuple[str, str], file: object) -> list[Any]:
     """A non-empty list of objects that all have the fields."""
     rows = value.get(key)

@@ -155,10 +155,12 @@ def evaluate_checkpoint(
     loaded = load_student_with_prompts(file, dataset.vocabulary, num_heads, prompts)
     asked = loaded.split if split is None else load_split(dataset.vocabulary, split)
     recipe = loaded.recipe
-    out = out or (file.parent if loaded.is_own else file.parent / f"{file.stem}-evaluation")
+    out = out or (file.parent / f"{file.stem}-evaluation" if loaded.is_published else file.parent)
     for name in (RESULTS, REPORT_FILE):
         refuse_existing(out / name, overwrite)
-    if loaded.is_own:
+    if loaded.is_published:
+        info = ModelInfo(file.stem, asked)
+    else:
         info = ModelInfo(
             name=file.resolve().parent.name,
             split=asked,
@@ -170,8 +172,6 @@ def evaluate_checkpoint(
             shots=recipe.train.shots,
             sources=loaded.sources,
         )
-    else:
-        info = ModelInfo(file.stem, asked)
     train = recipe.train
     predictor = BatchPredictor(loaded.model, loaded.vocabulary, train.augmentation, train.precision)
     with init_distributed(device) as (context, own):

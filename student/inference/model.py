@@ -66,7 +66,7 @@ def load_inference_model(spec: ModelSpec, target: Vocabulary | None = None) -> I
     if spec.prompts is not None:
         known = known or target
     loaded = load_student_with_prompts(file, known, spec.num_heads, spec.prompts)
-    trained = loaded.split if loaded.is_own else None
+    trained = None if loaded.is_published else loaded.split
     return InferenceModel(
         loaded.model,
         loaded.vocabulary,

@@ -1,4 +1,4 @@
-"""Student checkpoints: written whole, read without unpickling."""
+"""The student's checkpoint format: atomic writing, and reading without running pickled code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from student.models.detector import HOIDetector
 
 FORMAT_PREFIX = "eoid-student-"
 FORMAT = f"{FORMAT_PREFIX}2"
-# Of the configuration in a run folder.
+# Format of `config.json` in a run folder.
 RUN_FORMAT = "eoid-run-2"
 CHECKPOINT, PREVIOUS, BEST = "checkpoint.pt", "checkpoint-previous.pt", "best.pt"
 CHECKPOINT_KEYS = ("recipe", "vocabulary", "split", "model", "state")
@@ -29,14 +29,14 @@ SPLIT_FIELDS = {"name", "unseen", "distilled_verbs"}
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a checkpoint of ours holds.
+    """Content of a student checkpoint.
 
     Attributes:
         recipe: all settings.
-        vocabulary: what the class numbers mean.
-        split: the interactions whose labels were hidden, and the verbs the teacher was asked for.
-        weights: the state dict that predicts (averaged where averaging is on).
-        state: what training needs to go on.
+        vocabulary: names of the classes, in the order of the model's outputs.
+        split: the unseen interactions and the distilled verbs.
+        weights: state dict to predict with; with EMA, the averaged weights.
+        state: optimizer, schedule and position of the training, needed to resume it.
     """
 
     recipe: Recipe
@@ -47,13 +47,13 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint, whole or not at all."""
+    """Writes a checkpoint atomically."""
     with atomic_write(path) as temporary:
         write_checkpoint(temporary, checkpoint)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint under a temporary name, to the disk and not only towards it."""
+    """Writes a checkpoint to an open path (not atomically) and syncs it to the disk."""
     value = {
         "format": FORMAT,
         "recipe": checkpoint.recipe.to_dict(),
@@ -66,7 +66,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "model": checkpoint.weights,
         "state": checkpoint.state,
     }
-    # Through a file of Python's, which tells why it cannot be written.
+    # torch's own writer hides the operating system's reason for a failure, such as a full disk.
     with open(path, "wb") as file:
         torch.save(value, file)
         file.flush()
@@ -74,19 +74,23 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint of ours.
+    """Reads a student checkpoint.
 
     Raises:
-        InputError: missing, damaged, or of another kind.
+        InputError: the file is missing, damaged, or not a student checkpoint.
     """
     return parse_checkpoint(read_checkpoint(path), path)
 
 
 def parse_checkpoint(value: Any, path: Path) -> Checkpoint:
-    """The checkpoint of ours in a loaded file's content.
+    """The checkpoint in a file's loaded content.
+
+    Args:
+        value: what `read_checkpoint` returned.
+        path: the file, named in errors.
 
     Raises:
-        InputError: it is of another kind or format, or a part is missing or wrong.
+        InputError: the content has another format, or a part is missing or wrong.
     """
     found = value.get("format", "none") if isinstance(value, dict) else type(value).__name__
     if found != FORMAT:
@@ -110,13 +114,13 @@ def parse_checkpoint(value: Any, path: Path) -> Checkpoint:
     )
 
 
-def is_own_checkpoint(value: Any) -> bool:
-    """Whether a loaded file is a checkpoint of this project, of whatever format."""
+def is_student_checkpoint(value: Any) -> bool:
+    """Whether a file's content was written by `save_checkpoint`, in any version of the format."""
     return isinstance(value, dict) and str(value.get("format")).startswith(FORMAT_PREFIX)
 
 
 def checkpoint_path(path: Path | str) -> Path:
-    """The file that stands for a run folder, its best checkpoint if it keeps that; or the file."""
+    """The checkpoint at a path: a file itself; of a run folder the best, else the latest one."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -128,16 +132,16 @@ def build_model(checkpoint: Checkpoint, path: Path) -> HOIDetector:
 
     Args:
         checkpoint: recipe and weights.
-        path: where it comes from, for errors.
+        path: its file, named in errors.
 
     Raises:
-        InputError: the weights are those of another model, or of a training that diverged.
+        InputError: the weights do not fit the recipe's model, or are not finite.
     """
     model = HOIDetector(checkpoint.recipe.model)
     check_finite(checkpoint.weights, path)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
-        found = str(error).splitlines()[-1].strip()
-        raise bad_field(path, "model", "the weights of its recipe", found) from None
+        reason = str(error).splitlines()[-1].strip()
+        raise bad_field(path, "model", "weights of its recipe's model", reason) from None
     return model.eval()

@@ -1,4 +1,8 @@
-"""What a student's file tells: a run or checkpoint of ours, or a published EoID or CDN one."""
+"""Opening trained detectors: run folders, student checkpoints, published EoID and CDN checkpoints.
+
+A student with a text verb head can be given further actions by sentence embeddings of the same
+CLIP (`add_actions`), without any training.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,12 @@ import numpy as np
 from pipeline.splits import FULL, Split, load_split
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.weights import read_checkpoint
-from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
+from pipeline.vocabulary import (
+    BUILTIN_VOCABULARIES,
+    Vocabulary,
+    load_vocabulary,
+    normalise_name,
+)
 from student.config import Recipe, get_preset
 from student.data.text_embeddings import build_text_embeddings
 from student.models.detector import HOIDetector
@@ -19,7 +28,7 @@ from student.models.text_head import TextVerbHead
 from student.weights.checkpoint_file import (
     build_model,
     checkpoint_path,
-    is_own_checkpoint,
+    is_student_checkpoint,
     parse_checkpoint,
 )
 from student.weights.published import model_from_published
@@ -28,23 +37,24 @@ from teacher_cache.reader.prompts_file import ActionPrompts, read_prompts_file
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A detector and how it came to be, as far as its file tells.
+    """A detector with the settings of its training, as far as its file records them.
 
     Attributes:
         model: in eval mode.
-        recipe: its settings; of a published checkpoint only the model's own are known, the others
-            are the published ones.
-        vocabulary: what its classes mean.
-        split: what it was trained on; everything for a published checkpoint, which does not say.
-        is_own: trained by this project, so that recipe and split are facts.
-        sources: further sources it learned from; see `evaluation.results.Results`.
+        recipe: its settings; for a published checkpoint only the model's sizes are read from the
+            file, and the rest is the preset "published".
+        vocabulary: names of its classes, in the order of its outputs.
+        split: the split it was trained on; "full" for a published checkpoint, which records none.
+        is_published: whether the file has the published form, so that the training split and the
+            training settings are unknown.
+        sources: extra training datasets; see `evaluation.results.Results`.
     """
 
     model: HOIDetector
     recipe: Recipe
     vocabulary: Vocabulary
     split: Split
-    is_own: bool
+    is_published: bool
     sources: tuple[dict[str, Any], ...] = ()
 
 
@@ -53,32 +63,33 @@ def load_student(
 ) -> LoadedModel:
     """Opens a detector.
 
-    A published checkpoint does not name its classes: as many as a vocabulary has are taken for the
-    vocabulary's.
+    A published checkpoint does not name its classes. It is accepted for a vocabulary with the same
+    numbers of objects and verbs.
 
     Args:
         file: the checkpoint.
-        vocabulary: a dataset's, which the detector has to be for; None for the checkpoint's own, of
-            a published one the shipped one with as many classes.
-        num_heads: attention heads of a published checkpoint that does not say.
+        vocabulary: the dataset's vocabulary, which the detector has to match; None takes the
+            checkpoint's, or for a published one the shipped vocabulary of the same size.
+        num_heads: attention heads of a published checkpoint whose `args` do not name them.
 
     Raises:
-        InputError: nothing of the kind, or of another vocabulary.
+        InputError: the file is not a detector's checkpoint, or its vocabulary is another one.
     """
     content = read_checkpoint(file)
-    if is_own_checkpoint(content):
+    if is_student_checkpoint(content):
         checkpoint = parse_checkpoint(content, file)
-        own = checkpoint.vocabulary
-        if vocabulary is not None and own.digest() != vocabulary.digest():
+        trained = checkpoint.vocabulary
+        if vocabulary is not None and trained.digest() != vocabulary.digest():
             raise InputError(
-                f"{file}: expected a student of the vocabulary {vocabulary.name}, found {own.name}"
+                f"{file}: expected a student of the vocabulary {vocabulary.name}, found"
+                f" {trained.name}"
             )
         model = build_model(checkpoint, file)
         state = checkpoint.state
-        # Best weights are kept without a plan.
+        # `best.pt` has no plan, only the sources.
         sources = tuple(state.get("sources", state.get("plan", {}).get("extra_data", ())))
         return LoadedModel(
-            model, checkpoint.recipe, own, checkpoint.split, is_own=True, sources=sources
+            model, checkpoint.recipe, trained, checkpoint.split, is_published=False, sources=sources
         )
     model = model_from_published(content, file, num_heads)
     vocabulary = vocabulary or _shipped_vocabulary(model, file)
@@ -95,27 +106,27 @@ def load_student(
         replace(recipe, model=model.config),
         vocabulary,
         load_split(vocabulary, FULL),
-        is_own=False,
+        is_published=True,
     )
 
 
 def _matches_class_counts(model: HOIDetector, vocabulary: Vocabulary) -> bool:
-    """Whether a published model may be of this vocabulary, by its numbers of classes."""
-    # Published V-COCO models have a class of their own for "no object goes with this verb".
+    """Whether a published model's class counts are those of a vocabulary."""
+    # Published V-COCO models have an additional object class, "the verb has no object".
     extra = model.config.num_objects - vocabulary.num_objects
     return model.config.num_verbs == vocabulary.num_verbs and 0 <= extra <= bool(vocabulary.roles)
 
 
 def _shipped_vocabulary(model: HOIDetector, file: Path) -> Vocabulary:
-    """The shipped vocabulary of a published model."""
+    """The shipped vocabulary with a published model's class counts."""
     shipped = [load_vocabulary(name) for name in BUILTIN_VOCABULARIES]
-    for one in shipped:
-        if _matches_class_counts(model, one):
-            return one
+    for vocabulary in shipped:
+        if _matches_class_counts(model, vocabulary):
+            return vocabulary
     known = ", ".join(f"{v.num_objects} and {v.num_verbs} ({v.name})" for v in shipped)
     raise InputError(
-        f"{file}: expected as many objects and verbs as a shipped vocabulary has, {known}, found"
-        f" {model.config.num_objects} and {model.config.num_verbs}; name a vocabulary file"
+        f"{file}: expected the numbers of objects and verbs of a shipped vocabulary, {known}, found"
+        f" {model.config.num_objects} and {model.config.num_verbs}; give a vocabulary file"
     )
 
 
@@ -125,18 +136,21 @@ PROMPTS_SUFFIX = "+prompts"
 def add_actions(
     loaded: LoadedModel, file: Path, prompts: Path, target: Vocabulary | None = None
 ) -> LoadedModel:
-    """The same student with more actions; those are unseen.
+    """Adds actions to a student with a text verb head; the added ones are unseen.
 
     Args:
-        loaded: in eval mode; its model is changed.
-        file: the student's, named in errors.
-        prompts: what `eoid-cache prompts` wrote.
-        target: a dataset's vocabulary whose actions the student gets instead, all of which it or
-            the prompts have to know, by their names or by their forms in sentences.
+        loaded: in eval mode; its model is changed in place.
+        file: the student's checkpoint, named in errors.
+        prompts: prompts file of `eoid-cache prompts`, with the embedding of every new sentence.
+        target: vocabulary of a dataset that replaces the student's. Each of its verbs has to occur
+            in the student's vocabulary or in the prompts, by name or by "-ing" form.
+
+    Returns:
+        The student with the extended vocabulary, or with `target`, and the matching split.
 
     Raises:
-        InputError: a student that does not read, prompts of another CLIP or with objects that the
-            student does not know, or an action of the dataset that nobody knows.
+        InputError: the student's verb head is linear, the prompts are of another CLIP or contain
+            objects that the student was not trained on, or a verb of `target` occurs in neither.
     """
     head = loaded.model.verb_head
     if not isinstance(head, TextVerbHead):
@@ -147,12 +161,12 @@ def add_actions(
     new = read_prompts_file(prompts)
     if new.text_model != loaded.model.config.text_model:
         raise InputError(
-            f"{prompts}: expected texts of the CLIP that {file} has learned from"
+            f"{prompts}: expected sentences embedded by the CLIP that {file} was trained with"
             f" ({loaded.model.config.text_model[:12]}), found another's ({new.text_model[:12]})"
         )
     old = loaded.vocabulary
-    own = head.texts[: old.num_interactions].cpu().numpy()
-    vocabulary, embeddings = _extend_vocabulary(old, own, new, prompts)
+    trained = head.texts[: old.num_interactions].cpu().numpy()
+    vocabulary, embeddings = _extend_vocabulary(old, trained, new, prompts)
     unseen = {*loaded.split.unseen, *range(old.num_interactions, vocabulary.num_interactions)}
     if target is not None:
         rows = _verb_rows(vocabulary, target, file, prompts)
@@ -160,15 +174,15 @@ def add_actions(
         labels = [label for _, label in target.interactions]
         texts = sentences.texts[sentences.rows[labels, rows]]
         ids = vocabulary.interaction_ids[rows, labels]
-        unseen = {hoi for hoi, own in enumerate(ids.tolist()) if own < 0 or own in unseen}
+        unseen = {hoi for hoi, known in enumerate(ids.tolist()) if known < 0 or known in unseen}
         vocabulary, embeddings = target, texts.numpy()
     head.set_texts(build_text_embeddings(vocabulary, embeddings, prompts))
     _update_config(loaded.model, vocabulary)
-    asked = dict(zip(old.verbs, loaded.split.distilled_verbs.tolist(), strict=True))
+    distilled = dict(zip(old.verbs, loaded.split.distilled_verbs.tolist(), strict=True))
     split = Split(
         loaded.split.name + PROMPTS_SUFFIX,
         tuple(sorted(unseen)),
-        np.array([asked.get(verb, False) for verb in vocabulary.verbs], dtype=bool),
+        np.array([distilled.get(verb, False) for verb in vocabulary.verbs], dtype=bool),
     )
     return replace(loaded, vocabulary=vocabulary, split=split)
 
@@ -179,14 +193,14 @@ def load_student_with_prompts(
     num_heads: int | None,
     prompts: Path | None,
 ) -> LoadedModel:
-    """Opens a detector, with new actions where there are prompts.
+    """Opens a detector and, given prompts, adds their actions.
 
     Args:
         file, vocabulary, num_heads: see `load_student`.
-        prompts: see `add_actions`; None for the detector as it is.
+        prompts: see `add_actions`; None adds no actions.
 
     Raises:
-        InputError: see both.
+        InputError: see `load_student` and `add_actions`.
     """
     if prompts is None:
         return load_student(file, vocabulary, num_heads)
@@ -194,20 +208,23 @@ def load_student_with_prompts(
 
 
 def _extend_vocabulary(
-    old: Vocabulary, own: np.ndarray, new: ActionPrompts, file: Path
+    old: Vocabulary, old_embeddings: np.ndarray, new: ActionPrompts, file: Path
 ) -> tuple[Vocabulary, np.ndarray]:
-    """The student's vocabulary, followed by what is new, and the sentences of all of it.
+    """The student's vocabulary followed by the new actions, and the embeddings of all sentences.
 
     Args:
-        own: (H, D) sentences of the student's interactions.
+        old: the student's vocabulary.
+        old_embeddings: (H, D) of the sentences of its interactions.
+        new: further actions with the embeddings of their sentences.
+        file: the prompts file, named in errors.
     """
     lost = [name for name in new.objects if name not in old.objects]
     if lost:
         raise bad_field(file, "interactions/object", "objects that the student knows", lost[0])
-    places = _verb_indices(old)
+    known = _verb_indices(old)
     verbs, ings, numbers = list(old.verbs), list(old.verb_ings), []
     for verb, ing in zip(new.verbs, new.verb_ings, strict=True):
-        number = places.get(_normalise_name(verb))
+        number = known.get(normalise_name(verb))
         if number is None:
             number = len(verbs)
             verbs.append(verb)
@@ -216,7 +233,7 @@ def _extend_vocabulary(
     pairs, kept = list(old.interactions), []
     for row, (action, name) in enumerate(zip(new.actions.tolist(), new.objects, strict=True)):
         pair = numbers[action], old.objects.index(name)
-        # What the student was trained with stays as it is.
+        # An interaction of the training keeps the sentence that it was trained with.
         if pair not in pairs:
             pairs.append(pair)
             kept.append(row)
@@ -228,28 +245,28 @@ def _extend_vocabulary(
         interactions=tuple(pairs),
         splits={},
     )
-    return vocabulary, np.concatenate([own, new.embeddings[kept]])
+    return vocabulary, np.concatenate([old_embeddings, new.embeddings[kept]])
 
 
-def _verb_rows(have: Vocabulary, target: Vocabulary, file: Path, prompts: Path) -> np.ndarray:
-    """(H,) the verb of ours that the verb of each interaction of a dataset is."""
-    if target.objects != have.objects:
+def _verb_rows(extended: Vocabulary, target: Vocabulary, file: Path, prompts: Path) -> np.ndarray:
+    """(H,) for each interaction of `target`, the index of its verb in the extended vocabulary."""
+    if target.objects != extended.objects:
         raise InputError(
-            f"{file}: expected a student of the objects of {target.name}, found other ones"
+            f"{file}: expected a student trained on the objects of {target.name}, found others"
         )
-    places = _verb_indices(have)
-    forms = {_normalise_name(ing): number for number, ing in enumerate(have.verb_ings)}
-    found = [
-        places.get(_normalise_name(verb), forms.get(_normalise_name(ing)))
+    by_name = _verb_indices(extended)
+    by_ing = {normalise_name(ing): index for index, ing in enumerate(extended.verb_ings)}
+    indices = [
+        by_name.get(normalise_name(verb), by_ing.get(normalise_name(ing)))
         for verb, ing in zip(target.verbs, target.verb_ings, strict=True)
     ]
-    unknown = [verb for verb, number in zip(target.verbs, found, strict=True) if number is None]
+    unknown = [verb for verb, index in zip(target.verbs, indices, strict=True) if index is None]
     if unknown:
         raise InputError(
-            f"{prompts}: expected sentences about all actions of {target.name} that the student"
-            f" does not know, found none about {', '.join(unknown[:5])}"
+            f"{prompts}: expected sentences for all actions of {target.name} that the student was"
+            f" not trained on, found none for {', '.join(unknown[:5])}"
         )
-    return np.array([found[verb] for verb, _ in target.interactions], dtype=np.int64)
+    return np.array([indices[verb] for verb, _ in target.interactions], dtype=np.int64)
 
 
 def _update_config(model: HOIDetector, vocabulary: Vocabulary) -> None:
@@ -261,24 +278,20 @@ def _update_config(model: HOIDetector, vocabulary: Vocabulary) -> None:
 
 
 def _verb_indices(vocabulary: Vocabulary) -> dict[str, int]:
-    return {_normalise_name(verb): number for number, verb in enumerate(vocabulary.verbs)}
-
-
-def _normalise_name(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+    return {normalise_name(verb): index for index, verb in enumerate(vocabulary.verbs)}
 
 
 def load_model(path: Path | str) -> HOIDetector:
     """Opens a detector in eval mode.
 
     Args:
-        path: a run folder, a checkpoint of ours, or one in the published EoID/CDN form.
+        path: a run folder, a student checkpoint, or one in the published EoID/CDN form.
 
     Raises:
-        InputError: nothing of the kind.
+        InputError: the file is none of these.
     """
     file = checkpoint_path(path)
     content = read_checkpoint(file)
-    if not is_own_checkpoint(content):
+    if not is_student_checkpoint(content):
         return model_from_published(content, file)
     return build_model(parse_checkpoint(content, file), file)

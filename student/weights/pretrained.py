@@ -1,4 +1,11 @@
-"""Files that a student can start from, told apart by the names of their tensors."""
+"""Initialising a student from pretrained weights (`--pretrained`).
+
+Accepted are runs and checkpoints of this project, published EoID, CDN and DETR checkpoints, and
+torchvision's ResNets and detectors; which of them a file is follows from its tensors' names. Every
+tensor of the file, and every parameter of the student, appears in the returned `LoadReport`. (The
+published conversion script renames DETR's decoder to a key that EoID does not have, so that its
+interaction decoder starts from random values without a message.)
+"""
 
 from __future__ import annotations
 
@@ -20,18 +27,18 @@ from pipeline.utils.weights import (
     read_checkpoint,
     strip_prefixes,
 )
-from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 from student.config import ModelConfig
 from student.models.backbone import identify_resnet
 from student.models.detector import HOIDetector
 from student.models.text_head import TEXT_BUFFERS
-from student.weights.checkpoint_file import checkpoint_path, is_own_checkpoint, parse_checkpoint
-from student.weights.published import ATTENTION_KEYS, KEY_PREFIXES, checkpoint_argument, join_names
+from student.weights.checkpoint_file import checkpoint_path, is_student_checkpoint, parse_checkpoint
+from student.weights.published import checkpoint_argument, join_names, rename_published_key
 
-# DETR's panoptic model puts this before every name.
+# Prefix of every key in DETR's panoptic model.
 PANOPTIC_PREFIX = "detr."
-# Parts of DETR that CDN and EoID have twice or under another name: what they are taken
-# for, unless the file also holds the part itself.
+# EoID's and CDN's parts without a counterpart in DETR, and the DETR part that initialises each of
+# them in a file that does not contain the part itself.
 FALLBACK_PREFIXES = (
     ("transformer.interaction_decoder.", "transformer.decoder."),
     ("sub_bbox_embed.", "bbox_embed."),
@@ -43,18 +50,18 @@ COCO_IDS = 91
 
 @dataclass(frozen=True, eq=False)
 class PretrainedFile:
-    """What a file offers to a student.
+    """Tensors of a pretrained file and the parameters that they can initialise.
 
     Attributes:
         path: the file.
-        kind: what it is, for people.
-        entries: all its tensors by their own names.
-        key_map: name of an entry by our name of the parameter it is meant for.
-        sizes: fields of `ModelConfig` that it settles; a student needs the same.
-        queries: where its model's queries come from.
-        text_model: of a verb head that reads, see `ModelConfig`; "" for others.
-        objects, verbs: names of its classes in the order of their rows, "" for a row without a
-            name; None where nothing tells.
+        kind: description of the file, for the log.
+        entries: all tensors by their keys in the file.
+        key_map: key in the file by key in `HOIDetector`.
+        sizes: fields of `ModelConfig` that the student has to share.
+        queries: kind of the model's queries, see `ModelConfig`.
+        text_model: CLIP of a text verb head, see `ModelConfig`; "" for a linear one.
+        objects, verbs: class names in the order of the rows, "" for a row without a name; None
+            where the names are unknown.
     """
 
     path: Path
@@ -69,18 +76,18 @@ class PretrainedFile:
 
 
 def read_pretrained(path: Path) -> PretrainedFile:
-    """Opens a run, a checkpoint of ours, of EoID, CDN or DETR, or a torchvision ResNet or detector.
+    """Reads pretrained weights; the module's docstring lists the accepted files.
 
     Args:
         path: the file, or a run folder.
 
     Raises:
-        InputError: missing, damaged, or none of these.
+        InputError: the file is missing, damaged, or none of these.
     """
     file = checkpoint_path(path)
     content = read_checkpoint(file)
-    if is_own_checkpoint(content):
-        return _own_checkpoint(content, file)
+    if is_student_checkpoint(content):
+        return _student_checkpoint(content, file)
     entries = check_state_dict(content, file)
     arguments = content.get("args") if isinstance(content, dict) else None
     bare = {strip_prefixes(name, (*WRAPPER_PREFIXES, PANOPTIC_PREFIX)): name for name in entries}
@@ -89,13 +96,13 @@ def read_pretrained(path: Path) -> PretrainedFile:
     return _backbone_file(file, entries, bare)
 
 
-def _own_checkpoint(content: dict[str, Any], file: Path) -> PretrainedFile:
+def _student_checkpoint(content: dict[str, Any], file: Path) -> PretrainedFile:
     checkpoint = parse_checkpoint(content, file)
     model, vocabulary = checkpoint.recipe.model, checkpoint.vocabulary
     names = ("backbone", "hidden_dim", "feedforward_dim", "num_heads", "pre_norm")
     return PretrainedFile(
         path=file,
-        kind="a student of this project",
+        kind="a student checkpoint",
         entries=checkpoint.weights,
         key_map={name: name for name in checkpoint.weights},
         sizes={name: getattr(model, name) for name in names},
@@ -111,13 +118,13 @@ def _detr_checkpoint(
 ) -> PretrainedFile:
     key_map: dict[str, str] = {}
     for theirs, name in bare.items():
-        if (ours := _own_key(theirs)) is not None:
+        if (ours := rename_published_key(theirs)) is not None:
             key_map[ours] = name
-    for part, stand_in in FALLBACK_PREFIXES:
+    for part, fallback in FALLBACK_PREFIXES:
         if not any(theirs.startswith(part) for theirs in bare):
             for theirs, name in bare.items():
-                ours = _own_key(part + theirs.removeprefix(stand_in))
-                if theirs.startswith(stand_in) and ours is not None:
+                ours = rename_published_key(part + theirs.removeprefix(fallback))
+                if theirs.startswith(fallback) and ours is not None:
                     key_map[ours] = name
     heads = checkpoint_argument(arguments, "nheads")
     sizes = {
@@ -140,35 +147,26 @@ def _detr_checkpoint(
 
 
 def _backbone_file(file: Path, entries: dict[str, Tensor], bare: dict[str, str]) -> PretrainedFile:
-    detector = any(name.startswith("backbone.body.") for name in bare)
-    body = "backbone.body." if detector else ""
+    is_detector = any(name.startswith("backbone.body.") for name in bare)
+    body = "backbone.body." if is_detector else ""
     names = [name.removeprefix(body) for name in bare if name.startswith(body)]
-    found = "toy" if "stem.1.0.weight" in names else identify_resnet(names)
-    if found is None:
+    backbone = "toy" if "stem.1.0.weight" in names else identify_resnet(names)
+    if backbone is None:
         raise InputError(
             f"{file}: expected a run, a checkpoint of this project, EoID, CDN or DETR, or a"
             f" torchvision ResNet or detector, found {len(entries)} tensors"
             f" ({join_names(list(entries)) or 'none'})"
         )
-    # torchvision's ResNets stand in a part of that name here too, the toy backbone does not.
-    own = "backbone." if found == "toy" else "backbone.body."
+    # `HOIDetector` keeps a ResNet in `backbone.body`, as torchvision's detectors do, and the toy
+    # backbone directly in `backbone`.
+    prefix = "backbone." if backbone == "toy" else "backbone.body."
     return PretrainedFile(
         path=file,
-        kind=f"{'a detector' if detector else 'a classifier'} on {found}",
+        kind=f"a {backbone} {'detector' if is_detector else 'classifier'}",
         entries=entries,
-        key_map={own + name: bare[body + name] for name in names},
-        sizes={"backbone": found},
+        key_map={prefix + name: bare[body + name] for name in names},
+        sizes={"backbone": backbone},
     )
-
-
-def _own_key(theirs: str) -> str | None:
-    for old, new in KEY_PREFIXES:
-        if theirs.startswith(old):
-            ours = new + theirs.removeprefix(old)
-            for old_part, new_part in ATTENTION_KEYS:
-                ours = ours.replace(old_part, new_part)
-            return ours
-    return None
 
 
 def _num_rows(entries: dict[str, Tensor], bare: dict[str, str], name: str) -> int | None:
@@ -176,9 +174,10 @@ def _num_rows(entries: dict[str, Tensor], bare: dict[str, str], name: str) -> in
 
 
 def _object_names(entries: dict[str, Tensor], bare: dict[str, str]) -> tuple[str, ...] | None:
-    """Names of the rows before the last ("no object"): COCO's, by id or without the gaps.
+    """Class names of the object head's rows before the last one, "no object".
 
-    V-COCO's models have one class more, for verbs without object.
+    EoID and CDN number COCO's 80 objects without gaps, and V-COCO's models have one more class for
+    verbs without object. DETR numbers its rows by COCO's 91 category ids.
     """
     coco = load_vocabulary("hico-det")
     by_id = dict(zip(coco.category_ids, coco.objects, strict=True))
@@ -189,7 +188,7 @@ def _object_names(entries: dict[str, Tensor], bare: dict[str, str]) -> tuple[str
     rows = _num_rows(entries, bare, "class_embed.weight")
     if rows == COCO_IDS + 1:
         return tuple(by_id.get(category, "") for category in range(COCO_IDS))
-    # A DETR trained on other classes: as many as the student's need not be the same.
+    # A DETR with other classes, whose names are unknown even where the count is the student's.
     return None if rows is None else ("",) * (rows - 1)
 
 
@@ -201,7 +200,7 @@ def _verb_names(rows: int | None) -> tuple[str, ...] | None:
     return None if rows is None else known.get(rows)
 
 
-# Parameters with one row for each query or class; "no pair" follows the objects of the last.
+# Parameters with one row per query or class. `OBJECT_AND_NONE_ROWS` end with a row for "no pair".
 QUERY_ROWS = ("query_source.embedding.",)
 VERB_ROWS = ("verb_head.weight", "verb_head.bias")
 OBJECT_ROWS = ("query_source.label.", "query_source.head.object_logits.")
@@ -212,38 +211,41 @@ BATCH_COUNTER = "num_batches_tracked"
 
 
 def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> LoadReport:
-    """Gives a student the weights of a file, as far as they fit.
+    """Initialises a student with the matching weights of a file.
 
-    Queries are taken from the first on, classes by their names, layers by their numbers. What has
-    no place, and what finds nothing, is in the returned account.
+    Layers are matched by number, rows of classes by the class's name, and rows of queries by
+    position.
 
     Args:
-        model: changed in place; not at all when the file is refused.
+        model: changed in place; unchanged when an error is raised.
         path: see `read_pretrained`.
-        vocabulary: the student's.
+        vocabulary: the student's vocabulary.
+
+    Returns:
+        Which tensors were used, and which parameters keep their random initialisation.
 
     Raises:
-        InputError: none of the known kinds, a model of other sizes, or weights of a training that
-            diverged.
+        InputError: the file has none of the accepted forms, its model has other sizes, or a value
+            is not finite.
     """
-    # The sentences are the student's own, whatever the file's student was told.
-    own = {name: value for name, value in model.state_dict().items() if name not in TEXT_BUFFERS}
+    # The sentence embeddings are buffers that come from the student's cache, never from the file.
+    params = {name: value for name, value in model.state_dict().items() if name not in TEXT_BUFFERS}
     file = read_pretrained(path)
     _check_sizes(file, model.config)
-    rows = _build_row_maps(file, own, vocabulary)
+    rows = _build_row_maps(file, params, vocabulary)
     used: dict[str, list[str]] = {}
     for name, key in file.key_map.items():
-        if name in own and not _is_incompatible(name, file, model.config):
-            _check_shape(file, key, own[name], name in rows)
+        if name in params and not _is_incompatible(name, file, model.config):
+            _check_shape(file, key, params[name], name in rows)
             used.setdefault(key, []).append(name)
-    taken = {name: file.entries[key] for key, names in used.items() for name in names}
-    _check_backbone(file, own, taken)
+    loaded = {name: file.entries[key] for key, names in used.items() for name in names}
+    _check_backbone(file, params, loaded)
     check_finite({key: file.entries[key] for key in used}, file.path)
     partial: dict[str, str] = {}
-    for name, value in taken.items():
+    for name, value in loaded.items():
         if name not in rows:
-            own[name].copy_(value)
-        elif share := rows[name].copy(value, own[name]):
+            params[name].copy_(value)
+        elif share := rows[name].copy(value, params[name]):
             partial[name.rpartition(".")[0]] = share
     return LoadReport(
         path=file.path,
@@ -251,23 +253,23 @@ def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> L
         used=used,
         partial=partial,
         unused={
-            key: _unused_reason(key, file, own, model.config)
+            key: _unused_reason(key, file, params, model.config)
             for key in file.entries
             if key not in used
         },
-        missing=tuple(name for name in own if name not in taken),
+        missing=tuple(name for name in params if name not in loaded),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _RowMap:
-    """Which row of a file's tensor each row of ours takes, -1 for none, and what ours stand for."""
+    """Rows of a parameter: the file's row for each, -1 for none, and the names of the classes."""
 
     order: np.ndarray
     names: tuple[str, ...] = ()
 
     def copy(self, theirs: Tensor, ours: Tensor) -> str:
-        """Fills the rows of `ours` that there are; says so where that is not all of both."""
+        """Copies the matched rows to `ours`; describes the match unless it is complete, else ""."""
         order = torch.from_numpy(self.order)
         found = order >= 0
         ours[found] = theirs[order[found]].to(ours.dtype)
@@ -279,25 +281,25 @@ class _RowMap:
 
 
 def _build_row_maps(
-    file: PretrainedFile, own: dict[str, Tensor], vocabulary: Vocabulary
+    file: PretrainedFile, params: dict[str, Tensor], vocabulary: Vocabulary
 ) -> dict[str, _RowMap]:
-    """For the student's parameters that have a row for every query or class, by their names."""
+    """Row maps, by key, of the student's parameters with one row per query or class."""
     objects, verbs = vocabulary.objects, vocabulary.verbs
     rows = {}
     for name, key in file.key_map.items():
-        there = len(file.entries[key]) if file.entries[key].dim() else 0
-        if name not in own:
+        num_rows = len(file.entries[key]) if file.entries[key].dim() else 0
+        if name not in params:
             continue
         if name.startswith(QUERY_ROWS):
-            order = np.arange(len(own[name]))
-            rows[name] = _RowMap(np.where(order < there, order, -1))
+            order = np.arange(len(params[name]))
+            rows[name] = _RowMap(np.where(order < num_rows, order, -1))
         elif name.startswith(VERB_ROWS):
-            rows[name] = _RowMap(_match_rows(verbs, file.verbs, there), verbs)
+            rows[name] = _RowMap(_match_rows(verbs, file.verbs, num_rows), verbs)
         elif name.startswith(OBJECT_ROWS):
-            rows[name] = _RowMap(_match_rows(objects, file.objects, there), objects)
+            rows[name] = _RowMap(_match_rows(objects, file.objects, num_rows), objects)
         elif name.startswith(OBJECT_AND_NONE_ROWS):
-            found = _match_rows(objects, file.objects, there - 1)
-            rows[name] = _RowMap(np.append(found, there - 1), objects)
+            order = _match_rows(objects, file.objects, num_rows - 1)
+            rows[name] = _RowMap(np.append(order, num_rows - 1), objects)
     return rows
 
 
@@ -305,12 +307,8 @@ def _match_rows(ours: tuple[str, ...], theirs: tuple[str, ...] | None, count: in
     """Row of each of our classes among theirs; without names, equally many are the same ones."""
     if theirs is None or len(theirs) != count:
         return np.arange(len(ours)) if count == len(ours) else np.full(len(ours), -1)
-    row = {_normalise_name(name): place for place, name in enumerate(theirs) if name}
-    return np.array([row.get(_normalise_name(name), -1) for name in ours])
-
-
-def _normalise_name(name: str) -> str:
-    return name.replace("_", " ").casefold()
+    row = {normalise_name(name): index for index, name in enumerate(theirs) if name}
+    return np.array([row.get(normalise_name(name), -1) for name in ours])
 
 
 def _is_incompatible(name: str, file: PretrainedFile, config: ModelConfig) -> bool:
@@ -318,12 +316,12 @@ def _is_incompatible(name: str, file: PretrainedFile, config: ModelConfig) -> bo
 
 
 def _has_other_text_model(name: str, file: PretrainedFile, config: ModelConfig) -> bool:
-    """A head that reads leads into the space of one CLIP's texts."""
+    """A text head projects into the embedding space of one CLIP and is of no use with another."""
     return name.startswith(TEXT_PARAMS) and file.text_model != config.text_model
 
 
 def _has_other_queries(name: str, file: PretrainedFile, config: ModelConfig) -> bool:
-    """Learned queries predict whole boxes, queries from proposals differences from a reference."""
+    """Box heads predict boxes with learned queries, and offsets from reference boxes otherwise."""
     return name.startswith(BOX_HEADS) and file.queries != config.queries
 
 
@@ -335,33 +333,35 @@ def _check_sizes(file: PretrainedFile, config: ModelConfig) -> None:
         raise InputError(f"{file.path}: expected a model of {expected}, found {found}")
 
 
-def _check_shape(file: PretrainedFile, key: str, own: Tensor, by_rows: bool) -> None:
+def _check_shape(file: PretrainedFile, key: str, ours: Tensor, by_rows: bool) -> None:
     theirs = file.entries[key]
     skipped = 1 if by_rows else 0
-    if theirs.shape[skipped:] != own.shape[skipped:] or theirs.dim() != own.dim():
-        expected = f"shape {list(own.shape)}"
+    if theirs.shape[skipped:] != ours.shape[skipped:] or theirs.dim() != ours.dim():
+        expected = f"shape {list(ours.shape)}"
         raise bad_field(file.path, key, expected, f"{list(theirs.shape)}")
 
 
-def _check_backbone(file: PretrainedFile, own: dict[str, Tensor], taken: dict[str, Tensor]) -> None:
-    missing = [name for name in own if name.startswith("backbone.") and name not in taken]
+def _check_backbone(
+    file: PretrainedFile, params: dict[str, Tensor], loaded: dict[str, Tensor]
+) -> None:
+    missing = [name for name in params if name.startswith("backbone.") and name not in loaded]
     if missing:
-        raise InputError(f"{file.path}: expected a whole backbone, found none of {missing[0]}")
+        raise InputError(f"{file.path}: expected a whole backbone, found no {missing[0]}")
 
 
 def _unused_reason(
-    key: str, file: PretrainedFile, own: dict[str, Tensor], config: ModelConfig
+    key: str, file: PretrainedFile, params: dict[str, Tensor], config: ModelConfig
 ) -> str:
-    meant = [name for name, source in file.key_map.items() if source == key]
-    if meant and key.endswith(BATCH_COUNTER):
-        return "frozen batch norm counts no batches"
-    if any(_has_other_queries(name, file, config) for name in meant):
-        return f"for boxes of {file.queries} queries"
-    if config.verb_head == "text" and any(name in TEXT_BUFFERS for name in meant):
-        return "the student reads its own cache's sentences"
-    if any(_has_other_text_model(name, file, config) for name in meant if name in own):
-        return "it reads the texts of another CLIP"
-    if any(".layers." in name for name in meant):
+    targets = [name for name, source in file.key_map.items() if source == key]
+    if targets and key.endswith(BATCH_COUNTER):
+        return "frozen batch norm has no batch counter"
+    if any(_has_other_queries(name, file, config) for name in targets):
+        return f"trained for boxes of {file.queries} queries"
+    if config.verb_head == "text" and any(name in TEXT_BUFFERS for name in targets):
+        return "sentence embeddings come from the cache"
+    if any(_has_other_text_model(name, file, config) for name in targets if name in params):
+        return "trained with another CLIP's text embeddings"
+    if any(".layers." in name for name in targets):
         return "the student has fewer layers"
     return "the student has no such part"
 
@@ -371,15 +371,15 @@ LOAD_REPORT = "pretrained.json"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The account of a start; every tensor of the file is either used or unused.
+    """Result of `load_pretrained`; every tensor of the file is either used or unused.
 
     Attributes:
         path: the file.
-        kind: what it is.
-        used: our names of the parameters that a tensor of the file filled, by its name.
-        partial: how many rows were taken, by our name of the part, where it was not all of them.
-        unused: why a tensor was left, by its name.
-        missing: our names of the parameters that keep their random start.
+        kind: description of the file.
+        used: initialised parameters, by key in the file.
+        partial: how many rows were matched, by module, where the match is not complete.
+        unused: the reason, by key in the file.
+        missing: parameters that keep their random initialisation.
     """
 
     path: Path
@@ -390,21 +390,22 @@ class LoadReport:
     missing: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """A short account, parts instead of tensors."""
+        """Lines for the log, with counts per module instead of tensors."""
         total = len(self.used) + len(self.unused)
-        lines = [f"start: {self.path.name}, {self.kind}: {len(self.used)} of {total} tensors used"]
-        taken = [name for names in self.used.values() for name in names]
-        lines.append(f"  taken: {_count_parts(taken, 1)}")
+        summary = f"{self.path.name}, {self.kind}: {len(self.used)} of {total} tensors used"
+        lines = [f"pretrained weights: {summary}"]
+        loaded = [name for names in self.used.values() for name in names]
+        lines.append(f"  loaded: {_count_parts(loaded, 1)}")
         lines += [f"  {part}: {share}" for part, share in self.partial.items()]
         for reason in dict.fromkeys(self.unused.values()):
-            left = [name for name, why in self.unused.items() if why == reason]
-            lines.append(f"  left, {reason}: {_count_parts(left, 2)}")
+            unused = [name for name, each in self.unused.items() if each == reason]
+            lines.append(f"  unused, {reason}: {_count_parts(unused, 2)}")
         if self.missing:
-            lines.append(f"  random: {_count_parts(self.missing, 1)}")
+            lines.append(f"  randomly initialised: {_count_parts(self.missing, 1)}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole account, for a file."""
+        """The content of the report file."""
         return {
             "file": str(self.path),
             "kind": self.kind,
@@ -415,14 +416,13 @@ class LoadReport:
         }
 
 
-def _count_parts(names: Iterable[str], words: int) -> str:
-    """Parts with the number of their tensors: "backbone 265, encoder 72"."""
-    parts = Counter(_part_name(name, words) for name in names)
+def _count_parts(names: Iterable[str], depth: int) -> str:
+    """Modules with the number of their tensors: "backbone 265, encoder 72"."""
+    parts = Counter(_part_name(name, depth) for name in names)
     return ", ".join(f"{part} {count}" for part, count in parts.items()) or "none"
 
 
-def _part_name(name: str, words: int) -> str:
-    """The first words of a name, without its last one and without numbers."""
-    first = name.split(".")
-    kept = [word for word in first[:-1][:words] if not word.isdigit()]
-    return ".".join(kept) or name
+def _part_name(name: str, depth: int) -> str:
+    """The module of a parameter, cut to `depth` levels, without layer numbers."""
+    levels = name.split(".")[:-1][:depth]
+    return ".".join(level for level in levels if not level.isdigit()) or name

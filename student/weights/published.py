@@ -1,7 +1,7 @@
-"""Checkpoints in the published EoID / CDN form, `{"model": state_dict}`, as our model and back.
+"""Conversion of published EoID and CDN checkpoints, `{"model": state_dict}`, to and from ours.
 
-Sizes are read off the tensors' shapes. The one size that leaves no trace there, the number of
-attention heads, is 8 unless the file's `args` say otherwise.
+The model's sizes are read from the tensors' shapes. The number of attention heads, which no shape
+shows, is taken from the file's `args`, and is 8 where these do not name it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ DEFAULT_NUM_HEADS = 8
 def config_from_shapes(
     state: Mapping[str, Tensor], num_heads: int = DEFAULT_NUM_HEADS, file: object = "checkpoint"
 ) -> ModelConfig:
-    """The sizes of a published model.
+    """The model settings of a published checkpoint.
 
     Args:
         state: the published state dict.
-        num_heads: attention heads, which shapes do not show.
+        num_heads: number of attention heads.
         file: named in errors.
 
     Raises:
-        InputError: a tensor that tells a size is missing or odd.
+        InputError: a tensor that shows a size is missing or has an unexpected shape.
     """
 
     def shape(name: str, dimensions: int) -> torch.Size:
@@ -64,14 +64,14 @@ def config_from_shapes(
             num_encoder_layers=count_layers(state, "transformer.encoder.layers."),
             num_human_object_layers=count_layers(state, "transformer.decoder.layers."),
             num_interaction_layers=count_layers(state, "transformer.interaction_decoder.layers."),
-            # Only a pre-norm encoder closes with a norm of its own.
+            # Only a pre-norm encoder ends with a layer norm.
             pre_norm="transformer.encoder.norm.weight" in state,
             matching_head="matching_embed.weight" in state,
         )
     except InputError as error:
         message = str(error)
-        named = message.startswith(f"{file}:")
-        raise InputError(message if named else f"{file}: {message}") from None
+        has_file = message.startswith(f"{file}:")
+        raise InputError(message if has_file else f"{file}: {message}") from None
 
 
 def is_published(content: Any) -> bool:
@@ -83,43 +83,47 @@ def is_published(content: Any) -> bool:
 
 
 def load_published(path: Path | str) -> HOIDetector:
-    """Opens a published EoID or CDN checkpoint, see `model_from_published`.
+    """Opens a published EoID or CDN checkpoint; see `model_from_published`.
 
     Raises:
-        InputError: not such a file, or its entries do not fit the model one to one.
+        InputError: the file is not such a checkpoint.
     """
     return model_from_published(read_checkpoint(path), path)
 
 
 def model_from_published(content: Any, path: object, num_heads: int | None = None) -> HOIDetector:
-    """The detector of a published checkpoint's content.
+    """The detector in a published checkpoint's content.
 
-    CDN has no interactive score: its head is then zero here, which says 0.5 for every query and
-    does not touch the detections' scores.
+    CDN has no interactive score. The head's parameters are then zero, so that every query scores
+    0.5; detections do not depend on it.
 
     Args:
-        content: what the file holds.
+        content: what `read_checkpoint` returned.
         path: the file, named in errors.
-        num_heads: attention heads, for a file that does not say.
+        num_heads: attention heads, for a file whose `args` do not name them.
 
     Returns:
         The detector with the file's weights, in eval mode, on the CPU.
 
     Raises:
-        InputError: not the published form, its entries do not fit the model one to one, or
-            are those of a training that diverged.
+        InputError: the content does not have the published form, its entries and the model's are
+            not the same, or a value is not finite.
     """
     if not is_published(content):
         expected = 'a checkpoint of this project or a published one, {"model": weights}'
         raise bad_field(path, "content", expected, _describe(content))
     state, arguments = strip_wrapper_prefixes(check_state_dict(content, path)), content.get("args")
     if checkpoint_argument(arguments, "dilation"):
-        raise bad_field(path, "args.dilation", "False: there is no dilated backbone here", True)
-    told = checkpoint_argument(arguments, "nheads")
-    expected = "a whole number" if num_heads is None else f"{num_heads} as asked for"
-    if told is not None and (not isinstance(told, int) or told != (num_heads or told)):
-        raise bad_field(path, "args.nheads", expected, told)
-    heads = told or num_heads or DEFAULT_NUM_HEADS
+        raise bad_field(
+            path, "args.dilation", "False, as dilated backbones are not supported", True
+        )
+    recorded = checkpoint_argument(arguments, "nheads")
+    expected = "a whole number" if num_heads is None else f"{num_heads}, as given"
+    if recorded is not None and (
+        not isinstance(recorded, int) or recorded != (num_heads or recorded)
+    ):
+        raise bad_field(path, "args.nheads", expected, recorded)
+    heads = recorded or num_heads or DEFAULT_NUM_HEADS
     model = HOIDetector(config_from_shapes(state, heads, path))
     renamed, unknown = from_published(state)
     if "is_embed.weight" not in state and "is_embed.bias" not in state:
@@ -133,7 +137,7 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
 
 
 def checkpoint_argument(arguments: Any, name: str) -> Any:
-    """A setting of the program that wrote the file; None where it does not say."""
+    """A setting in a checkpoint's `args`, a mapping or a namespace; None where it is missing."""
     settings = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
     return settings.get(name)
 
@@ -173,7 +177,7 @@ def _describe(content: Any) -> str:
     return type(content).__name__
 
 
-# Starts of keys: published name, our name.
+# Prefixes of state-dict keys: published name, name in `HOIDetector`.
 KEY_PREFIXES = (
     ("backbone.0.body.", "backbone.body."),
     ("input_proj.", "input_projection."),
@@ -192,29 +196,38 @@ KEY_PREFIXES = (
     ("is_embed.", "interactive_head."),
     ("matching_embed.", "matching_head."),
 )
-# Parts further on in transformer keys.
+# Parts of transformer keys behind the prefix, in the same order.
 ATTENTION_KEYS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Renames published keys to ours.
+    """Renames published keys to those of `HOIDetector`.
 
     Returns:
-        The renamed entries, and the keys that have no counterpart here.
+        The renamed entries, and the keys that have no counterpart.
     """
-    known = {name: _rename_key(name, KEY_PREFIXES, ATTENTION_KEYS) for name in state}
+    known = {name: rename_published_key(name) for name in state}
     renamed = {ours: state[name] for name, ours in known.items() if ours is not None}
     return renamed, [name for name, ours in known.items() if ours is None]
 
 
+def rename_published_key(name: str) -> str | None:
+    """The `HOIDetector` key of a published key; None where it has no counterpart."""
+    return _rename_key(name, KEY_PREFIXES, ATTENTION_KEYS)
+
+
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames our keys (of a model with learned queries) to the published ones."""
+    """Renames keys of a `HOIDetector` with learned queries to the published ones.
+
+    Raises:
+        InputError: a key has no counterpart.
+    """
     back = tuple((ours, theirs) for theirs, ours in KEY_PREFIXES)
     parts = tuple((ours, theirs) for theirs, ours in ATTENTION_KEYS)
     renamed = {name: _rename_key(name, back, parts) for name in state}
     unknown = [name for name, theirs in renamed.items() if theirs is None]
     if unknown:
-        raise InputError(f"the published form has no place for {join_names(unknown)}")
+        raise InputError(f"the published form has no entry for {join_names(unknown)}")
     return {str(renamed[name]): tensor for name, tensor in state.items()}
 
 
@@ -231,6 +244,6 @@ def _rename_key(
 
 
 def join_names(names: list[str]) -> str:
-    """Some names, and how many more there are, for an error's one line."""
+    """The first three names and the number of the others, for an error message."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

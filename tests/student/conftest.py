@@ -253,7 +253,7 @@ def reading_cache(tmp_path_factory, annotations, answer, write_cache, vocabulary
 
 
 @pytest.fixture(scope="session")
-def reading_run(tmp_path_factory, vocabulary, tiny_recipe, reading_cache):
+def text_run(tmp_path_factory, vocabulary, tiny_recipe, reading_cache):
     """A run folder of an untrained student that reads; split ua."""
     options = {"verb_head": "text"}
     options |= text_head_options(options, open_cache(reading_cache), vocabulary)
@@ -496,8 +496,8 @@ def published_checkpoint(tmp_path_factory, vocabulary):
 
 
 @pytest.fixture
-def make_picture(tmp_path):
-    """`make_picture(name, (width, height), seed)` writes a picture of coloured blocks."""
+def write_image(tmp_path):
+    """`write_image(name, (width, height), seed)` writes a picture of coloured blocks."""
 
     def make(name, size=(128, 128), seed=0, **options):
         blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)

@@ -87,8 +87,8 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
     assert all(math.isfinite(line["loss"]) for line in logged(config.out))
 
 
-def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, make_picture, emulate_cuda):
-    pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
+def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, write_image, emulate_cuda):
+    pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
 
     def found(device):
         detector = Detector.open(toy_checkpoint, device)
@@ -119,10 +119,10 @@ def test_lack_of_memory_names_the_work(monkeypatch, make_trainer, emulated_gpu):
 
 
 def test_lack_of_memory_in_prediction_names_the_work(
-    monkeypatch, toy_checkpoint, make_picture, emulated_gpu
+    monkeypatch, toy_checkpoint, write_image, emulated_gpu
 ):
     detector = Detector.open(toy_checkpoint, "cuda")
-    pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
+    pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
     monkeypatch.setattr(HOIDetector, "forward", lack)
     with pytest.raises(InputError) as caught:
         detector(pictures)

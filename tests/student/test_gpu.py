@@ -74,8 +74,8 @@ def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gp
         assert again.metrics[name] == pytest.approx(value, abs=1e-3), name
 
 
-def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, make_picture, gpu):
-    pictures = [str(make_picture(f"{n}.png", (128, 128), n)) for n in range(3)]
+def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, write_image, gpu):
+    pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
     expected, found = (
         Detector.open(toy_checkpoint, device)(pictures, threshold=0.0, top=5)
         for device in ("cpu", "cuda")

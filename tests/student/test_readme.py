@@ -17,7 +17,7 @@ def examples():
 
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch, dataset_root, cache_path, toy_checkpoint, make_picture):
+def demo(tmp_path, monkeypatch, dataset_root, cache_path, toy_checkpoint, write_image):
     """Working folder with an image, and the paths that the examples open."""
     opened = {
         "open_dataset": dataset_root,
@@ -30,7 +30,7 @@ def demo(tmp_path, monkeypatch, dataset_root, cache_path, toy_checkpoint, make_p
         if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(opened[function])
-    make_picture("photo.jpg", (160, 128))
+    write_image("photo.jpg", (160, 128))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -66,8 +66,8 @@ def test_without_regions_the_sentences_stand_in(
     assert 0.5 < load_text_head_init(open_cache(folder), vocabulary).margin < 1.2
 
 
-def test_a_head_is_told(reading_cache, reading_run, vocabulary, sentences):
-    head = load_model(reading_run).verb_head
+def test_a_head_is_told(reading_cache, text_run, vocabulary, sentences):
+    head = load_model(text_run).verb_head
     assert isinstance(head, TextVerbHead)
     texts = load_text_head_init(open_cache(reading_cache), vocabulary)
     assert torch.equal(head.texts, texts.texts.texts)

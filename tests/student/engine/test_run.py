@@ -229,7 +229,7 @@ def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
     config = configured(tmp_path / "run", pretrained=init_file)
     results = run_student(config)
     told = (tmp_path / "run/pretrained.json").read_bytes()
-    assert "start: body.safetensors" in capsys.readouterr().out
+    assert "pretrained weights: body.safetensors" in capsys.readouterr().out
     moved = init_file.rename(tmp_path / "moved.safetensors")
     assert run_student(config).metrics == results.metrics
     out = capsys.readouterr().out

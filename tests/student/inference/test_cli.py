@@ -23,8 +23,8 @@ def run(monkeypatch, capsys):
     return call
 
 
-def test_pictures(run, toy_checkpoint, make_picture, tmp_path):
-    paths = [make_picture(f"{row}.png", seed=row) for row in range(2)]
+def test_pictures(run, toy_checkpoint, write_image, tmp_path):
+    paths = [write_image(f"{row}.png", seed=row) for row in range(2)]
     words = ["--out", tmp_path / "out", "--json", tmp_path / "all.json", "--device", "cpu"]
     code, out, err = run(toy_checkpoint, *paths, *words, "--threshold", 0, "--top", 3)
     assert code == 0, err
@@ -33,11 +33,11 @@ def test_pictures(run, toy_checkpoint, make_picture, tmp_path):
     assert [len(one["interactions"]) for one in value["pictures"]] == [3, 3]
 
 
-def test_options_from_a_file(run, toy_checkpoint, make_picture, tmp_path):
+def test_options_from_a_file(run, toy_checkpoint, write_image, tmp_path):
     file = tmp_path / "options.toml"
     file.write_text('top = 2\nthreshold = 0.0\nsplit = "full"\n')
     words = ["--config", file, "--json", tmp_path / "all.json", "--top", 1]
-    code, _, err = run(toy_checkpoint, make_picture("a.png"), *words)
+    code, _, err = run(toy_checkpoint, write_image("a.png"), *words)
     assert code == 0, err
     value = json.loads((tmp_path / "all.json").read_text())
     assert (value["top"], value["threshold"], value["split"]) == (1, 0.0, "full")
@@ -57,8 +57,8 @@ def test_a_whole_part_can_be_scored(run, toy_checkpoint, dataset_root, tmp_path,
     assert ended.value.code == 0
 
 
-def test_a_bad_file_is_exit_2_at_the_end(run, toy_checkpoint, make_picture, tmp_path):
-    good, bad = make_picture("good.png"), tmp_path / "bad.png"
+def test_a_bad_file_is_exit_2_at_the_end(run, toy_checkpoint, write_image, tmp_path):
+    good, bad = write_image("good.png"), tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
     code, _, err = run(toy_checkpoint, bad, good, "--out", tmp_path / "out")
     assert code == 2 and (tmp_path / "out/good.jpg").is_file()
@@ -109,9 +109,9 @@ predict_cli.main()
 
 
 @pytest.mark.slow
-def test_an_interrupt_keeps_finished_pictures(toy_checkpoint, make_picture, tmp_path):
+def test_an_interrupt_keeps_finished_pictures(toy_checkpoint, write_image, tmp_path):
     for row in range(24):
-        make_picture(f"in/{row:02}.png", seed=row)
+        write_image(f"in/{row:02}.png", seed=row)
     out = tmp_path / "out"
     words = [toy_checkpoint, tmp_path / "in", "--out", out, "--batch-size", 1, "--workers", 1]
     words = [*map(str, words), "--threshold", "0"]
@@ -132,8 +132,8 @@ def test_an_interrupt_keeps_finished_pictures(toy_checkpoint, make_picture, tmp_
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_pairwise_nms_is_a_setting(run, toy_checkpoint, make_picture, tmp_path):
-    words = (toy_checkpoint, make_picture("a.png"), "--out", tmp_path / "out", "--top", 2)
+def test_pairwise_nms_is_a_setting(run, toy_checkpoint, write_image, tmp_path):
+    words = (toy_checkpoint, write_image("a.png"), "--out", tmp_path / "out", "--top", 2)
     code, _, err = run(*words, "--nms", "--nms-threshold", 0.5)
     assert code == 0, err
     settings = json.loads((tmp_path / "out/settings.json").read_text())

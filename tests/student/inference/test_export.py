@@ -195,13 +195,13 @@ def test_it_tells_or_refuses_sides(exported):
             module(torch.zeros(1, 3, 56, 64), torch.tensor([[56, 64]]))
 
 
-def test_the_readmes_example(exported, kind, toy_checkpoint, make_picture, tmp_path):
+def test_the_readmes_example(exported, kind, toy_checkpoint, write_image, tmp_path):
     if exported.suffix != ".onnx" or kind != "toy":
         return
     blocks = (Path(__file__).parents[3] / "README.md").read_text().split("```python\n")
     (example,) = [block.partition("```")[0] for block in blocks if "onnxruntime" in block]
     shutil.copy(exported, tmp_path / "detector.onnx")
-    photo = make_picture("photo.jpg", (128, 96), quality=95)
+    photo = write_image("photo.jpg", (128, 96), quality=95)
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
     )

@@ -30,8 +30,8 @@ def loaded(request, monkeypatch):
 
 
 @pytest.fixture
-def paths(make_picture):
-    return [make_picture(f"{row}.png", size, row) for row, size in enumerate(SIZES)]
+def paths(write_image):
+    return [write_image(f"{row}.png", size, row) for row, size in enumerate(SIZES)]
 
 
 def look(loaded, sources, **options):
@@ -112,7 +112,7 @@ def test_an_unreadable_record_is_one_line(loaded, paths, threads):
 
 
 @pytest.mark.parametrize(("window", "expected"), [(1024, [3, 3, 2]), (4, [2, 2, 1, 3])])
-def test_pictures_of_one_size_share_batches(loaded, make_picture, monkeypatch, window, expected):
+def test_pictures_of_one_size_share_batches(loaded, write_image, monkeypatch, window, expected):
     monkeypatch.setattr(predict, "SORT_WINDOW", window)
     shapes = [(96, 64), (64, 64), (96, 64), (64, 64), (64, 64), (96, 64), (96, 64), (96, 64)]
     batches, forward = [], loaded.model.forward
@@ -122,7 +122,7 @@ def test_pictures_of_one_size_share_batches(loaded, make_picture, monkeypatch, w
         return forward(images)
 
     monkeypatch.setattr(loaded.model, "forward", counted)
-    paths = [make_picture(f"{row}.png", size, row) for row, size in enumerate(shapes)]
+    paths = [write_image(f"{row}.png", size, row) for row, size in enumerate(shapes)]
     assert {one.index for one in look(loaded, paths)} == set(range(8))
     assert batches == expected
 

@@ -11,10 +11,10 @@ from student.inference.predict_images import PredictImagesConfig, predict_images
 
 
 @pytest.fixture
-def config(toy_checkpoint, make_picture, tmp_path):
+def config(toy_checkpoint, write_image, tmp_path):
     """Looks at three pictures in `tmp_path/in`, one of them in a folder below."""
     for row, name in enumerate(("a.png", "b.jpg", "trip/a.png")):
-        make_picture(f"in/{name}", (64 + 32 * (row % 2), 64), row)
+        write_image(f"in/{name}", (64 + 32 * (row % 2), 64), row)
     return PredictImagesConfig(
         model=ModelSpec(toy_checkpoint),
         images=(str(tmp_path / "in"),),
@@ -88,11 +88,11 @@ def stamps(folder):
     return {name: (folder / name).stat().st_mtime_ns for name in files(folder)}
 
 
-def test_the_same_command_does_only_what_is_left(config, make_picture):
+def test_the_same_command_does_only_what_is_left(config, write_image):
     predict_images(config)
     before = stamps(config.out)
     (config.out / "b.json").unlink()
-    make_picture("in/new.png")
+    write_image("in/new.png")
     json_file = config.out.parent / "all.json"
     assert predict_images(replace(config, json=json_file, batch_size=1)) == 4
     after = stamps(config.out)

@@ -28,8 +28,8 @@ def test_an_empty_list(detector):
     assert detector([]) == []
 
 
-def test_every_form_of_a_picture_finds_the_same(detector, make_picture):
-    path = make_picture("a.png", (96, 128))
+def test_every_form_of_a_picture_finds_the_same(detector, write_image):
+    path = write_image("a.png", (96, 128))
     picture = Image.open(path)
     array = np.asarray(picture)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
@@ -40,9 +40,9 @@ def test_every_form_of_a_picture_finds_the_same(detector, make_picture):
     assert detector(array).image == "picture 0"
 
 
-def test_a_list_keeps_its_order_whatever_the_sizes(detector, make_picture):
+def test_a_list_keeps_its_order_whatever_the_sizes(detector, write_image):
     sizes = [(128, 128), (64, 96), (128, 128), (640, 100)]
-    paths = [make_picture(f"{row}.png", size, row) for row, size in enumerate(sizes)]
+    paths = [write_image(f"{row}.png", size, row) for row, size in enumerate(sizes)]
     listed = detector(paths, batch_size=2, **ALL)
     assert [one.size for one in listed] == sizes
     for path, one in zip(paths, listed, strict=True):
@@ -51,8 +51,8 @@ def test_a_list_keeps_its_order_whatever_the_sizes(detector, make_picture):
     assert [one.image for one in detector(tuple(paths))] == [str(path) for path in paths]
 
 
-def test_boxes_refer_to_the_upright_picture(detector, make_picture):
-    path = make_picture("upright.png", (128, 64))
+def test_boxes_refer_to_the_upright_picture(detector, write_image):
+    path = write_image("upright.png", (128, 64))
     lying = Image.open(path).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -61,8 +61,8 @@ def test_boxes_refer_to_the_upright_picture(detector, make_picture):
     same(detector(path.with_name("lying.png"), **ALL), detector(path, **ALL))
 
 
-def test_threshold_and_top(detector, make_picture):
-    path = make_picture("a.png")
+def test_threshold_and_top(detector, write_image):
+    path = write_image("a.png")
     every = detector(path, **ALL)
     least = float(every.scores[3])
     assert len(detector(path, threshold=least, top=100)) == 4
@@ -70,28 +70,28 @@ def test_threshold_and_top(detector, make_picture):
     assert (np.diff(every.scores) <= 0).all()
 
 
-def test_no_pair_is_named_twice(detector, make_picture):
-    found = detector(make_picture("a.png"), **ALL)
+def test_no_pair_is_named_twice(detector, write_image):
+    found = detector(write_image("a.png"), **ALL)
     kinds = list(zip(found.actions, map(tuple, found.pairs.tolist()), strict=True))
     assert len(set(kinds)) == len(kinds)
 
 
-def test_unseen_actions_are_told(detector, vocabulary, make_picture):
-    found = detector(make_picture("a.png"), **ALL)
+def test_unseen_actions_are_told(detector, vocabulary, write_image):
+    found = detector(write_image("a.png"), **ALL)
     names = {vocabulary.interaction_name(one) for one in detector.unseen}
     assert found.unseen.tolist() == [action in names for action in found.actions]
     assert found.unseen.any() and not found.unseen.all()
 
 
-def test_published_checkpoints(published_checkpoint, make_picture):
+def test_published_checkpoints(published_checkpoint, write_image):
     detector = Detector.open(published_checkpoint, device="cpu", split="ua")
-    found = detector(make_picture("a.png", (64, 64)), **ALL)
+    found = detector(write_image("a.png", (64, 64)), **ALL)
     assert len(found) and detector.unseen and detector.vocabulary.name == "toy"
     assert found.boxes.max() > 32
 
 
-def test_one_detector_serves_many_threads(detector, make_picture):
-    paths = [make_picture(f"{row}.png", (64 + 8 * (row % 2), 64), row) for row in range(8)]
+def test_one_detector_serves_many_threads(detector, write_image):
+    paths = [write_image(f"{row}.png", (64 + 8 * (row % 2), 64), row) for row in range(8)]
     expected = [detector(path, **ALL) for path in paths]
     with ThreadPoolExecutor(4) as pool:
         for one, other in zip(pool.map(lambda p: detector(p, **ALL), paths), expected, strict=True):
@@ -113,14 +113,14 @@ def test_what_is_no_picture_is_named(detector, thing):
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
     ],
 )
-def test_wrong_options(detector, make_picture, options, says):
+def test_wrong_options(detector, write_image, options, says):
     with pytest.raises(InputError, match=says):
-        detector(make_picture("a.png"), **options)
+        detector(write_image("a.png"), **options)
 
 
-def test_a_bad_picture_is_named(detector, make_picture):
+def test_a_bad_picture_is_named(detector, write_image):
     with pytest.raises(InputError, match="picture 1: array: expected uint8"):
-        detector([make_picture("a.png"), np.zeros((2, 2))])
+        detector([write_image("a.png"), np.zeros((2, 2))])
     with pytest.raises(InputError, match=r"gone.jpg: no such"):
         detector("gone.jpg")
 

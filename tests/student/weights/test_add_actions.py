@@ -1,4 +1,4 @@
-"""Actions that a student reads of after its training."""
+"""Actions added to a student with a text verb head after its training."""
 
 import json
 import shutil
@@ -31,20 +31,20 @@ from student.weights.load import (
 
 
 @pytest.fixture
-def look():
-    """What all queries of the student below look like."""
+def embedding():
+    """Embedding that all queries of the student below predict."""
     direction = np.random.default_rng(8).standard_normal(16)
     return (direction / np.linalg.norm(direction)).astype(np.float32)
 
 
 @pytest.fixture
-def run(reading_run, tmp_path, look):
-    """A student whose queries all look alike, whatever they show."""
-    shutil.copytree(reading_run, tmp_path / "run")
+def run(text_run, tmp_path, embedding):
+    """A student whose queries all predict one embedding, for every image."""
+    shutil.copytree(text_run, tmp_path / "run")
     file = tmp_path / "run" / CHECKPOINT
     checkpoint = load_checkpoint(file)
     checkpoint.weights["verb_head.projection.weight"].zero_()
-    checkpoint.weights["verb_head.projection.bias"].copy_(torch.from_numpy(look))
+    checkpoint.weights["verb_head.projection.bias"].copy_(torch.from_numpy(embedding))
     save_checkpoint(file, checkpoint)
     return tmp_path / "run"
 
@@ -57,19 +57,19 @@ def things(vocabulary):
 
 
 @pytest.fixture
-def prompts(write_new_prompts, things, look):
-    """Juggling is what the queries look like, and swallowing the opposite."""
+def prompts(write_new_prompts, things, embedding):
+    """Juggling has the embedding of the queries, and swallowing the opposite one."""
     return write_new_prompts(
         {
-            "swallow": ("swallowing", dict.fromkeys(things, -look)),
-            "juggle": ("juggling", dict.fromkeys(things, look)),
+            "swallow": ("swallowing", dict.fromkeys(things, -embedding)),
+            "juggle": ("juggling", dict.fromkeys(things, embedding)),
         }
     )
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """`command(main, words)`: (exit code, stdout, stderr)."""
+    """`command(main, *arguments)` returns (exit code, stdout, stderr)."""
 
     def call(main, *words):
         monkeypatch.setattr(sys, "argv", ["eoid", *map(str, words)])
@@ -80,9 +80,9 @@ def command(monkeypatch, capsys):
     return call
 
 
-def test_the_sentence_that_fits_wins(run, prompts, make_picture):
+def test_the_best_matching_sentence_wins(run, prompts, write_image):
     found = Detector.open(run, device="cpu", prompts=prompts)(
-        make_picture("a.png"), threshold=0, top=500
+        write_image("a.png"), threshold=0, top=500
     )
     actions = np.array([found.vocabulary.verbs[verb] for verb in found.verbs])
     assert set(actions[:3]) == {"juggle"}
@@ -93,7 +93,7 @@ def test_the_sentence_that_fits_wins(run, prompts, make_picture):
     assert juggled.startswith("juggle ")
 
 
-def test_what_it_knew_is_scored_as_before(run, prompts, things):
+def test_trained_actions_keep_their_scores(run, prompts, things):
     plain, more = (
         load_student(run / CHECKPOINT),
         load_student_with_prompts(run / CHECKPOINT, None, None, prompts),
@@ -114,10 +114,10 @@ def test_what_it_knew_is_scored_as_before(run, prompts, things):
     assert not more.split.distilled_verbs[old.num_verbs :].any()
 
 
-def test_a_known_action_with_another_object(run, write_new_prompts, vocabulary, look):
+def test_a_known_action_with_another_object(run, write_new_prompts, vocabulary, embedding):
     ride = vocabulary.verbs.index("ride")
     assert not vocabulary.valid[ride, vocabulary.objects.index("box")]
-    path = write_new_prompts({"ride": ("riding", {"box": look, "horse": -look})})
+    path = write_new_prompts({"ride": ("riding", {"box": embedding, "horse": -embedding})})
     more = load_student_with_prompts(run / CHECKPOINT, None, None, path)
     assert more.vocabulary.verbs == vocabulary.verbs
     assert more.vocabulary.interactions[vocabulary.num_interactions :] == (
@@ -125,14 +125,14 @@ def test_a_known_action_with_another_object(run, write_new_prompts, vocabulary, 
     )
     head = more.model.verb_head
     row = head.rows[vocabulary.objects.index("box"), ride]
-    assert torch.equal(head.texts[row], torch.from_numpy(look))
-    # The student was trained with its own sentence about riding horses.
+    assert torch.equal(head.texts[row], torch.from_numpy(embedding))
+    # The sentence about riding horses that the student was trained with is kept.
     own = head.rows[vocabulary.objects.index("horse"), ride]
-    assert not torch.equal(head.texts[own], torch.from_numpy(-look))
+    assert not torch.equal(head.texts[own], torch.from_numpy(-embedding))
 
 
 def reduced(vocabulary, without):
-    """The vocabulary without a verb, its numbers closed up."""
+    """The vocabulary without a verb, renumbered without gaps."""
     value = vocabulary.to_dict()
     lost = vocabulary.verbs.index(without)
     value["verbs"] = [verb for verb in value["verbs"] if verb["name"] != without]
@@ -142,8 +142,8 @@ def reduced(vocabulary, without):
 
 
 @pytest.mark.parametrize("by", ["name", "form"])
-def test_a_datasets_actions_are_found_by_name_or_form(
-    run, write_new_prompts, things, vocabulary, look, by
+def test_actions_of_a_dataset_are_matched_by_name_or_ing_form(
+    run, write_new_prompts, things, vocabulary, embedding, by
 ):
     value = vocabulary.to_dict()
     value["verbs"][3] = {"name": "juggle", "ing": "juggling"}
@@ -152,7 +152,7 @@ def test_a_datasets_actions_are_found_by_name_or_form(
     value["interactions"] = [[last - verb, label] for verb, label in value["interactions"]]
     wanted = vocabulary_from_dict({**value, "splits": {}}, "other")
     names = {"name": ("juggle", "tossing"), "form": ("toss", "juggling")}[by]
-    path = write_new_prompts({names[0]: (names[1], dict.fromkeys(things, look))})
+    path = write_new_prompts({names[0]: (names[1], dict.fromkeys(things, embedding))})
     more = load_student_with_prompts(run / CHECKPOINT, wanted, None, path)
     plain = load_student(run / CHECKPOINT)
     assert more.vocabulary is wanted
@@ -191,19 +191,19 @@ def test_a_datasets_actions_are_found_by_name_or_form(
         ({"objects": ("piano",)}, "objects that the student knows, found piano"),
     ],
 )
-def test_prompts_that_do_not_fit_the_student(run, write_new_prompts, look, damage, says):
-    path = write_new_prompts({"juggle": ("juggling", {"ball": look})}, **damage)
+def test_prompts_that_do_not_fit_the_student(run, write_new_prompts, embedding, damage, says):
+    path = write_new_prompts({"juggle": ("juggling", {"ball": embedding})}, **damage)
     with pytest.raises(InputError, match=says):
         Detector.open(run, prompts=path)
 
 
-def test_a_linear_student_cannot_read(toy_checkpoint, published_checkpoint, prompts):
+def test_a_linear_verb_head_is_refused(toy_checkpoint, published_checkpoint, prompts):
     for path in (toy_checkpoint, published_checkpoint):
         with pytest.raises(InputError, match="expected a student trained with --verb-head text"):
             Detector.open(path, prompts=prompts)
 
 
-def test_a_dataset_with_an_action_that_nobody_knows(run, prompts, vocabulary):
+def test_an_action_without_a_sentence_is_refused(run, prompts, vocabulary):
     verbs = ("yodel", *vocabulary.verbs[1:])
     wanted = replace(vocabulary, verbs=verbs, verb_ings=("yodelling", *vocabulary.verb_ings[1:]))
     with pytest.raises(InputError, match="that the student does not know, found none about yodel"):
@@ -213,8 +213,8 @@ def test_a_dataset_with_an_action_that_nobody_knows(run, prompts, vocabulary):
         load_student_with_prompts(run / CHECKPOINT, fewer, None, prompts)
 
 
-def test_pictures_from_the_command_line(run, prompts, make_picture, command, tmp_path):
-    picture, out = make_picture("a.png"), tmp_path / "out"
+def test_predicting_images_on_the_command_line(run, prompts, write_image, command, tmp_path):
+    picture, out = write_image("a.png"), tmp_path / "out"
     words = (run, picture, "--out", out, "--device", "cpu", "--threshold", 0, "--top", 3)
     code, _, err = command(predict, *words, "--prompts", prompts)
     assert code == 0, err
@@ -222,12 +222,12 @@ def test_pictures_from_the_command_line(run, prompts, make_picture, command, tmp
     assert {one["verb"] for one in found} == {"juggle"} and all(one["unseen"] for one in found)
     settings = json.loads((out / "settings.json").read_text())
     assert settings["vocabulary"] == "toy+prompts" and len(settings["prompts"]) == 64
-    # Results with and without the further actions do not mix.
+    # Results with and without the added actions must not be mixed in one folder.
     code, _, err = command(predict, *words)
     assert code == 2 and "holds results of other settings" in err
 
 
-def test_a_whole_part_in_the_datasets_numbers(run, prompts, dataset_root, command, tmp_path):
+def test_predicting_a_dataset_part(run, prompts, dataset_root, command, tmp_path):
     words = ("--data", dataset_root, "--out", tmp_path / "out", "--device", "cpu")
     code, _, err = command(predict, run, *words, "--prompts", prompts)
     assert code == 0, err
@@ -235,10 +235,10 @@ def test_a_whole_part_in_the_datasets_numbers(run, prompts, dataset_root, comman
 
 
 def test_an_evaluation_scores_the_new_action(
-    reading_run, write_new_prompts, dataset_root, vocabulary, command, tmp_path, sentences
+    text_run, write_new_prompts, dataset_root, vocabulary, command, tmp_path, sentences
 ):
-    """A student without throwing in its vocabulary, and a dataset with it."""
-    file = reading_run / CHECKPOINT
+    """A student whose vocabulary lacks throwing, and a dataset with it."""
+    file = text_run / CHECKPOINT
     checkpoint = load_checkpoint(file)
     smaller = vocabulary_from_dict(reduced(vocabulary, "throw"), "smaller")
     kept = [h for h, (v, _) in enumerate(vocabulary.interactions) if vocabulary.verbs[v] != "throw"]
@@ -282,7 +282,7 @@ def write_smaller(tmp_path, checkpoint, model, smaller, kept, sentences):
 
 
 @pytest.mark.slow
-def test_an_exported_student_has_its_sentences_inside(run, prompts):
+def test_an_exported_student_contains_the_sentences(run, prompts):
     loaded = load_inference_model(ModelSpec(run, prompts=prompts))
     program, names = trace_detector(loaded)
     assert "pred_verb_embeddings" in names
@@ -296,12 +296,14 @@ def test_an_exported_student_has_its_sentences_inside(run, prompts):
     assert (found["verbs"][0, :3] == loaded.vocabulary.verbs.index("juggle")).all()
 
 
-def test_a_damaged_file_is_one_line(run, prompts, command, make_picture, tmp_path):
+def test_a_damaged_prompts_file_gives_a_one_line_error(
+    run, prompts, command, write_image, tmp_path
+):
     content = bytearray(prompts.read_bytes())
     place = content.find(b"juggling")
     content[place] ^= 1
     prompts.write_bytes(bytes(content))
-    words = (run, make_picture("a.png"), "--out", tmp_path / "out", "--prompts", prompts)
+    words = (run, write_image("a.png"), "--out", tmp_path / "out", "--prompts", prompts)
     code, _, err = command(predict, *words)
     assert code == 2 and err.count("\n") == 1 and "found damage" in err
     write_json(tmp_path / "text.h5", {})
@@ -310,7 +312,7 @@ def test_a_damaged_file_is_one_line(run, prompts, command, make_picture, tmp_pat
         assert code == 2 and err.count("\n") == 1 and says in err
 
 
-def test_with_new_actions_needs_a_reader(toy_checkpoint, prompts):
+def test_linear_detector_refuses_prompts(toy_checkpoint, prompts):
     loaded = load_student(toy_checkpoint / CHECKPOINT)
     with pytest.raises(InputError, match="found a linear one"):
         add_actions(loaded, toy_checkpoint, prompts)

@@ -34,7 +34,7 @@ def run(checkpoint, tmp_path):
     return tmp_path / "run"
 
 
-def test_everything_comes_back(run, checkpoint):
+def test_a_checkpoint_is_read_back(run, checkpoint):
     found = load_checkpoint(run / "checkpoint.pt")
     assert found.recipe == checkpoint.recipe and found.state == {"step": 7}
     assert found.vocabulary.digest() == checkpoint.vocabulary.digest()
@@ -44,7 +44,7 @@ def test_everything_comes_back(run, checkpoint):
     assert all(torch.equal(value, checkpoint.weights[n]) for n, value in found.weights.items())
 
 
-def test_a_run_and_its_checkpoint_open_the_same_detector(run, checkpoint):
+def test_a_run_folder_and_its_checkpoint_open_the_same_detector(run, checkpoint):
     image = [torch.randn(3, 128, 128)]
     expected = build_model(checkpoint, run)(image)
     for path in (run, str(run), run / "checkpoint.pt"):
@@ -56,11 +56,11 @@ def test_a_run_and_its_checkpoint_open_the_same_detector(run, checkpoint):
                 assert torch.equal(outputs[name], expected[name]), name
 
 
-def test_the_package_offers_it(run):
+def test_load_model_is_exported_by_the_package(run):
     assert not student.load_model(run).training
 
 
-def test_a_published_checkpoint_opens_too(build, small_config, tmp_path):
+def test_load_model_opens_a_published_checkpoint(build, small_config, tmp_path):
     model = build(small_config)
     torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
     found = load_model(tmp_path / "published.pth")
@@ -73,7 +73,7 @@ def test_a_published_checkpoint_opens_too(build, small_config, tmp_path):
             assert torch.equal(outputs[name], expected[name]), name
 
 
-def test_an_interrupted_write_leaves_the_old_one(run, checkpoint, monkeypatch):
+def test_an_interrupted_write_keeps_the_old_file(run, checkpoint, monkeypatch):
     before = (run / "checkpoint.pt").read_bytes()
 
     def half(value, file):
@@ -87,14 +87,14 @@ def test_an_interrupted_write_leaves_the_old_one(run, checkpoint, monkeypatch):
     assert [path.name for path in run.iterdir()] == ["checkpoint.pt"]
 
 
-def test_where_a_checkpoint_lies(tmp_path):
+def test_checkpoint_path(tmp_path):
     assert checkpoint_path(tmp_path) == tmp_path / "checkpoint.pt"
     assert checkpoint_path(tmp_path / "a.pt") == tmp_path / "a.pt"
 
 
 @pytest.mark.parametrize("load", [load_model, load_checkpoint])
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_one_line(run, share, load):
+def test_a_truncated_checkpoint_gives_a_one_line_error(run, share, load):
     file = run / "checkpoint.pt"
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
@@ -107,7 +107,7 @@ def test_a_truncated_checkpoint_is_one_line(run, share, load):
     ("path", "says"),
     [("gone", "gone: no such"), (".", r"checkpoint.pt: no such")],
 )
-def test_nothing_there(tmp_path, path, says):
+def test_a_missing_file(tmp_path, path, says):
     with pytest.raises(InputError, match=says):
         load_model(tmp_path / path)
 
@@ -129,7 +129,7 @@ def without(name):
         (lambda value: value["split"].pop("unseen"), "split: expected"),
     ],
 )
-def test_odd_content_names_file_and_field(run, damage, says):
+def test_wrong_content_names_file_and_field(run, damage, says):
     file = run / "checkpoint.pt"
     value = torch.load(file, weights_only=True)
     damage(value)
@@ -147,7 +147,7 @@ def test_odd_content_names_file_and_field(run, damage, says):
         lambda weights: weights.update({"verb_head.bias": torch.ones(3)}),
     ],
 )
-def test_weights_of_another_model_are_one_line(run, damage):
+def test_weights_of_another_model_give_a_one_line_error(run, damage):
     file = run / "checkpoint.pt"
     value = torch.load(file, weights_only=True)
     damage(value["model"])
@@ -168,20 +168,20 @@ def test_a_checkpoint_of_version_0_1_is_refused(run):
     assert "\n" not in str(caught.value)
 
 
-def test_a_later_format_is_named(run):
+def test_a_later_format_is_refused(run):
     file = run / "checkpoint.pt"
     torch.save({**torch.load(file, weights_only=True), "format": "eoid-student-9"}, file)
     with pytest.raises(InputError, match="format: expected eoid-student-2, found eoid-student-9"):
         load_model(run)
 
 
-def test_a_checkpoint_runs_no_code(tmp_path):
+def test_loading_runs_no_code_of_the_file(tmp_path):
     torch.save({"format": FORMAT, "recipe": print}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match=r"evil\.pt: .*print"):
         load_model(tmp_path / "evil.pt")
 
 
-def test_other_forms_are_not_ours(tmp_path):
+def test_other_file_forms_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=f"format: expected {FORMAT}, found list"):
         load_checkpoint(tmp_path / "list.pt")

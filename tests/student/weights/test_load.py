@@ -33,28 +33,28 @@ def published(model, tmp_path):
     return write
 
 
-def test_a_published_checkpoint_takes_the_datasets_classes(published, model, vocabulary):
+def test_a_published_checkpoint_takes_the_vocabulary_of_the_dataset(published, model, vocabulary):
     loaded = load_student(published(), vocabulary)
-    assert not loaded.is_own and loaded.split.name == "full" and not loaded.model.training
+    assert loaded.is_published and loaded.split.name == "full" and not loaded.model.training
     assert loaded.recipe.model == model.config == loaded.model.config
     assert loaded.recipe.train.augmentation == "published"
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
 
 
-def test_heads_that_only_people_know(published, vocabulary):
+def test_given_number_of_heads(published, vocabulary):
     assert load_student(published(), vocabulary, 4).model.config.num_heads == 4
     file = published(args=argparse.Namespace(nheads=2))
     assert load_student(file, vocabulary).model.config.num_heads == 2
 
 
-def test_other_counts_are_another_vocabulary(published, vocabulary):
+def test_other_class_counts_are_refused(published, vocabulary):
     fewer = replace(vocabulary, verbs=vocabulary.verbs[:-1])
     with pytest.raises(InputError, match=r"eoid_ua\.pth: expected 9 objects and 10 verbs, as toy"):
         load_student(published(), fewer)
 
 
-def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_config, tmp_path):
+def test_v_coco_models_with_a_class_for_verbs_without_object(build, small_config, tmp_path):
     vcoco = load_vocabulary("vcoco")
     file = tmp_path / "cdn_vcoco.pth"
     config = replace(small_config, num_verbs=vcoco.num_verbs, num_objects=vcoco.num_objects + 1)
@@ -64,7 +64,7 @@ def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_co
     with pytest.raises(InputError, match="expected 80 objects and 29 verbs"):
         load_student(file, replace(vcoco, roles=()))
     outputs = loaded.model([torch.zeros(3, 64, 64)])
-    # One query is sure that its verb has no object, all others hold no pair.
+    # One query predicts a verb without object with certainty, all others "no pair".
     logits = torch.zeros(1, config.num_queries, 82)
     logits[..., 81] = 50.0
     logits[0, 2, 80] = 100.0
@@ -76,21 +76,23 @@ def test_v_coco_models_may_have_a_class_for_verbs_without_object(build, small_co
     assert found.hois[0, 1] == -1 and found.hois[0, 2] == 4
 
 
-def test_a_run_of_ours_says_everything(build, vocabulary, tmp_path):
+def test_a_run_has_recipe_split_and_vocabulary(build, vocabulary, tmp_path):
     recipe = get_preset("toy", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     weights = build(recipe.model).state_dict()
     split = load_split(vocabulary, "uc")
     file = tmp_path / "checkpoint.pt"
     save_checkpoint(file, Checkpoint(recipe, vocabulary, split, weights, {}))
     loaded = load_student(file, vocabulary)
-    assert loaded.is_own and loaded.recipe == recipe and loaded.split.unseen == split.unseen
+    assert (
+        not loaded.is_published and loaded.recipe == recipe and loaded.split.unseen == split.unseen
+    )
     other = replace(vocabulary, name="other", verbs=("mount", *vocabulary.verbs[1:]))
     with pytest.raises(InputError, match="student of the vocabulary other, found toy"):
         load_student(file, other)
 
 
 @pytest.mark.parametrize("content", [{}, {"model": {}}, [1]])
-def test_other_files(tmp_path, vocabulary, content):
+def test_other_files_are_refused(tmp_path, vocabulary, content):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"a\.pth: content: expected"):
         load_student(tmp_path / "a.pth", vocabulary)

@@ -1,5 +1,7 @@
 import argparse
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 from student.config import Recipe
 from student.weights.checkpoint_file import Checkpoint, save_checkpoint
-from student.weights.pretrained import load_pretrained
+from student.weights.pretrained import LoadReport, load_pretrained
 from student.weights.published import to_published
 
 HICO = load_vocabulary("hico-det")
@@ -29,7 +31,7 @@ def config(small_config):
 
 @pytest.fixture
 def start(tmp_path, build):
-    """`start(config, content, name=, vocabulary=)`: the model, its account, the file."""
+    """`start(config, content, name=, vocabulary=)` returns model, report and content."""
 
     def make(config, content, name="start.pth", vocabulary=HICO):
         model = build(config)
@@ -39,20 +41,20 @@ def start(tmp_path, build):
     return make
 
 
-def accounted(report, entries, model):
-    """Every tensor of the file is used or left, every parameter taken or random."""
+def assert_complete(report, entries, model):
+    """Every tensor of the file is used or unused, every parameter loaded or missing."""
     assert report.used.keys() | report.unused.keys() == set(entries)
     assert not report.used.keys() & report.unused.keys()
-    taken = [name for names in report.used.values() for name in names]
-    assert len(set(taken)) == len(taken)
-    assert sorted([*taken, *report.missing]) == sorted(model.state_dict())
+    loaded = [name for names in report.used.values() for name in names]
+    assert len(set(loaded)) == len(loaded)
+    assert sorted([*loaded, *report.missing]) == sorted(model.state_dict())
 
 
 BOX_LAYERS = {"0": "0", "1": "3", "2": "6"}
 
 
 def expected_from_detr(state, config):
-    """The student's parameters as the method page tells them from DETR's."""
+    """The student's parameters that DETR's initialise (EoID 3.1)."""
     found = {}
     for name, value in state.items():
         words = name.split(".")
@@ -79,13 +81,13 @@ def expected_from_detr(state, config):
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_detr_goes_into_both_decoders_and_both_box_heads(
+def test_detr_initialises_both_decoders_and_both_box_heads(
     start, build, config, detr_state, pre_norm
 ):
     config = replace(config, pre_norm=pre_norm, num_human_object_layers=3)
     state = detr_state(pre_norm=pre_norm)
     model, report, _ = start(config, {"model": state})
-    accounted(report, state, model)
+    assert_complete(report, state, model)
     expected, before = expected_from_detr(state, config), build(config).state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(value, expected.get(name, before[name])), name
@@ -114,24 +116,25 @@ def test_detr_goes_into_both_decoders_and_both_box_heads(
 def test_another_number_of_queries(start, config, detr_state):
     many = replace(config, num_queries=9)
     model, report, state = start(many, detr_state(queries=4))
-    own = model.query_source.embedding.weight
-    assert torch.equal(own[:4], state["query_embed.weight"]) and not torch.equal(own[4:5], own[:1])
+    queries = model.query_source.embedding.weight
+    assert torch.equal(queries[:4], state["query_embed.weight"])
+    assert not torch.equal(queries[4:5], queries[:1])
     assert report.partial["query_source.embedding"] == "4 of 9 rows found among 4"
 
 
-def test_objects_find_their_rows_by_name(start, config, detr_state, vocabulary):
+def test_object_rows_are_matched_by_name(start, config, detr_state, vocabulary):
     small = replace(config, num_objects=9, num_verbs=11)
     model, report, state = start(small, detr_state(), vocabulary=vocabulary)
     rows = {"person": 1, "horse": 19, "dog": 18, "umbrella": 28, "skateboard": 41, "chair": 62}
     for name, row in rows.items():
-        own = model.object_head.weight[vocabulary.objects.index(name)]
-        assert torch.equal(own, state["class_embed.weight"][row])
+        weight = model.object_head.weight[vocabulary.objects.index(name)]
+        assert torch.equal(weight, state["class_embed.weight"][row])
     assert torch.equal(model.object_head.bias[-1], state["class_embed.bias"][91])
     assert report.partial["object_head"] == "7 of 10 rows found among 92, none for bike, ball, box"
 
 
 @pytest.mark.parametrize("rows", [4, 81])
-def test_a_detr_of_other_classes_says_nothing_about_ours(start, config, detr_state, rows):
+def test_a_detr_with_other_classes_initialises_no_object_rows(start, config, detr_state, rows):
     state = detr_state()
     state["class_embed.weight"], state["class_embed.bias"] = torch.ones(rows, 32), torch.ones(rows)
     model, report, _ = start(config, {"model_state_dict": state, "epoch": 3})
@@ -141,8 +144,8 @@ def test_a_detr_of_other_classes_says_nothing_about_ours(start, config, detr_sta
     assert not (model.object_head.weight[:-1] == 1).any()
 
 
-def test_a_converted_detr_serves_the_parts_it_lacks_from_those_it_has(start, config, detr_state):
-    """What the published conversion script writes: its own names beside DETR's, one misspelt."""
+def test_a_converted_detr_initialises_missing_parts_by_fallback(start, config, detr_state):
+    """The published conversion script adds keys to DETR's, one of them misspelt."""
     state = detr_state()
     for name in [name for name in state if "decoder" in name]:
         state[name.replace("decoder", "stage2_decoder")] = torch.zeros(())
@@ -153,7 +156,7 @@ def test_a_converted_detr_serves_the_parts_it_lacks_from_those_it_has(start, con
         rows = state[f"class_embed.{kind}"][[*COCO_IDS, 91]]
         state[f"obj_class_embed.{kind}"] = rows + 1
     model, report, _ = start(config, {"model": state})
-    accounted(report, state, model)
+    assert_complete(report, state, model)
     decoder = "transformer.decoder.layers.0.linear1.weight"
     assert torch.equal(model.interaction_decoder.layers[0].linear1.weight, state[decoder])
     assert torch.equal(model.human_box_head[0].bias, state["sub_bbox_embed.layers.0.bias"])
@@ -164,12 +167,12 @@ def test_a_converted_detr_serves_the_parts_it_lacks_from_those_it_has(start, con
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "detr.", "model.", "module.detr."])
-def test_wrapped_names(start, config, detr_state, wrapper):
+def test_wrapper_prefixes_are_removed(start, config, detr_state, wrapper):
     state = detr_state()
     wrapped = {wrapper + name: value for name, value in state.items()}
     wrapped["bbox_attention.q_linear.weight"] = torch.ones(2)
     model, report, _ = start(config, {"model": wrapped})
-    accounted(report, wrapped, model)
+    assert_complete(report, wrapped, model)
     assert torch.equal(model.input_projection.bias, state["input_proj.bias"])
     assert report.unused["bbox_attention.q_linear.weight"] == "the student has no such part"
 
@@ -179,11 +182,11 @@ def published(model, **more):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"args": argparse.Namespace(nheads=8, lr=1e-4)}])
-def test_a_published_model_comes_back_whole(start, build, config, arguments):
+def test_a_published_model_is_loaded_completely(start, build, config, arguments):
     config = replace(config, matching_head=True)
     source = build(config, seed=5)
     model, report, content = start(config, published(source, epoch=3, **arguments))
-    accounted(report, content["model"], model)
+    assert_complete(report, content["model"], model)
     assert not report.missing and not report.unused and not report.partial
     assert report.kind == "an EoID or CDN checkpoint"
     for name, value in source.state_dict().items():
@@ -193,7 +196,7 @@ def test_a_published_model_comes_back_whole(start, build, config, arguments):
 def test_a_smaller_and_a_larger_student_from_a_published_one(start, build, config):
     source = build(replace(config, num_interaction_layers=1, matching_head=True), seed=5)
     model, report, content = start(config, published(source))
-    accounted(report, content["model"], model)
+    assert_complete(report, content["model"], model)
     assert {name.split(".")[0] for name in report.unused} == {"matching_embed"}
     assert {name.rsplit(".layers.")[0] for name in report.missing} == {"interaction_decoder"}
     assert all(".layers.1." in name for name in report.missing)
@@ -210,7 +213,7 @@ def test_a_v_coco_model_has_one_object_more_and_other_verbs(start, build, config
     assert "of 117 rows found among 29, none for " in report.partial["verb_head"]
 
 
-def save_ours(path, model, vocabulary):
+def save_run(path, model, vocabulary):
     recipe = Recipe(model.config)
     weights = model.state_dict()
     save_checkpoint(path, Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), weights, {}))
@@ -222,20 +225,20 @@ def toy(vocabulary, toy_config):
     return replace(toy_config, num_objects=vocabulary.num_objects, num_verbs=vocabulary.num_verbs)
 
 
-@pytest.mark.parametrize("whole_folder", [False, True])
-def test_a_run_of_ours_comes_back_whole(build, toy, vocabulary, tmp_path, whole_folder):
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_run_is_loaded_completely(build, toy, vocabulary, tmp_path, as_folder):
     source, model = build(toy, seed=5), build(toy)
-    save_ours(tmp_path / "checkpoint.pt", source, vocabulary)
-    path = tmp_path if whole_folder else tmp_path / "checkpoint.pt"
+    save_run(tmp_path / "checkpoint.pt", source, vocabulary)
+    path = tmp_path if as_folder else tmp_path / "checkpoint.pt"
     report = load_pretrained(model, path, vocabulary)
     assert not report.missing and not report.unused and not report.partial
     for name, value in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
 
 
-def test_a_run_of_ours_on_another_vocabulary(build, toy, vocabulary, tmp_path):
+def test_a_run_with_another_vocabulary(build, toy, vocabulary, tmp_path):
     source = build(toy, seed=5)
-    save_ours(tmp_path / "checkpoint.pt", source, vocabulary)
+    save_run(tmp_path / "checkpoint.pt", source, vocabulary)
     objects = ("dog", "person", "car")
     other = replace(vocabulary, objects=objects, verbs=(*vocabulary.verbs[::-1], "sell"))
     model = build(replace(toy, num_objects=3, person=1, num_verbs=12))
@@ -251,17 +254,15 @@ def test_a_run_of_ours_on_another_vocabulary(build, toy, vocabulary, tmp_path):
     assert report.partial["query_source.head.object_logits"].endswith("none for car")
 
 
-def test_boxes_of_learned_queries_are_no_differences_from_a_reference(
-    start, build, config, detr_state
-):
+def test_box_heads_of_learned_queries_are_not_used_for_proposals(start, build, config, detr_state):
     pairs = replace(config, queries="proposals")
     model, report, state = start(pairs, detr_state())
-    accounted(report, state, model)
+    assert_complete(report, state, model)
     before = build(pairs).state_dict()
     for name in ("human_box_head.0.weight", "object_box_head.6.bias"):
         assert torch.equal(model.state_dict()[name], before[name])
-    reasons = {name: why for name, why in report.unused.items() if name.startswith("bbox")}
-    assert set(reasons.values()) == {"for boxes of learned queries"} and len(reasons) == 6
+    reasons = {name: reason for name, reason in report.unused.items() if name.startswith("bbox")}
+    assert set(reasons.values()) == {"trained for boxes of learned queries"} and len(reasons) == 6
     assert report.unused["query_embed.weight"] == "the student has no such part"
 
 
@@ -295,7 +296,7 @@ def test_a_backbone_alone(start, build, small_config, toy_config, make, name, pr
     config = toy_config if name == "toy" else small_config
     before = build(config).state_dict()
     model, report, state = start(config, make(name), f"start{ending}")
-    accounted(report, state, model)
+    assert_complete(report, state, model)
     for key, value in model.state_dict().items():
         if key.startswith("backbone."):
             theirs = key.removeprefix("backbone.").removeprefix("body.")
@@ -304,7 +305,7 @@ def test_a_backbone_alone(start, build, small_config, toy_config, make, name, pr
             assert torch.equal(value, before[key]), key
     counters = [key for key in report.unused if key.endswith("num_batches_tracked")]
     assert bool(counters) == (make is resnet or name == "toy")
-    assert {report.unused[key] for key in counters} <= {"frozen batch norm counts no batches"}
+    assert {report.unused[key] for key in counters} <= {"frozen batch norm has no batch counter"}
 
 
 def cut(state):
@@ -344,7 +345,7 @@ def untouched(build, config):
         (lambda _: diverged(detector("resnet18")), r"backbone\.body\.conv1\.weight: .* 2 of 9408"),
     ],
 )
-def test_other_models_change_nothing(tmp_path, untouched, detr_state, content, says):
+def test_a_refused_file_changes_nothing(tmp_path, untouched, detr_state, content, says):
     model, before = untouched
     torch.save(content(detr_state), tmp_path / "start.pth")
     with pytest.raises(InputError, match=says) as caught:
@@ -360,7 +361,7 @@ class Code:
 
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "gone.pth"])
-def test_no_file(tmp_path, untouched, name):
+def test_a_missing_file(tmp_path, untouched, name):
     with pytest.raises(InputError, match=f"{name}: no such"):
         load_pretrained(untouched[0], tmp_path / name, HICO)
 
@@ -369,15 +370,62 @@ def test_no_file(tmp_path, untouched, name):
     ("name", "content"),
     [("cut.safetensors", b"\x10\0\0\0\0\0\0\0{"), ("cut.pth", b"PK\x03\x04"), ("a.pth", b"text")],
 )
-def test_damaged_files_are_one_line(tmp_path, untouched, name, content):
+def test_a_damaged_file_gives_a_one_line_error(tmp_path, untouched, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: expected a ") as caught:
         load_pretrained(untouched[0], tmp_path / name, HICO)
     assert "\n" not in str(caught.value)
 
 
-def test_a_start_runs_no_code(tmp_path, untouched, capsys):
+def test_loading_runs_no_code_of_the_file(tmp_path, untouched, capsys):
     torch.save({"model": {"a": Code()}}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match=r"evil\.pth: .*print"):
         load_pretrained(untouched[0], tmp_path / "evil.pth", HICO)
     assert capsys.readouterr().out == ""
+
+
+REPORT = LoadReport(
+    path=Path("weights/detr.pth"),
+    kind="a DETR checkpoint",
+    used={
+        "backbone.0.body.conv1.weight": ["backbone.body.conv1.weight"],
+        "transformer.decoder.layers.0.norm1.bias": [
+            "human_object_decoder.layers.0.norm1.bias",
+            "interaction_decoder.layers.0.norm1.bias",
+        ],
+        "class_embed.bias": ["object_head.bias"],
+    },
+    partial={"object_head": "81 of 92 rows"},
+    unused={
+        "transformer.decoder.layers.4.norm1.bias": "the student has fewer layers",
+        "transformer.decoder.layers.5.norm1.bias": "the student has fewer layers",
+        "mask_head.lay1.weight": "the student has no such part",
+        "fc.bias": "the student has no such part",
+    },
+    missing=("verb_head.weight", "verb_head.bias"),
+)
+
+
+def test_report_of_an_empty_file():
+    nothing = LoadReport(Path("a.pth"), "an empty file", {}, {}, {}, ())
+    assert nothing.lines() == [
+        "pretrained weights: a.pth, an empty file: 0 of 0 tensors used",
+        "  loaded: none",
+    ]
+
+
+def test_report_counts_tensors_per_module():
+    assert REPORT.lines() == [
+        "pretrained weights: detr.pth, a DETR checkpoint: 3 of 7 tensors used",
+        "  loaded: backbone 1, human_object_decoder 1, interaction_decoder 1, object_head 1",
+        "  object_head: 81 of 92 rows",
+        "  unused, the student has fewer layers: transformer.decoder 2",
+        "  unused, the student has no such part: mask_head.lay1 1, fc 1",
+        "  randomly initialised: verb_head 2",
+    ]
+
+
+def test_report_as_json():
+    value = json.loads(json.dumps(REPORT.to_dict()))
+    assert value["file"] == "weights/detr.pth" and value["unused"] == REPORT.unused
+    assert value["used"] == REPORT.used and value["random"] == list(REPORT.missing)

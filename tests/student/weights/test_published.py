@@ -31,7 +31,7 @@ GOLDEN_NAMES = {
 }
 
 
-def made_up(name, shape):
+def random_tensor(name, shape):
     random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
     x = random.standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
@@ -66,7 +66,7 @@ def test_golden_forward(golden_file, tmp_path):
     golden = np.load(golden_file)
     meta = json.loads(str(golden["meta"]))
     state = {
-        name: torch.from_numpy(np.asarray(made_up(name, shape), dtype=np.float32))
+        name: torch.from_numpy(np.asarray(random_tensor(name, shape), dtype=np.float32))
         for name, shape in meta["entries"]
     }
     content = {"model": state}
@@ -96,7 +96,7 @@ def test_golden_forward(golden_file, tmp_path):
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("matching_head", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
-def test_sizes_come_back_from_shapes(backbone, matching_head, pre_norm):
+def test_config_from_shapes(backbone, matching_head, pre_norm):
     config = ModelConfig(
         num_objects=3,
         num_verbs=4,
@@ -119,7 +119,7 @@ def test_sizes_come_back_from_shapes(backbone, matching_head, pre_norm):
 
 
 def published_names(detr, config):
-    """Names of the published model's entries: DETR's, its decoder twice, and heads of its own."""
+    """Keys of a published model: DETR's, its decoder twice, and further heads."""
     heads = ["obj_class_embed", "verb_class_embed", "is_embed"]
     names = [
         name
@@ -144,7 +144,7 @@ def published_names(detr, config):
 @pytest.mark.parametrize(("pairs", "actions"), [(3, 3), (2, 4), (4, 1)])
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("matching_head", [False, True])
-def test_entries_have_the_published_names(
+def test_to_published_gives_the_published_keys(
     detr_state, small_config, matching_head, pre_norm, pairs, actions
 ):
     config = replace(
@@ -187,7 +187,7 @@ def test_every_file_form_gives_the_same_model(small, tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "asked", "heads"),
+    ("arguments", "num_heads", "heads"),
     [
         (None, None, 8),
         (None, 4, 4),
@@ -196,25 +196,25 @@ def test_every_file_form_gives_the_same_model(small, tmp_path, form):
         (argparse.Namespace(lr=1e-4), 2, 2),
     ],
 )
-def test_attention_heads_as_far_as_anything_tells(small, arguments, asked, heads):
+def test_number_of_attention_heads(small, arguments, num_heads, heads):
     content = published(small, args=arguments)
-    assert model_from_published(content, "a.pth", asked).config.num_heads == heads
+    assert model_from_published(content, "a.pth", num_heads).config.num_heads == heads
 
 
 @pytest.mark.parametrize(
-    ("arguments", "asked", "says"),
+    ("arguments", "num_heads", "says"),
     [
-        ({"nheads": 4}, 8, "args.nheads: expected 8 as asked for, found 4"),
+        ({"nheads": 4}, 8, "args.nheads: expected 8, as given, found 4"),
         ({"nheads": "four"}, None, r"args.nheads: expected.*found four"),
         ({}, 5, "hidden_dim: expected a multiple of 4 and of num_heads"),
     ],
 )
-def test_attention_heads_that_cannot_be(small, arguments, asked, says):
+def test_impossible_numbers_of_heads_are_refused(small, arguments, num_heads, says):
     with pytest.raises(InputError, match=rf"a\.pth: {says}"):
-        model_from_published(published(small, args=arguments), "a.pth", asked)
+        model_from_published(published(small, args=arguments), "a.pth", num_heads)
 
 
-def test_cdn_has_no_interactive_head(small):
+def test_cdn_without_interactive_head(small):
     def without(state):
         del state["is_embed.weight"], state["is_embed.bias"]
 
@@ -226,25 +226,37 @@ def drop(name):
     return lambda state: state.pop(name)
 
 
-def put(name, tensor):
+def replace_entry(name, tensor):
     return lambda state: state.update({name: tensor})
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("stage2_decoder.norm.weight", torch.ones(3)), ["only entries", "stage2_decoder"]),
-        (put("encoder.norm.weight", torch.ones(3)), ["only entries", "encoder.norm"]),
-        (put("transformer.decoder.extra", torch.ones(3)), ["only entries", "decoder.extra"]),
+        (
+            replace_entry("stage2_decoder.norm.weight", torch.ones(3)),
+            ["only entries", "stage2_decoder"],
+        ),
+        (replace_entry("encoder.norm.weight", torch.ones(3)), ["only entries", "encoder.norm"]),
+        (
+            replace_entry("transformer.decoder.extra", torch.ones(3)),
+            ["only entries", "decoder.extra"],
+        ),
         (drop("query_embed.weight"), ["query_embed.weight"]),
         (drop("is_embed.bias"), ["missing is_embed.bias"]),
         (drop("transformer.decoder.layers.1.norm1.bias"), ["decoder.layers.1.norm1.bias"]),
-        (put("input_proj.bias", torch.ones(3)), ["input_proj.bias", "[32]", "[3]"]),
-        (put("query_embed.weight", torch.ones(3)), ["query_embed.weight", "2 dimensions", "[3]"]),
-        (put("query_embed.weight", torch.ones(3, 30)), ["hidden_dim", "30"]),
-        (put("query_embed.weight", "x"), ["query_embed.weight", "a tensor"]),
+        (replace_entry("input_proj.bias", torch.ones(3)), ["input_proj.bias", "[32]", "[3]"]),
+        (
+            replace_entry("query_embed.weight", torch.ones(3)),
+            ["query_embed.weight", "2 dimensions", "[3]"],
+        ),
+        (replace_entry("query_embed.weight", torch.ones(3, 30)), ["hidden_dim", "30"]),
+        (replace_entry("query_embed.weight", "x"), ["query_embed.weight", "a tensor"]),
         (drop("backbone.0.body.layer4.1.conv1.weight"), ["layer4.1.conv1.weight"]),
-        (put("backbone.0.body.layer4.2.conv1.weight", torch.ones(1)), ["backbone", "[2, 2, 2, 3]"]),
+        (
+            replace_entry("backbone.0.body.layer4.2.conv1.weight", torch.ones(1)),
+            ["backbone", "[2, 2, 2, 3]"],
+        ),
     ],
 )
 def test_wrong_entries_are_named(small, change, words):
@@ -273,7 +285,7 @@ def test_other_files_are_refused(tmp_path, content, capsys):
 
 
 @pytest.mark.parametrize("text", [None, b"", b"no checkpoint", b"PK\x03\x04"])
-def test_unreadable_files_are_one_line(tmp_path, text):
+def test_an_unreadable_file_gives_a_one_line_error(tmp_path, text):
     if text is not None:
         (tmp_path / "a.pth").write_bytes(text)
     with pytest.raises(InputError) as error:
@@ -287,7 +299,7 @@ def test_dilated_backbone_is_refused(small):
         model_from_published(content, "a.pth")
 
 
-def test_a_model_with_queries_from_pairs_has_no_published_form(build, toy_config):
+def test_proposal_queries_have_no_published_form(build, toy_config):
     model = build(toy_config)
-    with pytest.raises(InputError, match="no place for"):
+    with pytest.raises(InputError, match="no entry for"):
         to_published(model.state_dict())
