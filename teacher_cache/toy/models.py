@@ -1,4 +1,7 @@
-"""The toy dataset's models: recipes and training loops of a small CLIP and a small Faster R-CNN."""
+"""Training recipes and loops of the toy dataset's models: a small CLIP and a small Faster R-CNN.
+
+With these two models the teacher's part of the method runs on a CPU within minutes.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,20 @@ from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 10
-# CLIP's own bound of the temperature.
+# Upper bound of the logit scale in CLIP's own training.
 MAX_LOG_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
 class TeacherTrainingConfig:
-    """How the small CLIP is trained.
+    """Recipe of the small CLIP.
 
     Attributes:
-        steps, batch_size: length of the training.
-        learning_rate: peak of the one-cycle schedule (AdamW).
-        weight_decay: AdamW's.
-        logit_scale: where the temperature starts, as a factor.
-        max_shift: crop jitter in pixels of the region's input size.
+        steps, batch_size: number of optimizer steps, and regions per step.
+        learning_rate: peak learning rate of AdamW with a one-cycle schedule.
+        weight_decay: weight decay of AdamW; not applied to biases and norms.
+        logit_scale: initial factor on cosine similarities (inverse temperature).
+        max_shift: maximum random shift of a region in pixels of the model's input.
     """
 
     steps: int = 500
@@ -47,7 +50,7 @@ class TeacherTrainingConfig:
 
 
 def clip_config(tokenizer: WordTokenizer) -> dict[str, Any]:
-    """The model in open_clip's own configuration form."""
+    """The model's configuration in open_clip's form."""
     return {
         "embed_dim": 128,
         "vision_cfg": {
@@ -69,13 +72,15 @@ def clip_config(tokenizer: WordTokenizer) -> dict[str, Any]:
 def contrastive_loss(
     images: Tensor, texts: Tensor, captions: Tensor, logit_scale: Tensor
 ) -> Tensor:
-    """CLIP's symmetric loss for batches in which many captions are equal.
+    """CLIP's symmetric contrastive loss for batches in which many captions are equal.
+
+    CLIP's own loss would treat an image with the same caption as a negative.
 
     Args:
         images: (B, D) normalised image embeddings.
         texts: (C, D) normalised embeddings of the C distinct captions of the batch.
-        captions: (B,) row of `texts` of every image.
-        logit_scale: temperature as a factor.
+        captions: (B,) row in `texts` of each image's caption.
+        logit_scale: factor on cosine similarities.
 
     Returns:
         The mean of image-to-text cross-entropy over the distinct captions and of text-to-image
@@ -98,17 +103,17 @@ def train_teacher(
     precision: Callable[[], Any],
     on_step: Callable[[str], None],
 ) -> nn.Module:
-    """Trains a small CLIP from nothing.
+    """Trains a small CLIP from scratch.
 
     Args:
         crops: (N, 3, IMAGE_SIZE, IMAGE_SIZE) uint8 union regions.
         captions: N captions.
-        tokenizer: turns captions into tokens.
+        tokenizer: tokenizer of the captions.
         training: the recipe.
-        generator: source of all randomness (CPU).
-        device: where to train.
-        precision: makes the autocast context of a step.
-        on_step: told the losses after every step.
+        generator: CPU generator of the initial weights, sampling and augmentation.
+        device: device to train on.
+        precision: returns the autocast context of a step.
+        on_step: called after every step with a progress note: the loss, or "" between notes.
 
     Returns:
         The trained open_clip model in eval mode.
@@ -167,18 +172,18 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> the teacher's input, with OpenAI CLIP's mean and std."""
+    """(B, 3, H, W) images in [0, 1], normalised with OpenAI CLIP's mean and std."""
     mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(STD, device=images.device).view(3, 1, 1)
     return (images - mean) / std
 
 
 def augment(crops: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Random flips, shifts and colour changes.
+    """Random flips, shifts, brightness, contrast and saturation.
 
     Args:
         crops: (B, 3, H, W) uint8.
-        max_shift: largest shift in pixels; black comes in from the side, as in padded regions.
+        max_shift: maximum shift in pixels; the border is filled with black, as in padded regions.
         generator: source of randomness.
 
     Returns:
@@ -208,12 +213,12 @@ def augment(crops: Tensor, max_shift: int, generator: torch.Generator) -> Tensor
 
 @dataclass(frozen=True)
 class DetectorTrainingConfig:
-    """How the toy detector is trained.
+    """Recipe of the toy detector.
 
     Attributes:
-        epochs, batch_size: length and size of the steps (images).
-        learning_rate: peak of the one-cycle schedule (AdamW).
-        weight_decay: AdamW's.
+        epochs, batch_size: number of epochs, and images per step.
+        learning_rate: peak learning rate of AdamW with a one-cycle schedule.
+        weight_decay: weight decay of AdamW.
     """
 
     epochs: int = 4
@@ -232,17 +237,17 @@ def train_detector(
     precision: Callable[[], Any],
     on_step: Callable[[int, str], None],
 ) -> FasterRCNN:
-    """Trains the toy detector on boxes alone.
+    """Trains the toy detector from scratch on boxes and object classes.
 
     Args:
-        images: (N, 3, h, w) uint8.
-        annotations: of the N images; their interactions are not looked at.
-        vocabulary: object numbering.
+        images: (N, 3, H, W) uint8.
+        annotations: annotations of the N images; interactions are ignored.
+        vocabulary: vocabulary whose category ids the detector predicts.
         training: the recipe.
-        generator: source of all randomness (CPU).
-        device: where to train.
-        precision: makes the autocast context of a step.
-        on_step: told the number of images and the losses after every step.
+        generator: CPU generator that seeds the initial weights, sampling and augmentation.
+        device: device to train on.
+        precision: returns the autocast context of a step.
+        on_step: called after every step with the number of images and a note with the loss.
 
     Returns:
         The trained detector in eval mode.
@@ -256,7 +261,7 @@ def train_detector(
         for annotation in annotations
     ]
     steps = len(images) // training.batch_size
-    # torchvision samples anchors and proposals with torch's own generator.
+    # torchvision samples anchors and proposals with torch's global generator.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         model = toy_detector(max(vocabulary.category_ids)).to(device).train()
@@ -303,15 +308,15 @@ MODEL_NAMES = ("teacher", "detector")
 
 @dataclass(frozen=True)
 class ToyModelsConfig:
-    """What is trained, and on what.
+    """Which models are trained, on which images, and how.
 
     Attributes:
-        pictures: how many pictures of the toy dataset's part "models" are drawn.
-        seed: of pictures and training.
-        teacher, detector: the recipes.
+        pictures: number of training images, drawn as part "models" of the toy dataset.
+        seed: seed of the images and of the training.
+        teacher, detector: recipes of the two models.
         precision: see `pipeline.utils.devices.autocast`.
-        templates: sentences that the teacher learns, each region with one of them.
-        models: which of `MODEL_NAMES` are trained.
+        templates: prompt templates of the captions; each region gets one of them.
+        models: names of the models to train, from `MODEL_NAMES`.
     """
 
     pictures: int = 3000
@@ -323,10 +328,10 @@ class ToyModelsConfig:
     models: tuple[str, ...] = MODEL_NAMES
 
     def recipe(self) -> dict[str, Any]:
-        """What the trained weights depend on."""
+        """JSON values of everything that the trained weights depend on."""
         recipe = {"drawing": DRAWING_VERSION, **asdict(self), "templates": list(self.templates)}
         del recipe["models"]
         if self.templates == (DEFAULT_TEMPLATE,):
-            # Models of the time before there was a choice are still these.
+            # Recipes from before templates could be chosen have no such key.
             del recipe["templates"]
         return recipe

@@ -1,4 +1,4 @@
-"""Trains the toy teacher and detector side by side."""
+"""Draws training images for the toy teacher and detector, and trains both at the same time."""
 
 from __future__ import annotations
 
@@ -45,57 +45,62 @@ RECIPE_FILE, DETECTOR_FILE, TEACHER_FOLDER = "toy_models.json", "detector.safete
 
 
 def train_toy_models(folder: Path, config: ToyModelsConfig, device: str) -> None:
-    """Trains both models into `folder`: `detector.safetensors` and `teacher/`.
+    """Trains the models of `config` and writes `detector.safetensors` and `teacher/` to `folder`.
 
-    Each trains in a process of its own with half of the cores, which uses them better than one
-    small model after the other could. A model that is already there is not trained again.
+    Each model is trained in its own process with half of the cores, because models this small do
+    not keep all cores busy. A model that the folder already contains is not trained again.
+
+    Args:
+        folder: a new folder, or one of an earlier run of the same recipe.
+        config: models and recipes.
+        device: name of a torch device, or "auto".
 
     Raises:
-        InputError: the folder holds models of another seed or recipe.
+        InputError: the folder contains other files or models of another recipe, or the device or
+            a template is invalid.
     """
     resolve_device(device)
     interaction_prompts(toy_vocabulary(), config.templates)
     folder.mkdir(parents=True, exist_ok=True)
     _claim_folder(folder, config.recipe())
-    wanted: dict[str, tuple[Callable[..., None], int]] = {}
+    trainings: dict[str, tuple[Callable[..., None], int]] = {}
     if "teacher" in config.models and not (folder / TEACHER_FOLDER / WEIGHTS_FILE).is_file():
-        wanted["teacher"] = (
-            _run_teacher_training,
-            config.teacher.steps * config.teacher.batch_size,
-        )
+        total = config.teacher.steps * config.teacher.batch_size
+        trainings["teacher"] = (_run_teacher_training, total)
     if "detector" in config.models and not (folder / DETECTOR_FILE).is_file():
-        used = config.pictures - config.pictures % config.detector.batch_size
-        wanted["detector"] = (_run_detector_training, config.detector.epochs * used)
-    if not wanted:
+        # The last, incomplete batch of an epoch is dropped.
+        epoch_size = config.pictures - config.pictures % config.detector.batch_size
+        trainings["detector"] = (_run_detector_training, config.detector.epochs * epoch_size)
+    if not trainings:
         verb = "are" if len(config.models) > 1 else "is"
         print(f"{folder}: {' and '.join(config.models)} {verb} there already")
         return
-    pictures = draw_training_data(config.seed, config.pictures, IMAGE_SIZE, config.templates)
-    threads = max(1, num_usable_cores() // len(wanted))
+    data = draw_training_data(config.seed, config.pictures, IMAGE_SIZE, config.templates)
+    threads = max(1, num_usable_cores() // len(trainings))
     run_in_processes(
         {
-            name: (partial(work, pictures, folder, config, device, threads), total)
-            for name, (work, total) in wanted.items()
+            name: (partial(train, data, folder, config, device, threads), total)
+            for name, (train, total) in trainings.items()
         }
     )
 
 
 def _claim_folder(folder: Path, recipe: dict[str, Any]) -> None:
-    """Makes the folder this recipe's.
+    """Writes the recipe to a new folder, or checks that the folder's models have this recipe.
 
     Raises:
-        InputError: it is another's.
+        InputError: the folder contains models of another recipe, or other files.
     """
     if (folder / RECIPE_FILE).is_file():
         found = read_json(folder / RECIPE_FILE)
         if found != recipe:
-            held = found if isinstance(found, dict) else {}
-            changed = differing_keys(found, {**dict.fromkeys(held), **recipe})
+            stored = found if isinstance(found, dict) else {}
+            changed = differing_keys(found, {**dict.fromkeys(stored), **recipe})
             raise InputError(
-                f"{folder}: holds models with another {' and '.join(changed)}; name a new folder"
+                f"{folder}: contains models with another {' and '.join(changed)}; name a new folder"
             )
     elif any(folder.iterdir()):
-        raise InputError(f"{folder}: expected a new folder or the toy models, found other files")
+        raise InputError(f"{folder}: expected a new folder or toy models, found other files")
     write_json(folder / RECIPE_FILE, recipe)
 
 
@@ -108,7 +113,7 @@ def _run_teacher_training(
     report: ReportProgress,
 ) -> None:
     torch.set_num_threads(threads)
-    place = configure_device(resolve_device(device), config.precision)
+    torch_device = configure_device(resolve_device(device), config.precision)
     vocabulary = toy_vocabulary()
     prompts = interaction_prompts(vocabulary, config.templates)
     words = sorted({word for group in prompts for prompt in group for word in prompt.split()})
@@ -119,8 +124,8 @@ def _run_teacher_training(
         tokenizer,
         config.teacher,
         torch.Generator().manual_seed(config.seed),
-        place,
-        partial(autocast, place, config.precision),
+        torch_device,
+        partial(autocast, torch_device, config.precision),
         partial(report, config.teacher.batch_size),
     )
     save_clip(
@@ -141,15 +146,15 @@ def _run_detector_training(
     report: ReportProgress,
 ) -> None:
     torch.set_num_threads(threads)
-    place = configure_device(resolve_device(device), config.precision)
+    torch_device = configure_device(resolve_device(device), config.precision)
     model = train_detector(
         torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous(),
         data.annotations,
         toy_vocabulary(),
         config.detector,
         torch.Generator().manual_seed(config.seed),
-        place,
-        partial(autocast, place, config.precision),
+        torch_device,
+        partial(autocast, torch_device, config.precision),
         report,
     )
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
@@ -159,24 +164,25 @@ def _run_detector_training(
 
 ReportProgress = Callable[[int, str], None]
 Job = Callable[[ReportProgress], None]
-# Seconds without a report after which somebody looks whether the processes still live.
+# Seconds without a report after which the processes' exit codes are checked.
 POLL_TIMEOUT = 1.0
 
 
 def run_in_processes(jobs: Mapping[str, tuple[Job, int]]) -> None:
-    """Runs every job in a process of its own, with one progress bar each.
+    """Runs each job in its own process, with a progress bar per job.
 
     Args:
-        jobs: by name, a function that is given `report(images, note)`, and its total of images.
+        jobs: a function and its total number of images, by name. The function is called with
+            `report(images, note)`, which advances the progress bar.
 
     Raises:
-        RuntimeError: a process failed, its traceback is in the message; or it was killed.
+        RuntimeError: a job failed (the message contains its traceback), or its process was killed.
     """
     context = get_context("spawn")
     queue = context.Queue()
     processes = [
-        context.Process(target=_run_job, name=name, args=(name, work, queue), daemon=True)
-        for name, (work, _) in jobs.items()
+        context.Process(target=_run_job, name=name, args=(name, job, queue), daemon=True)
+        for name, (job, _) in jobs.items()
     ]
     bars = {name: Progress(total, name, "images") for name, (_, total) in jobs.items()}
     try:
@@ -195,17 +201,17 @@ def run_in_processes(jobs: Mapping[str, tuple[Job, int]]) -> None:
                 bars[name].update(count, note)
     finally:
         for process in processes:
-            # One that never started cannot be ended.
+            # `terminate` raises an error for a process that was not started.
             if process.is_alive():
                 process.terminate()
                 process.join()
 
 
 def _next_report(queue: Any, processes: Sequence[Any]) -> tuple[str, int | None, str]:
-    """The next report.
+    """The next report: name of the job, number of images or None at its end, and a note.
 
     Raises:
-        RuntimeError: a process was killed, for want of memory for instance.
+        RuntimeError: a process was killed, for example because memory ran out.
     """
     while True:
         try:
@@ -221,7 +227,7 @@ def _run_job(name: str, job: Job, queue: Any) -> None:
     def report(count: int, note: str) -> None:
         parent = parent_process()
         if parent is not None and not parent.is_alive():
-            # Killed, so that it could not end this process.
+            # A parent that was killed could not terminate this process.
             sys.exit(1)
         queue.put((name, count, note))
 
@@ -233,18 +239,19 @@ def _run_job(name: str, job: Job, queue: Any) -> None:
         queue.put((name, None, ""))
 
 
+# Number of images that a process draws at a time.
 CHUNK_SIZE = 50
 
 
 @dataclass(frozen=True, eq=False)
 class ToyTrainingData:
-    """What the toy models learn from.
+    """Training data of the toy models.
 
     Attributes:
         images: (N, 128, 128, 3) uint8.
-        annotations: all boxes, and what people do with them.
-        crops: (K, S, S, 3) uint8 union regions, two for every annotated pair.
-        captions: K sentences.
+        annotations: annotations of the N images.
+        crops: (K, S, S, 3) uint8 union regions, two for each annotated interaction.
+        captions: captions of the K regions.
     """
 
     images: np.ndarray
@@ -256,34 +263,35 @@ class ToyTrainingData:
 def draw_training_data(
     seed: int, count: int, crop_size: int, templates: Sequence[str] = (DEFAULT_TEMPLATE,)
 ) -> ToyTrainingData:
-    """Draws `count` pictures of the toy dataset's part "models" on all cores.
+    """Draws `count` images of the toy dataset's part "models" on all cores.
 
     Args:
-        seed: of the toy dataset.
-        count: number of pictures.
-        crop_size: S, side of the teacher's input.
-        templates: of the captions.
+        seed: seed of the toy dataset.
+        count: number of images.
+        crop_size: S, side length of the teacher's input.
+        templates: prompt templates of the captions.
     """
-    chunks = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
-    done: list[ToyTrainingData] = []
+    ranges = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
+    chunks: list[ToyTrainingData] = []
     with (
-        Progress(count, "pictures for teacher and detector", "images") as progress,
+        Progress(count, "Drawing training images", "images") as progress,
         ProcessPoolExecutor(num_usable_cores(), get_context("spawn")) as pool,
     ):
         try:
+            # The worker processes start here, with SIGINT blocked.
             with defer_interrupts():
-                parts = pool.map(partial(_draw_chunk, seed, crop_size, templates), chunks)
-            for part in parts:
-                done.append(part)
-                progress.update(len(part.images))
+                results = pool.map(partial(_draw_chunk, seed, crop_size, templates), ranges)
+            for chunk in results:
+                chunks.append(chunk)
+                progress.update(len(chunk.images))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return ToyTrainingData(
-        images=np.concatenate([part.images for part in done]),
-        annotations=[annotation for part in done for annotation in part.annotations],
-        crops=np.concatenate([part.crops for part in done]),
-        captions=[caption for part in done for caption in part.captions],
+        images=np.concatenate([chunk.images for chunk in chunks]),
+        annotations=[annotation for chunk in chunks for annotation in chunk.annotations],
+        crops=np.concatenate([chunk.crops for chunk in chunks]),
+        captions=[caption for chunk in chunks for caption in chunk.captions],
     )
 
 
@@ -297,12 +305,13 @@ def _draw_chunk(
         images.append(np.asarray(image))
         annotations.append(annotation)
         generator = np.random.default_rng([seed, index])
-        boxes, sentences = captioned_regions(annotation, vocabulary, generator, templates)
+        boxes, box_captions = captioned_regions(annotation, vocabulary, generator, templates)
         crops += crop_regions_pil(image, boxes, crop_size, RegionMode())
-        captions += sentences
+        captions += box_captions
     return ToyTrainingData(np.stack(images), annotations, np.stack(crops), captions)
 
 
+# Maximum offset of each side as a fraction of the box size, for the two regions of a label.
 BOX_JITTER = (0.0, 0.06)
 
 
@@ -312,22 +321,22 @@ def captioned_regions(
     generator: np.random.Generator,
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
 ) -> tuple[np.ndarray, list[str]]:
-    """Union boxes of the labelled pairs with their captions.
+    """Union boxes of the annotated interactions, with captions.
 
-    Every pair comes once as it is and once moved as a detector would find it, by up to 6 % of
-    its size at every side.
+    Each interaction gives two boxes: the annotated union box, and one whose sides are displaced
+    at random by up to 6 % of its size, similar to those of detected boxes.
 
     Args:
-        annotation: of one picture.
-        vocabulary: its names.
-        generator: of the jitter, and of the choice among several templates.
-        templates: of the captions.
+        annotation: annotation of an image, with K interactions.
+        vocabulary: the annotation's vocabulary.
+        generator: source of the jitter, and of the choice if there are several templates.
+        templates: prompt templates of the captions.
 
     Returns:
-        (2K, 4) boxes xyxy and 2K sentences.
+        (2K, 4) xyxy boxes in pixels and 2K captions.
     """
     prompts = interaction_prompts(vocabulary, templates)
-    boxes, sentences = [], []
+    boxes, captions = [], []
     for human, thing, verb in annotation.hois:
         pair = annotation.boxes[[human, thing]]
         union = np.concatenate([pair[:, :2].min(0), pair[:, 2:].max(0)])
@@ -336,5 +345,5 @@ def captioned_regions(
             boxes.append(union + size * generator.uniform(-amount, amount, 4))
             interaction = vocabulary.interaction_ids[verb, annotation.labels[thing]]
             choice = generator.integers(len(templates)) if len(templates) > 1 else 0
-            sentences.append(prompts[interaction][choice])
-    return np.array(boxes).reshape(-1, 4), sentences
+            captions.append(prompts[interaction][choice])
+    return np.array(boxes).reshape(-1, 4), captions

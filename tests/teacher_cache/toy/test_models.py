@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.types import Annotation
+from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import (
     IMAGE_SIZE,
+    DetectorTrainingConfig,
     TeacherTrainingConfig,
+    _flip,
     augment,
     clip_config,
     contrastive_loss,
     normalise,
+    train_detector,
     train_teacher,
 )
 
@@ -20,7 +25,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def unit(rows):
+def normalised(rows):
     rows = np.array(rows, dtype=np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -31,13 +36,13 @@ def cross_entropy(logits, targets):
     return -(targets * logs).sum(1).mean()
 
 
-def test_the_loss_by_hand():
-    images = unit([[1, 2, 0], [0, 1, 1], [2, 0, 1], [1, 1, 1]])
-    texts = unit([[1, 0, 0], [0, 1, 2]])
+def test_contrastive_loss_of_equal_captions():
+    images = normalised([[1, 2, 0], [0, 1, 1], [2, 0, 1], [1, 1, 1]])
+    texts = normalised([[1, 0, 0], [0, 1, 2]])
     captions = np.array([0, 1, 0, 0])
     logits = 7 * images @ texts.T
     to_text = cross_entropy(logits, np.eye(2)[captions])
-    # The first caption belongs to three images, each as right as the others.
+    # The first caption belongs to three images, each an equally correct match.
     to_image = cross_entropy(logits.T, np.array([[1 / 3, 0, 1 / 3, 1 / 3], [0, 1, 0, 0]]))
     loss = contrastive_loss(
         torch.from_numpy(images),
@@ -48,7 +53,7 @@ def test_the_loss_by_hand():
     assert loss.item() == pytest.approx((to_text + to_image) / 2, rel=1e-9)
 
 
-def test_with_distinct_captions_it_is_clips_loss():
+def test_contrastive_loss_of_distinct_captions_is_clips():
     images, texts = (torch.nn.functional.normalize(torch.randn(5, 8, generator=generator(seed)))
                      for seed in (1, 2))  # fmt: skip
     logits, rows = 10 * images @ texts.T, torch.arange(5)
@@ -57,25 +62,25 @@ def test_with_distinct_captions_it_is_clips_loss():
     torch.testing.assert_close(contrastive_loss(images, texts, rows, torch.tensor(10.0)), expected)
 
 
-def crops(count, seed=0):
+def random_crops(count, seed=0):
     shape = (count, 3, IMAGE_SIZE, IMAGE_SIZE)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed))
 
 
 @pytest.mark.parametrize("max_shift", [0, 3])
-def test_augmented_crops_stay_pictures(max_shift):
-    before = crops(6)
+def test_augmented_crops_stay_in_range(max_shift):
+    before = random_crops(6)
     images = augment(before, max_shift, generator())
     assert images.shape == before.shape and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
-    assert torch.equal(before, crops(6))
+    assert torch.equal(before, random_crops(6))
 
 
-def test_augmentation_follows_its_generator():
+def test_augmentation_depends_only_on_its_generator():
     state = torch.get_rng_state()
-    first = augment(crops(4), 3, generator(1))
-    assert torch.equal(first, augment(crops(4), 3, generator(1)))
-    assert not torch.equal(first, augment(crops(4), 3, generator(2)))
+    first = augment(random_crops(4), 3, generator(1))
+    assert torch.equal(first, augment(random_crops(4), 3, generator(1)))
+    assert not torch.equal(first, augment(random_crops(4), 3, generator(2)))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -88,13 +93,13 @@ def test_shifts_and_flips_move_pixels():
     assert {column for _, column in places} == {2, 3, 4, 5, 6, 9, 10, 11, 12, 13}
 
 
-def train(steps, seed=0):
-    """A teacher of red and blue pictures, what it learned from, and what it told."""
+def train_two_colours(steps, seed=0):
+    """A teacher trained on red and blue images, the images, the tokenizer and the notes."""
     tokenizer, notes = WordTokenizer(["blue", "red"], 4), []
-    pictures = torch.zeros(32, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
-    pictures[0::2, 0], pictures[1::2, 2] = 200, 200
+    crops = torch.zeros(32, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    crops[0::2, 0], crops[1::2, 2] = 200, 200
     model = train_teacher(
-        pictures,
+        crops,
         ["red", "blue"] * 16,
         tokenizer,
         TeacherTrainingConfig(steps=steps, batch_size=12),
@@ -103,28 +108,100 @@ def train(steps, seed=0):
         nullcontext,
         notes.append,
     )
-    return model, pictures, tokenizer, notes
+    return model, crops, tokenizer, notes
 
 
-def test_it_learns_to_tell_two_captions_apart():
-    model, pictures, tokenizer, notes = train(steps=40)
+def test_a_teacher_learns_two_captions():
+    model, crops, tokenizer, notes = train_two_colours(steps=40)
     assert not model.training
     assert len(notes) == 40 and notes[0].startswith("loss ") and notes[1] == ""
     with torch.no_grad():
-        images = model.encode_image(normalise(pictures[:4].float() / 255), normalize=True)
+        images = model.encode_image(normalise(crops[:4].float() / 255), normalize=True)
         texts = model.encode_text(tokenizer(["red", "blue"]), normalize=True)
     assert (images @ texts.T).argmax(1).tolist() == [0, 1, 0, 1]
 
 
-def test_training_follows_its_generator():
+def test_teacher_training_depends_only_on_its_generator():
     state = torch.get_rng_state()
-    weights = train(steps=3)[0].state_dict()
+    weights = train_two_colours(steps=3)[0].state_dict()
     assert torch.equal(state, torch.get_rng_state())
-    again, other = train(steps=3)[0].state_dict(), train(steps=3, seed=1)[0].state_dict()
+    again, other = (
+        train_two_colours(steps=3)[0].state_dict(),
+        train_two_colours(steps=3, seed=1)[0].state_dict(),
+    )
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
     assert not torch.equal(weights["text_projection"], other["text_projection"])
 
 
-def test_the_configuration_follows_the_tokenizer():
+def test_the_clip_configuration_fits_the_tokenizer():
     config = clip_config(WordTokenizer(["a", "b"], 7))
     assert config["text_cfg"]["vocab_size"] == 5 and config["text_cfg"]["context_length"] == 7
+
+
+@pytest.fixture
+def detector():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return toy_detector(9).eval()
+
+
+def test_outputs_have_the_form_of_torchvision_detectors(detector):
+    detector.roi_heads.score_thresh = 0.0
+    with torch.no_grad():
+        outputs = detector([torch.rand(3, 128, 128), torch.rand(3, 96, 128)])
+    assert len(outputs) == 2
+    for output, (height, width) in zip(outputs, ((128, 128), (96, 128)), strict=True):
+        assert set(output) == {"boxes", "labels", "scores"}
+        count = len(output["scores"])
+        assert output["boxes"].shape == (count, 4) and output["labels"].shape == (count,)
+        assert count and output["labels"].min() >= 1 and output["labels"].max() <= 9
+        assert (output["boxes"] >= 0).all() and (output["boxes"][:, 2] <= width).all()
+        assert (output["boxes"][:, 3] <= height).all()
+
+
+def test_number_of_detector_parameters(detector):
+    assert 1e6 < sum(parameter.numel() for parameter in detector.parameters()) < 2e6
+
+
+def test_a_flip_moves_the_boxes():
+    image = torch.zeros(3, 4, 10, dtype=torch.uint8)
+    image[:, 1:3, 2:5] = 255
+    target = {"boxes": torch.tensor([[2.0, 1, 5, 3]]), "labels": torch.tensor([7])}
+    assert _flip(image, target, False)[1] is target
+    flipped, moved = _flip(image, target, True)
+    assert moved["boxes"].tolist() == [[5, 1, 8, 3]] and moved["labels"].tolist() == [7]
+    left, top, right, bottom = moved["boxes"][0].int().tolist()
+    assert (flipped[:, top:bottom, left:right] == 255).all()
+    assert target["boxes"].tolist() == [[2, 1, 5, 3]]
+
+
+def test_detector_training_depends_only_on_its_generator(vocabulary):
+    images = torch.randint(0, 256, (6, 3, 128, 128), dtype=torch.uint8)
+    boxes = np.array([[10, 10, 60, 90], [50, 40, 100, 80]], dtype=np.float32)
+    labels = np.array([vocabulary.person, 1])
+    annotations = [
+        Annotation(f"{row}.jpg", boxes, labels, np.zeros((0, 3), dtype=np.int64))
+        for row in range(6)
+    ]
+
+    def train():
+        reports = []
+        model = train_detector(
+            images,
+            annotations,
+            vocabulary,
+            DetectorTrainingConfig(epochs=1, batch_size=2),
+            torch.Generator().manual_seed(3),
+            torch.device("cpu"),
+            nullcontext,
+            lambda count, note: reports.append((count, note)),
+        )
+        return model, reports
+
+    state = torch.get_rng_state()
+    model, reports = train()
+    assert not model.training and torch.equal(state, torch.get_rng_state())
+    assert [count for count, _ in reports] == [2, 2, 2]
+    again, _ = train()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name

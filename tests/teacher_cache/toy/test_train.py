@@ -1,4 +1,10 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.toy.scene import draw_scene
+from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
 from student.config import ModelConfig
@@ -15,7 +22,7 @@ from teacher_cache.detectors.torchvision import Detector, DetectorConfig, recogn
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import interaction_prompts
 from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
-from teacher_cache.toy.train import train_toy_models
+from teacher_cache.toy.train import captioned_regions, draw_training_data, train_toy_models
 
 SHORT = ToyModelsConfig(
     pictures=32,
@@ -39,7 +46,7 @@ def content(folder):
     }
 
 
-def test_the_files_are_all_there(trained):
+def test_files_of_the_models(trained):
     assert set(content(trained)) == {
         "detector.safetensors",
         "teacher/open_clip_config.json",
@@ -47,11 +54,11 @@ def test_the_files_are_all_there(trained):
         "teacher/words.json",
         "toy_models.json",
     }
-    plan = read_json(trained / "toy_models.json")
-    assert plan["pictures"] == 32 and plan["teacher"]["steps"] == 4 and plan["seed"] == 0
+    recipe = read_json(trained / "toy_models.json")
+    assert recipe["pictures"] == 32 and recipe["teacher"]["steps"] == 4 and recipe["seed"] == 0
 
 
-def test_the_teacher_answers_in_phase_one(trained, vocabulary):
+def test_the_teacher_can_be_loaded_by_a_build(trained, vocabulary):
     teacher = ClipTeacher(ClipConfig(str(trained / "teacher")), torch.device("cpu"))
     prompts = [prompt for group in interaction_prompts(vocabulary) for prompt in group]
     texts = teacher.encode_texts(prompts)
@@ -60,7 +67,7 @@ def test_the_teacher_answers_in_phase_one(trained, vocabulary):
     assert len(np.unique(texts.round(5), axis=0)) == len(set(prompts))
 
 
-def test_the_detector_looks_in_phase_one(trained, vocabulary):
+def test_the_detector_can_be_loaded_by_a_build(trained, vocabulary):
     weights = trained / "detector.safetensors"
     assert recognise_architecture(weights, vocabulary) == "toy"
     detector = Detector(DetectorConfig("toy", str(weights), 0.0), vocabulary, torch.device("cpu"))
@@ -69,14 +76,14 @@ def test_the_detector_looks_in_phase_one(trained, vocabulary):
     assert found.boxes.shape == (len(found.scores), 4)
 
 
-def test_a_student_starts_from_the_detectors_body(trained, vocabulary):
+def test_a_student_can_start_from_the_detectors_backbone(trained, vocabulary):
     model = HOIDetector(
         ModelConfig.toy(vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     )
-    started = load_pretrained(model, trained / "detector.safetensors", vocabulary)
-    assert started.kind == "a detector on toy"
-    taken = {name for names in started.used.values() for name in names}
-    assert taken == {f"backbone.{name}" for name in model.backbone.state_dict()}
+    report = load_pretrained(model, trained / "detector.safetensors", vocabulary)
+    assert report.kind == "a detector on toy"
+    loaded = {name for names in report.used.values() for name in names}
+    assert loaded == {f"backbone.{name}" for name in model.backbone.state_dict()}
 
 
 def test_a_second_call_trains_nothing(trained, capsys):
@@ -87,7 +94,7 @@ def test_a_second_call_trains_nothing(trained, capsys):
 
 
 @pytest.mark.slow
-def test_what_an_interrupt_left_out_is_made_up_for(trained, tmp_path):
+def test_only_the_missing_model_is_trained(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "models")
     weights, detector = "teacher/open_clip_model.safetensors", folder / "detector.safetensors"
     (folder / weights).unlink()
@@ -97,16 +104,16 @@ def test_what_an_interrupt_left_out_is_made_up_for(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"seed": 1}, "another seed"),
         ({"pictures": 48}, "another pictures"),
         ({"seed": 1, "detector": DetectorTrainingConfig(epochs=2)}, "another seed and detector"),
     ],
 )
-def test_models_of_other_settings_are_refused(trained, change, says):
+def test_models_of_other_settings_are_refused(trained, change, message):
     before = content(trained)
-    with pytest.raises(InputError, match=f"holds models with {says}"):
+    with pytest.raises(InputError, match=f"contains models with {message}"):
         train_toy_models(trained, ToyModelsConfig(**{**vars(SHORT), **change}), "cpu")
     assert content(trained) == before
 
@@ -118,31 +125,31 @@ def test_other_folders_are_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_no_such_device(tmp_path):
+def test_an_unknown_device_is_refused(tmp_path):
     with pytest.raises(InputError, match="--device"):
         train_toy_models(tmp_path / "models", SHORT, "abacus")
     assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.slow
-def test_a_teacher_of_several_sentences_alone(trained, tmp_path, vocabulary, capsys):
+def test_a_teacher_of_several_templates_without_a_detector(trained, tmp_path, vocabulary, capsys):
     templates = ("a picture of person {ing} {object}", "photo {ing} the {object}")
     config = replace(SHORT, templates=templates, models=("teacher",))
     train_toy_models(tmp_path / "models", config, "cpu")
     assert not (tmp_path / "models/detector.safetensors").exists()
     words = read_json(tmp_path / "models/teacher/words.json")["words"]
     assert {"photo", "the", "person"} <= set(words)
-    plan = read_json(tmp_path / "models/toy_models.json")
-    assert plan["templates"] == list(templates)
+    recipe = read_json(tmp_path / "models/toy_models.json")
+    assert recipe["templates"] == list(templates)
     assert "templates" not in read_json(trained / "toy_models.json")
     capsys.readouterr()
     train_toy_models(tmp_path / "models", config, "cpu")
     assert "teacher is there already" in capsys.readouterr().out
-    with pytest.raises(InputError, match="holds models with another templates"):
+    with pytest.raises(InputError, match="contains models with another templates"):
         train_toy_models(tmp_path / "models", replace(config, templates=templates[:1]), "cpu")
 
 
-def test_bad_sentences_leave_nothing_behind(tmp_path):
+def test_a_bad_template_leaves_no_files(tmp_path):
     with pytest.raises(InputError, match="--template: expected"):
         train_toy_models(tmp_path / "models", replace(SHORT, templates=("hi",)), "cpu")
     assert not (tmp_path / "models").exists()
@@ -152,7 +159,164 @@ def test_bad_sentences_leave_nothing_behind(tmp_path):
     "template",
     ["a picture of person {ing} {object}", "person {ing} {object}", "a person {ing} a {object}"],
 )
-def test_the_plain_teacher_has_words_for_several_sentences(trained, vocabulary, template):
+def test_the_default_teacher_knows_the_words_of_other_templates(trained, vocabulary, template):
     teacher = ClipTeacher(ClipConfig(str(trained / "teacher")), torch.device("cpu"))
     prompts = [group[0] for group in interaction_prompts(vocabulary, (template,))]
     assert np.isfinite(teacher.encode_texts(prompts)).all()
+
+
+def test_regions_of_an_image_without_interactions(vocabulary):
+    empty = Annotation(
+        "a.jpg", np.zeros((0, 4)), np.zeros(0, dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
+    )
+    boxes, captions = captioned_regions(empty, vocabulary, np.random.default_rng(0))
+    assert boxes.shape == (0, 4) and captions == []
+
+
+def test_every_interaction_gives_its_union_box_and_a_displaced_one(vocabulary):
+    _, annotation = draw_scene(0, "models", 4)
+    boxes, captions = captioned_regions(annotation, vocabulary, np.random.default_rng(0))
+    assert len(boxes) == len(captions) == 2 * len(annotation.hois)
+    prompts = interaction_prompts(vocabulary)
+    for row, (human, thing, verb) in enumerate(annotation.hois):
+        pair = annotation.boxes[[human, thing]]
+        union = np.concatenate([pair[:, :2].min(0), pair[:, 2:].max(0)])
+        size = np.tile(union[2:] - union[:2], 2)
+        np.testing.assert_allclose(boxes[2 * row], union, rtol=1e-6)
+        moved = np.abs(boxes[2 * row + 1] - union) / size
+        assert 0 < moved.max() <= 0.06
+        (prompt,) = prompts[vocabulary.interaction_ids[verb, annotation.labels[thing]]]
+        assert captions[2 * row] == captions[2 * row + 1] == prompt
+
+
+def test_training_images_of_several_chunks_are_in_order():
+    data = draw_training_data(2, 53, 24)
+    assert data.images.shape == (53, 128, 128, 3) and data.images.dtype == np.uint8
+    assert len(data.crops) == len(data.captions)
+    assert data.crops.shape[1:] == (24, 24, 3)
+    for index in (0, 49, 50, 52):
+        image, annotation = draw_scene(2, "models", index)
+        np.testing.assert_array_equal(data.images[index], np.asarray(image))
+        assert data.annotations[index].image_id == annotation.image_id
+    labels = sum(len(annotation.hois) for annotation in data.annotations)
+    assert len(data.crops) == 2 * labels
+    names = {annotation.image_id for annotation in data.annotations}
+    assert not names & {draw_scene(2, part, 0)[1].image_id for part in ("train", "test")}
+
+
+PROGRAM = """
+import os, signal, sys, time
+from teacher_cache.toy.train import run_in_processes
+
+def good(report):
+    for _ in range(3):
+        report(2, "well")
+
+def fails(report):
+    raise ValueError("no such thing")
+
+def dies(report):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def running():
+    # Two processes write to this pipe; `print` may split a line into several writes.
+    os.write(1, b"running\\n")
+
+def endless(report):
+    running()
+    while True:
+        report(1, "")
+        time.sleep(0.02)
+
+def silent(report):
+    running()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    jobs = {name: globals()[name] for name in sys.argv[1:]}
+    try:
+        run_in_processes({name: (job, 6) for name, job in jobs.items()})
+    except RuntimeError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.fixture
+def start_program(tmp_path):
+    """`start_program(*jobs)` runs jobs of `PROGRAM` in a process group of its own."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    started = []
+
+    def start(*jobs):
+        process = subprocess.Popen(
+            [sys.executable, str(program), *jobs],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def has_ended(group):
+    """Whether all processes of a group end within 30 seconds."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_job_runs_to_its_end(start_program):
+    process = start_program("good")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "good: 6/6 images" in stderr
+
+
+def test_a_failed_job_ends_the_others_and_shows_its_traceback(start_program):
+    process = start_program("silent", "fails")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "fails failed:" in stderr and "ValueError: no such thing" in stderr
+    assert has_ended(process.pid)
+
+
+def test_a_killed_job_is_reported(start_program):
+    process = start_program("silent", "dies")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1 and "dies died with exit code -9" in stderr
+    assert has_ended(process.pid)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_an_interrupt_ends_all_jobs_without_traceback(start_program, early):
+    process = start_program("silent", "endless")
+    assert process.stdout.readline() == "running\n"
+    if not early:
+        assert process.stdout.readline() == "running\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in stderr
+    assert has_ended(process.pid)
+
+
+def test_jobs_end_when_the_program_is_killed(start_program):
+    process = start_program("endless")
+    assert process.stdout.readline() == "running\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=300)
+    assert has_ended(process.pid)
