@@ -1,1 +1,2 @@
-"""Scores of detections, and images and reports that show them."""
+"""Evaluation of detections: the HICO-DET and V-COCO protocols, predictions and results files, error
+analysis, drawing of detections on images, and an HTML report. The command is `eoid-eval`."""

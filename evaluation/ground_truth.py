@@ -1,4 +1,4 @@
-"""Annotations and dataset folder that predictions are scored against."""
+"""Finds the annotations that predictions are scored against, and their dataset folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pipeline.vocabulary import Vocabulary, load_vocabulary
 
 @dataclass(frozen=True, eq=False)
 class GroundTruthFiles:
-    """Annotations and what is known about them.
+    """The files of a test set's ground truth.
 
     Attributes:
-        annotations: the file.
-        vocabulary: what its numbers, and those of predictions, mean.
+        annotations: annotation file.
+        vocabulary: of the numbers in the annotations and in the predictions.
         dataset: name of the dataset.
-        folder: of the dataset, where the pictures are; None unknown.
-        instances, ids: the files that belong to V-COCO's actions, where they are named.
+        folder: dataset folder, which contains the images; None unknown.
+        instances, ids: COCO instances and id list that V-COCO's actions file refers to; None if
+            the dataset does not name them.
     """
 
     annotations: Path
@@ -39,50 +40,57 @@ def find_ground_truth(
     default_vocabulary: str,
     default_dataset: str,
 ) -> GroundTruthFiles:
-    """The given ground truth, and the dataset folder around it.
+    """The ground truth of given annotations or of a dataset folder.
 
     Args:
-        annotations: file; None takes that of `data`'s test part.
-        data: dataset folder; None looks for one around the annotations.
-        vocabulary: name or file; None takes the dataset's.
+        annotations: annotation file; None for that of the test part of `data`.
+        data: dataset folder; None looks for one that contains the annotations.
+        vocabulary: name or file; None for that of the dataset.
         default_vocabulary, default_dataset: vocabulary and dataset name without a dataset folder.
 
     Raises:
-        InputError: neither is named, or something is missing or wrong.
+        InputError: both `annotations` and `data` are None, or a file is missing or invalid.
     """
     if data is not None:
-        found = open_dataset(data)
-        part = found.part("test")
-        own = found.vocabulary if vocabulary is None else load_vocabulary(vocabulary)
+        dataset = open_dataset(data)
+        part = dataset.part("test")
+        chosen = dataset.vocabulary if vocabulary is None else load_vocabulary(vocabulary)
         if annotations is not None:
-            return GroundTruthFiles(annotations, own, found.name, data)
+            return GroundTruthFiles(annotations, chosen, dataset.name, data)
         if part.annotations is None:
             raise InputError(f"{data}: expected annotations of the test part, found images alone")
-        return GroundTruthFiles(part.annotations, own, found.name, data, part.instances, part.ids)
+        return GroundTruthFiles(
+            part.annotations, chosen, dataset.name, data, part.instances, part.ids
+        )
     if annotations is None:
         raise InputError("expected --annotations FILE or --data DATASET, found neither")
-    around = find_enclosing_dataset(annotations, "test")
-    named = None if vocabulary is None else load_vocabulary(vocabulary)
-    if around is not None and (named is None or named.digest() == around.vocabulary.digest()):
-        return GroundTruthFiles(annotations, around.vocabulary, around.name, around.root)
+    enclosing = find_enclosing_dataset(annotations, "test")
+    given = None if vocabulary is None else load_vocabulary(vocabulary)
+    if enclosing is not None and (given is None or given.digest() == enclosing.vocabulary.digest()):
+        return GroundTruthFiles(annotations, enclosing.vocabulary, enclosing.name, enclosing.root)
     return GroundTruthFiles(
-        annotations, named or load_vocabulary(default_vocabulary), default_dataset, None
+        annotations, given or load_vocabulary(default_vocabulary), default_dataset, None
     )
 
 
 def keep_annotated_images(
     path: Path, detections: list[Detections], ground_truth: AnnotationFile
 ) -> list[Detections]:
-    """The detections on images with annotated pairs; other images are not scored, as V-COCO's
-    evaluation leaves out those outside its list. Some forms of an annotation file do not even name
-    images without pairs, and all forms should give the same scores.
+    """The detections on images with annotated pairs.
+
+    Images without pairs are not scored, because some forms of annotation file do not name them and
+    all forms should give the same scores. Images outside the annotations are not scored, as in
+    V-COCO's evaluation.
+
+    Args:
+        path: predictions file, for an error message.
 
     Raises:
-        InputError: there are predictions, but not for any image that the file names.
+        InputError: there are detections, but on no image that the annotation file names.
     """
     annotated = {item.image_id for item in ground_truth.annotations}
-    named = annotated | ground_truth.unlabelled
-    if detections and not any(item.image_id in named for item in detections):
+    listed = annotated | ground_truth.unlabelled
+    if detections and not any(item.image_id in listed for item in detections):
         expected = f"images of {ground_truth.path}"
         found = f"{len(detections)} others, the first being {detections[0].image_id}"
         raise bad_field(path, "file_name", expected, found)

@@ -1,4 +1,4 @@
-"""A run's results on disk: metrics, AP of every interaction, and where the rest of the run lies."""
+"""The results of an evaluation as `results.json`: metrics, AP of every class, paths of the run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ from pipeline.vocabulary import Vocabulary
 ResultKind = Literal["student", "teacher", "predictions"]
 PairProtocol = Literal["detector", "annotated"]
 PATH_FIELDS = ("dataset_path", "annotations", "predictions", "metrics_log")
-VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
 METRICS = ("full", "seen", "unseen", "harmonic_mean", "rare", "non_rare", "mean_max_recall")
-# There only where the split holds something back.
+# Present only if the split holds out interactions.
 OPTIONAL_METRICS = ("harmonic_mean",)
-# What stands in place of the HICO-DET protocol's scores where there are only V-COCO's, and what
-# earlier files of V-COCO's scores did not say.
+AGENT_AP = "average_agent_ap"
+ROLE_AP = tuple(f"average_role_ap_scenario_{scenario}" for scenario in SCENARIOS)
+# The mean that papers print; files of earlier versions do not have it.
+ROLE_AP_WITHOUT_POINT = tuple(f"{name}_without_point" for name in ROLE_AP)
+SCENARIO_KEYS = tuple(f"scenario_{scenario}" for scenario in SCENARIOS)
+# Fields that a file of V-COCO's scores alone has beside the scores.
+VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
+# Values of the fields of the HICO-DET protocol in results that have only V-COCO's scores.
 EMPTY_HICO_FIELDS: dict[str, Any] = {
     "split": FULL,
     "unseen": [],
@@ -34,12 +39,42 @@ EMPTY_HICO_FIELDS: dict[str, Any] = {
     "metrics": dict.fromkeys(METRICS),
     "per_class": {},
 }
+# Fields that V-COCO files of earlier versions do not have.
 VCOCO_FILE_DEFAULTS = {"kind": "predictions", "vocabulary": "vcoco"}
 
 
 @dataclass(frozen=True)
+class ActionResults:
+    """Scores of one action of V-COCO; fractions, None without positives.
+
+    Attributes:
+        positives: number of annotated people who do the action.
+        agent_ap: AP of the agents.
+        roles: AP by role and scenario (`SCENARIO_KEYS`).
+    """
+
+    positives: int
+    agent_ap: float | None
+    roles: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class VcocoResults:
+    """V-COCO's scores.
+
+    Attributes:
+        metrics: averages by name (`AGENT_AP`, `ROLE_AP`, `ROLE_AP_WITHOUT_POINT`), as fractions;
+            None where there is no AP.
+        per_action: scores by the action's name.
+    """
+
+    metrics: dict[str, float | None]
+    per_action: dict[str, ActionResults]
+
+
+@dataclass(frozen=True)
 class SettingScores:
-    """The numbers of a further setting, as in `Results`."""
+    """The numbers of a second HICO-DET setting; fields as in `Results`."""
 
     metrics: dict[str, float | None]
     per_class: dict[str, float]
@@ -50,37 +85,37 @@ class SettingScores:
 
 @dataclass(frozen=True)
 class Results:
-    """What one evaluation found.
+    """The results of one evaluation.
 
     Attributes:
-        name: what people call the run.
-        kind: who made the predictions; `predictions` for a file of unknown making.
-        dataset, vocabulary, split: names; the split is the one whose groups `metrics` has.
-        unseen: HOI indices the split held back.
-        setting: HICO-DET setting.
-        metrics: `METRICS` as fractions, None for a group without ground truth; the harmonic mean
-            of seen and unseen only where the split holds something back.
+        name: display name of the run.
+        kind: source of the predictions; `predictions` for a file of unknown origin.
+        dataset, vocabulary, split: names; `metrics` is grouped by the split.
+        unseen: HOI indices that the split holds out.
+        setting: HICO-DET setting of the numbers.
+        metrics: `METRICS` as fractions, None for a group without ground truth; the harmonic mean of
+            seen and unseen only if the split holds out interactions.
         per_class: AP of every interaction with ground truth, by `Vocabulary.interaction_name`.
-        num_images: annotated test images.
+        num_images: number of annotated test images.
         protocol: candidate pairs from a frozen detector or from annotated boxes; None unknown.
-        training_split: split the student was trained on, `full` for all labels.
-        distillation: the student learned from the teacher's answers.
+        training_split: split that the student was trained on, `full` for all labels; None unknown.
+        distillation: whether the student was distilled from the teacher; None unknown.
         seed: of the run.
-        dataset_path, annotations, predictions, metrics_log: the test dataset's folder, the file
-            of its test annotations (told where there may be no such folder), the predictions
-            file and the training log; relative to the results file on disk, usable paths here.
-        shots: labelled pairs of every unseen interaction that the student saw all the same.
-        sources: further sources it learned from: `name`, `cache` (its fingerprint), `images`, how
-            many of these are `labelled`, and `protocol`.
-        extra: further fractions worth reporting, by name, the most telling first.
-        per_verb, per_object: mAP over the interactions of each verb and object that has some with
-            ground truth.
+        dataset_path, annotations, predictions, metrics_log: folder of the test dataset, file of the
+            test annotations (for results without such a folder), predictions file and training log;
+            relative to the results file on disk, usable paths here.
+        shots: number of labelled pairs of every unseen interaction in the training data.
+        sources: further training data: `name`, `cache` (its fingerprint), `images`, the number of
+            `labelled` ones among them, and `protocol`.
+        extra: further fractions for the report, by name, the most important first.
+        per_verb, per_object: mAP over the interactions of each verb and of each object with ground
+            truth.
         splits: `seen` and `unseen` mAP for every split of the vocabulary, by name.
-        known_object: the same numbers in the known-object setting, where both were asked for.
+        known_object: the same numbers in the known-object setting, if both settings were scored.
         nms: settings of the pairwise NMS before scoring, None without.
-        vcoco: V-COCO's own scores; where there are only these, all of `metrics` is None and
-            nothing is in `per_class`.
-        matches: the detections held against the annotations, as scored; not on disk.
+        vcoco: V-COCO's scores; in results that have only these, all `metrics` are None and
+            `per_class` is empty.
+        matches: the scored detections matched to the annotations; not stored on disk.
     """
 
     name: str
@@ -121,7 +156,7 @@ def vcoco_only_results(**fields: Any) -> Results:
 def results_fields(
     scores: HicoScores, vocabulary: Vocabulary, unseen: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The fields of `Results` that follow from scores, for a split's unseen interactions."""
+    """The fields of `Results` that follow from scores and from a split's unseen interactions."""
     return {
         "vocabulary": vocabulary.name,
         "unseen": tuple(int(index) for index in unseen),
@@ -158,64 +193,86 @@ def _values_by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float
     }
 
 
+def build_vcoco_results(scores: VcocoScores) -> VcocoResults:
+    """V-COCO's scores in the form in which they are stored."""
+
+    def fraction(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    per_action = {
+        action.name: ActionResults(
+            int(scores.num_positives[row]),
+            fraction(scores.agent_ap[row]),
+            {
+                role: {
+                    key: fraction(scores.role_ap[scenario][row, column])
+                    for scenario, key in zip(SCENARIOS, SCENARIO_KEYS, strict=True)
+                }
+                for column, role in enumerate(action.roles)
+            },
+        )
+        for row, action in enumerate(scores.actions)
+    }
+    return VcocoResults(scores.metrics(), per_action)
+
+
 def write_results(path: Path | str, results: Results) -> None:
-    """Writes `results.json`; paths become relative to it, so a run folder can be moved."""
+    """Writes `results.json`; its paths are relative, so that a run folder can be moved."""
     value = asdict(replace(results, matches=None))
     del value["matches"]
     write_json(path, {**value, **_relative_paths(path, results)})
 
 
 def write_vcoco_results(path: Path | str, results: Results) -> None:
-    """Writes V-COCO's scores as a file of their own, which `read_results` reads too."""
-    assert results.vcoco is not None, "there is nothing else in this file"
-    about = {name: getattr(results, name) for name in VCOCO_FIELDS}
-    write_json(path, {**about, **_relative_paths(path, results), **asdict(results.vcoco)})
+    """Writes V-COCO's scores alone; `read_results` reads this form as well."""
+    assert results.vcoco is not None, "V-COCO's scores are the content of the file"
+    fields = {name: getattr(results, name) for name in VCOCO_FIELDS}
+    write_json(path, {**fields, **_relative_paths(path, results), **asdict(results.vcoco)})
 
 
 def _relative_paths(path: Path | str, results: Results) -> dict[str, str | None]:
     folder = Path(path).resolve().parent
     return {
-        name: os.path.relpath(place.resolve(), folder)
-        if (place := getattr(results, name))
+        name: os.path.relpath(target.resolve(), folder)
+        if (target := getattr(results, name))
         else None
         for name in PATH_FIELDS
     }
 
 
 def read_results(path: Path | str) -> Results:
-    """Reads `results.json`.
+    """Reads `results.json`, or a file of V-COCO's scores alone.
 
     Raises:
-        InputError: the file is missing, is not JSON, or a field is missing or wrong.
+        InputError: the file is missing, is not JSON, or a field is missing or invalid.
     """
     value = read_json(path)
     if not isinstance(value, dict):
         raise bad_field(path, "file", "results of an evaluation", value)
     vcoco = None
     if "per_action" in value:
-        vcoco, value = (
-            parse_vcoco_results(path, value),
-            {**VCOCO_FILE_DEFAULTS, **value, **EMPTY_HICO_FIELDS},
-        )
+        vcoco = parse_vcoco_results(path, value)
+        value = {**VCOCO_FILE_DEFAULTS, **value, **EMPTY_HICO_FIELDS}
     elif value.get("vcoco"):
-        vcoco = parse_vcoco_results(path, value["vcoco"])
+        vcoco = parse_vcoco_results(
+            path, typed_field(path, value, "vcoco", dict, "V-COCO's scores")
+        )
     folder = Path(path).parent
 
     def text(name: str) -> str:
         return cast(str, typed_field(path, value, name, str, "a text"))
 
     def choice(name: str, choices: tuple[str, ...]) -> Any:
-        found = value.get(name)
-        if found not in choices:
-            raise bad_field(path, name, f"one of {', '.join(choices)}", found)
-        return found
+        if value.get(name) not in choices:
+            raise bad_field(path, name, f"one of {', '.join(choices)}", value.get(name))
+        return value[name]
 
     def optional(name: str, kind: type, expected: str) -> Any:
         return (
             typed_field(path, value, name, kind, expected) if value.get(name) is not None else None
         )
 
-    def beside(name: str) -> Path | None:
+    def optional_path(name: str) -> Path | None:
         relative = optional(name, str, "a path")
         return None if relative is None else folder / relative
 
@@ -243,10 +300,10 @@ def read_results(path: Path | str) -> Results:
         seed=optional("seed", int, "a whole number"),
         shots=optional("shots", int, "a whole number") or 0,
         sources=tuple(optional("sources", list, "a list of sources") or ()),
-        dataset_path=beside("dataset_path"),
-        annotations=beside("annotations"),
-        predictions=beside("predictions"),
-        metrics_log=beside("metrics_log"),
+        dataset_path=optional_path("dataset_path"),
+        annotations=optional_path("annotations"),
+        predictions=optional_path("predictions"),
+        metrics_log=optional_path("metrics_log"),
         extra=cast(dict[str, float], number_table(path, {"extra": {}, **value}, "extra")),
         nms=cast(dict[str, float], number_table(path, value, "nms")) if value.get("nms") else None,
         **_read_detail_fields(path, value),
@@ -256,12 +313,12 @@ def read_results(path: Path | str) -> Results:
 
 
 def _read_detail_fields(path: Path | str, value: dict[str, Any]) -> dict[str, Any]:
-    """The parts that results of earlier versions lack."""
-    known = {"per_verb": {}, "per_object": {}, "splits": {}, **value}
-    splits = typed_field(path, known, "splits", dict, "groups by split")
+    """The fields that results of earlier versions do not have."""
+    value = {"per_verb": {}, "per_object": {}, "splits": {}, **value}
+    splits = typed_field(path, value, "splits", dict, "groups by split")
     return {
-        "per_verb": number_table(path, known, "per_verb"),
-        "per_object": number_table(path, known, "per_object"),
+        "per_verb": number_table(path, value, "per_verb"),
+        "per_object": number_table(path, value, "per_object"),
         "splits": {name: number_table(path, splits, name, optional=True) for name in splits},
     }
 
@@ -278,141 +335,82 @@ def _read_known_object(path: Path | str, value: Any) -> SettingScores | None:
     )
 
 
-def typed_field(
-    path: Path | str, value: dict[str, Any], name: str, kind: type, expected: str
-) -> Any:
-    """A field of a type.
-
-    Args:
-        kind: the type.
-        expected: what an error says was expected.
+def parse_vcoco_results(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
+    """Parses what `dataclasses.asdict` makes of `VcocoResults`.
 
     Raises:
-        InputError: it is missing or of another type.
+        InputError: a field is missing or invalid.
+    """
+    metrics = typed_field(path, value, "metrics", dict, "numbers by name")
+    metrics = {**dict.fromkeys(ROLE_AP_WITHOUT_POINT), **metrics}
+    actions = typed_field(path, value, "per_action", dict, "numbers by name")
+    return VcocoResults(
+        {
+            name: _read_fraction(path, metrics, name, "metrics.")
+            for name in (AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT)
+        },
+        {name: _parse_action(path, actions, name) for name in actions},
+    )
+
+
+def _parse_action(path: Path | str, actions: dict[str, Any], name: str) -> ActionResults:
+    entry = typed_field(path, actions, name, dict, "numbers by name", "per_action.")
+    prefix = f"per_action.{name}."
+    positives = typed_field(path, entry, "positives", int, "a number of people", prefix)
+    roles = typed_field(path, entry, "roles", dict, "numbers by name", prefix)
+    agent_ap = _read_fraction(path, entry, "agent_ap", prefix)
+    per_role = {}
+    for role in roles:
+        scores = typed_field(path, roles, role, dict, "numbers by name", f"{prefix}roles.")
+        per_role[role] = {
+            key: _read_fraction(path, scores, key, f"{prefix}roles.{role}.")
+            for key in SCENARIO_KEYS
+        }
+    return ActionResults(positives, agent_ap, per_role)
+
+
+def _read_fraction(path: Path | str, table: dict[str, Any], name: str, prefix: str) -> float | None:
+    value = table.get(name, "nothing")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise bad_field(path, f"{prefix}{name}", "a fraction or null", value)
+    return value
+
+
+def typed_field(
+    path: Path | str,
+    value: Mapping[str, Any],
+    name: str,
+    kind: type,
+    expected: str,
+    prefix: str = "",
+) -> Any:
+    """A field of a given type.
+
+    Args:
+        expected: the type in words, for an error message.
+        prefix: the fields around it, for an error message, such as "per_action.".
+
+    Raises:
+        InputError: the field is missing or of another type.
     """
     if not isinstance(value.get(name), kind):
-        raise bad_field(path, name, expected, value.get(name))
+        raise bad_field(path, f"{prefix}{name}", expected, value.get(name))
     return value[name]
 
 
 def number_table(
-    path: Path | str, value: dict[str, Any], name: str, optional: bool = False
+    path: Path | str, value: Mapping[str, Any], name: str, optional: bool = False
 ) -> dict[str, float | None]:
-    """A table of numbers by name.
+    """A field that holds numbers by name.
 
     Args:
-        optional: null is a number too.
+        optional: whether null is allowed in place of a number.
 
     Raises:
-        InputError: it is missing, no table, or a value is no number.
+        InputError: the field is missing or holds something else.
     """
     table = typed_field(path, value, name, dict, "numbers by name")
     for key, number in table.items():
         if not (isinstance(number, int | float) or (optional and number is None)):
             raise bad_field(path, f"{name}.{key}", "a number", number)
     return table
-
-
-AGENT_AP = "average_agent_ap"
-ROLE_AP = tuple(f"average_role_ap_scenario_{scenario}" for scenario in SCENARIOS)
-# The mean that papers print; files of earlier versions lack it.
-ROLE_AP_WITHOUT_POINT = tuple(f"{name}_without_point" for name in ROLE_AP)
-SCENARIO_KEYS = tuple(f"scenario_{scenario}" for scenario in SCENARIOS)
-
-
-@dataclass(frozen=True)
-class ActionResults:
-    """One action; fractions, None where nobody does it.
-
-    Attributes:
-        positives: annotated people who do it.
-        agent_ap: AP of its agents.
-        roles: by role, AP by scenario (`SCENARIO_KEYS`).
-    """
-
-    positives: int
-    agent_ap: float | None
-    roles: dict[str, dict[str, float | None]]
-
-
-@dataclass(frozen=True)
-class VcocoResults:
-    """The averages (`AGENT_AP`, `ROLE_AP`, `ROLE_AP_WITHOUT_POINT`; None where nothing counts) and
-    every action."""
-
-    metrics: dict[str, float | None]
-    per_action: dict[str, ActionResults]
-
-
-def build_vcoco_results(scores: VcocoScores) -> VcocoResults:
-    """Scores as they are written down."""
-
-    def fraction(value: float) -> float | None:
-        return None if np.isnan(value) else float(value)
-
-    per_action = {
-        action.name: ActionResults(
-            int(scores.num_positives[row]),
-            fraction(scores.agent_ap[row]),
-            {
-                role: {
-                    key: fraction(scores.role_ap[scenario][row, place])
-                    for scenario, key in zip(SCENARIOS, SCENARIO_KEYS, strict=True)
-                }
-                for place, role in enumerate(action.roles)
-            },
-        )
-        for row, action in enumerate(scores.actions)
-    }
-    return VcocoResults(scores.metrics(), per_action)
-
-
-def parse_vcoco_results(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
-    """Reads what `dataclasses.asdict` makes of `VcocoResults`.
-
-    Raises:
-        InputError: a field is missing or wrong.
-    """
-    metrics = _require_table(path, "metrics", value.get("metrics"))
-    metrics = {**dict.fromkeys(ROLE_AP_WITHOUT_POINT), **metrics}
-    per_action = {}
-    for name, entry in _require_table(path, "per_action", value.get("per_action")).items():
-        place = f"per_action.{name}"
-        entry = _require_table(path, place, entry)
-        positives = entry.get("positives")
-        if not isinstance(positives, int):
-            raise bad_field(path, f"{place}.positives", "a number of people", positives)
-        roles = _require_table(path, f"{place}.roles", entry.get("roles"))
-        per_action[name] = ActionResults(
-            positives,
-            _read_fraction(path, entry, "agent_ap", f"{place}."),
-            {
-                role: {
-                    key: _read_fraction(path, scores, key, f"{place}.roles.{role}.")
-                    for key in SCENARIO_KEYS
-                }
-                for role in roles
-                if (scores := _require_table(path, f"{place}.roles.{role}", roles[role]))
-                is not None
-            },
-        )
-    return VcocoResults(
-        {
-            name: _read_fraction(path, metrics, name, "metrics.")
-            for name in (AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT)
-        },
-        per_action,
-    )
-
-
-def _require_table(path: Path | str, name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise bad_field(path, name, "numbers by name", value)
-    return value
-
-
-def _read_fraction(path: Path | str, table: dict[str, Any], name: str, place: str) -> float | None:
-    value = table.get(name, "nothing")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise bad_field(path, f"{place}{name}", "a fraction or null", value)
-    return value

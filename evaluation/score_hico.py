@@ -1,4 +1,4 @@
-"""HICO-DET scores of detections as results fields; the work of `eoid-eval hico`."""
+"""Scores detections by the HICO-DET protocol: for `eoid-eval hico`, and as fields of `Results`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from pipeline.types import Annotation, Detections
 from pipeline.utils.files import refuse_existing
 from pipeline.vocabulary import Vocabulary
 
+HICO_DET = "hico-det"
+# Settings by the value of the option --setting.
 SETTINGS_OF_OPTION: dict[str, tuple[Setting, ...]] = {
     "default": ("default",),
     "known-object": ("known_object",),
@@ -34,11 +36,11 @@ SETTINGS_OF_OPTION: dict[str, tuple[Setting, ...]] = {
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """How to score.
+    """Options of the HICO-DET protocol.
 
     Attributes:
-        settings: HICO-DET settings, one or both.
-        nms: pairwise NMS first; None without.
+        settings: one or both settings.
+        nms: pairwise NMS before scoring; None without.
     """
 
     settings: tuple[Setting, ...] = SETTINGS_OF_OPTION["both"]
@@ -52,13 +54,15 @@ def score_to_fields(
     unseen: tuple[int, ...],
     scoring: ScoringConfig,
 ) -> dict[str, Any]:
-    """The fields of `Results` that scoring fills; the first setting's numbers stand at the top.
+    """The fields of `Results` that follow from the scores.
+
+    The main fields hold the numbers of the first setting, `known_object` those of the second.
 
     Args:
-        unseen: HOI indices of the split whose groups are wanted.
+        unseen: HOI indices that the split holds out.
 
     Raises:
-        InputError: detections for an image that is not annotated.
+        InputError: there are detections on an image without annotation.
     """
     if scoring.nms is not None:
         detections = batched_pairwise_nms(detections, scoring.nms)
@@ -77,23 +81,21 @@ def score_to_fields(
     }
 
 
-HICO_DET = "hico-det"
-
-
 @dataclass(frozen=True)
 class HicoScoreConfig:
-    """What to score, and how.
+    """Settings of `eoid-eval hico`.
 
     Attributes:
-        predictions: file, or folder of a run.
-        annotations: file; None takes that of `data`.
-        vocabulary, split: names or files; without vocabulary the dataset's, else HICO-DET's.
+        predictions: predictions file or run folder.
+        annotations: annotation file; None for that of `data`.
+        vocabulary: name or file; None for that of the dataset, without one HICO-DET's.
+        split: name or file.
         scoring: settings and NMS.
-        details: tables wanted beside the groups, of `evaluation.tables.DETAILS`.
+        details: further tables to print, of `evaluation.tables.DETAILS`.
         strict: refuse annotations with issues.
-        json: results file to write.
-        overwrite: replace it.
-        data: dataset folder; looked for around the annotations where not named.
+        json: results file to write; None for none.
+        overwrite: replace an existing results file.
+        data: dataset folder; None looks for one that contains the annotations.
     """
 
     predictions: Path
@@ -109,13 +111,13 @@ class HicoScoreConfig:
 
 
 def score_hico_file(config: HicoScoreConfig) -> list[str]:
-    """Scores the predictions and writes the results where wanted.
+    """Scores predictions and writes the results file.
 
     Returns:
-        tables for people.
+        lines to print: tables of the scores, and notes on what was not scored.
 
     Raises:
-        InputError: a file is missing or wrong, or all predictions are for other images.
+        InputError: a file is missing or invalid, or no predictions are on the annotated images.
     """
     if config.json is not None:
         refuse_existing(config.json, config.overwrite)
@@ -132,10 +134,10 @@ def score_hico_file(config: HicoScoreConfig) -> list[str]:
     ground_truth = load_annotations(
         files.annotations, vocabulary, "test", config.strict, files.instances, files.ids
     )
-    sizes = {one.image_id: one.size for one in ground_truth.annotations}
-    found = read_predictions(path, vocabulary, sizes)
+    sizes = {item.image_id: item.size for item in ground_truth.annotations}
+    predicted = read_predictions(path, vocabulary, sizes)
     ground_truth.require_labels()
-    detections = keep_annotated_images(path, found, ground_truth)
+    detections = keep_annotated_images(path, predicted, ground_truth)
     results = Results(
         name=predictions_name(path),
         kind="predictions",
@@ -151,27 +153,27 @@ def score_hico_file(config: HicoScoreConfig) -> list[str]:
     )
     if config.json is not None:
         write_results(config.json, results)
-    notes = _notes(ground_truth, found, detections, vocabulary)
+    notes = _notes(ground_truth, predicted, detections, vocabulary)
     return [*format_tables([results], config.details), *filter(None, notes)]
 
 
 def _notes(
     ground_truth: AnnotationFile,
-    found: list[Detections],
-    counted: list[Detections],
+    predicted: list[Detections],
+    scored: list[Detections],
     vocabulary: Vocabulary,
 ) -> list[str]:
     notes = [ground_truth.format_issues()]
-    without_pair = sum(item.image_id in ground_truth.unlabelled for item in found)
+    without_pair = sum(item.image_id in ground_truth.unlabelled for item in predicted)
     if without_pair:
         notes.append(f"{without_pair} images without annotated pair were left out")
-    unknown = len(found) - len(counted) - without_pair
+    unknown = len(predicted) - len(scored) - without_pair
     if unknown:
         notes.append(f"{unknown} images that {ground_truth.path} does not name were left out")
-    silent = len(ground_truth.annotations) - len(counted)
-    if silent:
-        notes.append(f"{silent} of {len(ground_truth.annotations)} images have no predictions")
-    verbs, objects = verb_object_pairs(counted)
+    missing = len(ground_truth.annotations) - len(scored)
+    if missing:
+        notes.append(f"{missing} of {len(ground_truth.annotations)} images have no predictions")
+    verbs, objects = verb_object_pairs(scored)
     if len(verbs) and not vocabulary.valid[verbs, objects].any():
         notes.append(
             f"none of the {len(verbs)} predicted pairs is an interaction of {vocabulary.name}; is"

@@ -1,4 +1,4 @@
-"""Scores V-COCO detections: the official layout, a predictions file of this project's, or a run."""
+"""Scores detections by the V-COCO protocol: for `eoid-eval vcoco`, and for evaluations of a run."""
 
 from __future__ import annotations
 
@@ -39,23 +39,27 @@ from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import iter_json, refuse_existing
 from pipeline.vocabulary import Vocabulary
 
+# Name of the file of V-COCO's scores in a run folder.
+VCOCO_RESULTS_FILE = "vcoco.json"
+
 
 @dataclass(frozen=True)
 class VcocoScoreConfig:
-    """What to score, and against what.
+    """Settings of `eoid-eval vcoco`.
 
     Attributes:
-        predictions: detections in the official layout (JSON, NPZ or a pickle), in the HOIA form, or
-            a run.
-        actions: official actions file; None takes that of `data`.
-        instances, ids: the files that belong to it; looked for around it where not named.
-        vocabulary: what the numbers of the HOIA form mean, a name or a file; without it the
-            dataset's, else V-COCO's.
+        predictions: detections in the official layout (JSON, NPZ or pickle) or in the HOIA form, or
+            a run folder.
+        actions: V-COCO's actions file; None for that of `data`.
+        instances, ids: COCO instances and id list of the actions; None looks for them near the
+            actions file.
+        vocabulary: of the numbers in the HOIA form, a name or a file; None for that of the dataset,
+            without one V-COCO's.
         strict: refuse annotations with issues.
-        json: results file to write.
-        official: where to write the detections in the official layout.
-        overwrite: replace these files.
-        data: dataset folder; looked for around the actions where not named.
+        json: results file to write; None for none.
+        official: file to write the detections to in the official layout; None for none.
+        overwrite: replace existing files.
+        data: dataset folder; None looks for one that contains the actions.
     """
 
     predictions: Path
@@ -71,13 +75,13 @@ class VcocoScoreConfig:
 
 
 def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
-    """Scores the detections and writes what is wanted.
+    """Scores detections and writes the results file and the official layout.
 
     Returns:
-        a table for people.
+        lines to print: a table of the scores, and notes on what was not scored.
 
     Raises:
-        InputError: a file is missing or wrong, or there are detections for unknown images.
+        InputError: a file is missing or invalid, or there are detections on unknown images.
     """
     for path in (config.json, config.official):
         if path is not None:
@@ -95,8 +99,8 @@ def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
     files = find_vcoco_files(
         source.annotations, config.instances or source.instances, config.ids or source.ids
     )
-    reading = ParseContext(files.actions, source.vocabulary, config.strict)
-    ground_truth = read_vcoco(files, reading)
+    context = ParseContext(files.actions, source.vocabulary, config.strict)
+    ground_truth = read_vcoco(files, context)
     path = find_predictions_file(config.predictions)
     hoia = _is_hoia_form(path)
     detections = (
@@ -106,10 +110,10 @@ def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
     )
     if not hoia and not len(detections):
         raise bad_field(path, "file", "a list of detections", "an empty list")
-    found, outside = _select_listed(detections, ground_truth, path)
+    scored, num_outside = _select_listed(detections, ground_truth, path)
     if config.official is not None:
-        write_detections(config.official, found)
-    scores = evaluate_vcoco(ground_truth, found)
+        write_detections(config.official, scored)
+    scores = evaluate_vcoco(ground_truth, scored)
     if config.json is not None:
         results = vcoco_only_results(
             name=predictions_name(path),
@@ -117,39 +121,42 @@ def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
             vocabulary=source.vocabulary.name,
             num_images=len(ground_truth.images),
             dataset_path=source.folder,
-            # What the report shows of single pictures, it reads in the HOIA form.
-            predictions=path if hoia and not outside else None,
+            # The report reads the detections of single images in the HOIA form only.
+            predictions=path if hoia and not num_outside else None,
             vcoco=build_vcoco_results(scores),
         )
         write_vcoco_results(config.json, results)
     return [
         *format_vcoco_table(scores, len(ground_truth.images)),
-        *_notes(reading, ground_truth, found, outside),
+        *_notes(context, ground_truth, scored, num_outside),
     ]
 
 
 def _notes(
-    reading: ParseContext, ground_truth: VcocoGroundTruth, found: VcocoDetections, outside: int
+    context: ParseContext,
+    ground_truth: VcocoGroundTruth,
+    scored: VcocoDetections,
+    num_outside: int,
 ) -> Iterator[str]:
-    if issues := format_issues(reading.file, reading.issues):
+    if issues := format_issues(context.file, context.issues):
         yield issues
-    if unknown_keys := found.unknown_keys:
+    if unknown_keys := scored.unknown_keys:
         yield (
             f"{len(unknown_keys)} keys that look like scores but are none of the annotations'"
             f" actions and roles were left out, the first being {unknown_keys[0]}"
         )
-    if outside:
-        yield f"{outside} detections on images outside the part were left out"
-    if silent := len(ground_truth.images) - len(np.unique(found.image_ids)):
-        yield f"{silent} of {len(ground_truth.images)} images have no detections"
+    if num_outside:
+        yield f"{num_outside} detections on images outside the part were left out"
+    if missing := len(ground_truth.images) - len(np.unique(scored.image_ids)):
+        yield f"{missing} of {len(ground_truth.images)} images have no detections"
 
 
 def score_detections(
     detections: Sequence[Detections], ground_truth: VcocoGroundTruth, vocabulary: Vocabulary
 ) -> VcocoScores:
-    """Scores detected interactions of the part's images, named by the ground truth's file names."""
-    number = {image.name: image.id for image in ground_truth.images}
-    ids = [number[item.image_id] for item in detections]
+    """V-COCO's scores of detections whose image ids are file names of the ground truth."""
+    coco_ids = {image.name: image.id for image in ground_truth.images}
+    ids = [coco_ids[item.image_id] for item in detections]
     return evaluate_vcoco(
         ground_truth, to_vcoco_detections(detections, ids, vocabulary, ground_truth.actions)
     )
@@ -160,19 +167,19 @@ def _read_hoia_form(
 ) -> VcocoDetections:
     sizes = {image.name: image.size for image in ground_truth.images}
     detections = read_predictions(path, vocabulary, sizes)
-    number = {
+    coco_ids = {
         **ground_truth.other_image_ids,
         **{image.name: image.id for image in ground_truth.images},
     }
-    unknown = [item.image_id for item in detections if item.image_id not in number]
+    unknown = [item.image_id for item in detections if item.image_id not in coco_ids]
     if unknown:
         raise _unknown_images_error(path, len(unknown), unknown[0])
-    ids = [number[item.image_id] for item in detections]
+    ids = [coco_ids[item.image_id] for item in detections]
     return to_vcoco_detections(detections, ids, vocabulary, ground_truth.actions)
 
 
 def _is_hoia_form(path: Path) -> bool:
-    """Whether a file's first entry is an image of the HOIA form; the readers find what is wrong."""
+    """Whether the first entry of a file has the HOIA form; the readers check the rest."""
     if path.suffix.lower() == ".npz" or is_pickle(path):
         return False
     entries = iter_json(path)
@@ -181,15 +188,15 @@ def _is_hoia_form(path: Path) -> bool:
 
 
 def _select_listed(
-    found: VcocoDetections, ground_truth: VcocoGroundTruth, path: Path
+    detections: VcocoDetections, ground_truth: VcocoGroundTruth, path: Path
 ) -> tuple[VcocoDetections, int]:
-    """The detections on the part's images, and how many others there are.
+    """The detections on the images of the part, and the number of the other detections.
 
     Raises:
-        InputError: detections on images that COCO's file does not know, or on none of the part's,
-            or boxes of another form or scale.
+        InputError: there are detections on images that the COCO file does not name, or none on
+            the images of the part, or boxes have another form or scale.
     """
-    ids = found.image_ids
+    ids = detections.image_ids
     inside = np.isin(ids, [image.id for image in ground_truth.images])
     unknown = ~inside & ~np.isin(ids, list(ground_truth.other_image_ids.values()))
     if unknown.any():
@@ -197,7 +204,7 @@ def _select_listed(
     if len(ids) and not inside.any():
         expected = "detections on the images of the id list"
         raise bad_field(path, "image_id", expected, f"none, but {ids[0]} and others")
-    kept = found.keep(np.flatnonzero(inside))
+    kept = detections.keep(np.flatnonzero(inside))
     sizes = {image.id: image.size for image in ground_truth.images}
     form = BoxFormatCheck(XYXY)
     form.add(kept.person_boxes, np.array([sizes[number] for number in kept.image_ids.tolist()]))
@@ -210,12 +217,12 @@ def _unknown_images_error(path: Path, count: int, first: str | int) -> InputErro
     return bad_field(path, "image", expected, f"{count} others, the first being {first}")
 
 
-VCOCO_RESULTS_FILE = "vcoco.json"
-
-
 def score_run(dataset: Dataset, detections: Sequence[Detections]) -> VcocoResults | None:
-    """Scores the predictions of the test part and prints the table; None for datasets without
-    V-COCO's official files."""
+    """Scores predictions on the test part of a dataset and prints the table.
+
+    Returns:
+        None for a dataset without V-COCO's official files.
+    """
     ground_truth = dataset.vcoco_ground_truth("test")
     if ground_truth is None:
         return None

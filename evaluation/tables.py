@@ -1,4 +1,4 @@
-"""Number formatting and tables for the terminal."""
+"""Formats numbers, and tables of scores for the terminal."""
 
 from __future__ import annotations
 
@@ -28,36 +28,45 @@ VCOCO_TITLES = {
     AGENT_AP: "Agent AP",
 }
 SETTING_TITLES = {"default": "default setting", "known_object": "known-object setting"}
+# Tables that can be printed below the groups, with the title of their first column.
+DETAIL_TITLES = {
+    "splits": "split",
+    "verbs": "verb",
+    "objects": "object",
+    "interactions": "interaction",
+}
+DETAILS = tuple(DETAIL_TITLES)
+VCOCO_ROW = "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}"
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
-    """A fraction as the field prints it: 0.701 is 70.1."""
-    return "-" if value is None else f"{100 * value:.{digits}f}"
+    """A fraction in percent, without the sign: 0.701 is "70.1"; "-" for None and NaN."""
+    return "-" if value is None or np.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def join_names(names: Sequence[str]) -> str:
-    """The names as "a, b and c"."""
+    """Joins names like "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def setting_columns(results: Sequence[Results]) -> list[tuple[Setting, Results | SettingScores]]:
-    """The settings of all results, one after the other, with their numbers."""
-    found: list[tuple[Setting, Results | SettingScores]] = []
+    """Setting and numbers of each column of a table: one or two for each result."""
+    columns: list[tuple[Setting, Results | SettingScores]] = []
     for result in results:
-        found.append((result.setting, result))
+        columns.append((result.setting, result))
         if result.known_object is not None:
-            found.append(("known_object", result.known_object))
-    return found
+            columns.append(("known_object", result.known_object))
+    return columns
 
 
 def format_results_table(results: Sequence[Results]) -> list[str]:
-    """Lines for a terminal: a row for each metric, a column for each result (a setting, a run).
+    """Lines of a table with a row for each metric and a column for each result and setting.
 
     Args:
         results: of one dataset and split.
     """
-    first, shown = results[0], setting_columns(results)
-    settings = [SETTING_TITLES[setting] for setting, _ in shown]
+    first, columns = results[0], setting_columns(results)
+    settings = [SETTING_TITLES[setting] for setting, _ in columns]
     width = max(12, *(len(setting) + 2 for setting in settings))
     classes = f"{len(first.per_class)} interactions"
     nms = ", after pairwise NMS" if first.nms else ""
@@ -66,24 +75,15 @@ def format_results_table(results: Sequence[Results]) -> list[str]:
         f"{'mAP':<15}" + "".join(f"{setting:>{width}}" for setting in settings),
     ]
     for name, title in METRIC_TITLES.items():
-        values = [scores.metrics.get(name) for _, scores in shown]
+        values = [scores.metrics.get(name) for _, scores in columns]
         if any(value is not None for value in values):
             numbers = "".join(f"{format_percent(value, 2):>{width}}" for value in values)
             lines.append(f"{title.lower():<15}" + numbers)
     return lines
 
 
-DETAILS = ("splits", "verbs", "objects", "interactions")
-DETAIL_TITLES = {
-    "splits": "split",
-    "verbs": "verb",
-    "objects": "object",
-    "interactions": "interaction",
-}
-
-
 def format_tables(results: Sequence[Results], details: Sequence[str]) -> list[str]:
-    """The groups, and the wanted details below."""
+    """Lines of the table of groups, and of a table for each of the given `DETAILS`."""
     lines = format_results_table(results)
     for detail in details:
         lines += ["", *format_detail_table(results, detail)]
@@ -91,25 +91,24 @@ def format_tables(results: Sequence[Results], details: Sequence[str]) -> list[st
 
 
 def format_detail_table(results: Sequence[Results], detail: str) -> list[str]:
-    """A row for each entry that has ground truth, a column for each setting; AP in percent.
+    """Lines of a table with a row for each class with ground truth and a column for each setting.
 
     Args:
         results: of one dataset and split.
         detail: one of `DETAILS`.
     """
-    shown = setting_columns(results)
-    tables = [_detail_values(scores, detail) for _, scores in shown]
-    settings = [SETTING_TITLES[setting] for setting, _ in shown]
+    columns = setting_columns(results)
+    tables = [_detail_values(scores, detail) for _, scores in columns]
+    settings = [SETTING_TITLES[setting] for setting, _ in columns]
     width = max(12, *(len(setting) + 2 for setting in settings))
-    # The union: a later setting may lack an entry.
+    # The union of all columns, as a setting may not have every class.
     names = list(dict.fromkeys(name for table in tables for name in table))
-    stub = max([len(DETAIL_TITLES[detail]), *(len(name) for name in names)]) + 2
-    lines = [
-        f"{DETAIL_TITLES[detail]:<{stub}}" + "".join(f"{title:>{width}}" for title in settings)
-    ]
+    name_width = max([len(DETAIL_TITLES[detail]), *(len(name) for name in names)]) + 2
+    header = f"{DETAIL_TITLES[detail]:<{name_width}}"
+    lines = [header + "".join(f"{title:>{width}}" for title in settings)]
     for name in names:
         cells = "".join(f"{format_percent(table.get(name), 2):>{width}}" for table in tables)
-        lines.append(f"{name:<{stub}}{cells}")
+        lines.append(f"{name:<{name_width}}{cells}")
     return lines
 
 
@@ -132,30 +131,27 @@ def _detail_values(scores: Results | SettingScores, detail: str) -> dict[str, fl
 
 
 def format_vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
-    """Lines for a terminal: agents, then roles, then the averages; AP in percent."""
-
-    def format_percent(value: float | None) -> str:
-        return "-" if value is None or np.isnan(value) else f"{100 * value:.2f}"
-
-    head = ("action", "people", "agent", "role", "scenario 1", "scenario 2")
-    lines = [f"v-coco: {num_images} images", "{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*head)]
+    """Lines of a table with a row for each action and role, and the averages; AP in percent."""
+    header = ("action", "people", "agent", "role", "scenario 1", "scenario 2")
+    lines = [f"v-coco: {num_images} images", VCOCO_ROW.format(*header)]
     for row, action in enumerate(scores.actions):
-        for place, role in enumerate(action.roles or ("",)):
+        agent = format_percent(scores.agent_ap[row], 2)
+        for column, role in enumerate(action.roles or ("",)):
             roles = [
-                format_percent(scores.role_ap[s][row, place]) if role else "" for s in SCENARIOS
+                format_percent(scores.role_ap[scenario][row, column], 2) if role else ""
+                for scenario in SCENARIOS
             ]
-            first = (action.name, scores.num_positives[row], format_percent(scores.agent_ap[row]))
-            cells = (*(("", "", "") if place else first), role, *roles)
-            lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*cells).rstrip())
-    agent, *roles = (format_percent(value) for value in scores.metrics().values())
+            first = ("", "", "") if column else (action.name, scores.num_positives[row], agent)
+            lines.append(VCOCO_ROW.format(*first, role, *roles).rstrip())
+    agent, *roles = (format_percent(value, 2) for value in scores.metrics().values())
     for averages in (
         ("average", "", agent, "", *roles[:2]),
         (f"without {ACTION_EXCLUDED_BY_PAPERS}", "", "", "", *roles[2:]),
     ):
-        lines.append("{:<18}{:>7}{:>8}  {:<7}{:>11}{:>11}".format(*averages))
-    every, papers = scores.num_roles()
+        lines.append(VCOCO_ROW.format(*averages))
+    num_official, num_papers = scores.num_roles()
     return [
         *lines,
-        f"role AP: the official mean is over {every} roles; papers print the mean without"
-        f" {ACTION_EXCLUDED_BY_PAPERS}, over {papers}",
+        f"role AP: the official mean is over {num_official} roles; papers print the mean without"
+        f" {ACTION_EXCLUDED_BY_PAPERS}, over {num_papers}",
     ]

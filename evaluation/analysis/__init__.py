@@ -1,1 +1,2 @@
-"""What lies behind the scores: error kinds, verb confusion, precision and recall, class tables."""
+"""Analysis of results for the report: comparison of several runs, tables of classes, kinds of
+errors, confusion between verbs, precision-recall curves, training logs."""

@@ -1,1 +1,2 @@
-"""Annotated images: boxes, labels, legend."""
+"""Drawing of annotations and detections on images: boxes, links, labels without overlap, a legend,
+and ground truth beside predictions for a few images of a run."""

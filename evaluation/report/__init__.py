@@ -1,1 +1,2 @@
-"""The HTML report: its page, sections, charts and gallery."""
+"""The HTML report on one or several results: loading of the dataset and predictions behind them,
+sections with tables and charts, a gallery of test images, the page, and its PNG files."""

@@ -1,1 +1,2 @@
-"""The V-COCO protocol: agent and role average precision, detections in the official layout."""
+"""The V-COCO protocol: average precision of agents and roles, and the benchmark's own file layout
+of detections, read, written and converted from HOI detections."""

@@ -1,14 +1,15 @@
-"""Detections in V-COCO's official layout: JSON, NPZ, or a pickle, which is read as plain data.
+"""Detections in V-COCO's official layout, as JSON, NPZ or a pickle of plain data.
 
-One entry for each detected person: `image_id` (COCO's number), `person_box` xyxy in pixels, for
-every action `<action>_agent`, a score, and for every role beside the agent `<action>_<role>`, the
-object's box and a score. A box of zeros or NaN says that there is no object; a NaN score leaves
-the entry out. JSON and pickles hold a list of such entries; the NPZ form has an array by the same
-names, (N,) for ids and agents, (N, 4) for person boxes, (N, 5) for roles.
+One entry for each detected person: `image_id` (COCO's number); `person_box`, xyxy in pixels; for
+every action `<action>_agent`, a score; for every role other than the agent `<action>_<role>`, the
+object's box and a score. A box of zeros or NaN stands for no object; a score of NaN means that the
+action or role is not detected. JSON and pickles hold a list of such entries. The NPZ form has an
+array under each of these names: (N,) for ids and agents, (N, 4) for person boxes, (N, 5) for roles.
 
-Two-stage detectors of the SCG/UPT family leave out the keys of what was not found. Entries of a
-list mean by a missing agent a score of 0, and by a missing role `MISSING_ROLE`; so does a missing
-array. Other keys are free, but those that look like the layout's are told: they may be misspelled.
+Two-stage detectors of the SCG/UPT family omit the keys of undetected actions and roles: a missing
+agent has a score of 0, a missing role is `MISSING_ROLE`. The same holds for missing arrays. Other
+keys are ignored, but those that resemble a key of the layout are reported, as they may be
+misspelled.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, identify_file
 from pipeline.vocabulary import Vocabulary
 
-# So many entries are turned into arrays at a time.
+# Number of entries that are converted to arrays at a time.
 ENTRIES_PER_CHUNK = 2000
 REQUIRED_FIELDS = {
     "image_id": "the whole number of an image",
     "person_box": "four finite numbers x1, y1, x2, y2 in pixels",
 }
-# As that family's cache reads it; a box of zeros would say that there is no object.
+# The default value in the SCG/UPT family's code; a box of zeros would stand for no object.
 MISSING_ROLE = (0.0, 0.0, 0.1, 0.1, 0.0)
-# Boxes of roles with low scores may be arbitrary; given as sides, over two thirds are no corners.
+# Boxes of roles with low scores may be arbitrary, so some of them are inverted. Of boxes given as
+# x, y, width, height, more than two thirds are.
 MAX_INVALID_ROLE_BOXES = 0.4
-# How much of a misspelled key is as in the right one (hit_agnet, hit_object), and more than of the
-# keys that projects add (hit_obj_class).
+# Misspelled keys (hit_agnet, hit_object) are more similar to the correct ones, keys that projects
+# add (hit_obj_class) are less.
 MIN_KEY_SIMILARITY = 0.75
 NPZ_EXPECTED = "an NPZ file of plain arrays"
 OTHER_ARRAY_FILES = ((rb"\x93NUMPY", "a single array; save all with np.savez"),)
@@ -55,10 +57,10 @@ class VcocoDetections:
 
     Attributes:
         image_ids: (N,) int64, COCO's numbers.
-        person_boxes: (N, 4) float32 xyxy pixels.
-        columns: by the layout's names: (N,) float32 scores of agents, (N, 5) float32 boxes and
-            scores of roles.
-        unknown_keys: keys of a file that look like the layout's but are not.
+        person_boxes: (N, 4) float32, xyxy, pixels.
+        columns: by the keys of the layout: (N,) float32 scores of agents, (N, 5) float32 boxes
+            (xyxy, pixels) and scores of roles.
+        unknown_keys: keys of the file that resemble a key of the layout.
     """
 
     image_ids: np.ndarray
@@ -70,37 +72,41 @@ class VcocoDetections:
         return len(self.image_ids)
 
     def keep(self, rows: np.ndarray) -> VcocoDetections:
-        """The rows picked by a mask or by indices."""
+        """The rows selected by a mask or by indices."""
         columns = {name: column[rows] for name, column in self.columns.items()}
         return VcocoDetections(
             self.image_ids[rows], self.person_boxes[rows], columns, self.unknown_keys
         )
 
     def agent_scores(self, action: VcocoAction) -> np.ndarray:
-        """(N,) float32 scores."""
+        """(N,) float32 scores of the agents of an action."""
         return self.columns[f"{action.name}_{AGENT}"]
 
     def role_boxes(self, action: VcocoAction, role: str) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 4) float32 boxes and (N,) scores of a role."""
+        """(N, 4) float32 boxes (xyxy, pixels) and (N,) scores of a role."""
         column = self.columns[f"{action.name}_{role}"]
         return column[:, :4], column[:, 4]
 
 
 def column_shapes(actions: Sequence[VcocoAction]) -> dict[str, tuple[int, ...]]:
-    """Names of the layout's columns beside id and box, and the shape of one value."""
-    named: dict[str, tuple[int, ...]] = {}
+    """Shape of one value of each agent and role, by the keys of the layout."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for action in actions:
-        named[f"{action.name}_{AGENT}"] = ()
-        named.update({f"{action.name}_{role}": (5,) for role in action.roles})
-    return named
+        shapes[f"{action.name}_{AGENT}"] = ()
+        shapes.update({f"{action.name}_{role}": (5,) for role in action.roles})
+    return shapes
+
+
+def _all_column_shapes(actions: Sequence[VcocoAction]) -> dict[str, tuple[int, ...]]:
+    return {"image_id": (), "person_box": (4,), **column_shapes(actions)}
 
 
 def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetections:
     """Reads a file in the official layout.
 
     Raises:
-        InputError: the file is missing or damaged, an entry lacks its image or box or mistakes a
-            field, boxes are of another form, or no entry has any of the layout's scores.
+        InputError: the file is missing or damaged, an entry has no image or person box or an
+            invalid value, boxes have another form, or no entry has any score of the layout.
     """
     read = _read_npz if path.suffix.lower() == ".npz" else _read_entries
     columns, keys = read(path, actions)
@@ -128,27 +134,32 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
 
 
 def _real_object_boxes(column: np.ndarray) -> np.ndarray:
-    """(M, 4) boxes of a role's (N, 5) column without those that say that there is no object: NaN,
-    `MISSING_ROLE`, and whole numbers within a pixel, such as zeros."""
+    """(M, 4) boxes of a role's (N, 5) column without those that stand for no object.
+
+    These are NaN, `MISSING_ROLE`, and boxes of -1, 0 and 1 such as zeros.
+    """
     boxes = column[~np.isnan(column).any(axis=1), :4]
-    fillers = (np.abs(boxes) <= 1).all(axis=1) & (boxes == np.round(boxes)).all(axis=1)
-    fillers |= (boxes == np.array(MISSING_ROLE[:4], np.float32)).all(axis=1)
-    return boxes[~fillers]
+    empty = (np.abs(boxes) <= 1).all(axis=1) & (boxes == np.round(boxes)).all(axis=1)
+    empty |= (boxes == np.array(MISSING_ROLE[:4], np.float32)).all(axis=1)
+    return boxes[~empty]
 
 
 def _looks_like_layout_key(key: Any, known: Collection[str]) -> bool:
-    """Whether a key that is none of the layout's looks like one. Projects write keys of their own,
-    such as the class of a role's object (obj_class) or an action without a role (walk)."""
-    endings = {f"_{name.rpartition('_')[2]}" for name in known}
+    """Whether a key outside the layout resembles one of the layout's.
+
+    Projects write keys of their own, such as the class of a role's object (obj_class) or an action
+    without a role (walk).
+    """
+    suffixes = {f"_{name.rpartition('_')[2]}" for name in known}
     return isinstance(key, str) and (
-        key.endswith(tuple(endings)) or bool(get_close_matches(key, known, 1, MIN_KEY_SIMILARITY))
+        key.endswith(tuple(suffixes)) or bool(get_close_matches(key, known, 1, MIN_KEY_SIMILARITY))
     )
 
 
 def _read_entries(
     path: Path, actions: Sequence[VcocoAction]
 ) -> tuple[dict[str, np.ndarray], set[Any]]:
-    """Arrays by name, and the keys of all entries, of a file that holds a list."""
+    """Columns by name, and the keys of all entries, of a file that holds a list."""
     chunks: list[dict[str, np.ndarray]] = []
     entries: list[Any] = []
     keys: set[Any] = set()
@@ -165,7 +176,7 @@ def _read_entries(
 
 
 def write_detections(path: Path, detections: VcocoDetections) -> None:
-    """Writes the official layout, whole or not at all: JSON, or NPZ where the name ends so."""
+    """Writes the official layout atomically, as NPZ if the name ends in .npz, else as JSON."""
     if path.suffix.lower() == ".npz":
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             arrays: dict[str, Any] = {
@@ -187,41 +198,36 @@ def write_detections(path: Path, detections: VcocoDetections) -> None:
         file.write("\n]\n" if len(detections) else "[]\n")
 
 
-def _all_column_shapes(actions: Sequence[VcocoAction]) -> dict[str, tuple[int, ...]]:
-    return {"image_id": (), "person_box": (4,), **column_shapes(actions)}
-
-
 def _entries_to_columns(
     path: Path, entries: list[Any], first: int, actions: Sequence[VcocoAction]
 ) -> dict[str, np.ndarray]:
-    """Arrays by name of some entries; `first` is the number of the first one, for errors."""
+    """Columns by name; `first` is the number of the first entry in the file."""
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise bad_field(path, f"entry {first + index}", "an object with person_box", entry)
     columns: dict[str, np.ndarray] = {}
     for name, shape in _all_column_shapes(actions).items():
-        there = [row for row, entry in enumerate(entries) if name in entry]
-        if name in REQUIRED_FIELDS and len(there) < len(entries):
+        present = [row for row, entry in enumerate(entries) if name in entry]
+        if name in REQUIRED_FIELDS and len(present) < len(entries):
             row = next(row for row, entry in enumerate(entries) if name not in entry)
             found = "nothing (the key is missing)"
             raise bad_field(path, f"entry {first + row}: {name}", REQUIRED_FIELDS[name], found)
         column = _missing_column(len(entries), name, shape)
-        values = [entries[row][name] for row in there]
-        given = _parse_column(values, name, shape) if there else column[:0]
-        if given is None:
-            place = _first_invalid_row(values, name, shape)
-            # A text shows its quotes: it may look like the number that was expected.
-            value = values[place]
-            found = repr(value) if isinstance(value, str) else value
-            where = f"entry {first + there[place]}: {name}"
+        values = [entries[row][name] for row in present]
+        parsed = _parse_column(values, name, shape) if present else column[:0]
+        if parsed is None:
+            row = _first_invalid_row(values, name, shape)
+            # A text keeps its quotes, because without them it may look like a valid number.
+            found = repr(values[row]) if isinstance(values[row], str) else values[row]
+            where = f"entry {first + present[row]}: {name}"
             raise bad_field(path, where, _expected_value(name, shape), found)
-        column[there] = given
+        column[present] = parsed
         columns[name] = column
     return columns
 
 
 def _parse_column(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The column of some values, None where one is wrong."""
+    """The values as a column; None if one of them is invalid."""
     try:
         column = np.asarray(values)
     except ValueError:
@@ -234,9 +240,9 @@ def _parse_column(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray 
     with np.errstate(over="ignore"):
         cast: np.ndarray = column.astype(_column_dtype(name))
     boxes = cast[..., :4] if shape else cast[:0]
-    # Numbers that the type does not hold, and coordinates whose areas it does not hold.
-    lost = cast != column if name == "image_id" else np.isinf(cast) & np.isfinite(column)
-    if lost.any() or (np.abs(boxes) > MAX_COORDINATE).any():
+    # Numbers, and coordinates whose areas, the type cannot represent.
+    overflow = cast != column if name == "image_id" else np.isinf(cast) & np.isfinite(column)
+    if overflow.any() or (np.abs(boxes) > MAX_COORDINATE).any():
         return None
     return None if name == "person_box" and np.isnan(cast).any() else cast
 
@@ -244,7 +250,7 @@ def _parse_column(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray 
 def _first_invalid_row(
     values: Sequence[Any] | np.ndarray, name: str, shape: tuple[int, ...]
 ) -> int:
-    """The row of the first wrong one of some values."""
+    """The row of the first invalid value."""
     return next(
         row
         for row in range(len(values))
@@ -253,7 +259,7 @@ def _first_invalid_row(
 
 
 def _missing_column(count: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The column of what no entry has."""
+    """The column of a key that is missing in all entries."""
     column: np.ndarray = np.empty((count, *shape), _column_dtype(name))
     column[...] = MISSING_ROLE if shape == (5,) else 0
     return column
@@ -268,17 +274,17 @@ def _expected_value(name: str, shape: tuple[int, ...]) -> str:
 
 
 def _read_npz(path: Path, actions: Sequence[VcocoAction]) -> tuple[dict[str, np.ndarray], set[Any]]:
-    """Arrays by name, filled up like a list's, and the names of all arrays of an NPZ file."""
-    held, keys = _load_npz_arrays(path, _all_column_shapes(actions))
+    """Columns by name, with missing ones filled in, and the names of all arrays of an NPZ file."""
+    arrays, keys = _load_npz_arrays(path, _all_column_shapes(actions))
     columns: dict[str, np.ndarray] = {}
     for name, shape in _all_column_shapes(actions).items():
-        if name not in held and name not in REQUIRED_FIELDS:
+        if name not in arrays and name not in REQUIRED_FIELDS:
             columns[name] = _missing_column(len(columns["image_id"]), name, shape)
             continue
         expected = _expected_value(name, shape)
-        if name not in held:
+        if name not in arrays:
             raise bad_field(path, name, expected, "no such array")
-        values = held[name]
+        values = arrays[name]
         column = _parse_column(values, name, shape)
         count = len(columns["image_id"]) if columns else len(np.atleast_1d(values))
         if column is None or len(column) != count:
@@ -293,7 +299,7 @@ def _read_npz(path: Path, actions: Sequence[VcocoAction]) -> tuple[dict[str, np.
 
 
 def _load_npz_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[Any]]:
-    """Those of some arrays that an NPZ file has, and the names of all."""
+    """The arrays of an NPZ file that have one of the given names, and the names of all arrays."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if not path.stat().st_size:
@@ -301,7 +307,7 @@ def _load_npz_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, np.n
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             keys = set(file.files)
-            # An entry of the archive that is no array comes as bytes.
+            # np.load returns the bytes of a member of the archive that is not an array.
             return {name: np.asarray(file[name]) for name in names if name in keys}, keys
     # A damaged archive can raise anything in its reader.
     except Exception as error:
@@ -317,28 +323,29 @@ def to_vcoco_detections(
     vocabulary: Vocabulary,
     actions: Sequence[VcocoAction],
 ) -> VcocoDetections:
-    """Rewrites detections so that none is lost and none counts twice.
+    """Converts HOI detections to the official layout.
 
-    The layout has room for one object a role, so a person with several candidates for a role gets
-    several entries, the best candidate of every role in the first; only the first speaks of the
-    agent. A person's score as an agent is the best of the action's verbs. A verb without object
-    (box -1) becomes a role with a box of zeros; what is not detected has score NaN.
+    An entry has one object for each role, so a person with several candidates for a role gets
+    several entries. The first has the best candidate of every role and the scores of the agent; the
+    others have no score of the agent (NaN), so that it counts once. A person's score as an agent is
+    the best of the action's verbs. A verb without object (object -1) becomes a role with a box of
+    zeros. Actions and roles that are not detected have score NaN.
 
     Args:
         detections: in a vocabulary with roles.
         image_ids: COCO's numbers of their images.
         vocabulary: of the detections.
-        actions: those of the annotations.
+        actions: of the annotations.
     """
     counts = np.array([len(item.boxes) for item in detections], dtype=np.int64)
     first_box = np.cumsum(counts) - counts
-    rows = [
+    per_image = [
         _person_rows(item, first, vocabulary)
         for item, first in zip(detections, first_box, strict=True)
     ]
-    table = np.concatenate([np.zeros((0, 3), np.int64), *(row for row, _ in rows)])
-    scores = np.concatenate([np.zeros(0, np.float32), *(score for _, score in rows)])
-    # The last row answers for -1: no object.
+    table = np.concatenate([np.zeros((0, 3), np.int64), *(rows for rows, _ in per_image)])
+    scores = np.concatenate([np.zeros(0, np.float32), *(values for _, values in per_image)])
+    # Index -1, no object, reads the appended box of zeros.
     boxes = np.concatenate([*(item.boxes for item in detections), np.zeros((1, 4))])
     boxes = boxes.astype(np.float32)
 
@@ -346,9 +353,9 @@ def to_vcoco_detections(
     table, scores = table[order], scores[order]
     people, objects, verbs = table.T
     rank = _rank_in_group(people * vocabulary.num_verbs + verbs)
-    depth = int(rank.max(initial=0)) + 1
-    keys, entry = np.unique(people * depth + rank, return_inverse=True)
-    person_rows = keys // depth
+    num_ranks = int(rank.max(initial=0)) + 1
+    keys, entry = np.unique(people * num_ranks + rank, return_inverse=True)
+    person_rows = keys // num_ranks
     images = np.repeat(np.asarray(image_ids, dtype=np.int64), counts)
 
     columns = {
@@ -356,22 +363,26 @@ def to_vcoco_detections(
         for name, shape in column_shapes(actions).items()
     }
     for verb, action, role in _verb_roles(vocabulary, actions):
-        mine = np.flatnonzero(verbs == verb)
+        rows = np.flatnonzero(verbs == verb)
         if role != AGENT:
-            found = np.column_stack([boxes[objects[mine]], scores[mine]])
-            columns[f"{action}_{role}"][entry[mine]] = found
-        best = mine[rank[mine] == 0]
-        agents = columns[f"{action}_{AGENT}"]
-        # fmax, for a NaN says nothing.
-        agents[entry[best]] = np.fmax(agents[entry[best]], scores[best])
+            role_values = np.column_stack([boxes[objects[rows]], scores[rows]])
+            columns[f"{action}_{role}"][entry[rows]] = role_values
+        best = rows[rank[rows] == 0]
+        agent_scores = columns[f"{action}_{AGENT}"]
+        # fmax ignores NaN, the initial value.
+        agent_scores[entry[best]] = np.fmax(agent_scores[entry[best]], scores[best])
     return VcocoDetections(images[person_rows], boxes[person_rows], columns)
 
 
 def _person_rows(
     item: Detections, first_box: int, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(K, 3) person, object (-1 for none) and verb with boxes counted over all images, and (K,)
-    scores; subjects that are no person are left out."""
+    """The detections of one image whose subject is a person.
+
+    Returns:
+        (K, 3) int64 person, object (-1 for none) and verb, boxes numbered across images; (K,)
+        float32 scores.
+    """
     kept = item.labels[item.hois[:, 0]] == vocabulary.person
     table = item.hois[kept].astype(np.int64)
     table[:, 0] += first_box
@@ -380,19 +391,19 @@ def _person_rows(
 
 
 def _rank_in_group(groups: np.ndarray) -> np.ndarray:
-    """(K,) place of every row among those of its group, for groups that stand together."""
+    """(K,) position of each row within its run of equal groups."""
     if not len(groups):
         return np.zeros(0, dtype=np.int64)
     starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
-    lengths = np.diff(np.append(starts, len(groups)))
-    return np.arange(len(groups)) - np.repeat(starts, lengths)
+    sizes = np.diff(np.append(starts, len(groups)))
+    return np.arange(len(groups)) - np.repeat(starts, sizes)
 
 
 def _verb_roles(
     vocabulary: Vocabulary, actions: Sequence[VcocoAction]
 ) -> list[tuple[int, str, str]]:
-    """(verb, action, role) for every verb that the annotations know; the role is the agent's for
-    an action without roles."""
+    """(verb, action, role) of every verb whose action and role are annotated; the role of an action
+    without roles is the agent."""
     known = {action.name: {*action.roles, AGENT} for action in actions}
     return [
         (vocabulary.verbs.index(verb), entry["action"], role)

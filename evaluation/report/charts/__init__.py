@@ -1,1 +1,2 @@
-"""The charts of the report and of other commands."""
+"""Charts with matplotlib as SVG and PNG, for the report and for other commands: style and colours,
+bars, curves, the confusion matrix."""
