@@ -23,7 +23,10 @@ from pipeline.annotations.load import AnnotationFile, load_annotations
 from pipeline.splits import load_split
 from pipeline.types import Annotation, Detections
 from pipeline.utils.files import refuse_existing
+from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
+
+logger = get_logger(__name__)
 
 HICO_DET = "hico-det"
 # Settings by the value of the option --setting.
@@ -153,30 +156,30 @@ def score_hico_file(config: HicoScoreConfig) -> list[str]:
     )
     if config.json is not None:
         write_results(config.json, results)
-    notes = _notes(ground_truth, predicted, detections, vocabulary)
-    return [*format_tables([results], config.details), *filter(None, notes)]
+    _log_left_out(ground_truth, predicted, detections, vocabulary)
+    return format_tables([results], config.details)
 
 
-def _notes(
+def _log_left_out(
     ground_truth: AnnotationFile,
     predicted: list[Detections],
     scored: list[Detections],
     vocabulary: Vocabulary,
-) -> list[str]:
-    notes = [ground_truth.format_issues()]
+) -> None:
+    """Reports annotation issues, images that are not scored, and a vocabulary that does not fit."""
+    if issues := ground_truth.format_issues():
+        logger.warning(issues)
     without_pair = sum(item.image_id in ground_truth.unlabelled for item in predicted)
     if without_pair:
-        notes.append(f"{without_pair} images without annotated pair were left out")
+        logger.warning(f"{without_pair} images without annotated pair were left out")
     unknown = len(predicted) - len(scored) - without_pair
     if unknown:
-        notes.append(f"{unknown} images that {ground_truth.path} does not name were left out")
-    missing = len(ground_truth.annotations) - len(scored)
-    if missing:
-        notes.append(f"{missing} of {len(ground_truth.annotations)} images have no predictions")
+        logger.warning(f"{unknown} images that {ground_truth.path} does not name were left out")
+    if missing := len(ground_truth.annotations) - len(scored):
+        logger.warning(f"{missing} of {len(ground_truth.annotations)} images have no predictions")
     verbs, objects = verb_object_pairs(scored)
     if len(verbs) and not vocabulary.valid[verbs, objects].any():
-        notes.append(
+        logger.warning(
             f"none of the {len(verbs)} predicted pairs is an interaction of {vocabulary.name}; is"
             " this file of another vocabulary or numbering?"
         )
-    return notes

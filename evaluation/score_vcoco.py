@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,10 @@ from pipeline.datasets.dataset import Dataset
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import iter_json, refuse_existing
+from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
+
+logger = get_logger(__name__)
 
 # Name of the file of V-COCO's scores in a run folder.
 VCOCO_RESULTS_FILE = "vcoco.json"
@@ -126,29 +129,28 @@ def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
             vcoco=build_vcoco_results(scores),
         )
         write_vcoco_results(config.json, results)
-    return [
-        *format_vcoco_table(scores, len(ground_truth.images)),
-        *_notes(context, ground_truth, scored, num_outside),
-    ]
+    _log_left_out(context, ground_truth, scored, num_outside)
+    return format_vcoco_table(scores, len(ground_truth.images))
 
 
-def _notes(
+def _log_left_out(
     context: ParseContext,
     ground_truth: VcocoGroundTruth,
     scored: VcocoDetections,
     num_outside: int,
-) -> Iterator[str]:
+) -> None:
+    """Reports annotation issues, and detections and images that are not scored."""
     if issues := format_issues(context.file, context.issues):
-        yield issues
+        logger.warning(issues)
     if unknown_keys := scored.unknown_keys:
-        yield (
+        logger.warning(
             f"{len(unknown_keys)} keys that look like scores but are none of the annotations'"
             f" actions and roles were left out, the first being {unknown_keys[0]}"
         )
     if num_outside:
-        yield f"{num_outside} detections on images outside the part were left out"
+        logger.warning(f"{num_outside} detections on images outside the part were left out")
     if missing := len(ground_truth.images) - len(np.unique(scored.image_ids)):
-        yield f"{missing} of {len(ground_truth.images)} images have no detections"
+        logger.warning(f"{missing} of {len(ground_truth.images)} images have no detections")
 
 
 def score_detections(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, missing_images, open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from teacher_cache.cluster.modes import (
     ArrayShare,
@@ -60,13 +61,14 @@ from teacher_cache.writer.manifest import CacheStatus, write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder, to_settings
 from teacher_cache.writer.shard import is_finished_shard, read_shard_record, write_teacher_file
 
+logger = get_logger(__name__)
 
-def build_cache(config: BuildConfig, log: Callable[[str], None] = print) -> None:
+
+def build_cache(config: BuildConfig) -> None:
     """Builds a cache, or goes on with one that was interrupted.
 
     Args:
         config: what to do.
-        log: receives messages for the user.
 
     Raises:
         InputError: bad input, or the folder holds a cache of other settings.
@@ -78,16 +80,16 @@ def build_cache(config: BuildConfig, log: Callable[[str], None] = print) -> None
         config = replace(
             config, extraction=replace(config.extraction, pairing=UNRESTRICTED_PAIRING)
         )
-    inputs_config = resolve_inputs_config(dataset, config, mode, log)
+    inputs_config = resolve_inputs_config(dataset, config, mode)
     data = read_build_data(inputs_config, dataset)
-    _report_annotation_issues(dataset, data, log)
+    _report_annotation_issues(dataset, data)
     if not (config.out / MANIFEST).is_file():
-        _check_image_sizes(config, dataset, data.annotations, log)
+        _check_image_sizes(config, dataset, data.annotations)
     if config.proposals is not None and data.proposals is not None:
-        log(data.proposals.summary(config.proposals, len(data.image_tasks)))
+        logger.info(data.proposals.summary(config.proposals, len(data.image_tasks)))
     here = replace(inputs_config, device="auto") if is_remote(mode) else inputs_config
     inputs = load_build_inputs(here, data)
-    _report_undetectable_objects(inputs, log)
+    _report_undetectable_objects(inputs)
     plan = BuildPlan(
         parts=inputs.parts,
         layout={
@@ -107,11 +109,11 @@ def build_cache(config: BuildConfig, log: Callable[[str], None] = print) -> None
     if text is not None and (
         line := indistinguishable_actions(data.vocabulary.interaction_names, text)
     ):
-        log(line)
+        logger.warning(line)
     is_finished = check_folder(config.out, plan)
     if not is_finished:
         shared = config.share is not None
-        with lock_folder(config.out, shared, log) as held:
+        with lock_folder(config.out, shared) as held:
             is_finished = claim_folder(config.out, plan, shared)
             if not is_finished:
                 if data.proposals is not None:
@@ -119,12 +121,12 @@ def build_cache(config: BuildConfig, log: Callable[[str], None] = print) -> None
                 if text is not None:
                     write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
                 completion = _build_shards(
-                    _make_tasks(config, plan, inputs_config), config, mode, held, log
+                    _make_tasks(config, plan, inputs_config), config, mode, held
                 )
                 if data.proposals is not None and completion.counts is not None:
                     remove_stored_proposals(data.proposals)
     if is_finished:
-        log(f"{config.out}: was finished before; nothing to do")
+        logger.info(f"{config.out}: was finished before; nothing to do")
 
 
 def _build_shards(
@@ -132,7 +134,6 @@ def _build_shards(
     config: BuildConfig,
     mode: ExecutionMode,
     held: FolderLock,
-    log: Callable[[str], None],
 ) -> CacheStatus:
     """Makes the shards that are not there, and completes the cache with the last one."""
     if config.share is None:
@@ -145,20 +146,18 @@ def _build_shards(
     total = sum(map(len, tasks))
     done = total - sum(map(len, pending))
     if done:
-        log(f"{config.out}: going on after {done} of {total} images")
+        logger.info(f"{config.out}: going on after {done} of {total} images")
     try:
         with Progress(total, "Asking the teacher", "images", initial=done) as progress:
             records = run_tasks(pending, mode, progress)
         completion = write_manifest(config.out, records)
-        _report_completion(config.out, completion, log)
+        _report_completion(config.out, completion)
     finally:
         held.remove_temporary_files()
     return completion
 
 
-def _report_annotation_issues(
-    dataset: Dataset, data: BuildData, log: Callable[[str], None]
-) -> None:
+def _report_annotation_issues(dataset: Dataset, data: BuildData) -> None:
     """Tells what is wrong with annotations and images.
 
     Raises:
@@ -166,7 +165,7 @@ def _report_annotation_issues(
     """
     annotations = data.annotations
     if annotations.format_issues():
-        log(annotations.format_issues())
+        logger.warning(annotations.format_issues())
     if not annotations.boxes_only:
         annotations.require_labels()
     images = dataset.part(annotations.part).images
@@ -175,12 +174,12 @@ def _report_annotation_issues(
         raise InputError(f"{images}: expected {missing[0]} and others, found none of the images")
     if missing:
         count = len(data.image_tasks)
-        log(f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}")
+        logger.warning(
+            f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}"
+        )
 
 
-def _check_image_sizes(
-    config: BuildConfig, dataset: Dataset, annotations: AnnotationFile, log: Callable[[str], None]
-) -> None:
+def _check_image_sizes(config: BuildConfig, dataset: Dataset, annotations: AnnotationFile) -> None:
     """Compares the declared sizes of this process's images with the files'.
 
     Raises:
@@ -192,10 +191,10 @@ def _check_image_sizes(
     sizes = check_image_sizes(dataset, replace(annotations, annotations=tuple(chain(*own))))
     sizes.raise_errors(config.extraction.strict)
     for line in sizes.warnings():
-        log(line)
+        logger.warning(line)
 
 
-def _report_undetectable_objects(inputs: BuildInputs, log: Callable[[str], None]) -> None:
+def _report_undetectable_objects(inputs: BuildInputs) -> None:
     """Tells which objects the detector cannot find."""
     detector, vocabulary = inputs.models.detector, inputs.data.vocabulary
     if detector is not None and detector.missing_objects:
@@ -203,7 +202,7 @@ def _report_undetectable_objects(inputs: BuildInputs, log: Callable[[str], None]
         names = ", ".join(detector.missing_objects[:5]) + (
             ", ..." if len(detector.missing_objects) > 5 else ""
         )
-        log(f"{detector.name}: finds none of {count} of {vocabulary.name}: {names}")
+        logger.warning(f"{detector.name}: finds none of {count} of {vocabulary.name}: {names}")
 
 
 def _encode_prompts(
@@ -239,20 +238,20 @@ def _check_no_failures(finished: Iterable[ShardTask]) -> None:
             raise InputError(f"{task.path}: lacks {image}: {reason}")
 
 
-def _report_completion(folder: Path, completion: CacheStatus, log: Callable[[str], None]) -> None:
+def _report_completion(folder: Path, completion: CacheStatus) -> None:
     counts, failed = completion.counts, completion.failed
     if counts is None:
-        log(
+        logger.info(
             f"{folder}: {len(completion.missing)} shards of other jobs are not there yet; the last"
             f" job completes the cache, or: eoid-cache verify {folder}"
         )
         return
-    log(
+    print(
         f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
         f" {counts['regions']} regions, {counts['shards']} shards"
     )
     for image, reason in list(failed.items())[:1]:
-        log(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
+        logger.warning(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -314,7 +313,7 @@ def resolve_mode(config: BuildConfig) -> ExecutionMode:
 
 
 def resolve_inputs_config(
-    dataset: Dataset, config: BuildConfig, mode: ExecutionMode, log: Callable[[str], None]
+    dataset: Dataset, config: BuildConfig, mode: ExecutionMode
 ) -> InputsConfig:
     """What the outputs will come from.
 
@@ -322,14 +321,13 @@ def resolve_inputs_config(
         dataset: to ask about.
         config: what the user said.
         mode: where shards are made.
-        log: receives what is waited for.
 
     Raises:
         InputError: options that contradict each other, or files that are not there.
     """
     clip, device = _resolve_clip(dataset, config), config.device
     if is_remote(mode):
-        device = resolve_remote_device(mode, device, log)
+        device = resolve_remote_device(mode, device)
         clip = replace(clip, precision=resolve_precision(clip.precision, device))
     proposals = None
     if config.proposals is not None:

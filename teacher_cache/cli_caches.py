@@ -147,8 +147,7 @@ def prompts(
             clip_weights=clip_weights,
             device=device,
             overwrite=overwrite,
-        ),
-        click.echo,
+        )
     )
 
 

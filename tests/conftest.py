@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import shutil
 import signal
@@ -37,6 +38,20 @@ DATA = Path(__file__).parent / "data"
 EMULATED = os.environ.get("EOID_EMULATED_GPU") == "1"
 PERSON, BALL = [0.0, 0.0, 9.0, 19.0], [20.0, 0.0, 29.0, 9.0]
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or DATA / "golden")
+
+
+@pytest.fixture
+def messages():
+    """What the project's logger reports at level INFO and above, as a list that grows."""
+    found, logger = [], logging.getLogger("eoid")
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 def pytest_generate_tests(metafunc):

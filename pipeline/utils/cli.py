@@ -1,20 +1,23 @@
-"""Shared by the commands: `--config`, `--device`, errors as one line, exit codes."""
+"""Shared by the commands: `--config`, logging, `--device`, errors as one line, exit codes."""
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.logging import log_to_stderr
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -45,7 +48,11 @@ device_option = click.option(
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--config FILE`: a TOML file in which any option may stand; the command line wins."""
+    """Adds the options of every command.
+
+    These are `--config FILE`, a TOML file in which any option may stand (the command line wins),
+    and those of `logging_options`.
+    """
     return click.option(
         "--config",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -53,7 +60,23 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
         expose_value=False,
         callback=_load_config_file,
         help="TOML file with options; the command line wins.",
-    )(command)
+    )(logging_options(command))
+
+
+def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--verbose` and `--quiet`, and shows log records on stderr while the command runs."""
+
+    @click.option("--verbose", is_flag=True, help="Also print debug messages, with logger names.")
+    @click.option("--quiet", is_flag=True, help="Print only warnings and results, no progress.")
+    @wraps(command)
+    def with_logging(*args: Any, verbose: bool, quiet: bool, **options: Any) -> Any:
+        if verbose and quiet:
+            raise click.UsageError("--verbose and --quiet exclude each other.")
+        level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+        with log_to_stderr(level):
+            return command(*args, **options)
+
+    return with_logging
 
 
 def _load_config_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:

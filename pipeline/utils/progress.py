@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from pipeline.utils.logging import shows_progress
+
 Item = TypeVar("Item")
 LINE_INTERVAL = 10.0
 
@@ -34,13 +36,13 @@ class Progress:
         quiet: bool = False,
         brief: bool = False,
     ) -> None:
-        self._quiet, self._brief = quiet, brief
+        self._quiet, self._brief = quiet or not shows_progress(), brief
         self._bar = tqdm(
             total=total,
             desc=title,
             unit=f" {unit}",
             initial=initial,
-            disable=quiet or not sys.stderr.isatty(),
+            disable=self._quiet or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
         self._plain = self._bar.disable
@@ -58,10 +60,6 @@ class Progress:
         elif time.monotonic() - self._last >= LINE_INTERVAL:
             self._last = time.monotonic()
             self._print_line()
-
-    def write(self, line: str) -> None:
-        """Prints a line on stderr, above the bar where there is one."""
-        self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Ends the bar, or prints the closing line."""

@@ -12,8 +12,11 @@ from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.size_check import ImageSizeCheck, check_image_sizes
 from pipeline.types import Annotation, Detections, ImageRecord
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from student.utils.distributed import DistContext
 from teacher_cache.reader.cache import TeacherCache
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ def open_part(
         loaded.append(dataset.load(part))
         (annotations,) = loaded
         if line := annotations.format_issues():
-            context.log(line)
+            logger.warning(line)
         if require_labels:
             annotations.require_labels()
         own = counted(annotations)
@@ -96,11 +99,11 @@ def open_part(
     dataset.headers.update(headers)
     file = loaded[0] if loaded else dataset.load(part)
     for line in sizes.warnings():
-        context.log(line)
+        logger.warning(line)
     own = counted(file)
     if left_out := len(file.annotations) - len(own.annotations):
         # A cache lists them as failed: their images could not be read.
-        context.log(f"{cache and cache.path}: no answers for {left_out} images, left out")
+        logger.warning(f"{cache and cache.path}: no answers for {left_out} images, left out")
     usable = [one for one in own.annotations if one.image_id not in sizes.unusable]
     records = dataset.records(replace(own, annotations=tuple(usable)))
     return DatasetPart(file, usable, records, sizes)
@@ -125,5 +128,5 @@ def open_test_part(dataset: Dataset, context: DistContext, skip_unreadable: bool
                 f"{reason} ({count} cannot be used; --skip-unreadable counts them as images without"
                 " detections)"
             )
-        context.log(f"{reason} ({count} cannot be used and count as images without detections)")
+        logger.warning(f"{reason} ({count} cannot be used and count as images without detections)")
     return part

@@ -26,6 +26,7 @@ from pipeline.utils.files import (
     read_json,
     write_json,
 )
+from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
 from student.engine.evaluate import RESULTS
 from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TENSORBOARD
@@ -41,6 +42,8 @@ from student.weights.checkpoint_file import (
     write_checkpoint,
 )
 from student.weights.pretrained import LOAD_REPORT
+
+logger = get_logger(__name__)
 
 STATE_FIELDS = ("step", "generators", "evaluated", "best")
 
@@ -132,7 +135,7 @@ class RunState:
         else:
             size = self._context.world_size
             said = f"{file}: written by {len(states)} processes, goes on with {size}"
-            self._context.log(f"{said}: dropout draws other numbers")
+            logger.warning(f"{said}: dropout draws other numbers")
             self._seed_process()
 
     def _seed_process(self) -> None:
@@ -293,7 +296,9 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
                 f"{run_dir}: expected a run that no other process works on, found process {holder}"
             ) from None
         except OSError as error:
-            print(f"{run_dir}: nothing keeps a second process out of it here ({error.strerror})")
+            logger.warning(
+                f"{run_dir}: nothing keeps a second process out of it here ({error.strerror})"
+            )
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -19,9 +19,12 @@ from torch import Tensor
 from pipeline.utils.devices import copy_to_host_async
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_text
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from student.losses.criterion import IMAGE_COUNT
 from student.utils.distributed import DistContext
+
+logger = get_logger(__name__)
 
 RANK_LOGS = "logs"
 TENSORBOARD = "tensorboard"
@@ -151,7 +154,7 @@ class MetricsLogger:
         with open(self._run_dir / EVALUATIONS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
-        print(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}", flush=True)
+        logger.info(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}")
         self._add_scalars(step, {f"val/{name}": value for name, value in metrics.items()})
 
     def _add_scalars(self, step: int, values: dict[str, float]) -> None:

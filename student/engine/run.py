@@ -13,6 +13,7 @@ from evaluation.results import Results
 from pipeline.utils.devices import configure_device, default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file, write_json
+from pipeline.utils.logging import get_logger
 from student.data.extra_data import SEPARATOR
 from student.data.few_shot import list_few_shot
 from student.engine.checkpoint import (
@@ -32,6 +33,8 @@ from student.utils.distributed import DistContext, Execution, init_distributed
 from student.utils.preemption import StopSignalHandler
 from student.weights.checkpoint_file import BEST, build_model, checkpoint_path, load_checkpoint
 from student.weights.pretrained import LOAD_REPORT, LoadReport, load_pretrained
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def run_student(config: RunConfig) -> Results | None:
             [one.images for one in setup.extra],
         )
         if config.pretrained and not checkpoint_path(config.pretrained).is_file():
-            context.log(f"{config.pretrained}: not there any more, and not needed to go on")
+            logger.info(f"{config.pretrained}: not there any more, and not needed to go on")
         _restore(trainer, start, report)
         if line := query_overflow_line(
             setup.images.annotations,
@@ -150,7 +153,7 @@ def run_student(config: RunConfig) -> Results | None:
             model.config.num_queries,
             setup.images.few_shot_rows,
         ):
-            context.log(line)
+            logger.warning(line)
         _log_few_shot(config.out, setup, context)
         trainer.train(signals)
         return _evaluate_test(config, setup, trainer)
@@ -181,7 +184,7 @@ def _log_few_shot(run_dir: Path, setup: RunSetup, context: DistContext) -> None:
     shots = list_few_shot(images.annotations, images.few_shot_rows, setup.dataset.vocabulary)
     if context.is_main_process:
         write_json(run_dir / FEW_SHOT_FILE, shots)
-    context.log(
+    logger.info(
         f"{len(shots)} labels of {len(setup.split.unseen)} unseen interactions are seen,"
         f" at most {train.shots} of each: {run_dir / FEW_SHOT_FILE}"
     )
@@ -192,22 +195,23 @@ def _restore(trainer: Trainer, start: ResumePoint, report: LoadReport | None) ->
     if report is not None and context.is_main_process:
         write_json(trainer.run_dir / LOAD_REPORT, report.to_dict())
     if start.message:
-        context.log(start.message)
+        logger.info(start.message)
     if start.checkpoint is None:
-        context.log("\n".join(report.lines() if report else ["start: random weights"]))
+        for line in report.lines() if report else ["start: random weights"]:
+            logger.info(line)
         return
     trainer.state.resume(load_checkpoint(start.checkpoint), start.checkpoint)
-    context.log(f"{trainer.run_dir}: goes on at step {trainer.step} of {trainer.total_steps}")
+    logger.info(f"{trainer.run_dir}: goes on at step {trainer.step} of {trainer.total_steps}")
 
 
 def _evaluate_test(config: RunConfig, setup: RunSetup, trainer: Trainer) -> Results | None:
     """The evaluation on the test part, with the checkpoint that the recipe keeps."""
     recipe, split, out = setup.recipe, setup.split, config.out
-    predictor, context = trainer.predictor, trainer.execution.context
+    predictor = trainer.predictor
     if recipe.train.keep == "best":
         best = build_model(load_checkpoint(out / BEST), out / BEST)
         predictor = replace(predictor, model=best)
-        context.log(f"{BEST}: of step {load_checkpoint(out / BEST).state['step']}")
+        logger.info(f"{BEST}: of step {load_checkpoint(out / BEST).state['step']}")
     info = ModelInfo(
         name=config.name or out.resolve().name,
         split=split,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from pipeline.splits import Split
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe
 from student.data.dataset import (
@@ -45,6 +45,8 @@ from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
 from student.utils.preemption import StopRequest, StopSignalHandler, exit_process
 from student.utils.workers import BatchIterator, loader_options
+
+logger = get_logger(__name__)
 
 # Bytes of a batch by those of its pixels.
 TARGETS_FACTOR = 1.25
@@ -114,7 +116,7 @@ class Trainer:
             own, others = split_batch_size(
                 train.batch_size, len(images), pool_size, train.extra_ratio
             )
-            context.log(f"every step: {own} images of the dataset, {others} of further sources")
+            logger.info(f"every step: {own} images of the dataset, {others} of further sources")
             pool = ExtraPool(partial(concat_sizes, extra), pool_size, len(images), others)
         images_a_step = min(own, len(images)) + train.batch_size - own
         if images_a_step < context.world_size:
@@ -175,7 +177,6 @@ class Trainer:
             **loader_options(
                 self.execution.workers,
                 round(TARGETS_FACTOR * self.local_batch_size * 3 * height * width),
-                context.log,
                 context.local_world_size,
             ),
         )
@@ -312,11 +313,9 @@ class Trainer:
 
     def _exit(self, stop: StopRequest) -> NoReturn:
         if stop is StopRequest.REQUEUE and self.execution.context.is_main_process:
-            print(
+            logger.info(
                 f"{self.run_dir}: told to stop, saved at step {self.step} of {self.total_steps};"
-                " the same command goes on from here",
-                file=sys.stderr,
-                flush=True,
+                " the same command goes on from here"
             )
         exit_process(stop)
 

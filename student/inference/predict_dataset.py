@@ -19,10 +19,13 @@ from pipeline.types import Detections
 from pipeline.utils.devices import default_num_workers, resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import add_missing_filename, atomic_write, differing_keys, refuse_existing
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from student.inference.model import ModelSpec, load_inference_model
 from student.inference.predict import ImageError
 from student.inference.predict_images import prediction_settings
+
+logger = get_logger(__name__)
 
 PREDICTIONS, JOURNAL = "predictions.json", "predictions.partial.jsonl"
 
@@ -69,7 +72,7 @@ def predict_dataset(config: PredictDatasetConfig) -> Path:
     sizes = check_image_sizes(dataset, annotations)
     sizes.raise_errors()
     for line in sizes.warnings():
-        print(line, flush=True)
+        logger.warning(line)
     device = resolve_device(config.device)
     loaded = load_inference_model(config.model, dataset.vocabulary)
     if loaded.vocabulary.digest() != dataset.vocabulary.digest():
@@ -102,7 +105,7 @@ def predict_dataset(config: PredictDatasetConfig) -> Path:
         for prediction in stream:
             if isinstance(prediction, ImageError):
                 failed += 1
-                progress.write(prediction.reason)
+                logger.warning(prediction.reason)
             else:
                 own = replace(prediction.detections, image_id=left[prediction.index])
                 found[own.image_id] = _filter_detections(own, config)

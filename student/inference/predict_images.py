@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +23,14 @@ from pipeline.utils.files import (
     sha256_of_file,
     write_json,
 )
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from student.inference.model import InferenceModel, ModelSpec, load_inference_model
 from student.inference.predict import ImageError
 from student.inference.predictor import Detector
 from student.inference.results import HOIResult
+
+logger = get_logger(__name__)
 
 SETTINGS = "settings.json"
 JPEG_QUALITY = 92
@@ -76,7 +78,7 @@ def predict_images(config: PredictImagesConfig) -> int:
     """
     pictures, problems = find_images(config.images, config.out)
     for line in problems:
-        print(line, file=sys.stderr)
+        logger.warning(line)
     if not pictures:
         raise InputError("no pictures to look at")
     if config.json is not None:
@@ -110,7 +112,7 @@ def predict_images(config: PredictImagesConfig) -> int:
                     _write_outputs(found, answer, planned[index], config.out)
                 answers[index] = answer
             except InputError as error:
-                progress.write(str(error))
+                logger.warning(str(error))
                 failed.append({"image": str(pictures[index].path), "reason": str(error)})
             progress.update()
     if config.json is not None:

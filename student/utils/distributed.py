@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -25,6 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.utils.devices import configure_device, resolve_device
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger, only_errors
+
+logger = get_logger(__name__)
 
 Value = TypeVar("Value")
 NUMERIC_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
@@ -42,7 +44,7 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process among those of its run; every method but `log` is called by all of them.
+    """This process among those of its run; every method is called by all of them.
 
     Attributes:
         rank, world_size: this process's number and how many there are.
@@ -60,11 +62,6 @@ class DistContext:
     def is_main_process(self) -> bool:
         """Whether this process writes and prints what all of them have to say."""
         return self.rank == 0
-
-    def log(self, text: str) -> None:
-        """Prints a line, once for all processes."""
-        if self.is_main_process:
-            print(text, flush=True)
 
     def all_reduce_max(self, *values: int) -> list[int]:
         """The largest of each value over all processes."""
@@ -193,7 +190,8 @@ def init_distributed(device: str) -> Iterator[tuple[DistContext, torch.device]]:
         cpu_group = distributed.new_group(backend="gloo") if on_gpu else distributed.group.WORLD
         context = DistContext(rank, size, local_rank, local_size, cpu_group)
         try:
-            yield context, own
+            with nullcontext() if context.is_main_process else only_errors():
+                yield context, own
         except RuntimeError as error:
             # gloo's errors have no type of their own.
             if isinstance(error, distributed.DistBackendError) or "/gloo/" in str(error):
@@ -269,7 +267,7 @@ def _rendezvous(rank: int, size: int) -> distributed.Store:
             )
         if waited > RENDEZVOUS_TIMEOUT and not told:
             told = True
-            print(f"waiting for {size} processes at {place}: {found}", file=sys.stderr, flush=True)
+            logger.info(f"waiting for {size} processes at {place}: {found}")
         time.sleep(POLL_SECONDS)
 
     limit, opened = LAUNCHED_TIMEOUT if by_slurm else unvouched, None

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -19,7 +19,10 @@ from typing import Any, Generic, TypeVar
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from student.utils.preemption import STOP_SIGNALS
+
+logger = get_logger(__name__)
 
 Batch = TypeVar("Batch")
 # More worker processes than cores are the user's choice.
@@ -36,15 +39,12 @@ FEEDER_ERROR = "_on_queue_feeder_error"
 SHUTDOWN_SECONDS = 2.0
 
 
-def loader_options(
-    workers: int, batch_bytes: int, log: Callable[[str], None], processes: int = 1
-) -> dict[str, Any]:
+def loader_options(workers: int, batch_bytes: int, processes: int = 1) -> dict[str, Any]:
     """Settings of a `DataLoader` whose workers' batches fit into the free shared memory.
 
     Args:
         workers: processes that shall prepare batches.
         batch_bytes: of the largest batch.
-        log: told in one line where fewer are taken, or fewer batches in advance.
         processes: of the run on this machine, each with as many workers.
     """
     prefetch, free = PREFETCH_FACTOR, _free_shared_memory()
@@ -55,7 +55,7 @@ def loader_options(
         if not prefetch:
             workers, prefetch = room, 1
         if (workers, prefetch) != wanted:
-            log(
+            logger.warning(
                 f"{SHARED_MEMORY}: {free / 2**20:.0f} MB free for batches of up to"
                 f" {batch_bytes / 2**20:.1f} MB: {workers} workers with {prefetch} in advance,"
                 f" {wanted[0]} with {wanted[1]} were asked for"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -84,7 +84,7 @@ class _Measurements:
     labelled: np.ndarray
 
 
-def evaluate_teacher(config: EvaluateConfig, log: Callable[[str], None] = print) -> Results:
+def evaluate_teacher(config: EvaluateConfig) -> Results:
     """Scores a cache against the annotations that it was made from.
 
     Raises:
@@ -134,7 +134,7 @@ def evaluate_teacher(config: EvaluateConfig, log: Callable[[str], None] = print)
     if config.picture is not None:
         draw_teacher_scores(config.picture, told)
     for line in format_teacher_scores(told):
-        log(line)
+        print(line)
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class InspectConfig:
     overwrite: bool = False
 
 
-def inspect_cache(config: InspectConfig, log: Callable[[str], None] = print) -> CacheOverview:
+def inspect_cache(config: InspectConfig) -> CacheOverview:
     """Tells what a cache holds.
 
     Raises:
@@ -56,7 +55,7 @@ def inspect_cache(config: InspectConfig, log: Callable[[str], None] = print) -> 
     if config.picture is not None:
         draw_overview(config.picture, overview)
     for line in format_overview(overview):
-        log(line)
+        print(line)
     return overview
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,9 +25,12 @@ from pipeline.images import read_image
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, refuse_existing
+from pipeline.utils.logging import get_logger
 from teacher_cache.detectors.pairing import pair_labels
 from teacher_cache.reader.cache import TeacherCache, open_cache
 from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
+
+logger = get_logger(__name__)
 
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -55,7 +58,7 @@ class ShowConfig:
     overwrite: bool = False
 
 
-def show_image(config: ShowConfig, log: Callable[[str], None] = print) -> None:
+def show_image(config: ShowConfig) -> None:
     """Draws an image, and tells its pairs.
 
     Raises:
@@ -74,7 +77,7 @@ def show_image(config: ShowConfig, log: Callable[[str], None] = print) -> None:
     sizes = check_image_sizes(dataset, replace(loaded, annotations=(annotation,)))
     sizes.raise_errors()
     for line in sizes.warnings():
-        log(line)
+        logger.warning(line)
     image = read_image(dataset.part(part).images / image_id)
     outputs = cache[image_id]
     order = select_pairs(outputs, config.pairs)
@@ -87,7 +90,7 @@ def show_image(config: ShowConfig, log: Callable[[str], None] = print) -> None:
         drawn = draw_pairs(image, title, views)
         drawn.save(temporary, format=IMAGE_FORMATS[config.out.suffix.lower()])
     for line in _format_lines(title, views):
-        log(line)
+        print(line)
 
 
 def find_image(cache: TeacherCache, name: str) -> str:

@@ -22,10 +22,13 @@ from distributed.scheduler import KilledWorker
 
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.signals import defer_interrupts
 from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.writer.shard import ShardRecord
+
+logger = get_logger(__name__)
 
 # Seconds to wait for a finished shard before the workers are counted again.
 POLL_TIMEOUT = 1.0
@@ -246,19 +249,18 @@ def running_workers(address: str) -> Iterator[Workers]:
         yield Workers(client, lambda remaining: None)
 
 
-def get_workers_device(address: str, log: Callable[[str], None]) -> str:
+def get_workers_device(address: str) -> str:
     """The device type on the cluster's workers, "cpu" or "cuda"; waits for the first worker.
 
     Args:
         address: host:port of the scheduler, or its scheduler file.
-        log: receives a message while no worker has connected.
 
     Raises:
         InputError: no scheduler can be reached at the address.
     """
     with running_workers(address) as workers:
         if not workers.client.nthreads():
-            log(f"{address}: waiting for the cluster's first worker")
+            logger.info(f"{address}: waiting for the cluster's first worker")
             workers.client.wait_for_workers(1)
         return workers.client.submit(_detect_device, pure=False).result()
 

@@ -5,7 +5,7 @@ Dask and dask-jobqueue are optional, so the modules that need them are imported 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -71,7 +71,7 @@ def check_mode(mode: ExecutionMode) -> None:
         check_slurm(mode)
 
 
-def resolve_remote_device(mode: ExecutionMode, device: str, log: Callable[[str], None]) -> str:
+def resolve_remote_device(mode: ExecutionMode, device: str) -> str:
     """The device that "auto" means on the machines that make the shards.
 
     The build needs it for the fingerprint, because CLIP's precision depends on the device.
@@ -79,7 +79,6 @@ def resolve_remote_device(mode: ExecutionMode, device: str, log: Callable[[str],
     Args:
         mode: where shards are made.
         device: "auto", "cpu" or "cuda[:i]".
-        log: receives a message while no worker has connected.
 
     Raises:
         InputError: no scheduler can be reached.
@@ -92,7 +91,7 @@ def resolve_remote_device(mode: ExecutionMode, device: str, log: Callable[[str],
     from teacher_cache.cluster.dask_workers import get_workers_device, silence_dask
 
     with silence_dask():
-        return get_workers_device(mode.address, log)
+        return get_workers_device(mode.address)
 
 
 def check_libraries(mode: ExecutionMode) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes, refuse_existing
+from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
 from teacher_cache.reader.prompts_file import ActionPrompts
@@ -25,6 +26,8 @@ from teacher_cache.teachers.prompts import (
 )
 from teacher_cache.writer.plan import read_settings
 from teacher_cache.writer.shard import write_prompts_file
+
+logger = get_logger(__name__)
 
 ACTION_PATTERN = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?P<ing>[^=:,]+)(?::(?P<objects>[^=:]*))?")
 # Verb, its form in sentences, object.
@@ -57,9 +60,7 @@ class AddPromptsConfig:
     overwrite: bool = False
 
 
-def create_prompts_file(
-    config: AddPromptsConfig, log: Callable[[str], None] = print
-) -> ActionPrompts:
+def create_prompts_file(config: AddPromptsConfig) -> ActionPrompts:
     """Writes the file.
 
     Raises:
@@ -71,9 +72,7 @@ def create_prompts_file(
     known = cache.vocabulary
     added = [interaction for text in config.added for interaction in parse_action(text, known)]
     if config.vocabulary is not None:
-        added += _missing_interactions(
-            load_vocabulary(config.vocabulary), known, config.vocabulary, log
-        )
+        added += _missing_interactions(load_vocabulary(config.vocabulary), known, config.vocabulary)
     if not added:
         raise InputError("expected --add or --vocabulary with an action that is new, found none")
     templates = _resolve_templates(cache, config)
@@ -101,11 +100,11 @@ def create_prompts_file(
     embeddings = np.concatenate([held.embeddings, made.embeddings])
     text = PromptEmbeddings((*held.prompts, *prompts), embeddings, held.logit_scale)
     if line := indistinguishable_actions(names, text):
-        log(line)
+        logger.warning(line)
     for number, verb in enumerate(made.verbs):
         own = np.flatnonzero(made.actions == number)
         things = ", ".join(made.objects[row] for row in own)
-        log(f'{verb}: {things}; "{prompts[own[0]][0]}"')
+        print(f'{verb}: {things}; "{prompts[own[0]][0]}"')
     return made
 
 
@@ -144,9 +143,7 @@ def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
     return [(verb, ing, known.objects[label]) for label in np.flatnonzero(things)]
 
 
-def _missing_interactions(
-    wanted: Vocabulary, known: Vocabulary, file: str, log: Callable[[str], None]
-) -> list[NewInteraction]:
+def _missing_interactions(wanted: Vocabulary, known: Vocabulary, file: str) -> list[NewInteraction]:
     """The interactions of a vocabulary that another one lacks, as far as it has their objects."""
     have = {
         (_normalise_name(known.verbs[verb]), known.objects[label])
@@ -166,7 +163,7 @@ def _missing_interactions(
         lost = dict.fromkeys(
             interaction[2] for interaction in new if interaction[2] not in known.objects
         )
-        log(
+        logger.warning(
             f"{file}: {len(new) - len(fitting)} interactions left out, with objects that the cache"
             f" does not know: {', '.join(list(lost)[:5])}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, describe_changes
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress, track
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import annotated_pairs
@@ -43,6 +44,8 @@ from teacher_cache.writer.plan import (
 )
 from teacher_cache.writer.shard import is_finished_shard, write_shard, write_teacher_file
 
+logger = get_logger(__name__)
+
 # What caches of pieces of one dataset may differ in; the whole dataset says what they become.
 DATASET_PARTS = ("annotations", "part")
 
@@ -65,7 +68,7 @@ class MergeConfig:
     part: str | None = None
 
 
-def merge_caches(config: MergeConfig, log: Callable[[str], None] = print) -> None:
+def merge_caches(config: MergeConfig) -> None:
     """Joins caches.
 
     Raises:
@@ -93,13 +96,13 @@ def merge_caches(config: MergeConfig, log: Callable[[str], None] = print) -> Non
         check_annotated_pairs(sources, whole)
     plan = _make_plan(config, inventories, whole, sum(map(len, shards)))
     if check_folder(config.out, plan):
-        log(f"{config.out}: was finished before; nothing to do")
+        logger.info(f"{config.out}: was finished before; nothing to do")
         return
     if not plan.layout["embeddings"] and any(
         _has_embeddings(inventory) for inventory in inventories
     ):
-        log(f"{config.out}: without region embeddings, which some of the caches lack")
-    with lock_folder(config.out, log=log) as held:
+        logger.warning(f"{config.out}: without region embeddings, which some of the caches lack")
+    with lock_folder(config.out) as held:
         claim_folder(config.out, plan)
         held.remove_temporary_files()
         write_teacher_file(config.out / TEACHER, plan.fingerprint, first.prompt_embeddings)
@@ -112,7 +115,7 @@ def merge_caches(config: MergeConfig, log: Callable[[str], None] = print) -> Non
         completion = write_manifest(config.out)
     assert completion.counts is not None
     counts = completion.counts
-    log(
+    print(
         f"{config.out}: {counts['images']} images, {counts['pairs']} pairs of"
         f" {len(inventories)} caches in {counts['shards']} shards"
     )

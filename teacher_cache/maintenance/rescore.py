@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.maintenance.add_prompts import TextEncoder, load_text_encoder, resolve_clip
@@ -39,6 +39,8 @@ from teacher_cache.writer.plan import (
 )
 from teacher_cache.writer.shard import is_finished_shard, write_shard_arrays, write_teacher_file
 
+logger = get_logger(__name__)
+
 
 @dataclass(frozen=True)
 class RescoreConfig:
@@ -65,7 +67,7 @@ class RescoreConfig:
     device: str = "auto"
 
 
-def rescore_cache(config: RescoreConfig, log: Callable[[str], None] = print) -> None:
+def rescore_cache(config: RescoreConfig) -> None:
     """Writes a cache of the same pairs and regions with new outputs.
 
     Raises:
@@ -109,11 +111,11 @@ def rescore_cache(config: RescoreConfig, log: Callable[[str], None] = print) -> 
         vocabulary=vocabulary_to_dict(vocabulary),
     )
     if check_folder(config.out, plan):
-        log(f"{config.out}: was finished before; nothing to do")
+        logger.info(f"{config.out}: was finished before; nothing to do")
         return
     if line := indistinguishable_actions(vocabulary.interaction_names, text):
-        log(line)
-    with lock_folder(config.out, log=log) as held:
+        logger.warning(line)
+    with lock_folder(config.out) as held:
         claim_folder(config.out, plan)
         held.remove_temporary_files()
         write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
@@ -125,7 +127,7 @@ def rescore_cache(config: RescoreConfig, log: Callable[[str], None] = print) -> 
                 progress.update(len(cache.layout(shard).images))
         completion = write_manifest(config.out)
     assert completion.counts is not None
-    log(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
+    print(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
 
 
 def map_object_labels(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:

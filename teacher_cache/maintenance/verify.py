@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, sha256_of_file
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import track
 from teacher_cache.reader.cache import open_cache, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
@@ -27,6 +28,8 @@ from teacher_cache.writer.plan import COMMAND_KEY, PLAN_FIELDS, from_settings, r
 
 if TYPE_CHECKING:
     from teacher_cache.build import BuildConfig
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class VerifyConfig:
     device: str | None = None
 
 
-def verify_cache(config: VerifyConfig, log: Callable[[str], None] = print) -> None:
+def verify_cache(config: VerifyConfig) -> None:
     """Completes the manifest when only that is missing, reads everything, and repairs on demand.
 
     Raises:
@@ -55,17 +58,17 @@ def verify_cache(config: VerifyConfig, log: Callable[[str], None] = print) -> No
     folder = config.cache
     if config.repair and ((folder / MANIFEST).is_file() or (folder / PLAN).is_file()):
         # Refuses while somebody builds; the repair's own builder holds the folder itself.
-        with lock_folder(folder, log=log):
+        with lock_folder(folder):
             undo_interrupted_repair(folder)
     if not (folder / MANIFEST).is_file():
         if not (folder / PLAN).is_file():
             raise InputError(f"{folder}: expected a cache folder with {MANIFEST}, found none")
-        _complete_manifest(config, log)
+        _complete_manifest(config)
     found = check_files(folder)
     for problem in found.problems:
-        log(str(problem))
+        print(problem)
     if found.problems and config.repair:
-        repair_cache(folder, found, config.dataset, config.device, log)
+        repair_cache(folder, found, config.dataset, config.device)
         found = check_files(folder)
     if found.problems:
         many = len(found.problems)
@@ -78,13 +81,13 @@ def verify_cache(config: VerifyConfig, log: Callable[[str], None] = print) -> No
         dataset = open_dataset(config.dataset)
         part = str(cache.manifest["parts"].get("part"))
         cache.check(dataset.vocabulary, dataset.load(part).digest, part)
-    log(
+    print(
         f"{folder}: {len(cache)} images in {cache.num_shards} shards,"
         f" {found.num_bytes / 1e6:.1f} MB as they were written"
     )
 
 
-def _complete_manifest(config: VerifyConfig, log: Callable[[str], None]) -> None:
+def _complete_manifest(config: VerifyConfig) -> None:
     """Writes the manifest that jobs on one folder left out.
 
     Raises:
@@ -96,17 +99,17 @@ def _complete_manifest(config: VerifyConfig, log: Callable[[str], None]) -> None
         raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not fit")
     completion = write_manifest(folder)
     if completion.missing and config.repair:
-        rebuild_missing_files(folder, config.dataset, config.device, log)
+        rebuild_missing_files(folder, config.dataset, config.device)
         return
     for name in completion.missing:
-        log(f"{SHARDS}/{name}: is missing")
+        print(f"{SHARDS}/{name}: is missing")
     if completion.missing:
         raise InputError(
             f"{folder}: the cache is unfinished: {SHARDS}/{completion.missing[0]} is missing"
             f" ({len(completion.missing)} shards); the same eoid-cache build command goes on with"
             " it, and so does verify --repair"
         )
-    log(f"{folder}: all shards are there; wrote {MANIFEST}")
+    logger.info(f"{folder}: all shards are there; wrote {MANIFEST}")
 
 
 # Where a repair keeps what it replaces until it has succeeded.
@@ -310,7 +313,6 @@ def repair_cache(
     found: VerificationResult,
     dataset: Path | None,
     device: str | None,
-    log: Callable[[str], None],
 ) -> None:
     """Makes what is broken again; what was broken goes when all is well, and comes back when not.
 
@@ -319,7 +321,6 @@ def repair_cache(
         found: what is wrong with it.
         dataset: where the dataset is now; None for where it was.
         device: where models run; None for where they ran.
-        log: receives what was done.
 
     Raises:
         InputError: nothing tells how the cache was made, what it was made from is not there or has
@@ -328,7 +329,7 @@ def repair_cache(
     for name in found.files_needing("remove"):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        log(f"{name}: removed")
+        logger.info(f"{name}: removed")
     lost, asked = found.files_needing("write"), found.files_needing("extract")
     if not lost and not asked:
         return
@@ -339,19 +340,21 @@ def repair_cache(
         )
     if PLAN in lost:
         _restore_plan(folder)
-        log(f"{PLAN}: written again from {MANIFEST}")
+        logger.info(f"{PLAN}: written again from {MANIFEST}")
     images = {} if MANIFEST in lost else _images_by_shard(folder)
     with _backup_files(folder, [*asked, MANIFEST], keep=PLAN):
         if asked:
-            rebuild_missing_files(folder, dataset, device, log)
+            rebuild_missing_files(folder, dataset, device)
         completion = write_manifest(folder)
         if completion.missing:
             raise InputError(f"{folder}: expected all shards, found no {completion.missing[0]}")
         _check_no_lost_images(folder, images)
     for name in asked:
-        log(f"{name}: made again{_compare_checksum(folder / name, found.checksums.get(name))}")
+        logger.info(
+            f"{name}: made again{_compare_checksum(folder / name, found.checksums.get(name))}"
+        )
     if MANIFEST in lost:
-        log(f"{MANIFEST}: written again")
+        logger.info(f"{MANIFEST}: written again")
 
 
 def _compare_checksum(path: Path, checksum: str | None) -> str:
@@ -362,9 +365,7 @@ def _compare_checksum(path: Path, checksum: str | None) -> str:
     return ", other bytes than before (another kind of device, other threads or versions)"
 
 
-def rebuild_missing_files(
-    folder: Path, dataset: Path | None, device: str | None, log: Callable[[str], None]
-) -> None:
+def rebuild_missing_files(folder: Path, dataset: Path | None, device: str | None) -> None:
     """Runs the command that made a cache once more; it makes what is not there.
 
     Raises:
@@ -380,7 +381,7 @@ def rebuild_missing_files(
     own = {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
     if settings.get(COMMAND_KEY) == "rescore":
         rescoring = from_settings(own, RescoreConfig, file)
-        rescore_cache(replace(rescoring, out=folder, device=device or rescoring.device), log)
+        rescore_cache(replace(rescoring, out=folder, device=device or rescoring.device))
         return
     building = from_settings(own, BuildConfig, file)
     if building.detector == TOY_IN_CACHES:
@@ -390,7 +391,7 @@ def rebuild_missing_files(
         building = _relocate_dataset(building, dataset)
     elif not building.dataset.is_dir():
         raise InputError(f"{building.dataset}: no such dataset folder; --data says where it is now")
-    build_cache(building, log)
+    build_cache(building)
 
 
 def _relocate_dataset(config: BuildConfig, dataset: Path) -> BuildConfig:

@@ -23,6 +23,7 @@ from pipeline.types import Annotation
 from pipeline.utils.devices import autocast, configure_device, num_usable_cores, resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, differing_keys, read_json, write_json
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.signals import defer_interrupts
 from pipeline.vocabulary import Vocabulary
@@ -40,6 +41,8 @@ from teacher_cache.toy.models import (
     train_detector,
     train_teacher,
 )
+
+logger = get_logger(__name__)
 
 RECIPE_FILE, DETECTOR_FILE, TEACHER_FOLDER = "toy_models.json", "detector.safetensors", "teacher"
 
@@ -73,7 +76,7 @@ def train_toy_models(folder: Path, config: ToyModelsConfig, device: str) -> None
         trainings["detector"] = (_run_detector_training, config.detector.epochs * epoch_size)
     if not trainings:
         verb = "are" if len(config.models) > 1 else "is"
-        print(f"{folder}: {' and '.join(config.models)} {verb} there already")
+        logger.info(f"{folder}: {' and '.join(config.models)} {verb} there already")
         return
     data = draw_training_data(config.seed, config.pictures, IMAGE_SIZE, config.templates)
     threads = max(1, num_usable_cores() // len(trainings))

@@ -12,14 +12,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from teacher_cache.reader.format import LOCK, SHARDS
+
+logger = get_logger(__name__)
 
 # A builder shows every so many seconds that it lives, and is taken for dead after some silence.
 HEARTBEAT_INTERVAL = 5.0
@@ -76,9 +79,7 @@ class FolderLock:
 
 
 @contextmanager
-def lock_folder(
-    folder: Path, shared: bool = False, log: Callable[[str], None] = print
-) -> Iterator[FolderLock]:
+def lock_folder(folder: Path, shared: bool = False) -> Iterator[FolderLock]:
     """Holds a cache folder while the body builds in it.
 
     The lock is the operating system's `flock`, which network file systems pass on to their server;
@@ -88,7 +89,6 @@ def lock_folder(
     Args:
         folder: the cache; made when missing.
         shared: hold it together with others who share.
-        log: told why one waits.
 
     Raises:
         InputError: somebody else builds in the folder; says who.
@@ -98,7 +98,7 @@ def lock_folder(
     now = datetime.now().isoformat(" ", "seconds")
     own = LockOwner(socket.gethostname(), os.getpid(), now, shared)
     with open(path, "a+b") as file:
-        _acquire(folder, file.fileno(), own, log)
+        _acquire(folder, file.fileno(), own)
         _write_owner(file.fileno(), json.dumps(asdict(own)))
         try:
             with _heartbeat(file.fileno()):
@@ -108,7 +108,7 @@ def lock_folder(
                 _write_owner(file.fileno(), "")
 
 
-def _acquire(folder: Path, descriptor: int, own: LockOwner, log: Callable[[str], None]) -> None:
+def _acquire(folder: Path, descriptor: int, own: LockOwner) -> None:
     path = folder / LOCK
     deadline = time.monotonic() + ACQUIRE_TIMEOUT
     while (taken := _try_lock(descriptor, fcntl.LOCK_SH if own.shared else fcntl.LOCK_EX)) is False:
@@ -124,7 +124,9 @@ def _acquire(folder: Path, descriptor: int, own: LockOwner, log: Callable[[str],
     # A granted lock proves that the last holder on this machine is gone, but not on another one.
     if taken and other.host == own.host:
         return
-    log(f"{folder}: was held by {other}; waiting up to {HEARTBEAT_TIMEOUT:.0f} s for its heartbeat")
+    logger.info(
+        f"{folder}: was held by {other}; waiting up to {HEARTBEAT_TIMEOUT:.0f} s for its heartbeat"
+    )
     if _has_heartbeat(path):
         raise _locked_error(folder, other)
 

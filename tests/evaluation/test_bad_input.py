@@ -258,7 +258,7 @@ def test_a_file_without_detections(tmp_path, write_vcoco, name):
 def test_a_misspelled_key_is_told(score_vcoco):
     done = score_vcoco(lambda entries: [entry.update(kick_agnet=0.5) for entry in entries] and None)
     assert average(done) == ["100.00", "100.00", "100.00"]
-    (line,) = [line for line in done.stdout.splitlines() if "kick_agnet" in line]
+    (line,) = [line for line in done.stderr.splitlines() if "kick_agnet" in line]
     assert line.startswith("1 ")
 
 

@@ -42,7 +42,7 @@ def raising(error):
 @click.option("--learning-rate", "rate", default=0.5)
 @click.option("--name", type=click.Choice(["a", "b"]), required=True)
 @click.option("--tag", multiple=True)
-@click.option("--loud/--quiet", default=False)
+@click.option("--loud/--soft", default=False)
 @device_option
 @config_option
 def show(**values):
@@ -146,7 +146,7 @@ def test_every_option_may_stand_in_the_file(run, config):
 @pytest.mark.parametrize("order", [False, True])
 def test_the_command_line_wins(run, config, order):
     file = config('count = 3\nname = "b"\ntag = ["x"]\nloud = true')
-    words = ["--config", file, "--count", "5", "--tag", "y", "--quiet"]
+    words = ["--config", file, "--count", "5", "--tag", "y", "--soft"]
     code, out, _ = run(show, *(words if order else words[2:] + words[:2]), "here")
     assert code == 0
     values = ast.literal_eval(out)

@@ -104,7 +104,7 @@ def test_without_the_key_nothing_is_scored(twins, toy_checkpoint, tmp_path, pred
 
 
 def test_unreadable_test_pictures_are_skipped_if_wanted(
-    dataset_root, toy_checkpoint, vocabulary, tmp_path, capsys
+    dataset_root, toy_checkpoint, vocabulary, tmp_path, messages
 ):
     root = shutil.copytree(dataset_root, tmp_path / "toy")
     paths = sorted((root / "images/test2015").iterdir())
@@ -117,7 +117,7 @@ def test_unreadable_test_pictures_are_skipped_if_wanted(
     assert str(caught.value).startswith(str(paths[1])) and "3 of 6" in str(caught.value)
     assert not out.exists()
     results = evaluate(toy_checkpoint, root, out, skip_unreadable=True)
-    assert results.num_images == 6 and "3 of 6" in capsys.readouterr().out
+    assert results.num_images == 6 and "3 of 6" in "\n".join(messages)
     counts = {one.image_id: len(one.hois) for one in predictions(out, vocabulary)}
     lacking = [path.name for path in (paths[1], *paths[4:])]
     assert len(lacking) == 3 and [name for name in counts if not counts[name]] == lacking
@@ -134,7 +134,7 @@ def test_a_part_without_a_usable_picture_is_refused(dataset_root, toy_checkpoint
 
 @pytest.mark.parametrize("orientation", [5, 6, 8])
 def test_tags_left_over_from_another_orientation_change_nothing(
-    twins, evaluated, toy_checkpoint, vocabulary, tmp_path, capsys, orientation
+    twins, evaluated, toy_checkpoint, vocabulary, tmp_path, messages, orientation
 ):
     """Upright pictures with a tag that would lay their people on the side."""
     root = shutil.copytree(twins[0], tmp_path / "toy")
@@ -149,7 +149,7 @@ def test_tags_left_over_from_another_orientation_change_nothing(
     description = root / "dataset.toml"
     description.write_text('orientation = "stored"\n' + description.read_text())
     results = evaluate(toy_checkpoint, root, tmp_path / "out")
-    assert "left over" in capsys.readouterr().out
+    assert "left over" in "\n".join(messages)
     assert results.per_class == read_results(evaluated[0] / "results.json").per_class
     for one, other in zip(
         predictions(tmp_path / "out", vocabulary),

@@ -93,7 +93,7 @@ def test_the_answers_are_the_teachers(finished, shared_dataset, vocabulary):
     np.testing.assert_allclose(outputs.probabilities, wanted, atol=2e-3)
 
 
-def test_pictures_that_nobody_annotated(finished, dataset, build_config):
+def test_pictures_that_nobody_annotated(finished, dataset, build_config, capsys):
     """The detector's pairs, answered as where there are annotations."""
     (dataset / "dataset.toml").write_text(
         'vocabulary = "toy"\ndetector = "detector.safetensors"\nteacher = "teacher"\n'
@@ -115,12 +115,12 @@ def test_pictures_that_nobody_annotated(finished, dataset, build_config):
         np.testing.assert_allclose(mine.probabilities, theirs.probabilities[proposed], atol=2e-3)
         num_pairs += len(mine.pairs)
     assert num_pairs > 0
-    lines = []
-    verify_cache(VerifyConfig(config.out, dataset=dataset), lines.append)
-    assert lines[-1].startswith(f"{config.out}: 7 images in 3 shards")
+    capsys.readouterr()
+    verify_cache(VerifyConfig(config.out, dataset=dataset))
+    assert capsys.readouterr().out.startswith(f"{config.out}: 7 images in 3 shards")
     (dataset / "images/train2015/more.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"does not fit this dataset: .*annotations"):
-        verify_cache(VerifyConfig(config.out, dataset=dataset), lines.append)
+        verify_cache(VerifyConfig(config.out, dataset=dataset))
 
 
 def test_the_manifest(finished):
@@ -140,7 +140,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interrupted_build_goes_on_to_the_same_bytes(
-    dataset, build_config, finished, monkeypatch, after
+    dataset, build_config, finished, monkeypatch, after, messages
 ):
     config = build_config(dataset)
     write = task_module.write_shard
@@ -160,21 +160,21 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
         open_cache(config.out)
     monkeypatch.setattr(task_module, "write_shard", write)
     times = {path: path.stat().st_mtime_ns for path in written}
-    said = []
-    build_cache(config, said.append)
+    messages.clear()
+    build_cache(config)
     assert times == {path: path.stat().st_mtime_ns for path in written}
-    assert any("going on after" in line for line in said) == (after > 0)
+    assert any("going on after" in line for line in messages) == (after > 0)
     assert datasets(config.out) == datasets(finished)
     assert not list((config.out / SHARDS).glob(".*"))
 
 
-def test_a_second_run_has_nothing_to_do(dataset, build_config):
+def test_a_second_run_has_nothing_to_do(dataset, build_config, messages):
     config = build_config(dataset)
     build_cache(config)
     before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
-    said = []
-    build_cache(config, said.append)
-    assert any("nothing to do" in line for line in said)
+    messages.clear()
+    build_cache(config)
+    assert any("nothing to do" in line for line in messages)
     assert before == {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
 
 
@@ -251,17 +251,17 @@ DAMAGES = [truncate, lambda path: path.write_bytes(b""), lambda path: path.unlin
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_an_unreadable_image_is_listed(dataset, build_config, finished, damage):
+def test_an_unreadable_image_is_listed(dataset, build_config, finished, damage, messages):
     config = build_config(dataset)
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     damage(broken)
-    said = []
-    build_cache(config, said.append)
+    messages.clear()
+    build_cache(config)
     cache = open_cache(config.out)
     assert list(cache.failed) == [broken.name]
     assert str(dataset) not in cache.failed[broken.name]
     assert len(cache) == 6 and broken.name not in cache
-    assert any(broken.name in line for line in said)
+    assert any(broken.name in line for line in messages)
     whole = open_cache(finished)
     for image_id in cache.image_ids:
         np.testing.assert_allclose(
@@ -382,7 +382,7 @@ def test_a_lost_teacher_file_is_written_again(dataset, build_config, finished):
     assert open_cache(config.out).prompt_embeddings.prompts
 
 
-def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary):
+def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary, messages):
     """Riding and pulling go with a horse; here both are said with one word."""
     words = vocabulary.to_dict()
     pull, ride = (
@@ -394,9 +394,9 @@ def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary):
     description.write_text(
         description.read_text().replace('vocabulary = "toy"', 'vocabulary = "words.json"')
     )
-    said = []
-    build_cache(build_config(dataset, candidates="annotated"), said.append)
-    (line,) = [line for line in said if "cannot tell" in line]
+    messages.clear()
+    build_cache(build_config(dataset, candidates="annotated"))
+    (line,) = [line for line in messages if "cannot tell" in line]
     assert "ride, pull" in line and "horse" in line and "riding horse" in line
     assert "ride, pull" in format_check(open_dataset(dataset), [])
 

@@ -46,11 +46,9 @@ def build(run, tmp_path):
 
     def call(dataset, *words, out="cache"):
         folder = tmp_path / out
-        code, said, complained = run(
-            "build", dataset, "--out", folder, "--images-per-shard", 3, *words
-        )
-        assert code == 0, complained
-        return open_cache(folder), said
+        code, _, reported = run("build", dataset, "--out", folder, "--images-per-shard", 3, *words)
+        assert code == 0, reported
+        return open_cache(folder), reported
 
     return call
 

@@ -41,7 +41,7 @@ def proposals(root):
 
 
 @pytest.mark.parametrize("candidates", ["detector", "annotated", "proposals"])
-def test_twins_give_equal_caches(twins, build_config, tmp_path, candidates):
+def test_twins_give_equal_caches(twins, build_config, tmp_path, candidates, messages):
     caches = []
     for root in twins:
         changes = {}
@@ -50,8 +50,8 @@ def test_twins_give_equal_caches(twins, build_config, tmp_path, candidates):
             changes["proposals"].write_text(json.dumps(proposals(root)))
         else:
             changes["candidates"] = candidates
-        said = []
-        build_cache(build_config(root, root.name, **changes), said.append)
+        messages.clear()
+        build_cache(build_config(root, root.name, **changes))
         caches.append(open_cache(tmp_path / root.name))
     upright, stored = caches
     assert upright.image_ids == stored.image_ids and len(upright) == 7
@@ -61,12 +61,12 @@ def test_twins_give_equal_caches(twins, build_config, tmp_path, candidates):
             np.testing.assert_array_equal(getattr(one.pairs, field), getattr(other.pairs, field))
         np.testing.assert_allclose(one.probabilities, other.probabilities, atol=2e-3)
     assert upright.fingerprint != stored.fingerprint
-    assert 'orientation = "stored"' in "".join(said)
+    assert 'orientation = "stored"' in "".join(messages)
 
 
 def test_the_key_decides_whether_a_cache_fits(twins, build_config, tmp_path):
     config = build_config(twins[1], candidates="annotated")
-    build_cache(config, lambda line: None)
+    build_cache(config)
     cache = open_cache(config.out)
     dataset = open_dataset(twins[1])
     cache.check(dataset.vocabulary, dataset.load("train").digest, "train")
@@ -75,10 +75,10 @@ def test_the_key_decides_whether_a_cache_fits(twins, build_config, tmp_path):
             dataset.vocabulary, replace(dataset, orientation="upright").load("train").digest
         )
     name = cache.image_ids[0]
-    show_image(ShowConfig(config.out, name, twins[1], tmp_path / "drawn.png"), lambda line: None)
+    show_image(ShowConfig(config.out, name, twins[1], tmp_path / "drawn.png"))
     assert read_image(tmp_path / "drawn.png").size[0] > 0
     found = tmp_path / "predictions.json"
-    evaluate_teacher(EvaluateConfig(config.out, twins[1], predictions=found), lambda line: None)
+    evaluate_teacher(EvaluateConfig(config.out, twins[1], predictions=found))
     stored = json.loads(found.read_text())
     entries = json.loads((twins[1] / ANNOTATIONS).read_text())
     for one, entry in zip(stored, entries, strict=True):
@@ -110,7 +110,9 @@ def test_sizes_that_do_not_fit_are_refused_at_the_start(
     assert not config.out.exists()
 
 
-def test_tags_left_over_from_another_orientation_change_nothing(twins, build_config, tmp_path):
+def test_tags_left_over_from_another_orientation_change_nothing(
+    twins, build_config, tmp_path, messages
+):
     root = shutil.copytree(twins[0], tmp_path / "toy")
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -120,12 +122,12 @@ def test_tags_left_over_from_another_orientation_change_nothing(twins, build_con
         image.save(path, "PNG", exif=exif)
     description = root / "dataset.toml"
     description.write_text('orientation = "stored"\n' + description.read_text())
-    caches, said = [], []
+    caches = []
     for number, data in enumerate((twins[0], root)):
         config = build_config(data, f"cache-{number}")
-        build_cache(config, said.append)
+        build_cache(config)
         caches.append(open_cache(config.out))
-    assert sum("left over" in line for line in said) == 1
+    assert sum("left over" in line for line in messages) == 1
     upright, stored = caches
     for name in upright.image_ids:
         np.testing.assert_array_equal(
@@ -134,5 +136,5 @@ def test_tags_left_over_from_another_orientation_change_nothing(twins, build_con
         np.testing.assert_array_equal(upright[name].probabilities, stored[name].probabilities)
     assert upright.image_ids == stored.image_ids
     drawn = tmp_path / "drawn.png"
-    show_image(ShowConfig(stored.path, stored.image_ids[0], root, drawn), said.append)
+    show_image(ShowConfig(stored.path, stored.image_ids[0], root, drawn))
     assert drawn.is_file()

@@ -134,7 +134,7 @@ def test_every_picture_is_answered_about_or_listed(odd, tmp_path, monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         main()
-    said, complained = capfd.readouterr()
+    _, complained = capfd.readouterr()
     assert ended.value.code == 0, complained
     assert "Traceback" not in complained and "Warning" not in complained
     cache = open_cache(tmp_path / "cache")
@@ -146,4 +146,4 @@ def test_every_picture_is_answered_about_or_listed(odd, tmp_path, monkeypatch, c
         outputs = cache[name]
         assert len(outputs.pairs) > 0 and np.isfinite(outputs.embeddings).all()
         np.testing.assert_allclose(outputs.probabilities.sum(1), 1, atol=5e-3)
-    assert f"{len(FAILED)} images could not be read, first" in said
+    assert f"{len(FAILED)} images could not be read, first" in complained

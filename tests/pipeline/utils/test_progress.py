@@ -1,8 +1,10 @@
+import logging
 import sys
 
 import pytest
 
 from pipeline.utils import progress
+from pipeline.utils.logging import log_to_stderr
 from pipeline.utils.progress import Progress, track
 
 
@@ -66,8 +68,8 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_line_in_between(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    with Progress(4, "reading", "images") as bar:
-        bar.write("a.jpg: no such image")
+    with log_to_stderr(), Progress(4, "reading", "images") as bar:
+        logging.getLogger("eoid.pipeline").info("a.jpg: no such image")
         bar.update(4)
     shown = capsys.readouterr()
     assert shown.err.replace("\r", "\n").splitlines().count("a.jpg: no such image") == 1

@@ -62,13 +62,13 @@ def test_lines_after_the_step_where_the_run_stands_go(tmp_path):
     ]
 
 
-def test_people_see_what_happens(tmp_path, capsys):
+def test_people_see_what_happens(tmp_path, capsys, messages):
     with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS) as log:
         log.log_step(step_metrics())
         log.advance()
         log.log_validation(3, 2, {"seen": 0.5}, best=True)
     out, err = capsys.readouterr()
-    assert out == "epoch 2, validation: seen 50.00 (best so far)\n"
+    assert out == "" and messages == ["epoch 2, validation: seen 50.00 (best so far)"]
     assert "1/9 steps" in err and progress_line(lines(tmp_path / "metrics.jsonl")[0]) in err
     assert progress_line({**RECORD, "loss": 3, "losses": {"object": 1.0}}) == (
         "loss 3.00, 8.0 images/s, waiting 25%, 1.5 GB, lr 1.0e-04, object 1.00"

@@ -97,12 +97,12 @@ def test_the_run_opens_as_a_detector(finished):
         assert model([torch.zeros(3, 128, 128)])["pred_verb_logits"].shape[0] == 1
 
 
-def test_a_finished_run_runs_again_to_the_same_results(run, configured, finished, capsys):
+def test_a_finished_run_runs_again_to_the_same_results(run, configured, finished, messages):
     before = content(run)
     (run / "results.json").unlink()
     results = run_student(configured(run))
     assert results.metrics == finished[1].metrics
-    assert "goes on at step 2 of 2" in capsys.readouterr().out
+    assert "goes on at step 2 of 2" in "\n".join(messages)
     after = content(run)
     assert after.keys() == before.keys()
     for name in ("checkpoint.pt", "metrics.jsonl", "predictions.json", "config.json"):
@@ -150,7 +150,7 @@ def lines(file):
 
 
 def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
-    configured, dataset, dataset_root, tmp_path, monkeypatch, capsys
+    configured, dataset, dataset_root, tmp_path, monkeypatch, messages
 ):
     """The best of made-up scores is kept, also by a run that was killed while it evaluated."""
     trained, scores = set(), [0.75, 0.25, 0.5]
@@ -162,7 +162,7 @@ def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
 
     def evaluate(self, model, run, step, execution):
         assert not {record.id for record in self.records} & trained and len(self.records) == 4
-        if step == 6 and "goes on" not in capsys.readouterr().out:
+        if step == 6 and not any("goes on" in line for line in messages):
             raise Killed
         return ValidationScore(scores[step // 3 - 1], {"seen": scores[step // 3 - 1]})
 
@@ -189,18 +189,18 @@ def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
     assert again.metrics == results.metrics
 
 
-def test_held_out_images_are_really_scored(configured, tmp_path, capsys):
+def test_held_out_images_are_really_scored(configured, tmp_path, messages):
     options = {**OPTIONS, "val_size": 0.25, "val_every": 1}
     run_student(configured(tmp_path / "run", options=options))
     (line,) = lines(tmp_path / "run/validation.jsonl")
     assert set(line["metrics"]) == {"seen", "mean_max_recall"} and line["step"] == 1
-    assert "epoch 1, validation: seen" in capsys.readouterr().out
+    assert "epoch 1, validation: seen" in "\n".join(messages)
     assert len(list((tmp_path / "run/pictures/step-0000001").iterdir())) > 0
     assert len(list((tmp_path / "run/pictures/test").iterdir())) == 4
     assert not (tmp_path / "run/best.pt").exists()
 
 
-def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path, capsys):
+def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path, messages):
     source = finished[0] / "checkpoint.pt"
     longer = {**OPTIONS, "schedule": "step", "epochs": 1}
     first = tmp_path / "first"
@@ -209,7 +209,7 @@ def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path,
         tmp_path / "second", options={**longer, "epochs": 2}, resume=str(first / "checkpoint.pt")
     )
     run_student(config)
-    assert "goes on at step 2 of 4" in capsys.readouterr().out
+    assert "goes on at step 2 of 4" in "\n".join(messages)
     assert [line["step"] for line in lines(tmp_path / "second/metrics.jsonl")] == [4]
     with pytest.raises(InputError, match="found one with another recipe"):
         run_student(replace(config, out=tmp_path / "third", resume=str(source)))
@@ -224,17 +224,18 @@ def init_file(tmp_path):
 
 
 def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
-    configured, init_file, tmp_path, capsys
+    configured, init_file, tmp_path, messages
 ):
     config = configured(tmp_path / "run", pretrained=init_file)
     results = run_student(config)
     told = (tmp_path / "run/pretrained.json").read_bytes()
-    assert "pretrained weights: body.safetensors" in capsys.readouterr().out
+    assert "pretrained weights: body.safetensors" in "\n".join(messages)
+    messages.clear()
     moved = init_file.rename(tmp_path / "moved.safetensors")
     assert run_student(config).metrics == results.metrics
-    out = capsys.readouterr().out
+    out = "\n".join(messages)
     assert f"{init_file}: not there any more, and not needed to go on" in out
-    assert "goes on at step 2 of 2" in out and "start:" not in out
+    assert "goes on at step 2 of 2" in out and "pretrained weights:" not in out
     # The same file in another place is the same start, another file is not.
     assert run_student(replace(config, pretrained=moved)).metrics == results.metrics
     save_file({**load_file(moved), "more": torch.ones(1)}, init_file)
@@ -260,16 +261,18 @@ def test_a_run_that_has_not_begun_needs_what_it_starts_from(configured, init_fil
         run_student(config)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(configured, finished, tmp_path, capsys):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    configured, finished, tmp_path, messages
+):
     run = tmp_path / "run"
     config = configured(run, options={**OPTIONS, "epochs": 2})
     results = run_student(config)
     content = bytearray((run / "checkpoint.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (run / "checkpoint.pt").write_bytes(content)
-    capsys.readouterr()
+    messages.clear()
     assert run_student(config).metrics == results.metrics
-    out = capsys.readouterr().out
+    out = "\n".join(messages)
     assert "checkpoint.pt: expected a whole checkpoint, found damage in" in out
     assert "goes back to checkpoint-previous.pt" in out and "goes on at step 2 of 4" in out
 
@@ -390,17 +393,17 @@ def partial_cache(annotations, answer, write_cache, vocabulary, tmp_path):
 
 
 def test_images_without_answers_are_left_out_and_counted(
-    configured, partial_cache, tmp_path, capsys
+    configured, partial_cache, tmp_path, messages
 ):
     run_student(configured(tmp_path / "run", cache=partial_cache(9)))
-    assert "no answers for 7 images, left out" in capsys.readouterr().out
+    assert "no answers for 7 images, left out" in "\n".join(messages)
     assert load_checkpoint(tmp_path / "run/checkpoint.pt").state["step"] == 1
 
 
-def test_more_labelled_pairs_than_queries_are_told_once(configured, tmp_path, capsys):
+def test_more_labelled_pairs_than_queries_are_told_once(configured, tmp_path, messages):
     options = {**OPTIONS, "num_queries": 1}
     run_student(configured(tmp_path / "run", options=options))
-    lines = capsys.readouterr().out.splitlines()
+    lines = messages
     assert (
         sum("more labelled pairs than the student has queries (1)" in line for line in lines) == 1
     )

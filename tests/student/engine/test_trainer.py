@@ -109,12 +109,12 @@ def test_a_stopped_run_goes_on_as_if_it_never_was(make_trainer, workers, step, o
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_cluster_is_told_to_start_the_run_again(make_trainer, number, capsys):
+def test_a_cluster_is_told_to_start_the_run_again(make_trainer, number, messages):
     trainer = stopping(make_trainer("run", epochs=1), 2, number)
     with pytest.raises(SystemExit) as left:
         trainer.go()
     assert left.value.code == EXIT_REQUEUE == 75
-    assert "told to stop, saved at step 2 of 4; the same command goes on" in capsys.readouterr().err
+    assert "told to stop, saved at step 2 of 4; the same command goes on" in "\n".join(messages)
     again = resumed(make_trainer("run", epochs=1))
     again.go()
     assert [line["step"] for line in logged(again)] == [1, 2, 3, 4]

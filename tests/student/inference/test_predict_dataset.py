@@ -103,7 +103,7 @@ def test_a_journal_of_other_settings_is_no_start(config):
     assert len(value) == 6 and all(one["hoi_prediction"] for one in value)
 
 
-def test_unreadable_images_are_told_and_left_out(config, tmp_path, capsys, vocabulary):
+def test_unreadable_images_are_told_and_left_out(config, tmp_path, messages, vocabulary):
     data = tmp_path / "data"
     shutil.copytree(config.data, data)
     images = sorted((data / "images/test2015").iterdir())
@@ -111,7 +111,7 @@ def test_unreadable_images_are_told_and_left_out(config, tmp_path, capsys, vocab
     images[2].unlink()
     with pytest.raises(InputError, match="2 of 6 images could not be read; not in"):
         predict_dataset(replace(config, data=data))
-    err = capsys.readouterr().err
+    err = "\n".join(messages)
     assert err.count(f"{images[1]}: expected an image") == 1
     assert err.count(f"{images[2]}: no such image") == 1
     found = read_predictions(config.out / "predictions.json", vocabulary)

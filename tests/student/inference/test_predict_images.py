@@ -61,14 +61,14 @@ def test_one_file_for_all(config):
     assert "drawn" not in value["pictures"][0]
 
 
-def test_bad_files_stop_nothing_and_are_told_once(config, tmp_path, capsys):
+def test_bad_files_stop_nothing_and_are_told_once(config, tmp_path, messages):
     (tmp_path / "in/b.jpg").write_bytes(b"no picture")
     images = (*config.images, str(tmp_path / "gone.png"), str(tmp_path / "x*.jpg"))
     config = replace(config, images=images, json=tmp_path / "all.json")
     expected = "2 of 4 pictures could not be read; 1 of the names found no picture"
     with pytest.raises(InputError, match=expected):
         predict_images(config)
-    lines = capsys.readouterr().err.splitlines()
+    lines = messages
     for says in ("b.jpg: expected an image", "gone.png: no such image", "x*.jpg: no file matches"):
         assert sum(says in line for line in lines) == 1
     assert [name for name in files(config.out) if name.startswith("b")] == []
@@ -78,10 +78,10 @@ def test_bad_files_stop_nothing_and_are_told_once(config, tmp_path, capsys):
     assert all(one["reason"] for one in failed)
 
 
-def test_nothing_to_look_at(config, tmp_path, capsys):
+def test_nothing_to_look_at(config, tmp_path, messages):
     with pytest.raises(InputError, match="no pictures to look at"):
         predict_images(replace(config, images=(str(tmp_path / "x*"),)))
-    assert "no file matches this pattern" in capsys.readouterr().err
+    assert "no file matches this pattern" in "\n".join(messages)
 
 
 def stamps(folder):

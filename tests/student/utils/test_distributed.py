@@ -1,6 +1,7 @@
 """Two processes on one machine, through gloo."""
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -27,7 +28,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_one_process_talks_to_itself(capsys):
+def test_one_process_talks_to_itself(messages):
     with init_distributed("cpu") as (context, device):
         assert (
             context == SINGLE_PROCESS and device == torch.device("cpu") and context.is_main_process
@@ -37,10 +38,10 @@ def test_one_process_talks_to_itself(capsys):
             context.all_reduce_mean(torch.tensor([2.0])).item() == 2
             and context.broadcast(lambda: 5) == 5
         )
-        context.log("hello")
+        logging.getLogger("eoid.student").info("hello")
         with pytest.raises(InputError, match="no"), context.propagate_errors():
             raise InputError("no")
-    assert capsys.readouterr().out == "hello\n"
+    assert messages == ["hello"]
 
 
 # What a job may have left in the environment.
@@ -156,8 +157,9 @@ student.utils.distributed.time.sleep = terminate
 
 
 MESSAGES = """
-import torch
+import logging, torch
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import log_to_stderr
 from student.utils.distributed import init_distributed
 def reason(act):
     try:
@@ -170,7 +172,7 @@ def fail_second():
     with context.propagate_errors():
         if not context.is_main_process:
             fail()
-with init_distributed("cpu") as (context, device):
+with log_to_stderr(), init_distributed("cpu") as (context, device):
     said = [
         context.all_reduce_max(context.rank, 5 - context.rank),
         context.all_reduce_mean(torch.tensor([1.0, 3.0 * context.rank])).tolist(),
@@ -179,7 +181,9 @@ with init_distributed("cpu") as (context, device):
         reason(lambda: context.broadcast(fail)),
         reason(fail_second),
     ]
-    context.log("once")
+    for level in ("info", "warning"):
+        getattr(logging.getLogger("eoid.student"), level)("once")
+    logging.getLogger("eoid.student").error("each")
 print(said)
 sys.exit(0)
 """
@@ -188,7 +192,7 @@ sys.exit(0)
 def test_two_processes_talk(start_processes):
     ends = [one() for one in start_processes([], first=MESSAGES)]
     expected = "[[1, 5], [1.0, 1.5], [{'rank': 0}, {'rank': 1}], 40, 'rank 0', 'rank 1']\n"
-    assert ends == [(0, "once\n" + expected, ""), (0, expected, "")]
+    assert ends == [(0, expected, "once\nonce\neach\n"), (0, expected, "each\n")]
 
 
 LEAVING = """

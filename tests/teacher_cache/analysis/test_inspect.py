@@ -36,13 +36,14 @@ def test_counts_are_those_of_the_images(finished, vocabulary):
     assert 0 < overview.raw_bytes < overview.file_bytes
 
 
-def test_lines_json_and_picture(finished, tmp_path):
+def test_lines_json_and_picture(finished, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     config = InspectConfig(finished, tmp_path / "i.json", tmp_path / "i.png")
-    said = []
-    inspect_cache(config, said.append)
-    assert "images                  7" in said[1]
-    assert any("detector.model" in line and "toy" in line for line in said)
+    capsys.readouterr()
+    inspect_cache(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert "images                  7" in lines[1]
+    assert any("detector.model" in line and "toy" in line for line in lines)
     assert json.loads(config.json.read_text())["counts"]["images"] == 7
     assert config.picture.read_bytes().startswith(b"\x89PNG")
 
@@ -56,7 +57,7 @@ def test_nothing_is_overwritten_unasked(finished, tmp_path, field):
         inspect_cache(config)
     assert file.read_text() == "mine"
     if field == "json":
-        inspect_cache(replace(config, overwrite=True), lambda line: None)
+        inspect_cache(replace(config, overwrite=True))
         assert json.loads(file.read_text())["counts"]
 
 

@@ -26,25 +26,25 @@ def config(finished, shared_dataset, tmp_path):
     return ShowConfig(finished, FIRST, shared_dataset, tmp_path / "shown.png")
 
 
-def test_the_picture_and_its_lines(config):
-    said = []
-    show_image(config, said.append)
+def test_the_picture_and_its_lines(config, capsys):
+    show_image(config)
+    lines = capsys.readouterr().out.splitlines()
     with Image.open(config.out) as image:
         assert image.format == "PNG" and image.size[0] > image.size[1] >= 900
     outputs = open_cache(config.cache)[FIRST]
-    assert said[0].startswith(f"{FIRST}: {len(outputs.pairs)} pairs")
-    assert len(said) == 1 + min(8, len(outputs.pairs))
-    assert "annotated: " in said[1] and "proposed (person 0." in said[-1]
+    assert lines[0].startswith(f"{FIRST}: {len(outputs.pairs)} pairs")
+    assert len(lines) == 1 + min(8, len(outputs.pairs))
+    assert "annotated: " in lines[1] and "proposed (person 0." in lines[-1]
 
 
 @pytest.mark.parametrize("top, pairs", [(1, 1), (2, 3), (50, 500)])
-def test_how_much_is_shown(config, top, pairs):
-    said = []
-    show_image(replace(config, top=top, pairs=pairs), said.append)
+def test_how_much_is_shown(config, top, pairs, capsys):
+    show_image(replace(config, top=top, pairs=pairs))
+    lines = capsys.readouterr().out.splitlines()
     num_pairs = len(open_cache(config.cache)[FIRST].pairs)
-    assert len(said) == 1 + min(pairs, num_pairs)
-    assert ("not drawn" in said[0]) == (pairs < num_pairs)
-    assert len(said[1].split("; ")[1].split(", ")) <= top
+    assert len(lines) == 1 + min(pairs, num_pairs)
+    assert ("not drawn" in lines[0]) == (pairs < num_pairs)
+    assert len(lines[1].split("; ")[1].split(", ")) <= top
 
 
 def test_annotated_pairs_come_first_and_the_surest_proposals_next(finished):
@@ -114,5 +114,5 @@ def test_another_dataset_and_nothing_overwritten(config, dataset):
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
         show_image(replace(config, dataset=dataset, overwrite=True))
     assert config.out.read_text() == "mine"
-    show_image(replace(config, overwrite=True), lambda line: None)
+    show_image(replace(config, overwrite=True))
     assert config.out.read_bytes().startswith(b"\x89PNG")

@@ -30,21 +30,24 @@ run.make_shard = make_and_suspend
 """
 
 
-def test_jobs_one_after_the_other(build_config, shared_dataset, reference_cache, contents):
+def test_jobs_one_after_the_other(
+    build_config, shared_dataset, reference_cache, contents, messages, capsys
+):
     config = build_config(shared_dataset, images_per_shard=1)
     shares = [replace(config, share=ArrayShare(index, 3)) for index in range(3)]
-    said = []
+    messages.clear()
     for number in (2, 0):
-        build_cache(shares[number], said.append)
+        build_cache(shares[number])
         assert not (config.out / MANIFEST).exists()
     made = sorted(path.name for path in (config.out / SHARDS).iterdir())
     assert made == ["00000.h5", "00002.h5", "00003.h5", "00005.h5", "00006.h5"]
-    assert "2 shards of other jobs are not there yet" in said[-1] and "verify" in said[-1]
-    build_cache(shares[1], said.append)
-    assert "7 images" in said[-1]
+    assert "2 shards of other jobs are not there yet" in messages[-1] and "verify" in messages[-1]
+    capsys.readouterr()
+    build_cache(shares[1])
+    assert "7 images" in capsys.readouterr().out
     assert contents(config.out) == contents(reference_cache)
-    build_cache(shares[0], said.append)
-    assert "nothing to do" in said[-1]
+    build_cache(shares[0])
+    assert "nothing to do" in messages[-1]
 
 
 def test_more_jobs_than_shards(build_config, shared_dataset, reference_cache, contents):

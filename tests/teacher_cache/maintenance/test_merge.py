@@ -50,14 +50,14 @@ def jobs(finished, tmp_path):
         (["00000.h5", "00001.h5"], ["00001.h5", "00002.h5"]),
     ],
 )
-def test_jobs_on_separate_disks(jobs, finished, tmp_path, shares):
-    said = []
-    merge_caches(MergeConfig(jobs(*shares), tmp_path / "new"), said.append)
+def test_jobs_on_separate_disks(jobs, finished, tmp_path, shares, capsys):
+    merge_caches(MergeConfig(jobs(*shares), tmp_path / "new"))
+    lines = capsys.readouterr().out.splitlines()
     assert contents(tmp_path / "new") == contents(finished)
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     for name in ("fingerprint", "parts", "layout", "counts", "shards", "vocabulary"):
         assert new.manifest[name] == old.manifest[name]
-    assert "7 images" in said[-1]
+    assert "7 images" in lines[-1]
 
 
 def test_a_finished_cache_and_itself(finished, tmp_path):
@@ -114,24 +114,26 @@ def test_pieces_of_a_dataset_become_what_one_build_makes(halves, dataset, finish
     assert contents(tmp_path / "new") == contents(finished)
 
 
-def test_a_stopped_merge_goes_on(halves, dataset, finished, tmp_path):
+def test_a_stopped_merge_goes_on(halves, dataset, finished, tmp_path, messages):
     config = MergeConfig(halves, tmp_path / "new", dataset)
     merge_caches(config)
     (config.out / MANIFEST).unlink()
     (config.out / SHARDS / "00002.h5").unlink()
     merge_caches(config)
     assert contents(config.out) == contents(finished)
-    said = []
-    merge_caches(config, said.append)
-    assert "nothing to do" in said[0]
+    messages.clear()
+    merge_caches(config)
+    assert "nothing to do" in messages[0]
 
 
-def test_embeddings_stay_only_where_all_have_them(jobs, dataset, build_config, finished, tmp_path):
+def test_embeddings_stay_only_where_all_have_them(
+    jobs, dataset, build_config, finished, tmp_path, messages
+):
     bare = build_config(dataset, out="bare")
     build_cache(replace(bare, extraction=replace(bare.extraction, embeddings=False)))
-    said = []
-    merge_caches(MergeConfig((*jobs(["00000.h5"]), bare.out), tmp_path / "new"), said.append)
-    assert "without region embeddings" in said[0]
+    messages.clear()
+    merge_caches(MergeConfig((*jobs(["00000.h5"]), bare.out), tmp_path / "new"))
+    assert "without region embeddings" in messages[0]
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     assert new.manifest["layout"]["embeddings"] is False
     for image in old.image_ids:

@@ -149,7 +149,7 @@ def test_objects_are_recognised_by_name(vocabulary, tmp_path):
         map_object_labels(new, vocabulary, "f")
 
 
-def test_a_stopped_rescoring_goes_on_to_the_same_bytes(config, tmp_path, no_clip):
+def test_a_stopped_rescoring_goes_on_to_the_same_bytes(config, tmp_path, no_clip, messages):
     whole = replace(config, temperature=0.5)
     rescore_cache(whole)
     before = {path.name: sha256_of_file(path) for path in (config.out / SHARDS).iterdir()}
@@ -158,9 +158,9 @@ def test_a_stopped_rescoring_goes_on_to_the_same_bytes(config, tmp_path, no_clip
     rescore_cache(whole)
     after = {path.name: sha256_of_file(path) for path in (config.out / SHARDS).iterdir()}
     assert before == after
-    said = []
-    rescore_cache(whole, said.append)
-    assert "nothing to do" in said[0]
+    messages.clear()
+    rescore_cache(whole)
+    assert "nothing to do" in messages[0]
     with pytest.raises(InputError, match=r"other settings \(logit_scale"):
         rescore_cache(replace(config, temperature=0.25))
 

@@ -40,10 +40,10 @@ def found(folder):
     return {problem.name: problem.description for problem in check_files(folder).problems}
 
 
-def test_a_whole_cache(cache):
-    said = []
-    verify_cache(VerifyConfig(cache), said.append)
-    assert len(said) == 1 and "7 images in 3 shards" in said[0]
+def test_a_whole_cache(cache, capsys):
+    verify_cache(VerifyConfig(cache))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and "7 images in 3 shards" in lines[0]
     assert found(cache) == {}
 
 
@@ -92,7 +92,7 @@ def test_files_that_are_cut_off_replaced_or_gone(cache, name, change, what):
         assert what in problems[name]
         assert problems.keys() == {name}
     with pytest.raises(InputError) as caught:
-        verify_cache(VerifyConfig(cache), lambda line: None)
+        verify_cache(VerifyConfig(cache))
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def early(cache):
 def test_an_early_cache_is_whole_too(cache):
     early(cache)
     assert found(cache) == {}
-    verify_cache(VerifyConfig(cache), lambda line: None)
+    verify_cache(VerifyConfig(cache))
 
 
 @pytest.mark.parametrize("name", [TEACHER, "shards/00001.h5"])
@@ -212,7 +212,7 @@ def flip(path, place=-50):
     ],
 )
 @pytest.mark.parametrize("damage", [flip, lambda path: path.unlink()])
-def test_repair_restores_every_byte(cache, finished, names, damage):
+def test_repair_restores_every_byte(cache, finished, names, damage, messages):
     for name in names:
         # A finished cache without manifest is an unfinished one: told apart below.
         (flip if name == MANIFEST else damage)(cache / name)
@@ -221,8 +221,8 @@ def test_repair_restores_every_byte(cache, finished, names, damage):
         for name in FILES
         if name not in names and name.startswith(SHARDS)
     }
-    said = []
-    verify_cache(VerifyConfig(cache, repair=True), said.append)
+    messages.clear()
+    verify_cache(VerifyConfig(cache, repair=True))
     # The plan names the folder that it stands in.
     wanted = contents(finished)
     now = contents(cache)
@@ -231,8 +231,8 @@ def test_repair_restores_every_byte(cache, finished, names, damage):
     assert times == {name: (cache / name).stat().st_mtime_ns for name in times}
     assert found(cache) == {} and not (cache / BACKUP_FOLDER).exists()
     for name in names:
-        assert any(line.startswith(f"{name}: ") for line in said), said
-    assert not any("other bytes" in line for line in said)
+        assert any(line.startswith(f"{name}: ") for line in messages), messages
+    assert not any("other bytes" in line for line in messages)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, PLAN])
@@ -243,7 +243,7 @@ def test_plan_and_manifest_are_made_from_each_other_without_models(
         verify_module, "rebuild_missing_files", lambda *_: pytest.fail("asks again")
     )
     flip(cache / name)
-    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(cache, repair=True))
     assert contents(cache) == contents(finished)
 
 
@@ -253,7 +253,7 @@ def test_what_is_left_over_goes_without_models(cache, finished, monkeypatch):
     )
     (cache / SHARDS / ".00001.h5.12ab.tmp").write_bytes(b"half")
     shutil.copy(cache / SHARDS / "00000.h5", cache / SHARDS / "00003.h5")
-    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(cache, repair=True))
     assert contents(cache) == contents(finished)
 
 
@@ -262,7 +262,7 @@ def test_swapped_shards_are_repaired(cache, finished):
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(cache, repair=True))
     assert contents(cache / SHARDS) == contents(finished / SHARDS)
 
 
@@ -270,7 +270,7 @@ def test_both_descriptions_damaged(cache):
     flip(cache / PLAN)
     flip(cache / MANIFEST)
     with pytest.raises(InputError, match="are both damaged"):
-        verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(cache, repair=True))
 
 
 @pytest.fixture
@@ -286,9 +286,9 @@ def test_a_repair_that_fails_changes_nothing(own, dataset):
     before = contents(own.out)
     shutil.move(dataset, dataset.with_name("moved"))
     with pytest.raises(InputError, match="no such dataset folder; --data says where it is now"):
-        verify_cache(VerifyConfig(own.out, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(own.out, repair=True))
     assert contents(own.out) == before
-    verify_cache(VerifyConfig(own.out, True, dataset.with_name("moved")), lambda line: None)
+    verify_cache(VerifyConfig(own.out, True, dataset.with_name("moved")))
     assert found(own.out) == {}
 
 
@@ -298,7 +298,7 @@ def test_a_repair_does_not_lose_answers(own, dataset):
     gone = open_cache(own.out).manifest["shards"][1]["images"][1]
     (dataset / "images/train2015" / gone).unlink()
     with pytest.raises(InputError, match=f"{gone}: cannot be asked about again: no such image"):
-        verify_cache(VerifyConfig(own.out, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(own.out, repair=True))
     assert contents(own.out) == before
 
 
@@ -307,7 +307,7 @@ def test_changed_annotations_are_told(own, dataset):
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match="annotations: "):
-        verify_cache(VerifyConfig(own.out, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(own.out, repair=True))
 
 
 def test_a_stopped_repair_is_taken_up(cache, finished):
@@ -317,29 +317,29 @@ def test_a_stopped_repair_is_taken_up(cache, finished):
     for name in (MANIFEST, "shards/00002.h5"):
         shutil.move(cache / name, aside / name)
     with pytest.raises(InputError, match=r"unfinished: shards/00002\.h5 is missing"):
-        verify_cache(VerifyConfig(cache), lambda line: None)
-    verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(cache))
+    verify_cache(VerifyConfig(cache, repair=True))
     assert contents(cache / SHARDS) == contents(finished / SHARDS)
     assert not aside.exists()
 
 
-def test_the_manifest_of_jobs_on_one_folder(cache, finished):
+def test_the_manifest_of_jobs_on_one_folder(cache, finished, messages):
     (cache / MANIFEST).unlink()
-    said = []
-    verify_cache(VerifyConfig(cache), said.append)
+    messages.clear()
+    verify_cache(VerifyConfig(cache))
     assert contents(cache) == contents(finished)
-    assert "all shards are there" in said[0]
+    assert "all shards are there" in messages[0]
 
 
-def test_an_unfinished_cache(cache, finished):
+def test_an_unfinished_cache(cache, finished, capsys):
     (cache / MANIFEST).unlink()
     (cache / SHARDS / "00001.h5").unlink()
-    said = []
+    capsys.readouterr()
     with pytest.raises(InputError, match="the cache is unfinished"):
-        verify_cache(VerifyConfig(cache), said.append)
-    assert said == ["shards/00001.h5: is missing"]
+        verify_cache(VerifyConfig(cache))
+    assert capsys.readouterr().out == "shards/00001.h5: is missing\n"
     assert not (cache / MANIFEST).exists()
-    verify_cache(VerifyConfig(cache, repair=True), said.append)
+    verify_cache(VerifyConfig(cache, repair=True))
     assert contents(cache / SHARDS) == contents(finished / SHARDS)
 
 
@@ -347,7 +347,7 @@ def test_an_unfinished_cache_with_a_damaged_plan(cache):
     (cache / MANIFEST).unlink()
     flip(cache / PLAN)
     with pytest.raises(InputError, match=r"build\.json"):
-        verify_cache(VerifyConfig(cache), lambda line: None)
+        verify_cache(VerifyConfig(cache))
 
 
 def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
@@ -356,31 +356,31 @@ def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
     before = contents(out)
     flip(out / SHARDS / "00001.h5")
     (out / TEACHER).unlink()
-    verify_cache(VerifyConfig(out, repair=True), lambda line: None)
+    verify_cache(VerifyConfig(out, repair=True))
     assert contents(out) == before
 
 
 def test_the_dataset_must_fit(cache, dataset):
-    verify_cache(VerifyConfig(cache, dataset=dataset), lambda line: None)
+    verify_cache(VerifyConfig(cache, dataset=dataset))
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
-        verify_cache(VerifyConfig(cache, dataset=dataset), lambda line: None)
+        verify_cache(VerifyConfig(cache, dataset=dataset))
 
 
 def test_nothing_is_repaired_while_somebody_builds(cache):
     flip(cache / SHARDS / "00001.h5")
     with lock_folder(cache), pytest.raises(InputError, match=r"another builder .* is at work here"):
-        verify_cache(VerifyConfig(cache, repair=True), lambda line: None)
+        verify_cache(VerifyConfig(cache, repair=True))
     assert "shards/00001.h5" in found(cache)
 
 
 def test_no_cache(tmp_path):
     with pytest.raises(InputError, match="expected a cache folder"):
-        verify_cache(VerifyConfig(tmp_path), lambda line: None)
+        verify_cache(VerifyConfig(tmp_path))
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match="expected a cache folder"):
-            verify_cache(VerifyConfig(folder, repair=True), lambda line: None)
+            verify_cache(VerifyConfig(folder, repair=True))
     assert not list(tmp_path.iterdir())
 
 

@@ -86,11 +86,11 @@ def test_a_student_can_start_from_the_detectors_backbone(trained, vocabulary):
     assert loaded == {f"backbone.{name}" for name in model.backbone.state_dict()}
 
 
-def test_a_second_call_trains_nothing(trained, capsys):
+def test_a_second_call_trains_nothing(trained, messages):
     before = content(trained)
     train_toy_models(trained, SHORT, "cpu")
     assert content(trained) == before
-    assert "are there already" in capsys.readouterr().out
+    assert "are there already" in "\n".join(messages)
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_an_unknown_device_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_teacher_of_several_templates_without_a_detector(trained, tmp_path, vocabulary, capsys):
+def test_a_teacher_of_several_templates_without_a_detector(trained, tmp_path, vocabulary, messages):
     templates = ("a picture of person {ing} {object}", "photo {ing} the {object}")
     config = replace(SHORT, templates=templates, models=("teacher",))
     train_toy_models(tmp_path / "models", config, "cpu")
@@ -142,9 +142,9 @@ def test_a_teacher_of_several_templates_without_a_detector(trained, tmp_path, vo
     recipe = read_json(tmp_path / "models/toy_models.json")
     assert recipe["templates"] == list(templates)
     assert "templates" not in read_json(trained / "toy_models.json")
-    capsys.readouterr()
+    messages.clear()
     train_toy_models(tmp_path / "models", config, "cpu")
-    assert "teacher is there already" in capsys.readouterr().out
+    assert "teacher is there already" in "\n".join(messages)
     with pytest.raises(InputError, match="contains models with another templates"):
         train_toy_models(tmp_path / "models", replace(config, templates=templates[:1]), "cpu")
 

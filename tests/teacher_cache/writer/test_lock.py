@@ -71,7 +71,7 @@ def test_a_job_waits_for_one_that_tidies_up(tmp_path, record, kind):
             pytest.fail("both hold the folder")
 
 
-def test_a_killed_holder_leaves_the_folder_free(tmp_path):
+def test_a_killed_holder_leaves_the_folder_free(tmp_path, messages):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from teacher_cache.writer.lock import lock_folder\n"
@@ -85,10 +85,10 @@ def test_a_killed_holder_leaves_the_folder_free(tmp_path):
         pytest.fail("both hold the folder")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    said = []
-    with lock_folder(tmp_path, log=said.append):
+    messages.clear()
+    with lock_folder(tmp_path):
         assert str(os.getpid()) in (tmp_path / LOCK).read_text()
-    assert said == []
+    assert messages == []
 
 
 def no_locks(monkeypatch):
@@ -116,7 +116,7 @@ def beating(path):
 
 @pytest.mark.parametrize("locks", [True, False])
 @pytest.mark.parametrize("shared", [False, True])
-def test_where_locks_do_not_reach_other_machines(tmp_path, monkeypatch, locks, shared):
+def test_where_locks_do_not_reach_other_machines(tmp_path, monkeypatch, locks, shared, messages):
     if not locks:
         no_locks(monkeypatch)
     path = tmp_path / LOCK
@@ -127,10 +127,10 @@ def test_where_locks_do_not_reach_other_machines(tmp_path, monkeypatch, locks, s
         lock_folder(tmp_path),
     ):
         pytest.fail("both hold the folder")
-    said = []
-    with lock_folder(tmp_path, log=said.append):
+    messages.clear()
+    with lock_folder(tmp_path):
         assert f'"pid": {os.getpid()}' in path.read_text()
-    assert len(said) == 1 and "host elsewhere" in said[0]
+    assert len(messages) == 1 and "host elsewhere" in messages[0]
 
 
 def test_a_holder_without_locks_is_seen_by_its_heartbeat(tmp_path, monkeypatch):
@@ -192,10 +192,10 @@ def test_files_of_living_jobs_are_no_leftovers(tmp_path, leftovers):
         assert not any(path.exists() for path in leftovers)
 
 
-def test_the_hold_ends_with_an_error(tmp_path):
+def test_the_hold_ends_with_an_error(tmp_path, messages):
     with pytest.raises(KeyboardInterrupt), lock_folder(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / LOCK).read_text() == ""
-    said = []
-    with lock_folder(tmp_path, log=said.append):
-        assert said == []
+    messages.clear()
+    with lock_folder(tmp_path):
+        assert messages == []
