@@ -155,7 +155,7 @@ def warm_access(folder: Path, reads: int) -> dict[str, float]:
     cache = open_cache(folder)
     ids = cache.image_ids
     for shard in range(cache.num_shards):
-        cache.arrays(shard)
+        cache.shard_arrays(shard)
     times(cache.__getitem__, ids)
     order = np.random.default_rng(1).integers(0, len(ids), reads)
     return percentiles(times(cache.__getitem__, [ids[place] for place in order]))
@@ -224,7 +224,7 @@ def storage(folder: Path, reads: int) -> dict[str, dict[str, float]]:
 
 
 def _storage(cache: TeacherCache, reads: int, path: Path) -> dict[str, dict[str, float]]:
-    arrays, found = cache.arrays(0), {}
+    arrays, found = cache.shard_arrays(0), {}
     offsets = arrays[PAIR_OFFSETS]
     raw = sum(array.nbytes for array in arrays.values())
     order = np.random.default_rng(3).integers(0, len(offsets) - 1, reads).tolist()

@@ -1,6 +1,9 @@
-"""Phase one: outputs of a frozen detector and CLIP, stored in HDF5 shards.
+"""Phase one: a frozen detector and CLIP run on every training image; outputs go to a cache.
 
-`open_cache(path)[image_id]` gives an image's outputs.
+`build.py` and `cli.py` make caches with the models of `detectors/` and `teachers/`, the work on one
+shard in `extraction/`, processes of `cluster/` and files of `writer/`. `reader/` reads them,
+`analysis/` shows what they hold, `maintenance/` checks and changes finished ones, and `toy/` trains
+the models of the toy dataset. `open_cache(path)[image_id]` gives the outputs for one image.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ __all__ = ["TeacherCache", "open_cache"]
 
 
 def __getattr__(name: str) -> Any:
-    # The commands of this package answer --help without loading h5py.
+    # Imported lazily: `eoid-cache --help` must not load h5py.
     if name in __all__:
         from teacher_cache.reader import cache
 

@@ -58,7 +58,8 @@ from teacher_cache.teachers.prompts import (
 )
 from teacher_cache.writer.lock import FolderLock, lock_folder
 from teacher_cache.writer.manifest import CacheStatus, write_manifest
-from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder, to_settings
+from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
+from teacher_cache.writer.settings import to_settings
 from teacher_cache.writer.shard import is_finished_shard, read_shard_record, write_teacher_file
 
 logger = get_logger(__name__)
@@ -101,7 +102,7 @@ def build_cache(config: BuildConfig) -> None:
         vocabulary=vocabulary_to_dict(data.vocabulary),
     )
     # Before the folder is claimed: words that the teacher does not know leave nothing behind.
-    text = _encode_prompts(config.out / TEACHER, plan, inputs.prompts, inputs.models.clip)
+    text = _encode_prompts(config.out / TEACHER, plan, inputs.prompts, inputs.clip)
     if not isinstance(mode, InProcess):
         # The models of the processes that do the work need the place on the GPU.
         del inputs
@@ -196,7 +197,7 @@ def _check_image_sizes(config: BuildConfig, dataset: Dataset, annotations: Annot
 
 def _report_undetectable_objects(inputs: BuildInputs) -> None:
     """Tells which objects the detector cannot find."""
-    detector, vocabulary = inputs.models.detector, inputs.data.vocabulary
+    detector, vocabulary = inputs.detector, inputs.data.vocabulary
     if detector is not None and detector.missing_objects:
         count = f"{len(detector.missing_objects)} of the {vocabulary.num_objects} objects"
         names = ", ".join(detector.missing_objects[:5]) + (
@@ -353,7 +354,7 @@ def resolve_config(
         config,
         clip_model=inputs_config.clip.model,
         clip_weights=inputs_config.clip.weights,
-        precision=inputs.models.clip.precision,
+        precision=inputs.clip.precision,
         threads=inputs_config.threads,
     )
     detector = inputs_config.detector

@@ -145,7 +145,7 @@ def _region_embeddings(cache: TeacherCache) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (P, D) and object labels (P,) of the first pairs."""
     embeddings, labels, count = [], [], 0
     for shard in range(cache.num_shards if cache.has_embeddings else 0):
-        arrays = cache.arrays(shard)
+        arrays = cache.shard_arrays(shard)
         if "regions/embedding" not in arrays:
             continue
         rows = arrays["pairs/region"][: MAX_PAIRS - count]

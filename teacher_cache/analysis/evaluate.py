@@ -107,7 +107,7 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
         for source, found in detections.items():
             found.append(to_detections(annotation.image_id, outputs, vocabulary, source))
     measured = _measure(images, detections, vocabulary, split, config.setting)
-    num_pairs = sum(cache.layout(shard).num_pairs for shard in range(cache.num_shards))
+    num_pairs = sum(cache.shard_layout(shard).num_pairs for shard in range(cache.num_shards))
     title = (
         f"{dataset.name}, {part} part, split {split.name}: {len(loaded.annotations)} images,"
         f" {num_pairs} pairs"

@@ -73,12 +73,12 @@ def compute_overview(cache: TeacherCache) -> CacheOverview:
     num_regions = raw_bytes = file_bytes = 0
     shards = range(cache.num_shards)
     for shard in track(shards, len(shards), "Counting", "shards", brief=True):
-        arrays = cache.arrays(shard)
+        arrays = cache.shard_arrays(shard)
         sources = np.minimum(arrays["pairs/source"], 1)
         by_source += np.bincount(sources, minlength=len(PAIR_KINDS))
         own = np.bincount(np.diff(arrays[PAIR_OFFSETS]))
         pairs_per_image = _add_histograms(pairs_per_image, own)
-        num_regions += cache.layout(shard).num_regions
+        num_regions += cache.shard_layout(shard).num_regions
         raw_bytes += sum(array.nbytes for array in arrays.values())
         name = cache.manifest["shards"][shard]["name"]
         file_bytes += (cache.path / SHARDS / name).stat().st_size

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from pipeline.boxes import clip_boxes
 from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
 from pipeline.utils.devices import copy_to_host_async
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import read_text
+from pipeline.utils.files import read_text, sha256_of_json
 from pipeline.utils.weights import architecture_error, check_finite, load_weights, weights_digest
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes
@@ -128,6 +129,13 @@ class Detector:
         counts = [len(output["boxes"]) for output in outputs]
         found = copy_to_host_async(table)().numpy()
         return [self._to_boxes(rows) for rows in np.split(found, np.cumsum(counts)[:-1])]
+
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """What identifies the detector, for `reader.fingerprint.fingerprint_parts`."""
+        parts = {"detector.model": self.name, "detector.weights": self.weights_digest}
+        if self.classes is not None:
+            parts["detector.classes"] = sha256_of_json(self.classes)
+        return parts
 
     def _to_boxes(self, rows: np.ndarray) -> ObjectBoxes:
         """Of an image's (N, 6) box, score and category."""

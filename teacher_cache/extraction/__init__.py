@@ -1,1 +1,5 @@
-"""The work on one shard: detect, crop, encode, score."""
+"""Runs the teacher on the images of one shard.
+
+`task.py` makes a shard in any process, `inputs.py` loads dataset and models there, `decoding.py`
+reads images, and `extract.py` runs detector and CLIP.
+"""

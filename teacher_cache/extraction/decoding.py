@@ -1,4 +1,4 @@
-"""Reads a shard's images in batches of one size, a batch ahead of the models."""
+"""Decodes the images of a shard in batches of equal size, one batch ahead of the models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.detectors.pairing import ObjectBoxes
 
-# Bounds the memory of a batch: decoded, as floats and normalised, 27 bytes for every pixel.
+# Limits the memory of a batch to 0.9 GB: as uint8, as float32 and normalised, a pixel takes
+# 3 + 12 + 12 bytes.
 MAX_BATCH_PIXELS = 2**25
 
 
@@ -25,10 +26,10 @@ class ImageTask:
 
     Attributes:
         image_id: the image's file name.
-        path: where it lies.
-        annotated_pairs: its annotated pairs, which get outputs whatever the detector finds.
-        boxes: what forms further pairs; None leaves that to the detector.
-        size: width and height that it was annotated with, where known.
+        path: path of the file.
+        annotated_pairs: its annotated pairs, for which outputs are always computed.
+        boxes: boxes that form further pairs; None runs the detector.
+        size: width and height in the annotations, where known.
     """
 
     image_id: str
@@ -39,14 +40,14 @@ class ImageTask:
 
 
 class FailedImages:
-    """Images that could not be read.
+    """Images that could not be read, with their errors.
 
     Args:
-        image_tasks: all images.
-        strict: whether the first failure ends the build.
+        image_tasks: all images of the shard.
+        strict: raise the first error instead of recording it.
 
     Attributes:
-        reasons: by index of the image task.
+        reasons: index of the image task -> error.
     """
 
     def __init__(self, image_tasks: Sequence[ImageTask], strict: bool) -> None:
@@ -54,32 +55,37 @@ class FailedImages:
         self.reasons: dict[int, str] = {}
 
     def add(self, index: int, error: InputError) -> None:
-        """Takes down a failure.
+        """Records that an image could not be read.
+
+        Args:
+            index: index of the image task.
+            error: why.
 
         Raises:
-            InputError: the build is strict.
+            InputError: the error itself, where the build is strict.
         """
         if self._strict:
             raise error
+        # Without the path: a cache must not depend on the folder of its dataset.
         self.reasons[index] = str(error).removeprefix(f"{self._image_tasks[index].path}: ")
 
     def by_image(self) -> dict[str, str]:
-        """Reasons by image id, in the order of the image tasks."""
+        """Image id -> error, in the order of the image tasks."""
         return {self._image_tasks[i].image_id: self.reasons[i] for i in sorted(self.reasons)}
 
 
 def same_size_batches(
     image_tasks: Sequence[ImageTask], size: int, failures: FailedImages
 ) -> list[list[int]]:
-    """Groups images that have equally many pixels both ways, by their file headers.
+    """Groups images of equal width and height, read from their file headers.
 
     Args:
         image_tasks: the images.
-        size: how many make a batch at most; fewer where they are large.
-        failures: told of files that are no images, or of another size than annotated.
+        size: largest batch; large images form smaller ones (`MAX_BATCH_PIXELS`).
+        failures: receives files that are not images, or whose size differs from the annotations.
 
     Returns:
-        Indices of the image tasks, batch by batch.
+        Indices of the image tasks of each batch.
     """
     by_size = defaultdict(list)
     for index, image_task in enumerate(image_tasks):
@@ -95,8 +101,12 @@ def same_size_batches(
 
 
 def _check_size(image_task: ImageTask) -> tuple[int, int]:
-    """Width and height, which must be the annotated ones: boxes of a picture that was larger, or
-    lay on its side, show other things in this one."""
+    """Width and height of an image.
+
+    Raises:
+        InputError: the size differs from the annotated one, as after resizing or rotating the
+            file, so that the annotated boxes do not fit it.
+    """
     width, height = read_image_size(image_task.path)
     if image_task.size not in (None, (width, height)):
         expected = f"{image_task.size[0]} x {image_task.size[1]} pixels, as annotated"
@@ -110,26 +120,26 @@ def prefetch_images(
     image_tasks: Sequence[ImageTask],
     failures: FailedImages,
 ) -> Iterator[tuple[list[int], list[Image.Image]]]:
-    """Decodes batches, the next one while the caller works on this one.
+    """Decodes batches; the next one is decoded while the caller works on the present one.
 
     Args:
-        pool: decodes the pictures of a batch.
-        batches: indices of `image_tasks`.
+        pool: workers that decode.
+        batches: indices of `image_tasks` of each batch.
         image_tasks: the images.
-        failures: told of images that cannot be decoded.
+        failures: receives images that cannot be decoded.
 
     Yields:
-        Indices and RGB pictures of a batch's readable images.
+        Indices and RGB images of a batch, without those that cannot be decoded.
     """
 
     def decode(batch: list[int]) -> list[Future[Image.Image | InputError]]:
         return [pool.submit(_try_read, image_tasks[index].path) for index in batch]
 
-    waiting = [decode(batch) for batch in batches[:1]]
+    pending = [decode(batch) for batch in batches[:1]]
     for number, batch in enumerate(batches):
-        results = [picture.result() for picture in waiting.pop()]
+        results = [future.result() for future in pending.pop()]
         if number + 1 < len(batches):
-            waiting.append(decode(batches[number + 1]))
+            pending.append(decode(batches[number + 1]))
         indices, images = [], []
         for index, result in zip(batch, results, strict=True):
             if isinstance(result, InputError):

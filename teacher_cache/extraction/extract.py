@@ -1,4 +1,8 @@
-"""Runs detector and CLIP on a few hundred images: the work of one shard."""
+"""Runs detector and CLIP on the images of one shard (EoID section 3.3).
+
+For each image: detect persons and objects, form pairs, crop their union boxes, encode these with
+CLIP, and turn the scores of the prompts into action probabilities.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,12 @@ from pipeline.types import Pairs
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import bad_field
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.detectors.pairing import PairingConfig, concatenate_pairs, form_pairs
+from teacher_cache.detectors.pairing import (
+    ObjectBoxes,
+    PairingConfig,
+    concatenate_pairs,
+    form_pairs,
+)
 from teacher_cache.detectors.torchvision import Detector, detect_objects
 from teacher_cache.extraction.decoding import (
     FailedImages,
@@ -38,24 +47,28 @@ from teacher_cache.teachers.regions import (
     whole_image_region,
 )
 
-# How far detection may run ahead of cutting, and cutting ahead of encoding, in batches of images
-# and of regions; bounds the memory.
-BATCHES_AHEAD = 2
-BATCHES_QUEUED = 8
+# Batches of images that detection may be ahead of cropping, and batches of regions that cropping
+# may be ahead of encoding; they limit the memory.
+MAX_BATCHES_CROPPING = 2
+MAX_BATCHES_ENCODING = 8
+# Threads that decode and crop while a GPU runs the models.
+NUM_GPU_WORKERS = 4
+# On a CPU; each worker holds a batch in memory.
+MAX_CPU_WORKERS = 4
 
 
 @dataclass(frozen=True)
 class ExtractionConfig:
-    """How images go through the models.
+    """Settings of `extract`.
 
     Attributes:
-        pairing: which detections form pairs.
-        level: "region" shows the teacher a pair's union box, "image" the whole image.
-        region: how that becomes the teacher's square input.
-        images_per_batch: at most so many images of one size go through the detector at once.
-        regions_per_batch: so many regions go through CLIP at once, of whatever images; None takes
-            what suits the device.
-        embeddings: whether region embeddings are kept.
+        pairing: which boxes form pairs.
+        level: what CLIP encodes for a pair: "region", its union box, or "image", the whole image.
+        region: how that becomes CLIP's square input.
+        images_per_batch: largest detector batch; it contains images of one size.
+        regions_per_batch: CLIP's batch size in regions, also of different images; None takes
+            `ClipTeacher.batch_size`.
+        embeddings: whether region embeddings are stored.
         strict: whether an unreadable image ends the build.
     """
 
@@ -70,11 +83,12 @@ class ExtractionConfig:
 
 @dataclass(frozen=True, eq=False)
 class TeacherModels:
-    """The frozen models with the embedded prompts of a vocabulary.
+    """The frozen models and the embedded prompts of a vocabulary.
 
     Attributes:
-        detector, clip: the frozen models; no detector where all boxes are known beforehand.
-        text: embeddings of the vocabulary's prompts.
+        detector: None where all boxes are known beforehand.
+        clip: the teacher.
+        text: embedded prompts of the vocabulary's interactions.
         vocabulary: vocabulary of the outputs.
     """
 
@@ -86,12 +100,12 @@ class TeacherModels:
 
 @dataclass(frozen=True, eq=False)
 class _ImagePairs:
-    """An image between detector and CLIP."""
+    """Pairs and regions of an image before CLIP: (P,) rows of the (R, 4) xyxy `region_boxes`."""
 
     index: int
     pairs: Pairs
     region_indices: np.ndarray
-    boxes: np.ndarray
+    region_boxes: np.ndarray
 
 
 def extract(
@@ -100,39 +114,39 @@ def extract(
     config: ExtractionConfig,
     on_progress: Callable[[int], None],
 ) -> tuple[dict[str, TeacherOutputs], dict[str, str]]:
-    """The teacher's outputs for some images.
+    """Computes the teacher's outputs for the images of a shard.
 
-    Decoding, cutting regions out and encoding them run beside each other, each on another batch
-    (`WorkerPools`). So does detecting on a GPU; on a CPU it has all cores for itself. Images that
-    share a detector batch have equal sizes, so none of them is padded.
+    Decoding, cropping and encoding run concurrently on different batches (`WorkerPools`). So does
+    detection on a GPU; on a CPU it uses all cores alone. The images of a detector batch have equal
+    sizes, so none of them is padded.
 
     Args:
         image_tasks: the images.
-        teacher: the models to run.
-        config: batch sizes and choices.
-        on_progress: receives how many images are done after every batch.
+        teacher: the models.
+        config: settings.
+        on_progress: receives the number of finished images after each batch.
 
     Returns:
-        Outputs by image id, in the order of the image tasks, and the reasons by image id where an
-        image could not be read.
+        Image id -> outputs, in the order of the image tasks; and image id -> error, for images that
+        could not be read.
 
     Raises:
-        InputError: an image cannot be read, and the configuration is strict; the teacher gives
-            numbers that are not finite; or the batches do not fit a GPU's memory.
+        InputError: an image cannot be read and the configuration is strict; embeddings are not
+            finite; or the batches exceed the GPU's memory.
     """
     clip = teacher.clip
     failures = FailedImages(image_tasks, config.strict)
     image_pairs: list[_ImagePairs] = []
-    cutting: deque[list[Future[Tensor]]] = deque()
+    cropping: deque[list[Future[Tensor]]] = deque()
     images: list[Image.Image] = []
     regions_per_batch = config.regions_per_batch or clip.batch_size
 
-    def batches_taken() -> str:
+    def describe_batches() -> str:
         sizes = {f"{image.width} x {image.height}" for image in images}
-        shown = f"{len(images)} images of {' and '.join(sizes)} pixels"
-        return f"batch size {regions_per_batch} regions, detector batch size {shown}"
+        detector_batch = f"{len(images)} images of {' and '.join(sizes)} pixels"
+        return f"batch size {regions_per_batch} regions, detector batch size {detector_batch}"
 
-    with convert_out_of_memory(batches_taken), WorkerPools(clip.device) as pools:
+    with convert_out_of_memory(describe_batches), WorkerPools(clip.device) as pools:
         encoder = _BatchEncoder(clip, regions_per_batch, pools.encoder_pool)
         batches = same_size_batches(image_tasks, config.images_per_batch, failures)
         for indices, images in prefetch_images(pools.image_pool, batches, image_tasks, failures):
@@ -142,12 +156,12 @@ def extract(
                 pools.wait_until_idle()
             batch = _detect_pairs([(n, image_tasks[n]) for n in indices], images, teacher, config)
             image_pairs += batch
-            cutting.append(
+            cropping.append(
                 [
                     pools.image_pool.submit(
                         crop_regions,
                         image,
-                        entry.boxes,
+                        entry.region_boxes,
                         clip.image_size,
                         config.region,
                         clip.device,
@@ -156,16 +170,17 @@ def extract(
                     for image, entry in zip(images, batch, strict=True)
                 ]
             )
-            if len(cutting) > BATCHES_AHEAD:
-                on_progress(encoder.add(cutting.popleft()))
-        for regions in cutting:
-            on_progress(encoder.add(regions))
+            if len(cropping) > MAX_BATCHES_CROPPING:
+                on_progress(encoder.add(cropping.popleft()))
+        for futures in cropping:
+            on_progress(encoder.add(futures))
         embeddings = encoder.finish()
         on_progress(len(failures.reasons))
     _check_finite(image_pairs, embeddings, image_tasks)
     outputs = _teacher_outputs(image_pairs, embeddings, teacher, config.embeddings)
-    order = sorted(range(len(image_pairs)), key=lambda place: image_pairs[place].index)
-    by_image = {image_tasks[image_pairs[place].index].image_id: outputs[place] for place in order}
+    # Batches are formed by image size; a shard lists its images in the annotation file's order.
+    in_order = sorted(zip(image_pairs, outputs, strict=True), key=lambda each: each[0].index)
+    by_image = {image_tasks[image.index].image_id: output for image, output in in_order}
     return by_image, failures.by_image()
 
 
@@ -175,41 +190,44 @@ def _detect_pairs(
     teacher: TeacherModels,
     config: ExtractionConfig,
 ) -> list[_ImagePairs]:
-    """Detects in a batch of images, where boxes are not known, and forms the pairs of each."""
-    known = [image_task.boxes for _, image_task in image_tasks]
+    """Forms the pairs of a batch of images from detected boxes, or from those of the tasks."""
     if teacher.detector is not None:
-        known = list(detect_objects(teacher.detector, images))
+        boxes_by_image: list[ObjectBoxes | None] = [*detect_objects(teacher.detector, images)]
+    else:
+        boxes_by_image = [image_task.boxes for _, image_task in image_tasks]
     image_pairs = []
-    for (index, image_task), image, found in zip(image_tasks, images, known, strict=True):
-        assert found is not None, "without a detector all boxes are known"
-        proposed = form_pairs(found, teacher.vocabulary, config.pairing)
-        pairs = concatenate_pairs(image_task.annotated_pairs, proposed)
-        whole = config.level == "image"
-        boxes, regions = whole_image_region(pairs, image.size) if whole else union_regions(pairs)
-        image_pairs.append(_ImagePairs(index, pairs, regions, boxes))
+    for (index, image_task), image, boxes in zip(image_tasks, images, boxes_by_image, strict=True):
+        assert boxes is not None, "without a detector all boxes are known"
+        candidates = form_pairs(boxes, teacher.vocabulary, config.pairing)
+        pairs = concatenate_pairs(image_task.annotated_pairs, candidates)
+        if config.level == "image":
+            region_boxes, region_indices = whole_image_region(pairs, image.size)
+        else:
+            region_boxes, region_indices = union_regions(pairs)
+        image_pairs.append(_ImagePairs(index, pairs, region_indices, region_boxes))
     return image_pairs
 
 
 def _check_finite(
     image_pairs: Sequence[_ImagePairs], embeddings: np.ndarray, image_tasks: Sequence[ImageTask]
 ) -> None:
-    """Names the first image of which an embedding is not finite.
+    """Checks the embeddings of all regions.
 
     Raises:
-        InputError: there is one.
+        InputError: an embedding is not finite; names the first image with one.
     """
-    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if not len(wrong):
+    rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if not len(rows):
         return
-    images = np.repeat(
-        [image.index for image in image_pairs], [len(image.boxes) for image in image_pairs]
+    image_indices = np.repeat(
+        [image.index for image in image_pairs], [len(image.region_boxes) for image in image_pairs]
     )
-    boxes = np.concatenate([image.boxes for image in image_pairs])
+    boxes = np.concatenate([image.region_boxes for image in image_pairs])
     raise bad_field(
-        image_tasks[images[wrong[0]]].path,
-        f"region {boxes[wrong[0]].round(1).tolist()}",
-        "finite numbers from the teacher in float32",
-        f"others in {len(wrong)} of {len(embeddings)} regions",
+        image_tasks[image_indices[rows[0]]].path,
+        f"region {boxes[rows[0]].round(1).tolist()}",
+        "finite CLIP embeddings in float32",
+        f"others in {len(rows)} of {len(embeddings)} regions",
     )
 
 
@@ -219,12 +237,13 @@ def _teacher_outputs(
     teacher: TeacherModels,
     keep_embeddings: bool,
 ) -> list[TeacherOutputs]:
+    """Scores all pairs at once and divides the results among the images."""
     if not image_pairs:
         return []
-    first_regions = np.cumsum([0, *(len(image.boxes) for image in image_pairs)])
-    first_pairs = np.cumsum([0, *(len(image.pairs) for image in image_pairs)])
+    region_offsets = np.cumsum([0, *(len(image.region_boxes) for image in image_pairs)])
+    pair_offsets = np.cumsum([0, *(len(image.pairs) for image in image_pairs)])
     rows = np.concatenate(
-        [image.region_indices + first_regions[n] for n, image in enumerate(image_pairs)]
+        [image.region_indices + region_offsets[n] for n, image in enumerate(image_pairs)]
     )
     labels = np.concatenate([image.pairs.object_labels for image in image_pairs])
     text = teacher.text.embeddings
@@ -234,10 +253,10 @@ def _teacher_outputs(
     return [
         TeacherOutputs(
             pairs=image.pairs,
-            probabilities=probabilities[first_pairs[n] : first_pairs[n + 1]],
+            probabilities=probabilities[pair_offsets[n] : pair_offsets[n + 1]],
             region_indices=image.region_indices,
-            region_boxes=image.boxes,
-            embeddings=embeddings[first_regions[n] : first_regions[n + 1]]
+            region_boxes=image.region_boxes,
+            embeddings=embeddings[region_offsets[n] : region_offsets[n + 1]]
             if keep_embeddings
             else None,
         )
@@ -246,71 +265,75 @@ def _teacher_outputs(
 
 
 class _BatchEncoder:
-    """Sends regions of several images through CLIP in full batches."""
+    """Encodes regions with CLIP in full batches, which may contain regions of several images."""
 
     def __init__(self, clip: ClipTeacher, batch_size: int, pool: Executor) -> None:
         self._clip, self._batch_size, self._pool = clip, batch_size, pool
-        self._waiting: deque[Tensor] = deque()
+        self._queued: deque[Tensor] = deque()
         self._running: deque[Future[Callable[[], np.ndarray]]] = deque()
-        self._done: list[np.ndarray] = []
+        self._embeddings: list[np.ndarray] = []
 
-    def add(self, cutting: Sequence[Future[Tensor]]) -> int:
-        """Takes on the regions of images as soon as they are cut; returns how many images."""
-        self._waiting += [regions.result() for regions in cutting]
-        while sum(map(len, self._waiting)) >= self._batch_size:
+    def add(self, cropping: Sequence[Future[Tensor]]) -> int:
+        """Adds the regions of some images and starts all full batches.
+
+        Args:
+            cropping: for each image, the future of its (R, 3, S, S) uint8 regions.
+
+        Returns:
+            The number of images.
+        """
+        self._queued += [regions.result() for regions in cropping]
+        while sum(map(len, self._queued)) >= self._batch_size:
             batch, missing = [], self._batch_size
             while missing:
-                regions = self._waiting.popleft()
+                regions = self._queued.popleft()
                 batch.append(regions[:missing])
                 if len(regions) > missing:
-                    self._waiting.appendleft(regions[missing:])
+                    self._queued.appendleft(regions[missing:])
                 missing -= len(batch[-1])
             self._submit(batch)
-        return len(cutting)
+        return len(cropping)
 
     def finish(self) -> np.ndarray:
-        """(R, D) float32, in the order in which regions were added."""
-        if sum(map(len, self._waiting)):
-            self._submit(list(self._waiting))
+        """Encodes the rest; (R, D) float32 embeddings in the order in which regions were added."""
+        if sum(map(len, self._queued)):
+            self._submit(list(self._queued))
         while self._running:
             self._collect_oldest()
-        return np.concatenate(self._done) if self._done else np.zeros((0, 0), np.float32)
+        if not self._embeddings:
+            return np.zeros((0, 0), np.float32)
+        return np.concatenate(self._embeddings)
 
     def _submit(self, batch: Sequence[Tensor]) -> None:
         self._running.append(self._pool.submit(self._start, batch))
-        if len(self._running) > BATCHES_QUEUED:
+        if len(self._running) > MAX_BATCHES_ENCODING:
             self._collect_oldest()
 
     def _start(self, batch: Sequence[Tensor]) -> Callable[[], np.ndarray]:
         return self._clip.encode_images_async(torch.cat(list(batch)))
 
     def _collect_oldest(self) -> None:
-        self._done.append(self._running.popleft().result()())
-
-
-# Threads that decode pictures and cut regions out beside a GPU.
-NUM_GPU_WORKERS = 4
-# Of a CPU; each works on a batch of its own, which takes memory.
-MAX_CPU_WORKERS = 4
+        self._embeddings.append(self._running.popleft().result()())
 
 
 class WorkerPools:
-    """Threads for the steps of a build, as a context manager.
+    """Thread pools for decoding, cropping and encoding, as a context manager.
 
-    A GPU has one thread that encodes, and workers that decode and cut beside it; what they give the
-    GPU to do does not queue up with the caller's, who detects meanwhile. The cores of a CPU
-    are dealt out to a few workers, each of which decodes, cuts and encodes batches of its own with
-    its own torch threads: several matrix products of few threads each use the cores better than
-    one that all cores share, above all where other work holds up one of its parts.
+    With a GPU, one thread encodes and `NUM_GPU_WORKERS` decode and crop. They use a CUDA stream of
+    their own, so that their kernels do not wait for the detector's in the caller's stream.
 
-    Whoever leaves by an exception waits for the work that runs, not for what is queued.
+    On a CPU, a few workers do all three steps, and torch's threads are divided among them. Several
+    matrix products of few threads each use the cores better than one of many threads, which is as
+    slow as its slowest thread.
+
+    When the `with` block raises, running work is awaited and queued work is cancelled.
 
     Args:
-        device: where the models run.
+        device: device of the models.
 
     Attributes:
-        image_pool: decode and cut.
-        encoder_pool: run the image tower.
+        image_pool: decodes and crops.
+        encoder_pool: runs CLIP's image encoder.
     """
 
     image_pool: Executor
@@ -321,9 +344,9 @@ class WorkerPools:
         self._on_cpu = device.type == "cpu"
         if self._on_cpu:
             workers = min(self._threads, MAX_CPU_WORKERS)
-            share = -(-self._threads // workers)
+            threads_each = -(-self._threads // workers)
             self._pools = [
-                _TrackedPool(workers, initializer=torch.set_num_threads, initargs=(share,))
+                _TrackedPool(workers, initializer=torch.set_num_threads, initargs=(threads_each,))
             ]
         else:
             options: dict[str, Any] = {}
@@ -336,7 +359,7 @@ class WorkerPools:
         self.image_pool, self.encoder_pool = self._pools[0], self._pools[-1]
 
     def wait_until_idle(self) -> None:
-        """Waits, on a CPU, until the workers are idle: the caller is to work with all cores."""
+        """Waits until all workers are idle, if they share a CPU with the caller."""
         if self._on_cpu:
             wait(self._pools[0].unfinished)
 
@@ -351,14 +374,17 @@ class WorkerPools:
     ) -> None:
         for pool in self._pools:
             pool.shutdown(cancel_futures=kind is not None)
-        # What a worker was given would be the number of every thread that is new to torch.
+        # A worker's setting is the default of every thread that uses torch for the first time.
         torch.set_num_threads(self._threads)
 
 
 @cache
 def _second_stream(device: torch.device) -> Any:
-    """A GPU's second stream, always the same one: memory that was used in one stream is not used
-    again in another. None where there is none to be had; then all share the first."""
+    """A second stream of a GPU; None if it cannot be created, and all threads share one stream.
+
+    Cached, because torch's allocator reuses memory only within the stream that freed it: a new
+    stream for each shard would leave the memory of the last one unused.
+    """
     try:
         return torch.cuda.Stream(device)
     except RuntimeError:
@@ -366,14 +392,14 @@ def _second_stream(device: torch.device) -> Any:
 
 
 def _set_cuda_stream(device: torch.device, stream: Any) -> None:
-    """Makes a GPU and its stream a new thread's current ones."""
+    """Sets the current device and stream of a worker thread."""
     torch.cuda.set_device(device)
     if stream is not None:
         torch.cuda.set_stream(stream)
 
 
 class _TrackedPool(ThreadPoolExecutor):
-    """Knows the work that it has not finished."""
+    """Thread pool with the set of its unfinished futures."""
 
     def __init__(self, threads: int, **options: Any) -> None:
         super().__init__(threads, **options)
@@ -381,5 +407,5 @@ class _TrackedPool(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = super().submit(fn, *args, **kwargs)
-        self.unfinished = {one for one in (*self.unfinished, future) if not one.done()}
+        self.unfinished = {each for each in (*self.unfinished, future) if not each.done()}
         return future

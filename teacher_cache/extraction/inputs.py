@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,27 @@ from teacher_cache.detectors.proposals import Proposals, ProposalsConfig, load_p
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
 from teacher_cache.extraction.decoding import ImageTask
 from teacher_cache.extraction.extract import ExtractionConfig
-from teacher_cache.reader.fingerprint import compute_fingerprint
+from teacher_cache.reader.fingerprint import compute_fingerprint, fingerprint_parts
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import Prompts, interaction_prompts
-from teacher_cache.writer.plan import fingerprint_parts
+from teacher_cache.writer.settings import absolute_if_exists
 
 
 @dataclass(frozen=True)
 class InputsConfig:
-    """Where everything is found; small, so that it can travel with every task.
+    """Paths and settings from which any process loads the same inputs.
 
     Attributes:
         dataset: the dataset folder.
         part: "train" or "test".
-        detector: what finds the boxes that form pairs; None takes those of `proposals`, or the
+        detector: the detector whose boxes form pairs; None takes those of `proposals`, or the
             annotated ones.
-        proposals: a file of detections, in the place of a detector.
-        clip: which teacher.
+        clip: the teacher.
         templates: prompt templates.
-        extraction: how images go through the models.
-        device: where the models run, of the machine that opens them.
-        threads: of torch, on a CPU; None leaves torch's own choice.
+        extraction: settings of `extract`.
+        device: "auto", "cpu" or "cuda[:i]" of the machine that loads the models.
+        threads: torch's threads on a CPU; None leaves torch's default.
+        proposals: a file of detections that replaces the detector.
     """
 
     dataset: Path
@@ -54,34 +54,35 @@ class InputsConfig:
     proposals: ProposalsConfig | None = None
 
     def absolute(self) -> InputsConfig:
-        """The same files, named for processes that work in other folders."""
-        detector, proposals, clip_weights = self.detector, self.proposals, self.clip.weights
+        """The same configuration with absolute paths, for processes with other working folders."""
+        detector, proposals, clip = self.detector, self.proposals, self.clip
         if detector is not None and detector.weights is not None:
-            detector = replace(detector, weights=_absolute_path(detector.weights))
+            detector = replace(detector, weights=absolute_if_exists(detector.weights))
         if proposals is not None:
             proposals = ProposalsConfig(proposals.file.absolute(), proposals.folder.absolute())
+        clip = replace(
+            clip,
+            model=absolute_if_exists(clip.model),
+            weights=clip.weights and absolute_if_exists(clip.weights),
+        )
         return replace(
             self,
             dataset=self.dataset.absolute(),
             detector=detector,
             proposals=proposals,
-            clip=replace(
-                self.clip,
-                model=_absolute_path(self.clip.model),
-                weights=clip_weights and _absolute_path(clip_weights),
-            ),
+            clip=clip,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class BuildData:
-    """What the teacher is run on.
+    """Dataset of a build.
 
     Attributes:
-        vocabulary: of the dataset.
-        annotations: the part's annotation file.
-        image_tasks: one for each annotated image, in the file's order.
-        proposals: what the detections file holds, where there is one.
+        vocabulary: vocabulary of the dataset.
+        annotations: annotation file of the dataset part.
+        image_tasks: one for each annotated image, in the order of the file.
+        proposals: content of the detections file, where there is one.
     """
 
     vocabulary: Vocabulary
@@ -95,138 +96,112 @@ class BuildInputs:
     """Loaded inputs of a build.
 
     Attributes:
-        data: what the teacher is run on.
+        data: the dataset.
         prompts: the sentences, per interaction and template.
-        models: the frozen models.
-        parts: what goes into the fingerprint.
+        detector: the frozen detector; None where all boxes are known beforehand.
+        clip: the frozen teacher.
+        parts: parts of the fingerprint.
     """
 
     data: BuildData
     prompts: Prompts
-    models: LoadedModels
+    detector: Detector | None
+    clip: ClipTeacher
     parts: dict[str, Any]
 
     @cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of the parts."""
         return compute_fingerprint(self.parts)
 
 
-_cached_inputs: dict[InputsConfig, BuildInputs] = {}
+# At most one entry: a process works on one cache at a time. Models stay loaded between shards.
+_loaded_inputs: dict[InputsConfig, BuildInputs] = {}
 _inputs_lock = threading.Lock()
 
 
 def read_build_data(config: InputsConfig, dataset: Dataset | None = None) -> BuildData:
-    """Reads the annotations, and the detections where a file holds them.
+    """Reads the annotations and, where the build uses one, the detections file.
 
     Args:
-        config: where they are.
-        dataset: the opened folder, where somebody has it.
+        config: paths and settings.
+        dataset: the opened dataset folder, if the caller has it already.
 
     Raises:
-        InputError: something is missing or wrong.
+        InputError: a file is missing or wrong.
     """
     dataset, strict = dataset or open_dataset(config.dataset), config.extraction.strict
     annotations = dataset.load(config.part, strict)
     images = dataset.part(config.part).images
     entries = annotations.annotations
     proposals = None
-    boxes: Iterable[ObjectBoxes | None] = [None] * len(entries)
+    boxes_by_image: Iterable[ObjectBoxes | None] = [None] * len(entries)
     if config.proposals is not None:
         proposals = load_proposals(config.proposals, dataset, annotations, strict)
-        boxes = proposals.by_image(len(entries))
+        boxes_by_image = proposals.by_image(len(entries))
     elif config.detector is None:
-        boxes = map(annotated_boxes, entries)
+        boxes_by_image = map(annotated_boxes, entries)
     image_tasks = [
         ImageTask(
             image_id=annotation.image_id,
             path=images / annotation.image_id,
             annotated_pairs=annotated_pairs(annotation),
-            boxes=found,
+            boxes=boxes,
             size=annotation.size,
         )
-        for annotation, found in zip(entries, boxes, strict=True)
+        for annotation, boxes in zip(entries, boxes_by_image, strict=True)
     ]
     return BuildData(dataset.vocabulary, annotations, image_tasks, proposals)
 
 
 def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
-    """Loads the models.
-
-    Raises:
-        InputError: something is missing or wrong.
-    """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    vocabulary = data.vocabulary
-    prompts = interaction_prompts(vocabulary, config.templates)
-    models = load_models(config.detector, config.clip, vocabulary, config.device)
-    digest = None if data.proposals is None else data.proposals.digest
-    parts = fingerprint_parts(
-        models, data.annotations, vocabulary, prompts, config.extraction, digest
-    )
-    inputs = BuildInputs(data, prompts, models, parts)
-    _cached_inputs.clear()
-    _cached_inputs[config] = inputs
-    return inputs
-
-
-def get_build_inputs(config: InputsConfig) -> BuildInputs:
-    """What this process loaded before, or loads now.
-
-    Raises:
-        InputError: something is missing or wrong.
-    """
-    with _inputs_lock:
-        return _cached_inputs.get(config) or load_build_inputs(config, read_build_data(config))
-
-
-def clear_build_inputs() -> None:
-    """Frees annotations and models, where other processes do the work."""
-    _cached_inputs.clear()
-    clear_models()
-
-
-def _absolute_path(name: str) -> str:
-    """A model's or a weights entry's name, or the file that it may be."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModels:
-    """The frozen models of a build; no detector where all boxes are known beforehand."""
-
-    detector: Detector | None
-    clip: ClipTeacher
-
-
-# A process works for one cache at a time; its models stay loaded between shards.
-_cached_models: dict[tuple[DetectorConfig | None, ClipConfig, str, str], LoadedModels] = {}
-
-
-def load_models(
-    detector: DetectorConfig | None, clip: ClipConfig, vocabulary: Vocabulary, device: str
-) -> LoadedModels:
-    """This process's models, loaded when first asked for.
-
-    Args:
-        detector, clip: which models.
-        vocabulary: of the dataset.
-        device: auto, cpu or cuda[:i].
+    """Loads the models, and keeps all inputs for `get_build_inputs`.
 
     Raises:
         InputError: no such device, or a model or its weights cannot be loaded.
     """
-    # Regions are cut out by matrix products, which rounded factors would move by grey levels.
-    where = configure_device(resolve_device(device), clip.precision, exact_matmul=True)
-    key = (detector, clip, vocabulary.digest(), str(where))
-    if key not in _cached_models:
-        _cached_models.clear()
-        found = None if detector is None else Detector(detector, vocabulary, where)
-        _cached_models[key] = LoadedModels(found, ClipTeacher(clip, where))
-    return _cached_models[key]
+    # Before the new models are loaded: the memory of the GPU may not suffice for both.
+    clear_build_inputs()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    vocabulary, annotations, extraction = data.vocabulary, data.annotations, config.extraction
+    prompts = interaction_prompts(vocabulary, config.templates)
+    # Regions are resampled by matrix products; TF32 would change them by several grey levels.
+    device = configure_device(
+        resolve_device(config.device), config.clip.precision, exact_matmul=True
+    )
+    detector = None
+    if config.detector is not None:
+        detector = Detector(config.detector, vocabulary, device)
+    clip = ClipTeacher(config.clip, device)
+    parts = fingerprint_parts(
+        vocabulary=vocabulary.digest(),
+        annotations=annotations.digest,
+        part=annotations.part,
+        detector=None if detector is None else detector.fingerprint_parts(),
+        proposals=None if data.proposals is None else data.proposals.digest,
+        pairing=asdict(extraction.pairing),
+        prompts=prompts,
+        clip=clip.fingerprint_parts(),
+        level=extraction.level,
+        region=extraction.region.name,
+    )
+    inputs = BuildInputs(data, prompts, detector, clip, parts)
+    _loaded_inputs[config] = inputs
+    return inputs
 
 
-def clear_models() -> None:
-    """Frees this process's models and the memory of their GPU, where others do the work."""
-    _cached_models.clear()
+def get_build_inputs(config: InputsConfig) -> BuildInputs:
+    """The inputs that this process has loaded for this configuration; loads them the first time.
+
+    Raises:
+        InputError: a file is missing or wrong, or a model cannot be loaded.
+    """
+    with _inputs_lock:
+        return _loaded_inputs.get(config) or load_build_inputs(config, read_build_data(config))
+
+
+def clear_build_inputs() -> None:
+    """Frees annotations and models, and their GPU memory for other processes."""
+    _loaded_inputs.clear()
     torch.cuda.empty_cache()

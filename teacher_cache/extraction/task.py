@@ -1,4 +1,4 @@
-"""One shard: a task that any process can run from what it is given, and its record."""
+"""`ShardTask` and `make_shard`: the work on one shard, which any process can do."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from teacher_cache.writer.shard import ShardRecord, read_shard_record, write_sha
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to be made. Images and models stay out of it, so that thousands of tasks are small.
+    """A shard to make. It contains no images and models, so that thousands of tasks stay small.
 
     Attributes:
-        folder: the cache.
-        fingerprint: of the cache.
-        number: of the shard.
-        first, end: its range of the dataset's images.
-        inputs_config: where images and models are found.
+        folder: the cache folder.
+        fingerprint: fingerprint of the cache.
+        number: index of the shard.
+        first, end: half-open range of image indices in the annotation file's order.
+        inputs_config: from which the process loads images and models.
     """
 
     folder: Path
@@ -37,6 +37,7 @@ class ShardTask:
 
     @property
     def path(self) -> Path:
+        """Path of the shard's file."""
         return self.folder / SHARDS / shard_name(self.number)
 
     def __len__(self) -> int:
@@ -44,27 +45,30 @@ class ShardTask:
 
 
 def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None) -> ShardRecord:
-    """Runs the teacher on the shard's images and writes the outputs, unless they are there.
+    """Runs the teacher on the shard's images and writes the outputs, unless the shard exists.
 
     Args:
         task: the shard.
-        on_progress: receives how many images are done, batch by batch.
+        on_progress: receives the number of finished images after each batch.
+
+    Returns:
+        The description of the shard.
 
     Raises:
         InputError: an image cannot be read and the build is strict, a model cannot be loaded, or
-            this process finds other inputs than the builder did.
+            this process has other inputs than the builder.
     """
     inputs = get_build_inputs(task.inputs_config)
     _check_inputs(task, inputs)
-    # Whoever made this shard may have been stopped before telling so.
+    # A lost worker may have written the shard without reporting it.
     record = read_shard_record(task.path, task.fingerprint)
     if record is not None:
         if on_progress is not None:
             on_progress(len(task))
         return record
-    models, vocabulary = inputs.models, inputs.data.vocabulary
+    vocabulary = inputs.data.vocabulary
     text = read_teacher_file(task.folder / TEACHER, task.fingerprint)
-    teacher = TeacherModels(models.detector, models.clip, text, vocabulary)
+    teacher = TeacherModels(inputs.detector, inputs.clip, text, vocabulary)
     image_tasks = inputs.data.image_tasks[task.first : task.end]
     outputs, failed = extract(
         image_tasks, teacher, task.inputs_config.extraction, on_progress or (lambda count: None)
@@ -83,10 +87,13 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
 
 
 def _check_inputs(task: ShardTask, inputs: BuildInputs) -> None:
-    """Makes sure that this process has the same inputs as the builder.
+    """Checks that this process has the same inputs as the builder.
 
-    Another machine may see another file under the same name, and files may change meanwhile.
+    A path may lead to another file on another machine, and files may have changed since.
+
+    Raises:
+        InputError: it has others.
     """
     if inputs.fingerprint != task.fingerprint:
         changes = describe_changes(read_plan(task.folder)["parts"], inputs.parts)
-        raise InputError(f"{task.folder}: a worker finds other inputs than the builder ({changes})")
+        raise InputError(f"{task.folder}: a worker has other inputs than the builder ({changes})")

@@ -24,7 +24,7 @@ from teacher_cache.teachers.prompts import (
     indistinguishable_actions,
     interaction_prompts,
 )
-from teacher_cache.writer.plan import read_settings
+from teacher_cache.writer.settings import read_settings
 from teacher_cache.writer.shard import write_prompts_file
 
 logger = get_logger(__name__)

@@ -34,14 +34,8 @@ from teacher_cache.reader.manifest import stored_vocabulary
 from teacher_cache.reader.shard import ShardLayout, map_shard, read_layout
 from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.manifest import planned_shards, write_manifest
-from teacher_cache.writer.plan import (
-    MERGED_FROM_KEY,
-    BuildPlan,
-    check_folder,
-    claim_folder,
-    read_plan,
-    read_settings,
-)
+from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder, read_plan
+from teacher_cache.writer.settings import MERGED_FROM_KEY, read_settings
 from teacher_cache.writer.shard import is_finished_shard, write_shard, write_teacher_file
 
 logger = get_logger(__name__)
@@ -470,7 +464,7 @@ def read_inventory(folder: Path) -> CacheInventory:
     if not (folder / MANIFEST).is_file() and (folder / PLAN).is_file():
         return _read_unfinished(folder)
     cache = open_cache(folder)
-    layouts = {number: cache.layout(number) for number in range(cache.num_shards)}
+    layouts = {number: cache.shard_layout(number) for number in range(cache.num_shards)}
     for number, entry in enumerate(cache.manifest["shards"]):
         if entry["name"] != shard_name(number):
             raise InputError(

@@ -30,13 +30,8 @@ from teacher_cache.teachers.prompts import (
 )
 from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.manifest import write_manifest
-from teacher_cache.writer.plan import (
-    BuildPlan,
-    check_folder,
-    claim_folder,
-    read_settings,
-    to_settings,
-)
+from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
+from teacher_cache.writer.settings import read_settings, to_settings
 from teacher_cache.writer.shard import is_finished_shard, write_shard_arrays, write_teacher_file
 
 logger = get_logger(__name__)
@@ -124,7 +119,7 @@ def rescore_cache(config: RescoreConfig) -> None:
                 path = config.out / SHARDS / shard_name(shard)
                 if not is_finished_shard(path, plan.fingerprint):
                     _rescore_shard(cache, shard, path, plan.fingerprint, text, vocabulary, labels)
-                progress.update(len(cache.layout(shard).images))
+                progress.update(len(cache.shard_layout(shard).images))
         completion = write_manifest(config.out)
     assert completion.counts is not None
     print(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
@@ -178,7 +173,7 @@ def _rescore_shard(
     vocabulary: Vocabulary,
     object_labels: np.ndarray,
 ) -> None:
-    layout, arrays = cache.layout(shard), dict(cache.arrays(shard))
+    layout, arrays = cache.shard_layout(shard), dict(cache.shard_arrays(shard))
     labels = object_labels[arrays["pairs/object_label"]]
     probabilities = np.zeros((0, vocabulary.num_verbs), dtype=np.float32)
     if layout.num_pairs:

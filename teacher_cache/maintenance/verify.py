@@ -24,7 +24,8 @@ from teacher_cache.reader.shard import read_layout
 from teacher_cache.writer.checksum import has_valid_checksum, write_checksummed_json
 from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.manifest import planned_shards, write_manifest
-from teacher_cache.writer.plan import COMMAND_KEY, PLAN_FIELDS, from_settings, read_plan
+from teacher_cache.writer.plan import PLAN_FIELDS, read_plan
+from teacher_cache.writer.settings import COMMAND_KEY, from_settings
 
 if TYPE_CHECKING:
     from teacher_cache.build import BuildConfig

@@ -1,4 +1,4 @@
-"""Reads a finished cache: numpy and h5py only, quick random access from many processes."""
+"""`TeacherCache`: random access to the teacher's outputs of a finished cache, by image."""
 
 from __future__ import annotations
 
@@ -24,16 +24,9 @@ from teacher_cache.reader.format import (
     TEACHER,
     TeacherOutputs,
 )
+from teacher_cache.reader.hdf5 import READ_ERRORS, damage_error, open_cache_file, read_strings
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
-from teacher_cache.reader.shard import (
-    READ_ERRORS,
-    ShardLayout,
-    check_indices,
-    damage_error,
-    map_shard,
-    open_cache_file,
-    read_layout,
-)
+from teacher_cache.reader.shard import ShardLayout, check_indices, map_shard, read_layout
 
 
 def _open_file_limit() -> int:
@@ -41,19 +34,19 @@ def _open_file_limit() -> int:
     return limit if limit != resource.RLIM_INFINITY else 1 << 20
 
 
-# Every mapped shard holds one file descriptor; systems allow a process 256 and more, and the rest
-# of it keeps three quarters.
+# A mapped shard keeps one file descriptor open. Usual limits are 256 to 1024 per process, shared
+# with DataLoader workers' pipes and everything else, so the cache takes a quarter at most.
 MAX_OPEN_SHARDS = min(1024, max(16, _open_file_limit() // 4))
 
 
 @dataclass(frozen=True, eq=False)
 class PromptEmbeddings:
-    """The text side of the teacher.
+    """Prompts of the H interactions with their CLIP embeddings.
 
     Attributes:
-        prompts: per interaction, one prompt for each template.
+        prompts: one sentence per template for each interaction.
         embeddings: (H, D) float32, normalised.
-        logit_scale: factor on cosine similarities.
+        logit_scale: factor on cosine similarities: the inverse of the softmax temperature.
     """
 
     prompts: tuple[tuple[str, ...], ...]
@@ -62,16 +55,17 @@ class PromptEmbeddings:
 
 
 class TeacherCache:
-    """A finished cache; `cache[image_id]` gives that image's outputs.
+    """A finished cache; `cache[image_id]` gives the outputs for one image.
 
-    Shards are memory-mapped when first needed and never share a file position, so a cache may be
-    used from forked and spawned workers and from threads at once; pickling passes the path only.
+    Shards are memory-mapped when first needed. Mapped files have no shared file position, so one
+    object may be used from forked and spawned workers and from threads at the same time; pickling
+    it passes only the path.
 
     Args:
         path: the cache folder.
 
     Raises:
-        InputError: not a finished cache of a known format version.
+        InputError: the folder holds no finished cache of format 1.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -84,10 +78,11 @@ class TeacherCache:
         }
         self._layouts: dict[int, ShardLayout] = {}
         self._checked: set[int] = set()
-        self._open: dict[int, dict[str, np.ndarray]] = {}
+        self._mapped: dict[int, dict[str, np.ndarray]] = {}
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of everything that determines the outputs."""
         return self.manifest["fingerprint"]
 
     @property
@@ -97,7 +92,7 @@ class TeacherCache:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Why an image could not be read, by image id."""
+        """Image id -> error, for images that could not be read."""
         return self.manifest["failed"]
 
     @property
@@ -106,28 +101,28 @@ class TeacherCache:
 
     @cached_property
     def prompt_embeddings(self) -> PromptEmbeddings:
-        """Prompts, their embeddings and the temperature."""
+        """Prompts of the interactions, their embeddings and the logit scale."""
         return read_teacher_file(self.path / TEACHER, self.fingerprint)
 
     @cached_property
     def has_embeddings(self) -> bool:
-        """Whether it holds embeddings of its regions.
+        """Whether the cache contains region embeddings.
 
         Raises:
             InputError: a shard is missing or damaged.
         """
-        layouts = map(self.layout, range(self.num_shards))
-        with_regions = (one for one in layouts if one.num_regions)
-        return all(REGION_EMBEDDING in one.locations for one in with_regions)
+        layouts = map(self.shard_layout, range(self.num_shards))
+        return all(REGION_EMBEDDING in each.locations for each in layouts if each.num_regions)
 
     @property
     def text_model(self) -> str | None:
-        """Identifies the CLIP behind its texts; None in early caches that do not name it."""
+        """Identifies the CLIP behind the prompt embeddings; None in early caches without it."""
         return text_model_digest(self.manifest["parts"])
 
     @property
     def protocol(self) -> str:
-        """What its candidate pairs are made of: "annotated" boxes, or those of a "detector"."""
+        """Source of the candidate pairs: "annotated" boxes, or those of a "detector" (also where
+        they came from a detections file)."""
         is_annotated = self.manifest["parts"].get("candidates") == "annotated"
         return "annotated" if is_annotated else "detector"
 
@@ -136,7 +131,8 @@ class TeacherCache:
         """Vocabulary of the outputs.
 
         Raises:
-            InputError: the manifest holds none (early caches), and no shipped one is it.
+            InputError: the manifest does not contain it (early caches), and it is not a built-in
+                one.
         """
         return stored_vocabulary(self.path / MANIFEST, self.manifest)
 
@@ -146,21 +142,26 @@ class TeacherCache:
         annotations_digest: str | None = None,
         part: str | None = None,
     ) -> None:
-        """Makes sure that the cache was made for this vocabulary, annotation file and part of it.
+        """Checks that the cache was made for a dataset.
+
+        Args:
+            vocabulary: the dataset's vocabulary; not checked where None.
+            annotations_digest: digest of the annotation file; not checked where None.
+            part: "train" or "test"; not checked where None.
 
         Raises:
-            InputError: it was not; says which part differs.
+            InputError: the cache was made for another dataset; names what differs.
         """
-        wanted = {}
+        expected = {}
         if vocabulary is not None:
-            wanted["vocabulary"] = vocabulary.digest()
+            expected["vocabulary"] = vocabulary.digest()
         if annotations_digest is not None:
-            wanted["annotations"] = annotations_digest
+            expected["annotations"] = annotations_digest
         parts = self.manifest["parts"]
+        # Early caches do not name the part.
         if part is not None and "part" in parts:
-            wanted["part"] = part
-        held = {name: parts.get(name) for name in wanted}
-        changes = describe_changes(held, wanted)
+            expected["part"] = part
+        changes = describe_changes({name: parts.get(name) for name in expected}, expected)
         if changes:
             raise InputError(f"{self.path}: the cache does not fit this dataset: {changes}")
 
@@ -171,48 +172,59 @@ class TeacherCache:
         return image_id in self._shard_rows
 
     def __getitem__(self, image_id: str) -> TeacherOutputs:
-        """One image's outputs.
+        """The teacher's outputs for one image.
 
         Raises:
-            KeyError: the cache holds no outputs for this image.
+            KeyError: the cache contains no outputs for this image.
             InputError: the image's shard is missing or damaged.
         """
         shard, row = self._shard_rows[image_id]
-        return read_outputs(self.arrays(shard), row)
+        return read_outputs(self.shard_arrays(shard), row)
 
     def __reduce__(self) -> tuple[type[TeacherCache], tuple[Path]]:
         return type(self), (self.path,)
 
-    def layout(self, shard: int) -> ShardLayout:
-        """What lies where in the shard of this number; read once.
+    def shard_layout(self, shard: int) -> ShardLayout:
+        """The layout of a shard; read from the file once.
+
+        Args:
+            shard: its index.
 
         Raises:
-            InputError: the shard is missing, damaged, or not the one of the manifest.
+            InputError: the shard is missing or damaged, or contains other images than the manifest
+                says.
         """
         layout = self._layouts.get(shard)
         if layout is None:
             path = self._shard_path(shard)
             layout = self._layouts[shard] = read_layout(path, self.fingerprint)
             if layout.images != tuple(self.manifest["shards"][shard]["images"]):
-                raise InputError(f"{path}: expected the images of {MANIFEST}, found others")
+                raise InputError(f"{path}: expected the images listed in {MANIFEST}, found others")
         return layout
 
-    def arrays(self, shard: int) -> dict[str, np.ndarray]:
-        """A shard's arrays by name, mapped and read-only, the regions numbered within the shard.
+    def shard_arrays(self, shard: int) -> dict[str, np.ndarray]:
+        """The arrays of a shard by dataset name, memory-mapped and read-only.
+
+        `pairs/region` is an index into the shard's regions, not into an image's.
+
+        Args:
+            shard: its index.
 
         Raises:
-            InputError: the shard is missing, damaged, or not the one of the manifest.
+            InputError: the shard is missing or damaged, or contains other images than the manifest
+                says.
         """
-        arrays = self._open.get(shard)
+        arrays = self._mapped.get(shard)
         if arrays is None:
             path = self._shard_path(shard)
-            arrays = map_shard(path, self.layout(shard))
+            arrays = map_shard(path, self.shard_layout(shard))
             if shard not in self._checked:
                 check_indices(path, arrays, self._num_objects)
                 self._checked.add(shard)
-            self._open[shard] = arrays
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.pop(next(iter(self._open)), None)
+            self._mapped[shard] = arrays
+            if len(self._mapped) > MAX_OPEN_SHARDS:
+                # The default None: another thread may have dropped the same shard.
+                self._mapped.pop(next(iter(self._mapped)), None)
         return arrays
 
     @property
@@ -230,48 +242,54 @@ def open_cache(path: Path | str) -> TeacherCache:
 
 
 def read_outputs(arrays: dict[str, np.ndarray], row: int) -> TeacherOutputs:
-    """One image's outputs.
+    """The teacher's outputs for one image.
 
     Args:
-        arrays: of its shard.
-        row: of the image within the shard.
+        arrays: arrays of the shard by dataset name.
+        row: row of the image in the shard.
     """
     first, end = arrays[PAIR_OFFSETS][row : row + 2].tolist()
-    part = {name: arrays[name][first:end] for name in PAIR_DATASETS}
-    rows = part["pairs/region"].astype(np.int64)
-    # An image's regions stand together, in the order in which its pairs need them.
-    first_region, end_region = (int(rows.min()), int(rows.max()) + 1) if end > first else (0, 0)
+    columns = {name: arrays[name][first:end] for name in PAIR_DATASETS}
+    regions = columns["pairs/region"].astype(np.int64)
+    # The format stores the regions of an image as consecutive rows.
+    first_region, end_region = (
+        (int(regions.min()), int(regions.max()) + 1) if end > first else (0, 0)
+    )
     embeddings = arrays.get(REGION_EMBEDDING)
     return TeacherOutputs(
         pairs=Pairs(
-            human_boxes=part["pairs/human_box"].copy(),
-            object_boxes=part["pairs/object_box"].copy(),
-            object_labels=part["pairs/object_label"].astype(np.int64),
-            human_scores=part["pairs/human_score"].copy(),
-            object_scores=part["pairs/object_score"].copy(),
-            sources=part["pairs/source"].copy(),
+            human_boxes=columns["pairs/human_box"].copy(),
+            object_boxes=columns["pairs/object_box"].copy(),
+            object_labels=columns["pairs/object_label"].astype(np.int64),
+            human_scores=columns["pairs/human_score"].copy(),
+            object_scores=columns["pairs/object_score"].copy(),
+            sources=columns["pairs/source"].copy(),
         ),
-        probabilities=part["pairs/action_probabilities"].astype(np.float32),
-        region_indices=rows - first_region,
+        probabilities=columns["pairs/action_probabilities"].astype(np.float32),
+        region_indices=regions - first_region,
         region_boxes=arrays[REGION_BOX][first_region:end_region].copy(),
         embeddings=None if embeddings is None else embeddings[first_region:end_region],
     )
 
 
 def read_teacher_file(path: Path, fingerprint: str) -> PromptEmbeddings:
-    """Reads `teacher.h5`.
+    """Reads `teacher.h5`: prompts, their embeddings and the logit scale.
+
+    Args:
+        path: the file.
+        fingerprint: fingerprint of its cache.
 
     Raises:
-        InputError: missing, damaged, or of another cache.
+        InputError: the file is missing, damaged, or of another cache.
     """
     try:
         with open_cache_file(path, fingerprint) as file:
             return PromptEmbeddings(
-                prompts=tuple(tuple(row) for row in file["prompts"].asstr()[()].tolist()),
+                prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
                 embeddings=file["text_embeddings"][()],
                 logit_scale=float(file.attrs["logit_scale"]),
             )
     except InputError:
         raise
     except READ_ERRORS as error:
-        raise damage_error(path, "the teacher's texts", error) from None
+        raise damage_error(path, "the prompt embeddings", error) from None

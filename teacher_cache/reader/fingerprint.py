@@ -1,26 +1,78 @@
-"""What decides the teacher's outputs, and its digest."""
+"""The fingerprint: everything that determines a cache's outputs, and its SHA-256."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.utils.files import sha256_of_json
+from teacher_cache.reader.format import FORMAT_VERSION
 
-# Parts of the fingerprint that decide text embeddings.
+# Parts of the fingerprint that determine text embeddings.
 TEXT_MODEL_PARTS = ("clip.model", "clip.weights", "clip.quick_gelu")
 
 
+def fingerprint_parts(
+    *,
+    vocabulary: str,
+    annotations: str,
+    part: str,
+    detector: dict[str, Any] | None,
+    proposals: str | None,
+    pairing: dict[str, Any],
+    prompts: Sequence[Sequence[str]],
+    clip: dict[str, Any],
+    level: str,
+    region: str,
+) -> dict[str, Any]:
+    """The parts of the fingerprint by name. Batch sizes are left out: they change no output.
+
+    Args:
+        vocabulary, annotations: digests of the vocabulary and the annotation file.
+        part: "train" or "test".
+        detector: what identifies the detector (`Detector.fingerprint_parts`), where one is used.
+        proposals: SHA-256 of the detections file, where one is used instead of a detector.
+        pairing: thresholds and limits of pairing; unused with annotated boxes.
+        prompts: the sentences, per interaction and template.
+        clip: what identifies the teacher (`ClipTeacher.fingerprint_parts`).
+        level: "region" or "image".
+        region: name of the region mode.
+    """
+    if detector is not None:
+        boxes = {"candidates": "detector", **detector, **pairing}
+        # The last one in existing caches, whose `build.json` has to keep its bytes.
+        if "detector.classes" in boxes:
+            boxes["detector.classes"] = boxes.pop("detector.classes")
+    elif proposals is not None:
+        boxes = {"candidates": "proposals", "proposals": proposals, **pairing}
+    else:
+        boxes = {"candidates": "annotated"}
+    return {
+        "format_version": FORMAT_VERSION,
+        "vocabulary": vocabulary,
+        "annotations": annotations,
+        "part": part,
+        **boxes,
+        "prompts": sha256_of_json(prompts),
+        **clip,
+        "level": level,
+        "region": region,
+    }
+
+
 def compute_fingerprint(parts: dict[str, Any]) -> str:
-    """One hex digest over everything that decides the outputs."""
+    """SHA-256 of all parts as a hex string; it does not depend on their order."""
     return sha256_of_json(parts)
 
 
 def text_model_digest(parts: dict[str, Any]) -> str | None:
-    """One digest of the CLIP whose text embeddings a cache holds: embeddings of equal digests may
-    be compared. None where the parts do not tell.
+    """Identifies the CLIP behind a cache's text embeddings.
+
+    Text embeddings may be compared where their digests are equal. None in caches whose parts do not
+    name the weights.
 
     Args:
-        parts: of the fingerprint.
+        parts: parts of the fingerprint.
     """
     if "clip.weights" not in parts:
         return None

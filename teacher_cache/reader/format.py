@@ -1,4 +1,4 @@
-"""Format 1 of a cache folder: names, types, the fingerprint, and one image's outputs."""
+"""Names, dtypes and version of cache format 1, and `TeacherOutputs`, the content of one image."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ PLAN = "build.json"
 TEACHER = "teacher.h5"
 SHARDS = "shards"
 LOCK = ".lock"
-# Values of `pairs/source`.
+# Values of `pairs/source`: an annotated pair, or one formed from detected boxes.
 ANNOTATED, PROPOSED = 0, 1
 
-# Pixels and scores are float32; model outputs are float16, half the bytes of a folder.
+# Pixels and scores are float32. Probabilities and embeddings are float16: they take most of the
+# space, and their error (about 5e-4) is below the difference between kinds of devices.
 PAIR_DATASETS: dict[str, np.dtype] = {
     "pairs/human_box": np.dtype("<f4"),
     "pairs/object_box": np.dtype("<f4"),
@@ -46,12 +47,12 @@ class TeacherOutputs:
 
     Attributes:
         pairs: the P human-object pairs.
-        probabilities: (P, V) float32, the teacher's action probabilities; 0 for verbs that do
-            not go with the object. They were stored as float16.
-        region_indices: (P,) int64, every pair's row of `region_boxes`.
+        probabilities: (P, V) float32 action probabilities of the teacher; 0 for verbs that form no
+            interaction with the pair's object. Read from a cache, they have float16 precision.
+        region_indices: (P,) int64, the row of `region_boxes` that belongs to each pair.
         region_boxes: (R, 4) float32, xyxy, pixels of the original image: the distinct union boxes.
-        embeddings: (R, D) normalised image embeddings of the regions, as stored: float16 and
-            read-only when they come from a cache; None in a cache without them.
+        embeddings: (R, D) normalised image embeddings of the regions; read from a cache, they are
+            float16 and read-only; None in a cache without embeddings.
     """
 
     pairs: Pairs
@@ -62,21 +63,25 @@ class TeacherOutputs:
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard: five digits, so that names sort as numbers."""
+    """File name of a shard; with five digits names sort in the order of their numbers."""
     return f"{index:05d}.h5"
 
 
 def vocabulary_to_dict(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The vocabulary in the form of a manifest."""
+    """The vocabulary as the manifest stores it."""
     value = vocabulary.to_dict()
     return {key: value[key] for key in ("name", "objects", "verbs", "interactions")}
 
 
 def check_format_version(file: Path, version: Any) -> None:
-    """Refuses what a later version of this project wrote.
+    """Refuses files of another format version.
+
+    Args:
+        file: named in errors.
+        version: its `format_version`.
 
     Raises:
-        InputError: not the format version that this code knows.
+        InputError: the version is not `FORMAT_VERSION`.
     """
     if version != FORMAT_VERSION:
         raise bad_field(file, "format_version", str(FORMAT_VERSION), version)

@@ -1,4 +1,4 @@
-"""Reads and checks `manifest.json`."""
+"""Reads and checks `manifest.json`, the description of a finished cache."""
 
 from __future__ import annotations
 
@@ -18,39 +18,47 @@ from teacher_cache.reader.format import MANIFEST, PLAN, check_format_version
 
 
 def stored_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
-    """The vocabulary in a manifest or a plan.
+    """The vocabulary of a cache's outputs.
+
+    Early caches contain only its digest; for these it is looked up among the built-in vocabularies.
 
     Args:
-        file: named in errors.
-        value: its content; early ones hold the digest only, which may be a shipped vocabulary's.
+        file: `manifest.json` or `build.json`, named in errors.
+        value: content of the file.
 
     Raises:
-        InputError: none, or one with another digest than the fingerprint's part.
+        InputError: the vocabulary is missing and not a built-in one, or it does not match the
+            digest in `parts`.
     """
     digest = value["parts"].get("vocabulary")
     if "vocabulary" in value:
-        held = vocabulary_from_dict(value["vocabulary"], file)
-        if held.digest() != digest:
-            raise bad_field(file, "vocabulary", "the one whose digest stands in parts", held.name)
-        return held
-    for shipped in map(load_vocabulary, BUILTIN_VOCABULARIES):
-        if shipped.digest() == digest:
-            return shipped
-    raise bad_field(file, "vocabulary", "the words that the outputs are about", "none")
+        vocabulary = vocabulary_from_dict(value["vocabulary"], file)
+        if vocabulary.digest() != digest:
+            expected = "the vocabulary whose digest is in parts"
+            raise bad_field(file, "vocabulary", expected, vocabulary.name)
+        return vocabulary
+    for builtin in map(load_vocabulary, BUILTIN_VOCABULARIES):
+        if builtin.digest() == digest:
+            return builtin
+    raise bad_field(file, "vocabulary", "the vocabulary of the outputs", "none")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished cache.
+    """Reads the manifest of a finished cache and checks the fields that readers use.
+
+    Args:
+        folder: the cache.
 
     Raises:
-        InputError: no cache, an unfinished one, or one of another format version.
+        InputError: the folder holds no cache, an unfinished one, or one of another format version,
+            or the manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         if (folder / PLAN).is_file():
             raise InputError(
                 f"{folder}: the cache is unfinished (no {MANIFEST}); the same eoid-cache build"
-                " command goes on with it"
+                " command resumes it"
             )
         raise InputError(f"{folder}: expected a cache folder with {MANIFEST}, found none")
     manifest = read_json(path)
@@ -73,5 +81,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _is_shard_entry(shard: Any) -> bool:
     if not isinstance(shard, dict) or not isinstance(shard.get("images"), list):
         return False
-    texts = [shard.get("name"), shard.get("sha256"), *shard["images"]]
-    return all(isinstance(text, str) for text in texts)
+    strings = [shard.get("name"), shard.get("sha256"), *shard["images"]]
+    return all(isinstance(value, str) for value in strings)

@@ -1,32 +1,35 @@
-"""A small file of sentences about new actions, which a student that reads can be given."""
+"""Reads prompts files: embedded sentences about new actions.
+
+`eoid-cache prompts` writes them. A student with a text head gets its weights for further actions
+from such a file, without training.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_chunks, sha256_of_json
 from teacher_cache.reader.format import FORMAT_VERSION
-from teacher_cache.reader.shard import READ_ERRORS, damage_error, open_cache_file
+from teacher_cache.reader.hdf5 import READ_ERRORS, damage_error, open_cache_file, read_strings
 
 FILE_KIND = "eoid-prompts"
-FILE_DESCRIPTION = "a file of eoid-cache prompts"
+FILE_DESCRIPTION = "a prompts file"
 
 
 @dataclass(frozen=True, eq=False)
 class ActionPrompts:
-    """Sentences about actions, embedded by a teacher's text tower.
+    """Embedded prompts of A verbs, each with one or more objects: K interactions in all.
 
     Attributes:
-        text_model: identifies the CLIP that embedded them, as `TeacherCache.text_model` does.
-        verbs, verb_ings: names of A actions and their forms in sentences ("jumping over").
-        actions: (K,) int64, the action of every sentence.
-        objects: K names of the objects that they are about.
-        prompts: K groups of one sentence for each template.
+        text_model: identifies the CLIP that embedded them; see `TeacherCache.text_model`.
+        verbs, verb_ings: names of the A verbs and their forms in prompts ("jumping over").
+        actions: (K,) int64, index into `verbs` for each interaction.
+        objects: object name of each interaction.
+        prompts: one sentence per template for each interaction.
         embeddings: (K, D) float32, normalised.
     """
 
@@ -39,7 +42,7 @@ class ActionPrompts:
     embeddings: np.ndarray
 
     def digest(self) -> str:
-        """SHA-256 of everything in it."""
+        """SHA-256 of all fields."""
         numbers = np.ascontiguousarray(self.embeddings, dtype="<f4").tobytes()
         return sha256_of_json(
             {
@@ -57,10 +60,10 @@ class ActionPrompts:
 
 
 def read_prompts_file(path: Path | str) -> ActionPrompts:
-    """Reads a file that `eoid-cache prompts` wrote.
+    """Reads a file that `eoid-cache prompts` wrote and checks its digest.
 
     Raises:
-        InputError: missing, damaged, of another kind or of another format version.
+        InputError: the file is missing, damaged, of another kind or of another format version.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,24 +72,20 @@ def read_prompts_file(path: Path | str) -> ActionPrompts:
         with open_cache_file(path, None) as file:
             if file.attrs.get("kind") != FILE_KIND:
                 raise bad_field(path, "kind", FILE_KIND, file.attrs.get("kind", "none"))
-            found = ActionPrompts(
+            prompts = ActionPrompts(
                 text_model=str(file.attrs["text_model"]),
-                verbs=_read_strings(file, "verbs/name"),
-                verb_ings=_read_strings(file, "verbs/ing"),
+                verbs=tuple(read_strings(file, "verbs/name")),
+                verb_ings=tuple(read_strings(file, "verbs/ing")),
                 actions=file["interactions/verb"][()].astype(np.int64),
-                objects=_read_strings(file, "interactions/object"),
-                prompts=tuple(tuple(row) for row in file["prompts"].asstr()[()].tolist()),
+                objects=tuple(read_strings(file, "interactions/object")),
+                prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
                 embeddings=file["text_embeddings"][()].astype(np.float32),
             )
-            seal = file.attrs["fingerprint"]
+            digest = file.attrs["fingerprint"]
     except InputError:
         raise
     except READ_ERRORS as error:
         raise damage_error(path, FILE_DESCRIPTION, error) from None
-    if found.digest() != seal:
-        raise damage_error(path, FILE_DESCRIPTION, "its fingerprint is another")
-    return found
-
-
-def _read_strings(file: Any, name: str) -> tuple[str, ...]:
-    return tuple(file[name].asstr()[()].tolist())
+    if prompts.digest() != digest:
+        raise damage_error(path, FILE_DESCRIPTION, "its fingerprint does not match its content")
+    return prompts

@@ -1,19 +1,17 @@
-"""Maps a shard's arrays into memory: HDF5 tells once what lies where, numpy reads it.
+"""Memory-maps the arrays of a shard.
 
-Every read through HDF5 would cost a lock and a selection, some hundred times what the bytes cost.
+HDF5 is used once per shard, to find the offset and shape of every array; numpy then reads the
+mapped file. Reading each image through HDF5 would take its global lock and build a selection, which
+costs about a hundred times as much as reading the bytes.
 """
 
 from __future__ import annotations
 
 import mmap
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from pipeline.utils.errors import InputError
@@ -25,8 +23,8 @@ from teacher_cache.reader.format import (
     PAIR_OFFSETS,
     REGION_BOX,
     REGION_EMBEDDING,
-    check_format_version,
 )
+from teacher_cache.reader.hdf5 import READ_ERRORS, damage_error, open_cache_file, read_strings
 
 DATASET_DTYPES: dict[str, np.dtype] = {
     PAIR_OFFSETS: np.dtype("<i8"),
@@ -35,37 +33,16 @@ DATASET_DTYPES: dict[str, np.dtype] = {
     REGION_EMBEDDING: np.dtype("<f2"),
 }
 COMPLETE_SHARD = "a complete shard"
-# What h5py raises for damaged bytes.
-READ_ERRORS = (
-    AttributeError,
-    LookupError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
-# HDF5's heap of texts (file format specification, III.E): signature and version, its size; then
-# objects: number and count, four bytes, size, content up to the next eighth byte. Number 0 is what
-# is left, its size counts these sixteen bytes.
-HEAP_SIGNATURE, HEAP_HEADER, HEAP_OBJECT = (
-    b"GCOL\1\0\0\0",
-    struct.Struct("<8xQ"),
-    struct.Struct("<H2x4xQ"),
-)
-HEAP_SEARCH_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class ShardLayout:
-    """Where a shard's arrays lie in its file.
+    """Contents of a shard and the positions of its arrays in the file.
 
     Attributes:
-        locations: by name, the offset in bytes (0 for an empty array) and the shape.
-        images: ids of the images with outputs.
-        failed: reasons by id of images that could not be read.
+        locations: by dataset name, the offset in bytes (0 for an empty array) and the shape.
+        images: ids of the images with outputs, in the order of their rows.
+        failed: image id -> error, for images that could not be read.
     """
 
     locations: dict[str, tuple[int, tuple[int, ...]]]
@@ -82,45 +59,54 @@ class ShardLayout:
 
 
 def read_layout(path: Path, fingerprint: str) -> ShardLayout:
-    """What lies where in a shard.
+    """Reads the layout of a shard and checks that its arrays have matching lengths.
+
+    Args:
+        path: the shard.
+        fingerprint: fingerprint of its cache.
 
     Raises:
-        InputError: missing, damaged, of another format version or of another cache.
+        InputError: the shard is missing, damaged, of another format version or of another cache.
     """
     try:
         with open_cache_file(path, fingerprint) as file:
-            reasons = file[FAILED_REASON].asstr()[()].tolist()
+            failed = zip(
+                read_strings(file, FAILED_ID), read_strings(file, FAILED_REASON), strict=True
+            )
             layout = ShardLayout(
                 locations={
-                    name: _dataset_location(file[name], kind)
-                    for name, kind in DATASET_DTYPES.items()
+                    name: _dataset_location(file[name], dtype)
+                    for name, dtype in DATASET_DTYPES.items()
                     if name != REGION_EMBEDDING or name in file
                 },
-                images=tuple(file[IMAGE_ID].asstr()[()].tolist()),
-                failed=dict(zip(file[FAILED_ID].asstr()[()].tolist(), reasons, strict=True)),
+                images=tuple(read_strings(file, IMAGE_ID)),
+                failed=dict(failed),
             )
     except InputError:
         raise
     except READ_ERRORS as error:
         raise damage_error(path, COMPLETE_SHARD, error) from None
-    lengths = {len(layout.images) + 1, *layout.locations[PAIR_OFFSETS][1]}
-    lengths_of_pairs = {layout.locations[name][1][0] for name in PAIR_DATASETS}
-    of_regions = (name for name in (REGION_BOX, REGION_EMBEDDING) if name in layout.locations)
-    lengths_of_regions = {layout.locations[name][1][0] for name in of_regions}
-    if not len(lengths) == len(lengths_of_pairs) == len(lengths_of_regions) == 1:
+    offset_lengths = {len(layout.images) + 1, *layout.locations[PAIR_OFFSETS][1]}
+    pair_lengths = {layout.locations[name][1][0] for name in PAIR_DATASETS}
+    region_lengths = {
+        layout.locations[name][1][0]
+        for name in (REGION_BOX, REGION_EMBEDDING)
+        if name in layout.locations
+    }
+    if not len(offset_lengths) == len(pair_lengths) == len(region_lengths) == 1:
         raise damage_error(path, COMPLETE_SHARD, "its datasets have different lengths")
     return layout
 
 
 def map_shard(path: Path, layout: ShardLayout) -> dict[str, np.ndarray]:
-    """A shard's arrays by name, as read-only views of the mapped file.
+    """The arrays of a shard by name, as read-only views of the memory-mapped file.
 
     Raises:
-        InputError: missing, or shorter than its layout.
+        InputError: the file is missing, or shorter than its layout.
     """
     try:
-        with open(path, "rb") as raw:
-            mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return {
             name: np.ndarray(shape, DATASET_DTYPES[name], buffer=mapped, offset=offset)
             for name, (offset, shape) in layout.locations.items()
@@ -130,82 +116,37 @@ def map_shard(path: Path, layout: ShardLayout) -> dict[str, np.ndarray]:
 
 
 def check_indices(path: Path, arrays: dict[str, np.ndarray], num_objects: int | None) -> None:
-    """Refuses arrays whose numbers point nowhere; quick, since only the small ones are read.
+    """Checks that offsets, object labels and region indices are within range.
 
     Args:
-        path: of the shard, named in errors.
-        arrays: what `map_shard` gave.
-        num_objects: of the vocabulary, where it is known.
+        path: the shard, named in errors.
+        arrays: the arrays that `map_shard` returned; only the small ones are read.
+        num_objects: size of the object vocabulary; None where it is not known.
 
     Raises:
-        InputError: rows, regions or objects that do not exist.
+        InputError: an index is out of range.
     """
     offsets, labels = arrays[PAIR_OFFSETS], arrays["pairs/object_label"]
-    most_objects = np.iinfo(labels.dtype).max if num_objects is None else num_objects - 1
-    rising = offsets[0] == 0 and np.all(np.diff(offsets) >= 0) and offsets[-1] == len(labels)
-    for name, fits in (
-        (PAIR_OFFSETS, rising),
-        ("pairs/object_label", _in_range(labels, most_objects)),
+    max_label = np.iinfo(labels.dtype).max if num_objects is None else num_objects - 1
+    offsets_are_valid = (
+        offsets[0] == 0 and np.all(np.diff(offsets) >= 0) and offsets[-1] == len(labels)
+    )
+    for name, is_valid in (
+        (PAIR_OFFSETS, offsets_are_valid),
+        ("pairs/object_label", _in_range(labels, max_label)),
         ("pairs/region", _in_range(arrays["pairs/region"], len(arrays[REGION_BOX]) - 1)),
     ):
-        if not fits:
-            raise damage_error(path, COMPLETE_SHARD, f"{name} points at what is not there")
+        if not is_valid:
+            raise damage_error(path, COMPLETE_SHARD, f"{name} has an index out of range")
 
 
-def _in_range(numbers: np.ndarray, most: int) -> bool:
-    return len(numbers) == 0 or (int(numbers.min()) >= 0 and int(numbers.max()) <= most)
+def _in_range(indices: np.ndarray, maximum: int) -> bool:
+    return len(indices) == 0 or (int(indices.min()) >= 0 and int(indices.max()) <= maximum)
 
 
-@contextmanager
-def open_cache_file(path: Path, fingerprint: str | None) -> Iterator[h5py.File]:
-    """Opens a finished file of a cache, or of texts that belong to no cache.
-
-    Args:
-        fingerprint: of the cache; None where the caller looks at it.
-
-    Raises:
-        InputError: damaged, of another format version or of another cache.
-    """
-    _check_heap(path)
-    # Finished files are never written again, so the lock that HDF5 takes by default (and that
-    # some network file systems refuse) protects nothing.
-    with h5py.File(path, "r", locking=False) as file:
-        check_format_version(path, int(file.attrs.get("format_version", 0)))
-        if fingerprint is not None and file.attrs.get("fingerprint") != fingerprint:
-            raise InputError(f"{path}: the file belongs to another cache")
-        yield file
-
-
-def _check_heap(path: Path) -> None:
-    """HDF5 walks its heap of texts without a limit; one of senseless sizes it walks for ever.
-
-    Raises:
-        InputError: the file has such a heap.
-    """
-    with open(path, "rb") as raw:
-        head = raw.read(HEAP_SEARCH_BYTES)
-    start = head.find(HEAP_SIGNATURE)
-    while start >= 0 and start + HEAP_HEADER.size <= len(head):
-        (size,) = HEAP_HEADER.unpack_from(head, start)
-        place, end = start + HEAP_HEADER.size, start + size
-        while place + HEAP_OBJECT.size <= min(end, len(head)):
-            number, content = HEAP_OBJECT.unpack_from(head, place)
-            step = content if number == 0 else HEAP_OBJECT.size + -(-content // 8) * 8
-            if step < HEAP_OBJECT.size or place + step > end:
-                raise damage_error(path, "a file of the cache", "its heap of texts makes no sense")
-            place += step
-        start = head.find(HEAP_SIGNATURE, start + 1)
-
-
-def damage_error(path: Path, expected: str, why: object) -> InputError:
-    """The one line about a file that cannot be read."""
-    # The system's own message names the file once more.
-    reason = getattr(why, "strerror", None) or why
-    return InputError(f"{path}: expected {expected}, found damage ({reason})")
-
-
-def _dataset_location(dataset: Any, kind: np.dtype) -> tuple[int, tuple[int, ...]]:
+def _dataset_location(dataset: Any, dtype: np.dtype) -> tuple[int, tuple[int, ...]]:
+    # HDF5 allocates no space for empty datasets, so these have no offset.
     offset = dataset.id.get_offset()
-    if dataset.dtype != kind or (offset is None and dataset.size):
-        raise ValueError(f"{dataset.name} is not a contiguous array of {kind}")
+    if dataset.dtype != dtype or (offset is None and dataset.size):
+        raise ValueError(f"{dataset.name} is not a contiguous array of {dtype}")
     return offset or 0, dataset.shape

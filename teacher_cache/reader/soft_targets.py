@@ -1,4 +1,4 @@
-"""From CLIP's scores to action probabilities."""
+"""Action probabilities from CLIP scores: the soft targets of the distillation (section 3.3)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pipeline.vocabulary import Vocabulary
 def action_probabilities(
     logits: np.ndarray, object_labels: np.ndarray, vocabulary: Vocabulary
 ) -> np.ndarray:
-    """How likely the teacher finds every action, given the pair's object (EoID section 3.3).
+    """Probability of every action for each pair, given the pair's object (EoID section 3.3).
 
-    A softmax over the interactions of the pair's object class, `no_interaction` left out, put in
-    the places of their verbs; verbs that do not go with the object get 0.
+    The softmax is taken over the interactions of the pair's object class without `no_interaction`,
+    and scattered to their verbs; verbs that form no interaction with the object get 0.
 
     Args:
-        logits: (P, H) scaled cosine similarities of P regions and the H interactions' prompts.
+        logits: (P, H) scaled cosine similarities of P regions and the prompts of H interactions.
         object_labels: (P,) object index of every pair.
-        vocabulary: which interactions belong to which object and verb.
+        vocabulary: maps verbs and objects to interactions.
 
     Returns:
-        (P, V) float32; a row is all 0 where nothing but `no_interaction` goes with the object.
+        (P, V) float32; a row is all 0 where the object has no interaction but `no_interaction`.
     """
     probabilities = np.zeros((len(logits), vocabulary.num_verbs), dtype=np.float32)
     for label in np.unique(object_labels):
@@ -31,14 +31,15 @@ def action_probabilities(
             continue
         rows = np.flatnonzero(object_labels == label)
         scores = logits[np.ix_(rows, vocabulary.interaction_ids[verbs, label])].astype(np.float32)
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        probabilities[np.ix_(rows, verbs)] = weights / weights.sum(axis=1, keepdims=True)
+        # Shifted by the maximum: CLIP's logits reach 100 and more, where exp overflows in float32.
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        probabilities[np.ix_(rows, verbs)] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities
 
 
 def objects_with_actions(vocabulary: Vocabulary) -> np.ndarray:
-    """(O,) bool: objects with at least one action that the teacher scores."""
-    asked = vocabulary.valid.copy()
+    """(O,) bool: objects that form an interaction with at least one verb but `no_interaction`."""
+    valid = vocabulary.valid.copy()
     if vocabulary.no_interaction is not None:
-        asked[vocabulary.no_interaction] = False
-    return np.any(asked, axis=0)
+        valid[vocabulary.no_interaction] = False
+    return np.any(valid, axis=0)

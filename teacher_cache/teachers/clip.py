@@ -337,6 +337,19 @@ class ClipTeacher:
         """(N, 3, S, S) float32 normalised pixels -> (N, D) float32 normalised embeddings."""
         return self._encode(pixels, self.precision).cpu().numpy()
 
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """What identifies the teacher, for `reader.fingerprint.fingerprint_parts`."""
+        return {
+            "clip.model": self.name,
+            "clip.weights": self.weights_digest,
+            "clip.quick_gelu": self.quick_gelu,
+            "clip.image_size": self.image_size,
+            "clip.interpolation": self.interpolation,
+            "clip.precision": self.precision,
+            "clip.mean": list(self.mean),
+            "clip.std": list(self.std),
+        }
+
     def _normalise(self, regions: Tensor) -> Tensor:
         return (regions.float().div_(255) - self._mean) / self._std
 

@@ -1,4 +1,4 @@
-"""JSON files that carry the checksum of their own bytes."""
+"""JSON files that contain the SHA-256 of their own bytes, so that damage can be detected."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CHECKSUM_PLACEHOLDER = "0" * 64
 
 
 def write_checksummed_json(path: Path, value: dict[str, Any], keep_existing: bool = False) -> None:
-    """Writes `value` as indented JSON with the file's checksum as last field, whole or not at all.
+    """Writes `value` atomically as indented JSON, with the file's checksum as the last field.
 
-    The checksum is that of the file's bytes with zeros in the checksum's place.
+    The checksum is computed over the file's bytes with 64 zeros in its own place.
 
     Args:
         path: the file.
-        value: JSON without a field of the checksum's name.
-        keep_existing: a file that is there already stays.
+        value: a JSON object without a field named `CHECKSUM_KEY`.
+        keep_existing: leave a file that exists already as it is.
     """
     text = (
         json.dumps({**value, CHECKSUM_KEY: CHECKSUM_PLACEHOLDER}, indent=2, ensure_ascii=False)
@@ -32,16 +32,17 @@ def write_checksummed_json(path: Path, value: dict[str, Any], keep_existing: boo
 
 
 def without_checksum(value: dict[str, Any]) -> dict[str, Any]:
-    """The content without its checksum."""
+    """The fields of such a file except its checksum."""
     return {name: entry for name, entry in value.items() if name != CHECKSUM_KEY}
 
 
 def has_valid_checksum(content: bytes) -> bool:
-    """Whether a sealed file's bytes are those that were written."""
-    before, _, after = content.rpartition(f'"{CHECKSUM_KEY}": "'.encode())
-    seal, rest = after[: len(CHECKSUM_PLACEHOLDER)], after[len(CHECKSUM_PLACEHOLDER) :]
-    blank = before + f'"{CHECKSUM_KEY}": "'.encode() + CHECKSUM_PLACEHOLDER.encode() + rest
-    return bool(before) and _digest(blank).encode() == seal
+    """Whether the bytes of a file match the checksum in it."""
+    key = f'"{CHECKSUM_KEY}": "'.encode()
+    before, _, after = content.rpartition(key)
+    checksum, rest = after[: len(CHECKSUM_PLACEHOLDER)], after[len(CHECKSUM_PLACEHOLDER) :]
+    hashed = before + key + CHECKSUM_PLACEHOLDER.encode() + rest
+    return bool(before) and _digest(hashed).encode() == checksum
 
 
 def _digest(content: bytes) -> str:

@@ -1,7 +1,7 @@
-"""Who is building in a cache folder: one builder alone, or the jobs of an array together.
+"""Lock on a cache folder: held by one builder, or shared by the jobs of a job array.
 
-The lock spares work and never guards correctness: whatever several builders do at once, every file
-appears whole, and the same inputs make the same bytes.
+The lock only keeps several builders from doing the same work. Results do not depend on it: files
+are written atomically, and equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from teacher_cache.reader.format import LOCK, SHARDS
 
 logger = get_logger(__name__)
 
-# A builder shows every so many seconds that it lives, and is taken for dead after some silence.
+# Seconds between updates of the lock file's modification time, and seconds without an update after
+# which its owner counts as dead.
 HEARTBEAT_INTERVAL = 5.0
 HEARTBEAT_TIMEOUT = 3 * HEARTBEAT_INTERVAL
-# How long a job of an array waits for another one that is just tidying up.
+# Seconds that an array job waits for another one that holds the lock exclusively, which it does
+# only while it removes temporary files.
 ACQUIRE_TIMEOUT = 30.0
 POLL_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
 class LockOwner:
-    """What a builder writes of itself into the lock file.
+    """The builder that holds the lock, as JSON in the lock file.
 
     Attributes:
-        host, pid: the process.
-        since: local time, for people.
-        shared: whether it is a job of an array.
+        host, pid: host name and process id.
+        since: local time, ISO format.
+        shared: whether it is a job of a job array.
     """
 
     host: str
@@ -54,12 +56,12 @@ class LockOwner:
 
 @dataclass(frozen=True)
 class FolderLock:
-    """A folder that is held.
+    """A held lock.
 
     Attributes:
         folder: the cache.
-        descriptor: of the locked file.
-        shared: whether others may hold it too.
+        descriptor: file descriptor of the lock file.
+        shared: whether other array jobs may hold it as well.
     """
 
     folder: Path
@@ -67,9 +69,10 @@ class FolderLock:
     shared: bool
 
     def remove_temporary_files(self) -> None:
-        """Removes what killed writers left, unless others hold the folder too.
+        """Removes temporary files of killed writers, unless other jobs hold the lock as well.
 
-        The hold of a job of an array may be lost here, so this is the last that it does.
+        A shared lock may be lost here, because `flock` does not convert it atomically; array jobs
+        therefore call this last.
         """
         if self.shared and _try_lock(self.descriptor, fcntl.LOCK_EX) is not True:
             return
@@ -80,49 +83,52 @@ class FolderLock:
 
 @contextmanager
 def lock_folder(folder: Path, shared: bool = False) -> Iterator[FolderLock]:
-    """Holds a cache folder while the body builds in it.
+    """Holds the lock on a cache folder during the `with` block.
 
-    The lock is the operating system's `flock`, which network file systems pass on to their server;
-    it ends with the process, however that ends. Where locks do not reach other machines, or do not
-    exist, the heartbeat tells: the lock file's time moves on as long as its holder lives.
+    The lock is an `flock`, which network file systems forward to their server and which ends with
+    the process. Some file systems have no locks, or locks that other machines do not see. A
+    heartbeat covers these: the owner updates the lock file's modification time.
 
     Args:
-        folder: the cache; made when missing.
-        shared: hold it together with others who share.
+        folder: the cache; created if missing.
+        shared: share the lock with others that share it.
 
     Raises:
-        InputError: somebody else builds in the folder; says who.
+        InputError: another builder holds the lock; names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     now = datetime.now().isoformat(" ", "seconds")
-    own = LockOwner(socket.gethostname(), os.getpid(), now, shared)
+    owner = LockOwner(socket.gethostname(), os.getpid(), now, shared)
     with open(path, "a+b") as file:
-        _acquire(folder, file.fileno(), own)
-        _write_owner(file.fileno(), json.dumps(asdict(own)))
+        _acquire(folder, file.fileno(), owner)
+        _write_owner(file.fileno(), json.dumps(asdict(owner)))
         try:
             with _heartbeat(file.fileno()):
                 yield FolderLock(folder, file.fileno(), shared)
         finally:
-            if _read_owner(path) == own:
+            # Another array job may have written its own record since.
+            if _read_owner(path) == owner:
                 _write_owner(file.fileno(), "")
 
 
-def _acquire(folder: Path, descriptor: int, own: LockOwner) -> None:
+def _acquire(folder: Path, descriptor: int, owner: LockOwner) -> None:
     path = folder / LOCK
     deadline = time.monotonic() + ACQUIRE_TIMEOUT
-    while (taken := _try_lock(descriptor, fcntl.LOCK_SH if own.shared else fcntl.LOCK_EX)) is False:
+    operation = fcntl.LOCK_SH if owner.shared else fcntl.LOCK_EX
+    while (granted := _try_lock(descriptor, operation)) is False:
         other = _read_owner(path)
-        # The last job of an array holds the folder alone for a moment.
-        may_be_tidying = own.shared and (other is None or other.shared)
-        if not may_be_tidying or time.monotonic() > deadline:
+        # The last job of an array holds the lock exclusively while it removes temporary files.
+        may_be_cleaning = owner.shared and (other is None or other.shared)
+        if not may_be_cleaning or time.monotonic() > deadline:
             raise _locked_error(folder, other)
         time.sleep(POLL_INTERVAL)
     other = _read_owner(path)
-    if other is None or (own.shared and other.shared):
+    if other is None or (owner.shared and other.shared):
         return
-    # A granted lock proves that the last holder on this machine is gone, but not on another one.
-    if taken and other.host == own.host:
+    # A granted lock proves that a previous owner on this host is gone, but says nothing about one
+    # on another host.
+    if granted and other.host == owner.host:
         return
     logger.info(
         f"{folder}: was held by {other}; waiting up to {HEARTBEAT_TIMEOUT:.0f} s for its heartbeat"
@@ -131,10 +137,10 @@ def _acquire(folder: Path, descriptor: int, own: LockOwner) -> None:
         raise _locked_error(folder, other)
 
 
-def _try_lock(descriptor: int, kind: int) -> bool | None:
+def _try_lock(descriptor: int, operation: int) -> bool | None:
     """Whether the lock was granted; None on a file system without locks."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
@@ -142,9 +148,11 @@ def _try_lock(descriptor: int, kind: int) -> bool | None:
     return True
 
 
-def _locked_error(folder: Path, holder: LockOwner | None) -> InputError:
-    who = holder or "another builder"
-    return InputError(f"{folder}: {who} is at work here; wait for it, end it or give another --out")
+def _locked_error(folder: Path, owner: LockOwner | None) -> InputError:
+    holder = owner or "another builder"
+    return InputError(
+        f"{folder}: {holder} is at work here; wait for it, end it or give another --out"
+    )
 
 
 @contextmanager
@@ -153,7 +161,7 @@ def _heartbeat(descriptor: int) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_INTERVAL):
-            # A heartbeat that fails must not end a build that goes on.
+            # A failed update, as on a full disk, must not end the build.
             with suppress(OSError):
                 os.utime(descriptor)
 
@@ -167,7 +175,7 @@ def _heartbeat(descriptor: int) -> Iterator[None]:
 
 
 def _has_heartbeat(path: Path) -> bool:
-    """Whether somebody gives the lock file a new time."""
+    """Whether the lock file's modification time changes within the timeout."""
     first = _modified_time(path)
     deadline = time.monotonic() + HEARTBEAT_TIMEOUT
     while time.monotonic() < deadline:
@@ -178,13 +186,13 @@ def _has_heartbeat(path: Path) -> bool:
 
 
 def _modified_time(path: Path) -> int:
-    # Network file systems tell the present time of a file to those who open it.
+    # Network file systems cache attributes; only opening a file is sure to fetch its present time.
     with open(path, "rb") as file:
         return os.fstat(file.fileno()).st_mtime_ns
 
 
 def _write_owner(descriptor: int, text: str) -> None:
-    # Without the holder's name the lock still holds, so a full disk does no harm here.
+    # The record is only for messages and heartbeats. On a full disk the lock works without it.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, text.encode())

@@ -1,4 +1,4 @@
-"""Completes a cache: the manifest is written when the last shard is there."""
+"""Writes `manifest.json`, which finishes a cache whose shards are all complete."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from teacher_cache.writer.shard import ShardRecord, is_finished_shard, read_shar
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """How far a cache is.
+    """Which shards of a cache are missing, and the totals of one without missing shards.
 
     Attributes:
         missing: names of the shards that are not finished.
-        counts: of the manifest; None while shards are missing.
-        failed: reasons by id of images that could not be read; empty while shards are missing.
+        counts: total numbers of images, pairs, regions, shards and failed images; None while shards
+            are missing.
+        failed: image id -> error, for images that could not be read; empty while shards are
+            missing.
     """
 
     missing: tuple[str, ...]
@@ -31,7 +33,7 @@ class CacheStatus:
 
 
 def planned_shards(folder: Path) -> list[str]:
-    """Names of all shards that a build is to make, by its `build.json`.
+    """File names of all shards of a build, computed from its `build.json`.
 
     Raises:
         InputError: `build.json` is missing or damaged.
@@ -46,14 +48,17 @@ def planned_shards(folder: Path) -> list[str]:
 
 
 def write_manifest(folder: Path, made: Iterable[ShardRecord] = ()) -> CacheStatus:
-    """Writes the manifest of a cache whose shards are all there.
+    """Writes the manifest, if all shards are finished.
 
-    It may be called by several processes at once and again later: the same shards make the same
-    manifest.
+    Several processes may call it at the same time, and it may be called again later: equal shards
+    give an equal manifest.
 
     Args:
-        folder: a cache that was begun.
-        made: records of shards that the caller has just made; others are read.
+        folder: the cache.
+        made: records of shards that the caller has just written; others are read from the files.
+
+    Returns:
+        The missing shards, or the totals.
 
     Raises:
         InputError: `build.json` or `teacher.h5` is missing or damaged.
@@ -63,7 +68,7 @@ def write_manifest(folder: Path, made: Iterable[ShardRecord] = ()) -> CacheStatu
     known = {record.name: record for record in made}
     names = planned_shards(folder)
     paths = {name: folder / SHARDS / name for name in names}
-    # Checksums take reading everything; nobody should wait for them in vain.
+    # Checksums need all bytes of all shards, so missing ones are looked for first.
     missing = [
         name
         for name in names
@@ -86,13 +91,13 @@ def write_manifest(folder: Path, made: Iterable[ShardRecord] = ()) -> CacheStatu
         "shards": len(records),
         "failed": len(failed),
     }
-    carried = ("parts", "layout", "vocabulary", "settings")
+    copied_fields = ("parts", "layout", "vocabulary", "settings")
     write_checksummed_json(
         folder / MANIFEST,
         {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint,
-            **{name: plan[name] for name in carried if name in plan},
+            **{name: plan[name] for name in copied_fields if name in plan},
             "counts": counts,
             "failed": failed,
             "files": {name: sha256_of_file(folder / name) for name in (PLAN, TEACHER)},

@@ -1,4 +1,4 @@
-"""Writes format 1: a shard is either complete under its name or not there."""
+"""Writes the HDF5 files of format 1 atomically: shards, `teacher.h5` and prompts files."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ from teacher_cache.reader.format import (
     REGION_EMBEDDING,
     TeacherOutputs,
 )
+from teacher_cache.reader.hdf5 import encode_strings
 from teacher_cache.reader.prompts_file import FILE_KIND, ActionPrompts
 from teacher_cache.reader.shard import DATASET_DTYPES, read_layout
 
-# Mapped arrays of up to eight bytes a number begin where processors like to read them.
+# Bytes; memory-mapped arrays of numbers up to this size are then aligned.
 ALIGNMENT = 8
 SHARD_GROUPS = ("images", "failed", "pairs", "regions")
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the manifest says of a finished shard.
+    """Description of a finished shard.
 
     Attributes:
         name: file name.
-        sha256, size: of the file; in bytes.
+        sha256, size: checksum and size in bytes of the file.
         images: ids of the images with outputs.
-        pairs, regions: how many rows.
-        failed: reasons by id of images that could not be read.
+        pairs, regions: numbers of rows.
+        failed: image id -> error, for images that could not be read.
     """
 
     name: str
@@ -56,7 +57,7 @@ class ShardRecord:
     failed: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest's entry; `failed` stands in the manifest's own list."""
+        """The shard's entry in the manifest, which lists `failed` once for all shards."""
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -75,14 +76,15 @@ def write_shard(
     failed: Mapping[str, str],
     num_verbs: int,
 ) -> None:
-    """Writes one shard from what is known of its images.
+    """Writes one shard atomically.
 
     Args:
-        path: where; the file appears complete or not at all.
-        fingerprint: of the cache.
-        image_ids, outputs: N images and their teacher outputs, regions numbered within the image.
-        failed: reasons by id of the shard's images that could not be read.
-        num_verbs: V, for shards without any pair.
+        path: the file.
+        fingerprint: fingerprint of the cache.
+        image_ids: ids of the N images with outputs.
+        outputs: N teacher outputs.
+        failed: image id -> error, for images of this shard that could not be read.
+        num_verbs: V, which a shard without pairs needs for the shape of its arrays.
     """
     pairs = [output.pairs for output in outputs]
     first_regions = np.cumsum([0, *(len(output.region_boxes) for output in outputs)])
@@ -90,6 +92,7 @@ def write_shard(
         output.region_indices + first
         for output, first in zip(outputs, first_regions[:-1], strict=True)
     ]
+    # Per dataset: the arrays of all images, and the shape of one row.
     columns: dict[str, tuple[Sequence[np.ndarray], tuple[int, ...]]] = {
         "pairs/human_box": ([each.human_boxes for each in pairs], (4,)),
         "pairs/object_box": ([each.object_boxes for each in pairs], (4,)),
@@ -104,7 +107,7 @@ def write_shard(
     embeddings = [each.embeddings for each in outputs if each.embeddings is not None]
     if embeddings:
         columns[REGION_EMBEDDING] = (embeddings, (embeddings[0].shape[1],))
-    arrays = {name: _concatenate(parts, width) for name, (parts, width) in columns.items()}
+    arrays = {name: _concatenate(parts, shape) for name, (parts, shape) in columns.items()}
     arrays[PAIR_OFFSETS] = np.cumsum([0, *map(len, pairs)])
     write_shard_arrays(path, fingerprint, image_ids, failed, arrays)
 
@@ -116,19 +119,21 @@ def write_shard_arrays(
     failed: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes one shard from its arrays; datasets are contiguous, so that readers can map them.
+    """Writes one shard atomically from its arrays.
+
+    Datasets are contiguous and uncompressed, so that readers can memory-map them.
 
     Args:
-        path: where; the file appears complete or not at all.
-        fingerprint: of the cache.
-        image_ids: of the images with outputs.
-        failed: reasons by id of the shard's images that could not be read.
-        arrays: by name as in the format, the regions numbered within the shard.
+        path: the file.
+        fingerprint: fingerprint of the cache.
+        image_ids: ids of the images with outputs.
+        failed: image id -> error, for images of this shard that could not be read.
+        arrays: arrays by dataset name; `pairs/region` is an index into the shard's regions.
     """
     with new_hdf5_file(path, fingerprint, SHARD_GROUPS) as file:
-        file.create_dataset(IMAGE_ID, data=fixed_length_strings(image_ids))
-        file.create_dataset(FAILED_ID, data=fixed_length_strings(failed))
-        file.create_dataset(FAILED_REASON, data=fixed_length_strings(failed.values()))
+        file.create_dataset(IMAGE_ID, data=encode_strings(image_ids))
+        file.create_dataset(FAILED_ID, data=encode_strings(failed))
+        file.create_dataset(FAILED_REASON, data=encode_strings(failed.values()))
         for name in (PAIR_OFFSETS, *PAIR_DATASETS, REGION_BOX, REGION_EMBEDDING):
             if name in arrays:
                 file.create_dataset(
@@ -137,27 +142,32 @@ def write_shard_arrays(
 
 
 def write_teacher_file(path: Path, fingerprint: str, text: PromptEmbeddings) -> None:
-    """Writes `teacher.h5`: what is needed to score other prompts with stored image embeddings.
+    """Writes `teacher.h5`: the prompts, their embeddings and the logit scale.
 
-    Of several writers at the same instant the first one wins, so that all use the same prompts.
+    Args:
+        path: the file.
+        fingerprint: fingerprint of the cache.
+        text: the prompts.
     """
+    # Of several builders that start at the same time the first one wins, so that all use the same
+    # embeddings: those of different devices differ slightly.
     with new_hdf5_file(path, fingerprint, keep_existing=not path.exists()) as file:
         file.attrs["logit_scale"] = text.logit_scale
-        prompts = fixed_length_strings(prompt for group in text.prompts for prompt in group)
+        prompts = encode_strings(prompt for group in text.prompts for prompt in group)
         file.create_dataset("prompts", data=prompts.reshape(len(text.prompts), -1))
         file.create_dataset("text_embeddings", data=text.embeddings.astype(np.float32))
 
 
 def write_prompts_file(path: Path, prompts: ActionPrompts) -> None:
-    """Writes a file of sentences about new actions, whole or not at all."""
+    """Writes a prompts file atomically; `read_prompts_file` reads it."""
     with new_hdf5_file(path, prompts.digest(), ("verbs", "interactions")) as file:
         file.attrs["kind"] = FILE_KIND
         file.attrs["text_model"] = prompts.text_model
-        file.create_dataset("verbs/name", data=fixed_length_strings(prompts.verbs))
-        file.create_dataset("verbs/ing", data=fixed_length_strings(prompts.verb_ings))
+        file.create_dataset("verbs/name", data=encode_strings(prompts.verbs))
+        file.create_dataset("verbs/ing", data=encode_strings(prompts.verb_ings))
         file.create_dataset("interactions/verb", data=prompts.actions.astype("<i4"))
-        file.create_dataset("interactions/object", data=fixed_length_strings(prompts.objects))
-        sentences = fixed_length_strings(prompt for group in prompts.prompts for prompt in group)
+        file.create_dataset("interactions/object", data=encode_strings(prompts.objects))
+        sentences = encode_strings(prompt for group in prompts.prompts for prompt in group)
         file.create_dataset("prompts", data=sentences.reshape(len(prompts.prompts), -1))
         file.create_dataset("text_embeddings", data=prompts.embeddings.astype("<f4"))
 
@@ -166,38 +176,44 @@ def write_prompts_file(path: Path, prompts: ActionPrompts) -> None:
 def new_hdf5_file(
     path: Path, fingerprint: str, groups: Iterable[str] = (), keep_existing: bool = False
 ) -> Iterator[h5py.File]:
-    """An HDF5 file that is put together in memory: HDF5 itself does not survive a full disk.
+    """A new HDF5 file for the `with` block, written atomically at its end.
+
+    It is assembled in memory, because HDF5 cannot close a file properly on a full disk.
 
     Args:
-        path: where; the file appears complete or not at all.
-        fingerprint: of the cache.
-        groups: the groups that datasets go into; one that HDF5 makes by itself may hold the time.
-        keep_existing: as in `atomic_write`.
+        path: the file.
+        fingerprint: fingerprint of the cache.
+        groups: groups to create. Those that HDF5 creates on its own with a dataset may store the
+            time, and equal content would not give equal bytes.
+        keep_existing: leave a file that exists already as it is.
     """
     image = io.BytesIO()
-    access, creation, of_groups = map(
+    access, creation, group_creation = map(
         h5p.create, (h5p.FILE_ACCESS, h5p.FILE_CREATE, h5p.GROUP_CREATE)
     )
-    # HDF5's own image of a file in memory has a wrong checksum before HDF5 2.0.
+    # Not HDF5's core driver: before HDF5 2.0 the file image that it returns has a wrong checksum.
     access.set_fileobj_driver(h5fd.fileobj_driver, image)
     access.set_fclose_degree(h5f.CLOSE_STRONG)
     access.set_alignment(1, ALIGNMENT)
-    # Between these bounds, and without times, all versions of HDF5 write the same bytes.
+    # With these version bounds and without times, HDF5 1.12, 1.14 and 2 write equal bytes.
     access.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V18)
     creation.set_obj_track_times(False)
-    of_groups.set_obj_track_times(False)
+    group_creation.set_obj_track_times(False)
     with h5py.File(h5f.create(path.name.encode(), h5f.ACC_TRUNC, creation, access)) as file:
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["fingerprint"] = fingerprint
         for group in groups:
-            h5g.create(file.id, group.encode(), gcpl=of_groups)
+            h5g.create(file.id, group.encode(), gcpl=group_creation)
         yield file
     with atomic_write(path, keep_existing) as temporary:
         temporary.write_bytes(image.getbuffer())
 
 
 def is_finished_shard(path: Path, fingerprint: str) -> bool:
-    """Whether a complete shard of this cache is there; a file's name says complete."""
+    """Whether a complete shard of this cache is at `path`.
+
+    The content is not verified: files are moved to their names only when they are complete.
+    """
     try:
         read_layout(path, fingerprint)
     except InputError:
@@ -206,7 +222,7 @@ def is_finished_shard(path: Path, fingerprint: str) -> bool:
 
 
 def read_shard_record(path: Path, fingerprint: str) -> ShardRecord | None:
-    """The record of a shard on disk; None where there is no finished one of this cache."""
+    """Describes a shard on disk; None if there is no finished shard of this cache at `path`."""
     try:
         layout = read_layout(path, fingerprint)
     except InputError:
@@ -222,13 +238,5 @@ def read_shard_record(path: Path, fingerprint: str) -> ShardRecord | None:
     )
 
 
-def fixed_length_strings(values: Iterable[str]) -> np.ndarray:
-    """Texts of one length, padded: HDF5 keeps others in a heap, where a damaged byte can make it
-    search for ever."""
-    encoded = [value.encode() for value in values]
-    width = max([1, *map(len, encoded)])
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
-
-
-def _concatenate(arrays: Sequence[np.ndarray], width: tuple[int, ...]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros((0, *width))
+def _concatenate(arrays: Sequence[np.ndarray], row_shape: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros((0, *row_shape))

@@ -128,7 +128,7 @@ def test_the_manifest(finished):
     counts = manifest["counts"]
     assert counts["images"] == 7 and counts["shards"] == 3 and counts["failed"] == 0
     assert counts["pairs"] == sum(entry["pairs"] for entry in manifest["shards"]) > 0
-    assert manifest["parts"]["detector.model"] == "toy"
+    assert manifest["parts"]["detector.model"] == "world"
     assert manifest["parts"]["part"] == "train"
     for entry in manifest["shards"]:
         assert entry["sha256"] == sha256_of_file(finished / SHARDS / entry["name"])

@@ -16,7 +16,7 @@ from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
 from teacher_cache.cluster.modes import LocalWorkers
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
-from teacher_cache.extraction.inputs import LoadedModels
+from teacher_cache.extraction.inputs import BuildInputs
 from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 from teacher_cache.reader.cache import open_cache
@@ -155,19 +155,19 @@ def test_models_take_the_named_gpu(monkeypatch, shared_dataset, build_config, em
 def test_the_builder_keeps_no_models_where_others_work(
     monkeypatch, shared_dataset, build_config, emulate_cuda
 ):
-    loaded = []
-    whole = LoadedModels.__init__
+    clips = []
+    init = BuildInputs.__init__
 
-    def note(self, *given):
-        whole(self, *given)
-        loaded.append(weakref.ref(self.clip))
+    def record_clip(self, *args):
+        init(self, *args)
+        clips.append(weakref.ref(self.clip))
 
-    monkeypatch.setattr(LoadedModels, "__init__", note)
+    monkeypatch.setattr(BuildInputs, "__init__", record_clip)
 
     @contextmanager
     def open_workers(*_):
         gc.collect()
-        assert [one() for one in loaded] == [None]
+        assert [clip() for clip in clips] == [None]
         raise InputError("far enough")
         yield
 

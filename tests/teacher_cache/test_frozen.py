@@ -61,7 +61,7 @@ def test_every_number_of_every_shard(wanted):
     cache = open_cache(CACHE)
     for shard in range(3):
         own = dict(wanted[f"{SHARDS}/0000{shard}.h5"])
-        layout, arrays = cache.layout(shard), cache.arrays(shard)
+        layout, arrays = cache.shard_layout(shard), cache.shard_arrays(shard)
         assert list(layout.images) == own.pop("images/id")
         reasons = own.pop("failed/reason")
         assert layout.failed == dict(zip(own.pop("failed/id"), reasons, strict=True))

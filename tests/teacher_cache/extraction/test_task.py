@@ -7,7 +7,10 @@ import pytest
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
 from teacher_cache.extraction import task as shards
-from teacher_cache.extraction.inputs import clear_build_inputs
+from teacher_cache.extraction.inputs import (
+    clear_build_inputs,
+    get_build_inputs,
+)
 from teacher_cache.extraction.task import make_shard
 from teacher_cache.reader.format import MANIFEST, SHARDS
 
@@ -62,6 +65,15 @@ def test_absolute_sources_are_the_same(tasks, monkeypatch, tmp_path):
     assert relative.absolute() == sources
     named = replace(sources, clip=replace(sources.clip, model="ViT-B-32", weights="openai"))
     assert named.absolute() == named
+
+
+def test_batch_sizes_and_strictness_are_no_parts_of_the_fingerprint(tasks):
+    config = tasks[0].inputs_config
+    extraction = replace(
+        config.extraction, images_per_batch=3, regions_per_batch=5, embeddings=False, strict=True
+    )
+    parts = get_build_inputs(config).parts
+    assert get_build_inputs(replace(config, extraction=extraction)).parts == parts
 
 
 def test_a_worker_that_finds_other_inputs_stops(tasks):

@@ -153,7 +153,7 @@ def test_different_answers_are_refused(jobs, finished, tmp_path):
     folders = jobs(["00000.h5", "00001.h5"], ["00001.h5", "00002.h5"])
     cache = open_cache(finished)
     change_an_answer(folders[1], cache.fingerprint)
-    last = cache.layout(1).images[-1]
+    last = cache.shard_layout(1).images[-1]
     with pytest.raises(InputError, match=rf"job1: {last}: expected the outputs of .*job0, found"):
         merge_caches(MergeConfig(folders, tmp_path / "new"))
     assert not (tmp_path / "new").exists()

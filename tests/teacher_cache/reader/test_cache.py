@@ -179,7 +179,7 @@ def test_the_vocabulary_in_the_manifest(folder, vocabulary):
     value["parts"]["vocabulary"] = other.digest()
     value["fingerprint"] = compute_fingerprint(value["parts"])
     (folder / MANIFEST).write_text(json.dumps(value))
-    with pytest.raises(InputError, match="vocabulary: expected the words"):
+    with pytest.raises(InputError, match="vocabulary: expected the vocabulary of the outputs"):
         _ = open_cache(folder).vocabulary
     (folder / MANIFEST).write_text(json.dumps({**value, "vocabulary": vocabulary_to_dict(other)}))
     found = open_cache(folder).vocabulary
@@ -187,7 +187,7 @@ def test_the_vocabulary_in_the_manifest(folder, vocabulary):
     (folder / MANIFEST).write_text(
         json.dumps({**value, "vocabulary": vocabulary_to_dict(vocabulary)})
     )
-    with pytest.raises(InputError, match="vocabulary: expected the one whose digest"):
+    with pytest.raises(InputError, match="vocabulary: expected the vocabulary whose digest"):
         _ = open_cache(folder).vocabulary
 
 
@@ -204,7 +204,7 @@ def test_an_unfinished_cache_is_refused(folder):
         (lambda path: path.write_bytes(path.read_bytes()[:-50]), "found damage"),
         (lambda path: path.write_bytes(b"no HDF5 at all"), "found damage"),
         (lambda path: write_shard(path, "other", [], [], {}, 3), "belongs to another cache"),
-        (lambda path: shutil.copy(path.with_name("00002.h5"), path), "expected the images of"),
+        (lambda path: shutil.copy(path.with_name("00002.h5"), path), "expected the images listed"),
     ],
 )
 def test_a_damaged_shard_is_one_clear_line(folder, damage, text):
@@ -221,9 +221,9 @@ def test_numbers_that_point_nowhere_are_refused_every_time(folder, outputs, voca
     wrong = replace(outputs["c.jpg"], region_indices=np.array([0, 99]))
     path = folder / SHARDS / "00002.h5"
     write_shard(path, cache.fingerprint, ["c.jpg"], [wrong], {}, vocabulary.num_verbs)
-    cache.layout(2)
+    cache.shard_layout(2)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"00002\.h5: .*pairs/region points at what is not"):
+        with pytest.raises(InputError, match=r"00002\.h5: .*pairs/region has an index"):
             cache["c.jpg"]
 
 

@@ -1,16 +1,12 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
-from teacher_cache.detectors.pairing import PairingConfig
-from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.reader.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
-from teacher_cache.teachers.regions import RegionMode
 from teacher_cache.writer import plan as plan_module
-from teacher_cache.writer.plan import BuildPlan, claim_folder, fingerprint_parts, read_plan
+from teacher_cache.writer.plan import BuildPlan, claim_folder, read_plan
 
 PARTS = {"clip.model": "A", "person_threshold": 0.2}
 LAYOUT = {"images_per_shard": 3}
@@ -133,110 +129,3 @@ def test_a_damaged_plan(tmp_path, plan, text):
     (tmp_path / PLAN).write_text(text)
     with pytest.raises(InputError, match=PLAN):
         claim_folder(tmp_path, plan)
-
-
-@pytest.fixture
-def asked(vocabulary):
-    """`asked(**changes)` gives the parts of a build whose models and options differ in these."""
-    clip = {
-        "name": "ViT-B-32",
-        "weights_digest": "1",
-        "quick_gelu": False,
-        "image_size": 224,
-        "interpolation": "bicubic",
-        "precision": "float32",
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-    }
-    detector = {"name": "ssd300_vgg16", "weights_digest": "2", "classes": None}
-    annotations = {"digest": "3", "part": "train"}
-
-    def change(values, changes, prefix):
-        return {**values, **{key[1]: new for key, new in changes.items() if key[0] == prefix}}
-
-    def parts(
-        changes=(), extraction=None, prompts=(("a", "b"),), no_detector=False, proposals=None
-    ):
-        changes = dict(changes)
-        found = None if no_detector else SimpleNamespace(**change(detector, changes, "detector"))
-        models = SimpleNamespace(
-            clip=SimpleNamespace(**change(clip, changes, "clip")), detector=found
-        )
-        file = SimpleNamespace(**change(annotations, changes, "annotations"))
-        extraction = extraction or ExtractionConfig()
-        return fingerprint_parts(models, file, vocabulary, prompts, extraction, proposals)
-
-    return parts
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({("clip", "name"): "ViT-B-16"}, "clip.model"),
-        ({("clip", "weights_digest"): "9"}, "clip.weights"),
-        ({("clip", "quick_gelu"): True}, "clip.quick_gelu"),
-        ({("clip", "image_size"): 256}, "clip.image_size"),
-        ({("clip", "interpolation"): "bilinear"}, "clip.interpolation"),
-        ({("clip", "precision"): "float16"}, "clip.precision"),
-        ({("clip", "mean"): (0.4, 0.5, 0.5)}, "clip.mean"),
-        ({("clip", "std"): (0.4, 0.5, 0.5)}, "clip.std"),
-        ({("detector", "name"): "toy"}, "detector.model"),
-        ({("detector", "weights_digest"): "9"}, "detector.weights"),
-        ({("annotations", "digest"): "9"}, "annotations"),
-        ({("annotations", "part"): "test"}, "part"),
-        (
-            {"extraction": ExtractionConfig(pairing=PairingConfig(person_threshold=0.3))},
-            "person_threshold",
-        ),
-        (
-            {"extraction": ExtractionConfig(pairing=PairingConfig(object_threshold=0.3))},
-            "object_threshold",
-        ),
-        ({"extraction": ExtractionConfig(pairing=PairingConfig(max_people=3))}, "max_people"),
-        ({"extraction": ExtractionConfig(pairing=PairingConfig(max_objects=3))}, "max_objects"),
-        ({"extraction": ExtractionConfig(level="image")}, "level"),
-        ({"extraction": ExtractionConfig(region=RegionMode.parse("context=1.5"))}, "region"),
-        ({"prompts": (("a",),)}, "prompts"),
-    ],
-)
-def test_what_decides_answers_is_in_the_fingerprint(asked, changes, part):
-    named = {key: value for key, value in changes.items() if isinstance(key, str)}
-    other = asked({k: v for k, v in changes.items() if not isinstance(k, str)}, **named)
-    before = asked()
-    assert {name for name in before if before[name] != other[name]} == {part}
-    assert other.keys() == before.keys()
-
-
-def test_names_of_a_detectors_classes_are_in_the_fingerprint_where_they_are_given(asked):
-    first, second, none = (
-        asked({("detector", "classes"): names}) for names in (("dog", "person"), ("cat",), None)
-    )
-    assert first.keys() - none.keys() == {"detector.classes"}
-    assert first.pop("detector.classes") != second.pop("detector.classes")
-    assert first == second == none
-
-
-def test_what_decides_nothing_is_not(asked):
-    extraction = ExtractionConfig(
-        images_per_batch=3, regions_per_batch=5, embeddings=False, strict=True
-    )
-    assert asked(extraction=extraction) == asked()
-
-
-def test_the_source_of_boxes_is_in_the_fingerprint(asked):
-    proposals = asked(no_detector=True, proposals="5" * 64)
-    annotated = asked(no_detector=True)
-    assert [parts["candidates"] for parts in (asked(), proposals, annotated)] == [
-        "detector",
-        "proposals",
-        "annotated",
-    ]
-    assert asked().keys() - proposals.keys() == {"detector.model", "detector.weights"}
-    assert proposals.keys() - annotated.keys() == {
-        "proposals",
-        "person_threshold",
-        "object_threshold",
-        "max_people",
-        "max_objects",
-    }
-    assert asked(no_detector=True, proposals="6" * 64)["proposals"] != proposals["proposals"]

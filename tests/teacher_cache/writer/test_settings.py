@@ -11,7 +11,7 @@ from teacher_cache.detectors.pairing import PairingConfig
 from teacher_cache.maintenance.rescore import RescoreConfig
 from teacher_cache.reader.format import PLAN
 from teacher_cache.teachers.regions import RegionMode
-from teacher_cache.writer.plan import MERGED_FROM_KEY, from_settings, read_settings, to_settings
+from teacher_cache.writer.settings import MERGED_FROM_KEY, from_settings, read_settings, to_settings
 
 BUILD = BuildConfig(Path("/data"), Path("/cache"), clip_model="RN50", templates=("a", "b"))
 EXTRACTION = replace(
