@@ -280,7 +280,7 @@ def _load_torchvision(config: DetectorConfig) -> nn.Module:
             return get_model(config.name, weights=entries[entry])
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"--detector-weights: {config.name} {entry} cannot be fetched"
+            f"--detector-weights: {config.name} {entry} cannot be downloaded"
             f" ({' '.join(str(error).split())[:160]}); give a file"
         ) from None
 

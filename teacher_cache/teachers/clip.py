@@ -1,4 +1,8 @@
-"""Opens CLIP models of open_clip: by name and tag, checkpoint file, hub name or folder."""
+"""`ClipTeacher`: a frozen CLIP model of open_clip.
+
+Models are loaded by name with a pretrained tag or a checkpoint file, from the Hugging Face hub, or
+from a folder in open_clip's layout.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +34,14 @@ from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-# Names that folders of the hub have as well.
+# Further names of weights files in folders from the hub.
 OTHER_WEIGHTS_FILES = ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 TOKENIZER_FILE = "words.json"
 HUB_PREFIX = "hf-hub:"
-# OpenAI's own archives carry these numbers among their tensors.
+# Integers that OpenAI's TorchScript archives contain in their state dicts.
 OPENAI_METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")
 PREPROCESSING_KEYS = ("mean", "std", "interpolation", "resize_mode")
-# What open_clip raises for unexpected input.
+# Exceptions that open_clip raises for unexpected input.
 OPEN_CLIP_ERRORS = (
     AssertionError,
     AttributeError,
@@ -50,18 +54,22 @@ OPEN_CLIP_ERRORS = (
     ValueError,
     pickle.UnpicklingError,
 )
+# Sentences per batch of the text encoder.
+TEXT_BATCH_SIZE = 256
+# Regions per batch. On a CPU the activations of larger batches no longer fit its cache.
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Which CLIP.
+    """Which CLIP model to load.
 
     Attributes:
-        model: a model name of open_clip, `hf-hub:` name, or a folder in open_clip's own layout.
-        weights: a pretrained tag or a checkpoint file; None for folders and `hf-hub:` names,
-            which bring their weights.
-        precision: of the image tower: float32, float16, bfloat16, or auto, which is float16 on a
-            GPU and float32 elsewhere.
+        model: a model name of open_clip, an `hf-hub:` name, or a folder in open_clip's layout.
+        weights: a pretrained tag or a checkpoint file; None for folders and `hf-hub:` names, which
+            contain their weights.
+        precision: precision of the image encoder: "float32", "float16", "bfloat16", or "auto",
+            which is float16 on a GPU and float32 elsewhere.
     """
 
     model: str
@@ -75,10 +83,11 @@ class LoadedClip:
 
     Attributes:
         name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
-            settings and words.
-        model: the model.
-        tokenizer: sentences to (N, context) token ids.
-        quick_gelu: whether it computes GELU as OpenAI's models do; not told by its weights.
+            configuration and tokenizer files.
+        model: the model, on the CPU.
+        tokenizer: N sentences -> (N, context) token ids.
+        quick_gelu: whether it uses OpenAI's approximation of GELU, x * sigmoid(1.702 x). The
+            weights do not tell, and with the other one the embeddings would be wrong.
     """
 
     name: str
@@ -88,7 +97,7 @@ class LoadedClip:
 
 
 def load_clip(config: ClipConfig) -> LoadedClip:
-    """Opens a model on the CPU.
+    """Loads a model and its tokenizer on the CPU.
 
     Raises:
         InputError: no such model, tag, folder or file, or a checkpoint of another architecture.
@@ -96,7 +105,7 @@ def load_clip(config: ClipConfig) -> LoadedClip:
     is_folder = Path(config.model).is_dir()
     if config.weights is not None and (is_folder or config.model.startswith(HUB_PREFIX)):
         raise InputError(
-            f"--clip-weights: expected none, for {config.model} brings its own,"
+            f"--clip-weights: expected none, as {config.model} contains weights,"
             f" found {config.weights}"
         )
     if is_folder:
@@ -105,17 +114,17 @@ def load_clip(config: ClipConfig) -> LoadedClip:
         model = _create_pretrained(config.model, None)
         quick_gelu = bool(open_clip.get_model_config(config.model).get("quick_gelu"))
         return LoadedClip(config.model, model, _load_tokenizer(config.model), quick_gelu)
-    # OpenAI's names have a stroke where open_clip's have a hyphen.
+    # OpenAI writes ViT-B/32 where open_clip writes ViT-B-32.
     return _load_by_name(config.model.replace("/", "-"), config)
 
 
 def _load_by_name(name: str, config: ClipConfig) -> LoadedClip:
     names = open_clip.list_models()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=5, cutoff=0.3)
+        similar = difflib.get_close_matches(name, names, n=5, cutoff=0.3)
         raise InputError(
             f"--clip-model: expected a folder, {HUB_PREFIX} name or model of open_clip"
-            f" (such as {', '.join(near or ['ViT-B-16', 'RN50x16'])}), found {config.model}"
+            f" (such as {', '.join(similar or ['ViT-B-16', 'RN50x16'])}), found {config.model}"
         )
     published = {
         tag: open_clip.get_pretrained_cfg(name, tag)
@@ -128,12 +137,15 @@ def _load_by_name(name: str, config: ClipConfig) -> LoadedClip:
             f" ({', '.join(published) or 'it has none'}), found none"
         )
     tag = weights.lower().replace("-", "_")
-    # A tag says whether its weights want OpenAI's GELU; open_clip would only warn.
+    # open_clip only warns where weights were trained with the other GELU; the configuration of
+    # their tag says which one they need.
     if tag in published:
         quick_gelu = bool(published[tag].get("quick_gelu"))
         model = _create_pretrained(name, tag, force_quick_gelu=quick_gelu)
     elif Path(weights).is_file():
         state = load_weights(Path(weights))
+        # A file does not say. OpenAI's archives need QuickGELU; other files are assumed to need it
+        # where all published weights of the model do.
         quick_gelu = set(OPENAI_METADATA_KEYS) <= state.keys() or (
             bool(published) and all(entry.get("quick_gelu") for entry in published.values())
         )
@@ -160,20 +172,21 @@ def _load_folder(folder: Path) -> LoadedClip:
     if not isinstance(settings, dict):
         raise bad_field(file, "model_cfg", "open_clip's model configuration", settings)
     names = (WEIGHTS_FILE, *OTHER_WEIGHTS_FILES)
-    there = [folder / name for name in names if (folder / name).is_file()]
-    if not there:
+    weights_files = [folder / name for name in names if (folder / name).is_file()]
+    if not weights_files:
         raise InputError(f"{folder / WEIGHTS_FILE}: no such weights file")
     try:
         model = _create_empty(f"local-dir:{folder}")
     except OPEN_CLIP_ERRORS as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise bad_field(file, "model_cfg", "open_clip's model configuration", found) from None
-    model = _load_state(model, load_weights(there[0]), there[0], f"the model in {file}")
+    weights = weights_files[0]
+    model = _load_state(model, load_weights(weights), weights, f"the model in {file}")
     words = folder / TOKENIZER_FILE
     tokenizer = (
         WordTokenizer.load(words) if words.is_file() else _load_tokenizer(f"local-dir:{folder}")
     )
-    # Settings and the tokenizer's own files, which folders of the hub bring.
+    # The configuration, and the tokenizer files that folders from the hub contain.
     files = sorted(each for kind in ("json", "txt", "model") for each in folder.glob(f"*.{kind}"))
     name = f"folder {sha256_of_json([[each.name, sha256_of_file(each)] for each in files])[:16]}"
     return LoadedClip(name, model, tokenizer, bool(settings.get("quick_gelu")))
@@ -185,31 +198,40 @@ def _create_pretrained(name: str, tag: str | None, **options: Any) -> Any:
             return open_clip.create_model(name, pretrained=tag, require_pretrained=True, **options)
     except OPEN_CLIP_ERRORS as error:
         raise InputError(
-            f"--clip-model: {' '.join(filter(None, [name, tag]))} cannot be fetched"
+            f"--clip-model: {' '.join(filter(None, [name, tag]))} cannot be downloaded"
             f" ({_error_summary(error)}); give a checkpoint file or a folder"
         ) from None
 
 
 def _create_empty(name: str, **options: Any) -> Any:
-    """The architecture with weights that mean nothing yet."""
+    """The architecture with random weights."""
     with _silence_logging():
         return open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
 
 
 def _load_state(model: Any, state: dict[str, Tensor], file: object, architecture: str) -> Any:
-    """Puts a checkpoint into a model, all of it.
+    """Loads a state dict strictly.
 
-    Unlike open_clip's own loader it does not interpolate positions of another input size, which
-    are another architecture's.
+    Unlike open_clip's `load_checkpoint` it does not interpolate position embeddings: those of
+    another input size belong to another architecture.
+
+    Args:
+        model: receives the weights.
+        state: the state dict, in any form that open_clip converts.
+        file, architecture: named in errors.
+
+    Returns:
+        The model.
 
     Raises:
-        InputError: the checkpoint is another architecture's.
+        InputError: the checkpoint is of another architecture.
     """
     state = {name: value for name, value in state.items() if name not in OPENAI_METADATA_KEYS}
     try:
         state = convert_state_dict(model, state)
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
             state = convert_to_custom_text_state_dict(state)
+        # Scalars in some checkpoints, vectors of one element in others.
         for name in ("logit_scale", "logit_bias"):
             if name in state and getattr(model, name, None) is not None:
                 state[name] = state[name].reshape(getattr(model, name).shape)
@@ -230,14 +252,17 @@ def _load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
 
 
 def _error_summary(error: Exception) -> str:
-    """What went wrong in few words; open_clip and the hub's client wrap it in theirs."""
+    """One line about an error, without what open_clip and huggingface_hub put before it."""
     return " ".join(str(error).split()).rpartition("Last error: ")[2][:160]
 
 
 def _common_preprocessing(published: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The preprocessing values on which all published weights of a model agree.
+    """The preprocessing values that all published weights of a model have in common.
 
-    A checkpoint file names none itself.
+    They are used for checkpoint files, which contain no preprocessing configuration.
+
+    Args:
+        published: configurations of a model's pretrained tags.
     """
     entries = list(published.values())
     return {
@@ -249,7 +274,7 @@ def _common_preprocessing(published: dict[str, dict[str, Any]]) -> dict[str, Any
 
 @contextmanager
 def _silence_logging() -> Iterator[None]:
-    """Keeps open_clip from telling people what it does, and what it doubts."""
+    """Suppresses open_clip's log messages, warnings included."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -258,79 +283,79 @@ def _silence_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-TEXT_BATCH_SIZE = 256
-# Activations of a few dozen regions still fit a processor's cache; a GPU wants many.
-CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
-
-
 class ClipTeacher:
-    """A frozen CLIP in eval mode, with its own preprocessing values.
+    """A frozen CLIP in eval mode, with the preprocessing values that belong to its weights.
 
     Args:
         config: which model.
-        device: where to run.
+        device: device of the model.
 
     Attributes:
-        device: as given.
+        device: device of the model.
         name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
-            settings and words.
-        quick_gelu: whether it computes GELU as OpenAI's models do.
+            configuration and tokenizer files.
+        quick_gelu: whether it uses OpenAI's approximation of GELU.
         image_size: side of the square input in pixels.
-        precision: of the image tower.
-        interpolation: of the resize, "bicubic" or "bilinear".
+        precision: precision of the image encoder.
+        interpolation: interpolation of the resize, "bicubic" or "bilinear".
         mean, std: per-channel values of the normalisation, for pixels in [0, 1].
         logit_scale: factor on cosine similarities.
-        weights_digest: identifies the weights.
-        batch_size: how many regions at once suit the device.
+        weights_digest: digest of the state dict.
+        batch_size: number of regions per batch that suits the device.
 
     Raises:
-        InputError: no such model, tag, folder or file, a checkpoint of another architecture or of
-            a training that diverged, or a model with unusual input.
+        InputError: no such model, tag, folder or file, a checkpoint of another architecture or with
+            values that are not finite, or a model whose input is not square.
     """
 
     def __init__(self, config: ClipConfig, device: torch.device) -> None:
-        opened = load_clip(config)
-        check_finite(opened.model.state_dict(), config.weights or config.model)
-        self.name, self.quick_gelu = opened.name, opened.quick_gelu
-        # On the host, where the weights still are.
-        self.weights_digest = weights_digest(opened.model.state_dict())
-        self.logit_scale = float(opened.model.logit_scale.detach().exp())
-        self._model, self._tokenizer = opened.model.eval().to(device), opened.tokenizer
+        loaded = load_clip(config)
+        check_finite(loaded.model.state_dict(), config.weights or config.model)
+        self.name, self.quick_gelu = loaded.name, loaded.quick_gelu
+        # Computed while the weights are still on the host.
+        self.weights_digest = weights_digest(loaded.model.state_dict())
+        self.logit_scale = float(loaded.model.logit_scale.detach().exp())
+        self._model, self._tokenizer = loaded.model.eval().to(device), loaded.tokenizer
         self.device = device
         self.precision = resolve_precision(config.precision, device.type)
-        settings = open_clip.get_model_preprocess_cfg(opened.model)
-        self.image_size = _square_size(settings["size"], config.model)
-        self.interpolation = _checked_interpolation(settings.get("interpolation"), config.model)
-        self.mean = _channel_values(settings, "mean", config.model)
-        self.std = _channel_values(settings, "std", config.model)
+        preprocessing = open_clip.get_model_preprocess_cfg(loaded.model)
+        self.image_size = _square_size(preprocessing["size"], config.model)
+        self.interpolation = _check_interpolation(preprocessing.get("interpolation"), config.model)
+        self.mean = _channel_values(preprocessing, "mean", config.model)
+        self.std = _channel_values(preprocessing, "std", config.model)
         self.batch_size = GPU_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
 
     def encode_images(self, regions: Tensor) -> np.ndarray:
-        """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings;
-        see `encode_images_async`."""
+        """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings.
+
+        The embeddings may not be finite; see `encode_images_async`.
+        """
         return self.encode_images_async(regions)()
 
     @torch.inference_mode()
     def encode_images_async(self, regions: Tensor) -> Callable[[], np.ndarray]:
-        """Encodes (N, 3, S, S) uint8 RGB regions without waiting for the device.
+        """Starts encoding regions without waiting for the device.
+
+        Args:
+            regions: (N, 3, S, S) uint8 RGB on the device.
 
         Returns:
-            Waits and gives (N, D) float32 normalised embeddings. Where some are not finite, as
-            float16 ends at 65,504, the batch is encoded again in float32; what is not finite then
-            either is up to the caller.
+            A function that waits and returns (N, D) float32 normalised embeddings. If some of them
+            are not finite, because activations exceed float16's maximum of 65,504, it encodes the
+            batch again in float32. The caller has to check that the result is finite.
         """
-        arrived = copy_to_host_async(self._encode(self._normalise(regions), self.precision))
+        wait_for_host = copy_to_host_async(self._encode(self._normalise(regions), self.precision))
 
         @torch.inference_mode()
-        def embeddings() -> np.ndarray:
-            found = arrived().numpy().copy()
-            if self.precision != "float32" and not np.isfinite(found).all():
-                found = self._encode(self._normalise(regions), "float32").cpu().numpy()
-            return found
+        def get_embeddings() -> np.ndarray:
+            embeddings = wait_for_host().numpy().copy()
+            if self.precision != "float32" and not np.isfinite(embeddings).all():
+                embeddings = self._encode(self._normalise(regions), "float32").cpu().numpy()
+            return embeddings
 
-        return embeddings
+        return get_embeddings
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor) -> np.ndarray:
@@ -363,7 +388,7 @@ class ClipTeacher:
         """N sentences -> (N, D) float32 normalised embeddings.
 
         Raises:
-            InputError: the toy teacher does not know a word.
+            InputError: the toy teacher's tokenizer does not know a word.
         """
         parts = [
             self._model.encode_text(
@@ -376,12 +401,13 @@ class ClipTeacher:
 
 
 def build_clip(config: dict[str, Any], generator: torch.Generator) -> open_clip.CLIP:
-    """A randomly initialised CLIP from open_clip's `model_cfg` form.
+    """A randomly initialised CLIP.
 
     Args:
-        config: `embed_dim`, `vision_cfg`, `text_cfg`.
-        generator: decides the weights; torch's global generator is left as it was.
+        config: open_clip's `model_cfg`: `embed_dim`, `vision_cfg`, `text_cfg`.
+        generator: determines the weights; torch's global generator is not advanced.
     """
+    # open_clip initialises from torch's global generator only.
     seed = int(torch.randint(2**62, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -395,11 +421,11 @@ def save_clip(
     preprocessing: dict[str, Any],
     tokenizer: WordTokenizer,
 ) -> None:
-    """Writes a model as a folder that `ClipTeacher` and open_clip's `local-dir:` open.
+    """Writes a model as a folder that `ClipTeacher` and open_clip's `local-dir:` load.
 
     Args:
-        folder: where.
-        model: what `build_clip` made.
+        folder: the folder; created if missing.
+        model: a model of `build_clip`.
         config: its `model_cfg`.
         preprocessing: open_clip's `preprocess_cfg`: mean and std.
         tokenizer: the word-level tokenizer that the model was trained with.
@@ -419,8 +445,8 @@ def _square_size(size: Any, name: str) -> int:
     return sides.pop()
 
 
-def _checked_interpolation(value: Any, name: str) -> str:
-    # "random" is for training; open_clip takes bicubic instead when it asks.
+def _check_interpolation(value: Any, name: str) -> str:
+    # "random" is for training; open_clip's own transform for inference then uses bicubic.
     kind = "bicubic" if value in (None, "random") else value
     if kind not in RESAMPLING_FILTERS:
         raise bad_field(name, "interpolation", " or ".join(RESAMPLING_FILTERS), value)
@@ -429,8 +455,8 @@ def _checked_interpolation(value: Any, name: str) -> str:
 
 def _channel_values(settings: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
     values: Any = settings.get(key)
-    good = isinstance(values, (list, tuple)) and len(values) == 3
-    if not good or not all(isinstance(value, (int, float)) for value in values):
+    is_triple = isinstance(values, (list, tuple)) and len(values) == 3
+    if not is_triple or not all(isinstance(value, (int, float)) for value in values):
         raise bad_field(name, f"preprocess_cfg.{key}", "three numbers", values)
     if key == "std" and min(values) <= 0:
         raise bad_field(name, f"preprocess_cfg.{key}", "three numbers above 0", values)
@@ -438,7 +464,7 @@ def _channel_values(settings: dict[str, Any], key: str, name: str) -> tuple[floa
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """What `auto` means for the image tower on a device, "cpu" or "cuda"."""
+    """Replaces "auto" by the image encoder's precision on a device ("cpu" or "cuda[:i]")."""
     if precision != "auto":
         return precision
     return "float16" if device.startswith("cuda") else "float32"

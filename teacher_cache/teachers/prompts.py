@@ -1,4 +1,4 @@
-"""Prompt templates and their averaged text embeddings."""
+"""Prompt templates, and text embeddings averaged over templates (EoID section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from teacher_cache.reader.cache import PromptEmbeddings
 
 # Per interaction, one sentence for each template.
 Prompts = tuple[tuple[str, ...], ...]
-# Equal sentences in different batches are embedded this equally.
-SAME_EMBEDDING_TOLERANCE = 1e-5
-MAX_LISTED = 5
+# The published prompt.
 DEFAULT_TEMPLATE = "a picture of person {ing} {object}"
+# Embeddings of one sentence in batches of different sizes differ by less than this.
+SAME_EMBEDDING_TOLERANCE = 1e-5
+# Groups of indistinguishable actions that the warning lists.
+MAX_LISTED = 5
 
 
 def interaction_prompts(
     vocabulary: Vocabulary, templates: Sequence[str] = (DEFAULT_TEMPLATE,)
 ) -> Prompts:
-    """One sentence per interaction and template, underscores as spaces.
+    """The prompts of all interactions, with underscores replaced by spaces.
 
     Args:
         vocabulary: the H interactions.
-        templates: sentences with the places `{ing}` ("sitting on") and `{object}`.
+        templates: sentences with the fields `{ing}` ("sitting on") and `{object}`.
 
     Returns:
-        H tuples with one prompt for each template.
+        H tuples of one prompt per template.
 
     Raises:
-        InputError: no template, or one without both places or with others.
+        InputError: there is no template, or one lacks a field or has others.
     """
     if not templates:
         raise InputError("--template: expected at least one sentence, found none")
@@ -43,10 +45,11 @@ def interaction_prompts(
     )
 
 
-def fill_templates(templates: Sequence[str], ing: str, thing: str) -> tuple[str, ...]:
-    """The sentences about one verb, in its prompt form, with one object."""
+def fill_templates(templates: Sequence[str], ing: str, object_name: str) -> tuple[str, ...]:
+    """One prompt per template for a verb's "-ing" form and an object."""
     return tuple(
-        template.format(ing=ing, object=thing).replace("_", " ").strip() for template in templates
+        template.format(ing=ing, object=object_name).replace("_", " ").strip()
+        for template in templates
     )
 
 
@@ -56,8 +59,8 @@ def embed_prompts(
     """(H, D) float32: the normalised mean of the embeddings of each interaction's prompts.
 
     Args:
-        prompts: H groups of equally many sentences.
-        encode: sentences to normalised (N, D) embeddings.
+        prompts: H groups of T sentences, one per template.
+        encode: N sentences -> (N, D) normalised embeddings.
     """
     sentences = [sentence for group in prompts for sentence in group]
     embeddings = encode(sentences)
@@ -66,51 +69,51 @@ def embed_prompts(
 
 
 def indistinguishable_actions(actions: Sequence[tuple[str, str]], text: PromptEmbeddings) -> str:
-    """Which actions the teacher cannot tell apart, for people; empty where it can all.
+    """A warning about interactions of one object with equal prompt embeddings; empty without any.
 
-    Sentences are alike where verbs share a form, or where they differ behind the text tower's
-    context length only.
+    Embeddings are equal where verbs share their "-ing" form, or where sentences differ only after
+    the text encoder's context length.
 
     Args:
-        actions: names of verb and object of H interactions.
-        text: their sentences.
+        actions: verb and object name of H interactions.
+        text: their prompts.
     """
-    found: dict[tuple[str, ...], list[int]] = {}
-    for thing in dict.fromkeys(thing for _, thing in actions):
-        rows = [row for row, (_, own) in enumerate(actions) if own == thing]
+    # Verbs with equal embeddings -> the first row of each object for which this is so.
+    rows_by_verbs: dict[tuple[str, ...], list[int]] = {}
+    for object_name in dict.fromkeys(name for _, name in actions):
+        rows = [row for row, (_, name) in enumerate(actions) if name == object_name]
         while rows:
             first, *others = rows
-            apart = np.abs(text.embeddings[others] - text.embeddings[first]).max(axis=1, initial=0)
-            alike = [
+            distances = np.abs(text.embeddings[others] - text.embeddings[first])
+            equal = [
                 row
-                for row, distance in zip(others, apart, strict=True)
+                for row, distance in zip(others, distances.max(axis=1, initial=0), strict=True)
                 if distance <= SAME_EMBEDDING_TOLERANCE
             ]
-            if alike:
-                found.setdefault(tuple(actions[row][0] for row in (first, *alike)), []).append(
-                    first
-                )
-            rows = [row for row in others if row not in alike]
-    told = []
-    for verbs, rows in found.items():
+            if equal:
+                verbs = tuple(actions[row][0] for row in (first, *equal))
+                rows_by_verbs.setdefault(verbs, []).append(first)
+            rows = [row for row in others if row not in equal]
+    groups = []
+    for verbs, rows in rows_by_verbs.items():
         more = f" and {len(rows) - 1} more objects" if len(rows) > 1 else ""
         sentence = text.prompts[rows[0]][0]
-        told.append(f'{", ".join(verbs)} with {actions[rows[0]][1]}{more} ("{sentence}")')
-    if not told:
+        groups.append(f'{", ".join(verbs)} with {actions[rows[0]][1]}{more} ("{sentence}")')
+    if not groups:
         return ""
-    further = f"; and {len(told) - MAX_LISTED} more" if len(told) > MAX_LISTED else ""
+    further = f"; and {len(groups) - MAX_LISTED} more" if len(groups) > MAX_LISTED else ""
     return (
-        "warning: the teacher cannot tell these actions apart, whose sentences it reads alike: "
-        + "; ".join(told[:MAX_LISTED])
+        "warning: the teacher cannot distinguish actions whose prompts have equal embeddings: "
+        + "; ".join(groups[:MAX_LISTED])
         + further
     )
 
 
 def _check_template(template: str) -> None:
-    wrong = f"--template: expected a sentence with {{ing}} and {{object}}, found {template!r}"
+    message = f"--template: expected a sentence with {{ing}} and {{object}}, found {template!r}"
     try:
         filled = template.format(ing="\0", object="\1")
     except (KeyError, IndexError, ValueError, AttributeError):
-        raise InputError(wrong) from None
+        raise InputError(message) from None
     if "\0" not in filled or "\1" not in filled:
-        raise InputError(wrong)
+        raise InputError(message)

@@ -1,4 +1,4 @@
-"""A word-level tokenizer for the small toy teacher."""
+"""The word-level tokenizer of the toy dataset's CLIP."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PAD = 0
 
 
 class WordTokenizer:
-    """Whole words to numbers.
+    """Maps each word of a text to one token id.
 
-    Padding is 0, words follow, then start-of-text; end-of-text is the largest number, because
-    open_clip takes the text's embedding at the position of the highest token.
+    Padding is 0; then come the words, start of text and end of text. The end of text has the
+    largest id, because open_clip takes a text's embedding at the position of the largest id.
 
     Args:
         words: the known words.
-        context_length: tokens per text, start and end included.
+        context_length: number of tokens per text, including start and end.
     """
 
     def __init__(self, words: Sequence[str], context_length: int) -> None:
@@ -37,7 +37,7 @@ class WordTokenizer:
         return self.eot_token_id + 1
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """(N, context_length) int64 tokens.
+        """N texts -> (N, context_length) int64 token ids, padded.
 
         Raises:
             InputError: a word is unknown, or a text is too long.
@@ -59,11 +59,11 @@ class WordTokenizer:
     def _token_id(self, word: str, text: str) -> int:
         if word not in self._token_ids:
             known = ", ".join(self.words)
-            raise InputError(f"prompt {text!r}: the teacher knows no word {word!r}, only {known}")
+            raise InputError(f"prompt {text!r}: expected only the words {known}, found {word!r}")
         return self._token_ids[word]
 
     def save(self, path: Path) -> None:
-        """Writes the words as JSON."""
+        """Writes words and context length as JSON."""
         write_json(path, {"words": self.words, "context_length": self.context_length})
 
     @classmethod
@@ -71,7 +71,7 @@ class WordTokenizer:
         """Reads what `save` wrote.
 
         Raises:
-            InputError: not such a file.
+            InputError: the file is missing or not of this form.
         """
         value = read_json(path)
         if not isinstance(value, dict) or not isinstance(value.get("words"), list):

@@ -331,7 +331,7 @@ def test_without_a_network(vocabulary, tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"cannot be fetched .*no network.*give a file"):
+    with pytest.raises(InputError, match=r"cannot be downloaded .*no network.*give a file"):
         Detector(DetectorConfig(SMALL), vocabulary, CPU)
     assert capfd.readouterr().err == ""
 

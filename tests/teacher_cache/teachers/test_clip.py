@@ -185,7 +185,7 @@ def test_a_file_takes_the_preprocessing_that_its_models_tags_agree_on():
         (ClipConfig("RN50", "nobody"), "expected a file or a tag of RN50.*openai.*found nobody"),
         (ClipConfig("tiny-16", "x"), r"a file or a tag of tiny-16 \(it has none\), found x"),
         (ClipConfig("hf-hub:a/b", "openai"), "--clip-weights: expected"),
-        (ClipConfig("hf-hub:"), "--clip-model: hf-hub: cannot be fetched"),
+        (ClipConfig("hf-hub:"), "--clip-model: hf-hub: cannot be downloaded"),
     ],
 )
 def test_models_that_are_not_there(config, text):
@@ -199,7 +199,7 @@ def test_without_a_network(monkeypatch, capfd, config):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"cannot be fetched .*give a checkpoint file") as caught:
+    with pytest.raises(InputError, match=r"cannot be downloaded .*checkpoint file") as caught:
         ClipTeacher(config, CPU)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
