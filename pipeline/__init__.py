@@ -1,1 +1,5 @@
-"""What both phases share: vocabularies, splits, datasets, annotations, images, the toy dataset."""
+"""Code that both phases share.
+
+Vocabularies, zero-shot splits, datasets and their annotation files, image reading, boxes, the toy
+dataset, and the command `eoid-data`.
+"""

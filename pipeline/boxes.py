@@ -6,7 +6,7 @@ import numpy as np
 
 
 def box_area(boxes: np.ndarray) -> np.ndarray:
-    """Areas of boxes; 0 where a box has none.
+    """Areas of boxes; 0 for boxes without positive width and height.
 
     Args:
         boxes: (N, 4) xyxy, pixels.
@@ -19,15 +19,15 @@ def box_area(boxes: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes: np.ndarray, size: tuple[float, float] | np.ndarray) -> np.ndarray:
-    """Boxes cut at the image's edges.
+    """Boxes clipped to the image.
 
     Args:
         boxes: (N, 4) xyxy, pixels.
-        size: width and height of the image, or (N, 2), of every box's own; infinity where one is
-            unknown.
+        size: width and height of the image, or (N, 2) with one size per box; infinite where a size
+            is unknown.
 
     Returns:
-        (N, 4) of the same type, 0 <= x <= width and 0 <= y <= height.
+        (N, 4) of the same dtype, 0 <= x <= width and 0 <= y <= height.
     """
     sides = np.asarray(size)
     limits = np.concatenate([sides, sides], axis=-1)
@@ -35,15 +35,15 @@ def clip_boxes(boxes: np.ndarray, size: tuple[float, float] | np.ndarray) -> np.
 
 
 def boxes_to_upright(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
-    """Boxes of a picture as it lies in its file, in the picture that EXIF turns upright.
+    """Boxes in stored pixels, transformed to the upright image that the EXIF tag describes.
 
     Args:
-        boxes: (N, 4) xyxy, stored pixels.
-        orientation: EXIF's, 1 to 8.
-        size: width and height of the stored picture.
+        boxes: (N, 4) xyxy, pixels of the image as stored in its file.
+        orientation: EXIF orientation, 1 to 8.
+        size: width and height of the stored image.
 
     Returns:
-        (N, 4) of the same type, xyxy, upright pixels.
+        (N, 4) of the same dtype, xyxy, pixels of the upright image.
     """
     x1, y1, x2, y2 = boxes.T
     if orientation in (2, 3, 7, 8):
@@ -56,22 +56,23 @@ def boxes_to_upright(boxes: np.ndarray, orientation: int, size: tuple[float, flo
 
 
 def boxes_to_stored(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
-    """The reverse of `boxes_to_upright`.
+    """Inverse of `boxes_to_upright`.
 
     Args:
-        boxes: (N, 4) xyxy, upright pixels.
-        orientation: EXIF's, 1 to 8.
-        size: width and height of the upright picture.
+        boxes: (N, 4) xyxy, pixels of the upright image.
+        orientation: EXIF orientation, 1 to 8.
+        size: width and height of the upright image.
 
     Returns:
-        (N, 4) of the same type, xyxy, stored pixels.
+        (N, 4) of the same dtype, xyxy, pixels of the stored image.
     """
-    # All turns are their own reverse but those by 90 degrees, which are each other's.
+    # Orientations 6 and 8, rotations by 90 degrees, are inverse to each other; every other one is
+    # its own inverse.
     return boxes_to_upright(boxes, {6: 8, 8: 6}.get(orientation, orientation), size)
 
 
 def union_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The smallest boxes around pairs of boxes.
+    """The smallest box around each pair of boxes.
 
     Args:
         first, second: (N, 4) xyxy, pixels.
@@ -85,7 +86,7 @@ def union_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of all boxes with all boxes; 0 where neither has an area.
+    """Intersection over union of every box with every box; 0 where neither has an area.
 
     Args:
         first: (N, 4) xyxy, pixels.
@@ -94,9 +95,9 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Returns:
         (N, M) in [0, 1].
     """
-    corner = np.maximum(first[:, None, :2], second[None, :, :2])
-    opposite = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = np.maximum(opposite - corner, 0)
-    shared = sides[..., 0] * sides[..., 1]
-    together = box_area(first)[:, None] + box_area(second)[None, :] - shared
-    return shared / np.where(together > 0, together, 1)
+    left_top = np.maximum(first[:, None, :2], second[None, :, :2])
+    right_bottom = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides = np.maximum(right_bottom - left_top, 0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = box_area(first)[:, None] + box_area(second)[None, :] - intersection
+    return intersection / np.where(union > 0, union, 1)

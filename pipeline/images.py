@@ -1,4 +1,4 @@
-"""Pictures as people see them: any file PIL reads, upright, 8-bit RGB."""
+"""Reading images of any format that PIL knows: upright, as 8-bit RGB, with errors in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import track
 
-# Endings of the files that are taken for pictures where a folder is named.
+# Endings of the files that count as images in a folder.
 IMAGE_EXTENSIONS = frozenset(
     (
         *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
@@ -34,40 +34,48 @@ EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# EXIF orientations from 5 on lie on their side.
+# EXIF orientations from 5 on swap width and height.
 FIRST_SIDEWAYS = 5
-# Files that are read at once: on a network, waiting takes the time.
+# Headers are read by many threads, because on a network file system waiting dominates.
 READ_THREADS = 16
-# PIL's own bound: from twice what it warns of on it refuses. Decoded, that is 0.7 GB.
+# PIL refuses images of more than twice the number of pixels that it warns about. Decoded, this is
+# 0.7 GB.
 MAX_PIXELS = 2 * 89_478_485
-# These warnings tell people nothing that they could act upon: a picture is large, or its camera
-# data is damaged, which says nothing about the pixels.
+# Users cannot act on these warnings: an image is large, or its EXIF block is damaged, which does
+# not affect the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin")
 
 
 class IgnoreExifPath(PosixPath):
-    """A picture, or a folder of pictures, whose EXIF orientation is not applied."""
+    """Path of an image, or of a folder of images, whose EXIF orientation is not applied."""
 
 
 def read_image(path: Path | str) -> Image.Image:
-    """Reads a picture: EXIF orientation applied unless of an `IgnoreExifPath`, converted to RGB.
+    """Reads an image as 8-bit RGB, with its EXIF orientation applied.
 
-    16-bit and 32-bit grey values are scaled down by 256 (a 32-bit picture holds 16-bit values,
-    as PNG has them); floating-point ones run from 0 to 1, or to 255 where one is above 1.
-    Transparency is dropped; of several frames the first counts.
+    Grey values of 16 and 32 bits are divided by 256, because 32-bit images contain 16-bit values
+    (PIL reads 16-bit PNG files in this way). Floating-point values are taken as 0 to 1, or as 0 to
+    255 if one of them is above 1. Transparency is dropped, and only the first frame is read.
+
+    Args:
+        path: the file; the EXIF orientation of an `IgnoreExifPath` is not applied.
 
     Raises:
-        InputError: no such file, not an image, a truncated one, or one of more than
-            `MAX_PIXELS` pixels.
+        InputError: the file is missing, truncated or not an image, or has more than `MAX_PIXELS`
+            pixels.
     """
     with _open_image(path) as image:
         return to_upright_rgb(image, apply_exif=not isinstance(path, IgnoreExifPath))
 
 
 def to_upright_rgb(image: Image.Image, apply_exif: bool = True) -> Image.Image:
-    """An opened picture as `read_image` gives it; without `apply_exif` its EXIF orientation
-    is not applied. The original stays as it is."""
+    """An opened image in the form that `read_image` returns.
+
+    Args:
+        image: stays unchanged.
+        apply_exif: apply the EXIF orientation.
+    """
     image.load()
     turn = EXIF_TRANSPOSES.get(_exif_orientation(image)) if apply_exif else None
     upright = image if turn is None else image.transpose(turn)
@@ -77,18 +85,18 @@ def to_upright_rgb(image: Image.Image, apply_exif: bool = True) -> Image.Image:
     elif upright.mode == "F":
         upright = _float_to_uint8(np.asarray(upright))
     elif upright.mode == "P" and isinstance(upright.info.get("transparency"), bytes):
-        # Straight to RGB PIL complains that the palette's transparency is lost.
+        # PIL warns about lost transparency when such a palette is converted to RGB directly.
         upright = upright.convert("RGBA")
     return upright.convert("RGB")
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file's header says.
+    """Size and orientation from the header of an image file.
 
     Attributes:
-        stored_size: width and height of the pixels as they lie in the file.
-        orientation: EXIF's, 1 to 8; 1 where the file says nothing.
+        stored_size: width and height of the image as stored in the file.
+        orientation: EXIF orientation, 1 to 8; 1 for files without.
     """
 
     stored_size: tuple[int, int]
@@ -96,26 +104,26 @@ class ImageHeader:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture, as `read_image` gives it."""
+        """Width and height of the upright image."""
         width, height = self.stored_size
         return (height, width) if self.orientation >= FIRST_SIDEWAYS else (width, height)
 
 
 def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
-    """Reads a picture's header.
+    """Reads the header of an image file.
 
     Args:
-        path: the file.
-        decode: also decode the pixels, at the lowest resolution that the format offers: a file that
-            was cut off has a sound header.
+        path: the file; an `IgnoreExifPath` has orientation 1.
+        decode: also decode the pixels, at the lowest resolution that the format offers. This finds
+            truncated files, whose header is intact.
 
     Raises:
-        InputError: no such file, not an image, one of more than `MAX_PIXELS` pixels, or with
-            `decode` a damaged one.
+        InputError: the file is missing or not an image, has more than `MAX_PIXELS` pixels, or is
+            damaged (with `decode`).
     """
     with _open_image(path) as image:
-        is_stored = isinstance(path, IgnoreExifPath)
-        header = ImageHeader(image.size, 1 if is_stored else _exif_orientation(image))
+        ignore_exif = isinstance(path, IgnoreExifPath)
+        header = ImageHeader(image.size, 1 if ignore_exif else _exif_orientation(image))
         if decode:
             image.draft(None, (1, 1))
             to_upright_rgb(image)
@@ -125,15 +133,15 @@ def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
 def read_headers(
     paths: Sequence[Path], title: str, decode: bool = False
 ) -> list[ImageHeader | InputError]:
-    """Reads the headers of many pictures at once, with progress.
+    """Reads the headers of many images in parallel, with progress.
 
     Args:
         paths: the files.
-        title: what the progress says is being done.
+        title: title of the progress.
         decode: see `read_header`.
 
     Returns:
-        for each file its header, or what is wrong with it.
+        For every file its header, or the error if it cannot be read.
     """
     with ThreadPoolExecutor(READ_THREADS) as pool:
         headers = pool.map(partial(_read_header_or_error, decode=decode), paths)
@@ -148,19 +156,19 @@ def _read_header_or_error(path: Path, decode: bool) -> ImageHeader | InputError:
 
 
 def read_image_size(path: Path | str) -> tuple[int, int]:
-    """Width and height of a picture as `read_image` gives it, from the file's header alone.
+    """Width and height of the upright image, from the header of the file.
 
     Raises:
-        InputError: no such file, not an image, or one of more than `MAX_PIXELS` pixels.
+        InputError: the file is missing or not an image, or has more than `MAX_PIXELS` pixels.
     """
     return read_header(path).size
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where the picture has none or a damaged EXIF block."""
+    """EXIF orientation of an image; 1 (upright) without an EXIF block or with a damaged one."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    # A broken block of camera data fails in many ways and says nothing about the pixels.
+    # PIL raises many kinds of errors on a damaged EXIF block, which does not affect the pixels.
     except Exception:
         return 1
     return orientation if orientation in EXIF_TRANSPOSES else 1
@@ -175,7 +183,7 @@ def _float_to_uint8(values: np.ndarray) -> Image.Image:
 @contextmanager
 def _open_image(path: Path | str) -> Iterator[Image.Image]:
     try:
-        # A named pipe would keep its reader waiting for ever.
+        # Opening a named pipe would block for ever.
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise InputError(f"{path}: expected an image file, found {_describe_path(Path(path))}")
         with Image.open(path) as image:
@@ -188,7 +196,7 @@ def _open_image(path: Path | str) -> Iterator[Image.Image]:
         raise InputError(
             f"{path}: expected an image of at most {MAX_PIXELS} pixels, found a larger one"
         ) from None
-    # On damaged bytes PIL's decoders fail in every way a program can.
+    # PIL's decoders raise all kinds of errors on damaged bytes.
     except Exception as error:
         if isinstance(error, InputError):
             raise
@@ -197,4 +205,4 @@ def _open_image(path: Path | str) -> Iterator[Image.Image]:
 
 
 def _describe_path(path: Path) -> str:
-    return "a folder" if path.is_dir() else "something that is no file"
+    return "a folder" if path.is_dir() else "something that is not a file"

@@ -1,4 +1,7 @@
-"""Zero-shot splits: which interactions training must not see a label of."""
+"""Zero-shot splits: the unseen interactions, whose labels are removed from training.
+
+The published splits of HICO-DET (UC, RF-UC, NF-UC, UO, UA, UV) are part of its vocabulary file.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ DISTILL_CHOICES = ("split", "unseen", "all")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What is unseen.
+    """Unseen interactions, and the verbs whose teacher probabilities are distilled.
 
     Attributes:
-        name: the shipped name, or a user's file without its ending.
-        unseen: ids of the unseen interactions, in rising order.
-        distilled_verbs: (V,) bool, the verbs for which the teacher is asked (`u` of the method).
+        name: name of a built-in split, or of the user's file without its ending.
+        unseen: ids of the unseen interactions, in ascending order.
+        distilled_verbs: (V,) bool, verbs for which the teacher predicts probabilities.
     """
 
     name: str
@@ -41,18 +44,20 @@ class Split:
 
 
 def split_names(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """The shipped splits of a vocabulary; `full`, where everything is seen, is always there."""
+    """Names of a vocabulary's splits. `full`, in which every interaction is seen, always exists."""
     return (FULL, *vocabulary.splits)
 
 
 def load_split(vocabulary: Vocabulary, name_or_path: str | Path) -> Split:
-    """A split by name, or a user's TOML file.
+    """Loads a split by its name or from a TOML file.
 
-    The file holds at least one of `unseen_verbs = [names]`, `unseen_objects = [names]` and
-    `unseen_interactions = [[verb, object], ...]`; what any of them names is unseen.
+    The file has at least one of the keys `unseen_verbs = [names]`, `unseen_objects = [names]` and
+    `unseen_interactions = [[verb, object], ...]`. An interaction is unseen if any of them names it,
+    its verb or its object.
 
     Raises:
-        InputError: no such split, a name the vocabulary lacks, or nothing left to see.
+        InputError: there is no such split or file, the file has a name that is not in the
+            vocabulary, or no or all interactions are unseen.
     """
     name = str(name_or_path)
     if name == FULL:
@@ -71,20 +76,20 @@ def load_split(vocabulary: Vocabulary, name_or_path: str | Path) -> Split:
 
 
 def select_distilled_verbs(split: Split, verbs: str, vocabulary: Vocabulary) -> Split:
-    """The split with another choice of the verbs that the teacher is asked for.
+    """The split with another choice of the distilled verbs.
 
     Args:
-        split: what is unseen.
-        verbs: one of `DISTILL_CHOICES`: "split" as the setting has it, "unseen" the verbs of unseen
-            interactions, "all" every verb but no interaction.
-        vocabulary: the split's.
+        split: the split.
+        verbs: one of `DISTILL_CHOICES`: "split" for the choice of the split itself, "unseen" for
+            all verbs of unseen interactions, "all" for all verbs except `no_interaction`.
+        vocabulary: vocabulary of the split.
     """
     assert verbs in DISTILL_CHOICES
     if verbs == "split":
         return split
     distilled = np.full(vocabulary.num_verbs, verbs == "all")
     distilled[[vocabulary.interactions[hoi][0] for hoi in split.unseen]] = True
-    # The teacher has no prompt for "no interaction", hence no answer.
+    # The teacher has no prompt for `no_interaction`.
     if vocabulary.no_interaction is not None:
         distilled[vocabulary.no_interaction] = False
     return replace(split, distilled_verbs=distilled)
@@ -96,15 +101,15 @@ def remove_unseen_labels(
     vocabulary: Vocabulary,
     few_shot_rows: Collection[int] = (),
 ) -> Annotation:
-    """What training may look at: no unseen label, and no box that only unseen labels point at.
+    """The annotation for training: without labels of unseen interactions and unlabelled boxes.
 
-    A label without object goes when its verb is unseen with every object.
+    A label without object is removed if its verb is unseen with every object.
 
     Args:
-        annotation: all labels.
-        split: what is unseen.
-        vocabulary: of both.
-        few_shot_rows: rows of `annotation.hois` that stay, unseen or not.
+        annotation: annotation with all labels.
+        split: the unseen interactions.
+        vocabulary: vocabulary of the annotation and the split.
+        few_shot_rows: rows of `annotation.hois` that are kept even if they are unseen.
     """
     unseen_hois = split.unseen_mask(vocabulary.num_interactions)
     unseen_pairs = vocabulary.valid & unseen_hois[vocabulary.interaction_ids]
@@ -116,7 +121,7 @@ def remove_unseen_labels(
     hois = annotation.hois[~unseen]
     named = np.unique(hois[:, :2])
     kept = named[named >= 0]
-    # The last row answers for -1, the object of a verb without object.
+    # The additional last entry maps object -1 (a verb without object) to -1.
     renumbered = np.full(len(annotation.boxes) + 1, -1, dtype=np.int64)
     renumbered[kept] = np.arange(len(kept))
     return Annotation(
@@ -135,8 +140,8 @@ def _build_split(
     """A split from its unseen interactions.
 
     Args:
-        unseen_verbs_only: the teacher is run for the verbs of which every
-            interaction is unseen, not for all verbs.
+        unseen_verbs_only: distil only the verbs whose interactions are all unseen, instead of all
+            verbs.
     """
     seen_verbs = {
         verb for hoi, (verb, _) in enumerate(vocabulary.interactions) if hoi not in unseen
@@ -146,7 +151,7 @@ def _build_split(
     if unseen_verbs_only:
         distilled[:] = False
         distilled[sorted(unseen_verbs)] = True
-    # The teacher has no prompt for "no interaction", hence no answer.
+    # The teacher has no prompt for `no_interaction`.
     if vocabulary.no_interaction is not None:
         distilled[vocabulary.no_interaction] = False
     return Split(name, tuple(sorted(unseen)), distilled)
@@ -174,7 +179,7 @@ def _read_split_file(vocabulary: Vocabulary, path: Path) -> Split:
         unseen.add(_interaction_index(path, vocabulary, pair))
     if not unseen:
         expected = f"at least one unseen interaction in {', '.join(SPLIT_KEYS)}"
-        raise bad_field(path, "split", expected, "none; for none, the split is named full")
+        raise bad_field(path, "split", expected, "none (that is the split full)")
     if len(unseen) == vocabulary.num_interactions:
         raise bad_field(path, "split", "at least one seen interaction", "all of them unseen")
     name = path.name if path.stem in split_names(vocabulary) else path.stem
@@ -189,16 +194,16 @@ def _read_list(path: Path, value: dict[str, Any], field: str) -> list[Any]:
 
 
 def _name_index(path: Path, field: str, kind: str, names: tuple[str, ...], name: Any) -> int:
-    """Index of a name; spaces may stand for underscores."""
+    """Index of a name; spaces and underscores are equivalent."""
     known = [entry.replace(" ", "_") for entry in names]
-    wanted = name.replace(" ", "_") if isinstance(name, str) else name
-    if wanted not in known:
+    normalised = name.replace(" ", "_") if isinstance(name, str) else name
+    if normalised not in known:
         raise bad_field(path, field, f"{kind}s of the vocabulary ({_preview(names)})", name)
-    return known.index(wanted)
+    return known.index(normalised)
 
 
-def _preview(names: tuple[str, ...], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def _preview(names: tuple[str, ...], max_names: int = 20) -> str:
+    return ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")
 
 
 def _interaction_index(path: Path, vocabulary: Vocabulary, pair: Any) -> int:
@@ -209,7 +214,7 @@ def _interaction_index(path: Path, vocabulary: Vocabulary, pair: Any) -> int:
     label = _name_index(path, field, "object", vocabulary.objects, pair[1])
     hoi = int(vocabulary.interaction_ids[verb, label])
     if hoi < 0:
-        fitting = tuple(vocabulary.objects[o] for o in np.flatnonzero(vocabulary.valid[verb]))
-        expected = f"an object that {vocabulary.verbs[verb]} goes with ({_preview(fitting)})"
+        valid = tuple(vocabulary.objects[label] for label in np.flatnonzero(vocabulary.valid[verb]))
+        expected = f"an object of the interactions of {vocabulary.verbs[verb]} ({_preview(valid)})"
         raise bad_field(path, field, expected, pair)
     return hoi

@@ -1,4 +1,4 @@
-"""Verbs, objects and the interactions they form."""
+"""Vocabularies: verbs, objects and their valid combinations, the interactions."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from pipeline.utils.files import read_json, sha256_of_json
 
 BUILTIN_VOCABULARIES = ("hico-det", "vcoco", "toy")
 NO_INTERACTION = "no_interaction"
+DISTILLED_CHOICES = ("unseen_verbs", "all_verbs")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A closed set of interactions (HOIs): which verbs go with which objects.
+    """A closed set of human-object interactions (HOIs): valid pairs of a verb and an object.
 
     Attributes:
         name: short name, e.g. `hico-det`.
-        verbs, verb_ings: names of the V verbs and their prompt forms ("sitting on").
+        verbs: names of the V verbs.
+        verb_ings: forms of the verbs in prompts, e.g. "sitting on".
         objects: names of the O objects; `person` is one of them.
-        category_ids: the objects' category ids in annotation files (COCO ids for HICO-DET).
-        interactions: (H, 2) tuple of (verb, object) indices.
+        category_ids: category ids of the objects in annotation files (COCO ids for HICO-DET).
+        interactions: H tuples of (verb, object) indices.
         rare: indices of interactions with few training instances.
-        splits: zero-shot splits by name, `{"unseen": HOI indices, "distilled": which verbs the
-            teacher is asked for, "unseen_verbs" or "all_verbs"}`.
-        roles: V-COCO's action-role table where the vocabulary has one: `{"action": name,
-            "roles": names of the roles beside the agent, "verbs": the verb of each role, or of
-            the action itself where it has none}`.
-        source: where the tables come from.
+        splits: zero-shot splits by name, `{"unseen": HOI indices, "distilled": "unseen_verbs" or
+            "all_verbs"}`; the latter names the verbs whose teacher probabilities are distilled.
+        roles: V-COCO's table of actions, empty for other datasets: `{"action": name, "roles": names
+            of the roles except the agent, "verbs": one verb per role, or one for an action without
+            roles}`.
+        source: origin of the tables.
     """
 
     name: str
@@ -62,17 +64,17 @@ class Vocabulary:
 
     @property
     def interaction_names(self) -> list[tuple[str, str]]:
-        """Verb and object of every interaction, by name."""
+        """Names of verb and object of every interaction."""
         return [(self.verbs[verb], self.objects[label]) for verb, label in self.interactions]
 
     @property
     def first_verb_id(self) -> int:
-        """Number of the first verb in files of the HOIA form: 1, in V-COCO's, with roles, 0."""
+        """Id of the first verb in files of the HOIA form: 0 for V-COCO, 1 for all others."""
         return 0 if self.roles else 1
 
     @cached_property
     def interaction_ids(self) -> np.ndarray:
-        """(V, O) int64: the interaction of a verb and an object, -1 where they form none."""
+        """(V, O) int64: interaction of a verb and an object, -1 for invalid pairs."""
         table = np.full((self.num_verbs, self.num_objects), -1, dtype=np.int64)
         for index, (verb, label) in enumerate(self.interactions):
             table[verb, label] = index
@@ -80,7 +82,7 @@ class Vocabulary:
 
     @cached_property
     def valid(self) -> np.ndarray:
-        """(V, O) bool: verb and object form an interaction."""
+        """(V, O) bool: valid pairs of verb and object."""
         return self.interaction_ids >= 0
 
     @cached_property
@@ -90,7 +92,7 @@ class Vocabulary:
 
     @cached_property
     def no_interaction(self) -> int | None:
-        """Verb index of `no_interaction`, None where the vocabulary has no such verb."""
+        """Verb index of `no_interaction`; None if the vocabulary has no such verb."""
         return self.verbs.index(NO_INTERACTION) if NO_INTERACTION in self.verbs else None
 
     @cached_property
@@ -99,12 +101,12 @@ class Vocabulary:
         return {category: label for label, category in enumerate(self.category_ids)}
 
     def interaction_name(self, index: int) -> str:
-        """For people: "sit on chair"."""
+        """Readable name of an interaction, e.g. "sit on chair"."""
         verb, label = self.interactions[index]
         return f"{self.verbs[verb]} {self.objects[label]}".replace("_", " ")
 
     def to_dict(self) -> dict[str, Any]:
-        """The file form; `vocabulary_from_dict` reads it back."""
+        """Content of a vocabulary file, which `vocabulary_from_dict` reads."""
         value: dict[str, Any] = {
             "name": self.name,
             "source": self.source,
@@ -125,17 +127,17 @@ class Vocabulary:
         return value
 
     def digest(self) -> str:
-        """SHA-256 of what the numbers in caches and checkpoints mean: verbs, objects, pairs."""
+        """SHA-256 of verbs, objects and interactions, which define all indices in other files."""
         value = self.to_dict()
         return sha256_of_json({key: value[key] for key in ("objects", "verbs", "interactions")})
 
 
 def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
-    """A vocabulary from its file form.
+    """A vocabulary from the parsed JSON of its file.
 
     Args:
         value: the parsed JSON.
-        file: named in errors.
+        file: path or name of the file, for errors.
 
     Raises:
         InputError: a field is missing or wrong.
@@ -168,14 +170,16 @@ def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
 
 
 def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
-    """A shipped vocabulary by name (`hico-det`, `vcoco`, `toy`) or a user's JSON file.
+    """Loads a built-in vocabulary by name (`hico-det`, `vcoco`, `toy`) or a user's JSON file.
 
     Raises:
-        InputError: neither a shipped name nor a readable vocabulary file.
+        InputError: the argument is neither a built-in name nor a readable vocabulary file.
     """
     if str(name_or_path) in BUILTIN_VOCABULARIES:
-        with resources.as_file(resources.files("pipeline") / "data" / f"{name_or_path}.json") as at:
-            return vocabulary_from_dict(read_json(at), at.name)
+        with resources.as_file(
+            resources.files("pipeline") / "data" / f"{name_or_path}.json"
+        ) as file:
+            return vocabulary_from_dict(read_json(file), file.name)
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(
@@ -184,16 +188,13 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
     return vocabulary_from_dict(read_json(path), path)
 
 
-DISTILLED_CHOICES = ("unseen_verbs", "all_verbs")
-
-
 def normalise_name(name: str) -> str:
     """A class name for comparisons: lower case, with single spaces instead of underscores."""
     return " ".join(name.replace("_", " ").casefold().split())
 
 
 def _read_rows(value: dict[str, Any], key: str, fields: tuple[str, str], file: object) -> list[Any]:
-    """A non-empty list of objects that all have the fields."""
+    """A non-empty list of JSON objects that have all `fields`."""
     rows = value.get(key)
     if not isinstance(rows, list) or not rows:
         raise bad_field(file, key, "a non-empty list", rows)
@@ -204,7 +205,7 @@ def _read_rows(value: dict[str, Any], key: str, fields: tuple[str, str], file: o
 
 
 def _read_strings(rows: list[Any], key: str, field: str, file: object) -> tuple[str, ...]:
-    """The text in a field of every row; none may be empty."""
+    """A non-empty string from every row."""
     for index, row in enumerate(rows):
         if not isinstance(row[field], str) or not row[field].strip():
             raise bad_field(file, f"{key}[{index}].{field}", "a text", row[field])
@@ -212,7 +213,7 @@ def _read_strings(rows: list[Any], key: str, field: str, file: object) -> tuple[
 
 
 def _read_integers(rows: list[Any], key: str, field: str, file: object) -> tuple[int, ...]:
-    """The whole number in a field of every row."""
+    """An integer from every row."""
     for index, row in enumerate(rows):
         if type(row[field]) is not int:
             raise bad_field(file, f"{key}[{index}].{field}", "a whole number", row[field])
@@ -220,14 +221,14 @@ def _read_integers(rows: list[Any], key: str, field: str, file: object) -> tuple
 
 
 def _check_unique(values: Sequence[Any], key: str, file: object) -> None:
-    """No value may come twice."""
+    """Refuses repeated values."""
     for value in values:
         if values.count(value) > 1:
             raise bad_field(file, key, "every value once", f"{value} {values.count(value)} times")
 
 
 def _read_indices(value: Any, size: int, key: str, file: object) -> tuple[int, ...]:
-    """Interaction numbers, none twice."""
+    """Indices of interactions, without duplicates."""
     if not isinstance(value, list):
         raise bad_field(file, key, "a list of interaction numbers", value)
     for index in value:
@@ -240,18 +241,18 @@ def _read_indices(value: Any, size: int, key: str, file: object) -> tuple[int, .
 def _read_interactions(
     value: Any, num_verbs: int, num_objects: int, file: object
 ) -> tuple[tuple[int, int], ...]:
-    """(verb, object) pairs, none twice."""
+    """(verb, object) pairs, without duplicates."""
     if not isinstance(value, list) or not value:
         raise bad_field(file, "interactions", "a non-empty list of [verb, object]", value)
     for index, pair in enumerate(value):
-        fits = (
+        is_valid = (
             isinstance(pair, list)
             and len(pair) == 2
             and all(type(number) is int for number in pair)
             and 0 <= pair[0] < num_verbs
             and 0 <= pair[1] < num_objects
         )
-        if not fits:
+        if not is_valid:
             expected = f"[verb below {num_verbs}, object below {num_objects}]"
             raise bad_field(file, f"interactions[{index}]", expected, pair)
     _check_unique(value, "interactions", file)
@@ -264,7 +265,7 @@ def _read_splits(value: Any, num_interactions: int, file: object) -> dict[str, d
         raise bad_field(file, "splits", "an object of splits by name", value)
     for name, split in value.items():
         if name == "full":
-            raise bad_field(file, "splits", "names other than full, where all is seen", name)
+            raise bad_field(file, "splits", "names other than full (all interactions seen)", name)
         if not isinstance(split, dict) or split.get("distilled") not in DISTILLED_CHOICES:
             expected = f'{{"unseen": [...], "distilled": {" or ".join(DISTILLED_CHOICES)}}}'
             raise bad_field(file, f"splits.{name}", expected, split)
@@ -279,14 +280,14 @@ def _read_roles(value: Any, verbs: tuple[str, ...], file: object) -> tuple[dict[
         raise bad_field(file, "roles", f"a list of {expected}", value)
     for index, entry in enumerate(value):
         row = entry if isinstance(entry, dict) else {}
-        names, named = row.get("roles"), row.get("verbs")
-        fits = (
+        names, role_verbs = row.get("roles"), row.get("verbs")
+        is_valid = (
             isinstance(row.get("action"), str)
             and isinstance(names, list)
-            and isinstance(named, list)
-            and len(named) == max(len(names), 1)
+            and isinstance(role_verbs, list)
+            and len(role_verbs) == max(len(names), 1)
         )
-        if not fits:
+        if not is_valid:
             raise bad_field(file, f"roles[{index}]", expected, entry)
         for name in row["verbs"]:
             if name not in verbs:

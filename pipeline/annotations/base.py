@@ -328,10 +328,10 @@ def build_annotation(raw: RawAnnotation, context: ParseContext) -> Annotation:
 def annotation_to_upright(
     annotation: Annotation, header: ImageHeader, context: ParseContext
 ) -> Annotation:
-    """An annotation in stored pixels, turned upright with its picture.
+    """An annotation in stored pixels, turned upright with its image.
 
     Raises:
-        InputError: a box reaches over the picture's edge, when `context.strict`.
+        InputError: a box reaches over the image's edge, when `context.strict`.
     """
     size = annotation.size or header.stored_size
     if annotation.size is None:

@@ -16,12 +16,12 @@ NORMALISED_LIMIT = 1.05
 # would. Boxes over the edge are met more often. Fewer than three boxes tell nothing.
 MAX_WRONG_SHARE, MAX_WRONG_XYWH_SHARE, MIN_BOXES = 0.1, 0.3, 3
 MIN_EXPLAINED_SHARE = 0.95
-# No picture reaches so far; areas of larger boxes leave single precision.
+# No image reaches so far; areas of larger boxes leave single precision.
 MAX_COORDINATE = 1e9
-# A box in pixels of a picture of another size reaches farther over the edge than this share of the
+# A box in pixels of an image of another size reaches farther over the edge than this share of the
 # side; of HICO-DET's boxes none reaches over the edge by a pixel, in thousandths nine tenths would.
 OUTSIDE_MARGIN = 0.05
-# Odd pictures may have a few such boxes; of another scale most are.
+# Odd images may have a few such boxes; of another scale most are.
 MAX_OUTSIDE_SHARE = 0.5
 
 
@@ -30,7 +30,7 @@ def far_outside_mask(boxes: np.ndarray, size: tuple[int, int] | np.ndarray) -> n
 
     Args:
         boxes: (N, 4) xyxy, pixels.
-        size: width and height of their picture, or (N, 2), of every box's own; may be infinite.
+        size: width and height of their image, or (N, 2), of every box's own; may be infinite.
     """
     side = np.broadcast_to(np.array(size, np.float64), (len(boxes), 2))
     margin = np.where(np.isfinite(side), OUTSIDE_MARGIN * side, 0) + 1
@@ -78,13 +78,13 @@ class BoxFormatCheck:
 
         Args:
             boxes: (N, 4) as they stand in the file.
-            size: width and height of their picture, or (N, 2), of every box's own, where known;
+            size: width and height of their image, or (N, 2), of every box's own, where known;
                 infinite where not.
-            image: their picture's name, for errors.
+            image: their image's name, for errors.
         """
         limit = np.full((len(boxes), 2), np.inf) if size is None else np.array(size, np.float64)
         limit = np.broadcast_to(limit, (len(boxes), 2))
-        # Nothing tells the forms apart in a picture of a pixel, nor by a box of zeros.
+        # Nothing tells the forms apart in an image of a pixel, nor by a box of zeros.
         telling = (boxes != 0).any(axis=1) & (limit.max(axis=1) > 2)
         boxes, limit = boxes[telling], limit[telling]
         first, last = boxes[:, :2], boxes[:, 2:]
@@ -121,13 +121,13 @@ class BoxFormatCheck:
 
         Raises:
             OtherForm: too many have coordinates from 0 to 1, make sense in another form alone, or
-                reach clearly outside their pictures; names the form.
+                reach clearly outside their images; names the form.
         """
         expected = f"{self.box_format} in pixels"
         is_many = self._normalised >= max(MIN_BOXES, self._max_normalised_share * self._total)
         if is_many or 2 * self._normalised > self._total:
             found = f"numbers from 0 to 1 in {self._normalised} of {self._total} boxes"
-            hint = "shares of the picture's width and height; multiply by these"
+            hint = "shares of the image's width and height; multiply by these"
             raise BoxFormatError(f"{bad_field(file, field, expected, found)}: {hint}")
         if self._wrong >= max(MIN_BOXES, self._max_wrong_share * self._total):
             others = [
@@ -144,12 +144,12 @@ class BoxFormatCheck:
             raise BoxFormatError(problem)
 
     def scale_error(self, file: Path, field: str) -> str:
-        """What tells that boxes count in pixels of pictures of another size, empty where nothing
+        """What tells that boxes count in pixels of images of another size, empty where nothing
         does."""
         if self._outside < max(MIN_BOXES, MAX_OUTSIDE_SHARE * self._total):
             return ""
-        found = f"{self._outside} of {self._total} boxes outside their pictures"
+        found = f"{self._outside} of {self._total} boxes outside their images"
         return (
-            f"{bad_field(file, field, f'{self.box_format} in pixels of the picture', found)}, first"
+            f"{bad_field(file, field, f'{self.box_format} in pixels of the image', found)}, first"
             f" {self._first}; they are of another scale"
         )

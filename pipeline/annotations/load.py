@@ -141,11 +141,11 @@ def _parse_json(
     raise bad_field(context.file, "file", KNOWN_FORMATS, found)
 
 
-NON_UTF8_NAME = "pictures whose names are no UTF-8 (left out)"
+NON_UTF8_NAME = "images whose names are no UTF-8 (left out)"
 
 
 def load_image_folder(folder: Path, part: str) -> AnnotationFile:
-    """The pictures in a folder, by their endings, in the order of their names; hidden files and
+    """The images in a folder, by their endings, in the order of their names; hidden files and
     folders in it are left out.
 
     Args:
@@ -153,11 +153,11 @@ def load_image_folder(folder: Path, part: str) -> AnnotationFile:
         part: the dataset part that it is.
 
     Returns:
-        An annotation without box or label for each; the digest is that of the names. Pictures
+        An annotation without box or label for each; the digest is that of the names. Images
         whose names are no UTF-8 are left out and counted.
 
     Raises:
-        InputError: no such folder, or no picture in it.
+        InputError: no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of images")
@@ -170,7 +170,7 @@ def load_image_folder(folder: Path, part: str) -> AnnotationFile:
     )
     names = [name for name in found if is_utf8(name)]
     if not names:
-        raise InputError(f"{folder}: expected at least one picture, found none")
+        raise InputError(f"{folder}: expected at least one image, found none")
     odd = [ascii(name) for name in found if not is_utf8(name)]
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
     return AnnotationFile(

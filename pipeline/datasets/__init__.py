@@ -1,1 +1,1 @@
-"""Dataset folders: `dataset.toml`, the published layouts, and what is wrong with a folder."""
+"""Dataset folders: `dataset.toml`, published folder layouts, EXIF orientation, and checks."""

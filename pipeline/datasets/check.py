@@ -1,4 +1,4 @@
-"""What is wrong with a dataset folder, and how its numbers compare with the published ones."""
+"""Checks of a dataset folder for `eoid-data check`: problems, and counts beside published ones."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 
-# What is found of pictures and labels, as people read it.
+# Kinds of issues, as the table of `eoid-data check` shows them.
 ORIENTATION_MISMATCH = "images whose declared size is that of the other orientation"
 SIZE_MISMATCH = "images of another size than declared"
-STALE_EXIF = "parts whose EXIF tags are left over from another orientation"
-ORIENTATION_UNKNOWN = "images turned by their EXIF tag, with boxes of an unknown orientation"
+STALE_EXIF = "parts with EXIF tags left over from another orientation"
+ORIENTATION_UNKNOWN = "images with an EXIF orientation and boxes of unknown orientation"
+BOX_OUTSIDE_FILE = "boxes outside the image file"
 
 
 @dataclass(frozen=True)
 class DatasetIssue:
-    """Something found in one part, `count` times.
+    """One kind of issue in one part.
 
     Attributes:
-        kind: what, for people.
-        count: how often.
-        first: the first of them.
-        is_error: it must be mended; else it is an issue that is clipped or dropped in use.
-        examples: all of them, where each is of interest.
+        kind: description of the kind.
+        count: number of occurrences.
+        first: the first occurrence.
+        is_error: the dataset has to be corrected; other issues are repaired when it is used.
+        examples: all occurrences, for kinds that list them.
     """
 
     kind: str
@@ -40,15 +41,15 @@ class DatasetIssue:
 
 @dataclass
 class PartReport:
-    """What was found in one part.
+    """Result of checking one part.
 
     Attributes:
         name: "train" or "test".
-        images: files in the images folder.
-        annotated: annotated images.
-        labels: labelled verbs on pairs.
-        issues: what is not as it should be.
-        problems: what must be mended, each in a few words.
+        images: number of files in the images folder.
+        annotated: number of annotated images.
+        labels: number of labelled pairs and verbs.
+        issues: all kinds of issues.
+        problems: messages about everything that has to be corrected.
     """
 
     name: str
@@ -59,18 +60,18 @@ class PartReport:
     problems: list[str] = field(default_factory=list)
 
     def add(self, issue: DatasetIssue) -> None:
-        """Notes an issue."""
+        """Adds an issue, and its message to `problems` if it is an error."""
         self.issues.append(issue)
         if issue.is_error:
             self.problems.append(f"{issue.count} {issue.kind}, first {issue.first}")
 
 
 def check_dataset(dataset: Dataset, strict: bool = False) -> list[PartReport]:
-    """Reads every annotation and every annotated picture of a dataset.
+    """Reads every annotation and every annotated image of a dataset.
 
     Args:
-        dataset: opened.
-        strict: annotation issues are problems.
+        dataset: the dataset.
+        strict: annotation issues that are repaired in use count as errors.
     """
     checks = [_check_part(dataset, name, strict) for name in dataset.parts]
     for kind, path in (("detector", dataset.detector), ("teacher", dataset.teacher)):
@@ -80,7 +81,7 @@ def check_dataset(dataset: Dataset, strict: bool = False) -> list[PartReport]:
 
 
 def summarise_problems(checks: list[PartReport]) -> str:
-    """The problems in one line, empty when there are none."""
+    """The first problem and the number of the others, in one line; empty without problems."""
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return "".join(problems[:1]) + more
@@ -96,15 +97,15 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartReport:
     try:
         annotations = dataset.load(name, strict, lenient=True)
     except InputError as error:
-        # Pictures without annotations are missed by both.
+        # A missing images folder of a part without annotations raises the same error twice.
         if str(error) not in check.problems:
             check.problems.append(str(error))
         return check
     check.annotated = len(annotations.annotations)
     check.labels = annotations.num_labels
-    for found, wrong in ((annotations.entry_errors, True), (annotations.issues, strict)):
-        for kind, count in found.items():
-            check.add(DatasetIssue(kind, count, annotations.examples[kind], wrong))
+    for counts, is_error in ((annotations.entry_errors, True), (annotations.issues, strict)):
+        for kind, count in counts.items():
+            check.add(DatasetIssue(kind, count, annotations.examples[kind], is_error))
     if not annotations.boxes_only and not annotations.entry_errors:
         try:
             annotations.require_labels()
@@ -123,8 +124,8 @@ def _check_images(
     if missing:
         first = str(folder / min(missing))
         check.add(DatasetIssue("images missing", len(missing), first, is_error=True))
-    there = [item for item in annotations.annotations if item.image_id not in missing]
-    found = check_image_sizes(dataset, replace(annotations, annotations=tuple(there)), decode=True)
+    present = tuple(item for item in annotations.annotations if item.image_id not in missing)
+    found = check_image_sizes(dataset, replace(annotations, annotations=present), decode=True)
     if found.unreadable:
         first = next(iter(found.unreadable.values()))
         check.add(DatasetIssue("images unreadable", len(found.unreadable), first, is_error=True))
@@ -133,8 +134,8 @@ def _check_images(
         (SIZE_MISMATCH, found.size_mismatch, found.size_error(strict)),
     ):
         if sizes:
-            each = tuple(f"{folder / name}: {told}" for name, told in sizes.items())
-            check.add(DatasetIssue(kind, len(sizes), each[0], is_error=False, examples=each))
+            examples = tuple(f"{folder / name}: {text}" for name, text in sizes.items())
+            check.add(DatasetIssue(kind, len(sizes), examples[0], False, examples))
         if problem:
             check.problems.append(problem)
     if problem := found.scale_error():
@@ -152,19 +153,18 @@ def _check_images(
         check.add(DatasetIssue(STALE_EXIF, 1, found.stale_exif, is_error=False))
     outside = {
         item.image_id: int((item.boxes > np.tile(found.sizes[item.image_id], 2)).any(axis=1).sum())
-        for item in there
+        for item in present
         if item.image_id in found.sizes
     }
     if total := sum(outside.values()):
         first = str(folder / next(name for name, count in outside.items() if count))
-        kind = "boxes outside the picture as it lies there"
-        check.add(DatasetIssue(kind, total, first, is_error=False))
+        check.add(DatasetIssue(BOX_OUTSIDE_FILE, total, first, is_error=False))
 
 
 COUNT_COLUMNS = ("images", "annotated", "labels")
-# By dataset and part: images, annotated images, labelled pair-verb rows; None where none is stated.
-# HICO-DET: Chao et al., WACV 2018, and its annotation file; V-COCO: Gupta and Malik, 2015, which
-# takes its images from COCO's train2014 and val2014; COCO: its 2014 and 2017 releases.
+# By dataset and part: images, annotated images, labelled pairs and verbs; None if not published.
+# HICO-DET: Chao et al., WACV 2018, and its annotation file. V-COCO: Gupta and Malik, 2015; its
+# folders hold all of COCO's train2014 and val2014, so files are not counted. COCO: 2014 and 2017.
 PUBLISHED_COUNTS: dict[str, dict[str, tuple[int | None, int | None, int | None]]] = {
     "hico-det": {"train": (38118, 37633, 117871), "test": (9658, 9546, 33405)},
     "v-coco": {"train": (None, 5400, None), "test": (None, 4946, None)},
@@ -174,8 +174,7 @@ PUBLISHED_COUNTS: dict[str, dict[str, tuple[int | None, int | None, int | None]]
 
 
 def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
-    """Counts of every part, published numbers behind a slash; then how often each kind of issue
-    was met, and the first of each."""
+    """The report of `eoid-data check`: counts of every part beside published ones, and issues."""
     vocabulary = dataset.vocabulary
     published = PUBLISHED_COUNTS.get(dataset.name, {})
     lines = [
@@ -186,19 +185,19 @@ def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
         ),
     ]
     if published:
-        lines.append("(behind the slash: as published)")
+        lines.append("(after the slash: published counts)")
     return "\n".join(
         [*lines, *_ambiguous_verbs(vocabulary), *_issue_table(checks), *_issue_details(checks)]
     )
 
 
 def _ambiguous_verbs(vocabulary: Vocabulary) -> list[str]:
-    """Verbs that share their form in sentences, and an object."""
+    """Lines about verbs with the same form in prompts and a common object."""
     by_form: dict[str, list[int]] = {}
     for verb, ing in enumerate(vocabulary.verb_ings):
         by_form.setdefault(" ".join(ing.replace("_", " ").casefold().split()), []).append(verb)
     return [
-        f'verbs of one form in sentences, "{form}", which a teacher cannot tell apart: '
+        f'verbs with the same form in prompts, "{form}", which a teacher cannot distinguish: '
         + ", ".join(vocabulary.verbs[verb] for verb in verbs)
         for form, verbs in by_form.items()
         if (vocabulary.valid[verbs].sum(axis=0) > 1).any()
@@ -208,38 +207,37 @@ def _ambiguous_verbs(vocabulary: Vocabulary) -> list[str]:
 def _count_row(
     check: PartReport, published: dict[str, tuple[int | None, int | None, int | None]]
 ) -> list[str]:
-    stated = published.get(check.name, (None, None, None))
-    found = (check.images, check.annotated, check.labels)
-    counts = [
+    counts = (check.images, check.annotated, check.labels)
+    cells = [
         f"{count}" if number is None else f"{count} / {number}"
-        for count, number in zip(found, stated, strict=True)
+        for count, number in zip(counts, published.get(check.name, (None, None, None)), strict=True)
     ]
-    return [check.name, *counts]
+    return [check.name, *cells]
 
 
 def _issue_table(checks: list[PartReport]) -> list[str]:
     """A row for each kind of issue, a column for each part."""
-    wrong = {issue.kind: issue.is_error for check in checks for issue in check.issues}
-    if not wrong:
+    kinds = {issue.kind: issue.is_error for check in checks for issue in check.issues}
+    if not kinds:
         return []
-    rows = [["found", *(check.name for check in checks), ""]]
-    for kind, must in wrong.items():
+    rows = [["issues", *(check.name for check in checks), ""]]
+    for kind, is_error in kinds.items():
         counts = [
             str(sum(issue.count for issue in check.issues if issue.kind == kind))
             for check in checks
         ]
-        rows.append([kind, *counts, "wrong" if must else ""])
+        rows.append([kind, *counts, "error" if is_error else ""])
     return ["", *_align_columns(rows)]
 
 
 def _issue_details(checks: list[PartReport]) -> list[str]:
-    """The first of each kind of issue, and every problem."""
+    """Lines with the first occurrence of each kind of issue, and with every problem."""
     lines = []
     for check in checks:
         for issue in check.issues:
             first = ":" if issue.examples else f", first {issue.first}"
             lines.append(f"{check.name}: {issue.count} {issue.kind}{first}")
-            lines += [f"  {one}" for one in issue.examples]
+            lines += [f"  {example}" for example in issue.examples]
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     lines += [line for line in problems if line not in lines]
     return ["", *lines] if lines else []

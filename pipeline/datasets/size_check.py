@@ -1,4 +1,4 @@
-"""Holds the sizes that annotations declare against those of the picture files."""
+"""Compares the image sizes that annotations declare with those of the image files."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from pipeline.images import FIRST_SIDEWAYS, ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 
-# A larger share of pictures of other sizes than declared tells that they are other pictures.
+# A part is refused if the declared size is wrong for more than this share of its images: they are
+# probably not the annotated ones, or were resized.
 MAX_MISMATCH_SHARE = 0.01
 
 
 @dataclass
 class ImageSizeCheck:
-    """What the headers of a part's pictures say.
+    """Result of comparing a part's annotations with the headers of its images.
 
     Attributes:
-        folder, file: of the pictures, and of the annotations.
-        orientation: how the dataset's boxes are meant, "upright" or "stored".
-        orientation_assumed: `dataset.toml` does not say so.
-        sizes: (width, height) of the upright pictures, by image id.
-        unreadable: why a picture cannot be read, by image id.
-        size_mismatch: the declared and the real size, where they differ, by image id.
-        orientation_mismatch: the same, where the declared size is that of the other orientation.
-        ambiguous: pictures that EXIF turns and whose annotations do not tell how they are meant.
-        fit_other: pictures that EXIF turns, with boxes that fit into them in the other
-            orientation alone.
-        num_confirmed: how many pictures have the declared size in the dataset's orientation
-            alone.
-        box_format: what boxes of pictures whose size is not declared look like.
-        stale_exif: why EXIF tags are not applied; empty where they are.
+        folder: the images folder.
+        file: the annotation file.
+        orientation: the dataset's orientation of boxes, "upright" or "stored".
+        orientation_assumed: `dataset.toml` does not set the orientation.
+        sizes: (width, height) of the upright images, by image id.
+        unreadable: error message of every unreadable image, by image id.
+        size_mismatch: declared and actual size, by image id, where they differ.
+        orientation_mismatch: the same for images whose declared size is right in the other
+            orientation.
+        ambiguous: images with an EXIF orientation whose declared size fits both orientations, or
+            is missing.
+        fit_other: images with an EXIF orientation whose boxes fit the other orientation only.
+        num_confirmed: number of images whose declared size fits the dataset's orientation only.
+        box_format: format statistics of boxes in images without declared size.
+        stale_exif: message why EXIF tags are not applied; empty if they are.
     """
 
     folder: Path
@@ -58,19 +60,22 @@ class ImageSizeCheck:
 
     @property
     def unusable(self) -> dict[str, str]:
-        """Why a picture is not to be used, in one line, by image id."""
-        other = {
-            name: f"{self.folder / name}: expected the declared size, {told}"
-            for name, told in {**self.orientation_mismatch, **self.size_mismatch}.items()
+        """Error message of every image that must not be used, by image id."""
+        mismatched = {
+            name: f"{self.folder / name}: expected the declared size, {sizes}"
+            for name, sizes in {**self.orientation_mismatch, **self.size_mismatch}.items()
         }
-        return {**self.unreadable, **other}
+        return {**self.unreadable, **mismatched}
 
     def raise_errors(self, strict: bool = False) -> None:
-        """Refuses a part of which more than a hundredth is of other sizes than declared, or many of
-        whose boxes reach clearly outside the pictures.
+        """Refuses a part whose images or boxes do not belong together.
+
+        Args:
+            strict: refuse the part for a single image of another size than declared.
 
         Raises:
-            InputError: it is; under `strict`, if one picture is of another size.
+            InputError: more than `MAX_MISMATCH_SHARE` of the images have another size than
+                declared, or many boxes reach far outside the images.
         """
         for problem in (
             self.orientation_error(strict),
@@ -81,58 +86,60 @@ class ImageSizeCheck:
                 raise InputError(problem)
 
     def orientation_error(self, strict: bool = False) -> str:
-        """What tells that boxes are meant in the other orientation, empty where nothing does."""
+        """Message if declared sizes show that boxes have the other orientation, otherwise empty."""
         if not self._too_many(self.orientation_mismatch, strict):
             return ""
         return (
-            f"{self.file}: width and height: expected those of pictures {self._meant}"
-            f' (orientation = "{self.orientation}"), found the others for'
-            f" {self._first_of(self.orientation_mismatch)}; if boxes are meant so too, set"
+            f"{self.file}: width and height: expected those of {self._orientation_name} images"
+            f' (orientation = "{self.orientation}"), found those of the other orientation for'
+            f" {self._first_of(self.orientation_mismatch)}; if boxes have that orientation too, set"
             f' orientation = "{self._other}" in {DATASET_FILE}'
         )
 
     def size_error(self, strict: bool = False) -> str:
-        """What tells that the pictures are others than the annotated ones, empty where nothing."""
+        """Message if too many images have another size than declared, otherwise empty."""
         if not self._too_many(self.size_mismatch, strict):
             return ""
         return (
-            f"{self.folder}: expected pictures of the sizes that {self.file} declares, found others"
-            f" for {self._first_of(self.size_mismatch)}"
+            f"{self.folder}: expected images of the sizes that {self.file} declares, found other"
+            f" sizes for {self._first_of(self.size_mismatch)}"
         )
 
     def scale_error(self) -> str:
-        """What tells that boxes count in other pixels than the pictures', empty where nothing."""
+        """Message if boxes are in pixels of images of another size, otherwise empty."""
         return self.box_format.scale_error(self.file, "bbox")
 
     def warnings(self) -> Iterator[str]:
-        """What people should know of pictures that are not refused, a line each."""
+        """Warnings about a part that is not refused, one line each."""
         if self.stale_exif:
             yield self.stale_exif
         if self.ambiguous:
             yield (
-                f"{self.folder}: {len(self.ambiguous)} of {len(self.sizes)} pictures are turned by"
-                f" their EXIF tag, first {self.ambiguous[0]}, and the sizes in {self.file} do not"
-                f" tell how boxes are meant; {'assumed' if self.orientation_assumed else 'taken'}"
-                f' as boxes of pictures {self._meant} (orientation = "{self.orientation}" in'
+                f"{self.folder}: {len(self.ambiguous)} of {len(self.sizes)} images have an EXIF"
+                f" orientation, first {self.ambiguous[0]}, and the sizes in {self.file} do not show"
+                f" the orientation of the boxes; boxes are"
+                f" {'assumed to be' if self.orientation_assumed else 'taken'} in pixels of"
+                f' {self._orientation_name} images (orientation = "{self.orientation}" in'
                 f" {DATASET_FILE})"
             )
         if self.fit_other:
             yield (
-                f"{self.folder}: boxes of {len(self.fit_other)} turned pictures, first"
-                f' {self.fit_other[0]}, fit only otherwise; is orientation = "{self._other}" right?'
+                f"{self.folder}: boxes of {len(self.fit_other)} images with an EXIF orientation,"
+                f" first {self.fit_other[0]}, fit the other orientation only; is orientation ="
+                f' "{self._other}" right?'
             )
-        if few := {**self.orientation_mismatch, **self.size_mismatch}:
+        if mismatched := {**self.orientation_mismatch, **self.size_mismatch}:
             hint = (
                 f' (orientation = "{self._other}" fits them)' if self.orientation_mismatch else ""
             )
             yield (
-                f"{self.folder}: the sizes that {self.file} declares are not those of"
-                f" {self._first_of(few)}; treated as unreadable{hint}"
+                f"{self.folder}: the sizes that {self.file} declares are wrong for"
+                f" {self._first_of(mismatched)}; these images are treated as unreadable{hint}"
             )
 
     @property
-    def _meant(self) -> str:
-        return "turned upright" if self.orientation == UPRIGHT else "as stored"
+    def _orientation_name(self) -> str:
+        return "upright" if self.orientation == UPRIGHT else "stored"
 
     @property
     def _other(self) -> str:
@@ -143,18 +150,18 @@ class ImageSizeCheck:
 
     def _first_of(self, names: dict[str, str]) -> str:
         name, sizes = next(iter(names.items()))
-        return f"{len(names)} of {len(self.sizes)} pictures, first {name}: {sizes}"
+        return f"{len(names)} of {len(self.sizes)} images, first {name}: {sizes}"
 
 
 def check_image_sizes(
     dataset: Dataset, annotations: AnnotationFile, decode: bool = False
 ) -> ImageSizeCheck:
-    """Reads the headers of a part's annotated pictures and compares.
+    """Reads the headers of a part's annotated images and compares sizes and orientations.
 
     Args:
-        dataset: whose pictures.
-        annotations: of one of its parts, as `Dataset.load` gives them.
-        decode: also find pictures that were cut off; takes longer.
+        dataset: the dataset.
+        annotations: annotations of one of its parts, as `Dataset.load` returns them.
+        decode: also decode the images, which finds truncated files but takes longer.
     """
     names = [one.image_id for one in annotations.annotations]
     headers = dataset.read_headers(annotations.part, names, decode)
@@ -170,7 +177,7 @@ def check_image_sizes(
             found.sizes[annotation.image_id] = header.size
             _check_image(annotation, header, found)
     if found.num_confirmed:
-        # Neither orientation holds for all, so a few files are others than the annotated ones.
+        # The dataset's orientation is right for other images, so these files have a wrong size.
         found.size_mismatch = {**found.orientation_mismatch, **found.size_mismatch}
         found.orientation_mismatch = {}
     return found
@@ -181,12 +188,13 @@ def _check_image(annotation: Annotation, header: ImageHeader, found: ImageSizeCh
     width, height = header.size
     is_turned = header.orientation >= FIRST_SIDEWAYS and width != height
     if declared is not None and declared != header.size:
-        # Annotations in stored pixels have been turned upright, and their declared sizes too.
-        swap = header.orientation >= FIRST_SIDEWAYS and found.orientation == STORED
-        stated = declared[::-1] if swap else declared
-        told = f"declared {stated[0]} x {stated[1]}, the file has {_describe_size(header)}"
+        # `Dataset.load` has rotated the declared sizes of stored images too; the message shows them
+        # as the annotation file has them.
+        is_swapped = header.orientation >= FIRST_SIDEWAYS and found.orientation == STORED
+        in_file = declared[::-1] if is_swapped else declared
+        sizes = f"declared {in_file[0]} x {in_file[1]}, the file has {_describe_size(header)}"
         is_other = is_turned and declared == (height, width)
-        (found.orientation_mismatch if is_other else found.size_mismatch)[name] = told
+        (found.orientation_mismatch if is_other else found.size_mismatch)[name] = sizes
     elif declared is not None and is_turned:
         found.num_confirmed += 1
     elif header.orientation != 1 and len(annotation.boxes):
@@ -200,7 +208,7 @@ def _check_image(annotation: Annotation, header: ImageHeader, found: ImageSizeCh
 
 
 def _fit_inside(boxes: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether boxes reach over no edge by more than a pixel."""
+    """Whether no box reaches more than a pixel over the right or lower edge."""
     return bool((boxes[:, 2:] <= np.array(size) + 1).all())
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 NormLayer = Callable[[int], nn.Module]
 PaddingMaskFn = Callable[[Tensor, int, Tensor | None], Tensor]
-# The maps of strides 4 and 8 fit together on pictures whose sides are multiples of this.
+# The maps of strides 4 and 8 fit together on images whose sides are multiples of this.
 SIZE_DIVISIBLE = 8
 
 
@@ -26,7 +26,7 @@ def _keep_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor
 
 
 class ToyBackbone(nn.Module):
-    """Feature maps of 128-pixel pictures at strides 4, 8 and 16.
+    """Feature maps of 128-pixel images at strides 4, 8 and 16.
 
     Args:
         norm: builds the normalisation layer from a channel count; the detector trains with batch

@@ -148,13 +148,13 @@ class Sketch:
         origin: complex = 0,
         outline: float = OUTLINE_WIDTH,
     ) -> None:
-        """Draws the sketch, which is in picture pixels, on an enlarged canvas.
+        """Draws the sketch, which is in image pixels, on an enlarged canvas.
 
         Args:
             draw: where to draw.
-            scale: how much larger than the picture it is.
-            origin: the sketch's origin in the picture.
-            outline: width of the dark outline around every layer, in picture pixels.
+            scale: how much larger than the image it is.
+            origin: the sketch's origin in the image.
+            outline: width of the dark outline around every layer, in image pixels.
         """
         for layer in self.layers:
             if outline and layer and not layer[0].no_outline:
@@ -251,11 +251,11 @@ class Canvas:
     """A place being painted.
 
     Attributes:
-        image: the enlarged picture.
+        image: the enlarged image.
         solid, translucent: draw on it.
-        horizon: row where the ground begins, in pixels of the final picture.
-        rng: the picture's randomness.
-        scale: how much the picture is enlarged.
+        horizon: row where the ground begins, in pixels of the final image.
+        rng: the image's randomness.
+        scale: how much the image is enlarged.
         sky: colour of sky or wall at the horizon.
         ground: colour of the ground at the horizon.
         front: colour of the ground in front.
@@ -272,7 +272,7 @@ class Canvas:
     front: Colour
 
     def paint(self, sketch: Sketch) -> None:
-        """Draws a sketch in picture pixels, without outlines."""
+        """Draws a sketch in image pixels, without outlines."""
         sketch.paint(self.solid, self.scale, outline=0.0)
 
     def translucent_ellipse(
@@ -297,5 +297,5 @@ class Canvas:
         return complex(self.rng.uniform(0, IMAGE_SIZE), row)
 
     def nearness(self, point: complex) -> float:
-        """0 at the horizon, 1 at the picture's lower edge."""
+        """0 at the horizon, 1 at the image's lower edge."""
         return (point.imag - self.horizon) / (IMAGE_SIZE - self.horizon)

@@ -25,7 +25,7 @@ PART_PATHS = {
     "test": ("images/test2015", "annotations/test_hico.json"),
 }
 PLAN_FILE, DATASET_FILE = "toy.json", "dataset.toml"
-# Raised whenever the same seed gives other pictures than before.
+# Raised whenever the same seed gives other images than before.
 DRAWING_VERSION = 1
 CHUNK_SIZE = 50
 MIN_IMAGES_FOR_WORKERS = 200
@@ -46,7 +46,7 @@ def write_toy(
 
     Args:
         root: a new or empty folder, or one that holds a toy dataset.
-        train, test: numbers of pictures.
+        train, test: numbers of images.
         seed: of everything random.
         overwrite: replace another toy dataset.
         workers: processes; all cores by default.
@@ -74,7 +74,7 @@ def write_toy(
 
 
 def _prepare_folders(root: Path) -> None:
-    """Makes the folders; an earlier toy dataset's pictures go.
+    """Makes the folders; an earlier toy dataset's images go.
 
     Raises:
         InputError: the folder cannot be made.
@@ -130,7 +130,7 @@ def _dataset_toml() -> str:
 def _write_part(
     folder: Path, part: str, count: int, seed: int, workers: int | None
 ) -> list[dict[str, Any]]:
-    """Draws a part's pictures; returns its annotation file's entries, in order."""
+    """Draws a part's images; returns its annotation file's entries, in order."""
     chunks = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
     entries: list[dict[str, Any]] = []
     with Progress(count, f"toy, {part}", "images") as progress:

@@ -64,7 +64,7 @@ def blend(first: Colour, second: Colour, share: float) -> Colour:
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one picture.
+    """The colours of one image.
 
     Attributes:
         colours: OKLCH triples for clothes and things.

@@ -1,4 +1,4 @@
-"""Pictures of the toy dataset, and what is annotated in them."""
+"""Images of the toy dataset, and what is annotated in them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from pipeline.toy.scene_spec import (
 )
 from pipeline.types import Annotation
 
-# Pictures are painted this much larger and averaged down, which smooths all edges.
+# Images are painted this much larger and averaged down, which smooths all edges.
 SUPERSAMPLING = 3
 NOISE_LEVELS = 4
 
 
 def draw_scene(seed: int, part: str, index: int) -> tuple[Image.Image, Annotation]:
-    """One picture of the toy dataset; the same arguments always give the same bytes.
+    """One image of the toy dataset; the same arguments always give the same bytes.
 
     Args:
         seed: of the whole toy dataset, from 0 on.
-        part: `train`, `test` or `models` (pictures for the toy teacher and detector, where all
+        part: `train`, `test` or `models` (images for the toy teacher and detector, where all
             interactions are equally common).
-        index: number of the picture in its part, from 0.
+        index: number of the image in its part, from 0.
 
     Returns:
         An RGB image of 128x128 pixels, and its annotation: boxes are tight to what was drawn of a
@@ -58,12 +58,12 @@ def draw_scene(seed: int, part: str, index: int) -> tuple[Image.Image, Annotatio
 
 
 def image_file_name(part: str, index: int) -> str:
-    """File name of a picture, which is its id."""
+    """File name of an image, which is its id."""
     return f"toy_{part}_{index + 1:08d}.jpg"
 
 
 def _finish_image(image: Image.Image, rng: ScalarRNG) -> Image.Image:
-    """The picture in its final size, with a little grain."""
+    """The image in its final size, with a little grain."""
     pixels = np.asarray(image.reduce(SUPERSAMPLING), dtype=np.int16)
     grain = rng.generator.integers(
         -NOISE_LEVELS, NOISE_LEVELS + 1, (IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.int16
@@ -83,7 +83,7 @@ def _draw_shadows(canvas: Canvas, group: PlacedGroup) -> None:
 
 
 def annotate_scene(standing: list[PlacedGroup], image_id: str) -> Annotation:
-    """The annotation of a picture: of every group its person, then its things."""
+    """The annotation of an image: of every group its person, then its things."""
     vocabulary = toy_vocabulary()
     boxes: list[Box] = []
     labels: list[int] = []
@@ -222,9 +222,9 @@ def draw_background(background: Background, edge: int, rng: ScalarRNG, scale: in
 
     Args:
         background: which kind.
-        edge: row of the horizon, where the ground begins, in pixels of the final picture.
-        rng: the picture's randomness.
-        scale: the picture comes out this many times larger than `IMAGE_SIZE`.
+        edge: row of the horizon, where the ground begins, in pixels of the final image.
+        rng: the image's randomness.
+        scale: the image comes out this many times larger than `IMAGE_SIZE`.
     """
     above = [vary_colour(rng, colour) for colour in background.upper]
     below = [vary_colour(rng, colour) for colour in background.lower]

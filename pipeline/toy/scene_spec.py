@@ -1,4 +1,4 @@
-"""Who does what in a picture: interactions as common or rare as in HICO-DET."""
+"""Who does what in an image: interactions as common or rare as in HICO-DET."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.toy.rng import ScalarRNG
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 
 PARTS = ("train", "test", "models")
-# A given rare interaction is shown by one picture in so many; "models" knows no rare ones.
+# A given rare interaction is shown by one image in so many; "models" knows no rare ones.
 RARE_PERIOD = {"train": 500, "test": 100}
 NUM_PEOPLE_WEIGHTS = (0.24, 0.46, 0.30)
 NO_INTERACTION_WEIGHT = 1.5
@@ -39,16 +39,16 @@ def toy_vocabulary() -> Vocabulary:
 
 
 def sample_scene_spec(seed: int, part: str, index: int, rng: ScalarRNG) -> list[PersonSpec]:
-    """What the one to three people of a picture do.
+    """What the one to three people of an image do.
 
-    A rare interaction is shown exactly once in `RARE_PERIOD` pictures, by the first person, who
+    A rare interaction is shown exactly once in `RARE_PERIOD` images, by the first person, who
     always finds room.
 
     Args:
         seed: of the toy dataset.
         part: one of `PARTS`.
-        index: number of the picture in its part.
-        rng: the picture's randomness.
+        index: number of the image in its part.
+        rng: the image's randomness.
     """
     vocabulary = toy_vocabulary()
     weights, hands = _interaction_weights(part)
@@ -90,7 +90,7 @@ def _interaction_weights(part: str) -> tuple[tuple[float, ...], tuple[float, ...
 
 @cache
 def _rare_slots(seed: int, part: str) -> dict[int, int]:
-    """Rare interactions by the number, within the period, of the pictures that show them."""
+    """Rare interactions by the number, within the period, of the images that show them."""
     rare = toy_vocabulary().rare
     slots = np.random.default_rng([seed, PARTS.index(part)]).permutation(RARE_PERIOD[part])
     return {int(slot): index for slot, index in zip(slots[: len(rare)], rare, strict=True)}
@@ -109,12 +109,12 @@ OwnedSketches = list[tuple[int, Sketch]]
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """A group, or a distractor, with its place in the picture.
+    """A group, or a distractor, with its place in the image.
 
     Attributes:
         parts: from back to front, whose (0 the person, 1, 2 the things, -1 nobody's) and what, in
             pixels from the position.
-        position: where in the picture the group's origin is; its row is that of the ground there.
+        position: where in the image the group's origin is; its row is that of the ground there.
         boxes: by owner, the tight box of all its parts.
         spec: what it shows, None for a distractor.
     """

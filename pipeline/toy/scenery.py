@@ -89,7 +89,7 @@ def stones(canvas: Canvas) -> None:
 
 
 def posts(canvas: Canvas) -> None:
-    """A thin post in front of people and things, in a third of the pictures."""
+    """A thin post in front of people and things, in a third of the images."""
     if canvas.rng.bernoulli(0.67):
         return
     foot = complex(
@@ -110,7 +110,7 @@ def flakes(canvas: Canvas) -> None:
 
 
 def sun(canvas: Canvas) -> None:
-    """A low sun or moon with its glow, in half of the pictures."""
+    """A low sun or moon with its glow, in half of the images."""
     if canvas.rng.bernoulli(0.5):
         return
     x, y = canvas.rng.uniform(8, IMAGE_SIZE - 8), canvas.horizon * canvas.rng.uniform(0.15, 0.7)

@@ -106,8 +106,8 @@ def test_all_problems_stand_in_the_table_and_are_counted_in_the_line(small_datas
     (small_dataset / "images/test2015/c.jpg").unlink()
     _, text, line = checked()
     rows = {row.rsplit(maxsplit=3)[0]: row.split()[-3:] for row in text.splitlines() if row}
-    assert rows["images missing"] == ["1", "1", "wrong"]
-    assert rows["images unreadable"] == ["1", "0", "wrong"]
+    assert rows["images missing"] == ["1", "1", "error"]
+    assert rows["images unreadable"] == ["1", "0", "error"]
     assert text.count(", first ") == 3 and line.endswith("(and 2 more)")
 
 
@@ -171,7 +171,7 @@ def test_everything_wrong_is_found_at_once(small_dataset, checked):
     assert (train.annotated, train.labels) == (2, 2)
     assert line.endswith("(and 3 more)")
     (row,) = [row for row in text.splitlines() if row.startswith("malformed entries")]
-    assert row.split() == ["malformed", "entries", "1", "0", "wrong"]
+    assert row.split() == ["malformed", "entries", "1", "0", "error"]
 
 
 def coco(root, images):
@@ -263,7 +263,7 @@ def test_parts_without_findings_have_no_findings(dataset):
     assert format_check(dataset("v-coco"), checks).splitlines()[2:] == [
         "train  5       4 / 5400   3",
         "test   12      11 / 4946  10",
-        "(behind the slash: as published)",
+        "(after the slash: published counts)",
     ]
 
 
@@ -274,9 +274,9 @@ def test_findings_in_rows_and_their_first_ones_below(dataset):
     test.problems.append("test.json: no such file")
     assert format_check(dataset("mine"), [train, test]).splitlines()[4:] == [
         "",
-        "found                train  test",
+        "issues               train  test",
         "boxes over the edge  7      0",
-        "images missing       1      0     wrong",
+        "images missing       1      0     error",
         "",
         "train: 7 boxes over the edge, first a.jpg",
         "train: 1 images missing, first b.jpg",

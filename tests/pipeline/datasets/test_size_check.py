@@ -150,7 +150,7 @@ def test_what_sizes_do_not_tell_is_said_in_one_line(
     found = sizes_of(turned(orientations, key, declared, size))
     found.raise_errors(strict=True)
     lines = list(found.warnings())
-    assert f"{count} of {len(orientations)} pictures" in lines[0]
+    assert f"{count} of {len(orientations)} images" in lines[0]
     assert f'orientation = "{key or "upright"}"' in lines[0]
     assert found.unusable == {}
 
