@@ -1,4 +1,8 @@
-"""Shared by the readers of annotation files: checked fields, issues, building annotations."""
+"""Shared by the readers of annotation files: checked fields, issues, building annotations.
+
+A reader turns every entry of a file into a `RawAnnotation`. `build_annotation` repairs the issues
+that published files have (or refuses them) and returns the `Annotation`.
+"""
 
 from __future__ import annotations
 
@@ -29,26 +33,31 @@ BOX_FORMAT = "four finite numbers [x1, y1, x2, y2]"
 
 
 class UnknownCategory(InputError):
-    """An object or a verb that the vocabulary lacks."""
+    """A category id of an object or a verb that is not in the vocabulary."""
 
 
 class DuplicateImage(InputError):
-    """An image that the file names a second time."""
+    """An image that occurs twice in a file."""
 
 
 @dataclass(frozen=True)
 class EntryReader:
-    """Where in a file we are: the image (or entry), for errors."""
+    """Reads and checks fields of one image's entry; errors name the file and the image.
+
+    Attributes:
+        file: path of the file.
+        image: file name of the image, or another name of the entry.
+    """
 
     file: Path
     image: str
 
     def error(self, field: str, expected: str, found: object) -> InputError:
-        """The error for a field of this image."""
+        """The error for a wrong field of this image."""
         return bad_field(self.file, f"{self.image}: {field}", expected, found)
 
     def read_objects(self, entry: dict[str, Any], field: str) -> list[dict[str, Any]]:
-        """A list of JSON objects; it may be empty, but not missing."""
+        """A list of JSON objects, which may be empty but not missing."""
         rows = self.require(entry, field, field, "a list of objects")
         if not isinstance(rows, list):
             raise self.error(field, "a list of objects", rows)
@@ -58,27 +67,27 @@ class EntryReader:
         return rows
 
     def require(self, entry: dict[str, Any], key: str, field: str, expected: str) -> Any:
-        """The value under a key that must be there."""
+        """The value of a required key."""
         if key not in entry:
             raise self.error(field, expected, "nothing (the key is missing)")
         return entry[key]
 
     def read_int(self, value: Any, field: str, expected: str = "a whole number") -> int:
-        """A whole number; true and false are none."""
+        """An integer; JSON's true and false are refused."""
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(field, expected, value)
         return value
 
     def read_box(self, value: Any, field: str, expected: str = BOX_FORMAT) -> list[float]:
-        """Four finite numbers."""
-        good = (
+        """Four finite numbers of at most 1e9 in absolute value."""
+        is_valid = (
             isinstance(value, list)
             and len(value) == 4
             and all(isinstance(number, (int, float)) for number in value)
             and not any(isinstance(number, bool) for number in value)
         )
-        # A whole number may be too large for a float: then it is no finite coordinate either.
-        if not good or not all(abs(number) < math.inf for number in value):
+        # The comparison also works for integers that are too large for a float.
+        if not is_valid or not all(abs(number) < math.inf for number in value):
             raise self.error(field, expected, value)
         if any(abs(number) > 1e9 for number in value):
             raise self.error(field, f"{expected} in pixels", value)
@@ -95,7 +104,11 @@ class EntryReader:
         return width, height
 
     def read_label(self, category: Any, field: str, vocabulary: Vocabulary) -> int:
-        """Object index of a category id."""
+        """Object index of a category id.
+
+        Raises:
+            UnknownCategory: the vocabulary has no such id.
+        """
         ids = vocabulary.category_ids
         expected = f"an object id of {vocabulary.name} (from {min(ids)} to {max(ids)})"
         if self.read_int(category, field, expected) not in vocabulary.label_by_category_id:
@@ -104,10 +117,15 @@ class EntryReader:
 
 
 def check_image_name(file: Path, where: str, value: Any) -> str:
-    """A file name below the images folder.
+    """Checks the name of an image file, relative to the images folder.
+
+    Args:
+        file: annotation file, for errors.
+        where: field of the name, for errors.
+        value: the name.
 
     Raises:
-        InputError: it is no text in UTF-8, is empty, or leads out of the folder.
+        InputError: the name is empty, not a UTF-8 string, or outside of the images folder.
     """
     expected = "the name of an image file"
     if not isinstance(value, str) or not value.strip() or "\0" in value:
@@ -121,19 +139,24 @@ def check_image_name(file: Path, where: str, value: Any) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name is text: of bytes that are no UTF-8, Python makes half characters."""
+    """Whether a file name is valid UTF-8; Python represents other bytes by lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 class UniqueImageNames:
-    """The image names of a file so far; none may come twice."""
+    """Collects the image names of a file and refuses repeated ones."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._seen: set[str] = set()
 
     def add(self, where: str, value: Any) -> str:
-        """Checks a name and remembers it."""
+        """Checks and returns a name.
+
+        Raises:
+            InputError: the name is not valid (see `check_image_name`).
+            DuplicateImage: the name has been added before.
+        """
         name = check_image_name(self._file, where, value)
         if name in self._seen:
             error = bad_field(self._file, where, "every image once", f"{name} a second time")
@@ -142,43 +165,43 @@ class UniqueImageNames:
         return name
 
 
-# The issues of published files, as people read them.
+# Kinds of issues that published files have and that are repaired, as shown in messages.
 BOX_OUT_OF_BOUNDS = "boxes over the image's edge (clipped)"
 EMPTY_BOX = "boxes without area (dropped)"
 LABEL_ON_EMPTY_BOX = "labels of boxes without area (dropped)"
-INDEX_OUT_OF_RANGE = "labels pointing past the box list (dropped)"
-SUBJECT_NOT_PERSON = "labels whose subject is no person (dropped)"
-UNKNOWN_INTERACTION = "labels that are no interaction of the vocabulary (dropped)"
+INDEX_OUT_OF_RANGE = "labels with a box index out of range (dropped)"
+SUBJECT_NOT_PERSON = "labels whose subject is not a person (dropped)"
+UNKNOWN_INTERACTION = "labels that are not an interaction of the vocabulary (dropped)"
 DUPLICATE_LABEL = "repeated labels (dropped)"
 
-# What makes a file unusable, as people read it.
+# Kinds of errors that make a file unusable, as shown in messages.
 ENTRY_ERRORS: dict[type[InputError], str] = {
-    UnknownCategory: "numbers of objects or verbs that the vocabulary lacks",
+    UnknownCategory: "ids of objects or verbs that are not in the vocabulary",
     DuplicateImage: "images named more than once",
-    BoxFormatError: "files of boxes or labels in another form",
+    BoxFormatError: "files with another format of boxes or labels",
     InputError: "malformed entries",
 }
-# Fewer labels tell nothing about the whole file.
+# Swapped roles are not judged from fewer labels.
 MIN_LABELS = 5
-# Label of a box whose object the vocabulary lacks, in lenient mode.
+# Label of a box whose category is not in the vocabulary, in lenient mode.
 UNKNOWN_LABEL = -1
 
 
 @dataclass(frozen=True)
 class ParseContext:
-    """What holds for a whole file while it is read.
+    """Settings and counts of reading one file.
 
     Attributes:
-        file: its path, for errors.
-        vocabulary: which verbs and objects its numbers mean.
-        strict: refuse issues.
-        lenient: go on after wrong entries and issues, and count them.
-        issues: how many of each kind were found so far.
-        entry_errors: how many wrong entries of each kind lenient mode found so far.
-        examples: the first of each kind of both, as an error tells it.
-        unlabelled: images that the file names without any labelled pair, and so says nothing of.
-        box_formats: what its boxes look like, by the form that is expected of them.
-        role_order: how many labels with an object have had "right" and "swapped" roles.
+        file: path of the file, for errors.
+        vocabulary: objects and verbs of the annotations.
+        strict: raise an error for issues instead of repairing them.
+        lenient: count wrong entries and issues instead of raising errors, for a complete report.
+        issues: number of issues by kind.
+        entry_errors: number of wrong entries by kind, in lenient mode.
+        examples: error message of the first issue or wrong entry of each kind.
+        unlabelled: names of images without any labelled pair, in forms that list labelled images.
+        box_formats: statistics of the boxes, by the expected format.
+        role_order: number of labels with "right" and with "swapped" subject and object.
     """
 
     file: Path
@@ -191,7 +214,7 @@ class ParseContext:
     unlabelled: set[str] = field(default_factory=set)
     box_formats: dict[str, BoxFormatCheck] = field(
         default_factory=lambda: {
-            form: BoxFormatCheck(form, MAX_WRONG_SHARE) for form in (XYXY, XYWH)
+            box_format: BoxFormatCheck(box_format, MAX_WRONG_SHARE) for box_format in (XYXY, XYWH)
         }
     )
     role_order: Counter[str] = field(default_factory=Counter)
@@ -199,8 +222,13 @@ class ParseContext:
     def add_issue(self, kind: str, image: str, where: str, expected: str, found: object) -> None:
         """Counts an issue.
 
+        Args:
+            kind: kind of the issue.
+            image: file name of the image.
+            where, expected, found: field, expected and found value, for the error message.
+
         Raises:
-            InputError: `strict`, not in lenient mode.
+            InputError: the file is read with `strict` and without `lenient`.
         """
         if kind not in self.examples or self.strict:
             error = EntryReader(self.file, image).error(where, expected, found)
@@ -210,27 +238,29 @@ class ParseContext:
         self.issues[kind] += 1
 
     def add_boxes(
-        self, boxes: list[list[float]], size: tuple[int, int] | None, form: str = XYXY
+        self, boxes: list[list[float]], size: tuple[int, int] | None, box_format: str = XYXY
     ) -> None:
-        """Looks at the boxes of an image, as they stand in the file."""
-        self.box_formats[form].add(np.array(boxes, dtype=np.float64).reshape(-1, 4), size)
+        """Adds boxes of an image, as in the file, to the statistics of `check_format`."""
+        self.box_formats[box_format].add(np.array(boxes, dtype=np.float64).reshape(-1, 4), size)
 
     def add_pair(self, subject: int, target: int) -> None:
-        """Looks at the objects that a label's subject and object are."""
+        """Adds the object indices of a label's two boxes to the statistics of `check_format`."""
         person = self.vocabulary.person
         self.role_order["swapped" if subject != person == target else "right"] += 1
 
     def check_format(self) -> None:
-        """Refuses a file all of whose boxes or labels are meant otherwise, at its end.
+        """Refuses a file whose boxes have another format or whose labels have swapped roles.
+
+        To be called when all boxes and labels have been added.
 
         Raises:
-            OtherForm: names the form.
+            BoxFormatError: names the format.
         """
-        for form in self.box_formats.values():
-            form.check(self.file, "bbox")
+        for box_format in self.box_formats.values():
+            box_format.check(self.file, "bbox")
         swapped, total = self.role_order["swapped"], self.role_order.total()
         if total >= MIN_LABELS and 2 * swapped > total:
-            expected = "a person as subject and a thing as object"
+            expected = "a person as subject"
             found = f"subject and object swapped in {swapped} of {total} labels"
             raise BoxFormatError(
                 str(bad_field(self.file, "subject_id and object_id", expected, found))
@@ -238,7 +268,7 @@ class ParseContext:
 
     @contextmanager
     def catch_errors(self) -> Iterator[None]:
-        """Around the reading of one entry: lenient mode counts what is wrong with it."""
+        """Context of reading one entry; in lenient mode its error is counted, not raised."""
         try:
             yield
         except InputError as error:
@@ -249,11 +279,10 @@ class ParseContext:
             self.examples.setdefault(kind, str(error))
 
     def read_label(self, reader: EntryReader, category: Any, where: str) -> int:
-        """Object index of a category id; in lenient mode `UNKNOWN_LABEL` for one
-        that the vocabulary lacks.
+        """Object index of a category id; `UNKNOWN_LABEL` in lenient mode for unknown ids.
 
         Raises:
-            InputError: the vocabulary lacks it, not in lenient mode.
+            UnknownCategory: the vocabulary has no such id, and the mode is not lenient.
         """
         with self.catch_errors():
             return reader.read_label(category, where, self.vocabulary)
@@ -261,7 +290,7 @@ class ParseContext:
 
 
 def format_issues(file: Path, issues: Counter[str]) -> str:
-    """What was clipped or dropped, in one line for people; empty when nothing was."""
+    """One line about the issues that were repaired; empty without issues."""
     counts = ", ".join(f"{count} {kind}" for kind, count in issues.items())
     return f"{file}: {counts}" if counts else ""
 
@@ -271,16 +300,16 @@ NO_OBJECT = -1
 
 @dataclass(frozen=True)
 class RawAnnotation:
-    """One image's entry, structurally sound, issues not yet looked for.
+    """Entry of one image with valid fields, before issues are repaired.
 
     Attributes:
-        name: file name.
+        name: file name of the image.
         boxes: N boxes, xyxy, pixels.
-        labels: their N object indices.
+        labels: object indices of the N boxes.
         hois: K (human box, object box, verb); the object box is -1 for a verb without object.
-        size: width and height; None where the file doesn't say.
-        box_field, hoi_field: how the file calls a box and a label, for errors.
-        coco_image_id: the file's own number of the image; None where it has none.
+        size: width and height in pixels; None if the file has no sizes.
+        box_field, hoi_field: field names in the file of a box and a label, by index, for errors.
+        coco_image_id: COCO's id of the image; None in other forms.
     """
 
     name: str
@@ -294,19 +323,19 @@ class RawAnnotation:
 
 
 def build_annotation(raw: RawAnnotation, context: ParseContext) -> Annotation:
-    """The annotation of one image: clipped, without issues, equal boxes merged.
+    """The annotation of one image: boxes clipped, equal boxes merged, wrong labels dropped.
 
-    Boxes and labels keep the file's order; boxes that no label points at stay.
+    Boxes and labels keep the order of the file; boxes without label are kept.
 
     Raises:
-        InputError: an issue, when `context.strict`.
+        InputError: there is an issue, and `context.strict` is set.
     """
     boxes = np.array(raw.boxes, dtype=np.float64).reshape(-1, 4)
     clipped = _clip_to_image(boxes, raw, context)
-    number, kept = _merge_equal_boxes(clipped, raw, context)
+    new_indices, kept = _merge_equal_boxes(clipped, raw, context)
     hois: dict[tuple[int, int, int], None] = {}
     for index, hoi in enumerate(raw.hois):
-        row = _check_label(hoi, index, number, raw, context)
+        row = _check_label(hoi, index, new_indices, raw, context)
         if row is None:
             continue
         if row in hois:
@@ -328,10 +357,15 @@ def build_annotation(raw: RawAnnotation, context: ParseContext) -> Annotation:
 def annotation_to_upright(
     annotation: Annotation, header: ImageHeader, context: ParseContext
 ) -> Annotation:
-    """An annotation in stored pixels, turned upright with its image.
+    """An annotation in stored pixels, transformed to the upright image.
+
+    Args:
+        annotation: boxes and size in stored pixels.
+        header: header of the image.
+        context: of the annotation file.
 
     Raises:
-        InputError: a box reaches over the image's edge, when `context.strict`.
+        InputError: a box reaches over the edge of the image, and `context.strict` is set.
     """
     size = annotation.size or header.stored_size
     if annotation.size is None:
@@ -344,7 +378,7 @@ def annotation_to_upright(
         annotation.labels.tolist(),
         [tuple(row) for row in annotation.hois.tolist()],
         upright,
-        box_field=lambda index: f"box {index}, turned upright",
+        box_field=lambda index: f"box {index}, rotated upright",
         hoi_field=lambda index: f"label {index}",
         coco_image_id=annotation.coco_image_id,
     )
@@ -353,71 +387,78 @@ def annotation_to_upright(
 
 
 def _clip_to_image(boxes: np.ndarray, raw: RawAnnotation, context: ParseContext) -> np.ndarray:
-    """Boxes cut at the edges; where the size is unknown, at the upper and left ones."""
+    """Boxes clipped to the image; only at the left and upper edge if its size is unknown."""
     clipped = clip_boxes(boxes, raw.size or (np.inf, np.inf))
     for index in np.flatnonzero((clipped != boxes).any(axis=1)).tolist():
-        inside = f"a box inside {raw.size[0]} x {raw.size[1]}" if raw.size else "no negative number"
         field = raw.box_field(index)
-        context.add_issue(BOX_OUT_OF_BOUNDS, raw.name, field, inside, raw.boxes[index])
+        expected = (
+            f"a box inside {raw.size[0]} x {raw.size[1]}" if raw.size else "no negative number"
+        )
+        context.add_issue(BOX_OUT_OF_BOUNDS, raw.name, field, expected, raw.boxes[index])
     return clipped
 
 
 def _merge_equal_boxes(
     boxes: np.ndarray, raw: RawAnnotation, context: ParseContext
 ) -> tuple[list[int | None], list[int]]:
-    """New number of every box (None for one without area) and the old numbers of those kept."""
-    number: list[int | None] = []
+    """Removes boxes without area, of unknown objects, and repeated ones.
+
+    Returns:
+        New index of every box (None for removed ones), and the old indices of the remaining boxes.
+    """
+    new_indices: list[int | None] = []
     kept: list[int] = []
-    known: dict[tuple[float, ...], int] = {}
+    index_by_box: dict[tuple[float, ...], int] = {}
     for index, (box, label) in enumerate(zip(boxes.tolist(), raw.labels, strict=True)):
         if label == UNKNOWN_LABEL:
-            number.append(None)
+            new_indices.append(None)
             continue
         if box[2] <= box[0] or box[3] <= box[1]:
             field = raw.box_field(index)
             context.add_issue(EMPTY_BOX, raw.name, field, "x1 < x2 and y1 < y2", raw.boxes[index])
-            number.append(None)
+            new_indices.append(None)
             continue
         key = (*box, label)
-        if key not in known:
-            known[key] = len(kept)
+        if key not in index_by_box:
+            index_by_box[key] = len(kept)
             kept.append(index)
-        number.append(known[key])
-    return number, kept
+        new_indices.append(index_by_box[key])
+    return new_indices, kept
 
 
 def _check_label(
     hoi: tuple[int, int, int],
     index: int,
-    number: list[int | None],
+    new_indices: list[int | None],
     raw: RawAnnotation,
     context: ParseContext,
 ) -> tuple[int, int, int] | None:
-    """A label with the new box numbers, or None when it is dropped."""
+    """A label with new box indices; None if it has to be dropped."""
     human, target, verb = hoi
     vocabulary, where = context.vocabulary, raw.hoi_field(index)
-    # Only vocabularies with roles (V-COCO's) have verbs that may come without an object.
-    alone = target == NO_OBJECT and bool(vocabulary.roles)
-    named = (human,) if alone else (human, target)
-    for box in named:
-        if not 0 <= box < len(number):
-            expected = f"box numbers from 0 to {len(number) - 1}"
+    # Only V-COCO, whose vocabulary has roles, labels verbs without an object.
+    without_object = target == NO_OBJECT and bool(vocabulary.roles)
+    indices = (human,) if without_object else (human, target)
+    for box in indices:
+        if not 0 <= box < len(new_indices):
+            expected = f"box indices from 0 to {len(new_indices) - 1}"
             context.add_issue(INDEX_OUT_OF_RANGE, raw.name, where, expected, box)
             return None
-    if UNKNOWN_LABEL in [raw.labels[box] for box in named]:
+    if UNKNOWN_LABEL in [raw.labels[box] for box in indices]:
         return None
-    if not alone:
+    if not without_object:
         context.add_pair(raw.labels[human], raw.labels[target])
     if raw.labels[human] != vocabulary.person:
         found = vocabulary.objects[raw.labels[human]]
         context.add_issue(SUBJECT_NOT_PERSON, raw.name, where, "a person as subject", found)
         return None
-    if not alone and not vocabulary.valid[verb, raw.labels[target]]:
+    if not without_object and not vocabulary.valid[verb, raw.labels[target]]:
         found = f"{vocabulary.verbs[verb]} {vocabulary.objects[raw.labels[target]]}"
         expected = f"an interaction of {vocabulary.name}"
         context.add_issue(UNKNOWN_INTERACTION, raw.name, where, expected, found)
         return None
-    new_human, new_target = number[human], NO_OBJECT if alone else number[target]
+    new_human = new_indices[human]
+    new_target = NO_OBJECT if without_object else new_indices[target]
     if new_human is None or new_target is None:
         context.add_issue(LABEL_ON_EMPTY_BOX, raw.name, where, "boxes with area", "one without")
         return None

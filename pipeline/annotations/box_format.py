@@ -1,4 +1,8 @@
-"""Tells from the numbers of a file's boxes whether they are of the form that is expected."""
+"""Recognises boxes in another format than expected from the values of all boxes of a file.
+
+Wrong formats (sides instead of corners, centres, shares of the image size, another scale) often
+give plausible boxes, so a single box cannot be judged.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,29 @@ from pipeline.utils.errors import InputError, bad_field
 
 XYXY, XYWH = "[x1, y1, x2, y2]", "[x, y, width, height]"
 CXCYWH = "[cx, cy, width, height]"
-# Coordinates from 0 to 1 may reach a little over the edge, as predicted ones do.
+# Normalised coordinates may exceed 1 slightly, because predicted boxes do.
 NORMALISED_LIMIT = 1.05
-# None of HICO-DET's boxes lies within a pixel or has an x2 below its x1; given as sides, two thirds
-# would. Boxes over the edge are met more often. Fewer than three boxes tell nothing.
+# In HICO-DET no box lies within one pixel or has x2 < x1; if its boxes had sides in place of
+# corners, two thirds would. Boxes beyond the edge of the image are more common, so the share for
+# sides is higher. Fewer than `MIN_BOXES` boxes are not judged.
 MAX_WRONG_SHARE, MAX_WRONG_XYWH_SHARE, MIN_BOXES = 0.1, 0.3, 3
+# Another format must be right for this share of the boxes that are wrong in the expected one.
 MIN_EXPLAINED_SHARE = 0.95
-# No image reaches so far; areas of larger boxes leave single precision.
+# No image is this large, and areas of larger boxes overflow float32 arithmetic.
 MAX_COORDINATE = 1e9
-# A box in pixels of an image of another size reaches farther over the edge than this share of the
-# side; of HICO-DET's boxes none reaches over the edge by a pixel, in thousandths nine tenths would.
+# Boxes of another scale exceed the image by more than this share of its side. No box of HICO-DET
+# exceeds its image by a pixel; if coordinates were in thousandths of the side, 90 % would.
 OUTSIDE_MARGIN = 0.05
-# Odd images may have a few such boxes; of another scale most are.
+# Single images may have such boxes; with another scale most boxes are outside.
 MAX_OUTSIDE_SHARE = 0.5
 
 
 def far_outside_mask(boxes: np.ndarray, size: tuple[int, int] | np.ndarray) -> np.ndarray:
-    """(N,) which boxes reach clearly over the right or lower edge.
+    """(N,) bool: boxes that exceed the right or lower edge by more than `OUTSIDE_MARGIN`.
 
     Args:
         boxes: (N, 4) xyxy, pixels.
-        size: width and height of their image, or (N, 2), of every box's own; may be infinite.
+        size: width and height of the image, or (N, 2) with one size per box; may be infinite.
     """
     side = np.broadcast_to(np.array(size, np.float64), (len(boxes), 2))
     margin = np.where(np.isfinite(side), OUTSIDE_MARGIN * side, 0) + 1
@@ -39,17 +45,17 @@ def far_outside_mask(boxes: np.ndarray, size: tuple[int, int] | np.ndarray) -> n
 
 
 class BoxFormatError(InputError):
-    """Boxes, or the roles of boxes, that are all meant otherwise than the form has them."""
+    """The boxes of a file have another format than expected, or swapped roles."""
 
 
 class BoxFormatCheck:
-    """Counts what the boxes of a file look like.
+    """Statistics of the boxes of a file, and the decision whether their format is the expected one.
 
     Args:
-        box_format: `XYXY` or `XYWH`, what is expected.
-        max_normalised_share: the largest share of boxes within a pixel that may be meant so.
-        max_wrong_share: the largest share of boxes that may be wrong in the form; None takes
-            that of annotated boxes.
+        box_format: the expected format, `XYXY` or `XYWH`.
+        max_normalised_share: largest allowed share of boxes with all coordinates within 0 and 1.
+        max_wrong_share: largest allowed share of boxes that are invalid in the expected format;
+            None for the default for annotated boxes.
     """
 
     def __init__(
@@ -62,11 +68,12 @@ class BoxFormatCheck:
         self._max_wrong_share = max_wrong_share or (
             MAX_WRONG_SHARE if box_format == XYXY else MAX_WRONG_XYWH_SHARE
         )
-        # Boxes, those within one pixel, those wrong in the expected form, those outside.
+        # Numbers of all boxes, of normalised ones, of those that are invalid in the expected
+        # format, and of those outside their images.
         self._total = self._normalised = self._wrong = self._outside = 0
-        # How many of the wrong ones are right in each of the other forms.
-        self._right = {other: 0 for other in (XYXY, XYWH, CXCYWH) if other != box_format}
-        self._first = ""
+        # Number of the invalid boxes that are valid in each of the other formats.
+        self._valid_in = {other: 0 for other in (XYXY, XYWH, CXCYWH) if other != box_format}
+        self._first_outside = ""
 
     def add(
         self,
@@ -74,19 +81,19 @@ class BoxFormatCheck:
         size: tuple[int, int] | np.ndarray | None = None,
         image: str = "",
     ) -> None:
-        """Looks at boxes.
+        """Adds boxes to the statistics.
 
         Args:
-            boxes: (N, 4) as they stand in the file.
-            size: width and height of their image, or (N, 2), of every box's own, where known;
-                infinite where not.
-            image: their image's name, for errors.
+            boxes: (N, 4) as in the file.
+            size: width and height of the image, or (N, 2) with one size per box; None or infinite
+                where unknown.
+            image: name of the image, for errors.
         """
         limit = np.full((len(boxes), 2), np.inf) if size is None else np.array(size, np.float64)
         limit = np.broadcast_to(limit, (len(boxes), 2))
-        # Nothing tells the forms apart in an image of a pixel, nor by a box of zeros.
-        telling = (boxes != 0).any(axis=1) & (limit.max(axis=1) > 2)
-        boxes, limit = boxes[telling], limit[telling]
+        # Boxes of zeros, and all boxes in images of 1 or 2 pixels, fit every format.
+        informative = (boxes != 0).any(axis=1) & (limit.max(axis=1) > 2)
+        boxes, limit = boxes[informative], limit[informative]
         first, last = boxes[:, :2], boxes[:, 2:]
         self._total += len(boxes)
         self._normalised += int((np.abs(boxes) <= NORMALISED_LIMIT).all(axis=1).sum())
@@ -98,45 +105,51 @@ class BoxFormatCheck:
         if wrong.any():
             self._add_wrong(boxes[wrong], limit[wrong])
         outside = far_outside_mask(corners, limit)
-        if outside.any() and not self._first:
+        if outside.any() and not self._first_outside:
             box, sides = (values[int(np.argmax(outside))].tolist() for values in (boxes, limit))
-            shown = ", ".join(f"{number:.6g}" for number in box)
-            self._first = f"{image and image + ': '}[{shown}] of {sides[0]:g} x {sides[1]:g}"
+            numbers = ", ".join(f"{number:.6g}" for number in box)
+            self._first_outside = (
+                f"{image and image + ': '}[{numbers}] of {sides[0]:g} x {sides[1]:g}"
+            )
         self._outside += int(outside.sum())
 
     def _add_wrong(self, boxes: np.ndarray, limit: np.ndarray) -> None:
         first, last = boxes[:, :2], boxes[:, 2:]
         half, positive = last / 2, (last > 0).all(axis=1)
-        right = {
+        is_valid = {
             XYXY: (last > first).all(axis=1) & (last <= limit + 1).all(axis=1),
             XYWH: positive & (first + last <= limit + 1).all(axis=1),
             CXCYWH: positive & ((first + half <= limit + 1) & (first - half >= -1)).all(axis=1),
         }
         self._wrong += len(boxes)
-        for other in self._right:
-            self._right[other] += int(right[other].sum())
+        for other in self._valid_in:
+            self._valid_in[other] += int(is_valid[other].sum())
 
     def check(self, file: Path, field: str, scale: bool = True) -> None:
-        """Refuses a file whose boxes are of another form, with `scale` also of another scale.
+        """Refuses a file whose boxes have another format.
+
+        Args:
+            file, field: path and name of the boxes' field, for errors.
+            scale: also refuse boxes of another scale.
 
         Raises:
-            OtherForm: too many have coordinates from 0 to 1, make sense in another form alone, or
-                reach clearly outside their images; names the form.
+            BoxFormatError: too many boxes have coordinates from 0 to 1, are valid only in another
+                format, or lie outside their images; names the format.
         """
         expected = f"{self.box_format} in pixels"
         is_many = self._normalised >= max(MIN_BOXES, self._max_normalised_share * self._total)
         if is_many or 2 * self._normalised > self._total:
             found = f"numbers from 0 to 1 in {self._normalised} of {self._total} boxes"
-            hint = "shares of the image's width and height; multiply by these"
+            hint = "multiply them by the width and height of the image"
             raise BoxFormatError(f"{bad_field(file, field, expected, found)}: {hint}")
         if self._wrong >= max(MIN_BOXES, self._max_wrong_share * self._total):
             others = [
                 name
-                for name, right in self._right.items()
-                if right >= MIN_EXPLAINED_SHARE * self._wrong
+                for name, count in self._valid_in.items()
+                if count >= MIN_EXPLAINED_SHARE * self._wrong
             ]
             if others:
-                hint = f"otherwise {self._wrong} of {self._total} boxes are none"
+                hint = f"{self._wrong} of {self._total} boxes are invalid in the expected format"
                 raise BoxFormatError(
                     f"{bad_field(file, field, expected, ' or '.join(others))}: {hint}"
                 )
@@ -144,12 +157,11 @@ class BoxFormatCheck:
             raise BoxFormatError(problem)
 
     def scale_error(self, file: Path, field: str) -> str:
-        """What tells that boxes count in pixels of images of another size, empty where nothing
-        does."""
+        """Message if boxes are in pixels of images of another size, otherwise empty."""
         if self._outside < max(MIN_BOXES, MAX_OUTSIDE_SHARE * self._total):
             return ""
         found = f"{self._outside} of {self._total} boxes outside their images"
         return (
             f"{bad_field(file, field, f'{self.box_format} in pixels of the image', found)}, first"
-            f" {self._first}; they are of another scale"
+            f" {self._first_outside}; they seem to have another scale"
         )

@@ -1,4 +1,4 @@
-"""COCO detection files, `instances_train2017.json` and the like: boxes only, no interactions."""
+"""COCO's instances files, e.g. `instances_train2017.json`: boxes without interactions."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ COCO_BOX_FORMAT = "four finite numbers [x, y, width, height]"
 
 
 def parse_coco(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
-    """All images of the file, in its order; crowds are left out.
+    """Annotations of all images, in the order of the file, without crowds.
 
     Raises:
-        InputError: an entry is structurally wrong, or has an issue under `context.strict`.
+        InputError: an entry is structurally wrong, or has an issue and `context.strict` is set.
     """
     file = EntryReader(context.file, "file")
     images = file.read_objects(value, "images")
     names = UniqueImageNames(context.file)
-    known: dict[int, dict[str, Any]] = {}
+    image_by_id: dict[int, dict[str, Any]] = {}
     for index, image in enumerate(images):
         field = f"images[{index}]"
         with context.catch_errors():
-            number = file.read_int(image.get("id"), f"{field}.id")
-            if number in known:
-                raise DuplicateImage(str(file.error(f"{field}.id", "every id once", number)))
+            image_id = file.read_int(image.get("id"), f"{field}.id")
+            if image_id in image_by_id:
+                raise DuplicateImage(str(file.error(f"{field}.id", "every id once", image_id)))
             names.add(f"{field}.file_name", image.get("file_name"))
-            known[number] = image
-    rows_of_image: dict[int, list[tuple[int, dict[str, Any]]]] = {number: [] for number in known}
+            image_by_id[image_id] = image
+    rows_by_id: dict[int, list[tuple[int, dict[str, Any]]]] = {
+        image_id: [] for image_id in image_by_id
+    }
     for index, row in enumerate(file.read_objects(value, "annotations")):
         with context.catch_errors():
             owner = row.get("image_id")
-            if not isinstance(owner, int) or owner not in known:
+            if not isinstance(owner, int) or owner not in image_by_id:
                 raise file.error(f"annotations[{index}].image_id", "the id of one of images", owner)
             if not row.get("iscrowd"):
-                rows_of_image[owner].append((index, row))
+                rows_by_id[owner].append((index, row))
     annotations = []
-    for number, image in known.items():
+    for image_id, image in image_by_id.items():
         with context.catch_errors():
-            annotations.append(
-                build_annotation(_parse_image(image, rows_of_image[number], context), context)
-            )
+            raw = _parse_image(image, rows_by_id[image_id], context)
+            annotations.append(build_annotation(raw, context))
     return annotations
 
 
@@ -60,23 +61,23 @@ def _parse_image(
 ) -> RawAnnotation:
     reader = EntryReader(context.file, image["file_name"])
     size = reader.read_size([image.get("width"), image.get("height")], "width and height")
-    stated, boxes, labels = [], [], []
+    file_boxes, boxes, labels = [], [], []
     for index, row in rows:
         field = f"annotations[{index}]"
-        stated.append(reader.read_box(row.get("bbox"), f"{field}.bbox", COCO_BOX_FORMAT))
-        x, y, width, height = stated[-1]
+        file_boxes.append(reader.read_box(row.get("bbox"), f"{field}.bbox", COCO_BOX_FORMAT))
+        x, y, width, height = file_boxes[-1]
         boxes.append([x, y, x + width, y + height])
         category = row.get("category_id")
         labels.append(context.read_label(reader, category, f"{field}.category_id"))
-    context.add_boxes(stated, size, XYWH)
-    numbers = [index for index, _ in rows]
+    context.add_boxes(file_boxes, size, XYWH)
+    indices = [index for index, _ in rows]
     return RawAnnotation(
         reader.image,
         boxes,
         labels,
         hois=[],
         size=size,
-        box_field=lambda index: f"annotations[{numbers[index]}].bbox",
+        box_field=lambda index: f"annotations[{indices[index]}].bbox",
         hoi_field=str,
         coco_image_id=image["id"],
     )

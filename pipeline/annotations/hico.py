@@ -1,4 +1,9 @@
-"""HICO-DET's own annotation files: `anno_bbox.mat` and `instances_*.json`."""
+"""HICO-DET's annotation files: the official `anno_bbox.mat`, and `instances_*.json`.
+
+`anno_bbox.mat` contains both parts, with all boxes of an interaction in one struct and the labelled
+pairs as rows of its `connection`. `instances_*.json` has one row of human box, object box and
+interaction per labelled pair. Both map their categories to the vocabulary by name.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +31,11 @@ ENTRY_KEYS = ("boxes_h", "boxes_o", "object", "verb", "hoi")
 
 @dataclass(frozen=True)
 class CategoryMapping:
-    """The file's numbers in the vocabulary's: lists of indices by the file's index.
+    """Indices of an `instances_*.json` file mapped to those of the vocabulary.
 
     Attributes:
-        objects, verbs: object and verb index of the vocabulary.
-        pairs: the file's (object, verb) of its interactions.
+        objects, verbs: object and verb index of the vocabulary by index of the file.
+        pairs: (object, verb) indices of the file by its interaction index.
     """
 
     objects: list[int]
@@ -39,10 +44,14 @@ class CategoryMapping:
 
 
 def parse_instances(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
-    """All images with a labelled pair, in the file's order.
+    """Annotations of all images with a labelled pair, in the order of the file.
+
+    Args:
+        value: parsed JSON of an `instances_*.json` file.
+        context: settings and counts of reading the file.
 
     Raises:
-        InputError: an entry is structurally wrong, or has an issue under `context.strict`.
+        InputError: an entry is structurally wrong, or has an issue and `context.strict` is set.
     """
     file = context.file
     filenames = _read_column(value, "filenames", value["filenames"], file)
@@ -84,8 +93,8 @@ def _read_category_mapping(value: dict[str, Any], context: ParseContext) -> Cate
     if not isinstance(rows, list):
         raise bad_field(file, "correspondence", "a list of [hoi, object, verb]", rows)
     for index, row in enumerate(rows):
-        good = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
-        if not good or not (0 <= row[1] < len(objects) and 0 <= row[2] < len(verbs)):
+        is_valid = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
+        if not is_valid or not (0 <= row[1] < len(objects) and 0 <= row[2] < len(verbs)):
             expected = f"[hoi, object below {len(objects)}, verb below {len(verbs)}]"
             raise bad_field(file, f"correspondence[{index}]", expected, row)
         pairs[row[0]] = (row[1], row[2])
@@ -95,7 +104,7 @@ def _read_category_mapping(value: dict[str, Any], context: ParseContext) -> Cate
 def _vocabulary_indices(
     value: dict[str, Any], key: str, known: Sequence[str], context: ParseContext
 ) -> list[int]:
-    """Vocabulary index of each of the file's names."""
+    """Index in `known` of every name in the file's list `key`."""
     names = value.get(key)
     if not isinstance(names, list):
         raise bad_field(context.file, key, "a list of names", names)
@@ -120,8 +129,8 @@ def _parse_entry(
             raise reader.error(key, f"{count} entries, as many as in hoi", len(rows))
     boxes = [reader.read_box(box, f"boxes_h[{index}]") for index, box in enumerate(humans)]
     boxes += [reader.read_box(box, f"boxes_o[{index}]") for index, box in enumerate(targets)]
-    sides = None if size is None else reader.read_size(size, "size")
-    context.add_boxes(boxes, sides)
+    image_size = None if size is None else reader.read_size(size, "size")
+    context.add_boxes(boxes, image_size)
     labels, rows = [context.vocabulary.person] * count, []
     for index in range(count):
         hoi = reader.read_int(hois[index], f"hoi[{index}]")
@@ -137,7 +146,7 @@ def _parse_entry(
         boxes,
         labels,
         rows,
-        sides,
+        image_size,
         box_field=lambda i: f"boxes_h[{i}]" if i < count else f"boxes_o[{i - count}]",
         hoi_field=lambda i: f"hoi[{i}]",
     )
@@ -155,11 +164,15 @@ BOX_KEYS = ("x1", "y1", "x2", "y2")
 
 
 def parse_anno_bbox(part: str, context: ParseContext) -> list[Annotation]:
-    """All images of a part that have a visible pair, in the file's order.
+    """Annotations of all images with a visible pair, in the order of the file.
+
+    Args:
+        part: "train" or "test".
+        context: settings and counts of reading the file, an `anno_bbox.mat`.
 
     Raises:
-        InputError: the file cannot be read, an entry is structurally wrong, or it has an issue
-            under `context.strict`.
+        InputError: the file cannot be read, an entry is structurally wrong, or has an issue and
+            `context.strict` is set.
     """
     if part not in MAT_KEYS:
         raise InputError(f"{context.file}: part: expected {' or '.join(MAT_KEYS)}, found {part}")
@@ -190,20 +203,20 @@ def _load_mat(context: ParseContext, part: str) -> dict[str, Any]:
         raise InputError(f"{context.file}: no such file")
     try:
         return loadmat(context.file, simplify_cells=True, variable_names=[part, "list_action"])
-    # On damaged bytes scipy's reader fails in every way a program can.
+    # scipy's reader raises all kinds of errors on damaged bytes.
     except Exception as error:
         raise InputError(f"{context.file}: expected a MATLAB file, found {error}") from None
 
 
 def _struct_list(value: Any) -> list[Any]:
-    """A struct array as a list, however many elements it has."""
+    """A struct array as a list; scipy returns an array of one element as the element itself."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, np.ndarray)) else [value]
 
 
 def _read_action_table(content: dict[str, Any], context: ParseContext) -> list[tuple[int, int]]:
-    """(verb, object) of the vocabulary for each of the file's interactions, by name."""
+    """(verb, object) indices of the vocabulary for every interaction of the file."""
     vocabulary = context.vocabulary
     actions = []
     for index, action in enumerate(_struct_list(content.get("list_action"))):
@@ -228,8 +241,8 @@ def _parse_mat_entry(
     size = entry.get("size")
     if not isinstance(size, dict):
         raise reader.error("size", "a struct with width and height", size)
-    whole = [_read_int(size.get(key), f"size.{key}", reader) for key in ("width", "height")]
-    sides = reader.read_size(whole, "size")
+    integers = [_read_int(size.get(key), f"size.{key}", reader) for key in ("width", "height")]
+    image_size = reader.read_size(integers, "size")
     boxes: list[list[float]] = []
     labels: list[int] = []
     hois: list[tuple[int, int, int]] = []
@@ -239,6 +252,7 @@ def _parse_mat_entry(
         field = f"hoi({number})"
         if not isinstance(hoi, dict):
             raise reader.error(field, "a struct", hoi)
+        # Interactions that are labelled for the image but not visible have no boxes.
         if _read_int(hoi.get("invis"), f"{field}.invis", reader):
             continue
         action = _read_int(hoi.get("id"), f"{field}.id", reader)
@@ -248,9 +262,9 @@ def _parse_mat_entry(
         verb, label = actions[action - 1]
         humans = _read_boxes(hoi.get("bboxhuman"), f"{field}.bboxhuman", reader)
         targets = _read_boxes(hoi.get("bboxobject"), f"{field}.bboxobject", reader)
-        rows = _read_connections(hoi.get("connection"), f"{field}.connection", reader)
+        pairs = _read_connections(hoi.get("connection"), f"{field}.connection", reader)
         offset = len(boxes)
-        for row, (human, target) in enumerate(rows, 1):
+        for row, (human, target) in enumerate(pairs, 1):
             where = f"{field}.connection({row})"
             if not (1 <= human <= len(humans) and 1 <= target <= len(targets)):
                 expected = f"[human, object] from 1 to [{len(humans)}, {len(targets)}]"
@@ -264,13 +278,13 @@ def _parse_mat_entry(
         labels += [context.vocabulary.person] * len(humans) + [label] * len(targets)
         box_fields += [f"{field}.bboxhuman({i + 1})" for i in range(len(humans))]
         box_fields += [f"{field}.bboxobject({i + 1})" for i in range(len(targets))]
-    context.add_boxes(boxes, sides)
+    context.add_boxes(boxes, image_size)
     return RawAnnotation(
         reader.image,
         boxes,
         labels,
         hois,
-        sides,
+        image_size,
         box_field=box_fields.__getitem__,
         hoi_field=hoi_fields.__getitem__,
     )
@@ -286,16 +300,16 @@ def _read_boxes(value: Any, field: str, reader: EntryReader) -> list[list[float]
 
 
 def _read_connections(value: Any, field: str, reader: EntryReader) -> list[tuple[int, int]]:
-    """Rows of (human, object), counted from 1."""
+    """Rows of (human, object), 1-based."""
     table = np.asarray(value)
-    whole = table.dtype.kind in "iuf" and np.array_equal(table, np.trunc(table))
-    if not whole or table.size % 2:
-        raise reader.error(field, "rows of two box numbers", value)
+    is_integer = table.dtype.kind in "iuf" and np.array_equal(table, np.trunc(table))
+    if not is_integer or table.size % 2:
+        raise reader.error(field, "rows of two box indices", value)
     return [(int(row[0]), int(row[1])) for row in table.reshape(-1, 2)]
 
 
 def _read_int(value: Any, field: str, reader: EntryReader) -> int:
-    """A whole number; MATLAB keeps most of them as floats."""
+    """An integer, which MATLAB usually stores as a float."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return reader.read_int(value, field)

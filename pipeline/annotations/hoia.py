@@ -1,10 +1,10 @@
-"""The HOIA form of PPDM, QPIC and their successors: `trainval_hico.json`, `test_hico.json`.
+"""The HOIA form of PPDM, QPIC and later methods: `trainval_hico.json`, `test_hico.json`.
 
-A list with one entry for each image: `file_name`, `annotations` (boxes: `bbox` xyxy in pixels,
-`category_id` in COCO's numbering), `hoi_annotation` (`subject_id` and `object_id` count boxes from
-0; `category_id` is the verb, counted from 1), and perhaps `width` and `height`. The published
-V-COCO files of this form (`trainval_vcoco.json`, `test_vcoco.json`) count verbs from 0 and write
--1 for the object of a verb that has none.
+A list with one entry per image: `file_name`; `annotations` (boxes: `bbox` xyxy in pixels,
+`category_id` is COCO's id); `hoi_annotation` (`subject_id` and `object_id` are 0-based box indices,
+`category_id` is the 1-based verb); optionally `width` and `height`. The published V-COCO files of
+this form (`trainval_vcoco.json`, `test_vcoco.json`) have 0-based verbs, and object -1 for verbs
+without object.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pipeline.types import Annotation
 from pipeline.utils.errors import bad_field
 from pipeline.vocabulary import Vocabulary
 
-# Fewer labels tell nothing about the whole file.
+# The numbering of verbs is not judged from fewer labels.
 MIN_LABELS = 20
 
 
 def parse_hoia(value: list[Any], context: ParseContext) -> list[Annotation]:
-    """All images of the file, in its order, those without a box too.
+    """Annotations of all images, in the order of the file, including images without boxes.
 
     Raises:
-        InputError: an entry is structurally wrong, or has an issue under `context.strict`.
+        InputError: an entry is structurally wrong, or has an issue and `context.strict` is set.
     """
     if not value:
         raise bad_field(context.file, "file", "an entry for each image", "an empty list")
@@ -51,17 +51,19 @@ def parse_hoia(value: list[Any], context: ParseContext) -> list[Annotation]:
 
 
 def _check_numbering(annotations: list[Annotation], context: ParseContext) -> None:
-    """Verbs that are one off are no outlandish numbers, but they hardly ever go with the objects.
+    """Refuses a file whose verbs are counted from the other first number.
+
+    Almost all verb ids that are off by one are valid, but they seldom fit the labelled objects.
 
     Raises:
-        InputError: most labels with an object are no interaction of the vocabulary.
+        UnknownCategory: most labels with an object are not an interaction of the vocabulary.
     """
     dropped = context.issues[UNKNOWN_INTERACTION]
     total = dropped + sum(int((item.hois[:, 1] >= 0).sum()) for item in annotations)
     if total >= MIN_LABELS and 2 * dropped > total:
         first = context.vocabulary.first_verb_id
         expected = f"interactions of {context.vocabulary.name}, with verbs counted from {first}"
-        found = f"{dropped} of {total} that are none; are they counted from {1 - first}?"
+        found = f"{dropped} of {total} labels that are not; are verbs counted from {1 - first}?"
         raise UnknownCategory(str(bad_field(context.file, "hoi_annotation", expected, found)))
 
 
@@ -79,8 +81,8 @@ def _parse_entry(entry: dict[str, Any], name: str, context: ParseContext) -> Raw
     hois = []
     for index, row in enumerate(reader.read_objects(entry, "hoi_annotation")):
         field = f"hoi_annotation[{index}]"
-        human = reader.read_int(row.get("subject_id"), f"{field}.subject_id", "a box number")
-        target = reader.read_int(row.get("object_id"), f"{field}.object_id", "a box number")
+        human = reader.read_int(row.get("subject_id"), f"{field}.subject_id", "a box index")
+        target = reader.read_int(row.get("object_id"), f"{field}.object_id", "a box index")
         with context.catch_errors():
             verb = _verb_index(row.get("category_id"), f"{field}.category_id", reader, vocabulary)
             hois.append((human, target, verb))
@@ -96,7 +98,7 @@ def _parse_entry(entry: dict[str, Any], name: str, context: ParseContext) -> Raw
 
 
 def _verb_index(number: Any, field: str, reader: EntryReader, vocabulary: Vocabulary) -> int:
-    """0-based verb of the file's number."""
+    """Verb index of a verb id of the file."""
     first = vocabulary.first_verb_id
     last = first + vocabulary.num_verbs - 1
     expected = f"a verb of {vocabulary.name} from {first} to {last}"

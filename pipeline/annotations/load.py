@@ -1,4 +1,4 @@
-"""One door for all annotation files: the form is recognised by the content."""
+"""Loads annotation files of every known form, which is recognised by the content."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ KNOWN_FORMATS = (
 
 @dataclass(frozen=True, eq=False)
 class AnnotationFile:
-    """An annotation file, read.
+    """Content of an annotation file.
 
     Attributes:
-        path: where it lies.
-        annotations: one for each annotated image, in the file's order.
-        issues: how often each kind of issue was clipped or dropped.
-        digest: SHA-256 of the file, or of all that belong to it.
+        path: path of the file, or of the images folder if there is no annotation file.
+        annotations: one for each annotated image, in the order of the file.
+        issues: number of repaired issues (clipped boxes, dropped labels) by kind.
+        digest: SHA-256 of the file, or of all files that belong to it.
         part: the dataset part it was read for.
-        unlabelled: images that the file names without any labelled pair; not among `annotations`.
-        entry_errors: how many wrong entries of each kind lenient mode left out.
-        examples: the first issue or wrong entry of each kind, as an error tells it.
-        boxes_only: files of its form hold no interactions.
+        unlabelled: names of images without any labelled pair, in forms that list labelled images;
+            they are not in `annotations`.
+        entry_errors: number of wrong entries by kind that lenient mode left out.
+        examples: error message of the first issue or wrong entry of each kind.
+        boxes_only: files of this form contain no interactions.
     """
 
     path: Path
@@ -55,22 +56,22 @@ class AnnotationFile:
 
     @property
     def num_labels(self) -> int:
-        """How many verbs are labelled on pairs, in all images."""
+        """Number of labelled pairs and verbs in all images."""
         return sum(len(annotation.hois) for annotation in self.annotations)
 
     def require_labels(self) -> None:
-        """Refuses a file in which no pair is left with a label.
+        """Refuses a file without labels.
 
         Raises:
-            InputError: says what was dropped.
+            InputError: there is no label; names the issues that labels were dropped for.
         """
         if not self.num_labels:
             dropped = ", ".join(f"{count} {kind}" for kind, count in self.issues.items())
-            found = f"none that can be used: {dropped}" if dropped else "none"
+            found = f"none that is valid: {dropped}" if dropped else "none"
             raise bad_field(self.path, "file", "labelled interactions", found)
 
     def format_issues(self) -> str:
-        """What was clipped or dropped, in one line for people; empty when nothing was."""
+        """One line about the issues that were repaired; empty without issues."""
         return format_issues(self.path, self.issues)
 
 
@@ -86,17 +87,18 @@ def load_annotations(
     """Reads an annotation file of any known form.
 
     Args:
-        path: HOIA JSON, `instances_*.json`, the official `anno_bbox.mat`, V-COCO's official
-            actions, or COCO instances (boxes only).
-        vocabulary: its verbs and objects are the numbers of the result.
-        part: "train" or "test"; picks the half of `anno_bbox.mat`, which holds both.
-        strict: refuse issues that are otherwise clipped or dropped, and counted.
-        instances, ids: the files that belong to V-COCO's actions, looked for where not named.
-        lenient: leave wrong entries out and count them, as well as issues under `strict`.
+        path: HOIA JSON, `instances_*.json` or the official `anno_bbox.mat` of HICO-DET, V-COCO's
+            official actions file, or COCO instances (boxes only).
+        vocabulary: defines the object and verb indices of the result.
+        part: "train" or "test"; `anno_bbox.mat` contains both.
+        strict: raise an error for issues that are otherwise repaired and counted.
+        instances, ids: COCO's boxes and the list of image ids for V-COCO's actions file; None
+            searches for them near that file.
+        lenient: leave wrong entries out and count them, and count issues in spite of `strict`.
 
     Raises:
-        InputError: no such file, no known form, a structurally wrong entry, or an issue under
-            `strict`; names file, image and field.
+        InputError: the file is missing or has no known form, an entry is structurally wrong, or
+            there is an issue under `strict`; names file, image and field.
     """
     path = Path(path)
     context = ParseContext(path, vocabulary, strict, lenient)
@@ -126,7 +128,7 @@ def load_annotations(
 def _parse_json(
     value: Any, context: ParseContext, instances: Path | None, ids: Path | None
 ) -> tuple[list[Annotation], str | None]:
-    """The annotations, and the digest of the files where there are several."""
+    """Annotations of a JSON file, and the digest if several files belong to it."""
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, dict) and "action_name" in first:
         files = find_vcoco_files(context.file, instances, ids)
@@ -141,23 +143,24 @@ def _parse_json(
     raise bad_field(context.file, "file", KNOWN_FORMATS, found)
 
 
-NON_UTF8_NAME = "images whose names are no UTF-8 (left out)"
+NON_UTF8_NAME = "images whose names are not UTF-8 (left out)"
 
 
 def load_image_folder(folder: Path, part: str) -> AnnotationFile:
-    """The images in a folder, by their endings, in the order of their names; hidden files and
-    folders in it are left out.
+    """Empty annotations for the images of a folder, sorted by name.
+
+    Images are recognised by their endings; hidden files and subfolders are skipped.
 
     Args:
         folder: the images folder.
-        part: the dataset part that it is.
+        part: the dataset part.
 
     Returns:
-        An annotation without box or label for each; the digest is that of the names. Images
-        whose names are no UTF-8 are left out and counted.
+        One annotation without boxes per image; the digest is that of the names. Images whose names
+        are not UTF-8 are left out and counted as issues.
 
     Raises:
-        InputError: no such folder, or no image in it.
+        InputError: there is no such folder, or it contains no images.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of images")
@@ -171,14 +174,14 @@ def load_image_folder(folder: Path, part: str) -> AnnotationFile:
     names = [name for name in found if is_utf8(name)]
     if not names:
         raise InputError(f"{folder}: expected at least one image, found none")
-    odd = [ascii(name) for name in found if not is_utf8(name)]
-    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+    skipped = [ascii(name) for name in found if not is_utf8(name)]
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
     return AnnotationFile(
         path=folder,
-        annotations=tuple(Annotation(name, *nothing) for name in names),
-        issues=Counter({NON_UTF8_NAME: len(odd)} if odd else ()),
+        annotations=tuple(Annotation(name, *empty) for name in names),
+        issues=Counter({NON_UTF8_NAME: len(skipped)} if skipped else ()),
         digest=sha256_of_json(names),
         part=part,
-        examples={NON_UTF8_NAME: f"{folder}: {odd[0]}"} if odd else {},
+        examples={NON_UTF8_NAME: f"{folder}: {skipped[0]}"} if skipped else {},
         boxes_only=True,
     )

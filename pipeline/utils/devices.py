@@ -1,4 +1,4 @@
-"""Where models run, and in which arithmetic."""
+"""Devices, precision and worker processes: choice of the GPU, TF32, autocast, usable CPU cores."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.utils.errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """A device from `auto|cpu|cuda[:i]`; auto takes the first GPU when there is one.
+    """The device that `auto|cpu|cuda[:i]` names; auto is the first GPU, or the CPU without GPUs.
 
     Raises:
-        InputError: no such device here.
+        InputError: the name is not valid, or there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,78 +29,80 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(f"--device: expected auto, cpu or cuda[:i], found {name}")
     if device.type == "cpu":
         return device
-    # Without an index it would be whatever GPU is the current one of a thread.
+    # Without an index the device would be the calling thread's current GPU.
     device = torch.device("cuda", device.index or 0)
     if device.index >= torch.cuda.device_count():
-        raise InputError(f"--device: {name} asked for, {torch.cuda.device_count()} GPUs found")
+        raise InputError(
+            f"--device: expected one of {torch.cuda.device_count()} GPUs, found {name}"
+        )
     return device
 
 
 def configure_device(
     device: torch.device, precision: str, exact_matmul: bool = False
 ) -> torch.device:
-    """Sets everything that torch keeps per process or thread about where and how to compute.
+    """Sets torch's settings for a device and precision that are global to the process or thread.
 
-    Every entry point calls it once its device and precision are known, before it loads a model.
+    Every entry point calls it as soon as device and precision are known, before it loads a model.
 
     Args:
-        device: becomes the calling thread's current GPU, on which CUDA makes contexts, pinned
-            memory and events; threads that are started later begin at the first one.
-        precision: see `autocast`. "float32" keeps it for all products and convolutions on a GPU;
-            the others let them round their factors to TF32 (10 bits of mantissa).
-        exact_matmul: only convolutions may round.
+        device: becomes the calling thread's current GPU, on which CUDA creates contexts, pinned
+            memory and events. Threads that are started later use the first GPU by default.
+        precision: see `autocast`. With "float32", matrix products and convolutions on a GPU are
+            exact; all others allow TF32, which rounds the factors to 10 bits of mantissa.
+        exact_matmul: allow TF32 for convolutions only.
 
     Returns:
         The device.
     """
     if device.type == "cuda":
-        # Padded batches differ in size from step to step: segments of fixed sizes would fill up
-        # with gaps. Read when CUDA allocates for the first time.
+        # Padded batches have another size in every step, which fragments segments of fixed sizes.
+        # torch reads the variable at the first CUDA allocation.
         if "PYTORCH_ALLOC_CONF" not in os.environ:
             os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(device)
-        rounded = precision != "float32"
-        torch.backends.cuda.matmul.allow_tf32 = rounded and not exact_matmul
-        torch.backends.cudnn.allow_tf32 = rounded
+        allow_tf32 = precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32 and not exact_matmul
+        torch.backends.cudnn.allow_tf32 = allow_tf32
     return device
 
 
 def copy_to_host_async(tensor: Tensor) -> Callable[[], Tensor]:
-    """Copies a tensor to the host, beside the device's further work.
+    """Starts copying a tensor to the host while the device continues to work.
 
     Returns:
-        Waits for the tensor's own work alone and gives the copy; of a tensor that is on the host,
-        the tensor itself.
+        A function that waits for the copy and returns it; for a tensor on the CPU, it returns the
+        tensor itself.
     """
     if tensor.device.type != "cuda":
         return lambda: tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     event = torch.cuda.Event()
-    # Without a stream it would be the current one of the thread's current GPU.
+    # By default the event would be recorded on the thread's current GPU, which may be another one.
     event.record(torch.cuda.current_stream(tensor.device))
 
-    def arrived() -> Tensor:
+    def resolve() -> Tensor:
         event.synchronize()
         return host
 
-    return arrived
+    return resolve
 
 
 @contextmanager
 def convert_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
-    """Turns a GPU's lack of memory into one line.
+    """Converts out-of-memory errors of a GPU to an `InputError`.
 
     Args:
-        what: says what took the memory, for instance "batch_size 16, images of 800 x 1333".
+        what: returns what needed the memory, for instance "batch_size 16, images of 800 x 1333".
 
     Raises:
-        InputError: the GPU's memory was not enough.
+        InputError: the GPU ran out of memory.
     """
     try:
         yield
     except RuntimeError as error:
-        # Libraries of CUDA that lack memory say so in their own names.
+        # cuBLAS and cuDNN report missing memory by their own status names.
         if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
             raise
         reason = " ".join(". ".join(str(error).split(". ")[:2]).split())
@@ -110,7 +112,7 @@ def convert_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is quicker than float32 on this device."""
+    """Whether the device has hardware support that makes bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported()
@@ -120,25 +122,25 @@ def default_num_workers(workers: int | None, most: int = 16, processes: int = 1)
     """The number of worker processes to start.
 
     Args:
-        workers: as asked for; None for the cores that the model leaves, which needs two.
+        workers: the user's setting; None for all usable cores except two, which the model needs.
         most: upper bound of the default.
-        processes: how many processes with workers of their own share the machine.
+        processes: number of processes on this machine that each start workers.
     """
     if workers is not None:
         return workers
     share = num_usable_cores() // processes
-    # Processes that share a machine mostly have a GPU each, and their cores are for reading.
+    # Several processes usually have a GPU each, so at least one core of each can read data.
     least = 1 if processes > 1 and share > 1 else 0
     return max(least, min(most, share - 2))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Mixed precision.
+    """Context manager for mixed precision.
 
     Args:
-        device: where the work is done.
-        precision: "float32", "tf32" (see `configure_device`), "bfloat16", "float16", or "auto":
-            bfloat16 where the hardware is quick at it.
+        device: device of the computation.
+        precision: "float32", "tf32" (see `configure_device`), "bfloat16", "float16", or "auto" for
+            bfloat16 if the device supports it in hardware and float32 otherwise.
     """
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
@@ -151,7 +153,7 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def num_usable_cores() -> int:
-    """How many cores this process may use: its affinity, cut by its control groups' quotas."""
+    """Number of CPU cores this process may use, by its affinity and its control groups' quotas."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -160,25 +162,26 @@ def num_usable_cores() -> int:
 
 
 def _cpu_quotas() -> Iterator[float]:
-    """Cores' worth of time that control groups allow, of this process's group and all above it."""
+    """CPU quotas, in cores, of this process's control group and of all groups above it."""
     try:
         groups = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return
     for line in groups:
         _, controllers, path = line.split(":", 2)
-        # Version 2 has one tree and no controllers here; version 1 one tree for each set of them.
+        # Version 2 of control groups has a single tree and lists no controllers; version 1 has one
+        # tree per set of controllers. "unified" is version 2's tree on systems that have both.
         trees = ["", "unified"]
         if controllers:
             trees = [controllers, "cpu"] if "cpu" in controllers.split(",") else []
         for tree in trees:
-            place = PurePath(path.lstrip("/"))
-            for group in (place, *place.parents):
+            own_group = PurePath(path.lstrip("/"))
+            for group in (own_group, *own_group.parents):
                 yield from _quota(CGROUPS / tree / group)
 
 
 def _quota(group: Path) -> Iterator[float]:
-    """A control group's CPU time per wall time; nothing where it sets no limit."""
+    """CPU quota of a control group in cores; yields nothing without a limit."""
     files = ((group / "cpu.max",), (group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"))
     for names in files:
         with suppress(OSError, ValueError):

@@ -1,23 +1,23 @@
-"""The one error a user can cause."""
+"""The exception for bad input, which commands print as one line."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input or wrong use: one line that names the thing, what was expected and what came.
+    """Bad input or wrong use; the message is one line that names the item, expected and found.
 
     Commands print the message on stderr and exit with code 2.
     """
 
 
 def bad_field(file: object, where: str, expected: str, found: object) -> InputError:
-    """The standard sentence for a wrong entry of a file.
+    """The error for a wrong field of a file: "FILE: FIELD: expected ..., found ...".
 
     Args:
-        file: the file's path or name.
-        where: the field inside it, with the image where there is one.
-        expected: what would have been right.
-        found: what stands there (shown shortened).
+        file: path or name of the file.
+        where: the field, with the image or entry it belongs to.
+        expected: description of valid values.
+        found: the value or a description of it, shortened to 80 characters.
     """
     shown = found if isinstance(found, str) else repr(found)
     if len(shown) > 80:

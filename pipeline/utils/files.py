@@ -1,4 +1,4 @@
-"""Atomic writes, JSON, TOML, SHA-256 and the files that commands copy out."""
+"""Files: atomic writing, JSON, TOML, SHA-256, recognition of wrong file types, script copies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 from pipeline.utils.errors import InputError, bad_field
 
 JSON_WHITESPACE = re.compile(r"[ \t\n\r]*")
-# How files begin that take another file's place, and what to do about them.
+# First bytes of files that are often found in place of the expected one, and their description.
 FILE_SIGNATURES = (
     (rb"\s*<", "a web page or other XML; download the file itself"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a compressed file; unpack it first"),
 )
-# Those that take the place of text.
+# The same for files in place of text files.
 BINARY_SIGNATURES = (
     (rb"\xff\xfe|\xfe\xff|(?:[^\x00]\x00){4}|(?:\x00[^\x00]){4}", "UTF-16; save it as UTF-8"),
     (rb"PK", "a zip archive or NPZ file"),
@@ -34,9 +34,9 @@ BINARY_SIGNATURES = (
 
 @contextmanager
 def add_missing_filename(path: Path | str) -> Iterator[None]:
-    """Gives errors of the operating system that name no file the name of the one that is written.
+    """Adds the name of the file that is written to OSErrors without one.
 
-    A full disk shows when bytes are written, where Python no longer knows the name.
+    Python does not know the name when writing fails on an open file, e.g. because the disk is full.
     """
     try:
         yield
@@ -48,18 +48,18 @@ def add_missing_filename(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path | str, keep_existing: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and takes `path`'s place.
+    """Yields a temporary path beside `path`, which is synced and renamed to `path` on success.
 
-    Missing folders above `path` are made. When the body raises, the temporary file goes and
-    `path` stays as it was.
+    Missing folders above `path` are created. If the body raises, the temporary file is removed and
+    `path` is unchanged.
 
     Args:
-        path: the file.
-        keep_existing: a file that is there already stays; of several writers the first one wins.
+        path: the file to write.
+        keep_existing: do not replace an existing file; of several writers the first one wins.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of several machines may write in one folder.
+    # Random name: processes on several machines may write the same file on a shared file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with add_missing_filename(path):
@@ -76,36 +76,36 @@ def atomic_write(path: Path | str, keep_existing: bool = False) -> Iterator[Path
 
 
 def _link_if_absent(temporary: Path, path: Path) -> None:
-    """Gives a file its name unless the name is taken."""
+    """Renames a file to a name that does not exist yet; removes it if the name exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         pass
     except OSError:
-        # Some file systems have no hard links.
+        # Some file systems do not support hard links.
         if not path.exists():
             os.replace(temporary, path)
     temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path | str, overwrite: bool) -> None:
-    """Guards a result that a command is about to write.
+    """Refuses to write an existing file.
 
     Raises:
-        InputError: the file is there and `overwrite` is not given.
+        InputError: the file exists and `overwrite` is false.
     """
     if not overwrite and Path(path).exists():
         raise InputError(f"{path}: exists; give --overwrite or another name")
 
 
 def write_text(path: Path | str, text: str, keep_existing: bool = False) -> None:
-    """Writes `text` as UTF-8, whole or not at all; `keep_existing` as in `atomic_write`."""
+    """Writes `text` as UTF-8, atomically; `keep_existing` as in `atomic_write`."""
     with atomic_write(path, keep_existing) as temporary:
         temporary.write_bytes(encode_utf8(text))
 
 
 def encode_utf8(text: str) -> bytes:
-    """Text in UTF-8. Bytes of file names that are none become escapes, which JSON reads back."""
+    """Text as UTF-8; bytes of file names that are not UTF-8 become escapes that JSON can read."""
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -118,7 +118,7 @@ def read_json(path: Path | str) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: the file is missing, is not readable as UTF-8 text or is not JSON.
+        InputError: the file is missing, not UTF-8 text or not JSON.
     """
     text = read_text(path)
     try:
@@ -130,45 +130,44 @@ def read_json(path: Path | str) -> Any:
 
 
 def iter_json(path: Path | str) -> Iterator[Any]:
-    """The entries of a JSON file that holds a list, one after the other.
+    """Iterates over the entries of a JSON file that contains a list.
 
-    Only one entry is in memory at a time, beside the file's text: a large file's values take
-    several times its size.
+    Only the text and one parsed entry are in memory at a time; all parsed entries of a large file
+    would take several times its size.
 
     Raises:
-        InputError: the file is missing, is not readable as UTF-8 text, is not JSON, or holds
-            something else than a list.
+        InputError: the file is missing, not UTF-8 text, not JSON, or does not contain a list.
     """
     text = read_text(path)
     decoder = json.JSONDecoder()
 
-    def skip(position: int) -> int:
-        found = JSON_WHITESPACE.match(text, position)
-        return found.end() if found else position
+    def skip_whitespace(position: int) -> int:
+        match = JSON_WHITESPACE.match(text, position)
+        return match.end() if match else position
 
-    def following(position: int) -> str:
+    def character(position: int) -> str:
         return text[position : position + 1]
 
     try:
-        position = skip(0)
-        if following(position) != "[":
+        position = skip_whitespace(0)
+        if character(position) != "[":
             raise bad_field(path, "file", "a list", decoder.raw_decode(text, position)[0])
-        position = skip(position + 1)
-        if following(position) == "]":
+        position = skip_whitespace(position + 1)
+        if character(position) == "]":
             position += 1
         else:
             while True:
                 entry, position = decoder.raw_decode(text, position)
                 yield entry
-                position = skip(position)
-                if following(position) == "]":
+                position = skip_whitespace(position)
+                if character(position) == "]":
                     position += 1
                     break
-                if following(position) != ",":
+                if character(position) != ",":
                     raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-                position = skip(position + 1)
-        if skip(position) != len(text):
-            raise json.JSONDecodeError("Extra data", text, skip(position))
+                position = skip_whitespace(position + 1)
+        if skip_whitespace(position) != len(text):
+            raise json.JSONDecodeError("Extra data", text, skip_whitespace(position))
     except json.JSONDecodeError as error:
         raise _json_error(path, text, error) from None
     except InputError:
@@ -181,11 +180,11 @@ def read_text(path: Path | str) -> str:
     """Reads UTF-8 text.
 
     Raises:
-        InputError: the file is missing or not readable as such.
+        InputError: the file is missing or not UTF-8 text.
     """
     path = Path(path)
     try:
-        # Some editors put a byte order mark before UTF-8.
+        # Some editors write a byte order mark before UTF-8.
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -198,20 +197,20 @@ def read_text(path: Path | str) -> str:
 
 
 def identify_file(path: Path | str, signatures: Sequence[tuple[bytes, str]] = ()) -> str | None:
-    """What a file is that takes another one's place, by its first bytes; None where they don't say.
+    """Describes an unexpected file by its first bytes; None if they are not known.
 
     Args:
-        path: a file that could not be read as what it should be.
-        signatures: further beginnings, regular expressions, and what they say.
+        path: a file that could not be read.
+        signatures: regular expressions for further first bytes, and their descriptions.
     """
-    # A pipe has been read already, and opening it again may wait for ever.
+    # A pipe has been read already, and opening it again could block for ever.
     if not Path(path).is_file():
         return None
     with open(path, "rb") as file:
         head = file.read(512)
     if head.startswith(b"version https://git-lfs"):
-        meant = re.search(rb"size (\d+)", head)
-        what = f"a file of {int(meant[1])} bytes" if meant else "another file"
+        size = re.search(rb"size (\d+)", head)
+        what = f"a file of {int(size[1])} bytes" if size else "another file"
         return f"a Git LFS pointer to {what}; fetch that with: git lfs pull"
     return next(
         (what for start, what in (*FILE_SIGNATURES, *signatures) if re.match(start, head)), None
@@ -223,18 +222,18 @@ def _json_error(path: Path | str, text: str, error: json.JSONDecodeError) -> Inp
         return InputError(f"{path}: line 1: expected JSON, found an empty file")
     if what := identify_file(path, BINARY_SIGNATURES):
         return InputError(f"{path}: line {error.lineno}: expected JSON, found {what}")
-    # A list or an object that is not closed was cut off on the way.
-    cut = text.lstrip()[:1] in "[{" and text.rstrip()[-1:] not in ("]", "}")
-    hint = " (the file ends too early; is it whole?)" if cut else ""
+    # A list or an object that is not closed.
+    is_truncated = text.lstrip()[:1] in "[{" and text.rstrip()[-1:] not in ("]", "}")
+    hint = " (the file ends too early; is it whole?)" if is_truncated else ""
     return InputError(
         f"{path}: line {error.lineno}: expected JSON, found {error.msg.lower()}{hint}"
     )
 
 
-def differing_keys(found: Any, wanted: dict[str, Any]) -> list[str]:
-    """The keys of `wanted` whose values a file's content does not have."""
-    held = found if isinstance(found, dict) else {}
-    return [key for key in wanted if held.get(key) != wanted[key]]
+def differing_keys(found: Any, expected: dict[str, Any]) -> list[str]:
+    """Keys of `expected` whose value is different or missing in `found`, the content of a file."""
+    values = found if isinstance(found, dict) else {}
+    return [key for key in expected if values.get(key) != expected[key]]
 
 
 def sha256_of_file(path: Path | str) -> str:
@@ -270,7 +269,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         InputError: the file is missing or is not TOML.
     """
     try:
-        # Some editors put a byte order mark before UTF-8.
+        # Some editors write a byte order mark before UTF-8.
         return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -281,10 +280,19 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 def copy_scripts(
     package: str, names: Sequence[str], folder: Path, overwrite: bool = False
 ) -> list[Path]:
-    """Copies files of a package into a folder of the user's.
+    """Copies files of a package into a folder.
+
+    Args:
+        package: name of the package.
+        names: names of the files in the package.
+        folder: the target folder.
+        overwrite: replace existing files.
+
+    Returns:
+        Paths of the copies.
 
     Raises:
-        InputError: one is there already and `overwrite` is not given.
+        InputError: one of the files exists and `overwrite` is false.
     """
     paths = [folder / name for name in names]
     for path in paths:
@@ -295,7 +303,7 @@ def copy_scripts(
 
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What changed between two sets of fingerprint parts, for people: "clip.model: A, now B"."""
+    """Differences of two sets of fingerprint parts in one line: "clip.model: A, now B"."""
     changes = [
         f"{name}: {shorten_value(old.get(name))}, now {shorten_value(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
@@ -305,7 +313,7 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def shorten_value(value: Any) -> str:
-    """A fingerprint part for people: digests and long values shortened."""
+    """A value of a fingerprint for messages; digests and long values are shortened."""
     text = "nothing" if value is None else str(value)
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
     return text[:12] if is_digest else text if len(text) <= 60 else text[:57] + "..."

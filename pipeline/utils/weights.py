@@ -1,4 +1,7 @@
-"""Weights files: read without running anything in them, checked, and identified by content."""
+"""Weights files: read without running code from them, checked, and identified by content.
+
+Known forms are checkpoints of torch.save, safetensors, and TorchScript archives (OpenAI's CLIP).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from torch import Tensor
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import identify_file, sha256_of_chunks
 
-# Training scripts save their arguments, paths among them, and their scores, as numpy has them:
-# values that are nothing but data. Names of modules before Python 3.13 and numpy 2, and since.
+# Training scripts also save their arguments (with paths) and scores (as numpy values), which are
+# plain data. Both module names are needed: before and since Python 3.13 and numpy 2.
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 _NUMPY_ARRAY: Any = np.zeros(1).__reduce__()[0]
 _DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
@@ -40,20 +43,20 @@ SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         for module in ("numpy.core", "numpy._core")
     ),
 ]
-# Where training scripts keep a model's tensors in a file.
+# Keys under which training scripts save the state dict.
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
-# What data-parallel training, torch.compile and Lightning put before every name.
+# Prefixes that DataParallel, torch.compile and Lightning add to all names.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
-# The longest header that safetensors itself reads.
+# Limit of the header's length in safetensors itself.
 MAX_SAFETENSORS_HEADER = 100_000_000
-# How further files begin that take a checkpoint's place, and what to do about them.
+# First bytes of other files that are often found in place of a checkpoint, and what to do.
 CHECKPOINT_SIGNATURES = (
     (rb"\s*[{\[]", "JSON text"),
     (rb"\x89HDF", "an HDF5 file; save the model's tensors with torch.save or safetensors"),
     (rb"\x93NUMPY", "a NumPy array; save the model's tensors with torch.save or safetensors"),
 )
-# What torch's reader of plain data says about an object that it does not make, about the end of a
-# file that comes too early, and about a pickle of another program.
+# Messages of torch.load(weights_only=True) for an object that is not allowed, for a truncated file
+# and for a pickle that torch did not write.
 UNSAFE_GLOBAL = re.compile(r"GLOBAL ([\w.]*\w)\b|<class '([\w.]+)'>|<built-in function (\w+)>")
 TRUNCATED = re.compile("(?i)truncated|EOF|index out of range|incomplete|header ?length")
 NOT_TORCH = re.compile("magic number|Unsupported operand")
@@ -64,11 +67,15 @@ STATE_DICT_HINT = (
 
 
 def read_checkpoint(path: Path | str) -> Any:
-    """The content of a torch checkpoint of plain data, or the tensors by name of a safetensors
-    file or a TorchScript archive; a file's name does not matter, and nothing in it is run.
+    """Reads a weights file without running code from it. The file's name does not matter.
+
+    Returns:
+        The content of a torch checkpoint that consists of plain data, or the tensors by name of a
+        safetensors file or a TorchScript archive.
 
     Raises:
-        InputError: missing, damaged, or holding something else; says what and how to convert it.
+        InputError: the file is missing, damaged or of another kind; says what it is and how to
+            convert it.
     """
     path = Path(path)
     if not path.exists():
@@ -81,30 +88,30 @@ def read_checkpoint(path: Path | str) -> Any:
         if is_torchscript(path):
             return read_torchscript(path)
         with (
-            # An open file, because by its name torch may take it for something else.
+            # An open file instead of the path, because torch treats some file names specially.
             open(path, "rb") as file,
             warnings.catch_warnings(),
             torch.serialization.safe_globals(SAFE_GLOBALS),
         ):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
-    # What is neither can raise anything in its reader.
+    # The readers raise all kinds of errors on other files.
     except Exception as error:
         found = _describe_unreadable(path, error)
         raise InputError(f"{path}: expected a weights file, found {found}") from None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of one model in a file, see `read_checkpoint`, without the names of wrappers.
+    """The state dict in a weights file (see `read_checkpoint`), without prefixes of wrappers.
 
     Raises:
-        InputError: missing, damaged, or not a table of tensors.
+        InputError: the file is missing or damaged, or contains no state dict.
     """
     return strip_wrapper_prefixes(check_state_dict(read_checkpoint(path), path))
 
 
 def select_state_dict(content: Any) -> Any:
-    """The model's part of a checkpoint's content, all of it where it has no such part."""
+    """The state dict inside a checkpoint's content; the content itself without such a key."""
     for key in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -112,10 +119,10 @@ def select_state_dict(content: Any) -> Any:
 
 
 def check_state_dict(content: Any, file: object) -> dict[str, Tensor]:
-    """The tensors of one model in a checkpoint's content, by their names in the file.
+    """The state dict of a checkpoint's content, with the names of the file.
 
     Raises:
-        InputError: not a table of tensors.
+        InputError: the content is not a mapping of names to tensors.
     """
     state = select_state_dict(content)
     if not isinstance(state, Mapping):
@@ -128,23 +135,23 @@ def check_state_dict(content: Any, file: object) -> dict[str, Tensor]:
 
 
 def strip_wrapper_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the names of wrappers, where they differ without these."""
-    bare = {strip_prefixes(name): value for name, value in state.items()}
-    return bare if len(bare) == len(state) else dict(state)
+    """The state dict without prefixes of wrappers, unless names would be equal without them."""
+    stripped = {strip_prefixes(name): value for name, value in state.items()}
+    return stripped if len(stripped) == len(state) else dict(state)
 
 
 def strip_prefixes(name: str, prefixes: tuple[str, ...] = WRAPPER_PREFIXES) -> str:
-    """A tensor's name without what wrappers put before it."""
-    while wrapper := next(filter(name.startswith, prefixes), None):
-        name = name.removeprefix(wrapper)
+    """A tensor's name without the prefixes of wrappers."""
+    while prefix := next(filter(name.startswith, prefixes), None):
+        name = name.removeprefix(prefix)
     return name
 
 
 def check_finite(state: Mapping[str, Tensor], file: object) -> None:
-    """Refuses weights of a training that diverged.
+    """Refuses weights with NaN or infinite values, as a diverged training leaves them.
 
     Raises:
-        InputError: a tensor holds numbers that are not finite.
+        InputError: a tensor has such values.
     """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
@@ -153,7 +160,7 @@ def check_finite(state: Mapping[str, Tensor], file: object) -> None:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 over names, types, shapes and values; the same for every file form."""
+    """Hex SHA-256 of names, dtypes, shapes and values; independent of the file form."""
 
     def chunks():
         for name in sorted(state):
@@ -165,7 +172,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def architecture_error(file: object, architecture: str, error: Exception) -> InputError:
-    """The sentence for weights that do not fit a model."""
+    """The error for weights of another architecture than expected."""
     return InputError(
         f"{file}: expected weights of {architecture}, found another architecture's"
         f" ({_short_message(error)})"
@@ -173,19 +180,19 @@ def architecture_error(file: object, architecture: str, error: Exception) -> Inp
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors does: with the length of a JSON object, then that."""
+    """Whether a file begins like safetensors: the length of the header, then a JSON object."""
     with open(path, "rb") as file:
         length, brace = file.read(8), file.read(1)
     return brace == b"{" and int.from_bytes(length, "little") <= MAX_SAFETENSORS_HEADER
 
 
 def _describe_unreadable(path: Path, error: Exception) -> str:
-    """What a file is that no reader took, in one line, and what to do about it."""
+    """Describes in one line a file that could not be read, and what to do about it."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as unreadable:
-        return f"one that cannot be read ({unreadable.strerror})"
+        return f"an unreadable file ({unreadable.strerror})"
     size = path.stat().st_size
     if not head:
         return f"an empty file; {DOWNLOAD_HINT}"
@@ -193,22 +200,22 @@ def _describe_unreadable(path: Path, error: Exception) -> str:
         return what
     if head.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
-            return f"a zip archive cut off after {size} bytes; {DOWNLOAD_HINT}"
+            return f"a zip archive truncated after {size} bytes; {DOWNLOAD_HINT}"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if not any(name.endswith("/data.pkl") for name in names):
             shown = ", ".join(names[:3])
-            return f"a zip archive that is no checkpoint ({shown or 'empty'}); unpack it first"
-    if named := UNSAFE_GLOBAL.search(str(error)):
-        name = next(filter(None, named.groups()))
+            return f"a zip archive that is not a checkpoint ({shown or 'empty'}); unpack it first"
+    if unsafe := UNSAFE_GLOBAL.search(str(error)):
+        name = next(filter(None, unsafe.groups()))
         return f"an object of {name}, which may run code; {STATE_DICT_HINT}"
     if isinstance(error, EOFError) or TRUNCATED.search(str(error)):
-        return f"a checkpoint cut off after {size} bytes; {DOWNLOAD_HINT}"
+        return f"a checkpoint truncated after {size} bytes; {DOWNLOAD_HINT}"
     if head.startswith(b"\x80") and NOT_TORCH.search(str(error)):
         return f"a pickle that torch.save did not write; {STATE_DICT_HINT}"
     if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
-        return f"data of another kind, which begins with {head[:16]!r}"
-    return f"a damaged one ({_short_message(error)}); {DOWNLOAD_HINT}"
+        return f"an unknown kind of file that begins with {head[:16]!r}"
+    return f"a damaged file ({_short_message(error)}); {DOWNLOAD_HINT}"
 
 
 def _type_name(value: Any) -> str:
@@ -219,7 +226,7 @@ def _type_name(value: Any) -> str:
 
 def _short_message(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch's first line only names the class; the second says what does not fit.
+    # The first line of torch's message names the class only, the second one the mismatch.
     text = " ".join(lines[:2]) if lines else type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
 
@@ -240,11 +247,11 @@ TORCHSCRIPT_NAMESPACE = "__torch__"
 
 
 class _ScriptModule:
-    """A module of the archive: nothing but its attributes."""
+    """Stands for every module class of an archive; holds the attributes only."""
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip of torch's that holds constants."""
+    """Whether a file is a TorchScript archive, that is a zip archive with `constants.pkl`."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -252,11 +259,14 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers of an archive, named as in its state dict.
+    """Parameters and buffers of a TorchScript archive, with the names of its state dict.
+
+    torch.jit.load would run code from the archive, so its data are unpickled with replaced classes.
 
     Raises:
-        pickle.UnpicklingError: it holds objects other than modules, tensors and plain values.
-        zipfile.BadZipFile, KeyError, ValueError, RuntimeError: it is damaged.
+        pickle.UnpicklingError: the archive contains other objects than modules, tensors and plain
+            values.
+        zipfile.BadZipFile, KeyError, ValueError, RuntimeError: the archive is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -288,6 +298,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
         return self._storages[key]
 
 
+# Replacements of the functions that an archive's pickle calls.
 def _rebuild_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
     return storage.as_strided(size, stride, offset).clone()
 

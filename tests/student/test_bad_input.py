@@ -168,7 +168,7 @@ def half_annotations(root, part):
         (every(lambda entry: entry.update(hoi_annotation=[])), "labelled interactions, found none"),
         (
             every(lambda entry: [row.update(object_id=99) for row in entry["hoi_annotation"]]),
-            "labels pointing past the box list",
+            "labels with a box index out of range",
         ),
         (every(swap), "subject and object swapped"),
         (scale_boxes(1 / 128), "numbers from 0 to 1"),

@@ -160,11 +160,16 @@ ISSUES = [
     (changed(["annotations", 1, "bbox"], [5, 40, 5, 70]), "boxes without area", 1, 0),
     (changed(["annotations", 1, "bbox"], [50, 40, 5, 70]), "boxes without area", 1, 0),
     (changed(["annotations", 1, "bbox"], [200, 40, 300, 70]), "boxes without area", 1, 0),
-    (changed(["hoi_annotation", 0, "object_id"], 2), "pointing past the box list", 2, 0),
-    (changed(["hoi_annotation", 0, "object_id"], -1), "pointing past the box list", 2, 0),
-    (changed(["hoi_annotation", 0, "subject_id"], -2), "pointing past the box list", 2, 0),
-    (changed(["hoi_annotation", 0, "category_id"], 1), "no interaction of the vocabulary", 2, 0),
-    (changed(["hoi_annotation", 0, "subject_id"], 1), "subject is no person", 2, 0),
+    (changed(["hoi_annotation", 0, "object_id"], 2), "with a box index out of range", 2, 0),
+    (changed(["hoi_annotation", 0, "object_id"], -1), "with a box index out of range", 2, 0),
+    (changed(["hoi_annotation", 0, "subject_id"], -2), "with a box index out of range", 2, 0),
+    (
+        changed(["hoi_annotation", 0, "category_id"], 1),
+        "not an interaction of the vocabulary",
+        2,
+        0,
+    ),
+    (changed(["hoi_annotation", 0, "subject_id"], 1), "subject is not a person", 2, 0),
     (duplicated("hoi_annotation"), "repeated labels", 2, 1),
 ]
 

@@ -70,11 +70,11 @@ ANNOTATIONS = "annotations/trainval_hico.json"
         (truncate, "1 images unreadable, first .*b.jpg: expected a whole image"),
         (
             lambda root: change(root / ANNOTATIONS, '"category_id": 2', '"category_id": 12'),
-            "2 numbers of objects or verbs that the vocabulary lacks, first .*found 12",
+            "2 ids of objects or verbs that are not in the vocabulary, first .*found 12",
         ),
         (
             lambda root: change(root / ANNOTATIONS, '"category_id": 72', '"category_id": 0'),
-            "2 numbers of objects or verbs that the vocabulary lacks, first .*found 0; does this",
+            "2 ids of objects or verbs that are not in the vocabulary, first .*found 0; does this",
         ),
         (
             lambda root: change(root / ANNOTATIONS, "b.jpg", "a.jpg"),
@@ -87,7 +87,7 @@ ANNOTATIONS = "annotations/trainval_hico.json"
         (lambda root: (root / ANNOTATIONS).write_text("[]"), "expected an entry for each image"),
         (
             lambda root: change(root / ANNOTATIONS, '"object_id": 1', '"object_id": 7'),
-            "labelled interactions, found none that can be used: 2 labels pointing past the box",
+            "labelled interactions, found none that is valid: 2 labels with a box index",
         ),
         (lambda root: (root / ANNOTATIONS).write_text('[{"file'), "expected JSON"),
     ],
@@ -160,12 +160,12 @@ def test_everything_wrong_is_found_at_once(small_dataset, checked):
     truncate(small_dataset)
     (train, _), text, line = checked()
     assert {issue.kind: (issue.count, issue.is_error) for issue in train.issues} == {
-        "numbers of objects or verbs that the vocabulary lacks": (4, True),
+        "ids of objects or verbs that are not in the vocabulary": (4, True),
         "images named more than once": (1, True),
         "malformed entries": (1, True),
         "repeated labels (dropped)": (1, False),
-        "labels that are no interaction of the vocabulary (dropped)": (1, False),
-        "labels pointing past the box list (dropped)": (1, False),
+        "labels that are not an interaction of the vocabulary (dropped)": (1, False),
+        "labels with a box index out of range (dropped)": (1, False),
         "images unreadable": (1, True),
     }
     assert (train.annotated, train.labels) == (2, 2)
@@ -194,7 +194,7 @@ def coco(root, images):
     ("harm", "kind", "count"),
     [
         (lambda v: None, None, 0),
-        (lambda v: v["annotations"][0].update(category_id=12), "numbers of objects", 1),
+        (lambda v: v["annotations"][0].update(category_id=12), "ids of objects", 1),
         (lambda v: v["annotations"][1].update(image_id=99), "malformed entries", 1),
         (lambda v: v["annotations"][1].update(bbox=None), "malformed entries", 1),
         (lambda v: v["images"].append(v["images"][0]), "images named more than once", 1),
@@ -228,7 +228,7 @@ def test_vcocos_folder_beside_the_published_numbers(tmp_path, write_vcoco):
     dataset = open_dataset(tmp_path)
     checks = check_dataset(dataset)
     (issue,) = checks[0].issues
-    assert issue.kind.startswith("labels that are no interaction") and not issue.is_error
+    assert issue.kind.startswith("labels that are not an interaction") and not issue.is_error
     assert "2 / 4946" in format_check(dataset, checks) and summarise_problems(checks) == ""
 
 

@@ -148,11 +148,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 16
         (b"\x89HDF\r\n\x1a\n", ["HDF5"]),
         (zipped(["a/w.npy"]), ["zip", "a/w.npy"]),
         (zipped([]), ["zip", "empty"]),
-        (b"PK\x03\x04", ["zip", "cut off after 4 bytes"]),
+        (b"PK\x03\x04", ["zip", "truncated after 4 bytes"]),
         (b"hello there", ["hello there"]),
         (b"\0" * 20, ["begins with"]),
         (b"\x08" + 7 * b"\0", ["begins with"]),
-        (b"\x80\x02}q", ["cut off after 4 bytes"]),
+        (b"\x80\x02}q", ["truncated after 4 bytes"]),
         (pickle.dumps([1, 2], protocol=2), ["pickle", "torch.save"]),
         (pickle.dumps({"a": np.ones(2)}), ["pickle", "torch.save"]),
     ],
@@ -179,7 +179,7 @@ def test_a_file_that_was_cut_off(tmp_path, form):
     # Within a name, the old form looks like one with an object of that name.
     for size in (12, len(content) - 3) if form == "old" else (len(content) // 3, len(content) - 3):
         file.write_bytes(content[:size])
-        with pytest.raises(InputError, match=rf"w\.pth: .* cut off after {size} bytes"):
+        with pytest.raises(InputError, match=rf"w\.pth: .* truncated after {size} bytes"):
             load_weights(file)
 
 
