@@ -6,18 +6,20 @@ import errno
 import io
 import logging
 import os
+import platform
 import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.logging import log_to_stderr
+from pipeline.utils.logging import get_logger, log_to_stderr
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -74,6 +76,11 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("--verbose and --quiet exclude each other.")
         level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
         with log_to_stderr(level):
+            if verbose:
+                program = click.get_current_context().command_path
+                get_logger(__name__).debug(
+                    f"{program} of eoid {version('eoid')}, Python {platform.python_version()}"
+                )
             return command(*args, **options)
 
     return with_logging

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,6 +31,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device: expected auto, cpu or cuda[:i], found {name}")
     if device.type == "cpu":
+        logger.debug("device: cpu")
         return device
     # Without an index the device would be the calling thread's current GPU.
     device = torch.device("cuda", device.index or 0)
@@ -35,6 +39,7 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(
             f"--device: expected one of {torch.cuda.device_count()} GPUs, found {name}"
         )
+    logger.debug(f"device: {device}")
     return device
 
 

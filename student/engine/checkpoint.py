@@ -100,6 +100,7 @@ class RunState:
         state = {**self.train_step.state(), **position, "generators": states, "plan": self.plan}
         self._context.broadcast(lambda: save_latest(self.run_dir, self._checkpoint(state)))
         self.saved_at = time.monotonic()
+        logger.debug(f"{self.run_dir}: checkpoint of step {self.step}")
 
     def save_best(self) -> None:
         """Writes the weights beside the checkpoint, as the best ones."""

@@ -29,6 +29,23 @@ def test_hico(toy_files, tmp_path):
     assert f"{100 * value['metrics']['unseen']:.2f}" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("option", "prefix"),
+    [
+        ("--setting=both", ""),
+        ("--quiet", ""),
+        ("--verbose", "WARNING eoid.evaluation.score_hico: "),
+    ],
+)
+def test_warnings_go_to_stderr(runs, toy_files, tmp_path, option, prefix):
+    entries = json.loads((runs / "distilled" / "predictions.json").read_text())
+    (tmp_path / "some.json").write_text(json.dumps(entries[:20]))
+    done = eoid_eval("hico", tmp_path / "some.json", *toy_files[1:], option)
+    assert done.returncode == 0 and "no predictions" not in done.stdout
+    assert f"{prefix}4 of 24 images have no predictions" in done.stderr.splitlines()
+    assert ("DEBUG" in done.stderr) == (option == "--verbose")
+
+
 def test_options_from_a_file(toy_files, tmp_path):
     (tmp_path / "options.toml").write_text('split = "uc"\nsetting = "both"\n')
     done = eoid_eval("hico", *toy_files, "--config", tmp_path / "options.toml")

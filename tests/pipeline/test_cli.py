@@ -241,3 +241,14 @@ def test_a_line_is_written_in_one_piece():
     assert done.returncode == 2
     assert pieces[:3] == [b"a line of words\n"] * 3 and len(pieces) == 4
     assert pieces[3].startswith(b"-c: no") and pieces[3].endswith(b"\n")
+
+
+@pytest.mark.parametrize("option", [[], ["--quiet"], ["--verbose"]])
+def test_the_toy_dataset_with_more_or_fewer_messages(run, tmp_path, option):
+    code, out, err = run(cli.data, "toy", tmp_path / "toy", "--train", 1, "--test", 1, *option)
+    assert (code, out) == (
+        0,
+        f"wrote the toy dataset in {tmp_path / 'toy'}: 1 training and 1 test pictures\n",
+    )
+    assert "1/1 images" in err if option != ["--quiet"] else err == ""
+    assert ("DEBUG eoid." in err) == (option == ["--verbose"])

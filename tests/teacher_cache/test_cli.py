@@ -57,6 +57,24 @@ def test_build(built):
     assert (cache / "manifest.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("option", "prefix"), [("--device=auto", ""), ("--verbose", "INFO eoid.teacher_cache.build: ")]
+)
+def test_build_with_more_messages(built, shared_dataset, option, prefix):
+    cache, _ = built
+    done = run("build", shared_dataset, "--out", cache, "--config", cache.parent / "config.toml",
+               "--object-threshold", "0.06", option)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert f"{prefix}{cache}: was finished before; nothing to do" in done.stderr.splitlines()
+
+
+def test_build_quietly(built, shared_dataset):
+    cache, _ = built
+    done = run("build", shared_dataset, "--out", cache, "--config", cache.parent / "config.toml",
+               "--object-threshold", "0.06", "--quiet")  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_inspect(built):
     done = run("inspect", built[0])
     assert done.returncode == 0, done.stderr

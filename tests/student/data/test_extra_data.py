@@ -233,8 +233,8 @@ def test_two_processes_mix_as_one_does(start, start_processes, student_words, so
     alone, together = tmp_path / "alone", tmp_path / "together"
     ends = [one() for one in start_processes(student_words(together, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    code, out, err = start(student_words(alone, *options))()
-    assert code == 0 and "every step: 3 images of the dataset, 4 of further sources" in out, err
+    code, _, err = start(student_words(alone, *options))()
+    assert code == 0 and "every step: 3 images of the dataset, 4 of further sources" in err, err
     mine, theirs = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         for run in (alone, together)

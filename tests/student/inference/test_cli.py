@@ -33,6 +33,12 @@ def test_pictures(run, toy_checkpoint, write_image, tmp_path):
     assert [len(one["interactions"]) for one in value["pictures"]] == [3, 3]
 
 
+def test_quietly(run, toy_checkpoint, write_image, tmp_path):
+    words = [toy_checkpoint, write_image("a.png"), "--json", tmp_path / "all.json"]
+    code, out, err = run(*words, "--device", "cpu", "--quiet")
+    assert (code, out, err) == (0, f"1 pictures, results in {tmp_path / 'all.json'}\n", "")
+
+
 def test_options_from_a_file(run, toy_checkpoint, write_image, tmp_path):
     file = tmp_path / "options.toml"
     file.write_text('top = 2\nthreshold = 0.0\nsplit = "full"\n')
