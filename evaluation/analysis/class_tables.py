@@ -1,4 +1,4 @@
-"""Rows per interaction and per action: average precision, training instances, frequency."""
+"""Rows of tables and charts by interaction and by action: AP, number of instances, frequency."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class ClassRow:
     """One interaction.
 
     Attributes:
-        name: "sit on chair".
-        index: HOI index, None for a name that the vocabulary lacks.
-        unseen, rare: which groups it is in.
-        num_training, num_test: labelled instances in the two parts, None unknown. Labels of unseen
-            interactions count too, although no student had them.
+        name: such as "sit on chair".
+        index: HOI index, None for a name that is not in the vocabulary.
+        unseen, rare: groups of the interaction.
+        num_training, num_test: labelled instances in the training and the test part, None unknown.
+            Labels of unseen interactions are counted, although students are not trained with them.
         values: AP of each entry, None without ground truth.
     """
 
@@ -31,27 +31,45 @@ class ClassRow:
     values: tuple[float | None, ...]
 
 
+@dataclass(frozen=True)
+class ActionRow:
+    """A verb or an interaction of a bar chart, and its AP for each entry."""
+
+    name: str
+    unseen: bool
+    values: tuple[float | None, ...]
+
+    def select(self, *indices: int) -> ActionRow:
+        """The row with the values of the given entries only."""
+        return replace(self, values=tuple(self.values[index] for index in indices))
+
+
 def build_class_rows(
     comparison: Comparison,
     training_counts: np.ndarray | None = None,
     test_counts: np.ndarray | None = None,
 ) -> list[ClassRow]:
-    """Every interaction that some entry has an AP of: the unseen ones first, each kind by
-    the first entry's AP.
+    """A row for every interaction with ground truth.
 
     Args:
         training_counts, test_counts: (H,) labelled instances, None unknown.
+
+    Returns:
+        unseen interactions, then seen ones, each by falling AP of the first entry.
     """
     vocabulary = comparison.vocabulary
     index_of = {
         vocabulary.interaction_name(index): index for index in range(vocabulary.num_interactions)
     }
-    named = {
-        name for one in comparison.entries for result in one.results for name in result.per_class
+    names = {
+        name
+        for entry in comparison.entries
+        for result in entry.results
+        for name in result.per_class
     }
     unseen, rare = set(comparison.unseen), set(vocabulary.rare)
     rows = []
-    for name in sorted(named, key=lambda name: (index_of.get(name, len(index_of)), name)):
+    for name in sorted(names, key=lambda name: (index_of.get(name, len(index_of)), name)):
         index = index_of.get(name)
         rows.append(
             ClassRow(
@@ -61,7 +79,7 @@ def build_class_rows(
                 index in rare,
                 _count_of(training_counts, index),
                 _count_of(test_counts, index),
-                tuple(one.mean_ap([name]) for one in comparison.entries),
+                tuple(entry.mean_ap([name]) for entry in comparison.entries),
             )
         )
     return sorted(rows, key=lambda row: (not row.unseen, -(row.values[0] or 0.0)))
@@ -71,44 +89,33 @@ def _count_of(counts: np.ndarray | None, index: int | None) -> int | None:
     return None if counts is None or index is None else int(counts[index])
 
 
-@dataclass(frozen=True)
-class ActionRow:
-    """A row of the chart: a verb or an interaction, and its AP for each entry."""
-
-    name: str
-    unseen: bool
-    values: tuple[float | None, ...]
-
-    def select(self, *places: int) -> ActionRow:
-        """The same row with some entries only."""
-        return replace(self, values=tuple(self.values[place] for place in places))
-
-
 def build_action_rows(comparison: Comparison, limit: int) -> tuple[list[ActionRow], str]:
-    """Rows of the per-action chart, unseen ones first, each kind by the first entry's AP.
+    """Rows of the chart by action.
 
-    Verbs; where no verb is unseen as a whole, the unseen interactions stand before the verbs'
-    seen part.
+    There is a row for each verb, over its objects. If no verb is unseen as a whole, each unseen
+    interaction has a row of its own and the verbs' rows cover their seen interactions.
 
     Args:
-        limit: how many rows at most; when there are more, the ones with most interactions stay.
+        limit: maximum number of rows; the verbs with most interactions are kept.
 
     Returns:
-        rows and what was left out, "" when nothing was.
+        rows, unseen ones first, each kind by falling AP of the first entry; a sentence on rows
+        that are left out, "" if there are none.
     """
     vocabulary, unseen = comparison.vocabulary, set(comparison.unseen)
-    verbs = set(comparison.unseen_verbs)
+    unseen_verbs = set(comparison.unseen_verbs)
     groups: list[tuple[str, bool, list[int]]] = []
-    if not verbs:
+    if not unseen_verbs:
         groups += [(vocabulary.interaction_name(index), True, [index]) for index in sorted(unseen)]
     for verb, name in enumerate(vocabulary.verbs):
-        own = [index for index, pair in enumerate(vocabulary.interactions) if pair[0] == verb]
-        members = own if verb in verbs else [index for index in own if index not in unseen]
-        groups.append((name.replace("_", " "), verb in verbs, members))
+        members = [index for index, pair in enumerate(vocabulary.interactions) if pair[0] == verb]
+        if verb not in unseen_verbs:
+            members = [index for index in members if index not in unseen]
+        groups.append((name.replace("_", " "), verb in unseen_verbs, members))
     rows = []
     for name, is_unseen, members in groups:
         names = [vocabulary.interaction_name(index) for index in members]
-        values = tuple(one.mean_ap(names) for one in comparison.entries)
+        values = tuple(entry.mean_ap(names) for entry in comparison.entries)
         if any(value is not None for value in values):
             rows.append((len(members), ActionRow(name, is_unseen, values)))
     kept = sorted(rows, key=lambda row: (not row[1].unseen, -row[0]))[:limit]

@@ -1,4 +1,4 @@
-"""Several results side by side: who is who, and the numbers of each."""
+"""Comparison of several results: their roles, and the mean numbers of each role."""
 
 from __future__ import annotations
 
@@ -14,14 +14,113 @@ from pipeline.splits import FULL
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 
+EntryRole = Literal["distilled", "control", "all_labels", "teacher", "predictions"]
+# Title and note of each role, in the order of tables and charts.
+ENTRY_ROLES: dict[EntryRole, tuple[str, str]] = {
+    "distilled": ("Distilled", "seen labels and the teacher's predictions"),
+    "control": ("No distillation", "seen labels only"),
+    "all_labels": ("All labels", "seen and unseen labels: the upper bound"),
+    "teacher": ("Teacher", "CLIP on every candidate pair"),
+    "predictions": ("Predictions", "from a file"),
+}
+# Without unseen interactions, training with all labels is no upper bound but the normal case.
+FULLY_SUPERVISED_TITLE = ("Student", "trained with all labels")
+
+
+@dataclass(frozen=True)
+class ComparisonEntry:
+    """The results of one role, whose numbers are means over them.
+
+    Attributes:
+        role: role in the comparison.
+        title, note: display name, and what distinguishes the entry from the others.
+        results: one for each seed.
+        style: name of its colour, line style and marker; empty for that of the role.
+    """
+
+    role: EntryRole
+    title: str
+    note: str
+    results: tuple[Results, ...]
+    style: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.style:
+            object.__setattr__(self, "style", self.role)
+
+    def metric(self, name: str, known_object: bool = False) -> float | None:
+        """Mean of a metric over the results; None if one of them does not have it.
+
+        Args:
+            known_object: use the second, known-object setting of the results.
+        """
+        scores = [result.known_object if known_object else result for result in self.results]
+        return _mean_or_none([None if one is None else one.metrics.get(name) for one in scores])
+
+    def vcoco_metric(self, name: str) -> float | None:
+        """Mean of one of V-COCO's averages over the results; None if one does not have it."""
+        scores = [result.vcoco for result in self.results]
+        return _mean_or_none([None if one is None else one.metrics.get(name) for one in scores])
+
+    def vcoco_ap(
+        self, action: str, get_ap: Callable[[ActionResults], float | None]
+    ) -> float | None:
+        """Mean of an AP of one of V-COCO's actions over the results; None if one has none."""
+        scores = [
+            result.vcoco.per_action.get(action) if result.vcoco else None for result in self.results
+        ]
+        return _mean_or_none([None if one is None else get_ap(one) for one in scores])
+
+    def vcoco_actions(self) -> list[str]:
+        """V-COCO's actions in the order of the results; empty without V-COCO's scores."""
+        return list(dict.fromkeys(name for scores in self._vcoco() for name in scores.per_action))
+
+    def vcoco_roles(self, action: str) -> list[str]:
+        """The roles of one of V-COCO's actions."""
+        actions = [
+            scores.per_action[action] for scores in self._vcoco() if action in scores.per_action
+        ]
+        return list(dict.fromkeys(role for scores in actions for role in scores.roles))
+
+    def _vcoco(self) -> list[VcocoResults]:
+        return [result.vcoco for result in self.results if result.vcoco is not None]
+
+    def run_title(self, result: Results) -> str:
+        """Display name of one of the results: its seed if no other has the same."""
+        if result.seed is None:
+            same_name = [
+                other for other in self.results if (other.name, other.seed) == (result.name, None)
+            ]
+            index = next(index for index, other in enumerate(same_name) if other is result)
+            return result.name if len(same_name) == 1 else f"{result.name} {index + 1}"
+        unique = [other.seed for other in self.results].count(result.seed) == 1
+        return f"seed {result.seed}" if unique else f"{result.name}, seed {result.seed}"
+
+    def mean_ap(self, interactions: Sequence[str]) -> float | None:
+        """mAP over interactions by name, mean over the results; None without ground truth."""
+        values = [
+            result.per_class[name]
+            for result in self.results
+            for name in interactions
+            if name in result.per_class
+        ]
+        return float(np.mean(values)) if values else None
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Mean of the values; None if one of them is missing."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if len(present) == len(values) else None
+
 
 @dataclass(frozen=True)
 class Comparison:
     """Results on the same dataset, split and setting.
 
     Attributes:
-        first: the result whose dataset, setting and so on the report names.
-        split, unseen: the zero-shot split that all metrics are grouped by.
+        first: the result whose dataset, setting and number of images the report states.
+        split, unseen: the zero-shot split by which all metrics are grouped.
+        vocabulary: of the dataset.
         entries: by role, in the order of `ENTRY_ROLES`.
     """
 
@@ -32,12 +131,12 @@ class Comparison:
     entries: tuple[ComparisonEntry, ...]
 
     def find(self, role: EntryRole) -> ComparisonEntry | None:
-        """The entry of a role."""
-        return next((found for found in self.entries if found.role == role), None)
+        """The first entry of a role."""
+        return next((entry for entry in self.entries if entry.role == role), None)
 
     @property
     def unseen_verbs(self) -> tuple[int, ...]:
-        """Verbs that the student has no label of at all."""
+        """Verbs whose interactions are all unseen."""
         seen = {
             verb
             for index, (verb, _) in enumerate(self.vocabulary.interactions)
@@ -47,43 +146,46 @@ class Comparison:
 
     @property
     def with_interaction_ap(self) -> Comparison:
-        """The same with those entries only that have AP of single interactions."""
-        able = (one for one in self.entries if any(result.per_class for result in one.results))
-        return replace(self, entries=tuple(able))
+        """The comparison with only the entries that have AP of single interactions."""
+        entries = (
+            entry for entry in self.entries if any(result.per_class for result in entry.results)
+        )
+        return replace(self, entries=tuple(entries))
 
     @property
     def vcoco_leads(self) -> bool:
-        """V-COCO's own evaluation comes first: nothing is unseen, and some result has it."""
+        """Whether the headline is V-COCO's role AP: some result has it and nothing is unseen."""
         return not self.unseen and any(
-            one.vcoco_metric(ROLE_AP[0]) is not None for one in self.entries
+            entry.vcoco_metric(ROLE_AP[0]) is not None for entry in self.entries
         )
 
     def gap_closed(self) -> float | None:
-        """Share of the unseen mAP between no distillation and all labels that distillation won."""
-        found = [self.find(role) for role in ("distilled", "control", "all_labels")]
-        values = [one.metric("unseen") for one in found if one is not None]
+        """Share of the gap in unseen mAP between no distillation and all labels that distillation
+        closes; None if one of the three is missing or there is no gap."""
+        entries = [self.find(role) for role in ("distilled", "control", "all_labels")]
+        values = [entry.metric("unseen") for entry in entries if entry is not None]
         if len(values) < 3 or None in values:
             return None
-        distilled, control, ceiling = (value for value in values if value is not None)
-        return (distilled - control) / (ceiling - control) if ceiling > control else None
+        distilled, control, upper_bound = (value for value in values if value is not None)
+        return (distilled - control) / (upper_bound - control) if upper_bound > control else None
 
 
 def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
-    """Brings results to one split and sorts them by role.
+    """Groups results by one split and sorts them by role.
 
     Args:
-        results: in any order; those of split `full` are grouped by the others' split.
+        results: in any order; those of split `full` are regrouped by the split of the others.
 
     Raises:
-        InputError: the results are of different datasets, vocabularies, settings or splits.
+        InputError: the results have different datasets, vocabularies, settings or splits.
     """
     zero_shot = [result for result in results if result.split != FULL]
-    # Files of V-COCO's scores alone lead only where there is nothing else.
+    # Results with V-COCO's scores alone come first only if there are no others.
     lead = min(zero_shot or results, key=lambda result: not result.per_class)
     for result in results:
-        for what in ("dataset", "vocabulary", "setting"):
-            if getattr(result, what) != getattr(lead, what):
-                raise _mismatch_error(what, lead, result)
+        for field in ("dataset", "vocabulary", "setting"):
+            if getattr(result, field) != getattr(lead, field):
+                raise _mismatch_error(field, lead, result)
     for result in zero_shot:
         if (result.split, result.unseen) != (lead.split, lead.unseen):
             raise _mismatch_error("split", lead, result)
@@ -101,26 +203,30 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
     titles = (
         dict(ENTRY_ROLES) if lead.unseen else {**ENTRY_ROLES, "all_labels": FULLY_SUPERVISED_TITLE}
     )
-    named = [
-        ComparisonEntry(role, *titles[role], tuple(sorted(found, key=lambda one: one.seed or 0)))
-        for role, found in members.items()
-        if found
+    entries = [
+        ComparisonEntry(
+            role, *titles[role], tuple(sorted(group, key=lambda result: result.seed or 0))
+        )
+        for role, group in members.items()
+        if group
     ]
-    # Files of unknown making take the styles that are left, so that several can be told apart.
-    taken = {one.role for one in named}
-    styles = ["predictions", *(role for role in ENTRY_ROLES if role not in {*taken, "predictions"})]
-    others.sort(key=lambda one: not one.results[0].per_class)
-    others = [replace(one, style=styles[place % len(styles)]) for place, one in enumerate(others)]
-    return Comparison(lead, lead.split, lead.unseen, vocabulary, (*named, *others))
+    # Results without a role take the styles of the unused roles, so that charts distinguish them.
+    used = {entry.role for entry in entries}
+    styles = ["predictions", *(role for role in ENTRY_ROLES if role not in {*used, "predictions"})]
+    others.sort(key=lambda entry: not entry.results[0].per_class)
+    others = [
+        replace(entry, style=styles[index % len(styles)]) for index, entry in enumerate(others)
+    ]
+    return Comparison(lead, lead.split, lead.unseen, vocabulary, (*entries, *others))
 
 
 def _role_of(result: Results) -> EntryRole:
     if result.kind == "teacher":
         return "teacher"
-    # Nobody knows what a published checkpoint was trained on.
+    # The training data of a published checkpoint are unknown.
     if result.kind == "predictions" or result.training_split is None:
         return "predictions"
-    # What had more to learn from stands for itself, and is no further seed of what had not.
+    # A run with further training data is no other seed of a run without.
     if result.shots or result.sources:
         return "predictions"
     if result.training_split == FULL:
@@ -129,132 +235,40 @@ def _role_of(result: Results) -> EntryRole:
 
 
 def _describe_training(result: Results) -> str:
-    """What made a result that stands for itself."""
-    further = [f"images of {source['name']}" for source in result.sources]
+    """Note of an entry of the role `predictions`."""
+    further_data = [f"images of {source['name']}" for source in result.sources]
     if result.shots:
         labels = "a label" if result.shots == 1 else f"{result.shots} labels"
-        further.insert(0, f"{labels} of every unseen interaction")
-    if further:
-        source = f"with {' and '.join(further)}"
+        further_data.insert(0, f"{labels} of every unseen interaction")
+    if further_data:
+        note = f"with {' and '.join(further_data)}"
     else:
-        source = "from a checkpoint" if result.kind == "student" else ENTRY_ROLES["predictions"][1]
-    return source + (", after pairwise NMS" if result.nms else "")
+        note = "from a checkpoint" if result.kind == "student" else ENTRY_ROLES["predictions"][1]
+    return note + (", after pairwise NMS" if result.nms else "")
 
 
 def _regroup_metrics(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -> Results:
+    """The result with its seen and unseen mAP computed for the given unseen interactions."""
     if result.unseen == unseen:
         return result
-    names = {vocabulary.interaction_name(index) for index in unseen}
+    unseen_names = {vocabulary.interaction_name(index) for index in unseen}
 
-    def groups(per_class: dict[str, float]) -> dict[str, float | None]:
-        inside = [value for name, value in per_class.items() if name in names]
-        outside = [value for name, value in per_class.items() if name not in names]
-        seen = float(np.mean(outside)) if outside else None
-        unseen = float(np.mean(inside)) if inside else None
+    def group_means(per_class: dict[str, float]) -> dict[str, float | None]:
+        seen_ap = [value for name, value in per_class.items() if name not in unseen_names]
+        unseen_ap = [value for name, value in per_class.items() if name in unseen_names]
+        seen, unseen = (float(np.mean(ap)) if ap else None for ap in (seen_ap, unseen_ap))
         return {"seen": seen, "unseen": unseen, "harmonic_mean": harmonic_mean(seen, unseen)}
 
-    further = result.known_object
-    if further is not None:
-        further = replace(further, metrics={**further.metrics, **groups(further.per_class)})
-    metrics = {**result.metrics, **groups(result.per_class)}
-    return replace(result, unseen=unseen, metrics=metrics, known_object=further)
+    known_object = result.known_object
+    if known_object is not None:
+        metrics = {**known_object.metrics, **group_means(known_object.per_class)}
+        known_object = replace(known_object, metrics=metrics)
+    metrics = {**result.metrics, **group_means(result.per_class)}
+    return replace(result, unseen=unseen, metrics=metrics, known_object=known_object)
 
 
-def _mismatch_error(what: str, first: Results, second: Results) -> InputError:
+def _mismatch_error(field: str, first: Results, second: Results) -> InputError:
     return InputError(
-        f"results to compare: expected one {what}, found {getattr(first, what)} ({first.name})"
-        f" and {getattr(second, what)} ({second.name})"
+        f"results to compare: expected one {field}, found {getattr(first, field)} ({first.name})"
+        f" and {getattr(second, field)} ({second.name})"
     )
-
-
-EntryRole = Literal["distilled", "control", "all_labels", "teacher", "predictions"]
-# In the order of tables and charts: title, and what made it.
-ENTRY_ROLES: dict[EntryRole, tuple[str, str]] = {
-    "distilled": ("Distilled", "seen labels and the teacher's answers"),
-    "control": ("No distillation", "seen labels only"),
-    "all_labels": ("All labels", "unseen labels too: the ceiling"),
-    "teacher": ("Teacher", "CLIP on every candidate pair"),
-    "predictions": ("Predictions", "from a file"),
-}
-# Where nothing is unseen, all labels are no ceiling but the thing itself.
-FULLY_SUPERVISED_TITLE = ("Student", "trained with all labels")
-
-
-@dataclass(frozen=True)
-class ComparisonEntry:
-    """All results of one role; its numbers are means over them.
-
-    Attributes:
-        role: what the results are in the comparison.
-        title, note: for people.
-        results: one for each seed.
-        style: name of its colour and shapes; the role's where nothing is said.
-    """
-
-    role: EntryRole
-    title: str
-    note: str
-    results: tuple[Results, ...]
-    style: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.style:
-            object.__setattr__(self, "style", self.role)
-
-    def metric(self, name: str, known_object: bool = False) -> float | None:
-        """A metric's mean over the results, None where one lacks it.
-
-        Args:
-            known_object: of the known-object setting that stands beside the results' own.
-        """
-        tables = [one.known_object if known_object else one for one in self.results]
-        values = [None if table is None else table.metrics.get(name) for table in tables]
-        return _mean_or_none(values)
-
-    def vcoco_metric(self, name: str) -> float | None:
-        """An average of V-COCO's evaluation, mean over the results, None where one lacks it."""
-        tables = [one.vcoco for one in self.results]
-        return _mean_or_none([None if one is None else one.metrics.get(name) for one in tables])
-
-    def vcoco_ap(self, action: str, pick: Callable[[ActionResults], float | None]) -> float | None:
-        """An AP of one of V-COCO's actions, mean over the results, None where one lacks it."""
-        entries = [one.vcoco.per_action.get(action) if one.vcoco else None for one in self.results]
-        return _mean_or_none([None if entry is None else pick(entry) for entry in entries])
-
-    def vcoco_actions(self) -> list[str]:
-        """V-COCO's actions in the results' order; none without its evaluation."""
-        return list(dict.fromkeys(name for one in self._vcoco() for name in one.per_action))
-
-    def vcoco_roles(self, action: str) -> list[str]:
-        """The roles of one of V-COCO's actions."""
-        entries = [one.per_action[action] for one in self._vcoco() if action in one.per_action]
-        return list(dict.fromkeys(role for entry in entries for role in entry.roles))
-
-    def _vcoco(self) -> list[VcocoResults]:
-        return [one.vcoco for one in self.results if one.vcoco is not None]
-
-    def run_title(self, result: Results) -> str:
-        """What a single result is called beside the others: its seed where that is enough."""
-        seeds = [one.seed for one in self.results]
-        if result.seed is None:
-            same = [one for one in self.results if (one.name, one.seed) == (result.name, None)]
-            place = next(index for index, one in enumerate(same) if one is result)
-            return result.name if len(same) == 1 else f"{result.name} {place + 1}"
-        alone = seeds.count(result.seed) == 1
-        return f"seed {result.seed}" if alone else f"{result.name}, seed {result.seed}"
-
-    def mean_ap(self, interactions: Sequence[str]) -> float | None:
-        """mAP over interactions by name, mean over the results; None without ground truth."""
-        values = [
-            result.per_class[name]
-            for result in self.results
-            for name in interactions
-            if name in result.per_class
-        ]
-        return float(np.mean(values)) if values else None
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    """The mean, None where a value is missing."""
-    counted = [value for value in values if value is not None]
-    return float(np.mean(counted)) if len(counted) == len(values) else None

@@ -1,4 +1,4 @@
-"""Which verb a model says where people labelled another one."""
+"""Confusion between verbs: which verbs a model predicts for annotated human-object pairs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class VerbConfusion:
-    """What was said about annotated pairs that were found.
+    """Confusion matrix of the verbs of detected pairs.
 
     Attributes:
-        counts: (V, V) float64, rows: labelled verb, columns: predicted verb. A found pair
-            whose predicted verb is one of its labels counts 1 there on the diagonal; otherwise it
-            counts 1 in all, spread evenly over the rows of its labels.
-        num_found, num_pairs: annotated pairs that were found, and all of them.
+        counts: (V, V) float64; rows are labelled, columns predicted verbs. A detected pair whose
+            predicted verb is one of its labels counts 1 on the diagonal. Any other counts 1 in
+            total, spread evenly over the rows of its labels.
+        num_found, num_pairs: number of annotated pairs that are detected, and of all.
     """
 
     counts: np.ndarray
@@ -33,33 +33,34 @@ class VerbConfusion:
 
     @property
     def row_shares(self) -> np.ndarray:
-        """(V, V) rows as fractions of the row; zeros in rows without a found pair."""
+        """(V, V) counts as fractions of their row; zeros in rows without a detected pair."""
         totals = self.counts.sum(axis=1, keepdims=True)
         return np.divide(self.counts, totals, out=np.zeros_like(self.counts), where=totals > 0)
 
     def most_frequent(self, number: int) -> list[tuple[int, int, float]]:
-        """The most frequent confusions: labelled verb, said verb, pairs; most frequent first."""
-        off = self.counts.copy()
-        np.fill_diagonal(off, 0)
-        order = np.argsort(-off, axis=None, kind="stable")[:number]
-        rows, columns = np.unravel_index(order, off.shape)
+        """The most frequent confusions: labelled verb, predicted verb, number of pairs."""
+        confusions = self.counts.copy()
+        np.fill_diagonal(confusions, 0)
+        order = np.argsort(-confusions, axis=None, kind="stable")[:number]
+        rows, columns = np.unravel_index(order, confusions.shape)
         return [
-            (int(row), int(column), float(off[row, column]))
+            (int(row), int(column), float(confusions[row, column]))
             for row, column in zip(rows, columns, strict=True)
-            if off[row, column] > 0
+            if confusions[row, column] > 0
         ]
 
 
 def compute_verb_confusion(matched: MatchedDetections, vocabulary: Vocabulary) -> VerbConfusion:
-    """Compares the verb said about each annotated pair with its labels.
+    """Compares the predicted verb of each annotated pair with its labels.
 
-    A detection finds the annotated pair of its image and object class with the largest
-    min(human IoU, object IoU), if that is at least 0.5. Of the detections that find a pair, the
-    best-scoring one's verb is what the model says about it.
+    A detection is assigned to the annotated pair of its image and object class with the largest
+    min(human IoU, object IoU), if that is at least 0.5. The predicted verb of a pair is that of its
+    best-scoring detection.
     """
-    found, ground_truth = matched.detections, matched.ground_truth
+    detections, ground_truth = matched.detections, matched.ground_truth
     verb_of, object_of = interaction_verbs_and_objects(vocabulary)
-    pairs, first, pair_of = np.unique(
+    # A pair with several verbs has several triplets with the same boxes.
+    pairs, first_triplet, pair_of = np.unique(
         np.column_stack(
             [
                 ground_truth.images * vocabulary.num_objects + object_of[ground_truth.interactions],
@@ -72,30 +73,30 @@ def compute_verb_confusion(matched: MatchedDetections, vocabulary: Vocabulary) -
         return_inverse=True,
     )
     pair_of = pair_of.reshape(-1)
-    keys = found.images * vocabulary.num_objects + object_of[found.interactions]
-    best = np.full(len(pairs), len(found), dtype=np.int64)
+    keys = detections.images * vocabulary.num_objects + object_of[detections.interactions]
+    best = np.full(len(pairs), len(detections), dtype=np.int64)
     for rows, targets in join(keys, pairs[:, 0].astype(np.int64)):
-        named = first[targets]
-        overlap = np.minimum(
-            hico_iou(found.human_boxes[rows], ground_truth.human_boxes[named]),
-            hico_iou(found.object_boxes[rows], ground_truth.object_boxes[named]),
+        triplets = first_triplet[targets]
+        iou = np.minimum(
+            hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[triplets]),
+            hico_iou(detections.object_boxes[rows], ground_truth.object_boxes[triplets]),
         )
-        near = overlap >= IOU_THRESHOLD
-        rows, targets, overlap = rows[near], targets[near], overlap[near]
-        order = np.lexsort((-overlap, rows))
+        near = iou >= IOU_THRESHOLD
+        rows, targets, iou = rows[near], targets[near], iou[near]
+        order = np.lexsort((-iou, rows))
         rows, targets = rows[order], targets[order]
         rows, nearest = np.unique(rows, return_index=True)
-        # Detections stand by falling score: the smallest row is the best-scoring one.
+        # Detections are sorted by falling score, so the smallest row is the best-scoring one.
         np.minimum.at(best, targets[nearest], rows)
 
     labels = np.zeros((len(pairs), vocabulary.num_verbs), dtype=bool)
     labels[pair_of, verb_of[ground_truth.interactions]] = True
-    there = np.flatnonzero(best < len(found))
-    said = verb_of[found.interactions[best[there]]]
+    found = np.flatnonzero(best < len(detections))
+    predicted = verb_of[detections.interactions[best[found]]]
     counts = np.zeros((vocabulary.num_verbs, vocabulary.num_verbs))
-    right = labels[there, said]
-    np.add.at(counts, (said[right], said[right]), 1)
-    pair, verb = np.nonzero(labels[there[~right]])
-    share = 1 / labels[there[~right]].sum(axis=1)
-    np.add.at(counts, (verb, said[~right][pair]), share[pair])
-    return VerbConfusion(counts, len(there), len(pairs))
+    correct = labels[found, predicted]
+    np.add.at(counts, (predicted[correct], predicted[correct]), 1)
+    pair, verb = np.nonzero(labels[found[~correct]])
+    share = 1 / labels[found[~correct]].sum(axis=1)
+    np.add.at(counts, (verb, predicted[~correct][pair]), share[pair])
+    return VerbConfusion(counts, len(found), len(pairs))

@@ -1,20 +1,20 @@
-"""What is wrong with wrong detections: kinds of error for human-object pairs.
+"""Kinds of false positives of human-object pairs.
 
-TIDE (Bolya et al. 2020) sorts the errors of object detectors by what would mend them; the same idea
-for triplets. Overlap is min(human IoU, object IoU) with an annotated triplet of the image, in the
-benchmark's convention. The first kind that fits, from the top of this list:
+TIDE (Bolya et al. 2020) classifies the errors of object detectors by the fix that would make them
+correct; this is the same for triplets. IoU is min(human IoU, object IoU) with an annotated triplet
+of the image, computed as in the benchmark. An error is of the first kind that applies:
 
-* duplicate: the triplet is there, overlap >= 0.5, and a better-scoring detection has it already;
-* wrong verb: an annotated pair of this object class with overlap >= 0.5 lacks this verb;
-* wrong object: an annotated pair with overlap >= 0.5 has another object class;
-* localisation: the triplet is there with overlap of at least 0.1 and less than 0.5;
-* wrong pair: an annotated person and an annotated object of this class, each found with IoU >= 0.5,
-  that nobody labelled as a pair;
+* duplicate: the triplet is annotated with IoU >= 0.5, but a better-scoring detection matches it;
+* wrong verb: an annotated pair of this object class with IoU >= 0.5 does not have this verb;
+* wrong object: an annotated pair with IoU >= 0.5 has another object class;
+* localisation: the triplet is annotated with an IoU of at least 0.1 and less than 0.5;
+* wrong pair: a person and an object of this class are annotated with IoU >= 0.5 each, but not as a
+  pair;
 * background: everything else.
 
-Detections with scores near zero cost nothing, and there are many. As in Hoiem et al. 2012, what
-counts are the N best-scoring detections of each interaction, N being the number of its annotated
-triplets: the errors among these are what keeps average precision down.
+A model has many detections with scores near zero, which hardly change its average precision. As in
+Hoiem et al. 2012, errors are counted among the N best-scoring detections of each interaction, where
+N is the number of its annotated triplets: these are the errors that lower average precision.
 """
 
 from __future__ import annotations
@@ -41,38 +41,32 @@ ERROR_KINDS = (
     "wrong_pair",
     "background",
 )
-
-
-MIN_IOU = 0.1
 CORRECT = -1
 WRONG_VERB, WRONG_OBJECT, LOCALISATION, DUPLICATE, WRONG_PAIR, BACKGROUND = range(len(ERROR_KINDS))
-ERROR_TITLES = {
-    "wrong_verb": "wrong verb",
-    "wrong_object": "wrong object",
-    "localisation": "localisation",
-    "duplicate": "duplicate",
-    "wrong_pair": "wrong pair",
-    "background": "background",
-}
-# In the order in which they are tried.
+# Minimum IoU of a localisation error, as in TIDE.
+MIN_IOU = 0.1
+ERROR_TITLES = {name: name.replace("_", " ") for name in ERROR_KINDS}
+# In the order in which the kinds are tried.
 ERROR_DEFINITIONS = {
-    "duplicate": "labelled, both boxes overlap it by half, but a better-scoring detection has it",
-    "wrong_verb": "both boxes overlap a labelled pair of this object class by half, but the pair"
-    " does not have this verb",
-    "wrong_object": "both boxes overlap a labelled pair by half, but with another class of object",
-    "localisation": "labelled, but one of the boxes overlaps by under half, and both by a tenth",
-    "wrong_pair": "the person and the object are labelled, but not with each other",
-    "background": "nothing labelled fits",
+    "duplicate": "the interaction is labelled and both boxes have IoU ≥ 0.5, but a better-scoring"
+    " detection matches the same label",
+    "wrong_verb": "both boxes have IoU ≥ 0.5 with a labelled pair of this object class, but the"
+    " pair does not have this verb",
+    "wrong_object": "both boxes have IoU ≥ 0.5 with a labelled pair of another object class",
+    "localisation": "the interaction is labelled, but the smaller IoU of the two boxes is between"
+    " 0.1 and 0.5",
+    "wrong_pair": "the person and the object are labelled, but not as a pair",
+    "background": "none of the other kinds applies",
 }
 
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Errors of one result among some interactions.
+    """Numbers of errors of one result.
 
     Attributes:
-        by_kind: number of errors, in the order of `ERROR_KINDS`.
-        num_correct: number of correct detections.
+        by_kind: number of errors of each kind, in the order of `ERROR_KINDS`.
+        num_correct: number of true positives.
     """
 
     by_kind: tuple[int, ...]
@@ -84,45 +78,46 @@ class ErrorCounts:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Shares of the errors, fractions; zeros where nothing is wrong."""
+        """Each kind as a fraction of all errors; zeros without errors."""
         return tuple(number / max(self.num_wrong, 1) for number in self.by_kind)
 
 
 def classify_errors(matched: MatchedDetections, vocabulary: Vocabulary) -> np.ndarray:
-    """The kind of every detection's error.
+    """The kind of error of every detection.
 
     Returns:
-        (len(matched.detections),) int64, index into `ERROR_KINDS`, `CORRECT` for right detections.
+        (len(matched.detections),) int64, index into `ERROR_KINDS`, or `CORRECT`.
     """
     wrong = np.flatnonzero(~matched.tp_mask)
-    found, ground_truth = matched.detections.keep(wrong), matched.ground_truth
+    detections, ground_truth = matched.detections.keep(wrong), matched.ground_truth
     _, object_of = interaction_verbs_and_objects(vocabulary)
     is_kind = np.zeros((len(ERROR_KINDS), len(wrong)), dtype=bool)
-    human_there, object_there = np.zeros((2, len(wrong)), dtype=bool)
-    for rows, targets in join(found.images, ground_truth.images):
-        human = hico_iou(found.human_boxes[rows], ground_truth.human_boxes[targets])
-        other = hico_iou(found.object_boxes[rows], ground_truth.object_boxes[targets])
-        overlap = np.minimum(human, other)
-        own, labelled = found.interactions[rows], ground_truth.interactions[targets]
-        same_object = object_of[own] == object_of[labelled]
-        near = overlap >= IOU_THRESHOLD
-        is_kind[DUPLICATE, rows[near & (own == labelled)]] = True
+    human_found, object_found = np.zeros((2, len(wrong)), dtype=bool)
+    for rows, targets in join(detections.images, ground_truth.images):
+        human_iou = hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
+        object_iou = hico_iou(detections.object_boxes[rows], ground_truth.object_boxes[targets])
+        iou = np.minimum(human_iou, object_iou)
+        predicted, labelled = detections.interactions[rows], ground_truth.interactions[targets]
+        same_object = object_of[predicted] == object_of[labelled]
+        near = iou >= IOU_THRESHOLD
+        is_kind[DUPLICATE, rows[near & (predicted == labelled)]] = True
         is_kind[WRONG_VERB, rows[near & same_object]] = True
         is_kind[WRONG_OBJECT, rows[near]] = True
-        is_kind[LOCALISATION, rows[(overlap >= MIN_IOU) & (own == labelled)]] = True
-        human_there[rows[human >= IOU_THRESHOLD]] = True
-        object_there[rows[same_object & (other >= IOU_THRESHOLD)]] = True
-    is_kind[WRONG_PAIR] = human_there & object_there
+        is_kind[LOCALISATION, rows[(iou >= MIN_IOU) & (predicted == labelled)]] = True
+        human_found[rows[human_iou >= IOU_THRESHOLD]] = True
+        object_found[rows[same_object & (object_iou >= IOU_THRESHOLD)]] = True
+    is_kind[WRONG_PAIR] = human_found & object_found
     kinds = np.full(len(matched.tp_mask), CORRECT, dtype=np.int64)
     kinds[wrong] = BACKGROUND
-    # The first of the list is written last.
+    # Assigned in reverse order, so that the first kind that applies remains.
     for kind in (WRONG_PAIR, LOCALISATION, WRONG_OBJECT, WRONG_VERB, DUPLICATE):
         kinds[wrong[is_kind[kind]]] = kind
     return kinds
 
 
 def top_scoring_mask(matched: MatchedDetections, vocabulary: Vocabulary) -> np.ndarray:
-    """(len(matched.detections),) bool: among the N best of an interaction with N positives."""
+    """(len(matched.detections),) bool: the N best-scoring detections of each interaction with N
+    positives."""
     interactions = matched.detections.interactions
     counts = np.bincount(interactions, minlength=vocabulary.num_interactions)
     order = np.argsort(interactions, kind="stable")
@@ -135,15 +130,16 @@ def top_scoring_mask(matched: MatchedDetections, vocabulary: Vocabulary) -> np.n
 def count_errors(
     matched: MatchedDetections, kinds: np.ndarray, counted: np.ndarray, interactions: Sequence[int]
 ) -> ErrorCounts:
-    """Errors among the detections of some interactions.
+    """Counts the errors among some of the detections.
 
     Args:
-        kinds: what `classify_errors` returned.
+        kinds: from `classify_errors`.
         counted: (len(matched.detections),) bool, detections to count.
-        interactions: HOI indices.
+        interactions: HOI indices to count.
     """
-    mine = counted & np.isin(
+    rows = counted & np.isin(
         matched.detections.interactions, np.asarray(interactions, dtype=np.int64)
     )
-    numbers = np.bincount(kinds[mine] + 1, minlength=len(ERROR_KINDS) + 1)
+    # The first bin counts `CORRECT`, which is -1.
+    numbers = np.bincount(kinds[rows] + 1, minlength=len(ERROR_KINDS) + 1)
     return ErrorCounts(tuple(int(number) for number in numbers[1:]), int(numbers[0]))

@@ -1,4 +1,4 @@
-"""A training run's `metrics.jsonl`: one JSON object a line, with the losses at a step."""
+"""Reads the training log of a run, `metrics.jsonl`: one JSON object per logged step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from pipeline.utils.errors import bad_field
 
 TOTAL_LOSS, LEARNING_RATE = "total loss", "learning rate"
-LOSS_TITLES = {"verb_hard": "verbs: labels", "verb_soft": "verbs: teacher's answers"}
+LOSS_TITLES = {"verb_hard": "verbs: hard labels", "verb_soft": "verbs: soft targets"}
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingLog:
-    """What a run wrote down while training.
+    """The training log of a run.
 
     Attributes:
-        steps: (N,) optimiser steps done.
-        series: (N,) values by name: total loss, its parts, learning rate; NaN where a line lacks
-            one.
+        steps: (N,) number of optimiser steps.
+        series: (N,) float64 values by name: total loss, its terms, learning rate; NaN at steps
+            without a value.
     """
 
     steps: np.ndarray
@@ -30,18 +30,19 @@ class TrainingLog:
 
 
 def read_training_log(path: Path | None) -> TrainingLog | None:
-    """A run's log; None where there is none or it has no line yet.
+    """Reads the log of a run; None if there is no file or it is empty.
 
-    Losses of auxiliary layers (their names end in a number) are left out, and so is a line that a
-    killed run left unfinished.
+    Losses of auxiliary layers, whose names end in a number, are left out, and so is an incomplete
+    last line.
 
     Raises:
-        InputError: a line is not what a log has.
+        InputError: a line is invalid.
     """
     if path is None or not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8").split("\n")
-    # Whatever stands behind the last line break was still being written.
+    # Text after the last line break is a line that is still being written, or that an interrupted
+    # run left incomplete.
     entries = [_parse_line(path, row, line) for row, line in enumerate(lines[:-1]) if line.strip()]
     if not entries:
         return None

@@ -1,4 +1,4 @@
-"""Draws an annotation or detections on an image; the legend."""
+"""Draws an annotation or detections on an image, and the legend below."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
 LEGEND_ENTRIES = ("person", "object", "unseen in training")
-# Widths and heights in letter heights: a mark with its gap, the margin after an entry, a row.
+# In font sizes: width of a mark and its gap, margin after an entry, height of a row.
 MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
-# Drawn larger and shrunk, so that slanted edges come out smooth.
+# Drawn larger by this factor and downscaled, for smooth edges.
 SUPERSAMPLING = 2
 
 
-def add_legend(picture: Image.Image) -> Image.Image:
-    """Adds a strip below a drawn picture: the colours of people and objects, and the star.
+# Minimum long side of a drawing in pixels.
+def add_legend(image: Image.Image) -> Image.Image:
+    """Adds a strip below a drawing: the colours of people and objects, and the star.
 
     Returns:
-        A new RGB picture, as wide and higher by the strip. In narrow pictures its entries stand
-        one below the other, and letters shrink until the longest fits.
+        A new RGB image, higher by the strip. In narrow images the entries are below each other, and
+        the font shrinks until the longest one fits.
     """
-    width = picture.width * SUPERSAMPLING
-    em = round(0.85 * font_size(picture.size, ())) * SUPERSAMPLING
+    width = image.width * SUPERSAMPLING
+    em = round(0.85 * font_size(image.size, ())) * SUPERSAMPLING
     while em > 1 and max(_entry_widths(em)) + ENTRY_MARGIN * em > width:
         em -= 1
     rows = _layout_rows(em, width)
@@ -51,24 +52,24 @@ def add_legend(picture: Image.Image) -> Image.Image:
                 ImageDraw.Draw(strip), entry, x, (number + 0.6) * ROW_HEIGHT * em, em
             )
             x += _entry_widths(em)[entry] + ENTRY_MARGIN * em
-    size = (picture.width, max(1, strip.height // SUPERSAMPLING))
-    small = strip.resize(size, Image.Resampling.LANCZOS)
-    both = Image.new("RGB", (picture.width, picture.height + small.height))
-    both.paste(picture, (0, 0))
-    both.paste(small, (0, picture.height))
-    return both
+    size = (image.width, max(1, strip.height // SUPERSAMPLING))
+    strip = strip.resize(size, Image.Resampling.LANCZOS)
+    result = Image.new("RGB", (image.width, image.height + strip.height))
+    result.paste(image, (0, 0))
+    result.paste(strip, (0, image.height))
+    return result
 
 
 def _layout_rows(em: int, width: float) -> list[list[int]]:
-    """The numbers of `LEGEND_ENTRIES` in rows that are no wider than the picture."""
+    """Indices of `LEGEND_ENTRIES` in rows that are no wider than the image."""
     rows: list[list[int]] = []
     right = width
-    for entry, own in enumerate(_entry_widths(em)):
-        if right + own + ENTRY_MARGIN * em > width:
+    for entry, entry_width in enumerate(_entry_widths(em)):
+        if right + entry_width + ENTRY_MARGIN * em > width:
             rows.append([])
             right = ENTRY_MARGIN * em
         rows[-1].append(entry)
-        right += own + ENTRY_MARGIN * em
+        right += entry_width + ENTRY_MARGIN * em
     return rows
 
 
@@ -77,7 +78,7 @@ def _entry_widths(em: int) -> list[float]:
 
 
 def _draw_legend_entry(draw: ImageDraw.ImageDraw, entry: int, x: float, y: float, em: int) -> None:
-    """A mark and its words, from x on and centred at y."""
+    """Draws a mark and its text, from x to the right and centred at y."""
     if entry < 2:
         box = (x + 0.1 * em, y - 0.45 * em, x + em, y + 0.45 * em)
         draw.rectangle(box, outline=(PERSON_COLOUR, OBJECT_COLOUR)[entry], width=max(1, em // 6))
@@ -91,9 +92,6 @@ def _draw_legend_entry(draw: ImageDraw.ImageDraw, entry: int, x: float, y: float
     )
 
 
-MIN_LONG_SIDE = 512
-
-
 def draw_annotation(
     image: Image.Image,
     annotation: Annotation,
@@ -101,15 +99,15 @@ def draw_annotation(
     unseen: Collection[int] = (),
     long_side: int | None = None,
 ) -> Image.Image:
-    """Draws what people labelled.
+    """Draws an annotation on its image.
 
     Args:
-        image: the picture; small ones are enlarged first.
+        image: small images are enlarged first.
         unseen: HOI indices to mark with a star.
-        long_side: long side of the result in pixels; by default the picture's, at least 512.
+        long_side: long side of the result in pixels; None for that of the image, at least 512.
 
     Returns:
-        A new RGB picture.
+        A new RGB image.
     """
     return _draw_interactions(image, annotation, vocabulary, unseen, None, None, long_side)
 
@@ -122,16 +120,18 @@ def draw_detections(
     tp_mask: np.ndarray | None = None,
     long_side: int | None = None,
 ) -> Image.Image:
-    """Draws detections with their scores; choose the rows worth showing before.
+    """Draws detections with their scores on their image.
 
     Args:
-        image: the picture; small ones are enlarged first.
+        image: small images are enlarged first.
+        detections: all K of them are drawn.
         unseen: HOI indices to mark with a star.
-        tp_mask: (K,) bool, which detections are right, to mark them with tick and cross.
-        long_side: long side of the result in pixels; by default the picture's, at least 512.
+        tp_mask: (K,) bool, true positives; they are marked with a tick, the others with a cross.
+            None for no marks.
+        long_side: long side of the result in pixels; None for that of the image, at least 512.
 
     Returns:
-        A new RGB picture.
+        A new RGB image.
     """
     return _draw_interactions(
         image, detections, vocabulary, unseen, detections.scores, tp_mask, long_side
@@ -147,22 +147,22 @@ def _draw_interactions(
     tp_mask: np.ndarray | None,
     long_side: int | None,
 ) -> Image.Image:
-    target = long_side or max(MIN_LONG_SIDE, *image.size)
-    scale = target / max(image.size)
+    long_side = long_side or max(MIN_LONG_SIDE, *image.size)
+    scale = long_side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    supersampling = 2 if target <= MAX_SUPERSAMPLED else 1
+    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    supersampling = SUPERSAMPLING if long_side <= MAX_SUPERSAMPLED else 1
     boxes = content.boxes.astype(np.float64) * scale * supersampling
 
     captions: dict[tuple[int, int], list[LabelLine]] = {}
     for row, (human, target_box, verb) in enumerate(content.hois.tolist()):
         label = content.labels[target_box] if target_box >= 0 else None
-        words = vocabulary.verbs[verb] + ("" if label is None else f" {vocabulary.objects[label]}")
+        name = vocabulary.verbs[verb] + ("" if label is None else f" {vocabulary.objects[label]}")
         score = "" if scores is None else f" {scores[row]:.2f}"
-        known = -1 if label is None else vocabulary.interaction_ids[verb, label]
+        interaction = -1 if label is None else vocabulary.interaction_ids[verb, label]
         line = LabelLine(
-            words.replace("_", " ") + score,
-            known in unseen,
+            name.replace("_", " ") + score,
+            interaction in unseen,
             None if tp_mask is None else bool(tp_mask[row]),
         )
         captions.setdefault((human, target_box), []).append(line)
@@ -176,6 +176,6 @@ def _draw_interactions(
     for human in sorted({human for human, _ in captions}):
         canvas.draw_box(boxes[human], PERSON_COLOUR)
     canvas.draw_labels([(boxes[human], lines) for (human, _), lines in captions.items()], boxes)
-    # Whole numbers of pixels become one, for which this is much quicker than resizing.
+    # For an integer factor, reduce() is much faster than resize().
     overlay = canvas.overlay.reduce(supersampling)
-    return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
+    return Image.alpha_composite(resized.convert("RGBA"), overlay).convert("RGB")

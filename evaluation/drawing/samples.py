@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: what people labelled on the left, what the model says on the right."""
+"""Sample images of an evaluation: ground truth on the left, detections on the right."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from pipeline.types import Annotation, Detections, ImageRecord
 from pipeline.utils.files import atomic_write
 from pipeline.vocabulary import Vocabulary
 
+# Name of the folder in a run folder.
 SAMPLES_FOLDER = "pictures"
 NUM_SAMPLES = 4
+# In pixels: long side of each image, and the gap between the two.
 LONG_SIDE = 512
 GAP = 8
 WHITE = (255, 255, 255)
@@ -32,42 +34,43 @@ def draw_samples(
     vocabulary: Vocabulary,
     unseen: Collection[int] = (),
 ) -> None:
-    """Draws a few images, chosen by their place among those with labels, and so always the same.
+    """Draws `NUM_SAMPLES` images, evenly spread over those with labels, so always the same ones.
 
     Args:
-        folder: one PNG is written into it for every chosen image.
+        folder: a PNG file is written into it for every sample.
         records, annotations, detections: of the same images in the same order.
         unseen: HOI indices to mark with a star.
     """
-    able = [row for row, one in enumerate(annotations) if len(one.hois)]
-    places = np.linspace(0, len(able) - 1, min(NUM_SAMPLES, len(able))).round().astype(int)
-    for row in [able[place] for place in places]:
+    labelled = [row for row, annotation in enumerate(annotations) if len(annotation.hois)]
+    count = min(NUM_SAMPLES, len(labelled))
+    for index in np.linspace(0, len(labelled) - 1, count).round().astype(int):
+        row = labelled[index]
         image, ground_truth = read_image(records[row].path), annotations[row]
-        found = top_detections(detections[row], len(ground_truth.hois))
-        tp_mask = _true_positive_mask(found, ground_truth, vocabulary)
+        top = top_detections(detections[row], len(ground_truth.hois))
+        tp_mask = _true_positive_mask(top, ground_truth, vocabulary)
         left = draw_annotation(image, ground_truth, vocabulary, unseen, LONG_SIDE)
-        right = draw_detections(image, found, vocabulary, unseen, tp_mask, LONG_SIDE)
-        both = Image.new("RGB", (left.width + GAP + right.width, left.height), WHITE)
-        both.paste(left, (0, 0))
-        both.paste(right, (left.width + GAP, 0))
+        right = draw_detections(image, top, vocabulary, unseen, tp_mask, LONG_SIDE)
+        sample = Image.new("RGB", (left.width + GAP + right.width, left.height), WHITE)
+        sample.paste(left, (0, 0))
+        sample.paste(right, (left.width + GAP, 0))
         with atomic_write(folder / f"{Path(records[row].id).stem}.png") as temporary:
-            both.save(temporary, "PNG")
+            sample.save(temporary, "PNG")
 
 
 def top_detections(detections: Detections, count: int) -> Detections:
-    """The best-scoring detections after pairwise NMS, as many as asked for."""
-    found = pairwise_nms(detections)
-    return replace(found, hois=found.hois[:count], scores=found.scores[:count])
+    """The `count` best-scoring detections after pairwise NMS."""
+    kept = pairwise_nms(detections)
+    return replace(kept, hois=kept.hois[:count], scores=kept.scores[:count])
 
 
 def _true_positive_mask(
-    found: Detections, ground_truth: Annotation, vocabulary: Vocabulary
+    detections: Detections, ground_truth: Annotation, vocabulary: Vocabulary
 ) -> np.ndarray:
-    """(K,) bool: which of the detections are right."""
-    alone = np.zeros(1, dtype=np.int64)
-    triplets = collect_triplets([found], alone, vocabulary)
-    tp_mask = np.zeros(len(found.hois), dtype=bool)
+    """(K,) bool: true positives among the detections of one image."""
+    image = np.zeros(1, dtype=np.int64)
+    triplets = collect_triplets([detections], image, vocabulary)
+    tp_mask = np.zeros(len(detections.hois), dtype=bool)
     tp_mask[triplets.source_rows] = match_triplets(
-        triplets, collect_triplets([ground_truth], alone, vocabulary)
+        triplets, collect_triplets([ground_truth], image, vocabulary)
     )
     return tp_mask

@@ -30,9 +30,9 @@ def test_reads_series(log):
     second = {"step": 20, "lr": 0.2, "loss": 2.0, "losses": {"object": 1.5, "object_0": 9.0}}
     found = log(f"{json.dumps(LINE)}\n\n{json.dumps(second)}\n")
     assert found.steps.tolist() == [10, 20]
-    assert list(found.series) == [TOTAL_LOSS, "verbs: teacher's answers", "object", LEARNING_RATE]
+    assert list(found.series) == [TOTAL_LOSS, "verbs: soft targets", "object", LEARNING_RATE]
     assert found.series["object"].tolist() == [2.0, 1.5]
-    assert np.isnan(found.series["verbs: teacher's answers"][1])
+    assert np.isnan(found.series["verbs: soft targets"][1])
 
 
 def test_unfinished_last_line_is_left_out(log):
