@@ -29,9 +29,10 @@ LEGEND_ENTRIES = ("person", "object", "unseen in training")
 MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
 # Drawn larger by this factor and downscaled, for smooth edges.
 SUPERSAMPLING = 2
-
-
 # Minimum long side of a drawing in pixels.
+MIN_LONG_SIDE = 512
+
+
 def add_legend(image: Image.Image) -> Image.Image:
     """Adds a strip below a drawing: the colours of people and objects, and the star.
 
