@@ -1,4 +1,9 @@
-"""Writes a detector as one file that runs without this package, its vocabulary inside."""
+"""Export to ONNX or torch.export: one file that runs without this package.
+
+The graph contains normalisation, model and selection of the best interactions; the vocabulary and
+the image sizes are stored as metadata. Operations that cannot be traced for images of any size are
+replaced by equivalent ones first. Every written file is loaded and compared with the detector.
+"""
 
 from __future__ import annotations
 
@@ -31,44 +36,44 @@ FORMAT_VERSION = "eoid-export-1"
 ONNX, TORCH_EXPORT = "onnx", "torch-export"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUT_NAMES = ["images", "sizes"]
-# The array is at least this large, so that queries from proposals find cells enough.
+# Minimum side of the input, so that feature maps have enough cells for queries from proposals.
 MIN_SIDE = 64
-# Free sides without any bound make older tracers stumble over the largest number there is.
+# Older tracers fail on dynamic dimensions without an upper bound.
 MAX_DIM = 2**16
-# What is written may differ from the model by this, of the largest answer and 1; among answers that
-# are nearly equal another may be among the best.
+# Maximum deviation of exported outputs, relative to the larger of 1 and the largest value, and the
+# minimum fraction of rows within it: among nearly equal scores, other queries may be selected.
 TOLERANCE = 1e-3
 MIN_EQUAL_FRACTION = 0.9
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to export.
+    """Settings of `export_detector`.
 
     Attributes:
         model: the detector.
-        format: `ONNX` or `TORCH_EXPORT`.
-        file: where it goes.
-        overwrite: replace the file.
+        export_format: `ONNX` or `TORCH_EXPORT`.
+        file: the file to write.
+        overwrite: replace an existing file.
     """
 
     model: ModelSpec
-    format: str
+    export_format: str
     file: Path
     overwrite: bool
 
 
 def export_detector(config: ExportConfig) -> None:
-    """Writes the file, whole or not at all; it is read again and compared with the detector.
+    """Exports a detector atomically, after a comparison of the exported file with the detector.
 
     Raises:
-        InputError: the file is there, nothing to open, ONNX's packages are missing, or these
-            versions of torch and ONNX's packages cannot export the detector, or do it wrongly.
+        InputError: the file exists, the detector cannot be opened, ONNX's packages are missing, or
+            the installed versions fail to export the detector or export it wrongly.
     """
     refuse_existing(config.file, config.overwrite)
     if config.file.is_dir():
-        raise InputError(f"{config.file}: expected a file's name, found a folder")
-    if config.format == ONNX:
+        raise InputError(f"{config.file}: expected a file name, found a folder")
+    if config.export_format == ONNX:
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(
@@ -79,26 +84,26 @@ def export_detector(config: ExportConfig) -> None:
         program, names = trace_detector(loaded)
         content = (
             _onnx_bytes(program, names, loaded)
-            if config.format == ONNX
+            if config.export_format == ONNX
             else _torch_export_bytes(program, loaded)
         )
     with atomic_write(config.file) as temporary:
         temporary.write_bytes(content)
         with _export_errors(config):
-            wrong = compare_with_model(loaded, temporary, config.format)
+            wrong = compare_with_model(loaded, temporary, config.export_format)
         if wrong is not None:
             raise InputError(
-                f"{config.file}: expected the detector's answers from {_exporter_versions(config)},"
-                f" found {wrong}; other versions may do it right"
+                f"{config.file}: expected the detector's outputs from {_exporter_versions(config)},"
+                f" found {wrong}; other versions may export it correctly"
             )
 
 
 @contextmanager
 def _export_errors(config: ExportConfig) -> Iterator[None]:
-    """Failures of the exporters in one line; they warn of their own insides, too.
+    """Turns errors of the exporters into one line, and hides their warnings and logs.
 
     Raises:
-        InputError: the body raised something.
+        InputError: the body raised an error.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -106,36 +111,35 @@ def _export_errors(config: ExportConfig) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    # Exporters and runtimes fail in every way a program can.
+    # Exporters and runtimes raise errors of any type.
     except Exception as error:
-        why = next(filter(None, map(str.strip, str(error).splitlines())), "")
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), "")
         raise InputError(
             f"{config.file}: {_exporter_versions(config)} cannot export this detector"
-            f" ({type(error).__name__}: {why[:200]}); other versions may do it"
+            f" ({type(error).__name__}: {reason[:200]}); other versions may be able to"
         ) from None
     finally:
         logging.disable(disabled)
 
 
 def _exporter_versions(config: ExportConfig) -> str:
-    """The versions of what makes the file."""
-    packages = ("torch", *(ONNX_PACKAGES if config.format == ONNX else ()))
+    """Names and versions of the packages that write the file."""
+    packages = ("torch", *(ONNX_PACKAGES if config.export_format == ONNX else ()))
     return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 @torch.no_grad()
-def compare_with_model(loaded: InferenceModel, file: Path, format: str) -> str | None:
-    """How the detector in a file differs from the model; None where it does not.
+def compare_with_model(loaded: InferenceModel, file: Path, export_format: str) -> str | None:
+    """Describes how the outputs of an exported file differ from the model's; None if they agree.
 
-    Compared are answers about pictures of noise, of sizes that were not traced, one of them alone
-    and one beside a larger one.
+    The inputs are noise images of sizes that were not traced, alone and in a batch with padding.
     """
     graph = DetectorGraph(loaded)
-    run = _load_exported(file, format)
+    run = _load_exported(file, export_format)
     multiple = graph.size_divisible
-    random = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     height, width = (-(-side // multiple) * multiple for side in (MIN_SIDE + 33, MIN_SIDE + 9))
-    batch = torch.rand(3, 3, height, width, generator=random)
+    batch = torch.rand(3, 3, height, width, generator=generator)
     sizes = torch.tensor([[height, width], [height - 20, width - 5], [height - 7, width]])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     for rows in (slice(1), slice(3)):
@@ -145,17 +149,19 @@ def compare_with_model(loaded: InferenceModel, file: Path, format: str) -> str |
             image = (batch[row, :, :h, :w] - mean) / std
             expected = loaded.model([image], padding_invariant=True)
             expected["scores"] = decoded["scores"][row : row + 1]
-            # Which verb and boxes go with a score is not compared: equal scores may change places.
+            # Verbs and boxes are not compared, since entries with equal scores may be in any order.
             for name in (name for name in found if name.startswith("pred_") or name == "scores"):
-                off = _max_deviation(expected[name][0], found[name][row], ordered=name == "scores")
-                if off is not None:
-                    return f"{name} off by {off:.3g} for a picture of {w} x {h} pixels"
+                deviation = _max_deviation(
+                    expected[name][0], found[name][row], ordered=name == "scores"
+                )
+                if deviation is not None:
+                    return f"{name} off by {deviation:.3g} for an image of {w} x {h} pixels"
     return None
 
 
-def _load_exported(file: Path, format: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """Answers by name of the detector in a file, called with images and sizes."""
-    if format == ONNX:
+def _load_exported(file: Path, export_format: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """Loads an exported file as a function from images and sizes to outputs by name."""
+    if export_format == ONNX:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -171,12 +177,12 @@ def _load_exported(file: Path, format: str) -> Callable[[Tensor, Tensor], dict[s
 
 
 def _max_deviation(expected: Tensor, found: Tensor, ordered: bool) -> float | None:
-    """How far answers are from the expected ones; None where they are equal.
+    """The maximum deviation of outputs of one image; None where they agree within `TOLERANCE`.
 
     Args:
-        expected, found: (K, ...) of one image.
-        ordered: row for row; else the nearest row counts, since queries that are nearly equally
-            good may change places.
+        expected, found: (K, ...) outputs.
+        ordered: compare row by row; otherwise each row with its nearest one, since queries chosen
+            from proposals of nearly equal score may be in any order.
     """
     expected, found = (
         values.flatten(1) if values.dim() > 1 else values[:, None] for values in (expected, found)
@@ -191,7 +197,7 @@ def _max_deviation(expected: Tensor, found: Tensor, ordered: bool) -> float | No
 
 
 def export_metadata(loaded: InferenceModel) -> dict[str, Any]:
-    """What a user of the file has to know beside the vocabulary."""
+    """Metadata of an exported file beside the vocabulary: split, input sizes and format."""
     published = loaded.augmentation == "published"
     return {
         "format": FORMAT_VERSION,
@@ -206,7 +212,11 @@ def export_metadata(loaded: InferenceModel) -> dict[str, Any]:
 
 
 def trace_detector(loaded: InferenceModel) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """The detector as a graph with any number of images of any size, and its outputs' names."""
+    """Traces the detector for any number of images of any size.
+
+    Returns:
+        The program, and the names of its outputs.
+    """
     graph = DetectorGraph(loaded)
     multiple = graph.size_divisible
     batch = torch.export.Dim("batch", min=1, max=MAX_DIM)
@@ -215,7 +225,7 @@ def trace_detector(loaded: InferenceModel) -> tuple[torch.export.ExportedProgram
         for name in ("height", "width")
     )
     sides = (height, width) if multiple == 1 else (multiple * height, multiple * width)
-    # Sides that differ, so that none is taken for another.
+    # Different sides, since the tracer may identify dimensions of equal size.
     example = torch.zeros(2, 3, 2 * MIN_SIDE, 3 * MIN_SIDE)
     sizes = torch.tensor([[2 * MIN_SIDE, 3 * MIN_SIDE]] * 2)
     with torch.no_grad():
@@ -227,7 +237,7 @@ def trace_detector(loaded: InferenceModel) -> tuple[torch.export.ExportedProgram
             strict=False,
         )
         program = program.run_decompositions(dict(DECOMPOSITIONS))
-    # What was traced where is of no use to others and names folders of this machine.
+    # Stack traces contain paths of this machine.
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program, names
@@ -243,28 +253,28 @@ def _torch_export_bytes(program: torch.export.ExportedProgram, loaded: Inference
 def _onnx_bytes(
     program: torch.export.ExportedProgram, names: list[str], loaded: InferenceModel
 ) -> bytes:
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         program, dynamo=True, input_names=INPUT_NAMES, output_names=names, verbose=False
     )
-    assert made is not None
-    for node in made.model.graph:
+    assert onnx_program is not None
+    for node in onnx_program.model.graph:
         node.metadata_props.clear()
-    made.model.metadata_props.update(_metadata_texts(loaded))
-    proto = made.model_proto
+    onnx_program.model.metadata_props.update(_metadata_texts(loaded))
+    proto = onnx_program.model_proto
     _name_dynamic_dims(proto.graph)
     return proto.SerializeToString()
 
 
 def _name_dynamic_dims(graph: Any) -> None:
-    """Calls the free sides of inputs and outputs by their names instead of the tracer's."""
-    # Shapes in between are told by the tracer's names; whoever needs them infers them again.
+    """Renames the dynamic dimensions of inputs and outputs to batch, height and width."""
+    # Shapes of intermediate values contain the old names. They are optional: tools infer them.
     del graph.value_info[:]
-    free = graph.input[0].type.tensor_type.shape.dim
-    names = {free[0].dim_param: "batch", free[2].dim_param: "height", free[3].dim_param: "width"}
+    dims = graph.input[0].type.tensor_type.shape.dim
+    names = {dims[0].dim_param: "batch", dims[2].dim_param: "height", dims[3].dim_param: "width"}
     for value in (*graph.input, *graph.output):
-        for side in value.type.tensor_type.shape.dim:
-            if side.dim_param:
-                side.dim_param = names[side.dim_param]
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names[dim.dim_param]
 
 
 def _metadata_texts(loaded: InferenceModel) -> dict[str, str]:
@@ -276,13 +286,13 @@ DECODED_OUTPUTS = ("scores", "verbs", "labels", "human_boxes", "object_boxes")
 
 
 class DetectorGraph(nn.Module):
-    """Normalisation, detector and choice of the best interactions, without a choice by data.
+    """Normalisation, detector and top-100 selection, without data-dependent control flow.
 
     Args:
-        loaded: the detector; it stays as it is.
+        loaded: the detector, which is not changed.
 
     Attributes:
-        size_divisible: what the sides of its input have to be multiples of.
+        size_divisible: number that the sides of the input have to be multiples of.
     """
 
     mean: Tensor
@@ -303,15 +313,15 @@ class DetectorGraph(nn.Module):
         """Detects pairs.
 
         Args:
-            images: (B, 3, H, W) float32 RGB from 0 to 1; smaller images lie top left, whatever
-                is beside and below them.
-            sizes: (B, 2) int64 height and width of each image.
+            images: (B, 3, H, W) float32 RGB from 0 to 1, padded at the right and at the bottom with
+                any values.
+            sizes: (B, 2) int64 height and width of each image without padding.
 
         Returns:
-            The model's `pred_*`; and for the K best interactions of every image, scores falling:
-            `scores` (B, K) float32, -1 on rows beyond the last one; `verbs` and `labels` (B, K)
-            int64 indices of verb and object, -1 for a verb without object; `human_boxes`,
-            `object_boxes` (B, K, 4) xyxy in [0, 1] of the image.
+            The model's `pred_*` outputs, and the K highest-scoring interactions of every image in
+            descending order of score: `scores` (B, K) float32, -1 where there are fewer than K;
+            `verbs` and `labels` (B, K) int64 indices of verb and object, label -1 for a verb
+            without object; `human_boxes` and `object_boxes` (B, K, 4) xyxy in [0, 1] of the image.
         """
         height, width = images.shape[-2:]
         torch._check(height % self.size_divisible == 0)
@@ -323,7 +333,7 @@ class DetectorGraph(nn.Module):
         return {**predicted, **self.decode(predicted)}
 
     def decode(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The best interactions of the model's `pred_*`, see `forward`."""
+        """Selects the highest-scoring interactions of the `pred_*` outputs; see `forward`."""
         scores, entries, labels = top_entries(
             outputs, self.valid, self.allow_no_object, NUM_DETECTIONS
         )
@@ -349,8 +359,10 @@ class DetectorGraph(nn.Module):
 
 
 class ExportableAttention(nn.Module):
-    """`nn.MultiheadAttention` for (B, length, d) without its detour over (length, B, d), which
-    would tie a graph to batches of more than one image."""
+    """`nn.MultiheadAttention` for (B, length, d) tensors.
+
+    torch's transposes to (length, B, d) inside, which specialises the graph to more than one image.
+    """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -368,7 +380,7 @@ class ExportableAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, None]:
-        """As `nn.MultiheadAttention` in eval mode; never gives weights."""
+        """As `nn.MultiheadAttention` in eval mode; the returned weights are always None."""
         queries, keys, values = (
             F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for tokens, weight, bias in zip(
@@ -381,40 +393,43 @@ class ExportableAttention(nn.Module):
 
 
 class ExportableMaxPool(nn.Module):
-    """`nn.MaxPool2d` as one of stride 1, of which every n-th cell is taken: with odd sides torch
-    before 2.8 cannot trace a stride for maps of any size."""
+    """`nn.MaxPool2d` as pooling with stride 1 followed by subsampling.
+
+    torch before 2.8 cannot trace the pooling's stride for maps of any size when sides are odd.
+    """
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
-        assert not pool.ceil_mode and pool.dilation == 1, "the stem's pooling, no other"
+        assert not pool.ceil_mode and pool.dilation == 1, "only the stem's pooling is supported"
         self.kernel_size, self.stride, self.padding = pool.kernel_size, pool.stride, pool.padding
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, h / stride, w / stride)."""
-        every = F.max_pool2d(features, self.kernel_size, 1, self.padding)
-        return every[:, :, :: self.stride, :: self.stride]
+        pooled = F.max_pool2d(features, self.kernel_size, 1, self.padding)
+        return pooled[:, :, :: self.stride, :: self.stride]
 
 
 def _with_exportable_modules(model: nn.Module) -> nn.Module:
     copy = deepcopy(model).cpu()
-    plain = {nn.MultiheadAttention: ExportableAttention, nn.MaxPool2d: ExportableMaxPool}
+    replacements = {nn.MultiheadAttention: ExportableAttention, nn.MaxPool2d: ExportableMaxPool}
     for name, module in list(copy.named_modules()):
-        if type(module) in plain:
+        if type(module) in replacements:
             parent, _, child = name.rpartition(".")
-            setattr(copy.get_submodule(parent), child, plain[type(module)](module))
+            setattr(copy.get_submodule(parent), child, replacements[type(module)](module))
     return copy
 
 
 def resize_nearest(
     features: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None = None
 ) -> Tensor:
-    """(B, C, h, w) to (B, C, *size), each cell the nearest one before it, as torch's "nearest".
+    """Resizes (B, C, h, w) to (B, C, *size) as torch's mode "nearest", by integer indices.
 
     Args:
+        features: maps to resize.
         size: the new height and width.
-        factors: other callers' way to say it; None here.
+        factors: scale factors of the replaced operation, which have to be None.
     """
-    assert size is not None and factors is None, "resizing to a size, no other"
+    assert size is not None and factors is None, "only resizing to a size is supported"
     rows, columns = (
         torch.arange(new, device=features.device) * old // new
         for new, old in zip(size, features.shape[-2:], strict=True)
@@ -423,16 +438,16 @@ def resize_nearest(
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(..., n) to (..., m) by weights (m, n), as a product of matrices."""
+    """`F.linear` of (..., n) inputs with (m, n) weights as one matrix product of two dimensions."""
     rows = inputs.reshape(-1, weight.shape[1]) @ weight.t()
     outputs = rows.reshape(*inputs.shape[:-1], weight.shape[0])
     return outputs if bias is None else outputs + bias
 
 
-# What takes an operation's place when a graph is made for others.
+# Replacements of operations in the exported graph.
 DECOMPOSITIONS: dict[torch._ops.OperatorBase, Callable[..., Tensor]] = {
     torch.ops.aten.upsample_nearest2d.vec: resize_nearest,
 }
 if torch.__version__ < "2.7":
-    # Its ONNX exporter fails at tokens of any number.
+    # The ONNX exporter of torch 2.6 fails on `linear` with a dynamic number of tokens.
     DECOMPOSITIONS[torch.ops.aten.linear.default] = linear

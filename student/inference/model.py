@@ -1,4 +1,4 @@
-"""A detector ready for pictures: what its numbers mean and what it wants to look at."""
+"""Opening a detector for inference: its model, vocabulary, split and input size."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from student.weights.load import load_student_with_prompts
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which detector, and what its file does not tell.
+    """A detector's file, and what the file may not record.
 
     Attributes:
-        path: a run folder, a checkpoint of ours, or one in the published EoID/CDN form.
-        vocabulary: a shipped name or a file; by default the checkpoint's own, of a published one
-            the shipped one of its sizes.
-        split: what counts as unseen, a name or a TOML file; by default the run's.
-        num_heads: attention heads of a published checkpoint that does not say.
-        prompts: sentences about further actions, for a student that reads.
+        path: a run folder, a student checkpoint, or one in the published EoID/CDN form.
+        vocabulary: a shipped vocabulary's name or a file; None takes the checkpoint's, or for a
+            published one the shipped vocabulary with its numbers of classes.
+        split: name or TOML file of the split that defines "unseen"; None takes the run's.
+        num_heads: attention heads of a published checkpoint whose `args` do not name them.
+        prompts: prompts file with further actions, for a student with a text verb head.
     """
 
     path: Path
@@ -34,12 +34,12 @@ class ModelSpec:
 
 @dataclass(frozen=True, eq=False)
 class InferenceModel(BatchPredictor):
-    """A detector from a file, and all that is needed to use it.
+    """A detector from a file.
 
     Attributes:
         file: the checkpoint.
-        split: what had no label in training; None where nobody knows.
-        prompts: where its further actions come from, None without.
+        split: the split that defines "unseen"; None where it is unknown.
+        prompts: the prompts file of added actions, None without.
     """
 
     file: Path
@@ -48,31 +48,33 @@ class InferenceModel(BatchPredictor):
 
     @property
     def unseen(self) -> frozenset[int]:
-        """Interactions without a label in training."""
+        """Unseen interactions; empty where the split is unknown."""
         return frozenset(self.split.unseen if self.split else ())
 
 
 def load_inference_model(spec: ModelSpec, target: Vocabulary | None = None) -> InferenceModel:
-    """Opens a detector, on the CPU.
+    """Opens a detector on the CPU.
 
     Args:
-        target: of a dataset, whose actions a detector with prompts gets in its own order.
+        spec: which detector.
+        target: vocabulary of a dataset, which a detector with prompts takes over.
 
     Raises:
-        InputError: nothing of the kind, or another vocabulary or split than fits.
+        InputError: the file is not a detector's checkpoint, or vocabulary, split or prompts do not
+            fit it.
     """
     file = checkpoint_path(spec.path)
-    known = None if spec.vocabulary is None else load_vocabulary(spec.vocabulary)
+    vocabulary = None if spec.vocabulary is None else load_vocabulary(spec.vocabulary)
     if spec.prompts is not None:
-        known = known or target
-    loaded = load_student_with_prompts(file, known, spec.num_heads, spec.prompts)
-    trained = None if loaded.is_published else loaded.split
+        vocabulary = vocabulary or target
+    loaded = load_student_with_prompts(file, vocabulary, spec.num_heads, spec.prompts)
+    training_split = None if loaded.is_published else loaded.split
     return InferenceModel(
         loaded.model,
         loaded.vocabulary,
         loaded.recipe.train.augmentation,
         loaded.recipe.train.precision,
         file,
-        trained if spec.split is None else load_split(loaded.vocabulary, spec.split),
+        training_split if spec.split is None else load_split(loaded.vocabulary, spec.split),
         spec.prompts,
     )

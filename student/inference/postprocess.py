@@ -1,4 +1,4 @@
-"""From the model's outputs to detections in the pixels of the original images."""
+"""Post-processing: the 100 highest-scoring interactions of each image (EoID 3.5)."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ def to_detections(
     vocabulary: Vocabulary,
     max_detections: int = NUM_DETECTIONS,
 ) -> list[Detections]:
-    """The best interactions of every image (EoID 3.5).
+    """Selects the highest-scoring interactions of every image.
 
-    A query's object is the best class beside "no pair"; the score of a verb is its probability
-    times that class's. Verbs that form no interaction with the object are left out. In a vocabulary
-    with roles (V-COCO's) every verb may also have no object, at the probability of the class after
-    the objects: "no pair", or the class of its own that published V-COCO models have for it.
+    A query's object is the most probable class except "no pair". The score of a verb is its sigmoid
+    probability times the object's softmax probability; verb-object pairs that are no interaction of
+    the vocabulary are left out. In a vocabulary with roles (V-COCO), every verb can also be without
+    object, with the probability of the class after the objects: "no pair", or the additional class
+    of published V-COCO models.
 
     Args:
-        outputs: the model's, for B images.
+        outputs: the model's outputs for B images, see `HOIDetector`.
         image_ids: B file names.
         sizes: (width, height) of the B original images, in pixels.
-        vocabulary: the one the model was built for.
-        max_detections: interactions kept per image.
+        vocabulary: the model's vocabulary.
+        max_detections: maximum number of interactions per image.
 
     Returns:
-        One `Detections` per image, best score first. Every kept query has two boxes: its person's
-        in an even row, its object's in the odd row after it.
+        One `Detections` per image in descending order of score, with xyxy boxes in pixels of the
+        original image. Every kept query has two boxes: the human's in an even row and the object's
+        in the next row.
     """
     valid = torch.from_numpy(vocabulary.valid.T.copy()).to(outputs["pred_object_logits"].device)
     top_scores, top, labels = top_entries(outputs, valid, bool(vocabulary.roles), max_detections)
@@ -65,24 +67,25 @@ def to_detections(
 def top_entries(
     outputs: dict[str, Any], valid: Tensor, allow_no_object: bool, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (query, with or without object, verb) entries of every image.
+    """Selects the highest-scoring (query, with or without object, verb) entries of every image.
 
     Args:
-        outputs: the model's, for B images and Q queries.
-        valid: (O, V) bool, which verbs go with which object.
-        allow_no_object: verbs may also have no object.
-        max_detections: entries kept per image, as far as there are as many.
+        outputs: the model's outputs for B images and Q queries.
+        valid: (O, V) bool, whether object and verb form an interaction.
+        allow_no_object: also score verbs without object.
+        max_detections: maximum number of entries per image.
 
     Returns:
-        (B, K) scores, falling, -1 for entries that are no interaction; (B, K) entries, which count
-        queries, then (where verbs may be alone) with or without object, then verbs; and (B, Q) the
-        object indices of all queries.
+        scores: (B, K) float32, descending, -1 for pairs that are no interaction.
+        entries: (B, K) int64, flat indices into (Q, V), or into (Q, 2, V) with `allow_no_object`,
+            where index 1 of the middle axis is the verb without object.
+        labels: (B, Q) int64, object indices of all queries.
     """
     num_objects = valid.shape[0]
     probability = outputs["pred_object_logits"].float().softmax(-1)
     objects, labels = probability[..., :num_objects].max(-1)
     verbs = outputs["pred_verb_logits"].float().sigmoid()
-    # Below every score, so that only an image with too few valid pairs comes to them.
+    # -1 is below every score: it is selected only in images with fewer than K valid entries.
     scores = torch.where(valid[labels], verbs * objects[..., None], -1.0)
     if allow_no_object:
         scores = torch.cat([scores, verbs * probability[..., num_objects, None]], dim=-1)
@@ -99,8 +102,15 @@ def _image_detections(
     entries: np.ndarray,
     vocabulary: Vocabulary,
 ) -> Detections:
-    """Boxes (Q, 2, 4), labels (Q,), scores and entries (K,); an entry counts queries, then with or
-    (in a vocabulary with roles) without object, then verbs."""
+    """Detections of one image.
+
+    Args:
+        image_id: file name.
+        boxes: (Q, 2, 4) xyxy in pixels, human and object.
+        labels: (Q,) object indices.
+        scores, entries: (K,) see `top_entries`.
+        vocabulary: the model's vocabulary.
+    """
     choices, verbs = np.divmod(entries, vocabulary.num_verbs)
     queries, without_object = np.divmod(choices, 2 if vocabulary.roles else 1)
     kept, rows = np.unique(queries, return_inverse=True)
@@ -120,7 +130,7 @@ def _drop_invalid(scores: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _to_pixels(boxes: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(Q, 2, 4) xyxy in [0, 1] to pixels of a (width, height) image, inside it."""
+    """Scales (Q, 2, 4) xyxy boxes in [0, 1] to pixels of a (width, height) image, clipped to it."""
     width, height = size
     scaled = boxes * torch.tensor([width, height, width, height], dtype=boxes.dtype)
     return clip_boxes_to_image(scaled, (height, width)).numpy()

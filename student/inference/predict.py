@@ -1,10 +1,10 @@
-"""Inference: the one path from pictures to detections, of every command and of `Detector`.
+"""Batched prediction: the path from images to detections of all commands and of `Detector`.
 
-Only pictures that have one size after resizing share a batch, so that no picture is padded because
-of others. Padding would change answers: a convolution takes zeros beyond a picture's edge, but
-beside a padded picture it finds what the layers before made of the padding. The published model is
-defined with that, so it is kept out of the batches instead of out of the layers. What is left of a
-batch's composition is rounding, below 1e-5 of a score in float32.
+Only images of one size after resizing share a batch, so that no image is padded because of the
+others. Padding would change the predictions: a convolution assumes zeros beyond the border of an
+image, but the padded area of a feature map is no longer zero after the first layers with a bias.
+The published model is defined with this effect, so it is avoided by the choice of the batches. The
+composition of a batch then changes scores by rounding alone, below 1e-5 in float32.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ from student.models.padding import stack_images
 from student.utils.distributed import SINGLE_PROCESS, DistContext
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
-Own = TypeVar("Own", bound="BatchPredictor")
+Result = TypeVar("Result")
+Predictor = TypeVar("Predictor", bound="BatchPredictor")
 
 BATCH_SIZE = 16
-# Pictures that are sorted by size at once; the first answer waits for the headers of so many.
+# Number of images that are sorted by shape at once. The first batch waits until so many headers are
+# read, so that a larger window fills batches better but starts later.
 SORT_WINDOW = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the detector says about one picture.
+    """Detections in one image.
 
     Attributes:
-        index: its place in the list.
-        size: (width, height) of the upright picture, in pixels.
-        detections: best first, boxes in these pixels.
+        index: index of the image in the list.
+        size: (width, height) of the upright image, in pixels.
+        detections: in descending order of score, boxes in pixels of the upright image.
     """
 
     index: int
@@ -63,8 +64,13 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class ImageError:
-    """A picture that cannot be read: its place in the list, and one line that says why."""
+class UnreadableImage:
+    """An image that could not be read.
+
+    Attributes:
+        index: index of the image in the list.
+        reason: error message of one line.
+    """
 
     index: int
     reason: str
@@ -80,16 +86,16 @@ class _PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class BatchPredictor:
-    """A detector and what decides its answers.
+    """A detector with the settings that its predictions depend on.
 
-    They are computed in float32 whatever the detector was trained in. Only products on a GPU are
-    TF32 (10 bits of mantissa), unless the detector was trained with "float32".
+    Predictions are computed in float32, whatever the precision of the training. Matrix products on
+    a GPU use TF32 (10 bits of mantissa), unless the detector was trained with "float32".
 
     Attributes:
         model: the detector.
-        vocabulary: what its classes mean.
-        augmentation: the one it was trained with, which decides the size of its pictures.
-        precision: the one it was trained with, see `pipeline.utils.devices.configure_device`.
+        vocabulary: names of its classes.
+        augmentation: augmentation of the training, which determines the input size.
+        precision: precision of the training, see `pipeline.utils.devices.configure_device`.
     """
 
     model: HOIDetector
@@ -97,49 +103,52 @@ class BatchPredictor:
     augmentation: str
     precision: str
 
-    def to(self: Own, device: torch.device) -> Own:
-        """The same detector, its model moved to a device, in eval mode."""
+    def to(self: Predictor, device: torch.device) -> Predictor:
+        """Returns a predictor whose model is moved to a device and put into eval mode."""
         configure_device(device, self.precision)
-        # Laid out as in training, which is quicker on CPUs and GPUs alike.
+        # Convolutions are faster in this memory format, on CPUs and GPUs.
         model = self.model.to(device).to(memory_format=torch.channels_last).eval()
         return replace(self, model=model)
 
     @property
     def resize(self) -> v2.Transform:
-        """Brings pictures to the size they are looked at in."""
+        """The transform that resizes images to the model's input size."""
         return build_evaluation_resize(self.augmentation)
 
     def stream(
         self, sources: Sequence[ImageInput], batch_size: int = BATCH_SIZE, threads: int = 0
-    ) -> Iterator[Prediction | ImageError]:
-        """Looks at pictures of any sizes; answers come batch by batch, not in order.
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """Predicts images of any size.
 
-        Threads, not processes, read pictures: decoding and resizing let other threads work, and
-        nothing has to be sent.
+        Images are read by threads instead of processes: decoding and resizing release the GIL, and
+        results need not be copied between processes.
 
         Args:
-            sources: see `student.inference.images.to_rgb_image`.
-            batch_size: most pictures at once.
-            threads: that read pictures ahead; 0 reads when the detector is done.
+            sources: images, see `student.inference.images.to_rgb_image`.
+            batch_size: maximum number of images per batch.
+            threads: number of threads that read images ahead; 0 reads in the calling thread.
+
+        Yields:
+            A prediction or an error for every image, in the order of the batches.
         """
         resize = self.resize
 
-        def read(index: int) -> _PreparedImage | ImageError:
+        def read(index: int) -> _PreparedImage | UnreadableImage:
             name = image_name(sources[index], index)
             try:
-                picture = to_rgb_image(sources[index], name)
-                pixels = prepare_image(picture, resize, name)
+                image = to_rgb_image(sources[index], name)
+                pixels = prepare_image(image, resize, name)
             except InputError as error:
-                return ImageError(index, str(error))
-            return _PreparedImage(index, name, picture.size, pixels)
+                return UnreadableImage(index, str(error))
+            return _PreparedImage(index, name, image.size, pixels)
 
         entries = prefetch_map(read, _sort_by_shape(sources, threads), threads, batch_size)
         for _, run in groupby(entries, _batch_key):
             while batch := list(islice(run, batch_size)):
                 yield from self._predict_batch(
-                    [one for one in batch if isinstance(one, _PreparedImage)]
+                    [entry for entry in batch if isinstance(entry, _PreparedImage)]
                 )
-                yield from (one for one in batch if isinstance(one, ImageError))
+                yield from (entry for entry in batch if isinstance(entry, UnreadableImage))
 
     def predict(
         self,
@@ -149,45 +158,45 @@ class BatchPredictor:
         batch_size: int = BATCH_SIZE,
         quiet: bool = False,
     ) -> list[Detections]:
-        """Looks at a dataset's images, with progress; several processes share them.
+        """Predicts a dataset's images, divided among the processes, and shows progress.
 
         Args:
-            records: the images, the same ones in every process.
-            context: the processes that take part; every image goes to one of them.
-            threads: that read images, in each process.
-            batch_size: most images at once, in each process.
+            records: the images, the same in every process.
+            context: the processes that take part.
+            threads: number of threads that read images, in each process.
+            batch_size: maximum number of images per batch, in each process.
             quiet: show no progress.
 
         Returns:
-            One `Detections` for every record, in their order, in every process.
+            One `Detections` per record, in the order of the records, in every process.
 
         Raises:
-            InputError: an image cannot be read; all processes say so.
+            InputError: an image cannot be read by one of the processes; raised in all of them.
         """
-        own, found = records[context.rank :: context.world_size], []
+        share, found = records[context.rank :: context.world_size], []
         with (
             context.propagate_errors(),
             Progress(
-                len(own), "predicting", "images", quiet=quiet or not context.is_main_process
+                len(share), "predicting", "images", quiet=quiet or not context.is_main_process
             ) as progress,
         ):
-            for prediction in self.stream([record.path for record in own], batch_size, threads):
-                if isinstance(prediction, ImageError):
+            for prediction in self.stream([record.path for record in share], batch_size, threads):
+                if isinstance(prediction, UnreadableImage):
                     raise InputError(prediction.reason)
-                found.append(replace(prediction.detections, image_id=own[prediction.index].id))
+                found.append(replace(prediction.detections, image_id=share[prediction.index].id))
                 progress.update()
         return merge_predictions(context.all_gather(found), [record.id for record in records])
 
     def _predict_batch(self, batch: Sequence[_PreparedImage]) -> Iterator[Prediction]:
-        """Looks at pictures of one size."""
+        """Predicts images of one size."""
         if not batch:
             return
         device = next(self.model.parameters()).device
-        # Callers may be threads of their own, which begin at the first GPU.
+        # The current CUDA device is a setting of each thread, and the caller may be a new thread.
         configure_device(device, self.precision)
         height, width = batch[0].pixels.shape[-2:]
-        work = f"batch size {len(batch)}, image size {width} x {height}"
-        with convert_out_of_memory(lambda: work), torch.inference_mode():
+        summary = f"batch size {len(batch)}, image size {width} x {height}"
+        with convert_out_of_memory(lambda: summary), torch.inference_mode():
             multiple = cast(int, self.model.backbone.size_divisible)
             pixels, sizes = stack_images([item.pixels for item in batch], multiple)
             outputs = self.model(normalise_batch(pixels.to(device), sizes))
@@ -201,33 +210,34 @@ class BatchPredictor:
             yield Prediction(item.index, item.size, detections)
 
 
-def prepare_image(picture: Image.Image, resize: v2.Transform, name: str) -> Tensor:
-    """An upright RGB picture in the size it is looked at, (3, h, w) uint8.
+def prepare_image(image: Image.Image, resize: v2.Transform, name: str) -> Tensor:
+    """Resizes an upright RGB image to the model's input size, (3, h, w) uint8.
 
     Raises:
-        InputError: too thin to be resized.
+        InputError: the ratio of the sides is too large, so that the shorter one would vanish.
     """
-    width, height = picture.size
+    width, height = image.size
     if max(width, height) > MAX_SIZE * min(width, height):
         expected = f"sides of at most {MAX_SIZE} to 1"
         raise bad_field(name, "size", expected, f"{width} x {height} pixels")
-    return resize(tv_tensors.Image(v2.functional.pil_to_tensor(picture))).as_subclass(Tensor)
+    return resize(tv_tensors.Image(v2.functional.pil_to_tensor(image))).as_subclass(Tensor)
 
 
 def prefetch_map(
-    function: Callable[[Item], Made], items: Iterable[Item], threads: int, ahead: int = 0
-) -> Iterator[Made]:
-    """`map(function, items)` in order, some items ahead of who asks.
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = 0
+) -> Iterator[Result]:
+    """`map(function, items)`, computed ahead by threads, with results in order.
 
     Args:
-        threads: that work; 0 works when asked.
-        ahead: items that may be ready, beside those that the threads work on.
+        function, items: see `map`.
+        threads: number of threads; 0 computes each result when it is requested.
+        ahead: maximum number of finished results beside those being computed.
     """
     if threads == 0:
         yield from map(function, items)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
-    running: deque[Future[Made]] = deque()
+    running: deque[Future[Result]] = deque()
     try:
         for item in items:
             running.append(pool.submit(function, item))
@@ -240,31 +250,34 @@ def prefetch_map(
 
 
 def _sort_by_shape(sources: Sequence[ImageInput], threads: int) -> Iterator[int]:
-    """Places of the pictures, those of one shape behind each other within every `SORT_WINDOW`."""
+    """Indices of the images, sorted by shape within every `SORT_WINDOW`."""
     for first in range(0, len(sources), SORT_WINDOW):
         window = range(first, min(first + SORT_WINDOW, len(sources)))
-        found = prefetch_map(_shape_key, (sources[place] for place in window), threads, SORT_WINDOW)
+        found = prefetch_map(_shape_key, (sources[index] for index in window), threads, SORT_WINDOW)
         shapes = dict(zip(window, found, strict=True))
         yield from sorted(window, key=shapes.__getitem__)
 
 
 def _shape_key(source: ImageInput) -> tuple[float, ...]:
-    """What sorts pictures of one shape together: of files and PIL images the ratio of their sides,
-    which alone decides the size that DETR's resize gives them, then the sides."""
+    """Sort key that groups images which have one size after resizing.
+
+    For files and PIL images this is the ratio of the sides, which alone determines the size after
+    DETR's resize, followed by the sides.
+    """
     if isinstance(source, Image.Image):
         width, height = source.size
     elif isinstance(source, (str, os.PathLike)):
         try:
             width, height = read_image_size(os.fspath(source))
-        # It is told when the picture's turn comes.
         except InputError:
+            # The error is reported when the image itself is read.
             return ()
     else:
         return tuple(getattr(source, "shape", ()))
     return width / max(height, 1), width, height
 
 
-def _batch_key(item: _PreparedImage | ImageError) -> tuple[int, ...]:
+def _batch_key(item: _PreparedImage | UnreadableImage) -> tuple[int, ...]:
     return tuple(item.pixels.shape) if isinstance(item, _PreparedImage) else ()
 
 
@@ -274,21 +287,21 @@ COMPARED_FIELDS = ("boxes", "labels", "hois", "scores")
 def merge_predictions(
     parts: Iterable[Sequence[Detections]], image_ids: Sequence[str]
 ) -> list[Detections]:
-    """Joins what each process predicted, by image id.
+    """Merges the predictions of several processes by image id.
 
-    A sampler that fills up its last round hands some images to two processes; equal predictions
-    for an image count once.
+    Samplers that pad the last round give some images to two processes; equal predictions for an
+    image are merged into one.
 
     Args:
-        parts: the predictions of each process, in any order.
-        image_ids: the images that were to be predicted, each once.
+        parts: predictions of each process, in any order.
+        image_ids: the images to be predicted, each once.
 
     Returns:
-        One entry for each of `image_ids`, in their order, however many processes there were.
+        One entry per image of `image_ids`, in their order.
 
     Raises:
-        InputError: two predictions for an image differ, an image was predicted that nobody asked
-            for, or one was left out.
+        InputError: two predictions for an image differ, an image has no prediction, or there is a
+            prediction for an image outside `image_ids`.
     """
     found: dict[str, Detections] = {}
     for part in parts:
@@ -296,7 +309,7 @@ def merge_predictions(
             known = found.setdefault(item.image_id, item)
             if known is not item and not _same_detections(known, item):
                 raise InputError(
-                    f"{item.image_id}: expected one prediction, found two that differ"
+                    f"{item.image_id}: expected one prediction, found two different ones"
                     " (of two processes, or of two runs)"
                 )
     missing = [image_id for image_id in image_ids if image_id not in found]

@@ -1,4 +1,8 @@
-"""Predicts a whole part of a dataset into a predictions file."""
+"""Predicts a dataset part into a predictions file, resumable after an interruption.
+
+Detections are appended to a journal as they are computed; the same command reads it, predicts the
+remaining images, writes the predictions file and removes the journal.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from evaluation.hico.nms import NmsConfig, pairwise_nms
-from evaluation.predictions import write_predictions
+from evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from pipeline.datasets.dataset import open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.types import Detections
@@ -22,22 +26,22 @@ from pipeline.utils.files import add_missing_filename, atomic_write, differing_k
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from student.inference.model import ModelSpec, load_inference_model
-from student.inference.predict import ImageError
+from student.inference.predict import UnreadableImage
 from student.inference.predict_images import prediction_settings
 
 logger = get_logger(__name__)
 
-PREDICTIONS, JOURNAL = "predictions.json", "predictions.partial.jsonl"
+JOURNAL = "predictions.partial.jsonl"
 
 
 @dataclass(frozen=True)
 class PredictDatasetConfig:
-    """Which detector predicts which part of a dataset; see `PicturesConfig` for the rest.
+    """Settings of `predict_dataset`; those not named here are as in `PredictImagesConfig`.
 
     Attributes:
         data: dataset folder.
         part: "train" or "test".
-        out: folder for `predictions.json`.
+        out: folder for the predictions file.
     """
 
     model: ModelSpec
@@ -54,16 +58,17 @@ class PredictDatasetConfig:
 
 
 def predict_dataset(config: PredictDatasetConfig) -> Path:
-    """Predicts, with progress; the same command goes on after a stop.
+    """Predicts a dataset part, and resumes an interrupted prediction with the same settings.
 
     Returns:
         The predictions file, in the HOIA/PPDM form.
 
     Raises:
-        InputError: no such dataset or part, a model of another vocabulary, predictions in the
-            way; or, when the file is written, that images could not be read and are not in it.
+        InputError: dataset or part do not exist, the model has another vocabulary, or the
+            predictions file exists; or, after the file is written, images could not be read and
+            are missing in it.
     """
-    target = config.out / PREDICTIONS
+    target = config.out / PREDICTIONS_FILE
     refuse_existing(target, config.overwrite)
     dataset = open_dataset(config.data)
     annotations = dataset.load(config.part)
@@ -84,9 +89,9 @@ def predict_dataset(config: PredictDatasetConfig) -> Path:
     settings |= {"annotations": annotations.digest, "part": config.part}
     config.out.mkdir(parents=True, exist_ok=True)
     journal = config.out / JOURNAL
-    found = {one.image_id: one for one in _read_journal(journal, settings)}
+    found = {detections.image_id: detections for detections in _read_journal(journal, settings)}
     unusable = sizes.orientation_mismatch.keys() | sizes.size_mismatch.keys()
-    left = [name for name in names if name not in found and name not in unusable]
+    remaining = [name for name in names if name not in found and name not in unusable]
     failed = len(unusable)
     with (
         atomic_write(journal) as temporary,
@@ -95,27 +100,34 @@ def predict_dataset(config: PredictDatasetConfig) -> Path:
         for value in (settings, *map(_to_json, found.values())):
             _append_line(file, value)
     with (
-        Progress(len(names), "predicting", "images", initial=len(names) - len(left)) as progress,
+        Progress(
+            len(names), "predicting", "images", initial=len(names) - len(remaining)
+        ) as progress,
         add_missing_filename(journal),
         open(journal, "a", encoding="utf-8", errors="backslashreplace") as file,
     ):
         stream = loaded.to(device).stream(
-            [folder / name for name in left], config.batch_size, default_num_workers(config.workers)
+            [folder / name for name in remaining],
+            config.batch_size,
+            default_num_workers(config.workers),
         )
         for prediction in stream:
-            if isinstance(prediction, ImageError):
+            if isinstance(prediction, UnreadableImage):
                 failed += 1
                 logger.warning(prediction.reason)
             else:
-                own = replace(prediction.detections, image_id=left[prediction.index])
-                found[own.image_id] = _filter_detections(own, config)
-                _append_line(file, _to_json(found[own.image_id]))
+                name = remaining[prediction.index]
+                detections = replace(prediction.detections, image_id=name)
+                found[name] = _filter_detections(detections, config)
+                _append_line(file, _to_json(found[name]))
             progress.update()
     predicted = [found[name] for name in names if name in found]
     write_predictions(target, dataset.detections_to_file(config.part, predicted), loaded.vocabulary)
     journal.unlink()
     if failed:
-        raise InputError(f"{failed} of {len(names)} images could not be read; not in {target}")
+        raise InputError(
+            f"{failed} of {len(names)} images could not be read and are missing in {target}"
+        )
     return target
 
 
@@ -132,7 +144,7 @@ def _append_line(file: IO[str], value: Any) -> None:
 
 
 def _to_json(detections: Detections) -> dict[str, Any]:
-    # float32 values pass through JSON's doubles unchanged.
+    # JSON numbers are doubles, which hold float32 values exactly.
     return {
         "image_id": detections.image_id,
         **{
@@ -143,7 +155,10 @@ def _to_json(detections: Detections) -> dict[str, Any]:
 
 
 def _read_journal(journal: Path, settings: dict[str, Any]) -> Iterator[Detections]:
-    """What a stopped command of the same settings has found; its last line may be a broken one."""
+    """Detections in the journal of a command with the same settings.
+
+    Reading ends at the first damaged line, which an interrupted command may leave at the end.
+    """
     with suppress(FileNotFoundError, ValueError), open(journal, encoding="utf-8") as file:
         if differing_keys(json.loads(file.readline()), settings):
             return

@@ -1,4 +1,8 @@
-"""Detects in people's own pictures: drawn pictures, JSON, and a line for what cannot be read."""
+"""Predicts image files and folders into drawn images and JSON, resumable after an interruption.
+
+In the output folder every image has a drawn image and a JSON file. The JSON file is written last,
+so that its existence shows that the image is finished.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from evaluation.hico.nms import NmsConfig
 from pipeline.images import IMAGE_EXTENSIONS
@@ -26,7 +28,7 @@ from pipeline.utils.files import (
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from student.inference.model import InferenceModel, ModelSpec, load_inference_model
-from student.inference.predict import ImageError
+from student.inference.predict import UnreadableImage
 from student.inference.predictor import Detector
 from student.inference.results import HOIResult
 
@@ -38,19 +40,20 @@ JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class PredictImagesConfig:
-    """Which detector looks at which pictures.
+    """Settings of `predict_images`.
 
     Attributes:
         model: the detector.
-        images: files, folders and patterns, see `find_images`.
-        out: folder for a drawn picture and a JSON file of each; None draws nothing.
-        json: file for the answers to all pictures; None writes none.
-        threshold, top: least score and most interactions of a picture.
-        batch_size: most pictures at once.
-        workers: threads that read pictures; None takes the spare cores.
-        device: where the model runs.
-        overwrite: replace results that are there.
-        nms: pairwise NMS first; None without.
+        images: files, folders and glob patterns, see `find_images`.
+        out: folder for a drawn image and a JSON file per image; None writes neither.
+        json: file for the results of all images; None writes none.
+        threshold: minimum score of an interaction.
+        top: maximum number of interactions per image.
+        batch_size: maximum number of images per batch.
+        workers: number of threads that read images; None takes the spare cores.
+        device: device to run the model on.
+        overwrite: replace existing results.
+        nms: settings of a pairwise NMS; None runs none.
     """
 
     model: ModelSpec
@@ -67,117 +70,118 @@ class PredictImagesConfig:
 
 
 def predict_images(config: PredictImagesConfig) -> int:
-    """Looks at the pictures; with `out`, the same command goes on after a stop.
+    """Predicts images; with `out`, resumes an interrupted prediction with the same settings.
 
     Returns:
-        How many pictures have their answer now.
+        The number of images with results, including those of an interrupted command.
 
     Raises:
-        InputError: nothing to look at, results in the way; or, after all others have been looked
-            at, that there were pictures that cannot be read.
+        InputError: there are no images, or results exist; or, after all others are predicted,
+            images could not be read.
     """
-    pictures, problems = find_images(config.images, config.out)
+    images, problems = find_images(config.images, config.out)
     for line in problems:
         logger.warning(line)
-    if not pictures:
-        raise InputError("no pictures to look at")
+    if not images:
+        raise InputError("expected at least one image, found none")
     if config.json is not None:
         refuse_existing(config.json, config.overwrite)
     device = resolve_device(config.device)
     loaded = load_inference_model(config.model)
     settings = prediction_settings(loaded, config.threshold, config.top, config.nms)
     planned: list[ImageOutputs] = []
-    answers: dict[int, dict[str, Any]] = {}
+    results: dict[int, dict[str, Any]] = {}
     if config.out is not None:
-        planned = plan_outputs(pictures, config.out, {Path(SETTINGS).stem})
-        answers = _open_out_folder(config.out, planned, settings, config.overwrite)
-    left = [index for index in range(len(pictures)) if index not in answers]
+        planned = plan_outputs(images, config.out, {Path(SETTINGS).stem})
+        results = _open_out_folder(config.out, planned, settings, config.overwrite)
+    remaining = [index for index in range(len(images)) if index not in results]
     failed = []
-    with Progress(len(pictures), "predicting", "pictures", initial=len(answers)) as progress:
+    with Progress(len(images), "predicting", "images", initial=len(results)) as progress:
         stream = Detector(loaded, device).stream(
-            [pictures[index].path for index in left],
+            [images[index].path for index in remaining],
             config.threshold,
             config.top,
             config.batch_size,
             default_num_workers(config.workers),
             config.nms,
         )
-        for place, found in stream:
-            index = left[place]
+        for position, prediction in stream:
+            index = remaining[position]
             try:
-                if isinstance(found, ImageError):
-                    raise InputError(found.reason)
-                answer = found.to_dict()
+                if isinstance(prediction, UnreadableImage):
+                    raise InputError(prediction.reason)
+                result = prediction.to_dict()
                 if config.out is not None:
-                    _write_outputs(found, answer, planned[index], config.out)
-                answers[index] = answer
+                    _write_outputs(prediction, result, planned[index], config.out)
+                results[index] = result
+            # Drawing reads the file again, which may be gone by then.
             except InputError as error:
                 logger.warning(str(error))
-                failed.append({"image": str(pictures[index].path), "reason": str(error)})
+                failed.append({"image": str(images[index].path), "reason": str(error)})
             progress.update()
     if config.json is not None:
-        looked = [answers[index] for index in sorted(answers)]
-        write_json(config.json, {**settings, "pictures": looked, "failed": failed})
-    _raise_failures(len(problems), len(failed), len(pictures))
-    return len(answers)
+        entries = [results[index] for index in sorted(results)]
+        write_json(config.json, {**settings, "pictures": entries, "failed": failed})
+    _raise_failures(len(problems), len(failed), len(images))
+    return len(results)
 
 
 def _open_out_folder(
     out: Path, planned: Sequence[ImageOutputs], settings: dict[str, Any], overwrite: bool
 ) -> dict[int, dict[str, Any]]:
-    """Takes the results folder over; the answers that an earlier, stopped command left in it.
+    """Prepares the output folder.
+
+    Returns:
+        The results of an interrupted command with the same settings, by index.
 
     Raises:
-        InputError: it holds results of other settings, or files in the way.
+        InputError: the folder contains results of other settings, or files that would be replaced.
     """
     file = out / SETTINGS
-    answers = {}
+    results = {}
     if not overwrite:
         if file.exists():
             check_same_settings(read_json(file), settings, file)
-        for index, one in enumerate(planned):
-            answer = _read_result(one) if file.exists() else None
-            if answer is not None:
-                answers[index] = answer
+        for index, outputs in enumerate(planned):
+            result = _read_result(outputs) if file.exists() else None
+            if result is not None:
+                results[index] = result
             else:
-                refuse_existing(one.result, overwrite)
-                # A command stopped between the two leaves a drawn picture without its answer.
+                refuse_existing(outputs.result, overwrite)
+                # An interrupted command may leave a drawn image without its JSON file.
                 if not file.exists():
-                    refuse_existing(one.drawn, overwrite)
+                    refuse_existing(outputs.drawn, overwrite)
     write_json(file, settings)
-    return answers
+    return results
 
 
-def _read_result(one: ImageOutputs) -> dict[str, Any] | None:
-    """The finished answer to a picture; None where there is none, or an answer to another one."""
-    if not (one.result.is_file() and one.drawn.is_file() and one.path.is_file()):
+def _read_result(outputs: ImageOutputs) -> dict[str, Any] | None:
+    """The finished result of an image; None where it is missing, or of another or older image."""
+    if not (outputs.result.is_file() and outputs.drawn.is_file() and outputs.path.is_file()):
         return None
-    answer = read_json(one.result)
-    same = isinstance(answer, dict) and answer.get("image") == str(one.path)
-    fresh = one.result.stat().st_mtime_ns >= one.path.stat().st_mtime_ns
-    return answer if same and fresh else None
+    result = read_json(outputs.result)
+    is_same = isinstance(result, dict) and result.get("image") == str(outputs.path)
+    is_current = outputs.result.stat().st_mtime_ns >= outputs.path.stat().st_mtime_ns
+    return result if is_same and is_current else None
 
 
 def _write_outputs(
-    found: HOIResult, answer: dict[str, Any], outputs: ImageOutputs, out: Path
+    prediction: HOIResult, result: dict[str, Any], outputs: ImageOutputs, out: Path
 ) -> None:
-    """Writes the drawn picture, then the answer, whose being there says that both are."""
-    _save_jpeg(found.draw(), outputs.drawn)
-    answer["drawn"] = outputs.drawn.relative_to(out).as_posix()
-    write_json(outputs.result, answer)
-
-
-def _save_jpeg(drawn: Image.Image, path: Path) -> None:
-    with atomic_write(path) as temporary:
+    """Writes the drawn image, then the JSON file, which marks the image as finished."""
+    drawn = prediction.draw()
+    with atomic_write(outputs.drawn) as temporary:
         drawn.save(temporary, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    result["drawn"] = outputs.drawn.relative_to(out).as_posix()
+    write_json(outputs.result, result)
 
 
-def _raise_failures(problems: int, failed: int, pictures: int) -> None:
+def _raise_failures(problems: int, failed: int, num_images: int) -> None:
     parts = []
     if failed:
-        parts.append(f"{failed} of {pictures} pictures could not be read")
+        parts.append(f"{failed} of {num_images} images could not be read")
     if problems:
-        parts.append(f"{problems} of the names found no picture")
+        parts.append(f"{problems} of the arguments match no image")
     if parts:
         raise InputError("; ".join(parts))
 
@@ -187,11 +191,11 @@ DRAWING_SUFFIX, RESULT_SUFFIX = ".jpg", ".json"
 
 @dataclass(frozen=True)
 class FoundImage:
-    """A picture and where it stands below what was named: the place of its results.
+    """An image file and its path in the output folder.
 
     Attributes:
         path: the file.
-        relative_path: its path below the folder that was named, or its file name.
+        relative_path: its path below the folder that was searched, or its file name.
     """
 
     path: Path
@@ -200,7 +204,7 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class ImageOutputs:
-    """A picture and the files that its results go to."""
+    """An image file and the files of its results."""
 
     path: Path
     drawn: Path
@@ -210,36 +214,37 @@ class ImageOutputs:
 def find_images(
     patterns: Sequence[str], exclude: Path | None = None
 ) -> tuple[list[FoundImage], list[str]]:
-    """The pictures that people named, each once, in their order.
+    """Finds image files, each once, in the order of the arguments.
 
     Args:
-        patterns: files; folders, searched with all folders below them for files with a picture's
-            ending, hidden ones left out; or patterns like "photos/**/*.jpg".
-        exclude: a folder not to search, which the results go to.
+        patterns: files, taken as they are; folders, searched recursively for files with an image's
+            extension, without hidden ones; and glob patterns such as "photos/**/*.jpg".
+        exclude: folder that is not searched, for the results.
 
     Returns:
-        The pictures, and a line for every word that names none.
+        The images, and a message for every argument without any.
     """
     found: dict[str, FoundImage] = {}
     problems = []
-    for word in patterns:
-        own = list(_expand(word, exclude))
-        if not own:
-            problems.append(_no_match_line(word))
-        for picture in own:
-            found.setdefault(os.path.abspath(picture.path), picture)
+    for pattern in patterns:
+        matches = list(_expand(pattern, exclude))
+        if not matches:
+            problems.append(_no_match_line(pattern))
+        for image in matches:
+            found.setdefault(os.path.abspath(image.path), image)
     return list(found.values()), problems
 
 
-def _expand(word: str, exclude: Path | None) -> Iterator[FoundImage]:
-    path = Path(word)
-    # A pattern's matches are taken as if a shell had put them onto the command line.
-    pattern = glob.has_magic(word) and not path.exists()
-    matches = sorted(map(Path, glob.glob(word, recursive=True))) if pattern else [path]
+def _expand(pattern: str, exclude: Path | None) -> Iterator[FoundImage]:
+    path = Path(pattern)
+    # An existing file with a name such as "a[1].jpg" is that file. The matches of a glob pattern
+    # are treated as if the shell had expanded it.
+    is_glob = glob.has_magic(pattern) and not path.exists()
+    matches = sorted(map(Path, glob.glob(pattern, recursive=True))) if is_glob else [path]
     for match in matches:
         if match.is_dir():
             yield from _walk_folder(match, exclude)
-        elif not pattern or exclude is None or not _is_below(match, exclude):
+        elif not is_glob or exclude is None or not _is_below(match, exclude):
             yield FoundImage(match, Path(match.name))
 
 
@@ -248,42 +253,46 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _walk_folder(folder: Path, exclude: Path | None) -> Iterator[FoundImage]:
-    for where, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders[:] = sorted(
             name
             for name in folders
             if not name.startswith(".")
-            and (exclude is None or not _is_below(Path(where, name), exclude))
+            and (exclude is None or not _is_below(Path(parent, name), exclude))
         )
         for name in sorted(files):
-            path = Path(where, name)
+            path = Path(parent, name)
             if path.suffix.lower() in IMAGE_EXTENSIONS and not name.startswith("."):
                 yield FoundImage(path, path.relative_to(folder))
 
 
-def _no_match_line(word: str) -> str:
-    if Path(word).is_dir():
-        return f"{word}: no pictures in this folder"
-    return f"{word}: no file matches this pattern"
+def _no_match_line(pattern: str) -> str:
+    if Path(pattern).is_dir():
+        return f"{pattern}: no images in this folder"
+    return f"{pattern}: no file matches this pattern"
 
 
 def plan_outputs(
-    pictures: Sequence[FoundImage], out: Path, reserved: Collection[str] = ()
+    images: Sequence[FoundImage], out: Path, reserved: Collection[str] = ()
 ) -> list[ImageOutputs]:
-    """Gives every picture result files of its own below `out`: "a.jpg" and "a.json" for "a.png",
-    "a-2.jpg" and "a-2.json" for the next that would be called so.
+    """Chooses distinct result files below `out` for every image.
+
+    They are "a.jpg" and "a.json" for "a.png", and "a-2.jpg" and "a-2.json" for a second image with
+    this name.
 
     Args:
-        reserved: names (without ending) that are taken.
+        images: the images.
+        out: output folder.
+        reserved: names without extension that must not be used.
 
     Raises:
-        InputError: a result would replace one of the pictures.
+        InputError: a result would replace one of the images.
     """
-    # Some file systems take "A" and "a" for one name.
+    # Some file systems do not distinguish "A" and "a".
     taken = {name.lower() for name in reserved}
     planned = []
-    for picture in pictures:
-        stem = picture.relative_path.with_suffix("")
+    for image in images:
+        stem = image.relative_path.with_suffix("")
         name, number = stem.as_posix(), 1
         while name.lower() in taken:
             number += 1
@@ -291,14 +300,14 @@ def plan_outputs(
         taken.add(name.lower())
         planned.append(
             ImageOutputs(
-                picture.path, out / f"{name}{DRAWING_SUFFIX}", out / f"{name}{RESULT_SUFFIX}"
+                image.path, out / f"{name}{DRAWING_SUFFIX}", out / f"{name}{RESULT_SUFFIX}"
             )
         )
-    sources = {os.path.realpath(picture.path) for picture in pictures}
-    for one in planned:
-        if os.path.realpath(one.drawn) in sources:
+    inputs = {os.path.realpath(image.path) for image in images}
+    for outputs in planned:
+        if os.path.realpath(outputs.drawn) in inputs:
             raise InputError(
-                f"{one.drawn}: is a picture to look at; --out has to be another folder"
+                f"--out: expected a folder without input images, found {outputs.drawn}"
             )
     return planned
 
@@ -313,14 +322,14 @@ COMPARED_SETTINGS = (
 def prediction_settings(
     loaded: InferenceModel, threshold: float, top: int, nms: NmsConfig | None
 ) -> dict[str, Any]:
-    """The settings as JSON: the model, what its numbers mean, and what is kept."""
+    """Settings that the results depend on, as JSON: model, vocabulary, split and selection."""
     return {
         "format": FORMAT,
         "model": str(loaded.file),
         "model_sha256": sha256_of_file(loaded.file),
         "vocabulary": loaded.vocabulary.name,
         "split": loaded.split.name if loaded.split else None,
-        "unseen": [loaded.vocabulary.interaction_name(one) for one in sorted(loaded.unseen)],
+        "unseen": [loaded.vocabulary.interaction_name(hoi) for hoi in sorted(loaded.unseen)],
         "prompts": sha256_of_file(loaded.prompts) if loaded.prompts else None,
         "threshold": threshold,
         "top": top,
@@ -329,17 +338,19 @@ def prediction_settings(
 
 
 def check_same_settings(found: Any, settings: dict[str, Any], file: Path) -> None:
-    """Guards results that are there.
+    """Checks that existing results were made with the same settings.
 
     Args:
-        found: the settings that `file` holds.
+        found: content of `file`.
+        settings: settings of this command.
+        file: the settings file of the existing results.
 
     Raises:
-        InputError: they are not `settings`.
+        InputError: a compared setting differs.
     """
     different = differing_keys(found, {key: settings[key] for key in COMPARED_SETTINGS})
     if different:
         raise InputError(
-            f"{file}: holds results of other settings ({', '.join(different)}); name a new folder"
-            " or give --overwrite"
+            f"{file}: expected results with the same settings, found others"
+            f" ({', '.join(different)}); choose a new folder or give --overwrite"
         )

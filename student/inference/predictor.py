@@ -1,4 +1,4 @@
-"""The detector as people use it from Python."""
+"""`Detector`, the Python interface of inference."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 from student.inference.images import ImageInput
 from student.inference.model import InferenceModel, ModelSpec, load_inference_model
-from student.inference.predict import ImageError
+from student.inference.predict import UnreadableImage
 from student.inference.results import HOIResult, select_top
 
 THRESHOLD, TOP, BATCH_SIZE = 0.3, 10, 8
 
 
 class Detector:
-    """Finds people, objects and what the people do with them.
+    """Detects human-object interactions in images.
 
         import eoid
 
@@ -30,12 +30,12 @@ class Detector:
         result.actions, result.scores, result.human_boxes, result.object_boxes
         result.draw().save("drawn.jpg")
 
-    One detector may serve many threads at once, as in a web server: calls only read it and keep
-    nothing. Threads of one process share its cores, so more of them are not quicker.
+    A detector can be called from several threads at once, since calls do not change it. Threads of
+    a process share its cores, so that they gain no speed.
 
     Args:
         loaded: model, vocabulary and split.
-        device: where it runs.
+        device: device to run the model on.
     """
 
     def __init__(self, loaded: InferenceModel, device: torch.device) -> None:
@@ -51,33 +51,35 @@ class Detector:
         num_heads: int | None = None,
         prompts: str | Path | None = None,
     ) -> Detector:
-        """Opens a run folder, a checkpoint of ours, or one in the published EoID/CDN form.
+        """Opens a detector.
 
         Args:
-            device: "auto" (a GPU when there is one), "cpu" or "cuda[:i]".
-            vocabulary: of a published checkpoint; by default the shipped one of its sizes.
-            split: what counts as unseen, a name or a TOML file; by default the run's.
-            num_heads: attention heads of a published checkpoint that does not say.
-            prompts: what `eoid-cache prompts` wrote about further actions, for a student that was
-                trained with `--verb-head text`.
+            path: a run folder, a student checkpoint, or one in the published EoID/CDN form.
+            device: "auto" (a GPU where one is available), "cpu" or "cuda[:i]".
+            vocabulary: vocabulary of a published checkpoint, a shipped name or a file; None takes
+                the shipped vocabulary with its numbers of classes.
+            split: name or TOML file of the split that defines "unseen"; None takes the run's.
+            num_heads: attention heads of a published checkpoint whose `args` do not name them.
+            prompts: prompts file of `eoid-cache prompts` with further actions, for a student that
+                was trained with `--verb-head text`.
 
         Raises:
-            InputError: nothing of the kind, no such device, a vocabulary of other sizes.
+            InputError: the file is not a detector's checkpoint, the device does not exist, or
+                vocabulary, split or prompts do not fit the checkpoint.
         """
-        where = resolve_device(device)
-        more = None if prompts is None else Path(prompts)
-        return cls(
-            load_inference_model(ModelSpec(Path(path), vocabulary, split, num_heads, more)), where
-        )
+        prompts_file = None if prompts is None else Path(prompts)
+        spec = ModelSpec(Path(path), vocabulary, split, num_heads, prompts_file)
+        resolved = resolve_device(device)
+        return cls(load_inference_model(spec), resolved)
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the indices in results mean."""
+        """Names of the indices in results."""
         return self._model.vocabulary
 
     @property
     def unseen(self) -> frozenset[int]:
-        """The vocabulary's interactions that had no label in training."""
+        """Interactions of the vocabulary without a label in training."""
         return self._model.unseen
 
     @overload
@@ -111,33 +113,33 @@ class Detector:
         batch_size: int = BATCH_SIZE,
         nms: NmsConfig | None = None,
     ) -> HOIResult | list[HOIResult]:
-        """Looks at one image, or at a list of them.
+        """Detects interactions in one image or in a list of images.
 
         Args:
-            images: a path, a PIL image, a (height, width, 3) uint8 array or a (3, height, width)
-                tensor, uint8 or floating point from 0 to 1, all RGB; or a list of such in any mix
-                of sizes and kinds.
-            threshold: least score of an interaction.
-            top: most interactions of an image.
-            batch_size: most images at once; only those of one size go together.
-            nms: pairwise NMS first, defaults of `--nms`: `evaluation.hico.nms.NmsConfig()`; None
-                keeps interactions that name nearly the same pair and verb.
+            images: a path, a PIL image, a (height, width, 3) uint8 array, or a (3, height, width)
+                tensor of uint8 or of floating point from 0 to 1, all RGB; or a list of these, in
+                any mix of sizes and types.
+            threshold: minimum score of an interaction.
+            top: maximum number of interactions per image.
+            batch_size: maximum number of images per batch; only images of one size share a batch.
+            nms: settings of a pairwise NMS, `evaluation.hico.nms.NmsConfig()` for those of
+                `eoid-predict --nms`; None runs none.
 
         Returns:
-            What was found, for a list in its order.
+            One `HOIResult`; for a list, a list in the same order.
 
         Raises:
-            InputError: an image that cannot be read, or a wrong threshold.
+            InputError: an image cannot be read, or an argument is out of range.
         """
         if not isinstance(images, (list, tuple)):
-            (one,) = self([images], threshold=threshold, top=top, batch_size=batch_size, nms=nms)
-            return one
-        found: list[HOIResult | None] = [None] * len(images)
+            (result,) = self([images], threshold=threshold, top=top, batch_size=batch_size, nms=nms)
+            return result
+        results: dict[int, HOIResult] = {}
         for index, prediction in self.stream(images, threshold, top, batch_size, nms=nms):
-            if isinstance(prediction, ImageError):
+            if isinstance(prediction, UnreadableImage):
                 raise InputError(prediction.reason)
-            found[index] = prediction
-        return [one for one in found if one is not None]
+            results[index] = prediction
+        return [results[index] for index in range(len(images))]
 
     def stream(
         self,
@@ -147,38 +149,34 @@ class Detector:
         batch_size: int = BATCH_SIZE,
         threads: int = 0,
         nms: NmsConfig | None = None,
-    ) -> Iterator[tuple[int, HOIResult | ImageError]]:
-        """Looks at many images; what cannot be read is told and does not stop the rest.
+    ) -> Iterator[tuple[int, HOIResult | UnreadableImage]]:
+        """Detects interactions in many images; an unreadable image does not end the others.
 
         Args:
-            images, threshold, top, batch_size, nms: as when called.
-            threads: that read images ahead.
+            images, threshold, top, batch_size, nms: see `__call__`.
+            threads: number of threads that read images ahead; 0 reads in the calling thread.
 
         Yields:
-            (place in the list, results or `ImageError`), as they come; order not kept.
+            (index in the list, result or `UnreadableImage`), in the order of the batches.
 
         Raises:
-            InputError: a wrong threshold.
+            InputError: an argument is out of range.
         """
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold: expected a score from 0 to 1, found {threshold}")
         for name, number in (("top", top), ("batch_size", batch_size)):
             if number < 1:
                 raise InputError(f"{name}: expected at least 1, found {number}")
-        for one in self._model.stream(images, batch_size, threads):
-            if isinstance(one, ImageError):
-                yield one.index, one
+        for prediction in self._model.stream(images, batch_size, threads):
+            index = prediction.index
+            if isinstance(prediction, UnreadableImage):
+                yield index, prediction
                 continue
-            kept = one.detections if nms is None else pairwise_nms(one.detections, nms)
+            kept = prediction.detections
+            if nms is not None:
+                kept = pairwise_nms(kept, nms)
+            size, image = prediction.size, images[index]
             yield (
-                one.index,
-                select_top(
-                    kept,
-                    one.size,
-                    self.vocabulary,
-                    self.unseen,
-                    images[one.index],
-                    threshold,
-                    top,
-                ),
+                index,
+                select_top(kept, size, self.vocabulary, self.unseen, image, threshold, top),
             )

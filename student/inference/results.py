@@ -1,4 +1,4 @@
-"""What the detector found in one picture."""
+"""`HOIResult`, the interactions detected in one image, and `select_top`, which makes it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class HOIResult:
-    """People, objects and what the people do with them; K interactions between N boxes.
+    """K human-object interactions between N boxes in one image.
 
-    All boxes are xyxy in pixels of the upright picture: the EXIF orientation of a file is applied
-    before anything else.
+    Boxes are xyxy in pixels of the upright image, after its EXIF orientation is applied.
 
     Attributes:
-        image: the picture's path, or "picture 3" for the fourth of a list.
-        size: (width, height) of the upright picture, in pixels.
+        image: the image's path, or "image 3" at index 3 of a list.
+        size: (width, height) of the upright image, in pixels.
         boxes: (N, 4) float32.
-        labels: (N,) int64, object indices of the vocabulary; people are objects too.
-        names: N object names.
-        pairs: (K, 2) int64, rows of `boxes`: the person, and the object or -1 where the verb
-            takes none. Several interactions may share a pair.
+        labels: (N,) int64, object indices of the vocabulary; "person" is one of the objects.
+        names: N object names, of `labels`.
+        pairs: (K, 2) int64, rows of `boxes`: the person, and the object or -1 for a verb without
+            object. Several interactions may share a pair.
         verbs: (K,) int64, verb indices of the vocabulary.
-        actions: K texts such as "ride horse".
-        scores: (K,) float32 from 0 to 1, highest first.
-        unseen: (K,) bool, the interaction had no label in training.
-        vocabulary: what the indices mean.
+        actions: K names such as "ride horse".
+        scores: (K,) float32 from 0 to 1, descending.
+        unseen: (K,) bool, whether the interaction had no label in training.
+        vocabulary: names of the indices.
+        image_input: the image as it was given, for `draw`.
     """
 
     image: str
@@ -59,17 +59,17 @@ class HOIResult:
 
     @property
     def human_boxes(self) -> np.ndarray:
-        """(K, 4) float32, the person's box of every interaction."""
+        """(K, 4) float32, the human box of every interaction."""
         return self.boxes[self.pairs[:, 0]]
 
     @property
     def object_boxes(self) -> np.ndarray:
-        """(K, 4) float32, the object's box of every interaction; NaN where there is none."""
-        found = self.boxes[self.pairs[:, 1]] if len(self.boxes) else np.zeros((0, 4), np.float32)
-        return np.where(self.pairs[:, 1:] >= 0, found, np.float32(np.nan))
+        """(K, 4) float32, the object box of every interaction; NaN for a verb without object."""
+        boxes = self.boxes[self.pairs[:, 1]] if len(self.boxes) else np.zeros((0, 4), np.float32)
+        return np.where(self.pairs[:, 1:] >= 0, boxes, np.float32(np.nan))
 
     def to_dict(self) -> dict[str, Any]:
-        """The form of `eoid-predict`'s JSON files, see the README; boxes to a hundredth pixel."""
+        """The entry of `eoid-predict`'s JSON files; boxes are rounded to a hundredth of a pixel."""
         boxes = np.round(self.boxes.astype(np.float64), 2).tolist()
         scores = np.round(self.scores.astype(np.float64), 6).tolist()
         return {
@@ -100,16 +100,16 @@ class HOIResult:
         }
 
     def draw(self) -> Image.Image:
-        """Draws people, objects and actions; unseen actions have a star, explained below.
+        """Draws the boxes and actions; unseen actions are starred, which a legend explains.
 
-        "No interaction" is not drawn, and of interactions that name nearly the same pair and verb
-        only the best one (pairwise NMS). Small pictures are enlarged to 512 pixels.
+        "No interaction" is not drawn, and near-duplicate interactions are removed by pairwise NMS.
+        Small images are enlarged to 512 pixels.
 
         Returns:
-            A new RGB picture.
+            A new RGB image.
 
         Raises:
-            InputError: the picture's file is not there any more.
+            InputError: the image's file cannot be read any more.
         """
         shown = self.verbs != self.vocabulary.no_interaction
         detections = Detections(
@@ -119,24 +119,23 @@ class HOIResult:
             hois=np.column_stack([self.pairs, self.verbs])[shown],
             scores=self.scores[shown],
         )
-        picture = to_rgb_image(self.image_input, self.image)
+        image = to_rgb_image(self.image_input, self.image)
         unseen = _interaction_ids(self)[self.unseen & shown]
         drawn = draw_detections(
-            picture, pairwise_nms(detections), self.vocabulary, set(unseen.tolist())
+            image, pairwise_nms(detections), self.vocabulary, set(unseen.tolist())
         )
         return add_legend(drawn) if len(unseen) else drawn
 
     def to_supervision(self) -> supervision.Detections:
-        """The N boxes as `supervision.Detections`, for its annotators, trackers and filters.
+        """Converts to `supervision.Detections`, with one row per box of every pair.
 
-        `class_id` are the object indices, `confidence` is the best score of a box's interactions.
-        In `data`, an entry for every box: `class_name`; `role`, "person" or "object"; `pair`, equal
-        numbers belonging together; `action`, the pair's best one with its score; and `actions`, a
-        tuple of (text, score, unseen) for all of the pair's. A box in several pairs is repeated,
-        so that every pair has its two boxes.
+        A box of several pairs is repeated. `class_id` holds object indices and `confidence` the
+        highest score of the pair. `data` holds for every row: `class_name`; `role`, "person" or
+        "object"; `pair`, the index of the pair; `action`, the pair's best action with its score;
+        and `actions`, a tuple of (name, score, unseen) with all actions of the pair.
 
         Raises:
-            ImportError: the package is not installed.
+            ImportError: the package `supervision` is not installed.
         """
         try:
             import supervision
@@ -146,18 +145,18 @@ class HOIResult:
             ) from None
         rows, roles, numbers, scores, texts, actions = [], [], [], [], [], []
         for number, (person, target) in enumerate(dict.fromkeys(map(tuple, self.pairs.tolist()))):
-            own = np.flatnonzero((self.pairs == (person, target)).all(axis=1))
+            of_pair = np.flatnonzero((self.pairs == (person, target)).all(axis=1))
             for row, role in ((person, "person"), (target, "object")):
                 if row >= 0:
                     rows.append(row)
                     roles.append(role)
                     numbers.append(number)
-                    scores.append(self.scores[own[0]])
-                    texts.append(f"{self.actions[own[0]]} {self.scores[own[0]]:.2f}")
+                    scores.append(self.scores[of_pair[0]])
+                    texts.append(f"{self.actions[of_pair[0]]} {self.scores[of_pair[0]]:.2f}")
                     actions.append(
                         tuple(
                             (self.actions[k], float(self.scores[k]), bool(self.unseen[k]))
-                            for k in own
+                            for k in of_pair
                         )
                     )
         listed = np.empty(len(actions), dtype=object)
@@ -186,21 +185,22 @@ def select_top(
     threshold: float,
     top: int,
 ) -> HOIResult:
-    """The best of a picture's detections, with the boxes that they need.
+    """The highest-scoring interactions of an image, with only the boxes that they use.
 
     Args:
-        detections: scores falling.
-        size: (width, height) of the upright picture.
-        unseen: interactions without a label in training.
-        image_input: the picture.
-        threshold: least score.
-        top: most interactions.
+        detections: of the image, in descending order of score.
+        size: (width, height) of the upright image, in pixels.
+        vocabulary: names of the detections' indices.
+        unseen: unseen interactions of the vocabulary.
+        image_input: the image.
+        threshold: minimum score.
+        top: maximum number of interactions.
     """
     kept = np.flatnonzero(detections.scores >= threshold)[:top]
     hois = detections.hois[kept]
     used = np.unique(hois[:, :2])
     used = used[used >= 0]
-    # The last entry answers for -1, the object of a verb without one.
+    # Index -1, a verb without object, reads the additional last entry, which is -1 as well.
     renumbered = np.full(len(detections.boxes) + 1, -1, dtype=np.int64)
     renumbered[used] = np.arange(len(used))
     labels = detections.labels[used]
@@ -220,14 +220,14 @@ def select_top(
     )
     interactions = _interaction_ids(chosen)
     actions = (
-        vocabulary.interaction_name(one) if one >= 0 else vocabulary.verbs[verb].replace("_", " ")
-        for one, verb in zip(interactions.tolist(), chosen.verbs.tolist(), strict=True)
+        vocabulary.interaction_name(hoi) if hoi >= 0 else vocabulary.verbs[verb].replace("_", " ")
+        for hoi, verb in zip(interactions.tolist(), chosen.verbs.tolist(), strict=True)
     )
     return replace(chosen, actions=tuple(actions), unseen=np.isin(interactions, sorted(unseen)))
 
 
-def _interaction_ids(found: HOIResult) -> np.ndarray:
-    """(K,) the vocabulary's interactions, -1 for verbs without object."""
-    targets = found.pairs[:, 1]
-    labels = np.append(found.labels, 0)[targets]
-    return np.where(targets >= 0, found.vocabulary.interaction_ids[found.verbs, labels], -1)
+def _interaction_ids(result: HOIResult) -> np.ndarray:
+    """(K,) interaction indices of the vocabulary, -1 for verbs without object."""
+    objects = result.pairs[:, 1]
+    labels = np.append(result.labels, 0)[objects]
+    return np.where(objects >= 0, result.vocabulary.interaction_ids[result.verbs, labels], -1)

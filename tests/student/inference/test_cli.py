@@ -11,7 +11,7 @@ COMMAND = [sys.executable, "-m", "student.inference.cli"]
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
+    """`run(*arguments)` runs the command in this process and returns (code, stdout, stderr)."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["eoid-predict", *map(str, words)])
@@ -23,7 +23,7 @@ def run(monkeypatch, capsys):
     return call
 
 
-def test_pictures(run, toy_checkpoint, write_image, tmp_path):
+def test_images(run, toy_checkpoint, write_image, tmp_path):
     paths = [write_image(f"{row}.png", seed=row) for row in range(2)]
     words = ["--out", tmp_path / "out", "--json", tmp_path / "all.json", "--device", "cpu"]
     code, out, err = run(toy_checkpoint, *paths, *words, "--threshold", 0, "--top", 3)
@@ -49,7 +49,9 @@ def test_options_from_a_file(run, toy_checkpoint, write_image, tmp_path):
     assert (value["top"], value["threshold"], value["split"]) == (1, 0.0, "full")
 
 
-def test_a_whole_part_can_be_scored(run, toy_checkpoint, dataset_root, tmp_path, monkeypatch):
+def test_predictions_of_a_part_can_be_scored(
+    run, toy_checkpoint, dataset_root, tmp_path, monkeypatch
+):
     code, out, err = run(toy_checkpoint, "--data", dataset_root, "--out", tmp_path / "out")
     assert code == 0, err
     assert out == f"predictions in {tmp_path / 'out' / 'predictions.json'}\n"
@@ -63,13 +65,13 @@ def test_a_whole_part_can_be_scored(run, toy_checkpoint, dataset_root, tmp_path,
     assert ended.value.code == 0
 
 
-def test_a_bad_file_is_exit_2_at_the_end(run, toy_checkpoint, write_image, tmp_path):
+def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_image, tmp_path):
     good, bad = write_image("good.png"), tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     code, _, err = run(toy_checkpoint, bad, good, "--out", tmp_path / "out")
     assert code == 2 and (tmp_path / "out/good.jpg").is_file()
     assert sum("bad.png" in line for line in err.splitlines()) == 1
-    assert err.splitlines()[-1] == "eoid-predict: 1 of 2 pictures could not be read"
+    assert err.splitlines()[-1] == "eoid-predict: 1 of 2 images could not be read"
 
 
 @pytest.mark.parametrize(
@@ -86,12 +88,14 @@ def test_a_bad_file_is_exit_2_at_the_end(run, toy_checkpoint, write_image, tmp_p
         (["gone", "a.jpg", "--out", "o"], "gone: no such file"),
         (["RUN", "a.jpg", "--out", "o", "--device", "abacus"], "--device: expected auto, cpu"),
         (["RUN", "a.jpg", "--out", "o", "--split", "zz"], "zz: no such split of toy"),
-        (["RUN", "x*.jpg", "--out", "o"], "no pictures to look at"),
+        (["RUN", "x*.jpg", "--out", "o"], "expected at least one image"),
         (["RUN", "--data", "gone", "--out", "o"], "gone: no such dataset folder"),
         (["gone", "--export", "onnx", "x.onnx"], "gone: no such file"),
     ],
 )
-def test_wrong_use_is_2_and_leaves_nothing(run, toy_checkpoint, tmp_path, monkeypatch, words, says):
+def test_wrong_usage_exits_with_2_and_writes_nothing(
+    run, toy_checkpoint, tmp_path, monkeypatch, words, says
+):
     monkeypatch.chdir(tmp_path)
     words = [toy_checkpoint if word == "RUN" else word for word in words]
     code, out, err = run(*words)
@@ -102,26 +106,26 @@ def test_wrong_use_is_2_and_leaves_nothing(run, toy_checkpoint, tmp_path, monkey
 
 INTERRUPTED = """
 import os, signal
-from student import predict_cli, predict_pictures
-write, written = predict_pictures._write, []
+from student.inference import cli, predict_images
+write, written = predict_images._write_outputs, []
 def write_three(*words):
     write(*words)
     written.append(words)
     if len(written) == 3:
         os.killpg(0, signal.SIGINT)
-predict_pictures._write = write_three
-predict_cli.main()
+predict_images._write_outputs = write_three
+cli.main()
 """
 
 
 @pytest.mark.slow
-def test_an_interrupt_keeps_finished_pictures(toy_checkpoint, write_image, tmp_path):
+def test_an_interrupt_keeps_finished_images(toy_checkpoint, write_image, tmp_path):
     for row in range(24):
         write_image(f"in/{row:02}.png", seed=row)
     out = tmp_path / "out"
     words = [toy_checkpoint, tmp_path / "in", "--out", out, "--batch-size", 1, "--workers", 1]
     words = [*map(str, words), "--threshold", "0"]
-    # From inside, as Ctrl-C reaches the workers too: from outside, all might be done before.
+    # Sent from inside to the process group, as by Ctrl-C; from outside it might come too late.
     first = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *words],
         capture_output=True,
@@ -138,13 +142,13 @@ def test_an_interrupt_keeps_finished_pictures(toy_checkpoint, write_image, tmp_p
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_pairwise_nms_is_a_setting(run, toy_checkpoint, write_image, tmp_path):
+def test_pairwise_nms_is_recorded_in_the_settings(run, toy_checkpoint, write_image, tmp_path):
     words = (toy_checkpoint, write_image("a.png"), "--out", tmp_path / "out", "--top", 2)
     code, _, err = run(*words, "--nms", "--nms-threshold", 0.5)
     assert code == 0, err
     settings = json.loads((tmp_path / "out/settings.json").read_text())
     assert settings["nms"] == {"human_power": 1.0, "object_power": 0.5, "threshold": 0.5}
     code, _, err = run(*words)
-    assert code == 2 and "other settings (nms)" in err
+    assert code == 2 and "found others (nms)" in err
     code, _, err = run(*words, "--nms-threshold", 0.5)
     assert code == 2 and "--nms-threshold" in err

@@ -23,10 +23,10 @@ TENSOR = torch.from_numpy(ARRAY).permute(2, 0, 1)
     ],
     ids=["array", "strided", "PIL", "RGBA", "uint8", "float", "double"],
 )
-def test_every_kind_is_the_same_picture(source):
-    picture = to_rgb_image(source, "it")
-    assert picture.mode == "RGB" and picture.size == (30, 20)
-    np.testing.assert_array_equal(np.asarray(picture), ARRAY)
+def test_every_type_gives_the_same_image(source):
+    rgb = to_rgb_image(source, "it")
+    assert rgb.mode == "RGB" and rgb.size == (30, 20)
+    np.testing.assert_array_equal(np.asarray(rgb), ARRAY)
 
 
 def test_a_path_as_text_or_path(tmp_path):
@@ -35,21 +35,21 @@ def test_a_path_as_text_or_path(tmp_path):
         np.testing.assert_array_equal(np.asarray(to_rgb_image(path, "it")), ARRAY)
 
 
-def test_a_picture_lying_on_its_side_is_turned():
-    picture = Image.fromarray(ARRAY)
-    picture.getexif()[0x0112] = 6
-    assert to_rgb_image(picture, "it").size == (20, 30)
-    assert picture.size == (30, 20)
+def test_exif_orientation_is_applied():
+    rgb = Image.fromarray(ARRAY)
+    rgb.getexif()[0x0112] = 6
+    assert to_rgb_image(rgb, "it").size == (20, 30)
+    assert rgb.size == (30, 20)
 
 
-def test_half_precision_keeps_the_picture_to_a_grey_level():
-    picture = to_rgb_image((TENSOR.float() / 255).half(), "it")
-    assert np.abs(np.asarray(picture).astype(int) - ARRAY).max() <= 1
+def test_half_precision_is_exact_to_one_grey_level():
+    rgb = to_rgb_image((TENSOR.float() / 255).half(), "it")
+    assert np.abs(np.asarray(rgb).astype(int) - ARRAY).max() <= 1
 
 
 def test_a_little_overshoot_is_clamped():
-    picture = to_rgb_image(torch.tensor([-0.01, 1.01]).expand(3, 1, 2), "it")
-    np.testing.assert_array_equal(np.asarray(picture)[0, :, 0], [0, 255])
+    rgb = to_rgb_image(torch.tensor([-0.01, 1.01]).expand(3, 1, 2), "it")
+    np.testing.assert_array_equal(np.asarray(rgb)[0, :, 0], [0, 255])
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_a_little_overshoot_is_clamped():
         ("gone.jpg", "gone.jpg: no such image"),
     ],
 )
-def test_anything_else_is_one_line(source, says):
+def test_other_input_gives_a_one_line_error(source, says):
     with pytest.raises(InputError) as caught:
         to_rgb_image(source, "it")
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_names():
-    assert image_name("a/b.jpg", 4) == "a/b.jpg" and image_name(ARRAY, 4) == "picture 4"
+def test_image_name():
+    assert image_name("a/b.jpg", 4) == "a/b.jpg" and image_name(ARRAY, 4) == "image 4"

@@ -6,7 +6,7 @@ from pipeline.vocabulary import load_vocabulary
 from student.inference.model import ModelSpec, load_inference_model
 
 
-def test_a_run_knows_everything(toy_checkpoint, vocabulary):
+def test_a_run_has_vocabulary_and_split(toy_checkpoint, vocabulary):
     for path in (toy_checkpoint, toy_checkpoint / "checkpoint.pt"):
         loaded = load_inference_model(ModelSpec(path))
         assert loaded.vocabulary.digest() == vocabulary.digest()
@@ -14,7 +14,7 @@ def test_a_run_knows_everything(toy_checkpoint, vocabulary):
         assert loaded.augmentation == "toy" and not loaded.model.training
 
 
-def test_a_published_file_gets_the_vocabulary_of_its_sizes(published_checkpoint):
+def test_a_published_file_takes_the_vocabulary_of_its_class_counts(published_checkpoint):
     loaded = load_inference_model(ModelSpec(published_checkpoint))
     assert loaded.vocabulary.name == "toy" and loaded.augmentation == "published"
     assert loaded.split is None and loaded.unseen == frozenset()
@@ -29,7 +29,7 @@ def test_another_split_than_the_runs(toy_checkpoint):
     assert load_inference_model(ModelSpec(toy_checkpoint, split="full")).unseen == frozenset()
 
 
-def test_sizes_of_the_shipped_vocabularies_differ():
+def test_class_counts_of_shipped_vocabularies_differ():
     sizes = [
         (one.num_verbs, one.num_objects)
         for one in map(load_vocabulary, ("hico-det", "vcoco", "toy"))
@@ -54,23 +54,23 @@ def test_sizes_of_the_shipped_vocabularies_differ():
         ("published", {"vocabulary": "gone"}, "gone: no such vocabulary"),
     ],
 )
-def test_what_does_not_fit_is_one_line(request, kind, options, says):
+def test_mismatches_give_a_one_line_error(request, kind, options, says):
     with pytest.raises(InputError) as caught:
         load_inference_model(ModelSpec(request.getfixturevalue(f"{kind}_checkpoint"), **options))
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_sizes_of_no_shipped_vocabulary(published_checkpoint, tmp_path):
+def test_class_counts_of_no_shipped_vocabulary(published_checkpoint, tmp_path):
     content = torch.load(published_checkpoint, weights_only=True)
     for name in ("weight", "bias"):
         head = content["model"][f"verb_class_embed.{name}"]
         content["model"][f"verb_class_embed.{name}"] = head[:5]
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match=r"odd.pth: .* 9 and 11 \(toy\), found 9 and 5; name a"):
+    with pytest.raises(InputError, match=r"odd.pth: .* 9 and 11 \(toy\), found 9 and 5; give a"):
         load_inference_model(ModelSpec(tmp_path / "odd.pth"))
 
 
-def test_moving_keeps_the_answers(toy_checkpoint):
+def test_moving_keeps_the_predictions(toy_checkpoint):
     loaded = load_inference_model(ModelSpec(toy_checkpoint))
     moved = loaded.to(torch.device("cpu"))
     image = torch.rand(3, 64, 64)

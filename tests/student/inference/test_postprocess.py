@@ -19,7 +19,7 @@ FAR = -1000.0
 
 
 def outputs(labels, verbs, boxes=None, dtype=torch.float32):
-    """Queries that are sure of their object class and have the given verb logits."""
+    """Outputs of queries with certain object classes and the given verb logits."""
     objects = torch.full((1, len(labels), 4), FAR)
     objects[0, torch.arange(len(labels)), torch.tensor(labels)] = 0.0
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5]] * len(labels)) if boxes is None else boxes
@@ -31,7 +31,7 @@ def outputs(labels, verbs, boxes=None, dtype=torch.float32):
     }
 
 
-def test_scores_are_verb_times_object_and_only_interactions_stay():
+def test_scores_are_products_and_other_pairs_are_left_out():
     found = outputs([1, 2], [[0.0, 9.0, 1.0], [9.0, -1.0, 9.0]])
     found["pred_object_logits"][0, 0] = torch.tensor([FAR, 0.0, FAR, 0.0])
     (detections,) = to_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY)
@@ -46,7 +46,7 @@ def test_scores_are_verb_times_object_and_only_interactions_stay():
     assert detections.labels.reshape(-1, 2)[:, 0].tolist() == [0, 0]
 
 
-def test_the_best_object_class_beats_no_pair():
+def test_no_pair_is_never_the_object():
     found = outputs([3], [[1.0, 1.0, 1.0]])
     found["pred_object_logits"][0, 0] = torch.tensor([0.0, 1.0, 0.5, 50.0])
     (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
@@ -68,7 +68,7 @@ def test_boxes_are_clipped_pixels_of_the_original_image():
 
 
 @pytest.mark.parametrize(("most", "kept"), [(0, 0), (1, 1), (3, 3), (100, 4)])
-def test_only_the_best_are_kept(most, kept):
+def test_only_the_highest_scores_are_kept(most, kept):
     found = outputs([1, 1], [[3.0, 1.0, 0.0], [2.0, 1.0, -1.0]])
     (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY, max_detections=most)
     sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0, 0.0, -1.0])))
@@ -92,7 +92,7 @@ def test_half_precision_logits_give_finite_scores(dtype):
     assert np.isfinite(detections.scores).all() and detections.scores[0] == pytest.approx(1.0)
 
 
-def test_in_a_vocabulary_with_roles_a_verb_may_have_no_object():
+def test_verbs_without_object_in_a_vocabulary_with_roles():
     roles = ({"action": "ride", "roles": ["obj"], "verbs": ["ride"]},)
     found = outputs([1, 3], [[1.0, FAR, FAR], [2.0, FAR, 3.0]])
     found["pred_object_logits"][0, 0] = torch.tensor([FAR, 1.0, FAR, 0.0])

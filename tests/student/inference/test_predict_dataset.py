@@ -31,7 +31,7 @@ def config(toy_checkpoint, dataset_root, tmp_path):
     )
 
 
-def test_the_file_is_what_the_evaluation_writes(config, vocabulary, tmp_path):
+def test_predictions_equal_those_of_the_evaluation(config, vocabulary, tmp_path):
     assert predict_dataset(config) == config.out / "predictions.json"
     assert [path.name for path in config.out.iterdir()] == ["predictions.json"]
     evaluate_checkpoint(config.model.path, config.data, None, tmp_path / "eval", "cpu", 0, False)
@@ -60,8 +60,8 @@ class Stop(Exception):
     pass
 
 
-def test_a_stopped_command_goes_on(config, monkeypatch):
-    # With other company in a batch the last digits differ.
+def test_an_interrupted_command_is_resumed(config, monkeypatch):
+    # The last digits of scores depend on the composition of the batches.
     config = replace(config, batch_size=1)
     predict_dataset(replace(config, out=config.out.with_name("whole")))
     real, looked = BatchPredictor.stream, []
@@ -78,17 +78,17 @@ def test_a_stopped_command_goes_on(config, monkeypatch):
         predict_dataset(config)
     assert not (config.out / "predictions.json").exists()
     journal = config.out / JOURNAL
-    # The last line of a killed process may be cut.
+    # A killed process may leave a truncated last line.
     journal.write_text(journal.read_text() + '{"image_id": "wor')
     predict_dataset(config)
-    # Three had been written down when it stopped.
+    # Three images were in the journal at the interruption.
     assert len(looked) == 4 + 3 and len(set(looked)) == 6
     whole = (config.out.with_name("whole") / "predictions.json").read_text()
     assert (config.out / "predictions.json").read_text() == whole
     assert not journal.exists()
 
 
-def test_a_journal_of_other_settings_is_no_start(config):
+def test_a_journal_of_other_settings_is_ignored(config):
     config.out.mkdir()
     row = {
         "image_id": "toy_test_00000001.jpg",
@@ -103,13 +103,13 @@ def test_a_journal_of_other_settings_is_no_start(config):
     assert len(value) == 6 and all(one["hoi_prediction"] for one in value)
 
 
-def test_unreadable_images_are_told_and_left_out(config, tmp_path, messages, vocabulary):
+def test_unreadable_images_are_reported_and_left_out(config, tmp_path, messages, vocabulary):
     data = tmp_path / "data"
     shutil.copytree(config.data, data)
     images = sorted((data / "images/test2015").iterdir())
-    images[1].write_bytes(b"no picture")
+    images[1].write_bytes(b"no image")
     images[2].unlink()
-    with pytest.raises(InputError, match="2 of 6 images could not be read; not in"):
+    with pytest.raises(InputError, match="2 of 6 images could not be read and are missing in"):
         predict_dataset(replace(config, data=data))
     err = "\n".join(messages)
     assert err.count(f"{images[1]}: expected an image") == 1
@@ -118,7 +118,7 @@ def test_unreadable_images_are_told_and_left_out(config, tmp_path, messages, voc
     assert [one.image_id for one in found] == [p.name for p in (images[0], *images[3:])]
 
 
-def test_predictions_in_the_way(config):
+def test_existing_predictions_are_refused(config):
     config.out.mkdir()
     (config.out / "predictions.json").write_text("mine")
     with pytest.raises(InputError, match=r"predictions.json: exists"):
@@ -135,7 +135,7 @@ def test_a_detector_of_another_vocabulary(config, dataset_root, tmp_path):
         predict_dataset(replace(config, data=data))
 
 
-def test_a_full_disk_is_told_with_the_file(config, monkeypatch):
+def test_a_full_disk_names_the_file(config, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -28,19 +28,19 @@ def test_an_empty_list(detector):
     assert detector([]) == []
 
 
-def test_every_form_of_a_picture_finds_the_same(detector, write_image):
+def test_every_type_of_image_gives_the_same_result(detector, write_image):
     path = write_image("a.png", (96, 128))
-    picture = Image.open(path)
-    array = np.asarray(picture)
+    image = Image.open(path)
+    array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     expected = detector(path, **ALL)
     assert len(expected) and expected.image == str(path)
-    for source in (str(path), picture, array, tensor, tensor / 255):
+    for source in (str(path), image, array, tensor, tensor / 255):
         same(detector(source, **ALL), expected)
-    assert detector(array).image == "picture 0"
+    assert detector(array).image == "image 0"
 
 
-def test_a_list_keeps_its_order_whatever_the_sizes(detector, write_image):
+def test_results_of_a_list_keep_its_order(detector, write_image):
     sizes = [(128, 128), (64, 96), (128, 128), (640, 100)]
     paths = [write_image(f"{row}.png", size, row) for row, size in enumerate(sizes)]
     listed = detector(paths, batch_size=2, **ALL)
@@ -51,7 +51,7 @@ def test_a_list_keeps_its_order_whatever_the_sizes(detector, write_image):
     assert [one.image for one in detector(tuple(paths))] == [str(path) for path in paths]
 
 
-def test_boxes_refer_to_the_upright_picture(detector, write_image):
+def test_boxes_refer_to_the_upright_image(detector, write_image):
     path = write_image("upright.png", (128, 64))
     lying = Image.open(path).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
@@ -70,13 +70,13 @@ def test_threshold_and_top(detector, write_image):
     assert (np.diff(every.scores) <= 0).all()
 
 
-def test_no_pair_is_named_twice(detector, write_image):
+def test_no_interaction_occurs_twice(detector, write_image):
     found = detector(write_image("a.png"), **ALL)
     kinds = list(zip(found.actions, map(tuple, found.pairs.tolist()), strict=True))
     assert len(set(kinds)) == len(kinds)
 
 
-def test_unseen_actions_are_told(detector, vocabulary, write_image):
+def test_unseen_actions_are_marked(detector, vocabulary, write_image):
     found = detector(write_image("a.png"), **ALL)
     names = {vocabulary.interaction_name(one) for one in detector.unseen}
     assert found.unseen.tolist() == [action in names for action in found.actions]
@@ -90,7 +90,7 @@ def test_published_checkpoints(published_checkpoint, write_image):
     assert found.boxes.max() > 32
 
 
-def test_one_detector_serves_many_threads(detector, write_image):
+def test_one_detector_in_many_threads(detector, write_image):
     paths = [write_image(f"{row}.png", (64 + 8 * (row % 2), 64), row) for row in range(8)]
     expected = [detector(path, **ALL) for path in paths]
     with ThreadPoolExecutor(4) as pool:
@@ -99,7 +99,7 @@ def test_one_detector_serves_many_threads(detector, write_image):
 
 
 @pytest.mark.parametrize("thing", [3, None, {"a.jpg"}])
-def test_what_is_no_picture_is_named(detector, thing):
+def test_other_types_are_refused(detector, thing):
     with pytest.raises(InputError, match=f"type: expected a path, .*found {type(thing).__name__}"):
         detector(thing)
 
@@ -118,8 +118,8 @@ def test_wrong_options(detector, write_image, options, says):
         detector(write_image("a.png"), **options)
 
 
-def test_a_bad_picture_is_named(detector, write_image):
-    with pytest.raises(InputError, match="picture 1: array: expected uint8"):
+def test_an_invalid_image_is_named(detector, write_image):
+    with pytest.raises(InputError, match="image 1: array: expected uint8"):
         detector([write_image("a.png"), np.zeros((2, 2))])
     with pytest.raises(InputError, match=r"gone.jpg: no such"):
         detector("gone.jpg")
@@ -130,7 +130,7 @@ def test_no_such_device(toy_checkpoint):
         Detector.open(toy_checkpoint, device="abacus")
 
 
-def test_importing_the_package_is_light():
+def test_importing_the_package_loads_no_torch():
     code = "import student, sys; assert 'torch' not in sys.modules; student.gone"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith("AttributeError: module 'student' has no")

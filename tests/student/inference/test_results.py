@@ -17,7 +17,7 @@ KEPT = {"threshold": 0.0, "top": 100}
 
 @pytest.fixture
 def detect(vocabulary):
-    """`detect((person, object, verb, score), ...)`: boxes person, horse, person, ball."""
+    """`detect((person, object, verb, score), ...)` with boxes of person, horse, person, ball."""
 
     def make(*rows):
         labels = [vocabulary.objects.index(name) for name in ("person", "horse", "person", "ball")]
@@ -51,15 +51,20 @@ def found(detect, vocabulary, ride):
 
 
 @pytest.fixture
-def nothing(detect, vocabulary):
+def empty_result(detect, vocabulary):
     return select_top(detect(), (600, 400), vocabulary, {1}, PICTURE, **KEPT)
 
 
-def test_nothing(nothing):
-    assert len(nothing) == 0 and nothing.actions == () and nothing.names == ()
-    assert nothing.boxes.shape == nothing.human_boxes.shape == nothing.object_boxes.shape == (0, 4)
-    assert nothing.to_dict()["boxes"] == nothing.to_dict()["interactions"] == []
-    assert nothing.draw().getcolors() == [(600 * 400, (120, 120, 120))]
+def test_empty_result(empty_result):
+    assert len(empty_result) == 0 and empty_result.actions == () and empty_result.names == ()
+    assert (
+        empty_result.boxes.shape
+        == empty_result.human_boxes.shape
+        == empty_result.object_boxes.shape
+        == (0, 4)
+    )
+    assert empty_result.to_dict()["boxes"] == empty_result.to_dict()["interactions"] == []
+    assert empty_result.draw().getcolors() == [(600 * 400, (120, 120, 120))]
 
 
 def test_names_and_shapes(found):
@@ -73,7 +78,7 @@ def test_names_and_shapes(found):
     assert found.boxes.dtype == found.scores.dtype == np.float32
 
 
-def test_it_cannot_be_changed(found):
+def test_results_are_frozen(found):
     with pytest.raises(AttributeError):
         found.size = (1, 1)
 
@@ -87,7 +92,9 @@ def test_it_cannot_be_changed(found):
         (1.0, 5, (), ()),
     ],
 )
-def test_only_the_best_and_their_boxes_stay(detect, vocabulary, threshold, top, actions, names):
+def test_select_top_keeps_the_best_and_their_boxes(
+    detect, vocabulary, threshold, top, actions, names
+):
     rows = [(0, 1, "ride", 0.9), (2, 3, "kick", 0.75), (0, 1, "pull", 0.25)]
     kept = select_top(detect(*rows), (600, 400), vocabulary, (), PICTURE, threshold, top)
     assert (kept.actions, kept.names) == (actions, names)
@@ -129,7 +136,7 @@ def yellow(image):
 def test_unseen_actions_are_starred_and_explained(found, detect, vocabulary):
     drawn = found.draw()
     assert yellow(drawn) > 500
-    # The legend below explains the star.
+    # The legend is below the image.
     assert drawn.width == 600 and drawn.height > 400
     seen = select_top(
         detect((0, 1, "ride", 0.9)), (600, 400), vocabulary, (), PICTURE, **KEPT
@@ -144,7 +151,7 @@ def test_no_interaction_is_not_drawn(detect, vocabulary):
     assert kept.draw().getcolors() == [(600 * 400, (120, 120, 120))]
 
 
-def test_drawing_a_file_that_has_gone(detect, vocabulary, tmp_path):
+def test_drawing_a_missing_file(detect, vocabulary, tmp_path):
     kept = select_top(detect(), (600, 400), vocabulary, (), tmp_path / "gone.jpg", **KEPT)
     with pytest.raises(InputError, match=r"gone\.jpg: no such"):
         kept.draw()
@@ -165,16 +172,16 @@ def test_supervision(found):
         (action, round(score, 2), unseen) for action, score, unseen in boxes.data["actions"][0]
     ]
     assert listed == [("ride horse", 0.9, True), ("pull horse", 0.25, False)]
-    # Filtering keeps what belongs to a box.
+    # Filtering rows keeps their data.
     people = boxes[boxes.data["role"] == "person"]
     assert len(people) == 2 and people.data["pair"].tolist() == [0, 1]
     drawn = supervision.BoxAnnotator().annotate(PICTURE.copy(), people)
     assert np.asarray(drawn).std() > 0
 
 
-def test_nothing_as_supervision(nothing):
+def test_empty_result_as_supervision(empty_result):
     pytest.importorskip("supervision", reason="supervision is not installed")
-    boxes = nothing.to_supervision()
+    boxes = empty_result.to_supervision()
     assert len(boxes) == 0 and boxes.xyxy.shape == (0, 4)
 
 
@@ -192,8 +199,8 @@ def test_without_supervision(found, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_near_equal_pairs_are_told_but_drawn_once(detect, vocabulary):
-    """The third box is moved to where the first is."""
+def test_near_duplicates_are_returned_but_drawn_once(detect, vocabulary):
+    """The third box is moved to the place of the first."""
     rows = detect((0, 1, "ride", 0.9), (2, 1, "ride", 0.8))
     rows.boxes[2] = rows.boxes[0] + 1
     kept = select_top(rows, (600, 400), vocabulary, (), PICTURE, **KEPT)
