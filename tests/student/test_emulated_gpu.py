@@ -77,7 +77,7 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
         assert currents[0] == 1
         run_student(stopped)
         run_student(config)
-        data = config.run_request.data
+        data = config.request.data
         evaluate_checkpoint(config.out, data, None, tmp_path / "out", "cuda:1", 0, False)
     predictions = [folder / "predictions.json" for folder in (config.out, tmp_path / "out")]
     assert predictions[0].read_bytes() == predictions[1].read_bytes()

@@ -49,8 +49,8 @@ def test_losses_and_gradients_are_those_of_a_cpu(make_trainer, tmp_path, gpu, qu
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gpu, precision):
-    options = {**config.run_request.options, "precision": precision}
-    config = replace(config, run_request=replace(config.run_request, options=options))
+    options = {**config.request.options, "precision": precision}
+    config = replace(config, request=replace(config.request, options=options))
     whole = TrainStep.__call__
 
     def stopped(self, *given):
@@ -67,7 +67,7 @@ def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gp
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(line["loss"]) for line in lines)
     again = evaluate_checkpoint(
-        config.out, config.run_request.data, None, tmp_path / "out", "cuda", 0, False
+        config.out, config.request.data, None, tmp_path / "out", "cuda", 0, False
     )
     assert again.metrics.keys() == results.metrics.keys()
     for name, value in results.metrics.items():

@@ -161,7 +161,7 @@ def test_the_evaluation_of_held_out_images(configured, run):
     """Scores again what the run scored."""
     logged = json.loads((run / "validation.jsonl").read_text())["metrics"]
     model = replace(load_inference_model(ModelSpec(run)), model=load_model(run))
-    validator = build_inputs(configured.run_request, SINGLE_PROCESS).validator
+    validator = build_inputs(configured.request, SINGLE_PROCESS).validator
     score = validator.evaluate(model, run.with_name("again"), 1, Execution(CPU, workers=1))
     assert len(validator.records) == 4 and score.metrics == pytest.approx(logged)
 

@@ -10,6 +10,7 @@ import pytest
 from commands import run_command
 
 from teacher_cache.cli import main
+from teacher_cache.detectors.torchvision import TOY_IN_CACHES
 
 COMMAND = [sys.executable, "-c", "from teacher_cache.cli import main; main()"]
 OPTIONS = ["--person-threshold", "0.06", "--object-threshold", "0.06", "--max-objects", "2"]
@@ -78,7 +79,7 @@ def test_build_quietly(built, shared_dataset):
 def test_inspect(built):
     done = run("inspect", built[0])
     assert done.returncode == 0, done.stderr
-    assert "images" in done.stdout and "toy" in done.stdout
+    assert "images" in done.stdout and TOY_IN_CACHES in done.stdout
 
 
 def test_evaluate(built, shared_dataset, tmp_path):

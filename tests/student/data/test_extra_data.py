@@ -126,7 +126,7 @@ def test_images_with_a_seen_label_count_as_annotated(run_request, sources, vocab
     annotated = [
         bool(labelled.images.targets(i).exhaustive_labels) for i in range(len(labelled.images))
     ]
-    hidden = [not labelled.images.targets(i).hard.any() for i in range(len(labelled.images))]
+    hidden = [not labelled.images.targets(i).verb_labels.any() for i in range(len(labelled.images))]
     assert annotated == [not one for one in hidden] and labelled.describe()["labelled"] == sum(
         annotated
     )
@@ -188,13 +188,11 @@ def test_a_run_tells_of_its_sources(finished, tmp_path):
     assert [one["name"] for one in plan["extra_data"]] == ["pictures", "toy-2"]
     read = read_results(config.out / "results.json")
     assert list(read.sources) == plan["extra_data"] == list(results.sources) and read.shots == 1
-    assert read.unseen == load_split(open_dataset(config.run_request.data).vocabulary, "ua").unseen
+    assert read.unseen == load_split(open_dataset(config.request.data).vocabulary, "ua").unseen
     shots = json.loads((config.out / "shots.json").read_text())
     names = [one["interaction"] for one in shots]
     assert names and len(set(names)) == len(names)
-    again = evaluate_checkpoint(
-        config.out, config.run_request.data, None, tmp_path, "cpu", 0, False
-    )
+    again = evaluate_checkpoint(config.out, config.request.data, None, tmp_path, "cpu", 0, False)
     assert (again.sources, again.shots) == (results.sources, 1)
 
 
@@ -215,7 +213,7 @@ def test_a_stopped_run_with_further_sources_ends_with_the_same_bits(
         run_student(stopped)
     monkeypatch.setattr(TrainStep, "__call__", whole)
     # Another pool is another run.
-    fewer = replace(stopped, run_request=replace(stopped.request, extra=stopped.request.extra[:1]))
+    fewer = replace(stopped, request=replace(stopped.request, extra=stopped.request.extra[:1]))
     with pytest.raises(InputError, match="holds a run with another extra"):
         run_student(fewer)
     run_student(stopped)
@@ -228,7 +226,7 @@ def test_a_stopped_run_with_further_sources_ends_with_the_same_bits(
 def test_two_processes_mix_as_one_does(start, start_processes, student_words, sources, tmp_path):
     further = [f"{sources[name].data}:{sources[name].cache}" for name in ("none", "all")]
     config = tmp_path / "options.toml"
-    config.write_text(f"extra = {json.dumps(further)}\nmix = 0.6\n")
+    config.write_text(f"extra-data = {json.dumps(further)}\nextra-ratio = 0.6\n")
     options = ("--config", config, "--batch-size", 7, "--epochs", 1, "--workers", 0)
     alone, together = tmp_path / "alone", tmp_path / "together"
     ends = [one() for one in start_processes(student_words(together, *options))]

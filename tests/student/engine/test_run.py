@@ -251,7 +251,7 @@ def test_a_run_that_has_not_begun_needs_what_it_starts_from(configured, init_fil
     run_student(config)
     init_file.unlink()
     before = content(config.out)
-    for changes in ({"resume": "never"}, {"request": replace(config.run_request, split="uc")}):
+    for changes in ({"resume": "never"}, {"request": replace(config.request, split="uc")}):
         with pytest.raises(InputError, match=r"body\.safetensors: no such"):
             run_student(replace(config, overwrite=True, **changes))
     assert content(config.out) == before

@@ -35,7 +35,7 @@ def test_results_of_a_cache(score_config, vocabulary, tmp_path, capsys):
         read_predictions(config.predictions, vocabulary),
         vocabulary,
     )
-    assert scores.mean() == pytest.approx(results.metrics["full"], abs=1e-6)
+    assert scores.mean_ap() == pytest.approx(results.metrics["full"], abs=1e-6)
 
 
 def test_both_kinds_of_pairs_are_told(score_config, vocabulary, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.inspect import InspectConfig, compute_overview, inspect_cache
+from teacher_cache.detectors.torchvision import TOY_IN_CACHES
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import ANNOTATED, SHARDS
 
@@ -43,7 +44,7 @@ def test_lines_json_and_picture(finished, tmp_path, capsys):
     inspect_cache(config)
     lines = capsys.readouterr().out.splitlines()
     assert "images                  7" in lines[1]
-    assert any("detector.model" in line and "toy" in line for line in lines)
+    assert any("detector.model" in line and TOY_IN_CACHES in line for line in lines)
     assert json.loads(config.json.read_text())["counts"]["images"] == 7
     assert config.picture.read_bytes().startswith(b"\x89PNG")
 
