@@ -3,50 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import cloup
 
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
-from pipeline.utils.cli import config_option, run_command
-
-if TYPE_CHECKING:
-    pass
+from pipeline.utils.cli import HELP_SETTINGS, run_command
+from pipeline.utils.cli_settings import config_option, option
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
-data_option = click.option(
-    "--data", type=FOLDER, help="Dataset folder; default: found around the annotations."
+data_option = option(
+    "--data", type=FOLDER, show_default="found around the annotations", help="Dataset folder."
 )
 
+strict_option = option(
+    "--strict", is_flag=True, help="Refuse annotation issues instead of repairing them."
+)
+json_option = option("--json", "json_file", type=FILE, help="Write the results to this file.")
+overwrite_option = option("--overwrite", is_flag=True, help="Replace existing files.")
 
-@click.group()
+
+@cloup.group(context_settings=HELP_SETTINGS)
 def evaluation() -> None:
     """Score predictions against annotations and write reports."""
 
 
 @evaluation.command()
 @click.argument("predictions", metavar="PREDICTIONS|RUN", type=PATH)
-@click.option("--annotations", type=FILE, help="Annotation file of the test images.")
-@data_option
-@click.option(
-    "--vocabulary",
-    metavar="NAME|FILE",
-    help="Vocabulary of the files; default: the dataset's, else hico-det.",
+@cloup.option_group(
+    "Ground truth",
+    option("--annotations", type=FILE, help="Annotation file of the test images."),
+    data_option,
+    option(
+        "--vocabulary",
+        metavar="NAME|FILE",
+        show_default="the dataset's, else hico-det",
+        help="Vocabulary of the files.",
+    ),
+    strict_option,
 )
-@click.option(
-    "--split",
-    default="full",
-    show_default=True,
-    metavar="NAME|FILE",
-    help="Zero-shot split that defines seen and unseen.",
+@cloup.option_group(
+    "Scoring",
+    option(
+        "--split",
+        default="full",
+        show_default=True,
+        metavar="NAME|FILE",
+        help="Zero-shot split that defines seen and unseen.",
+    ),
+    scoring_options,
 )
-@scoring_options
-@details_option
-@click.option("--strict", is_flag=True, help="Refuse annotation issues instead of repairing them.")
-@click.option("--json", "json_file", type=FILE, help="Write the results to this file.")
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@cloup.option_group("Output", details_option, json_option, overwrite_option)
 @config_option
 def hico(
     predictions: Path,
@@ -85,30 +95,45 @@ def hico(
 
 @evaluation.command()
 @click.argument("predictions", metavar="DETECTIONS|RUN", type=PATH)
-@click.option(
-    "--actions",
-    "--annotations",
-    type=FILE,
-    help="Official actions file, such as vcoco_test.json.",
+@cloup.option_group(
+    "Ground truth",
+    option(
+        "--actions",
+        "--annotations",
+        type=FILE,
+        help="Official actions file, such as vcoco_test.json.",
+    ),
+    data_option,
+    option(
+        "--instances",
+        type=FILE,
+        show_default="found beside the actions",
+        help="COCO instances file.",
+    ),
+    option(
+        "--ids",
+        type=FILE,
+        show_default="found beside the actions",
+        help="Image ids of the part.",
+    ),
+    option(
+        "--vocabulary",
+        metavar="NAME|FILE",
+        show_default="the dataset's, else vcoco",
+        help="Vocabulary of a run's predictions.",
+    ),
+    strict_option,
 )
-@data_option
-@click.option(
-    "--instances", type=FILE, help="COCO instances file; default: found beside the actions."
+@cloup.option_group(
+    "Output",
+    json_option,
+    option(
+        "--official",
+        type=FILE,
+        help="Write the detections in the official layout to this file (.json or .npz).",
+    ),
+    overwrite_option,
 )
-@click.option("--ids", type=FILE, help="Image ids of the part; default: found beside the actions.")
-@click.option(
-    "--vocabulary",
-    metavar="NAME|FILE",
-    help="Vocabulary of a run's predictions; default: the dataset's, else vcoco.",
-)
-@click.option("--strict", is_flag=True, help="Refuse annotation issues instead of repairing them.")
-@click.option("--json", "json_file", type=FILE, help="Write the results to this file.")
-@click.option(
-    "--official",
-    type=FILE,
-    help="Write the detections in the official layout to this file (.json or .npz).",
-)
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def vcoco(
     predictions: Path,
@@ -146,18 +171,20 @@ def vcoco(
 
 @evaluation.command()
 @click.argument("results", type=FILE, nargs=-1, required=True)
-@click.option("--out", type=FILE, required=True, help="The HTML file to write.")
-@click.option(
+@option("--out", type=FILE, required=True, help="The HTML file to write.")
+@option(
     "--png",
     type=FOLDER,
-    help="Folder for the figures as PNG files; default: NAME-pictures beside NAME.html.",
+    show_default="NAME-pictures beside NAME.html",
+    help="Folder for the figures as PNG files.",
 )
-@click.option(
+@option(
     "--data",
     type=FOLDER,
-    help="Dataset folder, where it is not where the results say.",
+    show_default="as recorded in the results",
+    help="Dataset folder.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@overwrite_option
 @config_option
 def report(
     results: tuple[Path, ...], out: Path, png: Path | None, data: Path | None, overwrite: bool

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.utils.cli_settings import option
+
 if TYPE_CHECKING:
     from evaluation.hico.nms import NmsConfig
     from evaluation.score_hico import ScoringConfig
 
-details_option = click.option(
+details_option = option(
     "--show",
     "details",
     type=click.Choice(["splits", "verbs", "objects", "interactions"]),
@@ -22,25 +24,28 @@ details_option = click.option(
 
 def nms_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `build_nms_config` takes."""
-    for option in (
-        click.option(
+    for decorator in (
+        option(
             "--nms-object-power",
             type=click.FloatRange(min=0),
-            help="Exponent of the object boxes' IoU; default 0.5.",
+            show_default="0.5",
+            help="With --nms: exponent of the object boxes' IoU.",
         ),
-        click.option(
+        option(
             "--nms-human-power",
             type=click.FloatRange(min=0),
-            help="Exponent of the human boxes' IoU; default 1.",
+            show_default="1",
+            help="With --nms: exponent of the human boxes' IoU.",
         ),
-        click.option(
+        option(
             "--nms-threshold",
             type=click.FloatRange(0, 1),
-            help="Maximum pairwise IoU; default 0.7.",
+            show_default="0.7",
+            help="With --nms: maximum pairwise IoU.",
         ),
-        click.option("--nms", is_flag=True, help="Apply pairwise non-maximum suppression first."),
+        option("--nms", is_flag=True, help="Apply pairwise non-maximum suppression first."),
     ):
-        command = option(command)
+        command = decorator(command)
     return command
 
 
@@ -62,7 +67,7 @@ def build_nms_config(nms: bool, **options: float | None) -> NmsConfig | None:
 
 def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `build_scoring_config` takes."""
-    return click.option(
+    return option(
         "--setting",
         type=click.Choice(["default", "known-object", "both"]),
         default="both",

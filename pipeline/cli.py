@@ -1,39 +1,41 @@
-"""The `eoid-data` command, and what all commands share: one-line errors, exit codes, --config."""
+"""The `eoid-data` command."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+import cloup
 
-from pipeline.utils.cli import config_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, run_command
+from pipeline.utils.cli_settings import config_option, option
 from pipeline.utils.errors import InputError
 
 
-@click.group()
+@cloup.group(context_settings=HELP_SETTINGS)
 def data() -> None:
     """Datasets: write the toy dataset, check a dataset folder."""
 
 
 @data.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--train", default=3000, show_default=True, help="Number of training images.")
-@click.option("--test", default=500, show_default=True, help="Number of test images.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the images.")
-@click.option("--overwrite", is_flag=True, help="Replace another toy dataset in DIR.")
+@option("--train", default=3000, show_default=True, help="Number of training images.")
+@option("--test", default=500, show_default=True, help="Number of test images.")
+@option("--seed", default=0, show_default=True, help="Seed of the images.")
+@option("--overwrite", is_flag=True, help="Replace another toy dataset in DIR.")
 @config_option
 def toy(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> None:
     """Write the toy dataset into DIR, in HICO-DET's layout."""
     from pipeline.toy.generate import write_toy
 
     written = write_toy(folder, train, test, seed, overwrite)
-    done = "wrote" if written else "already there:"
-    click.echo(f"{done} the toy dataset in {folder}: {train} training and {test} test pictures")
+    state = "written" if written else "already complete"
+    click.echo(f"{folder}: toy dataset {state}, {train} training and {test} test images")
 
 
 @data.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--strict", is_flag=True, help="Refuse annotation issues instead of repairing them.")
+@option("--strict", is_flag=True, help="Refuse annotation issues instead of repairing them.")
 @config_option
 def check(folder: Path, strict: bool) -> None:
     """Check the dataset in DIR: reads all annotations and annotated images.

@@ -7,21 +7,129 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
-from pipeline.utils.cli import config_option, device_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
+from pipeline.utils.cli_settings import (
+    config_option,
+    format_config,
+    option,
+    setting_option,
+    setting_rank,
+)
+from pipeline.utils.settings import list_settings
+from student.config import DISTILLATION, PRESETS, RECIPE_PARTS, get_preset
 
 if TYPE_CHECKING:
     from evaluation.results import Results
 
 PATH = click.Path(path_type=Path)
-DATA_OPTIONS = (
-    click.option("--data", required=True, type=PATH, help="Dataset folder."),
-    click.option(
+POSITIVE_INT = click.IntRange(min=1)
+# Ready scripts for SLURM.
+BATCH_SCRIPTS = ("train.sbatch",)
+# Settings of the recipe that `--help` shows; the others are set with --set or --config.
+COMMON_SETTINGS = {
+    *("shots", "distillation", "topk", "interactive_threshold", "verb_soft_weight"),
+    *("backbone", "verb_head", "epochs", "batch_size", "learning_rate", "seed"),
+    *("val_size", "keep", "precision"),
+}
+# Headings of settings whose fields name none.
+PART_GROUPS = {
+    "targets": DISTILLATION,
+    "model": "Model",
+    "matcher": "Matching and losses",
+    "losses": "Matching and losses",
+    "train": "Optimisation",
+}
+MORE_SETTINGS = (
+    "Settings that are rarely changed are not shown here. `eoid-train config` prints all of them as"
+    " a TOML file for --config; --set KEY=VALUE sets a single one."
+)
+
+
+def recipe_options(group: str) -> list[Callable[..., Any]]:
+    """Options of the recipe's settings under a heading, those that `--help` shows first."""
+    published, toy = (_preset_values(preset) for preset in PRESETS)
+    options: list[tuple[bool, Callable[..., Any]]] = []
+    for part, part_group in PART_GROUPS.items():
+        for name, (described, kind) in list_settings(RECIPE_PARTS[part]).items():
+            if (described.group or part_group) == group:
+                default = described.default_text or _format_default(published[name])
+                if not described.default_text and published[name] != toy[name]:
+                    default += f"; preset toy: {_format_default(toy[name])}"
+                hidden = name not in COMMON_SETTINGS
+                options.append(
+                    (hidden, setting_option(name, described, kind, default, hidden=hidden))
+                )
+    return [option for _, option in sorted(options, key=lambda each: each[0])]
+
+
+def _preset_values(preset: str) -> dict[str, Any]:
+    """The settings of a preset by field name; the vocabulary's sizes do not matter for them."""
+    parts = get_preset(preset, 80, 117, 0).to_dict()
+    return {name: value for part in parts.values() for name, value in part.items()}
+
+
+def _format_default(value: Any) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def preset_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--preset`."""
+    return option(
+        "--preset",
+        type=click.Choice(PRESETS),
+        default="published",
+        show_default=True,
+        help="Recipe that gives the defaults of the settings.",
+    )(command)
+
+
+workers_option = option(
+    "--workers",
+    type=click.IntRange(min=0),
+    show_default="the spare cores",
+    help="Number of DataLoader processes for training and of decoding threads for prediction.",
+)
+num_heads_option = option(
+    "--num-heads",
+    type=POSITIVE_INT,
+    show_default="8",
+    help="Number of attention heads of a published checkpoint that does not record it.",
+)
+
+
+def skip_unreadable_option(hidden: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Adds `--skip-unreadable`."""
+    return option(
+        "--skip-unreadable",
+        is_flag=True,
+        hidden=hidden,
+        help="Count test images that are missing or unreadable as images without detections.",
+    )
+
+
+@cloup.group(context_settings=HELP_SETTINGS)
+def train() -> None:
+    """Phase two: train the student on a teacher cache and evaluate it."""
+
+
+@train.command(epilog=MORE_SETTINGS)
+@cloup.option_group(
+    "Data",
+    option("--data", required=True, type=PATH, help="Dataset folder."),
+    option(
         "--cache", required=True, type=PATH, help="Teacher cache of the dataset's training part."
     ),
-    click.option("--split", required=True, help="Zero-shot split: a name or a TOML file."),
-    click.option(
+    option("--split", required=True, help="Zero-shot split: a name or a TOML file."),
+    option(
         "--extra-data",
         multiple=True,
         metavar="DATASET:CACHE",
@@ -30,277 +138,122 @@ DATA_OPTIONS = (
             "Can be given several times."
         ),
     ),
-    click.option(
-        "--extra-ratio",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help=("Fraction of every batch taken from --extra-data; default: its share of all images."),
+    *recipe_options("Data"),
+    skip_unreadable_option(hidden=True),
+)
+@cloup.option_group(
+    DISTILLATION,
+    option(
+        "--distill-verbs",
+        type=click.Choice(["split", "unseen", "all"]),
+        default="split",
+        show_default=True,
+        help=(
+            "Verbs that the teacher supervises: those that the split defines, the verbs of "
+            "unseen interactions, or all."
+        ),
     ),
-    click.option(
-        "--shots",
-        type=click.IntRange(min=0),
-        help="Few-shot setting: number of labelled pairs kept per unseen interaction.",
+    *recipe_options(DISTILLATION),
+)
+@cloup.option_group(
+    "Model",
+    preset_option,
+    option(
+        "--pretrained",
+        type=PATH,
+        show_default="random weights",
+        help=(
+            "Pretrained weights: DETR, EoID, CDN, a run, a torchvision ResNet or a "
+            "torchvision detector."
+        ),
     ),
-    click.option(
-        "--shot-seed",
-        type=click.IntRange(min=0),
-        help="Seed of the few-shot selection; default: --seed.",
+    *recipe_options("Model"),
+)
+@cloup.option_group("Matching and losses", *recipe_options("Matching and losses"))
+@cloup.option_group(
+    "Optimisation",
+    *recipe_options("Optimisation"),
+    option(
+        "--backbone-learning-rate",
+        type=click.FloatRange(min=0),
+        hidden=True,
+        show_default="learning-rate times backbone-lr-factor",
+        help="Learning rate of the backbone; 0 freezes it.",
     ),
-)
-
-
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds these options to a command."""
-    for option in reversed(DATA_OPTIONS):
-        command = option(command)
-    return command
-
-
-# Ready scripts for SLURM.
-BATCH_SCRIPTS = ("train.sbatch",)
-POSITIVE_INT = click.IntRange(min=1)
-POSITIVE_FLOAT = click.FloatRange(min=0, min_open=True)
-BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101", "toy"]
-ACCUMULATION_HELP = (
-    "Number of parts that each process accumulates a batch over, to need less memory."
-)
-LAST_BATCH_HELP = (
-    "An epoch's images beyond whole batches: leave them out, or fill up with its first."
-)
-RESUME_HELP = "Resume the run in RUN, never, or start from another run's checkpoint."
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help=(
-        "DataLoader processes for training, decoding threads for prediction; default: "
-        "the spare cores."
-    ),
-)
-
-
-skip_unreadable_option = click.option(
-    "--skip-unreadable",
-    is_flag=True,
-    help="Count test images that are missing or unreadable as images without detections.",
-)
-
-
-@click.group()
-def train() -> None:
-    """Phase two: train the student on a teacher cache and evaluate it."""
-
-
-@train.command()
-@data_options
-@click.option("--out", required=True, type=PATH, help="Run folder.")
-@click.option(
-    "--preset",
-    type=click.Choice(["published", "toy"]),
-    default="published",
-    show_default=True,
-    help="Recipe that the options below override.",
-)
-@click.option(
-    "--pretrained",
-    type=PATH,
-    help=(
-        "Pretrained weights: DETR, EoID, CDN, a run, a torchvision ResNet or a "
-        "torchvision detector."
+    option(
+        "--accumulation",
+        type=POSITIVE_INT,
+        default=1,
+        show_default=True,
+        hidden=True,
+        help=(
+            "Number of parts that each process accumulates the gradients of a batch over, to need"
+            " less memory."
+        ),
     ),
 )
-@click.option(
-    "--no-distillation", is_flag=True, help="Train without the teacher (the control experiment)."
-)
-@click.option(
-    "--candidates",
-    type=click.Choice(["detector", "annotated"]),
-    help=(
-        "Source of unlabelled pairs: the detector's proposals or annotated boxes; "
-        "default: as the cache was built."
+@cloup.option_group("Validation", *recipe_options("Validation"))
+@cloup.option_group(
+    "Output and resuming",
+    option("--out", required=True, type=PATH, help="Run folder."),
+    option(
+        "--resume",
+        default="auto",
+        show_default=True,
+        metavar="auto|never|FILE",
+        help="Resume the run in the run folder, never, or start from another run's checkpoint.",
+    ),
+    option("--overwrite", is_flag=True, help="Replace another run in the run folder."),
+    option(
+        "--name", show_default="the folder's name", hidden=True, help="Name of the run in reports."
+    ),
+    option(
+        "--checkpoint-minutes",
+        type=click.FloatRange(min=0),
+        default=15,
+        show_default=True,
+        hidden=True,
+        help="Maximum time between checkpoints; one is also written after every epoch.",
+    ),
+    option(
+        "--log-every",
+        type=POSITIVE_INT,
+        default=10,
+        show_default=True,
+        hidden=True,
+        help="Number of steps between log records.",
+    ),
+    option(
+        "--tensorboard",
+        is_flag=True,
+        hidden=True,
+        help="Also write TensorBoard events to RUN/tensorboard.",
+    ),
+    option(
+        "--report/--no-report",
+        default=True,
+        show_default=True,
+        hidden=True,
+        help="Write RUN/report.html at the end.",
     ),
 )
-@click.option(
-    "--distill-verbs",
-    type=click.Choice(["split", "unseen", "all"]),
-    default="split",
-    show_default=True,
-    help=(
-        "Verbs that the teacher supervises: those that the split defines, the verbs of "
-        "unseen interactions, or all."
+@cloup.option_group(
+    "Runtime",
+    device_option,
+    workers_option,
+    *recipe_options("Runtime"),
+    option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        hidden=True,
+        help="Compile the model with torch.compile.",
     ),
 )
-@click.option(
-    "--topk",
-    type=click.IntRange(min=0),
-    help="Number of candidates per image that may be matched to the teacher's outputs.",
-)
-@click.option(
-    "--interactive-threshold",
-    "interactive_threshold",
-    type=click.FloatRange(0, 1),
-    help="Minimum interactive probability of a query to be matched to a candidate.",
-)
-@click.option(
-    "--soft-weight",
-    "verb_soft_weight",
-    type=click.FloatRange(min=0),
-    help="Weight of the distillation loss.",
-)
-@click.option(
-    "--soft-normalisation",
-    type=click.Choice(["entries", "pairs", "supervised"]),
-    help=(
-        "Denominator of the distillation loss: all B*Q*V entries, matched pairs, or "
-        "matched pairs times supervised verbs."
-    ),
-)
-@click.option(
-    "--verb-loss",
-    type=click.Choice(["focal_bce", "bce_bce"]),
-    help=(
-        "Loss on verb labels: focal loss or binary cross-entropy; distillation always "
-        "uses binary cross-entropy."
-    ),
-)
-@click.option(
-    "--verb-head",
-    type=click.Choice(["linear", "text"]),
-    help=(
-        "Verb classifier: linear layer, or similarity with CLIP text embeddings, which "
-        "new actions can be added to."
-    ),
-)
-@click.option(
-    "--embedding-weight",
-    type=click.FloatRange(min=0),
-    help="With --verb-head text: weight of the loss on the teacher's region embeddings.",
-)
-@click.option("--backbone", type=click.Choice(BACKBONES), help="Backbone architecture.")
-@click.option(
-    "--queries",
-    type=click.Choice(["learned", "proposals"]),
-    help=("Decoder queries: learned embeddings, or built from pairs that a proposal head finds."),
-)
-@click.option(
-    "--num-queries",
-    type=POSITIVE_INT,
-    help="Number of queries, that is of predicted pairs per image.",
-)
-@click.option("--num-encoder-layers", type=click.IntRange(min=0), help="Number of encoder layers.")
-@click.option(
-    "--num-human-object-layers",
-    type=POSITIVE_INT,
-    help="Number of decoder layers for human and object boxes.",
-)
-@click.option(
-    "--num-interaction-layers", type=POSITIVE_INT, help="Number of decoder layers for verbs."
-)
-@click.option(
-    "--dropout", type=click.FloatRange(0, 1), help="Dropout rate of every transformer layer."
-)
-@click.option(
-    "--vdetach/--no-vdetach",
-    "detach_verb_queries",
-    default=None,
-    help="Detach verb queries, so that verb gradients do not reach localisation.",
-)
-@click.option("--epochs", type=POSITIVE_INT, help="Number of training epochs.")
-@click.option("--batch-size", type=POSITIVE_INT, help="Batch size over all processes.")
-@click.option(
-    "--accumulation", type=POSITIVE_INT, default=1, show_default=True, help=ACCUMULATION_HELP
-)
-@click.option(
-    "--learning-rate",
-    type=POSITIVE_FLOAT,
-    help="Learning rate of all parameters but the backbone's.",
-)
-@click.option(
-    "--backbone-learning-rate",
-    type=click.FloatRange(min=0),
-    help="Learning rate of the backbone; 0 freezes it.",
-)
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="Weight decay of AdamW.")
-@click.option(
-    "--clip-norm", type=click.FloatRange(min=0), help="Maximum gradient norm; 0 disables clipping."
-)
-@click.option(
-    "--schedule", type=click.Choice(["step", "one_cycle"]), help="Learning-rate schedule."
-)
-@click.option(
-    "--drop-epoch",
-    type=click.IntRange(min=0),
-    help="With --schedule step: epoch at which the learning rate is divided by ten.",
-)
-@click.option(
-    "--warmup-steps",
-    type=click.IntRange(min=0),
-    help="With --schedule step: number of linear warm-up steps.",
-)
-@click.option(
-    "--ema",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Decay of the exponential moving average of the weights; 0 disables it.",
-)
-@click.option("--last-batch", type=click.Choice(["drop", "fill"]), help=LAST_BATCH_HELP)
-@click.option(
-    "--augmentation",
-    type=click.Choice(["published", "toy"]),
-    help=(
-        "Training augmentation: DETR's (flip, colour jitter, resize, crop), or flip and"
-        " colour jitter."
-    ),
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "tf32", "bfloat16"]),
-    help="Arithmetic of training; auto takes bfloat16 where the hardware is fast at it.",
-)
-@click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), help="Seed of weights, data order and augmentation."
-)
-@click.option(
-    "--val-size",
-    type=click.FloatRange(min=0),
-    help="Training images held out for validation: a fraction below 1, or their number.",
-)
-@click.option(
-    "--val-every",
-    type=click.IntRange(min=0),
-    help="Number of epochs between validations; 0 validates after the last epoch only.",
-)
-@click.option(
-    "--keep",
-    type=click.Choice(["last", "best"]),
-    help="Weights to end with: the last ones, or the best on validation images.",
-)
-@click.option(
-    "--resume", default="auto", show_default=True, metavar="auto|never|FILE", help=RESUME_HELP
-)
-@click.option(
-    "--checkpoint-minutes",
-    type=click.FloatRange(min=0),
-    default=15,
-    show_default=True,
-    help="Maximum time between checkpoints; one is also written after every epoch.",
-)
-@click.option(
-    "--log-every",
-    type=POSITIVE_INT,
-    default=10,
-    show_default=True,
-    help="Number of steps between log records.",
-)
-@click.option(
-    "--tensorboard", is_flag=True, help="Also write TensorBoard events to RUN/tensorboard."
-)
-@click.option("--report/--no-report", default=True, help="Write RUN/report.html at the end.")
-@skip_unreadable_option
-@workers_option
-@click.option("--name", help="Name of the run in reports; default: the folder's name.")
-@click.option("--overwrite", is_flag=True, help="Replace another run in the folder.")
-@device_option
 @config_option
+@click.pass_context
 def student(
+    context: click.Context,
     data: Path,
     cache: Path,
     split: str,
@@ -308,7 +261,6 @@ def student(
     out: Path,
     preset: str,
     pretrained: Path | None,
-    no_distillation: bool,
     distill_verbs: str,
     accumulation: int,
     compiled: bool,
@@ -324,15 +276,16 @@ def student(
     device: str,
     **options: Any,
 ) -> None:
-    """Train a student, resuming where a stopped run left off, and evaluate it on the test part.
-
-    Options without a default take the preset's value.
-    """
+    """Train a student, resuming where a stopped run left off, and evaluate it on the test part."""
     from student.data.extra_data import parse_extra_data
     from student.engine.run import RunConfig, run_student
     from student.engine.run_inputs import RunRequest
 
-    options["distillation"] = False if no_distillation else None
+    # Both set the backbone's learning rate.
+    if setting_rank(context, "backbone_lr_factor") > setting_rank(
+        context, "backbone_learning_rate"
+    ):
+        options["backbone_learning_rate"] = None
     config = RunConfig(
         RunRequest(
             data,
@@ -362,35 +315,55 @@ def student(
         _report_results(results, report=report)
 
 
+@train.command("config")
+@preset_option
+def print_config(preset: str) -> None:
+    """Print a commented TOML file with every setting of `eoid-train student` for --config."""
+    values = {
+        name: value
+        for config in RECIPE_PARTS.values()
+        for name, (described, _) in list_settings(config).items()
+        if not described.default_text
+        for value in (_preset_values(preset)[name],)
+    }
+    title = (
+        f"Settings of eoid-train student with the defaults of preset {preset}. The command line and"
+        " --set win over this file."
+    )
+    click.echo(format_config(student, title, {**values, "preset": preset}), nl=False)
+
+
 @train.command()
 @click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
-@click.option(
-    "--data", required=True, type=PATH, help="Dataset folder whose test part is evaluated."
-)
-@click.option(
-    "--split", help="Zero-shot split whose groups are reported; default: the split of the run."
-)
-@click.option(
-    "--nheads",
-    type=POSITIVE_INT,
-    help=(
-        "Number of attention heads of a published checkpoint that does not record it; default: 8."
+@cloup.option_group(
+    "Data",
+    option("--data", required=True, type=PATH, help="Dataset folder whose test part is evaluated."),
+    option(
+        "--split",
+        show_default="the split of the run",
+        help="Zero-shot split whose groups are reported.",
     ),
+    skip_unreadable_option(),
 )
-@click.option("--prompts", type=PATH, help="File of eoid-cache prompts with further actions.")
-@click.option("--out", type=PATH, help="Folder for predictions, results, images and report.")
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
-@scoring_options
-@details_option
-@skip_unreadable_option
-@workers_option
-@device_option
+@cloup.option_group(
+    "Model",
+    option("--prompts", type=PATH, help="File of eoid-cache prompts with further actions."),
+    num_heads_option,
+)
+@cloup.option_group("Scoring", scoring_options)
+@cloup.option_group(
+    "Output",
+    option("--out", type=PATH, help="Folder for predictions, results, images and report."),
+    details_option,
+    option("--overwrite", is_flag=True, help="Replace existing files."),
+)
+@cloup.option_group("Runtime", device_option, workers_option)
 @config_option
 def evaluate(
     checkpoint: Path,
     data: Path,
     split: str | None,
-    nheads: int | None,
+    num_heads: int | None,
     prompts: Path | None,
     out: Path | None,
     workers: int | None,
@@ -416,7 +389,7 @@ def evaluate(
         workers,
         overwrite,
         scoring,
-        nheads,
+        num_heads,
         prompts,
         skip_unreadable,
     )
@@ -426,7 +399,7 @@ def evaluate(
 
 @train.command("batch-scripts")
 @click.argument("folder", metavar="DIR", type=PATH)
-@click.option("--overwrite", is_flag=True, help="Replace existing scripts.")
+@option("--overwrite", is_flag=True, help="Replace existing scripts.")
 @config_option
 def batch_scripts(folder: Path, overwrite: bool) -> None:
     """Copy SLURM batch scripts into DIR."""

@@ -1,79 +1,96 @@
-"""Sizes and settings of phase two, one frozen dataclass per component."""
+"""All settings of phase two, one frozen dataclass per component.
+
+The defaults are the published ones. A field made with `setting` can be set on the command line,
+with `--set` and in a configuration file; `eoid-train config` lists them with these texts.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.utils.errors import InputError, bad_field
-from student.models.backbone import RESNETS
+from pipeline.utils.settings import check_settings, setting
 
-BACKBONES = (*RESNETS, "toy")
-QUERIES = ("learned", "proposals")
-VERB_LOSSES = ("focal_bce", "bce_bce")
-SOFT_NORMALISATIONS = ("entries", "pairs", "supervised")
-VERB_HEADS = ("linear", "text")
+PRESETS = ("published", "toy")
+# A copy of the names in `student.models.backbone`, which imports torch, so that `--help` need not.
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "toy")
+LAST_BATCHES = ("drop", "fill")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
+DISTILLATION = "Distillation"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The detector's sizes; the defaults are the published ones.
+    """The detector's architecture and sizes."""
 
-    Attributes:
-        num_objects, num_verbs: sizes O and V of the vocabulary.
-        person: object index of people (queries from proposals).
-        num_queries: pairs Q that are predicted for an image.
-        queries: where queries come from, one of `QUERIES`.
-        pair_people: queries from proposals also pair people with people.
-        backbone: one of `BACKBONES`.
-        hidden_dim, num_heads, feedforward_dim: sizes of every transformer layer.
-        num_encoder_layers, num_human_object_layers, num_interaction_layers: depths.
-        dropout: share of zeroed activations inside the transformer while training.
-        pre_norm: layer norm before each sublayer instead of after it.
-        detach_verb_queries: keep verb gradients out of localisation (vdetach).
-        matching_head: also predict whether a query holds a pair at all.
-        verb_head: one of `VERB_HEADS`: a weight for each verb, or sentences about it, which a
-            trained student can be given more of.
-        text_dim, num_texts: sizes D and R of the sentences' embeddings; 0 for a linear head.
-        text_model: identifies the CLIP that embedded them; "" for a linear head.
-    """
-
-    num_objects: int = 80
-    num_verbs: int = 117
-    person: int = 0
-    num_queries: int = 64
-    queries: str = "learned"
-    pair_people: bool = False
-    backbone: str = "resnet50"
-    hidden_dim: int = 256
-    num_heads: int = 8
-    feedforward_dim: int = 2048
-    num_encoder_layers: int = 6
-    num_human_object_layers: int = 3
-    num_interaction_layers: int = 3
-    dropout: float = 0.1
-    pre_norm: bool = False
-    detach_verb_queries: bool = True
-    matching_head: bool = False
-    verb_head: str = "linear"
-    text_dim: int = 0
-    num_texts: int = 0
-    text_model: str = ""
+    num_objects: int = setting(
+        80, "Number of object classes O of the vocabulary.", low=1, derived=True
+    )
+    num_verbs: int = setting(
+        117, "Number of verb classes V of the vocabulary.", low=1, derived=True
+    )
+    person: int = setting(0, "Index of the object class person.", low=0, derived=True)
+    num_queries: int = setting(
+        64, "Number of queries Q, that is of predicted pairs per image.", low=1
+    )
+    queries: str = setting(
+        "learned",
+        "Decoder queries: learned embeddings, or built from the pairs that a proposal head finds.",
+        choices=("learned", "proposals"),
+    )
+    pair_people: bool = setting(
+        False, "With queries from proposals, people are objects of pairs too.", derived=True
+    )
+    backbone: str = setting("resnet50", "Backbone architecture.", choices=BACKBONES)
+    hidden_dim: int = setting(
+        256, "Width of the transformer, a multiple of 4 and of num-heads.", low=1
+    )
+    num_heads: int = setting(8, "Number of attention heads of every transformer layer.", low=1)
+    feedforward_dim: int = setting(
+        2048, "Width of the feed-forward network of every transformer layer.", low=1
+    )
+    num_encoder_layers: int = setting(6, "Number of encoder layers.", low=0)
+    num_human_object_layers: int = setting(
+        3, "Number of decoder layers for human and object boxes.", low=1
+    )
+    num_interaction_layers: int = setting(3, "Number of decoder layers for verbs.", low=1)
+    dropout: float = setting(0.1, "Dropout rate of every transformer layer.", low=0, high=1)
+    pre_norm: bool = setting(
+        False, "Apply layer normalisation before each sublayer instead of after it."
+    )
+    detach_verb_queries: bool = setting(
+        True,
+        "Detach verb queries, so that verb gradients do not reach localisation.",
+        option="vdetach",
+    )
+    matching_head: bool = setting(
+        False, "Also predict whether a query is matched to a pair at all."
+    )
+    verb_head: str = setting(
+        "linear",
+        "Verb classifier: a linear layer, or similarity with CLIP text embeddings, to which actions"
+        " can be added after training.",
+        choices=("linear", "text"),
+    )
+    text_dim: int = setting(
+        0, "Size D of the text embeddings; 0 for a linear head.", low=0, derived=True
+    )
+    num_texts: int = setting(
+        0, "Number R of the text embeddings; 0 for a linear head.", low=0, derived=True
+    )
+    text_model: str = setting(
+        "", "The CLIP model of the text embeddings; empty for a linear head.", derived=True
+    )
 
     def __post_init__(self) -> None:
-        check_choice("queries", self.queries, QUERIES)
-        check_choice("verb_head", self.verb_head, VERB_HEADS)
-        for name in ("text_dim", "num_texts"):
-            check_min(name, getattr(self, name), 1 if self.verb_head == "text" else 0)
-        check_choice("backbone", self.backbone, BACKBONES)
-        for name in (
-            *("num_objects", "num_verbs", "num_queries", "hidden_dim", "num_heads"),
-            *("feedforward_dim", "num_human_object_layers", "num_interaction_layers"),
-        ):
-            check_min(name, getattr(self, name), 1)
-        check_range("person", self.person, 0, self.num_objects - 1)
-        check_min("num_encoder_layers", self.num_encoder_layers, 0)
-        check_range("dropout", self.dropout, 0, 1)
+        check_settings(self)
+        if not self.person < self.num_objects:
+            expected = f"a number from 0 to {self.num_objects - 1}"
+            raise InputError(f"person: expected {expected}, found {self.person}")
+        for name in ("text_dim", "num_texts") if self.verb_head == "text" else ():
+            if not getattr(self, name):
+                raise InputError(f"{name}: expected at least 1, found 0")
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
             raise InputError(
                 f"hidden_dim: expected a multiple of 4 and of num_heads ({self.num_heads}),"
@@ -107,28 +124,39 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MatcherConfig:
-    """Costs of the two-stage matching and the gate of its second stage.
+    """Costs of the two-stage bipartite matching, and the gate of its second stage."""
 
-    Attributes:
-        object_cost, verb_cost, box_cost, giou_cost: factors of the four cost terms.
-        iou_threshold: what both boxes of a pair must overlap to count as that pair.
-        interactive_threshold: interactive probability a candidate's query must exceed (thres_is).
-        topk: candidates kept per image, the most interactive ones.
-    """
-
-    object_cost: float = 1.0
-    verb_cost: float = 1.0
-    box_cost: float = 2.5
-    giou_cost: float = 1.0
-    iou_threshold: float = 0.5
-    interactive_threshold: float = 0.5
-    topk: int = 3
+    object_cost: float = setting(1.0, "Weight of the object class in the matching cost.", low=0)
+    verb_cost: float = setting(1.0, "Weight of the verbs in the matching cost.", low=0)
+    box_cost: float = setting(
+        2.5, "Weight of the L1 distance of boxes in the matching cost.", low=0
+    )
+    giou_cost: float = setting(
+        1.0, "Weight of the generalised IoU of boxes in the matching cost.", low=0
+    )
+    iou_threshold: float = setting(
+        0.5,
+        "Minimum IoU of both boxes of a query and a candidate for the two to be matched.",
+        low=0,
+        high=1,
+        group=DISTILLATION,
+    )
+    interactive_threshold: float = setting(
+        0.5,
+        "Minimum interactive probability of a query to be matched to a candidate.",
+        low=0,
+        high=1,
+        group=DISTILLATION,
+    )
+    topk: int = setting(
+        3,
+        "Number of candidates per image that may be matched to the teacher's outputs.",
+        low=0,
+        group=DISTILLATION,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("object_cost", "verb_cost", "box_cost", "giou_cost", "topk"):
-            check_min(name, getattr(self, name), 0)
-        check_range("iou_threshold", self.iou_threshold, 0, 1)
-        check_range("interactive_threshold", self.interactive_threshold, 0, 1)
+        check_settings(self)
 
     @classmethod
     def published(cls) -> MatcherConfig:
@@ -137,7 +165,7 @@ class MatcherConfig:
 
     @classmethod
     def toy(cls) -> MatcherConfig:
-        """An open gate: poses unlike every seen one would never pass the published one."""
+        """No gate: queries on the toy dataset's unseen actions would not pass the published one."""
         return cls(interactive_threshold=0.0)
 
 
@@ -145,43 +173,60 @@ class MatcherConfig:
 class LossConfig:
     """Weights and forms of the losses.
 
-    Attributes:
-        object_weight, box_weight, giou_weight, verb_hard_weight, verb_soft_weight,
-            interactive_weight, matching_weight: factors in the total; boxes and GIoU count once
-            for the human and once for the object.
-        embedding_weight: of the distance between a matched query's embedding and the teacher's
-            of the pair's region; for a verb head that reads.
-        no_pair_weight: class weight of "no pair" in the object cross-entropy.
-        alpha, gamma: focal loss of the hard verb targets.
-        verb_loss: one of `VERB_LOSSES`, the form of the hard part (the soft part is BCE).
-        soft_normalisation: one of `SOFT_NORMALISATIONS`: the soft sum is divided by all B*Q*V
-            entries (published, weight 700), by the number of matched pairs, which does not
-            depend on the sizes (a weight of about 0.35 equals the published one), or by the
-            number of answers: matched pairs times verbs that the teacher is asked for, so that
-            a split with many asked verbs does not drown the labels.
+    The published distillation loss is divided by all B*Q*V entries and has a weight of 700; at the
+    published sizes this equals a weight of about 0.35 with division by matched pairs. Division by
+    matched pairs times supervised verbs makes its strength independent of the sizes and of the
+    number of distilled verbs.
     """
 
-    object_weight: float = 1.0
-    box_weight: float = 2.5
-    giou_weight: float = 1.0
-    verb_hard_weight: float = 1.6
-    verb_soft_weight: float = 700.0
-    interactive_weight: float = 1.0
-    matching_weight: float = 1.0
-    embedding_weight: float = 0.0
-    no_pair_weight: float = 0.1
-    alpha: float = 0.5
-    gamma: float = 2.0
-    verb_loss: str = "focal_bce"
-    soft_normalisation: str = "entries"
+    object_weight: float = setting(1.0, "Weight of the object classification loss.", low=0)
+    box_weight: float = setting(
+        2.5, "Weight of the L1 loss of human boxes, and of object boxes.", low=0
+    )
+    giou_weight: float = setting(
+        1.0, "Weight of the generalised-IoU loss of human boxes, and of object boxes.", low=0
+    )
+    verb_hard_weight: float = setting(1.6, "Weight of the loss on verb labels.", low=0)
+    verb_soft_weight: float = setting(
+        700.0,
+        "Weight of the distillation loss.",
+        low=0,
+        group=DISTILLATION,
+        option="soft-weight",
+    )
+    interactive_weight: float = setting(
+        1.0, "Weight of the loss on the interactive probability.", low=0
+    )
+    matching_weight: float = setting(1.0, "With a matching head: weight of its loss.", low=0)
+    embedding_weight: float = setting(
+        0.0,
+        "With --verb-head text: weight of the distance between a matched query's embedding and the"
+        " teacher's embedding of the region.",
+        low=0,
+        group=DISTILLATION,
+        default_text="1 with --verb-head text, otherwise 0",
+    )
+    no_pair_weight: float = setting(
+        0.1, 'Class weight of "no pair" in the object classification loss.', low=0
+    )
+    alpha: float = setting(0.5, "Alpha of the focal loss on verb labels.", low=0, high=1)
+    gamma: float = setting(2.0, "Gamma of the focal loss on verb labels.", low=0)
+    verb_loss: str = setting(
+        "focal_bce",
+        "Loss on verb labels: focal loss or binary cross-entropy. Distillation always uses binary"
+        " cross-entropy.",
+        choices=("focal_bce", "bce_bce"),
+    )
+    soft_normalisation: str = setting(
+        "entries",
+        "Denominator of the distillation loss: all entries (batch x queries x verbs), matched"
+        " pairs, or matched pairs times supervised verbs.",
+        choices=("entries", "pairs", "supervised"),
+        group=DISTILLATION,
+    )
 
     def __post_init__(self) -> None:
-        check_choice("verb_loss", self.verb_loss, VERB_LOSSES)
-        check_choice("soft_normalisation", self.soft_normalisation, SOFT_NORMALISATIONS)
-        for name, value in vars(self).items():
-            if isinstance(value, (int, float)):
-                check_min(name, value, 0)
-        check_range("alpha", self.alpha, 0, 1)
+        check_settings(self)
 
     @classmethod
     def published(cls) -> LossConfig:
@@ -190,157 +235,157 @@ class LossConfig:
 
     @classmethod
     def toy(cls) -> LossConfig:
-        """The soft part at a strength that depends neither on sizes nor on the split."""
+        """A distillation loss whose strength depends neither on sizes nor on the split."""
         return cls(verb_soft_weight=3.0, soft_normalisation="supervised")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """The value is one of the choices.
-
-    Raises:
-        InputError: it is none of them.
-    """
-    if value not in choices:
-        raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value}")
-
-
-def check_min(name: str, value: float, minimum: float) -> None:
-    """The value is a number that is not below the minimum.
-
-    Raises:
-        InputError: it is smaller, or not a number.
-    """
-    if not value >= minimum:
-        raise InputError(f"{name}: expected at least {minimum}, found {value}")
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """The value is a number from low to high, both included.
-
-    Raises:
-        InputError: it lies outside, or is not a number.
-    """
-    if not low <= value <= high:
-        raise InputError(f"{name}: expected a number from {low} to {high}, found {value}")
-
-
-def check_half_open(name: str, value: float, low: float, end: float) -> None:
-    """The value is a number from low up to, but not reaching, the end.
-
-    Raises:
-        InputError: it lies outside, or is not a number.
-    """
-    if not low <= value < end:
-        raise InputError(f"{name}: expected a number from {low} to below {end}, found {value}")
 
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """Which pairs teach, and how.
+    """Candidates of the distillation, and targets of the proposal head.
 
-    Attributes:
-        candidates: "detector" for the frozen detector's proposals, "annotated" for pairs of
-            annotated boxes (the published, transductive protocol): all of them where the cache
-            holds these, else the labelled pairs whose labels are all unseen.
-        distillation: False silences the teacher and changes nothing else.
-        duplicate_iou: a candidate goes when both its boxes overlap a seen pair of the same object
-            by this IoU.
-        box_score_threshold: least score of the detector's boxes that the proposal head learns from.
+    Candidates of "detector" are the frozen detector's proposals. Those of "annotated" are pairs of
+    annotated boxes (the published, transductive protocol): all of them where the cache holds these,
+    otherwise the labelled pairs whose labels are all unseen.
     """
 
-    candidates: str = "detector"
-    distillation: bool = True
-    duplicate_iou: float = 0.5
-    box_score_threshold: float = 0.3
+    candidates: str = setting(
+        "detector",
+        "Source of unlabelled pairs: the detector's proposals or annotated boxes.",
+        choices=("detector", "annotated"),
+        default_text="as the cache was built",
+    )
+    distillation: bool = setting(
+        True, "Train with the teacher's outputs; without them a run is the control experiment."
+    )
+    duplicate_iou: float = setting(
+        0.5,
+        "A candidate is dropped where both its boxes overlap a labelled pair of the same object by"
+        " this IoU.",
+        low=0,
+        high=1,
+    )
+    box_score_threshold: float = setting(
+        0.3,
+        "Minimum score of the detector's boxes that are targets of the proposal head.",
+        low=0,
+        high=1,
+    )
 
-
-PRESETS = ("published", "toy")
-SCHEDULES = ("step", "one_cycle")
-PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
-KEEP_CHOICES = ("last", "best")
-
-Config = TypeVar("Config")
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation; the defaults are the published ones.
+    """Data selection, optimisation and validation of a training."""
 
-    Attributes:
-        epochs, batch_size: length and size of the steps (images).
-        learning_rate: peak rate of everything but the backbone.
-        backbone_lr_factor: the backbone's rate as a share of it.
-        weight_decay: AdamW's.
-        schedule: "step" (a linear rise over `warmup_steps`, then constant, a tenth from epoch
-            `drop_epoch` on) or "one_cycle".
-        drop_epoch, warmup_steps: see `schedule`.
-        clip_norm: largest gradient norm; 0 clips nothing.
-        last_batch: see `student.data.samplers.Order`.
-        ema: decay of the averaged weights that predict; 0 predicts with the plain weights.
-        augmentation: "published" (DETR's, short side 480..800) or "toy" (flip and colours, no
-            resize); evaluation resizes to match.
-        precision: "auto" is bfloat16 where the hardware is quick at it.
-        seed: of weights, order and augmentation.
-        proposal_class_weight, proposal_box_weight: losses of the proposal head (queries from
-            proposals).
-        val_size: training images left out to evaluate on: a share below 1, or their number.
-        val_every: epochs between evaluations on these; 0 evaluates after the last one only.
-        keep: the weights that the run ends with, "last" or "best" on the held-out images.
-        shots: labelled pairs of every unseen interaction that training sees all the same.
-        shot_seed: chooses these; None takes `seed`.
-        extra_ratio: share of a step's images that come from further sources, where there are some;
-            None for their share of all images.
-    """
-
-    epochs: int = 90
-    batch_size: int = 16
-    learning_rate: float = 1e-4
-    backbone_lr_factor: float = 0.1
-    weight_decay: float = 1e-4
-    schedule: str = "step"
-    drop_epoch: int = 60
-    warmup_steps: int = 0
-    clip_norm: float = 0.1
-    last_batch: str = "drop"
-    ema: float = 0.0
-    augmentation: str = "published"
-    precision: str = "auto"
-    seed: int = 0
-    proposal_class_weight: float = 1.0
-    proposal_box_weight: float = 1.0
-    val_size: float = 0.0
-    val_every: int = 0
-    keep: str = "last"
-    shots: int = 0
-    shot_seed: int | None = None
-    extra_ratio: float | None = None
+    epochs: int = setting(90, "Number of training epochs.", low=1)
+    batch_size: int = setting(16, "Batch size over all processes.", low=1)
+    learning_rate: float = setting(
+        1e-4,
+        "Peak learning rate of all parameters but the backbone's.",
+        low=0,
+        low_open=True,
+    )
+    backbone_lr_factor: float = setting(
+        0.1, "Learning rate of the backbone as a multiple of learning-rate; 0 freezes it.", low=0
+    )
+    weight_decay: float = setting(1e-4, "Weight decay of AdamW.", low=0)
+    schedule: str = setting(
+        "step",
+        "Learning-rate schedule: constant and divided by ten once, or one-cycle.",
+        choices=("step", "one_cycle"),
+    )
+    drop_epoch: int = setting(
+        60, "With schedule step: epoch at which the learning rate is divided by ten.", low=0
+    )
+    warmup_steps: int = setting(0, "With schedule step: number of linear warm-up steps.", low=0)
+    clip_norm: float = setting(0.1, "Maximum gradient norm; 0 disables clipping.", low=0)
+    last_batch: str = setting(
+        "drop",
+        "Images of an epoch that do not fill a batch: drop them, or fill up with the epoch's"
+        " first.",
+        choices=LAST_BATCHES,
+    )
+    ema: float = setting(
+        0.0,
+        "Decay of the exponential moving average of the weights, which then predicts; 0 disables"
+        " it.",
+        low=0,
+        high=1,
+        high_open=True,
+    )
+    augmentation: str = setting(
+        "published",
+        "Training augmentation: DETR's (flip, colour jitter, resize to a short side of 480 to 800,"
+        " crop), or flip and colour jitter without resizing. Evaluation resizes accordingly.",
+        choices=PRESETS,
+    )
+    precision: str = setting(
+        "auto",
+        "Arithmetic of training; auto takes bfloat16 where the hardware is fast at it.",
+        choices=PRECISIONS,
+        group="Runtime",
+    )
+    seed: int = setting(0, "Seed of weights, data order and augmentation.", low=0)
+    proposal_class_weight: float = setting(
+        1.0, "With queries from proposals: weight of the proposal head's class loss.", low=0
+    )
+    proposal_box_weight: float = setting(
+        1.0, "With queries from proposals: weight of the proposal head's box loss.", low=0
+    )
+    val_size: float = setting(
+        0.0,
+        "Training images held out for validation: a fraction below 1, or their number.",
+        low=0,
+        group="Validation",
+    )
+    val_every: int = setting(
+        0,
+        "Number of epochs between validations; 0 validates after the last epoch only.",
+        low=0,
+        group="Validation",
+    )
+    keep: str = setting(
+        "last",
+        "Weights to end with: the last ones, or the best on validation images.",
+        choices=("last", "best"),
+        group="Validation",
+    )
+    shots: int = setting(
+        0,
+        "Few-shot setting: number of labelled pairs kept per unseen interaction.",
+        low=0,
+        group="Data",
+    )
+    shot_seed: int | None = setting(
+        None, "Seed of the few-shot selection.", low=0, group="Data", default_text="that of --seed"
+    )
+    extra_ratio: float | None = setting(
+        None,
+        "Fraction of every batch taken from --extra-data.",
+        low=0,
+        high=1,
+        low_open=True,
+        high_open=True,
+        group="Data",
+        default_text="its share of all images",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            check_min(name, getattr(self, name), 1)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("augmentation", self.augmentation, PRESETS)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_choice("last_batch", self.last_batch, LAST_BATCHES)
-        check_choice("keep", self.keep, KEEP_CHOICES)
-        check_half_open("ema", self.ema, 0, 1)
-        for name in (
-            *("learning_rate", "backbone_lr_factor", "weight_decay", "clip_norm", "drop_epoch"),
-            *("warmup_steps", "val_size", "val_every", "shots"),
-        ):
-            check_min(name, getattr(self, name), 0)
+        check_settings(self)
         if self.schedule != "step" and self.warmup_steps:
             raise InputError(f"warmup_steps: expected 0, as {self.schedule} has a rise of its own")
         if not self.val_size and (self.val_every or self.keep == "best"):
-            wish = "val_every" if self.val_every else "keep"
-            raise InputError(f"{wish}: expected a val_size above 0 beside it, found 0")
+            name = "val_every" if self.val_every else "keep"
+            raise InputError(f"{name}: expected a val_size above 0 beside it, found 0")
         if self.shot_seed is not None and not self.shots:
             raise InputError("shot_seed: expected shots above 0 beside it, found 0")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a student: its sizes, matching, losses, targets and optimisation."""
+    """All settings of a student: model, matching, losses, targets and optimisation."""
 
     model: ModelConfig
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
@@ -368,23 +413,25 @@ class Recipe:
         return Recipe(**parts)
 
 
+RECIPE_PARTS: dict[str, type] = {
+    "model": ModelConfig,
+    "matcher": MatcherConfig,
+    "losses": LossConfig,
+    "targets": TargetConfig,
+    "train": TrainConfig,
+}
+
+
 def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
     """Reads what `Recipe.to_dict` wrote.
 
     Raises:
         InputError: unknown or missing parts.
     """
-    kinds = {
-        "model": ModelConfig,
-        "matcher": MatcherConfig,
-        "losses": LossConfig,
-        "targets": TargetConfig,
-        "train": TrainConfig,
-    }
-    if not isinstance(value, dict) or set(value) != set(kinds):
-        raise bad_field(file, "recipe", f"parts {', '.join(kinds)}", value)
+    if not isinstance(value, dict) or set(value) != set(RECIPE_PARTS):
+        raise bad_field(file, "recipe", f"parts {', '.join(RECIPE_PARTS)}", value)
     parts = {}
-    for name, kind in kinds.items():
+    for name, kind in RECIPE_PARTS.items():
         try:
             parts[name] = kind(**value[name])
         except TypeError as error:
@@ -428,6 +475,3 @@ def get_preset(
             augmentation="toy",
         ),
     )
-
-
-LAST_BATCHES = ("drop", "fill")

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from pipeline.utils.cli import config_option, device_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
+from pipeline.utils.cli_settings import config_option, format_config, option, setting_rank
 from pipeline.utils.errors import InputError
 from teacher_cache.cli_caches import COMMANDS
 
@@ -32,6 +34,11 @@ class OptionalType(click.ParamType):
 # Ready scripts for SLURM.
 BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
 POSITIVE_INT = click.IntRange(min=1)
+SCORE_RANGE = click.FloatRange(0, 1)
+MORE_SETTINGS = (
+    "Settings that are rarely changed are not shown here. `eoid-cache config` prints all of them as"
+    " a TOML file for --config; --set KEY=VALUE sets a single one."
+)
 SLURM_ARRAY = "slurm"
 # Options that only jobs of SLURM have.
 SLURM_OPTIONS = (
@@ -47,90 +54,114 @@ SLURM_OPTIONS = (
     "log_folder",
     "interface",
 )
-CLUSTER_OPTIONS = (
-    click.option(
-        "--workers",
-        type=click.IntRange(min=0),
-        show_default="one for each GPU if there are several, otherwise 0",
-        help="Worker processes on this machine; 0 works in this process.",
-    ),
-    click.option(
-        "--threads",
-        type=POSITIVE_INT,
-        show_default="the cores, shared among the workers",
-        help="torch threads of each process, on a CPU.",
-    ),
-    click.option(
-        "--scheduler",
-        metavar="ADDRESS|FILE",
-        help="Use the workers of a running Dask cluster: host:port or scheduler file.",
-    ),
-    click.option(
-        "--array",
-        metavar="[I/N]",
-        is_flag=False,
-        flag_value=SLURM_ARRAY,
-        help=(
-            "Be job I (counted from 0) of N independent jobs that share one cache folder. "
-            "Without I/N, or as slurm: taken from SLURM's array variables."
+CLUSTER_GROUPS = (
+    cloup.option_group(
+        "Local processes",
+        device_option,
+        option(
+            "--workers",
+            type=click.IntRange(min=0),
+            show_default="one for each GPU if there are several, otherwise 0",
+            help="Number of worker processes on this machine; 0 works in this process.",
+        ),
+        option(
+            "--threads",
+            type=POSITIVE_INT,
+            hidden=True,
+            show_default="the cores, shared among the workers",
+            help="Number of torch threads of each process on a CPU.",
         ),
     ),
-    click.option("--slurm", is_flag=True, help="Start the workers as SLURM jobs."),
-    click.option("--dry-run", is_flag=True, help="With --slurm: print the job script and stop."),
-    click.option(
-        "--jobs", type=POSITIVE_INT, default=1, show_default=True, help="Number of jobs at a time."
-    ),
-    click.option(
-        "--cores",
-        type=OptionalType(POSITIVE_INT),
-        metavar="N|none",
-        default=4,
-        show_default=True,
-        help="Cores per job; none takes the site's default.",
-    ),
-    click.option(
-        "--memory",
-        type=OptionalType(click.STRING),
-        metavar="SIZE|none",
-        default="16GB",
-        show_default=True,
-        help="Memory per job, 0 for all of a node; none leaves it to SLURM.",
-    ),
-    click.option(
-        "--walltime",
-        type=OptionalType(click.STRING),
-        metavar="TIME|none",
-        default="04:00:00",
-        show_default=True,
-        help="Time limit of each job; none takes the site's default.",
-    ),
-    click.option("--queue", metavar="NAME", help="Partition."),
-    click.option("--account", metavar="NAME", help="Account to charge."),
-    click.option("--gres", metavar="TEXT", help="Generic resources, such as gpu:1."),
-    click.option(
-        "--prologue",
-        multiple=True,
-        metavar="LINE",
-        help="Shell line to run before the worker starts. Can be given several times.",
-    ),
-    click.option(
-        "--directive",
-        "directives",
-        multiple=True,
-        metavar="TEXT",
-        help=(
-            "Another #SBATCH line, such as --constraint=a100. One that sets cores, memory "
-            "or time, such as --mem-per-gpu=40G, replaces that option."
+    cloup.option_group(
+        "Dask cluster",
+        option(
+            "--scheduler",
+            metavar="ADDRESS|FILE",
+            help="Use the workers of a running Dask cluster: host:port or scheduler file.",
+        ),
+        option(
+            "--interface",
+            metavar="NAME",
+            hidden=True,
+            show_default="chosen by Dask",
+            help="With --slurm: network interface of the workers, such as ib0.",
         ),
     ),
-    click.option(
-        "--log-folder",
-        type=click.Path(path_type=Path),
-        show_default="CACHE/logs",
-        help="Folder for the jobs' logs.",
-    ),
-    click.option(
-        "--interface", metavar="NAME", help="Network interface of the workers, such as ib0."
+    cloup.option_group(
+        "SLURM and job arrays",
+        option(
+            "--array",
+            metavar="[I/N]",
+            is_flag=False,
+            flag_value=SLURM_ARRAY,
+            help=(
+                "Be job I (counted from 0) of N independent jobs that share one cache folder. "
+                "Without I/N, or as slurm: taken from SLURM's array variables."
+            ),
+        ),
+        option("--slurm", is_flag=True, help="Start the workers as SLURM jobs."),
+        option("--dry-run", is_flag=True, help="With --slurm: print the job script and stop."),
+        option(
+            "--jobs",
+            type=POSITIVE_INT,
+            default=1,
+            show_default=True,
+            help="Number of jobs at a time.",
+        ),
+        option("--queue", metavar="NAME", help="Partition of the jobs."),
+        option("--gres", metavar="TEXT", help="Generic resources of a job, such as gpu:1."),
+        option(
+            "--walltime",
+            type=OptionalType(click.STRING),
+            metavar="TIME|none",
+            default="04:00:00",
+            show_default=True,
+            help="Time limit of each job; none takes the site's default.",
+        ),
+        option(
+            "--cores",
+            type=OptionalType(POSITIVE_INT),
+            metavar="N|none",
+            default=4,
+            show_default=True,
+            hidden=True,
+            help="Number of cores per job; none takes the site's default.",
+        ),
+        option(
+            "--memory",
+            type=OptionalType(click.STRING),
+            metavar="SIZE|none",
+            default="16GB",
+            show_default=True,
+            hidden=True,
+            help="Memory per job, 0 for all of a node; none leaves it to SLURM.",
+        ),
+        option("--account", metavar="NAME", hidden=True, help="Account to charge."),
+        option(
+            "--prologue",
+            multiple=True,
+            metavar="LINE",
+            hidden=True,
+            help="Shell line to run before the worker starts. Can be given several times.",
+        ),
+        option(
+            "--directive",
+            "directives",
+            multiple=True,
+            metavar="TEXT",
+            hidden=True,
+            help=(
+                "Another #SBATCH line, such as --constraint=a100. One that sets cores, memory "
+                "or time, such as --mem-per-gpu=40G, replaces that option."
+            ),
+        ),
+        option(
+            "--log-folder",
+            type=click.Path(path_type=Path),
+            hidden=True,
+            show_default="CACHE/logs",
+            help="Folder for the jobs' logs.",
+        ),
     ),
 )
 
@@ -173,8 +204,8 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             share = ArrayShare.from_slurm() if array == SLURM_ARRAY else ArrayShare.parse(array)
         return command(*args, mode=mode, share=share, dry_run=dry_run, **options)
 
-    for option in reversed(CLUSTER_OPTIONS):
-        with_mode = option(with_mode)
+    for group in reversed(CLUSTER_GROUPS):
+        with_mode = group(with_mode)
     return with_mode
 
 
@@ -188,153 +219,181 @@ def _require_slurm(names: list[str]) -> None:
     """Options that mean nothing without --slurm; in a configuration file they may wait for it."""
     context = click.get_current_context()
     for name in names:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if setting_rank(context, name) > 1:
             (option,) = [param for param in context.command.params if param.name == name]
             raise InputError(f"{option.opts[0]}: expected together with --slurm, found alone")
 
 
-SCORE_RANGE = click.FloatRange(0, 1)
-
-
-@click.group()
+@cloup.group(context_settings=HELP_SETTINGS)
 def cache() -> None:
     """Phase one: run the detector and CLIP once per image and cache their outputs."""
 
 
-@cache.command()
-@click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The cache folder.")
-@click.option(
-    "--part",
-    type=click.Choice(["train", "test"]),
-    default="train",
-    show_default=True,
-    help="Part of the dataset.",
-)
-@click.option(
-    "--candidates",
-    type=click.Choice(["detector", "annotated"]),
-    default="detector",
-    show_default=True,
-    help=("Boxes that form pairs: a detector's, or all annotated ones (the published protocol)."),
-)
-@click.option(
-    "--detector",
-    metavar="NAME",
-    help=(
-        "A torchvision detection model, or toy.  [default: the dataset's own, or "
-        "fasterrcnn_resnet50_fpn_v2]"
+@cache.command(epilog=MORE_SETTINGS)
+@cloup.argument("dataset", type=click.Path(path_type=Path), help="Dataset folder.")
+@cloup.option_group(
+    "Data",
+    option(
+        "--part",
+        type=click.Choice(["train", "test"]),
+        default="train",
+        show_default=True,
+        help="Part of the dataset.",
+    ),
+    option(
+        "--strict",
+        is_flag=True,
+        help="Refuse annotation issues and unreadable images instead of counting them.",
     ),
 )
-@click.option(
-    "--detector-weights",
-    metavar="FILE|ENTRY",
-    help="A weights file, or the name of a torchvision weights entry.",
-)
-@click.option(
-    "--detector-classes",
-    metavar="coco80|hico80|FILE",
-    help=(
-        "Classes of a weights file that has neither COCO's 91 nor the vocabulary's: "
-        "COCO's 80 objects in COCO's order or in HICO-DET's (alphabetical), or a file "
-        "with one name per line. Class 0 is the background."
+@cloup.option_group(
+    "Pairs",
+    option(
+        "--candidates",
+        type=click.Choice(["detector", "annotated"]),
+        default="detector",
+        show_default=True,
+        help=(
+            "Boxes that form pairs: a detector's, or all annotated ones (the published protocol)."
+        ),
+    ),
+    option(
+        "--person-threshold",
+        type=SCORE_RANGE,
+        show_default="0.2",
+        help="Minimum detection score of people.",
+    ),
+    option(
+        "--object-threshold",
+        type=SCORE_RANGE,
+        show_default="0.2",
+        help="Minimum detection score of objects.",
+    ),
+    option(
+        "--max-people",
+        type=POSITIVE_INT,
+        hidden=True,
+        show_default="15",
+        help="Maximum number of people per image, those with the highest scores.",
+    ),
+    option(
+        "--max-objects",
+        type=POSITIVE_INT,
+        hidden=True,
+        show_default="15",
+        help="Maximum number of objects per image, those with the highest scores.",
     ),
 )
-@click.option(
-    "--proposals",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Detections in COCO results format (JSON), instead of a detector.",
-)
-@click.option(
-    "--clip-model",
-    metavar="NAME|FOLDER",
-    help=(
-        "An open_clip model, an hf-hub: name, or a folder in open_clip's layout.  "
-        "[default: the dataset's own, or RN50x16]"
+@cloup.option_group(
+    "Detector",
+    option(
+        "--detector",
+        metavar="NAME",
+        show_default="the dataset's own, or fasterrcnn_resnet50_fpn_v2",
+        help="A torchvision detection model, or toy.",
+    ),
+    option(
+        "--detector-weights",
+        metavar="FILE|ENTRY",
+        help="A weights file, or the name of a torchvision weights entry.",
+    ),
+    option(
+        "--detector-classes",
+        metavar="coco80|hico80|FILE",
+        hidden=True,
+        help=(
+            "Classes of a weights file that has neither COCO's 91 nor the vocabulary's: "
+            "COCO's 80 objects in COCO's order or in HICO-DET's (alphabetical), or a file "
+            "with one name per line. Class 0 is the background."
+        ),
+    ),
+    option(
+        "--proposals",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Detections in COCO results format (JSON), instead of a detector.",
+    ),
+    option(
+        "--detector-batch-size",
+        type=POSITIVE_INT,
+        default=16,
+        show_default=True,
+        hidden=True,
+        help="Batch size of the detector (images of one size).",
     ),
 )
-@click.option("--clip-weights", metavar="TAG|FILE", help="A pretrained tag or a checkpoint file.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-    default="auto",
-    help=(
-        "Arithmetic of CLIP's image encoder; it changes the outputs. auto is float16 on"
-        " a GPU, else float32."
+@cloup.option_group(
+    "CLIP",
+    option(
+        "--clip-model",
+        metavar="NAME|FOLDER",
+        show_default="the dataset's own, or RN50x16",
+        help="An open_clip model, an hf-hub: name, or a folder in open_clip's layout.",
+    ),
+    option("--clip-weights", metavar="TAG|FILE", help="A pretrained tag or a checkpoint file."),
+    option(
+        "--template",
+        "templates",
+        multiple=True,
+        metavar="TEXT",
+        show_default="a picture of person {ing} {object}",
+        help="Prompt template with {ing} and {object}; several are averaged.",
+    ),
+    option(
+        "--batch-size",
+        type=POSITIVE_INT,
+        show_default="64, on a GPU 256",
+        help="Batch size of CLIP (regions).",
+    ),
+    option(
+        "--level",
+        type=click.Choice(["region", "image"]),
+        default="region",
+        show_default=True,
+        hidden=True,
+        help="CLIP's input for a pair: its union region, or the whole image.",
+    ),
+    option(
+        "--region",
+        default="pad",
+        show_default=True,
+        metavar="pad|stretch|context=F",
+        hidden=True,
+        help=(
+            "How a region becomes CLIP's square input: padded with black (pad), stretched"
+            " (stretch), or padded after its box is enlarged F-fold (context=F)."
+        ),
+    ),
+    option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        hidden=True,
+        help=(
+            "Arithmetic of CLIP's image encoder; it changes the outputs. auto is float16 on"
+            " a GPU, else float32."
+        ),
+    ),
+    option(
+        "--embeddings/--no-embeddings",
+        default=True,
+        show_default=True,
+        hidden=True,
+        help="Store the region embeddings, which rescoring and --verb-head text need.",
     ),
 )
-@click.option(
-    "--template",
-    "templates",
-    multiple=True,
-    metavar="TEXT",
-    help=(
-        "Prompt template with {ing} and {object}; several are averaged.  [default: a "
-        "picture of person {ing} {object}]"
-    ),
-)
-@click.option(
-    "--level",
-    type=click.Choice(["region", "image"]),
-    default="region",
-    show_default=True,
-    help="CLIP's input for a pair: its union region, or the whole image.",
-)
-@click.option(
-    "--region",
-    default="pad",
-    show_default=True,
-    metavar="pad|stretch|context=F",
-    help=(
-        "How a region becomes CLIP's square input: padded with black, stretched, or "
-        "padded after its box is enlarged F-fold."
-    ),
-)
-@click.option(
-    "--person-threshold", type=SCORE_RANGE, help="Minimum score of people.  [default: 0.2]"
-)
-@click.option(
-    "--object-threshold", type=SCORE_RANGE, help="Minimum score of objects.  [default: 0.2]"
-)
-@click.option(
-    "--max-people", type=POSITIVE_INT, help="Maximum number of people per image.  [default: 15]"
-)
-@click.option(
-    "--max-objects", type=POSITIVE_INT, help="Maximum number of objects per image.  [default: 15]"
-)
-@click.option(
-    "--images-per-shard",
-    type=POSITIVE_INT,
-    default=256,
-    show_default=True,
-    help="Number of images per shard.",
-)
-@click.option(
-    "--batch-size",
-    type=POSITIVE_INT,
-    show_default="64, on a GPU 256",
-    help="Batch size of CLIP (regions).",
-)
-@click.option(
-    "--detector-batch-size",
-    type=POSITIVE_INT,
-    default=16,
-    show_default=True,
-    help="Batch size of the detector (images of one size).",
-)
-@click.option(
-    "--embeddings/--no-embeddings",
-    default=True,
-    show_default=True,
-    help="Store the region embeddings, which rescoring and --verb-head text need.",
-)
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Refuse annotation issues and unreadable images instead of counting them.",
-)
-@device_option
 @cluster_options
+@cloup.option_group(
+    "Output",
+    option("--out", required=True, type=click.Path(path_type=Path), help="The cache folder."),
+    option(
+        "--images-per-shard",
+        type=POSITIVE_INT,
+        default=256,
+        show_default=True,
+        help="Number of images per shard.",
+    ),
+)
 @config_option
 def build(
     dataset: Path,
@@ -427,9 +486,16 @@ def build(
         builder.build_cache(config)
 
 
+@cache.command("config")
+def print_config() -> None:
+    """Print a commented TOML file with every setting of `eoid-cache build` for --config."""
+    title = "Settings of eoid-cache build; the command line and --set win over this file."
+    click.echo(format_config(build, title), nl=False)
+
+
 @cache.command("batch-scripts")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace existing scripts.")
+@option("--overwrite", is_flag=True, help="Replace existing scripts.")
 @config_option
 def batch_scripts(folder: Path, overwrite: bool) -> None:
     """Copy SLURM batch scripts into DIR."""
@@ -441,37 +507,42 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
 
 @cache.command("toy-models")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
+@option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="Seed of images and weights.",
 )
-@click.option(
-    "--only", type=click.Choice(["teacher", "detector"]), help="Train only one of the two."
+@option("--only", type=click.Choice(["teacher", "detector"]), help="Train only one of the two.")
+@option(
+    "--images",
+    "pictures",
+    type=POSITIVE_INT,
+    show_default="3000",
+    help="Number of training images.",
 )
-@click.option(
-    "--images", "pictures", type=POSITIVE_INT, help="Number of training images.  [default: 3000]"
-)
-@click.option(
+@option(
     "--teacher-steps",
     type=POSITIVE_INT,
-    help="Number of training steps of the teacher.  [default: 500]",
+    show_default="500",
+    help="Number of training steps of the teacher.",
 )
-@click.option(
+@option(
     "--detector-epochs",
     type=POSITIVE_INT,
-    help="Number of training epochs of the detector.  [default: 4]",
+    show_default="4",
+    help="Number of training epochs of the detector.",
 )
-@click.option(
+@option(
     "--template",
     "templates",
     multiple=True,
     metavar="TEXT",
+    show_default="a picture of person {ing} {object}",
     help=(
-        "Prompt template with {ing} and {object} that the teacher is trained on; can be"
-        " given several times.  [default: a picture of person {ing} {object}]"
+        "Prompt template with {ing} and {object} that the teacher is trained on. Can be given"
+        " several times."
     ),
 )
 @device_option

@@ -3,59 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
+import cloup
 
-from pipeline.utils.cli import config_option, device_option
+from pipeline.utils.cli import device_option
+from pipeline.utils.cli_settings import config_option, option
 
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 POSITIVE_INT = click.IntRange(min=1)
 
 
-@click.command()
+@cloup.command()
 @click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-@click.option(
+@option(
     "--data",
     required=True,
     type=click.Path(path_type=Path),
     help="Dataset that the cache was built from.",
 )
-@click.option(
+@option(
     "--split", default="full", show_default=True, help="Zero-shot split: a name or a TOML file."
 )
-@click.option(
+@option(
     "--setting",
-    type=click.Choice(["default", "known_object"]),
+    type=click.Choice(["default", "known-object"]),
     default="default",
     show_default=True,
     help="Evaluation setting of HICO-DET.",
 )
-@click.option(
+@option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file."
 )
-@click.option(
+@option(
     "--predictions",
     type=click.Path(path_type=Path),
     help="Write the teacher's detections to this file.",
 )
-@click.option(
-    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure: .png, .svg or .pdf."
+@option(
+    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf)."
 )
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def evaluate(
     folder: Path,
     data: Path,
     split: str,
-    setting: Literal["default", "known_object"],
+    setting: str,
     json_file: Path | None,
     predictions: Path | None,
     picture: Path | None,
     overwrite: bool,
 ) -> None:
     """Score the teacher and the detector of CACHE against the dataset's annotations."""
+    from evaluation.score_hico import SETTINGS_OF_OPTION
     from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
 
     evaluate_teacher(
@@ -63,7 +65,7 @@ def evaluate(
             cache=folder,
             dataset=data,
             split=split,
-            setting=setting,
+            setting=SETTINGS_OF_OPTION[setting][0],
             json=json_file,
             predictions=predictions,
             picture=picture,
@@ -72,13 +74,13 @@ def evaluate(
     )
 
 
-@click.command()
+@cloup.command()
 @click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-@click.option("--json", "json_file", type=FILE, help="Write the statistics to this file.")
-@click.option(
-    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure: .png, .svg or .pdf."
+@option("--json", "json_file", type=FILE, help="Write the statistics to this file.")
+@option(
+    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf)."
 )
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrite: bool) -> None:
     """Print statistics of CACHE and the settings it was built with."""
@@ -88,9 +90,9 @@ def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrit
     run(InspectConfig(folder, json_file, picture, overwrite))
 
 
-@click.command()
+@cloup.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
-@click.option(
+@option(
     "--add",
     "added",
     multiple=True,
@@ -100,26 +102,27 @@ def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrit
         'over". Without OBJECTS it applies to every object that has an action.'
     ),
 )
-@click.option(
+@option(
     "--vocabulary",
     metavar="NAME|FILE",
     help="Add the actions that this vocabulary has and the cache lacks.",
 )
-@click.option("--out", required=True, type=FILE, help="The file to write.")
-@click.option(
+@option("--out", required=True, type=FILE, help="The file to write.")
+@option(
     "--template",
     "templates",
     multiple=True,
     metavar="TEXT",
     help="Prompt templates of the cache, where it does not record them.",
 )
-@click.option(
+@option(
     "--clip-model",
     metavar="NAME|FOLDER",
-    help="The CLIP model of the cache; default: as recorded in the cache.",
+    show_default="as recorded in the cache",
+    help="The CLIP model of the cache.",
 )
-@click.option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
+@option("--overwrite", is_flag=True, help="Replace an existing file.")
 @device_option
 @config_option
 def prompts(
@@ -151,19 +154,20 @@ def prompts(
     )
 
 
-@click.command()
+@cloup.command()
 @click.argument("folders", metavar="CACHE...", nargs=-1, required=True, type=FOLDER)
-@click.option("--out", required=True, type=FOLDER, help="The new cache folder.")
-@click.option(
+@option("--out", required=True, type=FOLDER, help="The new cache folder.")
+@option(
     "--data",
     type=FOLDER,
     metavar="DATASET",
     help="The whole dataset, where the caches were built from parts of its annotations.",
 )
-@click.option(
+@option(
     "--part",
     type=click.Choice(["train", "test"]),
-    help="Part of DATASET; default: the caches' own.",
+    show_default="the caches' own",
+    help="Part of DATASET.",
 )
 @config_option
 def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | None) -> None:
@@ -174,24 +178,22 @@ def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | N
     run(MergeConfig(folders, out, data, part))
 
 
-@click.command()
+@cloup.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
 @click.argument("image")
-@click.option("--data", required=True, type=FOLDER, help="Dataset that the cache was built from.")
-@click.option(
-    "--out", required=True, type=FILE, help="The image file to write: .png, .jpg or .webp."
-)
-@click.option(
+@option("--data", required=True, type=FOLDER, help="Dataset that the cache was built from.")
+@option("--out", required=True, type=FILE, help="The image file to write: .png, .jpg or .webp.")
+@option(
     "--top", type=POSITIVE_INT, default=3, show_default=True, help="Number of actions per pair."
 )
-@click.option(
+@option(
     "--pairs",
     type=POSITIVE_INT,
     default=8,
     show_default=True,
     help=("Maximum number of pairs: annotated ones first, then the most confident proposals."),
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@option("--overwrite", is_flag=True, help="Replace an existing file.")
 @config_option
 def show(
     folder: Path, image: str, data: Path, out: Path, top: int, pairs: int, overwrite: bool
@@ -203,19 +205,21 @@ def show(
     run(ShowConfig(folder, image, data, out, top, pairs, overwrite))
 
 
-@click.command()
+@cloup.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
-@click.option("--repair", is_flag=True, help="Rebuild damaged files and remove unexpected ones.")
-@click.option(
+@option("--repair", is_flag=True, help="Rebuild damaged files and remove unexpected ones.")
+@option(
     "--data",
     type=FOLDER,
     metavar="DATASET",
-    help=("Dataset that the cache must match and that a repair reads; default: where it was."),
+    show_default="its folder at the time of the build",
+    help="Dataset that the cache must match and that a repair reads.",
 )
-@click.option(
+@option(
     "--device",
     metavar="auto|cpu|cuda[:i]",
-    help="Device of a repair; default: the device of the build.",
+    show_default="the device of the build",
+    help="Device of the models in a repair.",
 )
 @config_option
 def verify(folder: Path, repair: bool, data: Path | None, device: str | None) -> None:
@@ -226,37 +230,35 @@ def verify(folder: Path, repair: bool, data: Path | None, device: str | None) ->
     run(VerifyConfig(folder, repair, data, device))
 
 
-@click.command()
+@cloup.command()
 @click.argument("folder", metavar="CACHE", type=FOLDER)
-@click.option("--out", required=True, type=FOLDER, help="The new cache folder.")
-@click.option(
+@option("--out", required=True, type=FOLDER, help="The new cache folder.")
+@option(
     "--template",
     "templates",
     multiple=True,
     metavar="TEXT",
-    help=("Prompt template with {ing} and {object}; several are averaged. Default: the cache's."),
+    show_default="those of the cache",
+    help="Prompt template with {ing} and {object}; several are averaged.",
 )
-@click.option(
+@option(
     "--vocabulary",
     metavar="NAME|FILE",
-    help=(
-        "Vocabulary with other verbs and more objects; objects are matched by name. "
-        "Default: the cache's."
-    ),
+    show_default="that of the cache",
+    help="Vocabulary with other verbs and more objects; objects are matched by name.",
 )
-@click.option(
+@option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
     help="Softmax temperature, the inverse of the logit scale; CLIP's own is about 0.01.",
 )
-@click.option(
+@option(
     "--clip-model",
     metavar="NAME|FOLDER",
-    help=(
-        "The CLIP model of the cache, for prompts that it lacks; default: as recorded in the cache."
-    ),
+    show_default="as recorded in the cache",
+    help="The CLIP model of the cache, for prompts that it lacks.",
 )
-@click.option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
+@option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
 @device_option
 @config_option
 def rescore(

@@ -1,25 +1,21 @@
-"""Shared by the commands: `--config`, logging, `--device`, errors as one line, exit codes."""
+"""What all commands share: `--device`, errors as one line on stderr, and exit codes."""
 
 from __future__ import annotations
 
 import errno
 import io
-import logging
 import os
-import platform
 import resource
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
+import cloup
 
-from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.logging import get_logger, log_to_stderr
+from pipeline.utils.cli_settings import option
+from pipeline.utils.errors import InputError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -40,98 +36,17 @@ PATH_ERRNOS = {
     errno.ENAMETOOLONG,
 }
 
-device_option = click.option(
+# Settings of the commands' help pages.
+HELP_SETTINGS = cloup.Context.settings(
+    formatter_settings=cloup.HelpFormatter.settings(max_width=100)
+)
+device_option = option(
     "--device",
     default="auto",
     show_default=True,
     metavar="auto|cpu|cuda[:i]",
     help="Device of the models; auto takes a GPU if there is one.",
 )
-
-
-def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of every command.
-
-    These are `--config FILE`, a TOML file in which any option may stand (the command line wins),
-    and those of `logging_options`.
-    """
-    return click.option(
-        "--config",
-        type=click.Path(dir_okay=False, path_type=Path),
-        is_eager=True,
-        expose_value=False,
-        callback=_load_config_file,
-        help="TOML file with options; the command line wins.",
-    )(logging_options(command))
-
-
-def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--verbose` and `--quiet`, and shows log records on stderr while the command runs."""
-
-    @click.option("--verbose", is_flag=True, help="Also print debug messages, with logger names.")
-    @click.option("--quiet", is_flag=True, help="Print only warnings and results, no progress.")
-    @wraps(command)
-    def with_logging(*args: Any, verbose: bool, quiet: bool, **options: Any) -> Any:
-        if verbose and quiet:
-            raise click.UsageError("--verbose and --quiet exclude each other.")
-        level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-        with log_to_stderr(level):
-            if verbose:
-                program = click.get_current_context().command_path
-                get_logger(__name__).debug(
-                    f"{program} of eoid {version('eoid')}, Python {platform.python_version()}"
-                )
-            return command(*args, **options)
-
-    return with_logging
-
-
-def _load_config_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    if path is None:
-        return
-    from pipeline.utils.files import read_toml
-
-    options = {
-        spelling.lstrip("-").replace("-", "_"): option
-        for option in context.command.params
-        if isinstance(option, click.Option) and option.name != "config"
-        for spelling in option.opts
-        if spelling.startswith("--")
-    }
-    defaults = {}
-    for key, value in read_toml(path).items():
-        option = options.get(key.replace("-", "_"))
-        if option is None:
-            names = ", ".join(sorted(name.replace("_", "-") for name in options))
-            expected = f"an option of {context.command_path} ({names})"
-            raise bad_field(path, key, expected, "an unknown one")
-        defaults[option.name or key] = _to_option_value(context, option, path, key, value)
-    context.default_map = {**(context.default_map or {}), **defaults}
-
-
-def _to_option_value(
-    context: click.Context, option: click.Option, path: Path, key: str, value: Any
-) -> Any:
-    """A TOML value as if it had been typed on the command line.
-
-    Raises:
-        InputError: the command line would not take it either.
-    """
-    if option.is_flag:
-        if not isinstance(value, bool):
-            raise bad_field(path, key, "true or false", value)
-        return value
-    several = option.multiple or option.nargs != 1
-    values = value if several and isinstance(value, list) else [value]
-    if any(isinstance(entry, (bool, dict, list)) for entry in values):
-        raise bad_field(path, key, "a list of values" if several else "one value", value)
-    typed = [str(entry) for entry in values]
-    taken = typed if several else typed[0]
-    try:
-        option.type_cast_value(context, taken)
-    except click.BadParameter as error:
-        raise bad_field(path, key, f"{option.type.name} ({error.message})", value) from None
-    return taken
 
 
 def run_command(command: click.Command) -> NoReturn:

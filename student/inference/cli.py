@@ -6,81 +6,99 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
 from evaluation.scoring_options import build_nms_config, nms_options
-from pipeline.utils.cli import config_option, device_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
+from pipeline.utils.cli_settings import config_option, option
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-FORMS = ("onnx", "torch-export")
-# Of people's pictures the best, of a dataset all that the benchmark looks at.
+EXPORT_FORMATS = ("onnx", "torch-export")
+# Images of a user: only confident detections. A dataset's part: all that the benchmark counts.
 THRESHOLD, TOP = 0.3, 10
-SPLIT_THRESHOLD, SPLIT_TOP = 0.0, 100
+PART_THRESHOLD, PART_TOP = 0.0, 100
 
 
-@click.command()
+@cloup.command(context_settings=HELP_SETTINGS)
 @click.argument("model", metavar="RUN|CHECKPOINT", type=PATH)
 @click.argument("images", metavar="[IMAGE]...", nargs=-1)
-@click.option("--out", type=PATH, help="Folder for drawn images and JSON files.")
-@click.option(
-    "--json", "json_file", type=PATH, help="Write the detections of all images to one file."
-)
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1),
-    help=f"Minimum score; default: {THRESHOLD}, with --data {SPLIT_THRESHOLD:g}.",
-)
-@click.option(
-    "--top",
-    type=COUNT,
-    help=f"Maximum number of interactions per image; default: {TOP}, with --data {SPLIT_TOP}.",
-)
-@nms_options
-@click.option("--data", type=PATH, help="Predict a part of this dataset instead of IMAGEs.")
-@click.option(
-    "--part",
-    type=click.Choice(["train", "test"]),
-    default="test",
-    show_default=True,
-    help="Part of the dataset to predict.",
-)
-@click.option(
-    "--export",
-    type=(click.Choice(FORMS), PATH),
-    metavar="onnx|torch-export FILE",
-    help="Write the detector as a file that runs without this package.",
-)
-@click.option(
-    "--split",
-    help=(
-        "Zero-shot split that defines unseen interactions: a name or a TOML file; "
-        "default: the run's."
+@cloup.option_group(
+    "Input",
+    option("--data", type=PATH, help="Predict a part of this dataset instead of IMAGEs."),
+    option(
+        "--part",
+        type=click.Choice(["train", "test"]),
+        default="test",
+        show_default=True,
+        help="Part of the dataset to predict.",
+    ),
+    option(
+        "--split",
+        show_default="the run's",
+        help="Zero-shot split that defines unseen interactions: a name or a TOML file.",
     ),
 )
-@click.option(
-    "--vocabulary",
-    help=("Vocabulary of a published checkpoint; default: the one with its numbers of classes."),
+@cloup.option_group(
+    "Detections",
+    option(
+        "--threshold",
+        type=click.FloatRange(0, 1),
+        show_default=f"{THRESHOLD:g}, with --data {PART_THRESHOLD:g}",
+        help="Minimum score.",
+    ),
+    option(
+        "--top",
+        type=COUNT,
+        show_default=f"{TOP}, with --data {PART_TOP}",
+        help="Maximum number of interactions per image.",
+    ),
+    nms_options,
 )
-@click.option(
-    "--prompts",
-    type=PATH,
-    help=("File of eoid-cache prompts with further actions, for students with --verb-head text."),
-)
-@click.option(
-    "--nheads",
-    type=COUNT,
-    help=(
-        "Number of attention heads of a published checkpoint that does not record it; default: 8."
+@cloup.option_group(
+    "Model",
+    option(
+        "--prompts",
+        type=PATH,
+        help="File of eoid-cache prompts with further actions, for students with --verb-head text.",
+    ),
+    option(
+        "--vocabulary",
+        show_default="the one with its numbers of classes",
+        help="Vocabulary of a published checkpoint.",
+    ),
+    option(
+        "--num-heads",
+        type=COUNT,
+        show_default="8",
+        help="Number of attention heads of a published checkpoint that does not record it.",
     ),
 )
-@click.option("--batch-size", type=COUNT, default=8, show_default=True, help="Batch size.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help="Threads that decode images; default: the spare cores, at most 16.",
+@cloup.option_group(
+    "Output",
+    option("--out", type=PATH, help="Folder for drawn images and JSON files."),
+    option(
+        "--json", "json_file", type=PATH, help="Write the detections of all images to one file."
+    ),
+    option(
+        "--export",
+        type=(click.Choice(EXPORT_FORMATS), PATH),
+        metavar="onnx|torch-export FILE",
+        help="Write the detector as a file that runs without this package.",
+    ),
+    option("--overwrite", is_flag=True, help="Replace existing results."),
 )
-@click.option("--overwrite", is_flag=True, help="Replace existing results.")
-@device_option
+@cloup.option_group(
+    "Runtime",
+    device_option,
+    option(
+        "--workers",
+        type=click.IntRange(min=0),
+        show_default="the spare cores, at most 16",
+        help="Number of threads that decode images.",
+    ),
+    option("--batch-size", type=COUNT, default=8, show_default=True, help="Batch size."),
+)
 @config_option
 def predict(
     model: Path,
@@ -94,7 +112,7 @@ def predict(
     export: tuple[str, Path] | None,
     split: str | None,
     vocabulary: str | None,
-    nheads: int | None,
+    num_heads: int | None,
     prompts: Path | None,
     batch_size: int,
     workers: int | None,
@@ -117,7 +135,7 @@ def predict(
     nms = build_nms_config(**options)
     from student.inference.model import ModelSpec
 
-    spec = ModelSpec(model, vocabulary, split, nheads, prompts)
+    spec = ModelSpec(model, vocabulary, split, num_heads, prompts)
     if data is not None and out is not None:
         from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
 
@@ -127,8 +145,8 @@ def predict(
                 data=data,
                 part=part,
                 out=out,
-                threshold=SPLIT_THRESHOLD if threshold is None else threshold,
-                top=SPLIT_TOP if top is None else top,
+                threshold=PART_THRESHOLD if threshold is None else threshold,
+                top=PART_TOP if top is None else top,
                 batch_size=batch_size,
                 workers=workers,
                 device=device,
@@ -161,7 +179,7 @@ def predict(
             )
         )
         places = [str(place) for place in (out, json_file) if place is not None]
-        click.echo(f"{count} pictures, results in {' and '.join(places)}")
+        click.echo(f"{count} images, results in {' and '.join(places)}")
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import click
 import pytest
 
 from pipeline import cli
-from pipeline.utils.cli import config_option, device_option, run_command
+from pipeline.utils.cli import device_option, run_command
+from pipeline.utils.cli_settings import config_option
 from pipeline.utils.errors import InputError
 
 

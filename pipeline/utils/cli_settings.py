@@ -1,0 +1,336 @@
+"""Settings of a command: `--config FILE`, `--set KEY=VALUE`, and the commented configuration file.
+
+A setting is an option of the command, shown in `--help` or hidden there because it is rarely
+needed. The command line wins over `--set`, `--set` over the file, the file over the default.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import cloup
+from click.core import ParameterSource
+
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.logging import log_to_stderr
+from pipeline.utils.settings import Setting
+
+# Options that say where settings come from; they are no settings themselves.
+SOURCES = ("config", "set")
+# Where a context keeps the settings of each source until all are read.
+VALUES = "pipeline.utils.cli_settings"
+TOML_WIDTH = 100
+
+
+class Option(cloup.Option):
+    """An option whose default, where it is given as a text, stands in `--help` as it is."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None or not isinstance(self.show_default, str):
+            return record
+        return record[0], record[1].replace(f"({self.show_default})", self.show_default)
+
+
+class FieldOption(Option):
+    """An option of a dataclass field, whose name is a key as well as the option's."""
+
+
+def option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`click.option` with an `Option` and short names of number types."""
+    for kind, metavar in ((click.IntRange, "INT"), (click.FloatRange, "FLOAT")):
+        if isinstance(attributes.get("type"), kind):
+            attributes.setdefault("metavar", metavar)
+    return cloup.option(*names, **{"cls": Option, **attributes})
+
+
+def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of every command.
+
+    These are `--config FILE` and `--set KEY=VALUE`, through which any option can be set, and those
+    of `logging_options`.
+    """
+    command = logging_options(command)
+    for decorator in (
+        option(
+            "--set",
+            multiple=True,
+            metavar="KEY=VALUE",
+            is_eager=True,
+            expose_value=False,
+            callback=_apply_assignments,
+            help=(
+                "Set an option, or a setting that has none here. Can be given several times; it"
+                " wins over --config."
+            ),
+        ),
+        option(
+            "--config",
+            type=click.Path(dir_okay=False, path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=_apply_file,
+            help="TOML file with settings; the command line wins.",
+        ),
+    ):
+        command = decorator(command)
+    return command
+
+
+def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--verbose` and `--quiet`, and shows log records on stderr while the command runs."""
+
+    @option("--verbose", is_flag=True, help="Also print debug messages, with logger names.")
+    @option("--quiet", is_flag=True, help="Print only warnings and results, no progress.")
+    @wraps(command)
+    def with_logging(*args: Any, verbose: bool, quiet: bool, **options: Any) -> Any:
+        if verbose and quiet:
+            raise click.UsageError("--verbose and --quiet exclude each other.")
+        level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+        with log_to_stderr(level):
+            return command(*args, **options)
+
+    return with_logging
+
+
+def _apply_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    from pipeline.utils.files import read_toml
+
+    values = {}
+    for key, value in read_toml(path).items():
+        option = _find_setting(context, path, key)
+        values[option.name or key] = _to_option_value(context, option, path, key, value)
+    _apply(context, "config", values)
+
+
+def _apply_assignments(
+    context: click.Context, _: click.Parameter, assignments: Sequence[str]
+) -> None:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        key = key.strip()
+        if not key or not separator:
+            raise InputError(f"--set: expected KEY=VALUE, found {assignment}")
+        option = _find_setting(context, "--set", key)
+        given: Any = _parse_text(option, text.strip())
+        value = _to_option_value(context, option, "--set", key, given)
+        name = option.name or key
+        if option.multiple:
+            value = [*values.get(name, []), *(value if isinstance(value, list) else [value])]
+        values[name] = value
+    _apply(context, "set", values)
+
+
+def _apply(context: click.Context, source: str, values: dict[str, Any]) -> None:
+    """Makes values the defaults of a command's options, whichever source is read first."""
+    read: dict[str, dict[str, Any]] = context.meta.setdefault(VALUES, {})
+    read[source] = values
+    context.default_map = {
+        **(context.default_map or {}),
+        **read.get("config", {}),
+        **read.get("set", {}),
+    }
+
+
+def setting_rank(context: click.Context, name: str) -> int:
+    """Where a parameter's value is from: 3 the command line, 2 `--set`, 1 a file, 0 the default."""
+    source = context.get_parameter_source(name)
+    if source is ParameterSource.COMMANDLINE:
+        return 3
+    if source is ParameterSource.DEFAULT_MAP:
+        return 2 if name in context.meta.get(VALUES, {}).get("set", {}) else 1
+    return 0
+
+
+def _settings(command: click.Command) -> list[click.Option]:
+    return [
+        option
+        for option in command.params
+        if isinstance(option, click.Option) and option.name not in SOURCES
+    ]
+
+
+def _key(option: click.Option) -> str:
+    return max(option.opts, key=len).lstrip("-")
+
+
+def _find_setting(context: click.Context, source: object, key: str) -> click.Option:
+    """The option of a key, which is its long name or, of settings with another one, its field's.
+
+    Raises:
+        InputError: there is none.
+    """
+    options = {}
+    for option in _settings(context.command):
+        spellings = [text[2:] for text in option.opts if text.startswith("--")]
+        if isinstance(option, FieldOption):
+            spellings.append(option.name or "")
+        options.update({text.replace("-", "_"): option for text in spellings})
+    name = key.replace("-", "_")
+    if name in options:
+        return options[name]
+    similar = get_close_matches(name, options) or sorted(options)
+    names = ", ".join(text.replace("_", "-") for text in similar)
+    expected = f"a setting of {context.command_path}, such as {names}"
+    raise bad_field(source, key, expected, "an unknown one")
+
+
+def _parse_text(option: click.Option, text: str) -> Any:
+    """The value of a `KEY=VALUE` as a configuration file would give it."""
+    if option.is_flag:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if (option.multiple or option.nargs != 1) and text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise bad_field("--set", _key(option), 'a list such as ["a", "b"]', text) from None
+    return text
+
+
+def _to_option_value(
+    context: click.Context, option: click.Option, source: object, key: str, value: Any
+) -> Any:
+    """A value as if it had been typed on the command line.
+
+    Raises:
+        InputError: the command line would not take it either.
+    """
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise bad_field(source, key, "true or false", value)
+        return value
+    several = option.multiple or option.nargs != 1
+    values = value if several and isinstance(value, list) else [value]
+    if any(isinstance(entry, (bool, dict, list)) for entry in values):
+        raise bad_field(source, key, "a list of values" if several else "one value", value)
+    typed = [str(entry) for entry in values]
+    taken = typed if several else typed[0]
+    try:
+        option.type_cast_value(context, taken)
+    except click.BadParameter as error:
+        raise bad_field(source, key, f"{option.type.name} ({error.message})", value) from None
+    return taken
+
+
+def setting_option(
+    name: str, described: Setting, kind: type, default: str, hidden: bool
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option of a dataclass field made with `setting`; without a value it is None.
+
+    Args:
+        name: the field's, and the parameter's.
+        described: what the field says about itself.
+        kind: the field's type.
+        default: shown as the default.
+        hidden: left out of `--help`.
+    """
+    spelling = (described.option or name).replace("_", "-")
+    value_type: click.ParamType | None = None
+    if described.choices:
+        value_type = click.Choice(described.choices)
+    elif kind in (int, float):
+        value_range = click.IntRange if kind is int else click.FloatRange
+        value_type = value_range(
+            described.low,  # type: ignore[arg-type]
+            described.high,  # type: ignore[arg-type]
+            described.low_open,
+            described.high_open,
+        )
+    return option(
+        f"--{spelling}/--no-{spelling}" if kind is bool else f"--{spelling}",
+        name,
+        cls=FieldOption,
+        type=value_type,
+        default=None,
+        show_default=default,
+        help=described.help,
+        hidden=hidden,
+    )
+
+
+def format_config(
+    command: click.Command, title: str, defaults: Mapping[str, Any] | None = None
+) -> str:
+    """A commented TOML file of all settings of a command, with their defaults.
+
+    Settings that are required or have no fixed default are commented out.
+
+    Args:
+        title: first line of the file.
+        defaults: by the parameters' names, in place of the options' own.
+    """
+    context = click.Context(command)
+    lines = [f"# {title}"]
+    for heading, options in _sections(command):
+        lines += ["", "", f"# ---- {heading} ----"]
+        for option in options:
+            value = (defaults or {}).get(option.name or "", option.get_default(context))
+            text = _to_toml(value)
+            if text is None and option.is_flag and not option.secondary_opts:
+                text = "false"
+            comment = textwrap.wrap(_describe(option, text), TOML_WIDTH - 2)
+            setting = f"# {_key(option)} = ..." if text is None else f"{_key(option)} = {text}"
+            lines += ["", *(f"# {line}" for line in comment), setting]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(option: click.Option, text: str | None) -> str:
+    """Meaning, values and, where it is not written out, the default of a setting."""
+    value_type, values = option.type, ""
+    if option.is_flag:
+        values = "true or false"
+    elif isinstance(value_type, click.Choice):
+        values = f"One of {', '.join(value_type.choices)}"
+    elif isinstance(value_type, (click.IntRange, click.FloatRange)):
+        kind = "Integer" if isinstance(value_type, click.IntRange) else "Number"
+        values = f"{kind}{_describe_range(value_type)}"
+    elif not isinstance(value_type, (click.types.StringParamType, click.Path)):
+        values = value_type.name
+    if option.multiple:
+        values = f"{values}, or a list of them" if values else "A text, or a list of texts"
+    parts = [option.help or "", values[:1].upper() + values[1:]]
+    if option.required:
+        parts.append("Required")
+    elif text is None and isinstance(option.show_default, str):
+        parts.append(f"Default: {option.show_default}")
+    return " ".join(f"{part.rstrip('.')}." for part in parts if part)
+
+
+def _describe_range(value_range: click.IntRange | click.FloatRange) -> str:
+    bounds = []
+    if value_range.min is not None:
+        bounds.append(f"{'above' if value_range.min_open else 'at least'} {value_range.min:g}")
+    if value_range.max is not None:
+        bounds.append(f"{'below' if value_range.max_open else 'at most'} {value_range.max:g}")
+    return "".join(f", {bound}" for bound in bounds)
+
+
+def _to_toml(value: Any) -> str | None:
+    """A default as a TOML value; None where there is none."""
+    if isinstance(value, (bool, int, float, str)):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (list, tuple)) and value:
+        return f"[{', '.join(filter(None, map(_to_toml, value)))}]"
+    return None
+
+
+def _sections(command: click.Command) -> Iterator[tuple[str, list[click.Option]]]:
+    """Headings and settings, in the order of `--help`."""
+    groups = getattr(command, "option_groups", [])
+    grouped = {option.name for group in groups for option in group}
+    for group in groups:
+        yield group.title, list(group)
+    rest = [option for option in _settings(command) if option.name not in grouped]
+    if rest:
+        yield "Other", rest
