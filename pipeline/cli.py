@@ -29,8 +29,10 @@ def toy(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> None
     from pipeline.toy.generate import write_toy
 
     written = write_toy(folder, train, test, seed, overwrite)
-    state = "written" if written else "already complete"
-    click.echo(f"{folder}: toy dataset {state}, {train} training and {test} test images")
+    if written:
+        click.echo(f"wrote the toy dataset in {folder}: {train} training and {test} test images")
+    else:
+        click.echo(f"{folder}: the toy dataset is already there, nothing to do")
 
 
 @data.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -20,7 +21,7 @@ import cloup
 from click.core import ParameterSource
 
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.logging import log_to_stderr
+from pipeline.utils.logging import get_logger, log_to_stderr
 from pipeline.utils.settings import Setting
 
 # Options that say where settings come from; they are no settings themselves.
@@ -96,6 +97,13 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("--verbose and --quiet exclude each other.")
         level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
         with log_to_stderr(level):
+            if verbose:
+                from importlib.metadata import version
+
+                program = click.get_current_context().command_path
+                get_logger(__name__).debug(
+                    f"{program} of eoid {version('eoid')}, Python {platform.python_version()}"
+                )
             return command(*args, **options)
 
     return with_logging

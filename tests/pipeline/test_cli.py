@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.utils.cli import device_option, run_command
-from pipeline.utils.cli_settings import config_option
+from pipeline.utils.cli_settings import config_option, format_config
 from pipeline.utils.errors import InputError
 
 
@@ -168,10 +168,13 @@ def test_defaults_stay_where_the_file_says_nothing(run, config):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("cuont = 3", "cuont: expected an option of eoid-data (count, device, learning-rate, loud"),
-        ("rate = 3", "rate: expected an option of eoid-data"),
-        ('place = "x"', "place: expected an option of eoid-data"),
-        ('config = "x"', "config: expected an option of eoid-data"),
+        (
+            "cuont = 3",
+            "cuont: expected a setting of eoid-data, such as count, found an unknown one",
+        ),
+        ("rate = 3", "rate: expected a setting of eoid-data"),
+        ('place = "x"', "place: expected a setting of eoid-data"),
+        ('config = "x"', "config: expected a setting of eoid-data"),
         ("count = 2.5", "count: expected integer"),
         ("count = true", "count: expected one value, found True"),
         ("count = [1, 2]", "count: expected one value, found [1, 2]"),
@@ -186,6 +189,62 @@ def test_wrong_files_name_file_and_field(run, config, text, says):
     code, out, err = run(show, "here", "--config", config(text), "--name", "a")
     assert code == 2 and out == "" and err.count("\n") == 1
     assert "run.toml: " in err and says in err
+
+
+def test_set_takes_what_the_file_takes(run):
+    words = ["--set", "count=3", "--set", "learning_rate=1e-3", "--set", "name = b"]
+    words += ["--set", "tag=x", "--set", "tag=2", "--set", "loud=true"]
+    code, out, err = run(show, "here", *words)
+    assert (code, err) == (0, "")
+    values = ast.literal_eval(out)
+    assert (values["count"], values["rate"], values["name"]) == (3, 0.001, "b")
+    assert (values["tag"], values["loud"]) == (("x", "2"), True)
+
+
+def test_set_takes_a_list(run):
+    _, out, _ = run(show, "here", "--name", "a", "--set", 'tag=["x", "y"]')
+    assert ast.literal_eval(out)["tag"] == ("x", "y")
+
+
+@pytest.mark.parametrize("order", [False, True])
+def test_the_command_line_wins_over_set_and_set_over_the_file(run, config, order):
+    sources = [["--config", config("count = 1\nlearning-rate = 0.1\ntag = 'f'")]]
+    sources += [["--set", "count=2"], ["--set", "learning-rate=0.2"], ["--count", "3"]]
+    words = [word for source in sources[:: 1 if order else -1] for word in source]
+    values = ast.literal_eval(run(show, "here", "--name", "a", *words)[1])
+    assert (values["count"], values["rate"], values["tag"]) == (3, 0.2, ("f",))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "facts"),
+    [
+        ("cuont=3", ("cuont: expected a setting of eoid-data", "count")),
+        ("place=x", ("place: expected a setting",)),
+        ("set=x", ("set: expected a setting",)),
+        ("count", ("expected KEY=VALUE", "found count")),
+        ("=3", ("expected KEY=VALUE", "found =3")),
+        ("count=2.5", ("count: expected integer", "found 2.5")),
+        ("name=c", ("name: expected", "'a', 'b'", "found c")),
+        ("loud=yes", ("loud: expected true or false", "found yes")),
+        ("tag=[1", ("tag: expected a list", "found [1")),
+    ],
+)
+def test_wrong_assignments_name_key_expected_and_found(run, assignment, facts):
+    code, out, err = run(show, "here", "--name", "a", "--set", assignment)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("eoid-data: --set: ")
+    for fact in facts:
+        assert fact in err
+
+
+def test_the_printed_file_has_every_setting_and_changes_nothing(run, config):
+    text = format_config(show, "Settings of show.", {"count": 7})
+    assert "\n# name = ...\n" in text and "\n# tag = ...\n" in text
+    values = ast.literal_eval(run(show, "here", "--name", "a", "--config", config(text))[1])
+    assert values == {
+        **ast.literal_eval(run(show, "here", "--name", "a")[1]),
+        "count": 7,
+    }
 
 
 def test_a_missing_required_option_is_still_missing(run, config):

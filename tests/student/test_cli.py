@@ -7,8 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.splits import DISTILL_CHOICES
 from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
+from pipeline.utils.settings import list_settings
 from student.cli import main, train
+from student.config import BACKBONES, PRESETS, RECIPE_PARTS, get_preset
+from student.engine.run_inputs import build_inputs
+from student.models.backbone import RESNETS
+from student.utils.distributed import SINGLE_PROCESS
 from student.utils.preemption import EXIT_REQUEUE
 from student.weights.published import to_published
 
@@ -220,6 +226,100 @@ def test_options_reach_the_recipe(run, student, tmp_path):
     assert (recipe["model"]["queries"], recipe["model"]["num_queries"]) == ("learned", 5)
     assert recipe["targets"]["candidates"] == "annotated"
     assert recipe["targets"]["distillation"] is False
+
+
+@pytest.fixture
+def resolve(run, student, monkeypatch):
+    """`resolve(*words)`: what a training command with these words would write to config.json."""
+    requested = []
+    monkeypatch.setattr("student.engine.run.run_student", requested.append)
+
+    def call(*words):
+        code, _, err = run(*student, *words)
+        assert (code, err) == (0, "")
+        (config,) = requested
+        requested.clear()
+        setup = build_inputs(config.request, SINGLE_PROCESS)
+        return {**setup.plan(None, None), **config.execution_settings(1)}
+
+    return call
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_printed_configuration_resolves_to_the_preset(run, resolve, tmp_path, preset):
+    file = tmp_path / "printed.toml"
+    code, text, _ = run("config", "--preset", preset)
+    assert code == 0
+    file.write_text(text)
+    plain = ["--preset", preset]
+    # The words of the fixture name some settings themselves, with other values than the preset.
+    assert resolve(*plain, "--config", file) == resolve(*plain)
+    lines = text.splitlines()
+    assert f'preset = "{preset}"' in lines and "# data = ..." in lines
+    for config in RECIPE_PARTS.values():
+        for name, (described, _) in list_settings(config).items():
+            key = (described.option or name).replace("_", "-")
+            assert any(line.startswith((f"{key} = ", f"# {key} = ")) for line in lines), key
+
+
+def test_a_printed_file_alone_is_the_preset(run, resolve, student, tmp_path):
+    file = tmp_path / "printed.toml"
+    file.write_text(run("config", "--preset", "toy")[1])
+    recipe = resolve("--config", file)["recipe"]
+    expected = get_preset("toy", 8, 11, 0).to_dict()
+    given = {"batch_size": 4, "precision": "float32"}
+    assert recipe["train"] == {**expected["train"], **given}
+    assert recipe["matcher"] == expected["matcher"] and recipe["losses"] == expected["losses"]
+
+
+def test_any_setting_of_the_recipe_can_be_set(resolve, tmp_path):
+    file = tmp_path / "options.toml"
+    file.write_text("iou_threshold = 0.4\nhidden-dim = 64\nverb_soft_weight = 5\nbox-cost = 4\n")
+    words = ["--config", file, "--set", "box_cost=3", "--set", "num-heads=2"]
+    words += ["--set", "soft-weight=6", "--set", "detach_verb_queries=false"]
+    recipe = resolve(*words, "--soft-weight", 7)["recipe"]
+    assert recipe["matcher"]["iou_threshold"] == 0.4
+    assert (recipe["model"]["hidden_dim"], recipe["model"]["num_heads"]) == (64, 2)
+    assert recipe["matcher"]["box_cost"] == 3
+    assert recipe["losses"]["verb_soft_weight"] == 7
+    assert recipe["model"]["detach_verb_queries"] is False
+
+
+def test_the_stronger_source_gives_the_rate_of_the_backbone(resolve, tmp_path):
+    file = tmp_path / "options.toml"
+    file.write_text("learning-rate = 1e-3\nbackbone-learning-rate = 1e-4\n")
+    from_file = resolve("--config", file)["recipe"]["train"]
+    assert from_file["backbone_lr_factor"] == pytest.approx(0.1)
+    words = ["--config", file, "--set", "backbone_lr_factor=0.5"]
+    assert resolve(*words)["recipe"]["train"]["backbone_lr_factor"] == 0.5
+    words += ["--backbone-learning-rate", "3e-4"]
+    assert resolve(*words)["recipe"]["train"]["backbone_lr_factor"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "facts"),
+    [
+        ("hiden_dim=64", ("hiden_dim: expected a setting of eoid-train student", "hidden-dim")),
+        ("hidden_dim=many", ("hidden_dim: expected integer", "found many")),
+        (
+            "hidden_dim=97",
+            ("hidden_dim: expected a multiple of 4 and of num_heads (4)", "found 97"),
+        ),
+        ("iou_threshold=2", ("iou_threshold: expected", "found 2")),
+        ("num_verbs=3", ("num_verbs: expected a setting",)),
+        ("verb_loss=l2", ("verb_loss: expected", "focal_bce", "found l2")),
+    ],
+)
+def test_wrong_settings_are_one_line_and_2(run, student, tmp_path, assignment, facts):
+    code, _, err = run(*student, "--set", assignment)
+    assert code == 2 and err.count("\n") == 1 and all(fact in err for fact in facts), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_the_commands_repeat_are_those_of_torch_modules():
+    assert (*RESNETS, "toy") == BACKBONES
+    (verbs,) = [one for one in train.commands["student"].params if one.name == "distill_verbs"]
+    assert tuple(verbs.type.choices) == DISTILL_CHOICES
 
 
 @pytest.fixture

@@ -19,18 +19,6 @@ OPTIONS = ["--person-threshold", "0.06", "--object-threshold", "0.06", "--max-ob
 run = partial(run_command, main, "eoid-cache")
 
 
-def test_help_needs_no_heavy_library():
-    code = (
-        "import sys; from teacher_cache.cli import cache\n"
-        "for name in [[], ['build'], ['evaluate'], ['inspect'], ['toy-models']]:\n"
-        "    cache.main([*name, '--help'], standalone_mode=False)\n"
-        "assert not {'torch', 'open_clip', 'h5py', 'dask', 'numpy'} & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--images-per-shard" in done.stdout
-
-
 @pytest.fixture(scope="module")
 def built(shared_dataset, tmp_path_factory):
     """A cache that the command built from a configuration file, and what it said."""
@@ -74,6 +62,33 @@ def test_build_quietly(built, shared_dataset):
     done = run("build", shared_dataset, "--out", cache, "--config", cache.parent / "config.toml",
                "--object-threshold", "0.06", "--quiet")  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_printed_configuration_builds_the_same_cache(shared_dataset, tmp_path, monkeypatch):
+    built, config = [], tmp_path / "config.toml"
+    monkeypatch.setattr("teacher_cache.build.build_cache", built.append)
+    config.write_text(run("config").stdout)
+    words = ("build", shared_dataset, "--out", tmp_path / "cache")
+    assert run(*words).returncode == run(*words, "--config", config).returncode == 0
+    assert built[0] == built[1]
+    done = run(*words, "--config", config, "--set", "level=image", "--set", "max_objects=2")
+    assert done.returncode == 0, done.stderr
+    extraction = built[2].extraction
+    assert (extraction.level, extraction.pairing.max_objects) == ("image", 2)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "facts"),
+    [
+        ("max_objects=0", ("max_objects: expected integer range", "found 0")),
+        ("levle=image", ("levle: expected a setting of eoid-cache build", "level")),
+        ("cores=8", ("--cores: expected together with --slurm, found alone",)),
+    ],
+)
+def test_wrong_settings_are_one_line_and_2(shared_dataset, tmp_path, assignment, facts):
+    done = run("build", shared_dataset, "--out", tmp_path / "cache", "--set", assignment)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert all(fact in done.stderr for fact in facts), done.stderr
 
 
 def test_inspect(built):

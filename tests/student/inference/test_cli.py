@@ -28,7 +28,7 @@ def test_images(run, toy_checkpoint, write_image, tmp_path):
     words = ["--out", tmp_path / "out", "--json", tmp_path / "all.json", "--device", "cpu"]
     code, out, err = run(toy_checkpoint, *paths, *words, "--threshold", 0, "--top", 3)
     assert code == 0, err
-    assert out == f"2 pictures, results in {tmp_path / 'out'} and {tmp_path / 'all.json'}\n"
+    assert out == f"2 images, results in {tmp_path / 'out'} and {tmp_path / 'all.json'}\n"
     value = json.loads((tmp_path / "all.json").read_text())
     assert [len(one["interactions"]) for one in value["pictures"]] == [3, 3]
 
