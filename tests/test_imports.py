@@ -19,7 +19,7 @@ ROOMS = {
     "click": [
         *(f"{package}/cli.py" for package in PACKAGES),
         "evaluation/scoring_options.py",
-        "pipeline/utils/cli.py",
+        "pipeline/utils/cli",
         "student/inference/cli.py",
         "teacher_cache/cli_caches.py",
     ],

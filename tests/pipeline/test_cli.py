@@ -308,7 +308,7 @@ def test_the_toy_dataset_with_more_or_fewer_messages(run, tmp_path, option):
     code, out, err = run(cli.data, "toy", tmp_path / "toy", "--train", 1, "--test", 1, *option)
     assert (code, out) == (
         0,
-        f"wrote the toy dataset in {tmp_path / 'toy'}: 1 training and 1 test pictures\n",
+        f"wrote the toy dataset in {tmp_path / 'toy'}: 1 training and 1 test images\n",
     )
     assert "1/1 images" in err if option != ["--quiet"] else err == ""
     assert ("DEBUG eoid." in err) == (option == ["--verbose"])

@@ -52,7 +52,7 @@ def test_verbose_adds_debug_messages_and_logger_names():
     done = run(lambda: run_command(command), "eoid", "--verbose")
     assert (done.returncode, done.stdout) == (0, "result\n")
     version, *lines, progress = done.stderr.splitlines()
-    assert version.startswith("DEBUG eoid.pipeline.utils.cli: eoid of eoid ")
+    assert version.startswith("DEBUG eoid.pipeline.utils.cli_settings: eoid of eoid ")
     assert lines == [f"{level.upper()} eoid.package.module: a {level}" for level in LEVELS]
     assert progress.startswith("working: 1/1 items")
 

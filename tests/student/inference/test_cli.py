@@ -36,7 +36,7 @@ def test_images(run, toy_checkpoint, write_image, tmp_path):
 def test_quietly(run, toy_checkpoint, write_image, tmp_path):
     words = [toy_checkpoint, write_image("a.png"), "--json", tmp_path / "all.json"]
     code, out, err = run(*words, "--device", "cpu", "--quiet")
-    assert (code, out, err) == (0, f"1 pictures, results in {tmp_path / 'all.json'}\n", "")
+    assert (code, out, err) == (0, f"1 images, results in {tmp_path / 'all.json'}\n", "")
 
 
 def test_options_from_a_file(run, toy_checkpoint, write_image, tmp_path):
