@@ -7,7 +7,8 @@ import click
 import pytest
 from commands import run_command as run
 
-from pipeline.utils.cli import config_option, run_command
+from pipeline.utils.cli import run_command
+from pipeline.utils.cli_settings import config_option
 from pipeline.utils.logging import get_logger, log_to_stderr, only_errors, shows_progress
 from pipeline.utils.progress import Progress
 
