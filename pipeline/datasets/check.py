@@ -10,7 +10,7 @@ from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, list_file_names, missing_images
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import Vocabulary
+from pipeline.vocabulary import Vocabulary, normalise_name
 
 # Kinds of issues, as the table of `eoid-data check` shows them.
 ORIENTATION_MISMATCH = "images whose declared size is that of the other orientation"
@@ -195,7 +195,7 @@ def _ambiguous_verbs(vocabulary: Vocabulary) -> list[str]:
     """Lines about verbs with the same form in prompts and a common object."""
     by_form: dict[str, list[int]] = {}
     for verb, ing in enumerate(vocabulary.verb_ings):
-        by_form.setdefault(" ".join(ing.replace("_", " ").casefold().split()), []).append(verb)
+        by_form.setdefault(normalise_name(ing), []).append(verb)
     return [
         f'verbs with the same form in prompts, "{form}", which a teacher cannot distinguish: '
         + ", ".join(vocabulary.verbs[verb] for verb in verbs)

@@ -1,6 +1,6 @@
-"""What people do with things: pose and place of both, for every verb.
+"""Pose of a person and position of an object for every verb of the toy dataset.
 
-A group lives in body heights, the person looking to the right; the ground is 0.
+Lengths are in units of the body height; the person faces right, and the ground is row 0.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from pipeline.toy.people import (
 )
 from pipeline.toy.rng import ScalarRNG
 
+# Owner of parts that belong to no box, such as ropes.
 DECORATION = -1
 ROPE: Colour = (214, 190, 146)
 
 
 @dataclass(frozen=True)
 class ActionLayout:
-    """An action before it is drawn.
+    """A posed person and an object at its position, before the person is drawn.
 
     Attributes:
-        joints: the posed body.
-        obj: the thing's drawing, in place.
-        layer: `back` (behind all of the person), `middle` (between the legs), `front` (only the
-            near arm is in front).
-        decoration: ropes and streaks.
+        joints: joints of the person.
+        obj: drawing of the object.
+        layer: `back` (behind the person), `middle` (between the legs) or `front` (behind the near
+            arm only).
+        decoration: ropes and motion streaks.
     """
 
     joints: Joints
@@ -49,25 +50,25 @@ class ActionLayout:
 
 
 def place_at(
-    obj: ToyObject, anchor: complex, at: complex, turn: float = 0.0, mirrored: bool = False
+    obj: ToyObject, anchor: complex, point: complex, turn: float = 0.0, mirrored: bool = False
 ) -> Sketch:
-    """The thing's drawing with one of its points at a place."""
+    """The object's drawing with its point `anchor` moved to `point`; `turn` in degrees."""
     factor = cmath.exp(1j * math.radians(turn))
     offset = factor * (-anchor.conjugate() if mirrored else anchor)
-    return obj.sketch.transformed(at - offset, 1.0, turn, mirrored)
+    return obj.sketch.transformed(point - offset, 1.0, turn, mirrored)
 
 
 def place_left_edge_at(
     obj: ToyObject, left: float, bottom: float = 0.0, turn: float = 0.0, mirrored: bool = False
 ) -> Sketch:
-    """The thing's drawing with its box's left and lower edge at a place."""
+    """The object's drawing with the left and lower edge of its box at given coordinates."""
     turned = obj.sketch.transformed(0, 1.0, turn, mirrored)
     box = turned.bounds()
     return turned.transformed(complex(left - box[0], bottom - box[3]))
 
 
 def standing_body(pose_name: str, rng: ScalarRNG, ground: float = 0.0) -> Joints:
-    """A body in a pose with its lower sole on the ground."""
+    """A body in a randomly varied pose with its lower sole on the ground."""
     pose = jitter_pose(POSES[pose_name], rng)
     return forward_kinematics(pose, complex(0, ground - forward_kinematics(pose).lowest))
 
@@ -99,7 +100,7 @@ def _carry(obj: ToyObject, rng: ScalarRNG) -> ActionLayout:
     joints = replace(
         joints,
         near_arm=move_hands(joints, hands[0]).near_arm,
-        far_arm=move_hands(joints, far=hands[1], bends=-1).far_arm,
+        far_arm=move_hands(joints, far=hands[1], bend=-1).far_arm,
     )
     return ActionLayout(joints, place_at(obj, 0, base, mirrored=rng.bernoulli(0.5)), "middle")
 
@@ -109,7 +110,7 @@ def _hold(obj: ToyObject, rng: ScalarRNG) -> ActionLayout:
 
 
 def hold_in_hand(joints: Joints, obj: ToyObject, rng: ScalarRNG) -> ActionLayout:
-    """The thing in the near hand of a body."""
+    """The object in the near hand of a body."""
     hand = joints.shoulder + complex(rng.uniform(0.25, 0.29), rng.uniform(0.13, 0.18))
     joints = move_hands(joints, hand)
     turn = {"skateboard": -78.0, "umbrella": 14.0}.get(obj.name, 0.0) + rng.uniform(-8, 8)
@@ -161,28 +162,28 @@ def _throw(obj: ToyObject, rng: ScalarRNG) -> ActionLayout:
     sketch = place_left_edge_at(obj, left, bottom, turn, rng.bernoulli(0.5))
     box = sketch.bounds()
     middle = complex((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    way = middle - hand
+    path = middle - hand
     streaks = Sketch()
     for side in (-0.09, 0.0, 0.09):
-        start = hand + way * (0.2 + abs(side)) + 1j * way / abs(way) * side
-        streaks.line(start, start + way * 0.3, 0.009, WHITE)
+        start = hand + path * (0.2 + abs(side)) + 1j * path / abs(path) * side
+        streaks.line(start, start + path * 0.3, 0.009, WHITE)
     return ActionLayout(joints, sketch, "back", streaks)
 
 
 def _point(obj: ToyObject, rng: ScalarRNG) -> ActionLayout:
     joints = standing_body("point", rng)
-    reach_of_arm = joints.shoulder.real + 0.35
+    arm_reach = joints.shoulder.real + 0.35
     sketch = place_left_edge_at(
-        obj, reach_of_arm + rng.uniform(0.14, 0.45), mirrored=rng.bernoulli(0.5)
+        obj, arm_reach + rng.uniform(0.14, 0.45), mirrored=rng.bernoulli(0.5)
     )
     return ActionLayout(point_at(joints, sketch), sketch, "back")
 
 
 def point_at(joints: Joints, sketch: Sketch) -> Joints:
-    """The body with its near arm stretched towards a thing, never far from level."""
+    """The body with its near arm stretched towards an object, kept within 76 to 98 degrees."""
     left, top, right, bottom = sketch.bounds()
-    away = complex((left + right) / 2, top + 0.3 * (bottom - top)) - joints.shoulder
-    angle = min(max(math.degrees(math.atan2(away.real, away.imag)), 76), 98)
+    offset = complex((left + right) / 2, top + 0.3 * (bottom - top)) - joints.shoulder
+    angle = min(max(math.degrees(math.atan2(offset.real, offset.imag)), 76), 98)
     return move_hands(joints, joints.shoulder + unit_vector(angle))
 
 
@@ -207,7 +208,7 @@ ACTIONS: dict[str, Callable[[ToyObject, ScalarRNG], ActionLayout]] = {
     "point": _point,
     "no_interaction": _no_interaction,
 }
-# How much larger than usual a thing is when this is done with it.
+# Factors on the usual size of an object, by verb and object.
 SIZE_FACTORS = {("push", "box"): 1.35, ("pull", "box"): 1.15, ("throw", "skateboard"): 0.9}
 
 
@@ -218,33 +219,37 @@ def draw_action(
     rng: ScalarRNG,
     in_hand: ToyObject | None = None,
 ) -> list[tuple[int, Sketch]]:
-    """A person doing something with a thing, perhaps holding another one.
+    """Draws a person who does an action with an object.
 
     Args:
-        in_hand: a second thing, held in the near hand.
+        verb: name of the verb.
+        obj: the object.
+        appearance: colours and clothes of the person.
+        rng: random numbers of the image.
+        in_hand: a second object that is held in the near hand.
 
     Returns:
-        Drawings from back to front and whose they are: 0 the person's, 1, 2 the things', -1
-        nobody's.
+        Owner and drawing of every part, from back to front. Owners are 0 for the person, 1 for
+        `obj`, 2 for `in_hand`, and `DECORATION`.
     """
-    placed = ACTIONS[verb](obj, rng)
-    objs = [(1, placed.layer, placed.obj)]
-    joints = placed.joints
+    action = ACTIONS[verb](obj, rng)
+    objects = [(1, action.layer, action.obj)]
+    joints = action.joints
     if in_hand is not None:
-        hand = hold_in_hand(joints, in_hand, rng)
-        joints = hand.joints
-        objs.append((2, hand.layer, hand.obj))
+        held = hold_in_hand(joints, in_hand, rng)
+        joints = held.joints
+        objects.append((2, held.layer, held.obj))
     parts: list[tuple[int, Sketch]] = []
 
-    def add_things(layer: str) -> None:
-        parts.extend((owner, sketch) for owner, where, sketch in objs if where == layer)
+    def add_objects(layer: str) -> None:
+        parts.extend((owner, sketch) for owner, its_layer, sketch in objects if its_layer == layer)
 
-    add_things("back")
+    add_objects("back")
     parts += [(0, draw_leg(joints, appearance, False)), (0, draw_arm(joints, appearance, False))]
-    add_things("middle")
+    add_objects("middle")
     parts += [(0, draw_leg(joints, appearance, True)), (0, draw_body(joints, appearance))]
-    add_things("front")
-    if placed.decoration is not None:
-        parts.append((DECORATION, placed.decoration))
+    add_objects("front")
+    if action.decoration is not None:
+        parts.append((DECORATION, action.decoration))
     parts.append((0, draw_arm(joints, appearance, True)))
     return parts

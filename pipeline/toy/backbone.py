@@ -1,4 +1,4 @@
-"""The small convolutional body that the toy detector and student share."""
+"""Small convolutional backbone of the toy detector and the toy student."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 NormLayer = Callable[[int], nn.Module]
 PaddingMaskFn = Callable[[Tensor, int, Tensor | None], Tensor]
-# The maps of strides 4 and 8 fit together on images whose sides are multiples of this.
+# With sides that are multiples of this, feature maps of strides 4 and 8 can be added.
 SIZE_DIVISIBLE = 8
 
 
@@ -26,17 +26,19 @@ def _keep_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor
 
 
 class ToyBackbone(nn.Module):
-    """Feature maps of 128-pixel images at strides 4, 8 and 16.
+    """Backbone for images of about 128 pixels, with feature maps of strides 4, 8 and 16.
+
+    The map of stride 8 merges all three strides, like a feature pyramid.
 
     Args:
-        norm: builds the normalisation layer from a channel count; the detector trains with batch
-            norm, the student keeps its statistics frozen as DETR does.
-        mask_padding: gives what a convolution reads instead of a map, called with the map, its
-            stride and the images' sizes.
+        norm: builds a normalisation layer for a number of channels: batch norm for the detector,
+            frozen batch norm for the student, as in DETR.
+        mask_padding: called with a feature map, its stride and the images' sizes; returns the input
+            of the next convolution, for instance with zeros in the padding.
 
     Attributes:
-        num_channels: channels of every returned map.
-        size_divisible: of the images' heights and widths.
+        num_channels: number of channels of every feature map, by name.
+        size_divisible: heights and widths of the images must be multiples of this.
     """
 
     size_divisible = SIZE_DIVISIBLE
@@ -57,30 +59,33 @@ class ToyBackbone(nn.Module):
         self.num_channels = {"stride4": 64, "stride8": 96, "stride16": 128}
 
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> OrderedDict[str, Tensor]:
-        """(B, 3, H, W) normalised images -> maps by name, (B, C, H / stride, W / stride).
+        """Computes the feature maps of a batch.
 
         Args:
-            images: sides are multiples of `size_divisible`.
-            sizes: (B, 2) heights and widths of the images, for `mask_padding`.
+            images: (B, 3, H, W) normalised; H and W are multiples of `size_divisible`.
+            sizes: (B, 2) heights and widths of the images without padding, for `mask_padding`.
+
+        Returns:
+            (B, C, H / stride, W / stride) feature maps by name.
         """
         stride4 = self._stage(self.stage4, self.stem(images), 2, sizes)
         stride8 = self._stage(self.stage8, stride4, 4, sizes)
         stride16 = self._stage(self.stage16, stride8, 8, sizes)
         coarse = nn.functional.interpolate(self.lateral16(stride16), size=stride8.shape[-2:])
-        joined = self.lateral4(stride4) + self.lateral8(stride8) + coarse
-        merged = self.merge(self._mask_padding(joined, 8, sizes))
+        summed = self.lateral4(stride4) + self.lateral8(stride8) + coarse
+        merged = self.merge(self._mask_padding(summed, 8, sizes))
         return OrderedDict(stride4=stride4, stride8=merged, stride16=stride16)
 
     def _stage(
         self, stage: nn.Sequential, features: Tensor, stride: int, sizes: Tensor | None
     ) -> Tensor:
-        """The two blocks of a stage, the first of which halves a map of this stride."""
+        """Applies the two blocks of a stage; the first one halves the resolution."""
         halved = stage[0](self._mask_padding(features, stride, sizes))
         return stage[1](self._mask_padding(halved, 2 * stride, sizes))
 
 
 class SingleFeatureMap(nn.Module):
-    """A backbone as torchvision's detectors want it: the stride-8 map alone."""
+    """The map of stride 8 of a `ToyBackbone`, in the interface of torchvision's detectors."""
 
     def __init__(self, body: ToyBackbone) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""Drawings made of a few kinds of shapes, which can be moved, measured and painted.
+"""Vector drawings that can be transformed, measured and painted, and the canvas of an image.
 
-Points are complex numbers: real part to the right, imaginary part downwards.
+Points are complex numbers: the real part points right, the imaginary part down. Rotation and
+scaling are multiplications by complex numbers.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ OUTLINE_WIDTH = 0.55
 
 
 class Shape(NamedTuple):
-    """The area within some distance of a polygon, a path or a point.
+    """A disc, a line with round ends, or a filled polygon.
 
     Attributes:
-        points: one point (a disc), two (a limb) or more (a filled polygon).
-        radii: distance around the first and the last point; equal ones but for limbs.
-        colour: fill.
-        ring_width: a disc that is only a ring of this width, 0 where filled.
-        no_outline: without outline.
+        points: one point (a disc), two (a line) or more (a polygon).
+        radii: radius around the first and the last point, which differ for tapered lines only.
+        colour: fill colour.
+        ring_width: width of a disc that is only a ring; 0 for a filled one.
+        no_outline: do not draw an outline.
     """
 
     points: tuple[complex, ...]
@@ -41,7 +42,7 @@ class Shape(NamedTuple):
 
 
 class Sketch:
-    """Layers of shapes; every layer has one dark outline around all its shapes together."""
+    """Layers of shapes. A layer has one dark outline around the union of its shapes."""
 
     def __init__(self) -> None:
         self.layers: list[list[Shape]] = [[]]
@@ -69,21 +70,21 @@ class Sketch:
     def line(
         self, start: complex, end: complex, radius: float, colour: Colour, taper: float = 1.0
     ) -> Sketch:
-        """A line with round ends; its end's radius is `taper` times the start's."""
+        """A line with round ends; the radius at its end is `taper` times that at its start."""
         return self._add((start, end), (radius, radius * taper), colour)
 
     def path(self, points: Sequence[complex], radius: float, colour: Colour) -> Sketch:
-        """Limbs from point to point."""
+        """Lines from point to point."""
         for start, end in pairwise(points):
             self.line(start, end, radius, colour)
         return self
 
     def polygon(self, points: Iterable[complex], colour: Colour, radius: float = 0.0) -> Sketch:
-        """A filled polygon; a radius rounds and widens it."""
+        """A filled polygon, widened by a radius with round corners."""
         return self._add(tuple(points), (radius, radius), colour)
 
     def ellipse(self, centre: complex, across: float, down: float, colour: Colour) -> Sketch:
-        """An upright ellipse with these half axes."""
+        """An axis-aligned ellipse with the given half axes."""
         return self.polygon(arc(centre, across, down, 0, 360), colour)
 
     def add(self, other: Sketch) -> Sketch:
@@ -94,14 +95,17 @@ class Sketch:
     def transformed(
         self, origin: complex = 0, scale: float = 1.0, turn: float = 0.0, mirrored: bool = False
     ) -> Sketch:
-        """A copy, first mirrored left to right, then turned (degrees, clockwise), scaled, shifted.
+        """A copy that is mirrored, rotated, scaled and shifted, in this order.
 
         Args:
-            origin: where the sketch's own origin comes to lie.
+            origin: new position of the sketch's origin.
+            scale: factor on all lengths.
+            turn: rotation in degrees, clockwise.
+            mirrored: mirror left and right.
         """
         factor = scale * (cmath.exp(1j * math.radians(turn)) if turn else 1.0)
 
-        def image(points: tuple[complex, ...]) -> tuple[complex, ...]:
+        def transform(points: tuple[complex, ...]) -> tuple[complex, ...]:
             if mirrored:
                 return tuple([origin - factor * point.conjugate() for point in points])
             return tuple([origin + factor * point for point in points])
@@ -110,7 +114,7 @@ class Sketch:
         copy.layers = [
             [
                 Shape(
-                    image(points),
+                    transform(points),
                     (first * scale, last * scale),
                     colour,
                     ring_width * scale,
@@ -123,7 +127,7 @@ class Sketch:
         return copy
 
     def bounds(self, margin: float = 0.0) -> Box:
-        """Tight box around all shapes, widened by a margin; outlines are not counted."""
+        """Tight box around all shapes without outlines, widened by a margin."""
         left = top = math.inf
         right = bottom = -math.inf
         for layer in self.layers:
@@ -148,12 +152,12 @@ class Sketch:
         origin: complex = 0,
         outline: float = OUTLINE_WIDTH,
     ) -> None:
-        """Draws the sketch, which is in image pixels, on an enlarged canvas.
+        """Draws the sketch, whose coordinates are image pixels, on an enlarged canvas.
 
         Args:
-            draw: where to draw.
-            scale: how much larger than the image it is.
-            origin: the sketch's origin in the image.
+            draw: drawing interface of the canvas.
+            scale: size of the canvas relative to the image.
+            origin: position of the sketch's origin in the image.
             outline: width of the dark outline around every layer, in image pixels.
         """
         for layer in self.layers:
@@ -177,7 +181,14 @@ class Sketch:
 def arc(
     centre: complex, across: float, down: float, start: float, end: float, steps: int = 16
 ) -> list[complex]:
-    """Points of an ellipse's arc from `start` to `end` degrees, clockwise from the right."""
+    """Points on an ellipse from `start` to `end` degrees, clockwise from the right.
+
+    Args:
+        centre: centre of the ellipse.
+        across, down: horizontal and vertical half axis.
+        start, end: angles in degrees.
+        steps: number of segments.
+    """
     angles = (math.radians(start + (end - start) * step / steps) for step in range(steps + 1))
     return [centre + complex(across * math.cos(angle), down * math.sin(angle)) for angle in angles]
 
@@ -230,12 +241,13 @@ def _draw_line(
     last: float,
     colour: Colour,
 ) -> None:
-    way = end - start
-    if way:
-        beside = way * 1j / abs(way)
-        corners = (start + beside * first, end + beside * last, end - beside * last,
-                   start - beside * first)  # fmt: skip
+    direction = end - start
+    if direction:
+        normal = direction * 1j / abs(direction)
+        corners = (start + normal * first, end + normal * last, end - normal * last,
+                   start - normal * first)  # fmt: skip
         draw.polygon([(corner.real, corner.imag) for corner in corners], colour)
+    # Smaller round ends are hardly visible after the final averaging.
     if first > 1.2:
         draw.ellipse(_circle_box(start, first), colour)
     if last > 1.2:
@@ -248,14 +260,14 @@ SHADOW_COLOUR: Colour = (24, 18, 52)
 
 @dataclass(frozen=True)
 class Canvas:
-    """A place being painted.
+    """The enlarged image that is being drawn. Coordinates are pixels of the final image.
 
     Attributes:
         image: the enlarged image.
-        solid, translucent: draw on it.
-        horizon: row where the ground begins, in pixels of the final image.
-        rng: the image's randomness.
-        scale: how much the image is enlarged.
+        solid, translucent: drawing interfaces of `image`.
+        horizon: row where the ground begins.
+        rng: random numbers of the image.
+        scale: size of `image` relative to the final image.
         sky: colour of sky or wall at the horizon.
         ground: colour of the ground at the horizon.
         front: colour of the ground in front.
@@ -272,30 +284,30 @@ class Canvas:
     front: Colour
 
     def paint(self, sketch: Sketch) -> None:
-        """Draws a sketch in image pixels, without outlines."""
+        """Draws a sketch without outlines."""
         sketch.paint(self.solid, self.scale, outline=0.0)
 
     def translucent_ellipse(
         self, box: tuple[float, float, float, float], colour: Colour, alpha: int
     ) -> None:
-        """Draws a translucent ellipse."""
+        """Draws an ellipse; `alpha` is its opacity from 0 to 255."""
         self.translucent.ellipse([number * self.scale for number in box], fill=(*colour, alpha))
 
     def draw_shadow(self, middle: complex, across: float, down: float) -> None:
-        """Darkens the ground softly around a point."""
-        for grow, alpha in ((1.15, 26), (0.85, 34)):
-            half = complex(across, down) * grow
+        """Draws a soft elliptical shadow with the given half axes."""
+        for factor, alpha in ((1.15, 26), (0.85, 34)):
+            half = complex(across, down) * factor
             low, high = middle - half, middle + half
             self.translucent_ellipse(
                 (low.real, low.imag, high.real, high.imag), SHADOW_COLOUR, alpha
             )
 
     def random_ground_point(self) -> complex:
-        """A random point of the ground, rather in front."""
+        """A random point of the ground, more often in front than near the horizon."""
         depth = math.sqrt(self.rng.random())
         row = self.horizon + 4 + (IMAGE_SIZE - 6 - self.horizon) * depth
         return complex(self.rng.uniform(0, IMAGE_SIZE), row)
 
     def nearness(self, point: complex) -> float:
-        """0 at the horizon, 1 at the image's lower edge."""
+        """Nearness of a point to the viewer: 0 at the horizon, 1 at the lower edge of the image."""
         return (point.imag - self.horizon) / (IMAGE_SIZE - self.horizon)

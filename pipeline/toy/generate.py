@@ -1,4 +1,4 @@
-"""Writing the toy dataset as a dataset folder in HICO-DET's layout."""
+"""Writes the toy dataset as a dataset folder in HICO-DET's layout, in several processes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from pipeline.utils.files import read_json, write_json, write_text
 from pipeline.utils.progress import Progress
 from pipeline.utils.signals import ignore_interrupts
 
-# Part of the toy dataset: (folder of its images, its annotation file), as HICO-DET names them.
+# Images folder and annotation file of every part, as in HICO-DET.
 PART_PATHS = {
     "train": ("images/train2015", "annotations/trainval_hico.json"),
     "test": ("images/test2015", "annotations/test_hico.json"),
 }
 PLAN_FILE, DATASET_FILE = "toy.json", "dataset.toml"
-# Raised whenever the same seed gives other images than before.
+# To be increased whenever a change of the code changes the images of a seed.
 DRAWING_VERSION = 1
 CHUNK_SIZE = 50
+# Starting worker processes takes longer than drawing fewer images than this.
 MIN_IMAGES_FOR_WORKERS = 200
 
 
@@ -39,23 +40,24 @@ def write_toy(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> bool:
-    """Draws the toy dataset into a folder; `dataset.toml`, written last, says that it is complete.
+    """Draws the toy dataset into a folder. `dataset.toml` is written last and marks it as complete.
 
-    A folder where this was interrupted is drawn again; the bytes do not depend on that, nor on
-    the number of workers.
+    The images of an interrupted call are drawn again. The files do not depend on the number of
+    workers.
 
     Args:
-        root: a new or empty folder, or one that holds a toy dataset.
+        root: a new or empty folder, or one with a toy dataset.
         train, test: numbers of images.
-        seed: of everything random.
+        seed: random seed.
         overwrite: replace another toy dataset.
-        workers: processes; all cores by default.
+        workers: number of processes; None for one per usable core.
 
     Returns:
-        False where the folder already held exactly this toy dataset.
+        Whether the dataset was written; False if the folder already contains the same one.
 
     Raises:
-        InputError: a number is out of range, or the folder holds something else.
+        InputError: a number is out of range, or the folder contains other files or another toy
+            dataset that must not be overwritten.
     """
     root = Path(root)
     for name, number, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
@@ -74,28 +76,28 @@ def write_toy(
 
 
 def _prepare_folders(root: Path) -> None:
-    """Makes the folders; an earlier toy dataset's images go.
+    """Creates the folders and removes the images of an earlier toy dataset.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: a folder cannot be created.
     """
     try:
         for folder in ("annotations", *(folder for folder, _ in PART_PATHS.values())):
             (root / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{root}: cannot be made ({error.strerror})") from None
+        raise InputError(f"{root}: cannot be created ({error.strerror})") from None
     (root / DATASET_FILE).unlink(missing_ok=True)
     for folder, _ in PART_PATHS.values():
-        for old in (root / folder).glob("toy_*.jpg"):
-            old.unlink()
+        for path in (root / folder).glob("toy_*.jpg"):
+            path.unlink()
 
 
 def _is_written(root: Path, plan: dict[str, int], overwrite: bool) -> bool:
-    """Whether the folder holds this toy dataset, complete.
+    """Whether the folder contains the complete toy dataset of this plan.
 
     Raises:
-        InputError: it holds another toy dataset and may not be overwritten, or is no toy dataset's
-            folder.
+        InputError: the folder contains another toy dataset that must not be overwritten, or other
+            files.
     """
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: expected a folder, found a file")
@@ -108,8 +110,8 @@ def _is_written(root: Path, plan: dict[str, int], overwrite: bool) -> bool:
         return (root / DATASET_FILE).is_file() and not overwrite
     if not overwrite:
         raise InputError(
-            f"{root}: holds one with {_format_plan(found)}, asked for {_format_plan(plan)};"
-            " give --overwrite to replace it"
+            f"{root}: expected a toy dataset with {_format_plan(plan)}, found one with"
+            f" {_format_plan(found)}; give --overwrite to replace it"
         )
     return False
 
@@ -130,7 +132,7 @@ def _dataset_toml() -> str:
 def _write_part(
     folder: Path, part: str, count: int, seed: int, workers: int | None
 ) -> list[dict[str, Any]]:
-    """Draws a part's images; returns its annotation file's entries, in order."""
+    """Draws the images of a part and returns the entries of its annotation file."""
     chunks = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
     entries: list[dict[str, Any]] = []
     with Progress(count, f"toy, {part}", "images") as progress:
@@ -141,20 +143,20 @@ def _write_part(
 
 
 def _map_chunks(
-    work: Callable[[range], list[dict[str, Any]]],
+    write_chunk: Callable[[range], list[dict[str, Any]]],
     chunks: list[range],
     count: int,
     workers: int | None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Results in order; small parts are not worth starting processes."""
+    """Results of all chunks in order, computed in worker processes for large parts."""
     workers = workers or num_usable_cores()
     if workers == 1 or count < MIN_IMAGES_FOR_WORKERS:
-        yield from map(work, chunks)
+        yield from map(write_chunk, chunks)
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
             with ignore_interrupts():
-                results = pool.map(work, chunks)
+                results = pool.map(write_chunk, chunks)
             yield from results
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -171,7 +173,7 @@ def _write_chunk(folder: Path, part: str, seed: int, indices: range) -> list[dic
 
 
 def to_hoia_entry(annotation: Annotation) -> dict[str, Any]:
-    """An image's entry in the HOIA/PPDM form: category ids, and 1-based verbs and interactions."""
+    """An image's entry of a HOIA file: COCO-style category ids, 1-based verbs and interactions."""
     vocabulary = toy_vocabulary()
     interactions = vocabulary.interaction_ids
     return {

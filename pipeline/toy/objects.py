@@ -1,7 +1,7 @@
-"""The eight kinds of things, each drawn in its own unit and placed by its anchors.
+"""The eight kinds of objects of toy images: their drawings, sizes and anchor points.
 
-Points are in body heights, the thing looks to the right and stands on 0: its origin is the middle
-of its base.
+Every kind is drawn in a unit of its own and scaled to units of the body height. Objects face right;
+the origin is the middle of the base.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ INK: Colour = (52, 48, 58)
 
 @dataclass(frozen=True)
 class ToyObject:
-    """A drawn object.
+    """A drawn object; lengths are in units of the body height.
 
     Attributes:
-        name: its kind.
+        name: the kind of object.
         sketch: the drawing.
-        seat: where one sits on it.
-        grip: where a hand holds it.
-        handle: where two hands push it from its left side.
-        tie: where a rope is tied to it, on its right side.
+        seat: point where a person sits.
+        grip: point where a hand holds the object.
+        handle: point where two hands push the object, at its left side.
+        tie: point where a rope is tied, at its right side.
     """
 
     name: str
@@ -45,7 +45,13 @@ class ToyObject:
 
 @dataclass(frozen=True)
 class ObjectKind:
-    """How a kind of thing is drawn, its size in body heights, and its anchors in its own unit."""
+    """A kind of object.
+
+    Attributes:
+        draw: draws the object in its own unit.
+        size: range of the unit's length, in units of the body height.
+        seat, grip, handle, tie: anchor points in the object's own unit, see `ToyObject`.
+    """
 
     draw: Callable[[Palette, ScalarRNG], Sketch]
     size: tuple[float, float]
@@ -56,18 +62,21 @@ class ObjectKind:
 
 
 def make_object(
-    name: str, palette: Palette, rng: ScalarRNG, smallest: float, grow: float = 1.0
+    name: str, palette: Palette, rng: ScalarRNG, smallest: float, size_factor: float = 1.0
 ) -> ToyObject:
-    """A thing of a kind.
+    """Draws an object of random size and colours.
 
     Args:
-        smallest: least length of its longer side, in body heights.
-        grow: factor on its usual size.
+        name: the kind of object.
+        palette: colours of the image.
+        rng: random numbers of the image.
+        smallest: minimum length of the longer side, in units of the body height.
+        size_factor: factor on the usual size.
     """
     kind = OBJECT_KINDS[name]
     drawn = kind.draw(palette, rng)
     left, top, right, bottom = drawn.bounds()
-    scale = max(grow * rng.uniform(*kind.size), smallest / max(right - left, bottom - top))
+    scale = max(size_factor * rng.uniform(*kind.size), smallest / max(right - left, bottom - top))
     anchors = (kind.seat, kind.grip, kind.handle, kind.tie)
     return ToyObject(name, drawn.transformed(0, scale), *(anchor * scale for anchor in anchors))
 

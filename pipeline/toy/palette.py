@@ -1,4 +1,4 @@
-"""Colours that go together: a few designed palettes, varied a little in OKLCH."""
+"""Colour palettes for toy images, with small random variations in OKLCH."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pipeline.toy.canvas import Colour
 from pipeline.toy.rng import ScalarRNG
 
-# Every palette: (lightness, chroma, hue in degrees) of colours for clothes and things.
-PALETTES: tuple[tuple[tuple[float, float, float], ...], ...] = (
+# Lightness, chroma, hue in degrees.
+OklchColour = tuple[float, float, float]
+
+# Colours of every palette for clothes and objects.
+PALETTES: tuple[tuple[OklchColour, ...], ...] = (
     # picnic: tomato, mustard, teal, cream, navy
     ((0.62, 0.19, 28), (0.80, 0.14, 85), (0.60, 0.09, 195), (0.92, 0.04, 90), (0.38, 0.08, 262)),
     # candy: raspberry, apricot, mint, sky, plum
@@ -37,7 +40,10 @@ CARDBOARD = (0.74, 0.07, 72)
 
 
 def oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Colour:
-    """sRGB (0-255) of an OKLCH colour (hue in degrees), clipped into the gamut."""
+    """sRGB (0-255) of an OKLCH colour (hue in degrees), clipped to the gamut.
+
+    OKLCH is OKLab in polar coordinates; the matrices are those of OKLab's definition.
+    """
     a = chroma * math.cos(math.radians(hue))
     b = chroma * math.sin(math.radians(hue))
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
@@ -52,44 +58,44 @@ def oklch_to_rgb(lightness: float, chroma: float, hue: float) -> Colour:
 
 def _to_srgb_byte(linear: float) -> int:
     linear = min(max(linear, 0.0), 1.0)
-    curved = 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
-    return round(255 * curved)
+    encoded = 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
+    return round(255 * encoded)
 
 
 def blend(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour in the first."""
+    """Mix of two colours, with `share` of the second one."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one image.
+    """Colours of one image.
 
     Attributes:
-        colours: OKLCH triples for clothes and things.
-        light: the light of the scene, mixed into everything.
-        tint: how much of it.
+        colours: OKLCH colours of clothes and objects.
+        light: colour of the scene's light, which is mixed into all colours.
+        tint: share of the light.
     """
 
-    colours: tuple[tuple[float, float, float], ...]
+    colours: tuple[OklchColour, ...]
     light: Colour = (255, 255, 255)
     tint: float = 0.0
 
     def accent(self, rng: ScalarRNG) -> Colour:
-        """One of the palette's colours, slightly varied."""
+        """A random colour of the palette with a small variation."""
         return self.shade(rng, rng.choice(self.colours))
 
     def accents(self, rng: ScalarRNG, count: int) -> list[Colour]:
-        """Different colours of the palette."""
+        """Different random colours of the palette with small variations."""
         return [self.shade(rng, colour) for colour in rng.shuffled(self.colours)[:count]]
 
-    def natural(self, rng: ScalarRNG, family: tuple[tuple[float, float, float], ...]) -> Colour:
-        """A colour of a natural family (`SKINS`, `COATS`, ...), slightly varied."""
+    def natural(self, rng: ScalarRNG, family: tuple[OklchColour, ...]) -> Colour:
+        """A random colour of a natural family (`SKINS`, `COATS`, ...) with a small variation."""
         return self.shade(rng, rng.choice(family))
 
-    def shade(self, rng: ScalarRNG, colour: tuple[float, float, float]) -> Colour:
-        """An OKLCH colour, slightly varied, in the scene's light."""
+    def shade(self, rng: ScalarRNG, colour: OklchColour) -> Colour:
+        """An OKLCH colour with a small variation, in the scene's light."""
         lightness, chroma, hue = colour
         varied = oklch_to_rgb(
             lightness + rng.uniform(-0.04, 0.04),

@@ -1,7 +1,7 @@
-"""Posed people: a skeleton of joint angles, reaching arms, and the clothes around it.
+"""People of toy images: poses as joint angles, forward and inverse kinematics, and drawing.
 
-Lengths are in body heights, the person looks to the right, the hip is the origin. Angles are in
-degrees from straight down, forward positive: 90 points ahead, 180 up, -90 back.
+Lengths are in units of the body height. The person faces right, and the hip is the origin. Angles
+are in degrees from straight down, positive forward: 90 is forward, 180 up, -90 backward.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ INK: Colour = (40, 32, 38)
 
 @dataclass(frozen=True)
 class Pose:
-    """Angles of a body.
+    """Joint angles of a body.
 
     Attributes:
-        lean: of the torso from upright, forward positive.
-        near_arm, far_arm: of upper arm and forearm; the near arm is in front of the body.
-        near_leg, far_leg: of thigh and shin.
+        lean: angle of the torso from upright, positive forward.
+        near_arm, far_arm: angles of upper arm and forearm; the near arm is in front of the body.
+        near_leg, far_leg: angles of thigh and shin.
     """
 
     lean: float
@@ -54,7 +54,7 @@ POSES = {
 
 @dataclass(frozen=True)
 class Appearance:
-    """What a person wears and looks like."""
+    """Colours, clothes and haircut of a person."""
 
     skin: Colour
     hair: Colour
@@ -69,18 +69,18 @@ class Appearance:
 
     @property
     def cheek(self) -> Colour:
-        """The skin, rosier."""
+        """Colour of the cheek."""
         return blend(self.skin, (236, 90, 90), 0.35)
 
     @property
     def lips(self) -> Colour:
-        """The skin, darker and rosier."""
+        """Colour of the lips."""
         return blend(self.skin, (130, 30, 40), 0.6)
 
 
 @dataclass(frozen=True)
 class Joints:
-    """Where the joints of a posed body are."""
+    """Positions of a body's joints; arms are (elbow, hand), legs are (knee, ankle)."""
 
     hip: complex
     shoulder: complex
@@ -92,22 +92,22 @@ class Joints:
 
     @property
     def top(self) -> float:
-        """Height of the crown."""
+        """Row of the top of the head."""
         return self.head.imag - HEAD
 
     @property
     def lowest(self) -> float:
-        """Height of the lower sole."""
+        """Row of the lower sole."""
         return max(self.near_leg[1].imag, self.far_leg[1].imag) + SOLE
 
 
 def unit_vector(angle: float) -> complex:
-    """The direction of an angle: 0 down, 90 ahead."""
+    """Unit vector of an angle in degrees: 0 is down, 90 forward."""
     return complex(math.sin(math.radians(angle)), math.cos(math.radians(angle)))
 
 
 def jitter_pose(pose: Pose, rng: ScalarRNG, degrees: float = 5.0) -> Pose:
-    """The pose with every angle changed a little."""
+    """The pose with a random change of every angle, up to `degrees`."""
 
     def pair(angles: tuple[float, float]) -> tuple[float, float]:
         return (
@@ -126,7 +126,7 @@ def jitter_pose(pose: Pose, rng: ScalarRNG, degrees: float = 5.0) -> Pose:
 
 
 def forward_kinematics(pose: Pose, hip: complex = 0) -> Joints:
-    """The joints of a body with its hip at a point."""
+    """Positions of the joints of a pose, with the hip at a point."""
     upright = unit_vector(180 - pose.lean)
     shoulder = hip + TORSO * upright
 
@@ -148,35 +148,37 @@ def forward_kinematics(pose: Pose, hip: complex = 0) -> Joints:
     )
 
 
-def solve_arm(shoulder: complex, target: complex, bends: int = 1) -> tuple[complex, complex]:
-    """Elbow and hand of an arm that reaches for a point, stretched where it is too far.
+def solve_arm(shoulder: complex, target: complex, bend: int = 1) -> tuple[complex, complex]:
+    """Elbow and hand of an arm that reaches for a point, by inverse kinematics.
 
     Args:
-        shoulder, target: where the arm begins and the hand should be.
-        bends: the side of the elbow, 1 clockwise from the arm's direction, -1 the other one.
+        shoulder: position of the shoulder.
+        target: position for the hand. If it is out of reach, the arm is stretched towards it.
+        bend: side of the elbow, 1 clockwise from the arm's direction, -1 counterclockwise.
     """
-    away = target - shoulder
-    distance = min(max(abs(away), 0.06), 0.985 * (UPPER_ARM + FOREARM))
-    direction = away / abs(away) if abs(away) > 0 else 1 + 0j
-    along_arm = (distance**2 + UPPER_ARM**2 - FOREARM**2) / (2 * distance)
-    beside = math.sqrt(max(UPPER_ARM**2 - along_arm**2, 0.0))
-    elbow = shoulder + direction * complex(along_arm, bends * beside)
+    offset = target - shoulder
+    distance = min(max(abs(offset), 0.06), 0.985 * (UPPER_ARM + FOREARM))
+    direction = offset / abs(offset) if abs(offset) > 0 else 1 + 0j
+    # Law of cosines in the triangle of shoulder, elbow and hand.
+    along = (distance**2 + UPPER_ARM**2 - FOREARM**2) / (2 * distance)
+    across = math.sqrt(max(UPPER_ARM**2 - along**2, 0.0))
+    elbow = shoulder + direction * complex(along, bend * across)
     return elbow, shoulder + direction * distance
 
 
 def move_hands(
-    joints: Joints, near: complex | None = None, far: complex | None = None, bends: int = 1
+    joints: Joints, near: complex | None = None, far: complex | None = None, bend: int = 1
 ) -> Joints:
-    """The joints with hands moved to points; see `solve_arm`."""
+    """The joints with the hands moved to the given positions; see `solve_arm`."""
     if near is not None:
-        joints = replace(joints, near_arm=solve_arm(joints.shoulder, near, bends))
+        joints = replace(joints, near_arm=solve_arm(joints.shoulder, near, bend))
     if far is not None:
-        joints = replace(joints, far_arm=solve_arm(joints.shoulder, far, bends))
+        joints = replace(joints, far_arm=solve_arm(joints.shoulder, far, bend))
     return joints
 
 
 def sample_appearance(palette: Palette, rng: ScalarRNG) -> Appearance:
-    """Clothes, skin and hair of a person."""
+    """Random colours, clothes and haircut of a person."""
     top, bottom, shoes = palette.accents(rng, 3)
     return Appearance(
         skin=palette.natural(rng, SKINS),
@@ -193,7 +195,7 @@ def sample_appearance(palette: Palette, rng: ScalarRNG) -> Appearance:
 
 
 def draw_arm(joints: Joints, appearance: Appearance, near: bool) -> Sketch:
-    """The near or the far arm."""
+    """Drawing of the near or the far arm; the far one is darker."""
     elbow, hand = joints.near_arm if near else joints.far_arm
     sleeve, skin = appearance.top, appearance.skin
     if not near:
@@ -204,7 +206,7 @@ def draw_arm(joints: Joints, appearance: Appearance, near: bool) -> Sketch:
 
 
 def draw_leg(joints: Joints, appearance: Appearance, near: bool) -> Sketch:
-    """The near or the far leg, with its shoe."""
+    """Drawing of the near or the far leg with its shoe; the far one is darker."""
     knee, ankle = joints.near_leg if near else joints.far_leg
     cloth, skin, shoe = appearance.bottom, appearance.skin, appearance.shoes
     if not near:
@@ -217,7 +219,7 @@ def draw_leg(joints: Joints, appearance: Appearance, near: bool) -> Sketch:
 
 
 def draw_body(joints: Joints, appearance: Appearance) -> Sketch:
-    """Torso, head, hair and face."""
+    """Drawing of torso and head."""
     body = Sketch()
     body.line(joints.shoulder, joints.head, 0.04, appearance.skin)
     waist = joints.hip + 0.13 * (joints.shoulder - joints.hip)
@@ -234,7 +236,7 @@ def draw_body(joints: Joints, appearance: Appearance) -> Sketch:
 
 
 def _draw_head(joints: Joints, appearance: Appearance) -> Sketch:
-    """Head, hair and face, upright around 0, then tilted onto the neck."""
+    """Head, hair and face, drawn upright around the origin and then turned with the neck."""
     head = Sketch()
     if appearance.haircut == 1:
         head.line(-0.05 - 0.04j, -0.075 + 0.13j, 0.07, appearance.hair, 0.8)

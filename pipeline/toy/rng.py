@@ -1,4 +1,4 @@
-"""Random choices that are cheap one at a time."""
+"""Fast scalar random numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ BLOCK_SIZE = 512
 
 
 class ScalarRNG:
-    """Scalar draws from a generator, taken from it in blocks (a generator's own are slow).
+    """Scalar random numbers, drawn from a numpy generator in blocks.
+
+    Single scalar draws from a numpy generator are slow.
 
     Args:
-        generator: the only source of randomness; nobody else may draw from it meanwhile.
+        generator: source of all random numbers. Other draws from it change the sequence.
     """
 
     def __init__(self, generator: np.random.Generator) -> None:
@@ -23,13 +25,13 @@ class ScalarRNG:
         self._block: list[float] = []
 
     def random(self) -> float:
-        """A number in [0, 1)."""
+        """A uniform number in [0, 1)."""
         if not self._block:
             self._block = self.generator.random(BLOCK_SIZE).tolist()
         return self._block.pop()
 
     def uniform(self, low: float, high: float) -> float:
-        """A number in [low, high)."""
+        """A uniform number in [low, high)."""
         return low + (high - low) * self.random()
 
     def bernoulli(self, probability: float) -> bool:
@@ -37,23 +39,23 @@ class ScalarRNG:
         return self.random() < probability
 
     def randrange(self, count: int) -> int:
-        """A whole number from 0 to count - 1."""
+        """An integer from 0 to count - 1."""
         return int(self.random() * count)
 
     def choice(self, items: Sequence[Item]) -> Item:
-        """One of the items, all equally likely."""
+        """One of the items with equal probabilities."""
         return items[self.randrange(len(items))]
 
     def weighted_index(self, weights: Sequence[float]) -> int:
-        """An index, as likely as its weight."""
-        left = self.random() * sum(weights)
+        """An index with probability proportional to its weight."""
+        remaining = self.random() * sum(weights)
         for index, weight in enumerate(weights):
-            left -= weight
-            if left < 0:
+            remaining -= weight
+            if remaining < 0:
                 return index
         return len(weights) - 1
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
         """The items in random order."""
-        rest = list(items)
-        return [rest.pop(self.randrange(len(rest))) for _ in items]
+        remaining = list(items)
+        return [remaining.pop(self.randrange(len(remaining))) for _ in items]

@@ -1,4 +1,4 @@
-"""Images of the toy dataset, and what is annotated in them."""
+"""Draws one image of the toy dataset with its annotation: background, groups, grain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from pipeline.toy import scenery
 from pipeline.toy.actions import DECORATION
 from pipeline.toy.canvas import IMAGE_SIZE, Box, Canvas, Colour
-from pipeline.toy.palette import PALETTES, Palette, oklch_to_rgb
+from pipeline.toy.palette import PALETTES, OklchColour, Palette, oklch_to_rgb
 from pipeline.toy.rng import ScalarRNG
 from pipeline.toy.scene_spec import (
     PARTS,
@@ -22,48 +22,48 @@ from pipeline.toy.scene_spec import (
 )
 from pipeline.types import Annotation
 
-# Images are painted this much larger and averaged down, which smooths all edges.
+# Images are drawn this many times larger and then averaged, which smooths all edges.
 SUPERSAMPLING = 3
 NOISE_LEVELS = 4
 
 
 def draw_scene(seed: int, part: str, index: int) -> tuple[Image.Image, Annotation]:
-    """One image of the toy dataset; the same arguments always give the same bytes.
+    """Draws one image of the toy dataset. The same arguments always give the same bytes.
 
     Args:
-        seed: of the whole toy dataset, from 0 on.
-        part: `train`, `test` or `models` (images for the toy teacher and detector, where all
-            interactions are equally common).
-        index: number of the image in its part, from 0.
+        seed: seed of the toy dataset, at least 0.
+        part: `train`, `test` or `models` (images for training the toy teacher and detector, in
+            which no interactions are rare).
+        index: index of the image in its part, from 0.
 
     Returns:
-        An RGB image of 128x128 pixels, and its annotation: boxes are tight to what was drawn of a
-        person or thing, whether or not others cover it; distractors are not annotated.
+        An RGB image of 128x128 pixels, and its annotation. Boxes are tight around all that was
+        drawn of a person or an object, even if it is covered; distractors are not annotated.
     """
     rng = ScalarRNG(np.random.default_rng([seed, PARTS.index(part), index]))
     background = BACKGROUNDS[rng.choice(list(BACKGROUNDS))]
     light, tint = background.light
     palette = Palette(rng.choice(PALETTES), oklch_to_rgb(*light), tint)
     horizon = int(rng.uniform(0.36, 0.56) * IMAGE_SIZE)
-    standing = place_groups(sample_scene_spec(seed, part, index, rng), palette, horizon, rng)
+    groups = place_groups(sample_scene_spec(seed, part, index, rng), palette, horizon, rng)
     canvas = draw_background(background, horizon, rng, SUPERSAMPLING)
-    for group in standing:
+    for group in groups:
         _draw_shadows(canvas, group)
-    for group in standing:
+    for group in groups:
         for _, sketch in group.parts:
             sketch.paint(canvas.solid, SUPERSAMPLING, group.position)
     for feature in background.foreground:
         feature(canvas)
-    return _finish_image(canvas.image, rng), annotate_scene(standing, image_file_name(part, index))
+    return _finish_image(canvas.image, rng), annotate_scene(groups, image_file_name(part, index))
 
 
 def image_file_name(part: str, index: int) -> str:
-    """File name of an image, which is its id."""
+    """File name of an image."""
     return f"toy_{part}_{index + 1:08d}.jpg"
 
 
 def _finish_image(image: Image.Image, rng: ScalarRNG) -> Image.Image:
-    """The image in its final size, with a little grain."""
+    """The image in its final size, with uniform noise."""
     pixels = np.asarray(image.reduce(SUPERSAMPLING), dtype=np.int16)
     grain = rng.generator.integers(
         -NOISE_LEVELS, NOISE_LEVELS + 1, (IMAGE_SIZE, IMAGE_SIZE, 1), dtype=np.int16
@@ -72,7 +72,7 @@ def _finish_image(image: Image.Image, rng: ScalarRNG) -> Image.Image:
 
 
 def _draw_shadows(canvas: Canvas, group: PlacedGroup) -> None:
-    """Shadows under what is on the ground or not far above."""
+    """Draws shadows under people and objects that are at most 30 pixels above the ground."""
     for owner, (left, _, right, bottom) in group.boxes.items():
         height = group.position.imag - bottom
         if owner == DECORATION or height > 30:
@@ -82,13 +82,13 @@ def _draw_shadows(canvas: Canvas, group: PlacedGroup) -> None:
         canvas.draw_shadow(middle, half, max(1.5, 0.16 * half))
 
 
-def annotate_scene(standing: list[PlacedGroup], image_id: str) -> Annotation:
-    """The annotation of an image: of every group its person, then its things."""
+def annotate_scene(groups: list[PlacedGroup], image_id: str) -> Annotation:
+    """The annotation of an image: the person of every group, then its objects."""
     vocabulary = toy_vocabulary()
     boxes: list[Box] = []
     labels: list[int] = []
     hois: list[tuple[int, int, int]] = []
-    for group in standing:
+    for group in groups:
         if group.spec is None:
             continue
         person = len(boxes)
@@ -111,27 +111,24 @@ def annotate_scene(standing: list[PlacedGroup], image_id: str) -> Annotation:
     )
 
 
-Lch = tuple[float, float, float]
-
-
 @dataclass(frozen=True)
 class Background:
-    """A kind of place; colours are OKLCH.
+    """A kind of background; colours are OKLCH.
 
     Attributes:
-        upper: of the sky or wall at the top and at the horizon.
-        lower: of the ground at the horizon and in front.
-        features: what is drawn onto the empty place, from back to front.
-        foreground: what is drawn last, over people and things.
-        light: a colour mixed into people and things, and how much of it.
-        upper_texture, lower_texture: contrast of the texture of sky and ground, in grey levels.
+        upper: colours of the sky or wall, at the top and at the horizon.
+        lower: colours of the ground, at the horizon and in front.
+        features: functions that draw scenery behind people and objects, from back to front.
+        foreground: functions that draw scenery in front of people and objects.
+        light: colour that is mixed into people and objects, and its share.
+        upper_texture, lower_texture: contrast of the noise on sky and ground, in grey levels.
     """
 
-    upper: tuple[Lch, Lch]
-    lower: tuple[Lch, Lch]
+    upper: tuple[OklchColour, OklchColour]
+    lower: tuple[OklchColour, OklchColour]
     features: tuple[Callable[[Canvas], None], ...]
     foreground: tuple[Callable[[Canvas], None], ...] = ()
-    light: tuple[Lch, float] = ((1.0, 0.0, 0.0), 0.0)
+    light: tuple[OklchColour, float] = ((1.0, 0.0, 0.0), 0.0)
     upper_texture: float = 6.0
     lower_texture: float = 8.0
 
@@ -207,8 +204,8 @@ BACKGROUNDS = {
 }
 
 
-def vary_colour(rng: ScalarRNG, colour: Lch) -> Colour:
-    """An OKLCH colour, a little changed, as RGB."""
+def vary_colour(rng: ScalarRNG, colour: OklchColour) -> Colour:
+    """An OKLCH colour with small random changes, as RGB."""
     lightness, chroma, hue = colour
     return oklch_to_rgb(
         lightness + rng.uniform(-0.03, 0.03),
@@ -217,32 +214,32 @@ def vary_colour(rng: ScalarRNG, colour: Lch) -> Colour:
     )
 
 
-def draw_background(background: Background, edge: int, rng: ScalarRNG, scale: int) -> Canvas:
-    """A place without people, on which more can be painted.
+def draw_background(background: Background, horizon: int, rng: ScalarRNG, scale: int) -> Canvas:
+    """A canvas with a background, for people and objects to be drawn on.
 
     Args:
-        background: which kind.
-        edge: row of the horizon, where the ground begins, in pixels of the final image.
-        rng: the image's randomness.
-        scale: the image comes out this many times larger than `IMAGE_SIZE`.
+        background: kind of the background.
+        horizon: row where the ground begins, in pixels of the final image.
+        rng: random numbers of the image.
+        scale: size of the canvas in multiples of `IMAGE_SIZE`.
     """
     above = [vary_colour(rng, colour) for colour in background.upper]
     below = [vary_colour(rng, colour) for colour in background.lower]
     rows = np.empty((IMAGE_SIZE, 3), dtype=np.float32)
-    for ends, part in ((above, rows[:edge]), (below, rows[edge:])):
+    for ends, part in ((above, rows[:horizon]), (below, rows[horizon:])):
         first, last = np.array(ends, dtype=np.float32)
         part[:] = first + (last - first) * np.linspace(0, 1, len(part), dtype=np.float32)[:, None]
     texture = smooth_noise(rng, 6) * background.upper_texture
-    texture[edge:] = smooth_noise(rng, 24)[edge:] * background.lower_texture
+    texture[horizon:] = smooth_noise(rng, 24)[horizon:] * background.lower_texture
     values = np.clip(rows[:, None] + texture[:, :, None], 0, 255).astype(np.uint8)
-    # Nearest neighbours: averaging down later gives exactly these pixels back.
+    # With nearest-neighbour resampling, the final averaging restores exactly these pixels.
     size = (IMAGE_SIZE * scale, IMAGE_SIZE * scale)
     image = Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
     canvas = Canvas(
         image=image,
         solid=ImageDraw.Draw(image),
         translucent=ImageDraw.Draw(image, "RGBA"),
-        horizon=edge,
+        horizon=horizon,
         rng=rng,
         scale=scale,
         sky=above[1],
@@ -255,7 +252,7 @@ def draw_background(background: Background, edge: int, rng: ScalarRNG, scale: in
 
 
 def smooth_noise(rng: ScalarRNG, cells: int) -> np.ndarray:
-    """(SIZE, SIZE) float32 smooth noise, mostly between -1 and 1, from a grid of cells."""
+    """(IMAGE_SIZE, IMAGE_SIZE) float32 noise in [-1, 1], interpolated from a grid of cells."""
     grid = rng.generator.random((cells, cells), dtype=np.float32) * 2 - 1
     return np.array(
         Image.fromarray(grid).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)

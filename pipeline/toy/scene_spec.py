@@ -1,4 +1,7 @@
-"""Who does what in an image: interactions as common or rare as in HICO-DET."""
+"""Content of a toy image: interactions of the people, and positions with little overlap.
+
+Interactions are common or rare, as in HICO-DET.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from pipeline.toy.rng import ScalarRNG
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 
 PARTS = ("train", "test", "models")
-# A given rare interaction is shown by one image in so many; "models" knows no rare ones.
+# Every rare interaction is shown by one image in this many. The images of "models", for training
+# the toy teacher and detector, have no rare interactions.
 RARE_PERIOD = {"train": 500, "test": 100}
 NUM_PEOPLE_WEIGHTS = (0.24, 0.46, 0.30)
 NO_INTERACTION_WEIGHT = 1.5
@@ -26,7 +30,12 @@ HANDS_FREE_VERBS = ("ride", "sit_on")
 
 @dataclass(frozen=True)
 class PersonSpec:
-    """What somebody shall do: an interaction, and perhaps one with a second thing in the hand."""
+    """Interactions of one person.
+
+    Attributes:
+        interaction: index of the interaction.
+        in_hand: index of an interaction `hold` with a second object; None without such an object.
+    """
 
     interaction: int
     in_hand: int | None = None
@@ -39,16 +48,16 @@ def toy_vocabulary() -> Vocabulary:
 
 
 def sample_scene_spec(seed: int, part: str, index: int, rng: ScalarRNG) -> list[PersonSpec]:
-    """What the one to three people of an image do.
+    """Samples the interactions of the one to three people of an image.
 
-    A rare interaction is shown exactly once in `RARE_PERIOD` images, by the first person, who
-    always finds room.
+    A rare interaction is shown exactly once in `RARE_PERIOD` images, by the first person, because
+    only the first person can always be placed.
 
     Args:
-        seed: of the toy dataset.
+        seed: seed of the toy dataset.
         part: one of `PARTS`.
-        index: number of the image in its part.
-        rng: the image's randomness.
+        index: index of the image in its part.
+        rng: random numbers of the image.
     """
     vocabulary = toy_vocabulary()
     weights, hands = _interaction_weights(part)
@@ -66,9 +75,10 @@ def sample_scene_spec(seed: int, part: str, index: int, rng: ScalarRNG) -> list[
 
 @cache
 def _interaction_weights(part: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """How likely every interaction is: as the main one, and as the one of a second thing.
+    """Sampling weights of the interactions: as a person's main one, and with an object in the hand.
 
-    Verbs are equally likely, and so are the common interactions of a verb.
+    All verbs have the same probability except `no_interaction`, and so have all common interactions
+    of a verb.
     """
     vocabulary = toy_vocabulary()
     rare = set(vocabulary.rare) if part in RARE_PERIOD else set()
@@ -77,8 +87,8 @@ def _interaction_weights(part: str) -> tuple[tuple[float, ...], tuple[float, ...
     for verb, name in enumerate(vocabulary.verbs):
         common = [
             index
-            for index, (its_verb, _) in enumerate(vocabulary.interactions)
-            if its_verb == verb and index not in rare
+            for index, (interaction_verb, _) in enumerate(vocabulary.interactions)
+            if interaction_verb == verb and index not in rare
         ]
         for index in common:
             weights[index] = (
@@ -90,18 +100,21 @@ def _interaction_weights(part: str) -> tuple[tuple[float, ...], tuple[float, ...
 
 @cache
 def _rare_slots(seed: int, part: str) -> dict[int, int]:
-    """Rare interactions by the number, within the period, of the images that show them."""
+    """Rare interactions by the index, modulo `RARE_PERIOD`, of the images that show them."""
     rare = toy_vocabulary().rare
     slots = np.random.default_rng([seed, PARTS.index(part)]).permutation(RARE_PERIOD[part])
     return {int(slot): index for slot, index in zip(slots[: len(rare)], rare, strict=True)}
 
 
-# Body heights by number of people, and the least length of a thing's longer side, in pixels.
+# Ranges of body heights for one, two and three people, and the smallest body height and longer side
+# of an object, in pixels.
 BODY_HEIGHTS = ((46, 68), (38, 58), (34, 48))
 MIN_BODY_HEIGHT, MIN_OBJECT_LENGTH = 32.0, 13.0
 EDGE_MARGIN = 1.5
 NUM_DISTRACTOR_WEIGHTS = (0.35, 0.4, 0.25)
 MAX_DESIGNS, MAX_POSITIONS = 4, 10
+# Largest share of a box that another group may cover, and largest share of it within
+# `PERSON_MARGIN` pixels of another person, who would seem to interact with it.
 MAX_OVERLAP, MAX_NEAR_OVERLAP, PERSON_MARGIN = 0.12, 0.03, 4.0
 
 OwnedSketches = list[tuple[int, Sketch]]
@@ -109,14 +122,14 @@ OwnedSketches = list[tuple[int, Sketch]]
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """A group, or a distractor, with its place in the image.
+    """A person with objects, or a distractor object, at its position in the image.
 
     Attributes:
-        parts: from back to front, whose (0 the person, 1, 2 the things, -1 nobody's) and what, in
-            pixels from the position.
-        position: where in the image the group's origin is; its row is that of the ground there.
-        boxes: by owner, the tight box of all its parts.
-        spec: what it shows, None for a distractor.
+        parts: owner and drawing of every part, from back to front, in pixels relative to
+            `position`. Owners are 0 for the person, 1 and 2 for the objects, -1 for decoration.
+        position: origin of the group in the image; its row is the ground.
+        boxes: tight box of all parts of an owner, by owner.
+        spec: the interactions; None for a distractor.
     """
 
     parts: OwnedSketches
@@ -126,24 +139,33 @@ class PlacedGroup:
 
     @property
     def box(self) -> Box:
-        """The box around all of it."""
+        """The smallest box around all parts."""
         return enclosing_box(self.boxes.values())
 
 
 def place_groups(
     specs: list[PersonSpec], palette: Palette, horizon: int, rng: ScalarRNG
 ) -> list[PlacedGroup]:
-    """Groups for all specs and some distractors, from back to front.
+    """Places a group for every spec, and some distractors, without much overlap.
 
-    What finds no room is left out; the first always finds some.
+    Groups for which no position is found are left out; the first group always has one.
+
+    Args:
+        specs: interactions of the people.
+        palette: colours of the image.
+        horizon: row where the ground begins.
+        rng: random numbers of the image.
+
+    Returns:
+        The placed groups from back to front.
     """
     low, high = BODY_HEIGHTS[len(specs) - 1]
     placed: list[PlacedGroup] = []
     distractors = [None] * rng.weighted_index(NUM_DISTRACTOR_WEIGHTS)
     for spec in [*specs, *distractors]:
-        found = _place_group(spec, rng.uniform(low, high), palette, horizon, placed, rng)
-        if found is not None:
-            placed.append(found)
+        group = _place_group(spec, rng.uniform(low, high), palette, horizon, placed, rng)
+        if group is not None:
+            placed.append(group)
     return sorted(placed, key=lambda group: group.position.imag)
 
 
@@ -155,7 +177,7 @@ def _place_group(
     placed: list[PlacedGroup],
     rng: ScalarRNG,
 ) -> PlacedGroup | None:
-    """Tries some designs in some spots, ever smaller."""
+    """Tries several drawings at several positions, with decreasing size; None if all overlap."""
     for _ in range(MAX_DESIGNS):
         mirrored = rng.bernoulli(0.5)
         parts = [
@@ -184,7 +206,7 @@ def _place_group(
 def _draw_group(
     spec: PersonSpec | None, height: float, palette: Palette, rng: ScalarRNG
 ) -> OwnedSketches:
-    """The parts of a spec's group (or of a distractor), in body heights."""
+    """Parts of a group or, without spec, of a distractor, in units of the body height."""
     vocabulary = toy_vocabulary()
     smallest = MIN_OBJECT_LENGTH / height
     if spec is None:
@@ -192,13 +214,13 @@ def _draw_group(
         obj = make_object(name, palette, rng, smallest)
         return [(1, obj.sketch.transformed(mirrored=rng.bernoulli(0.5)))]
     verb, label = vocabulary.interactions[spec.interaction]
-    kind = (vocabulary.verbs[verb], vocabulary.objects[label])
-    obj = make_object(kind[1], palette, rng, smallest, SIZE_FACTORS.get(kind, 1.0))
+    names = (vocabulary.verbs[verb], vocabulary.objects[label])
+    obj = make_object(names[1], palette, rng, smallest, SIZE_FACTORS.get(names, 1.0))
     in_hand: ToyObject | None = None
     if spec.in_hand is not None:
         name = vocabulary.objects[vocabulary.interactions[spec.in_hand][1]]
         in_hand = make_object(name, palette, rng, smallest, 0.9)
-    return draw_action(kind[0], obj, sample_appearance(palette, rng), rng, in_hand)
+    return draw_action(names[0], obj, sample_appearance(palette, rng), rng, in_hand)
 
 
 def _owner_boxes(parts: OwnedSketches) -> dict[int, Box]:
@@ -206,17 +228,16 @@ def _owner_boxes(parts: OwnedSketches) -> dict[int, Box]:
     boxes: dict[int, list[Box]] = {}
     for owner, sketch in parts:
         boxes.setdefault(owner, []).append(sketch.bounds(OUTLINE_WIDTH))
-    return {owner: enclosing_box(its) for owner, its in boxes.items()}
+    return {owner: enclosing_box(part_boxes) for owner, part_boxes in boxes.items()}
 
 
-def _shift_box(box: Box, by: complex) -> Box:
+def _shift_box(box: Box, offset: complex) -> Box:
     left, top, right, bottom = box
-    return left + by.real, top + by.imag, right + by.real, bottom + by.imag
+    return left + offset.real, top + offset.imag, right + offset.real, bottom + offset.imag
 
 
 def _overlaps_others(boxes: dict[int, Box], placed: list[PlacedGroup]) -> bool:
-    """Whether a new group hides others, is hidden by them, or somebody seems to act on another's
-    thing."""
+    """Whether a new group overlaps others, or a person is too close to another one's object."""
     union = enclosing_box(boxes.values())
     for other in placed:
         if any(covered_share(box, union) > MAX_OVERLAP for box in other.boxes.values()):
@@ -237,7 +258,7 @@ def _too_close(person: Box, boxes: dict[int, Box]) -> bool:
 
 
 def covered_share(box: Box, other: Box, margin: float = 0.0) -> float:
-    """The share of a box that lies in another one widened by a margin."""
+    """Share of a box's area that is inside another box, which is widened by a margin."""
     across = min(box[2], other[2] + margin) - max(box[0], other[0] - margin)
     down = min(box[3], other[3] + margin) - max(box[1], other[1] - margin)
     if across <= 0 or down <= 0:

@@ -1,4 +1,7 @@
-"""Scenery behind people: sky, hills, trees, houses, ground, rooms."""
+"""Scenery of toy images: sky, hills, trees, houses, ground and rooms.
+
+Every public function draws one kind of scenery onto a canvas.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def pebbles(canvas: Canvas) -> None:
 
 
 def drifts(canvas: Canvas) -> None:
-    """Soft heaps of snow."""
+    """Soft snowdrifts."""
     for _ in range(4):
         point = canvas.random_ground_point()
         half = canvas.rng.uniform(8, 20)
@@ -66,7 +69,7 @@ def drifts(canvas: Canvas) -> None:
 
 
 def tufts(canvas: Canvas) -> None:
-    """High grass in front of people and things."""
+    """Tall grass in front of people and objects."""
     blade = blend(canvas.front, (48, 92, 58), 0.42)
     for _ in range(canvas.rng.randrange(4)):
         point = canvas.random_ground_point()
@@ -77,7 +80,7 @@ def tufts(canvas: Canvas) -> None:
 
 
 def stones(canvas: Canvas) -> None:
-    """A few larger stones in front of people and things."""
+    """A few larger stones in front of people and objects."""
     for _ in range(canvas.rng.randrange(3)):
         point = canvas.random_ground_point()
         size = 1.8 + 2.2 * canvas.nearness(point)
@@ -89,7 +92,7 @@ def stones(canvas: Canvas) -> None:
 
 
 def posts(canvas: Canvas) -> None:
-    """A thin post in front of people and things, in a third of the images."""
+    """A thin post in front of people and objects, in a third of the images."""
     if canvas.rng.bernoulli(0.67):
         return
     foot = complex(
@@ -102,7 +105,7 @@ def posts(canvas: Canvas) -> None:
 
 
 def flakes(canvas: Canvas) -> None:
-    """Snow in front of people and things."""
+    """Falling snow in front of people and objects."""
     for _ in range(canvas.rng.randrange(36)):
         x, y = canvas.rng.uniform(0, IMAGE_SIZE), canvas.rng.uniform(0, IMAGE_SIZE)
         size = canvas.rng.uniform(0.4, 0.8)
@@ -168,9 +171,9 @@ def mountains(canvas: Canvas) -> None:
         x += half * canvas.rng.uniform(0.9, 1.7)
 
 
-def _spread(canvas: Canvas, most: int) -> list[complex]:
-    """Random places along the horizon, from left to right."""
-    count = canvas.rng.randrange(most + 1)
+def _spread(canvas: Canvas, max_count: int) -> list[complex]:
+    """Up to `max_count` random points on the horizon, from left to right."""
+    count = canvas.rng.randrange(max_count + 1)
     return [complex(x, canvas.horizon) for x in
             sorted(canvas.rng.uniform(0, IMAGE_SIZE) for _ in range(count))]  # fmt: skip
 
@@ -211,7 +214,7 @@ def pines(canvas: Canvas) -> None:
 
 
 def cacti(canvas: Canvas) -> None:
-    """Saguaros far away."""
+    """Distant saguaro cacti."""
     for foot in _spread(canvas, 4):
         size = canvas.rng.uniform(7, 12)
         green = blend(oklch_to_rgb(0.6, 0.09, 150), canvas.sky, 0.3)
@@ -223,7 +226,7 @@ def cacti(canvas: Canvas) -> None:
 
 
 def sea(canvas: Canvas) -> None:
-    """Water up to a far line, glints, and sometimes a sail."""
+    """Water with glints, and sometimes a sailing boat."""
     far = canvas.horizon - canvas.rng.uniform(9, 18)
     water = oklch_to_rgb(0.66, 0.09, canvas.rng.uniform(205, 240))
     corners = (complex(0, far), complex(IMAGE_SIZE, far), complex(IMAGE_SIZE, canvas.horizon),

@@ -133,7 +133,7 @@ def test_another_toy_needs_overwrite(small_toy, tmp_path):
     root = tmp_path / "w"
     write_toy(root, 8, 4, seed=1)
     before = folder_contents(root)
-    with pytest.raises(InputError, match=r"seed 1.*seed 2.*--overwrite"):
+    with pytest.raises(InputError, match=r"seed 2.*seed 1.*--overwrite"):
         write_toy(root, 6, 3, seed=2)
     assert folder_contents(root) == before
     assert write_toy(root, 6, 3, seed=2, overwrite=True)
