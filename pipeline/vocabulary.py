@@ -69,7 +69,7 @@ class Vocabulary:
 
     @property
     def first_verb_id(self) -> int:
-        """Id of the first verb in files of the HOIA form: 0 for V-COCO, 1 for all others."""
+        """Id of the first verb in files of the HOIA format: 0 for V-COCO, 1 for all others."""
         return 0 if self.roles else 1
 
     @cached_property

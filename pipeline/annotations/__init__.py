@@ -1,7 +1,7 @@
-"""Readers of annotation files in their published forms: HICO-DET, HOIA, V-COCO and COCO.
+"""Readers of annotation files in their published formats: HICO-DET, HOIA, V-COCO and COCO.
 
-All forms are read into the same `pipeline.types.Annotation`; `load_annotations` recognises the form
-of a file by its content.
+All formats are read into the same `pipeline.types.Annotation`; `load_annotations` recognises the
+format of a file by its content.
 """
 
 from pipeline.annotations.load import AnnotationFile, load_annotations

@@ -199,7 +199,7 @@ class ParseContext:
         issues: number of issues by kind.
         entry_errors: number of wrong entries by kind, in lenient mode.
         examples: error message of the first issue or wrong entry of each kind.
-        unlabelled: names of images without any labelled pair, in forms that list labelled images.
+        unlabelled: names of images without any labelled pair, in formats that list labelled images.
         box_formats: statistics of the boxes, by the expected format.
         role_order: number of labels with "right" and with "swapped" subject and object.
     """
@@ -309,7 +309,7 @@ class RawAnnotation:
         hois: K (human box, object box, verb); the object box is -1 for a verb without object.
         size: width and height in pixels; None if the file has no sizes.
         box_field, hoi_field: field names in the file of a box and a label, by index, for errors.
-        coco_image_id: COCO's id of the image; None in other forms.
+        coco_image_id: COCO's id of the image; None in other formats.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""The HOIA form of PPDM, QPIC and later methods: `trainval_hico.json`, `test_hico.json`.
+"""The HOIA format of PPDM, QPIC and later methods: `trainval_hico.json`, `test_hico.json`.
 
 A list with one entry per image: `file_name`; `annotations` (boxes: `bbox` xyxy in pixels,
 `category_id` is COCO's id); `hoi_annotation` (`subject_id` and `object_id` are 0-based box indices,
 `category_id` is the 1-based verb); optionally `width` and `height`. The published V-COCO files of
-this form (`trainval_vcoco.json`, `test_vcoco.json`) have 0-based verbs, and object -1 for verbs
+this format (`trainval_vcoco.json`, `test_vcoco.json`) have 0-based verbs, and object -1 for verbs
 without object.
 """
 

@@ -1,4 +1,4 @@
-"""Loads annotation files of every known form, which is recognised by the content."""
+"""Loads annotation files of every known format, which is recognised by the content."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class AnnotationFile:
         issues: number of repaired issues (clipped boxes, dropped labels) by kind.
         digest: SHA-256 of the file, or of all files that belong to it.
         part: the dataset part it was read for.
-        unlabelled: names of images without any labelled pair, in forms that list labelled images;
+        unlabelled: names of images without any labelled pair, in formats that list labelled images;
             they are not in `annotations`.
         entry_errors: number of wrong entries by kind that lenient mode left out.
         examples: error message of the first issue or wrong entry of each kind.
-        boxes_only: files of this form contain no interactions.
+        boxes_only: files of this format contain no interactions.
     """
 
     path: Path
@@ -84,7 +84,7 @@ def load_annotations(
     ids: Path | None = None,
     lenient: bool = False,
 ) -> AnnotationFile:
-    """Reads an annotation file of any known form.
+    """Reads an annotation file of any known format.
 
     Args:
         path: HOIA JSON, `instances_*.json` or the official `anno_bbox.mat` of HICO-DET, V-COCO's
@@ -97,7 +97,7 @@ def load_annotations(
         lenient: leave wrong entries out and count them, and count issues in spite of `strict`.
 
     Raises:
-        InputError: the file is missing or has no known form, an entry is structurally wrong, or
+        InputError: the file is missing or has no known format, an entry is structurally wrong, or
             there is an issue under `strict`; names file, image and field.
     """
     path = Path(path)

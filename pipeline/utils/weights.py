@@ -1,6 +1,6 @@
 """Weights files: read without running code from them, checked, and identified by content.
 
-Known forms are checkpoints of torch.save, safetensors, and TorchScript archives (OpenAI's CLIP).
+Known formats are checkpoints of torch.save, safetensors, and TorchScript archives (OpenAI's CLIP).
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def check_finite(state: Mapping[str, Tensor], file: object) -> None:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 of names, dtypes, shapes and values; independent of the file form."""
+    """Hex SHA-256 of names, dtypes, shapes and values; independent of the file format."""
 
     def chunks():
         for name in sorted(state):
