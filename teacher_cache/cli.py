@@ -431,8 +431,8 @@ def build(
     from teacher_cache.build import BuildConfig
     from teacher_cache.cluster.modes import SlurmJobs
     from teacher_cache.cluster.run import check_libraries
+    from teacher_cache.detectors.class_names import load_class_names
     from teacher_cache.detectors.pairing import PairingConfig
-    from teacher_cache.detectors.torchvision import load_class_names
     from teacher_cache.extraction.extract import ExtractionConfig
     from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
     from teacher_cache.teachers.regions import RegionMode

@@ -1,4 +1,4 @@
-"""Forms the human-object pairs that the teacher scores."""
+"""Forms the human-object pairs that the teacher scores, from detected or annotated boxes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from teacher_cache.reader.soft_targets import objects_with_actions
 
 @dataclass(frozen=True)
 class PairingConfig:
-    """Which of a detector's boxes form pairs.
+    """Which boxes form pairs.
 
     Attributes:
-        person_threshold, object_threshold: lowest score of a person and of the other partner.
-        max_people, max_objects: at most so many of each per image, the best ones; None takes all.
+        person_threshold, object_threshold: lowest score of a person and of an object.
+        max_people, max_objects: largest number of each per image, in order of their scores; None
+            for no limit.
     """
 
     person_threshold: float = 0.2
@@ -27,13 +28,13 @@ class PairingConfig:
     max_objects: int | None = 15
 
 
-# The published protocol pairs whatever people annotated.
+# The published protocol pairs all annotated boxes.
 UNRESTRICTED_PAIRING = PairingConfig(0.0, 0.0, None, None)
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectBoxes:
-    """What a detector, or the people who annotated, found in one image.
+    """Detected or annotated boxes of one image.
 
     Attributes:
         boxes: (N, 4) float32, xyxy, pixels of the image.
@@ -46,36 +47,41 @@ class ObjectBoxes:
     scores: np.ndarray
 
 
-def form_pairs(found: ObjectBoxes, vocabulary: Vocabulary, config: PairingConfig) -> Pairs:
-    """Every person with every other detection, people as objects too.
+def form_pairs(detections: ObjectBoxes, vocabulary: Vocabulary, config: PairingConfig) -> Pairs:
+    """Pairs every person with every other box; other persons count as objects too.
 
-    Detections whose label forms no interaction are left out. Pairs stand in falling order of the
-    person's score, then of the object's. Equal scores go by label and box, whatever the order in
-    which they were found.
+    Boxes whose object forms no interaction are left out. Pairs are sorted by descending score of
+    the person, then of the object.
+
+    Args:
+        detections: boxes of one image.
+        vocabulary: its objects are the labels.
+        config: thresholds and limits.
     """
-    order = np.lexsort((*found.boxes.T[::-1], found.labels, -found.scores))
-    scores, labels = found.scores[order], found.labels[order]
+    # Ties are broken by label and box, so that the result does not depend on the boxes' order.
+    order = np.lexsort((*detections.boxes.T[::-1], detections.labels, -detections.scores))
+    scores, labels = detections.scores[order], detections.labels[order]
     is_person = (labels == vocabulary.person) & (scores >= config.person_threshold)
     people = order[is_person][: config.max_people]
     is_object = objects_with_actions(vocabulary)[labels] & (scores >= config.object_threshold)
     objects = order[is_object][: config.max_objects]
-    human = np.repeat(people, len(objects))
-    other = np.tile(objects, len(people))
-    human, other = human[human != other], other[human != other]
+    humans = np.repeat(people, len(objects))
+    others = np.tile(objects, len(people))
+    humans, others = humans[humans != others], others[humans != others]
     return Pairs(
-        human_boxes=found.boxes[human],
-        object_boxes=found.boxes[other],
-        object_labels=found.labels[other],
-        human_scores=found.scores[human],
-        object_scores=found.scores[other],
-        sources=np.full(len(human), PROPOSED, dtype=np.uint8),
+        human_boxes=detections.boxes[humans],
+        object_boxes=detections.boxes[others],
+        object_labels=detections.labels[others],
+        human_scores=detections.scores[humans],
+        object_scores=detections.scores[others],
+        sources=np.full(len(humans), PROPOSED, dtype=np.uint8),
     )
 
 
 def annotated_pairs(annotation: Annotation) -> Pairs:
-    """The distinct pairs that people annotated, in the order of their first label.
+    """The distinct annotated pairs of an image, in the order of their first labels.
 
-    Verbs without object form no pair, for there is no object.
+    Labels without an object (some verbs of V-COCO) form no pair.
     """
     distinct = dict.fromkeys(
         (human, other) for human, other, _ in annotation.hois.tolist() if other >= 0
@@ -92,7 +98,7 @@ def annotated_pairs(annotation: Annotation) -> Pairs:
 
 
 def annotated_boxes(annotation: Annotation) -> ObjectBoxes:
-    """All boxes that people drew, those without label too."""
+    """All annotated boxes of an image, including those without an interaction."""
     scores = np.ones(len(annotation.labels), dtype=np.float32)
     return ObjectBoxes(annotation.boxes, annotation.labels, scores)
 
@@ -110,10 +116,10 @@ def concatenate_pairs(first: Pairs, second: Pairs) -> Pairs:
 
 
 def pair_labels(annotation: Annotation, vocabulary: Vocabulary) -> np.ndarray:
-    """(P, V) bool: labels of an image's annotated pairs, in the order of `annotated_pairs`."""
-    rows: dict[tuple[int, int], int] = {}
+    """(P, V) bool: verb labels of an image's annotated pairs, in the order of `annotated_pairs`."""
+    row_by_pair: dict[tuple[int, int], int] = {}
     hois = [hoi for hoi in annotation.hois.tolist() if hoi[1] >= 0]
-    numbers = [rows.setdefault((human, other), len(rows)) for human, other, _ in hois]
-    labels = np.zeros((len(rows), vocabulary.num_verbs), dtype=bool)
-    labels[numbers, [verb for _, _, verb in hois]] = True
+    rows = [row_by_pair.setdefault((human, other), len(row_by_pair)) for human, other, _ in hois]
+    labels = np.zeros((len(row_by_pair), vocabulary.num_verbs), dtype=bool)
+    labels[rows, [verb for _, _, verb in hois]] = True
     return labels

@@ -15,11 +15,10 @@ from teacher_cache.detectors.pairing import (
 )
 
 PERSON, HORSE, BALL = 0, 1, 4
-CROWD = [(PERSON, 0.5), (PERSON, 0.9), (HORSE, 0.3), (BALL, 0.8)]
 
 
-def found(*entries):
-    """Detections from (label, score); the box tells the entry's number."""
+def detections_of(*entries):
+    """Detections from (label, score); a box starts at x = its index."""
     return ObjectBoxes(
         boxes=np.array([[n, 0, n + 10, 10] for n in range(len(entries))], np.float32).reshape(
             -1, 4
@@ -29,7 +28,7 @@ def found(*entries):
     )
 
 
-def rows(pairs):
+def indices_of(pairs):
     return [
         (int(human), int(other))
         for human, other in zip(pairs.human_boxes[:, 0], pairs.object_boxes[:, 0], strict=True)
@@ -37,7 +36,7 @@ def rows(pairs):
 
 
 @pytest.mark.parametrize(
-    "detections, config, wanted",
+    "detections, config, expected",
     [
         ([], PairingConfig(), []),
         ([(PERSON, 0.9)], PairingConfig(), []),
@@ -62,23 +61,23 @@ def rows(pairs):
         ),
     ],
 )
-def test_toy_pairs(vocabulary, detections, config, wanted):
-    pairs = form_pairs(found(*detections), vocabulary, config)
-    assert rows(pairs) == wanted
+def test_pairs_of_detections(vocabulary, detections, config, expected):
+    pairs = form_pairs(detections_of(*detections), vocabulary, config)
+    assert indices_of(pairs) == expected
     assert (pairs.sources == 1).all()
-    assert pairs.human_boxes.shape == pairs.object_boxes.shape == (len(wanted), 4)
+    assert pairs.human_boxes.shape == pairs.object_boxes.shape == (len(expected), 4)
 
 
-def test_people_are_objects_where_the_vocabulary_says_so():
+def test_people_are_objects_if_the_vocabulary_has_interactions_with_people():
     hico = load_vocabulary("hico-det")
-    pairs = form_pairs(found((hico.person, 0.9), (hico.person, 0.8)), hico, PairingConfig())
-    assert rows(pairs) == [(0, 1), (1, 0)]
+    pairs = form_pairs(detections_of((hico.person, 0.9), (hico.person, 0.8)), hico, PairingConfig())
+    assert indices_of(pairs) == [(0, 1), (1, 0)]
     assert pairs.object_labels.tolist() == [hico.person] * 2
     np.testing.assert_allclose(pairs.object_scores, [0.8, 0.9])
 
 
-def test_the_order_of_pairs_is_not_the_order_of_detections():
-    """Equal scores, equal boxes under several labels, and both."""
+def test_pairs_do_not_depend_on_the_order_of_detections():
+    """Also with equal scores, and with equal boxes of several labels."""
     hico = load_vocabulary("hico-det")
     rng = np.random.default_rng(2)
     count = 40
@@ -86,13 +85,13 @@ def test_the_order_of_pairs_is_not_the_order_of_detections():
     labels = rng.choice([hico.person, 1, 2], count)
     scores = rng.choice([0.5, 0.7, 0.9], count).astype(np.float32)
     config = PairingConfig(0.2, 0.6, max_people=6, max_objects=9)
-    wanted = form_pairs(ObjectBoxes(boxes, labels, scores), hico, config)
-    assert len(wanted) > 40
+    expected = form_pairs(ObjectBoxes(boxes, labels, scores), hico, config)
+    assert len(expected) > 40
     for _ in range(5):
         order = rng.permutation(count)
         pairs = form_pairs(ObjectBoxes(boxes[order], labels[order], scores[order]), hico, config)
         for name in ("human_boxes", "object_boxes", "object_labels", "object_scores"):
-            np.testing.assert_array_equal(getattr(pairs, name), getattr(wanted, name))
+            np.testing.assert_array_equal(getattr(pairs, name), getattr(expected, name))
 
 
 def test_annotated_boxes_form_all_pairs():
@@ -110,7 +109,7 @@ def test_annotated_boxes_form_all_pairs():
     assert pairs.sources.tolist() == [1] * 4 and pairs.object_scores.tolist() == [1] * 4
 
 
-def test_annotated_pairs_stand_in_the_order_of_their_first_label():
+def test_annotated_pairs_are_in_the_order_of_their_first_labels():
     annotation = Annotation(
         image_id="a",
         boxes=np.arange(16, dtype=np.float32).reshape(4, 4),
@@ -130,23 +129,23 @@ def test_an_image_without_labels_has_no_annotated_pairs():
     assert len(annotated_pairs(empty)) == 0
 
 
-def test_join(vocabulary):
+def test_concatenation(vocabulary):
     annotation = Annotation(
         "a", np.ones((2, 4), np.float32), np.array([PERSON, BALL]), np.array([[0, 1, 3]])
     )
-    proposed = form_pairs(found((PERSON, 0.9), (HORSE, 0.8)), vocabulary, PairingConfig())
-    joined = concatenate_pairs(annotated_pairs(annotation), proposed)
-    assert joined.sources.tolist() == [0, 1]
-    assert joined.object_labels.tolist() == [BALL, HORSE]
+    proposed = form_pairs(detections_of((PERSON, 0.9), (HORSE, 0.8)), vocabulary, PairingConfig())
+    both = concatenate_pairs(annotated_pairs(annotation), proposed)
+    assert both.sources.tolist() == [0, 1]
+    assert both.object_labels.tolist() == [BALL, HORSE]
 
 
-def test_pair_labels_follow_the_pairs():
+def test_pair_labels_are_in_the_order_of_annotated_pairs():
     vocabulary = load_vocabulary("toy")
     ride, hold, throw = map(vocabulary.verbs.index, ("ride", "hold", "throw"))
     boxes = np.array([[0, 0, 20, 40], [5, 20, 60, 60], [30, 0, 40, 10]], dtype=np.float32)
     hois = np.array([[0, 2, hold], [0, 1, ride], [0, 2, throw], [0, -1, hold]])
-    own = Annotation("a", boxes, np.array([PERSON, HORSE, BALL]), hois)
-    labels = pair_labels(own, vocabulary)
-    assert len(labels) == len(annotated_pairs(own)) == 2
+    annotation = Annotation("a", boxes, np.array([PERSON, HORSE, BALL]), hois)
+    labels = pair_labels(annotation, vocabulary)
+    assert len(labels) == len(annotated_pairs(annotation)) == 2
     assert np.flatnonzero(labels[0]).tolist() == [hold, throw]
     assert np.flatnonzero(labels[1]).tolist() == [ride]

@@ -3,7 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from pipeline.datasets.dataset import open_dataset
+from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
 from pipeline.vocabulary import load_vocabulary
@@ -11,18 +14,25 @@ from teacher_cache.detectors.proposals import (
     AMBIGUOUS_NUMBER,
     NOT_ANNOTATED,
     PROPOSAL_DTYPE,
+    ProposalsConfig,
+    image_index_by_key,
+    load_proposals,
     read_proposals,
+    remove_stored_proposals,
+    store_proposals,
 )
 
 IMAGES = {"a.jpg": 0, 5: 0, "b.jpg": 1, 6: 1, "c.jpg": NOT_ANNOTATED, 7: AMBIGUOUS_NUMBER}
 SIZES = np.array([[100.0, 50.0], [np.inf, np.inf]])
 HICO = load_vocabulary("hico-det")
+# In the dataset folder of the tests.
+ANNOTATIONS = "annotations/trainval_hico.json"
 GOOD = {"image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
 
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a list of entries, or a text, from a file."""
+    """Writes a list of entries, or a text, to a file and reads it."""
 
     def call(entries, vocabulary=HICO, **options):
         path = tmp_path / "results.json"
@@ -63,7 +73,7 @@ def test_detections_by_image(read):
     assert found.summary("f.json", 3) == "f.json: 4 detections in 2 of 3 images"
 
 
-def test_boxes_over_the_edge_are_clipped_and_counted(read):
+def test_boxes_outside_the_image_are_clipped_and_counted(read):
     found = read(
         [
             entry(bbox=[-5, -5, 20, 20]),
@@ -83,30 +93,30 @@ def test_boxes_over_the_edge_are_clipped_and_counted(read):
 
 
 @pytest.mark.parametrize("bbox", [[-5, 0, 20, 20], [10, 10, 0, 20], [200, 10, 20, 20]])
-def test_strict(read, bbox):
+def test_strict_reading_refuses_boxes_that_would_be_clipped_or_dropped(read, bbox):
     with pytest.raises(InputError, match="entry 1: bbox: expected"):
         read([GOOD, entry(bbox=bbox)], strict=True)
     assert len(read([GOOD], strict=True).rows) == 1
 
 
-def test_images_that_are_not_annotated_are_left_out(read):
+def test_detections_of_images_without_annotations_are_left_out(read):
     found = read([entry(image_id="c.jpg"), GOOD])
     assert len(found.rows) == 1
     assert "1 detections of images that are not annotated (left out)" in found.summary("f", 3)
 
 
-def test_other_objects_of_coco_are_left_out_of_a_part_of_them(read):
-    few = replace(HICO, objects=HICO.objects[:3], category_ids=HICO.category_ids[:3])
+def test_coco_objects_that_the_vocabulary_lacks_are_left_out(read):
+    subset = replace(HICO, objects=HICO.objects[:3], category_ids=HICO.category_ids[:3])
     missing = HICO.category_ids[10]
-    found = read([entry(category_id=missing), GOOD], few)
+    found = read([entry(category_id=missing), GOOD], subset)
     assert len(found.rows) == 1
     assert "1 detections of COCO objects that the vocabulary does not" in found.summary("f", 3)
     with pytest.raises(InputError, match="entry 0: category_id: expected"):
-        read([entry(category_id=12)], few)
+        read([entry(category_id=12)], subset)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ("fish", "entry 1: expected an object with image_id, category_id, bbox, score, found fish"),
         (None, "entry 1: expected an object"),
@@ -116,7 +126,7 @@ def test_other_objects_of_coco_are_left_out_of_a_part_of_them(read):
         (entry(image_id=99), "entry 1: image_id: expected the file name or the number"),
         (entry(image_id=True), "entry 1: image_id: expected the file name or the number"),
         (entry(image_id=[5]), "entry 1: image_id: expected the file name or the number"),
-        (entry(image_id=7), "entry 1: image_id: expected a file name, for several images"),
+        (entry(image_id=7), "entry 1: image_id: expected a file name, because several"),
         (entry(category_id=12), "entry 1: category_id: expected an object id of hico-det"),
         (entry(category_id=0), "entry 1: category_id: expected an object id"),
         (entry(category_id="1"), "entry 1: category_id: expected an object id"),
@@ -129,8 +139,8 @@ def test_other_objects_of_coco_are_left_out_of_a_part_of_them(read):
         (entry(bbox=[1, 2, 3, float("nan")]), "entry 1: bbox: expected four finite numbers"),
         (entry(bbox=[1, float("inf"), 3, 4]), "entry 1: bbox: expected four finite numbers"),
         (entry(bbox=[1, 10**400, 3, 4]), "entry 1: bbox: expected four finite numbers"),
-        (entry(bbox=[10, 10, -3, 4]), "entry 1: bbox: expected [x, y, width, height], sides"),
-        (entry(bbox=[10, 10, 3, -0.5]), "entry 1: bbox: expected [x, y, width, height], sides"),
+        (entry(bbox=[10, 10, -3, 4]), "entry 1: bbox: expected [x, y, width, height] with"),
+        (entry(bbox=[10, 10, 3, -0.5]), "entry 1: bbox: expected [x, y, width, height] with"),
         (entry(score=1.5), "entry 1: score: expected a number from 0 to 1, found 1.5"),
         (entry(score=-0.1), "entry 1: score: expected a number from 0 to 1"),
         (entry(score=float("nan")), "entry 1: score: expected a number from 0 to 1"),
@@ -138,16 +148,128 @@ def test_other_objects_of_coco_are_left_out_of_a_part_of_them(read):
         (entry(score=None), "entry 1: score: expected a number from 0 to 1"),
     ],
 )
-def test_wrong_entries(read, wrong, says):
+def test_wrong_entries(read, wrong, message):
     with pytest.raises(InputError, match=r"results\.json: ") as caught:
         read([GOOD, wrong, GOOD])
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "text", ["", "{}", '{"annotations": []}', "[", json.dumps([GOOD] * 9)[:-30], "[1, 2", "nan"]
 )
-def test_files_that_are_no_list(read, text):
+def test_files_without_a_list(read, text):
     with pytest.raises(InputError, match=r"results\.json: ") as caught:
         read(text)
     assert "\n" not in str(caught.value)
+
+
+def annotation(name, number=None):
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros((0, 3), int)
+    return Annotation(name, *empty, coco_image_id=number)
+
+
+def test_keys_without_images():
+    assert image_index_by_key([], []) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("HICO_train2015_00000015.jpg", 15),
+        ("COCO_val2014_000000581929.jpg", 581929),
+        ("000000000139.jpg", 139),
+        ("part_2/12.png", 12),
+        ("0.jpg", 0),
+    ],
+)
+def test_the_number_at_the_end_of_a_file_name_is_a_key(name, number):
+    assert image_index_by_key([annotation(name)], []) == {name: 0, number: 0}
+
+
+def test_file_names_without_a_number_are_keys():
+    assert image_index_by_key([annotation("cat.jpg"), annotation("7cat.jpg")], []) == {
+        "cat.jpg": 0,
+        "7cat.jpg": 1,
+    }
+
+
+def test_keys_of_images_without_annotations():
+    keys = image_index_by_key([annotation("a_2.jpg")], ["a_2.jpg", "a_3.jpg"])
+    assert keys == {"a_2.jpg": 0, 2: 0, "a_3.jpg": NOT_ANNOTATED, 3: NOT_ANNOTATED}
+
+
+def test_a_number_that_two_images_share_is_ambiguous():
+    keys = image_index_by_key([annotation("a_2.jpg"), annotation("b_2.jpg")], [])
+    assert keys == {"a_2.jpg": 0, "b_2.jpg": 1, 2: AMBIGUOUS_NUMBER}
+
+
+def test_ids_of_the_annotation_file_replace_numbers_in_file_names():
+    keys = image_index_by_key([annotation("a_2.jpg", 9), annotation("a_9.jpg", 2)], ["a_4.jpg"])
+    assert keys == {"a_2.jpg": 0, "a_9.jpg": 1, 9: 0, 2: 1, "a_4.jpg": NOT_ANNOTATED}
+
+
+@pytest.fixture
+def load(dataset, tmp_path):
+    """Loads a detections file with one wide box for each image."""
+    entries = [
+        {"image_id": number, "category_id": 1, "bbox": [100, 90, 300, 20], "score": 0.5}
+        for number in range(1, 8)
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(entries))
+    config = ProposalsConfig(tmp_path / "results.json", tmp_path / "cache")
+
+    def call():
+        data = open_dataset(dataset)
+        return load_proposals(config, data, data.load("train"), strict=False)
+
+    return call
+
+
+def widths(proposals):
+    return [box.boxes[0, 2] for box in proposals.by_image(7)]
+
+
+def test_boxes_are_clipped_to_annotated_sizes(load):
+    assert widths(load()) == [128] * 7
+
+
+def test_boxes_are_clipped_to_the_files_sizes_without_annotated_ones(dataset, load):
+    path = dataset / ANNOTATIONS
+    entries = json.loads(path.read_text())
+    for entry in entries:
+        del entry["width"], entry["height"]
+    path.write_text(json.dumps(entries))
+    images = sorted((dataset / "images/train2015").iterdir())
+    Image.new("RGB", (200, 128)).save(images[0])
+    images[1].write_bytes(b"not an image")
+    images[2].unlink()
+    assert widths(load()) == [200, 400, 400, 128, 128, 128, 128]
+
+
+def test_stored_rows_are_read_instead_of_the_file(load, monkeypatch):
+    first = load()
+    store_proposals(first)
+    with monkeypatch.context() as patch:
+        patch.setattr("teacher_cache.detectors.proposals.read_proposals", None)
+        again = load()
+    np.testing.assert_array_equal(again.rows, first.rows)
+    assert (again.digest, again.stored_rows) == (first.digest, first.stored_rows)
+    remove_stored_proposals(again)
+    assert not first.stored_rows.exists()
+    assert len(load().rows) == 7
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_the_file_is_read_if_the_stored_rows_are_damaged(load, share):
+    first = load()
+    store_proposals(first)
+    content = first.stored_rows.read_bytes()
+    first.stored_rows.write_bytes(content[: int(share * len(content))])
+    np.testing.assert_array_equal(load().rows, first.rows)
+
+
+def test_stored_rows_depend_on_the_annotations(dataset, load):
+    first = load()
+    path = dataset / ANNOTATIONS
+    path.write_text(path.read_text() + "\n")
+    assert load().stored_rows != first.stored_rows

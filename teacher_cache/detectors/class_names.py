@@ -1,0 +1,67 @@
+"""Class names of detectors, and their mapping to the objects of a vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import read_text
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+
+# Names of COCO's 80 objects in two orders: that of COCO's ids, and HICO-DET's alphabetical one.
+COCO80, HICO80 = "coco80", "hico80"
+BACKGROUND = "background"
+
+
+def load_class_names(source: str) -> tuple[str, ...]:
+    """Names of a detector's classes in their order, without the background.
+
+    Args:
+        source: "coco80", "hico80", or a file with one name per line, whose first line may be the
+            background.
+
+    Raises:
+        InputError: the source is none of these, or a line is empty.
+    """
+    coco = load_vocabulary("hico-det")
+    if source == COCO80:
+        return tuple(name for _, name in sorted(zip(coco.category_ids, coco.objects, strict=True)))
+    if source == HICO80:
+        return tuple(sorted(coco.objects))
+    if not Path(source).is_file():
+        expected = f"{COCO80}, {HICO80} or a file with one name per line"
+        raise InputError(f"--detector-classes: expected {expected}, found {source}")
+    names = [line.strip() for line in read_text(source).rstrip().splitlines()]
+    if "" in names:
+        where = f"line {names.index('') + 1}"
+        raise bad_field(source, where, "the name of a class", "an empty line")
+    # Written as `__background__` in torchvision's lists and as `background` in others.
+    is_background = bool(names) and _normalise_name(names[0]).strip("_ ") == BACKGROUND
+    return tuple(names[is_background:])
+
+
+def labels_from_names(names: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
+    """(N,) int64: the vocabulary's object for each class name, -1 for names that it lacks."""
+    objects = {_normalise_name(name): label for label, name in enumerate(vocabulary.objects)}
+    return np.array([objects.get(_normalise_name(name), -1) for name in names], dtype=np.int64)
+
+
+def labels_from_ids(num_classes: int, vocabulary: Vocabulary) -> np.ndarray:
+    """(num_classes,) int64: the vocabulary's object for each category id, -1 for unused ids."""
+    labels = np.full(num_classes, -1, dtype=np.int64)
+    labels[list(vocabulary.category_ids)] = np.arange(vocabulary.num_objects)
+    return labels
+
+
+def has_coco_objects(vocabulary: Vocabulary) -> bool:
+    """Whether the vocabulary's objects are COCO's 80."""
+    return set(map(_normalise_name, vocabulary.objects)) == set(
+        map(_normalise_name, load_class_names(COCO80))
+    )
+
+
+def _normalise_name(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())

@@ -1,0 +1,44 @@
+import pytest
+from torchvision.models import get_model_weights
+
+from pipeline.utils.errors import InputError
+from pipeline.vocabulary import load_vocabulary
+from teacher_cache.detectors.class_names import load_class_names
+
+
+def test_names_of_coco_objects_in_both_orders():
+    coco, hico = load_class_names("coco80"), load_class_names("hico80")
+    categories = get_model_weights("fasterrcnn_resnet50_fpn")["DEFAULT"].meta["categories"]
+    expected = [name for name in categories if name not in ("__background__", "N/A")]
+    assert [name.replace("_", " ") for name in coco] == expected
+    assert hico[:3] == ("airplane", "apple", "backpack") and hico[-1] == "zebra"
+    assert set(hico) == set(coco) == set(load_vocabulary("hico-det").objects)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"person\nhot dog\n",
+        b"\xef\xbb\xbfperson\r\nhot dog\r\n\r\n",
+        b"__background__\nperson\nhot dog",
+        b"Background\n person \nhot dog\n",
+    ],
+)
+def test_names_from_a_file(tmp_path, content):
+    (tmp_path / "names.txt").write_bytes(content)
+    assert load_class_names(str(tmp_path / "names.txt")) == ("person", "hot dog")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"person\n\ndog\n", r"names\.txt: line 2: "),
+        (b"person\n\xff\n", r"names\.txt: cannot be read"),
+        (None, r"--detector-classes: .*names\.txt"),
+    ],
+)
+def test_wrong_files_of_names(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_class_names(str(tmp_path / "names.txt"))
