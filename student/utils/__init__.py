@@ -1,1 +1,1 @@
-"""Processes, seeds, stop signals and DataLoader workers."""
+"""Helpers: distributed processes, random seeds, stop signals and DataLoader workers."""

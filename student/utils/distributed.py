@@ -1,7 +1,7 @@
-"""The processes that train together: who they are, and what they tell each other.
+"""Distributed training and prediction: process groups, collectives, errors, and device placement.
 
-Started by torchrun, or by anything that sets the same variables (RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR, MASTER_PORT), as the batch script does under SLURM.
+Processes are started by torchrun, or by any launcher that sets the same variables (RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), such as the SLURM batch script `train.sbatch`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ logger = get_logger(__name__)
 
 Value = TypeVar("Value")
 NUMERIC_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-# Seconds for all processes of a run to find each other. The variables may be another job's, left in
-# the environment, so nobody waits for long; but where a launcher vouches for the others, a machine
-# may be slow to load its programs.
+# Seconds in which all processes of a run have to join. The variables may be left over from another
+# job, so that the first limit is short. The second one holds where a launcher guarantees that the
+# other processes exist, since machines may be slow to load programs.
 RENDEZVOUS_TIMEOUT, LAUNCHED_TIMEOUT = 20.0, 600.0
-# Another time than the first of these, for launchers that start processes minutes apart.
+# Environment variable that replaces the first limit, for launchers that start processes slowly.
 TIMEOUT_VARIABLE = "EOID_JOIN_TIMEOUT"
-# How long a process waits for another one's word.
+# Timeout of messages between processes.
 STORE_TIMEOUT = timedelta(minutes=30)
-# Seconds between two looks whether the others are done; signals are answered in between.
+# Interval of polling, in seconds; between two polls Python handles signals.
 POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process among those of its run; every method is called by all of them.
+    """A process of a run and its collective operations, which all processes have to call.
 
     Attributes:
-        rank, world_size: this process's number and how many there are.
-        local_rank, local_world_size: its number among those on its machine, and how many these are.
-        cpu_group: the group for messages; it runs on the host, so that no message waits for a GPU.
+        rank, world_size: index of the process, and number of processes.
+        local_rank, local_world_size: the same among the processes on its machine.
+        cpu_group: gloo process group for messages; on the CPU, so that they do not wait for a GPU.
     """
 
     rank: int = 0
@@ -60,65 +60,68 @@ class DistContext:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes and prints what all of them have to say."""
+        """Whether this is the process that writes files and logs (rank 0)."""
         return self.rank == 0
 
     def all_reduce_max(self, *values: int) -> list[int]:
-        """The largest of each value over all processes."""
+        """The maximum of each value over all processes."""
         if self.world_size == 1:
             return list(values)
-        found = torch.tensor(values)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX, self.cpu_group)
-        return found.tolist()
+        reduced = torch.tensor(values)
+        distributed.all_reduce(reduced, distributed.ReduceOp.MAX, self.cpu_group)
+        return reduced.tolist()
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
-        """Values on the host, averaged over all processes."""
+        """The mean of a CPU tensor over all processes."""
         if self.world_size == 1:
             return values
-        found = values.clone()
-        distributed.all_reduce(found, group=self.cpu_group)
-        return found / self.world_size
+        summed = values.clone()
+        distributed.all_reduce(summed, group=self.cpu_group)
+        return summed / self.world_size
 
     def all_gather(self, value: Value) -> list[Value]:
-        """Every process's value, by rank."""
+        """The values of all processes, in the order of their ranks."""
         if self.world_size == 1:
             return [value]
-        found: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(found, value, self.cpu_group)
-        return found
+        gathered: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(gathered, value, self.cpu_group)
+        return gathered
 
     def broadcast(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, and only that one, for all of them.
+        """Calls `make` in the main process and returns its result in all processes.
 
         Raises:
-            InputError: it could not; in every process.
+            InputError: `make` raised it in the main process; raised in all processes.
         """
         if self.world_size == 1:
             return make()
-        made: list[Any] = [None, None]
+        result: list[Any] = [None, None]
         if self.is_main_process:
             try:
-                made[0] = make()
+                result[0] = make()
             except InputError as error:
-                made[1] = str(error)
-        distributed.broadcast_object_list(made, 0, self.cpu_group)
-        if made[1] is not None:
-            raise InputError(made[1])
-        return made[0]
+                result[1] = str(error)
+        distributed.broadcast_object_list(result, 0, self.cpu_group)
+        if result[1] is not None:
+            raise InputError(result[1])
+        return result[0]
 
     @contextmanager
     def propagate_errors(self) -> Iterator[None]:
-        """Where the body fails for some processes, all of them leave with the first one's reason.
+        """Raises an `InputError` of the body in all processes.
+
+        Without this, processes that did not fail would wait for the others in the next collective
+        operation until its timeout.
 
         Raises:
-            InputError: what a process said.
+            InputError: the body raised it in some process; of several the one of the lowest rank.
         """
         reason = None
         try:
             yield
         except InputError as error:
             reason = str(error)
-        reasons = [one for one in self.all_gather(reason) if one is not None]
+        reasons = [each for each in self.all_gather(reason) if each is not None]
         if reasons:
             raise InputError(reasons[0])
 
@@ -126,18 +129,19 @@ class DistContext:
         """Waits until all processes have called it.
 
         Raises:
-            InputError: another process ended before.
+            InputError: another process has ended.
         """
         try:
-            waiting = distributed.barrier(self.cpu_group, async_op=True)
-            while not waiting.is_completed():
+            work = distributed.barrier(self.cpu_group, async_op=True)
+            # A blocking wait would not let Python handle signals.
+            while not work.is_completed():
                 time.sleep(POLL_SECONDS)
-            waiting.wait()
+            work.wait()
         except RuntimeError as error:
             raise self.lost_process_error(error) from None
 
     def lost_process_error(self, error: RuntimeError) -> InputError:
-        """What to say where a message did not reach another process."""
+        """The error to raise where a collective operation failed because another process ended."""
         return InputError(
             f"process {self.rank} of {self.world_size}: another process of the run ended too early"
             f" ({' '.join(str(error).split())[:160]})"
@@ -149,41 +153,44 @@ SINGLE_PROCESS = DistContext()
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[tuple[DistContext, torch.device]]:
-    """Joins the other processes of the run, if it has any, and takes this one's device.
+    """Initialises the process group, if there are several processes, and chooses the device.
 
-    Where the body does not fail, all processes leave at the same time: a scheduler may end a job
-    soon after its first process has ended, while another one still scores.
+    Unless the body fails, all processes leave together: schedulers may end a job soon after its
+    first process has ended, while another one is still working.
 
     Args:
-        device: `auto|cpu|cuda[:i]`; among several processes each takes the GPU of its local rank,
-            or the only one that it is shown.
+        device: `auto|cpu|cuda[:i]`; of several processes each takes the GPU of its local rank, or
+            the only GPU visible to it.
+
+    Yields:
+        The context and the device of this process.
 
     Raises:
-        InputError: no such device, a wrong variable, two processes with one GPU, the others do not
-            come, or one of them ended before the body did.
+        InputError: the device does not exist, a variable is missing or invalid, two processes
+            share a GPU, the other processes do not join, or one of them ends during the body.
     """
     rank, size, local_rank = _read_environment()
     if size == 1:
         yield SINGLE_PROCESS, configure_device(resolve_device(device), "auto")
         return
-    told = os.environ.get("LOCAL_WORLD_SIZE") or "1"
-    if not told.isdecimal() or not 0 < int(told) <= size:
-        expected = f"how many of the {size} processes are on this machine"
-        raise InputError(f"LOCAL_WORLD_SIZE: expected {expected}, found {told}")
-    local_size = int(told)
-    # Whoever knows the precision sets it; until then it is where CUDA makes its context.
-    own = configure_device(local_device(device, local_rank), "auto")
-    on_gpu = own.type == "cuda"
+    local_text = os.environ.get("LOCAL_WORLD_SIZE") or "1"
+    if not local_text.isdecimal() or not 0 < int(local_text) <= size:
+        expected = f"the number of the {size} processes on this machine"
+        raise InputError(f"LOCAL_WORLD_SIZE: expected {expected}, found {local_text}")
+    local_size = int(local_text)
+    # Sets the current CUDA device before NCCL creates a context; the caller sets the precision.
+    local = configure_device(local_device(device, local_rank), "auto")
+    on_gpu = local.type == "cuda"
     try:
         distributed.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=_rendezvous(rank, size),
             rank=rank,
             world_size=size,
-            device_id=own if on_gpu else None,
+            device_id=local if on_gpu else None,
         )
     except distributed.DistBackendError as error:
-        # What is wrong stands in the last line, after where NCCL found it.
+        # The last line names the cause, after NCCL's source lines.
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"--device: expected a GPU for every process, found {reason}") from None
     try:
@@ -191,9 +198,9 @@ def init_distributed(device: str) -> Iterator[tuple[DistContext, torch.device]]:
         context = DistContext(rank, size, local_rank, local_size, cpu_group)
         try:
             with nullcontext() if context.is_main_process else only_errors():
-                yield context, own
+                yield context, local
         except RuntimeError as error:
-            # gloo's errors have no type of their own.
+            # gloo raises plain RuntimeErrors, with its source path in the message.
             if isinstance(error, distributed.DistBackendError) or "/gloo/" in str(error):
                 raise context.lost_process_error(error) from None
             raise
@@ -203,9 +210,13 @@ def init_distributed(device: str) -> Iterator[tuple[DistContext, torch.device]]:
 
 
 def average_counts(counts: Tensor) -> tuple[Tensor, int]:
-    """Counts averaged over processes, in one reduction on their device, and how many these are.
+    """Averages counts over all processes, in one reduction on their device.
 
-    Sums divided by them average to the whole batch's mean.
+    Sums of a process's share divided by these counts average, over processes, to the mean of the
+    whole batch, as DDP averages gradients.
+
+    Returns:
+        The averaged counts, and the number of processes.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return counts, 1
@@ -215,21 +226,21 @@ def average_counts(counts: Tensor) -> tuple[Tensor, int]:
 
 
 def _read_environment() -> tuple[int, int, int]:
-    """Rank, number of processes, local rank.
+    """Rank, number of processes and local rank of this process.
 
     Raises:
-        InputError: a variable is missing or wrong.
+        InputError: a variable is missing or invalid.
     """
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, 0
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         text = os.environ.get(name)
         if not text or (name in NUMERIC_VARIABLES and not text.isdecimal()):
-            what = "a number" if name in NUMERIC_VARIABLES else "the first process's"
+            what = "a number" if name in NUMERIC_VARIABLES else "the address of the first process"
             raise InputError(f"{name}: expected {what}, as WORLD_SIZE is set, found {text}")
     port = int(os.environ["MASTER_PORT"])
     if not 0 < port < 1 << 16:
-        raise InputError(f"MASTER_PORT: expected a port, 1 to 65535, found {port}")
+        raise InputError(f"MASTER_PORT: expected a port from 1 to 65535, found {port}")
     rank, size, local_rank = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     )
@@ -239,69 +250,72 @@ def _read_environment() -> tuple[int, int, int]:
 
 
 def _rendezvous(rank: int, size: int) -> distributed.Store:
-    """The store of the run, in which all its processes have reported.
+    """Opens the store of the run and waits until all processes have joined.
 
-    Whatever may take long is looked at again and again, so that signals are answered.
+    Every wait polls, so that Python can handle signals.
 
     Raises:
-        InputError: the others do not come, or there is a second process of this rank.
+        InputError: processes are missing at the time limit, or two have the same rank.
     """
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    # torchrun has a store of its own, which outlives its processes and their restarts.
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    # torchrun's agent hosts the store, which persists over restarts of the processes.
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     by_slurm = os.environ.get("SLURM_STEP_NUM_TASKS") == str(size)
-    began, told = time.monotonic(), False
-    patience = os.environ.get(TIMEOUT_VARIABLE) or str(RENDEZVOUS_TIMEOUT)
-    if not patience.replace(".", "", 1).isdecimal():
-        raise InputError(f"{TIMEOUT_VARIABLE}: expected a number of seconds, found {patience}")
-    unvouched = float(patience)
+    start, is_logged = time.monotonic(), False
+    timeout_text = os.environ.get(TIMEOUT_VARIABLE) or str(RENDEZVOUS_TIMEOUT)
+    if not timeout_text.replace(".", "", 1).isdecimal():
+        raise InputError(f"{TIMEOUT_VARIABLE}: expected a number of seconds, found {timeout_text}")
+    default_limit = float(timeout_text)
 
     def wait(limit: float, found: str) -> None:
-        nonlocal told
-        waited = time.monotonic() - began
+        nonlocal is_logged
+        waited = time.monotonic() - start
         if waited > limit:
             raise InputError(
-                f"WORLD_SIZE: expected {size} processes that meet at {place}, found {found} after"
-                f" {limit:.0f} seconds; unset WORLD_SIZE and RANK if another job left them behind"
-                f" ({TIMEOUT_VARIABLE} waits longer)"
+                f"WORLD_SIZE: expected {size} processes to join at {address}, found {found} after"
+                f" {limit:.0f} seconds; unset WORLD_SIZE and RANK if they are left over from"
+                f" another job, or set {TIMEOUT_VARIABLE} to wait longer"
             )
-        if waited > RENDEZVOUS_TIMEOUT and not told:
-            told = True
-            logger.info(f"waiting for {size} processes at {place}: {found}")
+        if waited > RENDEZVOUS_TIMEOUT and not is_logged:
+            is_logged = True
+            logger.info(f"waiting for {size} processes at {address}: {found}")
         time.sleep(POLL_SECONDS)
 
-    limit, opened = LAUNCHED_TIMEOUT if by_slurm else unvouched, None
-    while opened is None:
+    limit, opening = LAUNCHED_TIMEOUT if by_slurm else default_limit, None
+    while opening is None:
         try:
-            opened = _StoreThread(serve=rank == 0 and not by_agent)
+            opening = _StoreThread(serve=rank == 0 and not by_agent)
         except OSError as error:
             wait(limit, error.strerror or str(error))
-    while opened.is_alive():
+    while opening.is_alive():
         wait(limit, "no answer")
     try:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = distributed.PrefixStore(f"eoid/{attempt}", opened.store())
+        store = distributed.PrefixStore(f"eoid/{attempt}", opening.store())
         token = secrets.token_hex(8)
         if store.compare_set(f"process {rank}", "", token).decode() != token:
-            raise InputError(f"RANK: expected one process {rank} at {place}, found another one")
-        limit = LAUNCHED_TIMEOUT if by_slurm or by_agent else unvouched
-        while missing := [one for one in range(size) if not store.check([f"process {one}"])]:
+            raise InputError(f"RANK: expected one process {rank} at {address}, found two")
+        limit = LAUNCHED_TIMEOUT if by_slurm or by_agent else default_limit
+        while missing := [other for other in range(size) if not store.check([f"process {other}"])]:
             wait(limit, f"{size - len(missing)}")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        expected = f"the store of {size} processes at {place}"
+        expected = f"the store of {size} processes at {address}"
         raise InputError(f"MASTER_ADDR: expected {expected}, found {reason}") from None
     return store
 
 
 class _StoreThread(threading.Thread):
-    """Opens the store at the address that the variables name.
+    """Opens the store at MASTER_ADDR:MASTER_PORT in a thread.
 
-    A socket is tried first, for the store tells of every failure on its own. What answers there
-    need not be a store, and then the thread may never end.
+    The address is tested with a plain socket first, since the store itself logs every failure. If
+    something else than a store listens there, the thread may never end.
+
+    Args:
+        serve: host the store instead of connecting to it.
 
     Raises:
-        OSError: nothing is there yet; or with `serve` something is.
+        OSError: nothing listens at the address, or with `serve`, the port is in use.
     """
 
     def __init__(self, serve: bool) -> None:
@@ -311,37 +325,41 @@ class _StoreThread(threading.Thread):
             socket.create_server(("", port)) if serve else socket.create_connection((host, port), 2)
         ):
             pass
-        self._place = ("localhost" if serve else host, port)
+        self._address = ("localhost" if serve else host, port)
         self._serve = serve
-        self._found: distributed.TCPStore | RuntimeError | None = None
+        self._result: distributed.TCPStore | RuntimeError | None = None
         self.start()
 
     def run(self) -> None:
         timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT)
         try:
-            self._found = distributed.TCPStore(
-                *self._place, is_master=self._serve, timeout=timeout, wait_for_workers=False
+            self._result = distributed.TCPStore(
+                *self._address, is_master=self._serve, timeout=timeout, wait_for_workers=False
             )
         except RuntimeError as error:
-            self._found = error
+            self._result = error
 
     def store(self) -> distributed.TCPStore:
-        """The store, when the thread has ended.
+        """The opened store; to be called after the thread has ended.
 
         Raises:
-            RuntimeError: it could not be opened.
+            RuntimeError: the store could not be opened.
         """
-        if not isinstance(self._found, distributed.TCPStore):
-            raise self._found or RuntimeError("no store")
-        self._found.set_timeout(STORE_TIMEOUT)
-        return self._found
+        if not isinstance(self._result, distributed.TCPStore):
+            raise self._result or RuntimeError("no store")
+        self._result.set_timeout(STORE_TIMEOUT)
+        return self._result
 
 
 def local_device(name: str, local_rank: int) -> torch.device:
-    """The device of one of several processes on a machine.
+    """The device of a process among several on a machine.
+
+    Args:
+        name: `auto|cpu|cuda`.
+        local_rank: index of the process on the machine.
 
     Raises:
-        InputError: there is none for it.
+        InputError: there are fewer GPUs than processes, or a single GPU is named.
     """
     device = resolve_device(name)
     if device.type == "cpu":
@@ -350,7 +368,7 @@ def local_device(name: str, local_rank: int) -> torch.device:
         expected = "auto, cpu or cuda with several processes"
         raise InputError(f"--device: expected {expected}, found {name}")
     gpus = torch.cuda.device_count()
-    # Schedulers may show each task nothing but a GPU of its own.
+    # Schedulers may restrict each task to its GPU, which then has index 0 in every process.
     if gpus == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
         return device
     if local_rank >= gpus:
@@ -361,15 +379,15 @@ def local_device(name: str, local_rank: int) -> torch.device:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run uses its machines; decides nothing about its result but rounding.
+    """Execution settings of a run; they change its result by rounding only.
 
     Attributes:
-        device: of this process.
+        device: device of this process.
         context: the processes of the run.
-        workers: processes that prepare samples, for each of these.
-        accumulation: parts in which a process works through its share of a batch, to need less
+        workers: number of DataLoader workers of each process.
+        accumulation: number of parts in which a process computes its share of a batch, to save
             memory.
-        compiled: translate the model with torch.compile.
+        compiled: compile the model with `torch.compile`.
     """
 
     device: torch.device
@@ -380,11 +398,12 @@ class Execution:
 
 
 def wrap_ddp(model: Any, device: torch.device) -> DistributedDataParallel:
+    """Wraps a model on its device in `DistributedDataParallel`."""
     options: dict[str, Any] = {"gradient_as_bucket_view": True}
     if device.type == "cuda":
         options["device_ids"] = [device]
-    # Frozen batch norms never change their buffers. torch 2.13 gave the option another name.
-    known = signature(DistributedDataParallel).parameters
-    old = "forward_sync_buffers" not in known
-    options["broadcast_buffers" if old else "forward_sync_buffers"] = False
+    # Buffers are constant, since batch norm is frozen. torch 2.13 renamed the option.
+    parameters = signature(DistributedDataParallel).parameters
+    is_renamed = "forward_sync_buffers" in parameters
+    options["forward_sync_buffers" if is_renamed else "broadcast_buffers"] = False
     return DistributedDataParallel(model, **options)

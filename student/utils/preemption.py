@@ -1,4 +1,4 @@
-"""Being asked to stop: what a signal means, and when it takes effect."""
+"""Stop signals: ends a run by Ctrl-C or at a cluster's preemption, after its state is saved."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-# The exit code of a run that was told to make room and goes on when it is started again ("try
-# again later" in sysexits.h). Batch scripts requeue on it.
+# Exit code of a preempted run that resumes when it is started again (EX_TEMPFAIL of sysexits.h).
+# Batch scripts requeue the job on it.
 EXIT_REQUEUE = 75
 
 
 class StopRequest(IntEnum):
-    """What somebody asks of a run; of several requests the largest counts."""
+    """Kind of a requested stop; of several requests the largest one counts."""
 
     NO = 0
     INTERRUPT = 1
     REQUEUE = 2
 
 
-# Ctrl-C is a person's wish; the other two are how clusters announce the end of a job's time.
+# SIGINT comes from Ctrl-C. Clusters send the other two before they end a job.
 STOP_SIGNALS = {
     signal.SIGINT: StopRequest.INTERRUPT,
     signal.SIGTERM: StopRequest.REQUEUE,
@@ -31,11 +31,11 @@ STOP_SIGNALS = {
 
 
 def exit_process(stop: StopRequest) -> NoReturn:
-    """Ends the program in the way that was asked for.
+    """Ends the program as the request demands.
 
     Raises:
         KeyboardInterrupt: for an interrupt.
-        SystemExit: with `EXIT_REQUEUE`, for the others.
+        SystemExit: with code `EXIT_REQUEUE`, for other requests.
     """
     if stop is StopRequest.INTERRUPT:
         raise KeyboardInterrupt
@@ -43,7 +43,7 @@ def exit_process(stop: StopRequest) -> NoReturn:
 
 
 class StopSignalHandler:
-    """While entered, the signals of `STOP_SIGNALS` end the program; inside `defer` they wait.
+    """Context manager in which `STOP_SIGNALS` end the program, or are deferred.
 
     Attributes:
         request: the largest request so far.
@@ -75,7 +75,7 @@ class StopSignalHandler:
 
     @contextmanager
     def defer(self) -> Iterator[None]:
-        """Signals are only noted in `request`: the work inside has a state to save first."""
+        """Within, signals are only recorded in `request`, so that state can be saved first."""
         self._deferring = True
         try:
             yield
@@ -84,7 +84,7 @@ class StopSignalHandler:
 
     @contextmanager
     def deliver(self) -> Iterator[None]:
-        """Inside `defer`: what was asked takes effect, and signals end the program again."""
+        """Within `defer`: ends the program on a recorded request, and on signals in the body."""
         self._deferring = False
         if self.request:
             exit_process(self.request)
@@ -95,8 +95,12 @@ class StopSignalHandler:
 
     @contextmanager
     def defer_for(self, seconds: float) -> Iterator[None]:
-        """Inside `defer`, around a wait that may not end: what is asked takes effect so long after
-        it was asked, or after the wait began."""
+        """Within `defer`, around a wait that may not end: limits how long a request is deferred.
+
+        Args:
+            seconds: time from the request, or from the start of the wait if it came earlier, after
+                which the program ends.
+        """
         self._defer_seconds = seconds
         if self.request:
             signal.setitimer(signal.ITIMER_REAL, seconds)

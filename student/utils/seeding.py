@@ -1,4 +1,4 @@
-"""The states of all random generators of a process, to go on with the same numbers."""
+"""Random seeds, and saving and restoring the states of all random generators of a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of torch's (host and device), NumPy's and Python's generators, as plain data."""
+    """States of the generators of torch (CPU and `device`), NumPy and Python, as plain data."""
     name, keys, *rest = np.random.get_state(legacy=True)
     on_gpu = device.type == "cuda"
     return {
@@ -22,7 +22,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(states: dict[str, Any], device: torch.device) -> None:
-    """Puts back what `rng_state` took; a GPU's state only goes back to a GPU."""
+    """Restores the states of `rng_state`; the state of a GPU only if `device` is a GPU."""
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
     if device.type == "cuda" and states["cuda"] is not None:
         torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), device)
@@ -32,10 +32,10 @@ def set_rng_state(states: dict[str, Any], device: torch.device) -> None:
 
 
 def manual_seed(*numbers: int) -> None:
-    """Starts torch's generators at a place of their own for these numbers."""
+    """Seeds torch's generators with the seed derived from several numbers."""
     torch.manual_seed(derive_seed(*numbers))
 
 
 def derive_seed(*numbers: int) -> int:
-    """One seed from several numbers."""
+    """Derives one 64-bit seed from several numbers; different numbers give independent seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""Worker processes of data loaders: how many fit, how they end, what their errors say."""
+"""DataLoader workers: their number by shared memory, their lifecycle, and one-line errors."""
 
 from __future__ import annotations
 
@@ -25,66 +25,68 @@ from student.utils.preemption import STOP_SIGNALS
 logger = get_logger(__name__)
 
 Batch = TypeVar("Batch")
-# More worker processes than cores are the user's choice.
+# torch warns of more workers than cores, which is the user's choice.
 warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-# Where torch keeps what workers hand over; other systems than Linux have no such folder.
+# Folder of the shared memory in which workers pass batches, on Linux only.
 SHARED_MEMORY = "/dev/shm"
-# Batches that a worker prepares in advance; torch's default.
+# Batches that a worker prepares in advance; the default of torch.
 PREFETCH_FACTOR = 2
-# Batches beside those in preparation: one in use, one on its way to page-locked memory.
+# Batches in shared memory beside the prefetched ones: one in use, one on its way to pinned memory.
 BATCHES_IN_USE = 2
-# What Python calls where a queue's thread fails.
+# Method that `multiprocessing.Queue` calls when its feeder thread fails.
 FEEDER_ERROR = "_on_queue_feeder_error"
-# Seconds that workers have to end by themselves before they are killed.
+# Seconds after which workers that have not ended are killed.
 SHUTDOWN_SECONDS = 2.0
 
 
 def loader_options(workers: int, batch_bytes: int, processes: int = 1) -> dict[str, Any]:
-    """Settings of a `DataLoader` whose workers' batches fit into the free shared memory.
+    """`DataLoader` arguments for workers whose batches fit into the free shared memory.
+
+    Warns where the number of workers or of prefetched batches is reduced.
 
     Args:
-        workers: processes that shall prepare batches.
-        batch_bytes: of the largest batch.
-        processes: of the run on this machine, each with as many workers.
+        workers: requested number of worker processes.
+        batch_bytes: size of the largest batch.
+        processes: number of training processes on this machine, each with as many workers.
     """
     prefetch, free = PREFETCH_FACTOR, _free_shared_memory()
     if workers and free is not None:
         room = max(0, free // max(1, batch_bytes) // processes - BATCHES_IN_USE)
-        wanted = workers, prefetch
+        requested = workers, prefetch
         prefetch = min(prefetch, room // workers)
         if not prefetch:
             workers, prefetch = room, 1
-        if (workers, prefetch) != wanted:
+        if (workers, prefetch) != requested:
             logger.warning(
                 f"{SHARED_MEMORY}: {free / 2**20:.0f} MB free for batches of up to"
-                f" {batch_bytes / 2**20:.1f} MB: {workers} workers with {prefetch} in advance,"
-                f" {wanted[0]} with {wanted[1]} were asked for"
+                f" {batch_bytes / 2**20:.1f} MB: using {workers} workers with {prefetch} prefetched"
+                f" batches instead of {requested[0]} with {requested[1]}"
             )
     options = {"prefetch_factor": prefetch, "worker_init_fn": init_worker} if workers else {}
     return {"num_workers": workers, **options}
 
 
 def _free_shared_memory() -> int | None:
-    """Bytes that are free for this user; None where the system has no limit of its own."""
+    """Free bytes of shared memory; None on systems without a separate limit."""
     with suppress(OSError):
-        found = os.statvfs(SHARED_MEMORY)
-        return found.f_bavail * found.f_frsize
+        stats = os.statvfs(SHARED_MEMORY)
+        return stats.f_bavail * stats.f_frsize
     return None
 
 
 def init_worker(_: int) -> None:
-    """For a worker's start: it ends when the process it works for decides so, or is no more.
+    """Sets a worker up to ignore stop signals and to end with its parent process.
 
-    A terminal and a cluster signal every process of a run, so signals are ignored. A run that was
-    killed tells its workers nothing; torch's own look after it sees a change of the parent, which
-    the server that forks workers (from Python 3.14 on the default) prevents.
+    Terminals and clusters signal every process of a run, but the parent decides when workers end.
+    torch's own watchdog compares parent ids, which does not notice a killed parent under the start
+    method "forkserver", the default from Python 3.14.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # A thread of the queue hands batches over. Where it cannot, as without a file descriptor, it
-    # would drop the batch, for which the run then waits for ever.
+    # The feeder thread of the queue drops a batch that it cannot send, for example without a free
+    # file descriptor, and the parent would wait for this batch for ever.
     setattr(multiprocessing.queues.Queue, FEEDER_ERROR, staticmethod(_exit_worker))
-    # The thread that sends the descriptors of shared tensors reports its failure here.
+    # A failure of the thread that sends the file descriptors of shared tensors ends here.
     sys.excepthook = lambda *_: os._exit(1)
     threading.Thread(target=_exit_with_parent, name="end-with-parent", daemon=True).start()
 
@@ -95,20 +97,19 @@ def _exit_worker(error: BaseException, _: object) -> None:
 
 def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "workers are processes of their own"
+    assert parent is not None, "init_worker runs in worker processes only"
     parent.join()
     os._exit(1)
 
 
 class BatchIterator(Iterator[Batch], Generic[Batch]):
-    """A loader's batches, one after the other; to be entered, and left to end the workers.
+    """Iterates over a DataLoader's batches; a context manager that ends the workers at its exit.
 
-    Workers that ignore signals have to be told, or else the program waits for them as it ends.
-    They are told when nothing refers to the loader's iterator any more, which an error's traceback
-    does; those that do not answer are killed.
+    torch ends workers when the loader's iterator is garbage-collected. The frames of a traceback
+    can keep it alive, so that they are cleared first. Workers that still do not end are killed.
 
     Raises:
-        InputError: a worker died, failed, or met bad input; from all methods.
+        InputError: a worker died or failed, or found bad input; raised by all methods.
     """
 
     def __init__(self, loader: Iterable[Batch]) -> None:
@@ -117,14 +118,16 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
         self._workers: list[BaseProcess] = []
 
     def __enter__(self) -> BatchIterator[Batch]:
-        others = set(multiprocessing.active_children())
+        before = set(multiprocessing.active_children())
         failure = None
         try:
             self._batches = iter(self._loader)
-        # Processes or threads that cannot be started, as without a file descriptor.
+        # Processes or threads cannot be started, for example without a free file descriptor.
         except (OSError, RuntimeError, MemoryError) as error:
             failure = error
-        self._workers = [one for one in multiprocessing.active_children() if one not in others]
+        self._workers = [
+            child for child in multiprocessing.active_children() if child not in before
+        ]
         if failure is not None:
             self._kill()
             for worker in self._workers:
@@ -158,7 +161,7 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
         with _default_sigchld():
             self._batches = iter(())
         kill.cancel()
-        # A death is noticed wherever the run is, by a signal's handler.
+        # torch raises this error from a signal handler, at any line of the body.
         if isinstance(first, RuntimeError) and str(first).startswith(WORKER_DIED):
             raise InputError(_error_line(first)) from None
 
@@ -168,34 +171,38 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
 
 
 def _mark_shut_down(error: Exception) -> None:
-    """Keeps torch from ending workers of a loader whose start failed halfway: it looks for fields
-    that are not there yet, and waits for workers that ignore its signals."""
+    """Marks the iterator of a loader whose start failed as shut down.
+
+    Its destructor would otherwise read attributes that do not exist yet, and wait for workers that
+    ignore its signals.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        started = frame.f_locals.get("self")
-        if isinstance(started, _MultiProcessingDataLoaderIter):
-            started._shutdown = True
+        iterator = frame.f_locals.get("self")
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown = True
 
 
-# How torch's errors about a worker that is no more begin.
+# Start of torch's error messages about dead workers.
 WORKER_DIED = "DataLoader worker (pid"
 
 
 def _error_line(error: Exception) -> str:
-    """One line about an error that a worker caused; where it stood there is of no use here."""
+    """Describes an error of a worker in one line, without the worker's traceback."""
     line = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, InputError):
         return line.removeprefix(f"{InputError.__module__}.InputError: ")
     name = type(error).__name__
     found = line if line.startswith(name) else f"{name}: {line}"
     return (
-        f"a worker that prepares images failed ({found}); where memory, {SHARED_MEMORY} or the"
-        " number of open files (ulimit -n) is at its limit, fewer --workers need less"
+        f"a DataLoader worker failed ({found}); if memory, {SHARED_MEMORY} or the number of open"
+        " files (ulimit -n) is exhausted, use fewer --workers"
     )
 
 
 @contextmanager
 def _default_sigchld() -> Iterator[None]:
-    """Within this torch raises no error about workers that are killed."""
+    """Within, torch's SIGCHLD handler, which raises an error about killed workers, is disabled."""
+    # Only the main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

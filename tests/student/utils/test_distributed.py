@@ -1,4 +1,4 @@
-"""Two processes on one machine, through gloo."""
+"""Distributed training and prediction with two processes on one machine, through gloo."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_one_process_talks_to_itself(messages):
+def test_collectives_of_a_single_process(messages):
     with init_distributed("cpu") as (context, device):
         assert (
             context == SINGLE_PROCESS and device == torch.device("cpu") and context.is_main_process
@@ -62,7 +62,7 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
         ({**LEFT, "EOID_JOIN_TIMEOUT": "soon"}, "EOID_JOIN_TIMEOUT: expected a number"),
     ],
 )
-def test_variables_that_do_not_go_together(monkeypatch, variables, says):
+def test_inconsistent_variables_are_refused(monkeypatch, variables, says):
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"WORLD_SIZE": "2", **variables}.items():
@@ -73,7 +73,7 @@ def test_variables_that_do_not_go_together(monkeypatch, variables, says):
 
 @pytest.fixture
 def left_over(monkeypatch):
-    """`left_over(rank, port)` joins as that one of two processes, which nobody else does."""
+    """`left_over(rank, port)` joins as one of two processes without the other; gives the error."""
     monkeypatch.setenv("EOID_JOIN_TIMEOUT", "0.3")
 
     def join(rank, port):
@@ -98,16 +98,16 @@ def free_port():
 @pytest.mark.parametrize("rank", [0, 1])
 def test_variables_of_another_job(left_over, rank):
     port = free_port()
-    told = left_over(rank, port)
-    assert told.startswith("WORLD_SIZE: expected 2 processes") and f"127.0.0.1:{port}" in told
+    error = left_over(rank, port)
+    assert error.startswith("WORLD_SIZE: expected 2 processes") and f"127.0.0.1:{port}" in error
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_something_else_at_the_address(left_over, rank):
-    """A server that takes connections and never answers."""
+    """A server that accepts connections and never responds."""
     with socket.create_server(("", 0)) as server:
-        told = left_over(rank, server.getsockname()[1])
-    assert told.startswith("WORLD_SIZE: expected 2 processes")
+        error = left_over(rank, server.getsockname()[1])
+    assert error.startswith("WORLD_SIZE: expected 2 processes")
 
 
 class WebServer(socketserver.BaseRequestHandler):
@@ -138,12 +138,12 @@ def test_a_web_server_at_the_address(student_words, tmp_path):
 
 def test_a_second_process_of_one_rank(left_over):
     server = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    torch.distributed.PrefixStore("eoid/0", server).set("process 1", "somebody")
+    torch.distributed.PrefixStore("eoid/0", server).set("process 1", "other")
     assert left_over(1, server.port).startswith("RANK: expected one process 1")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_while_others_are_waited_for(start, student_words, tmp_path, rank):
+def test_sigterm_during_the_rendezvous(start, student_words, tmp_path, rank):
     waiting = """
 import os, signal
 import student.utils.distributed
@@ -189,7 +189,7 @@ sys.exit(0)
 """
 
 
-def test_two_processes_talk(start_processes):
+def test_collectives_of_two_processes(start_processes):
     ends = [one() for one in start_processes([], first=MESSAGES)]
     expected = "[[1, 5], [1.0, 1.5], [{'rank': 0}, {'rank': 1}], 40, 'rank 0', 'rank 1']\n"
     assert ends == [(0, expected, "once\nonce\neach\n"), (0, expected, "each\n")]
@@ -207,13 +207,13 @@ sys.exit(0)
 """
 
 
-def test_processes_leave_when_the_first_has_scored(start_processes, tmp_path):
+def test_processes_leave_together(start_processes, tmp_path):
     scored = tmp_path / "scored"
     first = LEAVING.format(act=f"open({str(scored)!r}, 'w').close()", file=str(scored))
     assert [one() for one in start_processes([], first=first)] == [(0, "True\n", "")] * 2
 
 
-def test_processes_do_not_wait_for_one_that_failed(start_processes, student_words, tmp_path):
+def test_processes_do_not_wait_for_a_failed_one(start_processes, student_words, tmp_path):
     failing = """
 from pipeline.utils.errors import InputError
 import student.engine.evaluate
@@ -242,7 +242,7 @@ student.engine.evaluate.write_predictions = fail
         (4, None, "cpu", "cpu"),
     ],
 )
-def test_each_process_takes_a_gpu_of_its_own(monkeypatch, gpus, shown, name, expected):
+def test_each_process_takes_another_gpu(monkeypatch, gpus, shown, name, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -258,8 +258,8 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch, gpus, shown, name, exp
 
 @pytest.fixture
 def different_sizes(dataset_root, answer, write_cache, vocabulary, tmp_path):
-    """Words for the dataset with training pictures of different sizes, made by black borders, and
-    for its cache."""
+    """Arguments for a dataset with training images of different sizes, by black borders, and for
+    its cache."""
     root, sizes = Path(shutil.copytree(dataset_root, tmp_path / "sizes")), {}
     for row, file in enumerate(sorted((root / "images/train2015").iterdir())):
         with Image.open(file) as image:
@@ -277,7 +277,7 @@ def different_sizes(dataset_root, answer, write_cache, vocabulary, tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_two_processes_train_what_one_does(
+def test_two_processes_train_as_one(
     start, start_processes, student_words, different_sizes, tmp_path, parts
 ):
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -313,14 +313,14 @@ def test_two_processes_train_what_one_does(
     assert results["num_images"] == len(found) == 6
 
 
-# What runs in both processes before their command: something happens in the second one's second
-# step.
+# Code to run before the command in both processes: calls `happen` in the second step of the second
+# process.
 IN_A_STEP = """
 import os, signal, torch
 from student.engine.train_step import TrainStep
-whole = TrainStep.losses
+original = TrainStep.losses
 def losses(self, outputs, batch):
-    found = whole(self, outputs, batch)
+    found = original(self, outputs, batch)
     if self.execution.context.rank == 1 and self.scheduler.last_epoch == 1:
         happen(found, batch)
     return found
@@ -339,13 +339,13 @@ def happen(found, batch):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_them_saves_and_ends_both(start_processes, student_words, tmp_path):
+def test_a_signal_to_one_process_ends_both_after_saving(start_processes, student_words, tmp_path):
     options = ("--batch-size", 8, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
     whole, stopped = (student_words(tmp_path / name, *options) for name in ("whole", "stopped"))
     assert [one()[0] for one in start_processes(whole)] == [0, 0]
     ends = [one() for one in start_processes(stopped, first=SIGNAL)]
     assert [code for code, _, _ in ends] == [75, 75], ends
-    assert "told to stop, saved at step 2 of 4" in ends[0][2] and "Traceback" not in ends[1][2]
+    assert "error to stop, saved at step 2 of 4" in ends[0][2] and "Traceback" not in ends[1][2]
     ends = [one() for one in start_processes(stopped)]
     assert [code for code, _, _ in ends] == [0, 0] and "goes on at step 2 of 4" in ends[0][2]
     states = [load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped")]
@@ -353,9 +353,7 @@ def test_a_signal_to_one_of_them_saves_and_ends_both(start_processes, student_wo
         assert torch.equal(value, states[1].weights[name]), name
 
 
-def test_a_loss_of_one_of_them_that_is_not_finite_ends_both(
-    start_processes, student_words, tmp_path
-):
+def test_a_non_finite_loss_of_one_process_ends_both(start_processes, student_words, tmp_path):
     words = student_words(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
     ends = [one() for one in start_processes([*words, "--checkpoint-minutes", 0], first=POISON)]
     images = ends[1][1].strip()
@@ -365,7 +363,7 @@ def test_a_loss_of_one_of_them_that_is_not_finite_ends_both(
     assert checkpoint.state["step"] == 1 and len(checkpoint.state["generators"]) == 2
 
 
-def test_more_processes_than_images_a_step(start_processes, student_words, tmp_path):
+def test_more_processes_than_images_per_step_are_refused(start_processes, student_words, tmp_path):
     ends = [one() for one in start_processes(student_words(tmp_path / "run", "--batch-size", 1))]
     assert [code for code, _, _ in ends] == [2, 2]
     for _, _, err in ends:

@@ -17,7 +17,7 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def test_what_is_asked_decides_the_exit():
+def test_exit_process():
     with pytest.raises(KeyboardInterrupt):
         exit_process(StopRequest.INTERRUPT)
     with pytest.raises(SystemExit) as left:
@@ -26,7 +26,7 @@ def test_what_is_asked_decides_the_exit():
 
 
 @pytest.mark.parametrize(("number", "stop"), STOP_SIGNALS.items())
-def test_work_with_a_state_to_save_is_not_broken(number, stop):
+def test_deferred_signals_are_recorded(number, stop):
     with StopSignalHandler() as signals:
         assert not signals.request
         with signals.defer():
@@ -37,29 +37,29 @@ def test_work_with_a_state_to_save_is_not_broken(number, stop):
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_other_work_ends_at_once(number):
+def test_signals_outside_defer_end_the_program(number):
     before = [signal.getsignal(one) for one in STOP_SIGNALS]
     ended = KeyboardInterrupt if number == signal.SIGINT else SystemExit
     with pytest.raises(ended), StopSignalHandler() as signals:
         with signals.defer():
             pass
         send(number)
-        pytest.fail("still at work")
+        pytest.fail("the signal did not end the program")
     assert [signal.getsignal(one) for one in STOP_SIGNALS] == before
 
 
-def test_inside_held_work_there_may_be_some_that_ends_at_once():
+def test_deliver_within_defer():
     with StopSignalHandler() as signals, signals.defer():
         with pytest.raises(SystemExit), signals.deliver():
             send(signal.SIGTERM)
         send(signal.SIGINT)
         with pytest.raises(SystemExit), signals.deliver():
-            pytest.fail("asked before")
+            pytest.fail("the earlier request was ignored")
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_wait_is_held_for_a_while_only(before):
-    """Whether it is asked before the wait or during it; after the wait all is held again."""
+def test_defer_for_limits_the_wait(before):
+    """A request before or during the wait ends it; after the wait, signals are deferred again."""
     with StopSignalHandler() as signals, signals.defer():
         with signals.defer_for(60):
             send(signal.SIGTERM)

@@ -12,7 +12,7 @@ def draw():
     return torch.rand(3).tolist(), random.random(), mtrand.random()
 
 
-def test_all_generators_go_on_where_they_were(tmp_path):
+def test_states_of_all_generators_are_restored(tmp_path):
     states = seeding.rng_state(CPU)
     torch.save(states, tmp_path / "states.pt")
     first = draw()
@@ -22,7 +22,7 @@ def test_all_generators_go_on_where_they_were(tmp_path):
     assert draw() == first
 
 
-def test_other_numbers_other_draws():
+def test_different_numbers_give_different_seeds():
     found = set()
     for numbers in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0)):
         seeding.manual_seed(*numbers)

@@ -26,7 +26,7 @@ def make(make_images, vocabulary):
 
 
 class Answers(Dataset):
-    """A worker that signals itself before it answers."""
+    """Samples whose worker sends itself a signal first."""
 
     def __len__(self):
         return len(STOP_SIGNALS)
@@ -36,7 +36,7 @@ class Answers(Dataset):
         return index
 
 
-def test_signals_leave_workers_at_work():
+def test_workers_ignore_stop_signals():
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     loader = DataLoader(Answers(), num_workers=1, collate_fn=list, worker_init_fn=init_worker)
     assert list(loader) == [[index] for index in range(len(STOP_SIGNALS))]
@@ -62,7 +62,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_a_killed_run_leaves_no_worker_behind(method, tmp_path):
+def test_workers_end_with_a_killed_parent(method, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(KILLED.format(method=method))
     process = subprocess.Popen(
@@ -77,7 +77,7 @@ def test_a_killed_run_leaves_no_worker_behind(method, tmp_path):
     assert out == "working\n" and process.returncode == -signal.SIGKILL
 
 
-def test_an_error_leaves_no_worker_behind(make):
+def test_workers_end_after_an_error(make):
     loader = DataLoader(
         make(), sampler=[(0, 1)] * 9, num_workers=2, collate_fn=list, worker_init_fn=init_worker
     )
@@ -94,7 +94,9 @@ def test_an_error_leaves_no_worker_behind(make):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_path, number):
+def test_an_unreadable_image_in_a_worker_gives_a_one_line_error(
+    make, dataset_root, tmp_path, number
+):
     images = make()
     record = images.records[2]
     broken = tmp_path / record.id
@@ -110,7 +112,7 @@ def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_pat
     with pytest.raises(InputError) as caught, BatchIterator(loader) as batches:
         list(batches)
     assert multiprocessing.active_children() == []
-    assert str(caught.value).startswith(f"{broken}: expected a whole image")
+    assert str(caught.value).startswith(f"{broken}: expected a original image")
     assert "\n" not in str(caught.value)
 
 
@@ -127,10 +129,8 @@ def test_a_broken_image_is_one_line_from_workers_too(make, dataset_root, tmp_pat
         (0, 1, (0, None)),
     ],
 )
-def test_what_workers_hand_over_fits_into_shared_memory(
-    monkeypatch, free, processes, expected, messages
-):
-    """Batches in preparation, one in use and one that is copied."""
+def test_batches_fit_into_shared_memory(monkeypatch, free, processes, expected, messages):
+    """Counted are prefetched batches, one in use and one being copied."""
     monkeypatch.setattr(workers, "_free_shared_memory", lambda: free * 1000)
     messages.clear()
     options = loader_options(4, 1000, processes)
@@ -139,24 +139,24 @@ def test_what_workers_hand_over_fits_into_shared_memory(
     DataLoader(Answers(), **options)
 
 
-def test_without_workers_or_a_limit_nothing_is_said(monkeypatch):
+def test_no_warning_without_workers_or_limit(monkeypatch):
     monkeypatch.setattr(workers, "SHARED_MEMORY", "/no/such/folder")
     assert loader_options(4, 1000)["num_workers"] == 4
     monkeypatch.setattr(workers, "_free_shared_memory", lambda: 0)
     assert loader_options(0, 1000) == {"num_workers": 0}
 
 
-# What runs in a command before it: something happens to workers in the second epoch.
+# Code to run before a command: calls `happen` in workers in the second epoch.
 HAPPENS = """
 import multiprocessing, os, resource, signal
 from student.data.dataset import TrainingBatches
 multiprocessing.set_start_method("fork", force=True)
-whole = TrainingBatches.__getitem__
+original = TrainingBatches.__getitem__
 def changed(self, step):
     (epoch, _), *_ = step[0]
     if epoch:
         happen()
-    return whole(self, step)
+    return original(self, step)
 TrainingBatches.__getitem__ = changed
 def happen():
 """
@@ -172,25 +172,25 @@ SHORT = ("--batch-size", 8, "--epochs", 3, "--workers", 2)
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_worker_that_dies_ends_the_run_with_one_line(start, student_words, tmp_path, death):
+def test_a_dying_worker_ends_the_run_with_a_one_line_error(start, student_words, tmp_path, death):
     words = student_words(tmp_path / "run", *SHORT)
     code, _, err = start(words, first=f"{HAPPENS}    {DEATHS[death]}")(60)
     last = err.splitlines()[-1]
-    assert code == 2 and last.startswith("eoid-train: a worker "), err
+    assert code == 2 and last.startswith("eoid-train: a DataLoader worker "), err
     assert "Traceback" not in err and "--workers" in last
 
 
-def test_a_worker_of_one_process_ends_all(start_processes, student_words, tmp_path):
+def test_a_dying_worker_of_one_process_ends_all_processes(start_processes, student_words, tmp_path):
     act = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
     words = student_words(tmp_path / "run", *SHORT, "--workers", 1)
     ends = [one(60) for one in start_processes(words, first=f"{HAPPENS}    {act}")]
     assert [code for code, _, _ in ends] == [2, 2]
     assert all("Traceback" not in err for _, _, err in ends), ends
-    assert "process 0 of 2: another process" in ends[0][2] and "a worker" in ends[1][2]
+    assert "process 0 of 2: another process" in ends[0][2] and "a DataLoader worker" in ends[1][2]
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
-def test_a_run_whose_workers_hang_can_be_stopped(start, student_words, tmp_path, name, code):
+def test_a_run_with_hanging_workers_can_be_stopped(start, student_words, tmp_path, name, code):
     run = tmp_path / "run"
     hang = f"os.kill(os.getppid(), signal.{name}); os.kill(os.getpid(), signal.SIGSTOP)"
     ended, _, err = start(student_words(run, *SHORT), first=f"{HAPPENS}    {hang}")(60)
@@ -200,7 +200,7 @@ def test_a_run_whose_workers_hang_can_be_stopped(start, student_words, tmp_path,
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, answer, write_cache, vocabulary):
-    """A dataset with 64 training pictures, and its cache."""
+    """A dataset with 64 training images, and its cache."""
     root = tmp_path_factory.mktemp("many")
     write_toy(root / "toy", train=64, test=1, seed=4, workers=1)
     annotations = open_dataset(root / "toy").load("train")
@@ -218,14 +218,14 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fails", range(4))
 def test_workers_that_cannot_be_started(make, monkeypatch, fails):
-    """After each number of workers the next one finds no file descriptor."""
-    whole, begun = multiprocessing.Process.start, []
+    """Starting fails for lack of file descriptors after some workers."""
+    original, begun = multiprocessing.Process.start, []
 
-    def begin(self):
+    def start_or_fail(self):
         if len(begun) == fails:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         begun.append(self)
-        whole(self)
+        original(self)
 
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", begin)
     options = {"num_workers": 4, "collate_fn": list, "worker_init_fn": init_worker}
@@ -236,7 +236,7 @@ def test_workers_that_cannot_be_started(make, monkeypatch, fails):
     assert len(begun) == fails and multiprocessing.active_children() == []
 
 
-def test_too_few_open_files_end_the_run(start, student_words, many, tmp_path):
+def test_too_few_open_files_give_a_one_line_error(start, student_words, many, tmp_path):
     options = ("--batch-size", 32, "--workers", 8)
     first = FEW_FILES.replace("256", "40")
     code, _, err = start(student_words(tmp_path / "run", *many, *options), first=first)(60)
@@ -244,7 +244,7 @@ def test_too_few_open_files_end_the_run(start, student_words, many, tmp_path):
     assert "--workers" in err.splitlines()[-1]
 
 
-def test_few_open_files_are_enough(start, student_words, many, tmp_path):
+def test_few_open_files_suffice(start, student_words, many, tmp_path):
     options = ("--batch-size", 64, "--epochs", 3, "--workers", 8)
     code, _, err = start(student_words(tmp_path / "run", *many, *options), first=FEW_FILES)(120)
     assert code == 0 and "This DataLoader" not in err, err
@@ -262,11 +262,11 @@ def test_little_shared_memory_takes_fewer_workers(student_words, many, tmp_path,
     words = student_words(tmp_path / "run", *many, *options)
     inside = ["unshare", "-rm", "sh", "-ec", SMALL_MEMORY.format(size=size), "sh"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
-        pytest.skip("a mount of one's own is not allowed here")
+        pytest.skip("private mounts are not allowed here")
     program = [sys.executable, "-c", "from student.cli import main; main()"]
     ended = subprocess.run(
         [*inside, *program, *map(str, words)], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
-    (told,) = [line for line in ended.stderr.splitlines() if line.startswith("/dev/shm: ")]
-    assert fit in told
+    (warning,) = [line for line in ended.stderr.splitlines() if line.startswith("/dev/shm: ")]
+    assert fit in warning
