@@ -227,7 +227,7 @@ def test_workers_that_cannot_be_started(make, monkeypatch, fails):
         begun.append(self)
         original(self)
 
-    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", begin)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start_or_fail)
     options = {"num_workers": 4, "collate_fn": list, "worker_init_fn": init_worker}
     loader = DataLoader(make(), sampler=[(0, 1)] * 9, **options)
     with pytest.raises(InputError, match="--workers") as caught, BatchIterator(loader):
