@@ -68,7 +68,7 @@ def evaluate(
             setting=SETTINGS_OF_OPTION[setting][0],
             json=json_file,
             predictions=predictions,
-            picture=picture,
+            figure=picture,
             overwrite=overwrite,
         )
     )

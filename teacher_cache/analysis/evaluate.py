@@ -1,4 +1,9 @@
-"""How good the teacher and the detector are, before anyone trains on their outputs."""
+"""Scores the teacher and the detector of a cache against the annotations, without a student.
+
+The teacher is evaluated with HICO-DET's protocol as if it were a detector of interactions, once on
+annotated and once on proposed pairs. Its accuracy on annotated pairs shows how good the soft
+targets are, the detector's recall shows which pairs they can be given for.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +48,16 @@ RATE_TITLES = {
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to score, and where to write it.
+    """What to evaluate, and which files to write.
 
     Attributes:
         cache: the cache folder.
-        dataset: the dataset folder it was made from.
-        split: a split's name or a user's TOML file; decides the groups of interactions.
+        dataset: the dataset folder that the cache was built from.
+        split: name or TOML file of the split, which defines seen and unseen interactions.
         setting: HICO-DET's default or known-object setting.
-        json: results file, where wanted.
-        predictions: file for the teacher's detections on proposed pairs, where wanted.
-        picture: file for a picture of the scores, where wanted.
+        json: results file; None writes none.
+        predictions: file of the teacher's detections on proposed pairs; None writes none.
+        figure: file of a figure of the scores; None writes none.
         overwrite: whether existing files may be replaced.
     """
 
@@ -62,18 +67,21 @@ class EvaluateConfig:
     setting: Setting = "default"
     json: Path | None = None
     predictions: Path | None = None
-    picture: Path | None = None
+    figure: Path | None = None
     overwrite: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class _Measurements:
-    """Everything that was measured; (V,) arrays, NaN where there is nothing.
+    """All measurements of a cache; NaN where there is nothing to measure.
 
     Attributes:
-        scores, groups: of either kind of pairs, by `ANNOTATED` and `PROPOSED`.
+        scores: average precisions by pair source, `ANNOTATED` or `PROPOSED`.
+        groups: mAP by group of interactions, by pair source.
         rates: fractions by the names of `RATE_TITLES`.
-        accuracy, recall, labelled: by verb.
+        accuracy: (V,) share of the verb's annotated pairs whose top action is one of their labels.
+        recall: (V,) share of the verb's annotated pairs that are among the proposed ones.
+        num_labels: (V,) number of annotated pairs with the verb's label.
     """
 
     scores: dict[int, HicoScores]
@@ -81,19 +89,22 @@ class _Measurements:
     rates: dict[str, float]
     accuracy: np.ndarray
     recall: np.ndarray
-    labelled: np.ndarray
+    num_labels: np.ndarray
 
 
 def evaluate_teacher(config: EvaluateConfig) -> Results:
-    """Scores a cache against the annotations that it was made from.
+    """Evaluates a cache on the annotations it was built from; prints and writes the scores.
+
+    Returns:
+        The results; their mAP is that of proposed pairs.
 
     Raises:
-        InputError: bad input, or the cache was made from other annotations.
+        InputError: the input is bad, a file exists, or the cache was built from other annotations.
     """
     for file in filter(None, (config.json, config.predictions)):
         refuse_existing(file, config.overwrite)
-    if config.picture is not None:
-        check_chart_file(config.picture, config.overwrite)
+    if config.figure is not None:
+        check_chart_file(config.figure, config.overwrite)
     dataset = open_dataset(config.dataset)
     vocabulary = dataset.vocabulary
     split = load_split(vocabulary, config.split)
@@ -104,15 +115,17 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
     images = CachedImages(cache, loaded.annotations)
     detections: dict[int, list[Detections]] = {source: [] for source in PAIR_SOURCES}
     for annotation, outputs in track(images, len(cache), "Reading", "images", brief=True):
-        for source, found in detections.items():
-            found.append(to_detections(annotation.image_id, outputs, vocabulary, source))
+        for source, source_detections in detections.items():
+            source_detections.append(
+                to_detections(annotation.image_id, outputs, vocabulary, source)
+            )
     measured = _measure(images, detections, vocabulary, split, config.setting)
     num_pairs = sum(cache.shard_layout(shard).num_pairs for shard in range(cache.num_shards))
     title = (
         f"{dataset.name}, {part} part, split {split.name}: {len(loaded.annotations)} images,"
         f" {num_pairs} pairs"
     )
-    told = _build_teacher_scores(title, measured, vocabulary, split)
+    teacher_scores = _build_teacher_scores(title, measured, vocabulary, split)
     results = Results(
         name="teacher",
         kind="teacher",
@@ -127,13 +140,14 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
         **results_fields(measured.scores[PROPOSED], vocabulary, split.unseen),
     )
     if config.predictions is not None:
-        in_file = dataset.detections_to_file(part, detections[PROPOSED])
-        write_predictions(config.predictions, in_file, vocabulary)
+        # The dataset's files may give boxes in images before their EXIF rotation.
+        file_detections = dataset.detections_to_file(part, detections[PROPOSED])
+        write_predictions(config.predictions, file_detections, vocabulary)
     if config.json is not None:
         write_results(config.json, results)
-    if config.picture is not None:
-        draw_teacher_scores(config.picture, told)
-    for line in format_teacher_scores(told):
+    if config.figure is not None:
+        draw_teacher_scores(config.figure, teacher_scores)
+    for line in format_teacher_scores(teacher_scores):
         print(line)
     return results
 
@@ -146,57 +160,54 @@ def _measure(
     setting: Setting,
 ) -> _Measurements:
     scores = {
-        source: evaluate(images.annotations, found, vocabulary, setting)
-        for source, found in detections.items()
+        source: evaluate(images.annotations, source_detections, vocabulary, setting)
+        for source, source_detections in detections.items()
     }
     actions = [
         index
         for index, (verb, _) in enumerate(vocabulary.interactions)
         if verb != vocabulary.no_interaction
     ]
-    groups = {
-        source: {
-            **summarize(own, vocabulary, split.unseen),
-            **({} if vocabulary.no_interaction is None else {ACTIONS_GROUP: own.mean_ap(actions)}),
-        }
-        for source, own in scores.items()
-    }
+    groups = {}
+    for source, source_scores in scores.items():
+        groups[source] = summarize(source_scores, vocabulary, split.unseen)
+        if vocabulary.no_interaction is not None:
+            groups[source][ACTIONS_GROUP] = source_scores.mean_ap(actions)
     overall, accuracy = action_accuracy(images, vocabulary)
-    labelled, recall = pair_recall(images, vocabulary)
-    found = box_recall(images, vocabulary)
-    shares = {"teacher_accuracy": overall}
-    shares |= {f"{name}_recall": share for name, share in found.items()}
-    return _Measurements(scores, groups, shares, accuracy, recall, labelled)
+    num_labels, recall = pair_recall(images, vocabulary)
+    rates = {"teacher_accuracy": overall}
+    rates |= {f"{name}_recall": share for name, share in box_recall(images, vocabulary).items()}
+    return _Measurements(scores, groups, rates, accuracy, recall, num_labels)
 
 
 def _build_teacher_scores(
     title: str, measured: _Measurements, vocabulary: Vocabulary, split: Split
 ) -> TeacherScores:
-    means = {source: own.verb_means(vocabulary) for source, own in measured.scores.items()}
+    means = {source: scores.verb_means(vocabulary) for source, scores in measured.scores.items()}
     unseen = set(split.unseen)
     verbs = []
     for verb, name in enumerate(vocabulary.verbs):
-        own = {int(index) for index in vocabulary.interaction_ids[verb] if index >= 0}
-        if verb == vocabulary.no_interaction or not own:
+        interactions = {int(index) for index in vocabulary.interaction_ids[verb] if index >= 0}
+        if verb == vocabulary.no_interaction or not interactions:
             continue
         verbs.append(
             VerbScores(
                 name=name.replace("_", " "),
-                unseen=own <= unseen,
-                num_pairs=int(measured.labelled[verb]),
+                unseen=interactions <= unseen,
+                num_pairs=int(measured.num_labels[verb]),
                 accuracy=_nan_to_none(measured.accuracy[verb]),
                 recall=_nan_to_none(measured.recall[verb]),
                 annotated=_nan_to_none(means[ANNOTATED][verb]),
                 proposed=_nan_to_none(means[PROPOSED][verb]),
             )
         )
-    shares = {RATE_TITLES[name]: _nan_to_none(share) for name, share in measured.rates.items()}
+    rates = {RATE_TITLES[name]: _nan_to_none(rate) for name, rate in measured.rates.items()}
     groups = measured.groups
-    return TeacherScores(title, groups[ANNOTATED], groups[PROPOSED], shares, tuple(verbs))
+    return TeacherScores(title, groups[ANNOTATED], groups[PROPOSED], rates, tuple(verbs))
 
 
 def _extra_metrics(measured: _Measurements, vocabulary: Vocabulary) -> dict[str, float]:
-    """Fractions beside the metrics of `Results`, whose mAP is the detector's where there is one."""
+    """Scores in addition to the metrics of `Results`, whose mAP is that of proposed pairs."""
     extra: dict[str, float | None] = {**measured.rates}
     extra[ACTIONS_GROUP] = measured.groups[PROPOSED].get(ACTIONS_GROUP)
     extra |= {f"annotated_{name}": value for name, value in measured.groups[ANNOTATED].items()}
@@ -206,8 +217,8 @@ def _extra_metrics(measured: _Measurements, vocabulary: Vocabulary) -> dict[str,
         ("annotated mAP", measured.scores[ANNOTATED].verb_means(vocabulary)),
     ):
         extra |= {
-            f"{title} of {verb}": share
-            for verb, share in zip(vocabulary.verbs, values.tolist(), strict=True)
+            f"{title} of {verb}": value
+            for verb, value in zip(vocabulary.verbs, values.tolist(), strict=True)
         }
     return {name: value for name, value in extra.items() if value is not None and value == value}
 
@@ -216,19 +227,23 @@ def _nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+# Detections per image that HICO-DET's protocol evaluates, and the IoU of a match.
 MAX_TRIPLETS = 100
 MIN_IOU = 0.5
-# An image's annotation and the outputs about it.
+# An image's annotation and its outputs in the cache.
 CachedImage = tuple[Annotation, TeacherOutputs]
 
 
 @dataclass(frozen=True, eq=False)
 class CachedImages:
-    """The annotated images that a cache has outputs about, read anew every time.
+    """Annotations with the outputs of a cache; can be iterated several times.
+
+    Every iteration reads the outputs from the cache, so that they need not fit in memory. Images
+    that the cache lacks are skipped.
 
     Attributes:
-        cache: the outputs.
-        annotations: of all images.
+        cache: the cache.
+        annotations: annotations of all images of the part.
     """
 
     cache: TeacherCache
@@ -243,30 +258,33 @@ class CachedImages:
 def to_detections(
     image_id: str, outputs: TeacherOutputs, vocabulary: Vocabulary, source: int = PROPOSED
 ) -> Detections:
-    """The teacher as a detector: probability x person's score x object's score, the best 100.
+    """The teacher's outputs for an image as detections of interactions.
+
+    The score of a pair and verb is the verb's probability times both detector scores. The 100
+    highest ones are kept; equal boxes become one box.
 
     Args:
-        image_id: of the image.
-        outputs: its pairs and probabilities.
-        vocabulary: of the cache.
-        source: which pairs count, annotated or proposed ones.
+        image_id: id of the image.
+        outputs: pairs and probabilities of the image.
+        vocabulary: the cache's vocabulary.
+        source: `ANNOTATED` or `PROPOSED`, the pairs to use.
     """
-    chosen = outputs.pairs.sources == source
-    weights = outputs.pairs.human_scores * outputs.pairs.object_scores * chosen
+    selected = outputs.pairs.sources == source
+    weights = outputs.pairs.human_scores * outputs.pairs.object_scores * selected
     scores = outputs.probabilities * weights[:, None]
     order = np.argsort(-scores, axis=None, kind="stable")[:MAX_TRIPLETS]
     order = order[scores.ravel()[order] > 0]
     pair, verb = np.unravel_index(order, scores.shape)
-    people = np.full(len(pair), vocabulary.person, dtype=np.int64)
-    ends = np.concatenate([outputs.pairs.human_boxes[pair], outputs.pairs.object_boxes[pair]])
-    labels = np.concatenate([people, outputs.pairs.object_labels[pair]])
-    rows, numbers = np.unique(np.column_stack([ends, labels]), axis=0, return_inverse=True)
-    human, other = numbers.reshape(2, -1)
+    person_labels = np.full(len(pair), vocabulary.person, dtype=np.int64)
+    boxes = np.concatenate([outputs.pairs.human_boxes[pair], outputs.pairs.object_boxes[pair]])
+    labels = np.concatenate([person_labels, outputs.pairs.object_labels[pair]])
+    distinct, rows = np.unique(np.column_stack([boxes, labels]), axis=0, return_inverse=True)
+    human_rows, object_rows = rows.reshape(2, -1)
     return Detections(
         image_id=image_id,
-        boxes=rows[:, :4].astype(np.float32),
-        labels=rows[:, 4].astype(np.int64),
-        hois=np.stack([human, other, verb], axis=1),
+        boxes=distinct[:, :4].astype(np.float32),
+        labels=distinct[:, 4].astype(np.int64),
+        hois=np.stack([human_rows, object_rows, verb], axis=1),
         scores=scores.ravel()[order].astype(np.float32),
     )
 
@@ -274,76 +292,82 @@ def to_detections(
 def action_accuracy(
     images: Iterable[CachedImage], vocabulary: Vocabulary
 ) -> tuple[float, np.ndarray]:
-    """How often the teacher's best action of an annotated pair is one of the pair's labels.
+    """Top-1 accuracy of the teacher on annotated pairs.
 
-    Pairs labelled `no_interaction` are left out.
+    A pair counts as correct if its most probable action is one of its labels. Pairs labelled
+    `no_interaction` are excluded.
 
     Returns:
-        The share of pairs, and (V,) the share of those that have the verb's label; NaN where
+        The accuracy over all pairs, and (V,) over the pairs with each verb's label; NaN where
         there are none.
     """
-    right, asked = np.zeros((2, vocabulary.num_verbs))
-    num_right = num_asked = 0
+    correct, total = np.zeros((2, vocabulary.num_verbs))
+    num_correct = num_pairs = 0
     for annotation, outputs in images:
         labels = pair_labels(annotation, vocabulary)
         best = outputs.probabilities[outputs.pairs.sources == ANNOTATED].argmax(axis=1)
-        is_right = labels[np.arange(len(labels)), best]
+        is_correct = labels[np.arange(len(labels)), best]
         if vocabulary.no_interaction is not None:
             counted = ~labels[:, vocabulary.no_interaction]
-            labels, is_right = labels[counted], is_right[counted]
-        num_right, num_asked = num_right + int(is_right.sum()), num_asked + len(labels)
-        right += labels[is_right].sum(axis=0)
-        asked += labels.sum(axis=0)
-    per_verb = np.divide(right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
-    return num_right / num_asked if num_asked else np.nan, per_verb
+            labels, is_correct = labels[counted], is_correct[counted]
+        num_correct += int(is_correct.sum())
+        num_pairs += len(labels)
+        correct += labels[is_correct].sum(axis=0)
+        total += labels.sum(axis=0)
+    per_verb = np.divide(correct, total, out=np.full(len(total), np.nan), where=total > 0)
+    return num_correct / num_pairs if num_pairs else np.nan, per_verb
 
 
 def box_recall(images: Iterable[CachedImage], vocabulary: Vocabulary) -> dict[str, float]:
-    """Shares of annotated boxes and pairs that the detector found at IoU >= 0.5.
+    """Recall of annotated boxes and pairs among the proposed pairs, at IoU >= 0.5.
 
     Returns:
-        `person` and `object` (of the right class): boxes of annotated pairs; `pair`: annotated
-        pairs both of whose boxes some proposed pair finds. NaN where there are none.
+        Recall of `person` boxes, of `object` boxes (with the right class, without people) and of
+        `pair`s, of which one proposed pair must match both boxes; NaN where there are none.
     """
-    found: dict[str, list[bool]] = {"person": [], "object": [], "pair": []}
+    matched: dict[str, list[bool]] = {"person": [], "object": [], "pair": []}
     for _, outputs in images:
         pairs = outputs.pairs
-        truth = np.flatnonzero(pairs.sources == ANNOTATED)
-        human, other = _match_pairs(pairs)
-        _, people = np.unique(pairs.human_boxes[truth], axis=0, return_index=True)
-        things = np.column_stack([pairs.object_boxes[truth], pairs.object_labels[truth]])
-        _, objects = np.unique(things, axis=0, return_index=True)
-        objects = objects[pairs.object_labels[truth][objects] != vocabulary.person]
-        found["person"].extend(np.any(human[people], axis=1))
-        found["object"].extend(np.any(other[objects], axis=1))
-        found["pair"].extend(np.any(human & other, axis=1))
-    return {name: float(np.mean(hits)) if hits else np.nan for name, hits in found.items()}
+        annotated = np.flatnonzero(pairs.sources == ANNOTATED)
+        human_match, object_match = _match_pairs(pairs)
+        # Each box counts once, even if several annotated pairs share it.
+        _, people = np.unique(pairs.human_boxes[annotated], axis=0, return_index=True)
+        labelled = np.column_stack([pairs.object_boxes[annotated], pairs.object_labels[annotated]])
+        _, objects = np.unique(labelled, axis=0, return_index=True)
+        objects = objects[pairs.object_labels[annotated][objects] != vocabulary.person]
+        matched["person"].extend(np.any(human_match[people], axis=1))
+        matched["object"].extend(np.any(object_match[objects], axis=1))
+        matched["pair"].extend(np.any(human_match & object_match, axis=1))
+    return {name: float(np.mean(flags)) if flags else np.nan for name, flags in matched.items()}
 
 
 def pair_recall(
     images: Iterable[CachedImage], vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many annotated pairs have a verb's label, and which share of them is proposed.
+    """Number of annotated pairs with each verb's label, and their recall among proposed pairs.
 
     Returns:
-        (V,) int64, and (V,) float64: pairs both of whose boxes some proposed pair finds at
-        IoU >= 0.5; NaN where there are none.
+        (V,) int64 counts, and (V,) float64 shares of them of which one proposed pair matches both
+        boxes at IoU >= 0.5; NaN where there are none.
     """
-    labelled, found = np.zeros((2, vocabulary.num_verbs), dtype=np.int64)
+    total, matched = np.zeros((2, vocabulary.num_verbs), dtype=np.int64)
     for annotation, outputs in images:
         labels = pair_labels(annotation, vocabulary)
-        human, other = _match_pairs(outputs.pairs)
-        labelled += labels.sum(axis=0)
-        found += labels[np.any(human & other, axis=1)].sum(axis=0)
-    shares = np.full(len(labelled), np.nan)
-    return labelled, np.divide(found, labelled, out=shares, where=labelled > 0)
+        human_match, object_match = _match_pairs(outputs.pairs)
+        total += labels.sum(axis=0)
+        matched += labels[np.any(human_match & object_match, axis=1)].sum(axis=0)
+    return total, np.divide(matched, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def _match_pairs(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """(A, P) bool, twice: the P proposed pairs' people and objects that find those of the A
-    annotated pairs, objects of the right class."""
-    truth = np.flatnonzero(pairs.sources == ANNOTATED)
+    """Matches boxes of the A annotated pairs with those of the P proposed pairs.
+
+    Returns:
+        (A, P) bool for people, and (A, P) bool for objects, which need the same label.
+    """
+    annotated = np.flatnonzero(pairs.sources == ANNOTATED)
     proposed = np.flatnonzero(pairs.sources == PROPOSED)
-    human = box_iou(pairs.human_boxes[truth], pairs.human_boxes[proposed]) >= MIN_IOU
-    other = box_iou(pairs.object_boxes[truth], pairs.object_boxes[proposed]) >= MIN_IOU
-    return human, other & (pairs.object_labels[truth][:, None] == pairs.object_labels[proposed])
+    human_iou = box_iou(pairs.human_boxes[annotated], pairs.human_boxes[proposed])
+    object_iou = box_iou(pairs.object_boxes[annotated], pairs.object_boxes[proposed])
+    same_label = pairs.object_labels[annotated][:, None] == pairs.object_labels[proposed]
+    return human_iou >= MIN_IOU, (object_iou >= MIN_IOU) & same_label

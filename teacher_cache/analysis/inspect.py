@@ -1,4 +1,4 @@
-"""Counts what a cache holds, shard by shard."""
+"""Counts pairs, regions, confidences and top actions of a cache, one shard at a time."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ from teacher_cache.reader.format import PAIR_OFFSETS, SHARDS
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What to tell, and where.
+    """Which cache to inspect, and which files to write.
 
     Attributes:
         cache: the cache folder.
-        json: file for the numbers, where wanted.
-        picture: file for a picture, where wanted.
+        json: JSON file of the numbers; None writes none.
+        figure: file of a figure; None writes none.
         overwrite: whether existing files may be replaced.
     """
 
     cache: Path
     json: Path | None = None
-    picture: Path | None = None
+    figure: Path | None = None
     overwrite: bool = False
 
 
 def inspect_cache(config: InspectConfig) -> CacheOverview:
-    """Tells what a cache holds.
+    """Prints the statistics of a cache, and writes them to the files of `config`.
 
     Raises:
-        InputError: not a finished cache, or a damaged one.
+        InputError: the cache is unfinished or damaged, or a file exists.
     """
     if config.json is not None:
         refuse_existing(config.json, config.overwrite)
-    if config.picture is not None:
-        check_chart_file(config.picture, config.overwrite)
+    if config.figure is not None:
+        check_chart_file(config.figure, config.overwrite)
     overview = compute_overview(open_cache(config.cache))
     if config.json is not None:
         write_json(config.json, overview_to_json(overview))
-    if config.picture is not None:
-        draw_overview(config.picture, overview)
+    if config.figure is not None:
+        draw_overview(config.figure, overview)
     for line in format_overview(overview):
         print(line)
     return overview
 
 
 def compute_overview(cache: TeacherCache) -> CacheOverview:
-    """Counts pairs, regions, confidences and best actions of all shards.
+    """Counts pairs, regions, confidences and top actions of all shards.
 
     Raises:
         InputError: a shard is missing or damaged.
@@ -76,21 +76,22 @@ def compute_overview(cache: TeacherCache) -> CacheOverview:
         arrays = cache.shard_arrays(shard)
         sources = np.minimum(arrays["pairs/source"], 1)
         by_source += np.bincount(sources, minlength=len(PAIR_KINDS))
-        own = np.bincount(np.diff(arrays[PAIR_OFFSETS]))
-        pairs_per_image = _add_histograms(pairs_per_image, own)
+        shard_histogram = np.bincount(np.diff(arrays[PAIR_OFFSETS]))
+        pairs_per_image = _add_histograms(pairs_per_image, shard_histogram)
         num_regions += cache.shard_layout(shard).num_regions
         raw_bytes += sum(array.nbytes for array in arrays.values())
         name = cache.manifest["shards"][shard]["name"]
         file_bytes += (cache.path / SHARDS / name).stat().st_size
         probabilities = arrays["pairs/action_probabilities"]
-        # The bits of half precision numbers that are not negative rise with the numbers, and
-        # whole numbers are compared many times quicker.
+        # Non-negative float16 numbers are ordered like their bits, and numpy compares integers
+        # many times faster.
         best = probabilities.view(np.uint16).argmax(axis=1)
         top = probabilities[np.arange(len(best)), best].astype(np.float64)
-        answered = top > 0
-        np.add.at(top_actions, (arrays["pairs/object_label"][answered], best[answered]), 1)
-        bins = np.minimum((top * HISTOGRAM_BINS).astype(np.int64), HISTOGRAM_BINS - 1)[answered]
-        np.add.at(confidence, (sources[answered], bins), 1)
+        # All probabilities are 0 for an object without interactions other than `no_interaction`.
+        has_action = top > 0
+        np.add.at(top_actions, (arrays["pairs/object_label"][has_action], best[has_action]), 1)
+        bins = np.minimum((top * HISTOGRAM_BINS).astype(np.int64), HISTOGRAM_BINS - 1)[has_action]
+        np.add.at(confidence, (sources[has_action], bins), 1)
     counts = {
         "images": len(cache),
         "failed images": len(cache.failed),
@@ -115,7 +116,7 @@ def compute_overview(cache: TeacherCache) -> CacheOverview:
 
 
 def _add_histograms(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Two histograms of different lengths together."""
+    """The sum of two histograms, which may have different lengths."""
     total = np.zeros(max(len(first), len(second)), dtype=np.int64)
     total[: len(first)] += first
     total[: len(second)] += second

@@ -1,4 +1,4 @@
-"""Draws one image with its pairs and what the teacher says about them."""
+"""Draws one image with its pairs, union regions and the teacher's most probable actions."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """What to draw.
+    """Which image to draw, and how.
 
     Attributes:
         cache: the cache folder.
-        image: id of the image, its file name.
-        dataset: the dataset that the cache was made from.
-        out: the picture; its ending decides the kind.
-        top: so many actions of a pair.
-        pairs: at most so many pairs: the annotated ones, then the surest proposals.
-        overwrite: whether an existing picture may be replaced.
+        image: id or path of the image.
+        dataset: the dataset folder that the cache was built from.
+        out: image file to write; its suffix decides the format.
+        top: number of actions listed per pair.
+        pairs: maximum number of pairs: annotated ones first, then by detector scores.
+        overwrite: whether an existing file may be replaced.
     """
 
     cache: Path
@@ -59,10 +59,11 @@ class ShowConfig:
 
 
 def show_image(config: ShowConfig) -> None:
-    """Draws an image, and tells its pairs.
+    """Draws an image with its pairs, and prints the pairs.
 
     Raises:
-        InputError: bad input, an image that the cache does not hold, or another dataset.
+        InputError: the input is bad, the cache lacks the image or was built from another dataset,
+            or the file exists.
     """
     if config.out.suffix.lower() not in IMAGE_FORMATS:
         raise InputError(f"{config.out}: expected a name that ends in {', '.join(IMAGE_FORMATS)}")
@@ -84,8 +85,10 @@ def show_image(config: ShowConfig) -> None:
     views = [
         make_pair_view(row, annotation, outputs, dataset, config.top) for row in order.tolist()
     ]
-    left = len(outputs.pairs) - len(order)
-    title = f"{image_id}: {len(outputs.pairs)} pairs" + (f", {left} not drawn" if left else "")
+    num_hidden = len(outputs.pairs) - len(order)
+    title = f"{image_id}: {len(outputs.pairs)} pairs"
+    if num_hidden:
+        title += f", {num_hidden} not drawn"
     with atomic_write(config.out) as temporary:
         drawn = draw_pairs(image, title, views)
         drawn.save(temporary, format=IMAGE_FORMATS[config.out.suffix.lower()])
@@ -94,10 +97,10 @@ def show_image(config: ShowConfig) -> None:
 
 
 def find_image(cache: TeacherCache, name: str) -> str:
-    """The id that people mean, who may give a path.
+    """The image id of a name that may also be a path.
 
     Raises:
-        InputError: the cache holds no outputs about it.
+        InputError: the cache contains no outputs of the image.
     """
     for image_id in (name, Path(name).name):
         if image_id in cache:
@@ -107,35 +110,35 @@ def find_image(cache: TeacherCache, name: str) -> str:
                 f"{cache.path}: {image_id}: could not be read when the cache was built:"
                 f" {cache.failed[image_id]}"
             )
-    near = difflib.get_close_matches(Path(name).name, cache.image_ids, n=3, cutoff=0)
-    such = f", such as {', '.join(near)}" if near else ""
-    raise InputError(f"{cache.path}: expected one of {len(cache)} images{such}, found {name}")
+    matches = difflib.get_close_matches(Path(name).name, cache.image_ids, n=3, cutoff=0)
+    examples = f", such as {', '.join(matches)}" if matches else ""
+    raise InputError(f"{cache.path}: expected one of {len(cache)} images{examples}, found {name}")
 
 
 def select_pairs(outputs: TeacherOutputs, max_pairs: int) -> np.ndarray:
-    """Rows of the pairs to draw: the annotated ones first, then by falling detector scores."""
+    """Rows of the pairs to draw: annotated ones first, then by descending detector scores."""
     pairs = outputs.pairs
-    surest = -(pairs.human_scores * pairs.object_scores)
-    return np.lexsort((surest, pairs.sources))[:max_pairs]
+    scores = pairs.human_scores * pairs.object_scores
+    return np.lexsort((-scores, pairs.sources))[:max_pairs]
 
 
 def make_pair_view(
     row: int, annotation: Annotation, outputs: TeacherOutputs, dataset: Dataset, top: int
 ) -> PairView:
-    """One pair as it is drawn."""
+    """The title, boxes and `top` most probable actions of the pair in a row of `outputs`."""
     vocabulary, pairs = dataset.vocabulary, outputs.pairs
     probabilities = outputs.probabilities[row]
     annotated = bool(pairs.sources[row] == ANNOTATED)
-    said = np.zeros(vocabulary.num_verbs, dtype=bool)
-    thing = vocabulary.objects[pairs.object_labels[row]].replace("_", " ")
+    labels = np.zeros(vocabulary.num_verbs, dtype=bool)
+    name = vocabulary.objects[pairs.object_labels[row]].replace("_", " ")
     if annotated:
         # Annotated pairs come first in a cache, in the order of the annotation.
-        said = pair_labels(annotation, vocabulary)[row]
-        labels = _join_names(vocabulary.verbs[verb] for verb in np.flatnonzero(said))
-        title = f"{thing}, annotated: {labels}"
+        labels = pair_labels(annotation, vocabulary)[row]
+        verbs = _join_names(vocabulary.verbs[verb] for verb in np.flatnonzero(labels))
+        title = f"{name}, annotated: {verbs}"
     else:
-        scores = f"person {pairs.human_scores[row]:.2f}, {thing} {pairs.object_scores[row]:.2f}"
-        title = f"{thing}, proposed ({scores})"
+        scores = f"person {pairs.human_scores[row]:.2f}, {name} {pairs.object_scores[row]:.2f}"
+        title = f"{name}, proposed ({scores})"
     best = np.argsort(-probabilities, kind="stable")[:top]
     return PairView(
         human_box=pairs.human_boxes[row],
@@ -144,7 +147,7 @@ def make_pair_view(
         title=title,
         annotated=annotated,
         actions=tuple(
-            (_join_names([vocabulary.verbs[verb]]), float(probabilities[verb]), bool(said[verb]))
+            (_join_names([vocabulary.verbs[verb]]), float(probabilities[verb]), bool(labels[verb]))
             for verb in best.tolist()
             if probabilities[verb] > 0
         ),
@@ -158,12 +161,12 @@ def _join_names(verbs: Iterable[str]) -> str:
 def _format_lines(title: str, views: list[PairView]) -> list[str]:
     lines = [title]
     for number, view in enumerate(views, 1):
-        told = ", ".join(f"{name} {probability:.2f}" for name, probability, _ in view.actions)
-        lines.append(f"{number:>3}  {view.title}; {told or 'no action goes with it'}")
+        actions = ", ".join(f"{name} {probability:.2f}" for name, probability, _ in view.actions)
+        lines.append(f"{number:>3}  {view.title}; {actions or 'no possible action'}")
     return lines
 
 
-# Okabe and Ito's colours without those of people and objects.
+# The palette of Okabe and Ito, without the colours of people and objects.
 PAIR_COLOURS = (
     (0, 158, 115),
     (213, 94, 0),
@@ -178,23 +181,25 @@ BACKGROUND, TEXT, MUTED_TEXT, BAR_BACKGROUND = (
     (107, 114, 128),
     (226, 229, 233),
 )
+# Bounds of the drawn image's long side in pixels.
 MIN_LONG_SIDE, MAX_LONG_SIDE = 900, 1600
-# In letter heights: the list's margins, line height, width of a bar; dashes of an outline.
+# Margin, line height and bar width of the list, and dashes of an outline, in letter heights.
 MARGIN, LINE_HEIGHT, BAR_WIDTH = 1.0, 1.5, 7.0
 DASH, GAP = 1.1, 0.7
+# Positions tried for a pair's number.
 MAX_SHIFTS = 200
 
 
 @dataclass(frozen=True, eq=False)
 class PairView:
-    """One pair to be drawn.
+    """A pair to draw.
 
     Attributes:
-        human_box, object_box, region: (4,) xyxy, pixels of the picture; the region is what the
-            teacher saw.
-        title: what it is, for people.
-        annotated: whether people annotated it or a detector proposed it.
-        actions: names and probabilities, the most probable first, and whether people said so too.
+        human_box, object_box, region: (4,) xyxy boxes in pixels of the image; the region is what
+            the teacher's image encoder was given.
+        title: object, source and labels or scores, as text.
+        annotated: whether the pair is annotated; otherwise it was proposed by a detector.
+        actions: name, probability, and whether it is an annotated label; most probable first.
     """
 
     human_box: np.ndarray
@@ -206,26 +211,27 @@ class PairView:
 
 
 def draw_pairs(image: Image.Image, title: str, pairs: Sequence[PairView]) -> Image.Image:
-    """Draws pairs on a picture and lists them on its right.
+    """Draws pairs on an image and lists them on its right.
 
     Args:
-        image: the picture; its long side becomes 900 to 1,600 pixels.
-        title: above the list.
-        pairs: in the order of their numbers.
+        image: the image; it is resized to a long side of 900 to 1,600 pixels.
+        title: title of the list.
+        pairs: the pairs, in the order of their numbers.
 
     Returns:
-        A new RGB picture.
+        A new RGB image.
     """
     long_side = min(max(*image.size, MIN_LONG_SIDE), MAX_LONG_SIDE)
     scale = long_side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     canvas = _PairCanvas(size, supersampling=2 if long_side <= MAX_SUPERSAMPLED else 1)
-    for objects in {pair.object_box.tobytes(): pair.object_box for pair in pairs}.values():
-        canvas.draw_box(canvas.scale_box(objects, scale), OBJECT_COLOUR)
-    for person in {pair.human_box.tobytes(): pair.human_box for pair in pairs}.values():
-        canvas.draw_box(canvas.scale_box(person, scale), PERSON_COLOUR)
-    # The first pairs matter most and lie on top.
+    # A box that several pairs share is drawn once.
+    for box in {pair.object_box.tobytes(): pair.object_box for pair in pairs}.values():
+        canvas.draw_box(canvas.scale_box(box, scale), OBJECT_COLOUR)
+    for box in {pair.human_box.tobytes(): pair.human_box for pair in pairs}.values():
+        canvas.draw_box(canvas.scale_box(box, scale), PERSON_COLOUR)
+    # In reverse order, so that the first pairs are drawn on top.
     for number, pair in reversed(list(enumerate(pairs, 1))):
         canvas.draw_link(
             canvas.scale_box(pair.human_box, scale), canvas.scale_box(pair.object_box, scale)
@@ -233,37 +239,36 @@ def draw_pairs(image: Image.Image, title: str, pairs: Sequence[PairView]) -> Ima
         canvas.draw_region(canvas.scale_box(pair.region, scale), number, pair.annotated)
     canvas.draw_numbers()
     overlay = canvas.overlay.resize(size, Image.Resampling.LANCZOS)
-    drawn = Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
-    beside = _draw_list(title, pairs, letter=round(long_side / 52))
-    sheet = Image.new(
-        "RGB", (drawn.width + beside.width, max(drawn.height, beside.height)), BACKGROUND
-    )
-    sheet.paste(drawn, (0, 0))
-    sheet.paste(beside, (drawn.width, 0))
-    return sheet
+    annotated = Image.alpha_composite(resized.convert("RGBA"), overlay).convert("RGB")
+    pair_list = _draw_list(title, pairs, letter=round(long_side / 52))
+    height = max(annotated.height, pair_list.height)
+    drawing = Image.new("RGB", (annotated.width + pair_list.width, height), BACKGROUND)
+    drawing.paste(annotated, (0, 0))
+    drawing.paste(pair_list, (annotated.width, 0))
+    return drawing
 
 
 def pair_colour(number: int) -> tuple[int, int, int]:
-    """Colour of a pair by its number, from 1 on."""
+    """RGB colour of the pair with a number, starting at 1."""
     return PAIR_COLOURS[(number - 1) % len(PAIR_COLOURS)]
 
 
 class _PairCanvas(Canvas):
-    """Adds regions and their numbers."""
+    """A canvas that also draws union regions and the pairs' numbers."""
 
     def __init__(self, size: tuple[int, int], supersampling: int) -> None:
         super().__init__(size, supersampling)
         self._badges: list[tuple[float, float, int, bool]] = []
 
     def scale_box(self, box: np.ndarray, scale: float) -> np.ndarray:
-        """A box of the picture in pixels of the overlay, clipped to it."""
+        """(4,) xyxy box of the image in pixels of the overlay, clipped to it."""
         width, height = self.overlay.size
         corners = np.nan_to_num(np.asarray(box, np.float64), posinf=1e9, neginf=-1e9)
         corners *= scale * self._supersampling
         return np.clip(corners, 0, [width, height, width, height])
 
     def draw_region(self, box: np.ndarray, number: int, annotated: bool) -> None:
-        """An outline around what the teacher saw; its number finds a free corner later."""
+        """Draws the outline of a region; `draw_numbers` places its number later."""
         x1, y1, x2, y2 = box
         for ends in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)),
                      ((x1, y2), (x1, y1))):  # fmt: skip
@@ -273,13 +278,13 @@ class _PairCanvas(Canvas):
         self._badges.append((x1, y1, number, annotated))
 
     def draw_numbers(self) -> None:
-        """Numbers at the regions' upper left corners, shifted along until none hides another."""
+        """Draws numbers at the regions' upper left corners, shifted until none overlaps another."""
         radius = 0.75 * self._em
         taken: list[tuple[float, float]] = []
         right, bottom = self.overlay.width - radius, self.overlay.height - radius
         for x, y, number, annotated in reversed(self._badges):
             x, y = min(max(x, radius), right), min(max(y, radius), bottom)
-            # A small picture may have no room for so many numbers; then they cover each other.
+            # A small image may have too little space; then some numbers overlap.
             for _ in range(MAX_SHIFTS):
                 if all(max(abs(x - a), abs(y - b)) >= 2 * radius for a, b in taken):
                     break
@@ -293,65 +298,74 @@ class _PairCanvas(Canvas):
     ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
         first, last = np.array(start), np.array(end)
         length = float(np.hypot(*(last - first)))
-        steps = np.arange(0, max(length, 1e-9), (DASH + GAP) * self._em) / max(length, 1e-9)
-        ends = np.minimum(steps + DASH * self._em / max(length, 1e-9), 1)
-        along = last - first
+        # Dashes as fractions of the line; the minimum length avoids a division by zero.
+        length = max(length, 1e-9)
+        starts = np.arange(0, length, (DASH + GAP) * self._em) / length
+        ends = np.minimum(starts + DASH * self._em / length, 1)
         return [
-            (tuple(first + one * along), tuple(first + two * along))
-            for one, two in zip(steps, ends, strict=True)
+            (tuple(first + dash_start * (last - first)), tuple(first + dash_end * (last - first)))
+            for dash_start, dash_end in zip(starts, ends, strict=True)
         ]
 
 
 def draw_badge(
-    pen: ImageDraw.ImageDraw,
-    middle: tuple[float, float],
+    draw: ImageDraw.ImageDraw,
+    centre: tuple[float, float],
     radius: float,
     number: int,
     annotated: bool,
 ) -> None:
-    """A pair's number: in a square when people annotated it, in a disc when it was proposed."""
-    x, y = middle
+    """Draws a pair's number, in a square for annotated pairs and in a disc for proposed ones."""
+    x, y = centre
     corners = (x - radius, y - radius, x + radius, y + radius)
     colour = pair_colour(number)
-    ink = BLACK if sum(colour) > 400 else WHITE
-    shape = pen.rectangle if annotated else pen.ellipse
-    shape(corners, fill=colour, outline=WHITE, width=max(1, round(radius / 8)))
+    text_colour = BLACK if sum(colour) > 400 else WHITE
+    draw_shape = draw.rectangle if annotated else draw.ellipse
+    draw_shape(corners, fill=colour, outline=WHITE, width=max(1, round(radius / 8)))
     font = load_font(max(8, round(1.15 * radius)))
-    pen.text((x, y), str(number), fill=ink, font=font, anchor="mm")
+    draw.text((x, y), str(number), fill=text_colour, font=font, anchor="mm")
 
 
 def _draw_list(title: str, pairs: Sequence[PairView], letter: int) -> Image.Image:
-    """Titles and actions of all pairs, one below the other."""
+    """Draws the titles and actions of all pairs, one below the other.
+
+    Args:
+        title: title of the list.
+        pairs: the pairs, in the order of their numbers.
+        letter: font size in pixels, the unit of all sizes.
+    """
     font, line, margin = load_font(letter), LINE_HEIGHT * letter, MARGIN * letter
     names = [name for pair in pairs for name, _, _ in pair.actions]
     name_width = max([font.getlength(name) for name in names], default=0)
-    body = 2.2 * letter + name_width + (BAR_WIDTH + 5.5) * letter
-    heads = [font.getlength(title)]
-    heads += [2.2 * letter + font.getlength(pair.title) for pair in pairs]
-    width = round(max(body, *heads) + 2 * margin)
-    lines = 1.4 + sum(1.4 + len(pair.actions) for pair in pairs)
-    sheet = Image.new("RGB", (width, round(lines * line + 2 * margin)), BACKGROUND)
-    pen = ImageDraw.Draw(sheet)
-    pen.text((margin, margin + line / 2), title, fill=TEXT, font=font, anchor="lm")
+    action_width = 2.2 * letter + name_width + (BAR_WIDTH + 5.5) * letter
+    title_widths = [font.getlength(title)]
+    title_widths += [2.2 * letter + font.getlength(pair.title) for pair in pairs]
+    width = round(max(action_width, *title_widths) + 2 * margin)
+    num_lines = 1.4 + sum(1.4 + len(pair.actions) for pair in pairs)
+    image = Image.new("RGB", (width, round(num_lines * line + 2 * margin)), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    draw.text((margin, margin + line / 2), title, fill=TEXT, font=font, anchor="lm")
     y = margin + 1.4 * line
+    left = margin + 2.2 * letter
+    bar_left = left + name_width + letter
+    bar_right = bar_left + BAR_WIDTH * letter
     for number, pair in enumerate(pairs, 1):
         middle = y + line / 2
-        draw_badge(pen, (margin + 0.8 * letter, middle), 0.75 * letter, number, pair.annotated)
-        left = margin + 2.2 * letter
-        pen.text((left, middle), pair.title, fill=TEXT, font=font, anchor="lm")
+        draw_badge(draw, (margin + 0.8 * letter, middle), 0.75 * letter, number, pair.annotated)
+        draw.text((left, middle), pair.title, fill=TEXT, font=font, anchor="lm")
         y += line
-        for name, probability, said in pair.actions:
+        for name, probability, is_label in pair.actions:
             middle = y + line / 2
-            pen.text((left, middle), name, fill=TEXT, font=font, anchor="lm")
-            start = left + name_width + letter
-            bar = (start, middle - 0.3 * letter, start + BAR_WIDTH * letter, middle + 0.3 * letter)
-            pen.rectangle(bar, fill=BAR_BACKGROUND)
-            full = start + max(probability, 0.0) * BAR_WIDTH * letter
-            if full > start + 1:
-                pen.rectangle((*bar[:2], full, bar[3]), fill=pair_colour(number))
-            text = f"{probability:.2f}" + (" ✓" if said else "")
-            place = (bar[2] + 0.6 * letter, middle)
-            pen.text(place, text, fill=TEXT if said else MUTED_TEXT, font=font, anchor="lm")
+            top, bottom = middle - 0.3 * letter, middle + 0.3 * letter
+            draw.text((left, middle), name, fill=TEXT, font=font, anchor="lm")
+            draw.rectangle((bar_left, top, bar_right, bottom), fill=BAR_BACKGROUND)
+            bar_end = bar_left + max(probability, 0.0) * BAR_WIDTH * letter
+            if bar_end > bar_left + 1:
+                draw.rectangle((bar_left, top, bar_end, bottom), fill=pair_colour(number))
+            text = f"{probability:.2f}" + (" ✓" if is_label else "")
+            colour = TEXT if is_label else MUTED_TEXT
+            position = (bar_right + 0.6 * letter, middle)
+            draw.text(position, text, fill=colour, font=font, anchor="lm")
             y += line
         y += 0.4 * line
-    return sheet
+    return image

@@ -1,4 +1,4 @@
-"""Cache statistics and teacher scores as tables, JSON and charts."""
+"""Formats cache statistics and teacher scores as text tables, JSON and figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The share of a pair's best action falls into so many equal bins of [0, 1].
+# Number of equal bins of [0, 1] in the histogram of top probabilities.
 HISTOGRAM_BINS = 1000
 PAIR_KINDS = ("annotated", "proposed")
 MAX_TABLE_ACTIONS = 3
@@ -31,18 +31,18 @@ MAX_TABLE_ACTIONS = 3
 
 @dataclass(frozen=True, eq=False)
 class CacheOverview:
-    """Counts over all images of a cache.
+    """Statistics of a cache.
 
     Attributes:
-        title: for people.
-        counts: images, pairs and the like by name.
-        file_bytes, raw_bytes: of the shards' files, and of the numbers in them.
-        pairs_per_image: (N,) int64, how many images have 0, 1, 2, ... pairs.
-        confidence: by kind of pairs, (`HISTOGRAM_BINS`,) int64: number of pairs by the
-            probability of their best action; pairs without any action are left out.
-        top_actions: (O, V) int64, how often a verb is the best action with an object.
-        objects, verbs: names for people.
-        parts: what the cache was made from, by name.
+        title: name of the cache folder.
+        counts: numbers of images, shards, pairs and regions, by title.
+        file_bytes, raw_bytes: total size of the shard files, and of the arrays in them.
+        pairs_per_image: (N,) int64, number of images with 0, 1, 2, ... pairs.
+        confidence: (`HISTOGRAM_BINS`,) int64 histograms of pairs by the probability of their top
+            action, by kind of pairs; pairs without a possible action are not counted.
+        top_actions: (O, V) int64, number of pairs by object and top action.
+        objects, verbs: names without underscores.
+        parts: parts of the fingerprint, by name.
     """
 
     title: str
@@ -62,28 +62,31 @@ class CacheOverview:
 
     @property
     def repeated_unions(self) -> float | None:
-        """Share of pairs whose region another pair of the image needed before."""
+        """Share of pairs that have their union region in common with an earlier pair."""
         return 1 - self.counts["regions"] / self.num_pairs if self.num_pairs else None
 
     def top_shares(self, label: int) -> list[tuple[str, float]]:
-        """Best actions with an object and their shares, the most frequent first."""
+        """Top actions of an object's pairs and their shares, most frequent first."""
         counts = self.top_actions[label]
         order = np.argsort(-counts, kind="stable")
         total = max(int(counts.sum()), 1)
         return [(self.verbs[verb], counts[verb] / total) for verb in order if counts[verb]]
 
     def frequent_objects(self) -> list[int]:
-        """Objects that have pairs, the most frequent first."""
+        """Labels of the objects that have pairs, most frequent first."""
         totals = self.top_actions.sum(axis=1)
         return [int(label) for label in np.argsort(-totals, kind="stable") if totals[label]]
 
 
 def histogram_quantile(histogram: np.ndarray, share: float) -> float | None:
-    """The value below which a share of the counted values lies.
+    """Quantile of the values that a histogram counts; None if it is empty.
 
     Args:
         histogram: counts of equal bins of [0, 1].
-        share: in [0, 1].
+        share: share of the values below the quantile, in [0, 1].
+
+    Returns:
+        The centre of the quantile's bin.
     """
     total = histogram.sum()
     if not total:
@@ -93,14 +96,14 @@ def histogram_quantile(histogram: np.ndarray, share: float) -> float | None:
 
 
 def count_quantile(histogram: np.ndarray, share: float) -> int:
-    """The count that a share of the images does not exceed; 0 without images."""
+    """The count that a share of the images does not exceed; 0 if there are no images."""
     if not histogram.sum():
         return 0
     return int(np.searchsorted(np.cumsum(histogram), share * histogram.sum()))
 
 
 def format_overview(overview: CacheOverview) -> list[str]:
-    """Lines for a terminal."""
+    """Lines of a text table of a cache's statistics."""
     counts, images = overview.counts, max(overview.counts["images"], 1)
     per_image = overview.pairs_per_image
     rows = {
@@ -112,10 +115,10 @@ def format_overview(overview: CacheOverview) -> list[str]:
         "repeated unions": f"{format_percent(overview.repeated_unions)} %",
     }
     for kind, histogram in overview.confidence.items():
-        ends = [histogram_quantile(histogram, share) for share in (0.5, 0.1, 0.9)]
-        if ends[0] is not None:
-            middle, low, high = (f"{end:.2f}" for end in ends)
-            rows[f"confidence, {kind}"] = f"{middle} (median; 80 % from {low} to {high})"
+        quantiles = [histogram_quantile(histogram, share) for share in (0.5, 0.1, 0.9)]
+        if quantiles[0] is not None:
+            median, low, high = (f"{value:.2f}" for value in quantiles)
+            rows[f"confidence, {kind}"] = f"{median} (median; 80 % from {low} to {high})"
     lines = [overview.title, *(f"  {name:<24}{value}" for name, value in rows.items())]
     labels = overview.frequent_objects()
     if labels:
@@ -123,15 +126,15 @@ def format_overview(overview: CacheOverview) -> list[str]:
         lines += ["best action by object", f"  {'':<{width}}{'pairs':>10}"]
         for label in labels:
             shares = overview.top_shares(label)[:MAX_TABLE_ACTIONS]
-            told = ", ".join(f"{verb} {format_percent(share, 0)} %" for verb, share in shares)
+            actions = ", ".join(f"{verb} {format_percent(share, 0)} %" for verb, share in shares)
             total = int(overview.top_actions[label].sum())
-            lines.append(f"  {overview.objects[label]:<{width}}{total:>10,}  {told}")
+            lines.append(f"  {overview.objects[label]:<{width}}{total:>10,}  {actions}")
     lines += ["made from", *(f"  {name:<24}{value}" for name, value in overview.parts.items())]
     return lines
 
 
 def overview_to_json(overview: CacheOverview) -> dict[str, Any]:
-    """The same as JSON."""
+    """A cache's statistics as JSON values."""
     per_image, images = overview.pairs_per_image, overview.counts["images"]
     return {
         "counts": {name.replace(" ", "_"): count for name, count in overview.counts.items()},
@@ -166,16 +169,16 @@ def overview_to_json(overview: CacheOverview) -> dict[str, Any]:
     }
 
 
-# Inches.
+# Sizes of the overview in inches.
 CACHE_FIGURE_WIDTH, TOP_ROW_HEIGHT, CACHE_ROW_HEIGHT, CACHE_MARGIN = 10.5, 2.9, 0.26, 0.7
 MAX_OBJECTS, MAX_BARS, CONFIDENCE_BINS = 40, 60, 20
 SHADES = (BLUE, "#56b4e9", "#a6d5f2")
-# A segment shorter than this has no room for its action's name, in percent.
+# Minimum length in percent of a bar segment that can contain its action's name.
 MIN_NAMED_PERCENT = 9
 
 
 def draw_overview(file: Path, overview: CacheOverview) -> None:
-    """Draws pairs per image, the teacher's confidence and its best actions by object."""
+    """Draws pairs per image, the teacher's confidence and its top actions by object."""
     labels = overview.frequent_objects()[:MAX_OBJECTS]
     bottom = CACHE_ROW_HEIGHT * max(len(labels), 1) + CACHE_MARGIN
     title = f"{overview.title}: {overview.counts['images']:,} images, {overview.num_pairs:,} pairs"
@@ -223,17 +226,17 @@ def _draw_confidence(axis: Axes, overview: CacheOverview, colours: Colours) -> N
 def _draw_actions(axis: Axes, overview: CacheOverview, labels: list[int], colours: Colours) -> None:
     set_panel_title(axis, colours, "Best action by object, % of its pairs")
     label_axis(axis, colours, across="x")
-    for place, label in enumerate(labels):
+    for row, label in enumerate(labels):
         start = 0.0
         shares = overview.top_shares(label)
         for rank, (verb, share) in enumerate(shares[: len(SHADES)]):
-            axis.barh(place, 100 * share, 0.8, start, color=SHADES[rank])
+            axis.barh(row, 100 * share, 0.8, start, color=SHADES[rank])
             if 100 * share >= MIN_NAMED_PERCENT:
-                ink = "white" if rank == 0 else colours["text"]
-                axis.text(start + 1, place, verb, color=ink, fontsize=7.5, va="center_baseline")
+                colour = "white" if rank == 0 else colours["text"]
+                axis.text(start + 1, row, verb, color=colour, fontsize=7.5, va="center_baseline")
             start += 100 * share
         rest = 100 * sum(share for _, share in shares[len(SHADES) :])
-        axis.barh(place, rest, 0.8, start, color=colours["grid"])
+        axis.barh(row, rest, 0.8, start, color=colours["grid"])
     names = [
         f"{overview.objects[label]} ({overview.top_actions[label].sum():,})" for label in labels
     ]
@@ -243,21 +246,21 @@ def _draw_actions(axis: Axes, overview: CacheOverview, labels: list[int], colour
 
 
 ACTIONS_GROUP = "actions"
-# In the order of the table; `actions` leaves `no_interaction` out, which no teacher is asked.
+# In the order of the table. "actions" excludes `no_interaction`, which has no soft targets.
 GROUP_TITLES = {**METRIC_TITLES, ACTIONS_GROUP: "Full, actions only"}
 
 
 @dataclass(frozen=True)
 class VerbScores:
-    """One verb; fractions, None where there is nothing to measure.
+    """Scores of a verb as fractions; None where there is nothing to measure.
 
     Attributes:
-        name: for people.
-        unseen: all its interactions are unseen.
-        num_pairs: annotated pairs with this label.
-        accuracy: share of them for which the teacher's best action is one of their labels.
-        recall: share of them that the detector proposes.
-        annotated, proposed: mAP over its interactions, on either kind of pairs.
+        name: name without underscores.
+        unseen: whether all its interactions are unseen.
+        num_pairs: number of annotated pairs with this label.
+        accuracy: share of these pairs whose top action is one of their labels.
+        recall: share of these pairs that are among the proposed ones.
+        annotated, proposed: mAP over its interactions, on annotated and on proposed pairs.
     """
 
     name: str
@@ -271,14 +274,14 @@ class VerbScores:
 
 @dataclass(frozen=True)
 class TeacherScores:
-    """A teacher's evaluation.
+    """Scores of a teacher.
 
     Attributes:
         title: dataset, split and numbers of images and pairs.
-        annotated, proposed: mAP by group of `GROUP_TITLES`, on either kind of pairs; None for
-            a group without ground truth.
-        rates: further fractions by their title.
-        verbs: every verb that the teacher is asked for.
+        annotated, proposed: mAP by group of `GROUP_TITLES`, on annotated and on proposed pairs;
+            None for a group without ground truth.
+        rates: accuracy and recalls, by title.
+        verbs: scores of all verbs except `no_interaction`.
     """
 
     title: str
@@ -288,7 +291,7 @@ class TeacherScores:
     verbs: tuple[VerbScores, ...]
 
     def group_rows(self) -> list[tuple[str, float | None, float | None]]:
-        """Title and mAP on annotated and proposed pairs of every group that has any."""
+        """Title, mAP on annotated and mAP on proposed pairs of each group that has one of them."""
         rows = [
             (title, self.annotated.get(name), self.proposed.get(name))
             for name, title in GROUP_TITLES.items()
@@ -297,7 +300,7 @@ class TeacherScores:
 
 
 def format_teacher_scores(scores: TeacherScores) -> list[str]:
-    """Lines for a terminal; percent."""
+    """Lines of a text table of a teacher's scores, in percent."""
     lines = [scores.title, "", f"{'mAP':<24}{'annotated pairs':>17}{'proposed pairs':>17}"]
     lines += [
         f"{title:<24}{format_percent(annotated):>17}{format_percent(proposed):>17}"
@@ -306,8 +309,8 @@ def format_teacher_scores(scores: TeacherScores) -> list[str]:
     lines.append("")
     lines += [f"{title:<41}{format_percent(share):>17}" for title, share in scores.rates.items()]
     width = max([10, *(len(verb.name) + 2 for verb in scores.verbs)])
-    heads = ("pairs", "top-1", "recall", "mAP annot.", "mAP prop.")
-    lines += ["", f"{'verb (* unseen)':<{width + 6}}" + "".join(f"{head:>12}" for head in heads)]
+    columns = ("pairs", "top-1", "recall", "mAP annot.", "mAP prop.")
+    lines += ["", f"{'verb (* unseen)':<{width + 6}}" + "".join(f"{name:>12}" for name in columns)]
     for verb in scores.verbs:
         cells = (verb.accuracy, verb.recall, verb.annotated, verb.proposed)
         name = verb.name + (" *" if verb.unseen else "")
@@ -318,9 +321,9 @@ def format_teacher_scores(scores: TeacherScores) -> list[str]:
     return lines
 
 
-# Inches.
+# Sizes of the scores' figure in inches.
 FIGURE_WIDTH, ROW_HEIGHT, MARGIN = 10.5, 0.21, 1.1
-# More verbs than this stand in two columns.
+# More verbs than this are drawn in two columns.
 MAX_COLUMN_ROWS = 40
 VERB_MARKERS = (
     ("annotated", "mAP on annotated pairs", BLUE, "o"),
@@ -331,7 +334,7 @@ VERB_MARKERS = (
 
 
 def draw_teacher_scores(file: Path, scores: TeacherScores) -> None:
-    """Draws the groups as bars, and four fractions of every verb as marks on its line."""
+    """Draws the mAP of groups as bars, and four scores of each verb as markers in a row."""
     verbs = sorted(scores.verbs, key=lambda verb: (not verb.unseen, -(verb.annotated or 0)))
     columns = [verbs]
     if len(verbs) > MAX_COLUMN_ROWS:
@@ -349,10 +352,10 @@ def draw_teacher_scores(file: Path, scores: TeacherScores) -> None:
         grid = figure.add_gridspec(2, 1, height_ratios=heights)
         _draw_groups(figure.add_subplot(grid[0]), groups, colours)
         cells = grid[1].subgridspec(1, len(columns))
-        for place, rows in enumerate(columns):
-            axis = figure.add_subplot(cells[place])
-            _draw_verbs(axis, rows, "Verbs, % (★ unseen)" if place == 0 else "", colours)
-            if place == len(columns) - 1:
+        for column, rows in enumerate(columns):
+            axis = figure.add_subplot(cells[column])
+            _draw_verbs(axis, rows, "Verbs, % (★ unseen)" if column == 0 else "", colours)
+            if column == len(columns) - 1:
                 add_panel_legend(axis, colours, columns=4 if len(columns) == 1 else 2)
 
     save_chart(file, draw)
@@ -363,7 +366,7 @@ def _draw_groups(
 ) -> None:
     set_panel_title(axis, colours, "mAP, %")
     label_axis(axis, colours, across="x")
-    places = np.arange(len(groups))
+    positions = np.arange(len(groups))
     on_annotated = [annotated for _, annotated, _ in groups]
     on_proposed = [proposed for _, _, proposed in groups]
     for shift, values, colour, label in (
@@ -371,22 +374,22 @@ def _draw_groups(
         (0.2, on_proposed, ORANGE, "proposed pairs"),
     ):
         axis.barh(
-            places + shift,
+            positions + shift,
             [100 * (value or 0) for value in values],
             0.36,
             color=colour,
             label=label,
         )
-        for place, value in zip(places + shift, values, strict=True):
+        for position, value in zip(positions + shift, values, strict=True):
             axis.text(
                 100 * (value or 0) + 1,
-                place,
+                position,
                 format_percent(value),
                 va="center_baseline",
                 fontsize=7.5,
                 color=colours["muted"],
             )
-    axis.set_yticks(places, [title for title, *_ in groups])
+    axis.set_yticks(positions, [title for title, *_ in groups])
     axis.set_ylim(len(groups) - 0.4, -0.6)
     axis.set_xlim(0, 108)
     add_panel_legend(axis, colours, columns=2)
@@ -396,18 +399,18 @@ def _draw_verbs(axis: Axes, verbs: Sequence[VerbScores], title: str, colours: Co
     set_panel_title(axis, colours, title)
     label_axis(axis, colours)
     for name, label, colour, marker in VERB_MARKERS:
-        held = [
-            (place, value)
-            for place, verb in enumerate(verbs)
+        points = [
+            (100 * value, row)
+            for row, verb in enumerate(verbs)
             if (value := getattr(verb, name)) is not None
         ]
         axis.plot(
-            [100 * value for _, value in held],
-            [place for place, _ in held],
+            [value for value, _ in points],
+            [row for _, row in points],
             linestyle="none",
             marker=marker,
             color=colour,
-            # A hollow mark shows what lies under it.
+            # A hollow marker does not cover those below it.
             fillstyle="none" if marker == "^" else "full",
             markersize=8 if marker in "|^" else 5.5,
             markeredgewidth=1.6 if marker in "|^" else 0.5,

@@ -1,15 +1,28 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import read_predictions
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
+from pipeline.types import Annotation, Pairs
 from pipeline.utils.errors import InputError
-from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
+from teacher_cache.analysis.evaluate import (
+    CachedImages,
+    EvaluateConfig,
+    action_accuracy,
+    box_recall,
+    evaluate_teacher,
+    pair_recall,
+    to_detections,
+)
 from teacher_cache.build import build_cache
+from teacher_cache.detectors.pairing import annotated_pairs, concatenate_pairs
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
 
 
 @pytest.fixture
@@ -38,7 +51,7 @@ def test_results_of_a_cache(score_config, vocabulary, tmp_path, capsys):
     assert scores.mean_ap() == pytest.approx(results.metrics["full"], abs=1e-6)
 
 
-def test_both_kinds_of_pairs_are_told(score_config, vocabulary, capsys):
+def test_scores_of_both_kinds_of_pairs(score_config, vocabulary, capsys):
     results = evaluate_teacher(score_config)
     lines = capsys.readouterr().out.splitlines()
     extra = results.extra
@@ -47,14 +60,14 @@ def test_both_kinds_of_pairs_are_told(score_config, vocabulary, capsys):
     (row,) = [line.split() for line in lines if line.startswith("Full  ")]
     both = (extra["annotated_full"], results.metrics["full"])
     assert row[1:] == [f"{100 * value:.1f}" for value in both]
-    # A detector of random weights finds nothing, the annotated boxes are what they are.
+    # A detector with random weights finds no pairs, but the annotated ones are scored.
     assert both[0] > both[1]
-    first = next(place for place, line in enumerate(lines) if line.startswith("verb"))
+    first = next(row for row, line in enumerate(lines) if line.startswith("verb"))
     names = [line.split()[0] for line in lines[first + 1 :]]
     assert names == [verb.split("_")[0] for verb in vocabulary.verbs[:-1]]
 
 
-def test_the_picture(score_config, tmp_path):
+def test_the_figure(score_config, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     file = tmp_path / "teacher.png"
     evaluate_teacher(replace(score_config, picture=file))
@@ -62,7 +75,7 @@ def test_the_picture(score_config, tmp_path):
 
 
 def test_pairs_of_annotated_boxes(dataset, build_config, score_config):
-    """All of them are proposed, so nothing annotated is missed."""
+    """With annotated boxes as candidates every annotated pair is proposed."""
     config = build_config(dataset, out="annotated", candidates="annotated")
     build_cache(config)
     wanted = replace(score_config, cache=config.out, json=None)
@@ -73,8 +86,8 @@ def test_pairs_of_annotated_boxes(dataset, build_config, score_config):
     assert 0 < results.metrics["full"] <= results.extra["annotated_full"]
 
 
-@pytest.mark.parametrize("field", ["json", "predictions", "picture"])
-def test_nothing_is_overwritten_unasked(score_config, tmp_path, field):
+@pytest.mark.parametrize("field", ["json", "predictions", "figure"])
+def test_files_are_kept_without_overwrite(score_config, tmp_path, field):
     file = tmp_path / "mine.png"
     file.write_text("mine")
     with pytest.raises(InputError, match="--overwrite"):
@@ -94,3 +107,129 @@ def test_a_cache_of_other_annotations_is_refused(score_config):
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
         evaluate_teacher(score_config)
     assert not score_config.json.exists()
+
+
+PERSON, HORSE, BALL = 0, 1, 4
+RIDE, HOLD, THROW, NO_INTERACTION = 0, 3, 8, 10
+BOXES = np.array([[0, 0, 20, 40], [5, 20, 60, 60], [30, 0, 40, 10]], dtype=np.float32)
+
+
+def make_annotation(*hois):
+    return Annotation("a", BOXES, np.array([PERSON, HORSE, BALL]), np.array(hois).reshape(-1, 3))
+
+
+def make_outputs(annotation, proposals, probabilities):
+    """Outputs of the annotated pairs, then of proposals (human box, object box, label, scores)."""
+    proposed = Pairs(
+        human_boxes=np.array([p[0] for p in proposals], np.float32).reshape(-1, 4),
+        object_boxes=np.array([p[1] for p in proposals], np.float32).reshape(-1, 4),
+        object_labels=np.array([p[2] for p in proposals], np.int64),
+        human_scores=np.array([p[3] for p in proposals], np.float32),
+        object_scores=np.array([p[4] for p in proposals], np.float32),
+        sources=np.ones(len(proposals), np.uint8),
+    )
+    pairs = concatenate_pairs(annotated_pairs(annotation), proposed)
+    table = np.zeros((len(pairs), 11), dtype=np.float32)
+    for row, entries in enumerate(probabilities):
+        for verb, probability in entries.items():
+            table[row, verb] = probability
+    return TeacherOutputs(pairs, table, np.zeros(len(pairs), int), np.zeros((1, 4)), None)
+
+
+def test_an_image_without_proposals_has_no_detections(vocabulary):
+    image = make_annotation([0, 1, RIDE])
+    found = to_detections("a", make_outputs(image, [], [{RIDE: 1}]), vocabulary)
+    assert found.boxes.shape == (0, 4) and found.hois.shape == (0, 3)
+
+
+def test_detections_are_scored_proposals(vocabulary):
+    image = make_annotation([0, 1, RIDE])
+    proposals = [(BOXES[0], BOXES[1], HORSE, 0.9, 0.5), (BOXES[0], BOXES[2], BALL, 0.9, 0.8)]
+    given = make_outputs(image, proposals, [{RIDE: 1}, {RIDE: 0.75}, {HOLD: 0.5, THROW: 0.25}])
+    found = to_detections("a", given, vocabulary)
+    assert found.boxes.shape == (3, 4), "the person's box occurs once"
+    np.testing.assert_array_equal(found.hois[:, 2], [HOLD, RIDE, THROW])
+    np.testing.assert_allclose(found.scores, [0.36, 0.3375, 0.18], rtol=1e-5)
+    np.testing.assert_array_equal(found.labels[found.hois[:, 0]], [PERSON] * 3)
+    np.testing.assert_array_equal(found.labels[found.hois[:, 1]], [BALL, HORSE, BALL])
+    np.testing.assert_array_equal(found.boxes[found.hois[0, 1]], BOXES[2])
+
+
+def test_at_most_a_hundred_detections(vocabulary):
+    image = make_annotation()
+    rng = np.random.default_rng(0)
+    proposals = [(BOXES[0], BOXES[1], HORSE, 1, score) for score in rng.random(40)]
+    given = make_outputs(image, proposals, [dict.fromkeys(range(10), 0.1)] * 40)
+    found = to_detections("a", given, vocabulary)
+    assert len(found.scores) == 100
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_accuracy_of_no_images(vocabulary):
+    overall, per_verb = action_accuracy([], vocabulary)
+    assert np.isnan(overall) and np.isnan(per_verb).all()
+
+
+def test_accuracy_ignores_no_interaction(vocabulary):
+    first = make_annotation([0, 1, RIDE], [0, 2, HOLD], [0, 2, THROW])
+    second = make_annotation([0, 1, NO_INTERACTION], [0, 2, HOLD])
+    images = [
+        (first, make_outputs(first, [], [{RIDE: 0.9}, {THROW: 0.6, HOLD: 0.4}])),
+        (second, make_outputs(second, [], [{RIDE: 0.9}, {THROW: 0.9}])),
+    ]
+    overall, per_verb = action_accuracy(images, vocabulary)
+    assert overall == pytest.approx(2 / 3)
+    assert per_verb[RIDE] == 1 and per_verb[THROW] == 1 and per_verb[HOLD] == 0.5
+    assert np.isnan(per_verb[NO_INTERACTION])
+
+
+@pytest.mark.parametrize(
+    "proposals, expected",
+    [
+        ([], (0, 0, 0)),
+        ([(BOXES[0], BOXES[1], HORSE, 1, 1)], (1, 0.5, 0.5)),
+        ([(BOXES[0], BOXES[1], BALL, 1, 1)], (1, 0, 0)),
+        ([(BOXES[1], BOXES[1], HORSE, 1, 1), (BOXES[0], BOXES[0], BALL, 1, 1)], (1, 0.5, 0)),
+        ([(BOXES[0] + 2, BOXES[1] + 3, HORSE, 1, 1), (BOXES[0], BOXES[2], BALL, 1, 1)], (1, 1, 1)),
+    ],
+)
+def test_recall(vocabulary, proposals, expected):
+    image = make_annotation([0, 1, RIDE], [0, 2, HOLD])
+    found = box_recall([(image, make_outputs(image, proposals, []))], vocabulary)
+    assert (found["person"], found["object"], found["pair"]) == expected
+
+
+def test_recall_of_no_images(vocabulary):
+    assert all(np.isnan(share) for share in box_recall([], vocabulary).values())
+
+
+def test_annotated_pairs_as_detections(vocabulary):
+    image = make_annotation([0, 1, RIDE], [0, 2, HOLD])
+    proposals = [(BOXES[0], BOXES[1], HORSE, 0.9, 0.5)]
+    given = make_outputs(image, proposals, [{RIDE: 0.75}, {HOLD: 0.5, THROW: 0.25}, {RIDE: 1}])
+    found = to_detections("a", given, vocabulary, ANNOTATED)
+    np.testing.assert_array_equal(found.hois[:, 2], [RIDE, HOLD, THROW])
+    np.testing.assert_allclose(found.scores, [0.75, 0.5, 0.25], rtol=1e-5)
+
+
+def test_recall_by_verb(vocabulary):
+    first = make_annotation([0, 1, RIDE], [0, 2, HOLD], [0, 2, THROW])
+    second = make_annotation([0, 2, HOLD])
+    images = [
+        (first, make_outputs(first, [(BOXES[0], BOXES[2], BALL, 1, 1)], [])),
+        (second, make_outputs(second, [(BOXES[0], BOXES[2], HORSE, 1, 1)], [])),
+    ]
+    labelled, shares = pair_recall(images, vocabulary)
+    assert labelled[[RIDE, HOLD, THROW]].tolist() == [1, 2, 1] and labelled.sum() == 4
+    assert shares[[RIDE, HOLD, THROW]].tolist() == [0, 0.5, 1]
+    assert np.isnan(shares[NO_INTERACTION])
+    assert np.isnan(pair_recall([], vocabulary)[1]).all()
+
+
+def test_cached_images_can_be_iterated_twice(finished):
+    cache = open_cache(finished)
+    cached = Annotation(cache.image_ids[2], BOXES, np.zeros(3), np.zeros((0, 3)))
+    images = CachedImages(cache, [make_annotation(), cached])
+    for _ in range(2):
+        ((first, found),) = images
+        assert first.image_id == cache.image_ids[2] and len(found.pairs) > 0

@@ -8,9 +8,12 @@ from PIL import Image
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.show import (
+    PairView,
     ShowConfig,
+    draw_pairs,
     find_image,
     make_pair_view,
+    pair_colour,
     select_pairs,
     show_image,
 )
@@ -38,7 +41,7 @@ def test_the_picture_and_its_lines(config, capsys):
 
 
 @pytest.mark.parametrize("top, pairs", [(1, 1), (2, 3), (50, 500)])
-def test_how_much_is_shown(config, top, pairs, capsys):
+def test_numbers_of_pairs_and_actions(config, top, pairs, capsys):
     show_image(replace(config, top=top, pairs=pairs))
     lines = capsys.readouterr().out.splitlines()
     num_pairs = len(open_cache(config.cache)[FIRST].pairs)
@@ -47,7 +50,7 @@ def test_how_much_is_shown(config, top, pairs, capsys):
     assert len(lines[1].split("; ")[1].split(", ")) <= top
 
 
-def test_annotated_pairs_come_first_and_the_surest_proposals_next(finished):
+def test_pairs_are_ordered_by_source_and_score(finished):
     cache = open_cache(finished)
     for image in cache.image_ids:
         outputs = cache[image]
@@ -59,22 +62,22 @@ def test_annotated_pairs_come_first_and_the_surest_proposals_next(finished):
         assert (np.diff(scores[sources != ANNOTATED]) <= 0).all()
 
 
-def test_a_pair_as_it_is_drawn(finished, shared_dataset, vocabulary):
+def test_the_view_of_a_pair(finished, shared_dataset, vocabulary):
     dataset = open_dataset(shared_dataset)
     annotation = dataset.load("train").annotations[0]
     outputs = open_cache(finished)[FIRST]
     view = make_pair_view(0, annotation, outputs, dataset, top=2)
     human, _, verb = annotation.hois[0]
-    said = vocabulary.verbs[verb].replace("_", " ")
-    assert view.annotated and said in view.title
+    name = vocabulary.verbs[verb].replace("_", " ")
+    assert view.annotated and name in view.title
     np.testing.assert_array_equal(view.human_box, annotation.boxes[human])
     np.testing.assert_array_equal(view.region[:2], np.minimum(view.human_box, view.object_box)[:2])
     best = np.sort(outputs.probabilities[0])[::-1][:2]
     assert [probability for _, probability, _ in view.actions] == pytest.approx(best.tolist())
-    assert all(right == (name == said) for name, _, right in view.actions)
+    assert all(is_label == (action == name) for action, _, is_label in view.actions)
 
 
-def test_an_image_may_be_named_by_its_path(finished):
+def test_an_image_is_found_by_its_path(finished):
     cache = open_cache(finished)
     assert find_image(cache, f"some/folder/{FIRST}") == FIRST
     with pytest.raises(InputError, match=r"one of 7 images, such as .*_00000001\.jpg"):
@@ -94,7 +97,7 @@ def test_an_image_that_could_not_be_read(dataset, build_config, tmp_path):
     "changes, text",
     [
         ({"out": Path("shown.txt")}, r"expected a name that ends in \.png"),
-        ({"image": "nobody.jpg"}, "expected one of 7 images"),
+        ({"image": "absent.jpg"}, "expected one of 7 images"),
         ({"dataset": Path("nowhere")}, "no such dataset folder"),
         ({"cache": Path("nowhere")}, "expected a cache folder"),
     ],
@@ -105,7 +108,7 @@ def test_bad_input(config, changes, text):
     assert "\n" not in str(caught.value) and not config.out.exists()
 
 
-def test_another_dataset_and_nothing_overwritten(config, dataset):
+def test_another_dataset_is_refused_and_files_are_kept(config, dataset):
     config.out.write_text("mine")
     with pytest.raises(InputError, match="--overwrite"):
         show_image(config)
@@ -116,3 +119,69 @@ def test_another_dataset_and_nothing_overwritten(config, dataset):
     assert config.out.read_text() == "mine"
     show_image(replace(config, overwrite=True))
     assert config.out.read_bytes().startswith(b"\x89PNG")
+
+
+VIEW = PairView(
+    human_box=np.array([10, 10, 40, 60], np.float32),
+    object_box=np.array([50, 40, 85, 70], np.float32),
+    region=np.array([10, 10, 95, 75], np.float32),
+    title="horse, annotated: ride",
+    annotated=True,
+    actions=(("ride", 0.75, True), ("sit on", 0.25, False)),
+)
+GREY = Image.new("RGB", (100, 80), (128, 128, 128))
+
+
+def colour_mask(image, colour):
+    return (np.abs(np.asarray(image, dtype=int) - colour) < 24).all(-1)
+
+
+def test_drawing_without_pairs():
+    drawn = draw_pairs(GREY, "a.jpg: 0 pairs", [])
+    assert drawn.height == 720 and drawn.width > 900
+    assert colour_mask(drawn.crop((0, 0, 900, 720)), (128, 128, 128)).all()
+
+
+@pytest.mark.parametrize(
+    "size, drawn_size",
+    [((100, 80), (900, 720)), ((1000, 500), (1000, 500)), ((80, 3200), (40, 1600))],
+)
+def test_size_of_the_drawing(size, drawn_size):
+    drawn = draw_pairs(Image.new("L", size), "title", [VIEW])
+    assert drawn.mode == "RGB" and drawn.height >= drawn_size[1] and drawn.width > drawn_size[0]
+
+
+def test_bar_lengths_are_proportional_to_probabilities():
+    drawn = draw_pairs(GREY, "title", [VIEW])
+    bars = colour_mask(drawn.crop((900, 0, drawn.width, drawn.height)), pair_colour(1))
+    rows = bars[:, 60:].sum(1)
+    lengths = sorted({int(count) for count in rows if count > 10})
+    assert lengths[-1] / lengths[0] == pytest.approx(3, rel=0.1)
+
+
+def test_annotated_outlines_are_solid_and_proposed_ones_dashed():
+    solid, dashed = (
+        colour_mask(draw_pairs(GREY, "t", [replace(VIEW, annotated=annotated)]), pair_colour(1))
+        for annotated in (True, False)
+    )
+    # The region's right edge at x = 95 * 9 pixels, where nothing else is drawn.
+    column = slice(850, 860)
+    shares = [np.any(mask[150:650, column], axis=1).mean() for mask in (solid, dashed)]
+    assert shares[0] > 0.95 and 0.3 < shares[1] < 0.9
+
+
+def test_many_pairs_make_a_longer_list():
+    few, many = (draw_pairs(GREY, "t", [VIEW] * number) for number in (2, 40))
+    assert many.height > few.height and many.width >= few.width
+
+
+def test_boxes_without_area_at_the_edge_and_outside():
+    tiny = replace(
+        VIEW,
+        human_box=np.array([0, 0, 0, 0], np.float32),
+        region=np.array([99, 79, 100, 80], np.float32),
+        actions=(),
+    )
+    assert draw_pairs(GREY, "t", [tiny] * 30).height >= 720
+    outside = replace(VIEW, object_box=np.array([-1e30, np.nan, np.inf, 1e30], np.float32))
+    assert draw_pairs(GREY, "t", [outside]).height >= 720
