@@ -1,4 +1,8 @@
-"""Phase one: asks the teacher about every image of a dataset part and writes a cache."""
+"""Builds a teacher cache: connects dataset, models, cluster and manifest.
+
+This is phase one of the method: the detector and CLIP are run once on all images of a dataset part
+(EoID section 3.3), so that training the student needs neither of them.
+"""
 
 from __future__ import annotations
 
@@ -64,222 +68,35 @@ from teacher_cache.writer.shard import is_finished_shard, read_shard_record, wri
 
 logger = get_logger(__name__)
 
-
-def build_cache(config: BuildConfig) -> None:
-    """Builds a cache, or goes on with one that was interrupted.
-
-    Args:
-        config: what to do.
-
-    Raises:
-        InputError: bad input, or the folder holds a cache of other settings.
-    """
-    mode = resolve_mode(config)
-    check_mode(mode)
-    dataset = open_dataset(config.dataset)
-    if config.candidates == "annotated":
-        config = replace(
-            config, extraction=replace(config.extraction, pairing=UNRESTRICTED_PAIRING)
-        )
-    inputs_config = resolve_inputs_config(dataset, config, mode)
-    data = read_build_data(inputs_config, dataset)
-    _report_annotation_issues(dataset, data)
-    if not (config.out / MANIFEST).is_file():
-        _check_image_sizes(config, dataset, data.annotations)
-    if config.proposals is not None and data.proposals is not None:
-        logger.info(data.proposals.summary(config.proposals, len(data.image_tasks)))
-    here = replace(inputs_config, device="auto") if is_remote(mode) else inputs_config
-    inputs = load_build_inputs(here, data)
-    _report_undetectable_objects(inputs)
-    plan = BuildPlan(
-        parts=inputs.parts,
-        layout={
-            "images_per_shard": config.images_per_shard,
-            "embeddings": config.extraction.embeddings,
-        },
-        num_images=len(data.image_tasks),
-        settings=to_settings("build", resolve_config(config, inputs_config, inputs)),
-        vocabulary=vocabulary_to_dict(data.vocabulary),
-    )
-    # Before the folder is claimed: words that the teacher does not know leave nothing behind.
-    text = _encode_prompts(config.out / TEACHER, plan, inputs.prompts, inputs.clip)
-    if not isinstance(mode, InProcess):
-        # The models of the processes that do the work need the place on the GPU.
-        del inputs
-        clear_build_inputs()
-    if text is not None and (
-        line := indistinguishable_actions(data.vocabulary.interaction_names, text)
-    ):
-        logger.warning(line)
-    is_finished = check_folder(config.out, plan)
-    if not is_finished:
-        shared = config.share is not None
-        with lock_folder(config.out, shared) as held:
-            is_finished = claim_folder(config.out, plan, shared)
-            if not is_finished:
-                if data.proposals is not None:
-                    store_proposals(data.proposals)
-                if text is not None:
-                    write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
-                completion = _build_shards(
-                    _make_tasks(config, plan, inputs_config), config, mode, held
-                )
-                if data.proposals is not None and completion.counts is not None:
-                    remove_stored_proposals(data.proposals)
-    if is_finished:
-        logger.info(f"{config.out}: was finished before; nothing to do")
-
-
-def _build_shards(
-    tasks: Sequence[ShardTask],
-    config: BuildConfig,
-    mode: ExecutionMode,
-    held: FolderLock,
-) -> CacheStatus:
-    """Makes the shards that are not there, and completes the cache with the last one."""
-    if config.share is None:
-        held.remove_temporary_files()
-    else:
-        tasks = config.share.select(tasks)
-    pending = [task for task in tasks if not is_finished_shard(task.path, task.fingerprint)]
-    if config.extraction.strict:
-        _check_no_failures(set(tasks) - set(pending))
-    total = sum(map(len, tasks))
-    done = total - sum(map(len, pending))
-    if done:
-        logger.info(f"{config.out}: going on after {done} of {total} images")
-    try:
-        with Progress(total, "Asking the teacher", "images", initial=done) as progress:
-            records = run_tasks(pending, mode, progress)
-        completion = write_manifest(config.out, records)
-        _report_completion(config.out, completion)
-    finally:
-        held.remove_temporary_files()
-    return completion
-
-
-def _report_annotation_issues(dataset: Dataset, data: BuildData) -> None:
-    """Tells what is wrong with annotations and images.
-
-    Raises:
-        InputError: no label is left, or none of the images is there.
-    """
-    annotations = data.annotations
-    if annotations.format_issues():
-        logger.warning(annotations.format_issues())
-    if not annotations.boxes_only:
-        annotations.require_labels()
-    images = dataset.part(annotations.part).images
-    missing = missing_images(images, annotations)
-    if missing and len(missing) == len(data.image_tasks):
-        raise InputError(f"{images}: expected {missing[0]} and others, found none of the images")
-    if missing:
-        count = len(data.image_tasks)
-        logger.warning(
-            f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}"
-        )
-
-
-def _check_image_sizes(config: BuildConfig, dataset: Dataset, annotations: AnnotationFile) -> None:
-    """Compares the declared sizes of this process's images with the files'.
-
-    Raises:
-        InputError: they are others.
-    """
-    entries, size = annotations.annotations, config.images_per_shard
-    shards = [entries[start : start + size] for start in range(0, len(entries), size)]
-    own = shards if config.share is None else config.share.select(shards)
-    sizes = check_image_sizes(dataset, replace(annotations, annotations=tuple(chain(*own))))
-    sizes.raise_errors(config.extraction.strict)
-    for line in sizes.warnings():
-        logger.warning(line)
-
-
-def _report_undetectable_objects(inputs: BuildInputs) -> None:
-    """Tells which objects the detector cannot find."""
-    detector, vocabulary = inputs.detector, inputs.data.vocabulary
-    if detector is not None and detector.missing_objects:
-        count = f"{len(detector.missing_objects)} of the {vocabulary.num_objects} objects"
-        names = ", ".join(detector.missing_objects[:5]) + (
-            ", ..." if len(detector.missing_objects) > 5 else ""
-        )
-        logger.warning(f"{detector.name}: finds none of {count} of {vocabulary.name}: {names}")
-
-
-def _encode_prompts(
-    file: Path, plan: BuildPlan, prompts: Prompts, clip: ClipTeacher
-) -> PromptEmbeddings | None:
-    """The teacher's texts, None where they are written already; encoding them can take a while."""
-    if file.is_file():
-        try:
-            read_teacher_file(file, plan.fingerprint)
-            return None
-        except InputError:
-            pass
-    return PromptEmbeddings(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
-
-
-def _make_tasks(
-    config: BuildConfig, plan: BuildPlan, inputs_config: InputsConfig
-) -> list[ShardTask]:
-    size, end = config.images_per_shard, plan.num_images
-    return [
-        ShardTask(
-            config.out, plan.fingerprint, number, first, min(first + size, end), inputs_config
-        )
-        for number, first in enumerate(range(0, end, size))
-    ]
-
-
-def _check_no_failures(finished: Iterable[ShardTask]) -> None:
-    """A strict build does not go on from shards that a lenient one made without some image."""
-    for task in sorted(finished, key=lambda task: task.number):
-        record = read_shard_record(task.path, task.fingerprint)
-        for image, reason in (record.failed if record else {}).items():
-            raise InputError(f"{task.path}: lacks {image}: {reason}")
-
-
-def _report_completion(folder: Path, completion: CacheStatus) -> None:
-    counts, failed = completion.counts, completion.failed
-    if counts is None:
-        logger.info(
-            f"{folder}: {len(completion.missing)} shards of other jobs are not there yet; the last"
-            f" job completes the cache, or: eoid-cache verify {folder}"
-        )
-        return
-    print(
-        f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
-        f" {counts['regions']} regions, {counts['shards']} shards"
-    )
-    for image, reason in list(failed.items())[:1]:
-        logger.warning(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
+# The published teacher.
+DEFAULT_CLIP_MODEL, DEFAULT_CLIP_WEIGHTS = "RN50x16", "openai"
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Everything that a build is told.
+    """Settings of a build.
 
     Attributes:
         dataset: the dataset folder.
-        out: the cache folder, new or of an interrupted build of the same settings.
+        out: the cache folder: new, or of an interrupted build with the same settings.
         part: "train" or "test".
-        candidates: "detector" pairs what a detector finds, "annotated" whatever people annotated
-            (the published protocol).
-        proposals: a file of detections, in the place of a detector.
-        detector, detector_weights: name and weights; None takes the dataset's own detector, or
-            torchvision's usual one.
+        candidates: "detector" pairs detected boxes, "annotated" pairs annotated boxes (the
+            published protocol).
+        proposals: a COCO-results file of detections, used instead of a detector.
+        detector, detector_weights: name and weights of the detector; None for the dataset's own
+            detector, or torchvision's default one.
         detector_classes: see `DetectorConfig.classes`.
-        clip_model, clip_weights: see `ClipConfig`; None takes the dataset's own teacher, or the
+        clip_model, clip_weights: see `ClipConfig`; None for the dataset's own teacher, or the
             published one.
-        precision: of CLIP's image tower, see `ClipConfig`.
-        templates: sentences to ask with.
+        precision: precision of CLIP's image encoder, see `ClipConfig`.
+        templates: prompt templates, whose text embeddings are averaged.
         extraction: pairs, regions and batch sizes.
-        images_per_shard: images of one shard and task.
-        mode: where shards are made; None takes one process for each GPU if there are several, and
-            otherwise this one.
-        share: of a job that builds beside others; None builds everything.
-        threads: of torch in every process, on a CPU; None takes what suits the mode.
-        device: where the models run.
+        images_per_shard: number of images per shard, which is also the unit of work.
+        mode: where shards are made; None for one process per GPU if there are several, and for
+            this process otherwise.
+        share: this job's share of the shards, in a job array; None for all of them.
+        threads: number of torch CPU threads per process; None for the mode's default.
+        device: device of the models: "auto", "cpu" or "cuda[:i]".
     """
 
     dataset: Path
@@ -302,11 +119,211 @@ class BuildConfig:
     device: str = "auto"
 
 
-DEFAULT_CLIP_MODEL, DEFAULT_CLIP_WEIGHTS = "RN50x16", "openai"
+def build_cache(config: BuildConfig) -> None:
+    """Builds a cache, or resumes an interrupted build.
+
+    Raises:
+        InputError: the input is bad, or the folder contains a cache of other settings.
+    """
+    mode = resolve_mode(config)
+    check_mode(mode)
+    dataset = open_dataset(config.dataset)
+    if config.candidates == "annotated":
+        config = replace(
+            config, extraction=replace(config.extraction, pairing=UNRESTRICTED_PAIRING)
+        )
+    inputs_config = resolve_inputs_config(dataset, config, mode)
+    data = read_build_data(inputs_config, dataset)
+    _report_annotation_issues(dataset, data)
+    if not (config.out / MANIFEST).is_file():
+        _check_image_sizes(config, dataset, data.annotations)
+    if config.proposals is not None and data.proposals is not None:
+        logger.info(data.proposals.summary(config.proposals, len(data.image_tasks)))
+    plan, text = _plan_build(config, mode, inputs_config, data)
+    if not isinstance(mode, InProcess):
+        # The worker processes load the models themselves and need the GPU's memory.
+        clear_build_inputs()
+    if text is not None and (
+        line := indistinguishable_actions(data.vocabulary.interaction_names, text)
+    ):
+        logger.warning(line)
+    if check_folder(config.out, plan):
+        logger.info(f"{config.out}: was finished before; nothing to do")
+        return
+    tasks = _make_tasks(config, plan, inputs_config)
+    shared = config.share is not None
+    with lock_folder(config.out, shared) as lock:
+        # Another build may have finished the cache before this one got the lock.
+        if claim_folder(config.out, plan, shared):
+            logger.info(f"{config.out}: was finished before; nothing to do")
+            return
+        if data.proposals is not None:
+            store_proposals(data.proposals)
+        if text is not None:
+            write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
+        status = _build_shards(tasks, config, mode, lock)
+        if data.proposals is not None and status.counts is not None:
+            remove_stored_proposals(data.proposals)
+
+
+def _plan_build(
+    config: BuildConfig, mode: ExecutionMode, inputs_config: InputsConfig, data: BuildData
+) -> tuple[BuildPlan, PromptEmbeddings | None]:
+    """The build's plan, and the text embeddings unless the folder contains them already.
+
+    This loads the models in this process, even if other processes make the shards. The prompts are
+    encoded before the folder is created, because a tokenizer may reject them.
+    """
+    local_config = replace(inputs_config, device="auto") if is_remote(mode) else inputs_config
+    inputs = load_build_inputs(local_config, data)
+    _report_undetectable_objects(inputs)
+    plan = BuildPlan(
+        parts=inputs.parts,
+        layout={
+            "images_per_shard": config.images_per_shard,
+            "embeddings": config.extraction.embeddings,
+        },
+        num_images=len(data.image_tasks),
+        settings=to_settings("build", resolve_config(config, inputs_config, inputs)),
+        vocabulary=vocabulary_to_dict(data.vocabulary),
+    )
+    text = _encode_prompts(config.out / TEACHER, plan, inputs.prompts, inputs.clip)
+    return plan, text
+
+
+def _build_shards(
+    tasks: Sequence[ShardTask], config: BuildConfig, mode: ExecutionMode, lock: FolderLock
+) -> CacheStatus:
+    """Makes the missing shards of this job, and writes the manifest when none is missing."""
+    if config.share is None:
+        # With a share, temporary files may belong to other jobs that are running.
+        lock.remove_temporary_files()
+    else:
+        tasks = config.share.select(tasks)
+    pending = [task for task in tasks if not is_finished_shard(task.path, task.fingerprint)]
+    if config.extraction.strict:
+        _check_no_failures(set(tasks) - set(pending))
+    total = sum(map(len, tasks))
+    done = total - sum(map(len, pending))
+    if done:
+        logger.info(f"{config.out}: resuming after {done} of {total} images")
+    try:
+        with Progress(total, "Running the teacher", "images", initial=done) as progress:
+            records = run_tasks(pending, mode, progress)
+        status = write_manifest(config.out, records)
+        _report_status(config.out, status)
+    finally:
+        lock.remove_temporary_files()
+    return status
+
+
+def _report_annotation_issues(dataset: Dataset, data: BuildData) -> None:
+    """Logs problems of annotations, and images that are missing.
+
+    Raises:
+        InputError: no label is left, or all images are missing.
+    """
+    annotations = data.annotations
+    if annotations.format_issues():
+        logger.warning(annotations.format_issues())
+    if not annotations.boxes_only:
+        annotations.require_labels()
+    images = dataset.part(annotations.part).images
+    missing = missing_images(images, annotations)
+    if missing and len(missing) == len(data.image_tasks):
+        raise InputError(f"{images}: expected {missing[0]} and others, found none of the images")
+    if missing:
+        count = len(data.image_tasks)
+        logger.warning(
+            f"{images}: {len(missing)} of {count} images are missing, first {missing[0]}"
+        )
+
+
+def _check_image_sizes(config: BuildConfig, dataset: Dataset, annotations: AnnotationFile) -> None:
+    """Compares the annotated sizes of this job's images with those of the image files.
+
+    Raises:
+        InputError: sizes differ.
+    """
+    entries, size = annotations.annotations, config.images_per_shard
+    shards = [entries[start : start + size] for start in range(0, len(entries), size)]
+    if config.share is not None:
+        shards = list(config.share.select(shards))
+    sizes = check_image_sizes(dataset, replace(annotations, annotations=tuple(chain(*shards))))
+    sizes.raise_errors(config.extraction.strict)
+    for line in sizes.warnings():
+        logger.warning(line)
+
+
+def _report_undetectable_objects(inputs: BuildInputs) -> None:
+    """Logs the objects of the vocabulary that the detector has no class for."""
+    detector, vocabulary = inputs.detector, inputs.data.vocabulary
+    if detector is not None and detector.missing_objects:
+        missing = detector.missing_objects
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        logger.warning(
+            f"{detector.name}: has no class for {len(missing)} of the {vocabulary.num_objects}"
+            f" objects of {vocabulary.name}: {names}"
+        )
+
+
+def _encode_prompts(
+    file: Path, plan: BuildPlan, prompts: Prompts, clip: ClipTeacher
+) -> PromptEmbeddings | None:
+    """The embedded prompts, or None if the file contains them already."""
+    # Encoding can take minutes on a CPU.
+    if file.is_file():
+        try:
+            read_teacher_file(file, plan.fingerprint)
+            return None
+        except InputError:
+            # Damaged, or of another plan, which `check_folder` reports.
+            pass
+    return PromptEmbeddings(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
+
+
+def _make_tasks(
+    config: BuildConfig, plan: BuildPlan, inputs_config: InputsConfig
+) -> list[ShardTask]:
+    size, end = config.images_per_shard, plan.num_images
+    return [
+        ShardTask(
+            config.out, plan.fingerprint, number, first, min(first + size, end), inputs_config
+        )
+        for number, first in enumerate(range(0, end, size))
+    ]
+
+
+def _check_no_failures(finished: Iterable[ShardTask]) -> None:
+    """Checks, for a strict build, that the finished shards contain all their images.
+
+    Raises:
+        InputError: an earlier build, which was not strict, made a shard without an image.
+    """
+    for task in sorted(finished, key=lambda task: task.number):
+        record = read_shard_record(task.path, task.fingerprint)
+        for image, reason in (record.failed if record else {}).items():
+            raise InputError(f"{task.path}: lacks {image}: {reason}")
+
+
+def _report_status(folder: Path, status: CacheStatus) -> None:
+    counts, failed = status.counts, status.failed
+    if counts is None:
+        logger.info(
+            f"{folder}: {len(status.missing)} shards of other jobs are missing; the last job"
+            f" completes the cache, or: eoid-cache verify {folder}"
+        )
+        return
+    print(
+        f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
+        f" {counts['regions']} regions, {counts['shards']} shards"
+    )
+    for image, reason in list(failed.items())[:1]:
+        logger.warning(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
 
 
 def resolve_mode(config: BuildConfig) -> ExecutionMode:
-    """Where shards are made: as told, or on all GPUs where there are several."""
+    """The configured mode, or by default one process per GPU where there are several."""
     if config.mode is not None:
         return config.mode
     gpus = torch.cuda.device_count() if config.device == "auto" else 0
@@ -316,15 +333,15 @@ def resolve_mode(config: BuildConfig) -> ExecutionMode:
 def resolve_inputs_config(
     dataset: Dataset, config: BuildConfig, mode: ExecutionMode
 ) -> InputsConfig:
-    """What the outputs will come from.
+    """Settings of the models and data of a build, with all defaults filled in.
 
     Args:
-        dataset: to ask about.
-        config: what the user said.
+        dataset: the opened dataset folder.
+        config: the build's settings.
         mode: where shards are made.
 
     Raises:
-        InputError: options that contradict each other, or files that are not there.
+        InputError: options contradict each other, or a file of the dataset is missing.
     """
     clip, device = _resolve_clip(dataset, config), config.device
     if is_remote(mode):
@@ -349,7 +366,10 @@ def resolve_inputs_config(
 def resolve_config(
     config: BuildConfig, inputs_config: InputsConfig, inputs: BuildInputs
 ) -> BuildConfig:
-    """The configuration with its models named, whatever the defaults are later or elsewhere."""
+    """The settings to store in the cache, with the models that defaults stood for.
+
+    A repair can then repeat the build, even if the defaults have changed.
+    """
     config = replace(
         config,
         clip_model=inputs_config.clip.model,
@@ -365,10 +385,10 @@ def resolve_config(
 
 
 def _uses_detector(config: BuildConfig) -> bool:
-    """Whether a detector is wanted; it is not where boxes are known beforehand.
+    """Whether the build runs a detector; not with annotated candidates or a proposals file.
 
     Raises:
-        InputError: options that contradict each other.
+        InputError: options contradict each other.
     """
     instead = None
     if config.candidates == "annotated":
@@ -389,24 +409,24 @@ def _uses_detector(config: BuildConfig) -> bool:
 
 
 def resolve_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
-    """The detector that is asked for, else the dataset's own, else torchvision's usual one.
+    """The configured detector, otherwise the dataset's own, otherwise torchvision's default.
 
     Raises:
-        InputError: the dataset names a weights file that is not there, or none.
+        InputError: the dataset's weights file is missing.
     """
     name, weights, own = config.detector, config.detector_weights, dataset.detector
     if weights is None and own is not None:
         if not own.is_file():
             raise InputError(f"{own}: no such weights file, named by {dataset.root}")
-        # Another detector than the dataset's takes its own weights.
+        # A detector of another architecture cannot use the dataset's weights.
         if name in (None, recognise_architecture(own, dataset.vocabulary)):
             weights = str(own)
     if name is None and weights is not None and Path(weights).is_file():
         name = recognise_architecture(Path(weights), dataset.vocabulary)
     pairing = config.extraction.pairing
-    # Detectors keep what is above their threshold; pairs take what is at it, too.
-    lowest = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
-    return DetectorConfig(name or DEFAULT_DETECTOR, weights, lowest, config.detector_classes)
+    # torchvision keeps scores above its threshold; pairing also accepts scores equal to it.
+    threshold = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
+    return DetectorConfig(name or DEFAULT_DETECTOR, weights, threshold, config.detector_classes)
 
 
 def _resolve_clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:

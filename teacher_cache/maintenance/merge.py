@@ -1,4 +1,7 @@
-"""Joins caches that were made piece by piece into the one that a single build would have made."""
+"""Joins partial caches into the cache that a single build would have made.
+
+The parts are either the shards of several jobs of one build, or caches of parts of one dataset.
+"""
 
 from __future__ import annotations
 
@@ -40,20 +43,21 @@ from teacher_cache.writer.shard import is_finished_shard, write_shard, write_tea
 
 logger = get_logger(__name__)
 
-# What caches of pieces of one dataset may differ in; the whole dataset says what they become.
+# Fingerprint parts in which caches of parts of one dataset differ; the joined cache takes them from
+# the whole dataset.
 DATASET_PARTS = ("annotations", "part")
 
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """What to join.
+    """Which caches to join.
 
     Attributes:
-        caches: folders, finished or with the shards of one job.
-        out: the new cache folder, or of an interrupted merge of the same caches.
-        dataset: the whole dataset, where the caches were made from pieces of it; None when all
-            were made from one annotation file.
-        part: of the dataset; None takes the caches' own.
+        caches: cache folders, finished or with some of the shards of a build.
+        out: the new cache folder, or that of an interrupted merge of the same caches.
+        dataset: folder of the whole dataset, if the caches were built from parts of it; None if
+            they were built from one annotation file.
+        part: part of the dataset, "train" or "test"; None for that of the caches.
     """
 
     caches: tuple[Path, ...]
@@ -63,11 +67,11 @@ class MergeConfig:
 
 
 def merge_caches(config: MergeConfig) -> None:
-    """Joins caches.
+    """Joins caches and writes the new one.
 
     Raises:
-        InputError: bad input, caches that differ in more than their images, images that no cache
-            holds, or for which two caches hold different outputs.
+        InputError: the input is bad, the caches differ in more than their images, an image is in
+            none of them, or two of them contain different outputs of an image.
     """
     inventories = [read_inventory(folder) for folder in config.caches]
     first = inventories[0]
@@ -96,9 +100,9 @@ def merge_caches(config: MergeConfig) -> None:
         _has_embeddings(inventory) for inventory in inventories
     ):
         logger.warning(f"{config.out}: without region embeddings, which some of the caches lack")
-    with lock_folder(config.out) as held:
+    with lock_folder(config.out) as lock:
         claim_folder(config.out, plan)
-        held.remove_temporary_files()
+        lock.remove_temporary_files()
         write_teacher_file(config.out / TEACHER, plan.fingerprint, first.prompt_embeddings)
         with Progress(plan.num_images, "Joining", "images") as progress:
             for number, content in enumerate(contents):
@@ -106,9 +110,9 @@ def merge_caches(config: MergeConfig) -> None:
                 if not is_finished_shard(path, plan.fingerprint):
                     _write_merged_shard(path, content, plan, first.vocabulary.num_verbs)
                 progress.update(len(content.images) + len(content.failed))
-        completion = write_manifest(config.out)
-    assert completion.counts is not None
-    counts = completion.counts
+        status = write_manifest(config.out)
+    assert status.counts is not None
+    counts = status.counts
     print(
         f"{config.out}: {counts['images']} images, {counts['pairs']} pairs of"
         f" {len(inventories)} caches in {counts['shards']} shards"
@@ -116,10 +120,10 @@ def merge_caches(config: MergeConfig) -> None:
 
 
 def _check_same_parts(inventories: Sequence[CacheInventory], ignored: Sequence[str]) -> None:
-    """Refuses caches whose outputs were made in different ways.
+    """Checks that the fingerprints of all caches have the same parts, except ignored ones.
 
     Raises:
-        InputError: names the part of the fingerprint that differs.
+        InputError: they differ; the message names the parts.
     """
     first, *others = inventories
     for other in others:
@@ -129,8 +133,8 @@ def _check_same_parts(inventories: Sequence[CacheInventory], ignored: Sequence[s
         ]
         changes = describe_changes(*parts)
         if changes:
-            differ = {name for name in parts[0] if parts[0][name] != parts[1].get(name)}
-            hint = "; --data joins pieces of one dataset" if differ <= {*DATASET_PARTS} else ""
+            differing = {name for name in parts[0] if parts[0][name] != parts[1].get(name)}
+            hint = "; --data joins parts of one dataset" if differing <= {*DATASET_PARTS} else ""
             raise InputError(
                 f"{other.folder}: expected the fingerprint of {first.folder}, found another"
                 f" ({changes}){hint}"
@@ -151,22 +155,22 @@ def _check_same_layout(inventories: Sequence[CacheInventory], any_size: bool) ->
 def _load_annotations(
     folder: Path, part: str | None, inventories: Sequence[CacheInventory]
 ) -> AnnotationFile:
-    """The dataset that the caches together stand for.
+    """The annotations of the whole dataset.
 
     Raises:
-        InputError: bad dataset, of another vocabulary, or nobody says which part.
+        InputError: the dataset is bad or has another vocabulary, or its part is ambiguous.
     """
     dataset = open_dataset(folder)
     first = inventories[0]
-    wanted = {"vocabulary": dataset.vocabulary.digest()}
-    changes = describe_changes({"vocabulary": first.plan["parts"].get("vocabulary")}, wanted)
+    expected = {"vocabulary": dataset.vocabulary.digest()}
+    changes = describe_changes({"vocabulary": first.plan["parts"].get("vocabulary")}, expected)
     if changes:
         raise InputError(f"{first.folder}: the cache does not fit this dataset: {changes}")
     parts = {str(inventory.plan["parts"].get("part")) for inventory in inventories}
     if part is None and len(parts) > 1:
         raise InputError(
-            f"--part: expected the dataset's part that caches of {' and '.join(sorted(parts))}"
-            " together are, found none"
+            f"--part: expected the part of the dataset for caches of {' and '.join(sorted(parts))},"
+            " found none"
         )
     return dataset.load(part or parts.pop())
 
@@ -198,10 +202,10 @@ def _has_embeddings(inventory: CacheInventory) -> bool:
 
 
 def _write_merged_shard(path: Path, content: ShardContent, plan: BuildPlan, num_verbs: int) -> None:
-    whole = _find_equal_shard(content, plan)
-    if whole is not None:
+    equal_shard = _find_equal_shard(content, plan)
+    if equal_shard is not None:
         with atomic_write(path) as temporary:
-            shutil.copyfile(whole, temporary)
+            shutil.copyfile(equal_shard, temporary)
         return
     outputs = [source.outputs for source in content.images.values()]
     if not plan.layout["embeddings"]:
@@ -210,7 +214,7 @@ def _write_merged_shard(path: Path, content: ShardContent, plan: BuildPlan, num_
 
 
 def _find_equal_shard(content: ShardContent, plan: BuildPlan) -> Path | None:
-    """The file of one cache that is the shard already, where there is one."""
+    """The file of a cache that already has this shard's content, if there is one."""
     for source in list(content.images.values())[:1]:
         inventory, number = source.inventory, source.location.shard
         layout = inventory.layouts[number]
@@ -226,7 +230,7 @@ def _find_equal_shard(content: ShardContent, plan: BuildPlan) -> Path | None:
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """Where an image's outputs come from."""
+    """The cache, shard and row of an image's outputs."""
 
     inventory: CacheInventory
     location: ImageLocation
@@ -238,11 +242,11 @@ class ImageSource:
 
 @dataclass(frozen=True, eq=False)
 class ShardContent:
-    """A shard to be.
+    """Content of a shard to write.
 
     Attributes:
-        images: where the outputs come from, by image id.
-        failed: reasons by id of images that could not be read.
+        images: sources of the outputs, by image id.
+        failed: reasons why images could not be read, by image id.
     """
 
     images: dict[str, ImageSource]
@@ -250,7 +254,7 @@ class ShardContent:
 
 
 def find_image_sources(inventories: Sequence[CacheInventory]) -> dict[str, list[ImageSource]]:
-    """Every cache's outputs by image id."""
+    """All sources of each image's outputs, by image id, in the order of the caches."""
     sources: dict[str, list[ImageSource]] = {}
     for inventory in inventories:
         for image, location in inventory.locations().items():
@@ -259,14 +263,14 @@ def find_image_sources(inventories: Sequence[CacheInventory]) -> dict[str, list[
 
 
 def split_by_plan(inventories: Sequence[CacheInventory], size: int) -> list[list[str]]:
-    """Image ids of every shard, where all caches follow one plan: shards of one number hold the
-    same images, as far as they are there.
+    """Image ids of each shard, for caches of one build, whose shards have the same numbers.
 
     Args:
-        size: images of a shard.
+        inventories: the caches.
+        size: number of images per shard.
 
     Raises:
-        InputError: a shard, or some of its images, is in none of the caches.
+        InputError: a shard or some of its images are in none of the caches.
     """
     num_images = inventories[0].num_images
     shards = []
@@ -275,10 +279,10 @@ def split_by_plan(inventories: Sequence[CacheInventory], size: int) -> list[list
         images = dict.fromkeys(
             image for layout in layouts for image in (*layout.images, *layout.failed)
         )
-        wanted = min(size, num_images - first)
-        if len(images) != wanted:
+        expected = min(size, num_images - first)
+        if len(images) != expected:
             raise InputError(
-                f"{', '.join(str(each.folder) for each in inventories)}: expected {wanted} images"
+                f"{', '.join(str(each.folder) for each in inventories)}: expected {expected} images"
                 f" of shard {shard_name(number)}, found {len(images)}"
             )
         shards.append(list(images))
@@ -288,10 +292,10 @@ def split_by_plan(inventories: Sequence[CacheInventory], size: int) -> list[list
 def split_by_dataset(
     inventories: Sequence[CacheInventory], whole: AnnotationFile, size: int
 ) -> list[list[str]]:
-    """Image ids of every shard, in the order of the whole dataset.
+    """Image ids of each shard, in the order of the whole dataset.
 
     Raises:
-        InputError: a cache holds an image that the dataset lacks.
+        InputError: a cache contains an image that the dataset lacks.
     """
     ids = [annotation.image_id for annotation in whole.annotations]
     known = set(ids)
@@ -310,10 +314,15 @@ def assign_sources(
     sources: Mapping[str, Sequence[ImageSource]],
     inventories: Sequence[CacheInventory],
 ) -> list[ShardContent]:
-    """Where everything comes from; an image that one cache could read has not failed.
+    """Content of each shard; an image counts as failed only if no cache has outputs of it.
+
+    Args:
+        shards: image ids of each shard.
+        sources: sources of outputs by image id, of which the first one is taken.
+        inventories: the caches.
 
     Raises:
-        InputError: images that no cache knows.
+        InputError: an image is in none of the caches.
     """
     reasons = {
         image: reason
@@ -322,11 +331,13 @@ def assign_sources(
         for image, reason in layout.failed.items()
     }
     known = sources.keys() | reasons.keys()
-    lost = [image for shard in shards for image in shard if image not in known]
-    if lost:
+    missing = [image for shard in shards for image in shard if image not in known]
+    if missing:
         folders = ", ".join(str(inventory.folder) for inventory in inventories)
         total = sum(map(len, shards))
-        raise InputError(f"{folders}: {len(lost)} of {total} images are in none, first {lost[0]}")
+        raise InputError(
+            f"{folders}: {len(missing)} of {total} images are in none, first {missing[0]}"
+        )
     return [
         ShardContent(
             {image: sources[image][0] for image in shard if image in sources},
@@ -337,12 +348,12 @@ def assign_sources(
 
 
 def check_duplicates(sources: Mapping[str, Sequence[ImageSource]]) -> None:
-    """Compares the outputs of images that several caches hold.
+    """Compares the outputs of images that are in several caches.
 
     Raises:
-        InputError: they differ.
+        InputError: the outputs of an image differ.
     """
-    shared = {image: held for image, held in sources.items() if len(held) > 1}
+    shared = {image: found for image, found in sources.items() if len(found) > 1}
     for image, (first, *others) in track(
         shared.items(), len(shared), "Comparing", "images", brief=True
     ):
@@ -358,19 +369,18 @@ def check_duplicates(sources: Mapping[str, Sequence[ImageSource]]) -> None:
 def check_annotated_pairs(
     sources: Mapping[str, Sequence[ImageSource]], whole: AnnotationFile
 ) -> None:
-    """Makes sure that the caches' annotated pairs are those of the whole dataset.
+    """Checks that the caches' annotated pairs are those of the whole dataset.
 
     Raises:
-        InputError: an image has other annotated pairs there.
+        InputError: an image has other annotated pairs in the dataset.
     """
     annotations = whole.annotations
     for annotation in track(annotations, len(annotations), "Comparing", "annotations", brief=True):
         for source in sources.get(annotation.image_id, ())[:1]:
             pairs = source.outputs.pairs
-            wanted = annotated_pairs(annotation)
-            own = pairs.sources == ANNOTATED
-            held = Pairs(**{each.name: getattr(pairs, each.name)[own] for each in fields(Pairs)})
-            if not _pairs_equal(held, wanted):
+            rows = pairs.sources == ANNOTATED
+            found = Pairs(**{each.name: getattr(pairs, each.name)[rows] for each in fields(Pairs)})
+            if not _pairs_equal(found, annotated_pairs(annotation)):
                 raise InputError(
                     f"{source.inventory.folder}: {annotation.image_id}: expected the annotated"
                     f" pairs of {whole.path}, found others"
@@ -378,7 +388,7 @@ def check_annotated_pairs(
 
 
 def outputs_equal(first: TeacherOutputs, second: TeacherOutputs) -> bool:
-    """Whether two caches say the same; embeddings count where both hold them."""
+    """Whether two outputs are equal; embeddings are compared if both contain them."""
     arrays = [each.name for each in fields(first) if each.name not in ("pairs", "embeddings")]
     if not _pairs_equal(first.pairs, second.pairs):
         return False
@@ -398,7 +408,7 @@ def _pairs_equal(first: Pairs, second: Pairs) -> bool:
 
 @dataclass(frozen=True)
 class ImageLocation:
-    """Where an image's outputs lie: the number of the shard and the row within it."""
+    """Position of an image's outputs: number of the shard, and row within it."""
 
     shard: int
     row: int
@@ -406,14 +416,14 @@ class ImageLocation:
 
 @dataclass(frozen=True, eq=False)
 class CacheInventory:
-    """The finished shards of a folder.
+    """The finished shards of a cache folder.
 
     Attributes:
-        folder: finished cache or not.
-        file: the one that says what the cache is.
-        plan: its content: fingerprint, parts, layout and the like.
-        num_images: of the whole cache, unreadable ones included.
-        layouts: of the shards that are there, by number.
+        folder: the cache folder, which may be unfinished.
+        file: its manifest, or `build.json` if the cache is unfinished.
+        plan: the content of `file`: fingerprint, parts, layout and others.
+        num_images: number of images of the whole cache, including unreadable ones.
+        layouts: layouts of the finished shards, by number.
     """
 
     folder: Path
@@ -436,7 +446,7 @@ class CacheInventory:
         return read_settings(self.folder, self.plan)
 
     def locations(self) -> dict[str, ImageLocation]:
-        """Where every image's outputs lie, by id."""
+        """Positions of all images' outputs, by image id."""
         return {
             image: ImageLocation(number, row)
             for number, layout in self.layouts.items()
@@ -447,7 +457,8 @@ class CacheInventory:
         return self.folder / SHARDS / shard_name(number)
 
     def outputs(self, location: ImageLocation) -> TeacherOutputs:
-        """The outputs at a location; quick for one shard after the other."""
+        """The outputs at a position; fast if successive calls stay within a shard."""
+        # One mapped shard at a time limits the number of open files.
         if location.shard not in self._mapped:
             self._mapped.clear()
             path = self.shard_path(location.shard)
@@ -456,10 +467,10 @@ class CacheInventory:
 
 
 def read_inventory(folder: Path) -> CacheInventory:
-    """Looks what a folder holds.
+    """Reads the manifest or plan of a cache folder, and the layouts of its shards.
 
     Raises:
-        InputError: no cache, or one whose manifest and shards do not fit each other.
+        InputError: the folder is not a cache, or manifest and shards do not match.
     """
     if not (folder / MANIFEST).is_file() and (folder / PLAN).is_file():
         return _read_unfinished(folder)

@@ -1,4 +1,8 @@
-"""Asks stored regions new questions: other prompts, words or temperature, and no image opened."""
+"""Computes a cache's action probabilities again from its stored region embeddings.
+
+Prompts, vocabulary and temperature can change; no image is read and CLIP's image encoder is not
+run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pipeline.utils.files import sha256_of_json
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from teacher_cache.maintenance.add_prompts import TextEncoder, load_text_encoder, resolve_clip
+from teacher_cache.maintenance.add_prompts import load_text_encoder, resolve_clip
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
 from teacher_cache.reader.format import (
     REGION_EMBEDDING,
@@ -39,17 +43,17 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class RescoreConfig:
-    """What to ask anew.
+    """Which cache to rescore, and what to change.
 
     Attributes:
-        cache: with region embeddings.
-        out: the new cache folder, or of an interrupted rescoring of the same settings.
-        templates: sentences to ask with; none keeps the cache's.
-        vocabulary: a shipped name or a file, with all of the cache's objects; None keeps it.
-        temperature: inverse of the factor on cosine similarities; None keeps it.
-        clip_model, clip_weights: the same CLIP as the cache's, for its texts; None looks where the
-            cache was built from.
-        device: where CLIP runs.
+        cache: the cache folder; it must contain region embeddings.
+        out: the new cache folder, or that of an interrupted run with the same settings.
+        templates: prompt templates; empty for the cache's own.
+        vocabulary: name or file of a vocabulary with all objects of the cache; None for its own.
+        temperature: inverse of the factor on cosine similarities; None for the cache's own.
+        clip_model, clip_weights: the cache's CLIP model, which encodes new prompts; None for the
+            one named in the cache's settings.
+        device: device of CLIP.
     """
 
     cache: Path
@@ -63,13 +67,14 @@ class RescoreConfig:
 
 
 def rescore_cache(config: RescoreConfig) -> None:
-    """Writes a cache of the same pairs and regions with new outputs.
+    """Writes a cache with the same pairs and regions and new probabilities.
 
     Raises:
-        InputError: bad input, a cache without embeddings, or another CLIP than the cache's.
+        InputError: the input is bad, the cache contains no embeddings, or the CLIP model is not
+            the cache's.
     """
-    reworded = bool(config.templates) or config.vocabulary is not None
-    if not reworded and config.temperature is None:
+    new_prompts = bool(config.templates) or config.vocabulary is not None
+    if not new_prompts and config.temperature is None:
         raise InputError(
             "expected --template, --vocabulary or --temperature, found nothing to change"
         )
@@ -77,23 +82,24 @@ def rescore_cache(config: RescoreConfig) -> None:
     if not cache.has_embeddings:
         raise InputError(
             f"{cache.path}: expected region embeddings, found none (it was built with"
-            " --no-embeddings); only a new build can ask anew"
+            " --no-embeddings); build the cache again"
         )
     config = _resolve_config(config, cache)
     vocabulary = cache.vocabulary
     prompts = cache.prompt_embeddings.prompts
-    labels = np.arange(vocabulary.num_objects)
+    object_map = np.arange(vocabulary.num_objects)
     if config.vocabulary is not None:
         vocabulary = load_vocabulary(config.vocabulary)
-        labels = map_object_labels(cache.vocabulary, vocabulary, config.vocabulary)
-    if reworded:
+        object_map = map_object_labels(cache.vocabulary, vocabulary, config.vocabulary)
+    if new_prompts:
         prompts = interaction_prompts(vocabulary, config.templates)
     text = _encode_prompts(cache, prompts, config)
     parts = {
         **cache.manifest["parts"],
         "vocabulary": vocabulary.digest(),
         "prompts": sha256_of_json(prompts),
-        # Half precision embeddings give outputs that a fresh build's equal to about 1e-2.
+        # The probabilities differ from those of a new build by up to about 1e-2, because the
+        # stored embeddings have half precision; so the fingerprints must differ, too.
         "rescored_from": cache.fingerprint,
     }
     if config.temperature is not None:
@@ -110,37 +116,45 @@ def rescore_cache(config: RescoreConfig) -> None:
         return
     if line := indistinguishable_actions(vocabulary.interaction_names, text):
         logger.warning(line)
-    with lock_folder(config.out) as held:
+    with lock_folder(config.out) as lock:
         claim_folder(config.out, plan)
-        held.remove_temporary_files()
+        lock.remove_temporary_files()
         write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
-        with Progress(len(cache), "Asking anew", "images") as progress:
+        with Progress(len(cache), "Rescoring", "images") as progress:
             for shard in range(cache.num_shards):
                 path = config.out / SHARDS / shard_name(shard)
                 if not is_finished_shard(path, plan.fingerprint):
-                    _rescore_shard(cache, shard, path, plan.fingerprint, text, vocabulary, labels)
+                    _rescore_shard(
+                        cache, shard, path, plan.fingerprint, text, vocabulary, object_map
+                    )
                 progress.update(len(cache.shard_layout(shard).images))
-        completion = write_manifest(config.out)
-    assert completion.counts is not None
-    print(f"{config.out}: {completion.counts['pairs']} pairs of {len(cache)} images asked anew")
+        status = write_manifest(config.out)
+    assert status.counts is not None
+    print(f"{config.out}: rescored {status.counts['pairs']} pairs of {len(cache)} images")
 
 
 def map_object_labels(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:
-    """(O,) the new number of every object of the old vocabulary, by name.
+    """(O,) label in the new vocabulary of each object of the old one, by name.
+
+    Args:
+        old: the cache's vocabulary.
+        new: the vocabulary to change to.
+        file: name of the new vocabulary, for the error message.
 
     Raises:
-        InputError: the new vocabulary lacks one; names `file`.
+        InputError: the new vocabulary lacks an object.
     """
-    lost = [name for name in old.objects if name not in new.objects]
-    if lost:
+    missing = [name for name in old.objects if name not in new.objects]
+    if missing:
+        names = ", ".join(missing[:5])
         raise InputError(
-            f"{file}: objects: expected all of the cache's, found none named {', '.join(lost[:5])}"
+            f"{file}: objects: expected all objects of the cache, found none named {names}"
         )
     return np.array([new.objects.index(name) for name in old.objects], dtype=np.int64)
 
 
 def _resolve_config(config: RescoreConfig, cache: TeacherCache) -> RescoreConfig:
-    """What is not told is as it was when the cache was made."""
+    """The configuration with CLIP model and templates of the cache's settings as defaults."""
     model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
     config = replace(config, clip_model=model, clip_weights=weights)
     settings = read_settings(config.cache, cache.manifest)
@@ -150,18 +164,15 @@ def _resolve_config(config: RescoreConfig, cache: TeacherCache) -> RescoreConfig
 def _encode_prompts(
     cache: TeacherCache, prompts: Prompts, config: RescoreConfig
 ) -> PromptEmbeddings:
-    """Embeds the sentences that the cache does not hold yet."""
-    held = cache.prompt_embeddings
-    known = dict(zip(held.prompts, held.embeddings, strict=True))
-    fresh = [group for group in dict.fromkeys(prompts) if group not in known]
-    if fresh:
-        known |= zip(fresh, embed_prompts(fresh, _load_encoder(cache, config)), strict=True)
-    scale = held.logit_scale if config.temperature is None else 1 / config.temperature
-    return PromptEmbeddings(prompts, np.stack([known[group] for group in prompts]), scale)
-
-
-def _load_encoder(cache: TeacherCache, config: RescoreConfig) -> TextEncoder:
-    return load_text_encoder(cache, config.clip_model, config.clip_weights, config.device)
+    """Prompt embeddings; CLIP is loaded only for prompts that the cache does not contain."""
+    cached = cache.prompt_embeddings
+    embeddings = dict(zip(cached.prompts, cached.embeddings, strict=True))
+    new = [group for group in dict.fromkeys(prompts) if group not in embeddings]
+    if new:
+        encode = load_text_encoder(cache, config.clip_model, config.clip_weights, config.device)
+        embeddings |= zip(new, embed_prompts(new, encode), strict=True)
+    scale = cached.logit_scale if config.temperature is None else 1 / config.temperature
+    return PromptEmbeddings(prompts, np.stack([embeddings[group] for group in prompts]), scale)
 
 
 def _rescore_shard(
@@ -171,10 +182,10 @@ def _rescore_shard(
     fingerprint: str,
     text: PromptEmbeddings,
     vocabulary: Vocabulary,
-    object_labels: np.ndarray,
+    object_map: np.ndarray,
 ) -> None:
     layout, arrays = cache.shard_layout(shard), dict(cache.shard_arrays(shard))
-    labels = object_labels[arrays["pairs/object_label"]]
+    labels = object_map[arrays["pairs/object_label"]]
     probabilities = np.zeros((0, vocabulary.num_verbs), dtype=np.float32)
     if layout.num_pairs:
         embeddings = arrays[REGION_EMBEDDING].astype(np.float32)

@@ -1,4 +1,8 @@
-"""Makes sure that a cache is whole: every byte as it was written, nothing missing, nothing more."""
+"""Verifies the files of a cache against its checksums, and repairs it.
+
+A repair repeats the command that made the cache, with the settings that the cache contains, for
+missing and damaged files only.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +39,14 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """What to verify.
+    """Which cache to verify, and how to repair it.
 
     Attributes:
         cache: the cache folder.
-        repair: make broken files again.
-        dataset: the cache must fit it; a repair asks about its images. None for where it was.
-        device: where a repair runs models; None for where they ran.
+        repair: whether damaged and missing files are made again.
+        dataset: the dataset folder, which the cache must match and from which a repair reads
+            images; None to check none, and to repair from the folder in the cache's settings.
+        device: device of the models in a repair; None for the one in the cache's settings.
     """
 
     cache: Path
@@ -51,14 +56,17 @@ class VerifyConfig:
 
 
 def verify_cache(config: VerifyConfig) -> None:
-    """Completes the manifest when only that is missing, reads everything, and repairs on demand.
+    """Checks all files of a cache, prints all problems, and repairs them if `config.repair`.
+
+    If all shards are finished and only the manifest is missing, it is written.
 
     Raises:
-        InputError: something is wrong, after all of it was told; or it cannot be repaired.
+        InputError: there are problems that were not repaired, the cache does not match the
+            dataset, or a build is running.
     """
     folder = config.cache
     if config.repair and ((folder / MANIFEST).is_file() or (folder / PLAN).is_file()):
-        # Refuses while somebody builds; the repair's own builder holds the folder itself.
+        # Fails while a build is running. The lock is not kept: the repair's build locks the folder.
         with lock_folder(folder):
             undo_interrupted_repair(folder)
     if not (folder / MANIFEST).is_file():
@@ -72,10 +80,10 @@ def verify_cache(config: VerifyConfig) -> None:
         repair_cache(folder, found, config.dataset, config.device)
         found = check_files(folder)
     if found.problems:
-        many = len(found.problems)
+        count = len(found.problems)
         raise InputError(
-            f"{folder}: {found.problems[0]}{f' ({many} problems)' if many > 1 else ''};"
-            " verify --repair makes broken files again"
+            f"{folder}: {found.problems[0]}{f' ({count} problems)' if count > 1 else ''};"
+            " verify --repair makes damaged files again"
         )
     cache = open_cache(folder)
     if config.dataset is not None:
@@ -84,12 +92,12 @@ def verify_cache(config: VerifyConfig) -> None:
         cache.check(dataset.vocabulary, dataset.load(part).digest, part)
     print(
         f"{folder}: {len(cache)} images in {cache.num_shards} shards,"
-        f" {found.num_bytes / 1e6:.1f} MB as they were written"
+        f" {found.num_bytes / 1e6:.1f} MB, all checksums match"
     )
 
 
 def _complete_manifest(config: VerifyConfig) -> None:
-    """Writes the manifest that jobs on one folder left out.
+    """Writes a missing manifest, after making missing shards if `config.repair`.
 
     Raises:
         InputError: shards are missing, or `build.json` is damaged.
@@ -97,26 +105,27 @@ def _complete_manifest(config: VerifyConfig) -> None:
     folder = config.cache
     content = (folder / PLAN).read_bytes()
     if b'"vocabulary"' in content and not has_valid_checksum(content):
-        raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not fit")
-    completion = write_manifest(folder)
-    if completion.missing and config.repair:
+        raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not match")
+    status = write_manifest(folder)
+    if status.missing and config.repair:
         rebuild_missing_files(folder, config.dataset, config.device)
         return
-    for name in completion.missing:
+    for name in status.missing:
         print(f"{SHARDS}/{name}: is missing")
-    if completion.missing:
+    if status.missing:
         raise InputError(
-            f"{folder}: the cache is unfinished: {SHARDS}/{completion.missing[0]} is missing"
-            f" ({len(completion.missing)} shards); the same eoid-cache build command goes on with"
-            " it, and so does verify --repair"
+            f"{folder}: the cache is unfinished: {SHARDS}/{status.missing[0]} is missing"
+            f" ({len(status.missing)} shards); run the same eoid-cache build command or verify"
+            " --repair to complete it"
         )
-    logger.info(f"{folder}: all shards are there; wrote {MANIFEST}")
+    logger.info(f"{folder}: all shards are finished; wrote {MANIFEST}")
 
 
-# Where a repair keeps what it replaces until it has succeeded.
+# Folder in which a repair keeps the files that it replaces until it has succeeded.
 BACKUP_FOLDER = ".repair"
-# Extracted again; written again from what the folder holds; removed.
+# Run the models again; write again from the folder's other files; remove.
 RepairAction = Literal["extract", "write", "remove"]
+# A damaged manifest may not be JSON any more; its checksums are then searched for.
 SHARD_ENTRY_PATTERN = re.compile(rb'"name":\s*"(\d+\.h5)",\s*"sha256":\s*"([0-9a-f]{64})"')
 FILE_ENTRY_PATTERN = re.compile(rb'"(build\.json|teacher\.h5)":\s*"([0-9a-f]{64})"')
 HASHING_THREADS = min(8, os.cpu_count() or 1)
@@ -124,12 +133,12 @@ HASHING_THREADS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one file.
+    """A problem of one file.
 
     Attributes:
-        name: the file within the cache folder.
-        description: what is wrong, for people.
-        action: what a repair does about it.
+        name: name of the file within the cache folder.
+        description: the problem, as the predicate of a sentence about the file.
+        action: how a repair solves it.
     """
 
     name: str
@@ -142,13 +151,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """What was found.
+    """Result of `check_files`.
 
     Attributes:
-        problems: file by file, the manifest first.
-        checksums: of every file that the manifest speaks of, by name within the folder, as far as
-            a damaged manifest still tells.
-        num_bytes: of all files that were read.
+        problems: problems by file, those of the manifest first.
+        checksums: SHA-256 digests in the manifest, by name within the cache folder; incomplete if
+            the manifest is damaged.
+        num_bytes: total size of the files that were read.
     """
 
     problems: tuple[Problem, ...]
@@ -156,15 +165,15 @@ class VerificationResult:
     num_bytes: int
 
     def files_needing(self, action: RepairAction) -> list[str]:
-        """Names of the files that need this action."""
+        """Names of the files that a repair treats by this action."""
         return [problem.name for problem in self.problems if problem.action == action]
 
 
 def check_files(folder: Path) -> VerificationResult:
-    """Reads every byte of a cache that has a manifest.
+    """Reads all files of a cache with a manifest, and compares them with their checksums.
 
     Raises:
-        InputError: a file that is there may not be read.
+        InputError: a file cannot be opened.
     """
     content = (folder / MANIFEST).read_bytes()
     problems = list(_manifest_problems(folder, content))
@@ -172,29 +181,31 @@ def check_files(folder: Path) -> VerificationResult:
     checksums = _parse_checksums(content)
     names = _expected_shards(folder, manifest, checksums)
     checksums = {name: checksums[name] for name in (PLAN, TEACHER, *names) if name in checksums}
-    there = [name for name in checksums if (folder / name).is_file()]
+    existing = [name for name in checksums if (folder / name).is_file()]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        hashes = pool.map(lambda name: sha256_of_file(folder / name), there)
+        digests = pool.map(lambda name: sha256_of_file(folder / name), existing)
         found = dict(
-            zip(there, track(hashes, len(there), "Reading", "files", brief=True), strict=True)
+            zip(
+                existing, track(digests, len(existing), "Reading", "files", brief=True), strict=True
+            )
         )
-    places = {checksum: name for name, checksum in checksums.items()}
+    names_by_checksum = {checksum: name for name, checksum in checksums.items()}
     for name in (PLAN, TEACHER, *names):
         action: RepairAction = "write" if name == PLAN else "extract"
         if not (folder / name).exists():
-            # Caches of an early version may have lost what nobody needs to read them.
+            # A finished cache can be read without its plan, which early manifests do not list.
             if name in checksums or name != PLAN:
                 problems.append(Problem(name, "is missing", action))
         elif name not in checksums:
             problems += _problems_without_checksum(folder, name, manifest, action)
         elif found.get(name) != checksums[name]:
-            what = _describe_damage(folder / name, found.get(name), manifest, places)
-            problems.append(Problem(name, what, action))
+            damage = _describe_damage(folder / name, found.get(name), manifest, names_by_checksum)
+            problems.append(Problem(name, damage, action))
     if manifest is not None:
         problems += _mismatched_shards(folder, manifest, {problem.name for problem in problems})
     problems += _unexpected_files(folder, set(names))
-    size = len(content) + sum((folder / name).stat().st_size for name in there)
-    return VerificationResult(tuple(problems), checksums, size)
+    num_bytes = len(content) + sum((folder / name).stat().st_size for name in existing)
+    return VerificationResult(tuple(problems), checksums, num_bytes)
 
 
 def _manifest_problems(folder: Path, content: bytes) -> Iterator[Problem]:
@@ -204,13 +215,13 @@ def _manifest_problems(folder: Path, content: bytes) -> Iterator[Problem]:
     except InputError as error:
         yield Problem(MANIFEST, str(error).removeprefix(f"{path}: "), "write")
         return
-    # An early version wrote no checksum of the manifest itself, and no vocabulary either.
+    # Early manifests contain neither a checksum of themselves nor a vocabulary.
     if ("vocabulary" in manifest or "sha256" in manifest) and not has_valid_checksum(content):
-        yield Problem(MANIFEST, "is damaged: its own checksum does not fit", "write")
+        yield Problem(MANIFEST, "is damaged: its own checksum does not match", "write")
 
 
 def _parse_checksums(content: bytes) -> dict[str, str]:
-    """What a manifest's bytes say of files, even where they are no JSON any more."""
+    """Checksums of files by name, also from a manifest that is no longer valid JSON."""
     shards = {
         f"{SHARDS}/{name.decode()}": sha for name, sha in SHARD_ENTRY_PATTERN.findall(content)
     }
@@ -232,7 +243,7 @@ def _expected_shards(
 def _problems_without_checksum(
     folder: Path, name: str, manifest: dict[str, Any] | None, action: RepairAction
 ) -> Iterator[Problem]:
-    """Problems of a file that the manifest has no checksum of."""
+    """Problems of a file for which the manifest contains no checksum."""
     path = folder / name
     fingerprint = None if manifest is None else manifest["fingerprint"]
     try:
@@ -241,40 +252,43 @@ def _problems_without_checksum(
             if ("vocabulary" in plan or "sha256" in plan) and not has_valid_checksum(
                 path.read_bytes()
             ):
-                yield Problem(name, "is damaged: its own checksum does not fit", action)
+                yield Problem(name, "is damaged: its own checksum does not match", action)
             elif fingerprint is not None and plan["fingerprint"] != fingerprint:
                 yield Problem(name, "belongs to another cache", action)
         elif name == TEACHER and fingerprint is not None:
             read_teacher_file(path, fingerprint)
         else:
-            yield Problem(name, f"the damaged {MANIFEST} does not tell its checksum", action)
+            yield Problem(name, f"has no checksum in the damaged {MANIFEST}", action)
     except InputError as error:
         yield Problem(name, str(error).removeprefix(f"{path}: "), action)
 
 
 def _describe_damage(
-    path: Path, found: str | None, manifest: dict[str, Any] | None, places: dict[str, str]
+    path: Path,
+    found: str | None,
+    manifest: dict[str, Any] | None,
+    names_by_checksum: dict[str, str],
 ) -> str:
-    """What is wrong with a file whose checksum does not fit."""
+    """The problem of a file whose checksum does not match."""
     if found is None:
-        return "is no file"
-    if found in places:
-        return f"holds what belongs into {places[found]}"
+        return "is not a regular file"
+    if found in names_by_checksum:
+        return f"contains the data of {names_by_checksum[found]}"
     entries = [] if manifest is None else manifest["shards"]
-    wanted = next((entry.get("bytes") for entry in entries if entry["name"] == path.name), None)
+    expected = next((entry.get("bytes") for entry in entries if entry["name"] == path.name), None)
     size = path.stat().st_size
     if size == 0:
         return "is empty"
-    if wanted is not None and size != wanted:
-        kind = "is cut off" if size < wanted else "is too long"
-        return f"{kind}: {size} bytes, {wanted} were written"
+    if expected is not None and size != expected:
+        damage = "is truncated" if size < expected else "is too long"
+        return f"{damage}: expected {expected} bytes, found {size}"
     return f"is damaged: its checksum is not that in {MANIFEST}"
 
 
 def _mismatched_shards(
     folder: Path, manifest: dict[str, Any], known: set[str]
 ) -> Iterator[Problem]:
-    """Shards that are as the manifest says and yet not of this cache, or of other images."""
+    """Shards with the right checksum that belong to another cache or contain other images."""
     images = []
     for entry in manifest["shards"]:
         name = f"{SHARDS}/{entry['name']}"
@@ -287,25 +301,26 @@ def _mismatched_shards(
             yield Problem(name, str(error).removeprefix(f"{folder / name}: "), "extract")
             continue
         if layout.images != tuple(entry["images"]):
-            yield Problem(MANIFEST, f"{entry['name']}: images: not those of the shard", "write")
+            problem = f"shards: the images of {entry['name']} are not those of the shard"
+            yield Problem(MANIFEST, problem, "write")
     if len(set(images)) != len(images):
-        yield Problem(MANIFEST, "shards: some image stands in it twice", "write")
+        yield Problem(MANIFEST, "shards: an image is listed twice", "write")
 
 
 def _unexpected_files(folder: Path, names: set[str]) -> Iterator[Problem]:
     for path in sorted([*folder.iterdir(), *_list_folder(folder / SHARDS)]):
         name = path.relative_to(folder).as_posix()
         if path.name == BACKUP_FOLDER or (path.name.startswith(".") and path.suffix == ".tmp"):
-            yield Problem(name, "was left over by a stopped writer", "remove")
+            yield Problem(name, "is a temporary file of an interrupted command", "remove")
         elif path.parent.name == SHARDS and path.parent != folder and name not in names:
-            yield Problem(name, f"is no shard that {MANIFEST} speaks of", "remove")
+            yield Problem(name, f"is not listed in {MANIFEST}", "remove")
 
 
 def _list_folder(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-# Where and by how many shards are made is the repairer's choice, not the first builder's.
+# Settings of where shards are made, which a repair does not take from the original build.
 MACHINE_SETTINGS = ("mode", "share", "workers")
 
 
@@ -315,46 +330,48 @@ def repair_cache(
     dataset: Path | None,
     device: str | None,
 ) -> None:
-    """Makes what is broken again; what was broken goes when all is well, and comes back when not.
+    """Removes unexpected files, and makes missing and damaged ones again.
+
+    If the repair fails, the folder contains the same files as before.
 
     Args:
-        folder: the cache.
-        found: what is wrong with it.
-        dataset: where the dataset is now; None for where it was.
-        device: where models run; None for where they ran.
+        folder: the cache folder.
+        found: the problems of the cache.
+        dataset: the dataset folder; None for the one in the cache's settings.
+        device: device of the models; None for the one in the cache's settings.
 
     Raises:
-        InputError: nothing tells how the cache was made, what it was made from is not there or has
+        InputError: plan and manifest are both damaged, the cache's inputs are missing or have
             changed, or an image can no longer be read.
     """
     for name in found.files_needing("remove"):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         logger.info(f"{name}: removed")
-    lost, asked = found.files_needing("write"), found.files_needing("extract")
-    if not lost and not asked:
+    to_write, to_extract = found.files_needing("write"), found.files_needing("extract")
+    if not to_write and not to_extract:
         return
-    if PLAN in lost and MANIFEST in lost:
+    if PLAN in to_write and MANIFEST in to_write:
         raise InputError(
-            f"{folder}: {PLAN} and {MANIFEST} are both damaged, so nothing tells how the cache was"
-            " made; build it anew"
+            f"{folder}: {PLAN} and {MANIFEST} are both damaged, so the cache's settings are lost;"
+            " build the cache again"
         )
-    if PLAN in lost:
+    if PLAN in to_write:
         _restore_plan(folder)
         logger.info(f"{PLAN}: written again from {MANIFEST}")
-    images = {} if MANIFEST in lost else _images_by_shard(folder)
-    with _backup_files(folder, [*asked, MANIFEST], keep=PLAN):
-        if asked:
+    images = {} if MANIFEST in to_write else _images_by_shard(folder)
+    with _backup_files(folder, [*to_extract, MANIFEST], keep=PLAN):
+        if to_extract:
             rebuild_missing_files(folder, dataset, device)
-        completion = write_manifest(folder)
-        if completion.missing:
-            raise InputError(f"{folder}: expected all shards, found no {completion.missing[0]}")
+        status = write_manifest(folder)
+        if status.missing:
+            raise InputError(f"{folder}: expected all shards, found no {status.missing[0]}")
         _check_no_lost_images(folder, images)
-    for name in asked:
+    for name in to_extract:
         logger.info(
             f"{name}: made again{_compare_checksum(folder / name, found.checksums.get(name))}"
         )
-    if MANIFEST in lost:
+    if MANIFEST in to_write:
         logger.info(f"{MANIFEST}: written again")
 
 
@@ -362,43 +379,45 @@ def _compare_checksum(path: Path, checksum: str | None) -> str:
     if checksum is None:
         return ""
     if sha256_of_file(path) == checksum:
-        return ", the same bytes as before"
-    return ", other bytes than before (another kind of device, other threads or versions)"
+        return ", with the same bytes as before"
+    return ", with other bytes than before (the device, threads or versions differ)"
 
 
 def rebuild_missing_files(folder: Path, dataset: Path | None, device: str | None) -> None:
-    """Runs the command that made a cache once more; it makes what is not there.
+    """Repeats the command that made a cache, which makes the missing files.
 
     Raises:
-        InputError: as that command does.
+        InputError: the settings are incomplete, the dataset folder is missing, or the command
+            fails.
     """
     from teacher_cache.build import BuildConfig, build_cache
     from teacher_cache.detectors.torchvision import TOY, TOY_IN_CACHES
     from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
     file = folder / PLAN
-    held = read_plan(folder).get("settings")
-    settings = held if isinstance(held, dict) else {}
-    own = {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
+    stored = read_plan(folder).get("settings")
+    settings = stored if isinstance(stored, dict) else {}
+    values = {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
     if settings.get(COMMAND_KEY) == "rescore":
-        rescoring = from_settings(own, RescoreConfig, file)
-        rescore_cache(replace(rescoring, out=folder, device=device or rescoring.device))
+        rescore_config = from_settings(values, RescoreConfig, file)
+        device = device or rescore_config.device
+        rescore_cache(replace(rescore_config, out=folder, device=device))
         return
-    building = from_settings(own, BuildConfig, file)
-    if building.detector == TOY_IN_CACHES:
-        building = replace(building, detector=TOY)
-    building = replace(building, out=folder, device=device or building.device)
+    config = from_settings(values, BuildConfig, file)
+    if config.detector == TOY_IN_CACHES:
+        config = replace(config, detector=TOY)
+    config = replace(config, out=folder, device=device or config.device)
     if dataset is not None:
-        building = _relocate_dataset(building, dataset)
-    elif not building.dataset.is_dir():
-        raise InputError(f"{building.dataset}: no such dataset folder; --data says where it is now")
-    build_cache(building)
+        config = _relocate_dataset(config, dataset)
+    elif not config.dataset.is_dir():
+        raise InputError(f"{config.dataset}: no such dataset folder; give its new path with --data")
+    build_cache(config)
 
 
 def _relocate_dataset(config: BuildConfig, dataset: Path) -> BuildConfig:
-    """The configuration for a dataset that lies elsewhere now, and its own models with it."""
+    """The configuration for a dataset at another path, including models within its folder."""
 
-    def moved(value: str | None) -> str | None:
+    def relocate(value: str | None) -> str | None:
         if value is None or not Path(value).is_relative_to(config.dataset):
             return value
         return str(dataset / Path(value).relative_to(config.dataset))
@@ -406,18 +425,18 @@ def _relocate_dataset(config: BuildConfig, dataset: Path) -> BuildConfig:
     return replace(
         config,
         dataset=dataset,
-        detector_weights=moved(config.detector_weights),
-        clip_model=moved(config.clip_model),
-        clip_weights=moved(config.clip_weights),
+        detector_weights=relocate(config.detector_weights),
+        clip_model=relocate(config.clip_model),
+        clip_weights=relocate(config.clip_weights),
     )
 
 
 def _restore_plan(folder: Path) -> None:
     manifest = read_manifest(folder)
     num_images = sum(len(entry["images"]) for entry in manifest["shards"])
-    held = {**manifest, "images": num_images + len(manifest["failed"])}
+    fields = {**manifest, "images": num_images + len(manifest["failed"])}
     write_checksummed_json(
-        folder / PLAN, {name: held[name] for name in PLAN_FIELDS if name in held}
+        folder / PLAN, {name: fields[name] for name in PLAN_FIELDS if name in fields}
     )
 
 
@@ -426,43 +445,47 @@ def _images_by_shard(folder: Path) -> dict[str, list[str]]:
 
 
 def _check_no_lost_images(folder: Path, images: dict[str, list[str]]) -> None:
-    """A repair must not trade outputs that were there for images that have gone since.
+    """Checks that a repair has not replaced outputs of images that can no longer be read.
+
+    Args:
+        folder: the cache folder.
+        images: ids of the images with outputs before the repair, by name of the shard.
 
     Raises:
-        InputError: an image that had outputs has none.
+        InputError: an image that had outputs has none now.
     """
     manifest = read_manifest(folder)
     for entry in manifest["shards"]:
         for image in set(images.get(entry["name"], ())) - set(entry["images"]):
-            reason = manifest["failed"].get(image, "the dataset does not name it")
-            raise InputError(f"{folder}: {image}: cannot be asked about again: {reason}")
+            reason = manifest["failed"].get(image, "it is not in the dataset")
+            raise InputError(f"{folder}: {image}: cannot be extracted again: {reason}")
 
 
 def undo_interrupted_repair(folder: Path) -> None:
-    """Puts back what a repair that was killed had set aside and not made again."""
-    aside = folder / BACKUP_FOLDER
-    for path in sorted(aside.rglob("*")):
-        place = folder / path.relative_to(aside)
-        if path.is_file() and not place.exists():
-            os.replace(path, place)
-    shutil.rmtree(aside, ignore_errors=True)
+    """Moves files back that a killed repair had set aside and not made again."""
+    backup = folder / BACKUP_FOLDER
+    for path in sorted(backup.rglob("*")):
+        target = folder / path.relative_to(backup)
+        if path.is_file() and not target.exists():
+            os.replace(path, target)
+    shutil.rmtree(backup, ignore_errors=True)
 
 
 @contextmanager
 def _backup_files(folder: Path, names: list[str], keep: str) -> Iterator[None]:
-    """Moves files out of the way; they come back, in place of what replaced them, on failure.
+    """Moves files to a backup folder, which is deleted on success and restored on failure.
 
     Args:
-        folder: the cache.
-        names: of the files.
-        keep: name of a file that stays, and becomes again what it is on failure.
+        folder: the cache folder.
+        names: names of the files to move.
+        keep: name of a file that stays in place; its content is restored on failure.
     """
-    aside = folder / BACKUP_FOLDER
-    shutil.rmtree(aside, ignore_errors=True)
+    backup = folder / BACKUP_FOLDER
+    shutil.rmtree(backup, ignore_errors=True)
     moved = [name for name in names if (folder / name).exists()]
     for name in moved:
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(folder / name, aside / name)
+        (backup / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, backup / name)
     kept = (folder / keep).read_bytes()
     try:
         yield
@@ -470,9 +493,9 @@ def _backup_files(folder: Path, names: list[str], keep: str) -> Iterator[None]:
         for name in names:
             (folder / name).unlink(missing_ok=True)
         for name in moved:
-            os.replace(aside / name, folder / name)
+            os.replace(backup / name, folder / name)
         with atomic_write(folder / keep) as temporary:
             temporary.write_bytes(kept)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(backup, ignore_errors=True)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A small toy dataset with untrained models: everything real but the knowledge."""
+"""Fixtures: a small toy dataset with untrained models, and caches built from it."""
 
 import shutil
 
@@ -21,7 +21,7 @@ from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import clip_config
 
 NUM_IMAGES = 7
-# Thresholds that an untrained detector passes.
+# Thresholds below the scores of an untrained detector.
 EXTRACTION = ExtractionConfig(
     pairing=PairingConfig(0.06, 0.06, max_people=2, max_objects=3),
     images_per_batch=4,
@@ -41,7 +41,7 @@ def vocabulary():
 
 @pytest.fixture(scope="session")
 def shared_dataset(tmp_path_factory, vocabulary):
-    """A dataset folder with its own random detector and teacher."""
+    """A dataset folder with its own detector and teacher, both with random weights."""
     root = tmp_path_factory.mktemp("data") / "toy"
     write_toy(root, train=NUM_IMAGES, test=3, seed=11)
     with torch.random.fork_rng():
@@ -67,13 +67,13 @@ def shared_dataset(tmp_path_factory, vocabulary):
 
 @pytest.fixture
 def dataset(shared_dataset, tmp_path):
-    """A copy that a test may damage."""
+    """A copy of `shared_dataset` that a test may modify."""
     return shutil.copytree(shared_dataset, tmp_path / "toy")
 
 
 @pytest.fixture
 def build_config(tmp_path):
-    """Makes configurations of small shards."""
+    """`build_config(dataset, **changes)`: a build's configuration with three images per shard."""
 
     def make(dataset, out="cache", **changes):
         defaults = {"extraction": EXTRACTION, "images_per_shard": 3, "device": "cpu"}
@@ -84,7 +84,7 @@ def build_config(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(shared_dataset, tmp_path_factory):
-    """A finished cache of the whole training part; look, do not touch."""
+    """A finished cache of the training part; tests must not modify it."""
     out = tmp_path_factory.mktemp("finished") / "cache"
     build_cache(
         BuildConfig(shared_dataset, out, extraction=EXTRACTION, images_per_shard=3, device="cpu")
@@ -94,7 +94,7 @@ def finished(shared_dataset, tmp_path_factory):
 
 @pytest.fixture
 def make_outputs():
-    """Random outputs about an image with so many pairs; every second pair shares a region."""
+    """`make_outputs(num_pairs, num_verbs)`: random outputs; every two pairs share a region."""
 
     def make(num_pairs, num_verbs, seed=0, width=6):
         rng = np.random.default_rng(seed)

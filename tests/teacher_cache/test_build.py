@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,8 +16,9 @@ from pipeline.datasets.check import format_check
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
-from teacher_cache.build import build_cache
-from teacher_cache.detectors.pairing import annotated_pairs
+from teacher_cache.build import build_cache, resolve_detector
+from teacher_cache.detectors.pairing import PairingConfig, annotated_pairs
+from teacher_cache.detectors.torchvision import DEFAULT_DETECTOR
 from teacher_cache.extraction import task as task_module
 from teacher_cache.maintenance.verify import VerifyConfig, verify_cache
 from teacher_cache.reader.cache import open_cache
@@ -43,7 +45,7 @@ def datasets(folder):
     return found
 
 
-def test_a_cache_of_every_image(finished, shared_dataset, vocabulary):
+def test_pairs_of_a_cache(finished, shared_dataset, vocabulary):
     data = open_dataset(shared_dataset)
     loaded = data.load("train")
     cache = open_cache(finished)
@@ -58,19 +60,21 @@ def test_a_cache_of_every_image(finished, shared_dataset, vocabulary):
     num_proposed = 0
     for annotation in loaded.annotations:
         outputs = cache[annotation.image_id]
-        wanted = annotated_pairs(annotation)
-        own = outputs.pairs.sources == 0
-        assert own[: len(wanted)].all() and not own[len(wanted) :].any()
-        np.testing.assert_array_equal(outputs.pairs.human_boxes[own], wanted.human_boxes)
-        np.testing.assert_array_equal(outputs.pairs.object_labels[own], wanted.object_labels)
+        expected = annotated_pairs(annotation)
+        annotated = outputs.pairs.sources == 0
+        assert annotated[: len(expected)].all() and not annotated[len(expected) :].any()
+        np.testing.assert_array_equal(outputs.pairs.human_boxes[annotated], expected.human_boxes)
+        np.testing.assert_array_equal(
+            outputs.pairs.object_labels[annotated], expected.object_labels
+        )
         assert (outputs.pairs.object_labels != vocabulary.person).all()
         np.testing.assert_allclose(outputs.probabilities.sum(1), 1, atol=5e-3)
-        num_proposed += int((~own).sum())
+        num_proposed += int((~annotated).sum())
     assert num_proposed > 0
 
 
-def test_the_answers_are_the_teachers(finished, shared_dataset, vocabulary):
-    """Regions cut, encoded and scored one by one, from the boxes in the cache."""
+def test_outputs_equal_those_computed_region_by_region(finished, shared_dataset, vocabulary):
+    """Crops, embeddings and probabilities are recomputed from the boxes in the cache."""
     clip = ClipTeacher(ClipConfig(str(shared_dataset / "teacher")), torch.device("cpu"))
     cache = open_cache(finished)
     assert cache.prompt_embeddings.prompts[0] == ("a picture of person riding horse",)
@@ -89,12 +93,12 @@ def test_the_answers_are_the_teachers(finished, shared_dataset, vocabulary):
     embeddings = clip.encode_images(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
     np.testing.assert_allclose(outputs.embeddings, embeddings, atol=2e-3)
     logits = clip.logit_scale * embeddings[rows] @ cache.prompt_embeddings.embeddings.T
-    wanted = action_probabilities(logits, outputs.pairs.object_labels, vocabulary)
-    np.testing.assert_allclose(outputs.probabilities, wanted, atol=2e-3)
+    expected = action_probabilities(logits, outputs.pairs.object_labels, vocabulary)
+    np.testing.assert_allclose(outputs.probabilities, expected, atol=2e-3)
 
 
-def test_pictures_that_nobody_annotated(finished, dataset, build_config, capsys):
-    """The detector's pairs, answered as where there are annotations."""
+def test_images_without_annotations(finished, dataset, build_config, capsys):
+    """The proposed pairs and their outputs equal those of a cache with annotations."""
     (dataset / "dataset.toml").write_text(
         'vocabulary = "toy"\ndetector = "detector.safetensors"\nteacher = "teacher"\n'
         '[train]\nimages = "images/train2015"\n'
@@ -106,14 +110,16 @@ def test_pictures_that_nobody_annotated(finished, dataset, build_config, capsys)
     assert set(cache.image_ids) == set(annotated.image_ids) and set(cache.failed) == {"broken.jpg"}
     num_pairs = 0
     for image_id in cache.image_ids:
-        mine, theirs = cache[image_id], annotated[image_id]
-        proposed = theirs.pairs.sources == 1
-        assert (mine.pairs.sources == 1).all()
+        outputs, expected = cache[image_id], annotated[image_id]
+        proposed = expected.pairs.sources == 1
+        assert (outputs.pairs.sources == 1).all()
         np.testing.assert_allclose(
-            mine.pairs.human_boxes, theirs.pairs.human_boxes[proposed], atol=1e-3
+            outputs.pairs.human_boxes, expected.pairs.human_boxes[proposed], atol=1e-3
         )
-        np.testing.assert_allclose(mine.probabilities, theirs.probabilities[proposed], atol=2e-3)
-        num_pairs += len(mine.pairs)
+        np.testing.assert_allclose(
+            outputs.probabilities, expected.probabilities[proposed], atol=2e-3
+        )
+        num_pairs += len(outputs.pairs)
     assert num_pairs > 0
     capsys.readouterr()
     verify_cache(VerifyConfig(config.out, dataset=dataset))
@@ -134,12 +140,12 @@ def test_the_manifest(finished):
         assert entry["sha256"] == sha256_of_file(finished / SHARDS / entry["name"])
 
 
-class Stop(Exception):
-    """Stands for a power cut."""
+class PowerCut(Exception):
+    """Interrupts a build in the middle of a shard."""
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_an_interrupted_build_goes_on_to_the_same_bytes(
+def test_a_resumed_build_gives_the_same_bytes(
     dataset, build_config, finished, monkeypatch, after, messages
 ):
     config = build_config(dataset)
@@ -149,12 +155,12 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     def failing(path, *rest):
         if len(written) == after:
             (path.parent / f".{path.name}.999.tmp").write_bytes(b"half a shard")
-            raise Stop
+            raise PowerCut
         written.append(path)
         write(path, *rest)
 
     monkeypatch.setattr(task_module, "write_shard", failing)
-    with pytest.raises(Stop):
+    with pytest.raises(PowerCut):
         build_cache(config)
     with pytest.raises(InputError, match="unfinished"):
         open_cache(config.out)
@@ -163,12 +169,12 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     messages.clear()
     build_cache(config)
     assert times == {path: path.stat().st_mtime_ns for path in written}
-    assert any("going on after" in line for line in messages) == (after > 0)
+    assert any("resuming after" in line for line in messages) == (after > 0)
     assert datasets(config.out) == datasets(finished)
     assert not list((config.out / SHARDS).glob(".*"))
 
 
-def test_a_second_run_has_nothing_to_do(dataset, build_config, messages):
+def test_a_finished_cache_is_left_unchanged(dataset, build_config, messages):
     config = build_config(dataset)
     build_cache(config)
     before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
@@ -178,7 +184,7 @@ def test_a_second_run_has_nothing_to_do(dataset, build_config, messages):
     assert before == {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
 
 
-def test_a_lost_shard_is_made_again(dataset, build_config, finished):
+def test_a_missing_shard_is_made_again(dataset, build_config, finished):
     config = build_config(dataset)
     build_cache(config)
     (config.out / SHARDS / "00001.h5").unlink()
@@ -235,11 +241,11 @@ def test_a_batch_size_may_change(dataset, build_config, finished):
             config, extraction=replace(config.extraction, regions_per_batch=3, images_per_batch=1)
         )
     )
-    here, there = open_cache(finished), open_cache(config.out)
-    assert here.fingerprint == there.fingerprint
-    for image_id in here.image_ids:
+    reference, built = open_cache(finished), open_cache(config.out)
+    assert reference.fingerprint == built.fingerprint
+    for image_id in reference.image_ids:
         np.testing.assert_allclose(
-            here[image_id].pairs.human_boxes, there[image_id].pairs.human_boxes, atol=1e-2
+            reference[image_id].pairs.human_boxes, built[image_id].pairs.human_boxes, atol=1e-2
         )
 
 
@@ -251,7 +257,7 @@ DAMAGES = [truncate, lambda path: path.write_bytes(b""), lambda path: path.unlin
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_an_unreadable_image_is_listed(dataset, build_config, finished, damage, messages):
+def test_an_unreadable_image_is_listed_as_failed(dataset, build_config, finished, damage, messages):
     config = build_config(dataset)
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     damage(broken)
@@ -262,15 +268,15 @@ def test_an_unreadable_image_is_listed(dataset, build_config, finished, damage, 
     assert str(dataset) not in cache.failed[broken.name]
     assert len(cache) == 6 and broken.name not in cache
     assert any(broken.name in line for line in messages)
-    whole = open_cache(finished)
+    complete = open_cache(finished)
     for image_id in cache.image_ids:
         np.testing.assert_allclose(
-            cache[image_id].probabilities, whole[image_id].probabilities, atol=2e-3
+            cache[image_id].probabilities, complete[image_id].probabilities, atol=2e-3
         )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_strict_build_stops_at_it(dataset, build_config, damage):
+def test_a_strict_build_stops_at_an_unreadable_image(dataset, build_config, damage):
     config = build_config(dataset)
     config = replace(config, extraction=replace(config.extraction, strict=True))
     broken = sorted((dataset / "images/train2015").iterdir())[4]
@@ -280,7 +286,7 @@ def test_a_strict_build_stops_at_it(dataset, build_config, damage):
     assert not (config.out / MANIFEST).exists()
 
 
-def test_a_strict_build_does_not_go_on_from_a_lenient_one(dataset, build_config):
+def test_a_strict_build_does_not_resume_one_with_failed_images(dataset, build_config):
     config = build_config(dataset)
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     broken.unlink()
@@ -290,8 +296,8 @@ def test_a_strict_build_does_not_go_on_from_a_lenient_one(dataset, build_config)
         build_cache(replace(config, extraction=replace(config.extraction, strict=True)))
 
 
-def forget_sizes(dataset):
-    """Annotations that do not say how large the pictures are."""
+def remove_sizes(dataset):
+    """Removes the images' sizes from the annotations."""
     file = dataset / "annotations/trainval_hico.json"
     entries = json.loads(file.read_text())
     for entry in entries:
@@ -299,12 +305,12 @@ def forget_sizes(dataset):
     file.write_text(json.dumps(entries))
 
 
-def test_pictures_of_different_sizes(dataset, build_config):
+def test_images_of_different_sizes(dataset, build_config):
     first, second, third = sorted((dataset / "images/train2015").iterdir())[:3]
     for path, size in ((first, (128, 150)), (second, (200, 128)), (third, (128, 150))):
         with Image.open(path) as image:
             image.resize(size).save(path)
-    forget_sizes(dataset)
+    remove_sizes(dataset)
     config = build_config(dataset)
     build_cache(config)
     assert len(open_cache(config.out)) == 7
@@ -364,7 +370,7 @@ def no_detector(dataset):
         (no_detector, r"detector.safetensors: no such"),
     ],
 )
-def test_bad_input_leaves_nothing_behind(dataset, build_config, damage, text):
+def test_bad_input_leaves_no_files(dataset, build_config, damage, text):
     config = build_config(dataset)
     damage(dataset)
     with pytest.raises(InputError, match=text) as caught:
@@ -373,7 +379,7 @@ def test_bad_input_leaves_nothing_behind(dataset, build_config, damage, text):
     assert not config.out.exists()
 
 
-def test_a_lost_teacher_file_is_written_again(dataset, build_config, finished):
+def test_a_missing_teacher_file_is_written_again(dataset, build_config, finished):
     config = build_config(dataset)
     shutil.copytree(finished, config.out)
     (config.out / MANIFEST).unlink()
@@ -382,17 +388,17 @@ def test_a_lost_teacher_file_is_written_again(dataset, build_config, finished):
     assert open_cache(config.out).prompt_embeddings.prompts
 
 
-def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary, messages):
-    """Riding and pulling go with a horse; here both are said with one word."""
-    words = vocabulary.to_dict()
+def test_verbs_with_the_same_prompt_are_reported_once(dataset, build_config, vocabulary, messages):
+    """Both riding and pulling a horse are possible; here both have the same word in prompts."""
+    value = vocabulary.to_dict()
     pull, ride = (
-        next(verb for verb in words["verbs"] if verb["name"] == name) for name in ("pull", "ride")
+        next(verb for verb in value["verbs"] if verb["name"] == name) for name in ("pull", "ride")
     )
     pull["ing"] = ride["ing"]
-    (dataset / "words.json").write_text(json.dumps(words))
+    (dataset / "same_prompts.json").write_text(json.dumps(value))
     description = dataset / "dataset.toml"
     description.write_text(
-        description.read_text().replace('vocabulary = "toy"', 'vocabulary = "words.json"')
+        description.read_text().replace('vocabulary = "toy"', 'vocabulary = "same_prompts.json"')
     )
     messages.clear()
     build_cache(build_config(dataset, candidates="annotated"))
@@ -401,8 +407,8 @@ def test_verbs_of_one_form_are_told_once(dataset, build_config, vocabulary, mess
     assert "ride, pull" in format_check(open_dataset(dataset), [])
 
 
-def test_a_build_in_a_locale_without_its_names(dataset, tmp_path):
-    """Umlauts under C's locale, and a cache folder whose name is no UTF-8."""
+def test_file_names_that_the_locale_cannot_encode(dataset, tmp_path):
+    """Umlauts in the C locale, and a cache folder whose name is not valid UTF-8."""
     file = dataset / "annotations/trainval_hico.json"
     entries = json.loads(file.read_text())
     for number, entry in enumerate(entries):
@@ -415,11 +421,52 @@ def test_a_build_in_a_locale_without_its_names(dataset, tmp_path):
     root = dataset.rename(tmp_path / "für")
     out = tmp_path / os.fsdecode(b"c\xfcche")
     code = "from teacher_cache.cli import main; main()"
-    words = ["build", root, "--out", out, "--candidates", "annotated", "--device", "cpu"]
+    args = ["build", root, "--out", out, "--candidates", "annotated", "--device", "cpu"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", code, *args],
         env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert "bücher 0.jpg" in open_cache(out) and rb"c\udcfcche: 7 images" in done.stdout
+
+
+OTHER_DETECTOR = "ssdlite320_mobilenet_v3_large"
+
+
+@pytest.mark.parametrize("name", [None, "toy", OTHER_DETECTOR])
+def test_the_datasets_weights_are_used_for_its_own_detector_only(
+    shared_dataset, build_config, name
+):
+    config = build_config(shared_dataset, detector=name)
+    detector = resolve_detector(open_dataset(shared_dataset), config)
+    dataset_weights = str(shared_dataset / "detector.safetensors")
+    assert detector.name == (name or "toy")
+    assert detector.weights == (None if name == OTHER_DETECTOR else dataset_weights)
+
+
+def test_detector_weights_by_name_and_by_file(shared_dataset, build_config):
+    dataset = replace(open_dataset(shared_dataset), detector=None)
+    config = build_config(shared_dataset)
+    assert resolve_detector(dataset, config).name == DEFAULT_DETECTOR
+    assert resolve_detector(dataset, config).weights is None
+    named = replace(config, detector=OTHER_DETECTOR, detector_weights="COCO_V1")
+    detector = resolve_detector(dataset, named)
+    assert (detector.name, detector.weights) == (OTHER_DETECTOR, "COCO_V1")
+    file = str(shared_dataset / "detector.safetensors")
+    detector = resolve_detector(dataset, replace(config, detector_weights=file))
+    assert (detector.name, detector.weights) == ("toy", file)
+
+
+def test_the_detector_threshold_is_the_lower_one_of_the_pairing(shared_dataset, build_config):
+    config = build_config(shared_dataset)
+    pairing = PairingConfig(person_threshold=0.5, object_threshold=0.3)
+    config = replace(config, extraction=replace(config.extraction, pairing=pairing))
+    threshold = resolve_detector(open_dataset(shared_dataset), config).score_threshold
+    assert threshold < 0.3 and threshold == pytest.approx(0.3, abs=1e-5)
+
+
+def test_the_datasets_weights_file_is_missing(shared_dataset, build_config):
+    dataset = replace(open_dataset(shared_dataset), detector=Path("absent.safetensors"))
+    with pytest.raises(InputError, match=r"absent\.safetensors: no such"):
+        resolve_detector(dataset, build_config(shared_dataset))

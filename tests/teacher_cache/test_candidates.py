@@ -1,4 +1,4 @@
-"""Where candidate pairs come from, and what the teacher sees of them: through the command."""
+"""Candidate pairs of a build: detector, proposals file or annotated boxes; regions; templates."""
 
 import json
 import sys
@@ -29,10 +29,10 @@ FIRST = "toy_train_00000001.jpg"
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs `eoid-cache` with words; exit code, stdout, stderr."""
+    """`run(*args)` runs `eoid-cache`; returns its exit code, stdout and stderr."""
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words), "--device", "cpu"])
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, args), "--device", "cpu"])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, *capsys.readouterr()
@@ -42,13 +42,13 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def build(run, tmp_path):
-    """Builds a cache in small shards."""
+    """`build(dataset, *options)` builds a cache; returns the cache and stderr."""
 
-    def call(dataset, *words, out="cache"):
+    def call(dataset, *options, out="cache"):
         folder = tmp_path / out
-        code, _, reported = run("build", dataset, "--out", folder, "--images-per-shard", 3, *words)
-        assert code == 0, reported
-        return open_cache(folder), reported
+        code, _, err = run("build", dataset, "--out", folder, "--images-per-shard", 3, *options)
+        assert code == 0, err
+        return open_cache(folder), err
 
     return call
 
@@ -59,8 +59,8 @@ def box_rows(outputs):
     return np.concatenate(table, axis=1)
 
 
-def results_of(cache, vocabulary):
-    """The detections behind a cache's proposed pairs, in COCO's results form."""
+def coco_results(cache, vocabulary):
+    """The detections of a cache's proposed pairs in COCO's results form."""
     entries = {}
     for image_id in cache.image_ids:
         pairs = cache[image_id].pairs
@@ -85,53 +85,54 @@ def results_of(cache, vocabulary):
 
 @pytest.fixture
 def proposals(finished, vocabulary, tmp_path):
-    """Writes the finished cache's own detections, changed by `edit`; the file."""
+    """`proposals(edit)` writes the finished cache's detections, changed by `edit`, to a file."""
 
     def write(edit=lambda entries: entries):
         path = tmp_path / "results.json"
-        path.write_text(json.dumps(edit(results_of(open_cache(finished), vocabulary))))
+        path.write_text(json.dumps(edit(coco_results(open_cache(finished), vocabulary))))
         return path
 
     return write
 
 
-def numbered(entries):
-    """With image ids as numbers, in another order."""
+def with_numeric_ids(entries):
+    """Entries with numbers as image ids, in reverse order."""
     for entry in entries:
         entry["image_id"] = int(entry["image_id"].rpartition("_")[2].removesuffix(".jpg"))
     return entries[::-1]
 
 
 @pytest.mark.parametrize(
-    ("edit", "workers"), [(list, 0), (numbered, 0), pytest.param(list, 2, marks=pytest.mark.slow)]
+    ("edit", "workers"),
+    [(list, 0), (with_numeric_ids, 0), pytest.param(list, 2, marks=pytest.mark.slow)],
 )
 def test_a_detectors_own_proposals_give_its_cache(
     shared_dataset, finished, build, proposals, edit, workers
 ):
-    words = ["--proposals", proposals(edit), "--workers", workers]
-    cache, said = build(shared_dataset, *words, *LENIENT)
-    wanted = open_cache(finished)
-    assert cache.image_ids == wanted.image_ids
+    options = ["--proposals", proposals(edit), "--workers", workers]
+    cache, err = build(shared_dataset, *options, *LENIENT)
+    reference = open_cache(finished)
+    assert cache.image_ids == reference.image_ids
     for image_id in cache.image_ids:
-        found, known = cache[image_id], wanted[image_id]
-        np.testing.assert_allclose(box_rows(found), box_rows(known), atol=1e-4)
-        np.testing.assert_allclose(found.probabilities, known.probabilities, atol=2e-3)
-        np.testing.assert_array_equal(found.pairs.sources, known.pairs.sources)
+        outputs, expected = cache[image_id], reference[image_id]
+        np.testing.assert_allclose(box_rows(outputs), box_rows(expected), atol=1e-4)
+        np.testing.assert_allclose(outputs.probabilities, expected.probabilities, atol=2e-3)
+        np.testing.assert_array_equal(outputs.pairs.sources, expected.pairs.sources)
     parts = cache.manifest["parts"]
     assert parts["candidates"] == "proposals" and len(parts["proposals"]) == 64
     assert parts["max_objects"] == 3 and "detector.model" not in parts
-    assert "detections in" in said and "over the image's edge" not in said
+    assert "detections in" in err and "over the image's edge" not in err
 
 
-def test_proposals_are_clipped_and_told(shared_dataset, build, proposals):
+def test_clipped_proposals_are_reported(shared_dataset, build, proposals):
     def widen(entries):
         for entry in entries[:3]:
             entry["bbox"][2] = 999.0
         return entries
 
     file = proposals(widen)
-    cache, said = build(shared_dataset, "--proposals", file, *LENIENT)
-    assert f"{file}: " in said and "3 boxes over the image's edge (clipped)" in said
+    cache, err = build(shared_dataset, "--proposals", file, *LENIENT)
+    assert f"{file}: " in err and "3 boxes over the image's edge (clipped)" in err
     for image_id in cache.image_ids:
         assert cache[image_id].region_boxes.max(initial=0) <= 128
     assert not list(cache.path.glob("*.npy"))
@@ -140,23 +141,23 @@ def test_proposals_are_clipped_and_told(shared_dataset, build, proposals):
 def test_proposals_are_read_once_for_all_processes(
     shared_dataset, build, run, proposals, tmp_path, monkeypatch
 ):
-    words = ["--images-per-shard", 3, "--proposals", proposals(), *LENIENT]
+    options = ["--images-per-shard", 3, "--proposals", proposals(), *LENIENT]
     with monkeypatch.context() as patch:
         patch.setattr("teacher_cache.build.run_tasks", Mock(side_effect=KeyboardInterrupt))
-        code, _, _ = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
+        code, _, _ = run("build", shared_dataset, "--out", tmp_path / "cache", *options)
     assert code == 130 and len(list((tmp_path / "cache").glob("proposals-*.npy"))) == 1
     monkeypatch.setattr("teacher_cache.detectors.proposals.read_proposals", None)
-    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
+    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *options)
     assert code == 0, err
     monkeypatch.undo()
-    wanted, _ = build(shared_dataset, *words[2:], out="whole")
-    found = open_cache(tmp_path / "cache")
-    for image_id in wanted.image_ids:
-        np.testing.assert_array_equal(box_rows(found[image_id]), box_rows(wanted[image_id]))
+    reference, _ = build(shared_dataset, *options[2:], out="reference")
+    resumed = open_cache(tmp_path / "cache")
+    for image_id in reference.image_ids:
+        np.testing.assert_array_equal(box_rows(resumed[image_id]), box_rows(reference[image_id]))
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"bbox": [10, 10, -5, 5]}, "entry 0: bbox: expected [x, y, width, height], sides"),
         ({"bbox": [10, 10, float("nan"), 5]}, "entry 0: bbox: expected four finite numbers"),
@@ -166,52 +167,51 @@ def test_proposals_are_read_once_for_all_processes(
         ({"score": 2}, "entry 0: score: expected a number from 0 to 1"),
     ],
 )
-def test_wrong_proposals_leave_nothing_behind(
-    shared_dataset, run, proposals, tmp_path, change, says
-):
+def test_bad_proposals_leave_no_files(shared_dataset, run, proposals, tmp_path, change, message):
     file = proposals(lambda entries: [{**entries[0], **change}, *entries[1:]])
     out = tmp_path / "cache"
     code, _, err = run("build", shared_dataset, "--out", out, "--proposals", file)
     assert code == 2 and err.count("\n") == 1
-    assert f"{file}: {says}" in err and not out.exists()
+    assert f"{file}: {message}" in err and not out.exists()
 
 
 def test_other_proposals_are_another_cache(shared_dataset, build, run, proposals, tmp_path):
     build(shared_dataset, "--proposals", proposals())
     other = proposals(lambda entries: entries[1:])
-    words = ["--images-per-shard", 3, "--proposals", other]
-    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
+    options = ["--images-per-shard", 3, "--proposals", other]
+    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *options)
     assert code == 2 and "holds a cache of other settings (proposals: " in err
 
 
 def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, vocabulary):
     cache, _ = build(shared_dataset, "--candidates", "annotated")
     annotations = open_dataset(shared_dataset).load("train").annotations
-    further = 0
+    num_unlabelled = 0
     for annotation in annotations:
         outputs = cache[annotation.image_id]
         labelled = annotated_pairs(annotation)
         sources = outputs.pairs.sources
         assert sources[: len(labelled)].tolist() == [0] * len(labelled)
-        every = form_pairs(annotated_boxes(annotation), vocabulary, UNRESTRICTED_PAIRING)
-        assert len(sources) == len(labelled) + len(every)
+        all_pairs = form_pairs(annotated_boxes(annotation), vocabulary, UNRESTRICTED_PAIRING)
+        assert len(sources) == len(labelled) + len(all_pairs)
         found = box_rows(outputs)[len(labelled) :]
-        wanted = np.concatenate(
-            [every.human_boxes, every.object_boxes, every.object_labels[:, None]], axis=1
+        expected = np.concatenate(
+            [all_pairs.human_boxes, all_pairs.object_boxes, all_pairs.object_labels[:, None]],
+            axis=1,
         )
-        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(found, expected)
         assert (outputs.pairs.object_scores == 1).all()
         # The labelled pairs are among them, with the same outputs, and share their regions.
-        assert len(np.unique(outputs.region_indices)) <= len(every)
-        further += len(every) - len(labelled)
-    assert further > 0
+        assert len(np.unique(outputs.region_indices)) <= len(all_pairs)
+        num_unlabelled += len(all_pairs) - len(labelled)
+    assert num_unlabelled > 0
     parts = cache.manifest["parts"]
     assert parts["candidates"] == "annotated"
     assert not {"detector.model", "person_threshold", "max_people", "proposals"} & parts.keys()
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("options", "message"),
     [
         (["--candidates", "annotated", "--detector", "toy"], "--detector: expected none with"),
         (["--candidates", "annotated", "--proposals", "x.json"], "--proposals: expected none"),
@@ -225,9 +225,9 @@ def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, voc
         (["--level", "word"], "--level"),
     ],
 )
-def test_options_that_contradict_each_other(shared_dataset, run, tmp_path, words, says):
-    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *words)
-    assert code == 2 and says in err and err.count("\n") == 1
+def test_options_that_contradict_each_other(shared_dataset, run, tmp_path, options, message):
+    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *options)
+    assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "cache").exists()
 
 
@@ -241,15 +241,13 @@ def test_a_detector_full_of_nan_makes_no_cache(shared_dataset, run, tmp_path):
     assert "nan.safetensors: backbone." in err
 
 
-def test_the_names_of_a_detectors_classes(
-    shared_dataset, build, run, tmp_path, finished, vocabulary
-):
-    """They decide outputs: the same detector under other names makes another cache."""
+def test_names_of_a_detectors_classes(shared_dataset, build, run, tmp_path, finished, vocabulary):
+    """The same detector with other class names gives other outputs and another fingerprint."""
     names = [name.replace("ball", "kite") for name in vocabulary.objects]
     (tmp_path / "names.txt").write_text("\n".join(["__background__", *names]) + "\n")
     named = ("--detector-classes", tmp_path / "names.txt")
-    cache, said = build(shared_dataset, *LENIENT, *named)
-    assert "1 of the 9 objects of toy: ball" in said
+    cache, err = build(shared_dataset, *LENIENT, *named)
+    assert "1 of the 9 objects of toy: ball" in err
     parts = dict(cache.manifest["parts"])
     assert parts.pop("detector.classes") and parts == open_cache(finished).manifest["parts"]
     assert cache.manifest["settings"]["detector_classes"] == names
@@ -280,16 +278,16 @@ def test_the_whole_image_as_region(dataset, build, run, tmp_path):
             np.testing.assert_array_equal(same, np.broadcast_to(same[:1], same.shape))
             assert same[0].sum() > 0 or row < 0
     assert cache.manifest["parts"]["level"] == "image"
-    words = ["--images-per-shard", 3, *LENIENT]
-    code, _, err = run("build", dataset, "--out", tmp_path / "cache", *words)
+    options = ["--images-per-shard", 3, *LENIENT]
+    code, _, err = run("build", dataset, "--out", tmp_path / "cache", *options)
     assert code == 2 and "level: image, now region" in err
 
 
 def test_two_templates_are_averaged(shared_dataset, build):
     templates = ["a picture of person {ing} {object}", "a photo of person {ing} {object}"]
     one, _ = build(shared_dataset, *LENIENT)
-    words = [word for template in templates for word in ("--template", template)]
-    two, _ = build(shared_dataset, *LENIENT, *words, out="two")
+    options = [arg for template in templates for arg in ("--template", template)]
+    two, _ = build(shared_dataset, *LENIENT, *options, out="two")
     assert two.prompt_embeddings.prompts[0] == (
         "a picture of person riding horse",
         "a photo of person riding horse",

@@ -21,7 +21,7 @@ run = partial(run_command, main, "eoid-cache")
 
 @pytest.fixture(scope="module")
 def built(shared_dataset, tmp_path_factory):
-    """A cache that the command built from a configuration file, and what it said."""
+    """A cache built with a configuration file, and the finished command."""
     folder = tmp_path_factory.mktemp("built")
     config = folder / "config.toml"
     config.write_text("images-per-shard = 2\nperson-threshold = 0.06\nobject-threshold = 0.9\n")
@@ -104,7 +104,7 @@ def test_evaluate(built, shared_dataset, tmp_path):
     assert "unseen" in done.stdout and results.is_file()
 
 
-def test_a_cache_is_looked_after(built, shared_dataset, tmp_path):
+def test_commands_on_a_finished_cache(built, shared_dataset, tmp_path):
     cache, data = built[0], ("--data", shared_dataset)
     image = "toy_train_00000001.jpg"
     done = run("verify", cache, *data)
@@ -112,7 +112,7 @@ def test_a_cache_is_looked_after(built, shared_dataset, tmp_path):
     done = run("show", cache, image, *data, "--out", tmp_path / "shown.jpg", "--top", 1)
     assert done.returncode == 0 and (tmp_path / "shown.jpg").is_file(), done.stderr
     done = run("rescore", cache, "--out", tmp_path / "new", "--temperature", "0.5")
-    assert done.returncode == 0 and "asked anew" in done.stdout, done.stderr
+    assert done.returncode == 0 and "rescored" in done.stdout, done.stderr
     done = run("merge", cache, cache, "--out", tmp_path / "merged", *data)
     assert done.returncode == 0 and "7 images" in done.stdout, done.stderr
     done = run("inspect", tmp_path / "merged", "--json", tmp_path / "i.json")
@@ -152,8 +152,8 @@ def test_a_cache_is_looked_after(built, shared_dataset, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(built, shared_dataset, tmp_path, arguments, text):
-    places = {"data": shared_dataset, "cache": built[0], "tmp": tmp_path}
-    done = run(*(argument.format(**places) for argument in arguments))
+    paths = {"data": shared_dataset, "cache": built[0], "tmp": tmp_path}
+    done = run(*(argument.format(**paths) for argument in arguments))
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and text in done.stderr
     assert not (tmp_path / "c").exists()
@@ -167,7 +167,7 @@ def test_an_unfinished_cache(built, shared_dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_a_state_to_go_on_from(dataset, built, tmp_path):
+def test_an_interrupted_build_can_be_resumed(dataset, built, tmp_path):
     out = tmp_path / "cache"
     arguments = [*COMMAND, "build", dataset, "--out", out, "--images-per-shard", "1", *OPTIONS]
     process = subprocess.Popen(
@@ -187,7 +187,7 @@ def test_an_interrupt_leaves_a_state_to_go_on_from(dataset, built, tmp_path):
     assert (out / "manifest.json").is_file()
 
 
-def test_a_sentence_without_a_place_for_the_action_is_refused(tmp_path):
+def test_a_template_without_placeholders_is_refused(tmp_path):
     done = run("toy-models", tmp_path / "no", "--template", "hi")
     assert done.returncode == 2 and "--template: expected a sentence" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "no").exists()

@@ -78,8 +78,8 @@ def test_pairs_of_annotated_boxes(dataset, build_config, score_config):
     """With annotated boxes as candidates every annotated pair is proposed."""
     config = build_config(dataset, out="annotated", candidates="annotated")
     build_cache(config)
-    wanted = replace(score_config, cache=config.out, json=None)
-    results = evaluate_teacher(wanted)
+    annotated_config = replace(score_config, cache=config.out, json=None)
+    results = evaluate_teacher(annotated_config)
     assert results.protocol == "annotated"
     shares = [results.extra[f"{name}_recall"] for name in ("person", "object", "pair")]
     assert shares == [1, 1, 1]

@@ -88,9 +88,9 @@ def test_an_image_that_could_not_be_read(dataset, build_config, tmp_path):
     (dataset / "images/train2015" / FIRST).unlink()
     config = build_config(dataset)
     build_cache(config)
-    wanted = ShowConfig(config.out, FIRST, dataset, tmp_path / "shown.png")
+    config = ShowConfig(config.out, FIRST, dataset, tmp_path / "shown.png")
     with pytest.raises(InputError, match="could not be read when the cache was built: no such"):
-        show_image(wanted)
+        show_image(config)
 
 
 @pytest.mark.parametrize(

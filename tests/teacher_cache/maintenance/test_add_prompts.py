@@ -21,12 +21,12 @@ from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import MANIFEST, TEACHER
 from teacher_cache.reader.prompts_file import read_prompts_file
 
-EVERYTHING = ["horse", "dog", "bike", "ball", "box", "umbrella", "skateboard", "chair"]
+ALL_OBJECTS = ["horse", "dog", "bike", "ball", "box", "umbrella", "skateboard", "chair"]
 
 
 @pytest.fixture
 def config(finished, tmp_path):
-    """A configuration that writes into `tmp_path`."""
+    """`config(*added)`: a configuration that writes to `tmp_path / "new.h5"`."""
 
     def make(*added, **changes):
         values = {"cache": finished, "out": tmp_path / "new.h5", "device": "cpu"}
@@ -38,7 +38,7 @@ def config(finished, tmp_path):
 @pytest.mark.parametrize(
     ("text", "verb", "ing", "objects"),
     [
-        ("throwing a picture", "throwing_a_picture", "throwing a picture", EVERYTHING),
+        ("throwing a picture", "throwing_a_picture", "throwing a picture", ALL_OBJECTS),
         ("kicking:dog, chair", "kick", "kicking", ["dog"]),
         ("Riding", "ride", "Riding", ["dog", "ball", "box", "umbrella", "chair"]),
         ("leap=jumping over:box", "leap", "jumping over", ["box"]),
@@ -46,7 +46,7 @@ def config(finished, tmp_path):
         ("lean on = pushing:box,Horse", "lean_on", "pushing", ["horse", "box"]),
     ],
 )
-def test_what_an_action_may_look_like(vocabulary, text, verb, ing, objects):
+def test_parse_action(vocabulary, text, verb, ing, objects):
     if verb == "kick":
         kick = vocabulary.verbs.index("kick")
         assert vocabulary.valid[kick, vocabulary.objects.index("chair")]
@@ -54,7 +54,7 @@ def test_what_an_action_may_look_like(vocabulary, text, verb, ing, objects):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "--add: expected"),
         (":box", "--add: expected"),
@@ -69,12 +69,12 @@ def test_what_an_action_may_look_like(vocabulary, text, verb, ing, objects):
         ("kick=booting", r"kick: expected.*found 'booting'"),
     ],
 )
-def test_what_it_may_not(vocabulary, text, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_actions(vocabulary, text, message):
+    with pytest.raises(InputError, match=message):
         parse_action(text, vocabulary)
 
 
-def test_sentences_are_made_and_read_as_the_caches_own(config, finished):
+def test_prompts_and_embeddings_equal_those_of_the_cache(config, finished):
     made = create_prompts_file(
         config("kick=kicking:dog,horse", "hoist=carrying:box", "jumping over:horse")
     )
@@ -86,7 +86,7 @@ def test_sentences_are_made_and_read_as_the_caches_own(config, finished):
     assert found.objects == ("horse", "dog", "box", "horse")
     assert found.actions.tolist() == [0, 0, 1, 2]
     np.testing.assert_allclose(np.linalg.norm(found.embeddings, axis=1), 1, rtol=1e-5)
-    # The cache holds the sentence about carrying a box; CLIP reads it the same way again.
+    # The cache contains the prompt about carrying a box; its embedding must be the same.
     row = cache.prompt_embeddings.prompts.index(("a picture of person carrying box",))
     np.testing.assert_allclose(
         found.embeddings[2], cache.prompt_embeddings.embeddings[row], atol=1e-5
@@ -94,7 +94,7 @@ def test_sentences_are_made_and_read_as_the_caches_own(config, finished):
     assert made.digest() == found.digest()
 
 
-def test_a_vocabulary_adds_what_it_has_more(config, vocabulary, tmp_path, messages):
+def test_interactions_of_a_wider_vocabulary_are_added(config, vocabulary, tmp_path, messages):
     value = vocabulary.to_dict()
     value["verbs"].append({"name": "lift", "ing": "throwing carrying"})
     value["objects"].append({"name": "piano", "id": 99})
@@ -105,7 +105,7 @@ def test_a_vocabulary_adds_what_it_has_more(config, vocabulary, tmp_path, messag
     found = read_prompts_file(config().out)
     assert [found.verbs[row] for row in found.actions] == ["lift", "ride"]
     assert found.objects == ("ball", "dog")
-    assert "1 interactions left out" in messages[0] and messages[0].endswith("know: piano")
+    assert "1 interactions left out" in messages[0] and messages[0].endswith("cache: piano")
 
 
 def test_several_templates_are_averaged(config, dataset, build_config):
@@ -117,7 +117,7 @@ def test_several_templates_are_averaged(config, dataset, build_config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"added": ()}, "expected --add or --vocabulary with an action that is new, found none"),
         ({"vocabulary": "toy", "added": ()}, "an action that is new, found none"),
@@ -126,8 +126,8 @@ def test_several_templates_are_averaged(config, dataset, build_config):
         ({"added": ("hug=kicking:dog", "hug=pulling:dog")}, "hug: expected"),
     ],
 )
-def test_bad_actions(config, changes, says):
-    with pytest.raises(InputError, match=says):
+def test_bad_input_leaves_no_file(config, changes, message):
+    with pytest.raises(InputError, match=message):
         create_prompts_file(replace(config("kicking:dog"), **changes))
     assert not config().out.exists()
 

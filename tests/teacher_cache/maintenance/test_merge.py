@@ -18,14 +18,14 @@ ANNOTATIONS = "annotations/trainval_hico.json"
 
 
 def contents(folder):
-    """Bytes of shards and texts."""
+    """Digests of the shards and of `teacher.h5`."""
     files = [*sorted((folder / SHARDS).iterdir()), folder / TEACHER]
     return {path.name: sha256_of_file(path) for path in files}
 
 
 @pytest.fixture
 def jobs(finished, tmp_path):
-    """`jobs(names...)`: folders of jobs that made these shards each, and no manifest."""
+    """`jobs(*shares)`: folders of jobs that made the shards of one share each, without manifest."""
 
     def make(*shares):
         folders = []
@@ -70,13 +70,13 @@ def names_of_images(dataset):
 
 
 def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
-    """Each machine could read some of the images; the caches are finished all the same."""
+    """Each cache is finished, but contains only the images on its machine's disk."""
     names = names_of_images(dataset)
     folders = []
-    for number, lost in enumerate((names[1::2], names[::2])):
+    for number, absent in enumerate((names[1::2], names[::2])):
         part = shutil.copytree(dataset, tmp_path / f"disk{number}")
-        # No disk has the last one.
-        for name in {*lost, names[-1]}:
+        # The last image is on no disk.
+        for name in {*absent, names[-1]}:
             (part / "images/train2015" / name).unlink()
         config = build_config(part, out=f"part{number}")
         build_cache(config)
@@ -91,19 +91,19 @@ def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
 
 @pytest.fixture
 def halves(dataset, build_config, tmp_path):
-    """Caches of the first three images and of the others, from annotation files of their own."""
+    """Caches of the first three images and of the others, built from separate annotations."""
     entries = json.loads((dataset / ANNOTATIONS).read_text())
     folders = []
     for number, part in enumerate((entries[3:], entries[:3])):
         half = shutil.copytree(dataset, tmp_path / f"half{number}")
         (half / ANNOTATIONS).write_text(json.dumps(part))
-        config = build_config(half, out=f"piece{number}")
+        config = build_config(half, out=f"half{number}-cache")
         build_cache(config)
         folders.append(config.out)
     return tuple(folders)
 
 
-def test_pieces_of_a_dataset_become_what_one_build_makes(halves, dataset, finished, tmp_path):
+def test_parts_of_a_dataset_give_the_cache_of_one_build(halves, dataset, finished, tmp_path):
     merge_caches(MergeConfig(halves, tmp_path / "new", dataset))
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     assert new.fingerprint == old.fingerprint
@@ -114,7 +114,7 @@ def test_pieces_of_a_dataset_become_what_one_build_makes(halves, dataset, finish
     assert contents(tmp_path / "new") == contents(finished)
 
 
-def test_a_stopped_merge_goes_on(halves, dataset, finished, tmp_path, messages):
+def test_a_merge_can_be_resumed(halves, dataset, finished, tmp_path, messages):
     config = MergeConfig(halves, tmp_path / "new", dataset)
     merge_caches(config)
     (config.out / MANIFEST).unlink()
@@ -126,7 +126,7 @@ def test_a_stopped_merge_goes_on(halves, dataset, finished, tmp_path, messages):
     assert "nothing to do" in messages[0]
 
 
-def test_embeddings_stay_only_where_all_have_them(
+def test_embeddings_are_kept_if_all_caches_have_them(
     jobs, dataset, build_config, finished, tmp_path, messages
 ):
     bare = build_config(dataset, out="bare")
@@ -141,7 +141,7 @@ def test_embeddings_stay_only_where_all_have_them(
         np.testing.assert_array_equal(new[image].probabilities, old[image].probabilities)
 
 
-def change_an_answer(folder, fingerprint):
+def change_a_probability(folder, fingerprint):
     path = folder / SHARDS / "00001.h5"
     layout = read_layout(path, fingerprint)
     arrays = {name: array.copy() for name, array in map_shard(path, layout).items()}
@@ -149,10 +149,10 @@ def change_an_answer(folder, fingerprint):
     write_shard_arrays(path, fingerprint, layout.images, layout.failed, arrays)
 
 
-def test_different_answers_are_refused(jobs, finished, tmp_path):
+def test_different_outputs_are_refused(jobs, finished, tmp_path):
     folders = jobs(["00000.h5", "00001.h5"], ["00001.h5", "00002.h5"])
     cache = open_cache(finished)
-    change_an_answer(folders[1], cache.fingerprint)
+    change_a_probability(folders[1], cache.fingerprint)
     last = cache.shard_layout(1).images[-1]
     with pytest.raises(InputError, match=rf"job1: {last}: expected the outputs of .*job0, found"):
         merge_caches(MergeConfig(folders, tmp_path / "new"))
@@ -186,7 +186,7 @@ def other_sizes(finished, dataset, build_config, jobs, tmp_path):
     return MergeConfig((finished, config.out), tmp_path / "new")
 
 
-def lost_shard(finished, dataset, build_config, jobs, tmp_path):
+def missing_shard(finished, dataset, build_config, jobs, tmp_path):
     return MergeConfig(jobs(["00000.h5"], ["00002.h5"]), tmp_path / "new")
 
 
@@ -197,7 +197,7 @@ def damaged_shard(finished, dataset, build_config, jobs, tmp_path):
     return MergeConfig(folders, tmp_path / "new")
 
 
-def missing_piece(finished, dataset, build_config, jobs, tmp_path):
+def missing_part(finished, dataset, build_config, jobs, tmp_path):
     return MergeConfig(jobs(["00000.h5", "00002.h5"]), tmp_path / "new", dataset)
 
 
@@ -208,7 +208,7 @@ def other_pairs(finished, dataset, build_config, jobs, tmp_path):
     return MergeConfig((finished,), tmp_path / "new", dataset)
 
 
-def other_words(finished, dataset, build_config, jobs, tmp_path):
+def other_vocabulary(finished, dataset, build_config, jobs, tmp_path):
     file = dataset / "dataset.toml"
     file.write_text(file.read_text().replace('vocabulary = "toy"', 'vocabulary = "hico-det"'))
     return MergeConfig((finished,), tmp_path / "new", dataset)
@@ -222,16 +222,18 @@ def other_words(finished, dataset, build_config, jobs, tmp_path):
         (train_and_test, "--part: expected"),
         (foreign_images, r"other: expected.*found toy_test"),
         (other_sizes, "expected 3 images per shard .* found 4; --data joins"),
-        (lost_shard, "expected 3 images of shard 00001.h5, found 0"),
+        (missing_shard, "expected 3 images of shard 00001.h5, found 0"),
         (damaged_shard, r"00001.h5: expected"),
-        (missing_piece, "3 of 7 images are in none, first toy_train_00000004"),
+        (missing_part, "3 of 7 images are in none, first toy_train_00000004"),
         (other_pairs, r"toy_train_00000001.jpg: expected"),
-        (other_words, "the cache does not fit this dataset: vocabulary"),
+        (other_vocabulary, "the cache does not fit this dataset: vocabulary"),
         (lambda *given: MergeConfig((given[0], given[1]), given[4] / "new"), "toy: expected"),
         (lambda *given: MergeConfig((given[0],), given[1]), "toy: expected"),
     ],
 )
-def test_what_does_not_fit_is_refused(finished, dataset, build_config, jobs, tmp_path, make, text):
+def test_caches_that_do_not_match_are_refused(
+    finished, dataset, build_config, jobs, tmp_path, make, text
+):
     with pytest.raises(InputError, match=text) as caught:
         merge_caches(make(finished, dataset, build_config, jobs, tmp_path))
     assert "\n" not in str(caught.value)
