@@ -70,7 +70,7 @@ def test_scores_of_both_kinds_of_pairs(score_config, vocabulary, capsys):
 def test_the_figure(score_config, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     file = tmp_path / "teacher.png"
-    evaluate_teacher(replace(score_config, picture=file))
+    evaluate_teacher(replace(score_config, figure=file))
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
