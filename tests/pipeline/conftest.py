@@ -1,4 +1,4 @@
-"""Fixtures of the ground floor's tests."""
+"""Fixtures of the tests of `pipeline`."""
 
 import json
 

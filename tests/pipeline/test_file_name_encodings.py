@@ -1,4 +1,4 @@
-"""Names that the locale cannot say, and names that are no UTF-8."""
+"""File names that the locale cannot encode, and file names that are not UTF-8."""
 
 import json
 import os
@@ -19,7 +19,7 @@ BYTES = os.fsdecode(b"b\xfccher.jpg")
 
 @pytest.fixture
 def check():
-    """Runs `eoid-data check` where the locale is C's."""
+    """Runs `eoid-data check` in the C locale."""
 
     def run(root):
         code = "from pipeline.cli import data, run_command; run_command(data)"
@@ -40,7 +40,7 @@ def rename(root, name):
 
 
 @pytest.mark.parametrize("name", ["bücher.jpg", "絵.jpg"])
-def test_names_that_the_locale_cannot_say(small_dataset, check, tmp_path, name):
+def test_names_that_the_locale_cannot_encode(small_dataset, check, tmp_path, name):
     rename(small_dataset, name)
     root = tmp_path / "daten für alle"
     small_dataset.rename(root)
@@ -53,7 +53,7 @@ def test_names_that_the_locale_cannot_say(small_dataset, check, tmp_path, name):
     assert name in done.stderr.decode() and b"Traceback" not in done.stderr
 
 
-def test_annotated_names_that_are_no_utf8_are_refused(small_dataset, check):
+def test_annotated_names_that_are_not_utf8_are_refused(small_dataset, check):
     rename(small_dataset, BYTES)
     with pytest.raises(InputError) as caught:
         open_dataset(small_dataset).load("test")
@@ -64,7 +64,7 @@ def test_annotated_names_that_are_no_utf8_are_refused(small_dataset, check):
     assert rb"b\udcfccher.jpg" in done.stderr
 
 
-def test_pictures_of_such_names_are_left_out_of_a_folder(small_dataset, check, tmp_path):
+def test_images_with_names_that_are_not_utf8_are_left_out(small_dataset, check, tmp_path):
     folder = small_dataset / "images/train2015"
     shutil.copy(folder / "a.jpg", folder / BYTES)
     (small_dataset / "dataset.toml").write_text(
@@ -77,7 +77,7 @@ def test_pictures_of_such_names_are_left_out_of_a_folder(small_dataset, check, t
     assert done.returncode == 0 and rb"b\udcfccher.jpg" in done.stdout
 
 
-def test_a_folder_whose_name_is_no_utf8(small_dataset, check, tmp_path):
+def test_folder_whose_name_is_not_utf8(small_dataset, check, tmp_path):
     root = tmp_path / os.fsdecode(b"d\xfcr")
     small_dataset.rename(root)
     assert check(root).returncode == 0
@@ -85,7 +85,7 @@ def test_a_folder_whose_name_is_no_utf8(small_dataset, check, tmp_path):
     assert done.returncode == 2 and rb"d\udcfcr/none" in done.stderr
 
 
-def test_json_keeps_such_names(tmp_path):
+def test_json_keeps_names_that_are_not_utf8(tmp_path):
     value = {"image": BYTES, "other": "bücher"}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value

@@ -18,7 +18,7 @@ LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
 
 @pytest.fixture
 def picture():
-    """40 x 20, left half red, right half blue."""
+    """An image of 40 x 20 pixels, left half red, right half blue."""
     image = Image.new("RGB", (40, 20), LEFT)
     image.paste(RIGHT, (20, 0, 40, 20))
     return image
@@ -40,7 +40,7 @@ def near(pixel, colour):
         ("RGBA", "a.png"),
     ],
 )
-def test_colour_pictures_of_any_kind(picture, tmp_path, mode, name):
+def test_colour_images_of_all_formats(picture, tmp_path, mode, name):
     picture.convert(mode).save(tmp_path / name)
     image = read_image(tmp_path / name)
     assert (image.mode, image.size) == ("RGB", (40, 20))
@@ -57,7 +57,7 @@ def test_colour_pictures_of_any_kind(picture, tmp_path, mode, name):
         (np.array([[False, True, True]]), [0, 255, 255]),
     ],
 )
-def test_grey_pictures(tmp_path, values, expected):
+def test_grey_images(tmp_path, values, expected):
     Image.fromarray(values).save(tmp_path / "grey.tif")
     image = read_image(tmp_path / "grey.tif")
     assert image.mode == "RGB"
@@ -73,7 +73,7 @@ def test_16_bit_png(tmp_path):
     ("orientation", "size", "left_top"),
     [(1, (40, 20), LEFT), (3, (40, 20), RIGHT), (6, (20, 40), LEFT), (8, (20, 40), RIGHT)],
 )
-def test_pictures_stand_upright(picture, tmp_path, orientation, size, left_top):
+def test_exif_orientation_is_applied(picture, tmp_path, orientation, size, left_top):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(tmp_path / "turned.jpg", exif=exif)
@@ -84,23 +84,23 @@ def test_pictures_stand_upright(picture, tmp_path, orientation, size, left_top):
 
 @pytest.mark.parametrize("read", [read_image, read_image_size])
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (None, "no such image"),
         (b"", "expected"),
         (b"not an image at all", "expected"),
     ],
 )
-def test_what_is_no_image(tmp_path, read, content, says):
+def test_other_files_are_refused(tmp_path, read, content, message):
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=f"a.jpg: {says}"):
+    with pytest.raises(InputError, match=f"a.jpg: {message}"):
         read(path)
 
 
 @pytest.mark.parametrize("read", [read_image, read_image_size])
-def test_folders_and_pipes_are_no_images(tmp_path, read):
+def test_folders_and_pipes_are_refused(tmp_path, read):
     with pytest.raises(InputError, match="expected an image file, found a folder"):
         read(tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -116,14 +116,14 @@ def test_folders_and_pipes_are_no_images(tmp_path, read):
         ([np.nan, np.inf, -np.inf], [0, 255, 0]),
     ],
 )
-def test_grey_pictures_of_floats(tmp_path, values, expected):
+def test_floating_point_images(tmp_path, values, expected):
     Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "grey.tif")
     image = read_image(tmp_path / "grey.tif")
     assert np.asarray(image)[0].tolist() == [[value] * 3 for value in expected]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "PA", "YCbCr", "LAB"])
-def test_odd_modes_become_rgb(picture, tmp_path, mode):
+def test_unusual_modes_become_rgb(picture, tmp_path, mode):
     if mode == "LAB":
         from PIL import ImageCms
 
@@ -142,7 +142,7 @@ def test_odd_modes_become_rgb(picture, tmp_path, mode):
         assert (image.mode, image.size) == ("RGB", (40, 20))
 
 
-def test_a_palettes_transparency_is_dropped_without_a_word(picture, tmp_path):
+def test_palette_transparency_is_dropped_without_warning(picture, tmp_path):
     picture.quantize(4).save(tmp_path / "a.png", transparency=bytes([0, 128, 255, 9]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -151,7 +151,7 @@ def test_a_palettes_transparency_is_dropped_without_a_word(picture, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.webp"])
-def test_of_several_frames_the_first_counts(picture, tmp_path, name):
+def test_first_frame_is_read(picture, tmp_path, name):
     others = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 2
     picture.save(tmp_path / name, save_all=True, append_images=others)
     image = read_image(tmp_path / name)
@@ -164,7 +164,7 @@ def test_progressive_jpeg(picture, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_camera_data_does_not_spoil_a_picture(picture, tmp_path):
+def test_damaged_exif_does_not_change_the_pixels(picture, tmp_path):
     picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
     assert read_image(tmp_path / "a.jpg").size == read_image_size(tmp_path / "a.jpg") == (40, 20)
 
@@ -176,7 +176,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("exif", DAMAGED)
-def test_damaged_camera_data_is_read_without_a_word(picture, tmp_path, exif):
+def test_damaged_exif_gives_no_warning(picture, tmp_path, exif):
     picture.save(tmp_path / "a.jpg", exif=DAMAGED[exif])
     code = "import sys; from pipeline.images import read_image; read_image(sys.argv[1])"
     done = subprocess.run(
@@ -186,7 +186,7 @@ def test_damaged_camera_data_is_read_without_a_word(picture, tmp_path, exif):
 
 
 @pytest.mark.parametrize("read", [read_image, read_image_size])
-def test_pictures_that_no_memory_holds(picture, tmp_path, read):
+def test_images_with_too_many_pixels_are_refused(picture, tmp_path, read):
     """A PNG whose header claims 20,000 x 20,000 pixels."""
     picture.save(tmp_path / "huge.png")
     content = bytearray((tmp_path / "huge.png").read_bytes())
@@ -199,7 +199,7 @@ def test_pictures_that_no_memory_holds(picture, tmp_path, read):
     assert "\n" not in str(caught.value)
 
 
-def test_a_large_picture_is_read_without_a_word(tmp_path):
+def test_large_image_is_read_without_warning(tmp_path):
     Image.new("1", (20_000, 4_600)).save(tmp_path / "large.png")
     code = "import sys; from pipeline.images import read_image; print(read_image(sys.argv[1]).size)"
     done = subprocess.run(
@@ -210,7 +210,7 @@ def test_a_large_picture_is_read_without_a_word(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_truncated_pictures(tmp_path, name, share):
+def test_truncated_images_are_refused(tmp_path, name, share):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
@@ -221,7 +221,7 @@ def test_truncated_pictures(tmp_path, name, share):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp"])
-def test_damaged_pictures_are_read_or_refused(picture, tmp_path, name):
+def test_damaged_images_are_read_or_refused(picture, tmp_path, name):
     picture.save(tmp_path / name)
     content = bytearray((tmp_path / name).read_bytes())
     dice = np.random.default_rng(1)

@@ -27,12 +27,12 @@ def toml(tmp_path):
     return write
 
 
-def test_all_splits_of_hico_det_are_counted(hico):
+def test_hico_det_has_the_published_splits(hico):
     assert set(split_names(hico)) == set(COUNTS)
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
-def test_numbers_of_unseen_interactions(hico, name, count):
+def test_number_of_unseen_interactions(hico, name, count):
     split = load_split(hico, name)
     assert split.name == name
     assert len(split.unseen) == count
@@ -42,13 +42,13 @@ def test_numbers_of_unseen_interactions(hico, name, count):
     assert split.distilled_verbs.shape == (117,) and split.distilled_verbs.dtype == bool
 
 
-def test_rare_first_unseen_are_rare(hico):
+def test_rare_first_splits_have_rare_unseen_interactions(hico):
     assert set(load_split(hico, "rf-uc").unseen) <= set(hico.rare)
     assert set(load_split(hico, "rf-uc-138").unseen) == set(hico.rare)
     assert not set(load_split(hico, "nf-uc").unseen) & set(hico.rare)
 
 
-def test_unseen_objects_are_12_and_never_seen(hico):
+def test_unseen_object_split_has_12_objects_without_seen_interactions(hico):
     unseen = set(load_split(hico, "uo").unseen)
     objects = {hico.interactions[hoi][1] for hoi in unseen}
     assert len(objects) == 12
@@ -56,7 +56,7 @@ def test_unseen_objects_are_12_and_never_seen(hico):
 
 
 @pytest.mark.parametrize(("name", "verbs"), [("ua", 22), ("uv", 20)])
-def test_unseen_verbs_are_asked_and_never_seen(hico, name, verbs):
+def test_unseen_verbs_are_distilled_and_have_no_seen_interactions(hico, name, verbs):
     split = load_split(hico, name)
     assert split.distilled_verbs.sum() == verbs
     expected = [i for i, (verb, _) in enumerate(hico.interactions) if split.distilled_verbs[verb]]
@@ -64,17 +64,17 @@ def test_unseen_verbs_are_asked_and_never_seen(hico, name, verbs):
 
 
 @pytest.mark.parametrize("name", ["uc0", "rf-uc", "nf-uc", "uo"])
-def test_other_splits_ask_for_every_verb_but_no_interaction(hico, name):
-    asked = load_split(hico, name).distilled_verbs
-    assert np.flatnonzero(~asked).tolist() == [hico.no_interaction]
+def test_other_splits_distil_every_verb_except_no_interaction(hico, name):
+    distilled = load_split(hico, name).distilled_verbs
+    assert np.flatnonzero(~distilled).tolist() == [hico.no_interaction]
 
 
-def test_full_asks_for_nothing(hico):
+def test_full_distils_no_verbs(hico):
     assert not load_split(hico, "full").distilled_verbs.any()
 
 
 @pytest.mark.parametrize(("name", "unseen"), [("ua", 22), ("uv", 20), ("uc0", 57), ("full", 0)])
-def test_the_teacher_may_be_asked_for_other_verbs(hico, name, unseen):
+def test_distilled_verbs_can_be_selected(hico, name, unseen):
     split = load_split(hico, name)
     assert select_distilled_verbs(split, "split", hico) is split
     found = select_distilled_verbs(split, "unseen", hico)
@@ -86,7 +86,7 @@ def test_the_teacher_may_be_asked_for_other_verbs(hico, name, unseen):
 
 
 @pytest.mark.parametrize("name", ["ua", "uc", "uo"])
-def test_the_toy_has_splits_of_each_kind(name):
+def test_toy_has_splits_of_each_kind(name):
     toy = load_vocabulary("toy")
     split = load_split(toy, name)
     assert 0 < len(split.unseen) < toy.num_interactions / 2
@@ -97,7 +97,7 @@ def test_the_toy_has_splits_of_each_kind(name):
         ]
 
 
-def test_combinations_unseen_in_the_toy_leave_every_verb_and_object_seen():
+def test_toy_unseen_combinations_keep_every_verb_and_object_seen():
     toy = load_vocabulary("toy")
     unseen = set(load_split(toy, "uc").unseen)
     seen = [pair for index, pair in enumerate(toy.interactions) if index not in unseen]
@@ -105,7 +105,7 @@ def test_combinations_unseen_in_the_toy_leave_every_verb_and_object_seen():
     assert {label for _, label in seen} == set(range(toy.num_objects)) - {toy.person}
 
 
-def test_unknown_names_are_answered_with_the_known_ones(hico, tmp_path):
+def test_unknown_split_error_lists_known_splits(hico, tmp_path):
     with pytest.raises(InputError, match=r"uc9: no such split of hico-det; .*full.* uc0.*ua, uv"):
         load_split(hico, "uc9")
     with pytest.raises(InputError, match=r"none\.toml: no such"):
@@ -113,7 +113,7 @@ def test_unknown_names_are_answered_with_the_known_ones(hico, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "unseen", "asked"),
+    ("text", "unseen", "distilled"),
     [
         ('unseen_verbs = ["carry"]', 6, ["carry"]),
         ('unseen_verbs = ["sit on", "carry"]', 9, ["sit_on", "carry"]),
@@ -123,23 +123,23 @@ def test_unknown_names_are_answered_with_the_known_ones(hico, tmp_path):
         ('unseen_verbs = ["carry"]\nunseen_interactions = [["carry", "box"]]', 6, "all"),
     ],
 )
-def test_users_splits(toml, text, unseen, asked):
+def test_split_files(toml, text, unseen, distilled):
     toy = load_vocabulary("toy")
     split = load_split(toy, toml(text))
     assert split.name == "mine"
     assert len(split.unseen) == unseen
-    verbs = set(toy.verbs) - {"no_interaction"} if asked == "all" else set(asked)
+    verbs = set(toy.verbs) - {"no_interaction"} if distilled == "all" else set(distilled)
     assert {toy.verbs[verb] for verb in np.flatnonzero(split.distilled_verbs)} == verbs
 
 
-def test_a_users_split_never_passes_for_a_shipped_one(toml):
+def test_split_file_named_like_a_builtin_split_keeps_its_ending(toml):
     toy = load_vocabulary("toy")
     assert load_split(toy, toml('unseen_verbs = ["carry"]', "ua.toml")).name == "ua.toml"
     assert load_split(toy, toml('unseen_verbs = ["carry"]', "ub.toml")).name == "ub"
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("unseen_verbs = ", "expected TOML"),
         ('unseen = ["carry"]', "unseen: expected"),
@@ -155,8 +155,8 @@ def test_a_users_split_never_passes_for_a_shipped_one(toml):
         (f"unseen_verbs = {list(load_vocabulary('toy').verbs)}", "at least one seen interaction"),
     ],
 )
-def test_wrong_files_of_users(toml, text, says):
-    with pytest.raises(InputError, match=f"mine.toml: {says}|mine.toml: .*{says}"):
+def test_wrong_split_files_name_the_field(toml, text, message):
+    with pytest.raises(InputError, match=f"mine.toml: {message}|mine.toml: .*{message}"):
         load_split(load_vocabulary("toy"), toml(text))
 
 
@@ -170,13 +170,13 @@ def annotation(vocabulary, objects, hois):
     )
 
 
-def test_keeping_seen_of_nothing():
+def test_removing_unseen_labels_of_an_empty_annotation():
     toy = load_vocabulary("toy")
     kept = remove_unseen_labels(annotation(toy, [], []), load_split(toy, "ua"), toy)
     assert kept.boxes.shape == (0, 4) and kept.hois.shape == (0, 3) and kept.labels.shape == (0,)
 
 
-def test_unseen_labels_and_their_boxes_go():
+def test_unseen_labels_and_their_boxes_are_removed():
     toy = load_vocabulary("toy")
     hois = [(0, 1, "carry"), (0, 2, "ride"), (0, 3, "push"), (0, 3, "ride")]
     before = annotation(toy, ["box", "bike", "horse"], hois)
@@ -188,7 +188,7 @@ def test_unseen_labels_and_their_boxes_go():
     assert len(before.hois) == 4 and after.image_id == "a.jpg"
 
 
-def test_an_image_with_unseen_labels_only_keeps_nothing():
+def test_annotation_with_unseen_labels_only_becomes_empty():
     toy = load_vocabulary("toy")
     after = remove_unseen_labels(
         annotation(toy, ["box"], [(0, 1, "carry")]), load_split(toy, "ua"), toy
@@ -204,7 +204,7 @@ def test_an_image_with_unseen_labels_only_keeps_nothing():
         ('unseen_objects = ["kite"]', [(0, -1, "stand"), (0, 1, "hold_obj"), (0, -1, "hold_obj")]),
     ],
 )
-def test_labels_without_object_go_with_their_verb(vcoco, toml, text, left):
+def test_labels_without_object_are_removed_if_the_verb_is_unseen(vcoco, toml, text, left):
     hois = [(0, -1, "stand"), (0, 1, "hold_obj"), (0, -1, "hold_obj")]
     after = remove_unseen_labels(
         annotation(vcoco, ["cup"], hois), load_split(vcoco, toml(text)), vcoco

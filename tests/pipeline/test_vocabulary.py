@@ -20,7 +20,7 @@ MINE = {
     ("name", "verbs", "objects", "interactions", "rare"),
     [("hico-det", 117, 80, 600, 138), ("vcoco", 29, 80, 468, 0), ("toy", 11, 9, 50, 9)],
 )
-def test_shipped_vocabularies(name, verbs, objects, interactions, rare):
+def test_builtin_vocabularies(name, verbs, objects, interactions, rare):
     vocabulary = load_vocabulary(name)
     assert vocabulary.name == name
     assert vocabulary.source
@@ -31,14 +31,14 @@ def test_shipped_vocabularies(name, verbs, objects, interactions, rare):
 
 
 @pytest.mark.parametrize("name", BUILTIN_VOCABULARIES)
-def test_file_form_is_read_back(name):
+def test_to_dict_can_be_read_back(name):
     vocabulary = load_vocabulary(name)
     assert vocabulary_from_dict(json.loads(json.dumps(vocabulary.to_dict())), name) == vocabulary
     assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary
 
 
 @pytest.mark.parametrize("name", BUILTIN_VOCABULARIES)
-def test_tables_agree(name):
+def test_tables_are_consistent(name):
     vocabulary = load_vocabulary(name)
     for index, (verb, label) in enumerate(vocabulary.interactions):
         assert vocabulary.interaction_ids[verb, label] == index
@@ -62,7 +62,7 @@ def test_hico_det_has_coco_ids_and_ing_forms(hico):
     assert hico.valid[hico.no_interaction].sum() == 80
 
 
-def test_vcoco_has_a_verb_for_each_role(vcoco, hico):
+def test_vcoco_has_a_verb_per_role(vcoco, hico):
     assert vcoco.objects == hico.objects and vcoco.category_ids == hico.category_ids
     assert len(vcoco.roles) == 26
     named = [verb for action in vcoco.roles for verb in action["verbs"]]
@@ -88,17 +88,17 @@ def test_vcoco_has_a_verb_for_each_role(vcoco, hico):
         ("talk_on_phone_instr", ["cell_phone"]),
     ],
 )
-def test_vcocos_role_objects(vcoco, verb, objects):
+def test_vcoco_role_objects(vcoco, verb, objects):
     fitting = np.flatnonzero(vcoco.valid[vcoco.verbs.index(verb)])
     assert [vcoco.objects[label] for label in fitting] == objects
 
 
 @pytest.mark.parametrize("verb", ["hold_obj", "look_obj", "carry_obj", "cut_obj", "point_instr"])
-def test_vcocos_roles_without_a_list_take_every_object(vcoco, verb):
+def test_vcoco_roles_without_a_list_have_all_objects(vcoco, verb):
     assert vcoco.valid[vcoco.verbs.index(verb)].all()
 
 
-def test_a_users_vocabulary(tmp_path):
+def test_vocabulary_file(tmp_path):
     path = tmp_path / "cups.json"
     path.write_text(json.dumps({key: MINE[key] for key in MINE if key != "name"}))
     vocabulary = load_vocabulary(path)
@@ -108,7 +108,7 @@ def test_a_users_vocabulary(tmp_path):
     assert (vocabulary.rare, vocabulary.splits, vocabulary.roles) == ((), {}, ())
 
 
-def test_digest_tells_meanings_apart():
+def test_digest_depends_on_the_tables():
     other = copy.deepcopy(MINE)
     other["verbs"][1]["ing"] = "waving at"
     named = {**MINE, "name": "other", "source": "elsewhere"}
@@ -117,7 +117,7 @@ def test_digest_tells_meanings_apart():
 
 
 @pytest.mark.parametrize("name", ["coco", "none.json"])
-def test_unknown_vocabularies_are_answered_with_the_known(name):
+def test_unknown_vocabulary_error_lists_known_names(name):
     with pytest.raises(InputError, match=f"{name}: no such vocabulary; .* hico-det, vcoco, toy"):
         load_vocabulary(name)
 
@@ -127,7 +127,7 @@ ROLE = {"action": "lift", "roles": ["obj"], "verbs": ["lift"]}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("objects", ..., "objects: expected"),
         ("objects", [], "objects: expected"),
@@ -164,7 +164,7 @@ ROLE = {"action": "lift", "roles": ["obj"], "verbs": ["lift"]}
         ("roles", [{**ROLE, "verbs": ["drop"]}], r"roles\[0\].verbs: expected"),
     ],
 )
-def test_wrong_files_name_the_field(tmp_path, key, value, says):
+def test_wrong_vocabulary_files_name_the_field(tmp_path, key, value, message):
     whole = copy.deepcopy(MINE)
     if value is ...:
         del whole[key]
@@ -172,11 +172,11 @@ def test_wrong_files_name_the_field(tmp_path, key, value, says):
         whole[key] = value
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(whole))
-    with pytest.raises(InputError, match=f"mine.json: {says}"):
+    with pytest.raises(InputError, match=f"mine.json: {message}"):
         load_vocabulary(path)
 
 
 @pytest.mark.parametrize("value", [None, [], "text"])
-def test_what_is_no_vocabulary_at_all(value):
+def test_other_json_is_refused(value):
     with pytest.raises(InputError, match="x: vocabulary: expected"):
         vocabulary_from_dict(value, "x")

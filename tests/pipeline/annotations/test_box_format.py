@@ -1,4 +1,4 @@
-"""Boxes and labels of another form are recognised by their numbers, right ones never are."""
+"""Boxes and labels in another format are recognised by their values; valid ones are accepted."""
 
 import copy
 import gzip
@@ -29,7 +29,7 @@ def hoia():
 
 @pytest.fixture(scope="module")
 def instances():
-    """The same in pairs."""
+    """The same annotations in HICO-DET's `instances` format."""
     return read_golden("instances_test2015.json.gz")
 
 
@@ -91,7 +91,7 @@ def of_instances(value, first, count, change, sized):
 @pytest.mark.parametrize("make", [of_hoia, of_instances])
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize(("first", "count"), [(0, 3), (0, 40), (333, 4), (700, 40)])
-def test_annotations(save_json, hico, request, make, form, sized, first, count):
+def test_format_of_annotations(save_json, hico, request, make, form, sized, first, count):
     value = request.getfixturevalue(make.__name__.removeprefix("of_"))
     file = save_json(make(value, first, count, CHANGES[form], sized))
     if form is None:
@@ -121,7 +121,7 @@ def predictions(entries, change):
 
 @pytest.mark.parametrize("form", CHANGES)
 @pytest.mark.parametrize("count", [1, 5, 40])
-def test_predictions(save_json, hico, hoia, form, count):
+def test_format_of_predictions(save_json, hico, hoia, form, count):
     file = save_json(predictions(hoia[:count], CHANGES[form]), "predictions.json")
     if form is None:
         assert len(read_predictions(file, hico)) == count
@@ -159,13 +159,15 @@ def test_predictions_of_another_scale(save_json, hico, hoia, change, declared):
     assert str(file) in str(caught.value)
 
 
-def test_the_form_is_told_as_far_as_the_numbers_tell_it(save_json, hico, hoia):
-    """Boxes by their centres fit as sides too where no size is known; boxes by their sides do not
-    fit as centres."""
-    for change, told in ((to_cxcywh, f"{XYWH} or {CXCYWH}"), (to_xywh, XYWH)):
+def test_error_names_all_formats_that_fit(save_json, hico, hoia):
+    """Without image sizes, boxes given by centres also fit as corner and sides, not vice versa."""
+    for change, without_sizes in ((to_cxcywh, f"{XYWH} or {CXCYWH}"), (to_xywh, XYWH)):
         entries = predictions(hoia[:40], change)
         sizes = {one["file_name"]: (one["width"], one["height"]) for one in hoia[:40]}
-        for known, form in ((None, told), (sizes, CXCYWH if change is to_cxcywh else XYWH)):
+        for known, form in (
+            (None, without_sizes),
+            (sizes, CXCYWH if change is to_cxcywh else XYWH),
+        ):
             with pytest.raises(BoxFormatError) as caught:
                 read_predictions(save_json(entries, "predictions.json"), hico, known)
             assert f"found {form}: " in str(caught.value)
@@ -180,7 +182,7 @@ def swapped(entries, key):
 
 
 @pytest.mark.parametrize("count", [5, 40])
-def test_swapped_subject_and_object(save_json, hico, hoia, count):
+def test_swapped_roles_are_refused(save_json, hico, hoia, count):
     file = save_json(swapped(hoia[:count], "hoi_annotation"))
     with pytest.raises(BoxFormatError, match="subject and object swapped"):
         load_annotations(file, hico, "test")
@@ -199,7 +201,7 @@ def coco(boxes, size):
     return {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "person"}]}
 
 
-def test_coco(save_json, hico):
+def test_format_of_coco_boxes(save_json, hico):
     rng = np.random.default_rng(0)
     first = rng.uniform(0, 300, (30, 2))
     last = np.minimum(first + rng.uniform(20, 300, (30, 2)), [640, 480])
@@ -217,8 +219,8 @@ def test_coco(save_json, hico):
 
 
 @pytest.mark.parametrize("size", [(12, 12), (1, 1), None])
-def test_small_pictures_and_few_boxes(size):
-    """Boxes of tiny pictures, and single flaws among few."""
+def test_small_images_and_few_boxes_are_accepted(size):
+    """Boxes of tiny images, and single invalid boxes among few."""
     form = BoxFormatCheck(XYXY)
     form.add(np.array([[0, 0, 1, 1]] if size == (1, 1) else [[0, 0, 1, 1], [0, 3, 9, 9]]), size)
     form.check(Path("a.json"), "bbox")
@@ -228,14 +230,14 @@ def test_small_pictures_and_few_boxes(size):
 
 
 @pytest.mark.parametrize("form", ["0 to 1", XYWH])
-def test_a_part_of_the_images_in_another_form(save_json, hico, hoia, form):
+def test_other_format_in_a_part_of_the_images_is_refused(save_json, hico, hoia, form):
     entries = of_hoia(hoia, 0, 30, CHANGES[form], True) + of_hoia(hoia, 30, 70, unchanged, True)
     with pytest.raises(BoxFormatError) as caught:
         load_annotations(save_json(entries), hico, "test")
     assert form in str(caught.value)
 
 
-def test_boxes_without_area_are_of_the_right_form(save_json, hico, hoia):
+def test_boxes_without_area_are_accepted(save_json, hico, hoia):
     entries = of_hoia(hoia, 0, 40, unchanged, False)
     for entry in entries[::2]:
         for row in entry["annotations"]:

@@ -32,7 +32,7 @@ def test_boxes_become_corners_and_crowds_are_left_out(save_json, hico):
 
 
 @pytest.mark.parametrize("bbox", [[10, 20, 95, 40], [10, 20, 0, 40]])
-def test_blemishes(save_json, hico, bbox):
+def test_issues_are_counted_or_refused(save_json, hico, bbox):
     value = copy.deepcopy(FILE)
     value["annotations"][2]["bbox"] = bbox
     assert sum(read(save_json, value, hico).issues.values()) == 1
@@ -41,7 +41,7 @@ def test_blemishes(save_json, hico, bbox):
 
 
 @pytest.mark.parametrize(
-    ("table", "row", "key", "value", "says"),
+    ("table", "row", "key", "value", "message"),
     [
         ("images", 0, "id", "7", r"images\[0\].id: expected"),
         ("images", 1, "id", 7, r"images\[1\].id: expected"),
@@ -52,13 +52,13 @@ def test_blemishes(save_json, hico, bbox):
         ("annotations", 2, "category_id", 12, r"annotations\[2\].category_id: expected"),
     ],
 )
-def test_structural_errors(save_json, hico, table, row, key, value, says):
+def test_structural_errors(save_json, hico, table, row, key, value, message):
     changed = copy.deepcopy(FILE)
     changed[table][row][key] = value
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         read(save_json, changed, hico)
 
 
-def test_no_image_at_all(save_json, hico):
+def test_file_without_images_is_refused(save_json, hico):
     with pytest.raises(InputError, match="file: expected"):
         read(save_json, {**FILE, "images": [], "annotations": []}, hico)

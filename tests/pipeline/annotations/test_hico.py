@@ -9,7 +9,7 @@ from scipy.io import savemat
 from pipeline.annotations.load import load_annotations
 from pipeline.utils.errors import InputError
 
-# The file's own numbering: objects in alphabetical order, verbs in any.
+# The file has category indices of its own, other than the vocabulary's.
 FILE = {
     "filenames": ["a.jpg", "b.jpg", "c.jpg"],
     "size": [[100, 80], [50, 50], [60, 60]],
@@ -72,7 +72,7 @@ def test_a_file_without_annotated_images_is_refused(save_json, hico):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "message"),
     [
         (["filenames"], [], "filenames: expected"),
         (["filenames"], ["a.jpg", "b.jpg"], "annotation: expected 2 entries, as in filenames"),
@@ -100,8 +100,8 @@ def test_a_file_without_annotated_images_is_refused(save_json, hico):
         (["annotation", 0, "hoi", 0], [3], r"a.jpg: hoi\[0\]: expected"),
     ],
 )
-def test_structural_errors_name_file_image_and_field(save_json, hico, path, value, says):
-    with pytest.raises(InputError, match=says) as error:
+def test_structural_errors_name_file_image_and_field(save_json, hico, path, value, message):
+    with pytest.raises(InputError, match=message) as error:
         read(save_json, changed(path, value), hico)
     assert "instances.json" in str(error.value) and "\n" not in str(error.value)
 
@@ -156,7 +156,7 @@ BOXES = {"human": [[1, 2, 30, 40]], "object": [[5, 6, 50, 60]]}
 
 
 def struct(rows):
-    """A struct array as MATLAB writes it: 1 x n, every field a value of its own."""
+    """A struct array of shape 1 x n, as MATLAB writes it."""
     array = np.zeros((1, len(rows)), dtype=[(name, object) for name in rows[0]])
     for index, row in enumerate(rows):
         for name, value in row.items():
@@ -268,7 +268,7 @@ def bad_box():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"actions": [("ride", "bicicle")]}, r"list_action\(1\): expected"),
         ({"actions": []}, "list_action: expected"),
@@ -290,8 +290,8 @@ def bad_box():
         ({"actions": [(3.0, np.arange(3.0))]}, r"list_action\(1\): expected"),
     ],
 )
-def test_mat_structural_errors_name_file_image_and_field(write_mat, hico, change, says):
-    with pytest.raises(InputError, match=says) as error:
+def test_mat_structural_errors_name_file_image_and_field(write_mat, hico, change, message):
+    with pytest.raises(InputError, match=message) as error:
         load_annotations(write_mat(**change), hico, "train")
     assert "anno_bbox.mat" in str(error.value) and "\n" not in str(error.value)
 
@@ -312,7 +312,7 @@ def test_mat_missing_file_and_unknown_part(tmp_path, write_mat, hico):
 
 
 def rows_to_hoi(action, rows):
-    """One `hoi` of an action, from the pair form's (human box, object box) rows."""
+    """One `hoi` of an action from rows of (human box, object box)."""
     humans, targets = zip(*rows, strict=True)
     return hoi(action, humans, targets, [(row + 1, row + 1) for row in range(len(rows))])
 

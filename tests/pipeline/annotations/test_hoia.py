@@ -49,19 +49,19 @@ def read_one(save_json, entry, vocabulary):
     return annotation
 
 
-def test_an_empty_list_is_refused(save_json, hico):
+def test_empty_list_is_refused(save_json, hico):
     with pytest.raises(InputError, match=r"annotations.json: file: expected"):
         read(save_json, [], hico)
 
 
-def test_an_image_without_boxes_stays(save_json, hico):
+def test_image_without_boxes_is_kept(save_json, hico):
     annotation = read_one(save_json, entry(annotations=[], hoi_annotation=[]), hico)
     assert annotation.boxes.shape == (0, 4) and annotation.boxes.dtype == np.float32
     assert annotation.labels.shape == (0,) and annotation.labels.dtype == np.int64
     assert annotation.hois.shape == (0, 3) and annotation.hois.dtype == np.int64
 
 
-def test_numbers_become_0_based_and_order_stays(save_json, hico):
+def test_verbs_become_0_based_and_order_is_kept(save_json, hico):
     file = read(save_json, [ENTRY, entry(file_name="sub/b.jpg")], hico)
     first, second = file.annotations
     assert (first.image_id, second.image_id) == ("a.jpg", "sub/b.jpg")
@@ -84,7 +84,7 @@ def test_published_vcoco_files_count_verbs_from_0(save_json, vcoco):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "message"),
     [
         (["file_name"], ..., "entry 0: file_name: expected"),
         (["file_name"], 7, r"entry 0: file_name: expected.*found 7"),
@@ -121,29 +121,29 @@ def test_published_vcoco_files_count_verbs_from_0(save_json, vcoco):
         (["height"], 0, r"a.jpg: width and height: expected"),
     ],
 )
-def test_structural_errors_name_file_image_and_field(save_json, hico, path, value, says):
-    with pytest.raises(InputError, match=says) as error:
+def test_structural_errors_name_file_image_and_field(save_json, hico, path, value, message):
+    with pytest.raises(InputError, match=message) as error:
         read(save_json, [changed(path, value)], hico)
     assert "annotations.json" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_image_with_the_error_is_named(save_json, hico):
+def test_error_names_the_image(save_json, hico):
     good, bad = ENTRY, changed(["annotations", 0, "bbox"], [1, 2])
     with pytest.raises(InputError, match=r"b.jpg: annotations\[0\].bbox"):
         read(save_json, [good, {**bad, "file_name": "b.jpg"}], hico)
 
 
-def test_an_image_named_twice_is_refused(save_json, hico):
+def test_repeated_image_is_refused(save_json, hico):
     with pytest.raises(InputError, match="entry 1: file_name: expected"):
         read(save_json, [ENTRY, ENTRY], hico)
 
 
-def test_an_entry_that_is_no_object_is_refused(save_json, hico):
+def test_entry_that_is_not_an_object_is_refused(save_json, hico):
     with pytest.raises(InputError, match=r"entry 1: expected.*found 5"):
         read(save_json, [ENTRY, 5], hico)
 
 
-def test_a_truncated_file_is_refused(tmp_path, hico):
+def test_truncated_file_is_refused(tmp_path, hico):
     path = tmp_path / "half.json"
     path.write_text(json.dumps([ENTRY])[:60])
     with pytest.raises(InputError, match=r"half.json: line 1: expected JSON"):
@@ -174,9 +174,9 @@ ISSUES = [
 ]
 
 
-@pytest.mark.parametrize(("blemished", "kind", "boxes", "hois"), ISSUES)
-def test_blemishes_are_mended_and_counted(save_json, hico, blemished, kind, boxes, hois):
-    file = read(save_json, [blemished, entry(file_name="b.jpg")], hico)
+@pytest.mark.parametrize(("changed_entry", "kind", "boxes", "hois"), ISSUES)
+def test_issues_are_repaired_and_counted(save_json, hico, changed_entry, kind, boxes, hois):
+    file = read(save_json, [changed_entry, entry(file_name="b.jpg")], hico)
     annotation = file.annotations[0]
     assert len(annotation.boxes) == len(annotation.labels) == boxes
     assert len(annotation.hois) == hois
@@ -185,17 +185,17 @@ def test_blemishes_are_mended_and_counted(save_json, hico, blemished, kind, boxe
     assert (annotation.boxes >= 0).all() and (annotation.boxes <= [100, 80, 100, 80]).all()
 
 
-@pytest.mark.parametrize("blemished", [row[0] for row in ISSUES])
-def test_strict_refuses_blemishes(save_json, hico, blemished):
+@pytest.mark.parametrize("changed_entry", [row[0] for row in ISSUES])
+def test_strict_refuses_issues(save_json, hico, changed_entry):
     with pytest.raises(InputError, match=r"annotations.json: a.jpg: (annotations|hoi_ann.*)\[\d\]"):
-        read(save_json, [blemished], hico, strict=True)
+        read(save_json, [changed_entry], hico, strict=True)
 
 
-def test_strict_takes_a_sound_file(save_json, hico):
+def test_strict_accepts_a_valid_file(save_json, hico):
     assert len(read(save_json, [ENTRY], hico, strict=True).annotations) == 1
 
 
-def test_blemishes_are_counted_by_kind(save_json, hico):
+def test_issues_are_counted_by_kind(save_json, hico):
     file = read(
         save_json, [row[0] | {"file_name": f"{i}.jpg"} for i, row in enumerate(ISSUES)], hico
     )
@@ -204,7 +204,7 @@ def test_blemishes_are_counted_by_kind(save_json, hico):
     assert file.format_issues().count(", ") == 6
 
 
-def test_without_a_size_only_negative_numbers_are_over_the_edge(save_json, hico):
+def test_without_size_only_negative_coordinates_are_clipped(save_json, hico):
     unsized = changed(["annotations", 0, "bbox"], [-3, 20, 9000, 60])
     del unsized["width"], unsized["height"]
     file = read(save_json, [unsized], hico)
@@ -212,7 +212,7 @@ def test_without_a_size_only_negative_numbers_are_over_the_edge(save_json, hico)
     assert sum(file.issues.values()) == 1
 
 
-def test_equal_boxes_are_one_box(save_json, hico):
+def test_equal_boxes_are_merged(save_json, hico):
     twice = entry(
         annotations=[*ENTRY["annotations"], *ENTRY["annotations"], {**ENTRY["annotations"][0]}],
         hoi_annotation=[
@@ -226,13 +226,13 @@ def test_equal_boxes_are_one_box(save_json, hico):
     assert list(file.issues.values()) == [1]
 
 
-def test_equal_boxes_of_different_objects_stay_two(save_json, hico):
+def test_equal_boxes_of_different_objects_are_kept(save_json, hico):
     both = entry(annotations=[{"bbox": [1, 2, 3, 4], "category_id": c} for c in (1, 2)])
     assert len(read_one(save_json, both, hico).boxes) == 2
 
 
 def shift_verbs(vocabulary, by, count):
-    """A file whose verbs are `by` too high, with an object of their own each."""
+    """A file whose verb ids are `by` too high, each with a valid object of the actual verb."""
     inner = [pair for pair in vocabulary.interactions if 0 < pair[0] < vocabulary.num_verbs - 1]
     rng = np.random.default_rng(0)
     entries = []
@@ -258,7 +258,7 @@ def shift_verbs(vocabulary, by, count):
 
 
 @pytest.mark.parametrize("name", ["hico-det", "vcoco"])
-def test_verbs_one_off_are_named(save_json, name):
+def test_verbs_counted_from_the_wrong_number_are_refused(save_json, name):
     vocabulary = load_vocabulary(name)
     assert (
         load_annotations(save_json(shift_verbs(vocabulary, 0, 60)), vocabulary, "train").num_labels

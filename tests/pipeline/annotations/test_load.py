@@ -10,29 +10,29 @@ from pipeline.utils.errors import InputError
     "value",
     [{}, {"images": []}, {"filenames": []}, 3, "text", None],
 )
-def test_unknown_forms_are_refused_with_those_known(save_json, hico, value):
+def test_unknown_format_error_lists_known_formats(save_json, hico, value):
     with pytest.raises(InputError, match=r"annotations.json: file: expected"):
         load_annotations(save_json(value), hico, "train")
 
 
-def test_vcocos_official_list_is_recognised(save_json, vcoco):
+def test_official_vcoco_actions_are_recognised(save_json, vcoco):
     with pytest.raises(InputError, match="instances: expected"):
         load_annotations(save_json([{"action_name": "hold"}]), vcoco, "train")
 
 
 @pytest.mark.parametrize("name", ["none.json", "none.mat"])
-def test_no_such_file(tmp_path, hico, name):
+def test_missing_file_is_refused(tmp_path, hico, name):
     with pytest.raises(InputError, match=f"{name}: no such file"):
         load_annotations(tmp_path / name, hico, "train")
 
 
-def test_the_digest_is_the_files(save_json, hico):
+def test_digest_is_that_of_the_file(save_json, hico):
     path = save_json([{"file_name": "a.jpg", "annotations": [], "hoi_annotation": []}])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_annotations(path, hico, "train").digest == digest
 
 
 @pytest.mark.golden("hico_annotations_*.json")
-def test_golden_annotations_are_without_blemish(golden_file, hico):
+def test_golden_annotations_have_no_issues(golden_file, hico):
     file = load_annotations(golden_file, hico, "test", strict=True)
     assert file.annotations and file.num_labels

@@ -39,7 +39,7 @@ IMAGES = [
 
 @pytest.fixture
 def read(tmp_path, vcoco, write_vcoco):
-    """Writes images and reads them back: (truth, annotations, reading)."""
+    """Writes images and reads them back: (ground truth, annotations, context)."""
 
     def run(images, strict=False):
         files = find_vcoco_files(write_vcoco(tmp_path, images))
@@ -50,19 +50,19 @@ def read(tmp_path, vcoco, write_vcoco):
     return run
 
 
-def test_people_without_any_action(read):
+def test_people_without_actions(read):
     truth, (annotation,), context = read([IMAGES[1]])
     assert annotation.hois.shape == (0, 3) and len(annotation.boxes) == 1
     assert not truth.images[0].action_labels.any() and not context.issues
 
 
-def test_boxes_keep_their_last_pixel_and_stay_inside(read):
+def test_boxes_end_at_their_last_pixel_and_are_clipped(read):
     truth, _, _ = read(IMAGES)
     expected = [[10, 20, 40, 80], [40.5, 30, 60.5, 40], [100, 20, 139, 79], [150, 100, 199, 149]]
     assert truth.images[0].boxes[:4].tolist() == expected
 
 
-def test_who_does_what(read):
+def test_action_labels_and_role_boxes(read):
     truth, _, _ = read(IMAGES)
     image = truth.images[0]
     names = [action.name for action in truth.actions]
@@ -73,7 +73,7 @@ def test_who_does_what(read):
     assert (image.id, image.name) == (10, "COCO_val2014_000000000010.jpg")
 
 
-def test_every_role_is_a_verb_and_missing_objects_stay_missing(read, vcoco):
+def test_every_role_is_a_verb_and_missing_objects_are_minus_1(read, vcoco):
     _, (annotation, _), context = read(IMAGES)
     found = {(h, o, vcoco.verbs[v]) for h, o, v in annotation.hois.tolist()}
     assert found == {
@@ -87,8 +87,8 @@ def test_every_role_is_a_verb_and_missing_objects_stay_missing(read, vcoco):
     assert not context.issues
 
 
-def test_roles_are_taken_by_name(tmp_path, vcoco, write_vcoco):
-    """Some releases list the instrument of eating before what is eaten, some after."""
+def test_roles_are_matched_by_name(tmp_path, vcoco, write_vcoco):
+    """Releases differ in the order of the roles of "eat"."""
     image = {
         "boxes": [(PERSON, [0, 0, 50, 50]), (59, [5, 5, 20, 20]), (48, [9, 9, 20, 20])],
         "does": {(0, "eat"): (1, 2)},
@@ -105,7 +105,7 @@ def test_roles_are_taken_by_name(tmp_path, vcoco, write_vcoco):
     assert (0, 1, vcoco.verbs.index("eat_obj")) in set(map(tuple, after.tolist()))
 
 
-def test_columns_of_columns_are_read_too(tmp_path, vcoco, write_vcoco):
+def test_nested_columns_are_read(tmp_path, vcoco, write_vcoco):
     actions = write_vcoco(tmp_path, IMAGES)
     plain = load_annotations(actions, vcoco, "test").annotations[0].hois
     value = json.loads(actions.read_text())
@@ -118,7 +118,7 @@ def test_columns_of_columns_are_read_too(tmp_path, vcoco, write_vcoco):
     )
 
 
-def test_the_id_list_picks_images_and_their_order(tmp_path, vcoco, write_vcoco):
+def test_id_list_selects_and_orders_images(tmp_path, vcoco, write_vcoco):
     actions = write_vcoco(tmp_path, IMAGES)
     ids = tmp_path / "mine.ids"
     ids.write_text("20\n\n10\n")
@@ -132,7 +132,7 @@ def test_the_id_list_picks_images_and_their_order(tmp_path, vcoco, write_vcoco):
     assert truth.other_image_ids == {"COCO_val2014_000000000010.jpg": 10}
 
 
-def test_crowds_stay_only_where_they_play_a_role(read):
+def test_crowds_are_kept_only_as_role_objects(read):
     crowd = {"iscrowd": 1}
     boxes = [
         (PERSON, [0, 0, 50, 50]),
@@ -174,7 +174,7 @@ ISSUES = [
 
 
 @pytest.mark.parametrize(("boxes", "does", "first", "second"), ISSUES)
-def test_blemishes_are_counted_and_under_strict_refused(read, boxes, does, first, second):
+def test_issues_are_counted_or_refused(read, boxes, does, first, second):
     image = {"boxes": boxes, "does": does}
     _, _, context = read([image])
     kinds = " ".join(context.issues)
@@ -183,26 +183,26 @@ def test_blemishes_are_counted_and_under_strict_refused(read, boxes, does, first
         read([image], strict=True)
 
 
-def test_a_role_object_that_is_no_box_is_none(read, vcoco):
+def test_role_object_without_box_is_missing(read, vcoco):
     image = {"boxes": [(PERSON, [0, 0, 50, 50]), FLAT], "does": {(0, "kick"): (1,)}}
     _, (annotation,), _ = read([image])
     assert annotation.hois.tolist() == [[0, -1, vcoco.verbs.index("kick_obj")]]
 
 
-def test_ignored_boxes_are_no_boxes(read):
+def test_ignored_boxes_are_left_out(read):
     image = {"boxes": [(PERSON, [0, 0, 50, 50]), (BALL, [5, 5, 9, 9], {"ignore": 1})]}
     truth, _, context = read([image])
     assert len(truth.images[0].boxes) == 1 and not context.issues
 
 
-def test_a_vocabulary_without_roles_is_refused(tmp_path, hico, write_vcoco):
+def test_vocabulary_without_roles_is_refused(tmp_path, hico, write_vcoco):
     with pytest.raises(
         InputError, match=r"actions and roles of vocabulary hico-det .*, found hold"
     ):
         load_annotations(write_vcoco(tmp_path, IMAGES), hico, "test")
 
 
-def test_the_digest_covers_all_files(tmp_path, vcoco, write_vcoco):
+def test_digest_covers_all_files(tmp_path, vcoco, write_vcoco):
     actions = write_vcoco(tmp_path, IMAGES)
     digests = {load_annotations(actions, vcoco, "test").digest}
     for path in (tmp_path / "data/instances_vcoco_all_2014.json", actions):
@@ -212,17 +212,17 @@ def test_the_digest_covers_all_files(tmp_path, vcoco, write_vcoco):
 
 
 def coco(change):
-    def harm(folder):
+    def damage(folder):
         path = folder / "data/instances_vcoco_all_2014.json"
         value = json.loads(path.read_text())
         change(value)
         path.write_text(json.dumps(value))
 
-    return harm
+    return damage
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"),
+    ("damage", "message"),
     [
         (coco(lambda v: v["images"].pop()), "expected image 20 of .*vcoco_test.json"),
         (coco(lambda v: v["images"][0].update(width=0)), "000010.jpg: width and height"),
@@ -244,10 +244,10 @@ def coco(change):
         ),
     ],
 )
-def test_files_that_do_not_belong_together(tmp_path, vcoco, write_vcoco, harm, says):
+def test_inconsistent_files_are_refused(tmp_path, vcoco, write_vcoco, damage, message):
     actions = write_vcoco(tmp_path, IMAGES)
-    harm(tmp_path)
-    with pytest.raises(InputError, match=says):
+    damage(tmp_path)
+    with pytest.raises(InputError, match=message):
         load_annotations(actions, vcoco, "test")
 
 
@@ -262,7 +262,7 @@ HOLD = {
 STAND = {**HOLD, "action_name": "stand", "role_name": ["agent"], "role_object_id": [1, 2, 3]}
 
 
-def test_reads_people_actions_and_objects(save_json):
+def test_read_actions(save_json):
     table = read_actions(save_json([HOLD, {**STAND, "label": [0, 1, 0]}]))
     assert table.actions == (VcocoAction("hold", ("obj",)), VcocoAction("stand", ()))
     assert table.image_ids == {7, 9} and table.people_by_image[7] == [1, 2]
@@ -273,7 +273,7 @@ def test_reads_people_actions_and_objects(save_json):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ([], "file: expected"),
         ({}, "file: expected"),
@@ -297,12 +297,12 @@ def test_reads_people_actions_and_objects(save_json):
         ),
     ],
 )
-def test_wrong_entries_are_named(save_json, value, says):
-    with pytest.raises(InputError, match=f"annotations.json: {says}"):
+def test_wrong_actions_name_the_field(save_json, value, message):
+    with pytest.raises(InputError, match=f"annotations.json: {message}"):
         read_actions(save_json(value))
 
 
-def test_real_and_damaged_files(tmp_path):
+def test_damaged_and_missing_actions_files(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([HOLD])[:-9])
     with pytest.raises(InputError, match="expected JSON"):
         read_actions(tmp_path / "a.json")
@@ -338,34 +338,34 @@ def touch(root, *names):
         ("vcoco_trainval.json", "instances_vcoco_all_2014.json", None),
     ],
 )
-def test_the_others_are_found_around_the_actions(tmp_path, actions, instances, ids):
+def test_other_files_are_found_near_the_actions_file(tmp_path, actions, instances, ids):
     touch(tmp_path, actions, instances, *([ids] if ids else []))
     files = find_vcoco_files(tmp_path / actions)
     assert files.instances.resolve() == tmp_path / instances
     assert files.ids is None if ids is None else files.ids.resolve() == tmp_path / ids
 
 
-def test_named_files_win(tmp_path):
+def test_given_paths_are_preferred(tmp_path):
     touch(tmp_path, "vcoco_test.json", "instances_vcoco_all_2014.json", "vcoco_test.ids")
     mine, ids = tmp_path / "mine.json", tmp_path / "mine.ids"
     files = find_vcoco_files(tmp_path / "vcoco_test.json", mine, ids)
     assert (files.instances, files.ids) == (mine, ids)
 
 
-def test_the_other_parts_boxes_are_not_taken(tmp_path):
+def test_boxes_of_the_other_part_are_not_used(tmp_path):
     touch(tmp_path, "vcoco_test.json", "instances_train2014.json")
     with pytest.raises(InputError, match="instances: expected"):
         find_vcoco_files(tmp_path / "vcoco_test.json")
 
 
-def test_ids(tmp_path):
+def test_read_image_ids(tmp_path):
     path = tmp_path / "a.ids"
     path.write_text("12\n 7 \n\n000\n")
     assert read_image_ids(path) == [12, 7, 0]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "file: expected"),
         ("1\nx\n", r"line 2: expected.*found x"),
@@ -373,13 +373,13 @@ def test_ids(tmp_path):
         ("5\n6\n5\n", r"line 3: expected.*found 5 a second time"),
     ],
 )
-def test_wrong_ids(tmp_path, text, says):
+def test_wrong_image_ids_name_the_line(tmp_path, text, message):
     path = tmp_path / "a.ids"
     path.write_text(text)
-    with pytest.raises(InputError, match=f"a.ids: {says}"):
+    with pytest.raises(InputError, match=f"a.ids: {message}"):
         read_image_ids(path)
 
 
-def test_missing_ids(tmp_path):
+def test_missing_id_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"a\.ids: no such"):
         read_image_ids(tmp_path / "a.ids")

@@ -19,7 +19,7 @@ from pipeline.datasets.layouts import LAYOUTS
 
 @pytest.fixture
 def checked(small_dataset):
-    """Checks the small dataset after a change; returns (checks, table, one line)."""
+    """Checks the small dataset; returns (part reports, report text, summary line)."""
 
     def run(strict=False):
         dataset = open_dataset(small_dataset)
@@ -29,7 +29,7 @@ def checked(small_dataset):
     return run
 
 
-def test_a_sound_dataset_beside_the_published_numbers(checked):
+def test_valid_dataset_beside_published_counts(checked):
     checks, text, line = checked()
     assert line == ""
     train, test = checks
@@ -40,7 +40,7 @@ def test_a_sound_dataset_beside_the_published_numbers(checked):
     assert "117 verbs, 80 objects, 600 interactions" in text
 
 
-def test_a_dataset_nobody_published(small_dataset, checked):
+def test_dataset_without_published_counts(small_dataset, checked):
     (small_dataset / "dataset.toml").write_text(
         'name = "mine"\nvocabulary = "hico-det"\n[test]\nimages = "images/test2015"\n'
         'annotations = "annotations/test_hico.json"\n'
@@ -63,7 +63,7 @@ ANNOTATIONS = "annotations/trainval_hico.json"
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"),
+    ("damage", "message"),
     [
         (lambda root: (root / "images/train2015/b.jpg").unlink(), "1 images missing, first"),
         (lambda root: shutil.rmtree(root / "images/train2015"), "no such folder of images"),
@@ -92,15 +92,17 @@ ANNOTATIONS = "annotations/trainval_hico.json"
         (lambda root: (root / ANNOTATIONS).write_text('[{"file'), "expected JSON"),
     ],
 )
-def test_what_is_wrong_is_told_and_the_other_part_is_checked(small_dataset, checked, harm, says):
-    harm(small_dataset)
+def test_problems_are_reported_and_the_other_part_is_checked(
+    small_dataset, checked, damage, message
+):
+    damage(small_dataset)
     checks, text, line = checked()
-    assert re.search(f"^train: .*{says}", line)
+    assert re.search(f"^train: .*{message}", line)
     assert line in text and "\n" not in line
     assert checks[1].problems == [] and checks[1].annotated == 1
 
 
-def test_all_problems_stand_in_the_table_and_are_counted_in_the_line(small_dataset, checked):
+def test_table_lists_all_problems_and_the_summary_counts_them(small_dataset, checked):
     truncate(small_dataset)
     (small_dataset / "images/train2015/a.jpg").unlink()
     (small_dataset / "images/test2015/c.jpg").unlink()
@@ -111,14 +113,14 @@ def test_all_problems_stand_in_the_table_and_are_counted_in_the_line(small_datas
     assert text.count(", first ") == 3 and line.endswith("(and 2 more)")
 
 
-def test_pictures_are_counted_whatever_their_annotations_are(small_dataset, checked):
+def test_images_are_counted_without_valid_annotations(small_dataset, checked):
     (small_dataset / "annotations/trainval_hico.json").write_text("")
     (train, test), text, _ = checked()
     assert (train.images, train.annotated, len(train.problems)) == (2, 0, 1)
     assert (test.images, test.problems) == (1, []) and "2 / 38118" in text
 
 
-def test_a_missing_folder_is_told_once(small_dataset, checked):
+def test_missing_folder_is_reported_once(small_dataset, checked):
     (small_dataset / "dataset.toml").write_text(
         'vocabulary = "hico-det"\n[train]\nimages = "gone"\n[test]\nimages = "images/test2015"\n'
     )
@@ -126,7 +128,7 @@ def test_a_missing_folder_is_told_once(small_dataset, checked):
     assert len(train.problems) == 1 and text.count("no such folder of images") == 1
 
 
-def test_boxes_are_held_against_the_pictures(small_dataset, checked):
+def test_boxes_outside_the_image_file_are_reported(small_dataset, checked):
     change(small_dataset / ANNOTATIONS, "[5, 40, 50, 70]", "[5, 40, 101, 70]")
     checks, _, line = checked()
     (issue,) = checks[0].issues
@@ -134,7 +136,7 @@ def test_boxes_are_held_against_the_pictures(small_dataset, checked):
     assert "outside" in issue.kind and line == ""
 
 
-def test_blemishes_are_told_and_under_strict_wrong(small_dataset, checked):
+def test_issues_are_reported_and_are_errors_under_strict(small_dataset, checked):
     change(small_dataset / ANNOTATIONS, "[5, 40, 50, 70]", "[-5, 40, 50, 70]")
     _, text, line = checked()
     assert "2 boxes over the image's edge (clipped)" in text and line == ""
@@ -143,8 +145,8 @@ def test_blemishes_are_told_and_under_strict_wrong(small_dataset, checked):
     assert "a.jpg: annotations[1].bbox" in line and checks[0].annotated == 2
 
 
-def test_everything_wrong_is_found_at_once(small_dataset, checked):
-    """Several kinds in one file: the check goes on after each, and the pictures are read too."""
+def test_all_kinds_of_errors_are_found_at_once(small_dataset, checked):
+    """The check continues after every wrong entry of a file and reads the images too."""
     file = small_dataset / ANNOTATIONS
     entries = json.loads(file.read_text())
     first = entries[0]
@@ -191,7 +193,7 @@ def coco(root, images):
 
 
 @pytest.mark.parametrize(
-    ("harm", "kind", "count"),
+    ("damage", "kind", "count"),
     [
         (lambda v: None, None, 0),
         (lambda v: v["annotations"][0].update(category_id=12), "ids of objects", 1),
@@ -206,9 +208,9 @@ def coco(root, images):
         (lambda v: v["images"][1].update(file_name="x.jpg"), "images missing", 1),
     ],
 )
-def test_coco_folders(tmp_path, harm, kind, count):
+def test_coco_folders(tmp_path, damage, kind, count):
     value = coco(tmp_path, 3)
-    harm(value)
+    damage(value)
     (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(value))
     (check,) = check_dataset(open_dataset(tmp_path))
     assert check.images == 3
@@ -219,7 +221,7 @@ def test_coco_folders(tmp_path, harm, kind, count):
         assert issue.kind.startswith(kind) and issue.count == count
 
 
-def test_vcocos_folder_beside_the_published_numbers(tmp_path, write_vcoco):
+def test_vcoco_folder_beside_published_counts(tmp_path, write_vcoco):
     image = {"boxes": [(1, [0, 0, 40, 80]), (37, [0, 0, 9, 9])], "does": {(0, "kick"): (1,)}}
     write_vcoco(tmp_path, [image, {**image, "does": {(0, "eat"): (1, None)}}])
     (tmp_path / "val2014").mkdir()
@@ -232,7 +234,7 @@ def test_vcocos_folder_beside_the_published_numbers(tmp_path, write_vcoco):
     assert "2 / 4946" in format_check(dataset, checks) and summarise_problems(checks) == ""
 
 
-def test_missing_weights_are_told(small_dataset, checked):
+def test_missing_weights_are_reported(small_dataset, checked):
     (small_dataset / "dataset.toml").write_text(
         'vocabulary = "hico-det"\ndetector = "d.pth"\n[test]\nimages = "images/test2015"\n'
         'annotations = "annotations/test_hico.json"\n'
@@ -245,15 +247,15 @@ def dataset(tmp_path, hico):
     return lambda name: Dataset(tmp_path, name, hico, {})
 
 
-def test_published_numbers_are_of_layouts_that_exist():
+def test_published_counts_are_of_known_layouts():
     assert set(PUBLISHED_COUNTS) == {layout.name for layout in LAYOUTS}
 
 
-def test_an_empty_check(dataset):
+def test_format_check_without_parts(dataset):
     assert format_check(dataset("mine"), []).splitlines()[1:] == ["part  images  annotated  labels"]
 
 
-def test_parts_without_findings_have_no_findings(dataset):
+def test_format_check_without_issues(dataset):
     checks = [PartReport("train", 5, 4, 3), PartReport("test", 12, 11, 10)]
     assert format_check(dataset("mine"), checks).splitlines()[1:] == [
         "part   images  annotated  labels",
@@ -267,7 +269,7 @@ def test_parts_without_findings_have_no_findings(dataset):
     ]
 
 
-def test_findings_in_rows_and_their_first_ones_below(dataset):
+def test_format_check_lists_issues_and_first_occurrences(dataset):
     train, test = PartReport("train", 5, 4, 3), PartReport("test")
     train.add(DatasetIssue("boxes over the edge", 7, "a.jpg", is_error=False))
     train.add(DatasetIssue("images missing", 1, "b.jpg", is_error=True))

@@ -23,17 +23,17 @@ def describe(root, text):
     return root
 
 
-def test_an_empty_folder_is_no_dataset(tmp_path):
+def test_empty_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected dataset.toml or a known layout \(HICO-DET .*"):
         open_dataset(tmp_path)
 
 
-def test_a_missing_folder(tmp_path):
+def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="none: no such"):
         open_dataset(tmp_path / "none")
 
 
-def test_a_known_layout(small_dataset):
+def test_known_layout(small_dataset):
     dataset = open_dataset(small_dataset)
     assert (dataset.name, dataset.vocabulary.name) == ("hico-det", "hico-det")
     assert dataset.detector is dataset.teacher is None
@@ -45,7 +45,7 @@ def test_a_known_layout(small_dataset):
     assert [record.id for record in dataset.records("test")] == ["c.jpg"]
 
 
-def test_a_described_folder(small_dataset):
+def test_dataset_toml(small_dataset):
     dataset = open_dataset(describe(small_dataset, TOML))
     assert dataset.name == "mine" and set(dataset.parts) == {"train"}
     assert dataset.detector == small_dataset / "weights/detector.safetensors"
@@ -53,18 +53,18 @@ def test_a_described_folder(small_dataset):
     assert len(dataset.records("train")) == 2
 
 
-def test_the_folder_names_a_dataset_without_name(small_dataset):
+def test_default_name_is_that_of_the_folder(small_dataset):
     text = TOML.replace('name = "mine"', "")
     assert open_dataset(describe(small_dataset, text)).name == "hico"
 
 
-def test_a_missing_part_is_answered_with_those_there(small_dataset):
+def test_missing_part_error_lists_existing_parts(small_dataset):
     dataset = open_dataset(describe(small_dataset, TOML))
     with pytest.raises(InputError, match=r"hico: expected.*found train"):
         dataset.load("test")
 
 
-def test_a_users_vocabulary_lies_beside_the_description(small_dataset, tmp_path, monkeypatch):
+def test_vocabulary_path_is_relative_to_dataset_toml(small_dataset, tmp_path, monkeypatch):
     vocabulary = {
         "objects": [{"name": "person", "id": 1}, {"name": "bicycle", "id": 2}],
         "verbs": [{"name": f"verb{i}", "ing": f"verbing {i}"} for i in range(72)],
@@ -80,7 +80,7 @@ def test_a_users_vocabulary_lies_beside_the_description(small_dataset, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ('"hico-det"', '"none.json"', "none.json: no such vocabulary"),
         ('"hico-det"', "3", r"dataset.toml: vocabulary: expected.*found 3"),
@@ -100,21 +100,21 @@ def test_a_users_vocabulary_lies_beside_the_description(small_dataset, tmp_path,
         ("annotations = ", "annotations ", "dataset.toml: expected TOML"),
     ],
 )
-def test_wrong_descriptions(small_dataset, old, new, says):
+def test_wrong_dataset_toml_names_the_field(small_dataset, old, new, message):
     assert old in TOML
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         open_dataset(describe(small_dataset, TOML.replace(old, new)))
 
 
-def test_a_toy_dataset_of_version_0_1_is_refused(small_dataset):
+def test_toy_dataset_of_version_0_1_is_refused(small_dataset):
     text = TOML.replace('vocabulary = "hico-det"', 'vocabulary = "world"')
-    says = 'dataset.toml: vocabulary: expected "toy", found "world"; write vocabulary = "toy"'
-    with pytest.raises(InputError, match=says) as caught:
+    message = 'dataset.toml: vocabulary: expected "toy", found "world"; write vocabulary = "toy"'
+    with pytest.raises(InputError, match=message) as caught:
         open_dataset(describe(small_dataset, text))
     assert "\n" not in str(caught.value)
 
 
-def test_a_description_without_parts(small_dataset):
+def test_dataset_toml_without_parts_is_refused(small_dataset):
     with pytest.raises(InputError, match=r"dataset.toml: parts: expected"):
         open_dataset(describe(small_dataset, 'vocabulary = "hico-det"'))
 
@@ -123,14 +123,14 @@ VCOCO = """
 vocabulary = "vcoco"
 
 [test]
-images = "pictures"
+images = "photos"
 annotations = "data/vcoco/vcoco_test.json"
 instances = "boxes.json"
 ids = "mine.ids"
 """
 
 
-def test_vcocos_files_may_lie_anywhere(tmp_path, write_vcoco):
+def test_paths_of_vcoco_files_can_be_set(tmp_path, write_vcoco):
     image = {"boxes": [(1, [0, 0, 40, 80])], "does": {(0, "run"): ()}}
     write_vcoco(tmp_path, [image] * 3)
     (tmp_path / "data/instances_vcoco_all_2014.json").rename(tmp_path / "boxes.json")
@@ -143,29 +143,29 @@ def test_vcocos_files_may_lie_anywhere(tmp_path, write_vcoco):
     assert len(open_dataset(describe(tmp_path, without)).load("test").annotations) == 3
 
 
-def test_other_datasets_have_nothing_for_vcocos_evaluation(small_dataset):
+def test_other_datasets_have_no_vcoco_ground_truth(small_dataset):
     assert open_dataset(small_dataset).vcoco_ground_truth("test") is None
 
 
-def test_missing_annotations(small_dataset):
+def test_missing_annotation_file_is_refused(small_dataset):
     text = TOML.replace("trainval_hico", "none")
     with pytest.raises(InputError, match=r"none.json: no such"):
         open_dataset(describe(small_dataset, text)).load("train")
 
 
-def test_a_missing_image_is_named_and_all_are_counted(small_dataset):
+def test_missing_image_is_named_and_all_are_counted(small_dataset):
     (small_dataset / "images/train2015/b.jpg").unlink()
     with pytest.raises(InputError, match=r"b.jpg: no such"):
         open_dataset(small_dataset).records("train")
 
 
-def test_a_missing_images_folder(small_dataset):
+def test_missing_images_folder_is_refused(small_dataset):
     shutil.rmtree(small_dataset / "images/train2015")
     with pytest.raises(InputError, match="images/train2015: no such"):
         open_dataset(small_dataset).records("train")
 
 
-def test_images_may_lie_in_folders_of_the_images_folder(small_dataset):
+def test_images_in_subfolders(small_dataset):
     folder = small_dataset / "images/test2015"
     (folder / "more").mkdir()
     (folder / "c.jpg").rename(folder / "more" / "c.jpg")
@@ -175,7 +175,7 @@ def test_images_may_lie_in_folders_of_the_images_folder(small_dataset):
     assert record.id == "more/c.jpg" and record.path.is_file()
 
 
-def test_strict_reaches_the_reader(small_dataset):
+def test_strict_refuses_issues(small_dataset):
     file = small_dataset / "annotations/test_hico.json"
     file.write_text(file.read_text().replace("[10, 20, 30, 60]", "[-10, 20, 30, 60]"))
     dataset = open_dataset(small_dataset)
@@ -184,7 +184,7 @@ def test_strict_reaches_the_reader(small_dataset):
         dataset.load("test", strict=True)
 
 
-def test_the_dataset_around_an_annotation_file(small_dataset, tmp_path):
+def test_find_enclosing_dataset(small_dataset, tmp_path):
     file = small_dataset / "annotations/test_hico.json"
     assert find_enclosing_dataset(file, "test").root == small_dataset.resolve()
     assert find_enclosing_dataset(file, "train") is None
@@ -194,16 +194,16 @@ def test_the_dataset_around_an_annotation_file(small_dataset, tmp_path):
     assert find_enclosing_dataset(alone, "test") is None
 
 
-PICTURES = '[train]\nimages = "images/train2015"\n'
+IMAGES_ONLY = '[train]\nimages = "images/train2015"\n'
 
 
-def test_a_part_of_pictures_that_nobody_annotated(small_dataset):
+def test_part_without_annotations(small_dataset):
     folder = small_dataset / "images/train2015"
     for name in ("notes.txt", ".hidden.jpg"):
-        (folder / name).write_text("no picture")
+        (folder / name).write_text("not an image")
     (folder / "more.jpg").mkdir()
     (folder / "C.PNG").write_bytes((folder / "a.jpg").read_bytes())
-    dataset = open_dataset(describe(small_dataset, f'vocabulary = "hico-det"\n{PICTURES}'))
+    dataset = open_dataset(describe(small_dataset, f'vocabulary = "hico-det"\n{IMAGES_ONLY}'))
     found = dataset.load("train")
     assert [record.id for record in dataset.records(found)] == ["C.PNG", "a.jpg", "b.jpg"]
     assert found.num_labels == 0 and found.part == "train" and found.format_issues() == ""
@@ -214,8 +214,8 @@ def test_a_part_of_pictures_that_nobody_annotated(small_dataset):
     assert dataset.load("train").digest != found.digest
 
 
-def test_a_folder_without_pictures(small_dataset):
-    text = f'vocabulary = "hico-det"\n{PICTURES.replace("train2015", "none")}'
+def test_folder_without_images_is_refused(small_dataset):
+    text = f'vocabulary = "hico-det"\n{IMAGES_ONLY.replace("train2015", "none")}'
     dataset = open_dataset(describe(small_dataset, text))
     with pytest.raises(InputError, match="none: no such"):
         dataset.load("train")
@@ -224,7 +224,7 @@ def test_a_folder_without_pictures(small_dataset):
         dataset.load("train")
 
 
-def test_files_that_belong_to_annotations_want_some(small_dataset):
-    text = f'vocabulary = "hico-det"\n{PICTURES}ids = "some.ids"\n'
+def test_ids_without_annotations_are_refused(small_dataset):
+    text = f'vocabulary = "hico-det"\n{IMAGES_ONLY}ids = "some.ids"\n'
     with pytest.raises(InputError, match=r"train\.annotations: expected"):
         open_dataset(describe(small_dataset, text))

@@ -10,7 +10,7 @@ def make(root, names):
         path.touch()
 
 
-def test_an_empty_folder_has_no_layout(tmp_path):
+def test_empty_folder_has_no_layout(tmp_path):
     assert find_layout(tmp_path) is None
 
 
@@ -33,14 +33,14 @@ def test_an_empty_folder_has_no_layout(tmp_path):
         (["annotations/instances_train2014.json"], "coco-2014", "hico-det", {"train"}),
     ],
 )
-def test_layouts_are_known_by_their_annotation_files(tmp_path, files, name, vocabulary, parts):
+def test_layouts_are_recognised_by_their_annotation_files(tmp_path, files, name, vocabulary, parts):
     make(tmp_path, files)
     layout = find_layout(tmp_path)
     assert (layout.name, layout.vocabulary) == (name, vocabulary)
     assert set(layout.find_parts(tmp_path)) == parts
 
 
-def test_vcocos_own_files_are_preferred_where_they_are_complete(tmp_path):
+def test_official_vcoco_files_are_preferred_if_complete(tmp_path):
     make(tmp_path, ["annotations/test_vcoco.json", "data/vcoco/vcoco_test.json"])
     parts = find_layout(tmp_path).find_parts(tmp_path)
     assert parts["test"].annotations == tmp_path / "annotations/test_vcoco.json"
@@ -49,11 +49,11 @@ def test_vcocos_own_files_are_preferred_where_they_are_complete(tmp_path):
     assert parts["test"].annotations == tmp_path / "data/vcoco/vcoco_test.json"
 
 
-def test_every_layout_has_its_own_name():
+def test_layout_names_are_unique():
     assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
 
 
-def test_the_commonest_form_is_preferred(tmp_path):
+def test_hoia_files_are_preferred(tmp_path):
     files = [
         "annotations/trainval_hico.json",
         "annotations/instances_train2015.json",
@@ -67,6 +67,6 @@ def test_the_commonest_form_is_preferred(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["images/test2015", "hico_20160224_det/images/test2015"])
-def test_images_lie_in_one_of_the_known_places(tmp_path, folder):
+def test_images_folder_is_found_in_known_places(tmp_path, folder):
     make(tmp_path, ["annotations/test_hico.json", f"{folder}/a.jpg"])
     assert find_layout(tmp_path).find_parts(tmp_path)["test"].images == tmp_path / folder

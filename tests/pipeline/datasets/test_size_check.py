@@ -1,4 +1,4 @@
-"""Sizes and orientations of pictures against what annotations declare."""
+"""Declared image sizes and orientations compared with those of the image files."""
 
 import json
 
@@ -22,7 +22,7 @@ EXIF_ORIENTATION = 0x0112
 
 
 def save_stored(path, size, orientation):
-    """A picture whose stored pixels at the first box are red, with an EXIF tag."""
+    """Saves an image with an EXIF orientation that is red in the first box, in stored pixels."""
     image = Image.new("RGB", size, (40, 90, 60))
     image.paste((250, 0, 0), tuple(int(side) for side in BOXES[0]))
     exif = Image.Exif()
@@ -33,8 +33,10 @@ def save_stored(path, size, orientation):
 
 @pytest.fixture
 def turned(tmp_path):
-    """`turned(orientations, key=, declared=, size=)` gives a dataset with a test part of pictures,
-    annotated in stored pixels."""
+    """Makes a dataset with a test part of images with EXIF orientations, boxes in stored pixels.
+
+    Arguments: the EXIF orientations, `orientation` of dataset.toml, declared and stored size.
+    """
 
     def make(orientations, key=None, declared=SIZE, size=SIZE):
         root = tmp_path / "set"
@@ -70,7 +72,7 @@ def sizes_of(dataset):
 
 
 @pytest.mark.parametrize("declared", [SIZE, None])
-def test_stored_boxes_are_turned_with_their_pictures(turned, declared):
+def test_stored_boxes_are_rotated_with_their_images(turned, declared):
     dataset = turned(range(1, 9), "stored", declared)
     for annotation in dataset.load("test").annotations:
         image = np.asarray(read_image(dataset.root / "test" / annotation.image_id))
@@ -82,7 +84,7 @@ def test_stored_boxes_are_turned_with_their_pictures(turned, declared):
         assert annotation.hois.tolist() == [[0, 1, 71]]
 
 
-def test_predictions_are_turned_back_and_read_again(turned):
+def test_predictions_are_written_in_stored_pixels_and_read_back(turned):
     dataset = turned(range(1, 9), "stored")
     upright = [
         Detections(one.image_id, one.boxes, one.labels, one.hois, np.ones(1, np.float32))
@@ -95,7 +97,7 @@ def test_predictions_are_turned_back_and_read_again(turned):
         np.testing.assert_allclose(one.boxes, other.boxes)
 
 
-def test_without_the_key_boxes_stay_as_they_are(turned):
+def test_boxes_are_upright_by_default(turned):
     dataset = turned(range(1, 9), declared=None)
     (held, *_) = loaded = dataset.load("test").annotations
     assert all(one.boxes.tolist() == BOXES for one in loaded)
@@ -103,12 +105,12 @@ def test_without_the_key_boxes_stay_as_they_are(turned):
     assert dataset.detections_to_file("test", detections)[0].boxes is held.boxes
 
 
-def test_the_key_makes_another_digest(turned):
+def test_digest_depends_on_the_orientation(turned):
     digests = [turned([6], key).load("test").digest for key in (None, "upright", "stored")]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_another_orientation_is_refused(turned):
+def test_unknown_orientation_is_refused(turned):
     with pytest.raises(InputError) as caught:
         turned([1], "sideways")
     assert all(word in str(caught.value) for word in ("dataset.toml", "orientation", "sideways"))
@@ -144,7 +146,7 @@ def test_declared_sizes_confirm_the_orientation(turned):
     ],
 )
 @pytest.mark.parametrize("key", [None, "stored"])
-def test_what_sizes_do_not_tell_is_said_in_one_line(
+def test_unknown_orientation_of_boxes_gives_one_warning(
     turned, orientations, declared, size, count, key
 ):
     found = sizes_of(turned(orientations, key, declared, size))
@@ -155,8 +157,8 @@ def test_what_sizes_do_not_tell_is_said_in_one_line(
     assert found.unusable == {}
 
 
-def test_boxes_that_fit_only_otherwise_are_pointed_at(turned):
-    """The second box reaches to 58 of 60 stored pixels; upright the picture is 40 wide."""
+def test_boxes_that_fit_the_other_orientation_only_give_a_warning(turned):
+    """The second box ends at x = 58 of 60 stored pixels, but the upright image is 40 wide."""
     found = sizes_of(turned([6, 8, 3, 1], None, None))
     assert found.fit_other == ["000.png", "001.png"]
     assert '"stored"' in list(found.warnings())[1]
@@ -180,8 +182,9 @@ def test_boxes_of_another_scale_are_refused_without_declared_sizes(turned, scale
 
 @pytest.fixture
 def standing(tmp_path):
-    """`standing(parts, declared, reach)` gives a dataset in stored pixels whose pictures, 60 x 40
-    as stored, have tags that lay them on their sides, with as many standing people as given.
+    """Makes a dataset of images with EXIF orientation 6 in which people stand upright as stored.
+
+    Arguments: number of images with one person by part, declared size, lower edge of the people.
     """
 
     def make(parts, declared=None, reach=38):
@@ -211,8 +214,8 @@ def standing(tmp_path):
 
 
 @pytest.mark.parametrize("declared", [None, SIZE])
-def test_all_parts_together_tell_whether_tags_are_left_over(standing, declared):
-    """Of the test part's three people alone nothing could be told."""
+def test_stale_exif_tags_are_detected_from_all_parts_together(standing, declared):
+    """The three people of the test part alone would be too few."""
     dataset = standing({"train": 12, "test": 3}, declared)
     (first, *_) = dataset.load("test").annotations
     assert first.boxes[0].tolist() == [5, 3, 20, 38]
@@ -221,9 +224,7 @@ def test_all_parts_together_tell_whether_tags_are_left_over(standing, declared):
 
 
 @pytest.mark.parametrize(("declared", "reach"), [(SIZE[::-1], 58), (None, 58)])
-def test_people_who_fit_the_upright_picture_alone_are_no_sign_of_left_over_tags(
-    standing, declared, reach
-):
+def test_boxes_that_fit_upright_only_are_not_taken_for_stale_exif_tags(standing, declared, reach):
     dataset = standing({"train": 12}, declared, reach)
     with pytest.raises(InputError) as caught:
         check_image_sizes(dataset, dataset.load("train")).raise_errors()
@@ -234,7 +235,7 @@ def test_people_who_fit_the_upright_picture_alone_are_no_sign_of_left_over_tags(
 
 
 @pytest.mark.parametrize("factor", [2, 0.5])
-def test_more_than_a_hundredth_of_other_sizes_is_refused(turned, factor):
+def test_part_with_too_many_wrong_sizes_is_refused(turned, factor):
     other = tuple(int(factor * side) for side in SIZE)
     many = turned([1] * 99, declared=[other] * 2 + [SIZE] * 97)
     with pytest.raises(InputError) as caught:
@@ -249,33 +250,33 @@ def test_more_than_a_hundredth_of_other_sizes_is_refused(turned, factor):
         few.raise_errors(strict=True)
 
 
-def test_check_lists_all(turned):
+def test_check_lists_all_wrong_sizes(turned):
     dataset = turned([6, 6, 3, 1], declared=[SIZE, SIZE, SIZE, (120, 80)])
     (check,) = checks = check_dataset(dataset)
     assert sorted(one.count for one in check.issues) == [1, 1, 2, 2]
     text = format_check(dataset, checks)
-    for name, told in (
+    for name, text_of_sizes in (
         ("000", "declared 60 x 40"),
         ("001", "declared 60 x 40"),
         ("003", "declared 120 x 80, the file has 60 x 40"),
     ):
-        assert f"  {dataset.root}/test/{name}.png: {told}" in text
+        assert f"  {dataset.root}/test/{name}.png: {text_of_sizes}" in text
     assert "orientation" in summarise_problems(checks) and len(check.problems) == 2
 
 
-def test_check_ends_with_2_and_with_0_once_the_key_is_right(turned, monkeypatch, capsys):
+def test_check_exit_code_depends_on_the_orientation(turned, monkeypatch, capsys):
     for key, code in ((None, 2), ("stored", 0)):
         dataset = turned([6, 6, 1], key)
         monkeypatch.setattr("sys.argv", ["eoid-data", "check", str(dataset.root)])
         with pytest.raises(SystemExit) as ended:
             run_command(data)
-        told = capsys.readouterr().err
-        assert ended.value.code == code, told
-        assert ('set orientation = "stored"' in told) == (code == 2)
+        stderr = capsys.readouterr().err
+        assert ended.value.code == code, stderr
+        assert ('set orientation = "stored"' in stderr) == (code == 2)
 
 
 def described(root, vocabulary, annotations):
-    """A dataset whose test part is annotated in stored pixels."""
+    """Describes a dataset whose test part is annotated in stored pixels."""
     (root / "dataset.toml").write_text(
         f'vocabulary = "{vocabulary}"\norientation = "stored"\n'
         f'[test]\nimages = "."\nannotations = "{annotations}"\n'
@@ -307,7 +308,7 @@ def in_coco():
 
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
 @pytest.mark.parametrize("make", [in_instances, in_coco])
-def test_boxes_of_every_form_are_turned(tmp_path, make, orientation):
+def test_boxes_of_every_format_are_rotated(tmp_path, make, orientation):
     save_stored(tmp_path / "a.png", SIZE, orientation)
     (tmp_path / "test.json").write_text(json.dumps(make()))
     dataset = described(tmp_path, "hico-det", "test.json")
@@ -318,7 +319,7 @@ def test_boxes_of_every_form_are_turned(tmp_path, make, orientation):
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
-def test_v_cocos_boxes_are_turned(tmp_path, write_vcoco, orientation):
+def test_vcoco_boxes_are_rotated(tmp_path, write_vcoco, orientation):
     save_stored(tmp_path / "a.png", SIZE, orientation)
     does = {(0, "hold"): [1]}
     boxes = [(1, [5, 3, 20, 30]), (44, [20, 10, 38, 20])]

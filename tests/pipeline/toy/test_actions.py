@@ -16,22 +16,22 @@ NAMES = [
 
 
 def boxes(verb, name, seed=0, in_hand=None):
-    """Boxes by owner of one group, in body heights."""
+    """Boxes of one group by owner, in units of the body height."""
     rng, palette = ScalarRNG(np.random.default_rng(seed)), Palette(PALETTES[0])
     obj = make_object(name, palette, rng, 0.3)
     second = in_hand and make_object(in_hand, palette, rng, 0.3)
     found = {}
     for owner, sketch in draw_action(verb, obj, sample_appearance(palette, rng), rng, second):
         found.setdefault(owner, []).append(sketch.bounds())
-    return {owner: enclosing_box(its) for owner, its in found.items()}
+    return {owner: enclosing_box(part_boxes) for owner, part_boxes in found.items()}
 
 
 def gap(first, second):
-    """Distance of two boxes along the ground, negative where they overlap."""
+    """Horizontal distance of two boxes, negative if they overlap."""
     return max(second[0] - first[2], first[0] - second[2])
 
 
-def test_every_verb_can_be_done():
+def test_every_verb_has_an_action():
     assert set(ACTIONS) == set(VOCABULARY.verbs)
 
 
@@ -45,7 +45,7 @@ def test_groups_stay_above_the_ground_and_compact(verb, name):
 
 
 @pytest.mark.parametrize(("verb", "name"), NAMES)
-def test_people_touch_what_they_handle_and_nothing_else(verb, name):
+def test_people_touch_only_objects_they_handle(verb, name):
     for seed in range(3):
         found = boxes(verb, name, seed)
         distance = gap(found[0], found[1])
@@ -56,26 +56,26 @@ def test_people_touch_what_they_handle_and_nothing_else(verb, name):
 
 
 @pytest.mark.parametrize(("verb", "name"), [pair for pair in NAMES if pair[0] == "carry"])
-def test_carried_things_are_above_the_head(verb, name):
+def test_carried_objects_are_above_the_head(verb, name):
     found = boxes(verb, name)
     assert (found[1][1] + found[1][3]) / 2 < found[0][1] + 0.1
 
 
 @pytest.mark.parametrize(("verb", "name"), [pair for pair in NAMES if pair[0] == "jump"])
-def test_jumpers_are_above_the_thing(verb, name):
+def test_jumping_people_are_above_the_object(verb, name):
     found = boxes(verb, name)
     assert found[0][3] < -0.1
     assert (found[0][1] + found[0][3]) / 2 < found[1][1]
 
 
 @pytest.mark.parametrize("verb", ["pull", "throw"])
-def test_ropes_and_streaks_belong_to_nobody(verb):
+def test_ropes_and_streaks_are_decoration(verb):
     assert DECORATION in boxes(verb, "box")
 
 
 @pytest.mark.parametrize("verb", ["ride", "sit_on"])
 @pytest.mark.parametrize("in_hand", ["ball", "umbrella", "box", "skateboard", "dog"])
-def test_a_second_thing_is_held(verb, in_hand):
+def test_second_object_is_held(verb, in_hand):
     found = boxes(verb, "horse", in_hand=in_hand)
     assert gap(found[0], found[2]) < 0
     assert found[2][3] < -0.3

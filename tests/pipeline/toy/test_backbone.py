@@ -6,7 +6,7 @@ from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 160), (32, 16)])
-def test_maps_have_their_strides_and_channels(height, width):
+def test_feature_maps_have_their_strides_and_channels(height, width):
     body = ToyBackbone().eval()
     maps = body(torch.rand(2, 3, height, width))
     assert list(maps) == ["stride4", "stride8", "stride16"]
@@ -15,7 +15,7 @@ def test_maps_have_their_strides_and_channels(height, width):
         assert value.shape == (2, body.num_channels[name], height // stride, width // stride)
 
 
-def test_detectors_take_the_middle_map():
+def test_detectors_use_the_map_of_stride_8():
     body = ToyBackbone().eval()
     single = SingleFeatureMap(body)
     image = torch.rand(1, 3, 64, 64)
@@ -23,7 +23,7 @@ def test_detectors_take_the_middle_map():
     assert single(image).shape[1] == single.out_channels
 
 
-def test_frozen_norms_take_the_trained_ones_values():
+def test_frozen_batch_norm_loads_trained_statistics():
     trained = ToyBackbone()
     trained(torch.rand(4, 3, 64, 64))
     trained.eval()

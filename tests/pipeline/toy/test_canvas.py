@@ -8,7 +8,7 @@ RED = (220, 30, 30)
 
 
 def painted(sketch, scale=4, **options):
-    """Box of the pixels that painting on a 40x40 picture changes, in picture pixels."""
+    """Box of the pixels that a sketch changes on a 40x40 image, in image pixels."""
     canvas = Image.new("RGB", (40 * scale, 40 * scale), "white")
     sketch.paint(ImageDraw.Draw(canvas), scale, **options)
     changed = np.any(np.asarray(canvas) != 255, axis=2)
@@ -35,7 +35,7 @@ def test_bounds_are_tight_to_what_is_painted(sketch, outline):
     assert painted(sketch, outline=outline) == pytest.approx(sketch.bounds(outline), abs=0.5)
 
 
-def test_painting_elsewhere():
+def test_paint_at_another_origin():
     sketch = Sketch().disc(0, 4, RED)
     assert painted(sketch, origin=12 + 20j, outline=0.0) == pytest.approx((8, 16, 16, 24), abs=0.5)
 
@@ -58,25 +58,25 @@ def test_details_have_no_outline():
         ({"mirrored": True, "turn": 90.0, "scale": 2.0, "origin": 5}, 1 - 2j),
     ],
 )
-def test_moved(options, expected):
+def test_transformed(options, expected):
     left, top, right, bottom = Sketch().disc(1 + 2j, 0.5, RED).transformed(**options).bounds()
     assert complex(left + right, top + bottom) / 2 == pytest.approx(expected)
     assert (right - left) / 2 == pytest.approx(0.5 * options.get("scale", 1.0))
 
 
-def test_moved_keeps_the_original():
+def test_transformed_does_not_change_the_original():
     sketch = Sketch().line(0, 1, 0.1, RED)
     before = sketch.bounds()
     sketch.transformed(5, 2.0)
     assert sketch.bounds() == before
 
 
-def test_arc_ends():
+def test_arc_end_points():
     points = arc(1 + 1j, 2, 1, 180, 360, 8)
     assert points[0] == pytest.approx(-1 + 1j)
     assert points[4] == pytest.approx(1 + 0j)
     assert points[-1] == pytest.approx(3 + 1j)
 
 
-def test_bounds_of_boxes():
+def test_enclosing_box():
     assert enclosing_box([(0, 1, 2, 3), (-1, 2, 1, 9)]) == (-1, 1, 2, 9)

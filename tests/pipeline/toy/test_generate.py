@@ -30,7 +30,7 @@ def small_toy(tmp_path_factory):
     return root
 
 
-def test_layout(small_toy):
+def test_files_of_the_toy_dataset(small_toy):
     assert sorted(folder_contents(small_toy)) == [
         "annotations/test_hico.json",
         "annotations/trainval_hico.json",
@@ -41,7 +41,7 @@ def test_layout(small_toy):
     ]
 
 
-def test_dataset_toml_names_what_is_there(small_toy):
+def test_dataset_toml_names_existing_paths(small_toy):
     dataset = read_toml(small_toy / "dataset.toml")
     assert dataset["name"] == dataset["vocabulary"] == "toy"
     for part in ("train", "test"):
@@ -49,7 +49,7 @@ def test_dataset_toml_names_what_is_there(small_toy):
         assert (small_toy / dataset[part]["annotations"]).is_file()
 
 
-def test_annotations_are_in_hoia_form(small_toy):
+def test_annotations_are_in_hoia_format(small_toy):
     vocabulary = toy_vocabulary()
     entries = json.loads((small_toy / "annotations/trainval_hico.json").read_text())
     assert len(entries) == 6
@@ -58,25 +58,25 @@ def test_annotations_are_in_hoia_form(small_toy):
         assert entry["file_name"] == annotation.image_id
         assert (entry["width"], entry["height"]) == (128, 128)
         assert len(entry["annotations"]) == len(annotation.boxes)
-        for box, its in zip(annotation.boxes, entry["annotations"], strict=True):
-            assert its["bbox"] == pytest.approx(box.tolist(), abs=1e-5)
-        for row, its in zip(annotation.hois, entry["hoi_annotation"], strict=True):
-            assert (its["subject_id"], its["object_id"]) == (row[0], row[1])
-            assert its["category_id"] == row[2] + 1
+        for box, found in zip(annotation.boxes, entry["annotations"], strict=True):
+            assert found["bbox"] == pytest.approx(box.tolist(), abs=1e-5)
+        for row, found in zip(annotation.hois, entry["hoi_annotation"], strict=True):
+            assert (found["subject_id"], found["object_id"]) == (row[0], row[1])
+            assert found["category_id"] == row[2] + 1
             label = vocabulary.label_by_category_id[entry["annotations"][row[1]]["category_id"]]
-            pair = vocabulary.interactions[its["hoi_category_id"] - 1]
+            pair = vocabulary.interactions[found["hoi_category_id"] - 1]
             assert pair == (row[2], label)
 
 
-def test_boxes_survive_the_file_exactly():
+def test_boxes_in_the_file_are_exact():
     for index in range(20):
         annotation = draw_scene(0, "test", index)[1]
         entry = json.loads(json.dumps(to_hoia_entry(annotation)))
-        boxes = [its["bbox"] for its in entry["annotations"]]
+        boxes = [found["bbox"] for found in entry["annotations"]]
         assert (annotation.boxes == annotation.boxes.dtype.type(boxes)).all()
 
 
-def test_images_open(small_toy):
+def test_images_can_be_read(small_toy):
     for path in (small_toy / "images").rglob("*.jpg"):
         with Image.open(path) as image:
             image.load()
@@ -91,13 +91,13 @@ def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
     assert folder_contents(tmp_path / "one") == folder_contents(tmp_path / "three")
 
 
-def test_seed_changes_the_toy(small_toy, tmp_path):
+def test_seed_changes_the_images(small_toy, tmp_path):
     write_toy(tmp_path / "other", 6, 3, seed=3)
     other, same = folder_contents(tmp_path / "other"), folder_contents(small_toy)
     assert all(other[name] != same[name] for name in other if name.endswith("jpg"))
 
 
-def test_a_larger_toy_begins_with_the_smaller(small_toy, tmp_path):
+def test_larger_dataset_starts_with_the_images_of_a_smaller_one(small_toy, tmp_path):
     write_toy(tmp_path / "larger", 8, 3, seed=2)
     larger = folder_contents(tmp_path / "larger")
     for name, data in folder_contents(small_toy).items():
@@ -105,13 +105,13 @@ def test_a_larger_toy_begins_with_the_smaller(small_toy, tmp_path):
             assert larger[name] == data
 
 
-def test_a_finished_toy_is_left_alone(small_toy):
+def test_finished_dataset_is_not_written_again(small_toy):
     before = {path: path.stat().st_mtime_ns for path in small_toy.rglob("*")}
     assert not write_toy(small_toy, 6, 3, seed=2)
     assert before == {path: path.stat().st_mtime_ns for path in small_toy.rglob("*")}
 
 
-def test_an_interrupted_toy_goes_on(small_toy, tmp_path, monkeypatch):
+def test_interrupted_dataset_is_completed(small_toy, tmp_path, monkeypatch):
     real, calls = generate.to_hoia_entry, []
 
     def interrupted(annotation):
@@ -129,7 +129,7 @@ def test_an_interrupted_toy_goes_on(small_toy, tmp_path, monkeypatch):
     assert folder_contents(tmp_path / "w") == folder_contents(small_toy)
 
 
-def test_another_toy_needs_overwrite(small_toy, tmp_path):
+def test_other_toy_dataset_is_replaced_only_with_overwrite(small_toy, tmp_path):
     root = tmp_path / "w"
     write_toy(root, 8, 4, seed=1)
     before = folder_contents(root)
@@ -141,7 +141,7 @@ def test_another_toy_needs_overwrite(small_toy, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_other_peoples_folders_are_refused(tmp_path, overwrite):
+def test_folder_with_other_files_is_refused(tmp_path, overwrite):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "trainval_hico.json").write_text("[]")
     before = folder_contents(tmp_path)
@@ -151,7 +151,7 @@ def test_other_peoples_folders_are_refused(tmp_path, overwrite):
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
-def test_a_file_in_the_way(tmp_path, where):
+def test_file_in_place_of_the_folder_is_refused(tmp_path, where):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file"):
         write_toy(tmp_path / where, 6, 3, seed=0)
@@ -161,7 +161,7 @@ def test_a_file_in_the_way(tmp_path, where):
     ("train", "test", "seed", "named"),
     [(0, 1, 0, "train"), (-5, 1, 0, "train"), (1, 0, 0, "test"), (1, 1, -1, "seed")],
 )
-def test_bad_numbers_are_named_and_nothing_is_written(tmp_path, train, test, seed, named):
+def test_wrong_numbers_are_refused_before_writing(tmp_path, train, test, seed, named):
     with pytest.raises(InputError, match=rf"{named}: expected a number"):
         write_toy(tmp_path / "w", train, test, seed)
     assert not (tmp_path / "w").exists()
@@ -177,7 +177,7 @@ def test_command(tmp_path, small_toy):
     assert "already there" in again.stdout
 
 
-def test_command_tells_bad_input_in_one_line(tmp_path):
+def test_command_reports_bad_input_in_one_line(tmp_path):
     done = subprocess.run(
         [*COMMAND, str(tmp_path / "w"), "--train", "0"], capture_output=True, text=True
     )

@@ -15,18 +15,18 @@ from pipeline.toy.rng import ScalarRNG
         ((0.452, 0.3132, 264.05), (0, 0, 255)),
     ],
 )
-def test_oklch_of_known_colours(lch, rgb):
+def test_oklch_to_rgb_of_known_colours(lch, rgb):
     assert oklch_to_rgb(*lch) == pytest.approx(rgb, abs=2)
 
 
-def test_oklch_clips_into_the_gamut():
+def test_oklch_to_rgb_clips_to_the_gamut():
     assert all(0 <= value <= 255 for value in oklch_to_rgb(0.9, 0.4, 200))
 
 
 @pytest.mark.parametrize(
     ("share", "expected"), [(0.0, (0, 10, 20)), (1.0, (100, 110, 120)), (0.5, (50, 60, 70))]
 )
-def test_mix(share, expected):
+def test_blend(share, expected):
     assert blend((0, 10, 20), (100, 110, 120), share) == expected
 
 
@@ -42,7 +42,7 @@ def test_full_tint_is_the_light():
     assert palette.accent(rng) == palette.natural(rng, SKINS) == (1, 2, 3)
 
 
-def test_same_dice_same_colours():
+def test_same_random_numbers_give_the_same_colours():
     palette = Palette(PALETTES[0])
     first, second = (palette.natural(ScalarRNG(np.random.default_rng(2)), COATS) for _ in range(2))
     assert first == second

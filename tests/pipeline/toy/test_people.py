@@ -22,7 +22,7 @@ from pipeline.toy.scene_spec import toy_vocabulary
 @pytest.mark.parametrize(
     ("angle", "direction"), [(0, 1j), (90, 1 + 0j), (180, -1j), (-90, -1 + 0j)]
 )
-def test_along(angle, direction):
+def test_unit_vector(angle, direction):
     assert unit_vector(angle) == pytest.approx(direction)
 
 
@@ -31,7 +31,7 @@ def test_every_verb_has_a_pose():
 
 
 @pytest.mark.parametrize("name", POSES)
-def test_bones_keep_their_lengths(name):
+def test_limbs_keep_their_lengths(name):
     joints = forward_kinematics(POSES[name], 3 + 4j)
     for arm in (joints.near_arm, joints.far_arm):
         assert abs(arm[0] - joints.shoulder) == pytest.approx(UPPER_ARM)
@@ -43,7 +43,7 @@ def test_bones_keep_their_lengths(name):
 
 @pytest.mark.parametrize("first", POSES)
 @pytest.mark.parametrize("second", POSES)
-def test_poses_differ_by_more_than_their_looseness(first, second):
+def test_poses_differ_by_more_than_the_jitter(first, second):
     def angles(name):
         pose = POSES[name]
         return np.array([pose.lean, *pose.near_arm, *pose.far_arm, *pose.near_leg, *pose.far_leg])
@@ -52,12 +52,12 @@ def test_poses_differ_by_more_than_their_looseness(first, second):
         assert np.abs(angles(first) - angles(second)).max() > 20
 
 
-def test_a_standing_person_is_about_one_height_tall():
+def test_standing_person_has_unit_height():
     joints = forward_kinematics(POSES["no_interaction"])
     assert joints.lowest - joints.top == pytest.approx(1.0, abs=0.06)
 
 
-def test_loosened_stays_near():
+def test_jitter_is_bounded():
     rng = ScalarRNG(np.random.default_rng(0))
     loose = jitter_pose(POSES["kick"], rng, 5.0)
     assert loose != POSES["kick"]
@@ -65,22 +65,22 @@ def test_loosened_stays_near():
 
 
 @pytest.mark.parametrize("target", [0.3 + 0.1j, 0.1 - 0.2j, -0.25j, -0.2 + 0.05j])
-@pytest.mark.parametrize("bends", [1, -1])
-def test_reach_ends_at_the_target(target, bends):
-    elbow, hand = solve_arm(0, target, bends)
+@pytest.mark.parametrize("bend", [1, -1])
+def test_solve_arm_reaches_the_target(target, bend):
+    elbow, hand = solve_arm(0, target, bend)
     assert hand == pytest.approx(target)
     assert abs(elbow) == pytest.approx(UPPER_ARM)
     assert abs(hand - elbow) == pytest.approx(FOREARM)
 
 
 @pytest.mark.parametrize("target", [2 + 0j, -5j, 0j])
-def test_reach_stretches_no_bone(target):
+def test_solve_arm_keeps_limb_lengths(target):
     elbow, hand = solve_arm(0, target)
     assert abs(elbow) == pytest.approx(UPPER_ARM)
     assert abs(hand - elbow) == pytest.approx(FOREARM)
 
 
-def test_reaching_moves_only_the_asked_hand():
+def test_move_hands_moves_only_the_given_hand():
     joints = forward_kinematics(POSES["hold"])
     moved = move_hands(joints, near=joints.shoulder + 0.2)
     assert moved.near_arm != joints.near_arm

@@ -26,14 +26,14 @@ def annotations():
 
 
 @pytest.mark.parametrize("part", ["train", "test", "models"])
-def test_same_arguments_same_bytes(part):
+def test_same_arguments_give_the_same_bytes(part):
     first, second = draw_scene(3, part, 7), draw_scene(3, part, 7)
     assert first[0].tobytes() == second[0].tobytes()
     assert np.array_equal(first[1].boxes, second[1].boxes)
     assert np.array_equal(first[1].hois, second[1].hois)
 
 
-def test_seed_part_and_index_change_the_picture():
+def test_seed_part_and_index_change_the_image():
     arguments = [
         (0, "train", 0),
         (1, "train", 0),
@@ -44,7 +44,7 @@ def test_seed_part_and_index_change_the_picture():
     assert len({draw_scene(*each)[0].tobytes() for each in arguments}) == len(arguments)
 
 
-def test_pictures_are_small_rgb():
+def test_image_mode_size_and_name():
     image, annotation = draw_scene(0, "test", 11)
     assert (image.mode, image.size) == ("RGB", (IMAGE_SIZE, IMAGE_SIZE))
     assert annotation.image_id == image_file_name("test", 11) == "toy_test_00000012.jpg"
@@ -67,7 +67,7 @@ def test_boxes_are_inside_and_large_enough(annotations):
     assert people.min() >= 20 and 38 < np.median(people) < 50 and people.max() < 80
 
 
-def test_labels_are_interactions_of_people_with_things(annotations):
+def test_labels_are_interactions_of_people_with_objects(annotations):
     for annotation in annotations:
         people, things, verbs = annotation.hois.T
         assert (annotation.labels[people] == VOCABULARY.person).all()
@@ -77,9 +77,9 @@ def test_labels_are_interactions_of_people_with_things(annotations):
         assert set(people) | set(things) == set(range(len(annotation.boxes)))
 
 
-def test_crowds_and_pairs(annotations):
+def test_numbers_of_people_and_pairs(annotations):
     pairs = np.array([len(annotation.hois) for annotation in annotations])
-    people = np.array([(its.labels == VOCABULARY.person).sum() for its in annotations])
+    people = np.array([(one.labels == VOCABULARY.person).sum() for one in annotations])
     assert set(people.tolist()) == {1, 2, 3}
     assert pairs.mean() == pytest.approx(1.9, abs=0.15)
     assert 0 < (pairs > people).mean() < 0.2
@@ -95,16 +95,18 @@ def test_every_interaction_occurs():
 
 
 def test_boxes_are_tight_to_the_pixels(monkeypatch):
-    """A picture with people alone differs from an empty one up to the people's boxes' edges."""
+    """An image with people alone differs from an empty one inside the people's boxes only."""
     place_all = scene.place_groups
     monkeypatch.setattr(scene, "_draw_shadows", lambda canvas, group: None)
     for index in range(12):
         _, annotation = draw_scene(2, "train", index)
         with monkeypatch.context() as patch:
-            patch.setattr(scene, "place_groups", lambda *its: place_all(*its)[:0])
+            patch.setattr(scene, "place_groups", lambda *arguments: place_all(*arguments)[:0])
             empty, _ = draw_scene(2, "train", index)
         with monkeypatch.context() as patch:
-            patch.setattr(scene, "place_groups", lambda *its: _only_people(place_all(*its)))
+            patch.setattr(
+                scene, "place_groups", lambda *arguments: _only_people(place_all(*arguments))
+            )
             people, _ = draw_scene(2, "train", index)
         changed = np.abs(np.asarray(people, int) - np.asarray(empty, int)).max(2) > 24
         boxes = annotation.boxes[annotation.labels == VOCABULARY.person]
@@ -131,13 +133,13 @@ def _only_people(standing):
     ]
 
 
-def test_nothing_standing_gives_an_empty_annotation():
+def test_no_groups_give_an_empty_annotation():
     annotation = annotate_scene([], "x.jpg")
     assert annotation.boxes.shape == (0, 4) and annotation.hois.shape == (0, 3)
 
 
-def test_the_drawing_is_what_its_number_says():
-    """Whoever changes what is drawn raises DRAWING, so that old toy datasets are told apart."""
+def test_drawing_version_matches_the_drawings():
+    """A change of the drawings needs another `DRAWING_VERSION`, which marks older toy datasets."""
     digest = hashlib.sha256()
     for index in range(10):
         annotation = draw_scene(0, "train", index)[1]
@@ -155,7 +157,7 @@ def canvas_of(name, seed, scale=3):
 
 
 @pytest.mark.parametrize("name", BACKGROUNDS)
-def test_places_are_repeatable_and_vary(name):
+def test_backgrounds_are_repeatable_and_depend_on_the_seed(name):
     first, again, other = (canvas_of(name, seed) for seed in (1, 1, 2))
     assert first.shape == (3 * IMAGE_SIZE, 3 * IMAGE_SIZE, 3)
     assert np.array_equal(first, again)

@@ -31,31 +31,31 @@ def test_one_to_three_people(part):
     assert {len(specs) for specs in specs_of(part, 100)} == {1, 2, 3}
 
 
-@pytest.mark.parametrize(("part", "pictures"), [("train", 3000), ("test", 500)])
+@pytest.mark.parametrize(("part", "images"), [("train", 3000), ("test", 500)])
 @pytest.mark.parametrize("seed", [0, 4])
-def test_rare_interactions_come_exactly_so_often(part, pictures, seed):
-    specs = [spec for its in specs_of(part, pictures, seed) for spec in its]
+def test_rare_interactions_have_exact_counts(part, images, seed):
+    specs = [spec for people in specs_of(part, images, seed) for spec in people]
     counts = Counter(spec.interaction for spec in specs)
     hands = {spec.in_hand for spec in specs}
-    assert {counts[index] for index in VOCABULARY.rare} == {pictures // RARE_PERIOD[part]}
+    assert {counts[index] for index in VOCABULARY.rare} == {images // RARE_PERIOD[part]}
     assert not hands & set(VOCABULARY.rare)
-    assert 3 <= pictures // RARE_PERIOD[part] <= 9
+    assert 3 <= images // RARE_PERIOD[part] <= 9
 
 
 def test_common_interactions_are_common():
-    counts = Counter(spec.interaction for its in specs_of("train", 3000) for spec in its)
+    counts = Counter(spec.interaction for people in specs_of("train", 3000) for spec in people)
     common = [counts[i] for i in range(VOCABULARY.num_interactions) if i not in VOCABULARY.rare]
     assert min(common) >= 60
 
 
-def test_models_know_no_rarity():
-    counts = Counter(spec.interaction for its in specs_of("models", 2000) for spec in its)
+def test_models_part_has_no_rare_interactions():
+    counts = Counter(spec.interaction for people in specs_of("models", 2000) for spec in people)
     rare = [counts[index] for index in VOCABULARY.rare]
     assert min(rare) >= 30
 
 
-def test_verbs_are_balanced_but_for_no_interaction():
-    specs = [spec.interaction for its in specs_of("models", 2000) for spec in its]
+def test_verbs_are_balanced_except_no_interaction():
+    specs = [spec.interaction for people in specs_of("models", 2000) for spec in people]
     verbs = Counter(VOCABULARY.interactions[interaction][0] for interaction in specs)
     usual = np.mean([verbs[verb] for verb in range(10)])
     for verb in range(10):
@@ -63,9 +63,9 @@ def test_verbs_are_balanced_but_for_no_interaction():
     assert verbs[VOCABULARY.no_interaction] == pytest.approx(1.5 * usual, rel=0.2)
 
 
-def test_only_riders_and_sitters_hold_a_second_thing():
+def test_only_riding_or_sitting_people_hold_a_second_object():
     holders = Counter()
-    for spec in (spec for its in specs_of("train", 2000) for spec in its):
+    for spec in (spec for people in specs_of("train", 2000) for spec in people):
         verb = VOCABULARY.verbs[VOCABULARY.interactions[spec.interaction][0]]
         holders[verb in HANDS_FREE_VERBS, spec.in_hand is not None] += 1
         if spec.in_hand is not None:
@@ -90,16 +90,16 @@ def place(specs, seed, horizon=60):
         ((0, 0, 2, 2), (3, 0, 4, 2), 2.0, 0.5),
     ],
 )
-def test_covered(box, other, margin, expected):
+def test_covered_share(box, other, margin, expected):
     assert covered_share(box, other, margin) == pytest.approx(expected)
 
 
-def test_nobody_leaves_only_loose_things():
+def test_no_people_give_distractors_only():
     assert all(group.spec is None for group in place([], 0))
 
 
 @pytest.mark.parametrize("interaction", range(VOCABULARY.num_interactions))
-def test_the_first_always_finds_room(interaction):
+def test_first_group_is_always_placed(interaction):
     for seed in range(8):
         for horizon in (46, 72):
             placed = place([PersonSpec(interaction)], seed, horizon)

@@ -1,4 +1,4 @@
-"""Tests of horizon, interior and ground, whose functions all have the same form."""
+"""Every function of `scenery` draws repeatably and on the right side of the horizon."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ BELOW = {"planks", "court", "flowers", "leaves", "pebbles"}
 
 
 def painted(feature, seed, edge=60, scale=2):
-    """(SIZE * 2, SIZE * 2) bool: the pixels that a feature changes."""
+    """(scale * IMAGE_SIZE, scale * IMAGE_SIZE) bool: pixels that a feature changes."""
     canvas = Image.new("RGB", (IMAGE_SIZE * scale, IMAGE_SIZE * scale), (120, 130, 140))
     before = np.asarray(canvas).copy()
     feature(
@@ -41,7 +41,7 @@ def painted(feature, seed, edge=60, scale=2):
 
 
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.__name__)
-def test_features_paint_where_they_belong(feature):
+def test_features_are_drawn_above_or_below_the_horizon(feature):
     changed = np.stack([painted(feature, seed) for seed in range(12)])
     assert changed.any()
     if feature.__name__ in ABOVE:
@@ -52,5 +52,5 @@ def test_features_paint_where_they_belong(feature):
 
 @pytest.mark.parametrize("edge", [40, 75])
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.__name__)
-def test_features_repeat(feature, edge):
+def test_features_are_repeatable(feature, edge):
     assert np.array_equal(painted(feature, 3, edge), painted(feature, 3, edge))

@@ -18,17 +18,17 @@ from pipeline.utils.errors import InputError
 CPU = torch.device("cpu")
 
 
-def test_auto_takes_a_gpu_when_there_is_one():
+def test_auto_device():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert resolve_device("auto").type == expected
 
 
-def test_cpu():
+def test_cpu_device():
     assert resolve_device("cpu") == CPU
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "mps", "cuda:x", "cuda:99", "cuda:-1", "cpu cuda"])
-def test_what_is_no_device_here(name):
+def test_unknown_devices_are_refused(name):
     with pytest.raises(InputError, match="--device: "):
         resolve_device(name)
 
@@ -43,7 +43,7 @@ def test_what_is_no_device_here(name):
         ("tf32", True, torch.float32),
     ],
 )
-def test_precision(monkeypatch, precision, fast, type_):
+def test_autocast_dtype(monkeypatch, precision, fast, type_):
     monkeypatch.setattr(devices, "has_fast_bfloat16", lambda _: fast)
     with autocast(CPU, precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == type_
@@ -51,7 +51,7 @@ def test_precision(monkeypatch, precision, fast, type_):
 
 @pytest.fixture
 def rounding(monkeypatch):
-    """What may be rounded to TF32: products and convolutions; put back after the test."""
+    """Returns whether TF32 is allowed for matrix products and convolutions; restores it after."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     yield lambda: [place.allow_tf32 for place in places]
@@ -68,16 +68,14 @@ def rounding(monkeypatch):
         ("float32", False, [False, False]),
     ],
 )
-def test_a_gpu_may_round_float32_unless_told_not_to(
-    emulated_gpu, rounding, precision, exact_matmul, allowed
-):
+def test_configure_device_sets_tf32(emulated_gpu, rounding, precision, exact_matmul, allowed):
     configure_device(resolve_device("cuda"), precision, exact_matmul)
     assert rounding() == allowed
     configure_device(CPU, "float32")
     assert rounding() == allowed
 
 
-def test_the_named_gpu_is_the_current_one(emulate_cuda, rounding):
+def test_configure_device_sets_the_current_gpu(emulate_cuda, rounding):
     with emulate_cuda(devices=2) as gpu:
         assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
         assert configure_device(resolve_device("cuda:1"), "auto") == torch.device("cuda", 1)
@@ -88,31 +86,31 @@ def test_the_named_gpu_is_the_current_one(emulate_cuda, rounding):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (torch.OutOfMemoryError, "Tried to allocate 2.00 GiB. GPU 0 has a total of\n 1 GiB."),
         (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`\n"),
     ],
 )
-def test_lack_of_memory_is_one_line(error, told):
+def test_out_of_memory_is_one_line(error, message):
     with pytest.raises(InputError) as caught, convert_out_of_memory(lambda: "batch size 16"):
-        raise error(told)
-    said = str(caught.value)
-    assert "batch size 16" in said and told.split(". ")[0].strip() in said and "\n" not in said
+        raise error(message)
+    line = str(caught.value)
+    assert "batch size 16" in line and message.split(". ")[0].strip() in line and "\n" not in line
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_not_converted():
     with pytest.raises(RuntimeError, match="shapes") as caught, convert_out_of_memory(lambda: ""):
         raise RuntimeError("shapes differ")
     assert not isinstance(caught.value, InputError)
 
 
-def test_this_cpu_answers():
+def test_has_fast_bfloat16_on_cpu():
     assert has_fast_bfloat16(CPU) in (True, False)
 
 
 @pytest.mark.parametrize(
-    ("cores", "asked", "processes", "workers"),
+    ("cores", "setting", "processes", "workers"),
     [
         (1, None, 1, 0),
         (2, None, 1, 0),
@@ -127,14 +125,14 @@ def test_this_cpu_answers():
         (16, 5, 8, 5),
     ],
 )
-def test_workers_take_the_cores_that_are_left(monkeypatch, cores, asked, processes, workers):
+def test_default_num_workers(monkeypatch, cores, setting, processes, workers):
     monkeypatch.setattr(devices, "num_usable_cores", lambda: cores)
-    assert default_num_workers(asked, processes=processes) == workers
+    assert default_num_workers(setting, processes=processes) == workers
 
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """`machine(8, groups, **{file: text})`: a machine with cores and control groups."""
+    """Simulates a machine by its number of cores, control groups, and files of /sys and /proc."""
 
     def make(count, groups="", **files):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)), raising=False)
@@ -148,18 +146,18 @@ def machine(monkeypatch, tmp_path):
     return make
 
 
-def test_affinity_bounds_cores(machine):
+def test_affinity_limits_cores(machine):
     machine(5)
     assert num_usable_cores() == 5
 
 
-def test_no_control_groups(machine, tmp_path):
+def test_cores_without_control_groups(machine, tmp_path):
     machine(5)
     (tmp_path / "proc/self/cgroup").unlink()
     assert num_usable_cores() == 5
 
 
-def test_without_affinity_all_cores_count(machine, monkeypatch):
+def test_cores_without_affinity(machine, monkeypatch):
     machine(5)
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
@@ -192,6 +190,6 @@ def test_without_affinity_all_cores_count(machine, monkeypatch):
         ),
     ],
 )
-def test_quotas_of_control_groups_bound_cores(machine, groups, files, expected):
+def test_control_group_quotas_limit_cores(machine, groups, files, expected):
     machine(16, groups, **files)
     assert num_usable_cores() == expected

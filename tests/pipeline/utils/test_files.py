@@ -18,14 +18,14 @@ from pipeline.utils.files import (
 )
 
 
-def test_a_written_file_is_whole_and_alone(tmp_path):
+def test_writing_leaves_only_the_complete_file(tmp_path):
     write_json(tmp_path / "new" / "folder" / "a.json", {"b": [1, "é"]})
     assert read_json(tmp_path / "new" / "folder" / "a.json") == {"b": [1, "é"]}
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_failed_write_keeps_the_old_file_only(tmp_path, error):
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(error), atomic_write(path) as temporary:
@@ -35,14 +35,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_first_write_leaves_nothing(tmp_path):
+def test_failed_first_write_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"not json": object()})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
-def test_of_several_writers_the_first_wins(tmp_path, monkeypatch, hard_links):
+def test_first_of_several_writers_wins(tmp_path, monkeypatch, hard_links):
     if not hard_links:
 
         def link(*_):
@@ -57,14 +57,14 @@ def test_of_several_writers_the_first_wins(tmp_path, monkeypatch, hard_links):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_told_by_the_files_name(tmp_path):
+def test_full_disk_error_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"a\.txt") as caught, atomic_write(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "a.txt")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_old_file_stays_readable_while_the_new_one_is_written(tmp_path):
+def test_old_file_is_readable_during_writing(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with atomic_write(path) as temporary:
@@ -74,7 +74,7 @@ def test_the_old_file_stays_readable_while_the_new_one_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (None, "no such file"),
         (b"", "line 1: expected JSON"),
@@ -84,24 +84,24 @@ def test_the_old_file_stays_readable_while_the_new_one_is_written(tmp_path):
         (b"9" * 10000, "expected JSON"),
     ],
 )
-def test_what_is_no_json(tmp_path, content, says):
+def test_invalid_json_is_refused(tmp_path, content, message):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=f"a.json: {says}"):
+    with pytest.raises(InputError, match=f"a.json: {message}"):
         read_json(path)
 
 
 @pytest.mark.parametrize(
     "text", ["[]", " [ ] ", "[1]", ' [{"a": [1, 2]},\n "b" ,\t3.5 ] \n', "[[], [[1]], NaN]"]
 )
-def test_entries_of_a_list_one_by_one(tmp_path, text):
+def test_iter_json_gives_all_entries(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
     assert repr(list(iter_json(path))) == repr(json.loads(text))
 
 
-def test_entries_are_given_before_the_rest_is_read(tmp_path):
+def test_iter_json_gives_entries_before_later_errors(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[1, 2,\n{"a": ')
     entries = iter_json(path)
@@ -111,7 +111,7 @@ def test_entries_are_given_before_the_rest_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "line 1: expected JSON, found an empty file"),
         (" \n", "line 1: expected JSON, found an empty file"),
@@ -125,30 +125,30 @@ def test_entries_are_given_before_the_rest_is_read(tmp_path):
         ("[" + "9" * 10000 + "]", "expected JSON"),
     ],
 )
-def test_what_is_no_list(tmp_path, text, says):
+def test_iter_json_refuses_other_content(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=f"a.json: {says}"):
+    with pytest.raises(InputError, match=f"a.json: {message}"):
         list(iter_json(path))
 
 
-def test_a_folder_is_no_json(tmp_path):
+def test_folder_is_not_a_json_file(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_json(tmp_path)
 
 
-def test_a_byte_order_mark_does_no_harm(tmp_path):
+def test_json_with_a_byte_order_mark(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1]")
     assert read_json(tmp_path / "a.json") == [1]
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"x" * 3_000_000])
-def test_digest_of_a_file(tmp_path, content):
+def test_sha256_of_file(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
-def test_digest_of_json_knows_no_key_order():
+def test_sha256_of_json_is_independent_of_key_order():
     assert sha256_of_json({"a": 1, "b": [1, 2]}) == sha256_of_json({"b": [1, 2], "a": 1})
     assert sha256_of_json([1, 2]) != sha256_of_json([2, 1])
     text = json.dumps({"a": "é"}, ensure_ascii=False, separators=(",", ":"))
@@ -166,7 +166,7 @@ def test_toml_with_a_byte_order_mark_and_windows_line_ends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (None, "no such file"),
         (b"b = ", "expected TOML"),
@@ -174,13 +174,13 @@ def test_toml_with_a_byte_order_mark_and_windows_line_ends(tmp_path):
         (b"\xff\xfe", "expected TOML"),
     ],
 )
-def test_invalid_toml_is_refused(tmp_path, content, says):
+def test_invalid_toml_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.toml").write_bytes(content)
-    with pytest.raises(InputError, match=f"a.toml: {says}"):
+    with pytest.raises(InputError, match=f"a.toml: {message}"):
         read_toml(tmp_path / "a.toml")
 
 
-def test_a_folder_is_not_a_toml_file(tmp_path):
+def test_folder_is_not_a_toml_file(tmp_path):
     with pytest.raises(InputError):
         read_toml(tmp_path)

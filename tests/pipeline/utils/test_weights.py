@@ -31,7 +31,7 @@ STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3)}
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}]
 )
-def test_every_file_form_gives_the_same_weights(tmp_path, wrap):
+def test_all_file_formats_give_the_same_weights(tmp_path, wrap):
     save_file(STATE, tmp_path / "w.safetensors")
     torch.save(wrap(STATE), tmp_path / "w.pth")
     digests = {weights_digest(load_weights(tmp_path / name)) for name in ("w.safetensors", "w.pth")}
@@ -49,22 +49,22 @@ def test_every_file_form_gives_the_same_weights(tmp_path, wrap):
         {"b.weight": STATE["b.weight"], "c": STATE["a"]},
     ],
 )
-def test_other_weights_have_another_digest(other):
+def test_different_weights_have_different_digests(other):
     assert weights_digest(other) != weights_digest(STATE)
 
 
-def test_the_digest_knows_half_precision():
+def test_digest_of_half_precision():
     assert weights_digest({"a": torch.ones(3, dtype=torch.bfloat16)})
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "model.", "_orig_mod.", "module.model."])
-def test_names_without_those_of_wrappers(tmp_path, wrapper):
+def test_prefixes_of_wrappers_are_removed(tmp_path, wrapper):
     wrapped = {wrapper + name: value for name, value in STATE.items()}
     torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "w.pth")
     assert weights_digest(load_weights(tmp_path / "w.pth")) == weights_digest(STATE)
 
 
-def test_names_that_differ_only_by_their_wrappers_stay(tmp_path):
+def test_prefixes_are_kept_if_names_would_collide(tmp_path):
     torch.save({"a": torch.ones(1), "model.a": torch.zeros(1)}, tmp_path / "w.pth")
     assert load_weights(tmp_path / "w.pth").keys() == {"a", "model.a"}
 
@@ -86,20 +86,20 @@ def test_names_that_differ_only_by_their_wrappers_stay(tmp_path):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_training_scripts_save_beside_tensors(tmp_path, value):
+def test_plain_values_of_training_scripts_are_read(tmp_path, value):
     torch.save({"model": STATE, "more": value}, tmp_path / "a.pth")
     assert read_checkpoint(tmp_path / "a.pth")["more"] == value
     assert weights_digest(load_weights(tmp_path / "a.pth")) == weights_digest(STATE)
 
 
-def test_arrays_beside_tensors(tmp_path):
+def test_numpy_arrays_are_read(tmp_path):
     arrays = {"ap": np.linspace(0, 1, 6).reshape(2, 3), "names": np.array(["ride", "hold"])}
     torch.save({"model": STATE, "best": arrays}, tmp_path / "a.pth")
     for name, found in read_checkpoint(tmp_path / "a.pth")["best"].items():
         np.testing.assert_array_equal(found, arrays[name])
 
 
-def test_paths_of_another_system(tmp_path):
+def test_paths_of_another_operating_system_are_read(tmp_path):
     file = tmp_path / "a.pth"
     torch.save({"out": Path("/runs/a")}, file, _use_new_zipfile_serialization=False)
     file.write_bytes(file.read_bytes().replace(b"PosixPath", b"WindowsPath"))
@@ -107,7 +107,7 @@ def test_paths_of_another_system(tmp_path):
 
 
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_numbers_of_an_older_and_a_newer_numpy(tmp_path, module):
+def test_scalars_of_older_and_newer_numpy_are_read(tmp_path, module):
     file = tmp_path / "a.pth"
     torch.save({"best": np.float64(0.5)}, file, _use_new_zipfile_serialization=False)
     content = file.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
@@ -116,7 +116,7 @@ def test_numbers_of_an_older_and_a_newer_numpy(tmp_path, module):
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors", "bin"])
-def test_a_files_content_counts_and_not_its_name(tmp_path, ending):
+def test_file_name_does_not_matter(tmp_path, ending):
     save_file(STATE, tmp_path / f"a.{ending}")
     torch.save(STATE, tmp_path / f"b.{ending}")
     torch.save(STATE, tmp_path / f"c.{ending}", _use_new_zipfile_serialization=False)
@@ -158,7 +158,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 16
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "file",
 )
-def test_what_stands_in_a_checkpoints_place_is_named(tmp_path, name, content, facts):
+def test_other_kinds_of_files_are_named(tmp_path, name, content, facts):
     (tmp_path / name).write_bytes(content)
     for read in (load_weights, read_checkpoint):
         with pytest.raises(InputError) as caught:
@@ -169,7 +169,7 @@ def test_what_stands_in_a_checkpoints_place_is_named(tmp_path, name, content, fa
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
-def test_a_file_that_was_cut_off(tmp_path, form):
+def test_truncated_checkpoint_is_refused(tmp_path, form):
     file = tmp_path / "w.pth"
     if form == "safetensors":
         save_file(STATE, file)
@@ -193,7 +193,7 @@ def test_a_file_that_was_cut_off(tmp_path, form):
         ({"model": {"a": np.ones(3)}}, ["a: ", "numpy.ndarray", "torch.as_tensor"]),
     ],
 )
-def test_other_data(tmp_path, content, facts):
+def test_content_without_state_dict_is_refused(tmp_path, content, facts):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(InputError) as caught:
         load_weights(tmp_path / "w.pth")
@@ -201,7 +201,7 @@ def test_other_data(tmp_path, content, facts):
 
 
 @pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors", "."])
-def test_no_file(tmp_path, name):
+def test_missing_file_and_folder_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"no such file|a folder"):
         load_weights(tmp_path / name)
 
@@ -217,7 +217,7 @@ class Evil:
     [(Evil(), "print"), (nn.Linear(1, 1), "Linear"), (Fraction(1, 2), "fractions.Fraction")],
     ids=["function", "module", "fraction"],
 )
-def test_objects_that_may_run_code_are_named(tmp_path, capsys, value, name, zipped_form):
+def test_objects_that_could_run_code_are_refused(tmp_path, capsys, value, name, zipped_form):
     file = tmp_path / "w.pth"
     torch.save({"model": STATE, "a": value}, file, _use_new_zipfile_serialization=zipped_form)
     with pytest.raises(InputError) as caught:
@@ -228,14 +228,14 @@ def test_objects_that_may_run_code_are_named(tmp_path, capsys, value, name, zipp
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_numbers_that_are_not_finite(value):
+def test_nonfinite_weights_are_refused(value):
     check_finite(STATE, "w.pth")
     bad = {**STATE, "b.weight": torch.tensor([[1.0, value, value]])}
     with pytest.raises(InputError, match=r"w\.pth: b\.weight: .* 2 of 3"):
         check_finite(bad, "w.pth")
 
 
-def test_mismatch_is_one_short_line():
+def test_architecture_error_is_one_short_line():
     error = architecture_error(
         "w.pth", "A", RuntimeError("Error in loading:\n\tMissing" + " key" * 999)
     )
@@ -245,7 +245,7 @@ def test_mismatch_is_one_short_line():
 
 @pytest.fixture
 def archive(tmp_path):
-    """A compiled module with everything that CLIP's archives hold, and its state dict."""
+    """Path and state dict of a TorchScript module with the kinds of values in CLIP's archives."""
 
     class Block(nn.Module):
         def __init__(self):
@@ -277,7 +277,7 @@ def archive(tmp_path):
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 
 
-def test_its_tensors_are_the_state_dict(archive):
+def test_torchscript_tensors_are_the_state_dict(archive):
     path, state = archive
     assert is_torchscript(path)
     for found in (read_torchscript(path), load_weights(path)):
@@ -286,14 +286,14 @@ def test_its_tensors_are_the_state_dict(archive):
             assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
-def test_other_files_are_none(tmp_path):
+def test_other_files_are_not_torchscript(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(b"")
     assert not is_torchscript(tmp_path / "a.pt") and not is_torchscript(tmp_path / "b.pt")
 
 
 def rewritten(path, change):
-    """The archive with `change(name, content)` for every entry; None leaves one out."""
+    """Replaces every entry of an archive by `change(name, content)`; None removes it."""
     with zipfile.ZipFile(path) as old:
         entries = [(name, change(name, old.read(name))) for name in old.namelist()]
     with zipfile.ZipFile(path, "w") as new:
@@ -307,7 +307,7 @@ class Evil:
         return print, ("code from a file ran",)
 
 
-def test_no_code_runs_from_it(archive, capsys):
+def test_no_code_of_a_torchscript_archive_runs(archive, capsys):
     path, _ = archive
     evil = pickle.dumps(Evil(), protocol=2)
     rewritten(path, lambda name, content: evil if name.endswith("/data.pkl") else content)
@@ -326,7 +326,7 @@ def test_no_code_runs_from_it(archive, capsys):
         lambda name, content: pickle.dumps(3) if name.endswith("/data.pkl") else content,
     ],
 )
-def test_a_damaged_archive(archive, change):
+def test_damaged_torchscript_archive_is_refused(archive, change):
     path, _ = archive
     rewritten(path, change)
     with pytest.raises(InputError, match=r"model\.pt: expected") as caught:
@@ -334,7 +334,7 @@ def test_a_damaged_archive(archive, change):
     assert "\n" not in str(caught.value)
 
 
-def test_a_truncated_archive(archive):
+def test_truncated_torchscript_archive_is_refused(archive):
     path, _ = archive
     content = path.read_bytes()
     for share in (0.1, 0.5, 0.99):
