@@ -18,12 +18,12 @@ SIZES = [(8, 6), (6, 8), (8, 6), (8, 6), (8, 6)]
 
 @pytest.fixture
 def image_tasks(tmp_path):
-    made = []
+    image_tasks = []
     for number, size in enumerate(SIZES):
         path = tmp_path / f"{number}.png"
         Image.new("RGB", size, (number, 0, 0)).save(path)
-        made.append(ImageTask(path.name, path, annotated_pairs=None))
-    return made
+        image_tasks.append(ImageTask(path.name, path, annotated_pairs=None))
+    return image_tasks
 
 
 def test_no_images():
@@ -33,7 +33,7 @@ def test_no_images():
         assert list(prefetch_images(pool, [], [], failures)) == []
 
 
-def test_batches_hold_one_size_each(image_tasks):
+def test_images_of_a_batch_have_equal_sizes(image_tasks):
     assert same_size_batches(image_tasks, 3, FailedImages(image_tasks, True)) == [
         [0, 2, 3],
         [4],
@@ -41,27 +41,27 @@ def test_batches_hold_one_size_each(image_tasks):
     ]
 
 
-def test_batches_are_read_in_order_without_the_broken(image_tasks):
+def test_prefetching_keeps_order_and_leaves_out_broken_images(image_tasks):
     image_tasks[3].path.write_bytes(image_tasks[3].path.read_bytes()[:-30])
     failures = FailedImages(image_tasks, strict=False)
     with ThreadPoolExecutor(1) as pool:
-        found = list(prefetch_images(pool, [[0, 2, 3], [4], [1]], image_tasks, failures))
-    assert [indices for indices, _ in found] == [[0, 2], [4], [1]]
-    reds = [[image.getpixel((0, 0))[0] for image in images] for _, images in found]
+        batches = list(prefetch_images(pool, [[0, 2, 3], [4], [1]], image_tasks, failures))
+    assert [indices for indices, _ in batches] == [[0, 2], [4], [1]]
+    reds = [[image.getpixel((0, 0))[0] for image in images] for _, images in batches]
     assert reds == [[0, 2], [4], [1]]
     assert list(failures.by_image()) == ["3.png"]
     assert "3.png" not in failures.by_image()["3.png"]
 
 
-def test_no_image_at_all(image_tasks):
-    image_tasks[1].path.write_text("no picture")
+def test_files_that_are_not_images(image_tasks):
+    image_tasks[1].path.write_text("not an image")
     image_tasks[0].path.unlink()
     failures = FailedImages(image_tasks, strict=False)
     assert same_size_batches(image_tasks, 9, failures) == [[2, 3, 4]]
     assert list(failures.by_image()) == ["0.png", "1.png"]
 
 
-def test_fewer_large_images_make_a_batch(image_tasks, monkeypatch):
+def test_batches_of_large_images_are_smaller(image_tasks, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_BATCH_PIXELS", 2 * 8 * 6)
     failures = FailedImages(image_tasks, True)
     assert same_size_batches(image_tasks, 4, failures) == [[0, 2], [3, 4], [1]]
@@ -69,17 +69,17 @@ def test_fewer_large_images_make_a_batch(image_tasks, monkeypatch):
     assert same_size_batches(image_tasks, 4, failures) == [[0], [2], [3], [4], [1]]
 
 
-def test_pictures_of_another_size_than_annotated(image_tasks):
+def test_images_of_another_size_than_annotated_fail(image_tasks):
     sizes = [(6, 8), (6, 8), (16, 12), None, (8, 6)]
-    asked = [replace(one, size=size) for one, size in zip(image_tasks, sizes, strict=True)]
-    failures = FailedImages(asked, strict=False)
-    assert same_size_batches(asked, 4, failures) == [[1], [3, 4]]
+    image_tasks = [replace(task, size=size) for task, size in zip(image_tasks, sizes, strict=True)]
+    failures = FailedImages(image_tasks, strict=False)
+    assert same_size_batches(image_tasks, 4, failures) == [[1], [3, 4]]
     reasons = failures.by_image()
     assert "6 x 8" in reasons["0.png"] and "8 x 6" in reasons["0.png"]
     assert "16 x 12" in reasons["2.png"] and "8 x 6" in reasons["2.png"]
 
 
-def test_strict(image_tasks):
-    image_tasks[1].path.write_text("no picture")
+def test_the_first_failure_is_raised_if_strict(image_tasks):
+    image_tasks[1].path.write_text("not an image")
     with pytest.raises(InputError, match=r"1\.png"):
         same_size_batches(image_tasks, 9, FailedImages(image_tasks, strict=True))

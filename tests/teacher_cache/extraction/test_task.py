@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
-from teacher_cache.extraction import task as shards
+from teacher_cache.extraction import task as task_module
 from teacher_cache.extraction.inputs import (
     clear_build_inputs,
     get_build_inputs,
@@ -17,10 +17,10 @@ from teacher_cache.reader.format import MANIFEST, SHARDS
 
 @pytest.fixture
 def tasks(dataset, build_config, finished, monkeypatch):
-    """The tasks of a build whose folder is claimed, before any shard is made."""
-    taken = []
+    """The tasks of a build that has claimed its folder and made no shard."""
+    tasks = []
     monkeypatch.setattr(
-        "teacher_cache.build.run_tasks", lambda tasks, *_: taken.extend(tasks) or []
+        "teacher_cache.build.run_tasks", lambda new_tasks, *_: tasks.extend(new_tasks) or []
     )
     config = build_config(dataset)
     shutil.copytree(finished, config.out)
@@ -28,46 +28,46 @@ def tasks(dataset, build_config, finished, monkeypatch):
     for path in (config.out / SHARDS).iterdir():
         path.unlink()
     build_cache(config)
-    yield taken
+    yield tasks
     clear_build_inputs()
 
 
-def test_a_task_is_small_and_travels(tasks, finished):
+def test_a_pickled_task_is_small_and_makes_the_same_shard(tasks, finished):
     assert [task.path.name for task in tasks] == ["00000.h5", "00001.h5", "00002.h5"]
     assert [len(task) for task in tasks] == [3, 3, 1]
-    packed = pickle.dumps(tasks[1])
-    assert len(packed) < 4000
+    pickled = pickle.dumps(tasks[1])
+    assert len(pickled) < 4000
     clear_build_inputs()
-    record = make_shard(pickle.loads(packed))
+    record = make_shard(pickle.loads(pickled))
     assert record.name == "00001.h5" and len(record.images) == 3
-    made = (finished / SHARDS / "00001.h5").read_bytes()
-    assert tasks[1].path.read_bytes() == made
+    expected = (finished / SHARDS / "00001.h5").read_bytes()
+    assert tasks[1].path.read_bytes() == expected
 
 
 def test_a_finished_shard_is_not_made_again(tasks, monkeypatch):
     record = make_shard(tasks[0])
-    monkeypatch.setattr(shards, "extract", None)
-    counted = []
-    assert make_shard(tasks[0], counted.append) == record
-    assert counted == [3]
+    monkeypatch.setattr(task_module, "extract", None)
+    counts = []
+    assert make_shard(tasks[0], counts.append) == record
+    assert counts == [3]
 
 
-def test_absolute_sources_are_the_same(tasks, monkeypatch, tmp_path):
-    sources = tasks[0].inputs_config
-    monkeypatch.chdir(sources.dataset.parent)
-    weights = sources.detector.weights
+def test_absolute_paths_of_inputs(tasks, monkeypatch, tmp_path):
+    config = tasks[0].inputs_config
+    monkeypatch.chdir(config.dataset.parent)
+    weights = config.detector.weights
     relative = replace(
-        sources,
-        dataset=sources.dataset.relative_to(sources.dataset.parent),
-        detector=replace(sources.detector, weights=f"toy/{weights.rpartition('/')[2]}"),
-        clip=replace(sources.clip, model="toy/teacher"),
+        config,
+        dataset=config.dataset.relative_to(config.dataset.parent),
+        detector=replace(config.detector, weights=f"toy/{weights.rpartition('/')[2]}"),
+        clip=replace(config.clip, model="toy/teacher"),
     )
-    assert relative.absolute() == sources
-    named = replace(sources, clip=replace(sources.clip, model="ViT-B-32", weights="openai"))
+    assert relative.absolute() == config
+    named = replace(config, clip=replace(config.clip, model="ViT-B-32", weights="openai"))
     assert named.absolute() == named
 
 
-def test_batch_sizes_and_strictness_are_no_parts_of_the_fingerprint(tasks):
+def test_batch_sizes_and_strictness_do_not_change_the_fingerprint(tasks):
     config = tasks[0].inputs_config
     extraction = replace(
         config.extraction, images_per_batch=3, regions_per_batch=5, embeddings=False, strict=True
@@ -76,7 +76,7 @@ def test_batch_sizes_and_strictness_are_no_parts_of_the_fingerprint(tasks):
     assert get_build_inputs(replace(config, extraction=extraction)).parts == parts
 
 
-def test_a_worker_that_finds_other_inputs_stops(tasks):
+def test_a_worker_with_other_inputs_than_the_builder_is_refused(tasks):
     clear_build_inputs()
     annotations = tasks[0].inputs_config.dataset / "annotations/trainval_hico.json"
     annotations.write_text(annotations.read_text() + "\n")

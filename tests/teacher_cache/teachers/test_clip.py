@@ -1,17 +1,17 @@
-"""Models of open_clip by name, from checkpoint files of every kind."""
-
 import json
+import shutil
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.utils.errors import InputError
-from teacher_cache.teachers import clip as clip_models
-from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
+from teacher_cache.teachers import clip as clip_module
+from teacher_cache.teachers.clip import ClipConfig, ClipTeacher, build_clip
 
 CPU = torch.device("cpu")
 TINY = {
@@ -29,7 +29,7 @@ TINY = {
 
 @pytest.fixture(scope="module", autouse=True)
 def names(tmp_path_factory):
-    """Two small models among open_clip's names; one takes larger pictures."""
+    """Adds two small models to open_clip's; one has a larger input."""
     folder = tmp_path_factory.mktemp("configs")
     larger = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "image_size": 64}}
     for name, config in {"tiny-16": TINY, "tiny-16-64": larger}.items():
@@ -52,7 +52,7 @@ def pixels():
 
 
 def compiled(state):
-    """A TorchScript module with these tensors, as OpenAI packed theirs."""
+    """A TorchScript module with these tensors, the form of OpenAI's archives."""
     root = nn.Module()
     for name, tensor in state.items():
         *path, leaf = name.split(".")
@@ -73,7 +73,7 @@ def plain(state, path):
 
 
 def training_checkpoint(state, path):
-    """As open_clip's training writes it, from several processes."""
+    """The form of open_clip's distributed training."""
     state = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({"epoch": 3, "name": "run", "state_dict": state}, path)
 
@@ -86,22 +86,22 @@ def safetensors(state, path):
     ("write", "suffix"),
     [(plain, ".pt"), (training_checkpoint, ".pt"), (safetensors, ".safetensors")],
 )
-def test_every_file_form_is_the_same_model(tmp_path, model, pixels, write, suffix):
+def test_checkpoint_files_of_every_form(tmp_path, model, pixels, write, suffix):
     path = tmp_path / f"clip{suffix}"
     write(model.state_dict(), path)
     teacher = ClipTeacher(ClipConfig("tiny-16", str(path)), CPU)
     assert (teacher.name, teacher.image_size, teacher.quick_gelu) == ("tiny-16", 32, False)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (teacher.mean, teacher.std))
     with torch.no_grad():
-        wanted = model.encode_image((pixels / 255 - mean) / std, normalize=True).numpy()
-    np.testing.assert_allclose(teacher.encode_images(pixels), wanted, atol=1e-5)
+        expected = model.encode_image((pixels / 255 - mean) / std, normalize=True).numpy()
+    np.testing.assert_allclose(teacher.encode_images(pixels), expected, atol=1e-5)
     digest = ClipTeacher(ClipConfig("tiny-16", str(path)), CPU).weights_digest
     assert digest == teacher.weights_digest
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-def test_an_archive_of_openais(tmp_path, model, pixels):
-    """Half precision, three numbers beside the weights, and OpenAI's own GELU."""
+def test_an_archive_of_openai(tmp_path, model, pixels):
+    """It has float16 weights, three integers and QuickGELU."""
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     numbers = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
     state |= {name: torch.tensor(number) for name, number in numbers.items()}
@@ -114,19 +114,19 @@ def test_an_archive_of_openais(tmp_path, model, pixels):
     )
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (teacher.mean, teacher.std))
     with torch.no_grad():
-        wanted = quick.encode_image((pixels / 255 - mean) / std, normalize=True).numpy()
-    np.testing.assert_allclose(teacher.encode_images(pixels), wanted, atol=1e-5)
+        expected = quick.encode_image((pixels / 255 - mean) / std, normalize=True).numpy()
+    np.testing.assert_allclose(teacher.encode_images(pixels), expected, atol=1e-5)
 
 
-def test_a_model_of_the_hub(tmp_path, monkeypatch, model, pixels):
-    """As the hub's client leaves it in its own folder, which works without a network too."""
+def test_a_model_from_the_hub(tmp_path, monkeypatch, model, pixels):
+    """In huggingface_hub's cache, from which it is loaded without a network."""
     from huggingface_hub import constants
 
-    place = tmp_path / "models--somebody--clip"
-    snapshot = place / "snapshots" / ("1" * 40)
+    repository = tmp_path / "models--somebody--clip"
+    snapshot = repository / "snapshots" / ("1" * 40)
     snapshot.mkdir(parents=True)
-    (place / "refs").mkdir()
-    (place / "refs/main").write_text("1" * 40)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("1" * 40)
     values = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"}
     settings = {"model_cfg": {**TINY, "quick_gelu": True}, "preprocess_cfg": values}
     (snapshot / "open_clip_config.json").write_text(json.dumps(settings))
@@ -150,31 +150,31 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch, model, pixels):
         ("ViT-B-32-quickgelu", "openai", True),
     ],
 )
-def test_a_tag_decides_the_kind_of_gelu(monkeypatch, model, name, tag, quick_gelu):
-    asked = {}
+def test_the_tag_determines_the_kind_of_gelu(monkeypatch, model, name, tag, quick_gelu):
+    passed = {}
 
     def create_model(model_name, **options):
-        asked.update(options, name=model_name)
+        passed.update(options, name=model_name)
         return model
 
-    monkeypatch.setattr(clip_models.open_clip, "create_model", create_model)
-    opened = clip_models.load_clip(ClipConfig(name, tag))
-    assert asked["name"] == name.replace("/", "-")
-    assert asked["pretrained"] == tag.lower().replace("-", "_")
-    assert opened.quick_gelu == asked["force_quick_gelu"] == quick_gelu
+    monkeypatch.setattr(clip_module.open_clip, "create_model", create_model)
+    loaded = clip_module.load_clip(ClipConfig(name, tag))
+    assert passed["name"] == name.replace("/", "-")
+    assert passed["pretrained"] == tag.lower().replace("-", "_")
+    assert loaded.quick_gelu == passed["force_quick_gelu"] == quick_gelu
 
 
-def test_a_file_takes_the_preprocessing_that_its_models_tags_agree_on():
-    agreed = clip_models._common_preprocessing
+def test_preprocessing_that_all_tags_of_a_model_have_in_common():
+    common = clip_module._common_preprocessing
     published = {
         tag: open_clip.get_pretrained_cfg("ViT-B-16-SigLIP", tag)
         for tag in open_clip.list_pretrained_tags_by_model("ViT-B-16-SigLIP")
     }
-    assert agreed(published)["mean"] == (0.5, 0.5, 0.5)
-    assert agreed({}) == {}
+    assert common(published)["mean"] == (0.5, 0.5, 0.5)
+    assert common({}) == {}
     a, b = {"mean": 1, "std": 2, "url": "a"}, {"mean": 1, "std": 3, "url": "b"}
-    assert agreed({"a": a, "b": b}) == {"mean": 1}
-    assert agreed({"a": {"mean": 1}, "b": {}}) == {}
+    assert common({"a": a, "b": b}) == {"mean": 1}
+    assert common({"a": {"mean": 1}, "b": {}}) == {}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_file_takes_the_preprocessing_that_its_models_tags_agree_on():
         (ClipConfig("hf-hub:"), "--clip-model: hf-hub: cannot be downloaded"),
     ],
 )
-def test_models_that_are_not_there(config, text):
+def test_unknown_models_and_weights(config, text):
     with pytest.raises(InputError, match=text) as caught:
         ClipTeacher(config, CPU)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -241,7 +241,204 @@ def test_wrong_files(tmp_path, model, capfd, write, name, text):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_wants_no_weights(shared_dataset):
+def test_a_folder_with_weights_is_refused(shared_dataset):
     folder = str(shared_dataset / "teacher")
     with pytest.raises(InputError, match=r"--clip-weights: expected.*found openai"):
         ClipTeacher(ClipConfig(folder, "openai"), CPU)
+
+
+@pytest.fixture(scope="session")
+def folder(shared_dataset):
+    return shared_dataset / "teacher"
+
+
+@pytest.fixture(scope="session")
+def teacher(folder):
+    return ClipTeacher(ClipConfig(str(folder)), CPU)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the teacher's folder that a test may damage."""
+    return shutil.copytree(folder, tmp_path / "teacher")
+
+
+def test_preprocessing_of_a_folder(teacher):
+    assert teacher.image_size == 64
+    assert teacher.mean == (0.5, 0.4, 0.3)
+    assert teacher.std == (0.2, 0.3, 0.4)
+
+
+def test_image_embeddings_equal_those_of_open_clip(teacher, folder):
+    """With open_clip's preprocessing of images of the input size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    batch = torch.stack([preprocess(Image.fromarray(image)) for image in pixels])
+    with torch.no_grad():
+        expected = model.eval().encode_image(batch, normalize=True).numpy()
+    found = teacher.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_weights_that_are_not_finite(copied):
+    file = copied / "open_clip_model.safetensors"
+    state = load_file(file)
+    state["text_projection"].flatten()[7] = torch.nan
+    save_file(state, file)
+    with pytest.raises(InputError, match=r"text_projection: .* 1 of "):
+        ClipTeacher(ClipConfig(str(copied)), CPU)
+
+
+def test_text_embeddings(teacher):
+    sentences = ["a picture of person riding horse", "a picture of person holding ball"]
+    many = teacher.encode_texts(sentences * 200)
+    assert many.shape == (400, 128)
+    np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(many[:2], teacher.encode_texts(sentences), atol=1e-5)
+    assert np.abs(many[0] - many[1]).max() > 1e-4
+    with pytest.raises(InputError, match="found 'zebra'"):
+        teacher.encode_texts(["a zebra"])
+
+
+def test_logit_scale(teacher, folder):
+    state = load_file(folder / "open_clip_model.safetensors")
+    assert teacher.logit_scale == pytest.approx(float(state["logit_scale"].exp()))
+
+
+def test_a_folders_name_depends_on_its_configuration_and_not_its_path(teacher, copied):
+    moved = ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert (moved.name, moved.weights_digest) == (teacher.name, teacher.weights_digest)
+    settings = json.loads((copied / "open_clip_config.json").read_text())
+    settings["model_cfg"]["text_cfg"]["heads"] = 2
+    (copied / "open_clip_config.json").write_text(json.dumps(settings))
+    other = ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert other.weights_digest == teacher.weights_digest
+    assert other.name != teacher.name
+
+
+def test_the_name_of_a_folder_depends_on_its_words(teacher, copied):
+    """Words in another order have other token ids, and texts other embeddings."""
+    words = json.loads((copied / "words.json").read_text())
+    words["words"].reverse()
+    (copied / "words.json").write_text(json.dumps(words))
+    other = ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert other.weights_digest == teacher.weights_digest and other.name != teacher.name
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.safetensors", None])
+def test_other_file_names_of_weights(teacher, copied, name):
+    weights = copied / "open_clip_model.safetensors"
+    if name is None:
+        torch.save(load_file(weights), copied / "open_clip_pytorch_model.bin")
+        weights.unlink()
+    else:
+        weights.rename(copied / name)
+    found = ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert found.weights_digest == teacher.weights_digest
+
+
+def test_weights_of_a_new_model_depend_only_on_the_generator(folder):
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    before = torch.random.get_rng_state()
+    first, same, other = (
+        build_clip(config, torch.Generator().manual_seed(seed)).state_dict() for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    name = "visual.conv1.weight"
+    assert torch.equal(first[name], same[name])
+    assert not torch.equal(first[name], other[name])
+
+
+def empty_folder(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def no_weights(folder):
+    (folder / "open_clip_model.safetensors").unlink()
+
+
+def cut_weights(folder):
+    path = folder / "open_clip_model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def no_model_cfg(folder):
+    (folder / "open_clip_config.json").write_text('{"preprocess_cfg": {}}')
+
+
+def unknown_setting(folder):
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["legs"] = 4
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+
+
+def other_width(folder):
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["embed_dim"] = 64
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+
+
+def broken_words(folder):
+    (folder / "words.json").write_text("[]")
+
+
+def preprocessing(**values):
+    """Changes the folder's preprocessing values."""
+
+    def damage(folder):
+        settings = json.loads((folder / "open_clip_config.json").read_text())
+        settings["preprocess_cfg"].update(values)
+        (folder / "open_clip_config.json").write_text(json.dumps(settings))
+
+    return damage
+
+
+def not_square(folder):
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["vision_cfg"] = {
+        "image_size": [64, 96],
+        "layers": 1,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 16,
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    model = open_clip.CLIP(**settings["model_cfg"])
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage, text",
+    [
+        (empty_folder, "teacher: expected"),
+        (no_weights, r"open_clip_model\.safetensors: no such"),
+        (cut_weights, r"open_clip_model\.safetensors: expected"),
+        (no_model_cfg, "model_cfg: expected"),
+        (unknown_setting, "model_cfg: expected"),
+        (other_width, "found another architecture"),
+        (broken_words, "words: expected"),
+        (preprocessing(interpolation="lanczos"), "interpolation: expected"),
+        (preprocessing(mean=[0.5]), r"preprocess_cfg.mean: expected"),
+        (preprocessing(std=[0.5, 0, 0.5]), "preprocess_cfg.std: expected three numbers above 0"),
+        (not_square, "--clip-model: expected"),
+    ],
+)
+def test_damaged_folders(copied, damage, text):
+    damage(copied)
+    with pytest.raises(InputError, match=text) as caught:
+        ClipTeacher(ClipConfig(str(copied)), CPU)
+    assert "\n" not in str(caught.value)
+    assert str(copied) in str(caught.value)
+
+
+def test_bfloat16(teacher, folder):
+    regions = torch.arange(4 * 3 * 64 * 64).view(4, 3, 64, 64).mul(37).to(torch.uint8)
+    low = ClipTeacher(ClipConfig(str(folder), precision="bfloat16"), CPU)
+    exact, rough = teacher.encode_images(regions), low.encode_images(regions)
+    assert (teacher.precision, low.precision) == ("float32", "bfloat16")
+    np.testing.assert_allclose(np.linalg.norm(rough, axis=1), 1, atol=1e-5)
+    assert 1e-6 < np.abs(exact - rough).max() < 0.05

@@ -12,7 +12,7 @@ from teacher_cache.teachers.prompts import (
 )
 
 
-def test_the_published_sentence():
+def test_the_published_prompts():
     hico = load_vocabulary("hico-det")
     prompts = interaction_prompts(hico)
     assert len(prompts) == 600
@@ -33,7 +33,7 @@ def test_several_templates(vocabulary):
     "template",
     ["", "a person", "{ing}", "{object}", "{ing} {object} {verb}", "{} {ing} {object}", "{ing"],
 )
-def test_templates_without_their_places(vocabulary, template):
+def test_templates_with_missing_or_unknown_fields(vocabulary, template):
     with pytest.raises(InputError, match="--template: expected"):
         interaction_prompts(vocabulary, [template])
 
@@ -52,13 +52,13 @@ def test_embeddings_are_normalised_means():
     assert found.dtype == np.float32
 
 
-def reads(words):
-    """An encoder that reads so many words of a sentence: embeddings by what it read."""
+def truncating_encoder(num_words):
+    """A text encoder whose embeddings depend only on the first words of a text."""
     known = {}
 
     def encode(texts):
         rng = np.random.default_rng(0)
-        heads = [" ".join(text.split()[:words]) for text in texts]
+        heads = [" ".join(text.split()[:num_words]) for text in texts]
         for head in heads:
             known.setdefault(head, len(known))
         vectors = rng.standard_normal((len(known), 8)).astype(np.float32)
@@ -68,19 +68,19 @@ def reads(words):
 
 
 @pytest.mark.parametrize(
-    ("ings", "words", "verbs"),
+    ("ings", "num_words", "verbs"),
     [
         (("holding", "throwing", "holding"), 99, ("use", "hold")),
         (("slowly holding", "slowly holding back", "carrying"), 6, ("use", "throw")),
         (("holding", "throwing", "carrying"), 99, None),
     ],
 )
-def test_actions_that_the_teacher_cannot_tell_apart(ings, words, verbs):
-    names = [(verb, thing) for thing in ("cup", "ball") for verb in ("use", "throw", "hold")]
+def test_indistinguishable_actions(ings, num_words, verbs):
+    names = [(verb, name) for name in ("cup", "ball") for verb in ("use", "throw", "hold")]
     forms = dict(zip(("use", "throw", "hold"), ings, strict=True))
     template = ["a picture of person {ing} {object}"]
-    prompts = tuple(fill_templates(template, forms[verb], thing) for verb, thing in names)
-    text = PromptEmbeddings(prompts, embed_prompts(prompts, reads(words)), 10.0)
+    prompts = tuple(fill_templates(template, forms[verb], name) for verb, name in names)
+    text = PromptEmbeddings(prompts, embed_prompts(prompts, truncating_encoder(num_words)), 10.0)
     line = indistinguishable_actions(names, text)
     if verbs is None:
         assert line == ""

@@ -1,13 +1,18 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.teachers import regions
 from teacher_cache.teachers.regions import (
+    MAX_REGIONS,
     RegionMode,
+    crop_regions,
     crop_regions_pil,
+    resample_regions,
     union_regions,
     whole_image_region,
 )
@@ -34,12 +39,12 @@ def pairs(humans, objects):
     )
 
 
-def test_no_pairs_have_no_regions():
+def test_without_pairs_there_are_no_regions():
     boxes, rows = union_regions(pairs([], []))
     assert boxes.shape == (0, 4) and rows.shape == (0,)
 
 
-def test_equal_unions_are_kept_once_in_order_of_need():
+def test_equal_union_boxes_become_one_region():
     a, b, c = [0, 0, 9, 9], [5, 5, 20, 30], [2, 2, 3, 3]
     boxes, rows = union_regions(pairs([a, a, b, a], [b, c, a, [1, 1, 2, 2]]))
     assert boxes.tolist() == [[0, 0, 20, 30], [0, 0, 9, 9]]
@@ -56,25 +61,25 @@ def test_equal_unions_are_kept_once_in_order_of_need():
         [7, 7, 20, 20],
     ],
 )
-def test_padded_regions_equal_pils_own_steps(image, box):
-    """Crop, paste into the middle of a black square, resize."""
+def test_padded_regions_equal_separate_steps_of_pil(image, box):
+    """The steps are cropping, pasting into the middle of a black square, and resizing."""
     crop = image.crop(box)
     side = max(crop.size)
     square = Image.new("RGB", (side, side), (0, 0, 0))
     square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
-    wanted = np.asarray(square.resize((SIZE, SIZE), Image.BICUBIC))
+    expected = np.asarray(square.resize((SIZE, SIZE), Image.BICUBIC))
     (found,) = crop_regions_pil(image, np.array([box], dtype=np.float32), SIZE, RegionMode())
     assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
-    assert np.abs(found.astype(int) - wanted).max() <= 1
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def test_stretch_fills_the_square(image):
     (found,) = crop_regions_pil(image, np.array([[20, 30, 140, 50]]), SIZE, RegionMode("stretch"))
-    wanted = np.asarray(image.crop((20, 30, 140, 50)).resize((SIZE, SIZE), Image.BICUBIC))
-    np.testing.assert_array_equal(found, wanted)
+    expected = np.asarray(image.crop((20, 30, 140, 50)).resize((SIZE, SIZE), Image.BICUBIC))
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_context_grows_the_box_and_stops_at_the_edge(image):
+def test_context_enlarges_the_box_within_the_image(image):
     mode = RegionMode.parse("context=2")
     found = crop_regions_pil(image, np.array([[60, 40, 80, 60], [0, 0, 10, 10]]), SIZE, mode)
     grown = crop_regions_pil(
@@ -85,17 +90,17 @@ def test_context_grows_the_box_and_stops_at_the_edge(image):
 
 
 @pytest.mark.parametrize("box", [[10, 10, 10, 10], [159.9, 119.9, 160, 120], [50.2, 3, 50.4, 80]])
-def test_a_region_is_at_least_a_pixel(image, box):
+def test_a_region_has_at_least_one_pixel(image, box):
     (found,) = crop_regions_pil(image, np.array([box]), SIZE, RegionMode())
     assert found.shape == (SIZE, SIZE, 3)
 
 
-def plain(image, box, mode, context=1.0, size=SIZE, filter_=Image.Resampling.BICUBIC):
-    """PIL's own crop, padding and resize, one after the other."""
+def reference_crop(image, box, mode, context=1.0, size=SIZE, filter_=Image.Resampling.BICUBIC):
+    """Crop, padding and resize as separate steps of PIL."""
     left, top, right, bottom = box
     if context != 1:
-        across, down = (right - left) * (context - 1) / 2, (bottom - top) * (context - 1) / 2
-        left, top, right, bottom = left - across, top - down, right + across, bottom + down
+        dx, dy = (right - left) * (context - 1) / 2, (bottom - top) * (context - 1) / 2
+        left, top, right, bottom = left - dx, top - dy, right + dx, bottom + dy
     left, right = (min(max(x, 0), image.width) for x in (left, right))
     top, bottom = (min(max(y, 0), image.height) for y in (top, bottom))
     left, top = min(round(left), image.width - 1), min(round(top), image.height - 1)
@@ -111,8 +116,8 @@ def plain(image, box, mode, context=1.0, size=SIZE, filter_=Image.Resampling.BIC
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.2", "context=7"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("seed", range(3))
-def test_any_box_equals_pils_own_steps(mode, interpolation, seed):
-    """Boxes inside and far outside, of a pixel and of a mile."""
+def test_regions_of_any_box_equal_separate_steps_of_pil(mode, interpolation, seed):
+    """Boxes inside and far outside the image, very small and very large ones."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (90, 130, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
@@ -123,22 +128,22 @@ def test_any_box_equals_pils_own_steps(mode, interpolation, seed):
     found = crop_regions_pil(image, boxes, SIZE, parsed, interpolation)
     for box, region in zip(boxes.astype(np.float64).tolist(), found, strict=True):
         filter_ = regions.RESAMPLING_FILTERS[interpolation]
-        wanted = plain(image, box, parsed.name, parsed.context, filter_=filter_)
-        assert np.abs(region.astype(int) - wanted).max() <= 1, box
+        expected = reference_crop(image, box, parsed.name, parsed.context, filter_=filter_)
+        assert np.abs(region.astype(int) - expected).max() <= 1, box
 
 
 @pytest.mark.parametrize("shape", [(300, 40), (40, 300), (300, 299)])
-@pytest.mark.parametrize("at_once", [1, 1000, 2**24])
-def test_bands_change_no_pixel(monkeypatch, shape, at_once):
-    monkeypatch.setattr(regions, "MAX_PIXELS", at_once)
+@pytest.mark.parametrize("max_pixels", [1, 1000, 2**24])
+def test_resizing_in_bands_changes_no_pixel(monkeypatch, shape, max_pixels):
+    monkeypatch.setattr(regions, "MAX_PIXELS", max_pixels)
     noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image, box = Image.fromarray(noise), [0, 0, shape[1], shape[0]]
     (found,) = crop_regions_pil(image, np.array([box]), SIZE, RegionMode())
-    np.testing.assert_array_equal(found, plain(image, box, "pad"))
+    np.testing.assert_array_equal(found, reference_crop(image, box, "pad"))
 
 
-def test_a_panorama_needs_no_square_of_its_length():
-    """Its square would take 14 GB."""
+def test_a_panorama_is_resized_without_its_padded_square():
+    """The square would take 10 GB."""
     image = Image.new("RGB", (60_000, 3), (255, 255, 255))
     (found,) = crop_regions_pil(image, np.array([[0, 0, 60_000, 3]]), 32, RegionMode())
     assert found.shape == (32, 32, 3) and found.max() < 3
@@ -152,15 +157,118 @@ def test_the_whole_image_is_one_region():
 
 
 @pytest.mark.parametrize("text", ["pad", "stretch", "context=1.2"])
-def test_modes(text):
+def test_region_modes(text):
     assert RegionMode.parse(text).name == text
 
 
-def test_one_mode_has_one_name():
+def test_equal_region_modes_have_equal_names():
     assert RegionMode.parse("context=1.20") == RegionMode.parse("context=1.2")
 
 
 @pytest.mark.parametrize("text", ["", "crop", "context", "context=", "context=0.5", "context=nan"])
-def test_unknown_modes(text):
+def test_unknown_region_modes(text):
     with pytest.raises(InputError, match="--region: expected pad, stretch or context=F"):
         RegionMode.parse(text)
+
+
+def random_pixels(rng, width, height):
+    """Smooth noise with white pixels, where the cubic kernel overshoots and values are clipped."""
+    coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize((width, height))).copy()
+    pixels[rng.random((height, width)) < 0.1] = 255
+    return pixels
+
+
+def random_boxes(rng, width, height, count):
+    """Integer boxes inside the image; the first is the whole image, the second one pixel."""
+    ends = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1).reshape(-1, 4)
+    boxes = (ends * [width, height, width, height]).astype(np.int64)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    boxes[:2] = [[0, 0, width, height], [width - 1, height - 1, width, height]]
+    return boxes
+
+
+def test_resampling_no_regions():
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert resample_regions(image, np.zeros((0, 4), np.int64), 16).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(320, 240, 64), (33, 250, 96), (40, 30, 112), (1, 1, 32)]
+)
+def test_resampled_regions_differ_from_pil_by_one_grey_level_at_most(seed, width, height, size):
+    rng = np.random.default_rng(seed)
+    pixels, boxes = random_pixels(rng, width, height), random_boxes(rng, width, height, 12)
+    expected = np.stack(crop_regions_pil(Image.fromarray(pixels), boxes, size, RegionMode()))
+    found = resample_regions(torch.from_numpy(pixels).permute(2, 0, 1), boxes, size)
+    difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 2e-3
+
+
+def test_resampling_in_several_steps_keeps_the_order():
+    rng = np.random.default_rng(5)
+    image = torch.from_numpy(random_pixels(rng, 50, 40)).permute(2, 0, 1)
+    boxes = random_boxes(rng, 50, 40, 2 * MAX_REGIONS + 3)
+    results = resample_regions(image, boxes, 16)
+    for index in (0, MAX_REGIONS, len(boxes) - 1):
+        alone = resample_regions(image, boxes[index : index + 1], 16)
+        assert (results[index].int() - alone[0].int()).abs().max() <= 1
+
+
+class LargestResult(TorchDispatchMode):
+    """Records the size in bytes of the largest tensor that an operator returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.bytes = max(self.bytes, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (3, 9000), (9000, 3), (1, 1)])
+def test_memory_of_resampling_is_limited(monkeypatch, width, height):
+    rng = np.random.default_rng(2)
+    image = torch.from_numpy(random_pixels(rng, width, height)).permute(2, 0, 1)
+    boxes = random_boxes(rng, width, height, 5)
+    expected = resample_regions(image, boxes, 24)
+    monkeypatch.setattr(regions, "MAX_BYTES", 200_000)
+    with LargestResult() as largest:
+        found = resample_regions(image, boxes, 24)
+    difference = (found.int() - expected.int()).abs()
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 5e-3
+    # The float32 copy of the image is not part of the limit.
+    assert largest.bytes <= max(200_000, 4 * image.numel())
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.4"])
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (90, 300), (30, 20), (1, 1)])
+def test_cropped_regions_differ_from_pil_by_one_grey_level_at_most(mode, width, height):
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(random_pixels(rng, width, height))
+    boxes = random_boxes(rng, width, height, 20).astype(np.float32) + 0.3
+    found = crop_regions(image, boxes, 48, RegionMode.parse(mode), torch.device("cpu"))
+    expected = np.stack(crop_regions_pil(image, boxes, 48, RegionMode.parse(mode)))
+    difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected)
+    assert found.dtype == torch.uint8 and difference.max() <= 1
+    assert (difference > 0).mean() < 5e-3
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("max_pixels", [1000, 20_000, 2**24])
+@pytest.mark.parametrize(("width", "height"), [(9, 900), (150, 400), (900, 9)])
+def test_long_regions_differ_from_pil_by_one_grey_level_at_most(
+    monkeypatch, interpolation, max_pixels, width, height
+):
+    """For any limit of pixels, which determines how tall, narrow regions are resized."""
+    monkeypatch.setattr(regions, "MAX_PIXELS", max_pixels)
+    rng = np.random.default_rng(7)
+    image = Image.fromarray(random_pixels(rng, width, height))
+    boxes = random_boxes(rng, width, height, 12).astype(np.float32)
+    mode, cpu = RegionMode(), torch.device("cpu")
+    found = crop_regions(image, boxes, 32, mode, cpu, interpolation)
+    expected = np.stack(crop_regions_pil(image, boxes, 32, mode, interpolation))
+    assert np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected).max() <= 1

@@ -10,52 +10,52 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[1, 2, 3, 6])
 def threads(request):
-    """torch's threads of this process."""
+    """Number of torch's threads in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
 
 
-def test_lanes_of_a_cpu_share_its_threads(threads):
-    together = threading.Barrier(min(threads, MAX_CPU_WORKERS), timeout=60)
+def test_workers_on_a_cpu_share_torchs_threads(threads):
+    barrier = threading.Barrier(min(threads, MAX_CPU_WORKERS), timeout=60)
 
     def work():
-        together.wait()
+        barrier.wait()
         return threading.current_thread().name, torch.get_num_threads()
 
     with WorkerPools(CPU) as pools:
-        done = [pools.image_pool.submit(work) for _ in range(together.parties)]
-        names, shares = zip(*(one.result() for one in done), strict=True)
+        futures = [pools.image_pool.submit(work) for _ in range(barrier.parties)]
+        names, thread_counts = zip(*(future.result() for future in futures), strict=True)
         assert torch.get_num_threads() == threads
-    assert len(set(names)) == together.parties
-    assert sum(shares) - len(shares) < threads <= sum(shares)
+    assert len(set(names)) == barrier.parties
+    assert sum(thread_counts) - len(thread_counts) < threads <= sum(thread_counts)
     assert torch.get_num_threads() == threads
 
 
-def test_room_for_the_caller():
-    go_on, done = threading.Event(), []
+def test_waiting_until_workers_are_idle():
+    resume, done = threading.Event(), []
     with WorkerPools(CPU) as pools:
         pools.wait_until_idle()
         for number in range(8):
-            pools.encoder_pool.submit(lambda number=number: (go_on.wait(60), done.append(number)))
-        threading.Timer(0.05, go_on.set).start()
+            pools.encoder_pool.submit(lambda number=number: (resume.wait(60), done.append(number)))
+        threading.Timer(0.05, resume.set).start()
         pools.wait_until_idle()
         assert sorted(done) == list(range(8))
 
 
-def test_an_exception_leaves_queued_work_undone():
-    begun, go_on, done = threading.Event(), threading.Event(), []
+def test_an_exception_cancels_queued_work():
+    started, resume, done = threading.Event(), threading.Event(), []
 
     def first():
-        begun.set()
-        go_on.wait(60)
+        started.set()
+        resume.wait(60)
         done.append("first")
 
     with pytest.raises(KeyboardInterrupt), WorkerPools(torch.device("meta")) as pools:
         pools.encoder_pool.submit(first)
         later = pools.encoder_pool.submit(done.append, "later")
-        assert begun.wait(60)
-        threading.Timer(0.05, go_on.set).start()
+        assert started.wait(60)
+        threading.Timer(0.05, resume.set).start()
         raise KeyboardInterrupt
     assert done == ["first"] and later.cancelled()
