@@ -1,4 +1,4 @@
-"""Bad input through the command of phase one: one line, exit 2, nothing half-written."""
+"""Bad input of `eoid-cache`: one line on stderr, exit code 2, no partial output."""
 
 import json
 import shutil
@@ -14,23 +14,23 @@ FIRST = "toy_train_00000001.jpg"
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
-    """`refused(*words)` runs the command and gives its one line."""
+def run_refused(monkeypatch, capsys):
+    """Runs `eoid-cache` with bad input and returns its message."""
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
             main()
         err = capsys.readouterr().err
-        assert ended.value.code == 2, err
+        assert caught.value.code == 2, err
         assert err.count("\n") == 1 and err.startswith("eoid-cache: "), err
         return err
 
-    return call
+    return run
 
 
-def change(edit):
-    """A damage to the entry of the first image."""
+def edit_first_entry(edit):
+    """Returns a function that edits the annotations of the first image."""
 
     def damage(root):
         entries = json.loads((root / ANNOTATIONS).read_text())
@@ -41,7 +41,7 @@ def change(edit):
 
 
 def set_box(box):
-    return change(lambda entry: entry["annotations"][0].update(bbox=box))
+    return edit_first_entry(lambda entry: entry["annotations"][0].update(bbox=box))
 
 
 def write(content):
@@ -49,7 +49,7 @@ def write(content):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (shutil.rmtree, "toy: no such dataset folder"),
         (lambda root: shutil.rmtree(root / "images"), "train2015: no such folder of images"),
@@ -59,21 +59,21 @@ def write(content):
         (set_box([1, 2, 3]), f"{FIRST}: annotations[0].bbox: expected four"),
         (set_box([1, 2, float("nan"), 9]), f"{FIRST}: annotations[0].bbox: expected four"),
         (
-            change(lambda entry: entry["annotations"][0].update(category_id=77)),
+            edit_first_entry(lambda entry: entry["annotations"][0].update(category_id=77)),
             f"{FIRST}: annotations[0].category_id: expected an object id",
         ),
         (lambda root: (root / "dataset.toml").write_text("name ="), "dataset.toml: expected TOML"),
     ],
 )
-def test_a_bad_dataset(dataset, tmp_path, refused, damage, says):
+def test_bad_datasets(dataset, tmp_path, run_refused, damage, message):
     damage(dataset)
-    assert says in refused("build", dataset, "--out", tmp_path / "cache", "--device", "cpu")
+    assert message in run_refused("build", dataset, "--out", tmp_path / "cache", "--device", "cpu")
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.fixture
-def manifest(dataset, tmp_path):
-    """`manifest(parts)` writes a finished cache's manifest without shards."""
+def write_manifest(tmp_path):
+    """Writes the manifest of a finished cache without shards; returns its folder."""
 
     def make(parts):
         folder = tmp_path / "cache"
@@ -91,21 +91,25 @@ def manifest(dataset, tmp_path):
     return make
 
 
-def test_evaluating_a_cache_of_another_vocabulary(dataset, manifest, refused, vocabulary):
-    folder = manifest({"vocabulary": "0" * 64, "annotations": "1" * 64, "part": "train"})
-    line = refused("evaluate", folder, "--data", dataset)
+def test_evaluating_a_cache_of_another_vocabulary(dataset, write_manifest, run_refused, vocabulary):
+    folder = write_manifest({"vocabulary": "0" * 64, "annotations": "1" * 64, "part": "train"})
+    line = run_refused("evaluate", folder, "--data", dataset)
     assert "the cache does not fit this dataset" in line
     assert f"vocabulary: {'0' * 12}, now {vocabulary.digest()[:12]}" in line
 
 
-def test_evaluating_an_unfinished_cache(dataset, tmp_path, refused):
+def test_evaluating_an_unfinished_cache(dataset, tmp_path, run_refused):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/build.json").write_text("{}")
-    assert "the cache is unfinished" in refused("evaluate", tmp_path / "cache", "--data", dataset)
+    assert "the cache is unfinished" in run_refused(
+        "evaluate", tmp_path / "cache", "--data", dataset
+    )
 
 
-@pytest.mark.parametrize(("words", "says"), [(["--seed", "-1"], "--seed"), ([], "File exists")])
-def test_toy_models(tmp_path, refused, words, says):
-    (tmp_path / "models").write_text("hours of work")
-    assert says in refused("toy-models", tmp_path / "models", "--device", "cpu", *words)
-    assert (tmp_path / "models").read_text() == "hours of work"
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--seed", "-1"], "--seed"), ([], "File exists")]
+)
+def test_toy_models(tmp_path, run_refused, arguments, message):
+    (tmp_path / "models").write_text("existing content")
+    assert message in run_refused("toy-models", tmp_path / "models", "--device", "cpu", *arguments)
+    assert (tmp_path / "models").read_text() == "existing content"

@@ -1,4 +1,4 @@
-"""Phase one on an emulated GPU."""
+"""Builds, rescoring and training of the toy models on an emulated GPU."""
 
 import gc
 import weakref
@@ -30,29 +30,29 @@ from teacher_cache.toy.train import (
     draw_training_data,
 )
 
-# What a GPU's outputs may differ by.
+# Largest difference between outputs of a GPU and a CPU.
 TOLERANCE = 2e-3
 
 
-def same_answers(found, expected):
+def assert_close(found, expected):
     assert found.image_ids == expected.image_ids and found.failed == {}
     for image in expected.image_ids:
-        one, other = found[image], expected[image]
-        np.testing.assert_array_equal(one.pairs.object_labels, other.pairs.object_labels)
-        np.testing.assert_allclose(one.region_boxes, other.region_boxes, atol=1e-2)
-        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=TOLERANCE)
-        np.testing.assert_allclose(one.embeddings, other.embeddings, atol=TOLERANCE)
+        first, second = found[image], expected[image]
+        np.testing.assert_array_equal(first.pairs.object_labels, second.pairs.object_labels)
+        np.testing.assert_allclose(first.region_boxes, second.region_boxes, atol=1e-2)
+        np.testing.assert_allclose(first.probabilities, second.probabilities, atol=TOLERANCE)
+        np.testing.assert_allclose(first.embeddings, second.embeddings, atol=TOLERANCE)
 
 
-def test_a_cache_is_that_of_a_cpu(finished, shared_dataset, build_config, emulated_gpu):
+def test_a_cache_equals_that_of_a_cpu(finished, shared_dataset, build_config, emulated_gpu):
     config = build_config(shared_dataset, device="cuda", precision="float32")
     build_cache(config)
     assert emulated_gpu.kernels["convolution"] + emulated_gpu.kernels["cudnn_convolution"] > 0
-    same_answers(open_cache(config.out), open_cache(finished))
+    assert_close(open_cache(config.out), open_cache(finished))
 
 
-def test_the_host_waits_once_for_a_batch_of_results(shared_dataset, build_config, emulated_gpu):
-    """Beside what torchvision's detector does: sizes of its results are only known to the GPU."""
+def test_the_host_waits_once_per_batch(shared_dataset, build_config, emulated_gpu):
+    """Not counting torchvision's detector, whose outputs have sizes that only the GPU knows."""
     config = build_config(shared_dataset, device="cuda", images_per_shard=100)
     build_cache(config)
     cache = open_cache(config.out)
@@ -66,25 +66,27 @@ def test_the_host_waits_once_for_a_batch_of_results(shared_dataset, build_config
         for name, count in emulated_gpu.waits.items()
         if not name.startswith("event") and "detectors/torchvision.py" not in name
     }
-    # Loading the teacher, the prompts' tokens and their embeddings.
+    # Loading the teacher, and encoding the prompts.
     assert {name.split()[0] for name in others} == {"upload", "download"}
     assert all("teachers/clip.py" in name for name in others)
     assert sum(n for name, n in others.items() if name.startswith("download")) == 1
 
 
-def test_without_a_detector_nothing_else_waits(shared_dataset, build_config, emulated_gpu):
+def test_without_a_detector_only_embeddings_are_waited_for(
+    shared_dataset, build_config, emulated_gpu
+):
     config = build_config(shared_dataset, device="cuda", candidates="annotated")
     config = replace(config, detector=None, images_per_shard=100)
     build_cache(config)
-    work = [name for name in emulated_gpu.waits if "detectors/torchvision.py" in name]
-    assert work == []
+    detector_waits = [name for name in emulated_gpu.waits if "detectors/torchvision.py" in name]
+    assert detector_waits == []
     cache = open_cache(config.out)
     regions = sum(len(cache[image].region_boxes) for image in cache.image_ids)
     assert emulated_gpu.waits_of("event") == -(-regions // config.extraction.regions_per_batch)
 
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.5"])
-def test_cutting_regions_does_not_wait(emulated_gpu, mode):
+def test_cropping_regions_does_not_wait(emulated_gpu, mode):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (300, 200, 3), dtype=np.uint8))
     boxes = np.tile(np.array([[0, 0, 200, 300], [20, 10, 90, 50]], np.float32), (40, 1))
@@ -100,29 +102,30 @@ def teacher(shared_dataset, emulated_gpu):
     return ClipTeacher(ClipConfig(str(shared_dataset / "teacher")), resolve_device("cuda"))
 
 
-def overflowing(monkeypatch, in_float32=False):
-    """The image tower's largest values do not fit float16, or any number, on whole batches."""
-    whole = ClipTeacher._encode
+def let_encoder_overflow(monkeypatch, in_float32=False):
+    """Makes the image encoder return infinity in half precision, or in any precision."""
+    original = ClipTeacher._encode
 
     def encode(self, pixels, precision):
-        found = whole(self, pixels, precision)
-        return found * torch.inf if precision != "float32" or in_float32 else found
+        embeddings = original(self, pixels, precision)
+        overflows = precision != "float32" or in_float32
+        return embeddings * torch.inf if overflows else embeddings
 
     monkeypatch.setattr(clip_teacher.ClipTeacher, "_encode", encode)
 
 
-def test_float16_that_overflows_is_encoded_again(monkeypatch, teacher, emulated_gpu):
+def test_batches_that_overflow_float16_are_encoded_again(monkeypatch, teacher, emulated_gpu):
     regions = torch.arange(4 * 3 * 64 * 64).view(4, 3, 64, 64).mul(37).to(torch.uint8).to("cuda")
     assert teacher.precision == "float16"
     expected = teacher.encode_images(regions)
-    overflowing(monkeypatch)
+    let_encoder_overflow(monkeypatch)
     np.testing.assert_allclose(teacher.encode_images(regions), expected, atol=TOLERANCE)
 
 
-def test_an_image_without_finite_numbers_is_named(
+def test_the_error_names_an_image_whose_embeddings_are_not_finite(
     monkeypatch, shared_dataset, build_config, emulated_gpu
 ):
-    overflowing(monkeypatch, in_float32=True)
+    let_encoder_overflow(monkeypatch, in_float32=True)
     config = build_config(shared_dataset, device="cuda")
     with pytest.raises(InputError) as caught:
         build_cache(config)
@@ -131,28 +134,29 @@ def test_an_image_without_finite_numbers_is_named(
     assert not (config.out / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("place", [ClipTeacher, Detector])
-def test_lack_of_memory_names_the_batches(
-    monkeypatch, shared_dataset, build_config, emulated_gpu, place
+@pytest.mark.parametrize("model", [ClipTeacher, Detector])
+def test_the_error_of_too_little_memory_names_the_batch_sizes(
+    monkeypatch, shared_dataset, build_config, emulated_gpu, model
 ):
-    def lack(*_):
+    def run_out(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
 
-    name = "encode_images_async" if place is ClipTeacher else "__call__"
-    monkeypatch.setattr(place, name, lack)
+    name = "encode_images_async" if model is ClipTeacher else "__call__"
+    monkeypatch.setattr(model, name, run_out)
     with pytest.raises(InputError) as caught:
         build_cache(build_config(shared_dataset, device="cuda"))
-    said = str(caught.value)
-    assert "8 regions" in said and "3 images" in said and "128 x 128" in said and "\n" not in said
+    message = str(caught.value)
+    assert "8 regions" in message and "3 images" in message and "128 x 128" in message
+    assert "\n" not in message
 
 
-def test_models_take_the_named_gpu(monkeypatch, shared_dataset, build_config, emulate_cuda):
+def test_models_use_the_given_gpu(monkeypatch, shared_dataset, build_config, emulate_cuda):
     with emulate_cuda(devices=2) as gpu:
         build_cache(build_config(shared_dataset, device="cuda:1"))
         assert gpu.current == 1
 
 
-def test_the_builder_keeps_no_models_where_others_work(
+def test_the_builder_frees_its_models_for_workers(
     monkeypatch, shared_dataset, build_config, emulate_cuda
 ):
     clips = []
@@ -168,16 +172,16 @@ def test_the_builder_keeps_no_models_where_others_work(
     def open_workers(*_):
         gc.collect()
         assert [clip() for clip in clips] == [None]
-        raise InputError("far enough")
+        raise InputError("stop here")
         yield
 
     monkeypatch.setattr("teacher_cache.cluster.run._open_workers", open_workers)
-    with emulate_cuda(devices=2), pytest.raises(InputError, match="far enough"):
+    with emulate_cuda(devices=2), pytest.raises(InputError, match="stop here"):
         build_cache(build_config(shared_dataset, device="auto"))
 
 
-# Every process has an emulated GPU, and notes which real one it would be when it takes it.
-IN_CHILDREN = """
+# Gives every child process an emulated GPU, and logs which real one it would use.
+SITECUSTOMIZE = """
 import os, sys
 sys.path.insert(0, {tests!r})
 from emulated_cuda import emulated_cuda
@@ -192,14 +196,14 @@ torch.cuda.set_device = set_device
 
 
 @pytest.mark.slow
-def test_workers_keep_to_one_gpu_each(
+def test_each_worker_uses_one_gpu(
     monkeypatch, finished, shared_dataset, build_config, emulate_cuda, tmp_path
 ):
-    """Workers that did not have the GPU that the builder meant would refuse to answer."""
+    """Without a GPU they would have another precision than the builder, and refuse the task."""
     folder, log = tmp_path / "children", tmp_path / "shown"
     folder.mkdir()
-    text = IN_CHILDREN.format(tests=str(Path(__file__).parents[1]), log=str(log))
-    (folder / "sitecustomize.py").write_text(text)
+    code = SITECUSTOMIZE.format(tests=str(Path(__file__).parents[1]), log=str(log))
+    (folder / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = build_config(shared_dataset, device="auto", mode=LocalWorkers(2))
@@ -211,7 +215,7 @@ def test_workers_keep_to_one_gpu_each(
     assert cache.image_ids == open_cache(finished).image_ids and cache.failed == {}
 
 
-def test_rescoring_and_new_prompts_are_those_of_a_cpu(finished, tmp_path, emulate_cuda):
+def test_rescoring_and_new_prompts_equal_those_of_a_cpu(finished, tmp_path, emulate_cuda):
     def run(device):
         out = tmp_path / device
         templates = ("a photo of person {ing} {object}",)
@@ -225,11 +229,11 @@ def test_rescoring_and_new_prompts_are_those_of_a_cpu(finished, tmp_path, emulat
     with emulate_cuda() as gpu:
         found, new = run("cuda")
     assert gpu.kernels.total() > 0
-    same_answers(found, cache)
+    assert_close(found, cache)
     np.testing.assert_allclose(new.embeddings, prompts.embeddings, atol=TOLERANCE)
 
 
-def test_the_toy_models_learn_on_a_gpu(vocabulary, tmp_path, emulated_gpu):
+def test_training_of_the_toy_models(vocabulary, tmp_path, emulated_gpu):
     config = ToyModelsConfig(
         pictures=16,
         teacher=TeacherTrainingConfig(steps=2, batch_size=8),

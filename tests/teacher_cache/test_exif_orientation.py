@@ -1,4 +1,4 @@
-"""Pictures that EXIF turns, and pictures of other sizes than declared, in phase one."""
+"""Images with an EXIF orientation, and images of other sizes than annotated."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ def twins(shared_dataset, turned_twins, tmp_path_factory):
     return turned_twins(shared_dataset, tmp_path_factory.mktemp("twins"), "train")
 
 
-def proposals(root):
-    """Detections as another program finds them that looks at stored pixels: the labels."""
+def detections_in_stored_pixels(root):
+    """The annotated boxes as detections of a program that ignores EXIF orientations."""
     entries = json.loads((root / ANNOTATIONS).read_text())
     return [
         {
@@ -41,13 +41,13 @@ def proposals(root):
 
 
 @pytest.mark.parametrize("candidates", ["detector", "annotated", "proposals"])
-def test_twins_give_equal_caches(twins, build_config, tmp_path, candidates, messages):
+def test_rotated_copies_give_equal_caches(twins, build_config, tmp_path, candidates, messages):
     caches = []
     for root in twins:
         changes = {}
         if candidates == "proposals":
             changes["proposals"] = tmp_path / f"{root.name}.json"
-            changes["proposals"].write_text(json.dumps(proposals(root)))
+            changes["proposals"].write_text(json.dumps(detections_in_stored_pixels(root)))
         else:
             changes["candidates"] = candidates
         messages.clear()
@@ -56,15 +56,15 @@ def test_twins_give_equal_caches(twins, build_config, tmp_path, candidates, mess
     upright, stored = caches
     assert upright.image_ids == stored.image_ids and len(upright) == 7
     for name in upright.image_ids:
-        one, other = upright[name], stored[name]
+        first, second = upright[name], stored[name]
         for field in ("human_boxes", "object_boxes", "object_labels", "sources"):
-            np.testing.assert_array_equal(getattr(one.pairs, field), getattr(other.pairs, field))
-        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=2e-3)
+            np.testing.assert_array_equal(getattr(first.pairs, field), getattr(second.pairs, field))
+        np.testing.assert_allclose(first.probabilities, second.probabilities, atol=2e-3)
     assert upright.fingerprint != stored.fingerprint
     assert 'orientation = "stored"' in "".join(messages)
 
 
-def test_the_key_decides_whether_a_cache_fits(twins, build_config, tmp_path):
+def test_a_cache_belongs_to_one_orientation_setting(twins, build_config, tmp_path):
     config = build_config(twins[1], candidates="annotated")
     build_cache(config)
     cache = open_cache(config.out)
@@ -77,13 +77,13 @@ def test_the_key_decides_whether_a_cache_fits(twins, build_config, tmp_path):
     name = cache.image_ids[0]
     show_image(ShowConfig(config.out, name, twins[1], tmp_path / "drawn.png"))
     assert read_image(tmp_path / "drawn.png").size[0] > 0
-    found = tmp_path / "predictions.json"
-    evaluate_teacher(EvaluateConfig(config.out, twins[1], predictions=found))
-    stored = json.loads(found.read_text())
+    predictions = tmp_path / "predictions.json"
+    evaluate_teacher(EvaluateConfig(config.out, twins[1], predictions=predictions))
+    stored = json.loads(predictions.read_text())
     entries = json.loads((twins[1] / ANNOTATIONS).read_text())
-    for one, entry in zip(stored, entries, strict=True):
+    for image, entry in zip(stored, entries, strict=True):
         labelled = [row["bbox"] for row in entry["annotations"]]
-        assert all(row["bbox"] in labelled for row in one["predictions"])
+        assert all(row["bbox"] in labelled for row in image["predictions"])
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_key_decides_whether_a_cache_fits(twins, build_config, tmp_path):
         (lambda size: [2 * side for side in size], ["declared 320 x 256", "7 of 7"]),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_at_the_start(
+def test_wrong_sizes_are_refused_before_the_build(
     twins, build_config, tmp_path, turned_twins, change, facts
 ):
     _, root = turned_twins(twins[0], tmp_path, "train")
@@ -110,7 +110,7 @@ def test_sizes_that_do_not_fit_are_refused_at_the_start(
     assert not config.out.exists()
 
 
-def test_tags_left_over_from_another_orientation_change_nothing(
+def test_outdated_exif_tags_are_ignored_with_orientation_stored(
     twins, build_config, tmp_path, messages
 ):
     root = shutil.copytree(twins[0], tmp_path / "toy")

@@ -1,4 +1,4 @@
-"""Models of full size in the file forms in which they are published, through the command."""
+"""Full-size models, from files in their published forms, through `eoid-cache build`."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 DETECTOR, CLIP = "fasterrcnn_resnet50_fpn_v2", "ViT-B-32"
 OBJECTS = ("horse", "dog")
 WIDTH, HEIGHT = 160, 120
-# One person beside a horse, and one on it.
+# A person beside a horse, and one on it.
 PEOPLE = {"a_1.jpg": [20, 10, 60, 110], "b_2.jpg": [60, 5, 100, 80]}
 HORSE = [50, 30, 140, 115]
 
@@ -36,7 +36,7 @@ def vocabulary():
 
 @pytest.fixture(scope="module")
 def dataset(vocabulary, tmp_path_factory):
-    """Two pictures of noise, annotated in HICO-DET's form."""
+    """Two images of noise with annotations in HICO-DET's form."""
     root = tmp_path_factory.mktemp("full") / "hico"
     (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -58,13 +58,13 @@ def dataset(vocabulary, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Random weights: the detector's file, CLIP's file and CLIP."""
+    """Files of a detector and of CLIP with random weights, and the CLIP model."""
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         detector = get_model(DETECTOR, weights=None, weights_backbone=None).state_dict()
         clip = open_clip.create_model(CLIP).eval()
-    # Whatever box it is: a person as much as a horse, and hardly anything else.
+    # Every box scores high as a person and as a horse, and low as anything else.
     predictor = "roi_heads.box_predictor.cls_score"
     detector[f"{predictor}.weight"][:] = 0
     detector[f"{predictor}.bias"][:] = -4
@@ -76,19 +76,16 @@ def models(tmp_path_factory):
         path.unlink()
 
 
-def test_a_cache_from_checkpoints_of_full_size(
-    dataset, models, vocabulary, tmp_path, monkeypatch, capsys
-):
+def test_a_cache_of_full_size_models(dataset, models, vocabulary, tmp_path, monkeypatch, capsys):
     detector, weights, clip = models
-    words = ["build", dataset, "--out", tmp_path / "cache", "--device", "cpu"]
-    words += ["--detector", DETECTOR, "--detector-weights", detector]
-    words += ["--clip-model", CLIP, "--clip-weights", weights]
-    words += ["--max-people", 2, "--max-objects", 3]
-    monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
+    arguments = ["build", dataset, "--out", tmp_path / "cache", "--device", "cpu"]
+    arguments += ["--detector", DETECTOR, "--detector-weights", detector]
+    arguments += ["--clip-model", CLIP, "--clip-weights", weights]
+    arguments += ["--max-people", 2, "--max-objects", 3]
+    monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
         main()
-    said = capsys.readouterr()
-    assert ended.value.code == 0, said.err
+    assert caught.value.code == 0, capsys.readouterr().err
     cache = open_cache(tmp_path / "cache")
     assert cache.image_ids == list(PEOPLE) and not cache.failed
     horse = vocabulary.objects.index("horse")
@@ -100,8 +97,8 @@ def test_a_cache_from_checkpoints_of_full_size(
         assert set(pairs.object_labels.tolist()) == {horse}
         assert outputs.embeddings.shape == (len(outputs.region_boxes), 512)
         np.testing.assert_allclose(outputs.probabilities.sum(1), 1, atol=5e-3)
-        asked = np.flatnonzero(outputs.probabilities[0])
-        assert set(asked) <= set(np.flatnonzero(vocabulary.valid[:, horse]))
+        scored_verbs = np.flatnonzero(outputs.probabilities[0])
+        assert set(scored_verbs) <= set(np.flatnonzero(vocabulary.valid[:, horse]))
     parts = cache.manifest["parts"]
     assert (parts["detector.model"], parts["clip.model"]) == (DETECTOR, CLIP)
     assert parts["clip.quick_gelu"] is False and parts["clip.interpolation"] == "bicubic"
@@ -109,5 +106,5 @@ def test_a_cache_from_checkpoints_of_full_size(
         (region,) = crop_regions_pil(image, cache["b_2.jpg"].region_boxes[:1], 224, RegionMode())
     preprocess = open_clip.image_transform(224, is_train=False)
     with torch.no_grad():
-        wanted = clip.encode_image(preprocess(Image.fromarray(region))[None], normalize=True)
-    np.testing.assert_allclose(cache["b_2.jpg"].embeddings[:1], wanted.numpy(), atol=2e-3)
+        expected = clip.encode_image(preprocess(Image.fromarray(region))[None], normalize=True)
+    np.testing.assert_allclose(cache["b_2.jpg"].embeddings[:1], expected.numpy(), atol=2e-3)

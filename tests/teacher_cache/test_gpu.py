@@ -1,4 +1,4 @@
-"""Phase one on a real GPU: `make test-gpu`."""
+"""Builds, regions and training of the toy models on a real GPU (`make test-gpu`)."""
 
 import json
 import subprocess
@@ -23,19 +23,19 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("auto", 2e-2)])
-def test_the_teacher_answers_as_on_a_cpu(shared_dataset, build_config, gpu, precision, tolerance):
+def test_outputs_are_those_of_a_cpu(shared_dataset, build_config, gpu, precision, tolerance):
     caches = []
-    for name, device, own in (("cpu", "cpu", "float32"), ("gpu", "cuda", precision)):
+    for name, device, device_precision in (("cpu", "cpu", "float32"), ("gpu", "cuda", precision)):
         config = build_config(
-            shared_dataset, name, device=device, precision=own, candidates="annotated"
+            shared_dataset, name, device=device, precision=device_precision, candidates="annotated"
         )
         build_cache(config)
         caches.append(open_cache(config.out))
-    expected, found = caches
-    for image in expected.image_ids:
+    on_cpu, on_gpu = caches
+    for image in on_cpu.image_ids:
         for name in ("probabilities", "embeddings"):
-            one, other = (getattr(cache[image], name) for cache in (found, expected))
-            np.testing.assert_allclose(one, other, atol=tolerance)
+            found, expected = (getattr(cache[image], name) for cache in (on_gpu, on_cpu))
+            np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
 def test_a_build_with_the_detector(shared_dataset, build_config, gpu):
@@ -48,12 +48,12 @@ def test_a_build_with_the_detector(shared_dataset, build_config, gpu):
 
 
 @pytest.mark.parametrize("size", [(640, 480), (60, 40_000), (40_000, 60)])
-def test_regions_are_those_of_a_cpu_in_little_memory(gpu, size):
+def test_regions_are_those_of_a_cpu_and_take_little_memory(gpu, size):
     rng = np.random.default_rng(0)
     width, height = size
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     boxes = np.array([[0, 0, width, height], [10, 10, 40, 50]], np.float32)
-    # The statistics exist once the GPU is in use.
+    # Memory statistics exist only after the first allocation.
     torch.ones(1, device=gpu)
     torch.cuda.reset_peak_memory_stats(gpu)
     before = torch.cuda.memory_allocated(gpu)
@@ -63,7 +63,7 @@ def test_regions_are_those_of_a_cpu_in_little_memory(gpu, size):
     assert (found.int() - expected.int()).abs().max() <= 1
 
 
-def test_the_toy_models_learn(tmp_path, gpu):
+def test_training_of_the_toy_models(tmp_path, gpu):
     config = ToyModelsConfig(
         pictures=32,
         teacher=TeacherTrainingConfig(steps=4, batch_size=16),
@@ -75,11 +75,11 @@ def test_the_toy_models_learn(tmp_path, gpu):
     assert (tmp_path / "detector.safetensors").is_file() and (tmp_path / "teacher").is_dir()
 
 
-def test_the_build_beside_the_bare_tower(gpu):
-    """A table to look at: the ratio says how much of the image tower's speed a build keeps."""
-    words = ("--images", "200", "--turns", "3", "--device", "cuda")
+def test_speed_of_a_build_relative_to_the_image_encoder(gpu):
+    """Prints the share of the image encoder's speed that a build reaches."""
+    arguments = ("--images", "200", "--turns", "3", "--device", "cuda")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cache_build", *words], capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.cache_build", *arguments], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

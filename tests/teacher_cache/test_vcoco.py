@@ -1,4 +1,4 @@
-"""A cache of V-COCO's official files: verbs without object are annotated, but nobody is asked."""
+"""A cache of V-COCO's official files, in which some annotated verbs have no object."""
 
 import numpy as np
 import torch
@@ -43,13 +43,13 @@ IMAGES = [
         },
         "size": (128, 128),
     },
-    # Nothing to ask about but what the detector proposes.
+    # Without an annotated pair.
     {"boxes": [(PERSON, [5, 10, 40, 80])], "does": {(0, "run"): ()}, "size": (128, 128)},
 ]
 
 
-def describe(root, vocabulary):
-    """Untrained models and a description in a folder of V-COCO's files."""
+def write_models(root, vocabulary):
+    """Writes untrained models and `dataset.toml` to a folder of V-COCO's files."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         detector = toy_detector(max(vocabulary.category_ids))
@@ -64,16 +64,16 @@ def describe(root, vocabulary):
     (root / "dataset.toml").write_text(DESCRIPTION)
 
 
-def test_only_pairs_with_an_object_are_asked_about(tmp_path, write_vcoco, build_config):
+def test_only_pairs_with_an_object_get_outputs(tmp_path, write_vcoco, build_config):
     vocabulary = load_vocabulary("vcoco")
     write_vcoco(tmp_path, IMAGES, "trainval")
-    pictures = tmp_path / "images/train2014"
-    pictures.mkdir(parents=True)
+    image_folder = tmp_path / "images/train2014"
+    image_folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in (10, 20):
         pixels = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(pictures / f"COCO_val2014_{number:012}.jpg")
-    describe(tmp_path, vocabulary)
+        Image.fromarray(pixels).save(image_folder / f"COCO_val2014_{number:012}.jpg")
+    write_models(tmp_path, vocabulary)
     build_cache(build_config(tmp_path))
 
     file = open_dataset(tmp_path).load("train")
@@ -81,10 +81,10 @@ def test_only_pairs_with_an_object_are_asked_about(tmp_path, write_vcoco, build_
     cache.check(vocabulary, file.digest)
     first, second = (cache[annotation.image_id] for annotation in file.annotations)
     annotated = first.pairs.sources == 0
-    wanted = annotated_pairs(file.annotations[0])
-    assert len(wanted) == 2 and annotated.sum() == 2
-    np.testing.assert_array_equal(first.pairs.object_boxes[annotated], wanted.object_boxes)
+    expected = annotated_pairs(file.annotations[0])
+    assert len(expected) == 2 and annotated.sum() == 2
+    np.testing.assert_array_equal(first.pairs.object_boxes[annotated], expected.object_boxes)
     np.testing.assert_allclose(first.probabilities.sum(1), 1, atol=1e-2)
-    alone = [vocabulary.verbs.index(verb) for verb in ("stand", "walk", "run", "smile")]
-    assert not first.probabilities[:, alone].any()
+    without_object = [vocabulary.verbs.index(verb) for verb in ("stand", "walk", "run", "smile")]
+    assert not first.probabilities[:, without_object].any()
     assert (second.pairs.sources != 0).all()

@@ -8,6 +8,7 @@ import pytest
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import (
     atomic_write,
+    describe_changes,
     iter_json,
     read_json,
     read_toml,
@@ -184,3 +185,17 @@ def test_invalid_toml_is_refused(tmp_path, content, message):
 def test_folder_is_not_a_toml_file(tmp_path):
     with pytest.raises(InputError):
         read_toml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "old, new, text",
+    [
+        ({}, {}, ""),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, ""),
+        ({"a": 1}, {"a": 2}, "a: 1, now 2"),
+        ({"a": 1}, {"b": "x"}, "a: 1, now nothing; b: nothing, now x"),
+        ({"w": "ab" * 32}, {"w": "cd" * 32}, "w: abababababab, now cdcdcdcdcdcd"),
+    ],
+)
+def test_describe_changes(old, new, text):
+    assert describe_changes(old, new) == text

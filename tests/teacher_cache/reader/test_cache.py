@@ -13,7 +13,7 @@ import pytest
 import teacher_cache
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
-from teacher_cache.reader import cache as reader
+from teacher_cache.reader import cache as cache_module
 from teacher_cache.reader.cache import PromptEmbeddings, open_cache
 from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER, vocabulary_to_dict
@@ -41,8 +41,8 @@ def folder(tmp_path, outputs, vocabulary):
     shards = []
     for index, images in enumerate(SHARD_IMAGES):
         path = tmp_path / SHARDS / f"{index:05d}.h5"
-        own = [outputs[image] for image in images]
-        write_shard(path, fingerprint, images, own, {}, vocabulary.num_verbs)
+        shard_outputs = [outputs[image] for image in images]
+        write_shard(path, fingerprint, images, shard_outputs, {}, vocabulary.num_verbs)
         shards.append(read_shard_record(path, fingerprint).to_dict())
     text = PromptEmbeddings((("riding", "ride"), ("sitting", "sit")), np.eye(2, 6), 14.5)
     write_teacher_file(tmp_path / TEACHER, fingerprint, text)
@@ -51,13 +51,13 @@ def folder(tmp_path, outputs, vocabulary):
     return tmp_path
 
 
-def same(found, wanted):
-    for name in vars(wanted.pairs):
-        np.testing.assert_array_equal(getattr(found.pairs, name), getattr(wanted.pairs, name))
-    np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=1e-3)
-    np.testing.assert_array_equal(found.region_indices, wanted.region_indices)
-    np.testing.assert_array_equal(found.region_boxes, wanted.region_boxes)
-    np.testing.assert_allclose(found.embeddings, wanted.embeddings, atol=2e-3)
+def assert_same(found, expected):
+    for name in vars(expected.pairs):
+        np.testing.assert_array_equal(getattr(found.pairs, name), getattr(expected.pairs, name))
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-3)
+    np.testing.assert_array_equal(found.region_indices, expected.region_indices)
+    np.testing.assert_array_equal(found.region_boxes, expected.region_boxes)
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=2e-3)
 
 
 def test_round_trip(folder, outputs):
@@ -66,13 +66,13 @@ def test_round_trip(folder, outputs):
     assert cache.image_ids == ["a.jpg", "b.jpg", "c.jpg"]
     assert "a.jpg" in cache and "d.jpg" not in cache
     assert cache.failed == {"d.jpg": "no such image"}
-    for image_id, wanted in outputs.items():
-        same(cache[image_id], wanted)
+    for image_id, expected in outputs.items():
+        assert_same(cache[image_id], expected)
     with pytest.raises(KeyError):
         cache["d.jpg"]
 
 
-def test_answers_are_the_callers_own(folder):
+def test_probabilities_and_boxes_are_copies(folder):
     cache = open_cache(folder)
     for array in (cache["a.jpg"].probabilities, cache["a.jpg"].pairs.human_boxes):
         array[:] = 7
@@ -89,14 +89,14 @@ def test_a_cache_without_embeddings(folder, outputs, vocabulary):
     assert cache["c.jpg"].embeddings is None
 
 
-def test_few_shards_stay_open(folder, outputs, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+def test_the_number_of_open_shards_is_limited(folder, outputs, monkeypatch):
+    monkeypatch.setattr(cache_module, "MAX_OPEN_SHARDS", 1)
     cache = open_cache(folder)
     for image_id in ["a.jpg", "c.jpg", "a.jpg", "b.jpg"]:
-        same(cache[image_id], outputs[image_id])
+        assert_same(cache[image_id], outputs[image_id])
 
 
-def test_the_teachers_texts(folder):
+def test_prompt_embeddings(folder):
     text = open_cache(folder).prompt_embeddings
     assert text.prompts == (("riding", "ride"), ("sitting", "sit"))
     assert text.logit_scale == 14.5
@@ -104,22 +104,24 @@ def test_the_teachers_texts(folder):
     np.testing.assert_array_equal(text.embeddings, np.eye(2, 6))
 
 
-def total(cache, image_id):
+def sum_of_probabilities(cache, image_id):
     return float(cache[image_id].probabilities.sum())
 
 
-def test_a_layout_is_read_once(folder, outputs, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+def test_the_layout_of_a_shard_is_read_once(folder, outputs, monkeypatch):
+    monkeypatch.setattr(cache_module, "MAX_OPEN_SHARDS", 1)
     cache = open_cache(folder)
     calls = []
-    read = reader.read_layout
-    monkeypatch.setattr(reader, "read_layout", lambda *of: calls.append(of) or read(*of))
+    read = cache_module.read_layout
+    monkeypatch.setattr(
+        cache_module, "read_layout", lambda *args: calls.append(args) or read(*args)
+    )
     for image_id in ["a.jpg", "c.jpg"] * 3:
-        same(cache[image_id], outputs[image_id])
+        assert_same(cache[image_id], outputs[image_id])
     assert len(calls) == 2
 
 
-def test_embeddings_are_views_and_the_rest_is_not(folder):
+def test_only_embeddings_are_views(folder):
     outputs = open_cache(folder)["a.jpg"]
     assert outputs.embeddings.dtype == np.float16
     assert not outputs.embeddings.flags.writeable and not outputs.embeddings.flags.owndata
@@ -128,29 +130,31 @@ def test_embeddings_are_views_and_the_rest_is_not(folder):
 
 def read_in_pool(folder, method):
     cache = open_cache(folder)
-    wanted = [total(cache, image_id) for image_id in cache.image_ids]
+    expected = [sum_of_probabilities(cache, image_id) for image_id in cache.image_ids]
     with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map(partial(total, cache), cache.image_ids) == wanted
+        assert pool.map(partial(sum_of_probabilities, cache), cache.image_ids) == expected
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_read_the_same(folder, method):
-    # The tests' process has threads, and a fork of it may copy a lock that one of them holds.
-    alone = multiprocessing.get_context("spawn").Process(target=read_in_pool, args=(folder, method))
-    alone.start()
-    alone.join(300)
-    assert alone.exitcode == 0
+def test_reading_in_other_processes(folder, method):
+    # Not in the tests' process: it has threads, and a fork of it may copy a held lock.
+    process = multiprocessing.get_context("spawn").Process(
+        target=read_in_pool, args=(folder, method)
+    )
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
 
 
-def test_pickling_carries_no_data(folder):
+def test_a_pickled_cache_contains_no_data(folder):
     cache = open_cache(folder)
     cache["a.jpg"]
     data = pickle.dumps(cache)
     assert len(data) < 500
-    assert total(pickle.loads(data), "a.jpg") == total(cache, "a.jpg")
+    assert sum_of_probabilities(pickle.loads(data), "a.jpg") == sum_of_probabilities(cache, "a.jpg")
 
 
-def test_check_names_the_part_that_differs(folder, vocabulary):
+def test_check_names_what_differs(folder, vocabulary):
     cache = open_cache(folder)
     cache.check()
     cache.check(vocabulary, "1" * 64)
@@ -161,7 +165,7 @@ def test_check_names_the_part_that_differs(folder, vocabulary):
         cache.check(other, "1" * 64)
 
 
-def test_check_of_the_part(folder):
+def test_check_of_the_dataset_part(folder):
     cache = open_cache(folder)
     cache.check(part="train")
     cache.manifest["parts"]["part"] = "test"
@@ -169,7 +173,7 @@ def test_check_of_the_part(folder):
         cache.check(part="train")
 
 
-def test_the_vocabulary_of_an_early_cache_is_a_shipped_one(folder, vocabulary):
+def test_the_vocabulary_of_an_early_cache_is_a_builtin_one(folder, vocabulary):
     assert open_cache(folder).vocabulary == vocabulary
 
 
@@ -236,7 +240,7 @@ def test_another_format_version_is_refused(folder):
 
 def test_the_package_offers_the_reader(folder):
     assert teacher_cache.open_cache(folder).image_ids == ["a.jpg", "b.jpg", "c.jpg"]
-    assert teacher_cache.TeacherCache is reader.TeacherCache
+    assert teacher_cache.TeacherCache is cache_module.TeacherCache
     assert not hasattr(teacher_cache, "write_cache")
 
 

@@ -27,7 +27,7 @@ def test_an_empty_shard(tmp_path):
     assert REGION_EMBEDDING not in arrays
 
 
-def test_mapped_arrays_are_what_hdf5_reads(shard):
+def test_mapped_arrays_equal_what_hdf5_reads(shard):
     layout = read_layout(shard, "f")
     assert layout.images == ("\u00e4.jpg", "b", "c")
     assert layout.failed == {"d": "no such image"}
@@ -47,53 +47,53 @@ def chunked(file):
     file.create_dataset("pairs/source", data=data, chunks=(2,))
 
 
-def of_another_type(file):
+def other_dtype(file):
     data = file[REGION_BOX][()]
     del file[REGION_BOX]
     file.create_dataset(REGION_BOX, data=data.astype(np.float64))
 
 
-def too_short(file):
+def score_missing(file):
     data = file["pairs/human_score"][:-1]
     del file["pairs/human_score"]
     file.create_dataset("pairs/human_score", data=data)
 
 
-def an_embedding_less(file):
+def embedding_missing(file):
     data = file[REGION_EMBEDDING][:-1]
     del file[REGION_EMBEDDING]
     file.create_dataset(REGION_EMBEDDING, data=data)
 
 
-def one_image_more(file):
+def offset_too_many(file):
     data = file[PAIR_OFFSETS][()]
     del file[PAIR_OFFSETS]
     file.create_dataset(PAIR_OFFSETS, data=np.append(data, data[-1]))
 
 
 @pytest.mark.parametrize(
-    "change, text",
+    "change, message",
     [
         (chunked, "pairs/source is not a contiguous array of uint8"),
-        (of_another_type, "regions/box is not a contiguous array of float32"),
-        (too_short, "different lengths"),
-        (one_image_more, "different lengths"),
-        (an_embedding_less, "different lengths"),
+        (other_dtype, "regions/box is not a contiguous array of float32"),
+        (score_missing, "different lengths"),
+        (offset_too_many, "different lengths"),
+        (embedding_missing, "different lengths"),
         (lambda file: file.__delitem__("images/id"), "found damage"),
         (lambda file: file.attrs.update(format_version=2), "format_version: expected 1, found 2"),
         (lambda file: file.attrs.update(fingerprint="g"), "belongs to another cache"),
     ],
 )
-def test_what_is_not_format_1_is_refused(shard, change, text):
+def test_files_that_are_not_of_format_1(shard, change, message):
     with h5py.File(shard, "a") as file:
         change(file)
-    with pytest.raises(InputError, match=text) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_layout(shard, "f")
     assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "name, place, value",
+    "name, position, value",
     [
         (PAIR_OFFSETS, 0, 1),
         (PAIR_OFFSETS, 1, -1),
@@ -105,30 +105,30 @@ def test_what_is_not_format_1_is_refused(shard, change, text):
         ("pairs/region", 2, -1),
     ],
 )
-def test_numbers_that_point_nowhere(shard, name, place, value):
+def test_indices_out_of_range(shard, name, position, value):
     arrays = {key: array.copy() for key, array in map_shard(shard, read_layout(shard, "f")).items()}
     check_indices(shard, arrays, num_objects=9)
-    arrays[name][place] = value
+    arrays[name][position] = value
     with pytest.raises(InputError, match=f"{name} has an index out of range"):
         check_indices(shard, arrays, num_objects=9)
     if name == "pairs/object_label" and value == 9:
         check_indices(shard, arrays, num_objects=None)
 
 
-def test_an_empty_shard_points_nowhere(tmp_path):
+def test_indices_of_an_empty_shard(tmp_path):
     path = tmp_path / "00000.h5"
     write_shard(path, "f", [], [], {}, num_verbs=11)
     check_indices(path, map_shard(path, read_layout(path, "f")), num_objects=9)
 
 
-def test_a_shard_that_became_shorter(shard):
+def test_a_truncated_shard(shard):
     layout = read_layout(shard, "f")
     shard.write_bytes(shard.read_bytes()[:3000])
     with pytest.raises(InputError, match="found damage"):
         map_shard(shard, layout)
 
 
-def test_a_heap_that_hdf5_would_walk_for_ever_is_refused(shard):
+def test_a_heap_on_which_hdf5_would_loop_forever(shard):
     data = bytearray(shard.read_bytes())
     # After the heap's header and the fingerprint "f", padded to eight bytes: the free space.
     size_left = data.index(b"GCOL") + 16 + (16 + 8) + 8
@@ -139,14 +139,14 @@ def test_a_heap_that_hdf5_would_walk_for_ever_is_refused(shard):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_flipped_bytes_are_read_or_refused(shard, seed):
-    """Bytes of a file that are no numbers of an array: never another error, never a hang."""
-    whole = shard.read_bytes()
+def test_changed_bytes_are_read_or_refused(shard, seed):
+    """Reading a damaged file never raises another error and never hangs."""
+    content = shard.read_bytes()
     rng = np.random.default_rng(seed)
     num_refused = 0
-    for place in rng.integers(0, len(whole), 60):
-        data = bytearray(whole)
-        data[place] ^= int(rng.integers(1, 256))
+    for position in rng.integers(0, len(content), 60):
+        data = bytearray(content)
+        data[position] ^= int(rng.integers(1, 256))
         shard.write_bytes(data)
         try:
             map_shard(shard, read_layout(shard, "f"))

@@ -36,7 +36,7 @@ def test_rows_are_distributions_over_the_verbs_of_the_object(vocabulary):
     assert not found[~vocabulary.valid.T[labels]].any()
 
 
-def test_softmax_of_one_object_by_hand(vocabulary):
+def test_softmax_over_the_interactions_of_one_object(vocabulary):
     chair = vocabulary.objects.index("chair")
     verbs = [
         v
@@ -55,7 +55,7 @@ def test_an_object_without_actions_gets_zeros(vocabulary):
     assert not action_probabilities(logits, np.array([vocabulary.person]), vocabulary).any()
 
 
-def test_askable_objects(vocabulary):
+def test_objects_with_actions(vocabulary):
     found = objects_with_actions(vocabulary)
     assert not found[vocabulary.person]
     assert found.sum() == vocabulary.num_objects - 1

@@ -16,42 +16,42 @@ VALUE = {"name": "ä", "rate": 1e-05, "shards": [{"sha256": "0" * 64}, {"sha256"
 
 @pytest.mark.parametrize("value", [{}, VALUE])
 def test_round_trip(tmp_path, value):
-    path = tmp_path / "sealed.json"
+    path = tmp_path / "value.json"
     write_checksummed_json(path, value)
-    held = json.loads(path.read_text())
-    assert list(held)[-1] == CHECKSUM_KEY and without_checksum(held) == value
+    stored = json.loads(path.read_text())
+    assert list(stored)[-1] == CHECKSUM_KEY and without_checksum(stored) == value
     assert has_valid_checksum(path.read_bytes())
 
 
-def test_the_seal_can_be_checked_by_hand(tmp_path):
-    path = tmp_path / "sealed.json"
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(tmp_path):
+    path = tmp_path / "value.json"
     write_checksummed_json(path, VALUE)
-    seal = json.loads(path.read_text())[CHECKSUM_KEY]
-    blank = path.read_bytes()[::-1].replace(seal[::-1].encode(), b"0" * 64, 1)[::-1]
-    assert hashlib.sha256(blank).hexdigest() == seal
+    checksum = json.loads(path.read_text())[CHECKSUM_KEY]
+    zeroed = path.read_bytes()[::-1].replace(checksum[::-1].encode(), b"0" * 64, 1)[::-1]
+    assert hashlib.sha256(zeroed).hexdigest() == checksum
 
 
-def test_every_flipped_byte_breaks_it(tmp_path):
-    path = tmp_path / "sealed.json"
+def test_every_changed_byte_is_detected(tmp_path):
+    path = tmp_path / "value.json"
     write_checksummed_json(path, VALUE)
     content = path.read_bytes()
     rng = np.random.default_rng(0)
-    for place in range(len(content)):
-        # Of either case of a letter the JSON may mean the same.
+    for position in range(len(content)):
+        # 0x20 changes the case of a letter, which may leave the JSON value the same.
         for change in (0x20, int(rng.integers(1, 256))):
             damaged = bytearray(content)
-            damaged[place] ^= change
-            assert not has_valid_checksum(bytes(damaged)), place
+            damaged[position] ^= change
+            assert not has_valid_checksum(bytes(damaged)), position
     assert not has_valid_checksum(content[:-1]) and not has_valid_checksum(content + b" ")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"no JSON", b'"sha256": "', b'{"sha256": ""}'])
-def test_what_has_no_seal_is_not_intact(content):
+def test_files_without_a_checksum(content):
     assert not has_valid_checksum(content)
 
 
-def test_the_first_of_several_writers_wins(tmp_path):
-    path = tmp_path / "sealed.json"
+def test_an_existing_file_is_kept(tmp_path):
+    path = tmp_path / "value.json"
     write_checksummed_json(path, {"a": 1}, keep_existing=True)
     write_checksummed_json(path, {"a": 2}, keep_existing=True)
     assert json.loads(path.read_text())["a"] == 1

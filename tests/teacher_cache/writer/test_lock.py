@@ -14,11 +14,11 @@ from teacher_cache.reader.format import LOCK, SHARDS
 from teacher_cache.writer import lock
 from teacher_cache.writer.lock import lock_folder
 
-HOLDER = '{"host": "elsewhere", "pid": 7, "since": "2024-05-01 12:00:00", "shared": %s}'
+OWNER = '{"host": "elsewhere", "pid": 7, "since": "2024-05-01 12:00:00", "shared": %s}'
 
 
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch):
+def short_times(monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_INTERVAL", 0.05)
     monkeypatch.setattr(lock, "HEARTBEAT_TIMEOUT", 0.6)
     monkeypatch.setattr(lock, "ACQUIRE_TIMEOUT", 0.4)
@@ -35,29 +35,29 @@ def test_a_new_folder(tmp_path):
 
 
 @pytest.mark.parametrize("first, second", [(False, False), (False, True), (True, False)])
-def test_the_second_is_told_who_is_there(tmp_path, first, second):
+def test_a_second_builder_is_refused_with_the_first_ones_name(tmp_path, first, second):
     with (
         lock_folder(tmp_path, shared=first),
         pytest.raises(InputError, match="is at work here") as caught,
         lock_folder(tmp_path, shared=second),
     ):
-        pytest.fail("both hold the folder")
-    text = str(caught.value)
+        pytest.fail("both hold the lock")
+    message = str(caught.value)
     kind = "a job of an array" if first else "another builder"
-    assert f"{tmp_path}: {kind} (host " in text and f"process {os.getpid()}, since 2" in text
-    assert "\n" not in text
+    assert f"{tmp_path}: {kind} (host " in message and f"process {os.getpid()}, since 2" in message
+    assert "\n" not in message
 
 
-def test_jobs_of_an_array_share(tmp_path):
+def test_jobs_of_an_array_share_the_lock(tmp_path):
     with lock_folder(tmp_path, shared=True), lock_folder(tmp_path, shared=True):
         pass
     with lock_folder(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("record, kind", [("", "another builder"), (HOLDER % "true", "a job")])
-def test_a_job_waits_for_one_that_tidies_up(tmp_path, record, kind):
-    """The last job of an array holds the folder alone for a moment."""
+@pytest.mark.parametrize("record, kind", [("", "another builder"), (OWNER % "true", "a job")])
+def test_an_array_job_waits_for_one_that_removes_temporary_files(tmp_path, record, kind):
+    """The last job of an array holds the lock exclusively for a moment."""
     path = tmp_path / LOCK
     path.write_text(record)
     with open(path, "r+") as file:
@@ -68,10 +68,10 @@ def test_a_job_waits_for_one_that_tidies_up(tmp_path, record, kind):
         path.write_text(record)
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match=kind), lock_folder(tmp_path, shared=True):
-            pytest.fail("both hold the folder")
+            pytest.fail("both hold the lock")
 
 
-def test_a_killed_holder_leaves_the_folder_free(tmp_path, messages):
+def test_the_lock_of_a_killed_process_is_free(tmp_path, messages):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from teacher_cache.writer.lock import lock_folder\n"
@@ -82,7 +82,7 @@ def test_a_killed_holder_leaves_the_folder_free(tmp_path, messages):
     )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(InputError, match=f"process {process.pid}"), lock_folder(tmp_path):
-        pytest.fail("both hold the folder")
+        pytest.fail("both hold the lock")
     process.send_signal(signal.SIGKILL)
     process.wait()
     messages.clear()
@@ -91,7 +91,7 @@ def test_a_killed_holder_leaves_the_folder_free(tmp_path, messages):
     assert messages == []
 
 
-def no_locks(monkeypatch):
+def disable_locks(monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "no locks here")
 
@@ -99,8 +99,8 @@ def no_locks(monkeypatch):
 
 
 @contextmanager
-def beating(path):
-    """The heartbeat of a holder on another machine."""
+def heartbeat(path):
+    """The heartbeat of an owner on another machine."""
     stop = threading.Event()
 
     def beat():
@@ -116,43 +116,43 @@ def beating(path):
 
 @pytest.mark.parametrize("locks", [True, False])
 @pytest.mark.parametrize("shared", [False, True])
-def test_where_locks_do_not_reach_other_machines(tmp_path, monkeypatch, locks, shared, messages):
+def test_locks_that_other_machines_do_not_see(tmp_path, monkeypatch, locks, shared, messages):
     if not locks:
-        no_locks(monkeypatch)
+        disable_locks(monkeypatch)
     path = tmp_path / LOCK
-    path.write_text(HOLDER % str(shared).lower())
+    path.write_text(OWNER % str(shared).lower())
     with (
-        beating(path),
+        heartbeat(path),
         pytest.raises(InputError, match="host elsewhere, process 7, since 2024"),
         lock_folder(tmp_path),
     ):
-        pytest.fail("both hold the folder")
+        pytest.fail("both hold the lock")
     messages.clear()
     with lock_folder(tmp_path):
         assert f'"pid": {os.getpid()}' in path.read_text()
     assert len(messages) == 1 and "host elsewhere" in messages[0]
 
 
-def test_a_holder_without_locks_is_seen_by_its_heartbeat(tmp_path, monkeypatch):
-    no_locks(monkeypatch)
+def test_the_heartbeat_replaces_locks(tmp_path, monkeypatch):
+    disable_locks(monkeypatch)
     with (
         lock_folder(tmp_path),
         pytest.raises(InputError, match="is at work here"),
         lock_folder(tmp_path),
     ):
-        pytest.fail("both hold the folder")
+        pytest.fail("both hold the lock")
     with lock_folder(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"host": 3}'])
-def test_a_damaged_lock_file_holds_nobody_up(tmp_path, text):
+def test_a_damaged_lock_file_is_ignored(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
     with lock_folder(tmp_path):
         pass
 
 
-def test_a_full_disk_does_not_keep_from_holding(tmp_path, monkeypatch):
+def test_a_full_disk(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -162,11 +162,11 @@ def test_a_full_disk_does_not_keep_from_holding(tmp_path, monkeypatch):
         pytest.raises(InputError, match="another builder"),
         lock_folder(tmp_path),
     ):
-        pytest.fail("both hold the folder")
+        pytest.fail("both hold the lock")
 
 
 @pytest.fixture
-def leftovers(tmp_path):
+def temporary_files(tmp_path):
     (tmp_path / SHARDS).mkdir()
     paths = [tmp_path / SHARDS / ".00000.h5.12ab.tmp", tmp_path / ".manifest.json.12ab.tmp"]
     for path in (*paths, tmp_path / SHARDS / "00001.h5"):
@@ -174,25 +174,25 @@ def leftovers(tmp_path):
     return paths
 
 
-def test_leftovers(tmp_path, leftovers):
-    with lock_folder(tmp_path) as held:
-        held.remove_temporary_files()
-        assert not any(path.exists() for path in leftovers)
+def test_removing_temporary_files(tmp_path, temporary_files):
+    with lock_folder(tmp_path) as folder_lock:
+        folder_lock.remove_temporary_files()
+        assert not any(path.exists() for path in temporary_files)
         assert (tmp_path / SHARDS / "00001.h5").exists()
         with pytest.raises(InputError), lock_folder(tmp_path):
-            pytest.fail("both hold the folder")
+            pytest.fail("both hold the lock")
 
 
-def test_files_of_living_jobs_are_no_leftovers(tmp_path, leftovers):
-    with lock_folder(tmp_path, shared=True) as held:
+def test_temporary_files_of_running_jobs_are_kept(tmp_path, temporary_files):
+    with lock_folder(tmp_path, shared=True) as folder_lock:
         with lock_folder(tmp_path, shared=True) as other:
             other.remove_temporary_files()
-        assert all(path.exists() for path in leftovers)
-        held.remove_temporary_files()
-        assert not any(path.exists() for path in leftovers)
+        assert all(path.exists() for path in temporary_files)
+        folder_lock.remove_temporary_files()
+        assert not any(path.exists() for path in temporary_files)
 
 
-def test_the_hold_ends_with_an_error(tmp_path, messages):
+def test_an_exception_releases_the_lock(tmp_path, messages):
     with pytest.raises(KeyboardInterrupt), lock_folder(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / LOCK).read_text() == ""

@@ -38,7 +38,7 @@ def test_a_new_folder(tmp_path, plan, exists):
     assert not (folder / MANIFEST).exists()
 
 
-def test_the_same_plan_goes_on(tmp_path, plan):
+def test_the_same_plan_resumes(tmp_path, plan):
     claim_folder(tmp_path, plan)
     (tmp_path / SHARDS / "00000.h5").touch()
     assert not claim_folder(tmp_path, BuildPlan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}))
@@ -55,52 +55,52 @@ def test_a_finished_cache_is_left_alone(tmp_path, plan):
 
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
-    "other, text",
+    "other, message",
     [
         (BuildPlan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {}), "clip.model: A, now B"),
         (BuildPlan({"clip.model": "A"}, LAYOUT, 1, {}, {}), "person_threshold: 0.2, now nothing"),
         (BuildPlan(PARTS, {"images_per_shard": 4}, 1, {}, {}), "images_per_shard: 3, now 4"),
     ],
 )
-def test_other_settings_are_refused(tmp_path, plan, finished, other, text):
+def test_plans_of_other_settings_are_refused(tmp_path, plan, finished, other, message):
     claim_folder(tmp_path, plan)
     if finished:
         finish(tmp_path, plan)
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(InputError, match="holds a cache of other settings") as caught:
         claim_folder(tmp_path, other)
-    assert text in str(caught.value)
+    assert message in str(caught.value)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_settings_that_decide_nothing(tmp_path, plan, shared):
-    """They are brought up to date, unless others are building by the same file."""
+def test_settings_that_do_not_change_outputs(tmp_path, plan, shared):
+    """They are updated in `build.json`, unless other jobs share it."""
     claim_folder(tmp_path, plan)
     claim_folder(tmp_path, BuildPlan(PARTS, LAYOUT, 1, {"device": "cuda"}, {}), shared)
-    held = read_plan(tmp_path)
-    assert held["settings"] == {"device": "cpu" if shared else "cuda"}
-    assert held["images"] == 1
+    stored = read_plan(tmp_path)
+    assert stored["settings"] == {"device": "cpu" if shared else "cuda"}
+    assert stored["images"] == 1
 
 
-def test_of_two_that_begin_at_once_the_second_follows_the_first(tmp_path, plan, monkeypatch):
-    """Both see an empty folder; the other one's plan is there when this one's is to be written."""
+def test_a_plan_that_another_builder_writes_at_the_same_time(tmp_path, plan, monkeypatch):
+    """Both find an empty folder, and the other builder writes its plan first."""
     other = BuildPlan({**PARTS, "clip.model": "B"}, LAYOUT, 1, {}, {})
-    is_fresh = plan_module._is_new_folder
+    is_new_folder = plan_module._is_new_folder
 
-    def meanwhile(folder):
-        monkeypatch.setattr(plan_module, "_is_new_folder", is_fresh)
+    def claim_by_other(folder):
+        monkeypatch.setattr(plan_module, "_is_new_folder", is_new_folder)
         claim_folder(folder, other)
         return True
 
-    monkeypatch.setattr(plan_module, "_is_new_folder", meanwhile)
+    monkeypatch.setattr(plan_module, "_is_new_folder", claim_by_other)
     (tmp_path / "cache").mkdir()
     with pytest.raises(InputError, match=r"clip\.model: B, now A"):
         claim_folder(tmp_path / "cache", plan)
     assert read_plan(tmp_path / "cache")["parts"] == other.parts
 
 
-def test_what_a_builder_leaves_that_was_stopped_at_its_start(tmp_path, plan):
+def test_a_folder_of_a_builder_that_was_stopped_at_once(tmp_path, plan):
     (tmp_path / SHARDS).mkdir()
     (tmp_path / LOCK).touch()
     (tmp_path / f".{PLAN}.0123.tmp").touch()
@@ -108,14 +108,14 @@ def test_what_a_builder_leaves_that_was_stopped_at_its_start(tmp_path, plan):
     assert read_plan(tmp_path)["parts"] == PARTS
 
 
-def test_shards_without_a_plan_are_left_alone(tmp_path, plan):
+def test_shards_without_a_plan_are_refused(tmp_path, plan):
     (tmp_path / SHARDS).mkdir()
     (tmp_path / SHARDS / "00000.h5").touch()
     with pytest.raises(InputError, match="expected a new or empty folder"):
         claim_folder(tmp_path, plan)
 
 
-def test_other_folders_are_left_alone(tmp_path, plan):
+def test_other_folders_are_refused(tmp_path, plan):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="expected a new or empty folder"):
         claim_folder(tmp_path, plan)

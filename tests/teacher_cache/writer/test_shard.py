@@ -12,15 +12,15 @@ from teacher_cache.writer.shard import read_shard_record, write_shard, write_sha
 
 
 def contents(path):
-    """All datasets and attributes of a file."""
-    found = {}
+    """All datasets, and the attributes of the root group."""
+    datasets = {}
     with h5py.File(path) as file:
         file.visititems(
             lambda name, item: (
-                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+                datasets.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
             )
         )
-        return found, dict(file.attrs)
+        return datasets, dict(file.attrs)
 
 
 def test_an_empty_shard(tmp_path):
@@ -36,7 +36,7 @@ def test_an_empty_shard(tmp_path):
     assert record.images == () and record.failed == {"a.jpg": "no such image"}
 
 
-def test_names_types_and_shapes_of_format_1(tmp_path, make_outputs):
+def test_names_dtypes_and_shapes_of_format_1(tmp_path, make_outputs):
     outputs = [make_outputs(3, 11, seed=1), make_outputs(0, 11), make_outputs(4, 11, seed=2)]
     path = tmp_path / "00001.h5"
     write_shard(path, "f", ["ä.jpg", "b.jpg", "c.jpg"], outputs, {}, num_verbs=11)
@@ -54,18 +54,18 @@ def test_names_types_and_shapes_of_format_1(tmp_path, make_outputs):
     np.testing.assert_array_equal(datasets["pairs/human_box"][3:], outputs[2].pairs.human_boxes)
 
 
-def test_equal_answers_give_equal_files(tmp_path, make_outputs):
+def test_equal_outputs_give_equal_bytes(tmp_path, make_outputs):
     for name in ("a.h5", "b.h5"):
         write_shard(tmp_path / name, "f", ["x"], [make_outputs(5, 11)], {}, num_verbs=11)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5"]
 
 
-def test_every_h5py_writes_the_same_bytes(tmp_path):
-    """The digest was the same with h5py 3.9.0 to 3.16.0 (HDF5 1.12.2, 1.14.2 to 1.14.6, 2.0)."""
-    wide = ("box", "action_probabilities", "embedding")
+def test_all_versions_of_h5py_write_equal_bytes(tmp_path):
+    """The digest was equal with h5py 3.9.0 to 3.16.0 (HDF5 1.12.2, 1.14.2 to 1.14.6, 2.0)."""
+    two_dimensional = ("box", "action_probabilities", "embedding")
     arrays = {
-        name: np.arange(12).reshape((3, 4) if name.endswith(wide) else 12)
+        name: np.arange(12).reshape((3, 4) if name.endswith(two_dimensional) else 12)
         for name in DATASET_DTYPES
     }
     path = tmp_path / "00000.h5"
@@ -74,7 +74,7 @@ def test_every_h5py_writes_the_same_bytes(tmp_path):
     assert sha256_of_file(path) == digest
 
 
-def test_finished_record(tmp_path, make_outputs):
+def test_reading_a_shard_record(tmp_path, make_outputs):
     path = tmp_path / "00000.h5"
     assert read_shard_record(path, "f") is None
     write_shard(path, "f", ["x"], [make_outputs(5, 11)], {"y": "broken"}, num_verbs=11)
@@ -91,8 +91,8 @@ def test_finished_record(tmp_path, make_outputs):
     assert read_shard_record(path, "f") is None
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path, make_outputs, monkeypatch):
-    """HDF5 would not say which, and leave a file open that it cannot close."""
+def test_a_full_disk(tmp_path, make_outputs, monkeypatch):
+    """The error names the file, and no temporary file is left."""
     path = tmp_path / "00000.h5"
 
     def full(self, data):
