@@ -1,4 +1,4 @@
-"""Chart style; figures as SVG, PNG or a file."""
+"""Style of the charts, and their output as SVG for the page, PNG, or a file."""
 
 from __future__ import annotations
 
@@ -25,17 +25,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches.
+# Width of charts for wide windows and for phones.
 WIDE_INCHES, NARROW_INCHES = 10.6, 3.6
-# Fills an empty figure, given colours by name and whether it is for phones, and sets its size.
+PNG_DPI, FILE_DPI = 160, 150
+CHART_SUFFIXES = (".png", ".svg", ".pdf")
+# Draws on an empty figure and sets its size; called with the figure, the colours by name, and
+# whether the chart is narrow.
 DrawFunction = Callable[["Figure", Colours, bool], None]
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A finished chart.
+
+    Attributes:
+        name: short name, for the PNG file and for ids on the page.
+        title: display name.
+        alt: content of the chart in words, for screen readers.
+        wide, narrow: `<svg>` elements for wide windows and for phones.
+        png: content of a PNG file of the wide chart.
+    """
+
+    name: str
+    title: str
+    alt: str
+    wide: str
+    narrow: str
+    png: bytes
+
+
 def require_packages(what: str, *packages: str) -> None:
-    """Makes sure that packages of the extra `report` are there for something.
+    """Checks that packages of the extra `report` are installed.
+
+    Args:
+        what: what needs them, for an error message.
 
     Raises:
-        InputError: one is missing.
+        InputError: a package is missing.
     """
     for package in packages:
         try:
@@ -47,12 +73,12 @@ def require_packages(what: str, *packages: str) -> None:
 
 
 def render_figure(draw: DrawFunction, colours: Colours, narrow: bool = False) -> Figure:
-    """A finished figure, laid out."""
+    """Draws a figure, applies the common style, and lays it out."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    # Thin hatches, so that a hatched bar keeps its colour.
+    # Thin hatch lines, so that the colour of a hatched bar remains visible.
     with matplotlib.rc_context({"hatch.linewidth": 0.6}):
         figure = Figure()
         draw(figure, colours, narrow)
@@ -62,10 +88,10 @@ def render_figure(draw: DrawFunction, colours: Colours, narrow: bool = False) ->
         for side, spine in axis.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(colours["grid"])
-        # What lies inside a panel needs no room around it; only texts may reach beyond.
+        # Only texts can extend beyond a panel. Without the other artists the layout is much faster.
         for artist in (*axis.patches, *axis.lines, *axis.collections):
             artist.set_in_layout(False)
-    # Laid out by hand: saving a figure that has an engine of its own draws it all one time more.
+    # Executed once here: a figure with a layout engine of its own is drawn twice when it is saved.
     ConstrainedLayoutEngine(wspace=0.06).execute(figure)
     return figure
 
@@ -73,11 +99,11 @@ def render_figure(draw: DrawFunction, colours: Colours, narrow: bool = False) ->
 def add_legend(
     figure: Figure, entries: dict[str, str], colours: Colours, shape: str, narrow: bool
 ) -> None:
-    """A legend above everything else.
+    """Adds a legend above all panels.
 
     Args:
         entries: titles by the name of the colour.
-        shape: "bar", "line" or "marker".
+        shape: form of the keys: "bar", "line" or "marker".
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -104,7 +130,7 @@ def add_legend(
 
 
 def bar_style(name: str, colours: Colours) -> dict[str, Any]:
-    """Colour and hatch of a bar; the hatch is drawn in the ground's colour."""
+    """Colour and hatch of a bar; the hatch has the colour of the background."""
     return {
         "facecolor": colours[name],
         "hatch": HATCHES.get(name),
@@ -114,12 +140,12 @@ def bar_style(name: str, colours: Colours) -> dict[str, Any]:
 
 
 def line_style(name: str, colours: Colours) -> dict[str, Any]:
-    """Colour and dashes of a line."""
+    """Colour and line style of a line."""
     return {"linestyle": LINE_STYLES[name], "color": colours[name], "linewidth": 1.6}
 
 
 def marker_style(name: str, colours: Colours) -> dict[str, Any]:
-    """Colour and shape of a point; a thin rim parts points that lie on each other."""
+    """Colour and marker of a point; a thin edge separates points that overlap."""
     return {
         "marker": MARKERS[name],
         "color": colours[name],
@@ -136,7 +162,7 @@ def label_axis(
     y: str = "",
     across: Literal["x", "y", "both"] = "both",
 ) -> None:
-    """Grid (across the given directions) and labels of an axis as all charts have them."""
+    """Adds the grid, in the given directions, and labels of an axis in the common style."""
     axis.grid(True, axis=across, color=colours["grid"], linewidth=0.7)
     axis.set_axisbelow(True)
     axis.tick_params(labelcolor=colours["muted"], labelsize=8)
@@ -147,24 +173,25 @@ def label_axis(
 
 
 def set_panel_title(axis: Axes, colours: Colours, title: str, size: float = 10.5) -> None:
-    """A panel's title."""
+    """Adds a panel's title in bold."""
     set_plain_panel_title(axis, colours, title, size, fontweight="bold")
 
 
 def set_plain_panel_title(
     axis: Axes, colours: Colours, title: str, size: float, **style: Any
 ) -> None:
-    """A plain title. Its height is given: else every tick is looked at for one above the panel."""
+    """Adds a panel's title."""
+    # With a fixed y, matplotlib does not search all ticks for labels above the panel.
     axis.set_title(title, loc="left", color=colours["text"], fontsize=size, y=1.0, **style)
 
 
 def set_figure_title(figure: Figure, colours: Colours, title: str) -> None:
-    """What the whole of a picture shows, where no page around it says so."""
+    """Adds a title of the whole figure, for charts that are not on a page."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=colours["text"])
 
 
 def add_panel_legend(axis: Axes, colours: Colours, columns: int) -> None:
-    """A panel's own legend, on the right of its title."""
+    """Adds a legend of one panel, on the right of its title."""
     axis.legend(
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
@@ -178,31 +205,8 @@ def add_panel_legend(axis: Axes, colours: Colours, columns: int) -> None:
     )
 
 
-PNG_DPI = 160
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture of numbers.
-
-    Attributes:
-        name: short, for file and ids.
-        title: for people.
-        alt: what the picture says, for those who do not see it.
-        wide, narrow: `<svg>` elements for wide windows and for phones.
-        png: the wide one as a PNG file's bytes.
-    """
-
-    name: str
-    title: str
-    alt: str
-    wide: str
-    narrow: str
-    png: bytes
-
-
 def make_chart(name: str, title: str, alt: str, draw: DrawFunction) -> Chart:
-    """Makes a chart; see `Chart`."""
+    """Draws the wide and the narrow form of a chart; see `Chart`."""
     wide = render_figure(draw, LIGHT)
     narrow = _svg(render_figure(draw, LIGHT, narrow=True), f"{name}-narrow", alt)
     buffer = io.BytesIO()
@@ -211,7 +215,11 @@ def make_chart(name: str, title: str, alt: str, draw: DrawFunction) -> Chart:
 
 
 def _svg(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an element that scales with the page and has ids of its own."""
+    """The figure as an `<svg>` element for the page.
+
+    Its size and colours come from the page, and its ids start with `name`, so that several elements
+    on one page have no ids in common.
+    """
     import matplotlib
 
     buffer = io.StringIO()
@@ -236,24 +244,20 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
     return opening + svg[svg.index(">") + 1 :]
 
 
-CHART_SUFFIXES = (".png", ".svg", ".pdf")
-FILE_DPI = 150
-
-
 def check_chart_file(file: Path, overwrite: bool) -> None:
-    """Tells what would keep a picture from being written, before the work for it is done.
+    """Checks, before the work for a chart is done, that its file can be written.
 
     Raises:
-        InputError: matplotlib is missing, the name has an unknown ending, or the file is there.
+        InputError: matplotlib is not installed, the suffix is unknown, or the file exists.
     """
     if file.suffix.lower() not in CHART_SUFFIXES:
         raise InputError(f"{file}: expected a name that ends in {', '.join(CHART_SUFFIXES)}")
     refuse_existing(file, overwrite)
-    require_packages("a picture", "matplotlib")
+    require_packages("a chart", "matplotlib")
 
 
 def save_chart(file: Path, draw: DrawFunction) -> None:
-    """Draws and writes a chart, whole or not at all; the ending decides the kind."""
+    """Draws a chart and writes it atomically, in the format of the file's suffix."""
     figure = render_figure(draw, LIGHT)
     kind = file.suffix.lower().removeprefix(".")
     with atomic_write(file) as temporary:

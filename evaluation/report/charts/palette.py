@@ -1,14 +1,16 @@
-"""Colours of the report, for light and dark, and the shapes that say the same without colour.
+"""Colours of the report in light and dark mode, and hatches, line styles and markers.
 
-Colours that stand for things in one picture stay apart for people with any kind of colour
-blindness, and stand out from the card they lie on. No two names have one colour in light:
-charts are drawn in light colours, and by these the page finds the names.
+The colours of one chart can be told apart with any kind of colour blindness and have enough
+contrast to the background; tests compute both. Hatches, line styles and markers make the same
+distinctions without colour. All light colours are different, because the SVGs are drawn with them
+and each is then replaced by the CSS variable of its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evaluation.analysis.comparison import ENTRY_ROLES
 from evaluation.analysis.error_kinds import ERROR_KINDS
 
 Colours = Mapping[str, str]
@@ -61,10 +63,10 @@ DARK: dict[str, str] = {
     "wrong_pair": "#c66f9f",
     "background": "#dfe6d0",
 }
-# Of Okabe and Ito, for charts of their own: no two are mistaken for each other.
+# From the palette of Okabe and Ito, for charts outside the report.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
-ENTRY_STYLES = ("distilled", "control", "all_labels", "teacher", "predictions")
-# Colours that have to be told apart, by picture.
+ENTRY_STYLES = tuple(ENTRY_ROLES)
+# Groups of names that appear in one chart.
 DISTINCT_GROUPS = (ENTRY_STYLES, ("seen", "unseen"), ERROR_KINDS)
 HATCHES = {
     "control": "////",
@@ -96,10 +98,10 @@ MARKERS = {
 
 
 def css_variable(name: str) -> str:
-    """The style sheet's name of a colour."""
+    """Name of the CSS variable of a colour."""
     return "--" + name.replace("_", "-")
 
 
 def css_declarations(colours: Colours) -> str:
-    """The colours as a style sheet's variables."""
+    """CSS declarations of the variables of all colours."""
     return " ".join(f"{css_variable(name)}: {colour};" for name, colour in colours.items())

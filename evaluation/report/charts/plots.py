@@ -1,4 +1,4 @@
-"""Training and precision-recall curves, average precision by frequency, the confusion matrix."""
+"""Charts of training and precision-recall curves, AP by frequency, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Curves with fewer points are not smoothed.
 MIN_SMOOTHED_POINTS = 60
+MAX_CONFUSED_VERBS = 24
+# Text remains readable on the darkest cell, in light and dark mode.
+MAX_CELL_ALPHA = 0.55
+# Matrices with at most this many columns are placed side by side.
+MAX_SIDE_BY_SIDE = 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +48,21 @@ class CurvePanel:
 
     Attributes:
         name: of the interaction.
-        reason: why it was chosen, such as "best unseen".
-        unseen: no label of it in training.
-        num_positives: annotated triplets.
-        curves: of each entry, with its AP.
+        rank: among the interactions, such as "best unseen".
+        unseen: whether the split holds out the interaction.
+        num_positives: number of annotated triplets.
+        curves: entry, curve and AP, for each entry.
     """
 
     name: str
-    reason: str
+    rank: str
     unseen: bool
     num_positives: int
     curves: tuple[tuple[ComparisonEntry, PrecisionRecallCurve, float | None], ...]
 
 
 def training_curves(logs: Sequence[tuple[ComparisonEntry, TrainingLog]]) -> Chart:
-    """A small panel for each loss part and the learning rate, one line for each run."""
+    """Chart with a panel for each loss term and the learning rate, and a line for each run."""
     names = list(dict.fromkeys(name for _, log in logs for name in log.series))
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
@@ -67,7 +73,7 @@ def training_curves(logs: Sequence[tuple[ComparisonEntry, TrainingLog]]) -> Char
         )
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
         for axis, name in zip(axes, names, strict=False):
-            # The first entry's line on top of the others.
+            # Drawn in reverse order, so that the line of the first entry is on top.
             for entry, log in reversed(logs):
                 if name in log.series:
                     _plot_series(axis, log.steps, log.series[name], entry.style, colours)
@@ -79,23 +85,23 @@ def training_curves(logs: Sequence[tuple[ComparisonEntry, TrainingLog]]) -> Char
                 axis.yaxis.set_major_formatter("{x:g}")
         for axis in axes[len(names) :]:
             axis.set_axis_off()
-        # The lowest panel of each column names the axis.
+        # Only the lowest panel of each column has a label on its x axis.
         for index in range(max(0, len(names) - columns), len(names)):
             axes[index].set_xlabel("step", color=colours["muted"], fontsize=8.5)
             axes[index].tick_params(labelbottom=True)
-        entries = {one.style: one.title for one, _ in logs}
-        add_legend(figure, dict(sorted(entries.items(), key=_style_order)), colours, "line", narrow)
+        titles = {entry.style: entry.title for entry, _ in logs}
+        add_legend(figure, dict(sorted(titles.items(), key=_style_order)), colours, "line", narrow)
 
-    ends = "; ".join(
-        f"{one.title} after {int(log.steps[-1])} steps: "
+    last_values = "; ".join(
+        f"{entry.title} after {int(log.steps[-1])} steps: "
         + ", ".join(f"{name} {values[-1]:.3g}" for name, values in log.series.items())
-        for one, log in logs
+        for entry, log in logs
     )
-    return make_chart("training", "Training curves", f"Training curves. {ends}.", draw)
+    return make_chart("training", "Training curves", f"Training curves. {last_values}.", draw)
 
 
 def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
-    """Precision against recall, a panel for each interaction, a line for each entry."""
+    """Chart of precision against recall, with a panel for each interaction."""
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         columns = min(2 if narrow else 3, len(panels))
@@ -105,25 +111,25 @@ def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
         )
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axis, panel in zip(axes.ravel(), panels, strict=False):
-            for one, curve, _ in reversed(panel.curves):
-                # Precision counts from the first detection on; a line needs a start.
+            for entry, curve, _ in reversed(panel.curves):
+                # Precision is defined from the first detection on; the line starts at recall 0.
                 recall = np.append(0.0, curve.recall)
                 precision = np.append(curve.precision[:1], curve.precision)
                 if len(curve.recall):
-                    style = line_style(one.style, colours)
+                    style = line_style(entry.style, colours)
                     axis.plot(100 * recall, 100 * precision, **style)
             if all(curve.recall[-1:].sum() == 0 for _, curve, _ in panel.curves):
                 axis.text(
                     50,
                     50,
-                    "nobody finds any",
+                    "no true positives",
                     ha="center",
                     va="center",
                     fontsize=8.5,
                     color=colours["muted"],
                 )
             star = "★ " if panel.unseen else ""
-            name = f"{star}{panel.name}\n{panel.reason}, {panel.num_positives} labelled"
+            name = f"{star}{panel.name}\n{panel.rank}, {panel.num_positives} labelled"
             set_plain_panel_title(axis, colours, name, 8.5 if narrow else 9.5)
             axis.set_xlim(-2, 102)
             axis.set_ylim(0, 104)
@@ -134,16 +140,16 @@ def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
             axis.set_axis_off()
         figure.supxlabel("recall", color=colours["muted"], fontsize=8.5)
         figure.supylabel("precision", color=colours["muted"], fontsize=8.5)
-        entries = {one.style: one.title for panel in panels for one, _, _ in panel.curves}
-        add_legend(figure, dict(sorted(entries.items(), key=_style_order)), colours, "line", narrow)
+        titles = {entry.style: entry.title for panel in panels for entry, _, _ in panel.curves}
+        add_legend(figure, dict(sorted(titles.items(), key=_style_order)), colours, "line", narrow)
 
-    said = "; ".join(
-        f"{panel.name} ({panel.reason}): "
-        + ", ".join(f"{one.title} AP {format_percent(value)}" for one, _, value in panel.curves)
+    numbers = "; ".join(
+        f"{panel.name} ({panel.rank}): "
+        + ", ".join(f"{entry.title} AP {format_percent(ap)}" for entry, _, ap in panel.curves)
         for panel in panels
     )
     title = "Precision against recall"
-    return make_chart("precision-recall", title, f"{title} of {len(panels)}: {said}.", draw)
+    return make_chart("precision-recall", title, f"{title} of {len(panels)}: {numbers}.", draw)
 
 
 def _style_order(entry: tuple[str, str]) -> int:
@@ -151,108 +157,105 @@ def _style_order(entry: tuple[str, str]) -> int:
 
 
 def _plot_series(
-    axis: Axes, steps: np.ndarray, values: np.ndarray, role: str, colours: Colours
+    axis: Axes, steps: np.ndarray, values: np.ndarray, name: str, colours: Colours
 ) -> None:
-    style = line_style(role, colours)
+    """Draws a line in the style of `name`; long series smoothed, with the raw values behind."""
+    style = line_style(name, colours)
     if len(values) <= MIN_SMOOTHED_POINTS:
         axis.plot(steps, values, marker="o" if len(values) == 1 else None, **style)
         return
     width = len(values) // 40
-    # Edges are repeated, so that the smoothed line neither starts nor ends early.
+    # Padded with the edge values, so that the smoothed line is as long as the raw one.
     padded = np.pad(values, width, mode="edge")
     smooth = np.convolve(padded, np.full(2 * width + 1, 1 / (2 * width + 1)), mode="valid")
-    axis.plot(steps, values, color=colours[role], linewidth=0.6, alpha=0.25)
+    axis.plot(steps, values, color=colours[name], linewidth=0.6, alpha=0.25)
     axis.plot(steps, smooth, **style)
 
 
 def ap_by_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]) -> Chart:
-    """AP against the number of training instances, a panel for each of the first two entries.
+    """Chart of AP against the number of training instances, for the first two entries.
 
     Args:
         rows: with `num_training` known.
     """
     shown = entries[:2]
-    fewest = min((row.num_training or 0 for row in rows), default=0)
-    most = max((row.num_training or 0 for row in rows), default=1)
+    min_count = min((row.num_training or 0 for row in rows), default=0)
+    max_count = max((row.num_training or 0 for row in rows), default=1)
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
         columns = 1 if narrow else len(shown)
         lines = -(-len(shown) // columns)
         figure.set_size_inches(NARROW_INCHES if narrow else WIDE_INCHES, 3.1 * lines + 0.4)
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
-        for axis, (place, one) in zip(axes, enumerate(shown), strict=True):
-            for kind in ("seen", "unseen"):
-                own = [row for row in rows if row.unseen == (kind == "unseen")]
+        for axis, (index, entry) in zip(axes, enumerate(shown), strict=True):
+            for group in ("seen", "unseen"):
                 points = [
                     (row.num_training, 100 * value)
-                    for row in own
-                    if (value := row.values[place]) is not None
+                    for row in rows
+                    if row.unseen == (group == "unseen")
+                    and (value := row.values[index]) is not None
                 ]
-                style = marker_style(kind, colours)
+                style = marker_style(group, colours)
                 axis.plot(*np.array(points).reshape(-1, 2).T, linestyle="", **style)
-            if fewest:
+            if min_count:
                 axis.set_xscale("log")
-                axis.set_xlim(0.7 * fewest, 1.5 * most)
+                axis.set_xlim(0.7 * min_count, 1.5 * max_count)
             else:
-                # Linear up to 1, so that interactions without any instance have a place.
+                # Linear up to 1, as a logarithmic axis cannot show interactions without instances.
                 axis.set_xscale("symlog", linthresh=1, linscale=0.3)
-                axis.set_xlim(-0.3, 1.6 * most)
+                axis.set_xlim(-0.3, 1.6 * max_count)
             axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.set_ylim(-4, 104)
             label_axis(axis, colours, "training instances", "AP")
-            set_panel_title(axis, colours, one.title)
-        add_legend(figure, {kind: kind for kind in present_groups(rows)}, colours, "marker", narrow)
+            set_panel_title(axis, colours, entry.title)
+        titles = {group: group for group in present_groups(rows)}
+        add_legend(figure, titles, colours, "marker", narrow)
 
     alt = f"AP against training instances. {_describe_frequency(rows, shown)}"
     return make_chart("training-instances", "AP against training instances", alt, draw)
 
 
 def _describe_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]) -> str:
-    """Means of the seen interactions with few and with many instances, and of the unseen ones."""
-    seen = sorted(row.num_training or 0 for row in rows if not row.unseen)
-    middle = seen[len(seen) // 2] if seen else 0
+    """Mean AP of the unseen interactions, and of the seen ones below and above the median count."""
+    seen = [row for row in rows if not row.unseen]
+    counts = sorted(row.num_training or 0 for row in seen)
+    median = counts[len(counts) // 2] if counts else 0
     groups = {
         "unseen": [row for row in rows if row.unseen],
-        f"seen with fewer than {middle:,} instances": [
-            row for row in rows if not row.unseen and (row.num_training or 0) < middle
+        f"seen with fewer than {median:,} instances": [
+            row for row in seen if (row.num_training or 0) < median
         ],
-        f"seen with {middle:,} or more": [
-            row for row in rows if not row.unseen and (row.num_training or 0) >= middle
-        ],
+        f"seen with {median:,} or more": [row for row in seen if (row.num_training or 0) >= median],
     }
-    said = []
-    for place, one in enumerate(entries):
+    sentences = []
+    for index, entry in enumerate(entries):
         means = []
         for name, members in groups.items():
-            values = [value for row in members if (value := row.values[place]) is not None]
+            values = [value for row in members if (value := row.values[index]) is not None]
             if values:
                 means.append(f"{name} {format_percent(float(np.mean(values)))}")
-        said.append(f"{one.title}, mean AP: {', '.join(means)}")
-    return ". ".join(said) + "."
-
-
-MAX_CONFUSED_VERBS = 24
-# Ink stays readable on the darkest cell, in light and dark.
-MAX_CELL_ALPHA = 0.55
-# Matrices of at most so many columns stand side by side.
-MAX_SIDE_BY_SIDE = 14
+        sentences.append(f"{entry.title}, mean AP: {', '.join(means)}")
+    return ". ".join(sentences) + "."
 
 
 def confusion_matrix(
     confusion: VerbConfusion, verbs: Sequence[str], unseen: Sequence[int], title: str, name: str
 ) -> Chart:
-    """Said verbs of every labelled verb as shares of the row; of many verbs, those most confused.
+    """Confusion matrix of labelled and predicted verbs, in shares of the row.
+
+    It has at most `MAX_CONFUSED_VERBS` verbs, those that are confused most often.
 
     Args:
-        verbs: names, underscores for spaces.
-        unseen: verbs to star.
-        title: whose it is.
-        name: the chart's.
+        verbs: names, with underscores for spaces.
+        unseen: verbs to mark with a star.
+        title: of the entry.
+        name: of the chart.
     """
+    names = [verb.replace("_", " ") for verb in verbs]
     shown = _select_verbs(confusion, unseen)
-    names = [verbs[verb].replace("_", " ") for verb in shown]
-    starred = [f"★ {n}" if verb in unseen else n for verb, n in zip(shown, names, strict=True)]
+    starred = [f"★ {names[verb]}" if verb in unseen else names[verb] for verb in shown]
     shares = confusion.row_shares[shown]
+    # Rows without a detected pair are all zero, so they have no share of other verbs either.
     others = 1 - shares[:, shown].sum(axis=1) - (confusion.counts[shown].sum(axis=1) == 0)
     cells, columns = shares[:, shown], list(starred)
     if len(shown) < len(verbs):
@@ -303,24 +306,23 @@ def confusion_matrix(
         axis.tick_params(labelcolor=colours["text"], labelsize=max(size, 5.5))
         set_panel_title(axis, colours, title)
 
-    told = [
-        f"{verbs[labelled].replace('_', ' ')} taken for {verbs[said].replace('_', ' ')}"
-        f" ({pairs:.0f})"
-        for labelled, said, pairs in confusion.most_frequent(5)
+    confusions = [
+        f"{names[labelled]} predicted as {names[predicted]} ({pairs:.0f})"
+        for labelled, predicted, pairs in confusion.most_frequent(5)
     ]
-    right = np.trace(confusion.counts) / max(confusion.num_found, 1)
+    correct = np.trace(confusion.counts) / max(confusion.num_found, 1)
     alt = (
-        f"{title}: of {confusion.num_found} labelled pairs that were found,"
-        f" {100 * right:.0f} % have a right verb."
-        f" Most frequent confusions: {join_names(told) if told else 'none'}."
+        f"{title}: of {confusion.num_found} detected labelled pairs,"
+        f" {100 * correct:.0f} % have a correct verb."
+        f" Most frequent confusions: {join_names(confusions) if confusions else 'none'}."
     )
     return make_chart(name, f"Confusion among verbs: {title}", alt, draw)
 
 
 def _select_verbs(confusion: VerbConfusion, unseen: Sequence[int]) -> list[int]:
-    """Verbs that were labelled or said; of many, the most confused ones; the unseen ones first."""
+    """The labelled or predicted verbs that are confused most often, the unseen ones first."""
     used = np.flatnonzero(confusion.counts.sum(axis=0) + confusion.counts.sum(axis=1))
-    off = confusion.counts - np.diag(np.diag(confusion.counts))
-    confused = off.sum(axis=0) + off.sum(axis=1)
-    most = sorted(used.tolist(), key=lambda verb: (-confused[verb], verb))[:MAX_CONFUSED_VERBS]
-    return sorted(most, key=lambda verb: (verb not in unseen, verb))
+    errors = confusion.counts - np.diag(np.diag(confusion.counts))
+    num_errors = errors.sum(axis=0) + errors.sum(axis=1)
+    selected = sorted(used.tolist(), key=lambda verb: (-num_errors[verb], verb))
+    return sorted(selected[:MAX_CONFUSED_VERBS], key=lambda verb: (verb not in unseen, verb))

@@ -45,6 +45,6 @@ def test_teacher_and_student(entries, texts):
     chart = teacher_student_chart(rows, entries[0], teacher)
     for found in texts(chart):
         assert {"kick", "hold", "Distilled", "Teacher", "★ Unseen", "Seen"} <= set(found)
-    assert "ahead in 1 of 2" in chart.alt
+    assert "better in 1 of 2" in chart.alt
     assert "kick (+30.0)" in chart.alt
     assert "hold (-20.0)" in chart.alt

@@ -50,8 +50,8 @@ def test_confusion_matrix(texts):
         assert "others" in found
         assert {"75", "25", "100", "predicted", "labelled", "Mine"} <= set(found)
     assert shading(chart.wide)[0] < shading(chart.wide)[-1] <= 0.55
-    assert "of 45 labelled pairs that were found, 78 % have a right verb" in chart.alt
-    assert "kick taken for sit on (10)" in chart.alt
+    assert "of 45 detected labelled pairs, 78 % have a correct verb" in chart.alt
+    assert "kick predicted as sit on (10)" in chart.alt
 
 
 @pytest.mark.parametrize("number", [3, 117])

@@ -39,9 +39,7 @@ def curve(*hits):
 
 def panel(place, *curves, entries):
     pairs = zip(entries, curves, (0.5, None), strict=True)
-    return CurvePanel(
-        "kick ball", place, "unseen" in place, 4, tuple((o, c, ap) for o, c, ap in pairs)
-    )
+    return CurvePanel("kick ball", place, "unseen" in place, 4, tuple(pairs))
 
 
 @pytest.mark.parametrize("number", [1, 2, 6])
@@ -55,10 +53,10 @@ def test_precision_recall_curves(number, entries, texts):
         assert found.count("★ kick ball") == number
         assert "number 0 unseen, 4 labelled" in found
         assert {"recall", "precision", "Distilled", "No distillation"} <= set(found)
-        assert "nobody finds any" not in found
+        assert "no true positives" not in found
     assert "kick ball (number 0 unseen): Distilled AP 50.0, No distillation AP -" in chart.alt
 
 
-def test_where_nobody_finds_any(entries, texts):
+def test_panels_without_true_positives(entries, texts):
     chart = precision_recall_curves([panel("worst seen", curve(0, 0), curve(), entries=entries)])
-    assert all("nobody finds any" in found for found in texts(chart))
+    assert all("no true positives" in found for found in texts(chart))
