@@ -90,7 +90,7 @@ class ImageSizeCheck:
         if not self._too_many(self.orientation_mismatch, strict):
             return ""
         return (
-            f"{self.file}: width and height: expected those of {self._orientation_name} images"
+            f"{self.file}: width and height: expected those of the {self.orientation} images"
             f' (orientation = "{self.orientation}"), found those of the other orientation for'
             f" {self._first_of(self.orientation_mismatch)}; if boxes have that orientation too, set"
             f' orientation = "{self._other}" in {DATASET_FILE}'
@@ -114,13 +114,12 @@ class ImageSizeCheck:
         if self.stale_exif:
             yield self.stale_exif
         if self.ambiguous:
+            source = "the default" if self.orientation_assumed else f"set in {DATASET_FILE}"
             yield (
                 f"{self.folder}: {len(self.ambiguous)} of {len(self.sizes)} images have an EXIF"
                 f" orientation, first {self.ambiguous[0]}, and the sizes in {self.file} do not show"
-                f" the orientation of the boxes; boxes are"
-                f" {'assumed to be' if self.orientation_assumed else 'taken'} in pixels of"
-                f' {self._orientation_name} images (orientation = "{self.orientation}" in'
-                f" {DATASET_FILE})"
+                f" whether boxes are in pixels of the upright or the stored images; they are read"
+                f' with orientation = "{self.orientation}", {source}'
             )
         if self.fit_other:
             yield (
@@ -136,10 +135,6 @@ class ImageSizeCheck:
                 f"{self.folder}: the sizes that {self.file} declares are wrong for"
                 f" {self._first_of(mismatched)}; these images are treated as unreadable{hint}"
             )
-
-    @property
-    def _orientation_name(self) -> str:
-        return "upright" if self.orientation == UPRIGHT else "stored"
 
     @property
     def _other(self) -> str:
