@@ -14,6 +14,7 @@ from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
 from pipeline.utils.cli_settings import (
     config_option,
     format_config,
+    logging_options,
     option,
     setting_option,
     setting_rank,
@@ -317,6 +318,7 @@ def student(
 
 @train.command("config")
 @preset_option
+@logging_options
 def print_config(preset: str) -> None:
     """Print a commented TOML file with every setting of `eoid-train student` for --config."""
     values = {

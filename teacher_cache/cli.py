@@ -11,7 +11,13 @@ import click
 import cloup
 
 from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
-from pipeline.utils.cli_settings import config_option, format_config, option, setting_rank
+from pipeline.utils.cli_settings import (
+    config_option,
+    format_config,
+    logging_options,
+    option,
+    setting_rank,
+)
 from pipeline.utils.errors import InputError
 from teacher_cache.cli_caches import COMMANDS
 
@@ -487,6 +493,7 @@ def build(
 
 
 @cache.command("config")
+@logging_options
 def print_config() -> None:
     """Print a commented TOML file with every setting of `eoid-cache build` for --config."""
     title = "Settings of eoid-cache build; the command line and --set win over this file."

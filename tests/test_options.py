@@ -63,6 +63,11 @@ def test_the_list_of_visible_options_is_frozen():
     )
 
 
+@pytest.mark.parametrize("command", [pytest.param(each, id=name) for name, each in leaves()])
+def test_every_command_is_quiet_or_verbose_on_request(command):
+    assert {"quiet", "verbose"} <= {option.name for option in command.params}
+
+
 @pytest.mark.parametrize(
     ("command", "most"), [(train.commands["student"], 30), (cache.commands["build"], 30)]
 )
