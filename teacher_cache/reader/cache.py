@@ -121,8 +121,10 @@ class TeacherCache:
 
     @property
     def protocol(self) -> str:
-        """Source of the candidate pairs: "annotated" boxes, or those of a "detector" (also where
-        they came from a detections file)."""
+        """Source of the candidate pairs: "annotated" boxes, or those of a "detector".
+
+        Boxes of a detections file count as those of a detector.
+        """
         is_annotated = self.manifest["parts"].get("candidates") == "annotated"
         return "annotated" if is_annotated else "detector"
 
@@ -197,9 +199,10 @@ class TeacherCache:
         layout = self._layouts.get(shard)
         if layout is None:
             path = self._shard_path(shard)
-            layout = self._layouts[shard] = read_layout(path, self.fingerprint)
+            layout = read_layout(path, self.fingerprint)
             if layout.images != tuple(self.manifest["shards"][shard]["images"]):
                 raise InputError(f"{path}: expected the images listed in {MANIFEST}, found others")
+            self._layouts[shard] = layout
         return layout
 
     def shard_arrays(self, shard: int) -> dict[str, np.ndarray]:
