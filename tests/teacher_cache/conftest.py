@@ -40,25 +40,31 @@ def vocabulary():
 
 
 @pytest.fixture(scope="session")
-def shared_dataset(tmp_path_factory, vocabulary):
+def write_models():
+    """`write_models(root, vocabulary)`: an untrained detector and teacher in a dataset folder."""
+
+    def write(root, vocabulary, context_length=10, further_words=()):
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            detector = toy_detector(max(vocabulary.category_ids))
+        save_file(detector.state_dict(), root / "detector.safetensors")
+        prompts = interaction_prompts(vocabulary)
+        words = {word for group in prompts for prompt in group for word in prompt.split()}
+        tokenizer = WordTokenizer(sorted({*words, *further_words}), context_length)
+        config = clip_config(tokenizer)
+        model = build_clip(config, torch.Generator().manual_seed(3))
+        preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+        save_clip(root / "teacher", model, config, preprocessing, tokenizer)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shared_dataset(tmp_path_factory, vocabulary, write_models):
     """A dataset folder with its own detector and teacher, both with random weights."""
     root = tmp_path_factory.mktemp("data") / "toy"
     write_toy(root, train=NUM_IMAGES, test=3, seed=11)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        detector = toy_detector(max(vocabulary.category_ids))
-    save_file(detector.state_dict(), root / "detector.safetensors")
-    words = {
-        word
-        for prompts in interaction_prompts(vocabulary)
-        for prompt in prompts
-        for word in prompt.split()
-    }
-    tokenizer = WordTokenizer(sorted({*words, "photo"}), 10)
-    config = clip_config(tokenizer)
-    model = build_clip(config, torch.Generator().manual_seed(3))
-    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-    save_clip(root / "teacher", model, config, preprocessing, tokenizer)
+    write_models(root, vocabulary, further_words=("photo",))
     description = root / "dataset.toml"
     models = 'detector = "detector.safetensors"\nteacher = "teacher"\n'
     description.write_text(models + description.read_text())

@@ -1,20 +1,13 @@
 """A cache of V-COCO's official files, in which some annotated verbs have no object."""
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.build import build_cache
 from teacher_cache.detectors.pairing import annotated_pairs
-from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.teachers.clip import build_clip, save_clip
-from teacher_cache.teachers.prompts import interaction_prompts
-from teacher_cache.teachers.word_tokenizer import WordTokenizer
-from teacher_cache.toy.models import clip_config
 
 PERSON, BALL, RACKET = 1, 37, 43
 DESCRIPTION = """
@@ -48,23 +41,7 @@ IMAGES = [
 ]
 
 
-def write_models(root, vocabulary):
-    """Writes untrained models and `dataset.toml` to a folder of V-COCO's files."""
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        detector = toy_detector(max(vocabulary.category_ids))
-    save_file(detector.state_dict(), root / "detector.safetensors")
-    prompts = interaction_prompts(vocabulary)
-    words = {word for group in prompts for prompt in group for word in prompt.split()}
-    tokenizer = WordTokenizer(sorted(words), 12)
-    config = clip_config(tokenizer)
-    model = build_clip(config, torch.Generator().manual_seed(3))
-    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-    save_clip(root / "teacher", model, config, preprocessing, tokenizer)
-    (root / "dataset.toml").write_text(DESCRIPTION)
-
-
-def test_only_pairs_with_an_object_get_outputs(tmp_path, write_vcoco, build_config):
+def test_only_pairs_with_an_object_get_outputs(tmp_path, write_vcoco, write_models, build_config):
     vocabulary = load_vocabulary("vcoco")
     write_vcoco(tmp_path, IMAGES, "trainval")
     image_folder = tmp_path / "images/train2014"
@@ -73,7 +50,8 @@ def test_only_pairs_with_an_object_get_outputs(tmp_path, write_vcoco, build_conf
     for number in (10, 20):
         pixels = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(image_folder / f"COCO_val2014_{number:012}.jpg")
-    write_models(tmp_path, vocabulary)
+    write_models(tmp_path, vocabulary, context_length=12)
+    (tmp_path / "dataset.toml").write_text(DESCRIPTION)
     build_cache(build_config(tmp_path))
 
     file = open_dataset(tmp_path).load("train")
