@@ -19,10 +19,24 @@ from pipeline.utils.progress import track
 
 # Endings of the files that count as images in a folder.
 IMAGE_EXTENSIONS = frozenset(
-    (
-        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
-        *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-    )
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
 )
 EXIF_ORIENTATION = 0x0112
 EXIF_TRANSPOSES = {
@@ -34,8 +48,6 @@ EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# EXIF orientations from 5 on swap width and height.
-FIRST_SIDEWAYS = 5
 # Headers are read by many threads, because on a network file system waiting dominates.
 READ_THREADS = 16
 # PIL refuses images of more than twice the number of pixels that it warns about. Decoded, this is
@@ -103,10 +115,15 @@ class ImageHeader:
     orientation: int = 1
 
     @property
+    def is_transposed(self) -> bool:
+        """Whether the EXIF orientation swaps width and height."""
+        return self.orientation >= 5
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height of the upright image."""
         width, height = self.stored_size
-        return (height, width) if self.orientation >= FIRST_SIDEWAYS else (width, height)
+        return (height, width) if self.is_transposed else (width, height)
 
 
 def read_header(path: Path | str, decode: bool = False) -> ImageHeader:

@@ -230,6 +230,7 @@ class ParseContext:
         Raises:
             InputError: the file is read with `strict` and without `lenient`.
         """
+        # Files can have very many issues, so only the first message of a kind is built.
         if kind not in self.examples or self.strict:
             error = EntryReader(self.file, image).error(where, expected, found)
             if self.strict and not self.lenient:
@@ -286,6 +287,7 @@ class ParseContext:
         """
         with self.catch_errors():
             return reader.read_label(category, where, self.vocabulary)
+        # Reached in lenient mode, after the error has been counted.
         return UNKNOWN_LABEL
 
 

@@ -46,6 +46,7 @@ def parse_coco(value: dict[str, Any], context: ParseContext) -> list[Annotation]
             owner = row.get("image_id")
             if not isinstance(owner, int) or owner not in image_by_id:
                 raise file.error(f"annotations[{index}].image_id", "the id of one of images", owner)
+            # The box of a crowd contains many objects.
             if not row.get("iscrowd"):
                 rows_by_id[owner].append((index, row))
     annotations = []

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.annotations.box_format import MAX_WRONG_SHARE, far_outside_mask
-from pipeline.images import FIRST_SIDEWAYS, ImageHeader
+from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 
@@ -70,7 +70,7 @@ def find_sideways_images(
     people, num_images, num_fit_stored, num_fit_upright = [np.zeros((0, 4))], 0, 0, 0
     undeclared = []
     for annotation, header in zip(annotations, headers, strict=True):
-        if isinstance(header, InputError) or header.orientation < FIRST_SIDEWAYS:
+        if isinstance(header, InputError) or not header.is_transposed:
             continue
         num_images += 1
         people.append(annotation.boxes[annotation.labels == person])

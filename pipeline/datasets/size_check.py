@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.annotations.box_format import MAX_WRONG_SHARE, XYXY, BoxFormatCheck
 from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import DATASET_FILE, STORED, UPRIGHT, Dataset
-from pipeline.images import FIRST_SIDEWAYS, ImageHeader
+from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 
@@ -181,16 +181,16 @@ def check_image_sizes(
 def _check_image(annotation: Annotation, header: ImageHeader, found: ImageSizeCheck) -> None:
     name, declared = annotation.image_id, annotation.size
     width, height = header.size
-    is_turned = header.orientation >= FIRST_SIDEWAYS and width != height
+    orientation_matters = header.is_transposed and width != height
     if declared is not None and declared != header.size:
         # `Dataset.load` has rotated the declared sizes of stored images too; the message shows them
         # as the annotation file has them.
-        is_swapped = header.orientation >= FIRST_SIDEWAYS and found.orientation == STORED
+        is_swapped = header.is_transposed and found.orientation == STORED
         in_file = declared[::-1] if is_swapped else declared
         sizes = f"declared {in_file[0]} x {in_file[1]}, the file has {_describe_size(header)}"
-        is_other = is_turned and declared == (height, width)
+        is_other = orientation_matters and declared == (height, width)
         (found.orientation_mismatch if is_other else found.size_mismatch)[name] = sizes
-    elif declared is not None and is_turned:
+    elif declared is not None and orientation_matters:
         found.num_confirmed += 1
     elif header.orientation != 1 and len(annotation.boxes):
         found.ambiguous.append(name)
