@@ -180,60 +180,6 @@ def test_boxes_of_another_scale_are_refused_without_declared_sizes(turned, scale
     assert "8 of 8 boxes" in summarise_problems(check_dataset(dataset))
 
 
-@pytest.fixture
-def standing(tmp_path):
-    """Makes a dataset of images with EXIF orientation 6 in which people stand upright as stored.
-
-    Arguments: number of images with one person by part, declared size, lower edge of the people.
-    """
-
-    def make(parts, declared=None, reach=38):
-        described = 'vocabulary = "hico-det"\norientation = "stored"\n'
-        for part, people in parts.items():
-            (tmp_path / part).mkdir()
-            entries = []
-            for number in range(people):
-                save_stored(tmp_path / part / f"{number}.png", SIZE, 6)
-                box = {"bbox": [5, 3, 20, reach - number / 10], "category_id": 1}
-                size = dict(zip(("width", "height"), declared, strict=True)) if declared else {}
-                label = {"subject_id": 0, "object_id": 0, "category_id": 72}
-                entries.append(
-                    {
-                        "file_name": f"{number}.png",
-                        "annotations": [box, {"bbox": BOXES[0], "category_id": 2}],
-                        "hoi_annotation": [{**label, "object_id": 1}],
-                        **size,
-                    }
-                )
-            (tmp_path / f"{part}.json").write_text(json.dumps(entries))
-            described += f'[{part}]\nimages = "{part}"\nannotations = "{part}.json"\n'
-        (tmp_path / "dataset.toml").write_text(described)
-        return open_dataset(tmp_path)
-
-    return make
-
-
-@pytest.mark.parametrize("declared", [None, SIZE])
-def test_stale_exif_tags_are_detected_from_all_parts_together(standing, declared):
-    """The three people of the test part alone would be too few."""
-    dataset = standing({"train": 12, "test": 3}, declared)
-    (first, *_) = dataset.load("test").annotations
-    assert first.boxes[0].tolist() == [5, 3, 20, 38]
-    dataset.load("train")
-    assert dataset.stale_exif.keys() == {"train", "test"}
-
-
-@pytest.mark.parametrize(("declared", "reach"), [(SIZE[::-1], 58), (None, 58)])
-def test_boxes_that_fit_upright_only_are_not_taken_for_stale_exif_tags(standing, declared, reach):
-    dataset = standing({"train": 12}, declared, reach)
-    with pytest.raises(InputError) as caught:
-        check_image_sizes(dataset, dataset.load("train")).raise_errors()
-    facts = ("train.json", "EXIF", 'orientation = "upright"', "0.png", "12")
-    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
-    assert not dataset.stale_exif
-    assert 'orientation = "upright"' in summarise_problems(check_dataset(dataset))
-
-
 @pytest.mark.parametrize("factor", [2, 0.5])
 def test_part_with_too_many_wrong_sizes_is_refused(turned, factor):
     other = tuple(int(factor * side) for side in SIZE)
