@@ -59,7 +59,7 @@ def test_the_list_of_visible_options_is_frozen():
     added, removed = sorted(set(now) - set(frozen)), sorted(set(frozen) - set(now))
     assert not added and not removed, (
         f"options added: {added}, removed: {removed}. If that is intended, run"
-        " `python tests/test_options.py` and mention the change in CHANGELOG.md."
+        " `PYTHONPATH=. python tests/test_options.py` and mention the change in CHANGELOG.md."
     )
 
 
