@@ -1,4 +1,4 @@
-"""Writes what the study has found so far: a table and a figure each, and one page of all."""
+"""Writes the study's results: a table and a figure for each experiment, and one page of all."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from benchmarks.study.workshop import Workshop
 from pipeline.utils.files import read_json, read_toml, write_json, write_text
 
 PAGE = "README.md"
-# What people made of the numbers, and of which seeds.
+# Interpretation of the results, and the seeds that it is valid for.
 FINDINGS = Path(__file__).parent / "findings.toml"
 HEAD = f"""\
-# What the study found
+# Results of the study
 
-mAP in percent on the toy dataset's 500 test pictures, mean ± standard deviation over seeds;
-dataset, teacher, detector and student are made anew for every seed. "Against" is the difference of
-unseen mAP to another row, seed by seed.
+The tables have mAP in percent on the toy dataset's 500 test images, as mean ± standard deviation over
+seeds. Dataset, teacher, detector and student are generated anew for every seed. "Against" is the
+difference in unseen mAP to another row, computed per seed.
 
-Students are smaller than the demo's, to be many: {LABELLED} training pictures instead of 3,000,
-{EPOCHS} epochs in batches of {BATCH} unless a title says more. They end some 15 points below the
-demo's. A dataset of drawn figures says nothing about photographs; what it shows is which choices
-matter when all else is equal, and with three seeds only differences well beyond the spread are
-worth believing. Batch and learning rate were chosen among a few on seed 0, which is below; seed
-100, which is not, says the same.
+To allow for many runs, the students are trained less than in the demo: on {LABELLED} images instead of
+3,000, for {EPOCHS} epochs with a batch size of {BATCH} unless a title states otherwise. Their mAP is about 15
+points lower. The toy dataset consists of drawings, so the values do not transfer to photographs. They show
+which choices matter when everything else is equal. With three seeds, only differences well beyond the
+spread are reliable. Batch size and learning rate were selected from a few values on seed 0, which is one
+of the seeds below; seed 100, which is not, gives the same selection.
 
-`make study` makes this page; numbers that stand here are not measured again.
+`make study` writes this page and does not repeat runs whose results are recorded here.
 """
 
 
