@@ -20,16 +20,17 @@ FINDINGS = Path(__file__).parent / "findings.toml"
 HEAD = f"""\
 # Results of the study
 
-The tables have mAP in percent on the toy dataset's 500 test images, as mean ± standard deviation over
-seeds. Dataset, teacher, detector and student are generated anew for every seed. "Against" is the
-difference in unseen mAP to another row, computed per seed.
+The tables have mAP in percent on the toy dataset's 500 test images, as mean ± standard deviation
+over seeds. Dataset, teacher, detector and student are generated anew for every seed. "Against" is
+the difference in unseen mAP to another row, computed per seed.
 
-To allow for many runs, the students are trained less than in the demo: on {LABELLED} images instead of
-3,000, for {EPOCHS} epochs with a batch size of {BATCH} unless a title states otherwise. Their mAP is about 15
-points lower. The toy dataset consists of drawings, so the values do not transfer to photographs. They show
-which choices matter when everything else is equal. With three seeds, only differences well beyond the
-spread are reliable. Batch size and learning rate were selected from a few values on seed 0, which is one
-of the seeds below; seed 100, which is not, gives the same selection.
+To allow for many runs, the students are trained less than in the demo: on {LABELLED} images
+instead of 3,000, for {EPOCHS} epochs with a batch size of {BATCH} unless a title states otherwise.
+Their mAP is about 15 points lower. The toy dataset consists of drawings, so the values do not
+transfer to photographs. They show which choices matter when everything else is equal. With three
+seeds, only differences well beyond the spread are reliable. Batch size and learning rate were
+selected from a few values on seed 0, which is one of the seeds below; seed 100, which is not,
+gives the same selection.
 
 `make study` writes this page and does not repeat runs whose results are recorded here.
 """
