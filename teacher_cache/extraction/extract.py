@@ -138,6 +138,7 @@ def extract(
     failures = FailedImages(image_tasks, config.strict)
     image_pairs: list[_ImagePairs] = []
     cropping: deque[list[Future[Tensor]]] = deque()
+    # The latest batch, which the error message of `describe_batches` needs.
     images: list[Image.Image] = []
     regions_per_batch = config.regions_per_batch or clip.batch_size
 
@@ -353,6 +354,7 @@ class WorkerPools:
             if device.type == "cuda":
                 stream = _second_stream(device)
                 if stream is not None:
+                    # The models were copied to the device in the caller's stream.
                     stream.wait_stream(torch.cuda.current_stream(device))
                 options = {"initializer": _set_cuda_stream, "initargs": (device, stream)}
             self._pools = [_TrackedPool(NUM_GPU_WORKERS, **options), _TrackedPool(1, **options)]

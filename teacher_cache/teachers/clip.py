@@ -131,18 +131,18 @@ def _load_by_name(name: str, config: ClipConfig) -> LoadedClip:
         for tag in open_clip.list_pretrained_tags_by_model(name)
     }
     weights = config.weights
-    if weights is None:
+    tag = (weights or "").lower().replace("-", "_")
+    if weights is None or (tag not in published and not Path(weights).is_file()):
         raise InputError(
             f"--clip-weights: expected a checkpoint file or a tag of {name}"
-            f" ({', '.join(published) or 'it has none'}), found none"
+            f" ({', '.join(published) or 'it has none'}), found {weights or 'none'}"
         )
-    tag = weights.lower().replace("-", "_")
     # open_clip only warns where weights were trained with the other GELU; the configuration of
     # their tag says which one they need.
     if tag in published:
         quick_gelu = bool(published[tag].get("quick_gelu"))
         model = _create_pretrained(name, tag, force_quick_gelu=quick_gelu)
-    elif Path(weights).is_file():
+    else:
         state = load_weights(Path(weights))
         # A file does not say. OpenAI's archives need QuickGELU; other files are assumed to need it
         # where all published weights of the model do.
@@ -154,11 +154,6 @@ def _load_by_name(name: str, config: ClipConfig) -> LoadedClip:
             "force_preprocess_cfg": _common_preprocessing(published),
         }
         model = _load_state(_create_empty(name, **options), state, weights, name)
-    else:
-        raise InputError(
-            f"--clip-weights: expected a file or a tag of {name}"
-            f" ({', '.join(published) or 'it has none'}), found {weights}"
-        )
     quick_gelu = quick_gelu or bool(open_clip.get_model_config(name).get("quick_gelu"))
     return LoadedClip(name, model, _load_tokenizer(name), quick_gelu)
 

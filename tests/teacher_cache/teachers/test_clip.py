@@ -182,8 +182,11 @@ def test_preprocessing_that_all_tags_of_a_model_have_in_common():
     [
         (ClipConfig("ViT-B-99"), "--clip-model: expected a folder.*ViT-B-32.*found ViT-B-99"),
         (ClipConfig("RN50"), "--clip-weights: expected a checkpoint file or a tag of RN50.*openai"),
-        (ClipConfig("RN50", "nobody"), "expected a file or a tag of RN50.*openai.*found nobody"),
-        (ClipConfig("tiny-16", "x"), r"a file or a tag of tiny-16 \(it has none\), found x"),
+        (
+            ClipConfig("RN50", "nobody"),
+            "file or a tag of RN50.*openai.*found nobody",
+        ),
+        (ClipConfig("tiny-16", "x"), r"file or a tag of tiny-16 \(it has none\), found x"),
         (ClipConfig("hf-hub:a/b", "openai"), "--clip-weights: expected"),
         (ClipConfig("hf-hub:"), "--clip-model: hf-hub: cannot be downloaded"),
     ],
