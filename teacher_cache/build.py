@@ -414,13 +414,14 @@ def resolve_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
     Raises:
         InputError: the dataset's weights file is missing.
     """
-    name, weights, own = config.detector, config.detector_weights, dataset.detector
-    if weights is None and own is not None:
-        if not own.is_file():
-            raise InputError(f"{own}: no such weights file, named by {dataset.root}")
+    name, weights = config.detector, config.detector_weights
+    dataset_weights = dataset.detector
+    if weights is None and dataset_weights is not None:
+        if not dataset_weights.is_file():
+            raise InputError(f"{dataset_weights}: no such weights file, named by {dataset.root}")
         # A detector of another architecture cannot use the dataset's weights.
-        if name in (None, recognise_architecture(own, dataset.vocabulary)):
-            weights = str(own)
+        if name in (None, recognise_architecture(dataset_weights, dataset.vocabulary)):
+            weights = str(dataset_weights)
     if name is None and weights is not None and Path(weights).is_file():
         name = recognise_architecture(Path(weights), dataset.vocabulary)
     pairing = config.extraction.pairing

@@ -524,7 +524,7 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
 @option("--only", type=click.Choice(["teacher", "detector"]), help="Train only one of the two.")
 @option(
     "--images",
-    "pictures",
+    "num_images",
     type=POSITIVE_INT,
     show_default="3000",
     help="Number of training images.",
@@ -558,7 +558,7 @@ def toy_models(
     folder: Path,
     seed: int,
     only: str | None,
-    pictures: int | None,
+    num_images: int | None,
     teacher_steps: int | None,
     detector_epochs: int | None,
     templates: tuple[str, ...],
@@ -573,8 +573,8 @@ def toy_models(
     config = ToyModelsConfig(seed=seed)
     if only is not None:
         config = replace(config, models=(only,))
-    if pictures is not None:
-        config = replace(config, pictures=pictures)
+    if num_images is not None:
+        config = replace(config, num_images=num_images)
     if teacher_steps is not None:
         config = replace(config, teacher=replace(config.teacher, steps=teacher_steps))
     if detector_epochs is not None:

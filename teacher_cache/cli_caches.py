@@ -41,9 +41,7 @@ POSITIVE_INT = click.IntRange(min=1)
     type=click.Path(path_type=Path),
     help="Write the teacher's detections to this file.",
 )
-@option(
-    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf)."
-)
+@option("--figure", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf).")
 @option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
 def evaluate(
@@ -53,7 +51,7 @@ def evaluate(
     setting: str,
     json_file: Path | None,
     predictions: Path | None,
-    picture: Path | None,
+    figure: Path | None,
     overwrite: bool,
 ) -> None:
     """Score the teacher and the detector of CACHE against the dataset's annotations."""
@@ -68,7 +66,7 @@ def evaluate(
             setting=SETTINGS_OF_OPTION[setting][0],
             json=json_file,
             predictions=predictions,
-            figure=picture,
+            figure=figure,
             overwrite=overwrite,
         )
     )
@@ -77,17 +75,15 @@ def evaluate(
 @cloup.command()
 @click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
 @option("--json", "json_file", type=FILE, help="Write the statistics to this file.")
-@option(
-    "--figure", "picture", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf)."
-)
+@option("--figure", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf).")
 @option("--overwrite", is_flag=True, help="Replace existing files.")
 @config_option
-def inspect(folder: Path, json_file: Path | None, picture: Path | None, overwrite: bool) -> None:
+def inspect(folder: Path, json_file: Path | None, figure: Path | None, overwrite: bool) -> None:
     """Print statistics of CACHE and the settings it was built with."""
     from teacher_cache.analysis.inspect import InspectConfig
     from teacher_cache.analysis.inspect import inspect_cache as run
 
-    run(InspectConfig(folder, json_file, picture, overwrite))
+    run(InspectConfig(folder, json_file, figure, overwrite))
 
 
 @cloup.command()

@@ -51,7 +51,7 @@ def experiment(root, seed):
     toy, models = root / "toy", root / "models"
     write_toy(toy, train=600, test=150, seed=seed)
     recipe = ToyModelsConfig(
-        pictures=900,
+        num_images=900,
         seed=seed,
         teacher=TeacherTrainingConfig(steps=200),
         detector=DetectorTrainingConfig(epochs=7),

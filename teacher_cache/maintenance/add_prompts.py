@@ -247,7 +247,9 @@ def load_text_encoder(
     from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 
     if model is None:
-        raise InputError("--clip-model: expected the cache's CLIP for new sentences, found none")
+        raise InputError(
+            "--clip-model: expected the cache's CLIP model for new prompts, found none"
+        )
     torch_device = configure_device(resolve_device(device), "float32")
     clip = ClipTeacher(ClipConfig(model, weights), torch_device)
     expected = {"clip.weights": cache.manifest["parts"].get("clip.weights")}

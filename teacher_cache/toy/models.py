@@ -311,7 +311,7 @@ class ToyModelsConfig:
     """Which models are trained, on which images, and how.
 
     Attributes:
-        pictures: number of training images, drawn as part "models" of the toy dataset.
+        num_images: number of training images, drawn as part "models" of the toy dataset.
         seed: seed of the images and of the training.
         teacher, detector: recipes of the two models.
         precision: see `pipeline.utils.devices.autocast`.
@@ -319,7 +319,7 @@ class ToyModelsConfig:
         models: names of the models to train, from `MODEL_NAMES`.
     """
 
-    pictures: int = 3000
+    num_images: int = 3000
     seed: int = 0
     teacher: TeacherTrainingConfig = field(default_factory=TeacherTrainingConfig)
     detector: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
@@ -330,6 +330,7 @@ class ToyModelsConfig:
     def recipe(self) -> dict[str, Any]:
         """JSON values of everything that the trained weights depend on."""
         recipe = {"drawing": DRAWING_VERSION, **asdict(self), "templates": list(self.templates)}
+        recipe["pictures"] = recipe.pop("num_images")
         del recipe["models"]
         if self.templates == (DEFAULT_TEMPLATE,):
             # Recipes from before templates could be chosen have no such key.

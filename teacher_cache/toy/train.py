@@ -72,13 +72,13 @@ def train_toy_models(folder: Path, config: ToyModelsConfig, device: str) -> None
         trainings["teacher"] = (_run_teacher_training, total)
     if "detector" in config.models and not (folder / DETECTOR_FILE).is_file():
         # The last, incomplete batch of an epoch is dropped.
-        epoch_size = config.pictures - config.pictures % config.detector.batch_size
+        epoch_size = config.num_images - config.num_images % config.detector.batch_size
         trainings["detector"] = (_run_detector_training, config.detector.epochs * epoch_size)
     if not trainings:
         verb = "are" if len(config.models) > 1 else "is"
-        logger.info(f"{folder}: {' and '.join(config.models)} {verb} there already")
+        logger.info(f"{folder}: {' and '.join(config.models)} {verb} trained already")
         return
-    data = draw_training_data(config.seed, config.pictures, IMAGE_SIZE, config.templates)
+    data = draw_training_data(config.seed, config.num_images, IMAGE_SIZE, config.templates)
     threads = max(1, num_usable_cores() // len(trainings))
     run_in_processes(
         {
@@ -340,13 +340,13 @@ def captioned_regions(
     """
     prompts = interaction_prompts(vocabulary, templates)
     boxes, captions = [], []
-    for human, thing, verb in annotation.hois:
-        pair = annotation.boxes[[human, thing]]
+    for human, target, verb in annotation.hois:
+        pair = annotation.boxes[[human, target]]
         union = np.concatenate([pair[:, :2].min(0), pair[:, 2:].max(0)])
         size = np.tile(union[2:] - union[:2], 2)
         for amount in BOX_JITTER:
             boxes.append(union + size * generator.uniform(-amount, amount, 4))
-            interaction = vocabulary.interaction_ids[verb, annotation.labels[thing]]
+            interaction = vocabulary.interaction_ids[verb, annotation.labels[target]]
             choice = generator.integers(len(templates)) if len(templates) > 1 else 0
             captions.append(prompts[interaction][choice])
     return np.array(boxes).reshape(-1, 4), captions

@@ -1,12 +1,12 @@
 """Candidate pairs of a build: detector, proposals file or annotated boxes; regions; templates."""
 
 import json
-import sys
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -27,30 +27,23 @@ LENIENT = (
 FIRST = "toy_train_00000001.jpg"
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*args)` runs `eoid-cache`; returns its exit code, stdout and stderr."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, args), "--device", "cpu"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
+def run(*args):
+    """Exit code, stdout and stderr of `eoid-cache`."""
+    done = run_command(main, "eoid-cache", *args, "--device", "cpu")
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
-def build(run, tmp_path):
+def build(tmp_path):
     """`build(dataset, *options)` builds a cache; returns the cache and stderr."""
 
-    def call(dataset, *options, out="cache"):
+    def run_build(dataset, *options, out="cache"):
         folder = tmp_path / out
         code, _, err = run("build", dataset, "--out", folder, "--images-per-shard", 3, *options)
         assert code == 0, err
         return open_cache(folder), err
 
-    return call
+    return run_build
 
 
 def box_rows(outputs):
@@ -139,7 +132,7 @@ def test_clipped_proposals_are_reported(shared_dataset, build, proposals):
 
 
 def test_proposals_are_read_once_for_all_processes(
-    shared_dataset, build, run, proposals, tmp_path, monkeypatch
+    shared_dataset, build, proposals, tmp_path, monkeypatch
 ):
     options = ["--images-per-shard", 3, "--proposals", proposals(), *LENIENT]
     with monkeypatch.context() as patch:
@@ -159,7 +152,7 @@ def test_proposals_are_read_once_for_all_processes(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bbox": [10, 10, -5, 5]}, "entry 0: bbox: expected [x, y, width, height], sides"),
+        ({"bbox": [10, 10, -5, 5]}, "entry 0: bbox: expected [x, y, width, height]"),
         ({"bbox": [10, 10, float("nan"), 5]}, "entry 0: bbox: expected four finite numbers"),
         ({"image_id": "other.jpg"}, "entry 0: image_id: expected the file name"),
         ({"image_id": 9999}, "entry 0: image_id: expected the file name"),
@@ -167,7 +160,7 @@ def test_proposals_are_read_once_for_all_processes(
         ({"score": 2}, "entry 0: score: expected a number from 0 to 1"),
     ],
 )
-def test_bad_proposals_leave_no_files(shared_dataset, run, proposals, tmp_path, change, message):
+def test_bad_proposals_leave_no_files(shared_dataset, proposals, tmp_path, change, message):
     file = proposals(lambda entries: [{**entries[0], **change}, *entries[1:]])
     out = tmp_path / "cache"
     code, _, err = run("build", shared_dataset, "--out", out, "--proposals", file)
@@ -175,7 +168,7 @@ def test_bad_proposals_leave_no_files(shared_dataset, run, proposals, tmp_path, 
     assert f"{file}: {message}" in err and not out.exists()
 
 
-def test_other_proposals_are_another_cache(shared_dataset, build, run, proposals, tmp_path):
+def test_other_proposals_are_another_cache(shared_dataset, build, proposals, tmp_path):
     build(shared_dataset, "--proposals", proposals())
     other = proposals(lambda entries: entries[1:])
     options = ["--images-per-shard", 3, "--proposals", other]
@@ -225,23 +218,23 @@ def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, voc
         (["--level", "word"], "--level"),
     ],
 )
-def test_options_that_contradict_each_other(shared_dataset, run, tmp_path, options, message):
+def test_options_that_contradict_each_other(shared_dataset, tmp_path, options, message):
     code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *options)
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_detector_full_of_nan_makes_no_cache(shared_dataset, run, tmp_path):
+def test_a_detector_full_of_nan_makes_no_cache(shared_dataset, tmp_path):
     state = load_file(shared_dataset / "detector.safetensors")
     bad = {name: value * torch.nan for name, value in state.items() if value.is_floating_point()}
     save_file({**state, **bad}, tmp_path / "nan.safetensors")
-    words = ("--out", tmp_path / "cache", "--detector-weights", tmp_path / "nan.safetensors")
-    code, _, err = run("build", shared_dataset, *words)
+    options = ("--out", tmp_path / "cache", "--detector-weights", tmp_path / "nan.safetensors")
+    code, _, err = run("build", shared_dataset, *options)
     assert code == 2 and err.count("\n") == 1 and not (tmp_path / "cache").exists()
     assert "nan.safetensors: backbone." in err
 
 
-def test_names_of_a_detectors_classes(shared_dataset, build, run, tmp_path, finished, vocabulary):
+def test_names_of_a_detectors_classes(shared_dataset, build, tmp_path, finished, vocabulary):
     """The same detector with other class names gives other outputs and another fingerprint."""
     names = [name.replace("ball", "kite") for name in vocabulary.objects]
     (tmp_path / "names.txt").write_text("\n".join(["__background__", *names]) + "\n")
@@ -258,7 +251,7 @@ def test_names_of_a_detectors_classes(shared_dataset, build, run, tmp_path, fini
     assert code == 2 and "detector.classes" in err
 
 
-def test_the_whole_image_as_region(dataset, build, run, tmp_path):
+def test_the_whole_image_as_region(dataset, build, tmp_path):
     path = dataset / "images/train2015" / FIRST
     with Image.open(path) as image:
         image.resize((200, 100)).save(path)

@@ -235,7 +235,7 @@ def test_rescoring_and_new_prompts_equal_those_of_a_cpu(finished, tmp_path, emul
 
 def test_training_of_the_toy_models(vocabulary, tmp_path, emulated_gpu):
     config = ToyModelsConfig(
-        pictures=16,
+        num_images=16,
         teacher=TeacherTrainingConfig(steps=2, batch_size=8),
         detector=DetectorTrainingConfig(epochs=1, batch_size=8),
     )

@@ -65,7 +65,7 @@ def test_regions_are_those_of_a_cpu_and_take_little_memory(gpu, size):
 
 def test_training_of_the_toy_models(tmp_path, gpu):
     config = ToyModelsConfig(
-        pictures=32,
+        num_images=32,
         teacher=TeacherTrainingConfig(steps=4, batch_size=16),
         detector=DetectorTrainingConfig(epochs=1, batch_size=16),
     )

@@ -1,11 +1,10 @@
 import sys
-from dataclasses import dataclass
 
 import pytest
+from commands import run_command
 
-from pipeline.utils.cli import run_command
 from teacher_cache import build as builder
-from teacher_cache.cli import cache
+from teacher_cache.cli import main
 from teacher_cache.cluster.modes import (
     ArrayShare,
     InProcess,
@@ -15,27 +14,17 @@ from teacher_cache.cluster.modes import (
 )
 
 
-@dataclass(frozen=True)
-class CommandResult:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
+def run(tmp_path):
     """`run(*options)` runs `eoid-cache build` with `tmp_path / "c"` as the cache folder."""
 
-    def command(*options, dataset="data"):
+    def run_build(*options, dataset="data"):
         out = tmp_path / "c"
-        words = ["build", dataset, "--out", out, *options]
-        monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            run_command(cache)
+        result = run_command(main, "eoid-cache", "build", dataset, "--out", out, *options)
         assert not out.exists()
-        return CommandResult(ended.value.code, *capsys.readouterr())
+        return result
 
-    return command
+    return run_build
 
 
 @pytest.fixture
@@ -185,8 +174,10 @@ def test_a_dry_run_prints_the_job_script(run, monkeypatch, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("#!")
-    wanted = ["-p gpu", "-t 10:00:00", "--cpus-per-task=6", "--gres=gpu:1", "--exclusive"]
-    assert {f"#SBATCH {text}" for text in (*wanted, f"-o {tmp_path}/c/logs/%j.log")} <= set(lines)
+    directives = ["-p gpu", "-t 10:00:00", "--cpus-per-task=6", "--gres=gpu:1", "--exclusive"]
+    assert {f"#SBATCH {text}" for text in (*directives, f"-o {tmp_path}/c/logs/%j.log")} <= set(
+        lines
+    )
     prologue = lines.index("module load cuda")
     assert lines[prologue + 1] == "nvidia-smi" and "dask_worker" in lines[prologue + 2]
     assert "--lifetime 33300s --lifetime-stagger 900s" in lines[-1]
@@ -240,20 +231,17 @@ def test_slurm_options_in_a_configuration_file_do_not_select_slurm(run, configur
     assert configured[0].mode == LocalWorkers(2)
 
 
-def test_scripts_are_copied_once(tmp_path, monkeypatch, capsys):
+def test_batch_scripts_are_copied_once(tmp_path):
     def copy(*options):
-        words = ["eoid-cache", "batch-scripts", str(tmp_path / "jobs"), *options]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            run_command(cache)
-        return ended.value.code
+        return run_command(main, "eoid-cache", "batch-scripts", tmp_path / "jobs", *options)
 
-    assert copy() == 0
+    result = copy()
+    assert result.returncode == 0
     scripts = [tmp_path / "jobs" / name for name in ("cache.sbatch", "cache_array.sbatch")]
-    assert capsys.readouterr().out.split() == [str(script) for script in scripts]
+    assert result.stdout.split() == [str(script) for script in scripts]
     assert all(script.read_text().startswith("#!/bin/bash\n") for script in scripts)
-    scripts[1].write_text("my own")
-    assert copy() == 2
-    assert scripts[1].read_text() == "my own"
-    assert copy("--overwrite") == 0
-    assert scripts[1].read_text() != "my own"
+    scripts[1].write_text("edited")
+    assert copy().returncode == 2
+    assert scripts[1].read_text() == "edited"
+    assert copy("--overwrite").returncode == 0
+    assert scripts[1].read_text() != "edited"

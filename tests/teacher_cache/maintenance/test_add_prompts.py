@@ -1,11 +1,12 @@
 import json
 import shutil
-import sys
 from dataclasses import replace
+from functools import partial
 
 import h5py
 import numpy as np
 import pytest
+from commands import run_command
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
@@ -144,17 +145,13 @@ def test_another_clip_is_refused(config, finished, tmp_path):
         create_prompts_file(config("kicking:dog", cache=copy))
 
 
-def test_from_the_command_line(finished, tmp_path, monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["eoid-cache", "prompts", str(finished), *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
-
-    words = ("--add", "kicking:dog", "--out", str(tmp_path / "new.h5"), "--device", "cpu")
-    code, out, err = call(*words)
-    assert code == 0, err
-    assert out == 'kick: dog; "a picture of person kicking dog"\n'
-    code, _, err = call(*words)
-    assert code == 2 and "exists; give --overwrite" in err and err.count("\n") == 1
-    assert call(*words, "--overwrite")[0] == 0
+def test_the_command(finished, tmp_path):
+    args = ("prompts", finished, "--add", "kicking:dog", "--out", tmp_path / "new.h5")
+    run = partial(run_command, main, "eoid-cache", *args, "--device", "cpu")
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 'kick: dog; "a picture of person kicking dog"\n'
+    done = run()
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "exists; give --overwrite" in done.stderr
+    assert run("--overwrite").returncode == 0

@@ -88,9 +88,9 @@ def test_shifts_and_flips_move_pixels():
     dot = torch.zeros(64, 3, 16, 16, dtype=torch.uint8)
     dot[:, :, 8, 4] = 255
     moved = augment(dot, 2, generator())
-    places = {tuple(divmod(int(image.sum(0).argmax()), 16)) for image in moved}
-    assert {row for row, _ in places} == {6, 7, 8, 9, 10}
-    assert {column for _, column in places} == {2, 3, 4, 5, 6, 9, 10, 11, 12, 13}
+    positions = {tuple(divmod(int(image.sum(0).argmax()), 16)) for image in moved}
+    assert {row for row, _ in positions} == {6, 7, 8, 9, 10}
+    assert {column for _, column in positions} == {2, 3, 4, 5, 6, 9, 10, 11, 12, 13}
 
 
 def train_two_colours(steps, seed=0):

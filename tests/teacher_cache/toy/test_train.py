@@ -25,7 +25,7 @@ from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConf
 from teacher_cache.toy.train import captioned_regions, draw_training_data, train_toy_models
 
 SHORT = ToyModelsConfig(
-    pictures=32,
+    num_images=32,
     teacher=TeacherTrainingConfig(steps=4, batch_size=16),
     detector=DetectorTrainingConfig(epochs=1),
 )
@@ -71,8 +71,8 @@ def test_the_detector_can_be_loaded_by_a_build(trained, vocabulary):
     weights = trained / "detector.safetensors"
     assert recognise_architecture(weights, vocabulary) == "toy"
     detector = Detector(DetectorConfig("toy", str(weights), 0.0), vocabulary, torch.device("cpu"))
-    picture = np.asarray(draw_scene(0, "test", 0)[0])
-    (found,) = detector([picture])
+    image = np.asarray(draw_scene(0, "test", 0)[0])
+    (found,) = detector([image])
     assert found.boxes.shape == (len(found.scores), 4)
 
 
@@ -81,7 +81,7 @@ def test_a_student_can_start_from_the_detectors_backbone(trained, vocabulary):
         ModelConfig.toy(vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     )
     report = load_pretrained(model, trained / "detector.safetensors", vocabulary)
-    assert report.kind == "a detector on toy"
+    assert report.kind == "a toy detector"
     loaded = {name for names in report.used.values() for name in names}
     assert loaded == {f"backbone.{name}" for name in model.backbone.state_dict()}
 
@@ -90,7 +90,7 @@ def test_a_second_call_trains_nothing(trained, messages):
     before = content(trained)
     train_toy_models(trained, SHORT, "cpu")
     assert content(trained) == before
-    assert "are there already" in "\n".join(messages)
+    assert "are trained already" in "\n".join(messages)
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_only_the_missing_model_is_trained(trained, tmp_path):
     ("change", "message"),
     [
         ({"seed": 1}, "another seed"),
-        ({"pictures": 48}, "another pictures"),
+        ({"num_images": 48}, "another pictures"),
         ({"seed": 1, "detector": DetectorTrainingConfig(epochs=2)}, "another seed and detector"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_teacher_of_several_templates_without_a_detector(trained, tmp_path, vo
     assert "templates" not in read_json(trained / "toy_models.json")
     messages.clear()
     train_toy_models(tmp_path / "models", config, "cpu")
-    assert "teacher is there already" in "\n".join(messages)
+    assert "teacher is trained already" in "\n".join(messages)
     with pytest.raises(InputError, match="contains models with another templates"):
         train_toy_models(tmp_path / "models", replace(config, templates=templates[:1]), "cpu")
 
@@ -178,14 +178,14 @@ def test_every_interaction_gives_its_union_box_and_a_displaced_one(vocabulary):
     boxes, captions = captioned_regions(annotation, vocabulary, np.random.default_rng(0))
     assert len(boxes) == len(captions) == 2 * len(annotation.hois)
     prompts = interaction_prompts(vocabulary)
-    for row, (human, thing, verb) in enumerate(annotation.hois):
-        pair = annotation.boxes[[human, thing]]
+    for row, (human, target, verb) in enumerate(annotation.hois):
+        pair = annotation.boxes[[human, target]]
         union = np.concatenate([pair[:, :2].min(0), pair[:, 2:].max(0)])
         size = np.tile(union[2:] - union[:2], 2)
         np.testing.assert_allclose(boxes[2 * row], union, rtol=1e-6)
         moved = np.abs(boxes[2 * row + 1] - union) / size
         assert 0 < moved.max() <= 0.06
-        (prompt,) = prompts[vocabulary.interaction_ids[verb, annotation.labels[thing]]]
+        (prompt,) = prompts[vocabulary.interaction_ids[verb, annotation.labels[target]]]
         assert captions[2 * row] == captions[2 * row + 1] == prompt
 
 
@@ -213,7 +213,7 @@ def good(report):
         report(2, "well")
 
 def fails(report):
-    raise ValueError("no such thing")
+    raise ValueError("bad value")
 
 def dies(report):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -291,7 +291,7 @@ def test_a_failed_job_ends_the_others_and_shows_its_traceback(start_program):
     process = start_program("silent", "fails")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "fails failed:" in stderr and "ValueError: no such thing" in stderr
+    assert "fails failed:" in stderr and "ValueError: bad value" in stderr
     assert has_ended(process.pid)
 
 
