@@ -1,1 +1,4 @@
-"""Helpers without knowledge of the task: errors, files, progress, devices, weights, signals."""
+"""Helpers that know nothing about the task.
+
+Errors, files, settings and command lines, logging, progress, devices, weights files and signals.
+"""

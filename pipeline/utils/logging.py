@@ -1,9 +1,9 @@
 """The project's logger.
 
-Everything that a command reports beside its results (what was found, dropped or resumed, warnings,
-validation scores) goes through loggers below `eoid`. Importing a package installs no handler, so
-Python users configure `logging.getLogger("eoid")` as any other library's logger; the commands show
-its records on stderr.
+All messages of commands except their results (issues, resumed work, warnings, validation scores) go
+to loggers below `eoid`. Imports install no handlers, so users of the Python interface configure
+`logging.getLogger("eoid")` like the logger of any other library. Commands show its records on
+stderr.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ VERBOSE_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
 def get_logger(module: str) -> logging.Logger:
-    """The logger `eoid.MODULE` of a module, which passes its `__name__`."""
+    """The logger `eoid.MODULE` of a module.
+
+    Args:
+        module: the module's `__name__`.
+    """
     return logging.getLogger(f"{PROJECT}.{module}")
 
 
 def shows_progress() -> bool:
-    """Whether progress is shown: not where the project's logger is set to warnings or errors only.
+    """Whether progress is shown, that is unless the project's logger shows warnings only.
 
-    Without any configuration the level is unset, and progress is shown.
+    Progress is also shown if no level is set.
     """
     return logging.getLogger(PROJECT).level <= logging.INFO
 
 
 @contextmanager
 def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
-    """Shows records of this level and above on stderr while the body runs.
+    """Shows log records on stderr while the body runs.
 
     Args:
-        level: with DEBUG or below, lines begin with the record's level and logger.
+        level: minimum level of the records; with DEBUG, lines start with their level and logger.
     """
     logger = logging.getLogger(PROJECT)
     handler = _StderrHandler()
     if level <= logging.DEBUG:
         handler.setFormatter(logging.Formatter(VERBOSE_FORMAT))
     before = logger.level, logger.propagate, logger.handlers[:]
-    # Handlers of the root logger, which libraries install too, would show every line again.
+    # Libraries may install handlers of the root logger, which would show every line again.
     logger.propagate, logger.handlers[:] = False, [handler]
     logger.setLevel(level)
     try:
@@ -54,7 +58,7 @@ def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
 
 @contextmanager
 def only_errors() -> Iterator[None]:
-    """Shows only errors while the body runs, for all but a distributed run's main process."""
+    """Hides warnings and other messages while the body runs, for all processes but the first."""
     logger = logging.getLogger(PROJECT)
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -65,13 +69,13 @@ def only_errors() -> Iterator[None]:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes lines to stderr, above a progress bar where there is one."""
+    """Writes lines to stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            # In one piece, so that lines of several processes do not mix.
+            # A single write, so that lines of several processes do not mix.
             line = self.format(record) + "\n"
-            # There is no bar before tqdm is loaded.
+            # There is no progress bar unless tqdm has been imported.
             if tqdm := sys.modules.get("tqdm"):
                 tqdm.tqdm.write(line, file=sys.stderr, end="")
             else:

@@ -1,4 +1,4 @@
-"""Progress for people who wait: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long loops on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from tqdm import tqdm
 from pipeline.utils.logging import shows_progress
 
 Item = TypeVar("Item")
+# Seconds between plain lines, which stay in the log files of batch jobs.
 LINE_INTERVAL = 10.0
 
 
 class Progress:
-    """Counts work done, with rate and remaining time.
+    """Shows the number of finished items, their rate and the remaining time.
+
+    Nothing is shown if the project's logger is set to warnings only (`--quiet`).
 
     Args:
-        total: how many items there are.
-        title: what is being done.
-        unit: what is counted, e.g. "images".
-        initial: items that were finished before, on a resumed run.
-        quiet: say nothing, as one of several processes whose first one speaks.
-        brief: off a terminal say nothing of work that is done in a moment, such as a check.
+        total: number of items.
+        title: name of the work.
+        unit: what the items are, e.g. "images".
+        initial: number of items that were finished earlier, by a run that is resumed.
+        quiet: show nothing, for all but the first of several processes.
+        brief: without a terminal, print nothing about work that ends within `LINE_INTERVAL`.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Progress:
         self._start = self._last = time.monotonic()
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """Adds `count` finished items; `note` (losses, learning rate) stands behind the rate."""
+        """Adds `count` finished items; `note` (losses, learning rate) is shown after the rate."""
         self._done += count
         self._note = note or self._note
         if not self._plain:
@@ -62,7 +65,7 @@ class Progress:
             self._print_line()
 
     def close(self) -> None:
-        """Ends the bar, or prints the closing line."""
+        """Closes the bar, or prints the last line."""
         if not self._plain:
             self._bar.close()
         elif not self._brief or self._last > self._start:
@@ -93,7 +96,7 @@ class Progress:
 def track(
     items: Iterable[Item], total: int, title: str, unit: str = "items", brief: bool = False
 ) -> Iterator[Item]:
-    """Iterates with a `Progress`."""
+    """Iterates over items and shows their `Progress`."""
     with Progress(total, title, unit, brief=brief) as progress:
         for item in items:
             yield item

@@ -10,19 +10,19 @@ from pipeline.utils.progress import Progress, track
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is set."""
+    """Replaces time.monotonic by a value that tests set."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_nothing_to_do_says_so_once(capsys):
+def test_no_items_give_one_line(capsys):
     with Progress(0, "reading", "images"):
         pass
     assert capsys.readouterr().err.startswith("reading: 0/0 images, 0 s")
 
 
-def test_plain_lines_come_rarely_with_rate_and_remaining_time(capsys, clock):
+def test_plain_lines_have_rate_and_remaining_time(capsys, clock):
     with Progress(100, "reading", "images") as bar:
         for second in range(1, 41):
             clock[0] = second
@@ -33,23 +33,23 @@ def test_plain_lines_come_rarely_with_rate_and_remaining_time(capsys, clock):
     assert lines[-1] == "reading: 80/100 images, 40 s, 2.0 images/s, 10 s left, loss 40"
 
 
-def test_a_resumed_run_counts_its_own_items_for_the_rate(capsys, clock):
+def test_rate_of_a_resumed_run(capsys, clock):
     with Progress(100, "reading", "images", initial=60) as bar:
         clock[0] = 10.0
         bar.update(20)
     assert "80/100 images, 10 s, 2.0 images/s, 10 s left" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seconds, told", [(0, 0), (9, 0), (10, 2)])
-def test_brief_work_is_told_when_it_takes_its_time(capsys, clock, seconds, told):
+@pytest.mark.parametrize("seconds, num_lines", [(0, 0), (9, 0), (10, 2)])
+def test_brief_work_prints_lines_only_if_it_takes_long(capsys, clock, seconds, num_lines):
     with Progress(2, "checking", "files", brief=True) as bar:
         clock[0] = float(seconds)
         bar.update(2)
-    assert len(capsys.readouterr().err.splitlines()) == told
+    assert len(capsys.readouterr().err.splitlines()) == num_lines
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_one_of_several_processes_says_nothing(capsys, monkeypatch, clock, terminal):
+def test_quiet_progress_prints_nothing(capsys, monkeypatch, clock, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with Progress(2, "reading", "images", quiet=True) as bar:
         clock[0] = 20.0
@@ -57,7 +57,7 @@ def test_one_of_several_processes_says_nothing(capsys, monkeypatch, clock, termi
     assert capsys.readouterr().err == ""
 
 
-def test_a_bar_on_a_terminal(capsys, monkeypatch):
+def test_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress(4, "reading", "images") as bar:
         bar.update(4, note="loss 1")
@@ -66,7 +66,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_line_in_between(capsys, monkeypatch, terminal):
+def test_log_lines_between_progress(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with log_to_stderr(), Progress(4, "reading", "images") as bar:
         logging.getLogger("eoid.pipeline").info("a.jpg: no such image")
@@ -77,12 +77,12 @@ def test_a_line_in_between(capsys, monkeypatch, terminal):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_track_gives_every_item(capsys, count):
+def test_track_yields_every_item(capsys, count):
     assert list(track(range(count), count, "reading")) == list(range(count))
     assert f"{count}/{count} items" in capsys.readouterr().err
 
 
-def test_an_interrupted_loop_tells_how_far_it_came(capsys):
+def test_interrupted_loop_prints_its_progress(capsys):
     with pytest.raises(KeyboardInterrupt), Progress(5, "reading") as bar:
         bar.update(2)
         raise KeyboardInterrupt
