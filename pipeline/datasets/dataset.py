@@ -17,7 +17,7 @@ from pipeline.annotations.vcoco import (
 )
 from pipeline.boxes import boxes_to_stored, boxes_to_upright
 from pipeline.datasets.exif import SidewaysImages, find_sideways_images, stale_exif_message
-from pipeline.datasets.layouts import LAYOUTS, DatasetPart, find_layout
+from pipeline.datasets.layouts import LAYOUTS, PartPaths, find_layout
 from pipeline.images import IgnoreExifPath, ImageHeader, read_headers
 from pipeline.types import Detections, ImageRecord
 from pipeline.utils.errors import InputError, bad_field
@@ -57,7 +57,7 @@ class Dataset:
     root: Path
     name: str
     vocabulary: Vocabulary
-    parts: dict[str, DatasetPart]
+    parts: dict[str, PartPaths]
     detector: Path | None = None
     teacher: Path | None = None
     orientation: str = UPRIGHT
@@ -66,7 +66,7 @@ class Dataset:
     stale_exif: dict[str, str] = field(default_factory=dict)
     sideways: dict[str, SidewaysImages] = field(default_factory=dict)
 
-    def part(self, name: str) -> DatasetPart:
+    def part(self, name: str) -> PartPaths:
         """Paths of one part.
 
         Raises:
@@ -384,7 +384,7 @@ def _dataset_from_toml(root: Path, file: Path) -> Dataset:
     )
 
 
-def _read_part(root: Path, file: Path, name: str, value: Any) -> DatasetPart:
+def _read_part(root: Path, file: Path, name: str, value: Any) -> PartPaths:
     if not isinstance(value, dict):
         raise bad_field(file, name, "a table with images and annotations", value)
     _check_keys(file, f"{name}.", value, PART_KEYS)
@@ -392,7 +392,7 @@ def _read_part(root: Path, file: Path, name: str, value: Any) -> DatasetPart:
     for required in PART_KEYS[: 2 if len(value) > 1 else 1]:
         _read_string(file, value, required, f"{name}.")
     paths = {key: root / _read_string(file, value, key, f"{name}.") for key in value}
-    return DatasetPart(**paths)
+    return PartPaths(**paths)
 
 
 def _check_keys(file: Path, table: str, value: dict[str, Any], keys: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from pipeline.utils.errors import InputError
 
 
 @dataclass(frozen=True)
-class DatasetPart:
+class PartPaths:
     """Paths of one part of a dataset.
 
     Attributes:
@@ -44,7 +44,7 @@ class Layout:
     images: dict[str, tuple[str, ...]]
     annotations: dict[str, tuple[str, ...]]
 
-    def find_parts(self, root: Path) -> dict[str, DatasetPart]:
+    def find_parts(self, root: Path) -> dict[str, PartPaths]:
         """Parts whose annotation file exists; their images folder may be missing."""
         parts = {}
         for part, paths in self.annotations.items():
@@ -54,7 +54,7 @@ class Layout:
             folders = [root / path for path in self.images[part] if (root / path).is_dir()]
             if files:
                 images = folders[0] if folders else root / self.images[part][0]
-                parts[part] = DatasetPart(images, files[0])
+                parts[part] = PartPaths(images, files[0])
         return parts
 
 
