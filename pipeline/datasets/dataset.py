@@ -181,7 +181,7 @@ class Dataset:
         paths = [folder / name for name in names]
         known = self.headers
         if not decode:
-            # The header of a decoded image is as good.
+            # Headers that were read together with the pixels serve as well.
             known = {(path, False): header for (path, _), header in known.items()}
         new = [path for path in dict.fromkeys(paths) if (path, decode) not in known]
         title = f"reading {part} images" if decode else f"reading sizes of {part} images"
