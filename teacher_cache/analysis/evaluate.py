@@ -272,6 +272,7 @@ def to_detections(
     selected = outputs.pairs.sources == source
     weights = outputs.pairs.human_scores * outputs.pairs.object_scores * selected
     scores = outputs.probabilities * weights[:, None]
+    # A stable sort, so that equal scores are cut off in the same way on all machines.
     order = np.argsort(-scores, axis=None, kind="stable")[:MAX_TRIPLETS]
     order = order[scores.ravel()[order] > 0]
     pair, verb = np.unravel_index(order, scores.shape)

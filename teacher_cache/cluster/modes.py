@@ -94,6 +94,7 @@ class SlurmJobs:
             if not OPTION_PATTERN.match(text) or "\n" in text:
                 expected = "an option of sbatch such as --constraint=a100"
                 raise InputError(f"--directive: expected {expected}, found {text!r}")
+        # SLURM rejects some combinations, such as --mem together with --mem-per-cpu.
         named = {option for text in self.directives for option in _option_names(text)}
         for field, options in SBATCH_OPTIONS.items():
             if not named.isdisjoint(options):

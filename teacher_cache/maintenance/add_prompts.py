@@ -84,6 +84,7 @@ def create_prompts_file(config: AddPromptsConfig) -> ActionPrompts:
     templates = _resolve_templates(cache, config)
     if cache.text_model is None:
         raise InputError(f"{cache.path}: expected the name of the CLIP model of its prompts")
+    # Dicts without values serve as ordered sets.
     verbs = dict.fromkeys((verb, ing) for verb, ing, _ in added)
     _check_verb_forms(verbs)
     added = list(dict.fromkeys(added))

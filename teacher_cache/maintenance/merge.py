@@ -204,6 +204,7 @@ def _has_embeddings(inventory: CacheInventory) -> bool:
 def _write_merged_shard(path: Path, content: ShardContent, plan: BuildPlan, num_verbs: int) -> None:
     equal_shard = _find_equal_shard(content, plan)
     if equal_shard is not None:
+        # Copying is faster than writing the outputs again, and keeps the bytes.
         with atomic_write(path) as temporary:
             shutil.copyfile(equal_shard, temporary)
         return

@@ -308,16 +308,12 @@ def _mismatched_shards(
 
 
 def _unexpected_files(folder: Path, names: set[str]) -> Iterator[Problem]:
-    for path in sorted([*folder.iterdir(), *_list_folder(folder / SHARDS)]):
+    for path in sorted([*folder.iterdir(), *(folder / SHARDS).glob("*")]):
         name = path.relative_to(folder).as_posix()
         if path.name == BACKUP_FOLDER or (path.name.startswith(".") and path.suffix == ".tmp"):
             yield Problem(name, "is a temporary file of an interrupted command", "remove")
         elif path.parent.name == SHARDS and path.parent != folder and name not in names:
             yield Problem(name, f"is not listed in {MANIFEST}", "remove")
-
-
-def _list_folder(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 # Settings of where shards are made, which a repair does not take from the original build.
@@ -359,7 +355,10 @@ def repair_cache(
     if PLAN in to_write:
         _restore_plan(folder)
         logger.info(f"{PLAN}: written again from {MANIFEST}")
-    images = {} if MANIFEST in to_write else _images_by_shard(folder)
+    images = {}
+    if MANIFEST not in to_write:
+        images = {entry["name"]: entry["images"] for entry in read_manifest(folder)["shards"]}
+    # Without a manifest, the repeated command treats the cache as unfinished.
     with _backup_files(folder, [*to_extract, MANIFEST], keep=PLAN):
         if to_extract:
             rebuild_missing_files(folder, dataset, device)
@@ -438,10 +437,6 @@ def _restore_plan(folder: Path) -> None:
     write_checksummed_json(
         folder / PLAN, {name: fields[name] for name in PLAN_FIELDS if name in fields}
     )
-
-
-def _images_by_shard(folder: Path) -> dict[str, list[str]]:
-    return {entry["name"]: entry["images"] for entry in read_manifest(folder)["shards"]}
 
 
 def _check_no_lost_images(folder: Path, images: dict[str, list[str]]) -> None:

@@ -265,6 +265,7 @@ def train_detector(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         model = toy_detector(max(vocabulary.category_ids)).to(device).train()
+        # Convolutions are faster in this layout.
         model.backbone.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
             model.parameters(), training.learning_rate, weight_decay=training.weight_decay
