@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 POSITIVE_INT = click.IntRange(min=1)
-# Ready scripts for SLURM.
+# Names of the SLURM batch scripts in the package.
 BATCH_SCRIPTS = ("train.sbatch",)
 # Settings of the recipe that `--help` shows; the others are set with --set or --config.
 COMMON_SETTINGS = {

@@ -37,16 +37,17 @@ class OptionalType(click.ParamType):
         return self.kind.convert(value, param, ctx)
 
 
-# Ready scripts for SLURM.
+# Names of the SLURM batch scripts in the package.
 BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
 POSITIVE_INT = click.IntRange(min=1)
 SCORE_RANGE = click.FloatRange(0, 1)
+BUILDING = cloup.Section("Building")
 MORE_SETTINGS = (
     "Settings that are rarely changed are not shown here. `eoid-cache config` prints all of them as"
     " a TOML file for --config; --set KEY=VALUE sets a single one."
 )
 SLURM_ARRAY = "slurm"
-# Options that only jobs of SLURM have.
+# Options that apply to SLURM jobs only.
 SLURM_OPTIONS = (
     "jobs",
     "cores",
@@ -130,7 +131,6 @@ CLUSTER_GROUPS = (
             metavar="N|none",
             default=4,
             show_default=True,
-            hidden=True,
             help="Number of cores per job; none takes the site's default.",
         ),
         option(
@@ -139,7 +139,6 @@ CLUSTER_GROUPS = (
             metavar="SIZE|none",
             default="16GB",
             show_default=True,
-            hidden=True,
             help="Memory per job, 0 for all of a node; none leaves it to SLURM.",
         ),
         option("--account", metavar="NAME", hidden=True, help="Account to charge."),
@@ -173,7 +172,7 @@ CLUSTER_GROUPS = (
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options and gives the command what they mean, as `mode`, `share` and `dry_run`."""
+    """Adds the cluster options, which reach the command as `mode`, `share` and `dry_run`."""
 
     @wraps(command)
     def with_mode(
@@ -222,7 +221,7 @@ def _check_exclusive(**options: object) -> None:
 
 
 def _require_slurm(names: list[str]) -> None:
-    """Options that mean nothing without --slurm; in a configuration file they may wait for it."""
+    """Refuses options of SLURM jobs without --slurm; a configuration file may contain them."""
     context = click.get_current_context()
     for name in names:
         if setting_rank(context, name) > 1:
@@ -235,7 +234,7 @@ def cache() -> None:
     """Phase one: run the detector and CLIP once per image and cache their outputs."""
 
 
-@cache.command(epilog=MORE_SETTINGS)
+@cache.command(epilog=MORE_SETTINGS, section=BUILDING)
 @cloup.argument("dataset", type=click.Path(path_type=Path), help="Dataset folder.")
 @cloup.option_group(
     "Data",
@@ -266,12 +265,14 @@ def cache() -> None:
     option(
         "--person-threshold",
         type=SCORE_RANGE,
+        hidden=True,
         show_default="0.2",
         help="Minimum detection score of people.",
     ),
     option(
         "--object-threshold",
         type=SCORE_RANGE,
+        hidden=True,
         show_default="0.2",
         help="Minimum detection score of objects.",
     ),
@@ -492,7 +493,7 @@ def build(
         builder.build_cache(config)
 
 
-@cache.command("config")
+@cache.command("config", section=BUILDING)
 @logging_options
 def print_config() -> None:
     """Print a commented TOML file with every setting of `eoid-cache build` for --config."""
@@ -500,7 +501,7 @@ def print_config() -> None:
     click.echo(format_config(build, title), nl=False)
 
 
-@cache.command("batch-scripts")
+@cache.command("batch-scripts", section=BUILDING)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @option("--overwrite", is_flag=True, help="Replace existing scripts.")
 @config_option
@@ -512,7 +513,7 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
         click.echo(path)
 
 
-@cache.command("toy-models")
+@cache.command("toy-models", section=BUILDING)
 @click.argument("folder", type=click.Path(path_type=Path))
 @option(
     "--seed",
@@ -584,8 +585,9 @@ def toy_models(
     train_toy_models(folder, config, device)
 
 
-for command in COMMANDS:
-    cache.add_command(command)
+for section, commands in COMMANDS.items():
+    for command in commands:
+        cache.add_command(command, section=section)
 
 
 def main() -> None:

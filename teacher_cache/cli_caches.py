@@ -285,4 +285,7 @@ def rescore(
     )
 
 
-COMMANDS = (evaluate, inspect, merge, prompts, rescore, show, verify)
+COMMANDS = {
+    cloup.Section("Inspection"): (inspect, show, evaluate, verify),
+    cloup.Section("New caches and prompts from old caches"): (merge, rescore, prompts),
+}

@@ -19,10 +19,10 @@ from pipeline.utils.errors import InputError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-# Enough for every worker and shard; programs that look through all files that may be open, as some
-# do when they start another one, take longer the more there are.
+# Enough for all workers and shards. Not more, because programs that close every possible file
+# descriptor before they start a process take time in proportion to the limit.
 MAX_OPEN_FILES = 65536
-# Errors of the operating system that tell where somebody may not, or cannot, write or read.
+# Errors of the operating system about a path that cannot be read or written: wrong use, not a bug.
 PATH_ERRNOS = {
     errno.EACCES,
     errno.EPERM,
@@ -57,17 +57,18 @@ def run_command(command: click.Command) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, write_through=False)
-    # torch's OpenMP threads wait by spinning, long by default: with other work on the same cores
-    # they keep it, and each other, from running. Not at all is slow too, since waking up costs more
-    # than a short step. A step of the toy student on two cores, idle and beside another
-    # training: default 0.19 s and 3.3 s, this 0.21 s and 1.3 s, never spinning 0.30 s and 0.4 s.
+    # Waiting OpenMP threads of torch spin for a long time by default, which takes the cores from
+    # other processes. Without spinning, waking up costs more than a short step. One step of the
+    # toy student on two idle cores, and beside another training: 0.19 s and 3.3 s by default,
+    # 0.21 s and 1.3 s with this value, 0.30 s and 0.4 s without spinning.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # Of failed connections torch's C++ code warns with dozens of lines before the error is told.
+    # torch's C++ code logs dozens of lines about a failed connection before it raises the error.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     raise_open_file_limit()
-    helpless = isinstance(command, click.Group) and not sys.argv[1:]
+    # Before click 8.2 a group without a command ends with exit code 0, later with 2.
+    words = sys.argv[1:] or (["--help"] if isinstance(command, click.Group) else [])
     try:
-        command.main(["--help"] if helpless else sys.argv[1:], program, standalone_mode=False)
+        command.main(words, program, standalone_mode=False)
     except (InputError, click.ClickException, OSError) as error:
         if isinstance(error, OSError) and error.errno not in PATH_ERRNOS:
             raise
@@ -78,19 +79,19 @@ def run_command(command: click.Command) -> NoReturn:
         print(f"{program}: expected names and texts in UTF-8, found {found}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort) as stop:
-        # click turns the end of any file or connection into an abortion.
+        # click turns every EOFError, of a file or a connection too, into Abort.
         if isinstance(stop.__cause__, EOFError):
             raise stop.__cause__ from None
-        print(f"{program}: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"{program}: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
 
 
 def ensure_utf8() -> None:
-    """Has this process, and those it starts, name files in UTF-8 whatever the locale says.
+    """Makes this process and those it starts use UTF-8 for file names, whatever the locale.
 
-    Where the locale has another encoding, as C's, the process begins anew in Python's UTF-8 mode.
-    Bytes that are no UTF-8 are printed as escapes.
+    If the locale has another encoding, as the C locale does, the process is restarted in Python's
+    UTF-8 mode. Bytes that are not UTF-8 are printed as escapes.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
@@ -106,7 +107,7 @@ def raise_open_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        # macOS says that it allows more than it does.
+        # macOS reports a higher limit than it accepts.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

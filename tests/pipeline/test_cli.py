@@ -86,7 +86,7 @@ def test_wrong_use_is_one_line_and_2(run, words, says):
         (click.ClickException("no"), 2, "no"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "output: No space left on device"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
         (click.Abort(), 130, "interrupted"),
     ],
 )

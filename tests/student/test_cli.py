@@ -124,7 +124,7 @@ def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(start, student
     words = [*student, "--epochs", 2, "--workers", 1, "--log-every", 3]
     code, _, err = start(words, first=INTERRUPT)()
     assert code == 130, err
-    assert "interrupted; the same command goes on from here" in err.splitlines()[-1]
+    assert "interrupted; run the same command again to resume" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert (tmp_path / "run/checkpoint.pt").is_file()
     assert not (tmp_path / "run/results.json").exists()
