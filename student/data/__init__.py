@@ -1,1 +1,3 @@
-"""Training data: images, targets, transforms, samplers."""
+"""Training data: images with their targets, augmentation, samplers, few-shot labels, extra datasets
+and text embeddings.
+"""

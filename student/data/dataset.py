@@ -1,4 +1,9 @@
-"""Images and targets as the training step wants them."""
+"""The training dataset: images with their targets, augmented, and their batches.
+
+Samples depend on the seed, the epoch and the image alone, not on workers or processes. A batch
+consists of two tensors, so that it is cheap to pass from a worker to the main process and from
+there to a GPU.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +38,27 @@ from student.utils.seeding import derive_seed
 from teacher_cache.reader.cache import TeacherCache
 from teacher_cache.reader.format import TeacherOutputs
 
-# Types and shapes of tensors by name.
+# Dtypes and shapes of tensors by name.
 TensorSpecs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-# Every type of torch's may begin at a multiple of this many bytes.
+# Bytes: a multiple of the size of every dtype, so that a view of any dtype can begin there.
 ALIGNMENT = 16
 BOX_FIELDS = ("human_boxes", "object_boxes", "detected_boxes")
+# Pixels that a box must keep along each side after a crop.
 MIN_BOX_SIDE = 1.0
-# Files whose headers are read at once: on a network, waiting takes the time.
+# Number of files whose headers are read at once, because a network drive has a high latency.
 HEADER_THREADS = 16
 
 Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class Sample(NamedTuple):
-    """One training image: its file name, (3, h, w) uint8 pixels, and its targets."""
+    """One training image.
+
+    Attributes:
+        image_id: file name.
+        image: (3, h, w) uint8 RGB.
+        targets: boxes cxcywh in [0, 1].
+    """
 
     image_id: str
     image: Tensor
@@ -55,15 +67,17 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B training images, in two tensors whatever the images hold: a worker hands every tensor over
-    by a file descriptor of its own, and every tensor is a copy to a GPU of its own.
+    """B training images in two tensors.
+
+    A DataLoader worker needs a file descriptor for every tensor that it passes on, and a GPU a copy
+    for every tensor, so the tensors of the targets share one buffer.
 
     Attributes:
         image_ids: file names.
         pixels: (B, 3, H, W) uint8, see `student.models.padding.stack_images`.
         sizes: heights and widths of the images.
-        buffer: the tensors of their `Targets` as bytes, one behind the other.
-        layout: types and shapes of these by name.
+        buffer: the bytes of the tensors of the batched `Targets`.
+        layout: dtypes and shapes of these tensors by name.
     """
 
     image_ids: tuple[str, ...]
@@ -81,23 +95,30 @@ class Batch:
         return Targets(**_views(self.buffer, self.layout))
 
     def images(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """What the detector takes for these images of the batch; see `normalise_batch`."""
+        """The detector's input for these images of the batch; see `normalise_batch`."""
         return normalise_batch(self.pixels[rows], self.sizes[rows])
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device; copies do not block."""
-        pixels, buffer = (one.to(device, non_blocking=True) for one in (self.pixels, self.buffer))
+        """Copies the batch to a device without waiting for the copy."""
+        pixels, buffer = (
+            tensor.to(device, non_blocking=True) for tensor in (self.pixels, self.buffer)
+        )
         return replace(self, pixels=pixels, buffer=buffer)
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which copies to a GPU need not wait."""
+        """Copies the batch to pinned memory; the DataLoader calls this with `pin_memory=True`."""
         return replace(self, pixels=self.pixels.pin_memory(), buffer=self.buffer.pin_memory())
 
 
 def collate(
     samples: Sequence[Sample], multiple: int = 1, pad_size: Sequence[int] = (0, 0)
 ) -> Batch:
-    """Samples of any sizes as one batch; see `student.models.padding.stack_images`."""
+    """Collates samples of different sizes.
+
+    Args:
+        samples: at least one.
+        multiple, pad_size: see `student.models.padding.stack_images`.
+    """
     image_ids, images, targets = zip(*samples, strict=True)
     pixels, sizes = stack_images(images, multiple, pad_size)
     tensors = vars(Targets.collate(targets))
@@ -109,13 +130,13 @@ def collate(
 
 
 def _aligned_size(entry: tuple[torch.dtype, tuple[int, ...]]) -> int:
-    """Bytes that a tensor takes in a buffer, where each begins at a multiple of `ALIGNMENT`."""
+    """Bytes of a tensor in a buffer, rounded up to a multiple of `ALIGNMENT`."""
     dtype, shape = entry
     return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
 def _views(buffer: Tensor, layout: TensorSpecs) -> dict[str, Tensor]:
-    """The tensors that lie in a buffer."""
+    """The tensors of a buffer, by name."""
     views, start = {}, 0
     for name, (dtype, shape) in layout.items():
         size = math.prod(shape) * dtype.itemsize
@@ -128,19 +149,19 @@ class TrainingDataset(Dataset[Sample]):
     """Training images with their targets; equal `(seed, epoch, index)` give equal samples.
 
     Args:
-        records: images, in the order of `annotations`.
-        annotations: all labels.
-        cache: the teacher's answers.
-        split: what is unseen.
-        vocabulary: of all of them.
-        config: which pairs teach.
-        augmentation: changes image and boxes together.
-        seed: of the augmentation.
-        embedding_dim: D of the teacher's embeddings that samples have of their regions; 0 for none.
-        few_shot_rows: rows of labels, by image, that teach although the split hides them.
-        dataset_index: 0 for the main dataset, whose images count as annotated, whatever their
-            labels; images of others do where they have a seen label.
-        name: what logs call the dataset.
+        records: the images.
+        annotations: their annotations in the same order, with the labels of unseen interactions.
+        cache: the teacher cache of these images.
+        split: the zero-shot split.
+        vocabulary: of annotations, cache and split.
+        config: which pairs are targets.
+        augmentation: transforms an image together with its boxes.
+        seed: seed of the augmentation.
+        embedding_dim: D, the size of the teacher's region embeddings; 0 for targets without them.
+        few_shot_rows: rows of unseen labels, by image, that are kept as targets.
+        dataset_index: 0 for the main dataset, whose images are all exhaustively annotated; images
+            of extra datasets are only if they have a seen label.
+        name: name of the dataset in logs.
     """
 
     def __init__(
@@ -174,29 +195,29 @@ class TrainingDataset(Dataset[Sample]):
 
     @cached_property
     def image_sizes(self) -> np.ndarray:
-        """(N, 2) heights and widths of the images, from their files' headers."""
+        """(N, 2) heights and widths of the image files, read from their headers."""
         paths = [record.path for record in self.records]
         with ThreadPoolExecutor(HEADER_THREADS) as pool:
             sizes = pool.map(read_image_size, paths)
-            found = track(sizes, len(paths), "reading sizes", "images")
-            return np.array([(height, width) for width, height in found])
+            tracked = track(sizes, len(paths), "reading sizes", "images")
+            return np.array([(height, width) for width, height in tracked])
 
     def sizes(self, epoch: int) -> np.ndarray:
-        """(N, 2) heights and widths that the samples of an epoch will have."""
+        """(N, 2) heights and widths of the samples of an epoch, after augmentation."""
         return self.augmentation.sizes(self.image_sizes, self._rand(epoch))
 
     def targets(self, index: int) -> Targets:
-        """The untransformed targets of image `index`."""
-        answers = self.cache[self.records[index].id]
+        """Targets of image `index` before augmentation, boxes xyxy in pixels."""
+        outputs = self.cache[self.records[index].id]
         return build_targets(
             self.annotations[index],
-            answers.pairs,
-            answers.probabilities,
+            outputs.pairs,
+            outputs.probabilities,
             self.split,
             self.vocabulary,
             self.config,
             self.cache.protocol,
-            _pair_embeddings(answers, self.embedding_dim) if self.embedding_dim else None,
+            _pair_embeddings(outputs, self.embedding_dim) if self.embedding_dim else None,
             self.few_shot_rows.get(index, ()),
             self.dataset_index,
         )
@@ -206,25 +227,27 @@ class TrainingDataset(Dataset[Sample]):
         epoch, index = key
         image = TF.pil_to_tensor(read_image(self.records[index].path))
         transform = partial(self.augmentation, rand=self._rand(epoch)[index])
-        # Colours draw from torch's generator; seeding it here, and putting it back, makes a
-        # sample independent of the worker that prepares it and of what came before.
+        # Colour jitter draws from torch's generator. Seeding it for every sample makes the sample
+        # independent of the worker and of the samples before it.
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed GPUs too, which takes longer than changing a small image.
+            # torch.manual_seed seeds GPUs too, which takes longer than augmenting a small image.
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, index))
             return make_sample(self.records[index].id, image, self.targets(index), transform)
 
     def _rand(self, epoch: int) -> np.ndarray:
-        """The (N, `NUM_RAND`) numbers in [0, 1) that place the images of an epoch."""
-        places = self._rand_by_epoch.get(epoch)
-        if places is None:
-            places = np.random.default_rng((self.seed, epoch)).random((len(self), NUM_RAND))
-            # Steps are taken in one epoch while the next one's first samples are prepared.
-            self._rand_by_epoch = {**dict(list(self._rand_by_epoch.items())[-1:]), epoch: places}
-        return places
+        """(N, `NUM_RAND`) random numbers in [0, 1) of the geometric augmentation of an epoch."""
+        rand = self._rand_by_epoch.get(epoch)
+        if rand is None:
+            rand = np.random.default_rng((self.seed, epoch)).random((len(self), NUM_RAND))
+            # Two epochs are kept, because workers prepare the first samples of the next epoch
+            # while the last ones of this epoch are still needed.
+            self._rand_by_epoch = {**dict(list(self._rand_by_epoch.items())[-1:]), epoch: rand}
+        return rand
 
 
 class ConcatTrainingDataset(Dataset[Sample]):
-    """The images of several datasets, numbered one dataset after the other.
+    """Concatenation of training datasets, as `torch.utils.data.ConcatDataset`, but for keys that
+    consist of epoch and index.
 
     Args:
         datasets: at least one.
@@ -238,23 +261,26 @@ class ConcatTrainingDataset(Dataset[Sample]):
         return self._ends[-1]
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """The sample of `(epoch, index)`, the epoch being that of its dataset."""
+        """The sample of `(epoch, index)`, where the index counts the images of all datasets."""
         epoch, index = key
-        place = bisect_right(self._ends, index)
-        first = self._ends[place - 1] if place else 0
-        return self.datasets[place][epoch, index - first]
+        row = bisect_right(self._ends, index)
+        first = self._ends[row - 1] if row else 0
+        return self.datasets[row][epoch, index - first]
 
 
 def concat_sizes(datasets: Sequence[TrainingDataset], epoch: int) -> np.ndarray:
-    """(N, 2) heights and widths of the samples of an epoch, one dataset after the other."""
+    """(N, 2) heights and widths of the samples of an epoch, in the order of
+    `ConcatTrainingDataset`."""
     return np.concatenate([dataset.sizes(epoch) for dataset in datasets])
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Whole batches: keys of samples with the size to pad to give a `Batch`.
+    """Batches by the elements of `student.data.samplers.DistributedBatchSampler`.
+
+    The DataLoader's own batching would not pass the size to pad to on to `collate`.
 
     Args:
-        images: gives the samples.
+        images: dataset of samples.
         multiple: heights and widths of the batches are multiples of this.
     """
 
@@ -262,53 +288,63 @@ class TrainingBatches(Dataset[Batch]):
         self.images, self.multiple = images, multiple
 
     def __getitem__(self, step: tuple[Sequence[SampleKey], PadSize]) -> Batch:
-        """The batch of these samples, at least as large as `pad_size`."""
+        """The batch with these samples, at least as large as the given height and width."""
         keys, pad_size = step
         return collate([self.images[key] for key in keys], self.multiple, pad_size)
 
 
 def make_sample(image_id: str, image: Tensor, targets: Targets, transform: Transform) -> Sample:
-    """Transforms an image (3, h, w) uint8 with its targets and drops what was cut away.
+    """Transforms an image together with its targets.
 
-    A pair leaves when one of its boxes has less than a pixel left; a detected box likewise.
+    Pairs of which a box has a side shorter than `MIN_BOX_SIDE` afterwards are removed, and so are
+    such detected boxes.
 
     Args:
-        targets: with boxes xyxy in pixels; those of the sample are cxcywh in [0, 1].
+        image_id: file name.
+        image: (3, h, w) uint8.
+        targets: of the image, boxes xyxy in pixels.
+        transform: called with the image and the boxes by name, as `tv_tensors`.
+
+    Returns:
+        The sample, boxes cxcywh in [0, 1] of the transformed image.
     """
     size = image.shape[-2:]
     boxes = {
         name: tv_tensors.BoundingBoxes(getattr(targets, name), format="XYXY", canvas_size=size)
         for name in BOX_FIELDS
     }
-    changed = transform({"image": tv_tensors.Image(image), **boxes})
-    pixels = changed["image"].as_subclass(Tensor)
+    transformed = transform({"image": tv_tensors.Image(image), **boxes})
+    pixels = transformed["image"].as_subclass(Tensor)
     height, width = pixels.shape[-2:]
-    relative = {name: _to_relative_cxcywh(changed[name], width, height) for name in BOX_FIELDS}
-    # A verb without object carries an all-zero object box, which no crop can cut away.
+    relative = {name: _to_relative_cxcywh(transformed[name], width, height) for name in BOX_FIELDS}
+    # A verb without object has a zero object box, which the transform may move and which no crop
+    # removes.
     objectless = (targets.object_boxes == 0).all(1)
     relative["object_boxes"][objectless] = 0
-    kept = _has_area(changed["human_boxes"])
-    kept &= _has_area(changed["object_boxes"]) | objectless
-    moved = replace(targets, **relative).select(kept, _has_area(changed["detected_boxes"]))
-    return Sample(image_id, pixels, moved)
+    kept = _is_large_enough(transformed["human_boxes"])
+    kept &= _is_large_enough(transformed["object_boxes"]) | objectless
+    kept_detected = _is_large_enough(transformed["detected_boxes"])
+    return Sample(image_id, pixels, replace(targets, **relative).select(kept, kept_detected))
 
 
-def _pair_embeddings(answers: TeacherOutputs, width: int) -> np.ndarray:
-    """(P, D) embeddings of the pairs' regions; a shard without any region holds none."""
-    if answers.embeddings is None:
-        return np.zeros((len(answers.region_indices), width), dtype=np.float16)
-    return answers.embeddings[answers.region_indices]
+def _pair_embeddings(outputs: TeacherOutputs, dim: int) -> np.ndarray:
+    """(P, D) float16 teacher embeddings of the pairs' regions."""
+    if outputs.embeddings is None:
+        # A shard whose images have no regions stores no embeddings.
+        return np.zeros((len(outputs.region_indices), dim), dtype=np.float16)
+    return outputs.embeddings[outputs.region_indices]
 
 
 def normalise_batch(pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, Tensor | None]:
-    """What `student.models.padding.stack_images` made of uint8 images, as the detector takes it.
+    """Converts the result of `student.models.padding.stack_images` to the detector's input.
 
     Args:
         pixels: (B, 3, H, W) uint8, on the detector's device.
-        sizes: the images' heights and widths.
+        sizes: heights and widths of the images.
 
     Returns:
-        (B, 3, H, W) float32, normalised, 0 on padding, and the mask that is True there or None.
+        - (B, 3, H, W) float32, normalised, 0 on padding;
+        - the (B, H, W) bool mask that is True on padding, or None without padding.
     """
     padding = padding_mask(sizes, pixels.shape[-2:], pixels.device)
     images = normalise(pixels)
@@ -317,12 +353,12 @@ def normalise_batch(pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, Tens
     return images, padding
 
 
-def _has_area(boxes: Tensor) -> Tensor:
+def _is_large_enough(boxes: Tensor) -> Tensor:
     corners = boxes.as_subclass(Tensor)
     return ((corners[:, 2:] - corners[:, :2]) >= MIN_BOX_SIDE).all(1)
 
 
 def _to_relative_cxcywh(boxes: Tensor, width: int, height: int) -> Tensor:
-    """(N, 4) xyxy pixels -> cxcywh in [0, 1]."""
+    """Converts (N, 4) boxes from xyxy in pixels to cxcywh in [0, 1]."""
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     return box_convert(boxes.as_subclass(Tensor).float() / scale, "xyxy", "cxcywh")

@@ -1,4 +1,4 @@
-"""A dataset part as training and evaluation use it: annotations, and pictures that fit them."""
+"""Opens a dataset part for training or evaluation: annotations, and the images that fit them."""
 
 from __future__ import annotations
 
@@ -20,32 +20,36 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetPart:
-    """A part that was read and checked.
+class LoadedPart:
+    """A dataset part that was read and checked.
 
     Attributes:
-        annotation_file: all its annotations.
-        annotations, records: of the pictures that can be used, in the file's order.
-        sizes: of the pictures, and what is wrong with others.
+        annotation_file: the annotations of all images.
+        annotations, records: those of the usable images, in the file's order.
+        size_check: sizes of the images, and the errors of those that are not usable.
     """
 
     annotation_file: AnnotationFile
     annotations: Sequence[Annotation]
     records: Sequence[ImageRecord]
-    sizes: ImageSizeCheck
+    size_check: ImageSizeCheck
 
     @property
     def image_sizes(self) -> np.ndarray:
-        """(N, 2) heights and widths of the upright pictures of `records`."""
-        sizes = [self.sizes.sizes[one.id][::-1] for one in self.records]
+        """(N, 2) int64 heights and widths of the upright images of `records`."""
+        sizes = [self.size_check.sizes[record.id][::-1] for record in self.records]
         return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
     def with_empty_detections(self, detections: Sequence[Detections]) -> list[Detections]:
-        """Detections of `records`, and none for each other picture, in the file's order."""
-        found = {one.image_id: one for one in detections}
+        """Completes the detections of `records` with empty ones for all other images.
+
+        Returns:
+            One entry for every image of the part, in the file's order.
+        """
+        by_image = {one.image_id: one for one in detections}
         return [
-            found.get(one.image_id) or Detections.empty(one.image_id)
-            for one in self.annotation_file.annotations
+            by_image.get(annotation.image_id) or Detections.empty(annotation.image_id)
+            for annotation in self.annotation_file.annotations
         ]
 
 
@@ -56,71 +60,81 @@ def open_part(
     cache: TeacherCache | None = None,
     require_labels: bool = True,
     decode: bool = False,
-) -> DatasetPart:
-    """Reads a part's annotations in every process and its pictures' headers in the first one.
+) -> LoadedPart:
+    """Reads a part's annotations in every process, and the headers of its images in the main one.
 
     Args:
-        dataset, part: which.
-        context: told what people should know.
-        cache: which pictures count, those with answers in it; all where there is none.
-        require_labels: whether a part without any label is an error, and a picture that is not
-            there although the cache has no answers about it.
-        decode: also find pictures that were cut off; those that are missing cannot be used either
-            and are no error.
+        dataset: the dataset.
+        part: "train" or "test".
+        context: the processes.
+        cache: the teacher cache of the part; images that it lacks are left out. None keeps all.
+        require_labels: whether it is an error that the part has no labels, or that an image file
+            is missing whose image the cache lacks.
+        decode: also decode the images, to find truncated ones. Missing image files are then
+            unusable images instead of an error.
 
     Raises:
-        InputError: annotations, cache or pictures do not fit; in every process.
+        InputError: annotations, cache or images do not fit each other; in every process.
     """
     loaded: list[AnnotationFile] = []
 
-    def counted(annotations: AnnotationFile) -> AnnotationFile:
-        own = [one for one in annotations.annotations if cache is None or one.image_id in cache]
-        return replace(annotations, annotations=tuple(own))
+    def only_cached(file: AnnotationFile) -> AnnotationFile:
+        kept = [one for one in file.annotations if cache is None or one.image_id in cache]
+        return replace(file, annotations=tuple(kept))
 
-    def look() -> ImageSizeCheck:
+    def load_and_check() -> ImageSizeCheck:
         loaded.append(dataset.load(part))
-        (annotations,) = loaded
-        if line := annotations.format_issues():
+        (file,) = loaded
+        if line := file.format_issues():
             logger.warning(line)
         if require_labels:
-            annotations.require_labels()
-        own = counted(annotations)
+            file.require_labels()
+        cached = only_cached(file)
         if cache is not None:
-            cache.check(dataset.vocabulary, annotations.digest, part)
-            if not own.annotations:
-                raise InputError(f"{cache.path}: expected answers for training images, found none")
+            cache.check(dataset.vocabulary, file.digest, part)
+            if not cached.annotations:
+                raise InputError(
+                    f"{cache.path}: expected teacher outputs for images of the training part, found"
+                    " none"
+                )
         if not decode:
-            dataset.records(annotations if require_labels else own)
-        sizes = check_image_sizes(dataset, own, decode)
-        sizes.raise_errors()
-        return sizes
+            dataset.records(file if require_labels else cached)
+        size_check = check_image_sizes(dataset, cached, decode)
+        size_check.raise_errors()
+        return size_check
 
-    sizes, headers = context.broadcast(lambda: (look(), dataset.headers))
+    size_check, headers = context.broadcast(lambda: (load_and_check(), dataset.headers))
     dataset.headers.update(headers)
     file = loaded[0] if loaded else dataset.load(part)
-    for line in sizes.warnings():
+    for line in size_check.warnings():
         logger.warning(line)
-    own = counted(file)
-    if left_out := len(file.annotations) - len(own.annotations):
-        # A cache lists them as failed: their images could not be read.
-        logger.warning(f"{cache and cache.path}: no answers for {left_out} images, left out")
-    usable = [one for one in own.annotations if one.image_id not in sizes.unusable]
-    records = dataset.records(replace(own, annotations=tuple(usable)))
-    return DatasetPart(file, usable, records, sizes)
+    cached = only_cached(file)
+    if left_out := len(file.annotations) - len(cached.annotations):
+        # Images that could not be read when the cache was built.
+        logger.warning(
+            f"{cache and cache.path}: no teacher outputs for {left_out} images, left out"
+        )
+    usable = [one for one in cached.annotations if one.image_id not in size_check.unusable]
+    records = dataset.records(replace(cached, annotations=tuple(usable)))
+    return LoadedPart(file, usable, records, size_check)
 
 
-def open_test_part(dataset: Dataset, context: DistContext, skip_unreadable: bool) -> DatasetPart:
-    """The test part.
+def open_test_part(dataset: Dataset, context: DistContext, skip_unreadable: bool) -> LoadedPart:
+    """Opens the test part and decodes all its images once.
+
+    Args:
+        dataset: the dataset.
+        context: the processes.
+        skip_unreadable: leave unusable images out instead of raising an error.
 
     Raises:
-        InputError: something does not fit, or a picture cannot be used and is not to be skipped.
+        InputError: annotations and images do not fit each other, no image is usable, or one is not
+            and `skip_unreadable` is False.
     """
     part = open_part(dataset, "test", context, decode=True)
-    if part.sizes.unusable:
-        reason = next(iter(part.sizes.unusable.values()))
-        count = (
-            f"{len(part.sizes.unusable)} of {len(part.annotation_file.annotations)} test pictures"
-        )
+    if unusable := part.size_check.unusable:
+        reason = next(iter(unusable.values()))
+        count = f"{len(unusable)} of {len(part.annotation_file.annotations)} test images"
         if not part.records:
             raise InputError(f"{reason} ({count} cannot be used)")
         if not skip_unreadable:

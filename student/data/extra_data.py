@@ -1,4 +1,7 @@
-"""Further sources of training images: labelled, with boxes, or with nothing but a teacher cache."""
+"""Extra datasets of `--extra-data`: their images are mixed into the batches of the main dataset.
+
+Their images may have HOI labels, boxes only, or no annotation; each dataset has its teacher cache.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ SEPARATOR = ":"
 
 @dataclass(frozen=True)
 class ExtraPaths:
-    """Where a further source lies: its dataset folder, and the cache of its training part."""
+    """Folders of an extra dataset and of the teacher cache of its training part."""
 
     data: Path
     cache: Path
@@ -31,12 +34,12 @@ class ExtraPaths:
 
 @dataclass(frozen=True, eq=False)
 class ExtraDataset:
-    """A further source.
+    """An extra dataset.
 
     Attributes:
-        name: of its dataset, with a number where another has the name already.
-        cache: the teacher's answers.
-        images: to train on.
+        name: name of the dataset, with a number where another dataset has the same name.
+        cache: its teacher cache.
+        images: its training images with their targets.
     """
 
     name: str
@@ -44,41 +47,42 @@ class ExtraDataset:
     images: TrainingDataset
 
     def describe(self) -> dict[str, Any]:
-        """What it was, for a run's plan and results; see `evaluation.results.Results`."""
+        """Entry in the run's plan and results; see `evaluation.results.Results`."""
         images = self.images
-        seen = (
-            remove_unseen_labels(one, images.split, images.vocabulary) for one in images.annotations
+        seen_annotations = (
+            remove_unseen_labels(annotation, images.split, images.vocabulary)
+            for annotation in images.annotations
         )
         return {
             "name": self.name,
             "cache": self.cache.fingerprint,
             "images": len(images),
-            "labelled": sum(len(one.hois) > 0 for one in seen),
+            "labelled": sum(len(annotation.hois) > 0 for annotation in seen_annotations),
             "protocol": self.cache.protocol,
         }
 
 
 def parse_extra_data(texts: Iterable[str]) -> tuple[ExtraPaths, ...]:
-    """The folders that `--extra-data DATASET:CACHE` names.
+    """Parses the values of `--extra-data DATASET:CACHE`.
 
-    A text with several colons is divided where both parts are folders; where none or more than one
-    division does, at the last colon.
+    A value with several colons is split where both parts are existing folders, or at the last colon
+    if no split or more than one has this property.
 
     Raises:
-        InputError: a text without colon, or with nothing before or behind it.
+        InputError: a value has no colon, or nothing before or after it.
     """
     return tuple(_parse_paths(text) for text in texts)
 
 
 def _parse_paths(text: str) -> ExtraPaths:
-    divided = []
-    for at, letter in enumerate(text):
-        if letter == SEPARATOR and text[:at] and text[at + 1 :]:
-            divided.append(ExtraPaths(Path(text[:at]), Path(text[at + 1 :])))
-    if not divided:
+    splits = []
+    for index, letter in enumerate(text):
+        if letter == SEPARATOR and text[:index] and text[index + 1 :]:
+            splits.append(ExtraPaths(Path(text[:index]), Path(text[index + 1 :])))
+    if not splits:
         raise InputError(f"--extra-data: expected DATASET:CACHE, found {text or 'nothing'}")
-    there = [location for location in divided if location.data.is_dir() and location.cache.is_dir()]
-    return there[0] if len(there) == 1 else divided[-1]
+    existing = [paths for paths in splits if paths.data.is_dir() and paths.cache.is_dir()]
+    return existing[0] if len(existing) == 1 else splits[-1]
 
 
 def open_extra_datasets(
@@ -89,53 +93,51 @@ def open_extra_datasets(
     recipe: Recipe,
     context: DistContext,
 ) -> list[ExtraDataset]:
-    """Reads and checks the further sources.
+    """Opens and checks the extra datasets.
 
     Args:
-        extra_paths: where they are.
-        main: the dataset that they stand beside, whose vocabulary they share.
-        cache: the main one.
-        split: what is unseen, in all of them.
-        recipe: of the run.
-        context: told what is left out.
+        extra_paths: their folders.
+        main: the main dataset; all others must have its vocabulary.
+        cache: the teacher cache of the main dataset.
+        split: the zero-shot split, of all datasets.
+        recipe: settings of the run.
+        context: the processes.
 
     Raises:
-        InputError: a source does not fit, or is named twice.
+        InputError: a dataset or cache does not fit the main one, or a cache is given twice.
     """
-    found: list[ExtraDataset] = []
-    for location in extra_paths:
-        names = {main.name, *(one.name for one in found)}
-        cache_paths = {one.cache.path.resolve() for one in found} | {cache.path.resolve()}
-        if location.cache.resolve() in cache_paths:
-            raise InputError(
-                f"--extra-data: expected every source once, found {location.cache} again"
-            )
-        found.append(_open_extra(location, len(found) + 1, names, main, split, recipe, context))
-    return found
+    extra: list[ExtraDataset] = []
+    for paths in extra_paths:
+        names = {main.name, *(one.name for one in extra)}
+        cache_paths = {one.cache.path.resolve() for one in extra} | {cache.path.resolve()}
+        if paths.cache.resolve() in cache_paths:
+            raise InputError(f"--extra-data: expected every cache once, found {paths.cache} again")
+        extra.append(_open_extra(paths, len(extra) + 1, names, main, split, recipe, context))
+    return extra
 
 
 def _open_extra(
-    location: ExtraPaths,
-    number: int,
+    paths: ExtraPaths,
+    dataset_index: int,
     names: Collection[str],
     main: Dataset,
     split: Split,
     recipe: Recipe,
     context: DistContext,
 ) -> ExtraDataset:
-    dataset, cache = open_dataset(location.data), open_cache(location.cache)
+    dataset, cache = open_dataset(paths.data), open_cache(paths.cache)
     vocabulary = main.vocabulary
     if dataset.vocabulary.digest() != vocabulary.digest():
         raise InputError(
-            f"{location.data}: expected the vocabulary of {main.root} ({vocabulary.name}), found"
+            f"{paths.data}: expected the vocabulary of {main.root} ({vocabulary.name}), found"
             f" {dataset.vocabulary.name} with {dataset.vocabulary.num_verbs} verbs and"
             f" {dataset.vocabulary.num_objects} objects"
         )
     if recipe.losses.embedding_weight:
         _check_embeddings(cache, recipe)
     part = open_part(dataset, "train", context, cache, require_labels=False)
-    if part.sizes.unreadable:
-        raise InputError(next(iter(part.sizes.unreadable.values())))
+    if part.size_check.unreadable:
+        raise InputError(next(iter(part.size_check.unreadable.values())))
     name = dataset.name
     if name in names:
         name = next(f"{name}-{n}" for n in range(2, len(names) + 3) if f"{name}-{n}" not in names)
@@ -145,12 +147,12 @@ def _open_extra(
         cache,
         split,
         vocabulary,
-        # Its pairs are what its own cache was built of.
+        # Unlike the main dataset's, its candidates are always those that its cache was built with.
         replace(recipe.targets, candidates=cache.protocol),
         build_augmentation(recipe.train.augmentation),
-        derive_seed(recipe.train.seed, number),
+        derive_seed(recipe.train.seed, dataset_index),
         recipe.model.text_dim if recipe.losses.embedding_weight else 0,
-        dataset_index=number,
+        dataset_index=dataset_index,
         name=name,
     )
     images.image_sizes = part.image_sizes
@@ -158,8 +160,10 @@ def _open_extra(
 
 
 def _check_embeddings(cache: TeacherCache, recipe: Recipe) -> None:
-    """Raises:
-    InputError: a student that learns from embeddings would not find them here.
+    """Checks that the cache has region embeddings of the CLIP model of the main cache.
+
+    Raises:
+        InputError: it has none, or those of another model.
     """
     if not cache.has_embeddings:
         raise InputError(
@@ -168,6 +172,6 @@ def _check_embeddings(cache: TeacherCache, recipe: Recipe) -> None:
         )
     if cache.text_model != recipe.model.text_model:
         raise InputError(
-            f"{cache.path}: expected the CLIP of --cache, as its embeddings teach too, found"
-            " another"
+            f"{cache.path}: expected the CLIP model of --cache, because the embedding loss compares"
+            " embeddings, found another"
         )

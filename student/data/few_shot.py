@@ -1,4 +1,4 @@
-"""A few labels of what a split hides: some annotated pairs of every unseen interaction."""
+"""Few-shot labels: a fixed number of labelled pairs of every unseen interaction."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from pipeline.types import Annotation
 from pipeline.vocabulary import Vocabulary
 from student.utils.seeding import derive_seed
 
-# Keeps the choice of labels apart from what else is drawn from the same seed.
+# Separates this random stream from others with the same seed.
 SEED_STREAM = 0x5407
 
-# By place of the image, rows of its labels.
+# Rows of `Annotation.hois` by image index.
 FewShotRows = dict[int, list[int]]
 
 
 def select_few_shot(
     annotations: Sequence[Annotation], split: Split, vocabulary: Vocabulary, count: int, seed: int
 ) -> FewShotRows:
-    """Chooses labels of unseen interactions that training may see all the same.
+    """Selects labels of unseen interactions that remain in the training set.
 
-    Every interaction draws by itself, so that more of them in a split, or a larger `count`, leave
-    the others' choice as it is: the first of ten shots are those of five. A label of a verb
-    without object belongs to no interaction and is never drawn.
+    Every interaction has a random order of its own, so that selections are nested: those of five
+    shots are among those of ten, and other unseen interactions do not change them. Labels of verbs
+    without object belong to no interaction and are never selected.
 
     Args:
-        annotations: all labels of the images that are trained on.
-        split: what is unseen.
+        annotations: annotations of all training images, with the labels of unseen interactions.
+        split: the zero-shot split.
         vocabulary: of both.
-        count: labelled pairs of each unseen interaction; all of them where there are fewer.
-        seed: equal seeds choose the same ones.
+        count: number of labelled pairs of each unseen interaction; all where there are fewer.
+        seed: seed of the random orders.
 
     Returns:
-        The chosen rows of `hois` for every image that has some, in rising order.
+        The selected rows of `hois` in rising order, for every image that has any.
     """
     if not count or not split.unseen:
         return {}
     unseen = split.unseen_mask(vocabulary.num_interactions)
-    places: dict[int, list[tuple[int, int]]] = {hoi: [] for hoi in split.unseen}
+    labels: dict[int, list[tuple[int, int]]] = {hoi: [] for hoi in split.unseen}
     for image, annotation in enumerate(annotations):
         for row, hoi in enumerate(_interaction_ids(annotation, vocabulary).tolist()):
             if hoi >= 0 and unseen[hoi]:
-                places[hoi].append((image, row))
+                labels[hoi].append((image, row))
     few_shot_rows: FewShotRows = {}
-    for hoi, found in places.items():
+    for hoi, candidates in labels.items():
         rng = np.random.default_rng(derive_seed(seed, SEED_STREAM, hoi))
-        for place in rng.permutation(len(found))[:count].tolist():
-            image, row = found[place]
+        for index in rng.permutation(len(candidates))[:count].tolist():
+            image, row = candidates[index]
             few_shot_rows.setdefault(image, []).append(row)
     return {image: sorted(few_shot_rows[image]) for image in sorted(few_shot_rows)}
 
@@ -58,26 +58,34 @@ def select_few_shot(
 def list_few_shot(
     annotations: Sequence[Annotation], few_shot_rows: FewShotRows, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """The chosen labels for people and files: interaction, image and boxes (xyxy, pixels), by
-    interaction."""
-    listed = []
+    """Describes the selected labels for the run's files.
+
+    Args:
+        annotations, vocabulary: as in `select_few_shot`.
+        few_shot_rows: its result.
+
+    Returns:
+        Dicts with the names of interaction and image and both boxes (xyxy, pixels), sorted by
+        interaction.
+    """
+    entries = []
     for image, rows in few_shot_rows.items():
         annotation = annotations[image]
         hois = _interaction_ids(annotation, vocabulary)
         for row in rows:
-            human, thing, _ = annotation.hois[row].tolist()
+            human_row, object_row, _ = annotation.hois[row].tolist()
             entry = {
                 "interaction": vocabulary.interaction_name(int(hois[row])),
                 "image": annotation.image_id,
-                "human_box": annotation.boxes[human].tolist(),
-                "object_box": annotation.boxes[thing].tolist(),
+                "human_box": annotation.boxes[human_row].tolist(),
+                "object_box": annotation.boxes[object_row].tolist(),
             }
-            listed.append((int(hois[row]), entry))
-    return [entry for _, entry in sorted(listed, key=lambda pair: pair[0])]
+            entries.append((int(hois[row]), entry))
+    return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
 
 def _interaction_ids(annotation: Annotation, vocabulary: Vocabulary) -> np.ndarray:
-    """(K,) interaction of every label, -1 for one without object."""
-    _, things, verbs = annotation.hois.T
-    found = vocabulary.interaction_ids[verbs, annotation.labels[things]]
-    return np.where(things >= 0, found, -1)
+    """(K,) interaction of every label, -1 for a verb without object."""
+    _, object_rows, verbs = annotation.hois.T
+    interaction_ids = vocabulary.interaction_ids[verbs, annotation.labels[object_rows]]
+    return np.where(object_rows >= 0, interaction_ids, -1)

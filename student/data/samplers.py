@@ -1,7 +1,8 @@
-"""Which images make a step: images of like size together, shared out among processes.
+"""Batch sampling: batches of images of similar size, mixed with extra datasets, for all processes.
 
-Every process computes the same batches of the whole run from seed and epoch and takes its share,
-so that the number of processes changes nothing but who does the work.
+Every process computes the batches of the whole run from the seed and the epoch and takes its share
+of every batch, so that batches do not depend on the number of processes. Images that extra datasets
+contribute form one pool, from which every batch takes the same number.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from torch.utils.data import Sampler
 from pipeline.utils.errors import InputError
 from student.utils.seeding import derive_seed
 
-# Epoch and image.
+# Epoch and image index.
 SampleKey = tuple[int, int]
-# Height and width.
+# Height and width in pixels.
 PadSize = tuple[int, int]
-# Batches that are sorted by size together. More of them waste less padding; fewer leave more to
-# chance which images meet.
+# Number of batches within which images are grouped by size. More of them need less padding; fewer
+# make the composition of batches more random.
 GROUPED_BATCHES = 64
+# Separates the random stream of the pool's order from others with the same seed.
+SEED_STREAM = 0x9001
 
 
 def steps_per_epoch(num_images: int, batch_size: int, last_batch: str = "drop") -> int:
-    """Batches of an epoch; fewer images than a batch make a smaller one all the same.
+    """Number of batches of an epoch, at least 1: too few images for a batch make a smaller one.
 
     Args:
-        num_images, batch_size: of the run.
-        last_batch: see `epoch_batches`.
+        num_images: number of training images.
+        batch_size, last_batch: see `epoch_batches`.
     """
     whole, left = divmod(num_images, batch_size)
     return max(1, whole + (left > 0 and last_batch == "fill"))
@@ -45,39 +48,39 @@ def epoch_batches(
     epoch: int,
     last_batch: str = "drop",
 ) -> list[list[int]]:
-    """The batches of an epoch; a pure function.
+    """The batches of an epoch, a pure function of the arguments.
 
-    A permutation of all images is cut into runs of `GROUPED_BATCHES` batches. Inside a run, images
-    are sorted into strips of like shape and these by height, and the batches, now of like size,
-    stand in the order in which the permutation comes to them. Images of one size stay in the
-    order of the permutation.
+    A random permutation of all images is cut into chunks of `GROUPED_BATCHES` batches. Within a
+    chunk the images are grouped by size, and the groups are ordered by the position of their first
+    image in the permutation, so that their order is random. Images of equal size keep the order of
+    the permutation.
 
     Args:
-        sizes: (N, 2) heights and widths of the images as the model will see them.
-        batch_size: images of a batch, over all processes.
-        seed, epoch: choose the permutation.
-        last_batch: what becomes of images that are left over from whole batches: "drop" leaves
-            them out, other images in every epoch; "fill" makes them a batch with images from the
-            permutation's beginning.
+        sizes: (N, 2) heights and widths of the images after augmentation.
+        batch_size: number of images of a batch, over all processes.
+        seed, epoch: seed of the permutation.
+        last_batch: what happens to images that are left over from whole batches. "drop" leaves them
+            out, different ones in every epoch; "fill" completes the batch with the first images of
+            the permutation.
 
     Returns:
         For every step the image indices.
     """
     order = epoch_order(len(sizes), batch_size, seed, epoch, last_batch)
-    run = GROUPED_BATCHES * batch_size
+    chunk_size = GROUPED_BATCHES * batch_size
     batches: list[np.ndarray] = []
-    for start in range(0, len(order), run):
-        images = order[start : start + run]
-        tiles = sorted(group_by_size(sizes[images], batch_size), key=np.min)
-        batches += [images[np.sort(tile)] for tile in tiles]
+    for start in range(0, len(order), chunk_size):
+        images = order[start : start + chunk_size]
+        groups = sorted(group_by_size(sizes[images], batch_size), key=np.min)
+        batches += [images[np.sort(group)] for group in groups]
     return [batch.tolist() for batch in batches]
 
 
 def epoch_order(
     num_images: int, batch_size: int, seed: int, epoch: int, last_batch: str = "drop"
 ) -> np.ndarray:
-    """The images of an epoch in the order of its permutation, whole batches of them; see
-    `epoch_batches`."""
+    """The random permutation of an epoch, whose length is a multiple of the batch size unless there
+    is only one batch; arguments as in `epoch_batches`."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     order = torch.randperm(num_images, generator=generator).numpy()
     if last_batch == "fill" and len(order) > batch_size:
@@ -86,56 +89,59 @@ def epoch_order(
 
 
 def group_by_size(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cuts a run of images into batches of like size (sort-tile packing, two dimensions).
+    """Groups images by size into batches, by sort-tile-recursive packing in two dimensions.
+
+    Images are sorted by aspect ratio and cut into about as many strips as a strip has batches; each
+    strip is sorted by height and cut into batches. Sorting by one of the two alone would leave the
+    other one's differences as padding.
 
     Args:
         sizes: (N, 2) heights and widths.
-        batch_size: images of a batch.
+        batch_size: number of images of a batch.
 
     Returns:
-        Positions of each batch's images, batches of like size one after the other.
+        Indices of each batch's images.
     """
     heights, widths = sizes.T
-    # Positions in the run; every sort is stable, so that equals keep the order of the permutation.
-    by_shape = np.argsort(widths / heights, kind="stable")
+    # The sorts are stable, so that images of equal size keep their order.
+    by_aspect = np.argsort(widths / heights, kind="stable")
     num_batches = -(-len(sizes) // batch_size)
-    strip = -(-num_batches // max(1, round(num_batches**0.5))) * batch_size
-    places: list[np.ndarray] = []
-    for start in range(0, len(sizes), strip):
-        one = by_shape[start : start + strip]
-        one = one[np.argsort(heights[one], kind="stable")]
-        places += [one[at : at + batch_size] for at in range(0, len(one), batch_size)]
-    return places
+    strip_size = -(-num_batches // max(1, round(num_batches**0.5))) * batch_size
+    groups: list[np.ndarray] = []
+    for start in range(0, len(sizes), strip_size):
+        strip = by_aspect[start : start + strip_size]
+        strip = strip[np.argsort(heights[strip], kind="stable")]
+        groups += [strip[row : row + batch_size] for row in range(0, len(strip), batch_size)]
+    return groups
 
 
 def padding_fraction(sizes: np.ndarray, batches: Sequence[Sequence[int]]) -> float:
-    """The share of padding in the pixels of these batches.
+    """Fraction of the batches' pixels that is padding.
 
     Args:
         sizes: (N, 2) heights and widths of the images.
         batches: image indices of every batch.
     """
-    filled = padded = 0
+    image_pixels = batch_pixels = 0
     for batch in batches:
         heights, widths = sizes[list(batch)].T.astype(np.int64)
-        filled += int((heights * widths).sum())
-        padded += len(batch) * int(heights.max()) * int(widths.max())
-    return 1 - filled / padded
-
-
-# Keeps the pool's order apart from what else is drawn from the same seed.
-SEED_STREAM = 0x9001
+        image_pixels += int((heights * widths).sum())
+        batch_pixels += len(batch) * int(heights.max()) * int(widths.max())
+    return 1 - image_pixels / batch_pixels
 
 
 @dataclass(frozen=True, eq=False)
 class ExtraPool:
-    """The images of all further sources together.
+    """The images of all extra datasets.
+
+    The pool is gone through in passes, which are independent of the epochs of the main dataset; a
+    pass plays the part of the epoch in the images' augmentation.
 
     Attributes:
-        sizes: gives the (N, 2) heights and widths that the images have in a pass through the pool.
+        sizes: returns the (N, 2) heights and widths of the images in a pass.
         num_images: N.
-        index_offset: number of the first of them among all images; they are the last ones.
-        images_per_step: how many stand in a step.
+        index_offset: index of the pool's first image among the images of all datasets.
+        images_per_step: number of images in every batch.
     """
 
     sizes: Callable[[int], np.ndarray]
@@ -144,105 +150,115 @@ class ExtraPool:
     images_per_step: int
 
     def sample(self, first: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `count` images that come after `first` others: (count, 2) passes and images, counted
-        within the pool, and (count, 2) their sizes."""
+        """A section of the endless sequence of random permutations of the pool.
+
+        Args:
+            first, count: start and length of the section.
+            seed: seed of the permutations.
+
+        Returns:
+            - (count, 2) pass and image index within the pool;
+            - (count, 2) heights and widths.
+        """
         passes = range(first // self.num_images, (first + count - 1) // self.num_images + 1)
         keys, sizes = [], []
-        for number in passes:
-            generator = torch.Generator().manual_seed(derive_seed(seed, SEED_STREAM, number))
+        for pass_index in passes:
+            generator = torch.Generator().manual_seed(derive_seed(seed, SEED_STREAM, pass_index))
             order = torch.randperm(self.num_images, generator=generator).numpy()
-            keys.append(np.column_stack([np.full(len(order), number), order]))
-            sizes.append(self.sizes(number)[order])
-        part = slice(first - passes[0] * self.num_images, None)
-        return np.concatenate(keys)[part][:count], np.concatenate(sizes)[part][:count]
+            keys.append(np.column_stack([np.full(len(order), pass_index), order]))
+            sizes.append(self.sizes(pass_index)[order])
+        start = first - passes[0] * self.num_images
+        section = slice(start, start + count)
+        return np.concatenate(keys)[section], np.concatenate(sizes)[section]
 
 
 def split_batch_size(
     batch_size: int, num_main: int, num_extra: int, ratio: float | None
 ) -> tuple[int, int]:
-    """How many images of a step come from the main source, and how many from the others.
+    """Numbers of images of a batch from the main dataset and from the extra datasets.
 
     Args:
-        batch_size: images of a step.
-        num_main, num_extra: images there are.
-        ratio: wanted share of the others; None for their share of all images. What comes nearest to
-            it with at least one image of each is taken.
+        batch_size: number of images of a batch.
+        num_main, num_extra: numbers of images of the datasets.
+        ratio: fraction of images from the extra datasets; None for their fraction of all images.
+            It is rounded so that a batch has at least one image of both kinds.
 
     Raises:
-        InputError: a step has no place for both.
+        InputError: the batch size is 1.
     """
     if batch_size < 2:
-        raise InputError("batch_size: expected at least 2 for images of several sources, found 1")
-    wanted = num_extra / (num_main + num_extra) if ratio is None else ratio
-    extra = min(max(1, round(wanted * batch_size)), batch_size - 1)
+        raise InputError("batch_size: expected at least 2 with --extra-data, found 1")
+    if ratio is None:
+        ratio = num_extra / (num_main + num_extra)
+    extra = min(max(1, round(ratio * batch_size)), batch_size - 1)
     return batch_size - extra, extra
 
 
 def mixed_batches(
     sizes: np.ndarray, pool: ExtraPool, batch_size: int, seed: int, epoch: int, last_batch: str
 ) -> tuple[list[list[SampleKey]], list[PadSize]]:
-    """The batches of an epoch with images of the pool; a pure function.
+    """The batches of an epoch with images of the pool, a pure function of the arguments.
 
-    The main source's batches are those of `epoch_batches`; each gets images from the pool that
-    have, among those of the same run of batches, the place that its own have.
+    The main dataset's part of the batches is that of `epoch_batches`. The pool's images of a chunk
+    are grouped by size in the same way, and groups of the same rank form a batch, so that both
+    parts of a batch have similar sizes.
 
     Args:
-        sizes: (N, 2) of the main source's images in this epoch.
-        pool: the others.
-        batch_size: images of a step that come from the main source.
+        sizes: (N, 2) heights and widths of the main dataset's images in this epoch.
+        pool: the images of the extra datasets.
+        batch_size: number of images of a batch from the main dataset.
         seed, epoch, last_batch: see `epoch_batches`.
 
     Returns:
-        For every step its images, those of the pool last and with their pass in the epoch's place,
-        and the largest height and width among them.
+        - for every step the keys of its images, those of the pool last, with the pass in place of
+          the epoch;
+        - for every step the largest height and width of its images.
     """
     order = epoch_order(len(sizes), batch_size, seed, epoch, last_batch)
-    steps = -(-len(order) // batch_size)
-    before, count = epoch * steps * pool.images_per_step, steps * pool.images_per_step
-    keys, pool_sizes = pool.sample(before, count, seed)
-    keys[:, 1] += pool.index_offset
+    steps, extra_size = -(-len(order) // batch_size), pool.images_per_step
+    pool_keys, pool_sizes = pool.sample(epoch * steps * extra_size, steps * extra_size, seed)
+    pool_keys[:, 1] += pool.index_offset
     batches, pad_sizes = [], []
     for start in range(0, steps, GROUPED_BATCHES):
-        own = order[start * batch_size : (start + GROUPED_BATCHES) * batch_size]
-        others = slice(
-            start * pool.images_per_step, (start + GROUPED_BATCHES) * pool.images_per_step
-        )
-        tiles = zip(
-            group_by_size(sizes[own], batch_size),
-            group_by_size(pool_sizes[others], pool.images_per_step),
+        end = start + GROUPED_BATCHES
+        main_chunk = order[start * batch_size : end * batch_size]
+        extra_chunk = slice(start * extra_size, end * extra_size)
+        extra_keys, extra_sizes = pool_keys[extra_chunk], pool_sizes[extra_chunk]
+        groups = zip(
+            group_by_size(sizes[main_chunk], batch_size),
+            group_by_size(extra_sizes, extra_size),
             strict=True,
         )
-        for mine, theirs in sorted(tiles, key=lambda pair: int(pair[0].min())):
-            images, guests = own[np.sort(mine)], keys[others][np.sort(theirs)]
-            batches.append(
-                [*((epoch, index) for index in images.tolist()), *map(tuple, guests.tolist())]
-            )
-            both = np.concatenate([sizes[images], pool_sizes[others][theirs]])
-            height, width = both.max(0).tolist()
+        for main_group, extra_group in sorted(groups, key=lambda pair: int(pair[0].min())):
+            main_images = main_chunk[np.sort(main_group)]
+            main_keys = [(epoch, index) for index in main_images.tolist()]
+            batches.append([*main_keys, *map(tuple, extra_keys[np.sort(extra_group)].tolist())])
+            batch_sizes = np.concatenate([sizes[main_images], extra_sizes[extra_group]])
+            height, width = batch_sizes.max(0).tolist()
             pad_sizes.append((height, width))
     return batches, pad_sizes
 
 
 class DistributedBatchSampler(Sampler[tuple[list[SampleKey], PadSize]]):
-    """One process's share of every step of a run: a list of `(epoch, index)`, and the largest
-    height and width of the step's images in all processes, so that each pads its own as far as one
-    process would.
+    """One process's share of every batch of a run.
 
-    It goes on from one epoch to the next, so that workers prepare the next epoch's first batches
-    while the model is at the last ones of this.
+    It yields a list of `(epoch, index)` and the largest height and width of the batch's images in
+    all processes, so that padding, and with it the published model's outputs, does not depend on
+    the number of processes. Iteration does not stop at the end of an epoch, so that workers can
+    prepare the first batches of the next one in advance.
 
     Args:
-        sizes: gives the (N, 2) heights and widths of an epoch's images.
+        sizes: returns the (N, 2) heights and widths of the images in an epoch.
         num_images: N.
-        epochs: of the run.
+        epochs: number of epochs of the run.
         batch_size, seed, last_batch: see `epoch_batches`.
-        rank, world_size: which process of how many; image i of a batch goes to process
-            i modulo `world_size`, so shares differ by one image at most.
-        pool: images of further sources that stand in every step beside `batch_size` of these.
+        rank, world_size: index and number of processes. Image i of a batch goes to process
+            i modulo `world_size`, so that shares differ by one image at most.
+        pool: images of extra datasets, which every batch has in addition to `batch_size` others.
 
     Attributes:
-        first_step: where the next iteration starts.
-        steps_per_epoch: batches of an epoch.
+        first_step: step at which the next iteration starts.
+        steps_per_epoch: number of batches of an epoch.
     """
 
     def __init__(
@@ -261,7 +277,8 @@ class DistributedBatchSampler(Sampler[tuple[list[SampleKey], PadSize]]):
         self.sizes, self.epochs = sizes, epochs
         self._options: dict[str, Any] = {"batch_size": batch_size, "last_batch": last_batch}
         self._share = slice(rank, None, world_size)
-        # Steps are taken in one epoch while the next one's first batches are prepared.
+        # Two epochs, because the next one's first batches are prepared during the last steps of
+        # this one.
         self._epoch = lru_cache(maxsize=2)(self._build_epoch)
         self.steps_per_epoch = steps_per_epoch(num_images, batch_size, last_batch)
         self.first_step = 0
@@ -270,20 +287,20 @@ class DistributedBatchSampler(Sampler[tuple[list[SampleKey], PadSize]]):
         return self.epochs * self.steps_per_epoch - self.first_step
 
     def __iter__(self) -> Iterator[tuple[list[SampleKey], PadSize]]:
-        first_epoch, begun = divmod(self.first_step, self.steps_per_epoch)
+        first_epoch, steps_done = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            for batch, pad_size in list(zip(*self._epoch(epoch), strict=True))[begun:]:
+            for batch, pad_size in list(zip(*self._epoch(epoch), strict=True))[steps_done:]:
                 yield batch[self._share], pad_size
-            begun = 0
+            steps_done = 0
 
     def max_pad_size(self) -> PadSize:
-        """Largest height and width of any image of the epoch that comes next."""
+        """Largest height and width of the images of the epoch that `first_step` belongs to."""
         pad_sizes = self._epoch(min(self.first_step // self.steps_per_epoch, self.epochs - 1))[1]
         heights, widths = zip(*pad_sizes, strict=True)
         return max(heights), max(widths)
 
     def _build_epoch(self, epoch: int) -> tuple[list[list[SampleKey]], list[PadSize]]:
-        """The batches over all processes, and the sizes to pad them to."""
+        """The batches of all processes, and the sizes to which they are padded."""
         sizes = self.sizes(epoch)
         if self.pool is not None:
             return mixed_batches(sizes, self.pool, seed=self.seed, epoch=epoch, **self._options)

@@ -1,4 +1,4 @@
-"""What a verb head that reads is told by the teacher cache."""
+"""Text embeddings, initial scale and settings of the text verb head, from the teacher cache."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from teacher_cache.reader.cache import TeacherCache
 from teacher_cache.reader.soft_targets import action_probabilities
 
 DEFAULT_EMBEDDING_WEIGHT = 1.0
-# Pairs that a start is measured on; a few hundred would do.
+# Number of pairs from which the initial margin is computed; a few hundred give about the same.
 MAX_PAIRS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
 class TextHeadInit:
-    """How a head that reads begins.
+    """Initial values of a text verb head.
 
     Attributes:
-        texts: of the vocabulary's interactions and verbs.
-        scale: the teacher's own factor on cosines.
-        margin: the cosine above which an action is likely.
+        texts: embeddings of the vocabulary's interactions and verbs.
+        scale: the factor on cosines, that of the teacher's CLIP.
+        margin: the cosine whose verb probability is 0.5.
     """
 
     texts: TextEmbeddings
@@ -34,33 +34,34 @@ class TextHeadInit:
     margin: float
 
     def apply(self, head: Any) -> None:
-        """Makes a new head ready for training."""
+        """Initialises a new head, a `TextVerbHead`, before training."""
         assert isinstance(head, TextVerbHead)
         head.set_texts(self.texts)
         head.init_scale(self.scale, self.margin)
 
 
 def build_text_embeddings(
-    vocabulary: Vocabulary, embeddings: np.ndarray, source: object
+    vocabulary: Vocabulary, embeddings: np.ndarray, file: object
 ) -> TextEmbeddings:
-    """The sentence of every verb with every object.
+    """Text embeddings of every verb with every object.
 
-    Where the two form no interaction it is the normalised mean of the verb's own interactions.
+    A verb and an object that form no interaction have the normalised mean of the verb's
+    interactions.
 
     Args:
-        vocabulary: H interactions.
-        embeddings: (H, D) of their sentences.
-        source: where they come from, named in errors.
+        vocabulary: of H interactions.
+        embeddings: (H, D) text embeddings of the interactions.
+        file: file or folder of the embeddings, for error messages.
 
     Raises:
-        InputError: a verb goes with no object, so that there is no sentence about it.
+        InputError: a verb has no interaction, hence no sentence.
     """
     verbs = np.array([verb for verb, _ in vocabulary.interactions])
-    alone = [name for verb, name in enumerate(vocabulary.verbs) if verb not in verbs]
-    if alone:
+    missing = [name for verb, name in enumerate(vocabulary.verbs) if verb not in verbs]
+    if missing:
         raise InputError(
-            f"{source}: expected a sentence about every verb, found none about"
-            f" {', '.join(alone[:5])}, which goes with no object"
+            f"{file}: expected a sentence for every verb, found none for"
+            f" {', '.join(missing[:5])}, which is in no interaction"
         )
     means = np.stack([embeddings[verbs == v].mean(0) for v in range(vocabulary.num_verbs)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
@@ -75,16 +76,19 @@ def build_text_embeddings(
 def text_head_options(
     options: dict[str, Any], cache: TeacherCache, vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    """Further options of a recipe whose verb head reads the cache's sentences; none for others.
+    """Fields of the recipe that follow from the cache for a student with a text verb head.
 
     Args:
-        options: fields of the recipe's parts that were asked for.
-        cache: of the training part.
+        options: fields of the recipe that the user set.
+        cache: teacher cache of the training part.
         vocabulary: of the dataset.
 
+    Returns:
+        Values by field name; empty for a linear verb head.
+
     Raises:
-        InputError: a weight for a student that does not read or that hears no teacher, or a cache
-            without what such a student needs.
+        InputError: an embedding weight with a linear head or without distillation, or a cache
+            without region embeddings or without the name of its CLIP model.
     """
     weight = options.get("embedding_weight")
     if options.get("verb_head", "linear") != "text":
@@ -99,11 +103,11 @@ def text_head_options(
     if weight and not cache.has_embeddings:
         raise InputError(
             f"{cache.path}: expected region embeddings for --embedding-weight {weight:g}, found"
-            " none (it was built with --no-embeddings); 0 does without"
+            " none (it was built with --no-embeddings); --embedding-weight 0 does not need them"
         )
     if cache.text_model is None:
         raise InputError(
-            f"{cache.path}: expected the name of the CLIP that read its texts, found none"
+            f"{cache.path}: expected the name of the CLIP model of the text embeddings, found none"
         )
     return {
         "embedding_weight": weight,
@@ -114,35 +118,41 @@ def text_head_options(
 
 
 def load_text_head_init(cache: TeacherCache, vocabulary: Vocabulary) -> TextHeadInit:
-    """Reads a cache's sentences, and measures where a head begins that compares with them.
+    """Reads a cache's text embeddings and computes the initial scale and margin.
 
-    At the beginning an embedding that equals the teacher's is scored as the teacher does on
-    average: its softmax over an object's actions is a sigmoid whose margin differs from region to
-    region, and the head starts with the mean of these.
+    The teacher's softmax over the verbs of an object is exp(logit - normaliser), where the
+    normaliser depends on the region. The head, a sigmoid, starts with the mean normaliser as its
+    margin, so that it gives the teacher's embeddings about the teacher's probabilities.
+
+    Args:
+        cache: teacher cache of the training part.
+        vocabulary: of the dataset.
 
     Raises:
-        InputError: a verb without sentence, or a damaged cache.
+        InputError: a verb has no interaction, or the cache is damaged.
     """
     text = cache.prompt_embeddings
-    sentences = build_text_embeddings(vocabulary, text.embeddings, cache.path)
+    texts = build_text_embeddings(vocabulary, text.embeddings, cache.path)
     embeddings, labels = _region_embeddings(cache)
     if not len(labels):
-        # Without regions the sentences stand in for what they describe.
+        # Without region embeddings the text embeddings are used in their place.
         embeddings = text.embeddings
         labels = np.array([label for _, label in vocabulary.interactions])
     logits = text.logit_scale * embeddings @ text.embeddings.T
-    likeliest = action_probabilities(logits, labels, vocabulary)
-    verbs = likeliest.argmax(1)
-    known = likeliest.max(1) > 0
-    hois = vocabulary.interaction_ids[verbs, labels][known]
-    # logit - log(sum of exp) = log(probability), for any of the actions.
-    normaliser = logits[known, hois] - np.log(likeliest[known, verbs[known]])
-    margin = normaliser.mean() / text.logit_scale if known.any() else 0.0
-    return TextHeadInit(sentences, text.logit_scale, float(margin))
+    probs = action_probabilities(logits, labels, vocabulary)
+    verbs = probs.argmax(1)
+    # Pairs whose object is in no interaction but "no interaction" have no probabilities.
+    valid = probs.max(1) > 0
+    hois = vocabulary.interaction_ids[verbs, labels][valid]
+    # log(probability) = logit - log(sum of exp(logits)), for any of the object's verbs.
+    normaliser = logits[valid, hois] - np.log(probs[valid, verbs[valid]])
+    margin = normaliser.mean() / text.logit_scale if valid.any() else 0.0
+    return TextHeadInit(texts, text.logit_scale, float(margin))
 
 
 def _region_embeddings(cache: TeacherCache) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (P, D) and object labels (P,) of the first pairs."""
+    """Embeddings (P, D) float32 and object labels (P,) of the first `MAX_PAIRS` pairs; none if the
+    cache has no region embeddings."""
     embeddings, labels, count = [], [], 0
     for shard in range(cache.num_shards if cache.has_embeddings else 0):
         arrays = cache.shard_arrays(shard)

@@ -1,4 +1,9 @@
-"""Random changes of training images, boxes following (torchvision.transforms.v2)."""
+"""Augmentation of training images with their boxes, resizing for evaluation, and normalisation.
+
+The geometric part of DETR's augmentation is computed from given random numbers, apart from the
+pixels: the sizes of all images of an epoch are then known before any image is read, and batches
+can be formed of images of similar size.
+"""
 
 from __future__ import annotations
 
@@ -15,54 +20,66 @@ from torchvision.transforms.v2 import functional as TF
 
 TensorsByName = dict[str, Tensor]
 
+# DETR's augmentation, in pixels.
+SHORT_SIDES = tuple(range(480, 801, 32))
+MAX_SIZE = 1333
+SHORT_SIDES_BEFORE_CROP = (400, 500, 600)
+CROP_SIZE_RANGE = (384, 600)
+# Random numbers of one image: flip; crop or not; short side before the crop; the crop's height,
+# width, top and left; final short side.
+NUM_RAND = 8
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Augmentation(Protocol):
-    """A random change of images with their boxes.
+    """A random transform of images with their boxes.
 
-    Where pixels go depends on the random numbers alone, so that the sizes of all images of an epoch
-    are known before one of them is read; colours draw from torch's generator.
+    The sizes of its results depend on the given random numbers alone. Colour jitter draws from
+    torch's generator.
     """
 
     def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
-        """Changes `values["image"]` and the boxes beside it (`tv_tensors`) together.
+        """Transforms an image and its boxes.
 
         Args:
-            values: an image and boxes by name.
+            values: the image as "image" and boxes under any other names, all `tv_tensors`.
             rand: (`NUM_RAND`,) in [0, 1).
         """
         ...
 
     def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
-        """The sizes that images end with.
+        """Sizes of the transformed images.
 
         Args:
             sizes: (N, 2) heights and widths of the images.
             rand: (N, `NUM_RAND`) in [0, 1).
 
         Returns:
-            (N, 2) heights and widths after the change.
+            (N, 2) heights and widths.
         """
         ...
 
 
 class DETRAugmentation:
-    """DETR's: flip, colour jitter, then a resize, or a resize, a random crop and a resize."""
+    """DETR's augmentation: flip, colour jitter, and either a resize or a resize, a random crop and
+    another resize."""
 
     def __init__(self) -> None:
-        self.colours = v2.ColorJitter(0.4, 0.4, 0.4)
+        self.colour_jitter = v2.ColorJitter(0.4, 0.4, 0.4)
 
     def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
         """See `Augmentation`."""
         size = np.array([TF.get_size(values["image"])])
-        geometry = sample_geometric_params(size, rand[None])
-        # Colours first: resizing makes most images larger.
-        values = {**values, "image": self.colours(values["image"])}
-        moved = {name: geometry.apply(0, value) for name, value in values.items()}
+        params = sample_geometric_params(size, rand[None])
+        # Colour jitter comes first, because resizing enlarges most images.
+        values = {**values, "image": self.colour_jitter(values["image"])}
+        transformed = {name: params.apply(0, value) for name, value in values.items()}
         return {
             name: TF.clamp_bounding_boxes(value)
             if isinstance(value, tv_tensors.BoundingBoxes)
             else value
-            for name, value in moved.items()
+            for name, value in transformed.items()
         }
 
     def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
@@ -71,7 +88,11 @@ class DETRAugmentation:
 
 
 class SizePreservingAugmentation:
-    """Any transform of torchvision that draws from torch's generator and keeps an image's size."""
+    """An augmentation by a torchvision transform that keeps the images' sizes.
+
+    Args:
+        transform: draws from torch's generator.
+    """
 
     def __init__(self, transform: v2.Transform) -> None:
         self.transform = transform
@@ -86,14 +107,14 @@ class SizePreservingAugmentation:
 
 
 def toy_augmentation() -> SizePreservingAugmentation:
-    """Flip and colour jitter; the toy dataset's pictures keep their size."""
+    """Flip and colour jitter for the images of the toy dataset, which all have the same size."""
     return SizePreservingAugmentation(
         v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3)])
     )
 
 
 def build_augmentation(name: str) -> Augmentation:
-    """By name: `published` or `toy`."""
+    """Builds the augmentation `published` (that of DETR) or `toy`."""
     builders: dict[str, Callable[[], Augmentation]] = {
         "published": DETRAugmentation,
         "toy": toy_augmentation,
@@ -102,10 +123,10 @@ def build_augmentation(name: str) -> Augmentation:
 
 
 def build_evaluation_resize(name: str) -> v2.Transform:
-    """What a detector trained with this augmentation is evaluated on.
+    """Builds the resize for evaluating a detector that was trained with this augmentation.
 
-    Published: short side 800, long side at most 1333; toy: the images as they are, as far as
-    their long side is at most 1333 too.
+    `published` resizes to a short side of 800 and a long side of at most 1333. `toy` only shrinks
+    images whose long side exceeds 1333.
     """
     if name == "published":
         return v2.Resize(SHORT_SIDES[-1], max_size=MAX_SIZE)
@@ -113,14 +134,14 @@ def build_evaluation_resize(name: str) -> v2.Transform:
 
 
 class ShrinkToMaxSize(v2.Transform):
-    """Shrinks images whose long side is longer than this; others stay as they are."""
+    """Shrinks images whose long side exceeds `max_size` and leaves others unchanged."""
 
     def __init__(self, max_size: int) -> None:
         super().__init__()
         self.max_size = max_size
 
     def transform(self, inpt, params):
-        """Resizes one image or one set of boxes."""
+        """Resizes one image or one tensor of boxes; called by `v2.Transform`."""
         size = TF.get_size(inpt)
         if max(size) <= self.max_size:
             return inpt
@@ -128,76 +149,78 @@ class ShrinkToMaxSize(v2.Transform):
         return TF.resize(inpt, shrunk, antialias=True)
 
 
-SHORT_SIDES = tuple(range(480, 801, 32))
-MAX_SIZE = 1333
-SHORT_SIDES_BEFORE_CROP = (400, 500, 600)
-CROP_SIZE_RANGE = (384, 600)
-# Flip, crop or not, short side before the crop, the window's height, width, top and left, short
-# side at the end.
-NUM_RAND = 8
-
-
 @dataclass(frozen=True, eq=False)
 class GeometricParams:
-    """Where the pixels of N images go, in this order.
+    """Parameters of the geometric augmentation of N images, in the order of application.
 
     Attributes:
-        flips: (N,) bool, left becomes right.
-        crops: (N,) bool, a window is cut out.
-        resized: (N, 2) height and width from which it is cut.
-        windows: (N, 4) its top, left, height and width.
-        sizes: (N, 2) height and width in the end.
+        flips: (N,) bool, whether the image is flipped horizontally.
+        crops: (N,) bool, whether the image is cropped.
+        sizes_before_crop: (N, 2) height and width to which it is resized before the crop.
+        crop_boxes: (N, 4) top, left, height and width of the crop.
+        sizes: (N, 2) final height and width.
     """
 
     flips: np.ndarray
     crops: np.ndarray
-    resized: np.ndarray
-    windows: np.ndarray
+    sizes_before_crop: np.ndarray
+    crop_boxes: np.ndarray
     sizes: np.ndarray
 
-    def apply(self, row: int, value: Tensor) -> Tensor:
-        """The image of this row, or boxes on it (`tv_tensors`), moved to their places."""
-        if self.flips[row]:
+    def apply(self, index: int, value: Tensor) -> Tensor:
+        """Transforms an image, or boxes in it (`tv_tensors`), with the parameters of this index."""
+        if self.flips[index]:
             value = TF.horizontal_flip(value)
-        if self.crops[row]:
-            value = TF.resize(value, self.resized[row].tolist(), antialias=True)
-            value = TF.crop(value, *self.windows[row].tolist())
-        return TF.resize(value, self.sizes[row].tolist(), antialias=True)
+        if self.crops[index]:
+            value = TF.resize(value, self.sizes_before_crop[index].tolist(), antialias=True)
+            value = TF.crop(value, *self.crop_boxes[index].tolist())
+        return TF.resize(value, self.sizes[index].tolist(), antialias=True)
 
 
 def sample_geometric_params(sizes: np.ndarray, rand: np.ndarray) -> GeometricParams:
-    """DETR's augmentation: half the images are resized, half cropped between two resizes.
+    """Parameters of DETR's augmentation: half of the images are resized, the other half are
+    resized, cropped and resized again.
 
     Args:
-        sizes: (N, 2) heights and widths of the images, in pixels.
+        sizes: (N, 2) heights and widths of the images in pixels.
         rand: (N, `NUM_RAND`) in [0, 1).
     """
     crops = rand[:, 1] >= 0.5
-    resized = resize_short_side(sizes, _choice(SHORT_SIDES_BEFORE_CROP, rand[:, 2]))
-    least, most = (np.minimum(side, resized) for side in CROP_SIZE_RANGE)
-    windows = _rand_int(least, most, rand[:, 3:5])
-    corners = _rand_int(np.zeros_like(resized), resized - windows, rand[:, 5:7])
-    kept = np.where(crops[:, None], windows, sizes)
+    sizes_before_crop = resize_short_side(sizes, _choice(SHORT_SIDES_BEFORE_CROP, rand[:, 2]))
+    min_crop, max_crop = (np.minimum(side, sizes_before_crop) for side in CROP_SIZE_RANGE)
+    crop_sizes = _rand_int(min_crop, max_crop, rand[:, 3:5])
+    corners = _rand_int(np.zeros_like(crop_sizes), sizes_before_crop - crop_sizes, rand[:, 5:7])
+    sizes_after_crop = np.where(crops[:, None], crop_sizes, sizes)
+    short_sides = _choice(SHORT_SIDES, rand[:, 7])
     return GeometricParams(
         flips=rand[:, 0] >= 0.5,
         crops=crops,
-        resized=resized,
-        windows=np.concatenate([corners, windows], axis=1),
-        sizes=resize_short_side(kept, _choice(SHORT_SIDES, rand[:, 7]), MAX_SIZE),
+        sizes_before_crop=sizes_before_crop,
+        crop_boxes=np.concatenate([corners, crop_sizes], axis=1),
+        sizes=resize_short_side(sizes_after_crop, short_sides, MAX_SIZE),
     )
 
 
 def resize_short_side(
     sizes: np.ndarray, short: np.ndarray, max_size: int | None = None
 ) -> np.ndarray:
-    """Sizes (N, 2) of the same shapes with the short sides (N,), long sides within `max_size`."""
-    low, high = sizes.min(1), sizes.max(1)
-    long = short * high // low
+    """Sizes after a resize that keeps the aspect ratio, as `v2.Resize` computes them.
+
+    Args:
+        sizes: (N, 2) heights and widths.
+        short: (N,) short sides of the results.
+        max_size: upper bound of the long sides, to which the short sides yield.
+
+    Returns:
+        (N, 2) heights and widths.
+    """
+    old_short, old_long = sizes.min(1), sizes.max(1)
+    long = short * old_long // old_short
     if max_size is not None:
-        short = np.where(long > max_size, np.maximum(max_size * low // high, 1), short)
+        short = np.where(long > max_size, np.maximum(max_size * old_short // old_long, 1), short)
         long = np.minimum(long, max_size)
-    upright = sizes[:, 0] > sizes[:, 1]
-    return np.where(upright[:, None], np.stack([long, short], 1), np.stack([short, long], 1))
+    portrait = sizes[:, 0] > sizes[:, 1]
+    return np.where(portrait[:, None], np.stack([long, short], 1), np.stack([short, long], 1))
 
 
 def _choice(values: tuple[int, ...], rand: np.ndarray) -> np.ndarray:
@@ -205,18 +228,15 @@ def _choice(values: tuple[int, ...], rand: np.ndarray) -> np.ndarray:
 
 
 def _rand_int(low: np.ndarray, high: np.ndarray, rand: np.ndarray) -> np.ndarray:
-    """Whole numbers from low to high, both included."""
+    """Integers from low to high, both included."""
     return low + (rand * (high - low + 1)).astype(np.int64)
 
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
 def normalise(image: Tensor) -> Tensor:
-    """(..., 3, h, w) uint8 -> float32 with ImageNet's mean and std, on the image's device."""
+    """Converts (..., 3, h, w) uint8 to float32, normalised by ImageNet's mean and standard
+    deviation, on the same device."""
     pixels = TF.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
-    # Torchvision's function makes both on the device, for which a host waits.
+    # TF.normalize creates both tensors on the device, and the CPU waits for that.
     mean, std = (
         torch.tensor(values).view(3, 1, 1).to(pixels.device, non_blocking=True)
         for values in (IMAGENET_MEAN, IMAGENET_STD)

@@ -118,8 +118,8 @@ def build_inputs(request: RunRequest, context: DistContext) -> RunSetup:
     if recipe.train.shots and not split.unseen:
         raise InputError(f"--shots: expected a split that hides something, found {split.name}")
     part = open_part(dataset, "train", context, cache)
-    if part.sizes.unreadable:
-        raise InputError(next(iter(part.sizes.unreadable.values())))
+    if part.size_check.unreadable:
+        raise InputError(next(iter(part.size_check.unreadable.values())))
     # Training ends with the test part: what is wrong with it should not come up hours later.
     open_test_part(dataset, context, request.skip_unreadable)
 

@@ -13,7 +13,7 @@ def geometries(height, width, count=400, seed=0):
 
 def test_no_images():
     empty = sample_geometric_params(np.zeros((0, 2), dtype=np.int64), np.zeros((0, NUM_RAND)))
-    assert empty.sizes.shape == (0, 2) and empty.windows.shape == (0, 4)
+    assert empty.sizes.shape == (0, 2) and empty.crop_boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_half_the_images_flip_and_half_are_cropped():
 )
 def test_windows_lie_inside_and_take_all_sizes(size, heights, widths):
     drawn = geometries(*size)
-    assert set(drawn.resized.min(1)) == {400, 500, 600}
-    top, left, height, width = drawn.windows.T
-    assert (top >= 0).all() and (top + height <= drawn.resized[:, 0]).all()
-    assert (left >= 0).all() and (left + width <= drawn.resized[:, 1]).all()
+    assert set(drawn.sizes_before_crop.min(1)) == {400, 500, 600}
+    top, left, height, width = drawn.crop_boxes.T
+    assert (top >= 0).all() and (top + height <= drawn.sizes_before_crop[:, 0]).all()
+    assert (left >= 0).all() and (left + width <= drawn.sizes_before_crop[:, 1]).all()
     assert heights[0] <= height.min() and height.max() <= heights[1] and len(set(height)) > 20
     assert widths[0] <= width.min() and width.max() <= widths[1] and len(set(width)) > 20
     assert top.max() > 0 and left.max() > 0
@@ -63,7 +63,7 @@ def test_whole_images_keep_their_shape_and_take_every_size():
     whole = drawn.sizes[~drawn.crops]
     assert set(whole[:, 0]) == set(range(480, 801, 32))
     assert (np.abs(whole[:, 1] / whole[:, 0] - 4 / 3) < 0.01).all()
-    windows = drawn.windows[drawn.crops, 2:]
+    windows = drawn.crop_boxes[drawn.crops, 2:]
     cropped = drawn.sizes[drawn.crops]
     assert (np.abs(cropped[:, 1] / cropped[:, 0] - windows[:, 1] / windows[:, 0]) < 0.01).all()
 
@@ -74,7 +74,7 @@ def test_a_row_does_not_depend_on_the_others():
     together = sample_geometric_params(sizes, draws)
     for row in range(3):
         alone = sample_geometric_params(sizes[row : row + 1], draws[row : row + 1])
-        for name in ("flips", "crops", "resized", "windows", "sizes"):
+        for name in ("flips", "crops", "sizes_before_crop", "crop_boxes", "sizes"):
             assert np.array_equal(getattr(alone, name)[0], getattr(together, name)[row])
 
 

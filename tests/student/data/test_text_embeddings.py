@@ -36,7 +36,7 @@ def test_a_verb_that_does_not_go_with_an_object_has_the_mean_of_its_sentences(
 def test_a_verb_without_object_has_no_sentence():
     vcoco = load_vocabulary("vcoco")
     embeddings = np.ones((vcoco.num_interactions, 4), dtype=np.float32)
-    with pytest.raises(InputError, match=r"cache: expected a sentence about every verb, .*stand"):
+    with pytest.raises(InputError, match=r"cache: expected a sentence for every verb, .*stand"):
         build_text_embeddings(vcoco, embeddings, "cache")
 
 
@@ -107,7 +107,7 @@ def test_caches_that_teach_nobody_to_read(cache_path, reading_cache, vocabulary)
     options = {"verb_head": "text"}
     with pytest.raises(InputError, match="expected region embeddings for --embedding-weight 1"):
         text_head_options(options, open_cache(cache_path), vocabulary)
-    with pytest.raises(InputError, match="expected the name of the CLIP that read its texts"):
+    with pytest.raises(InputError, match="expected the name of the CLIP model"):
         text_head_options({**options, "embedding_weight": 0.0}, open_cache(cache_path), vocabulary)
 
 

@@ -396,7 +396,7 @@ def test_images_without_answers_are_left_out_and_counted(
     configured, partial_cache, tmp_path, messages
 ):
     run_student(configured(tmp_path / "run", cache=partial_cache(9)))
-    assert "no answers for 7 images, left out" in "\n".join(messages)
+    assert "no teacher outputs for 7 images, left out" in "\n".join(messages)
     assert load_checkpoint(tmp_path / "run/checkpoint.pt").state["step"] == 1
 
 
@@ -410,7 +410,7 @@ def test_more_labelled_pairs_than_queries_are_told_once(configured, tmp_path, me
 
 
 def test_a_cache_without_answers_trains_nobody(configured, partial_cache, tmp_path):
-    with pytest.raises(InputError, match="expected answers for training images, found none"):
+    with pytest.raises(InputError, match="expected teacher outputs for images"):
         run_student(configured(tmp_path / "run", cache=partial_cache(0)))
     assert not (tmp_path / "run").exists()
 
