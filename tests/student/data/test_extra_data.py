@@ -21,37 +21,37 @@ from student.utils.distributed import SINGLE_PROCESS
 from student.weights.checkpoint_file import load_checkpoint
 
 OPTIONS = {"epochs": 2, "batch_size": 8, "precision": "float32", "extra_ratio": 0.5}
-PICTURES = 'name = "pictures"\nvocabulary = "toy"\n[train]\nimages = "images"\n'
+UNLABELLED_DATASET = 'name = "pictures"\nvocabulary = "toy"\n[train]\nimages = "images"\n'
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, answer, write_cache, vocabulary):
-    """`sources["none"]` and `sources["all"]`: another toy dataset's pictures without and with
-    labels.
-    """
+    """Paths of another toy dataset, without annotations as "none" and with them as "all"."""
     root = tmp_path_factory.mktemp("extra")
     write_toy(root / "all", train=12, test=1, seed=8, workers=1)
     labelled = open_dataset(root / "all")
     shutil.copytree(labelled.part("train").images, root / "none" / "images")
-    (root / "none" / "dataset.toml").write_text(PICTURES)
-    found = labelled.load("train")
-    answers = {one.image_id: answer(one, row) for row, one in enumerate(found.annotations)}
-    alone = {}
-    for name, own in answers.items():
-        proposed = own.pairs.sources == 1
-        pairs = type(own.pairs)(**{key: x[proposed] for key, x in vars(own.pairs).items()})
-        alone[name] = replace(
-            own,
-            pairs=pairs,
-            probabilities=own.probabilities[proposed],
-            region_indices=np.arange(len(pairs)),
-            region_boxes=own.region_boxes[proposed],
+    (root / "none" / "dataset.toml").write_text(UNLABELLED_DATASET)
+    annotations = labelled.load("train")
+    outputs = {one.image_id: answer(one, row) for row, one in enumerate(annotations.annotations)}
+    proposed_only = {}
+    for name, image_outputs in outputs.items():
+        proposed = image_outputs.pairs.sources == 1
+        pairs = type(image_outputs.pairs)(
+            **{key: x[proposed] for key, x in vars(image_outputs.pairs).items()}
         )
-    # One picture could not be read.
-    del alone[found.annotations[0].image_id]
+        proposed_only[name] = replace(
+            image_outputs,
+            pairs=pairs,
+            probabilities=image_outputs.probabilities[proposed],
+            region_indices=np.arange(len(pairs)),
+            region_boxes=image_outputs.region_boxes[proposed],
+        )
+    # The first image could not be read when the cache was built.
+    del proposed_only[annotations.annotations[0].image_id]
     digest = open_dataset(root / "none").load("train").digest
-    write_cache(root / "none-cache", vocabulary, digest, alone, source="pictures")
-    write_cache(root / "all-cache", vocabulary, found.digest, answers, source="labelled")
+    write_cache(root / "none-cache", vocabulary, digest, proposed_only, source="pictures")
+    write_cache(root / "all-cache", vocabulary, annotations.digest, outputs, source="labelled")
     return {name: ExtraPaths(root / name, root / f"{name}-cache") for name in ("none", "all")}
 
 
@@ -64,11 +64,11 @@ def run_request(dataset_root, cache_path):
     ("text", "data", "cache"),
     [("a:b", "a", "b"), ("/x/a:1:/y/b", "/x/a:1", "/y/b"), ("a::b", "a:", "b")],
 )
-def test_places(text, data, cache):
+def test_parse_extra_data_splits_at_the_last_colon(text, data, cache):
     assert parse_extra_data([text]) == (ExtraPaths(Path(data), Path(cache)),)
 
 
-def test_places_with_colons_are_found_by_what_is_there(tmp_path):
+def test_parse_extra_data_prefers_existing_folders(tmp_path):
     for name in ("data:1", "cache:2:3"):
         (tmp_path / name).mkdir()
     data, cache = tmp_path / "data:1", tmp_path / "cache:2:3"
@@ -80,17 +80,17 @@ def test_places_with_colons_are_found_by_what_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "a", "a:", ":b", ":"])
-def test_texts_that_name_no_place(text):
+def test_parse_extra_data_rejects_incomplete_values(text):
     with pytest.raises(
         InputError, match=f"--extra-data: expected DATASET:CACHE, found {text or 'noth'}"
     ):
         parse_extra_data([text])
 
 
-def test_pictures_without_labels_teach_what_the_teacher_says(run_request, sources, vocabulary):
-    material = build_inputs(replace(run_request, extra=(sources["none"],)), SINGLE_PROCESS)
-    (extra,) = material.extra
-    asked = load_split(vocabulary, "ua").distilled_verbs
+def test_unlabelled_images_have_only_teacher_targets(run_request, sources, vocabulary):
+    inputs = build_inputs(replace(run_request, extra=(sources["none"],)), SINGLE_PROCESS)
+    (extra,) = inputs.extra
+    distilled = load_split(vocabulary, "ua").distilled_verbs
     assert len(extra.images) == 11 and extra.describe() == {
         "name": "pictures",
         "cache": extra.cache.fingerprint,
@@ -100,45 +100,38 @@ def test_pictures_without_labels_teach_what_the_teacher_says(run_request, source
     }
     pairs = 0
     for index in range(len(extra.images)):
-        sample, answers = extra.images[0, index], extra.cache[extra.images.records[index].id]
+        sample, outputs = extra.images[0, index], extra.cache[extra.images.records[index].id]
         targets = extra.images.targets(index)
-        assert (
-            not targets.exhaustive_labels
-            and not targets.verb_labels.any()
-            and not targets.seen.any()
-        )
-        np.testing.assert_array_equal(targets.teacher_probs, answers.probabilities * asked)
-        assert sample.targets.dataset_index == 1 and sample.targets.exhaustive_labels.tolist() == [
-            False
-        ]
+        assert not targets.exhaustive_labels
+        assert not targets.verb_labels.any() and not targets.seen.any()
+        np.testing.assert_array_equal(targets.teacher_probs, outputs.probabilities * distilled)
+        assert sample.targets.dataset_index == 1
+        assert sample.targets.exhaustive_labels.tolist() == [False]
         pairs += len(targets.seen)
     assert pairs > 11
     assert extra.images[0, 3].image_id == extra.images[5, 3].image_id
     assert not torch.equal(extra.images[0, 3].image, extra.images[5, 3].image)
 
 
-def test_images_with_a_seen_label_count_as_annotated(run_request, sources, vocabulary):
-    material = build_inputs(
+def test_images_with_a_seen_label_have_exhaustive_labels(run_request, sources):
+    inputs = build_inputs(
         replace(run_request, extra=(sources["all"], sources["none"])), SINGLE_PROCESS
     )
-    labelled, pictures = material.extra
-    assert (labelled.name, pictures.name) == ("toy-2", "pictures")
-    annotated = [
-        bool(labelled.images.targets(i).exhaustive_labels) for i in range(len(labelled.images))
-    ]
-    hidden = [not labelled.images.targets(i).verb_labels.any() for i in range(len(labelled.images))]
-    assert annotated == [not one for one in hidden] and labelled.describe()["labelled"] == sum(
-        annotated
-    )
-    # An image of the main source is annotated in any case.
-    main = material.images
-    assert all(main.targets(i).exhaustive_labels for i in range(len(main)))
+    labelled, unlabelled = inputs.extra
+    assert (labelled.name, unlabelled.name) == ("toy-2", "pictures")
+    targets = [labelled.images.targets(index) for index in range(len(labelled.images))]
+    exhaustive = [bool(one.exhaustive_labels) for one in targets]
+    assert exhaustive == [bool(one.verb_labels.any()) for one in targets]
+    assert labelled.describe()["labelled"] == sum(exhaustive)
+    # All images of the main dataset have exhaustive labels.
+    main = inputs.images
+    assert all(main.targets(index).exhaustive_labels for index in range(len(main)))
 
 
-def test_sources_that_do_not_fit(run_request, sources, cache_path, reading_cache, tmp_path):
-    def refused(says, *places, **changes):
-        with pytest.raises(InputError, match=says) as caught:
-            build_inputs(replace(run_request, extra=places, **changes), SINGLE_PROCESS)
+def test_extra_datasets_that_do_not_fit(run_request, sources, cache_path, reading_cache, tmp_path):
+    def refused(message, *paths, **changes):
+        with pytest.raises(InputError, match=message) as caught:
+            build_inputs(replace(run_request, extra=paths, **changes), SINGLE_PROCESS)
         assert "\n" not in str(caught.value)
 
     none = sources["none"]
@@ -154,34 +147,40 @@ def test_sources_that_do_not_fit(run_request, sources, cache_path, reading_cache
     refused("--extra-data: expected", ExtraPaths(none.data, cache_path))
     refused("none: no such", ExtraPaths(tmp_path / "none", none.cache))
     refused("--extra-ratio: expected --extra-data beside it, found none")
-    reads = {"cache": reading_cache, "options": {"verb_head": "text"}}
-    refused("none-cache: expected region embeddings for --embedding-weight", none, **reads)
-    few = {"options": {"shots": 1}, "split": "full"}
-    refused(r"--shots: expected.*found full", **few)
+    text_head = {"cache": reading_cache, "options": {"verb_head": "text"}}
+    refused("none-cache: expected region embeddings for --embedding-weight", none, **text_head)
+    few_shot = {"options": {"shots": 1}, "split": "full"}
+    refused(r"--shots: expected.*found full", **few_shot)
 
 
 @pytest.fixture(scope="module")
 def finished(dataset_root, cache_path, sources, tmp_path_factory):
-    """A run with both further sources, and what it returned."""
+    """The configuration of a run with both extra datasets, and its results."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    run_request = RunRequest(dataset_root, cache_path, "ua", "toy", {**OPTIONS, "shots": 1},
-                    extra=(sources["none"], sources["all"]))  # fmt: skip
-    config = RunConfig(run_request, out, device="cpu", workers=0, log_every=1)
+    request = RunRequest(
+        dataset_root,
+        cache_path,
+        "ua",
+        "toy",
+        {**OPTIONS, "shots": 1},
+        extra=(sources["none"], sources["all"]),
+    )
+    config = RunConfig(request, out, device="cpu", workers=0, log_every=1)
     return config, run_student(config)
 
 
-def test_a_run_tells_of_its_sources(finished, tmp_path):
+def test_a_run_records_its_extra_datasets(finished, tmp_path):
     config, results = finished
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
-    # 16 images of the main source, 4 in every step.
+    # The main dataset has 16 images, of which every step has 4.
     assert len(lines) == 8
     for line in lines:
-        found = line["sources"]
-        assert set(found) == {"toy", "pictures", "toy-2"} and found["toy"]["images"] == 4
-        assert sum(one["images"] for one in found.values()) == 8
-        assert found["pictures"]["losses"]["verb_hard"] == 0
-        for name in found["toy"]["losses"]:
-            total = sum(one["losses"][name] for one in found.values())
+        by_dataset = line["sources"]
+        assert set(by_dataset) == {"toy", "pictures", "toy-2"} and by_dataset["toy"]["images"] == 4
+        assert sum(one["images"] for one in by_dataset.values()) == 8
+        assert by_dataset["pictures"]["losses"]["verb_hard"] == 0
+        for name in by_dataset["toy"]["losses"]:
+            total = sum(one["losses"][name] for one in by_dataset.values())
             assert total == pytest.approx(line["losses"][name], rel=1e-4, abs=1e-6), name
         assert not any("/" in name for name in line["losses"])
     plan = json.loads((config.out / "config.json").read_text())
@@ -196,52 +195,53 @@ def test_a_run_tells_of_its_sources(finished, tmp_path):
     assert (again.sources, again.shots) == (results.sources, 1)
 
 
-def test_a_stopped_run_with_further_sources_ends_with_the_same_bits(
-    finished, tmp_path, monkeypatch
-):
+def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_path, monkeypatch):
     config, _ = finished
     stopped = replace(config, out=tmp_path / "stopped")
-    whole = TrainStep.__call__
+    train_step = TrainStep.__call__
 
-    def interrupted(self, *words):
+    def interrupted(self, *arguments):
         if self.scheduler.last_epoch == 5:
             raise KeyboardInterrupt
-        return whole(self, *words)
+        return train_step(self, *arguments)
 
     monkeypatch.setattr(TrainStep, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_student(stopped)
-    monkeypatch.setattr(TrainStep, "__call__", whole)
-    # Another pool is another run.
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
+    # A run with other extra datasets does not resume it.
     fewer = replace(stopped, request=replace(stopped.request, extra=stopped.request.extra[:1]))
-    with pytest.raises(InputError, match="holds a run with another extra"):
+    with pytest.raises(InputError, match="extra"):
         run_student(fewer)
     run_student(stopped)
-    mine, theirs = (load_checkpoint(one.out / "checkpoint.pt") for one in (stopped, config))
-    for name, value in theirs.weights.items():
-        assert torch.equal(mine.weights[name], value), name
+    resumed, whole = (load_checkpoint(one.out / "checkpoint.pt") for one in (stopped, config))
+    for name, value in whole.weights.items():
+        assert torch.equal(resumed.weights[name], value), name
 
 
 @pytest.mark.slow
-def test_two_processes_mix_as_one_does(start, start_processes, student_words, sources, tmp_path):
-    further = [f"{sources[name].data}:{sources[name].cache}" for name in ("none", "all")]
+def test_two_processes_mix_datasets_as_one_does(
+    start, start_processes, student_words, sources, tmp_path
+):
+    extra_data = [f"{sources[name].data}:{sources[name].cache}" for name in ("none", "all")]
     config = tmp_path / "options.toml"
-    config.write_text(f"extra-data = {json.dumps(further)}\nextra-ratio = 0.6\n")
+    config.write_text(f"extra_data = {json.dumps(extra_data)}\nextra_ratio = 0.6\n")
     options = ("--config", config, "--batch-size", 7, "--epochs", 1, "--workers", 0)
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    ends = [one() for one in start_processes(student_words(together, *options))]
+    single, distributed = tmp_path / "single", tmp_path / "distributed"
+    ends = [one() for one in start_processes(student_words(distributed, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    code, _, err = start(student_words(alone, *options))()
+    code, _, err = start(student_words(single, *options))()
     assert code == 0 and "every step: 3 images of the dataset, 4 of further sources" in err, err
-    mine, theirs = (
+    single_log, distributed_log = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (alone, together)
+        for run in (single, distributed)
     )
-    assert len(mine) == len(theirs) == 5
-    for first, second in zip(mine, theirs, strict=True):
-        for name, one in first["sources"].items():
-            other = second["sources"][name]
-            assert one["images"] == other["images"]
-            # Later steps follow weights that differ by rounding.
-            if first["step"] == 1:
-                assert other["losses"] == pytest.approx(one["losses"], rel=1e-3, abs=1e-5), name
+    assert len(single_log) == len(distributed_log) == 5
+    for expected, found in zip(single_log, distributed_log, strict=True):
+        for name, dataset in expected["sources"].items():
+            assert found["sources"][name]["images"] == dataset["images"]
+            # In later steps the weights differ by rounding.
+            if expected["step"] == 1:
+                assert found["sources"][name]["losses"] == pytest.approx(
+                    dataset["losses"], rel=1e-3, abs=1e-5
+                ), name
