@@ -17,7 +17,7 @@ LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
 
 
 @pytest.fixture
-def picture():
+def rgb_image():
     """An image of 40 x 20 pixels, left half red, right half blue."""
     image = Image.new("RGB", (40, 20), LEFT)
     image.paste(RIGHT, (20, 0, 40, 20))
@@ -40,8 +40,8 @@ def near(pixel, colour):
         ("RGBA", "a.png"),
     ],
 )
-def test_colour_images_of_all_formats(picture, tmp_path, mode, name):
-    picture.convert(mode).save(tmp_path / name)
+def test_colour_images_of_all_formats(rgb_image, tmp_path, mode, name):
+    rgb_image.convert(mode).save(tmp_path / name)
     image = read_image(tmp_path / name)
     assert (image.mode, image.size) == ("RGB", (40, 20))
     assert read_image_size(tmp_path / name) == (40, 20)
@@ -73,10 +73,10 @@ def test_16_bit_png(tmp_path):
     ("orientation", "size", "left_top"),
     [(1, (40, 20), LEFT), (3, (40, 20), RIGHT), (6, (20, 40), LEFT), (8, (20, 40), RIGHT)],
 )
-def test_exif_orientation_is_applied(picture, tmp_path, orientation, size, left_top):
+def test_exif_orientation_is_applied(rgb_image, tmp_path, orientation, size, left_top):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture.save(tmp_path / "turned.jpg", exif=exif)
+    rgb_image.save(tmp_path / "turned.jpg", exif=exif)
     image = read_image(tmp_path / "turned.jpg")
     assert image.size == read_image_size(tmp_path / "turned.jpg") == size
     assert near(image.getpixel((3, 3)), left_top)
@@ -123,14 +123,16 @@ def test_floating_point_images(tmp_path, values, expected):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "PA", "YCbCr", "LAB"])
-def test_unusual_modes_become_rgb(picture, tmp_path, mode):
+def test_unusual_modes_become_rgb(rgb_image, tmp_path, mode):
     if mode == "LAB":
         from PIL import ImageCms
 
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        odd = ImageCms.applyTransform(picture, ImageCms.buildTransform(*profiles, "RGB", "LAB", 0))
+        odd = ImageCms.applyTransform(
+            rgb_image, ImageCms.buildTransform(*profiles, "RGB", "LAB", 0)
+        )
     else:
-        odd = picture.convert(mode)
+        odd = rgb_image.convert(mode)
     odd.save(tmp_path / "odd.tif")
     try:
         image = read_image(tmp_path / "odd.tif")
@@ -142,8 +144,8 @@ def test_unusual_modes_become_rgb(picture, tmp_path, mode):
         assert (image.mode, image.size) == ("RGB", (40, 20))
 
 
-def test_palette_transparency_is_dropped_without_warning(picture, tmp_path):
-    picture.quantize(4).save(tmp_path / "a.png", transparency=bytes([0, 128, 255, 9]))
+def test_palette_transparency_is_dropped_without_warning(rgb_image, tmp_path):
+    rgb_image.quantize(4).save(tmp_path / "a.png", transparency=bytes([0, 128, 255, 9]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image = read_image(tmp_path / "a.png")
@@ -151,21 +153,21 @@ def test_palette_transparency_is_dropped_without_warning(picture, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.webp"])
-def test_first_frame_is_read(picture, tmp_path, name):
-    others = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 2
-    picture.save(tmp_path / name, save_all=True, append_images=others)
+def test_first_frame_is_read(rgb_image, tmp_path, name):
+    others = [rgb_image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)] * 2
+    rgb_image.save(tmp_path / name, save_all=True, append_images=others)
     image = read_image(tmp_path / name)
     assert near(image.getpixel((5, 5)), LEFT) and near(image.getpixel((35, 5)), RIGHT)
 
 
-def test_progressive_jpeg(picture, tmp_path):
-    picture.save(tmp_path / "a.jpg", progressive=True)
+def test_progressive_jpeg(rgb_image, tmp_path):
+    rgb_image.save(tmp_path / "a.jpg", progressive=True)
     assert near(read_image(tmp_path / "a.jpg").getpixel((5, 5)), LEFT)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_does_not_change_the_pixels(picture, tmp_path):
-    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+def test_damaged_exif_does_not_change_the_pixels(rgb_image, tmp_path):
+    rgb_image.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
     assert read_image(tmp_path / "a.jpg").size == read_image_size(tmp_path / "a.jpg") == (40, 20)
 
 
@@ -176,8 +178,8 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("exif", DAMAGED)
-def test_damaged_exif_gives_no_warning(picture, tmp_path, exif):
-    picture.save(tmp_path / "a.jpg", exif=DAMAGED[exif])
+def test_damaged_exif_gives_no_warning(rgb_image, tmp_path, exif):
+    rgb_image.save(tmp_path / "a.jpg", exif=DAMAGED[exif])
     code = "import sys; from pipeline.images import read_image; read_image(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "a.jpg"], capture_output=True, text=True
@@ -186,9 +188,9 @@ def test_damaged_exif_gives_no_warning(picture, tmp_path, exif):
 
 
 @pytest.mark.parametrize("read", [read_image, read_image_size])
-def test_images_with_too_many_pixels_are_refused(picture, tmp_path, read):
+def test_images_with_too_many_pixels_are_refused(rgb_image, tmp_path, read):
     """A PNG whose header claims 20,000 x 20,000 pixels."""
-    picture.save(tmp_path / "huge.png")
+    rgb_image.save(tmp_path / "huge.png")
     content = bytearray((tmp_path / "huge.png").read_bytes())
     assert MAX_PIXELS < 20_000**2
     content[16:24] = struct.pack(">II", 20_000, 20_000)
@@ -221,8 +223,8 @@ def test_truncated_images_are_refused(tmp_path, name, share):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.webp"])
-def test_damaged_images_are_read_or_refused(picture, tmp_path, name):
-    picture.save(tmp_path / name)
+def test_damaged_images_are_read_or_refused(rgb_image, tmp_path, name):
+    rgb_image.save(tmp_path / name)
     content = bytearray((tmp_path / name).read_bytes())
     dice = np.random.default_rng(1)
     for _ in range(60):
