@@ -16,6 +16,11 @@ from typing import Any
 
 from pipeline.utils.errors import InputError, bad_field
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 JSON_WHITESPACE = re.compile(r"[ \t\n\r]*")
 # First bytes of files that are often found in place of the expected one, and their description.
 FILE_SIGNATURES = (
@@ -254,12 +259,6 @@ def sha256_of_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value, independent of key order and spacing."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return sha256_of_chunks(iter([encode_utf8(text)]))
-
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
