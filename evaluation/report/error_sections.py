@@ -1,4 +1,4 @@
-"""The sections that look at single detections."""
+"""Sections of the report from single detections: precision and recall, error kinds, confusion."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from evaluation.analysis.comparison import Comparison
 from evaluation.analysis.confusion import compute_verb_confusion
 from evaluation.analysis.error_kinds import (
     ERROR_DEFINITIONS,
-    ERROR_KINDS,
     ERROR_TITLES,
     classify_errors,
     count_errors,
     top_scoring_mask,
 )
-from evaluation.analysis.precision_recall import precision_recall_curve, select_interactions
+from evaluation.analysis.precision_recall import (
+    MIN_POSITIVES,
+    precision_recall_curve,
+    select_interactions,
+)
 from evaluation.report.charts.bars import ErrorRow, error_bars
 from evaluation.report.charts.plots import (
     MAX_SIDE_BY_SIDE,
@@ -30,7 +33,7 @@ MAX_CONFUSIONS = 12
 
 
 def build_precision_recall_sections(comparison: Comparison, inputs: ReportInputs) -> list[Section]:
-    """Precision-recall curves of chosen interactions; none without detections."""
+    """Precision-recall curves of selected interactions; no section without detections."""
     if not inputs.predictions:
         return []
     vocabulary = comparison.vocabulary
@@ -41,76 +44,69 @@ def build_precision_recall_sections(comparison: Comparison, inputs: ReportInputs
     panels = [
         CurvePanel(
             names[index],
-            place,
+            rank,
             index in comparison.unseen,
             int(counts[index]),
             tuple(
                 (
-                    view.entry,
-                    precision_recall_curve(view.matched, index, int(counts[index])),
-                    view.result.per_class.get(names[index]),
+                    predictions.entry,
+                    precision_recall_curve(predictions.matched, index, int(counts[index])),
+                    predictions.result.per_class.get(names[index]),
                 )
-                for view in inputs.predictions
+                for predictions in inputs.predictions
             ),
         )
-        for index, place in select_interactions(average_precision, counts, comparison.unseen)
+        for index, rank in select_interactions(average_precision, counts, comparison.unseen)
         if counts[index]
     ]
     if not panels:
         return []
     note = (
-        f"Chosen by the AP of {lead.entry.title.lower()} among interactions with at least five"
-        " labelled instances, where there are enough."
+        f"The interactions are selected by the AP of {lead.entry.title.lower()}, from those with at"
+        f" least {MIN_POSITIVES} labelled instances if there are enough."
     )
     return [Section("curves", "Precision and recall", note, (precision_recall_curves(panels),))]
 
 
 def build_error_sections(comparison: Comparison, inputs: ReportInputs) -> list[Section]:
-    """Kinds of errors of each entry; none without detections."""
+    """Kinds of errors of each entry; no section without detections."""
     if not inputs.predictions:
         return []
     vocabulary = comparison.vocabulary
-    everything = range(vocabulary.num_interactions)
+    interactions = range(vocabulary.num_interactions)
     unseen = set(comparison.unseen)
-    groups = {"all": list(everything)}
+    groups = {"all": list(interactions)}
     if unseen:
         groups = {
             "unseen": sorted(unseen),
-            "seen": [index for index in everything if index not in unseen],
+            "seen": [index for index in interactions if index not in unseen],
         }
     rows, table = [], []
-    for view in inputs.predictions:
-        kinds = classify_errors(view.matched, vocabulary)
-        for counted, which in (
-            (top_scoring_mask(view.matched, vocabulary), "best-scoring"),
+    for predictions in inputs.predictions:
+        title = predictions.entry.title
+        kinds = classify_errors(predictions.matched, vocabulary)
+        for counted, selection in (
+            (top_scoring_mask(predictions.matched, vocabulary), "best-scoring"),
             (np.ones(len(kinds), dtype=bool), "all"),
         ):
             for group, members in groups.items():
-                found = count_errors(view.matched, kinds, counted, members)
-                if which == "best-scoring":
-                    rows.append(ErrorRow(view.entry.title, group, found))
+                counts = count_errors(predictions.matched, kinds, counted, members)
+                if selection == "best-scoring":
+                    rows.append(ErrorRow(title, group, counts))
                 numbers = (
-                    f"{found.num_correct:,}",
-                    f"{found.num_wrong:,}",
-                    *map(format_percent, found.shares),
+                    f"{counts.num_correct:,}",
+                    f"{counts.num_wrong:,}",
+                    *map(format_percent, counts.shares),
                 )
-                table.append((view.entry.title, group, which, *numbers))
+                table.append((title, group, selection, *numbers))
     if not any(row.counts.num_wrong for row in rows):
         return []
     rows.sort(key=lambda row: list(groups).index(row.group))
     note = (
-        "What is wrong with wrong detections. Detections with scores near zero cost nothing, so of"
-        " every interaction only as many best-scoring detections count as it has labelled"
-        " instances."
+        "Kinds of false positives. Detections with scores near zero hardly change the AP, so for"
+        " each interaction with N labelled instances the N best-scoring detections are counted."
     )
-    head = (
-        "",
-        "interactions",
-        "detections",
-        "right",
-        "wrong",
-        *(ERROR_TITLES[k] for k in ERROR_KINDS),
-    )
+    header = ("", "interactions", "detections", "correct", "wrong", *ERROR_TITLES.values())
     return [
         Section(
             "errors",
@@ -118,34 +114,34 @@ def build_error_sections(comparison: Comparison, inputs: ReportInputs) -> list[S
             note,
             (error_bars(rows),),
             {ERROR_TITLES[name]: text for name, text in ERROR_DEFINITIONS.items()},
-            (Table("Errors: shares by kind in % of the wrong detections", head, tuple(table)),),
+            (Table("Errors: shares by kind in % of the wrong detections", header, tuple(table)),),
         )
     ]
 
 
 def build_confusion_sections(comparison: Comparison, inputs: ReportInputs) -> list[Section]:
-    """Confusion among verbs of the first entries; none without detections."""
+    """Confusion between verbs for the first entries; no section without detections."""
     vocabulary = comparison.vocabulary
     verbs = [verb.replace("_", " ") for verb in vocabulary.verbs]
     unseen = comparison.unseen_verbs
     charts, rows = [], []
-    for place, view in enumerate(inputs.detailed):
-        confusion = compute_verb_confusion(view.matched, vocabulary)
+    for number, predictions in enumerate(inputs.detailed, start=1):
+        confusion = compute_verb_confusion(predictions.matched, vocabulary)
         if not confusion.num_found:
             continue
-        title = view.entry.title
-        charts.append(confusion_matrix(confusion, verbs, unseen, title, f"confusion-{place + 1}"))
-        for labelled, said, pairs in confusion.most_frequent(MAX_CONFUSIONS):
-            rows.append((title, verbs[labelled], verbs[said], f"{pairs:g}"))
+        title = predictions.entry.title
+        charts.append(confusion_matrix(confusion, verbs, unseen, title, f"confusion-{number}"))
+        for labelled, predicted, pairs in confusion.most_frequent(MAX_CONFUSIONS):
+            rows.append((title, verbs[labelled], verbs[predicted], f"{pairs:g}"))
     if not charts:
         return []
     note = (
-        "Labelled pairs that were found (right object, both boxes overlapping by half), by"
-        " labelled verb, and the verb of the best-scoring detection that found them, in % of the"
-        " row. A right verb stands in its own row; a wrong one is shared among the pair's labels."
+        "Rows are the verbs of labelled pairs that are detected (correct object class, IoU ≥ 0.5 of"
+        " both boxes), columns the verb of the best-scoring detection, in % of the row. A correct"
+        " verb is counted in its own row, a wrong one is spread over the rows of the pair's labels."
     )
-    head = ("", "labelled", "predicted", "pairs")
-    table = Table("Most frequent confusions", head, tuple(rows))
+    header = ("", "labelled", "predicted", "pairs")
+    table = Table("Most frequent confusions", header, tuple(rows))
     return [
         Section(
             "confusion",

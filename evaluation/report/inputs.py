@@ -1,4 +1,4 @@
-"""What lies behind the numbers of a comparison: the test set, and what each model said about it."""
+"""Loads the test set and the predictions that the results of a comparison refer to."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from pipeline.datasets.dataset import Dataset, list_file_names, open_dataset
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
+# Number of entries that the gallery and the confusion matrices show.
 MAX_DETAILED = 2
 
 
 @dataclass(frozen=True, eq=False)
 class EntryPredictions:
-    """What one entry said about the test set.
+    """Detections of one entry on the test set.
 
     Attributes:
-        entry: who.
-        result: which of its results, where it has several.
-        detections: of every image, in the order of the file; after NMS where the result is.
-        matched: the same, matched in the result's setting.
+        entry: entry of the comparison.
+        result: the one of its results that the detections are of.
+        detections: of every image, in the order of the file; after NMS if the result has NMS.
+        matched: the same detections, matched in the setting of the result.
     """
 
     entry: ComparisonEntry
@@ -41,14 +42,14 @@ class EntryPredictions:
 
 @dataclass(frozen=True, eq=False)
 class ReportInputs:
-    """What is there to look at; empty parts are not where the results say.
+    """Files behind the results; attributes are empty if a file is not where the results say.
 
     Attributes:
         test_annotations: of the annotated test images.
-        image_files: of those images that were found, by image id.
-        training_counts, test_counts: (H,) labelled instances of every interaction.
-        predictions: of each entry whose predictions are there.
-        notes: what is missing, a sentence each.
+        image_files: path by image id, of the images that exist; None without dataset folder.
+        training_counts, test_counts: (H,) labelled instances of every interaction; None unknown.
+        predictions: of each entry whose predictions file exists.
+        notes: a sentence on each missing file.
     """
 
     test_annotations: tuple[Annotation, ...] = ()
@@ -60,21 +61,21 @@ class ReportInputs:
 
     @property
     def detailed(self) -> tuple[EntryPredictions, ...]:
-        """The views with a closer look, at pictures and confusion; nobody would look at more."""
+        """Predictions of the entries for the gallery and the confusion matrices."""
         return self.predictions[:MAX_DETAILED]
 
 
 def load_report_inputs(comparison: Comparison, data: Path | None = None) -> ReportInputs:
-    """Opens the dataset and the predictions that the results point at.
+    """Loads the dataset and the predictions that the results refer to.
 
-    All views are of one dataset folder; an entry with results on several (one for each seed)
-    is seen through the one on that folder.
+    All predictions are on the same dataset folder. An entry with several results is represented by
+    its first result on that folder.
 
     Args:
-        data: the dataset folder, where it is not where the results say.
+        data: dataset folder, in place of the one in the results.
 
     Raises:
-        InputError: a file that is there is wrong, or does not belong to the dataset.
+        InputError: a file is invalid, or predictions do not belong to the dataset.
     """
     folder = data or _find_dataset_folder(comparison)
     dataset = None
@@ -87,36 +88,37 @@ def load_report_inputs(comparison: Comparison, data: Path | None = None) -> Repo
         inputs = replace(inputs, training_counts=counts)
     if ground_truth is None:
         return inputs
-    views = tuple(
-        _load_predictions(one, result, ground_truth, comparison.vocabulary, dataset)
-        for one in comparison.entries
-        if (result := _find_result(one, folder)) is not None
-    )
+    loaded, missing = [], []
+    for entry in comparison.entries:
+        result = _find_result(entry, folder)
+        if result is None:
+            missing.append(entry.title)
+        else:
+            loaded.append(
+                _load_predictions(entry, result, ground_truth, comparison.vocabulary, dataset)
+            )
     notes = list(inputs.notes)
-    silent = [
-        one.title for one in comparison.entries if all(view.entry is not one for view in views)
-    ]
-    if not views:
-        notes.append("No predictions file lies beside these results.")
-    elif silent:
-        notes.append(f"No predictions on this test set lie beside {', '.join(silent)}.")
-    return replace(inputs, predictions=views, notes=tuple(notes))
+    if not loaded:
+        notes.append("The predictions files of these results were not found.")
+    elif missing:
+        notes.append(f"No predictions on this test set were found for {', '.join(missing)}.")
+    return replace(inputs, predictions=tuple(loaded), notes=tuple(notes))
 
 
 def _find_dataset_folder(comparison: Comparison) -> Path | None:
-    """The first dataset folder that is there; of those with predictions where possible."""
-    results = [result for one in comparison.entries for result in one.results]
+    """The first dataset folder that exists, preferably of a result with predictions."""
+    results = [result for entry in comparison.entries for result in entry.results]
     results.sort(key=lambda result: result.predictions is None)
     folders = [result.dataset_path for result in results if result.dataset_path is not None]
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _load_annotations_only(comparison: Comparison) -> tuple[AnnotationFile | None, ReportInputs]:
-    """The annotations that a result was scored against, where there is no dataset folder."""
-    named = _dataset_paths(comparison)
-    where = f"There is no dataset at {named[0]}" if named else "The results name no dataset"
-    notes = (f"{where}; --data DATASET tells where it lies.",)
-    files = [result.annotations for one in comparison.entries for result in one.results]
+    """The annotation file that a result names, for results without a dataset folder."""
+    folders = _dataset_paths(comparison)
+    reason = f"There is no dataset at {folders[0]}" if folders else "The results name no dataset"
+    notes = (f"{reason}; give its folder with --data DATASET.",)
+    files = [result.annotations for entry in comparison.entries for result in entry.results]
     file = next((file for file in files if file is not None and file.is_file()), None)
     if file is None:
         return None, ReportInputs(notes=notes)
@@ -130,27 +132,29 @@ def _load_annotations_only(comparison: Comparison) -> tuple[AnnotationFile | Non
 def _dataset_paths(comparison: Comparison) -> list[Path]:
     return [
         result.dataset_path.resolve()
-        for one in comparison.entries
-        for result in one.results
+        for entry in comparison.entries
+        for result in entry.results
         if result.dataset_path is not None
     ]
 
 
 def _find_result(entry: ComparisonEntry, folder: Path | None) -> Results | None:
-    """The entry's first result with predictions on a dataset; a result whose own dataset is
-    gone, or that names none, may be of any."""
+    """The first result of an entry with predictions on a dataset folder.
+
+    A result whose own dataset folder does not exist or is unknown is assumed to be on this one.
+    """
     for result in entry.results:
-        found = result.predictions is not None and result.predictions.is_file()
-        if found and not _is_of_other_dataset(result, folder):
+        exists = result.predictions is not None and result.predictions.is_file()
+        if exists and not _is_of_other_dataset(result, folder):
             return result
     return None
 
 
 def _is_of_other_dataset(result: Results, folder: Path | None) -> bool:
-    own = result.dataset_path
-    if folder is None or own is None or not own.is_dir():
+    path = result.dataset_path
+    if folder is None or path is None or not path.is_dir():
         return False
-    return not folder.samefile(own)
+    return not folder.samefile(path)
 
 
 def _load_predictions(
@@ -163,9 +167,9 @@ def _load_predictions(
     if result.matches is not None:
         matched = result.matches.matched_detections(result.setting)
         return EntryPredictions(entry, result, result.matches.detections, matched)
-    assert result.predictions is not None, "picked for having some"
-    found = read_predictions(result.predictions, vocabulary)
-    detections = keep_annotated_images(result.predictions, found, ground_truth)
+    assert result.predictions is not None, "_find_result selects results with predictions"
+    detections = read_predictions(result.predictions, vocabulary)
+    detections = keep_annotated_images(result.predictions, detections, ground_truth)
     if dataset is not None:
         detections = dataset.detections_to_upright("test", detections)
     if result.nms is not None:
@@ -177,7 +181,7 @@ def _load_predictions(
 def _load_test_part(
     dataset: Dataset, comparison: Comparison
 ) -> tuple[AnnotationFile | None, ReportInputs]:
-    """The test annotations where they are those of the results, and what is there of them."""
+    """The annotations and images of the test part, unless the results are on other images."""
     part = dataset.parts.get("test")
     if part is None or part.annotations is None or not part.annotations.is_file():
         note = f"{dataset.root.resolve()} has no annotations of its test part."
@@ -186,20 +190,20 @@ def _load_test_part(
     part, test = dataset.part("test"), ground_truth.annotations
     expected = comparison.first.num_images
     if len(test) != expected:
-        where = f"{dataset.root.resolve()} has {len(test):,} annotated test pictures"
-        return None, ReportInputs(notes=(f"{where}, the results are of {expected:,}.",))
+        found = f"{dataset.root.resolve()} has {len(test):,} annotated test images"
+        return None, ReportInputs(notes=(f"{found}, the results are on {expected:,}.",))
     names = list_file_names(part.images) if part.images.is_dir() else set()
-    pictures = {
+    image_files = {
         item.image_id: part.images / item.image_id
         for item in test
         if item.image_id in names or (names and (part.images / item.image_id).is_file())
     }
     notes = []
-    if len(pictures) < len(test):
-        count = "None" if not pictures else f"{len(pictures):,}"
-        notes.append(f"{count} of the {len(test):,} test pictures lie in {part.images.resolve()}.")
+    if len(image_files) < len(test):
+        count = f"{len(image_files):,}" if image_files else "None"
+        notes.append(f"{count} of the {len(test):,} test images are in {part.images.resolve()}.")
     counts = count_interactions(test, comparison.vocabulary)
-    return ground_truth, ReportInputs(test, pictures, None, counts, (), tuple(notes))
+    return ground_truth, ReportInputs(test, image_files, None, counts, (), tuple(notes))
 
 
 def _count_training_labels(dataset: Dataset, vocabulary: Vocabulary) -> np.ndarray | None:

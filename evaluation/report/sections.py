@@ -1,4 +1,5 @@
-"""Sections of the report: scores, V-COCO roles and training curves."""
+"""Sections of the report from the results alone: AP by class, frequency and action, V-COCO's roles,
+training curves."""
 
 from __future__ import annotations
 
@@ -19,10 +20,14 @@ from evaluation.report.charts.plots import ap_by_frequency, training_curves
 from evaluation.results import SCENARIO_KEYS, ActionResults
 from evaluation.tables import format_percent
 
+MAX_ACTION_ROWS = 40
+# Returns the AP of an action's agents, or of one of its roles in a scenario.
+ApGetter = Callable[[ActionResults], float | None]
+
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers behind a chart: caption, names of the columns, rows."""
+    """A table of numbers below the charts of a section."""
 
     caption: str
     header: tuple[str, ...]
@@ -31,15 +36,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """Charts under one heading.
+    """A section of the page.
 
     Attributes:
-        anchor: its id on the page.
-        title, note: heading and what to know before looking.
-        charts: pictures, at least one.
-        terms: words that the charts use, with their meaning.
-        tables: numbers behind the charts.
-        side_by_side: the charts stand side by side where there is room.
+        anchor: id of the section on the page.
+        title, note: heading, and an explanation above the charts.
+        charts: at least one.
+        terms: definitions of terms in the charts.
+        tables: the numbers of the charts.
+        side_by_side: whether wide windows show the charts side by side.
     """
 
     anchor: str
@@ -51,44 +56,41 @@ class Section:
     side_by_side: bool = False
 
 
-MAX_ACTION_ROWS = 40
-
-
 def build_class_section(comparison: Comparison, rows: Sequence[ClassRow]) -> Section:
-    """AP of every interaction of the first entry."""
+    """AP of every interaction, as a chart for the first entry."""
     first = comparison.entries[0]
-    what = "AP of every interaction"
+    content = "AP of every interaction"
     if len(rows) > MAX_NAMED_CLASSES:
-        what = "All interactions by falling AP, the best and the worst by name"
-    note = f"{what}: {first.title}. The table below has everybody's numbers."
+        content = "All interactions by falling AP, the best and the worst by name"
+    note = f"{content}: {first.title}. The table below has the numbers of all entries."
     return Section("classes", "Interaction by interaction", note, (class_bars(rows, first),))
 
 
 def build_frequency_sections(comparison: Comparison, rows: Sequence[ClassRow]) -> list[Section]:
-    """AP against the number of training instances; none where that is unknown."""
+    """AP against the number of training instances; no section if these are unknown."""
     known = [row for row in rows if row.num_training is not None]
     if not known:
         return []
     note = "Each point is an interaction; the axis is logarithmic."
     if comparison.unseen:
         note += (
-            " Unseen interactions stand where their labels would have put them: the labels are in"
-            " the dataset, but no student had them, except where it says all labels."
+            " Unseen interactions are placed by the number of their labels in the dataset, although"
+            " only a student trained with all labels had them."
         )
     chart = ap_by_frequency(known, comparison.entries)
-    return [Section("frequency", "How much training data it takes", note, (chart,))]
+    return [Section("frequency", "AP and number of training instances", note, (chart,))]
 
 
 def build_action_sections(comparison: Comparison) -> list[Section]:
-    """AP of every action, and the student beside its teacher; none without known interactions."""
+    """AP of every action, and student beside teacher; no section without AP of interactions."""
     actions, left_out = build_action_rows(comparison, MAX_ACTION_ROWS)
     if not actions:
         return []
     note = "★ Unseen actions first. " if comparison.unseen else ""
     if comparison.unseen and not comparison.unseen_verbs:
         note += (
-            "Here single interactions are unseen, each with its own bars; an action among the seen"
-            " counts its seen objects only."
+            "In this split single interactions are unseen; each has bars of its own, and a seen"
+            " action is the mean over its seen objects."
         )
     else:
         note += "Mean AP over the objects of each action."
@@ -96,74 +98,60 @@ def build_action_sections(comparison: Comparison) -> list[Section]:
     sections = [Section("actions", "Action by action", f"{note} {left_out}".strip(), (chart,))]
     student, teacher = comparison.entries[0], comparison.find("teacher")
     if teacher is not None and student is not teacher:
-        place = comparison.entries.index(teacher)
-        everything, _ = build_action_rows(comparison, comparison.vocabulary.num_interactions)
-        both = [one for row in everything if None not in (one := row.select(0, place)).values]
-        if not both:
+        index = comparison.entries.index(teacher)
+        all_rows, _ = build_action_rows(comparison, comparison.vocabulary.num_interactions)
+        rows = [row.select(0, index) for row in all_rows]
+        rows = [row for row in rows if None not in row.values]
+        if not rows:
             return sections
-        chart = teacher_student_chart(both, student, teacher)
-        note = "A line between the two; where the student is right of its teacher, it is ahead."
+        chart = teacher_student_chart(rows, student, teacher)
+        note = "AP of the student and of its teacher for each action, joined by a line."
         sections.append(Section("teacher", "Teacher and student", note, (chart,)))
     return sections
 
 
 def build_training_sections(comparison: Comparison) -> list[Section]:
-    """Training curves of the runs that kept a log."""
+    """Training curves of the runs with a training log."""
     logs = [
-        (one, log)
-        for one in comparison.entries
-        for result in one.results
+        (entry, log)
+        for entry in comparison.entries
+        for result in entry.results
         if (log := read_training_log(result.metrics_log)) is not None
     ]
     if not logs:
         return []
-    note = "The parts of the loss as the runs logged them, and the learning rate."
+    note = "The terms of the training loss, and the learning rate."
     return [Section("training", "Training", note, (training_curves(logs),))]
 
 
-# Gives an action's AP of agents, or of a role in a scenario.
-ApGetter = Callable[[ActionResults], float | None]
-
-
 def build_vcoco_sections(comparison: Comparison) -> list[Section]:
-    """Role AP and agent AP of every action of V-COCO; none without its evaluation."""
-    scored = [one for one in comparison.entries if one.vcoco_actions()]
-    if not scored:
+    """Role AP and agent AP of every action of V-COCO; no section without V-COCO's scores."""
+    entries = [entry for entry in comparison.entries if entry.vcoco_actions()]
+    if not entries:
         return []
-    actions = list(dict.fromkeys(name for one in scored for name in one.vcoco_actions()))
-    roles = [
-        (action, role)
+    actions = list(dict.fromkeys(name for entry in entries for name in entry.vcoco_actions()))
+    role_rows: list[tuple[str, str, ApGetter]] = [
+        (f"{_display_name(action)}, {role}", action, _role_ap(role, SCENARIO_KEYS[0]))
         for action in actions
-        for role in dict.fromkeys(role for one in scored for role in one.vcoco_roles(action))
+        for role in dict.fromkeys(role for entry in entries for role in entry.vcoco_roles(action))
+    ]
+    agent_rows: list[tuple[str, str, ApGetter]] = [
+        (_display_name(action), action, _agent_ap) for action in actions
     ]
     charts = [
-        action_bars(bars, scored, name, title, panel=title)
-        for name, title, bars in (
-            (
-                "roles",
-                "Role AP, scenario 1",
-                _vcoco_action_rows(
-                    scored,
-                    [
-                        (f"{_display_name(a)}, {r}", a, _role_ap(r, SCENARIO_KEYS[0]))
-                        for a, r in roles
-                    ],
-                ),
-            ),
-            (
-                "agents",
-                "Agent AP",
-                _vcoco_action_rows(scored, [(_display_name(a), a, _agent_ap) for a in actions]),
-            ),
+        action_bars(rows, entries, name, title, panel=title)
+        for name, title, row_specs in (
+            ("roles", "Role AP, scenario 1", role_rows),
+            ("agents", "Agent AP", agent_rows),
         )
-        if bars
+        if (rows := _vcoco_action_rows(entries, row_specs))
     ]
     if not charts:
         return []
     note = (
-        "V-COCO's own evaluation: an agent is a person who does the action, a role is the object"
-        " that goes with it. Where an object is annotated nowhere, scenario 1 wants an empty"
-        " answer and scenario 2 takes any."
+        "V-COCO's own evaluation: an agent is a person who does the action, a role is an object of"
+        " the action. If a role has no annotated object, scenario 1 requires an empty box and"
+        " scenario 2 accepts any box."
     )
     return [
         Section(
@@ -171,7 +159,7 @@ def build_vcoco_sections(comparison: Comparison) -> list[Section]:
             "Agents and roles",
             note,
             tuple(charts),
-            tables=(_vcoco_table(scored, actions),),
+            tables=(_vcoco_table(entries, actions),),
         )
     ]
 
@@ -189,28 +177,32 @@ def _role_ap(role: str, scenario: str) -> ApGetter:
 
 
 def _vcoco_action_rows(
-    scored: list[ComparisonEntry], wanted: list[tuple[str, str, ApGetter]]
+    entries: list[ComparisonEntry], row_specs: list[tuple[str, str, ApGetter]]
 ) -> list[ActionRow]:
-    """Rows of a chart by the first entry's AP; those nobody has a number of are left out."""
+    """Rows of a chart by falling AP of the first entry; rows without any AP are left out.
+
+    Args:
+        row_specs: title, action and AP of each row.
+    """
     rows = [
-        ActionRow(title, False, tuple(one.vcoco_ap(action, pick) for one in scored))
-        for title, action, pick in wanted
+        ActionRow(title, False, tuple(entry.vcoco_ap(action, get_ap) for entry in entries))
+        for title, action, get_ap in row_specs
     ]
     rows = [row for row in rows if any(value is not None for value in row.values)]
     return sorted(rows, key=lambda row: -(row.values[0] or 0.0))
 
 
-def _vcoco_table(scored: list[ComparisonEntry], actions: list[str]) -> Table:
+def _vcoco_table(entries: list[ComparisonEntry], actions: list[str]) -> Table:
     rows = []
-    for one in scored:
+    for entry in entries:
         for action in actions:
-            agent = format_percent(one.vcoco_ap(action, _agent_ap))
-            for place, role in enumerate(one.vcoco_roles(action) or [""]):
+            agent = format_percent(entry.vcoco_ap(action, _agent_ap))
+            for index, role in enumerate(entry.vcoco_roles(action) or [""]):
                 values = [
-                    format_percent(one.vcoco_ap(action, _role_ap(role, key)))
+                    format_percent(entry.vcoco_ap(action, _role_ap(role, key)))
                     for key in SCENARIO_KEYS
                 ]
-                first = (one.title, _display_name(action), "" if place else agent)
+                first = (entry.title, _display_name(action), "" if index else agent)
                 rows.append((*first, role, *(values if role else ["", ""])))
-    head = ("", "action", "agent AP", "role", "role AP, scenario 1", "role AP, scenario 2")
-    return Table("V-COCO's AP of every action, in %", head, tuple(rows))
+    header = ("", "action", "agent AP", "role", "role AP, scenario 1", "role AP, scenario 2")
+    return Table("V-COCO's AP of every action, in %", header, tuple(rows))

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from several results, and its pictures as PNG files."""
+"""Writes the report: one self-contained HTML file, and its charts and test images as PNG files."""
 
 from __future__ import annotations
 
@@ -21,20 +21,26 @@ from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, read_json, refuse_existing, write_json, write_text
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
 
+# Name of the report on one evaluation, beside its results file.
 REPORT_FILE = "report.html"
+# List of the PNG files in their folder.
+INDEX_FILE = "pictures.json"
+# In pixels.
+ITEM_GAP, TITLE_SIZE = 12, 16
+# Higher zlib levels take twice the time for 20 % smaller files.
+PNG_COMPRESS_LEVEL = 2
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What to report on, and where.
+    """Settings of `eoid-eval report`.
 
     Attributes:
         results: results files in any order.
-        out: the HTML file.
-        png: folder for the pictures as PNG files; None takes one beside the HTML file, named
-            after it.
-        data: the dataset folder, where it is not where the results say.
-        overwrite: replace an HTML file and pictures that are there.
+        out: HTML file to write.
+        png: folder for the PNG files; None for one beside the HTML file, named after it.
+        data: dataset folder, in place of the one in the results.
+        overwrite: replace an existing HTML file and PNG files.
     """
 
     results: tuple[Path, ...]
@@ -52,23 +58,24 @@ class ReportConfig:
 def write_report(config: ReportConfig, results_with_matches: Results | None = None) -> None:
     """Writes the report.
 
-    Args:
-        results_with_matches: what stands in the only results file, with its matches.
+    Files that the results refer to and that do not exist (training log, predictions, images of the
+    dataset) are left out, and the page says so.
 
-    What results point at and what is no longer there (the training log, the predictions, the
-    dataset's pictures) is left out, and the page says so.
+    Args:
+        results_with_matches: the results in the only results file, with their matches, so that the
+            predictions are not read and matched again.
 
     Raises:
-        InputError: a package of the extra `report` is missing, a file is wrong, the results do
-            not belong together, or the HTML file or the folder is there already.
+        InputError: a package of the extra `report` is not installed, a file is invalid, the
+            results cannot be compared, or the HTML file or the folder exists.
     """
     require_packages("a report", "jinja2", "matplotlib")
     refuse_existing(config.out, config.overwrite)
     refuse_existing(config.image_folder, config.overwrite)
     results = [read_results(path) for path in config.results]
     if results_with_matches is not None:
-        (own,) = results
-        results = [replace(own, matches=results_with_matches.matches)]
+        (only,) = results
+        results = [replace(only, matches=results_with_matches.matches)]
     comparison = compare(results, _load_vocabulary(results, config.data))
     inputs = load_report_inputs(comparison, config.data)
     page = build_page(comparison, inputs)
@@ -81,13 +88,13 @@ def write_report_beside(
 ) -> str:
     """Writes a report on one evaluation beside its results file.
 
-    An evaluation is worth having without its report, so nothing is raised.
+    The evaluation is complete without its report, so errors are returned instead of raised.
 
     Args:
         results_with_matches: see `write_report`.
 
     Returns:
-        a line that says where the report is, or why there is none.
+        a line with the path of the report, or with the reason why there is none.
     """
     config = ReportConfig((results,), results.with_name(REPORT_FILE), overwrite=overwrite)
     try:
@@ -98,10 +105,11 @@ def write_report_beside(
 
 
 def _load_vocabulary(results: Sequence[Results], data: Path | None) -> Vocabulary:
-    """The vocabulary of the results' dataset.
+    """The vocabulary of the results.
 
     Raises:
-        InputError: the dataset has another vocabulary than the results, or there is none.
+        InputError: the dataset has another vocabulary than the results, or the vocabulary is in
+            a dataset that does not exist.
     """
     first = results[0]
     folders = [data, *(result.dataset_path for result in results)]
@@ -119,24 +127,18 @@ def _load_vocabulary(results: Sequence[Results], data: Path | None) -> Vocabular
             f" found none at {first.dataset_path}"
         )
     for result in results:
-        unknown = [one for one in result.unseen if not 0 <= one < vocabulary.num_interactions]
+        unknown = [i for i in result.unseen if not 0 <= i < vocabulary.num_interactions]
         if unknown:
             expected = f"interactions of {vocabulary.name}, 0 to {vocabulary.num_interactions - 1}"
             raise bad_field(result.name, "unseen", expected, unknown[0])
     return vocabulary
 
 
-INDEX_FILE = "pictures.json"
-ITEM_GAP, TITLE_SIZE = 12, 16
-# Of zlib; more of it takes twice the time for a fifth fewer bytes.
-PNG_COMPRESS_LEVEL = 2
-
-
 def write_images(folder: Path, charts: Sequence[Chart], gallery_rows: Sequence[GalleryRow]) -> None:
-    """Writes every chart and every test picture with its views side by side, and
-    `pictures.json`: file, title and description of each.
+    """Writes every chart and every gallery item as a PNG file, and their list, `pictures.json`.
 
-    Pictures that an earlier report left in the folder go; other files stay.
+    The list has file, title and description of each. PNG files of an earlier report in the folder
+    are removed; other files are kept.
     """
     _remove_previous_images(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,37 +148,37 @@ def write_images(folder: Path, charts: Sequence[Chart], gallery_rows: Sequence[G
         with atomic_write(folder / file) as temporary:
             temporary.write_bytes(chart.png)
         entries.append({"file": file, "title": chart.title, "description": chart.alt})
-    drawn = [
+    titled_items = [
         (gallery_row.title, item) for gallery_row in gallery_rows for item in gallery_row.items
     ]
-    for number, (title, item) in enumerate(drawn, start=1):
+    for number, (title, item) in enumerate(titled_items, start=1):
         file = f"picture-{number:02}.png"
         with atomic_write(folder / file) as temporary:
             draw_item(item).save(temporary, "PNG", compress_level=PNG_COMPRESS_LEVEL)
-        said = ". ".join(picture.alt for picture in item.images)
-        entries.append({"file": file, "title": title, "description": f"{said}."})
+        description = ". ".join(image.alt for image in item.images)
+        entries.append({"file": file, "title": title, "description": f"{description}."})
     write_json(folder / INDEX_FILE, entries)
 
 
 def draw_item(item: GalleryItem) -> Image.Image:
-    """The views of a test picture in a row, each under its title."""
+    """The drawings of a test image in a row, each below its title."""
     font = load_font(TITLE_SIZE)
-    room = TITLE_SIZE + ITEM_GAP
-    width = sum(picture.image.width for picture in item.images)
+    title_height = TITLE_SIZE + ITEM_GAP
+    width = sum(drawing.image.width for drawing in item.images)
     width += ITEM_GAP * (len(item.images) + 1)
-    height = max(picture.image.height for picture in item.images) + room + ITEM_GAP
-    sheet = Image.new("RGB", (width, height), LIGHT["card"])
-    pen, left = ImageDraw.Draw(sheet), ITEM_GAP
-    for picture in item.images:
-        title = f"{picture.title}, {picture.note}" if picture.note else picture.title
-        pen.text((left, room / 2), title, fill=LIGHT["text"], font=font, anchor="lm")
-        sheet.paste(picture.image, (left, room))
-        left += picture.image.width + ITEM_GAP
-    return sheet
+    height = max(drawing.image.height for drawing in item.images) + title_height + ITEM_GAP
+    canvas = Image.new("RGB", (width, height), LIGHT["card"])
+    draw, left = ImageDraw.Draw(canvas), ITEM_GAP
+    for drawing in item.images:
+        title = f"{drawing.title}, {drawing.note}" if drawing.note else drawing.title
+        draw.text((left, title_height / 2), title, fill=LIGHT["text"], font=font, anchor="lm")
+        canvas.paste(drawing.image, (left, title_height))
+        left += drawing.image.width + ITEM_GAP
+    return canvas
 
 
 def _remove_previous_images(folder: Path) -> None:
-    """Removes what an earlier report wrote."""
+    """Removes the files that an earlier report listed."""
     index = folder / INDEX_FILE
     if not index.is_file():
         return
@@ -186,7 +188,7 @@ def _remove_previous_images(folder: Path) -> None:
         return
     for entry in entries if isinstance(entries, list) else []:
         name = entry.get("file") if isinstance(entry, dict) else None
-        # Nothing outside the folder, whatever the file says.
+        # The list may have been edited: only PNG files directly in the folder are removed.
         if isinstance(name, str) and Path(name).name == name and name.endswith(".png"):
             (folder / name).unlink(missing_ok=True)
     index.unlink()

@@ -1,5 +1,5 @@
 "use strict";
-// The long table can be searched and sorted; without scripts it is a plain table.
+// Makes the table of interactions searchable and sortable; without scripts it is a plain table.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
@@ -8,43 +8,43 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const search = table.closest("section").querySelector(".search");
   const count = search.querySelector("output");
   const input = search.querySelector("input");
-  const show = () => {
-    const wanted = split(input.value);
+  const filter = () => {
+    const prefixes = split(input.value);
     let shown = 0;
     rows.forEach((row, index) => {
-      const fits = wanted.every((start) => words[index].some((word) => word.startsWith(start)));
-      row.hidden = !fits;
-      shown += fits;
+      const matches = prefixes.every((prefix) => words[index].some((word) => word.startsWith(prefix)));
+      row.hidden = !matches;
+      shown += matches;
     });
     count.textContent = `${shown} of ${rows.length}`;
   };
-  input.addEventListener("input", show);
+  input.addEventListener("input", filter);
   search.hidden = false;
-  show();
+  filter();
 
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => {
+  const headers = [...table.tHead.rows[0].cells];
+  headers.forEach((header, column) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = head.textContent;
-    head.replaceChildren(button);
+    button.textContent = header.textContent;
+    header.replaceChildren(button);
     const value = (row) => row.cells[column].dataset.value;
     button.addEventListener("click", () => {
-      const numbers = head.dataset.kind === "number";
-      // Numbers start with the largest, names with the first letter.
+      const numbers = header.dataset.kind === "number";
+      // The first click sorts numbers in falling and names in alphabetical order.
       const first = numbers ? "descending" : "ascending";
-      const other = numbers ? "ascending" : "descending";
-      const order = head.getAttribute("aria-sort") === first ? other : first;
-      heads.forEach((one) => one.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", order);
+      const reverse = numbers ? "ascending" : "descending";
+      const order = header.getAttribute("aria-sort") === first ? reverse : first;
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
       rows
         .map((row, index) => ({ row, index, words: words[index], value: value(row) }))
-        .sort((one, two) => {
-          if (!numbers) return sign * one.value.localeCompare(two.value);
-          // What has no number stays at the end.
-          if (one.value === "" || two.value === "") return (one.value === "") - (two.value === "");
-          return sign * (one.value - two.value);
+        .sort((a, b) => {
+          if (!numbers) return sign * a.value.localeCompare(b.value);
+          // Rows without a number are always last.
+          if (a.value === "" || b.value === "") return (a.value === "") - (b.value === "");
+          return sign * (a.value - b.value);
         })
         .forEach((entry, index) => {
           rows[index] = entry.row;

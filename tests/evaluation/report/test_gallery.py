@@ -47,7 +47,7 @@ def test_build_gallery(material):
             data = base64.b64decode(one.data_uri.partition(",")[2])
             assert Image.open(io.BytesIO(data)).size == one.image.size == (512, 512)
     alts = " ".join(one.alt for card in cards for one in card.images)
-    assert "(unseen, right)" in alts
+    assert "(unseen, correct)" in alts
     assert "No distillation: nothing" in alts
     for gallery_row in gallery_rows:
         expected = "AP " if "seen actions only" in gallery_row.title else "unseen AP "
@@ -106,5 +106,5 @@ def test_unseen_actions_are_not_hidden_behind_guesses_about_others(toy, material
         comparison, [truth], [(entries[0][0], [found])], lambda _: picture
     )
     assert gallery_row.items[0].images[1].alt == (
-        "a.jpg, Distilled: ride horse (right) and kick ball (unseen, right)"
+        "a.jpg, Distilled: ride horse (correct) and kick ball (unseen, correct)"
     )

@@ -78,16 +78,16 @@ def test_no_predictions(toy, runs, copy):
     folder = copy("control", predictions=None)
     found = inputs(toy, folder)
     assert found.predictions == () and len(found.test_annotations) == 24
-    assert found.notes == ("No predictions file lies beside these results.",)
+    assert found.notes == ("The predictions files of these results were not found.",)
     found = inputs(toy, folder, runs / "distilled")
     assert [view.entry.role for view in found.predictions] == ["distilled"]
-    assert found.notes == ("No predictions on this test set lie beside No distillation.",)
+    assert found.notes == ("No predictions on this test set were found for No distillation.",)
 
 
 def test_another_test_set(toy, copy):
     found = inputs(toy, copy("control", num_images=9000))
     assert found.predictions == found.test_annotations == ()
-    assert found.notes[0].endswith("has 24 annotated test pictures, the results are of 9,000.")
+    assert found.notes[0].endswith("has 24 annotated test images, the results are on 9,000.")
     # The training part is what it is.
     assert found.training_counts is not None
 
@@ -98,10 +98,10 @@ def test_pictures_gone(toy, runs, tmp_path, copy):
     pictures[0].unlink()
     found = inputs(toy, copy("control", dataset_path=str(moved)))
     assert len(found.image_files) == 23 and len(found.predictions) == 1
-    assert found.notes[0].startswith("23 of the 24 test pictures lie in ")
+    assert found.notes[0].startswith("23 of the 24 test images are in ")
     shutil.rmtree(moved / "images")
     found = inputs(toy, copy("teacher", dataset_path=str(moved)))
-    assert found.image_files == {} and found.notes[0].startswith("None of the 24 test pictures")
+    assert found.image_files == {} and found.notes[0].startswith("None of the 24 test images")
 
 
 def test_no_training_part(toy, runs, tmp_path, copy):

@@ -3,7 +3,7 @@ from importlib import resources
 
 import pytest
 
-from evaluation.report.page import find_published_results
+from evaluation.report.score_tables import find_published_results
 from evaluation.results import METRICS, Results
 from pipeline.vocabulary import load_vocabulary
 
@@ -64,7 +64,7 @@ def test_nothing_for_other_datasets_and_settings(fields):
 
 def test_another_number_of_pictures_is_told():
     (found,) = find_published_results(result(num_images=500), "ua")
-    assert found.conditions.endswith("all 9,546 test pictures instead of 500")
+    assert found.conditions.endswith("all 9,546 test images instead of 500")
 
 
 def test_every_split_is_one_of_the_vocabulary():

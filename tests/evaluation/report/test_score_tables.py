@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation.analysis.comparison import compare
-from evaluation.report.page import PublishedResult, build_score_tables
+from evaluation.report.score_tables import PublishedResult, build_score_tables
 from evaluation.results import (
     AGENT_AP,
     METRICS,

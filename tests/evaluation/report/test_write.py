@@ -95,7 +95,7 @@ def test_every_section_is_there(page):
     anchors = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert anchors == [
         *("results", "classes", "frequency", "actions", "teacher", "curves", "errors"),
-        *("confusion", "training", "pictures"),
+        *("confusion", "training", "images"),
     ]
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert links == [f"#{anchor}" for anchor in anchors]
@@ -193,10 +193,10 @@ def test_one_result_without_anything_beside_it(runs, tmp_path):
     text = write(tmp_path / "out" / "report.html", changed(runs, tmp_path, **NOTHING))
     page = Page(text)
     assert page.images == []
-    assert "The results name no dataset; --data DATASET tells where it lies." in text
+    assert "The results name no dataset; give its folder with --data DATASET." in text
     assert (
         "Not on this page: AP against training instances, precision and recall, kinds of errors,"
-        " confusion among verbs, training curves and test pictures."
+        " confusion between verbs, training curves and test images."
     ) in text
     assert {a["id"] for tag, a in page.tags if tag == "section"} == {
         *("results", "classes", "actions")
@@ -207,7 +207,7 @@ def test_dataset_given(runs, tmp_path):
     source = changed(runs, tmp_path, predictions="gone.json", dataset_path="gone")
     text = write(tmp_path / "report.html", source, data=runs / "toy")
     assert 'id="frequency"' in text
-    assert "No predictions file lies beside these results." in text
+    assert "The predictions files of these results were not found." in text
 
 
 def test_hico_det_with_all_its_classes(tmp_path):
@@ -245,7 +245,7 @@ def test_both_settings(runs, tmp_path):
     further |= {"per_verb": {}, "per_object": {}, "splits": {}}
     source = changed(runs, tmp_path, **NOTHING, known_object=further)
     rows = Page(write(tmp_path / "report.html", source)).tables[0]
-    assert "known-object" in rows[-2][0]
+    assert "known-object" in rows[-2][0].lower()
     assert rows[-1][:2] == ["Teacher", "98.7"]
 
 
@@ -258,7 +258,7 @@ def test_several_seeds(runs, tmp_path):
     text = write(tmp_path / "report.html", *sources)
     rows = [row[0].split("\n")[0] for row in Page(text).tables[0]]
     assert rows[2:] == ["seed 3", "seed 5"]
-    assert "confusion and pictures are those of one run each (seed 3)." in text
+    assert "images are those of one run of each entry (seed 3)." in text
 
 
 def test_results_of_different_splits(runs, tmp_path):
