@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo`, `make test`.
+# `make demo` runs both phases on the toy dataset, `make test` the tests; see CONTRIBUTING.md.
 PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
@@ -40,8 +40,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
-# Tests compute with one thread each, so as many processes as cores; few are enough. Files stay whole:
-# their tests share what is slow to make.
+# Each test process computes with one thread. The tests of a file run in one process, because they share
+# fixtures that are slow to make.
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
@@ -52,12 +52,12 @@ test-slow: $(INSTALLED)
 
 test-all: test test-slow
 
-# One process: a GPU's tests take all of it. What they measured stands below their names.
+# One process, because each GPU test uses the whole GPU. -rsP prints what the tests measured.
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu -rsP
 
-# The lowest versions that setup.cfg allows, in an environment of their own; PYTHON needs to be one that
-# they know (3.10 to 3.12). `make test-lowest TESTS=tests/student` runs a part.
+# The lowest versions that setup.cfg allows, in a separate environment. They support Python 3.10 to 3.12.
+# `make test-lowest TESTS=tests/student` runs a part.
 $(LOWEST)/.installed: setup.cfg pyproject.toml
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip uv

@@ -1,8 +1,8 @@
-"""From nothing to a zero-shot result on the toy dataset: the project's commands in a row.
+"""Runs both phases on the toy dataset, from drawing its images to a report.
 
-Every stage is a command that a user could type, echoed as it starts. Stages keep their results
-below `seed-N/` of the output folder: the same call goes on after a stop, and another split of the
-same seed finds toy dataset, models and caches there.
+Every stage is a command of this project, which is printed before it runs. Stages write results to
+`seed-N/` in the output folder, so that an interrupted call resumes, and other splits of the same
+seed reuse toy dataset, models and caches.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ LABELS = {
 
 @dataclass
 class Stages:
-    """Runs commands and keeps their times, over several calls where one was stopped.
+    """Runs commands and records their times, summed over several calls if one was interrupted.
 
     Attributes:
-        file: where the times are kept.
-        seconds: by stage, of all its attempts together.
-        finished: stages that ended well.
+        file: file of the times.
+        seconds: time by stage, over all its attempts.
+        finished: stages that succeeded.
     """
 
     file: Path
@@ -70,11 +70,11 @@ class Stages:
 
 
 def run_words(words: Sequence[str], log: Path | None = None) -> int:
-    """Runs one of the project's commands; its exit code as a shell gives it.
+    """Runs a command of this project and returns its exit code as a shell does.
 
     Args:
-        words: of the command.
-        log: where its lines are added instead of being shown, the command itself first.
+        words: the command's name and arguments.
+        log: file that the command line and its output are appended to; None prints them.
     """
     line = f"$ {' '.join(words)}"
     program = [Path(sys.executable).parent / words[0], *words[1:]]
@@ -87,8 +87,11 @@ def run_words(words: Sequence[str], log: Path | None = None) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code as a shell gives it; Ctrl-C reaches the command too, which needs its time to
-    save. Where it ended well all the same, the demo stops after it."""
+    """Waits for the end and returns the exit code as a shell does.
+
+    Ctrl-C reaches the command too, which needs time to save. If the command succeeds all the same,
+    the demo stops after it.
+    """
     interrupted = False
     while True:
         try:
@@ -103,17 +106,17 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
-    """Runs all stages and gives the content of `results.json`.
+    """Runs all stages and returns the content of `results.json`.
 
     Args:
-        out: where `results.json` and `report.html` go.
+        out: folder of `results.json` and `report.html`.
         split: name of a split of the toy dataset, or a TOML file.
-        seed: of toy dataset, models and students.
+        seed: seed of toy dataset, models and students.
         ceiling: also train a student with all labels.
     """
     vocabulary = load_vocabulary("toy")
     known = load_split(vocabulary, split)
-    # A user's file may change between calls; its runs must not be taken for each other's.
+    # A user's file may change between calls, so the folder's name contains a digest of the split.
     shipped = split in split_names(vocabulary)
     tag = split if shipped else f"{known.name}-{sha256_of_json(known.unseen)[:8]}"
     base = out / f"seed-{seed}"
@@ -176,14 +179,14 @@ def summary(
         low, reached, high = (
             value[name]["unseen"] for name in ("no_distillation", "distilled", "all_labels")
         )
-        # A split of one's own may hide what no test picture shows; then there is no gap.
+        # Without test images of the unseen interactions their mAP is undefined, and so is the gap.
         if None not in (low, reached, high) and high > low:
             value["gap_closed"] = (reached - low) / (high - low)
     return value
 
 
 def describe(value: dict[str, Any]) -> str:
-    """The result in a few lines for a terminal."""
+    """The results as a table for a terminal."""
     lines = [f"{'mAP, %':<18}" + "".join(f"{group:>9}" for group in GROUPS)]
     for name in ("distilled", "no_distillation", "all_labels", "teacher"):
         if name in value:
@@ -195,19 +198,23 @@ def describe(value: dict[str, Any]) -> str:
     told = [f"{name.replace('_', ' ')} {value['teacher'][name]:.3f}" for name in shares]
     lines.append(", ".join(told))
     if "gap_closed" in value:
-        lines.append(f"share of the gap closed without labels: {value['gap_closed']:.2f}")
+        lines.append(f"gap closed by distillation: {value['gap_closed']:.2f}")
     stages = ", ".join(f"{name} {taken:.0f}" for name, taken in value["stages"].items())
-    lines.append(f"{value['seconds']:.0f} s in all: {stages}")
+    lines.append(f"{value['seconds']:.0f} s in total: {stages}")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder")
-    parser.add_argument("--split", default="ua", help="ua, uc, uo or a TOML file")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ceiling", action="store_true", help="also train with all labels")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="Output folder.")
+    parser.add_argument("--split", default="ua", help="Zero-shot split: ua, uc, uo or a TOML file.")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of toy dataset, models and students."
+    )
+    parser.add_argument(
+        "--ceiling", action="store_true", help="Also train a student with all labels."
+    )
     options = parser.parse_args()
     try:
         value = run_demo(options.out, options.split, options.seed, options.ceiling)

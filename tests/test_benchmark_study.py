@@ -146,7 +146,7 @@ def test_a_stopped_study_goes_on(plan, code):
     whole = Machine()
     said = []
     assert run_study(plan(Machine(stop_at=5, code=code)), said.append) == code
-    assert "stopped; the same call goes on from here" in said
+    assert "stopped; the same command resumes" in said
     first = plan(Machine()).results / "vdetach.json"
     assert len(read_json(first)["rows"][0]["values"]["unseen"]) == 1
     assert run_study(plan(whole), said.append) == 0
@@ -157,7 +157,7 @@ def test_a_stopped_study_goes_on(plan, code):
 def test_a_budget_ends_between_commands(plan):
     said = []
     assert run_study(plan(Machine(), budget=0.0), said.append) == 0
-    assert "0 minutes are over; the same call goes on from here" in said
+    assert "0 minutes are over; the same command resumes" in said
 
 
 def test_a_failing_command_stops_only_what_needs_it(plan):
@@ -378,7 +378,7 @@ def test_the_list_tells_what_is_missing(plan):
     list_study(plan(Machine(), VDETACH, TOPK, seeds=(0,)), said.append)
     assert re.match(r"vdetach +2 rows,   5 commands to run, about 6 min", said[0])
     assert re.match(r"topk +4 rows,   3 commands to run", said[1])
-    assert said[2].startswith("in all 8 commands left")
+    assert said[2].startswith("total: 8 commands left")
 
 
 def test_remaining_time_follows_the_commands_that_were_run(plan, tmp_path):

@@ -154,8 +154,8 @@ def test_the_description_names_every_number():
     assert rows["All labels"] == ["75.0", "74.0", "76.0"]
     assert rows["Teacher itself"] == ["50.0", "55.0", "45.0"]
     assert "teacher accuracy 0.970, person recall 0.990, object recall 0.875" in text
-    assert "share of the gap closed without labels: 0.80" in text
-    assert text.endswith("99 s in all: toy 9, distilled 90")
+    assert "gap closed by distillation: 0.80" in text
+    assert text.endswith("99 s in total: toy 9, distilled 90")
 
 
 def test_groups_without_ground_truth_have_no_number():

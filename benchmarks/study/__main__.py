@@ -1,9 +1,8 @@
-"""Runs what is missing of the study and writes what it has found.
+"""Runs the missing experiments of the study and writes tables, figures and one page of results.
 
-Every run is a command that a user could type, in a folder of its own; runs that are there are found
-again, and a run that was stopped goes on, so that the same call continues after Ctrl-C or a kill.
-What the results already hold is not run again, so that a study can be made on one machine after
-another.
+Every run is an ordinary command of this project, with its own folder. Finished runs are reused and
+interrupted ones resume, so that the same call continues after Ctrl-C or a kill. Runs whose results
+are recorded are not repeated, so that a study can continue on another machine.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
             failed = True
             log = task.workshop.log(task.piece)
             say(
-                f"{task.piece.folder}: this command failed; going on with others"
+                f"{task.piece.folder}: this command failed; continuing with others"
                 f"{f', see {log}' if log else ''}"
             )
         for experiment in plan.experiments:
@@ -114,14 +113,14 @@ def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
                 write_experiment(experiment, workshops, plan.results, records)
 
     if not tasks:
-        say(f"nothing to run: all of it is in {plan.results} (--rerun runs it once more)")
+        say(f"nothing to run: all results are in {plan.results} (--rerun runs everything again)")
     until = None if plan.budget is None else time.monotonic() + 60 * plan.budget
     code = 0
     try:
         if make_together(tasks, plan.jobs, until, begun, ended):
-            say(f"{plan.budget:g} minutes are over; the same call goes on from here")
+            say(f"{plan.budget:g} minutes are over; the same command resumes")
     except StoppedError as stopped:
-        say("stopped; the same call goes on from here")
+        say("stopped; the same command resumes")
         code = stopped.code
     finally:
         for experiment in plan.experiments:
@@ -133,7 +132,7 @@ def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
 def missing(
     experiments: Sequence[Experiment], workshops: Sequence[Workshop], records: Records
 ) -> dict[str, list[Task]]:
-    """What has to be made for each experiment, by its name, that those before it do not need."""
+    """The missing runs of each experiment by its name, without those of earlier experiments."""
     found: dict[str, list[Task]] = {}
     known: set[tuple[int, str]] = set()
     for experiment in experiments:
@@ -154,7 +153,7 @@ def missing(
 
 
 def list_study(plan: Plan, say: Callable[[str], None] = print) -> None:
-    """Tells the experiments, what is missing of each after those before it, and for how long."""
+    """Lists the experiments, the number of missing runs of each, and their expected time."""
     workshops = plan.workshops()
     lacks = plan.lacks(workshops, plan.records())
 
@@ -168,7 +167,7 @@ def list_study(plan: Plan, say: Callable[[str], None] = print) -> None:
             f" run, about {told(own)}: {experiment.title}"
         )
     tasks = [task for own in lacks.values() for task in own]
-    say(f"in all {len(tasks)} commands left, about {told(tasks)}")
+    say(f"total: {len(tasks)} commands left, about {told(tasks)}")
 
 
 def _duration(seconds: float) -> str:
@@ -177,13 +176,15 @@ def _duration(seconds: float) -> str:
 
 
 def usual_jobs() -> int:
-    """As many commands at a time as there are cores, which small models use best one by one; on a
-    machine with a GPU one."""
+    """Number of commands run in parallel: one per core, or one on a machine with a GPU.
+
+    Small models use cores best with one thread each.
+    """
     return 1 if torch.cuda.is_available() else min(MOST_JOBS, os.cpu_count() or 1)
 
 
 def _share_cores(jobs: int) -> None:
-    """Gives every command its part of the cores, where the environment does not say otherwise."""
+    """Divides the cores among the commands, unless the environment sets the number of threads."""
     if jobs > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
 
@@ -206,16 +207,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point."""
     names = [experiment.name for experiment in EXPERIMENTS]
     parser = argparse.ArgumentParser(prog="study", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("study"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, help="folder of tables and figures")
-    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="for example 0,1,2")
-    parser.add_argument("--only", action="append", choices=names, help="an experiment")
-    parser.add_argument("--base", type=Path, help="folder of demos to take models from")
-    parser.add_argument("--jobs", type=_count, help="commands at a time (default: one a core)")
-    parser.add_argument("--rerun", action="store_true", help="also what the results hold already")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="then stop")
-    parser.add_argument("--tiny", action="store_true", help="a few pictures, to see that all works")
-    parser.add_argument("--list", action="store_true", help="what is there and what is missing")
+    parser.add_argument("--out", type=Path, default=Path("study"), help="Folder of the runs.")
+    parser.add_argument("--results", type=Path, help="Folder of tables and figures.")
+    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="Seeds, such as 0,1,2.")
+    parser.add_argument("--only", action="append", choices=names, help="Run only this experiment.")
+    parser.add_argument("--base", type=Path, help="Folder of demos whose models are used.")
+    parser.add_argument("--jobs", type=_count, help="Parallel commands; default: one per core.")
+    parser.add_argument("--rerun", action="store_true", help="Repeat recorded runs too.")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="Stop after this time.")
+    parser.add_argument("--tiny", action="store_true", help="Use few images, as a test.")
+    parser.add_argument("--list", action="store_true", help="List experiments and missing runs.")
     options = parser.parse_args(words)
     chosen = options.only or names
     plan = Plan(
