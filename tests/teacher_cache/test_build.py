@@ -29,7 +29,7 @@ from teacher_cache.teachers.regions import RegionMode, crop_regions_pil, union_r
 
 
 def datasets(folder):
-    """Every dataset of every shard."""
+    """Values of all HDF5 datasets, by shard and name."""
     found = {}
     for path in sorted((folder / SHARDS).iterdir()):
         with h5py.File(path) as file:

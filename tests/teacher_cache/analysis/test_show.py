@@ -29,7 +29,7 @@ def config(finished, shared_dataset, tmp_path):
     return ShowConfig(finished, FIRST, shared_dataset, tmp_path / "shown.png")
 
 
-def test_the_picture_and_its_lines(config, capsys):
+def test_the_drawing_and_its_lines(config, capsys):
     show_image(config)
     lines = capsys.readouterr().out.splitlines()
     with Image.open(config.out) as image:

@@ -115,7 +115,7 @@ def test_jobs_of_other_settings_are_refused(build_config, shared_dataset, start)
     assert (config.out / MANIFEST).exists()
 
 
-def test_a_job_and_an_ordinary_builder_refuse_each_other(build_config, shared_dataset, start):
+def test_a_job_and_an_ordinary_build_refuse_each_other(build_config, shared_dataset, start):
     config = build_config(shared_dataset, images_per_shard=1)
     job = start(replace(config, share=ArrayShare(0, 2)), preamble=SUSPEND_AFTER_FIRST_SHARD)
     deadline = time.monotonic() + TIMEOUT

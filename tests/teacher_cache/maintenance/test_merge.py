@@ -65,13 +65,13 @@ def test_a_finished_cache_and_itself(finished, tmp_path):
     assert contents(tmp_path / "new") == contents(finished)
 
 
-def names_of_images(dataset):
+def image_names(dataset):
     return sorted(path.name for path in (dataset / "images/train2015").iterdir())
 
 
 def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
     """Each cache is finished, but contains only the images on its machine's disk."""
-    names = names_of_images(dataset)
+    names = image_names(dataset)
     folders = []
     for number, absent in enumerate((names[1::2], names[::2])):
         part = shutil.copytree(dataset, tmp_path / f"disk{number}")

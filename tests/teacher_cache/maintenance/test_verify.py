@@ -48,7 +48,7 @@ def test_an_undamaged_cache(cache, capsys):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_any_flipped_byte_is_find_problems(cache, name):
+def test_any_flipped_byte_is_found(cache, name):
     path = cache / name
     content = path.read_bytes()
     rng = np.random.default_rng(len(name))
