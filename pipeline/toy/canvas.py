@@ -83,10 +83,6 @@ class Sketch:
         """A filled polygon, widened by a radius with round corners."""
         return self._add(tuple(points), (radius, radius), colour)
 
-    def ellipse(self, centre: complex, across: float, down: float, colour: Colour) -> Sketch:
-        """An axis-aligned ellipse with the given half axes."""
-        return self.polygon(arc(centre, across, down, 0, 360), colour)
-
     def add(self, other: Sketch) -> Sketch:
         """Puts another sketch's layers on top."""
         self.layers += other.layers

@@ -24,7 +24,7 @@ SKETCHES = {
     "path": Sketch().path([8 + 8j, 20 + 9j, 30 + 25j], 2, RED),
     "polygon": Sketch().polygon([8 + 8j, 30 + 12j, 15 + 30j], RED),
     "round polygon": Sketch().polygon([8 + 8j, 30 + 12j, 15 + 30j], RED, 2),
-    "ellipse": Sketch().ellipse(20 + 20j, 12, 5, RED),
+    "ellipse": Sketch().polygon(arc(20 + 20j, 12, 5, 0, 360), RED),
     "layers": Sketch().disc(10 + 10j, 3, RED).new_layer().disc(30 + 30j, 4, RED),
 }
 
