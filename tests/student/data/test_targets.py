@@ -1,9 +1,18 @@
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
 import torch
 
-from student.data.targets import Targets
+from pipeline.boxes import box_iou
+from pipeline.splits import load_split
+from pipeline.toy.scene import draw_scene
+from pipeline.types import Annotation, Pairs
+from student.config import TargetConfig
+from student.data.targets import Targets, build_targets
 
 
-def make(count, found=0):
+def make_targets(count, found=0):
     return Targets(
         human_boxes=torch.rand(count, 4),
         object_boxes=torch.rand(count, 4),
@@ -19,14 +28,14 @@ def make(count, found=0):
     )
 
 
-def test_images_without_pairs():
-    batch = Targets.collate([make(0), make(0)])
+def test_collate_images_without_pairs():
+    batch = Targets.collate([make_targets(0), make_targets(0)])
     assert batch.num_pairs.tolist() == [[0], [0]] and batch.pair_mask.shape == (2, 0)
     assert batch.verb_labels.shape == (2, 0, 3) and batch.human_boxes.shape == (2, 0, 4)
 
 
 def test_padding_is_neither_present_nor_seen_nor_interactive():
-    targets = [make(1), make(3), make(0)]
+    targets = [make_targets(1), make_targets(3), make_targets(0)]
     batch = Targets.collate(targets)
     assert batch.num_pairs.tolist() == [[1], [3], [0]] and len(batch) == 3
     assert batch.pair_mask.sum(1).tolist() == [1, 3, 0]
@@ -36,17 +45,339 @@ def test_padding_is_neither_present_nor_seen_nor_interactive():
     assert batch.teacher_probs[0, 1:].sum() == 0
 
 
-def test_detected_boxes_stand_one_image_after_the_other():
-    targets = [make(1, found=2), make(2), make(0, found=3)]
+def test_detected_boxes_of_a_batch_are_concatenated():
+    targets = [make_targets(1, found=2), make_targets(2), make_targets(0, found=3)]
     batch = Targets.collate(targets)
     assert batch.detected_images.tolist() == [0, 0, 2, 2, 2]
     assert torch.equal(batch.detected_boxes[2:], targets[2].detected_boxes)
     assert batch.detected_labels.tolist() == [0, 1, 0, 1, 2]
 
 
-def test_a_selection_takes_all_fields_of_its_rows():
-    target = make(3, found=2)
+def test_select_keeps_all_fields_of_the_rows():
+    target = make_targets(3, found=2)
     kept = target.select(torch.tensor([True, False, True]), torch.tensor([False, True]))
     assert kept.object_labels.tolist() == [0, 2] and kept.detected_labels.tolist() == [1]
     assert torch.equal(kept.teacher_probs, target.teacher_probs[[0, 2]]) and len(kept.seen) == 2
     assert kept.exhaustive_labels is target.exhaustive_labels
+
+
+SPLITS = ("ua", "uc", "uo", "full")
+ANNOTATED = TargetConfig(candidates="annotated")
+
+
+def targets_as_arrays(*arguments):
+    """Targets of an image with numpy arrays in place of tensors."""
+    made = build_targets(*arguments)
+    return replace(made, **{name: value.numpy() for name, value in vars(made).items()})
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [draw_scene(5, "train", index)[1] for index in range(40)]
+
+
+@pytest.fixture(scope="module")
+def targets_of(answer, vocabulary):
+    """Targets of an annotation under a split, with the outputs of the toy teacher."""
+
+    def make(annotation, split, config=None, answers=None):
+        answers = answers or answer(annotation)
+        return targets_as_arrays(
+            annotation,
+            answers.pairs,
+            answers.probabilities,
+            load_split(vocabulary, split),
+            vocabulary,
+            config or TargetConfig(),
+        )
+
+    return make
+
+
+def pair_boxes(annotation, rows):
+    return np.concatenate([annotation.boxes[rows[:, 0]], annotation.boxes[rows[:, 1]]], axis=1)
+
+
+def interactions_of(annotation, vocabulary):
+    rows = annotation.hois
+    return vocabulary.interaction_ids[rows[:, 2], annotation.labels[rows[:, 1]]]
+
+
+def table(values):
+    return {tuple(row) for row in np.asarray(values, dtype=np.float32).reshape(-1, 8).tolist()}
+
+
+@pytest.mark.parametrize("config", [TargetConfig(), ANNOTATED])
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_unseen_label_reaches_a_target(scenes, targets_of, vocabulary, split, config):
+    unseen = set(load_split(vocabulary, split).unseen)
+    seen_labels = 0
+    for annotation in scenes:
+        targets = targets_of(annotation, split, config)
+        rows, verbs = np.nonzero(targets.verb_labels)
+        interactions = vocabulary.interaction_ids[verbs, targets.object_labels[rows]]
+        labelled = interactions_of(annotation, vocabulary)
+        assert sorted(interactions) == sorted(hoi for hoi in labelled if hoi not in unseen)
+        assert (targets.verb_labels.any(1) == targets.seen).all()
+        seen_labels += len(rows)
+    everything = sum(len(annotation.hois) for annotation in scenes)
+    assert seen_labels == everything if split == "full" else 0 < seen_labels < everything
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_boxes_are_those_of_seen_pairs_or_of_the_detector(
+    scenes, targets_of, answer, vocabulary, split
+):
+    unseen = load_split(vocabulary, split).unseen
+    left_out = 0
+    for annotation in scenes:
+        answers = answer(annotation)
+        targets = targets_of(annotation, split, answers=answers)
+        rows = annotation.hois
+        hidden = np.isin(interactions_of(annotation, vocabulary), unseen)
+        known = table(pair_boxes(annotation, rows[~hidden]))
+        found = answers.pairs.sources == 1
+        proposals = table(
+            np.concatenate(
+                [answers.pairs.human_boxes[found], answers.pairs.object_boxes[found]], axis=1
+            )
+        )
+        boxes = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)
+        assert table(boxes[targets.seen]) == known
+        assert table(boxes[~targets.seen]) <= proposals
+        detected = np.concatenate([answers.pairs.human_boxes[found],
+                                   answers.pairs.object_boxes[found]])  # fmt: skip
+        assert {tuple(box) for box in targets.detected_boxes.tolist()} == {
+            tuple(box) for box in detected.tolist()
+        }
+        left_out += len(table(pair_boxes(annotation, rows[hidden])) - known)
+    assert (left_out > 0) == (split != "full")
+
+
+@pytest.mark.parametrize("split", SPLITS[:3])
+def test_unseen_pairs_have_no_effect_on_targets(scenes, targets_of, answer, vocabulary, split):
+    """Annotations and cache with other boxes and outputs for unseen pairs give the same targets."""
+    random = np.random.default_rng(0)
+    changed = 0
+    for annotation in scenes:
+        answers = answer(annotation)
+        before = targets_of(annotation, split, answers=answers)
+        rows = annotation.hois
+        hidden = np.isin(
+            interactions_of(annotation, vocabulary), load_split(vocabulary, split).unseen
+        )
+        alone = np.setdiff1d(rows[hidden][:, :2], rows[~hidden][:, :2])
+        boxes = annotation.boxes.copy()
+        boxes[alone] = random.uniform(0, 128, (len(alone), 4))
+        known = table(pair_boxes(annotation, rows[~hidden]))
+        pairs = answers.pairs
+        cached = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)
+        secret = np.array([tuple(row) not in known for row in cached.tolist()], dtype=bool)
+        secret &= pairs.sources == 0
+        humans, things, probabilities = (
+            values.copy()
+            for values in (pairs.human_boxes, pairs.object_boxes, answers.probabilities)
+        )
+        for values in (humans, things, probabilities):
+            values[secret] = random.uniform(0, 1, values[secret].shape)
+        other = replace(
+            answers,
+            pairs=replace(pairs, human_boxes=humans, object_boxes=things),
+            probabilities=probabilities,
+        )
+        after = targets_of(replace(annotation, boxes=boxes), split, answers=other)
+        for field in fields(before):
+            np.testing.assert_array_equal(getattr(before, field.name), getattr(after, field.name))
+        changed += len(alone) + secret.sum()
+    assert changed > 20
+
+
+def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(scenes, targets_of, vocabulary):
+    split = load_split(vocabulary, "ua")
+    taken = 0
+    for annotation in scenes:
+        targets = targets_of(annotation, "ua", ANNOTATED)
+        rows = annotation.hois
+        hidden = np.isin(interactions_of(annotation, vocabulary), split.unseen)
+        only_hidden = table(pair_boxes(annotation, rows[hidden])) - table(
+            pair_boxes(annotation, rows[~hidden])
+        )
+        boxes = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)
+        assert table(boxes[~targets.seen]) <= only_hidden
+        taken += (~targets.seen).sum()
+    assert taken > 5
+
+
+def test_candidates_from_a_cache_of_annotated_boxes(scenes, answer, vocabulary):
+    """All pairs of annotated boxes but seen pairs are candidates, unseen or unlabelled."""
+    split = load_split(vocabulary, "ua")
+    unlabelled = hidden = 0
+    for annotation in scenes:
+        answers = answer(annotation, spread=0)
+        pairs = answers.pairs
+        targets = targets_as_arrays(
+            annotation, pairs, answers.probabilities, split, vocabulary, ANNOTATED, "annotated"
+        )
+        rows = annotation.hois
+        shown = ~np.isin(interactions_of(annotation, vocabulary), split.unseen)
+        named = table(pair_boxes(annotation, rows[shown]))
+        proposed = pairs.sources == 1
+        every = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)[proposed]
+        found = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)[~targets.seen]
+        assert table(found) <= table(every) - named
+        unlabelled += len(table(found) - table(pair_boxes(annotation, rows)))
+        hidden += len(table(found) & table(pair_boxes(annotation, rows[~shown])))
+    assert unlabelled > 5 and hidden > 5
+
+
+@pytest.mark.parametrize("config", [TargetConfig(), ANNOTATED])
+@pytest.mark.parametrize("split", SPLITS)
+def test_teacher_probs_are_those_of_distilled_verbs(
+    scenes, targets_of, answer, vocabulary, split, config
+):
+    distilled = load_split(vocabulary, split).distilled_verbs
+    for annotation in scenes:
+        answers = answer(annotation)
+        targets = targets_of(annotation, split, config, answers)
+        assert not targets.teacher_probs[targets.verb_labels].any()
+        assert not targets.teacher_probs[:, ~distilled].any()
+        places = np.concatenate([answers.pairs.human_boxes, answers.pairs.object_boxes], axis=1)
+        for row in range(len(targets.seen)):
+            box = np.concatenate([targets.human_boxes[row], targets.object_boxes[row]])
+            same = np.flatnonzero((places == box).all(1))
+            free = distilled & ~targets.verb_labels[row]
+            np.testing.assert_array_equal(
+                targets.teacher_probs[row][free], answers.probabilities[same[0]][free]
+            )
+
+
+def test_without_distillation_only_teacher_probs_differ(scenes, targets_of):
+    changed = 0
+    for annotation in scenes:
+        on = targets_of(annotation, "ua")
+        off = targets_of(annotation, "ua", TargetConfig(distillation=False))
+        for field in fields(on):
+            if field.name != "teacher_probs":
+                np.testing.assert_array_equal(getattr(on, field.name), getattr(off, field.name))
+        assert off.teacher_probs.shape == on.teacher_probs.shape and not off.teacher_probs.any()
+        changed += on.teacher_probs.any()
+    assert changed > 10
+
+
+def person_and(vocabulary, *things, hois):
+    """An annotation with a person on the left and the named objects in a row to the right."""
+    boxes = [[0, 0, 20, 60], *([30 + 30 * i, 10, 50 + 30 * i, 40] for i in range(len(things)))]
+    labels = [vocabulary.person, *(vocabulary.objects.index(name) for name in things)]
+    rows = [(0, thing, vocabulary.verbs.index(verb)) for thing, verb in hois]
+    return Annotation(
+        "a.jpg",
+        np.array(boxes, dtype=np.float32),
+        np.array(labels),
+        np.array(rows, dtype=np.int64).reshape(-1, 3),
+    )
+
+
+def proposals(vocabulary, *found):
+    """Proposed pairs from (human box, object box, object name), with equal probabilities."""
+    pairs = Pairs(
+        human_boxes=np.array([row[0] for row in found], dtype=np.float32).reshape(-1, 4),
+        object_boxes=np.array([row[1] for row in found], dtype=np.float32).reshape(-1, 4),
+        object_labels=np.array([vocabulary.objects.index(row[2]) for row in found], dtype=np.int64),
+        human_scores=np.full(len(found), 0.9, dtype=np.float32),
+        object_scores=np.full(len(found), 0.9, dtype=np.float32),
+        sources=np.ones(len(found), dtype=np.uint8),
+    )
+    return pairs, np.full((len(found), vocabulary.num_verbs), 0.1, dtype=np.float32)
+
+
+def test_an_image_without_labels_and_pairs(vocabulary):
+    annotation = person_and(vocabulary, hois=[])
+    pairs, answers = proposals(vocabulary)
+    for config in (TargetConfig(), ANNOTATED):
+        targets = targets_as_arrays(
+            annotation, pairs, answers, load_split(vocabulary, "ua"), vocabulary, config
+        )
+        assert targets.verb_labels.shape == targets.teacher_probs.shape == (0, vocabulary.num_verbs)
+        for name in ("human_boxes", "object_boxes", "detected_boxes"):
+            assert getattr(targets, name).shape == (0, 4)
+        for name in ("object_labels", "seen", "interactive", "detected_labels"):
+            assert getattr(targets, name).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("human", "thing", "name", "kept"),
+    [
+        ([0, 0, 20, 60], [30, 10, 50, 40], "ball", False),  # the seen pair itself
+        ([0, 0, 20, 31], [30, 10, 50, 26], "ball", False),  # both overlap by just over a half
+        ([0, 0, 20, 29], [30, 10, 50, 40], "ball", True),  # the person by less than a half
+        ([0, 0, 20, 60], [30, 10, 50, 24], "ball", True),  # the object by less than a half
+        ([0, 0, 20, 60], [30, 10, 50, 40], "box", True),  # another object in the same place
+    ],
+)
+def test_candidates_that_overlap_a_seen_pair_are_removed(vocabulary, human, thing, name, kept):
+    annotation = person_and(vocabulary, "ball", hois=[(1, "throw")])
+    pairs, answers = proposals(vocabulary, (human, thing, name))
+    split = load_split(vocabulary, "full")
+    targets = targets_as_arrays(annotation, pairs, answers, split, vocabulary, TargetConfig())
+    assert targets.seen.tolist() == ([True, False] if kept else [True])
+    if not kept:
+        covered = min(
+            box_iou(annotation.boxes[:1], pairs.human_boxes).item(),
+            box_iou(annotation.boxes[1:], pairs.object_boxes).item(),
+        )
+        assert covered >= 0.5
+
+
+def test_a_pair_labelled_no_interaction_is_not_interactive(vocabulary):
+    annotation = person_and(
+        vocabulary, "ball", "box", hois=[(1, "no_interaction"), (2, "push"), (2, "point")]
+    )
+    pairs, answers = proposals(vocabulary, ([60, 60, 80, 99], [90, 60, 99, 80], "dog"))
+    targets = targets_as_arrays(
+        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+    )
+    assert targets.seen.tolist() == [True, True, False]
+    assert targets.interactive.tolist() == [False, True, True]
+    assert targets.verb_labels.sum(1).tolist() == [1, 2, 0]
+
+
+def test_a_verb_without_object_has_an_empty_box(vocabulary):
+    annotation = person_and(vocabulary, "ball", hois=[(1, "throw"), (-1, "jump"), (-1, "point")])
+    pairs, answers = proposals(vocabulary, ([0, 0, 20, 60], [30, 10, 50, 40], "ball"))
+    targets = targets_as_arrays(
+        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+    )
+    (objectless,) = np.flatnonzero((targets.object_boxes == 0).all(1))
+    assert len(targets.seen) == 2 and targets.seen.all()
+    np.testing.assert_array_equal(targets.human_boxes[objectless], annotation.boxes[0])
+    assert targets.object_labels[objectless] == vocabulary.num_objects
+    verbs = [vocabulary.verbs[verb] for verb in np.flatnonzero(targets.verb_labels[objectless])]
+    assert sorted(verbs) == ["jump", "point"]
+
+
+def test_an_objectless_pair_alone(vocabulary):
+    annotation = person_and(vocabulary, hois=[(-1, "jump")])
+    pairs, answers = proposals(vocabulary)
+    targets = targets_as_arrays(
+        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+    )
+    assert targets.object_boxes.tolist() == [[0, 0, 0, 0]]
+
+
+def test_detected_boxes_are_confident_and_unique(vocabulary):
+    annotation = person_and(vocabulary, hois=[])
+    human, ball, dog = [0, 0, 20, 60], [30, 10, 50, 40], [60, 10, 90, 40]
+    other = [70, 0, 90, 60]
+    pairs, answers = proposals(
+        vocabulary, (human, ball, "ball"), (human, dog, "dog"), (human, other, "person")
+    )
+    pairs = replace(pairs, object_scores=np.array([0.9, 0.2, 0.9], dtype=np.float32))
+    targets = targets_as_arrays(
+        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+    )
+    found = sorted(
+        (vocabulary.objects[label], box)
+        for label, box in zip(targets.detected_labels, targets.detected_boxes.tolist(), strict=True)
+    )
+    assert found == [("ball", ball), ("person", human)]
+    assert targets.detected_boxes.dtype == np.float32 and targets.detected_labels.dtype == np.int64

@@ -1,12 +1,20 @@
 import pytest
 import torch
 import torchvision
+from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.toy.backbone import ToyBackbone
 from student.config import BACKBONES
-from student.models.backbone import RESNETS, build_backbone, identify_resnet
+from student.models.backbone import (
+    RESNETS,
+    build_backbone,
+    count_layers,
+    find_resnet_blocks,
+    folded_conv_bn,
+    identify_resnet,
+)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -65,3 +73,88 @@ def test_parameters_tell_the_resnet(name):
     with torch.device("meta"):
         names = [key.removeprefix("body.") for key in build_backbone(name).state_dict()]
     assert identify_resnet(names) == name
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        ([], 0),
+        (["layers.0.bias", "layers.1.bias", "layers.1.weight"], 2),
+        (["layers.10.bias"], 11),
+        (["others.3.bias", "layers.x.bias", "layers.4"], 0),
+    ],
+)
+def test_layers_are_counted(names, count):
+    assert count_layers(names, "layers.") == count
+
+
+def names(blocks, last):
+    return [
+        f"layer{stage}.{block}.{last}.weight"
+        for stage, count in enumerate(blocks, 1)
+        for block in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "last", "name"),
+    [
+        ((2, 2, 2, 2), "conv2", "resnet18"),
+        ((3, 4, 6, 3), "conv2", "resnet34"),
+        ((3, 4, 6, 3), "conv3", "resnet50"),
+        ((3, 4, 23, 3), "conv3", "resnet101"),
+        ((3, 8, 36, 3), "conv3", None),
+        ((2, 2, 2, 0), "conv2", None),
+    ],
+)
+def test_blocks_tell_the_resnet(blocks, last, name):
+    assert identify_resnet(names(blocks, last)) == name
+    kind = "bottleneck" if last == "conv3" else "basic"
+    assert find_resnet_blocks(names(blocks, last)) == (kind, blocks)
+
+
+@pytest.fixture
+def norm():
+    """A frozen batch norm of six channels that has seen something."""
+    layer = FrozenBatchNorm2d(6)
+    for name, buffer in layer.named_buffers():
+        buffer.copy_(torch.rand(6) + 0.5 if name in ("weight", "running_var") else torch.randn(6))
+    return layer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 2, "padding": 1}, {"groups": 2}, {"padding": 2, "dilation": 2}],
+)
+def test_folding_is_convolution_and_norm(norm, options):
+    convolution = nn.Conv2d(4, 6, 3, bias=False, **options)
+    x = torch.randn(2, 4, 9, 11, requires_grad=True)
+    found, expected = folded_conv_bn(x, convolution, norm), norm(convolution(x))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weight = torch.randn_like(expected)
+    for wrt in (x, convolution.weight):
+        gradients = [
+            torch.autograd.grad((y * weight).sum(), wrt, retain_graph=True)[0]
+            for y in (found, expected)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_no_images(norm):
+    assert (
+        folded_conv_bn(torch.zeros(0, 4, 5, 5), nn.Conv2d(4, 6, 3, bias=False), norm).shape[0] == 0
+    )
+
+
+def test_half_precision_maps_stay_half_precision(norm):
+    convolution = nn.Conv2d(4, 6, 1, bias=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert folded_conv_bn(torch.randn(1, 4, 5, 5), convolution, norm).dtype == torch.bfloat16
+
+
+def test_only_frozen_norms_without_a_bias_before_them_fold(norm):
+    x = torch.zeros(1, 4, 5, 5)
+    with pytest.raises(AssertionError):
+        folded_conv_bn(x, nn.Conv2d(4, 6, 1), norm)
+    with pytest.raises(AssertionError):
+        folded_conv_bn(x, nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6))

@@ -2,15 +2,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.ops import box_convert, box_iou, roi_align
 
 from student.config import ModelConfig
 from student.data.targets import Targets
 from student.losses.criterion import proposal_losses
 from student.models.detector import HOIDetector
 from student.models.proposal_queries import (
+    ProposalHead,
     ProposalOutputs,
     ProposalQueries,
+    grid_cell_centres,
     pair_spatial_features,
+    roi_align_unpadded,
+    select_top_cells,
     union_cxcywh,
 )
 
@@ -37,7 +42,7 @@ def test_shapes(queries):
 
 
 @pytest.mark.parametrize(
-    ("size", "asked", "count"),
+    ("size", "num_queries", "count"),
     [
         ((8, 8), 20, 20),
         ((8, 8), 32, 32),
@@ -48,22 +53,22 @@ def test_shapes(queries):
         ((1, 1), 3, 3),
     ],
 )
-def test_as_many_queries_as_asked_for_or_there_are_pairs(size, asked, count):
-    queries = ProposalQueries(replace(CONFIG, num_queries=asked), channels=6)
+def test_number_of_queries(size, num_queries, count):
+    queries = ProposalQueries(replace(CONFIG, num_queries=num_queries), channels=6)
     assert queries(maps(1, *size), None).target.shape[1] == count
 
 
-def test_references_are_pairs_of_the_proposal_heads_boxes(queries):
+def test_reference_boxes_are_boxes_of_the_proposal_head(queries):
     start = queries(maps(), None)
-    dense = start.outputs["proposals"]
+    proposals = start.outputs["proposals"]
     for reference, branch in ((start.human_reference, 0), (start.object_reference, 1)):
-        cells = dense.boxes[:, branch].flatten(2).transpose(1, 2)
+        cells = proposals.boxes[:, branch].flatten(2).transpose(1, 2)
         for image in range(2):
             assert all((cells[image] == box).all(1).any() for box in reference[image])
 
 
-class Planted(torch.nn.Module):
-    """A proposal head that sees one person and two things."""
+class FakeProposalHead(torch.nn.Module):
+    """A proposal head that predicts one person and two objects."""
 
     def forward(self, features, padding):
         logits = torch.full((1, 5, 8, 8), -9.0)
@@ -74,8 +79,8 @@ class Planted(torch.nn.Module):
         return ProposalOutputs(logits, boxes, torch.ones(1, 2))
 
 
-def test_the_likeliest_pairs_come_first(queries):
-    queries.head = Planted()
+def test_queries_are_sorted_by_score(queries):
+    queries.head = FakeProposalHead()
     seen = []
     queries.label.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     start = queries(maps(1), None)
@@ -84,7 +89,7 @@ def test_the_likeliest_pairs_come_first(queries):
     torch.testing.assert_close(start.object_reference[0, :2], torch.tensor([[0.1] * 4, [0.5] * 4]))
 
 
-def test_the_proposal_head_learns_from_its_own_losses_only(queries):
+def test_query_losses_do_not_reach_the_proposal_head(queries):
     features = maps()
     features["stride8"].requires_grad_()
     start = queries(features, None)
@@ -103,14 +108,14 @@ def test_the_proposal_head_learns_from_its_own_losses_only(queries):
     assert all(parameter.grad.abs().sum() > 0 for parameter in queries.head.parameters())
 
 
-def test_the_smallest_box_around_two():
+def test_union_cxcywh():
     first = torch.tensor([[0.2, 0.2, 0.2, 0.4], [0.5, 0.5, 1.0, 1.0]])
     second = torch.tensor([[0.6, 0.3, 0.2, 0.2], [0.5, 0.5, 0.1, 0.1]])
     expected = torch.tensor([[0.4, 0.2, 0.6, 0.4], [0.5, 0.5, 1.0, 1.0]])
     torch.testing.assert_close(union_cxcywh(first, second), expected)
 
 
-def test_geometry_of_a_pair():
+def test_pair_spatial_features():
     human = torch.tensor([[0.4, 0.5, 0.2, 0.4]])
     thing = torch.tensor([[0.5, 0.3, 0.4, 0.1]])
     values = pair_spatial_features(human, thing)
@@ -120,12 +125,12 @@ def test_geometry_of_a_pair():
     torch.testing.assert_close(values[:, 8:], expected)
 
 
-def test_geometry_of_degenerate_boxes_is_finite():
+def test_pair_spatial_features_of_empty_boxes_are_finite():
     values = pair_spatial_features(torch.zeros(1, 4), torch.ones(1, 4))
     assert torch.isfinite(values).all() and values.abs().max() <= 4
 
 
-def test_the_toy_student_predicts_from_pairs():
+def test_outputs_of_the_toy_student():
     torch.manual_seed(0)
     outputs = HOIDetector(CONFIG).eval()([torch.randn(3, 128, 128)] * 2)
     assert outputs["pred_verb_logits"].shape == (2, CONFIG.num_queries, CONFIG.num_verbs)
@@ -152,7 +157,7 @@ def small_boxes(head):
 
 
 @pytest.mark.parametrize("pair_people", [False, True])
-def test_an_image_among_larger_ones_has_the_queries_it_has_alone(pair_people):
+def test_queries_of_a_padded_image_are_those_it_has_alone(pair_people):
     torch.manual_seed(0)
     queries = ProposalQueries(replace(CONFIG, pair_people=pair_people), channels=6)
     small_boxes(queries.head)
@@ -168,7 +173,7 @@ def test_an_image_among_larger_ones_has_the_queries_it_has_alone(pair_people):
             torch.testing.assert_close(together[name][row], value[0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_mask_without_padding_changes_nothing(queries):
+def test_queries_with_a_mask_without_padding(queries):
     features = maps()
     masked = parts(queries(features, torch.zeros(2, 64, 64, dtype=torch.bool)))
     for name, value in parts(queries(features, None)).items():
@@ -208,7 +213,7 @@ def test_people_are_paired_with_other_people(pair_people):
     assert not themselves.any()
 
 
-def test_the_detector_takes_images_of_any_size():
+def test_detector_with_images_of_any_size():
     torch.manual_seed(0)
     model = HOIDetector(CONFIG).eval()
     images = [torch.randn(3, 128, 128), torch.randn(3, 75, 130), torch.randn(3, 201, 90)]
@@ -219,7 +224,7 @@ def test_the_detector_takes_images_of_any_size():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_boxes_that_are_not_numbers_end_nothing(queries, value):
+def test_boxes_that_are_not_finite_raise_no_error(queries, value):
     """The pooled regions are numbers, the references are not, and no loss of theirs will be."""
     for head in queries.head.boxes:
         torch.nn.init.constant_(head.bias, value)
@@ -227,3 +232,244 @@ def test_boxes_that_are_not_numbers_end_nothing(queries, value):
     if value is torch.nan:
         assert start.human_reference.isnan().any() and start.object_reference.isnan().any()
     assert start.target.shape == (2, CONFIG.num_queries, CONFIG.hidden_dim)
+
+
+PERSON, CLASSES = 2, 5
+
+
+def proposal_head(channels=8, seed=0):
+    torch.manual_seed(seed)
+    return ProposalHead(channels, CLASSES, PERSON)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (5, 9), (1, 1)])
+def test_proposal_head_shapes_and_ranges(height, width):
+    proposals = proposal_head()(torch.randn(3, 8, height, width))
+    assert proposals.logits.shape == (3, CLASSES, height, width)
+    assert proposals.boxes.shape == (3, 2, 4, height, width)
+    assert (proposals.boxes[:, :, 2:] > 0).all() and (proposals.boxes[:, :, 2:] < 1).all()
+
+
+def test_untrained_head_has_low_scores_and_boxes_around_the_cells():
+    proposals = proposal_head()(torch.randn(1, 8, 16, 16))
+    assert 0.005 < proposals.logits.sigmoid().mean() < 0.08
+    offset = (proposals.boxes[:, :, :2] - grid_cell_centres(16, 16, torch.device("cpu"))).abs()
+    assert offset.max() <= 2 / 16 and 0.15 < proposals.boxes[:, :, 2:].mean() < 0.25
+
+
+def test_people_and_objects_have_separate_branches():
+    model, features = proposal_head(), torch.randn(1, 8, 4, 4)
+    before = model(features)
+    with torch.no_grad():
+        model.branches[0][0].weight.add_(0.5)
+    after = model(features)
+    others = [label for label in range(CLASSES) if label != PERSON]
+    assert torch.equal(before.logits[:, others], after.logits[:, others])
+    assert torch.equal(before.boxes[:, 1], after.boxes[:, 1])
+    assert not torch.equal(before.logits[:, PERSON], after.logits[:, PERSON])
+    assert not torch.equal(before.boxes[:, 0], after.boxes[:, 0])
+
+
+def test_grid_cell_centres():
+    centres = grid_cell_centres(2, 4, torch.device("cpu"))
+    assert centres[0].tolist() == [[0.125, 0.375, 0.625, 0.875]] * 2
+    assert centres[1].tolist() == [[0.25] * 4, [0.75] * 4]
+
+
+def test_top_cells_are_local_maxima():
+    logits = torch.full((2, 3, 8, 8), -6.0)
+    peaks = [(0, 1, 2, 3, 4.0), (0, 2, 6, 6, 3.0), (0, 1, 7, 0, 2.0), (1, 0, 0, 0, 5.0)]
+    for image, label, row, column, value in peaks:
+        logits[image, label, row, column] = value
+    logits[0, 1, 2, 4] = 3.9  # beside the best peak, hence none
+    boxes = torch.arange(2 * 4 * 64).float().view(2, 4, 8, 8)
+    found = select_top_cells(logits, boxes, 3)
+    assert found.labels[0].tolist() == [1, 2, 1] and found.labels[1, 0] == 0
+    torch.testing.assert_close(found.scores[0], torch.tensor([4.0, 3.0, 2.0]).sigmoid())
+    places = [(2, 3), (6, 6), (7, 0)]
+    for row, place in enumerate(places):
+        assert torch.equal(found.boxes[0, row], boxes[0, :, place[0], place[1]])
+
+
+def test_top_cells_of_a_small_map_are_all_entries():
+    found = select_top_cells(torch.zeros(1, 2, 1, 2), torch.zeros(1, 4, 1, 2), 10)
+    assert found.scores.shape == found.labels.shape == (1, 4)
+    assert found.boxes.shape == (1, 4, 4)
+
+
+def detections(boxes, labels):
+    """The targets of a batch in whose images the detector found these boxes."""
+    return replace(
+        Targets(*[torch.zeros(0)] * 7),
+        detected_boxes=torch.cat(boxes),
+        detected_labels=torch.cat(labels),
+        detected_images=torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)]),
+    )
+
+
+def no_detections(images):
+    return detections([torch.zeros(0, 4)] * images, [torch.zeros(0, dtype=torch.int64)] * images)
+
+
+def test_proposal_losses_without_boxes_are_finite():
+    proposals = proposal_head()(torch.randn(2, 8, 6, 6))
+    losses = proposal_losses(proposals, no_detections(2), PERSON)
+    assert losses["proposal_box"] == 0 and 0 < losses["proposal_class"] < 10
+    (losses["proposal_class"] + losses["proposal_box"]).backward()
+
+
+DETECTED_BOXES = [
+    torch.tensor([[0.3, 0.4, 0.2, 0.5], [0.35, 0.55, 0.4, 0.2], [0.8, 0.8, 0.3, 0.3]]),
+    torch.zeros(0, 4),
+    torch.tensor([[0.6, 0.3, 0.3, 0.4]]),
+]
+DETECTED_LABELS = [
+    torch.tensor([PERSON, 0, 4]),
+    torch.zeros(0, dtype=torch.int64),
+    torch.tensor([PERSON]),
+]
+
+
+def test_proposal_losses_of_perfect_outputs_are_almost_zero():
+    logits = torch.full((3, CLASSES, 8, 8), -20.0)
+    boxes = torch.rand(3, 2, 4, 8, 8)
+    for image, (own, labels) in enumerate(zip(DETECTED_BOXES, DETECTED_LABELS, strict=True)):
+        for box, label in zip(own, labels, strict=True):
+            column, row = (int(box[axis] * 8) for axis in (0, 1))
+            logits[image, label, row, column] = 20
+            boxes[image, int(label != PERSON), :, row, column] = box
+    losses = proposal_losses(
+        ProposalOutputs(logits, boxes, torch.ones(3, 2)),
+        detections(DETECTED_BOXES, DETECTED_LABELS),
+        PERSON,
+    )
+    assert losses["proposal_box"] < 1e-5 and losses["proposal_class"] < 1e-5
+
+
+@pytest.mark.parametrize("where", [(0.0, 0.0), (1.0, 1.0), (-0.1, 1.2)])
+def test_proposal_losses_of_centres_on_the_border_are_finite(where):
+    box = torch.tensor([[*where, 0.2, 0.2]])
+    logits, boxes = torch.zeros(1, CLASSES, 4, 4), torch.full((1, 2, 4, 4, 4), 0.5)
+    proposals = ProposalOutputs(logits, boxes, torch.ones(1, 2))
+    losses = proposal_losses(proposals, detections([box], [torch.tensor([0])]), PERSON)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def pad_maps(maps, stride=8):
+    """Maps of single images as one padded batch, with the mask at image size."""
+    height, width = (max(one.shape[axis] for one in maps) for axis in (-2, -1))
+    batch = torch.randn(len(maps), maps[0].shape[1], height, width)
+    padding = torch.ones(len(maps), stride * height, stride * width, dtype=torch.bool)
+    for row, one in enumerate(maps):
+        batch[row, :, : one.shape[2], : one.shape[3]] = one[0]
+        padding[row, : stride * one.shape[2], : stride * one.shape[3]] = False
+    return batch, padding
+
+
+SIZES = [(7, 11), (13, 5), (13, 11), (3, 12)]
+
+
+def test_proposals_of_a_padded_image_are_those_it_has_alone():
+    model = proposal_head()
+    maps = [torch.randn(1, 8, *size) for size in SIZES]
+    batched = model(*pad_maps(maps))
+    assert batched.valid_cells().sum((1, 2, 3)).tolist() == [h * w for h, w in SIZES]
+    torch.testing.assert_close(
+        batched.grid_sizes(), torch.tensor([[w, h] for h, w in SIZES]).float()
+    )
+    for row, one in enumerate(maps):
+        alone = model(one)
+        height, width = one.shape[-2:]
+        for name in ("logits", "boxes"):
+            found = getattr(batched, name)[row, ..., :height, :width]
+            torch.testing.assert_close(found, getattr(alone, name)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_has_no_proposal_loss():
+    model = proposal_head()
+    maps = [torch.randn(1, 8, *size) for size in SIZES[:3]]
+    batched = proposal_losses(
+        model(*pad_maps(maps)), detections(DETECTED_BOXES, DETECTED_LABELS), PERSON
+    )
+    sums = {"proposal_class": 0, "proposal_box": 0}
+    for one, boxes, labels in zip(maps, DETECTED_BOXES, DETECTED_LABELS, strict=True):
+        for name, loss in proposal_losses(
+            model(one), detections([boxes], [labels]), PERSON
+        ).items():
+            sums[name] += loss.item() * max(len(labels), 1)
+    for name, loss in batched.items():
+        assert loss.item() == pytest.approx(sums[name] / 4, rel=1e-4)
+
+
+def test_proposals_with_a_mask_without_padding():
+    model, features = proposal_head(), torch.randn(2, 8, 6, 9)
+    without, masked = model(features), model(features, torch.zeros(2, 48, 72, dtype=torch.bool))
+    assert torch.equal(without.logits, masked.logits) and torch.equal(without.boxes, masked.boxes)
+
+
+def test_proposal_head_learns_given_boxes():
+    model = proposal_head(16)
+    torch.manual_seed(1)
+    features = torch.randn(3, 16, 8, 8)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    first = None
+    for _ in range(150):
+        losses = proposal_losses(
+            model(features), detections(DETECTED_BOXES, DETECTED_LABELS), PERSON
+        )
+        total = losses["proposal_class"] + losses["proposal_box"]
+        first = first or total.item()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert total < 0.1 * first
+    proposals = model(features)
+    people = select_top_cells(proposals.logits[:, PERSON : PERSON + 1], proposals.boxes[:, 0], 1)
+    for image in (0, 2):
+        corners = (
+            box_convert(b, "cxcywh", "xyxy") for b in (people.boxes[image], DETECTED_BOXES[image])
+        )
+        assert box_iou(*corners)[0, 0] > 0.6 and people.scores[image, 0] > 0.5
+    assert people.scores[1, 0] < 0.3
+
+
+ROI_BOXES = [
+    [0.0, 0.0, 7.0, 9.0],
+    [2.2, 3.1, 2.4, 6.0],
+    [3.0, 4.0, 3.0, 4.0],
+    # Beyond the edges, near and far.
+    [-0.4, -0.6, 0.2, 0.2],
+    [-4.0, -3.0, 12.0, 13.0],
+    [6.0, 8.0, 9.0, 12.0],
+    [20.0, 20.0, 30.0, 30.0],
+    [5.0, 5.0, 1.0, 1.0],
+]
+
+
+def random_regions(generator, count):
+    boxes = torch.rand(count, 4, generator=generator) * 14 - 3
+    return torch.cat([torch.tensor(ROI_BOXES), boxes])
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 7), (1, 1), (16, 20)])
+@pytest.mark.parametrize("more", [0, 3])
+def test_roi_align_unpadded_equals_torchvision_on_the_unpadded_map(height, width, more):
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.tensor([[height, width], [max(1, height - 2), width], [height, max(1, width - 3)]])
+    features = torch.randn(3, 5, height + more, width + more, generator=generator)
+    boxes = random_regions(generator, 50)
+    image = torch.randint(0, 3, (len(boxes), 1), generator=generator)
+    found = roi_align_unpadded(features, torch.cat([image.float(), boxes], 1), 4, ends)
+    for number, (rows, columns) in enumerate(ends.tolist()):
+        own = image[:, 0] == number
+        part = features[number, None, :, :rows, :columns]
+        expected = roi_align(part, [boxes[own]], 4, sampling_ratio=1, aligned=True)
+        torch.testing.assert_close(found[own], expected, atol=1e-5, rtol=0)
+
+
+def test_roi_align_unpadded_without_regions():
+    pooled = roi_align_unpadded(
+        torch.zeros(1, 5, 4, 4), torch.zeros(0, 5), 3, torch.tensor([[4, 4]])
+    )
+    assert pooled.shape == (0, 5, 3, 3)
