@@ -84,13 +84,13 @@ def test_detections_below_the_threshold_are_dropped(toy_weights, vocabulary):
 
 def test_category_ids_are_mapped_to_the_vocabularys_objects(toy_weights, vocabulary):
     """With a vocabulary of other ids and fewer objects, the same detector finds a part of them."""
-    whole = Detector(DetectorConfig(TOY, toy_weights), vocabulary, CPU)(images(1))[0]
+    all_objects = Detector(DetectorConfig(TOY, toy_weights), vocabulary, CPU)(images(1))[0]
     other = replace(vocabulary, objects=("bike", "person", "chair"), category_ids=(4, 1, 9))
     part = Detector(DetectorConfig(TOY, toy_weights), other, CPU)(images(1))[0]
-    ids = np.array(vocabulary.category_ids)[whole.labels]
+    ids = np.array(vocabulary.category_ids)[all_objects.labels]
     kept = np.isin(ids, other.category_ids)
     np.testing.assert_array_equal(np.array(other.category_ids)[part.labels], ids[kept])
-    np.testing.assert_array_equal(part.boxes, whole.boxes[kept])
+    np.testing.assert_array_equal(part.boxes, all_objects.boxes[kept])
 
 
 def test_a_torchvision_detector_from_a_file(coco_weights, vocabulary):
@@ -141,12 +141,12 @@ def test_classes_of_coco_detectors_are_mapped_to_other_vocabularies_by_name(
     detector = Detector(DetectorConfig(SMALL, coco_weights, 0.0), vocabulary, CPU)
     assert detector.missing_objects == ("bike", "ball", "box")
     coco = load_vocabulary("hico-det")
-    whole = Detector(DetectorConfig(SMALL, coco_weights, 0.0), coco, CPU)(images(1))[0]
+    all_objects = Detector(DetectorConfig(SMALL, coco_weights, 0.0), coco, CPU)(images(1))[0]
     (found,) = detector(images(1))
-    known = np.isin([coco.objects[label] for label in whole.labels], vocabulary.objects)
-    np.testing.assert_array_equal(found.boxes, whole.boxes[known])
+    known = np.isin([coco.objects[label] for label in all_objects.labels], vocabulary.objects)
+    np.testing.assert_array_equal(found.boxes, all_objects.boxes[known])
     assert [vocabulary.objects[label] for label in found.labels] == [
-        coco.objects[label] for label in whole.labels[known]
+        coco.objects[label] for label in all_objects.labels[known]
     ]
 
 
@@ -301,9 +301,9 @@ def test_huge_images_are_reduced_for_the_detector(toy_weights, vocabulary, monke
     small = Image.fromarray(images(1)[0])
     large = small.resize((3 * 128, 3 * 128), Image.Resampling.NEAREST)
     monkeypatch.setattr(detectors, "MAX_PIXELS", 128 * 128)
-    (wanted,), (found,) = detect_objects(detector, [small]), detect_objects(detector, [large])
-    np.testing.assert_allclose(found.boxes, 3 * wanted.boxes, atol=1e-2)
-    np.testing.assert_array_equal(found.labels, wanted.labels)
+    (expected,), (found,) = detect_objects(detector, [small]), detect_objects(detector, [large])
+    np.testing.assert_allclose(found.boxes, 3 * expected.boxes, atol=1e-2)
+    np.testing.assert_array_equal(found.labels, expected.labels)
     assert found.boxes.dtype == np.float32
     monkeypatch.undo()
     monkeypatch.setattr(detectors, "MAX_SIDE", 128)

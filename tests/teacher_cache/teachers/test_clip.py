@@ -122,7 +122,7 @@ def test_a_model_from_the_hub(tmp_path, monkeypatch, model, pixels):
     """In huggingface_hub's cache, from which it is loaded without a network."""
     from huggingface_hub import constants
 
-    repository = tmp_path / "models--somebody--clip"
+    repository = tmp_path / "models--owner--clip"
     snapshot = repository / "snapshots" / ("1" * 40)
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
@@ -133,8 +133,8 @@ def test_a_model_from_the_hub(tmp_path, monkeypatch, model, pixels):
     safetensors(model.state_dict(), snapshot / "open_clip_model.safetensors")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    teacher = ClipTeacher(ClipConfig("hf-hub:somebody/clip"), CPU)
-    assert (teacher.name, teacher.quick_gelu) == ("hf-hub:somebody/clip", True)
+    teacher = ClipTeacher(ClipConfig("hf-hub:owner/clip"), CPU)
+    assert (teacher.name, teacher.quick_gelu) == ("hf-hub:owner/clip", True)
     assert (teacher.mean, teacher.interpolation) == ((0.5, 0.5, 0.5), "bilinear")
     assert teacher.encode_images(pixels).shape == (2, 32)
     assert teacher.encode_texts(["a picture of person riding horse"]).shape == (1, 32)
@@ -183,8 +183,8 @@ def test_preprocessing_that_all_tags_of_a_model_have_in_common():
         (ClipConfig("ViT-B-99"), "--clip-model: expected a folder.*ViT-B-32.*found ViT-B-99"),
         (ClipConfig("RN50"), "--clip-weights: expected a checkpoint file or a tag of RN50.*openai"),
         (
-            ClipConfig("RN50", "nobody"),
-            "file or a tag of RN50.*openai.*found nobody",
+            ClipConfig("RN50", "unknown"),
+            "file or a tag of RN50.*openai.*found unknown",
         ),
         (ClipConfig("tiny-16", "x"), r"file or a tag of tiny-16 \(it has none\), found x"),
         (ClipConfig("hf-hub:a/b", "openai"), "--clip-weights: expected"),
@@ -197,7 +197,9 @@ def test_unknown_models_and_weights(config, text):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("config", [ClipConfig("hf-hub:nobody/clip"), ClipConfig("RN50", "openai")])
+@pytest.mark.parametrize(
+    "config", [ClipConfig("hf-hub:unknown/clip"), ClipConfig("RN50", "openai")]
+)
 def test_without_a_network(monkeypatch, capfd, config):
     from huggingface_hub import constants
 
