@@ -1,10 +1,27 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from evaluation.hico.average_precision import evaluate
-from evaluation.results import METRICS, Results, read_results, results_fields, write_results
+from evaluation.results import (
+    METRICS,
+    ROLE_AP_WITHOUT_POINT,
+    ActionResults,
+    Results,
+    build_vcoco_results,
+    number_table,
+    parse_vcoco_results,
+    read_results,
+    results_fields,
+    typed_field,
+    vcoco_only_results,
+    write_results,
+    write_vcoco_results,
+)
+from evaluation.vcoco.average_precision import VcocoScores
+from pipeline.annotations.vcoco import VcocoAction
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 
@@ -89,3 +106,96 @@ def test_wrong_files(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"results\.json"):
         read_results(path)
+
+
+FIELDS = {"name": "a run", "scores": {"full": 0.5, "rare": None}, "empty": {}}
+
+
+def test_fields_of_a_type():
+    assert typed_field("file", FIELDS, "name", str, "a text") == "a run"
+    for name in ("scores", "gone"):
+        with pytest.raises(InputError, match=f"file: {name}: expected a text"):
+            typed_field("file", FIELDS, name, str, "a text")
+
+
+def test_numbers_by_name():
+    assert number_table("file", FIELDS, "empty") == {}
+    assert number_table("file", FIELDS, "scores", optional=True) == FIELDS["scores"]
+    with pytest.raises(InputError, match=r"file: scores\.rare: expected.*found None"):
+        number_table("file", FIELDS, "scores")
+    with pytest.raises(InputError, match="file: name: expected"):
+        number_table("file", FIELDS, "name")
+
+
+@pytest.fixture
+def vcoco_scores():
+    """An action with a role, one without, and one that nobody does."""
+    roles = np.array([[0.25], [np.nan], [np.nan]])
+    return VcocoScores(
+        (VcocoAction("ride", ("instr",)), VcocoAction("stand", ()), VcocoAction("cut", ("obj",))),
+        np.array([0.5, 0.75, np.nan]),
+        {1: roles, 2: 2 * roles},
+        np.array([4, 2, 0]),
+    )
+
+
+def test_actions_without_positives_are_null(vcoco_scores):
+    results = build_vcoco_results(vcoco_scores)
+    assert results.per_action == {
+        "ride": ActionResults(4, 0.5, {"instr": {"scenario_1": 0.25, "scenario_2": 0.5}}),
+        "stand": ActionResults(2, 0.75, {}),
+        "cut": ActionResults(0, None, {"obj": {"scenario_1": None, "scenario_2": None}}),
+    }
+    assert list(results.metrics.values()) == [0.625, 0.25, 0.5, 0.25, 0.5]
+
+
+@pytest.mark.parametrize("write", [write_results, write_vcoco_results])
+def test_vcoco_round_trip(vcoco_scores, tmp_path, write):
+    fields = {"name": "mine", "dataset": "v-coco", "vocabulary": "vcoco", "num_images": 3}
+    results = vcoco_only_results(**fields, vcoco=build_vcoco_results(vcoco_scores))
+    write(tmp_path / "results.json", results)
+    assert read_results(tmp_path / "results.json") == results
+    assert results.metrics == dict.fromkeys(METRICS)
+
+
+def test_vcoco_files_of_earlier_versions(vcoco_scores, tmp_path):
+    value = {
+        "name": "old",
+        "dataset": "v-coco",
+        "num_images": 3,
+        **asdict(build_vcoco_results(vcoco_scores)),
+    }
+    for name in ROLE_AP_WITHOUT_POINT:
+        del value["metrics"][name]
+    (tmp_path / "old.json").write_text(json.dumps(value))
+    results = read_results(tmp_path / "old.json")
+    assert (results.kind, results.vocabulary, results.split) == ("predictions", "vcoco", "full")
+    assert results.vcoco.metrics[ROLE_AP_WITHOUT_POINT[0]] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"metrics": None}, "metrics: expected numbers by name"),
+        ({"metrics": {}}, "metrics.average_agent_ap: expected a fraction or null"),
+        ({"per_action": []}, "per_action: expected numbers by name"),
+        ({"per_action": {"ride": 1}}, "per_action.ride: expected numbers by name"),
+        ({"per_action": {"ride": {}}}, "per_action.ride.positives: expected a number of people"),
+        (
+            {"per_action": {"ride": {"positives": 1, "agent_ap": "high"}}},
+            "per_action.ride.roles: expected numbers by name",
+        ),
+        (
+            {"per_action": {"ride": {"positives": 1, "agent_ap": "high", "roles": {}}}},
+            "per_action.ride.agent_ap: expected a fraction or null, found high",
+        ),
+        (
+            {"per_action": {"ride": {"positives": 1, "agent_ap": 0, "roles": {"obj": {}}}}},
+            "per_action.ride.roles.obj.scenario_1: expected a fraction or null",
+        ),
+    ],
+)
+def test_wrong_vcoco_fields_are_named(vcoco_scores, change, says):
+    with pytest.raises(InputError) as error:
+        parse_vcoco_results("file", {**asdict(build_vcoco_results(vcoco_scores)), **change})
+    assert str(error.value).startswith(f"file: {says}")

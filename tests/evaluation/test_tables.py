@@ -2,10 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.analysis.comparison import compare
-from evaluation.report.page import build_headline
-from evaluation.results import METRICS, Results
-from evaluation.tables import format_percent, format_results_table, join_names
+from evaluation.hico.average_precision import evaluate_settings
+from evaluation.results import METRICS, Results, build_setting_scores, results_fields
+from evaluation.tables import (
+    DETAILS,
+    format_detail_table,
+    format_percent,
+    format_results_table,
+    join_names,
+)
 from pipeline.splits import load_split
 
 
@@ -29,10 +34,6 @@ def run(toy):
     )
 
 
-def scored(run, unseen, seen=0.5, **fields):
-    return replace(run, metrics={**run.metrics, "unseen": unseen, "seen": seen}, **fields)
-
-
 @pytest.mark.parametrize(
     ("names", "expected"),
     [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")],
@@ -44,45 +45,6 @@ def test_listing(names, expected):
 @pytest.mark.parametrize(("value", "expected"), [(None, "-"), (0.70149, "70.1"), (1, "100.0")])
 def test_percent(value, expected):
     assert format_percent(value) == expected
-
-
-def test_with_control(toy, run):
-    first, more = build_headline(compare([run, scored(run, 0.021, distillation=False)], toy))
-    assert first == (
-        "70.1 mAP on carry, kick and push without any label of them; 2.1 without distillation."
-    )
-    assert more == "On seen interactions it has 55.0, without distillation 50.0."
-
-
-def test_with_everything(toy, run):
-    control = scored(run, 0.021, distillation=False)
-    ceiling = scored(run, 0.81, distillation=False, training_split="full")
-    teacher = scored(run, 0.475, kind="teacher", distillation=None)
-    _, more = build_headline(compare([teacher, ceiling, control, run], toy))
-    assert "the same student reaches 81.0: distillation closes 86 % of the gap." in more
-    assert "It is better than its teacher, which has 47.5." in more
-
-
-def test_says_when_it_did_not_help(toy, run):
-    control = scored(run, 0.75, distillation=False)
-    first, _ = build_headline(compare([run, control], toy))
-    assert first.endswith("without distillation: distillation did not help here.")
-
-
-def test_says_that_the_control_is_missing(toy, run):
-    first, more = build_headline(compare([run], toy))
-    assert first == "70.1 mAP on carry, kick and push without any label of them."
-    assert "a run without distillation" in more
-
-
-def test_without_a_distilled_run(toy, run):
-    first, _ = build_headline(compare([scored(run, 0.021, distillation=False)], toy))
-    assert first == "Unseen mAP: No distillation 2.1."
-
-
-def test_full_supervision(toy, run):
-    full = replace(run, split="full", unseen=(), training_split="full", distillation=False)
-    assert build_headline(compare([full], toy))[0] == "Full mAP: Student 40.0."
 
 
 def test_table(run):
@@ -99,3 +61,54 @@ def test_table(run):
         ["non-rare", "40.00", "40.00"],
         ["max", "recall", "40.00", "40.00"],
     ]
+
+
+@pytest.fixture
+def results(toy, annotate, detect):
+    truth = [
+        annotate("a.jpg", ("kick", "ball"), ("hold", "ball")),
+        annotate("b.jpg", ("ride", "bike")),
+    ]
+    found = [detect("a.jpg", ("kick", "ball", 0.9)), detect("b.jpg", ("kick", "ball", 0.95))]
+    scores = evaluate_settings(truth, found, toy, ("default", "known_object"))
+    return Results(
+        name="mine",
+        kind="predictions",
+        dataset="toy",
+        split="full",
+        setting="default",
+        num_images=2,
+        known_object=build_setting_scores(scores["known_object"], toy, ()),
+        **results_fields(scores["default"], toy, ()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("detail", "rows"),
+    [
+        ("verbs", {"ride": "0.00 0.00", "hold": "0.00 0.00", "kick": "50.00 100.00"}),
+        ("objects", {"bike": "0.00 0.00", "ball": "25.00 50.00"}),
+        ("interactions", {"ride bike": "0.00 0.00", "kick ball": "50.00 100.00"}),
+    ],
+)
+def test_a_row_for_each_entry_and_a_column_for_each_setting(results, detail, rows):
+    lines = format_detail_table([results], detail)
+    assert lines[0].split()[-4:] == ["default", "setting", "known-object", "setting"]
+    table = {line[: line.index("  ")]: " ".join(line.split()[-2:]) for line in lines[1:]}
+    assert {name: table.get(name) for name in rows} == rows
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_groups_of_every_split(results, toy):
+    lines = format_detail_table([results], "splits")[1:]
+    groups = ("seen", "unseen", "harmonic mean")
+    names = [f"{split}, {group}" for split in toy.splits for group in groups]
+    assert [line[: line.index("  ")] for line in lines] == names
+    (unseen,) = [line for line in lines if line.startswith("ua, unseen")]
+    wanted = [results.splits["ua"]["unseen"], results.known_object.splits["ua"]["unseen"]]
+    assert unseen.split()[-2:] == [f"{100 * value:.2f}" for value in wanted]
+
+
+def test_every_detail_has_a_title(results):
+    for detail in DETAILS:
+        assert format_detail_table([results], detail)[0].startswith(detail[:-1])

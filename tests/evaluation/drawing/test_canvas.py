@@ -1,107 +1,13 @@
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import ImageFont
 
-from evaluation.drawing import canvas as draw
 from evaluation.drawing.canvas import (
-    OBJECT_COLOUR,
-    PERSON_COLOUR,
-    UNSEEN_COLOUR,
     LabelLine,
     font_size,
     load_font,
+    place_labels,
 )
-from evaluation.drawing.interactions import draw_annotation, draw_detections
-from pipeline.types import Annotation
-
-GREY = (120, 120, 120)
-
-
-def picture(width=128, height=96):
-    return Image.new("RGB", (width, height), GREY)
-
-
-def count(image, colour, tolerance=12):
-    return int((np.abs(np.asarray(image, int) - colour).max(axis=2) <= tolerance).sum())
-
-
-@pytest.mark.parametrize(
-    ("size", "long_side", "expected"),
-    [
-        ((128, 96), None, (512, 384)),
-        ((96, 128), None, (384, 512)),
-        ((800, 600), None, (800, 600)),
-        ((800, 600), 400, (400, 300)),
-        ((1, 900), None, (1, 900)),
-        ((1600, 8), None, (1600, 8)),
-    ],
-)
-def test_size(toy, annotate, size, long_side, expected):
-    image = draw_annotation(picture(*size), annotate("a.jpg"), toy, long_side=long_side)
-    assert image.size == expected
-    assert image.mode == "RGB"
-
-
-def test_nothing_to_draw_leaves_the_picture(toy, annotate, detect):
-    for image in (
-        draw_annotation(picture(), annotate("a.jpg"), toy),
-        draw_detections(picture(), detect("a.jpg"), toy),
-    ):
-        assert count(image, GREY) == image.width * image.height
-
-
-def test_draws_person_object_and_label(toy, annotate):
-    image = draw_annotation(picture(), annotate("a.jpg", ("kick", "ball")), toy)
-    assert count(image, PERSON_COLOUR) > 100
-    assert count(image, OBJECT_COLOUR) > 100
-    assert count(image, draw.LABEL_COLOUR, 30) > 500
-    assert count(image, UNSEEN_COLOUR) == 0
-
-
-def test_unseen_actions_are_marked(toy, annotate):
-    kick = int(toy.interaction_ids[toy.verbs.index("kick"), toy.objects.index("ball")])
-    content = annotate("a.jpg", ("kick", "ball"))
-    image = draw_annotation(picture(), content, toy, unseen={kick})
-    assert count(image, UNSEEN_COLOUR, 30) > 500
-
-
-def test_right_and_wrong_look_different(toy, detect):
-    found = detect("a.jpg", ("kick", "ball", 0.5))
-    right, wrong = (
-        draw_detections(picture(), found, toy, tp_mask=np.array([hit])) for hit in (True, False)
-    )
-    assert count(right, draw.CORRECT_COLOUR) > 20 > count(wrong, draw.CORRECT_COLOUR)
-    assert count(wrong, draw.WRONG_COLOUR) > 20 > count(right, draw.WRONG_COLOUR)
-
-
-def test_verb_without_object(toy):
-    item = Annotation(
-        "a.jpg",
-        np.array([[10, 10, 60, 90]], dtype=np.float32),
-        np.array([toy.person]),
-        np.array([[0, -1, toy.verbs.index("kick")]]),
-    )
-    image = draw_annotation(picture(), item, toy)
-    assert count(image, PERSON_COLOUR) > 100
-    assert count(image, OBJECT_COLOUR) == 0
-
-
-def test_boxes_outside_and_without_area(toy, detect):
-    found = detect("a.jpg", ("kick", "ball", 0.5, -500.0), ("hold", "ball", 0.5, 300.0))
-    found.boxes[2] = [5, 5, 5, 5]
-    assert draw_detections(picture(), found, toy).size == (512, 384)
-
-
-def test_the_picture_given_is_left_alone(toy, annotate):
-    image = picture()
-    draw_annotation(image, annotate("a.jpg", ("kick", "ball")), toy)
-    assert image.getcolors() == [(128 * 96, GREY)]
-
-
-def test_grey_pictures(toy, annotate):
-    image = Image.new("L", (600, 400), 100)
-    assert draw_annotation(image, annotate("a.jpg", ("kick", "ball")), toy).mode == "RGB"
-
 
 LABEL = [LabelLine("sit on chair 0.50", True)]
 
@@ -112,7 +18,7 @@ LABEL = [LabelLine("sit on chair 0.50", True)]
         ((512, 512), [], 18, 18),
         ((512, 512), [LABEL], 18, 18),
         ((6000, 4000), [LABEL] * 5, 200, 220),
-        # A long label has to fit into a narrow picture, and many into any.
+        # A long label has to fit into a narrow image, and many into any.
         ((240, 2400), [LABEL], 11, 20),
         ((2400, 240), [LABEL], 11, 18),
         ((1000, 1000), [LABEL] * 30, 11, 30),
@@ -128,3 +34,50 @@ def test_letters_without_matplotlib(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert isinstance(load_font(20), ImageFont.FreeTypeFont)
     load_font.cache_clear()
+
+
+IMAGE_SIZE = (400, 300)
+
+
+def overlaps(places, sizes):
+    boxes = np.hstack([places, places + sizes])
+    pairs = [(i, j) for i in range(len(boxes)) for j in range(i)]
+    corner = [np.maximum(boxes[i, :2], boxes[j, :2]) for i, j in pairs]
+    far = [np.minimum(boxes[i, 2:], boxes[j, 2:]) for i, j in pairs]
+    return sum((f - c > 0).all() for c, f in zip(corner, far, strict=True))
+
+
+def test_no_labels():
+    none = np.zeros((0, 4))
+    assert place_labels(none, np.zeros((0, 2)), IMAGE_SIZE, none, 2).shape == (0, 2)
+
+
+def test_one_label_sits_on_its_box():
+    anchor = np.array([[100.0, 100, 180, 200]])
+    (place,) = place_labels(anchor, np.array([[60.0, 20]]), IMAGE_SIZE, anchor, 2)
+    assert place[1] + 20 == pytest.approx(100, abs=4)
+    assert 100 <= place[0] <= 120
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_crowds_do_not_overlap(seed):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 300, (10, 2)) * [1, 0.7]
+    anchors = np.hstack([corner, corner + rng.uniform(20, 90, (10, 2))])
+    sizes = np.column_stack([rng.uniform(60, 120, 10), rng.choice([18.0, 36.0], 10)])
+    places = place_labels(anchors, sizes, IMAGE_SIZE, anchors, 2)
+    assert overlaps(places, sizes) == 0
+    assert (places >= 0).all()
+    assert (places + sizes <= IMAGE_SIZE).all()
+
+
+def test_same_place_many_times():
+    anchors = np.tile([150.0, 100, 200, 200], (8, 1))
+    sizes = np.tile([100.0, 20], (8, 1))
+    assert overlaps(place_labels(anchors, sizes, IMAGE_SIZE, anchors, 2), sizes) == 0
+
+
+def test_label_wider_than_the_image():
+    anchor = np.array([[10.0, 10, 20, 20]])
+    (place,) = place_labels(anchor, np.array([[900.0, 20]]), IMAGE_SIZE, anchor, 2)
+    assert place[0] == 0

@@ -26,8 +26,8 @@ def test_a_few_images_always_the_same(dataset, annotations, toy, tmp_path, count
     labelled = sum(len(one.hois) > 0 for one in chosen)
     assert names[0] == names[1] and len(names[0]) == min(NUM_SAMPLES, labelled)
     for path in tmp_path.glob("first/*"):
-        picture = Image.open(path)
-        assert picture.size == (2 * LONG_SIDE + GAP, LONG_SIDE)
+        image = Image.open(path)
+        assert image.size == (2 * LONG_SIDE + GAP, LONG_SIDE)
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
@@ -40,8 +40,8 @@ def test_right_and_wrong_are_told_apart(dataset, annotations, toy, tmp_path):
         draw_samples(tmp_path / name, record, chosen, [found], toy)
     first, second = (next((tmp_path / name).iterdir()) for name in ("right", "wrong"))
     left = (0, 0, LONG_SIDE, LONG_SIDE)
-    pictures = [np.asarray(Image.open(one).crop(left)) for one in (first, second)]
-    assert np.array_equal(*pictures) and first.read_bytes() != second.read_bytes()
+    images = [np.asarray(Image.open(one).crop(left)) for one in (first, second)]
+    assert np.array_equal(*images) and first.read_bytes() != second.read_bytes()
 
 
 def test_the_best_are_shown(annotations):

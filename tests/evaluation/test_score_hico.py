@@ -29,7 +29,7 @@ def config(runs):
     return build
 
 
-def test_gives_what_the_run_said(runs, config, tmp_path):
+def test_scores_equal_those_of_the_run(runs, config, tmp_path):
     lines = score_hico_file(config(json=tmp_path / "scores.json"))
     said = read_results(runs / "distilled" / "results.json")
     found = read_results(tmp_path / "scores.json")
@@ -44,7 +44,7 @@ def test_gives_what_the_run_said(runs, config, tmp_path):
     assert lines[5].split()[:3] == ["harmonic", "mean", f"{100 * between:.2f}"]
 
 
-def test_a_split_that_hides_nothing_has_no_harmonic_mean(config, tmp_path):
+def test_full_supervision_has_no_harmonic_mean(config, tmp_path):
     lines = score_hico_file(config(split="full", json=tmp_path / "scores.json"))
     assert "harmonic_mean" not in json.loads((tmp_path / "scores.json").read_text())["metrics"]
     assert "harmonic_mean" not in read_results(tmp_path / "scores.json").metrics
@@ -91,7 +91,7 @@ def test_a_split_of_the_users_own(config, tmp_path):
     assert "split mine" in score_hico_file(config(split=str(split)))[0]
 
 
-def test_says_how_many_images_are_silent(runs, config, tmp_path, messages):
+def test_reports_images_without_predictions(runs, config, tmp_path, messages):
     some = json.loads((runs / "distilled" / "predictions.json").read_text())[:20]
     (tmp_path / "some.json").write_text(json.dumps(some))
     score_hico_file(config(predictions=tmp_path / "some.json"))
@@ -118,7 +118,7 @@ def test_models_without_predictions_are_for_another_command(config, tmp_path, na
         score_hico_file(config(predictions=tmp_path / name))
 
 
-def test_the_dataset_around_the_annotations_gives_vocabulary_and_pictures(runs, tmp_path):
+def test_enclosing_dataset_gives_vocabulary_and_images(runs, tmp_path):
     predictions = runs / "distilled" / "predictions.json"
     by_file = HicoScoreConfig(predictions, runs / "toy/annotations/test_hico.json", split="ua")
     by_data = HicoScoreConfig(predictions, None, split="ua", data=runs / "toy")
@@ -132,7 +132,7 @@ def test_the_dataset_around_the_annotations_gives_vocabulary_and_pictures(runs, 
     assert (tmp_path / "report.html").read_text().count("<img") > 4
 
 
-def test_nothing_to_score_against(runs):
+def test_no_ground_truth(runs):
     with pytest.raises(InputError, match="expected --annotations FILE or --data DATASET"):
         score_hico_file(HicoScoreConfig(runs / "distilled", None))
 
