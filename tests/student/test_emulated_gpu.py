@@ -30,7 +30,7 @@ def logged(run):
 
 
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
-def test_training_is_that_of_a_cpu(make_trainer, tmp_path, queries, emulate_cuda):
+def test_losses_equal_those_on_a_cpu(make_trainer, tmp_path, queries, emulate_cuda):
     options = {"queries": queries, "dropout": 0.0, "epochs": 1}
     make_trainer("cpu", **options).go()
     with emulate_cuda() as gpu:
@@ -44,8 +44,8 @@ def test_training_is_that_of_a_cpu(make_trainer, tmp_path, queries, emulate_cuda
 
 @pytest.fixture(scope="module")
 def config(dataset_root, reading_cache, tmp_path_factory):
-    """A run with everything that training has: a text head, a further source, accumulation,
-    averaged weights, dropout, held-out images."""
+    """A run with all features of training: a text head, an extra dataset, accumulation,
+    averaged weights, dropout and held-out images."""
     options = {"verb_head": "text", "batch_size": 8, "epochs": 2, "ema": 0.9, "dropout": 0.1}
     options |= {"precision": "float32", "extra_ratio": 0.5, "val_size": 2, "val_every": 1}
     copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("further") / "toy")
@@ -63,7 +63,7 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
     whole, currents = TrainStep.__call__, []
 
     def step(self, *given):
-        """Notes the current GPU; a run is stopped in its second epoch."""
+        """Records the current GPU, and interrupts the run in its second epoch."""
         currents.append(torch.cuda.current_device())
         if len(currents) == 4:
             raise KeyboardInterrupt
@@ -87,7 +87,7 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
     assert all(math.isfinite(line["loss"]) for line in logged(config.out))
 
 
-def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, write_image, emulate_cuda):
+def test_detector_results_equal_those_on_a_cpu(toy_checkpoint, write_image, emulate_cuda):
     pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
 
     def found(device):
@@ -108,7 +108,7 @@ def lack(*_):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
 
 
-def test_lack_of_memory_names_the_work(monkeypatch, make_trainer, emulated_gpu):
+def test_out_of_memory_error_in_training(monkeypatch, make_trainer, emulated_gpu):
     trainer = make_trainer("run", accumulation=2, device=GPU)
     monkeypatch.setattr(HOIDetector, "forward", lack)
     with pytest.raises(InputError) as caught:
@@ -118,9 +118,7 @@ def test_lack_of_memory_names_the_work(monkeypatch, make_trainer, emulated_gpu):
     assert "2.00 GiB" in said and "\n" not in said
 
 
-def test_lack_of_memory_in_prediction_names_the_work(
-    monkeypatch, toy_checkpoint, write_image, emulated_gpu
-):
+def test_out_of_memory_error_in_prediction(monkeypatch, toy_checkpoint, write_image, emulated_gpu):
     detector = Detector.open(toy_checkpoint, "cuda")
     pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
     monkeypatch.setattr(HOIDetector, "forward", lack)
@@ -143,7 +141,7 @@ STEPS = {
     "name", ["toy", "published", *(pytest.param(n, marks=pytest.mark.slow) for n in LONGER)]
 )
 def test_a_step_waits_for_the_device_twice(make_trainer, vocabulary, name, emulate_cuda):
-    """For the costs that are matched, and for the numbers of the step before."""
+    """The host waits for the matching costs, and for the metrics of the previous step."""
     start, changes = STEPS[name]
     sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     parts = get_preset(start, *sizes).to_dict().values()

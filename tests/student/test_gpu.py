@@ -21,7 +21,7 @@ from student.inference.predictor import Detector
 from student.weights.checkpoint_file import load_checkpoint
 
 pytestmark = pytest.mark.gpu
-# Of matrix products in another order, through all layers and back.
+# Tolerances: matrix products are summed in another order, in all layers and backwards.
 LOSSES = {"rel": 1e-3, "abs": 1e-4}
 
 
@@ -37,7 +37,7 @@ def config(dataset_root, cache_path, tmp_path):
 
 
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
-def test_losses_and_gradients_are_those_of_a_cpu(make_trainer, tmp_path, gpu, queries):
+def test_losses_and_gradients_equal_those_on_a_cpu(make_trainer, tmp_path, gpu, queries):
     configure_device(gpu, "float32")
     options = {"queries": queries, "dropout": 0.0, "epochs": 1}
     for name, device in (("cpu", torch.device("cpu")), ("gpu", gpu)):
@@ -48,7 +48,7 @@ def test_losses_and_gradients_are_those_of_a_cpu(make_trainer, tmp_path, gpu, qu
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gpu, precision):
+def test_a_run_is_resumed_and_evaluated(monkeypatch, config, tmp_path, gpu, precision):
     options = {**config.request.options, "precision": precision}
     config = replace(config, request=replace(config.request, options=options))
     whole = TrainStep.__call__
@@ -74,7 +74,7 @@ def test_a_run_trains_resumes_and_is_evaluated(monkeypatch, config, tmp_path, gp
         assert again.metrics[name] == pytest.approx(value, abs=1e-3), name
 
 
-def test_a_detector_finds_what_it_finds_on_a_cpu(toy_checkpoint, write_image, gpu):
+def test_detector_results_equal_those_on_a_cpu(toy_checkpoint, write_image, gpu):
     pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
     expected, found = (
         Detector.open(toy_checkpoint, device)(pictures, threshold=0.0, top=5)
@@ -99,8 +99,8 @@ def test_the_host_waits_at_most_twice_a_step(make_trainer, gpu, queries):
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     # The first step also warms up libraries.
-    told = [str(one.message) for one in waits if "synchroniz" in str(one.message)]
-    assert len(told) <= 2, told
+    waits_for_device = [str(one.message) for one in waits if "synchroniz" in str(one.message)]
+    assert len(waits_for_device) <= 2, waits_for_device
 
 
 def test_the_second_gpu(config, two_gpus):
@@ -111,7 +111,7 @@ def test_the_second_gpu(config, two_gpus):
     assert all(math.isfinite(line["loss"]) for line in logged(config.out))
 
 
-def test_two_processes_train_what_one_does(
+def test_two_processes_have_the_losses_of_one(
     start, start_processes, student_words, tmp_path, two_gpus
 ):
     options = ("--batch-size", 8, "--epochs", 1, "--workers", 1, "--device", "cuda")
@@ -125,7 +125,7 @@ def test_two_processes_train_what_one_does(
 
 
 def test_stage_times(gpu):
-    """A table to look at, of the published student: `--parts cache losses`."""
+    """Prints the times of the published student's stages of `--parts cache losses`."""
     words = ("--parts", "cache", "losses", "--batch-size", "8", "--steps", "4", "--turns", "3")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.student_step", *words, "--device", "cuda"],

@@ -1,4 +1,4 @@
-"""The published model once more, written out plainly from the method page, off its state dict."""
+"""A plain second implementation of the published model, computed from its state dict."""
 
 import argparse
 import math
@@ -15,7 +15,7 @@ from student.weights.published import model_from_published, to_published
 
 
 class Plain:
-    """Answers from a published state dict, one operation after the other."""
+    """The published model's operations on the tensors of a published state dict."""
 
     def __init__(self, state, heads, pre_norm):
         self.state, self.heads, self.pre_norm = state, heads, pre_norm
@@ -89,7 +89,7 @@ class Plain:
 
 
 def sine_positions(inside, d):
-    """(B, h, w) bool to (B, h * w, d), place by place."""
+    """The sine position encoding of a (B, h, w) mask, cell by cell: (B, h * w, d)."""
     images, height, width = inside.shape
     found = torch.zeros(images, height, width, d)
     for image in range(images):
@@ -125,7 +125,9 @@ def features_and_inside(state, name, images):
     ("pre_norm", "heads", "layers", "matching"),
     [(False, 4, (0, 1, 3), True), (True, 2, (2, 3, 1), False), (False, 8, (1, 2, 2), True)],
 )
-def test_the_model_written_out_plainly(build, small_config, pre_norm, heads, layers, matching):
+def test_outputs_equal_those_of_the_plain_implementation(
+    build, small_config, pre_norm, heads, layers, matching
+):
     encoder, pairs, actions = layers
     config = replace(
         small_config,

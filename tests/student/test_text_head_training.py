@@ -29,7 +29,7 @@ SHORT = ("--batch-size", 4, "--epochs", 2, "--workers", 0)
 
 @pytest.fixture
 def material(dataset_root, reading_cache):
-    """`material(field=value)`: what a student that reads trains on."""
+    """`material(field=value)`: the inputs of a run with a text verb head."""
 
     def make(**options):
         options = {"verb_head": "text", "precision": "float32", "batch_size": 4, **options}
@@ -49,10 +49,10 @@ def make_train_step(material):
         model = HOIDetector(recipe.model)
         if gathered.texts is not None:
             gathered.texts.apply(model.verb_head)
-        asked = torch.from_numpy(gathered.split.distilled_verbs)
+        distilled = torch.from_numpy(gathered.split.distilled_verbs)
         execution = Execution(CPU, accumulation=accumulation, compiled=compiled)
         optimizer = build_optimizer(model, recipe.train, CPU)
-        criterion = Criterion(TwoStageMatcher(recipe.matcher, asked), recipe.losses)
+        criterion = Criterion(TwoStageMatcher(recipe.matcher, distilled), recipe.losses)
         scheduler = build_schedule(optimizer, recipe.train, 50)
         train_step = TrainStep(recipe, model, criterion, optimizer, scheduler, execution)
         return train_step, collate([gathered.images[0, index] for index in range(6)], 8)
@@ -70,7 +70,7 @@ def reading_words(dataset_root, reading_cache):
     return words
 
 
-def test_it_learns_to_look_as_the_teacher_does(make_train_step):
+def test_embedding_loss_falls_in_training(make_train_step):
     train_step, batch = make_train_step(epochs=1, learning_rate=1e-3)
     first = train_step(batch)
     for _ in range(25):
@@ -79,7 +79,7 @@ def test_it_learns_to_look_as_the_teacher_does(make_train_step):
     assert last["verb_hard"] < first["verb_hard"]
 
 
-def test_parts_of_a_batch_add_up_to_the_whole(make_train_step):
+def test_accumulated_gradients_equal_those_of_the_batch(make_train_step):
     whole, batch = make_train_step(clip_norm=0.0)
     expected = whole(batch)
     divided, _ = make_train_step(accumulation=3, clip_norm=0.0)
@@ -95,17 +95,17 @@ def test_parts_of_a_batch_add_up_to_the_whole(make_train_step):
             )
 
 
-def test_no_look_teaches_where_the_teacher_is_silent(make_train_step):
+def test_no_embedding_loss_without_distillation(make_train_step):
     train_step, batch = make_train_step(distillation=False)
     assert batch.targets.region_embeddings.shape[-1] == 0
     assert "embedding" not in train_step(batch)
 
 
 @pytest.mark.parametrize("split", ["ua", "uc", "full"])
-def test_looks_are_those_of_seen_pairs_and_of_the_detectors(
+def test_region_embeddings_are_those_of_seen_pairs_and_candidates(
     annotations, reading_cache, vocabulary, split
 ):
-    """Every row has its own pair's look, none comes from an annotated pair that is unseen."""
+    """Every row is the embedding of its pair; none is that of an unseen annotated pair."""
     cache, known = open_cache(reading_cache), 0
     for annotation in annotations.annotations:
         own = cache[annotation.image_id]
@@ -140,7 +140,7 @@ TARGETS = {
 
 
 def one_image(looks):
-    """An image with a seen pair and a candidate, and a query exactly on each of them."""
+    """An image with a seen pair and a candidate, and one query on each of them."""
     targets = Targets(
         **{name: torch.tensor(boxes) for name, boxes in TARGETS.items()},
         object_labels=torch.tensor([0, 1]),
@@ -170,7 +170,7 @@ def one_image(looks):
         ([[0, 0], [0, 0]], 0.0, [False, False, False]),
     ],
 )
-def test_matched_queries_move_to_what_the_teacher_saw(looks, expected, moved):
+def test_embedding_loss_moves_matched_queries_towards_the_teacher(looks, expected, moved):
     outputs, targets = one_image(looks)
     no_verbs = torch.zeros(2, dtype=torch.bool)
     matcher = TwoStageMatcher(MatcherConfig(interactive_threshold=0.0), no_verbs)
@@ -184,7 +184,7 @@ def test_matched_queries_move_to_what_the_teacher_saw(looks, expected, moved):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_bits(start, reading_words, tmp_path):
+def test_a_killed_and_resumed_run_has_the_same_weights(start, reading_words, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, _, err = start(reading_words(whole, "--dropout", 0.1))()
     assert code == 0, err
@@ -210,7 +210,9 @@ student.engine.train_step.TrainStep.losses = counted
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_student(start, start_processes, reading_words, tmp_path):
+def test_two_processes_train_the_same_student_as_one(
+    start, start_processes, reading_words, tmp_path
+):
     once = ("--batch-size", 7, "--epochs", 1)
     ends = [one() for one in start_processes(reading_words(tmp_path / "team", *once))]
     assert [code for code, _, _ in ends] == [0, 0], ends
@@ -237,7 +239,7 @@ def save(model, recipe, material, path):
     return path
 
 
-def test_a_start_from_a_linear_student_keeps_what_fits(build, material, tmp_path):
+def test_pretrained_linear_student(build, material, tmp_path):
     file = linear_file(build, material, tmp_path)
     gathered = material()
     model = build(gathered.recipe.model, seed=4)
@@ -258,7 +260,7 @@ def test_a_start_from_a_linear_student_keeps_what_fits(build, material, tmp_path
 
 
 @pytest.mark.parametrize("same_clip", [True, False])
-def test_a_start_from_a_student_that_reads(build, material, tmp_path, same_clip):
+def test_pretrained_text_head_student(build, material, tmp_path, same_clip):
     recipe = material().recipe
     if not same_clip:
         recipe = recipe.override(text_model="another")
@@ -279,14 +281,14 @@ def test_a_start_from_a_student_that_reads(build, material, tmp_path, same_clip)
         assert started.unused["verb_head.margin"] == "trained with another CLIP's text embeddings"
 
 
-def test_a_linear_student_learns_nothing_from_looks(make_train_step):
+def test_a_linear_student_has_no_embedding_loss(make_train_step):
     train_step, batch = make_train_step(verb_head="linear")
     assert batch.targets.region_embeddings.shape[-1] == 0
     assert "embedding" not in train_step(batch)
 
 
 @pytest.mark.slow
-def test_translated_it_computes_the_same(make_train_step, monkeypatch):
+def test_compiled_training_step(make_train_step, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain, batch = make_train_step()
     compiled, _ = make_train_step(compiled=True)

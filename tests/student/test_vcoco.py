@@ -48,20 +48,22 @@ def vcoco():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, dataset, write_vcoco):
-    """A folder in V-COCO's layout: the tiny toy, told in V-COCO's words."""
+    """A folder in V-COCO's layout with the toy dataset's images and V-COCO's verbs."""
     folder, start = tmp_path_factory.mktemp("vcoco"), 0
     for part, name, images in (
         ("train", "trainval", "train2014"),
         ("test", "test", "val2014"),
     ):
         annotations = dataset.load(part).annotations
-        write_vcoco(folder, [told(item, dataset.vocabulary) for item in annotations], name, start)
+        write_vcoco(
+            folder, [to_vcoco(item, dataset.vocabulary) for item in annotations], name, start
+        )
         shutil.copytree(dataset.parts[part].images, folder / "images" / images)
         start += len(annotations)
     return folder
 
 
-def told(annotation, toy):
+def to_vcoco(annotation, toy):
     does = {}
     for human, thing, verb in annotation.hois.tolist():
         action = ACTIONS.get(toy.verbs[verb], "look")
@@ -87,7 +89,7 @@ def official(root):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory, official, write_cache):
-    """A cache of the training part: annotated pairs, proposals, and a teacher without a clue."""
+    """A cache of the training part with annotated and proposed pairs, and equal probabilities."""
     file = official.load("train")
     answers = {item.image_id: answer(item, official.vocabulary) for item in file.annotations}
     folder = tmp_path_factory.mktemp("vcoco-cache")
@@ -116,7 +118,7 @@ def answer(annotation, vocabulary):
 
 @pytest.fixture(scope="module")
 def run(root, cache, tmp_path_factory):
-    """A run of a few steps, with learned queries."""
+    """A short run with learned queries."""
     out = tmp_path_factory.mktemp("runs") / "vcoco"
     options = {"queries": "learned", "num_queries": 12, "epochs": 1, "batch_size": 8}
     run_request = RunRequest(root, cache, "full", "toy", {**options, "precision": "float32"})
@@ -124,7 +126,7 @@ def run(root, cache, tmp_path_factory):
     return out
 
 
-def test_the_layout_is_known_and_sound(root, official):
+def test_the_layout_is_recognised_and_valid(root, official):
     assert (official.name, official.vocabulary.name) == ("v-coco", "vcoco")
     assert summarise_problems(check_dataset(official)) == ""
     train = official.load("train")
@@ -133,7 +135,7 @@ def test_the_layout_is_known_and_sound(root, official):
     assert {"stand", "point_instr", "hold_obj"} <= verbs
 
 
-def test_the_teacher_is_asked_about_objects_only(official, cache):
+def test_cached_pairs_have_objects(official, cache):
     annotation = official.load("train").annotations[0]
     alone = annotation.hois[:, 1] < 0
     pairs = {tuple(row[:2]) for row in annotation.hois[~alone].tolist()}
@@ -141,7 +143,7 @@ def test_the_teacher_is_asked_about_objects_only(official, cache):
     assert (open_cache(cache)[annotation.image_id].pairs.sources == 0).sum() == len(pairs)
 
 
-def test_verbs_without_object_teach_no_box_and_no_object(official, cache, vcoco):
+def test_targets_of_verbs_without_object(official, cache, vcoco):
     file = official.load("train")
     images = TrainingDataset(
         official.records(file),
@@ -163,7 +165,7 @@ def test_verbs_without_object_teach_no_box_and_no_object(official, cache, vcoco)
     assert not sample.targets.teacher_probs[alone].any()
 
 
-def test_a_run_is_scored_by_vcocos_own_evaluation(run, root, capsys):
+def test_a_run_is_scored_by_vcoco_metrics(run, root, capsys):
     results, own = read_results(run / "results.json"), read_json(run / "vcoco.json")
     assert (results.dataset, results.vocabulary) == ("v-coco", "vcoco")
     assert results.vcoco.metrics == own["metrics"] and len(own["per_action"]) == 26
@@ -180,8 +182,8 @@ def test_a_checkpoint_is_scored_the_same(run, root, tmp_path):
     assert read_json(tmp_path / "vcoco.json")["metrics"] == again.vcoco.metrics
 
 
-def test_a_student_that_says_what_is_annotated_scores_full_marks(official, vcoco):
-    """One query for each person with each object and each person alone, sure of everything."""
+def test_perfect_predictions_have_an_ap_of_100(official, vcoco):
+    """One query for each pair and for each person alone, with scores of 1."""
     truth, found = official.vcoco_ground_truth("test"), []
     for annotation in official.load("test").annotations:
         pairs, inverse = np.unique(annotation.hois[:, :2], axis=0, return_inverse=True)

@@ -40,7 +40,7 @@ def image_targets(humans, things, found=()):
 
 
 def picture(*rectangles):
-    """Black, with one rectangle in every colour channel."""
+    """A black image with one rectangle in every colour channel."""
     pixels = torch.zeros(3, *SIZE, dtype=torch.uint8)
     for channel, (left, top, right, bottom) in enumerate(rectangles):
         pixels[channel, top:bottom, left:right] = 255
@@ -55,7 +55,7 @@ def corners(sample, relative):
 
 
 def bright(channel):
-    """Where a channel is bright: the bounds of its rectangle, None where it was cut away."""
+    """Bounds of the bright rectangle of a channel; None where it was cropped away."""
     channel = channel.float() / 255
     middle = (channel.max() + channel.min()) / 2
     if channel.max() - channel.min() < 0.2:
@@ -70,7 +70,7 @@ def assert_near(found, expected):
 
 
 def drawn(augmentation):
-    """The augmentation with numbers of its own from torch's generator."""
+    """The augmentation, with random numbers from torch's generator."""
     return lambda values: augmentation(values, torch.rand(NUM_RAND).numpy())
 
 
@@ -83,7 +83,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_boxes_follow_their_pixels(name):
+def test_boxes_are_transformed_with_the_pixels(name):
     image, targets = picture(HUMAN, THING, FOUND), image_targets([HUMAN], [THING], [FOUND])
     kept = cut = 0
     for seed in range(20):
@@ -108,7 +108,7 @@ def test_boxes_follow_their_pixels(name):
     assert kept and (cut > 0) == (name == "published")
 
 
-def test_a_flip_moves_every_box_to_the_other_side():
+def test_a_flip_mirrors_all_boxes():
     targets = image_targets([HUMAN], [THING])
     sample = make_sample("a.jpg", picture(), targets, TRANSFORMS["flip"])
     (left, top, right, bottom) = HUMAN
@@ -116,7 +116,7 @@ def test_a_flip_moves_every_box_to_the_other_side():
     torch.testing.assert_close(corners(sample, sample.targets.human_boxes), expected)
 
 
-def test_colours_change_pixels_only():
+def test_colour_jitter_changes_pixels_only():
     image, targets = picture(HUMAN, THING, FOUND), image_targets([HUMAN], [THING], [FOUND])
     plain = make_sample("a.jpg", image, targets, v2.Identity())
     sample = make_sample("a.jpg", image, targets, TRANSFORMS["colours"])
@@ -127,7 +127,7 @@ def test_colours_change_pixels_only():
 
 
 class Window:
-    """Cuts a fixed window."""
+    """Crops a fixed window."""
 
     def __init__(self, *window):
         self.window = window
@@ -136,7 +136,7 @@ class Window:
         return {name: v2.functional.crop(value, *self.window) for name, value in values.items()}
 
 
-def test_what_a_crop_cuts_away_leaves_and_the_rest_keeps_its_fields():
+def test_a_crop_removes_pairs_and_keeps_the_fields_of_others():
     pairs = [
         (HUMAN, THING),  # the object is outside
         (HUMAN, (60, 40, 130, 110)),  # both inside, the object in part
@@ -172,13 +172,13 @@ def test_no_pairs_and_no_boxes():
     assert sample.targets.verb_labels.shape == (0, 3)
 
 
-def test_pixels_are_normalised_as_imagenets():
+def test_normalise_with_imagenet_statistics():
     white = normalise(torch.full((3, 2, 2), 255, dtype=torch.uint8))
     np.testing.assert_allclose(white[:, 0, 0], (1 - np.array([0.485, 0.456, 0.406]))
                                / np.array([0.229, 0.224, 0.225]), rtol=1e-5)  # fmt: skip
 
 
-def test_a_padded_batch_is_normalised_as_its_images_are_alone():
+def test_normalise_batch_equals_normalise_of_single_images():
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((9, 14), (12, 7))]
     pixels, sizes = stack_images(images, 8)
     assert pixels.dtype == torch.uint8 and sizes == ((9, 14), (12, 7))
@@ -218,7 +218,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(make):
     assert not equal(first, images[1, 5]) and not equal(first, make(seed=1)[0, 5])
 
 
-def test_workers_that_are_not_forked_get_the_same_images(make):
+def test_spawned_workers_prepare_the_same_samples(make):
     images = make()
     assert images.image_sizes.shape == (16, 2) and images[1, 2]
     assert equal(pickle.loads(pickle.dumps(images))[0, 5], images[0, 5])
@@ -228,12 +228,12 @@ def assert_equal_batches(found, expected):
     assert (found.image_ids, found.sizes) == (expected.image_ids, expected.sizes)
     assert torch.equal(found.pixels, expected.pixels)
     for name in TARGET_FIELDS:
-        mine, theirs = getattr(found.targets, name), getattr(expected.targets, name)
-        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), name
+        value, other = getattr(found.targets, name), getattr(expected.targets, name)
+        assert value.dtype == other.dtype and torch.equal(value, other), name
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_make_the_same_batches(make, workers):
+def test_workers_collate_the_same_batches(make, workers):
     batches = TrainingBatches(make(), 8)
     steps = [([(epoch, index) for index in range(8)], (130, 20)) for epoch in (0, 1, 3)]
     loader = DataLoader(
@@ -244,8 +244,8 @@ def test_workers_make_the_same_batches(make, workers):
         assert found.pixels.shape == (8, 3, 136, 128)
 
 
-def test_a_batch_holds_its_samples_in_two_tensors(make_images, vocabulary):
-    """Of different sizes, with different numbers of pairs and of detected boxes."""
+def test_a_batch_has_two_tensors_with_all_samples(make_images, vocabulary):
+    """The samples have different sizes and numbers of pairs and detected boxes."""
     images = make_images(load_split(vocabulary, "ua"), DETRAugmentation())
     samples = [images[0, index] for index in range(4)]
     batch = collate(samples)
@@ -265,7 +265,7 @@ def test_a_batch_holds_its_samples_in_two_tensors(make_images, vocabulary):
 
 
 @pytest.mark.parametrize("augmentation", [DETRAugmentation(), toy_augmentation()])
-def test_sizes_are_known_before_an_image_is_read(make_images, vocabulary, augmentation):
+def test_sizes_equal_those_of_the_samples(make_images, vocabulary, augmentation):
     images = make_images(load_split(vocabulary, "ua"), augmentation)
     assert images.image_sizes.tolist() == [[128, 128]] * len(images)
     seen = set()
@@ -277,8 +277,8 @@ def test_sizes_are_known_before_an_image_is_read(make_images, vocabulary, augmen
     assert (len(seen) > 4) == isinstance(augmentation, DETRAugmentation)
 
 
-def test_answers_follow_their_pairs_through_the_published_augmentation():
-    """Pairs are told apart by where they are; whatever is left of them keeps its own answers."""
+def test_teacher_probs_stay_with_their_pairs_in_the_published_augmentation():
+    """Pairs are identified by their boxes; those that remain have their own probabilities."""
     humans = [(20 + 60 * i, 30, 70 + 60 * i, 200) for i in range(5)]
     things = [(30 + 60 * i, 120, 60 + 60 * i, 280) for i in range(5)]
     targets = image_targets(humans, things)
@@ -299,8 +299,8 @@ def test_answers_follow_their_pairs_through_the_published_augmentation():
     assert {1, 5} & pairs_left and len(pairs_left) > 2
 
 
-def test_no_image_is_lost_by_a_split(make_images, annotations, vocabulary):
-    """An image stays whose labels are all unseen: it teaches by its candidates."""
+def test_images_without_seen_labels_are_kept(make_images, annotations, vocabulary):
+    """An image whose labels are all unseen still has candidates."""
     hidden = annotations.annotations[3]
     verbs, labels = hidden.hois[:, 2], hidden.labels[hidden.hois[:, 1]]
     unseen = np.unique(vocabulary.interaction_ids[verbs, labels])
@@ -317,7 +317,7 @@ def test_no_image_is_lost_by_a_split(make_images, annotations, vocabulary):
     assert len(without) < len(samples)
 
 
-def test_batches_move_as_a_whole(make):
+def test_batch_to_and_pin_memory(make):
     images = make()
     moved = collate([images[0, index] for index in range(2)]).to(torch.device("meta"))
     assert moved.pixels.is_meta and all(value.is_meta for value in vars(moved.targets).values())

@@ -10,7 +10,7 @@ from student.data.few_shot import list_few_shot, select_few_shot
 
 
 def labelled(annotations, vocabulary):
-    """How often every interaction is labelled."""
+    """Number of labels of every interaction."""
     return Counter(
         int(vocabulary.interaction_ids[verb, one.labels[thing]])
         for one in annotations
@@ -19,7 +19,7 @@ def labelled(annotations, vocabulary):
 
 
 def taught(images, vocabulary):
-    """How often every interaction is a hard target of the training."""
+    """Number of label targets of every interaction."""
     found = Counter()
     for index in range(len(images)):
         targets = images.targets(index)
@@ -30,7 +30,7 @@ def taught(images, vocabulary):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
 @pytest.mark.parametrize("name", ["ua", "uc", "full"])
-def test_so_many_labels_of_every_unseen_interaction_reach_the_loss(
+def test_the_number_of_targets_of_every_unseen_interaction(
     make_images, annotations, vocabulary, name, count
 ):
     split, everything = load_split(vocabulary, name), annotations.annotations
@@ -49,7 +49,7 @@ def test_so_many_labels_of_every_unseen_interaction_reach_the_loss(
     }
 
 
-def test_a_label_that_is_shown_teaches_its_own_pair_and_nothing_else(
+def test_a_few_shot_label_changes_only_the_targets_of_its_pair(
     make_images, annotations, vocabulary
 ):
     split = load_split(vocabulary, "ua")
@@ -68,7 +68,7 @@ def test_a_label_that_is_shown_teaches_its_own_pair_and_nothing_else(
             assert targets.verb_labels[same & targets.seen][:, verb].all()
 
 
-def test_equal_seeds_choose_the_same_and_more_shots_keep_the_fewer(vocabulary):
+def test_selections_depend_on_the_seed_and_are_nested(vocabulary):
     split = load_split(vocabulary, "ua")
     everything = [draw_scene(5, "train", index)[1] for index in range(80)]
     draws = [
@@ -80,7 +80,7 @@ def test_equal_seeds_choose_the_same_and_more_shots_keep_the_fewer(vocabulary):
     assert any(other != others[0] for other in others)
 
 
-def test_nothing_is_drawn_of_nothing(annotations, vocabulary):
+def test_no_shots_or_no_unseen_interactions_select_nothing(annotations, vocabulary):
     assert select_few_shot((), load_split(vocabulary, "ua"), vocabulary, 3, seed=0) == {}
     full = load_split(vocabulary, "full")
     assert select_few_shot(annotations.annotations, full, vocabulary, 3, seed=0) == {}
@@ -90,7 +90,7 @@ def test_nothing_is_drawn_of_nothing(annotations, vocabulary):
     assert list_few_shot([empty], {}, vocabulary) == []
 
 
-def test_shown_labels_stay_with_their_boxes(annotations, vocabulary):
+def test_list_few_shot(annotations, vocabulary):
     split = load_split(vocabulary, "ua")
     for one in annotations.annotations:
         kept = remove_unseen_labels(one, split, vocabulary, range(len(one.hois)))

@@ -18,9 +18,7 @@ from teacher_cache.reader.format import TEACHER
 from teacher_cache.writer.shard import write_teacher_file
 
 
-def test_a_verb_that_does_not_go_with_an_object_has_the_mean_of_its_sentences(
-    vocabulary, sentences
-):
+def test_texts_of_verbs_and_objects_without_interaction_are_means(vocabulary, sentences):
     made = build_text_embeddings(vocabulary, sentences.embeddings, "cache")
     assert made.rows.shape == (vocabulary.num_objects, vocabulary.num_verbs)
     ids = vocabulary.interaction_ids
@@ -33,14 +31,14 @@ def test_a_verb_that_does_not_go_with_an_object_has_the_mean_of_its_sentences(
             torch.testing.assert_close(found, torch.from_numpy(wanted))
 
 
-def test_a_verb_without_object_has_no_sentence():
+def test_a_verb_without_interaction_is_an_error():
     vcoco = load_vocabulary("vcoco")
     embeddings = np.ones((vcoco.num_interactions, 4), dtype=np.float32)
     with pytest.raises(InputError, match=r"cache: expected a sentence for every verb, .*stand"):
         build_text_embeddings(vcoco, embeddings, "cache")
 
 
-def test_training_begins_near_the_teachers_own_answers(reading_cache, vocabulary, sentences):
+def test_initial_probabilities_are_near_the_teachers(reading_cache, vocabulary, sentences):
     texts = load_text_head_init(open_cache(reading_cache), vocabulary)
     assert texts.scale == sentences.logit_scale
     # Log probability and logit of a look differ by the object's sum, whose mean the margin is.
@@ -57,7 +55,7 @@ def test_training_begins_near_the_teachers_own_answers(reading_cache, vocabulary
     assert texts.margin == pytest.approx(np.mean(differences) / 10, abs=1e-3)
 
 
-def test_without_regions_the_sentences_stand_in(
+def test_without_region_embeddings_the_texts_give_the_margin(
     cache_path, tmp_path, write_cache, annotations, vocabulary, sentences, answer
 ):
     answers = {one.image_id: answer(one) for one in annotations.annotations}
@@ -66,7 +64,7 @@ def test_without_regions_the_sentences_stand_in(
     assert 0.5 < load_text_head_init(open_cache(folder), vocabulary).margin < 1.2
 
 
-def test_a_head_is_told(reading_cache, text_run, vocabulary, sentences):
+def test_apply_initialises_the_head(reading_cache, text_run, vocabulary, sentences):
     head = load_model(text_run).verb_head
     assert isinstance(head, TextVerbHead)
     texts = load_text_head_init(open_cache(reading_cache), vocabulary)
@@ -75,7 +73,7 @@ def test_a_head_is_told(reading_cache, text_run, vocabulary, sentences):
     assert head.log_scale.exp().item() == pytest.approx(10) and head.margin == texts.margin
 
 
-def test_options_of_a_student_that_reads(reading_cache, vocabulary):
+def test_text_head_options(reading_cache, vocabulary):
     cache = open_cache(reading_cache)
     assert text_head_options({}, cache, vocabulary) == {}
     found = text_head_options({"verb_head": "text"}, cache, vocabulary)
@@ -98,12 +96,12 @@ def test_options_of_a_student_that_reads(reading_cache, vocabulary):
         ),
     ],
 )
-def test_options_that_do_not_go_together(reading_cache, vocabulary, options, says):
+def test_errors_of_inconsistent_options(reading_cache, vocabulary, options, says):
     with pytest.raises(InputError, match=says):
         text_head_options(options, open_cache(reading_cache), vocabulary)
 
 
-def test_caches_that_teach_nobody_to_read(cache_path, reading_cache, vocabulary):
+def test_caches_without_embeddings_or_model_name(cache_path, reading_cache, vocabulary):
     options = {"verb_head": "text"}
     with pytest.raises(InputError, match="expected region embeddings for --embedding-weight 1"):
         text_head_options(options, open_cache(cache_path), vocabulary)
@@ -111,7 +109,7 @@ def test_caches_that_teach_nobody_to_read(cache_path, reading_cache, vocabulary)
         text_head_options({**options, "embedding_weight": 0.0}, open_cache(cache_path), vocabulary)
 
 
-def test_another_clip_has_another_name(reading_cache):
+def test_text_model_differs_between_clip_models(reading_cache):
     cache = open_cache(reading_cache)
     parts = read_json(reading_cache / "manifest.json")["parts"]
     assert text_model_digest(parts) == cache.text_model

@@ -10,7 +10,7 @@ def test_no_boxes():
     assert iou.shape == giou.shape == (3, 0)
 
 
-def test_all_with_all_agrees_with_torchvision():
+def test_pairwise_values_equal_torchvision():
     random = torch.Generator().manual_seed(0)
     a, b = (torch.rand(n, 4, generator=random) / 2 + 0.1 for n in (5, 7))
     iou, giou = iou_and_giou(a[:, None], b)
@@ -20,7 +20,7 @@ def test_all_with_all_agrees_with_torchvision():
 
 
 @pytest.mark.parametrize("other", [[0.0] * 4, [0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.2, 0.2]])
-def test_boxes_without_area_give_numbers_and_gradients(other):
+def test_boxes_without_area_have_finite_values_and_gradients(other):
     box = torch.zeros(1, 4, requires_grad=True)
     iou, giou = iou_and_giou(box, torch.tensor([other]))
     (iou + giou).sum().backward()

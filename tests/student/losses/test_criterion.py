@@ -34,7 +34,7 @@ LOSSES = {
 }
 
 
-def golden_targets(golden, image, asked):
+def golden_targets(golden, image, distilled):
     field = {
         name: torch.from_numpy(golden[f"t{image}.{name}"])
         for name in ("obj_labels", "verb_labels", "sub_boxes", "obj_boxes", "st", "is_mask")
@@ -46,7 +46,7 @@ def golden_targets(golden, image, asked):
         object_boxes=field["obj_boxes"],
         object_labels=field["obj_labels"],
         verb_labels=hard,
-        teacher_probs=teacher * asked * ~hard,
+        teacher_probs=teacher * distilled * ~hard,
         seen=field["st"] == 0,
         interactive=field["is_mask"] == 1,
     )
@@ -54,11 +54,11 @@ def golden_targets(golden, image, asked):
 
 @pytest.fixture
 def golden_run(golden_file):
-    """The golden's numbers, its outputs as leaves, its targets and our losses of them."""
+    """The golden file, its outputs as leaf tensors, its targets, and our losses."""
     golden = np.load(golden_file)
     config = json.loads(str(golden["config"]))
     weights = json.loads(str(golden["weights"]))
-    asked = torch.from_numpy(golden["unseen_verb_mask"]).bool()
+    distilled = torch.from_numpy(golden["unseen_verb_mask"]).bool()
     layers = [
         {
             ours: torch.from_numpy(golden[f"o{layer}.{name}"]).requires_grad_()
@@ -67,10 +67,10 @@ def golden_run(golden_file):
         }
         for layer in range(config["layers"])
     ]
-    targets = [golden_targets(golden, image, asked) for image in range(config["batch"])]
+    targets = [golden_targets(golden, image, distilled) for image in range(config["batch"])]
     matcher = MatcherConfig(topk=config["topk"], interactive_threshold=config["thres_is"])
     criterion = Criterion(
-        TwoStageMatcher(matcher, asked),
+        TwoStageMatcher(matcher, distilled),
         LossConfig(
             object_weight=weights["loss_obj_ce"],
             box_weight=weights["loss_sub_bbox"],
@@ -187,10 +187,10 @@ def some_outputs(num_images, num_layers=2, dtype=torch.float32, seed=1, matching
     return {**last, "aux_outputs": aux}
 
 
-def criterion(matcher=OPEN_GATE, num_asked=1, **config):
-    asked = torch.zeros(NUM_VERBS, dtype=torch.bool)
-    asked[NUM_VERBS - num_asked :] = True
-    whole = Criterion(TwoStageMatcher(matcher, asked), LossConfig(**config))
+def criterion(matcher=OPEN_GATE, num_distilled=1, **config):
+    distilled = torch.zeros(NUM_VERBS, dtype=torch.bool)
+    distilled[NUM_VERBS - num_distilled :] = True
+    whole = Criterion(TwoStageMatcher(matcher, distilled), LossConfig(**config))
     return lambda outputs, targets: whole(outputs, Targets.collate(targets))
 
 
@@ -211,7 +211,7 @@ def test_a_batch_without_pairs_has_finite_losses_and_gradients(images, verb_loss
         assert not losses.by_name[name].any()
 
 
-def test_targets_are_never_changed():
+def test_targets_and_outputs_are_not_modified():
     targets = [some_targets([True, False, True]), some_targets([]), some_targets([False] * 9)]
     before = [{name: x.clone() for name, x in vars(one).items()} for one in targets]
     outputs = some_outputs(3)
@@ -249,7 +249,7 @@ def test_a_teacher_probability_of_one_is_soft():
     torch.testing.assert_close(losses.by_name["verb_soft"], expected[None])
 
 
-def test_soft_normalisation_by_pairs_counts_pairs_not_entries():
+def test_soft_normalisation_by_pairs():
     targets = [some_targets([True, False, True]), some_targets([True])]
     outputs = some_outputs(2)
     by_entries = criterion()(outputs, targets)
@@ -261,16 +261,16 @@ def test_soft_normalisation_by_pairs_counts_pairs_not_entries():
         assert torch.equal(by_pairs.by_name[name], by_entries.by_name[name])
 
 
-def test_soft_normalisation_by_answers_counts_asked_verbs_of_pairs():
+def test_soft_normalisation_by_distilled_verbs_of_pairs():
     targets = [some_targets([True, False, True]), some_targets([True])]
     outputs = some_outputs(2)
-    by_pairs = criterion(soft_normalisation="pairs", num_asked=3)(outputs, targets)
-    by_answers = criterion(soft_normalisation="supervised", num_asked=3)(outputs, targets)
+    by_pairs = criterion(soft_normalisation="pairs", num_distilled=3)(outputs, targets)
+    by_verbs = criterion(soft_normalisation="supervised", num_distilled=3)(outputs, targets)
     assert by_pairs.by_name["verb_soft"].sum() > 0
-    torch.testing.assert_close(by_answers.by_name["verb_soft"], by_pairs.by_name["verb_soft"] / 3)
+    torch.testing.assert_close(by_verbs.by_name["verb_soft"], by_pairs.by_name["verb_soft"] / 3)
 
 
-def test_without_soft_weight_nothing_else_differs():
+def test_soft_weight_of_zero_changes_no_other_loss():
     targets = [some_targets([True, False, True])]
     outputs = some_outputs(1)
     on, off = criterion()(outputs, targets), criterion(verb_soft_weight=0.0)(outputs, targets)
@@ -281,7 +281,7 @@ def test_without_soft_weight_nothing_else_differs():
     assert torch.equal(with_soft, without)
 
 
-def test_pairs_without_object_box_have_no_object_part():
+def test_pairs_without_object_have_no_object_box_loss():
     target = some_targets([True])
     target.object_boxes[0] = 0
     losses = criterion()(some_outputs(1), [target]).by_name
@@ -289,14 +289,14 @@ def test_pairs_without_object_box_have_no_object_part():
     assert losses["human_box"].all()
 
 
-def test_a_pair_without_object_teaches_no_object():
-    """Its query costs what it would cost with no pair at all."""
+def test_object_class_of_a_pair_without_object_is_no_pair():
+    """The object loss of its query is that without any pair."""
     outputs, target = some_outputs(1), some_targets([True])
     target.object_boxes[0] = 0
     target.object_labels[0] = outputs["pred_object_logits"].shape[-1] - 1
     alone = criterion()(outputs, [target]).by_name["object"]
-    nobody = criterion()(outputs, [some_targets([])]).by_name["object"]
-    torch.testing.assert_close(alone, nobody)
+    without_pairs = criterion()(outputs, [some_targets([])]).by_name["object"]
+    torch.testing.assert_close(alone, without_pairs)
 
 
 def test_interactive_score_of_labelled_unlabelled_and_other_queries():
@@ -324,7 +324,7 @@ def test_interactive_score_of_labelled_unlabelled_and_other_queries():
     torch.testing.assert_close(opened.by_name["interactive"], (others - log_is[2])[None] / 6)
 
 
-def test_matching_head_learns_which_queries_hold_a_pair():
+def test_matching_loss_is_the_cross_entropy_of_matched_queries():
     outputs = some_outputs(1, num_layers=1, matching=True)
     losses = criterion()(outputs, [some_targets([True, True])])
     labels = torch.zeros(1, NUM_QUERIES, dtype=torch.int64)
@@ -339,15 +339,15 @@ def unlabelled(count):
 
 
 def place(outputs, boxes):
-    """Puts the first queries onto boxes, the others onto nothing."""
+    """Places the first queries on these boxes, and the others away from all pairs."""
     rest = torch.tensor([0.8, 0.8, 0.05, 0.05]).expand(NUM_QUERIES - len(boxes), 4)
     for layer in [*outputs["aux_outputs"], outputs]:
         for name in ("pred_human_boxes", "pred_object_boxes"):
             layer[name] = torch.cat([boxes, rest])[None]
 
 
-def test_where_nobody_annotated_only_what_is_known_teaches():
-    """Of three candidates two are taken; the third's query learns nothing at all."""
+def test_losses_of_an_image_without_exhaustive_labels():
+    """Of three candidates two are matched; the query on the third has no loss."""
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.1, 0.1], [0.6, 0.6, 0.1, 0.1]])
     target = replace(unlabelled(3), human_boxes=boxes, object_boxes=boxes)
     outputs = some_outputs(1, num_layers=1, matching=True)
@@ -369,11 +369,11 @@ def test_where_nobody_annotated_only_what_is_known_teaches():
     gradient = torch.autograd.grad(
         criterion()(outputs, [target]).total, outputs["pred_verb_logits"]
     )[0]
-    # Verbs that the teacher gave nothing, or was not asked for, carry no loss.
+    # Verbs without teacher probability have no loss.
     assert not gradient[..., : NUM_VERBS - 1].any() and gradient[..., -1].any()
 
 
-def test_an_annotated_image_teaches_the_same_beside_one_that_is_not():
+def test_an_unlabelled_image_does_not_change_the_verb_loss_of_a_labelled_one():
     outputs = some_outputs(1, num_layers=1, matching=True)
     both = {
         name: torch.cat([value, some_outputs(1, 1, seed=9, matching=True)[name]])
@@ -389,7 +389,7 @@ def test_an_annotated_image_teaches_the_same_beside_one_that_is_not():
 
 @pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_batch_that_nobody_annotated(verb_loss, count):
+def test_a_batch_without_exhaustive_labels(verb_loss, count):
     outputs = some_outputs(2, matching=True)
     found = criterion(verb_loss=verb_loss)(outputs, [unlabelled(count), unlabelled(0)])
     found.total.backward()
@@ -401,7 +401,7 @@ def test_a_batch_that_nobody_annotated(verb_loss, count):
     assert found.weighted["verb_hard"] == 0 and found.weighted["object"] > 0
 
 
-def test_what_images_add_to_a_loss_is_the_loss():
+def test_losses_by_image_sum_to_the_loss():
     outputs, targets = whole_batch()
     found = criterion()(outputs, targets)
     for name, value in found.weighted.items():
@@ -415,18 +415,18 @@ def whole_batch():
 
 
 def losses_of_process(rank, store):
-    """The losses that one of two processes sees: three images of the batch, or the fourth."""
+    """Losses of one of two processes: of the batch's first three images, or of the fourth."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=5)
     )
     try:
         outputs, targets = whole_batch()
-        mine = slice(0, 3) if rank == 0 else slice(3, 4)
+        share = slice(0, 3) if rank == 0 else slice(3, 4)
         layers = [
-            {name: x[mine] for name, x in layer.items() if name != "aux_outputs"}
+            {name: x[share] for name, x in layer.items() if name != "aux_outputs"}
             for layer in (*outputs["aux_outputs"], outputs)
         ]
-        losses = criterion()({**layers[-1], "aux_outputs": layers[:-1]}, targets[mine])
+        losses = criterion()({**layers[-1], "aux_outputs": layers[:-1]}, targets[share])
         return {name: loss.detach() for name, loss in losses.by_name.items()}
     finally:
         torch.distributed.destroy_process_group()

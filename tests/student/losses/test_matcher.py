@@ -8,7 +8,7 @@ from student.data.targets import Targets
 from student.losses.matcher import TwoStageMatcher
 
 NUM_VERBS, NUM_OBJECTS = 4, 3
-NO_VERB_ASKED = torch.zeros(NUM_VERBS, dtype=torch.bool)
+NO_DISTILLED_VERBS = torch.zeros(NUM_VERBS, dtype=torch.bool)
 
 
 def make_targets(boxes, seen, object_boxes=None):
@@ -28,7 +28,7 @@ def make_targets(boxes, seen, object_boxes=None):
 
 
 def make_outputs(boxes, interactive=None, num_layers=1):
-    """One image whose queries differ in their boxes and interactive logits alone."""
+    """Outputs for one image, whose queries differ only in boxes and interactive logits."""
     boxes = (
         torch.tensor(boxes, dtype=torch.float32).reshape(1, 1, -1, 4).repeat(num_layers, 1, 1, 1)
     )
@@ -45,7 +45,7 @@ def make_outputs(boxes, interactive=None, num_layers=1):
 
 
 def match(outputs, *targets, **config):
-    return TwoStageMatcher(MatcherConfig(**config), NO_VERB_ASKED)(
+    return TwoStageMatcher(MatcherConfig(**config), NO_DISTILLED_VERBS)(
         outputs, Targets.collate(targets)
     )
 
@@ -72,7 +72,7 @@ def test_an_image_without_pairs_among_others():
     assert matches.num_last_layer == 1
 
 
-def test_seen_pairs_come_first_and_candidates_take_what_is_left():
+def test_candidates_are_matched_with_the_queries_left_by_seen_pairs():
     outputs = make_outputs([at(0.2), at(0.5), at(0.8)])
     targets = make_targets([at(0.21), at(0.2), at(0.79)], [True, False, False])
     matches = match(outputs, targets)
@@ -100,15 +100,15 @@ def test_more_seen_pairs_than_queries():
         ({"iou_threshold": 0.99, "topk": 9}, []),
     ],
 )
-def test_the_gate_of_stage_two(config, kept):
+def test_thresholds_of_stage_two(config, kept):
     places = [0.1, 0.3, 0.5, 0.7]
     outputs = make_outputs([at(x + 0.01) for x in places], interactive=[2.0, 1.0, 3.0, -1.0])
     matches = match(outputs, make_targets([at(x) for x in places], [False] * 4), **config)
     assert pairs(matches, True) == kept
 
 
-def test_the_overlap_is_asked_of_the_matched_pair_not_of_any():
-    # Query 0 is dealt pair 1, which it misses; that it covers pair 0 too does not help.
+def test_the_iou_threshold_applies_to_the_matched_pair():
+    # Query 0 is assigned to pair 1 without overlap; its overlap with pair 0 does not count.
     outputs = make_outputs([at(0.20), at(0.21)])
     targets = make_targets([at(0.21), at(0.6)], [False, False])
     assert pairs(match(outputs, targets), True) == [[1, 0]]
@@ -129,7 +129,7 @@ def test_a_pair_without_object_is_matched_by_the_human_alone():
     assert pairs(match(outputs, targets), False) == [[0, 0]]
 
 
-def test_the_cost_as_written_on_paper():
+def test_the_cost_of_one_pair_by_hand():
     """All terms of one query and pair, computed by hand from the definition."""
     random = torch.Generator().manual_seed(0)
     outputs = make_outputs([[0.5, 0.5, 0.2, 0.2]])
@@ -137,8 +137,8 @@ def test_the_cost_as_written_on_paper():
     outputs["pred_verb_logits"] = torch.randn(1, 1, 1, NUM_VERBS, generator=random)
     outputs["pred_object_boxes"] = torch.tensor([0.4, 0.4, 0.2, 0.2]).view(1, 1, 1, 4)
     targets = make_targets([[0.5, 0.6, 0.2, 0.2]], [True])
-    asked = torch.tensor([False, False, False, True])
-    matcher = TwoStageMatcher(MatcherConfig(), asked)
+    distilled = torch.tensor([False, False, False, True])
+    matcher = TwoStageMatcher(MatcherConfig(), distilled)
     cost, _ = matcher._costs(outputs, Targets.collate([targets]))
 
     p = outputs["pred_verb_logits"].sigmoid().flatten()
@@ -150,12 +150,12 @@ def test_the_cost_as_written_on_paper():
     torch.testing.assert_close(cost.item(), (label + verb + boxes).item(), rtol=1e-5, atol=1e-6)
 
 
-def test_every_assignment_is_the_cheapest_one():
+def test_the_assignment_has_the_lowest_cost():
     random = torch.Generator().manual_seed(3)
     boxes = torch.rand(2, 4, 4, generator=random) / 3 + 0.3
     outputs = make_outputs(boxes[0].tolist())
     targets = make_targets(boxes[1].tolist(), [True] * 4)
-    matcher = TwoStageMatcher(MatcherConfig(), NO_VERB_ASKED)
+    matcher = TwoStageMatcher(MatcherConfig(), NO_DISTILLED_VERBS)
     cost = matcher._costs(outputs, Targets.collate([targets]))[0][0, 0]
     found = sum(
         cost[q, t].item() for q, t in pairs(matcher(outputs, Targets.collate([targets])), False)
@@ -166,7 +166,7 @@ def test_every_assignment_is_the_cheapest_one():
     assert found == pytest.approx(best)
 
 
-def test_layers_are_matched_on_their_own():
+def test_layers_are_matched_independently():
     outputs = make_outputs([at(0.2), at(0.8)], num_layers=2)
     for name in ("pred_human_boxes", "pred_object_boxes"):
         outputs[name][1] = outputs[name][1].flip(1)
@@ -176,7 +176,7 @@ def test_layers_are_matched_on_their_own():
     assert matches.num_last_layer == 1
 
 
-def test_costs_that_are_not_numbers_still_give_a_matching():
+def test_nan_costs_raise_no_error():
     outputs = make_outputs([at(0.2), at(0.8)])
     outputs["pred_human_boxes"][0, 0, 0] = torch.nan
     matches = match(outputs, make_targets([at(0.2)], [True]))

@@ -40,7 +40,7 @@ def test_statistics_are_frozen_in_training(name):
 
 
 def unfolded(name):
-    """The same backbone as its library has it, norms as operations of their own."""
+    """The backbone as in its library, with separate batch norms."""
     if name == "toy":
         return ToyBackbone(norm=FrozenBatchNorm2d), ""
     resnet = torchvision.models.get_model(name, norm_layer=FrozenBatchNorm2d)
@@ -49,7 +49,7 @@ def unfolded(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "toy"])
-def test_folded_norms_give_the_librarys_maps_under_its_names(name):
+def test_folded_backbone_equals_the_librarys(name):
     plain, prefix = unfolded(name)
     for norm in plain.modules():
         if isinstance(norm, FrozenBatchNorm2d):
@@ -69,7 +69,7 @@ def test_folded_norms_give_the_librarys_maps_under_its_names(name):
 
 
 @pytest.mark.parametrize("name", RESNETS)
-def test_parameters_tell_the_resnet(name):
+def test_identify_resnet_of_built_backbones(name):
     with torch.device("meta"):
         names = [key.removeprefix("body.") for key in build_backbone(name).state_dict()]
     assert identify_resnet(names) == name
@@ -84,7 +84,7 @@ def test_parameters_tell_the_resnet(name):
         (["others.3.bias", "layers.x.bias", "layers.4"], 0),
     ],
 )
-def test_layers_are_counted(names, count):
+def test_count_layers(names, count):
     assert count_layers(names, "layers.") == count
 
 
@@ -107,7 +107,7 @@ def names(blocks, last):
         ((2, 2, 2, 0), "conv2", None),
     ],
 )
-def test_blocks_tell_the_resnet(blocks, last, name):
+def test_find_resnet_blocks(blocks, last, name):
     assert identify_resnet(names(blocks, last)) == name
     kind = "bottleneck" if last == "conv3" else "basic"
     assert find_resnet_blocks(names(blocks, last)) == (kind, blocks)
@@ -115,7 +115,7 @@ def test_blocks_tell_the_resnet(blocks, last, name):
 
 @pytest.fixture
 def norm():
-    """A frozen batch norm of six channels that has seen something."""
+    """A frozen batch norm of six channels with random statistics."""
     layer = FrozenBatchNorm2d(6)
     for name, buffer in layer.named_buffers():
         buffer.copy_(torch.rand(6) + 0.5 if name in ("weight", "running_var") else torch.randn(6))
@@ -126,7 +126,7 @@ def norm():
     "options",
     [{}, {"stride": 2, "padding": 1}, {"groups": 2}, {"padding": 2, "dilation": 2}],
 )
-def test_folding_is_convolution_and_norm(norm, options):
+def test_folded_conv_bn_equals_convolution_and_norm(norm, options):
     convolution = nn.Conv2d(4, 6, 3, bias=False, **options)
     x = torch.randn(2, 4, 9, 11, requires_grad=True)
     found, expected = folded_conv_bn(x, convolution, norm), norm(convolution(x))
@@ -140,7 +140,7 @@ def test_folding_is_convolution_and_norm(norm, options):
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_no_images(norm):
+def test_folded_conv_bn_without_images(norm):
     assert (
         folded_conv_bn(torch.zeros(0, 4, 5, 5), nn.Conv2d(4, 6, 3, bias=False), norm).shape[0] == 0
     )
@@ -152,7 +152,7 @@ def test_half_precision_maps_stay_half_precision(norm):
         assert folded_conv_bn(torch.randn(1, 4, 5, 5), convolution, norm).dtype == torch.bfloat16
 
 
-def test_only_frozen_norms_without_a_bias_before_them_fold(norm):
+def test_folding_needs_a_frozen_norm_and_no_bias(norm):
     x = torch.zeros(1, 4, 5, 5)
     with pytest.raises(AssertionError):
         folded_conv_bn(x, nn.Conv2d(4, 6, 1), norm)

@@ -50,7 +50,7 @@ def test_auxiliary_outputs_pair_the_last_layers(build, small_config, pairs, acti
 
 
 @pytest.mark.parametrize(("pairs", "actions"), [(1, 3), (3, 1), (2, 3)])
-def test_heads_read_their_decoders(build, small_config, pairs, actions):
+def test_inputs_of_the_heads(build, small_config, pairs, actions):
     model = build(
         replace(
             small_config,
@@ -103,7 +103,7 @@ def test_no_padding_equals_a_mask_without_padding(small):
 
 
 class Cells(torch.nn.Module):
-    """A backbone whose cells see their own pixels only, so that padding cannot leak in."""
+    """A backbone without overlapping receptive fields, so that padding cannot leak."""
 
     size_divisible = 32
 
@@ -116,7 +116,7 @@ class Cells(torch.nn.Module):
         return {"stride8": self.expand(pooled[8]), "stride32": pooled[32]}
 
 
-def test_an_image_is_answered_the_same_among_larger_ones(build, config):
+def test_outputs_of_an_image_do_not_depend_on_larger_ones(build, config):
     model = build(config)
     model.backbone = Cells()
     model.input_projection = torch.nn.Conv2d(3, config.hidden_dim, 1)
@@ -134,7 +134,9 @@ def test_an_image_is_answered_the_same_among_larger_ones(build, config):
 
 @pytest.mark.parametrize("queries", ["learned", "proposals"])
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "toy"])
-def test_images_that_are_answered_alone_ignore_padding(build, small_config, backbone, queries):
+def test_padding_invariant_outputs_equal_those_of_single_images(
+    build, small_config, backbone, queries
+):
     model = build(replace(small_config, backbone=backbone, queries=queries))
     images = [image(100, 131), image(41, 64, seed=1), image(77, 90, seed=2)]
     padded = model.pad(images, (120, 150))
@@ -149,7 +151,7 @@ def test_images_that_are_answered_alone_ignore_padding(build, small_config, back
 
 
 @pytest.mark.parametrize(("detach", "reaches"), [(True, False), (False, True)])
-def test_verb_gradients_stay_out_of_localisation(build, small_config, detach, reaches):
+def test_detach_verb_queries(build, small_config, detach, reaches):
     model = build(replace(small_config, detach_verb_queries=detach))
     model([image(64, 64)])["pred_verb_logits"].sum().backward()
     gradient = model.human_object_decoder.layers[-1].linear1.weight.grad
@@ -164,7 +166,7 @@ def test_stem_and_first_stage_and_batch_norms_are_frozen(small):
     assert not any("bn" in name for name in body)
 
 
-def test_boxes_of_queries_from_pairs_start_at_their_references(build, toy_config):
+def test_untrained_boxes_of_proposals_are_their_reference_boxes(build, toy_config):
     model = build(toy_config)
     pixels = torch.stack([image(128, 128)])
     start = model.query_source(model.backbone(pixels), None)

@@ -10,7 +10,7 @@ def test_equal_sizes_need_no_mask():
     assert resize_mask(padding, (2, 2)) is None
 
 
-def test_images_stand_at_the_top_left():
+def test_images_are_placed_at_the_top_left():
     pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
     assert pixels.shape == (2, 3, 4, 6)
     assert torch.equal(pixels[:, 0] == 0, padding)
@@ -18,7 +18,7 @@ def test_images_stand_at_the_top_left():
     assert not padding[0, :2].any() and not padding[1, :, :3].any()
 
 
-def test_the_mask_shrinks_by_the_nearest_pixel():
+def test_resize_mask():
     _, padding = pad_images([torch.ones(3, 64, 64), torch.ones(3, 32, 33)])
     assert resize_mask(padding, (2, 2)).tolist() == [
         [[False, False], [False, False]],
@@ -35,7 +35,7 @@ def test_the_mask_shrinks_by_the_nearest_pixel():
         ([(15, 20), (17, 3)], 8, (24, 24)),
     ],
 )
-def test_sides_become_multiples(sizes, multiple, frame):
+def test_sizes_are_rounded_up_to_multiples(sizes, multiple, frame):
     pixels, padding = pad_images([torch.ones(3, *size) for size in sizes], multiple)
     assert (padding is None) == (frame is None)
     assert tuple(pixels.shape[-2:]) == (frame or sizes[0])
@@ -47,7 +47,7 @@ def test_sides_become_multiples(sizes, multiple, frame):
     ("least", "multiple", "frame"),
     [((0, 0), 1, (6, 9)), ((6, 9), 1, (6, 9)), ((8, 4), 1, (8, 9)), ((5, 10), 4, (8, 12))],
 )
-def test_a_batch_may_be_part_of_a_larger_one(least, multiple, frame):
+def test_minimum_pad_size(least, multiple, frame):
     images = [torch.ones(3, 6, 9)] * 2
     pixels, padding = pad_images(images, multiple, least)
     assert tuple(pixels.shape[-2:]) == frame
@@ -55,7 +55,7 @@ def test_a_batch_may_be_part_of_a_larger_one(least, multiple, frame):
     assert pixels.sum() == 2 * 3 * 6 * 9
 
 
-def test_shares_of_the_frame():
+def test_valid_ratios():
     pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
     assert get_valid_ratios(padding, pixels).tolist() == [[1, 0.5], [0.5, 1]]
     assert get_valid_ratios(None, pixels).tolist() == [[1, 1], [1, 1]]

@@ -225,7 +225,7 @@ def test_detector_with_images_of_any_size():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_boxes_that_are_not_finite_raise_no_error(queries, value):
-    """The pooled regions are numbers, the references are not, and no loss of theirs will be."""
+    """Pooled features are finite, while reference boxes and hence the losses are not."""
     for head in queries.head.boxes:
         torch.nn.init.constant_(head.bias, value)
     start = queries(maps(), None)

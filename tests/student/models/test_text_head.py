@@ -26,7 +26,7 @@ def config(small_config):
 
 @pytest.fixture
 def head(config):
-    """A head with random sentences, scale 5 and margin 0.2."""
+    """A head with random text embeddings, scale 5 and margin 0.2."""
     random = torch.Generator().manual_seed(2)
     made = TextVerbHead(config)
     texts = torch.nn.functional.normalize(torch.randn(TEXTS, DIM, generator=random), dim=-1)
@@ -41,9 +41,7 @@ def inputs(config, *shape):
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (2, 3, 6)])
-def test_a_logit_is_the_scaled_cosine_to_the_sentence_about_the_likeliest_object(
-    config, head, shape
-):
+def test_logits_are_scaled_cosines_with_the_texts_of_the_most_probable_object(config, head, shape):
     actions, objects = inputs(config, *shape)
     # "No pair" being likelier still changes nothing.
     objects[..., -1] = 9
@@ -58,7 +56,7 @@ def test_a_logit_is_the_scaled_cosine_to_the_sentence_about_the_likeliest_object
             torch.testing.assert_close(logits[place][verb], 5 * (cosine - 0.2))
 
 
-def test_gradients_reach_what_is_learned_and_not_the_objects(config, head):
+def test_gradients_reach_the_parameters_but_not_the_object_logits(config, head):
     actions, objects = (value.requires_grad_() for value in inputs(config, 2, 3))
     head(actions, objects)[0].sum().backward()
     assert objects.grad is None and actions.grad.abs().sum() > 0
@@ -94,13 +92,13 @@ def test_a_detector_gives_embeddings_of_all_layers(config, build):
     )
 
 
-def test_linear_detectors_have_nothing_new(small_config, build):
+def test_linear_heads_have_no_text_keys(small_config, build):
     model = build(small_config)
     assert sum("verb_head" in name for name in model.state_dict()) == 2
     assert ModelConfig().verb_head == "linear"
 
 
 @pytest.mark.parametrize("name", ["text_dim", "num_texts"])
-def test_sizes_are_needed(config, name):
+def test_a_text_head_needs_sizes(config, name):
     with pytest.raises(InputError, match=f"{name}: expected at least 1, found 0"):
         replace(config, **{name: 0})

@@ -27,7 +27,7 @@ def sequence(length, seed):
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_padding_changes_nothing(pre_norm):
-    """What stands in padded places, and that they are there at all, reaches no output."""
+    """Neither the values nor the number of padded tokens change the outputs."""
     encoder, decoder = make(pre_norm)
     tokens, positions = sequence(6, 0), sequence(6, 1)
     target, queries = sequence(3, 2), sequence(3, 3)
@@ -45,7 +45,7 @@ def test_padding_changes_nothing(pre_norm):
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_every_layer_passes_the_last_norm(pre_norm):
+def test_all_decoder_layers_are_normalised(pre_norm):
     encoder, decoder = make(pre_norm)
     memory = encoder(sequence(6, 0), sequence(6, 1), None)
     layers = decoder(sequence(3, 2), sequence(3, 3), memory, sequence(6, 1), None)
@@ -53,7 +53,7 @@ def test_every_layer_passes_the_last_norm(pre_norm):
     torch.testing.assert_close(layers.mean(-1), torch.zeros(3, 2, 3), rtol=0, atol=1e-5)
 
 
-def test_an_encoder_without_layers_passes_its_input():
+def test_an_encoder_without_layers_returns_its_input():
     encoder, _ = make(num_encoder_layers=0)
     tokens = sequence(6, 0)
     assert encoder(tokens, sequence(6, 1), None) is tokens
@@ -69,7 +69,7 @@ def test_queries_of_an_image_do_not_see_other_images():
     )
 
 
-def test_features_of_a_place_by_the_formula():
+def test_position_encoding_by_the_formula():
     encoding = SinePositionEncoding(8)(torch.zeros(1, 1, 2, 4), None)
     assert encoding.shape == (1, 8, 2, 4)
     y, x = 2 * math.pi * 1 / 2, 2 * math.pi * 3 / 4
@@ -83,7 +83,7 @@ def test_features_of_a_place_by_the_formula():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5)])
-def test_padding_does_not_move_the_places(size):
+def test_position_encoding_does_not_depend_on_padding(size):
     height, width = size
     encode = SinePositionEncoding(16)
     padding = torch.ones(1, 6, 7, dtype=torch.bool)
