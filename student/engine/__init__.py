@@ -1,1 +1,5 @@
-"""Training: a run, its trainer, steps, optimiser, checkpoints, logs and evaluation."""
+"""Training: `run` trains and evaluates one student, `trainer` is the loop, `train_step` one step.
+
+Beside them: inputs, optimizer and schedules, checkpoints and the run folder, the metrics log,
+validation on held-out training images, and evaluation on the test part.
+"""

@@ -1,4 +1,8 @@
-"""Where a training run stands, and how it gets there again."""
+"""Checkpoints of a training run, and the run folder: locking, resuming, replacing.
+
+A run keeps its last two checkpoints. `config.json` holds everything that determines the result, so
+that a run is only resumed by a command that would give the same one.
+"""
 
 from __future__ import annotations
 
@@ -45,22 +49,36 @@ from student.weights.pretrained import LOAD_REPORT
 
 logger = get_logger(__name__)
 
+CONFIG_FILE, LOCK_FILE, FEW_SHOT_FILE = "config.json", ".lock", "shots.json"
+DAMAGED_CHECKPOINT = "checkpoint-damaged.pt"
+RUN_FILES = (
+    *(CHECKPOINT, PREVIOUS, DAMAGED_CHECKPOINT, BEST, LOAD_REPORT, METRICS, EVALUATIONS),
+    *(RESULTS, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE),
+)
+RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, SAMPLES_FOLDER)
+RESUME_MODES = AUTO, NEVER = "auto", "never"
+# Entries of the plan that do not matter when a run starts from another run's checkpoint.
+IGNORED_PLAN_KEYS = ("pretrained", "resume")
+# Maximum number of differences in an error message.
+MAX_CHANGES = 3
 STATE_FIELDS = ("step", "generators", "evaluated", "best")
 
 
 class RunState:
-    """A run's position; everything else that a step changes stands in its `TrainStep`.
+    """Position of a run, and saving and restoring of its checkpoints.
+
+    All other state that a step changes is in its `TrainStep`.
 
     Args:
-        train_step: what the steps change.
-        vocabulary, split: stored with the checkpoints.
-        run_dir: folder for them.
-        plan: what the run's result depends on, stored too.
+        train_step: model, optimizer, schedule and EMA.
+        vocabulary, split: stored in the checkpoints.
+        run_dir: folder of the checkpoints.
+        plan: everything that determines the run's result, stored in the checkpoints.
 
     Attributes:
-        step: steps done.
-        evaluated: the step after which the held-out images were scored last.
-        best: score and step of the best of these evaluations.
+        step: number of steps done.
+        evaluated: step of the last validation.
+        best: score and step of the best validation; None before the first.
         saved_at: `time.monotonic()` at the last checkpoint, or at the start.
     """
 
@@ -82,7 +100,7 @@ class RunState:
             self._seed_process()
 
     def record_score(self, score: float) -> bool:
-        """Notes the score of the held-out images; True where it is the best so far."""
+        """Records the score of a validation; returns whether it is the best so far."""
         self.evaluated = self.step
         is_best = self.best is None or score > self.best["score"]
         if is_best:
@@ -90,10 +108,10 @@ class RunState:
         return is_best
 
     def save(self) -> None:
-        """Writes the run's checkpoint.
+        """Writes the run's checkpoint; to be called by all processes.
 
         Raises:
-            InputError: the disk does not take it.
+            InputError: the file cannot be written.
         """
         states = self._context.all_gather(seeding.rng_state(self._device))
         position = {name: getattr(self, name) for name in ("step", "evaluated", "best")}
@@ -103,20 +121,20 @@ class RunState:
         logger.debug(f"{self.run_dir}: checkpoint of step {self.step}")
 
     def save_best(self) -> None:
-        """Writes the weights beside the checkpoint, as the best ones."""
+        """Writes the current weights as the best checkpoint."""
         sources = self.plan.get("extra_data", [])
         best = self._checkpoint({"step": self.step, "sources": sources})
         self._context.broadcast(lambda: save_checkpoint(self.run_dir / BEST, best))
 
     def resume(self, checkpoint: Checkpoint, file: Path) -> None:
-        """Goes to where a checkpoint was written.
+        """Restores the state of a checkpoint.
 
         Args:
-            checkpoint: of a run with the same recipe.
-            file: where it comes from, for errors.
+            checkpoint: checkpoint of a run with the same recipe.
+            file: its file, named in errors.
 
         Raises:
-            InputError: it holds no training state, or another model's.
+            InputError: the checkpoint has no training state, or that of another model.
         """
         state = checkpoint.state
         missing = [
@@ -135,12 +153,14 @@ class RunState:
             seeding.set_rng_state(states[self._context.rank], self._device)
         else:
             size = self._context.world_size
-            said = f"{file}: written by {len(states)} processes, goes on with {size}"
-            logger.warning(f"{said}: dropout draws other numbers")
+            logger.warning(
+                f"{file}: written by {len(states)} processes, resumed with {size}:"
+                " dropout draws other random numbers"
+            )
             self._seed_process()
 
     def _seed_process(self) -> None:
-        """Gives this process numbers of its own for dropout; samples draw from their own seeds."""
+        """Seeds dropout differently in each process; samples are seeded by epoch and index."""
         seed = self.train_step.recipe.train.seed
         seeding.manual_seed(seed, self._context.rank, self.step)
 
@@ -150,10 +170,10 @@ class RunState:
 
 
 def save_latest(run_dir: Path, checkpoint: Checkpoint) -> None:
-    """Writes a run's checkpoint; the newest so far becomes the one before.
+    """Writes a run's checkpoint and keeps the latest one as the previous one.
 
     Raises:
-        InputError: the disk does not take it; the older ones are as they were.
+        InputError: the file cannot be written; the older checkpoints are unchanged.
     """
     file = run_dir / CHECKPOINT
     try:
@@ -166,12 +186,12 @@ def save_latest(run_dir: Path, checkpoint: Checkpoint) -> None:
         if reason is None:
             raise
         raise InputError(
-            f"{file}: cannot be written ({reason}); {_remaining_line(run_dir)}"
+            f"{file}: cannot be written ({reason}); {_remaining_text(run_dir)}"
         ) from None
 
 
 def _os_error_reason(error: BaseException | None) -> str | None:
-    """The operating system's reason; torch's writer hides it behind an error of its own."""
+    """The operating system's reason in the chain of an error that torch's writer raises."""
     while error is not None:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
@@ -180,21 +200,21 @@ def _os_error_reason(error: BaseException | None) -> str | None:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """A run's checkpoints, the newest first."""
+    """A run's checkpoints, latest first."""
     return [path for path in (run_dir / CHECKPOINT, run_dir / PREVIOUS) if path.is_file()]
 
 
 def find_latest_intact(run_dir: Path) -> tuple[Path, str]:
-    """The checkpoint that a run can go on from.
+    """The latest undamaged checkpoint of a run.
 
     Args:
-        run_dir: has written at least one.
+        run_dir: run folder with at least one checkpoint.
 
     Returns:
-        The file, and a line about a newer one that is damaged ("" when there is none).
+        The file, and the error message of a damaged later one ("" without).
 
     Raises:
-        InputError: all of them are damaged.
+        InputError: all checkpoints are damaged.
     """
     damage = ""
     for file in list_checkpoints(run_dir):
@@ -209,7 +229,7 @@ def find_latest_intact(run_dir: Path) -> tuple[Path, str]:
 
 
 def _verify_checksums(file: Path) -> None:
-    """Compares every part of a checkpoint with its checksum, which torch does not when loading.
+    """Verifies the checksums in a checkpoint, which torch ignores when loading.
 
     Raises:
         InputError: the file is damaged.
@@ -223,31 +243,18 @@ def _verify_checksums(file: Path) -> None:
         raise InputError(f"{file}: expected a whole checkpoint, found damage in {damaged}")
 
 
-def _remaining_line(run_dir: Path) -> str:
+def _remaining_text(run_dir: Path) -> str:
     names = [path.name for path in list_checkpoints(run_dir)]
-    return f"{' and '.join(names)} stay as they were" if names else "there is no older one"
-
-
-CONFIG_FILE, LOCK_FILE, FEW_SHOT_FILE = "config.json", ".lock", "shots.json"
-DAMAGED_CHECKPOINT = "checkpoint-damaged.pt"
-RUN_FILES = (
-    *(CHECKPOINT, PREVIOUS, DAMAGED_CHECKPOINT, BEST, LOAD_REPORT, METRICS, EVALUATIONS),
-    *(RESULTS, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE),
-)
-RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, SAMPLES_FOLDER)
-RESUME_MODES = AUTO, NEVER = "auto", "never"
-# What a run that begins at a checkpoint no longer depends on.
-IGNORED_PLAN_KEYS = ("pretrained", "resume")
-MAX_CHANGES = 3
+    return f"unchanged: {' and '.join(names)}" if names else "there is no older checkpoint"
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where training begins.
+    """Start of a training.
 
     Attributes:
-        checkpoint: the file to go on from; None for the first step.
-        message: what to log about it, "" for nothing.
+        checkpoint: checkpoint to resume; None starts at the first step.
+        message: message for the log, "" without.
     """
 
     checkpoint: Path | None
@@ -258,19 +265,23 @@ class ResumePoint:
 def claim_run_folder(
     run_dir: Path, plan: dict[str, Any], execution: dict[str, Any], overwrite: bool, resume: str
 ) -> Iterator[ResumePoint]:
-    """Makes the folder this run's as long as the body runs, and says where training begins.
+    """Locks a run folder while the body runs, and prepares it for this run.
 
     Args:
-        run_dir: the folder; made where it is not there.
+        run_dir: the folder; created if necessary.
         plan, overwrite, resume: see `find_resume_point`.
-        execution: what else the run was told, for people.
+        execution: settings that do not change the result, recorded in `config.json`.
+
+    Yields:
+        Where the training starts.
 
     Raises:
-        InputError: it holds other files, another process works in it, or see `find_resume_point`.
+        InputError: the folder contains files that are not a run's, another process uses it, or an
+            error of `find_resume_point`.
     """
-    held = run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - {LOCK_FILE}
-    if held and CONFIG_FILE not in held and not overwrite:
-        raise InputError(f"{run_dir}: expected a new folder or a run, found other files")
+    names = run_dir.is_dir() and {path.name for path in run_dir.iterdir()} - {LOCK_FILE}
+    if names and CONFIG_FILE not in names and not overwrite:
+        raise InputError(f"{run_dir}: expected a new folder or a run folder, found other files")
     with lock_run_folder(run_dir):
         start = find_resume_point(run_dir, plan, overwrite, resume)
         write_json(run_dir / CONFIG_FILE, {**plan, "execution": execution})
@@ -279,26 +290,26 @@ def claim_run_folder(
 
 @contextmanager
 def lock_run_folder(run_dir: Path) -> Iterator[None]:
-    """Makes the folder this process's; the system takes the lock back however it ends.
+    """Locks a folder for this process; the system releases the lock however the process ends.
 
     Raises:
-        InputError: another process works in it.
+        InputError: another process has the lock.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / LOCK_FILE, "a+", encoding="utf-8") as file:
         try:
-            # Unlike flock's, these locks do not pass to worker processes, which outlive a kill
-            # by some seconds.
+            # Unlike locks of `flock`, these are not inherited by DataLoader workers, which may
+            # outlive a killed process by some seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise InputError(
-                f"{run_dir}: expected a run that no other process works on, found process {holder}"
+                f"{run_dir}: expected a run that no other process is using, found process {holder}"
             ) from None
         except OSError as error:
             logger.warning(
-                f"{run_dir}: nothing keeps a second process out of it here ({error.strerror})"
+                f"{run_dir}: cannot be locked ({error.strerror}); do not start another run in it"
             )
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
@@ -309,19 +320,19 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
 def find_resume_point(
     run_dir: Path, plan: dict[str, Any], overwrite: bool, resume: str
 ) -> ResumePoint:
-    """Finds where a run goes on, or clears the folder for it to begin.
+    """Finds the checkpoint to resume, or clears the folder for a new run.
 
     Args:
-        run_dir: the folder, locked.
-        plan: what the run's result depends on.
-        overwrite: replace another run; the same run goes on all the same, so that a command that
-            a cluster repeats loses nothing.
-        resume: `AUTO` to go on where the folder's run stands; `NEVER` not to; or a checkpoint, or
-            another run's folder, to begin from, as long as the run has no checkpoint of its own.
+        run_dir: the run folder, locked.
+        plan: everything that determines the run's result.
+        overwrite: replace another run. A run with the same plan is resumed nevertheless, so that a
+            command repeated by a cluster loses nothing.
+        resume: `AUTO` resumes the folder's run; `NEVER` does not; a checkpoint or another run's
+            folder is continued unless the folder's run already has a checkpoint.
 
     Raises:
-        InputError: the folder holds another run, all its checkpoints are damaged, or the
-            checkpoint to begin from belongs to another run.
+        InputError: the folder contains another run, all its checkpoints are damaged, or the
+            checkpoint to continue is of a run with another plan.
     """
     for stale in run_dir.glob(".*.tmp"):
         stale.unlink()
@@ -330,100 +341,92 @@ def find_resume_point(
     found = held.get("format", "none") if isinstance(held, dict) else type(held).__name__
     if found != plan.get("format", "none") and not overwrite:
         raise InputError(
-            f"{file}: format: expected {plan['format']}, found {found}; name a new folder or give"
+            f"{file}: format: expected {plan['format']}, found {found}; choose a new folder or give"
             " --overwrite"
         )
     changed = differing_keys(held, plan)
     if changed and not overwrite:
         raise InputError(
-            f"{run_dir}: holds a run with another {' and '.join(changed)}"
-            f" ({_describe_changes(held, plan)}); name a new folder or give --overwrite"
+            f"{run_dir}: expected a run with the same settings, found another"
+            f" {' and '.join(changed)} ({_describe_changes(held, plan)}); choose a new folder or"
+            " give --overwrite"
         )
     if file.is_file() and not changed and resume == NEVER and not overwrite:
         raise InputError(
-            f"{run_dir}: holds this run already; with --resume never,"
-            " name a new folder or give --overwrite"
+            f"{run_dir}: expected a new folder with --resume never, found this run; choose a new"
+            " folder or give --overwrite"
         )
     if is_resumable(run_dir, plan, resume):
-        newest, damage = find_latest_intact(run_dir)
+        latest, damage = find_latest_intact(run_dir)
         if damage:
-            # As the next one's predecessor it would take the place of the one that is whole.
+            # The next save would keep the damaged file as the previous checkpoint and remove the
+            # undamaged one.
             os.replace(run_dir / CHECKPOINT, run_dir / DAMAGED_CHECKPOINT)
-        return ResumePoint(newest, f"{damage}; goes back to {newest.name}" if damage else "")
-    begins_from = None if resume in RESUME_MODES else Path(resume)
-    if begins_from is not None:
-        begins_from = begins_from / CHECKPOINT if begins_from.is_dir() else begins_from
-        _check_same_run(begins_from, load_checkpoint(begins_from), plan)
-        if begins_from.resolve().parent == run_dir.resolve():
-            raise InputError(
-                f"--resume: expected a checkpoint outside of {run_dir}, found one in it"
-            )
+        return ResumePoint(latest, f"{damage}; resuming {latest.name}" if damage else "")
+    source = None if resume in RESUME_MODES else Path(resume)
+    if source is not None:
+        source = source / CHECKPOINT if source.is_dir() else source
+        _check_same_plan(source, load_checkpoint(source), plan)
+        if source.resolve().parent == run_dir.resolve():
+            raise InputError(f"--resume: expected a checkpoint outside {run_dir}, found one in it")
     for name in RUN_FILES:
         (run_dir / name).unlink(missing_ok=True)
     for name in RUN_FOLDERS:
         shutil.rmtree(run_dir / name, ignore_errors=True)
     file.unlink(missing_ok=True)
-    return ResumePoint(begins_from)
+    return ResumePoint(source)
 
 
 def is_resumable(run_dir: Path, plan: dict[str, Any], resume: str) -> bool:
-    """Whether a run of this plan has checkpoints to go on from; see `find_resume_point`."""
+    """Whether the folder has a run of this plan with checkpoints; see `find_resume_point`."""
     file = run_dir / CONFIG_FILE
-    held = resume != NEVER and file.is_file() and not differing_keys(read_json(file), plan)
-    return held and bool(list_checkpoints(run_dir))
+    if resume == NEVER or not file.is_file() or differing_keys(read_json(file), plan):
+        return False
+    return bool(list_checkpoints(run_dir))
 
 
 def _describe_changes(held: Any, plan: dict[str, Any]) -> str:
-    """What differs, for people: "recipe.targets.topk: 3, now 5", the first few of it."""
-    # Some of what stands in the file does not matter.
-    old = dict(
-        _flat_items({name: held.get(name) for name in plan} if isinstance(held, dict) else {})
-    )
-    new = dict(_flat_items(plan))
+    """The first differences as text: "recipe.targets.topk: 3, now 5"."""
+    # Entries outside the plan, such as "execution", do not matter.
+    old = _flatten({name: held.get(name) for name in plan} if isinstance(held, dict) else {})
+    new = _flatten(plan)
     changed = sorted(name for name in old | new if old.get(name) != new.get(name))[:MAX_CHANGES]
     return describe_changes(*({name: each.get(name) for name in changed} for each in (old, new)))
 
 
-def _flat_items(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by the names that lead to them."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat_items(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
 def read_plan_entry(run_dir: Path, name: str) -> Any:
-    """An entry of the plan of the run in a folder; None where no run has a checkpoint there."""
+    """An entry of the plan of a folder's run; None if the folder has no run with checkpoints."""
     file = run_dir / CONFIG_FILE
     return read_json(file).get(name) if file.is_file() and list_checkpoints(run_dir) else None
 
 
-def _check_same_run(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -> None:
-    """Raises:
-    InputError: the checkpoint's run was to give another result than this one.
+def _check_same_plan(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -> None:
+    """Checks that a checkpoint's run would have given the same result.
+
+    Raises:
+        InputError: its plan differs from `plan`.
     """
     if "plan" not in checkpoint.state:
         raise bad_field(file, "state", "that of a training run", "weights alone")
     held, wanted = (_flatten(value) for value in (checkpoint.state["plan"], plan))
-    may_differ = {*IGNORED_PLAN_KEYS}
-    # A run may be lengthened, unless its rates depend on its length.
+    ignored = {*IGNORED_PLAN_KEYS}
+    # A run can be continued with more epochs, unless the learning rate depends on their number.
     if wanted.get("recipe.train.schedule") == "step":
-        may_differ.add("recipe.train.epochs")
-    changed = [name for name in differing_keys(held, wanted) if name not in may_differ]
+        ignored.add("recipe.train.epochs")
+    changed = [name for name in differing_keys(held, wanted) if name not in ignored]
     if changed:
         raise InputError(
             f"{file}: expected a checkpoint of this run, found one with another"
-            f" {' and '.join(changed[:3])}"
+            f" {' and '.join(changed[:MAX_CHANGES])}"
         )
 
 
-def _flatten(value: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested objects as one, with names like `recipe.train.epochs`."""
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, with keys such as `recipe.train.epochs`."""
     flat: dict[str, Any] = {}
     for name, entry in value.items():
         if isinstance(entry, dict):
-            flat |= _flatten(entry, f"{before}{name}.")
+            flat |= _flatten(entry, f"{prefix}{name}.")
         else:
-            flat[before + name] = entry
+            flat[prefix + name] = entry
     return flat

@@ -1,4 +1,4 @@
-"""Evaluates a student on a dataset's test part: predictions, scores, results."""
+"""Evaluation on a dataset's test part: predictions, scores, result files and drawings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What results say about the model they are of; see `evaluation.results.Results`."""
+    """Description of the evaluated model in its results; see `evaluation.results.Results`."""
 
     name: str
     split: Split
@@ -50,15 +50,23 @@ def evaluate_model(
     scoring: ScoringConfig | None = None,
     skip_unreadable: bool = False,
 ) -> Results | None:
-    """Predicts the test part, scores it, writes `predictions.json` and `results.json`.
+    """Predicts the test part, scores the predictions, and writes `predictions.json`, `results.json`
+    and drawings.
 
-    With `skip_unreadable`, a picture that cannot be read is one without detections.
+    Args:
+        predictor: detector to evaluate.
+        dataset: dataset with the test part.
+        info: description of the model.
+        out: output folder.
+        execution: device and processes, all of which have to call this.
+        scoring: settings and NMS; None scores both settings without NMS.
+        skip_unreadable: treat unreadable images as images without detections.
 
     Returns:
-        The results; None in every process but the first.
+        The results in the main process, None in the others.
 
     Raises:
-        InputError: annotations or pictures do not fit.
+        InputError: annotations or images cannot be used.
     """
     part = open_test_part(dataset, execution.context, skip_unreadable)
     detected = predictor.to(execution.device).predict(
@@ -68,8 +76,8 @@ def evaluate_model(
         return None
     out.mkdir(parents=True, exist_ok=True)
     annotations, detections = part.annotation_file.annotations, part.with_empty_detections(detected)
-    in_file = dataset.detections_to_file("test", detections)
-    write_predictions(out / PREDICTIONS_FILE, in_file, dataset.vocabulary)
+    file_detections = dataset.detections_to_file("test", detections)
+    write_predictions(out / PREDICTIONS_FILE, file_detections, dataset.vocabulary)
     results = Results(
         name=info.name,
         kind="student",
@@ -109,8 +117,8 @@ def evaluate_model(
 
 
 def _protocol_of(info: ModelInfo) -> Any:
-    """Where candidates came from; annotated boxes of any source make it the annotated one."""
-    protocols = {one["protocol"] for one in info.sources}
+    """The candidates' protocol; "annotated" where any training dataset used annotated boxes."""
+    protocols = {source["protocol"] for source in info.sources}
     return "annotated" if "annotated" in protocols else info.protocol
 
 
@@ -127,43 +135,44 @@ def evaluate_checkpoint(
     prompts: Path | None = None,
     skip_unreadable: bool = False,
 ) -> Results | None:
-    """Evaluates a run, a checkpoint of ours or a published one on a dataset's test part.
+    """Evaluates a run, a student checkpoint or a published checkpoint on a dataset's test part.
 
     Args:
         path: run folder or checkpoint file.
         data: dataset folder.
-        split: whose groups to report; None takes the run's, for a published checkpoint all.
-        out: folder for predictions and results; None takes the run folder, for a published
-            checkpoint a new one beside it.
-        device: where to predict.
-        workers: threads that read images; None takes the spare cores.
-        overwrite: replace results that are there.
-        scoring: settings and NMS; None for both settings without NMS.
-        num_heads: attention heads of a published checkpoint that does not say.
-        prompts: sentences about actions of the dataset that the student was not trained on.
-        skip_unreadable: pictures that cannot be read count as images without detections.
+        split: split that defines seen and unseen; None takes the run's, or "full" for a published
+            checkpoint.
+        out: folder for predictions and results; None takes the run folder, or for a published
+            checkpoint a new folder beside it.
+        device: device to predict on.
+        workers: number of threads that read images; None takes the spare cores.
+        overwrite: replace existing results.
+        scoring: settings and NMS; None scores both settings without NMS.
+        num_heads: attention heads of a published checkpoint whose `args` do not name them.
+        prompts: prompts file with actions of the dataset that the student was not trained on.
+        skip_unreadable: treat unreadable images as images without detections.
 
     Returns:
-        The results; None in every process but the first.
+        The results in the main process, None in the others.
 
     Raises:
-        InputError: nothing of the kind, another vocabulary than the dataset's, or results that
-            are not to be replaced.
+        InputError: the file is not a detector's checkpoint, its vocabulary is not the dataset's, or
+            results exist.
     """
     file = checkpoint_path(path)
     dataset = open_dataset(data)
     loaded = load_student_with_prompts(file, dataset.vocabulary, num_heads, prompts)
-    asked = loaded.split if split is None else load_split(dataset.vocabulary, split)
+    evaluated_split = loaded.split if split is None else load_split(dataset.vocabulary, split)
     recipe = loaded.recipe
     out = out or (file.parent / f"{file.stem}-evaluation" if loaded.is_published else file.parent)
     for name in (RESULTS, REPORT_FILE):
         refuse_existing(out / name, overwrite)
     if loaded.is_published:
-        info = ModelInfo(file.stem, asked)
+        info = ModelInfo(file.stem, evaluated_split)
     else:
         info = ModelInfo(
             name=file.resolve().parent.name,
-            split=asked,
+            split=evaluated_split,
             training_split=loaded.split.name,
             protocol=recipe.targets.candidates,
             distillation=recipe.targets.distillation,
@@ -174,8 +183,8 @@ def evaluate_checkpoint(
         )
     train = recipe.train
     predictor = BatchPredictor(loaded.model, loaded.vocabulary, train.augmentation, train.precision)
-    with init_distributed(device) as (context, own):
+    with init_distributed(device) as (context, local_device):
         execution = Execution(
-            own, context, default_num_workers(workers, processes=context.local_world_size)
+            local_device, context, default_num_workers(workers, processes=context.local_world_size)
         )
         return evaluate_model(predictor, dataset, info, out, execution, scoring, skip_unreadable)

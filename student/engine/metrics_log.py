@@ -1,4 +1,4 @@
-"""What a run tells while it trains: progress, `metrics.jsonl`, each process's log, TensorBoard."""
+"""Metrics of a training run: throughput, finiteness checks, `metrics.jsonl`, TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from student.utils.distributed import DistContext
 
 logger = get_logger(__name__)
 
+METRICS, EVALUATIONS = "metrics.jsonl", "validation.jsonl"
 RANK_LOGS = "logs"
 TENSORBOARD = "tensorboard"
 NON_LOSS_VALUES = ("total", "gradient")
 
 
 class Throughput:
-    """How quickly a process works, and how long it waits for samples, since the last record.
+    """Throughput and data waiting time of a process since the last record.
 
     Args:
-        device: whose memory is told: a GPU's, or this process's own.
+        device: device of the process, whose peak memory is reported.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,42 +44,52 @@ class Throughput:
         self._images, self._seconds, self._data_seconds = 0, 0.0, 0.0
 
     def update(self, images: int, seconds: float, waited: float) -> None:
-        """Counts a step of so many images, and the part of its seconds that went into waiting."""
+        """Adds a step.
+
+        Args:
+            images: number of images.
+            seconds: duration of the step.
+            waited: part of the duration in which the process waited for data.
+        """
         self._images += images
         self._seconds += seconds
         self._data_seconds += waited
 
     def compute(self) -> dict[str, float]:
-        """The figures, for a record; counting starts anew."""
+        """Returns the values for a record, and starts a new interval."""
         seconds = max(self._seconds, 1e-9)
-        figures = {
+        values = {
             "images_per_second": round(self._images / seconds, 2),
             "data_wait_share": round(self._data_seconds / seconds, 4),
             "memory_gb": round(peak_memory(self._device) / 1e9, 3),
         }
         self._images, self._seconds, self._data_seconds = 0, 0.0, 0.0
-        return figures
+        return values
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors took on a GPU, or that this process took on its host."""
+    """Peak memory in bytes: of tensors on a GPU, or of the process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # `ru_maxrss` is in bytes on macOS and in KiB on Linux.
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 class MetricsLogger:
-    """Writes step metrics; a context manager. Lines after the step where the run stands go.
+    """Writes metrics to `metrics.jsonl`, per-process logs and TensorBoard; a context manager.
+
+    When entered, it removes lines of steps after `step`, which are repeated by a resumed run.
 
     Args:
-        run_dir: folder of the run.
-        step, total: optimiser steps done, and of the whole run.
-        context: the run's processes; all of them write.
-        tensorboard: also write event files into `RUN/tensorboard`.
+        run_dir: run folder.
+        step: number of steps done.
+        total: number of steps of the whole run.
+        context: processes of the run, each with a log of its own where there are several.
+        tensorboard: also write event files to `RUN/tensorboard`.
 
     Raises:
-        InputError: TensorBoard is asked for and not installed.
+        InputError: TensorBoard is requested and not installed.
     """
 
     def __init__(
@@ -118,15 +129,15 @@ class MetricsLogger:
         self._stack.close()
 
     def advance(self) -> None:
-        """Counts a step."""
+        """Advances the progress by a step."""
         self._progress.update(note=self._progress_note)
 
     def log_step(self, metrics: StepMetrics) -> None:
-        """Writes the metrics of a logged step; called by all processes."""
+        """Writes the metrics of a step, averaged over processes; to be called by all of them."""
         assert metrics.record is not None
         if self._rank_file is not None:
-            own = _log_record(metrics, metrics.values) | {"image_ids": metrics.image_ids}
-            self._rank_file.write(json.dumps(own) + "\n")
+            line = _log_record(metrics, metrics.values) | {"image_ids": metrics.image_ids}
+            self._rank_file.write(json.dumps(line) + "\n")
             self._rank_file.flush()
         rate = metrics.record["images_per_second"]
         numbers = torch.tensor([*metrics.values.values(), rate], dtype=torch.float64)
@@ -147,7 +158,7 @@ class MetricsLogger:
             self._add_scalars(metrics.step, {**line, **losses})
 
     def log_validation(self, step: int, epoch: int, metrics: dict[str, float], best: bool) -> None:
-        """Writes the scores of the held-out images; called by the first process at least."""
+        """Writes the metrics of a validation; does nothing outside the main process."""
         if not self._context.is_main_process:
             return
         line = {"step": step, "epoch": epoch, "metrics": metrics, "best": best}
@@ -171,7 +182,7 @@ class MetricsLogger:
 def _log_record(
     metrics: StepMetrics, values: dict[str, float], processes: int = 1
 ) -> dict[str, Any]:
-    """The metrics of a step as the log has them; `values` are means over so many processes."""
+    """The log record of a step; `values` are means over `processes` processes."""
     assert metrics.record is not None
     losses: dict[str, float] = {}
     sources: dict[str, dict[str, Any]] = {}
@@ -193,7 +204,7 @@ def _log_record(
 
 
 def progress_line(line: dict[str, Any]) -> str:
-    """A record in a few words, for people who wait."""
+    """Summary of a record for the progress line."""
     losses = ", ".join(f"{name} {value:.2f}" for name, value in line["losses"].items())
     return (
         f"loss {line['loss']:.2f}, {line['images_per_second']:.1f} images/s,"
@@ -203,7 +214,7 @@ def progress_line(line: dict[str, Any]) -> str:
 
 
 def summary_writer(folder: Path, step: int) -> Any:
-    """TensorBoard's writer into a folder; what stands there from this step on is hidden.
+    """A TensorBoard writer that hides events of this and later steps from earlier attempts.
 
     Raises:
         InputError: TensorBoard is not installed.
@@ -220,13 +231,13 @@ def summary_writer(folder: Path, step: int) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class StepMetrics:
-    """The numbers of one step.
+    """Metrics of one step in one process.
 
     Attributes:
-        step: how many steps were done after it.
-        image_ids: this process's images.
+        step: number of steps done, including this one.
+        image_ids: images of the process.
         values: losses, `total` and `gradient` by name.
-        record: what else the log says about the step; None where it is not logged.
+        record: further fields of the log record; None if the step is not logged.
     """
 
     step: int
@@ -236,13 +247,13 @@ class StepMetrics:
 
     @property
     def non_finite(self) -> list[str]:
-        """Names of values that are not finite numbers."""
+        """Names of the values that are NaN or infinite."""
         return [name for name, value in self.values.items() if not math.isfinite(value)]
 
 
 @dataclass(frozen=True, eq=False)
 class _PendingStep:
-    """Metrics that may still be on the device; `vector` waits for them."""
+    """Metrics of a step being copied to the host; calling `vector` waits for the copy."""
 
     step: int
     image_ids: tuple[str, ...]
@@ -256,13 +267,13 @@ class _PendingStep:
 
 
 class PendingMetrics:
-    """Brings each step's numbers to the host one step later.
+    """Copies metrics to the host without an additional synchronisation.
 
-    On a GPU they are copied behind the work that makes them, and read when the next step's
-    matching has waited for the device anyway. On a CPU they are there at once.
+    On a GPU the copy is asynchronous and read one step later, after the next step's matching has
+    waited for the device. On a CPU metrics are available immediately.
 
     Args:
-        device: where steps run.
+        device: device of the training.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -276,47 +287,49 @@ class PendingMetrics:
         values: dict[str, Tensor],
         record: dict[str, Any] | None,
     ) -> list[StepMetrics]:
-        """Takes a step's numbers, still on the device.
+        """Starts to copy the metrics of a step.
+
+        Args:
+            step, image_ids, record: see `StepMetrics`.
+            values: scalars on the device by name.
 
         Returns:
-            The metrics that are on the host: the step's own, or the one before.
+            The metrics that have arrived: on a CPU of this step, on a GPU of the previous one.
         """
         vector = copy_to_host_async(torch.stack(list(values.values())))
         self._pending.append(_PendingStep(step, image_ids, tuple(values), vector, record))
         return self._resolve(len(self._pending) - self._delayed)
 
     def flush(self) -> list[StepMetrics]:
-        """All metrics that are not on the host, after waiting for them."""
+        """Waits for all metrics that have not arrived, and returns them."""
         return self._resolve(len(self._pending))
 
     def _resolve(self, count: int) -> list[StepMetrics]:
-        resolved = [one.resolve() for one in self._pending[:count]]
+        resolved = [pending.resolve() for pending in self._pending[:count]]
         del self._pending[:count]
         return resolved
 
 
 def non_finite_message(resolved: Sequence[StepMetrics]) -> str:
-    """The error message about the metrics of a step some of whose numbers are not finite.
+    """Error message that names step, values and images of the first step with non-finite values.
 
-    A gradient is everybody's; where a loss went wrong too, its process has the images.
+    The gradient is common to all processes, so that it does not show whose images are the cause.
+    Processes with non-finite losses are therefore preferred.
     """
-    wrong = [one for one in resolved if set(one.non_finite) - {"gradient"}]
-    wrong = wrong or [one for one in resolved if one.non_finite]
-    first = [one for one in wrong if one.step == wrong[0].step]
-    names = dict.fromkeys(name for one in first for name in one.non_finite)
-    images = ", ".join(image for one in first for image in one.image_ids)
+    wrong = [metrics for metrics in resolved if set(metrics.non_finite) - {"gradient"}]
+    wrong = wrong or [metrics for metrics in resolved if metrics.non_finite]
+    first = [metrics for metrics in wrong if metrics.step == wrong[0].step]
+    names = dict.fromkeys(name for metrics in first for name in metrics.non_finite)
+    images = ", ".join(image for metrics in first for image in metrics.image_ids)
     return f"step {wrong[0].step}: {', '.join(names)} not finite on images {images}"
 
 
-METRICS, EVALUATIONS = "metrics.jsonl", "validation.jsonl"
-
-
 def truncate_log(path: Path, step: int) -> None:
-    """Drops what a killed run logged after its last checkpoint; those steps come again.
+    """Removes the lines of steps after the last checkpoint, which a resumed run repeats.
 
     Args:
-        path: the log; nothing happens where there is none.
-        step: optimiser steps done at the checkpoint.
+        path: the log file, which need not exist.
+        step: step of the checkpoint.
     """
     if not path.is_file():
         return
@@ -330,5 +343,5 @@ def _is_logged_until(line: str, step: int) -> bool:
     try:
         return line.endswith("\n") and json.loads(line)["step"] <= step
     except (json.JSONDecodeError, KeyError, TypeError):
-        # A power cut can leave anything at the end of a file.
+        # A power failure can leave arbitrary bytes at the end of a file.
         return False

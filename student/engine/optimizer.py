@@ -1,4 +1,4 @@
-"""Parameter groups, the optimiser, and the learning rate over the steps."""
+"""Optimizer, learning-rate schedules, and the exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from student.config import TrainConfig
 from student.models.detector import HOIDetector
 
 LR_DROP_FACTOR = 0.1
-# torch's single-kernel AdamW exists for these.
+# Device types with a fused AdamW kernel in torch.
 FUSED_DEVICES = ("cpu", "cuda")
 
 
 def build_optimizer(
     model: HOIDetector, config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; the backbone has a rate of its own."""
+    """AdamW over the trainable parameters, with a separate learning rate for the backbone."""
     return torch.optim.AdamW(
         _parameter_groups(model, config),
         lr=config.learning_rate,
@@ -31,22 +31,22 @@ def build_optimizer(
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
 ) -> LRScheduler:
-    """The learning rate of every step, as a factor on the groups' own rates.
+    """Builds the learning-rate schedule, which is to be advanced after every step.
 
-    "step": rises linearly over `warmup_steps`, then stays, and is a tenth from `drop_epoch` on.
-    "one_cycle": Smith and Topin's rise and fall over the whole run.
+    "step": linear warm-up over `warmup_steps`, then constant, and a tenth from `drop_epoch` on.
+    "one_cycle": the 1cycle policy over the whole run (Smith and Topin, arXiv 1708.07120).
     """
     if config.schedule == "step":
-        drop, rise = config.drop_epoch * steps_per_epoch, config.warmup_steps
+        drop_step, warmup_steps = config.drop_epoch * steps_per_epoch, config.warmup_steps
 
         def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / (rise + 1))
-            return warm * (LR_DROP_FACTOR if step >= drop else 1.0)
+            warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+            return warmup * (LR_DROP_FACTOR if step >= drop_step else 1.0)
 
         return LambdaLR(optimizer, factor)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    total = steps_per_epoch * config.epochs
-    return OneCycleLR(optimizer, peaks, total_steps=total + 1)
+    # The schedule is also advanced after the last step, hence one step more than the run has.
+    return OneCycleLR(optimizer, peaks, total_steps=steps_per_epoch * config.epochs + 1)
 
 
 def _parameter_groups(model: HOIDetector, config: TrainConfig) -> list[dict[str, Any]]:
@@ -66,15 +66,18 @@ def _parameter_groups(model: HOIDetector, config: TrainConfig) -> list[dict[str,
 
 
 class ModelEMA:
-    """A copy of a model whose parameters follow it slowly.
+    """Exponential moving average of a model's parameters.
+
+    `torch.optim.swa_utils.AveragedModel` also copies every buffer, one by one, in each update. The
+    detector's several hundred buffers are constant.
 
     Args:
-        model: buffers are taken from it as they are.
-        decay: share of the old average that a step keeps.
+        model: the model to average; its buffers are copied once.
+        decay: weight of the old average in every update.
 
     Attributes:
-        module: the copy, with the averaged parameters.
-        updates: steps taken so far.
+        module: copy of the model with the averaged parameters.
+        updates: number of updates.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -83,7 +86,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes one step towards the model's parameters; the first one goes all the way."""
-        share = 1 - self.decay if self.updates else 1.0
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), share)
+        """Updates the average with the model's parameters; the first update copies them."""
+        weight = 1 - self.decay if self.updates else 1.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
         self.updates += 1

@@ -1,4 +1,4 @@
-"""A student's run from start to results: the folder, the training, the test evaluation."""
+"""A run of `eoid-train student`: inputs, run folder, training, evaluation on the test part."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from student.engine.checkpoint import (
 )
 from student.engine.evaluate import ModelInfo, evaluate_model
 from student.engine.metrics_log import METRICS
-from student.engine.run_inputs import RunRequest, RunSetup, build_inputs, query_overflow_line
-from student.engine.trainer import LoggingConfig, Trainer
+from student.engine.run_inputs import RunInputs, RunRequest, build_inputs, query_overflow_line
+from student.engine.trainer import Trainer, TrainerConfig
 from student.models.detector import HOIDetector
 from student.utils.distributed import DistContext, Execution, init_distributed
 from student.utils.preemption import StopSignalHandler
@@ -39,19 +39,19 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What `eoid-train student` was asked for.
+    """Settings of a run.
 
     Attributes:
-        request: data, cache and recipe.
+        request: requested dataset, cache, split and recipe.
         out: run folder.
-        pretrained: weights to start from, None for random ones.
-        device: where to train.
-        workers: processes that prepare samples; None takes the spare cores.
+        pretrained: file of pretrained weights; None initialises randomly.
+        device: device to train on.
+        workers: number of DataLoader workers per process; None takes the spare cores.
         accumulation, compiled: see `student.utils.distributed.Execution`.
         resume: see `student.engine.checkpoint.find_resume_point`.
-        checkpoint_minutes, log_every, tensorboard: see `student.engine.trainer.LoggingConfig`.
+        checkpoint_minutes, log_every, tensorboard: see `student.engine.trainer.TrainerConfig`.
         overwrite: replace another run in `out`.
-        name: what the report calls the run; the folder's name by default.
+        name: name of the run in reports; None takes the folder's name.
     """
 
     request: RunRequest
@@ -69,53 +69,55 @@ class RunConfig:
     name: str | None = None
 
     def execution_settings(self, processes: int) -> dict[str, Any]:
-        """What the result does not depend on, for the run's folder."""
-        given = {
+        """Settings that do not change the result, for the record in `config.json`."""
+        settings = {
             name: value for name, value in vars(self).items() if name not in ("request", "out")
         }
-        places = {
+        files = {
             "data": self.request.data,
             "cache": self.request.cache,
             "pretrained": self.pretrained,
         }
         paths: dict[str, Any] = {
-            name: None if path is None else str(path) for name, path in places.items()
+            name: None if path is None else str(path) for name, path in files.items()
         }
-        paths["extra_data"] = [f"{one.data}{SEPARATOR}{one.cache}" for one in self.request.extra]
-        return {**given, **paths, "preset": self.request.preset, "processes": processes}
+        paths["extra_data"] = [
+            f"{extra.data}{SEPARATOR}{extra.cache}" for extra in self.request.extra_data
+        ]
+        return {**settings, **paths, "preset": self.request.preset, "processes": processes}
 
 
 def run_student(config: RunConfig) -> Results | None:
-    """Trains a student, or goes on where its run stands, and evaluates it on the test part.
+    """Trains a student, or resumes its training, and evaluates it on the test part.
 
     Returns:
-        The results; None in every process of the run but the first.
+        The results in the main process, None in the others.
 
     Raises:
-        InputError: dataset, cache, split or run folder do not fit.
-        KeyboardInterrupt, SystemExit: asked to stop; the state is saved.
+        InputError: an input or the run folder cannot be used, or a loss is not finite.
+        KeyboardInterrupt, SystemExit: a stop was requested; the state is saved.
     """
     with (
         StopSignalHandler() as signals,
         init_distributed(config.device) as (context, device),
-        ExitStack() as held,
+        ExitStack() as stack,
     ):
-        setup = build_inputs(config.request, context)
-        train = setup.recipe.train
+        inputs = build_inputs(config.request, context)
+        train = inputs.recipe.train
         configure_device(device, train.precision)
         torch.manual_seed(train.seed)
-        model = HOIDetector(setup.recipe.model)
-        if setup.texts is not None:
-            setup.texts.apply(model.verb_head)
-        vocabulary = setup.dataset.vocabulary
-        digest = context.broadcast(lambda: _init_digest(config))
-        plan = setup.plan(digest, None if config.resume in RESUME_MODES else config.resume)
-        begins = config.resume in RESUME_MODES and not context.broadcast(
+        model = HOIDetector(inputs.recipe.model)
+        if inputs.text_init is not None:
+            inputs.text_init.apply(model.verb_head)
+        vocabulary = inputs.dataset.vocabulary
+        digest = context.broadcast(lambda: _pretrained_digest(config))
+        plan = inputs.plan(digest, None if config.resume in RESUME_MODES else config.resume)
+        is_new = config.resume in RESUME_MODES and not context.broadcast(
             lambda: is_resumable(config.out, plan, config.resume)
         )
         report = (
             load_pretrained(model, config.pretrained, vocabulary)
-            if begins and config.pretrained
+            if is_new and config.pretrained
             else None
         )
         claim = claim_run_folder(
@@ -125,45 +127,45 @@ def run_student(config: RunConfig) -> Results | None:
             config.overwrite,
             config.resume,
         )
-        start = context.broadcast(lambda: held.enter_context(claim))
+        start = context.broadcast(lambda: stack.enter_context(claim))
         workers = default_num_workers(config.workers, processes=context.local_world_size)
         execution = Execution(device, context, workers, config.accumulation, config.compiled)
-        logging_config = LoggingConfig(
+        trainer_config = TrainerConfig(
             config.checkpoint_minutes, config.log_every, config.tensorboard, plan
         )
         trainer = Trainer(
-            setup.recipe,
+            inputs.recipe,
             model,
-            setup.images,
+            inputs.images,
             vocabulary,
-            setup.split,
+            inputs.split,
             config.out,
             execution,
-            logging_config,
-            setup.validator,
-            [one.images for one in setup.extra],
+            trainer_config,
+            inputs.validator,
+            [extra.images for extra in inputs.extra_datasets],
         )
         if config.pretrained and not checkpoint_path(config.pretrained).is_file():
-            logger.info(f"{config.pretrained}: not there any more, and not needed to go on")
-        _restore(trainer, start, report)
+            logger.info(f"{config.pretrained}: no such file, and not needed to resume")
+        _start(trainer, start, report)
         if line := query_overflow_line(
-            setup.images.annotations,
-            setup.split,
+            inputs.images.annotations,
+            inputs.split,
             vocabulary,
             model.config.num_queries,
-            setup.images.few_shot_rows,
+            inputs.images.few_shot_rows,
         ):
             logger.warning(line)
-        _log_few_shot(config.out, setup, context)
+        _log_few_shot(config.out, inputs, context)
         trainer.train(signals)
-        return _evaluate_test(config, setup, trainer)
+        return _evaluate_test(config, inputs, trainer)
 
 
-def _init_digest(config: RunConfig) -> str | None:
-    """The SHA-256 of the file to start from; a run that has begun no longer needs the file.
+def _pretrained_digest(config: RunConfig) -> str | None:
+    """SHA-256 of the pretrained weights, from the run's `config.json` if the file was removed.
 
     Raises:
-        InputError: the file is not there, and the run has not begun.
+        InputError: the file does not exist, and the run has no checkpoint.
     """
     if config.pretrained is None:
         return None
@@ -176,42 +178,42 @@ def _init_digest(config: RunConfig) -> str | None:
     return digest
 
 
-def _log_few_shot(run_dir: Path, setup: RunSetup, context: DistContext) -> None:
-    """Lists the unseen labels that the run may see, in its folder and in one line."""
-    train, images = setup.recipe.train, setup.images
+def _log_few_shot(run_dir: Path, inputs: RunInputs, context: DistContext) -> None:
+    """Writes the few-shot labels to the run folder and logs their number."""
+    train, images = inputs.recipe.train, inputs.images
     if not train.shots:
         return
-    shots = list_few_shot(images.annotations, images.few_shot_rows, setup.dataset.vocabulary)
+    shots = list_few_shot(images.annotations, images.few_shot_rows, inputs.dataset.vocabulary)
     if context.is_main_process:
         write_json(run_dir / FEW_SHOT_FILE, shots)
     logger.info(
-        f"{len(shots)} labels of {len(setup.split.unseen)} unseen interactions are seen,"
-        f" at most {train.shots} of each: {run_dir / FEW_SHOT_FILE}"
+        f"few-shot: {len(shots)} labels of {len(inputs.split.unseen)} unseen interactions are used,"
+        f" at most {train.shots} per interaction, listed in {run_dir / FEW_SHOT_FILE}"
     )
 
 
-def _restore(trainer: Trainer, start: ResumePoint, report: LoadReport | None) -> None:
+def _start(trainer: Trainer, start: ResumePoint, report: LoadReport | None) -> None:
     context = trainer.execution.context
     if report is not None and context.is_main_process:
         write_json(trainer.run_dir / LOAD_REPORT, report.to_dict())
     if start.message:
         logger.info(start.message)
     if start.checkpoint is None:
-        for line in report.lines() if report else ["start: random weights"]:
+        for line in report.lines() if report else ["randomly initialised weights"]:
             logger.info(line)
         return
     trainer.state.resume(load_checkpoint(start.checkpoint), start.checkpoint)
-    logger.info(f"{trainer.run_dir}: goes on at step {trainer.step} of {trainer.total_steps}")
+    logger.info(f"{trainer.run_dir}: resuming at step {trainer.step} of {trainer.total_steps}")
 
 
-def _evaluate_test(config: RunConfig, setup: RunSetup, trainer: Trainer) -> Results | None:
-    """The evaluation on the test part, with the checkpoint that the recipe keeps."""
-    recipe, split, out = setup.recipe, setup.split, config.out
+def _evaluate_test(config: RunConfig, inputs: RunInputs, trainer: Trainer) -> Results | None:
+    """Evaluates the last or the best checkpoint, as the recipe says, on the test part."""
+    recipe, split, out = inputs.recipe, inputs.split, config.out
     predictor = trainer.predictor
     if recipe.train.keep == "best":
-        best = build_model(load_checkpoint(out / BEST), out / BEST)
-        predictor = replace(predictor, model=best)
-        logger.info(f"{BEST}: of step {load_checkpoint(out / BEST).state['step']}")
+        best = load_checkpoint(out / BEST)
+        predictor = replace(predictor, model=build_model(best, out / BEST))
+        logger.info(f"evaluating {BEST} of step {best.state['step']}")
     info = ModelInfo(
         name=config.name or out.resolve().name,
         split=split,
@@ -221,11 +223,11 @@ def _evaluate_test(config: RunConfig, setup: RunSetup, trainer: Trainer) -> Resu
         seed=recipe.train.seed,
         metrics_log=out / METRICS,
         shots=recipe.train.shots,
-        sources=setup.sources,
+        sources=inputs.sources,
     )
     return evaluate_model(
         predictor,
-        setup.dataset,
+        inputs.dataset,
         info,
         out,
         trainer.execution,

@@ -1,4 +1,4 @@
-"""What a run works on: dataset, cache, split and recipe, read and checked."""
+"""Inputs of a training run: dataset, cache, split and recipe, opened and checked together."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from teacher_cache.reader.cache import TeacherCache, open_cache
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What somebody wants to train on, and how.
+    """Requested inputs and settings of a training run.
 
     Attributes:
-        data, cache: dataset folder, cache folder.
-        split: name or TOML file.
-        preset: the recipe to start from.
-        options: fields of the recipe's parts that differ from the preset, None for those that do
-            not; `backbone_learning_rate` too.
-        ask: verbs the teacher is asked for, one of `pipeline.splits.DISTILL_CHOICES`.
-        extra: further sources of training images.
-        skip_unreadable: test pictures that cannot be read count as images without detections.
+        data, cache: dataset folder and cache folder.
+        split: name or TOML file of the split.
+        preset: name of the recipe that `options` modify.
+        options: fields of the recipe's parts, None for the preset's value; also
+            `backbone_learning_rate`.
+        distill_verbs: the distilled verbs, one of `pipeline.splits.DISTILL_CHOICES`.
+        extra_data: extra datasets with their caches.
+        skip_unreadable: treat unreadable test images as images without detections.
     """
 
     data: Path
@@ -48,21 +48,21 @@ class RunRequest:
     split: str
     preset: str
     options: dict[str, Any]
-    ask: str = "split"
-    extra: tuple[ExtraPaths, ...] = ()
+    distill_verbs: str = "split"
+    extra_data: tuple[ExtraPaths, ...] = ()
     skip_unreadable: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class RunSetup:
-    """What a run works on.
+class RunInputs:
+    """Opened inputs of a training run.
 
     Attributes:
         dataset, cache, split, recipe: as requested.
-        images: to train on.
-        validator: left out of training to be evaluated on, None for none.
-        extra: further sources to train on.
-        texts: for a verb head that reads, None for a linear one.
+        images: training images of the dataset.
+        validator: evaluates held-out training images; None without.
+        extra_datasets: extra datasets to train on.
+        text_init: initialisation of a text verb head; None for a linear one.
     """
 
     dataset: Dataset
@@ -71,20 +71,20 @@ class RunSetup:
     recipe: Recipe
     images: TrainingDataset
     validator: Validator | None
-    extra: list[ExtraDataset]
-    texts: TextHeadInit | None = None
+    extra_datasets: list[ExtraDataset]
+    text_init: TextHeadInit | None = None
 
     @cached_property
     def sources(self) -> tuple[dict[str, Any], ...]:
-        """What the further sources are; see `evaluation.results.Results`."""
-        return tuple(one.describe() for one in self.extra)
+        """Descriptions of the extra datasets; see `evaluation.results.Results`."""
+        return tuple(dataset.describe() for dataset in self.extra_datasets)
 
     def plan(self, pretrained: str | None, resume: str | None) -> dict[str, Any]:
-        """What the run's result depends on, for files.
+        """Everything that determines the run's result, as JSON for `config.json` and checkpoints.
 
         Args:
-            pretrained: SHA-256 of the weights to start from.
-            resume: checkpoint to begin from.
+            pretrained: SHA-256 of the pretrained weights.
+            resume: another run's checkpoint to continue.
         """
         return {
             "format": RUN_FORMAT,
@@ -102,25 +102,31 @@ class RunSetup:
         }
 
 
-def build_inputs(request: RunRequest, context: DistContext) -> RunSetup:
-    """Reads and checks everything that training needs.
+def build_inputs(request: RunRequest, context: DistContext) -> RunInputs:
+    """Opens and checks the inputs of a training run.
+
+    Args:
+        request: the requested inputs.
+        context: processes of the run, all of which have to call this.
 
     Raises:
-        InputError: dataset, cache, split or options do not fit.
+        InputError: an input is missing or invalid, or inputs do not fit each other.
     """
     dataset = open_dataset(request.data)
     vocabulary = dataset.vocabulary
-    split = select_distilled_verbs(load_split(vocabulary, request.split), request.ask, vocabulary)
+    split = select_distilled_verbs(
+        load_split(vocabulary, request.split), request.distill_verbs, vocabulary
+    )
     cache = open_cache(request.cache)
     recipe = _build_recipe(request, vocabulary, cache)
-    if recipe.train.extra_ratio is not None and not request.extra:
-        raise InputError("--extra-ratio: expected --extra-data beside it, found none")
+    if recipe.train.extra_ratio is not None and not request.extra_data:
+        raise InputError("--extra-ratio: expected --extra-data as well, found none")
     if recipe.train.shots and not split.unseen:
-        raise InputError(f"--shots: expected a split that hides something, found {split.name}")
+        raise InputError(f"--shots: expected a split with unseen interactions, found {split.name}")
     part = open_part(dataset, "train", context, cache)
     if part.size_check.unreadable:
         raise InputError(next(iter(part.size_check.unreadable.values())))
-    # Training ends with the test part: what is wrong with it should not come up hours later.
+    # The test part is needed after the training; errors in it should be raised before.
     open_test_part(dataset, context, request.skip_unreadable)
 
     train = recipe.train
@@ -141,7 +147,7 @@ def build_inputs(request: RunRequest, context: DistContext) -> RunSetup:
         name=dataset.name,
     )
     images.image_sizes = part.image_sizes[chosen]
-    return RunSetup(
+    return RunInputs(
         dataset,
         cache,
         split,
@@ -155,17 +161,17 @@ def build_inputs(request: RunRequest, context: DistContext) -> RunSetup:
         )
         if others
         else None,
-        open_extra_datasets(request.extra, dataset, cache, split, recipe, context),
+        open_extra_datasets(request.extra_data, dataset, cache, split, recipe, context),
         load_text_head_init(cache, vocabulary) if recipe.model.verb_head == "text" else None,
     )
 
 
 def _build_recipe(request: RunRequest, vocabulary: Vocabulary, cache: TeacherCache) -> Recipe:
     options = {name: value for name, value in request.options.items() if value is not None}
-    # A cache of annotated boxes has no detector's candidates to offer.
+    # A cache of annotated boxes contains no candidates of a detector.
     if options.setdefault("candidates", cache.protocol) == "detector" != cache.protocol:
         raise InputError(
-            f"--candidates: expected annotated, as {cache.path} was built, found detector"
+            f"--candidates: expected annotated, the protocol of {cache.path}, found detector"
         )
     backbone_rate = options.pop("backbone_learning_rate", None)
     options |= text_head_options(options, cache, vocabulary)
@@ -188,23 +194,30 @@ def query_overflow_line(
     num_queries: int,
     few_shot_rows: FewShotRows | None = None,
 ) -> str | None:
-    """Says which images teach fewer pairs than they have; None where there are none.
+    """A warning about images with more labelled pairs than queries; None if there are none.
 
-    Every query is matched in such an image, and the pairs that fit worst go without.
+    In such an image every query is matched, and the pairs of the highest cost remain unmatched.
+
+    Args:
+        annotations: annotations of the training images.
+        split: split whose unseen labels do not count.
+        vocabulary: vocabulary of the annotations.
+        num_queries: number of queries of the student.
+        few_shot_rows: unseen labels that do count, by index of the annotation.
     """
-    crowded, few_shot_rows = {}, few_shot_rows or {}
-    for place, annotation in enumerate(annotations):
-        # Labels are at least as many as pairs, and quicker to count.
+    overflow, few_shot_rows = {}, few_shot_rows or {}
+    for index, annotation in enumerate(annotations):
+        # A pair has at least one label, so that images with few labels need no counting of pairs.
         if len(annotation.hois) > num_queries:
-            seen = remove_unseen_labels(annotation, split, vocabulary, few_shot_rows.get(place, ()))
+            seen = remove_unseen_labels(annotation, split, vocabulary, few_shot_rows.get(index, ()))
             pairs = len(np.unique(seen.hois[:, :2], axis=0))
             if pairs > num_queries:
-                crowded[annotation.image_id] = pairs
-    if not crowded:
+                overflow[annotation.image_id] = pairs
+    if not overflow:
         return None
-    worst = max(crowded, key=lambda image_id: crowded[image_id])
+    worst = max(overflow, key=lambda image_id: overflow[image_id])
     return (
-        f"warning: {len(crowded)} of {len(annotations)} training images hold more labelled pairs"
-        f" than the student has queries ({num_queries}), {worst} {crowded[worst]}; in each, the"
-        " pairs that fit worst are not learned"
+        f"warning: {len(overflow)} of {len(annotations)} training images have more labelled pairs"
+        f" than the student has queries ({num_queries}), up to {overflow[worst]} in {worst};"
+        " in each, the pairs of the highest matching cost are not trained on"
     )

@@ -1,4 +1,9 @@
-"""One optimisation step."""
+"""`TrainStep`: forward pass, losses, gradient accumulation, clipping and update of one step.
+
+A batch can be divided over processes and, within a process, into parts. The losses are those of
+the whole batch nevertheless: images are padded to one size, and sums are divided by counts over all
+processes and parts.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +30,10 @@ from student.utils.distributed import Execution, wrap_ddp
 
 
 class TrainStep:
-    """Everything that a step changes: weights, their average, the optimiser's state, the rate.
+    """One optimisation step, and all state that it changes.
 
-    A batch may come in parts, over processes and, on each, one after the other. The losses are
-    those of the whole batch all the same: images are padded as far as in one batch, and sums are
-    divided by counts over all processes and parts. What differs is rounding and dropout's draws.
+    Dividing a batch over processes or parts changes the result only by rounding, and by the random
+    numbers of dropout.
 
     Args:
         recipe: all settings.
@@ -65,12 +69,12 @@ class TrainStep:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step, of everything but the backbone."""
+        """The learning rate of the next step, except for the backbone."""
         return self.optimizer.param_groups[0]["lr"]
 
     @property
     def eval_model(self) -> HOIDetector:
-        """The detector whose weights predict: averaged where averaging is on."""
+        """The detector to predict with: with EMA the averaged one."""
         if self.ema is None:
             return self.model
         assert isinstance(self.ema.module, HOIDetector)
@@ -80,13 +84,14 @@ class TrainStep:
         """Takes one step.
 
         Args:
-            batch: this process's share of the batch, on its device, padded as far as the others.
+            batch: this process's share of the batch, on its device, padded to the size of the
+                whole batch.
 
         Returns:
-            The weighted losses by name, their `total` and the `gradient`'s norm before clipping,
-            still on the device. Averaged over the processes they are those of the whole batch.
-            With several sources also "source/loss", what the source's images add to a loss, and
-            "source/images", their number in this process.
+            Scalars on the device: the weighted losses by name, their `total`, and `gradient`, the
+            gradient's norm before clipping. Their means over the processes are those of the whole
+            batch. With several datasets also "dataset/loss", the part of a loss that a dataset's
+            images contribute, and "dataset/images", their number in this process.
         """
         self.optimizer.zero_grad(set_to_none=True)
         count = min(self.execution.accumulation, len(batch))
@@ -102,7 +107,7 @@ class TrainStep:
         return {name: value.detach() for name, value in losses.items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the weights of `eval_model`; see `STATE_FIELDS`."""
+        """The state to be saved beside the weights of `eval_model`; its keys are `STATE_FIELDS`."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -111,7 +116,12 @@ class TrainStep:
         }
 
     def restore(self, state: dict[str, Any], eval_weights: dict[str, Tensor]) -> None:
-        """Takes back `state`, and the weights that predicted."""
+        """Restores the result of `state()`.
+
+        Args:
+            state: what `state()` returned.
+            eval_weights: state dict of `eval_model`.
+        """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -120,10 +130,18 @@ class TrainStep:
             self.ema.updates = state["averages"]
 
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """The criterion's weighted losses, the proposal head's, their `total`, and the criterion's
-        by source."""
-        found = self.criterion(outputs, batch.targets)
-        losses = dict(found.weighted)
+        """Weighted losses of a batch.
+
+        Args:
+            outputs: the model's outputs, see `HOIDetector`.
+            batch: images and targets.
+
+        Returns:
+            The losses of the criterion and of the proposal head, their `total`, and with several
+            datasets the criterion's losses by dataset.
+        """
+        computed = self.criterion(outputs, batch.targets)
+        losses = dict(computed.weighted)
         if "proposals" in outputs:
             train = self.recipe.train
             proposal = proposal_losses(
@@ -134,7 +152,7 @@ class TrainStep:
         losses["total"] = torch.stack(list(losses.values())).sum()
         if self.source_names:
             losses |= sum_by_dataset(
-                found.by_image, batch.targets.dataset_index[:, 0], self.source_names
+                computed.by_image, batch.targets.dataset_index[:, 0], self.source_names
             )
         return losses
 
@@ -144,11 +162,13 @@ class TrainStep:
         return losses
 
     def _accumulated(self, batch: Batch, parts: Sequence[slice]) -> dict[str, Tensor]:
-        """Gradients of the parts' common loss, with the activations of one part at a time.
+        """Gradients of the whole batch's losses with the activations of one part at a time.
 
-        What the losses are divided by is known when all parts have been predicted. So all but the
-        last are predicted twice: first for the losses and their gradients at the outputs, then
-        for the way back through the model (Gao et al. 2021, arXiv 2101.06983).
+        The losses' denominators are known only after the forward pass of all parts. Therefore all
+        parts but the last are computed twice: first without graph, to obtain the losses and their
+        gradients with respect to the outputs, and then with graph, to backpropagate these through
+        the model (gradient cache, Gao et al. 2021, arXiv 2101.06983). The random states of the
+        first pass are restored for the second, so that dropout draws the same numbers.
         """
         device = self.execution.device
         outputs, states = [], []
@@ -158,18 +178,19 @@ class TrainStep:
                 outputs.append(self._predict(batch, part))
         with self._no_sync():
             outputs.append(self._predict(batch, parts[-1]))
-        ends = [detach_leaves(output) for output in outputs]
-        losses = self.losses(cat_outputs(ends), batch)
+        leaves = [detach_leaves(output) for output in outputs]
+        losses = self.losses(cat_outputs(leaves), batch)
         losses["total"].backward()
-        after = seeding.rng_state(device)
+        final_state = seeding.rng_state(device)
         with self._no_sync():
-            backward_from(outputs[-1], ends[-1])
-        for row, (part, state, end) in enumerate(zip(parts[:-1], states, ends[:-1], strict=True)):
+            backward_from(outputs[-1], leaves[-1])
+        for index, (part, state) in enumerate(zip(parts[:-1], states, strict=True)):
             seeding.set_rng_state(state, device)
-            is_last = row == len(parts) - 2
+            # DDP averages the accumulated gradients in the last backward pass.
+            is_last = index == len(parts) - 2
             with nullcontext() if is_last else self._no_sync():
-                backward_from(self._predict(batch, part), end)
-        seeding.set_rng_state(after, device)
+                backward_from(self._predict(batch, part), leaves[index])
+        seeding.set_rng_state(final_state, device)
         return losses
 
     def _predict(self, batch: Batch, rows: slice) -> dict[str, Any]:
@@ -179,27 +200,27 @@ class TrainStep:
             return self._forward(images)
 
     def _no_sync(self) -> AbstractContextManager[None]:
-        """Gradients stay in this process until a backward pass outside of this."""
+        """Within, DDP accumulates gradients without averaging them over the processes."""
         if isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         return nullcontext()
 
 
-def backward_from(output: Any, end: Any) -> None:
-    """Backpropagates the gradients that gathered at `end`, where the output was cut off."""
+def backward_from(output: Any, leaf_output: Any) -> None:
+    """Backpropagates the gradients accumulated in `detach_leaves(output)` through `output`."""
     pairs = [
         (tensor, leaf.grad)
-        for tensor, leaf in zip(tree_leaves(output), tree_leaves(end), strict=True)
+        for tensor, leaf in zip(tree_leaves(output), tree_leaves(leaf_output), strict=True)
         if leaf.grad is not None and tensor.requires_grad
     ]
-    torch.autograd.backward([one for one, _ in pairs], [gradient for _, gradient in pairs])
+    torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """The kernel of scaled dot-product attention to train with.
+    """Selects the kernel of scaled dot-product attention for training.
 
-    On the CPU the fused kernel's backward pass takes longer than the plain products: a step of
-    the toy student was 0.58 s with it and 0.29 s without (bfloat16, one core).
+    On the CPU the backward pass of the fused kernel is slower than plain matrix products: a step of
+    the toy student took 0.58 s with it and 0.29 s without (bfloat16, one core).
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
@@ -208,43 +229,46 @@ LeafFunction = Callable[[list[Tensor]], Tensor]
 
 
 def tree_map(function: LeafFunction, outputs: Sequence[Any]) -> Any:
-    """Outputs of one form become one of the same form, tensor by tensor.
+    """Applies a function to corresponding tensors of outputs with the same structure.
 
     Args:
-        function: makes one tensor of those that stand at the same place.
-        outputs: at least one.
+        function: maps the corresponding tensors of all outputs to one tensor.
+        outputs: at least one tensor, or nested dictionaries, lists or dataclasses of tensors.
+
+    Returns:
+        An output of the same structure.
     """
     first = outputs[0]
     if isinstance(first, Tensor):
         return function(list(outputs))
     if isinstance(first, dict):
-        return {name: tree_map(function, [one[name] for one in outputs]) for name in first}
+        return {name: tree_map(function, [each[name] for each in outputs]) for name in first}
     if isinstance(first, list):
         return [tree_map(function, list(row)) for row in zip(*outputs, strict=True)]
     assert is_dataclass(first) and not isinstance(first, type)
     names = [entry.name for entry in fields(first)]
     return type(first)(
-        **{name: tree_map(function, [getattr(one, name) for one in outputs]) for name in names}
+        **{name: tree_map(function, [getattr(each, name) for each in outputs]) for name in names}
     )
 
 
 def tree_leaves(output: Any) -> list[Tensor]:
-    """All tensors of an output, in a fixed order."""
-    found: list[Tensor] = []
+    """All tensors of an output, in an order that depends on its structure only."""
+    leaves: list[Tensor] = []
 
-    def collect(alone: list[Tensor]) -> Tensor:
-        found.append(alone[0])
-        return alone[0]
+    def collect(tensors: list[Tensor]) -> Tensor:
+        leaves.append(tensors[0])
+        return tensors[0]
 
     tree_map(collect, [output])
-    return found
+    return leaves
 
 
 def cat_outputs(outputs: Sequence[Any]) -> Any:
-    """Outputs of parts of a batch as the output of the whole, images in order."""
+    """Concatenates the outputs of parts of a batch along the images."""
     return tree_map(torch.cat, outputs)
 
 
 def detach_leaves(output: Any) -> Any:
-    """The same numbers without their history; gradients gather in the new tensors."""
-    return tree_map(lambda alone: alone[0].detach().requires_grad_(), [output])
+    """A copy of an output whose tensors are leaves of a new graph and collect gradients."""
+    return tree_map(lambda tensors: tensors[0].detach().requires_grad_(), [output])

@@ -1,4 +1,4 @@
-"""Phase two: the training loop."""
+"""`Trainer`, the training loop of a student: data loading, steps, checkpoints, logs, validation."""
 
 from __future__ import annotations
 
@@ -48,22 +48,23 @@ from student.utils.workers import BatchIterator, loader_options
 
 logger = get_logger(__name__)
 
-# Bytes of a batch by those of its pixels.
+# Size of a batch with its targets, relative to the size of its pixels.
 TARGETS_FACTOR = 1.25
-# Seconds that a request to stop waits for the next batch, after which a step and a checkpoint come.
+# Seconds that a stop request waits for the next batch. The step and the checkpoint that follow have
+# to fit into the cluster's grace period as well.
 SINGLE_PROCESS_STOP_SECONDS, STOP_SECONDS = 3.0, 20.0
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
-    """What a run does beside training.
+class TrainerConfig:
+    """Checkpoints and logs of a trainer.
 
     Attributes:
-        checkpoint_minutes: longest time between two checkpoints; one is written after every
-            epoch too.
-        log_every: steps between two lines of the log.
-        tensorboard: also log for TensorBoard.
-        plan: what the run's result depends on, kept with its checkpoints.
+        checkpoint_minutes: maximum time between two checkpoints; one is also written after every
+            epoch.
+        log_every: number of steps between two records of the metrics log.
+        tensorboard: also write TensorBoard event files.
+        plan: everything that determines the run's result, stored in its checkpoints.
     """
 
     checkpoint_minutes: float = 15.0
@@ -73,21 +74,21 @@ class LoggingConfig:
 
 
 class Trainer:
-    """One training run: where it stands, and how it goes on.
+    """Trains a detector; builds matcher, criterion, optimizer, schedule and EMA from a recipe.
 
     Args:
         recipe: all settings.
         model: the detector to train.
-        images: where samples come from.
-        vocabulary, split: stored with the checkpoints.
+        images: training images.
+        vocabulary, split: stored in the checkpoints.
         run_dir: folder for checkpoints and logs.
-        execution: how the machines are used.
-        logging_config: checkpoints and logs.
-        validator: training images to evaluate on, None for none.
-        extra: images of further sources.
+        execution: device, processes, workers and accumulation.
+        config: checkpoints and logs; None takes the defaults.
+        validator: evaluates held-out training images; None without.
+        extra: training images of extra datasets.
 
     Raises:
-        InputError: a step has fewer images than there are processes, or none for a source.
+        InputError: a step has fewer images than there are processes, or none of a dataset.
     """
 
     def __init__(
@@ -99,36 +100,39 @@ class Trainer:
         split: Split,
         run_dir: Path,
         execution: Execution,
-        logging_config: LoggingConfig | None = None,
+        config: TrainerConfig | None = None,
         validator: Validator | None = None,
         extra: Sequence[TrainingDataset] = (),
     ) -> None:
         train, context = recipe.train, execution.context
         self.recipe, self.run_dir, self.execution = recipe, run_dir, execution
-        self.logging_config, self.validator = logging_config or LoggingConfig(), validator
+        self.config, self.validator = config or TrainerConfig(), validator
         sources = [images, *extra]
-        # Headers of all images are read by one process for all.
+        # One process reads the headers of all images for the others.
         for source in sources:
             source.image_sizes = context.broadcast(partial(getattr, source, "image_sizes"))
-        own, pool = train.batch_size, None
+        batch_size, pool = train.batch_size, None
         if extra:
             pool_size = sum(map(len, extra))
-            own, others = split_batch_size(
+            batch_size, extra_batch_size = split_batch_size(
                 train.batch_size, len(images), pool_size, train.extra_ratio
             )
-            logger.info(f"every step: {own} images of the dataset, {others} of further sources")
-            pool = ExtraPool(partial(concat_sizes, extra), pool_size, len(images), others)
-        images_a_step = min(own, len(images)) + train.batch_size - own
-        if images_a_step < context.world_size:
+            logger.info(
+                f"images per step: {batch_size} of the dataset,"
+                f" {extra_batch_size} of extra datasets"
+            )
+            pool = ExtraPool(partial(concat_sizes, extra), pool_size, len(images), extra_batch_size)
+        images_per_step = min(batch_size, len(images)) + train.batch_size - batch_size
+        if images_per_step < context.world_size:
             raise InputError(
-                f"batch_size: expected an image a step for each of {context.world_size} processes,"
-                f" found {images_a_step}"
+                f"batch_size: expected an image per step for each of {context.world_size}"
+                f" processes, found {images_per_step}"
             )
         self.sampler = DistributedBatchSampler(
             images.sizes,
             len(images),
             train.epochs,
-            own,
+            batch_size,
             train.seed,
             context.rank,
             context.world_size,
@@ -136,7 +140,7 @@ class Trainer:
             pool,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        # Convolutions are quicker on channels-last maps, on CPUs and GPUs alike.
+        # Convolutions are faster in this memory format, on CPUs and GPUs.
         model = model.to(execution.device).to(memory_format=torch.channels_last)
         distilled_verbs = torch.from_numpy(split.distilled_verbs).to(execution.device)
         matcher = TwoStageMatcher(recipe.matcher, distilled_verbs)
@@ -155,15 +159,15 @@ class Trainer:
             PendingMetrics(execution.device),
             Throughput(execution.device),
         )
-        self.state = RunState(self.train_step, vocabulary, split, run_dir, self.logging_config.plan)
+        self.state = RunState(self.train_step, vocabulary, split, run_dir, self.config.plan)
         self.batches = TrainingBatches(
             ConcatTrainingDataset(sources) if extra else images,
             cast(int, model.backbone.size_divisible),
         )
-        self.local_batch_size = -(-images_a_step // context.world_size)
+        self.local_batch_size = -(-images_per_step // context.world_size)
 
     def build_loader(self) -> DataLoader[Batch]:
-        """Gives this process's share of the steps, from where the run stands."""
+        """Builds a DataLoader of this process's shares of the remaining batches."""
         self.sampler.first_step = self.step
         height, width = self.sampler.max_pad_size()
         context = self.execution.context
@@ -172,7 +176,8 @@ class Trainer:
             batch_size=None,
             sampler=self.sampler,
             pin_memory=self.execution.device.type == "cuda",
-            # Iterating draws a number: from here, so that dropout goes on as if never stopped.
+            # A DataLoader draws a seed when iteration starts. With its own generator, this does not
+            # change the numbers of dropout in a resumed run.
             generator=torch.Generator(),
             **loader_options(
                 self.execution.workers,
@@ -183,31 +188,31 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return self.state.step
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.steps_per_epoch * self.recipe.train.epochs
 
     @property
     def predictor(self) -> BatchPredictor:
-        """The detector whose weights predict."""
+        """A predictor with the weights to predict with (with EMA the averaged ones)."""
         train = self.recipe.train
         model, vocabulary = self.train_step.eval_model, self.state.vocabulary
         return BatchPredictor(model, vocabulary, train.augmentation, train.precision)
 
     def train(self, signals: StopSignalHandler) -> None:
-        """Trains from where the run stands to its end.
+        """Trains from the current step to the end of the run.
 
         Args:
-            signals: entered by the caller; a request takes effect after the running step, when
-                the state is saved.
+            signals: entered by the caller; a stop request takes effect after the current step,
+                when the state has been saved.
 
         Raises:
-            KeyboardInterrupt, SystemExit: asked to stop; see `exit_process`.
-            InputError: a loss is not finite, or the disk is full; the last good checkpoint stays.
+            KeyboardInterrupt, SystemExit: a stop was requested; see `exit_process`.
+            InputError: a loss is not finite, or the disk is full; the last checkpoint is kept.
         """
         context = self.execution.context
         with ExitStack() as stack:
@@ -217,7 +222,7 @@ class Trainer:
                     self.step,
                     self.total_steps,
                     context,
-                    self.logging_config.tensorboard,
+                    self.config.tensorboard,
                 )
             )
             stack.enter_context(signals.defer())
@@ -230,47 +235,49 @@ class Trainer:
     def _run_step(
         self, batches: Iterator[Batch], log: MetricsLogger, signals: StopSignalHandler
     ) -> None:
-        """One step and what is due after it."""
+        """Runs one step, and the logging, checkpoint, stop and validation due after it."""
         started = time.perf_counter()
         batch = self._next_batch(batches, log, signals)
         resolved = self._train_batch(batch, started)
         log.advance()
-        late = time.monotonic() - self.state.saved_at >= 60 * self.logging_config.checkpoint_minutes
-        stop, timed = self._check_and_log(
-            resolved, log, signals.request, late and self.execution.context.is_main_process
+        since_saved = time.monotonic() - self.state.saved_at
+        is_due = since_saved >= 60 * self.config.checkpoint_minutes
+        # All processes have to agree; the clock of the main process decides.
+        stop, checkpoint_due = self._check_and_log(
+            resolved, log, signals.request, is_due and self.execution.context.is_main_process
         )
-        ended = self.step % self.steps_per_epoch == 0
-        if ended or timed or stop:
+        is_epoch_end = self.step % self.steps_per_epoch == 0
+        if is_epoch_end or checkpoint_due or stop:
             self._check_and_log(self.pending_metrics.flush(), log)
             self.state.save()
         if stop:
             self._exit(StopRequest(stop))
-        if ended:
+        if is_epoch_end:
             self._validate_if_due(log, signals)
 
     def _next_batch(
         self, batches: Iterator[Batch], log: MetricsLogger, signals: StopSignalHandler
     ) -> Batch:
-        """The next batch. A worker may hang: a request to stop does not wait for it for long."""
-        alone = self.execution.context.world_size == 1
+        """Waits for the next batch; a stop request ends the wait after some seconds."""
+        is_single = self.execution.context.world_size == 1
         try:
-            with signals.defer_for(SINGLE_PROCESS_STOP_SECONDS if alone else STOP_SECONDS):
+            with signals.defer_for(SINGLE_PROCESS_STOP_SECONDS if is_single else STOP_SECONDS):
                 return next(batches)
         except (KeyboardInterrupt, SystemExit):
-            if alone:
+            if is_single:
                 self._check_and_log(self.pending_metrics.flush(), log)
                 self.state.save()
-            # Several save together, and the others are at work on the step that lacks this batch.
+            # Several processes save together, and the others are already in the step of this batch.
             self._exit(signals.request)
 
     def _train_batch(self, batch: Batch, started: float) -> list[StepMetrics]:
-        """Takes the step of a batch that was waited for since `started`."""
+        """Trains on a batch; `started` is the time at which the process began to wait for it."""
         waited = time.perf_counter() - started
         with convert_out_of_memory(partial(self._memory_summary, batch)):
             losses = self.train_step(batch.to(self.execution.device))
         self.state.step += 1
         self.throughput.update(len(batch), time.perf_counter() - started, waited)
-        logged = self.step % self.logging_config.log_every == 0 or self.step == self.total_steps
+        logged = self.step % self.config.log_every == 0 or self.step == self.total_steps
         record = {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
@@ -285,7 +292,7 @@ class Trainer:
         )
 
     def _memory_summary(self, batch: Batch) -> str:
-        """What a step's memory goes into."""
+        """Settings that determine the memory of a step, for an out-of-memory error."""
         height, width = batch.pixels.shape[-2:]
         total, size = self.recipe.train.batch_size, self.execution.context.world_size
         return (
@@ -296,16 +303,26 @@ class Trainer:
     def _check_and_log(
         self, resolved: Sequence[StepMetrics], log: MetricsLogger, *flags: int
     ) -> list[int]:
-        """Checks and logs metrics; gives the largest of each flag over all processes.
+        """Checks and logs metrics, and reduces flags in the same collective operation.
+
+        Args:
+            resolved: metrics that have arrived on the host.
+            log: the metrics log.
+            flags: values to reduce.
+
+        Returns:
+            The maximum of each flag over all processes.
 
         Raises:
-            InputError: for some process a loss is not finite.
+            InputError: a loss of some process is not finite.
         """
         context = self.execution.context
-        bad, *agreed = context.all_reduce_max(any(one.non_finite for one in resolved), *flags)
+        bad, *agreed = context.all_reduce_max(
+            any(metrics.non_finite for metrics in resolved), *flags
+        )
         if bad:
-            found = [one for group in context.all_gather(list(resolved)) for one in group]
-            raise InputError(non_finite_message(found))
+            gathered = context.all_gather(list(resolved))
+            raise InputError(non_finite_message([one for share in gathered for one in share]))
         for metrics in resolved:
             if metrics.record is not None:
                 log.log_step(metrics)
@@ -314,20 +331,20 @@ class Trainer:
     def _exit(self, stop: StopRequest) -> NoReturn:
         if stop is StopRequest.REQUEUE and self.execution.context.is_main_process:
             logger.info(
-                f"{self.run_dir}: told to stop, saved at step {self.step} of {self.total_steps};"
-                " the same command goes on from here"
+                f"{self.run_dir}: stopped and saved at step {self.step} of {self.total_steps};"
+                " the same command resumes the run"
             )
         exit_process(stop)
 
     def _validate_if_due(self, log: MetricsLogger, signals: StopSignalHandler) -> None:
-        """Scores the held-out images where the recipe wants it and it was not done yet."""
-        train, (epochs, begun) = self.recipe.train, divmod(self.step, self.steps_per_epoch)
+        """Validates after the epochs that the recipe names, once per step."""
+        train, (epochs, remainder) = self.recipe.train, divmod(self.step, self.steps_per_epoch)
         is_due = epochs == train.epochs or (train.val_every > 0 and epochs % train.val_every == 0)
-        done = begun or self.state.evaluated >= self.step
-        if self.validator is None or not is_due or done:
+        is_done = remainder or self.state.evaluated >= self.step
+        if self.validator is None or not is_due or is_done:
             return
-        # What is scored is saved, so nothing is lost when a signal ends this. No other process's
-        # GPU is touched.
+        # The checkpoint of this step is written, so that a signal may end the validation. Without
+        # `gpus`, `fork_rng` would initialise all visible GPUs.
         device = self.execution.device
         gpus = [device] if device.type == "cuda" else []
         with signals.deliver(), torch.random.fork_rng(gpus):

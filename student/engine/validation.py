@@ -1,7 +1,7 @@
-"""A part of the training images that is left out of training, to watch a run and choose from it.
+"""Validation on held-out training images (`--val-size`).
 
-Nothing here reads a label that the split hides: a checkpoint is chosen by seen interactions alone,
-and never by test images.
+Only seen labels are used, so that a checkpoint is chosen without unseen labels and without test
+images. (The published code chooses the best checkpoint by the mAP on the test part.)
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from student.inference.predict import BatchPredictor
 from student.utils.distributed import Execution
 from student.utils.seeding import derive_seed
 
-# Keeps the draw of validation images apart from what else is drawn from the same seed.
+# Makes the choice of validation images independent of other random numbers of the same seed.
 SEED_STREAM = 0x401D
 
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """An evaluation's numbers, as fractions.
+    """Metrics of one validation, as fractions.
 
     Attributes:
-        monitored: the one to choose a checkpoint by: mAP over seen interactions.
-        metrics: all of them by name.
+        monitored: metric by which checkpoints are chosen, the mAP over seen interactions.
+        metrics: all metrics by name.
     """
 
     monitored: float
@@ -40,18 +40,18 @@ class ValidationScore:
 
 
 def split_validation(val_size: float, size: int, seed: int) -> tuple[list[int], list[int]]:
-    """Chooses images, the same ones for equal arguments.
+    """Draws the held-out images; equal arguments give equal images.
 
     Args:
-        val_size: a share of the images below 1, or their number.
+        val_size: fraction of the images (below 1), or their number.
         size: number of images.
-        seed: of the run.
+        seed: seed of the run.
 
     Returns:
-        Indices to train on and indices held out, each in rising order.
+        Indices to train on and held-out indices, both ascending.
 
     Raises:
-        InputError: nothing would be left to train on.
+        InputError: no image would be left to train on.
     """
     count = max(1, round(val_size * size)) if 0 < val_size < 1 else int(val_size)
     if count >= size:
@@ -66,9 +66,9 @@ class Validator:
     """Evaluates a model on held-out images.
 
     Args:
-        records, annotations: of these images, in one order.
-        split: whose unseen labels are taken out of the annotations.
-        vocabulary: of all of them.
+        records, annotations: the images and their annotations, in the same order.
+        split: split whose unseen labels are removed from the annotations.
+        vocabulary: vocabulary of the annotations.
     """
 
     def __init__(
@@ -79,18 +79,20 @@ class Validator:
         vocabulary: Vocabulary,
     ) -> None:
         self.records, self.vocabulary = records, vocabulary
-        self.annotations = [remove_unseen_labels(one, split, vocabulary) for one in annotations]
+        self.annotations = [
+            remove_unseen_labels(annotation, split, vocabulary) for annotation in annotations
+        ]
 
     def evaluate(
         self, predictor: BatchPredictor, run_dir: Path, step: int, execution: Execution
     ) -> ValidationScore:
-        """Scores the model, and draws a few of the images, always the same ones.
+        """Scores the model and draws its detections on a fixed sample of the images.
 
         Args:
-            predictor: its model is put into eval mode.
-            run_dir: folder for the pictures.
-            step: how far the training is.
-            execution: all its processes take part.
+            predictor: detector to evaluate; its model is put into eval mode.
+            run_dir: run folder, for the drawings.
+            step: number of training steps done.
+            execution: device and processes, all of which have to call this.
         """
         detections = predictor.to(execution.device).predict(
             self.records, execution.context, execution.workers
@@ -100,7 +102,7 @@ class Validator:
             draw_samples(folder, self.records, self.annotations, detections, self.vocabulary)
         scores = evaluate(self.annotations, detections, self.vocabulary)
         seen = scores.mean_ap()
-        # Held-out images may all be without labels.
+        # The held-out images may have no labels.
         if seen is None:
             return ValidationScore(0.0, {})
         return ValidationScore(

@@ -21,7 +21,7 @@ from student.config import ModelConfig, TargetConfig, get_preset
 from student.data.dataset import TrainingDataset
 from student.data.text_embeddings import load_text_head_init, text_head_options
 from student.data.transforms import toy_augmentation
-from student.engine.trainer import LoggingConfig, Trainer
+from student.engine.trainer import Trainer, TrainerConfig
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
 from student.utils.preemption import StopSignalHandler
@@ -328,7 +328,7 @@ def tiny_recipe(vocabulary):
 
 @pytest.fixture
 def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
-    """`make_trainer("run", workers=, logging_config=, validator=, device=, field=value)` gives
+    """`make_trainer("run", workers=, config=, validator=, device=, field=value)` gives
     a new trainer that logs every step; its `go()` trains, and takes signals."""
     split = load_split(vocabulary, "ua")
 
@@ -337,7 +337,7 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
         workers=0,
         accumulation=1,
         compiled=False,
-        logging_config=None,
+        config=None,
         validator=None,
         device=CPU,
         **options,
@@ -349,9 +349,9 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
         model = HOIDetector(recipe.model)
         images = make_images(split, toy_augmentation(), recipe.train.seed, recipe.targets)
         execution = Execution(device, workers=workers, accumulation=accumulation, compiled=compiled)
-        logging_config = logging_config or LoggingConfig(log_every=1)
+        config = config or TrainerConfig(log_every=1)
         trainer = Trainer(
-            recipe, model, images, vocabulary, split, folder, execution, logging_config, validator
+            recipe, model, images, vocabulary, split, folder, execution, config, validator
         )
 
         def go():

@@ -129,7 +129,7 @@ def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(start, student
     assert (tmp_path / "run/checkpoint.pt").is_file()
     assert not (tmp_path / "run/results.json").exists()
     code, _, err = start(words)()
-    assert code == 0 and "goes on at step 2 of 8" in err, err
+    assert code == 0 and "resuming at step 2 of 8" in err, err
     log = (tmp_path / "run/metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in log.splitlines()] == [3, 6, 8]
     assert (tmp_path / "run/results.json").is_file()
@@ -188,7 +188,7 @@ def test_another_recipe_in_the_same_folder(run, student, tmp_path):
     assert run(*student, "--epochs", 1, "--name", "First")[0] == 0
     code, _, err = run(*student, "--epochs", 1, "--seed", 3)
     assert code == 2 and err.count("\n") == 1
-    assert "holds a run with another recipe (" in err and "name a new folder or give" in err
+    assert "found another recipe (" in err and "choose a new folder or give" in err
     assert run(*student, "--epochs", 1, "--seed", 3, "--overwrite")[0] == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["seed"] == 3 and results["name"] == "run"

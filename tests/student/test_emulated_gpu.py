@@ -50,7 +50,7 @@ def config(dataset_root, reading_cache, tmp_path_factory):
     options |= {"precision": "float32", "extra_ratio": 0.5, "val_size": 2, "val_every": 1}
     copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("further") / "toy")
     extra = (ExtraPaths(copy, shutil.copytree(reading_cache, copy.parent / "cache")),)
-    run_request = RunRequest(dataset_root, reading_cache, "ua", "toy", options, extra=extra)
+    run_request = RunRequest(dataset_root, reading_cache, "ua", "toy", options, extra_data=extra)
     out = tmp_path_factory.mktemp("runs") / "run"
     return RunConfig(run_request, out, device="cuda:1", workers=0, accumulation=2, log_every=1)
 

@@ -74,7 +74,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(
     # Every attempt goes on from the last whole checkpoint, and none is lost.
     assert steps == sorted(steps) and steps[0] >= 1 and steps[-1] < 8, steps
     code, _, err = start(words)()
-    assert code == 0 and f"goes on at step {steps[-1]} of 8" in err, err
+    assert code == 0 and f"resuming at step {steps[-1]} of 8" in err, err
     assert lines(run) == lines(whole)
     mine, theirs = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, whole))
     for name, value in theirs.weights.items():
@@ -105,7 +105,7 @@ def test_a_disk_that_takes_no_more_keeps_the_older_checkpoints(start, student_wo
     code, _, err = start(words, first=FULL)()
     assert code == 2 and err.splitlines()[-1] == (
         f"eoid-train: {run}/checkpoint.pt: cannot be written (File too large);"
-        " checkpoint.pt and checkpoint-previous.pt stay as they were"
+        " unchanged: checkpoint.pt and checkpoint-previous.pt"
     )
     files = ("checkpoint.pt", "checkpoint-previous.pt")
     assert [load_checkpoint(run / name).state["step"] for name in files] == [2, 1]

@@ -61,7 +61,7 @@ def test_jobs_that_are_told_to_leave_go_on_later(slurm, train):
     for job, run in ((warned, first), (requeued, second)):
         told = finished(slurm, job)
         assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
-        assert "goes on at step" in told, told
+        assert "resuming at step" in told, told
         assert same(run, whole)
         assert (run / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
     assert f"job {warned} goes back into the queue" in log(slurm, warned)

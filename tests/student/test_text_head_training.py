@@ -47,8 +47,8 @@ def make_train_step(material):
         recipe = gathered.recipe
         torch.manual_seed(0)
         model = HOIDetector(recipe.model)
-        if gathered.texts is not None:
-            gathered.texts.apply(model.verb_head)
+        if gathered.text_init is not None:
+            gathered.text_init.apply(model.verb_head)
         distilled = torch.from_numpy(gathered.split.distilled_verbs)
         execution = Execution(CPU, accumulation=accumulation, compiled=compiled)
         optimizer = build_optimizer(model, recipe.train, CPU)
@@ -202,7 +202,7 @@ student.engine.train_step.TrainStep.losses = counted
     )()
     assert code != 0 and load_checkpoint(killed / "checkpoint.pt").state["step"] == 5
     code, _, err = start(reading_words(killed, *more))()
-    assert code == 0 and "goes on at step 5" in err, err
+    assert code == 0 and "resuming at step 5" in err, err
     mine, theirs = (load_checkpoint(run / "checkpoint.pt") for run in (killed, whole))
     assert mine.weights.keys() == theirs.weights.keys() > {"verb_head.texts", "verb_head.rows"}
     assert all(torch.equal(mine.weights[name], theirs.weights[name]) for name in mine.weights)
@@ -243,7 +243,7 @@ def test_pretrained_linear_student(build, material, tmp_path):
     file = linear_file(build, material, tmp_path)
     gathered = material()
     model = build(gathered.recipe.model, seed=4)
-    gathered.texts.apply(model.verb_head)
+    gathered.text_init.apply(model.verb_head)
     texts, projection = model.verb_head.texts.clone(), model.verb_head.projection.weight.clone()
     started = load_pretrained(model, file, gathered.dataset.vocabulary)
     assert isinstance(started, LoadReport)
@@ -269,9 +269,9 @@ def test_pretrained_text_head_student(build, material, tmp_path, same_clip):
     file = save(theirs, recipe, material, tmp_path / "reads.pt")
     gathered = material()
     model = build(gathered.recipe.model, seed=6)
-    gathered.texts.apply(model.verb_head)
+    gathered.text_init.apply(model.verb_head)
     started = load_pretrained(model, file, gathered.dataset.vocabulary)
-    assert torch.equal(model.verb_head.texts, gathered.texts.texts.texts)
+    assert torch.equal(model.verb_head.texts, gathered.text_init.texts.texts)
     equal = torch.equal(model.verb_head.projection.weight, theirs.verb_head.projection.weight)
     assert equal == same_clip
     own = {name for name in started.unused if "verb_head" in name}

@@ -88,8 +88,8 @@ def test_parse_extra_data_rejects_incomplete_values(text):
 
 
 def test_unlabelled_images_have_only_teacher_targets(run_request, sources, vocabulary):
-    inputs = build_inputs(replace(run_request, extra=(sources["none"],)), SINGLE_PROCESS)
-    (extra,) = inputs.extra
+    inputs = build_inputs(replace(run_request, extra_data=(sources["none"],)), SINGLE_PROCESS)
+    (extra,) = inputs.extra_datasets
     distilled = load_split(vocabulary, "ua").distilled_verbs
     assert len(extra.images) == 11 and extra.describe() == {
         "name": "pictures",
@@ -115,9 +115,9 @@ def test_unlabelled_images_have_only_teacher_targets(run_request, sources, vocab
 
 def test_images_with_a_seen_label_have_exhaustive_labels(run_request, sources):
     inputs = build_inputs(
-        replace(run_request, extra=(sources["all"], sources["none"])), SINGLE_PROCESS
+        replace(run_request, extra_data=(sources["all"], sources["none"])), SINGLE_PROCESS
     )
-    labelled, unlabelled = inputs.extra
+    labelled, unlabelled = inputs.extra_datasets
     assert (labelled.name, unlabelled.name) == ("toy-2", "pictures")
     targets = [labelled.images.targets(index) for index in range(len(labelled.images))]
     exhaustive = [bool(one.exhaustive_labels) for one in targets]
@@ -131,7 +131,7 @@ def test_images_with_a_seen_label_have_exhaustive_labels(run_request, sources):
 def test_extra_datasets_that_do_not_fit(run_request, sources, cache_path, reading_cache, tmp_path):
     def refused(message, *paths, **changes):
         with pytest.raises(InputError, match=message) as caught:
-            build_inputs(replace(run_request, extra=paths, **changes), SINGLE_PROCESS)
+            build_inputs(replace(run_request, extra_data=paths, **changes), SINGLE_PROCESS)
         assert "\n" not in str(caught.value)
 
     none = sources["none"]
@@ -163,7 +163,7 @@ def finished(dataset_root, cache_path, sources, tmp_path_factory):
         "ua",
         "toy",
         {**OPTIONS, "shots": 1},
-        extra=(sources["none"], sources["all"]),
+        extra_data=(sources["none"], sources["all"]),
     )
     config = RunConfig(request, out, device="cpu", workers=0, log_every=1)
     return config, run_student(config)
@@ -210,7 +210,9 @@ def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_pa
         run_student(stopped)
     monkeypatch.setattr(TrainStep, "__call__", train_step)
     # A run with other extra datasets does not resume it.
-    fewer = replace(stopped, request=replace(stopped.request, extra=stopped.request.extra[:1]))
+    fewer = replace(
+        stopped, request=replace(stopped.request, extra_data=stopped.request.extra_data[:1])
+    )
     with pytest.raises(InputError, match="extra"):
         run_student(fewer)
     run_student(stopped)
@@ -231,7 +233,7 @@ def test_two_processes_mix_datasets_as_one_does(
     ends = [one() for one in start_processes(student_words(distributed, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
     code, _, err = start(student_words(single, *options))()
-    assert code == 0 and "every step: 3 images of the dataset, 4 of further sources" in err, err
+    assert code == 0 and "images per step: 3 of the dataset, 4 of extra datasets" in err, err
     single_log, distributed_log = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         for run in (single, distributed)

@@ -104,12 +104,12 @@ def test_a_full_disk_leaves_both_as_they_are(run, make, monkeypatch):
         save_latest(run, make(3))
     assert str(caught.value) == (
         f"{run / NEWEST}: cannot be written (No space left on device);"
-        f" {NEWEST} and {PREVIOUS} stay as they were"
+        f" unchanged: {NEWEST} and {PREVIOUS}"
     )
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_errors_that_are_no_disks_keep_their_name(run, make, monkeypatch):
+def test_other_errors_are_not_converted(run, make, monkeypatch):
     def fail(path, checkpoint):
         raise RuntimeError("out of memory")
 

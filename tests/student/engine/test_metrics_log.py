@@ -7,10 +7,13 @@ import torch
 from pipeline.utils.errors import InputError
 from student.engine.metrics_log import (
     MetricsLogger,
+    PendingMetrics,
     StepMetrics,
     Throughput,
+    non_finite_message,
     peak_memory,
     progress_line,
+    truncate_log,
 )
 from student.utils.distributed import SINGLE_PROCESS
 
@@ -34,7 +37,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_pace_is_that_since_the_last_record():
+def test_throughput_since_the_last_record():
     throughput = Throughput(torch.device("cpu"))
     assert throughput.compute()["images_per_second"] == 0
     throughput.update(images=6, seconds=2.0, waited=0.5)
@@ -45,7 +48,7 @@ def test_the_pace_is_that_since_the_last_record():
     assert throughput.compute()["images_per_second"] == 0
 
 
-def test_lines_after_the_step_where_the_run_stands_go(tmp_path):
+def test_entering_removes_lines_of_later_steps(tmp_path):
     for step in (2, 4):
         with MetricsLogger(tmp_path, 0 if step == 2 else 3, 9, SINGLE_PROCESS) as log:
             log.advance()
@@ -62,7 +65,7 @@ def test_lines_after_the_step_where_the_run_stands_go(tmp_path):
     ]
 
 
-def test_people_see_what_happens(tmp_path, capsys, messages):
+def test_progress_and_validation_are_shown(tmp_path, capsys, messages):
     with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS) as log:
         log.log_step(step_metrics())
         log.advance()
@@ -75,7 +78,7 @@ def test_people_see_what_happens(tmp_path, capsys, messages):
     )
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path):
+def test_tensorboard_has_the_same_values(tmp_path):
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -89,7 +92,109 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert (event.step, event.value) == (3, 0.25)
 
 
-def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_tensorboard_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match=r"--tensorboard: .*pip install 'eoid\[tensorboard\]'"):
         MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS, tensorboard=True).__enter__()
+
+
+def loss_tensors(total, gradient=1.0):
+    return {"total": torch.tensor(total), "gradient": torch.tensor(gradient)}
+
+
+def test_metrics_on_a_cpu_arrive_immediately():
+    found = PendingMetrics(torch.device("cpu"))
+    assert found.flush() == []
+    (one,) = found.put(3, ("a.jpg",), loss_tensors(2.5), {"step": 3})
+    assert (one.step, one.image_ids, one.record) == (3, ("a.jpg",), {"step": 3})
+    assert one.values == {"total": 2.5, "gradient": 1.0} and one.non_finite == []
+    assert found.flush() == []
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_metrics_on_a_gpu_arrive_one_step_later(emulate_cuda, current):
+    """Whichever GPU is the current one."""
+    with emulate_cuda(devices=2) as gpu:
+        gpu.current = current
+        device = torch.device("cuda", 0)
+        found = PendingMetrics(device)
+
+        def on_device(total):
+            return {name: value.to(device) for name, value in loss_tensors(total).items()}
+
+        assert found.put(1, (), on_device(1.0), None) == []
+        assert [one.values["total"] for one in found.put(2, (), on_device(2.0), None)] == [1.0]
+        assert [one.step for one in found.flush()] == [2] and found.flush() == []
+        assert gpu.waits_of("event") == 2
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def metrics_of(step, images, **losses):
+    return StepMetrics(step, images, losses, None)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (
+            [metrics_of(4, ("a", "b"), object=1.0, verb=NAN, gradient=NAN)],
+            "step 4: verb, gradient not finite on images a, b",
+        ),
+        # The gradient is common to all processes; the images are those of the non-finite loss.
+        (
+            [
+                metrics_of(4, ("a",), verb=1.0, gradient=INF),
+                metrics_of(4, ("b",), verb=INF, gradient=INF),
+            ],
+            "step 4: verb, gradient not finite on images b",
+        ),
+        (
+            [metrics_of(4, ("a",), gradient=INF), metrics_of(4, ("b",), gradient=INF)],
+            "step 4: gradient not finite on images a, b",
+        ),
+        (
+            [metrics_of(4, ("a",), verb=NAN), metrics_of(5, ("b",), verb=NAN)],
+            "step 4: verb not finite on images a",
+        ),
+    ],
+)
+def test_non_finite_message(found, says):
+    assert non_finite_message(found) == says
+
+
+def log_text(*steps):
+    return "".join(json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in steps)
+
+
+def test_truncating_a_missing_log(tmp_path):
+    truncate_log(tmp_path / "metrics.jsonl", 10)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "after"),
+    [
+        ("", 5, ""),
+        (log_text(10, 20, 30), 30, log_text(10, 20, 30)),
+        (log_text(10, 20, 30), 25, log_text(10, 20)),
+        (log_text(10, 20, 30), 0, ""),
+        (log_text(10) + '{"step": 20, "lo', 25, log_text(10)),
+        (log_text(10) + "\0\0\0\0", 25, log_text(10)),
+        (log_text(10) + "[]\n{}\nnull\n" + '{"step": "x"}\n', 25, log_text(10)),
+    ],
+)
+def test_lines_after_the_checkpoint_are_removed(tmp_path, before, step, after):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(before)
+    truncate_log(path, step)
+    assert path.read_text() == after
+
+
+def test_a_log_without_later_lines_is_not_rewritten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(log_text(10, 20))
+    written = path.stat().st_mtime_ns, path.stat().st_ino
+    truncate_log(path, 20)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == written

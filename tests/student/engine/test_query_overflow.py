@@ -6,7 +6,7 @@ from pipeline.types import Annotation
 from student.engine.run_inputs import query_overflow_line
 
 
-def crowd(vocabulary, name, pairs, verb="hold", labels=1):
+def annotate_pairs(vocabulary, name, pairs, verb="hold", labels=1):
     """One person with `pairs` balls, `labels` labels on each."""
     verbs = [verb, "throw", "kick"][:labels]
     count = pairs + 1
@@ -22,21 +22,26 @@ def crowd(vocabulary, name, pairs, verb="hold", labels=1):
 
 
 @pytest.mark.parametrize("counts", [[], [0], [4, 1], [4, 4, 4]])
-def test_enough_queries_need_no_words(vocabulary, counts):
-    images = [crowd(vocabulary, f"{i}.jpg", count, labels=2) for i, count in enumerate(counts)]
+def test_no_warning_with_enough_queries(vocabulary, counts):
+    images = [
+        annotate_pairs(vocabulary, f"{i}.jpg", count, labels=2) for i, count in enumerate(counts)
+    ]
     assert query_overflow_line(images, load_split(vocabulary, "full"), vocabulary, 4) is None
 
 
-def test_crowded_images_are_counted_and_the_worst_is_named(vocabulary):
-    images = [crowd(vocabulary, f"{count}.jpg", count, labels=3) for count in (5, 2, 9, 4)]
+def test_the_warning_names_the_largest_image(vocabulary):
+    images = [annotate_pairs(vocabulary, f"{count}.jpg", count, labels=3) for count in (5, 2, 9, 4)]
     line = query_overflow_line(images, load_split(vocabulary, "full"), vocabulary, 4)
-    assert "2 of 4 training images" in line and "queries (4), 9.jpg 9;" in line
+    assert "2 of 4 training images" in line and "queries (4), up to 9 in 9.jpg;" in line
     assert "\n" not in line
 
 
 @pytest.mark.parametrize(("verb", "counts"), [("kick", False), ("hold", True)])
 def test_unseen_pairs_do_not_count(vocabulary, verb, counts):
     line = query_overflow_line(
-        [crowd(vocabulary, "a.jpg", 6, verb=verb)], load_split(vocabulary, "ua"), vocabulary, 4
+        [annotate_pairs(vocabulary, "a.jpg", 6, verb=verb)],
+        load_split(vocabulary, "ua"),
+        vocabulary,
+        4,
     )
     assert (line is not None) == counts

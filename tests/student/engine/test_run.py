@@ -29,7 +29,7 @@ OPTIONS = {"epochs": 1, "batch_size": 8, "precision": "float32"}
 
 @pytest.fixture(scope="module")
 def configured(dataset_root, cache_path):
-    """`configured(out, field=value)` gives a short run's configuration."""
+    """`configured(out, field=value)` returns the settings of a short run."""
 
     def make(out, **changes):
         run_request = RunRequest(dataset_root, cache_path, "ua", "toy", OPTIONS)
@@ -43,7 +43,7 @@ def configured(dataset_root, cache_path):
 
 @pytest.fixture(scope="module")
 def finished(configured, tmp_path_factory):
-    """A run folder and what the run returned."""
+    """A run folder and the results of the run."""
     out = tmp_path_factory.mktemp("runs") / "distilled"
     return out, run_student(configured(out))
 
@@ -55,7 +55,7 @@ def run(finished, tmp_path):
 
 
 def content(folder):
-    """The bytes of every file but pictures and the lock."""
+    """The bytes of every file except drawings and the lock."""
     return {
         path.name: path.read_bytes()
         for path in folder.iterdir()
@@ -63,7 +63,7 @@ def content(folder):
     }
 
 
-def test_a_run_folder_holds_the_whole_story(finished, dataset, vocabulary):
+def test_files_of_a_run_folder(finished, dataset, vocabulary):
     out, returned = finished
     assert set(content(out)) == {
         "checkpoint.pt",
@@ -97,12 +97,12 @@ def test_the_run_opens_as_a_detector(finished):
         assert model([torch.zeros(3, 128, 128)])["pred_verb_logits"].shape[0] == 1
 
 
-def test_a_finished_run_runs_again_to_the_same_results(run, configured, finished, messages):
+def test_a_finished_run_repeated_gives_the_same_results(run, configured, finished, messages):
     before = content(run)
     (run / "results.json").unlink()
     results = run_student(configured(run))
     assert results.metrics == finished[1].metrics
-    assert "goes on at step 2 of 2" in "\n".join(messages)
+    assert "resuming at step 2 of 2" in "\n".join(messages)
     after = content(run)
     assert after.keys() == before.keys()
     for name in ("checkpoint.pt", "metrics.jsonl", "predictions.json", "config.json"):
@@ -120,12 +120,12 @@ def test_a_finished_run_runs_again_to_the_same_results(run, configured, finished
 )
 def test_another_run_in_the_folder_is_refused(run, configured, changes, says):
     before = content(run)
-    with pytest.raises(InputError, match=rf"holds a run with {says} \(.*now .*\); name a"):
+    with pytest.raises(InputError, match=rf"found {says} \(.*now .*\); choose a"):
         run_student(configured(run, **changes))
     assert content(run) == before
 
 
-def test_overwriting_starts_from_nothing(run, configured):
+def test_overwrite_starts_a_new_run(run, configured):
     before = content(run)
     run_student(configured(run, options={**OPTIONS, "seed": 1}, overwrite=True))
     after = content(run)
@@ -136,23 +136,25 @@ def test_overwriting_starts_from_nothing(run, configured):
 
 def test_other_folders_are_refused(configured, tmp_path):
     (tmp_path / "thesis.tex").write_text("hours of work")
-    with pytest.raises(InputError, match="expected a new folder or a run, found other files"):
+    with pytest.raises(
+        InputError, match="expected a new folder or a run folder, found other files"
+    ):
         run_student(configured(tmp_path))
     assert set(content(tmp_path)) == {"thesis.tex"}
 
 
 class Killed(BaseException):
-    """Stands for kill -9."""
+    """Simulates SIGKILL."""
 
 
 def lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
+def test_validation_may_keep_the_best_checkpoint(
     configured, dataset, dataset_root, tmp_path, monkeypatch, messages
 ):
-    """The best of made-up scores is kept, also by a run that was killed while it evaluated."""
+    """The best of given scores is kept, also by a run that is killed during a validation."""
     trained, scores = set(), [0.75, 0.25, 0.5]
     whole = TrainingDataset.__getitem__
 
@@ -182,14 +184,14 @@ def test_a_run_is_watched_on_held_out_images_and_may_keep_the_best(
     best, last = (load_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "checkpoint"))
     assert best.state["step"] == 3 and last.state["best"] == {"score": 0.75, "step": 3}
     assert any(not torch.equal(value, last.weights[name]) for name, value in best.weights.items())
-    # The folder stands for its best checkpoint from now on.
+    # The run folder now opens its best checkpoint.
     again = evaluate_checkpoint(
         tmp_path / "run", dataset_root, None, tmp_path / "again", "cpu", 0, False
     )
     assert again.metrics == results.metrics
 
 
-def test_held_out_images_are_really_scored(configured, tmp_path, messages):
+def test_held_out_images_are_scored(configured, tmp_path, messages):
     options = {**OPTIONS, "val_size": 0.25, "val_every": 1}
     run_student(configured(tmp_path / "run", options=options))
     (line,) = lines(tmp_path / "run/validation.jsonl")
@@ -200,7 +202,7 @@ def test_held_out_images_are_really_scored(configured, tmp_path, messages):
     assert not (tmp_path / "run/best.pt").exists()
 
 
-def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path, messages):
+def test_a_longer_run_continues_another(configured, finished, tmp_path, messages):
     source = finished[0] / "checkpoint.pt"
     longer = {**OPTIONS, "schedule": "step", "epochs": 1}
     first = tmp_path / "first"
@@ -209,7 +211,7 @@ def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path,
         tmp_path / "second", options={**longer, "epochs": 2}, resume=str(first / "checkpoint.pt")
     )
     run_student(config)
-    assert "goes on at step 2 of 4" in "\n".join(messages)
+    assert "resuming at step 2 of 4" in "\n".join(messages)
     assert [line["step"] for line in lines(tmp_path / "second/metrics.jsonl")] == [4]
     with pytest.raises(InputError, match="found one with another recipe"):
         run_student(replace(config, out=tmp_path / "third", resume=str(source)))
@@ -217,13 +219,13 @@ def test_a_longer_run_begins_where_another_ended(configured, finished, tmp_path,
 
 @pytest.fixture
 def init_file(tmp_path):
-    """A backbone to start from."""
+    """Pretrained weights of a backbone."""
     body = SingleFeatureMap(ToyBackbone()).state_dict()
     save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
     return tmp_path / "body.safetensors"
 
 
-def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
+def test_a_resumed_run_does_not_need_the_pretrained_weights(
     configured, init_file, tmp_path, messages
 ):
     config = configured(tmp_path / "run", pretrained=init_file)
@@ -234,19 +236,17 @@ def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
     moved = init_file.rename(tmp_path / "moved.safetensors")
     assert run_student(config).metrics == results.metrics
     out = "\n".join(messages)
-    assert f"{init_file}: not there any more, and not needed to go on" in out
-    assert "goes on at step 2 of 2" in out and "pretrained weights:" not in out
-    # The same file in another place is the same start, another file is not.
+    assert f"{init_file}: no such file, and not needed to resume" in out
+    assert "resuming at step 2 of 2" in out and "pretrained weights:" not in out
+    # The weights are identified by content, not by path.
     assert run_student(replace(config, pretrained=moved)).metrics == results.metrics
     save_file({**load_file(moved), "more": torch.ones(1)}, init_file)
-    with pytest.raises(
-        InputError, match=r"holds a run with another pretrained \(.*, now .*\); name a"
-    ):
+    with pytest.raises(InputError, match=r"found another pretrained \(.*, now .*\); choose a"):
         run_student(config)
     assert (tmp_path / "run/pretrained.json").read_bytes() == told
 
 
-def test_a_run_that_has_not_begun_needs_what_it_starts_from(configured, init_file, tmp_path):
+def test_a_new_run_needs_the_pretrained_weights(configured, init_file, tmp_path):
     config = configured(tmp_path / "run", pretrained=init_file)
     run_student(config)
     init_file.unlink()
@@ -261,7 +261,7 @@ def test_a_run_that_has_not_begun_needs_what_it_starts_from(configured, init_fil
         run_student(config)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
     configured, finished, tmp_path, messages
 ):
     run = tmp_path / "run"
@@ -274,10 +274,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert run_student(config).metrics == results.metrics
     out = "\n".join(messages)
     assert "checkpoint.pt: expected a whole checkpoint, found damage in" in out
-    assert "goes back to checkpoint-previous.pt" in out and "goes on at step 2 of 4" in out
+    assert "resuming checkpoint-previous.pt" in out and "resuming at step 2 of 4" in out
 
 
-def test_the_control_starts_from_the_same_weights(configured, finished, tmp_path, monkeypatch):
+def test_a_run_without_distillation_starts_from_the_same_weights(
+    configured, finished, tmp_path, monkeypatch
+):
     started = []
     build = HOIDetector.__init__
 
@@ -342,7 +344,7 @@ def lost_shard(_, cache):
         (no_cache, "expected a cache folder with manifest.json, found none"),
     ],
 )
-def test_bad_input_leaves_no_run_behind(
+def test_bad_input_creates_no_run_folder(
     configured, dataset_root, cache_path, tmp_path, damage, says
 ):
     data = same_dataset(dataset_root, tmp_path)
@@ -364,13 +366,13 @@ def test_bad_input_leaves_no_run_behind(
         ({"data": Path("gone")}, "gone: no such dataset folder"),
     ],
 )
-def test_wrong_use_leaves_no_run_behind(configured, tmp_path, changes, says):
+def test_wrong_settings_create_no_run_folder(configured, tmp_path, changes, says):
     with pytest.raises(InputError, match=says):
         run_student(configured(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_shard_is_one_line(configured, cache_path, tmp_path):
+def test_a_damaged_shard_gives_a_one_line_error(configured, cache_path, tmp_path):
     cache = Path(shutil.copytree(cache_path, tmp_path / "cache"))
     lost_shard(None, cache)
     with pytest.raises(InputError, match=r"00000.h5: expected a complete shard") as caught:
@@ -380,7 +382,7 @@ def test_a_damaged_shard_is_one_line(configured, cache_path, tmp_path):
 
 @pytest.fixture
 def partial_cache(annotations, answer, write_cache, vocabulary, tmp_path):
-    """`partial_cache(count)`: answers for the first images only, the others failed."""
+    """`partial_cache(count)` is a cache with the first images only, the others failed."""
 
     def make(count):
         answers = {
@@ -392,7 +394,7 @@ def partial_cache(annotations, answer, write_cache, vocabulary, tmp_path):
     return make
 
 
-def test_images_without_answers_are_left_out_and_counted(
+def test_images_missing_in_the_cache_are_left_out_and_counted(
     configured, partial_cache, tmp_path, messages
 ):
     run_student(configured(tmp_path / "run", cache=partial_cache(9)))
@@ -400,7 +402,7 @@ def test_images_without_answers_are_left_out_and_counted(
     assert load_checkpoint(tmp_path / "run/checkpoint.pt").state["step"] == 1
 
 
-def test_more_labelled_pairs_than_queries_are_told_once(configured, tmp_path, messages):
+def test_more_labelled_pairs_than_queries_are_logged_once(configured, tmp_path, messages):
     options = {**OPTIONS, "num_queries": 1}
     run_student(configured(tmp_path / "run", options=options))
     lines = messages
@@ -409,7 +411,7 @@ def test_more_labelled_pairs_than_queries_are_told_once(configured, tmp_path, me
     )
 
 
-def test_a_cache_without_answers_trains_nobody(configured, partial_cache, tmp_path):
+def test_a_cache_without_training_images_is_refused(configured, partial_cache, tmp_path):
     with pytest.raises(InputError, match="expected teacher outputs for images"):
         run_student(configured(tmp_path / "run", cache=partial_cache(0)))
     assert not (tmp_path / "run").exists()
@@ -419,7 +421,7 @@ def evaluate(path, data, split=None, out=None, overwrite=False, workers=0):
     return evaluate_checkpoint(path, data, split, out, "cpu", workers, overwrite)
 
 
-def test_evaluating_a_run_gives_its_results_again(run, finished, dataset_root, tmp_path):
+def test_evaluating_a_run_reproduces_its_results(run, finished, dataset_root, tmp_path):
     for path in (run, run / "checkpoint.pt"):
         out = tmp_path / f"from {path.name}"
         results = evaluate(path, dataset_root, out=out)
@@ -428,14 +430,14 @@ def test_evaluating_a_run_gives_its_results_again(run, finished, dataset_root, t
         assert (out / "predictions.json").read_bytes() == (run / "predictions.json").read_bytes()
 
 
-def test_evaluating_under_another_split(run, dataset_root, finished, tmp_path):
+def test_evaluating_with_another_split(run, dataset_root, finished, tmp_path):
     results = evaluate(run, dataset_root, "uc", tmp_path / "uc")
     assert (results.split, results.training_split) == ("uc", "ua")
     assert results.metrics["full"] == finished[1].metrics["full"]
     assert results.unseen != finished[1].unseen
 
 
-def test_results_are_replaced_only_when_asked(run, dataset_root):
+def test_results_are_replaced_only_with_overwrite(run, dataset_root):
     before = content(run)
     with pytest.raises(InputError, match=r"results.json: exists; give --overwrite"):
         evaluate(run, dataset_root, "uc")
@@ -475,7 +477,7 @@ def test_another_vocabulary_is_refused(run, dataset_root, tmp_path):
         (lambda run, data: no_test_images(data, None), "no such image"),
     ],
 )
-def test_what_cannot_be_evaluated(run, dataset_root, tmp_path, damage, says):
+def test_files_that_cannot_be_evaluated(run, dataset_root, tmp_path, damage, says):
     data = same_dataset(dataset_root, tmp_path)
     damage(run, data)
     with pytest.raises(InputError, match=says):
@@ -484,7 +486,7 @@ def test_what_cannot_be_evaluated(run, dataset_root, tmp_path, damage, says):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_test_image_is_one_line(run, dataset_root, tmp_path, workers):
+def test_a_truncated_test_image_gives_a_one_line_error(run, dataset_root, tmp_path, workers):
     data = same_dataset(dataset_root, tmp_path)
     image = sorted((data / "images/test2015").iterdir())[3]
     image.write_bytes(image.read_bytes()[:900])
@@ -502,7 +504,7 @@ def test_a_dataset_without_a_test_part(run, tmp_path):
         evaluate(run, tmp_path / "toy", out=tmp_path / "out")
 
 
-def test_an_unreadable_test_image_is_told_before_training(configured, dataset_root, tmp_path):
+def test_an_unreadable_test_image_is_reported_before_training(configured, dataset_root, tmp_path):
     data = same_dataset(dataset_root, tmp_path)
     image = sorted((data / "images/test2015").iterdir())[2]
     image.write_bytes(image.read_bytes()[:900])

@@ -60,7 +60,7 @@ HELD = {"config.json", "checkpoint.pt", "metrics.jsonl", "logs"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_the_same_run_goes_on_even_where_it_may_overwrite(run, overwrite):
+def test_the_same_run_is_resumed_even_with_overwrite(run, overwrite):
     (run / ".checkpoint.pt.99.tmp").write_bytes(b"half a checkpoint")
     assert find_resume_point(run, PLAN, overwrite, AUTO) == ResumePoint(run / "checkpoint.pt")
     assert names(run) == HELD
@@ -69,7 +69,7 @@ def test_the_same_run_goes_on_even_where_it_may_overwrite(run, overwrite):
 @pytest.mark.parametrize("way", [AUTO, NEVER])
 def test_another_run_is_refused_or_replaced(run, way):
     with pytest.raises(
-        InputError, match=r"holds a run with another recipe \(recipe.*seed: .*, now 1\); name a"
+        InputError, match=r"found another recipe \(recipe.*seed: .*, now 1\); choose a"
     ):
         find_resume_point(run, plan(seed=1), False, way)
     assert names(run) == HELD
@@ -77,23 +77,23 @@ def test_another_run_is_refused_or_replaced(run, way):
     assert names(run) == set()
 
 
-def test_never_begins_again_only_where_it_may_overwrite(run):
-    with pytest.raises(InputError, match="holds this run already; with --resume never, name a new"):
+def test_never_restarts_only_with_overwrite(run):
+    with pytest.raises(InputError, match="expected a new folder with --resume never"):
         find_resume_point(run, PLAN, False, NEVER)
     assert find_resume_point(run, PLAN, True, NEVER) == ResumePoint(None) and names(run) == set()
 
 
-def test_a_damaged_checkpoint_is_told(run, checkpoint):
+def test_a_damaged_checkpoint_is_reported(run, checkpoint):
     save_latest(run, checkpoint)
     (run / "checkpoint.pt").write_bytes(b"PK")
     start = find_resume_point(run, PLAN, False, AUTO)
     assert start.checkpoint == run / "checkpoint-previous.pt"
     assert "checkpoint.pt: expected a torch checkpoint" in start.message
-    assert start.message.endswith("; goes back to checkpoint-previous.pt")
+    assert start.message.endswith("; resuming checkpoint-previous.pt")
 
 
-def test_a_damaged_checkpoint_never_replaces_the_whole_one(run, checkpoint):
-    """Not even when the run is killed while it writes the next one."""
+def test_a_damaged_checkpoint_never_replaces_the_undamaged_one(run, checkpoint):
+    """Not even when the run is killed while it writes the next checkpoint."""
     save_latest(run, checkpoint)
     (run / "checkpoint.pt").write_bytes(b"PK")
     find_resume_point(run, PLAN, False, AUTO)
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_never_replaces_the_whole_one(run, checkpoint):
     assert find_resume_point(run, PLAN, False, AUTO) == ResumePoint(run / "checkpoint-previous.pt")
 
 
-def test_what_a_run_with_checkpoints_remembers(run, tmp_path):
+def test_is_resumable_and_read_plan_entry(run, tmp_path):
     assert is_resumable(run, PLAN, AUTO) and is_resumable(run, PLAN, "other/checkpoint.pt")
     assert not is_resumable(run, PLAN, NEVER) and not is_resumable(run, plan(seed=1), AUTO)
     assert read_plan_entry(run, "dataset") == "toy" and read_plan_entry(run, "weather") is None
@@ -123,18 +123,18 @@ def test_what_a_run_with_checkpoints_remembers(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "checkpoint.pt", "logs/../checkpoint-previous.pt"])
-def test_a_run_does_not_clear_away_the_checkpoint_to_begin_from(run, checkpoint, name):
+def test_a_run_does_not_remove_the_checkpoint_to_continue(run, checkpoint, name):
     save_latest(run, checkpoint)
     held = names(run)
-    with pytest.raises(InputError, match="expected a checkpoint outside of"):
+    with pytest.raises(InputError, match="expected a checkpoint outside"):
         find_resume_point(run, plan(epochs=9), True, str(run / name))
     assert names(run) == held
 
 
-def test_other_files_are_refused_or_left_alone(tmp_path):
+def test_other_files_are_refused_or_kept(tmp_path):
     (tmp_path / "thesis.tex").write_text("hours of work")
     with (
-        pytest.raises(InputError, match="expected a new folder or a run, found other files"),
+        pytest.raises(InputError, match="expected a new folder or a run folder, found other files"),
         claim_run_folder(tmp_path, PLAN, {}, False, AUTO),
     ):
         pass
@@ -160,8 +160,8 @@ def test_other_files_are_refused_or_left_alone(tmp_path):
         ({"epochs": 9, "schedule": "one_cycle"}, "recipe.train.schedule and recipe.train.epochs"),
     ],
 )
-def test_a_run_may_begin_at_a_checkpoint_of_its_like(run, tmp_path, train, refused):
-    """It may be longer, unless its rates depend on the length."""
+def test_continuing_a_checkpoint_of_another_run(run, tmp_path, train, refused):
+    """With more epochs only if the learning rate does not depend on their number."""
     file, folder = run / "checkpoint.pt", tmp_path / "longer"
     folder.mkdir()
     wanted = {**plan(**train), "resume": str(file)}
@@ -169,7 +169,7 @@ def test_a_run_may_begin_at_a_checkpoint_of_its_like(run, tmp_path, train, refus
         assert find_resume_point(folder, wanted, False, str(file)) == ResumePoint(file)
         assert names(folder) == set()
         write_json(folder / "config.json", wanted)
-        # From its own first checkpoint on, it goes on from its own.
+        # Once the run has a checkpoint, this one is resumed.
         (folder / "checkpoint.pt").write_bytes(file.read_bytes())
         assert find_resume_point(folder, wanted, False, str(file)) == ResumePoint(
             folder / "checkpoint.pt"
@@ -183,20 +183,20 @@ def test_a_run_may_begin_at_a_checkpoint_of_its_like(run, tmp_path, train, refus
         assert names(folder) == set()
 
 
-def test_a_checkpoint_to_begin_from_has_to_be_there(tmp_path):
+def test_a_missing_checkpoint_to_continue(tmp_path):
     with pytest.raises(InputError, match=r"gone\.pt: no such file"):
         find_resume_point(tmp_path, PLAN, False, str(tmp_path / "gone.pt"))
     assert names(tmp_path) == set()
 
 
-def test_a_run_folder_as_the_checkpoint_to_begin_from(run, tmp_path):
+def test_continuing_a_run_folder(run, tmp_path):
     folder = tmp_path / "longer"
     folder.mkdir()
     wanted = {**plan(epochs=9), "resume": str(run)}
     assert find_resume_point(folder, wanted, False, str(run)) == ResumePoint(run / "checkpoint.pt")
 
 
-def test_weights_alone_are_no_place_to_begin_from(tmp_path, checkpoint):
+def test_weights_without_state_cannot_be_continued(tmp_path, checkpoint):
     file, folder = tmp_path / "best.pt", tmp_path / "run"
     folder.mkdir()
     save_checkpoint(file, replace(checkpoint, state={"step": 3}))
@@ -208,7 +208,7 @@ def test_a_second_process_is_refused(start, student_words, tmp_path):
     run = tmp_path / "run"
     with lock_run_folder(run):
         code, _, err = start(student_words(run))()
-        assert code == 2 and f"{run}: expected a run that no other process works on, found" in err
+        assert code == 2 and f"{run}: expected a run that no other process is using, found" in err
         assert f"found process {(run / '.lock').read_text().strip()}" in err
         assert names(run) == {".lock"}
 
@@ -216,7 +216,7 @@ def test_a_second_process_is_refused(start, student_words, tmp_path):
 def test_a_run_folder_of_version_0_1_is_refused(run):
     old = {name: value for name, value in PLAN.items() if name != "format"}
     write_json(run / "config.json", {**old, "init": None})
-    says = r"config\.json: format: expected eoid-run-2, found none; name a new folder"
+    says = r"config\.json: format: expected eoid-run-2, found none; choose a new folder"
     with pytest.raises(InputError, match=says) as caught:
         find_resume_point(run, PLAN, False, AUTO)
     assert "\n" not in str(caught.value) and names(run) == HELD

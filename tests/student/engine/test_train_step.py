@@ -4,6 +4,8 @@ import torch
 from benchmarks.measuring import HostReads
 from student.data.dataset import Sample, collate
 from student.data.targets import Targets
+from student.engine.train_step import cat_outputs, detach_leaves, tree_leaves
+from student.models.proposal_queries import ProposalOutputs
 
 
 @pytest.fixture
@@ -15,15 +17,15 @@ def samples(make_trainer):
 
 @pytest.fixture
 def different_sizes(samples):
-    """The same, cut to different heights and widths."""
+    """The samples, cropped to different heights and widths."""
     return [
         one._replace(image=one.image[:, : 128 - 9 * row, : 80 + 7 * row])
         for row, one in enumerate(samples)
     ]
 
 
-def emptied(sample):
-    """The sample without a pair and without a detected box."""
+def without_targets(sample):
+    """The sample without pairs and detected boxes."""
     targets = sample.targets
     nothing = (torch.zeros(len(rows), dtype=bool) for rows in (targets, targets.detected_labels))
     return sample._replace(targets=targets.select(*nothing))
@@ -41,7 +43,7 @@ def gradients(trainer):
 
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
 @pytest.mark.parametrize("parts", [2, 3, 7, 20])
-def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, different_sizes, parts, queries):
+def test_accumulation_equals_the_whole_batch(make_trainer, different_sizes, parts, queries):
     options = {"queries": queries, "clip_norm": 0.0}
     whole = make_trainer("whole", **options)
     expected = step(whole, different_sizes)
@@ -56,9 +58,9 @@ def test_parts_of_a_batch_add_up_to_the_whole(make_trainer, different_sizes, par
 
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
 @pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
-def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, verb_loss):
+def test_a_batch_without_pairs(make_trainer, samples, queries, verb_loss):
     trainer = make_trainer("run", queries=queries, verb_loss=verb_loss)
-    losses = step(trainer, [emptied(sample) for sample in samples])
+    losses = step(trainer, [without_targets(sample) for sample in samples])
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert losses["human_box"] == losses["verb_soft"] == 0 < losses["object"]
     assert all(torch.isfinite(value).all() for value in gradients(trainer).values())
@@ -68,31 +70,31 @@ def test_a_whole_batch_without_pairs_is_a_step(make_trainer, samples, queries, v
 @pytest.mark.parametrize("layers", [(1, 2), (2, 1)])
 @pytest.mark.parametrize("backbone", ["toy", "resnet18"])
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
-def test_every_trained_parameter_gets_a_gradient(
+def test_every_trainable_parameter_has_a_gradient(
     make_trainer, samples, queries, backbone, layers, empty
 ):
-    """Processes that train together wait for all of them, also where one has no pairs."""
+    """DDP waits for the gradients of all parameters, also in a process without pairs."""
     depths = dict(zip(("num_human_object_layers", "num_interaction_layers"), layers, strict=True))
     trainer = make_trainer("run", queries=queries, backbone=backbone, **depths)
-    step(trainer, [emptied(sample) for sample in samples[:2]] if empty else samples[:2])
+    step(trainer, [without_targets(sample) for sample in samples[:2]] if empty else samples[:2])
     named = trainer.train_step.model.named_parameters()
     trained = {name for name, parameter in named if parameter.requires_grad}
     assert trained == gradients(trainer).keys()
 
 
-def test_images_are_padded_as_far_as_those_of_other_processes(make_trainer, different_sizes):
+def test_images_are_padded_to_the_size_of_other_processes(make_trainer, different_sizes):
     trainer = make_trainer("run")
     model, frames = trainer.train_step.model, []
     model.register_forward_pre_hook(lambda _, given: frames.append(given[0][0].shape[-2:]))
     small = different_sizes[-1:]
     for frame in ((0, 0), (128, 150), (32, 160)):
         step(trainer, small, frame)
-    # The toy backbone takes multiples of 8.
+    # The toy backbone needs multiples of 8.
     assert frames == [(80, 128), (128, 152), (80, 160)]
 
 
-def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples):
-    """Where all parts see one image, equal draws make each part's gradient that of its losses."""
+def test_both_passes_over_a_part_use_the_same_dropout(make_trainer, samples):
+    """Otherwise the gradient of a part would not be that of its losses."""
     trainer = make_trainer("run", accumulation=2, dropout=0.5)
     seen = []
     predict = trainer.train_step._predict
@@ -109,16 +111,16 @@ def test_both_passes_over_a_part_drop_the_same_activations(make_trainer, samples
     assert first == again != second and torch.equal(once, twice)
 
 
-def test_the_gradient_is_clipped_only_when_asked(make_trainer, samples):
+def test_gradient_clipping(make_trainer, samples):
     norms = []
     for clip in (0.0, 1e-3):
         trainer = make_trainer("run", clip_norm=clip)
-        told = step(trainer, samples)["gradient"]
+        reported = step(trainer, samples)["gradient"]
         kept = torch.cat([value.flatten() for value in gradients(trainer).values()]).norm()
-        norms.append((told, kept))
-    (told, kept), (same, clipped) = norms
-    torch.testing.assert_close(told, kept, rtol=1e-4, atol=0)
-    assert told == same and clipped <= 1.001e-3 < kept
+        norms.append((reported, kept))
+    (reported, kept), (same, clipped) = norms
+    torch.testing.assert_close(reported, kept, rtol=1e-4, atol=0)
+    assert reported == same and clipped <= 1.001e-3 < kept
 
 
 def empty_sample(vocabulary):
@@ -138,7 +140,7 @@ def empty_sample(vocabulary):
 
 @pytest.mark.parametrize("with_others", [False, True])
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
-def test_images_without_pairs_are_no_trouble(make_trainer, vocabulary, queries, with_others):
+def test_images_without_pairs(make_trainer, vocabulary, queries, with_others):
     trainer = make_trainer("run", queries=queries)
     samples = [empty_sample(vocabulary)] * 2
     if with_others:
@@ -158,7 +160,7 @@ def test_more_pairs_than_queries(make_trainer, samples):
 
 
 @pytest.mark.parametrize("queries", ["learned", "proposals"])
-def test_half_precision_takes_nearly_the_same_step(make_trainer, samples, queries):
+def test_half_precision_gives_nearly_the_same_losses(make_trainer, samples, queries):
     found = {}
     for precision in ("float32", "bfloat16"):
         trainer = make_trainer("run", precision=precision, queries=queries)
@@ -171,7 +173,7 @@ def test_half_precision_takes_nearly_the_same_step(make_trainer, samples, querie
 
 
 @pytest.mark.parametrize("queries", ["learned", "proposals"])
-def test_only_the_matching_waits_for_the_device(make_trainer, samples, queries):
+def test_a_step_has_one_host_synchronisation(make_trainer, samples, queries):
     trainer = make_trainer("run", queries=queries, dropout=0.1)
     step(trainer, samples)
     with HostReads() as counted:
@@ -179,7 +181,7 @@ def test_only_the_matching_waits_for_the_device(make_trainer, samples, queries):
     assert counted.count == 1
 
 
-def test_a_compiled_model_takes_the_same_step(make_trainer, samples, monkeypatch):
+def test_a_compiled_model_gives_the_same_losses(make_trainer, samples, monkeypatch):
     compile_model = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compile_model(model, backend="eager"))
     plain, compiled = make_trainer("plain"), make_trainer("compiled", compiled=True)
@@ -187,3 +189,30 @@ def test_a_compiled_model_takes_the_same_step(make_trainer, samples, monkeypatch
     for name, value in step(compiled, samples).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
     assert plain.train_step.state()["model"].keys() == compiled.train_step.state()["model"].keys()
+
+
+def output(first, count):
+    values = torch.arange(first, first + count, dtype=torch.float32)
+    inner = {"pred": values.view(-1, 1) + 0.5}
+    shares = torch.ones(count, 2)
+    dense = ProposalOutputs(values.view(-1, 1, 1, 1), values.view(-1, 1, 1, 1, 1), shares)
+    return {"pred": values.view(-1, 1), "aux_outputs": [inner], "proposals": dense}
+
+
+@pytest.mark.parametrize("sizes", [(3,), (1, 2), (1, 1, 1)])
+def test_cat_outputs(sizes):
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    found = cat_outputs([output(*one) for one in zip(starts, sizes, strict=True)])
+    whole = output(0, 3)
+    assert isinstance(found["proposals"], ProposalOutputs) and len(tree_leaves(found)) == 5
+    for mine, theirs in zip(tree_leaves(found), tree_leaves(whole), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_detach_leaves_collects_gradients():
+    weight = torch.ones(1, requires_grad=True)
+    outputs = {name: value * weight for name, value in (("a", 2.0), ("b", 3.0))}
+    leaves = detach_leaves(outputs)
+    (leaves["a"] ** 2 + leaves["b"]).backward()
+    assert weight.grad is None
+    assert [leaf.grad.item() for leaf in tree_leaves(leaves)] == [4.0, 1.0]

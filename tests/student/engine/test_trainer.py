@@ -10,7 +10,7 @@ import torch
 from pipeline.utils.errors import InputError
 from student.data.targets import TARGET_FIELDS
 from student.engine.metrics_log import METRICS
-from student.engine.trainer import LoggingConfig
+from student.engine.trainer import TrainerConfig
 from student.utils.preemption import EXIT_REQUEUE
 from student.weights.checkpoint_file import load_checkpoint
 
@@ -19,15 +19,15 @@ TIMING = {"images_per_second", "data_wait_share", "memory_gb"}
 
 
 def before(trainer, step, act):
-    """Makes a trainer do something when it comes to this step."""
-    whole = trainer._run_step
+    """Makes a trainer call `act` before this step."""
+    original = trainer._run_step
 
-    def changed(*given):
+    def act_first(*arguments):
         if trainer.step + 1 == step:
             act()
-        return whole(*given)
+        return original(*arguments)
 
-    trainer._run_step = changed
+    trainer._run_step = act_first
     return trainer
 
 
@@ -58,7 +58,7 @@ def assert_equal_training(first, second):
             assert mine[name] == theirs[name], (mine["step"], name)
 
 
-def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
+def test_a_run_logs_every_step_and_saves_its_end(make_trainer):
     trainer = make_trainer("run")
     model = trainer.train_step.model
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -82,7 +82,7 @@ def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
     }
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert changed <= trained and len(changed) > 0.9 * len(trained)
-    # The checkpoint of the epoch before is kept as well.
+    # The checkpoint of the previous epoch is kept as well.
     assert load_checkpoint(trainer.run_dir / "checkpoint-previous.pt").state["step"] == STEPS // 2
 
 
@@ -94,7 +94,7 @@ def test_a_run_logs_every_step_and_keeps_its_end(make_trainer):
         (1, 2, {"dropout": 0.3, "accumulation": 2}),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_it_never_was(make_trainer, workers, step, options):
+def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, workers, step, options):
     whole = make_trainer("whole", **options)
     whole.go()
     stopped = stopping(make_trainer("stopped", workers, **options), step)
@@ -109,19 +109,19 @@ def test_a_stopped_run_goes_on_as_if_it_never_was(make_trainer, workers, step, o
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_cluster_is_told_to_start_the_run_again(make_trainer, number, messages):
+def test_a_preempted_run_exits_with_the_requeue_code(make_trainer, number, messages):
     trainer = stopping(make_trainer("run", epochs=1), 2, number)
     with pytest.raises(SystemExit) as left:
         trainer.go()
     assert left.value.code == EXIT_REQUEUE == 75
-    assert "told to stop, saved at step 2 of 4; the same command goes on" in "\n".join(messages)
+    assert "stopped and saved at step 2 of 4; the same command resumes" in "\n".join(messages)
     again = resumed(make_trainer("run", epochs=1))
     again.go()
     assert [line["step"] for line in logged(again)] == [1, 2, 3, 4]
 
 
 class Killed(BaseException):
-    """Stands for kill -9."""
+    """Simulates SIGKILL."""
 
 
 def kill():
@@ -129,12 +129,12 @@ def kill():
 
 
 @pytest.mark.parametrize(("minutes", "step", "kept"), [(15, 3, None), (15, 6, 4), (0, 7, 6)])
-def test_after_a_kill_no_line_is_repeated_or_missing(make_trainer, minutes, step, kept):
+def test_after_a_kill_no_log_line_is_repeated_or_missing(make_trainer, minutes, step, kept):
     whole = make_trainer("whole")
     whole.go()
-    config = LoggingConfig(checkpoint_minutes=minutes, log_every=1)
+    config = TrainerConfig(checkpoint_minutes=minutes, log_every=1)
     with pytest.raises(Killed):
-        before(make_trainer("killed", logging_config=config), step, kill).go()
+        before(make_trainer("killed", config=config), step, kill).go()
     again = make_trainer("killed")
     with open(again.run_dir / METRICS, "a") as log:
         log.write('{"step": 8, "loss"')
@@ -145,7 +145,7 @@ def test_after_a_kill_no_line_is_repeated_or_missing(make_trainer, minutes, step
     assert_equal_training(whole, again)
 
 
-def test_a_finished_run_has_nothing_to_train(make_trainer):
+def test_a_finished_run_does_not_train(make_trainer):
     trainer = make_trainer("run", epochs=1)
     trainer.go()
     content = {path: path.read_bytes() for path in trainer.run_dir.iterdir()}
@@ -161,13 +161,13 @@ def test_a_finished_run_has_nothing_to_train(make_trainer):
         ({"batch_size": 7, "epochs": 1, "last_batch": "fill"}, 3),
     ],
 )
-def test_batches_that_do_not_go_into_the_images(make_trainer, options, steps):
+def test_batch_sizes_that_do_not_divide_the_images(make_trainer, options, steps):
     trainer = make_trainer("run", **options)
     trainer.go()
     assert [line["step"] for line in logged(trainer)] == list(range(1, steps + 1))
 
 
-def test_a_loss_that_is_not_finite_names_step_losses_and_images(make_trainer):
+def test_a_non_finite_loss_names_step_losses_and_images(make_trainer):
     trainer = make_trainer("run")
     named = []
 
@@ -186,8 +186,8 @@ def test_a_loss_that_is_not_finite_names_step_losses_and_images(make_trainer):
     assert [line["step"] for line in logged(trainer)] == [1, 2, 3, 4, 5]
 
 
-def test_the_same_seed_gives_the_same_control_but_for_the_teacher(make_trainer):
-    """The control sees the same images, pairs and order; only soft targets differ."""
+def test_without_distillation_only_soft_targets_differ(make_trainer):
+    """With the same seed, images, pairs and order are the same."""
     on, off = make_trainer("on"), make_trainer("off", distillation=False)
     assert replace(on.recipe.targets, distillation=False) == off.recipe.targets
     differing = 0
@@ -200,7 +200,7 @@ def test_the_same_seed_gives_the_same_control_but_for_the_teacher(make_trainer):
     assert differing > 10
 
 
-def test_a_copy_of_a_run_goes_on_elsewhere(make_trainer, tmp_path):
+def test_a_copied_run_folder_is_resumed(make_trainer, tmp_path):
     trainer = stopping(make_trainer("run", epochs=1), 2)
     with pytest.raises(KeyboardInterrupt):
         trainer.go()

@@ -112,7 +112,7 @@ def test_an_unreadable_image_in_a_worker_gives_a_one_line_error(
     with pytest.raises(InputError) as caught, BatchIterator(loader) as batches:
         list(batches)
     assert multiprocessing.active_children() == []
-    assert str(caught.value).startswith(f"{broken}: expected a original image")
+    assert str(caught.value).startswith(f"{broken}: expected a whole image")
     assert "\n" not in str(caught.value)
 
 
