@@ -1,4 +1,4 @@
-"""What people get wrong with predictions files, through the commands: one clear line each."""
+"""Invalid predictions files give one line on stderr, through the commands."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def test_hico(score, change, says):
 
 
 def test_zero_based_verbs_without_a_zero(score, toy):
-    """The first verb of the vocabulary may not occur; then the pairs tell."""
+    """If the first verb does not occur, the pairs show the numbering."""
 
     def change(entries):
         every(entries, "hoi_prediction", "category_id", lambda verb: verb - 1)
@@ -158,7 +158,7 @@ def test_objects_by_position_instead_of_id(tmp_path, runs):
     one_line(done, "does this file number objects 0 to 79 instead of by their ids?")
 
 
-def test_our_own_files_say_their_vocabulary(runs, tmp_path):
+def test_own_files_name_their_vocabulary(runs, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(RIDE))
     path = runs / "distilled" / "predictions.json"
     done = eoid_eval("hico", path, "--annotations", tmp_path / "truth.json")
@@ -230,7 +230,7 @@ def test_vcoco(score_vcoco, change, says):
 
 
 class RunsCode:
-    """Its pickle names a function that reading it freely would call."""
+    """Its pickle names a function that a plain unpickler would call."""
 
     def __reduce__(self):
         return os.mkdir, ("ran",)
@@ -255,7 +255,7 @@ def test_a_file_without_detections(tmp_path, write_vcoco, name):
     one_line(done, f"{name}: file: expected a list of detections, found an empty list")
 
 
-def test_a_misspelled_key_is_told(score_vcoco):
+def test_a_misspelled_key_is_reported(score_vcoco):
     done = score_vcoco(lambda entries: [entry.update(kick_agnet=0.5) for entry in entries] and None)
     assert average(done) == ["100.00", "100.00", "100.00"]
     (line,) = [line for line in done.stderr.splitlines() if "kick_agnet" in line]
@@ -269,8 +269,10 @@ def test_pickles_become_json(score_vcoco, tmp_path):
     for entry in entries:
         entry["person_box"] = np.array(entry["person_box"])
         entry["stand_agent"] = np.float32(entry["stand_agent"])
-    (tmp_path / "his.pkl").write_bytes(pickle.dumps(entries, 2))
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps(entries, 2))
     options = ("--actions", tmp_path / "data/vcoco/vcoco_test.json")
-    done = eoid_eval("vcoco", tmp_path / "his.pkl", *options, "--official", tmp_path / "his.json")
+    done = eoid_eval(
+        "vcoco", tmp_path / "other.pkl", *options, "--official", tmp_path / "other.json"
+    )
     assert average(done) == ["100.00", "100.00", "100.00"]
-    assert average(eoid_eval("vcoco", tmp_path / "his.json", *options)) == average(done)
+    assert average(eoid_eval("vcoco", tmp_path / "other.json", *options)) == average(done)

@@ -21,7 +21,7 @@ OPTIONS = (
     " --disable-background-networking --disable-component-update --disable-sync"
     " --enable-logging=stderr --hide-scrollbars --virtual-time-budget=10000 --dump-dom"
 )
-# Chromium's windows are at least 500 wide: a phone's page stands in a frame and tells its parent.
+# The minimum width of Chromium's windows is 500, so a phone's page is in a frame and reports to it.
 NARROWEST_WINDOW = 500
 FRAME = """<!doctype html><title>frame</title><style>body {{ margin: 0 }}</style>
 <script>addEventListener("message", (event) => {{
@@ -32,7 +32,7 @@ FRAME = """<!doctype html><title>frame</title><style>body {{ margin: 0 }}</style
 }});</script>
 <iframe src="{page}" style="width: {width}px; height: 800px; border: 0"></iframe>
 """
-# Runs on the page once it is loaded and tells what it found.
+# Runs on the page when it is loaded and reports what it found.
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -41,7 +41,7 @@ addEventListener("load", () => {
   const shown = (element) => element.getClientRects().length > 0;
   found.width = innerWidth;
   found.overflow = root.scrollWidth - innerWidth;
-  // Whatever lies beyond the window has to be inside something that scrolls.
+  // Elements beyond the window have to be inside an element that scrolls.
   found.outside = [...document.body.querySelectorAll("*")]
     .filter((one) => shown(one) && one.getBoundingClientRect().right > innerWidth + 1)
     .filter((one) => !one.closest(".scroll, .gallery-images"))
@@ -77,13 +77,13 @@ addEventListener("load", () => {
   found.counted = document.querySelector(".search output").textContent;
   found.none = type("unicorn").length;
   type("");
-  const told = JSON.stringify(found);
+  const result = JSON.stringify(found);
   if (parent !== window) {
-    parent.postMessage(told, "*");
+    parent.postMessage(result, "*");
   } else {
     const out = document.createElement("pre");
     out.id = "probe";
-    out.textContent = told;
+    out.textContent = result;
     document.body.append(out);
   }
 });
@@ -91,8 +91,8 @@ addEventListener("load", () => {
 """
 
 
-def look(page, folder, width, *options):
-    """What the probe found on a page, and what the browser logged."""
+def probe_page(page, folder, width, *options):
+    """The result of the probe on a page, and the browser's log."""
     probed = folder / "probed.html"
     probed.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
     opened = probed
@@ -117,17 +117,17 @@ def rgb(colour):
 
 @pytest.fixture(scope="module", params=[390, 1280])
 def seen(request, report, tmp_path_factory):
-    return *look(report, tmp_path_factory.mktemp("browser"), request.param), request.param
+    return *probe_page(report, tmp_path_factory.mktemp("browser"), request.param), request.param
 
 
-def test_every_picture_loads_and_nothing_is_wider_than_the_window(seen, report):
+def test_every_image_loads_and_nothing_is_wider_than_the_window(seen, report):
     found, log, width = seen
     assert found["width"] == width
     assert found["overflow"] <= 0
     assert found["outside"] == []
     assert len(found["images"]) == report.read_text().count("<img") and all(found["images"])
     assert "CONSOLE" not in log
-    # Of the two forms of each chart one is shown, as wide as there is room.
+    # One of the two forms of each chart is shown, as wide as possible.
     assert len(found["charts"]) == 9
     assert min(found["charts"]) > 0.3 * width
     assert found["smallest"] >= 12
@@ -150,17 +150,17 @@ def test_the_long_table_can_be_sorted_and_searched(seen, toy):
 
 def test_dark_windows_have_dark_pages_and_charts(report, tmp_path):
     dark = "--blink-settings=preferredColorScheme=0"
-    found, log = look(report, tmp_path, 1280, dark)
+    found, log = probe_page(report, tmp_path, 1280, dark)
     assert (found["ground"], found["unseen"]) == (rgb(DARK["page"]), rgb(DARK["unseen"]))
     assert "CONSOLE" not in log
 
 
-def test_a_poor_report_is_a_whole_page(runs, tmp_path):
+def test_a_report_without_inputs_is_a_valid_page(runs, tmp_path):
     value = json.loads((runs / "teacher" / "results.json").read_text())
     value |= {"dataset_path": None, "predictions": None, "extra": {}}
     (tmp_path / "results.json").write_text(json.dumps(value))
     out = tmp_path / "report.html"
     write_report(ReportConfig((tmp_path / "results.json",), out))
-    found, log = look(out, tmp_path, 390)
+    found, log = probe_page(out, tmp_path, 390)
     assert found["overflow"] <= 0 and found["outside"] == [] and found["images"] == []
     assert "CONSOLE" not in log

@@ -57,8 +57,8 @@ def test_options_from_a_file(toy_files, tmp_path):
 def test_report(runs, tmp_path):
     out = tmp_path / "report.html"
     done = eoid_eval("report", runs / "teacher" / "results.json", "--out", out)
-    said = f"wrote {out} and {tmp_path / 'report-pictures'}\n"
-    assert (done.returncode, done.stdout) == (0, said), done.stderr
+    expected = f"wrote {out} and {tmp_path / 'report-pictures'}\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
     assert out.read_text().startswith("<!doctype html>")
 
 

@@ -242,7 +242,7 @@ def test_verbs_one_off_are_named(tmp_path, vocabulary, valid_detections):
 
 
 def test_some_invalid_pairs_pass(tmp_path, vocabulary, valid_detections):
-    """A file may list whatever its model says: half of it nonsense is no other numbering."""
+    """Half of the pairs are invalid, which does not show another numbering."""
     mixed = [*valid_detections[:5], *shifted(valid_detections[5:], -1)]
     check_numbering(tmp_path, mixed, vocabulary)
 

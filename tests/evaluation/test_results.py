@@ -129,7 +129,7 @@ def test_numbers_by_name():
 
 @pytest.fixture
 def vcoco_scores():
-    """An action with a role, one without, and one that nobody does."""
+    """An action with a role, one without roles, and one without positives."""
     roles = np.array([[0.25], [np.nan], [np.nan]])
     return VcocoScores(
         (VcocoAction("ride", ("instr",)), VcocoAction("stand", ()), VcocoAction("cut", ("obj",))),

@@ -31,12 +31,12 @@ def config(runs):
 
 def test_scores_equal_those_of_the_run(runs, config, tmp_path):
     lines = score_hico_file(config(json=tmp_path / "scores.json"))
-    said = read_results(runs / "distilled" / "results.json")
+    expected = read_results(runs / "distilled" / "results.json")
     found = read_results(tmp_path / "scores.json")
-    assert found.metrics == said.metrics
-    assert found.per_class == said.per_class
-    assert found.predictions.resolve() == said.predictions.resolve()
-    assert f"unseen{100 * said.metrics['unseen']:.2f}" in lines[4].replace(" ", "")
+    assert found.metrics == expected.metrics
+    assert found.per_class == expected.per_class
+    assert found.predictions.resolve() == expected.predictions.resolve()
+    assert f"unseen{100 * expected.metrics['unseen']:.2f}" in lines[4].replace(" ", "")
     seen, unseen = (found.metrics[name] for name in ("seen", "unseen"))
     between = 2 / (1 / seen + 1 / unseen)
     assert found.metrics["harmonic_mean"] == pytest.approx(between)

@@ -146,7 +146,7 @@ def test_predictions_count_verbs_as_annotation_files_do(perfect, vcoco, tmp_path
     assert vcoco.verbs.index("stand") in [row["category_id"] for row in stand]
 
 
-def test_a_one_based_file_is_named(perfect, vcoco, actions, tmp_path):
+def test_a_one_based_file_is_refused(perfect, vcoco, actions, tmp_path):
     _, found = perfect
     write_predictions(tmp_path / "p.json", found * 1, vcoco)
     value = json.loads((tmp_path / "p.json").read_text())
@@ -160,7 +160,7 @@ def test_a_one_based_file_is_named(perfect, vcoco, actions, tmp_path):
 
 
 LEFT_OUT = Path(__file__).parents[1] / "data" / "vcoco_left_out"
-# What a two-stage project keeps of each pair, and how it writes that down.
+# The class of the entries in the pickles of a two-stage project.
 CACHE_CLASS = """
 from collections import defaultdict
 
@@ -177,7 +177,7 @@ class CacheTemplate(defaultdict):
 
 
 def write_cache(path, entries):
-    """A pickle of the SCG/UPT family: protocol 2, of a class that is not there any more."""
+    """A pickle of the SCG/UPT family: protocol 2, of a class that cannot be imported."""
     module = types.ModuleType("utils")
     exec(CACHE_CLASS, module.__dict__)
     with pytest.MonkeyPatch.context() as patch:
@@ -199,7 +199,7 @@ def test_keys_that_are_left_out(tmp_path, form):
     assert lines == score_vcoco_file(VcocoScoreConfig(LEFT_OUT / "upt-all-keys.json", actions))
     assert lines == score_vcoco_file(VcocoScoreConfig(official, actions))
     assert averages(lines) == [63.70, 40, 50]
-    # Of the five roles that somebody has, only the one of point is left out.
+    # Of the five roles with positives, only that of point is left out.
     (papers,) = [line.split() for line in lines if line.startswith("without point")]
     assert papers == ["without", "point", "50.00", "62.50"]
     metrics = json.loads(scores.read_text())["metrics"]
@@ -213,7 +213,7 @@ def test_a_dataset_without_official_actions(runs):
 
 
 def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
-    """A file in the official layout beside a run's, whose pictures are there."""
+    """A file in the official layout, and a run whose images exist."""
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     truth, found = perfect
     folder = tmp_path / "images/val2014"

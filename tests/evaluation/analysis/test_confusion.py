@@ -26,11 +26,11 @@ def test_nothing(toy):
     assert not found.row_shares.any()
 
 
-def test_the_best_scoring_detection_of_a_pair_speaks(toy, annotate, detect):
+def test_the_best_scoring_detection_of_a_pair_counts(toy, annotate, detect):
     annotations = [annotate("a.jpg", KICK, HOLD), annotate("b.jpg", THROW), annotate("c.jpg", KICK)]
     detections = [
         detect("a.jpg", (*KICK, 0.4), (*HOLD, 0.9), (*HOLD, 0.8, 0, 0)),
-        # Too far off, and of another object class: nobody found this pair.
+        # Too far away, and of another object class: this pair is not detected.
         detect("b.jpg", (*THROW, 0.9, 8), ("hold", "umbrella", 0.9, 0, 0)),
         detect("c.jpg", (*KICK, 0.2)),
     ]
@@ -44,24 +44,24 @@ def test_the_best_scoring_detection_of_a_pair_speaks(toy, annotate, detect):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("predicted", "expected"),
     [
         ("hold", {("hold", "hold"): 1}),
         ("throw", {("kick", "throw"): 0.5, ("hold", "throw"): 0.5}),
     ],
 )
-def test_pairs_with_two_labels(toy, annotate, detect, said, expected):
+def test_pairs_with_two_labels(toy, annotate, detect, predicted, expected):
     annotation = annotate("a.jpg", KICK)
     second = annotation.hois.copy()
     second[0, 2] = toy.verbs.index("hold")
     both = np.concatenate([annotation.hois, second])
     annotation = type(annotation)("a.jpg", annotation.boxes, annotation.labels, both)
-    found = confusion(toy, [annotation], [detect("a.jpg", (said, "ball", 0.5))])
+    found = confusion(toy, [annotation], [detect("a.jpg", (predicted, "ball", 0.5))])
     assert (found.num_found, found.num_pairs) == (1, 1)
     assert cells(found, toy) == expected
 
 
-def test_worst_first():
+def test_most_frequent_confusions_first():
     counts = np.array([[9, 1, 4], [0, 9, 2], [0, 0, 9.0]])
     found = VerbConfusion(counts, 34, 40)
     assert found.most_frequent(2) == [(0, 2, 4.0), (1, 2, 2.0)]

@@ -99,7 +99,7 @@ def loop_iou(first, second):
 
 
 def loop_ap(annotations, detections, vocabulary, interaction):
-    """The protocol as one would tell it: image by image, detection by detection."""
+    """The protocol as a plain loop over images and detections."""
     verb, label = vocabulary.interactions[interaction]
     outcomes, positives = [], 0
     for annotation, detected in zip(annotations, detections, strict=True):
@@ -132,7 +132,7 @@ def loop_ap(annotations, detections, vocabulary, interaction):
 
 
 def random_case(rng, toy, annotate, detect):
-    """Crowded pictures: several pairs at the same place, jittered detections, equal scores."""
+    """Crowded images: several pairs at the same position, jittered detections, equal scores."""
     valid = [(toy.verbs[v], toy.objects[o]) for v, o in toy.interactions[:8]]
     annotations, detections = [], []
     for index in range(12):

@@ -25,7 +25,7 @@ from pipeline.utils.errors import InputError
 
 @pytest.fixture(scope="module")
 def gallery_inputs(toy, runs):
-    """What `build_gallery` is given; the control says nothing about most pictures."""
+    """Arguments of `build_gallery`; the control has no detections on most images."""
     results = [read_results(runs / name / "results.json") for name in ("distilled", "control")]
     comparison = compare(results, toy)
     dataset = open_dataset(runs / "toy")
@@ -79,9 +79,9 @@ def test_verbs_without_object_are_not_drawn(gallery_inputs):
         hois = np.concatenate([[[0, -1, 0]], item.hois])
         return replace(item, hois=hois, **fields)
 
-    told = [alone(item) for item in annotations]
+    changed = [alone(item) for item in annotations]
     found = [alone(item, scores=np.append(1, item.scores)) for item in detections]
-    items = all_items(build_gallery(comparison, told, [(lead, found)], load_image))
+    items = all_items(build_gallery(comparison, changed, [(lead, found)], load_image))
     plain = all_items(build_gallery(comparison, annotations, [(lead, detections)], load_image))
     assert [one.alt for item in items for one in item.images] == [
         one.alt for item in plain for one in item.images
@@ -104,15 +104,13 @@ def test_unreadable_images_are_left_out(gallery_inputs):
 
 
 def test_unseen_and_seen_detections_are_counted_separately(toy, gallery_inputs, annotate, detect):
-    """They score lower; both kinds show as many detections as there are labels."""
+    """Of both groups, as many detections are drawn as there are labels."""
     comparison, entries = gallery_inputs[0], gallery_inputs[2]
     truth = annotate("a.jpg", ("ride", "horse"), ("kick", "ball"))
     guesses = [("ride", "horse", 0.9), ("kick", "ball", 0.2, 0, 1), ("hold", "ball", 0.8, 0, 1)]
     found = detect("a.jpg", *sorted(guesses, key=lambda guess: -guess[2]))
-    picture = Image.new("RGB", (64, 64))
-    (gallery_row,) = build_gallery(
-        comparison, [truth], [(entries[0][0], [found])], lambda _: picture
-    )
+    image = Image.new("RGB", (64, 64))
+    (gallery_row,) = build_gallery(comparison, [truth], [(entries[0][0], [found])], lambda _: image)
     assert gallery_row.items[0].images[1].alt == (
         "a.jpg, Distilled: ride horse (correct) and kick ball (unseen, correct)"
     )
@@ -148,7 +146,7 @@ def test_per_image_ap(toy, annotate, detect):
     expected = [1, 0, (1 / 2 + 2 / 3) / 2, 1 / 2, np.nan]
     part = whole(annotations, detections, toy)
     assert per_image_ap(part, 5) == pytest.approx(expected, nan_ok=True)
-    # Only what is said and labelled about unseen interactions counts.
+    # Only detections and labels of unseen interactions are counted.
     kick = unseen_kick(toy)
     expected = [1, 0, 1, 1, np.nan]
     assert per_image_ap(part, 5, kick) == pytest.approx(expected, nan_ok=True)
@@ -170,7 +168,7 @@ def test_select_gallery_rows(toy, annotate):
     assert list(gallery_rows) == names
     random, seen_only = gallery_rows[names[2]], gallery_rows[names[3]]
     assert (len(random), len(seen_only)) == (NUM_RANDOM, NUM_SEEN) and NUM_RANDOM + NUM_SEEN == 12
-    # One unseen action only, so one best and one worst picture, by the AP of the unseen.
+    # There is one unseen action, so one best and one worst image, by the AP of the unseen.
     left = [index for index in range(1, 60, 2) if index not in random]
     assert gallery_rows["Best"] == left[:1]
     assert gallery_rows["Worst"] == left[-1:]
@@ -178,7 +176,7 @@ def test_select_gallery_rows(toy, annotate):
     assert len(set(chosen)) == len(chosen)
     assert all(index % 2 == 0 for index in seen_only)
     assert all(index % 2 for index in random)
-    # Drawn blindly: the quality has no say.
+    # The random images do not depend on the AP.
     again = select_images(annotations, unseen[::-1] * 0, 1 - whole, toy, unseen_kick(toy))
     assert [images for title, _, images in again if title == names[2]] == [random]
 

@@ -31,7 +31,7 @@ def inputs(toy, *folders, data=None):
     return load_report_inputs(compare(results, toy), data)
 
 
-def test_everything_there(toy, runs):
+def test_all_inputs_exist(toy, runs):
     found = inputs(toy, runs / "control", runs / "distilled", runs / "teacher")
     test = open_dataset(runs / "toy").load("test")
     assert [view.entry.role for view in found.predictions] == ["distilled", "control", "teacher"]
@@ -53,7 +53,7 @@ def test_no_dataset(toy, copy, tmp_path):
     assert silent.startswith("The results name no dataset;")
 
 
-def test_annotations_are_enough_for_all_but_pictures(toy, runs, copy):
+def test_annotations_suffice_for_all_but_images(toy, runs, copy):
     file = runs / "toy" / "annotations" / "test_hico.json"
     folder = copy("control", dataset_path=None, annotations=str(file))
     found = inputs(toy, folder)
@@ -68,7 +68,7 @@ def test_annotations_of_other_images(toy, runs, copy):
     assert not inputs(toy, copy("control", dataset_path=None, annotations=str(file))).predictions
 
 
-def test_data_tells_where_it_lies(toy, runs, copy):
+def test_data_replaces_the_folder_of_the_results(toy, runs, copy):
     folder = copy("control", dataset_path="gone")
     found = inputs(toy, folder, data=runs / "toy")
     assert len(found.predictions) == 1 and found.notes == ()
@@ -88,14 +88,14 @@ def test_another_test_set(toy, copy):
     found = inputs(toy, copy("control", num_images=9000))
     assert found.predictions == found.test_annotations == ()
     assert found.notes[0].endswith("has 24 annotated test images, the results are on 9,000.")
-    # The training part is what it is.
+    # The training part does not depend on the test set.
     assert found.training_counts is not None
 
 
-def test_pictures_gone(toy, runs, tmp_path, copy):
+def test_missing_images(toy, runs, tmp_path, copy):
     moved = shutil.copytree(runs / "toy", tmp_path / "moved")
-    pictures = sorted((moved / "images/test2015").iterdir())
-    pictures[0].unlink()
+    images = sorted((moved / "images/test2015").iterdir())
+    images[0].unlink()
     found = inputs(toy, copy("control", dataset_path=str(moved)))
     assert len(found.image_files) == 23 and len(found.predictions) == 1
     assert found.notes[0].startswith("23 of the 24 test images are in ")
@@ -122,7 +122,7 @@ def test_results_of_other_datasets_are_not_mixed(toy, runs, tmp_path, copy):
 
 @pytest.mark.parametrize("setting", ["default", "known_object"])
 @pytest.mark.parametrize("nms", [None, {"threshold": 0.5, "human_power": 1, "object_power": 1}])
-def test_judged_as_the_results_say(toy, copy, setting, nms):
+def test_matched_in_the_setting_of_the_results(toy, copy, setting, nms):
     (view,) = inputs(toy, copy("teacher", setting=setting, nms=nms)).predictions
     found = view.matched.detections
     assert len(found) <= sum(len(item.hois) for item in view.detections)

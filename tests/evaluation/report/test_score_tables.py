@@ -134,7 +134,7 @@ def test_nothing_for_other_datasets_and_settings(fields):
     assert find_published_results(result(), "full") == ()
 
 
-def test_another_number_of_pictures_is_told():
+def test_another_number_of_images_is_stated():
     (found,) = find_published_results(result(num_images=500), "ua")
     assert found.conditions.endswith("all 9,546 test images instead of 500")
 

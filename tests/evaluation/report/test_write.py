@@ -81,7 +81,7 @@ def page(report):
     return Page(report.read_text())
 
 
-def test_every_picture_is_inside_and_has_words(page):
+def test_every_image_is_embedded_and_has_an_alt_text(page):
     assert len(page.images) >= 3 * 12
     for image in page.images:
         kind, _, data = image["src"].partition(";base64,")
@@ -112,7 +112,7 @@ def test_every_section_is_there(page):
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
-def test_charts_have_words(page):
+def test_charts_have_labels(page):
     charts = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert len(charts) == 2 * 9
     for chart in charts:
@@ -164,7 +164,7 @@ def test_shows_curves_and_extras(report):
     assert "teacher accuracy 96.8" in text
 
 
-def test_pictures_lie_beside(report, page):
+def test_png_files_beside_the_page(report, page):
     folder = report.with_name("report-pictures")
     entries = json.loads((folder / "pictures.json").read_text())
     assert len(entries) == 9 + len(page.images) // 3
@@ -296,7 +296,7 @@ def test_names_are_escaped(runs, tmp_path):
     assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in text
 
 
-def test_an_existing_report_stays(runs, tmp_path):
+def test_an_existing_report_is_not_overwritten(runs, tmp_path):
     out, source = tmp_path / "report.html", changed(runs, tmp_path, **NOTHING)
     out.write_text("mine")
     with pytest.raises(InputError, match=r"report\.html: exists"):
@@ -312,7 +312,7 @@ def test_an_existing_report_stays(runs, tmp_path):
     assert not (tmp_path / "second-pictures").exists()
 
 
-def test_vocabulary_nobody_knows(runs, tmp_path):
+def test_unknown_vocabulary(runs, tmp_path):
     source = changed(runs, tmp_path, dataset_path="gone", vocabulary="mine")
     with pytest.raises(InputError, match="teacher: expected"):
         write(tmp_path / "report.html", source)
@@ -322,7 +322,7 @@ def test_beside_an_evaluation(runs, tmp_path, monkeypatch):
     source = changed(runs, tmp_path, **NOTHING)
     assert write_report_beside(source) == f"report: {tmp_path / 'report.html'}"
     assert (tmp_path / "report.html").is_file()
-    # Whatever is wrong is told, and the evaluation goes on.
+    # Errors are returned, not raised.
     source.write_text("{}")
     assert write_report_beside(source).startswith(f"no report: {source}: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -367,11 +367,11 @@ def png(tmp_path_factory):
 
 
 def gallery_item(image_id="a.jpg", sizes=((90, 60), (90, 60))):
-    pictures = [
+    drawings = [
         GalleryImage(f"View {place}", "AP 3" * place, "ground_truth", Image.new("RGB", size), "Alt")
         for place, size in enumerate(sizes)
     ]
-    return GalleryItem(image_id, tuple(pictures))
+    return GalleryItem(image_id, tuple(drawings))
 
 
 def make_charts(png, *names):
@@ -383,7 +383,7 @@ def test_write_no_images(tmp_path):
     assert json.loads((tmp_path / "new/pictures/pictures.json").read_text()) == []
 
 
-def test_every_picture_and_what_it_shows(tmp_path, png):
+def test_every_image_is_listed_with_its_description(tmp_path, png):
     gallery_rows = [
         GalleryRow("Best", "", (gallery_item("a.jpg"), gallery_item("b.jpg"))),
         GalleryRow("Worst", "", (gallery_item(),)),
@@ -399,7 +399,7 @@ def test_every_picture_and_what_it_shows(tmp_path, png):
         Image.open(tmp_path / name).load()
 
 
-def test_pictures_of_an_earlier_report_go_and_nothing_else(tmp_path, png):
+def test_only_images_of_an_earlier_report_are_removed(tmp_path, png):
     folder = tmp_path / "pictures"
     write_images(folder, make_charts(png, "old", "both"), [])
     entries = json.loads((folder / "pictures.json").read_text())
@@ -420,7 +420,7 @@ def test_a_damaged_list_is_replaced(tmp_path, png, index):
     assert len(json.loads((tmp_path / "pictures.json").read_text())) == 1
 
 
-def test_views_stand_side_by_side():
+def test_drawings_are_side_by_side():
     sheet = draw_item(gallery_item(sizes=((90, 60), (90, 60), (90, 40))))
     assert sheet.width > 270 and sheet.height > 60
     black = sheet.convert("L").point(lambda value: 255 * (value == 0)).getbbox()

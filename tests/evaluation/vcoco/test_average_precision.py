@@ -83,7 +83,7 @@ def test_no_detections(truth_of):
     assert ap(truth, found(truth)) == [0, 0, 0]
     scores = evaluate_vcoco(truth, found(truth))
     names = [action.name for action in truth.actions]
-    # Nobody reads, so there is nothing to find, and standing has no role.
+    # There are no positives of reading, and standing has no role.
     assert np.isnan(scores.agent_ap[names.index("read")])
     assert np.isnan(scores.role_ap[1][names.index("stand")]).all()
     assert scores.num_positives.sum() == 3
@@ -97,7 +97,7 @@ def test_no_detections(truth_of):
 
 
 def test_a_role_without_object(truth_of):
-    """The second person's kick has no ball: only scenario 2 forgives to name one."""
+    """The second person's kick has no ball: only scenario 2 accepts a detected one."""
     truth = truth_of([IMAGE])
     first = (10, FIRST, {"kick_agent": 0.9, "kick_obj": [*BALL_BOX, 0.9]})
     for empty in (NONE, [np.nan] * 4):
@@ -105,16 +105,16 @@ def test_a_role_without_object(truth_of):
         assert ap(truth, found(truth, first, second)) == [1, 1, 1]
     second = (10, SECOND, {"kick_agent": 0.8, "kick_obj": [*BALL_BOX, 0.8]})
     assert ap(truth, found(truth, first, second)) == [1, 0.5, 1]
-    # An object that is there must be named.
+    # An annotated object has to be detected.
     first = (10, FIRST, {"kick_agent": 0.9, "kick_obj": [*NONE, 0.9]})
     assert ap(truth, found(truth, first, second)) == [1, 0, 0.25]
 
 
-def test_people_nobody_annotated_are_left_out_and_other_places_are_wrong(truth_of):
+def test_unlabelled_people_are_ignored_and_other_positions_are_wrong(truth_of):
     truth = truth_of([IMAGE])
     right = (10, FIRST, {"kick_agent": 0.5})
     ignored = (10, THIRD, {"kick_agent": 0.9})
-    # Nearest to the silent person although it hardly overlaps.
+    # Assigned to the unlabelled person although they hardly overlap.
     near_ignored = (10, [150, 70, 190, 110], {"kick_agent": 0.9})
     assert ap(truth, found(truth, right, ignored, near_ignored))[0] == 0.5
     elsewhere = (10, [60, 70, 99, 149], {"kick_agent": 0.9})
@@ -133,7 +133,7 @@ def test_a_person_counts_once_and_nan_scores_do_not(truth_of):
 
 
 def test_images_without_people_and_detections_there(truth_of):
-    """No annotated person in an image: the benchmark stops there, here a detection is wrong."""
+    """The benchmark fails on an image without people; here a detection on it is wrong."""
     small = {"boxes": [(PERSON, [0, 0, 1, 1])]}
     truth = truth_of([IMAGE, small])
     right = (10, FIRST, {"stand_agent": 0.5})
@@ -150,7 +150,7 @@ def test_detections_on_other_images_do_not_count(truth_of):
 
 
 def plain_loop(truth, detections, action, role, scenario):
-    """The benchmark as one would tell it: image by image, detection by detection."""
+    """The benchmark as a plain loop over images and detections."""
     index = [item.name for item in truth.actions].index(action)
     outcomes, positives = [], 0
     for image in truth.images:
@@ -192,7 +192,7 @@ def plain_loop(truth, detections, action, role, scenario):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_a_plain_loop(truth_of, seed):
-    """Crowded images, jittered boxes, equal scores, missing roles, people nobody annotated."""
+    """Crowded images, jittered boxes, equal scores, missing roles, unlabelled people."""
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(15):
@@ -220,7 +220,7 @@ def test_agrees_with_a_plain_loop(truth_of, seed):
     ]
     assert ap(truth, detections) == pytest.approx(expected, abs=1e-12)
     assert 0 < expected[1] < expected[2] < 1
-    # Detections may stand in any order of images.
+    # The order of the images does not matter.
     order = np.argsort(-detections.image_ids, kind="stable")
     assert ap(truth, detections.keep(order)) == pytest.approx(expected, abs=1e-12)
 

@@ -119,7 +119,7 @@ def test_wrong_files(save, text, says):
         read_detections(save(text), ACTIONS)
 
 
-def test_what_an_entry_leaves_out_was_not_found(save):
+def test_missing_keys_are_undetected(save):
     found = read_detections(save([without("hold_obj"), without("run_agent")]), ACTIONS)
     boxes, scores = found.role_boxes(ACTIONS[0], "obj")
     np.testing.assert_array_equal(boxes, np.float32([[0, 0, 0.1, 0.1], [0, 0, 9, 9]]))
@@ -240,7 +240,7 @@ def test_boxes_of_another_form(tmp_path, name, field, other, says):
     "filler",
     [[0, 0, 0, 0], [0, 0, 0.1, 0.1], [np.nan] * 4, [-1, -1, -1, -1], [0, 0, 1, 1], [0, 0, -1, -1]],
 )
-def test_what_stands_for_no_object_is_of_no_form(tmp_path, filler):
+def test_boxes_of_no_object_are_not_checked(tmp_path, filler):
     objects = np.array([*[filler] * 11, [5, 5, 90, 90]])
     found = read_detections(saved(tmp_path / "a.npz", PEOPLE, objects), ACTIONS)
     np.testing.assert_array_equal(found.columns["hold_obj"][:, :4], objects.astype(np.float32))
@@ -254,8 +254,8 @@ def test_some_arbitrary_objects(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npz"])
-def test_keys_that_look_like_scores_are_told(save, tmp_path, name):
-    """Others are free, such as those that real projects write."""
+def test_keys_that_resemble_scores_are_reported(save, tmp_path, name):
+    """Other keys are ignored, such as those that real projects write."""
     free = ["obj_class", "instr_class", "hold_obj_class", "person_score", "walk", "part_box"]
     wrong = ["hold_agnet", "hold_object", "dance_agent", "Hold_obj", "run-agent"]
     if name == "a.json":

@@ -45,7 +45,7 @@ def test_svg_takes_its_colours_from_the_page(charts):
         assert used <= {css_variable(name) for name in LIGHT}
 
 
-def test_svg_speaks(charts):
+def test_svg_has_texts_and_a_label(charts):
     for svg in (charts[0].wide, charts[0].narrow):
         assert 'role="img" aria-label="AP &amp; &quot;more&quot; &lt;1&gt;"' in svg
         texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
@@ -53,7 +53,7 @@ def test_svg_speaks(charts):
     assert charts[0].wide != charts[0].narrow
 
 
-def test_charts_stand_on_a_page_together(charts):
+def test_charts_have_no_ids_in_common(charts):
     """No network, no ids in common, nothing that styles the page."""
     svgs = [svg for chart in charts for svg in (chart.wide, chart.narrow)]
     ids = [name for svg in svgs for name in re.findall(r'\bid="([^"]*)"', svg)]
@@ -104,7 +104,7 @@ def draw_titles(figure, colours, narrow):
 @pytest.mark.parametrize("ending", SIGNATURES)
 def test_the_ending_decides_the_kind(tmp_path, ending):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
-    file = tmp_path / f"picture{ending}"
+    file = tmp_path / f"chart{ending}"
     check_chart_file(file, overwrite=False)
     save_chart(file, draw_titles)
     assert file.read_bytes().startswith(SIGNATURES[ending])
@@ -114,7 +114,7 @@ def test_the_ending_decides_the_kind(tmp_path, ending):
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("name", ["picture", "picture.jpg", "picture.png.txt"])
+@pytest.mark.parametrize("name", ["chart", "chart.jpg", "chart.png.txt"])
 def test_other_endings_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"expected a name that ends in \.png"):
         check_chart_file(tmp_path / name, overwrite=False)
@@ -123,4 +123,4 @@ def test_other_endings_are_refused(tmp_path, name):
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'eoid\[report\]'"):
-        check_chart_file(tmp_path / "picture.png", overwrite=False)
+        check_chart_file(tmp_path / "chart.png", overwrite=False)

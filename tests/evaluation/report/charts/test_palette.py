@@ -70,7 +70,7 @@ def test_black_on_white_is_the_most_there_is():
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("together", DISTINCT_GROUPS, ids=lambda names: names[0])
-def test_colours_of_one_picture_stay_apart(together, vision, colours):
+def test_colours_of_one_chart_are_distinct(together, vision, colours):
     matrix = np.array(VISION[vision])
     for first, second in itertools.combinations(together, 2):
         seen = [lab(matrix @ linear(colours[name])) for name in (first, second)]
@@ -78,7 +78,7 @@ def test_colours_of_one_picture_stay_apart(together, vision, colours):
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-def test_everything_stands_out_from_the_card(colours):
+def test_contrast_to_the_background(colours):
     for name in itertools.chain(*DISTINCT_GROUPS):
         assert contrast(colours[name], colours["card"]) >= GRAPHICS, name
     for name in ("text", "muted", "accent"):
@@ -88,13 +88,13 @@ def test_everything_stands_out_from_the_card(colours):
 
 
 @pytest.mark.parametrize("together", DISTINCT_GROUPS, ids=lambda names: names[0])
-def test_hatches_say_the_same(together):
+def test_hatches_are_distinct(together):
     hatches = [HATCHES.get(name, "") for name in together]
-    # Two roles may go without: the ceiling is by far the darkest, or the lightest.
+    # Two roles may have no hatch: that of all labels is by far the darkest, or the lightest.
     assert len(set(hatches)) >= len(hatches) - 1
 
 
-def test_lines_and_points_have_shapes_of_their_own():
+def test_lines_and_markers_are_distinct():
     assert len({LINE_STYLES[name] for name in ENTRY_STYLES}) == len(ENTRY_STYLES)
     assert len({MARKERS[name] for name in ENTRY_STYLES}) == len(ENTRY_STYLES)
     assert MARKERS["seen"] != MARKERS["unseen"]
@@ -107,5 +107,5 @@ def test_declarations_name_every_colour():
     assert found == {css_variable(name): colour for name, colour in DARK.items()}
 
 
-def test_light_colours_tell_the_names():
+def test_light_colours_identify_the_names():
     assert len(set(LIGHT.values())) == len(LIGHT)

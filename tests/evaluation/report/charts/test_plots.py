@@ -111,7 +111,7 @@ def test_confusion_matrix(texts):
     confusion = VerbConfusion(counts, 45, 60)
     chart = confusion_matrix(confusion, ["kick", "sit_on", "ride", "hold"], [1], "Mine", "mine")
     for found in texts(chart):
-        # Verbs that were neither labelled nor said stay out; the unseen one comes first.
+        # Verbs that are neither labelled nor predicted are left out; the unseen one is first.
         assert [text for text in found if "sit on" in text or "kick" in text] == 2 * [
             "★ sit on",
             "kick",
