@@ -13,6 +13,7 @@ from evaluation.scoring_options import build_scoring_config, details_option, sco
 from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
 from pipeline.utils.cli_settings import (
     config_option,
+    describe_hidden_settings,
     format_config,
     logging_options,
     option,
@@ -43,10 +44,6 @@ PART_GROUPS = {
     "losses": "Matching and losses",
     "train": "Optimisation",
 }
-MORE_SETTINGS = (
-    "Settings that are rarely changed are not shown here. `eoid-train config` prints all of them as"
-    " a TOML file for --config; --set KEY=VALUE sets a single one."
-)
 
 
 def recipe_options(group: str) -> list[Callable[..., Any]]:
@@ -73,13 +70,7 @@ def _preset_values(preset: str) -> dict[str, Any]:
 
 
 def _format_default(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def preset_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +113,7 @@ def train() -> None:
     """Phase two: train the student on a teacher cache and evaluate it."""
 
 
-@train.command(epilog=MORE_SETTINGS)
+@train.command(epilog=describe_hidden_settings("eoid-train config"))
 @cloup.option_group(
     "Data",
     option("--data", required=True, type=PATH, help="Dataset folder."),

@@ -13,6 +13,7 @@ import cloup
 from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
 from pipeline.utils.cli_settings import (
     config_option,
+    describe_hidden_settings,
     format_config,
     logging_options,
     option,
@@ -42,10 +43,6 @@ BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
 POSITIVE_INT = click.IntRange(min=1)
 SCORE_RANGE = click.FloatRange(0, 1)
 BUILDING = cloup.Section("Building")
-MORE_SETTINGS = (
-    "Settings that are rarely changed are not shown here. `eoid-cache config` prints all of them as"
-    " a TOML file for --config; --set KEY=VALUE sets a single one."
-)
 SLURM_ARRAY = "slurm"
 # Options that apply to SLURM jobs only.
 SLURM_OPTIONS = (
@@ -115,7 +112,12 @@ CLUSTER_GROUPS = (
             show_default=True,
             help="Number of jobs at a time.",
         ),
-        option("--queue", metavar="NAME", help="Partition of the jobs."),
+        option(
+            "--queue",
+            metavar="NAME",
+            show_default="the site's",
+            help="Partition of the jobs.",
+        ),
         option("--gres", metavar="TEXT", help="Generic resources of a job, such as gpu:1."),
         option(
             "--walltime",
@@ -234,7 +236,7 @@ def cache() -> None:
     """Phase one: run the detector and CLIP once per image and cache their outputs."""
 
 
-@cache.command(epilog=MORE_SETTINGS, section=BUILDING)
+@cache.command(epilog=describe_hidden_settings("eoid-cache config"), section=BUILDING)
 @cloup.argument("dataset", type=click.Path(path_type=Path), help="Dataset folder.")
 @cloup.option_group(
     "Data",
@@ -302,6 +304,7 @@ def cache() -> None:
     option(
         "--detector-weights",
         metavar="FILE|ENTRY",
+        show_default="the dataset's own, or torchvision's default of the model",
         help="A weights file, or the name of a torchvision weights entry.",
     ),
     option(
@@ -336,7 +339,12 @@ def cache() -> None:
         show_default="the dataset's own, or RN50x16",
         help="An open_clip model, an hf-hub: name, or a folder in open_clip's layout.",
     ),
-    option("--clip-weights", metavar="TAG|FILE", help="A pretrained tag or a checkpoint file."),
+    option(
+        "--clip-weights",
+        metavar="TAG|FILE",
+        show_default="openai without --clip-model",
+        help="A pretrained tag or a checkpoint file.",
+    ),
     option(
         "--template",
         "templates",

@@ -246,6 +246,7 @@ def verify(folder: Path, repair: bool, data: Path | None, device: str | None) ->
 @option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
+    show_default="that of the cache",
     help="Softmax temperature, the inverse of the logit scale; CLIP's own is about 0.01.",
 )
 @option(

@@ -80,8 +80,8 @@ def run_command(command: click.Command) -> NoReturn:
         sys.exit(EXIT_BAD_INPUT)
     except (KeyboardInterrupt, click.Abort) as stop:
         # click turns every EOFError, of a file or a connection too, into Abort.
-        if isinstance(stop.__cause__, EOFError):
-            raise stop.__cause__ from None
+        if isinstance(stop.__context__, EOFError):
+            raise stop.__context__ from None
         print(f"{program}: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)

@@ -69,7 +69,7 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
             expose_value=False,
             callback=_apply_assignments,
             help=(
-                "Set an option, or a setting that has none here. Can be given several times; it"
+                "Set a setting by its name, as in the TOML file. Can be given several times; it"
                 " wins over --config."
             ),
         ),
@@ -107,6 +107,14 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **options)
 
     return with_logging
+
+
+def describe_hidden_settings(config_command: str) -> str:
+    """The end of the `--help` of a command that hides settings, which `config_command` prints."""
+    return (
+        f"Settings that are rarely changed are not shown here. `{config_command}` prints all of"
+        " them as a TOML file for --config; --set KEY=VALUE sets a single one."
+    )
 
 
 def _apply_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -162,6 +170,7 @@ def setting_rank(context: click.Context, name: str) -> int:
 
 
 def _settings(command: click.Command) -> list[click.Option]:
+    """All options but those that only say where settings come from."""
     return [
         option
         for option in command.params
@@ -170,11 +179,12 @@ def _settings(command: click.Command) -> list[click.Option]:
 
 
 def _key(option: click.Option) -> str:
+    """The option's long name, as configuration files have it."""
     return max(option.opts, key=len).lstrip("-")
 
 
 def _find_setting(context: click.Context, source: object, key: str) -> click.Option:
-    """The option of a key, which is its long name or, of settings with another one, its field's.
+    """The option with this key: its long name, or the name of its dataclass field.
 
     Raises:
         InputError: there is none.
@@ -218,17 +228,17 @@ def _to_option_value(
         if not isinstance(value, bool):
             raise bad_field(source, key, "true or false", value)
         return value
-    several = option.multiple or option.nargs != 1
-    values = value if several and isinstance(value, list) else [value]
+    takes_list = option.multiple or option.nargs != 1
+    values = value if takes_list and isinstance(value, list) else [value]
     if any(isinstance(entry, (bool, dict, list)) for entry in values):
-        raise bad_field(source, key, "a list of values" if several else "one value", value)
-    typed = [str(entry) for entry in values]
-    taken = typed if several else typed[0]
+        raise bad_field(source, key, "a list of values" if takes_list else "one value", value)
+    texts = [str(entry) for entry in values]
+    result = texts if takes_list else texts[0]
     try:
-        option.type_cast_value(context, taken)
+        option.type_cast_value(context, result)
     except click.BadParameter as error:
         raise bad_field(source, key, f"{option.type.name} ({error.message})", value) from None
-    return taken
+    return result
 
 
 def setting_option(
