@@ -35,7 +35,7 @@ def test_toy_settings_do_not_depend_on_sizes():
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda: ModelConfig(backbone="vgg"), "backbone: expected one of resnet18.*found vgg"),
         (lambda: ModelConfig(queries="none"), "queries: expected"),
@@ -50,8 +50,8 @@ def test_toy_settings_do_not_depend_on_sizes():
         (lambda: LossConfig(gamma=float("nan")), "gamma: expected at least 0, found nan"),
     ],
 )
-def test_errors_of_wrong_settings(make, words):
-    with pytest.raises(InputError, match=words):
+def test_errors_of_wrong_settings(make, message):
+    with pytest.raises(InputError, match=message):
         make()
 
 
@@ -129,7 +129,7 @@ def test_errors_of_training_settings(field, value):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"keep": "best"}, "keep: expected a val_size above 0 beside it, found 0"),
         ({"val_every": 2}, "val_every: expected a val_size above 0 beside it, found 0"),
@@ -139,10 +139,10 @@ def test_errors_of_training_settings(field, value):
         ),
     ],
 )
-def test_errors_of_inconsistent_options(options, says):
+def test_errors_of_inconsistent_options(options, message):
     with pytest.raises(InputError) as caught:
         TrainConfig(**options)
-    assert str(caught.value) == says
+    assert str(caught.value) == message
 
 
 def without(part):
@@ -150,7 +150,7 @@ def without(part):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (without("train"), "recipe: expected"),
         (lambda value: value.update(more={}), "recipe: expected"),
@@ -158,8 +158,8 @@ def without(part):
         (lambda value: value["model"].update(queries="none"), "queries: expected"),
     ],
 )
-def test_errors_of_recipe_from_dict(recipe, damage, says):
+def test_errors_of_recipe_from_dict(recipe, damage, message):
     value = recipe.to_dict()
     damage(value)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         recipe_from_dict(value, "config.json")

@@ -48,7 +48,7 @@ def config(dataset_root, reading_cache, tmp_path_factory):
     averaged weights, dropout and held-out images."""
     options = {"verb_head": "text", "batch_size": 8, "epochs": 2, "ema": 0.9, "dropout": 0.1}
     options |= {"precision": "float32", "extra_ratio": 0.5, "val_size": 2, "val_every": 1}
-    copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("further") / "toy")
+    copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("extra") / "toy")
     extra = (ExtraPaths(copy, shutil.copytree(reading_cache, copy.parent / "cache")),)
     run_request = RunRequest(dataset_root, reading_cache, "ua", "toy", options, extra_data=extra)
     out = tmp_path_factory.mktemp("runs") / "run"
@@ -104,31 +104,31 @@ def test_detector_results_equal_those_on_a_cpu(toy_checkpoint, write_image, emul
         np.testing.assert_allclose(one.human_boxes, other.human_boxes, atol=0.1)
 
 
-def lack(*_):
+def raise_out_of_memory(*_):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
 
 
 def test_out_of_memory_error_in_training(monkeypatch, make_trainer, emulated_gpu):
     trainer = make_trainer("run", accumulation=2, device=GPU)
-    monkeypatch.setattr(HOIDetector, "forward", lack)
+    monkeypatch.setattr(HOIDetector, "forward", raise_out_of_memory)
     with pytest.raises(InputError) as caught:
         trainer.go()
-    said = str(caught.value)
-    assert "batch size 4" in said and "128 x 128" in said and "accumulation 2" in said
-    assert "2.00 GiB" in said and "\n" not in said
+    message = str(caught.value)
+    assert "batch size 4" in message and "128 x 128" in message and "accumulation 2" in message
+    assert "2.00 GiB" in message and "\n" not in message
 
 
 def test_out_of_memory_error_in_prediction(monkeypatch, toy_checkpoint, write_image, emulated_gpu):
     detector = Detector.open(toy_checkpoint, "cuda")
     pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
-    monkeypatch.setattr(HOIDetector, "forward", lack)
+    monkeypatch.setattr(HOIDetector, "forward", raise_out_of_memory)
     with pytest.raises(InputError) as caught:
         detector(pictures)
     assert "batch size 3" in str(caught.value) and "128 x 128" in str(caught.value)
 
 
 SMALL = {"backbone": "resnet18", "hidden_dim": 32, "feedforward_dim": 48, "num_encoder_layers": 1}
-LONGER = ("parts", "more")
+SLOW_STEPS = ("parts", "more")
 STEPS = {
     "toy": ("toy", {}),
     "published": ("published", SMALL),
@@ -138,7 +138,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["toy", "published", *(pytest.param(n, marks=pytest.mark.slow) for n in LONGER)]
+    "name", ["toy", "published", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW_STEPS)]
 )
 def test_a_step_waits_for_the_device_twice(make_trainer, vocabulary, name, emulate_cuda):
     """The host waits for the matching costs, and for the metrics of the previous step."""

@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from student.weights.published import model_from_published, to_published
 
 
-class Plain:
+class PlainModel:
     """The published model's operations on the tensors of a published state dict."""
 
     def __init__(self, state, heads, pre_norm):
@@ -25,8 +25,8 @@ class Plain:
 
     def norm(self, name, x):
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
-        spread = (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-        return (x - x.mean(-1, keepdim=True)) / spread * weight + bias
+        std = (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return (x - x.mean(-1, keepdim=True)) / std * weight + bias
 
     def attend(self, name, queries, keys, values, padding):
         parts = []
@@ -88,37 +88,37 @@ class Plain:
         return self.linear(f"{name}.layers.2", x).sigmoid()
 
 
-def sine_positions(inside, d):
+def sine_positions(valid, d):
     """The sine position encoding of a (B, h, w) mask, cell by cell: (B, h * w, d)."""
-    images, height, width = inside.shape
+    images, height, width = valid.shape
     found = torch.zeros(images, height, width, d)
     for image in range(images):
         for row in range(height):
             for column in range(width):
-                y = inside[image, : row + 1, column].sum() / (inside[image, :, column].sum() + 1e-6)
-                x = inside[image, row, : column + 1].sum() / (inside[image, row].sum() + 1e-6)
-                for axis, place in enumerate((y, x)):
+                y = valid[image, : row + 1, column].sum() / (valid[image, :, column].sum() + 1e-6)
+                x = valid[image, row, : column + 1].sum() / (valid[image, row].sum() + 1e-6)
+                for axis, position in enumerate((y, x)):
                     for wave in range(d // 2):
-                        angle = 2 * math.pi * place / 10000 ** (2 * (wave // 2) / (d // 2))
+                        angle = 2 * math.pi * position / 10000 ** (2 * (wave // 2) / (d // 2))
                         value = angle.cos() if wave % 2 else angle.sin()
                         found[image, row, column, axis * d // 2 + wave] = value
     return found.flatten(1, 2)
 
 
-def features_and_inside(state, name, images):
+def features_and_mask(state, name, images):
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     batch = torch.zeros(len(images), 3, height, width)
-    inside = torch.zeros(len(images), height, width)
+    valid = torch.zeros(len(images), height, width)
     for row, image in enumerate(images):
         batch[row, :, : image.shape[1], : image.shape[2]] = image
-        inside[row, : image.shape[1], : image.shape[2]] = 1
+        valid[row, : image.shape[1], : image.shape[2]] = 1
     resnet = torchvision.models.get_model(name, norm_layer=FrozenBatchNorm2d)
     body = "backbone.0.body."
     own = {key.removeprefix(body): x for key, x in state.items() if key.startswith(body)}
     resnet.load_state_dict(own, strict=False)
     maps = IntermediateLayerGetter(resnet, {"layer4": "last"})(batch)["last"]
-    inside = F.interpolate(inside[:, None], size=maps.shape[-2:])[:, 0].bool()
-    return maps, inside
+    valid = F.interpolate(valid[:, None], size=maps.shape[-2:])[:, 0].bool()
+    return maps, valid
 
 
 @pytest.mark.parametrize(
@@ -148,19 +148,19 @@ def test_outputs_equal_those_of_the_plain_implementation(
     with torch.no_grad():
         found = model_from_published(content, "a.pth")(images)
 
-        plain = Plain(state, heads, pre_norm)
-        maps, inside = features_and_inside(state, config.backbone, images)
+        plain = PlainModel(state, heads, pre_norm)
+        maps, valid = features_and_mask(state, config.backbone, images)
         tokens = F.conv2d(maps, state["input_proj.weight"], state["input_proj.bias"])
-        tokens, padding = tokens.flatten(2).transpose(1, 2), ~inside.flatten(1)
-        positions = sine_positions(inside.float(), config.hidden_dim)
+        tokens, padding = tokens.flatten(2).transpose(1, 2), ~valid.flatten(1)
+        positions = sine_positions(valid.float(), config.hidden_dim)
         memory = plain.encode(tokens, positions, padding, encoder)
         queries = state["query_embed.weight"].expand(len(images), -1, -1)
         pair = plain.decode("decoder", queries, memory, positions, padding, pairs)
         action = plain.decode("interaction_decoder", pair[-1], memory, positions, padding, actions)
         depth = min(pairs, actions)
-        answers = [*found["aux_outputs"], found]
-        assert len(answers) == depth
-        for ours, x, y in zip(answers, pair[-depth:], action[-depth:], strict=True):
+        layers_found = [*found["aux_outputs"], found]
+        assert len(layers_found) == depth
+        for ours, x, y in zip(layers_found, pair[-depth:], action[-depth:], strict=True):
             expected = {
                 "pred_object_logits": plain.linear("obj_class_embed", x),
                 "pred_verb_logits": plain.linear("verb_class_embed", y),

@@ -1,4 +1,4 @@
-"""A student that reads goes through everything that a linear one goes through."""
+"""Training of a student with a text verb head."""
 
 import json
 from functools import partial
@@ -23,13 +23,13 @@ from student.weights.pretrained import LoadReport, load_pretrained
 from teacher_cache.reader.cache import open_cache
 
 CPU = torch.device("cpu")
-READS = ("--verb-head", "text")
+TEXT_HEAD = ("--verb-head", "text")
 SHORT = ("--batch-size", 4, "--epochs", 2, "--workers", 0)
 
 
 @pytest.fixture
-def material(dataset_root, reading_cache):
-    """`material(field=value)`: the inputs of a run with a text verb head."""
+def make_inputs(dataset_root, reading_cache):
+    """Builds the inputs of a run with a text verb head from fields of the recipe."""
 
     def make(**options):
         options = {"verb_head": "text", "precision": "float32", "batch_size": 4, **options}
@@ -41,31 +41,31 @@ def material(dataset_root, reading_cache):
 
 
 @pytest.fixture
-def make_train_step(material):
+def make_train_step(make_inputs):
     def make(accumulation=1, compiled=False, **options):
-        gathered = material(**options)
-        recipe = gathered.recipe
+        run_inputs = make_inputs(**options)
+        recipe = run_inputs.recipe
         torch.manual_seed(0)
         model = HOIDetector(recipe.model)
-        if gathered.text_init is not None:
-            gathered.text_init.apply(model.verb_head)
-        distilled = torch.from_numpy(gathered.split.distilled_verbs)
+        if run_inputs.text_init is not None:
+            run_inputs.text_init.apply(model.verb_head)
+        distilled = torch.from_numpy(run_inputs.split.distilled_verbs)
         execution = Execution(CPU, accumulation=accumulation, compiled=compiled)
         optimizer = build_optimizer(model, recipe.train, CPU)
         criterion = Criterion(TwoStageMatcher(recipe.matcher, distilled), recipe.losses)
         scheduler = build_schedule(optimizer, recipe.train, 50)
         train_step = TrainStep(recipe, model, criterion, optimizer, scheduler, execution)
-        return train_step, collate([gathered.images[0, index] for index in range(6)], 8)
+        return train_step, collate([run_inputs.images[0, index] for index in range(6)], 8)
 
     return make
 
 
 @pytest.fixture
-def reading_words(dataset_root, reading_cache):
+def text_head_words(dataset_root, reading_cache):
     def words(out, *more):
-        places = ("--data", dataset_root, "--cache", reading_cache, "--out", out, "--split", "ua")
+        inputs = ("--data", dataset_root, "--cache", reading_cache, "--out", out, "--split", "ua")
         short = ("--preset", "toy", "--precision", "float32", "--device", "cpu", "--no-report")
-        return ["student", *places, *short, "--log-every", 1, *READS, *SHORT, *more]
+        return ["student", *inputs, *short, "--log-every", 1, *TEXT_HEAD, *SHORT, *more]
 
     return words
 
@@ -85,13 +85,13 @@ def test_accumulated_gradients_equal_those_of_the_batch(make_train_step):
     divided, _ = make_train_step(accumulation=3, clip_norm=0.0)
     for name, value in divided(batch).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
-    for mine, theirs in zip(divided.model.parameters(), whole.model.parameters(), strict=True):
-        if theirs.grad is not None:
+    for split, full in zip(divided.model.parameters(), whole.model.parameters(), strict=True):
+        if full.grad is not None:
             torch.testing.assert_close(
-                mine.grad,
-                theirs.grad,
+                split.grad,
+                full.grad,
                 rtol=1e-3,
-                atol=1e-5 * max(theirs.grad.abs().max().item(), 1e-2),
+                atol=1e-5 * max(full.grad.abs().max().item(), 1e-2),
             )
 
 
@@ -108,27 +108,27 @@ def test_region_embeddings_are_those_of_seen_pairs_and_candidates(
     """Every row is the embedding of its pair; none is that of an unseen annotated pair."""
     cache, known = open_cache(reading_cache), 0
     for annotation in annotations.annotations:
-        own = cache[annotation.image_id]
-        # Each look tells its pair's number.
-        looks = np.zeros((len(own.pairs), 16), dtype=np.float16)
-        looks[:, 0] = 1 + np.arange(len(looks))
+        outputs = cache[annotation.image_id]
+        # The first value of every embedding identifies its pair.
+        embeddings = np.zeros((len(outputs.pairs), 16), dtype=np.float16)
+        embeddings[:, 0] = 1 + np.arange(len(embeddings))
         targets = build_targets(
             annotation,
-            own.pairs,
-            own.probabilities,
+            outputs.pairs,
+            outputs.probabilities,
             load_split(vocabulary, split),
             vocabulary,
             TargetConfig(),
-            region_embeddings=looks,
+            region_embeddings=embeddings,
         )
         assert len(targets.region_embeddings) == len(targets.seen)
         numbers = targets.region_embeddings[:, 0].numpy().astype(int) - 1
         assert (numbers >= 0).all()
-        sources = own.pairs.sources[numbers]
+        sources = outputs.pairs.sources[numbers]
         assert (sources == np.where(targets.seen, 0, 1)).all()
         for name in ("human_boxes", "object_boxes", "object_labels"):
-            mine, theirs = getattr(targets, name), getattr(own.pairs, name)[numbers]
-            np.testing.assert_allclose(mine, theirs, atol=0.02)
+            cached = getattr(outputs.pairs, name)[numbers]
+            np.testing.assert_allclose(getattr(targets, name), cached, atol=0.02)
         known += len(numbers)
     assert known > 20
 
@@ -139,7 +139,7 @@ TARGETS = {
 }
 
 
-def one_image(looks):
+def one_image(embeddings):
     """An image with a seen pair and a candidate, and one query on each of them."""
     targets = Targets(
         **{name: torch.tensor(boxes) for name, boxes in TARGETS.items()},
@@ -148,7 +148,7 @@ def one_image(looks):
         teacher_probs=torch.zeros(2, 2),
         seen=torch.tensor([True, False]),
         interactive=torch.tensor([True, True]),
-        region_embeddings=torch.tensor(looks, dtype=torch.float16),
+        region_embeddings=torch.tensor(embeddings, dtype=torch.float16),
     )
     outputs = {
         "pred_object_logits": torch.zeros(1, 3, 3),
@@ -163,15 +163,15 @@ def one_image(looks):
 
 
 @pytest.mark.parametrize(
-    ("looks", "expected", "moved"),
+    ("embeddings", "expected", "moved"),
     [
         ([[0, 1], [1, 0]], (1 + 0.4) / 2, [True, True, False]),
         ([[0, 0], [1, 0]], 0.4, [False, True, False]),
         ([[0, 0], [0, 0]], 0.0, [False, False, False]),
     ],
 )
-def test_embedding_loss_moves_matched_queries_towards_the_teacher(looks, expected, moved):
-    outputs, targets = one_image(looks)
+def test_embedding_loss_moves_matched_queries_towards_the_teacher(embeddings, expected, moved):
+    outputs, targets = one_image(embeddings)
     no_verbs = torch.zeros(2, dtype=torch.bool)
     matcher = TwoStageMatcher(MatcherConfig(interactive_threshold=0.0), no_verbs)
     criterion = Criterion(matcher, LossConfig(embedding_weight=2.0))
@@ -184,13 +184,13 @@ def test_embedding_loss_moves_matched_queries_towards_the_teacher(looks, expecte
 
 
 @pytest.mark.slow
-def test_a_killed_and_resumed_run_has_the_same_weights(start, reading_words, tmp_path):
+def test_a_killed_and_resumed_run_has_the_same_weights(start, text_head_words, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, _, err = start(reading_words(whole, "--dropout", 0.1))()
+    code, _, err = start(text_head_words(whole, "--dropout", 0.1))()
     assert code == 0, err
     more = ("--dropout", 0.1, "--checkpoint-minutes", 0)
     code, _, _ = start(
-        reading_words(killed, *more),
+        text_head_words(killed, *more),
         first="""
 import os, signal, student.engine.train_step
 losses, calls = student.engine.train_step.TrainStep.losses, []
@@ -201,54 +201,56 @@ student.engine.train_step.TrainStep.losses = counted
 """,
     )()
     assert code != 0 and load_checkpoint(killed / "checkpoint.pt").state["step"] == 5
-    code, _, err = start(reading_words(killed, *more))()
-    assert code == 0 and "resuming at step 5" in err, err
-    mine, theirs = (load_checkpoint(run / "checkpoint.pt") for run in (killed, whole))
-    assert mine.weights.keys() == theirs.weights.keys() > {"verb_head.texts", "verb_head.rows"}
-    assert all(torch.equal(mine.weights[name], theirs.weights[name]) for name in mine.weights)
+    code, _, err = start(text_head_words(killed, *more))()
+    assert code == 0 and "at step 5" in err, err
+    resumed, expected = (load_checkpoint(run / "checkpoint.pt") for run in (killed, whole))
+    assert resumed.weights.keys() == expected.weights.keys() > {"verb_head.texts", "verb_head.rows"}
+    assert all(
+        torch.equal(value, expected.weights[name]) for name, value in resumed.weights.items()
+    )
     assert json.loads((killed / "config.json").read_text())["recipe"]["model"]["text_dim"] == 16
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_student_as_one(
-    start, start_processes, reading_words, tmp_path
+    start, start_processes, text_head_words, tmp_path
 ):
     once = ("--batch-size", 7, "--epochs", 1)
-    ends = [one() for one in start_processes(reading_words(tmp_path / "team", *once))]
+    ends = [one() for one in start_processes(text_head_words(tmp_path / "distributed", *once))]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(reading_words(tmp_path / "alone", *once))()[0] == 0
-    mine, theirs = (
+    assert start(text_head_words(tmp_path / "single", *once))()[0] == 0
+    expected, found = (
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
-        for name in ("alone", "team")
+        for name in ("single", "distributed")
     )
-    for name, value in mine["losses"].items():
-        assert theirs["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-    assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
+    for name, value in expected["losses"].items():
+        assert found["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
-def linear_file(build, material, tmp_path):
-    model = build(material(verb_head="linear").recipe.model, seed=3)
-    recipe = material(verb_head="linear").recipe
-    return save(model, recipe, material, tmp_path / "linear.pt")
+def linear_file(build, make_inputs, tmp_path):
+    model = build(make_inputs(verb_head="linear").recipe.model, seed=3)
+    recipe = make_inputs(verb_head="linear").recipe
+    return save(model, recipe, make_inputs, tmp_path / "linear.pt")
 
 
-def save(model, recipe, material, path):
-    gathered = material()
-    vocabulary, split = gathered.dataset.vocabulary, gathered.split
+def save(model, recipe, make_inputs, path):
+    run_inputs = make_inputs()
+    vocabulary, split = run_inputs.dataset.vocabulary, run_inputs.split
     save_checkpoint(path, Checkpoint(recipe, vocabulary, split, model.state_dict(), {}))
     return path
 
 
-def test_pretrained_linear_student(build, material, tmp_path):
-    file = linear_file(build, material, tmp_path)
-    gathered = material()
-    model = build(gathered.recipe.model, seed=4)
-    gathered.text_init.apply(model.verb_head)
+def test_pretrained_linear_student(build, make_inputs, tmp_path):
+    file = linear_file(build, make_inputs, tmp_path)
+    run_inputs = make_inputs()
+    model = build(run_inputs.recipe.model, seed=4)
+    run_inputs.text_init.apply(model.verb_head)
     texts, projection = model.verb_head.texts.clone(), model.verb_head.projection.weight.clone()
-    started = load_pretrained(model, file, gathered.dataset.vocabulary)
-    assert isinstance(started, LoadReport)
-    assert set(started.unused) == {"verb_head.weight", "verb_head.bias"}
-    assert {name for name in started.missing if name.startswith("verb_head")} == {
+    report = load_pretrained(model, file, run_inputs.dataset.vocabulary)
+    assert isinstance(report, LoadReport)
+    assert set(report.unused) == {"verb_head.weight", "verb_head.bias"}
+    assert {name for name in report.missing if name.startswith("verb_head")} == {
         "verb_head.projection.weight",
         "verb_head.projection.bias",
         "verb_head.log_scale",
@@ -256,29 +258,29 @@ def test_pretrained_linear_student(build, material, tmp_path):
     }
     assert torch.equal(model.verb_head.texts, texts)
     assert torch.equal(model.verb_head.projection.weight, projection)
-    assert any("verb_head" in line for line in started.lines())
+    assert any("verb_head" in line for line in report.lines())
 
 
 @pytest.mark.parametrize("same_clip", [True, False])
-def test_pretrained_text_head_student(build, material, tmp_path, same_clip):
-    recipe = material().recipe
+def test_pretrained_text_head_student(build, make_inputs, tmp_path, same_clip):
+    recipe = make_inputs().recipe
     if not same_clip:
         recipe = recipe.override(text_model="another")
-    theirs = build(recipe.model, seed=5)
-    theirs.verb_head.init_scale(7.0, 0.3)
-    file = save(theirs, recipe, material, tmp_path / "reads.pt")
-    gathered = material()
-    model = build(gathered.recipe.model, seed=6)
-    gathered.text_init.apply(model.verb_head)
-    started = load_pretrained(model, file, gathered.dataset.vocabulary)
-    assert torch.equal(model.verb_head.texts, gathered.text_init.texts.texts)
-    equal = torch.equal(model.verb_head.projection.weight, theirs.verb_head.projection.weight)
+    pretrained = build(recipe.model, seed=5)
+    pretrained.verb_head.init_scale(7.0, 0.3)
+    file = save(pretrained, recipe, make_inputs, tmp_path / "text.pt")
+    run_inputs = make_inputs()
+    model = build(run_inputs.recipe.model, seed=6)
+    run_inputs.text_init.apply(model.verb_head)
+    report = load_pretrained(model, file, run_inputs.dataset.vocabulary)
+    assert torch.equal(model.verb_head.texts, run_inputs.text_init.texts.texts)
+    equal = torch.equal(model.verb_head.projection.weight, pretrained.verb_head.projection.weight)
     assert equal == same_clip
-    own = {name for name in started.unused if "verb_head" in name}
-    assert own >= {"verb_head.texts", "verb_head.rows"}
-    assert ("verb_head.margin" in own) == (not same_clip)
+    unused = {name for name in report.unused if "verb_head" in name}
+    assert unused >= {"verb_head.texts", "verb_head.rows"}
+    assert ("verb_head.margin" in unused) == (not same_clip)
     if not same_clip:
-        assert started.unused["verb_head.margin"] == "trained with another CLIP's text embeddings"
+        assert report.unused["verb_head.margin"] == "trained with another CLIP's text embeddings"
 
 
 def test_a_linear_student_has_no_embedding_loss(make_train_step):
