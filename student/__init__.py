@@ -1,7 +1,8 @@
-"""Phase two: the end-to-end detector that learns from the teacher cache.
+"""Phase two: training and inference of the student, an end-to-end HOI detector.
 
-`Detector.open(path)` opens a run, a checkpoint of ours or a published EoID/CDN checkpoint and looks
-at pictures; `load_model(path)` gives the bare model.
+The student is trained on annotations and cached teacher predictions. `Detector.open(path)` opens a
+run, a student checkpoint or a published EoID/CDN checkpoint for inference; `load_model(path)`
+returns the model alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LAZY_MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # The commands of this package answer --help without loading torch.
+    # Imported on first use, so that `--help` of the commands does not load torch.
     if name in LAZY_MODULES:
         return getattr(import_module(f"student.{LAZY_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Bad input through both commands of phase two: one line, exit 2, nothing half-written."""
+"""Bad input to the commands of the student: a one-line error, exit code 2, no partial files."""
 
 import json
 import re
@@ -24,7 +24,7 @@ FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
 
 @pytest.fixture
 def places(dataset_root, cache_path, tmp_path):
-    """Copies of dataset and cache that a test may damage."""
+    """Copies of the dataset and the cache, for tests to damage."""
     shutil.copytree(dataset_root, tmp_path / "data")
     shutil.copytree(cache_path, tmp_path / "cache")
     return tmp_path
@@ -42,8 +42,8 @@ def checkpoint(tiny_recipe, vocabulary, tmp_path_factory):
 
 @pytest.fixture
 def refused(places, checkpoint, monkeypatch, capsys):
-    """`refused(part, left=)` runs the command that reads this part, gives its one line and looks
-    what it left."""
+    """`refused(part, left=)` runs the command that reads this part, returns its error line and
+    checks which files it left."""
 
     def call(part, left=frozenset()):
         commands = {
@@ -67,7 +67,7 @@ def refused(places, checkpoint, monkeypatch, capsys):
 
 
 def change(edit):
-    """A damage to the entry of the second image in an annotation file."""
+    """Damages the entry of the second image in an annotation file."""
 
     def damage(root, part):
         file = root / "annotations" / FILES[part]
@@ -103,7 +103,7 @@ def no_annotations(root, part):
 
 
 def every(edit):
-    """A damage to every entry of an annotation file."""
+    """Damages every entry of an annotation file."""
 
     def damage(root, part):
         file = root / "annotations" / FILES[part]
@@ -187,7 +187,7 @@ def test_a_truncated_test_image(places, refused):
     assert f"{image}: expected a whole image" in refused("test")
 
 
-def test_a_truncated_training_image_that_the_cache_knows_whole(places, refused):
+def test_a_training_image_truncated_after_the_cache_was_built(places, refused):
     image = sorted(images(places / "data", "train").iterdir())[1]
     image.write_bytes(image.read_bytes()[:600])
     assert f"{image}: expected a whole image" in refused("train")
@@ -236,7 +236,7 @@ def test_a_cache_of_other_annotations(places, refused):
 
 @pytest.fixture
 def nan_file(checkpoint, tmp_path):
-    """A checkpoint with one number that is none, where boxes of pairs come from."""
+    """A checkpoint with one NaN in the proposal head."""
     content = read_checkpoint(checkpoint)
     content["model"]["query_source.head.boxes.0.weight"].flatten()[5] = torch.nan
     torch.save(content, tmp_path / "nan.pt")
@@ -244,7 +244,7 @@ def nan_file(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["--pretrained", "evaluate", "predict"])
-def test_weights_that_are_not_finite(nan_file, places, command, monkeypatch, capsys):
+def test_non_finite_weights(nan_file, places, command, monkeypatch, capsys):
     data = ("--data", places / "data", "--out", places / "out")
     student = ("student", *data, "--cache", places / "cache", "--split", "ua", "--preset", "toy")
     words, run = {
@@ -260,8 +260,8 @@ def test_weights_that_are_not_finite(nan_file, places, command, monkeypatch, cap
     assert f"{nan_file}: query_source.head.boxes.0.weight: " in line and "1 of " in line
 
 
-def test_a_run_with_queries_from_pairs_that_diverges(student_words, tmp_path):
-    """In a process of its own: pooling from boxes that are not numbers ended that by a signal."""
+def test_a_diverging_run_with_proposal_queries(student_words, tmp_path):
+    """In a separate process, since RoI pooling of NaN boxes may end it by a signal."""
     words = student_words(tmp_path / "run", "--learning-rate", 1e20, "--clip-norm", 0)
     words += ["--backbone-learning-rate", 1e20, "--epochs", 3, "--batch-size", 4, "--workers", 0]
     done = subprocess.run(

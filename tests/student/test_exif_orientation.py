@@ -1,4 +1,4 @@
-"""Pictures that EXIF turns, annotated in stored pixels, through evaluation and prediction."""
+"""Images with EXIF orientation, annotated in stored pixels, in evaluation and prediction."""
 
 import shutil
 
@@ -50,7 +50,7 @@ def test_twins_have_equal_scores_and_predictions(twins, evaluated, vocabulary):
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_files_in_stored_pixels_score_the_same(twins, evaluated, tmp_path):
+def test_predictions_in_stored_pixels_score_the_same(twins, evaluated, tmp_path):
     tables = []
     for root, out in zip(twins, evaluated, strict=True):
         file = tmp_path / f"{len(tables)}.json"
@@ -62,7 +62,7 @@ def test_files_in_stored_pixels_score_the_same(twins, evaluated, tmp_path):
     assert tables[1].per_class == read_results(evaluated[1] / "results.json").per_class
 
 
-def test_the_report_shows_boxes_on_upright_pictures(evaluated, vocabulary):
+def test_the_report_draws_boxes_on_upright_images(evaluated, vocabulary):
     seen = []
     for out in evaluated:
         inputs = load_report_inputs(compare([read_results(out / "results.json")], vocabulary))
@@ -86,7 +86,7 @@ def test_predicting_a_part_writes_the_same_file(
 
 
 @pytest.mark.parametrize("predicts", ["evaluate", "predict"])
-def test_without_the_key_nothing_is_scored(twins, toy_checkpoint, tmp_path, predicts):
+def test_without_the_orientation_key_nothing_is_scored(twins, toy_checkpoint, tmp_path, predicts):
     root = shutil.copytree(twins[1], tmp_path / "toy")
     description = root / "dataset.toml"
     description.write_text(description.read_text().replace('orientation = "stored"\n', ""))
@@ -103,12 +103,12 @@ def test_without_the_key_nothing_is_scored(twins, toy_checkpoint, tmp_path, pred
     assert not out.exists()
 
 
-def test_unreadable_test_pictures_are_skipped_if_wanted(
+def test_unreadable_test_images_are_skipped_if_requested(
     dataset_root, toy_checkpoint, vocabulary, tmp_path, messages
 ):
     root = shutil.copytree(dataset_root, tmp_path / "toy")
     paths = sorted((root / "images/test2015").iterdir())
-    paths[1].write_bytes(b"no picture")
+    paths[1].write_bytes(b"no image")
     paths[4].write_bytes(paths[4].read_bytes()[:900])
     paths[5].unlink()
     out = tmp_path / "out"
@@ -123,7 +123,7 @@ def test_unreadable_test_pictures_are_skipped_if_wanted(
     assert len(lacking) == 3 and [name for name in counts if not counts[name]] == lacking
 
 
-def test_a_part_without_a_usable_picture_is_refused(dataset_root, toy_checkpoint, tmp_path):
+def test_a_part_without_a_usable_image_is_refused(dataset_root, toy_checkpoint, tmp_path):
     root = shutil.copytree(dataset_root, tmp_path / "toy")
     for path in (root / "images/test2015").iterdir():
         path.unlink()
@@ -133,10 +133,10 @@ def test_a_part_without_a_usable_picture_is_refused(dataset_root, toy_checkpoint
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 8])
-def test_tags_left_over_from_another_orientation_change_nothing(
+def test_obsolete_orientation_tags_are_ignored(
     twins, evaluated, toy_checkpoint, vocabulary, tmp_path, messages, orientation
 ):
-    """Upright pictures with a tag that would lay their people on the side."""
+    """Upright images with a tag that would turn them on their side."""
     root = shutil.copytree(twins[0], tmp_path / "toy")
     exif = Image.Exif()
     exif[0x0112] = orientation

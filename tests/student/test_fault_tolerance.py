@@ -1,4 +1,4 @@
-"""Runs that are killed, or find the disk full, end as if nothing had been."""
+"""Runs that are killed, or whose disk is full, can be resumed with the same result."""
 
 import json
 import signal
@@ -14,8 +14,8 @@ OPTIONS = ("--batch-size", 4, "--epochs", 2, "--dropout", 0.1, "--ema", 0.9, "--
 EVERY_STEP = ("--checkpoint-minutes", 0)
 TIMING = {"images_per_second", "data_wait_share", "memory_gb"}
 
-# What runs in the process before its command: `killed(where)` wraps a function so that the call
-# with this number ends the process with SIGKILL, before or after it, or half-way through.
+# Code to run before the command: `at(number, module, name, act)` wraps a function so that its call
+# with this number ends the process with SIGKILL before, after or during the call.
 KILL = """
 import os, signal
 def die():
@@ -53,16 +53,14 @@ def lines(run):
 
 @pytest.fixture
 def whole(start, student_words, tmp_path):
-    """A run that nothing happened to."""
+    """An uninterrupted run."""
     run = tmp_path / "whole"
     code, _, err = start(student_words(run, *OPTIONS, "--workers", 1))()
     assert code == 0, err
     return run
 
 
-def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(
-    start, student_words, whole, tmp_path
-):
+def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_words, whole, tmp_path):
     run = tmp_path / "killed"
     words = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 2)
     steps = []
@@ -71,7 +69,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_the_same(
         assert left[0] == -signal.SIGKILL, (moment, left)
         kept = run.glob("checkpoint*.pt")
         steps.append(max([load_checkpoint(path).state["step"] for path in kept], default=0))
-    # Every attempt goes on from the last whole checkpoint, and none is lost.
+    # Every attempt resumes the last complete checkpoint.
     assert steps == sorted(steps) and steps[0] >= 1 and steps[-1] < 8, steps
     code, _, err = start(words)()
     assert code == 0 and f"resuming at step {steps[-1]} of 8" in err, err
@@ -99,7 +97,7 @@ run_state.save_latest = save_latest
 """
 
 
-def test_a_disk_that_takes_no_more_keeps_the_older_checkpoints(start, student_words, tmp_path):
+def test_a_full_disk_keeps_the_older_checkpoints(start, student_words, tmp_path):
     run = tmp_path / "run"
     words = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 0)
     code, _, err = start(words, first=FULL)()

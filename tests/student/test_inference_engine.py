@@ -1,4 +1,4 @@
-"""Every command answers an image as it is answered alone, whatever else it is given."""
+"""All commands predict an image as the model alone does, whatever other images there are."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_ch
 from student.weights.load import load_model
 
 CPU = torch.device("cpu")
-# Widths and heights: those of the toy and of other shapes, in no order.
+# Widths and heights of the toy dataset and of other shapes, unsorted.
 SIZES = [(128, 128), (96, 64), (75, 100), (128, 128), (131, 90), (96, 64), (64, 96), (75, 100)]
 RECIPE = {"epochs": 1, "batch_size": 8, "val_size": 4, "precision": "float32"}
 QUERIES = {
@@ -45,7 +45,7 @@ QUERIES = {
 
 @pytest.fixture(scope="module")
 def mixed(dataset_root, tmp_path_factory):
-    """The tiny dataset, its test part changed to pictures of many sizes."""
+    """The tiny dataset with test images of many sizes."""
     root = tmp_path_factory.mktemp("mixed") / "data"
     shutil.copytree(dataset_root, root)
     file = root / "annotations/test_hico.json"
@@ -69,7 +69,7 @@ def configured(request, mixed, cache_path, vocabulary, tiny_recipe, tmp_path_fac
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HOIDetector(recipe.model)
-        # Everything may be done with the likeliest object, and opinions about that differ.
+        # Gives every query valid interactions, with distinct scores.
         torch.nn.init.normal_(model.verb_head.weight, std=0.5)
         model.object_head.bias.data[int(vocabulary.valid.sum(0).argmax())] = 4.0
     split = load_split(vocabulary, "ua")
@@ -83,17 +83,17 @@ def configured(request, mixed, cache_path, vocabulary, tiny_recipe, tmp_path_fac
 
 @pytest.fixture(scope="module")
 def run(configured):
-    """A run folder, with what the evaluation at the end of training says."""
+    """A run folder with the results of its final evaluation."""
     run_student(configured)
     return configured.out
 
 
 @pytest.fixture(scope="module")
 def expected(run, mixed):
-    """Every image's detections by the model alone, without any command."""
+    """Detections of every image by the model alone."""
     model, opened = load_model(run), load_inference_model(ModelSpec(run))
     found = {}
-    for path in pictures(mixed):
+    for path in image_paths(mixed):
         image = read_image(path)
         with torch.no_grad():
             outputs = model([normalise(pil_to_tensor(image))])
@@ -101,12 +101,12 @@ def expected(run, mixed):
     return found
 
 
-def pictures(root):
+def image_paths(root):
     return [root / "images/test2015" / f"picture {row}.png" for row in range(len(SIZES))]
 
 
 def assert_same(found, expected, pixels=2e-3):
-    """Equal to 1e-5 on scores, and in the same order where scores are further apart."""
+    """Scores are equal to 1e-5, and in the same order where they differ by more."""
     np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-5)
     clear = far_apart(expected.scores)
     for one, other in zip(triplets(found), triplets(expected), strict=True):
@@ -114,7 +114,7 @@ def assert_same(found, expected, pixels=2e-3):
 
 
 def far_apart(scores):
-    """(K,) bool: no other score is near."""
+    """(K,) bool, whether no other score is close."""
     gaps = np.append(np.abs(np.diff(scores)) > 2e-5, True)
     return gaps & np.roll(gaps, 1)
 
@@ -131,7 +131,7 @@ def assert_file_same(file, expected, vocabulary):
         assert_same(one, expected[one.image_id])
 
 
-def test_there_is_something_to_compare(expected):
+def test_expected_detections_are_not_empty(expected):
     assert count(expected) > 200
     assert sum(far_apart(one.scores).sum() for one in expected.values()) > 100
 
@@ -140,25 +140,25 @@ def test_there_is_something_to_compare(expected):
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_batches_and_threads(run, mixed, expected, batch_size, threads):
     opened = load_inference_model(ModelSpec(run)).to(CPU)
-    looked = list(opened.stream(pictures(mixed), batch_size, threads))
-    assert sorted(one.index for one in looked) == list(range(len(SIZES)))
-    for one in looked:
+    predictions = list(opened.stream(image_paths(mixed), batch_size, threads))
+    assert sorted(one.index for one in predictions) == list(range(len(SIZES)))
+    for one in predictions:
         assert_same(one.detections, expected[f"picture {one.index}.png"])
 
 
-def test_the_evaluation_at_the_end_of_training(run, expected, vocabulary):
+def test_final_evaluation_of_a_run(run, expected, vocabulary):
     assert_file_same(run / "predictions.json", expected, vocabulary)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_evaluation_of_a_checkpoint(run, mixed, expected, vocabulary, tmp_path, workers):
+def test_evaluation_of_a_checkpoint(run, mixed, expected, vocabulary, tmp_path, workers):
     results = evaluate_checkpoint(run, mixed, None, tmp_path, "cpu", workers, overwrite=True)
     assert_file_same(tmp_path / "predictions.json", expected, vocabulary)
     assert results.metrics == pytest.approx(read_json(run / "results.json")["metrics"])
 
 
-def test_the_evaluation_of_held_out_images(configured, run):
-    """Scores again what the run scored."""
+def test_validation(configured, run):
+    """Repeats the validation of the run."""
     logged = json.loads((run / "validation.jsonl").read_text())["metrics"]
     model = replace(load_inference_model(ModelSpec(run)), model=load_model(run))
     validator = build_inputs(configured.request, SINGLE_PROCESS).validator
@@ -187,23 +187,25 @@ def test_predicting_a_part(run, mixed, expected, vocabulary, tmp_path, batch_siz
 
 
 @pytest.mark.parametrize(("batch_size", "nms"), [(1, None), (16, NmsConfig(threshold=0.3))])
-def test_pictures_parts_and_python(run, mixed, expected, vocabulary, tmp_path, batch_size, nms):
-    """The same interactions from each, all of them unless pairwise NMS is asked for."""
-    told = dict(expected)
+def test_images_parts_and_python(run, mixed, expected, vocabulary, tmp_path, batch_size, nms):
+    """The same interactions from each; all of them without pairwise NMS."""
+    results = dict(expected)
     if nms is not None:
-        told = dict(zip(told, batched_pairwise_nms(list(told.values()), nms), strict=True))
-        assert count(told) < count(expected)
-    model, paths, file = ModelSpec(run), pictures(mixed), tmp_path / "answers.json"
+        results = dict(zip(results, batched_pairwise_nms(list(results.values()), nms), strict=True))
+        assert count(results) < count(expected)
+    model, paths, file = ModelSpec(run), image_paths(mixed), tmp_path / "answers.json"
     rest = (0.0, 100, batch_size, 1, "cpu", False, nms)
     assert_file_same(
         predict_dataset(PredictDatasetConfig(model, mixed, "test", tmp_path, *rest)),
-        told,
+        results,
         vocabulary,
     )
     predict_images(PredictImagesConfig(model, tuple(map(str, paths)), None, file, *rest))
     detector = Detector.open(run, device="cpu")
     found = detector(paths, threshold=0.0, top=100, batch_size=batch_size, nms=nms)
-    for one, answer, other in zip(found, read_json(file)["pictures"], told.values(), strict=True):
+    for one, answer, other in zip(
+        found, read_json(file)["pictures"], results.values(), strict=True
+    ):
         hois = np.column_stack([one.pairs, one.verbs])
         assert_same(Detections(one.image, one.boxes, one.labels, hois, one.scores), other)
         assert_same(from_json(answer, vocabulary), other, pixels=1e-2)
@@ -226,10 +228,10 @@ def from_json(answer, vocabulary):
 
 
 @pytest.mark.parametrize("frame", [(128, 136), (200, 160)])
-def test_what_is_exported(run, mixed, expected, frame):
+def test_exported_graph(run, mixed, expected, frame):
     """The graph of exported files, on all images in one padded batch."""
     images = torch.rand(len(SIZES), 3, *frame)
-    for row, path in enumerate(pictures(mixed)):
+    for row, path in enumerate(image_paths(mixed)):
         pixels = pil_to_tensor(read_image(path)) / 255
         images[row, :, : pixels.shape[1], : pixels.shape[2]] = pixels
     sizes = torch.tensor([(height, width) for width, height in SIZES])
@@ -242,12 +244,12 @@ def test_what_is_exported(run, mixed, expected, frame):
         assert (scores[count:] < 0).all()
 
 
-# Operations that multiply, and how many factors they have.
+# Operations with matrix products, and their numbers of factors.
 PRODUCTS = {torch.conv2d: 2, linear: 2, scaled_dot_product_attention: 3}
 
 
 class Tf32(TorchFunctionMode):
-    """What a GPU does to float32 factors: rounded to 10 bits of mantissa."""
+    """Rounds float32 factors to 10 bits of mantissa, as a GPU does with TF32."""
 
     def __torch_function__(self, operation, types, args=(), kwargs=None):
         factors = PRODUCTS.get(operation, 0)
@@ -259,14 +261,14 @@ class Tf32(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("configured", ["learned"], indirect=True)
-def test_tf32_keeps_the_order_of_scores_that_are_apart(run, mixed):
-    """By more than the 0.005 that the README tells."""
+def test_tf32_keeps_the_order_of_different_scores(run, mixed):
+    """Different by more than 0.005, the bound in the README."""
     graph, opened = (
         DetectorGraph(load_inference_model(ModelSpec(run))),
         load_inference_model(ModelSpec(run)),
     )
     valid, tolerance = torch.from_numpy(opened.vocabulary.valid.T), 0.005
-    for path in pictures(mixed)[:3]:
+    for path in image_paths(mixed)[:3]:
         pixels = pil_to_tensor(read_image(path))[None] / 255
         sizes = torch.tensor([pixels.shape[-2:]])
         with torch.no_grad():
@@ -286,15 +288,15 @@ def every_score(outputs, valid):
     return scores[valid[labels]]
 
 
-def test_the_precision_of_the_training_is_that_of_every_command(run, mixed, monkeypatch, tmp_path):
-    """What the checkpoint records decides how a GPU multiplies."""
+def test_all_commands_use_the_precision_of_the_training(run, mixed, monkeypatch, tmp_path):
+    """The precision in the checkpoint decides whether a GPU uses TF32."""
     asked = []
     monkeypatch.setattr(
         "student.inference.predict.configure_device", lambda _, name: asked.append(name)
     )
     own = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
     evaluate_checkpoint(run, mixed, None, tmp_path / "a", "cpu", 0, overwrite=True)
-    Detector.open(run, device="cpu")(pictures(mixed)[0])
+    Detector.open(run, device="cpu")(image_paths(mixed)[0])
     model = ModelSpec(run)
     predict_dataset(
         PredictDatasetConfig(model, mixed, "test", tmp_path, 0, 100, 4, 0, "cpu", False)
@@ -307,8 +309,8 @@ def test_on_a_gpu(run, mixed, expected):
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     opened = load_inference_model(ModelSpec(run)).to(torch.device("cuda:0"))
-    alone = {one.index: one.detections for one in opened.stream(pictures(mixed), batch_size=1)}
-    for one in opened.stream(pictures(mixed), batch_size=16, threads=2):
+    alone = {one.index: one.detections for one in opened.stream(image_paths(mixed), batch_size=1)}
+    for one in opened.stream(image_paths(mixed), batch_size=16, threads=2):
         assert_same(one.detections, alone[one.index])
         np.testing.assert_allclose(
             one.detections.scores, expected[f"picture {one.index}.png"].scores, rtol=0, atol=1e-4

@@ -1,4 +1,4 @@
-"""README's Python examples run, on a small dataset in the place of the demo's."""
+"""Runs the README's Python examples on a small dataset instead of the demo's."""
 
 import re
 from pathlib import Path

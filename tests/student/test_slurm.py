@@ -1,4 +1,4 @@
-"""Trains in jobs of a real SLURM that are told to leave, put back into the queue, and cancelled."""
+"""Training in jobs of a real SLURM that are preempted, requeued and cancelled."""
 
 import subprocess
 
@@ -9,14 +9,14 @@ from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-# Steps enough for a job to be told something on its way.
+# Enough steps to signal a job during its training.
 LONG = ("--batch-size", 2, "--epochs", 12, "--workers", 0)
 NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=2G")
 
 
 @pytest.fixture(scope="module")
 def script(slurm):
-    """The batch script that users get."""
+    """The batch script as users get it."""
     folder = slurm.logs / "training"
     subprocess.run(["eoid-train", "batch-scripts", folder], check=True)
     return folder / "train.sbatch"
@@ -24,7 +24,7 @@ def script(slurm):
 
 @pytest.fixture
 def train(slurm, script, student_words, tmp_path):
-    """Submits a training and waits until it is on its way; gives the job and its run."""
+    """Submits a training and waits until it has started; returns the job and its run folder."""
 
     def submit(name, *options):
         run = tmp_path / name
@@ -50,34 +50,34 @@ def same(run, other):
     return all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_jobs_that_are_told_to_leave_go_on_later(slurm, train):
-    """On two machines: at the end of their time, requeued by somebody, and not at all."""
+def test_preempted_jobs_are_resumed(slurm, train):
+    """On two nodes: at the time limit, by `scontrol requeue`, and without preemption."""
     alone, whole = train("whole")
-    assert "goes on" not in finished(slurm, alone)
+    assert "resuming at step" not in finished(slurm, alone)
     warned, first = train("warned")
     slurm("scancel", "--signal=USR1", warned)
     requeued, second = train("requeued")
     slurm("scontrol", "requeue", requeued)
     for job, run in ((warned, first), (requeued, second)):
-        told = finished(slurm, job)
+        text = finished(slurm, job)
         assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
-        assert "resuming at step" in told, told
+        assert "resuming at step" in text, text
         assert same(run, whole)
         assert (run / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
-    assert f"job {warned} goes back into the queue" in log(slurm, warned)
+    assert f"job {warned} is requeued" in log(slurm, warned)
 
 
-def test_a_cancelled_job_saves_and_stays_cancelled(slurm, train):
+def test_a_cancelled_job_saves_and_is_not_requeued(slurm, train):
     job, run = train("cancelled")
     slurm("scancel", job)
     assert slurm.end(job) == "CANCELLED"
     slurm.wait(lambda: (run / CHECKPOINT).exists(), lambda: log(slurm, job))
     assert load_checkpoint(run / CHECKPOINT).state["step"] > 0
     assert not (run / "results.json").exists()
-    assert "goes back into the queue" not in log(slurm, job)
+    assert "is requeued" not in log(slurm, job)
 
 
-def test_tasks_know_how_many_share_their_machine(slurm, script, tmp_path):
+def test_local_world_size_of_tasks(slurm, script, tmp_path):
     stub = tmp_path / "bin/eoid-train"
     stub.parent.mkdir()
     variables = '"$SLURM_NODEID $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE"'

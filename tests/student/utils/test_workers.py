@@ -152,12 +152,12 @@ import multiprocessing, os, resource, signal
 from student.data.dataset import TrainingBatches
 multiprocessing.set_start_method("fork", force=True)
 original = TrainingBatches.__getitem__
-def changed(self, step):
+def act_first(self, step):
     (epoch, _), *_ = step[0]
     if epoch:
         happen()
     return original(self, step)
-TrainingBatches.__getitem__ = changed
+TrainingBatches.__getitem__ = act_first
 def happen():
 """
 DEATHS = {
