@@ -54,22 +54,26 @@ class ComparisonEntry:
         Args:
             known_object: use the second, known-object setting of the results.
         """
-        scores = [result.known_object if known_object else result for result in self.results]
-        return _mean_or_none([None if one is None else one.metrics.get(name) for one in scores])
+        tables = [result.known_object if known_object else result for result in self.results]
+        return _mean_or_none(
+            [None if table is None else table.metrics.get(name) for table in tables]
+        )
 
     def vcoco_metric(self, name: str) -> float | None:
         """Mean of one of V-COCO's averages over the results; None if one does not have it."""
-        scores = [result.vcoco for result in self.results]
-        return _mean_or_none([None if one is None else one.metrics.get(name) for one in scores])
+        tables = [result.vcoco for result in self.results]
+        return _mean_or_none(
+            [None if table is None else table.metrics.get(name) for table in tables]
+        )
 
     def vcoco_ap(
         self, action: str, get_ap: Callable[[ActionResults], float | None]
     ) -> float | None:
         """Mean of an AP of one of V-COCO's actions over the results; None if one has none."""
-        scores = [
+        tables = [
             result.vcoco.per_action.get(action) if result.vcoco else None for result in self.results
         ]
-        return _mean_or_none([None if one is None else get_ap(one) for one in scores])
+        return _mean_or_none([None if table is None else get_ap(table) for table in tables])
 
     def vcoco_actions(self) -> list[str]:
         """V-COCO's actions in the order of the results; empty without V-COCO's scores."""

@@ -26,12 +26,7 @@ from evaluation.report.sections import (
     build_vcoco_sections,
 )
 from evaluation.results import AGENT_AP, ROLE_AP
-from evaluation.tables import (
-    SETTING_TITLES,
-    VCOCO_TITLES,
-    format_percent,
-    join_names,
-)
+from evaluation.tables import SETTING_TITLES, VCOCO_TITLES, format_percent, join_names
 from pipeline.images import read_image
 
 PROTOCOL_TITLES = {
@@ -191,7 +186,11 @@ def _missing_notes(
         missing.append("test images")
     if missing:
         notes.append(f"Not on this page: {join_names(missing)}.")
-    single_runs = [one.result for one in inputs.predictions if len(one.entry.results) > 1]
+    single_runs = [
+        predictions.result
+        for predictions in inputs.predictions
+        if len(predictions.entry.results) > 1
+    ]
     if single_runs:
         seeds = sorted({str(result.seed) for result in single_runs if result.seed is not None})
         which = f" (seed {join_names(seeds)})" if seeds else ""

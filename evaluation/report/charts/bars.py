@@ -97,8 +97,8 @@ def teacher_student_chart(
     largest, smallest = max(gains), min(gains)
     alt = (
         f"AP by action of {student.title} and {teacher.title.lower()}: the student is better in"
-        f" {num_better} of {len(gains)}. Largest difference: {largest[1]} ({largest[0]:+.1f})."
-        f" Smallest difference: {smallest[1]} ({smallest[0]:+.1f})."
+        f" {num_better} of {len(gains)}. Largest gain over the teacher: {largest[1]}"
+        f" ({largest[0]:+.1f}), smallest: {smallest[1]} ({smallest[0]:+.1f})."
     )
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
