@@ -8,7 +8,7 @@ import pytest
 from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import write_predictions
 from evaluation.report.write import ReportConfig, write_report
-from evaluation.results import Results, results_fields, write_results
+from evaluation.results import METRICS, Results, results_fields, write_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
@@ -59,6 +59,27 @@ def report(runs, tmp_path_factory):
     names = ("teacher", "ceiling", "control", "distilled")
     write_report(ReportConfig(tuple(runs / name / "results.json" for name in names), out))
     return out
+
+
+@pytest.fixture
+def distilled(toy):
+    """Results of a distilled run on split `ua`."""
+    unseen = load_split(toy, "ua").unseen
+    metrics = {**dict.fromkeys(METRICS, 0.4), "seen": 0.55, "unseen": 0.7012}
+    return Results(
+        name="run",
+        kind="student",
+        dataset="toy",
+        vocabulary="toy",
+        split="ua",
+        unseen=unseen,
+        setting="default",
+        metrics=metrics,
+        per_class={toy.interaction_name(index): 0.7 for index in unseen},
+        num_images=10,
+        training_split="ua",
+        distillation=True,
+    )
 
 
 def _guess(annotation, skill, unseen, vocabulary, rng):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation.hico.average_precision import evaluate_settings
-from evaluation.results import METRICS, Results, build_setting_scores, results_fields
+from evaluation.results import Results, build_setting_scores, results_fields
 from evaluation.tables import (
     DETAILS,
     format_detail_table,
@@ -11,27 +11,6 @@ from evaluation.tables import (
     format_results_table,
     join_names,
 )
-from pipeline.splits import load_split
-
-
-@pytest.fixture
-def run(toy):
-    unseen = load_split(toy, "ua").unseen
-    metrics = {**dict.fromkeys(METRICS, 0.4), "seen": 0.55, "unseen": 0.7012}
-    return Results(
-        name="run",
-        kind="student",
-        dataset="toy",
-        vocabulary="toy",
-        split="ua",
-        unseen=unseen,
-        setting="default",
-        metrics=metrics,
-        per_class={toy.interaction_name(index): 0.7 for index in unseen},
-        num_images=10,
-        training_split="ua",
-        distillation=True,
-    )
 
 
 @pytest.mark.parametrize(
@@ -47,9 +26,9 @@ def test_percent(value, expected):
     assert format_percent(value) == expected
 
 
-def test_table(run):
-    known = replace(run, setting="known_object", metrics={**run.metrics, "rare": None})
-    lines = format_results_table([run, known])
+def test_table(distilled):
+    known = replace(distilled, setting="known_object", metrics={**distilled.metrics, "rare": None})
+    lines = format_results_table([distilled, known])
     assert lines[0] == "toy, split ua: 10 images, 13 interactions"
     assert "default setting" in lines[1]
     assert [line.split() for line in lines[2:]] == [
