@@ -375,12 +375,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.schedule != "step" and self.warmup_steps:
-            raise InputError(f"warmup_steps: expected 0, as {self.schedule} has a rise of its own")
+            raise InputError(
+                f"warmup_steps: expected 0, because {self.schedule} has its own warm-up, found"
+                f" {self.warmup_steps}"
+            )
         if not self.val_size and (self.val_every or self.keep == "best"):
             name = "val_every" if self.val_every else "keep"
-            raise InputError(f"{name}: expected a val_size above 0 beside it, found 0")
+            raise InputError(f"{name}: expected a val_size above 0 as well, found 0")
         if self.shot_seed is not None and not self.shots:
-            raise InputError("shot_seed: expected shots above 0 beside it, found 0")
+            raise InputError("shot_seed: expected shots above 0 as well, found 0")
 
 
 @dataclass(frozen=True)
@@ -398,18 +401,18 @@ class Recipe:
         return asdict(self)
 
     def override(self, **options: Any) -> Recipe:
-        """A recipe in which the named fields of its parts have other values.
+        """A copy with other values of the named fields, whichever part they belong to.
 
         Args:
-            options: field name to value; None leaves the field as it is.
+            options: values by field name; None leaves the field unchanged.
         """
         parts = {}
-        left = {name: value for name, value in options.items() if value is not None}
+        unused = {name: value for name, value in options.items() if value is not None}
         for part in fields(self):
-            value = getattr(self, part.name)
-            own = {f.name for f in fields(value)} & left.keys()
-            parts[part.name] = replace(value, **{name: left.pop(name) for name in own})
-        assert not left, f"no such field: {sorted(left)}"
+            config = getattr(self, part.name)
+            names = {entry.name for entry in fields(config)} & unused.keys()
+            parts[part.name] = replace(config, **{name: unused.pop(name) for name in names})
+        assert not unused, f"no such field: {sorted(unused)}"
         return Recipe(**parts)
 
 
@@ -423,10 +426,14 @@ RECIPE_PARTS: dict[str, type] = {
 
 
 def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
-    """Reads what `Recipe.to_dict` wrote.
+    """The inverse of `Recipe.to_dict`.
+
+    Args:
+        value: the dicts.
+        file: the file that they were read from, for error messages.
 
     Raises:
-        InputError: unknown or missing parts.
+        InputError: a part or a field is unknown or missing, or a value is out of range.
     """
     if not isinstance(value, dict) or set(value) != set(RECIPE_PARTS):
         raise bad_field(file, "recipe", f"parts {', '.join(RECIPE_PARTS)}", value)

@@ -93,7 +93,7 @@ def text_head_options(
     weight = options.get("embedding_weight")
     if options.get("verb_head", "linear") != "text":
         if weight is not None:
-            raise InputError("--embedding-weight: expected --verb-head text beside it, found none")
+            raise InputError("--embedding-weight: expected --verb-head text as well, found none")
         return {}
     distillation = options.get("distillation", True)
     if weight and not distillation:

@@ -131,11 +131,11 @@ def test_errors_of_training_settings(field, value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": "best"}, "keep: expected a val_size above 0 beside it, found 0"),
-        ({"val_every": 2}, "val_every: expected a val_size above 0 beside it, found 0"),
+        ({"keep": "best"}, "keep: expected a val_size above 0 as well, found 0"),
+        ({"val_every": 2}, "val_every: expected a val_size above 0 as well, found 0"),
         (
             {"schedule": "one_cycle", "warmup_steps": 5},
-            "warmup_steps: expected 0, as one_cycle has a rise of its own",
+            "warmup_steps: expected 0, because one_cycle has its own warm-up, found 5",
         ),
     ],
 )

@@ -146,7 +146,7 @@ def test_extra_datasets_that_do_not_fit(run_request, sources, cache_path, readin
     refused("--extra-data: expected", none, none)
     refused("--extra-data: expected", ExtraPaths(none.data, cache_path))
     refused("none: no such", ExtraPaths(tmp_path / "none", none.cache))
-    refused("--extra-ratio: expected --extra-data beside it, found none")
+    refused("--extra-ratio: expected --extra-data")
     text_head = {"cache": reading_cache, "options": {"verb_head": "text"}}
     refused("none-cache: expected region embeddings for --embedding-weight", none, **text_head)
     few_shot = {"options": {"shots": 1}, "split": "full"}

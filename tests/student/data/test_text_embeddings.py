@@ -88,7 +88,7 @@ def test_text_head_options(reading_cache, vocabulary):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"embedding_weight": 1.0}, "--embedding-weight: expected --verb-head text beside it"),
+        ({"embedding_weight": 1.0}, "--embedding-weight: expected --verb-head text as well"),
         ({"verb_head": "linear", "embedding_weight": 0.0}, "expected --verb-head text"),
         (
             {"verb_head": "text", "embedding_weight": 1.0, "distillation": False},
