@@ -53,8 +53,8 @@ def test_roles_in_any_order(toy, make):
     expected = ["distilled", "control", "all_labels", "teacher", "predictions"]
     for order in (results, results[::-1]):
         found = compare(order, toy)
-        assert [one.role for one in found.entries] == expected
-        assert [one.metric("unseen") for one in found.entries] == [0.7, 0.05, 0.8, 0.3, 0.6]
+        assert [entry.role for entry in found.entries] == expected
+        assert [entry.metric("unseen") for entry in found.entries] == [0.7, 0.05, 0.8, 0.3, 0.6]
         assert found.entries[-1].title == "another project"
         assert found.gap_closed() == pytest.approx(0.65 / 0.75)
 
@@ -62,7 +62,7 @@ def test_roles_in_any_order(toy, make):
 def test_a_checkpoint_of_unknown_training_is_no_control(toy, make):
     fields = {"name": "eoid_ua", "training_split": None, "distillation": None}
     found = compare([make(0.2, **fields, nms={"threshold": 0.7}), make(0.7)], toy)
-    assert [one.role for one in found.entries] == ["distilled", "predictions"]
+    assert [entry.role for entry in found.entries] == ["distilled", "predictions"]
     last = found.entries[-1]
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
@@ -76,16 +76,16 @@ def test_files_can_be_told_apart(toy, make):
     names = ["a", "b", "c"]
     files = [make(0.2, kind="predictions", name=name, distillation=None) for name in names]
     found = compare([make(0.7), *files], toy).entries
-    assert [one.style for one in found] == ["distilled", "predictions", "control", "all_labels"]
+    assert [entry.style for entry in found] == ["distilled", "predictions", "control", "all_labels"]
 
 
 def test_titles_of_single_runs(toy, make):
     (found,) = compare([make(0.6, seed=2), make(0.8, seed=1), make(0.8)], toy).entries
-    assert {found.run_title(one) for one in found.results} == {"seed 1", "seed 2", "run"}
+    assert {found.run_title(result) for result in found.results} == {"seed 1", "seed 2", "run"}
     (found,) = compare([make(0.6, seed=2), make(0.8, seed=2, name="b")], toy).entries
-    assert [found.run_title(one) for one in found.results] == ["run, seed 2", "b, seed 2"]
+    assert [found.run_title(result) for result in found.results] == ["run, seed 2", "b, seed 2"]
     (found,) = compare([make(0.6, kind="teacher"), make(0.8, kind="teacher")], toy).entries
-    assert [found.run_title(one) for one in found.results] == ["run 1", "run 2"]
+    assert [found.run_title(result) for result in found.results] == ["run 1", "run 2"]
 
 
 def test_the_known_object_setting_is_grouped_too(toy, make):
@@ -94,11 +94,11 @@ def test_the_known_object_setting_is_grouped_too(toy, make):
     values = {name: 0.8 if name in unseen else 0.4 for name in full.per_class}
     further = SettingScores({**full.metrics, "full": 0.6}, values, {}, {}, {})
     found = compare([replace(full, known_object=further), make(0.7)], toy)
-    ceiling = found.find("all_labels")
-    assert ceiling.metric("unseen", known_object=True) == pytest.approx(0.8)
-    assert ceiling.metric("seen", known_object=True) == pytest.approx(0.4)
-    assert ceiling.metric("harmonic_mean", known_object=True) == pytest.approx(2 / (1.25 + 2.5))
-    assert ceiling.metric("full", known_object=True) == 0.6
+    all_labels = found.find("all_labels")
+    assert all_labels.metric("unseen", known_object=True) == pytest.approx(0.8)
+    assert all_labels.metric("seen", known_object=True) == pytest.approx(0.4)
+    assert all_labels.metric("harmonic_mean", known_object=True) == pytest.approx(2 / (1.25 + 2.5))
+    assert all_labels.metric("full", known_object=True) == 0.6
     assert found.find("distilled").metric("full", known_object=True) is None
 
 
@@ -106,13 +106,13 @@ def test_results_of_several_seeds_are_averaged(toy, make):
     found = compare([make(0.6, seed=2), make(0.8, seed=1)], toy)
     (distilled,) = found.entries
     assert distilled.metric("unseen") == pytest.approx(0.7)
-    assert [one.seed for one in distilled.results] == [1, 2]
+    assert [result.seed for result in distilled.results] == [1, 2]
     assert distilled.mean_ap(["kick ball"]) == pytest.approx(0.7)
 
 
 def test_all_labels_are_grouped_by_the_others_split(toy, make):
-    ceiling = make(0.9, 0.9, split="full", distillation=False)
-    found = compare([ceiling, make(0.7)], toy)
+    all_labels = make(0.9, 0.9, split="full", distillation=False)
+    found = compare([all_labels, make(0.7)], toy)
     assert found.split == "ua"
     assert found.find("all_labels").metric("unseen") == pytest.approx(0.9)
     assert found.find("teacher") is None
@@ -120,10 +120,10 @@ def test_all_labels_are_grouped_by_the_others_split(toy, make):
 
 @pytest.mark.parametrize("given", [(0.7, None), (0.7, 0.9)])
 def test_no_share_without_a_gap(toy, make, given):
-    distilled, ceiling = given
+    distilled, all_labels = given
     results = [make(distilled), make(0.9, distillation=False)]
-    if ceiling is not None:
-        results.append(make(ceiling, distillation=False, training_split="full"))
+    if all_labels is not None:
+        results.append(make(all_labels, distillation=False, training_split="full"))
     assert compare(results, toy).gap_closed() is None
 
 
@@ -181,7 +181,7 @@ def test_what_had_more_to_learn_from_stands_for_itself(toy, make):
         ],
         toy,
     )
-    assert [(one.title, one.note) for one in found.entries[1:]] == [
+    assert [(entry.title, entry.note) for entry in found.entries[1:]] == [
         ("five", "with 5 labels of every unseen interaction"),
         ("more", "with images of pictures"),
         ("both", "with a label of every unseen interaction and images of pictures"),

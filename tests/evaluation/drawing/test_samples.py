@@ -15,15 +15,15 @@ def detections(annotation, scores=None):
 
 
 @pytest.mark.parametrize("count", [0, 2, 16])
-def test_a_few_images_always_the_same(dataset, annotations, toy, tmp_path, count):
+def test_samples_are_always_the_same_images(dataset, annotations, toy, tmp_path, count):
     chosen = annotations.annotations[:count]
     records = dataset.records(annotations)[:count]
     names = []
     for folder in ("first", "second"):
-        found = [detections(one) for one in chosen]
+        found = [detections(annotation) for annotation in chosen]
         draw_samples(tmp_path / folder, records, chosen, found, toy, unseen=(1, 2))
         names.append(sorted(path.name for path in tmp_path.glob(f"{folder}/*")))
-    labelled = sum(len(one.hois) > 0 for one in chosen)
+    labelled = sum(len(annotation.hois) > 0 for annotation in chosen)
     assert names[0] == names[1] and len(names[0]) == min(NUM_SAMPLES, labelled)
     for path in tmp_path.glob("first/*"):
         image = Image.open(path)
@@ -31,21 +31,21 @@ def test_a_few_images_always_the_same(dataset, annotations, toy, tmp_path, count
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
-def test_right_and_wrong_are_told_apart(dataset, annotations, toy, tmp_path):
-    chosen = [next(one for one in annotations.annotations if len(one.hois))]
-    record = [one for one in dataset.records(annotations) if one.id == chosen[0].image_id]
+def test_correct_and_wrong_look_different(dataset, annotations, toy, tmp_path):
+    chosen = [next(annotation for annotation in annotations.annotations if len(annotation.hois))]
+    records = [record for record in dataset.records(annotations) if record.id == chosen[0].image_id]
     right = detections(chosen[0])
     wrong = replace(right, boxes=right.boxes / 4)
     for name, found in (("right", right), ("wrong", wrong)):
-        draw_samples(tmp_path / name, record, chosen, [found], toy)
+        draw_samples(tmp_path / name, records, chosen, [found], toy)
     first, second = (next((tmp_path / name).iterdir()) for name in ("right", "wrong"))
     left = (0, 0, LONG_SIDE, LONG_SIDE)
-    images = [np.asarray(Image.open(one).crop(left)) for one in (first, second)]
+    images = [np.asarray(Image.open(path).crop(left)) for path in (first, second)]
     assert np.array_equal(*images) and first.read_bytes() != second.read_bytes()
 
 
-def test_the_best_are_shown(annotations):
-    chosen = next(one for one in annotations.annotations if len(one.hois) > 2)
+def test_top_detections(annotations):
+    chosen = next(annotation for annotation in annotations.annotations if len(annotation.hois) > 2)
     found = detections(chosen, np.linspace(0.1, 0.9, (chosen.hois[:, 1] >= 0).sum()))
     best = top_detections(found, 2)
     assert best.scores.tolist() == sorted(best.scores.tolist(), reverse=True)

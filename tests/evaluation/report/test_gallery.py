@@ -31,7 +31,7 @@ def gallery_inputs(toy, runs):
     dataset = open_dataset(runs / "toy")
     files = {record.id: record.path for record in dataset.records("test")}
     entries = [
-        (one, read_predictions(one.results[0].predictions, toy)) for one in comparison.entries
+        (entry, read_predictions(entry.results[0].predictions, toy)) for entry in comparison.entries
     ]
     entries[1][1][:] = entries[1][1][:5]
     annotations = dataset.load("test").annotations
@@ -48,20 +48,20 @@ def test_build_gallery(gallery_inputs):
     items = all_items(gallery_rows)
     assert len(items) >= 12
     for item in items:
-        titles = [one.title for one in item.images]
+        titles = [drawing.title for drawing in item.images]
         assert titles == ["Ground truth", "Distilled", "No distillation"]
-        assert all(item.image_id in one.alt for one in item.images)
-        for one in item.images:
-            data = base64.b64decode(one.data_uri.partition(",")[2])
-            assert Image.open(io.BytesIO(data)).size == one.image.size == (512, 512)
-    alts = " ".join(one.alt for item in items for one in item.images)
+        assert all(item.image_id in drawing.alt for drawing in item.images)
+        for drawing in item.images:
+            data = base64.b64decode(drawing.data_uri.partition(",")[2])
+            assert Image.open(io.BytesIO(data)).size == drawing.image.size == (512, 512)
+    alts = " ".join(drawing.alt for item in items for drawing in item.images)
     assert "(unseen, correct)" in alts
     assert "No distillation: nothing" in alts
     for gallery_row in gallery_rows:
         expected = "AP " if "seen actions only" in gallery_row.title else "unseen AP "
         for item in gallery_row.items:
             assert item.images[0].note == ""
-            assert all(one.note.startswith(expected) for one in item.images[1:])
+            assert all(drawing.note.startswith(expected) for drawing in item.images[1:])
 
 
 def test_only_available_images(gallery_inputs):
@@ -83,8 +83,8 @@ def test_verbs_without_object_are_not_drawn(gallery_inputs):
     found = [alone(item, scores=np.append(1, item.scores)) for item in detections]
     items = all_items(build_gallery(comparison, changed, [(lead, found)], load_image))
     plain = all_items(build_gallery(comparison, annotations, [(lead, detections)], load_image))
-    assert [one.alt for item in items for one in item.images] == [
-        one.alt for item in plain for one in item.images
+    assert [drawing.alt for item in items for drawing in item.images] == [
+        drawing.alt for item in plain for drawing in item.images
     ]
 
 

@@ -24,7 +24,7 @@ def log(num_lines):
 
 @pytest.mark.parametrize("num_lines", [1, 20, 500])
 def test_training_curves(num_lines, entries, texts):
-    chart = training_curves([(one, log(num_lines)) for one in entries])
+    chart = training_curves([(entry, log(num_lines)) for entry in entries])
     for found in texts(chart):
         assert {TOTAL_LOSS, LEARNING_RATE, "step", "Distilled", "No distillation"} <= set(found)
     assert "var(--distilled)" in chart.wide
