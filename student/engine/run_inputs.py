@@ -120,7 +120,7 @@ def build_inputs(request: RunRequest, context: DistContext) -> RunInputs:
     cache = open_cache(request.cache)
     recipe = _build_recipe(request, vocabulary, cache)
     if recipe.train.extra_ratio is not None and not request.extra_data:
-        raise InputError("--extra-ratio: expected --extra-data as well, found none")
+        raise InputError("--extra-ratio: expected --extra-data beside it, found none")
     if recipe.train.shots and not split.unseen:
         raise InputError(f"--shots: expected a split with unseen interactions, found {split.name}")
     part = open_part(dataset, "train", context, cache)

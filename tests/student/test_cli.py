@@ -334,7 +334,7 @@ def test_a_cache_of_annotated_boxes(run, student, annotated_cache, tmp_path):
     words = [*without(student, "--cache"), "--cache", annotated_cache, "--epochs", 1]
     code, _, err = run(*words, "--candidates", "detector")
     assert code == 2 and err.count("\n") == 1
-    assert f"--candidates: expected annotated, as {annotated_cache} was built" in err
+    assert f"--candidates: expected annotated, the protocol of {annotated_cache}, found" in err
     assert run(*words)[0] == 0
     recipe = json.loads((tmp_path / "run/config.json").read_text())["recipe"]
     results = json.loads((tmp_path / "run/results.json").read_text())

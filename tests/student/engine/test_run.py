@@ -156,15 +156,15 @@ def test_validation_may_keep_the_best_checkpoint(
 ):
     """The best of given scores is kept, also by a run that is killed during a validation."""
     trained, scores = set(), [0.75, 0.25, 0.5]
-    whole = TrainingDataset.__getitem__
+    original = TrainingDataset.__getitem__
 
     def remember(self, key):
         trained.add(self.records[key[1]].id)
-        return whole(self, key)
+        return original(self, key)
 
     def evaluate(self, model, run, step, execution):
         assert not {record.id for record in self.records} & trained and len(self.records) == 4
-        if step == 6 and not any("goes on" in line for line in messages):
+        if step == 6 and not any("resuming at step" in line for line in messages):
             raise Killed
         return ValidationScore(scores[step // 3 - 1], {"seen": scores[step // 3 - 1]})
 
