@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +15,13 @@ from pipeline.utils.cli_settings import (
     format_config,
     logging_options,
     option,
-    setting_rank,
 )
 from pipeline.utils.errors import InputError
 from teacher_cache.cli_caches import COMMANDS
+from teacher_cache.cli_cluster import cluster_options
 
 if TYPE_CHECKING:
     from teacher_cache.cluster.modes import ArrayShare, ExecutionMode
-
-
-class OptionalType(click.ParamType):
-    """A value of another type, or `none`."""
-
-    def __init__(self, kind: click.ParamType) -> None:
-        self.kind, self.name = kind, f"{kind.name} or none"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and value.strip().lower() == "none":
-            return None
-        return self.kind.convert(value, param, ctx)
 
 
 # Names of the SLURM batch scripts in the package.
@@ -43,192 +29,6 @@ BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
 POSITIVE_INT = click.IntRange(min=1)
 SCORE_RANGE = click.FloatRange(0, 1)
 BUILDING = cloup.Section("Building")
-SLURM_ARRAY = "slurm"
-# Options that apply to SLURM jobs only.
-SLURM_OPTIONS = (
-    "jobs",
-    "cores",
-    "memory",
-    "walltime",
-    "queue",
-    "account",
-    "gres",
-    "prologue",
-    "directives",
-    "log_folder",
-    "interface",
-)
-CLUSTER_GROUPS = (
-    cloup.option_group(
-        "Local processes",
-        device_option,
-        option(
-            "--workers",
-            type=click.IntRange(min=0),
-            show_default="one for each GPU if there are several, otherwise 0",
-            help="Number of worker processes on this machine; 0 works in this process.",
-        ),
-        option(
-            "--threads",
-            type=POSITIVE_INT,
-            hidden=True,
-            show_default="the cores, shared among the workers",
-            help="Number of torch threads of each process on a CPU.",
-        ),
-    ),
-    cloup.option_group(
-        "Dask cluster",
-        option(
-            "--scheduler",
-            metavar="ADDRESS|FILE",
-            help="Use the workers of a running Dask cluster: host:port or scheduler file.",
-        ),
-        option(
-            "--interface",
-            metavar="NAME",
-            hidden=True,
-            show_default="chosen by Dask",
-            help="With --slurm: network interface of the workers, such as ib0.",
-        ),
-    ),
-    cloup.option_group(
-        "SLURM and job arrays",
-        option(
-            "--array",
-            metavar="[I/N]",
-            is_flag=False,
-            flag_value=SLURM_ARRAY,
-            help=(
-                "Be job I (counted from 0) of N independent jobs that share one cache folder. "
-                "Without I/N, or as slurm: taken from SLURM's array variables."
-            ),
-        ),
-        option("--slurm", is_flag=True, help="Start the workers as SLURM jobs."),
-        option("--dry-run", is_flag=True, help="With --slurm: print the job script and stop."),
-        option(
-            "--jobs",
-            type=POSITIVE_INT,
-            default=1,
-            show_default=True,
-            help="Number of jobs at a time.",
-        ),
-        option(
-            "--queue",
-            metavar="NAME",
-            show_default="the site's",
-            help="Partition of the jobs.",
-        ),
-        option("--gres", metavar="TEXT", help="Generic resources of a job, such as gpu:1."),
-        option(
-            "--walltime",
-            type=OptionalType(click.STRING),
-            metavar="TIME|none",
-            default="04:00:00",
-            show_default=True,
-            help="Time limit of each job; none takes the site's default.",
-        ),
-        option(
-            "--cores",
-            type=OptionalType(POSITIVE_INT),
-            metavar="N|none",
-            default=4,
-            show_default=True,
-            help="Number of cores per job; none takes the site's default.",
-        ),
-        option(
-            "--memory",
-            type=OptionalType(click.STRING),
-            metavar="SIZE|none",
-            default="16GB",
-            show_default=True,
-            help="Memory per job, 0 for all of a node; none leaves it to SLURM.",
-        ),
-        option("--account", metavar="NAME", hidden=True, help="Account to charge."),
-        option(
-            "--prologue",
-            multiple=True,
-            metavar="LINE",
-            hidden=True,
-            help="Shell line to run before the worker starts. Can be given several times.",
-        ),
-        option(
-            "--directive",
-            "directives",
-            multiple=True,
-            metavar="TEXT",
-            hidden=True,
-            help=(
-                "Another #SBATCH line, such as --constraint=a100. One that sets cores, memory "
-                "or time, such as --mem-per-gpu=40G, replaces that option."
-            ),
-        ),
-        option(
-            "--log-folder",
-            type=click.Path(path_type=Path),
-            hidden=True,
-            show_default="CACHE/logs",
-            help="Folder for the jobs' logs.",
-        ),
-    ),
-)
-
-
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the cluster options, which reach the command as `mode`, `share` and `dry_run`."""
-
-    @wraps(command)
-    def with_mode(
-        *args: Any,
-        workers: int | None,
-        scheduler: str | None,
-        slurm: bool,
-        dry_run: bool,
-        array: str | None,
-        **options: Any,
-    ) -> Any:
-        from teacher_cache.cluster.modes import (
-            ArrayShare,
-            InProcess,
-            LocalWorkers,
-            RunningCluster,
-            SlurmJobs,
-        )
-
-        _check_exclusive(workers=workers, scheduler=scheduler, slurm=slurm or None)
-        _check_exclusive(array=array, scheduler=scheduler, slurm=slurm or None)
-        jobs = {name: options.pop(name) for name in SLURM_OPTIONS}
-        if not slurm:
-            _require_slurm([*SLURM_OPTIONS, "dry_run"])
-        mode: ExecutionMode | None = None
-        if slurm:
-            mode = SlurmJobs(**jobs)
-        elif scheduler is not None:
-            mode = RunningCluster(scheduler)
-        elif workers is not None:
-            mode = LocalWorkers(workers) if workers else InProcess()
-        share = None
-        if array is not None:
-            share = ArrayShare.from_slurm() if array == SLURM_ARRAY else ArrayShare.parse(array)
-        return command(*args, mode=mode, share=share, dry_run=dry_run, **options)
-
-    for group in reversed(CLUSTER_GROUPS):
-        with_mode = group(with_mode)
-    return with_mode
-
-
-def _check_exclusive(**options: object) -> None:
-    given = [f"--{name}" for name, value in options.items() if value is not None]
-    if len(given) > 1:
-        raise InputError(f"{given[0]}: expected alone, found {' and '.join(given[1:])} too")
-
-
-def _require_slurm(names: list[str]) -> None:
-    """Refuses options of SLURM jobs without --slurm; a configuration file may contain them."""
-    context = click.get_current_context()
-    for name in names:
-        if setting_rank(context, name) > 1:
-            (option,) = [param for param in context.command.params if param.name == name]
-            raise InputError(f"{option.opts[0]}: expected together with --slurm, found alone")
 
 
 @cloup.group(context_settings=HELP_SETTINGS)

@@ -22,6 +22,7 @@ ROOMS = {
         "pipeline/utils/cli",
         "student/inference/cli.py",
         "teacher_cache/cli_caches.py",
+        "teacher_cache/cli_cluster.py",
     ],
     "open_clip": ["teacher_cache/teachers/", "teacher_cache/toy/"],
     "dask": ["teacher_cache/cluster/"],

@@ -237,7 +237,8 @@ def _to_option_value(
     try:
         option.type_cast_value(context, result)
     except click.BadParameter as error:
-        raise bad_field(source, key, f"{option.type.name} ({error.message})", value) from None
+        expected = _describe_number(option.type) or f"{option.type.name} ({error.message})"
+        raise bad_field(source, key, expected, value) from None
     return result
 
 
@@ -310,9 +311,8 @@ def _describe(option: click.Option, text: str | None) -> str:
         values = "true or false"
     elif isinstance(value_type, click.Choice):
         values = f"One of {', '.join(value_type.choices)}"
-    elif isinstance(value_type, (click.IntRange, click.FloatRange)):
-        kind = "Integer" if isinstance(value_type, click.IntRange) else "Number"
-        values = f"{kind}{_describe_range(value_type)}"
+    elif number := _describe_number(value_type):
+        values = number
     elif not isinstance(value_type, (click.types.StringParamType, click.Path)):
         values = value_type.name
     if option.multiple:
@@ -325,13 +325,16 @@ def _describe(option: click.Option, text: str | None) -> str:
     return " ".join(f"{part.rstrip('.')}." for part in parts if part)
 
 
-def _describe_range(value_range: click.IntRange | click.FloatRange) -> str:
-    bounds = []
-    if value_range.min is not None:
-        bounds.append(f"{'above' if value_range.min_open else 'at least'} {value_range.min:g}")
-    if value_range.max is not None:
-        bounds.append(f"{'below' if value_range.max_open else 'at most'} {value_range.max:g}")
-    return "".join(f", {bound}" for bound in bounds)
+def _describe_number(value_type: click.ParamType) -> str:
+    """The numbers of a range type in words; "" for other types."""
+    if not isinstance(value_type, (click.IntRange, click.FloatRange)):
+        return ""
+    words = ["integer" if isinstance(value_type, click.IntRange) else "number"]
+    if value_type.min is not None:
+        words.append(f"{'above' if value_type.min_open else 'at least'} {value_type.min:g}")
+    if value_type.max is not None:
+        words.append(f"{'below' if value_type.max_open else 'at most'} {value_type.max:g}")
+    return ", ".join(words)
 
 
 def _to_toml(value: Any) -> str | None:

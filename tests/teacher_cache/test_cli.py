@@ -80,7 +80,7 @@ def test_the_printed_configuration_builds_the_same_cache(shared_dataset, tmp_pat
 @pytest.mark.parametrize(
     ("assignment", "facts"),
     [
-        ("max_objects=0", ("max_objects: expected integer range", "found 0")),
+        ("max_objects=0", ("max_objects: expected integer, at least 1", "found 0")),
         ("levle=image", ("levle: expected a setting of eoid-cache build", "level")),
         ("cores=8", ("--cores: expected together with --slurm, found alone",)),
     ],
