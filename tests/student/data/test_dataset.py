@@ -22,11 +22,11 @@ def boxes(*rows):
     return torch.tensor(rows, dtype=torch.float32).view(-1, 4)
 
 
-def image_targets(humans, things, found=()):
+def image_targets(humans, objects, found=()):
     count = len(humans)
     return Targets(
         human_boxes=boxes(*humans),
-        object_boxes=boxes(*things),
+        object_boxes=boxes(*objects),
         object_labels=torch.arange(count),
         verb_labels=torch.eye(count, 3, dtype=torch.bool),
         teacher_probs=(torch.arange(count * 3).float().view(count, 3) + 1) / 100,
@@ -253,9 +253,9 @@ def test_a_batch_has_two_tensors_with_all_samples(make_images, vocabulary):
     assert len(batch) == 4 and len(set(batch.sizes)) > 1
     for row, (sample, (height, width)) in enumerate(zip(samples, batch.sizes, strict=True)):
         assert torch.equal(batch.pixels[row, :, :height, :width], sample.image)
-        own = batch.targets.detected_images == row
+        in_image = batch.targets.detected_images == row
         for name in DETECTION_FIELDS[:2]:
-            found = getattr(batch.targets, name)[own]
+            found = getattr(batch.targets, name)[in_image]
             assert torch.equal(found, getattr(sample.targets, name))
         for name in PAIR_FIELDS:
             found = getattr(batch.targets, name)[row, batch.targets.pair_mask[row]]
@@ -280,8 +280,8 @@ def test_sizes_equal_those_of_the_samples(make_images, vocabulary, augmentation)
 def test_teacher_probs_stay_with_their_pairs_in_the_published_augmentation():
     """Pairs are identified by their boxes; those that remain have their own probabilities."""
     humans = [(20 + 60 * i, 30, 70 + 60 * i, 200) for i in range(5)]
-    things = [(30 + 60 * i, 120, 60 + 60 * i, 280) for i in range(5)]
-    targets = image_targets(humans, things)
+    objects = [(30 + 60 * i, 120, 60 + 60 * i, 280) for i in range(5)]
+    targets = image_targets(humans, objects)
     pairs_left = set()
     for seed in range(30):
         torch.manual_seed(seed)
@@ -301,8 +301,8 @@ def test_teacher_probs_stay_with_their_pairs_in_the_published_augmentation():
 
 def test_images_without_seen_labels_are_kept(make_images, annotations, vocabulary):
     """An image whose labels are all unseen still has candidates."""
-    hidden = annotations.annotations[3]
-    verbs, labels = hidden.hois[:, 2], hidden.labels[hidden.hois[:, 1]]
+    annotation = annotations.annotations[3]
+    verbs, labels = annotation.hois[:, 2], annotation.labels[annotation.hois[:, 1]]
     unseen = np.unique(vocabulary.interaction_ids[verbs, labels])
     split = Split("mine", tuple(unseen.tolist()), np.ones(vocabulary.num_verbs, dtype=bool))
     images = make_images(split, toy_augmentation())

@@ -12,9 +12,9 @@ from student.data.few_shot import list_few_shot, select_few_shot
 def labelled(annotations, vocabulary):
     """Number of labels of every interaction."""
     return Counter(
-        int(vocabulary.interaction_ids[verb, one.labels[thing]])
+        int(vocabulary.interaction_ids[verb, one.labels[object_row]])
         for one in annotations
-        for _, thing, verb in one.hois.tolist()
+        for _, object_row, verb in one.hois.tolist()
     )
 
 
@@ -38,8 +38,8 @@ def test_the_number_of_targets_of_every_unseen_interaction(
     images.few_shot_rows = select_few_shot(everything, split, vocabulary, count, seed=4)
     found, there = taught(images, vocabulary), labelled(everything, vocabulary)
     for hoi in range(vocabulary.num_interactions):
-        wanted = min(count, there[hoi]) if hoi in split.unseen else there[hoi]
-        assert found[hoi] == wanted, vocabulary.interaction_name(hoi)
+        expected = min(count, there[hoi]) if hoi in split.unseen else there[hoi]
+        assert found[hoi] == expected, vocabulary.interaction_name(hoi)
     listed = list_few_shot(everything, images.few_shot_rows, vocabulary)
     names = Counter(entry["interaction"] for entry in listed)
     assert names == {
@@ -56,25 +56,28 @@ def test_a_few_shot_label_changes_only_the_targets_of_its_pair(
     images = make_images(split, None)
     before = [images.targets(index) for index in range(len(images))]
     images.few_shot_rows = select_few_shot(annotations.annotations, split, vocabulary, 1, seed=0)
-    for index, hidden in enumerate(before):
+    for index, without_shots in enumerate(before):
         targets = images.targets(index)
         rows = images.few_shot_rows.get(index, [])
-        assert targets.verb_labels.sum() - hidden.verb_labels.sum() == len(rows)
+        assert targets.verb_labels.sum() - without_shots.verb_labels.sum() == len(rows)
         assert not targets.teacher_probs[targets.verb_labels].any()
-        for human, thing, verb in annotations.annotations[index].hois[rows].tolist():
+        for human, object_row, verb in annotations.annotations[index].hois[rows].tolist():
             boxes = annotations.annotations[index].boxes
             same = (targets.human_boxes == boxes[human]).all(1)
-            same &= (targets.object_boxes == boxes[thing]).all(1)
+            same &= (targets.object_boxes == boxes[object_row]).all(1)
             assert targets.verb_labels[same & targets.seen][:, verb].all()
 
 
 def test_selections_depend_on_the_seed_and_are_nested(vocabulary):
     split = load_split(vocabulary, "ua")
     everything = [draw_scene(5, "train", index)[1] for index in range(80)]
-    draws = [
+    selections = [
         select_few_shot(everything, split, vocabulary, count, seed=1) for count in (1, 2, 2, 3)
     ]
-    rows = [{(image, row) for image, own in draw.items() for row in own} for draw in draws]
+    rows = [
+        {(image, row) for image, image_rows in selection.items() for row in image_rows}
+        for selection in selections
+    ]
     assert rows[1] == rows[2] and rows[0] < rows[1] < rows[3]
     others = [select_few_shot(everything, split, vocabulary, 1, seed=seed) for seed in range(5)]
     assert any(other != others[0] for other in others)

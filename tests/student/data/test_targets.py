@@ -134,8 +134,8 @@ def test_boxes_are_those_of_seen_pairs_or_of_the_detector(
         answers = answer(annotation)
         targets = targets_of(annotation, split, answers=answers)
         rows = annotation.hois
-        hidden = np.isin(interactions_of(annotation, vocabulary), unseen)
-        known = table(pair_boxes(annotation, rows[~hidden]))
+        unseen_labels = np.isin(interactions_of(annotation, vocabulary), unseen)
+        known = table(pair_boxes(annotation, rows[~unseen_labels]))
         found = answers.pairs.sources == 1
         proposals = table(
             np.concatenate(
@@ -150,7 +150,7 @@ def test_boxes_are_those_of_seen_pairs_or_of_the_detector(
         assert {tuple(box) for box in targets.detected_boxes.tolist()} == {
             tuple(box) for box in detected.tolist()
         }
-        left_out += len(table(pair_boxes(annotation, rows[hidden])) - known)
+        left_out += len(table(pair_boxes(annotation, rows[unseen_labels])) - known)
     assert (left_out > 0) == (split != "full")
 
 
@@ -163,32 +163,32 @@ def test_unseen_pairs_have_no_effect_on_targets(scenes, targets_of, answer, voca
         answers = answer(annotation)
         before = targets_of(annotation, split, answers=answers)
         rows = annotation.hois
-        hidden = np.isin(
+        unseen_labels = np.isin(
             interactions_of(annotation, vocabulary), load_split(vocabulary, split).unseen
         )
-        alone = np.setdiff1d(rows[hidden][:, :2], rows[~hidden][:, :2])
+        alone = np.setdiff1d(rows[unseen_labels][:, :2], rows[~unseen_labels][:, :2])
         boxes = annotation.boxes.copy()
         boxes[alone] = random.uniform(0, 128, (len(alone), 4))
-        known = table(pair_boxes(annotation, rows[~hidden]))
+        known = table(pair_boxes(annotation, rows[~unseen_labels]))
         pairs = answers.pairs
         cached = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)
-        secret = np.array([tuple(row) not in known for row in cached.tolist()], dtype=bool)
-        secret &= pairs.sources == 0
-        humans, things, probabilities = (
+        unseen_rows = np.array([tuple(row) not in known for row in cached.tolist()], dtype=bool)
+        unseen_rows &= pairs.sources == 0
+        humans, objects, probabilities = (
             values.copy()
             for values in (pairs.human_boxes, pairs.object_boxes, answers.probabilities)
         )
-        for values in (humans, things, probabilities):
-            values[secret] = random.uniform(0, 1, values[secret].shape)
+        for values in (humans, objects, probabilities):
+            values[unseen_rows] = random.uniform(0, 1, values[unseen_rows].shape)
         other = replace(
             answers,
-            pairs=replace(pairs, human_boxes=humans, object_boxes=things),
+            pairs=replace(pairs, human_boxes=humans, object_boxes=objects),
             probabilities=probabilities,
         )
         after = targets_of(replace(annotation, boxes=boxes), split, answers=other)
         for field in fields(before):
             np.testing.assert_array_equal(getattr(before, field.name), getattr(after, field.name))
-        changed += len(alone) + secret.sum()
+        changed += len(alone) + unseen_rows.sum()
     assert changed > 20
 
 
@@ -198,12 +198,12 @@ def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(scenes, targets
     for annotation in scenes:
         targets = targets_of(annotation, "ua", ANNOTATED)
         rows = annotation.hois
-        hidden = np.isin(interactions_of(annotation, vocabulary), split.unseen)
-        only_hidden = table(pair_boxes(annotation, rows[hidden])) - table(
-            pair_boxes(annotation, rows[~hidden])
+        unseen_labels = np.isin(interactions_of(annotation, vocabulary), split.unseen)
+        only_unseen = table(pair_boxes(annotation, rows[unseen_labels])) - table(
+            pair_boxes(annotation, rows[~unseen_labels])
         )
         boxes = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)
-        assert table(boxes[~targets.seen]) <= only_hidden
+        assert table(boxes[~targets.seen]) <= only_unseen
         taken += (~targets.seen).sum()
     assert taken > 5
 
@@ -211,7 +211,7 @@ def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(scenes, targets
 def test_candidates_from_a_cache_of_annotated_boxes(scenes, answer, vocabulary):
     """All pairs of annotated boxes but seen pairs are candidates, unseen or unlabelled."""
     split = load_split(vocabulary, "ua")
-    unlabelled = hidden = 0
+    unlabelled = unseen = 0
     for annotation in scenes:
         answers = answer(annotation, spread=0)
         pairs = answers.pairs
@@ -226,8 +226,8 @@ def test_candidates_from_a_cache_of_annotated_boxes(scenes, answer, vocabulary):
         found = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)[~targets.seen]
         assert table(found) <= table(every) - named
         unlabelled += len(table(found) - table(pair_boxes(annotation, rows)))
-        hidden += len(table(found) & table(pair_boxes(annotation, rows[~shown])))
-    assert unlabelled > 5 and hidden > 5
+        unseen += len(table(found) & table(pair_boxes(annotation, rows[~shown])))
+    assert unlabelled > 5 and unseen > 5
 
 
 @pytest.mark.parametrize("config", [TargetConfig(), ANNOTATED])
@@ -264,10 +264,10 @@ def test_without_distillation_only_teacher_probs_differ(scenes, targets_of):
     assert changed > 10
 
 
-def person_and(vocabulary, *things, hois):
+def person_and(vocabulary, *objects, hois):
     """An annotation with a person on the left and the named objects in a row to the right."""
-    boxes = [[0, 0, 20, 60], *([30 + 30 * i, 10, 50 + 30 * i, 40] for i in range(len(things)))]
-    labels = [vocabulary.person, *(vocabulary.objects.index(name) for name in things)]
+    boxes = [[0, 0, 20, 60], *([30 + 30 * i, 10, 50 + 30 * i, 40] for i in range(len(objects)))]
+    labels = [vocabulary.person, *(vocabulary.objects.index(name) for name in objects)]
     rows = [(0, thing, vocabulary.verbs.index(verb)) for thing, verb in hois]
     return Annotation(
         "a.jpg",

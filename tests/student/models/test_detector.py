@@ -140,14 +140,14 @@ def test_padding_invariant_outputs_equal_those_of_single_images(
     model = build(replace(small_config, backbone=backbone, queries=queries))
     images = [image(100, 131), image(41, 64, seed=1), image(77, 90, seed=2)]
     padded = model.pad(images, (120, 150))
-    together, exposed = model(padded, padding_invariant=True), model(padded)
+    batched, with_padding = model(padded, padding_invariant=True), model(padded)
     for row, one in enumerate(images):
         for name, value in model([one]).items():
             if name.startswith("pred_"):
-                torch.testing.assert_close(together[name][row], value[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(batched[name][row], value[0], rtol=1e-4, atol=1e-5)
     # What the published model makes of padding.
     verbs = "pred_verb_logits"
-    assert (together[verbs] - exposed[verbs]).abs().max() > 1e-3
+    assert (batched[verbs] - with_padding[verbs]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("detach", "reaches"), [(True, False), (False, True)])

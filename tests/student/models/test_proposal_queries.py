@@ -117,10 +117,10 @@ def test_union_cxcywh():
 
 def test_pair_spatial_features():
     human = torch.tensor([[0.4, 0.5, 0.2, 0.4]])
-    thing = torch.tensor([[0.5, 0.3, 0.4, 0.1]])
-    values = pair_spatial_features(human, thing)
+    object_box = torch.tensor([[0.5, 0.3, 0.4, 0.1]])
+    values = pair_spatial_features(human, object_box)
     assert values.shape == (1, 12)
-    torch.testing.assert_close(values[:, :8], torch.cat([human, thing], 1))
+    torch.testing.assert_close(values[:, :8], torch.cat([human, object_box], 1))
     expected = torch.tensor([[0.5, -0.5, torch.tensor(2.0).log(), torch.tensor(0.25).log()]])
     torch.testing.assert_close(values[:, 8:], expected)
 
@@ -167,10 +167,10 @@ def test_queries_of_a_padded_image_are_those_it_has_alone(pair_people):
         height, width = one.shape[-2:]
         batch[row, :, :height, :width] = one[0]
         padding[row, : 8 * height, : 8 * width] = False
-    together = parts(queries({"stride8": batch}, padding))
+    batched = parts(queries({"stride8": batch}, padding))
     for row, one in enumerate(alone):
         for name, value in parts(queries({"stride8": one}, None)).items():
-            torch.testing.assert_close(together[name][row], value[0], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(batched[name][row], value[0], rtol=1e-3, atol=1e-4)
 
 
 def test_queries_with_a_mask_without_padding(queries):
@@ -181,7 +181,7 @@ def test_queries_with_a_mask_without_padding(queries):
 
 
 class Couple(torch.nn.Module):
-    """A proposal head that sees two people and a thing."""
+    """A proposal head that predicts two people and an object."""
 
     def forward(self, features, padding):
         logits = torch.full((1, 5, 8, 8), -9.0)
@@ -201,9 +201,12 @@ def test_people_are_paired_with_other_people(pair_people):
     queries.label.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     start = queries(maps(1), None)
     found = torch.stack([start.human_reference[0, :, 0], start.object_reference[0, :, 0]], 1)
-    first, second, thing = 0.4, 0.3, 0.2
-    with_thing, among = [[first, thing], [second, thing]], [[first, second], [second, first]]
-    expected = among + with_thing if pair_people else with_thing
+    first, second, object_box = 0.4, 0.3, 0.2
+    with_object, among = (
+        [[first, object_box], [second, object_box]],
+        [[first, second], [second, first]],
+    )
+    expected = among + with_object if pair_people else with_object
     # Two people are as likely a pair one way round as the other.
     first_pairs = torch.tensor(sorted(found[: len(expected)].tolist()))
     torch.testing.assert_close(first_pairs, torch.tensor(sorted(expected)))
@@ -333,8 +336,10 @@ DETECTED_LABELS = [
 def test_proposal_losses_of_perfect_outputs_are_almost_zero():
     logits = torch.full((3, CLASSES, 8, 8), -20.0)
     boxes = torch.rand(3, 2, 4, 8, 8)
-    for image, (own, labels) in enumerate(zip(DETECTED_BOXES, DETECTED_LABELS, strict=True)):
-        for box, label in zip(own, labels, strict=True):
+    for image, (boxes_of_image, labels) in enumerate(
+        zip(DETECTED_BOXES, DETECTED_LABELS, strict=True)
+    ):
+        for box, label in zip(boxes_of_image, labels, strict=True):
             column, row = (int(box[axis] * 8) for axis in (0, 1))
             logits[image, label, row, column] = 20
             boxes[image, int(label != PERSON), :, row, column] = box
@@ -462,10 +467,10 @@ def test_roi_align_unpadded_equals_torchvision_on_the_unpadded_map(height, width
     image = torch.randint(0, 3, (len(boxes), 1), generator=generator)
     found = roi_align_unpadded(features, torch.cat([image.float(), boxes], 1), 4, ends)
     for number, (rows, columns) in enumerate(ends.tolist()):
-        own = image[:, 0] == number
+        in_image = image[:, 0] == number
         part = features[number, None, :, :rows, :columns]
-        expected = roi_align(part, [boxes[own]], 4, sampling_ratio=1, aligned=True)
-        torch.testing.assert_close(found[own], expected, atol=1e-5, rtol=0)
+        expected = roi_align(part, [boxes[in_image]], 4, sampling_ratio=1, aligned=True)
+        torch.testing.assert_close(found[in_image], expected, atol=1e-5, rtol=0)
 
 
 def test_roi_align_unpadded_without_regions():

@@ -48,11 +48,11 @@ def test_logits_are_scaled_cosines_with_the_texts_of_the_most_probable_object(co
     logits, embeddings = head(actions, objects)
     assert logits.shape == (*shape, VERBS) and embeddings.shape == (*shape, DIM)
     for place in np.ndindex(*shape):
-        own = head.projection(actions[place])
-        torch.testing.assert_close(embeddings[place], own / own.norm())
+        expected = head.projection(actions[place])
+        torch.testing.assert_close(embeddings[place], expected / expected.norm())
         label = objects[place][:-1].argmax()
         for verb in range(VERBS):
-            cosine = torch.cosine_similarity(own, head.texts[head.rows[label, verb]], dim=0)
+            cosine = torch.cosine_similarity(expected, head.texts[head.rows[label, verb]], dim=0)
             torch.testing.assert_close(logits[place][verb], 5 * (cosine - 0.2))
 
 
@@ -76,9 +76,9 @@ def test_half_precision_does_not_round_cosines(config, head):
         logits, embeddings = head(actions, objects)
         projected = head.projection(actions).float()
     assert logits.dtype == embeddings.dtype == torch.float32
-    own = torch.nn.functional.normalize(projected, dim=-1)
-    wanted = (own @ head.texts.T).gather(-1, head.rows[objects[..., :-1].argmax(-1)])
-    torch.testing.assert_close(logits, 100 * (wanted - 0.2), rtol=1e-5, atol=1e-4)
+    expected = torch.nn.functional.normalize(projected, dim=-1)
+    cosines = (expected @ head.texts.T).gather(-1, head.rows[objects[..., :-1].argmax(-1)])
+    torch.testing.assert_close(logits, 100 * (cosines - 0.2), rtol=1e-5, atol=1e-4)
 
 
 def test_a_detector_gives_embeddings_of_all_layers(config, build):
