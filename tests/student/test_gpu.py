@@ -32,8 +32,8 @@ def logged(run):
 @pytest.fixture
 def config(dataset_root, cache_path, tmp_path):
     options = {"batch_size": 8, "epochs": 2, "ema": 0.9, "seed": 3}
-    run_request = RunRequest(dataset_root, cache_path, "ua", "toy", options)
-    return RunConfig(run_request, tmp_path / "run", device="cuda", workers=2, log_every=1)
+    request = RunRequest(dataset_root, cache_path, "ua", "toy", options)
+    return RunConfig(request, tmp_path / "run", device="cuda", workers=2, log_every=1)
 
 
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
@@ -116,12 +116,12 @@ def test_two_processes_have_the_losses_of_one(
 ):
     options = ("--batch-size", 8, "--epochs", 1, "--workers", 1, "--device", "cuda")
     options += ("--dropout", 0.0)
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    ends = [one() for one in start_processes(student_words(together, *options))]
+    single, distributed = tmp_path / "single", tmp_path / "distributed"
+    ends = [one() for one in start_processes(student_words(distributed, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(student_words(alone, *options))()[0] == 0
-    mine, theirs = (logged(folder)[0] for folder in (alone, together))
-    assert theirs["losses"] == pytest.approx(mine["losses"], **LOSSES)
+    assert start(student_words(single, *options))()[0] == 0
+    expected, found = (logged(folder)[0] for folder in (single, distributed))
+    assert found["losses"] == pytest.approx(expected["losses"], **LOSSES)
 
 
 def test_stage_times(gpu):
