@@ -43,7 +43,7 @@ class TrainStep:
         scheduler: the optimizer's learning rate, advanced by every step.
         execution: device, processes, accumulation and compilation.
         ema: averaged copy of the model, updated by every step; None without averaging.
-        source_names: names of the datasets that samples come from, in the order of their indices;
+        dataset_names: names of the datasets that samples come from, in the order of their indices;
             empty with one dataset.
     """
 
@@ -58,11 +58,11 @@ class TrainStep:
         scheduler: LRScheduler,
         execution: Execution,
         ema: ModelEMA | None = None,
-        source_names: Sequence[str] = (),
+        dataset_names: Sequence[str] = (),
     ) -> None:
         self.recipe, self.model, self.execution = recipe, model, execution
         self.criterion, self.optimizer, self.scheduler = criterion, optimizer, scheduler
-        self.ema, self.source_names = ema, source_names
+        self.ema, self.dataset_names = ema, dataset_names
         self._forward: Any = torch.compile(model) if execution.compiled else model
         if execution.context.world_size > 1:
             self._forward = wrap_ddp(self._forward, execution.device)
@@ -150,9 +150,9 @@ class TrainStep:
             losses["proposal_class"] = train.proposal_class_weight * proposal["proposal_class"]
             losses["proposal_box"] = train.proposal_box_weight * proposal["proposal_box"]
         losses["total"] = torch.stack(list(losses.values())).sum()
-        if self.source_names:
+        if self.dataset_names:
             losses |= sum_by_dataset(
-                computed.by_image, batch.targets.dataset_index[:, 0], self.source_names
+                computed.by_image, batch.targets.dataset_index[:, 0], self.dataset_names
             )
         return losses
 

@@ -104,13 +104,33 @@ class Trainer:
         validator: Validator | None = None,
         extra: Sequence[TrainingDataset] = (),
     ) -> None:
-        train, context = recipe.train, execution.context
+        context = execution.context
         self.recipe, self.run_dir, self.execution = recipe, run_dir, execution
         self.config, self.validator = config or TrainerConfig(), validator
-        sources = [images, *extra]
+        datasets = [images, *extra]
         # One process reads the headers of all images for the others.
-        for source in sources:
-            source.image_sizes = context.broadcast(partial(getattr, source, "image_sizes"))
+        for dataset in datasets:
+            dataset.image_sizes = context.broadcast(partial(getattr, dataset, "image_sizes"))
+        self.sampler, images_per_step = self._build_sampler(images, extra)
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        # Convolutions are faster in this memory format, on CPUs and GPUs.
+        model = model.to(execution.device).to(memory_format=torch.channels_last)
+        dataset_names = [dataset.name for dataset in datasets] if extra else []
+        self.train_step = self._build_train_step(model, split, dataset_names)
+        self.pending_metrics = PendingMetrics(execution.device)
+        self.throughput = Throughput(execution.device)
+        self.state = RunState(self.train_step, vocabulary, split, run_dir, self.config.plan)
+        self.batches = TrainingBatches(
+            ConcatTrainingDataset(datasets) if extra else images,
+            cast(int, model.backbone.size_divisible),
+        )
+        self.local_batch_size = -(-images_per_step // context.world_size)
+
+    def _build_sampler(
+        self, images: TrainingDataset, extra: Sequence[TrainingDataset]
+    ) -> tuple[DistributedBatchSampler, int]:
+        """The sampler of this process's shares of the batches, and the images of a whole batch."""
+        train, context = self.recipe.train, self.execution.context
         batch_size, pool = train.batch_size, None
         if extra:
             pool_size = sum(map(len, extra))
@@ -128,7 +148,7 @@ class Trainer:
                 f"batch_size: expected an image per step for each of {context.world_size}"
                 f" processes, found {images_per_step}"
             )
-        self.sampler = DistributedBatchSampler(
+        sampler = DistributedBatchSampler(
             images.sizes,
             len(images),
             train.epochs,
@@ -139,32 +159,26 @@ class Trainer:
             train.last_batch,
             pool,
         )
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        # Convolutions are faster in this memory format, on CPUs and GPUs.
-        model = model.to(execution.device).to(memory_format=torch.channels_last)
-        distilled_verbs = torch.from_numpy(split.distilled_verbs).to(execution.device)
-        matcher = TwoStageMatcher(recipe.matcher, distilled_verbs)
-        optimizer = build_optimizer(model, train, execution.device)
-        self.train_step = TrainStep(
+        return sampler, images_per_step
+
+    def _build_train_step(
+        self, model: HOIDetector, split: Split, dataset_names: Sequence[str]
+    ) -> TrainStep:
+        recipe, train, device = self.recipe, self.recipe.train, self.execution.device
+        matcher = TwoStageMatcher(
+            recipe.matcher, torch.from_numpy(split.distilled_verbs).to(device)
+        )
+        optimizer = build_optimizer(model, train, device)
+        return TrainStep(
             recipe,
             model,
             Criterion(matcher, recipe.losses),
             optimizer,
             build_schedule(optimizer, train, self.steps_per_epoch),
-            execution,
+            self.execution,
             ModelEMA(model, train.ema) if train.ema else None,
-            [source.name for source in sources] if extra else [],
+            dataset_names,
         )
-        self.pending_metrics, self.throughput = (
-            PendingMetrics(execution.device),
-            Throughput(execution.device),
-        )
-        self.state = RunState(self.train_step, vocabulary, split, run_dir, self.config.plan)
-        self.batches = TrainingBatches(
-            ConcatTrainingDataset(sources) if extra else images,
-            cast(int, model.backbone.size_divisible),
-        )
-        self.local_batch_size = -(-images_per_step // context.world_size)
 
     def build_loader(self) -> DataLoader[Batch]:
         """Builds a DataLoader of this process's shares of the remaining batches."""

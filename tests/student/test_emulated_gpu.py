@@ -148,7 +148,7 @@ def test_a_step_waits_for_the_device_twice(make_trainer, vocabulary, name, emula
     options = {field: value for part in parts for field, value in part.items()} | changes
     with emulate_cuda() as gpu:
         trainer = make_trainer("run", device=GPU, **options)
-        trainer.train_step.source_names = ["main", "extra"]
+        trainer.train_step.dataset_names = ["main", "extra"]
         samples = [trainer.batches.images[0, index] for index in range(5)]
         smaller = [one._replace(image=one.image[:, 9 * row :]) for row, one in enumerate(samples)]
         batch = collate(smaller, trainer.batches.multiple).pin_memory()
