@@ -50,8 +50,7 @@ def evaluate_model(
     scoring: ScoringConfig | None = None,
     skip_unreadable: bool = False,
 ) -> Results | None:
-    """Predicts the test part, scores the predictions, and writes `predictions.json`, `results.json`
-    and drawings.
+    """Predicts and scores the test part; writes predictions, results and drawings.
 
     Args:
         predictor: detector to evaluate.

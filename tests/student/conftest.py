@@ -497,7 +497,7 @@ def published_checkpoint(tmp_path_factory, vocabulary):
 
 @pytest.fixture
 def write_image(tmp_path):
-    """`write_image(name, (width, height), seed)` writes a picture of coloured blocks."""
+    """`write_image(name, (width, height), seed)` writes an image of coloured blocks."""
 
     def make(name, size=(128, 128), seed=0, **options):
         blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)

@@ -23,7 +23,7 @@ FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
 
 
 @pytest.fixture
-def places(dataset_root, cache_path, tmp_path):
+def folder(dataset_root, cache_path, tmp_path):
     """Copies of the dataset and the cache, for tests to damage."""
     shutil.copytree(dataset_root, tmp_path / "data")
     shutil.copytree(cache_path, tmp_path / "cache")
@@ -41,17 +41,17 @@ def checkpoint(tiny_recipe, vocabulary, tmp_path_factory):
 
 
 @pytest.fixture
-def refused(places, checkpoint, monkeypatch, capsys):
+def refused(folder, checkpoint, monkeypatch, capsys):
     """`refused(part, left=)` runs the command that reads this part, returns its error line and
     checks which files it left."""
 
     def call(part, left=frozenset()):
         commands = {
-            "train": ["student", "--cache", places / "cache", "--split", "ua", "--preset", "toy"],
+            "train": ["student", "--cache", folder / "cache", "--split", "ua", "--preset", "toy"],
             "test": ["evaluate", checkpoint],
         }
-        words = [*commands[part], "--data", places / "data", "--out", places / "out"]
-        monkeypatch.setattr(sys, "argv", ["eoid-train", *map(str, words), "--device", "cpu"])
+        arguments = [*commands[part], "--data", folder / "data", "--out", folder / "out"]
+        monkeypatch.setattr(sys, "argv", ["eoid-train", *map(str, arguments), "--device", "cpu"])
         with pytest.raises(SystemExit) as ended:
             main()
         err = capsys.readouterr().err
@@ -60,7 +60,7 @@ def refused(places, checkpoint, monkeypatch, capsys):
         assert ended.value.code == 2 and "Traceback" not in err, err
         assert [line.startswith("eoid-train: ") for line in lines].count(True) == 1, err
         assert lines[-1].startswith("eoid-train: "), err
-        assert {path.name for path in places.glob("out/*")} == left
+        assert {path.name for path in folder.glob("out/*")} == left
         return lines[-1]
 
     return call
@@ -176,19 +176,19 @@ def half_annotations(root, part):
         (smaller, "declared 128 x 128, the file has 64 x 64"),
     ],
 )
-def test_a_bad_dataset(places, refused, damage, says, part):
-    damage(places / "data", part)
+def test_a_bad_dataset(folder, refused, damage, says, part):
+    damage(folder / "data", part)
     assert says.format(part=part, file=FILES[part]) in refused(part)
 
 
-def test_a_truncated_test_image(places, refused):
-    image = sorted(images(places / "data", "test").iterdir())[1]
+def test_a_truncated_test_image(folder, refused):
+    image = sorted(images(folder / "data", "test").iterdir())[1]
     image.write_bytes(image.read_bytes()[:600])
     assert f"{image}: expected a whole image" in refused("test")
 
 
-def test_a_training_image_truncated_after_the_cache_was_built(places, refused):
-    image = sorted(images(places / "data", "train").iterdir())[1]
+def test_a_training_image_truncated_after_the_cache_was_built(folder, refused):
+    image = sorted(images(folder / "data", "train").iterdir())[1]
     image.write_bytes(image.read_bytes()[:600])
     assert f"{image}: expected a whole image" in refused("train")
 
@@ -211,25 +211,25 @@ def later_format(cache):
         (lambda cache: (cache / "manifest.json").write_text("{"), "line 1: expected JSON"),
     ],
 )
-def test_a_bad_cache(places, refused, damage, says):
-    damage(places / "cache")
+def test_a_bad_cache(folder, refused, damage, says):
+    damage(folder / "cache")
     assert says in refused("train")
 
 
 def test_a_cache_of_another_vocabulary(
-    places, refused, write_cache, annotations, answer, vocabulary
+    folder, refused, write_cache, annotations, answer, vocabulary
 ):
     other = replace(vocabulary, verbs=("mount", *vocabulary.verbs[1:]))
     answers = {one.image_id: answer(one) for one in annotations.annotations}
-    shutil.rmtree(places / "cache")
-    write_cache(places / "cache", other, annotations.digest, answers)
+    shutil.rmtree(folder / "cache")
+    write_cache(folder / "cache", other, annotations.digest, answers)
     line = refused("train")
     assert "the cache does not fit this dataset: vocabulary: " in line
     assert other.digest()[:12] in line and vocabulary.digest()[:12] in line
 
 
-def test_a_cache_of_other_annotations(places, refused):
-    file = Path(places / "data/annotations/trainval_hico.json")
+def test_a_cache_of_other_annotations(folder, refused):
+    file = Path(folder / "data/annotations/trainval_hico.json")
     file.write_text(file.read_text() + "\n")
     assert "the cache does not fit this dataset: annotations: " in refused("train")
 
@@ -244,28 +244,37 @@ def nan_file(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["--pretrained", "evaluate", "predict"])
-def test_non_finite_weights(nan_file, places, command, monkeypatch, capsys):
-    data = ("--data", places / "data", "--out", places / "out")
-    student = ("student", *data, "--cache", places / "cache", "--split", "ua", "--preset", "toy")
-    words, run = {
+def test_non_finite_weights(nan_file, folder, command, monkeypatch, capsys):
+    data = ("--data", folder / "data", "--out", folder / "out")
+    student = ("student", *data, "--cache", folder / "cache", "--split", "ua", "--preset", "toy")
+    arguments, run = {
         "--pretrained": ((*student, "--pretrained", nan_file), main),
         "evaluate": (("evaluate", nan_file, *data), main),
         "predict": ((nan_file, *data), predict_main),
     }[command]
-    monkeypatch.setattr(sys, "argv", ["eoid", *map(str, words), "--device", "cpu"])
+    monkeypatch.setattr(sys, "argv", ["eoid", *map(str, arguments), "--device", "cpu"])
     with pytest.raises(SystemExit) as ended:
         run()
     line = capsys.readouterr().err.splitlines()[-1]
-    assert ended.value.code == 2 and line.startswith("eoid") and not (places / "out").exists()
+    assert ended.value.code == 2 and line.startswith("eoid") and not (folder / "out").exists()
     assert f"{nan_file}: query_source.head.boxes.0.weight: " in line and "1 of " in line
 
 
 def test_a_diverging_run_with_proposal_queries(student_words, tmp_path):
     """In a separate process, since RoI pooling of NaN boxes may end it by a signal."""
-    words = student_words(tmp_path / "run", "--learning-rate", 1e20, "--clip-norm", 0)
-    words += ["--backbone-learning-rate", 1e20, "--epochs", 3, "--batch-size", 4, "--workers", 0]
+    arguments = student_words(tmp_path / "run", "--learning-rate", 1e20, "--clip-norm", 0)
+    arguments += [
+        "--backbone-learning-rate",
+        1e20,
+        "--epochs",
+        3,
+        "--batch-size",
+        4,
+        "--workers",
+        0,
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "student.cli", *map(str, words)], capture_output=True, text=True
+        [sys.executable, "-m", "student.cli", *map(str, arguments)], capture_output=True, text=True
     )
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]

@@ -21,22 +21,22 @@ import os, signal
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 def at(number, module, name, act):
-    whole, calls = getattr(module, name), []
-    def wrapped(*words, **options):
+    original, calls = getattr(module, name), []
+    def wrapped(*args, **options):
         calls.append(name)
-        return act(whole, words, options) if len(calls) == number else whole(*words, **options)
+        return act(original, args, options) if len(calls) == number else original(*args, **options)
     setattr(module, name, wrapped)
-def before(whole, words, options):
+def before(original, args, options):
     die()
-def after(whole, words, options):
-    whole(*words, **options)
+def after(original, args, options):
+    original(*args, **options)
     die()
-def half(whole, words, options):
-    value, file = words
+def half(original, args, options):
+    value, file = args
     file.write(b"PK" * 5000)
     file.flush()
     die()
-import student.engine.checkpoint, student.engine.checkpoint, student.engine.train_step, torch
+import student.engine.checkpoint, student.engine.train_step, torch
 """
 MOMENTS = {
     "in the second step": 'at(2, student.engine.train_step.TrainStep, "losses", before)',
@@ -62,16 +62,16 @@ def whole(start, student_words, tmp_path):
 
 def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_words, whole, tmp_path):
     run = tmp_path / "killed"
-    words = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 2)
+    arguments = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 2)
     steps = []
     for moment, code in MOMENTS.items():
-        left = start(words, first=f"{KILL}\n{code}")()
+        left = start(arguments, first=f"{KILL}\n{code}")()
         assert left[0] == -signal.SIGKILL, (moment, left)
         kept = run.glob("checkpoint*.pt")
         steps.append(max([load_checkpoint(path).state["step"] for path in kept], default=0))
     # Every attempt resumes the last complete checkpoint.
     assert steps == sorted(steps) and steps[0] >= 1 and steps[-1] < 8, steps
-    code, _, err = start(words)()
+    code, _, err = start(arguments)()
     assert code == 0 and f"resuming at step {steps[-1]} of 8" in err, err
     assert lines(run) == lines(whole)
     mine, theirs = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, whole))
@@ -99,8 +99,8 @@ run_state.save_latest = save_latest
 
 def test_a_full_disk_keeps_the_older_checkpoints(start, student_words, tmp_path):
     run = tmp_path / "run"
-    words = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 0)
-    code, _, err = start(words, first=FULL)()
+    arguments = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 0)
+    code, _, err = start(arguments, first=FULL)()
     assert code == 2 and err.splitlines()[-1] == (
         f"eoid-train: {run}/checkpoint.pt: cannot be written (File too large);"
         " unchanged: checkpoint.pt and checkpoint-previous.pt"

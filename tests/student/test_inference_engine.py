@@ -167,9 +167,9 @@ def test_validation(configured, run):
 
 
 def test_two_processes(run, mixed, expected, vocabulary, start_processes, tmp_path):
-    words = ("--data", mixed, "--out", tmp_path, "--device", "cpu", "--workers", 1)
+    arguments = ("--data", mixed, "--out", tmp_path, "--device", "cpu", "--workers", 1)
     for ended in [
-        command() for command in start_processes(["evaluate", run, *words, "--overwrite"])
+        command() for command in start_processes(["evaluate", run, *arguments, "--overwrite"])
     ]:
         assert ended[0] == 0, ended
     assert_file_same(tmp_path / "predictions.json", expected, vocabulary)
@@ -290,18 +290,18 @@ def every_score(outputs, valid):
 
 def test_all_commands_use_the_precision_of_the_training(run, mixed, monkeypatch, tmp_path):
     """The precision in the checkpoint decides whether a GPU uses TF32."""
-    asked = []
+    precisions = []
     monkeypatch.setattr(
-        "student.inference.predict.configure_device", lambda _, name: asked.append(name)
+        "student.inference.predict.configure_device", lambda _, name: precisions.append(name)
     )
-    own = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
+    expected_precision = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
     evaluate_checkpoint(run, mixed, None, tmp_path / "a", "cpu", 0, overwrite=True)
     Detector.open(run, device="cpu")(image_paths(mixed)[0])
     model = ModelSpec(run)
     predict_dataset(
         PredictDatasetConfig(model, mixed, "test", tmp_path, 0, 100, 4, 0, "cpu", False)
     )
-    assert set(asked) == {own} and len(asked) > len(SIZES)
+    assert set(precisions) == {expected_precision} and len(precisions) > len(SIZES)
 
 
 @pytest.mark.gpu

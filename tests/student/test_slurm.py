@@ -28,8 +28,8 @@ def train(slurm, script, student_words, tmp_path):
 
     def submit(name, *options):
         run = tmp_path / name
-        _, *words = student_words(run, *LONG, *options)
-        job = slurm.submit(*NODES, "--job-name", name, script, *words)
+        _, *arguments = student_words(run, *LONG, *options)
+        job = slurm.submit(*NODES, "--job-name", name, script, *arguments)
         slurm.wait(lambda: (run / "metrics.jsonl").exists(), lambda: log(slurm, job))
         return job, run
 

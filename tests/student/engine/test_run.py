@@ -33,9 +33,9 @@ def configured(dataset_root, cache_path):
 
     def make(out, **changes):
         run_request = RunRequest(dataset_root, cache_path, "ua", "toy", OPTIONS)
-        asked = {name: changes.pop(name) for name in changes.keys() & vars(run_request).keys()}
+        requested = {name: changes.pop(name) for name in changes.keys() & vars(run_request).keys()}
         return RunConfig(
-            replace(run_request, **asked), out, **{"device": "cpu", "workers": 0, **changes}
+            replace(run_request, **requested), out, **{"device": "cpu", "workers": 0, **changes}
         )
 
     return make
@@ -87,8 +87,12 @@ def test_files_of_a_run_folder(finished, dataset, vocabulary):
     plan = read_json(out / "config.json")
     assert plan["recipe"] == load_checkpoint(out / "checkpoint.pt").recipe.to_dict()
     assert plan["recipe"]["train"]["epochs"] == 1 and plan["pretrained"] is None
-    told = plan["execution"]
-    assert told["cache"] and (told["workers"], told["processes"], told["device"]) == (0, 1, "cpu")
+    recorded = plan["execution"]
+    assert recorded["cache"] and (
+        recorded["workers"],
+        recorded["processes"],
+        recorded["device"],
+    ) == (0, 1, "cpu")
 
 
 def test_the_run_opens_as_a_detector(finished):
@@ -230,7 +234,7 @@ def test_a_resumed_run_does_not_need_the_pretrained_weights(
 ):
     config = configured(tmp_path / "run", pretrained=init_file)
     results = run_student(config)
-    told = (tmp_path / "run/pretrained.json").read_bytes()
+    recorded = (tmp_path / "run/pretrained.json").read_bytes()
     assert "pretrained weights: body.safetensors" in "\n".join(messages)
     messages.clear()
     moved = init_file.rename(tmp_path / "moved.safetensors")
@@ -243,7 +247,7 @@ def test_a_resumed_run_does_not_need_the_pretrained_weights(
     save_file({**load_file(moved), "more": torch.ones(1)}, init_file)
     with pytest.raises(InputError, match=r"found another pretrained \(.*, now .*\); choose a"):
         run_student(config)
-    assert (tmp_path / "run/pretrained.json").read_bytes() == told
+    assert (tmp_path / "run/pretrained.json").read_bytes() == recorded
 
 
 def test_a_new_run_needs_the_pretrained_weights(configured, init_file, tmp_path):

@@ -201,7 +201,7 @@ def output(first, count):
 
 @pytest.mark.parametrize("sizes", [(3,), (1, 2), (1, 1, 1)])
 def test_cat_outputs(sizes):
-    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
     found = cat_outputs([output(*one) for one in zip(starts, sizes, strict=True)])
     whole = output(0, 3)
     assert isinstance(found["proposals"], ProposalOutputs) and len(tree_leaves(found)) == 5

@@ -13,8 +13,8 @@ COMMAND = [sys.executable, "-m", "student.inference.cli"]
 def run(monkeypatch, capsys):
     """`run(*arguments)` runs the command in this process and returns (code, stdout, stderr)."""
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["eoid-predict", *map(str, words)])
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["eoid-predict", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         out, err = capsys.readouterr()
@@ -25,8 +25,8 @@ def run(monkeypatch, capsys):
 
 def test_images(run, toy_checkpoint, write_image, tmp_path):
     paths = [write_image(f"{row}.png", seed=row) for row in range(2)]
-    words = ["--out", tmp_path / "out", "--json", tmp_path / "all.json", "--device", "cpu"]
-    code, out, err = run(toy_checkpoint, *paths, *words, "--threshold", 0, "--top", 3)
+    arguments = ["--out", tmp_path / "out", "--json", tmp_path / "all.json", "--device", "cpu"]
+    code, out, err = run(toy_checkpoint, *paths, *arguments, "--threshold", 0, "--top", 3)
     assert code == 0, err
     assert out == f"2 images, results in {tmp_path / 'out'} and {tmp_path / 'all.json'}\n"
     value = json.loads((tmp_path / "all.json").read_text())
@@ -34,16 +34,16 @@ def test_images(run, toy_checkpoint, write_image, tmp_path):
 
 
 def test_quietly(run, toy_checkpoint, write_image, tmp_path):
-    words = [toy_checkpoint, write_image("a.png"), "--json", tmp_path / "all.json"]
-    code, out, err = run(*words, "--device", "cpu", "--quiet")
+    arguments = [toy_checkpoint, write_image("a.png"), "--json", tmp_path / "all.json"]
+    code, out, err = run(*arguments, "--device", "cpu", "--quiet")
     assert (code, out, err) == (0, f"1 images, results in {tmp_path / 'all.json'}\n", "")
 
 
 def test_options_from_a_file(run, toy_checkpoint, write_image, tmp_path):
     file = tmp_path / "options.toml"
     file.write_text('top = 2\nthreshold = 0.0\nsplit = "full"\n')
-    words = ["--config", file, "--json", tmp_path / "all.json", "--top", 1]
-    code, _, err = run(toy_checkpoint, write_image("a.png"), *words)
+    arguments = ["--config", file, "--json", tmp_path / "all.json", "--top", 1]
+    code, _, err = run(toy_checkpoint, write_image("a.png"), *arguments)
     assert code == 0, err
     value = json.loads((tmp_path / "all.json").read_text())
     assert (value["top"], value["threshold"], value["split"]) == (1, 0.0, "full")
@@ -58,8 +58,8 @@ def test_predictions_of_a_part_can_be_scored(
     from evaluation.cli import main as score
 
     truth = dataset_root / "annotations/test_hico.json"
-    words = ["hico", tmp_path / "out/predictions.json", "--annotations", truth]
-    monkeypatch.setattr(sys, "argv", ["eoid-eval", *map(str, words), "--vocabulary", "toy"])
+    arguments = ["hico", tmp_path / "out/predictions.json", "--annotations", truth]
+    monkeypatch.setattr(sys, "argv", ["eoid-eval", *map(str, arguments), "--vocabulary", "toy"])
     with pytest.raises(SystemExit) as ended:
         score()
     assert ended.value.code == 0
@@ -75,7 +75,7 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         ([], "Missing argument"),
         (["RUN"], "either IMAGEs, or --data, or --export"),
@@ -94,11 +94,11 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
     ],
 )
 def test_wrong_usage_exits_with_2_and_writes_nothing(
-    run, toy_checkpoint, tmp_path, monkeypatch, words, says
+    run, toy_checkpoint, tmp_path, monkeypatch, arguments, says
 ):
     monkeypatch.chdir(tmp_path)
-    words = [toy_checkpoint if word == "RUN" else word for word in words]
-    code, out, err = run(*words)
+    arguments = [toy_checkpoint if word == "RUN" else word for word in arguments]
+    code, out, err = run(*arguments)
     assert code == 2 and out == ""
     assert err.splitlines()[-1].startswith("eoid-predict: ") and says in err.splitlines()[-1]
     assert not any(tmp_path.iterdir())
@@ -108,9 +108,9 @@ INTERRUPTED = """
 import os, signal
 from student.inference import cli, predict_images
 write, written = predict_images._write_outputs, []
-def write_three(*words):
-    write(*words)
-    written.append(words)
+def write_three(*arguments):
+    write(*arguments)
+    written.append(arguments)
     if len(written) == 3:
         os.killpg(0, signal.SIGINT)
 predict_images._write_outputs = write_three
@@ -123,11 +123,11 @@ def test_an_interrupt_keeps_finished_images(toy_checkpoint, write_image, tmp_pat
     for row in range(24):
         write_image(f"in/{row:02}.png", seed=row)
     out = tmp_path / "out"
-    words = [toy_checkpoint, tmp_path / "in", "--out", out, "--batch-size", 1, "--workers", 1]
-    words = [*map(str, words), "--threshold", "0"]
+    arguments = [toy_checkpoint, tmp_path / "in", "--out", out, "--batch-size", 1, "--workers", 1]
+    arguments = [*map(str, arguments), "--threshold", "0"]
     # Sent from inside to the process group, as by Ctrl-C; from outside it might come too late.
     first = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *words],
+        [sys.executable, "-c", INTERRUPTED, *arguments],
         capture_output=True,
         text=True,
         start_new_session=True,
@@ -136,19 +136,19 @@ def test_an_interrupt_keeps_finished_images(toy_checkpoint, write_image, tmp_pat
     finished = {path: path.stat().st_mtime_ns for path in out.glob("[0-9]*.json")}
     assert len(finished) == 3
     assert not list(out.glob(".*"))
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("[0-9]*.json"))) == len(list(out.glob("*.jpg"))) == 24
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
 def test_pairwise_nms_is_recorded_in_the_settings(run, toy_checkpoint, write_image, tmp_path):
-    words = (toy_checkpoint, write_image("a.png"), "--out", tmp_path / "out", "--top", 2)
-    code, _, err = run(*words, "--nms", "--nms-threshold", 0.5)
+    arguments = (toy_checkpoint, write_image("a.png"), "--out", tmp_path / "out", "--top", 2)
+    code, _, err = run(*arguments, "--nms", "--nms-threshold", 0.5)
     assert code == 0, err
     settings = json.loads((tmp_path / "out/settings.json").read_text())
     assert settings["nms"] == {"human_power": 1.0, "object_power": 0.5, "threshold": 0.5}
-    code, _, err = run(*words)
+    code, _, err = run(*arguments)
     assert code == 2 and "found others (nms)" in err
-    code, _, err = run(*words, "--nms-threshold", 0.5)
+    code, _, err = run(*arguments, "--nms-threshold", 0.5)
     assert code == 2 and "--nms-threshold" in err

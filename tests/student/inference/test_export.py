@@ -122,7 +122,7 @@ def exported_outputs(exported, kind, tmp_path_factory):
     np.savez(folder / "given.npz", count=len(SIZES[kind]), **given)
     onnx = exported.suffix == ".onnx"
     blocked = ["student", "pipeline", "evaluation", "teacher_cache", "torchvision"]
-    words = [
+    arguments = [
         str(exported),
         str(folder / "given.npz"),
         str(folder / "exported_outputs.npz"),
@@ -130,7 +130,7 @@ def exported_outputs(exported, kind, tmp_path_factory):
     ]
     code = BLOCK + (RUN_ONNX if onnx else RUN_TORCH) + RUN_ALL
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, *(["torch"] if onnx else [])],
+        [sys.executable, "-c", code, *arguments, *(["torch"] if onnx else [])],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -145,11 +145,11 @@ def test_prefetch_map_keeps_the_order(threads, count):
 
 @pytest.mark.parametrize(("threads", "ahead"), [(0, 0), (2, 0), (2, 3)])
 def test_prefetch_map_limits_results_ahead(threads, ahead):
-    made = []
-    stream = prefetch_map(made.append, range(100), threads, ahead)
+    computed = []
+    stream = prefetch_map(computed.append, range(100), threads, ahead)
     next(stream)
     stream.close()
-    assert 1 <= len(made) <= threads + ahead + 1
+    assert 1 <= len(computed) <= threads + ahead + 1
 
 
 def test_prefetch_map_raises_errors_and_ends_its_threads():

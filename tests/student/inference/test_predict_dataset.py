@@ -64,12 +64,12 @@ def test_an_interrupted_command_is_resumed(config, monkeypatch):
     # The last digits of scores depend on the composition of the batches.
     config = replace(config, batch_size=1)
     predict_dataset(replace(config, out=config.out.with_name("whole")))
-    real, looked = BatchPredictor.stream, []
+    real, predicted_names = BatchPredictor.stream, []
 
     def stopping(self, sources, *others):
         for one in real(self, sources, *others):
-            looked.append(sources[one.index].name)
-            if len(looked) == 4:
+            predicted_names.append(sources[one.index].name)
+            if len(predicted_names) == 4:
                 raise Stop
             yield one
 
@@ -82,7 +82,7 @@ def test_an_interrupted_command_is_resumed(config, monkeypatch):
     journal.write_text(journal.read_text() + '{"image_id": "wor')
     predict_dataset(config)
     # Three images were in the journal at the interruption.
-    assert len(looked) == 4 + 3 and len(set(looked)) == 6
+    assert len(predicted_names) == 4 + 3 and len(set(predicted_names)) == 6
     whole = (config.out.with_name("whole") / "predictions.json").read_text()
     assert (config.out / "predictions.json").read_text() == whole
     assert not journal.exists()

@@ -178,7 +178,7 @@ def names(found):
 
 
 @pytest.mark.parametrize(
-    ("words", "paths", "problems"),
+    ("patterns", "paths", "problems"),
     [
         ([], [], []),
         (["photos/b.JPG"], ["photos/b.JPG"], []),
@@ -206,14 +206,14 @@ def names(found):
         ),
     ],
 )
-def test_find_images(photos, words, paths, problems):
-    found, lines = find_images(words)
+def test_find_images(photos, patterns, paths, problems):
+    found, lines = find_images(patterns)
     assert (names(found), lines) == (paths, problems)
 
 
-@pytest.mark.parametrize("words", [["photos"], ["photos/**/*.*"]])
-def test_the_output_folder_is_not_searched(photos, words):
-    found, _ = find_images(words, Path("photos/trip"))
+@pytest.mark.parametrize("patterns", [["photos"], ["photos/**/*.*"]])
+def test_the_output_folder_is_not_searched(photos, patterns):
+    found, _ = find_images(patterns, Path("photos/trip"))
     assert [name for name in names(found) if "trip" in name] == []
 
 
@@ -222,8 +222,8 @@ def test_a_link_to_a_parent_folder_is_not_followed(photos):
     assert len(find_images(["photos"])[0]) == 5
 
 
-def plan(*places, **options):
-    images = [FoundImage(Path("in") / str(n) / p, Path(p)) for n, p in enumerate(places)]
+def plan(*paths, **options):
+    images = [FoundImage(Path("in") / str(n) / p, Path(p)) for n, p in enumerate(paths)]
     planned = plan_outputs(images, Path("out"), **options)
     for one in planned:
         assert one.drawn.with_suffix("") == one.result.with_suffix("")
@@ -231,7 +231,7 @@ def plan(*places, **options):
 
 
 @pytest.mark.parametrize(
-    ("places", "expected"),
+    ("paths", "expected"),
     [
         ([], []),
         (["a.png"], ["a.json"]),
@@ -242,8 +242,8 @@ def plan(*places, **options):
         (["a.b.png", "a"], ["a.b.json", "a.json"]),
     ],
 )
-def test_every_image_has_distinct_result_files(places, expected):
-    assert plan(*places) == expected
+def test_every_image_has_distinct_result_files(paths, expected):
+    assert plan(*paths) == expected
 
 
 def test_reserved_names():

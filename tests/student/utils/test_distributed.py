@@ -221,8 +221,8 @@ def fail(*_):
     raise InputError("the disk is full")
 student.engine.evaluate.write_predictions = fail
 """
-    words = student_words(tmp_path / "run", "--batch-size", 8, "--epochs", 1, "--workers", 0)
-    ends = [one() for one in start_processes(words, first=failing)]
+    arguments = student_words(tmp_path / "run", "--batch-size", 8, "--epochs", 1, "--workers", 0)
+    ends = [one() for one in start_processes(arguments, first=failing)]
     assert [code for code, _, _ in ends] == [2, 2]
     assert "the disk is full" in ends[0][2].splitlines()[-1]
     assert "process 1 of 2" in ends[1][2] and "Traceback" not in ends[1][2]
@@ -354,8 +354,8 @@ def test_a_signal_to_one_process_ends_both_after_saving(start_processes, student
 
 
 def test_a_non_finite_loss_of_one_process_ends_both(start_processes, student_words, tmp_path):
-    words = student_words(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
-    ends = [one() for one in start_processes([*words, "--checkpoint-minutes", 0], first=POISON)]
+    arguments = student_words(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
+    ends = [one() for one in start_processes([*arguments, "--checkpoint-minutes", 0], first=POISON)]
     images = ends[1][1].strip()
     expected = f"eoid-train: step 2: verb_soft, total, gradient not finite on images {images}"
     assert images and [(code, err.splitlines()[-1]) for code, _, err in ends] == [(2, expected)] * 2

@@ -173,8 +173,8 @@ SHORT = ("--batch-size", 8, "--epochs", 3, "--workers", 2)
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_dying_worker_ends_the_run_with_a_one_line_error(start, student_words, tmp_path, death):
-    words = student_words(tmp_path / "run", *SHORT)
-    code, _, err = start(words, first=f"{HAPPENS}    {DEATHS[death]}")(60)
+    arguments = student_words(tmp_path / "run", *SHORT)
+    code, _, err = start(arguments, first=f"{HAPPENS}    {DEATHS[death]}")(60)
     last = err.splitlines()[-1]
     assert code == 2 and last.startswith("eoid-train: a DataLoader worker "), err
     assert "Traceback" not in err and "--workers" in last
@@ -182,8 +182,8 @@ def test_a_dying_worker_ends_the_run_with_a_one_line_error(start, student_words,
 
 def test_a_dying_worker_of_one_process_ends_all_processes(start_processes, student_words, tmp_path):
     act = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
-    words = student_words(tmp_path / "run", *SHORT, "--workers", 1)
-    ends = [one(60) for one in start_processes(words, first=f"{HAPPENS}    {act}")]
+    arguments = student_words(tmp_path / "run", *SHORT, "--workers", 1)
+    ends = [one(60) for one in start_processes(arguments, first=f"{HAPPENS}    {act}")]
     assert [code for code, _, _ in ends] == [2, 2]
     assert all("Traceback" not in err for _, _, err in ends), ends
     assert "process 0 of 2: another process" in ends[0][2] and "a DataLoader worker" in ends[1][2]
@@ -259,13 +259,13 @@ mount -t tmpfs -o size={size} none /dev/shm && exec "$@"
 @pytest.mark.parametrize(("size", "fit"), [("1m", "0 workers"), ("16m", "2 workers with 1")])
 def test_little_shared_memory_takes_fewer_workers(student_words, many, tmp_path, size, fit):
     options = ("--batch-size", 64, "--epochs", 2, "--workers", 8)
-    words = student_words(tmp_path / "run", *many, *options)
+    arguments = student_words(tmp_path / "run", *many, *options)
     inside = ["unshare", "-rm", "sh", "-ec", SMALL_MEMORY.format(size=size), "sh"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("private mounts are not allowed here")
     program = [sys.executable, "-c", "from student.cli import main; main()"]
     ended = subprocess.run(
-        [*inside, *program, *map(str, words)], capture_output=True, text=True, timeout=120
+        [*inside, *program, *map(str, arguments)], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
     (warning,) = [line for line in ended.stderr.splitlines() if line.startswith("/dev/shm: ")]

@@ -71,8 +71,8 @@ def prompts(write_new_prompts, things, embedding):
 def command(monkeypatch, capsys):
     """`command(main, *arguments)` returns (exit code, stdout, stderr)."""
 
-    def call(main, *words):
-        monkeypatch.setattr(sys, "argv", ["eoid", *map(str, words)])
+    def call(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["eoid", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, *capsys.readouterr()
@@ -215,21 +215,21 @@ def test_an_action_without_a_sentence_is_refused(run, prompts, vocabulary):
 
 def test_predicting_images_on_the_command_line(run, prompts, write_image, command, tmp_path):
     picture, out = write_image("a.png"), tmp_path / "out"
-    words = (run, picture, "--out", out, "--device", "cpu", "--threshold", 0, "--top", 3)
-    code, _, err = command(predict, *words, "--prompts", prompts)
+    arguments = (run, picture, "--out", out, "--device", "cpu", "--threshold", 0, "--top", 3)
+    code, _, err = command(predict, *arguments, "--prompts", prompts)
     assert code == 0, err
     found = json.loads((out / "a.json").read_text())["interactions"]
     assert {one["verb"] for one in found} == {"juggle"} and all(one["unseen"] for one in found)
     settings = json.loads((out / "settings.json").read_text())
     assert settings["vocabulary"] == "toy+prompts" and len(settings["prompts"]) == 64
     # Results with and without the added actions must not be mixed in one folder.
-    code, _, err = command(predict, *words)
+    code, _, err = command(predict, *arguments)
     assert code == 2 and "expected results with the same settings" in err
 
 
 def test_predicting_a_dataset_part(run, prompts, dataset_root, command, tmp_path):
-    words = ("--data", dataset_root, "--out", tmp_path / "out", "--device", "cpu")
-    code, _, err = command(predict, run, *words, "--prompts", prompts)
+    arguments = ("--data", dataset_root, "--out", tmp_path / "out", "--device", "cpu")
+    code, _, err = command(predict, run, *arguments, "--prompts", prompts)
     assert code == 0, err
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 6
 
@@ -303,12 +303,12 @@ def test_a_damaged_prompts_file_gives_a_one_line_error(
     place = content.find(b"juggling")
     content[place] ^= 1
     prompts.write_bytes(bytes(content))
-    words = (run, write_image("a.png"), "--out", tmp_path / "out", "--prompts", prompts)
-    code, _, err = command(predict, *words)
+    arguments = (run, write_image("a.png"), "--out", tmp_path / "out", "--prompts", prompts)
+    code, _, err = command(predict, *arguments)
     assert code == 2 and err.count("\n") == 1 and "found damage" in err
     write_json(tmp_path / "text.h5", {})
     for other, says in ((tmp_path / "text.h5", "damage"), (tmp_path / "none", "no such file")):
-        code, _, err = command(predict, *words[:-1], other)
+        code, _, err = command(predict, *arguments[:-1], other)
         assert code == 2 and err.count("\n") == 1 and says in err
 
 

@@ -57,12 +57,12 @@ def expected_from_detr(state, config):
     """The student's parameters that DETR's initialise (EoID 3.1)."""
     found = {}
     for name, value in state.items():
-        words = name.split(".")
+        levels = name.split(".")
         if name.startswith("backbone.0.body."):
             found[name.replace("backbone.0.", "backbone.")] = value
-        elif words[0] == "bbox_embed":
+        elif levels[0] == "bbox_embed":
             for head in ("human_box_head", "object_box_head"):
-                found[f"{head}.{BOX_LAYERS[words[2]]}.{words[3]}"] = value
+                found[f"{head}.{BOX_LAYERS[levels[2]]}.{levels[3]}"] = value
         elif name.startswith("transformer.decoder."):
             inside = name.removeprefix("transformer.decoder.")
             inside = inside.replace("self_attn", "self_attention")
@@ -72,10 +72,10 @@ def expected_from_detr(state, config):
         elif name.startswith("transformer.encoder."):
             inside = name.removeprefix("transformer.encoder.")
             found["encoder." + inside.replace("self_attn", "self_attention")] = value
-        elif words[0] == "class_embed":
-            found[f"object_head.{words[1]}"] = value[[*COCO_IDS, 91]]
-        elif words[0] == "input_proj":
-            found[f"input_projection.{words[1]}"] = value
+        elif levels[0] == "class_embed":
+            found[f"object_head.{levels[1]}"] = value[[*COCO_IDS, 91]]
+        elif levels[0] == "input_proj":
+            found[f"input_projection.{levels[1]}"] = value
     found["query_source.embedding.weight"] = state["query_embed.weight"][: config.num_queries]
     return found
 

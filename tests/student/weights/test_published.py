@@ -231,7 +231,7 @@ def replace_entry(name, tensor):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "facts"),
     [
         (
             replace_entry("stage2_decoder.norm.weight", torch.ones(3)),
@@ -259,12 +259,12 @@ def replace_entry(name, tensor):
         ),
     ],
 )
-def test_wrong_entries_are_named(small, change, words):
+def test_wrong_entries_are_named(small, change, facts):
     with pytest.raises(InputError) as error:
         model_from_published(published(small, change), "a.pth")
     message = str(error.value)
     assert message.startswith("a.pth: ") and "\n" not in message
-    assert all(word in message for word in words)
+    assert all(word in message for word in facts)
 
 
 class Code:
