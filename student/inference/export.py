@@ -44,6 +44,7 @@ MAX_DIM = 2**16
 # minimum fraction of rows within it: among nearly equal scores, other queries may be selected.
 TOLERANCE = 1e-3
 MIN_EQUAL_FRACTION = 0.9
+DECODED_OUTPUTS = ("scores", "verbs", "labels", "human_boxes", "object_boxes")
 
 
 @dataclass(frozen=True)
@@ -280,9 +281,6 @@ def _name_dynamic_dims(graph: Any) -> None:
 def _metadata_texts(loaded: InferenceModel) -> dict[str, str]:
     values = {"vocabulary": loaded.vocabulary.to_dict(), "about": export_metadata(loaded)}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-
-
-DECODED_OUTPUTS = ("scores", "verbs", "labels", "human_boxes", "object_boxes")
 
 
 class DetectorGraph(nn.Module):

@@ -46,6 +46,7 @@ BATCH_SIZE = 16
 # Number of images that are sorted by shape at once. The first batch waits until so many headers are
 # read, so that a larger window fills batches better but starts later.
 SORT_WINDOW = 1024
+COMPARED_FIELDS = ("boxes", "labels", "hois", "scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,9 +280,6 @@ def _shape_key(source: ImageInput) -> tuple[float, ...]:
 
 def _batch_key(item: _PreparedImage | UnreadableImage) -> tuple[int, ...]:
     return tuple(item.pixels.shape) if isinstance(item, _PreparedImage) else ()
-
-
-COMPARED_FIELDS = ("boxes", "labels", "hois", "scores")
 
 
 def merge_predictions(

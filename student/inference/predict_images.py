@@ -36,6 +36,12 @@ logger = get_logger(__name__)
 
 SETTINGS = "settings.json"
 JPEG_QUALITY = 92
+DRAWING_SUFFIX, RESULT_SUFFIX = ".jpg", ".json"
+FORMAT = "eoid-predict-2"
+COMPARED_SETTINGS = (
+    *("format", "model_sha256", "vocabulary", "split", "unseen", "prompts"),
+    *("threshold", "top", "nms"),
+)
 
 
 @dataclass(frozen=True)
@@ -186,9 +192,6 @@ def _raise_failures(problems: int, failed: int, num_images: int) -> None:
         raise InputError("; ".join(parts))
 
 
-DRAWING_SUFFIX, RESULT_SUFFIX = ".jpg", ".json"
-
-
 @dataclass(frozen=True)
 class FoundImage:
     """An image file and its path in the output folder.
@@ -310,13 +313,6 @@ def plan_outputs(
                 f"--out: expected a folder without input images, found {outputs.drawn}"
             )
     return planned
-
-
-FORMAT = "eoid-predict-2"
-COMPARED_SETTINGS = (
-    *("format", "model_sha256", "vocabulary", "split", "unseen", "prompts"),
-    *("threshold", "top", "nms"),
-)
 
 
 def prediction_settings(

@@ -37,6 +37,8 @@ BATCHES_IN_USE = 2
 FEEDER_ERROR = "_on_queue_feeder_error"
 # Seconds after which workers that have not ended are killed.
 SHUTDOWN_SECONDS = 2.0
+# Start of torch's error messages about dead workers.
+WORKER_DIED = "DataLoader worker (pid"
 
 
 def loader_options(workers: int, batch_bytes: int, processes: int = 1) -> dict[str, Any]:
@@ -180,10 +182,6 @@ def _mark_shut_down(error: Exception) -> None:
         iterator = frame.f_locals.get("self")
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown = True
-
-
-# Start of torch's error messages about dead workers.
-WORKER_DIED = "DataLoader worker (pid"
 
 
 def _error_line(error: Exception) -> str:

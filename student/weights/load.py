@@ -34,6 +34,8 @@ from student.weights.checkpoint_file import (
 from student.weights.published import model_from_published
 from teacher_cache.reader.prompts_file import ActionPrompts, read_prompts_file
 
+PROMPTS_SUFFIX = "+prompts"
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -128,9 +130,6 @@ def _shipped_vocabulary(model: HOIDetector, file: Path) -> Vocabulary:
         f"{file}: expected the numbers of objects and verbs of a shipped vocabulary, {known}, found"
         f" {model.config.num_objects} and {model.config.num_verbs}; give a vocabulary file"
     )
-
-
-PROMPTS_SUFFIX = "+prompts"
 
 
 def add_actions(

@@ -46,6 +46,15 @@ FALLBACK_PREFIXES = (
     ("obj_class_embed.", "class_embed."),
 )
 COCO_IDS = 91
+# Parameters with one row per query or class. `OBJECT_AND_NONE_ROWS` end with a row for "no pair".
+QUERY_ROWS = ("query_source.embedding.",)
+VERB_ROWS = ("verb_head.weight", "verb_head.bias")
+OBJECT_ROWS = ("query_source.label.", "query_source.head.object_logits.")
+OBJECT_AND_NONE_ROWS = ("object_head.",)
+TEXT_PARAMS = ("verb_head.projection.", "verb_head.log_scale", "verb_head.margin")
+BOX_HEADS = ("human_box_head.", "object_box_head.")
+BATCH_COUNTER = "num_batches_tracked"
+LOAD_REPORT = "pretrained.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,16 +207,6 @@ def _verb_names(rows: int | None) -> tuple[str, ...] | None:
         for vocabulary in (load_vocabulary("hico-det"), load_vocabulary("vcoco"))
     }
     return None if rows is None else known.get(rows)
-
-
-# Parameters with one row per query or class. `OBJECT_AND_NONE_ROWS` end with a row for "no pair".
-QUERY_ROWS = ("query_source.embedding.",)
-VERB_ROWS = ("verb_head.weight", "verb_head.bias")
-OBJECT_ROWS = ("query_source.label.", "query_source.head.object_logits.")
-OBJECT_AND_NONE_ROWS = ("object_head.",)
-TEXT_PARAMS = ("verb_head.projection.", "verb_head.log_scale", "verb_head.margin")
-BOX_HEADS = ("human_box_head.", "object_box_head.")
-BATCH_COUNTER = "num_batches_tracked"
 
 
 def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> LoadReport:
@@ -364,9 +363,6 @@ def _unused_reason(
     if any(".layers." in name for name in targets):
         return "the student has fewer layers"
     return "the student has no such part"
-
-
-LOAD_REPORT = "pretrained.json"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,27 @@ from student.models.backbone import RESNETS, count_layers, find_resnet_blocks, i
 from student.models.detector import HOIDetector
 
 DEFAULT_NUM_HEADS = 8
+# Prefixes of state-dict keys: published name, name in `HOIDetector`.
+KEY_PREFIXES = (
+    ("backbone.0.body.", "backbone.body."),
+    ("input_proj.", "input_projection."),
+    ("query_embed.", "query_source.embedding."),
+    ("transformer.encoder.", "encoder."),
+    ("transformer.decoder.", "human_object_decoder."),
+    ("transformer.interaction_decoder.", "interaction_decoder."),
+    ("obj_class_embed.", "object_head."),
+    ("verb_class_embed.", "verb_head."),
+    ("sub_bbox_embed.layers.0.", "human_box_head.0."),
+    ("sub_bbox_embed.layers.1.", "human_box_head.3."),
+    ("sub_bbox_embed.layers.2.", "human_box_head.6."),
+    ("obj_bbox_embed.layers.0.", "object_box_head.0."),
+    ("obj_bbox_embed.layers.1.", "object_box_head.3."),
+    ("obj_bbox_embed.layers.2.", "object_box_head.6."),
+    ("is_embed.", "interactive_head."),
+    ("matching_embed.", "matching_head."),
+)
+# Parts of transformer keys behind the prefix, in the same order.
+ATTENTION_KEYS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
 
 
 def config_from_shapes(
@@ -175,29 +196,6 @@ def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
         return f"an object with {join_names([str(key) for key in content]) or 'nothing'}"
     return type(content).__name__
-
-
-# Prefixes of state-dict keys: published name, name in `HOIDetector`.
-KEY_PREFIXES = (
-    ("backbone.0.body.", "backbone.body."),
-    ("input_proj.", "input_projection."),
-    ("query_embed.", "query_source.embedding."),
-    ("transformer.encoder.", "encoder."),
-    ("transformer.decoder.", "human_object_decoder."),
-    ("transformer.interaction_decoder.", "interaction_decoder."),
-    ("obj_class_embed.", "object_head."),
-    ("verb_class_embed.", "verb_head."),
-    ("sub_bbox_embed.layers.0.", "human_box_head.0."),
-    ("sub_bbox_embed.layers.1.", "human_box_head.3."),
-    ("sub_bbox_embed.layers.2.", "human_box_head.6."),
-    ("obj_bbox_embed.layers.0.", "object_box_head.0."),
-    ("obj_bbox_embed.layers.1.", "object_box_head.3."),
-    ("obj_bbox_embed.layers.2.", "object_box_head.6."),
-    ("is_embed.", "interactive_head."),
-    ("matching_embed.", "matching_head."),
-)
-# Parts of transformer keys behind the prefix, in the same order.
-ATTENTION_KEYS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cross_attention."))
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
