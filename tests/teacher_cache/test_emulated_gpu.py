@@ -239,10 +239,10 @@ def test_training_of_the_toy_models(vocabulary, tmp_path, emulated_gpu):
         teacher=TeacherTrainingConfig(steps=2, batch_size=8),
         detector=DetectorTrainingConfig(epochs=1, batch_size=8),
     )
-    pictures = draw_training_data(config.seed, config.pictures, 64, config.templates)
+    data = draw_training_data(config.seed, config.num_images, 64, config.templates)
     threads = torch.get_num_threads()
     for train in (_run_teacher_training, _run_detector_training):
-        train(pictures, tmp_path, config, "cuda", threads, lambda *_: None)
+        train(data, tmp_path, config, "cuda", threads, lambda *_: None)
     assert emulated_gpu.kernels.total() > 0
     cpu = torch.device("cpu")
     teacher = ClipTeacher(ClipConfig(str(tmp_path / "teacher")), cpu)

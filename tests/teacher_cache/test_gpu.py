@@ -69,9 +69,9 @@ def test_training_of_the_toy_models(tmp_path, gpu):
         teacher=TeacherTrainingConfig(steps=4, batch_size=16),
         detector=DetectorTrainingConfig(epochs=1, batch_size=16),
     )
-    pictures = draw_training_data(config.seed, config.pictures, 64, config.templates)
+    data = draw_training_data(config.seed, config.num_images, 64, config.templates)
     for train in (_run_teacher_training, _run_detector_training):
-        train(pictures, tmp_path, config, "cuda", torch.get_num_threads(), lambda *_: None)
+        train(data, tmp_path, config, "cuda", torch.get_num_threads(), lambda *_: None)
     assert (tmp_path / "detector.safetensors").is_file() and (tmp_path / "teacher").is_dir()
 
 
