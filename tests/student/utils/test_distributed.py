@@ -368,5 +368,5 @@ def test_more_processes_than_images_per_step_are_refused(start_processes, studen
     assert [code for code, _, _ in ends] == [2, 2]
     for _, _, err in ends:
         assert err.splitlines()[-1] == (
-            "eoid-train: batch_size: expected an image a step for each of 2 processes, found 1"
+            "eoid-train: batch_size: expected an image per step for each of 2 processes, found 1"
         )
