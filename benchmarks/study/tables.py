@@ -10,7 +10,7 @@ from benchmarks.study.experiment import Experiment, Variant
 from benchmarks.study.pieces import TEACHER_RESULTS, WHOLE
 from benchmarks.study.records import ACCURACY, GROUPS, NAMES, Records
 from benchmarks.study.workshop import Workshop
-from evaluation.report.score_tables import find_published_entry
+from evaluation.report.page import find_published_entry
 
 
 def measure(

@@ -1,9 +1,4 @@
-"""HICO-DET's annotation files: the official `anno_bbox.mat`, and `instances_*.json`.
-
-`anno_bbox.mat` contains both parts, with all boxes of an interaction in one struct and the labelled
-pairs as rows of its `connection`. `instances_*.json` has one row of human box, object box and
-interaction per labelled pair. Both map their categories to the vocabulary by name.
-"""
+"""HICO-DET's annotation files: `anno_bbox.mat`, `instances_*.json` and the HOIA format."""
 
 from __future__ import annotations
 
@@ -16,6 +11,7 @@ import numpy as np
 
 from pipeline.annotations.base import (
     INDEX_OUT_OF_RANGE,
+    UNKNOWN_INTERACTION,
     EntryReader,
     ParseContext,
     RawAnnotation,
@@ -25,6 +21,7 @@ from pipeline.annotations.base import (
 )
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
+from pipeline.vocabulary import Vocabulary
 
 ENTRY_KEYS = ("boxes_h", "boxes_o", "object", "verb", "hoi")
 
@@ -313,3 +310,87 @@ def _read_int(value: Any, field: str, reader: EntryReader) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return reader.read_int(value, field)
+
+
+# The numbering of verbs is not judged from fewer labels.
+MIN_LABELS = 20
+
+
+def parse_hoia(value: list[Any], context: ParseContext) -> list[Annotation]:
+    """Annotations of all images, in the order of the file, including images without boxes.
+
+    Raises:
+        InputError: an entry is structurally wrong, or has an issue and `context.strict` is set.
+    """
+    if not value:
+        raise bad_field(context.file, "file", "an entry for each image", "an empty list")
+    names = UniqueImageNames(context.file)
+    annotations = []
+    for index, entry in enumerate(value):
+        where = f"entry {index}"
+        with context.catch_errors():
+            if not isinstance(entry, dict):
+                raise bad_field(context.file, where, "an object", entry)
+            name = names.add(f"{where}: file_name", entry.get("file_name"))
+            annotations.append(build_annotation(_parse_hoia_entry(entry, name, context), context))
+    with context.catch_errors():
+        _check_numbering(annotations, context)
+    return annotations
+
+
+def _check_numbering(annotations: list[Annotation], context: ParseContext) -> None:
+    """Refuses a file whose verbs are counted from the other first number.
+
+    Almost all verb ids that are off by one are valid, but they seldom fit the labelled objects.
+
+    Raises:
+        UnknownCategory: most labels with an object are not an interaction of the vocabulary.
+    """
+    dropped = context.issues[UNKNOWN_INTERACTION]
+    total = dropped + sum(int((item.hois[:, 1] >= 0).sum()) for item in annotations)
+    if total >= MIN_LABELS and 2 * dropped > total:
+        first = context.vocabulary.first_verb_id
+        expected = f"interactions of {context.vocabulary.name}, with verbs counted from {first}"
+        found = f"{dropped} of {total} labels that are not; are verbs counted from {1 - first}?"
+        raise UnknownCategory(str(bad_field(context.file, "hoi_annotation", expected, found)))
+
+
+def _parse_hoia_entry(entry: dict[str, Any], name: str, context: ParseContext) -> RawAnnotation:
+    reader, vocabulary = EntryReader(context.file, name), context.vocabulary
+    size = None
+    if entry.get("width") is not None or entry.get("height") is not None:
+        size = reader.read_size([entry.get("width"), entry.get("height")], "width and height")
+    boxes, labels = [], []
+    for index, row in enumerate(reader.read_objects(entry, "annotations")):
+        field = f"annotations[{index}]"
+        boxes.append(reader.read_box(row.get("bbox"), f"{field}.bbox"))
+        labels.append(context.read_label(reader, row.get("category_id"), f"{field}.category_id"))
+    context.add_boxes(boxes, size)
+    hois = []
+    for index, row in enumerate(reader.read_objects(entry, "hoi_annotation")):
+        field = f"hoi_annotation[{index}]"
+        human = reader.read_int(row.get("subject_id"), f"{field}.subject_id", "a box index")
+        target = reader.read_int(row.get("object_id"), f"{field}.object_id", "a box index")
+        with context.catch_errors():
+            verb = _verb_index(row.get("category_id"), f"{field}.category_id", reader, vocabulary)
+            hois.append((human, target, verb))
+    return RawAnnotation(
+        name,
+        boxes,
+        labels,
+        hois,
+        size,
+        box_field=lambda index: f"annotations[{index}].bbox",
+        hoi_field=lambda index: f"hoi_annotation[{index}]",
+    )
+
+
+def _verb_index(number: Any, field: str, reader: EntryReader, vocabulary: Vocabulary) -> int:
+    """Verb index of a verb id of the file."""
+    first = vocabulary.first_verb_id
+    last = first + vocabulary.num_verbs - 1
+    expected = f"a verb of {vocabulary.name} from {first} to {last}"
+    if not first <= reader.read_int(number, field, expected) <= last:
+        counts = "0; does this file count verbs from 0?" if number == 0 else number
+        raise UnknownCategory(str(reader.error(field, expected, counts)))
+    return number - first

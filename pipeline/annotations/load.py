@@ -11,8 +11,7 @@ import numpy as np
 
 from pipeline.annotations.base import ParseContext, format_issues, is_utf8
 from pipeline.annotations.coco import parse_coco
-from pipeline.annotations.hico import parse_anno_bbox, parse_instances
-from pipeline.annotations.hoia import parse_hoia
+from pipeline.annotations.hico import parse_anno_bbox, parse_hoia, parse_instances
 from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco, vcoco_annotations
 from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.types import Annotation

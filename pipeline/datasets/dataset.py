@@ -16,21 +16,24 @@ from pipeline.annotations.vcoco import (
     read_vcoco,
 )
 from pipeline.boxes import boxes_to_stored, boxes_to_upright
-from pipeline.datasets.exif import SidewaysImages, find_sideways_images, stale_exif_message
-from pipeline.datasets.layouts import LAYOUTS, PartPaths, find_layout
+from pipeline.datasets.layouts import (
+    DATASET_FILE,
+    LAYOUTS,
+    STORED,
+    UPRIGHT,
+    PartPaths,
+    find_layout,
+)
+from pipeline.datasets.size_check import SidewaysImages, find_sideways_images, stale_exif_message
 from pipeline.images import IgnoreExifPath, ImageHeader, read_headers
 from pipeline.types import Detections, ImageRecord
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_toml
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
 
-DATASET_FILE = "dataset.toml"
 PARTS = ("train", "test")
 DATASET_KEYS = ("name", "vocabulary", "orientation", "detector", "teacher", *PARTS)
 PART_KEYS = ("images", "annotations", "instances", "ids")
-# Values of `orientation`: boxes are in pixels of the upright image, its EXIF tag applied, or in
-# pixels as stored in the file.
-UPRIGHT, STORED = "upright", "stored"
 # Annotation files of all layouts lie at most this many folders below the dataset folder.
 MAX_DEPTH = 4
 
@@ -85,7 +88,7 @@ class Dataset:
 
         A part without annotation file has an empty annotation for every image of its folder. Boxes
         in stored pixels are rotated as the EXIF tags say, unless the tags are left over from an
-        earlier orientation (see `pipeline.datasets.exif`).
+        earlier orientation (see `pipeline.datasets.size_check`).
 
         Args:
             part: "train" or "test".

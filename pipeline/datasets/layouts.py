@@ -1,4 +1,4 @@
-"""Published folder layouts of HICO-DET, V-COCO and COCO."""
+"""Published folder layouts of HICO-DET, V-COCO and COCO, and constants of dataset.toml."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 
 from pipeline.annotations.vcoco import find_vcoco_files
 from pipeline.utils.errors import InputError
+
+DATASET_FILE = "dataset.toml"
+# Values of `orientation`: boxes are in pixels of the upright image, its EXIF tag applied, or in
+# pixels as stored in the file.
+UPRIGHT, STORED = "upright", "stored"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import numpy as np
 from pipeline.annotations.box_format import XYWH, BoxFormatCheck
 from pipeline.annotations.load import AnnotationFile
 from pipeline.boxes import boxes_to_upright, clip_boxes
-from pipeline.datasets.dataset import STORED, Dataset, list_file_names
+from pipeline.datasets.dataset import Dataset, list_file_names
+from pipeline.datasets.layouts import STORED
 from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field

@@ -24,9 +24,17 @@ from teacher_cache.reader.format import (
     TEACHER,
     TeacherOutputs,
 )
-from teacher_cache.reader.hdf5 import READ_ERRORS, damage_error, open_cache_file, read_strings
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
-from teacher_cache.reader.shard import ShardLayout, check_indices, map_shard, read_layout
+from teacher_cache.reader.shard import (
+    READ_ERRORS,
+    ShardLayout,
+    check_indices,
+    damage_error,
+    map_shard,
+    open_cache_file,
+    read_layout,
+    read_strings,
+)
 
 
 def _open_file_limit() -> int:

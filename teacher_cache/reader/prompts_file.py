@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_chunks, sha256_of_json
 from teacher_cache.reader.format import FORMAT_VERSION
-from teacher_cache.reader.hdf5 import READ_ERRORS, damage_error, open_cache_file, read_strings
+from teacher_cache.reader.shard import READ_ERRORS, damage_error, open_cache_file, read_strings
 
 FILE_KIND = "eoid-prompts"
 FILE_DESCRIPTION = "a prompts file"

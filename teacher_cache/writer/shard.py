@@ -27,9 +27,8 @@ from teacher_cache.reader.format import (
     REGION_EMBEDDING,
     TeacherOutputs,
 )
-from teacher_cache.reader.hdf5 import encode_strings
 from teacher_cache.reader.prompts_file import FILE_KIND, ActionPrompts
-from teacher_cache.reader.shard import DATASET_DTYPES, read_layout
+from teacher_cache.reader.shard import DATASET_DTYPES, encode_strings, read_layout
 
 # Bytes; memory-mapped arrays of numbers up to this size are then aligned.
 ALIGNMENT = 8

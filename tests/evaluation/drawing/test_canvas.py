@@ -2,12 +2,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from evaluation.drawing.canvas import (
-    LabelLine,
-    font_size,
-    load_font,
-    place_labels,
-)
+from evaluation.drawing.canvas import LabelLine, font_size, load_font, place_labels
 
 LABEL = [LabelLine("sit on chair 0.50", True)]
 

@@ -5,11 +5,7 @@ from importlib import resources
 import pytest
 
 from evaluation.analysis.comparison import compare
-from evaluation.report.score_tables import (
-    PublishedResult,
-    build_score_tables,
-    find_published_results,
-)
+from evaluation.report.page import PublishedResult, build_score_tables, find_published_results
 from evaluation.results import (
     AGENT_AP,
     METRICS,

@@ -6,8 +6,7 @@ from PIL import Image
 
 from pipeline.datasets.check import check_dataset, summarise_problems
 from pipeline.datasets.dataset import open_dataset
-from pipeline.datasets.exif import find_sideways_images, stale_exif_message
-from pipeline.datasets.size_check import check_image_sizes
+from pipeline.datasets.size_check import check_image_sizes, find_sideways_images, stale_exif_message
 from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError

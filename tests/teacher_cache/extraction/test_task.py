@@ -7,10 +7,7 @@ import pytest
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
 from teacher_cache.extraction import task as task_module
-from teacher_cache.extraction.inputs import (
-    clear_build_inputs,
-    get_build_inputs,
-)
+from teacher_cache.extraction.inputs import clear_build_inputs, get_build_inputs
 from teacher_cache.extraction.task import make_shard
 from teacher_cache.reader.format import MANIFEST, SHARDS
 
