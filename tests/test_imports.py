@@ -1,4 +1,4 @@
-"""Who imports whom: the contracts of pyproject.toml, and commands that start quickly."""
+"""Import contracts of pyproject.toml, and imports of third-party packages."""
 
 import ast
 import configparser
@@ -14,8 +14,8 @@ from pipeline.utils.files import read_toml
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "evaluation", "teacher_cache", "student")
 HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
-# Third-party packages that live in one room, and that room's files.
-ROOMS = {
+# Third-party packages, and the only paths that may import them.
+ALLOWED_IMPORTERS = {
     "click": [
         *(f"{package}/cli.py" for package in PACKAGES),
         "evaluation/scoring_options.py",
@@ -54,9 +54,9 @@ def test_contracts_are_kept():
     assert "0 broken" in done.stdout
 
 
-def test_the_builder_half_is_all_that_is_not_the_reader_half():
+def test_the_contract_of_the_student_forbids_every_module_but_the_reader():
     contracts = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"]
-    (contract,) = [c for c in contracts if c["name"].startswith("The student reads teacher caches")]
+    (contract,) = [c for c in contracts if c["name"].startswith("student imports no module")]
     modules = {path.stem for path in (ROOT / "teacher_cache").glob("*.py")} - {"__init__"}
     modules |= {path.parent.name for path in (ROOT / "teacher_cache").glob("*/__init__.py")}
     forbidden = {name.removeprefix("teacher_cache.") for name in contract["forbidden_modules"]}
@@ -72,15 +72,15 @@ def imported(path):
             yield (node.module or "").partition(".")[0]
 
 
-@pytest.mark.parametrize("package", ROOMS)
-def test_one_room_for_each_third_party_package(package):
+@pytest.mark.parametrize("package", ALLOWED_IMPORTERS)
+def test_third_party_packages_are_imported_only_where_allowed(package):
     users = {
         path.relative_to(ROOT).as_posix()
-        for room in PACKAGES
-        for path in (ROOT / room).rglob("*.py")
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*.py")
         if package in imported(path)
     }
-    assert [user for user in users if not user.startswith(tuple(ROOMS[package]))] == []
+    assert [user for user in users if not user.startswith(tuple(ALLOWED_IMPORTERS[package]))] == []
 
 
 @pytest.mark.parametrize("command", entry_points())

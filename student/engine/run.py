@@ -26,7 +26,7 @@ from student.engine.checkpoint import (
 )
 from student.engine.evaluate import ModelInfo, evaluate_model
 from student.engine.metrics_log import METRICS
-from student.engine.run_inputs import RunInputs, RunRequest, build_inputs, query_overflow_line
+from student.engine.run_inputs import RunInputs, RunRequest, build_inputs, query_overflow_message
 from student.engine.trainer import Trainer, TrainerConfig
 from student.models.detector import HOIDetector
 from student.utils.distributed import DistContext, Execution, init_distributed
@@ -148,14 +148,14 @@ def run_student(config: RunConfig) -> Results | None:
         if config.pretrained and not checkpoint_path(config.pretrained).is_file():
             logger.info(f"{config.pretrained}: no such file, and not needed to resume")
         _start(trainer, start, report)
-        if line := query_overflow_line(
+        if message := query_overflow_message(
             inputs.images.annotations,
             inputs.split,
             vocabulary,
             model.config.num_queries,
             inputs.images.few_shot_rows,
         ):
-            logger.warning(line)
+            logger.warning(message)
         _log_few_shot(config.out, inputs, context)
         trainer.train(signals)
         return _evaluate_test(config, inputs, trainer)

@@ -187,7 +187,7 @@ def _build_recipe(request: RunRequest, vocabulary: Vocabulary, cache: TeacherCac
     return recipe.override(backbone_lr_factor=backbone_rate / recipe.train.learning_rate)
 
 
-def query_overflow_line(
+def query_overflow_message(
     annotations: Sequence[Annotation],
     split: Split,
     vocabulary: Vocabulary,
@@ -217,7 +217,7 @@ def query_overflow_line(
         return None
     worst = max(overflow, key=lambda image_id: overflow[image_id])
     return (
-        f"warning: {len(overflow)} of {len(annotations)} training images have more labelled pairs"
+        f"{len(overflow)} of {len(annotations)} training images have more labelled pairs"
         f" than the student has queries ({num_queries}), up to {overflow[worst]} in {worst};"
         " in each, the pairs of the highest matching cost are not trained on"
     )

@@ -17,7 +17,7 @@ NUM_DETECTIONS = 100
 
 
 @torch.no_grad()
-def to_detections(
+def select_detections(
     outputs: dict[str, Any],
     image_ids: Sequence[str],
     sizes: Sequence[tuple[int, int]],

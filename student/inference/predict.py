@@ -33,7 +33,7 @@ from pipeline.vocabulary import Vocabulary
 from student.data.dataset import normalise_batch
 from student.data.transforms import MAX_SIZE, build_evaluation_resize
 from student.inference.images import ImageInput, image_name, to_rgb_image
-from student.inference.postprocess import to_detections
+from student.inference.postprocess import select_detections
 from student.models.detector import HOIDetector
 from student.models.padding import stack_images
 from student.utils.distributed import SINGLE_PROCESS, DistContext
@@ -201,7 +201,7 @@ class BatchPredictor:
             multiple = cast(int, self.model.backbone.size_divisible)
             pixels, sizes = stack_images([item.pixels for item in batch], multiple)
             outputs = self.model(normalise_batch(pixels.to(device), sizes))
-            found = to_detections(
+            found = select_detections(
                 outputs,
                 [item.name for item in batch],
                 [item.size for item in batch],

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from student.config import LossConfig
 from student.data.targets import Targets
 from student.losses.box_ops import iou_and_giou
-from student.losses.matcher import Matches, TwoStageMatcher
+from student.losses.matcher import QueryMatches, TwoStageMatcher
 from student.models.proposal_queries import CELL_TOLERANCE, ProposalOutputs, grid_cell_centres
 from student.utils.distributed import average_counts
 
@@ -42,7 +42,7 @@ class Losses:
     by_name: dict[str, Tensor]
     weighted: dict[str, Tensor]
     by_image: dict[str, Tensor]
-    matches: Matches
+    matches: QueryMatches
 
     @property
     def total(self) -> Tensor:
@@ -162,14 +162,18 @@ def _normalise(terms: dict[str, _LossTerm]) -> dict[str, Tensor]:
     return losses
 
 
-def _supervised_mask(batch: Targets, matches: Matches) -> Tensor:
+def _supervised_mask(batch: Targets, matches: QueryMatches) -> Tensor:
     """(L, B, Q) bool, False for queries of which it is unknown whether they have a pair."""
     supervised_mask = batch.exhaustive_labels[None] | ~matches.iou_mask.any(-1)
     return supervised_mask.index_put_(_query_index(matches), torch.ones_like(matches.is_candidate))
 
 
 def _object_loss(
-    logits: Tensor, batch: Targets, matches: Matches, supervised_mask: Tensor, config: LossConfig
+    logits: Tensor,
+    batch: Targets,
+    matches: QueryMatches,
+    supervised_mask: Tensor,
+    config: LossConfig,
 ) -> dict[str, _LossTerm]:
     """Weighted cross-entropy of the object class; unmatched queries have the class "no pair"."""
     num_layers, no_pair = len(logits), logits.shape[-1] - 1
@@ -183,7 +187,7 @@ def _object_loss(
 
 
 def _box_losses(
-    layers: dict[str, Tensor], batch: Targets, matches: Matches
+    layers: dict[str, Tensor], batch: Targets, matches: QueryMatches
 ) -> dict[str, _LossTerm]:
     """L1 and GIoU losses of matched boxes; a verb without object (V-COCO) has no object term."""
     shape = layers["pred_human_boxes"].shape[:2]
@@ -213,7 +217,7 @@ def _box_losses(
 def _verb_losses(
     logits: Tensor,
     batch: Targets,
-    matches: Matches,
+    matches: QueryMatches,
     config: LossConfig,
     num_distilled_verbs: int,
 ) -> dict[str, _LossTerm]:
@@ -262,7 +266,7 @@ def _verb_losses(
     return {"verb_hard": hard_term, "verb_soft": soft_term}
 
 
-def _interactive_loss(logits: Tensor, batch: Targets, matches: Matches) -> _LossTerm:
+def _interactive_loss(logits: Tensor, batch: Targets, matches: QueryMatches) -> _LossTerm:
     """Cross-entropy of the interactive score.
 
     Positive are queries that overlap an interactive seen pair or are matched with a candidate.
@@ -278,7 +282,7 @@ def _interactive_loss(logits: Tensor, batch: Targets, matches: Matches) -> _Loss
     return _LossTerm((losses * mask).sum(2), counts, clamp_empty=True)
 
 
-def _matching_loss(logits: Tensor, matches: Matches, supervised_mask: Tensor) -> _LossTerm:
+def _matching_loss(logits: Tensor, matches: QueryMatches, supervised_mask: Tensor) -> _LossTerm:
     """Cross-entropy of whether a query is matched with a pair (CDN's matching head)."""
     labels = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
     labels.index_put_(_query_index(matches), torch.ones_like(matches.queries))
@@ -287,7 +291,7 @@ def _matching_loss(logits: Tensor, matches: Matches, supervised_mask: Tensor) ->
     return _LossTerm((losses * supervised_mask).sum(2), counts, clamp_empty=True)
 
 
-def _embedding_loss(predicted: Tensor, batch: Targets, matches: Matches) -> _LossTerm:
+def _embedding_loss(predicted: Tensor, batch: Targets, matches: QueryMatches) -> _LossTerm:
     """One minus the cosine similarity between a matched query's embedding and the teacher's
     embedding of the pair's region; pairs without a teacher embedding have no loss."""
     embeddings = batch.region_embeddings[matches.images, matches.targets].float()
@@ -298,12 +302,12 @@ def _embedding_loss(predicted: Tensor, batch: Targets, matches: Matches) -> _Los
     return _LossTerm(_sum_by_image((1 - cosines) * mask, matches, shape), counts, clamp_empty=True)
 
 
-def _query_index(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
+def _query_index(matches: QueryMatches) -> tuple[Tensor, Tensor, Tensor]:
     """Index of the matched queries in (L, B, Q, ...) tensors."""
     return matches.layers, matches.images, matches.queries
 
 
-def _sum_by_image(values: Tensor, matches: Matches, shape: Sequence[int]) -> Tensor:
+def _sum_by_image(values: Tensor, matches: QueryMatches, shape: Sequence[int]) -> Tensor:
     """Sums (M,) values of the matches over each layer and image: (L, B), which is `shape`."""
     num_layers, num_images = shape
     rows = matches.layers * num_images + matches.images

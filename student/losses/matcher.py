@@ -29,7 +29,7 @@ INVALID_COST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
-class Matches:
+class QueryMatches:
     """The M matches of all layers and images, those of seen pairs first within each image.
 
     Attributes:
@@ -91,7 +91,7 @@ class TwoStageMatcher:
         self.distilled_verbs = distilled_verbs
 
     @torch.no_grad()
-    def __call__(self, outputs: dict[str, Tensor], batch: Targets) -> Matches:
+    def __call__(self, outputs: dict[str, Tensor], batch: Targets) -> QueryMatches:
         """Matches every layer independently of the others.
 
         Args:
@@ -115,7 +115,7 @@ class TwoStageMatcher:
             # A copy from pageable memory would wait for the device.
             table = table.pin_memory()
         table = table.to(costs.device, non_blocking=True).T.contiguous()
-        return Matches(
+        return QueryMatches(
             layers=table[0],
             images=table[1],
             queries=table[2],

@@ -117,7 +117,7 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
     for annotation, outputs in track(images, len(cache), "Reading", "images", brief=True):
         for source, source_detections in detections.items():
             source_detections.append(
-                to_detections(annotation.image_id, outputs, vocabulary, source)
+                teacher_detections(annotation.image_id, outputs, vocabulary, source)
             )
     measured = _measure(images, detections, vocabulary, split, config.setting)
     num_pairs = sum(cache.shard_layout(shard).num_pairs for shard in range(cache.num_shards))
@@ -255,7 +255,7 @@ class CachedImages:
                 yield annotation, self.cache[annotation.image_id]
 
 
-def to_detections(
+def teacher_detections(
     image_id: str, outputs: TeacherOutputs, vocabulary: Vocabulary, source: int = PROPOSED
 ) -> Detections:
     """The teacher's outputs for an image as detections of interactions.

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_text
-from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 
 # Names of COCO's 80 objects in two orders: that of COCO's ids, and HICO-DET's alphabetical one.
 COCO80, HICO80 = "coco80", "hico80"
@@ -39,14 +39,14 @@ def load_class_names(source: str) -> tuple[str, ...]:
         where = f"line {names.index('') + 1}"
         raise bad_field(source, where, "the name of a class", "an empty line")
     # Written as `__background__` in torchvision's lists and as `background` in others.
-    is_background = bool(names) and _normalise_name(names[0]).strip("_ ") == BACKGROUND
+    is_background = bool(names) and normalise_name(names[0]).strip("_ ") == BACKGROUND
     return tuple(names[is_background:])
 
 
 def labels_from_names(names: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
     """(N,) int64: the vocabulary's object for each class name, -1 for names that it lacks."""
-    objects = {_normalise_name(name): label for label, name in enumerate(vocabulary.objects)}
-    return np.array([objects.get(_normalise_name(name), -1) for name in names], dtype=np.int64)
+    objects = {normalise_name(name): label for label, name in enumerate(vocabulary.objects)}
+    return np.array([objects.get(normalise_name(name), -1) for name in names], dtype=np.int64)
 
 
 def labels_from_ids(num_classes: int, vocabulary: Vocabulary) -> np.ndarray:
@@ -58,10 +58,6 @@ def labels_from_ids(num_classes: int, vocabulary: Vocabulary) -> np.ndarray:
 
 def has_coco_objects(vocabulary: Vocabulary) -> bool:
     """Whether the vocabulary's objects are COCO's 80."""
-    return set(map(_normalise_name, vocabulary.objects)) == set(
-        map(_normalise_name, load_class_names(COCO80))
+    return set(map(normalise_name, vocabulary.objects)) == set(
+        map(normalise_name, load_class_names(COCO80))
     )
-
-
-def _normalise_name(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes, refuse_existing
 from pipeline.utils.logging import get_logger
-from pipeline.vocabulary import Vocabulary, load_vocabulary
+from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
 from teacher_cache.reader.prompts_file import ActionPrompts
 from teacher_cache.teachers.prompts import (
@@ -143,7 +143,7 @@ def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
     if verb in known.verbs:
         index = known.verbs.index(verb)
         form = known.verb_ings[index]
-        if _normalise_name(form) != _normalise_name(ing):
+        if normalise_name(form) != normalise_name(ing):
             raise InputError(f"--add: {verb}: expected the cache's form {form!r}, found {ing!r}")
         selected = selected & ~known.valid[index]
     if not selected.any():
@@ -154,7 +154,7 @@ def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
 def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> list[NewInteraction]:
     """Interactions of a wider vocabulary that the cache's lacks, with objects that it has."""
     existing = {
-        (_normalise_name(known.verbs[verb]), known.objects[label])
+        (normalise_name(known.verbs[verb]), known.objects[label])
         for verb, label in known.interactions
     }
     interactions = [
@@ -164,7 +164,7 @@ def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> li
     new = [
         (verb, ing, name)
         for verb, ing, name in interactions
-        if (_normalise_name(verb), name) not in existing
+        if (normalise_name(verb), name) not in existing
     ]
     supported = [interaction for interaction in new if interaction[2] in known.objects]
     if len(supported) < len(new):
@@ -200,22 +200,18 @@ def _check_verb_forms(verbs: dict[tuple[str, str], None]) -> None:
 
 
 def _find_verb(known: Vocabulary, ing: str) -> str | None:
-    forms = [_normalise_name(form) for form in known.verb_ings]
-    return known.verbs[forms.index(_normalise_name(ing))] if _normalise_name(ing) in forms else None
+    forms = [normalise_name(form) for form in known.verb_ings]
+    return known.verbs[forms.index(normalise_name(ing))] if normalise_name(ing) in forms else None
 
 
 def _object_index(known: Vocabulary, name: str) -> int:
-    names = [_normalise_name(known_name) for known_name in known.objects]
-    if _normalise_name(name) not in names:
+    names = [normalise_name(known_name) for known_name in known.objects]
+    if normalise_name(name) not in names:
         examples = ", ".join(known.objects[:20]) + (", ..." if known.num_objects > 20 else "")
         raise InputError(
             f"--add: expected objects of the cache ({examples}), found {name.strip()!r}"
         )
-    return names.index(_normalise_name(name))
-
-
-def _normalise_name(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+    return names.index(normalise_name(name))
 
 
 TextEncoder = Callable[[Sequence[str]], np.ndarray]

@@ -103,7 +103,7 @@ def indistinguishable_actions(actions: Sequence[tuple[str, str]], text: PromptEm
         return ""
     further = f"; and {len(groups) - MAX_LISTED} more" if len(groups) > MAX_LISTED else ""
     return (
-        "warning: the teacher cannot distinguish actions whose prompts have equal embeddings: "
+        "the teacher cannot distinguish actions whose prompts have equal embeddings: "
         + "; ".join(groups[:MAX_LISTED])
         + further
     )

@@ -24,7 +24,7 @@ from student.engine.run import RunConfig, run_student
 from student.engine.run_inputs import RunRequest, build_inputs
 from student.inference.export import DetectorGraph
 from student.inference.model import ModelSpec, load_inference_model
-from student.inference.postprocess import to_detections
+from student.inference.postprocess import select_detections
 from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
 from student.inference.predict_images import PredictImagesConfig, predict_images
 from student.inference.predictor import Detector
@@ -97,7 +97,9 @@ def expected(run, mixed):
         image = read_image(path)
         with torch.no_grad():
             outputs = model([normalise(pil_to_tensor(image))])
-        (found[path.name],) = to_detections(outputs, [path.name], [image.size], opened.vocabulary)
+        (found[path.name],) = select_detections(
+            outputs, [path.name], [image.size], opened.vocabulary
+        )
     return found
 
 

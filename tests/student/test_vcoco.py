@@ -21,7 +21,7 @@ from student.data.dataset import TrainingDataset, make_sample
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import RunConfig, run_student
 from student.engine.run_inputs import RunRequest
-from student.inference.postprocess import to_detections
+from student.inference.postprocess import select_detections
 from teacher_cache.detectors.pairing import annotated_pairs
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import TeacherOutputs
@@ -202,7 +202,7 @@ def test_perfect_predictions_have_an_ap_of_100(official, vcoco):
             "pred_human_boxes": boxes[pairs[:, 0]][None],
             "pred_object_boxes": boxes[pairs[:, 1]][None],
         }
-        found += to_detections(outputs, [annotation.image_id], [(128, 128)], vcoco)
+        found += select_detections(outputs, [annotation.image_id], [(128, 128)], vcoco)
     metrics = score_detections(found, truth, vcoco).metrics()
     assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
     # Without the verbs that have no object, agents and empty roles are missed.

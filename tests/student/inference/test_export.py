@@ -30,7 +30,7 @@ from student.inference.export import (
     resize_nearest,
 )
 from student.inference.model import ModelSpec, load_inference_model
-from student.inference.postprocess import to_detections
+from student.inference.postprocess import select_detections
 from student.inference.predictor import Detector
 from student.weights.load import load_model
 
@@ -330,7 +330,7 @@ def test_the_graph_gives_the_detectors_outputs(loaded):
         outputs = loaded.model([normalise(image) for image in images])
     for name in ("pred_object_logits", "pred_verb_logits", "pred_human_boxes", "pred_object_boxes"):
         torch.testing.assert_close(graph[name], outputs[name], atol=2e-5, rtol=1e-5)
-    expected = to_detections(outputs, ["a", "b"], [(100, 50)] * 2, loaded.vocabulary)
+    expected = select_detections(outputs, ["a", "b"], [(100, 50)] * 2, loaded.vocabulary)
     scale = np.array([100, 50, 100, 50])
     for row, found in enumerate(expected):
         # Rows with a score of -1 are empty.
@@ -361,7 +361,7 @@ def test_outputs_do_not_depend_on_padding(loaded, frame):
             alone = loaded.model([normalise(image)])
             for name in ("pred_object_logits", "pred_verb_logits", "pred_human_boxes"):
                 torch.testing.assert_close(found[name][row], alone[name][0], atol=5e-5, rtol=1e-5)
-            (expected,) = to_detections(alone, ["a"], [(9, 9)], loaded.vocabulary)
+            (expected,) = select_detections(alone, ["a"], [(9, 9)], loaded.vocabulary)
             scores = found["scores"][row, : len(expected.scores)]
             np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
 
@@ -375,7 +375,7 @@ def test_verbs_without_object(loaded):
     images, sizes = torch.rand(2, 3, 64, 64), torch.tensor([[64, 64]] * 2)
     with torch.no_grad():
         found = graph(images, sizes)
-    expected = to_detections(found, ["a", "b"], [(10, 10)] * 2, vocabulary)
+    expected = select_detections(found, ["a", "b"], [(10, 10)] * 2, vocabulary)
     for row, one in enumerate(expected):
         count = len(one.scores)
         labels = np.append(one.labels, -1)[one.hois[:, 1]]

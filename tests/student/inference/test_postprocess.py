@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.vocabulary import Vocabulary
-from student.inference.postprocess import to_detections
+from student.inference.postprocess import select_detections
 
 VOCABULARY = Vocabulary(
     name="small",
@@ -34,7 +34,7 @@ def outputs(labels, verbs, boxes=None, dtype=torch.float32):
 def test_scores_are_products_and_other_pairs_are_left_out():
     found = outputs([1, 2], [[0.0, 9.0, 1.0], [9.0, -1.0, 9.0]])
     found["pred_object_logits"][0, 0] = torch.tensor([FAR, 0.0, FAR, 0.0])
-    (detections,) = to_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY)
+    (detections,) = select_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY)
     named = {
         (int(detections.labels[o]), int(v)): score
         for (_, o, v), score in zip(detections.hois, detections.scores, strict=True)
@@ -49,7 +49,7 @@ def test_scores_are_products_and_other_pairs_are_left_out():
 def test_no_pair_is_never_the_object():
     found = outputs([3], [[1.0, 1.0, 1.0]])
     found["pred_object_logits"][0, 0] = torch.tensor([0.0, 1.0, 0.5, 50.0])
-    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
+    (detections,) = select_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
     assert detections.labels.tolist() == [0, 1]
     assert (detections.scores < 1e-20).all() and len(detections.scores) == 2
 
@@ -57,7 +57,7 @@ def test_no_pair_is_never_the_object():
 def test_boxes_are_clipped_pixels_of_the_original_image():
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.4, 0.4]])
     found = outputs([1, 1], [[1.0, FAR, FAR], [2.0, FAR, FAR]], boxes)
-    (detections,) = to_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY, max_detections=2)
+    (detections,) = select_detections(found, ["a.jpg"], [(100, 200)], VOCABULARY, max_detections=2)
     humans, objects = (
         detections.boxes[detections.hois[:, 0]],
         detections.boxes[detections.hois[:, 1]],
@@ -70,7 +70,7 @@ def test_boxes_are_clipped_pixels_of_the_original_image():
 @pytest.mark.parametrize(("most", "kept"), [(0, 0), (1, 1), (3, 3), (100, 4)])
 def test_only_the_highest_scores_are_kept(most, kept):
     found = outputs([1, 1], [[3.0, 1.0, 0.0], [2.0, 1.0, -1.0]])
-    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY, max_detections=most)
+    (detections,) = select_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY, max_detections=most)
     sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0, 0.0, -1.0])))
     np.testing.assert_allclose(detections.scores, sigmoid[:kept], rtol=1e-6)
     assert detections.hois.shape == (kept, 3)
@@ -80,7 +80,7 @@ def test_only_the_highest_scores_are_kept(most, kept):
 def test_every_image_has_its_own_size_and_name():
     one = outputs([1], [[1.0, 1.0, 1.0]])
     both = {name: torch.cat([value, value]) for name, value in one.items()}
-    first, second = to_detections(both, ["a.jpg", "b.jpg"], [(10, 10), (20, 40)], VOCABULARY)
+    first, second = select_detections(both, ["a.jpg", "b.jpg"], [(10, 10), (20, 40)], VOCABULARY)
     assert (first.image_id, second.image_id) == ("a.jpg", "b.jpg")
     np.testing.assert_allclose(first.boxes * [2, 4, 2, 4], second.boxes)
 
@@ -88,7 +88,7 @@ def test_every_image_has_its_own_size_and_name():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_give_finite_scores(dtype):
     found = outputs([1, 2], [[100.0, -100.0, 0.0], [0.0, 100.0, -100.0]], dtype=dtype)
-    (detections,) = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
+    (detections,) = select_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
     assert np.isfinite(detections.scores).all() and detections.scores[0] == pytest.approx(1.0)
 
 
@@ -96,9 +96,9 @@ def test_verbs_without_object_in_a_vocabulary_with_roles():
     roles = ({"action": "ride", "roles": ["obj"], "verbs": ["ride"]},)
     found = outputs([1, 3], [[1.0, FAR, FAR], [2.0, FAR, 3.0]])
     found["pred_object_logits"][0, 0] = torch.tensor([FAR, 1.0, FAR, 0.0])
-    plain, *_ = to_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
+    plain, *_ = select_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
     assert (plain.hois[:, 1] >= 0).all()
-    (detections,) = to_detections(
+    (detections,) = select_detections(
         found, ["a.jpg"], [(10, 10)], dataclasses.replace(VOCABULARY, roles=roles), max_detections=4
     )
     rows = zip(detections.hois.tolist(), detections.scores.tolist(), strict=True)

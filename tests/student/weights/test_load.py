@@ -9,7 +9,7 @@ from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 from student.config import get_preset
 from student.engine.evaluate import evaluate_checkpoint
-from student.inference.postprocess import to_detections
+from student.inference.postprocess import select_detections
 from student.weights.checkpoint_file import Checkpoint, save_checkpoint
 from student.weights.load import load_student
 from student.weights.published import to_published
@@ -71,7 +71,7 @@ def test_v_coco_models_with_a_class_for_verbs_without_object(build, small_config
     outputs["pred_object_logits"] = logits
     outputs["pred_verb_logits"] = torch.full_like(outputs["pred_verb_logits"], -9.0)
     outputs["pred_verb_logits"][0, 2, 4] = 9.0
-    (found,) = to_detections(outputs, ["a.jpg"], [(64, 64)], vcoco)
+    (found,) = select_detections(outputs, ["a.jpg"], [(64, 64)], vcoco)
     assert found.scores[0] > 0.99 > 0.01 > found.scores[1]
     assert found.hois[0, 1] == -1 and found.hois[0, 2] == 4
 

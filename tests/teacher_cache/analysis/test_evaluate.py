@@ -17,7 +17,7 @@ from teacher_cache.analysis.evaluate import (
     box_recall,
     evaluate_teacher,
     pair_recall,
-    to_detections,
+    teacher_detections,
 )
 from teacher_cache.build import build_cache
 from teacher_cache.detectors.pairing import annotated_pairs, concatenate_pairs
@@ -138,7 +138,7 @@ def make_outputs(annotation, proposals, probabilities):
 
 def test_an_image_without_proposals_has_no_detections(vocabulary):
     image = make_annotation([0, 1, RIDE])
-    found = to_detections("a", make_outputs(image, [], [{RIDE: 1}]), vocabulary)
+    found = teacher_detections("a", make_outputs(image, [], [{RIDE: 1}]), vocabulary)
     assert found.boxes.shape == (0, 4) and found.hois.shape == (0, 3)
 
 
@@ -146,7 +146,7 @@ def test_detections_are_scored_proposals(vocabulary):
     image = make_annotation([0, 1, RIDE])
     proposals = [(BOXES[0], BOXES[1], HORSE, 0.9, 0.5), (BOXES[0], BOXES[2], BALL, 0.9, 0.8)]
     given = make_outputs(image, proposals, [{RIDE: 1}, {RIDE: 0.75}, {HOLD: 0.5, THROW: 0.25}])
-    found = to_detections("a", given, vocabulary)
+    found = teacher_detections("a", given, vocabulary)
     assert found.boxes.shape == (3, 4), "the person's box occurs once"
     np.testing.assert_array_equal(found.hois[:, 2], [HOLD, RIDE, THROW])
     np.testing.assert_allclose(found.scores, [0.36, 0.3375, 0.18], rtol=1e-5)
@@ -160,7 +160,7 @@ def test_at_most_a_hundred_detections(vocabulary):
     rng = np.random.default_rng(0)
     proposals = [(BOXES[0], BOXES[1], HORSE, 1, score) for score in rng.random(40)]
     given = make_outputs(image, proposals, [dict.fromkeys(range(10), 0.1)] * 40)
-    found = to_detections("a", given, vocabulary)
+    found = teacher_detections("a", given, vocabulary)
     assert len(found.scores) == 100
     assert (np.diff(found.scores) <= 0).all()
 
@@ -207,7 +207,7 @@ def test_annotated_pairs_as_detections(vocabulary):
     image = make_annotation([0, 1, RIDE], [0, 2, HOLD])
     proposals = [(BOXES[0], BOXES[1], HORSE, 0.9, 0.5)]
     given = make_outputs(image, proposals, [{RIDE: 0.75}, {HOLD: 0.5, THROW: 0.25}, {RIDE: 1}])
-    found = to_detections("a", given, vocabulary, ANNOTATED)
+    found = teacher_detections("a", given, vocabulary, ANNOTATED)
     np.testing.assert_array_equal(found.hois[:, 2], [RIDE, HOLD, THROW])
     np.testing.assert_allclose(found.scores, [0.75, 0.5, 0.25], rtol=1e-5)
 
