@@ -11,7 +11,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import device_option
-from pipeline.utils.cli_settings import option, setting_rank
+from pipeline.utils.cli_settings import describe_type, option, setting_rank
 from pipeline.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class OptionalType(click.ParamType):
     """A value of another type, or `none`."""
 
     def __init__(self, kind: click.ParamType) -> None:
-        self.kind, self.name = kind, f"{kind.name} or none"
+        self.kind, self.name = kind, f"{describe_type(kind) or kind.name}, or none"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and value.strip().lower() == "none":

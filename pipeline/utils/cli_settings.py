@@ -29,6 +29,8 @@ SOURCES = ("config", "set")
 # Where a context keeps the settings of each source until all are read.
 VALUES = "pipeline.utils.cli_settings"
 TOML_WIDTH = 100
+# Largest number of settings that are all named in the error about an unknown one.
+MAX_NAMES = 20
 
 
 class Option(cloup.Option):
@@ -122,10 +124,17 @@ def _apply_file(context: click.Context, _: click.Parameter, path: Path | None) -
         return
     from pipeline.utils.files import read_toml
 
-    values = {}
+    values: dict[str, Any] = {}
+    spellings: dict[str, str] = {}
     for key, value in read_toml(path).items():
+        if isinstance(value, dict):
+            raise bad_field(path, key, "settings outside of tables", "a table")
         option = _find_setting(context, path, key)
-        values[option.name or key] = _to_option_value(context, option, path, key, value)
+        name = option.name or key
+        if name in values:
+            # TOML itself refuses only the same spelling twice.
+            raise bad_field(path, key, "every setting once", f"{spellings[name]} too")
+        values[name], spellings[name] = _to_option_value(context, option, path, key, value), key
     _apply(context, "config", values)
 
 
@@ -198,9 +207,13 @@ def _find_setting(context: click.Context, source: object, key: str) -> click.Opt
     name = key.replace("-", "_")
     if name in options:
         return options[name]
-    similar = get_close_matches(name, options) or sorted(options)
-    names = ", ".join(text.replace("_", "-") for text in similar)
-    expected = f"a setting of {context.command_path}, such as {names}"
+    expected = f"a setting of {context.command_path}"
+    similar = get_close_matches(name, options)
+    if not similar and len(options) <= MAX_NAMES:
+        similar = sorted(options)
+    if similar:
+        names = ", ".join(text.replace("_", "-") for text in similar)
+        expected += f", such as {names}"
     raise bad_field(source, key, expected, "an unknown one")
 
 
@@ -237,7 +250,7 @@ def _to_option_value(
     try:
         option.type_cast_value(context, result)
     except click.BadParameter as error:
-        expected = _describe_number(option.type) or f"{option.type.name} ({error.message})"
+        expected = describe_type(option.type) or f"{option.type.name} ({error.message})"
         raise bad_field(source, key, expected, value) from None
     return result
 
@@ -309,12 +322,8 @@ def _describe(option: click.Option, text: str | None) -> str:
     value_type, values = option.type, ""
     if option.is_flag:
         values = "true or false"
-    elif isinstance(value_type, click.Choice):
-        values = f"One of {', '.join(value_type.choices)}"
-    elif number := _describe_number(value_type):
-        values = number
     elif not isinstance(value_type, (click.types.StringParamType, click.Path)):
-        values = value_type.name
+        values = describe_type(value_type) or value_type.name
     if option.multiple:
         values = f"{values}, or a list of them" if values else "A text, or a list of texts"
     parts = [option.help or "", values[:1].upper() + values[1:]]
@@ -325,15 +334,21 @@ def _describe(option: click.Option, text: str | None) -> str:
     return " ".join(f"{part.rstrip('.')}." for part in parts if part)
 
 
-def _describe_number(value_type: click.ParamType) -> str:
-    """The numbers of a range type in words; "" for other types."""
-    if not isinstance(value_type, (click.IntRange, click.FloatRange)):
+def describe_type(value_type: click.ParamType) -> str:
+    """The values of a choice or number type in words; "" for other types."""
+    if isinstance(value_type, click.Choice):
+        return f"one of {', '.join(value_type.choices)}"
+    if isinstance(value_type, click.types.IntParamType):
+        words = ["integer"]
+    elif isinstance(value_type, click.types.FloatParamType):
+        words = ["number"]
+    else:
         return ""
-    words = ["integer" if isinstance(value_type, click.IntRange) else "number"]
-    if value_type.min is not None:
-        words.append(f"{'above' if value_type.min_open else 'at least'} {value_type.min:g}")
-    if value_type.max is not None:
-        words.append(f"{'below' if value_type.max_open else 'at most'} {value_type.max:g}")
+    if isinstance(value_type, (click.IntRange, click.FloatRange)):
+        if value_type.min is not None:
+            words.append(f"{'above' if value_type.min_open else 'at least'} {value_type.min:g}")
+        if value_type.max is not None:
+            words.append(f"{'below' if value_type.max_open else 'at most'} {value_type.max:g}")
     return ", ".join(words)
 
 

@@ -273,7 +273,8 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: expected TOML, found {error}") from None
+        found = identify_file(path, BINARY_SIGNATURES) or error
+        raise InputError(f"{path}: expected TOML, found {found}") from None
 
 
 def copy_scripts(

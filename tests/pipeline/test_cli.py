@@ -178,9 +178,16 @@ def test_defaults_stay_where_the_file_says_nothing(run, config):
         ("count = 2.5", "count: expected integer"),
         ("count = true", "count: expected one value, found True"),
         ("count = [1, 2]", "count: expected one value, found [1, 2]"),
-        ("count = {a = 1}", "count: expected one value"),
+        ("count = {a = 1}", "count: expected settings outside of tables"),
+        ("count = [{a = 1}]", "count: expected one value"),
         ("tag = [[1]]", "tag: expected a list of values, found [[1]]"),
-        ('name = "c"', "name: expected choice ('c' is not one of 'a', 'b'.), found c"),
+        ('name = "c"', "name: expected one of a, b, found c"),
+        ("[train]\ncount = 3", "train: expected settings outside of tables, found a table"),
+        ("[loud]\ncount = 3", "loud: expected settings outside of tables, found a table"),
+        (
+            "learning-rate = 1\nlearning_rate = 2",
+            "learning_rate: expected every setting once, found learning-rate too",
+        ),
         ('loud = "yes"', "loud: expected true or false, found yes"),
         ("count = ", "expected TOML"),
     ],
@@ -223,8 +230,8 @@ def test_the_command_line_wins_over_set_and_set_over_the_file(run, config, order
         ("set=x", ("set: expected a setting",)),
         ("count", ("expected KEY=VALUE", "found count")),
         ("=3", ("expected KEY=VALUE", "found =3")),
-        ("count=2.5", ("count: expected integer", "found 2.5")),
-        ("name=c", ("name: expected", "'a', 'b'", "found c")),
+        ("count=2.5", ("count: expected integer, found 2.5",)),
+        ("name=c", ("name: expected one of a, b", "found c")),
         ("loud=yes", ("loud: expected true or false", "found yes")),
         ("tag=[1", ("tag: expected a list", "found [1")),
     ],
@@ -235,6 +242,20 @@ def test_wrong_assignments_name_key_expected_and_found(run, assignment, facts):
     assert err.startswith("eoid-data: --set: ")
     for fact in facts:
         assert fact in err
+
+
+def test_an_error_about_one_of_many_settings_is_short(run):
+    @click.command()
+    @config_option
+    def many():
+        """Has more settings than an error can name."""
+
+    for number in range(30):
+        many.params.append(click.Option([f"--number-{number}"]))
+    _, _, err = run(many, "--set", "unlike=1")
+    assert err == (
+        "eoid-data: --set: unlike: expected a setting of eoid-data, found an unknown one\n"
+    )
 
 
 def test_the_printed_file_has_every_setting_and_changes_nothing(run, config):

@@ -172,7 +172,9 @@ def test_toml_with_a_byte_order_mark_and_windows_line_ends(tmp_path):
         (None, "no such file"),
         (b"b = ", "expected TOML"),
         (b"b = 1\nb = 2", "expected TOML"),
-        (b"\xff\xfe", "expected TOML"),
+        (b"\xff\xfea\x00", "expected TOML, found UTF-16; save it as UTF-8"),
+        (b"a = \xff", "expected TOML"),
+        (b"<html>", "expected TOML, found a web page"),
     ],
 )
 def test_invalid_toml_is_refused(tmp_path, content, message):
