@@ -57,7 +57,7 @@ class Stages:
             SystemExit: the command failed; with its exit code.
         """
         started = time.monotonic()
-        code = run_words([str(word) for word in command])
+        code = run_command([str(word) for word in command])
         taken = time.monotonic() - started
         if name not in self.finished:
             self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
@@ -69,7 +69,7 @@ class Stages:
         print(f"{name}: {self.seconds[name]:.0f} s")
 
 
-def run_words(words: Sequence[str], log: Path | None = None) -> int:
+def run_command(words: Sequence[str], log: Path | None = None) -> int:
     """Runs a command of this project and returns its exit code as a shell does.
 
     Args:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.demo import run_words
+from benchmarks.demo import run_command
+from benchmarks.study.artifacts import TINY, WHOLE, Scale
 from benchmarks.study.experiment import Experiment
 from benchmarks.study.experiments import EXPERIMENTS
 from benchmarks.study.page import write_experiment, write_page
-from benchmarks.study.pieces import TINY, WHOLE, Scale
+from benchmarks.study.parallel import Task, run_tasks
 from benchmarks.study.records import Records
-from benchmarks.study.together import Task, make_together
-from benchmarks.study.workshop import StoppedError, Workshop, estimate
+from benchmarks.study.runner import SeedRunner, StoppedError, estimate
 from pipeline.utils.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,16 +36,16 @@ class Plan:
     """What to run.
 
     Attributes:
-        experiments: in this order, every seed of the first before the second.
-        seeds: of toy datasets, models and students.
+        experiments: experiments in the order of their execution.
+        seeds: seeds of toy datasets, models and students.
         out: folder of the runs.
         results: folder of tables and figures.
-        scale: how large everything is.
+        scale: size of datasets and trainings.
         base: folder of demos whose models are used; None for none.
-        budget: minutes after which no further command is started; None for no bound.
-        jobs: commands that run at a time; several write their lines into files.
-        rerun: also runs what is in `results`.
-        execute: runs a command's words, and gives its exit code; see `Workshop`.
+        budget: minutes after which no further command is started; None for no limit.
+        jobs: number of commands that run at a time; with more than one, their output goes to files.
+        rerun: whether recorded runs are repeated.
+        execute: runs a command and returns its exit code; see `SeedRunner`.
     """
 
     experiments: tuple[Experiment, ...]
@@ -57,117 +57,118 @@ class Plan:
     budget: float | None = None
     jobs: int = 1
     rerun: bool = False
-    execute: Callable[[Sequence[str], Path | None], int] = run_words
+    execute: Callable[[Sequence[str], Path | None], int] = run_command
 
-    def workshops(self) -> list[Workshop]:
-        """One for every seed."""
+    def runners(self) -> list[SeedRunner]:
+        """One runner per seed."""
         return [
-            Workshop(self.out, seed, self.execute, self.scale, self.base, logged=self.jobs > 1)
+            SeedRunner(self.out, seed, self.execute, self.scale, self.base, logged=self.jobs > 1)
             for seed in self.seeds
         ]
 
     def records(self) -> Records:
-        """What was measured before."""
+        """Recorded results."""
         return Records.read(self.results)
 
-    def lacks(self, workshops: Sequence[Workshop], records: Records) -> dict[str, list[Task]]:
-        """What has to be run, by experiment; see `missing`."""
-        return missing(self.experiments, workshops, Records() if self.rerun else records)
+    def missing_tasks(
+        self, runners: Sequence[SeedRunner], records: Records
+    ) -> dict[str, list[Task]]:
+        """Tasks to run, by experiment; see `missing`."""
+        return missing(self.experiments, runners, Records() if self.rerun else records)
 
 
-def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
-    """Runs what is missing; writes tables and figures whenever an experiment is done.
+def run_study(plan: Plan, report: Callable[[str], None] = print) -> int:
+    """Runs the missing commands; writes tables and figures whenever an experiment is complete.
 
     Returns:
-        0 where all that was asked for is there or the budget is used up, 1 where a command could
-        not do its work (the others were run all the same), else the exit code of the command that
-        was told to stop.
+        0 if all results are complete or the budget is used up, 1 if a command failed (commands that
+        do not depend on it are run all the same), else the exit code of the interrupted command.
     """
-    workshops, records = plan.workshops(), plan.records()
-    lacks = plan.lacks(workshops, records)
-    left = {task.own: task for tasks in lacks.values() for task in tasks}
+    runners, records = plan.runners(), plan.records()
+    tasks_by_experiment = plan.missing_tasks(runners, records)
+    left = {task.key: task for tasks in tasks_by_experiment.values() for task in tasks}
     tasks = list(left.values())
     failed = False
 
-    def begun(task: Task) -> None:
-        name = next(name for name, own in lacks.items() if task in own)
-        rest = _duration(estimate(workshops, [each.piece for each in left.values()]) / plan.jobs)
-        say(
-            f"{name}, seed {task.workshop.seed}, {task.piece.folder}:"
+    def on_start(task: Task) -> None:
+        name = next(name for name, own in tasks_by_experiment.items() if task in own)
+        rest = _duration(estimate(runners, [each.artifact for each in left.values()]) / plan.jobs)
+        report(
+            f"{name}, seed {task.runner.seed}, {task.artifact.folder}:"
             f" {len(left)} commands left, about {rest}"
         )
 
-    def ended(task: Task, fine: bool) -> None:
+    def on_end(task: Task, succeeded: bool) -> None:
         nonlocal failed
-        del left[task.own]
-        if not fine:
+        del left[task.key]
+        if not succeeded:
             failed = True
-            log = task.workshop.log(task.piece)
-            say(
-                f"{task.piece.folder}: this command failed; continuing with others"
+            log = task.runner.log(task.artifact)
+            report(
+                f"{task.artifact.folder}: this command failed; continuing with others"
                 f"{f', see {log}' if log else ''}"
             )
         for experiment in plan.experiments:
-            own = lacks[experiment.name]
-            if task in own and not any(each.own in left for each in own):
-                write_experiment(experiment, workshops, plan.results, records)
+            own = tasks_by_experiment[experiment.name]
+            if task in own and not any(each.key in left for each in own):
+                write_experiment(experiment, runners, plan.results, records)
 
     if not tasks:
-        say(f"nothing to run: all results are in {plan.results} (--rerun runs everything again)")
+        report(f"nothing to run: all results are in {plan.results} (--rerun runs everything again)")
     until = None if plan.budget is None else time.monotonic() + 60 * plan.budget
     code = 0
     try:
-        if make_together(tasks, plan.jobs, until, begun, ended):
-            say(f"{plan.budget:g} minutes are over; the same command resumes")
+        if run_tasks(tasks, plan.jobs, until, on_start, on_end):
+            report(f"{plan.budget:g} minutes are over; the same command resumes")
     except StoppedError as stopped:
-        say("stopped; the same command resumes")
+        report("stopped; the same command resumes")
         code = stopped.code
     finally:
         for experiment in plan.experiments:
-            write_experiment(experiment, workshops, plan.results, records)
+            write_experiment(experiment, runners, plan.results, records)
         write_page(EXPERIMENTS, plan.results)
     return code or (1 if failed else 0)
 
 
 def missing(
-    experiments: Sequence[Experiment], workshops: Sequence[Workshop], records: Records
+    experiments: Sequence[Experiment], runners: Sequence[SeedRunner], records: Records
 ) -> dict[str, list[Task]]:
     """The missing runs of each experiment by its name, without those of earlier experiments."""
     found: dict[str, list[Task]] = {}
     known: set[tuple[int, str]] = set()
     for experiment in experiments:
         own = found.setdefault(experiment.name, [])
-        for workshop in workshops:
-            pieces = [
-                piece
+        for runner in runners:
+            artifacts = [
+                artifact
                 for variant in experiment.variants
-                if not records.has(variant, workshop.scale, workshop.seed)
-                for piece in variant.pieces
+                if not records.has(variant, runner.scale, runner.seed)
+                for artifact in variant.artifacts
             ]
-            for piece in workshop.missing(pieces):
-                task = Task(workshop, piece)
-                if task.own not in known:
-                    known.add(task.own)
+            for artifact in runner.missing(artifacts):
+                task = Task(runner, artifact)
+                if task.key not in known:
+                    known.add(task.key)
                     own.append(task)
     return found
 
 
-def list_study(plan: Plan, say: Callable[[str], None] = print) -> None:
+def list_study(plan: Plan, report: Callable[[str], None] = print) -> None:
     """Lists the experiments, the number of missing runs of each, and their expected time."""
-    workshops = plan.workshops()
-    lacks = plan.lacks(workshops, plan.records())
+    runners = plan.runners()
+    tasks_by_experiment = plan.missing_tasks(runners, plan.records())
 
-    def told(tasks: Sequence[Task]) -> str:
-        return _duration(estimate(workshops, [task.piece for task in tasks]) / plan.jobs)
+    def duration(tasks: Sequence[Task]) -> str:
+        return _duration(estimate(runners, [task.artifact for task in tasks]) / plan.jobs)
 
     for experiment in plan.experiments:
-        own = lacks[experiment.name]
-        say(
+        own = tasks_by_experiment[experiment.name]
+        report(
             f"{experiment.name:<16} {len(experiment.variants):>2} rows, {len(own):>3} commands to"
-            f" run, about {told(own)}: {experiment.title}"
+            f" run, about {duration(own)}: {experiment.title}"
         )
-    tasks = [task for own in lacks.values() for task in own]
-    say(f"total: {len(tasks)} commands left, about {told(tasks)}")
+    tasks = [task for own in tasks_by_experiment.values() for task in own]
+    report(f"total: {len(tasks)} commands left, about {duration(tasks)}")
 
 
 def _duration(seconds: float) -> str:

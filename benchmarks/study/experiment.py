@@ -1,10 +1,10 @@
-"""What an experiment is."""
+"""Experiments and the rows of their tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.study.pieces import Piece, Scale
+from benchmarks.study.artifacts import Artifact, Scale
 from pipeline.utils.files import sha256_of_json
 
 
@@ -13,29 +13,29 @@ class Variant:
     """One row of a table.
 
     Attributes:
-        label: what varies.
-        run: the student.
-        against: label of the row that it is compared with, None for the experiment's reference.
-        teacher: how good the teacher is, where that is part of the question.
-        x: its place on the axis of a curve; None where the teacher's accuracy is its place.
-        paper: name of the split in the published results that stand beside it.
+        label: name of the row.
+        run: run or evaluation of the student.
+        against: label of the row to compare with; None for the experiment's reference.
+        teacher: scores of the teacher, if the table shows its accuracy; else None.
+        x: position on the horizontal axis of a curve; None for the teacher's accuracy.
+        paper: split of the published results to show in the row; None for none.
     """
 
     label: str
-    run: Piece
+    run: Artifact
     against: str | None = None
-    teacher: Piece | None = None
+    teacher: Artifact | None = None
     x: float | None = None
     paper: str | None = None
 
     @property
-    def pieces(self) -> list[Piece]:
-        """What its numbers are read from."""
+    def artifacts(self) -> list[Artifact]:
+        """Artifacts that the row's numbers are read from."""
         return [self.run, *([self.teacher] if self.teacher else [])]
 
     def digest(self, scale: Scale) -> str:
-        """Of all commands behind its numbers."""
-        return sha256_of_json([scale.name, *(piece.digest for piece in self.pieces)])
+        """SHA-256 of all commands behind the row's numbers."""
+        return sha256_of_json([scale.name, *(artifact.digest for artifact in self.artifacts)])
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Experiment:
     """One table and one figure.
 
     Attributes:
-        name: short, for files and `--only`.
-        title: the question.
+        name: short name, for files and `--only`.
+        title: title of table and figure.
         variants: the rows.
-        reference: label of the row that the others are compared with, None where each names one.
-        paper: what the paper says or does, as far as this project knows.
-        axis: what a curve's horizontal axis is; None draws rows.
+        reference: label of the row that the others are compared with; None if each names its own.
+        paper: note on the paper's choice and results.
+        axis: label of the horizontal axis for a curve; None for a chart of rows.
     """
 
     name: str

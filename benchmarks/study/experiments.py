@@ -1,27 +1,27 @@
-"""What the study compares, with what, and what the paper has to say about it."""
+"""The experiments of the study, with the choices and results of the paper."""
 
 from __future__ import annotations
 
-from benchmarks.study.experiment import Experiment, Variant
-from benchmarks.study.images import MORE_IMAGES, NEW_ACTIONS, SHOTS
-from benchmarks.study.pieces import (
+from benchmarks.study.artifacts import (
     CACHE,
     PLAIN,
     TEMPLATES,
-    Piece,
+    Artifact,
     cache,
     rescored,
     student,
     teacher,
     teacher_score,
 )
-from benchmarks.study.reading import HEAD, UNHEARD
+from benchmarks.study.experiment import Experiment, Variant
+from benchmarks.study.few_label_experiments import MORE_IMAGES, NEW_ACTIONS, SHOTS
+from benchmarks.study.text_head_experiments import HEAD, NEW_VERBS_BY_PROMPT
 
-NO_NUMBERS = "Its own comparison is not among the numbers that this project has."
+NO_NUMBERS = "Its numbers for this comparison are not available here."
 
 
 def _with(option: str, values: tuple[float, ...], plain: float) -> tuple[Variant, ...]:
-    """A row for every value of an option; the toy preset is the plain one."""
+    """A row for every value of an option; `plain` is the value of the toy preset."""
     return tuple(
         Variant(f"{value:g}", PLAIN if value == plain else student(option, f"{value:g}"), x=value)
         for value in values
@@ -60,7 +60,7 @@ TOPK = Experiment(
     f"The paper trains with 3. {NO_NUMBERS}",
     "candidates per image (top-k)",
 )
-GATE = Experiment(
+THRESHOLD = Experiment(
     "interactive-threshold",
     "Threshold of the interactive probability",
     _with("--interactive-threshold", (0, 0.1, 0.3, 0.5, 0.7), 0),
@@ -74,7 +74,7 @@ LEVEL = Experiment(
     "Input of the teacher: union region or whole image",
     (
         Variant("region", PLAIN, teacher=teacher_score(CACHE)),
-        Variant("whole image", student(by=WHOLE_IMAGE), teacher=teacher_score(WHOLE_IMAGE)),
+        Variant("whole image", student(cache=WHOLE_IMAGE), teacher=teacher_score(WHOLE_IMAGE)),
     ),
     "region",
     f"The paper's teacher sees the union region. {NO_NUMBERS}",
@@ -87,12 +87,12 @@ CANDIDATES = Experiment(
         Variant("annotated, labels removed", student("--candidates", "annotated")),
     ),
     "detector",
-    "The paper pairs the annotated boxes of unseen pairs, labels removed: it is told where they"
-    " are.",
+    "The paper uses the annotated boxes of unseen pairs with their labels removed, so their"
+    " locations are known.",
 )
 
 
-def _soft(weight: float, normalisation: str, *options: str) -> Piece:
+def _soft(weight: float, normalisation: str, *options: str) -> Artifact:
     return student("--soft-weight", f"{weight:g}", "--soft-normalisation", normalisation, *options)
 
 
@@ -115,17 +115,17 @@ VDETACH = Experiment(
     "Verb gradients detached from localisation, or not",
     (Variant("detached", PLAIN), Variant("not detached", student("--no-vdetach"))),
     "detached",
-    f"The paper keeps them out. {NO_NUMBERS}",
+    f"The paper detaches them. {NO_NUMBERS}",
 )
 
 
-def _short(steps: int) -> Piece:
+def _short(steps: int) -> Artifact:
     name = f"{steps}-steps"
-    return cache(name, by=teacher(name, "--teacher-steps", str(steps)))
+    return cache(name, teacher=teacher(name, "--teacher-steps", str(steps)))
 
 
-def _taught_by(label: str, by: Piece) -> Variant:
-    return Variant(label, student(by=by), teacher=teacher_score(by))
+def _with_teacher(label: str, source: Artifact) -> Variant:
+    return Variant(label, student(cache=source), teacher=teacher_score(source))
 
 
 POOR = 100
@@ -133,7 +133,7 @@ TEACHER = Experiment(
     "teacher",
     "Accuracy of the teacher and mAP of its student",
     (
-        *(_taught_by(f"{steps} steps", _short(steps)) for steps in (25, POOR, 200)),
+        *(_with_teacher(f"{steps} steps", _short(steps)) for steps in (25, POOR, 200)),
         Variant("500 steps", PLAIN, teacher=teacher_score(CACHE)),
     ),
     "500 steps",
@@ -142,17 +142,17 @@ TEACHER = Experiment(
 )
 
 
-SPEAKS = tuple(word for template in TEMPLATES for word in ("--template", template))
+TEMPLATE_OPTIONS = tuple(word for template in TEMPLATES for word in ("--template", template))
 
 
-def _asked(title: str, name: str, *taught: str) -> tuple[Variant, Variant]:
-    """A teacher that learned three sentences, asked with one of them and with all."""
-    one = cache(f"{name}sentences", by=teacher("sentences", *taught, *SPEAKS))
-    three = rescored(f"{name}three-sentences", one, *SPEAKS)
+def _one_and_three_prompts(title: str, name: str, *options: str) -> tuple[Variant, Variant]:
+    """A teacher trained on three prompt templates, used with one of them and with all."""
+    one = cache(f"{name}sentences", teacher=teacher("sentences", *options, *TEMPLATE_OPTIONS))
+    three = rescored(f"{name}three-sentences", one, *TEMPLATE_OPTIONS)
     other = f"{title}, one prompt"
     return (
-        _taught_by(other, one),
-        Variant(f"{title}, three prompts", student(by=three), other, teacher_score(three)),
+        _with_teacher(other, one),
+        Variant(f"{title}, three prompts", student(cache=three), other, teacher_score(three)),
     )
 
 
@@ -160,17 +160,19 @@ SENTENCES = Experiment(
     "sentences",
     "One prompt or the mean of three, for teachers trained on all three",
     (
-        *_asked("good teacher (500 steps)", ""),
-        *_asked(f"poor teacher ({POOR} steps)", f"{POOR}-steps-", "--teacher-steps", str(POOR)),
+        *_one_and_three_prompts("good teacher (500 steps)", ""),
+        *_one_and_three_prompts(
+            f"poor teacher ({POOR} steps)", f"{POOR}-steps-", "--teacher-steps", str(POOR)
+        ),
     ),
     None,
-    f"The paper asks with one. {NO_NUMBERS}",
+    f"The paper uses one prompt. {NO_NUMBERS}",
 )
 
 EXPERIMENTS = (
     DISTILLATION,
     TOPK,
-    GATE,
+    THRESHOLD,
     LEVEL,
     CANDIDATES,
     SOFT,
@@ -181,5 +183,5 @@ EXPERIMENTS = (
     NEW_ACTIONS,
     SENTENCES,
     HEAD,
-    UNHEARD,
+    NEW_VERBS_BY_PROMPT,
 )

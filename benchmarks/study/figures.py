@@ -1,4 +1,4 @@
-"""An experiment as a picture: mean and spread over seeds, and every seed."""
+"""Charts of experiments: mean and standard deviation over seeds, and every seed."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DRAWN = {"unseen": "mAP of unseen classes", "seen": "mAP of seen classes"}
+GROUP_TITLES = {"unseen": "mAP of unseen classes", "seen": "mAP of seen classes"}
 # Inches.
-WIDTH, ROW, ROOM, CURVE = 8.0, 0.42, 1.5, 4.2
-# Characters of a title's line beside the longest labels.
-TITLE = 56
+WIDTH, ROW_HEIGHT, MARGIN, CURVE_HEIGHT = 8.0, 0.42, 1.5, 4.2
+# Characters per line of a title; the labels of the rows need the remaining width.
+TITLE_WIDTH = 56
 
 
 def draw_experiment(file: Path, measured: dict[str, Any]) -> None:
-    """Draws what is there of an experiment's numbers; see `measure`.
+    """Draws the available results of an experiment, see `measure`, as a PNG file.
 
     Raises:
         InputError: matplotlib is missing.
     """
     rows = [row for row in measured["rows"] if row["mean"]]
-    points = [(row, _place(row)) for row in rows]
-    is_curve = measured["axis"] is not None and all(place is not None for _, place in points)
+    points = [(row, _x_position(row)) for row in rows]
+    is_curve = measured["axis"] is not None and all(x is not None for _, x in points)
     count = len(measured["seeds"])
     scale = f"mAP, %: mean and spread of {count} seed{'' if count == 1 else 's'}"
 
     def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
-        figure.set_size_inches(WIDTH, CURVE if is_curve else ROW * len(rows) + ROOM)
+        figure.set_size_inches(WIDTH, CURVE_HEIGHT if is_curve else ROW_HEIGHT * len(rows) + MARGIN)
         axis = figure.add_subplot()
-        set_panel_title(axis, colours, fill(measured["title"], TITLE))
+        set_panel_title(axis, colours, fill(measured["title"], TITLE_WIDTH))
         if is_curve:
             _draw_curve(axis, points, measured["axis"], scale, colours)
         else:
             _draw_rows(axis, rows, scale, colours)
-        add_legend(figure, DRAWN, colours, "marker", narrow)
+        add_legend(figure, GROUP_TITLES, colours, "marker", narrow)
 
     save_chart(file, draw)
 
 
-def _place(row: dict[str, Any]) -> float | None:
+def _x_position(row: dict[str, Any]) -> float | None:
     return row["mean"].get(ACCURACY) if row["x"] is None else row["x"]
 
 
 def _draw_curve(axis: Axes, points: list[Any], name: str, scale: str, colours: Colours) -> None:
     label_axis(axis, colours, name, scale)
     points = sorted(points, key=lambda point: point[1])
-    for group in DRAWN:
-        drawn = [(row, place) for row, place in points if group in row["mean"]]
-        places = [place for _, place in drawn]
-        for row, place in drawn:
+    for group in GROUP_TITLES:
+        shown = [(row, x) for row, x in points if group in row["mean"]]
+        xs = [x for _, x in shown]
+        for row, x in shown:
             seeds = list(row["values"][group].values())
-            _dots(axis, [place] * len(seeds), seeds, colours[group])
+            _draw_seeds(axis, [x] * len(seeds), seeds, colours[group])
         axis.errorbar(
-            places,
-            [row["mean"][group] for row, _ in drawn],
-            yerr=[row["spread"][group] for row, _ in drawn],
+            xs,
+            [row["mean"][group] for row, _ in shown],
+            yerr=[row["spread"][group] for row, _ in shown],
             ecolor=colours[group],
             linewidth=1.4,
             **marker_style(group, colours),
@@ -83,7 +83,7 @@ def _draw_rows(axis: Axes, rows: list[dict[str, Any]], scale: str, colours: Colo
             if group not in row["mean"]:
                 continue
             seeds = list(row["values"][group].values())
-            _dots(axis, seeds, [number + shift] * len(seeds), colours[group])
+            _draw_seeds(axis, seeds, [number + shift] * len(seeds), colours[group])
             axis.errorbar(
                 row["mean"][group],
                 number + shift,
@@ -97,5 +97,5 @@ def _draw_rows(axis: Axes, rows: list[dict[str, Any]], scale: str, colours: Colo
     axis.set_xlim(0, 100)
 
 
-def _dots(axis: Axes, xs: list[float], ys: list[float], colour: str) -> None:
+def _draw_seeds(axis: Axes, xs: list[float], ys: list[float], colour: str) -> None:
     axis.plot(xs, ys, ".", color=colour, markersize=4, alpha=0.45)

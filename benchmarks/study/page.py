@@ -1,4 +1,4 @@
-"""Writes the study's results: a table and a figure for each experiment, and one page of all."""
+"""Writes the results of the study: a table and a figure per experiment, and a page of all."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.artifacts import BATCH, EPOCHS, LABELLED
 from benchmarks.study.experiment import Experiment
 from benchmarks.study.figures import draw_experiment
-from benchmarks.study.pieces import BATCH, EPOCHS, LABELLED
 from benchmarks.study.records import Records
+from benchmarks.study.runner import SeedRunner
 from benchmarks.study.tables import markdown, measure
-from benchmarks.study.workshop import Workshop
 from pipeline.utils.files import read_json, read_toml, write_json, write_text
 
 PAGE = "README.md"
@@ -37,24 +37,24 @@ gives the same selection.
 
 
 def write_experiment(
-    experiment: Experiment, workshops: Sequence[Workshop], folder: Path, records: Records
+    experiment: Experiment, runners: Sequence[SeedRunner], folder: Path, records: Records
 ) -> dict[str, Any] | None:
-    """Writes an experiment's `NAME.json` and `NAME.png`, unless nothing of it is there.
+    """Writes `NAME.json` and `NAME.png` of an experiment if it has results.
 
     Args:
-        experiment: which one.
-        workshops: one for every seed.
-        folder: for the files.
-        records: what was measured before.
+        experiment: the experiment.
+        runners: one per seed.
+        folder: folder of the files.
+        records: recorded results.
 
     Returns:
-        The numbers, None for none.
+        The results; None if there are none.
     """
-    measured = measure(experiment, workshops, records)
+    measured = measure(experiment, runners, records)
     if not any(row["values"] for row in measured["rows"]):
         return None
     file = folder / f"{experiment.name}.json"
-    # A picture is only drawn anew when its numbers are new: its bytes depend on matplotlib too.
+    # An unchanged figure is not drawn anew, because its bytes depend on matplotlib's version.
     if not file.is_file() or read_json(file) != measured:
         write_json(file, measured)
         draw_experiment(folder / f"{experiment.name}.png", measured)
@@ -62,8 +62,8 @@ def write_experiment(
 
 
 def write_page(experiments: Sequence[Experiment], folder: Path) -> None:
-    """Writes one page of all numbers in the folder: the experiments' first, in their order, then
-    those of experiments that were."""
+    """Writes a page of all results in the folder: those of `experiments` in their order, then those
+    of experiments that have been removed."""
     files = {file.stem: file for file in sorted(folder.glob("*.json"))}
     now = [files.pop(each.name) for each in experiments if each.name in files]
     findings = read_toml(FINDINGS)
@@ -88,6 +88,6 @@ def _section(measured: dict[str, Any], findings: dict[str, Any]) -> str:
 
 
 def _has(measured: dict[str, Any], seeds: Sequence[int]) -> bool:
-    """Whether every row has the numbers of just these seeds."""
+    """Whether every row has results of exactly these seeds."""
     wanted = set(map(str, seeds))
     return all(row["values"].get("full", {}).keys() == wanted for row in measured["rows"])

@@ -1,4 +1,4 @@
-"""What was measured before, on this machine or another: the study's own result files."""
+"""Recorded results of the study, of this machine or another."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.study.artifacts import Scale
 from benchmarks.study.experiment import Variant
-from benchmarks.study.pieces import Scale
 from pipeline.utils.files import read_json
 
 GROUPS = ("unseen", "seen", "full")
@@ -17,13 +17,13 @@ NAMES = (*GROUPS, ACCURACY)
 
 @dataclass(frozen=True)
 class Records:
-    """Numbers of rows in percent, by a row's digest, seed and name."""
+    """Metrics in percent, by digest of the row, seed and name."""
 
     rows: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Records:
-        """The numbers in a folder of results."""
+        """Reads the metrics of a folder of results."""
         rows: dict[str, dict[int, dict[str, float]]] = {}
         for file in sorted(folder.glob("*.json")):
             for row in read_json(file)["rows"]:
@@ -34,10 +34,10 @@ class Records:
         return cls(rows)
 
     def values(self, variant: Variant, scale: Scale) -> dict[int, Mapping[str, float]]:
-        """A row's numbers by seed."""
+        """The metrics of a row by seed."""
         return dict(self.rows.get(variant.digest(scale), {}))
 
     def has(self, variant: Variant, scale: Scale, seed: int) -> bool:
-        """Whether a seed's student, and the teacher's score where that counts, were measured."""
+        """Whether there are metrics of a seed's student, and of its teacher if the row has one."""
         found = self.values(variant, scale).get(seed, {})
         return "full" in found and (variant.teacher is None or ACCURACY in found)

@@ -1,4 +1,4 @@
-"""An experiment's numbers: every seed's, their mean and spread, and differences seed by seed."""
+"""Results of experiments: per seed, mean, standard deviation, and differences between rows."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.study.artifacts import TEACHER_RESULTS, WHOLE
 from benchmarks.study.experiment import Experiment, Variant
-from benchmarks.study.pieces import TEACHER_RESULTS, WHOLE
 from benchmarks.study.records import ACCURACY, GROUPS, NAMES, Records
-from benchmarks.study.workshop import Workshop
+from benchmarks.study.runner import SeedRunner
 from evaluation.report.page import find_published_entry
 
 
 def measure(
-    experiment: Experiment, workshops: Sequence[Workshop], records: Records | None = None
+    experiment: Experiment, runners: Sequence[SeedRunner], records: Records | None = None
 ) -> dict[str, Any]:
-    """The numbers of an experiment as far as they are there, as plain values for JSON.
+    """The available results of an experiment, as plain values for JSON.
 
-    A row has `values`, the groups' mAP and the teacher's accuracy in percent by seed; `mean` and
-    `spread` (the standard deviation over seeds, 0 for one seed) of each; and `against` another row:
-    mean and spread of the difference in unseen mAP over seeds that have both, and `wins`, the
-    seeds in which it is larger.
+    A row has `values`, the mAP of the groups and the accuracy of the teacher in percent by seed;
+    `mean` and `spread` (the standard deviation over seeds, 0 for one seed) of each; and `against`
+    another row: mean and spread of the difference in unseen mAP over seeds that have both, and
+    `wins`, the seeds in which it is larger.
 
     Args:
-        experiment: which one.
-        workshops: one for every seed.
-        records: what was measured before; what the workshops have counts first.
+        experiment: the experiment.
+        runners: one per seed.
+        records: recorded results; those of `runners` take precedence.
     """
-    rows = [_row(variant, workshops, records or Records()) for variant in experiment.variants]
+    rows = [_row(variant, runners, records or Records()) for variant in experiment.variants]
     by_label = {row["label"]: row for row in rows}
     for row, variant in zip(rows, experiment.variants, strict=True):
         other = by_label.get(variant.against or experiment.reference or "")
@@ -45,10 +45,10 @@ def measure(
     }
 
 
-def _row(variant: Variant, workshops: Sequence[Workshop], records: Records) -> dict[str, Any]:
+def _row(variant: Variant, runners: Sequence[SeedRunner], records: Records) -> dict[str, Any]:
     values: dict[str, dict[str, float]] = {name: {} for name in NAMES}
-    scale = workshops[0].scale if workshops else WHOLE
-    made = {workshop.seed: _made(variant, workshop) for workshop in workshops}
+    scale = runners[0].scale if runners else WHOLE
+    made = {runner.seed: _made(variant, runner) for runner in runners}
     found = records.values(variant, scale) | {seed: own for seed, own in made.items() if own}
     for seed in sorted(found):
         for name, value in found[seed].items():
@@ -72,21 +72,21 @@ def _row(variant: Variant, workshops: Sequence[Workshop], records: Records) -> d
     }
 
 
-def _made(variant: Variant, workshop: Workshop) -> dict[str, float]:
-    """A seed's numbers in percent, by name; none where the student is not there."""
-    results = workshop.results(variant.run)
+def _made(variant: Variant, runner: SeedRunner) -> dict[str, float]:
+    """Metrics of a seed in percent, by name; empty if there is no student."""
+    results = runner.results(variant.run)
     if results is None:
         return {}
-    # A small toy dataset's test pictures may show nothing of a group.
+    # The test images of a small toy dataset may lack a group.
     metrics = {name: results["metrics"].get(name) for name in GROUPS}
     if variant.teacher is not None:
-        judged = workshop.results(variant.teacher, TEACHER_RESULTS)
-        metrics[ACCURACY] = None if judged is None else judged["extra"].get(ACCURACY)
+        scores = runner.results(variant.teacher, TEACHER_RESULTS)
+        metrics[ACCURACY] = None if scores is None else scores["extra"].get(ACCURACY)
     return {name: 100 * value for name, value in metrics.items() if value is not None}
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds; 0 for one."""
+    """Standard deviation over seeds; 0 for a single seed."""
     return stdev(values) if len(values) > 1 else 0.0
 
 
@@ -105,7 +105,7 @@ def _difference(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | 
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The table for people; rows that no seed has yet are left out."""
+    """A Markdown table of the rows that have results."""
     rows = [row for row in measured["rows"] if row["values"]]
     with_teacher = any(ACCURACY in row["mean"] for row in rows)
     with_paper = any(row["paper"] for row in rows)
@@ -132,8 +132,8 @@ def _cell(row: dict[str, Any], name: str) -> str:
 def _against(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return ["", ""]
-    told = f"{found['mean']:+.1f} ± {found['spread']:.1f} ({found['label']})"
-    return [told, f"{found['wins']} of {found['seeds']}"]
+    difference = f"{found['mean']:+.1f} ± {found['spread']:.1f} ({found['label']})"
+    return [difference, f"{found['wins']} of {found['seeds']}"]
 
 
 def _paper(metrics: dict[str, float] | None) -> str:

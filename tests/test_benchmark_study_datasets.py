@@ -1,22 +1,22 @@
-"""The study's own datasets: pictures alone, pictures that lack actions, a verb never heard of."""
+"""Datasets of the study: without labels, without images of some verbs, without one verb."""
 
 import json
 
 import numpy as np
 import pytest
 
-from benchmarks.study.lacking import choose, write_lacking
-from benchmarks.study.others import others, sentence
-from benchmarks.study.pictures import write_pictures
-from benchmarks.study.pieces import SPLITS
-from benchmarks.study.unheard import without_verb, write_smaller_toy
+from benchmarks.study.artifacts import SPLITS
+from benchmarks.study.images_without_verbs import draw_images, write_images_without_verbs
+from benchmarks.study.other_prompts import draw_other_verbs, prompt_to_add
+from benchmarks.study.unlabelled_images import write_unlabelled_images
+from benchmarks.study.vocabulary_without_verb import remove_verb, write_dataset_without_verb
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary, vocabulary_from_dict
 
-LACKED = ("carry", "push", "kick", "throw")
+EXCLUDED = ("carry", "push", "kick", "throw")
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +30,18 @@ def paths(dataset, part):
     return [record.path.resolve() for record in dataset.records(part)]
 
 
-def test_pictures_alone(toy, tmp_path):
-    write_pictures(toy, tmp_path / "alone")
+def test_unlabelled_images(toy, tmp_path):
+    write_unlabelled_images(toy, tmp_path / "alone")
     whole, alone = open_dataset(toy), open_dataset(tmp_path / "alone")
     found = alone.load("train").annotations
     assert len(found) == 60 and not any(len(one.hois) for one in found)
     assert paths(alone, "train") == paths(whole, "train")
 
 
-def test_labelled_pictures_that_lack_actions(toy, tmp_path):
-    write_lacking(toy, tmp_path / "some", LACKED, 10, seed=3)
+def test_labelled_images_without_some_verbs(toy, tmp_path):
+    write_images_without_verbs(toy, tmp_path / "some", EXCLUDED, 10, seed=3)
     whole, some = open_dataset(toy), open_dataset(tmp_path / "some")
-    verbs = [whole.vocabulary.verbs.index(verb) for verb in LACKED]
+    verbs = [whole.vocabulary.verbs.index(verb) for verb in EXCLUDED]
     found = some.load("train").annotations
     assert len(found) == 10 and all(len(one.hois) for one in found)
     assert not np.isin([row[2] for one in found for row in one.hois], verbs).any()
@@ -55,24 +55,24 @@ def test_labelled_pictures_that_lack_actions(toy, tmp_path):
     assert np.flatnonzero(split.distilled_verbs).tolist() == sorted(verbs)
 
 
-def test_the_choice_of_pictures_is_seeded_and_bounded():
+def test_the_choice_of_images_is_seeded_and_bounded():
     kicks, holds = np.array([[0, 1, 4]]), np.array([[0, 1, 3]])
     hois = [kicks, holds, np.zeros((0, 3), int), holds, holds, holds]
-    assert choose(hois, [4], 4, seed=0) == [1, 3, 4, 5]
-    draws = {tuple(choose(hois, [4], 2, seed)) for seed in range(20)}
-    assert len(draws) > 1 and choose(hois, [4], 2, 7) == choose(hois, [4], 2, 7)
-    with pytest.raises(InputError, match="--count: expected at most 4 such pictures, found 5"):
-        choose(hois, [4], 5, seed=0)
+    assert draw_images(hois, [4], 4, seed=0) == [1, 3, 4, 5]
+    draws = {tuple(draw_images(hois, [4], 2, seed)) for seed in range(20)}
+    assert len(draws) > 1 and draw_images(hois, [4], 2, 7) == draw_images(hois, [4], 2, 7)
+    with pytest.raises(InputError, match="--count: expected at most 4 such images, found 5"):
+        draw_images(hois, [4], 5, seed=0)
 
 
 @pytest.mark.parametrize("verb", ["ride", "hold", "point"])
-def test_nothing_but_the_verb_is_missing(toy, verb, tmp_path):
-    write_smaller_toy(toy, verb, tmp_path / "smaller")
+def test_only_the_verb_is_removed(toy, verb, tmp_path):
+    write_dataset_without_verb(toy, verb, tmp_path / "smaller")
     whole, smaller = open_dataset(toy), open_dataset(tmp_path / "smaller")
     assert verb not in smaller.vocabulary.verbs
     assert len(smaller.vocabulary.verbs) == len(whole.vocabulary.verbs) - 1
     assert verb not in json.dumps(smaller.vocabulary.to_dict()["verbs"])
-    gone = 0
+    removed = 0
     for part in ("train", "test"):
         assert paths(smaller, part) == paths(whole, part)
         for mine, theirs in zip(
@@ -80,20 +80,20 @@ def test_nothing_but_the_verb_is_missing(toy, verb, tmp_path):
         ):
             assert (mine.boxes == theirs.boxes).all() and (mine.labels == theirs.labels).all()
             named = _named(theirs.hois, whole.vocabulary)
-            gone += sum(name == verb for *_, name in named)
+            removed += sum(name == verb for *_, name in named)
             kept = [row for row in named if row[2] != verb]
             assert kept == _named(mine.hois, smaller.vocabulary)
-    assert gone > 0
+    assert removed > 0
 
 
 def _named(hois, vocabulary):
     return [(human, thing, vocabulary.verbs[verb]) for human, thing, verb in hois]
 
 
-def test_a_vocabulary_without_a_verb_is_one():
+def test_a_vocabulary_without_a_verb_is_valid():
     whole = load_vocabulary("toy")
     for verb in whole.verbs:
-        smaller = vocabulary_from_dict(without_verb(whole, verb), "smaller")
+        smaller = vocabulary_from_dict(remove_verb(whole, verb), "smaller")
         names = {whole.interaction_name(hoi) for hoi in range(whole.num_interactions)}
         kept = {smaller.interaction_name(hoi) for hoi in range(smaller.num_interactions)}
         number = whole.verbs.index(verb)
@@ -105,13 +105,13 @@ def test_a_vocabulary_without_a_verb_is_one():
         assert kept <= names
 
 
-def test_the_control_says_other_sentences_about_the_same_objects():
+def test_the_control_has_prompts_of_other_verbs_with_the_same_objects():
     toy = load_vocabulary("toy")
-    assert sentence(toy, "kick", "kick") == "kick=kicking:ball,box,chair"
-    assert sentence(toy, "kick", "jump") == "kick=jumping over:ball,box,chair"
-    drawn = [others(toy, "kick", 3, seed) for seed in range(10)]
-    assert drawn == [others(toy, "kick", 3, seed) for seed in range(10)]
+    assert prompt_to_add(toy, "kick", "kick") == "kick=kicking:ball,box,chair"
+    assert prompt_to_add(toy, "kick", "jump") == "kick=jumping over:ball,box,chair"
+    drawn = [draw_other_verbs(toy, "kick", 3, seed) for seed in range(10)]
+    assert drawn == [draw_other_verbs(toy, "kick", 3, seed) for seed in range(10)]
     assert len({tuple(names) for names in drawn}) > 1
     named = {name for names in drawn for name in names}
     assert not named & {"kick", "no_interaction"} and all(len(set(names)) == 3 for names in drawn)
-    assert len(others(toy, "kick", 99, 0)) == 9
+    assert len(draw_other_verbs(toy, "kick", 99, 0)) == 9

@@ -1,26 +1,26 @@
-"""Makes a dataset of another one's training pictures, which nobody annotated."""
+"""Writes a dataset of the training images of another one, without annotations."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from benchmarks.study.folders import write_folder
+from benchmarks.study.dataset_folder import write_dataset_toml
 from pipeline.datasets.dataset import open_dataset
 
 
-def write_pictures(source: Path, out: Path) -> None:
-    """Writes a dataset folder that names the pictures where they are.
+def write_unlabelled_images(source: Path, out: Path) -> None:
+    """Writes a dataset folder that refers to the images of another one.
 
     Args:
-        source: a dataset folder of the toy dataset.
-        out: the new one.
+        source: folder of a toy dataset.
+        out: folder to write.
 
     Raises:
         InputError: no such dataset.
     """
     images = open_dataset(source).part("train").images.resolve()
-    write_folder(out, "pictures", "toy", {"train": (images, None)})
+    write_dataset_toml(out, "unlabelled images", "toy", {"train": (images, None)})
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    write_pictures(options.source, options.out)
+    write_unlabelled_images(options.source, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Dataset folders that show pictures of another folder where they are."""
+"""Writes dataset folders that refer to the images of another folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.utils.files import write_text
 Part = tuple[Path, Path | None]
 
 
-def write_folder(out: Path, name: str, vocabulary: str, parts: Mapping[str, Part]) -> None:
-    """Writes a folder's `dataset.toml`.
+def write_dataset_toml(out: Path, name: str, vocabulary: str, parts: Mapping[str, Part]) -> None:
+    """Writes the `dataset.toml` of a folder.
 
     Args:
         out: the folder.
-        name: of the dataset.
-        vocabulary: a shipped name, or a file in the folder.
-        parts: folder of images and file of annotations, None for none, by the part's name; a
-            relative path is seen from the folder.
+        name: name of the dataset.
+        vocabulary: name of a built-in vocabulary, or of a file in the folder.
+        parts: for each part, the folder of its images and the file of its annotations or None;
+            relative paths are relative to `out`.
     """
     lines = [f"name = {json.dumps(name)}", f"vocabulary = {json.dumps(vocabulary)}"]
     for part, (images, labels) in parts.items():
