@@ -1,8 +1,8 @@
-"""How close a cache build comes to what CLIP's image tower does on ready tensors in memory.
+"""Compares the speed of a cache build with that of CLIP's image tower on tensors in memory.
 
-Makes a folder of photographs-sized JPEGs, then lets the tower encode ready tensors and the build
-answer about the pictures in turns, both for the same regions, and prints the ratio as JSON. The
-detector is left out on both sides: every picture brings its pairs along.
+Writes a folder of JPEG files with the size of photographs. Then the image tower encodes prepared
+tensors, and a build processes the images, in turns and for the same number of regions. The pairs
+are given, so that no detector runs. Prints JSON.
 """
 
 from __future__ import annotations
@@ -36,16 +36,14 @@ from teacher_cache.toy.models import CONTEXT_LENGTH, MEAN, STD, clip_config
 from teacher_cache.writer.shard import write_shard
 
 TOY = "toy"
-# Only the pairs that a picture brings along are asked about.
-NOTHING_FOUND = ObjectBoxes(
-    np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
-)
+# There are no detected boxes, only given pairs.
+NO_BOXES = ObjectBoxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
-def make_pictures(
+def write_images(
     folder: Path, count: int, pairs: int, size: tuple[int, int], vocabulary: Vocabulary
 ) -> list[ImageTask]:
-    """Pictures with a person and so many other things each."""
+    """Writes JPEG files; each has `pairs` pairs of one person with different objects."""
     rng = np.random.default_rng(0)
     image_tasks = []
     for index in range(count):
@@ -69,15 +67,15 @@ def make_pictures(
                     object_scores=np.ones(pairs, np.float32),
                     sources=np.full(pairs, ANNOTATED, np.uint8),
                 ),
-                boxes=NOTHING_FOUND,
+                boxes=NO_BOXES,
             )
         )
     return image_tasks
 
 
 def open_model(folder: Path, name: str, weights: str | None, device: str) -> ClipTeacher:
-    """The asked model; without weights, the architecture with random ones."""
-    place = configure_device(resolve_device(device), "auto", exact_matmul=True)
+    """Loads CLIP; without `weights`, the architecture with random weights."""
+    torch_device = configure_device(resolve_device(device), "auto", exact_matmul=True)
     if name == TOY:
         prompts = interaction_prompts(load_vocabulary(TOY))
         words = sorted({word for (prompt,) in prompts for word in prompt.split()})
@@ -85,7 +83,7 @@ def open_model(folder: Path, name: str, weights: str | None, device: str) -> Cli
         config = clip_config(tokenizer)
         model = build_clip(config, torch.Generator().manual_seed(0))
         save_clip(folder, model, config, {"mean": list(MEAN), "std": list(STD)}, tokenizer)
-        return ClipTeacher(ClipConfig(str(folder)), place)
+        return ClipTeacher(ClipConfig(str(folder)), torch_device)
     if weights is None:
         import open_clip
 
@@ -93,16 +91,16 @@ def open_model(folder: Path, name: str, weights: str | None, device: str) -> Cli
         folder.mkdir(parents=True)
         torch.save(open_clip.create_model(name).state_dict(), file)
         weights = str(file)
-    return ClipTeacher(ClipConfig(name, weights), place)
+    return ClipTeacher(ClipConfig(name, weights), torch_device)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both sides in turns."""
+    """Measures image tower and build in turns."""
     vocabulary = load_vocabulary(TOY)
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    image_tasks = make_pictures(
-        pictures, options.images, options.pairs, tuple(options.size), vocabulary
+    images = folder / "images"
+    images.mkdir()
+    image_tasks = write_images(
+        images, options.images, options.pairs, tuple(options.size), vocabulary
     )
     clip = open_model(folder / "clip", options.clip_model, options.clip_weights, options.device)
     batch = options.batch_size or clip.batch_size
@@ -133,7 +131,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if clip.device.type == "cuda":
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - started)
-    best = {name: statistics.median(seconds) for name, seconds in times.items()}
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
     return {
         "clip": options.clip_model,
         "device": str(clip.device),
@@ -142,9 +140,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "images": options.images,
         "image_size": list(options.size),
         "regions": regions,
-        "tower_regions_per_second": round(regions / best["tower"], 1),
-        "build_regions_per_second": round(regions / best["build"], 1),
-        "ratio": round(best["tower"] / best["build"], 3),
+        "tower_regions_per_second": round(regions / median["tower"], 1),
+        "build_regions_per_second": round(regions / median["build"], 1),
+        "ratio": round(median["tower"] / median["build"], 3),
         "seconds": {name: [round(s, 2) for s in seconds] for name, seconds in times.items()},
     }
 
@@ -152,7 +150,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clip-model", default="ViT-B-32", help="open_clip's name, or toy")
+    parser.add_argument(
+        "--clip-model", default="ViT-B-32", help="name of an open_clip model, or toy"
+    )
     parser.add_argument("--clip-weights", help="tag or file; default: random weights")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=15, help="per image")

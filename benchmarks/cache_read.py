@@ -1,6 +1,6 @@
-"""How quickly caches are read, how large they are, and what other ways of storing them would cost.
+"""Measures reading time, memory and size of caches, also for other HDF5 storage options.
 
-Makes caches of random numbers of a real one's shape in a temporary folder and prints JSON.
+The caches have random content, in a temporary folder. Prints JSON.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from teacher_cache.reader.format import (
 from teacher_cache.writer.shard import read_shard_record, write_shard
 
 PARTS: dict[str, Any] = {"made": "of random numbers"}
-# The share of regions that pairs do not share on HICO-DET's test annotations.
-DISTINCT = 0.88
-# All but the last entry are read through h5py.
+# Regions per pair on HICO-DET's test annotations, where pairs with equal union boxes share one.
+REGIONS_PER_PAIR = 0.88
+# Options of HDF5 datasets; files with these are read through h5py.
 FILTERS: dict[str, dict[str, Any]] = {
     "contiguous": {},
     "chunks of an image": {"chunks": True},
@@ -53,12 +53,14 @@ FILTERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What a cache is made of.
+    """Sizes of a cache.
 
     Attributes:
-        shards, images: how many shards, and images in each.
-        pairs: of an image.
-        verbs, width: V and D.
+        shards: number of shards.
+        images: images per shard.
+        pairs: pairs per image.
+        verbs: number of verbs.
+        width: dimension of embeddings.
     """
 
     shards: int
@@ -68,11 +70,11 @@ class Shape:
     width: int
 
 
-def make_answers(shape: Shape, rng: np.random.Generator) -> TeacherOutputs:
-    """Random outputs about an image; probabilities are a softmax over some of the verbs."""
-    pairs, regions = shape.pairs, max(1, round(DISTINCT * shape.pairs))
+def random_outputs(shape: Shape, rng: np.random.Generator) -> TeacherOutputs:
+    """Random outputs of an image; probabilities are a softmax over some of the verbs."""
+    pairs, regions = shape.pairs, max(1, round(REGIONS_PER_PAIR * shape.pairs))
     logits = rng.normal(0, 3, (pairs, shape.verbs)).astype(np.float32)
-    # About eight actions go with an object of HICO-DET.
+    # In HICO-DET about eight actions are possible with an object.
     logits[rng.random(logits.shape) > 8 / shape.verbs] = -np.inf
     logits[:, 0] = 0
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -95,15 +97,15 @@ def make_answers(shape: Shape, rng: np.random.Generator) -> TeacherOutputs:
 
 
 def make_cache(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """A finished cache of random outputs; images of a shard share them, which costs no time."""
+    """Writes a finished cache; images of a shard share a few random outputs, to save time."""
     rng, fingerprint = np.random.default_rng(seed), compute_fingerprint(PARTS)
     entries = []
     for shard in range(shape.shards):
         path = folder / SHARDS / shard_name(shard)
         ids = image_ids(shard, shape.images)
-        outputs = [make_answers(shape, rng) for _ in range(min(16, shape.images))]
-        held = [outputs[place % len(outputs)] for place in range(shape.images)]
-        write_shard(path, fingerprint, ids, held, {}, shape.verbs)
+        outputs = [random_outputs(shape, rng) for _ in range(min(16, shape.images))]
+        all_outputs = [outputs[index % len(outputs)] for index in range(shape.images)]
+        write_shard(path, fingerprint, ids, all_outputs, {}, shape.verbs)
         record = read_shard_record(path, fingerprint)
         assert record is not None
         entries.append(record.to_dict())
@@ -112,33 +114,35 @@ def make_cache(folder: Path, shape: Shape, seed: int = 0) -> Path:
 
 
 def image_ids(shard: int, count: int) -> list[str]:
-    """Names as HICO-DET has them."""
-    return [f"HICO_train2015_{shard * count + place:08d}.jpg" for place in range(count)]
+    """File names in HICO-DET's form."""
+    return [f"HICO_train2015_{shard * count + index:08d}.jpg" for index in range(count)]
 
 
 def write_manifest(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """A manifest that the reader takes."""
+    """Writes the manifest of a finished cache."""
     value = {"format_version": FORMAT_VERSION, "fingerprint": compute_fingerprint(PARTS)}
     write_json(folder / MANIFEST, {**value, "parts": PARTS, "failed": {}, "shards": list(entries)})
 
 
 def times(work: Callable[[Any], Any], arguments: Sequence[Any]) -> np.ndarray:
     """Microseconds of every call."""
-    taken = np.zeros(len(arguments))
-    for place, argument in enumerate(arguments):
+    microseconds = np.zeros(len(arguments))
+    for index, argument in enumerate(arguments):
         started = time.perf_counter_ns()
         work(argument)
-        taken[place] = (time.perf_counter_ns() - started) / 1e3
-    return taken
+        microseconds[index] = (time.perf_counter_ns() - started) / 1e3
+    return microseconds
 
 
-def percentiles(taken: np.ndarray) -> dict[str, float]:
-    """Median and tails of microseconds."""
-    return {f"p{share}": round(float(np.percentile(taken, share)), 1) for share in (50, 90, 99)}
+def percentiles(microseconds: np.ndarray) -> dict[str, float]:
+    """Percentiles of microseconds."""
+    return {
+        f"p{share}": round(float(np.percentile(microseconds, share)), 1) for share in (50, 90, 99)
+    }
 
 
 class Accesses(Dataset[float]):
-    """Times of random accesses in the worker that makes them; opened anew after pickling."""
+    """Times of random accesses, measured in the DataLoader worker."""
 
     def __init__(self, cache: TeacherCache, ids: Sequence[str]) -> None:
         self.cache, self.ids = cache, ids
@@ -151,34 +155,34 @@ class Accesses(Dataset[float]):
 
 
 def warm_access(folder: Path, reads: int) -> dict[str, float]:
-    """Random access to images whose shards this process has met before."""
+    """Times of random access to images of shards that this process has already opened."""
     cache = open_cache(folder)
     ids = cache.image_ids
     for shard in range(cache.num_shards):
         cache.shard_arrays(shard)
     times(cache.__getitem__, ids)
     order = np.random.default_rng(1).integers(0, len(ids), reads)
-    return percentiles(times(cache.__getitem__, [ids[place] for place in order]))
+    return percentiles(times(cache.__getitem__, [ids[index] for index in order]))
 
 
 def with_workers(folder: Path, workers: int, reads: int) -> dict[str, float]:
-    """Random access from several workers of a DataLoader at once, after a first round."""
+    """Times of random access in several DataLoader workers at once, after one warm-up pass."""
     cache = open_cache(folder)
     order = np.random.default_rng(2).integers(0, len(cache), reads)
-    ids = [cache.image_ids[place] for place in order]
+    ids = [cache.image_ids[index] for index in order]
     loader = DataLoader(
         Accesses(cache, ids), batch_size=64, num_workers=workers, persistent_workers=True
     )
     for _ in loader:
         pass
     started = time.perf_counter()
-    taken = np.concatenate([batch.numpy() for batch in loader])
+    microseconds = np.concatenate([batch.numpy() for batch in loader])
     rate = len(ids) / (time.perf_counter() - started)
-    return {**percentiles(taken), "images_per_second": round(rate)}
+    return {**percentiles(microseconds), "images_per_second": round(rate)}
 
 
 def opening(shards: int, images: int) -> dict[str, float]:
-    """Seconds to open a manifest."""
+    """Seconds to open a cache, whose manifest is read."""
     with tempfile.TemporaryDirectory() as name:
         entries = [
             {"name": shard_name(shard), "sha256": "0" * 64, "images": image_ids(shard, images)}
@@ -195,7 +199,7 @@ def opening(shards: int, images: int) -> dict[str, float]:
 
 
 def memory(folder: Path) -> list[dict[str, int]]:
-    """This process's own memory and open files while more and more shards are read."""
+    """Anonymous memory and open files of this process for increasing numbers of read shards."""
     cache = open_cache(folder)
     steps = np.unique(np.geomspace(1, cache.num_shards, 6).astype(int))
     found, shard = [], 0
@@ -211,14 +215,14 @@ def memory(folder: Path) -> list[dict[str, int]]:
 
 
 def _own_kilobytes() -> int:
-    """Memory that no file backs; pages of mapped files can be dropped at any moment."""
+    """Anonymous memory; pages of mapped files are excluded, because the system can drop them."""
     status = Path("/proc/self/status").read_text().splitlines()
     (line,) = [line for line in status if line.startswith("RssAnon")]
     return int(line.split()[1])
 
 
 def storage(folder: Path, reads: int) -> dict[str, dict[str, float]]:
-    """Bytes per raw byte, and times of one image's numbers, for several ways of storing a shard."""
+    """Relative size, and times of reading one image, for several storage options of a shard."""
     with tempfile.TemporaryDirectory() as name:
         return _storage(open_cache(folder), reads, Path(name) / "other.h5")
 
@@ -234,17 +238,17 @@ def _storage(cache: TeacherCache, reads: int, path: Path) -> dict[str, dict[str,
                 rows = max(1, round(len(array) / (len(offsets) - 1)))
                 chunks = {"chunks": (rows, *array.shape[1:])} if "chunks" in options else {}
                 file.create_dataset(name, data=array, **{**options, **chunks})
-        # Of a thousand shards, hardly any chunk is still in HDF5's cache.
+        # No chunk cache: with a thousand shards, hardly any chunk would be in it.
         with h5py.File(path, "r", locking=False, rdcc_nbytes=0) as file:
-            held = {name: file[name] for name in arrays if name != PAIR_OFFSETS}
+            datasets = {name: file[name] for name in arrays if name != PAIR_OFFSETS}
 
-            def read(row: int, held: dict[str, Any] = held) -> None:
-                for name, dataset in held.items():
+            def read(row: int, datasets: dict[str, Any] = datasets) -> None:
+                for name, dataset in datasets.items():
                     if name.startswith("pairs"):
                         dataset[offsets[row] : offsets[row + 1]]
 
-            taken = percentiles(times(read, order))
-        found[title] = {"bytes_per_raw_byte": round(path.stat().st_size / raw, 3), **taken}
+            microseconds = percentiles(times(read, order))
+        found[title] = {"bytes_per_raw_byte": round(path.stat().st_size / raw, 3), **microseconds}
     mapped = percentiles(times(cache.__getitem__, [cache.image_ids[row] for row in order]))
     size = (cache.path / SHARDS / shard_name(0)).stat().st_size / raw
     found["format 1: contiguous and mapped"] = {"bytes_per_raw_byte": round(size, 3), **mapped}
@@ -255,33 +259,33 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=40)
-    parser.add_argument("--images", type=int, default=256, help="of a shard")
-    parser.add_argument("--pairs", type=int, default=15, help="of an image")
+    parser.add_argument("--images", type=int, default=256, help="images per shard")
+    parser.add_argument("--pairs", type=int, default=15, help="pairs per image")
     parser.add_argument("--verbs", type=int, default=117)
-    parser.add_argument("--width", type=int, default=512, help="of an embedding")
+    parser.add_argument("--width", type=int, default=512, help="dimension of embeddings")
     parser.add_argument("--many-shards", type=int, default=1000)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--reads", type=int, default=5000)
-    parser.add_argument("--cache", type=Path, help="a real cache, for the ways of storing")
-    asked = parser.parse_args()
-    shape = Shape(asked.shards, asked.images, asked.pairs, asked.verbs, asked.width)
-    small = Shape(asked.many_shards, 4, 5, asked.verbs, 64)
+    parser.add_argument("--cache", type=Path, help="an existing cache for the storage options")
+    options = parser.parse_args()
+    shape = Shape(options.shards, options.images, options.pairs, options.verbs, options.width)
+    small = Shape(options.many_shards, 4, 5, options.verbs, 64)
     with tempfile.TemporaryDirectory() as name:
         folder = make_cache(Path(name) / "cache", shape)
         many = make_cache(Path(name) / "many", small)
         result = {
             "shape": vars(shape),
             "warm_microseconds": {
-                "one process": warm_access(folder, asked.reads),
-                f"one process, {small.shards} shards": warm_access(many, asked.reads),
+                "one process": warm_access(folder, options.reads),
+                f"one process, {small.shards} shards": warm_access(many, options.reads),
                 **{
-                    f"{count} workers": with_workers(folder, count, asked.reads)
-                    for count in asked.workers
+                    f"{count} workers": with_workers(folder, count, options.reads)
+                    for count in options.workers
                 },
             },
-            "opening": opening(asked.many_shards, 250),
+            "opening": opening(options.many_shards, 250),
             "memory": memory(many),
-            "storage": storage(asked.cache or folder, min(asked.reads, 1000)),
+            "storage": storage(options.cache or folder, min(options.reads, 1000)),
         }
     print(json.dumps(result, indent=2))
 

@@ -128,11 +128,19 @@ def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
 
     shared.run("toy", "eoid-data", "toy", toy, "--seed", seed)
     shared.run("models", "eoid-cache", "toy-models", models, "--seed", seed)
-    asked = ("--detector", "toy", "--detector-weights", detector, "--clip-model", teacher)
+    models_options = ("--detector", "toy", "--detector-weights", detector, "--clip-model", teacher)
     cache, test_cache = base / "cache", base / "cache-test"
-    shared.run("cache", "eoid-cache", "build", toy, "--out", cache, *asked)
+    shared.run("cache", "eoid-cache", "build", toy, "--out", cache, *models_options)
     shared.run(
-        "cache_test", "eoid-cache", "build", toy, "--out", test_cache, "--part", "test", *asked
+        "cache_test",
+        "eoid-cache",
+        "build",
+        toy,
+        "--out",
+        test_cache,
+        "--part",
+        "test",
+        *models_options,
     )
 
     common = ("--preset", "toy", "--pretrained", detector, "--seed", seed)
@@ -142,14 +150,14 @@ def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
         *([("all_labels", "full", ())] if ceiling else []),
     ):
         stages, run = (shared, base / "full" / name) if trained == "full" else (own, runs / name)
-        where = ("--data", toy, "--cache", cache, "--split", trained, "--out", run)
-        stages.run(name, "eoid-train", "student", *where, *common, *more, "--name", LABELS[name])
+        paths = ("--data", toy, "--cache", cache, "--split", trained, "--out", run)
+        stages.run(name, "eoid-train", "student", *paths, *common, *more, "--name", LABELS[name])
     results = {name: runs / name / "results.json" for name in ("distilled", "no_distillation")}
     if ceiling:
-        run, seen_as = base / "full" / "all_labels", runs / "all_labels"
+        run, rescored = base / "full" / "all_labels", runs / "all_labels"
         own.run("all_labels_scored", "eoid-train", "evaluate", run, "--data", toy,
-                "--split", split, "--out", seen_as, "--overwrite")  # fmt: skip
-        results["all_labels"] = seen_as / "results.json"
+                "--split", split, "--out", rescored, "--overwrite")  # fmt: skip
+        results["all_labels"] = rescored / "results.json"
     results["teacher"] = runs / "teacher.json"
     own.run("teacher", "eoid-cache", "evaluate", test_cache, "--data", toy, "--split", split,
             "--json", results["teacher"], "--predictions", runs / "teacher_predictions.json",
@@ -195,8 +203,8 @@ def describe(value: dict[str, Any]) -> str:
                 f"{title:<18}" + "".join(f"{format_percent(value[name][g]):>9}" for g in GROUPS)
             )
     shares = ("teacher_accuracy", "person_recall", "object_recall")
-    told = [f"{name.replace('_', ' ')} {value['teacher'][name]:.3f}" for name in shares]
-    lines.append(", ".join(told))
+    rates = [f"{name.replace('_', ' ')} {value['teacher'][name]:.3f}" for name in shares]
+    lines.append(", ".join(rates))
     if "gap_closed" in value:
         lines.append(f"gap closed by distillation: {value['gap_closed']:.2f}")
     stages = ", ".join(f"{name} {taken:.0f}" for name, taken in value["stages"].items())

@@ -1,8 +1,8 @@
 """Times the evaluations against plain loops over images, detections and annotated pairs.
 
-Detections are made up around the annotations: `--detections` for each image, about half of them
-right. Annotations come from a file or a dataset folder; without one, from as many made-up images
-and labels as HICO-DET's test part has. Prints JSON.
+Random detections are drawn around the annotations: `--detections` for each image, about half of
+them correct. Annotations are read from a file or a dataset folder; without one, random ones are
+drawn, with as many images and labels as HICO-DET's test part. Prints JSON.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ IMAGES, LABELS = 9546, 33405
 Result = TypeVar("Result")
 
 
-def made_up(vocabulary: Vocabulary, rng: np.random.Generator) -> list[Annotation]:
-    """As many images and labels as HICO-DET's test part has, a few crowded, most not."""
+def random_annotations(vocabulary: Vocabulary, rng: np.random.Generator) -> list[Annotation]:
+    """Annotations with as many images and labels as HICO-DET's test part, unevenly distributed."""
     crowding = rng.gamma(0.7, size=IMAGES)
     more = rng.multinomial(LABELS - IMAGES, crowding / crowding.sum())
     annotations = []
@@ -53,10 +53,10 @@ def made_up(vocabulary: Vocabulary, rng: np.random.Generator) -> list[Annotation
     return annotations
 
 
-def guesses(
+def random_detections(
     annotation: Annotation, vocabulary: Vocabulary, count: int, rng: np.random.Generator
 ) -> Detections:
-    """Detections of which about half repeat an annotated pair, moved a little."""
+    """Detections; about half of them are annotated pairs with slightly moved boxes."""
     repeated = rng.random(count) < 0.6 if len(annotation.hois) else np.zeros(count, dtype=bool)
     rows = annotation.hois[rng.integers(0, max(len(annotation.hois), 1), repeated.sum())]
     verbs, objects = np.array(vocabulary.interactions)[
@@ -87,26 +87,32 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 def plain_loop(
     annotations: Sequence[Annotation], detections: Sequence[Detections], vocabulary: Vocabulary
 ) -> np.ndarray:
-    """(H,) AP, told image by image: every detected box against every annotated one of its class,
-    then every detection, by falling score, against every annotated pair."""
+    """(H,) AP, computed with loops over images, boxes and pairs.
+
+    Every detected box is compared with the annotated boxes of its class, then every detection, in
+    descending order of score, with the annotated pairs.
+    """
     outcomes: dict[tuple[int, int], list[tuple[float, bool]]] = defaultdict(list)
     positives: dict[tuple[int, int], int] = defaultdict(int)
-    for truth, found in zip(annotations, detections, strict=True):
-        found_boxes, true_boxes = found.boxes.astype(np.float64), truth.boxes.astype(np.float64)
+    for ground_truth, found in zip(annotations, detections, strict=True):
+        found_boxes, true_boxes = (
+            found.boxes.astype(np.float64),
+            ground_truth.boxes.astype(np.float64),
+        )
         overlaps = np.zeros((len(found_boxes), len(true_boxes)))
         for row in range(len(found_boxes)):
             for column in range(len(true_boxes)):
-                if found.labels[row] == truth.labels[column]:
+                if found.labels[row] == ground_truth.labels[column]:
                     overlaps[row, column] = _iou(found_boxes[row], true_boxes[column])
-        for _, target, verb in truth.hois:
-            positives[verb, truth.labels[target]] += 1
+        for _, target, verb in ground_truth.hois:
+            positives[verb, ground_truth.labels[target]] += 1
         taken = set()
         for row in np.argsort(-found.scores, kind="stable"):
             human, target, verb = found.hois[row]
             best, best_overlap = None, 0.0
-            for index, (truth_human, truth_target, truth_verb) in enumerate(truth.hois):
-                if verb == truth_verb:
-                    overlap = min(overlaps[human, truth_human], overlaps[target, truth_target])
+            for index, (true_human, true_target, true_verb) in enumerate(ground_truth.hois):
+                if verb == true_verb:
+                    overlap = min(overlaps[human, true_human], overlaps[target, true_target])
                     if overlap >= 0.5 and overlap > best_overlap:
                         best, best_overlap = index, overlap
             hit = best is not None and best not in taken
@@ -146,7 +152,7 @@ def _average_precision(outcomes: list[tuple[float, bool]], positives: int) -> fl
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds on the clock, and of computing; other programs lengthen the former only."""
+    """Wall-clock and CPU seconds; other programs increase only the former."""
 
     clock: float
     computing: float
@@ -156,7 +162,7 @@ class Time:
 
 
 def timed(work: Callable[[], Result], repeats: int = 3) -> tuple[Time, Result]:
-    """How long it takes, the quickest of several times, and the result."""
+    """The shortest of several times of a function, and its result."""
     times = []
     for _ in range(repeats):
         clock, computing = time.perf_counter(), time.process_time()
@@ -166,7 +172,7 @@ def timed(work: Callable[[], Result], repeats: int = 3) -> tuple[Time, Result]:
 
 
 def compared(quick: Time, slow: Time, images: int) -> dict[str, float]:
-    """Milliseconds of computing an image of ours and of the loop, on the same images."""
+    """CPU milliseconds per image of the project's evaluation and of the loop."""
     return {
         "images": images,
         "loop_milliseconds_an_image": round(1000 * slow.computing / images, 3),
@@ -176,13 +182,15 @@ def compared(quick: Time, slow: Time, images: int) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures and compares."""
+    """Times the evaluation, compares it with the loop and checks that both agree."""
     vocabulary = load_vocabulary("hico-det")
     rng = np.random.default_rng(options.seed)
     parsing, annotations = timed(
         lambda: _annotations(options.annotations, vocabulary, rng), repeats=1
     )
-    detections = [guesses(item, vocabulary, options.detections, rng) for item in annotations]
+    detections = [
+        random_detections(item, vocabulary, options.detections, rng) for item in annotations
+    ]
     before = peak_memory()
     default, scores = timed(lambda: evaluate(annotations, detections, vocabulary))
     both, _ = timed(
@@ -214,20 +222,20 @@ def _annotations(
     path: Path | None, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> Sequence[Annotation]:
     if path is None:
-        return made_up(vocabulary, rng)
+        return random_annotations(vocabulary, rng)
     if path.is_dir():
         return open_dataset(path).load("test").annotations
     return load_annotations(path, vocabulary, "test").annotations
 
 
 def peak_memory() -> float:
-    """GB that this process has had at most."""
+    """Maximum memory of this process in GB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Entry point."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

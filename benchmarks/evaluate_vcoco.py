@@ -1,6 +1,6 @@
-"""Times V-COCO's evaluation against a plain loop, on made-up images of its test part's size.
+"""Times V-COCO's evaluation against plain loops, on random annotations of its test part's size.
 
-Detections are made up around the annotated people: `--detections` for each image. Prints JSON.
+Random detections are drawn around annotated people: `--detections` for each image. Prints JSON.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pipeline.vocabulary import load_vocabulary
 IMAGES, PEOPLE, THINGS = 4946, 3, 3
 
 
-def made_up(count: int, rng: np.random.Generator) -> VcocoGroundTruth:
-    """Images with three people and three things; a tenth of the people is not annotated."""
+def random_ground_truth(count: int, rng: np.random.Generator) -> VcocoGroundTruth:
+    """Images with three people and three objects; a tenth of the people is not annotated."""
     roles = load_vocabulary("vcoco").roles
     actions = tuple(VcocoAction(entry["action"], tuple(entry["roles"])) for entry in roles)
     number = PEOPLE + THINGS
@@ -44,20 +44,22 @@ def made_up(count: int, rng: np.random.Generator) -> VcocoGroundTruth:
                 is_person=np.arange(number) < PEOPLE,
                 is_crowd=np.zeros(number, dtype=bool),
                 action_labels=does,
-                # The last person stands for a role without object.
+                # An index of the last person is replaced by -1, a role without object.
                 role_boxes=np.where((does == 1)[..., None] & (named >= PEOPLE), named, -1),
             )
         )
     return VcocoGroundTruth(actions, tuple(images), {})
 
 
-def guesses(truth: VcocoGroundTruth, count: int, rng: np.random.Generator) -> VcocoDetections:
-    """Detections near people, with objects near things."""
-    images = np.repeat(np.arange(len(truth.images)), count)
-    boxes = np.stack([image.boxes for image in truth.images])
+def random_detections(
+    ground_truth: VcocoGroundTruth, count: int, rng: np.random.Generator
+) -> VcocoDetections:
+    """Detections with boxes near annotated people and objects."""
+    images = np.repeat(np.arange(len(ground_truth.images)), count)
+    boxes = np.stack([image.boxes for image in ground_truth.images])
     people = boxes[images, rng.integers(0, PEOPLE, len(images))]
 
-    def column(shape: tuple[int, ...]) -> np.ndarray:
+    def random_column(shape: tuple[int, ...]) -> np.ndarray:
         scores = rng.random(len(images), dtype=np.float32)
         if not shape:
             return scores
@@ -69,25 +71,25 @@ def guesses(truth: VcocoGroundTruth, count: int, rng: np.random.Generator) -> Vc
     return VcocoDetections(
         images,
         people + rng.normal(0, 6, people.shape).astype(np.float32),
-        {name: column(shape) for name, shape in column_shapes(truth.actions).items()},
+        {name: random_column(shape) for name, shape in column_shapes(ground_truth.actions).items()},
     )
 
 
-def plain_loop(truth: VcocoGroundTruth, found: VcocoDetections) -> np.ndarray:
-    """(A, 5) agent AP, then AP of each role in both scenarios, told action by action, image by
-    image, detection by detection."""
-    scores = np.full((len(truth.actions), 5), np.nan)
-    rows_of = [np.flatnonzero(found.image_ids == image.id) for image in truth.images]
-    for index, action in enumerate(truth.actions):
-        for place in range(1 + 2 * len(action.roles)):
-            role, scenario = (place - 1) // 2, (place - 1) % 2 + 1
+def plain_loop(ground_truth: VcocoGroundTruth, found: VcocoDetections) -> np.ndarray:
+    """(A, 5) agent AP, then AP of each role in both scenarios, computed with loops over actions,
+    images and detections."""
+    scores = np.full((len(ground_truth.actions), 5), np.nan)
+    rows_of = [np.flatnonzero(found.image_ids == image.id) for image in ground_truth.images]
+    for index, action in enumerate(ground_truth.actions):
+        for column in range(1 + 2 * len(action.roles)):
+            role, scenario = (column - 1) // 2, (column - 1) % 2 + 1
             outcomes: list[tuple[float, bool]] = []
             positives = 0
-            for image, rows in zip(truth.images, rows_of, strict=True):
+            for image, rows in zip(ground_truth.images, rows_of, strict=True):
                 people = np.flatnonzero(image.is_person)
                 positives += int((image.action_labels[people, index] == 1).sum())
                 taken = set()
-                if place:
+                if column:
                     targets, values = found.role_boxes(action, action.roles[role])
                 else:
                     targets, values = None, found.agent_scores(action)
@@ -108,7 +110,7 @@ def plain_loop(truth: VcocoGroundTruth, found: VcocoDetections) -> np.ndarray:
                     if right:
                         taken.add(person)
             if positives:
-                scores[index, place] = _area(outcomes, positives)
+                scores[index, column] = _area(outcomes, positives)
     return scores
 
 
@@ -134,17 +136,19 @@ def _area(outcomes: list[tuple[float, bool]], positives: int) -> float:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures and compares."""
+    """Times the evaluation, compares it with the loop and checks that both agree."""
     rng = np.random.default_rng(options.seed)
-    truth = made_up(IMAGES, rng)
-    found = guesses(truth, options.detections, rng)
+    ground_truth = random_ground_truth(IMAGES, rng)
+    found = random_detections(ground_truth, options.detections, rng)
     before = peak_memory()
-    whole, scores = timed(lambda: evaluate_vcoco(truth, found))
-    few = VcocoGroundTruth(truth.actions, truth.images[: options.loop_images], {})
+    whole, scores = timed(lambda: evaluate_vcoco(ground_truth, found))
+    few = VcocoGroundTruth(ground_truth.actions, ground_truth.images[: options.loop_images], {})
     own = found.keep(np.flatnonzero(found.image_ids < options.loop_images))
     quick, ours = timed(lambda: evaluate_vcoco(few, own))
     slow, expected = timed(lambda: plain_loop(few, own), repeats=1)
-    both = np.stack([ours.role_ap[1], ours.role_ap[2]], axis=2).reshape(len(truth.actions), 4)
+    both = np.stack([ours.role_ap[1], ours.role_ap[2]], axis=2).reshape(
+        len(ground_truth.actions), 4
+    )
     assert np.allclose(np.column_stack([ours.agent_ap, both]), expected, atol=1e-6, equal_nan=True)
     return {
         "images": IMAGES,
@@ -157,7 +161,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Entry point."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""The student's step as one writes it first, to measure against: the same numbers, no care taken.
+"""A straightforward implementation of the student's training step, as a baseline for its speed.
 
-Matching and losses go layer by layer and image by image, the model keeps frozen batch norm apart
-from the convolutions, computes attention with its weights, in float32 and torch's own memory
-layout. Only `benchmarks.student_step` uses it; the method's formulas are those of
-`student.losses.matcher` and `student.losses.criterion`.
+Matching and losses loop over layers and images. The model computes frozen batch norm separately
+from the convolutions and attention with its weights, in float32 and torch's default memory layout.
+The formulas, and so the results, are those of `student.losses.matcher` and
+`student.losses.criterion`. Only `benchmarks.student_step` uses this module.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPSILON = 1e-4
 
 
 class PlainBackbone(nn.Module):
-    """A student's ResNet with every batch norm as an operation of its own."""
+    """The student's ResNet with separate batch norm operations."""
 
     size_divisible = 1
 
@@ -47,7 +47,7 @@ class PlainBackbone(nn.Module):
         self.num_channels = backbone.num_channels
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to maps by name."""
+        """Feature maps by name of (B, 3, H, W) images."""
         body = self.body
         stem = body.maxpool(body.relu(body.bn1(body.conv1(pixels))))
         stride8 = body.layer2(body.layer1(stem))
@@ -56,7 +56,7 @@ class PlainBackbone(nn.Module):
 
 
 def plain_model(model: HOIDetector) -> HOIDetector:
-    """A detector of the same weights with the plain backbone."""
+    """A copy of a detector with the plain backbone."""
     copy = HOIDetector(model.config)
     copy.load_state_dict(model.state_dict())
     assert isinstance(copy.backbone, ResNetBackbone)
@@ -66,7 +66,7 @@ def plain_model(model: HOIDetector) -> HOIDetector:
 
 @contextmanager
 def attention_with_weights() -> Iterator[None]:
-    """Attention as `nn.MultiheadAttention` computes it when it also returns its weights."""
+    """Makes attention compute its weights, as `nn.MultiheadAttention` does by default."""
 
     def attend(
         attention: nn.MultiheadAttention,
@@ -88,7 +88,7 @@ def plain_losses(
     matcher: MatcherConfig,
     config: LossConfig,
 ) -> dict[str, Tensor]:
-    """The criterion's weighted losses, summed over the layers (focal form, mean over entries)."""
+    """The weighted losses, summed over the layers, with focal loss and `entries` normalisation."""
     layers = [*outputs["aux_outputs"], outputs]
     matched = [
         [
@@ -106,9 +106,13 @@ def plain_losses(
 
 
 def match_image(
-    outputs: dict[str, Any], image: int, target: Targets, asked: Tensor, config: MatcherConfig
+    outputs: dict[str, Any],
+    image: int,
+    target: Targets,
+    distilled_verbs: Tensor,
+    config: MatcherConfig,
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(query, pair) of both stages for one image of one layer."""
+    """(query, pair) matches of both stages for one image and layer."""
     with torch.no_grad():
         human, thing = (outputs[f"pred_{name}_boxes"][image].cpu() for name in ("human", "object"))
         objects = outputs["pred_object_logits"][image].softmax(-1).cpu()
@@ -116,20 +120,20 @@ def match_image(
         interactive = outputs["pred_interactive_logits"][image].softmax(-1)[:, 1].cpu()
         labels = target.object_labels.cpu()
         human_boxes, object_boxes = target.human_boxes.cpu(), target.object_boxes.cpu()
-        far = torch.maximum(
+        l1 = torch.maximum(
             torch.cdist(human, human_boxes, p=1), torch.cdist(thing, object_boxes, p=1)
         )
-        close = torch.minimum(
+        giou = torch.minimum(
             generalized_box_iou(_corners(human), _corners(human_boxes)),
             generalized_box_iou(_corners(thing), _corners(object_boxes)),
         )
-        cost = -objects[:, labels] + config.box_cost * far - config.giou_cost * close
+        cost = -objects[:, labels] + config.box_cost * l1 - config.giou_cost * giou
         hard = target.verb_labels.cpu().float()
-        absent = (1 - hard) * (~asked.cpu()).float()
+        absent = (1 - hard) * (~distilled_verbs.cpu()).float()
         hits = verbs @ (hard / (hard.sum(1, keepdim=True) + EPSILON)).T
         rejected = (1 - verbs) @ (absent / (absent.sum(1, keepdim=True) + EPSILON)).T
         verb_cost = -config.verb_cost * (hits + rejected) / 2
-        covers = _covers(human, thing, target, config.iou_threshold)
+        iou_mask = _iou_mask(human, thing, target, config.iou_threshold)
         seen = [pair for pair in range(len(labels)) if target.seen[pair]]
         others = [pair for pair in range(len(labels)) if not target.seen[pair]]
         first = _solve(cost + verb_cost, list(range(len(cost))), seen)
@@ -138,7 +142,7 @@ def match_image(
         second = [
             (query, pair)
             for query, pair in _solve(cost, free, others)
-            if covers[query, pair] and interactive[query] > config.interactive_threshold
+            if iou_mask[query, pair] and interactive[query] > config.interactive_threshold
         ]
     second.sort(key=lambda match: -float(interactive[match[0]]))
     return first, second[: config.topk]
@@ -152,12 +156,12 @@ def _layer_losses(
     matcher: MatcherConfig,
     config: LossConfig,
 ) -> Iterator[tuple[str, Tensor]]:
-    """One layer's losses with their weights, collected image by image."""
+    """Names and weighted losses of one layer."""
     logits, verbs = outputs["pred_object_logits"], outputs["pred_verb_logits"]
     labels = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64)
     hard, soft = torch.zeros_like(verbs), torch.zeros_like(verbs)
-    wanted = torch.zeros(logits.shape[:2], dtype=torch.int64)
-    counted = torch.ones(logits.shape[:2], dtype=torch.bool)
+    interactive_labels = torch.zeros(logits.shape[:2], dtype=torch.int64)
+    supervised_mask = torch.ones(logits.shape[:2], dtype=torch.bool)
     boxes: dict[str, list[Tensor]] = {name: [] for name in ("human", "object")}
     overlap: dict[str, list[Tensor]] = {name: [] for name in ("human", "object")}
     for image, (target, (first, second)) in enumerate(zip(targets, matches, strict=True)):
@@ -176,21 +180,21 @@ def _layer_losses(
         human, thing = (
             outputs[f"pred_{name}_boxes"][image].detach() for name in ("human", "object")
         )
-        covers = _covers(human, thing, target, matcher.iou_threshold)
+        iou_mask = _iou_mask(human, thing, target, matcher.iou_threshold)
         kept = {query for query, _ in second}
         for query in range(logits.shape[1]):
-            covered = covers[query]
-            positive = query in kept or bool((covered & target.seen & target.interactive).any())
-            wanted[image, query] = int(positive)
-            counted[image, query] = positive or not bool((covered & ~target.seen).any())
+            overlapping = iou_mask[query]
+            positive = query in kept or bool((overlapping & target.seen & target.interactive).any())
+            interactive_labels[image, query] = int(positive)
+            supervised_mask[image, query] = positive or not bool((overlapping & ~target.seen).any())
     weights = torch.ones(logits.shape[-1])
     weights[-1] = config.no_pair_weight
     yield "object", config.object_weight * F.cross_entropy(logits.mT, labels, weights)
     for name in boxes:
         count = num_pairs if name == "human" else len(boxes[name]) + EPSILON
-        nothing = outputs[f"pred_{name}_boxes"].sum() * 0
-        yield f"{name}_box", config.box_weight * (sum(boxes[name], nothing) / count)
-        yield f"{name}_giou", config.giou_weight * (sum(overlap[name], nothing) / count)
+        no_loss = outputs[f"pred_{name}_boxes"].sum() * 0
+        yield f"{name}_box", config.box_weight * (sum(boxes[name], no_loss) / count)
+        yield f"{name}_giou", config.giou_weight * (sum(overlap[name], no_loss) / count)
     is_soft = soft > 0
     probability = verbs.sigmoid()
     present = -config.alpha * (1 - probability) ** config.gamma * F.logsigmoid(verbs)
@@ -198,18 +202,21 @@ def _layer_losses(
     costs = torch.where(hard > 0, present, absent)
     num_hard = hard.sum()
     yield "verb_hard", config.verb_hard_weight * costs[~is_soft].sum() / num_hard.clamp(min=1)
-    answers = F.binary_cross_entropy_with_logits(verbs, soft, reduction="none")[is_soft]
-    yield "verb_soft", config.verb_soft_weight * answers.sum() / verbs.numel()
-    scores = outputs["pred_interactive_logits"][counted]
-    yield "interactive", config.interactive_weight * F.cross_entropy(scores, wanted[counted])
+    soft_losses = F.binary_cross_entropy_with_logits(verbs, soft, reduction="none")[is_soft]
+    yield "verb_soft", config.verb_soft_weight * soft_losses.sum() / verbs.numel()
+    scores = outputs["pred_interactive_logits"][supervised_mask]
+    yield (
+        "interactive",
+        config.interactive_weight * F.cross_entropy(scores, interactive_labels[supervised_mask]),
+    )
 
 
 def _corners(boxes: Tensor) -> Tensor:
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
-def _covers(human: Tensor, thing: Tensor, target: Targets, threshold: float) -> Tensor:
-    """(Q, N) bool: both boxes of the query overlap those of the pair."""
+def _iou_mask(human: Tensor, thing: Tensor, target: Targets, threshold: float) -> Tensor:
+    """(Q, N) bool: both boxes of the query have at least this IoU with those of the pair."""
     ious = [
         box_iou(_corners(found.cpu()), _corners(boxes.cpu()))
         for found, boxes in ((human, target.human_boxes), (thing, target.object_boxes))

@@ -1,4 +1,4 @@
-"""The demo over several seeds: UA with its ceiling, and UC, as one table."""
+"""Runs the demo for several seeds and prints a table per split."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {row['seed']} | " + " | ".join(cells) + f" | {row['seconds']:.0f} |")
     means = [f"{mean(x):.1f}" for x in zip(*values, strict=True)]
     means += [f"{mean(x):.2f}" for x in zip(*gaps, strict=True)]
-    taken = mean(row["seconds"] for row in rows)
-    lines.append("| mean | " + " | ".join(means) + f" | {taken:.0f} |")
+    seconds = mean(row["seconds"] for row in rows)
+    lines.append("| mean | " + " | ".join(means) + f" | {seconds:.0f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Runs what is missing and prints the tables."""
+    """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

@@ -1,7 +1,8 @@
-"""What a training step of the student costs, beside other ways to take it.
+"""Compares the cost of the student's training step with that of alternatives.
 
-With and without the cache, with the teacher inside, written straightforwardly; and what grouping
-images by size saves. Both sides of every ratio are measured in turns in one run. Prints JSON.
+The alternatives are a step without the cache, one that runs the teacher, and a straightforward
+implementation. A further part is the padding saved by grouping images by size. Both sides of every
+ratio are measured in turns. Prints JSON.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.measuring import HostReads, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
-from benchmarks.student_material import made_up_outputs, made_up_sizes, make_images
+from benchmarks.synthetic_data import make_images, random_outputs, random_sizes
+from benchmarks.timing import HostSyncCounter, time_in_turns
 from pipeline.boxes import union_boxes
 from pipeline.images import read_image
 from pipeline.utils.devices import configure_device, resolve_device
@@ -44,11 +45,11 @@ PARTS = ("cache", "teacher", "plain", "losses", "padding")
 
 
 class Bench:
-    """The published student on made-up images.
+    """The published student on synthetic images.
 
     Args:
-        options: of the command line.
-        folder: for pictures and cache.
+        options: command-line options.
+        folder: folder for images and cache.
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
@@ -62,14 +63,14 @@ class Bench:
         self.recipe: Recipe = get_preset("published", *sizes).override(
             backbone=options.backbone, batch_size=options.batch_size, interactive_threshold=0.0
         )
-        self.asked = torch.from_numpy(self.images.split.distilled_verbs)
+        self.distilled_verbs = torch.from_numpy(self.images.split.distilled_verbs)
         torch.manual_seed(0)
         self.model = HOIDetector(self.recipe.model).to(self.device)
         self.samples = [self.images[0, index] for index in range(options.batch_size)]
         self.batch = collate(self.samples).to(self.device)
 
     def train_step(self) -> TrainStep:
-        """Our step, on a copy of the model."""
+        """The project's training step, on a copy of the model."""
         model = HOIDetector(self.recipe.model).to(self.device)
         model.load_state_dict(self.model.state_dict())
         model = model.to(memory_format=torch.channels_last).train()
@@ -79,34 +80,36 @@ class Bench:
         return TrainStep(self.recipe, model, self.criterion(), optimizer, scheduler, execution)
 
     def criterion(self) -> Criterion:
-        matcher = TwoStageMatcher(self.recipe.matcher, self.asked.to(self.device))
+        matcher = TwoStageMatcher(self.recipe.matcher, self.distilled_verbs.to(self.device))
         return Criterion(matcher, self.recipe.losses)
 
     def cache(self) -> dict[str, Any]:
-        """Steps with the cache's candidates and answers, and on the same images without any;
-        loading by workers included."""
+        """Steps with the cache's candidates and probabilities, and without any.
+
+        The times include loading by workers.
+        """
         train_step = self.train_step()
 
         def steps(images: TrainingDataset) -> float:
             size, count = self.options.batch_size, self.options.steps
-            order = [(0, place % len(images)) for place in range((count + 1) * size)]
-            keys = [order[at : at + size] for at in range(0, len(order), size)]
+            order = [(0, index % len(images)) for index in range((count + 1) * size)]
+            keys = [order[start : start + size] for start in range(0, len(order), size)]
             side = self.options.side
             loader = DataLoader(
                 TrainingBatches(images, 1),
                 batch_size=None,
-                sampler=[(own, (side, side)) for own in keys],
-                **loader_options(self.options.workers, 4 * size * side**2, print),
+                sampler=[(key, (side, side)) for key in keys],
+                **loader_options(self.options.workers, 4 * size * side**2),
             )
             with BatchIterator(loader) as batches:
-                # Starting the workers is no part of a step.
+                # The first batch includes the start of the workers.
                 next(batches)
                 started = time.perf_counter()
                 for batch in batches:
                     train_step(batch.to(self.device))
                 return (time.perf_counter() - started) / count
 
-        turns = in_turns(
+        turns = time_in_turns(
             {"with": lambda: steps(self.images), "without": lambda: steps(self.without)},
             self.options.turns,
             self.device,
@@ -114,8 +117,10 @@ class Bench:
         return {"seconds": turns.medians(), "ratio": turns.ratio("with", "without")}
 
     def teacher(self) -> dict[str, Any]:
-        """The same step with CLIP scoring the matched pairs' regions inside: in every decoder
-        layer, as the published code does, and each matched pair once."""
+        """The step with and without CLIP encoding the regions of matched pairs.
+
+        CLIP encodes them in every decoder layer, as in the published code, or once per pair.
+        """
         from teacher_cache.teachers.clip import ClipTeacher
         from teacher_cache.teachers.regions import RegionMode, crop_regions
 
@@ -129,18 +134,18 @@ class Bench:
             return found[0]
 
         train_step.criterion = remember
-        pictures = [read_image(self.images.records[row].path) for row in range(len(self.samples))]
+        images = [read_image(self.images.records[row].path) for row in range(len(self.samples))]
 
-        def ask(pairs: Sequence[tuple[int, int]]) -> None:
-            for image, picture in enumerate(pictures):
-                own = [pair for row, pair in pairs if row == image]
-                if own:
-                    targets = self.samples[image].targets
-                    boxes = _unions(targets.human_boxes[own], targets.object_boxes[own], picture)
+        def encode(pairs: Sequence[tuple[int, int]]) -> None:
+            for index, image in enumerate(images):
+                targeted = [pair for row, pair in pairs if row == index]
+                if targeted:
+                    targets = self.samples[index].targets
+                    boxes = _union_boxes(
+                        targets.human_boxes[targeted], targets.object_boxes[targeted], image
+                    )
                     clip.encode_images(
-                        crop_regions(
-                            picture, boxes, clip.image_size, RegionMode("pad"), self.device
-                        )
+                        crop_regions(image, boxes, clip.image_size, RegionMode("pad"), self.device)
                     )
 
         def matched() -> list[tuple[int, int]]:
@@ -149,11 +154,11 @@ class Bench:
 
         train_step(self.batch)
 
-        def step(asked: Callable[[], Sequence[tuple[int, int]]]) -> None:
+        def step(pairs: Callable[[], Sequence[tuple[int, int]]]) -> None:
             train_step(self.batch)
-            ask(asked())
+            encode(pairs())
 
-        turns = in_turns(
+        turns = time_in_turns(
             {
                 "cached": lambda: step(list),
                 "every_layer": lambda: step(matched),
@@ -172,7 +177,7 @@ class Bench:
         }
 
     def plain(self) -> dict[str, Any]:
-        """Our whole step against a straightforward one."""
+        """The whole step, and a straightforward implementation of it."""
         train_step, recipe = self.train_step(), self.recipe
         model = plain_model(self.model).to(self.device).train()
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -183,7 +188,9 @@ class Bench:
         def straightforward() -> None:
             with attention_with_weights():
                 outputs = model(images)
-            losses = plain_losses(outputs, targets, self.asked, recipe.matcher, recipe.losses)
+            losses = plain_losses(
+                outputs, targets, self.distilled_verbs, recipe.matcher, recipe.losses
+            )
             optimizer.zero_grad()
             sum(losses.values(), torch.zeros(())).backward()
             torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip_norm)
@@ -193,20 +200,22 @@ class Bench:
             train_step(self.batch)
 
         sides = {"ours": ours, "plain": straightforward}
-        turns = in_turns(sides, self.options.turns, self.device)
+        turns = time_in_turns(sides, self.options.turns, self.device)
         return {"seconds": turns.medians(), "ratio": turns.ratio("plain", "ours")}
 
     def losses(self) -> dict[str, Any]:
-        """Matching and losses with their gradients alone: batch 16, 64 queries, 20 pairs each."""
+        """Matching and losses with their gradients, for batches of 16, 64 queries and 20 pairs."""
         recipe, images = self.recipe, 16
         chosen = [self.images[0, index % len(self.images)].targets for index in range(images)]
         targets = [moved(target, self.device) for target in chosen]
         batch = moved(Targets.collate(chosen), self.device)
         criterion = self.criterion()
-        outputs = made_up_outputs(3, images, recipe.model.num_queries, self.device)
+        outputs = random_outputs(3, images, recipe.model.num_queries, self.device)
 
         def plainly() -> Tensor:
-            losses = plain_losses(outputs, targets, self.asked, recipe.matcher, recipe.losses)
+            losses = plain_losses(
+                outputs, targets, self.distilled_verbs, recipe.matcher, recipe.losses
+            )
             return torch.stack(list(losses.values())).sum()
 
         def ours() -> Tensor:
@@ -214,14 +223,14 @@ class Bench:
 
         reads = {}
         for name, side in (("ours", ours), ("plain", plainly)):
-            with HostReads() as counted:
+            with HostSyncCounter() as counted:
                 side()
             reads[name] = counted.count
         sides: dict[str, Callable[[], None]] = {
             "ours": lambda: ours().backward(),
             "plain": lambda: plainly().backward(),
         }
-        turns = in_turns(sides, self.options.turns, self.device)
+        turns = time_in_turns(sides, self.options.turns, self.device)
         return {
             "seconds": turns.medians(),
             "ratio": turns.ratio("plain", "ours"),
@@ -231,15 +240,13 @@ class Bench:
         }
 
     def padding(self) -> dict[str, Any]:
-        """The share of padding in an epoch's pixels, augmented, by chance and grouped."""
-        original = made_up_sizes(20_000)
+        """Fraction of padding in an epoch, for random batches and for batches of similar size."""
+        original = random_sizes(20_000)
         draws = np.random.default_rng(1).random((len(original), NUM_RAND))
         sizes, batch = sample_geometric_params(original, draws).sizes, 16
-        chance = np.random.default_rng(2).permutation(len(sizes))
+        order = np.random.default_rng(2).permutation(len(sizes))
         whole = range(0, len(sizes) - batch + 1, batch)
-        random = padding_fraction(
-            sizes, [chance[first : first + batch].tolist() for first in whole]
-        )
+        random = padding_fraction(sizes, [order[first : first + batch].tolist() for first in whole])
         grouped = padding_fraction(sizes, epoch_batches(sizes, batch, seed=0, epoch=0))
         return {
             "random": round(random, 4),
@@ -254,7 +261,7 @@ def moved(targets: Targets, device: torch.device) -> Targets:
 
 
 def _random_clip(name: str, folder: Path) -> Any:
-    """The architecture with random weights: what it computes does not matter here."""
+    """A CLIP of this architecture with random weights, which suffice to measure its speed."""
     import open_clip
 
     from teacher_cache.teachers.clip import ClipConfig
@@ -264,9 +271,9 @@ def _random_clip(name: str, folder: Path) -> Any:
     return ClipConfig(name, str(file))
 
 
-def _unions(humans: Tensor, objects: Tensor, picture: Any) -> np.ndarray:
-    """(N, 4) cxcywh twice to union boxes in the picture's pixels."""
-    scale = np.array([*picture.size, *picture.size], np.float32)
+def _union_boxes(humans: Tensor, objects: Tensor, image: Any) -> np.ndarray:
+    """(N, 4) xyxy union boxes in pixels, of relative cxcywh boxes."""
+    scale = np.array([*image.size, *image.size], np.float32)
     both = []
     for boxes in (humans.cpu().numpy(), objects.cpu().numpy()):
         centre, half = boxes[:, :2], boxes[:, 2:] / 2
@@ -275,7 +282,7 @@ def _unions(humans: Tensor, objects: Tensor, picture: Any) -> np.ndarray:
 
 
 def results(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Any]]:
-    """What was measured where, then part by part."""
+    """Device and options, then the results of each part."""
     bench = Bench(options, folder)
     yield "device", str(bench.device)
     yield "threads", torch.get_num_threads()
@@ -291,7 +298,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--clip-model", default="ViT-B-16")
-    parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
+    parser.add_argument("--side", type=int, default=512, help="side of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--labelled", type=int, default=5, help="pairs per image")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks import student_step
-from benchmarks.measuring import HostReads, Turns, in_turns
 from benchmarks.plain_student import attention_with_weights, plain_losses, plain_model
-from benchmarks.student_material import made_up_outputs, make_images
+from benchmarks.synthetic_data import make_images, random_outputs
+from benchmarks.timing import HostSyncCounter, Timings, time_in_turns
 from student.config import LossConfig, MatcherConfig, ModelConfig
 from student.data.targets import Targets
 from student.losses.criterion import Criterion
@@ -27,22 +27,22 @@ def images(tmp_path_factory):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_both_ways_to_the_losses_agree(images, threshold):
-    asked = torch.from_numpy(images[0].split.distilled_verbs)
+    distilled_verbs = torch.from_numpy(images[0].split.distilled_verbs)
     targets = [images[0][0, index].targets for index in range(3)]
     assert all(target.teacher_probs.any() and not target.seen.all() for target in targets)
     matcher = MatcherConfig(interactive_threshold=threshold)
-    outputs, others = (made_up_outputs(2, 3, 12, CPU) for _ in range(2))
+    outputs, others = (random_outputs(2, 3, 12, CPU) for _ in range(2))
     # Two queries lie on candidates, so that stage 2 keeps some.
     for made in (outputs, others):
         for layer in (made, *made["aux_outputs"]):
             for name in ("human_boxes", "object_boxes"):
                 with torch.no_grad():
                     layer[f"pred_{name}"][0, :2] = getattr(targets[0], name)[-2:]
-    criterion = Criterion(TwoStageMatcher(matcher, asked), LossConfig())
-    with HostReads() as counted:
+    criterion = Criterion(TwoStageMatcher(matcher, distilled_verbs), LossConfig())
+    with HostSyncCounter() as counted:
         found = criterion(outputs, Targets.collate(targets))
     assert counted.count == 1 and found.matches.is_candidate.any()
-    expected = plain_losses(others, targets, asked, matcher, LossConfig())
+    expected = plain_losses(others, targets, distilled_verbs, matcher, LossConfig())
     assert found.weighted.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found.weighted[name], value, rtol=1e-5, atol=1e-6)
@@ -74,13 +74,13 @@ def small_student():
 def test_turns_change_sides_and_the_first_does_not_count():
     order = []
     sides = {"a": lambda: order.append("a"), "b": lambda: order.append("b") or 2.5}
-    seconds = in_turns(sides, 2, CPU).seconds
+    seconds = time_in_turns(sides, 2, CPU).seconds
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert seconds["b"] == [2.5, 2.5] and len(seconds["a"]) == 2
 
 
 def test_ratios_compare_what_ran_side_by_side():
-    turns = Turns({"a": [2.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]})
+    turns = Timings({"a": [2.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]})
     assert turns.ratio("a", "b") == 2 and turns.medians() == {"a": 3, "b": 1}
 
 

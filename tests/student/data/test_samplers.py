@@ -19,7 +19,7 @@ from student.data.samplers import (
 from student.data.transforms import NUM_RAND, sample_geometric_params
 
 
-def made_up_sizes(count, seed=0):
+def coco_sizes(count, seed=0):
     """Sizes as in COCO: a long side of 640, some images in portrait format."""
     random = np.random.default_rng(seed)
     short = random.choice([360, 426, 427, 480, 500, 640], count)
@@ -37,13 +37,13 @@ def test_steps_of_an_epoch(images, batch, steps):
 
 
 def test_fewer_images_than_a_batch_make_one_batch():
-    (batch,) = epoch_batches(made_up_sizes(3), 4, seed=0, epoch=0)
+    (batch,) = epoch_batches(coco_sizes(3), 4, seed=0, epoch=0)
     assert sorted(batch) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("count", [64, 67, 1000, 2100])
 def test_every_image_is_in_one_batch_but_the_last_ones(count):
-    sizes = made_up_sizes(count)
+    sizes = coco_sizes(count)
     left_out = []
     for epoch in range(3):
         batches = epoch_batches(sizes, 8, seed=1, epoch=epoch)
@@ -56,7 +56,7 @@ def test_every_image_is_in_one_batch_but_the_last_ones(count):
 
 
 def test_batches_depend_on_seed_and_epoch_alone():
-    sizes = made_up_sizes(100)
+    sizes = coco_sizes(100)
     first = epoch_batches(sizes, 8, 1, 0)
     torch.rand(3)
     assert epoch_batches(sizes, 8, 1, 0) == first
@@ -66,7 +66,7 @@ def test_batches_depend_on_seed_and_epoch_alone():
 def test_images_of_one_size_stay_in_the_order_of_the_permutation():
     sizes = np.full((1000, 2), 128)
     found = [index for batch in epoch_batches(sizes, 4, 7, 2) for index in batch]
-    mixed = made_up_sizes(1000)
+    mixed = coco_sizes(1000)
     others = [index for batch in epoch_batches(mixed, 4, 7, 2) for index in batch]
     assert found != others and sorted(found) == sorted(others)
     # A chunk of 64 batches has the same images, whatever their sizes are.
@@ -76,7 +76,7 @@ def test_images_of_one_size_stay_in_the_order_of_the_permutation():
 
 
 def test_large_and_small_batches_are_mixed_over_the_epoch():
-    sizes = made_up_sizes(4096)
+    sizes = coco_sizes(4096)
     areas = [sizes[batch].prod(1).mean() for batch in epoch_batches(sizes, 16, 0, 0)]
     quarters = np.array_split(np.array(areas), 16)
     means = np.array([quarter.mean() for quarter in quarters])
@@ -101,7 +101,7 @@ def padding_of_grouped_and_random(sizes, batch):
 @pytest.mark.parametrize("batch", [2, 4, 16])
 @pytest.mark.parametrize("augmented", [False, True])
 def test_grouping_needs_less_than_half_the_padding(batch, augmented):
-    sizes = made_up_sizes(4000)
+    sizes = coco_sizes(4000)
     if augmented:
         rand = np.random.default_rng(1).random((len(sizes), NUM_RAND))
         sizes = sample_geometric_params(sizes, rand).sizes
@@ -121,7 +121,7 @@ def test_grouping_of_hico_det_needs_less_than_half_the_padding(hico_det_files):
     ("num_images", "batch_size", "steps"), [(50, 8, 7), (48, 8, 6), (5, 8, 1), (9, 8, 2), (8, 8, 1)]
 )
 def test_the_last_batch_is_completed_with_other_images(num_images, batch_size, steps):
-    sizes = made_up_sizes(num_images)
+    sizes = coco_sizes(num_images)
     batches = epoch_batches(sizes, batch_size, 5, 1, last_batch="fill")
     assert len(batches) == steps == steps_per_epoch(num_images, batch_size, "fill")
     assert {len(batch) for batch in batches} == {min(batch_size, num_images)}
@@ -133,7 +133,7 @@ def test_the_last_batch_is_completed_with_other_images(num_images, batch_size, s
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize(("count", "batch"), [(100, 8), (5, 8)])
 def test_processes_share_the_batches_of_one(world_size, count, batch):
-    sizes = made_up_sizes(count)
+    sizes = coco_sizes(count)
     samplers = [
         DistributedBatchSampler(lambda epoch: sizes + epoch, count, 2, batch, 3, rank, world_size)
         for rank in range(world_size)
@@ -152,7 +152,7 @@ def test_processes_share_the_batches_of_one(world_size, count, batch):
 
 
 def make_sampler(**changes):
-    sizes = made_up_sizes(50)
+    sizes = coco_sizes(50)
     return DistributedBatchSampler(lambda epoch: sizes + epoch, 50, 3, 8, seed=5, **changes)
 
 
@@ -161,7 +161,7 @@ def test_sampler_yields_the_batches_of_all_epochs():
     expected = [
         [(epoch, index) for index in batch[1::2]]
         for epoch in range(3)
-        for batch in epoch_batches(made_up_sizes(50) + epoch, 8, 5, epoch)
+        for batch in epoch_batches(coco_sizes(50) + epoch, 8, 5, epoch)
     ]
     assert [keys for keys, _ in one] == expected and len(one) == len(expected) == 18
 

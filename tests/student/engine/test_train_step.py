@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.measuring import HostReads
+from benchmarks.timing import HostSyncCounter
 from student.data.dataset import Sample, collate
 from student.data.targets import Targets
 from student.engine.train_step import cat_outputs, detach_leaves, tree_leaves
@@ -176,7 +176,7 @@ def test_half_precision_gives_nearly_the_same_losses(make_trainer, samples, quer
 def test_a_step_has_one_host_synchronisation(make_trainer, samples, queries):
     trainer = make_trainer("run", queries=queries, dropout=0.1)
     step(trainer, samples)
-    with HostReads() as counted:
+    with HostSyncCounter() as counted:
         step(trainer, samples)
     assert counted.count == 1
 

@@ -1,4 +1,4 @@
-"""Made-up material for a student of HICO-DET's size: pictures, labels, a cache on disk."""
+"""Synthetic training data of HICO-DET's size: images, annotations and a cache on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, SHARDS, TeacherOutputs, shard_name
 from teacher_cache.writer.shard import write_shard
 
-PICTURE_SIZE = (640, 480)
+IMAGE_SIZE = (640, 480)
 PERSON_SCORE = 0.9
 
 
@@ -42,8 +42,8 @@ class FixedSize:
         return np.full_like(sizes, self.side)
 
 
-class NoAnswers:
-    """Stands where a cache stands and reads nothing: images have their labelled pairs alone."""
+class EmptyCache:
+    """Replaces a teacher cache; no image has candidates."""
 
     protocol = "detector"
 
@@ -52,38 +52,39 @@ class NoAnswers:
         labels = np.zeros(0, np.int64)
         pairs = Pairs(no_boxes, no_boxes, labels, none, none, np.zeros(0, np.uint8))
         nothing = np.zeros((0, num_verbs), np.float32)
-        self.answers = TeacherOutputs(pairs, nothing, labels, no_boxes, None)
+        self.outputs = TeacherOutputs(pairs, nothing, labels, no_boxes, None)
 
     def __getitem__(self, image_id: str) -> TeacherOutputs:
-        return self.answers
+        return self.outputs
 
 
 def make_images(
     folder: Path, count: int, labelled: int, proposed: int, side: int
 ) -> tuple[TrainingDataset, TrainingDataset]:
-    """Training images with a cache, and the same ones without.
+    """A training dataset with a cache, and one of the same images with an empty cache.
 
     Args:
-        folder: where pictures and cache go.
-        count: how many pictures.
-        labelled, proposed: pairs of an image, annotated and by the detector.
-        side: of the images in training, in pixels.
+        folder: folder to write images and cache to.
+        count: number of images.
+        labelled: annotated pairs per image.
+        proposed: pairs of the detector per image.
+        side: side of the images in training, in pixels.
     """
     vocabulary = load_vocabulary("hico-det")
     rng = np.random.default_rng(0)
-    records, annotations, answers = [], [], {}
-    (folder / "pictures").mkdir(parents=True)
+    records, annotations, outputs = [], [], {}
+    (folder / "images").mkdir(parents=True)
     for index in range(count):
-        path = folder / "pictures" / f"{index:05d}.jpg"
+        path = folder / "images" / f"{index:05d}.jpg"
         drawn, _ = draw_scene(0, "models", index)
-        drawn.resize(PICTURE_SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
+        drawn.resize(IMAGE_SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
         annotation = _annotation(path.name, labelled, vocabulary, rng)
         records.append(ImageRecord(path.name, path))
         annotations.append(annotation)
-        answers[path.name] = _answers(annotation, proposed, vocabulary, rng)
-    cache = open_cache(_write_cache(folder / "cache", answers, vocabulary))
+        outputs[path.name] = _teacher_outputs(annotation, proposed, vocabulary, rng)
+    cache = open_cache(_write_cache(folder / "cache", outputs, vocabulary))
 
-    def images(source: TeacherCache | NoAnswers) -> TrainingDataset:
+    def images(source: TeacherCache | EmptyCache) -> TrainingDataset:
         return TrainingDataset(
             records,
             annotations,
@@ -95,13 +96,13 @@ def make_images(
             seed=0,
         )
 
-    return images(cache), images(NoAnswers(vocabulary.num_verbs))
+    return images(cache), images(EmptyCache(vocabulary.num_verbs))
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 4) xyxy inside a picture."""
-    middle = rng.uniform([0.25, 0.25], [0.75, 0.75], (count, 2)) * PICTURE_SIZE
-    half = rng.uniform(0.05, 0.25, (count, 2)) * PICTURE_SIZE
+    """(count, 4) random xyxy boxes inside an image."""
+    middle = rng.uniform([0.25, 0.25], [0.75, 0.75], (count, 2)) * IMAGE_SIZE
+    half = rng.uniform(0.05, 0.25, (count, 2)) * IMAGE_SIZE
     boxes = np.concatenate([middle - half, middle + half], axis=1)
     return boxes.astype(np.float32)
 
@@ -117,10 +118,10 @@ def _annotation(
     return Annotation(name, boxes, all_labels, np.stack([rows, rows + count, verbs], 1))
 
 
-def _answers(
+def _teacher_outputs(
     annotation: Annotation, proposed: int, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> TeacherOutputs:
-    """The annotated pairs, and as many of a detector's as asked for."""
+    """Teacher outputs of the annotated pairs and `proposed` pairs of a detector."""
     count = len(annotation.hois)
     humans = np.concatenate([annotation.boxes[:count], _boxes(rng, proposed)])
     things = np.concatenate([annotation.boxes[count:], _boxes(rng, proposed)])
@@ -143,11 +144,11 @@ def _answers(
     )
 
 
-def _write_cache(folder: Path, answers: dict[str, TeacherOutputs], vocabulary: Vocabulary) -> Path:
+def _write_cache(folder: Path, outputs: dict[str, TeacherOutputs], vocabulary: Vocabulary) -> Path:
     parts = {"made": "of random numbers", "vocabulary": vocabulary.digest()}
     fingerprint, path = compute_fingerprint(parts), folder / SHARDS / shard_name(0)
-    write_shard(path, fingerprint, list(answers), list(answers.values()), {}, vocabulary.num_verbs)
-    shard = {"name": path.name, "sha256": sha256_of_file(path), "images": list(answers)}
+    write_shard(path, fingerprint, list(outputs), list(outputs.values()), {}, vocabulary.num_verbs)
+    shard = {"name": path.name, "sha256": sha256_of_file(path), "images": list(outputs)}
     write_json(
         folder / MANIFEST,
         {
@@ -161,9 +162,9 @@ def _write_cache(folder: Path, answers: dict[str, TeacherOutputs], vocabulary: V
     return folder
 
 
-def made_up_sizes(count: int) -> np.ndarray:
-    """(N, 2) heights and widths as HICO-DET's photographs have them: a long side of 640, three in
-    ten upright."""
+def random_sizes(count: int) -> np.ndarray:
+    """(N, 2) heights and widths, distributed as in HICO-DET: the long side is 640, and 30 % of the
+    images are upright."""
     rng = np.random.default_rng(0)
     short = rng.choice([360, 426, 427, 480, 500, 640], count)
     sizes = np.stack([short, np.full(count, 640)], 1)
@@ -172,10 +173,10 @@ def made_up_sizes(count: int) -> np.ndarray:
     return sizes
 
 
-def made_up_outputs(
+def random_outputs(
     layers: int, batch: int, queries: int, device: torch.device
 ) -> dict[str, Tensor | list[dict[str, Tensor]]]:
-    """A model's outputs as leaves that take gradients."""
+    """Random model outputs, leaf tensors that require gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def layer() -> dict[str, Tensor]:

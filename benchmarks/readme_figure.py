@@ -1,4 +1,4 @@
-"""Draws the README's picture from a demo's results: ground truth beside both students."""
+"""Draws the README's figure from the demo's results: ground truth and both students."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.images import read_image
 
 GAP = 8
-SHELF = "Drawn at random"
+ROW_TITLE = "Drawn at random"
 
 
 def draw(runs: Path, rows: int, side: int) -> Image.Image:
-    """The first `rows` blindly drawn pictures with an unseen action.
+    """Draws the first `rows` of the report's random images with an unseen action.
 
     Args:
         runs: the demo's folder of a split, with `distilled` and `no_distillation`.
-        rows: pictures below each other.
-        side: of every picture in pixels.
+        rows: number of rows, with one image each.
+        side: side of every image in pixels.
     """
     results = [
         read_results(runs / name / "results.json") for name in ("distilled", "no_distillation")
@@ -37,19 +37,19 @@ def draw(runs: Path, rows: int, side: int) -> Image.Image:
     detections = [
         read_predictions(r.predictions, dataset.vocabulary) for r in results if r.predictions
     ]
-    shelves = build_gallery(
+    gallery_rows = build_gallery(
         comparison,
         test.annotations,
         list(zip(comparison.entries, detections, strict=True)),
         lambda image_id: read_image(files[image_id]),
     )
-    cards = next(shelf for shelf in shelves if shelf.title == SHELF).items[:rows]
+    items = next(row for row in gallery_rows if row.title == ROW_TITLE).items[:rows]
     step = side + GAP
-    sheet = Image.new("RGB", (3 * step - GAP, len(cards) * step - GAP), "white")
-    for row, card in enumerate(cards):
-        for column, picture in enumerate(card.images):
-            drawn = picture.image.resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(drawn, (column * step, row * step))
+    sheet = Image.new("RGB", (3 * step - GAP, len(items) * step - GAP), "white")
+    for row, item in enumerate(items):
+        for column, image in enumerate(item.images):
+            resized = image.image.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(resized, (column * step, row * step))
     return sheet
 
 
