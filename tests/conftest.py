@@ -169,8 +169,8 @@ class Slurm:
 
     def state(self, job):
         """State of a job; of several, as an array's number names them, in the jobs' order."""
-        told = self("scontrol", "--oneliner", "show", "job", job)
-        states = [line.split("JobState=")[1].split()[0] for line in told.splitlines()]
+        output = self("scontrol", "--oneliner", "show", "job", job)
+        states = [line.split("JobState=")[1].split()[0] for line in output.splitlines()]
         return states[0] if len(states) == 1 else states
 
     def log(self, name):
@@ -178,17 +178,17 @@ class Slurm:
         path = self.logs / name
         return path.read_text() if path.exists() else ""
 
-    def wait(self, condition, told=lambda: ""):
+    def wait(self, condition, describe=lambda: ""):
         """Waits until something holds."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < deadline, told()
+            assert time.monotonic() < deadline, describe()
             time.sleep(0.05)
 
-    def end(self, job, told=lambda: ""):
+    def end(self, job, describe=lambda: ""):
         """Waits for a job, and gives its state."""
         going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
-        self.wait(lambda: self.state(job) not in going, told)
+        self.wait(lambda: self.state(job) not in going, describe)
         return self.state(job)
 
 
@@ -218,7 +218,8 @@ def write_vcoco():
     writes V-COCO's official files below `folder/data` and returns the actions file.
 
     `does` has the objects of an action's roles (a box's number or None) by (person, action);
-    `silent` names people nobody annotated, `size` the image's width and height, `name` its file.
+    `unlabelled` has the indices of unlabelled people, `size` the image's width and height, and
+    `name` its file name.
     Image i, counted from `start`, gets the id 10 * (i + 1), its box j the id 100 * (i + 1) + j + 1.
     A second part joins the first one's COCO file.
     """
@@ -240,7 +241,7 @@ def write_vcoco():
                 entry = {"id": 100 * (index + 1) + row + 1, "image_id": number, "bbox": box}
                 entry |= {"category_id": category, "iscrowd": 0, "area": box[2] * box[3]}
                 coco["annotations"].append(entry | dict(*more))
-                if category == 1 and row not in image.get("silent", ()):
+                if category == 1 and row not in image.get("unlabelled", ()):
                     people.append((number, entry["id"]))
             for (row, action), objects in image.get("does", {}).items():
                 base = 100 * (index + 1) + 1
@@ -291,7 +292,7 @@ FILES = {"train": "trainval_hico.json", "test": "test_hico.json"}
 def turned_twins():
     """`turned_twins(root, folder, part)` gives two copies of a toy dataset: with upright pictures
     of 160 x 128 pixels in the part, and with the same pictures stored turned, in all of EXIF's
-    ways, and annotated in stored pixels, as `dataset.toml` says."""
+    ways, and annotated in stored pixels, as `dataset.toml` states."""
 
     def make(root, folder, part):
         roots = [shutil.copytree(root, folder / name) for name in ("upright", "stored")]

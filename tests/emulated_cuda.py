@@ -255,8 +255,8 @@ def prepare_torch() -> Any:
     """Lets autograd and optimisers work without a driver, for the rest of the process.
 
     To be called before the process's first backward pass, in which autograd starts its threads, one
-    for every device. torch's CUDA hooks, which they ask and which would ask the driver, answer that
-    no device has a context.
+    for every device. torch's CUDA hooks, which they call and which would call the driver, report
+    that no device has a context.
     """
     from torch.optim.optimizer import _foreach_supported_types as optimiser_types
     from torch.utils._foreach_utils import _foreach_supported_types as grouped_types
@@ -267,12 +267,12 @@ def prepare_torch() -> Any:
     hooks.restype = ctypes.c_void_p
     # AcceleratorHooksInterface.h: two destructors, isBuilt, isAvailable, then hasPrimaryContext.
     slot = ctypes.cast(hooks(), pointers)[0] + 4 * ctypes.sizeof(ctypes.c_void_p)
-    answer = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int8)(lambda *_: False)
+    callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int8)(lambda *_: False)
     ctypes.CDLL(None).mprotect(ctypes.c_void_p(slot & ~4095), 8192, 3)
-    ctypes.cast(slot, pointers)[0] = ctypes.cast(answer, ctypes.c_void_p).value
+    ctypes.cast(slot, pointers)[0] = ctypes.cast(callback, ctypes.c_void_p).value
     optimiser_types.append(DeviceTensor)
     grouped_types.append(DeviceTensor)
-    return answer
+    return callback
 
 
 @contextmanager

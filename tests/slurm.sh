@@ -1,6 +1,6 @@
 #!/bin/bash
 # A SLURM cluster of two nodes on this machine, for tests. All of it lives in one folder and runs as
-# whoever starts it: nothing is written to /etc, /run or /var.
+# for any user: nothing is written to /etc, /run or /var.
 #
 #   slurm.sh start FOLDER      then SLURM_CONF=FOLDER/slurm.conf for sbatch, squeue and the rest
 #   slurm.sh stop FOLDER

@@ -11,7 +11,7 @@ from benchmarks import evaluate_vcoco as vcoco
 
 
 @pytest.mark.parametrize("detections", [0, 20])
-def test_hico_is_compared_on_made_up_annotations(monkeypatch, detections):
+def test_hico_is_compared_on_random_annotations(monkeypatch, detections):
     monkeypatch.setattr(hico, "IMAGES", 40)
     monkeypatch.setattr(hico, "LABELS", 150)
     options = argparse.Namespace(annotations=None, detections=detections, loop_images=30, seed=1)

@@ -16,12 +16,12 @@ def cache(tmp_path):
     return make_cache(tmp_path / "cache", Shape(1, 64, 15, 117, 512))
 
 
-def test_made_up_caches_are_caches(tmp_path):
+def test_random_caches_can_be_read(tmp_path):
     cache = open_cache(make_cache(tmp_path, Shape(2, 3, 4, 11, 6)))
     assert len(cache) == 6 and cache.num_shards == 2
-    answers = cache[cache.image_ids[5]]
-    assert len(answers.pairs) == 4 and answers.probabilities.shape == (4, 11)
-    assert answers.probabilities.sum(1) == pytest.approx(1, abs=5e-3)
+    outputs = cache[cache.image_ids[5]]
+    assert len(outputs.pairs) == 4 and outputs.probabilities.shape == (4, 11)
+    assert outputs.probabilities.sum(1) == pytest.approx(1, abs=5e-3)
 
 
 def test_format_1_takes_less_than_1_2_bytes_for_each_raw_byte(cache):

@@ -134,7 +134,7 @@ def test_the_summary_has_the_promised_fields():
     }
 
 
-def test_the_ceiling_tells_how_much_of_the_gap_is_closed():
+def test_gap_closed_with_a_ceiling():
     value = summary(CEILING, "ua", 0, {})
     assert value["all_labels"]["unseen"] == 0.76
     assert value["gap_closed"] == pytest.approx((0.61 - 0.01) / (0.76 - 0.01))

@@ -1,9 +1,8 @@
-"""The claim of the project, end to end on a small toy dataset: written answers teach unlabelled
-actions.
+"""Distillation detects unlabelled actions: an end-to-end test on a small toy dataset.
 
-Everything is real but small: teacher and detector are trained, they answer into a cache, and three
-students learn from the same start. One hears the teacher; the control does not; the third hears
-the teacher's answers about other pairs with the same kind of object.
+Teacher and detector are trained, a cache is built, and three students are trained from the same
+initial weights: with distillation, without it (the control), and with a cache whose probabilities
+are shuffled among the pairs with the same object class.
 """
 
 import shutil
@@ -33,7 +32,7 @@ from teacher_cache.toy.train import train_toy_models
 pytestmark = pytest.mark.slow
 
 SEED = 0
-ANSWERS = "pairs/action_probabilities"
+PROBABILITIES = "pairs/action_probabilities"
 # Few images need small batches: what counts for the one-cycle schedule is the number of steps.
 OPTIONS = {"epochs": 4, "batch_size": 12}
 
@@ -67,7 +66,7 @@ def experiment(root, seed):
             clip_model=str(models / "teacher"),
         )
     )
-    shuffle_answers(root / "cache", root / "cache-shuffled", seed)
+    shuffle_probabilities(root / "cache", root / "cache-shuffled", seed)
     scores = {}
     for name, cache, more in (
         ("distilled", "cache", {}),
@@ -80,8 +79,8 @@ def experiment(root, seed):
     return Experiment(root, scores)
 
 
-def shuffle_answers(source, target, seed):
-    """A copy of a cache whose answers are permuted among the pairs of the same object."""
+def shuffle_probabilities(source, target, seed):
+    """Copies a cache with probabilities permuted among the pairs with the same object class."""
     generator = np.random.default_rng(seed)
     shutil.copytree(source, target)
     for path in sorted((target / "shards").glob("*.h5")):
@@ -91,7 +90,7 @@ def shuffle_answers(source, target, seed):
             for label in np.unique(labels):
                 same = np.flatnonzero(labels == label)
                 rows[same] = generator.permutation(same)
-            file[ANSWERS][...] = file[ANSWERS][()][rows]
+            file[PROBABILITIES][...] = file[PROBABILITIES][()][rows]
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +98,7 @@ def done(tmp_path_factory):
     return experiment(tmp_path_factory.mktemp("zero-shot"), SEED)
 
 
-def test_the_shuffled_cache_differs_in_the_order_of_answers_alone(done):
+def test_the_shuffled_cache_differs_only_in_the_order_of_probabilities(done):
     whole, shuffled = (open_cache(done.root / name) for name in ("cache", "cache-shuffled"))
     assert whole.manifest == shuffled.manifest
     moved = pairs = 0
@@ -108,10 +107,10 @@ def test_the_shuffled_cache_differs_in_the_order_of_answers_alone(done):
             h5py.File(whole.path / "shards" / shard["name"]) as first,
             h5py.File(shuffled.path / "shards" / shard["name"]) as second,
         ):
-            for name in {*PAIR_DATASETS, "regions/box", "images/pair_offsets"} - {ANSWERS}:
+            for name in {*PAIR_DATASETS, "regions/box", "images/pair_offsets"} - {PROBABILITIES}:
                 np.testing.assert_array_equal(first[name][()], second[name][()])
             labels = first["pairs/object_label"][()]
-            ours, theirs = first[ANSWERS][()], second[ANSWERS][()]
+            ours, theirs = first[PROBABILITIES][()], second[PROBABILITIES][()]
             for label in np.unique(labels):
                 of_label = labels == label
                 np.testing.assert_array_equal(
@@ -122,7 +121,7 @@ def test_the_shuffled_cache_differs_in_the_order_of_answers_alone(done):
     assert moved > 0.9 * pairs
 
 
-def test_the_control_differs_in_nothing_but_the_soft_targets(done):
+def test_the_control_differs_only_in_the_soft_targets(done):
     dataset = open_dataset(done.root / "toy")
     annotations = dataset.load("train")
 
@@ -138,30 +137,30 @@ def test_the_control_differs_in_nothing_but_the_soft_targets(done):
             SEED,
         )
 
-    heard, unheard = images(TargetConfig()), images(replace(TargetConfig(), distillation=False))
-    taught = 0
+    distilled, control = images(TargetConfig()), images(replace(TargetConfig(), distillation=False))
+    num_distilled = 0
     for index in range(120):
-        ours, theirs = heard[0, index], unheard[0, index]
+        ours, theirs = distilled[0, index], control[0, index]
         assert torch.equal(ours.image, theirs.image)
         for name in set(TARGET_FIELDS) - {"teacher_probs"}:
             assert torch.equal(getattr(ours.targets, name), getattr(theirs.targets, name))
         assert not theirs.targets.teacher_probs.any()
-        taught += int(ours.targets.teacher_probs.any())
-    assert taught > 60
+        num_distilled += int(ours.targets.teacher_probs.any())
+    assert num_distilled > 60
 
 
-def test_every_student_learned_what_was_labelled(done):
+def test_every_student_learned_the_labelled_actions(done):
     for name, scores in done.scores.items():
         assert scores["seen"] > 0.3, (name, scores)
 
 
-def test_the_teachers_answers_make_unlabelled_actions_found(done):
+def test_distillation_detects_unlabelled_actions(done):
     distilled, control = (done.scores[name]["unseen"] for name in ("distilled", "control"))
     # Seeds 0, 1, 2 gave 0.20, 0.26, 0.45 against 0.01, 0.02, 0.02.
     assert distilled >= 5 * control and distilled >= control + 0.1, done.scores
 
 
-def test_answers_about_other_pairs_teach_nothing(done):
+def test_shuffled_probabilities_have_little_effect(done):
     distilled, control, shuffled = (
         done.scores[name]["unseen"] for name in ("distilled", "control", "shuffled")
     )

@@ -79,7 +79,7 @@ def every(entries, field, key, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda entries: "", "mine.json: line 1: expected JSON, found an empty file"),
         (lambda entries: "[]", "mine.json: file: expected a list with an entry for each image"),
@@ -130,8 +130,8 @@ def every(entries, field, key, change):
         ),
     ],
 )
-def test_hico(score, change, says):
-    one_line(score(change), says)
+def test_hico(score, change, message):
+    one_line(score(change), message)
 
 
 def test_zero_based_verbs_without_a_zero(score, toy):
@@ -210,7 +210,7 @@ def test_vcoco_scores_the_official_layout(score_vcoco, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda entries: "", "mine.json: line 1: expected JSON, found an empty file"),
         (lambda entries: "[]", "mine.json: file: expected a list of detections, found an empty"),
@@ -225,8 +225,8 @@ def test_vcoco_scores_the_official_layout(score_vcoco, tmp_path):
         ),
     ],
 )
-def test_vcoco(score_vcoco, change, says):
-    one_line(score_vcoco(change), says)
+def test_vcoco(score_vcoco, change, message):
+    one_line(score_vcoco(change), message)
 
 
 class RunsCode:

@@ -174,7 +174,7 @@ def test_vcoco_files_of_earlier_versions(vcoco_scores, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"metrics": None}, "metrics: expected numbers by name"),
         ({"metrics": {}}, "metrics.average_agent_ap: expected a fraction or null"),
@@ -195,7 +195,7 @@ def test_vcoco_files_of_earlier_versions(vcoco_scores, tmp_path):
         ),
     ],
 )
-def test_wrong_vcoco_fields_are_named(vcoco_scores, change, says):
+def test_wrong_vcoco_fields_are_named(vcoco_scores, change, message):
     with pytest.raises(InputError) as error:
         parse_vcoco_results("file", {**asdict(build_vcoco_results(vcoco_scores)), **change})
-    assert str(error.value).startswith(f"file: {says}")
+    assert str(error.value).startswith(f"file: {message}")

@@ -113,8 +113,8 @@ def test_json_is_not_overwritten(config, tmp_path):
 )
 def test_models_without_predictions_are_for_another_command(config, tmp_path, name, found):
     (tmp_path / "run").mkdir()
-    says = f"found {found}; to predict and score with it: eoid-train evaluate .*{name} --data"
-    with pytest.raises(InputError, match=says):
+    message = f"found {found}; to predict and score with it: eoid-train evaluate .*{name} --data"
+    with pytest.raises(InputError, match=message):
         score_hico_file(config(predictions=tmp_path / name))
 
 

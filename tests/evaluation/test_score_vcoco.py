@@ -79,7 +79,7 @@ def test_a_runs_predictions(perfect, vcoco, actions, tmp_path, messages):
     assert messages == []
 
 
-def test_silent_images_and_images_outside_the_part_are_told(
+def test_images_without_detections_and_outside_the_part_are_reported(
     perfect, vcoco, actions, tmp_path, messages
 ):
     _, found = perfect

@@ -51,7 +51,7 @@ def show(**values):
     print(values)
 
 
-def test_nothing_asked_is_answered_with_help(run):
+def test_without_arguments_help_is_shown(run):
     code, out, err = run(cli.data)
     assert code == 0 and "toy" in out and "check" in out and err == ""
 
@@ -63,7 +63,7 @@ def test_help(run, words):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["wrold", "d"], "No such command 'wrold'"),
         (["toy"], "Missing argument 'DIR'. See eoid-data toy --help."),
@@ -73,14 +73,14 @@ def test_help(run, words):
         (["check", "nowhere", "--config", "none.toml"], "none.toml: no such file"),
     ],
 )
-def test_wrong_use_is_one_line_and_2(run, words, says):
+def test_wrong_use_is_one_line_and_2(run, words, message):
     code, out, err = run(cli.data, *words)
     assert code == 2 and out == ""
-    assert err.startswith("eoid-data: ") and says in err and err.count("\n") == 1
+    assert err.startswith("eoid-data: ") and message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "says"),
+    ("error", "code", "message"),
     [
         (InputError("a.json: b: expected c,\nfound d"), 2, "a.json: b: expected c, found d"),
         (click.ClickException("no"), 2, "no"),
@@ -90,16 +90,16 @@ def test_wrong_use_is_one_line_and_2(run, words, says):
         (click.Abort(), 130, "interrupted"),
     ],
 )
-def test_exit_codes(run, error, code, says):
+def test_exit_codes(run, error, code, message):
     ended, _, err = run(raising(error))
     assert ended == code
-    assert err.strip().splitlines()[-1].startswith("eoid-data: ") and says in err
+    assert err.strip().splitlines()[-1].startswith("eoid-data: ") and message in err
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), OSError(errno.EIO, "disk broken"), EOFError("no more")]
 )
-def test_what_nobody_expected_is_not_hidden(monkeypatch, error):
+def test_unexpected_errors_are_not_hidden(monkeypatch, error):
     monkeypatch.setattr(sys, "argv", ["eoid-data"])
     with pytest.raises(type(error)):
         run_command(raising(error))
@@ -114,8 +114,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 raise_open_file_limit()
 print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
-    assert told == f"({expected}, {hard})\n"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
+    assert output == f"({expected}, {hard})\n"
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def config(tmp_path):
     return write
 
 
-def test_every_option_may_stand_in_the_file(run, config):
+def test_every_option_can_be_set_in_the_file(run, config):
     file = config(
         'count = 3\nlearning-rate = 1e-3\nname = "b"\ntag = ["x", 2]\nloud = true\ndevice = "cpu"'
     )
@@ -160,13 +160,13 @@ def test_underscores_and_dashes_are_the_same(run, config):
     assert "'rate': 0.25" in run(show, "here", "--config", file)[1]
 
 
-def test_defaults_stay_where_the_file_says_nothing(run, config):
+def test_options_missing_in_the_file_keep_their_defaults(run, config):
     _, out, _ = run(show, "here", "--name", "a", "--config", config(""))
     assert ast.literal_eval(out)["count"] == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (
             "cuont = 3",
@@ -192,10 +192,10 @@ def test_defaults_stay_where_the_file_says_nothing(run, config):
         ("count = ", "expected TOML"),
     ],
 )
-def test_wrong_files_name_file_and_field(run, config, text, says):
+def test_wrong_files_name_file_and_field(run, config, text, message):
     code, out, err = run(show, "here", "--config", config(text), "--name", "a")
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert "run.toml: " in err and says in err
+    assert "run.toml: " in err and message in err
 
 
 def test_set_takes_what_the_file_takes(run):

@@ -1,4 +1,4 @@
-"""A tiny toy dataset with a cache written by hand: a teacher who knows, a detector who finds."""
+"""A tiny toy dataset with a cache written by hand: an accurate teacher and an accurate detector."""
 
 import multiprocessing
 import socket
@@ -51,7 +51,7 @@ def vocabulary():
 
 @pytest.fixture(scope="session")
 def small_config():
-    """A detector with learned queries that builds and answers in no time."""
+    """A detector with learned queries that is fast to build and run."""
     return ModelConfig(
         num_objects=5,
         num_verbs=7,
@@ -134,11 +134,11 @@ def detr_state():
 
 
 @pytest.fixture(scope="session")
-def answer(vocabulary):
-    """`answer(annotation, seed)`: what a good detector and a good teacher say about an image.
+def make_teacher_outputs(vocabulary):
+    """`make_teacher_outputs(annotation, seed)` gives accurate outputs for an image.
 
     Annotated pairs come first; then every person with every thing, boxes found to `spread` pixels.
-    The teacher gives an annotated action 0.9.
+    The teacher gives an annotated action a probability of 0.9.
     """
 
     def build(annotation, seed=0, spread=2):
@@ -187,15 +187,15 @@ def _probabilities(annotation, pairs, labels, vocabulary):
 
 @pytest.fixture(scope="session")
 def write_cache():
-    """`write_cache(folder, vocabulary, digest, {image id: answers})` makes a finished cache."""
+    """`write_cache(folder, vocabulary, digest, {image id: outputs})` makes a finished cache."""
 
-    def write(folder, vocabulary, digest, answers, **further):
+    def write(folder, vocabulary, digest, outputs, **further):
         parts = {"vocabulary": vocabulary.digest(), "annotations": digest, "teacher": "by hand"}
         parts |= further
         path = folder / SHARDS / shard_name(0)
-        ids = list(answers)
+        ids = list(outputs)
         write_shard(
-            path, compute_fingerprint(parts), ids, list(answers.values()), {}, vocabulary.num_verbs
+            path, compute_fingerprint(parts), ids, list(outputs.values()), {}, vocabulary.num_verbs
         )
         shard = {"name": path.name, "sha256": sha256_of_file(path), "images": ids}
         write_json(
@@ -214,13 +214,13 @@ def write_cache():
 
 
 @pytest.fixture(scope="session")
-def cache_path(tmp_path_factory, annotations, answer, write_cache, vocabulary):
-    answers = {
-        annotation.image_id: answer(annotation, row)
+def cache_path(tmp_path_factory, annotations, make_teacher_outputs, write_cache, vocabulary):
+    outputs = {
+        annotation.image_id: make_teacher_outputs(annotation, row)
         for row, annotation in enumerate(annotations.annotations)
     }
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    return write_cache(folder, vocabulary, annotations.digest, answers)
+    return write_cache(folder, vocabulary, annotations.digest, outputs)
 
 
 CLIP = {"clip.model": "by hand", "clip.weights": "0" * 64, "clip.quick_gelu": False}
@@ -228,7 +228,7 @@ CLIP = {"clip.model": "by hand", "clip.weights": "0" * 64, "clip.quick_gelu": Fa
 
 @pytest.fixture(scope="session")
 def sentences(vocabulary):
-    """`PromptEmbeddings` where sentences about one verb are alike, and hardly about one object."""
+    """`PromptEmbeddings` in which prompts of one verb are similar."""
     random = np.random.default_rng(5)
     verbs = random.standard_normal((vocabulary.num_verbs, 16))
     things = 0.4 * random.standard_normal((vocabulary.num_objects, 16))
@@ -238,30 +238,32 @@ def sentences(vocabulary):
 
 
 @pytest.fixture(scope="session")
-def reading_cache(tmp_path_factory, annotations, answer, write_cache, vocabulary, sentences):
-    """A cache for students that read: regions look like the sentence of their likeliest action."""
-    answers = {}
+def text_cache(
+    tmp_path_factory, annotations, make_teacher_outputs, write_cache, vocabulary, sentences
+):
+    """A cache whose region embeddings equal those of the likeliest action's prompt."""
+    outputs = {}
     for row, annotation in enumerate(annotations.annotations):
-        own = answer(annotation, row)
+        own = make_teacher_outputs(annotation, row)
         hois = vocabulary.interaction_ids[own.probabilities.argmax(1), own.pairs.object_labels]
-        looks = sentences.embeddings[hois]
-        answers[annotation.image_id] = replace(own, embeddings=looks)
+        embeddings = sentences.embeddings[hois]
+        outputs[annotation.image_id] = replace(own, embeddings=embeddings)
     folder = tmp_path_factory.mktemp("cache") / "reading"
-    write_cache(folder, vocabulary, annotations.digest, answers, **CLIP)
+    write_cache(folder, vocabulary, annotations.digest, outputs, **CLIP)
     write_teacher_file(folder / TEACHER, open_cache(folder).fingerprint, sentences)
     return folder
 
 
 @pytest.fixture(scope="session")
-def text_run(tmp_path_factory, vocabulary, tiny_recipe, reading_cache):
-    """A run folder of an untrained student that reads; split ua."""
+def text_run(tmp_path_factory, vocabulary, tiny_recipe, text_cache):
+    """A run folder of an untrained student with a text head; split ua."""
     options = {"verb_head": "text"}
-    options |= text_head_options(options, open_cache(reading_cache), vocabulary)
+    options |= text_head_options(options, open_cache(text_cache), vocabulary)
     recipe = tiny_recipe.override(**options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HOIDetector(recipe.model)
-        load_text_head_init(open_cache(reading_cache), vocabulary).apply(model.verb_head)
+        load_text_head_init(open_cache(text_cache), vocabulary).apply(model.verb_head)
         dense = model.query_source.head
         for head in (model.object_head, dense.person_logit, dense.object_logits):
             torch.nn.init.normal_(head.weight, std=1.0)
@@ -273,7 +275,7 @@ def text_run(tmp_path_factory, vocabulary, tiny_recipe, reading_cache):
 
 
 @pytest.fixture
-def write_new_prompts(tmp_path, reading_cache):
+def write_new_prompts(tmp_path, text_cache):
     """`write_new_prompts({"juggle": (form, {object: embedding})}, **changes)` writes what
     `eoid-cache prompts` would, and gives its path."""
 
@@ -284,7 +286,7 @@ def write_new_prompts(tmp_path, reading_cache):
             for label, embedding in things.items()
         ]
         made = ActionPrompts(
-            text_model=open_cache(reading_cache).text_model,
+            text_model=open_cache(text_cache).text_model,
             verbs=tuple(actions),
             verb_ings=tuple(form for form, _ in actions.values()),
             actions=np.array([row[0] for row in rows]),
@@ -397,9 +399,9 @@ class Command:
 
 @pytest.fixture
 def start(tmp_path):
-    """`start(words, first="", **environment)` begins a command, after the code `first`; called,
-    what it returns gives the end. A server that has imported everything forks the processes; how
-    these start their own is up to them."""
+    """`start(words, first="", **environment)` starts a command, after the code `first`; calling
+    the result waits for its end. The processes are forked from a server that has imported the
+    modules; the start method of their own child processes is the default one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["student.engine.run", "torch.nn.parallel.distributed"])
     begun = []
@@ -434,8 +436,8 @@ def start_processes(start):
 
 
 @pytest.fixture
-def student_words(dataset_root, cache_path):
-    """`student_words(out, *more)`: a short training command."""
+def student_command(dataset_root, cache_path):
+    """`student_command(out, *more)`: a short training command."""
 
     def words(out, *more):
         places = ("--data", dataset_root, "--cache", cache_path, "--out", out, "--split", "ua")
@@ -447,7 +449,7 @@ def student_words(dataset_root, cache_path):
 
 @pytest.fixture(autouse=True)
 def own_generator():
-    """Nothing that a test draws changes what the next one draws."""
+    """Makes random draws of a test independent of those of other tests."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -459,7 +461,7 @@ def toy_checkpoint(tmp_path_factory, vocabulary, tiny_recipe):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HOIDetector(tiny_recipe.model)
-        # Opinions that differ, so that no order hangs on the last digit.
+        # Distinct scores, so that no order depends on rounding.
         dense = model.query_source.head
         for head in (model.object_head, model.verb_head, dense.person_logit, dense.object_logits):
             torch.nn.init.normal_(head.weight, std=1.0)

@@ -146,7 +146,7 @@ def half_annotations(root, part):
 
 @pytest.mark.parametrize("part", FILES)
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (no_folder, "data: no such dataset folder"),
         (no_images, "{part}2015: no such folder of images"),
@@ -176,9 +176,9 @@ def half_annotations(root, part):
         (smaller, "declared 128 x 128, the file has 64 x 64"),
     ],
 )
-def test_a_bad_dataset(folder, refused, damage, says, part):
+def test_a_bad_dataset(folder, refused, damage, message, part):
     damage(folder / "data", part)
-    assert says.format(part=part, file=FILES[part]) in refused(part)
+    assert message.format(part=part, file=FILES[part]) in refused(part)
 
 
 def test_a_truncated_test_image(folder, refused):
@@ -203,7 +203,7 @@ def later_format(cache):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (shutil.rmtree, "cache: expected a cache folder with manifest.json, found none"),
         (unfinished, "cache: the cache is unfinished (no manifest.json)"),
@@ -211,18 +211,18 @@ def later_format(cache):
         (lambda cache: (cache / "manifest.json").write_text("{"), "line 1: expected JSON"),
     ],
 )
-def test_a_bad_cache(folder, refused, damage, says):
+def test_a_bad_cache(folder, refused, damage, message):
     damage(folder / "cache")
-    assert says in refused("train")
+    assert message in refused("train")
 
 
 def test_a_cache_of_another_vocabulary(
-    folder, refused, write_cache, annotations, answer, vocabulary
+    folder, refused, write_cache, annotations, make_teacher_outputs, vocabulary
 ):
     other = replace(vocabulary, verbs=("mount", *vocabulary.verbs[1:]))
-    answers = {one.image_id: answer(one) for one in annotations.annotations}
+    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
     shutil.rmtree(folder / "cache")
-    write_cache(folder / "cache", other, annotations.digest, answers)
+    write_cache(folder / "cache", other, annotations.digest, outputs)
     line = refused("train")
     assert "the cache does not fit this dataset: vocabulary: " in line
     assert other.digest()[:12] in line and vocabulary.digest()[:12] in line
@@ -260,9 +260,9 @@ def test_non_finite_weights(nan_file, folder, command, monkeypatch, capsys):
     assert f"{nan_file}: query_source.head.boxes.0.weight: " in line and "1 of " in line
 
 
-def test_a_diverging_run_with_proposal_queries(student_words, tmp_path):
+def test_a_diverging_run_with_proposal_queries(student_command, tmp_path):
     """In a separate process, since RoI pooling of NaN boxes may end it by a signal."""
-    arguments = student_words(tmp_path / "run", "--learning-rate", 1e20, "--clip-norm", 0)
+    arguments = student_command(tmp_path / "run", "--learning-rate", 1e20, "--clip-norm", 0)
     arguments += [
         "--backbone-learning-rate",
         1e20,

@@ -86,16 +86,16 @@ def test_both_commands_work_without_clip(student, published, dataset_root, tmp_p
     )
     words = json.dumps([[*map(str, words)] for words in commands])
     done = subprocess.run([sys.executable, "-c", BLOCKED, words], capture_output=True, text=True)
-    *told, rest = done.stdout.split("ended with 0\n")
-    assert len(told) == 4 and not rest, done.stderr
-    last = [text.splitlines()[-1] for text in told]
+    *outputs, rest = done.stdout.split("ended with 0\n")
+    assert len(outputs) == 4 and not rest, done.stderr
+    last = [text.splitlines()[-1] for text in outputs]
     assert last[0] == f"report: {tmp_path / 'run/report.html'}"
     assert {line[:37] for line in last[1:]} == {"no report: a report needs matplotlib,"}
-    for text in told:
+    for text in outputs:
         assert "split ua: 6 images" in text and "unseen" in text
     assert (tmp_path / "run/report.html").is_file()
     assert not (tmp_path / "again/report.html").exists()
-    assert "after pairwise NMS" in told[3] and "\nverb " in told[3]
+    assert "after pairwise NMS" in outputs[3] and "\nverb " in outputs[3]
     first, second, third = (
         json.loads((tmp_path / name / "results.json").read_text())
         for name in ("run", "again", "nms")
@@ -144,7 +144,7 @@ def test_every_option_is_explained(run, name):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ([], "Missing option '--data'"),
         (["--preset", "tiny"], "--preset"),
@@ -155,14 +155,14 @@ def test_every_option_is_explained(run, name):
         (["--colour", "red"], "--colour"),
     ],
 )
-def test_wrong_use_is_one_line_and_2(run, words, says):
+def test_wrong_use_is_one_line_and_2(run, words, message):
     code, out, err = run("student", *words)
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert err.startswith("eoid-train: ") and says in err and "--help" in err
+    assert err.startswith("eoid-train: ") and message in err and "--help" in err
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "says"),
+    ("option", "value", "message"),
     [
         ("--data", "gone", "gone: no such dataset folder"),
         ("--cache", "gone", "gone: expected a cache folder with manifest.json"),
@@ -171,9 +171,9 @@ def test_wrong_use_is_one_line_and_2(run, words, says):
         ("--batch-size", "many", "--batch-size"),
     ],
 )
-def test_bad_input_is_one_line_and_2(run, student, tmp_path, option, value, says):
+def test_bad_input_is_one_line_and_2(run, student, tmp_path, option, value, message):
     code, _, err = run(*without(student, option), option, value)
-    assert code == 2 and err.count("\n") == 1 and says in err
+    assert code == 2 and err.count("\n") == 1 and message in err
     assert not (tmp_path / "run").exists()
 
 
@@ -323,11 +323,13 @@ def test_names_that_the_commands_repeat_are_those_of_torch_modules():
 
 
 @pytest.fixture
-def annotated_cache(tmp_path, annotations, answer, write_cache, vocabulary):
+def annotated_cache(tmp_path, annotations, make_teacher_outputs, write_cache, vocabulary):
     """A cache of annotated boxes."""
-    answers = {each.image_id: answer(each, spread=0) for each in annotations.annotations}
+    outputs = {
+        each.image_id: make_teacher_outputs(each, spread=0) for each in annotations.annotations
+    }
     folder = tmp_path / "annotated"
-    return write_cache(folder, vocabulary, annotations.digest, answers, candidates="annotated")
+    return write_cache(folder, vocabulary, annotations.digest, outputs, candidates="annotated")
 
 
 def test_a_cache_of_annotated_boxes(run, student, annotated_cache, tmp_path):

@@ -43,14 +43,14 @@ def test_losses_equal_those_on_a_cpu(make_trainer, tmp_path, queries, emulate_cu
 
 
 @pytest.fixture(scope="module")
-def config(dataset_root, reading_cache, tmp_path_factory):
+def config(dataset_root, text_cache, tmp_path_factory):
     """A run with all features of training: a text head, an extra dataset, accumulation,
     averaged weights, dropout and held-out images."""
     options = {"verb_head": "text", "batch_size": 8, "epochs": 2, "ema": 0.9, "dropout": 0.1}
     options |= {"precision": "float32", "extra_ratio": 0.5, "val_size": 2, "val_every": 1}
     copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("extra") / "toy")
-    extra = (ExtraPaths(copy, shutil.copytree(reading_cache, copy.parent / "cache")),)
-    run_request = RunRequest(dataset_root, reading_cache, "ua", "toy", options, extra_data=extra)
+    extra = (ExtraPaths(copy, shutil.copytree(text_cache, copy.parent / "cache")),)
+    run_request = RunRequest(dataset_root, text_cache, "ua", "toy", options, extra_data=extra)
     out = tmp_path_factory.mktemp("runs") / "run"
     return RunConfig(run_request, out, device="cuda:1", workers=0, accumulation=2, log_every=1)
 

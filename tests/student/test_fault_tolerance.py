@@ -52,17 +52,17 @@ def lines(run):
 
 
 @pytest.fixture
-def whole(start, student_words, tmp_path):
+def whole(start, student_command, tmp_path):
     """An uninterrupted run."""
     run = tmp_path / "whole"
-    code, _, err = start(student_words(run, *OPTIONS, "--workers", 1))()
+    code, _, err = start(student_command(run, *OPTIONS, "--workers", 1))()
     assert code == 0, err
     return run
 
 
-def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_words, whole, tmp_path):
+def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_command, whole, tmp_path):
     run = tmp_path / "killed"
-    arguments = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 2)
+    arguments = student_command(run, *OPTIONS, *EVERY_STEP, "--workers", 2)
     steps = []
     for moment, code in MOMENTS.items():
         left = start(arguments, first=f"{KILL}\n{code}")()
@@ -97,9 +97,9 @@ run_state.save_latest = save_latest
 """
 
 
-def test_a_full_disk_keeps_the_older_checkpoints(start, student_words, tmp_path):
+def test_a_full_disk_keeps_the_older_checkpoints(start, student_command, tmp_path):
     run = tmp_path / "run"
-    arguments = student_words(run, *OPTIONS, *EVERY_STEP, "--workers", 0)
+    arguments = student_command(run, *OPTIONS, *EVERY_STEP, "--workers", 0)
     code, _, err = start(arguments, first=FULL)()
     assert code == 2 and err.splitlines()[-1] == (
         f"eoid-train: {run}/checkpoint.pt: cannot be written (File too large);"

@@ -112,14 +112,14 @@ def test_the_second_gpu(config, two_gpus):
 
 
 def test_two_processes_have_the_losses_of_one(
-    start, start_processes, student_words, tmp_path, two_gpus
+    start, start_processes, student_command, tmp_path, two_gpus
 ):
     options = ("--batch-size", 8, "--epochs", 1, "--workers", 1, "--device", "cuda")
     options += ("--dropout", 0.0)
     single, distributed = tmp_path / "single", tmp_path / "distributed"
-    ends = [one() for one in start_processes(student_words(distributed, *options))]
+    ends = [one() for one in start_processes(student_command(distributed, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(student_words(single, *options))()[0] == 0
+    assert start(student_command(single, *options))()[0] == 0
     expected, found = (logged(folder)[0] for folder in (single, distributed))
     assert found["losses"] == pytest.approx(expected["losses"], **LOSSES)
 

@@ -195,7 +195,7 @@ def test_images_parts_and_python(run, mixed, expected, vocabulary, tmp_path, bat
     if nms is not None:
         results = dict(zip(results, batched_pairwise_nms(list(results.values()), nms), strict=True))
         assert count(results) < count(expected)
-    model, paths, file = ModelSpec(run), image_paths(mixed), tmp_path / "answers.json"
+    model, paths, file = ModelSpec(run), image_paths(mixed), tmp_path / "predictions.json"
     rest = (0.0, 100, batch_size, 1, "cpu", False, nms)
     assert_file_same(
         predict_dataset(PredictDatasetConfig(model, mixed, "test", tmp_path, *rest)),
@@ -205,25 +205,23 @@ def test_images_parts_and_python(run, mixed, expected, vocabulary, tmp_path, bat
     predict_images(PredictImagesConfig(model, tuple(map(str, paths)), None, file, *rest))
     detector = Detector.open(run, device="cpu")
     found = detector(paths, threshold=0.0, top=100, batch_size=batch_size, nms=nms)
-    for one, answer, other in zip(
-        found, read_json(file)["pictures"], results.values(), strict=True
-    ):
+    for one, entry, other in zip(found, read_json(file)["pictures"], results.values(), strict=True):
         hois = np.column_stack([one.pairs, one.verbs])
         assert_same(Detections(one.image, one.boxes, one.labels, hois, one.scores), other)
-        assert_same(from_json(answer, vocabulary), other, pixels=1e-2)
+        assert_same(from_json(entry, vocabulary), other, pixels=1e-2)
 
 
 def count(items):
     return sum(len(one.scores) for one in items.values())
 
 
-def from_json(answer, vocabulary):
-    rows = answer["interactions"]
+def from_json(entry, vocabulary):
+    rows = entry["interactions"]
     hois = [(one["person"], one["object"], vocabulary.verbs.index(one["verb"])) for one in rows]
     return Detections(
-        image_id=answer["image"],
-        boxes=np.array([one["box"] for one in answer["boxes"]], dtype=np.float32),
-        labels=np.array([vocabulary.objects.index(one["label"]) for one in answer["boxes"]]),
+        image_id=entry["image"],
+        boxes=np.array([one["box"] for one in entry["boxes"]], dtype=np.float32),
+        labels=np.array([vocabulary.objects.index(one["label"]) for one in entry["boxes"]]),
         hois=np.array(hois),
         scores=np.array([one["score"] for one in rows], dtype=np.float32),
     )

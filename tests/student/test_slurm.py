@@ -23,12 +23,12 @@ def script(slurm):
 
 
 @pytest.fixture
-def train(slurm, script, student_words, tmp_path):
+def train(slurm, script, student_command, tmp_path):
     """Submits a training and waits until it has started; returns the job and its run folder."""
 
     def submit(name, *options):
         run = tmp_path / name
-        _, *arguments = student_words(run, *LONG, *options)
+        _, *arguments = student_command(run, *LONG, *options)
         job = slurm.submit(*NODES, "--job-name", name, script, *arguments)
         slurm.wait(lambda: (run / "metrics.jsonl").exists(), lambda: log(slurm, job))
         return job, run

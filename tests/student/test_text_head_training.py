@@ -28,13 +28,13 @@ SHORT = ("--batch-size", 4, "--epochs", 2, "--workers", 0)
 
 
 @pytest.fixture
-def make_inputs(dataset_root, reading_cache):
+def make_inputs(dataset_root, text_cache):
     """Builds the inputs of a run with a text verb head from fields of the recipe."""
 
     def make(**options):
         options = {"verb_head": "text", "precision": "float32", "batch_size": 4, **options}
         return build_inputs(
-            RunRequest(dataset_root, reading_cache, "ua", "toy", options), SINGLE_PROCESS
+            RunRequest(dataset_root, text_cache, "ua", "toy", options), SINGLE_PROCESS
         )
 
     return make
@@ -61,9 +61,9 @@ def make_train_step(make_inputs):
 
 
 @pytest.fixture
-def text_head_words(dataset_root, reading_cache):
+def text_head_words(dataset_root, text_cache):
     def words(out, *more):
-        inputs = ("--data", dataset_root, "--cache", reading_cache, "--out", out, "--split", "ua")
+        inputs = ("--data", dataset_root, "--cache", text_cache, "--out", out, "--split", "ua")
         short = ("--preset", "toy", "--precision", "float32", "--device", "cpu", "--no-report")
         return ["student", *inputs, *short, "--log-every", 1, *TEXT_HEAD, *SHORT, *more]
 
@@ -103,10 +103,10 @@ def test_no_embedding_loss_without_distillation(make_train_step):
 
 @pytest.mark.parametrize("split", ["ua", "uc", "full"])
 def test_region_embeddings_are_those_of_seen_pairs_and_candidates(
-    annotations, reading_cache, vocabulary, split
+    annotations, text_cache, vocabulary, split
 ):
     """Every row is the embedding of its pair; none is that of an unseen annotated pair."""
-    cache, known = open_cache(reading_cache), 0
+    cache, known = open_cache(text_cache), 0
     for annotation in annotations.annotations:
         outputs = cache[annotation.image_id]
         # The first value of every embedding identifies its pair.

@@ -71,7 +71,7 @@ def to_vcoco(annotation, toy):
     people = np.flatnonzero(annotation.labels == toy.person).tolist()
     for person in people:
         does[person, "stand"] = ()
-        # Somebody laughs at nothing in particular, somebody points nowhere.
+        # One person laughs and one points, both without an object.
         does.setdefault((person, "point"), (None,))
     boxes = [
         (CATEGORIES[toy.objects[label]], [x1, y1, x2 - x1 + 1, y2 - y1 + 1])
@@ -91,12 +91,14 @@ def official(root):
 def cache(tmp_path_factory, official, write_cache):
     """A cache of the training part with annotated and proposed pairs, and equal probabilities."""
     file = official.load("train")
-    answers = {item.image_id: answer(item, official.vocabulary) for item in file.annotations}
+    outputs = {
+        item.image_id: make_teacher_outputs(item, official.vocabulary) for item in file.annotations
+    }
     folder = tmp_path_factory.mktemp("vcoco-cache")
-    return write_cache(folder, official.vocabulary, file.digest, answers)
+    return write_cache(folder, official.vocabulary, file.digest, outputs)
 
 
-def answer(annotation, vocabulary):
+def make_teacher_outputs(annotation, vocabulary):
     annotated = annotated_pairs(annotation)
     people = np.flatnonzero(annotation.labels == vocabulary.person)
     things = np.flatnonzero(annotation.labels != vocabulary.person)

@@ -38,7 +38,7 @@ def test_unseen_first_by_falling_ap(comparison, toy):
     assert all(row.num_training is None and row.num_test is None for row in rows)
 
 
-def test_everybodys_interactions(comparison, toy):
+def test_interactions_of_all_entries(comparison, toy):
     rows = {row.name: row for row in build_class_rows(comparison)}
     # Nobody has the last one; the vocabulary does not have the teacher's second.
     assert len(rows) == toy.num_interactions

@@ -72,7 +72,7 @@ def test_where_nothing_is_unseen(toy, make):
     assert (found.role, found.title) == ("all_labels", "Student")
 
 
-def test_files_can_be_told_apart(toy, make):
+def test_titles_of_files_are_distinct(toy, make):
     names = ["a", "b", "c"]
     files = [make(0.2, kind="predictions", name=name, distillation=None) for name in names]
     found = compare([make(0.7), *files], toy).entries
@@ -169,7 +169,7 @@ def test_rows_are_limited_unseen_first(toy, make):
     assert left_out == f"The {toy.num_verbs - 4} actions with fewest objects are left out."
 
 
-def test_what_had_more_to_learn_from_stands_for_itself(toy, make):
+def test_entries_with_more_labels_are_not_merged(toy, make):
     source = {"name": "pictures", "cache": "0", "images": 5, "labelled": 0, "protocol": "detector"}
     found = compare(
         [

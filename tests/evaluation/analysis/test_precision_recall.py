@@ -73,7 +73,7 @@ def test_six_of_many_where_nothing_is_unseen():
     assert [place for _, place in chosen][1] == "number 11 of 51 seen"
 
 
-def test_rare_interactions_are_passed_over_while_there_are_others():
+def test_rare_interactions_are_selected_last():
     values = [1.0, 0.9, 0.5, 0.3, 0.0]
     counts = np.array([1, 10, 10, 10, 2])
     assert [i for i, _ in select_interactions(values, counts, range(5))] == [1, 2, 3]

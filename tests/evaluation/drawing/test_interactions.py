@@ -64,7 +64,7 @@ def test_unseen_actions_are_marked(toy, annotate):
     assert count(image, UNSEEN_COLOUR, 30) > 500
 
 
-def test_correct_and_wrong_look_different(toy, detect):
+def test_correct_and_wrong_ones_are_drawn_differently(toy, detect):
     found = detect("a.jpg", ("kick", "ball", 0.5))
     right, wrong = (
         draw_detections(grey_image(), found, toy, tp_mask=np.array([hit])) for hit in (True, False)

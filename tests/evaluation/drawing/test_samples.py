@@ -31,7 +31,7 @@ def test_samples_are_always_the_same_images(dataset, annotations, toy, tmp_path,
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
-def test_correct_and_wrong_look_different(dataset, annotations, toy, tmp_path):
+def test_correct_and_wrong_ones_are_drawn_differently(dataset, annotations, toy, tmp_path):
     chosen = [next(annotation for annotation in annotations.annotations if len(annotation.hois))]
     records = [record for record in dataset.records(annotations) if record.id == chosen[0].image_id]
     right = detections(chosen[0])

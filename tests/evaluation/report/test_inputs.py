@@ -49,8 +49,8 @@ def test_all_inputs_exist(toy, runs):
 def test_no_dataset(toy, copy, tmp_path):
     (gone,) = inputs(toy, copy("control", dataset_path="gone")).notes
     assert gone.startswith("There is no dataset at ") and "--data DATASET" in gone
-    (silent,) = inputs(toy, copy("teacher", dataset_path=None)).notes
-    assert silent.startswith("The results name no dataset;")
+    (note,) = inputs(toy, copy("teacher", dataset_path=None)).notes
+    assert note.startswith("The results name no dataset;")
 
 
 def test_annotations_suffice_for_all_but_images(toy, runs, copy):

@@ -51,7 +51,7 @@ def test_only_vcocos_numbers(alone, toy):
     assert kinds(table) == [("entry", "mine", ("30.0", "50.0"))]
 
 
-def test_everybody_stands_where_there_are_numbers(alone, detailed, toy):
+def test_entries_are_in_every_table_with_their_numbers(alone, detailed, toy):
     published = PublishedResult("Paper", {"full": 0.4}, "other conditions", "somewhere")
     vcoco, hico = build_score_tables(compare([alone, detailed], toy), (published,))
     assert [row.title for row in vcoco.rows] == ["mine"]

@@ -164,7 +164,7 @@ def test_shows_curves_and_extras(report):
     assert "teacher accuracy 96.8" in text
 
 
-def test_png_files_beside_the_page(report, page):
+def test_png_files_of_the_page(report, page):
     folder = report.with_name("report-pictures")
     entries = json.loads((folder / "pictures.json").read_text())
     assert len(entries) == 9 + len(page.images) // 3
@@ -197,7 +197,7 @@ def changed(runs, folder, run="teacher", **fields):
 NOTHING = {"dataset_path": None, "predictions": None, "metrics_log": None, "extra": {}}
 
 
-def test_one_result_without_anything_beside_it(runs, tmp_path):
+def test_a_single_result_without_other_files(runs, tmp_path):
     text = write(tmp_path / "out" / "report.html", changed(runs, tmp_path, **NOTHING))
     page = Page(text)
     assert page.images == []
@@ -276,15 +276,15 @@ def test_results_of_different_splits(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"unseen": [3, 50]}, "unseen: expected interactions of toy, 0 to 49, found 50"),
         ({"vocabulary": "hico-det"}, r"vocabulary: expected.*found hico-det"),
         ({"per_action": {}}, r"metrics.average_agent_ap: expected"),
     ],
 )
-def test_results_that_do_not_fit(runs, tmp_path, fields, says):
-    with pytest.raises(InputError, match=says):
+def test_results_that_do_not_fit(runs, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
         write(tmp_path / "report.html", changed(runs, tmp_path, **fields))
     assert not (tmp_path / "report.html").exists()
 
@@ -318,7 +318,7 @@ def test_unknown_vocabulary(runs, tmp_path):
         write(tmp_path / "report.html", source)
 
 
-def test_beside_an_evaluation(runs, tmp_path, monkeypatch):
+def test_report_in_the_folder_of_an_evaluation(runs, tmp_path, monkeypatch):
     source = changed(runs, tmp_path, **NOTHING)
     assert write_report_beside(source) == f"report: {tmp_path / 'report.html'}"
     assert (tmp_path / "report.html").is_file()

@@ -20,7 +20,7 @@ IMAGE = {
         (BALL, [10, 90, 30, 30]),
     ],
     "does": {(0, "kick"): (3,), (1, "kick"): (None,), (0, "stand"): ()},
-    "silent": {2},
+    "unlabelled": {2},
 }
 FIRST, SECOND, THIRD, BALL_BOX = (
     [0, 0, 39, 79],
@@ -31,7 +31,7 @@ FIRST, SECOND, THIRD, BALL_BOX = (
 
 
 @pytest.fixture
-def truth_of(tmp_path, write_vcoco):
+def make_ground_truth(tmp_path, write_vcoco):
     def read(images):
         files = find_vcoco_files(write_vcoco(tmp_path, images))
         return read_vcoco(files, ParseContext(files.actions, load_vocabulary("vcoco")))
@@ -78,8 +78,8 @@ def test_overlap_counts_the_last_pixel():
     assert np.isnan(inclusive_iou(first, second)[3])
 
 
-def test_no_detections(truth_of):
-    truth = truth_of([IMAGE])
+def test_no_detections(make_ground_truth):
+    truth = make_ground_truth([IMAGE])
     assert ap(truth, found(truth)) == [0, 0, 0]
     scores = evaluate_vcoco(truth, found(truth))
     names = [action.name for action in truth.actions]
@@ -96,9 +96,9 @@ def test_no_detections(truth_of):
     }
 
 
-def test_a_role_without_object(truth_of):
+def test_a_role_without_object(make_ground_truth):
     """The second person's kick has no ball: only scenario 2 accepts a detected one."""
-    truth = truth_of([IMAGE])
+    truth = make_ground_truth([IMAGE])
     first = (10, FIRST, {"kick_agent": 0.9, "kick_obj": [*BALL_BOX, 0.9]})
     for empty in (NONE, [np.nan] * 4):
         second = (10, SECOND, {"kick_agent": 0.8, "kick_obj": [*empty, 0.8]})
@@ -110,8 +110,8 @@ def test_a_role_without_object(truth_of):
     assert ap(truth, found(truth, first, second)) == [1, 0, 0.25]
 
 
-def test_unlabelled_people_are_ignored_and_other_positions_are_wrong(truth_of):
-    truth = truth_of([IMAGE])
+def test_unlabelled_people_are_ignored_and_other_positions_are_wrong(make_ground_truth):
+    truth = make_ground_truth([IMAGE])
     right = (10, FIRST, {"kick_agent": 0.5})
     ignored = (10, THIRD, {"kick_agent": 0.9})
     # Assigned to the unlabelled person although they hardly overlap.
@@ -121,8 +121,8 @@ def test_unlabelled_people_are_ignored_and_other_positions_are_wrong(truth_of):
     assert ap(truth, found(truth, right, elsewhere))[0] == 0.25
 
 
-def test_a_person_counts_once_and_nan_scores_do_not(truth_of):
-    truth = truth_of([IMAGE])
+def test_a_person_counts_once_and_nan_scores_do_not(make_ground_truth):
+    truth = make_ground_truth([IMAGE])
     rows = [(10, FIRST, {"stand_agent": score}) for score in (0.5, np.nan, 0.9)]
     assert evaluate_vcoco(truth, found(truth, *rows)).agent_ap[1] == 1
     twice = [
@@ -132,18 +132,18 @@ def test_a_person_counts_once_and_nan_scores_do_not(truth_of):
     assert ap(truth, found(truth, *twice))[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
-def test_images_without_people_and_detections_there(truth_of):
+def test_images_without_people_and_detections_there(make_ground_truth):
     """The benchmark fails on an image without people; here a detection on it is wrong."""
     small = {"boxes": [(PERSON, [0, 0, 1, 1])]}
-    truth = truth_of([IMAGE, small])
+    truth = make_ground_truth([IMAGE, small])
     right = (10, FIRST, {"stand_agent": 0.5})
     wrong = (20, FIRST, {"stand_agent": 0.9})
     assert len(truth.images[1].boxes) == 0
     assert evaluate_vcoco(truth, found(truth, wrong, right)).agent_ap[1] == 0.5
 
 
-def test_detections_on_other_images_do_not_count(truth_of):
-    truth = truth_of([IMAGE])
+def test_detections_on_other_images_do_not_count(make_ground_truth):
+    truth = make_ground_truth([IMAGE])
     rows = [(image, FIRST, {"stand_agent": score}) for image, score in ((10, 0.5), (77, 0.9))]
     assert evaluate_vcoco(truth, found(truth, *rows)).agent_ap[1] == 1
     assert evaluate_vcoco(truth, found(truth, rows[1])).agent_ap[1] == 0
@@ -191,7 +191,7 @@ def plain_loop(truth, detections, action, role, scenario):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_a_plain_loop(truth_of, seed):
+def test_agrees_with_a_plain_loop(make_ground_truth, seed):
     """Crowded images, jittered boxes, equal scores, missing roles, unlabelled people."""
     rng = np.random.default_rng(seed)
     images = []
@@ -203,8 +203,8 @@ def test_agrees_with_a_plain_loop(truth_of, seed):
             for row in range(4)
             if rng.random() < 0.6
         }
-        images.append({"boxes": people + balls, "does": does, "silent": {3}})
-    truth = truth_of(images)
+        images.append({"boxes": people + balls, "does": does, "unlabelled": {3}})
+    truth = make_ground_truth(images)
     rows = []
     for image in truth.images:
         for _ in range(12):

@@ -78,7 +78,7 @@ def without(key):
 
 
 @pytest.mark.parametrize(
-    ("entry", "says"),
+    ("entry", "message"),
     [
         (3, r"entry 1: expected.*found 3"),
         (
@@ -101,21 +101,21 @@ def without(key):
         ({**ENTRY, "run_agent": 1e308}, r"entry 1: run_agent: expected .*1e\+308"),
     ],
 )
-def test_wrong_entries_are_named(save, entry, says):
-    with pytest.raises(InputError, match=f"detections.json: {says}"):
+def test_wrong_entries_are_named(save, entry, message):
+    with pytest.raises(InputError, match=f"detections.json: {message}"):
         read_detections(save([ENTRY, entry]), ACTIONS)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "found an empty file"),
         ('[{"image_id": 7, "person_', "the file ends too early"),
         ('{"image_id": 7}', "file: expected"),
     ],
 )
-def test_wrong_files(save, text, says):
-    with pytest.raises(InputError, match=says):
+def test_wrong_files(save, text, message):
+    with pytest.raises(InputError, match=message):
         read_detections(save(text), ACTIONS)
 
 
@@ -152,7 +152,7 @@ def arrays(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         (
             {"hold_obj": np.zeros((2, 4))},
@@ -176,9 +176,9 @@ def arrays(**changes):
         ({"run_agent": np.array([{}, {}])}, r"a\.npz: expected"),
     ],
 )
-def test_wrong_arrays_are_named(tmp_path, changes, says):
+def test_wrong_arrays_are_named(tmp_path, changes, message):
     np.savez(tmp_path / "a.npz", **arrays(**changes))
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         read_detections(tmp_path / "a.npz", ACTIONS)
 
 
@@ -228,11 +228,11 @@ def saved(path, boxes, objects):
 @pytest.mark.parametrize("name", ["a.json", "a.pkl", "a.npz"])
 @pytest.mark.parametrize("field", ["person_box", "boxes of roles"])
 @pytest.mark.parametrize(
-    ("other", "says"), [(SHARES, "numbers from 0 to 1 in 12 of 12"), (SIDES, "width, height")]
+    ("other", "message"), [(SHARES, "numbers from 0 to 1 in 12 of 12"), (SIDES, "width, height")]
 )
-def test_boxes_of_another_form(tmp_path, name, field, other, says):
+def test_boxes_of_another_form(tmp_path, name, field, other, message):
     boxes = (other, PEOPLE) if field == "person_box" else (PEOPLE, other)
-    with pytest.raises(InputError, match=rf"{name}: {field}: expected .* found .*{says}"):
+    with pytest.raises(InputError, match=rf"{name}: {field}: expected .* found .*{message}"):
         read_detections(saved(tmp_path / name, *boxes), ACTIONS)
 
 
@@ -304,11 +304,11 @@ def test_files_that_are_something_else(tmp_path):
         (json.dumps([ENTRY]).encode("utf-16-be"), "UTF-16", (".json",)),
         ((tmp_path / "text.npz").read_bytes(), "zip archive", (".json",)),
     ]
-    for content, says, endings in cases:
+    for content, message, endings in cases:
         for ending in endings:
             path = tmp_path / f"other{ending}"
             path.write_bytes(content)
-            with pytest.raises(InputError, match=rf"other{ending}: .*{says}") as refused:
+            with pytest.raises(InputError, match=rf"other{ending}: .*{message}") as refused:
                 read_detections(path, ACTIONS)
             assert "\n" not in str(refused.value)
 

@@ -31,7 +31,7 @@ IMAGES = [
             (2, "kick"): (3,),
             (2, "hold"): (None,),
         },
-        "silent": {4},
+        "unlabelled": {4},
     },
     {"boxes": [(PERSON, [5, 5, 50, 50])]},
 ]
@@ -139,7 +139,7 @@ def test_crowds_are_kept_only_as_role_objects(read):
         (PERSON, [50, 0, 50, 50], crowd),
         (BALL, [0, 60, 20, 20], crowd),
     ]
-    image = {"boxes": boxes, "silent": {1}, "does": {(0, "kick"): (2,)}}
+    image = {"boxes": boxes, "unlabelled": {1}, "does": {(0, "kick"): (2,)}}
     truth, (annotation,), _ = read([image])
     assert len(truth.images[0].boxes) == 3 and truth.images[0].is_crowd.tolist() == [
         False,

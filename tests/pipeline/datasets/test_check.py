@@ -29,7 +29,7 @@ def checked(small_dataset):
     return run
 
 
-def test_valid_dataset_beside_published_counts(checked):
+def test_valid_dataset_with_published_counts(checked):
     checks, text, line = checked()
     assert line == ""
     train, test = checks
@@ -221,7 +221,7 @@ def test_coco_folders(tmp_path, damage, kind, count):
         assert issue.kind.startswith(kind) and issue.count == count
 
 
-def test_vcoco_folder_beside_published_counts(tmp_path, write_vcoco):
+def test_vcoco_folder_with_published_counts(tmp_path, write_vcoco):
     image = {"boxes": [(1, [0, 0, 40, 80]), (37, [0, 0, 9, 9])], "does": {(0, "kick"): (1,)}}
     write_vcoco(tmp_path, [image, {**image, "does": {(0, "eat"): (1, None)}}])
     (tmp_path / "val2014").mkdir()

@@ -106,7 +106,7 @@ def test_first_group_is_always_placed(interaction):
             assert [group.spec.interaction for group in placed if group.spec] == [interaction]
 
 
-def test_groups_are_inside_ordered_and_apart():
+def test_groups_are_inside_ordered_and_separate():
     rng = np.random.default_rng(0)
     for seed in range(60):
         specs = [PersonSpec(int(index)) for index in rng.integers(0, 50, 3)]

@@ -25,7 +25,7 @@ UNLABELLED_DATASET = 'name = "pictures"\nvocabulary = "toy"\n[train]\nimages = "
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory, answer, write_cache, vocabulary):
+def sources(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
     """Paths of another toy dataset, without annotations as "none" and with them as "all"."""
     root = tmp_path_factory.mktemp("extra")
     write_toy(root / "all", train=12, test=1, seed=8, workers=1)
@@ -33,7 +33,10 @@ def sources(tmp_path_factory, answer, write_cache, vocabulary):
     shutil.copytree(labelled.part("train").images, root / "none" / "images")
     (root / "none" / "dataset.toml").write_text(UNLABELLED_DATASET)
     annotations = labelled.load("train")
-    outputs = {one.image_id: answer(one, row) for row, one in enumerate(annotations.annotations)}
+    outputs = {
+        one.image_id: make_teacher_outputs(one, row)
+        for row, one in enumerate(annotations.annotations)
+    }
     proposed_only = {}
     for name, image_outputs in outputs.items():
         proposed = image_outputs.pairs.sources == 1
@@ -128,7 +131,7 @@ def test_images_with_a_seen_label_have_exhaustive_labels(run_request, sources):
     assert all(main.targets(index).exhaustive_labels for index in range(len(main)))
 
 
-def test_extra_datasets_that_do_not_fit(run_request, sources, cache_path, reading_cache, tmp_path):
+def test_extra_datasets_that_do_not_fit(run_request, sources, cache_path, text_cache, tmp_path):
     def refused(message, *paths, **changes):
         with pytest.raises(InputError, match=message) as caught:
             build_inputs(replace(run_request, extra_data=paths, **changes), SINGLE_PROCESS)
@@ -147,7 +150,7 @@ def test_extra_datasets_that_do_not_fit(run_request, sources, cache_path, readin
     refused("--extra-data: expected", ExtraPaths(none.data, cache_path))
     refused("none: no such", ExtraPaths(tmp_path / "none", none.cache))
     refused("--extra-ratio: expected --extra-data")
-    text_head = {"cache": reading_cache, "options": {"verb_head": "text"}}
+    text_head = {"cache": text_cache, "options": {"verb_head": "text"}}
     refused("none-cache: expected region embeddings for --embedding-weight", none, **text_head)
     few_shot = {"options": {"shots": 1}, "split": "full"}
     refused(r"--shots: expected.*found full", **few_shot)
@@ -223,16 +226,16 @@ def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_mix_datasets_as_one_does(
-    start, start_processes, student_words, sources, tmp_path
+    start, start_processes, student_command, sources, tmp_path
 ):
     extra_data = [f"{sources[name].data}:{sources[name].cache}" for name in ("none", "all")]
     config = tmp_path / "options.toml"
     config.write_text(f"extra_data = {json.dumps(extra_data)}\nextra_ratio = 0.6\n")
     options = ("--config", config, "--batch-size", 7, "--epochs", 1, "--workers", 0)
     single, distributed = tmp_path / "single", tmp_path / "distributed"
-    ends = [one() for one in start_processes(student_words(distributed, *options))]
+    ends = [one() for one in start_processes(student_command(distributed, *options))]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    code, _, err = start(student_words(single, *options))()
+    code, _, err = start(student_command(single, *options))()
     assert code == 0 and "images per step: 3 of the dataset, 4 of extra datasets" in err, err
     single_log, distributed_log = (
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

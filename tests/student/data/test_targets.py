@@ -77,15 +77,15 @@ def scenes():
 
 
 @pytest.fixture(scope="module")
-def targets_of(answer, vocabulary):
+def targets_of(make_teacher_outputs, vocabulary):
     """Targets of an annotation under a split, with the outputs of the toy teacher."""
 
-    def make(annotation, split, config=None, answers=None):
-        answers = answers or answer(annotation)
+    def make(annotation, split, config=None, outputs=None):
+        outputs = outputs or make_teacher_outputs(annotation)
         return targets_as_arrays(
             annotation,
-            answers.pairs,
-            answers.probabilities,
+            outputs.pairs,
+            outputs.probabilities,
             load_split(vocabulary, split),
             vocabulary,
             config or TargetConfig(),
@@ -126,27 +126,27 @@ def test_no_unseen_label_reaches_a_target(scenes, targets_of, vocabulary, split,
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_boxes_are_those_of_seen_pairs_or_of_the_detector(
-    scenes, targets_of, answer, vocabulary, split
+    scenes, targets_of, make_teacher_outputs, vocabulary, split
 ):
     unseen = load_split(vocabulary, split).unseen
     left_out = 0
     for annotation in scenes:
-        answers = answer(annotation)
-        targets = targets_of(annotation, split, answers=answers)
+        outputs = make_teacher_outputs(annotation)
+        targets = targets_of(annotation, split, outputs=outputs)
         rows = annotation.hois
         unseen_labels = np.isin(interactions_of(annotation, vocabulary), unseen)
         known = table(pair_boxes(annotation, rows[~unseen_labels]))
-        found = answers.pairs.sources == 1
+        found = outputs.pairs.sources == 1
         proposals = table(
             np.concatenate(
-                [answers.pairs.human_boxes[found], answers.pairs.object_boxes[found]], axis=1
+                [outputs.pairs.human_boxes[found], outputs.pairs.object_boxes[found]], axis=1
             )
         )
         boxes = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)
         assert table(boxes[targets.seen]) == known
         assert table(boxes[~targets.seen]) <= proposals
-        detected = np.concatenate([answers.pairs.human_boxes[found],
-                                   answers.pairs.object_boxes[found]])  # fmt: skip
+        detected = np.concatenate([outputs.pairs.human_boxes[found],
+                                   outputs.pairs.object_boxes[found]])  # fmt: skip
         assert {tuple(box) for box in targets.detected_boxes.tolist()} == {
             tuple(box) for box in detected.tolist()
         }
@@ -155,13 +155,15 @@ def test_boxes_are_those_of_seen_pairs_or_of_the_detector(
 
 
 @pytest.mark.parametrize("split", SPLITS[:3])
-def test_unseen_pairs_have_no_effect_on_targets(scenes, targets_of, answer, vocabulary, split):
+def test_unseen_pairs_have_no_effect_on_targets(
+    scenes, targets_of, make_teacher_outputs, vocabulary, split
+):
     """Annotations and cache with other boxes and outputs for unseen pairs give the same targets."""
     random = np.random.default_rng(0)
     changed = 0
     for annotation in scenes:
-        answers = answer(annotation)
-        before = targets_of(annotation, split, answers=answers)
+        outputs = make_teacher_outputs(annotation)
+        before = targets_of(annotation, split, outputs=outputs)
         rows = annotation.hois
         unseen_labels = np.isin(
             interactions_of(annotation, vocabulary), load_split(vocabulary, split).unseen
@@ -170,22 +172,22 @@ def test_unseen_pairs_have_no_effect_on_targets(scenes, targets_of, answer, voca
         boxes = annotation.boxes.copy()
         boxes[alone] = random.uniform(0, 128, (len(alone), 4))
         known = table(pair_boxes(annotation, rows[~unseen_labels]))
-        pairs = answers.pairs
+        pairs = outputs.pairs
         cached = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)
         unseen_rows = np.array([tuple(row) not in known for row in cached.tolist()], dtype=bool)
         unseen_rows &= pairs.sources == 0
         humans, objects, probabilities = (
             values.copy()
-            for values in (pairs.human_boxes, pairs.object_boxes, answers.probabilities)
+            for values in (pairs.human_boxes, pairs.object_boxes, outputs.probabilities)
         )
         for values in (humans, objects, probabilities):
             values[unseen_rows] = random.uniform(0, 1, values[unseen_rows].shape)
         other = replace(
-            answers,
+            outputs,
             pairs=replace(pairs, human_boxes=humans, object_boxes=objects),
             probabilities=probabilities,
         )
-        after = targets_of(replace(annotation, boxes=boxes), split, answers=other)
+        after = targets_of(replace(annotation, boxes=boxes), split, outputs=other)
         for field in fields(before):
             np.testing.assert_array_equal(getattr(before, field.name), getattr(after, field.name))
         changed += len(alone) + unseen_rows.sum()
@@ -208,15 +210,15 @@ def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(scenes, targets
     assert taken > 5
 
 
-def test_candidates_from_a_cache_of_annotated_boxes(scenes, answer, vocabulary):
+def test_candidates_from_a_cache_of_annotated_boxes(scenes, make_teacher_outputs, vocabulary):
     """All pairs of annotated boxes but seen pairs are candidates, unseen or unlabelled."""
     split = load_split(vocabulary, "ua")
     unlabelled = unseen = 0
     for annotation in scenes:
-        answers = answer(annotation, spread=0)
-        pairs = answers.pairs
+        outputs = make_teacher_outputs(annotation, spread=0)
+        pairs = outputs.pairs
         targets = targets_as_arrays(
-            annotation, pairs, answers.probabilities, split, vocabulary, ANNOTATED, "annotated"
+            annotation, pairs, outputs.probabilities, split, vocabulary, ANNOTATED, "annotated"
         )
         rows = annotation.hois
         shown = ~np.isin(interactions_of(annotation, vocabulary), split.unseen)
@@ -233,21 +235,21 @@ def test_candidates_from_a_cache_of_annotated_boxes(scenes, answer, vocabulary):
 @pytest.mark.parametrize("config", [TargetConfig(), ANNOTATED])
 @pytest.mark.parametrize("split", SPLITS)
 def test_teacher_probs_are_those_of_distilled_verbs(
-    scenes, targets_of, answer, vocabulary, split, config
+    scenes, targets_of, make_teacher_outputs, vocabulary, split, config
 ):
     distilled = load_split(vocabulary, split).distilled_verbs
     for annotation in scenes:
-        answers = answer(annotation)
-        targets = targets_of(annotation, split, config, answers)
+        outputs = make_teacher_outputs(annotation)
+        targets = targets_of(annotation, split, config, outputs)
         assert not targets.teacher_probs[targets.verb_labels].any()
         assert not targets.teacher_probs[:, ~distilled].any()
-        places = np.concatenate([answers.pairs.human_boxes, answers.pairs.object_boxes], axis=1)
+        places = np.concatenate([outputs.pairs.human_boxes, outputs.pairs.object_boxes], axis=1)
         for row in range(len(targets.seen)):
             box = np.concatenate([targets.human_boxes[row], targets.object_boxes[row]])
             same = np.flatnonzero((places == box).all(1))
             free = distilled & ~targets.verb_labels[row]
             np.testing.assert_array_equal(
-                targets.teacher_probs[row][free], answers.probabilities[same[0]][free]
+                targets.teacher_probs[row][free], outputs.probabilities[same[0]][free]
             )
 
 
@@ -292,10 +294,10 @@ def proposals(vocabulary, *found):
 
 def test_an_image_without_labels_and_pairs(vocabulary):
     annotation = person_and(vocabulary, hois=[])
-    pairs, answers = proposals(vocabulary)
+    pairs, outputs = proposals(vocabulary)
     for config in (TargetConfig(), ANNOTATED):
         targets = targets_as_arrays(
-            annotation, pairs, answers, load_split(vocabulary, "ua"), vocabulary, config
+            annotation, pairs, outputs, load_split(vocabulary, "ua"), vocabulary, config
         )
         assert targets.verb_labels.shape == targets.teacher_probs.shape == (0, vocabulary.num_verbs)
         for name in ("human_boxes", "object_boxes", "detected_boxes"):
@@ -316,9 +318,9 @@ def test_an_image_without_labels_and_pairs(vocabulary):
 )
 def test_candidates_that_overlap_a_seen_pair_are_removed(vocabulary, human, thing, name, kept):
     annotation = person_and(vocabulary, "ball", hois=[(1, "throw")])
-    pairs, answers = proposals(vocabulary, (human, thing, name))
+    pairs, outputs = proposals(vocabulary, (human, thing, name))
     split = load_split(vocabulary, "full")
-    targets = targets_as_arrays(annotation, pairs, answers, split, vocabulary, TargetConfig())
+    targets = targets_as_arrays(annotation, pairs, outputs, split, vocabulary, TargetConfig())
     assert targets.seen.tolist() == ([True, False] if kept else [True])
     if not kept:
         covered = min(
@@ -332,9 +334,9 @@ def test_a_pair_labelled_no_interaction_is_not_interactive(vocabulary):
     annotation = person_and(
         vocabulary, "ball", "box", hois=[(1, "no_interaction"), (2, "push"), (2, "point")]
     )
-    pairs, answers = proposals(vocabulary, ([60, 60, 80, 99], [90, 60, 99, 80], "dog"))
+    pairs, outputs = proposals(vocabulary, ([60, 60, 80, 99], [90, 60, 99, 80], "dog"))
     targets = targets_as_arrays(
-        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+        annotation, pairs, outputs, load_split(vocabulary, "full"), vocabulary, TargetConfig()
     )
     assert targets.seen.tolist() == [True, True, False]
     assert targets.interactive.tolist() == [False, True, True]
@@ -343,9 +345,9 @@ def test_a_pair_labelled_no_interaction_is_not_interactive(vocabulary):
 
 def test_a_verb_without_object_has_an_empty_box(vocabulary):
     annotation = person_and(vocabulary, "ball", hois=[(1, "throw"), (-1, "jump"), (-1, "point")])
-    pairs, answers = proposals(vocabulary, ([0, 0, 20, 60], [30, 10, 50, 40], "ball"))
+    pairs, outputs = proposals(vocabulary, ([0, 0, 20, 60], [30, 10, 50, 40], "ball"))
     targets = targets_as_arrays(
-        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+        annotation, pairs, outputs, load_split(vocabulary, "full"), vocabulary, TargetConfig()
     )
     (objectless,) = np.flatnonzero((targets.object_boxes == 0).all(1))
     assert len(targets.seen) == 2 and targets.seen.all()
@@ -357,9 +359,9 @@ def test_a_verb_without_object_has_an_empty_box(vocabulary):
 
 def test_an_objectless_pair_alone(vocabulary):
     annotation = person_and(vocabulary, hois=[(-1, "jump")])
-    pairs, answers = proposals(vocabulary)
+    pairs, outputs = proposals(vocabulary)
     targets = targets_as_arrays(
-        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+        annotation, pairs, outputs, load_split(vocabulary, "full"), vocabulary, TargetConfig()
     )
     assert targets.object_boxes.tolist() == [[0, 0, 0, 0]]
 
@@ -368,12 +370,12 @@ def test_detected_boxes_are_confident_and_unique(vocabulary):
     annotation = person_and(vocabulary, hois=[])
     human, ball, dog = [0, 0, 20, 60], [30, 10, 50, 40], [60, 10, 90, 40]
     other = [70, 0, 90, 60]
-    pairs, answers = proposals(
+    pairs, outputs = proposals(
         vocabulary, (human, ball, "ball"), (human, dog, "dog"), (human, other, "person")
     )
     pairs = replace(pairs, object_scores=np.array([0.9, 0.2, 0.9], dtype=np.float32))
     targets = targets_as_arrays(
-        annotation, pairs, answers, load_split(vocabulary, "full"), vocabulary, TargetConfig()
+        annotation, pairs, outputs, load_split(vocabulary, "full"), vocabulary, TargetConfig()
     )
     found = sorted(
         (vocabulary.objects[label], box)

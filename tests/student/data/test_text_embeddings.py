@@ -38,55 +38,55 @@ def test_a_verb_without_interaction_is_an_error():
         build_text_embeddings(vcoco, embeddings, "cache")
 
 
-def test_initial_probabilities_are_near_the_teachers(reading_cache, vocabulary, sentences):
-    texts = load_text_head_init(open_cache(reading_cache), vocabulary)
+def test_initial_probabilities_are_near_the_teachers(text_cache, vocabulary, sentences):
+    texts = load_text_head_init(open_cache(text_cache), vocabulary)
     assert texts.scale == sentences.logit_scale
-    # Log probability and logit of a look differ by the object's sum, whose mean the margin is.
+    # Log probability and logit of a region differ by a log-sum, whose mean is the margin.
     differences = []
-    cache = open_cache(reading_cache)
+    cache = open_cache(text_cache)
     for image in cache.image_ids:
         own = cache[image]
-        looks = own.embeddings.astype(np.float32)[own.region_indices]
-        for look, label in zip(looks, own.pairs.object_labels, strict=True):
+        regions = own.embeddings.astype(np.float32)[own.region_indices]
+        for region, label in zip(regions, own.pairs.object_labels, strict=True):
             verbs = np.flatnonzero(vocabulary.valid[:, label])
             verbs = verbs[verbs != vocabulary.no_interaction]
-            logits = 10 * sentences.embeddings[vocabulary.interaction_ids[verbs, label]] @ look
+            logits = 10 * sentences.embeddings[vocabulary.interaction_ids[verbs, label]] @ region
             differences.append(np.log(np.exp(logits).sum()))
     assert texts.margin == pytest.approx(np.mean(differences) / 10, abs=1e-3)
 
 
 def test_without_region_embeddings_the_texts_give_the_margin(
-    cache_path, tmp_path, write_cache, annotations, vocabulary, sentences, answer
+    cache_path, tmp_path, write_cache, annotations, vocabulary, sentences, make_teacher_outputs
 ):
-    answers = {one.image_id: answer(one) for one in annotations.annotations}
-    folder = write_cache(tmp_path / "bare", vocabulary, annotations.digest, answers)
+    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
+    folder = write_cache(tmp_path / "bare", vocabulary, annotations.digest, outputs)
     write_teacher_file(folder / TEACHER, open_cache(folder).fingerprint, sentences)
     assert 0.5 < load_text_head_init(open_cache(folder), vocabulary).margin < 1.2
 
 
-def test_apply_initialises_the_head(reading_cache, text_run, vocabulary, sentences):
+def test_apply_initialises_the_head(text_cache, text_run, vocabulary, sentences):
     head = load_model(text_run).verb_head
     assert isinstance(head, TextVerbHead)
-    texts = load_text_head_init(open_cache(reading_cache), vocabulary)
+    texts = load_text_head_init(open_cache(text_cache), vocabulary)
     assert torch.equal(head.texts, texts.texts.texts)
     assert torch.equal(head.rows, texts.texts.rows)
     assert head.log_scale.exp().item() == pytest.approx(10) and head.margin == texts.margin
 
 
-def test_text_head_options(reading_cache, vocabulary):
-    cache = open_cache(reading_cache)
+def test_text_head_options(text_cache, vocabulary):
+    cache = open_cache(text_cache)
     assert text_head_options({}, cache, vocabulary) == {}
     found = text_head_options({"verb_head": "text"}, cache, vocabulary)
     assert found["text_dim"] == 16 and found["num_texts"] == 61 and found["embedding_weight"] > 0
     assert found["text_model"] == cache.text_model
-    silent = {"verb_head": "text", "distillation": False}
-    assert text_head_options(silent, cache, vocabulary)["embedding_weight"] == 0
+    no_distillation = {"verb_head": "text", "distillation": False}
+    assert text_head_options(no_distillation, cache, vocabulary)["embedding_weight"] == 0
     own = {"verb_head": "text", "embedding_weight": 0.3}
     assert text_head_options(own, cache, vocabulary)["embedding_weight"] == 0.3
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"embedding_weight": 1.0}, "--embedding-weight: expected --verb-head text as well"),
         ({"verb_head": "linear", "embedding_weight": 0.0}, "expected --verb-head text"),
@@ -96,12 +96,12 @@ def test_text_head_options(reading_cache, vocabulary):
         ),
     ],
 )
-def test_errors_of_inconsistent_options(reading_cache, vocabulary, options, says):
-    with pytest.raises(InputError, match=says):
-        text_head_options(options, open_cache(reading_cache), vocabulary)
+def test_errors_of_inconsistent_options(text_cache, vocabulary, options, message):
+    with pytest.raises(InputError, match=message):
+        text_head_options(options, open_cache(text_cache), vocabulary)
 
 
-def test_caches_without_embeddings_or_model_name(cache_path, reading_cache, vocabulary):
+def test_caches_without_embeddings_or_model_name(cache_path, text_cache, vocabulary):
     options = {"verb_head": "text"}
     with pytest.raises(InputError, match="expected region embeddings for --embedding-weight 1"):
         text_head_options(options, open_cache(cache_path), vocabulary)
@@ -109,9 +109,9 @@ def test_caches_without_embeddings_or_model_name(cache_path, reading_cache, voca
         text_head_options({**options, "embedding_weight": 0.0}, open_cache(cache_path), vocabulary)
 
 
-def test_text_model_differs_between_clip_models(reading_cache):
-    cache = open_cache(reading_cache)
-    parts = read_json(reading_cache / "manifest.json")["parts"]
+def test_text_model_differs_between_clip_models(text_cache):
+    cache = open_cache(text_cache)
+    parts = read_json(text_cache / "manifest.json")["parts"]
     assert text_model_digest(parts) == cache.text_model
     assert text_model_digest({**parts, "clip.precision": "float16"}) == cache.text_model
     assert text_model_digest({**parts, "clip.weights": "1" * 64}) != cache.text_model

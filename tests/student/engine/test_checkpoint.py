@@ -61,13 +61,13 @@ def empty(file):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [(cut, "expected a torch checkpoint"), (flip, "found damage in"), (empty, "expected a torch")],
 )
-def test_a_damaged_newest_one_falls_back_to_the_one_before(run, damage, says):
+def test_a_damaged_newest_one_falls_back_to_the_one_before(run, damage, message):
     damage(run / NEWEST)
     file, line = find_latest_intact(run)
-    assert file == run / PREVIOUS and line.startswith(f"{run / NEWEST}: ") and says in line
+    assert file == run / PREVIOUS and line.startswith(f"{run / NEWEST}: ") and message in line
 
 
 def test_a_kill_between_both_moves_leaves_the_one_before(run):

@@ -136,7 +136,7 @@ def metrics_of(step, images, **losses):
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("found", "message"),
     [
         (
             [metrics_of(4, ("a", "b"), object=1.0, verb=NAN, gradient=NAN)],
@@ -160,8 +160,8 @@ def metrics_of(step, images, **losses):
         ),
     ],
 )
-def test_non_finite_message(found, says):
-    assert non_finite_message(found) == says
+def test_non_finite_message(found, message):
+    assert non_finite_message(found) == message
 
 
 def log_text(*steps):

@@ -114,7 +114,7 @@ def test_a_finished_run_repeated_gives_the_same_results(run, configured, finishe
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"options": {**OPTIONS, "seed": 1}}, "another recipe"),
         ({"options": {**OPTIONS, "distillation": False}}, "another recipe"),
@@ -122,9 +122,9 @@ def test_a_finished_run_repeated_gives_the_same_results(run, configured, finishe
         ({"split": "uc", "options": {}}, "another split and recipe"),
     ],
 )
-def test_another_run_in_the_folder_is_refused(run, configured, changes, says):
+def test_another_run_in_the_folder_is_refused(run, configured, changes, message):
     before = content(run)
-    with pytest.raises(InputError, match=rf"found {says} \(.*now .*\); choose a"):
+    with pytest.raises(InputError, match=rf"found {message} \(.*now .*\); choose a"):
         run_student(configured(run, **changes))
     assert content(run) == before
 
@@ -338,7 +338,7 @@ def lost_shard(_, cache):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (no_test_images, "no such image"),
         (bad_test_annotations, "test_hico.json: line 1: expected JSON"),
@@ -349,19 +349,19 @@ def lost_shard(_, cache):
     ],
 )
 def test_bad_input_creates_no_run_folder(
-    configured, dataset_root, cache_path, tmp_path, damage, says
+    configured, dataset_root, cache_path, tmp_path, damage, message
 ):
     data = same_dataset(dataset_root, tmp_path)
     cache = Path(shutil.copytree(cache_path, tmp_path / "cache"))
     damage(data, cache)
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run_student(configured(tmp_path / "run", data=data, cache=cache))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"split": "zz"}, "zz: no such split of toy; expected one of full, ua"),
         ({"preset": "tiny"}, "--preset: expected one of"),
@@ -370,8 +370,8 @@ def test_bad_input_creates_no_run_folder(
         ({"data": Path("gone")}, "gone: no such dataset folder"),
     ],
 )
-def test_wrong_settings_create_no_run_folder(configured, tmp_path, changes, says):
-    with pytest.raises(InputError, match=says):
+def test_wrong_settings_create_no_run_folder(configured, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
         run_student(configured(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
@@ -385,15 +385,15 @@ def test_a_damaged_shard_gives_a_one_line_error(configured, cache_path, tmp_path
 
 
 @pytest.fixture
-def partial_cache(annotations, answer, write_cache, vocabulary, tmp_path):
+def partial_cache(annotations, make_teacher_outputs, write_cache, vocabulary, tmp_path):
     """`partial_cache(count)` is a cache with the first images only, the others failed."""
 
     def make(count):
-        answers = {
-            annotation.image_id: answer(annotation)
+        outputs = {
+            annotation.image_id: make_teacher_outputs(annotation)
             for annotation in annotations.annotations[:count]
         }
-        return write_cache(tmp_path / "partial", vocabulary, annotations.digest, answers)
+        return write_cache(tmp_path / "partial", vocabulary, annotations.digest, outputs)
 
     return make
 
@@ -467,7 +467,7 @@ def test_another_vocabulary_is_refused(run, dataset_root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda run, data: (run / "checkpoint.pt").unlink(), "checkpoint.pt: no such file"),
         (
@@ -481,10 +481,10 @@ def test_another_vocabulary_is_refused(run, dataset_root, tmp_path):
         (lambda run, data: no_test_images(data, None), "no such image"),
     ],
 )
-def test_files_that_cannot_be_evaluated(run, dataset_root, tmp_path, damage, says):
+def test_files_that_cannot_be_evaluated(run, dataset_root, tmp_path, damage, message):
     data = same_dataset(dataset_root, tmp_path)
     damage(run, data)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         evaluate(run, data, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

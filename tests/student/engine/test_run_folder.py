@@ -204,10 +204,10 @@ def test_weights_without_state_cannot_be_continued(tmp_path, checkpoint):
         find_resume_point(folder, PLAN, False, str(file))
 
 
-def test_a_second_process_is_refused(start, student_words, tmp_path):
+def test_a_second_process_is_refused(start, student_command, tmp_path):
     run = tmp_path / "run"
     with lock_run_folder(run):
-        code, _, err = start(student_words(run))()
+        code, _, err = start(student_command(run))()
         assert code == 2 and f"{run}: expected a run that no other process is using, found" in err
         assert f"found process {(run / '.lock').read_text().strip()}" in err
         assert names(run) == {".lock"}
@@ -216,8 +216,8 @@ def test_a_second_process_is_refused(start, student_words, tmp_path):
 def test_a_run_folder_of_version_0_1_is_refused(run):
     old = {name: value for name, value in PLAN.items() if name != "format"}
     write_json(run / "config.json", {**old, "init": None})
-    says = r"config\.json: format: expected eoid-run-2, found none; choose a new folder"
-    with pytest.raises(InputError, match=says) as caught:
+    message = r"config\.json: format: expected eoid-run-2, found none; choose a new folder"
+    with pytest.raises(InputError, match=message) as caught:
         find_resume_point(run, PLAN, False, AUTO)
     assert "\n" not in str(caught.value) and names(run) == HELD
     assert find_resume_point(run, PLAN, True, AUTO).checkpoint is None

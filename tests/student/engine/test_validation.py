@@ -73,6 +73,6 @@ def test_images_without_labels_score_nothing(dataset, annotations, vocabulary, t
     nothing = np.zeros((0, 3), dtype=np.int64)
     empty = Annotation(record.id, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), nothing)
     held = Validator([record], [empty], split, vocabulary)
-    says = FixedPredictor([detections(empty)])
-    score = held.evaluate(says, tmp_path, 1, Execution(torch.device("cpu")))
+    predictor = FixedPredictor([detections(empty)])
+    score = held.evaluate(predictor, tmp_path, 1, Execution(torch.device("cpu")))
     assert score.monitored == 0 and not (tmp_path / "pictures").exists()

@@ -75,7 +75,7 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "Missing argument"),
         (["RUN"], "either IMAGEs, or --data, or --export"),
@@ -94,13 +94,13 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
     ],
 )
 def test_wrong_usage_exits_with_2_and_writes_nothing(
-    run, toy_checkpoint, tmp_path, monkeypatch, arguments, says
+    run, toy_checkpoint, tmp_path, monkeypatch, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
     arguments = [toy_checkpoint if word == "RUN" else word for word in arguments]
     code, out, err = run(*arguments)
     assert code == 2 and out == ""
-    assert err.splitlines()[-1].startswith("eoid-predict: ") and says in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("eoid-predict: ") and message in err.splitlines()[-1]
     assert not any(tmp_path.iterdir())
 
 

@@ -53,7 +53,7 @@ def test_a_little_overshoot_is_clamped():
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         (3, "it: type: expected a path, a PIL image, an array or a tensor, found int"),
         (ARRAY[0], "shape (height, width, 3), RGB, found uint8 of shape (30, 3)"),
@@ -69,10 +69,10 @@ def test_a_little_overshoot_is_clamped():
         ("gone.jpg", "gone.jpg: no such image"),
     ],
 )
-def test_other_input_gives_a_one_line_error(source, says):
+def test_other_input_gives_a_one_line_error(source, message):
     with pytest.raises(InputError) as caught:
         to_rgb_image(source, "it")
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_image_name():

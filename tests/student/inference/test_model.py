@@ -38,7 +38,7 @@ def test_class_counts_of_shipped_vocabularies_differ():
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "says"),
+    ("kind", "options", "message"),
     [
         (
             "published",
@@ -54,10 +54,10 @@ def test_class_counts_of_shipped_vocabularies_differ():
         ("published", {"vocabulary": "gone"}, "gone: no such vocabulary"),
     ],
 )
-def test_mismatches_give_a_one_line_error(request, kind, options, says):
+def test_mismatches_give_a_one_line_error(request, kind, options, message):
     with pytest.raises(InputError) as caught:
         load_inference_model(ModelSpec(request.getfixturevalue(f"{kind}_checkpoint"), **options))
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_class_counts_of_no_shipped_vocabulary(published_checkpoint, tmp_path):

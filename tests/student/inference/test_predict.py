@@ -43,9 +43,9 @@ def paths(write_image):
 
 
 def predict_sources(loaded, sources, **options):
-    answers = list(loaded.stream(sources, options.pop("batch_size", 3), **options))
-    assert sorted(one.index for one in answers) == list(range(len(sources)))
-    return sorted(answers, key=lambda one: one.index)
+    results = list(loaded.stream(sources, options.pop("batch_size", 3), **options))
+    assert sorted(one.index for one in results) == list(range(len(sources)))
+    return sorted(results, key=lambda one: one.index)
 
 
 def test_no_images(loaded):
@@ -77,10 +77,10 @@ def test_predictions_do_not_depend_on_other_images(loaded, paths):
 def test_unreadable_images_do_not_end_the_stream(loaded, paths):
     paths[1].write_bytes(b"no image")
     paths[3].unlink()
-    answers = predict_sources(loaded, paths)
-    assert [one.index for one in answers if isinstance(one, UnreadableImage)] == [1, 3]
-    assert answers[1].reason.startswith(f"{paths[1]}: expected an image")
-    assert answers[3].reason == f"{paths[3]}: no such image"
+    results = predict_sources(loaded, paths)
+    assert [one.index for one in results if isinstance(one, UnreadableImage)] == [1, 3]
+    assert results[1].reason.startswith(f"{paths[1]}: expected an image")
+    assert results[3].reason == f"{paths[3]}: no such image"
 
 
 def test_only_unreadable_images(loaded):

@@ -46,10 +46,10 @@ RESULTS = ["a.jpg", "a.json", "b.jpg", "b.json", "settings.json", "trip/a.jpg", 
 def test_a_drawing_and_a_result_per_image(config):
     assert predict_images(config) == 3
     assert files(config.out) == RESULTS
-    answer = json.loads((config.out / "trip/a.json").read_text())
-    assert answer["image"].endswith("in/trip/a.png") and answer["drawn"] == "trip/a.jpg"
-    assert (answer["width"], answer["height"]) == (64, 64)
-    assert len(answer["interactions"]) == 4
+    entry = json.loads((config.out / "trip/a.json").read_text())
+    assert entry["image"].endswith("in/trip/a.png") and entry["drawn"] == "trip/a.jpg"
+    assert (entry["width"], entry["height"]) == (64, 64)
+    assert len(entry["interactions"]) == 4
     with Image.open(config.out / "trip/a.jpg") as drawn:
         assert drawn.format == "JPEG" and drawn.width == 512
 
@@ -76,8 +76,12 @@ def test_unreadable_files_are_reported_once_at_the_end(config, tmp_path, message
     with pytest.raises(InputError, match=expected):
         predict_images(config)
     lines = messages
-    for says in ("b.jpg: expected an image", "gone.png: no such image", "x*.jpg: no file matches"):
-        assert sum(says in line for line in lines) == 1
+    for message in (
+        "b.jpg: expected an image",
+        "gone.png: no such image",
+        "x*.jpg: no file matches",
+    ):
+        assert sum(message in line for line in lines) == 1
     assert [name for name in files(config.out) if name.startswith("b")] == []
     assert len(files(config.out)) == 5
     failed = json.loads(config.json.read_text())["failed"]

@@ -105,7 +105,7 @@ def test_other_types_are_refused(detector, thing):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"threshold": 1.5}, "threshold: expected a score from 0 to 1, found 1.5"),
         ({"threshold": float("nan")}, "threshold: expected a score from 0 to 1, found nan"),
@@ -113,8 +113,8 @@ def test_other_types_are_refused(detector, thing):
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
     ],
 )
-def test_wrong_options(detector, write_image, options, says):
-    with pytest.raises(InputError, match=says):
+def test_wrong_options(detector, write_image, options, message):
+    with pytest.raises(InputError, match=message):
         detector(write_image("a.png"), **options)
 
 

@@ -49,7 +49,7 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({}, r"RANK: expected.*found None"),
         ({"RANK": "x"}, "RANK: expected"),
@@ -62,12 +62,12 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
         ({**LEFT, "EOID_JOIN_TIMEOUT": "soon"}, "EOID_JOIN_TIMEOUT: expected a number"),
     ],
 )
-def test_inconsistent_variables_are_refused(monkeypatch, variables, says):
+def test_inconsistent_variables_are_refused(monkeypatch, variables, message):
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"WORLD_SIZE": "2", **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=says), init_distributed("cpu"):
+    with pytest.raises(InputError, match=message), init_distributed("cpu"):
         pass
 
 
@@ -117,14 +117,14 @@ class WebServer(socketserver.BaseRequestHandler):
 
 
 @pytest.mark.slow
-def test_a_web_server_at_the_address(student_words, tmp_path):
+def test_a_web_server_at_the_address(student_command, tmp_path):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WebServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         variables = {**LEFT, "WORLD_SIZE": "2", "RANK": "1", "EOID_JOIN_TIMEOUT": "1"}
         ended = subprocess.run(
             [
                 *(sys.executable, "-c", "from student.cli import main; main()"),
-                *map(str, student_words(tmp_path / "run")),
+                *map(str, student_command(tmp_path / "run")),
             ],
             env={**os.environ, **variables, "MASTER_PORT": str(server.server_address[1])},
             capture_output=True,
@@ -143,7 +143,7 @@ def test_a_second_process_of_one_rank(left_over):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_sigterm_during_the_rendezvous(start, student_words, tmp_path, rank):
+def test_sigterm_during_the_rendezvous(start, student_command, tmp_path, rank):
     waiting = """
 import os, signal
 import student.utils.distributed
@@ -152,7 +152,7 @@ def terminate(_):
 student.utils.distributed.time.sleep = terminate
 """
     variables = {**LEFT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_PORT": str(free_port())}
-    code, out, err = start(student_words(tmp_path / "run"), first=waiting, **variables)()
+    code, out, err = start(student_command(tmp_path / "run"), first=waiting, **variables)()
     assert (code, out, err) == (EXIT_REQUEUE, "", "")
 
 
@@ -213,7 +213,7 @@ def test_processes_leave_together(start_processes, tmp_path):
     assert [one() for one in start_processes([], first=first)] == [(0, "True\n", "")] * 2
 
 
-def test_processes_do_not_wait_for_a_failed_one(start_processes, student_words, tmp_path):
+def test_processes_do_not_wait_for_a_failed_one(start_processes, student_command, tmp_path):
     failing = """
 from pipeline.utils.errors import InputError
 import student.engine.evaluate
@@ -221,7 +221,7 @@ def fail(*_):
     raise InputError("the disk is full")
 student.engine.evaluate.write_predictions = fail
 """
-    arguments = student_words(tmp_path / "run", "--batch-size", 8, "--epochs", 1, "--workers", 0)
+    arguments = student_command(tmp_path / "run", "--batch-size", 8, "--epochs", 1, "--workers", 0)
     ends = [one() for one in start_processes(arguments, first=failing)]
     assert [code for code, _, _ in ends] == [2, 2]
     assert "the disk is full" in ends[0][2].splitlines()[-1]
@@ -257,7 +257,7 @@ def test_each_process_takes_another_gpu(monkeypatch, gpus, shown, name, expected
 
 
 @pytest.fixture
-def different_sizes(dataset_root, answer, write_cache, vocabulary, tmp_path):
+def different_sizes(dataset_root, make_teacher_outputs, write_cache, vocabulary, tmp_path):
     """Arguments for a dataset with training images of different sizes, by black borders, and for
     its cache."""
     root, sizes = Path(shutil.copytree(dataset_root, tmp_path / "sizes")), {}
@@ -271,22 +271,23 @@ def different_sizes(dataset_root, answer, write_cache, vocabulary, tmp_path):
     entries = json.loads(labels.read_text())
     labels.write_text(json.dumps([{**one, **sizes[one["file_name"]]} for one in entries]))
     annotations = open_dataset(root).load("train")
-    answers = {one.image_id: answer(one) for one in annotations.annotations}
-    cache = write_cache(tmp_path / "cache", vocabulary, annotations.digest, answers)
+    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
+    cache = write_cache(tmp_path / "cache", vocabulary, annotations.digest, outputs)
     return "--data", root, "--cache", cache
 
 
 @pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(
-    start, start_processes, student_words, different_sizes, tmp_path, parts
+    start, start_processes, student_command, different_sizes, tmp_path, parts
 ):
     alone, together = tmp_path / "alone", tmp_path / "together"
     options = (*different_sizes, *BATCH)
     ends = [
-        one() for one in start_processes(student_words(together, *options, "--accumulation", parts))
+        one()
+        for one in start_processes(student_command(together, *options, "--accumulation", parts))
     ]
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(student_words(alone, *options))()[0] == 0
+    assert start(student_command(alone, *options))()[0] == 0
     assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]
 
     mine, theirs = (lines(folder / "metrics.jsonl") for folder in (alone, together))
@@ -339,9 +340,9 @@ def happen(found, batch):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_ends_both_after_saving(start_processes, student_words, tmp_path):
+def test_a_signal_to_one_process_ends_both_after_saving(start_processes, student_command, tmp_path):
     options = ("--batch-size", 8, "--epochs", 2, "--dropout", 0.2, "--workers", 1)
-    whole, stopped = (student_words(tmp_path / name, *options) for name in ("whole", "stopped"))
+    whole, stopped = (student_command(tmp_path / name, *options) for name in ("whole", "stopped"))
     assert [one()[0] for one in start_processes(whole)] == [0, 0]
     ends = [one() for one in start_processes(stopped, first=SIGNAL)]
     assert [code for code, _, _ in ends] == [75, 75], ends
@@ -353,8 +354,8 @@ def test_a_signal_to_one_process_ends_both_after_saving(start_processes, student
         assert torch.equal(value, states[1].weights[name]), name
 
 
-def test_a_non_finite_loss_of_one_process_ends_both(start_processes, student_words, tmp_path):
-    arguments = student_words(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
+def test_a_non_finite_loss_of_one_process_ends_both(start_processes, student_command, tmp_path):
+    arguments = student_command(tmp_path / "run", "--batch-size", 4, "--epochs", 1, "--workers", 0)
     ends = [one() for one in start_processes([*arguments, "--checkpoint-minutes", 0], first=POISON)]
     images = ends[1][1].strip()
     expected = f"eoid-train: step 2: verb_soft, total, gradient not finite on images {images}"
@@ -363,8 +364,10 @@ def test_a_non_finite_loss_of_one_process_ends_both(start_processes, student_wor
     assert checkpoint.state["step"] == 1 and len(checkpoint.state["generators"]) == 2
 
 
-def test_more_processes_than_images_per_step_are_refused(start_processes, student_words, tmp_path):
-    ends = [one() for one in start_processes(student_words(tmp_path / "run", "--batch-size", 1))]
+def test_more_processes_than_images_per_step_are_refused(
+    start_processes, student_command, tmp_path
+):
+    ends = [one() for one in start_processes(student_command(tmp_path / "run", "--batch-size", 1))]
     assert [code for code, _, _ in ends] == [2, 2]
     for _, _, err in ends:
         assert err.splitlines()[-1] == (

@@ -172,17 +172,19 @@ SHORT = ("--batch-size", 8, "--epochs", 3, "--workers", 2)
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_dying_worker_ends_the_run_with_a_one_line_error(start, student_words, tmp_path, death):
-    arguments = student_words(tmp_path / "run", *SHORT)
+def test_a_dying_worker_ends_the_run_with_a_one_line_error(start, student_command, tmp_path, death):
+    arguments = student_command(tmp_path / "run", *SHORT)
     code, _, err = start(arguments, first=f"{HAPPENS}    {DEATHS[death]}")(60)
     last = err.splitlines()[-1]
     assert code == 2 and last.startswith("eoid-train: a DataLoader worker "), err
     assert "Traceback" not in err and "--workers" in last
 
 
-def test_a_dying_worker_of_one_process_ends_all_processes(start_processes, student_words, tmp_path):
+def test_a_dying_worker_of_one_process_ends_all_processes(
+    start_processes, student_command, tmp_path
+):
     act = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGKILL)'
-    arguments = student_words(tmp_path / "run", *SHORT, "--workers", 1)
+    arguments = student_command(tmp_path / "run", *SHORT, "--workers", 1)
     ends = [one(60) for one in start_processes(arguments, first=f"{HAPPENS}    {act}")]
     assert [code for code, _, _ in ends] == [2, 2]
     assert all("Traceback" not in err for _, _, err in ends), ends
@@ -190,22 +192,22 @@ def test_a_dying_worker_of_one_process_ends_all_processes(start_processes, stude
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
-def test_a_run_with_hanging_workers_can_be_stopped(start, student_words, tmp_path, name, code):
+def test_a_run_with_hanging_workers_can_be_stopped(start, student_command, tmp_path, name, code):
     run = tmp_path / "run"
     hang = f"os.kill(os.getppid(), signal.{name}); os.kill(os.getpid(), signal.SIGSTOP)"
-    ended, _, err = start(student_words(run, *SHORT), first=f"{HAPPENS}    {hang}")(60)
+    ended, _, err = start(student_command(run, *SHORT), first=f"{HAPPENS}    {hang}")(60)
     assert ended == code and "Traceback" not in err, err
     assert load_checkpoint(run / "checkpoint.pt").state["step"] <= 2
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory, answer, write_cache, vocabulary):
+def many(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
     """A dataset with 64 training images, and its cache."""
     root = tmp_path_factory.mktemp("many")
     write_toy(root / "toy", train=64, test=1, seed=4, workers=1)
     annotations = open_dataset(root / "toy").load("train")
-    answers = {one.image_id: answer(one) for one in annotations.annotations}
-    cache = write_cache(root / "cache", vocabulary, annotations.digest, answers)
+    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
+    cache = write_cache(root / "cache", vocabulary, annotations.digest, outputs)
     return "--data", root / "toy", "--cache", cache
 
 
@@ -236,17 +238,17 @@ def test_workers_that_cannot_be_started(make, monkeypatch, fails):
     assert len(begun) == fails and multiprocessing.active_children() == []
 
 
-def test_too_few_open_files_give_a_one_line_error(start, student_words, many, tmp_path):
+def test_too_few_open_files_give_a_one_line_error(start, student_command, many, tmp_path):
     options = ("--batch-size", 32, "--workers", 8)
     first = FEW_FILES.replace("256", "40")
-    code, _, err = start(student_words(tmp_path / "run", *many, *options), first=first)(60)
+    code, _, err = start(student_command(tmp_path / "run", *many, *options), first=first)(60)
     assert code == 2 and "Traceback" not in err and "Exception ignored" not in err, err
     assert "--workers" in err.splitlines()[-1]
 
 
-def test_few_open_files_suffice(start, student_words, many, tmp_path):
+def test_few_open_files_suffice(start, student_command, many, tmp_path):
     options = ("--batch-size", 64, "--epochs", 3, "--workers", 8)
-    code, _, err = start(student_words(tmp_path / "run", *many, *options), first=FEW_FILES)(120)
+    code, _, err = start(student_command(tmp_path / "run", *many, *options), first=FEW_FILES)(120)
     assert code == 0 and "This DataLoader" not in err, err
 
 
@@ -257,9 +259,9 @@ mount -t tmpfs -o size={size} none /dev/shm && exec "$@"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "fit"), [("1m", "0 workers"), ("16m", "2 workers with 1")])
-def test_little_shared_memory_takes_fewer_workers(student_words, many, tmp_path, size, fit):
+def test_little_shared_memory_takes_fewer_workers(student_command, many, tmp_path, size, fit):
     options = ("--batch-size", 64, "--epochs", 2, "--workers", 8)
-    arguments = student_words(tmp_path / "run", *many, *options)
+    arguments = student_command(tmp_path / "run", *many, *options)
     inside = ["unshare", "-rm", "sh", "-ec", SMALL_MEMORY.format(size=size), "sh"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("private mounts are not allowed here")

@@ -182,7 +182,7 @@ def test_actions_of_a_dataset_are_matched_by_name_or_ing_form(
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (
             {"text_model": "f" * 64},
@@ -191,9 +191,9 @@ def test_actions_of_a_dataset_are_matched_by_name_or_ing_form(
         ({"objects": ("piano",)}, "objects that the student knows, found piano"),
     ],
 )
-def test_prompts_that_do_not_fit_the_student(run, write_new_prompts, embedding, damage, says):
+def test_prompts_that_do_not_fit_the_student(run, write_new_prompts, embedding, damage, message):
     path = write_new_prompts({"juggle": ("juggling", {"ball": embedding})}, **damage)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         Detector.open(run, prompts=path)
 
 
@@ -307,9 +307,9 @@ def test_a_damaged_prompts_file_gives_a_one_line_error(
     code, _, err = command(predict, *arguments)
     assert code == 2 and err.count("\n") == 1 and "found damage" in err
     write_json(tmp_path / "text.h5", {})
-    for other, says in ((tmp_path / "text.h5", "damage"), (tmp_path / "none", "no such file")):
+    for other, message in ((tmp_path / "text.h5", "damage"), (tmp_path / "none", "no such file")):
         code, _, err = command(predict, *arguments[:-1], other)
-        assert code == 2 and err.count("\n") == 1 and says in err
+        assert code == 2 and err.count("\n") == 1 and message in err
 
 
 def test_linear_detector_refuses_prompts(toy_checkpoint, prompts):

@@ -104,11 +104,11 @@ def test_a_truncated_checkpoint_gives_a_one_line_error(run, share, load):
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "message"),
     [("gone", "gone: no such"), (".", r"checkpoint.pt: no such")],
 )
-def test_a_missing_file(tmp_path, path, says):
-    with pytest.raises(InputError, match=says):
+def test_a_missing_file(tmp_path, path, message):
+    with pytest.raises(InputError, match=message):
         load_model(tmp_path / path)
 
 
@@ -117,7 +117,7 @@ def without(name):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda value: value.update(format="eoid-student-9"), f"format: expected {FORMAT}, found"),
         (without("recipe"), r"recipe: expected.*found None"),
@@ -129,12 +129,12 @@ def without(name):
         (lambda value: value["split"].pop("unseen"), "split: expected"),
     ],
 )
-def test_wrong_content_names_file_and_field(run, damage, says):
+def test_wrong_content_names_file_and_field(run, damage, message):
     file = run / "checkpoint.pt"
     value = torch.load(file, weights_only=True)
     damage(value)
     torch.save(value, file)
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load_checkpoint(file)
     assert str(caught.value).startswith(f"{file}: ")
 
@@ -162,8 +162,8 @@ def test_a_checkpoint_of_version_0_1_is_refused(run):
     value = torch.load(file, weights_only=True)
     value["split"]["asked_verbs"] = value["split"].pop("distilled_verbs")
     torch.save({**value, "format": "eoid-student-1"}, file)
-    says = r"checkpoint\.pt: format: expected eoid-student-2, found eoid-student-1"
-    with pytest.raises(InputError, match=says) as caught:
+    message = r"checkpoint\.pt: format: expected eoid-student-2, found eoid-student-1"
+    with pytest.raises(InputError, match=message) as caught:
         load_model(run)
     assert "\n" not in str(caught.value)
 

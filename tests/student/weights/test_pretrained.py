@@ -327,7 +327,7 @@ def untouched(build, config):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (lambda _: {}, r"start\.pth: expected.*found 0 tensors \(none\)"),
         (lambda _: {"a": torch.ones(1)}, r"found 1 tensors \(a\)"),
@@ -345,10 +345,10 @@ def untouched(build, config):
         (lambda _: diverged(detector("resnet18")), r"backbone\.body\.conv1\.weight: .* 2 of 9408"),
     ],
 )
-def test_a_refused_file_changes_nothing(tmp_path, untouched, detr_state, content, says):
+def test_a_refused_file_changes_nothing(tmp_path, untouched, detr_state, content, message):
     model, before = untouched
     torch.save(content(detr_state), tmp_path / "start.pth")
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load_pretrained(model, tmp_path / "start.pth", HICO)
     assert str(caught.value).startswith(f"{tmp_path / 'start.pth'}: ")
     assert "\n" not in str(caught.value)

@@ -202,15 +202,15 @@ def test_number_of_attention_heads(small, arguments, num_heads, heads):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "num_heads", "says"),
+    ("arguments", "num_heads", "message"),
     [
         ({"nheads": 4}, 8, "args.nheads: expected 8, as given, found 4"),
         ({"nheads": "four"}, None, r"args.nheads: expected.*found four"),
         ({}, 5, "hidden_dim: expected a multiple of 4 and of num_heads"),
     ],
 )
-def test_impossible_numbers_of_heads_are_refused(small, arguments, num_heads, says):
-    with pytest.raises(InputError, match=rf"a\.pth: {says}"):
+def test_impossible_numbers_of_heads_are_refused(small, arguments, num_heads, message):
+    with pytest.raises(InputError, match=rf"a\.pth: {message}"):
         model_from_published(published(small, args=arguments), "a.pth", num_heads)
 
 

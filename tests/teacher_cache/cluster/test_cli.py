@@ -216,7 +216,7 @@ def test_memory_of_jobs(run, options, memory):
         (["--directive=-c8", "--directive=--time=2:00:00"], ["-c8", "--time=2:00:00"]),
     ],
 )
-def test_cores_and_time_limit_that_a_job_looks_up(run, options, kept):
+def test_cores_and_time_limit_that_a_job_queries(run, options, kept):
     lines = run("--slurm", "--dry-run", *options).stdout.splitlines()
     prefixes = ("#SBATCH -c", "#SBATCH --cpus-per-task", "#SBATCH -t", "#SBATCH --time")
     assert [line for line in lines if line.startswith(prefixes)] == [f"#SBATCH {x}" for x in kept]

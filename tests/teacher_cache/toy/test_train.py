@@ -228,7 +228,7 @@ def endless(report):
         report(1, "")
         time.sleep(0.02)
 
-def silent(report):
+def without_report(report):
     running()
     time.sleep(600)
 
@@ -288,7 +288,7 @@ def test_a_job_runs_to_its_end(start_program):
 
 
 def test_a_failed_job_ends_the_others_and_shows_its_traceback(start_program):
-    process = start_program("silent", "fails")
+    process = start_program("without_report", "fails")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "fails failed:" in stderr and "ValueError: bad value" in stderr
@@ -296,7 +296,7 @@ def test_a_failed_job_ends_the_others_and_shows_its_traceback(start_program):
 
 
 def test_a_killed_job_is_reported(start_program):
-    process = start_program("silent", "dies")
+    process = start_program("without_report", "dies")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1 and "dies died with exit code -9" in stderr
     assert has_ended(process.pid)
@@ -304,7 +304,7 @@ def test_a_killed_job_is_reported(start_program):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_an_interrupt_ends_all_jobs_without_traceback(start_program, early):
-    process = start_program("silent", "endless")
+    process = start_program("without_report", "endless")
     assert process.stdout.readline() == "running\n"
     if not early:
         assert process.stdout.readline() == "running\n"

@@ -120,7 +120,7 @@ def test_other_endings_are_refused(tmp_path, name):
         check_chart_file(tmp_path / name, overwrite=False)
 
 
-def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
+def test_without_matplotlib_the_error_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'eoid\[report\]'"):
         check_chart_file(tmp_path / "chart.png", overwrite=False)
