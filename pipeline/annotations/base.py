@@ -181,7 +181,7 @@ ENTRY_ERRORS: dict[type[InputError], str] = {
     BoxFormatError: "files with another format of boxes or labels",
     InputError: "malformed entries",
 }
-# Swapped roles are not judged from fewer labels.
+# With fewer labels, roles are not checked for being swapped.
 MIN_LABELS = 5
 # Label of a box whose category is not in the vocabulary, in lenient mode.
 UNKNOWN_LABEL = -1

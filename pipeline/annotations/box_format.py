@@ -1,7 +1,7 @@
 """Recognises boxes in another format than expected from the values of all boxes of a file.
 
 Wrong formats (sides instead of corners, centres, shares of the image size, another scale) often
-give plausible boxes, so a single box cannot be judged.
+give plausible boxes, so a single box does not show its format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CXCYWH = "[cx, cy, width, height]"
 NORMALISED_LIMIT = 1.05
 # In HICO-DET no box lies within one pixel or has x2 < x1; if its boxes had sides in place of
 # corners, two thirds would. Boxes beyond the edge of the image are more common, so the share for
-# sides is higher. Fewer than `MIN_BOXES` boxes are not judged.
+# sides is higher. With fewer than `MIN_BOXES` boxes nothing is checked.
 MAX_WRONG_SHARE, MAX_WRONG_XYWH_SHARE, MIN_BOXES = 0.1, 0.3, 3
 # Another format must be right for this share of the boxes that are wrong in the expected one.
 MIN_EXPLAINED_SHARE = 0.95

@@ -312,7 +312,7 @@ def _read_int(value: Any, field: str, reader: EntryReader) -> int:
     return reader.read_int(value, field)
 
 
-# The numbering of verbs is not judged from fewer labels.
+# With fewer labels, the numbering of verbs is not checked.
 MIN_LABELS = 20
 
 

@@ -303,7 +303,7 @@ def stale_exif_message(parts: Collection[SidewaysImages]) -> str:
     """Why the EXIF tags of a dataset are not applied; empty if they are to be applied.
 
     Args:
-        parts: statistics of the dataset's parts, which are judged together.
+        parts: statistics of the dataset's parts, which are checked together.
     """
     ratios = np.concatenate([part.log_aspect_ratios for part in parts])
     if len(ratios) < MIN_PEOPLE or sum(part.num_fit_upright for part in parts) > sum(

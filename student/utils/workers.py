@@ -53,11 +53,11 @@ def loader_options(workers: int, batch_bytes: int, processes: int = 1) -> dict[s
     """
     prefetch, free = PREFETCH_FACTOR, _free_shared_memory()
     if workers and free is not None:
-        room = max(0, free // max(1, batch_bytes) // processes - BATCHES_IN_USE)
+        max_batches = max(0, free // max(1, batch_bytes) // processes - BATCHES_IN_USE)
         requested = workers, prefetch
-        prefetch = min(prefetch, room // workers)
+        prefetch = min(prefetch, max_batches // workers)
         if not prefetch:
-            workers, prefetch = room, 1
+            workers, prefetch = max_batches, 1
         if (workers, prefetch) != requested:
             logger.warning(
                 f"{SHARED_MEMORY}: {free / 2**20:.0f} MB free for batches of up to"
