@@ -100,6 +100,8 @@ def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -
                 future = done.get(timeout=POLL_TIMEOUT)
                 task = running.pop(future)
                 records.append(_get_record(future, task))
+                # Here, because messages of other processes do not reach this command's logger.
+                logger.debug(records[-1].summary())
                 progress.update(len(task))
     finally:
         with suppress(Exception):

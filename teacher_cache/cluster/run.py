@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from teacher_cache.cluster.modes import (
     ExecutionMode,
@@ -26,6 +27,8 @@ from teacher_cache.writer.shard import ShardRecord
 
 if TYPE_CHECKING:
     from teacher_cache.cluster.dask_workers import Workers
+
+logger = get_logger(__name__)
 
 
 def run_tasks(
@@ -46,7 +49,11 @@ def run_tasks(
             shard, or no worker can be expected any more.
     """
     if isinstance(mode, InProcess) or not tasks:
-        return [make_shard(task, progress.update) for task in tasks]
+        records = []
+        for task in tasks:
+            records.append(make_shard(task, progress.update))
+            logger.debug(records[-1].summary())
+        return records
     # Workers may run in another directory.
     remote_tasks = [
         replace(task, folder=task.folder.absolute(), inputs_config=task.inputs_config.absolute())

@@ -8,15 +8,12 @@ from pathlib import Path
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes
-from pipeline.utils.logging import get_logger
 from teacher_cache.extraction.extract import TeacherModels, extract
 from teacher_cache.extraction.inputs import BuildInputs, InputsConfig, get_build_inputs
 from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import SHARDS, TEACHER, shard_name
 from teacher_cache.writer.plan import read_plan
 from teacher_cache.writer.shard import ShardRecord, read_shard_record, write_shard
-
-logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,6 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
     )
     record = read_shard_record(task.path, task.fingerprint)
     assert record is not None
-    logger.debug(f"{task.path}: {len(outputs)} images, {len(failed)} failed")
     return record
 
 

@@ -55,6 +55,10 @@ class ShardRecord:
     regions: int
     failed: dict[str, str]
 
+    def summary(self) -> str:
+        """Name and numbers for messages."""
+        return f"{self.name}: {len(self.images)} images, {len(self.failed)} failed"
+
     def to_dict(self) -> dict[str, Any]:
         """The shard's entry in the manifest, which lists `failed` once for all shards."""
         return {

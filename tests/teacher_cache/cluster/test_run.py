@@ -1,9 +1,11 @@
+import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import log_to_stderr
 from pipeline.utils.progress import Progress
 from teacher_cache.build import build_cache
 from teacher_cache.cluster.modes import InProcess, LocalWorkers
@@ -20,7 +22,7 @@ def test_no_tasks(mode):
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_outputs(dataset, build_config, finished, capsys):
-    """And report an image that one of them cannot read."""
+    """And report an image that one of them cannot read, and at debug level every shard once."""
     config = build_config(dataset, mode=LocalWorkers(2))
     broken = sorted((dataset / "images/train2015").iterdir())[4]
     broken.write_bytes(b"")
@@ -29,7 +31,8 @@ def test_two_processes_give_the_same_outputs(dataset, build_config, finished, ca
         build_cache(strict)
     assert "\n" not in str(caught.value)
     assert not (config.out / MANIFEST).exists()
-    build_cache(config)
+    with log_to_stderr(logging.DEBUG):
+        build_cache(config)
     reference, built = open_cache(finished), open_cache(config.out)
     assert reference.fingerprint == built.fingerprint
     assert list(built.failed) == [broken.name]
@@ -38,4 +41,7 @@ def test_two_processes_give_the_same_outputs(dataset, build_config, finished, ca
         np.testing.assert_allclose(
             reference[image_id].probabilities, built[image_id].probabilities, atol=2e-3
         )
-    assert "7/7 images" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "7/7 images" in err
+    shards = [line for line in err.splitlines() if ".h5: " in line and "failed" in line]
+    assert len(shards) == built.num_shards and all(line.startswith("DEBUG ") for line in shards)
