@@ -190,7 +190,7 @@ def test_the_vocabulary_is_contained(exported_outputs, checkpoint):
     )
     about = json.loads(texts["about"])
     assert about["format"] == "eoid-export-1" and about["unseen"] == sorted(loaded.unseen)
-    assert about["side_multiple"] == loaded.model.backbone.side_multiple
+    assert about["side_multiple"] == loaded.model.backbone.size_divisible
 
 
 def test_no_paths_of_this_machine_are_contained(exported):
