@@ -19,7 +19,9 @@ from pipeline.utils.cli_settings import (
     option,
     setting_option,
     setting_rank,
+    settings_of_file,
 )
+from pipeline.utils.logging import get_logger
 from pipeline.utils.settings import list_settings
 from student.config import DISTILLATION, PRESETS, RECIPE_PARTS, get_preset
 
@@ -273,6 +275,14 @@ def student(
     from student.engine.run import RunConfig, run_student
     from student.engine.run_inputs import RunRequest
 
+    from_file = settings_of_file(context)
+    if from_file.get("preset", preset) != preset:
+        # A file of `eoid-train config` sets everything, so that another preset changes nothing.
+        kept = sorted(from_file.keys() & _preset_values(preset).keys())
+        get_logger(__name__).warning(
+            f"--preset {preset}: the configuration file is for preset {from_file['preset']};"
+            f" {len(kept)} settings keep the file's values: {', '.join(kept) or 'none'}"
+        )
     # Both set the backbone's learning rate.
     if setting_rank(context, "backbone_lr_factor") > setting_rank(
         context, "backbone_learning_rate"

@@ -168,6 +168,11 @@ def _apply(context: click.Context, source: str, values: dict[str, Any]) -> None:
     }
 
 
+def settings_of_file(context: click.Context) -> dict[str, Any]:
+    """The values of `--config FILE` by parameter name; empty without a file."""
+    return dict(context.meta.get(VALUES, {}).get("config", {}))
+
+
 def setting_rank(context: click.Context, name: str) -> int:
     """Where a parameter's value is from: 3 the command line, 2 `--set`, 1 a file, 0 the default."""
     source = context.get_parameter_source(name)

@@ -272,6 +272,16 @@ def test_a_printed_file_alone_is_the_preset(run, resolve, student, tmp_path):
     assert recipe["matcher"] == expected["matcher"] and recipe["losses"] == expected["losses"]
 
 
+def test_a_file_of_another_preset_is_reported(run, resolve, student, tmp_path, monkeypatch):
+    monkeypatch.setattr("student.engine.run.run_student", lambda _: None)
+    file = tmp_path / "options.toml"
+    file.write_text('preset = "published"\ntopk = 3\nepochs = 2\n')
+    code, _, err = run(*student, "--config", file, "--preset", "toy")
+    assert code == 0
+    (line,) = err.splitlines()
+    assert "published" in line and "epochs" in line and "topk" in line
+
+
 def test_any_setting_of_the_recipe_can_be_set(resolve, tmp_path):
     file = tmp_path / "options.toml"
     file.write_text("iou_threshold = 0.4\nhidden-dim = 64\nverb_soft_weight = 5\nbox-cost = 4\n")
