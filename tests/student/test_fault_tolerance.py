@@ -87,13 +87,13 @@ def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_command, who
 
 FULL = """
 import resource
-from student import run_state
-save = run_state.save_latest
-def save_latest(run, checkpoint):
+from student.engine import checkpoint as checkpoints
+save = checkpoints.save_latest
+def save_latest(run_dir, checkpoint):
     if checkpoint.state["step"] == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
-    save(run, checkpoint)
-run_state.save_latest = save_latest
+    save(run_dir, checkpoint)
+checkpoints.save_latest = save_latest
 """
 
 

@@ -30,7 +30,9 @@ def train(slurm, script, student_command, tmp_path):
         run = tmp_path / name
         _, *arguments = student_command(run, *LONG, *options)
         job = slurm.submit(*NODES, "--job-name", name, script, *arguments)
-        slurm.wait(lambda: (run / "metrics.jsonl").exists(), lambda: log(slurm, job))
+        metrics = run / "metrics.jsonl"
+        # The first step has ended, so that both processes can stop after the next one.
+        slurm.wait(lambda: metrics.exists() and metrics.stat().st_size > 0, lambda: log(slurm, job))
         return job, run
 
     return submit
