@@ -101,7 +101,7 @@ def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -
                 task = running.pop(future)
                 records.append(_get_record(future, task))
                 # Here, because messages of other processes do not reach this command's logger.
-                logger.debug(records[-1].summary())
+                logger.debug(str(records[-1]))
                 progress.update(len(task))
     finally:
         with suppress(Exception):

@@ -52,7 +52,7 @@ def run_tasks(
         records = []
         for task in tasks:
             records.append(make_shard(task, progress.update))
-            logger.debug(records[-1].summary())
+            logger.debug(str(records[-1]))
         return records
     # Workers may run in another directory.
     remote_tasks = [

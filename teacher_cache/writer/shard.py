@@ -55,7 +55,7 @@ class ShardRecord:
     regions: int
     failed: dict[str, str]
 
-    def summary(self) -> str:
+    def __str__(self) -> str:
         """Name and numbers for messages."""
         return f"{self.name}: {len(self.images)} images, {len(self.failed)} failed"
 

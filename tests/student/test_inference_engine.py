@@ -195,7 +195,7 @@ def test_images_parts_and_python(run, mixed, expected, vocabulary, tmp_path, bat
     if nms is not None:
         results = dict(zip(results, batched_pairwise_nms(list(results.values()), nms), strict=True))
         assert count(results) < count(expected)
-    model, paths, file = ModelSpec(run), image_paths(mixed), tmp_path / "predictions.json"
+    model, paths, file = ModelSpec(run), image_paths(mixed), tmp_path / "images.json"
     rest = (0.0, 100, batch_size, 1, "cpu", False, nms)
     assert_file_same(
         predict_dataset(PredictDatasetConfig(model, mixed, "test", tmp_path, *rest)),
