@@ -134,7 +134,7 @@ def padding_fraction(sizes: np.ndarray, batches: Sequence[Sequence[int]]) -> flo
 class ExtraPool:
     """The images of all extra datasets.
 
-    The pool is gone through in passes, which are independent of the epochs of the main dataset; a
+    The pool is iterated in passes, which are independent of the epochs of the main dataset; a
     pass plays the part of the epoch in the images' augmentation.
 
     Attributes:
