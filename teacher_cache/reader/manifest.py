@@ -68,8 +68,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, kind in (("fingerprint", str), ("parts", dict), ("shards", list), ("failed", dict)):
         if not isinstance(manifest.get(name), kind):
             raise bad_field(path, name, f"a {kind.__name__}", manifest.get(name))
-    if not isinstance(manifest.get("vocabulary", {}), dict):
-        raise bad_field(path, "vocabulary", "an object", manifest["vocabulary"])
+    for name in ("vocabulary", "files"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise bad_field(path, name, "an object", manifest[name])
     if compute_fingerprint(manifest["parts"]) != manifest["fingerprint"]:
         raise bad_field(path, "fingerprint", "the digest of parts", manifest["fingerprint"])
     for index, shard in enumerate(manifest["shards"]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -78,7 +79,8 @@ class FolderLock:
             return
         for folder in (self.folder, self.folder / SHARDS):
             for path in folder.glob(".*.tmp"):
-                path.unlink(missing_ok=True)
+                # Repairs work in a temporary folder.
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.detectors.torchvision import TOY_IN_CACHES
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
-from teacher_cache.maintenance.verify import check_files
+from teacher_cache.maintenance.verify import find_problems
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import PAIR_DATASETS, SHARDS, TEACHER
 
@@ -113,7 +113,7 @@ def test_prompt_embeddings(expected):
 
 
 def test_checksums():
-    assert check_files(CACHE).problems == ()
+    assert find_problems(CACHE) == {}
 
 
 def test_rescoring(tmp_path):
