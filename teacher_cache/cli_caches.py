@@ -153,25 +153,12 @@ def prompts(
 @cloup.command()
 @click.argument("folders", metavar="CACHE...", nargs=-1, required=True, type=FOLDER)
 @option("--out", required=True, type=FOLDER, help="The new cache folder.")
-@option(
-    "--data",
-    type=FOLDER,
-    metavar="DATASET",
-    help="The whole dataset, where the caches were built from parts of its annotations.",
-)
-@option(
-    "--part",
-    type=click.Choice(["train", "test"]),
-    show_default="the caches' own",
-    help="Part of DATASET.",
-)
 @config_option
-def merge(folders: tuple[Path, ...], out: Path, data: Path | None, part: str | None) -> None:
+def merge(folders: tuple[Path, ...], out: Path) -> None:
     """Join caches of one fingerprint, or the shards of separate jobs, into one."""
-    from teacher_cache.maintenance.merge import MergeConfig
-    from teacher_cache.maintenance.merge import merge_caches as run
+    from teacher_cache.maintenance.merge import merge_caches
 
-    run(MergeConfig(folders, out, data, part))
+    merge_caches(folders, out)
 
 
 @cloup.command()

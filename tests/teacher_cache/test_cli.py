@@ -113,7 +113,7 @@ def test_commands_on_a_finished_cache(built, shared_dataset, tmp_path):
     assert done.returncode == 0 and (tmp_path / "shown.jpg").is_file(), done.stderr
     done = run("rescore", cache, "--out", tmp_path / "new", "--temperature", "0.5")
     assert done.returncode == 0 and "rescored" in done.stdout, done.stderr
-    done = run("merge", cache, cache, "--out", tmp_path / "merged", *data)
+    done = run("merge", cache, cache, "--out", tmp_path / "merged")
     assert done.returncode == 0 and "7 images" in done.stdout, done.stderr
     done = run("inspect", tmp_path / "merged", "--json", tmp_path / "i.json")
     assert done.returncode == 0 and (tmp_path / "i.json").is_file(), done.stderr
