@@ -24,10 +24,11 @@ from teacher_cache.cluster.modes import (
     ExecutionMode,
     InProcess,
     LocalWorkers,
+    SlurmJobs,
     is_remote,
     threads_per_worker,
 )
-from teacher_cache.cluster.run import check_mode, resolve_remote_device, run_tasks
+from teacher_cache.cluster.run import resolve_remote_device, run_tasks
 from teacher_cache.detectors.pairing import UNRESTRICTED_PAIRING
 from teacher_cache.detectors.proposals import (
     ProposalsConfig,
@@ -126,7 +127,10 @@ def build_cache(config: BuildConfig) -> None:
         InputError: the input is bad, or the folder contains a cache of other settings.
     """
     mode = resolve_mode(config)
-    check_mode(mode)
+    if isinstance(mode, SlurmJobs):
+        from teacher_cache.cluster.slurm import check_slurm
+
+        check_slurm()
     dataset = open_dataset(config.dataset)
     if config.candidates == "annotated":
         config = replace(

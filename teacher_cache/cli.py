@@ -245,7 +245,6 @@ def build(
     from teacher_cache import build as builder
     from teacher_cache.build import BuildConfig
     from teacher_cache.cluster.modes import SlurmJobs
-    from teacher_cache.cluster.run import check_libraries
     from teacher_cache.detectors.class_names import load_class_names
     from teacher_cache.detectors.pairing import PairingConfig
     from teacher_cache.extraction.extract import ExtractionConfig
@@ -292,7 +291,6 @@ def build(
     )
     if dry_run:
         assert isinstance(mode, SlurmJobs)
-        check_libraries(mode)
         from teacher_cache.cluster.slurm import job_script
 
         click.echo(job_script(mode, out), nl=False)

@@ -26,7 +26,6 @@ ALLOWED_IMPORTERS = {
     ],
     "open_clip": ["teacher_cache/teachers/", "teacher_cache/toy/"],
     "dask": ["teacher_cache/cluster/"],
-    "dask_jobqueue": ["teacher_cache/cluster/"],
     "distributed": ["teacher_cache/cluster/"],
     "h5py": ["teacher_cache/reader/", "teacher_cache/writer/"],
     "scipy": ["pipeline/annotations/hico.py", "student/losses/matcher.py"],

@@ -44,16 +44,6 @@ def ignore_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def restore_interrupt_handler() -> Iterator[None]:
-    """Restores the SIGINT handler after the block, which may import libraries that replace it."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Raises KeyboardInterrupt on SIGTERM, which batch systems send, so that cleanup runs."""
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, Queue
+from typing import Any
 
 import dask.config
 import torch
@@ -47,7 +49,7 @@ class Workers:
     """
 
     client: Client
-    monitor: Callable[[int], None]
+    monitor: Callable[[int], None] = lambda remaining: None
 
 
 @contextmanager
@@ -122,8 +124,12 @@ def _scheduler_lost_error() -> InputError:
     )
 
 
+# A worker with several Dask threads gets the shards of a dead one in addition to its own.
+_shard_lock = threading.Lock()
+
+
 def run_task(task: ShardTask) -> ShardRecord:
-    """Makes a shard within a Dask worker.
+    """Makes a shard within a Dask worker, one at a time.
 
     Without a number of threads in the task, torch uses as many as the worker has Dask threads,
     which is the worker's share of the machine's cores.
@@ -131,7 +137,8 @@ def run_task(task: ShardTask) -> ShardRecord:
     if task.inputs_config.threads is None:
         inputs_config = replace(task.inputs_config, threads=get_worker().state.nthreads)
         task = replace(task, inputs_config=inputs_config)
-    return make_shard(task)
+    with _shard_lock:
+        return make_shard(task)
 
 
 def _get_record(future: Future, task: ShardTask) -> ShardRecord:
@@ -182,24 +189,33 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
         }
         for number in range(count)
     }
-    options = {
-        "host": LOCALHOST,
-        "port": 0,
-        "dashboard": False,
-        "dashboard_address": f"{LOCALHOST}:0",
-    }
-    scheduler = {"cls": Scheduler, "options": options}
     # By default Dask limits numeric libraries to one thread, in this process's environment too.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
-        # Ctrl-C must reach this process only: threads and processes inherit the blocked signal.
-        with defer_interrupts():
-            cluster = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
-        with cluster, Client(cluster, set_as_default=False) as client:
-            try:
-                yield Workers(client, lambda remaining: None)
-            except BaseException:
-                _kill_workers(cluster)
-                raise
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),
+        open_cluster(workers, host=LOCALHOST) as (cluster, client),
+    ):
+        try:
+            yield Workers(client)
+        except BaseException:
+            _kill_workers(cluster)
+            raise
+
+
+@contextmanager
+def open_cluster(workers: dict[int, Any], **options: Any) -> Iterator[tuple[SpecCluster, Client]]:
+    """Starts a Dask scheduler in this process.
+
+    Args:
+        workers: specification of the workers that it starts.
+        options: host or interface of the scheduler.
+    """
+    options = {"port": 0, "dashboard": False, "dashboard_address": f"{LOCALHOST}:0", **options}
+    scheduler = {"cls": Scheduler, "options": options}
+    # Ctrl-C must reach this process only: threads and processes inherit the blocked signal.
+    with defer_interrupts():
+        cluster = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
+    with cluster, Client(cluster, set_as_default=False) as client:
+        yield cluster, client
 
 
 def _kill_workers(cluster: SpecCluster) -> None:
@@ -248,19 +264,16 @@ def running_workers(address: str) -> Iterator[Workers]:
             f" {address} ({' '.join(str(error).split())[:160]})"
         ) from None
     with client:
-        yield Workers(client, lambda remaining: None)
+        yield Workers(client)
 
 
 def get_workers_device(address: str) -> str:
-    """The device type on the cluster's workers, "cpu" or "cuda"; waits for the first worker.
-
-    Args:
-        address: host:port of the scheduler, or its scheduler file.
+    """The device type on a running cluster's workers, "cpu" or "cuda"; waits for the first one.
 
     Raises:
         InputError: no scheduler can be reached at the address.
     """
-    with running_workers(address) as workers:
+    with silence_dask(), running_workers(address) as workers:
         if not workers.client.nthreads():
             logger.info(f"{address}: waiting for the cluster's first worker")
             workers.client.wait_for_workers(1)

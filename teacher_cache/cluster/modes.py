@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import TypeVar
 from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 
-WALLTIME_PATTERN = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
-# Fraction of its walltime that a worker leaves unused, and the minimum in seconds.
-WALLTIME_MARGIN, MIN_WALLTIME_MARGIN = 0.05, 120.0
+# Minutes, minutes:seconds, hours:minutes:seconds, or days followed by hours and so on.
+WALLTIME_PATTERN = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+MEMORY_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", re.IGNORECASE)
 # Options of sbatch that set the same thing as a field of `SlurmJobs`.
 SBATCH_OPTIONS = {
     "cores": ("-c", "--cpus-per-task", "--cpus-per-gpu"),
@@ -72,7 +70,8 @@ class SlurmJobs:
         interface: network interface that workers and build share; None lets Dask choose.
 
     Raises:
-        InputError: a directive is not an option of sbatch.
+        InputError: a directive is not an option of sbatch, or walltime or memory have another form
+            than SLURM's.
     """
 
     jobs: int = 1
@@ -99,6 +98,11 @@ class SlurmJobs:
         for field, options in SBATCH_OPTIONS.items():
             if not named.isdisjoint(options):
                 object.__setattr__(self, field, None)
+        if self.memory is not None:
+            slurm_memory(self.memory)
+        if self.walltime is not None and not WALLTIME_PATTERN.fullmatch(self.walltime):
+            expected = "SLURM's form of a time limit, such as 04:00:00"
+            raise InputError(f"--walltime: expected {expected}, found {self.walltime}")
 
 
 ExecutionMode = InProcess | LocalWorkers | RunningCluster | SlurmJobs
@@ -118,6 +122,26 @@ def _option_names(directive: str) -> list[str]:
     return [found.group() for word in words if (found := OPTION_PATTERN.match(word))]
 
 
+def slurm_memory(text: str) -> str:
+    """A memory size in SLURM's form; 0 means all memory of a machine.
+
+    Raises:
+        InputError: not a size, or less than 1 MiB, which is taken for a forgotten unit.
+    """
+    if text.strip() == "0":
+        return "0"
+    size, found = 0.0, MEMORY_PATTERN.fullmatch(text.strip())
+    if found:
+        base = 1024 if found[3] else 1000
+        size = float(found[1]) * base ** (1 + "KMGT".index(found[2].upper())) / 2**20
+    if size < 1:
+        raise InputError(
+            f"--memory: expected a size such as 16GB, found {text.strip() or 'nothing'} (0 requests"
+            " all memory of a machine, none leaves it to the site)"
+        )
+    return f"{math.ceil(size / 1024)}G" if size >= 1024 else f"{math.ceil(size)}M"
+
+
 def requests_gpu(mode: SlurmJobs) -> bool:
     """Whether the settings request a GPU for each job."""
     return any("gpu" in text.lower() for text in (mode.gres or "", *mode.directives))
@@ -133,79 +157,6 @@ def threads_per_worker(mode: ExecutionMode) -> int | None:
     if value.isdecimal() and int(value):
         return int(value)
     return max(1, num_usable_cores() // mode.count)
-
-
-def parse_walltime(text: str) -> int:
-    """Seconds of a time limit in one of SLURM's forms.
-
-    Args:
-        text: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes or
-            days-hours:minutes:seconds.
-
-    Raises:
-        InputError: the text has another form, or the time is zero.
-    """
-    found = WALLTIME_PATTERN.fullmatch(text.strip())
-    numbers = [int(number) for number in found["rest"].split(":")] if found else []
-    if found and found["days"]:
-        hours, minutes, seconds = (*numbers, 0, 0)[:3]
-        total = int(found["days"]) * 86400 + hours * 3600 + minutes * 60 + seconds
-    elif len(numbers) == 3:
-        total = numbers[0] * 3600 + numbers[1] * 60 + numbers[2]
-    else:
-        minutes, seconds = (*numbers, 0, 0)[:2]
-        total = minutes * 60 + seconds
-    if not total:
-        raise InputError(
-            f"--walltime: expected SLURM's form of a time limit, such as 04:00:00, found {text}"
-        )
-    return total
-
-
-def worker_lifetime(walltime: int) -> tuple[float, float]:
-    """When a worker stops by itself, so that its job does not reach its time limit in a shard.
-
-    Args:
-        walltime: time limit of a job in seconds.
-
-    Returns:
-        Seconds after which a worker stops, and the maximum random deviation from it, which keeps
-        workers from stopping all at once. Even the last one stops 5 % of the walltime, and at
-        least two minutes, before its end; for a very short walltime, a quarter of it.
-    """
-    spare = min(max(WALLTIME_MARGIN * walltime, MIN_WALLTIME_MARGIN), walltime / 4)
-    stagger = spare / 2
-    return walltime - spare - stagger, stagger
-
-
-def print_job_lifetime() -> None:
-    """Prints, within a SLURM job, the worker options that stop its worker before the job ends.
-
-    Prints nothing if the job has no time limit, and a warning on stderr if the limit is unknown.
-    """
-    end = os.environ.get("SLURM_JOB_END_TIME", "")
-    remaining = int(end) - int(time.time()) if end.isdecimal() else _remaining_seconds()
-    if remaining is None:
-        line = "the job's time limit is not known: a job that is killed repeats its shard"
-        print(f"eoid-cache: {line}", file=sys.stderr)
-    elif remaining:
-        print(worker_lifetime_options(remaining))
-
-
-def worker_lifetime_options(walltime: int) -> str:
-    """Command-line options of a Dask worker for a job's walltime in seconds."""
-    seconds, stagger = worker_lifetime(walltime)
-    return f"--lifetime {seconds:.0f}s --lifetime-stagger {stagger:.0f}s"
-
-
-def _remaining_seconds() -> int | None:
-    """Seconds until this SLURM job ends; 0 without a time limit, None if it is unknown."""
-    command = ["squeue", "--noheader", "--format=%L", f"--job={os.environ.get('SLURM_JOB_ID')}"]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        return 0 if output == "UNLIMITED" else parse_walltime(output)
-    except (OSError, InputError):
-        return None
 
 
 Item = TypeVar("Item")

@@ -1,6 +1,6 @@
 """Runs the shard tasks of a build in the chosen execution mode.
 
-Dask and dask-jobqueue are optional, so the modules that need them are imported inside functions.
+The modules that load Dask are imported inside functions, because most builds do not need it.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from teacher_cache.cluster.modes import (
@@ -65,27 +63,10 @@ def run_tasks(
         return dispatch(remote_tasks, workers, progress)
 
 
-def check_mode(mode: ExecutionMode) -> None:
-    """Checks that a mode can be used on this machine, before any model is loaded.
-
-    Raises:
-        InputError: a library or a command of SLURM is missing, or a job setting is invalid.
-    """
-    check_libraries(mode)
-    if isinstance(mode, SlurmJobs):
-        from teacher_cache.cluster.slurm import check_slurm
-
-        check_slurm(mode)
-
-
 def resolve_remote_device(mode: ExecutionMode, device: str) -> str:
     """The device that "auto" means on the machines that make the shards.
 
     The build needs it for the fingerprint, because CLIP's precision depends on the device.
-
-    Args:
-        mode: where shards are made.
-        device: "auto", "cpu" or "cuda[:i]".
 
     Raises:
         InputError: no scheduler can be reached.
@@ -95,36 +76,19 @@ def resolve_remote_device(mode: ExecutionMode, device: str) -> str:
     if isinstance(mode, SlurmJobs):
         return "cuda" if requests_gpu(mode) else "cpu"
     assert isinstance(mode, RunningCluster)
-    from teacher_cache.cluster.dask_workers import get_workers_device, silence_dask
+    from teacher_cache.cluster.dask_workers import get_workers_device
 
-    with silence_dask():
-        return get_workers_device(mode.address)
-
-
-def check_libraries(mode: ExecutionMode) -> None:
-    """Checks that the optional libraries of a mode are installed.
-
-    Raises:
-        InputError: one is missing.
-    """
-    libraries = [] if isinstance(mode, InProcess) else ["distributed"]
-    if isinstance(mode, SlurmJobs):
-        libraries.append("dask_jobqueue")
-    for library in libraries:
-        if find_spec(library) is None:
-            raise InputError(f"{library} is not installed; run: pip install 'eoid[cluster]'")
+    return get_workers_device(mode.address)
 
 
 def _open_workers(mode: ExecutionMode, task: ShardTask) -> AbstractContextManager[Workers]:
-    if isinstance(mode, LocalWorkers):
-        from teacher_cache.cluster.dask_workers import local_workers
+    if isinstance(mode, SlurmJobs):
+        from teacher_cache.cluster.slurm import slurm_workers
 
-        return local_workers(mode.count, task.inputs_config.threads, task.inputs_config.device)
+        return slurm_workers(mode, task.folder)
+    from teacher_cache.cluster.dask_workers import local_workers, running_workers
+
     if isinstance(mode, RunningCluster):
-        from teacher_cache.cluster.dask_workers import running_workers
-
         return running_workers(mode.address)
-    assert not isinstance(mode, InProcess)
-    from teacher_cache.cluster.slurm import slurm_workers
-
-    return slurm_workers(mode, task.folder)
+    assert isinstance(mode, LocalWorkers)
+    return local_workers(mode.count, task.inputs_config.threads, task.inputs_config.device)

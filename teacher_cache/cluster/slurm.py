@@ -1,8 +1,7 @@
-"""Dask workers in SLURM jobs, through dask-jobqueue; jobs that end early are replaced."""
+"""Dask workers in SLURM jobs; jobs that end before their worker connects are replaced."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import shutil
@@ -12,20 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import dask.config
-from dask.utils import parse_bytes
-from distributed import Adaptive, Client, Status
+from distributed import Client, Scheduler
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.signals import defer_interrupts, restore_interrupt_handler
-from teacher_cache.cluster.dask_workers import Workers
-from teacher_cache.cluster.modes import SlurmJobs, parse_walltime, worker_lifetime_options
-
-# Importing dask_jobqueue installs a SIGINT handler that exits with status 0.
-with restore_interrupt_handler():
-    from dask_jobqueue.slurm import SLURMCluster, SLURMJob, slurm_format_bytes_ceil
+from teacher_cache.cluster.dask_workers import Workers, open_cluster
+from teacher_cache.cluster.modes import SlurmJobs, slurm_memory
 
 # Seconds between two queries of SLURM's queue.
 QUEUE_POLL_INTERVAL = 15.0
@@ -33,33 +24,68 @@ QUEUE_POLL_INTERVAL = 15.0
 # each of the requested jobs.
 MAX_LOST_JOBS = 3
 LOG_FOLDER = "logs"
-# For jobs with the site's default cores and time limit, which only the job itself can look up.
-JOB_CORES = "${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}"
-JOB_LIFETIME_CODE = "from teacher_cache.cluster.modes import print_job_lifetime as p; p()"
-MIN_MEMORY = 1 << 20
+THREADS_CODE = """\
+cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}
+export OMP_NUM_THREADS=$cores MKL_NUM_THREADS=$cores OPENBLAS_NUM_THREADS=$cores"""
+# A worker stops by itself, so that its job does not reach its time limit in a shard: 5 % of the
+# remaining time and at least two minutes before it, of a very short time a quarter. The stagger, a
+# random deviation, keeps workers from stopping all at once.
+LIFETIME_CODE = """\
+now=$(date +%s)
+end=${SLURM_JOB_END_TIME:-$(date --date="$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s)}
+left=$((${end:-now} - now))
+lifetime=()
+if [ "$left" -gt 0 ]; then
+    spare=$((left / 20 > 120 ? left / 20 : 120))
+    spare=$((spare < left / 4 ? spare : left / 4))
+    lifetime=(--lifetime "$((left - spare * 3 / 2))s" --lifetime-stagger "$((spare / 2))s")
+else
+    echo "the job's time limit is not known: a job that is killed repeats its shard" >&2
+fi"""
 
 
-def job_script(mode: SlurmJobs, folder: Path) -> str:
-    """The batch script that is submitted for every worker; needs no SLURM and writes no files.
+def job_script(mode: SlurmJobs, folder: Path, scheduler: str = "tcp://<scheduler>") -> str:
+    """The batch script that is submitted for every worker.
 
     Args:
         mode: settings of the jobs.
         folder: the cache folder.
+        scheduler: address of the Dask scheduler.
+    """
+    options = {
+        "job-name": "eoid-cache",
+        "ntasks": 1,
+        "output": f"{log_folder(mode, folder)}/%j.log",
+        "cpus-per-task": mode.cores,
+        "mem": mode.memory and slurm_memory(mode.memory),
+        "time": mode.walltime,
+        "partition": mode.queue,
+        "account": mode.account,
+        "gres": mode.gres,
+    }
+    given = [shlex.quote(f"--{name}={value}") for name, value in options.items() if value]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--no-dashboard"]
+    # SLURM enforces the job's memory limit; Dask would pause a worker that holds models.
+    worker += ["--memory-limit", "0", "--death-timeout", "60"]
+    if mode.interface is not None:
+        worker += ["--interface", mode.interface]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {text}" for text in (*given, *mode.directives)),
+        THREADS_CODE,
+        *mode.prologue,
+        LIFETIME_CODE,
+        f'exec {shlex.join(worker)} --name "$SLURM_JOB_ID" --nthreads "$cores" "${{lifetime[@]}}"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def check_slurm() -> None:
+    """Checks that SLURM's commands are installed.
 
     Raises:
-        InputError: walltime or memory has another form than SLURM's.
+        InputError: one is not.
     """
-    address = "tcp://<scheduler>"
-    return SLURMJob(address, name="<name>", **_job_options(mode, folder)).job_script()
-
-
-def check_slurm(mode: SlurmJobs) -> None:
-    """Checks what can be checked without submitting a job.
-
-    Raises:
-        InputError: SLURM's commands are not installed, or a job setting is invalid.
-    """
-    _job_options(mode, Path())
     for command in ("sbatch", "squeue", "scancel"):
         if shutil.which(command) is None:
             raise InputError(
@@ -75,30 +101,16 @@ def slurm_workers(mode: SlurmJobs, folder: Path) -> Iterator[Workers]:
     Args:
         mode: settings of the jobs.
         folder: the cache folder.
-
-    Raises:
-        InputError: by `Workers.monitor`, if SLURM rejects the jobs, or they keep ending before
-            their workers connect.
     """
-    log_folder(mode, folder).mkdir(parents=True, exist_ok=True)
-    options = dask.config.get("jobqueue.slurm.scheduler-options", {})
-    refusals: list[str] = []
-    with defer_interrupts():
-        cluster = SLURMCluster(
-            job_cls=_job_class(refusals),
-            silence_logs=logging.CRITICAL,
-            scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0", **options},
-            **_job_options(mode, folder),
-        )
-    with cluster, Client(cluster, set_as_default=False) as client:
-        scaling = cluster.adapt(Adaptive=_ShardScaling, minimum_jobs=0, maximum_jobs=mode.jobs)
-        jobs = _JobMonitor(cluster, mode, log_folder(mode, folder), refusals)
-
-        def monitor(remaining: int) -> None:
-            scaling.remaining = remaining
-            jobs.poll()
-
-        yield Workers(client, monitor)
+    logs = log_folder(mode, folder)
+    logs.mkdir(parents=True, exist_ok=True)
+    with open_cluster({}, interface=mode.interface) as (cluster, client):
+        script = job_script(mode, folder, cluster.scheduler_address)
+        jobs = _Jobs(mode.jobs, script, client, logs)
+        try:
+            yield Workers(client, jobs.poll)
+        finally:
+            jobs.cancel()
 
 
 def log_folder(mode: SlurmJobs, folder: Path) -> Path:
@@ -106,86 +118,66 @@ def log_folder(mode: SlurmJobs, folder: Path) -> Path:
     return (mode.log_folder or folder / LOG_FOLDER).absolute()
 
 
-class _ShardScaling(Adaptive):
-    """Requests no more jobs than there are unfinished shards, so that none is left idle.
+class _Jobs:
+    """Submits jobs, and replaces those that have ended, with or without a connected worker."""
 
-    Attributes:
-        remaining: number of unfinished shards.
-    """
-
-    remaining = 0
-
-    async def target(self) -> int:
-        return self.remaining
-
-
-class _JobMonitor:
-    """Finds jobs that SLURM rejected or that ended before their worker connected.
-
-    Dask replaces workers that were connected once; it never notices that a job ended before that.
-    """
-
-    def __init__(
-        self, cluster: SLURMCluster, mode: SlurmJobs, logs: Path, refusals: list[str]
-    ) -> None:
-        self._cluster, self._logs, self._refusals = cluster, logs, refusals
-        self._max_lost = MAX_LOST_JOBS + mode.jobs
-        self._num_lost = 0
+    def __init__(self, count: int, script: str, client: Client, logs: Path) -> None:
+        self._count, self._script, self._client, self._logs = count, script, client, logs
+        # Ids of the pending and running jobs, and of all whose worker has connected.
+        self._queued: set[str] = set()
         self._connected: set[str] = set()
-        self._last_poll = time.monotonic()
+        # Jobs in a row that ended before their worker connected.
+        self._num_lost = 0
+        self._next_poll = 0.0
 
-    def poll(self) -> None:
-        """Queries SLURM's queue, at most once per `QUEUE_POLL_INTERVAL` seconds.
+    def poll(self, remaining: int) -> None:
+        """Queries SLURM's queue, at most once per `QUEUE_POLL_INTERVAL`, and submits missing jobs.
+
+        Args:
+            remaining: number of unfinished shards; there are never more jobs.
 
         Raises:
-            InputError: SLURM rejected all jobs, or too many jobs in a row were lost.
+            InputError: SLURM rejects all jobs, or too many jobs in a row were lost.
         """
-        if not self._refusals and time.monotonic() - self._last_poll < QUEUE_POLL_INTERVAL:
+        if time.monotonic() < self._next_poll:
             return
-        self._last_poll = time.monotonic()
-        submitted = {name: job.job_id for name, job in list(self._cluster.workers.items())}
-        queued = _queued_jobs()
+        self._next_poll = time.monotonic() + QUEUE_POLL_INTERVAL
+        queued = _queued_jobs() if self._queued else set()
         if queued is None:
             return
-        ended = {
-            name: job for name, job in submitted.items() if job not in queued | self._connected
-        }
-        refusals, self._refusals[:] = list(self._refusals), []
-        connected, num_lost = self._cluster.sync(_discard_lost_jobs, self._cluster, ended)
-        self._connected |= {submitted[name] for name in connected if name in submitted}
-        self._num_lost = 0 if connected and not num_lost else self._num_lost + num_lost
-        all_refused = refusals and not connected and num_lost == len(submitted)
-        if all_refused or self._num_lost > self._max_lost:
-            raise self._no_workers_error(refusals)
+        connected = self._client.run_on_scheduler(_worker_names)
+        self._connected |= connected
+        lost = self._queued - queued - self._connected
+        self._queued &= queued
+        self._num_lost = self._num_lost + len(lost) if lost or not connected else 0
+        if self._num_lost > MAX_LOST_JOBS + self._count:
+            raise InputError(
+                f"--slurm: {self._num_lost} jobs ended before their workers connected; their logs"
+                f" are in {self._logs}"
+            )
+        while len(self._queued) < min(self._count, remaining):
+            submitted = subprocess.run(
+                ["sbatch", "--parsable"], input=self._script, capture_output=True, text=True
+            )
+            if submitted.returncode == 0:
+                self._queued.add(submitted.stdout.strip().partition(";")[0])
+            elif self._queued:
+                # A site may limit the number of jobs per user; the others are tried again later.
+                return
+            else:
+                lines = [line for line in submitted.stderr.splitlines() if "error:" in line]
+                reason = " ".join((lines or [submitted.stderr])[0].split())
+                raise InputError(f"--slurm: expected a job that SLURM accepts, found {reason}")
 
-    def _no_workers_error(self, refusals: list[str]) -> InputError:
-        if refusals:
-            return InputError(f"--slurm: expected a job that SLURM accepts, found {refusals[-1]}")
-        return InputError(
-            f"--slurm: {self._num_lost} jobs ended before their workers connected; their logs are"
-            f" in {self._logs}"
-        )
+    def cancel(self) -> None:
+        """Cancels all jobs."""
+        if self._queued:
+            subprocess.run(["scancel", *self._queued], capture_output=True)
 
 
-async def _discard_lost_jobs(cluster: Any, ended: dict[str, str]) -> tuple[set[str], int]:
-    """Removes jobs that ended without a worker from the cluster, which then replaces them.
-
-    Args:
-        cluster: the `SLURMCluster` that submitted the jobs.
-        ended: ids of the jobs that are no longer queued, by name.
-
-    Returns:
-        The names of jobs with a connected worker, and the number of removed jobs.
-    """
-    connected = {worker.name for worker in cluster.scheduler.workers.values()}
-    num_lost = 0
-    for name, job_id in ended.items():
-        job = cluster.workers.get(name)
-        if job is not None and job.job_id == job_id and name not in connected:
-            del cluster.workers[name]
-            await job.close()
-            num_lost += 1
-    return connected, num_lost
+def _worker_names(dask_scheduler: Scheduler) -> set[str]:
+    """Names of the connected workers, which are the ids of their jobs."""
+    return {str(worker.name) for worker in dask_scheduler.workers.values()}
 
 
 def _queued_jobs() -> set[str] | None:
@@ -193,80 +185,3 @@ def _queued_jobs() -> set[str] | None:
     command = ["squeue", "--noheader", "--format=%i", f"--user={os.getuid()}"]
     result = subprocess.run(command, capture_output=True, text=True)
     return set(result.stdout.split()) if result.returncode == 0 else None
-
-
-def _job_class(refusals: list[str]) -> Any:
-    class Job(SLURMJob):
-        """Collects sbatch's error messages, which the cluster would only log."""
-
-        async def start(self) -> None:
-            try:
-                await super().start()
-            except (OSError, RuntimeError, ValueError) as error:
-                # A running job without an id is then discarded like one that ended early.
-                lines = [line for line in str(error).splitlines() if "error:" in line]
-                refusals.append(" ".join((lines or [str(error)])[0].split()))
-                self.status = Status.running
-
-        async def close(self) -> None:
-            await super().close()
-            # dask-jobqueue does not set the status, for which the cluster waits.
-            self.status = Status.closed
-
-    return Job
-
-
-def _job_options(mode: SlurmJobs, folder: Path) -> dict[str, Any]:
-    directives = [f"-o {log_folder(mode, folder)}/%j.log"]
-    if mode.cores is not None:
-        directives.append(f"--cpus-per-task={mode.cores}")
-    if mode.memory is not None:
-        directives.append(f"--mem={_slurm_memory(mode.memory)}")
-    if mode.walltime is not None:
-        lifetime = worker_lifetime_options(parse_walltime(mode.walltime))
-        directives.append(f"-t {mode.walltime}")
-    if mode.gres is not None:
-        directives.append(f"--gres={mode.gres}")
-    cores = mode.cores or JOB_CORES
-    threads = " ".join(f"{name}_NUM_THREADS={cores}" for name in ("OMP", "MKL", "OPENBLAS"))
-    prologue = [f"export {threads}", *mode.prologue]
-    if mode.walltime is None:
-        lifetime = "$EOID_LIFETIME"
-        prologue.append(f"EOID_LIFETIME=$({shlex.quote(sys.executable)} -c '{JOB_LIFETIME_CODE}')")
-    # One Dask thread per worker, so that it makes one shard at a time; torch uses the job's cores.
-    return {
-        "job_name": "eoid-cache",
-        "cores": 1,
-        "processes": 1,
-        # Dask's own lines are skipped, because these settings may be left to the site or be given
-        # in another form by a directive.
-        "memory": "1GB",
-        "job_directives_skip": ["--cpus-per-task=", "--mem=", "-t "],
-        "queue": mode.queue,
-        "account": mode.account,
-        "interface": mode.interface,
-        "job_extra_directives": [*directives, *mode.directives],
-        "job_script_prologue": prologue,
-        # SLURM enforces the job's memory limit; Dask would pause a worker that holds models.
-        "worker_extra_args": [lifetime, "--memory-limit", "0"],
-    }
-
-
-def _slurm_memory(text: str) -> str:
-    """A memory size in SLURM's form; 0 means all memory of a machine.
-
-    Raises:
-        InputError: not a size, or less than 1 MiB, which is taken for a forgotten unit.
-    """
-    try:
-        num_bytes = parse_bytes(text)
-    except (ValueError, OverflowError):
-        num_bytes = -1
-    if num_bytes == 0 and not set("123456789").intersection(text) and text.strip():
-        return "0"
-    if num_bytes < MIN_MEMORY:
-        raise InputError(
-            f"--memory: expected a size such as 16GB, found {text.strip() or 'nothing'} (0 requests"
-            " all memory of a machine, none leaves it to the site)"
-        )
-    return slurm_format_bytes_ceil(num_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -117,7 +116,6 @@ class BuildInputs:
 
 # At most one entry: a process works on one cache at a time. Models stay loaded between shards.
 _loaded_inputs: dict[InputsConfig, BuildInputs] = {}
-_inputs_lock = threading.Lock()
 
 
 def read_build_data(config: InputsConfig, dataset: Dataset | None = None) -> BuildData:
@@ -197,8 +195,7 @@ def get_build_inputs(config: InputsConfig) -> BuildInputs:
     Raises:
         InputError: a file is missing or wrong, or a model cannot be loaded.
     """
-    with _inputs_lock:
-        return _loaded_inputs.get(config) or load_build_inputs(config, read_build_data(config))
+    return _loaded_inputs.get(config) or load_build_inputs(config, read_build_data(config))
 
 
 def clear_build_inputs() -> None:

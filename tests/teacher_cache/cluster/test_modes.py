@@ -8,46 +8,29 @@ from teacher_cache.cluster.modes import (
     LocalWorkers,
     RunningCluster,
     SlurmJobs,
-    parse_walltime,
-    print_job_lifetime,
     requests_gpu,
+    slurm_memory,
     threads_per_worker,
-    worker_lifetime,
-    worker_lifetime_options,
 )
+
+
+@pytest.mark.parametrize("text", ["", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "x"])
+def test_walltime_refuses(text):
+    with pytest.raises(InputError, match="--walltime: expected"):
+        SlurmJobs(walltime=text)
+
+
+@pytest.mark.parametrize("text", ["30", "30:15", "100:00:01", "2-0", "2-12", "1-02:30:05"])
+def test_forms_of_walltime(text):
+    assert SlurmJobs(walltime=text).walltime == text
 
 
 @pytest.mark.parametrize(
-    "text, seconds",
-    [
-        ("30", 1800),
-        ("30:15", 1815),
-        ("04:00:00", 14400),
-        ("100:00:01", 360001),
-        ("2-0", 172800),
-        ("2-12", 216000),
-        ("1-02:30", 95400),
-        ("1-02:30:05", 95405),
-    ],
+    ("text", "size"),
+    [("16GB", "15G"), ("16GiB", "16G"), ("1.5 tb", "1397G"), ("2000k", "2M"), ("0", "0")],
 )
-def test_walltime(text, seconds):
-    assert parse_walltime(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "00:00:00", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "x"])
-def test_walltime_refuses(text):
-    with pytest.raises(InputError, match="--walltime: expected"):
-        parse_walltime(text)
-
-
-@pytest.mark.parametrize("walltime", [60, 300, 480, 3600, 14400, 172800])
-def test_workers_stop_before_their_walltime(walltime):
-    seconds, stagger = worker_lifetime(walltime)
-    assert stagger > 0
-    assert seconds + stagger <= walltime - min(120, walltime / 4)
-    assert seconds - stagger >= walltime / 2
-    if walltime >= 14400:
-        assert seconds - stagger >= 0.89 * walltime
+def test_memory_in_slurms_form(text, size):
+    assert slurm_memory(text) == size
 
 
 @pytest.mark.parametrize(
@@ -84,31 +67,6 @@ def test_jobs_with_a_gpu(mode, has_gpu):
     assert requests_gpu(mode) == has_gpu
 
 
-@pytest.mark.parametrize(
-    ("end", "left", "options", "warning"),
-    [
-        (1100, None, worker_lifetime_options(600), ""),
-        ("", "10:00", worker_lifetime_options(600), ""),
-        ("", "1-00:00:00", worker_lifetime_options(86400), ""),
-        ("", "UNLIMITED", "", ""),
-        ("", "NOT_SET", "", "a job that is killed repeats its shard"),
-        ("", "0:00", "", "a job that is killed repeats its shard"),
-        ("", None, "", "a job that is killed repeats its shard"),
-    ],
-)
-def test_lifetime_within_a_job(monkeypatch, tmp_path, capsys, end, left, options, warning):
-    monkeypatch.setattr(modes.time, "time", lambda: 500.5)
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(end))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    if left is not None:
-        (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
-        (tmp_path / "squeue").chmod(0o755)
-    print_job_lifetime()
-    out, err = capsys.readouterr()
-    assert out.strip() == options
-    assert len(err.splitlines()) == bool(warning) and warning in err
-
-
 @pytest.mark.parametrize("num_items", [0, 1, 2, 7])
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_array_shares_partition_the_items(num_items, count):
@@ -118,13 +76,9 @@ def test_array_shares_partition_the_items(num_items, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize("text, share", [("0/1", ArrayShare(0, 1)), ("3/8", ArrayShare(3, 8))])
-def test_parse_array_share(text, share):
-    assert ArrayShare.parse(text) == share
-
-
 @pytest.mark.parametrize("text", ["", "3", "1/1", "-1/2", "0/0", "a/2", "1/2/3", "0.5/2"])
-def test_invalid_array_share(text):
+def test_array_shares_are_i_of_n(text):
+    assert ArrayShare.parse("3/8") == ArrayShare(3, 8)
     with pytest.raises(InputError, match="--array: expected I/N with I from 0 to N-1, found"):
         ArrayShare.parse(text)
 
