@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_toml
+from pipeline.utils.schema import convert
 from pipeline.vocabulary import Vocabulary
 
 FULL = "full"
-SPLIT_KEYS = ("unseen_verbs", "unseen_objects", "unseen_interactions")
 DISTILL_CHOICES = ("split", "unseen", "all")
 
 
@@ -87,12 +88,8 @@ def select_distilled_verbs(split: Split, verbs: str, vocabulary: Vocabulary) -> 
     assert verbs in DISTILL_CHOICES
     if verbs == "split":
         return split
-    distilled = np.full(vocabulary.num_verbs, verbs == "all")
-    distilled[[vocabulary.interactions[hoi][0] for hoi in split.unseen]] = True
-    # The teacher has no prompt for `no_interaction`.
-    if vocabulary.no_interaction is not None:
-        distilled[vocabulary.no_interaction] = False
-    return replace(split, distilled_verbs=distilled)
+    distilled = _verb_mask(vocabulary, split.unseen) | (verbs == "all")
+    return replace(split, distilled_verbs=_without_no_interaction(distilled, vocabulary))
 
 
 def remove_unseen_labels(
@@ -124,73 +121,71 @@ def remove_unseen_labels(
     # The additional last entry maps object -1 (a verb without object) to -1.
     renumbered = np.full(len(annotation.boxes) + 1, -1, dtype=np.int64)
     renumbered[kept] = np.arange(len(kept))
-    return Annotation(
-        image_id=annotation.image_id,
+    return replace(
+        annotation,
         boxes=annotation.boxes[kept],
         labels=annotation.labels[kept],
-        hois=np.column_stack([renumbered[hois[:, 0]], renumbered[hois[:, 1]], hois[:, 2]]),
-        size=annotation.size,
-        coco_image_id=annotation.coco_image_id,
+        hois=np.column_stack([renumbered[hois[:, :2]], hois[:, 2]]),
     )
 
 
 def _build_split(
     vocabulary: Vocabulary, name: str, unseen: set[int], unseen_verbs_only: bool
 ) -> Split:
-    """A split from its unseen interactions.
-
-    Args:
-        unseen_verbs_only: distil only the verbs whose interactions are all unseen, instead of all
-            verbs.
-    """
-    seen_verbs = {
-        verb for hoi, (verb, _) in enumerate(vocabulary.interactions) if hoi not in unseen
-    }
-    unseen_verbs = {vocabulary.interactions[hoi][0] for hoi in unseen} - seen_verbs
+    """A split that distils all verbs, or only those whose interactions are all unseen."""
     distilled = np.ones(vocabulary.num_verbs, dtype=bool)
     if unseen_verbs_only:
-        distilled[:] = False
-        distilled[sorted(unseen_verbs)] = True
-    # The teacher has no prompt for `no_interaction`.
+        seen = set(range(vocabulary.num_interactions)) - unseen
+        distilled = _verb_mask(vocabulary, unseen) & ~_verb_mask(vocabulary, seen)
+    return Split(name, tuple(sorted(unseen)), _without_no_interaction(distilled, vocabulary))
+
+
+def _verb_mask(vocabulary: Vocabulary, hois: Collection[int]) -> np.ndarray:
+    """(V,) bool: the verbs of interactions."""
+    mask = np.zeros(vocabulary.num_verbs, dtype=bool)
+    mask[[vocabulary.interactions[hoi][0] for hoi in hois]] = True
+    return mask
+
+
+def _without_no_interaction(mask: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """A (V,) mask of verbs without `no_interaction`, for which the teacher has no prompt."""
     if vocabulary.no_interaction is not None:
-        distilled[vocabulary.no_interaction] = False
-    return Split(name, tuple(sorted(unseen)), distilled)
+        mask[vocabulary.no_interaction] = False
+    return mask
+
+
+class _SplitFile(Struct, forbid_unknown_fields=True):
+    unseen_verbs: list[Any] = []
+    unseen_objects: list[Any] = []
+    unseen_interactions: list[
+        Annotated[tuple[Any, Any], Meta(description="a [verb, object] pair")]
+    ] = []
 
 
 def _read_split_file(vocabulary: Vocabulary, path: Path) -> Split:
     value = read_toml(path)
-    for key in value:
-        if key not in SPLIT_KEYS:
-            raise bad_field(path, key, f"only {', '.join(SPLIT_KEYS)}", "an unknown field")
+    content = convert(value, _SplitFile, path)
     verbs = {
         _name_index(path, "unseen_verbs", "verb", vocabulary.verbs, name)
-        for name in _read_list(path, value, "unseen_verbs")
+        for name in content.unseen_verbs
     }
     objects = {
         _name_index(path, "unseen_objects", "object", vocabulary.objects, name)
-        for name in _read_list(path, value, "unseen_objects")
+        for name in content.unseen_objects
     }
     unseen = {
         hoi
         for hoi, (verb, label) in enumerate(vocabulary.interactions)
         if verb in verbs or label in objects
     }
-    for pair in _read_list(path, value, "unseen_interactions"):
-        unseen.add(_interaction_index(path, vocabulary, pair))
+    unseen |= {_interaction_index(path, vocabulary, *pair) for pair in content.unseen_interactions}
     if not unseen:
-        expected = f"at least one unseen interaction in {', '.join(SPLIT_KEYS)}"
+        expected = f"at least one unseen interaction in {', '.join(_SplitFile.__struct_fields__)}"
         raise bad_field(path, "split", expected, "none (that is the split full)")
     if len(unseen) == vocabulary.num_interactions:
         raise bad_field(path, "split", "at least one seen interaction", "all of them unseen")
     name = path.name if path.stem in split_names(vocabulary) else path.stem
     return _build_split(vocabulary, name, unseen, unseen_verbs_only=set(value) == {"unseen_verbs"})
-
-
-def _read_list(path: Path, value: dict[str, Any], field: str) -> list[Any]:
-    entries = value.get(field, [])
-    if not isinstance(entries, list):
-        raise bad_field(path, field, "a list", entries)
-    return entries
 
 
 def _name_index(path: Path, field: str, kind: str, names: tuple[str, ...], name: Any) -> int:
@@ -206,15 +201,13 @@ def _preview(names: tuple[str, ...], max_names: int = 20) -> str:
     return ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")
 
 
-def _interaction_index(path: Path, vocabulary: Vocabulary, pair: Any) -> int:
+def _interaction_index(path: Path, vocabulary: Vocabulary, verb_name: Any, object_name: Any) -> int:
     field = "unseen_interactions"
-    if not isinstance(pair, list) or len(pair) != 2:
-        raise bad_field(path, field, "[verb, object] pairs", pair)
-    verb = _name_index(path, field, "verb", vocabulary.verbs, pair[0])
-    label = _name_index(path, field, "object", vocabulary.objects, pair[1])
+    verb = _name_index(path, field, "verb", vocabulary.verbs, verb_name)
+    label = _name_index(path, field, "object", vocabulary.objects, object_name)
     hoi = int(vocabulary.interaction_ids[verb, label])
     if hoi < 0:
         valid = tuple(vocabulary.objects[label] for label in np.flatnonzero(vocabulary.valid[verb]))
-        expected = f"an object of the interactions of {vocabulary.verbs[verb]} ({_preview(valid)})"
-        raise bad_field(path, field, expected, pair)
+        expected = f"an object of the interactions of {verb_name} ({_preview(valid)})"
+        raise bad_field(path, field, expected, object_name)
     return hoi

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_json
+from pipeline.utils.schema import Text, convert
 
 BUILTIN_VOCABULARIES = ("hico-det", "vcoco", "toy")
 NO_INTERACTION = "no_interaction"
-DISTILLED_CHOICES = ("unseen_verbs", "all_verbs")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Vocabulary:
     def first_verb_id(self) -> int:
         """Id of the first verb in files of the HOIA format: 0 for V-COCO, 1 for all others."""
         return 0 if self.roles else 1
+
+    @property
+    def last_verb_id(self) -> int:
+        """Id of the last verb in files of the HOIA format."""
+        return self.first_verb_id + self.num_verbs - 1
 
     @cached_property
     def interaction_ids(self) -> np.ndarray:
@@ -132,6 +139,43 @@ class Vocabulary:
         return sha256_of_json({key: value[key] for key in ("objects", "verbs", "interactions")})
 
 
+class _Object(Struct):
+    name: Text
+    id: int
+
+
+class _Verb(Struct):
+    name: Text
+    ing: Text
+
+
+class _Split(Struct):
+    unseen: list[int]
+    distilled: Literal["unseen_verbs", "all_verbs"]
+
+
+class _Role(Struct):
+    action: str
+    roles: list[str]
+    verbs: list[str]
+
+
+Pair = Annotated[tuple[int, int], Meta(description="[verb, object]")]
+
+
+class _VocabularyFile(Struct):
+    """Content of a vocabulary file; fields as in `Vocabulary`."""
+
+    objects: Annotated[list[_Object], Meta(min_length=1)]
+    verbs: Annotated[list[_Verb], Meta(min_length=1)]
+    interactions: Annotated[list[Pair], Meta(min_length=1)]
+    name: str | None = None
+    source: str = ""
+    rare: tuple[int, ...] = ()
+    splits: dict[str, _Split] = {}
+    roles: tuple[_Role, ...] = ()
+
+
 def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
     """A vocabulary from the parsed JSON of its file.
 
@@ -142,30 +186,44 @@ def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
     Raises:
         InputError: a field is missing or wrong.
     """
-    if not isinstance(value, dict):
-        raise bad_field(file, "vocabulary", "an object with verbs, objects, interactions", value)
-    objects = _read_rows(value, "objects", ("name", "id"), file)
-    verbs = _read_rows(value, "verbs", ("name", "ing"), file)
-    object_names = _read_strings(objects, "objects", "name", file)
-    category_ids = _read_integers(objects, "objects", "id", file)
-    verb_names = _read_strings(verbs, "verbs", "name", file)
-    _check_unique(object_names, "objects, name", file)
-    _check_unique(category_ids, "objects, id", file)
-    _check_unique(verb_names, "verbs, name", file)
-    if "person" not in object_names:
-        raise bad_field(file, "objects", "an object named person", ", ".join(object_names))
-    pairs = _read_interactions(value.get("interactions"), len(verbs), len(objects), file)
+    content = convert(value, _VocabularyFile, file)
+    objects = tuple(one.name for one in content.objects)
+    verbs = tuple(one.name for one in content.verbs)
+    for name, values in (
+        ("objects, name", objects),
+        ("objects, id", [one.id for one in content.objects]),
+        ("verbs, name", verbs),
+        ("interactions", content.interactions),
+        ("rare", content.rare),
+    ):
+        _check_unique(values, name, file)
+    if "person" not in objects:
+        raise bad_field(file, "objects", "an object named person", ", ".join(objects))
+    for index, (verb, label) in enumerate(content.interactions):
+        if not (0 <= verb < len(verbs) and 0 <= label < len(objects)):
+            expected = f"[verb below {len(verbs)}, object below {len(objects)}]"
+            raise bad_field(file, f"interactions[{index}]", expected, [verb, label])
+    _check_indices(content.rare, len(content.interactions), "rare", file)
+    for name, split in content.splits.items():
+        if name == "full":
+            raise bad_field(file, "splits", "names other than full (all interactions seen)", name)
+        _check_unique(split.unseen, f"splits.{name}.unseen", file)
+        _check_indices(split.unseen, len(content.interactions), f"splits.{name}.unseen", file)
+    for index, row in enumerate(content.roles):
+        if len(row.verbs) != max(len(row.roles), 1) or not set(row.verbs) <= set(verbs):
+            expected = "names of verbs, one for each role, at least one"
+            raise bad_field(file, f"roles[{index}].verbs", expected, row.verbs)
     return Vocabulary(
-        name=str(value.get("name", Path(str(file)).stem)),
-        verbs=verb_names,
-        verb_ings=_read_strings(verbs, "verbs", "ing", file),
-        objects=object_names,
-        category_ids=category_ids,
-        interactions=pairs,
-        rare=_read_indices(value.get("rare", []), len(pairs), "rare", file),
-        splits=_read_splits(value.get("splits", {}), len(pairs), file),
-        roles=_read_roles(value.get("roles", []), verb_names, file),
-        source=str(value.get("source", "")),
+        name=Path(str(file)).stem if content.name is None else content.name,
+        verbs=verbs,
+        verb_ings=tuple(one.ing for one in content.verbs),
+        objects=objects,
+        category_ids=tuple(one.id for one in content.objects),
+        interactions=tuple(content.interactions),
+        rare=content.rare,
+        splits=value.get("splits", {}),
+        roles=tuple(value.get("roles", ())),
+        source=content.source,
     )
 
 
@@ -193,103 +251,13 @@ def normalise_name(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-def _read_rows(value: dict[str, Any], key: str, fields: tuple[str, str], file: object) -> list[Any]:
-    """A non-empty list of JSON objects that have all `fields`."""
-    rows = value.get(key)
-    if not isinstance(rows, list) or not rows:
-        raise bad_field(file, key, "a non-empty list", rows)
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict) or any(name not in row for name in fields):
-            raise bad_field(file, f"{key}[{index}]", f"fields {' and '.join(fields)}", row)
-    return rows
+def _check_unique(values: Sequence[Hashable], field: str, file: object) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise bad_field(file, field, "every value once", f"{value} {count} times")
 
 
-def _read_strings(rows: list[Any], key: str, field: str, file: object) -> tuple[str, ...]:
-    """A non-empty string from every row."""
-    for index, row in enumerate(rows):
-        if not isinstance(row[field], str) or not row[field].strip():
-            raise bad_field(file, f"{key}[{index}].{field}", "a text", row[field])
-    return tuple(row[field] for row in rows)
-
-
-def _read_integers(rows: list[Any], key: str, field: str, file: object) -> tuple[int, ...]:
-    """An integer from every row."""
-    for index, row in enumerate(rows):
-        if type(row[field]) is not int:
-            raise bad_field(file, f"{key}[{index}].{field}", "a whole number", row[field])
-    return tuple(row[field] for row in rows)
-
-
-def _check_unique(values: Sequence[Any], key: str, file: object) -> None:
-    """Refuses repeated values."""
-    for value in values:
-        if values.count(value) > 1:
-            raise bad_field(file, key, "every value once", f"{value} {values.count(value)} times")
-
-
-def _read_indices(value: Any, size: int, key: str, file: object) -> tuple[int, ...]:
-    """Indices of interactions, without duplicates."""
-    if not isinstance(value, list):
-        raise bad_field(file, key, "a list of interaction numbers", value)
-    for index in value:
-        if type(index) is not int or not 0 <= index < size:
-            raise bad_field(file, key, f"interaction numbers from 0 to {size - 1}", index)
-    _check_unique(value, key, file)
-    return tuple(value)
-
-
-def _read_interactions(
-    value: Any, num_verbs: int, num_objects: int, file: object
-) -> tuple[tuple[int, int], ...]:
-    """(verb, object) pairs, without duplicates."""
-    if not isinstance(value, list) or not value:
-        raise bad_field(file, "interactions", "a non-empty list of [verb, object]", value)
-    for index, pair in enumerate(value):
-        is_valid = (
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(type(number) is int for number in pair)
-            and 0 <= pair[0] < num_verbs
-            and 0 <= pair[1] < num_objects
-        )
-        if not is_valid:
-            expected = f"[verb below {num_verbs}, object below {num_objects}]"
-            raise bad_field(file, f"interactions[{index}]", expected, pair)
-    _check_unique(value, "interactions", file)
-    return tuple((verb, label) for verb, label in value)
-
-
-def _read_splits(value: Any, num_interactions: int, file: object) -> dict[str, dict[str, Any]]:
-    """Zero-shot splits by name."""
-    if not isinstance(value, dict):
-        raise bad_field(file, "splits", "an object of splits by name", value)
-    for name, split in value.items():
-        if name == "full":
-            raise bad_field(file, "splits", "names other than full (all interactions seen)", name)
-        if not isinstance(split, dict) or split.get("distilled") not in DISTILLED_CHOICES:
-            expected = f'{{"unseen": [...], "distilled": {" or ".join(DISTILLED_CHOICES)}}}'
-            raise bad_field(file, f"splits.{name}", expected, split)
-        _read_indices(split.get("unseen"), num_interactions, f"splits.{name}.unseen", file)
-    return value
-
-
-def _read_roles(value: Any, verbs: tuple[str, ...], file: object) -> tuple[dict[str, Any], ...]:
-    """V-COCO's table of actions and their roles."""
-    expected = '{"action": name, "roles": names, "verbs": one for each role, at least one}'
-    if not isinstance(value, list):
-        raise bad_field(file, "roles", f"a list of {expected}", value)
-    for index, entry in enumerate(value):
-        row = entry if isinstance(entry, dict) else {}
-        names, role_verbs = row.get("roles"), row.get("verbs")
-        is_valid = (
-            isinstance(row.get("action"), str)
-            and isinstance(names, list)
-            and isinstance(role_verbs, list)
-            and len(role_verbs) == max(len(names), 1)
-        )
-        if not is_valid:
-            raise bad_field(file, f"roles[{index}]", expected, entry)
-        for name in row["verbs"]:
-            if name not in verbs:
-                raise bad_field(file, f"roles[{index}].verbs", "names of verbs", name)
-    return tuple(value)
+def _check_indices(indices: Sequence[int], size: int, field: str, file: object) -> None:
+    for index in indices:
+        if not 0 <= index < size:
+            raise bad_field(file, field, f"interaction numbers from 0 to {size - 1}", index)

@@ -13,7 +13,17 @@ from pipeline.utils.files import read_toml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "evaluation", "teacher_cache", "student")
-HEAVY = ("torch", "torchvision", "open_clip", "h5py", "dask", "scipy", "matplotlib", "jinja2")
+HEAVY = (
+    "msgspec",
+    "torch",
+    "torchvision",
+    "open_clip",
+    "h5py",
+    "dask",
+    "scipy",
+    "matplotlib",
+    "jinja2",
+)
 # Third-party packages, and the only paths that may import them.
 ALLOWED_IMPORTERS = {
     "click": [

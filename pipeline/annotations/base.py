@@ -1,4 +1,4 @@
-"""Shared by the readers of annotation files: checked fields, issues, building annotations.
+"""Shared by the readers of annotation files: types of fields, issues, building annotations.
 
 A reader turns every entry of a file into a `RawAnnotation`. `build_annotation` repairs the issues
 that published files have (or refuses them) and returns the `Annotation`.
@@ -6,17 +6,18 @@ that published files have (or refuses them) and returns the `Annotation`.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from msgspec import Meta
 
 from pipeline.annotations.box_format import (
+    MAX_COORDINATE,
     MAX_WRONG_SHARE,
     XYWH,
     XYXY,
@@ -27,9 +28,17 @@ from pipeline.boxes import boxes_to_upright, clip_boxes
 from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.schema import Positive, convert
 from pipeline.vocabulary import Vocabulary
 
-BOX_FORMAT = "four finite numbers [x1, y1, x2, y2]"
+Kind = TypeVar("Kind")
+Coordinate = Annotated[float, Meta(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
+Numbers = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+Box = Annotated[Numbers, Meta(description=f"four finite numbers {XYXY} in pixels")]
+XywhBox = Annotated[Numbers, Meta(description=f"four finite numbers {XYWH} in pixels")]
+Size: Any = Annotated[
+    tuple[Positive, Positive], Meta(description="[width, height], whole numbers from 1 on")
+]
 
 
 class UnknownCategory(InputError):
@@ -40,129 +49,9 @@ class DuplicateImage(InputError):
     """An image that occurs twice in a file."""
 
 
-@dataclass(frozen=True)
-class EntryReader:
-    """Reads and checks fields of one image's entry; errors name the file and the image.
-
-    Attributes:
-        file: path of the file.
-        image: file name of the image, or another name of the entry.
-    """
-
-    file: Path
-    image: str
-
-    def error(self, field: str, expected: str, found: object) -> InputError:
-        """The error for a wrong field of this image."""
-        return bad_field(self.file, f"{self.image}: {field}", expected, found)
-
-    def read_objects(self, entry: dict[str, Any], field: str) -> list[dict[str, Any]]:
-        """A list of JSON objects, which may be empty but not missing."""
-        rows = self.require(entry, field, field, "a list of objects")
-        if not isinstance(rows, list):
-            raise self.error(field, "a list of objects", rows)
-        for index, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise self.error(f"{field}[{index}]", "an object", row)
-        return rows
-
-    def require(self, entry: dict[str, Any], key: str, field: str, expected: str) -> Any:
-        """The value of a required key."""
-        if key not in entry:
-            raise self.error(field, expected, "nothing (the key is missing)")
-        return entry[key]
-
-    def read_int(self, value: Any, field: str, expected: str = "a whole number") -> int:
-        """An integer; JSON's true and false are refused."""
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(field, expected, value)
-        return value
-
-    def read_box(self, value: Any, field: str, expected: str = BOX_FORMAT) -> list[float]:
-        """Four finite numbers of at most 1e9 in absolute value."""
-        is_valid = (
-            isinstance(value, list)
-            and len(value) == 4
-            and all(isinstance(number, (int, float)) for number in value)
-            and not any(isinstance(number, bool) for number in value)
-        )
-        # The comparison also works for integers that are too large for a float.
-        if not is_valid or not all(abs(number) < math.inf for number in value):
-            raise self.error(field, expected, value)
-        if any(abs(number) > 1e9 for number in value):
-            raise self.error(field, f"{expected} in pixels", value)
-        return [float(number) for number in value]
-
-    def read_size(self, value: list[Any], field: str) -> tuple[int, int]:
-        """Width and height in pixels."""
-        expected = "[width, height], whole numbers from 1 on"
-        if not isinstance(value, list) or len(value) != 2:
-            raise self.error(field, expected, value)
-        width, height = (self.read_int(number, field, expected) for number in value)
-        if min(width, height) < 1:
-            raise self.error(field, expected, value)
-        return width, height
-
-    def read_label(self, category: Any, field: str, vocabulary: Vocabulary) -> int:
-        """Object index of a category id.
-
-        Raises:
-            UnknownCategory: the vocabulary has no such id.
-        """
-        ids = vocabulary.category_ids
-        expected = f"an object id of {vocabulary.name} (from {min(ids)} to {max(ids)})"
-        if self.read_int(category, field, expected) not in vocabulary.label_by_category_id:
-            raise UnknownCategory(str(self.error(field, expected, category)))
-        return vocabulary.label_by_category_id[category]
-
-
-def check_image_name(file: Path, where: str, value: Any) -> str:
-    """Checks the name of an image file, relative to the images folder.
-
-    Args:
-        file: annotation file, for errors.
-        where: field of the name, for errors.
-        value: the name.
-
-    Raises:
-        InputError: the name is empty, not a UTF-8 string, or outside of the images folder.
-    """
-    expected = "the name of an image file"
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise bad_field(file, where, expected, value)
-    if not is_utf8(value):
-        raise bad_field(file, where, f"{expected} in UTF-8", ascii(value))
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts:
-        raise bad_field(file, where, f"{expected} below the images folder", value)
-    return value
-
-
 def is_utf8(name: str) -> bool:
     """Whether a file name is valid UTF-8; Python represents other bytes by lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-class UniqueImageNames:
-    """Collects the image names of a file and refuses repeated ones."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._seen: set[str] = set()
-
-    def add(self, where: str, value: Any) -> str:
-        """Checks and returns a name.
-
-        Raises:
-            InputError: the name is not valid (see `check_image_name`).
-            DuplicateImage: the name has been added before.
-        """
-        name = check_image_name(self._file, where, value)
-        if name in self._seen:
-            error = bad_field(self._file, where, "every image once", f"{name} a second time")
-            raise DuplicateImage(str(error))
-        self._seen.add(name)
-        return name
 
 
 # Kinds of issues that published files have and that are repaired, as shown in messages.
@@ -200,6 +89,7 @@ class ParseContext:
         entry_errors: number of wrong entries by kind, in lenient mode.
         examples: error message of the first issue or wrong entry of each kind.
         unlabelled: names of images without any labelled pair, in formats that list labelled images.
+        names: names of all images that have been read.
         box_formats: statistics of the boxes, by the expected format.
         role_order: number of labels with "right" and with "swapped" subject and object.
     """
@@ -212,12 +102,56 @@ class ParseContext:
     entry_errors: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unlabelled: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
     box_formats: dict[str, BoxFormatCheck] = field(
         default_factory=lambda: {
             box_format: BoxFormatCheck(box_format, MAX_WRONG_SHARE) for box_format in (XYXY, XYWH)
         }
     )
     role_order: Counter[str] = field(default_factory=Counter)
+
+    def error(self, image: str, where: str, expected: str, found: object) -> InputError:
+        """The error for a wrong field of an image's entry."""
+        return bad_field(self.file, f"{image}: {where}", expected, found)
+
+    def convert(self, value: Any, kind: type[Kind], image: str, where: str = "") -> Kind:
+        """An image's entry, or the field `where` of it, as a value of a type; see `convert`."""
+        return convert(value, kind, f"{self.file}: {image}", where)
+
+    def add_name(self, where: str, value: Any) -> str:
+        """Checks and returns the name of an image file, relative to the images folder.
+
+        Raises:
+            InputError: the name is empty, not a UTF-8 string, or outside of the images folder.
+            DuplicateImage: the name has been added before.
+        """
+        expected = "the name of an image file"
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            raise bad_field(self.file, where, expected, value)
+        if not is_utf8(value):
+            raise bad_field(self.file, where, f"{expected} in UTF-8", ascii(value))
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts:
+            raise bad_field(self.file, where, f"{expected} below the images folder", value)
+        if value in self.names:
+            error = bad_field(self.file, where, "every image once", f"{value} a second time")
+            raise DuplicateImage(str(error))
+        self.names.add(value)
+        return value
+
+    def read_label(self, image: str, category: int, where: str) -> int:
+        """Object index of a category id; `UNKNOWN_LABEL` in lenient mode for unknown ids.
+
+        Raises:
+            UnknownCategory: the vocabulary has no such id, and the mode is not lenient.
+        """
+        label = self.vocabulary.label_by_category_id.get(category, UNKNOWN_LABEL)
+        if label == UNKNOWN_LABEL:
+            ids = self.vocabulary.category_ids
+            expected = f"an object id of {self.vocabulary.name} (from {min(ids)} to {max(ids)})"
+            with self.catch_errors():
+                raise UnknownCategory(str(self.error(image, where, expected, category)))
+        return label
 
     def add_issue(self, kind: str, image: str, where: str, expected: str, found: object) -> None:
         """Counts an issue.
@@ -232,14 +166,14 @@ class ParseContext:
         """
         # Files can have very many issues, so only the first message of a kind is built.
         if kind not in self.examples or self.strict:
-            error = EntryReader(self.file, image).error(where, expected, found)
+            error = self.error(image, where, expected, found)
             if self.strict and not self.lenient:
                 raise error
             self.examples.setdefault(kind, str(error))
         self.issues[kind] += 1
 
     def add_boxes(
-        self, boxes: list[list[float]], size: tuple[int, int] | None, box_format: str = XYXY
+        self, boxes: Sequence[Sequence[float]], size: tuple[int, int] | None, box_format: str = XYXY
     ) -> None:
         """Adds boxes of an image, as in the file, to the statistics of `check_format`."""
         self.box_formats[box_format].add(np.array(boxes, dtype=np.float64).reshape(-1, 4), size)
@@ -279,17 +213,6 @@ class ParseContext:
             self.entry_errors[kind] += 1
             self.examples.setdefault(kind, str(error))
 
-    def read_label(self, reader: EntryReader, category: Any, where: str) -> int:
-        """Object index of a category id; `UNKNOWN_LABEL` in lenient mode for unknown ids.
-
-        Raises:
-            UnknownCategory: the vocabulary has no such id, and the mode is not lenient.
-        """
-        with self.catch_errors():
-            return reader.read_label(category, where, self.vocabulary)
-        # Reached in lenient mode, after the error has been counted.
-        return UNKNOWN_LABEL
-
 
 def format_issues(file: Path, issues: Counter[str]) -> str:
     """One line about the issues that were repaired; empty without issues."""
@@ -315,7 +238,7 @@ class RawAnnotation:
     """
 
     name: str
-    boxes: list[list[float]]
+    boxes: Sequence[Sequence[float]]
     labels: list[int]
     hois: list[tuple[int, int, int]]
     size: tuple[int, int] | None

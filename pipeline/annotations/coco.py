@@ -2,22 +2,116 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from pipeline.annotations.base import (
     DuplicateImage,
-    EntryReader,
     ParseContext,
     RawAnnotation,
-    UniqueImageNames,
+    XywhBox,
     build_annotation,
 )
 from pipeline.annotations.box_format import XYWH
 from pipeline.types import Annotation
-from pipeline.utils.files import read_json
+from pipeline.utils.errors import bad_field
+from pipeline.utils.schema import Positive, convert
 
-COCO_BOX_FORMAT = "four finite numbers [x, y, width, height]"
+
+class CocoImage(Struct):
+    """An entry of `images`."""
+
+    id: int
+    file_name: Any
+    width: Positive
+    height: Positive
+
+
+class CocoBox(Struct):
+    """An entry of `annotations`; `area` is that of the segment."""
+
+    image_id: int
+    category_id: int
+    bbox: XywhBox
+    id: int | None = None
+    iscrowd: int | bool = 0
+    area: float | None = None
+    ignore: int | bool = 0
+
+
+class _Category(Struct):
+    id: int
+    name: str
+
+
+class _File(Struct):
+    images: list[Any]
+    annotations: list[Any]
+    categories: list[_Category]
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """Content of an instances file.
+
+    Attributes:
+        images: by id, in the order of the file.
+        boxes: number and entry of every annotation, by image id.
+        people: category ids of persons.
+    """
+
+    images: dict[int, CocoImage]
+    boxes: dict[int, list[tuple[int, CocoBox]]]
+    people: list[int]
+
+
+def read_coco(
+    value: Any, context: ParseContext, image_ids: Collection[int] | None = None
+) -> CocoFile:
+    """Checks the entries of an instances file.
+
+    Args:
+        value: parsed JSON of the file.
+        context: settings and counts of reading the file.
+        image_ids: images that the file has to have, of which the boxes are read; None for all.
+
+    Raises:
+        InputError: an entry is structurally wrong, or there is no such image.
+    """
+    content = convert(value, _File, context.file)
+    images: dict[int, CocoImage] = {}
+    for index, entry in enumerate(content.images):
+        where = f"images[{index}]"
+        with context.catch_errors():
+            image = convert(entry, CocoImage, context.file, where)
+            if image.id in images:
+                found = f"{image.id} a second time"
+                error = bad_field(context.file, f"{where}.id", "every image once", found)
+                raise DuplicateImage(str(error))
+            context.add_name(f"{where}.file_name", image.file_name)
+            images[image.id] = image
+    for image_id in image_ids or ():
+        if image_id not in images:
+            raise bad_field(context.file, "images", f"image {image_id}", "no such image")
+    boxes: dict[int, list[tuple[int, CocoBox]]] = {
+        image_id: [] for image_id in (images if image_ids is None else image_ids)
+    }
+    for index, entry in enumerate(content.annotations):
+        where = f"annotations[{index}]"
+        owner = entry.get("image_id") if isinstance(entry, dict) else None
+        if image_ids is not None and owner not in boxes:
+            continue
+        with context.catch_errors():
+            if type(owner) is not int or owner not in boxes:
+                expected = "the id of one of images"
+                raise bad_field(context.file, f"{where}.image_id", expected, owner)
+            box = context.convert(entry, CocoBox, images[owner].file_name, where)
+            boxes[owner].append((index, box))
+    people = [category.id for category in content.categories if category.name == "person"]
+    return CocoFile(images, boxes, people)
 
 
 def parse_coco(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
@@ -26,101 +120,33 @@ def parse_coco(value: dict[str, Any], context: ParseContext) -> list[Annotation]
     Raises:
         InputError: an entry is structurally wrong, or has an issue and `context.strict` is set.
     """
-    file = EntryReader(context.file, "file")
-    images = file.read_objects(value, "images")
-    names = UniqueImageNames(context.file)
-    image_by_id: dict[int, dict[str, Any]] = {}
-    for index, image in enumerate(images):
-        field = f"images[{index}]"
-        with context.catch_errors():
-            image_id = file.read_int(image.get("id"), f"{field}.id")
-            if image_id in image_by_id:
-                raise DuplicateImage(str(file.error(f"{field}.id", "every id once", image_id)))
-            names.add(f"{field}.file_name", image.get("file_name"))
-            image_by_id[image_id] = image
-    rows_by_id: dict[int, list[tuple[int, dict[str, Any]]]] = {
-        image_id: [] for image_id in image_by_id
-    }
-    for index, row in enumerate(file.read_objects(value, "annotations")):
-        with context.catch_errors():
-            owner = row.get("image_id")
-            if not isinstance(owner, int) or owner not in image_by_id:
-                raise file.error(f"annotations[{index}].image_id", "the id of one of images", owner)
-            # The box of a crowd contains many objects.
-            if not row.get("iscrowd"):
-                rows_by_id[owner].append((index, row))
+    coco = read_coco(value, context)
     annotations = []
-    for image_id, image in image_by_id.items():
+    for image in coco.images.values():
+        # The box of a crowd contains many objects.
+        rows = [(index, box) for index, box in coco.boxes[image.id] if not box.iscrowd]
         with context.catch_errors():
-            raw = _parse_image(image, rows_by_id[image_id], context)
-            annotations.append(build_annotation(raw, context))
+            annotations.append(build_annotation(_parse_image(image, rows, context), context))
     return annotations
 
 
 def _parse_image(
-    image: dict[str, Any], rows: list[tuple[int, dict[str, Any]]], context: ParseContext
+    image: CocoImage, rows: list[tuple[int, CocoBox]], context: ParseContext
 ) -> RawAnnotation:
-    reader = EntryReader(context.file, image["file_name"])
-    size = reader.read_size([image.get("width"), image.get("height")], "width and height")
-    file_boxes, boxes, labels = [], [], []
-    for index, row in rows:
-        field = f"annotations[{index}]"
-        file_boxes.append(reader.read_box(row.get("bbox"), f"{field}.bbox", COCO_BOX_FORMAT))
-        x, y, width, height = file_boxes[-1]
-        boxes.append([x, y, x + width, y + height])
-        category = row.get("category_id")
-        labels.append(context.read_label(reader, category, f"{field}.category_id"))
-    context.add_boxes(file_boxes, size, XYWH)
-    indices = [index for index, _ in rows]
+    size = (image.width, image.height)
+    context.add_boxes([box.bbox for _, box in rows], size, XYWH)
     return RawAnnotation(
-        reader.image,
-        boxes,
-        labels,
+        image.file_name,
+        [(x, y, x + width, y + height) for x, y, width, height in (box.bbox for _, box in rows)],
+        [
+            context.read_label(
+                image.file_name, box.category_id, f"annotations[{index}].category_id"
+            )
+            for index, box in rows
+        ],
         hois=[],
         size=size,
-        box_field=lambda index: f"annotations[{indices[index]}].bbox",
+        box_field=lambda row: f"annotations[{rows[row][0]}].bbox",
         hoi_field=str,
-        coco_image_id=image["id"],
+        coco_image_id=image.id,
     )
-
-
-class CocoInstances:
-    """COCO's images and the annotations of some of them, for annotations that refer to their ids.
-
-    Args:
-        path: COCO's file of instances.
-        image_ids: ids of the images whose annotations are kept.
-
-    Attributes:
-        reader: names the file in errors.
-        images: the file's entries of all images, by id.
-        people: category ids of persons.
-        rows: field name and entry of every annotation of the images `image_ids`, by image id.
-
-    Raises:
-        InputError: the file is missing, or an entry is structurally wrong.
-    """
-
-    def __init__(self, path: Path, image_ids: set[int]) -> None:
-        value = read_json(path)
-        self.reader = EntryReader(path, "file")
-        if not isinstance(value, dict):
-            raise self.reader.error("file", "an object with images and annotations", value)
-        names = UniqueImageNames(path)
-        self.images: dict[int, dict[str, Any]] = {}
-        for index, image in enumerate(self.reader.read_objects(value, "images")):
-            image_id = self.reader.read_int(image.get("id"), f"images[{index}].id")
-            names.add(f"images[{index}].file_name", image.get("file_name"))
-            self.images[image_id] = image
-        self.people = [
-            self.reader.read_int(category.get("id"), f"categories[{index}].id")
-            for index, category in enumerate(self.reader.read_objects(value, "categories"))
-            if category.get("name") == "person"
-        ]
-        self.rows: dict[int, list[tuple[str, dict[str, Any]]]] = {
-            image_id: [] for image_id in image_ids
-        }
-        for index, row in enumerate(self.reader.read_objects(value, "annotations")):
-            owner = row.get("image_id")
-            if isinstance(owner, int) and owner in self.rows:
-                self.rows[owner].append((f"annotations[{index}]", row))

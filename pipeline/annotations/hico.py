@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from pipeline.annotations.base import (
     INDEX_OUT_OF_RANGE,
     UNKNOWN_INTERACTION,
-    EntryReader,
+    Box,
+    Coordinate,
     ParseContext,
     RawAnnotation,
-    UniqueImageNames,
+    Size,
     UnknownCategory,
     build_annotation,
 )
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.vocabulary import Vocabulary
-
-ENTRY_KEYS = ("boxes_h", "boxes_o", "object", "verb", "hoi")
+from pipeline.utils.schema import Positive, convert
 
 
-@dataclass(frozen=True)
-class CategoryMapping:
-    """Indices of an `instances_*.json` file mapped to those of the vocabulary.
+class _InstancesFile(Struct):
+    filenames: Annotated[list[Any], Meta(min_length=1)]
+    annotation: list[Any]
+    objects: list[Any]
+    verbs: list[Any]
+    correspondence: list[Annotated[tuple[int, int, int], Meta(description="[hoi, object, verb]")]]
+    size: list[Any] | None = None
 
-    Attributes:
-        objects, verbs: object and verb index of the vocabulary by index of the file.
-        pairs: (object, verb) indices of the file by its interaction index.
-    """
 
-    objects: list[int]
-    verbs: list[int]
-    pairs: dict[int, tuple[int, int]]
+class _InstancesEntry(Struct):
+    boxes_h: list[Box]
+    boxes_o: list[Box]
+    object: list[int]
+    verb: list[int]
+    hoi: list[int]
 
 
 def parse_instances(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
@@ -50,61 +51,40 @@ def parse_instances(value: dict[str, Any], context: ParseContext) -> list[Annota
     Raises:
         InputError: an entry is structurally wrong, or has an issue and `context.strict` is set.
     """
-    file = context.file
-    filenames = _read_column(value, "filenames", value["filenames"], file)
-    entries = _read_column(value, "annotation", filenames, file)
-    sizes = (
-        _read_column(value, "size", filenames, file) if "size" in value else [None] * len(entries)
-    )
-    mapping = _read_category_mapping(value, context)
-    names = UniqueImageNames(file)
+    content = convert(value, _InstancesFile, context.file)
+    count = len(content.filenames)
+    sizes = [None] * count if content.size is None else content.size
+    for key, rows in (("annotation", content.annotation), ("size", sizes)):
+        if len(rows) != count:
+            expected = f"{count} entries, as in filenames"
+            raise bad_field(context.file, key, expected, len(rows))
+    # Vocabulary indices by the file's.
+    objects = _vocabulary_indices(content.objects, "objects", context.vocabulary.objects, context)
+    verbs = _vocabulary_indices(content.verbs, "verbs", context.vocabulary.verbs, context)
+    pairs = {}
+    for index, (hoi, label, verb) in enumerate(content.correspondence):
+        if not (0 <= label < len(objects) and 0 <= verb < len(verbs)):
+            expected = f"[hoi, object below {len(objects)}, verb below {len(verbs)}]"
+            raise bad_field(context.file, f"correspondence[{index}]", expected, [hoi, label, verb])
+        pairs[hoi] = (label, verb)
     annotations = []
-    for index, entry in enumerate(entries):
+    for index, row in enumerate(content.annotation):
         with context.catch_errors():
-            name = names.add(f"filenames[{index}]", filenames[index])
-            if not isinstance(entry, dict):
-                raise bad_field(file, f"{name}: annotation", "an object", entry)
-            raw = _parse_entry(entry, sizes[index], EntryReader(file, name), mapping, context)
+            name = context.add_name(f"filenames[{index}]", content.filenames[index])
+            entry = context.convert(row, _InstancesEntry, name)
+            size = context.convert(sizes[index], Size | None, name, "size")
+            raw = _parse_entry(name, entry, size, pairs, objects, verbs, context)
             if raw.hois:
                 annotations.append(build_annotation(raw, context))
             else:
-                context.unlabelled.add(raw.name)
+                context.unlabelled.add(name)
     return annotations
 
 
-def _read_column(value: dict[str, Any], key: str, filenames: Any, file: Path) -> list[Any]:
-    rows = value[key]
-    if not isinstance(rows, list) or not rows:
-        raise bad_field(file, key, "a non-empty list", rows)
-    if len(rows) != len(filenames):
-        raise bad_field(file, key, f"{len(filenames)} entries, as in filenames", len(rows))
-    return rows
-
-
-def _read_category_mapping(value: dict[str, Any], context: ParseContext) -> CategoryMapping:
-    vocabulary, file = context.vocabulary, context.file
-    objects = _vocabulary_indices(value, "objects", vocabulary.objects, context)
-    verbs = _vocabulary_indices(value, "verbs", vocabulary.verbs, context)
-    pairs = {}
-    rows = value.get("correspondence")
-    if not isinstance(rows, list):
-        raise bad_field(file, "correspondence", "a list of [hoi, object, verb]", rows)
-    for index, row in enumerate(rows):
-        is_valid = isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row)
-        if not is_valid or not (0 <= row[1] < len(objects) and 0 <= row[2] < len(verbs)):
-            expected = f"[hoi, object below {len(objects)}, verb below {len(verbs)}]"
-            raise bad_field(file, f"correspondence[{index}]", expected, row)
-        pairs[row[0]] = (row[1], row[2])
-    return CategoryMapping(objects, verbs, pairs)
-
-
 def _vocabulary_indices(
-    value: dict[str, Any], key: str, known: Sequence[str], context: ParseContext
+    names: list[Any], key: str, known: Sequence[str], context: ParseContext
 ) -> list[int]:
     """Index in `known` of every name in the file's list `key`."""
-    names = value.get(key)
-    if not isinstance(names, list):
-        raise bad_field(context.file, key, "a list of names", names)
     for index, name in enumerate(names):
         if name not in known:
             expected = f"{key} of vocabulary {context.vocabulary.name}"
@@ -113,51 +93,66 @@ def _vocabulary_indices(
 
 
 def _parse_entry(
-    entry: dict[str, Any],
-    size: Any,
-    reader: EntryReader,
-    mapping: CategoryMapping,
+    name: str,
+    entry: _InstancesEntry,
+    size: tuple[int, int] | None,
+    pairs: dict[int, tuple[int, int]],
+    objects: list[int],
+    verbs: list[int],
     context: ParseContext,
 ) -> RawAnnotation:
-    humans, targets, objects, verbs, hois = (_read_list(entry, key, reader) for key in ENTRY_KEYS)
-    count = len(hois)
-    for key, rows in zip(ENTRY_KEYS, (humans, targets, objects, verbs, hois), strict=True):
-        if len(rows) != count:
-            raise reader.error(key, f"{count} entries, as many as in hoi", len(rows))
-    boxes = [reader.read_box(box, f"boxes_h[{index}]") for index, box in enumerate(humans)]
-    boxes += [reader.read_box(box, f"boxes_o[{index}]") for index, box in enumerate(targets)]
-    image_size = None if size is None else reader.read_size(size, "size")
-    context.add_boxes(boxes, image_size)
-    labels, rows = [context.vocabulary.person] * count, []
-    for index in range(count):
-        hoi = reader.read_int(hois[index], f"hoi[{index}]")
-        label = reader.read_int(objects[index], f"object[{index}]")
-        verb = reader.read_int(verbs[index], f"verb[{index}]")
-        if mapping.pairs.get(hoi) != (label, verb):
-            expected = f"the interaction of object {label} and verb {verb}, as in correspondence"
-            raise UnknownCategory(str(reader.error(f"hoi[{index}]", expected, hoi)))
-        labels.append(mapping.objects[label])
-        rows.append((index, count + index, mapping.verbs[verb]))
+    count = len(entry.hoi)
+    for key in ("boxes_h", "boxes_o", "object", "verb"):
+        if len(getattr(entry, key)) != count:
+            expected = f"{count} entries, as many as in hoi"
+            raise context.error(name, key, expected, len(getattr(entry, key)))
+    for index, (hoi, *pair) in enumerate(zip(entry.hoi, entry.object, entry.verb, strict=True)):
+        if pairs.get(hoi) != tuple(pair):
+            expected = (
+                f"the interaction of object {pair[0]} and verb {pair[1]}, as in correspondence"
+            )
+            raise UnknownCategory(str(context.error(name, f"hoi[{index}]", expected, hoi)))
+    boxes = entry.boxes_h + entry.boxes_o
+    context.add_boxes(boxes, size)
     return RawAnnotation(
-        reader.image,
+        name,
         boxes,
-        labels,
-        rows,
-        image_size,
+        [context.vocabulary.person] * count + [objects[label] for label in entry.object],
+        [(index, count + index, verbs[verb]) for index, verb in enumerate(entry.verb)],
+        size,
         box_field=lambda i: f"boxes_h[{i}]" if i < count else f"boxes_o[{i - count}]",
         hoi_field=lambda i: f"hoi[{i}]",
     )
 
 
-def _read_list(entry: dict[str, Any], key: str, reader: EntryReader) -> list[Any]:
-    rows = reader.require(entry, key, key, "a list")
-    if not isinstance(rows, list):
-        raise reader.error(key, "a list", rows)
-    return rows
-
-
 MAT_KEYS = {"train": "bbox_train", "test": "bbox_test"}
-BOX_KEYS = ("x1", "y1", "x2", "y2")
+# Struct arrays: scipy returns an array of one element as the element itself.
+ARRAYS = ("hoi", "bboxhuman", "bboxobject")
+
+
+class _MatBox(Struct):
+    x1: Coordinate
+    y1: Coordinate
+    x2: Coordinate
+    y2: Coordinate
+
+
+class _MatHoi(Struct):
+    id: int
+    bboxhuman: list[_MatBox]
+    bboxobject: list[_MatBox]
+    connection: list[Annotated[tuple[int, int], Meta(description="two box indices")]]
+    invis: int
+
+
+class _MatSize(Struct):
+    width: Positive
+    height: Positive
+
+
+class _MatImage(Struct):
+    size: _MatSize
+    hoi: list[_MatHoi]
 
 
 def parse_anno_bbox(part: str, context: ParseContext) -> list[Annotation]:
@@ -175,21 +170,18 @@ def parse_anno_bbox(part: str, context: ParseContext) -> list[Annotation]:
         raise InputError(f"{context.file}: part: expected {' or '.join(MAT_KEYS)}, found {part}")
     content = _load_mat(context, MAT_KEYS[part])
     actions = _read_action_table(content, context)
-    names = UniqueImageNames(context.file)
     annotations = []
-    for index, entry in enumerate(_struct_list(content.get(MAT_KEYS[part]))):
-        where = f"{MAT_KEYS[part]}({index + 1})"
+    for index, entry in enumerate(_struct_list(content.get(MAT_KEYS[part])), 1):
+        where = f"{MAT_KEYS[part]}({index})"
         with context.catch_errors():
-            if not isinstance(entry, dict):
-                raise bad_field(context.file, where, "a struct", entry)
-            reader = EntryReader(
-                context.file, names.add(f"{where}.filename", entry.get("filename"))
-            )
-            raw = _parse_mat_entry(entry, reader, actions, context)
+            fields = entry if isinstance(entry, dict) else {}
+            name = context.add_name(f"{where}.filename", fields.get("filename"))
+            image = context.convert(_to_json(entry), _MatImage, name)
+            raw = _parse_mat_image(name, image, actions, context)
             if raw.hois:
                 annotations.append(build_annotation(raw, context))
             else:
-                context.unlabelled.add(raw.name)
+                context.unlabelled.add(name)
     return annotations
 
 
@@ -206,10 +198,24 @@ def _load_mat(context: ParseContext, part: str) -> dict[str, Any]:
 
 
 def _struct_list(value: Any) -> list[Any]:
-    """A struct array as a list; scipy returns an array of one element as the element itself."""
+    """A struct array as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, np.ndarray)) else [value]
+
+
+def _to_json(value: Any, key: str = "") -> Any:
+    """A MATLAB value as JSON would hold it; MATLAB usually stores integers as floats."""
+    if key == "connection":
+        table = np.asarray(value)
+        value = table.reshape(-1, 2) if table.ndim and table.size % 2 == 0 else value
+    if isinstance(value, dict) and key in ARRAYS:
+        value = [value]
+    if isinstance(value, dict):
+        return {name: _to_json(one, name) for name, one in value.items()}
+    if isinstance(value, (list, np.ndarray)):
+        return [_to_json(one) for one in np.asarray(value, dtype=object).tolist()]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _read_action_table(content: dict[str, Any], context: ParseContext) -> list[tuple[int, int]]:
@@ -229,91 +235,67 @@ def _read_action_table(content: dict[str, Any], context: ParseContext) -> list[t
     return actions
 
 
-def _parse_mat_entry(
-    entry: dict[str, Any],
-    reader: EntryReader,
-    actions: list[tuple[int, int]],
-    context: ParseContext,
+def _parse_mat_image(
+    name: str, image: _MatImage, actions: list[tuple[int, int]], context: ParseContext
 ) -> RawAnnotation:
-    size = entry.get("size")
-    if not isinstance(size, dict):
-        raise reader.error("size", "a struct with width and height", size)
-    integers = [_read_int(size.get(key), f"size.{key}", reader) for key in ("width", "height")]
-    image_size = reader.read_size(integers, "size")
-    boxes: list[list[float]] = []
+    boxes: list[tuple[float, ...]] = []
     labels: list[int] = []
     hois: list[tuple[int, int, int]] = []
     box_fields: list[str] = []
     hoi_fields: list[str] = []
-    for number, hoi in enumerate(_struct_list(entry.get("hoi")), 1):
+    for number, hoi in enumerate(image.hoi, 1):
         field = f"hoi({number})"
-        if not isinstance(hoi, dict):
-            raise reader.error(field, "a struct", hoi)
         # Interactions that are labelled for the image but not visible have no boxes.
-        if _read_int(hoi.get("invis"), f"{field}.invis", reader):
+        if hoi.invis:
             continue
-        action = _read_int(hoi.get("id"), f"{field}.id", reader)
-        if not 1 <= action <= len(actions):
+        if not 1 <= hoi.id <= len(actions):
             expected = f"a row of list_action, 1 to {len(actions)}"
-            raise UnknownCategory(str(reader.error(f"{field}.id", expected, action)))
-        verb, label = actions[action - 1]
-        humans = _read_boxes(hoi.get("bboxhuman"), f"{field}.bboxhuman", reader)
-        targets = _read_boxes(hoi.get("bboxobject"), f"{field}.bboxobject", reader)
-        pairs = _read_connections(hoi.get("connection"), f"{field}.connection", reader)
-        offset = len(boxes)
-        for row, (human, target) in enumerate(pairs, 1):
+            raise UnknownCategory(str(context.error(name, f"{field}.id", expected, hoi.id)))
+        verb, label = actions[hoi.id - 1]
+        first_human, first_object = len(boxes), len(boxes) + len(hoi.bboxhuman)
+        for row, (human, target) in enumerate(hoi.connection, 1):
             where = f"{field}.connection({row})"
-            if not (1 <= human <= len(humans) and 1 <= target <= len(targets)):
-                expected = f"[human, object] from 1 to [{len(humans)}, {len(targets)}]"
-                context.add_issue(
-                    INDEX_OUT_OF_RANGE, reader.image, where, expected, [human, target]
-                )
-                continue
-            hois.append((offset + human - 1, offset + len(humans) + target - 1, verb))
-            hoi_fields.append(where)
-        boxes += humans + targets
-        labels += [context.vocabulary.person] * len(humans) + [label] * len(targets)
-        box_fields += [f"{field}.bboxhuman({i + 1})" for i in range(len(humans))]
-        box_fields += [f"{field}.bboxobject({i + 1})" for i in range(len(targets))]
-    context.add_boxes(boxes, image_size)
+            if 1 <= human <= len(hoi.bboxhuman) and 1 <= target <= len(hoi.bboxobject):
+                hois.append((first_human + human - 1, first_object + target - 1, verb))
+                hoi_fields.append(where)
+            else:
+                sizes = [len(hoi.bboxhuman), len(hoi.bboxobject)]
+                expected = f"[human, object] from 1 to {sizes}"
+                context.add_issue(INDEX_OUT_OF_RANGE, name, where, expected, [human, target])
+        for key, rows, category in (
+            ("bboxhuman", hoi.bboxhuman, context.vocabulary.person),
+            ("bboxobject", hoi.bboxobject, label),
+        ):
+            boxes += [(box.x1, box.y1, box.x2, box.y2) for box in rows]
+            labels += [category] * len(rows)
+            box_fields += [f"{field}.{key}({row + 1})" for row in range(len(rows))]
+    size = (image.size.width, image.size.height)
+    context.add_boxes(boxes, size)
     return RawAnnotation(
-        reader.image,
-        boxes,
-        labels,
-        hois,
-        image_size,
-        box_field=box_fields.__getitem__,
-        hoi_field=hoi_fields.__getitem__,
+        name, boxes, labels, hois, size, box_fields.__getitem__, hoi_fields.__getitem__
     )
-
-
-def _read_boxes(value: Any, field: str, reader: EntryReader) -> list[list[float]]:
-    boxes = []
-    for index, box in enumerate(_struct_list(value), 1):
-        if not isinstance(box, dict):
-            raise reader.error(f"{field}({index})", "a struct with x1, x2, y1, y2", box)
-        boxes.append(reader.read_box([box.get(key) for key in BOX_KEYS], f"{field}({index})"))
-    return boxes
-
-
-def _read_connections(value: Any, field: str, reader: EntryReader) -> list[tuple[int, int]]:
-    """Rows of (human, object), 1-based."""
-    table = np.asarray(value)
-    is_integer = table.dtype.kind in "iuf" and np.array_equal(table, np.trunc(table))
-    if not is_integer or table.size % 2:
-        raise reader.error(field, "rows of two box indices", value)
-    return [(int(row[0]), int(row[1])) for row in table.reshape(-1, 2)]
-
-
-def _read_int(value: Any, field: str, reader: EntryReader) -> int:
-    """An integer, which MATLAB usually stores as a float."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return reader.read_int(value, field)
 
 
 # With fewer labels, the numbering of verbs is not checked.
 MIN_LABELS = 20
+
+
+class _Box(Struct):
+    bbox: Box
+    category_id: int
+
+
+class _Label(Struct):
+    subject_id: int
+    object_id: int
+    category_id: int
+
+
+class _HoiaEntry(Struct):
+    annotations: list[_Box]
+    hoi_annotation: list[_Label]
+    width: int | None = None
+    height: int | None = None
 
 
 def parse_hoia(value: list[Any], context: ParseContext) -> list[Annotation]:
@@ -324,15 +306,15 @@ def parse_hoia(value: list[Any], context: ParseContext) -> list[Annotation]:
     """
     if not value:
         raise bad_field(context.file, "file", "an entry for each image", "an empty list")
-    names = UniqueImageNames(context.file)
     annotations = []
-    for index, entry in enumerate(value):
+    for index, row in enumerate(value):
         where = f"entry {index}"
         with context.catch_errors():
-            if not isinstance(entry, dict):
-                raise bad_field(context.file, where, "an object", entry)
-            name = names.add(f"{where}: file_name", entry.get("file_name"))
-            annotations.append(build_annotation(_parse_hoia_entry(entry, name, context), context))
+            if not isinstance(row, dict):
+                raise bad_field(context.file, where, "an object", row)
+            name = context.add_name(f"{where}: file_name", row.get("file_name"))
+            entry = context.convert(row, _HoiaEntry, name)
+            annotations.append(build_annotation(_parse_hoia_entry(name, entry, context), context))
     with context.catch_errors():
         _check_numbering(annotations, context)
     return annotations
@@ -355,42 +337,32 @@ def _check_numbering(annotations: list[Annotation], context: ParseContext) -> No
         raise UnknownCategory(str(bad_field(context.file, "hoi_annotation", expected, found)))
 
 
-def _parse_hoia_entry(entry: dict[str, Any], name: str, context: ParseContext) -> RawAnnotation:
-    reader, vocabulary = EntryReader(context.file, name), context.vocabulary
+def _parse_hoia_entry(name: str, entry: _HoiaEntry, context: ParseContext) -> RawAnnotation:
     size = None
-    if entry.get("width") is not None or entry.get("height") is not None:
-        size = reader.read_size([entry.get("width"), entry.get("height")], "width and height")
-    boxes, labels = [], []
-    for index, row in enumerate(reader.read_objects(entry, "annotations")):
-        field = f"annotations[{index}]"
-        boxes.append(reader.read_box(row.get("bbox"), f"{field}.bbox"))
-        labels.append(context.read_label(reader, row.get("category_id"), f"{field}.category_id"))
+    if entry.width is not None or entry.height is not None:
+        size = context.convert([entry.width, entry.height], Size, name, "width and height")
+    boxes = [row.bbox for row in entry.annotations]
     context.add_boxes(boxes, size)
+    first, last = context.vocabulary.first_verb_id, context.vocabulary.last_verb_id
     hois = []
-    for index, row in enumerate(reader.read_objects(entry, "hoi_annotation")):
-        field = f"hoi_annotation[{index}]"
-        human = reader.read_int(row.get("subject_id"), f"{field}.subject_id", "a box index")
-        target = reader.read_int(row.get("object_id"), f"{field}.object_id", "a box index")
+    for index, row in enumerate(entry.hoi_annotation):
+        if first <= row.category_id <= last:
+            hois.append((row.subject_id, row.object_id, row.category_id - first))
+            continue
+        expected = f"a verb of {context.vocabulary.name} from {first} to {last}"
+        found = "0; does this file count verbs from 0?" if row.category_id == 0 else row.category_id
+        field = f"hoi_annotation[{index}].category_id"
         with context.catch_errors():
-            verb = _verb_index(row.get("category_id"), f"{field}.category_id", reader, vocabulary)
-            hois.append((human, target, verb))
+            raise UnknownCategory(str(context.error(name, field, expected, found)))
     return RawAnnotation(
         name,
         boxes,
-        labels,
+        [
+            context.read_label(name, row.category_id, f"annotations[{index}].category_id")
+            for index, row in enumerate(entry.annotations)
+        ],
         hois,
         size,
         box_field=lambda index: f"annotations[{index}].bbox",
         hoi_field=lambda index: f"hoi_annotation[{index}]",
     )
-
-
-def _verb_index(number: Any, field: str, reader: EntryReader, vocabulary: Vocabulary) -> int:
-    """Verb index of a verb id of the file."""
-    first = vocabulary.first_verb_id
-    last = first + vocabulary.num_verbs - 1
-    expected = f"a verb of {vocabulary.name} from {first} to {last}"
-    if not first <= reader.read_int(number, field, expected) <= last:
-        counts = "0; does this file count verbs from 0?" if number == 0 else number
-        raise UnknownCategory(str(reader.error(field, expected, counts)))
-    return number - first

@@ -10,28 +10,28 @@ without action labels are kept, because the protocol ignores detections that mat
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from pipeline.annotations.base import (
     EMPTY_BOX,
     SUBJECT_NOT_PERSON,
-    EntryReader,
     ParseContext,
     RawAnnotation,
     build_annotation,
 )
 from pipeline.annotations.box_format import XYWH
-from pipeline.annotations.coco import COCO_BOX_FORMAT, CocoInstances
+from pipeline.annotations.coco import CocoFile, CocoImage, read_coco
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import read_json, sha256_of_file, sha256_of_json
+from pipeline.utils.files import read_json, read_text, sha256_of_file, sha256_of_json
+from pipeline.utils.schema import Text, convert
 
+AGENT = "agent"
 UNKNOWN_ROLE_BOX = "role objects that are not a box of the image (removed)"
 UNLABELLED = -1
 
@@ -85,27 +85,25 @@ def read_vcoco(files: VcocoFiles, context: ParseContext) -> VcocoGroundTruth:
             together, or there is an issue and `context.strict` is set.
     """
     table = read_actions(files.actions)
-    ids = read_image_ids(files.ids) if files.ids else sorted(table.image_ids)
+    annotated = set(table.images.tolist())
+    ids = read_image_ids(files.ids) if files.ids else sorted(annotated)
     for image_id in ids:
-        if image_id not in table.image_ids:
+        if image_id not in annotated:
             expected = f"images of {files.actions}"
             raise bad_field(files.ids, "file", expected, f"image {image_id}, which is not in it")
-    coco = CocoInstances(files.instances, set(ids))
-    for image_id in ids:
-        if image_id not in coco.images:
-            expected = f"image {image_id} of {files.actions}"
-            raise bad_field(files.instances, "images", expected, "no such image")
+    coco_context = replace(context, file=files.instances)
+    coco = read_coco(read_json(files.instances), coco_context, ids)
     images = []
     for image_id in ids:
         with context.catch_errors():
-            images.append(_build_image(coco.images[image_id], coco, table, context))
+            images.append(_build_image(coco.images[image_id], coco, table, coco_context, context))
     with context.catch_errors():
         context.check_format()
     names = {image.name for image in images}
     others = {
-        image["file_name"]: image_id
+        image.file_name: image_id
         for image_id, image in coco.images.items()
-        if image["file_name"] not in names
+        if image.file_name not in names
     }
     return VcocoGroundTruth(table.actions, tuple(images), others)
 
@@ -125,9 +123,9 @@ def vcoco_annotations(ground_truth: VcocoGroundTruth, context: ParseContext) -> 
         role_boxes = np.unique(image.role_boxes[image.role_boxes >= 0])
         kept = np.flatnonzero(~image.is_crowd | np.isin(np.arange(len(image.boxes)), role_boxes))
         new_index = {int(row): index for index, row in enumerate(kept)}
-        reader = EntryReader(context.file, image.name)
         labels = [
-            context.read_label(reader, int(image.categories[row]), "category_id") for row in kept
+            context.read_label(image.name, int(image.categories[row]), "category_id")
+            for row in kept
         ]
         hois = []
         for row, action in np.argwhere(image.action_labels == 1).tolist():
@@ -170,59 +168,50 @@ def _verbs_by_role(actions: tuple[VcocoAction, ...], context: ParseContext) -> l
 
 
 def _build_image(
-    image: dict[str, Any], coco: CocoInstances, table: ActionTable, context: ParseContext
+    image: CocoImage,
+    coco: CocoFile,
+    table: ActionTable,
+    coco_context: ParseContext,
+    context: ParseContext,
 ) -> VcocoImage:
-    reader = EntryReader(coco.reader.file, image["file_name"])
-    width, height = reader.read_size([image.get("width"), image.get("height")], "width and height")
-    edge = np.array([width, height, width, height]) - 1.0
-    boxes, rows, ids, categories = [], [], [], []
-    for field, row in coco.rows[image["id"]]:
-        if row.get("ignore") == 1:
+    name, edge = image.file_name, np.array([image.width, image.height] * 2) - 1.0
+    boxes, rows = [], []
+    for index, row in coco.boxes[image.id]:
+        if row.ignore:
             continue
-        x, y, w, h = reader.read_box(row.get("bbox"), f"{field}.bbox", COCO_BOX_FORMAT)
-        context.add_boxes([[x, y, w, h]], (width, height), XYWH)
+        context.add_boxes([row.bbox], (image.width, image.height), XYWH)
+        x, y, w, h = row.bbox
         box = np.clip([x, y, x + max(0.0, w - 1), y + max(0.0, h - 1)], 0, edge)
-        if _segment_area(row, w * h, field, reader) <= 0 or box[2] <= box[0] or box[3] <= box[1]:
-            context.add_issue(EMPTY_BOX, reader.image, f"{field}.bbox", "an area", row.get("bbox"))
+        area = w * h if row.area is None else row.area
+        if area <= 0 or box[2] <= box[0] or box[3] <= box[1]:
+            where = f"annotations[{index}].bbox"
+            coco_context.add_issue(EMPTY_BOX, name, where, "an area", list(row.bbox))
             continue
         boxes.append(box)
         rows.append(row)
-        ids.append(reader.read_int(row.get("id"), f"{field}.id"))
-        categories.append(reader.read_int(row.get("category_id"), f"{field}.category_id"))
-    count, max_roles = len(rows), max(len(action.roles) for action in table.actions)
+    categories = np.array([row.category_id for row in rows], dtype=np.int64)
+    shape = (len(rows), len(table.actions))
     result = VcocoImage(
-        id=image["id"],
-        name=reader.image,
+        id=image.id,
+        name=name,
         boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        categories=np.array(categories, dtype=np.int64),
+        categories=categories,
         is_person=np.isin(categories, coco.people),
-        is_crowd=np.array([bool(row.get("iscrowd")) for row in rows], dtype=bool),
-        action_labels=np.full((count, len(table.actions)), UNLABELLED, dtype=np.int8),
-        role_boxes=np.full((count, len(table.actions), max_roles), -1, dtype=np.int64),
-        size=(width, height),
+        is_crowd=np.array([bool(row.iscrowd) for row in rows], dtype=bool),
+        action_labels=np.full(shape, UNLABELLED, dtype=np.int8),
+        role_boxes=np.full((*shape, table.role_objects.shape[2]), -1, dtype=np.int64),
+        size=(image.width, image.height),
     )
-    row_by_id = {annotation_id: row for row, annotation_id in enumerate(ids)}
-    _fill_actions(result, row_by_id, table, EntryReader(context.file, reader.image), context)
+    _fill_actions(result, {row.id: index for index, row in enumerate(rows)}, table, context)
     return result
 
 
-def _segment_area(row: dict[str, Any], area: float, field: str, reader: EntryReader) -> float:
-    """Area of the segment; that of the box if the file has no areas."""
-    value = row.get("area", area)
-    if not isinstance(value, (int, float)):
-        raise reader.error(f"{field}.area", "a number", value)
-    return float(value)
-
-
 def _fill_actions(
-    image: VcocoImage,
-    row_by_id: dict[int, int],
-    table: ActionTable,
-    reader: EntryReader,
-    context: ParseContext,
+    image: VcocoImage, row_by_id: dict[int | None, int], table: ActionTable, context: ParseContext
 ) -> None:
     """Fills `action_labels` and `role_boxes` from the actions file."""
-    for person_id in table.people_by_image[image.id]:
+    for person in np.flatnonzero(table.images == image.id):
+        person_id = int(table.people[person])
         row = row_by_id.get(person_id)
         if row is None or not image.is_person[row]:
             kind, expected = (
@@ -230,24 +219,16 @@ def _fill_actions(
                 if row is None
                 else (SUBJECT_NOT_PERSON, "a person as agent")
             )
-            context.add_issue(kind, reader.image, "ann_id", expected, person_id)
+            context.add_issue(kind, image.name, "ann_id", expected, person_id)
             continue
-        image.action_labels[row] = 0
-        for action, objects in table.actions_of(person_id):
-            image.action_labels[row, action] = 1
-            for role, target in enumerate(objects):
-                if target in row_by_id:
-                    image.role_boxes[row, action, role] = row_by_id[target]
-                elif target:
-                    name = table.actions[action].name
-                    where = f"{name}: role_object_id"
-                    context.add_issue(
-                        UNKNOWN_ROLE_BOX, reader.image, where, "a box of COCO", target
-                    )
-
-
-AGENT = "agent"
-PERSON_COLUMNS = ("image_id", "ann_id", "label")
+        image.action_labels[row] = table.labels[:, person]
+        for action, role in np.argwhere(table.role_objects[:, person] > 0).tolist():
+            target = int(table.role_objects[action, person, role])
+            if target in row_by_id:
+                image.role_boxes[row, action, role] = row_by_id[target]
+            else:
+                where = f"{table.actions[action].name}: role_object_id"
+                context.add_issue(UNKNOWN_ROLE_BOX, image.name, where, "a box of COCO", target)
 
 
 @dataclass(frozen=True)
@@ -258,31 +239,38 @@ class VcocoAction:
     roles: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
 class ActionTable:
-    """Labels of an actions file, by person.
+    """Labels of an actions file, of P annotated people.
 
     Attributes:
         actions: all actions, in the order of the file.
-        image_ids: ids of the images with annotated people.
-        people_by_image: ids of COCO's annotations of the annotated people, by image id.
+        images, people: (P,) int64, ids of COCO's images and annotations.
+        labels: (A, P) int8, 1 if the person does the action.
+        role_objects: (A, P, R) int64, ids of COCO's annotations of the roles' objects; 0 for none.
     """
 
-    def __init__(self, actions: list[VcocoAction]) -> None:
-        self.actions = tuple(actions)
-        self.people_by_image: dict[int, list[int]] = defaultdict(list)
-        self._actions_by_person: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+    actions: tuple[VcocoAction, ...]
+    images: np.ndarray
+    people: np.ndarray
+    labels: np.ndarray
+    role_objects: np.ndarray
 
-    @property
-    def image_ids(self) -> set[int]:
-        return set(self.people_by_image)
 
-    def add(self, action: int, person: int, objects: tuple[int, ...]) -> None:
-        """Adds an action of a person, with the ids of its roles' objects (0 for none)."""
-        self._actions_by_person[person].append((action, objects))
+# Releases differ in having a list, or a list of lists of one number.
+Column = Annotated[
+    list[int | Annotated[list[int], Meta(min_length=1, max_length=1)]],
+    Meta(description="a list of whole numbers"),
+]
 
-    def actions_of(self, person: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Indices of a person's actions, each with the objects of its roles."""
-        return iter(self._actions_by_person.get(person, ()))
+
+class _Entry(Struct):
+    action_name: Text
+    role_name: list[str]
+    image_id: Column
+    ann_id: Column
+    label: Column
+    role_object_id: Column
 
 
 def read_actions(path: Path) -> ActionTable:
@@ -294,73 +282,58 @@ def read_actions(path: Path) -> ActionTable:
     value = read_json(path)
     if not isinstance(value, list) or not value:
         raise bad_field(path, "file", "V-COCO's list of actions", value)
-    actions = [_read_action(path, index, entry) for index, entry in enumerate(value)]
-    table = ActionTable(actions)
-    first_image_by_person: dict[int, int] = {}
-    for index, (action, entry) in enumerate(zip(actions, value, strict=True)):
-        images, people, labels = (
-            _read_int_column(path, action.name, entry, key) for key in PERSON_COLUMNS
-        )
-        if len(people) != len(images) or len(labels) != len(images):
-            expected = f"{len(images)} entries each, as many as in image_id"
-            found = f"{len(people)} and {len(labels)}"
-            raise bad_field(path, f"{action.name}: ann_id and label", expected, found)
-        if not np.isin(labels, (0, 1)).all():
-            wrong = labels[~np.isin(labels, (0, 1))][0]
-            raise bad_field(path, f"{action.name}: label", "0 or 1", int(wrong))
-        image_by_person = dict(zip(people.tolist(), images.tolist(), strict=True))
-        if len(image_by_person) != len(people):
-            raise bad_field(path, f"{action.name}: ann_id", "every person once", "one twice")
-        if index == 0:
-            first_image_by_person = image_by_person
-            for person, image in image_by_person.items():
-                table.people_by_image[image].append(person)
-        elif image_by_person != first_image_by_person:
-            expected = f"the people of {actions[0].name}"
-            raise bad_field(path, f"{action.name}: ann_id", expected, "other people")
-        objects = _read_role_objects(path, action, entry, people)
-        for row in np.flatnonzero(labels == 1):
-            table.add(index, int(people[row]), tuple(objects[row].tolist()))
-    if not first_image_by_person:
+    actions: list[VcocoAction] = []
+    labels, objects = [], []
+    first: np.ndarray | None = None
+    for index, fields in enumerate(value):
+        name = fields.get("action_name") if isinstance(fields, dict) else None
+        where = f"{path}: {name or f'entry {index}'}"
+        entry = convert(fields, _Entry, where)
+        roles = entry.role_name
+        if roles[:1] != [AGENT] or len(set(roles)) != len(roles):
+            raise bad_field(where, "role_name", f'a list of names, "{AGENT}" first', roles)
+        action = VcocoAction(entry.action_name, tuple(roles[1:]))
+        images, people, does = (_flat(one) for one in (entry.image_id, entry.ann_id, entry.label))
+        count = len(images)
+        for key, column, length in (
+            ("ann_id", people, count),
+            ("label", does, count),
+            ("role_object_id", _flat(entry.role_object_id), count * len(roles)),
+        ):
+            if len(column) != length:
+                raise bad_field(where, key, f"{length} entries for {count} people", len(column))
+        if not np.isin(does, (0, 1)).all():
+            raise bad_field(where, "label", "0 or 1", int(does[~np.isin(does, (0, 1))][0]))
+        if len(np.unique(people)) != count:
+            raise bad_field(where, "ann_id", "every person once", "one twice")
+        # Entries may list the same people in another order.
+        order = np.argsort(people)
+        rows = np.stack([images[order], people[order]])
+        if first is None:
+            first, first_order = rows, np.argsort(order)
+        elif not np.array_equal(rows, first):
+            raise bad_field(where, "ann_id", f"the people of {actions[0].name}", "other people")
+        order = order[first_order]
+        actions.append(action)
+        labels.append(does[order])
+        of_roles = _flat(entry.role_object_id).reshape(len(roles), count)[1:, order].T
+        # Objects of people who do not do the action mean nothing.
+        objects.append(of_roles * does[order][:, None])
+    if first is None or not first.size:
         raise bad_field(path, f"{actions[0].name}: ann_id", "annotated people", "none")
-    return table
+    width = max(len(action.roles) for action in actions)
+    return ActionTable(
+        tuple(actions),
+        first[0, first_order],
+        first[1, first_order],
+        np.stack(labels).astype(np.int8),
+        np.stack([np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one in objects]),
+    )
 
 
-def _read_action(path: Path, index: int, entry: Any) -> VcocoAction:
-    row = entry if isinstance(entry, dict) else {}
-    name, roles = row.get("action_name"), row.get("role_name")
-    if not isinstance(name, str) or not name:
-        raise bad_field(path, f"entry {index}: action_name", "the name of an action", name)
-    is_valid = isinstance(roles, list) and all(isinstance(role, str) for role in roles)
-    if not is_valid or not roles or roles[0] != AGENT or len(set(roles)) != len(roles):
-        raise bad_field(path, f"{name}: role_name", f'a list of names, "{AGENT}" first', roles)
-    return VcocoAction(name, tuple(roles[1:]))
-
-
-def _read_int_column(path: Path, name: str, entry: dict[str, Any], key: str) -> np.ndarray:
-    """A column of integers; releases differ in having a list, or a list of lists of one number."""
-    rows = entry.get(key)
-    try:
-        column = np.array(rows if isinstance(rows, list) else None)
-    except ValueError:
-        column = np.array(None)
-    if rows == []:
-        return np.zeros(0, dtype=np.int64)
-    if column.dtype.kind not in "iu":
-        raise bad_field(path, f"{name}: {key}", "a list of whole numbers", rows)
-    return column.reshape(-1).astype(np.int64)
-
-
-def _read_role_objects(
-    path: Path, action: VcocoAction, entry: dict[str, Any], people: np.ndarray
-) -> np.ndarray:
-    """(N, R) ids of COCO's annotations of the role objects, 0 for none."""
-    flat = _read_int_column(path, action.name, entry, "role_object_id")
-    count = 1 + len(action.roles)
-    if len(flat) != count * len(people):
-        expected = f"{count * len(people)} entries, {count} for each of {len(people)} people"
-        raise bad_field(path, f"{action.name}: role_object_id", expected, f"{len(flat)}")
-    return flat.reshape(count, -1).T[:, 1:]
+def _flat(column: list[Any]) -> np.ndarray:
+    values = [number[0] if isinstance(number, list) else number for number in column]
+    return np.array(values, dtype=np.int64)
 
 
 INSTANCES_NAME = "instances_vcoco_all_2014.json"
@@ -435,14 +408,8 @@ def read_image_ids(path: Path) -> list[int]:
     Raises:
         InputError: the file is missing or empty, or has a line that is not an integer or repeated.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
     ids: dict[int, None] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         if not line.strip().isdecimal():

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Literal, TypeGuard
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from pipeline.annotations.base import ParseContext, annotation_to_upright
 from pipeline.annotations.load import AnnotationFile, load_annotations, load_image_folder
@@ -29,11 +32,9 @@ from pipeline.images import IgnoreExifPath, ImageHeader, read_headers
 from pipeline.types import Detections, ImageRecord
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_toml
+from pipeline.utils.schema import MISSING, Text, convert
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
 
-PARTS = ("train", "test")
-DATASET_KEYS = ("name", "vocabulary", "orientation", "detector", "teacher", *PARTS)
-PART_KEYS = ("images", "annotations", "instances", "ids")
 # Annotation files of all layouts lie at most this many folders below the dataset folder.
 MAX_DEPTH = 4
 
@@ -356,57 +357,48 @@ def find_enclosing_dataset(annotations: Path, part: str) -> Dataset | None:
     return None
 
 
+class _Part(Struct, forbid_unknown_fields=True):
+    images: Text
+    annotations: Text | None = None
+    instances: Text | None = None
+    ids: Text | None = None
+
+
+class _DatasetFile(Struct, forbid_unknown_fields=True):
+    """Content of `dataset.toml`; paths are relative to its folder."""
+
+    vocabulary: Text
+    name: Text | None = None
+    orientation: Literal["upright", "stored"] | None = None
+    detector: Text | None = None
+    teacher: Text | None = None
+    train: _Part | None = None
+    test: _Part | None = None
+
+
 def _dataset_from_toml(root: Path, file: Path) -> Dataset:
-    value = read_toml(file)
-    _check_keys(file, "", value, DATASET_KEYS)
-    parts = {name: _read_part(root, file, name, value[name]) for name in PARTS if name in value}
+    content = convert(read_toml(file), _DatasetFile, file)
+    parts = {}
+    for name, part in (("train", content.train), ("test", content.test)):
+        if part is None:
+            continue
+        if part.annotations is None and (part.instances or part.ids):
+            raise bad_field(file, f"{name}.annotations", "a text", MISSING)
+        paths = {key: root / path for key, path in asdict(part).items() if path}
+        parts[name] = PartPaths(**paths)
     if not parts:
         raise bad_field(file, "parts", "a table [train] or [test]", "neither")
-    vocabulary = _read_string(file, value, "vocabulary")
     # The toy dataset's vocabulary had this name in version 0.1.
-    if vocabulary == "world" and not (root / vocabulary).is_file():
-        raise InputError(
-            f'{file}: vocabulary: expected "toy", found "world"; write vocabulary = "toy"'
-        )
-    orientation = value.get("orientation", UPRIGHT)
-    if orientation not in (UPRIGHT, STORED):
-        raise bad_field(file, "orientation", f'"{UPRIGHT}" or "{STORED}"', orientation)
-    detector, teacher = (
-        root / _read_string(file, value, key) if key in value else None
-        for key in ("detector", "teacher")
-    )
+    if content.vocabulary == "world" and not (root / "world").is_file():
+        raise bad_field(file, "vocabulary", '"toy"', '"world"; write vocabulary = "toy"')
+    is_builtin = content.vocabulary in BUILTIN_VOCABULARIES
     return Dataset(
         root,
-        _read_string(file, value, "name") if "name" in value else root.resolve().name,
-        load_vocabulary(vocabulary if vocabulary in BUILTIN_VOCABULARIES else root / vocabulary),
+        content.name or root.resolve().name,
+        load_vocabulary(content.vocabulary if is_builtin else root / content.vocabulary),
         parts,
-        detector,
-        teacher,
-        orientation,
-        "orientation" in value,
+        root / content.detector if content.detector else None,
+        root / content.teacher if content.teacher else None,
+        content.orientation or UPRIGHT,
+        content.orientation is not None,
     )
-
-
-def _read_part(root: Path, file: Path, name: str, value: Any) -> PartPaths:
-    if not isinstance(value, dict):
-        raise bad_field(file, name, "a table with images and annotations", value)
-    _check_keys(file, f"{name}.", value, PART_KEYS)
-    # A part may consist of images alone; all other keys need `annotations`.
-    for required in PART_KEYS[: 2 if len(value) > 1 else 1]:
-        _read_string(file, value, required, f"{name}.")
-    paths = {key: root / _read_string(file, value, key, f"{name}.") for key in value}
-    return PartPaths(**paths)
-
-
-def _check_keys(file: Path, table: str, value: dict[str, Any], keys: tuple[str, ...]) -> None:
-    for key in value:
-        if key not in keys:
-            raise bad_field(file, f"{table}{key}", f"only {', '.join(keys)}", "an unknown field")
-
-
-def _read_string(file: Path, value: dict[str, Any], key: str, table: str = "") -> str:
-    text = value.get(key)
-    if not isinstance(text, str) or not text:
-        found = "nothing (the key is missing)" if key not in value else text
-        raise bad_field(file, f"{table}{key}", "a text", found)
-    return text

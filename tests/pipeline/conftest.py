@@ -1,5 +1,6 @@
 """Fixtures of the tests of `pipeline`."""
 
+import copy
 import json
 
 import pytest
@@ -28,6 +29,24 @@ def save_json(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def changed():
+    """`changed(value, path, new)`: a copy of parsed JSON in which a nested value is replaced, or
+    removed where `new` is `...`."""
+
+    def change(value, path, new):
+        whole = place = copy.deepcopy(value)
+        for key in path[:-1]:
+            place = place[key]
+        if new is ...:
+            del place[path[-1]]
+        else:
+            place[path[-1]] = new
+        return whole
+
+    return change
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_split_file_named_like_a_builtin_split_keeps_its_ending(toml):
         ('unseen_verbs = ["fly"]', r"unseen_verbs: expected.*found fly"),
         ("unseen_verbs = [3]", r"unseen_verbs: expected.*found 3"),
         ('unseen_objects = ["cow"]', r"unseen_objects: expected.*found cow"),
-        ('unseen_interactions = ["ride"]', "unseen_interactions: expected"),
+        ('unseen_interactions = ["ride"]', r"unseen_interactions\[0\]: expected"),
         ('unseen_interactions = [["ride", "cow"]]', "unseen_interactions: expected"),
         ('unseen_interactions = [["ride", "ball"]]', r"ride \(horse, bike, skateboard\)"),
         (f"unseen_verbs = {list(load_vocabulary('toy').verbs)}", "at least one seen interaction"),

@@ -42,7 +42,7 @@ def read(tmp_path, vcoco, write_vcoco):
     """Writes images and reads them back: (ground truth, annotations, context)."""
 
     def run(images, strict=False):
-        files = find_vcoco_files(write_vcoco(tmp_path, images))
+        files = find_vcoco_files(write_vcoco(tmp_path / str(strict), images))
         context = ParseContext(files.actions, vcoco, strict)
         truth = read_vcoco(files, context)
         return truth, vcoco_annotations(truth, context), context
@@ -224,8 +224,11 @@ def coco(change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (coco(lambda v: v["images"].pop()), "expected image 20 of .*vcoco_test.json"),
-        (coco(lambda v: v["images"][0].update(width=0)), "000010.jpg: width and height"),
+        (
+            coco(lambda v: v["images"].pop()),
+            "instances_vcoco_all_2014.json: images: expected image 20",
+        ),
+        (coco(lambda v: v["images"][0].update(width=0)), r"images\[0\].width: expected"),
         (
             coco(lambda v: v["annotations"][1].update(bbox=[1, 2])),
             "1].bbox: expected",
@@ -265,11 +268,12 @@ STAND = {**HOLD, "action_name": "stand", "role_name": ["agent"], "role_object_id
 def test_read_actions(save_json):
     table = read_actions(save_json([HOLD, {**STAND, "label": [0, 1, 0]}]))
     assert table.actions == (VcocoAction("hold", ("obj",)), VcocoAction("stand", ()))
-    assert table.image_ids == {7, 9} and table.people_by_image[7] == [1, 2]
-    assert list(table.actions_of(1)) == [(0, (55,))]
-    assert list(table.actions_of(2)) == [(1, ())]
-    assert list(table.actions_of(3)) == [(0, (0,))]
-    assert list(table.actions_of(4)) == []
+    assert table.images.tolist() == [7, 7, 9] and table.people.tolist() == [1, 2, 3]
+    assert table.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert table.role_objects.tolist() == [[[55], [0], [0]], [[0], [0], [0]]]
+    order = {"image_id": [9, 7, 7], "ann_id": [3, 1, 2], "label": [0, 0, 1]}
+    again = read_actions(save_json([HOLD, {**STAND, **order, "role_object_id": [3, 1, 2]}]))
+    assert again.labels.tolist() == table.labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -277,16 +281,16 @@ def test_read_actions(save_json):
     [
         ([], "file: expected"),
         ({}, "file: expected"),
-        ([3], "entry 0: action_name: expected"),
+        ([3], "entry 0: content: expected"),
         ([{**HOLD, "action_name": ""}], "entry 0: action_name: expected"),
         ([{**HOLD, "role_name": ["obj"]}], "hold: role_name: expected"),
         ([{**HOLD, "role_name": ["agent", "obj", "obj"]}], "hold: role_name: expected"),
         ([{**HOLD, "role_name": None}], "hold: role_name: expected"),
-        ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id and label: expected 2 entries each"),
-        ([{**HOLD, "label": [1, 0]}], "hold: ann_id and label: expected 3 entries each"),
+        ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id: expected 2 entries"),
+        ([{**HOLD, "label": [1, 0]}], "hold: label: expected 3 entries"),
         ([{**HOLD, "label": [1, 0, 2]}], "hold: label: expected 0 or 1, found 2"),
         ([{**HOLD, "label": [1, 0, 0.5]}], "hold: label: expected"),
-        ([{**HOLD, "label": [1, [0], 1]}], "hold: label: expected"),
+        ([{**HOLD, "label": [1, [0, 1], 1]}], "hold: label: expected"),
         ([{**HOLD, "ann_id": None}], "hold: ann_id: expected"),
         ([{**HOLD, "ann_id": [1, 2, 1]}], "hold: ann_id: expected"),
         ([{**HOLD, "role_object_id": [1, 2, 3]}], "hold: role_object_id: expected 6 entries"),

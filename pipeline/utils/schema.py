@@ -1,0 +1,132 @@
+"""Content of JSON and TOML files, checked against annotated types by msgspec.
+
+The errors name the file, the field, what was expected there and what was found. Where msgspec's own
+words are not the user's, `Meta(description=...)` of a type says what is expected.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, inspect
+
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import read_json
+
+Kind = TypeVar("Kind")
+
+Text = Annotated[str, Meta(pattern=r"\S", description="a text")]
+Positive = Annotated[int, Meta(ge=1)]
+
+MISSING = "nothing (the key is missing)"
+WRONG_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+?)`")
+PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
+STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+NAMES: dict[type, str] = {
+    inspect.BoolType: "true or false",
+    inspect.DictType: "an object",
+    inspect.StructType: "an object",
+    inspect.DataclassType: "an object",
+    inspect.ListType: "a list",
+    inspect.VarTupleType: "a list",
+}
+
+
+def convert(value: Any, kind: type[Kind], file: object, where: str = "") -> Kind:
+    """The content of a file, or a part of it, as a value of the type `kind`.
+
+    Args:
+        value: parsed JSON or TOML.
+        kind: a type that msgspec knows, as a class, a struct or an annotated type.
+        file: path or name of the file, for errors.
+        where: the field of `value` in the file, for errors.
+
+    Raises:
+        InputError: a field is missing, unknown or of another type.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _to_input_error(str(error), copy.deepcopy(value), kind, file, where) from None
+
+
+def read_json_as(path: Path | str, kind: type[Kind]) -> Kind:
+    """Reads a JSON file whose content has the type `kind`.
+
+    Raises:
+        InputError: the file is missing or not JSON, or a field is missing or of another type.
+    """
+    return convert(read_json(path), kind, path)
+
+
+def _to_input_error(message: str, value: Any, kind: Any, file: object, where: str) -> InputError:
+    info, found = inspect.type_info(kind), value
+    path = PATH.search(message)
+    for name, index in STEP.findall(path[1] if path else ""):
+        if isinstance(info, inspect.Metadata):
+            # The description is of the whole value, of which a part is wrong.
+            break
+        if index == "...":
+            # msgspec does not say which of the values of a mapping is wrong.
+            name = _wrong_key(found, value, kind)
+        where += f".{name}" if name and where else name or f"[{index}]"
+        info, found = _descend(info, name, index), found[name if name else int(index)]
+    field = WRONG_FIELD.search(message)
+    if field and isinstance(info, (inspect.StructType, inspect.DataclassType)):
+        inner = f"{where}.{field[2]}" if where else field[2]
+        if field[1] == "contains unknown":
+            expected = f"only {', '.join(one.encode_name for one in info.fields)}"
+            return bad_field(file, inner, expected, "an unknown field")
+        return bad_field(file, inner, _describe(_descend(info, field[2], "")), MISSING)
+    return bad_field(file, where or "content", _describe(info), found)
+
+
+def _wrong_key(mapping: dict[str, Any], value: Any, kind: Any) -> str:
+    """The first key of a mapping within `value` whose entry is not of the expected type."""
+    entries = dict(mapping)
+    for key, entry in entries.items():
+        mapping.clear()
+        mapping[key] = entry
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            return key
+    raise AssertionError("msgspec reports an error in a mapping without one")
+
+
+def _descend(info: Any, name: str, index: str) -> Any:
+    """The type of a field or an entry; of a union with None, the other type."""
+    if isinstance(info, inspect.DictType):
+        info = info.value_type
+    elif isinstance(info, inspect.TupleType):
+        info = info.item_types[int(index)]
+    elif name:
+        info = next(one.type for one in info.fields if one.encode_name == name)
+    else:
+        info = info.item_type
+    if isinstance(info, inspect.UnionType):
+        rest = [one for one in info.types if not isinstance(one, inspect.NoneType)]
+        return rest[0] if len(rest) == 1 else info
+    return info
+
+
+def _describe(info: Any) -> str:
+    """What is expected of a value, in words."""
+    if isinstance(info, inspect.Metadata):
+        return str((info.extra_json_schema or {})["description"])
+    if isinstance(info, inspect.UnionType):
+        return " or ".join(map(_describe, info.types))
+    if isinstance(info, inspect.LiteralType):
+        return f"one of {', '.join(map(str, info.values))}"
+    if isinstance(info, inspect.TupleType):
+        return f"a list of {len(info.item_types)} values"
+    if isinstance(info, (inspect.IntType, inspect.FloatType)):
+        name = "a whole number" if isinstance(info, inspect.IntType) else "a number"
+        low = "" if info.ge is None else f" from {info.ge:g} on"
+        return f"{name}{low if info.le is None else f' from {info.ge:g} to {info.le:g}'}"
+    empty = getattr(info, "min_length", None)
+    return f"{'a non-empty list' if empty else NAMES.get(type(info), 'a text')}"
