@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import cloup
@@ -20,15 +20,21 @@ from pipeline.utils.errors import InputError
 from teacher_cache.cli_caches import COMMANDS
 from teacher_cache.cli_cluster import cluster_options
 
-if TYPE_CHECKING:
-    from teacher_cache.cluster.modes import ArrayShare, ExecutionMode
-
-
 # Names of the SLURM batch scripts in the package.
 BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
 POSITIVE_INT = click.IntRange(min=1)
 SCORE_RANGE = click.FloatRange(0, 1)
 BUILDING = cloup.Section("Building")
+# Options of a build that are fields of `PairingConfig` and of `ExtractionConfig`.
+PAIRING_OPTIONS = ("person_threshold", "object_threshold", "max_people", "max_objects")
+EXTRACTION_OPTIONS = (
+    "level",
+    "region",
+    "images_per_batch",
+    "regions_per_batch",
+    "embeddings",
+    "strict",
+)
 
 
 @cloup.group(context_settings=HELP_SETTINGS)
@@ -124,6 +130,7 @@ def cache() -> None:
     ),
     option(
         "--detector-batch-size",
+        "images_per_batch",
         type=POSITIVE_INT,
         default=16,
         show_default=True,
@@ -155,6 +162,7 @@ def cache() -> None:
     ),
     option(
         "--batch-size",
+        "regions_per_batch",
         type=POSITIVE_INT,
         show_default="64, on a GPU 256",
         help="Batch size of CLIP (regions).",
@@ -210,90 +218,33 @@ def cache() -> None:
     ),
 )
 @config_option
-def build(
-    dataset: Path,
-    out: Path,
-    part: str,
-    candidates: str,
-    detector: str | None,
-    detector_weights: str | None,
-    detector_classes: str | None,
-    proposals: Path | None,
-    clip_model: str | None,
-    clip_weights: str | None,
-    precision: str,
-    templates: tuple[str, ...],
-    level: str,
-    region: str,
-    person_threshold: float | None,
-    object_threshold: float | None,
-    max_people: int | None,
-    max_objects: int | None,
-    images_per_shard: int,
-    batch_size: int | None,
-    detector_batch_size: int,
-    embeddings: bool,
-    strict: bool,
-    device: str,
-    mode: ExecutionMode | None,
-    share: ArrayShare | None,
-    threads: int | None,
-    dry_run: bool,
-) -> None:
+def build(dry_run: bool, **options: Any) -> None:
     """Build a teacher cache of DATASET, resuming where a stopped build left off."""
     from pipeline.utils.signals import sigterm_as_interrupt
     from teacher_cache import build as builder
-    from teacher_cache.build import BuildConfig
-    from teacher_cache.cluster.modes import SlurmJobs
     from teacher_cache.detectors.class_names import load_class_names
     from teacher_cache.detectors.pairing import PairingConfig
     from teacher_cache.extraction.extract import ExtractionConfig
     from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
     from teacher_cache.teachers.regions import RegionMode
 
-    bounds: dict[str, Any] = {
-        "person_threshold": person_threshold,
-        "object_threshold": object_threshold,
-        "max_people": max_people,
-        "max_objects": max_objects,
-    }
-    given = {name: value for name, value in bounds.items() if value is not None}
-    if candidates == "annotated" and given:
-        option = f"--{next(iter(given)).replace('_', '-')}"
+    pairing = {name: options.pop(name) for name in PAIRING_OPTIONS}
+    pairing = {name: value for name, value in pairing.items() if value is not None}
+    if options["candidates"] == "annotated" and pairing:
+        option = f"--{next(iter(pairing)).replace('_', '-')}"
         raise InputError(f"{option}: expected none with --candidates annotated, which pairs all")
-    config = BuildConfig(
-        dataset=dataset,
-        out=out,
-        part=part,
-        candidates=candidates,
-        proposals=proposals,
-        detector=detector,
-        detector_weights=detector_weights,
-        detector_classes=None if detector_classes is None else load_class_names(detector_classes),
-        clip_model=clip_model,
-        clip_weights=clip_weights,
-        precision=precision,
-        templates=templates or (DEFAULT_TEMPLATE,),
-        extraction=ExtractionConfig(
-            pairing=PairingConfig(**given),
-            level=level,
-            region=RegionMode.parse(region),
-            images_per_batch=detector_batch_size,
-            regions_per_batch=batch_size,
-            embeddings=embeddings,
-            strict=strict,
-        ),
-        images_per_shard=images_per_shard,
-        mode=mode,
-        share=share,
-        threads=threads,
-        device=device,
+    extraction = {name: options.pop(name) for name in EXTRACTION_OPTIONS}
+    extraction["region"] = RegionMode.parse(extraction["region"])
+    if options["detector_classes"] is not None:
+        options["detector_classes"] = load_class_names(options["detector_classes"])
+    options["templates"] = options["templates"] or (DEFAULT_TEMPLATE,)
+    config = builder.BuildConfig(
+        extraction=ExtractionConfig(pairing=PairingConfig(**pairing), **extraction), **options
     )
     if dry_run:
-        assert isinstance(mode, SlurmJobs)
         from teacher_cache.cluster.slurm import job_script
 
-        click.echo(job_script(mode, out), nl=False)
+        click.echo(job_script(options["mode"], config.out), nl=False)
         return
     with sigterm_as_interrupt():
         builder.build_cache(config)
@@ -333,19 +284,22 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
     "--images",
     "num_images",
     type=POSITIVE_INT,
-    show_default="3000",
+    default=3000,
+    show_default=True,
     help="Number of training images.",
 )
 @option(
     "--teacher-steps",
     type=POSITIVE_INT,
-    show_default="500",
+    default=500,
+    show_default=True,
     help="Number of training steps of the teacher.",
 )
 @option(
     "--detector-epochs",
     type=POSITIVE_INT,
-    show_default="4",
+    default=4,
+    show_default=True,
     help="Number of training epochs of the detector.",
 )
 @option(
@@ -363,31 +317,25 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
 @config_option
 def toy_models(
     folder: Path,
-    seed: int,
     only: str | None,
-    num_images: int | None,
-    teacher_steps: int | None,
-    detector_epochs: int | None,
+    teacher_steps: int,
+    detector_epochs: int,
     templates: tuple[str, ...],
     device: str,
+    **options: int,
 ) -> None:
     """Train the toy dataset's teacher and detector and write them to FOLDER."""
-    from dataclasses import replace
-
-    from teacher_cache.toy.models import ToyModelsConfig
+    from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
+    from teacher_cache.toy import models
     from teacher_cache.toy.train import train_toy_models
 
-    config = ToyModelsConfig(seed=seed)
-    if only is not None:
-        config = replace(config, models=(only,))
-    if num_images is not None:
-        config = replace(config, num_images=num_images)
-    if teacher_steps is not None:
-        config = replace(config, teacher=replace(config.teacher, steps=teacher_steps))
-    if detector_epochs is not None:
-        config = replace(config, detector=replace(config.detector, epochs=detector_epochs))
-    if templates:
-        config = replace(config, templates=templates)
+    config = models.ToyModelsConfig(
+        teacher=models.TeacherTrainingConfig(steps=teacher_steps),
+        detector=models.DetectorTrainingConfig(epochs=detector_epochs),
+        templates=templates or (DEFAULT_TEMPLATE,),
+        models=(only,) if only else models.MODEL_NAMES,
+        **options,
+    )
     train_toy_models(folder, config, device)
 
 

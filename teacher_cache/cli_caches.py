@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import cloup
@@ -14,15 +15,18 @@ FOLDER = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 POSITIVE_INT = click.IntRange(min=1)
 
+data_option = option(
+    "--data", "dataset", required=True, type=FOLDER, help="Dataset that the cache was built from."
+)
+figure_option = option(
+    "--figure", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf)."
+)
+overwrite_option = option("--overwrite", is_flag=True, help="Replace existing files.")
+
 
 @cloup.command()
-@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-@option(
-    "--data",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Dataset that the cache was built from.",
-)
+@click.argument("cache", type=FOLDER)
+@data_option
 @option(
     "--split", default="full", show_default=True, help="Zero-shot split: a name or a TOML file."
 )
@@ -33,61 +37,34 @@ POSITIVE_INT = click.IntRange(min=1)
     show_default=True,
     help="Evaluation setting of HICO-DET.",
 )
-@option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file."
-)
-@option(
-    "--predictions",
-    type=click.Path(path_type=Path),
-    help="Write the teacher's detections to this file.",
-)
-@option("--figure", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf).")
-@option("--overwrite", is_flag=True, help="Replace existing files.")
+@option("--json", type=FOLDER, help="Write the results to this file.")
+@option("--predictions", type=FOLDER, help="Write the teacher's detections to this file.")
+@figure_option
+@overwrite_option
 @config_option
-def evaluate(
-    folder: Path,
-    data: Path,
-    split: str,
-    setting: str,
-    json_file: Path | None,
-    predictions: Path | None,
-    figure: Path | None,
-    overwrite: bool,
-) -> None:
+def evaluate(setting: str, **options: Any) -> None:
     """Score the teacher and the detector of CACHE against the dataset's annotations."""
     from evaluation.score_hico import SETTINGS_OF_OPTION
     from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
 
-    evaluate_teacher(
-        EvaluateConfig(
-            cache=folder,
-            dataset=data,
-            split=split,
-            setting=SETTINGS_OF_OPTION[setting][0],
-            json=json_file,
-            predictions=predictions,
-            figure=figure,
-            overwrite=overwrite,
-        )
-    )
+    evaluate_teacher(EvaluateConfig(setting=SETTINGS_OF_OPTION[setting][0], **options))
 
 
 @cloup.command()
-@click.argument("folder", metavar="CACHE", type=click.Path(path_type=Path))
-@option("--json", "json_file", type=FILE, help="Write the statistics to this file.")
-@option("--figure", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf).")
-@option("--overwrite", is_flag=True, help="Replace existing files.")
+@click.argument("cache", type=FOLDER)
+@option("--json", type=FILE, help="Write the statistics to this file.")
+@figure_option
+@overwrite_option
 @config_option
-def inspect(folder: Path, json_file: Path | None, figure: Path | None, overwrite: bool) -> None:
+def inspect(**options: Any) -> None:
     """Print statistics of CACHE and the settings it was built with."""
-    from teacher_cache.analysis.inspect import InspectConfig
-    from teacher_cache.analysis.inspect import inspect_cache as run
+    from teacher_cache.analysis.inspect import InspectConfig, inspect_cache
 
-    run(InspectConfig(folder, json_file, figure, overwrite))
+    inspect_cache(InspectConfig(**options))
 
 
 @cloup.command()
-@click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.argument("cache", type=FOLDER)
 @option(
     "--add",
     "added",
@@ -118,36 +95,14 @@ def inspect(folder: Path, json_file: Path | None, figure: Path | None, overwrite
     help="The CLIP model of the cache.",
 )
 @option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
-@option("--overwrite", is_flag=True, help="Replace an existing file.")
+@overwrite_option
 @device_option
 @config_option
-def prompts(
-    folder: Path,
-    added: tuple[str, ...],
-    vocabulary: str | None,
-    out: Path,
-    templates: tuple[str, ...],
-    clip_model: str | None,
-    clip_weights: str | None,
-    overwrite: bool,
-    device: str,
-) -> None:
+def prompts(**options: Any) -> None:
     """Encode prompts of new actions, for students with --verb-head text."""
     from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
 
-    create_prompts_file(
-        AddPromptsConfig(
-            cache=folder,
-            out=out,
-            added=added,
-            vocabulary=vocabulary,
-            templates=templates,
-            clip_model=clip_model,
-            clip_weights=clip_weights,
-            device=device,
-            overwrite=overwrite,
-        )
-    )
+    create_prompts_file(AddPromptsConfig(**options))
 
 
 @cloup.command()
@@ -162,9 +117,9 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
 
 
 @cloup.command()
-@click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.argument("cache", type=FOLDER)
 @click.argument("image")
-@option("--data", required=True, type=FOLDER, help="Dataset that the cache was built from.")
+@data_option
 @option("--out", required=True, type=FILE, help="The image file to write: .png, .jpg or .webp.")
 @option(
     "--top", type=POSITIVE_INT, default=3, show_default=True, help="Number of actions per pair."
@@ -174,25 +129,23 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
     type=POSITIVE_INT,
     default=8,
     show_default=True,
-    help=("Maximum number of pairs: annotated ones first, then the most confident proposals."),
+    help="Maximum number of pairs: annotated ones first, then the most confident proposals.",
 )
-@option("--overwrite", is_flag=True, help="Replace an existing file.")
+@overwrite_option
 @config_option
-def show(
-    folder: Path, image: str, data: Path, out: Path, top: int, pairs: int, overwrite: bool
-) -> None:
+def show(**options: Any) -> None:
     """Draw IMAGE with its pairs, their regions and the teacher's most probable actions."""
-    from teacher_cache.analysis.show import ShowConfig
-    from teacher_cache.analysis.show import show_image as run
+    from teacher_cache.analysis.show import ShowConfig, show_image
 
-    run(ShowConfig(folder, image, data, out, top, pairs, overwrite))
+    show_image(ShowConfig(**options))
 
 
 @cloup.command()
-@click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.argument("cache", type=FOLDER)
 @option("--repair", is_flag=True, help="Rebuild damaged files and remove unexpected ones.")
 @option(
     "--data",
+    "dataset",
     type=FOLDER,
     metavar="DATASET",
     show_default="its folder at the time of the build",
@@ -205,16 +158,15 @@ def show(
     help="Device of the models in a repair.",
 )
 @config_option
-def verify(folder: Path, repair: bool, data: Path | None, device: str | None) -> None:
+def verify(**options: Any) -> None:
     """Check every byte of CACHE; complete the manifest of a cache that several jobs built."""
-    from teacher_cache.maintenance.verify import VerifyConfig
-    from teacher_cache.maintenance.verify import verify_cache as run
+    from teacher_cache.maintenance.verify import VerifyConfig, verify_cache
 
-    run(VerifyConfig(folder, repair, data, device))
+    verify_cache(VerifyConfig(**options))
 
 
 @cloup.command()
-@click.argument("folder", metavar="CACHE", type=FOLDER)
+@click.argument("cache", type=FOLDER)
 @option("--out", required=True, type=FOLDER, help="The new cache folder.")
 @option(
     "--template",
@@ -245,32 +197,11 @@ def verify(folder: Path, repair: bool, data: Path | None, device: str | None) ->
 @option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
 @device_option
 @config_option
-def rescore(
-    folder: Path,
-    out: Path,
-    templates: tuple[str, ...],
-    vocabulary: str | None,
-    temperature: float | None,
-    clip_model: str | None,
-    clip_weights: str | None,
-    device: str,
-) -> None:
+def rescore(**options: Any) -> None:
     """Compute CACHE's probabilities for other prompts or verbs, without reading images."""
-    from teacher_cache.maintenance.rescore import RescoreConfig
-    from teacher_cache.maintenance.rescore import rescore_cache as run
+    from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
-    run(
-        RescoreConfig(
-            cache=folder,
-            out=out,
-            templates=templates,
-            vocabulary=vocabulary,
-            temperature=temperature,
-            clip_model=clip_model,
-            clip_weights=clip_weights,
-            device=device,
-        )
-    )
+    rescore_cache(RescoreConfig(**options))
 
 
 COMMANDS = {

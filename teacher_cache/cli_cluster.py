@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,20 +34,6 @@ class OptionalType(click.ParamType):
 
 
 SLURM_ARRAY = "slurm"
-# Options that apply to SLURM jobs only.
-SLURM_OPTIONS = (
-    "jobs",
-    "cores",
-    "memory",
-    "walltime",
-    "queue",
-    "account",
-    "gres",
-    "prologue",
-    "directives",
-    "log_folder",
-    "interface",
-)
 CLUSTER_GROUPS = (
     cloup.option_group(
         "Local processes",
@@ -185,9 +172,9 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
         _check_exclusive(workers=workers, scheduler=scheduler, slurm=slurm or None)
         _check_exclusive(array=array, scheduler=scheduler, slurm=slurm or None)
-        jobs = {name: options.pop(name) for name in SLURM_OPTIONS}
+        jobs = {field.name: options.pop(field.name) for field in fields(SlurmJobs)}
         if not slurm:
-            _require_slurm([*SLURM_OPTIONS, "dry_run"])
+            _require_slurm([*jobs, "dry_run"])
         mode: ExecutionMode | None = None
         if slurm:
             mode = SlurmJobs(**jobs)
