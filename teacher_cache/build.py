@@ -30,11 +30,6 @@ from teacher_cache.cluster.modes import (
 )
 from teacher_cache.cluster.run import resolve_remote_device, run_tasks
 from teacher_cache.detectors.pairing import UNRESTRICTED_PAIRING
-from teacher_cache.detectors.proposals import (
-    ProposalsConfig,
-    remove_stored_proposals,
-    store_proposals,
-)
 from teacher_cache.detectors.torchvision import (
     DEFAULT_DETECTOR,
     TOY,
@@ -54,10 +49,9 @@ from teacher_cache.extraction.inputs import (
 from teacher_cache.extraction.task import ShardTask
 from teacher_cache.reader.cache import PromptEmbeddings, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, TEACHER, vocabulary_to_dict
-from teacher_cache.teachers.clip import ClipConfig, ClipTeacher, resolve_precision
+from teacher_cache.teachers.clip import ClipConfig, resolve_precision
 from teacher_cache.teachers.prompts import (
     DEFAULT_TEMPLATE,
-    Prompts,
     embed_prompts,
     indistinguishable_actions,
 )
@@ -147,9 +141,7 @@ def build_cache(config: BuildConfig) -> None:
     if not isinstance(mode, InProcess):
         # The worker processes load the models themselves and need the GPU's memory.
         clear_build_inputs()
-    if text is not None and (
-        line := indistinguishable_actions(data.vocabulary.interaction_names, text)
-    ):
+    if line := indistinguishable_actions(data.vocabulary.interaction_names, text):
         logger.warning(line)
     if check_folder(config.out, plan):
         logger.info(f"{config.out}: was finished before; nothing to do")
@@ -161,19 +153,15 @@ def build_cache(config: BuildConfig) -> None:
         if claim_folder(config.out, plan, shared):
             logger.info(f"{config.out}: was finished before; nothing to do")
             return
-        if data.proposals is not None:
-            store_proposals(data.proposals)
-        if text is not None:
+        if not _has_prompts(config.out, plan):
             write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
-        status = _build_shards(tasks, config, mode, lock)
-        if data.proposals is not None and status.counts is not None:
-            remove_stored_proposals(data.proposals)
+        _build_shards(tasks, config, mode, lock)
 
 
 def _plan_build(
     config: BuildConfig, mode: ExecutionMode, inputs_config: InputsConfig, data: BuildData
-) -> tuple[BuildPlan, PromptEmbeddings | None]:
-    """The build's plan, and the text embeddings unless the folder contains them already.
+) -> tuple[BuildPlan, PromptEmbeddings]:
+    """The build's plan and the text embeddings.
 
     This loads the models in this process, even if other processes make the shards. The prompts are
     encoded before the folder is created, because a tokenizer may reject them.
@@ -191,13 +179,13 @@ def _plan_build(
         settings=to_settings("build", resolve_config(config, inputs_config, inputs)),
         vocabulary=vocabulary_to_dict(data.vocabulary),
     )
-    text = _encode_prompts(config.out / TEACHER, plan, inputs.prompts, inputs.clip)
-    return plan, text
+    embeddings = embed_prompts(inputs.prompts, inputs.clip.encode_texts)
+    return plan, PromptEmbeddings(inputs.prompts, embeddings, inputs.clip.logit_scale)
 
 
 def _build_shards(
     tasks: Sequence[ShardTask], config: BuildConfig, mode: ExecutionMode, lock: FolderLock
-) -> CacheStatus:
+) -> None:
     """Makes the missing shards of this job, and writes the manifest when none is missing."""
     if config.share is None:
         # With a share, temporary files may belong to other jobs that are running.
@@ -214,11 +202,9 @@ def _build_shards(
     try:
         with Progress(total, "Running the teacher", "images", initial=done) as progress:
             records = run_tasks(pending, mode, progress)
-        status = write_manifest(config.out, records)
-        _report_status(config.out, status)
+        _report_status(config.out, write_manifest(config.out, records))
     finally:
         lock.remove_temporary_files()
-    return status
 
 
 def _report_annotation_issues(dataset: Dataset, data: BuildData) -> None:
@@ -271,19 +257,13 @@ def _report_undetectable_objects(inputs: BuildInputs) -> None:
         )
 
 
-def _encode_prompts(
-    file: Path, plan: BuildPlan, prompts: Prompts, clip: ClipTeacher
-) -> PromptEmbeddings | None:
-    """The embedded prompts, or None if the file contains them already."""
-    # Encoding can take minutes on a CPU.
-    if file.is_file():
-        try:
-            read_teacher_file(file, plan.fingerprint)
-            return None
-        except InputError:
-            # Damaged, or of another plan, which `check_folder` reports.
-            pass
-    return PromptEmbeddings(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
+def _has_prompts(folder: Path, plan: BuildPlan) -> bool:
+    """Whether a finished text-embedding file of this build exists, which may not change."""
+    try:
+        read_teacher_file(folder / TEACHER, plan.fingerprint)
+    except InputError:
+        return False
+    return True
 
 
 def _make_tasks(
@@ -351,9 +331,6 @@ def resolve_inputs_config(
     if is_remote(mode):
         device = resolve_remote_device(mode, device)
         clip = replace(clip, precision=resolve_precision(clip.precision, device))
-    proposals = None
-    if config.proposals is not None:
-        proposals = ProposalsConfig(config.proposals, config.out)
     return InputsConfig(
         dataset=config.dataset,
         part=config.part,
@@ -363,7 +340,7 @@ def resolve_inputs_config(
         extraction=config.extraction,
         device=device,
         threads=config.threads or threads_per_worker(mode),
-        proposals=proposals,
+        proposals=config.proposals,
     )
 
 

@@ -322,7 +322,7 @@ def toy_models(
     detector_epochs: int,
     templates: tuple[str, ...],
     device: str,
-    **options: int,
+    **options: Any,
 ) -> None:
     """Train the toy dataset's teacher and detector and write them to FOLDER."""
     from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE

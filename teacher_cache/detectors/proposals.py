@@ -1,8 +1,4 @@
-"""Proposals: detections of another program, read from a file in COCO's results format.
-
-They replace the detector of a build. The rows that result are stored in the cache folder during the
-build, so that its other processes need not read the file again.
-"""
+"""Proposals: detections of another program in COCO's results format, which replace the detector."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +20,7 @@ from pipeline.datasets.layouts import STORED
 from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import atomic_write, iter_json, sha256_of_file, sha256_of_json
+from pipeline.utils.files import iter_json, sha256_of_file
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes
 
@@ -49,19 +45,6 @@ TRAILING_DIGITS = re.compile(r"\d+$")
 ImageSizes = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class ProposalsConfig:
-    """Where proposals come from.
-
-    Attributes:
-        file: the detections file, in COCO's results format.
-        folder: the cache folder, where the rows are stored for other processes.
-    """
-
-    file: Path
-    folder: Path
-
-
 @dataclass(frozen=True, eq=False)
 class Proposals:
     """Content of a detections file.
@@ -70,13 +53,11 @@ class Proposals:
         rows: (K,) `PROPOSAL_DTYPE`, grouped by image in the annotation file's order.
         digest: SHA-256 of the file.
         issue_counts: number of detections with each kind of issue.
-        stored_rows: the file of the rows in the cache folder.
     """
 
     rows: np.ndarray
     digest: str
     issue_counts: Counter[str]
-    stored_rows: Path | None = None
 
     def by_image(self, num_images: int) -> Iterator[ObjectBoxes]:
         """The boxes of each image, in the annotation file's order."""
@@ -250,52 +231,26 @@ def _other_coco_ids(vocabulary: Vocabulary) -> frozenset[int]:
 
 
 def load_proposals(
-    config: ProposalsConfig, dataset: Dataset, annotations: AnnotationFile, strict: bool
+    file: Path, dataset: Dataset, annotations: AnnotationFile, strict: bool
 ) -> Proposals:
-    """Loads the rows that another process has stored, or else reads the detections file.
+    """Reads a detections file for a part of a dataset.
 
     Args:
-        config: paths.
+        file: the detections file, in COCO's results format.
         dataset, annotations: the dataset part with the images of the detections.
         strict: refuse boxes that reach outside the image or have no area.
 
     Raises:
         InputError: the file is missing or wrong.
     """
-    if not config.file.is_file():
-        raise InputError(f"{config.file}: no such file")
-    digest = sha256_of_file(config.file)
-    # Everything that the rows depend on; strictness, because strict builds refuse clipped boxes.
-    inputs = [digest, dataset.vocabulary.digest(), annotations.digest, annotations.part, strict]
-    stored_rows = config.folder / f"proposals-{sha256_of_json(inputs)[:16]}.npy"
-    try:
-        rows = np.load(stored_rows, mmap_mode="r", allow_pickle=False)
-    except (EOFError, OSError, ValueError):
-        rows = None
-    if rows is not None and rows.dtype == PROPOSAL_DTYPE:
-        return Proposals(rows, digest, Counter(), stored_rows)
     folder = dataset.part(annotations.part).images
     images = image_index_by_key(
         annotations.annotations, list_file_names(folder) | annotations.unlabelled
     )
     image_sizes = _image_sizes(dataset, annotations)
-    proposals = read_proposals(config.file, images, image_sizes, dataset.vocabulary, strict)
+    proposals = read_proposals(file, images, image_sizes, dataset.vocabulary, strict)
     _rotate_upright(proposals.rows, dataset, annotations)
-    return replace(proposals, stored_rows=stored_rows)
-
-
-def store_proposals(proposals: Proposals) -> None:
-    """Stores the rows for `load_proposals` of other processes."""
-    assert proposals.stored_rows is not None
-    if not proposals.stored_rows.is_file():
-        with atomic_write(proposals.stored_rows) as temporary, open(temporary, "wb") as file:
-            np.save(file, proposals.rows)
-
-
-def remove_stored_proposals(proposals: Proposals) -> None:
-    """Removes the stored rows, which a finished cache does not need."""
-    assert proposals.stored_rows is not None
-    proposals.stored_rows.unlink(missing_ok=True)
+    return proposals
 
 
 def _image_sizes(dataset: Dataset, annotations: AnnotationFile) -> ImageSizes:

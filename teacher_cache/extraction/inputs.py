@@ -15,7 +15,7 @@ from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.utils.devices import configure_device, resolve_device
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes, annotated_boxes, annotated_pairs
-from teacher_cache.detectors.proposals import Proposals, ProposalsConfig, load_proposals
+from teacher_cache.detectors.proposals import Proposals, load_proposals
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
 from teacher_cache.extraction.decoding import ImageTask
 from teacher_cache.extraction.extract import ExtractionConfig
@@ -50,15 +50,13 @@ class InputsConfig:
     extraction: ExtractionConfig
     device: str
     threads: int | None = None
-    proposals: ProposalsConfig | None = None
+    proposals: Path | None = None
 
     def absolute(self) -> InputsConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
-        detector, proposals, clip = self.detector, self.proposals, self.clip
+        detector, clip = self.detector, self.clip
         if detector is not None and detector.weights is not None:
             detector = replace(detector, weights=absolute_if_exists(detector.weights))
-        if proposals is not None:
-            proposals = ProposalsConfig(proposals.file.absolute(), proposals.folder.absolute())
         clip = replace(
             clip,
             model=absolute_if_exists(clip.model),
@@ -68,7 +66,7 @@ class InputsConfig:
             self,
             dataset=self.dataset.absolute(),
             detector=detector,
-            proposals=proposals,
+            proposals=self.proposals and self.proposals.absolute(),
             clip=clip,
         )
 

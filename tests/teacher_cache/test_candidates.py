@@ -1,7 +1,6 @@
 """Candidate pairs of a build: detector, proposals file or annotated boxes; regions; templates."""
 
 import json
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -128,25 +127,6 @@ def test_clipped_proposals_are_reported(shared_dataset, build, proposals):
     assert f"{file}: " in err and "3 boxes over the image's edge (clipped)" in err
     for image_id in cache.image_ids:
         assert cache[image_id].region_boxes.max(initial=0) <= 128
-    assert not list(cache.path.glob("*.npy"))
-
-
-def test_proposals_are_read_once_for_all_processes(
-    shared_dataset, build, proposals, tmp_path, monkeypatch
-):
-    options = ["--images-per-shard", 3, "--proposals", proposals(), *LENIENT]
-    with monkeypatch.context() as patch:
-        patch.setattr("teacher_cache.build.run_tasks", Mock(side_effect=KeyboardInterrupt))
-        code, _, _ = run("build", shared_dataset, "--out", tmp_path / "cache", *options)
-    assert code == 130 and len(list((tmp_path / "cache").glob("proposals-*.npy"))) == 1
-    monkeypatch.setattr("teacher_cache.detectors.proposals.read_proposals", None)
-    code, _, err = run("build", shared_dataset, "--out", tmp_path / "cache", *options)
-    assert code == 0, err
-    monkeypatch.undo()
-    reference, _ = build(shared_dataset, *options[2:], out="reference")
-    resumed = open_cache(tmp_path / "cache")
-    for image_id in reference.image_ids:
-        np.testing.assert_array_equal(box_rows(resumed[image_id]), box_rows(reference[image_id]))
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,9 @@ from teacher_cache.detectors.proposals import (
     AMBIGUOUS_NUMBER,
     NOT_ANNOTATED,
     PROPOSAL_DTYPE,
-    ProposalsConfig,
     image_index_by_key,
     load_proposals,
     read_proposals,
-    remove_stored_proposals,
-    store_proposals,
 )
 
 IMAGES = {"a.jpg": 0, 5: 0, "b.jpg": 1, 6: 1, "c.jpg": NOT_ANNOTATED, 7: AMBIGUOUS_NUMBER}
@@ -216,11 +213,11 @@ def load(dataset, tmp_path):
         for number in range(1, 8)
     ]
     (tmp_path / "results.json").write_text(json.dumps(entries))
-    config = ProposalsConfig(tmp_path / "results.json", tmp_path / "cache")
 
     def call():
         data = open_dataset(dataset)
-        return load_proposals(config, data, data.load("train"), strict=False)
+        file = tmp_path / "results.json"
+        return load_proposals(file, data, data.load("train"), strict=False)
 
     return call
 
@@ -244,32 +241,3 @@ def test_boxes_are_clipped_to_the_files_sizes_without_annotated_ones(dataset, lo
     images[1].write_bytes(b"not an image")
     images[2].unlink()
     assert widths(load()) == [200, 400, 400, 128, 128, 128, 128]
-
-
-def test_stored_rows_are_read_instead_of_the_file(load, monkeypatch):
-    first = load()
-    store_proposals(first)
-    with monkeypatch.context() as patch:
-        patch.setattr("teacher_cache.detectors.proposals.read_proposals", None)
-        again = load()
-    np.testing.assert_array_equal(again.rows, first.rows)
-    assert (again.digest, again.stored_rows) == (first.digest, first.stored_rows)
-    remove_stored_proposals(again)
-    assert not first.stored_rows.exists()
-    assert len(load().rows) == 7
-
-
-@pytest.mark.parametrize("share", [0, 0.3, 0.9])
-def test_the_file_is_read_if_the_stored_rows_are_damaged(load, share):
-    first = load()
-    store_proposals(first)
-    content = first.stored_rows.read_bytes()
-    first.stored_rows.write_bytes(content[: int(share * len(content))])
-    np.testing.assert_array_equal(load().rows, first.rows)
-
-
-def test_stored_rows_depend_on_the_annotations(dataset, load):
-    first = load()
-    path = dataset / ANNOTATIONS
-    path.write_text(path.read_text() + "\n")
-    assert load().stored_rows != first.stored_rows
