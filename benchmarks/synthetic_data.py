@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -76,13 +76,13 @@ def make_images(
     (folder / "images").mkdir(parents=True)
     for index in range(count):
         path = folder / "images" / f"{index:05d}.jpg"
-        drawn, _ = draw_scene(0, "models", index)
-        drawn.resize(IMAGE_SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
+        write_image(path, index, rng)
         annotation = _annotation(path.name, labelled, vocabulary, rng)
         records.append(ImageRecord(path.name, path))
         annotations.append(annotation)
         outputs[path.name] = _teacher_outputs(annotation, proposed, vocabulary, rng)
-    cache = open_cache(_write_cache(folder / "cache", outputs, vocabulary))
+    parts = {"vocabulary": vocabulary.digest()}
+    cache = open_cache(write_cache(folder / "cache", [outputs], vocabulary.num_verbs, parts))
 
     def images(source: TeacherCache | EmptyCache) -> TrainingDataset:
         return TrainingDataset(
@@ -99,8 +99,16 @@ def make_images(
     return images(cache), images(EmptyCache(vocabulary.num_verbs))
 
 
-def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(count, 4) random xyxy boxes inside an image."""
+def write_image(path: Path, index: int, rng: np.random.Generator) -> None:
+    """Writes a JPEG file with the size and the noise of a photograph."""
+    drawn, _ = draw_scene(0, "models", index)
+    pixels = np.asarray(drawn.resize(IMAGE_SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+    grainy = np.clip(pixels + rng.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
+    Image.fromarray(grainy).save(path, quality=90)
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 4) float32 random xyxy boxes inside an image."""
     middle = rng.uniform([0.25, 0.25], [0.75, 0.75], (count, 2)) * IMAGE_SIZE
     half = rng.uniform(0.05, 0.25, (count, 2)) * IMAGE_SIZE
     boxes = np.concatenate([middle - half, middle + half], axis=1)
@@ -113,9 +121,9 @@ def _annotation(
     chosen = rng.choice(vocabulary.num_interactions, count, replace=False)
     verbs, labels = np.array([vocabulary.interactions[hoi] for hoi in chosen]).reshape(-1, 2).T
     rows = np.arange(count)
-    boxes = np.concatenate([_boxes(rng, count), _boxes(rng, count)])
     all_labels = np.concatenate([np.full(count, vocabulary.person), labels]).astype(np.int64)
-    return Annotation(name, boxes, all_labels, np.stack([rows, rows + count, verbs], 1))
+    hois = np.stack([rows, rows + count, verbs], 1)
+    return Annotation(name, random_boxes(rng, 2 * count), all_labels, hois)
 
 
 def _teacher_outputs(
@@ -123,18 +131,17 @@ def _teacher_outputs(
 ) -> TeacherOutputs:
     """Teacher outputs of the annotated pairs and `proposed` pairs of a detector."""
     count = len(annotation.hois)
-    humans = np.concatenate([annotation.boxes[:count], _boxes(rng, proposed)])
-    things = np.concatenate([annotation.boxes[count:], _boxes(rng, proposed)])
+    humans = np.concatenate([annotation.boxes[:count], random_boxes(rng, proposed)])
+    things = np.concatenate([annotation.boxes[count:], random_boxes(rng, proposed)])
     others = rng.integers(0, vocabulary.num_objects, proposed)
     labels = np.concatenate([annotation.labels[count:], others])
     total = count + proposed
     probabilities = vocabulary.valid[:, labels].T * rng.random((total, vocabulary.num_verbs))
     probabilities /= probabilities.sum(1, keepdims=True)
     scores = np.full(total, PERSON_SCORE, np.float32)
+    sources = (np.arange(total) >= count).astype(np.uint8)
     return TeacherOutputs(
-        pairs=Pairs(
-            humans, things, labels, scores, scores, (np.arange(total) >= count).astype(np.uint8)
-        ),
+        pairs=Pairs(humans, things, labels, scores, scores, sources),
         probabilities=probabilities.astype(np.float32),
         region_indices=np.arange(total),
         region_boxes=np.concatenate(
@@ -144,51 +151,26 @@ def _teacher_outputs(
     )
 
 
-def _write_cache(folder: Path, outputs: dict[str, TeacherOutputs], vocabulary: Vocabulary) -> Path:
-    parts = {"made": "of random numbers", "vocabulary": vocabulary.digest()}
-    fingerprint, path = compute_fingerprint(parts), folder / SHARDS / shard_name(0)
-    write_shard(path, fingerprint, list(outputs), list(outputs.values()), {}, vocabulary.num_verbs)
-    shard = {"name": path.name, "sha256": sha256_of_file(path), "images": list(outputs)}
-    write_json(
-        folder / MANIFEST,
-        {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": fingerprint,
-            "parts": parts,
-            "failed": {},
-            "shards": [shard],
-        },
-    )
+def write_cache(
+    folder: Path,
+    shards: Sequence[Mapping[str, TeacherOutputs]],
+    num_verbs: int,
+    parts: dict[str, Any],
+) -> Path:
+    """Writes a finished cache.
+
+    Args:
+        folder: folder of the cache.
+        shards: for each shard, the outputs by image.
+        num_verbs: number of verbs.
+        parts: parts of the fingerprint.
+    """
+    fingerprint, entries = compute_fingerprint(parts), []
+    for number, outputs in enumerate(shards):
+        path = folder / SHARDS / shard_name(number)
+        write_shard(path, fingerprint, list(outputs), list(outputs.values()), {}, num_verbs)
+        digest = sha256_of_file(path)
+        entries.append({"name": path.name, "sha256": digest, "images": list(outputs)})
+    manifest = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, "parts": parts}
+    write_json(folder / MANIFEST, {**manifest, "failed": {}, "shards": entries})
     return folder
-
-
-def random_sizes(count: int) -> np.ndarray:
-    """(N, 2) heights and widths, distributed as in HICO-DET: the long side is 640, and 30 % of the
-    images are upright."""
-    rng = np.random.default_rng(0)
-    short = rng.choice([360, 426, 427, 480, 500, 640], count)
-    sizes = np.stack([short, np.full(count, 640)], 1)
-    upright = rng.random(count) < 0.3
-    sizes[upright] = sizes[upright, ::-1]
-    return sizes
-
-
-def random_outputs(
-    layers: int, batch: int, queries: int, device: torch.device
-) -> dict[str, Tensor | list[dict[str, Tensor]]]:
-    """Random model outputs, leaf tensors that require gradients."""
-    generator = torch.Generator().manual_seed(0)
-
-    def layer() -> dict[str, Tensor]:
-        shapes = {"object_logits": 81, "verb_logits": 117, "interactive_logits": 2}
-        found = {
-            f"pred_{name}": torch.randn(batch, queries, size, generator=generator)
-            for name, size in shapes.items()
-        }
-        for name in ("human_boxes", "object_boxes"):
-            drawn = torch.rand(batch, queries, 4, generator=generator)
-            found[f"pred_{name}"] = drawn * torch.tensor([0.5, 0.5, 0.3, 0.3]) + 0.25
-        return {name: value.to(device).requires_grad_() for name, value in found.items()}
-
-    made = [layer() for _ in range(layers)]
-    return {**made[-1], "aux_outputs": made[:-1]}

@@ -1,37 +1,13 @@
-"""Timing of alternatives in turns, and counting of host synchronisations."""
+"""Timing of alternatives in turns."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-
-# Calls that make the host wait for the device, with a GPU.
-SYNCHRONISING_CALLS = {
-    getattr(Tensor, name)
-    for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__")
-}
-
-
-class HostSyncCounter(TorchFunctionMode):
-    """Counts calls that make the host wait for a GPU, on any device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """See `TorchFunctionMode`."""
-        self.count += func in SYNCHRONISING_CALLS
-        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -58,7 +34,7 @@ class Timings:
 
 
 def time_in_turns(
-    sides: dict[str, Callable[[], float | None]], turns: int, device: torch.device
+    sides: Mapping[str, Callable[[], float | None]], turns: int, device: torch.device
 ) -> Timings:
     """Times functions in turns, after a warm-up turn that is not counted.
 

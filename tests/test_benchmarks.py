@@ -1,0 +1,69 @@
+"""The benchmarks, with the smallest sizes."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import cache_build, cache_read, evaluate, student_step
+from benchmarks.timing import Timings, time_in_turns
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(module, options)` gives what a benchmark prints."""
+
+    def start(module, options):
+        monkeypatch.setattr(sys, "argv", ["benchmark", *options.split()])
+        module.main()
+        return json.loads(capsys.readouterr().out)
+
+    return start
+
+
+def test_evaluation(run, monkeypatch):
+    monkeypatch.setattr(evaluate, "IMAGES", 40)
+    monkeypatch.setattr(evaluate, "LABELS", 150)
+    result = run(evaluate, "--detections 20")
+    assert (result["images"], result["labels"], result["detections"]) == (40, 150, 800)
+    assert result["mean_ap"] > 0.1, "about half of the detections are correct"
+    assert result["seconds"].keys() == {"default_setting", "both_settings", "pairwise_nms"}
+
+
+def test_reading_a_cache(run):
+    sizes = "--shards 2 --images 4 --pairs 3 --verbs 11 --width 6 --reads 8"
+    result = run(cache_read, f"{sizes} --workers 0 1")
+    assert result["seconds_to_open"] > 0
+    for times in result["microseconds_by_workers"].values():
+        assert 0 < times["p50"] <= times["p99"]
+
+
+@pytest.mark.slow
+def test_building_a_cache(run):
+    sizes = "--images 2 --pairs 3 --turns 1 --clip-model ViT-S-32-alt"
+    result = run(cache_build, f"{sizes} --device cpu")
+    assert result["regions"] == 6 and result["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_a_training_step(run):
+    models = "--backbone resnet18 --clip-model ViT-S-32-alt --device cpu"
+    sizes = "--side 64 --images 4 --turns 1 --steps 1 --workers 1"
+    result = run(student_step, f"{models} {sizes}")
+    assert result["cache"]["ratio"] > 0 and result["teacher"]["ratio"] > 0
+    regions = result["teacher"]["regions"]
+    assert regions["every_layer"] > regions["each_pair_once"]
+
+
+def test_turns_change_sides_and_the_first_does_not_count():
+    order = []
+    sides = {"a": lambda: order.append("a"), "b": lambda: order.append("b") or 2.5}
+    seconds = time_in_turns(sides, 2, torch.device("cpu")).seconds
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert seconds["b"] == [2.5, 2.5] and len(seconds["a"]) == 2
+
+
+def test_ratios_compare_what_ran_side_by_side():
+    turns = Timings({"a": [2.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]})
+    assert turns.ratio("a", "b") == 2 and turns.medians() == {"a": 3, "b": 1}
