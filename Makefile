@@ -5,15 +5,11 @@ LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Variables of `make demo`, `make study` and `make test-lowest`.
 SPLIT ?= ua
 SEED ?= 0
 CEILING ?= 0
-DEMO ?= demo
-STUDY ?= study
 SEEDS ?= 0,1,2
-ONLY ?=
-BUDGET ?=
-JOBS ?=
 RERUN ?= 0
 TESTS ?= tests
 
@@ -25,14 +21,12 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-$(VENV): $(INSTALLED)
-
 demo: $(INSTALLED)
-	$(BIN)/python -m benchmarks.demo --out "$(DEMO)" --split "$(SPLIT)" --seed $(SEED) $(if $(filter 1,$(CEILING)),--ceiling)
+	$(BIN)/python -m benchmarks.demo --split "$(SPLIT)" --seed $(SEED) $(if $(filter 1,$(CEILING)),--ceiling)
 
 study: $(INSTALLED)
-	$(BIN)/python -m benchmarks.study --out "$(STUDY)" --seeds $(SEEDS) $(ONLY:%=--only %) \
-	    $(BUDGET:%=--budget %) $(JOBS:%=--jobs %) $(if $(filter 1,$(RERUN)),--rerun)
+	$(BIN)/python -m benchmarks.study --seeds $(SEEDS) $(ONLY:%=--only %) $(BUDGET:%=--budget %) \
+	    $(JOBS:%=--jobs %) $(if $(filter 1,$(RERUN)),--rerun)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,8 +1,6 @@
 """The study: ablations of the method on the toy dataset, with several seeds each.
 
-`experiments.py`, `few_label_experiments.py` and `text_head_experiments.py` define the experiments,
-`artifacts.py` the commands behind them. `runner.py` and `parallel.py` run the missing commands;
-some of these are the modules `unlabelled_images`, `images_without_verbs`, `vocabulary_without_verb`
-and `other_prompts`. `records.py` reads recorded results; `tables.py`, `figures.py` and `page.py`
-write the results.
+`experiments` defines the rows of the tables and the commands behind them (`artifacts`), `runner`
+runs the missing commands, and `results` writes a JSON file and a figure for each experiment and a
+page of all. `datasets` and `other_prompts` are commands of the study's own.
 """

@@ -3,99 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean, stdev
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.study.records import ACCURACY
-from evaluation.report.charts.figure import (
-    add_legend,
-    label_axis,
-    marker_style,
-    save_chart,
-    set_panel_title,
-)
-from evaluation.report.charts.palette import Colours
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-GROUP_TITLES = {"unseen": "mAP of unseen classes", "seen": "mAP of seen classes"}
+# Title, colour, marker, and offset of the rows in a chart of rows.
+GROUPS: dict[str, tuple[str, str, str, float]] = {
+    "unseen": ("mAP of unseen classes", "#b86b00", "o", -0.12),
+    "seen": ("mAP of seen classes", "#7389a3", "s", 0.12),
+}
 # Inches.
-WIDTH, ROW_HEIGHT, MARGIN, CURVE_HEIGHT = 8.0, 0.42, 1.5, 4.2
-# Characters per line of a title; the labels of the rows need the remaining width.
-TITLE_WIDTH = 56
+WIDTH, ROW_HEIGHT, MARGIN, CURVE_HEIGHT, DPI = 8.0, 0.42, 1.5, 4.2, 150
+TITLE_WIDTH = 70
 
 
-def draw_experiment(file: Path, measured: dict[str, Any]) -> None:
-    """Draws the available results of an experiment, see `measure`, as a PNG file.
-
-    Raises:
-        InputError: matplotlib is missing.
-    """
-    rows = [row for row in measured["rows"] if row["mean"]]
-    points = [(row, _x_position(row)) for row in rows]
-    is_curve = measured["axis"] is not None and all(x is not None for _, x in points)
-    count = len(measured["seeds"])
-    scale = f"mAP, %: mean and spread of {count} seed{'' if count == 1 else 's'}"
-
-    def draw(figure: Figure, colours: Colours, narrow: bool) -> None:
-        figure.set_size_inches(WIDTH, CURVE_HEIGHT if is_curve else ROW_HEIGHT * len(rows) + MARGIN)
-        axis = figure.add_subplot()
-        set_panel_title(axis, colours, fill(measured["title"], TITLE_WIDTH))
+def draw_experiment(file: Path, content: dict[str, Any]) -> None:
+    """Draws an experiment's JSON file, see `write_experiment`, as a PNG file: a curve if it has a
+    horizontal axis, else a row for each variant."""
+    rows = [row for row in content["rows"] if row["values"].get("full")]
+    is_curve = content["axis"] is not None
+    height = CURVE_HEIGHT if is_curve else ROW_HEIGHT * len(rows) + MARGIN
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axis = figure.add_subplot()
+    if is_curve:
+        rows = sorted(rows, key=_x_position)
+    for group, (title, colour, marker, offset) in GROUPS.items():
+        shown = [(number, row) for number, row in enumerate(rows) if group in row["values"]]
+        values = [list(row["values"][group].values()) for _, row in shown]
+        means = [mean(one) for one in values]
+        spreads = [stdev(one) if len(one) > 1 else 0.0 for one in values]
+        places = [_x_position(row) if is_curve else number + offset for number, row in shown]
+        dots = [(place, value) for place, one in zip(places, values, strict=True) for value in one]
+        xs, ys = zip(*dots, strict=True) if dots else ((), ())
+        style = {"color": colour, "marker": marker, "capsize": 3, "label": title}
         if is_curve:
-            _draw_curve(axis, points, measured["axis"], scale, colours)
+            axis.errorbar(places, means, yerr=spreads, **style)
         else:
-            _draw_rows(axis, rows, scale, colours)
-        add_legend(figure, GROUP_TITLES, colours, "marker", narrow)
-
-    save_chart(file, draw)
-
-
-def _x_position(row: dict[str, Any]) -> float | None:
-    return row["mean"].get(ACCURACY) if row["x"] is None else row["x"]
-
-
-def _draw_curve(axis: Axes, points: list[Any], name: str, scale: str, colours: Colours) -> None:
-    label_axis(axis, colours, name, scale)
-    points = sorted(points, key=lambda point: point[1])
-    for group in GROUP_TITLES:
-        shown = [(row, x) for row, x in points if group in row["mean"]]
-        xs = [x for _, x in shown]
-        for row, x in shown:
-            seeds = list(row["values"][group].values())
-            _draw_seeds(axis, [x] * len(seeds), seeds, colours[group])
-        axis.errorbar(
-            xs,
-            [row["mean"][group] for row, _ in shown],
-            yerr=[row["spread"][group] for row, _ in shown],
-            ecolor=colours[group],
-            linewidth=1.4,
-            **marker_style(group, colours),
-        )
-    axis.set_ylim(bottom=0)
+            axis.errorbar(means, places, xerr=spreads, linestyle="", **style)
+            xs, ys = ys, xs
+        axis.plot(xs, ys, ".", color=colour, alpha=0.45)
+    scale = "mAP, %: mean and deviation over seeds"
+    axis.set_title(fill(content["title"], TITLE_WIDTH), loc="left", fontweight="bold")
+    axis.grid(axis="both" if is_curve else "x", alpha=0.3)
+    if is_curve:
+        axis.set(xlabel=content["axis"], ylabel=scale)
+        axis.set_ylim(bottom=0)
+    else:
+        axis.set(xlabel=scale, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
+        axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(GROUPS), frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=DPI)
 
 
-def _draw_rows(axis: Axes, rows: list[dict[str, Any]], scale: str, colours: Colours) -> None:
-    label_axis(axis, colours, scale, across="x")
-    for number, row in enumerate(rows):
-        for group, shift in (("unseen", -0.12), ("seen", 0.12)):
-            if group not in row["mean"]:
-                continue
-            seeds = list(row["values"][group].values())
-            _draw_seeds(axis, seeds, [number + shift] * len(seeds), colours[group])
-            axis.errorbar(
-                row["mean"][group],
-                number + shift,
-                xerr=row["spread"][group],
-                ecolor=colours[group],
-                linestyle="",
-                **marker_style(group, colours),
-            )
-    axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlim(0, 100)
-
-
-def _draw_seeds(axis: Axes, xs: list[float], ys: list[float], colour: str) -> None:
-    axis.plot(xs, ys, ".", color=colour, markersize=4, alpha=0.45)
+def _x_position(row: dict[str, Any]) -> float:
+    """The row's position on the axis, by default the teacher's accuracy."""
+    return mean(row["values"]["teacher_accuracy"].values()) if row["x"] is None else row["x"]

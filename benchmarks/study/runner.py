@@ -1,165 +1,114 @@
-"""Computes the artifacts of the study for one seed, each once."""
+"""Runs the commands of the study, each once, in parallel and as soon as its inputs exist."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
-from benchmarks.study.artifacts import (
-    RESULTS,
-    SPLITS,
-    WHOLE,
-    Artifact,
-    Scale,
-    command_kind,
-    fill_placeholders,
-)
-from pipeline.utils.errors import InputError
-from pipeline.utils.files import read_json, write_json
+from benchmarks.demo import INTERRUPTED, run_command
+from benchmarks.study.artifacts import SPLITS, Artifact
 
-# Exit codes of commands that failed: unexpected errors, and invalid input.
+FAILED = 1
+# Exit codes of commands that failed: unexpected errors, and invalid input. Others mean that a
+# command was stopped.
 FAILURES = (1, 2)
-# Seconds on one common CPU core, used until times on this machine are known.
-USUAL_SECONDS = {
-    "eoid-data toy": 12.0,
-    "eoid-cache toy-models": 150.0,
-    "eoid-cache build": 20.0,
-    "eoid-cache rescore": 4.0,
-    "eoid-cache evaluate": 6.0,
-    "eoid-cache prompts": 4.0,
-    "eoid-train student": 75.0,
-    "eoid-train evaluate": 15.0,
-    "python -m benchmarks.study.other_prompts": 40.0,
-}
-
-
-class StoppedError(Exception):
-    """A command was interrupted; `code` is its exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+# A seed and an artifact of it.
+Task = tuple[int, Artifact]
 
 
 @dataclass(frozen=True)
-class SeedRunner:
-    """Runs the commands of one seed.
+class Runner:
+    """Runs commands below a folder.
 
     Attributes:
         out: folder of the study.
-        seed: seed of datasets, models and students.
-        execute: runs a command, with its output redirected to a file unless that is None, and
-            returns its exit code.
-        scale: size of datasets and trainings.
-        base: folder of demos, whose outputs are used in place; None for none.
-        logged: whether the output of commands goes to log files beside the artifacts' folders.
+        jobs: number of commands that run at a time; with more than one, their output goes to files.
+        execute: runs a command, with its output in a file unless that is None, and returns its exit
+            code.
+        report: shows a line of text.
     """
 
     out: Path
-    seed: int
-    execute: Callable[[Sequence[str], Path | None], int]
-    scale: Scale = WHOLE
-    base: Path | None = None
-    logged: bool = False
+    jobs: int = 1
+    execute: Callable[[Sequence[str], Path | None], int] = run_command
+    report: Callable[[str], None] = print
 
-    @property
-    def folder(self) -> Path:
-        return self.out / self.scale.name / f"seed-{self.seed}"
-
-    def path(self, artifact: Artifact) -> Path:
+    def folder(self, seed: int, artifact: Artifact) -> Path:
         """The folder of an artifact."""
-        given = self._demo_folder(artifact)
-        return self.folder / artifact.folder if given is None else given
+        return self.out / f"seed-{seed}" / artifact.folder
 
-    def is_made(self, artifact: Artifact) -> bool:
+    def is_made(self, seed: int, artifact: Artifact) -> bool:
         """Whether the artifact's command has succeeded."""
-        if self._demo_folder(artifact) is not None:
-            return True
-        return (
-            self._record(artifact).is_file()
-            and (self.path(artifact) / artifact.output_file).is_file()
-        )
+        return self.folder(seed, artifact).with_suffix(".done").is_file()
 
-    def missing(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
+    def missing(self, wanted: Iterable[Task]) -> list[Task]:
         """Missing artifacts among these and their inputs, each once, inputs first."""
-        found: dict[str, Artifact] = {}
-        for artifact in artifacts:
-            if artifact.digest not in found and not self.is_made(artifact):
-                for source in self.missing(source for _, source in artifact.inputs):
-                    found.setdefault(source.digest, source)
-                found[artifact.digest] = artifact
+        found: dict[tuple[int, str], Task] = {}
+        for seed, artifact in wanted:
+            if (seed, artifact.digest) not in found and not self.is_made(seed, artifact):
+                for _, source in self.missing((seed, each) for each in artifact.inputs.values()):
+                    found.setdefault((seed, source.digest), (seed, source))
+                found[seed, artifact.digest] = (seed, artifact)
         return list(found.values())
 
-    def command(self, artifact: Artifact) -> list[str]:
-        """The words of an artifact's command, without placeholders."""
-        inputs = {name: self.path(source) for name, source in artifact.inputs}
-        values = {"out": self.path(artifact), "seed": self.seed, "splits": SPLITS, **inputs}
-        words = (*artifact.command, *self.scale.words.get(artifact.kind, ()))
-        return [fill_placeholders(word, values) for word in words]
+    def run(self, tasks: Sequence[Task], budget: float | None = None) -> int:
+        """Runs commands; commands that depend on a failed one are left out.
 
-    def make(self, artifact: Artifact) -> bool:
-        """Runs an artifact's command; an interrupted command resumes.
+        Args:
+            tasks: missing artifacts, in the order of their execution.
+            budget: minutes after which no further command is started; None for no limit.
 
         Returns:
-            Whether the command succeeded.
-
-        Raises:
-            StoppedError: the command was interrupted.
-            InputError: the command succeeded, but its output file is missing.
+            0, `FAILED` if a command failed, or the exit code of a command that was stopped.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        words = self.command(artifact)
-        started = time.monotonic()
-        code = self.execute(words, self.log(artifact))
-        seconds = time.monotonic() - started
-        if code:
-            if code in FAILURES:
-                return False
-            raise StoppedError(code)
-        file = self.path(artifact) / artifact.output_file
-        if not file.is_file():
-            raise InputError(f"{file}: expected as output of the command, found no such file")
-        write_json(self._record(artifact), {"seconds": round(seconds, 1), "command": words})
-        return True
+        waiting, running, code = list(tasks), dict[Future[int], Task](), 0
+        end = math.inf if budget is None else time.monotonic() + 60 * budget
+        with ThreadPoolExecutor(self.jobs) as pool:
+            while True:
+                try:
+                    for task in list(waiting):
+                        if len(running) == self.jobs or code > FAILED or time.monotonic() >= end:
+                            break
+                        if self._is_ready(task):
+                            waiting.remove(task)
+                            self.report(
+                                f"{task[1].folder}, seed {task[0]}: {len(waiting)} commands follow"
+                            )
+                            running[pool.submit(self.make, *task)] = task
+                    if not running:
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        code = max(code, future.result())
+                        del running[future]
+                except KeyboardInterrupt:
+                    # The commands have received the signal too, and save their state.
+                    code = INTERRUPTED
+        if code > FAILED:
+            self.report("stopped; the same command resumes")
+        elif waiting and time.monotonic() >= end:
+            self.report(f"{budget:g} minutes are over; the same command resumes")
+        return code
 
-    def log(self, artifact: Artifact) -> Path | None:
-        """The log file of an artifact's command; None if its output is shown."""
-        return self.folder / f"{artifact.folder}.log" if self.logged else None
+    def _is_ready(self, task: Task) -> bool:
+        seed, artifact = task
+        return all(self.is_made(seed, source) for source in artifact.inputs.values())
 
-    def results(self, artifact: Artifact, file: str = RESULTS) -> dict[str, Any] | None:
-        """A JSON file of an artifact; None if it is missing."""
-        return read_json(self.path(artifact) / file) if self.is_made(artifact) else None
-
-    def seconds(self) -> Iterator[tuple[str, float]]:
-        """Kind and duration of every command that was run."""
-        for record in sorted(self.folder.glob("*.done.json")):
-            value = read_json(record)
-            yield command_kind(value["command"]), value["seconds"]
-
-    def _record(self, artifact: Artifact) -> Path:
-        return self.folder / f"{artifact.folder}.done.json"
-
-    def _demo_folder(self, artifact: Artifact) -> Path | None:
-        """The folder of a demo with the same output, which is read only; None for none."""
-        if self.base is None or artifact.demo_stage is None or not self.scale.is_whole:
-            return None
-        demo = self.base / f"seed-{self.seed}"
-        stages = demo / "stages.json"
-        if not stages.is_file() or artifact.demo_stage not in read_json(stages)["finished"]:
-            return None
-        folder = demo / artifact.demo_stage
-        return folder if (folder / artifact.output_file).is_file() else None
-
-
-def estimate(runners: Iterable[SeedRunner], artifacts: Iterable[Artifact]) -> float:
-    """Estimated seconds of commands: the mean of past ones of their kind, or a usual value."""
-    seconds_by_kind: dict[str, list[float]] = {}
-    for runner in runners:
-        for kind, seconds in runner.seconds():
-            seconds_by_kind.setdefault(kind, []).append(seconds)
-    usual = {**USUAL_SECONDS, **{kind: mean(seconds) for kind, seconds in seconds_by_kind.items()}}
-    return sum(usual.get(artifact.kind, 0.0) for artifact in artifacts)
+    def make(self, seed: int, artifact: Artifact) -> int:
+        """Runs a command and marks its folder as complete; returns its exit code."""
+        folder = self.folder(seed, artifact)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        inputs = {name: self.folder(seed, source) for name, source in artifact.inputs.items()}
+        words = artifact.words({"out": folder, "seed": seed, "splits": SPLITS, **inputs})
+        log = folder.with_suffix(".log") if self.jobs > 1 else None
+        code = self.execute(words, log)
+        if code in FAILURES:
+            where = f", see {log}" if log else ""
+            self.report(f"{folder.name}: this command failed; continuing with others{where}")
+            return FAILED
+        if code == 0:
+            folder.with_suffix(".done").touch()
+        return code

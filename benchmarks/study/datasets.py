@@ -1,0 +1,141 @@
+"""Datasets of the study, made of the images of a toy dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.cli import run_command
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json, write_json, write_text
+from pipeline.vocabulary import Vocabulary
+
+Part = tuple[Path, Path | None]
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Entry point."""
+
+
+@main.command()
+@click.argument("toy", type=Path)
+@click.option("--out", type=Path, required=True)
+def unlabelled(toy: Path, out: Path) -> None:
+    """The training images, without annotations."""
+    images = open_dataset(toy).part("train").images.resolve()
+    _write_dataset_toml(out, "unlabelled images", "toy", {"train": (images, None)})
+
+
+@main.command()
+@click.argument("verbs")
+@click.argument("toy", type=Path)
+@click.option("--out", type=Path, required=True)
+@click.option("--count", type=int, required=True)
+@click.option("--seed", type=int, default=0)
+def images_without(verbs: str, toy: Path, out: Path, count: int, seed: int) -> None:
+    """Labelled training images without some verbs, such as kick,throw, and all test images."""
+    dataset = open_dataset(toy)
+    train, test = (dataset.part(name) for name in ("train", "test"))
+    assert train.annotations is not None and test.annotations is not None
+    excluded = [dataset.vocabulary.verbs.index(verb) for verb in verbs.split(",")]
+    annotations = dataset.load("train").annotations
+    chosen = draw_images([one.hois for one in annotations], excluded, count, seed)
+    by_name = {entry["file_name"]: entry for entry in read_json(train.annotations)}
+    write_json(out / "train.json", [by_name[annotations[index].image_id] for index in chosen])
+    parts: dict[str, Part] = {
+        "train": (train.images.resolve(), Path("train.json")),
+        "test": (test.images.resolve(), test.annotations.resolve()),
+    }
+    _write_dataset_toml(out, f"toy without {verbs}", dataset.vocabulary.name, parts)
+
+
+def draw_images(
+    hois: Sequence[np.ndarray], verbs: Sequence[int], count: int, seed: int
+) -> list[int]:
+    """Draws indices of images with labels, but without those of the given verbs.
+
+    Args:
+        hois: for every image, (N, 3) human, object and verb.
+        verbs: indices of the excluded verbs.
+        count: number of images.
+        seed: seed of the draw.
+
+    Returns:
+        Indices in ascending order.
+
+    Raises:
+        InputError: there are fewer such images than `count`.
+    """
+    order = np.random.default_rng(seed).permutation(len(hois)).tolist()
+    eligible = [i for i in order if len(hois[i]) and not np.isin(hois[i][:, 2], verbs).any()]
+    if len(eligible) < count:
+        raise InputError(f"--count: expected at most {len(eligible)} such images, found {count}")
+    return sorted(eligible[:count])
+
+
+@main.command()
+@click.argument("verb")
+@click.argument("toy", type=Path)
+@click.option("--out", type=Path, required=True)
+def without_verb(verb: str, toy: Path, out: Path) -> None:
+    """All images; vocabulary and labels lack a verb."""
+    dataset = open_dataset(toy)
+    parts: dict[str, Part] = {}
+    for part in ("train", "test"):
+        section = dataset.part(part)
+        assert section.annotations is not None
+        entries = [
+            {**entry, "hoi_annotation": _remove_labels(entry, dataset.vocabulary, verb)}
+            for entry in read_json(section.annotations)
+        ]
+        write_json(out / f"{part}.json", entries)
+        parts[part] = (section.images.resolve(), Path(f"{part}.json"))
+    write_json(out / "vocabulary.json", remove_verb(dataset.vocabulary, verb))
+    _write_dataset_toml(out, f"toy without {verb}", "vocabulary.json", parts)
+
+
+def remove_verb(vocabulary: Vocabulary, verb: str) -> dict[str, Any]:
+    """Content of a vocabulary file without one of the vocabulary's verbs."""
+    removed = vocabulary.verbs.index(verb)
+    value = vocabulary.to_dict()
+    value["verbs"] = [entry for entry in value["verbs"] if entry["name"] != verb]
+    value["interactions"] = [
+        [v - (v > removed), o] for v, o in vocabulary.interactions if v != removed
+    ]
+    return {**value, "name": f"{vocabulary.name} without {verb}", "splits": {}, "rare": []}
+
+
+def _remove_labels(
+    entry: dict[str, Any], vocabulary: Vocabulary, verb: str
+) -> list[dict[str, int]]:
+    """An image's labels in the HOIA form without a verb's, with ids of the smaller vocabulary."""
+    removed = vocabulary.verbs.index(verb) + vocabulary.first_verb_id
+    return [
+        {
+            "subject_id": label["subject_id"],
+            "object_id": label["object_id"],
+            "category_id": label["category_id"] - (label["category_id"] > removed),
+        }
+        for label in entry["hoi_annotation"]
+        if label["category_id"] != removed
+    ]
+
+
+def _write_dataset_toml(out: Path, name: str, vocabulary: str, parts: Mapping[str, Part]) -> None:
+    """Writes `dataset.toml`; `parts` has the images and annotations of each part."""
+    lines = [f"name = {json.dumps(name)}", f"vocabulary = {json.dumps(vocabulary)}"]
+    for part, (images, labels) in parts.items():
+        lines += ["", f"[{part}]", f"images = {json.dumps(str(images))}"]
+        lines += [f"annotations = {json.dumps(str(labels))}"] if labels else []
+    write_text(out / "dataset.toml", "\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    run_command(main)
