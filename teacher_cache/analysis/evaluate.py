@@ -7,10 +7,10 @@ targets are, the detector's recall shows which pairs they can be given for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -19,25 +19,26 @@ from evaluation.hico.matching import Setting
 from evaluation.predictions import write_predictions
 from evaluation.report.charts.figure import check_chart_file
 from evaluation.results import PairProtocol, Results, results_fields, write_results
+from evaluation.tables import METRIC_TITLES, format_percent
 from pipeline.boxes import box_iou
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import Split, load_split
-from pipeline.types import Annotation, Detections, Pairs
+from pipeline.types import Annotation, Detections
 from pipeline.utils.files import refuse_existing
 from pipeline.utils.progress import track
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.analysis.summary import (
-    ACTIONS_GROUP,
-    TeacherScores,
-    VerbScores,
-    draw_teacher_scores,
-    format_teacher_scores,
-)
+from teacher_cache.analysis.figures import draw_teacher_scores
 from teacher_cache.detectors.pairing import pair_labels
-from teacher_cache.reader.cache import TeacherCache, open_cache
+from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import ANNOTATED, PROPOSED, TeacherOutputs
 
-PAIR_SOURCES = (ANNOTATED, PROPOSED)
+# Detections per image that HICO-DET's protocol evaluates, and the IoU of a match.
+MAX_TRIPLETS = 100
+MIN_IOU = 0.5
+# mAP over all interactions but `no_interaction`, which has no soft targets.
+ACTIONS_GROUP = "actions"
+# In the order of the table.
+GROUP_TITLES = {**METRIC_TITLES, ACTIONS_GROUP: "Full, actions only"}
 RATE_TITLES = {
     "teacher_accuracy": "teacher accuracy (top-1, annotated pairs)",
     "person_recall": "person recall",
@@ -71,25 +72,43 @@ class EvaluateConfig:
     overwrite: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class _Measurements:
-    """All measurements of a cache; NaN where there is nothing to measure.
+class VerbScores(NamedTuple):
+    """Scores of a verb as fractions; NaN where there is nothing to measure.
 
     Attributes:
-        scores: average precisions by pair source, `ANNOTATED` or `PROPOSED`.
-        groups: mAP by group of interactions, by pair source.
-        rates: fractions by the names of `RATE_TITLES`.
-        accuracy: (V,) share of the verb's annotated pairs whose top action is one of their labels.
-        recall: (V,) share of the verb's annotated pairs that are among the proposed ones.
-        num_labels: (V,) number of annotated pairs with the verb's label.
+        name: name without underscores.
+        unseen: whether all its interactions are unseen.
+        num_pairs: number of annotated pairs with this label.
+        accuracy: share of these pairs whose top action is one of their labels.
+        recall: share of these pairs that are among the proposed ones.
+        annotated, proposed: mAP over its interactions, on annotated and on proposed pairs.
     """
 
-    scores: dict[int, HicoScores]
-    groups: dict[int, dict[str, float | None]]
+    name: str
+    unseen: bool
+    num_pairs: int
+    accuracy: float
+    recall: float
+    annotated: float
+    proposed: float
+
+
+class TeacherScores(NamedTuple):
+    """Scores of a teacher.
+
+    Attributes:
+        title: dataset, split and numbers of images and pairs.
+        groups: title, mAP on annotated and mAP on proposed pairs of each group of interactions;
+            None without ground truth.
+        rates: accuracy and recalls by the names of `RATE_TITLES`; NaN where there is nothing to
+            measure.
+        verbs: scores of all verbs except `no_interaction`.
+    """
+
+    title: str
+    groups: Sequence[tuple[str, float | None, float | None]]
     rates: dict[str, float]
-    accuracy: np.ndarray
-    recall: np.ndarray
-    num_labels: np.ndarray
+    verbs: Sequence[VerbScores]
 
 
 def evaluate_teacher(config: EvaluateConfig) -> Results:
@@ -112,20 +131,47 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
     part = str(cache.manifest["parts"].get("part"))
     loaded = dataset.load(part)
     cache.check(vocabulary, loaded.digest, part)
-    images = CachedImages(cache, loaded.annotations)
-    detections: dict[int, list[Detections]] = {source: [] for source in PAIR_SOURCES}
-    for annotation, outputs in track(images, len(cache), "Reading", "images", brief=True):
-        for source, source_detections in detections.items():
-            source_detections.append(
-                teacher_detections(annotation.image_id, outputs, vocabulary, source)
-            )
-    measured = _measure(images, detections, vocabulary, split, config.setting)
+    cached = [each for each in loaded.annotations if each.image_id in cache]
+    detections: dict[int, list[Detections]] = {ANNOTATED: [], PROPOSED: []}
+    matches = []
+    for annotation in track(cached, len(cached), "Reading", "images", brief=True):
+        outputs = cache[annotation.image_id]
+        matches.append(match_annotated_pairs(annotation, outputs, vocabulary))
+        for source, found in detections.items():
+            found.append(teacher_detections(annotation.image_id, outputs, vocabulary, source))
+    scores = {
+        source: evaluate(loaded.annotations, found, vocabulary, config.setting)
+        for source, found in detections.items()
+    }
+    groups = {
+        source: _group_scores(source_scores, vocabulary, split)
+        for source, source_scores in scores.items()
+    }
+    rates, verbs = score_pairs(matches, vocabulary)
+    verbs |= {
+        "annotated mAP": scores[ANNOTATED].verb_means(vocabulary),
+        "proposed mAP": scores[PROPOSED].verb_means(vocabulary),
+    }
     num_pairs = sum(cache.shard_layout(shard).num_pairs for shard in range(cache.num_shards))
-    title = (
+    teacher_scores = TeacherScores(
         f"{dataset.name}, {part} part, split {split.name}: {len(loaded.annotations)} images,"
-        f" {num_pairs} pairs"
+        f" {num_pairs} pairs",
+        [
+            (title, groups[ANNOTATED].get(name), groups[PROPOSED].get(name))
+            for name, title in GROUP_TITLES.items()
+            if (groups[ANNOTATED].get(name), groups[PROPOSED].get(name)) != (None, None)
+        ],
+        rates,
+        _verb_scores(verbs, vocabulary, split),
     )
-    teacher_scores = _build_teacher_scores(title, measured, vocabulary, split)
+    extra: dict[str, float | None] = {**rates, ACTIONS_GROUP: groups[PROPOSED].get(ACTIONS_GROUP)}
+    extra |= {f"annotated_{name}": value for name, value in groups[ANNOTATED].items()}
+    for title in ("accuracy", "recall", "annotated mAP"):
+        values = verbs[title].tolist()
+        extra |= {
+            f"{title} of {verb}": value
+            for verb, value in zip(vocabulary.verbs, values, strict=True)
+        }
     results = Results(
         name="teacher",
         kind="teacher",
@@ -136,8 +182,12 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
         protocol=cast(PairProtocol, cache.protocol),
         dataset_path=config.dataset,
         predictions=config.predictions,
-        extra=_extra_metrics(measured, vocabulary),
-        **results_fields(measured.scores[PROPOSED], vocabulary, split.unseen),
+        extra={
+            name: value
+            for name, value in extra.items()
+            if value is not None and not np.isnan(value)
+        },
+        **results_fields(scores[PROPOSED], vocabulary, split.unseen),
     )
     if config.predictions is not None:
         # The dataset's files may give boxes in images before their EXIF rotation.
@@ -152,107 +202,54 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
     return results
 
 
-def _measure(
-    images: CachedImages,
-    detections: dict[int, list[Detections]],
-    vocabulary: Vocabulary,
-    split: Split,
-    setting: Setting,
-) -> _Measurements:
-    scores = {
-        source: evaluate(images.annotations, source_detections, vocabulary, setting)
-        for source, source_detections in detections.items()
-    }
-    actions = [
-        index
-        for index, (verb, _) in enumerate(vocabulary.interactions)
-        if verb != vocabulary.no_interaction
-    ]
-    groups = {}
-    for source, source_scores in scores.items():
-        groups[source] = summarize(source_scores, vocabulary, split.unseen)
-        if vocabulary.no_interaction is not None:
-            groups[source][ACTIONS_GROUP] = source_scores.mean_ap(actions)
-    overall, accuracy = action_accuracy(images, vocabulary)
-    num_labels, recall = pair_recall(images, vocabulary)
-    rates = {"teacher_accuracy": overall}
-    rates |= {f"{name}_recall": share for name, share in box_recall(images, vocabulary).items()}
-    return _Measurements(scores, groups, rates, accuracy, recall, num_labels)
+def _group_scores(
+    scores: HicoScores, vocabulary: Vocabulary, split: Split
+) -> dict[str, float | None]:
+    """mAP by group of interactions; None without ground truth."""
+    groups = summarize(scores, vocabulary, split.unseen)
+    if vocabulary.no_interaction is not None:
+        verbs = np.array(vocabulary.interactions)[:, 0]
+        groups[ACTIONS_GROUP] = scores.mean_ap(np.flatnonzero(verbs != vocabulary.no_interaction))
+    return groups
 
 
-def _build_teacher_scores(
-    title: str, measured: _Measurements, vocabulary: Vocabulary, split: Split
-) -> TeacherScores:
-    means = {source: scores.verb_means(vocabulary) for source, scores in measured.scores.items()}
-    unseen = set(split.unseen)
-    verbs = []
+def _verb_scores(
+    columns: dict[str, np.ndarray], vocabulary: Vocabulary, split: Split
+) -> list[VerbScores]:
+    rows = []
     for verb, name in enumerate(vocabulary.verbs):
         interactions = {int(index) for index in vocabulary.interaction_ids[verb] if index >= 0}
-        if verb == vocabulary.no_interaction or not interactions:
-            continue
-        verbs.append(
-            VerbScores(
-                name=name.replace("_", " "),
-                unseen=interactions <= unseen,
-                num_pairs=int(measured.num_labels[verb]),
-                accuracy=_nan_to_none(measured.accuracy[verb]),
-                recall=_nan_to_none(measured.recall[verb]),
-                annotated=_nan_to_none(means[ANNOTATED][verb]),
-                proposed=_nan_to_none(means[PROPOSED][verb]),
+        if verb != vocabulary.no_interaction and interactions:
+            is_unseen = interactions <= set(split.unseen)
+            values = [float(columns[title][verb]) for title in list(columns)[1:]]
+            rows.append(
+                VerbScores(name.replace("_", " "), is_unseen, int(columns["pairs"][verb]), *values)
             )
+    return rows
+
+
+def format_teacher_scores(scores: TeacherScores) -> list[str]:
+    """Lines of a text table of a teacher's scores, in percent."""
+    lines = [scores.title, "", f"{'mAP':<24}{'annotated pairs':>17}{'proposed pairs':>17}"]
+    lines += [
+        f"{title:<24}{format_percent(annotated):>17}{format_percent(proposed):>17}"
+        for title, annotated, proposed in scores.groups
+    ]
+    lines.append("")
+    lines += [
+        f"{RATE_TITLES[name]:<41}{format_percent(share):>17}"
+        for name, share in scores.rates.items()
+    ]
+    width = max([16, *(len(verb.name) + 8 for verb in scores.verbs)])
+    columns = ("pairs", "top-1", "recall", "mAP annot.", "mAP prop.")
+    lines += ["", f"{'verb (* unseen)':<{width}}" + "".join(f"{name:>12}" for name in columns)]
+    for verb in scores.verbs:
+        cells = (verb.accuracy, verb.recall, verb.annotated, verb.proposed)
+        lines.append(
+            f"{verb.name + (' *' if verb.unseen else ''):<{width}}{verb.num_pairs:>12}"
+            + "".join(f"{format_percent(cell):>12}" for cell in cells)
         )
-    rates = {RATE_TITLES[name]: _nan_to_none(rate) for name, rate in measured.rates.items()}
-    groups = measured.groups
-    return TeacherScores(title, groups[ANNOTATED], groups[PROPOSED], rates, tuple(verbs))
-
-
-def _extra_metrics(measured: _Measurements, vocabulary: Vocabulary) -> dict[str, float]:
-    """Scores in addition to the metrics of `Results`, whose mAP is that of proposed pairs."""
-    extra: dict[str, float | None] = {**measured.rates}
-    extra[ACTIONS_GROUP] = measured.groups[PROPOSED].get(ACTIONS_GROUP)
-    extra |= {f"annotated_{name}": value for name, value in measured.groups[ANNOTATED].items()}
-    for title, values in (
-        ("accuracy", measured.accuracy),
-        ("recall", measured.recall),
-        ("annotated mAP", measured.scores[ANNOTATED].verb_means(vocabulary)),
-    ):
-        extra |= {
-            f"{title} of {verb}": value
-            for verb, value in zip(vocabulary.verbs, values.tolist(), strict=True)
-        }
-    return {name: value for name, value in extra.items() if value is not None and value == value}
-
-
-def _nan_to_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-# Detections per image that HICO-DET's protocol evaluates, and the IoU of a match.
-MAX_TRIPLETS = 100
-MIN_IOU = 0.5
-# An image's annotation and its outputs in the cache.
-CachedImage = tuple[Annotation, TeacherOutputs]
-
-
-@dataclass(frozen=True, eq=False)
-class CachedImages:
-    """Annotations with the outputs of a cache; can be iterated several times.
-
-    Every iteration reads the outputs from the cache, so that they need not fit in memory. Images
-    that the cache lacks are skipped.
-
-    Attributes:
-        cache: the cache.
-        annotations: annotations of all images of the part.
-    """
-
-    cache: TeacherCache
-    annotations: Sequence[Annotation]
-
-    def __iter__(self) -> Iterator[CachedImage]:
-        for annotation in self.annotations:
-            if annotation.image_id in self.cache:
-                yield annotation, self.cache[annotation.image_id]
+    return lines
 
 
 def teacher_detections(
@@ -290,85 +287,87 @@ def teacher_detections(
     )
 
 
-def action_accuracy(
-    images: Iterable[CachedImage], vocabulary: Vocabulary
-) -> tuple[float, np.ndarray]:
-    """Top-1 accuracy of the teacher on annotated pairs.
+@dataclass(frozen=True, eq=False)
+class AnnotatedMatches:
+    """The A annotated pairs of an image compared with the teacher's outputs and the proposed pairs.
 
-    A pair counts as correct if its most probable action is one of its labels. Pairs labelled
-    `no_interaction` are excluded.
+    Boxes match at IoU >= 0.5, those of objects only with the same label.
 
-    Returns:
-        The accuracy over all pairs, and (V,) over the pairs with each verb's label; NaN where
-        there are none.
+    Attributes:
+        labels: (A, V) bool, the pairs' labels.
+        is_correct: (A,) bool, whether the teacher's most probable action is a label.
+        is_proposed: (A,) bool, whether one proposed pair matches both boxes.
+        people, objects: bool for each distinct box of a person, and of an object that is not a
+            person: whether a proposed pair matches it.
     """
-    correct, total = np.zeros((2, vocabulary.num_verbs))
-    num_correct = num_pairs = 0
-    for annotation, outputs in images:
-        labels = pair_labels(annotation, vocabulary)
-        best = outputs.probabilities[outputs.pairs.sources == ANNOTATED].argmax(axis=1)
-        is_correct = labels[np.arange(len(labels)), best]
-        if vocabulary.no_interaction is not None:
-            counted = ~labels[:, vocabulary.no_interaction]
-            labels, is_correct = labels[counted], is_correct[counted]
-        num_correct += int(is_correct.sum())
-        num_pairs += len(labels)
-        correct += labels[is_correct].sum(axis=0)
-        total += labels.sum(axis=0)
-    per_verb = np.divide(correct, total, out=np.full(len(total), np.nan), where=total > 0)
-    return num_correct / num_pairs if num_pairs else np.nan, per_verb
+
+    labels: np.ndarray
+    is_correct: np.ndarray
+    is_proposed: np.ndarray
+    people: np.ndarray
+    objects: np.ndarray
 
 
-def box_recall(images: Iterable[CachedImage], vocabulary: Vocabulary) -> dict[str, float]:
-    """Recall of annotated boxes and pairs among the proposed pairs, at IoU >= 0.5.
-
-    Returns:
-        Recall of `person` boxes, of `object` boxes (with the right class, without people) and of
-        `pair`s, of which one proposed pair must match both boxes; NaN where there are none.
-    """
-    matched: dict[str, list[bool]] = {"person": [], "object": [], "pair": []}
-    for _, outputs in images:
-        pairs = outputs.pairs
-        annotated = np.flatnonzero(pairs.sources == ANNOTATED)
-        human_match, object_match = _match_pairs(pairs)
-        # Each box counts once, even if several annotated pairs share it.
-        _, people = np.unique(pairs.human_boxes[annotated], axis=0, return_index=True)
-        labelled = np.column_stack([pairs.object_boxes[annotated], pairs.object_labels[annotated]])
-        _, objects = np.unique(labelled, axis=0, return_index=True)
-        objects = objects[pairs.object_labels[annotated][objects] != vocabulary.person]
-        matched["person"].extend(np.any(human_match[people], axis=1))
-        matched["object"].extend(np.any(object_match[objects], axis=1))
-        matched["pair"].extend(np.any(human_match & object_match, axis=1))
-    return {name: float(np.mean(flags)) if flags else np.nan for name, flags in matched.items()}
-
-
-def pair_recall(
-    images: Iterable[CachedImage], vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray]:
-    """Number of annotated pairs with each verb's label, and their recall among proposed pairs.
-
-    Returns:
-        (V,) int64 counts, and (V,) float64 shares of them of which one proposed pair matches both
-        boxes at IoU >= 0.5; NaN where there are none.
-    """
-    total, matched = np.zeros((2, vocabulary.num_verbs), dtype=np.int64)
-    for annotation, outputs in images:
-        labels = pair_labels(annotation, vocabulary)
-        human_match, object_match = _match_pairs(outputs.pairs)
-        total += labels.sum(axis=0)
-        matched += labels[np.any(human_match & object_match, axis=1)].sum(axis=0)
-    return total, np.divide(matched, total, out=np.full(len(total), np.nan), where=total > 0)
-
-
-def _match_pairs(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Matches boxes of the A annotated pairs with those of the P proposed pairs.
-
-    Returns:
-        (A, P) bool for people, and (A, P) bool for objects, which need the same label.
-    """
+def match_annotated_pairs(
+    annotation: Annotation, outputs: TeacherOutputs, vocabulary: Vocabulary
+) -> AnnotatedMatches:
+    """Compares the annotated pairs of an image with the teacher's outputs; see the result."""
+    pairs = outputs.pairs
     annotated = np.flatnonzero(pairs.sources == ANNOTATED)
     proposed = np.flatnonzero(pairs.sources == PROPOSED)
-    human_iou = box_iou(pairs.human_boxes[annotated], pairs.human_boxes[proposed])
-    object_iou = box_iou(pairs.object_boxes[annotated], pairs.object_boxes[proposed])
-    same_label = pairs.object_labels[annotated][:, None] == pairs.object_labels[proposed]
-    return human_iou >= MIN_IOU, (object_iou >= MIN_IOU) & same_label
+    object_labels = pairs.object_labels[annotated]
+    human_match = box_iou(pairs.human_boxes[annotated], pairs.human_boxes[proposed]) >= MIN_IOU
+    object_match = box_iou(pairs.object_boxes[annotated], pairs.object_boxes[proposed]) >= MIN_IOU
+    object_match &= object_labels[:, None] == pairs.object_labels[proposed]
+    # Each box counts once, even if several annotated pairs share it.
+    _, people = np.unique(pairs.human_boxes[annotated], axis=0, return_index=True)
+    labelled = np.column_stack([pairs.object_boxes[annotated], object_labels])
+    _, objects = np.unique(labelled, axis=0, return_index=True)
+    objects = objects[object_labels[objects] != vocabulary.person]
+    labels = pair_labels(annotation, vocabulary)
+    best = outputs.probabilities[annotated].argmax(axis=1)
+    return AnnotatedMatches(
+        labels=labels,
+        is_correct=labels[np.arange(len(labels)), best],
+        is_proposed=np.any(human_match & object_match, axis=1),
+        people=np.any(human_match[people], axis=1),
+        objects=np.any(object_match[objects], axis=1),
+    )
+
+
+def score_pairs(
+    matches: Sequence[AnnotatedMatches], vocabulary: Vocabulary
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Accuracy of the teacher on annotated pairs, and recall of the proposed ones.
+
+    Pairs labelled `no_interaction` do not count for the accuracy.
+
+    Returns:
+        Rates by the names of `RATE_TITLES`; and by name (V,) the number of annotated `pairs` with
+        each verb's label, their `accuracy` and their `recall`. NaN where there are no pairs.
+    """
+
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([np.zeros(0, bool), *(getattr(each, name) for each in matches)])
+
+    labels = np.concatenate(
+        [np.zeros((0, vocabulary.num_verbs), bool), *(each.labels for each in matches)]
+    )
+    is_correct, is_proposed = join("is_correct"), join("is_proposed")
+    counted = np.ones(len(labels), dtype=bool)
+    if vocabulary.no_interaction is not None:
+        counted = ~labels[:, vocabulary.no_interaction]
+    # The mean of an empty array is NaN.
+    with np.errstate(invalid="ignore"):
+        rates = {
+            "teacher_accuracy": is_correct[counted].sum() / counted.sum(),
+            "person_recall": join("people").sum() / len(join("people")),
+            "object_recall": join("objects").sum() / len(join("objects")),
+            "pair_recall": is_proposed.sum() / len(is_proposed),
+        }
+        columns = {
+            "pairs": labels.sum(axis=0),
+            "accuracy": labels[counted & is_correct].sum(axis=0) / labels[counted].sum(axis=0),
+            "recall": labels[is_proposed].sum(axis=0) / labels.sum(axis=0),
+        }
+    return {name: float(rate) for name, rate in rates.items()}, columns

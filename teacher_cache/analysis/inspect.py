@@ -1,25 +1,25 @@
-"""Counts pairs, regions, confidences and top actions of a cache, one shard at a time."""
+"""Statistics of a cache: pairs, regions, confidences and top actions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evaluation.report.charts.figure import check_chart_file
+from evaluation.tables import format_percent
 from pipeline.utils.files import refuse_existing, shorten_value, write_json
 from pipeline.utils.progress import track
-from teacher_cache.analysis.summary import (
-    HISTOGRAM_BINS,
-    PAIR_KINDS,
-    CacheOverview,
-    draw_overview,
-    format_overview,
-    overview_to_json,
-)
+from teacher_cache.analysis.figures import CONFIDENCE_BINS, draw_overview
 from teacher_cache.reader.cache import TeacherCache, open_cache
 from teacher_cache.reader.format import PAIR_OFFSETS, SHARDS
+
+# Kinds of pairs in the order of `pairs/source`.
+PAIR_KINDS = ("annotated", "proposed")
+MAX_TABLE_ACTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class InspectConfig:
     overwrite: bool = False
 
 
-def inspect_cache(config: InspectConfig) -> CacheOverview:
+def inspect_cache(config: InspectConfig) -> None:
     """Prints the statistics of a cache, and writes them to the files of `config`.
 
     Raises:
@@ -50,34 +50,41 @@ def inspect_cache(config: InspectConfig) -> CacheOverview:
     if config.figure is not None:
         check_chart_file(config.figure, config.overwrite)
     overview = compute_overview(open_cache(config.cache))
+    title = config.cache.resolve().name
     if config.json is not None:
-        write_json(config.json, overview_to_json(overview))
+        write_json(config.json, overview)
     if config.figure is not None:
-        draw_overview(config.figure, overview)
+        draw_overview(config.figure, title, overview)
+    print(title)
     for line in format_overview(overview):
         print(line)
-    return overview
 
 
-def compute_overview(cache: TeacherCache) -> CacheOverview:
-    """Counts pairs, regions, confidences and top actions of all shards.
+def compute_overview(cache: TeacherCache) -> dict[str, Any]:
+    """Statistics of a cache as JSON values.
+
+    Returns:
+        `counts` of images, pairs and regions; `file_bytes` and `raw_bytes` of shards and of their
+        arrays; `pairs_per_image`; `repeated_unions`, the share of pairs that have their union
+        region in common with an earlier pair; `confidence`, the distribution of the probabilities
+        of top actions by kind of pairs; `top_actions`, numbers of pairs by object and top action,
+        most frequent first; `parts` of the fingerprint.
 
     Raises:
         InputError: a shard is missing or damaged.
     """
     vocabulary = cache.vocabulary
     top_actions = np.zeros((vocabulary.num_objects, vocabulary.num_verbs), dtype=np.int64)
-    confidence = np.zeros((len(PAIR_KINDS), HISTOGRAM_BINS), dtype=np.int64)
-    by_source = np.zeros(len(PAIR_KINDS), dtype=np.int64)
-    pairs_per_image = np.zeros(1, dtype=np.int64)
+    confidence: dict[str, list[np.ndarray]] = {kind: [] for kind in PAIR_KINDS}
+    by_kind = np.zeros(len(PAIR_KINDS), dtype=np.int64)
+    pairs_per_image = [np.zeros(0, dtype=np.int64)]
     num_regions = raw_bytes = file_bytes = 0
     shards = range(cache.num_shards)
     for shard in track(shards, len(shards), "Counting", "shards", brief=True):
         arrays = cache.shard_arrays(shard)
         sources = np.minimum(arrays["pairs/source"], 1)
-        by_source += np.bincount(sources, minlength=len(PAIR_KINDS))
-        shard_histogram = np.bincount(np.diff(arrays[PAIR_OFFSETS]))
-        pairs_per_image = _add_histograms(pairs_per_image, shard_histogram)
+        by_kind += np.bincount(sources, minlength=len(PAIR_KINDS))
+        pairs_per_image.append(np.diff(arrays[PAIR_OFFSETS]))
         num_regions += cache.shard_layout(shard).num_regions
         raw_bytes += sum(array.nbytes for array in arrays.values())
         name = cache.manifest["shards"][shard]["name"]
@@ -86,38 +93,90 @@ def compute_overview(cache: TeacherCache) -> CacheOverview:
         # Non-negative float16 numbers are ordered like their bits, and numpy compares integers
         # many times faster.
         best = probabilities.view(np.uint16).argmax(axis=1)
-        top = probabilities[np.arange(len(best)), best].astype(np.float64)
+        top = probabilities[np.arange(len(best)), best]
         # All probabilities are 0 for an object without interactions other than `no_interaction`.
         has_action = top > 0
         np.add.at(top_actions, (arrays["pairs/object_label"][has_action], best[has_action]), 1)
-        bins = np.minimum((top * HISTOGRAM_BINS).astype(np.int64), HISTOGRAM_BINS - 1)[has_action]
-        np.add.at(confidence, (sources[has_action], bins), 1)
-    counts = {
-        "images": len(cache),
-        "failed images": len(cache.failed),
-        "images without pairs": int(pairs_per_image[0]),
-        "shards": len(shards),
-        "annotated pairs": int(by_source[0]),
-        "proposed pairs": int(by_source[1]),
-        "regions": num_regions,
+        for source, kind in enumerate(PAIR_KINDS):
+            confidence[kind].append(top[has_action & (sources == source)])
+    counts = np.concatenate(pairs_per_image)
+    num_pairs = int(by_kind.sum())
+    return {
+        "counts": {
+            "images": len(cache),
+            "failed_images": len(cache.failed),
+            "images_without_pairs": int((counts == 0).sum()),
+            "shards": len(shards),
+            **{f"{kind}_pairs": int(by_kind[row]) for row, kind in enumerate(PAIR_KINDS)},
+            "regions": num_regions,
+        },
+        "file_bytes": file_bytes,
+        "raw_bytes": raw_bytes,
+        "pairs_per_image": {
+            "mean": num_pairs / len(counts) if len(counts) else None,
+            "median": int(np.quantile(counts, 0.5, method="lower")) if len(counts) else 0,
+            "max": int(counts.max(initial=0)),
+            "images_by_pairs": np.bincount(counts, minlength=1).tolist(),
+        },
+        "repeated_unions": 1 - num_regions / num_pairs if num_pairs else None,
+        "confidence": {kind: _distribution(values) for kind, values in confidence.items()},
+        "top_actions": {
+            vocabulary.objects[label].replace("_", " "): {
+                vocabulary.verbs[verb].replace("_", " "): int(top_actions[label, verb])
+                for verb in _descending(top_actions[label])
+            }
+            for label in _descending(top_actions.sum(axis=1))
+        },
+        "parts": {name: shorten_value(value) for name, value in cache.manifest["parts"].items()},
     }
-    return CacheOverview(
-        title=cache.path.resolve().name,
-        counts=counts,
-        file_bytes=file_bytes,
-        raw_bytes=raw_bytes,
-        pairs_per_image=pairs_per_image,
-        confidence=dict(zip(PAIR_KINDS, confidence, strict=True)),
-        top_actions=top_actions,
-        objects=tuple(name.replace("_", " ") for name in vocabulary.objects),
-        verbs=tuple(name.replace("_", " ") for name in vocabulary.verbs),
-        parts={name: shorten_value(value) for name, value in cache.manifest["parts"].items()},
-    )
 
 
-def _add_histograms(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The sum of two histograms, which may have different lengths."""
-    total = np.zeros(max(len(first), len(second)), dtype=np.int64)
-    total[: len(first)] += first
-    total[: len(second)] += second
-    return total
+def _distribution(parts: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Number, quantiles and histogram of probabilities."""
+    values = np.concatenate([np.zeros(0), *parts])
+    quantiles: list[float | None] = [None] * 3
+    if len(values):
+        quantiles = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
+    return {
+        "pairs": len(values),
+        **dict(zip(("p10", "p50", "p90"), quantiles, strict=True)),
+        "histogram": np.histogram(values, CONFIDENCE_BINS, (0, 1))[0].tolist(),
+    }
+
+
+def _descending(counts: np.ndarray) -> list[int]:
+    """Indices of the counts above 0, highest first."""
+    return [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+
+
+def format_overview(overview: dict[str, Any]) -> list[str]:
+    """Lines of a text table of a cache's statistics."""
+    per_image = overview["pairs_per_image"]
+    rows = {
+        **{name.replace("_", " "): f"{count:,}" for name, count in overview["counts"].items()},
+        "megabytes": f"{overview['file_bytes'] / 1e6:,.1f}",
+        "bytes per raw byte": f"{overview['file_bytes'] / max(overview['raw_bytes'], 1):.3f}",
+        "pairs per image": f"{per_image['mean'] or 0:.1f}, half of the images up to"
+        f" {per_image['median']}, at most {per_image['max']}",
+        "repeated unions": f"{format_percent(overview['repeated_unions'])} %",
+    }
+    for kind, values in overview["confidence"].items():
+        if values["pairs"]:
+            rows[f"confidence, {kind}"] = (
+                f"{values['p50']:.2f} (median; 80 % from {values['p10']:.2f}"
+                f" to {values['p90']:.2f})"
+            )
+    lines = [f"  {name:<24}{value}" for name, value in rows.items()]
+    top_actions = overview["top_actions"]
+    if top_actions:
+        width = max(map(len, top_actions)) + 2
+        lines += ["best action by object", f"  {'':<{width}}{'pairs':>10}"]
+        for name, counts in top_actions.items():
+            total = sum(counts.values())
+            actions = ", ".join(
+                f"{verb} {format_percent(count / total, 0)} %"
+                for verb, count in list(counts.items())[:MAX_TABLE_ACTIONS]
+            )
+            lines.append(f"  {name:<{width}}{total:>10,}  {actions}")
+    parts = [f"  {name:<24}{value}" for name, value in overview["parts"].items()]
+    return [*lines, "made from", *parts]

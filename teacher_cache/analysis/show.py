@@ -6,19 +6,12 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from evaluation.drawing.canvas import (
-    BLACK,
-    MAX_SUPERSAMPLED,
-    OBJECT_COLOUR,
-    PERSON_COLOUR,
-    WHITE,
-    Canvas,
-    load_font,
-)
+from evaluation.report.charts.figure import require_packages
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.images import read_image
@@ -30,9 +23,40 @@ from teacher_cache.detectors.pairing import pair_labels
 from teacher_cache.reader.cache import TeacherCache, open_cache
 from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 logger = get_logger(__name__)
 
-IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# The palette of Okabe and Ito: people, objects, and the pairs in turn.
+PERSON_COLOUR, OBJECT_COLOUR = "#56b4e9", "#e69f00"
+PAIR_COLOURS = ("#009e73", "#d55e00", "#cc79a7", "#0072b2", "#f0e442", "#5a5a5a")
+# Bounds of the drawn image's long side in pixels, and pixels per inch.
+MIN_LONG_SIDE, MAX_LONG_SIDE, DPI = 900, 1600, 100
+# Of the list, in inches: height of a line, width of a letter and of a bar, space beside a bar.
+LINE_HEIGHT, LETTER_WIDTH, BAR_WIDTH, BAR_SPACE = 0.26, 0.095, 1.2, 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class PairView:
+    """A pair to draw.
+
+    Attributes:
+        human_box, object_box, region: (4,) xyxy boxes in pixels of the image; the region is what
+            the teacher's image encoder was given.
+        title: object, source and labels or scores, as text.
+        annotated: whether the pair is annotated; otherwise it was proposed by a detector.
+        actions: name, probability, and whether it is an annotated label; most probable first.
+    """
+
+    human_box: np.ndarray
+    object_box: np.ndarray
+    region: np.ndarray
+    title: str
+    annotated: bool
+    actions: tuple[tuple[str, float, bool], ...]
 
 
 @dataclass(frozen=True)
@@ -63,11 +87,12 @@ def show_image(config: ShowConfig) -> None:
 
     Raises:
         InputError: the input is bad, the cache lacks the image or was built from another dataset,
-            or the file exists.
+            the file exists, or matplotlib is not installed.
     """
-    if config.out.suffix.lower() not in IMAGE_FORMATS:
-        raise InputError(f"{config.out}: expected a name that ends in {', '.join(IMAGE_FORMATS)}")
+    if config.out.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"{config.out}: expected a name that ends in {', '.join(IMAGE_SUFFIXES)}")
     refuse_existing(config.out, config.overwrite)
+    require_packages("a drawing", "matplotlib")
     cache = open_cache(config.cache)
     image_id = find_image(cache, config.image)
     dataset = open_dataset(config.dataset)
@@ -89,11 +114,13 @@ def show_image(config: ShowConfig) -> None:
     title = f"{image_id}: {len(outputs.pairs)} pairs"
     if num_hidden:
         title += f", {num_hidden} not drawn"
+    figure = draw_pairs(image, title, views)
     with atomic_write(config.out) as temporary:
-        drawn = draw_pairs(image, title, views)
-        drawn.save(temporary, format=IMAGE_FORMATS[config.out.suffix.lower()])
-    for line in _format_lines(title, views):
-        print(line)
+        figure.savefig(temporary, format=config.out.suffix.lower().removeprefix("."))
+    print(title)
+    for number, view in enumerate(views, 1):
+        actions = ", ".join(f"{name} {probability:.2f}" for name, probability, _ in view.actions)
+        print(f"{number:>3}  {view.title}; {actions or 'no possible action'}")
 
 
 def find_image(cache: TeacherCache, name: str) -> str:
@@ -158,214 +185,89 @@ def _join_names(verbs: Iterable[str]) -> str:
     return ", ".join(verbs).replace("_", " ")
 
 
-def _format_lines(title: str, views: list[PairView]) -> list[str]:
-    lines = [title]
-    for number, view in enumerate(views, 1):
-        actions = ", ".join(f"{name} {probability:.2f}" for name, probability, _ in view.actions)
-        lines.append(f"{number:>3}  {view.title}; {actions or 'no possible action'}")
-    return lines
-
-
-# The palette of Okabe and Ito, without the colours of people and objects.
-PAIR_COLOURS = (
-    (0, 158, 115),
-    (213, 94, 0),
-    (204, 121, 167),
-    (0, 114, 178),
-    (240, 228, 66),
-    (90, 90, 90),
-)
-BACKGROUND, TEXT, MUTED_TEXT, BAR_BACKGROUND = (
-    (250, 250, 248),
-    (24, 28, 36),
-    (107, 114, 128),
-    (226, 229, 233),
-)
-# Bounds of the drawn image's long side in pixels.
-MIN_LONG_SIDE, MAX_LONG_SIDE = 900, 1600
-# Margin, line height and bar width of the list, and dashes of an outline, in letter heights.
-MARGIN, LINE_HEIGHT, BAR_WIDTH = 1.0, 1.5, 7.0
-DASH, GAP = 1.1, 0.7
-# Positions tried for a pair's number.
-MAX_SHIFTS = 200
-
-
-@dataclass(frozen=True, eq=False)
-class PairView:
-    """A pair to draw.
-
-    Attributes:
-        human_box, object_box, region: (4,) xyxy boxes in pixels of the image; the region is what
-            the teacher's image encoder was given.
-        title: object, source and labels or scores, as text.
-        annotated: whether the pair is annotated; otherwise it was proposed by a detector.
-        actions: name, probability, and whether it is an annotated label; most probable first.
-    """
-
-    human_box: np.ndarray
-    object_box: np.ndarray
-    region: np.ndarray
-    title: str
-    annotated: bool
-    actions: tuple[tuple[str, float, bool], ...]
-
-
-def draw_pairs(image: Image.Image, title: str, pairs: Sequence[PairView]) -> Image.Image:
+def draw_pairs(image: Image.Image, title: str, pairs: Sequence[PairView]) -> Figure:
     """Draws pairs on an image and lists them on its right.
 
     Args:
         image: the image; it is resized to a long side of 900 to 1,600 pixels.
         title: title of the list.
         pairs: the pairs, in the order of their numbers.
-
-    Returns:
-        A new RGB image.
     """
-    long_side = min(max(*image.size, MIN_LONG_SIDE), MAX_LONG_SIDE)
-    scale = long_side / max(image.size)
+    from matplotlib.figure import Figure
+
+    scale = min(max(*image.size, MIN_LONG_SIDE), MAX_LONG_SIDE) / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    canvas = _PairCanvas(size, supersampling=2 if long_side <= MAX_SUPERSAMPLED else 1)
-    # A box that several pairs share is drawn once.
-    for box in {pair.object_box.tobytes(): pair.object_box for pair in pairs}.values():
-        canvas.draw_box(canvas.scale_box(box, scale), OBJECT_COLOUR)
-    for box in {pair.human_box.tobytes(): pair.human_box for pair in pairs}.values():
-        canvas.draw_box(canvas.scale_box(box, scale), PERSON_COLOUR)
-    # In reverse order, so that the first pairs are drawn on top.
-    for number, pair in reversed(list(enumerate(pairs, 1))):
-        canvas.draw_link(
-            canvas.scale_box(pair.human_box, scale), canvas.scale_box(pair.object_box, scale)
-        )
-        canvas.draw_region(canvas.scale_box(pair.region, scale), number, pair.annotated)
-    canvas.draw_numbers()
-    overlay = canvas.overlay.resize(size, Image.Resampling.LANCZOS)
-    annotated = Image.alpha_composite(resized.convert("RGBA"), overlay).convert("RGB")
-    pair_list = _draw_list(title, pairs, letter=round(long_side / 52))
-    height = max(annotated.height, pair_list.height)
-    drawing = Image.new("RGB", (annotated.width + pair_list.width, height), BACKGROUND)
-    drawing.paste(annotated, (0, 0))
-    drawing.paste(pair_list, (annotated.width, 0))
-    return drawing
+    width, height = size[0] / DPI, size[1] / DPI
+    texts = [title, *(f"  {pair.title}" for pair in pairs)]
+    names = [name for pair in pairs for name, _, _ in pair.actions]
+    name_width = LETTER_WIDTH * (3 + max(map(len, names), default=0))
+    list_width = max(LETTER_WIDTH * (3 + max(map(len, texts))), name_width + BAR_WIDTH + BAR_SPACE)
+    list_height = LINE_HEIGHT * (2 + sum(1.4 + len(pair.actions) for pair in pairs))
+    whole = (width + list_width, max(height, list_height))
+    figure = Figure(whole, dpi=DPI)
+    axis = figure.add_axes((0, 1 - height / whole[1], width / whole[0], height / whole[1]))
+    axis.imshow(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), aspect="auto")
+    axis.set_axis_off()
+    _draw_boxes(axis, pairs, scale, size)
+    axis = figure.add_axes((width / whole[0], 0, list_width / whole[0], 1))
+    axis.set(xlim=(0, list_width), ylim=(whole[1], 0))
+    axis.set_axis_off()
+    axis.text(LETTER_WIDTH, LINE_HEIGHT, title, va="center")
+    y = 2 * LINE_HEIGHT
+    for number, pair in enumerate(pairs, 1):
+        _draw_number(axis, 1.6 * LETTER_WIDTH, y, number, pair.annotated)
+        axis.text(3 * LETTER_WIDTH, y, pair.title, va="center")
+        for name, probability, is_label in pair.actions:
+            y += LINE_HEIGHT
+            axis.text(3 * LETTER_WIDTH, y, name, va="center")
+            for share, colour in ((1.0, "#e2e5e9"), (probability, _pair_colour(number))):
+                axis.barh(y, share * BAR_WIDTH, 0.6 * LINE_HEIGHT, name_width, color=colour)
+            text = f"{probability:.2f}" + (" ✓" if is_label else "")
+            axis.text(name_width + BAR_WIDTH + LETTER_WIDTH, y, text, va="center")
+        y += 1.4 * LINE_HEIGHT
+    return figure
 
 
-def pair_colour(number: int) -> tuple[int, int, int]:
-    """RGB colour of the pair with a number, starting at 1."""
-    return PAIR_COLOURS[(number - 1) % len(PAIR_COLOURS)]
-
-
-class _PairCanvas(Canvas):
-    """A canvas that also draws union regions and the pairs' numbers."""
-
-    def __init__(self, size: tuple[int, int], supersampling: int) -> None:
-        super().__init__(size, supersampling)
-        self._badges: list[tuple[float, float, int, bool]] = []
-
-    def scale_box(self, box: np.ndarray, scale: float) -> np.ndarray:
-        """(4,) xyxy box of the image in pixels of the overlay, clipped to it."""
-        width, height = self.overlay.size
-        corners = np.nan_to_num(np.asarray(box, np.float64), posinf=1e9, neginf=-1e9)
-        corners *= scale * self._supersampling
-        return np.clip(corners, 0, [width, height, width, height])
-
-    def draw_region(self, box: np.ndarray, number: int, annotated: bool) -> None:
-        """Draws the outline of a region; `draw_numbers` places its number later."""
-        x1, y1, x2, y2 = box
-        for ends in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)),
-                     ((x1, y2), (x1, y1))):  # fmt: skip
-            for start, end in [ends] if annotated else self._dashes(*ends):
-                self._draw.line([start, end], fill=(*BLACK, 130), width=self._line_width + 2)
-                self._draw.line([start, end], fill=pair_colour(number), width=self._line_width)
-        self._badges.append((x1, y1, number, annotated))
-
-    def draw_numbers(self) -> None:
-        """Draws numbers at the regions' upper left corners, shifted until none overlaps another."""
-        radius = 0.75 * self._em
-        taken: list[tuple[float, float]] = []
-        right, bottom = self.overlay.width - radius, self.overlay.height - radius
-        for x, y, number, annotated in reversed(self._badges):
-            x, y = min(max(x, radius), right), min(max(y, radius), bottom)
-            # A small image may have too little space; then some numbers overlap.
-            for _ in range(MAX_SHIFTS):
-                if all(max(abs(x - a), abs(y - b)) >= 2 * radius for a, b in taken):
-                    break
-                x, y = (x + 2 * radius, y) if x + 2 * radius <= right else (radius, y + 2 * radius)
-                y = y if y <= bottom else radius
-            taken.append((x, y))
-            draw_badge(self._draw, (x, y), radius, number, annotated)
-
-    def _dashes(
-        self, start: tuple[float, float], end: tuple[float, float]
-    ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-        first, last = np.array(start), np.array(end)
-        length = float(np.hypot(*(last - first)))
-        # Dashes as fractions of the line; the minimum length avoids a division by zero.
-        length = max(length, 1e-9)
-        starts = np.arange(0, length, (DASH + GAP) * self._em) / length
-        ends = np.minimum(starts + DASH * self._em / length, 1)
-        return [
-            (tuple(first + dash_start * (last - first)), tuple(first + dash_end * (last - first)))
-            for dash_start, dash_end in zip(starts, ends, strict=True)
-        ]
-
-
-def draw_badge(
-    draw: ImageDraw.ImageDraw,
-    centre: tuple[float, float],
-    radius: float,
-    number: int,
-    annotated: bool,
-) -> None:
-    """Draws a pair's number, in a square for annotated pairs and in a disc for proposed ones."""
-    x, y = centre
-    corners = (x - radius, y - radius, x + radius, y + radius)
-    colour = pair_colour(number)
-    text_colour = BLACK if sum(colour) > 400 else WHITE
-    draw_shape = draw.rectangle if annotated else draw.ellipse
-    draw_shape(corners, fill=colour, outline=WHITE, width=max(1, round(radius / 8)))
-    font = load_font(max(8, round(1.15 * radius)))
-    draw.text((x, y), str(number), fill=text_colour, font=font, anchor="mm")
-
-
-def _draw_list(title: str, pairs: Sequence[PairView], letter: int) -> Image.Image:
-    """Draws the titles and actions of all pairs, one below the other.
+def _draw_boxes(axis: Axes, pairs: Sequence[PairView], scale: float, size: tuple[int, int]) -> None:
+    """Draws boxes of people and objects, links between them, and numbered regions.
 
     Args:
-        title: title of the list.
-        pairs: the pairs, in the order of their numbers.
-        letter: font size in pixels, the unit of all sizes.
+        axis: shows the image.
+        pairs: the pairs; outlines of annotated pairs' regions are solid, others dashed.
+        scale: pixels of the drawing per pixel of the boxes.
+        size: width and height of the drawing.
     """
-    font, line, margin = load_font(letter), LINE_HEIGHT * letter, MARGIN * letter
-    names = [name for pair in pairs for name, _, _ in pair.actions]
-    name_width = max([font.getlength(name) for name in names], default=0)
-    action_width = 2.2 * letter + name_width + (BAR_WIDTH + 5.5) * letter
-    title_widths = [font.getlength(title)]
-    title_widths += [2.2 * letter + font.getlength(pair.title) for pair in pairs]
-    width = round(max(action_width, *title_widths) + 2 * margin)
-    num_lines = 1.4 + sum(1.4 + len(pair.actions) for pair in pairs)
-    image = Image.new("RGB", (width, round(num_lines * line + 2 * margin)), BACKGROUND)
-    draw = ImageDraw.Draw(image)
-    draw.text((margin, margin + line / 2), title, fill=TEXT, font=font, anchor="lm")
-    y = margin + 1.4 * line
-    left = margin + 2.2 * letter
-    bar_left = left + name_width + letter
-    bar_right = bar_left + BAR_WIDTH * letter
+    from matplotlib.patches import Rectangle
+
+    def to_drawing(box: np.ndarray) -> np.ndarray:
+        corners = np.nan_to_num(np.asarray(box, np.float64), posinf=1e9, neginf=-1e9) * scale
+        return np.clip(corners, 0, [*size, *size])
+
+    def outline(box: np.ndarray, colour: str, style: str = "-") -> None:
+        x1, y1, x2, y2 = box
+        axis.add_patch(
+            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=2.5, ls=style)
+        )
+
+    numbered: list[np.ndarray] = []
     for number, pair in enumerate(pairs, 1):
-        middle = y + line / 2
-        draw_badge(draw, (margin + 0.8 * letter, middle), 0.75 * letter, number, pair.annotated)
-        draw.text((left, middle), pair.title, fill=TEXT, font=font, anchor="lm")
-        y += line
-        for name, probability, is_label in pair.actions:
-            middle = y + line / 2
-            top, bottom = middle - 0.3 * letter, middle + 0.3 * letter
-            draw.text((left, middle), name, fill=TEXT, font=font, anchor="lm")
-            draw.rectangle((bar_left, top, bar_right, bottom), fill=BAR_BACKGROUND)
-            bar_end = bar_left + max(probability, 0.0) * BAR_WIDTH * letter
-            if bar_end > bar_left + 1:
-                draw.rectangle((bar_left, top, bar_end, bottom), fill=pair_colour(number))
-            text = f"{probability:.2f}" + (" ✓" if is_label else "")
-            colour = TEXT if is_label else MUTED_TEXT
-            position = (bar_right + 0.6 * letter, middle)
-            draw.text(position, text, fill=colour, font=font, anchor="lm")
-            y += line
-        y += 0.4 * line
-    return image
+        human, target, region = map(to_drawing, (pair.human_box, pair.object_box, pair.region))
+        outline(target, OBJECT_COLOUR)
+        outline(human, PERSON_COLOUR)
+        outline(region, _pair_colour(number), "-" if pair.annotated else "--")
+        centres = np.array([(box[:2] + box[2:]) / 2 for box in (human, target)])
+        axis.plot(*centres.T, color="white", lw=2, marker="o")
+        # Numbers of regions with about the same corner stand side by side.
+        shift = 24 * sum(np.abs(region[:2] - corner).max() < 24 for corner in numbered)
+        numbered.append(region[:2])
+        _draw_number(axis, region[0] + shift, region[1], number, pair.annotated)
+
+
+def _draw_number(axis: Axes, x: float, y: float, number: int, annotated: bool) -> None:
+    """Draws a pair's number, in a square for annotated pairs and in a disc for proposed ones."""
+    style = {"boxstyle": "square" if annotated else "circle", "fc": _pair_colour(number), "ec": "w"}
+    axis.text(x, y, str(number), ha="center", va="center", fontsize=9, bbox=style)
+
+
+def _pair_colour(number: int) -> str:
+    return PAIR_COLOURS[(number - 1) % len(PAIR_COLOURS)]

@@ -11,17 +11,17 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Annotation, Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.evaluate import (
-    CachedImages,
     EvaluateConfig,
-    action_accuracy,
-    box_recall,
+    TeacherScores,
+    VerbScores,
     evaluate_teacher,
-    pair_recall,
+    format_teacher_scores,
+    match_annotated_pairs,
+    score_pairs,
     teacher_detections,
 )
 from teacher_cache.build import build_cache
 from teacher_cache.detectors.pairing import annotated_pairs, concatenate_pairs
-from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
 
 
@@ -165,22 +165,31 @@ def test_at_most_a_hundred_detections(vocabulary):
     assert (np.diff(found.scores) <= 0).all()
 
 
-def test_accuracy_of_no_images(vocabulary):
-    overall, per_verb = action_accuracy([], vocabulary)
-    assert np.isnan(overall) and np.isnan(per_verb).all()
+def score(vocabulary, *images):
+    """Scores of annotations with outputs; columns with a verb's value by its number."""
+    matches = [match_annotated_pairs(*image, vocabulary) for image in images]
+    return score_pairs(matches, vocabulary)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_images(vocabulary):
+    rates, columns = score(vocabulary)
+    assert np.isnan(list(rates.values())).all() and not columns["pairs"].any()
+    assert np.isnan(columns["accuracy"]).all() and np.isnan(columns["recall"]).all()
 
 
 def test_accuracy_ignores_no_interaction(vocabulary):
     first = make_annotation([0, 1, RIDE], [0, 2, HOLD], [0, 2, THROW])
     second = make_annotation([0, 1, NO_INTERACTION], [0, 2, HOLD])
-    images = [
+    rates, columns = score(
+        vocabulary,
         (first, make_outputs(first, [], [{RIDE: 0.9}, {THROW: 0.6, HOLD: 0.4}])),
         (second, make_outputs(second, [], [{RIDE: 0.9}, {THROW: 0.9}])),
-    ]
-    overall, per_verb = action_accuracy(images, vocabulary)
-    assert overall == pytest.approx(2 / 3)
-    assert per_verb[RIDE] == 1 and per_verb[THROW] == 1 and per_verb[HOLD] == 0.5
-    assert np.isnan(per_verb[NO_INTERACTION])
+    )
+    assert rates["teacher_accuracy"] == pytest.approx(2 / 3)
+    accuracy = columns["accuracy"]
+    assert accuracy[[RIDE, THROW, HOLD]].tolist() == [1, 1, 0.5]
+    assert np.isnan(accuracy[NO_INTERACTION])
 
 
 @pytest.mark.parametrize(
@@ -195,12 +204,8 @@ def test_accuracy_ignores_no_interaction(vocabulary):
 )
 def test_recall(vocabulary, proposals, expected):
     image = make_annotation([0, 1, RIDE], [0, 2, HOLD])
-    found = box_recall([(image, make_outputs(image, proposals, []))], vocabulary)
-    assert (found["person"], found["object"], found["pair"]) == expected
-
-
-def test_recall_of_no_images(vocabulary):
-    assert all(np.isnan(share) for share in box_recall([], vocabulary).values())
+    rates, _ = score(vocabulary, (image, make_outputs(image, proposals, [])))
+    assert tuple(rates[f"{name}_recall"] for name in ("person", "object", "pair")) == expected
 
 
 def test_annotated_pairs_as_detections(vocabulary):
@@ -215,21 +220,28 @@ def test_annotated_pairs_as_detections(vocabulary):
 def test_recall_by_verb(vocabulary):
     first = make_annotation([0, 1, RIDE], [0, 2, HOLD], [0, 2, THROW])
     second = make_annotation([0, 2, HOLD])
-    images = [
+    _, columns = score(
+        vocabulary,
         (first, make_outputs(first, [(BOXES[0], BOXES[2], BALL, 1, 1)], [])),
         (second, make_outputs(second, [(BOXES[0], BOXES[2], HORSE, 1, 1)], [])),
-    ]
-    labelled, shares = pair_recall(images, vocabulary)
+    )
+    labelled, shares = columns["pairs"], columns["recall"]
     assert labelled[[RIDE, HOLD, THROW]].tolist() == [1, 2, 1] and labelled.sum() == 4
     assert shares[[RIDE, HOLD, THROW]].tolist() == [0, 0.5, 1]
     assert np.isnan(shares[NO_INTERACTION])
-    assert np.isnan(pair_recall([], vocabulary)[1]).all()
 
 
-def test_cached_images_can_be_iterated_twice(finished):
-    cache = open_cache(finished)
-    cached = Annotation(cache.image_ids[2], BOXES, np.zeros(3), np.zeros((0, 3)))
-    images = CachedImages(cache, [make_annotation(), cached])
-    for _ in range(2):
-        ((first, found),) = images
-        assert first.image_id == cache.image_ids[2] and len(found.pairs) > 0
+def test_the_score_table_is_aligned():
+    verbs = (
+        VerbScores("sit on", False, 12, 0.5, 0.25, 0.75, 0.125),
+        VerbScores("jump", True, 0, np.nan, np.nan, np.nan, np.nan),
+    )
+    groups = [("Full", 0.5, 0.25), ("Seen", 0.4, None)]
+    lines = format_teacher_scores(TeacherScores("t", groups, {"person_recall": np.nan}, verbs))
+    rows = {line[:24].strip(): line[24:].split() for line in lines}
+    assert rows["Full"] == ["50.0", "25.0"] and rows["Seen"] == ["40.0", "-"]
+    assert rows["person recall"] == ["-"]
+    table = lines[next(row for row, line in enumerate(lines) if line.startswith("verb")) :]
+    assert len({len(line) for line in table}) == 1
+    assert table[1].split() == ["sit", "on", "12", "50.0", "25.0", "75.0", "12.5"]
+    assert table[2].split() == ["jump", "*", "0", "-", "-", "-", "-"]

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
-from teacher_cache.analysis.inspect import InspectConfig, compute_overview, inspect_cache
+from teacher_cache.analysis.inspect import (
+    InspectConfig,
+    compute_overview,
+    format_overview,
+    inspect_cache,
+)
 from teacher_cache.detectors.torchvision import TOY_IN_CACHES
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import ANNOTATED, SHARDS
@@ -19,22 +24,78 @@ def test_counts_are_those_of_the_images(finished, vocabulary):
     sources = np.concatenate([each.pairs.sources for each in outputs])
     labels = np.concatenate([each.pairs.object_labels for each in outputs])
     best = np.concatenate([each.probabilities for each in outputs])
-    counts = overview.counts
-    assert counts["images"] == 7 and counts["shards"] == 3 and counts["failed images"] == 0
-    assert counts["annotated pairs"] == (sources == ANNOTATED).sum()
-    assert counts["proposed pairs"] == (sources != ANNOTATED).sum()
-    assert counts["regions"] == sum(len(each.region_boxes) for each in outputs)
     num_pairs = [len(each.pairs) for each in outputs]
-    assert overview.pairs_per_image.tolist() == np.bincount(num_pairs).tolist()
+    num_regions = sum(len(each.region_boxes) for each in outputs)
+    assert overview["counts"] == {
+        "images": 7,
+        "failed_images": 0,
+        "images_without_pairs": num_pairs.count(0),
+        "shards": 3,
+        "annotated_pairs": (sources == ANNOTATED).sum(),
+        "proposed_pairs": (sources != ANNOTATED).sum(),
+        "regions": num_regions,
+    }
+    per_image = overview["pairs_per_image"]
+    assert per_image["images_by_pairs"] == np.bincount(num_pairs).tolist()
+    assert (per_image["mean"], per_image["max"]) == (np.mean(num_pairs), max(num_pairs))
+    assert per_image["median"] == np.median(num_pairs)
+    assert overview["repeated_unions"] == pytest.approx(1 - num_regions / len(labels))
     expected = np.zeros((vocabulary.num_objects, vocabulary.num_verbs), dtype=int)
     np.add.at(expected, (labels, best.argmax(1)), 1)
-    np.testing.assert_array_equal(overview.top_actions, expected)
+    for label, name in enumerate(vocabulary.objects):
+        counts = overview["top_actions"].get(name, {})
+        assert list(counts.values()) == sorted(expected[label][expected[label] > 0])[::-1]
+        for verb, count in counts.items():
+            assert expected[label, vocabulary.verbs.index(verb.replace(" ", "_"))] == count
     for kind, mask in (("annotated", sources == ANNOTATED), ("proposed", sources != ANNOTATED)):
-        bins = np.minimum((best[mask].max(1) * 1000).astype(int), 999)
-        assert overview.confidence[kind].tolist() == np.bincount(bins, minlength=1000).tolist()
+        top, found = best[mask].max(1), overview["confidence"][kind]
+        assert found["pairs"] == len(top)
+        assert found["histogram"] == np.histogram(top, 20, (0, 1))[0].tolist()
+        quantiles = [found[name] for name in ("p10", "p50", "p90")]
+        np.testing.assert_allclose(quantiles, np.quantile(top, (0.1, 0.5, 0.9)), atol=1e-3)
     files = list((finished / SHARDS).iterdir())
-    assert overview.file_bytes == sum(path.stat().st_size for path in files)
-    assert 0 < overview.raw_bytes < overview.file_bytes
+    assert overview["file_bytes"] == sum(path.stat().st_size for path in files)
+    assert 0 < overview["raw_bytes"] < overview["file_bytes"]
+
+
+OVERVIEW = {
+    "counts": {"images": 4, "regions": 6, "annotated_pairs": 3, "proposed_pairs": 5},
+    "file_bytes": 1_100,
+    "raw_bytes": 1_000,
+    "pairs_per_image": {"mean": 2.0, "median": 1, "max": 4, "images_by_pairs": [1, 1, 0, 1, 1]},
+    "repeated_unions": 0.25,
+    "confidence": {
+        "annotated": {"pairs": 3, "p10": 0.5, "p50": 0.7, "p90": 0.9, "histogram": [3] + [0] * 19},
+        "proposed": {"pairs": 0, "p10": None, "p50": None, "p90": None, "histogram": [0] * 20},
+    },
+    "top_actions": {"ball": {"ride": 5}, "horse": {"hold": 3, "ride": 1}},
+    "parts": {"clip.model": "A"},
+}
+
+
+def test_the_table():
+    lines = format_overview(OVERVIEW)
+    rows = {line[:26].strip(): line[26:] for line in lines}
+    assert rows["annotated pairs"] == "3" and rows["clip.model"] == "A"
+    assert rows["repeated unions"] == "25.0 %"
+    assert rows["bytes per raw byte"] == "1.100"
+    assert rows["pairs per image"] == "2.0, half of the images up to 1, at most 4"
+    assert rows["confidence, annotated"] == "0.70 (median; 80 % from 0.50 to 0.90)"
+    assert "confidence, proposed" not in rows
+    assert [line.split() for line in lines if line.split()[0] in OVERVIEW["top_actions"]] == [
+        ["ball", "5", "ride", "100", "%"],
+        ["horse", "4", "hold", "75", "%,", "ride", "25", "%"],
+    ]
+
+
+def test_a_cache_without_shards(finished):
+    cache = open_cache(finished)
+    cache.manifest["shards"].clear()
+    overview = compute_overview(cache)
+    assert overview["repeated_unions"] is None and overview["top_actions"] == {}
+    assert overview["pairs_per_image"]["mean"] is None
+    assert overview["confidence"]["annotated"]["p50"] is None
+    assert "best action by object" not in format_overview(overview)
 
 
 def test_lines_json_and_figure(finished, tmp_path, capsys):
@@ -57,9 +118,8 @@ def test_files_are_kept_without_overwrite(finished, tmp_path, field):
     with pytest.raises(InputError, match="--overwrite"):
         inspect_cache(config)
     assert file.read_text() == "mine"
-    if field == "json":
-        inspect_cache(replace(config, overwrite=True))
-        assert json.loads(file.read_text())["counts"]
+    inspect_cache(replace(config, overwrite=True))
+    assert file.read_bytes() != b"mine"
 
 
 def test_a_damaged_shard_is_reported(finished, tmp_path):

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from teacher_cache.analysis.evaluate import TeacherScores, VerbScores
+from teacher_cache.analysis.figures import draw_overview, draw_teacher_scores
+
+pytest.importorskip("matplotlib", reason="the extra report is not installed")
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.mark.parametrize(
+    ("num_objects", "num_verbs", "max_pairs"), [(0, 0, 0), (2, 3, 5), (80, 117, 210)]
+)
+def test_the_figure_of_the_overview(tmp_path, num_objects, num_verbs, max_pairs):
+    file = tmp_path / "c.png"
+    verbs = {f"verb {number}": num_verbs - number for number in range(num_verbs)}
+    distribution = {"pairs": num_objects, "histogram": [num_objects] + [0] * 19}
+    draw_overview(
+        file,
+        "cache",
+        {
+            "pairs_per_image": {"images_by_pairs": [1] * (max_pairs + 1)},
+            "repeated_unions": 0.5 if num_objects else None,
+            "confidence": {"annotated": distribution, "proposed": distribution},
+            "top_actions": {f"object {number}": verbs for number in range(num_objects)},
+        },
+    )
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("num_verbs", [0, 2, 117])
+def test_the_figure_of_scores(tmp_path, num_verbs):
+    file = tmp_path / "t.png"
+    rows = (
+        VerbScores("sit on", False, 12, 0.5, 0.25, 0.75, 0.125),
+        VerbScores("jump", True, 0, np.nan, np.nan, np.nan, np.nan),
+    )
+    groups = [("Full", 0.5, 0.25), ("Seen", 0.4, None)]
+    verbs = [rows[number % 2] for number in range(num_verbs)]
+    draw_teacher_scores(file, TeacherScores("t", groups, {}, verbs))
+    assert file.read_bytes().startswith(b"\x89PNG")
