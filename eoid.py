@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.datasets.dataset import open_dataset
     from pipeline.vocabulary import load_vocabulary
-    from student.inference.predictor import Detector
+    from student.inference.detector import Detector
     from student.weights.load import load_model
     from teacher_cache.reader.cache import open_cache
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Detector": "student.inference.predictor",
+    "Detector": "student.inference.detector",
     "load_model": "student.weights.load",
     "load_vocabulary": "pipeline.vocabulary",
     "open_cache": "teacher_cache.reader.cache",

@@ -11,14 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from student.inference.predictor import Detector
+    from student.inference.detector import Detector
     from student.inference.results import HOIResult
     from student.weights.load import load_model
 
 __all__ = ["Detector", "HOIResult", "load_model"]
 
 LAZY_MODULES = {
-    "Detector": "inference.predictor",
+    "Detector": "inference.detector",
     "HOIResult": "inference.results",
     "load_model": "weights.load",
 }

@@ -11,13 +11,13 @@ import pytest
 import eoid
 import pipeline.datasets.dataset
 import pipeline.vocabulary
-import student.inference.predictor
+import student.inference.detector
 import student.weights.load
 import teacher_cache.reader.cache
 
 ROOT = Path(__file__).parents[1]
 DEFINED_IN = {
-    "Detector": student.inference.predictor,
+    "Detector": student.inference.detector,
     "load_model": student.weights.load,
     "load_vocabulary": pipeline.vocabulary,
     "open_cache": teacher_cache.reader.cache,

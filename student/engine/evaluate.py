@@ -18,10 +18,10 @@ from pipeline.utils.devices import default_num_workers
 from pipeline.utils.files import refuse_existing
 from student.data.dataset_part import open_test_part
 from student.engine.metrics_log import METRICS
-from student.inference.predict import BatchPredictor
+from student.inference.batch_predictor import BatchPredictor
 from student.utils.distributed import Execution, init_distributed
 from student.weights.checkpoint_file import checkpoint_path
-from student.weights.load import load_student_with_prompts
+from student.weights.load import load_student
 
 RESULTS = "results.json"
 
@@ -160,7 +160,7 @@ def evaluate_checkpoint(
     """
     file = checkpoint_path(path)
     dataset = open_dataset(data)
-    loaded = load_student_with_prompts(file, dataset.vocabulary, num_heads, prompts)
+    loaded = load_student(file, dataset.vocabulary, num_heads, prompts)
     evaluated_split = loaded.split if split is None else load_split(dataset.vocabulary, split)
     recipe = loaded.recipe
     out = out or (file.parent / f"{file.stem}-evaluation" if loaded.is_published else file.parent)
@@ -180,8 +180,7 @@ def evaluate_checkpoint(
             shots=recipe.train.shots,
             sources=loaded.sources,
         )
-    train = recipe.train
-    predictor = BatchPredictor(loaded.model, loaded.vocabulary, train.augmentation, train.precision)
+    predictor = BatchPredictor(loaded.model, loaded.vocabulary, recipe.train)
     with init_distributed(device) as (context, local_device):
         execution = Execution(
             local_device, context, default_num_workers(workers, processes=context.local_world_size)

@@ -38,7 +38,7 @@ from student.engine.metrics_log import (
 from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
 from student.engine.train_step import TrainStep
 from student.engine.validation import Validator
-from student.inference.predict import BatchPredictor
+from student.inference.batch_predictor import BatchPredictor
 from student.losses.criterion import Criterion
 from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
@@ -213,9 +213,7 @@ class Trainer:
     @property
     def predictor(self) -> BatchPredictor:
         """A predictor with the weights to predict with (with EMA the averaged ones)."""
-        train = self.recipe.train
-        model, vocabulary = self.train_step.eval_model, self.state.vocabulary
-        return BatchPredictor(model, vocabulary, train.augmentation, train.precision)
+        return BatchPredictor(self.train_step.eval_model, self.state.vocabulary, self.recipe.train)
 
     def train(self, signals: StopSignalHandler) -> None:
         """Trains from the current step to the end of the run.

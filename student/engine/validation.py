@@ -18,7 +18,7 @@ from pipeline.splits import Split, remove_unseen_labels
 from pipeline.types import Annotation, ImageRecord
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from student.inference.predict import BatchPredictor
+from student.inference.batch_predictor import BatchPredictor
 from student.utils.distributed import Execution
 from student.utils.seeding import derive_seed
 

@@ -133,50 +133,36 @@ def predict(
     if data is not None and (out is None or json_file is not None):
         raise click.UsageError("--data needs --out, and takes no --json.")
     nms = build_nms_config(**options)
-    from student.inference.model import ModelSpec
+    from student.inference.detector import Detector
+    from student.inference.postprocess import SelectionConfig
 
-    spec = ModelSpec(model, vocabulary, split, num_heads, prompts)
-    if data is not None and out is not None:
-        from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
+    if export is not None:
+        from student.inference.export import export_detector
 
+        detector = Detector.open(model, "cpu", vocabulary, split, num_heads, prompts)
+        export_detector(detector, *export, overwrite)
+        click.echo(f"detector in {export[1]}")
+    elif data is not None and out is not None:
+        from pipeline.datasets.dataset import open_dataset
+        from student.inference.predict_dataset import predict_dataset
+
+        dataset = open_dataset(data)
+        names = vocabulary or dataset.vocabulary
+        detector = Detector.open(model, device, names, split, num_heads, prompts)
+        selection = SelectionConfig(
+            PART_THRESHOLD if threshold is None else threshold, top or PART_TOP, nms
+        )
         file = predict_dataset(
-            PredictDatasetConfig(
-                model=spec,
-                data=data,
-                part=part,
-                out=out,
-                threshold=PART_THRESHOLD if threshold is None else threshold,
-                top=PART_TOP if top is None else top,
-                batch_size=batch_size,
-                workers=workers,
-                device=device,
-                overwrite=overwrite,
-                nms=nms,
-            )
+            detector, dataset, part, out, selection, batch_size, workers, overwrite
         )
         click.echo(f"predictions in {file}")
-    elif export is not None:
-        from student.inference.export import ExportConfig, export_detector
-
-        export_detector(ExportConfig(spec, *export, overwrite))
-        click.echo(f"detector in {export[1]}")
     else:
-        from student.inference.predict_images import PredictImagesConfig, predict_images
+        from student.inference.predict_images import predict_images
 
+        detector = Detector.open(model, device, vocabulary, split, num_heads, prompts)
+        selection = SelectionConfig(THRESHOLD if threshold is None else threshold, top or TOP, nms)
         count = predict_images(
-            PredictImagesConfig(
-                model=spec,
-                images=images,
-                out=out,
-                json=json_file,
-                threshold=THRESHOLD if threshold is None else threshold,
-                top=TOP if top is None else top,
-                batch_size=batch_size,
-                workers=workers,
-                device=device,
-                overwrite=overwrite,
-                nms=nms,
-            )
+            detector, images, out, json_file, selection, batch_size, workers, overwrite
         )
         places = [str(place) for place in (out, json_file) if place is not None]
         click.echo(f"{count} images, results in {' and '.join(places)}")

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +27,7 @@ from torchvision.ops import box_convert
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, refuse_existing
 from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_SIZE, SHORT_SIDES
-from student.inference.model import InferenceModel, ModelSpec, load_inference_model
+from student.inference.detector import Detector
 from student.inference.postprocess import NUM_DETECTIONS, top_entries
 from student.models.padding import feature_padding_mask
 
@@ -44,63 +43,51 @@ MAX_DIM = 2**16
 # minimum fraction of rows within it: among nearly equal scores, other queries may be selected.
 TOLERANCE = 1e-3
 MIN_EQUAL_FRACTION = 0.9
-DECODED_OUTPUTS = ("scores", "verbs", "labels", "human_boxes", "object_boxes")
 
 
-@dataclass(frozen=True)
-class ExportConfig:
-    """Settings of `export_detector`.
+def export_detector(
+    detector: Detector, export_format: str, file: Path, overwrite: bool = False
+) -> None:
+    """Exports a detector atomically, after a comparison of the exported file with the detector.
 
-    Attributes:
-        model: the detector.
+    Args:
+        detector: a detector on the CPU.
         export_format: `ONNX` or `TORCH_EXPORT`.
         file: the file to write.
         overwrite: replace an existing file.
-    """
-
-    model: ModelSpec
-    export_format: str
-    file: Path
-    overwrite: bool
-
-
-def export_detector(config: ExportConfig) -> None:
-    """Exports a detector atomically, after a comparison of the exported file with the detector.
 
     Raises:
-        InputError: the file exists, the detector cannot be opened, ONNX's packages are missing, or
-            the installed versions fail to export the detector or export it wrongly.
+        InputError: the file exists, ONNX's packages are missing, or the installed versions fail to
+            export the detector or export it wrongly.
     """
-    refuse_existing(config.file, config.overwrite)
-    if config.file.is_dir():
-        raise InputError(f"{config.file}: expected a file name, found a folder")
-    if config.export_format == ONNX:
-        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise InputError(
-                f"--export onnx: needs {', '.join(missing)}; pip install 'eoid[export]'"
-            )
-    loaded = load_inference_model(config.model)
-    with _export_errors(config):
-        program, names = trace_detector(loaded)
+    refuse_existing(file, overwrite)
+    if file.is_dir():
+        raise InputError(f"{file}: expected a file name, found a folder")
+    packages = ("torch", *(ONNX_PACKAGES if export_format == ONNX else ()))
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"--export onnx: needs {', '.join(missing)}; pip install 'eoid[export]'")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    with _export_errors(file, versions):
+        program, names = trace_detector(detector)
         content = (
-            _onnx_bytes(program, names, loaded)
-            if config.export_format == ONNX
-            else _torch_export_bytes(program, loaded)
+            _onnx_bytes(program, names, detector)
+            if export_format == ONNX
+            else _torch_export_bytes(program, detector)
         )
-    with atomic_write(config.file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_bytes(content)
-        with _export_errors(config):
-            wrong = compare_with_model(loaded, temporary, config.export_format)
+        with _export_errors(file, versions):
+            wrong = compare_with_detector(detector, temporary, export_format)
         if wrong is not None:
             raise InputError(
-                f"{config.file}: expected the detector's outputs from {_exporter_versions(config)},"
-                f" found {wrong}; other versions may export it correctly"
+                f"{file}: expected the detector's outputs from {versions}, found {wrong}; other"
+                " versions may export it correctly"
             )
 
 
 @contextmanager
-def _export_errors(config: ExportConfig) -> Iterator[None]:
+def _export_errors(file: Path, versions: str) -> Iterator[None]:
     """Turns errors of the exporters into one line, and hides their warnings and logs.
 
     Raises:
@@ -116,109 +103,73 @@ def _export_errors(config: ExportConfig) -> Iterator[None]:
     except Exception as error:
         reason = next(filter(None, map(str.strip, str(error).splitlines())), "")
         raise InputError(
-            f"{config.file}: {_exporter_versions(config)} cannot export this detector"
+            f"{file}: {versions} cannot export this detector"
             f" ({type(error).__name__}: {reason[:200]}); other versions may be able to"
         ) from None
     finally:
         logging.disable(disabled)
 
 
-def _exporter_versions(config: ExportConfig) -> str:
-    """Names and versions of the packages that write the file."""
-    packages = ("torch", *(ONNX_PACKAGES if config.export_format == ONNX else ()))
-    return ", ".join(f"{name} {version(name)}" for name in packages)
-
-
 @torch.no_grad()
-def compare_with_model(loaded: InferenceModel, file: Path, export_format: str) -> str | None:
-    """Describes how the outputs of an exported file differ from the model's; None if they agree.
+def compare_with_detector(detector: Detector, file: Path, export_format: str) -> str | None:
+    """Describes how the outputs of an exported file differ from the detector's; None if they agree.
 
     The inputs are noise images of sizes that were not traced, alone and in a batch with padding.
+    Every row of an output is compared with the nearest one, since queries and entries of nearly
+    equal scores may be in any order. The decoded indices and boxes follow from the compared values.
     """
-    graph = DetectorGraph(loaded)
+    graph = DetectorGraph(detector)
     run = _load_exported(file, export_format)
-    multiple = graph.size_divisible
     generator = torch.Generator().manual_seed(0)
+    multiple = graph.size_divisible
     height, width = (-(-side // multiple) * multiple for side in (MIN_SIDE + 33, MIN_SIDE + 9))
     batch = torch.rand(3, 3, height, width, generator=generator)
     sizes = torch.tensor([[height, width], [height - 20, width - 5], [height - 7, width]])
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     for rows in (slice(1), slice(3)):
         found = run(batch[rows], sizes[rows])
-        decoded = graph.decode({name: found[name] for name in found if name.startswith("pred_")})
+        compared = [name for name in found if name.startswith("pred_") or name == "scores"]
         for row, (h, w) in enumerate(sizes[rows].tolist()):
-            image = (batch[row, :, :h, :w] - mean) / std
-            expected = loaded.model([image], padding_invariant=True)
-            expected["scores"] = decoded["scores"][row : row + 1]
-            # Verbs and boxes are not compared, since entries with equal scores may be in any order.
-            for name in (name for name in found if name.startswith("pred_") or name == "scores"):
-                deviation = _max_deviation(
-                    expected[name][0], found[name][row], ordered=name == "scores"
+            # The detector itself, on the image without its padding.
+            pixels = (batch[row : row + 1, :, :h, :w] - graph.mean) / graph.std
+            expected = detector.predictor.model(list(pixels), padding_invariant=True)
+            expected |= graph.decode(expected)
+            for name in compared:
+                ours, theirs = (
+                    value.double().reshape(-1, 1 if name == "scores" else value.shape[-1])
+                    for value in (expected[name][0], found[name][row])
                 )
-                if deviation is not None:
+                distances = torch.cdist(ours, theirs, p=torch.inf).amin(1)
+                equal = distances <= TOLERANCE * max(1.0, float(ours.abs().max()))
+                if float(equal.double().mean()) < MIN_EQUAL_FRACTION:
+                    deviation = float(distances.max())
                     return f"{name} off by {deviation:.3g} for an image of {w} x {h} pixels"
     return None
 
 
 def _load_exported(file: Path, export_format: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     """Loads an exported file as a function from images and sizes to outputs by name."""
-    if export_format == ONNX:
-        import onnxruntime
+    if export_format == TORCH_EXPORT:
+        with open(file, "rb") as content:
+            return torch.export.load(content).module()
+    import onnxruntime
 
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
 
-        def run(images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-            values = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
-            return dict(zip(names, map(torch.from_numpy, values), strict=True))
+    def run(images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        values = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+        return dict(zip(names, map(torch.from_numpy, values), strict=True))
 
-        return run
-    with open(file, "rb") as content:
-        return torch.export.load(content).module()
-
-
-def _max_deviation(expected: Tensor, found: Tensor, ordered: bool) -> float | None:
-    """The maximum deviation of outputs of one image; None where they agree within `TOLERANCE`.
-
-    Args:
-        expected, found: (K, ...) outputs.
-        ordered: compare row by row; otherwise each row with its nearest one, since queries chosen
-            from proposals of nearly equal score may be in any order.
-    """
-    expected, found = (
-        values.flatten(1) if values.dim() > 1 else values[:, None] for values in (expected, found)
-    )
-    expected, found = expected.double(), found.double()
-    if ordered:
-        distances = (expected - found).abs().amax(1)
-    else:
-        distances = torch.cdist(expected, found, p=torch.inf).amin(1)
-    equal = distances <= TOLERANCE * max(1.0, float(expected.abs().max()))
-    return None if float(equal.double().mean()) >= MIN_EQUAL_FRACTION else float(distances.max())
+    return run
 
 
-def export_metadata(loaded: InferenceModel) -> dict[str, Any]:
-    """Metadata of an exported file beside the vocabulary: split, input sizes and format."""
-    published = loaded.augmentation == "published"
-    return {
-        "format": FORMAT_VERSION,
-        "model": loaded.file.name,
-        "split": loaded.split.name if loaded.split else None,
-        "unseen": sorted(loaded.unseen),
-        "short_side": SHORT_SIDES[-1] if published else None,
-        "longest_side": MAX_SIZE,
-        "side_multiple": loaded.model.backbone.size_divisible,
-        "least_side": MIN_SIDE,
-    }
-
-
-def trace_detector(loaded: InferenceModel) -> tuple[torch.export.ExportedProgram, list[str]]:
+def trace_detector(detector: Detector) -> tuple[torch.export.ExportedProgram, list[str]]:
     """Traces the detector for any number of images of any size.
 
     Returns:
         The program, and the names of its outputs.
     """
-    graph = DetectorGraph(loaded)
+    graph = DetectorGraph(detector)
     multiple = graph.size_divisible
     batch = torch.export.Dim("batch", min=1, max=MAX_DIM)
     height, width = (
@@ -244,15 +195,15 @@ def trace_detector(loaded: InferenceModel) -> tuple[torch.export.ExportedProgram
     return program, names
 
 
-def _torch_export_bytes(program: torch.export.ExportedProgram, loaded: InferenceModel) -> bytes:
+def _torch_export_bytes(program: torch.export.ExportedProgram, detector: Detector) -> bytes:
     buffer = io.BytesIO()
-    extra = {f"{name}.json": text for name, text in _metadata_texts(loaded).items()}
+    extra = {f"{name}.json": text for name, text in _metadata_texts(detector).items()}
     torch.export.save(program, buffer, extra_files=extra)
     return buffer.getvalue()
 
 
 def _onnx_bytes(
-    program: torch.export.ExportedProgram, names: list[str], loaded: InferenceModel
+    program: torch.export.ExportedProgram, names: list[str], detector: Detector
 ) -> bytes:
     onnx_program = torch.onnx.export(
         program, dynamo=True, input_names=INPUT_NAMES, output_names=names, verbose=False
@@ -260,7 +211,7 @@ def _onnx_bytes(
     assert onnx_program is not None
     for node in onnx_program.model.graph:
         node.metadata_props.clear()
-    onnx_program.model.metadata_props.update(_metadata_texts(loaded))
+    onnx_program.model.metadata_props.update(_metadata_texts(detector))
     proto = onnx_program.model_proto
     _name_dynamic_dims(proto.graph)
     return proto.SerializeToString()
@@ -278,8 +229,21 @@ def _name_dynamic_dims(graph: Any) -> None:
                 dim.dim_param = names[dim.dim_param]
 
 
-def _metadata_texts(loaded: InferenceModel) -> dict[str, str]:
-    values = {"vocabulary": loaded.vocabulary.to_dict(), "about": export_metadata(loaded)}
+def _metadata_texts(detector: Detector) -> dict[str, str]:
+    """The vocabulary, and split, input sizes and format of an exported file, as JSON."""
+    predictor = detector.predictor
+    published = predictor.train.augmentation == "published"
+    about = {
+        "format": FORMAT_VERSION,
+        "model": detector.file.name,
+        "split": detector.split.name if detector.split else None,
+        "unseen": sorted(detector.unseen),
+        "short_side": SHORT_SIDES[-1] if published else None,
+        "longest_side": MAX_SIZE,
+        "side_multiple": predictor.model.backbone.size_divisible,
+        "least_side": MIN_SIDE,
+    }
+    values = {"vocabulary": detector.vocabulary.to_dict(), "about": about}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
@@ -287,7 +251,7 @@ class DetectorGraph(nn.Module):
     """Normalisation, detector and top-100 selection, without data-dependent control flow.
 
     Args:
-        loaded: the detector, which is not changed.
+        detector: the detector, which is not changed.
 
     Attributes:
         size_divisible: number that the sides of the input have to be multiples of.
@@ -297,14 +261,15 @@ class DetectorGraph(nn.Module):
     std: Tensor
     valid: Tensor
 
-    def __init__(self, loaded: InferenceModel) -> None:
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.model = _with_exportable_modules(loaded.model)
-        self.size_divisible = cast(int, loaded.model.backbone.size_divisible)
-        self.allow_no_object = bool(loaded.vocabulary.roles)
+        model, vocabulary = detector.predictor.model, detector.vocabulary
+        self.model = _exportable_copy(model)
+        self.size_divisible = cast(int, model.backbone.size_divisible)
+        self.allow_no_object = bool(vocabulary.roles)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
-        self.register_buffer("valid", torch.from_numpy(loaded.vocabulary.valid.T.copy()))
+        self.register_buffer("valid", torch.from_numpy(vocabulary.valid.T.copy()))
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -346,48 +311,13 @@ class DetectorGraph(nn.Module):
         def boxes(name: str) -> Tensor:
             return box_convert(outputs[name], "cxcywh", "xyxy").clamp(0, 1).gather(1, corner)
 
-        decoded = (
-            scores,
-            entries - choices * num_verbs,
-            labels,
-            boxes("pred_human_boxes"),
-            boxes("pred_object_boxes"),
-        )
-        return dict(zip(DECODED_OUTPUTS, decoded, strict=True))
-
-
-class ExportableAttention(nn.Module):
-    """`nn.MultiheadAttention` for (B, length, d) tensors.
-
-    torch's transposes to (length, B, d) inside, which specialises the graph to more than one image.
-    """
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__()
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        assert weight is not None and bias is not None
-        self.num_heads, self.out = attention.num_heads, attention.out_proj
-        self.weights = nn.ParameterList(part.detach().clone() for part in weight.chunk(3))
-        self.biases = nn.ParameterList(part.detach().clone() for part in bias.chunk(3))
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, None]:
-        """As `nn.MultiheadAttention` in eval mode; the returned weights are always None."""
-        queries, keys, values = (
-            F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for tokens, weight, bias in zip(
-                (query, key, value), self.weights, self.biases, strict=True
-            )
-        )
-        mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
-        joined = F.scaled_dot_product_attention(queries, keys, values, mask)
-        return self.out(joined.transpose(1, 2).flatten(2)), None
+        return {
+            "scores": scores,
+            "verbs": entries - choices * num_verbs,
+            "labels": labels,
+            "human_boxes": boxes("pred_human_boxes"),
+            "object_boxes": boxes("pred_object_boxes"),
+        }
 
 
 class ExportableMaxPool(nn.Module):
@@ -407,13 +337,11 @@ class ExportableMaxPool(nn.Module):
         return pooled[:, :, :: self.stride, :: self.stride]
 
 
-def _with_exportable_modules(model: nn.Module) -> nn.Module:
-    copy = deepcopy(model).cpu()
-    replacements = {nn.MultiheadAttention: ExportableAttention, nn.MaxPool2d: ExportableMaxPool}
+def _exportable_copy(model: nn.Module) -> nn.Module:
+    copy = deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     for name, module in list(copy.named_modules()):
-        if type(module) in replacements:
-            parent, _, child = name.rpartition(".")
-            setattr(copy.get_submodule(parent), child, replacements[type(module)](module))
+        if isinstance(module, nn.MaxPool2d):
+            copy.set_submodule(name, ExportableMaxPool(module))
     return copy
 
 

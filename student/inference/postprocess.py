@@ -1,8 +1,10 @@
-"""Post-processing: the 100 highest-scoring interactions of each image (EoID 3.5)."""
+"""Post-processing: the 100 highest-scoring interactions of each image (EoID 3.5), and which of them
+are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,43 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from evaluation.hico.nms import NmsConfig, pairwise_nms
 from pipeline.types import Detections
+from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 
 NUM_DETECTIONS = 100
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which of an image's detections are kept.
+
+    Attributes:
+        threshold: minimum score of an interaction.
+        top: maximum number of interactions per image.
+        nms: settings of a pairwise NMS that is applied first; None applies none.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    threshold: float = 0.3
+    top: int = 10
+    nms: NmsConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"threshold: expected a score from 0 to 1, found {self.threshold}")
+        if self.top < 1:
+            raise InputError(f"top: expected at least 1, found {self.top}")
+
+    def select(self, detections: Detections) -> Detections:
+        """The kept detections; all boxes remain."""
+        if self.nms is not None:
+            detections = pairwise_nms(detections, self.nms)
+        kept = np.flatnonzero(detections.scores >= self.threshold)[: self.top]
+        return replace(detections, hois=detections.hois[kept], scores=detections.scores[kept])
 
 
 @torch.no_grad()

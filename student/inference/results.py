@@ -1,9 +1,9 @@
-"""`HOIResult`, the interactions detected in one image, and `select_top`, which makes it."""
+"""`HOIResult`, the interactions detected in one image, and `build_result`, which makes it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,12 +119,10 @@ class HOIResult:
             hois=np.column_stack([self.pairs, self.verbs])[shown],
             scores=self.scores[shown],
         )
+        unseen = set(_interaction_ids(detections, self.vocabulary)[self.unseen[shown]].tolist())
         image = to_rgb_image(self.image_input, self.image)
-        unseen = _interaction_ids(self)[self.unseen & shown]
-        drawn = draw_detections(
-            image, pairwise_nms(detections), self.vocabulary, set(unseen.tolist())
-        )
-        return add_legend(drawn) if len(unseen) else drawn
+        drawn = draw_detections(image, pairwise_nms(detections), self.vocabulary, unseen)
+        return add_legend(drawn) if unseen else drawn
 
     def to_supervision(self) -> supervision.Detections:
         """Converts to `supervision.Detections`, with one row per box of every pair.
@@ -143,49 +141,43 @@ class HOIResult:
             raise ImportError(
                 "to_supervision() needs the package supervision: pip install supervision"
             ) from None
-        rows, roles, numbers, scores, texts, actions = [], [], [], [], [], []
-        for number, (person, target) in enumerate(dict.fromkeys(map(tuple, self.pairs.tolist()))):
-            of_pair = np.flatnonzero((self.pairs == (person, target)).all(axis=1))
-            for row, role in ((person, "person"), (target, "object")):
-                if row >= 0:
-                    rows.append(row)
-                    roles.append(role)
-                    numbers.append(number)
-                    scores.append(self.scores[of_pair[0]])
-                    texts.append(f"{self.actions[of_pair[0]]} {self.scores[of_pair[0]]:.2f}")
-                    actions.append(
-                        tuple(
-                            (self.actions[k], float(self.scores[k]), bool(self.unseen[k]))
-                            for k in of_pair
-                        )
-                    )
-        listed = np.empty(len(actions), dtype=object)
-        listed[:] = actions
-        index = np.array(rows, dtype=np.int64)
+        entries = [
+            (row, role, number, np.flatnonzero((self.pairs == pair).all(axis=1)))
+            for number, pair in enumerate(dict.fromkeys(map(tuple, self.pairs.tolist())))
+            for row, role in zip(pair, ("person", "object"), strict=True)
+            if row >= 0
+        ]
+        rows = np.array([row for row, *_ in entries], dtype=np.int64)
+        best = np.array([of_pair[0] for *_, of_pair in entries], dtype=np.int64)
+        actions = np.empty(len(entries), dtype=object)
+        actions[:] = [
+            tuple((self.actions[k], float(self.scores[k]), bool(self.unseen[k])) for k in of_pair)
+            for *_, of_pair in entries
+        ]
         return supervision.Detections(
-            xyxy=self.boxes[index].reshape(-1, 4),
-            class_id=self.labels[index],
-            confidence=np.array(scores, dtype=np.float32),
+            xyxy=self.boxes[rows].reshape(-1, 4),
+            class_id=self.labels[rows],
+            confidence=self.scores[best],
             data={
                 "class_name": np.array([self.names[row] for row in rows], dtype=str),
-                "role": np.array(roles, dtype=str),
-                "pair": np.array(numbers, dtype=np.int64),
-                "action": np.array(texts, dtype=str),
-                "actions": listed,
+                "role": np.array([role for _, role, *_ in entries], dtype=str),
+                "pair": np.array([number for *_, number, _ in entries], dtype=np.int64),
+                "action": np.array(
+                    [f"{self.actions[k]} {self.scores[k]:.2f}" for k in best], dtype=str
+                ),
+                "actions": actions,
             },
         )
 
 
-def select_top(
+def build_result(
     detections: Detections,
     size: tuple[int, int],
     vocabulary: Vocabulary,
     unseen: Collection[int],
     image_input: ImageInput,
-    threshold: float,
-    top: int,
 ) -> HOIResult:
-    """The highest-scoring interactions of an image, with only the boxes that they use.
+    """The result of an image, with only the boxes that its interactions use.
 
     Args:
         detections: of the image, in descending order of score.
@@ -193,18 +185,20 @@ def select_top(
         vocabulary: names of the detections' indices.
         unseen: unseen interactions of the vocabulary.
         image_input: the image.
-        threshold: minimum score.
-        top: maximum number of interactions.
     """
-    kept = np.flatnonzero(detections.scores >= threshold)[:top]
-    hois = detections.hois[kept]
+    hois = detections.hois
     used = np.unique(hois[:, :2])
     used = used[used >= 0]
     # Index -1, a verb without object, reads the additional last entry, which is -1 as well.
     renumbered = np.full(len(detections.boxes) + 1, -1, dtype=np.int64)
     renumbered[used] = np.arange(len(used))
+    interactions = _interaction_ids(detections, vocabulary)
+    actions = (
+        vocabulary.interaction_name(hoi) if hoi >= 0 else vocabulary.verbs[verb].replace("_", " ")
+        for hoi, verb in zip(interactions.tolist(), hois[:, 2].tolist(), strict=True)
+    )
     labels = detections.labels[used]
-    chosen = HOIResult(
+    return HOIResult(
         image=detections.image_id,
         size=size,
         boxes=detections.boxes[used],
@@ -212,22 +206,16 @@ def select_top(
         names=tuple(vocabulary.objects[label] for label in labels.tolist()),
         pairs=renumbered[hois[:, :2]],
         verbs=hois[:, 2],
-        actions=(),
-        scores=detections.scores[kept].astype(np.float32),
-        unseen=np.zeros(0, dtype=bool),
+        actions=tuple(actions),
+        scores=detections.scores.astype(np.float32),
+        unseen=np.isin(interactions, sorted(unseen)),
         vocabulary=vocabulary,
         image_input=image_input,
     )
-    interactions = _interaction_ids(chosen)
-    actions = (
-        vocabulary.interaction_name(hoi) if hoi >= 0 else vocabulary.verbs[verb].replace("_", " ")
-        for hoi, verb in zip(interactions.tolist(), chosen.verbs.tolist(), strict=True)
-    )
-    return replace(chosen, actions=tuple(actions), unseen=np.isin(interactions, sorted(unseen)))
 
 
-def _interaction_ids(result: HOIResult) -> np.ndarray:
+def _interaction_ids(detections: Detections, vocabulary: Vocabulary) -> np.ndarray:
     """(K,) interaction indices of the vocabulary, -1 for verbs without object."""
-    objects = result.pairs[:, 1]
-    labels = np.append(result.labels, 0)[objects]
-    return np.where(objects >= 0, result.vocabulary.interaction_ids[result.verbs, labels], -1)
+    _, objects, verbs = detections.hois.T
+    labels = np.append(detections.labels, 0)[objects]
+    return np.where(objects >= 0, vocabulary.interaction_ids[verbs, labels], -1)

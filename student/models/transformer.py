@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from student.config import ModelConfig
 
@@ -41,12 +42,47 @@ class TransformerLayer(nn.Module):
         return norm(tokens + self.dropout(sublayer(tokens)))
 
 
+class Attention(nn.MultiheadAttention):
+    """Multi-head attention without the attention weights as an output.
+
+    torch's own forward method transposes to (length, B, d), which specialises exported graphs to
+    more than one image.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True
+        )
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None
+    ) -> Tensor:
+        """Attends from (B, Q, d) queries to (B, S, d) keys and values.
+
+        Args:
+            query, key, value: the sequences.
+            padding: (B, S) bool, True on keys that are ignored, or None.
+
+        Returns:
+            (B, Q, d).
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        queries, keys, values = (
+            F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        mask = None if padding is None else ~padding[:, None, None]
+        dropout = self.dropout if self.training else 0.0
+        joined = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
+        return self.out_proj(joined.transpose(1, 2).flatten(2))
+
+
 class EncoderLayer(TransformerLayer):
     """Self-attention and feed-forward; positions are added to queries and keys, not to values."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.self_attention = _attention(config)
+        self.self_attention = Attention(config)
         self.norm1, self.norm2 = _norms(config, 2)
 
     def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
@@ -62,7 +98,7 @@ class EncoderLayer(TransformerLayer):
 
         def self_attend(values: Tensor) -> Tensor:
             queries = values + positions
-            return _attend(self.self_attention, queries, queries, values, padding)
+            return self.self_attention(queries, queries, values, padding)
 
         tokens = self.add_residual(self.norm1, tokens, self_attend)
         return self.add_residual(self.norm2, tokens, self.feed_forward)
@@ -73,8 +109,8 @@ class DecoderLayer(TransformerLayer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.self_attention = _attention(config)
-        self.cross_attention = _attention(config)
+        self.self_attention = Attention(config)
+        self.cross_attention = Attention(config)
         self.norm1, self.norm2, self.norm3 = _norms(config, 3)
 
     def forward(
@@ -98,11 +134,11 @@ class DecoderLayer(TransformerLayer):
 
         def self_attend(values: Tensor) -> Tensor:
             queries = values + query_positions
-            return _attend(self.self_attention, queries, queries, values, None)
+            return self.self_attention(queries, queries, values)
 
         def cross_attend(values: Tensor) -> Tensor:
             queries = values + query_positions
-            return _attend(self.cross_attention, queries, memory_keys, memory, padding)
+            return self.cross_attention(queries, memory_keys, memory, padding)
 
         target = self.add_residual(self.norm1, target, self_attend)
         target = self.add_residual(self.norm2, target, cross_attend)
@@ -158,23 +194,6 @@ class Decoder(nn.Module):
             target = layer(target, query_positions, memory_keys, memory, padding)
             outputs.append(self.norm(target))
         return torch.stack(outputs)
-
-
-def _attention(config: ModelConfig) -> nn.MultiheadAttention:
-    return nn.MultiheadAttention(
-        config.hidden_dim, config.num_heads, dropout=config.dropout, batch_first=True
-    )
-
-
-def _attend(
-    attention: nn.MultiheadAttention,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    padding: Tensor | None,
-) -> Tensor:
-    # Only without attention weights does the module use the fused scaled-dot-product kernel.
-    return attention(queries, keys, values, key_padding_mask=padding, need_weights=False)[0]
 
 
 def _norms(config: ModelConfig, count: int) -> list[nn.LayerNorm]:

@@ -61,37 +61,47 @@ class LoadedModel:
 
 
 def load_student(
-    file: Path, vocabulary: Vocabulary | None = None, num_heads: int | None = None
+    file: Path,
+    vocabulary: Vocabulary | None = None,
+    num_heads: int | None = None,
+    prompts: Path | None = None,
 ) -> LoadedModel:
-    """Opens a detector.
+    """Opens a detector and, given prompts, adds their actions.
 
     A published checkpoint does not name its classes. It is accepted for a vocabulary with the same
     numbers of objects and verbs.
 
     Args:
         file: the checkpoint.
-        vocabulary: the dataset's vocabulary, which the detector has to match; None takes the
-            checkpoint's, or for a published one the shipped vocabulary of the same size.
+        vocabulary: the dataset's vocabulary, which the detector has to match, or which a detector
+            with prompts takes over; None takes the checkpoint's, or for a published one the shipped
+            vocabulary of the same size.
         num_heads: attention heads of a published checkpoint whose `args` do not name them.
+        prompts: see `add_actions`; None adds no actions.
 
     Raises:
-        InputError: the file is not a detector's checkpoint, or its vocabulary is another one.
+        InputError: the file is not a detector's checkpoint, its vocabulary is another one, or the
+            prompts do not fit it.
     """
+    if prompts is not None:
+        return add_actions(load_student(file, None, num_heads), file, prompts, vocabulary)
     content = read_checkpoint(file)
     if is_student_checkpoint(content):
         checkpoint = parse_checkpoint(content, file)
-        trained = checkpoint.vocabulary
+        trained, state = checkpoint.vocabulary, checkpoint.state
         if vocabulary is not None and trained.digest() != vocabulary.digest():
             raise InputError(
                 f"{file}: expected a student of the vocabulary {vocabulary.name}, found"
                 f" {trained.name}"
             )
-        model = build_model(checkpoint, file)
-        state = checkpoint.state
-        # `best.pt` has no plan, only the sources.
-        sources = tuple(state.get("sources", state.get("plan", {}).get("extra_data", ())))
         return LoadedModel(
-            model, checkpoint.recipe, trained, checkpoint.split, is_published=False, sources=sources
+            build_model(checkpoint, file),
+            checkpoint.recipe,
+            trained,
+            checkpoint.split,
+            is_published=False,
+            # `best.pt` has no plan, only the sources.
+            sources=tuple(state.get("sources", state.get("plan", {}).get("extra_data", ()))),
         )
     model = model_from_published(content, file, num_heads)
     vocabulary = vocabulary or _shipped_vocabulary(model, file)
@@ -176,7 +186,9 @@ def add_actions(
         unseen = {hoi for hoi, known in enumerate(ids.tolist()) if known < 0 or known in unseen}
         vocabulary, embeddings = target, texts.numpy()
     head.set_texts(build_text_embeddings(vocabulary, embeddings, prompts))
-    _update_config(loaded.model, vocabulary)
+    loaded.model.config = replace(
+        loaded.model.config, num_verbs=vocabulary.num_verbs, num_texts=len(head.texts)
+    )
     distilled = dict(zip(old.verbs, loaded.split.distilled_verbs.tolist(), strict=True))
     split = Split(
         loaded.split.name + PROMPTS_SUFFIX,
@@ -184,26 +196,6 @@ def add_actions(
         np.array([distilled.get(verb, False) for verb in vocabulary.verbs], dtype=bool),
     )
     return replace(loaded, vocabulary=vocabulary, split=split)
-
-
-def load_student_with_prompts(
-    file: Path,
-    vocabulary: Vocabulary | None,
-    num_heads: int | None,
-    prompts: Path | None,
-) -> LoadedModel:
-    """Opens a detector and, given prompts, adds their actions.
-
-    Args:
-        file, vocabulary, num_heads: see `load_student`.
-        prompts: see `add_actions`; None adds no actions.
-
-    Raises:
-        InputError: see `load_student` and `add_actions`.
-    """
-    if prompts is None:
-        return load_student(file, vocabulary, num_heads)
-    return add_actions(load_student(file, None, num_heads), file, prompts, vocabulary)
 
 
 def _extend_vocabulary(
@@ -220,18 +212,15 @@ def _extend_vocabulary(
     lost = [name for name in new.objects if name not in old.objects]
     if lost:
         raise bad_field(file, "interactions/object", "objects that the student knows", lost[0])
-    known = _verb_indices(old)
-    verbs, ings, numbers = list(old.verbs), list(old.verb_ings), []
+    numbers = _verb_indices(old)
+    verbs, ings = list(old.verbs), list(old.verb_ings)
     for verb, ing in zip(new.verbs, new.verb_ings, strict=True):
-        number = known.get(normalise_name(verb))
-        if number is None:
-            number = len(verbs)
+        if numbers.setdefault(normalise_name(verb), len(verbs)) == len(verbs):
             verbs.append(verb)
             ings.append(ing)
-        numbers.append(number)
     pairs, kept = list(old.interactions), []
     for row, (action, name) in enumerate(zip(new.actions.tolist(), new.objects, strict=True)):
-        pair = numbers[action], old.objects.index(name)
+        pair = numbers[normalise_name(new.verbs[action])], old.objects.index(name)
         # An interaction of the training keeps the sentence that it was trained with.
         if pair not in pairs:
             pairs.append(pair)
@@ -266,14 +255,6 @@ def _verb_rows(extended: Vocabulary, target: Vocabulary, file: Path, prompts: Pa
             f" not trained on, found none for {', '.join(unknown[:5])}"
         )
     return np.array([indices[verb] for verb, _ in target.interactions], dtype=np.int64)
-
-
-def _update_config(model: HOIDetector, vocabulary: Vocabulary) -> None:
-    model.config = replace(
-        model.config,
-        num_verbs=vocabulary.num_verbs,
-        num_texts=vocabulary.num_interactions + vocabulary.num_verbs,
-    )
 
 
 def _verb_indices(vocabulary: Vocabulary) -> dict[str, int]:

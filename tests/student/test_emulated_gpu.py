@@ -18,7 +18,7 @@ from student.engine.metrics_log import METRICS
 from student.engine.run import RunConfig, run_student
 from student.engine.run_inputs import RunRequest
 from student.engine.train_step import TrainStep
-from student.inference.predictor import Detector
+from student.inference.detector import Detector
 from student.models.detector import HOIDetector
 from student.weights.checkpoint_file import load_checkpoint
 

@@ -14,8 +14,9 @@ from evaluation.score_hico import HicoScoreConfig, score_hico_file
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from student.engine.evaluate import evaluate_checkpoint
-from student.inference.model import ModelSpec
-from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
+from student.inference.detector import Detector
+from student.inference.postprocess import SelectionConfig
+from student.inference.predict_dataset import predict_dataset
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,11 @@ def twins(dataset_root, turned_twins, tmp_path_factory):
 
 def evaluate(run, data, out, **options):
     return evaluate_checkpoint(run, data, None, out, "cpu", 0, False, **options)
+
+
+def predict_part(run, data, out):
+    detector, selection = Detector.open(run, "cpu"), SelectionConfig(0.0, 100)
+    return predict_dataset(detector, open_dataset(data), "test", out, selection, workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +80,7 @@ def test_the_report_draws_boxes_on_upright_images(evaluated, vocabulary):
 def test_predicting_a_part_writes_the_same_file(
     twins, toy_checkpoint, evaluated, vocabulary, tmp_path
 ):
-    config = PredictDatasetConfig(
-        ModelSpec(toy_checkpoint), twins[1], "test", tmp_path, 0.0, 100, 4, 0, "cpu", False
-    )
-    predict_dataset(config)
+    predict_part(toy_checkpoint, twins[1], tmp_path)
     for one, other in zip(
         predictions(tmp_path, vocabulary), predictions(evaluated[1], vocabulary), strict=True
     ):
@@ -95,10 +98,7 @@ def test_without_the_orientation_key_nothing_is_scored(twins, toy_checkpoint, tm
         if predicts == "evaluate":
             evaluate(toy_checkpoint, root, out)
         else:
-            source = ModelSpec(toy_checkpoint)
-            predict_dataset(
-                PredictDatasetConfig(source, root, "test", out, 0.0, 9, 4, 0, "cpu", False)
-            )
+            predict_part(toy_checkpoint, root, out)
     assert 'set orientation = "stored" in dataset.toml' in str(caught.value)
     assert not out.exists()
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
 from evaluation.predictions import read_predictions
+from pipeline.datasets.dataset import open_dataset
 from pipeline.images import read_image
 from pipeline.splits import load_split
 from pipeline.types import Detections
@@ -22,12 +22,11 @@ from student.data.transforms import normalise
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import RunConfig, run_student
 from student.engine.run_inputs import RunRequest, build_inputs
+from student.inference.detector import Detector
 from student.inference.export import DetectorGraph
-from student.inference.model import ModelSpec, load_inference_model
-from student.inference.postprocess import select_detections
-from student.inference.predict_dataset import PredictDatasetConfig, predict_dataset
-from student.inference.predict_images import PredictImagesConfig, predict_images
-from student.inference.predictor import Detector
+from student.inference.postprocess import SelectionConfig, select_detections
+from student.inference.predict_dataset import predict_dataset
+from student.inference.predict_images import predict_images
 from student.models.detector import HOIDetector
 from student.utils.distributed import SINGLE_PROCESS, Execution
 from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
@@ -89,16 +88,20 @@ def run(configured):
 
 
 @pytest.fixture(scope="module")
-def expected(run, mixed):
+def detector(run):
+    return Detector.open(run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def expected(run, detector, mixed):
     """Detections of every image by the model alone."""
-    model, opened = load_model(run), load_inference_model(ModelSpec(run))
-    found = {}
+    model, found = load_model(run), {}
     for path in image_paths(mixed):
         image = read_image(path)
         with torch.no_grad():
             outputs = model([normalise(pil_to_tensor(image))])
         (found[path.name],) = select_detections(
-            outputs, [path.name], [image.size], opened.vocabulary
+            outputs, [path.name], [image.size], detector.vocabulary
         )
     return found
 
@@ -138,11 +141,9 @@ def test_expected_detections_are_not_empty(expected):
     assert sum(far_apart(one.scores).sum() for one in expected.values()) > 100
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_batches_and_threads(run, mixed, expected, batch_size, threads):
-    opened = load_inference_model(ModelSpec(run)).to(CPU)
-    predictions = list(opened.stream(image_paths(mixed), batch_size, threads))
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 0), (2, 2), (16, 2)])
+def test_batches_and_threads(detector, mixed, expected, batch_size, threads):
+    predictions = list(detector.predictor.stream(image_paths(mixed), batch_size, threads))
     assert sorted(one.index for one in predictions) == list(range(len(SIZES)))
     for one in predictions:
         assert_same(one.detections, expected[f"picture {one.index}.png"])
@@ -159,12 +160,13 @@ def test_evaluation_of_a_checkpoint(run, mixed, expected, vocabulary, tmp_path, 
     assert results.metrics == pytest.approx(read_json(run / "results.json")["metrics"])
 
 
-def test_validation(configured, run):
+def test_validation(configured, run, detector):
     """Repeats the validation of the run."""
     logged = json.loads((run / "validation.jsonl").read_text())["metrics"]
-    model = replace(load_inference_model(ModelSpec(run)), model=load_model(run))
     validator = build_inputs(configured.request, SINGLE_PROCESS).validator
-    score = validator.evaluate(model, run.with_name("again"), 1, Execution(CPU, workers=1))
+    score = validator.evaluate(
+        detector.predictor, run.with_name("again"), 1, Execution(CPU, workers=1)
+    )
     assert len(validator.records) == 4 and score.metrics == pytest.approx(logged)
 
 
@@ -177,33 +179,20 @@ def test_two_processes(run, mixed, expected, vocabulary, start_processes, tmp_pa
     assert_file_same(tmp_path / "predictions.json", expected, vocabulary)
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (16, 2)])
-def test_predicting_a_part(run, mixed, expected, vocabulary, tmp_path, batch_size, workers):
-    model = ModelSpec(run)
-    file = predict_dataset(
-        PredictDatasetConfig(
-            model, mixed, "test", tmp_path, 0.0, 100, batch_size, workers, "cpu", False
-        )
-    )
-    assert_file_same(file, expected, vocabulary)
-
-
 @pytest.mark.parametrize(("batch_size", "nms"), [(1, None), (16, NmsConfig(threshold=0.3))])
-def test_images_parts_and_python(run, mixed, expected, vocabulary, tmp_path, batch_size, nms):
+def test_images_parts_and_python(detector, mixed, expected, tmp_path, batch_size, nms):
     """The same interactions from each; all of them without pairwise NMS."""
-    results = dict(expected)
+    results, vocabulary = dict(expected), detector.vocabulary
     if nms is not None:
         results = dict(zip(results, batched_pairwise_nms(list(results.values()), nms), strict=True))
         assert count(results) < count(expected)
-    model, paths, file = ModelSpec(run), image_paths(mixed), tmp_path / "images.json"
-    rest = (0.0, 100, batch_size, 1, "cpu", False, nms)
-    assert_file_same(
-        predict_dataset(PredictDatasetConfig(model, mixed, "test", tmp_path, *rest)),
-        results,
-        vocabulary,
+    paths, file = image_paths(mixed), tmp_path / "images.json"
+    selection = SelectionConfig(0.0, 100, nms)
+    predictions = predict_dataset(
+        detector, open_dataset(mixed), "test", tmp_path, selection, batch_size, workers=1
     )
-    predict_images(PredictImagesConfig(model, tuple(map(str, paths)), None, file, *rest))
-    detector = Detector.open(run, device="cpu")
+    assert_file_same(predictions, results, vocabulary)
+    predict_images(detector, tuple(map(str, paths)), None, file, selection, batch_size, workers=1)
     found = detector(paths, threshold=0.0, top=100, batch_size=batch_size, nms=nms)
     for one, entry, other in zip(found, read_json(file)["pictures"], results.values(), strict=True):
         hois = np.column_stack([one.pairs, one.verbs])
@@ -227,23 +216,6 @@ def from_json(entry, vocabulary):
     )
 
 
-@pytest.mark.parametrize("frame", [(128, 136), (200, 160)])
-def test_exported_graph(run, mixed, expected, frame):
-    """The graph of exported files, on all images in one padded batch."""
-    images = torch.rand(len(SIZES), 3, *frame)
-    for row, path in enumerate(image_paths(mixed)):
-        pixels = pil_to_tensor(read_image(path)) / 255
-        images[row, :, : pixels.shape[1], : pixels.shape[2]] = pixels
-    sizes = torch.tensor([(height, width) for width, height in SIZES])
-    with torch.no_grad():
-        found = DetectorGraph(load_inference_model(ModelSpec(run)))(images, sizes)
-    for row, one in enumerate(expected.values()):
-        scores = found["scores"][row]
-        count = len(one.scores)
-        np.testing.assert_allclose(scores[:count], one.scores, rtol=0, atol=1e-5)
-        assert (scores[count:] < 0).all()
-
-
 # Operations with matrix products, and their numbers of factors.
 PRODUCTS = {torch.conv2d: 2, linear: 2, scaled_dot_product_attention: 3}
 
@@ -261,13 +233,10 @@ class Tf32(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("configured", ["learned"], indirect=True)
-def test_tf32_keeps_the_order_of_different_scores(run, mixed):
+def test_tf32_keeps_the_order_of_different_scores(detector, mixed):
     """Different by more than 0.005, the bound in the README."""
-    graph, opened = (
-        DetectorGraph(load_inference_model(ModelSpec(run))),
-        load_inference_model(ModelSpec(run)),
-    )
-    valid, tolerance = torch.from_numpy(opened.vocabulary.valid.T), 0.005
+    graph = DetectorGraph(detector)
+    valid, tolerance = torch.from_numpy(detector.vocabulary.valid.T), 0.005
     for path in image_paths(mixed)[:3]:
         pixels = pil_to_tensor(read_image(path))[None] / 255
         sizes = torch.tensor([pixels.shape[-2:]])
@@ -292,25 +261,22 @@ def test_all_commands_use_the_precision_of_the_training(run, mixed, monkeypatch,
     """The precision in the checkpoint decides whether a GPU uses TF32."""
     precisions = []
     monkeypatch.setattr(
-        "student.inference.predict.configure_device", lambda _, name: precisions.append(name)
+        "student.inference.batch_predictor.configure_device",
+        lambda _, name: precisions.append(name),
     )
-    expected_precision = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
+    trained = load_checkpoint(run / "checkpoint.pt").recipe.train.precision
     evaluate_checkpoint(run, mixed, None, tmp_path / "a", "cpu", 0, overwrite=True)
     Detector.open(run, device="cpu")(image_paths(mixed)[0])
-    model = ModelSpec(run)
-    predict_dataset(
-        PredictDatasetConfig(model, mixed, "test", tmp_path, 0, 100, 4, 0, "cpu", False)
-    )
-    assert set(precisions) == {expected_precision} and len(precisions) > len(SIZES)
+    assert set(precisions) == {trained} and len(precisions) > 3
 
 
 @pytest.mark.gpu
 def test_on_a_gpu(run, mixed, expected):
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
-    opened = load_inference_model(ModelSpec(run)).to(torch.device("cuda:0"))
-    alone = {one.index: one.detections for one in opened.stream(image_paths(mixed), batch_size=1)}
-    for one in opened.stream(image_paths(mixed), batch_size=16, threads=2):
+    predictor, paths = Detector.open(run, device="cuda:0").predictor, image_paths(mixed)
+    alone = {one.index: one.detections for one in predictor.stream(paths, batch_size=1)}
+    for one in predictor.stream(paths, batch_size=16, threads=2):
         assert_same(one.detections, alone[one.index])
         np.testing.assert_allclose(
             one.detections.scores, expected[f"picture {one.index}.png"].scores, rtol=0, atol=1e-4

@@ -4,65 +4,46 @@ import sys
 
 import pytest
 
+from evaluation.cli import main as score_main
 from student.inference.cli import main
-
-COMMAND = [sys.executable, "-m", "student.inference.cli"]
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """`run(*arguments)` runs the command in this process and returns (code, stdout, stderr)."""
 
-    def call(*arguments):
+    def call(*arguments, command=main):
         monkeypatch.setattr(sys, "argv", ["eoid-predict", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            main()
+            command()
         out, err = capsys.readouterr()
         return ended.value.code, out, err
 
     return call
 
 
-def test_images(run, toy_checkpoint, write_image, tmp_path):
+def test_images_and_options_from_a_file(run, toy_checkpoint, write_image, tmp_path):
     paths = [write_image(f"{row}.png", seed=row) for row in range(2)]
+    options = tmp_path / "options.toml"
+    options.write_text('top = 2\nthreshold = 0.0\nsplit = "full"\n')
     arguments = ["--out", tmp_path / "out", "--json", tmp_path / "all.json", "--device", "cpu"]
-    code, out, err = run(toy_checkpoint, *paths, *arguments, "--threshold", 0, "--top", 3)
-    assert code == 0, err
+    code, out, err = run(
+        toy_checkpoint, *paths, *arguments, "--config", options, "--top", 3, "--quiet"
+    )
+    assert (code, err) == (0, "")
     assert out == f"2 images, results in {tmp_path / 'out'} and {tmp_path / 'all.json'}\n"
     value = json.loads((tmp_path / "all.json").read_text())
     assert [len(one["interactions"]) for one in value["pictures"]] == [3, 3]
+    assert (value["top"], value["threshold"], value["split"]) == (3, 0.0, "full")
 
 
-def test_quietly(run, toy_checkpoint, write_image, tmp_path):
-    arguments = [toy_checkpoint, write_image("a.png"), "--json", tmp_path / "all.json"]
-    code, out, err = run(*arguments, "--device", "cpu", "--quiet")
-    assert (code, out, err) == (0, f"1 images, results in {tmp_path / 'all.json'}\n", "")
-
-
-def test_options_from_a_file(run, toy_checkpoint, write_image, tmp_path):
-    file = tmp_path / "options.toml"
-    file.write_text('top = 2\nthreshold = 0.0\nsplit = "full"\n')
-    arguments = ["--config", file, "--json", tmp_path / "all.json", "--top", 1]
-    code, _, err = run(toy_checkpoint, write_image("a.png"), *arguments)
-    assert code == 0, err
-    value = json.loads((tmp_path / "all.json").read_text())
-    assert (value["top"], value["threshold"], value["split"]) == (1, 0.0, "full")
-
-
-def test_predictions_of_a_part_can_be_scored(
-    run, toy_checkpoint, dataset_root, tmp_path, monkeypatch
-):
+def test_predictions_of_a_part_can_be_scored(run, toy_checkpoint, dataset_root, tmp_path):
     code, out, err = run(toy_checkpoint, "--data", dataset_root, "--out", tmp_path / "out")
     assert code == 0, err
     assert out == f"predictions in {tmp_path / 'out' / 'predictions.json'}\n"
-    from evaluation.cli import main as score
-
     truth = dataset_root / "annotations/test_hico.json"
     arguments = ["hico", tmp_path / "out/predictions.json", "--annotations", truth]
-    monkeypatch.setattr(sys, "argv", ["eoid-eval", *map(str, arguments), "--vocabulary", "toy"])
-    with pytest.raises(SystemExit) as ended:
-        score()
-    assert ended.value.code == 0
+    assert run(*arguments, "--vocabulary", "toy", command=score_main)[0] == 0
 
 
 def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_image, tmp_path):
@@ -88,6 +69,7 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
         (["gone", "a.jpg", "--out", "o"], "gone: no such file"),
         (["RUN", "a.jpg", "--out", "o", "--device", "abacus"], "--device: expected auto, cpu"),
         (["RUN", "a.jpg", "--out", "o", "--split", "zz"], "zz: no such split of toy"),
+        (["RUN", "a.jpg", "--out", "o", "--nms-threshold", "0.5"], "--nms-threshold"),
         (["RUN", "x*.jpg", "--out", "o"], "expected at least one image"),
         (["RUN", "--data", "gone", "--out", "o"], "gone: no such dataset folder"),
         (["gone", "--export", "onnx", "x.onnx"], "gone: no such file"),
@@ -119,15 +101,14 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_an_interrupt_keeps_finished_images(toy_checkpoint, write_image, tmp_path):
-    for row in range(24):
+def test_an_interrupt_keeps_finished_images(run, toy_checkpoint, write_image, tmp_path):
+    for row in range(6):
         write_image(f"in/{row:02}.png", seed=row)
     out = tmp_path / "out"
     arguments = [toy_checkpoint, tmp_path / "in", "--out", out, "--batch-size", 1, "--workers", 1]
-    arguments = [*map(str, arguments), "--threshold", "0"]
     # Sent from inside to the process group, as by Ctrl-C; from outside it might come too late.
     first = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *arguments],
+        [sys.executable, "-c", INTERRUPTED, *map(str, arguments), "--threshold", "0"],
         capture_output=True,
         text=True,
         start_new_session=True,
@@ -136,9 +117,9 @@ def test_an_interrupt_keeps_finished_images(toy_checkpoint, write_image, tmp_pat
     finished = {path: path.stat().st_mtime_ns for path in out.glob("[0-9]*.json")}
     assert len(finished) == 3
     assert not list(out.glob(".*"))
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list(out.glob("[0-9]*.json"))) == len(list(out.glob("*.jpg"))) == 24
+    code, _, err = run(*arguments, "--threshold", 0)
+    assert code == 0, err
+    assert len(list(out.glob("[0-9]*.json"))) == len(list(out.glob("*.jpg"))) == 6
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
@@ -150,5 +131,3 @@ def test_pairwise_nms_is_recorded_in_the_settings(run, toy_checkpoint, write_ima
     assert settings["nms"] == {"human_power": 1.0, "object_power": 0.5, "threshold": 0.5}
     code, _, err = run(*arguments)
     assert code == 2 and "found others (nms)" in err
-    code, _, err = run(*arguments, "--nms-threshold", 0.5)
-    assert code == 2 and "--nms-threshold" in err

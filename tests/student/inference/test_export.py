@@ -11,30 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import vocabulary_from_dict
-from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from student.data.transforms import normalise
 from student.inference import export
+from student.inference.detector import Detector
 from student.inference.export import (
-    DECOMPOSITIONS,
     ONNX,
+    ONNX_PACKAGES,
     TORCH_EXPORT,
     DetectorGraph,
-    ExportableAttention,
-    ExportConfig,
     export_detector,
     linear,
     resize_nearest,
 )
-from student.inference.model import ModelSpec, load_inference_model
 from student.inference.postprocess import select_detections
-from student.inference.predictor import Detector
-from student.weights.load import load_model
 
-KINDS = ("toy", "published")
 ENDINGS = {ONNX: ".onnx", TORCH_EXPORT: ".pt2"}
 # (batch, height, width) of the inputs.
 SIZES = {"toy": [(1, 128, 128), (3, 64, 104)], "published": [(1, 64, 97), (3, 111, 83)]}
@@ -71,14 +65,14 @@ np.savez(exported_outputs, texts=json.dumps(dict(texts)), **results)
 """
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["toy", "published"])
 def kind(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def checkpoint(request, kind):
-    return request.getfixturevalue(f"{kind}_checkpoint")
+def detector(request, kind):
+    return request.getfixturevalue(f"{kind}_detector")
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +80,10 @@ def traced():
     """Traces each detector once for both formats, since tracing takes most of the time."""
     real, known = export.trace_detector, {}
 
-    def once(loaded):
-        if loaded.file not in known:
-            known[loaded.file] = real(loaded)
-        return known[loaded.file]
+    def once(detector):
+        if detector not in known:
+            known[detector] = real(detector)
+        return known[detector]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "trace_detector", once)
@@ -99,12 +93,12 @@ def traced():
 @pytest.fixture(
     scope="module", params=[pytest.param(form, marks=pytest.mark.slow) for form in ENDINGS]
 )
-def exported(request, checkpoint, traced, tmp_path_factory):
+def exported(request, detector, traced, tmp_path_factory):
     if request.param == ONNX:
-        for package in ("onnx", "onnxscript", "onnxruntime"):
+        for package in ONNX_PACKAGES:
             pytest.importorskip(package, reason=f"{package} is not installed")
     file = tmp_path_factory.mktemp("export") / f"detector{ENDINGS[request.param]}"
-    export_detector(ExportConfig(ModelSpec(checkpoint), request.param, file, False))
+    export_detector(detector, request.param, file)
     return file
 
 
@@ -139,58 +133,41 @@ def exported_outputs(exported, kind, tmp_path_factory):
     return given, dict(np.load(folder / "exported_outputs.npz"))
 
 
-def test_images_of_a_batch_give_the_outputs_of_single_images(exported_outputs, checkpoint, kind):
+def test_a_padded_batch_gives_the_outputs_of_single_images(exported_outputs, detector, kind):
     given, outputs = exported_outputs
-    model = load_model(checkpoint)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    vocabulary = detector.vocabulary
     for number in range(len(SIZES[kind])):
         batch, sizes = given[f"images{number}"], given[f"sizes{number}"]
-        images = [
-            (torch.from_numpy(image[:, :height, :width]) - mean) / std
-            for image, (height, width) in zip(batch, sizes, strict=True)
-        ]
-        with torch.no_grad():
-            expected = [model([image]) for image in images]
-        names = [name for name in expected[0] if name.startswith("pred_")]
-        assert len(names) == 5
-        for name in names:
-            ours, theirs = outputs[f"{name}{number}"], torch.cat([one[name] for one in expected])
-            assert ours.shape == theirs.shape
-            assert np.abs(ours - theirs.numpy()).max() <= 1e-3, name
+        for row, (height, width) in enumerate(sizes):
+            image = torch.from_numpy(batch[row, :, :height, :width])
+            with torch.no_grad():
+                expected = detector.predictor.model([normalise(image)])
+            names = [name for name in expected if name.startswith("pred_")]
+            assert len(names) == 5
+            for name in names:
+                ours = outputs[f"{name}{number}"]
+                assert len(ours) == len(batch)
+                assert np.abs(ours[row] - expected[name][0].numpy()).max() <= 1e-3, name
+            (best,) = select_detections(expected, ["a"], [(1, 1)], vocabulary)
+            scores = outputs[f"scores{number}"][row]
+            found = np.append(best.scores, np.full(len(scores) - len(best.scores), -1))
+            np.testing.assert_allclose(scores, found, atol=1e-3)
+            verbs, labels = (outputs[f"{name}{number}"][row] for name in ("verbs", "labels"))
+            assert vocabulary.valid[verbs, labels][scores >= 0].all()
+            for name in ("human_boxes", "object_boxes"):
+                boxes = outputs[f"{name}{number}"][row]
+                assert boxes.shape == (len(scores), 4)
+                assert (boxes >= 0).all() and (boxes <= 1).all()
+                assert (boxes[:, 2:] >= boxes[:, :2]).all()
 
 
-def test_the_best_interactions_are_decoded(exported_outputs, checkpoint, kind):
-    _, outputs = exported_outputs
-    loaded = load_inference_model(ModelSpec(checkpoint))
-    for number, (batch, _, _) in enumerate(SIZES[kind]):
-        scores = outputs[f"scores{number}"]
-        assert scores.shape[0] == batch and (np.diff(scores, axis=1) <= 0).all()
-        objects = torch.from_numpy(outputs[f"pred_object_logits{number}"]).softmax(-1)[..., :-1]
-        verbs = torch.from_numpy(outputs[f"pred_verb_logits{number}"]).sigmoid()
-        best, labels = objects.max(-1)
-        valid = torch.from_numpy(loaded.vocabulary.valid.T)[labels]
-        every = (verbs * best[..., None]).where(valid, torch.tensor(-1.0)).flatten(1)
-        expected = every.sort(1, descending=True).values[:, : scores.shape[1]]
-        np.testing.assert_allclose(scores, expected, atol=1e-5)
-        verb, label = outputs[f"verbs{number}"], outputs[f"labels{number}"]
-        assert loaded.vocabulary.valid[verb, label][scores >= 0].all()
-        for name in ("human_boxes", "object_boxes"):
-            boxes = outputs[f"{name}{number}"]
-            assert boxes.shape == (*scores.shape, 4)
-            assert (boxes >= 0).all() and (boxes <= 1).all()
-            assert (boxes[..., 2:] >= boxes[..., :2]).all()
-
-
-def test_the_vocabulary_is_contained(exported_outputs, checkpoint):
+def test_vocabulary_and_metadata(exported_outputs, detector):
     texts = json.loads(str(exported_outputs[1]["texts"]))
-    loaded = load_inference_model(ModelSpec(checkpoint))
-    assert (
-        vocabulary_from_dict(json.loads(texts["vocabulary"]), "file").digest()
-        == loaded.vocabulary.digest()
-    )
+    vocabulary = vocabulary_from_dict(json.loads(texts["vocabulary"]), "file")
+    assert vocabulary.digest() == detector.vocabulary.digest()
     about = json.loads(texts["about"])
-    assert about["format"] == "eoid-export-1" and about["unseen"] == sorted(loaded.unseen)
-    assert about["side_multiple"] == loaded.model.backbone.size_divisible
+    assert about["format"] == "eoid-export-1" and about["unseen"] == sorted(detector.unseen)
+    assert about["side_multiple"] == detector.predictor.model.backbone.size_divisible
 
 
 def test_no_paths_of_this_machine_are_contained(exported):
@@ -214,9 +191,10 @@ def test_invalid_sides_are_refused(exported):
             module(torch.zeros(1, 3, 56, 64), torch.tensor([[56, 64]]))
 
 
-def test_the_readmes_example(exported, kind, toy_checkpoint, write_image, tmp_path):
-    if exported.suffix != ".onnx" or kind != "toy":
-        return
+@pytest.mark.parametrize("kind", ["toy"], indirect=True)
+@pytest.mark.parametrize("exported", [ONNX], indirect=True)
+@pytest.mark.slow
+def test_the_readmes_example(exported, detector, write_image, tmp_path):
     blocks = (Path(__file__).parents[3] / "README.md").read_text().split("```python\n")
     (example,) = [block.partition("```")[0] for block in blocks if "onnxruntime" in block]
     shutil.copy(exported, tmp_path / "detector.onnx")
@@ -225,7 +203,7 @@ def test_the_readmes_example(exported, kind, toy_checkpoint, write_image, tmp_pa
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    best = Detector.open(toy_checkpoint, device="cpu")(photo, threshold=0.3, top=1)
+    best = detector(photo, threshold=0.3, top=1)
     verb, label, score, *_ = done.stdout.split()
     assert (f"{verb} {label}".replace("_", " "),) == best.actions
     assert float(score) == pytest.approx(best.scores[0], abs=1e-3)
@@ -233,13 +211,13 @@ def test_the_readmes_example(exported, kind, toy_checkpoint, write_image, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ENDINGS)
-def test_a_wrong_export_is_refused(toy_checkpoint, traced, tmp_path, monkeypatch, form):
+def test_a_wrong_export_is_refused(toy_detector, traced, tmp_path, monkeypatch, form):
     """A tracer may specialise the graph to the traced size."""
     real, file = export.trace_detector, tmp_path / f"a{ENDINGS[form]}"
     file.write_text("an older export")
 
-    def wrong(loaded):
-        program, names = real(loaded)
+    def wrong(detector):
+        program, names = real(detector)
         program = copy.deepcopy(program)
         state, name = program.state_dict, "model.object_head.bias"
         state[name] = torch.nn.Parameter(state[name] + 2, requires_grad=False)
@@ -247,134 +225,82 @@ def test_a_wrong_export_is_refused(toy_checkpoint, traced, tmp_path, monkeypatch
 
     monkeypatch.setattr(export, "trace_detector", wrong)
     with pytest.raises(InputError, match=rf"{file.name}: .*torch .*pred_object_logits off by"):
-        export_detector(
-            config(toy_checkpoint, tmp_path, export_format=form, file=file, overwrite=True)
-        )
+        export_detector(toy_detector, form, file, overwrite=True)
     assert file.read_text() == "an older export" and [*tmp_path.iterdir()] == [file]
 
 
 @pytest.mark.parametrize("form", ENDINGS)
-def test_an_exporter_that_fails(toy_checkpoint, tmp_path, monkeypatch, form):
+def test_an_exporter_that_fails(toy_detector, tmp_path, monkeypatch, form):
     def fail(*_):
         raise RuntimeError("\nno such operation\nand a long story")
 
     monkeypatch.setattr(export, "trace_detector", fail)
-    file = tmp_path / f"a{ENDINGS[form]}"
-    with pytest.raises(
-        InputError, match=rf"{file.name}: torch .*\(RuntimeError: no such operation\)"
-    ):
-        export_detector(config(toy_checkpoint, tmp_path, export_format=form, file=file))
+    message = rf"a{ENDINGS[form]}: torch .*\(RuntimeError: no such operation\)"
+    with pytest.raises(InputError, match=message):
+        export_detector(toy_detector, form, tmp_path / f"a{ENDINGS[form]}")
     assert not any(tmp_path.iterdir())
 
 
-def config(checkpoint, tmp_path, **changes):
-    values = {"export_format": TORCH_EXPORT, "file": tmp_path / "a.pt2", "overwrite": False}
-    return ExportConfig(ModelSpec(checkpoint), **{**values, **changes})
-
-
-def test_an_existing_file_is_refused(toy_checkpoint, tmp_path):
+def test_files_that_cannot_be_written(toy_detector, tmp_path, monkeypatch):
     (tmp_path / "a.pt2").write_text("mine")
     with pytest.raises(InputError, match=r"a.pt2: exists"):
-        export_detector(config(toy_checkpoint, tmp_path))
+        export_detector(toy_detector, TORCH_EXPORT, tmp_path / "a.pt2")
     assert (tmp_path / "a.pt2").read_text() == "mine"
-
-
-def test_a_folder_is_refused(toy_checkpoint, tmp_path):
-    (tmp_path / "a.pt2").mkdir()
-    with pytest.raises(InputError, match=r"a.pt2: expected"):
-        export_detector(config(toy_checkpoint, tmp_path, overwrite=True))
-
-
-def test_missing_packages_are_named(toy_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"onnx, onnxscript, onnxruntime"):
-        export_detector(config(toy_checkpoint, tmp_path, export_format=ONNX))
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.fixture(params=["toy", "published"])
-def loaded(request):
-    return load_inference_model(ModelSpec(request.getfixturevalue(f"{request.param}_checkpoint")))
+    with pytest.raises(InputError, match=r"expected a file name, found a folder"):
+        export_detector(toy_detector, TORCH_EXPORT, tmp_path, overwrite=True)
+    monkeypatch.setattr("importlib.util.find_spec", {"torch": "found"}.get)
+    with pytest.raises(InputError, match=r"needs onnx, onnxscript, onnxruntime"):
+        export_detector(toy_detector, ONNX, tmp_path / "a.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
 
 
 def pixels(*shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("padded", [False, True])
-def test_exportable_attention_equals_multihead_attention(batch, padded):
-    attention = nn.MultiheadAttention(16, 4, batch_first=True).eval()
-    nn.init.normal_(attention.in_proj_bias)
-    queries, keys, values = (torch.randn(batch, length, 16) for length in (5, 7, 7))
-    mask = torch.arange(7).expand(batch, 7) >= 4 if padded else None
-    with torch.no_grad():
-        ours, none = ExportableAttention(attention)(queries, keys, values, mask)
-        theirs, _ = attention(queries, keys, values, key_padding_mask=mask, need_weights=False)
-    assert none is None
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_the_detector_is_not_changed(loaded):
-    before = {name: type(module) for name, module in loaded.model.named_modules()}
-    DetectorGraph(loaded)
-    assert {name: type(module) for name, module in loaded.model.named_modules()} == before
-    assert any(parameter.requires_grad for parameter in loaded.model.parameters())
-
-
-def test_the_graph_gives_the_detectors_outputs(loaded):
-    images = [pixels(3, 64, 96), pixels(3, 64, 96)]
-    with torch.no_grad():
-        sizes = torch.tensor([[64, 96]] * 2)
-        graph = DetectorGraph(loaded)(torch.stack(images).float() / 255, sizes)
-        outputs = loaded.model([normalise(image) for image in images])
-    for name in ("pred_object_logits", "pred_verb_logits", "pred_human_boxes", "pred_object_boxes"):
-        torch.testing.assert_close(graph[name], outputs[name], atol=2e-5, rtol=1e-5)
-    expected = select_detections(outputs, ["a", "b"], [(100, 50)] * 2, loaded.vocabulary)
-    scale = np.array([100, 50, 100, 50])
-    for row, found in enumerate(expected):
-        # Rows with a score of -1 are empty.
-        count = int((graph["scores"][row] >= 0).sum())
-        assert count == len(found.scores)
-        np.testing.assert_allclose(graph["scores"][row, :count], found.scores, atol=1e-5)
-        best = 10
-        humans, objects = (
-            graph[name][row, :best].numpy() * scale for name in ("human_boxes", "object_boxes")
-        )
-        hois = found.hois[:best]
-        np.testing.assert_array_equal(graph["verbs"][row, :best], hois[:, 2])
-        np.testing.assert_array_equal(graph["labels"][row, :best], found.labels[hois[:, 1]])
-        np.testing.assert_allclose(humans, found.boxes[hois[:, 0]], atol=1e-2)
-        np.testing.assert_allclose(objects, found.boxes[hois[:, 1]], atol=1e-2)
+def test_the_detector_is_not_changed(detector):
+    model = detector.predictor.model
+    before = {name: type(module) for name, module in model.named_modules()}
+    DetectorGraph(detector)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("frame", [(80, 96), (128, 200)])
-def test_outputs_do_not_depend_on_padding(loaded, frame):
-    """Neither on its size nor on its values."""
+def test_the_graph_gives_each_image_the_outputs_that_it_has_alone(detector, frame):
+    """Whatever the size and the values of the padding."""
     images = [pixels(3, 64, 93), pixels(3, 79, 72), pixels(3, 33, 50)]
     batch = torch.rand(3, 3, *frame)
     for row, image in enumerate(images):
         batch[row, :, : image.shape[1], : image.shape[2]] = image.float() / 255
     with torch.no_grad():
-        found = DetectorGraph(loaded)(batch, torch.tensor([one.shape[1:] for one in images]))
+        found = DetectorGraph(detector)(batch, torch.tensor([one.shape[1:] for one in images]))
         for row, image in enumerate(images):
-            alone = loaded.model([normalise(image)])
+            alone = detector.predictor.model([normalise(image)])
             for name in ("pred_object_logits", "pred_verb_logits", "pred_human_boxes"):
                 torch.testing.assert_close(found[name][row], alone[name][0], atol=5e-5, rtol=1e-5)
-            (expected,) = select_detections(alone, ["a"], [(9, 9)], loaded.vocabulary)
+            (expected,) = select_detections(alone, ["a"], [(100, 50)], detector.vocabulary)
+            # Rows with a score of -1 are empty.
+            assert int((found["scores"][row] >= 0).sum()) == len(expected.scores)
             scores = found["scores"][row, : len(expected.scores)]
             np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+            humans, objects, verbs = expected.hois[:10].T
+            np.testing.assert_array_equal(found["verbs"][row, :10], verbs)
+            np.testing.assert_array_equal(found["labels"][row, :10], expected.labels[objects])
+            for name, rows in (("human_boxes", humans), ("object_boxes", objects)):
+                boxes = found[name][row, :10].numpy() * [100, 50, 100, 50]
+                np.testing.assert_allclose(boxes, expected.boxes[rows], atol=1e-2)
 
 
-def test_verbs_without_object(loaded):
+def test_verbs_without_object(published_checkpoint):
     """In a vocabulary with roles, a verb without object scores the probability of "no pair"."""
-    vocabulary = replace(loaded.vocabulary, roles=({"action": "ride"},))
-    with torch.no_grad():
-        loaded.model.object_head.bias[-1] += 20
-    graph = DetectorGraph(replace(loaded, vocabulary=vocabulary))
+    predictor = Detector.open(published_checkpoint, "cpu").predictor
+    vocabulary = replace(predictor.vocabulary, roles=({"action": "ride"},))
+    detector = Detector(replace(predictor, vocabulary=vocabulary), Path("a.pt"), None, None)
     images, sizes = torch.rand(2, 3, 64, 64), torch.tensor([[64, 64]] * 2)
     with torch.no_grad():
-        found = graph(images, sizes)
+        predictor.model.object_head.bias[-1] += 20
+        found = DetectorGraph(detector)(images, sizes)
     expected = select_detections(found, ["a", "b"], [(10, 10)] * 2, vocabulary)
     for row, one in enumerate(expected):
         count = len(one.scores)
@@ -384,27 +310,18 @@ def test_verbs_without_object(loaded):
         assert (labels < 0).any()
 
 
-@pytest.mark.parametrize("old", [(1, 1), (8, 8), (25, 34), (800, 1066)])
-@pytest.mark.parametrize("new", [(1, 1), (16, 16), (25, 34), (7, 50), (101, 67)])
+@pytest.mark.parametrize("old", [(1, 1), (25, 34), (800, 1066)])
+@pytest.mark.parametrize("new", [(1, 1), (25, 34), (7, 50), (101, 67)])
 def test_resize_nearest_equals_torch(old, new):
     features = torch.randn(2, 3, *old)
     expected = functional.interpolate(features, size=new)
     assert torch.equal(resize_nearest(features, new), expected)
-
-
-def test_resize_nearest_of_an_empty_batch():
-    assert resize_nearest(torch.zeros(0, 3, 4, 5), (8, 8)).shape == (0, 3, 8, 8)
+    assert resize_nearest(features[:0], new).shape == (0, 3, *new)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 0, 3), (2, 5, 3)])
-@pytest.mark.parametrize("bias", [None, torch.randn(4)])
+@pytest.mark.parametrize("bias", [None, torch.ones(4)])
 def test_linear_equals_torch(shape, bias):
     inputs, weight = torch.randn(shape), torch.randn(4, 3)
     expected = functional.linear(inputs, weight, bias)
     torch.testing.assert_close(linear(inputs, weight, bias), expected)
-
-
-def test_replaced_operations():
-    names = {str(operation) for operation in DECOMPOSITIONS}
-    # `linear` is replaced only for torch 2.6.
-    assert names - {"aten.linear.default"} == {"aten.upsample_nearest2d.vec"}

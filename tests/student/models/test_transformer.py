@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from student.config import ModelConfig
-from student.models.transformer import Decoder, Encoder, SinePositionEncoding
+from student.models.transformer import Attention, Decoder, Encoder, SinePositionEncoding
 
 D = 16
 
@@ -23,6 +23,22 @@ def make(pre_norm=False, num_encoder_layers=2):
 
 def sequence(length, seed):
     return torch.randn(2, length, D, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_equals_torchs(padded):
+    attention = Attention(ModelConfig(hidden_dim=D, num_heads=4, dropout=0.1))
+    torch.nn.init.normal_(attention.in_proj_bias)
+    queries, keys, values = (torch.randn(2, length, D) for length in (5, 7, 7))
+    mask = torch.arange(7).expand(2, 7) >= 4 if padded else None
+    # In training, equal seeds drop the same entries.
+    for training in (False, True):
+        attention.train(training)
+        found = []
+        for forward in (Attention.forward, torch.nn.MultiheadAttention.forward):
+            torch.manual_seed(0)
+            found.append(forward(attention, queries, keys, values, mask))
+        torch.testing.assert_close(found[0], found[1][0])
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

@@ -18,16 +18,10 @@ from student.data.text_embeddings import build_text_embeddings
 from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from student.engine.evaluate import evaluate_checkpoint
 from student.inference.cli import main as predict
+from student.inference.detector import Detector
 from student.inference.export import trace_detector
-from student.inference.model import ModelSpec, load_inference_model
-from student.inference.predictor import Detector
 from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint, save_checkpoint
-from student.weights.load import (
-    _update_config,
-    add_actions,
-    load_student,
-    load_student_with_prompts,
-)
+from student.weights.load import load_student
 
 
 @pytest.fixture
@@ -96,7 +90,7 @@ def test_the_best_matching_sentence_wins(run, prompts, write_image):
 def test_trained_actions_keep_their_scores(run, prompts, things):
     plain, more = (
         load_student(run / CHECKPOINT),
-        load_student_with_prompts(run / CHECKPOINT, None, None, prompts),
+        load_student(run / CHECKPOINT, None, None, prompts),
     )
     old, new = plain.vocabulary, more.vocabulary
     assert new.verbs == (*old.verbs, "swallow", "juggle")
@@ -118,7 +112,7 @@ def test_a_known_action_with_another_object(run, write_new_prompts, vocabulary, 
     ride = vocabulary.verbs.index("ride")
     assert not vocabulary.valid[ride, vocabulary.objects.index("box")]
     path = write_new_prompts({"ride": ("riding", {"box": embedding, "horse": -embedding})})
-    more = load_student_with_prompts(run / CHECKPOINT, None, None, path)
+    more = load_student(run / CHECKPOINT, None, None, path)
     assert more.vocabulary.verbs == vocabulary.verbs
     assert more.vocabulary.interactions[vocabulary.num_interactions :] == (
         (ride, vocabulary.objects.index("box")),
@@ -153,7 +147,7 @@ def test_actions_of_a_dataset_are_matched_by_name_or_ing_form(
     wanted = vocabulary_from_dict({**value, "splits": {}}, "other")
     names = {"name": ("juggle", "tossing"), "form": ("toss", "juggling")}[by]
     path = write_new_prompts({names[0]: (names[1], dict.fromkeys(things, embedding))})
-    more = load_student_with_prompts(run / CHECKPOINT, wanted, None, path)
+    more = load_student(run / CHECKPOINT, wanted, None, path)
     plain = load_student(run / CHECKPOINT)
     assert more.vocabulary is wanted
     image = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -207,13 +201,13 @@ def test_an_action_without_a_sentence_is_refused(run, prompts, vocabulary):
     verbs = ("yodel", *vocabulary.verbs[1:])
     wanted = replace(vocabulary, verbs=verbs, verb_ings=("yodelling", *vocabulary.verb_ings[1:]))
     with pytest.raises(InputError, match="found none for yodel"):
-        load_student_with_prompts(run / CHECKPOINT, wanted, None, prompts)
+        load_student(run / CHECKPOINT, wanted, None, prompts)
     fewer = replace(vocabulary, objects=("person", "cow", *vocabulary.objects[2:]))
     with pytest.raises(InputError, match=r"checkpoint\.pt: expected"):
-        load_student_with_prompts(run / CHECKPOINT, fewer, None, prompts)
+        load_student(run / CHECKPOINT, fewer, None, prompts)
 
 
-def test_predicting_images_on_the_command_line(run, prompts, write_image, command, tmp_path):
+def test_predicting_on_the_command_line(run, prompts, write_image, dataset_root, command, tmp_path):
     picture, out = write_image("a.png"), tmp_path / "out"
     arguments = (run, picture, "--out", out, "--device", "cpu", "--threshold", 0, "--top", 3)
     code, _, err = command(predict, *arguments, "--prompts", prompts)
@@ -225,13 +219,10 @@ def test_predicting_images_on_the_command_line(run, prompts, write_image, comman
     # Results with and without the added actions must not be mixed in one folder.
     code, _, err = command(predict, *arguments)
     assert code == 2 and "expected results with the same settings" in err
-
-
-def test_predicting_a_dataset_part(run, prompts, dataset_root, command, tmp_path):
-    arguments = ("--data", dataset_root, "--out", tmp_path / "out", "--device", "cpu")
-    code, _, err = command(predict, run, *arguments, "--prompts", prompts)
+    arguments = (run, "--data", dataset_root, "--out", tmp_path / "part", "--device", "cpu")
+    code, _, err = command(predict, *arguments, "--prompts", prompts)
     assert code == 0, err
-    assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 6
+    assert len(json.loads((tmp_path / "part/predictions.json").read_text())) == 6
 
 
 def test_an_evaluation_scores_the_new_action(
@@ -242,7 +233,7 @@ def test_an_evaluation_scores_the_new_action(
     checkpoint = load_checkpoint(file)
     smaller = vocabulary_from_dict(reduced(vocabulary, "throw"), "smaller")
     kept = [h for h, (v, _) in enumerate(vocabulary.interactions) if vocabulary.verbs[v] != "throw"]
-    student = load_student_with_prompts(file, None, None, None)
+    student = load_student(file, None, None, None)
     student_path = write_smaller(tmp_path, checkpoint, student.model, smaller, kept, sentences)
     throw = vocabulary.verbs.index("throw")
     own = {
@@ -265,7 +256,8 @@ def test_an_evaluation_scores_the_new_action(
 
 def write_smaller(tmp_path, checkpoint, model, smaller, kept, sentences):
     model.verb_head.set_texts(build_text_embeddings(smaller, sentences.embeddings[kept], "file"))
-    _update_config(model, smaller)
+    texts = len(model.verb_head.texts)
+    model.config = replace(model.config, num_verbs=smaller.num_verbs, num_texts=texts)
     folder = tmp_path / "smaller"
     folder.mkdir()
     save_checkpoint(
@@ -283,17 +275,17 @@ def write_smaller(tmp_path, checkpoint, model, smaller, kept, sentences):
 
 @pytest.mark.slow
 def test_an_exported_student_contains_the_sentences(run, prompts):
-    loaded = load_inference_model(ModelSpec(run, prompts=prompts))
-    program, names = trace_detector(loaded)
+    detector = Detector.open(run, "cpu", prompts=prompts)
+    program, names = trace_detector(detector)
     assert "pred_verb_embeddings" in names
     image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1))
     found = program.module()(image[None], torch.tensor([[96, 128]]))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
-        expected = loaded.model([(image - mean) / std])
+        expected = detector.predictor.model([(image - mean) / std])
     for name in ("pred_verb_logits", "pred_verb_embeddings"):
         torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=1e-3)
-    assert (found["verbs"][0, :3] == loaded.vocabulary.verbs.index("juggle")).all()
+    assert (found["verbs"][0, :3] == detector.vocabulary.verbs.index("juggle")).all()
 
 
 def test_a_damaged_prompts_file_gives_a_one_line_error(
@@ -310,9 +302,3 @@ def test_a_damaged_prompts_file_gives_a_one_line_error(
     for other, message in ((tmp_path / "text.h5", "damage"), (tmp_path / "none", "no such file")):
         code, _, err = command(predict, *arguments[:-1], other)
         assert code == 2 and err.count("\n") == 1 and message in err
-
-
-def test_linear_detector_refuses_prompts(toy_checkpoint, prompts):
-    loaded = load_student(toy_checkpoint / CHECKPOINT)
-    with pytest.raises(InputError, match="found a linear one"):
-        add_actions(loaded, toy_checkpoint, prompts)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TypeVar, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,6 +29,7 @@ from pipeline.utils.devices import configure_device, convert_out_of_memory
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.progress import Progress
 from pipeline.vocabulary import Vocabulary
+from student.config import TrainConfig
 from student.data.dataset import normalise_batch
 from student.data.transforms import MAX_SIZE, build_evaluation_resize
 from student.inference.images import ImageInput, image_name, to_rgb_image
@@ -40,13 +40,11 @@ from student.utils.distributed import SINGLE_PROCESS, DistContext
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Predictor = TypeVar("Predictor", bound="BatchPredictor")
 
 BATCH_SIZE = 16
 # Number of images that are sorted by shape at once. The first batch waits until so many headers are
 # read, so that a larger window fills batches better but starts later.
 SORT_WINDOW = 1024
-COMPARED_FIELDS = ("boxes", "labels", "hois", "scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,26 +93,19 @@ class BatchPredictor:
     Attributes:
         model: the detector.
         vocabulary: names of its classes.
-        augmentation: augmentation of the training, which determines the input size.
-        precision: precision of the training, see `pipeline.utils.devices.configure_device`.
+        train: settings of its training; the augmentation determines the input size.
     """
 
     model: HOIDetector
     vocabulary: Vocabulary
-    augmentation: str
-    precision: str
+    train: TrainConfig
 
-    def to(self: Predictor, device: torch.device) -> Predictor:
+    def to(self, device: torch.device) -> BatchPredictor:
         """Returns a predictor whose model is moved to a device and put into eval mode."""
-        configure_device(device, self.precision)
+        configure_device(device, self.train.precision)
         # Convolutions are faster in this memory format, on CPUs and GPUs.
         model = self.model.to(device).to(memory_format=torch.channels_last).eval()
         return replace(self, model=model)
-
-    @property
-    def resize(self) -> v2.Transform:
-        """The transform that resizes images to the model's input size."""
-        return build_evaluation_resize(self.augmentation)
 
     def stream(
         self, sources: Sequence[ImageInput], batch_size: int = BATCH_SIZE, threads: int = 0
@@ -132,7 +123,7 @@ class BatchPredictor:
         Yields:
             A prediction or an error for every image, in the order of the batches.
         """
-        resize = self.resize
+        resize = build_evaluation_resize(self.train.augmentation)
 
         def read(index: int) -> _PreparedImage | UnreadableImage:
             name = image_name(sources[index], index)
@@ -186,7 +177,8 @@ class BatchPredictor:
                     raise InputError(prediction.reason)
                 found.append(replace(prediction.detections, image_id=share[prediction.index].id))
                 progress.update()
-        return merge_predictions(context.all_gather(found), [record.id for record in records])
+        gathered = {one.image_id: one for part in context.all_gather(found) for one in part}
+        return [gathered[record.id] for record in records]
 
     def _predict_batch(self, batch: Sequence[_PreparedImage]) -> Iterator[Prediction]:
         """Predicts images of one size."""
@@ -194,7 +186,7 @@ class BatchPredictor:
             return
         device = next(self.model.parameters()).device
         # The current CUDA device is a setting of each thread, and the caller may be a new thread.
-        configure_device(device, self.precision)
+        configure_device(device, self.train.precision)
         height, width = batch[0].pixels.shape[-2:]
         summary = f"batch size {len(batch)}, image size {width} x {height}"
         with convert_out_of_memory(lambda: summary), torch.inference_mode():
@@ -280,52 +272,3 @@ def _shape_key(source: ImageInput) -> tuple[float, ...]:
 
 def _batch_key(item: _PreparedImage | UnreadableImage) -> tuple[int, ...]:
     return tuple(item.pixels.shape) if isinstance(item, _PreparedImage) else ()
-
-
-def merge_predictions(
-    parts: Iterable[Sequence[Detections]], image_ids: Sequence[str]
-) -> list[Detections]:
-    """Merges the predictions of several processes by image id.
-
-    Samplers that pad the last round give some images to two processes; equal predictions for an
-    image are merged into one.
-
-    Args:
-        parts: predictions of each process, in any order.
-        image_ids: the images to be predicted, each once.
-
-    Returns:
-        One entry per image of `image_ids`, in their order.
-
-    Raises:
-        InputError: two predictions for an image differ, an image has no prediction, or there is a
-            prediction for an image outside `image_ids`.
-    """
-    found: dict[str, Detections] = {}
-    for part in parts:
-        for item in part:
-            known = found.setdefault(item.image_id, item)
-            if known is not item and not _same_detections(known, item):
-                raise InputError(
-                    f"{item.image_id}: expected one prediction, found two different ones"
-                    " (of two processes, or of two runs)"
-                )
-    missing = [image_id for image_id in image_ids if image_id not in found]
-    if missing:
-        raise InputError(
-            f"predictions: expected all {len(image_ids)} images, found none for {len(missing)},"
-            f" the first being {missing[0]}"
-        )
-    if len(found) > len(image_ids):
-        others = sorted(found.keys() - set(image_ids))
-        raise InputError(
-            f"predictions: expected {len(image_ids)} images, found {len(others)} others,"
-            f" the first being {others[0]}"
-        )
-    return [found[image_id] for image_id in image_ids]
-
-
-def _same_detections(first: Detections, second: Detections) -> bool:
-    return all(
-        np.array_equal(getattr(first, name), getattr(second, name)) for name in COMPARED_FIELDS
-    )

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import torch
-
-from evaluation.hico.nms import NmsConfig, pairwise_nms
+from pipeline.splits import Split, load_split
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import Vocabulary
+from pipeline.vocabulary import Vocabulary, load_vocabulary
+from student.inference.batch_predictor import BatchPredictor, UnreadableImage
 from student.inference.images import ImageInput
-from student.inference.model import InferenceModel, ModelSpec, load_inference_model
-from student.inference.predict import UnreadableImage
-from student.inference.results import HOIResult, select_top
+from student.inference.postprocess import SelectionConfig
+from student.inference.results import HOIResult, build_result
+from student.weights.checkpoint_file import checkpoint_path
+from student.weights.load import load_student
 
-THRESHOLD, TOP, BATCH_SIZE = 0.3, 10, 8
+BATCH_SIZE = 8
 
 
 class Detector:
@@ -33,20 +33,33 @@ class Detector:
     A detector can be called from several threads at once, since calls do not change it. Threads of
     a process share its cores, so that they gain no speed.
 
-    Args:
-        loaded: model, vocabulary and split.
-        device: device to run the model on.
+    Attributes:
+        predictor: the model with its settings, on its device.
+        file: the checkpoint.
+        split: the split that defines "unseen"; None where it is unknown.
+        prompts: the prompts file of added actions, None without.
+        vocabulary: names of the indices in results.
+        unseen: interactions of the vocabulary without a label in training; empty where the split is
+            unknown.
     """
 
-    def __init__(self, loaded: InferenceModel, device: torch.device) -> None:
-        self._model, self.device = loaded.to(device), device
+    def __init__(
+        self,
+        predictor: BatchPredictor,
+        file: Path,
+        split: Split | None,
+        prompts: Path | None = None,
+    ) -> None:
+        self.predictor, self.file, self.split, self.prompts = predictor, file, split, prompts
+        self.vocabulary = predictor.vocabulary
+        self.unseen = frozenset(split.unseen if split else ())
 
     @classmethod
     def open(
         cls,
         path: str | Path,
         device: str = "auto",
-        vocabulary: str | Path | None = None,
+        vocabulary: str | Path | Vocabulary | None = None,
         split: str | Path | None = None,
         num_heads: int | None = None,
         prompts: str | Path | None = None,
@@ -67,51 +80,25 @@ class Detector:
             InputError: the file is not a detector's checkpoint, the device does not exist, or
                 vocabulary, split or prompts do not fit the checkpoint.
         """
-        prompts_file = None if prompts is None else Path(prompts)
-        spec = ModelSpec(Path(path), vocabulary, split, num_heads, prompts_file)
-        resolved = resolve_device(device)
-        return cls(load_inference_model(spec), resolved)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Names of the indices in results."""
-        return self._model.vocabulary
-
-    @property
-    def unseen(self) -> frozenset[int]:
-        """Interactions of the vocabulary without a label in training."""
-        return self._model.unseen
+        file, resolved = checkpoint_path(path), resolve_device(device)
+        if isinstance(vocabulary, (str, Path)):
+            vocabulary = load_vocabulary(vocabulary)
+        prompts = None if prompts is None else Path(prompts)
+        loaded = load_student(file, vocabulary, num_heads, prompts)
+        used_split = None if loaded.is_published else loaded.split
+        if split is not None:
+            used_split = load_split(loaded.vocabulary, split)
+        predictor = BatchPredictor(loaded.model, loaded.vocabulary, loaded.recipe.train)
+        return cls(predictor.to(resolved), file, used_split, prompts)
 
     @overload
-    def __call__(
-        self,
-        images: ImageInput,
-        *,
-        threshold: float = ...,
-        top: int = ...,
-        batch_size: int = ...,
-        nms: NmsConfig | None = ...,
-    ) -> HOIResult: ...
+    def __call__(self, images: ImageInput, **options: Any) -> HOIResult: ...
 
     @overload
-    def __call__(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        threshold: float = ...,
-        top: int = ...,
-        batch_size: int = ...,
-        nms: NmsConfig | None = ...,
-    ) -> list[HOIResult]: ...
+    def __call__(self, images: list[Any] | tuple[Any, ...], **options: Any) -> list[HOIResult]: ...
 
     def __call__(
-        self,
-        images: ImageInput | list[Any] | tuple[Any, ...],
-        *,
-        threshold: float = THRESHOLD,
-        top: int = TOP,
-        batch_size: int = BATCH_SIZE,
-        nms: NmsConfig | None = None,
+        self, images: Any, batch_size: int = BATCH_SIZE, **selection: Any
     ) -> HOIResult | list[HOIResult]:
         """Detects interactions in one image or in a list of images.
 
@@ -119,11 +106,9 @@ class Detector:
             images: a path, a PIL image, a (height, width, 3) uint8 array, or a (3, height, width)
                 tensor of uint8 or of floating point from 0 to 1, all RGB; or a list of these, in
                 any mix of sizes and types.
-            threshold: minimum score of an interaction.
-            top: maximum number of interactions per image.
             batch_size: maximum number of images per batch; only images of one size share a batch.
-            nms: settings of a pairwise NMS, `evaluation.hico.nms.NmsConfig()` for those of
-                `eoid-predict --nms`; None runs none.
+            selection: `threshold` (0.3), `top` (10) and `nms` (None), see `SelectionConfig`;
+                `evaluation.hico.nms.NmsConfig()` has the settings of `eoid-predict --nms`.
 
         Returns:
             One `HOIResult`; for a list, a list in the same order.
@@ -132,10 +117,9 @@ class Detector:
             InputError: an image cannot be read, or an argument is out of range.
         """
         if not isinstance(images, (list, tuple)):
-            (result,) = self([images], threshold=threshold, top=top, batch_size=batch_size, nms=nms)
-            return result
+            return self([images], batch_size=batch_size, **selection)[0]
         results: dict[int, HOIResult] = {}
-        for index, prediction in self.stream(images, threshold, top, batch_size, nms=nms):
+        for index, prediction in self.stream(images, SelectionConfig(**selection), batch_size):
             if isinstance(prediction, UnreadableImage):
                 raise InputError(prediction.reason)
             results[index] = prediction
@@ -144,39 +128,34 @@ class Detector:
     def stream(
         self,
         images: Sequence[ImageInput],
-        threshold: float = THRESHOLD,
-        top: int = TOP,
+        selection: SelectionConfig,
         batch_size: int = BATCH_SIZE,
         threads: int = 0,
-        nms: NmsConfig | None = None,
     ) -> Iterator[tuple[int, HOIResult | UnreadableImage]]:
         """Detects interactions in many images; an unreadable image does not end the others.
 
         Args:
-            images, threshold, top, batch_size, nms: see `__call__`.
+            images, batch_size: see `__call__`.
+            selection: which detections the results contain.
             threads: number of threads that read images ahead; 0 reads in the calling thread.
 
         Yields:
             (index in the list, result or `UnreadableImage`), in the order of the batches.
 
         Raises:
-            InputError: an argument is out of range.
+            InputError: the batch size is below 1.
         """
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold: expected a score from 0 to 1, found {threshold}")
-        for name, number in (("top", top), ("batch_size", batch_size)):
-            if number < 1:
-                raise InputError(f"{name}: expected at least 1, found {number}")
-        for prediction in self._model.stream(images, batch_size, threads):
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, found {batch_size}")
+        for prediction in self.predictor.stream(images, batch_size, threads):
             index = prediction.index
             if isinstance(prediction, UnreadableImage):
                 yield index, prediction
-                continue
-            kept = prediction.detections
-            if nms is not None:
-                kept = pairwise_nms(kept, nms)
-            size, image = prediction.size, images[index]
-            yield (
-                index,
-                select_top(kept, size, self.vocabulary, self.unseen, image, threshold, top),
-            )
+            else:
+                kept = selection.select(prediction.detections)
+                yield (
+                    index,
+                    build_result(
+                        kept, prediction.size, self.vocabulary, self.unseen, images[index]
+                    ),
+                )
