@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta, Struct
 
+from pipeline.annotations.base import XywhBox
 from pipeline.annotations.box_format import XYWH, BoxFormatCheck
 from pipeline.annotations.load import AnnotationFile
 from pipeline.boxes import boxes_to_upright, clip_boxes
@@ -19,16 +21,14 @@ from pipeline.datasets.dataset import Dataset, list_file_names
 from pipeline.datasets.layouts import STORED
 from pipeline.images import ImageHeader
 from pipeline.types import Annotation
-from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.errors import bad_field
 from pipeline.utils.files import iter_json, sha256_of_file
+from pipeline.utils.schema import convert
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes
 
 # One detection: index of its image in the annotation file, xyxy box in pixels, object index, score.
 PROPOSAL_DTYPE = np.dtype([("image", "<i4"), ("box", "<f4", 4), ("label", "<i2"), ("score", "<f4")])
-REQUIRED_FIELDS = ("image_id", "category_id", "bbox", "score")
-NUMBER_TYPES = (int, float)
-MAX_COORDINATE = 1e9
 # Pixels; results files contain rounded numbers, so smaller distances are not counted as outside.
 EDGE_TOLERANCE = 0.01
 # Issues that are counted and reported, in this order.
@@ -39,10 +39,23 @@ UNKNOWN_OBJECT = "detections of COCO objects that the vocabulary does not have (
 
 # Values of `image_index_by_key` for keys that do not mean one annotated image.
 UNKNOWN_IMAGE, NOT_ANNOTATED, AMBIGUOUS_NUMBER = -1, -2, -3
+EXPECTED_IMAGES = {
+    UNKNOWN_IMAGE: "the file name or the number of an image of the dataset",
+    AMBIGUOUS_NUMBER: "a file name, because several images have this number",
+}
 TRAILING_DIGITS = re.compile(r"\d+$")
 
 # (N,) indices of images -> (N, 2) widths and heights, infinity where unknown.
 ImageSizes = Callable[[np.ndarray], np.ndarray]
+
+
+class _Entry(Struct):
+    """An entry of a detections file."""
+
+    image_id: int | str
+    category_id: int
+    bbox: XywhBox
+    score: Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +109,30 @@ def read_proposals(
     Raises:
         InputError: an entry is wrong; names it by its index.
     """
-    parser = _EntryParser(file, images, vocabulary)
-    # Packed arrays: as Python objects, the numbers of ten million detections would take gigabytes.
-    indices, labels, numbers, entries = array("i"), array("h"), array("d"), array("q")
-    for entry, value in enumerate(iter_json(file)):
-        row = parser.parse(value, f"entry {entry}")
-        if row is not None:
-            indices.append(row[0])
-            labels.append(row[1])
-            numbers.extend(row[2])
-            entries.append(entry)
-    values = np.frombuffer(numbers, np.float64).reshape(-1, 5) if numbers else np.zeros((0, 5))
-    boxes, images_of_rows = values[:, :4].copy(), np.array(indices, dtype=np.int32)
+    labels, other_coco_ids = vocabulary.label_by_category_id, _other_coco_ids(vocabulary)
+    issue_counts: Counter[str] = Counter()
+    # A packed array: as Python objects, ten million detections would take gigabytes.
+    numbers = array("d")
+    for number, value in enumerate(iter_json(file)):
+        where = f"entry {number}"
+        entry = convert(value, _Entry, file, where)
+        index, label = images.get(entry.image_id, UNKNOWN_IMAGE), labels.get(entry.category_id)
+        if index in EXPECTED_IMAGES:
+            raise bad_field(file, f"{where}.image_id", EXPECTED_IMAGES[index], entry.image_id)
+        if label is None and entry.category_id not in other_coco_ids:
+            ids = vocabulary.category_ids
+            expected = f"an object id of {vocabulary.name} (from {min(ids)} to {max(ids)})"
+            raise bad_field(file, f"{where}.category_id", expected, entry.category_id)
+        if min(entry.bbox[2:]) < 0:
+            raise bad_field(file, f"{where}.bbox", f"{XYWH} with sides >= 0", list(entry.bbox))
+        if index == NOT_ANNOTATED:
+            issue_counts[UNANNOTATED_IMAGE] += 1
+        elif label is None:
+            issue_counts[UNKNOWN_OBJECT] += 1
+        else:
+            numbers.extend((number, index, label, *entry.bbox, entry.score))
+    table = np.array(numbers).reshape(-1, 8)
+    images_of_rows, boxes = table[:, 1].astype(np.int32), table[:, 3:7].copy()
     sizes = image_sizes(images_of_rows)
     format_check = BoxFormatCheck(XYWH)
     format_check.add(boxes, sizes)
@@ -123,98 +148,16 @@ def read_proposals(
     if strict and (is_outside | is_empty).any():
         first = int(np.flatnonzero(is_outside | is_empty)[0])
         expected = "a box with area inside the image"
-        box = [round(number, 3) for number in values[first, :4].tolist()]
-        raise bad_field(file, f"entry {entries[first]}: bbox", expected, box)
-    parser.issue_counts.update(
-        {OUTSIDE_IMAGE: int((is_outside & ~is_empty).sum()), EMPTY_BOX: int(is_empty.sum())}
-    )
-    rows = np.zeros(len(values), PROPOSAL_DTYPE)
+        box = table[first, 3:7].round(3).tolist()
+        raise bad_field(file, f"entry {table[first, 0]:.0f}.bbox", expected, box)
+    issue_counts[OUTSIDE_IMAGE] = int((is_outside & ~is_empty).sum())
+    issue_counts[EMPTY_BOX] = int(is_empty.sum())
+    rows = np.zeros(len(table), PROPOSAL_DTYPE)
     rows["image"], rows["box"] = images_of_rows, clipped
-    rows["label"], rows["score"] = np.array(labels, dtype=np.int16), values[:, 4]
+    rows["label"], rows["score"] = table[:, 2], table[:, 7]
     rows = rows[~is_empty]
     order = np.argsort(rows["image"], kind="stable")
-    return Proposals(rows[order], sha256_of_file(file), parser.issue_counts)
-
-
-class _EntryParser:
-    """Checks and converts the entries of a detections file one by one."""
-
-    def __init__(self, file: Path, images: dict[int | str, int], vocabulary: Vocabulary) -> None:
-        self._file, self._images, self._vocabulary = file, images, vocabulary
-        self._labels = vocabulary.label_by_category_id
-        self._other_coco_ids = _other_coco_ids(vocabulary)
-        self.issue_counts: Counter[str] = Counter()
-
-    def parse(self, entry: Any, where: str) -> tuple[int, int, list[float]] | None:
-        """Converts one entry.
-
-        Args:
-            entry: the JSON value.
-            where: its place in the file, named in errors.
-
-        Returns:
-            Index of the image, object index, and [x, y, width, height, score]; None for detections
-            of images that are not annotated or objects that the vocabulary lacks.
-
-        Raises:
-            InputError: the entry is wrong.
-        """
-        if not isinstance(entry, dict):
-            raise bad_field(
-                self._file, where, f"an object with {', '.join(REQUIRED_FIELDS)}", entry
-            )
-        for field in REQUIRED_FIELDS:
-            if field not in entry:
-                found = "nothing (the key is missing)"
-                raise self._error(
-                    where, field, f"an object with {', '.join(REQUIRED_FIELDS)}", found
-                )
-        index = self._image_index(entry["image_id"], where)
-        label = self._label(entry["category_id"], where)
-        box, score = entry["bbox"], entry["score"]
-        if not _are_numbers(box, 4):
-            expected = "four finite numbers [x, y, width, height]"
-            raise self._error(where, "bbox", expected, box)
-        if box[2] < 0 or box[3] < 0:
-            raise self._error(where, "bbox", "[x, y, width, height] with sides >= 0", box)
-        if not _are_numbers([score], 1) or not 0 <= score <= 1:
-            raise self._error(where, "score", "a number from 0 to 1", score)
-        if index == NOT_ANNOTATED or label is None:
-            self.issue_counts[UNANNOTATED_IMAGE if index == NOT_ANNOTATED else UNKNOWN_OBJECT] += 1
-            return None
-        return index, label, [*box, score]
-
-    def _image_index(self, image: Any, where: str) -> int:
-        # Not isinstance: True equals 1 as a key.
-        is_key = type(image) in (int, str)
-        index = self._images.get(image, UNKNOWN_IMAGE) if is_key else UNKNOWN_IMAGE
-        if index == AMBIGUOUS_NUMBER:
-            expected = "a file name, because several images have this number"
-            raise self._error(where, "image_id", expected, image)
-        if index == UNKNOWN_IMAGE:
-            expected = "the file name or the number of an image of the dataset"
-            raise self._error(where, "image_id", expected, image)
-        return index
-
-    def _label(self, category: Any, where: str) -> int | None:
-        label = self._labels.get(category) if type(category) is int else None
-        if label is None and (type(category) is not int or category not in self._other_coco_ids):
-            ids = self._vocabulary.category_ids
-            expected = f"an object id of {self._vocabulary.name} (from {min(ids)} to {max(ids)})"
-            raise self._error(where, "category_id", expected, category)
-        return label
-
-    def _error(self, where: str, field: str, expected: str, found: object) -> InputError:
-        return bad_field(self._file, f"{where}: {field}", expected, found)
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    """Whether `values` is a list of `count` numbers below `MAX_COORDINATE`; NaN is not."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) in NUMBER_TYPES and abs(value) < MAX_COORDINATE for value in values)
-    )
+    return Proposals(rows[order], sha256_of_file(file), issue_counts)
 
 
 def _other_coco_ids(vocabulary: Vocabulary) -> frozenset[int]:

