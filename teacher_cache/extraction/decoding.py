@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,50 +39,19 @@ class ImageTask:
     size: tuple[int, int] | None = None
 
 
-class FailedImages:
-    """Images that could not be read, with their errors.
-
-    Args:
-        image_tasks: all images of the shard.
-        strict: raise the first error instead of recording it.
-
-    Attributes:
-        reasons: index of the image task -> error.
-    """
-
-    def __init__(self, image_tasks: Sequence[ImageTask], strict: bool) -> None:
-        self._image_tasks, self._strict = image_tasks, strict
-        self.reasons: dict[int, str] = {}
-
-    def add(self, index: int, error: InputError) -> None:
-        """Records that an image could not be read.
-
-        Args:
-            index: index of the image task.
-            error: why.
-
-        Raises:
-            InputError: the error itself, where the build is strict.
-        """
-        if self._strict:
-            raise error
-        # Without the path: a cache must not depend on the folder of its dataset.
-        self.reasons[index] = str(error).removeprefix(f"{self._image_tasks[index].path}: ")
-
-    def by_image(self) -> dict[str, str]:
-        """Image id -> error, in the order of the image tasks."""
-        return {self._image_tasks[i].image_id: self.reasons[i] for i in sorted(self.reasons)}
+# Receives the index of an image that cannot be read, and why.
+OnError = Callable[[int, InputError], None]
 
 
 def same_size_batches(
-    image_tasks: Sequence[ImageTask], size: int, failures: FailedImages
+    image_tasks: Sequence[ImageTask], size: int, on_error: OnError
 ) -> list[list[int]]:
     """Groups images of equal width and height, read from their file headers.
 
     Args:
         image_tasks: the images.
         size: largest batch; large images form smaller ones (`MAX_BATCH_PIXELS`).
-        failures: receives files that are not images, or whose size differs from the annotations.
+        on_error: called for files that are not images, or whose size differs from the annotations.
 
     Returns:
         Indices of the image tasks of each batch.
@@ -92,7 +61,7 @@ def same_size_batches(
         try:
             by_size[_check_size(image_task)].append(index)
         except InputError as error:
-            failures.add(index, error)
+            on_error(index, error)
     batches = []
     for (width, height), indices in by_size.items():
         step = min(size, max(1, MAX_BATCH_PIXELS // (width * height)))
@@ -118,7 +87,7 @@ def prefetch_images(
     pool: Executor,
     batches: Sequence[list[int]],
     image_tasks: Sequence[ImageTask],
-    failures: FailedImages,
+    on_error: OnError,
 ) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Decodes batches; the next one is decoded while the caller works on the present one.
 
@@ -126,7 +95,7 @@ def prefetch_images(
         pool: workers that decode.
         batches: indices of `image_tasks` of each batch.
         image_tasks: the images.
-        failures: receives images that cannot be decoded.
+        on_error: called for images that cannot be decoded.
 
     Yields:
         Indices and RGB images of a batch, without those that cannot be decoded.
@@ -143,7 +112,7 @@ def prefetch_images(
         indices, images = [], []
         for index, result in zip(batch, results, strict=True):
             if isinstance(result, InputError):
-                failures.add(index, result)
+                on_error(index, result)
             else:
                 indices.append(index)
                 images.append(result)

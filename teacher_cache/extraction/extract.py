@@ -7,11 +7,12 @@ CLIP, and turn the scores of the prompts into action probabilities.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from types import TracebackType
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from pipeline.types import Pairs
 from pipeline.utils.devices import convert_out_of_memory
-from pipeline.utils.errors import bad_field
+from pipeline.utils.errors import InputError, bad_field
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import (
     ObjectBoxes,
@@ -31,7 +32,6 @@ from teacher_cache.detectors.pairing import (
 )
 from teacher_cache.detectors.torchvision import Detector, detect_objects
 from teacher_cache.extraction.decoding import (
-    FailedImages,
     ImageTask,
     prefetch_images,
     same_size_batches,
@@ -116,7 +116,7 @@ def extract(
 ) -> tuple[dict[str, TeacherOutputs], dict[str, str]]:
     """Computes the teacher's outputs for the images of a shard.
 
-    Decoding, cropping and encoding run concurrently on different batches (`WorkerPools`). So does
+    Decoding, cropping and encoding run concurrently on different batches (`worker_pools`). So does
     detection on a GPU; on a CPU it uses all cores alone. The images of a detector batch have equal
     sizes, so none of them is padded.
 
@@ -135,7 +135,8 @@ def extract(
             finite; or the batches exceed the GPU's memory.
     """
     clip = teacher.clip
-    failures = FailedImages(image_tasks, config.strict)
+    # Index of an image that cannot be read -> error.
+    reasons: dict[int, str] = {}
     image_pairs: list[_ImagePairs] = []
     cropping: deque[list[Future[Tensor]]] = deque()
     # The latest batch, which the error message of `describe_batches` needs.
@@ -147,19 +148,27 @@ def extract(
         detector_batch = f"{len(images)} images of {' and '.join(sizes)} pixels"
         return f"batch size {regions_per_batch} regions, detector batch size {detector_batch}"
 
-    with convert_out_of_memory(describe_batches), WorkerPools(clip.device) as pools:
-        encoder = _BatchEncoder(clip, regions_per_batch, pools.encoder_pool)
-        batches = same_size_batches(image_tasks, config.images_per_batch, failures)
-        for indices, images in prefetch_images(pools.image_pool, batches, image_tasks, failures):
+    def on_error(index: int, error: InputError) -> None:
+        if config.strict:
+            raise error
+        # Without the path: a cache must not depend on the folder of its dataset.
+        reasons[index] = str(error).removeprefix(f"{image_tasks[index].path}: ")
+
+    pools = worker_pools(clip.device)
+    with convert_out_of_memory(describe_batches), pools as (image_pool, encoder_pool):
+        encoder = _BatchEncoder(clip, regions_per_batch, encoder_pool)
+        batches = same_size_batches(image_tasks, config.images_per_batch, on_error)
+        for indices, images in prefetch_images(image_pool, batches, image_tasks, on_error):
             if not images:
                 continue
-            if teacher.detector is not None:
-                pools.wait_until_idle()
+            if teacher.detector is not None and clip.device.type == "cpu":
+                wait(list(chain.from_iterable(cropping)))
+                wait(encoder.running)
             batch = _detect_pairs([(n, image_tasks[n]) for n in indices], images, teacher, config)
             image_pairs += batch
             cropping.append(
                 [
-                    pools.image_pool.submit(
+                    image_pool.submit(
                         crop_regions,
                         image,
                         entry.region_boxes,
@@ -176,13 +185,14 @@ def extract(
         for futures in cropping:
             on_progress(encoder.add(futures))
         embeddings = encoder.finish()
-        on_progress(len(failures.reasons))
+        on_progress(len(reasons))
     _check_finite(image_pairs, embeddings, image_tasks)
     outputs = _teacher_outputs(image_pairs, embeddings, teacher, config.embeddings)
     # Batches are formed by image size; a shard lists its images in the annotation file's order.
     in_order = sorted(zip(image_pairs, outputs, strict=True), key=lambda each: each[0].index)
     by_image = {image_tasks[image.index].image_id: output for image, output in in_order}
-    return by_image, failures.by_image()
+    failed = {image_tasks[index].image_id: reasons[index] for index in sorted(reasons)}
+    return by_image, failed
 
 
 def _detect_pairs(
@@ -271,7 +281,7 @@ class _BatchEncoder:
     def __init__(self, clip: ClipTeacher, batch_size: int, pool: Executor) -> None:
         self._clip, self._batch_size, self._pool = clip, batch_size, pool
         self._queued: deque[Tensor] = deque()
-        self._running: deque[Future[Callable[[], np.ndarray]]] = deque()
+        self.running: deque[Future[Callable[[], np.ndarray]]] = deque()
         self._embeddings: list[np.ndarray] = []
 
     def add(self, cropping: Sequence[Future[Tensor]]) -> int:
@@ -299,26 +309,27 @@ class _BatchEncoder:
         """Encodes the rest; (R, D) float32 embeddings in the order in which regions were added."""
         if sum(map(len, self._queued)):
             self._submit(list(self._queued))
-        while self._running:
+        while self.running:
             self._collect_oldest()
         if not self._embeddings:
             return np.zeros((0, 0), np.float32)
         return np.concatenate(self._embeddings)
 
     def _submit(self, batch: Sequence[Tensor]) -> None:
-        self._running.append(self._pool.submit(self._start, batch))
-        if len(self._running) > MAX_BATCHES_ENCODING:
+        self.running.append(self._pool.submit(self._start, batch))
+        if len(self.running) > MAX_BATCHES_ENCODING:
             self._collect_oldest()
 
     def _start(self, batch: Sequence[Tensor]) -> Callable[[], np.ndarray]:
         return self._clip.encode_images_async(torch.cat(list(batch)))
 
     def _collect_oldest(self) -> None:
-        self._embeddings.append(self._running.popleft().result()())
+        self._embeddings.append(self.running.popleft().result()())
 
 
-class WorkerPools:
-    """Thread pools for decoding, cropping and encoding, as a context manager.
+@contextmanager
+def worker_pools(device: torch.device) -> Iterator[tuple[Executor, Executor]]:
+    """Thread pools for decoding and cropping, and for encoding.
 
     With a GPU, one thread encodes and `NUM_GPU_WORKERS` decode and crop. They use a CUDA stream of
     their own, so that their kernels do not wait for the detector's in the caller's stream.
@@ -328,86 +339,44 @@ class WorkerPools:
     slow as its slowest thread.
 
     When the `with` block raises, running work is awaited and queued work is cancelled.
-
-    Args:
-        device: device of the models.
-
-    Attributes:
-        image_pool: decodes and crops.
-        encoder_pool: runs CLIP's image encoder.
     """
-
-    image_pool: Executor
-    encoder_pool: Executor
-
-    def __init__(self, device: torch.device) -> None:
-        self._threads = torch.get_num_threads()
-        self._on_cpu = device.type == "cpu"
-        if self._on_cpu:
-            workers = min(self._threads, MAX_CPU_WORKERS)
-            threads_each = -(-self._threads // workers)
-            self._pools = [
-                _TrackedPool(workers, initializer=torch.set_num_threads, initargs=(threads_each,))
-            ]
-        else:
-            options: dict[str, Any] = {}
-            if device.type == "cuda":
-                stream = _second_stream(device)
-                if stream is not None:
-                    # The models were copied to the device in the caller's stream.
-                    stream.wait_stream(torch.cuda.current_stream(device))
-                options = {"initializer": _set_cuda_stream, "initargs": (device, stream)}
-            self._pools = [_TrackedPool(NUM_GPU_WORKERS, **options), _TrackedPool(1, **options)]
-        self.image_pool, self.encoder_pool = self._pools[0], self._pools[-1]
-
-    def wait_until_idle(self) -> None:
-        """Waits until all workers are idle, if they share a CPU with the caller."""
-        if self._on_cpu:
-            wait(self._pools[0].unfinished)
-
-    def __enter__(self) -> WorkerPools:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=kind is not None)
+    threads = torch.get_num_threads()
+    if device.type == "cuda":
+        stream = _second_stream(device)
+        # The models were copied to the device in the caller's stream.
+        stream.wait_stream(torch.cuda.current_stream(device))
+        pools = [
+            ThreadPoolExecutor(count, initializer=_set_cuda_stream, initargs=(device, stream))
+            for count in (NUM_GPU_WORKERS, 1)
+        ]
+    else:
+        count = min(threads, MAX_CPU_WORKERS)
+        shares = (-(-threads // count),)
+        pools = [ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=shares)]
+    try:
+        yield pools[0], pools[-1]
+    except BaseException:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        for pool in pools:
+            pool.shutdown()
         # A worker's setting is the default of every thread that uses torch for the first time.
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(threads)
 
 
 @cache
 def _second_stream(device: torch.device) -> Any:
-    """A second stream of a GPU; None if it cannot be created, and all threads share one stream.
+    """A second stream of a GPU.
 
     Cached, because torch's allocator reuses memory only within the stream that freed it: a new
     stream for each shard would leave the memory of the last one unused.
     """
-    try:
-        return torch.cuda.Stream(device)
-    except RuntimeError:
-        return None
+    return torch.cuda.Stream(device)
 
 
 def _set_cuda_stream(device: torch.device, stream: Any) -> None:
     """Sets the current device and stream of a worker thread."""
     torch.cuda.set_device(device)
-    if stream is not None:
-        torch.cuda.set_stream(stream)
-
-
-class _TrackedPool(ThreadPoolExecutor):
-    """Thread pool with the set of its unfinished futures."""
-
-    def __init__(self, threads: int, **options: Any) -> None:
-        super().__init__(threads, **options)
-        self.unfinished: set[Future[Any]] = set()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future = super().submit(fn, *args, **kwargs)
-        self.unfinished = {each for each in (*self.unfinished, future) if not each.done()}
-        return future
+    torch.cuda.set_stream(stream)

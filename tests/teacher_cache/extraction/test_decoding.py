@@ -4,14 +4,18 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from pipeline.utils.errors import InputError
 from teacher_cache.extraction import decoding
 from teacher_cache.extraction.decoding import (
-    FailedImages,
     ImageTask,
     prefetch_images,
     same_size_batches,
 )
+
+
+def refuse(index, error):
+    """For images without errors."""
+    raise error
+
 
 SIZES = [(8, 6), (6, 8), (8, 6), (8, 6), (8, 6)]
 
@@ -27,59 +31,47 @@ def image_tasks(tmp_path):
 
 
 def test_no_images():
-    failures = FailedImages([], strict=True)
-    assert same_size_batches([], 4, failures) == []
+    assert same_size_batches([], 4, refuse) == []
     with ThreadPoolExecutor(1) as pool:
-        assert list(prefetch_images(pool, [], [], failures)) == []
+        assert list(prefetch_images(pool, [], [], refuse)) == []
 
 
 def test_images_of_a_batch_have_equal_sizes(image_tasks):
-    assert same_size_batches(image_tasks, 3, FailedImages(image_tasks, True)) == [
-        [0, 2, 3],
-        [4],
-        [1],
-    ]
+    assert same_size_batches(image_tasks, 3, refuse) == [[0, 2, 3], [4], [1]]
 
 
 def test_prefetching_keeps_order_and_leaves_out_broken_images(image_tasks):
     image_tasks[3].path.write_bytes(image_tasks[3].path.read_bytes()[:-30])
-    failures = FailedImages(image_tasks, strict=False)
+    failures = {}
     with ThreadPoolExecutor(1) as pool:
-        batches = list(prefetch_images(pool, [[0, 2, 3], [4], [1]], image_tasks, failures))
+        batches = list(
+            prefetch_images(pool, [[0, 2, 3], [4], [1]], image_tasks, failures.__setitem__)
+        )
     assert [indices for indices, _ in batches] == [[0, 2], [4], [1]]
     reds = [[image.getpixel((0, 0))[0] for image in images] for _, images in batches]
     assert reds == [[0, 2], [4], [1]]
-    assert list(failures.by_image()) == ["3.png"]
-    assert "3.png" not in failures.by_image()["3.png"]
+    assert list(failures) == [3]
 
 
 def test_files_that_are_not_images(image_tasks):
     image_tasks[1].path.write_text("not an image")
     image_tasks[0].path.unlink()
-    failures = FailedImages(image_tasks, strict=False)
-    assert same_size_batches(image_tasks, 9, failures) == [[2, 3, 4]]
-    assert list(failures.by_image()) == ["0.png", "1.png"]
+    failures = {}
+    assert same_size_batches(image_tasks, 9, failures.__setitem__) == [[2, 3, 4]]
+    assert list(failures) == [0, 1]
 
 
 def test_batches_of_large_images_are_smaller(image_tasks, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_BATCH_PIXELS", 2 * 8 * 6)
-    failures = FailedImages(image_tasks, True)
-    assert same_size_batches(image_tasks, 4, failures) == [[0, 2], [3, 4], [1]]
+    assert same_size_batches(image_tasks, 4, refuse) == [[0, 2], [3, 4], [1]]
     monkeypatch.setattr(decoding, "MAX_BATCH_PIXELS", 1)
-    assert same_size_batches(image_tasks, 4, failures) == [[0], [2], [3], [4], [1]]
+    assert same_size_batches(image_tasks, 4, refuse) == [[0], [2], [3], [4], [1]]
 
 
 def test_images_of_another_size_than_annotated_fail(image_tasks):
     sizes = [(6, 8), (6, 8), (16, 12), None, (8, 6)]
     image_tasks = [replace(task, size=size) for task, size in zip(image_tasks, sizes, strict=True)]
-    failures = FailedImages(image_tasks, strict=False)
-    assert same_size_batches(image_tasks, 4, failures) == [[1], [3, 4]]
-    reasons = failures.by_image()
-    assert "6 x 8" in reasons["0.png"] and "8 x 6" in reasons["0.png"]
-    assert "16 x 12" in reasons["2.png"] and "8 x 6" in reasons["2.png"]
-
-
-def test_the_first_failure_is_raised_if_strict(image_tasks):
-    image_tasks[1].path.write_text("not an image")
-    with pytest.raises(InputError, match=r"1\.png"):
-        same_size_batches(image_tasks, 9, FailedImages(image_tasks, strict=True))
+    failures = {}
+    assert same_size_batches(image_tasks, 4, failures.__setitem__) == [[1], [3, 4]]
+    assert "6 x 8" in str(failures[0]) and "8 x 6" in str(failures[0])
+    assert "16 x 12" in str(failures[2]) and "8 x 6" in str(failures[2])

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from teacher_cache.extraction.extract import MAX_CPU_WORKERS, WorkerPools
+from teacher_cache.extraction.extract import MAX_CPU_WORKERS, worker_pools
 
 CPU = torch.device("cpu")
 
@@ -24,24 +24,13 @@ def test_workers_on_a_cpu_share_torchs_threads(threads):
         barrier.wait()
         return threading.current_thread().name, torch.get_num_threads()
 
-    with WorkerPools(CPU) as pools:
-        futures = [pools.image_pool.submit(work) for _ in range(barrier.parties)]
+    with worker_pools(CPU) as (pool, _):
+        futures = [pool.submit(work) for _ in range(barrier.parties)]
         names, thread_counts = zip(*(future.result() for future in futures), strict=True)
         assert torch.get_num_threads() == threads
     assert len(set(names)) == barrier.parties
     assert sum(thread_counts) - len(thread_counts) < threads <= sum(thread_counts)
     assert torch.get_num_threads() == threads
-
-
-def test_waiting_until_workers_are_idle():
-    resume, done = threading.Event(), []
-    with WorkerPools(CPU) as pools:
-        pools.wait_until_idle()
-        for number in range(8):
-            pools.encoder_pool.submit(lambda number=number: (resume.wait(60), done.append(number)))
-        threading.Timer(0.05, resume.set).start()
-        pools.wait_until_idle()
-        assert sorted(done) == list(range(8))
 
 
 def test_an_exception_cancels_queued_work():
@@ -52,9 +41,9 @@ def test_an_exception_cancels_queued_work():
         resume.wait(60)
         done.append("first")
 
-    with pytest.raises(KeyboardInterrupt), WorkerPools(torch.device("meta")) as pools:
-        pools.encoder_pool.submit(first)
-        later = pools.encoder_pool.submit(done.append, "later")
+    with pytest.raises(KeyboardInterrupt), worker_pools(CPU) as (pool, _):
+        pool.submit(first)
+        later = pool.submit(done.append, "later")
         assert started.wait(60)
         threading.Timer(0.05, resume.set).start()
         raise KeyboardInterrupt
