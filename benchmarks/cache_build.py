@@ -73,11 +73,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     teacher = TeacherModels(None, clip, text, vocabulary)
     extraction = ExtractionConfig(regions_per_batch=clip.batch_size)
     regions = options.images * options.pairs
-    ready = torch.randn(clip.batch_size, 3, clip.image_size, clip.image_size, device=device)
+    shape = (clip.batch_size, 3, clip.image_size, clip.image_size)
+    ready = torch.randint(256, shape, dtype=torch.uint8, device=device)
 
     def tower() -> None:
         for start in range(0, regions, clip.batch_size):
-            clip.encode_pixels(ready[: regions - start])
+            clip.encode_images(ready[: regions - start])
 
     def build() -> None:
         outputs, failed = extract(image_tasks, teacher, extraction, lambda count: None)

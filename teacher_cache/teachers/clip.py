@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import open_clip
 import torch
+from msgspec import Meta, Struct
 from open_clip.factory import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from safetensors import SafetensorError
@@ -27,9 +28,9 @@ from torch.nn import functional
 
 from pipeline.utils.devices import autocast, copy_to_host_async
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import atomic_write, read_json, sha256_of_file, sha256_of_json, write_json
+from pipeline.utils.files import atomic_write, sha256_of_file, sha256_of_json, write_json
+from pipeline.utils.schema import convert, read_json_as
 from pipeline.utils.weights import architecture_error, check_finite, load_weights, weights_digest
-from teacher_cache.teachers.regions import RESAMPLING_FILTERS
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
 CONFIG_FILE = "open_clip_config.json"
@@ -40,6 +41,7 @@ TOKENIZER_FILE = "words.json"
 HUB_PREFIX = "hf-hub:"
 # Integers that OpenAI's TorchScript archives contain in their state dicts.
 OPENAI_METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")
+MODEL_CONFIG = "open_clip's model configuration"
 PREPROCESSING_KEYS = ("mean", "std", "interpolation", "resize_mode")
 # Exceptions that open_clip raises for unexpected input.
 OPEN_CLIP_ERRORS = (
@@ -54,10 +56,26 @@ OPEN_CLIP_ERRORS = (
     ValueError,
     pickle.UnpicklingError,
 )
+Positive = Annotated[float, Meta(gt=0)]
 # Sentences per batch of the text encoder.
 TEXT_BATCH_SIZE = 256
 # Regions per batch. On a CPU the activations of larger batches no longer fit its cache.
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
+
+
+class _Preprocessing(Struct):
+    """open_clip's `preprocess_cfg`; mean and std are for pixels in [0, 1]."""
+
+    size: int | list[int]
+    mean: Annotated[tuple[float, float, float], Meta(description="three numbers")]
+    std: Annotated[tuple[Positive, Positive, Positive], Meta(description="three numbers above 0")]
+    interpolation: Literal["bicubic", "bilinear", "random"] | None = None
+
+
+class _FolderConfig(Struct):
+    """`open_clip_config.json`."""
+
+    model_cfg: Annotated[dict[str, Any], Meta(description=MODEL_CONFIG)]
 
 
 @dataclass(frozen=True)
@@ -162,10 +180,7 @@ def _load_folder(folder: Path) -> LoadedClip:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise InputError(f"{folder}: expected a CLIP folder with {CONFIG_FILE}, found none")
-    value = read_json(file)
-    settings = value.get("model_cfg") if isinstance(value, dict) else None
-    if not isinstance(settings, dict):
-        raise bad_field(file, "model_cfg", "open_clip's model configuration", settings)
+    settings = read_json_as(file, _FolderConfig).model_cfg
     names = (WEIGHTS_FILE, *OTHER_WEIGHTS_FILES)
     weights_files = [folder / name for name in names if (folder / name).is_file()]
     if not weights_files:
@@ -174,7 +189,7 @@ def _load_folder(folder: Path) -> LoadedClip:
         model = _create_empty(f"local-dir:{folder}")
     except OPEN_CLIP_ERRORS as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise bad_field(file, "model_cfg", "open_clip's model configuration", found) from None
+        raise bad_field(file, "model_cfg", MODEL_CONFIG, found) from None
     weights = weights_files[0]
     model = _load_state(model, load_weights(weights), weights, f"the model in {file}")
     words = folder / TOKENIZER_FILE
@@ -287,9 +302,7 @@ class ClipTeacher:
 
     Attributes:
         device: device of the model.
-        name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
-            configuration and tokenizer files.
-        quick_gelu: whether it uses OpenAI's approximation of GELU.
+        name, quick_gelu: see `LoadedClip`.
         image_size: side of the square input in pixels.
         precision: precision of the image encoder.
         interpolation: interpolation of the resize, "bicubic" or "bilinear".
@@ -313,11 +326,13 @@ class ClipTeacher:
         self._model, self._tokenizer = loaded.model.eval().to(device), loaded.tokenizer
         self.device = device
         self.precision = resolve_precision(config.precision, device.type)
-        preprocessing = open_clip.get_model_preprocess_cfg(loaded.model)
-        self.image_size = _square_size(preprocessing["size"], config.model)
-        self.interpolation = _check_interpolation(preprocessing.get("interpolation"), config.model)
-        self.mean = _channel_values(preprocessing, "mean", config.model)
-        self.std = _channel_values(preprocessing, "std", config.model)
+        values = open_clip.get_model_preprocess_cfg(loaded.model)
+        preprocessing = convert(values, _Preprocessing, config.model, "preprocess_cfg")
+        self.image_size = _square_size(preprocessing.size, config.model)
+        # "random" is for training; open_clip's own transform for inference then uses bicubic.
+        is_bilinear = preprocessing.interpolation == "bilinear"
+        self.interpolation = "bilinear" if is_bilinear else "bicubic"
+        self.mean, self.std = preprocessing.mean, preprocessing.std
         self.batch_size = GPU_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
@@ -351,11 +366,6 @@ class ClipTeacher:
             return embeddings
 
         return get_embeddings
-
-    @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor) -> np.ndarray:
-        """(N, 3, S, S) float32 normalised pixels -> (N, D) float32 normalised embeddings."""
-        return self._encode(pixels, self.precision).cpu().numpy()
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """What identifies the teacher, for `reader.fingerprint.fingerprint_parts`."""
@@ -438,24 +448,6 @@ def _square_size(size: Any, name: str) -> int:
     if len(sides) != 1:
         raise InputError(f"--clip-model: expected a model with square input, {name} takes {size}")
     return sides.pop()
-
-
-def _check_interpolation(value: Any, name: str) -> str:
-    # "random" is for training; open_clip's own transform for inference then uses bicubic.
-    kind = "bicubic" if value in (None, "random") else value
-    if kind not in RESAMPLING_FILTERS:
-        raise bad_field(name, "interpolation", " or ".join(RESAMPLING_FILTERS), value)
-    return kind
-
-
-def _channel_values(settings: dict[str, Any], key: str, name: str) -> tuple[float, ...]:
-    values: Any = settings.get(key)
-    is_triple = isinstance(values, (list, tuple)) and len(values) == 3
-    if not is_triple or not all(isinstance(value, (int, float)) for value in values):
-        raise bad_field(name, f"preprocess_cfg.{key}", "three numbers", values)
-    if key == "std" and min(values) <= 0:
-        raise bad_field(name, f"preprocess_cfg.{key}", "three numbers above 0", values)
-    return tuple(float(value) for value in values)
 
 
 def resolve_precision(precision: str, device: str) -> str:

@@ -21,7 +21,6 @@ from pipeline.boxes import union_boxes
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 
-LEVELS = ("region", "image")
 RESAMPLING_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Images and padded squares above this size are not resized as a whole.
 MAX_PIXELS = 2**24

@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
-from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import read_json, write_json
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import write_json
+from pipeline.utils.schema import read_json_as
 
 PAD = 0
+
+
+class _WordsFile(Struct):
+    words: list[str]
+    context_length: int
 
 
 class WordTokenizer:
@@ -73,10 +80,5 @@ class WordTokenizer:
         Raises:
             InputError: the file is missing or not of this form.
         """
-        value = read_json(path)
-        if not isinstance(value, dict) or not isinstance(value.get("words"), list):
-            raise bad_field(path, "words", "a list of words", value)
-        length = value.get("context_length")
-        if not isinstance(length, int):
-            raise bad_field(path, "context_length", "a whole number", length)
-        return cls([str(word) for word in value["words"]], length)
+        stored = read_json_as(path, _WordsFile)
+        return cls(stored.words, stored.context_length)

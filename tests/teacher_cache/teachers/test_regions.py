@@ -20,13 +20,6 @@ from teacher_cache.teachers.regions import (
 SIZE = 64
 
 
-@pytest.fixture
-def image():
-    rng = np.random.default_rng(4)
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-    return coarse.resize((160, 120), Image.Resampling.BICUBIC)
-
-
 def pairs(humans, objects):
     count = len(humans)
     return Pairs(
@@ -39,11 +32,6 @@ def pairs(humans, objects):
     )
 
 
-def test_without_pairs_there_are_no_regions():
-    boxes, rows = union_regions(pairs([], []))
-    assert boxes.shape == (0, 4) and rows.shape == (0,)
-
-
 def test_equal_union_boxes_become_one_region():
     a, b, c = [0, 0, 9, 9], [5, 5, 20, 30], [2, 2, 3, 3]
     boxes, rows = union_regions(pairs([a, a, b, a], [b, c, a, [1, 1, 2, 2]]))
@@ -51,48 +39,15 @@ def test_equal_union_boxes_become_one_region():
     assert rows.tolist() == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        [10, 20, 90, 60],
-        [10.5, 20.5, 91.5, 60.49],
-        [30, 5, 50, 118],
-        [0, 0, 160, 120],
-        [7, 7, 20, 20],
-    ],
-)
-def test_padded_regions_equal_separate_steps_of_pil(image, box):
-    """The steps are cropping, pasting into the middle of a black square, and resizing."""
-    crop = image.crop(box)
-    side = max(crop.size)
-    square = Image.new("RGB", (side, side), (0, 0, 0))
-    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
-    expected = np.asarray(square.resize((SIZE, SIZE), Image.BICUBIC))
-    (found,) = crop_regions_pil(image, np.array([box], dtype=np.float32), SIZE, RegionMode())
-    assert found.shape == (SIZE, SIZE, 3) and found.dtype == np.uint8
-    assert np.abs(found.astype(int) - expected).max() <= 1
+def test_the_whole_image_is_one_region():
+    boxes, rows = whole_image_region(pairs([[0, 0, 9, 9]] * 3, [[1, 1, 2, 2]] * 3), (40, 30))
+    assert boxes.tolist() == [[0, 0, 40, 30]] and rows.tolist() == [0, 0, 0]
 
 
-def test_stretch_fills_the_square(image):
-    (found,) = crop_regions_pil(image, np.array([[20, 30, 140, 50]]), SIZE, RegionMode("stretch"))
-    expected = np.asarray(image.crop((20, 30, 140, 50)).resize((SIZE, SIZE), Image.BICUBIC))
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_context_enlarges_the_box_within_the_image(image):
-    mode = RegionMode.parse("context=2")
-    found = crop_regions_pil(image, np.array([[60, 40, 80, 60], [0, 0, 10, 10]]), SIZE, mode)
-    grown = crop_regions_pil(
-        image, np.array([[50, 30, 90, 70], [0, 0, 15, 15]]), SIZE, RegionMode()
-    )
-    np.testing.assert_array_equal(found[0], grown[0])
-    np.testing.assert_array_equal(found[1], grown[1])
-
-
-@pytest.mark.parametrize("box", [[10, 10, 10, 10], [159.9, 119.9, 160, 120], [50.2, 3, 50.4, 80]])
-def test_a_region_has_at_least_one_pixel(image, box):
-    (found,) = crop_regions_pil(image, np.array([box]), SIZE, RegionMode())
-    assert found.shape == (SIZE, SIZE, 3)
+@pytest.mark.parametrize("find", [union_regions, lambda empty: whole_image_region(empty, (40, 30))])
+def test_without_pairs_there_are_no_regions(find):
+    boxes, rows = find(pairs([], []))
+    assert boxes.shape == (0, 4) and rows.shape == (0,)
 
 
 def reference_crop(image, box, mode, context=1.0, size=SIZE, filter_=Image.Resampling.BICUBIC):
@@ -115,14 +70,13 @@ def reference_crop(image, box, mode, context=1.0, size=SIZE, filter_=Image.Resam
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.2", "context=7"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("seed", range(3))
-def test_regions_of_any_box_equal_separate_steps_of_pil(mode, interpolation, seed):
+def test_regions_of_any_box_equal_separate_steps_of_pil(mode, interpolation):
     """Boxes inside and far outside the image, very small and very large ones."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (90, 130, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    corners = rng.uniform(-60, 190, (40, 2)) * rng.choice([1, 1, 1, 1e4], (40, 1))
-    sides = rng.choice([0, 0.4, 1, 30, 90, 1e6], (40, 2))
+    corners = rng.uniform(-60, 190, (90, 2)) * rng.choice([1, 1, 1, 1e4], (90, 1))
+    sides = rng.choice([0, 0.4, 1, 30, 90, 1e6], (90, 2))
     boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
     parsed = RegionMode.parse(mode)
     found = crop_regions_pil(image, boxes, SIZE, parsed, interpolation)
@@ -149,20 +103,11 @@ def test_a_panorama_is_resized_without_its_padded_square():
     assert found.shape == (32, 32, 3) and found.max() < 3
 
 
-def test_the_whole_image_is_one_region():
-    boxes, rows = whole_image_region(pairs([[0, 0, 9, 9]] * 3, [[1, 1, 2, 2]] * 3), (40, 30))
-    assert boxes.tolist() == [[0, 0, 40, 30]] and rows.tolist() == [0, 0, 0]
-    boxes, rows = whole_image_region(pairs([], []), (40, 30))
-    assert boxes.shape == (0, 4) and rows.shape == (0,)
-
-
-@pytest.mark.parametrize("text", ["pad", "stretch", "context=1.2"])
-def test_region_modes(text):
-    assert RegionMode.parse(text).name == text
-
-
-def test_equal_region_modes_have_equal_names():
-    assert RegionMode.parse("context=1.20") == RegionMode.parse("context=1.2")
+@pytest.mark.parametrize(
+    ("text", "name"), [("pad", "pad"), ("stretch", "stretch"), ("context=1.20", "context=1.2")]
+)
+def test_region_modes(text, name):
+    assert RegionMode.parse(text).name == name
 
 
 @pytest.mark.parametrize("text", ["", "crop", "context", "context=", "context=0.5", "context=nan"])
@@ -188,17 +133,11 @@ def random_boxes(rng, width, height, count):
     return boxes
 
 
-def test_resampling_no_regions():
-    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    assert resample_regions(image, np.zeros((0, 4), np.int64), 16).shape == (0, 3, 16, 16)
-
-
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("width", "height", "size"), [(320, 240, 64), (33, 250, 96), (40, 30, 112), (1, 1, 32)]
 )
-def test_resampled_regions_differ_from_pil_by_one_grey_level_at_most(seed, width, height, size):
-    rng = np.random.default_rng(seed)
+def test_resampled_regions_differ_from_pil_by_one_grey_level_at_most(width, height, size):
+    rng = np.random.default_rng(0)
     pixels, boxes = random_pixels(rng, width, height), random_boxes(rng, width, height, 12)
     expected = np.stack(crop_regions_pil(Image.fromarray(pixels), boxes, size, RegionMode()))
     found = resample_regions(torch.from_numpy(pixels).permute(2, 0, 1), boxes, size)
@@ -212,6 +151,7 @@ def test_resampling_in_several_steps_keeps_the_order():
     image = torch.from_numpy(random_pixels(rng, 50, 40)).permute(2, 0, 1)
     boxes = random_boxes(rng, 50, 40, 2 * MAX_REGIONS + 3)
     results = resample_regions(image, boxes, 16)
+    assert resample_regions(image, boxes[:0], 16).shape == (0, 3, 16, 16)
     for index in (0, MAX_REGIONS, len(boxes) - 1):
         alone = resample_regions(image, boxes[index : index + 1], 16)
         assert (results[index].int() - alone[0].int()).abs().max() <= 1

@@ -4,32 +4,18 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
-WORDS = ("a", "ball", "kicking", "person")
-
 
 @pytest.fixture
 def tokenizer():
-    return WordTokenizer(WORDS, 6)
-
-
-def test_no_texts(tokenizer):
-    assert tokenizer([]).shape == (0, 6)
+    return WordTokenizer(("a", "ball", "kicking", "person"), 6)
 
 
 def test_words_become_ids_between_start_and_end(tokenizer):
-    tokens = tokenizer(["a person kicking", "ball"])
-    assert tokens.tolist() == [[5, 1, 4, 3, 6, 0], [5, 2, 6, 0, 0, 0]]
-    assert tokenizer("ball").tolist() == [[5, 2, 6, 0, 0, 0]]
-    assert tokenizer("").tolist() == [[5, 6, 0, 0, 0, 0]]
-
-
-def test_the_end_of_text_has_the_largest_id(tokenizer):
-    tokens = tokenizer(["a person", "kicking a ball"])
-    assert tokens.argmax(1).tolist() == [3, 4]
-    assert tokenizer.vocab_size == tokens.max() + 1
-
-
-def test_another_context_length(tokenizer):
+    tokens = tokenizer(["a person kicking", "ball", ""])
+    assert tokens.tolist() == [[5, 1, 4, 3, 6, 0], [5, 2, 6, 0, 0, 0], [5, 6, 0, 0, 0, 0]]
+    # open_clip takes a text's embedding at the position of the largest id.
+    assert tokens.argmax(1).tolist() == [4, 2, 1] and tokenizer.vocab_size == tokens.max() + 1
+    assert tokenizer([]).shape == (0, 6)
     assert tokenizer("a ball", context_length=9).shape == (1, 9)
 
 
@@ -41,7 +27,6 @@ def test_another_context_length(tokenizer):
     ],
 )
 def test_unknown_words_and_long_texts(tokenizer, text, message):
-    assert tokenizer("a a a a").shape == (1, 6)
     with pytest.raises(InputError, match=message):
         tokenizer(text)
 
@@ -50,21 +35,18 @@ def test_saved_and_loaded(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "words.json")
     again = WordTokenizer.load(tmp_path / "words.json")
     assert again.words == tokenizer.words and again.context_length == 6
-    assert again(["a ball"]).equal(tokenizer(["a ball"]))
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "field"),
     [
-        ([], "words: expected"),
-        ({"context_length": 6}, "words: expected"),
-        ({"words": "a ball", "context_length": 6}, "words: expected"),
-        ({"words": ["a"]}, "context_length: expected"),
-        ({"words": ["a"], "context_length": "6"}, "context_length: expected"),
+        ([], "content"),
+        ({"words": "a ball", "context_length": 6}, "words"),
+        ({"words": ["a"]}, "context_length"),
     ],
 )
-def test_wrong_files(tmp_path, value, message):
+def test_wrong_files(tmp_path, value, field):
     file = tmp_path / "words.json"
     write_json(file, value)
-    with pytest.raises(InputError, match=f"words.json: {message}"):
+    with pytest.raises(InputError, match=rf"words\.json: {field}: expected"):
         WordTokenizer.load(file)
