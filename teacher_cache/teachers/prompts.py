@@ -33,10 +33,8 @@ def interaction_prompts(
         H tuples of one prompt per template.
 
     Raises:
-        InputError: there is no template, or one lacks a field or has others.
+        InputError: a template lacks a field or has others.
     """
-    if not templates:
-        raise InputError("--template: expected at least one sentence, found none")
     for template in templates:
         _check_template(template)
     return tuple(

@@ -124,19 +124,12 @@ def test_annotated_pairs_are_in_the_order_of_their_first_labels():
     assert pairs.human_scores.tolist() == [1, 1]
 
 
-def test_an_image_without_labels_has_no_annotated_pairs():
-    empty = Annotation("a", np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros((0, 3), int))
-    assert len(annotated_pairs(empty)) == 0
-
-
 def test_concatenation(vocabulary):
-    annotation = Annotation(
-        "a", np.ones((2, 4), np.float32), np.array([PERSON, BALL]), np.array([[0, 1, 3]])
-    )
-    proposed = form_pairs(detections_of((PERSON, 0.9), (HORSE, 0.8)), vocabulary, PairingConfig())
-    both = concatenate_pairs(annotated_pairs(annotation), proposed)
-    assert both.sources.tolist() == [0, 1]
-    assert both.object_labels.tolist() == [BALL, HORSE]
+    pairs = form_pairs(detections_of((PERSON, 0.9), (HORSE, 0.8)), vocabulary, PairingConfig())
+    empty = Annotation("a", np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros((0, 3), int))
+    both = concatenate_pairs(pairs, concatenate_pairs(annotated_pairs(empty), pairs))
+    assert both.sources.tolist() == [1, 1] and indices_of(both) == [(0, 1)] * 2
+    assert both.object_labels.tolist() == [HORSE] * 2
 
 
 def test_pair_labels_are_in_the_order_of_annotated_pairs():
