@@ -14,7 +14,8 @@ from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.detectors.pairing import PairingConfig
 from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.extraction.extract import ExtractionConfig
-from teacher_cache.reader.format import TeacherOutputs
+from teacher_cache.reader.format import SHARDS, TEACHER, TeacherOutputs
+from teacher_cache.reader.manifest import read_manifest
 from teacher_cache.teachers.clip import build_clip, save_clip
 from teacher_cache.teachers.prompts import interaction_prompts
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
@@ -96,6 +97,21 @@ def finished(shared_dataset, tmp_path_factory):
         BuildConfig(shared_dataset, out, extraction=EXTRACTION, images_per_shard=3, device="cpu")
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def contents():
+    """`contents(folder)`: a finished cache's manifest fields and the bytes of its data files."""
+
+    def read(folder):
+        names = {path.name for path in folder.iterdir()}
+        assert names - {"logs"} == {".lock", "build.json", "manifest.json", "shards", "teacher.h5"}
+        manifest = read_manifest(folder)
+        fields = {name: manifest[name] for name in ("fingerprint", "counts", "failed", "shards")}
+        paths = [folder / TEACHER, *(folder / SHARDS).iterdir()]
+        return fields, {path.name: path.read_bytes() for path in paths}
+
+    return read
 
 
 @pytest.fixture

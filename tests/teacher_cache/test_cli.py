@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -47,21 +48,19 @@ def test_build(built):
 
 
 @pytest.mark.parametrize(
-    ("option", "prefix"), [("--device=auto", ""), ("--verbose", "INFO eoid.teacher_cache.build: ")]
+    ("option", "line"),
+    [
+        ("--device=auto", "{}: was finished before; nothing to do"),
+        ("--verbose", "INFO eoid.teacher_cache.build: {}: was finished before; nothing to do"),
+        ("--quiet", None),
+    ],
 )
-def test_build_with_more_messages(built, shared_dataset, option, prefix):
+def test_messages_of_a_build(built, shared_dataset, option, line):
     cache, _ = built
-    done = run("build", shared_dataset, "--out", cache, "--config", cache.parent / "config.toml",
-               "--object-threshold", "0.06", option)  # fmt: skip
+    config = ("--config", cache.parent / "config.toml", "--object-threshold", "0.06")
+    done = run("build", shared_dataset, "--out", cache, *config, option)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert f"{prefix}{cache}: was finished before; nothing to do" in done.stderr.splitlines()
-
-
-def test_build_quietly(built, shared_dataset):
-    cache, _ = built
-    done = run("build", shared_dataset, "--out", cache, "--config", cache.parent / "config.toml",
-               "--object-threshold", "0.06", "--quiet")  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (line is None and done.stderr == "") or line.format(cache) in done.stderr.splitlines()
 
 
 def test_the_printed_configuration_builds_the_same_cache(shared_dataset, tmp_path, monkeypatch):
@@ -91,19 +90,6 @@ def test_wrong_settings_are_one_line_and_2(shared_dataset, tmp_path, assignment,
     assert all(fact in done.stderr for fact in facts), done.stderr
 
 
-def test_inspect(built):
-    done = run("inspect", built[0])
-    assert done.returncode == 0, done.stderr
-    assert "images" in done.stdout and TOY_IN_CACHES in done.stdout
-
-
-def test_evaluate(built, shared_dataset, tmp_path):
-    results = tmp_path / "results.json"
-    done = run("evaluate", built[0], "--data", shared_dataset, "--split", "ua", "--json", results)
-    assert done.returncode == 0, done.stderr
-    assert "unseen" in done.stdout and results.is_file()
-
-
 def test_commands_on_a_finished_cache(built, shared_dataset, tmp_path):
     cache, data = built[0], ("--data", shared_dataset)
     image = "toy_train_00000001.jpg"
@@ -117,6 +103,10 @@ def test_commands_on_a_finished_cache(built, shared_dataset, tmp_path):
     assert done.returncode == 0 and "7 images" in done.stdout, done.stderr
     done = run("inspect", tmp_path / "merged", "--json", tmp_path / "i.json")
     assert done.returncode == 0 and (tmp_path / "i.json").is_file(), done.stderr
+    assert TOY_IN_CACHES in done.stdout
+    results = ("--split", "ua", "--json", tmp_path / "results.json")
+    done = run("evaluate", cache, *data, *results)
+    assert done.returncode == 0 and (tmp_path / "results.json").is_file(), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -187,7 +177,77 @@ def test_an_interrupted_build_can_be_resumed(dataset, built, tmp_path):
     assert (out / "manifest.json").is_file()
 
 
-def test_a_template_without_placeholders_is_refused(tmp_path):
-    done = run("toy-models", tmp_path / "no", "--template", "hi")
-    assert done.returncode == 2 and "--template: expected a sentence" in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1 and not (tmp_path / "no").exists()
+ANNOTATIONS = "annotations/trainval_hico.json"
+FIRST = "toy_train_00000001.jpg"
+
+
+def write(content, name=ANNOTATIONS):
+    return lambda root: (root / name).write_text(content)
+
+
+def remove(name):
+    return lambda root: (shutil.rmtree if (root / name).is_dir() else os.unlink)(root / name)
+
+
+def edit(change):
+    """Changes the annotations of all images."""
+
+    def damage(root):
+        entries = json.loads((root / ANNOTATIONS).read_text())
+        for entry in entries:
+            change(entry)
+        (root / ANNOTATIONS).write_text(json.dumps(entries))
+
+    return damage
+
+
+def no_image_files(root):
+    for path in (root / "images/train2015").iterdir():
+        path.unlink()
+
+
+def set_box(box):
+    return edit(lambda entry: entry["annotations"][0].update(bbox=box))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "toy: no such dataset folder"),
+        (remove("images"), "train2015: no such folder of images"),
+        (no_image_files, "found none of the images"),
+        (remove(ANNOTATIONS), "trainval_hico.json: no such file"),
+        (write("[]"), "trainval_hico.json: "),
+        (write("[{"), "trainval_hico.json: line 1: expected JSON"),
+        (set_box([1, 2, 3]), f"{FIRST}: annotations[0].bbox: expected four"),
+        (set_box([1, 2, float("nan"), 9]), f"{FIRST}: annotations[0].bbox: expected four"),
+        (
+            edit(lambda entry: entry["annotations"][0].update(category_id=77)),
+            f"{FIRST}: annotations[0].category_id: expected an object id",
+        ),
+        (edit(lambda entry: entry.update(hoi_annotation=[])), "labelled interactions, found none"),
+        (write("name =", "dataset.toml"), "dataset.toml: expected TOML"),
+        (remove("teacher"), "teacher: no such CLIP folder"),
+        (remove("detector.safetensors"), "detector.safetensors: no such"),
+    ],
+)
+def test_bad_datasets(dataset, tmp_path, damage, message):
+    damage(dataset)
+    done = run("build", dataset, "--out", tmp_path / "cache", "--device", "cpu")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "--seed"),
+        ([], "File exists"),
+        (["--template", "hi"], "--template: expected a sentence"),
+    ],
+)
+def test_toy_models(tmp_path, arguments, message):
+    (tmp_path / "models").write_text("existing content")
+    done = run("toy-models", tmp_path / "models", "--device", "cpu", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert (tmp_path / "models").read_text() == "existing content"

@@ -5,8 +5,6 @@ import multiprocessing
 import pytest
 
 from teacher_cache.build import BuildConfig, build_cache
-from teacher_cache.reader.format import SHARDS, TEACHER
-from teacher_cache.reader.manifest import read_manifest
 
 
 @pytest.fixture(scope="session")
@@ -34,21 +32,6 @@ def start(processes):
     for process in started:
         process.kill()
         process.join()
-
-
-@pytest.fixture(scope="session")
-def contents():
-    """`contents(folder)`: a finished cache's manifest fields and the bytes of its data files."""
-
-    def read(folder):
-        names = {path.name for path in folder.iterdir()}
-        assert names - {"logs"} == {".lock", "build.json", "manifest.json", "shards", "teacher.h5"}
-        manifest = read_manifest(folder)
-        fields = {name: manifest[name] for name in ("fingerprint", "counts", "failed", "shards")}
-        paths = [folder / TEACHER, *(folder / SHARDS).iterdir()]
-        return fields, {path.name: path.read_bytes() for path in paths}
-
-    return read
 
 
 @pytest.fixture(scope="session")
