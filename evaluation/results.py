@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from evaluation.vcoco.average_precision import SCENARIOS, VcocoScores
 from pipeline.splits import FULL
 from pipeline.utils.errors import bad_field
 from pipeline.utils.files import read_json, write_json
+from pipeline.utils.schema import MISSING, convert
 from pipeline.vocabulary import Vocabulary
 
 ResultKind = Literal["student", "teacher", "predictions"]
@@ -78,9 +79,9 @@ class SettingScores:
 
     metrics: dict[str, float | None]
     per_class: dict[str, float]
-    per_verb: dict[str, float]
-    per_object: dict[str, float]
-    splits: dict[str, dict[str, float | None]]
+    per_verb: dict[str, float] = field(default_factory=dict)
+    per_object: dict[str, float] = field(default_factory=dict)
+    splits: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,166 +252,41 @@ def read_results(path: Path | str) -> Results:
         raise bad_field(path, "file", "results of an evaluation", value)
     vcoco = None
     if "per_action" in value:
-        vcoco = parse_vcoco_results(path, value)
+        vcoco = _read_vcoco_results(path, value)
         value = {**VCOCO_FILE_DEFAULTS, **value, **EMPTY_HICO_FIELDS}
     elif value.get("vcoco"):
-        vcoco = parse_vcoco_results(
-            path, typed_field(path, value, "vcoco", dict, "V-COCO's scores")
-        )
-    folder = Path(path).parent
-
-    def text(name: str) -> str:
-        return cast(str, typed_field(path, value, name, str, "a text"))
-
-    def choice(name: str, choices: tuple[str, ...]) -> Any:
-        if value.get(name) not in choices:
-            raise bad_field(path, name, f"one of {', '.join(choices)}", value.get(name))
-        return value[name]
-
-    def optional(name: str, kind: type, expected: str) -> Any:
-        return (
-            typed_field(path, value, name, kind, expected) if value.get(name) is not None else None
-        )
-
-    def optional_path(name: str) -> Path | None:
-        relative = optional(name, str, "a path")
-        return None if relative is None else folder / relative
-
-    unseen = typed_field(path, value, "unseen", list, "a list of interaction numbers")
-    if not all(isinstance(index, int) for index in unseen):
-        raise bad_field(path, "unseen", "a list of interaction numbers", unseen)
-    metrics = number_table(path, value, "metrics", optional=True)
-    for name in METRICS:
-        if name not in metrics and name not in OPTIONAL_METRICS:
-            raise bad_field(path, f"metrics.{name}", "a fraction or null", None)
-    return Results(
-        name=text("name"),
-        kind=choice("kind", get_args(ResultKind)),
-        dataset=text("dataset"),
-        vocabulary=text("vocabulary"),
-        split=text("split"),
-        unseen=tuple(unseen),
-        setting=choice("setting", get_args(Setting)),
-        metrics=metrics,
-        per_class=cast(dict[str, float], number_table(path, value, "per_class")),
-        num_images=typed_field(path, value, "num_images", int, "a whole number"),
-        protocol=choice("protocol", get_args(PairProtocol)) if value.get("protocol") else None,
-        training_split=optional("training_split", str, "a split's name"),
-        distillation=optional("distillation", bool, "true or false"),
-        seed=optional("seed", int, "a whole number"),
-        shots=optional("shots", int, "a whole number") or 0,
-        sources=tuple(optional("sources", list, "a list of sources") or ()),
-        dataset_path=optional_path("dataset_path"),
-        annotations=optional_path("annotations"),
-        predictions=optional_path("predictions"),
-        metrics_log=optional_path("metrics_log"),
-        extra=cast(dict[str, float], number_table(path, {"extra": {}, **value}, "extra")),
-        nms=cast(dict[str, float], number_table(path, value, "nms")) if value.get("nms") else None,
-        **_read_detail_fields(path, value),
-        known_object=_read_known_object(path, value.get("known_object")),
-        vcoco=vcoco,
-    )
-
-
-def _read_detail_fields(path: Path | str, value: dict[str, Any]) -> dict[str, Any]:
-    """The fields that results of earlier versions do not have."""
-    value = {"per_verb": {}, "per_object": {}, "splits": {}, **value}
-    splits = typed_field(path, value, "splits", dict, "groups by split")
-    return {
-        "per_verb": number_table(path, value, "per_verb"),
-        "per_object": number_table(path, value, "per_object"),
-        "splits": {name: number_table(path, splits, name, optional=True) for name in splits},
+        vcoco = _read_vcoco_results(path, value["vcoco"], "vcoco")
+    # What is unknown is null; files of earlier versions do not have all fields.
+    present = {
+        name: entry for name, entry in value.items() if entry is not None and name != "vcoco"
     }
+    results = convert(present, Results, path)
+    _require_keys(path, "metrics", results.metrics, set(METRICS) - set(OPTIONAL_METRICS))
+    folder = Path(path).parent
+    paths = {name: folder / file for name in PATH_FIELDS if (file := getattr(results, name))}
+    return replace(results, vcoco=vcoco, **paths)
 
 
-def _read_known_object(path: Path | str, value: Any) -> SettingScores | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise bad_field(path, "known_object", "metrics and AP of the known-object setting", value)
-    return SettingScores(
-        metrics=number_table(path, value, "metrics", optional=True),
-        per_class=cast(dict[str, float], number_table(path, value, "per_class")),
-        **_read_detail_fields(path, value),
-    )
-
-
-def parse_vcoco_results(path: Path | str, value: Mapping[str, Any]) -> VcocoResults:
-    """Parses what `dataclasses.asdict` makes of `VcocoResults`.
-
-    Raises:
-        InputError: a field is missing or invalid.
-    """
-    metrics = typed_field(path, value, "metrics", dict, "numbers by name")
-    metrics = {**dict.fromkeys(ROLE_AP_WITHOUT_POINT), **metrics}
-    actions = typed_field(path, value, "per_action", dict, "numbers by name")
-    return VcocoResults(
-        {
-            name: _read_fraction(path, metrics, name, "metrics.")
-            for name in (AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT)
+def _read_vcoco_results(path: Path | str, value: Any, where: str = "") -> VcocoResults:
+    """Reads what `dataclasses.asdict` makes of `VcocoResults`."""
+    found = convert(value, VcocoResults, path, where)
+    prefix = f"{where}." if where else ""
+    _require_keys(path, f"{prefix}metrics", found.metrics, (AGENT_AP, *ROLE_AP))
+    for action, scores in found.per_action.items():
+        for role, numbers in scores.roles.items():
+            field = f"{prefix}per_action.{action}.roles.{role}"
+            _require_keys(path, field, numbers, SCENARIO_KEYS)
+    return replace(
+        found,
+        metrics={
+            **found.metrics,
+            **{name: found.metrics.get(name) for name in ROLE_AP_WITHOUT_POINT},
         },
-        {name: _parse_action(path, actions, name) for name in actions},
     )
 
 
-def _parse_action(path: Path | str, actions: dict[str, Any], name: str) -> ActionResults:
-    entry = typed_field(path, actions, name, dict, "numbers by name", "per_action.")
-    prefix = f"per_action.{name}."
-    positives = typed_field(path, entry, "positives", int, "a number of people", prefix)
-    roles = typed_field(path, entry, "roles", dict, "numbers by name", prefix)
-    agent_ap = _read_fraction(path, entry, "agent_ap", prefix)
-    per_role = {}
-    for role in roles:
-        scores = typed_field(path, roles, role, dict, "numbers by name", f"{prefix}roles.")
-        per_role[role] = {
-            key: _read_fraction(path, scores, key, f"{prefix}roles.{role}.")
-            for key in SCENARIO_KEYS
-        }
-    return ActionResults(positives, agent_ap, per_role)
-
-
-def _read_fraction(path: Path | str, table: dict[str, Any], name: str, prefix: str) -> float | None:
-    value = table.get(name, "nothing")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise bad_field(path, f"{prefix}{name}", "a fraction or null", value)
-    return value
-
-
-def typed_field(
-    path: Path | str,
-    value: Mapping[str, Any],
-    name: str,
-    kind: type,
-    expected: str,
-    prefix: str = "",
-) -> Any:
-    """A field of a given type.
-
-    Args:
-        expected: the type in words, for an error message.
-        prefix: the fields around it, for an error message, such as "per_action.".
-
-    Raises:
-        InputError: the field is missing or of another type.
-    """
-    if not isinstance(value.get(name), kind):
-        raise bad_field(path, f"{prefix}{name}", expected, value.get(name))
-    return value[name]
-
-
-def number_table(
-    path: Path | str, value: Mapping[str, Any], name: str, optional: bool = False
-) -> dict[str, float | None]:
-    """A field that holds numbers by name.
-
-    Args:
-        optional: whether null is allowed in place of a number.
-
-    Raises:
-        InputError: the field is missing or holds something else.
-    """
-    table = typed_field(path, value, name, dict, "numbers by name")
-    for key, number in table.items():
-        if not (isinstance(number, int | float) or (optional and number is None)):
-            raise bad_field(path, f"{name}.{key}", "a number", number)
-    return table
+def _require_keys(
+    path: Path | str, field: str, table: Mapping[str, Any], keys: Collection[str]
+) -> None:
+    for key in sorted(set(keys) - table.keys()):
+        raise bad_field(path, f"{field}.{key}", "a fraction or null", MISSING)

@@ -27,6 +27,7 @@ WRONG_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+
 PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
 STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 NAMES: dict[type, str] = {
+    inspect.CustomType: "a path",
     inspect.BoolType: "true or false",
     inspect.DictType: "an object",
     inspect.StructType: "an object",
@@ -49,7 +50,7 @@ def convert(value: Any, kind: type[Kind], file: object, where: str = "") -> Kind
         InputError: a field is missing, unknown or of another type.
     """
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         raise _to_input_error(str(error), copy.deepcopy(value), kind, file, where) from None
 
@@ -61,6 +62,12 @@ def read_json_as(path: Path | str, kind: type[Kind]) -> Kind:
         InputError: the file is missing or not JSON, or a field is missing or of another type.
     """
     return convert(read_json(path), kind, path)
+
+
+def _to_path(kind: type, value: Any) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError("a path is a text")
+    return Path(value)
 
 
 def _to_input_error(message: str, value: Any, kind: Any, file: object, where: str) -> InputError:
@@ -92,7 +99,7 @@ def _wrong_key(mapping: dict[str, Any], value: Any, kind: Any) -> str:
         mapping.clear()
         mapping[key] = entry
         try:
-            msgspec.convert(value, kind)
+            msgspec.convert(value, kind, dec_hook=_to_path)
         except msgspec.ValidationError:
             return key
     raise AssertionError("msgspec reports an error in a mapping without one")
