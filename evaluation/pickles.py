@@ -178,11 +178,11 @@ class _PlainDataUnpickler(pickle._Unpickler):
 
 
 def _to_plain_data(value: Any) -> Any:
-    """The value with arrays and plain dictionaries in place of the stand-ins."""
+    """The value with lists and plain dictionaries in place of the stand-ins."""
     if isinstance(value, float | int | str):
         return value
     if isinstance(value, _Array):
-        return value.value
+        return value.value.tolist()
     if isinstance(value, dict):
         return {key: _to_plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -10,18 +10,22 @@ object. Files that this project writes name in their first entry the `vocabulary
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from evaluation.pickles import is_pickle, iterate_pickle
-from pipeline.annotations.box_format import CXCYWH, MAX_COORDINATE, XYWH, XYXY, BoxFormatCheck
+from pipeline.annotations.base import Numbers
+from pipeline.annotations.box_format import CXCYWH, XYWH, XYXY, BoxFormatCheck
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, iter_json
+from pipeline.utils.schema import convert
 from pipeline.vocabulary import Vocabulary
 
 # Name of the predictions file in a run folder.
@@ -132,7 +136,7 @@ def read_predictions(
         if "vocabulary" in entry:
             _check_vocabulary_marker(path, entry["vocabulary"], vocabulary)
         names.add(name)
-        detections.append(_parse_detections(EntryFields(path, name, entry), vocabulary))
+        detections.append(_parse_detections(path, name, entry, vocabulary))
     if not detections:
         raise bad_field(path, "file", "a list with an entry for each image", "an empty list")
     form = BoxFormatCheck(XYXY)
@@ -166,52 +170,75 @@ def _check_vocabulary_marker(path: Path, marker: Any, vocabulary: Vocabulary) ->
         raise bad_field(path, "vocabulary", expected, str(fields.get("name", marker)))
 
 
-def _parse_detections(fields: EntryFields, vocabulary: Vocabulary) -> Detections:
-    boxes = fields.column(
-        *("predictions", "bbox", REAL_KINDS, (4,)),
-        BOX_EXPECTED,
-        # The comparison is False for NaN as well.
-        lambda box: (np.abs(box) <= MAX_COORDINATE).all(axis=1),
-    )
-    categories = fields.column(
-        *("predictions", "category_id", INTEGER_KINDS, ()),
-        f"an object id of vocabulary {vocabulary.name}, one of"
-        f" {min(vocabulary.category_ids)} to {max(vocabulary.category_ids)}",
-        lambda category: np.isin(category, vocabulary.category_ids),
-        lambda value: object_hint(value, vocabulary),
-    )
+class _Box(Struct):
+    bbox: Annotated[Numbers, Meta(description=BOX_EXPECTED)]
+    category_id: int
 
-    def box_indices(key: str, minimum: int) -> np.ndarray:
-        return fields.column(
-            *("hoi_prediction", key, INTEGER_KINDS, ()),
-            f"the number of a box, {minimum} to {len(boxes) - 1}",
-            lambda box: (box >= minimum) & (box < len(boxes)),
-        )
 
-    humans = box_indices("subject_id", 0)
+class _Pair(Struct):
+    subject_id: int
+    object_id: int
+    category_id: int
+    score: Annotated[
+        float, Meta(ge=-sys.float_info.max, le=sys.float_info.max, description="a finite number")
+    ]
+
+
+class _Entry(Struct):
+    predictions: list[_Box]
+    hoi_prediction: list[_Pair]
+
+
+def _parse_detections(
+    path: Path, name: str, value: dict[str, Any], vocabulary: Vocabulary
+) -> Detections:
+    entry = convert(value, _Entry, f"{path}: {name}")
+
+    def column(
+        field: str,
+        key: str,
+        expected: str,
+        valid: Callable[[np.ndarray], np.ndarray],
+        hint: Callable[[int, Vocabulary], str] = lambda *_: "",
+    ) -> np.ndarray:
+        """(N,) int64 values of `key` in the rows of the list `field`, all of them valid."""
+        values = np.array([getattr(row, key) for row in getattr(entry, field)], np.int64)
+        for row in np.flatnonzero(~valid(values))[:1].tolist():
+            error = bad_field(path, f"{name}: {field}[{row}].{key}", expected, int(values[row]))
+            raise InputError(f"{error}{hint(int(values[row]), vocabulary)}")
+        return values
+
+    ids = vocabulary.category_ids
+    categories = column(
+        *("predictions", "category_id"),
+        f"an object id of vocabulary {vocabulary.name}, one of {min(ids)} to {max(ids)}",
+        lambda category: np.isin(category, ids),
+        object_hint,
+    )
+    count = len(categories)
     # A verb of V-COCO may have no object.
-    objects = box_indices("object_id", -1 if vocabulary.roles else 0)
-    first = vocabulary.first_verb_id
-    last = first + vocabulary.num_verbs - 1
-    verbs = fields.column(
-        *("hoi_prediction", "category_id", INTEGER_KINDS, ()),
+    humans, objects = (
+        column(
+            *("hoi_prediction", key),
+            f"the number of a box, {minimum} to {count - 1}",
+            lambda box, minimum=minimum: (box >= minimum) & (box < count),  # type: ignore[misc]
+        )
+        for key, minimum in (("subject_id", 0), ("object_id", -1 if vocabulary.roles else 0))
+    )
+    first, last = vocabulary.first_verb_id, vocabulary.last_verb_id
+    verbs = column(
+        *("hoi_prediction", "category_id"),
         f"a verb number of vocabulary {vocabulary.name}, {first} to {last}",
         lambda verb: (verb >= first) & (verb <= last),
-        lambda value: verb_hint(value, vocabulary),
+        verb_hint,
     )
-    scores = fields.column(
-        *("hoi_prediction", "score", REAL_KINDS, ()),
-        "a finite number",
-        lambda score: np.isfinite(score),
-    )
+    labels = [vocabulary.label_by_category_id[category] for category in categories.tolist()]
     return Detections(
-        image_id=fields.image,
-        boxes=boxes.astype(np.float32),
-        labels=np.array(
-            [vocabulary.label_by_category_id[c] for c in categories.tolist()], dtype=np.int64
-        ),
-        hois=np.column_stack([humans, objects, verbs - first]).astype(np.int64),
-        scores=scores.astype(np.float64),
+        image_id=name,
+        boxes=np.array([row.bbox for row in entry.predictions], np.float32).reshape(-1, 4),
+        labels=np.array(labels, dtype=np.int64),
+        hois=np.column_stack([humans, objects, verbs - first]),
+        scores=np.array([row.score for row in entry.hoi_prediction], dtype=np.float64),
     )
 
 
@@ -221,93 +248,25 @@ def _shortest_floats(values: np.ndarray) -> list[Any]:
     return np.asarray(values).astype(str).astype(np.float64).tolist()
 
 
-def object_hint(value: Any, vocabulary: Vocabulary) -> str:
+def object_hint(value: int, vocabulary: Vocabulary) -> str:
     """Likely cause of an object id that the vocabulary does not have, for an error message."""
-    if isinstance(value, int) and 0 <= value <= vocabulary.num_objects:
+    if 0 <= value <= vocabulary.num_objects:
         last = vocabulary.num_objects - 1
         return f"; does this file number objects 0 to {last} instead of by their ids?"
-    return "; is this file of another vocabulary?" if isinstance(value, int) else ""
+    return "; is this file of another vocabulary?"
 
 
-def verb_hint(value: Any, vocabulary: Vocabulary) -> str:
+def verb_hint(value: int, vocabulary: Vocabulary) -> str:
     """Likely cause of a verb number outside the vocabulary, for an error message."""
     first = vocabulary.first_verb_id
-    if isinstance(value, int) and value == (0 if first else vocabulary.num_verbs):
+    if value == (0 if first else vocabulary.num_verbs):
         return f"; this file counts verbs from {1 - first}, not from {first}"
-    return "; is this file of another vocabulary?" if isinstance(value, int) else ""
+    return "; is this file of another vocabulary?"
 
 
 def box_hint(box: list[float]) -> str:
     """Likely cause of an inverted box, for an error message."""
     return f"; does this file give {XYWH} or {CXCYWH}?" if min(box[2:]) > 0 else ""
-
-
-class EntryFields:
-    """The lists in the entry of one image, read column by column with checks."""
-
-    def __init__(self, path: Path | str, image: str, entry: dict[str, Any]) -> None:
-        self.path, self.image, self._entry = path, image, entry
-
-    def column(
-        self,
-        field: str,
-        key: str,
-        kinds: str,
-        shape: tuple[int, ...],
-        expected: str,
-        valid: Callable[[np.ndarray], np.ndarray],
-        hint: Callable[[Any], str] = lambda value: "",
-    ) -> np.ndarray:
-        """The values of `key` in all rows of the list `field`.
-
-        Args:
-            kinds: allowed kinds of the numpy type.
-            shape: shape of one value.
-            expected: the valid values in words, for an error message.
-            valid: mask of the valid rows of the column.
-            hint: likely cause of an invalid value, appended to the error message.
-
-        Raises:
-            InputError: `field` is not a list of objects, or a value is missing or invalid.
-        """
-        rows = self._entry.get(field)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise bad_field(self.path, f"{self.image}: {field}", "a list of objects", rows)
-        if not rows:
-            return np.zeros((0, *shape), dtype=np.int64 if kinds == INTEGER_KINDS else np.float64)
-        values = [row.get(key) for row in rows]
-        column = _to_array(values)
-        fits = column is not None and column.dtype.kind in kinds and column.shape[1:] == shape
-        if column is None or not fits or contains_bools(values):
-            valid_rows = np.array([_has_type(value, kinds, shape) for value in values])
-        else:
-            valid_rows = valid(column)
-        if column is None or not valid_rows.all():
-            row = int(np.argmin(valid_rows))
-            where = f"{self.image}: {field}[{row}].{key}"
-            if key not in rows[row]:
-                raise bad_field(self.path, where, expected, "nothing")
-            value = values[row]
-            raise InputError(f"{bad_field(self.path, where, expected, repr(value))}{hint(value)}")
-        return column
-
-
-def _to_array(values: list[Any]) -> np.ndarray | None:
-    """The values as an array; None if their shapes differ."""
-    try:
-        return np.array(values)
-    except ValueError:
-        return None
-
-
-def _has_type(value: Any, kinds: str, shape: tuple[int, ...]) -> bool:
-    array = _to_array(value)
-    return (
-        array is not None
-        and array.dtype.kind in kinds
-        and array.shape == shape
-        and not contains_bools([value])
-    )
 
 
 def contains_bools(values: Sequence[Any]) -> bool:

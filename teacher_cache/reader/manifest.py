@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json
+from pipeline.utils.schema import convert
 from pipeline.vocabulary import (
     BUILTIN_VOCABULARIES,
     Vocabulary,
@@ -43,6 +46,21 @@ def stored_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
     raise bad_field(file, "vocabulary", "the vocabulary of the outputs", "none")
 
 
+class _Shard(Struct):
+    name: str
+    sha256: str
+    images: list[str]
+
+
+class _Manifest(Struct):
+    fingerprint: str
+    parts: dict[str, Any]
+    shards: list[_Shard]
+    failed: dict[str, str]
+    vocabulary: dict[str, Any] = {}
+    files: dict[str, str] = {}
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a finished cache and checks the fields that readers use.
 
@@ -65,22 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise bad_field(path, "manifest", "an object", manifest)
     check_format_version(path, manifest.get("format_version"))
-    for name, kind in (("fingerprint", str), ("parts", dict), ("shards", list), ("failed", dict)):
-        if not isinstance(manifest.get(name), kind):
-            raise bad_field(path, name, f"a {kind.__name__}", manifest.get(name))
-    for name in ("vocabulary", "files"):
-        if not isinstance(manifest.get(name, {}), dict):
-            raise bad_field(path, name, "an object", manifest[name])
+    convert(manifest, _Manifest, path)
     if compute_fingerprint(manifest["parts"]) != manifest["fingerprint"]:
         raise bad_field(path, "fingerprint", "the digest of parts", manifest["fingerprint"])
-    for index, shard in enumerate(manifest["shards"]):
-        if not _is_shard_entry(shard):
-            raise bad_field(path, f"shards[{index}]", "fields name, sha256 and images", shard)
     return manifest
-
-
-def _is_shard_entry(shard: Any) -> bool:
-    if not isinstance(shard, dict) or not isinstance(shard.get("images"), list):
-        return False
-    strings = [shard.get("name"), shard.get("sha256"), *shard["images"]]
-    return all(isinstance(value, str) for value in strings)

@@ -141,7 +141,7 @@ BOX = "four finite numbers"
         (put("predictions", 0, "bbox", None), "predictions[0].bbox", BOX),
         (drop("predictions", 0, "bbox"), "predictions[0].bbox", BOX),
         (put("predictions", 1, "category_id", 0), "predictions[1].category_id", "toy"),
-        (put("predictions", 1, "category_id", 1.5), "predictions[1].category_id", "object id"),
+        (put("predictions", 1, "category_id", 1.5), "predictions[1].category_id", "whole number"),
         (put("hoi_prediction", 0, "subject_id", 2), "hoi_prediction[0].subject_id", "0 to 1"),
         (put("hoi_prediction", 1, "object_id", -1), "hoi_prediction[1].object_id", "0 to 1"),
         (
@@ -153,8 +153,8 @@ BOX = "four finite numbers"
         (put("hoi_prediction", 0, "score", float("nan")), "hoi_prediction[0].score", "finite"),
         (put("hoi_prediction", 0, "score", "high"), "hoi_prediction[0].score", "finite"),
         (drop("hoi_prediction", 1, "score"), "hoi_prediction[1].score", "finite"),
-        (lambda entry: entry.update(hoi_prediction=None), "hoi_prediction", "a list of objects"),
-        (lambda entry: entry.update(predictions=[1]), "predictions", "a list of objects"),
+        (lambda entry: entry.update(hoi_prediction=None), "hoi_prediction", "a list"),
+        (lambda entry: entry.update(predictions=[1]), "predictions[0]", "an object"),
     ],
 )
 def test_wrong_entries_are_named(written, toy, change, where, expected):
