@@ -21,7 +21,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-JSON_WHITESPACE = re.compile(r"[ \t\n\r]*")
+# The start of a JSON list and what follows one of its entries; the group is the list's end.
+LIST_START = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*(\][ \t\n\r]*\Z)?")
+SEPARATOR = re.compile(r"[ \t\n\r]*(?:,[ \t\n\r]*|(\][ \t\n\r]*\Z))")
 # First bytes of files that are often found in place of the expected one, and their description.
 FILE_SIGNATURES = (
     (rb"\s*<", "a web page or other XML; download the file itself"),
@@ -35,20 +37,6 @@ BINARY_SIGNATURES = (
     (rb"\x89HDF", "an HDF5 file"),
     (rb"\x80[\x02-\x05]", "a pickle"),
 )
-
-
-@contextmanager
-def add_missing_filename(path: Path | str) -> Iterator[None]:
-    """Adds the name of the file that is written to OSErrors without one.
-
-    Python does not know the name when writing fails on an open file, e.g. because the disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 @contextmanager
@@ -67,21 +55,24 @@ def atomic_write(path: Path | str, keep_existing: bool = False) -> Iterator[Path
     # Random name: processes on several machines may write the same file on a shared file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with add_missing_filename(path):
-            yield temporary
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            if keep_existing:
-                _link_if_absent(temporary, path)
-            else:
-                os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        if keep_existing:
+            _link_if_absent(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        # Python does not know the name when writing fails, e.g. because the disk is full.
+        if error.filename is None:
+            error.filename = str(path)
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _link_if_absent(temporary: Path, path: Path) -> None:
-    """Renames a file to a name that does not exist yet; removes it if the name exists."""
+    """Gives a file a name that does not exist yet; nothing happens if the name exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -90,7 +81,6 @@ def _link_if_absent(temporary: Path, path: Path) -> None:
         # Some file systems do not support hard links.
         if not path.exists():
             os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path | str, overwrite: bool) -> None:
@@ -126,57 +116,45 @@ def read_json(path: Path | str) -> Any:
         InputError: the file is missing, not UTF-8 text or not JSON.
     """
     text = read_text(path)
-    try:
+    with _json_errors(path, text):
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _json_error(path, text, error) from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON, found {error}") from None
 
 
 def iter_json(path: Path | str) -> Iterator[Any]:
     """Iterates over the entries of a JSON file that contains a list.
 
     Only the text and one parsed entry are in memory at a time; all parsed entries of a large file
-    would take several times its size.
+    would take several times its size. Streaming parsers such as ijson refuse NaN, which Python
+    writes.
 
     Raises:
         InputError: the file is missing, not UTF-8 text, not JSON, or does not contain a list.
     """
     text = read_text(path)
     decoder = json.JSONDecoder()
+    with _json_errors(path, text):
+        start = LIST_START.match(text)
+        if start is None:
+            raise bad_field(path, "file", "a list", decoder.decode(text))
+        position, is_end = start.end(), bool(start[1])
+        while not is_end:
+            entry, position = decoder.raw_decode(text, position)
+            yield entry
+            separator = SEPARATOR.match(text, position)
+            if separator is None:
+                raise json.JSONDecodeError("Expecting ',' or the end", text, position)
+            position, is_end = separator.end(), bool(separator[1])
 
-    def skip_whitespace(position: int) -> int:
-        match = JSON_WHITESPACE.match(text, position)
-        return match.end() if match else position
 
-    def character(position: int) -> str:
-        return text[position : position + 1]
-
+@contextmanager
+def _json_errors(path: Path | str, text: str) -> Iterator[None]:
+    """Converts errors of parsing the text of a file to an `InputError`."""
     try:
-        position = skip_whitespace(0)
-        if character(position) != "[":
-            raise bad_field(path, "file", "a list", decoder.raw_decode(text, position)[0])
-        position = skip_whitespace(position + 1)
-        if character(position) == "]":
-            position += 1
-        else:
-            while True:
-                entry, position = decoder.raw_decode(text, position)
-                yield entry
-                position = skip_whitespace(position)
-                if character(position) == "]":
-                    position += 1
-                    break
-                if character(position) != ",":
-                    raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-                position = skip_whitespace(position + 1)
-        if skip_whitespace(position) != len(text):
-            raise json.JSONDecodeError("Extra data", text, skip_whitespace(position))
-    except json.JSONDecodeError as error:
-        raise _json_error(path, text, error) from None
+        yield
     except InputError:
         raise
+    except json.JSONDecodeError as error:
+        raise _json_error(path, text, error) from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: expected JSON, found {error}") from None
 
@@ -280,16 +258,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 def copy_scripts(
     package: str, names: Sequence[str], folder: Path, overwrite: bool = False
 ) -> list[Path]:
-    """Copies files of a package into a folder.
-
-    Args:
-        package: name of the package.
-        names: names of the files in the package.
-        folder: the target folder.
-        overwrite: replace existing files.
-
-    Returns:
-        Paths of the copies.
+    """Copies files of a package into a folder, and returns the paths of the copies.
 
     Raises:
         InputError: one of the files exists and `overwrite` is false.
@@ -304,12 +273,11 @@ def copy_scripts(
 
 def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Differences of two sets of fingerprint parts in one line: "clip.model: A, now B"."""
-    changes = [
+    return "; ".join(
         f"{name}: {shorten_value(old.get(name))}, now {shorten_value(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
-    ]
-    return "; ".join(changes)
+    )
 
 
 def shorten_value(value: Any) -> str:

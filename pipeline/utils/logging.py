@@ -17,6 +17,15 @@ PROJECT = "eoid"
 VERBOSE_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
+class _Formatter(logging.Formatter):
+    """Names the level of warnings and errors only, as other command-line tools do."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        is_plain = record.levelno < logging.WARNING
+        return line if is_plain else f"{record.levelname.lower()}: {line}"
+
+
 def get_logger(module: str) -> logging.Logger:
     """The logger `eoid.MODULE` of a module.
 
@@ -43,8 +52,8 @@ def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
     """
     logger = logging.getLogger(PROJECT)
     handler = _StderrHandler()
-    if level <= logging.DEBUG:
-        handler.setFormatter(logging.Formatter(VERBOSE_FORMAT))
+    verbose = level <= logging.DEBUG
+    handler.setFormatter(logging.Formatter(VERBOSE_FORMAT) if verbose else _Formatter())
     before = logger.level, logger.propagate, logger.handlers[:]
     # Libraries may install handlers of the root logger, which would show every line again.
     logger.propagate, logger.handlers[:] = False, [handler]

@@ -1,11 +1,11 @@
-"""Progress of long loops on stderr: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long loops on stderr: tqdm's bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -39,36 +39,29 @@ class Progress:
         quiet: bool = False,
         brief: bool = False,
     ) -> None:
-        self._quiet, self._brief = quiet or not shows_progress(), brief
-        self._bar = tqdm(
-            total=total,
-            desc=title,
-            unit=f" {unit}",
-            initial=initial,
-            disable=self._quiet or not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
-        self._plain = self._bar.disable
-        self._total, self._title, self._unit = total, title, unit
-        self._initial, self._done, self._note = initial, initial, ""
+        is_quiet, is_terminal = quiet or not shows_progress(), sys.stderr.isatty()
+        self._meter: dict[str, Any] = {"total": total, "unit": f" {unit}", "initial": initial}
+        disable = is_quiet or not is_terminal
+        self._bar = tqdm(desc=title, disable=disable, dynamic_ncols=True, **self._meter)
+        self._title = title
+        self._is_plain, self._is_brief = not is_quiet and not is_terminal, brief
+        self._done, self._note = initial, ""
         self._start = self._last = time.monotonic()
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Adds `count` finished items; `note` (losses, learning rate) is shown after the rate."""
         self._done += count
         self._note = note or self._note
-        if not self._plain:
-            self._bar.set_postfix_str(self._note, refresh=False)
-            self._bar.update(count)
-        elif time.monotonic() - self._last >= LINE_INTERVAL:
+        self._bar.set_postfix_str(self._note, refresh=False)
+        self._bar.update(count)
+        if self._is_plain and time.monotonic() - self._last >= LINE_INTERVAL:
             self._last = time.monotonic()
             self._print_line()
 
     def close(self) -> None:
         """Closes the bar, or prints the last line."""
-        if not self._plain:
-            self._bar.close()
-        elif not self._brief or self._last > self._start:
+        self._bar.close()
+        if self._is_plain and not (self._is_brief and self._last == self._start):
             self._print_line()
 
     def __enter__(self) -> Progress:
@@ -78,19 +71,16 @@ class Progress:
         self.close()
 
     def _print_line(self) -> None:
-        if self._quiet:
-            return
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        rate = (self._done - self._initial) / seconds
-        remaining = (self._total - self._done) / rate if rate > 0 else float("inf")
-        left = f", {remaining:.0f} s left" if 0 < remaining < float("inf") else ""
-        note = f", {self._note}" if self._note else ""
-        print(
-            f"{self._title}: {self._done}/{self._total} {self._unit},"
-            f" {seconds:.0f} s, {rate:.1f} {self._unit}/s{left}{note}",
-            file=sys.stderr,
-            flush=True,
+        elapsed = time.monotonic() - self._start
+        line = tqdm.format_meter(
+            self._done,
+            elapsed=elapsed,
+            ncols=0,
+            prefix=self._title,
+            postfix=self._note,
+            **self._meter,
         )
+        print(line, file=sys.stderr, flush=True)
 
 
 def track(

@@ -32,8 +32,8 @@ def test_hico(toy_files, tmp_path):
 @pytest.mark.parametrize(
     ("option", "prefix"),
     [
-        ("--setting=both", ""),
-        ("--quiet", ""),
+        ("--setting=both", "warning: "),
+        ("--quiet", "warning: "),
         ("--verbose", "WARNING eoid.evaluation.score_hico: "),
     ],
 )

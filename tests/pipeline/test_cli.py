@@ -331,5 +331,5 @@ def test_the_toy_dataset_with_more_or_fewer_messages(run, tmp_path, option):
         0,
         f"wrote the toy dataset in {tmp_path / 'toy'}: 1 training and 1 test images\n",
     )
-    assert "1/1 images" in err if option != ["--quiet"] else err == ""
+    assert "1/1 [" in err if option != ["--quiet"] else err == ""
     assert ("DEBUG eoid." in err) == (option == ["--verbose"])

@@ -41,12 +41,14 @@ def test_messages_go_to_stderr_and_results_to_stdout():
     done = run(lambda: run_command(command), "eoid")
     assert (done.returncode, done.stdout) == (0, "result\n")
     first, second, progress = done.stderr.splitlines()
-    assert (first, second) == ("a info", "a warning") and progress.startswith("working: 1/1 items")
+    assert (first, second) == ("a info", "warning: a warning") and progress.startswith(
+        "working: 100% 1/1 "
+    )
 
 
 def test_quiet_leaves_warnings_and_results():
     done = run(lambda: run_command(command), "eoid", "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "result\n", "a warning\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "result\n", "warning: a warning\n")
 
 
 def test_verbose_adds_debug_messages_and_logger_names():
@@ -55,7 +57,7 @@ def test_verbose_adds_debug_messages_and_logger_names():
     version, *lines, progress = done.stderr.splitlines()
     assert version.startswith("DEBUG eoid.pipeline.utils.cli_settings: eoid of eoid ")
     assert lines == [f"{level.upper()} eoid.package.module: a {level}" for level in LEVELS]
-    assert progress.startswith("working: 1/1 items")
+    assert progress.startswith("working: 100% 1/1 ")
 
 
 def test_quiet_excludes_verbose():
@@ -66,7 +68,7 @@ def test_quiet_excludes_verbose():
 def test_a_configuration_file_sets_the_level(tmp_path):
     (tmp_path / "options.toml").write_text("quiet = true\n")
     done = run(lambda: run_command(command), "eoid", "--config", tmp_path / "options.toml")
-    assert (done.returncode, done.stderr) == (0, "a warning\n")
+    assert (done.returncode, done.stderr) == (0, "warning: a warning\n")
 
 
 def test_every_line_is_shown_once(capsys):
@@ -78,7 +80,7 @@ def test_every_line_is_shown_once(capsys):
             get_logger("package").warning("once")
     finally:
         logging.root.removeHandler(root)
-    assert capsys.readouterr() == ("", "once\n")
+    assert capsys.readouterr() == ("", "warning: once\n")
 
 
 def test_the_logger_is_as_before_after_a_command():
@@ -98,7 +100,7 @@ def test_other_processes_than_the_main_one_report_only_errors(capsys):
             logger.error("shown")
         assert shows_progress()
         logger.info("again")
-    assert capsys.readouterr().err == "shown\nagain\n"
+    assert capsys.readouterr().err == "error: shown\nagain\n"
 
 
 @pytest.mark.parametrize("terminal", [False, True])

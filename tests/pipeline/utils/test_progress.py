@@ -19,7 +19,7 @@ def clock(monkeypatch):
 def test_no_items_give_one_line(capsys):
     with Progress(0, "reading", "images"):
         pass
-    assert capsys.readouterr().err.startswith("reading: 0/0 images, 0 s")
+    assert capsys.readouterr().err.startswith("reading: 0 images [00:00")
 
 
 def test_plain_lines_have_rate_and_remaining_time(capsys, clock):
@@ -29,15 +29,15 @@ def test_plain_lines_have_rate_and_remaining_time(capsys, clock):
             bar.update(2, note=f"loss {second}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
-    assert lines[0] == "reading: 20/100 images, 10 s, 2.0 images/s, 40 s left, loss 10"
-    assert lines[-1] == "reading: 80/100 images, 40 s, 2.0 images/s, 10 s left, loss 40"
+    assert lines[0] == "reading:  20% 20/100 [00:10<00:40,  2.00 images/s, loss 10]"
+    assert lines[-1] == "reading:  80% 80/100 [00:40<00:10,  2.00 images/s, loss 40]"
 
 
 def test_rate_of_a_resumed_run(capsys, clock):
     with Progress(100, "reading", "images", initial=60) as bar:
         clock[0] = 10.0
         bar.update(20)
-    assert "80/100 images, 10 s, 2.0 images/s, 10 s left" in capsys.readouterr().err
+    assert "80/100 [00:10<00:10,  2.00 images/s]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds, num_lines", [(0, 0), (9, 0), (10, 2)])
@@ -76,10 +76,9 @@ def test_log_lines_between_progress(capsys, monkeypatch, terminal):
     assert shown.out == "" and "4/4" in shown.err
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_track_yields_every_item(capsys, count):
-    assert list(track(range(count), count, "reading")) == list(range(count))
-    assert f"{count}/{count} items" in capsys.readouterr().err
+def test_track_yields_every_item(capsys):
+    assert list(track(range(3), 3, "reading")) == [0, 1, 2]
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_interrupted_loop_prints_its_progress(capsys):

@@ -59,7 +59,7 @@ def test_every_task_is_done_once(run, capsys):
     assert run(lambda task: task.path.name, names, remaining.append) == sorted(names)
     assert remaining[0] == 5 and remaining[-1] == 1
     assert remaining == sorted(remaining, reverse=True)
-    assert "10/10 images" in capsys.readouterr().err
+    assert "10/10 [" in capsys.readouterr().err
 
 
 def test_workers_have_the_given_number_of_threads(run):

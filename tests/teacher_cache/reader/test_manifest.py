@@ -31,9 +31,9 @@ def test_read_manifest(tmp_path):
         ({"format_version": 2}, "format_version: expected 1, found 2"),
         ({"format_version": None}, "format_version: expected 1"),
         ({"fingerprint": "0"}, "fingerprint: expected the digest of parts"),
-        ({"parts": []}, "parts: expected a dict"),
+        ({"parts": []}, "parts: expected an object"),
         ({"shards": None}, "shards: expected a list"),
-        ({"shards": [{"name": "x"}]}, "shards[0]: expected fields name, sha256 and images"),
+        ({"shards": [{"name": "x"}]}, "shards[0].sha256: expected a text"),
     ],
 )
 def test_wrong_manifests(tmp_path, changes, message):

@@ -284,7 +284,7 @@ def test_a_job_runs_to_its_end(start_program):
     process = start_program("good")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0
-    assert "good: 6/6 images" in stderr
+    assert "good: 100% 6/6 [" in stderr
 
 
 def test_a_failed_job_ends_the_others_and_shows_its_traceback(start_program):
