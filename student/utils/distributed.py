@@ -7,7 +7,6 @@ WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), such as the SLURM batch scrip
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -252,103 +252,91 @@ def _read_environment() -> tuple[int, int, int]:
 def _rendezvous(rank: int, size: int) -> distributed.Store:
     """Opens the store of the run and waits until all processes have joined.
 
-    Every wait polls, so that Python can handle signals.
+    A thread does so, because the main thread has to handle signals.
 
     Raises:
         InputError: processes are missing at the time limit, or two have the same rank.
     """
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    # torchrun's agent hosts the store, which persists over restarts of the processes.
-    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    by_slurm = os.environ.get("SLURM_STEP_NUM_TASKS") == str(size)
-    start, is_logged = time.monotonic(), False
     timeout_text = os.environ.get(TIMEOUT_VARIABLE) or str(RENDEZVOUS_TIMEOUT)
     if not timeout_text.replace(".", "", 1).isdecimal():
         raise InputError(f"{TIMEOUT_VARIABLE}: expected a number of seconds, found {timeout_text}")
-    default_limit = float(timeout_text)
+    # torchrun's agent hosts the store, which exists before the processes and persists over their
+    # restarts.
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    by_slurm = os.environ.get("SLURM_STEP_NUM_TASKS") == str(size)
+    open_limit = LAUNCHED_TIMEOUT if by_slurm else float(timeout_text)
+    limit = LAUNCHED_TIMEOUT if by_agent else open_limit
+    start = time.monotonic()
+    found: list[distributed.Store | Exception] = []
 
-    def wait(limit: float, found: str) -> None:
-        nonlocal is_logged
-        waited = time.monotonic() - start
-        if waited > limit:
-            raise InputError(
-                f"WORLD_SIZE: expected {size} processes to join at {address}, found {found} after"
-                f" {limit:.0f} seconds; unset WORLD_SIZE and RANK if they are left over from"
-                f" another job, or set {TIMEOUT_VARIABLE} to wait longer"
-            )
-        if waited > RENDEZVOUS_TIMEOUT and not is_logged:
-            is_logged = True
-            logger.info(f"waiting for {size} processes at {address}: {found}")
-        time.sleep(POLL_SECONDS)
-
-    limit, opening = LAUNCHED_TIMEOUT if by_slurm else default_limit, None
-    while opening is None:
+    def join() -> None:
         try:
-            opening = _StoreThread(serve=rank == 0 and not by_agent)
-        except OSError as error:
-            wait(limit, error.strerror or str(error))
-    while opening.is_alive():
-        wait(limit, "no answer")
-    try:
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = distributed.PrefixStore(f"eoid/{attempt}", opening.store())
-        token = secrets.token_hex(8)
-        if store.compare_set(f"process {rank}", "", token).decode() != token:
-            raise InputError(f"RANK: expected one process {rank} at {address}, found two")
-        limit = LAUNCHED_TIMEOUT if by_slurm or by_agent else default_limit
-        while missing := [other for other in range(size) if not store.check([f"process {other}"])]:
-            wait(limit, f"{size - len(missing)}")
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        expected = f"the store of {size} processes at {address}"
-        raise InputError(f"MASTER_ADDR: expected {expected}, found {reason}") from None
-    return store
+            found.append(_join_store(rank, size, rank == 0 and not by_agent, open_limit, limit))
+        # Raised below, in the main thread.
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(min(limit, RENDEZVOUS_TIMEOUT))
+    if thread.is_alive() and limit > RENDEZVOUS_TIMEOUT:
+        logger.info(f"waiting for {size} processes at {address}")
+        thread.join(limit - RENDEZVOUS_TIMEOUT)
+    result = found[0] if found else TimeoutError("no answer")
+    if isinstance(result, distributed.Store):
+        return result
+    if isinstance(result, InputError):
+        raise result
+    raise InputError(
+        f"WORLD_SIZE: expected {size} processes to join at {address}, found fewer after"
+        f" {time.monotonic() - start:.0f} seconds ({' '.join(str(result).split())[:160]}); unset"
+        " WORLD_SIZE and RANK if they are left over from another job, or set"
+        f" {TIMEOUT_VARIABLE} to wait longer"
+    )
 
 
-class _StoreThread(threading.Thread):
-    """Opens the store at MASTER_ADDR:MASTER_PORT in a thread.
-
-    The address is tested with a plain socket first, since the store itself logs every failure. If
-    something else than a store listens there, the thread may never end.
+def _join_store(
+    rank: int, size: int, serve: bool, open_limit: float, limit: float
+) -> distributed.Store:
+    """Opens the store at MASTER_ADDR:MASTER_PORT, and waits for the other processes.
 
     Args:
+        rank, size: index of this process, and number of processes.
         serve: host the store instead of connecting to it.
+        open_limit, limit: seconds in which the store has to exist, and the others have to join.
 
     Raises:
+        InputError: there is another process of this rank.
         OSError: nothing listens at the address, or with `serve`, the port is in use.
+        RuntimeError: something else than a store listens, or processes are missing.
     """
-
-    def __init__(self, serve: bool) -> None:
-        super().__init__(daemon=True)
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        with (
-            socket.create_server(("", port)) if serve else socket.create_connection((host, port), 2)
-        ):
-            pass
-        self._address = ("localhost" if serve else host, port)
-        self._serve = serve
-        self._result: distributed.TCPStore | RuntimeError | None = None
-        self.start()
-
-    def run(self) -> None:
-        timeout = timedelta(seconds=RENDEZVOUS_TIMEOUT)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + open_limit
+    # A plain socket tests the address first, since the store itself logs every failure.
+    while True:
         try:
-            self._result = distributed.TCPStore(
-                *self._address, is_master=self._serve, timeout=timeout, wait_for_workers=False
-            )
-        except RuntimeError as error:
-            self._result = error
-
-    def store(self) -> distributed.TCPStore:
-        """The opened store; to be called after the thread has ended.
-
-        Raises:
-            RuntimeError: the store could not be opened.
-        """
-        if not isinstance(self._result, distributed.TCPStore):
-            raise self._result or RuntimeError("no store")
-        self._result.set_timeout(STORE_TIMEOUT)
-        return self._result
+            test = socket.create_server if serve else partial(socket.create_connection, timeout=2)
+            test(("" if serve else host, port)).close()
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+    opened = distributed.TCPStore(
+        "localhost" if serve else host,
+        port,
+        is_master=serve,
+        timeout=timedelta(seconds=RENDEZVOUS_TIMEOUT),
+        wait_for_workers=False,
+    )
+    opened.set_timeout(STORE_TIMEOUT)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = distributed.PrefixStore(f"eoid/{attempt}", opened)
+    if store.add(f"process {rank}", 1) > 1:
+        raise InputError(f"RANK: expected one process {rank} at {host}:{port}, found two")
+    store.wait([f"process {other}" for other in range(size)], timedelta(seconds=limit))
+    return store
 
 
 def local_device(name: str, local_rank: int) -> torch.device:

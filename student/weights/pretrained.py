@@ -231,75 +231,74 @@ def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> L
     params = {name: value for name, value in model.state_dict().items() if name not in TEXT_BUFFERS}
     file = read_pretrained(path)
     _check_sizes(file, model.config)
-    rows = _build_row_maps(file, params, vocabulary)
     used: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    rows: dict[str, _RowMap] = {}
     for name, key in file.key_map.items():
-        if name in params and not _is_incompatible(name, file, model.config):
-            _check_shape(file, key, params[name], name in rows)
-            used.setdefault(key, []).append(name)
+        if reason := _skip_reason(name, file, params, model.config):
+            reasons.setdefault(key, reason)
+            continue
+        used.setdefault(key, []).append(name)
+        theirs, ours = file.entries[key], params[name]
+        row_map = _map_rows(name, len(ours) if ours.dim() else 0, theirs, file, vocabulary)
+        if row_map is not None:
+            rows[name] = row_map
+        skipped = 0 if row_map is None else 1
+        if theirs.shape[skipped:] != ours.shape[skipped:] or theirs.dim() != ours.dim():
+            raise bad_field(file.path, key, f"shape {list(ours.shape)}", list(theirs.shape))
     loaded = {name: file.entries[key] for key, names in used.items() for name in names}
-    _check_backbone(file, params, loaded)
+    missing = tuple(name for name in params if name not in loaded)
+    if lacking := [name for name in missing if name.startswith("backbone.")]:
+        raise InputError(f"{file.path}: expected a whole backbone, found no {lacking[0]}")
     check_finite({key: file.entries[key] for key in used}, file.path)
     partial: dict[str, str] = {}
     for name, value in loaded.items():
         if name not in rows:
             params[name].copy_(value)
-        elif share := rows[name].copy(value, params[name]):
+        elif share := _copy_rows(value, params[name], *rows[name]):
             partial[name.rpartition(".")[0]] = share
-    return LoadReport(
-        path=file.path,
-        kind=file.kind,
-        used=used,
-        partial=partial,
-        unused={
-            key: _unused_reason(key, file, params, model.config)
-            for key in file.entries
-            if key not in used
-        },
-        missing=tuple(name for name in params if name not in loaded),
-    )
+    unused = {
+        key: reasons.get(key, "the student has no such part")
+        for key in file.entries
+        if key not in used
+    }
+    return LoadReport(file.path, file.kind, used, partial, unused, missing)
 
 
-@dataclass(frozen=True, eq=False)
-class _RowMap:
-    """Rows of a parameter: the file's row for each, -1 for none, and the names of the classes."""
-
-    order: np.ndarray
-    names: tuple[str, ...] = ()
-
-    def copy(self, theirs: Tensor, ours: Tensor) -> str:
-        """Copies the matched rows to `ours`; describes the match unless it is complete, else ""."""
-        order = torch.from_numpy(self.order)
-        found = order >= 0
-        ours[found] = theirs[order[found]].to(ours.dtype)
-        without = [name for name, row in zip(self.names, self.order, strict=False) if row < 0]
-        if not found.all():
-            missing = f", none for {join_names(without)}" if without else ""
-            return f"{int(found.sum())} of {len(ours)} rows found among {len(theirs)}{missing}"
-        return f"{len(ours)} of {len(theirs)} rows" if len(theirs) > len(ours) else ""
+# Rows of a parameter with one row per query or class: the file's row for each, -1 for none, and the
+# names of the classes.
+_RowMap = tuple[np.ndarray, tuple[str, ...]]
 
 
-def _build_row_maps(
-    file: PretrainedFile, params: dict[str, Tensor], vocabulary: Vocabulary
-) -> dict[str, _RowMap]:
-    """Row maps, by key, of the student's parameters with one row per query or class."""
+def _map_rows(
+    name: str, count: int, theirs: Tensor, file: PretrainedFile, vocabulary: Vocabulary
+) -> _RowMap | None:
+    """The row map of a parameter with `count` rows; None where rows are no queries or classes."""
     objects, verbs = vocabulary.objects, vocabulary.verbs
-    rows = {}
-    for name, key in file.key_map.items():
-        num_rows = len(file.entries[key]) if file.entries[key].dim() else 0
-        if name not in params:
-            continue
-        if name.startswith(QUERY_ROWS):
-            order = np.arange(len(params[name]))
-            rows[name] = _RowMap(np.where(order < num_rows, order, -1))
-        elif name.startswith(VERB_ROWS):
-            rows[name] = _RowMap(_match_rows(verbs, file.verbs, num_rows), verbs)
-        elif name.startswith(OBJECT_ROWS):
-            rows[name] = _RowMap(_match_rows(objects, file.objects, num_rows), objects)
-        elif name.startswith(OBJECT_AND_NONE_ROWS):
-            order = _match_rows(objects, file.objects, num_rows - 1)
-            rows[name] = _RowMap(np.append(order, num_rows - 1), objects)
-    return rows
+    num_rows = len(theirs) if theirs.dim() else 0
+    if name.startswith(QUERY_ROWS):
+        order = np.arange(count)
+        return np.where(order < num_rows, order, -1), ()
+    if name.startswith(VERB_ROWS):
+        return _match_rows(verbs, file.verbs, num_rows), verbs
+    if name.startswith(OBJECT_ROWS):
+        return _match_rows(objects, file.objects, num_rows), objects
+    if name.startswith(OBJECT_AND_NONE_ROWS):
+        order = _match_rows(objects, file.objects, num_rows - 1)
+        return np.append(order, num_rows - 1), objects
+    return None
+
+
+def _copy_rows(theirs: Tensor, ours: Tensor, order: np.ndarray, names: tuple[str, ...]) -> str:
+    """Copies the matched rows to `ours`; describes the match unless it is complete, else ""."""
+    rows = torch.from_numpy(order)
+    found = rows >= 0
+    ours[found] = theirs[rows[found]].to(ours.dtype)
+    without = [name for name, row in zip(names, order, strict=False) if row < 0]
+    if not found.all():
+        missing = f", none for {join_names(without)}" if without else ""
+        return f"{int(found.sum())} of {len(ours)} rows found among {len(theirs)}{missing}"
+    return f"{len(ours)} of {len(theirs)} rows" if len(theirs) > len(ours) else ""
 
 
 def _match_rows(ours: tuple[str, ...], theirs: tuple[str, ...] | None, count: int) -> np.ndarray:
@@ -310,18 +309,22 @@ def _match_rows(ours: tuple[str, ...], theirs: tuple[str, ...] | None, count: in
     return np.array([row.get(normalise_name(name), -1) for name in ours])
 
 
-def _is_incompatible(name: str, file: PretrainedFile, config: ModelConfig) -> bool:
-    return _has_other_queries(name, file, config) or _has_other_text_model(name, file, config)
-
-
-def _has_other_text_model(name: str, file: PretrainedFile, config: ModelConfig) -> bool:
-    """A text head projects into the embedding space of one CLIP and is of no use with another."""
-    return name.startswith(TEXT_PARAMS) and file.text_model != config.text_model
-
-
-def _has_other_queries(name: str, file: PretrainedFile, config: ModelConfig) -> bool:
-    """Box heads predict boxes with learned queries, and offsets from reference boxes otherwise."""
-    return name.startswith(BOX_HEADS) and file.queries != config.queries
+def _skip_reason(
+    name: str, file: PretrainedFile, params: dict[str, Tensor], config: ModelConfig
+) -> str | None:
+    """Why the file's tensor for a parameter of this name is not loaded; None if it is."""
+    # Box heads predict boxes with learned queries, and offsets from reference boxes otherwise.
+    if name.startswith(BOX_HEADS) and file.queries != config.queries:
+        return f"trained for boxes of {file.queries} queries"
+    if name in TEXT_BUFFERS and config.verb_head == "text":
+        return "sentence embeddings come from the cache"
+    # A text head projects into the embedding space of one CLIP and is of no use with another.
+    if name in params:
+        other = name.startswith(TEXT_PARAMS) and file.text_model != config.text_model
+        return "trained with another CLIP's text embeddings" if other else None
+    if name.endswith(BATCH_COUNTER):
+        return "frozen batch norm has no batch counter"
+    return "the student has fewer layers" if ".layers." in name else "the student has no such part"
 
 
 def _check_sizes(file: PretrainedFile, config: ModelConfig) -> None:
@@ -330,39 +333,6 @@ def _check_sizes(file: PretrainedFile, config: ModelConfig) -> None:
         expected = ", ".join(f"{name} {getattr(config, name)}" for name in wrong)
         found = ", ".join(f"{name} {value}" for name, value in wrong.items())
         raise InputError(f"{file.path}: expected a model of {expected}, found {found}")
-
-
-def _check_shape(file: PretrainedFile, key: str, ours: Tensor, by_rows: bool) -> None:
-    theirs = file.entries[key]
-    skipped = 1 if by_rows else 0
-    if theirs.shape[skipped:] != ours.shape[skipped:] or theirs.dim() != ours.dim():
-        expected = f"shape {list(ours.shape)}"
-        raise bad_field(file.path, key, expected, f"{list(theirs.shape)}")
-
-
-def _check_backbone(
-    file: PretrainedFile, params: dict[str, Tensor], loaded: dict[str, Tensor]
-) -> None:
-    missing = [name for name in params if name.startswith("backbone.") and name not in loaded]
-    if missing:
-        raise InputError(f"{file.path}: expected a whole backbone, found no {missing[0]}")
-
-
-def _unused_reason(
-    key: str, file: PretrainedFile, params: dict[str, Tensor], config: ModelConfig
-) -> str:
-    targets = [name for name, source in file.key_map.items() if source == key]
-    if targets and key.endswith(BATCH_COUNTER):
-        return "frozen batch norm has no batch counter"
-    if any(_has_other_queries(name, file, config) for name in targets):
-        return f"trained for boxes of {file.queries} queries"
-    if config.verb_head == "text" and any(name in TEXT_BUFFERS for name in targets):
-        return "sentence embeddings come from the cache"
-    if any(_has_other_text_model(name, file, config) for name in targets if name in params):
-        return "trained with another CLIP's text embeddings"
-    if any(".layers." in name for name in targets):
-        return "the student has fewer layers"
-    return "the student has no such part"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ shows, is taken from the file's `args`, and is 8 where these do not name it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.weights import (
     check_finite,
     check_state_dict,
-    read_checkpoint,
     select_state_dict,
     strip_prefixes,
     strip_wrapper_prefixes,
@@ -95,23 +93,6 @@ def config_from_shapes(
         raise InputError(message if has_file else f"{file}: {message}") from None
 
 
-def is_published(content: Any) -> bool:
-    """Whether a loaded file has the published form."""
-    model = select_state_dict(content)
-    return isinstance(model, Mapping) and any(
-        strip_prefixes(str(name)) == "obj_class_embed.weight" for name in model
-    )
-
-
-def load_published(path: Path | str) -> HOIDetector:
-    """Opens a published EoID or CDN checkpoint; see `model_from_published`.
-
-    Raises:
-        InputError: the file is not such a checkpoint.
-    """
-    return model_from_published(read_checkpoint(path), path)
-
-
 def model_from_published(content: Any, path: object, num_heads: int | None = None) -> HOIDetector:
     """The detector in a published checkpoint's content.
 
@@ -130,7 +111,10 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
         InputError: the content does not have the published form, its entries and the model's are
             not the same, or a value is not finite.
     """
-    if not is_published(content):
+    weights = select_state_dict(content)
+    if not isinstance(weights, Mapping) or not any(
+        strip_prefixes(str(name)) == "obj_class_embed.weight" for name in weights
+    ):
         expected = 'a checkpoint of this project or a published one, {"model": weights}'
         raise bad_field(path, "content", expected, _describe(content))
     state, arguments = strip_wrapper_prefixes(check_state_dict(content, path)), content.get("args")
@@ -146,14 +130,22 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
         raise bad_field(path, "args.nheads", expected, recorded)
     heads = recorded or num_heads or DEFAULT_NUM_HEADS
     model = HOIDetector(config_from_shapes(state, heads, path))
-    renamed, unknown = from_published(state)
+    needed = to_published(model.state_dict())
     if "is_embed.weight" not in state and "is_embed.bias" not in state:
-        head = model.interactive_head
-        renamed["interactive_head.weight"] = torch.zeros_like(head.weight)
-        renamed["interactive_head.bias"] = torch.zeros_like(head.bias)
-    _check_fit(model.state_dict(), renamed, unknown, path)
+        state |= {
+            name: torch.zeros_like(value)
+            for name, value in needed.items()
+            if name.startswith("is_embed.")
+        }
+    if unknown := [name for name in state if name not in needed]:
+        raise bad_field(path, "model", "only entries of the published model", join_names(unknown))
+    if missing := [name for name in needed if name not in state]:
+        raise InputError(f"{path}: model: expected all entries, missing {join_names(missing)}")
+    for name, value in needed.items():
+        if value.shape != state[name].shape:
+            raise bad_field(path, name, f"shape {list(value.shape)}", list(state[name].shape))
     check_finite(state, path)
-    model.load_state_dict(renamed)
+    model.load_state_dict({str(rename_published_key(name)): state[name] for name in state})
     return model.eval()
 
 
@@ -161,24 +153,6 @@ def checkpoint_argument(arguments: Any, name: str) -> Any:
     """A setting in a checkpoint's `args`, a mapping or a namespace; None where it is missing."""
     settings = arguments if isinstance(arguments, Mapping) else getattr(arguments, "__dict__", {})
     return settings.get(name)
-
-
-def _check_fit(
-    needed: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: list[str], file: object
-) -> None:
-    surplus = {name: tensor for name, tensor in found.items() if name not in needed}
-    unknown = unknown + list(to_published(surplus))
-    if unknown:
-        raise bad_field(file, "model", "only entries of the published model", join_names(unknown))
-    missing = [name for name in needed if name not in found]
-    if missing:
-        theirs = list(to_published({name: needed[name] for name in missing}))
-        raise InputError(f"{file}: model: expected all entries, missing {join_names(theirs)}")
-    for name, tensor in needed.items():
-        if tensor.shape != found[name].shape:
-            expected = f"shape {list(tensor.shape)}"
-            theirs = list(to_published({name: tensor}))
-            raise bad_field(file, theirs[0], expected, list(found[name].shape))
 
 
 def _resnet_name(state: Mapping[str, Tensor], file: object) -> str:
@@ -196,17 +170,6 @@ def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
         return f"an object with {join_names([str(key) for key in content]) or 'nothing'}"
     return type(content).__name__
-
-
-def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Renames published keys to those of `HOIDetector`.
-
-    Returns:
-        The renamed entries, and the keys that have no counterpart.
-    """
-    known = {name: rename_published_key(name) for name in state}
-    renamed = {ours: state[name] for name, ours in known.items() if ours is not None}
-    return renamed, [name for name, ours in known.items() if ours is None]
 
 
 def rename_published_key(name: str) -> str | None:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-import student
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 from student.config import get_preset
@@ -11,12 +10,10 @@ from student.weights.checkpoint_file import (
     FORMAT,
     Checkpoint,
     build_model,
-    checkpoint_path,
     load_checkpoint,
     save_checkpoint,
 )
 from student.weights.load import load_model
-from student.weights.published import to_published
 
 
 @pytest.fixture
@@ -56,23 +53,6 @@ def test_a_run_folder_and_its_checkpoint_open_the_same_detector(run, checkpoint)
                 assert torch.equal(outputs[name], expected[name]), name
 
 
-def test_load_model_is_exported_by_the_package(run):
-    assert not student.load_model(run).training
-
-
-def test_load_model_opens_a_published_checkpoint(build, small_config, tmp_path):
-    model = build(small_config)
-    torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
-    found = load_model(tmp_path / "published.pth")
-    assert not found.training and found.config == small_config
-    images = [torch.randn(3, 64, 64), torch.randn(3, 71, 50), torch.randn(3, 33, 97)]
-    expected, outputs = model(images), found(images)
-    for name in expected:
-        if name.startswith("pred_"):
-            assert outputs[name].shape[:2] == (3, small_config.num_queries)
-            assert torch.equal(outputs[name], expected[name]), name
-
-
 def test_an_interrupted_write_keeps_the_old_file(run, checkpoint, monkeypatch):
     before = (run / "checkpoint.pt").read_bytes()
 
@@ -87,19 +67,13 @@ def test_an_interrupted_write_keeps_the_old_file(run, checkpoint, monkeypatch):
     assert [path.name for path in run.iterdir()] == ["checkpoint.pt"]
 
 
-def test_checkpoint_path(tmp_path):
-    assert checkpoint_path(tmp_path) == tmp_path / "checkpoint.pt"
-    assert checkpoint_path(tmp_path / "a.pt") == tmp_path / "a.pt"
-
-
-@pytest.mark.parametrize("load", [load_model, load_checkpoint])
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
-def test_a_truncated_checkpoint_gives_a_one_line_error(run, share, load):
+def test_a_truncated_checkpoint_gives_a_one_line_error(run, share):
     file = run / "checkpoint.pt"
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(InputError, match=r"found (a|an|data) ") as caught:
-        load(file)
+        load_model(file)
     assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
 
 
@@ -166,13 +140,6 @@ def test_a_checkpoint_of_version_0_1_is_refused(run):
     with pytest.raises(InputError, match=message) as caught:
         load_model(run)
     assert "\n" not in str(caught.value)
-
-
-def test_a_later_format_is_refused(run):
-    file = run / "checkpoint.pt"
-    torch.save({**torch.load(file, weights_only=True), "format": "eoid-student-9"}, file)
-    with pytest.raises(InputError, match="format: expected eoid-student-2, found eoid-student-9"):
-        load_model(run)
 
 
 def test_loading_runs_no_code_of_the_file(tmp_path):

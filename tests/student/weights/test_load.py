@@ -34,18 +34,14 @@ def published(model, tmp_path):
 
 
 def test_a_published_checkpoint_takes_the_vocabulary_of_the_dataset(published, model, vocabulary):
+    loaded = load_student(published(), vocabulary, 4)
+    assert loaded.model.config.num_heads == 4
     loaded = load_student(published(), vocabulary)
     assert loaded.is_published and loaded.split.name == "full" and not loaded.model.training
     assert loaded.recipe.model == model.config == loaded.model.config
     assert loaded.recipe.train.augmentation == "published"
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
-
-
-def test_given_number_of_heads(published, vocabulary):
-    assert load_student(published(), vocabulary, 4).model.config.num_heads == 4
-    file = published(args=argparse.Namespace(nheads=2))
-    assert load_student(file, vocabulary).model.config.num_heads == 2
 
 
 def test_other_class_counts_are_refused(published, vocabulary):
@@ -89,13 +85,6 @@ def test_a_run_has_recipe_split_and_vocabulary(build, vocabulary, tmp_path):
     other = replace(vocabulary, name="other", verbs=("mount", *vocabulary.verbs[1:]))
     with pytest.raises(InputError, match="student of the vocabulary other, found toy"):
         load_student(file, other)
-
-
-@pytest.mark.parametrize("content", [{}, {"model": {}}, [1]])
-def test_other_files_are_refused(tmp_path, vocabulary, content):
-    torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"a\.pth: content: expected"):
-        load_student(tmp_path / "a.pth", vocabulary)
 
 
 def test_evaluating_a_published_checkpoint(published, dataset, dataset_root, tmp_path):

@@ -166,7 +166,7 @@ def test_a_converted_detr_initialises_missing_parts_by_fallback(start, config, d
     assert "transformer.stage2_decoder.norm.weight" in report.unused
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "detr.", "model.", "module.detr."])
+@pytest.mark.parametrize("wrapper", ["detr.", "module.detr."])
 def test_wrapper_prefixes_are_removed(start, config, detr_state, wrapper):
     state = detr_state()
     wrapped = {wrapper + name: value for name, value in state.items()}
@@ -225,12 +225,10 @@ def toy(vocabulary, toy_config):
     return replace(toy_config, num_objects=vocabulary.num_objects, num_verbs=vocabulary.num_verbs)
 
 
-@pytest.mark.parametrize("as_folder", [False, True])
-def test_a_run_is_loaded_completely(build, toy, vocabulary, tmp_path, as_folder):
+def test_a_run_is_loaded_completely(build, toy, vocabulary, tmp_path):
     source, model = build(toy, seed=5), build(toy)
     save_run(tmp_path / "checkpoint.pt", source, vocabulary)
-    path = tmp_path if as_folder else tmp_path / "checkpoint.pt"
-    report = load_pretrained(model, path, vocabulary)
+    report = load_pretrained(model, tmp_path / "checkpoint.pt", vocabulary)
     assert not report.missing and not report.unused and not report.partial
     for name, value in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
@@ -283,13 +281,12 @@ def detector(name):
     return {**state, "roi_heads.box_predictor.bias": torch.ones(3)}
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 @pytest.mark.parametrize(
-    ("make", "name", "prefix"),
+    ("make", "name", "prefix", "ending"),
     [
-        (resnet, "resnet18", ""),
-        (detector, "resnet18", "backbone.body."),
-        (detector, "toy", "backbone.body."),
+        (resnet, "resnet18", "", ".pth"),
+        (detector, "resnet18", "backbone.body.", ".safetensors"),
+        (detector, "toy", "backbone.body.", ".pth"),
     ],
 )
 def test_a_backbone_alone(start, build, small_config, toy_config, make, name, prefix, ending):
@@ -355,33 +352,9 @@ def test_a_refused_file_changes_nothing(tmp_path, untouched, detr_state, content
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-class Code:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-@pytest.mark.parametrize("name", ["gone.safetensors", "gone.pth"])
-def test_a_missing_file(tmp_path, untouched, name):
-    with pytest.raises(InputError, match=f"{name}: no such"):
-        load_pretrained(untouched[0], tmp_path / name, HICO)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("cut.safetensors", b"\x10\0\0\0\0\0\0\0{"), ("cut.pth", b"PK\x03\x04"), ("a.pth", b"text")],
-)
-def test_a_damaged_file_gives_a_one_line_error(tmp_path, untouched, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"{name}: expected a ") as caught:
-        load_pretrained(untouched[0], tmp_path / name, HICO)
-    assert "\n" not in str(caught.value)
-
-
-def test_loading_runs_no_code_of_the_file(tmp_path, untouched, capsys):
-    torch.save({"model": {"a": Code()}}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match=r"evil\.pth: .*print"):
-        load_pretrained(untouched[0], tmp_path / "evil.pth", HICO)
-    assert capsys.readouterr().out == ""
+def test_a_missing_file(tmp_path, untouched):
+    with pytest.raises(InputError, match=r"gone.pth: no such"):
+        load_pretrained(untouched[0], tmp_path / "gone.pth", HICO)
 
 
 REPORT = LoadReport(
@@ -406,15 +379,7 @@ REPORT = LoadReport(
 )
 
 
-def test_report_of_an_empty_file():
-    nothing = LoadReport(Path("a.pth"), "an empty file", {}, {}, {}, ())
-    assert nothing.lines() == [
-        "pretrained weights: a.pth, an empty file: 0 of 0 tensors used",
-        "  loaded: none",
-    ]
-
-
-def test_report_counts_tensors_per_module():
+def test_report():
     assert REPORT.lines() == [
         "pretrained weights: detr.pth, a DETR checkpoint: 3 of 7 tensors used",
         "  loaded: backbone 1, human_object_decoder 1, interaction_decoder 1, object_head 1",
@@ -423,9 +388,6 @@ def test_report_counts_tensors_per_module():
         "  unused, the student has no such part: mask_head.lay1 1, fc 1",
         "  randomly initialised: verb_head 2",
     ]
-
-
-def test_report_as_json():
     value = json.loads(json.dumps(REPORT.to_dict()))
     assert value["file"] == "weights/detr.pth" and value["unused"] == REPORT.unused
     assert value["used"] == REPORT.used and value["random"] == list(REPORT.missing)
