@@ -286,7 +286,7 @@ def _check_no_failures(finished: Iterable[ShardTask]) -> None:
     """
     for task in sorted(finished, key=lambda task: task.number):
         record = read_shard_record(task.path, task.fingerprint)
-        for image, reason in (record.failed if record else {}).items():
+        for image, reason in record.failed.items():
             raise InputError(f"{task.path}: lacks {image}: {reason}")
 
 

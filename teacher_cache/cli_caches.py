@@ -45,9 +45,9 @@ overwrite_option = option("--overwrite", is_flag=True, help="Replace existing fi
 def evaluate(setting: str, **options: Any) -> None:
     """Score the teacher and the detector of CACHE against the dataset's annotations."""
     from evaluation.score_hico import SETTINGS_OF_OPTION
-    from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
+    from teacher_cache.analysis.evaluate import evaluate_teacher
 
-    evaluate_teacher(EvaluateConfig(setting=SETTINGS_OF_OPTION[setting][0], **options))
+    evaluate_teacher(setting=SETTINGS_OF_OPTION[setting][0], **options)
 
 
 @cloup.command()
@@ -58,9 +58,9 @@ def evaluate(setting: str, **options: Any) -> None:
 @config_option
 def inspect(**options: Any) -> None:
     """Print statistics of CACHE and the settings it was built with."""
-    from teacher_cache.analysis.inspect import InspectConfig, inspect_cache
+    from teacher_cache.analysis.inspect import inspect_cache
 
-    inspect_cache(InspectConfig(**options))
+    inspect_cache(**options)
 
 
 @cloup.command()
@@ -100,9 +100,9 @@ def inspect(**options: Any) -> None:
 @config_option
 def prompts(**options: Any) -> None:
     """Encode prompts of new actions, for students with --verb-head text."""
-    from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
+    from teacher_cache.maintenance.add_prompts import create_prompts_file
 
-    create_prompts_file(AddPromptsConfig(**options))
+    create_prompts_file(**options)
 
 
 @cloup.command()
@@ -135,9 +135,9 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
 @config_option
 def show(**options: Any) -> None:
     """Draw IMAGE with its pairs, their regions and the teacher's most probable actions."""
-    from teacher_cache.analysis.show import ShowConfig, show_image
+    from teacher_cache.analysis.show import show_image
 
-    show_image(ShowConfig(**options))
+    show_image(**options)
 
 
 @cloup.command()
@@ -160,9 +160,9 @@ def show(**options: Any) -> None:
 @config_option
 def verify(**options: Any) -> None:
     """Check every byte of CACHE; complete the manifest of a cache that several jobs built."""
-    from teacher_cache.maintenance.verify import VerifyConfig, verify_cache
+    from teacher_cache.maintenance.verify import verify_cache
 
-    verify_cache(VerifyConfig(**options))
+    verify_cache(**options)
 
 
 @cloup.command()

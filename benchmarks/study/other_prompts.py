@@ -13,7 +13,7 @@ from pipeline.utils.cli import run_command
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import Vocabulary
 from student.engine.evaluate import RESULTS, evaluate_checkpoint
-from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
+from teacher_cache.maintenance.add_prompts import create_prompts_file
 
 NUM_OTHERS = 3
 
@@ -46,7 +46,7 @@ def main(student: Path, cache: Path, data: Path, out: Path, verb: str, seed: int
     for name in draw_other_verbs(vocabulary, verb, seed):
         file, folder = out / f"{name}.h5", out / name
         added = (prompt_to_add(vocabulary, verb, name),)
-        create_prompts_file(AddPromptsConfig(cache, file, added, overwrite=True))
+        create_prompts_file(cache, file, added, overwrite=True)
         evaluate_checkpoint(student, data, None, folder, "auto", None, True, prompts=file)
         metrics_by_verb[name] = read_json(folder / RESULTS)["metrics"]
     metrics = {}

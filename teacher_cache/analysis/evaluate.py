@@ -47,31 +47,6 @@ RATE_TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What to evaluate, and which files to write.
-
-    Attributes:
-        cache: the cache folder.
-        dataset: the dataset folder that the cache was built from.
-        split: name or TOML file of the split, which defines seen and unseen interactions.
-        setting: HICO-DET's default or known-object setting.
-        json: results file; None writes none.
-        predictions: file of the teacher's detections on proposed pairs; None writes none.
-        figure: file of a figure of the scores; None writes none.
-        overwrite: whether existing files may be replaced.
-    """
-
-    cache: Path
-    dataset: Path
-    split: str = "full"
-    setting: Setting = "default"
-    json: Path | None = None
-    predictions: Path | None = None
-    figure: Path | None = None
-    overwrite: bool = False
-
-
 class VerbScores(NamedTuple):
     """Scores of a verb as fractions; NaN where there is nothing to measure.
 
@@ -111,8 +86,27 @@ class TeacherScores(NamedTuple):
     verbs: Sequence[VerbScores]
 
 
-def evaluate_teacher(config: EvaluateConfig) -> Results:
+def evaluate_teacher(
+    cache: Path,
+    dataset: Path,
+    split: str = "full",
+    setting: Setting = "default",
+    json: Path | None = None,
+    predictions: Path | None = None,
+    figure: Path | None = None,
+    overwrite: bool = False,
+) -> Results:
     """Evaluates a cache on the annotations it was built from; prints and writes the scores.
+
+    Args:
+        cache: the cache folder.
+        dataset: the dataset folder that the cache was built from.
+        split: name or TOML file of the split, which defines seen and unseen interactions.
+        setting: HICO-DET's default or known-object setting.
+        json: results file to write.
+        predictions: file of the teacher's detections on proposed pairs to write.
+        figure: file of a figure of the scores to write.
+        overwrite: whether existing files may be replaced.
 
     Returns:
         The results; their mAP is that of proposed pairs.
@@ -120,31 +114,31 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
     Raises:
         InputError: the input is bad, a file exists, or the cache was built from other annotations.
     """
-    for file in filter(None, (config.json, config.predictions)):
-        refuse_existing(file, config.overwrite)
-    if config.figure is not None:
-        check_chart_file(config.figure, config.overwrite)
-    dataset = open_dataset(config.dataset)
-    vocabulary = dataset.vocabulary
-    split = load_split(vocabulary, config.split)
-    cache = open_cache(config.cache)
-    part = str(cache.manifest["parts"].get("part"))
-    loaded = dataset.load(part)
-    cache.check(vocabulary, loaded.digest, part)
-    cached = [each for each in loaded.annotations if each.image_id in cache]
+    for file in filter(None, (json, predictions)):
+        refuse_existing(file, overwrite)
+    if figure is not None:
+        check_chart_file(figure, overwrite)
+    data = open_dataset(dataset)
+    vocabulary = data.vocabulary
+    zero_shot = load_split(vocabulary, split)
+    teacher = open_cache(cache)
+    part = str(teacher.manifest["parts"].get("part"))
+    loaded = data.load(part)
+    teacher.check(vocabulary, loaded.digest, part)
+    cached = [each for each in loaded.annotations if each.image_id in teacher]
     detections: dict[int, list[Detections]] = {ANNOTATED: [], PROPOSED: []}
     matches = []
     for annotation in track(cached, len(cached), "Reading", "images", brief=True):
-        outputs = cache[annotation.image_id]
+        outputs = teacher[annotation.image_id]
         matches.append(match_annotated_pairs(annotation, outputs, vocabulary))
         for source, found in detections.items():
             found.append(teacher_detections(annotation.image_id, outputs, vocabulary, source))
     scores = {
-        source: evaluate(loaded.annotations, found, vocabulary, config.setting)
+        source: evaluate(loaded.annotations, found, vocabulary, setting)
         for source, found in detections.items()
     }
     groups = {
-        source: _group_scores(source_scores, vocabulary, split)
+        source: _group_scores(source_scores, vocabulary, zero_shot)
         for source, source_scores in scores.items()
     }
     rates, verbs = score_pairs(matches, vocabulary)
@@ -152,9 +146,9 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
         "annotated mAP": scores[ANNOTATED].verb_means(vocabulary),
         "proposed mAP": scores[PROPOSED].verb_means(vocabulary),
     }
-    num_pairs = sum(cache.shard_layout(shard).num_pairs for shard in range(cache.num_shards))
+    num_pairs = sum(teacher.shard_layout(shard).num_pairs for shard in range(teacher.num_shards))
     teacher_scores = TeacherScores(
-        f"{dataset.name}, {part} part, split {split.name}: {len(loaded.annotations)} images,"
+        f"{data.name}, {part} part, split {zero_shot.name}: {len(loaded.annotations)} images,"
         f" {num_pairs} pairs",
         [
             (title, groups[ANNOTATED].get(name), groups[PROPOSED].get(name))
@@ -162,7 +156,7 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
             if (groups[ANNOTATED].get(name), groups[PROPOSED].get(name)) != (None, None)
         ],
         rates,
-        _verb_scores(verbs, vocabulary, split),
+        _verb_scores(verbs, vocabulary, zero_shot),
     )
     extra: dict[str, float | None] = {**rates, ACTIONS_GROUP: groups[PROPOSED].get(ACTIONS_GROUP)}
     extra |= {f"annotated_{name}": value for name, value in groups[ANNOTATED].items()}
@@ -175,28 +169,28 @@ def evaluate_teacher(config: EvaluateConfig) -> Results:
     results = Results(
         name="teacher",
         kind="teacher",
-        dataset=dataset.name,
-        split=split.name,
-        setting=config.setting,
+        dataset=data.name,
+        split=zero_shot.name,
+        setting=setting,
         num_images=len(loaded.annotations),
-        protocol=cast(PairProtocol, cache.protocol),
-        dataset_path=config.dataset,
-        predictions=config.predictions,
+        protocol=cast(PairProtocol, teacher.protocol),
+        dataset_path=dataset,
+        predictions=predictions,
         extra={
             name: value
             for name, value in extra.items()
             if value is not None and not np.isnan(value)
         },
-        **results_fields(scores[PROPOSED], vocabulary, split.unseen),
+        **results_fields(scores[PROPOSED], vocabulary, zero_shot.unseen),
     )
-    if config.predictions is not None:
+    if predictions is not None:
         # The dataset's files may give boxes in images before their EXIF rotation.
-        file_detections = dataset.detections_to_file(part, detections[PROPOSED])
-        write_predictions(config.predictions, file_detections, vocabulary)
-    if config.json is not None:
-        write_results(config.json, results)
-    if config.figure is not None:
-        draw_teacher_scores(config.figure, teacher_scores)
+        file_detections = data.detections_to_file(part, detections[PROPOSED])
+        write_predictions(predictions, file_detections, vocabulary)
+    if json is not None:
+        write_results(json, results)
+    if figure is not None:
+        draw_teacher_scores(figure, teacher_scores)
     for line in format_teacher_scores(teacher_scores):
         print(line)
     return results

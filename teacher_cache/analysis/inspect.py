@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,24 @@ PAIR_KINDS = ("annotated", "proposed")
 MAX_TABLE_ACTIONS = 3
 
 
-@dataclass(frozen=True)
-class InspectConfig:
-    """Which cache to inspect, and which files to write.
-
-    Attributes:
-        cache: the cache folder.
-        json: JSON file of the numbers; None writes none.
-        figure: file of a figure; None writes none.
-        overwrite: whether existing files may be replaced.
-    """
-
-    cache: Path
-    json: Path | None = None
-    figure: Path | None = None
-    overwrite: bool = False
-
-
-def inspect_cache(config: InspectConfig) -> None:
-    """Prints the statistics of a cache, and writes them to the files of `config`.
+def inspect_cache(
+    cache: Path, json: Path | None = None, figure: Path | None = None, overwrite: bool = False
+) -> None:
+    """Prints the statistics of a cache, and writes them to a JSON file and a figure.
 
     Raises:
         InputError: the cache is unfinished or damaged, or a file exists.
     """
-    if config.json is not None:
-        refuse_existing(config.json, config.overwrite)
-    if config.figure is not None:
-        check_chart_file(config.figure, config.overwrite)
-    overview = compute_overview(open_cache(config.cache))
-    title = config.cache.resolve().name
-    if config.json is not None:
-        write_json(config.json, overview)
-    if config.figure is not None:
-        draw_overview(config.figure, title, overview)
+    if json is not None:
+        refuse_existing(json, overwrite)
+    if figure is not None:
+        check_chart_file(figure, overwrite)
+    overview = compute_overview(open_cache(cache))
+    title = cache.resolve().name
+    if json is not None:
+        write_json(json, overview)
+    if figure is not None:
+        draw_overview(figure, title, overview)
     print(title)
     for line in format_overview(overview):
         print(line)

@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image
 
 from evaluation.report.charts.figure import require_packages
-from pipeline.datasets.dataset import Dataset, open_dataset
+from pipeline.datasets.dataset import open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.images import read_image
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, refuse_existing
 from pipeline.utils.logging import get_logger
+from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import pair_labels
 from teacher_cache.reader.cache import TeacherCache, open_cache
 from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
@@ -59,11 +60,18 @@ class PairView:
     actions: tuple[tuple[str, float, bool], ...]
 
 
-@dataclass(frozen=True)
-class ShowConfig:
-    """Which image to draw, and how.
+def show_image(
+    cache: Path,
+    image: str,
+    dataset: Path,
+    out: Path,
+    top: int = 3,
+    pairs: int = 8,
+    overwrite: bool = False,
+) -> None:
+    """Draws an image with its pairs, and prints the pairs.
 
-    Attributes:
+    Args:
         cache: the cache folder.
         image: id or path of the image.
         dataset: the dataset folder that the cache was built from.
@@ -71,52 +79,36 @@ class ShowConfig:
         top: number of actions listed per pair.
         pairs: maximum number of pairs: annotated ones first, then by detector scores.
         overwrite: whether an existing file may be replaced.
-    """
-
-    cache: Path
-    image: str
-    dataset: Path
-    out: Path
-    top: int = 3
-    pairs: int = 8
-    overwrite: bool = False
-
-
-def show_image(config: ShowConfig) -> None:
-    """Draws an image with its pairs, and prints the pairs.
 
     Raises:
         InputError: the input is bad, the cache lacks the image or was built from another dataset,
             the file exists, or matplotlib is not installed.
     """
-    if config.out.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"{config.out}: expected a name that ends in {', '.join(IMAGE_SUFFIXES)}")
-    refuse_existing(config.out, config.overwrite)
+    if out.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"{out}: expected a name that ends in {', '.join(IMAGE_SUFFIXES)}")
+    refuse_existing(out, overwrite)
     require_packages("a drawing", "matplotlib")
-    cache = open_cache(config.cache)
-    image_id = find_image(cache, config.image)
-    dataset = open_dataset(config.dataset)
-    part = str(cache.manifest["parts"].get("part"))
-    loaded = dataset.load(part)
-    cache.check(dataset.vocabulary, loaded.digest, part)
+    teacher = open_cache(cache)
+    image_id = find_image(teacher, image)
+    data = open_dataset(dataset)
+    part = str(teacher.manifest["parts"].get("part"))
+    loaded = data.load(part)
+    teacher.check(data.vocabulary, loaded.digest, part)
     annotation = next(each for each in loaded.annotations if each.image_id == image_id)
-    sizes = check_image_sizes(dataset, replace(loaded, annotations=(annotation,)))
+    sizes = check_image_sizes(data, replace(loaded, annotations=(annotation,)))
     sizes.raise_errors()
     for line in sizes.warnings():
         logger.warning(line)
-    image = read_image(dataset.part(part).images / image_id)
-    outputs = cache[image_id]
-    order = select_pairs(outputs, config.pairs)
-    views = [
-        make_pair_view(row, annotation, outputs, dataset, config.top) for row in order.tolist()
-    ]
+    outputs = teacher[image_id]
+    order = select_pairs(outputs, pairs).tolist()
+    views = [make_pair_view(row, annotation, outputs, data.vocabulary, top) for row in order]
     num_hidden = len(outputs.pairs) - len(order)
     title = f"{image_id}: {len(outputs.pairs)} pairs"
     if num_hidden:
         title += f", {num_hidden} not drawn"
-    figure = draw_pairs(image, title, views)
-    with atomic_write(config.out) as temporary:
-        figure.savefig(temporary, format=config.out.suffix.lower().removeprefix("."))
+    figure = draw_pairs(read_image(data.part(part).images / image_id), title, views)
+    with atomic_write(out) as temporary:
+        figure.savefig(temporary, format=out.suffix.lower().removeprefix("."))
     print(title)
     for number, view in enumerate(views, 1):
         actions = ", ".join(f"{name} {probability:.2f}" for name, probability, _ in view.actions)
@@ -150,10 +142,10 @@ def select_pairs(outputs: TeacherOutputs, max_pairs: int) -> np.ndarray:
 
 
 def make_pair_view(
-    row: int, annotation: Annotation, outputs: TeacherOutputs, dataset: Dataset, top: int
+    row: int, annotation: Annotation, outputs: TeacherOutputs, vocabulary: Vocabulary, top: int
 ) -> PairView:
     """The title, boxes and `top` most probable actions of the pair in a row of `outputs`."""
-    vocabulary, pairs = dataset.vocabulary, outputs.pairs
+    pairs = outputs.pairs
     probabilities = outputs.probabilities[row]
     annotated = bool(pairs.sources[row] == ANNOTATED)
     labels = np.zeros(vocabulary.num_verbs, dtype=bool)

@@ -13,7 +13,12 @@ from teacher_cache.extraction.inputs import BuildInputs, InputsConfig, get_build
 from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import SHARDS, TEACHER, shard_name
 from teacher_cache.writer.plan import read_plan
-from teacher_cache.writer.shard import ShardRecord, read_shard_record, write_shard
+from teacher_cache.writer.shard import (
+    ShardRecord,
+    is_finished_shard,
+    read_shard_record,
+    write_shard,
+)
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,10 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
     inputs = get_build_inputs(task.inputs_config)
     _check_inputs(task, inputs)
     # A lost worker may have written the shard without reporting it.
-    record = read_shard_record(task.path, task.fingerprint)
-    if record is not None:
+    if is_finished_shard(task.path, task.fingerprint):
         if on_progress is not None:
             on_progress(len(task))
-        return record
+        return read_shard_record(task.path, task.fingerprint)
     vocabulary = inputs.data.vocabulary
     text = read_teacher_file(task.folder / TEACHER, task.fingerprint)
     teacher = TeacherModels(inputs.detector, inputs.clip, text, vocabulary)
@@ -81,9 +85,7 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
         failed,
         vocabulary.num_verbs,
     )
-    record = read_shard_record(task.path, task.fingerprint)
-    assert record is not None
-    return record
+    return read_shard_record(task.path, task.fingerprint)
 
 
 def _check_inputs(task: ShardTask, inputs: BuildInputs) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,76 +37,71 @@ ACTION_PATTERN = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?P<ing>[^=:,]+)(?::(?P<obj
 NewInteraction = tuple[str, str, str]
 
 
-@dataclass(frozen=True)
-class AddPromptsConfig:
-    """Which actions to add, and how to embed them.
+def create_prompts_file(
+    cache: Path,
+    out: Path,
+    added: Sequence[str] = (),
+    vocabulary: str | None = None,
+    templates: Sequence[str] = (),
+    clip_model: str | None = None,
+    clip_weights: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> ActionPrompts:
+    """Embeds the prompts of new interactions with a cache's CLIP, and writes the prompts file.
 
-    Attributes:
+    Args:
         cache: folder of the cache whose CLIP model, templates and objects are used.
         out: the prompts file to write.
         added: actions such as "jumping over", "jumping over:bench,box" or
             "jump=jumping over:bench,box", see `parse_action`.
-        vocabulary: name or file of a vocabulary whose further interactions are added, or None.
+        vocabulary: name or file of a vocabulary whose further interactions are added.
         templates: the cache's prompt templates; empty to take them from its settings.
         clip_model, clip_weights: the cache's CLIP model; None for the one in its settings.
         device: device of CLIP.
         overwrite: whether an existing file may be replaced.
-    """
-
-    cache: Path
-    out: Path
-    added: tuple[str, ...] = ()
-    vocabulary: str | None = None
-    templates: tuple[str, ...] = ()
-    clip_model: str | None = None
-    clip_weights: str | None = None
-    device: str = "auto"
-    overwrite: bool = False
-
-
-def create_prompts_file(config: AddPromptsConfig) -> ActionPrompts:
-    """Embeds the prompts of new interactions with the cache's CLIP, and writes the prompts file.
 
     Raises:
         InputError: the input is bad, there is no new interaction, or templates or CLIP model are
             not the cache's.
     """
-    refuse_existing(config.out, config.overwrite)
-    cache = open_cache(config.cache)
-    known = cache.vocabulary
-    added = [interaction for text in config.added for interaction in parse_action(text, known)]
-    if config.vocabulary is not None:
-        added += _missing_interactions(load_vocabulary(config.vocabulary), known, config.vocabulary)
-    if not added:
+    refuse_existing(out, overwrite)
+    teacher = open_cache(cache)
+    known = teacher.vocabulary
+    new = [interaction for text in added for interaction in parse_action(text, known)]
+    if vocabulary is not None:
+        new += _missing_interactions(load_vocabulary(vocabulary), known, vocabulary)
+    if not new:
         raise InputError("expected --add or --vocabulary with an action that is new, found none")
-    templates = _resolve_templates(cache, config)
-    if cache.text_model is None:
-        raise InputError(f"{cache.path}: expected the name of the CLIP model of its prompts")
-    # Dicts without values serve as ordered sets.
-    verbs = dict.fromkeys((verb, ing) for verb, ing, _ in added)
-    _check_verb_forms(verbs)
-    added = list(dict.fromkeys(added))
-    prompts: Prompts = tuple(fill_templates(templates, ing, name) for _, ing, name in added)
-    model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
-    encode = load_text_encoder(cache, model, weights, config.device)
-    verb_indices = {verb: index for index, verb in enumerate(verbs)}
+    templates = _resolve_templates(teacher, templates)
+    if teacher.text_model is None:
+        raise InputError(f"{cache}: expected the name of the CLIP model of its prompts")
+    # A dict without values serves as an ordered set.
+    new = list(dict.fromkeys(new))
+    forms: dict[str, str] = {}
+    for verb, ing, _ in new:
+        if forms.setdefault(verb, ing) != ing:
+            raise InputError(f"{verb}: expected one form in prompts, found {forms[verb]} and {ing}")
+    verbs = list(forms)
+    prompts: Prompts = tuple(fill_templates(templates, ing, name) for _, ing, name in new)
+    encode = load_text_encoder(teacher, clip_model, clip_weights, device)
     action_prompts = ActionPrompts(
-        text_model=cache.text_model,
-        verbs=tuple(verb for verb, _ in verbs),
-        verb_ings=tuple(ing for _, ing in verbs),
-        actions=np.array([verb_indices[verb, ing] for verb, ing, _ in added], dtype=np.int64),
-        objects=tuple(name for _, _, name in added),
+        text_model=teacher.text_model,
+        verbs=tuple(verbs),
+        verb_ings=tuple(forms.values()),
+        actions=np.array([verbs.index(verb) for verb, *_ in new], dtype=np.int64),
+        objects=tuple(name for *_, name in new),
         prompts=prompts,
         embeddings=embed_prompts(prompts, encode),
     )
-    write_prompts_file(config.out, action_prompts)
-    cached = cache.prompt_embeddings
-    names = [*known.interaction_names, *((verb, name) for verb, _, name in added)]
+    write_prompts_file(out, action_prompts)
+    cached = teacher.prompt_embeddings
+    names = [*known.interaction_names, *((verb, name) for verb, _, name in new)]
     embeddings = np.concatenate([cached.embeddings, action_prompts.embeddings])
     text = PromptEmbeddings((*cached.prompts, *prompts), embeddings, cached.logit_scale)
     if line := indistinguishable_actions(names, text):
         logger.warning(line)
-    for index, verb in enumerate(action_prompts.verbs):
+    for index, verb in enumerate(verbs):
         rows = np.flatnonzero(action_prompts.actions == index)
         objects = ", ".join(action_prompts.objects[row] for row in rows)
         print(f'{verb}: {objects}; "{prompts[rows[0]][0]}"')
@@ -153,50 +146,35 @@ def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
 
 def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> list[NewInteraction]:
     """Interactions of a wider vocabulary that the cache's lacks, with objects that it has."""
-    existing = {
-        (normalise_name(known.verbs[verb]), known.objects[label])
-        for verb, label in known.interactions
-    }
-    interactions = [
-        (wider.verbs[verb], wider.verb_ings[verb], wider.objects[label])
-        for verb, label in wider.interactions
-    ]
+    existing = {(normalise_name(verb), name) for verb, name in known.interaction_names}
     new = [
-        (verb, ing, name)
-        for verb, ing, name in interactions
+        (verb, wider.verb_ings[wider.verbs.index(verb)], name)
+        for verb, name in wider.interaction_names
         if (normalise_name(verb), name) not in existing
     ]
-    supported = [interaction for interaction in new if interaction[2] in known.objects]
-    if len(supported) < len(new):
-        missing = dict.fromkeys(name for _, _, name in new if name not in known.objects)
+    missing = [name for *_, name in new if name not in known.objects]
+    if missing:
         logger.warning(
-            f"{file}: {len(new) - len(supported)} interactions left out, with objects that are not"
-            f" in the cache: {', '.join(list(missing)[:5])}"
+            f"{file}: {len(missing)} interactions left out, with objects that are not in the"
+            f" cache: {', '.join(list(dict.fromkeys(missing))[:5])}"
         )
-    return supported
+    return [interaction for interaction in new if interaction[2] in known.objects]
 
 
-def _resolve_templates(cache: TeacherCache, config: AddPromptsConfig) -> Sequence[str]:
-    """The cache's templates.
+def _resolve_templates(cache: TeacherCache, templates: Sequence[str]) -> Sequence[str]:
+    """The given templates, or by default those in the cache's settings.
 
     Raises:
-        InputError: the templates of the configuration or of the settings do not give its prompts.
+        InputError: they do not give the cache's prompts.
     """
-    stored = read_settings(cache.path, cache.manifest).get("templates") or [DEFAULT_TEMPLATE]
-    templates = config.templates or tuple(stored)
+    settings = read_settings(cache.path, cache.manifest)
+    templates = templates or settings.get("templates") or [DEFAULT_TEMPLATE]
     if interaction_prompts(cache.vocabulary, templates) != cache.prompt_embeddings.prompts:
         raise InputError(
             f"--template: expected the templates of {cache.path}, with prompts such as"
             f" {cache.prompt_embeddings.prompts[0][0]!r}, found {templates[0]!r}"
         )
     return templates
-
-
-def _check_verb_forms(verbs: dict[tuple[str, str], None]) -> None:
-    for name in dict.fromkeys(verb for verb, _ in verbs):
-        forms = [ing for verb, ing in verbs if verb == name]
-        if len(forms) > 1:
-            raise InputError(f"{name}: expected one form in prompts, found {' and '.join(forms)}")
 
 
 def _find_verb(known: Vocabulary, ing: str) -> str | None:
@@ -214,35 +192,33 @@ def _object_index(known: Vocabulary, name: str) -> int:
     return names.index(normalise_name(name))
 
 
-TextEncoder = Callable[[Sequence[str]], np.ndarray]
-
-
 def resolve_clip(
     cache: TeacherCache, model: str | None, weights: str | None
 ) -> tuple[str | None, str | None]:
     """The given CLIP model and weights, or by default those in the cache's settings."""
     if model is not None:
         return model, weights
-    settings: dict[str, Any] = read_settings(cache.path, cache.manifest)
+    settings = read_settings(cache.path, cache.manifest)
     return settings.get("clip_model"), settings.get("clip_weights")
 
 
 def load_text_encoder(
     cache: TeacherCache, model: str | None, weights: str | None, device: str
-) -> TextEncoder:
+) -> Callable[[Sequence[str]], np.ndarray]:
     """Loads the cache's CLIP model; returns a function from N sentences to (N, D) embeddings.
 
     Args:
         cache: the cache, which contains the digest of the model's weights.
-        model, weights: the model, see `ClipConfig`.
+        model, weights: the model, see `ClipConfig`; None for the one in the cache's settings.
         device: name of a torch device, or "auto".
 
     Raises:
-        InputError: no model is given, it cannot be loaded, or it is not the cache's.
+        InputError: the model is not known, cannot be loaded, or is not the cache's.
     """
     from pipeline.utils.devices import configure_device, resolve_device
     from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 
+    model, weights = resolve_clip(cache, model, weights)
     if model is None:
         raise InputError(
             "--clip-model: expected the cache's CLIP model for new prompts, found none"

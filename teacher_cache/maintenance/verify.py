@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,13 +21,13 @@ from pipeline.utils.files import sha256_of_file
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import track
 from teacher_cache.reader.cache import open_cache, read_teacher_file
-from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
-from teacher_cache.reader.manifest import read_manifest
+from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER, vocabulary_to_dict
+from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
 from teacher_cache.reader.shard import read_layout
 from teacher_cache.writer.checksum import has_valid_checksum, write_checksummed_json
 from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.manifest import planned_shards, write_manifest
-from teacher_cache.writer.plan import PLAN_FIELDS, read_plan
+from teacher_cache.writer.plan import BuildPlan, read_plan
 from teacher_cache.writer.settings import COMMAND_KEY, from_settings
 
 logger = get_logger(__name__)
@@ -36,75 +36,66 @@ logger = get_logger(__name__)
 MACHINE_SETTINGS = ("mode", "share", "workers")
 
 
-@dataclass(frozen=True)
-class VerifyConfig:
-    """Which cache to verify, and how to repair it.
+def verify_cache(
+    cache: Path, repair: bool = False, dataset: Path | None = None, device: str | None = None
+) -> None:
+    """Checks all files of a cache, prints all problems, and repairs them if `repair`.
 
-    Attributes:
+    If all shards are finished and only the manifest is missing, it is written.
+
+    Args:
         cache: the cache folder.
         repair: whether damaged and missing files are made again.
         dataset: the dataset folder, which the cache must match and from which a repair reads
             images; None to check none, and to repair from the folder in the cache's settings.
         device: device of the models in a repair; None for the one in the cache's settings.
-    """
-
-    cache: Path
-    repair: bool = False
-    dataset: Path | None = None
-    device: str | None = None
-
-
-def verify_cache(config: VerifyConfig) -> None:
-    """Checks all files of a cache, prints all problems, and repairs them if `config.repair`.
-
-    If all shards are finished and only the manifest is missing, it is written.
 
     Raises:
         InputError: there are problems that were not repaired, the cache does not match the
             dataset, or a build is running.
     """
-    folder = config.cache
-    if not (folder / MANIFEST).is_file():
-        if not (folder / PLAN).is_file():
-            raise InputError(f"{folder}: expected a cache folder with {MANIFEST}, found none")
-        _complete_manifest(config)
-    with lock_folder(folder) if config.repair else nullcontext():
-        problems = find_problems(folder)
+    if not (cache / MANIFEST).is_file():
+        if not (cache / PLAN).is_file():
+            raise InputError(f"{cache}: expected a cache folder with {MANIFEST}, found none")
+        _complete_manifest(cache, repair, dataset, device)
+    with lock_folder(cache) if repair else nullcontext():
+        problems = find_problems(cache)
         for name, description in problems.items():
             print(f"{name}: {description}")
-        if problems and config.repair:
-            _repair_cache(config, problems)
-            problems = find_problems(folder)
+        if problems and repair:
+            _repair_cache(cache, problems, dataset, device)
+            problems = find_problems(cache)
     for name, description in problems.items():
         count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
         raise InputError(
-            f"{folder}: {name}: {description}{count}; verify --repair makes damaged files again"
+            f"{cache}: {name}: {description}{count}; verify --repair makes damaged files again"
         )
-    cache = open_cache(folder)
-    if config.dataset is not None:
-        dataset = open_dataset(config.dataset)
-        part = str(cache.manifest["parts"].get("part"))
-        cache.check(dataset.vocabulary, dataset.load(part).digest, part)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    verified = open_cache(cache)
+    if dataset is not None:
+        data = open_dataset(dataset)
+        part = str(verified.manifest["parts"].get("part"))
+        verified.check(data.vocabulary, data.load(part).digest, part)
+    size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     print(
-        f"{folder}: {len(cache)} images in {cache.num_shards} shards, {size / 1e6:.1f} MB,"
+        f"{cache}: {len(verified)} images in {verified.num_shards} shards, {size / 1e6:.1f} MB,"
         " all checksums match"
     )
 
 
-def _complete_manifest(config: VerifyConfig) -> None:
-    """Writes a missing manifest, after making missing shards if `config.repair`.
+def _complete_manifest(
+    folder: Path, repair: bool, dataset: Path | None, device: str | None
+) -> None:
+    """Writes a missing manifest, after making missing shards if `repair`.
 
     Raises:
         InputError: shards are missing, or `build.json` is damaged.
     """
-    folder = config.cache
     plan = read_plan(folder)
     if not _has_intact_checksum(folder / PLAN, plan):
         raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not match")
     missing = write_manifest(folder).missing
-    if missing and config.repair:
-        _repeat_command(config, plan, folder)
+    if missing and repair:
+        _repeat_command(plan, folder, dataset, device)
         return
     for name in missing:
         print(f"{SHARDS}/{name}: is missing")
@@ -199,12 +190,7 @@ def _without_path(error: InputError, path: Path) -> str:
 
 
 def _describe_damage(path: Path, expected: int | None) -> str:
-    """The problem of a file whose checksum does not match.
-
-    Args:
-        path: the file.
-        expected: its size in bytes according to the manifest.
-    """
+    """The problem of a file whose checksum does not match, with its size in the manifest."""
     size = path.stat().st_size
     if size == 0:
         return "is empty"
@@ -217,11 +203,7 @@ def _describe_damage(path: Path, expected: int | None) -> str:
 def _check_content(folder: Path, name: str, fingerprint: str, entry: dict[str, Any] | None) -> None:
     """Raises an InputError if a file cannot be read or belongs to another cache.
 
-    Args:
-        folder: the cache.
-        name: name of the file.
-        fingerprint: fingerprint of the cache.
-        entry: the manifest's entry of a shard.
+    A shard also needs the images in its `entry` of the manifest.
     """
     path = folder / name
     if name == TEACHER:
@@ -238,20 +220,17 @@ def _check_content(folder: Path, name: str, fingerprint: str, entry: dict[str, A
             raise InputError(f"{path}: belongs to another cache")
 
 
-def _repair_cache(config: VerifyConfig, problems: dict[str, str]) -> None:
-    """Removes unexpected files, and makes missing and damaged ones again.
+def _repair_cache(
+    folder: Path, problems: dict[str, str], dataset: Path | None, device: str | None
+) -> None:
+    """Removes unexpected files, and makes the missing and damaged ones of `problems` again.
 
     If a file cannot be made again, all files stay as they are.
-
-    Args:
-        config: the cache, and where to find its dataset.
-        problems: the problems that `find_problems` found.
 
     Raises:
         InputError: plan and manifest are both damaged, the cache's inputs are missing or have
             changed, or an image can no longer be read.
     """
-    folder = config.cache
     files = [TEACHER, *expected_shards(folder, problems)]
     plan = _restored_plan(folder) if PLAN in problems else read_plan(folder)
     for name in problems.keys() - {PLAN, MANIFEST, *files}:
@@ -269,7 +248,7 @@ def _repair_cache(config: VerifyConfig, problems: dict[str, str]) -> None:
             try:
                 # It prints the numbers of the temporary cache.
                 with redirect_stdout(None):
-                    _repeat_command(config, plan, made)
+                    _repeat_command(plan, made, dataset, device)
             except InputError as error:
                 raise InputError(str(error).replace(str(made), str(folder))) from None
             if MANIFEST not in problems:
@@ -289,8 +268,13 @@ def _restored_plan(folder: Path) -> dict[str, Any]:
     """The content of a damaged or missing `build.json`, from the manifest."""
     manifest = read_manifest(folder)
     num_images = sum(len(entry["images"]) for entry in manifest["shards"])
-    fields = {**manifest, "images": num_images + len(manifest["failed"])}
-    return {name: fields[name] for name in PLAN_FIELDS if name in fields}
+    return BuildPlan(
+        parts=manifest["parts"],
+        layout=manifest.get("layout", {}),
+        num_images=num_images + len(manifest["failed"]),
+        settings=manifest.get("settings", {}),
+        vocabulary=vocabulary_to_dict(stored_vocabulary(folder / MANIFEST, manifest)),
+    ).to_dict()
 
 
 def _check_no_lost_images(folder: Path, made: Path) -> None:
@@ -307,13 +291,10 @@ def _check_no_lost_images(folder: Path, made: Path) -> None:
                 raise InputError(f"{folder}: {image}: cannot be extracted again: {reason}")
 
 
-def _repeat_command(config: VerifyConfig, plan: dict[str, Any], out: Path) -> None:
-    """Repeats the command that made a cache in a folder, where it makes the missing files.
-
-    Args:
-        config: where to find the dataset, and the device to use.
-        plan: plan of the cache, which contains the command's settings.
-        out: the folder.
+def _repeat_command(
+    plan: dict[str, Any], out: Path, dataset: Path | None, device: str | None
+) -> None:
+    """Repeats the command that made a cache in the folder `out`, where it makes the missing files.
 
     Raises:
         InputError: the settings are incomplete, the dataset folder is missing, or the command
@@ -323,17 +304,19 @@ def _repeat_command(config: VerifyConfig, plan: dict[str, Any], out: Path) -> No
     from teacher_cache.detectors.torchvision import TOY, TOY_IN_CACHES
     from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
-    file = config.cache / PLAN
-    stored = plan.get("settings")
-    settings = dict(stored) if isinstance(stored, dict) else {}
-    settings = {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS}
-    settings["device"] = config.device or settings.get("device", "auto")
+    file = out / PLAN
+    settings = {
+        name: value
+        for name, value in plan.get("settings", {}).items()
+        if name not in MACHINE_SETTINGS
+    }
+    settings["device"] = device or settings.get("device", "auto")
     if settings.get(COMMAND_KEY) == "rescore":
         rescore_cache(replace(from_settings(settings, RescoreConfig, file), out=out))
         return
-    if config.dataset is not None:
+    if dataset is not None:
         old = settings.get("dataset", "")
-        settings = {name: _relocate(value, old, config.dataset) for name, value in settings.items()}
+        settings = {name: _relocate(value, old, dataset) for name, value in settings.items()}
     if settings.get("detector") == TOY_IN_CACHES:
         settings["detector"] = TOY
     build = from_settings(settings, BuildConfig, file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +69,6 @@ class TeacherCache:
     object may be used from forked and spawned workers and from threads at the same time; pickling
     it passes only the path.
 
-    Args:
-        path: the cache folder.
-
     Raises:
         InputError: the folder holds no finished cache of format 1.
     """
@@ -84,9 +81,8 @@ class TeacherCache:
             for shard, entry in enumerate(self.manifest["shards"])
             for row, image_id in enumerate(entry["images"])
         }
-        self._layouts: dict[int, ShardLayout] = {}
-        self._checked: set[int] = set()
-        self._mapped: dict[int, dict[str, np.ndarray]] = {}
+        self.shard_layout = cache(self._read_layout)
+        self.shard_arrays = lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +120,7 @@ class TeacherCache:
 
     @property
     def text_model(self) -> str | None:
-        """Identifies the CLIP behind the prompt embeddings; None in early caches without it."""
+        """Identifies the CLIP behind the prompt embeddings; see `text_model_digest`."""
         return text_model_digest(self.manifest["parts"])
 
     @property
@@ -152,12 +148,12 @@ class TeacherCache:
         annotations_digest: str | None = None,
         part: str | None = None,
     ) -> None:
-        """Checks that the cache was made for a dataset.
+        """Checks that the cache was made for a dataset; None is not checked.
 
         Args:
-            vocabulary: the dataset's vocabulary; not checked where None.
-            annotations_digest: digest of the annotation file; not checked where None.
-            part: "train" or "test"; not checked where None.
+            vocabulary: the dataset's vocabulary.
+            annotations_digest: digest of the annotation file.
+            part: "train" or "test".
 
         Raises:
             InputError: the cache was made for another dataset; names what differs.
@@ -194,54 +190,32 @@ class TeacherCache:
     def __reduce__(self) -> tuple[type[TeacherCache], tuple[Path]]:
         return type(self), (self.path,)
 
-    def shard_layout(self, shard: int) -> ShardLayout:
-        """The layout of a shard; read from the file once.
-
-        Args:
-            shard: its index.
+    def _read_layout(self, shard: int) -> ShardLayout:
+        """The layout of the shard with this index.
 
         Raises:
             InputError: the shard is missing or damaged, or contains other images than the manifest
                 says.
         """
-        layout = self._layouts.get(shard)
-        if layout is None:
-            path = self._shard_path(shard)
-            layout = read_layout(path, self.fingerprint)
-            if layout.images != tuple(self.manifest["shards"][shard]["images"]):
-                raise InputError(f"{path}: expected the images listed in {MANIFEST}, found others")
-            self._layouts[shard] = layout
+        path = self._shard_path(shard)
+        layout = read_layout(path, self.fingerprint)
+        if layout.images != tuple(self.manifest["shards"][shard]["images"]):
+            raise InputError(f"{path}: expected the images listed in {MANIFEST}, found others")
         return layout
 
-    def shard_arrays(self, shard: int) -> dict[str, np.ndarray]:
-        """The arrays of a shard by dataset name, memory-mapped and read-only.
+    def _map_shard(self, shard: int) -> dict[str, np.ndarray]:
+        """The arrays of the shard with this index by dataset name, memory-mapped and read-only.
 
         `pairs/region` is an index into the shard's regions, not into an image's.
 
-        Args:
-            shard: its index.
-
         Raises:
-            InputError: the shard is missing or damaged, or contains other images than the manifest
-                says.
+            InputError: as for the layout.
         """
-        arrays = self._mapped.get(shard)
-        if arrays is None:
-            path = self._shard_path(shard)
-            arrays = map_shard(path, self.shard_layout(shard))
-            if shard not in self._checked:
-                check_indices(path, arrays, self._num_objects)
-                self._checked.add(shard)
-            self._mapped[shard] = arrays
-            if len(self._mapped) > MAX_OPEN_SHARDS:
-                # The default None: another thread may have dropped the same shard.
-                self._mapped.pop(next(iter(self._mapped)), None)
+        path = self._shard_path(shard)
+        arrays = map_shard(path, self.shard_layout(shard))
+        objects = self.manifest.get("vocabulary", {}).get("objects")
+        check_indices(path, arrays, None if objects is None else len(objects))
         return arrays
-
-    @property
-    def _num_objects(self) -> int | None:
-        vocabulary = self.manifest.get("vocabulary", {})
-        return len(vocabulary["objects"]) if "objects" in vocabulary else None
 
     def _shard_path(self, shard: int) -> Path:
         return self.path / SHARDS / self.manifest["shards"][shard]["name"]
@@ -253,12 +227,7 @@ def open_cache(path: Path | str) -> TeacherCache:
 
 
 def read_outputs(arrays: dict[str, np.ndarray], row: int) -> TeacherOutputs:
-    """The teacher's outputs for one image.
-
-    Args:
-        arrays: arrays of the shard by dataset name.
-        row: row of the image in the shard.
-    """
+    """The teacher's outputs for the image in a row of a shard, from the shard's arrays by name."""
     first, end = arrays[PAIR_OFFSETS][row : row + 2].tolist()
     columns = {name: arrays[name][first:end] for name in PAIR_DATASETS}
     regions = columns["pairs/region"].astype(np.int64)
@@ -284,11 +253,7 @@ def read_outputs(arrays: dict[str, np.ndarray], row: int) -> TeacherOutputs:
 
 
 def read_teacher_file(path: Path, fingerprint: str) -> PromptEmbeddings:
-    """Reads `teacher.h5`: prompts, their embeddings and the logit scale.
-
-    Args:
-        path: the file.
-        fingerprint: fingerprint of its cache.
+    """Reads `teacher.h5` of the cache with this fingerprint.
 
     Raises:
         InputError: the file is missing, damaged, or of another cache.

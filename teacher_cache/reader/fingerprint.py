@@ -30,13 +30,11 @@ def fingerprint_parts(
     Args:
         vocabulary, annotations: digests of the vocabulary and the annotation file.
         part: "train" or "test".
-        detector: what identifies the detector (`Detector.fingerprint_parts`), where one is used.
-        proposals: SHA-256 of the detections file, where one is used instead of a detector.
+        detector, clip: what identifies the models (`fingerprint_parts` of each).
+        proposals: SHA-256 of the detections file that replaces the detector.
         pairing: thresholds and limits of pairing; unused with annotated boxes.
         prompts: the sentences, per interaction and template.
-        clip: what identifies the teacher (`ClipTeacher.fingerprint_parts`).
-        level: "region" or "image".
-        region: name of the region mode.
+        level, region: names of the level and of the region mode.
     """
     if detector is not None:
         boxes = {"candidates": "detector", **detector, **pairing}
@@ -66,13 +64,10 @@ def compute_fingerprint(parts: dict[str, Any]) -> str:
 
 
 def text_model_digest(parts: dict[str, Any]) -> str | None:
-    """Identifies the CLIP behind a cache's text embeddings.
+    """Identifies the CLIP behind a cache's text embeddings, from the parts of its fingerprint.
 
-    Text embeddings may be compared where their digests are equal. None in caches whose parts do not
-    name the weights.
-
-    Args:
-        parts: parts of the fingerprint.
+    Text embeddings may be compared where their digests are equal. None in early caches, whose parts
+    do not name the weights.
     """
     if "clip.weights" not in parts:
         return None

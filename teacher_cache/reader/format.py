@@ -74,14 +74,6 @@ def vocabulary_to_dict(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def check_format_version(file: Path, version: Any) -> None:
-    """Refuses files of another format version.
-
-    Args:
-        file: named in errors.
-        version: its `format_version`.
-
-    Raises:
-        InputError: the version is not `FORMAT_VERSION`.
-    """
+    """Raises an InputError if a file's `format_version` is not `FORMAT_VERSION`."""
     if version != FORMAT_VERSION:
         raise bad_field(file, "format_version", str(FORMAT_VERSION), version)

@@ -20,14 +20,28 @@ from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import MANIFEST, PLAN, check_format_version
 
 
+class _Shard(Struct):
+    name: str
+    sha256: str
+    images: list[str]
+    bytes: int | None = None
+
+
+class _Manifest(Struct):
+    """The fields that readers use; early writers did not write the last two."""
+
+    fingerprint: str
+    parts: dict[str, Any]
+    shards: list[_Shard]
+    failed: dict[str, str]
+    files: dict[str, str] = {}
+    vocabulary: dict[str, Any] = {}
+
+
 def stored_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
-    """The vocabulary of a cache's outputs.
+    """The vocabulary of a cache's outputs, from the content of `manifest.json` or `build.json`.
 
     Early caches contain only its digest; for these it is looked up among the built-in vocabularies.
-
-    Args:
-        file: `manifest.json` or `build.json`, named in errors.
-        value: content of the file.
 
     Raises:
         InputError: the vocabulary is missing and not a built-in one, or it does not match the
@@ -46,26 +60,8 @@ def stored_vocabulary(file: Path, value: dict[str, Any]) -> Vocabulary:
     raise bad_field(file, "vocabulary", "the vocabulary of the outputs", "none")
 
 
-class _Shard(Struct):
-    name: str
-    sha256: str
-    images: list[str]
-
-
-class _Manifest(Struct):
-    fingerprint: str
-    parts: dict[str, Any]
-    shards: list[_Shard]
-    failed: dict[str, str]
-    vocabulary: dict[str, Any] = {}
-    files: dict[str, str] = {}
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of a finished cache and checks the fields that readers use.
-
-    Args:
-        folder: the cache.
 
     Raises:
         InputError: the folder holds no cache, an unfinished one, or one of another format version,

@@ -84,10 +84,6 @@ class ShardLayout:
 def read_layout(path: Path, fingerprint: str) -> ShardLayout:
     """Reads the layout of a shard and checks that its arrays have matching lengths.
 
-    Args:
-        path: the shard.
-        fingerprint: fingerprint of its cache.
-
     Raises:
         InputError: the shard is missing, damaged, of another format version or of another cache.
     """
@@ -105,19 +101,15 @@ def read_layout(path: Path, fingerprint: str) -> ShardLayout:
                 images=tuple(read_strings(file, IMAGE_ID)),
                 failed=dict(failed),
             )
+        lengths = {PAIR_OFFSETS: len(layout.images) + 1}
+        lengths |= dict.fromkeys(PAIR_DATASETS, layout.num_pairs)
+        lengths |= dict.fromkeys((REGION_BOX, REGION_EMBEDDING), layout.num_regions)
+        if any(shape[0] != lengths[name] for name, (_, shape) in layout.locations.items()):
+            raise ValueError("its datasets have different lengths")
     except InputError:
         raise
     except READ_ERRORS as error:
         raise damage_error(path, COMPLETE_SHARD, error) from None
-    offset_lengths = {len(layout.images) + 1, *layout.locations[PAIR_OFFSETS][1]}
-    pair_lengths = {layout.locations[name][1][0] for name in PAIR_DATASETS}
-    region_lengths = {
-        layout.locations[name][1][0]
-        for name in (REGION_BOX, REGION_EMBEDDING)
-        if name in layout.locations
-    }
-    if not len(offset_lengths) == len(pair_lengths) == len(region_lengths) == 1:
-        raise damage_error(path, COMPLETE_SHARD, "its datasets have different lengths")
     return layout
 
 
@@ -139,11 +131,11 @@ def map_shard(path: Path, layout: ShardLayout) -> dict[str, np.ndarray]:
 
 
 def check_indices(path: Path, arrays: dict[str, np.ndarray], num_objects: int | None) -> None:
-    """Checks that offsets, object labels and region indices are within range.
+    """Checks that offsets, object labels and region indices of `map_shard`'s arrays are in range.
 
     Args:
         path: the shard, named in errors.
-        arrays: the arrays that `map_shard` returned; only the small ones are read.
+        arrays: the arrays.
         num_objects: size of the object vocabulary; None where it is not known.
 
     Raises:
@@ -177,11 +169,7 @@ def _dataset_location(dataset: Any, dtype: np.dtype) -> tuple[int, tuple[int, ..
 
 @contextmanager
 def open_cache_file(path: Path, fingerprint: str | None) -> Iterator[h5py.File]:
-    """Opens a finished HDF5 file of format 1 for reading.
-
-    Args:
-        path: the file.
-        fingerprint: fingerprint of its cache; None for files that belong to no cache.
+    """Opens a finished HDF5 file of format 1, of the cache with this fingerprint or of none.
 
     Raises:
         InputError: the file is of another format version or of another cache, or its heap is

@@ -16,12 +16,8 @@ CHECKSUM_PLACEHOLDER = "0" * 64
 def write_checksummed_json(path: Path, value: dict[str, Any], keep_existing: bool = False) -> None:
     """Writes `value` atomically as indented JSON, with the file's checksum as the last field.
 
-    The checksum is computed over the file's bytes with 64 zeros in its own place.
-
-    Args:
-        path: the file.
-        value: a JSON object without a field named `CHECKSUM_KEY`.
-        keep_existing: leave a file that exists already as it is.
+    The checksum is computed over the file's bytes with 64 zeros in its own place. `keep_existing`
+    leaves a file that exists already as it is.
     """
     text = (
         json.dumps({**value, CHECKSUM_KEY: CHECKSUM_PLACEHOLDER}, indent=2, ensure_ascii=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.utils.errors import bad_field
 from pipeline.utils.files import sha256_of_file
+from pipeline.utils.schema import Positive, convert
 from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, PLAN, SHARDS, TEACHER, shard_name
 from teacher_cache.writer.checksum import write_checksummed_json
@@ -21,15 +21,14 @@ class CacheStatus:
 
     Attributes:
         missing: names of the shards that are not finished.
-        counts: total numbers of images, pairs, regions, shards and failed images; None while shards
-            are missing.
-        failed: image id -> error, for images that could not be read; empty while shards are
+        counts: numbers of images, pairs, regions, shards and failed images; None while shards are
             missing.
+        failed: image id -> error, for images that could not be read.
     """
 
     missing: tuple[str, ...]
-    counts: dict[str, int] | None
-    failed: dict[str, str]
+    counts: dict[str, int] | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def planned_shards(folder: Path) -> list[str]:
@@ -38,12 +37,11 @@ def planned_shards(folder: Path) -> list[str]:
     Raises:
         InputError: `build.json` is missing or damaged.
     """
-    plan = read_plan(folder)
-    size, num_images = plan["layout"].get("images_per_shard"), plan.get("images")
-    if not isinstance(size, int) or size < 1:
-        raise bad_field(folder / PLAN, "layout.images_per_shard", "a number from 1 on", size)
-    if not isinstance(num_images, int):
-        raise bad_field(folder / PLAN, "images", "the number of images", num_images)
+    plan, file = read_plan(folder), folder / PLAN
+    size = convert(
+        plan["layout"].get("images_per_shard"), Positive, file, "layout.images_per_shard"
+    )
+    num_images = convert(plan.get("images"), int, file, "images")
     return [shard_name(number) for number in range(-(-num_images // size))]
 
 
@@ -57,32 +55,23 @@ def write_manifest(folder: Path, made: Iterable[ShardRecord] = ()) -> CacheStatu
         folder: the cache.
         made: records of shards that the caller has just written; others are read from the files.
 
-    Returns:
-        The missing shards, or the totals.
-
     Raises:
         InputError: `build.json` or `teacher.h5` is missing or damaged.
     """
     plan = read_plan(folder)
     fingerprint = plan["fingerprint"]
     known = {record.name: record for record in made}
-    names = planned_shards(folder)
-    paths = {name: folder / SHARDS / name for name in names}
+    paths = [folder / SHARDS / name for name in planned_shards(folder)]
     # Checksums need all bytes of all shards, so missing ones are looked for first.
     missing = [
-        name
-        for name in names
-        if name not in known and not is_finished_shard(paths[name], fingerprint)
+        path.name
+        for path in paths
+        if path.name not in known and not is_finished_shard(path, fingerprint)
     ]
     if missing:
-        return CacheStatus(tuple(missing), None, {})
+        return CacheStatus(tuple(missing))
     read_teacher_file(folder / TEACHER, fingerprint)
-    shards = {
-        name: known.get(name) or read_shard_record(paths[name], fingerprint) for name in names
-    }
-    records = [record for record in shards.values() if record is not None]
-    if len(records) < len(names):
-        return CacheStatus(tuple(name for name in names if shards[name] is None), None, {})
+    records = [known.get(path.name) or read_shard_record(path, fingerprint) for path in paths]
     failed = {image: reason for record in records for image, reason in record.failed.items()}
     counts = {
         "images": sum(len(record.images) for record in records),

@@ -7,22 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes, read_json
+from pipeline.utils.schema import convert
 from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
 from teacher_cache.reader.manifest import read_manifest
 from teacher_cache.writer.checksum import without_checksum, write_checksummed_json
 
-PLAN_FIELDS = (
-    "format_version",
-    "fingerprint",
-    "parts",
-    "layout",
-    "images",
-    "vocabulary",
-    "settings",
-)
+
+class _Plan(Struct):
+    """The fields that all plans have."""
+
+    fingerprint: str
+    parts: dict[str, Any]
+    layout: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class BuildPlan:
         parts: parts of the fingerprint.
         layout: settings that determine how outputs are divided into files, but not the outputs.
         num_images: number of images of the dataset part.
-        settings: the resolved command settings, from which `eoid-cache verify --repair` makes
-            damaged files again.
+        settings: the resolved command settings, with which a repair makes damaged files again.
         vocabulary: vocabulary of the outputs, as the manifest stores it.
     """
 
@@ -51,28 +51,23 @@ class BuildPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Content of `build.json`."""
-        values = (
-            FORMAT_VERSION,
-            self.fingerprint,
-            self.parts,
-            self.layout,
-            self.num_images,
-            self.vocabulary,
-            self.settings,
-        )
-        return dict(zip(PLAN_FIELDS, values, strict=True))
+        return {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "parts": self.parts,
+            "layout": self.layout,
+            "images": self.num_images,
+            "vocabulary": self.vocabulary,
+            "settings": self.settings,
+        }
 
 
 def claim_folder(folder: Path, plan: BuildPlan, shared: bool = False) -> bool:
     """Prepares a folder for a build: a new one, or one where a build of the same plan was started.
 
     Of several builders that start at the same time, one writes its plan; the others accept it if
-    it equals theirs.
-
-    Args:
-        folder: the cache folder; created if missing.
-        plan: the plan of the build.
-        shared: other jobs may be building in the folder, so its `build.json` must not change.
+    it equals theirs. If the folder is `shared`, other jobs may be building in it, and its
+    `build.json` does not change.
 
     Returns:
         Whether the folder holds the finished cache already.
@@ -116,13 +111,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, or not the plan of a build.
     """
-    path = folder / PLAN
-    plan = read_json(path)
-    types = {"fingerprint": str, "parts": dict, "layout": dict}
-    if not isinstance(plan, dict) or not all(
-        isinstance(plan.get(name), kind) for name, kind in types.items()
-    ):
-        raise InputError(f"{path}: expected the plan of a build, found something else")
+    plan = read_json(folder / PLAN)
+    convert(plan, _Plan, folder / PLAN)
     return plan
 
 
@@ -137,11 +127,10 @@ def _is_new_folder(folder: Path) -> bool:
 
 
 def _check_same_settings(folder: Path, stored: dict[str, Any], plan: BuildPlan) -> None:
-    changes = [
-        describe_changes(stored["parts"], plan.parts),
-        describe_changes(stored.get("layout", {}), plan.layout),
-    ]
-    for change in filter(None, changes):
+    changes = describe_changes(
+        {**stored["parts"], **stored.get("layout", {})}, {**plan.parts, **plan.layout}
+    )
+    if changes:
         raise InputError(
-            f"{folder}: holds a cache of other settings ({change}); give --out a new folder"
+            f"{folder}: holds a cache of other settings ({changes}); give --out a new folder"
         )

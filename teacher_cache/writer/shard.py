@@ -91,28 +91,31 @@ def write_shard(
     """
     pairs = [output.pairs for output in outputs]
     first_regions = np.cumsum([0, *(len(output.region_boxes) for output in outputs)])
-    regions = [
-        output.region_indices + first
-        for output, first in zip(outputs, first_regions[:-1], strict=True)
-    ]
-    # Per dataset: the arrays of all images, and the shape of one row.
-    columns: dict[str, tuple[Sequence[np.ndarray], tuple[int, ...]]] = {
-        "pairs/human_box": ([each.human_boxes for each in pairs], (4,)),
-        "pairs/object_box": ([each.object_boxes for each in pairs], (4,)),
-        "pairs/human_score": ([each.human_scores for each in pairs], ()),
-        "pairs/object_score": ([each.object_scores for each in pairs], ()),
-        "pairs/object_label": ([each.object_labels for each in pairs], ()),
-        "pairs/source": ([each.sources for each in pairs], ()),
-        "pairs/region": (regions, ()),
-        "pairs/action_probabilities": ([each.probabilities for each in outputs], (num_verbs,)),
-        REGION_BOX: ([each.region_boxes for each in outputs], (4,)),
+    arrays = {
+        PAIR_OFFSETS: np.cumsum([0, *map(len, pairs)]),
+        "pairs/human_box": _join([each.human_boxes for each in pairs], 4),
+        "pairs/object_box": _join([each.object_boxes for each in pairs], 4),
+        "pairs/human_score": _join([each.human_scores for each in pairs]),
+        "pairs/object_score": _join([each.object_scores for each in pairs]),
+        "pairs/object_label": _join([each.object_labels for each in pairs]),
+        "pairs/source": _join([each.sources for each in pairs]),
+        "pairs/region": _join(
+            [
+                each.region_indices + first
+                for each, first in zip(outputs, first_regions, strict=False)
+            ]
+        ),
+        "pairs/action_probabilities": _join([each.probabilities for each in outputs], num_verbs),
+        REGION_BOX: _join([each.region_boxes for each in outputs], 4),
     }
     embeddings = [each.embeddings for each in outputs if each.embeddings is not None]
     if embeddings:
-        columns[REGION_EMBEDDING] = (embeddings, (embeddings[0].shape[1],))
-    arrays = {name: _concatenate(parts, shape) for name, (parts, shape) in columns.items()}
-    arrays[PAIR_OFFSETS] = np.cumsum([0, *map(len, pairs)])
+        arrays[REGION_EMBEDDING] = np.concatenate(embeddings)
     write_shard_arrays(path, fingerprint, image_ids, failed, arrays)
+
+
+def _join(arrays: Sequence[np.ndarray], *row_shape: int) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros((0, *row_shape))
 
 
 def write_shard_arrays(
@@ -122,16 +125,10 @@ def write_shard_arrays(
     failed: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes one shard atomically from its arrays.
+    """Writes one shard atomically from its arrays by dataset name; see `write_shard`.
 
-    Datasets are contiguous and uncompressed, so that readers can memory-map them.
-
-    Args:
-        path: the file.
-        fingerprint: fingerprint of the cache.
-        image_ids: ids of the images with outputs.
-        failed: image id -> error, for images of this shard that could not be read.
-        arrays: arrays by dataset name; `pairs/region` is an index into the shard's regions.
+    Datasets are contiguous and uncompressed, so that readers can memory-map them. `pairs/region` is
+    an index into the shard's regions.
     """
     with new_hdf5_file(path, fingerprint, SHARD_GROUPS) as file:
         file.create_dataset(IMAGE_ID, data=encode_strings(image_ids))
@@ -145,20 +142,12 @@ def write_shard_arrays(
 
 
 def write_teacher_file(path: Path, fingerprint: str, text: PromptEmbeddings) -> None:
-    """Writes `teacher.h5`: the prompts, their embeddings and the logit scale.
-
-    Args:
-        path: the file.
-        fingerprint: fingerprint of the cache.
-        text: the prompts.
-    """
+    """Writes `teacher.h5`: the prompts, their embeddings and the logit scale."""
     # Of several builders that start at the same time the first one wins, so that all use the same
     # embeddings: those of different devices differ slightly.
     with new_hdf5_file(path, fingerprint, keep_existing=not path.exists()) as file:
         file.attrs["logit_scale"] = text.logit_scale
-        prompts = encode_strings(prompt for group in text.prompts for prompt in group)
-        file.create_dataset("prompts", data=prompts.reshape(len(text.prompts), -1))
-        file.create_dataset("text_embeddings", data=text.embeddings.astype(np.float32))
+        _write_prompts(file, text)
 
 
 def write_prompts_file(path: Path, prompts: ActionPrompts) -> None:
@@ -170,9 +159,13 @@ def write_prompts_file(path: Path, prompts: ActionPrompts) -> None:
         file.create_dataset("verbs/ing", data=encode_strings(prompts.verb_ings))
         file.create_dataset("interactions/verb", data=prompts.actions.astype("<i4"))
         file.create_dataset("interactions/object", data=encode_strings(prompts.objects))
-        sentences = encode_strings(prompt for group in prompts.prompts for prompt in group)
-        file.create_dataset("prompts", data=sentences.reshape(len(prompts.prompts), -1))
-        file.create_dataset("text_embeddings", data=prompts.embeddings.astype("<f4"))
+        _write_prompts(file, prompts)
+
+
+def _write_prompts(file: h5py.File, text: PromptEmbeddings | ActionPrompts) -> None:
+    sentences = encode_strings(prompt for group in text.prompts for prompt in group)
+    file.create_dataset("prompts", data=sentences.reshape(len(text.prompts), -1))
+    file.create_dataset("text_embeddings", data=text.embeddings.astype("<f4"))
 
 
 @contextmanager
@@ -181,14 +174,9 @@ def new_hdf5_file(
 ) -> Iterator[h5py.File]:
     """A new HDF5 file for the `with` block, written atomically at its end.
 
-    It is assembled in memory, because HDF5 cannot close a file properly on a full disk.
-
-    Args:
-        path: the file.
-        fingerprint: fingerprint of the cache.
-        groups: groups to create. Those that HDF5 creates on its own with a dataset may store the
-            time, and equal content would not give equal bytes.
-        keep_existing: leave a file that exists already as it is.
+    It is assembled in memory, because HDF5 cannot close a file properly on a full disk. The groups
+    are created first: those that HDF5 creates on its own with a dataset may store the time, and
+    equal content would not give equal bytes.
     """
     image = io.BytesIO()
     access, creation, group_creation = map(
@@ -224,12 +212,13 @@ def is_finished_shard(path: Path, fingerprint: str) -> bool:
     return True
 
 
-def read_shard_record(path: Path, fingerprint: str) -> ShardRecord | None:
-    """Describes a shard on disk; None if there is no finished shard of this cache at `path`."""
-    try:
-        layout = read_layout(path, fingerprint)
-    except InputError:
-        return None
+def read_shard_record(path: Path, fingerprint: str) -> ShardRecord:
+    """Describes a shard on disk.
+
+    Raises:
+        InputError: there is no finished shard of this cache at `path`.
+    """
+    layout = read_layout(path, fingerprint)
     return ShardRecord(
         name=path.name,
         sha256=sha256_of_file(path),
@@ -239,7 +228,3 @@ def read_shard_record(path: Path, fingerprint: str) -> ShardRecord | None:
         regions=layout.num_regions,
         failed=layout.failed,
     )
-
-
-def _concatenate(arrays: Sequence[np.ndarray], row_shape: tuple[int, ...]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros((0, *row_shape))

@@ -19,7 +19,7 @@ from teacher_cache.build import build_cache, resolve_detector
 from teacher_cache.detectors.pairing import PairingConfig, annotated_pairs
 from teacher_cache.detectors.torchvision import DEFAULT_DETECTOR
 from teacher_cache.extraction import task as task_module
-from teacher_cache.maintenance.verify import VerifyConfig, verify_cache
+from teacher_cache.maintenance.verify import verify_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER
 from teacher_cache.reader.soft_targets import action_probabilities
@@ -99,11 +99,11 @@ def test_images_without_annotations(finished, dataset, build_config, capsys):
         num_pairs += len(outputs.pairs)
     assert num_pairs > 0
     capsys.readouterr()
-    verify_cache(VerifyConfig(config.out, dataset=dataset))
+    verify_cache(config.out, dataset=dataset)
     assert capsys.readouterr().out.startswith(f"{config.out}: 7 images in 3 shards")
     (dataset / "images/train2015/more.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"does not fit this dataset: .*annotations"):
-        verify_cache(VerifyConfig(config.out, dataset=dataset))
+        verify_cache(config.out, dataset=dataset)
 
 
 def test_the_manifest(finished):

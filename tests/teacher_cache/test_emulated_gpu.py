@@ -17,7 +17,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.cluster.modes import LocalWorkers
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
 from teacher_cache.extraction.inputs import BuildInputs
-from teacher_cache.maintenance.add_prompts import AddPromptsConfig, create_prompts_file
+from teacher_cache.maintenance.add_prompts import create_prompts_file
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.teachers import clip as clip_teacher
@@ -220,10 +220,9 @@ def test_rescoring_and_new_prompts_equal_those_of_a_cpu(finished, tmp_path, emul
         out = tmp_path / device
         templates = ("a photo of person {ing} {object}",)
         rescore_cache(RescoreConfig(finished, out, templates, device=device))
-        config = AddPromptsConfig(
-            finished, tmp_path / f"{device}.h5", ("kicking:dog",), device=device
-        )
-        return open_cache(out), create_prompts_file(config)
+        file = tmp_path / f"{device}.h5"
+        prompts = create_prompts_file(finished, file, ("kicking:dog",), device=device)
+        return open_cache(out), prompts
 
     cache, prompts = run("cpu")
     with emulate_cuda() as gpu:

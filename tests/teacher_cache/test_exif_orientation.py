@@ -11,8 +11,8 @@ from PIL import Image
 from pipeline.datasets.dataset import open_dataset
 from pipeline.images import read_image
 from pipeline.utils.errors import InputError
-from teacher_cache.analysis.evaluate import EvaluateConfig, evaluate_teacher
-from teacher_cache.analysis.show import ShowConfig, show_image
+from teacher_cache.analysis.evaluate import evaluate_teacher
+from teacher_cache.analysis.show import show_image
 from teacher_cache.build import build_cache
 from teacher_cache.reader.cache import open_cache
 
@@ -75,10 +75,10 @@ def test_a_cache_belongs_to_one_orientation_setting(twins, build_config, tmp_pat
             dataset.vocabulary, replace(dataset, orientation="upright").load("train").digest
         )
     name = cache.image_ids[0]
-    show_image(ShowConfig(config.out, name, twins[1], tmp_path / "drawn.png"))
+    show_image(config.out, name, twins[1], tmp_path / "drawn.png")
     assert read_image(tmp_path / "drawn.png").size[0] > 0
     predictions = tmp_path / "predictions.json"
-    evaluate_teacher(EvaluateConfig(config.out, twins[1], predictions=predictions))
+    evaluate_teacher(config.out, twins[1], predictions=predictions)
     stored = json.loads(predictions.read_text())
     entries = json.loads((twins[1] / ANNOTATIONS).read_text())
     for image, entry in zip(stored, entries, strict=True):
@@ -136,5 +136,5 @@ def test_outdated_exif_tags_are_ignored_with_orientation_stored(
         np.testing.assert_array_equal(upright[name].probabilities, stored[name].probabilities)
     assert upright.image_ids == stored.image_ids
     drawn = tmp_path / "drawn.png"
-    show_image(ShowConfig(stored.path, stored.image_ids[0], root, drawn))
+    show_image(stored.path, stored.image_ids[0], root, drawn)
     assert drawn.is_file()

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Annotation, Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.evaluate import (
-    EvaluateConfig,
     TeacherScores,
     VerbScores,
     evaluate_teacher,
@@ -26,37 +24,29 @@ from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
 
 
 @pytest.fixture
-def score_config(dataset, build_config, tmp_path):
-    config = build_config(dataset)
-    build_cache(config)
-    return EvaluateConfig(config.out, dataset, "ua", "default", tmp_path / "results.json")
+def score(finished, shared_dataset, tmp_path):
+    """`score(**changes)` evaluates the finished cache, with results in `results.json`."""
+
+    def run(**changes):
+        given = {"cache": finished, "dataset": shared_dataset, "split": "ua"}
+        return evaluate_teacher(**{**given, "json": tmp_path / "results.json", **changes})
+
+    return run
 
 
-def test_results_of_a_cache(score_config, vocabulary, tmp_path, capsys):
-    config = replace(score_config, predictions=tmp_path / "predictions.json")
+def test_results_of_a_cache(score, shared_dataset, vocabulary, tmp_path, capsys):
     capsys.readouterr()
-    results = evaluate_teacher(config)
+    results = score(predictions=tmp_path / "predictions.json")
     lines = capsys.readouterr().out.splitlines()
-    written = read_results(config.json)
+    written = read_results(tmp_path / "results.json")
     assert written.kind == "teacher" and written.protocol == "detector"
     assert written.metrics == results.metrics and written.split == "ua"
-    assert 0 <= written.extra["teacher_accuracy"] <= 1
-    assert {"person_recall", "object_recall", "pair_recall"} <= written.extra.keys()
-    assert any("teacher accuracy" in line for line in lines)
-    scores = evaluate(
-        open_dataset(config.dataset).load("train").annotations,
-        read_predictions(config.predictions, vocabulary),
-        vocabulary,
-    )
-    assert scores.mean_ap() == pytest.approx(results.metrics["full"], abs=1e-6)
-
-
-def test_scores_of_both_kinds_of_pairs(score_config, vocabulary, capsys):
-    results = evaluate_teacher(score_config)
-    lines = capsys.readouterr().out.splitlines()
-    extra = results.extra
+    extra = written.extra
+    assert 0 <= extra["teacher_accuracy"] <= 1
+    assert {"person_recall", "object_recall", "pair_recall", "actions"} <= extra.keys()
     kinds = {"annotated_full", "annotated_seen", "annotated_unseen", "annotated_actions"}
-    assert {*kinds, "actions", "recall of ride", "accuracy of ride"} <= extra.keys()
+    assert {*kinds, "recall of ride", "accuracy of ride", "annotated mAP of ride"} <= extra.keys()
+    assert any("teacher accuracy" in line for line in lines)
     (row,) = [line.split() for line in lines if line.startswith("Full  ")]
     both = (extra["annotated_full"], results.metrics["full"])
     assert row[1:] == [f"{100 * value:.1f}" for value in both]
@@ -65,21 +55,25 @@ def test_scores_of_both_kinds_of_pairs(score_config, vocabulary, capsys):
     first = next(row for row, line in enumerate(lines) if line.startswith("verb"))
     names = [line.split()[0] for line in lines[first + 1 :]]
     assert names == [verb.split("_")[0] for verb in vocabulary.verbs[:-1]]
+    scores = evaluate(
+        open_dataset(shared_dataset).load("train").annotations,
+        read_predictions(tmp_path / "predictions.json", vocabulary),
+        vocabulary,
+    )
+    assert scores.mean_ap() == pytest.approx(results.metrics["full"], abs=1e-6)
 
 
-def test_the_figure(score_config, tmp_path):
+def test_the_figure(score, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
-    file = tmp_path / "teacher.png"
-    evaluate_teacher(replace(score_config, figure=file))
-    assert file.read_bytes().startswith(b"\x89PNG")
+    score(figure=tmp_path / "teacher.png")
+    assert (tmp_path / "teacher.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_pairs_of_annotated_boxes(dataset, build_config, score_config):
+def test_pairs_of_annotated_boxes(shared_dataset, build_config, score):
     """With annotated boxes as candidates every annotated pair is proposed."""
-    config = build_config(dataset, out="annotated", candidates="annotated")
+    config = build_config(shared_dataset, out="annotated", candidates="annotated")
     build_cache(config)
-    annotated_config = replace(score_config, cache=config.out, json=None)
-    results = evaluate_teacher(annotated_config)
+    results = score(cache=config.out, json=None)
     assert results.protocol == "annotated"
     shares = [results.extra[f"{name}_recall"] for name in ("person", "object", "pair")]
     assert shares == [1, 1, 1]
@@ -87,26 +81,26 @@ def test_pairs_of_annotated_boxes(dataset, build_config, score_config):
 
 
 @pytest.mark.parametrize("field", ["json", "predictions", "figure"])
-def test_files_are_kept_without_overwrite(score_config, tmp_path, field):
+def test_files_are_kept_without_overwrite(score, tmp_path, field):
     file = tmp_path / "mine.png"
     file.write_text("mine")
     with pytest.raises(InputError, match="--overwrite"):
-        evaluate_teacher(replace(score_config, **{field: file}))
+        score(**{field: file})
     assert file.read_text() == "mine"
 
 
-def test_overwriting(score_config):
-    score_config.json.write_text("{}")
-    evaluate_teacher(replace(score_config, overwrite=True))
-    assert json.loads(score_config.json.read_text())["kind"] == "teacher"
+def test_overwriting(score, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    score(overwrite=True)
+    assert json.loads((tmp_path / "results.json").read_text())["kind"] == "teacher"
 
 
-def test_a_cache_of_other_annotations_is_refused(score_config):
-    path = score_config.dataset / "annotations/trainval_hico.json"
+def test_a_cache_of_other_annotations_is_refused(score, dataset, tmp_path):
+    path = dataset / "annotations/trainval_hico.json"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
-        evaluate_teacher(score_config)
-    assert not score_config.json.exists()
+        score(dataset=dataset)
+    assert not (tmp_path / "results.json").exists()
 
 
 PERSON, HORSE, BALL = 0, 1, 4
@@ -165,7 +159,7 @@ def test_at_most_a_hundred_detections(vocabulary):
     assert (np.diff(found.scores) <= 0).all()
 
 
-def score(vocabulary, *images):
+def rate(vocabulary, *images):
     """Scores of annotations with outputs; columns with a verb's value by its number."""
     matches = [match_annotated_pairs(*image, vocabulary) for image in images]
     return score_pairs(matches, vocabulary)
@@ -173,7 +167,7 @@ def score(vocabulary, *images):
 
 @pytest.mark.filterwarnings("error")
 def test_no_images(vocabulary):
-    rates, columns = score(vocabulary)
+    rates, columns = rate(vocabulary)
     assert np.isnan(list(rates.values())).all() and not columns["pairs"].any()
     assert np.isnan(columns["accuracy"]).all() and np.isnan(columns["recall"]).all()
 
@@ -181,7 +175,7 @@ def test_no_images(vocabulary):
 def test_accuracy_ignores_no_interaction(vocabulary):
     first = make_annotation([0, 1, RIDE], [0, 2, HOLD], [0, 2, THROW])
     second = make_annotation([0, 1, NO_INTERACTION], [0, 2, HOLD])
-    rates, columns = score(
+    rates, columns = rate(
         vocabulary,
         (first, make_outputs(first, [], [{RIDE: 0.9}, {THROW: 0.6, HOLD: 0.4}])),
         (second, make_outputs(second, [], [{RIDE: 0.9}, {THROW: 0.9}])),
@@ -204,7 +198,7 @@ def test_accuracy_ignores_no_interaction(vocabulary):
 )
 def test_recall(vocabulary, proposals, expected):
     image = make_annotation([0, 1, RIDE], [0, 2, HOLD])
-    rates, _ = score(vocabulary, (image, make_outputs(image, proposals, [])))
+    rates, _ = rate(vocabulary, (image, make_outputs(image, proposals, [])))
     assert tuple(rates[f"{name}_recall"] for name in ("person", "object", "pair")) == expected
 
 
@@ -220,7 +214,7 @@ def test_annotated_pairs_as_detections(vocabulary):
 def test_recall_by_verb(vocabulary):
     first = make_annotation([0, 1, RIDE], [0, 2, HOLD], [0, 2, THROW])
     second = make_annotation([0, 2, HOLD])
-    _, columns = score(
+    _, columns = rate(
         vocabulary,
         (first, make_outputs(first, [(BOXES[0], BOXES[2], BALL, 1, 1)], [])),
         (second, make_outputs(second, [(BOXES[0], BOXES[2], HORSE, 1, 1)], [])),

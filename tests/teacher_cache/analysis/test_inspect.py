@@ -1,13 +1,11 @@
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.inspect import (
-    InspectConfig,
     compute_overview,
     format_overview,
     inspect_cache,
@@ -100,25 +98,24 @@ def test_a_cache_without_shards(finished):
 
 def test_lines_json_and_figure(finished, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
-    config = InspectConfig(finished, tmp_path / "i.json", tmp_path / "i.png")
+    file, figure = tmp_path / "i.json", tmp_path / "i.png"
     capsys.readouterr()
-    inspect_cache(config)
+    inspect_cache(finished, file, figure)
     lines = capsys.readouterr().out.splitlines()
     assert "images                  7" in lines[1]
     assert any("detector.model" in line and TOY_IN_CACHES in line for line in lines)
-    assert json.loads(config.json.read_text())["counts"]["images"] == 7
-    assert config.figure.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(file.read_text())["counts"]["images"] == 7
+    assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("field", ["json", "figure"])
 def test_files_are_kept_without_overwrite(finished, tmp_path, field):
     file = tmp_path / "mine.png"
     file.write_text("mine")
-    config = replace(InspectConfig(finished), **{field: file})
     with pytest.raises(InputError, match="--overwrite"):
-        inspect_cache(config)
+        inspect_cache(finished, **{field: file})
     assert file.read_text() == "mine"
-    inspect_cache(replace(config, overwrite=True))
+    inspect_cache(finished, **{field: file}, overwrite=True)
     assert file.read_bytes() != b"mine"
 
 
@@ -127,4 +124,4 @@ def test_a_damaged_shard_is_reported(finished, tmp_path):
     path = folder / SHARDS / "00001.h5"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match=r"00001\.h5: expected"):
-        inspect_cache(InspectConfig(folder))
+        inspect_cache(folder)

@@ -9,7 +9,6 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.show import (
     PairView,
-    ShowConfig,
     draw_pairs,
     find_image,
     make_pair_view,
@@ -24,26 +23,32 @@ FIRST = "toy_train_00000001.jpg"
 
 
 @pytest.fixture
-def config(finished, shared_dataset, tmp_path):
-    return ShowConfig(finished, FIRST, shared_dataset, tmp_path / "shown.png")
+def show(finished, shared_dataset, tmp_path):
+    """`show(**changes)` draws the first image into `tmp_path / "shown.png"`."""
+
+    def run(**changes):
+        given = {"cache": finished, "image": FIRST, "dataset": shared_dataset}
+        show_image(**{**given, "out": tmp_path / "shown.png", **changes})
+
+    return run
 
 
-def test_the_drawing_and_its_lines(config, capsys):
-    show_image(config)
+def test_the_drawing_and_its_lines(show, finished, tmp_path, capsys):
+    show()
     lines = capsys.readouterr().out.splitlines()
-    with Image.open(config.out) as image:
+    with Image.open(tmp_path / "shown.png") as image:
         assert image.format == "PNG" and image.size[0] > image.size[1] >= 900
-    outputs = open_cache(config.cache)[FIRST]
+    outputs = open_cache(finished)[FIRST]
     assert lines[0].startswith(f"{FIRST}: {len(outputs.pairs)} pairs")
     assert len(lines) == 1 + min(8, len(outputs.pairs))
     assert "annotated: " in lines[1] and "proposed (person 0." in lines[-1]
 
 
-@pytest.mark.parametrize("top, pairs", [(1, 1), (2, 3), (50, 500)])
-def test_numbers_of_pairs_and_actions(config, top, pairs, capsys):
-    show_image(replace(config, top=top, pairs=pairs))
+@pytest.mark.parametrize(("top", "pairs"), [(1, 1), (50, 500)])
+def test_numbers_of_pairs_and_actions(show, finished, top, pairs, capsys):
+    show(top=top, pairs=pairs)
     lines = capsys.readouterr().out.splitlines()
-    num_pairs = len(open_cache(config.cache)[FIRST].pairs)
+    num_pairs = len(open_cache(finished)[FIRST].pairs)
     assert len(lines) == 1 + min(pairs, num_pairs)
     assert ("not drawn" in lines[0]) == (pairs < num_pairs)
     assert len(lines[1].split("; ")[1].split(", ")) <= top
@@ -62,10 +67,9 @@ def test_pairs_are_ordered_by_source_and_score(finished):
 
 
 def test_the_view_of_a_pair(finished, shared_dataset, vocabulary):
-    dataset = open_dataset(shared_dataset)
-    annotation = dataset.load("train").annotations[0]
+    annotation = open_dataset(shared_dataset).load("train").annotations[0]
     outputs = open_cache(finished)[FIRST]
-    view = make_pair_view(0, annotation, outputs, dataset, top=2)
+    view = make_pair_view(0, annotation, outputs, vocabulary, top=2)
     human, _, verb = annotation.hois[0]
     name = vocabulary.verbs[verb].replace("_", " ")
     assert view.annotated and name in view.title
@@ -83,17 +87,16 @@ def test_an_image_is_found_by_its_path(finished):
         find_image(cache, "toy_train_000000001.jpg")
 
 
-def test_an_image_that_could_not_be_read(dataset, build_config, tmp_path):
+def test_an_image_that_could_not_be_read(show, dataset, build_config):
     (dataset / "images/train2015" / FIRST).unlink()
     config = build_config(dataset)
     build_cache(config)
-    config = ShowConfig(config.out, FIRST, dataset, tmp_path / "shown.png")
     with pytest.raises(InputError, match="could not be read when the cache was built: no such"):
-        show_image(config)
+        show(cache=config.out, dataset=dataset)
 
 
 @pytest.mark.parametrize(
-    "changes, text",
+    ("changes", "text"),
     [
         ({"out": Path("shown.txt")}, r"expected a name that ends in \.png"),
         ({"image": "absent.jpg"}, "expected one of 7 images"),
@@ -101,23 +104,24 @@ def test_an_image_that_could_not_be_read(dataset, build_config, tmp_path):
         ({"cache": Path("nowhere")}, "expected a cache folder"),
     ],
 )
-def test_bad_input(config, changes, text):
+def test_bad_input(show, tmp_path, changes, text):
     with pytest.raises(InputError, match=text) as caught:
-        show_image(replace(config, **changes))
-    assert "\n" not in str(caught.value) and not config.out.exists()
+        show(**changes)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_another_dataset_is_refused_and_files_are_kept(config, dataset):
-    config.out.write_text("mine")
+def test_another_dataset_is_refused_and_files_are_kept(show, dataset, tmp_path):
+    out = tmp_path / "shown.png"
+    out.write_text("mine")
     with pytest.raises(InputError, match="--overwrite"):
-        show_image(config)
+        show()
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
-        show_image(replace(config, dataset=dataset, overwrite=True))
-    assert config.out.read_text() == "mine"
-    show_image(replace(config, overwrite=True))
-    assert config.out.read_bytes().startswith(b"\x89PNG")
+        show(dataset=dataset, overwrite=True)
+    assert out.read_text() == "mine"
+    show(overwrite=True)
+    assert out.read_bytes().startswith(b"\x89PNG")
 
 
 VIEW = PairView(

@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 
 import h5py
@@ -13,7 +12,6 @@ from pipeline.utils.files import write_json
 from teacher_cache.build import build_cache
 from teacher_cache.cli import main
 from teacher_cache.maintenance.add_prompts import (
-    AddPromptsConfig,
     create_prompts_file,
     parse_action,
 )
@@ -26,14 +24,14 @@ ALL_OBJECTS = ["horse", "dog", "bike", "ball", "box", "umbrella", "skateboard", 
 
 
 @pytest.fixture
-def config(finished, tmp_path):
-    """`config(*added)`: a configuration that writes to `tmp_path / "new.h5"`."""
+def add(finished, tmp_path):
+    """`add(*added, **changes)` writes a prompts file to `tmp_path / "new.h5"`."""
 
-    def make(*added, **changes):
-        values = {"cache": finished, "out": tmp_path / "new.h5", "device": "cpu"}
-        return AddPromptsConfig(added=added, **{**values, **changes})
+    def run(*added, **changes):
+        given = {"cache": finished, "out": tmp_path / "new.h5", "added": added, "device": "cpu"}
+        return create_prompts_file(**{**given, **changes})
 
-    return make
+    return run
 
 
 @pytest.mark.parametrize(
@@ -75,12 +73,10 @@ def test_invalid_actions(vocabulary, text, message):
         parse_action(text, vocabulary)
 
 
-def test_prompts_and_embeddings_equal_those_of_the_cache(config, finished):
-    made = create_prompts_file(
-        config("kick=kicking:dog,horse", "hoist=carrying:box", "jumping over:horse")
-    )
+def test_prompts_and_embeddings_equal_those_of_the_cache(add, finished, tmp_path):
+    made = add("kick=kicking:dog,horse", "hoist=carrying:box", "jumping over:horse")
     cache = open_cache(finished)
-    found = read_prompts_file(config().out)
+    found = read_prompts_file(tmp_path / "new.h5")
     assert found.text_model == cache.text_model
     assert found.verbs == ("kick", "hoist", "jump")
     assert found.prompts[0] == ("a picture of person kicking horse",)
@@ -95,25 +91,24 @@ def test_prompts_and_embeddings_equal_those_of_the_cache(config, finished):
     assert made.digest() == found.digest()
 
 
-def test_interactions_of_a_wider_vocabulary_are_added(config, vocabulary, tmp_path, messages):
+def test_interactions_of_a_wider_vocabulary_are_added(add, vocabulary, tmp_path, messages):
     value = vocabulary.to_dict()
     value["verbs"].append({"name": "lift", "ing": "throwing carrying"})
     value["objects"].append({"name": "piano", "id": 99})
     value["interactions"] += [[11, 4], [0, 2], [11, 9]]
     write_json(tmp_path / "wider.json", {**value, "splits": {}})
     messages.clear()
-    create_prompts_file(config(vocabulary=str(tmp_path / "wider.json")))
-    found = read_prompts_file(config().out)
+    found = add(vocabulary=str(tmp_path / "wider.json"))
     assert [found.verbs[row] for row in found.actions] == ["lift", "ride"]
     assert found.objects == ("ball", "dog")
     assert "1 interactions left out" in messages[0] and messages[0].endswith("cache: piano")
 
 
-def test_several_templates_are_averaged(config, dataset, build_config):
+def test_several_templates_are_averaged(add, dataset, build_config):
     templates = ("a photo of person {ing} {object}", "person {ing} {object}")
     fresh = build_config(dataset, out="two", templates=templates)
     build_cache(fresh)
-    made = create_prompts_file(config("kicking:dog", cache=fresh.out))
+    made = add("kicking:dog", cache=fresh.out)
     assert made.prompts == (("a photo of person kicking dog", "person kicking dog"),)
 
 
@@ -127,13 +122,13 @@ def test_several_templates_are_averaged(config, dataset, build_config):
         ({"added": ("hug=kicking:dog", "hug=pulling:dog")}, "hug: expected"),
     ],
 )
-def test_bad_input_leaves_no_file(config, changes, message):
+def test_bad_input_leaves_no_file(add, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        create_prompts_file(replace(config("kicking:dog"), **changes))
-    assert not config().out.exists()
+        add(**{"added": ("kicking:dog",), **changes})
+    assert not (tmp_path / "new.h5").exists()
 
 
-def test_another_clip_is_refused(config, finished, tmp_path):
+def test_another_clip_is_refused(add, finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["parts"]["clip.weights"] = "0" * 64
@@ -142,7 +137,7 @@ def test_another_clip_is_refused(config, finished, tmp_path):
         file.attrs["fingerprint"] = manifest["fingerprint"]
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="--clip-model: expected"):
-        create_prompts_file(config("kicking:dog", cache=copy))
+        add("kicking:dog", cache=copy)
 
 
 def test_the_command(finished, tmp_path):

@@ -11,7 +11,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.cli import main
 from teacher_cache.maintenance import verify as verify_module
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
-from teacher_cache.maintenance.verify import VerifyConfig, find_problems, verify_cache
+from teacher_cache.maintenance.verify import find_problems, verify_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
 from teacher_cache.writer.checksum import CHECKSUM_KEY
@@ -56,7 +56,7 @@ def swap_shards(cache):
 
 
 def test_an_undamaged_cache(cache, capsys):
-    verify_cache(VerifyConfig(cache))
+    verify_cache(cache)
     (line,) = capsys.readouterr().out.splitlines()
     assert "7 images in 3 shards" in line
 
@@ -99,7 +99,7 @@ def test_truncated_replaced_and_missing_files(cache, name, change, description):
     if name in SHARD_FILES:
         assert description in problems[name]
     with pytest.raises(InputError) as caught:
-        verify_cache(VerifyConfig(cache))
+        verify_cache(cache)
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -123,7 +123,7 @@ def test_swapped_shards(cache):
         ({"format_version": 2}, "format_version: expected 1, found 2"),
         ({"fingerprint": "0" * 64}, "fingerprint: expected the digest of parts"),
         ({"failed": {"x": "y"}}, "its own checksum does not match"),
-        ({"shards": [7]}, "shards[0]: expected fields"),
+        ({"shards": [7]}, "shards[0]: expected"),
         ({"files": [7]}, "files: expected an object"),
     ],
 )
@@ -149,9 +149,9 @@ def early(cache):
 
 
 def test_an_undamaged_early_cache(early):
-    verify_cache(VerifyConfig(early))
+    verify_cache(early)
     (early / PLAN).unlink()
-    verify_cache(VerifyConfig(early))
+    verify_cache(early)
 
 
 @pytest.mark.parametrize("name", [TEACHER, SHARD_FILES[1]])
@@ -200,7 +200,7 @@ def test_repair_restores_every_byte(cache, finished, names, damage, messages):
     intact = [cache / name for name in SHARD_FILES if name not in names]
     times = [path.stat().st_mtime_ns for path in intact]
     messages.clear()
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
     assert times == [path.stat().st_mtime_ns for path in intact]
     for name in names:
@@ -211,7 +211,7 @@ def test_repair_restores_every_byte(cache, finished, names, damage, messages):
 @pytest.mark.parametrize("damage", [flip_bit, lambda path: path.write_bytes(b"{")])
 def test_plan_and_manifest_are_restored_without_models(cache, finished, no_build, name, damage):
     damage(cache / name)
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
 
@@ -219,21 +219,21 @@ def test_a_damaged_checksum_of_the_plan(cache, finished, no_build):
     """The manifest is damaged, the plan is not."""
     content = (cache / MANIFEST).read_bytes()
     flip_bit(cache / MANIFEST, content.index(sha256_of_file(cache / PLAN).encode()))
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
 
 def test_a_damaged_name_of_a_shard(cache, finished, no_build):
     """The shard must not be removed as an unexpected file."""
     flip_bit(cache / MANIFEST, (cache / MANIFEST).read_bytes().index(b"00001.h5"))
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
 
 def test_without_checksums_unreadable_shards_are_made_again(cache, finished):
     (cache / MANIFEST).write_bytes(b"{")
     (cache / SHARD_FILES[1]).write_bytes((cache / SHARD_FILES[1]).read_bytes()[:-50])
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
 
@@ -245,14 +245,14 @@ def test_unexpected_files_are_reported_and_removed(cache, finished, no_build):
     (cache / "README").write_text("files outside shards/ are allowed")
     unexpected = {"shards/00003.h5", "shards/notes.txt", "shards/.00001.h5.12ab.tmp"}
     assert find_problems(cache).keys() == {*unexpected, ".repair.12ab.tmp"}
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     (cache / "README").unlink()
     assert contents(cache) == contents(finished) and not (cache / ".repair.12ab.tmp").exists()
 
 
 def test_swapped_shards_are_repaired(cache, finished):
     swap_shards(cache)
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
 
@@ -262,7 +262,7 @@ def test_damaged_plan_and_manifest(cache, damage):
     damage(cache / MANIFEST)
     before = contents(cache)
     with pytest.raises(InputError, match="are both damaged"):
-        verify_cache(VerifyConfig(cache, repair=True))
+        verify_cache(cache, repair=True)
     assert contents(cache) == before
 
 
@@ -279,9 +279,9 @@ def test_a_moved_dataset(built, dataset):
     before = contents(built)
     shutil.move(dataset, dataset.with_name("moved"))
     with pytest.raises(InputError, match="no such dataset folder; give its new path with --data"):
-        verify_cache(VerifyConfig(built, repair=True))
+        verify_cache(built, repair=True)
     assert contents(built) == before
-    verify_cache(VerifyConfig(built, True, dataset.with_name("moved")))
+    verify_cache(built, True, dataset.with_name("moved"))
     assert find_problems(built) == {}
 
 
@@ -291,7 +291,7 @@ def test_a_repair_does_not_lose_outputs(built, dataset):
     missing = open_cache(built).manifest["shards"][1]["images"][1]
     (dataset / "images/train2015" / missing).unlink()
     with pytest.raises(InputError, match=f"{missing}: cannot be extracted again: no such image"):
-        verify_cache(VerifyConfig(built, repair=True))
+        verify_cache(built, repair=True)
     assert contents(built) == before
 
 
@@ -300,12 +300,12 @@ def test_changed_annotations_prevent_a_repair(built, dataset):
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match=f"^{built}: .*annotations: "):
-        verify_cache(VerifyConfig(built, repair=True))
+        verify_cache(built, repair=True)
     assert contents(built) == before
 
 
 def test_an_interrupted_repair_changes_nothing(cache, monkeypatch):
-    def interrupt(config, plan, out):
+    def interrupt(plan, out, *_):
         shutil.copy(out / SHARD_FILES[0], out / SHARD_FILES[2])
         raise KeyboardInterrupt
 
@@ -313,14 +313,14 @@ def test_an_interrupted_repair_changes_nothing(cache, monkeypatch):
     before = contents(cache)
     monkeypatch.setattr(verify_module, "_repeat_command", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        verify_cache(VerifyConfig(cache, repair=True))
+        verify_cache(cache, repair=True)
     assert contents(cache) == before
 
 
 def test_the_manifest_of_jobs_on_one_folder(cache, finished, messages):
     (cache / MANIFEST).unlink()
     messages.clear()
-    verify_cache(VerifyConfig(cache))
+    verify_cache(cache)
     assert contents(cache) == contents(finished)
     assert "all shards are finished" in messages[0]
 
@@ -330,10 +330,10 @@ def test_an_unfinished_cache(cache, finished, capsys):
     (cache / SHARD_FILES[1]).unlink()
     capsys.readouterr()
     with pytest.raises(InputError, match="the cache is unfinished"):
-        verify_cache(VerifyConfig(cache))
+        verify_cache(cache)
     assert capsys.readouterr().out == "shards/00001.h5: is missing\n"
     assert not (cache / MANIFEST).exists()
-    verify_cache(VerifyConfig(cache, repair=True))
+    verify_cache(cache, repair=True)
     assert contents(cache / SHARDS) == contents(finished / SHARDS)
 
 
@@ -341,7 +341,7 @@ def test_an_unfinished_cache_with_a_damaged_plan(cache):
     (cache / MANIFEST).unlink()
     flip_bit(cache / PLAN)
     with pytest.raises(InputError, match=r"build\.json"):
-        verify_cache(VerifyConfig(cache))
+        verify_cache(cache)
 
 
 def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
@@ -350,22 +350,22 @@ def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
     before = contents(out)
     flip_bit(out / SHARD_FILES[1])
     (out / TEACHER).unlink()
-    verify_cache(VerifyConfig(out, repair=True))
+    verify_cache(out, repair=True)
     assert contents(out) == before
 
 
 def test_another_dataset_is_reported(cache, dataset):
-    verify_cache(VerifyConfig(cache, dataset=dataset))
+    verify_cache(cache, dataset=dataset)
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
-        verify_cache(VerifyConfig(cache, dataset=dataset))
+        verify_cache(cache, dataset=dataset)
 
 
 def test_no_repair_while_a_build_is_running(cache):
     flip_bit(cache / SHARD_FILES[1])
     with lock_folder(cache), pytest.raises(InputError, match=r"another builder .* is at work here"):
-        verify_cache(VerifyConfig(cache, repair=True))
+        verify_cache(cache, repair=True)
     assert SHARD_FILES[1] in find_problems(cache)
 
 
@@ -373,7 +373,7 @@ def test_no_cache(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         for repair in (False, True):
             with pytest.raises(InputError, match="expected a cache folder"):
-                verify_cache(VerifyConfig(folder, repair=repair))
+                verify_cache(folder, repair=repair)
     assert not list(tmp_path.iterdir())
 
 

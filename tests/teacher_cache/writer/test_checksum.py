@@ -1,7 +1,6 @@
 import hashlib
 import json
 
-import numpy as np
 import pytest
 
 from teacher_cache.writer.checksum import (
@@ -18,27 +17,24 @@ VALUE = {"name": "ä", "rate": 1e-05, "shards": [{"sha256": "0" * 64}, {"sha256"
 def test_round_trip(tmp_path, value):
     path = tmp_path / "value.json"
     write_checksummed_json(path, value)
-    stored = json.loads(path.read_text())
+    content = path.read_bytes()
+    stored = json.loads(content)
     assert list(stored)[-1] == CHECKSUM_KEY and without_checksum(stored) == value
-    assert has_valid_checksum(path.read_bytes())
-
-
-def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(tmp_path):
-    path = tmp_path / "value.json"
-    write_checksummed_json(path, VALUE)
-    checksum = json.loads(path.read_text())[CHECKSUM_KEY]
-    zeroed = path.read_bytes()[::-1].replace(checksum[::-1].encode(), b"0" * 64, 1)[::-1]
-    assert hashlib.sha256(zeroed).hexdigest() == checksum
+    assert has_valid_checksum(content)
+    # The checksum is that of the file with zeros in its place.
+    before, after = content.rsplit(stored[CHECKSUM_KEY].encode(), 1)
+    assert hashlib.sha256(before + b"0" * 64 + after).hexdigest() == stored[CHECKSUM_KEY]
+    write_checksummed_json(path, {"a": 1}, keep_existing=True)
+    assert path.read_bytes() == content
 
 
 def test_every_changed_byte_is_detected(tmp_path):
     path = tmp_path / "value.json"
     write_checksummed_json(path, VALUE)
     content = path.read_bytes()
-    rng = np.random.default_rng(0)
     for position in range(len(content)):
         # 0x20 changes the case of a letter, which may leave the JSON value the same.
-        for change in (0x20, int(rng.integers(1, 256))):
+        for change in (0x20, 0x81):
             damaged = bytearray(content)
             damaged[position] ^= change
             assert not has_valid_checksum(bytes(damaged)), position
@@ -48,10 +44,3 @@ def test_every_changed_byte_is_detected(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{}", b"no JSON", b'"sha256": "', b'{"sha256": ""}'])
 def test_files_without_a_checksum(content):
     assert not has_valid_checksum(content)
-
-
-def test_an_existing_file_is_kept(tmp_path):
-    path = tmp_path / "value.json"
-    write_checksummed_json(path, {"a": 1}, keep_existing=True)
-    write_checksummed_json(path, {"a": 2}, keep_existing=True)
-    assert json.loads(path.read_text())["a"] == 1

@@ -6,7 +6,7 @@ import pytest
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER, shard_name
+from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
 from teacher_cache.writer.manifest import planned_shards, write_manifest
 from teacher_cache.writer.shard import read_shard_record
 
@@ -21,7 +21,14 @@ def unfinished(finished, tmp_path):
     return folder
 
 
+def edit_plan(folder, **changes):
+    plan = json.loads((folder / PLAN).read_text())
+    write_json(folder / PLAN, {**plan, **changes})
+
+
 def test_the_manifest_equals_that_of_the_build(unfinished, finished):
+    # A shard that is not planned is ignored.
+    shutil.copy(unfinished / SHARDS / NAMES[0], unfinished / SHARDS / "00003.h5")
     status = write_manifest(unfinished)
     assert status.missing == () and status.failed == {}
     assert status.counts == open_cache(finished).manifest["counts"]
@@ -29,24 +36,14 @@ def test_the_manifest_equals_that_of_the_build(unfinished, finished):
     assert write_manifest(unfinished) == status
 
 
-@pytest.mark.parametrize("names", [NAMES[:1], NAMES[1:]])
-def test_missing_shards(unfinished, names):
-    for name in names:
+def test_missing_shards(unfinished):
+    for name in NAMES[1:]:
         (unfinished / SHARDS / name).unlink()
-    assert write_manifest(unfinished).missing == names
-    assert not (unfinished / MANIFEST).exists()
-
-
-def test_shards_of_another_cache_count_as_missing(unfinished):
-    plan = json.loads((unfinished / PLAN).read_text())
-    write_json(unfinished / PLAN, {**plan, "fingerprint": "another"})
+    assert write_manifest(unfinished).missing == NAMES[1:]
+    # Shards of another cache count as missing.
+    edit_plan(unfinished, fingerprint="another")
     assert write_manifest(unfinished).missing == NAMES
-
-
-def test_shards_that_are_not_planned_are_ignored(unfinished, finished):
-    shutil.copy(unfinished / SHARDS / NAMES[0], unfinished / SHARDS / "00003.h5")
-    write_manifest(unfinished)
-    assert (unfinished / MANIFEST).read_bytes() == (finished / MANIFEST).read_bytes()
+    assert not (unfinished / MANIFEST).exists()
 
 
 def test_shards_of_given_records_are_not_read(unfinished):
@@ -56,33 +53,23 @@ def test_shards_of_given_records_are_not_read(unfinished):
     assert write_manifest(unfinished, [record]).missing == ()
 
 
-@pytest.mark.parametrize("index, name", [(0, "00000.h5"), (123, "00123.h5"), (99999, "99999.h5")])
-def test_shard_name(index, name):
-    assert shard_name(index) == name
+@pytest.mark.parametrize(("num_images", "num_shards"), [(0, 0), (1, 1), (3, 1), (4, 2), (7, 3)])
+def test_planned_shards(unfinished, num_images, num_shards):
+    edit_plan(unfinished, images=num_images)
+    assert planned_shards(unfinished) == list(NAMES[:num_shards])
 
 
 @pytest.mark.parametrize(
-    "num_images, size, names",
-    [(0, 3, []), (1, 3, ["00000.h5"]), (3, 3, ["00000.h5"]), (4, 3, ["00000.h5", "00001.h5"])],
-)
-def test_planned_shards(tmp_path, num_images, size, names):
-    plan = {"fingerprint": "f", "parts": {}, "layout": {"images_per_shard": size}}
-    write_json(tmp_path / PLAN, {**plan, "images": num_images})
-    assert planned_shards(tmp_path) == names
-
-
-@pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"images": None}, "images: expected"),
         ({"layout": {}}, r"layout.images_per_shard: expected"),
         ({"layout": {"images_per_shard": 0}}, r"layout.images_per_shard: expected"),
-        ({"parts": 3}, r"build\.json: expected"),
+        ({"parts": 3}, r"build\.json: parts: expected"),
     ],
 )
 def test_a_damaged_plan(unfinished, change, message):
-    plan = json.loads((unfinished / PLAN).read_text())
-    write_json(unfinished / PLAN, {**plan, **change})
+    edit_plan(unfinished, **change)
     with pytest.raises(InputError, match=message):
         write_manifest(unfinished)
 
