@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 POSITIVE_INT = click.IntRange(min=1)
-# Names of the SLURM batch scripts in the package.
-BATCH_SCRIPTS = ("train.sbatch",)
 # Settings of the recipe that `--help` shows; the others are set with --set or --config.
 COMMON_SETTINGS = {
     *("shots", "distillation", "topk", "interactive_threshold", "verb_soft_weight"),
@@ -75,17 +74,13 @@ def _format_default(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
-def preset_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--preset`."""
-    return option(
-        "--preset",
-        type=click.Choice(PRESETS),
-        default="published",
-        show_default=True,
-        help="Recipe that gives the defaults of the settings.",
-    )(command)
-
-
+preset_option = option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default="published",
+    show_default=True,
+    help="Recipe that gives the defaults of the settings.",
+)
 workers_option = option(
     "--workers",
     type=click.IntRange(min=0),
@@ -246,34 +241,9 @@ def train() -> None:
 )
 @config_option
 @click.pass_context
-def student(
-    context: click.Context,
-    data: Path,
-    cache: Path,
-    split: str,
-    extra_data: tuple[str, ...],
-    out: Path,
-    preset: str,
-    pretrained: Path | None,
-    distill_verbs: str,
-    accumulation: int,
-    compiled: bool,
-    resume: str,
-    checkpoint_minutes: float,
-    log_every: int,
-    tensorboard: bool,
-    report: bool,
-    workers: int | None,
-    name: str | None,
-    overwrite: bool,
-    skip_unreadable: bool,
-    device: str,
-    **options: Any,
-) -> None:
+def student(context: click.Context, preset: str, report: bool, **options: Any) -> None:
     """Train a student, resuming where a stopped run left off, and evaluate it on the test part."""
-    from student.data.extra_data import parse_extra_data
     from student.engine.run import RunConfig, run_student
-    from student.engine.run_inputs import RunRequest
 
     from_file = settings_of_file(context)
     if from_file.get("preset", preset) != preset:
@@ -288,31 +258,10 @@ def student(
         context, "backbone_learning_rate"
     ):
         options["backbone_learning_rate"] = None
-    config = RunConfig(
-        RunRequest(
-            data,
-            cache,
-            split,
-            preset,
-            options,
-            distill_verbs,
-            parse_extra_data(extra_data),
-            skip_unreadable,
-        ),
-        out,
-        pretrained=pretrained,
-        device=device,
-        workers=workers,
-        accumulation=accumulation,
-        compiled=compiled,
-        resume=resume,
-        checkpoint_minutes=checkpoint_minutes,
-        log_every=log_every,
-        tensorboard=tensorboard,
-        overwrite=overwrite,
-        name=name,
-    )
-    results = run_student(config)
+    # All other options are fields of the recipe.
+    names = {entry.name for entry in fields(RunConfig)} & options.keys()
+    settings = {name: options.pop(name) for name in names}
+    results = run_student(RunConfig(preset=preset, options=options, **settings))
     if results is not None:
         _report_results(results, report=report)
 
@@ -323,11 +272,10 @@ def student(
 def print_config(preset: str) -> None:
     """Print a commented TOML file with every setting of `eoid-train student` for --config."""
     values = {
-        name: value
+        name: _preset_values(preset)[name]
         for config in RECIPE_PARTS.values()
         for name, (described, _) in list_settings(config).items()
         if not described.default_text
-        for value in (_preset_values(preset)[name],)
     }
     title = (
         f"Settings of eoid-train student with the defaults of preset {preset}. The command line and"
@@ -362,40 +310,16 @@ def print_config(preset: str) -> None:
 )
 @cloup.option_group("Runtime", device_option, workers_option)
 @config_option
-def evaluate(
-    checkpoint: Path,
-    data: Path,
-    split: str | None,
-    num_heads: int | None,
-    prompts: Path | None,
-    out: Path | None,
-    workers: int | None,
-    overwrite: bool,
-    details: tuple[str, ...],
-    skip_unreadable: bool,
-    device: str,
-    **options: Any,
-) -> None:
+def evaluate(checkpoint: Path, details: tuple[str, ...], **options: Any) -> None:
     """Predict a dataset's test part and score the predictions.
 
     Takes a run, a checkpoint of this project, or a published EoID or CDN checkpoint.
     """
     from student.engine.evaluate import evaluate_checkpoint
 
-    scoring = build_scoring_config(**options)
-    results = evaluate_checkpoint(
-        checkpoint,
-        data,
-        split,
-        out,
-        device,
-        workers,
-        overwrite,
-        scoring,
-        num_heads,
-        prompts,
-        skip_unreadable,
-    )
+    names = [name for name in options if name.startswith(("setting", "nms"))]
+    scoring = build_scoring_config(**{name: options.pop(name) for name in names})
+    results = evaluate_checkpoint(checkpoint, scoring=scoring, **options)
     if results is not None:
         _report_results(results, details)
 
@@ -408,7 +332,7 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
     """Copy SLURM batch scripts into DIR."""
     from pipeline.utils.files import copy_scripts
 
-    for path in copy_scripts("student.engine", BATCH_SCRIPTS, folder, overwrite):
+    for path in copy_scripts("student.engine", ["train.sbatch"], folder, overwrite):
         click.echo(path)
 
 
@@ -421,11 +345,8 @@ def _report_results(results: Results, details: Sequence[str] = (), report: bool 
     click.echo("\n".join(format_tables([results], details)))
     if report:
         assert results.predictions is not None, "the evaluation writes them beside the results"
-        click.echo(
-            write_report_beside(
-                results.predictions.with_name(RESULTS), results_with_matches=results
-            )
-        )
+        file = results.predictions.with_name(RESULTS)
+        click.echo(write_report_beside(file, results_with_matches=results))
 
 
 def main() -> None:

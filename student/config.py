@@ -7,7 +7,7 @@ with `--set` and in a configuration file; `eoid-train config` lists them with th
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.settings import check_settings, setting
@@ -18,10 +18,44 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "toy")
 LAST_BATCHES = ("drop", "fill")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 DISTILLATION = "Distillation"
+# Preset of the small student: fields that differ from the published recipe.
+TOY_FIELDS: dict[str, Any] = {
+    "num_queries": 20,
+    "queries": "proposals",
+    "backbone": "toy",
+    "hidden_dim": 96,
+    "num_heads": 4,
+    "feedforward_dim": 256,
+    "num_encoder_layers": 1,
+    "num_human_object_layers": 2,
+    "num_interaction_layers": 2,
+    "dropout": 0.0,
+    # Queries on the toy dataset's unseen actions would not pass the published gate.
+    "interactive_threshold": 0.0,
+    # A distillation loss whose strength depends neither on sizes nor on the split.
+    "verb_soft_weight": 3.0,
+    "soft_normalisation": "supervised",
+    "epochs": 3,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "backbone_lr_factor": 0.6,
+    "weight_decay": 0.02,
+    "schedule": "one_cycle",
+    "clip_norm": 1.0,
+    "ema": 0.99,
+    "augmentation": "toy",
+}
+
+
+class CheckedSettings:
+    """Base class of the parts of a recipe, which checks their fields."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(CheckedSettings):
     """The detector's architecture and sizes."""
 
     num_objects: int = setting(
@@ -84,7 +118,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if not self.person < self.num_objects:
             expected = f"a number from 0 to {self.num_objects - 1}"
             raise InputError(f"person: expected {expected}, found {self.person}")
@@ -97,33 +131,9 @@ class ModelConfig:
                 f" found {self.hidden_dim}"
             )
 
-    @classmethod
-    def published(cls, num_objects: int = 80, num_verbs: int = 117) -> ModelConfig:
-        """The published ResNet-50 model."""
-        return cls(num_objects=num_objects, num_verbs=num_verbs)
-
-    @classmethod
-    def toy(cls, num_objects: int, num_verbs: int, person: int) -> ModelConfig:
-        """The small model of the toy dataset."""
-        return cls(
-            num_objects=num_objects,
-            person=person,
-            num_verbs=num_verbs,
-            num_queries=20,
-            queries="proposals",
-            backbone="toy",
-            hidden_dim=96,
-            num_heads=4,
-            feedforward_dim=256,
-            num_encoder_layers=1,
-            num_human_object_layers=2,
-            num_interaction_layers=2,
-            dropout=0.0,
-        )
-
 
 @dataclass(frozen=True)
-class MatcherConfig:
+class MatcherConfig(CheckedSettings):
     """Costs of the two-stage bipartite matching, and the gate of its second stage."""
 
     object_cost: float = setting(1.0, "Weight of the object class in the matching cost.", low=0)
@@ -155,22 +165,9 @@ class MatcherConfig:
         group=DISTILLATION,
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    @classmethod
-    def published(cls) -> MatcherConfig:
-        """The published matching."""
-        return cls()
-
-    @classmethod
-    def toy(cls) -> MatcherConfig:
-        """No gate: queries on the toy dataset's unseen actions would not pass the published one."""
-        return cls(interactive_threshold=0.0)
-
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(CheckedSettings):
     """Weights and forms of the losses.
 
     The published distillation loss is divided by all B*Q*V entries and has a weight of 700; at the
@@ -225,22 +222,9 @@ class LossConfig:
         group=DISTILLATION,
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    @classmethod
-    def published(cls) -> LossConfig:
-        """The published losses."""
-        return cls()
-
-    @classmethod
-    def toy(cls) -> LossConfig:
-        """A distillation loss whose strength depends neither on sizes nor on the split."""
-        return cls(verb_soft_weight=3.0, soft_normalisation="supervised")
-
 
 @dataclass(frozen=True)
-class TargetConfig:
+class TargetConfig(CheckedSettings):
     """Candidates of the distillation, and targets of the proposal head.
 
     Candidates of "detector" are the frozen detector's proposals. Those of "annotated" are pairs of
@@ -271,12 +255,9 @@ class TargetConfig:
         high=1,
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(CheckedSettings):
     """Data selection, optimisation and validation of a training."""
 
     epochs: int = setting(90, "Number of training epochs.", low=1)
@@ -373,7 +354,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.schedule != "step" and self.warmup_steps:
             raise InputError(
                 f"warmup_steps: expected 0, because {self.schedule} has its own warm-up, found"
@@ -416,13 +397,7 @@ class Recipe:
         return Recipe(**parts)
 
 
-RECIPE_PARTS: dict[str, type] = {
-    "model": ModelConfig,
-    "matcher": MatcherConfig,
-    "losses": LossConfig,
-    "targets": TargetConfig,
-    "train": TrainConfig,
-}
+RECIPE_PARTS: dict[str, type] = get_type_hints(Recipe)
 
 
 def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
@@ -461,24 +436,11 @@ def get_preset(
     Raises:
         InputError: no such preset.
     """
-    if name == "published":
-        model = ModelConfig(num_objects=num_objects, num_verbs=num_verbs, person=person)
-        return Recipe(replace(model, pair_people=pair_people))
-    if name != "toy":
+    if name not in PRESETS:
         raise InputError(f"--preset: expected one of {', '.join(PRESETS)}, found {name}")
-    return Recipe(
-        model=replace(ModelConfig.toy(num_objects, num_verbs, person), pair_people=pair_people),
-        matcher=MatcherConfig.toy(),
-        losses=LossConfig.toy(),
-        train=TrainConfig(
-            epochs=3,
-            batch_size=32,
-            learning_rate=2e-3,
-            backbone_lr_factor=0.6,
-            weight_decay=0.02,
-            schedule="one_cycle",
-            clip_norm=1.0,
-            ema=0.99,
-            augmentation="toy",
-        ),
+    recipe = Recipe(
+        ModelConfig(
+            num_objects=num_objects, num_verbs=num_verbs, person=person, pair_people=pair_people
+        )
     )
+    return recipe.override(**TOY_FIELDS) if name == "toy" else recipe

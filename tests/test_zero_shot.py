@@ -20,9 +20,8 @@ from pipeline.toy.generate import write_toy
 from student.config import TargetConfig
 from student.data.dataset import TrainingDataset
 from student.data.targets import TARGET_FIELDS
-from student.data.transforms import toy_augmentation
+from student.data.transforms import build_augmentation
 from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import RunRequest
 from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import PAIR_DATASETS
@@ -73,8 +72,10 @@ def experiment(root, seed):
         ("control", "cache", {"distillation": False}),
         ("shuffled", "cache-shuffled", {}),
     ):
-        wanted = RunRequest(toy, root / cache, "ua", "toy", {**OPTIONS, "seed": seed, **more})
-        config = RunConfig(wanted, root / name, pretrained=detector, workers=0)
+        options = {**OPTIONS, "seed": seed, **more}
+        config = RunConfig(
+            toy, root / cache, "ua", root / name, "toy", options, pretrained=detector, workers=0
+        )
         scores[name] = run_student(config).metrics
     return Experiment(root, scores)
 
@@ -133,7 +134,7 @@ def test_the_control_differs_only_in_the_soft_targets(done):
             load_split(dataset.vocabulary, "ua"),
             dataset.vocabulary,
             config,
-            toy_augmentation(),
+            build_augmentation("toy"),
             SEED,
         )
 

@@ -1,13 +1,10 @@
 """The training dataset: images with their targets, augmented, and their batches.
 
-Samples depend on the seed, the epoch and the image alone, not on workers or processes. A batch
-consists of two tensors, so that it is cheap to pass from a worker to the main process and from
-there to a GPU.
+Samples depend on the seed, the epoch and the image alone, not on workers or processes.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +30,11 @@ from student.data.few_shot import FewShotRows
 from student.data.samplers import PadSize, SampleKey
 from student.data.targets import Targets, build_targets
 from student.data.transforms import NUM_RAND, Augmentation, normalise
-from student.models.padding import Size, padding_mask, shared_zeros, stack_images
+from student.models.padding import Size, padding_mask, stack_images
 from student.utils.seeding import derive_seed
 from teacher_cache.reader.cache import TeacherCache
 from teacher_cache.reader.format import TeacherOutputs
 
-# Dtypes and shapes of tensors by name.
-TensorSpecs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-# Bytes: a multiple of the size of every dtype, so that a view of any dtype can begin there.
-ALIGNMENT = 16
 BOX_FIELDS = ("human_boxes", "object_boxes", "detected_boxes")
 # Pixels that a box must keep along each side after a crop.
 MIN_BOX_SIDE = 1.0
@@ -67,82 +60,48 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B training images in two tensors.
-
-    A DataLoader worker needs a file descriptor for every tensor that it passes on, and a GPU a copy
-    for every tensor, so the tensors of the targets share one buffer.
+    """B training images.
 
     Attributes:
         image_ids: file names.
         pixels: (B, 3, H, W) uint8, see `student.models.padding.stack_images`.
         sizes: heights and widths of the images.
-        buffer: the bytes of the tensors of the batched `Targets`.
-        layout: dtypes and shapes of these tensors by name.
+        targets: the batched targets.
     """
 
     image_ids: tuple[str, ...]
     pixels: Tensor
     sizes: tuple[Size, ...]
-    buffer: Tensor
-    layout: TensorSpecs
+    targets: Targets
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    @cached_property
-    def targets(self) -> Targets:
-        """The batched targets, on the batch's device."""
-        return Targets(**_views(self.buffer, self.layout))
 
     def images(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """The detector's input for these images of the batch; see `normalise_batch`."""
         return normalise_batch(self.pixels[rows], self.sizes[rows])
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Applies a function to every tensor."""
+        return replace(self, pixels=function(self.pixels), targets=self.targets.map(function))
+
     def to(self, device: torch.device) -> Batch:
         """Copies the batch to a device without waiting for the copy."""
-        pixels, buffer = (
-            tensor.to(device, non_blocking=True) for tensor in (self.pixels, self.buffer)
-        )
-        return replace(self, pixels=pixels, buffer=buffer)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Copies the batch to pinned memory; the DataLoader calls this with `pin_memory=True`."""
-        return replace(self, pixels=self.pixels.pin_memory(), buffer=self.buffer.pin_memory())
+        return self.map(Tensor.pin_memory)
 
 
 def collate(
     samples: Sequence[Sample], multiple: int = 1, pad_size: Sequence[int] = (0, 0)
 ) -> Batch:
-    """Collates samples of different sizes.
-
-    Args:
-        samples: at least one.
-        multiple, pad_size: see `student.models.padding.stack_images`.
-    """
+    """Collates samples of different sizes, at least one; the other arguments are those of
+    `student.models.padding.stack_images`."""
     image_ids, images, targets = zip(*samples, strict=True)
     pixels, sizes = stack_images(images, multiple, pad_size)
-    tensors = vars(Targets.collate(targets))
-    layout = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
-    buffer = shared_zeros((sum(map(_aligned_size, layout.values())),), pixels)
-    for name, view in _views(buffer, layout).items():
-        view.copy_(tensors[name])
-    return Batch(image_ids, pixels, sizes, buffer, layout)
-
-
-def _aligned_size(entry: tuple[torch.dtype, tuple[int, ...]]) -> int:
-    """Bytes of a tensor in a buffer, rounded up to a multiple of `ALIGNMENT`."""
-    dtype, shape = entry
-    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-
-
-def _views(buffer: Tensor, layout: TensorSpecs) -> dict[str, Tensor]:
-    """The tensors of a buffer, by name."""
-    views, start = {}, 0
-    for name, (dtype, shape) in layout.items():
-        size = math.prod(shape) * dtype.itemsize
-        views[name] = buffer[start : start + size].view(dtype).view(shape)
-        start += _aligned_size((dtype, shape))
-    return views
+    return Batch(image_ids, pixels, sizes, Targets.collate(targets))
 
 
 class TrainingDataset(Dataset[Sample]):
@@ -182,12 +141,8 @@ class TrainingDataset(Dataset[Sample]):
         self.records, self.annotations, self.cache = records, annotations, cache
         self.split, self.vocabulary, self.config = split, vocabulary, config
         self.augmentation, self.seed = augmentation, seed
-        self.embedding_dim, self.few_shot_rows, self.dataset_index = (
-            embedding_dim,
-            few_shot_rows or {},
-            dataset_index,
-        )
-        self.name = name
+        self.embedding_dim, self.few_shot_rows = embedding_dim, few_shot_rows or {}
+        self.dataset_index, self.name = dataset_index, name
         self._rand_by_epoch: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -247,25 +202,17 @@ class TrainingDataset(Dataset[Sample]):
 
 class ConcatTrainingDataset(Dataset[Sample]):
     """Concatenation of training datasets, as `torch.utils.data.ConcatDataset`, but for keys that
-    consist of epoch and index.
-
-    Args:
-        datasets: at least one.
-    """
+    consist of epoch and index."""
 
     def __init__(self, datasets: Sequence[TrainingDataset]) -> None:
         self.datasets = datasets
-        self._ends = np.cumsum([len(dataset) for dataset in datasets]).tolist()
-
-    def __len__(self) -> int:
-        return self._ends[-1]
+        self._starts = np.cumsum([0, *map(len, datasets)]).tolist()
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """The sample of `(epoch, index)`, where the index counts the images of all datasets."""
         epoch, index = key
-        row = bisect_right(self._ends, index)
-        first = self._ends[row - 1] if row else 0
-        return self.datasets[row][epoch, index - first]
+        row = bisect_right(self._starts, index) - 1
+        return self.datasets[row][epoch, index - self._starts[row]]
 
 
 def concat_sizes(datasets: Sequence[TrainingDataset], epoch: int) -> np.ndarray:
@@ -275,13 +222,10 @@ def concat_sizes(datasets: Sequence[TrainingDataset], epoch: int) -> np.ndarray:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Batches by the elements of `student.data.samplers.DistributedBatchSampler`.
+    """Batches of samples by the elements of `student.data.samplers.DistributedBatchSampler`.
 
-    The DataLoader's own batching would not pass the size to pad to on to `collate`.
-
-    Args:
-        images: dataset of samples.
-        multiple: heights and widths of the batches are multiples of this.
+    The DataLoader's own batching would not pass the size to pad to on to `collate`. Heights and
+    widths of the batches are multiples of `multiple`.
     """
 
     def __init__(self, images: Dataset[Sample], multiple: int) -> None:
@@ -294,19 +238,11 @@ class TrainingBatches(Dataset[Batch]):
 
 
 def make_sample(image_id: str, image: Tensor, targets: Targets, transform: Transform) -> Sample:
-    """Transforms an image together with its targets.
+    """Transforms a (3, h, w) uint8 image together with its targets, boxes xyxy in pixels.
 
-    Pairs of which a box has a side shorter than `MIN_BOX_SIDE` afterwards are removed, and so are
-    such detected boxes.
-
-    Args:
-        image_id: file name.
-        image: (3, h, w) uint8.
-        targets: of the image, boxes xyxy in pixels.
-        transform: called with the image and the boxes by name, as `tv_tensors`.
-
-    Returns:
-        The sample, boxes cxcywh in [0, 1] of the transformed image.
+    `transform` is called with the image and the boxes by name, as `tv_tensors`. Pairs of which a
+    box has a side shorter than `MIN_BOX_SIDE` afterwards are removed, and so are such detected
+    boxes.
     """
     size = image.shape[-2:]
     boxes = {

@@ -40,12 +40,15 @@ class LoadedPart:
         sizes = [self.size_check.sizes[record.id][::-1] for record in self.records]
         return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
-    def with_empty_detections(self, detections: Sequence[Detections]) -> list[Detections]:
-        """Completes the detections of `records` with empty ones for all other images.
-
-        Returns:
-            One entry for every image of the part, in the file's order.
+    def require_readable(self) -> None:
+        """Raises:
+        InputError: an image cannot be read.
         """
+        for reason in self.size_check.unreadable.values():
+            raise InputError(reason)
+
+    def with_empty_detections(self, detections: Sequence[Detections]) -> list[Detections]:
+        """Detections of all images in the file's order, empty where an image has none."""
         by_image = {one.image_id: one for one in detections}
         return [
             by_image.get(annotation.image_id) or Detections.empty(annotation.image_id)

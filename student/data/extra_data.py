@@ -5,8 +5,8 @@ Their images may have HOI labels, boxes only, or no annotation; each dataset has
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,84 +21,32 @@ from student.utils.distributed import DistContext
 from student.utils.seeding import derive_seed
 from teacher_cache.reader.cache import TeacherCache, open_cache
 
-SEPARATOR = ":"
 
-
-@dataclass(frozen=True)
-class ExtraPaths:
-    """Folders of an extra dataset and of the teacher cache of its training part."""
-
-    data: Path
-    cache: Path
-
-
-@dataclass(frozen=True, eq=False)
-class ExtraDataset:
-    """An extra dataset.
-
-    Attributes:
-        name: name of the dataset, with a number where another dataset has the same name.
-        cache: its teacher cache.
-        images: its training images with their targets.
-    """
-
-    name: str
-    cache: TeacherCache
-    images: TrainingDataset
-
-    def describe(self) -> dict[str, Any]:
-        """Entry in the run's plan and results; see `evaluation.results.Results`."""
-        images = self.images
-        seen_annotations = (
-            remove_unseen_labels(annotation, images.split, images.vocabulary)
-            for annotation in images.annotations
-        )
-        return {
-            "name": self.name,
-            "cache": self.cache.fingerprint,
-            "images": len(images),
-            "labelled": sum(len(annotation.hois) > 0 for annotation in seen_annotations),
-            "protocol": self.cache.protocol,
-        }
-
-
-def parse_extra_data(texts: Iterable[str]) -> tuple[ExtraPaths, ...]:
-    """Parses the values of `--extra-data DATASET:CACHE`.
-
-    A value with several colons is split where both parts are existing folders, or at the last colon
-    if no split or more than one has this property.
+def parse_extra_data(text: str) -> tuple[Path, Path]:
+    """The folders of a value DATASET:CACHE, which is divided at its last colon.
 
     Raises:
-        InputError: a value has no colon, or nothing before or after it.
+        InputError: the value has no colon, or nothing before or after it.
     """
-    return tuple(_parse_paths(text) for text in texts)
-
-
-def _parse_paths(text: str) -> ExtraPaths:
-    splits = []
-    for index, letter in enumerate(text):
-        if letter == SEPARATOR and text[:index] and text[index + 1 :]:
-            splits.append(ExtraPaths(Path(text[:index]), Path(text[index + 1 :])))
-    if not splits:
+    data, _, cache = text.rpartition(":")
+    if not data or not cache:
         raise InputError(f"--extra-data: expected DATASET:CACHE, found {text or 'nothing'}")
-    existing = [paths for paths in splits if paths.data.is_dir() and paths.cache.is_dir()]
-    return existing[0] if len(existing) == 1 else splits[-1]
+    return Path(data), Path(cache)
 
 
 def open_extra_datasets(
-    extra_paths: Sequence[ExtraPaths],
+    values: Sequence[str],
     main: Dataset,
-    cache: TeacherCache,
+    main_cache: TeacherCache,
     split: Split,
     recipe: Recipe,
     context: DistContext,
-) -> list[ExtraDataset]:
+) -> list[TrainingDataset]:
     """Opens and checks the extra datasets.
 
     Args:
-        extra_paths: their folders.
-        main: the main dataset; all others must have its vocabulary.
-        cache: the teacher cache of the main dataset.
+        values: "DATASET:CACHE" of each.
+        main, main_cache: the main dataset, whose vocabulary all others must have, and its cache.
         split: the zero-shot split, of all datasets.
         recipe: settings of the run.
         context: the processes.
@@ -106,65 +54,48 @@ def open_extra_datasets(
     Raises:
         InputError: a dataset or cache does not fit the main one, or a cache is given twice.
     """
-    extra: list[ExtraDataset] = []
-    for paths in extra_paths:
-        names = {main.name, *(one.name for one in extra)}
-        cache_paths = {one.cache.path.resolve() for one in extra} | {cache.path.resolve()}
-        if paths.cache.resolve() in cache_paths:
-            raise InputError(f"--extra-data: expected every cache once, found {paths.cache} again")
-        extra.append(_open_extra(paths, len(extra) + 1, names, main, split, recipe, context))
+    extra: list[TrainingDataset] = []
+    names, cache_paths = {main.name}, {main_cache.path.resolve()}
+    for number, (data, cache_path) in enumerate(map(parse_extra_data, values), start=1):
+        if cache_path.resolve() in cache_paths:
+            raise InputError(f"--extra-data: expected every cache once, found {cache_path} again")
+        cache_paths.add(cache_path.resolve())
+        dataset, cache = open_dataset(data), open_cache(cache_path)
+        vocabulary = dataset.vocabulary
+        if vocabulary.digest() != main.vocabulary.digest():
+            raise InputError(
+                f"{data}: expected the vocabulary of {main.root} ({main.vocabulary.name}), found"
+                f" {vocabulary.name} with {vocabulary.num_verbs} verbs and"
+                f" {vocabulary.num_objects} objects"
+            )
+        if recipe.losses.embedding_weight:
+            _check_embeddings(cache, recipe)
+        part = open_part(dataset, "train", context, cache, require_labels=False)
+        part.require_readable()
+        endings = ("", *(f"-{n}" for n in range(2, number + 2)))
+        name = next(dataset.name + end for end in endings if dataset.name + end not in names)
+        names.add(name)
+        images = TrainingDataset(
+            part.records,
+            part.annotations,
+            cache,
+            split,
+            main.vocabulary,
+            # Unlike the main dataset's, its candidates are those that its cache was built with.
+            replace(recipe.targets, candidates=cache.protocol),
+            build_augmentation(recipe.train.augmentation),
+            derive_seed(recipe.train.seed, number),
+            recipe.model.text_dim if recipe.losses.embedding_weight else 0,
+            dataset_index=number,
+            name=name,
+        )
+        images.image_sizes = part.image_sizes
+        extra.append(images)
     return extra
 
 
-def _open_extra(
-    paths: ExtraPaths,
-    dataset_index: int,
-    names: Collection[str],
-    main: Dataset,
-    split: Split,
-    recipe: Recipe,
-    context: DistContext,
-) -> ExtraDataset:
-    dataset, cache = open_dataset(paths.data), open_cache(paths.cache)
-    vocabulary = main.vocabulary
-    if dataset.vocabulary.digest() != vocabulary.digest():
-        raise InputError(
-            f"{paths.data}: expected the vocabulary of {main.root} ({vocabulary.name}), found"
-            f" {dataset.vocabulary.name} with {dataset.vocabulary.num_verbs} verbs and"
-            f" {dataset.vocabulary.num_objects} objects"
-        )
-    if recipe.losses.embedding_weight:
-        _check_embeddings(cache, recipe)
-    part = open_part(dataset, "train", context, cache, require_labels=False)
-    if part.size_check.unreadable:
-        raise InputError(next(iter(part.size_check.unreadable.values())))
-    name = dataset.name
-    if name in names:
-        name = next(f"{name}-{n}" for n in range(2, len(names) + 3) if f"{name}-{n}" not in names)
-    images = TrainingDataset(
-        part.records,
-        part.annotations,
-        cache,
-        split,
-        vocabulary,
-        # Unlike the main dataset's, its candidates are always those that its cache was built with.
-        replace(recipe.targets, candidates=cache.protocol),
-        build_augmentation(recipe.train.augmentation),
-        derive_seed(recipe.train.seed, dataset_index),
-        recipe.model.text_dim if recipe.losses.embedding_weight else 0,
-        dataset_index=dataset_index,
-        name=name,
-    )
-    images.image_sizes = part.image_sizes
-    return ExtraDataset(name, cache, images)
-
-
 def _check_embeddings(cache: TeacherCache, recipe: Recipe) -> None:
-    """Checks that the cache has region embeddings of the CLIP model of the main cache.
-
-    Raises:
-        InputError: it has none, or those of another model.
-    """
+    """Checks that the cache has region embeddings of the CLIP model of the main cache."""
     if not cache.has_embeddings:
         raise InputError(
             f"{cache.path}: expected region embeddings for --embedding-weight, found none (it was"
@@ -175,3 +106,18 @@ def _check_embeddings(cache: TeacherCache, recipe: Recipe) -> None:
             f"{cache.path}: expected the CLIP model of --cache, because the embedding loss compares"
             " embeddings, found another"
         )
+
+
+def describe_extra_dataset(images: TrainingDataset) -> dict[str, Any]:
+    """Entry of an extra dataset in the run's plan and results; see `evaluation.results.Results`."""
+    labelled = [
+        len(remove_unseen_labels(annotation, images.split, images.vocabulary).hois) > 0
+        for annotation in images.annotations
+    ]
+    return {
+        "name": images.name,
+        "cache": images.cache.fingerprint,
+        "images": len(images),
+        "labelled": sum(labelled),
+        "protocol": images.cache.protocol,
+    }

@@ -7,10 +7,9 @@ contribute form one pool, from which every batch takes the same number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,49 +30,9 @@ SEED_STREAM = 0x9001
 
 
 def steps_per_epoch(num_images: int, batch_size: int, last_batch: str = "drop") -> int:
-    """Number of batches of an epoch, at least 1: too few images for a batch make a smaller one.
-
-    Args:
-        num_images: number of training images.
-        batch_size, last_batch: see `epoch_batches`.
-    """
+    """Number of batches of an epoch, at least 1: too few images for a batch make a smaller one."""
     whole, left = divmod(num_images, batch_size)
     return max(1, whole + (left > 0 and last_batch == "fill"))
-
-
-def epoch_batches(
-    sizes: np.ndarray,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    last_batch: str = "drop",
-) -> list[list[int]]:
-    """The batches of an epoch, a pure function of the arguments.
-
-    A random permutation of all images is cut into chunks of `GROUPED_BATCHES` batches. Within a
-    chunk the images are grouped by size, and the groups are ordered by the position of their first
-    image in the permutation, so that their order is random. Images of equal size keep the order of
-    the permutation.
-
-    Args:
-        sizes: (N, 2) heights and widths of the images after augmentation.
-        batch_size: number of images of a batch, over all processes.
-        seed, epoch: seed of the permutation.
-        last_batch: what happens to images that are left over from whole batches. "drop" leaves them
-            out, different ones in every epoch; "fill" completes the batch with the first images of
-            the permutation.
-
-    Returns:
-        For every step the image indices.
-    """
-    order = epoch_order(len(sizes), batch_size, seed, epoch, last_batch)
-    chunk_size = GROUPED_BATCHES * batch_size
-    batches: list[np.ndarray] = []
-    for start in range(0, len(order), chunk_size):
-        images = order[start : start + chunk_size]
-        groups = sorted(group_by_size(sizes[images], batch_size), key=np.min)
-        batches += [images[np.sort(group)] for group in groups]
-    return [batch.tolist() for batch in batches]
 
 
 def epoch_order(
@@ -81,11 +40,15 @@ def epoch_order(
 ) -> np.ndarray:
     """The random permutation of an epoch, whose length is a multiple of the batch size unless there
     is only one batch; arguments as in `epoch_batches`."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    order = torch.randperm(num_images, generator=generator).numpy()
+    order = _permutation(num_images, seed, epoch)
     if last_batch == "fill" and len(order) > batch_size:
         order = np.concatenate([order, order[: -len(order) % batch_size]])
     return order[: steps_per_epoch(num_images, batch_size, last_batch) * batch_size]
+
+
+def _permutation(size: int, *seeds: int) -> np.ndarray:
+    generator = torch.Generator().manual_seed(derive_seed(*seeds))
+    return torch.randperm(size, generator=generator).numpy()
 
 
 def group_by_size(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -100,7 +63,7 @@ def group_by_size(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
         batch_size: number of images of a batch.
 
     Returns:
-        Indices of each batch's images.
+        Indices of each batch's images, in rising order.
     """
     heights, widths = sizes.T
     # The sorts are stable, so that images of equal size keep their order.
@@ -111,23 +74,10 @@ def group_by_size(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
     for start in range(0, len(sizes), strip_size):
         strip = by_aspect[start : start + strip_size]
         strip = strip[np.argsort(heights[strip], kind="stable")]
-        groups += [strip[row : row + batch_size] for row in range(0, len(strip), batch_size)]
+        groups += [
+            np.sort(strip[row : row + batch_size]) for row in range(0, len(strip), batch_size)
+        ]
     return groups
-
-
-def padding_fraction(sizes: np.ndarray, batches: Sequence[Sequence[int]]) -> float:
-    """Fraction of the batches' pixels that is padding.
-
-    Args:
-        sizes: (N, 2) heights and widths of the images.
-        batches: image indices of every batch.
-    """
-    image_pixels = batch_pixels = 0
-    for batch in batches:
-        heights, widths = sizes[list(batch)].T.astype(np.int64)
-        image_pixels += int((heights * widths).sum())
-        batch_pixels += len(batch) * int(heights.max()) * int(widths.max())
-    return 1 - image_pixels / batch_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,16 +107,15 @@ class ExtraPool:
             seed: seed of the permutations.
 
         Returns:
-            - (count, 2) pass and image index within the pool;
+            - (count, 2) pass and image index among the images of all datasets;
             - (count, 2) heights and widths.
         """
         passes = range(first // self.num_images, (first + count - 1) // self.num_images + 1)
         keys, sizes = [], []
-        for pass_index in passes:
-            generator = torch.Generator().manual_seed(derive_seed(seed, SEED_STREAM, pass_index))
-            order = torch.randperm(self.num_images, generator=generator).numpy()
-            keys.append(np.column_stack([np.full(len(order), pass_index), order]))
-            sizes.append(self.sizes(pass_index)[order])
+        for number in passes:
+            order = _permutation(self.num_images, seed, SEED_STREAM, number)
+            keys.append(np.column_stack([np.full_like(order, number), self.index_offset + order]))
+            sizes.append(self.sizes(number)[order])
         start = first - passes[0] * self.num_images
         section = slice(start, start + count)
         return np.concatenate(keys)[section], np.concatenate(sizes)[section]
@@ -194,20 +143,30 @@ def split_batch_size(
     return batch_size - extra, extra
 
 
-def mixed_batches(
-    sizes: np.ndarray, pool: ExtraPool, batch_size: int, seed: int, epoch: int, last_batch: str
+def epoch_batches(
+    sizes: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    last_batch: str = "drop",
+    pool: ExtraPool | None = None,
 ) -> tuple[list[list[SampleKey]], list[PadSize]]:
-    """The batches of an epoch with images of the pool, a pure function of the arguments.
+    """The batches of an epoch, a pure function of the arguments.
 
-    The main dataset's part of the batches is that of `epoch_batches`. The pool's images of a chunk
-    are grouped by size in the same way, and groups of the same rank form a batch, so that both
-    parts of a batch have similar sizes.
+    A random permutation of all images is cut into chunks of `GROUPED_BATCHES` batches. Within a
+    chunk the images are grouped by size, and the groups are ordered by the position of their first
+    image in the permutation, so that their order is random. Images of equal size keep the order of
+    the permutation. The pool's images of a chunk are grouped in the same way, and groups of the
+    same rank form a batch, so that both parts of a batch have similar sizes.
 
     Args:
-        sizes: (N, 2) heights and widths of the main dataset's images in this epoch.
-        pool: the images of the extra datasets.
-        batch_size: number of images of a batch from the main dataset.
-        seed, epoch, last_batch: see `epoch_batches`.
+        sizes: (N, 2) heights and widths of the main dataset's images after augmentation.
+        batch_size: number of images of a batch from the main dataset, over all processes.
+        seed, epoch: seed of the permutation.
+        last_batch: what happens to images that are left over from whole batches. "drop" leaves them
+            out, different ones in every epoch; "fill" completes the batch with the first images of
+            the permutation.
+        pool: images of the extra datasets.
 
     Returns:
         - for every step the keys of its images, those of the pool last, with the pass in place of
@@ -215,27 +174,26 @@ def mixed_batches(
         - for every step the largest height and width of its images.
     """
     order = epoch_order(len(sizes), batch_size, seed, epoch, last_batch)
-    steps, extra_size = -(-len(order) // batch_size), pool.images_per_step
-    pool_keys, pool_sizes = pool.sample(epoch * steps * extra_size, steps * extra_size, seed)
-    pool_keys[:, 1] += pool.index_offset
-    batches, pad_sizes = [], []
+    steps = -(-len(order) // batch_size)
+    parts = [(np.column_stack([np.full_like(order, epoch), order]), sizes[order], batch_size)]
+    if pool is not None:
+        count = pool.images_per_step
+        parts.append((*pool.sample(epoch * steps * count, steps * count, seed), count))
+    batches: list[list[SampleKey]] = []
+    pad_sizes: list[PadSize] = []
     for start in range(0, steps, GROUPED_BATCHES):
-        end = start + GROUPED_BATCHES
-        main_chunk = order[start * batch_size : end * batch_size]
-        extra_chunk = slice(start * extra_size, end * extra_size)
-        extra_keys, extra_sizes = pool_keys[extra_chunk], pool_sizes[extra_chunk]
-        groups = zip(
-            group_by_size(sizes[main_chunk], batch_size),
-            group_by_size(extra_sizes, extra_size),
-            strict=True,
-        )
-        for main_group, extra_group in sorted(groups, key=lambda pair: int(pair[0].min())):
-            main_images = main_chunk[np.sort(main_group)]
-            main_keys = [(epoch, index) for index in main_images.tolist()]
-            batches.append([*main_keys, *map(tuple, extra_keys[np.sort(extra_group)].tolist())])
-            batch_sizes = np.concatenate([sizes[main_images], extra_sizes[extra_group]])
-            height, width = batch_sizes.max(0).tolist()
-            pad_sizes.append((height, width))
+        chunks = []
+        for keys, key_sizes, count in parts:
+            rows = slice(start * count, (start + GROUPED_BATCHES) * count)
+            groups = group_by_size(key_sizes[rows], count)
+            chunks.append(
+                [(group[0], keys[rows][group], key_sizes[rows][group]) for group in groups]
+            )
+        for batch in sorted(zip(*chunks, strict=True), key=lambda groups: groups[0][0]):
+            keys = np.concatenate([group_keys for _, group_keys, _ in batch])
+            batches.append([(number, index) for number, index in keys.tolist()])
+            height, width = np.concatenate([group_sizes for *_, group_sizes in batch]).max(0)
+            pad_sizes.append((int(height), int(width)))
     return batches, pad_sizes
 
 
@@ -251,10 +209,9 @@ class DistributedBatchSampler(Sampler[tuple[list[SampleKey], PadSize]]):
         sizes: returns the (N, 2) heights and widths of the images in an epoch.
         num_images: N.
         epochs: number of epochs of the run.
-        batch_size, seed, last_batch: see `epoch_batches`.
+        batch_size, seed, last_batch, pool: see `epoch_batches`.
         rank, world_size: index and number of processes. Image i of a batch goes to process
             i modulo `world_size`, so that shares differ by one image at most.
-        pool: images of extra datasets, which every batch has in addition to `batch_size` others.
 
     Attributes:
         first_step: step at which the next iteration starts.
@@ -273,13 +230,15 @@ class DistributedBatchSampler(Sampler[tuple[list[SampleKey], PadSize]]):
         last_batch: str = "drop",
         pool: ExtraPool | None = None,
     ) -> None:
-        self.pool, self.seed = pool, seed
-        self.sizes, self.epochs = sizes, epochs
-        self._options: dict[str, Any] = {"batch_size": batch_size, "last_batch": last_batch}
-        self._share = slice(rank, None, world_size)
+        self.epochs, self._share = epochs, slice(rank, None, world_size)
+
         # Two epochs, because the next one's first batches are prepared during the last steps of
         # this one.
-        self._epoch = lru_cache(maxsize=2)(self._build_epoch)
+        @lru_cache(maxsize=2)
+        def batches_of(epoch: int) -> tuple[list[list[SampleKey]], list[PadSize]]:
+            return epoch_batches(sizes(epoch), batch_size, seed, epoch, last_batch, pool)
+
+        self._batches_of = batches_of
         self.steps_per_epoch = steps_per_epoch(num_images, batch_size, last_batch)
         self.first_step = 0
 
@@ -289,22 +248,12 @@ class DistributedBatchSampler(Sampler[tuple[list[SampleKey], PadSize]]):
     def __iter__(self) -> Iterator[tuple[list[SampleKey], PadSize]]:
         first_epoch, steps_done = divmod(self.first_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            for batch, pad_size in list(zip(*self._epoch(epoch), strict=True))[steps_done:]:
+            for batch, pad_size in list(zip(*self._batches_of(epoch), strict=True))[steps_done:]:
                 yield batch[self._share], pad_size
             steps_done = 0
 
     def max_pad_size(self) -> PadSize:
         """Largest height and width of the images of the epoch that `first_step` belongs to."""
-        pad_sizes = self._epoch(min(self.first_step // self.steps_per_epoch, self.epochs - 1))[1]
-        heights, widths = zip(*pad_sizes, strict=True)
+        epoch = min(self.first_step // self.steps_per_epoch, self.epochs - 1)
+        heights, widths = zip(*self._batches_of(epoch)[1], strict=True)
         return max(heights), max(widths)
-
-    def _build_epoch(self, epoch: int) -> tuple[list[list[SampleKey]], list[PadSize]]:
-        """The batches of all processes, and the sizes to which they are padded."""
-        sizes = self.sizes(epoch)
-        if self.pool is not None:
-            return mixed_batches(sizes, self.pool, seed=self.seed, epoch=epoch, **self._options)
-        batches = epoch_batches(sizes, seed=self.seed, epoch=epoch, **self._options)
-        pad_sizes = [sizes[batch].max(0).tolist() for batch in batches]
-        keys = [[(epoch, index) for index in batch] for batch in batches]
-        return keys, [(height, width) for height, width in pad_sizes]

@@ -7,7 +7,7 @@ they are distilled.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -88,6 +88,18 @@ class Targets:
         """Number of pairs of an image, or of images of a batch."""
         return len(self.object_labels)
 
+    # DataLoader workers pass these small tensors by value. In shared memory, as tensors are passed
+    # otherwise, each would need a file descriptor.
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
+        vars(self).update({name: torch.from_numpy(value) for name, value in state.items()})
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Targets:
+        """Applies a function to every tensor."""
+        return Targets(**{name: function(value) for name, value in vars(self).items()})
+
     @property
     def pair_mask(self) -> Tensor:
         """(B, N) bool, False on padding; only of a batch."""
@@ -160,10 +172,14 @@ def build_targets(
         Targets with boxes xyxy in pixels of the original image, seen pairs first.
     """
     seen = remove_unseen_labels(annotation, split, vocabulary, few_shot_rows)
-    pair_rows, label_pairs = _unique_pairs(seen.hois)
+    pair_rows, label_pairs = np.unique(seen.hois[:, :2], axis=0, return_inverse=True)
+    # The shape of the inverse differs between versions of numpy.
+    label_pairs = label_pairs.reshape(-1)
     num_seen = len(pair_rows)
-    human_boxes = seen.boxes[pair_rows[:, 0]]
-    object_boxes, labels = _object_boxes_and_labels(seen, pair_rows[:, 1], vocabulary.num_objects)
+    human_rows, object_rows = pair_rows.reshape(-1, 2).T
+    human_boxes, objectless = seen.boxes[human_rows], object_rows < 0
+    object_boxes = np.where(objectless[:, None], np.float32(0), seen.boxes[object_rows])
+    labels = np.where(objectless, vocabulary.num_objects, seen.labels[object_rows])
     verb_labels = np.zeros((num_seen, vocabulary.num_verbs), dtype=bool)
     verb_labels[label_pairs, seen.hois[:, 2]] = True
     distilled = split.distilled_verbs.astype(np.float32) * config.distillation
@@ -215,23 +231,6 @@ def build_targets(
         "detected_images": np.zeros_like(detected_labels),
     }
     return Targets(**{name: torch.from_numpy(value) for name, value in values.items()})
-
-
-def _unique_pairs(hois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of (K, 3) labels: (P, 2) human and object rows, and (K,) the pair of each label."""
-    pair_rows, label_pairs = np.unique(hois[:, :2], axis=0, return_inverse=True)
-    # The shape of the inverse differs between versions of numpy.
-    return pair_rows.reshape(-1, 2), label_pairs.reshape(-1)
-
-
-def _object_boxes_and_labels(
-    annotation: Annotation, rows: np.ndarray, no_object: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 4) boxes and (P,) classes of object rows. A verb without object (row -1) has a zero box
-    and the class `no_object`."""
-    objectless = rows < 0
-    boxes = np.where(objectless[:, None], np.float32(0), annotation.boxes[rows])
-    return boxes, np.where(objectless, no_object, annotation.labels[rows])
 
 
 def _match_pairs(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
@@ -17,27 +17,6 @@ from teacher_cache.reader.soft_targets import action_probabilities
 DEFAULT_EMBEDDING_WEIGHT = 1.0
 # Number of pairs from which the initial margin is computed; a few hundred give about the same.
 MAX_PAIRS = 20_000
-
-
-@dataclass(frozen=True, eq=False)
-class TextHeadInit:
-    """Initial values of a text verb head.
-
-    Attributes:
-        texts: embeddings of the vocabulary's interactions and verbs.
-        scale: the factor on cosines, that of the teacher's CLIP.
-        margin: the cosine whose verb probability is 0.5.
-    """
-
-    texts: TextEmbeddings
-    scale: float
-    margin: float
-
-    def apply(self, head: Any) -> None:
-        """Initialises a new head, a `TextVerbHead`, before training."""
-        assert isinstance(head, TextVerbHead)
-        head.set_texts(self.texts)
-        head.init_scale(self.scale, self.margin)
 
 
 def build_text_embeddings(
@@ -117,22 +96,24 @@ def text_head_options(
     }
 
 
-def load_text_head_init(cache: TeacherCache, vocabulary: Vocabulary) -> TextHeadInit:
-    """Reads a cache's text embeddings and computes the initial scale and margin.
+def init_text_head(head: nn.Module, cache: TeacherCache, vocabulary: Vocabulary) -> None:
+    """Initialises a new `TextVerbHead` with a cache's text embeddings, and its scale and margin.
 
     The teacher's softmax over the verbs of an object is exp(logit - normaliser), where the
     normaliser depends on the region. The head, a sigmoid, starts with the mean normaliser as its
     margin, so that it gives the teacher's embeddings about the teacher's probabilities.
 
     Args:
+        head: the head.
         cache: teacher cache of the training part.
         vocabulary: of the dataset.
 
     Raises:
         InputError: a verb has no interaction, or the cache is damaged.
     """
+    assert isinstance(head, TextVerbHead)
     text = cache.prompt_embeddings
-    texts = build_text_embeddings(vocabulary, text.embeddings, cache.path)
+    head.set_texts(build_text_embeddings(vocabulary, text.embeddings, cache.path))
     embeddings, labels = _region_embeddings(cache)
     if not len(labels):
         # Without region embeddings the text embeddings are used in their place.
@@ -147,7 +128,7 @@ def load_text_head_init(cache: TeacherCache, vocabulary: Vocabulary) -> TextHead
     # log(probability) = logit - log(sum of exp(logits)), for any of the object's verbs.
     normaliser = logits[valid, hois] - np.log(probs[valid, verbs[valid]])
     margin = normaliser.mean() / text.logit_scale if valid.any() else 0.0
-    return TextHeadInit(texts, text.logit_scale, float(margin))
+    head.init_scale(text.logit_scale, float(margin))
 
 
 def _region_embeddings(cache: TeacherCache) -> tuple[np.ndarray, np.ndarray]:

@@ -7,14 +7,11 @@ can be formed of images of similar size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
@@ -32,12 +29,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Augmentation(Protocol):
+class Augmentation:
     """A random transform of images with their boxes.
 
-    The sizes of its results depend on the given random numbers alone. Colour jitter draws from
-    torch's generator.
+    The sizes of its results depend on the given random numbers alone.
+
+    Args:
+        transform: keeps the images' sizes; draws from torch's generator.
+        geometric: afterwards resize or crop at random as DETR does, see `sample_geometric_params`.
     """
+
+    def __init__(self, transform: v2.Transform, geometric: bool) -> None:
+        self.transform, self.geometric = transform, geometric
 
     def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
         """Transforms an image and its boxes.
@@ -46,80 +49,25 @@ class Augmentation(Protocol):
             values: the image as "image" and boxes under any other names, all `tv_tensors`.
             rand: (`NUM_RAND`,) in [0, 1).
         """
-        ...
-
-    def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
-        """Sizes of the transformed images.
-
-        Args:
-            sizes: (N, 2) heights and widths of the images.
-            rand: (N, `NUM_RAND`) in [0, 1).
-
-        Returns:
-            (N, 2) heights and widths.
-        """
-        ...
-
-
-class DETRAugmentation:
-    """DETR's augmentation: flip, colour jitter, and either a resize or a resize, a random crop and
-    another resize."""
-
-    def __init__(self) -> None:
-        self.colour_jitter = v2.ColorJitter(0.4, 0.4, 0.4)
-
-    def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
-        """See `Augmentation`."""
-        size = np.array([TF.get_size(values["image"])])
-        params = sample_geometric_params(size, rand[None])
         # Colour jitter comes first, because resizing enlarges most images.
-        values = {**values, "image": self.colour_jitter(values["image"])}
-        transformed = {name: params.apply(0, value) for name, value in values.items()}
-        return {
-            name: TF.clamp_bounding_boxes(value)
-            if isinstance(value, tv_tensors.BoundingBoxes)
-            else value
-            for name, value in transformed.items()
-        }
+        values = self.transform(values)
+        if not self.geometric:
+            return values
+        params = sample_geometric_params(np.array([TF.get_size(values["image"])]), rand[None])
+        values = {name: params.apply(0, value) for name, value in values.items()}
+        return v2.ClampBoundingBoxes()(values)
 
     def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
-        """See `Augmentation`."""
-        return sample_geometric_params(sizes, rand).sizes
-
-
-class SizePreservingAugmentation:
-    """An augmentation by a torchvision transform that keeps the images' sizes.
-
-    Args:
-        transform: draws from torch's generator.
-    """
-
-    def __init__(self, transform: v2.Transform) -> None:
-        self.transform = transform
-
-    def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
-        """See `Augmentation`."""
-        return self.transform(values)
-
-    def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
-        """See `Augmentation`."""
-        return sizes
-
-
-def toy_augmentation() -> SizePreservingAugmentation:
-    """Flip and colour jitter for the images of the toy dataset, which all have the same size."""
-    return SizePreservingAugmentation(
-        v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3)])
-    )
+        """(N, 2) heights and widths of the results for (N, 2) sizes and (N, `NUM_RAND`) numbers."""
+        return sample_geometric_params(sizes, rand).sizes if self.geometric else sizes
 
 
 def build_augmentation(name: str) -> Augmentation:
-    """Builds the augmentation `published` (that of DETR) or `toy`."""
-    builders: dict[str, Callable[[], Augmentation]] = {
-        "published": DETRAugmentation,
-        "toy": toy_augmentation,
-    }
-    return builders[name]()
+    """Builds the augmentation `published` (that of DETR) or `toy` (flip and colour jitter)."""
+    if name == "published":
+        return Augmentation(v2.ColorJitter(0.4, 0.4, 0.4), geometric=True)
+    flip, jitter = v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3, 0.3)
+    return Augmentation(v2.Compose([flip, jitter]), geometric=False)
 
 
 def build_evaluation_resize(name: str) -> v2.Transform:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.splits import Split, load_split
 from pipeline.utils.devices import default_num_workers
 from pipeline.utils.files import refuse_existing
+from student.config import Recipe
 from student.data.dataset_part import open_test_part
 from student.engine.metrics_log import METRICS
 from student.inference.batch_predictor import BatchPredictor
@@ -26,40 +26,27 @@ from student.weights.load import load_student
 RESULTS = "results.json"
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """Description of the evaluated model in its results; see `evaluation.results.Results`."""
-
-    name: str
-    split: Split
-    training_split: str | None = None
-    protocol: Any = None
-    distillation: bool | None = None
-    seed: int | None = None
-    metrics_log: Path | None = None
-    shots: int = 0
-    sources: tuple[dict[str, Any], ...] = ()
-
-
 def evaluate_model(
     predictor: BatchPredictor,
     dataset: Dataset,
-    info: ModelInfo,
+    split: Split,
     out: Path,
     execution: Execution,
     scoring: ScoringConfig | None = None,
     skip_unreadable: bool = False,
+    **about_model: Any,
 ) -> Results | None:
     """Predicts and scores the test part; writes predictions, results and drawings.
 
     Args:
         predictor: detector to evaluate.
         dataset: dataset with the test part.
-        info: description of the model.
+        split: defines seen and unseen.
         out: output folder.
         execution: device and processes, all of which have to call this.
         scoring: settings and NMS; None scores both settings without NMS.
         skip_unreadable: treat unreadable images as images without detections.
+        about_model: fields of `Results` that describe the model.
 
     Returns:
         The results in the main process, None in the others.
@@ -78,27 +65,16 @@ def evaluate_model(
     file_detections = dataset.detections_to_file("test", detections)
     write_predictions(out / PREDICTIONS_FILE, file_detections, dataset.vocabulary)
     results = Results(
-        name=info.name,
         kind="student",
         dataset=dataset.name,
-        split=info.split.name,
+        split=split.name,
         num_images=len(annotations),
-        protocol=_protocol_of(info),
-        training_split=info.training_split,
-        distillation=info.distillation,
-        seed=info.seed,
-        shots=info.shots,
-        sources=info.sources,
         dataset_path=dataset.root,
         predictions=out / PREDICTIONS_FILE,
-        metrics_log=info.metrics_log,
         vcoco=score_run(dataset, detections),
+        **about_model,
         **score_to_fields(
-            annotations,
-            detections,
-            dataset.vocabulary,
-            info.split.unseen,
-            scoring or ScoringConfig(),
+            annotations, detections, dataset.vocabulary, split.unseen, scoring or ScoringConfig()
         ),
     )
     write_results(out / RESULTS, results)
@@ -110,15 +86,27 @@ def evaluate_model(
         part.annotations,
         detected,
         dataset.vocabulary,
-        info.split.unseen,
+        split.unseen,
     )
     return results
 
 
-def _protocol_of(info: ModelInfo) -> Any:
-    """The candidates' protocol; "annotated" where any training dataset used annotated boxes."""
-    protocols = {source["protocol"] for source in info.sources}
-    return "annotated" if "annotated" in protocols else info.protocol
+def describe_student(
+    recipe: Recipe, split: Split, sources: tuple[dict[str, Any], ...]
+) -> dict[str, Any]:
+    """Fields of `Results` that describe how a student was trained.
+
+    The candidates' protocol is "annotated" where any training dataset used annotated boxes.
+    """
+    protocols = {recipe.targets.candidates, *(source["protocol"] for source in sources)}
+    return {
+        "training_split": split.name,
+        "protocol": "annotated" if "annotated" in protocols else "detector",
+        "distillation": recipe.targets.distillation,
+        "seed": recipe.train.seed,
+        "shots": recipe.train.shots,
+        "sources": sources,
+    }
 
 
 def evaluate_checkpoint(
@@ -166,23 +154,24 @@ def evaluate_checkpoint(
     out = out or (file.parent / f"{file.stem}-evaluation" if loaded.is_published else file.parent)
     for name in (RESULTS, REPORT_FILE):
         refuse_existing(out / name, overwrite)
-    if loaded.is_published:
-        info = ModelInfo(file.stem, evaluated_split)
-    else:
-        info = ModelInfo(
-            name=file.resolve().parent.name,
-            split=evaluated_split,
-            training_split=loaded.split.name,
-            protocol=recipe.targets.candidates,
-            distillation=recipe.targets.distillation,
-            seed=recipe.train.seed,
-            metrics_log=file.parent / METRICS if (file.parent / METRICS).is_file() else None,
-            shots=recipe.train.shots,
-            sources=loaded.sources,
-        )
+    about_model: dict[str, Any] = {"name": file.stem}
+    if not loaded.is_published:
+        metrics = file.parent / METRICS
+        about_model = {
+            "name": file.resolve().parent.name,
+            "metrics_log": metrics if metrics.is_file() else None,
+            **describe_student(recipe, loaded.split, loaded.sources),
+        }
     predictor = BatchPredictor(loaded.model, loaded.vocabulary, recipe.train)
     with init_distributed(device) as (context, local_device):
-        execution = Execution(
-            local_device, context, default_num_workers(workers, processes=context.local_world_size)
+        threads = default_num_workers(workers, processes=context.local_world_size)
+        return evaluate_model(
+            predictor,
+            dataset,
+            evaluated_split,
+            out,
+            Execution(local_device, context, threads),
+            scoring,
+            skip_unreadable,
+            **about_model,
         )
-        return evaluate_model(predictor, dataset, info, out, execution, scoring, skip_unreadable)

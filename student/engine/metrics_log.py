@@ -7,11 +7,9 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +27,6 @@ logger = get_logger(__name__)
 METRICS, EVALUATIONS = "metrics.jsonl", "validation.jsonl"
 RANK_LOGS = "logs"
 TENSORBOARD = "tensorboard"
-NON_LOSS_VALUES = ("total", "gradient")
 
 
 class Throughput:
@@ -44,13 +41,7 @@ class Throughput:
         self._images, self._seconds, self._data_seconds = 0, 0.0, 0.0
 
     def update(self, images: int, seconds: float, waited: float) -> None:
-        """Adds a step.
-
-        Args:
-            images: number of images.
-            seconds: duration of the step.
-            waited: part of the duration in which the process waited for data.
-        """
+        """Adds a step with its duration, and the part of it in which it waited for data."""
         self._images += images
         self._seconds += seconds
         self._data_seconds += waited
@@ -96,37 +87,33 @@ class MetricsLogger:
         self, run_dir: Path, step: int, total: int, context: DistContext, tensorboard: bool = False
     ) -> None:
         self._run_dir, self._step, self._total, self._context = run_dir, step, total, context
-        self._stack = ExitStack()
-        self._metrics_file: TextIO | None = None
-        self._rank_file: TextIO | None = None
-        self._tensorboard: Any = None
         self._progress_note = ""
         self._use_tensorboard = tensorboard and context.is_main_process
+        self._tensorboard: Any = None
 
     def __enter__(self) -> MetricsLogger:
-        progress = Progress(
-            self._total, "training", "steps", self._step, quiet=not self._context.is_main_process
-        )
-        self._progress = self._stack.enter_context(progress)
+        if self._use_tensorboard:
+            # Hides events of this and later steps from earlier attempts.
+            folder = str(self._run_dir / TENSORBOARD)
+            self._tensorboard = _import_summary_writer()(folder, purge_step=self._step + 1)
         if self._context.is_main_process:
-            self._metrics_file = self._open_log(self._run_dir / METRICS)
+            truncate_log(self._run_dir / METRICS, self._step)
             truncate_log(self._run_dir / EVALUATIONS, self._step)
         if self._context.world_size > 1:
-            self._rank_file = self._open_log(
-                self._run_dir / RANK_LOGS / f"rank-{self._context.rank}.jsonl"
-            )
-        if self._use_tensorboard:
-            folder = self._run_dir / TENSORBOARD
-            self._tensorboard = self._stack.enter_context(summary_writer(folder, self._step + 1))
+            self._rank_log.parent.mkdir(exist_ok=True)
+            truncate_log(self._rank_log, self._step)
+        quiet = not self._context.is_main_process
+        self._progress = Progress(self._total, "training", "steps", self._step, quiet=quiet)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    @property
+    def _rank_log(self) -> Path:
+        return self._run_dir / RANK_LOGS / f"rank-{self._context.rank}.jsonl"
 
     def advance(self) -> None:
         """Advances the progress by a step."""
@@ -135,21 +122,18 @@ class MetricsLogger:
     def log_step(self, metrics: StepMetrics) -> None:
         """Writes the metrics of a step, averaged over processes; to be called by all of them."""
         assert metrics.record is not None
-        if self._rank_file is not None:
+        size = self._context.world_size
+        if size > 1:
             line = _log_record(metrics, metrics.values) | {"image_ids": metrics.image_ids}
-            self._rank_file.write(json.dumps(line) + "\n")
-            self._rank_file.flush()
+            append_line(self._rank_log, line)
         rate = metrics.record["images_per_second"]
         numbers = torch.tensor([*metrics.values.values(), rate], dtype=torch.float64)
         *mean, rate = self._context.all_reduce_mean(numbers).tolist()
-        line = _log_record(
-            metrics, dict(zip(metrics.values, mean, strict=True)), self._context.world_size
-        )
-        line["images_per_second"] = round(self._context.world_size * rate, 2)
+        line = _log_record(metrics, dict(zip(metrics.values, mean, strict=True)), size)
+        line["images_per_second"] = round(size * rate, 2)
         self._progress_note = progress_line(line)
-        if self._metrics_file is not None:
-            self._metrics_file.write(json.dumps(line) + "\n")
-            self._metrics_file.flush()
+        if self._context.is_main_process:
+            append_line(self._run_dir / METRICS, line)
         if self._tensorboard is not None:
             losses = {f"losses/{name}": value for name, value in line.pop("losses").items()}
             for source, values in line.pop("sources", {}).items():
@@ -162,8 +146,7 @@ class MetricsLogger:
         if not self._context.is_main_process:
             return
         line = {"step": step, "epoch": epoch, "metrics": metrics, "best": best}
-        with open(self._run_dir / EVALUATIONS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._run_dir / EVALUATIONS, line)
         scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
         logger.info(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}")
         self._add_scalars(step, {f"val/{name}": value for name, value in metrics.items()})
@@ -173,34 +156,24 @@ class MetricsLogger:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
 
-    def _open_log(self, path: Path) -> TextIO:
-        path.parent.mkdir(exist_ok=True)
-        truncate_log(path, self._step)
-        return self._stack.enter_context(open(path, "a", encoding="utf-8"))
-
 
 def _log_record(
     metrics: StepMetrics, values: dict[str, float], processes: int = 1
 ) -> dict[str, Any]:
     """The log record of a step; `values` are means over `processes` processes."""
-    assert metrics.record is not None
     losses: dict[str, float] = {}
     sources: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         source, slash, loss = name.rpartition("/")
-        if slash and loss == IMAGE_COUNT:
-            sources.setdefault(source, {"losses": {}})[IMAGE_COUNT] = round(value * processes)
-        elif slash:
-            sources.setdefault(source, {"losses": {}})["losses"][loss] = value
-        elif name not in NON_LOSS_VALUES:
+        if not slash:
             losses[name] = value
-    return {
-        **metrics.record,
-        "loss": values["total"],
-        "losses": losses,
-        "grad_norm": values["gradient"],
-        **({"sources": sources} if sources else {}),
-    }
+        elif loss == IMAGE_COUNT:
+            sources.setdefault(source, {"losses": {}})[IMAGE_COUNT] = round(value * processes)
+        else:
+            sources.setdefault(source, {"losses": {}})["losses"][loss] = value
+    total, gradient = losses.pop("total"), losses.pop("gradient")
+    record = {**(metrics.record or {}), "loss": total, "losses": losses, "grad_norm": gradient}
+    return {**record, "sources": sources} if sources else record
 
 
 def progress_line(line: dict[str, Any]) -> str:
@@ -213,12 +186,7 @@ def progress_line(line: dict[str, Any]) -> str:
     )
 
 
-def summary_writer(folder: Path, step: int) -> Any:
-    """A TensorBoard writer that hides events of this and later steps from earlier attempts.
-
-    Raises:
-        InputError: TensorBoard is not installed.
-    """
+def _import_summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -226,7 +194,7 @@ def summary_writer(folder: Path, step: int) -> Any:
             "--tensorboard: expected the package tensorboard, found none;"
             " pip install 'eoid[tensorboard]'"
         ) from None
-    return SummaryWriter(str(folder), purge_step=step)
+    return SummaryWriter
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,21 +219,6 @@ class StepMetrics:
         return [name for name, value in self.values.items() if not math.isfinite(value)]
 
 
-@dataclass(frozen=True, eq=False)
-class _PendingStep:
-    """Metrics of a step being copied to the host; calling `vector` waits for the copy."""
-
-    step: int
-    image_ids: tuple[str, ...]
-    names: tuple[str, ...]
-    vector: Callable[[], Tensor]
-    record: dict[str, Any] | None
-
-    def resolve(self) -> StepMetrics:
-        values = dict(zip(self.names, self.vector().tolist(), strict=True))
-        return StepMetrics(self.step, self.image_ids, values, self.record)
-
-
 class PendingMetrics:
     """Copies metrics to the host without an additional synchronisation.
 
@@ -277,8 +230,8 @@ class PendingMetrics:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._delayed = device.type == "cuda"
-        self._pending: list[_PendingStep] = []
+        self._delay = 1 if device.type == "cuda" else 0
+        self._pending: list[Callable[[], StepMetrics]] = []
 
     def put(
         self,
@@ -287,27 +240,27 @@ class PendingMetrics:
         values: dict[str, Tensor],
         record: dict[str, Any] | None,
     ) -> list[StepMetrics]:
-        """Starts to copy the metrics of a step.
-
-        Args:
-            step, image_ids, record: see `StepMetrics`.
-            values: scalars on the device by name.
+        """Starts to copy the metrics of a step, whose `values` are scalars on the device.
 
         Returns:
             The metrics that have arrived: on a CPU of this step, on a GPU of the previous one.
         """
         vector = copy_to_host_async(torch.stack(list(values.values())))
-        self._pending.append(_PendingStep(step, image_ids, tuple(values), vector, record))
-        return self._resolve(len(self._pending) - self._delayed)
+
+        def resolve() -> StepMetrics:
+            numbers = dict(zip(values, vector().tolist(), strict=True))
+            return StepMetrics(step, image_ids, numbers, record)
+
+        self._pending.append(resolve)
+        return self._resolve(self._delay)
 
     def flush(self) -> list[StepMetrics]:
         """Waits for all metrics that have not arrived, and returns them."""
-        return self._resolve(len(self._pending))
+        return self._resolve(0)
 
-    def _resolve(self, count: int) -> list[StepMetrics]:
-        resolved = [pending.resolve() for pending in self._pending[:count]]
-        del self._pending[:count]
-        return resolved
+    def _resolve(self, kept: int) -> list[StepMetrics]:
+        count = len(self._pending) - kept
+        return [self._pending.pop(0)() for _ in range(count)]
 
 
 def non_finite_message(resolved: Sequence[StepMetrics]) -> str:
@@ -324,13 +277,14 @@ def non_finite_message(resolved: Sequence[StepMetrics]) -> str:
     return f"step {wrong[0].step}: {', '.join(names)} not finite on images {images}"
 
 
-def truncate_log(path: Path, step: int) -> None:
-    """Removes the lines of steps after the last checkpoint, which a resumed run repeats.
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Appends a JSON object to a log."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
 
-    Args:
-        path: the log file, which need not exist.
-        step: step of the checkpoint.
-    """
+
+def truncate_log(path: Path, step: int) -> None:
+    """Removes the lines of a log, if it exists, after the step of the last checkpoint."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

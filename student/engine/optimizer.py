@@ -15,15 +15,26 @@ from student.models.detector import HOIDetector
 LR_DROP_FACTOR = 0.1
 # Device types with a fused AdamW kernel in torch.
 FUSED_DEVICES = ("cpu", "cuda")
+# Start of the names of the backbone's parameters.
+BACKBONE = "backbone."
 
 
 def build_optimizer(
     model: HOIDetector, config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, with a separate learning rate for the backbone."""
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained.items() if not name.startswith(BACKBONE)]},
+        {
+            "params": [p for name, p in trained.items() if name.startswith(BACKBONE)],
+            "lr": config.learning_rate * config.backbone_lr_factor,
+        },
+    ]
     return torch.optim.AdamW(
-        _parameter_groups(model, config),
+        groups,
         lr=config.learning_rate,
+        weight_decay=config.weight_decay,
         fused=device.type in FUSED_DEVICES,
     )
 
@@ -49,27 +60,11 @@ def build_schedule(
     return OneCycleLR(optimizer, peaks, total_steps=steps_per_epoch * config.epochs + 1)
 
 
-def _parameter_groups(model: HOIDetector, config: TrainConfig) -> list[dict[str, Any]]:
-    backbone: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (backbone if name.startswith("backbone.") else others).append(parameter)
-    return [
-        {"params": others, "weight_decay": config.weight_decay},
-        {
-            "params": backbone,
-            "weight_decay": config.weight_decay,
-            "lr": config.learning_rate * config.backbone_lr_factor,
-        },
-    ]
-
-
 class ModelEMA:
     """Exponential moving average of a model's parameters.
 
-    `torch.optim.swa_utils.AveragedModel` also copies every buffer, one by one, in each update. The
-    detector's several hundred buffers are constant.
+    `torch.optim.swa_utils.AveragedModel` also copies every buffer, of which the detector has
+    several hundred constant ones, and a counter, for which the host would wait for a GPU.
 
     Args:
         model: the model to average; its buffers are copied once.

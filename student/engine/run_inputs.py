@@ -1,9 +1,9 @@
-"""Inputs of a training run: dataset, cache, split and recipe, opened and checked together."""
+"""Settings and inputs of a training run: dataset, cache, split and recipe, opened and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,45 +12,76 @@ import numpy as np
 
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.splits import Split, load_split, remove_unseen_labels, select_distilled_verbs
-from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe, get_preset
 from student.data.dataset import TrainingDataset
 from student.data.dataset_part import open_part, open_test_part
-from student.data.extra_data import ExtraDataset, ExtraPaths, open_extra_datasets
-from student.data.few_shot import FewShotRows, select_few_shot
-from student.data.text_embeddings import TextHeadInit, load_text_head_init, text_head_options
+from student.data.extra_data import describe_extra_dataset, open_extra_datasets
+from student.data.few_shot import select_few_shot
+from student.data.text_embeddings import text_head_options
 from student.data.transforms import build_augmentation
 from student.engine.validation import Validator, split_validation
 from student.utils.distributed import DistContext
 from student.weights.checkpoint_file import RUN_FORMAT
 from teacher_cache.reader.cache import TeacherCache, open_cache
 
+# Settings that change the result, which the run's plan contains.
+PLANNED_FIELDS = {"split", "options", "distill_verbs", "out"}
+
 
 @dataclass(frozen=True)
-class RunRequest:
-    """Requested inputs and settings of a training run.
+class RunConfig:
+    """Settings of a training run, most of them options of `eoid-train student`.
 
     Attributes:
         data, cache: dataset folder and cache folder.
         split: name or TOML file of the split.
+        out: run folder.
         preset: name of the recipe that `options` modify.
         options: fields of the recipe's parts, None for the preset's value; also
             `backbone_learning_rate`.
         distill_verbs: the distilled verbs, one of `pipeline.splits.DISTILL_CHOICES`.
-        extra_data: extra datasets with their caches.
+        extra_data: "DATASET:CACHE" of each extra dataset.
+        pretrained: file of pretrained weights; None initialises randomly.
+        device: device to train on.
+        workers: number of DataLoader workers per process; None takes the spare cores.
+        accumulation, compiled: see `student.utils.distributed.Execution`.
+        resume, overwrite: see `student.engine.run_folder.find_resume_point`.
+        checkpoint_minutes, log_every, tensorboard: see `student.engine.trainer.Trainer`.
         skip_unreadable: treat unreadable test images as images without detections.
+        name: name of the run in reports; None takes the folder's name.
     """
 
     data: Path
     cache: Path
     split: str
-    preset: str
-    options: dict[str, Any]
+    out: Path
+    preset: str = "published"
+    options: dict[str, Any] = field(default_factory=dict)
     distill_verbs: str = "split"
-    extra_data: tuple[ExtraPaths, ...] = ()
+    extra_data: Sequence[str] = ()
+    pretrained: Path | None = None
+    device: str = "auto"
+    workers: int | None = None
+    accumulation: int = 1
+    compiled: bool = False
+    resume: str = "auto"
+    overwrite: bool = False
+    checkpoint_minutes: float = 15.0
+    log_every: int = 10
+    tensorboard: bool = False
     skip_unreadable: bool = False
+    name: str | None = None
+
+    def execution_settings(self, processes: int) -> dict[str, Any]:
+        """Settings that do not change the result, for the record in `config.json`."""
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(self).items()
+            if name not in PLANNED_FIELDS
+        }
+        return {**settings, "processes": processes}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +92,7 @@ class RunInputs:
         dataset, cache, split, recipe: as requested.
         images: training images of the dataset.
         validator: evaluates held-out training images; None without.
-        extra_datasets: extra datasets to train on.
-        text_init: initialisation of a text verb head; None for a linear one.
+        extra: training images of the extra datasets.
     """
 
     dataset: Dataset
@@ -70,14 +100,13 @@ class RunInputs:
     split: Split
     recipe: Recipe
     images: TrainingDataset
-    validator: Validator | None
-    extra_datasets: list[ExtraDataset]
-    text_init: TextHeadInit | None = None
+    validator: Validator | None = None
+    extra: Sequence[TrainingDataset] = ()
 
     @cached_property
     def sources(self) -> tuple[dict[str, Any], ...]:
         """Descriptions of the extra datasets; see `evaluation.results.Results`."""
-        return tuple(dataset.describe() for dataset in self.extra_datasets)
+        return tuple(map(describe_extra_dataset, self.extra))
 
     def plan(self, pretrained: str | None, resume: str | None) -> dict[str, Any]:
         """Everything that determines the run's result, as JSON for `config.json` and checkpoints.
@@ -102,35 +131,30 @@ class RunInputs:
         }
 
 
-def build_inputs(request: RunRequest, context: DistContext) -> RunInputs:
-    """Opens and checks the inputs of a training run.
-
-    Args:
-        request: the requested inputs.
-        context: processes of the run, all of which have to call this.
+def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
+    """Opens and checks the inputs of a training run; to be called by all processes.
 
     Raises:
         InputError: an input is missing or invalid, or inputs do not fit each other.
     """
-    dataset = open_dataset(request.data)
+    dataset = open_dataset(config.data)
     vocabulary = dataset.vocabulary
     split = select_distilled_verbs(
-        load_split(vocabulary, request.split), request.distill_verbs, vocabulary
+        load_split(vocabulary, config.split), config.distill_verbs, vocabulary
     )
-    cache = open_cache(request.cache)
-    recipe = _build_recipe(request, vocabulary, cache)
-    if recipe.train.extra_ratio is not None and not request.extra_data:
+    cache = open_cache(config.cache)
+    recipe = _build_recipe(config, vocabulary, cache)
+    train = recipe.train
+    if train.extra_ratio is not None and not config.extra_data:
         raise InputError("--extra-ratio: expected --extra-data beside it, found none")
-    if recipe.train.shots and not split.unseen:
+    if train.shots and not split.unseen:
         raise InputError(f"--shots: expected a split with unseen interactions, found {split.name}")
     part = open_part(dataset, "train", context, cache)
-    if part.size_check.unreadable:
-        raise InputError(next(iter(part.size_check.unreadable.values())))
+    part.require_readable()
     # The test part is needed after the training; errors in it should be raised before.
-    open_test_part(dataset, context, request.skip_unreadable)
+    open_test_part(dataset, context, config.skip_unreadable)
 
-    train = recipe.train
-    chosen, others = split_validation(train.val_size, len(part.records), train.seed)
+    chosen, held_out = split_validation(train.val_size, len(part.records), train.seed)
     labels = [part.annotations[index] for index in chosen]
     shot_seed = train.seed if train.shot_seed is None else train.shot_seed
     images = TrainingDataset(
@@ -147,27 +171,17 @@ def build_inputs(request: RunRequest, context: DistContext) -> RunInputs:
         name=dataset.name,
     )
     images.image_sizes = part.image_sizes[chosen]
-    return RunInputs(
-        dataset,
-        cache,
-        split,
-        recipe,
-        images,
-        Validator(
-            [part.records[index] for index in others],
-            [part.annotations[index] for index in others],
-            split,
-            vocabulary,
-        )
-        if others
-        else None,
-        open_extra_datasets(request.extra_data, dataset, cache, split, recipe, context),
-        load_text_head_init(cache, vocabulary) if recipe.model.verb_head == "text" else None,
-    )
+    validator = None
+    if held_out:
+        records = [part.records[index] for index in held_out]
+        annotations = [part.annotations[index] for index in held_out]
+        validator = Validator(records, annotations, split, vocabulary)
+    extra = open_extra_datasets(config.extra_data, dataset, cache, split, recipe, context)
+    return RunInputs(dataset, cache, split, recipe, images, validator, extra)
 
 
-def _build_recipe(request: RunRequest, vocabulary: Vocabulary, cache: TeacherCache) -> Recipe:
-    options = {name: value for name, value in request.options.items() if value is not None}
+def _build_recipe(config: RunConfig, vocabulary: Vocabulary, cache: TeacherCache) -> Recipe:
+    options = {name: value for name, value in config.options.items() if value is not None}
     # A cache of annotated boxes contains no candidates of a detector.
     if options.setdefault("candidates", cache.protocol) == "detector" != cache.protocol:
         raise InputError(
@@ -176,7 +190,7 @@ def _build_recipe(request: RunRequest, vocabulary: Vocabulary, cache: TeacherCac
     backbone_rate = options.pop("backbone_learning_rate", None)
     options |= text_head_options(options, cache, vocabulary)
     recipe = get_preset(
-        request.preset,
+        config.preset,
         vocabulary.num_objects,
         vocabulary.num_verbs,
         vocabulary.person,
@@ -187,29 +201,17 @@ def _build_recipe(request: RunRequest, vocabulary: Vocabulary, cache: TeacherCac
     return recipe.override(backbone_lr_factor=backbone_rate / recipe.train.learning_rate)
 
 
-def query_overflow_message(
-    annotations: Sequence[Annotation],
-    split: Split,
-    vocabulary: Vocabulary,
-    num_queries: int,
-    few_shot_rows: FewShotRows | None = None,
-) -> str | None:
+def query_overflow_message(images: TrainingDataset, num_queries: int) -> str | None:
     """A warning about images with more labelled pairs than queries; None if there are none.
 
     In such an image every query is matched, and the pairs of the highest cost remain unmatched.
-
-    Args:
-        annotations: annotations of the training images.
-        split: split whose unseen labels do not count.
-        vocabulary: vocabulary of the annotations.
-        num_queries: number of queries of the student.
-        few_shot_rows: unseen labels that do count, by index of the annotation.
     """
-    overflow, few_shot_rows = {}, few_shot_rows or {}
-    for index, annotation in enumerate(annotations):
+    overflow = {}
+    for index, annotation in enumerate(images.annotations):
         # A pair has at least one label, so that images with few labels need no counting of pairs.
         if len(annotation.hois) > num_queries:
-            seen = remove_unseen_labels(annotation, split, vocabulary, few_shot_rows.get(index, ()))
+            kept_rows = images.few_shot_rows.get(index, ())
+            seen = remove_unseen_labels(annotation, images.split, images.vocabulary, kept_rows)
             pairs = len(np.unique(seen.hois[:, :2], axis=0))
             if pairs > num_queries:
                 overflow[annotation.image_id] = pairs
@@ -217,7 +219,7 @@ def query_overflow_message(
         return None
     worst = max(overflow, key=lambda image_id: overflow[image_id])
     return (
-        f"{len(overflow)} of {len(annotations)} training images have more labelled pairs"
+        f"{len(overflow)} of {len(images)} training images have more labelled pairs"
         f" than the student has queries ({num_queries}), up to {overflow[worst]} in {worst};"
         " in each, the pairs of the highest matching cost are not trained on"
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -13,21 +11,16 @@ from typing import Any, NoReturn, cast
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.splits import Split
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
-from pipeline.vocabulary import Vocabulary
-from student.config import Recipe
 from student.data.dataset import (
     Batch,
     ConcatTrainingDataset,
     TrainingBatches,
-    TrainingDataset,
     concat_sizes,
 )
 from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
-from student.engine.checkpoint import RunState
 from student.engine.metrics_log import (
     MetricsLogger,
     PendingMetrics,
@@ -36,8 +29,9 @@ from student.engine.metrics_log import (
     non_finite_message,
 )
 from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
+from student.engine.run_inputs import RunInputs
+from student.engine.run_state import RunState
 from student.engine.train_step import TrainStep
-from student.engine.validation import Validator
 from student.inference.batch_predictor import BatchPredictor
 from student.losses.criterion import Criterion
 from student.losses.matcher import TwoStageMatcher
@@ -48,44 +42,24 @@ from student.utils.workers import BatchIterator, loader_options
 
 logger = get_logger(__name__)
 
-# Size of a batch with its targets, relative to the size of its pixels.
-TARGETS_FACTOR = 1.25
 # Seconds that a stop request waits for the next batch. The step and the checkpoint that follow have
 # to fit into the cluster's grace period as well.
 SINGLE_PROCESS_STOP_SECONDS, STOP_SECONDS = 3.0, 20.0
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Checkpoints and logs of a trainer.
-
-    Attributes:
-        checkpoint_minutes: maximum time between two checkpoints; one is also written after every
-            epoch.
-        log_every: number of steps between two records of the metrics log.
-        tensorboard: also write TensorBoard event files.
-        plan: everything that determines the run's result, stored in its checkpoints.
-    """
-
-    checkpoint_minutes: float = 15.0
-    log_every: int = 10
-    tensorboard: bool = False
-    plan: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
     """Trains a detector; builds matcher, criterion, optimizer, schedule and EMA from a recipe.
 
     Args:
-        recipe: all settings.
+        inputs: recipe, training images, validation images, vocabulary and split.
         model: the detector to train.
-        images: training images.
-        vocabulary, split: stored in the checkpoints.
         run_dir: folder for checkpoints and logs.
         execution: device, processes, workers and accumulation.
-        config: checkpoints and logs; None takes the defaults.
-        validator: evaluates held-out training images; None without.
-        extra: training images of extra datasets.
+        checkpoint_minutes: maximum time between two checkpoints; one is also written after every
+            epoch.
+        log_every: number of steps between two records of the metrics log.
+        tensorboard: also write TensorBoard event files.
+        plan: everything that determines the run's result, stored in its checkpoints.
 
     Raises:
         InputError: a step has fewer images than there are processes, or none of a dataset.
@@ -93,47 +67,57 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
+        inputs: RunInputs,
         model: HOIDetector,
-        images: TrainingDataset,
-        vocabulary: Vocabulary,
-        split: Split,
         run_dir: Path,
         execution: Execution,
-        config: TrainerConfig | None = None,
-        validator: Validator | None = None,
-        extra: Sequence[TrainingDataset] = (),
+        checkpoint_minutes: float = 15.0,
+        log_every: int = 10,
+        tensorboard: bool = False,
+        plan: dict[str, Any] | None = None,
     ) -> None:
-        context = execution.context
-        self.recipe, self.run_dir, self.execution = recipe, run_dir, execution
-        self.config, self.validator = config or TrainerConfig(), validator
-        datasets = [images, *extra]
+        self.recipe, self.run_dir, self.execution = inputs.recipe, run_dir, execution
+        self.checkpoint_seconds, self.log_every = 60 * checkpoint_minutes, log_every
+        self.tensorboard, self.validator = tensorboard, inputs.validator
+        datasets = [inputs.images, *inputs.extra]
         # One process reads the headers of all images for the others.
         for dataset in datasets:
-            dataset.image_sizes = context.broadcast(partial(getattr, dataset, "image_sizes"))
-        self.sampler, images_per_step = self._build_sampler(images, extra)
+            dataset.image_sizes = execution.context.broadcast(
+                partial(getattr, dataset, "image_sizes")
+            )
+        self.sampler, images_per_step = self._build_sampler(inputs)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         # Convolutions are faster in this memory format, on CPUs and GPUs.
         model = model.to(execution.device).to(memory_format=torch.channels_last)
-        dataset_names = [dataset.name for dataset in datasets] if extra else []
-        self.train_step = self._build_train_step(model, split, dataset_names)
-        self.pending_metrics = PendingMetrics(execution.device)
-        self.throughput = Throughput(execution.device)
-        self.state = RunState(self.train_step, vocabulary, split, run_dir, self.config.plan)
+        recipe, train, device = self.recipe, self.recipe.train, execution.device
+        distilled_verbs = torch.from_numpy(inputs.split.distilled_verbs).to(device)
+        optimizer = build_optimizer(model, train, device)
+        self.train_step = TrainStep(
+            recipe,
+            model,
+            Criterion(TwoStageMatcher(recipe.matcher, distilled_verbs), recipe.losses),
+            optimizer,
+            build_schedule(optimizer, train, self.steps_per_epoch),
+            execution,
+            ModelEMA(model, train.ema) if train.ema else None,
+            [dataset.name for dataset in datasets] if inputs.extra else [],
+        )
+        self.pending_metrics = PendingMetrics(device)
+        self.throughput = Throughput(device)
+        vocabulary = inputs.images.vocabulary
+        self.state = RunState(self.train_step, vocabulary, inputs.split, run_dir, plan or {})
         self.batches = TrainingBatches(
-            ConcatTrainingDataset(datasets) if extra else images,
+            ConcatTrainingDataset(datasets) if inputs.extra else inputs.images,
             cast(int, model.backbone.size_divisible),
         )
-        self.local_batch_size = -(-images_per_step // context.world_size)
+        self.local_batch_size = -(-images_per_step // execution.context.world_size)
 
-    def _build_sampler(
-        self, images: TrainingDataset, extra: Sequence[TrainingDataset]
-    ) -> tuple[DistributedBatchSampler, int]:
+    def _build_sampler(self, inputs: RunInputs) -> tuple[DistributedBatchSampler, int]:
         """The sampler of this process's shares of the batches, and the images of a whole batch."""
-        train, context = self.recipe.train, self.execution.context
+        train, context, images = self.recipe.train, self.execution.context, inputs.images
         batch_size, pool = train.batch_size, None
-        if extra:
-            pool_size = sum(map(len, extra))
+        if inputs.extra:
+            pool_size = sum(map(len, inputs.extra))
             batch_size, extra_batch_size = split_batch_size(
                 train.batch_size, len(images), pool_size, train.extra_ratio
             )
@@ -141,7 +125,8 @@ class Trainer:
                 f"images per step: {batch_size} of the dataset,"
                 f" {extra_batch_size} of extra datasets"
             )
-            pool = ExtraPool(partial(concat_sizes, extra), pool_size, len(images), extra_batch_size)
+            extra_sizes = partial(concat_sizes, inputs.extra)
+            pool = ExtraPool(extra_sizes, pool_size, len(images), extra_batch_size)
         images_per_step = min(batch_size, len(images)) + train.batch_size - batch_size
         if images_per_step < context.world_size:
             raise InputError(
@@ -161,25 +146,6 @@ class Trainer:
         )
         return sampler, images_per_step
 
-    def _build_train_step(
-        self, model: HOIDetector, split: Split, dataset_names: Sequence[str]
-    ) -> TrainStep:
-        recipe, train, device = self.recipe, self.recipe.train, self.execution.device
-        matcher = TwoStageMatcher(
-            recipe.matcher, torch.from_numpy(split.distilled_verbs).to(device)
-        )
-        optimizer = build_optimizer(model, train, device)
-        return TrainStep(
-            recipe,
-            model,
-            Criterion(matcher, recipe.losses),
-            optimizer,
-            build_schedule(optimizer, train, self.steps_per_epoch),
-            self.execution,
-            ModelEMA(model, train.ema) if train.ema else None,
-            dataset_names,
-        )
-
     def build_loader(self) -> DataLoader[Batch]:
         """Builds a DataLoader of this process's shares of the remaining batches."""
         self.sampler.first_step = self.step
@@ -195,7 +161,7 @@ class Trainer:
             generator=torch.Generator(),
             **loader_options(
                 self.execution.workers,
-                round(TARGETS_FACTOR * self.local_batch_size * 3 * height * width),
+                self.local_batch_size * 3 * height * width,
                 context.local_world_size,
             ),
         )
@@ -226,22 +192,13 @@ class Trainer:
             KeyboardInterrupt, SystemExit: a stop was requested; see `exit_process`.
             InputError: a loss is not finite, or the disk is full; the last checkpoint is kept.
         """
-        context = self.execution.context
-        with ExitStack() as stack:
-            log = stack.enter_context(
-                MetricsLogger(
-                    self.run_dir,
-                    self.step,
-                    self.total_steps,
-                    context,
-                    self.config.tensorboard,
-                )
-            )
-            stack.enter_context(signals.defer())
+        context, total = self.execution.context, self.total_steps
+        metrics_log = MetricsLogger(self.run_dir, self.step, total, context, self.tensorboard)
+        with metrics_log as log, signals.defer():
             self._validate_if_due(log, signals)
             self.train_step.model.train()
             with BatchIterator(self.build_loader()) as batches:
-                while self.step < self.total_steps:
+                while self.step < total:
                     self._run_step(batches, log, signals)
 
     def _run_step(
@@ -253,7 +210,7 @@ class Trainer:
         resolved = self._train_batch(batch, started)
         log.advance()
         since_saved = time.monotonic() - self.state.saved_at
-        is_due = since_saved >= 60 * self.config.checkpoint_minutes
+        is_due = since_saved >= self.checkpoint_seconds
         # All processes have to agree; the clock of the main process decides.
         stop, checkpoint_due = self._check_and_log(
             resolved, log, signals.request, is_due and self.execution.context.is_main_process
@@ -289,7 +246,7 @@ class Trainer:
             losses = self.train_step(batch.to(self.execution.device))
         self.state.step += 1
         self.throughput.update(len(batch), time.perf_counter() - started, waited)
-        logged = self.step % self.config.log_every == 0 or self.step == self.total_steps
+        logged = self.step % self.log_every == 0 or self.step == self.total_steps
         record = {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
@@ -315,15 +272,7 @@ class Trainer:
     def _check_and_log(
         self, resolved: Sequence[StepMetrics], log: MetricsLogger, *flags: int
     ) -> list[int]:
-        """Checks and logs metrics, and reduces flags in the same collective operation.
-
-        Args:
-            resolved: metrics that have arrived on the host.
-            log: the metrics log.
-            flags: values to reduce.
-
-        Returns:
-            The maximum of each flag over all processes.
+        """Checks and logs metrics, and returns the maximum of each flag over all processes.
 
         Raises:
             InputError: a loss of some process is not finite.
@@ -360,10 +309,12 @@ class Trainer:
         device = self.execution.device
         gpus = [device] if device.type == "cuda" else []
         with signals.deliver(), torch.random.fork_rng(gpus):
-            score = self.validator.evaluate(self.predictor, self.run_dir, self.step, self.execution)
+            scores = self.validator.evaluate(
+                self.predictor, self.run_dir, self.step, self.execution
+            )
         self.train_step.model.train()
-        is_best = self.state.record_score(score.monitored)
-        log.log_validation(self.step, epochs, score.metrics, is_best)
+        is_best = self.state.record_score(scores.get("seen", 0.0))
+        log.log_validation(self.step, epochs, scores, is_best)
         if is_best and train.keep == "best":
             self.state.save_best()
         self.state.save()

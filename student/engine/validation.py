@@ -7,7 +7,6 @@ images. (The published code chooses the best checkpoint by the mAP on the test p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +23,6 @@ from student.utils.seeding import derive_seed
 
 # Makes the choice of validation images independent of other random numbers of the same seed.
 SEED_STREAM = 0x401D
-
-
-@dataclass(frozen=True)
-class ValidationScore:
-    """Metrics of one validation, as fractions.
-
-    Attributes:
-        monitored: metric by which checkpoints are chosen, the mAP over seen interactions.
-        metrics: all metrics by name.
-    """
-
-    monitored: float
-    metrics: dict[str, float]
 
 
 def split_validation(val_size: float, size: int, seed: int) -> tuple[list[int], list[int]]:
@@ -85,7 +71,7 @@ class Validator:
 
     def evaluate(
         self, predictor: BatchPredictor, run_dir: Path, step: int, execution: Execution
-    ) -> ValidationScore:
+    ) -> dict[str, float]:
         """Scores the model and draws its detections on a fixed sample of the images.
 
         Args:
@@ -93,6 +79,10 @@ class Validator:
             run_dir: run folder, for the drawings.
             step: number of training steps done.
             execution: device and processes, all of which have to call this.
+
+        Returns:
+            Metrics as fractions: `seen`, the mAP over seen interactions, by which checkpoints are
+            chosen, and `mean_max_recall`. Empty if the images have no labels.
         """
         detections = predictor.to(execution.device).predict(
             self.records, execution.context, execution.workers
@@ -102,9 +92,6 @@ class Validator:
             draw_samples(folder, self.records, self.annotations, detections, self.vocabulary)
         scores = evaluate(self.annotations, detections, self.vocabulary)
         seen = scores.mean_ap()
-        # The held-out images may have no labels.
         if seen is None:
-            return ValidationScore(0.0, {})
-        return ValidationScore(
-            seen, {"seen": seen, "mean_max_recall": float(np.nanmean(scores.max_recall))}
-        )
+            return {}
+        return {"seen": seen, "mean_max_recall": float(np.nanmean(scores.max_recall))}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -188,8 +189,7 @@ def pair_spatial_features(humans: Tensor, objects: Tensor) -> Tensor:
     return torch.cat([humans, objects, offset.clamp(-4, 4), ratio.clamp(-4, 4)], -1)
 
 
-@dataclass(frozen=True, eq=False)
-class ProposalOutputs:
+class ProposalOutputs(NamedTuple):
     """The proposal head's outputs on a map of h x w cells.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import socket
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.config import ModelConfig, TargetConfig, get_preset
 from student.data.dataset import TrainingDataset
-from student.data.text_embeddings import load_text_head_init, text_head_options
-from student.data.transforms import toy_augmentation
-from student.engine.trainer import Trainer, TrainerConfig
+from student.data.text_embeddings import init_text_head, text_head_options
+from student.data.transforms import build_augmentation
+from student.engine.run_inputs import RunConfig, RunInputs
+from student.engine.trainer import Trainer
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
 from student.utils.preemption import StopSignalHandler
@@ -68,7 +69,7 @@ def small_config():
 @pytest.fixture(scope="session")
 def toy_config():
     """The toy detector, with queries from proposals, for the small one's classes."""
-    return ModelConfig.toy(num_objects=5, num_verbs=7, person=0)
+    return get_preset("toy", 5, 7, 0).model
 
 
 @pytest.fixture(scope="session")
@@ -263,7 +264,7 @@ def text_run(tmp_path_factory, vocabulary, tiny_recipe, text_cache):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HOIDetector(recipe.model)
-        load_text_head_init(open_cache(text_cache), vocabulary).apply(model.verb_head)
+        init_text_head(model.verb_head, open_cache(text_cache), vocabulary)
         dense = model.query_source.head
         for head in (model.object_head, dense.person_logit, dense.object_logits):
             torch.nn.init.normal_(head.weight, std=1.0)
@@ -329,9 +330,9 @@ def tiny_recipe(vocabulary):
 
 
 @pytest.fixture
-def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
-    """`make_trainer("run", workers=, config=, validator=, device=, field=value)` gives
-    a new trainer that logs every step; its `go()` trains, and takes signals."""
+def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path, dataset, cache_path):
+    """`make_trainer("run", workers=, device=, field=value)` gives a new trainer that logs every
+    step; its `go()` trains, and takes signals."""
     split = load_split(vocabulary, "ua")
 
     def build(
@@ -339,9 +340,8 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
         workers=0,
         accumulation=1,
         compiled=False,
-        config=None,
-        validator=None,
         device=CPU,
+        checkpoint_minutes=15,
         **options,
     ):
         recipe = tiny_recipe.override(**options)
@@ -349,12 +349,11 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
         folder.mkdir(exist_ok=True)
         torch.manual_seed(recipe.train.seed)
         model = HOIDetector(recipe.model)
-        images = make_images(split, toy_augmentation(), recipe.train.seed, recipe.targets)
+        augmentation = build_augmentation("toy")
+        images = make_images(split, augmentation, recipe.train.seed, recipe.targets)
+        inputs = RunInputs(dataset, open_cache(cache_path), split, recipe, images)
         execution = Execution(device, workers=workers, accumulation=accumulation, compiled=compiled)
-        config = config or TrainerConfig(log_every=1)
-        trainer = Trainer(
-            recipe, model, images, vocabulary, split, folder, execution, config, validator
-        )
+        trainer = Trainer(inputs, model, folder, execution, checkpoint_minutes, log_every=1)
 
         def go():
             with StopSignalHandler() as signals:
@@ -364,6 +363,22 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path):
         return trainer
 
     return build
+
+
+@pytest.fixture(scope="session")
+def configure_run(dataset_root, cache_path):
+    """`configure_run(out, field=value)`: a `RunConfig` of one epoch on the toy dataset. Keywords
+    that are not its fields are fields of the recipe."""
+    names = {field.name for field in fields(RunConfig)}
+
+    def make(out, **changes):
+        settings = {name: changes.pop(name) for name in names & changes.keys()}
+        options = {"epochs": 1, "batch_size": 8, "precision": "float32", **changes}
+        common = {"data": dataset_root, "cache": cache_path, "split": "ua", "preset": "toy"}
+        common |= {"device": "cpu", "workers": 0}
+        return RunConfig(**{**common, **settings}, out=out, options=options)
+
+    return make
 
 
 PROGRAM = """

@@ -168,11 +168,13 @@ def test_wrong_use_is_one_line_and_2(run, words, message):
         ("--cache", "gone", "gone: expected a cache folder with manifest.json"),
         ("--split", "zz", "zz: no such split of toy"),
         ("--device", "abacus", "--device: expected auto, cpu or cuda[:i]"),
+        ("--pretrained", "gone.pth", "gone.pth: no such file"),
         ("--batch-size", "many", "--batch-size"),
     ],
 )
 def test_bad_input_is_one_line_and_2(run, student, tmp_path, option, value, message):
-    code, _, err = run(*without(student, option), option, value)
+    words = without(student, option) if option in student else student
+    code, _, err = run(*words, option, value)
     assert code == 2 and err.count("\n") == 1 and message in err
     assert not (tmp_path / "run").exists()
 
@@ -194,27 +196,33 @@ def test_another_recipe_in_the_same_folder(run, student, tmp_path):
     assert results["seed"] == 3 and results["name"] == "run"
 
 
-def test_options_reach_the_recipe(run, student, tmp_path):
+@pytest.fixture
+def resolve(run, student, monkeypatch):
+    """`resolve(*words)`: what a training command with these words would write to config.json."""
+    requested = []
+    monkeypatch.setattr("student.engine.run.run_student", requested.append)
+
+    def call(*words):
+        code, _, err = run(*student, *words)
+        assert (code, err) == (0, "")
+        (config,) = requested
+        requested.clear()
+        setup = build_inputs(config, SINGLE_PROCESS)
+        return {**setup.plan(None, None), **config.execution_settings(1)}
+
+    return call
+
+
+def test_options_reach_the_recipe(resolve, tmp_path):
     file = tmp_path / "options.toml"
     file.write_text(
         "epochs = 1\nsoft-weight = 0.25\ninteractive-threshold = 0.1\ntopk = 7\n"
         'queries = "learned"\n'
         'distill-verbs = "all"\nvdetach = false\nbackbone-learning-rate = 1e-4\naccumulation = 2\n'
     )
-    words = ["--config", file, "--topk", "2", "--num-queries", "5", "--no-distillation"]
-    more = [
-        "--learning-rate",
-        "1e-3",
-        "--schedule",
-        "step",
-        "--drop-epoch",
-        "7",
-        "--clip-norm",
-        "0",
-    ]
-    code, _, err = run(*student, *words, *more, "--candidates", "annotated")
-    assert code == 0, err
-    plan = json.loads((tmp_path / "run/config.json").read_text())
+    words = "--topk 2 --num-queries 5 --no-distillation --learning-rate 1e-3 --schedule step"
+    words += " --drop-epoch 7 --clip-norm 0 --candidates annotated"
+    plan = resolve("--config", file, *words.split())
     assert sum(plan["split"]["distilled_verbs"]) == 10
     recipe = plan["recipe"]
     assert recipe["train"]["backbone_lr_factor"] == pytest.approx(0.1)
@@ -228,23 +236,6 @@ def test_options_reach_the_recipe(run, student, tmp_path):
     assert recipe["targets"]["distillation"] is False
 
 
-@pytest.fixture
-def resolve(run, student, monkeypatch):
-    """`resolve(*words)`: what a training command with these words would write to config.json."""
-    requested = []
-    monkeypatch.setattr("student.engine.run.run_student", requested.append)
-
-    def call(*words):
-        code, _, err = run(*student, *words)
-        assert (code, err) == (0, "")
-        (config,) = requested
-        requested.clear()
-        setup = build_inputs(config.request, SINGLE_PROCESS)
-        return {**setup.plan(None, None), **config.execution_settings(1)}
-
-    return call
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_printed_configuration_resolves_to_the_preset(run, resolve, tmp_path, preset):
     file = tmp_path / "printed.toml"
@@ -253,23 +244,16 @@ def test_the_printed_configuration_resolves_to_the_preset(run, resolve, tmp_path
     file.write_text(text)
     plain = ["--preset", preset]
     # The words of the fixture name some settings themselves, with other values than the preset.
-    assert resolve(*plain, "--config", file) == resolve(*plain)
+    resolved = resolve(*plain, "--config", file)
+    assert resolved == resolve(*plain)
+    expected = get_preset(preset, 8, 11, 0).to_dict()
+    assert resolved["recipe"]["losses"] == expected["losses"]
     lines = text.splitlines()
     assert f'preset = "{preset}"' in lines and "# data = ..." in lines
     for config in RECIPE_PARTS.values():
         for name, (described, _) in list_settings(config).items():
             key = (described.option or name).replace("_", "-")
             assert any(line.startswith((f"{key} = ", f"# {key} = ")) for line in lines), key
-
-
-def test_a_printed_file_alone_is_the_preset(run, resolve, student, tmp_path):
-    file = tmp_path / "printed.toml"
-    file.write_text(run("config", "--preset", "toy")[1])
-    recipe = resolve("--config", file)["recipe"]
-    expected = get_preset("toy", 8, 11, 0).to_dict()
-    given = {"batch_size": 4, "precision": "float32"}
-    assert recipe["train"] == {**expected["train"], **given}
-    assert recipe["matcher"] == expected["matcher"] and recipe["losses"] == expected["losses"]
 
 
 def test_a_file_of_another_preset_is_reported(run, resolve, student, tmp_path, monkeypatch):

@@ -12,11 +12,9 @@ import torch
 from pipeline.utils.errors import InputError
 from student.config import get_preset
 from student.data.dataset import collate
-from student.data.extra_data import ExtraPaths
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.metrics_log import METRICS
-from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import RunRequest
+from student.engine.run import run_student
 from student.engine.train_step import TrainStep
 from student.inference.detector import Detector
 from student.models.detector import HOIDetector
@@ -43,16 +41,16 @@ def test_losses_equal_those_on_a_cpu(make_trainer, tmp_path, queries, emulate_cu
 
 
 @pytest.fixture(scope="module")
-def config(dataset_root, text_cache, tmp_path_factory):
+def config(configure_run, dataset_root, text_cache, tmp_path_factory):
     """A run with all features of training: a text head, an extra dataset, accumulation,
     averaged weights, dropout and held-out images."""
-    options = {"verb_head": "text", "batch_size": 8, "epochs": 2, "ema": 0.9, "dropout": 0.1}
-    options |= {"precision": "float32", "extra_ratio": 0.5, "val_size": 2, "val_every": 1}
+    options = {"verb_head": "text", "epochs": 2, "ema": 0.9, "dropout": 0.1}
+    options |= {"extra_ratio": 0.5, "val_size": 2, "val_every": 1}
     copy = shutil.copytree(dataset_root, tmp_path_factory.mktemp("extra") / "toy")
-    extra = (ExtraPaths(copy, shutil.copytree(text_cache, copy.parent / "cache")),)
-    run_request = RunRequest(dataset_root, text_cache, "ua", "toy", options, extra_data=extra)
+    extra = f"{copy}:{shutil.copytree(text_cache, copy.parent / 'cache')}"
+    options |= {"device": "cuda:1", "accumulation": 2, "log_every": 1}
     out = tmp_path_factory.mktemp("runs") / "run"
-    return RunConfig(run_request, out, device="cuda:1", workers=0, accumulation=2, log_every=1)
+    return configure_run(out, cache=text_cache, extra_data=[extra], **options)
 
 
 @pytest.mark.slow
@@ -77,8 +75,7 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
         assert currents[0] == 1
         run_student(stopped)
         run_student(config)
-        data = config.request.data
-        evaluate_checkpoint(config.out, data, None, tmp_path / "out", "cuda:1", 0, False)
+        evaluate_checkpoint(config.out, config.data, None, tmp_path / "out", "cuda:1", 0, False)
     predictions = [folder / "predictions.json" for folder in (config.out, tmp_path / "out")]
     assert predictions[0].read_bytes() == predictions[1].read_bytes()
     states = [load_checkpoint(one / "checkpoint.pt") for one in (config.out, stopped.out)]

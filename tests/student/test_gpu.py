@@ -14,8 +14,7 @@ import torch
 from pipeline.utils.devices import configure_device
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.metrics_log import METRICS
-from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import RunRequest
+from student.engine.run import run_student
 from student.engine.train_step import TrainStep
 from student.inference.detector import Detector
 from student.weights.checkpoint_file import load_checkpoint
@@ -30,10 +29,9 @@ def logged(run):
 
 
 @pytest.fixture
-def config(dataset_root, cache_path, tmp_path):
-    options = {"batch_size": 8, "epochs": 2, "ema": 0.9, "seed": 3}
-    request = RunRequest(dataset_root, cache_path, "ua", "toy", options)
-    return RunConfig(request, tmp_path / "run", device="cuda", workers=2, log_every=1)
+def config(configure_run, tmp_path):
+    options = {"epochs": 2, "ema": 0.9, "seed": 3, "precision": "auto"}
+    return configure_run(tmp_path / "run", device="cuda", workers=2, log_every=1, **options)
 
 
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
@@ -49,8 +47,7 @@ def test_losses_and_gradients_equal_those_on_a_cpu(make_trainer, tmp_path, gpu, 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_a_run_is_resumed_and_evaluated(monkeypatch, config, tmp_path, gpu, precision):
-    options = {**config.request.options, "precision": precision}
-    config = replace(config, request=replace(config.request, options=options))
+    config = replace(config, options={**config.options, "precision": precision})
     whole = TrainStep.__call__
 
     def stopped(self, *given):
@@ -66,9 +63,8 @@ def test_a_run_is_resumed_and_evaluated(monkeypatch, config, tmp_path, gpu, prec
     lines = logged(config.out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(line["loss"]) for line in lines)
-    again = evaluate_checkpoint(
-        config.out, config.request.data, None, tmp_path / "out", "cuda", 0, False
-    )
+    out = tmp_path / "out"
+    again = evaluate_checkpoint(config.out, config.data, None, out, "cuda", 0, False)
     assert again.metrics.keys() == results.metrics.keys()
     for name, value in results.metrics.items():
         assert again.metrics[name] == pytest.approx(value, abs=1e-3), name

@@ -20,8 +20,8 @@ from pipeline.types import Detections
 from pipeline.utils.files import read_json, write_json
 from student.data.transforms import normalise
 from student.engine.evaluate import evaluate_checkpoint
-from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import RunRequest, build_inputs
+from student.engine.run import run_student
+from student.engine.run_inputs import build_inputs
 from student.inference.detector import Detector
 from student.inference.export import DetectorGraph
 from student.inference.postprocess import SelectionConfig, select_detections
@@ -62,7 +62,7 @@ def mixed(dataset_root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=QUERIES)
-def configured(request, mixed, cache_path, vocabulary, tiny_recipe, tmp_path_factory):
+def configured(request, mixed, configure_run, vocabulary, tiny_recipe, tmp_path_factory):
     folder, queries = tmp_path_factory.mktemp("runs"), QUERIES[request.param]
     recipe = tiny_recipe.override(**queries)
     with torch.random.fork_rng(devices=[]):
@@ -74,10 +74,8 @@ def configured(request, mixed, cache_path, vocabulary, tiny_recipe, tmp_path_fac
     split = load_split(vocabulary, "ua")
     start = Checkpoint(recipe, vocabulary, split, model.state_dict(), {})
     save_checkpoint(folder / "start.pt", start)
-    run_request = RunRequest(mixed, cache_path, "ua", "toy", {**RECIPE, **queries})
-    return RunConfig(
-        run_request, folder / "run", pretrained=folder / "start.pt", device="cpu", workers=0
-    )
+    options = {**RECIPE, **queries}
+    return configure_run(folder / "run", data=mixed, pretrained=folder / "start.pt", **options)
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +161,11 @@ def test_evaluation_of_a_checkpoint(run, mixed, expected, vocabulary, tmp_path, 
 def test_validation(configured, run, detector):
     """Repeats the validation of the run."""
     logged = json.loads((run / "validation.jsonl").read_text())["metrics"]
-    validator = build_inputs(configured.request, SINGLE_PROCESS).validator
-    score = validator.evaluate(
+    validator = build_inputs(configured, SINGLE_PROCESS).validator
+    scores = validator.evaluate(
         detector.predictor, run.with_name("again"), 1, Execution(CPU, workers=1)
     )
-    assert len(validator.records) == 4 and score.metrics == pytest.approx(logged)
+    assert len(validator.records) == 4 and scores == pytest.approx(logged)
 
 
 def test_two_processes(run, mixed, expected, vocabulary, start_processes, tmp_path):

@@ -19,8 +19,7 @@ from pipeline.vocabulary import load_vocabulary
 from student.config import TargetConfig
 from student.data.dataset import TrainingDataset, make_sample
 from student.engine.evaluate import evaluate_checkpoint
-from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import RunRequest
+from student.engine.run import run_student
 from student.inference.postprocess import select_detections
 from teacher_cache.detectors.pairing import annotated_pairs
 from teacher_cache.reader.cache import open_cache
@@ -119,12 +118,11 @@ def make_teacher_outputs(annotation, vocabulary):
 
 
 @pytest.fixture(scope="module")
-def run(root, cache, tmp_path_factory):
+def run(root, cache, configure_run, tmp_path_factory):
     """A short run with learned queries."""
     out = tmp_path_factory.mktemp("runs") / "vcoco"
-    options = {"queries": "learned", "num_queries": 12, "epochs": 1, "batch_size": 8}
-    run_request = RunRequest(root, cache, "full", "toy", {**options, "precision": "float32"})
-    run_student(RunConfig(run_request, out, device="cpu", workers=0))
+    options = {"data": root, "cache": cache, "split": "full"}
+    run_student(configure_run(out, queries="learned", num_queries=12, **options))
     return out
 
 

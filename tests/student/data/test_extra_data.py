@@ -12,21 +12,22 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
-from student.data.extra_data import ExtraPaths, parse_extra_data
+from student.data.extra_data import describe_extra_dataset, parse_extra_data
 from student.engine.evaluate import evaluate_checkpoint
-from student.engine.run import RunConfig, run_student
-from student.engine.run_inputs import RunRequest, build_inputs
+from student.engine.run import run_student
+from student.engine.run_inputs import build_inputs
 from student.engine.train_step import TrainStep
 from student.utils.distributed import SINGLE_PROCESS
 from student.weights.checkpoint_file import load_checkpoint
 
-OPTIONS = {"epochs": 2, "batch_size": 8, "precision": "float32", "extra_ratio": 0.5}
+OPTIONS = {"epochs": 2, "extra_ratio": 0.5}
 UNLABELLED_DATASET = 'name = "pictures"\nvocabulary = "toy"\n[train]\nimages = "images"\n'
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
-    """Paths of another toy dataset, without annotations as "none" and with them as "all"."""
+    """Values of --extra-data for another toy dataset, without annotations as "none" and with them
+    as "all"."""
     root = tmp_path_factory.mktemp("extra")
     write_toy(root / "all", train=12, test=1, seed=8, workers=1)
     labelled = open_dataset(root / "all")
@@ -55,12 +56,18 @@ def sources(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
     digest = open_dataset(root / "none").load("train").digest
     write_cache(root / "none-cache", vocabulary, digest, proposed_only, source="pictures")
     write_cache(root / "all-cache", vocabulary, annotations.digest, outputs, source="labelled")
-    return {name: ExtraPaths(root / name, root / f"{name}-cache") for name in ("none", "all")}
+    return {name: f"{root / name}:{root / name}-cache" for name in ("none", "all")}
 
 
 @pytest.fixture
-def run_request(dataset_root, cache_path):
-    return RunRequest(dataset_root, cache_path, "ua", "toy", OPTIONS)
+def open_extra(configure_run, tmp_path):
+    """`open_extra(value, ...)`: the run's inputs with these extra datasets."""
+
+    def make(*values, **changes):
+        config = configure_run(tmp_path / "run", extra_data=values, **{**OPTIONS, **changes})
+        return build_inputs(config, SINGLE_PROCESS)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -68,18 +75,7 @@ def run_request(dataset_root, cache_path):
     [("a:b", "a", "b"), ("/x/a:1:/y/b", "/x/a:1", "/y/b"), ("a::b", "a:", "b")],
 )
 def test_parse_extra_data_splits_at_the_last_colon(text, data, cache):
-    assert parse_extra_data([text]) == (ExtraPaths(Path(data), Path(cache)),)
-
-
-def test_parse_extra_data_prefers_existing_folders(tmp_path):
-    for name in ("data:1", "cache:2:3"):
-        (tmp_path / name).mkdir()
-    data, cache = tmp_path / "data:1", tmp_path / "cache:2:3"
-    assert parse_extra_data([f"{data}:{cache}", "a:b"]) == (
-        ExtraPaths(data, cache),
-        ExtraPaths(Path("a"), Path("b")),
-    )
-    assert parse_extra_data([]) == ()
+    assert parse_extra_data(text) == (Path(data), Path(cache))
 
 
 @pytest.mark.parametrize("text", ["", "a", "a:", ":b", ":"])
@@ -87,14 +83,13 @@ def test_parse_extra_data_rejects_incomplete_values(text):
     with pytest.raises(
         InputError, match=f"--extra-data: expected DATASET:CACHE, found {text or 'noth'}"
     ):
-        parse_extra_data([text])
+        parse_extra_data(text)
 
 
-def test_unlabelled_images_have_only_teacher_targets(run_request, sources, vocabulary):
-    inputs = build_inputs(replace(run_request, extra_data=(sources["none"],)), SINGLE_PROCESS)
-    (extra,) = inputs.extra_datasets
+def test_unlabelled_images_have_only_teacher_targets(open_extra, sources, vocabulary):
+    (extra,) = open_extra(sources["none"]).extra
     distilled = load_split(vocabulary, "ua").distilled_verbs
-    assert len(extra.images) == 11 and extra.describe() == {
+    assert len(extra) == 11 and describe_extra_dataset(extra) == {
         "name": "pictures",
         "cache": extra.cache.fingerprint,
         "images": 11,
@@ -102,9 +97,9 @@ def test_unlabelled_images_have_only_teacher_targets(run_request, sources, vocab
         "protocol": "detector",
     }
     pairs = 0
-    for index in range(len(extra.images)):
-        sample, outputs = extra.images[0, index], extra.cache[extra.images.records[index].id]
-        targets = extra.images.targets(index)
+    for index in range(len(extra)):
+        sample, outputs = extra[0, index], extra.cache[extra.records[index].id]
+        targets = extra.targets(index)
         assert not targets.exhaustive_labels
         assert not targets.verb_labels.any() and not targets.seen.any()
         np.testing.assert_array_equal(targets.teacher_probs, outputs.probabilities * distilled)
@@ -112,63 +107,51 @@ def test_unlabelled_images_have_only_teacher_targets(run_request, sources, vocab
         assert sample.targets.exhaustive_labels.tolist() == [False]
         pairs += len(targets.seen)
     assert pairs > 11
-    assert extra.images[0, 3].image_id == extra.images[5, 3].image_id
-    assert not torch.equal(extra.images[0, 3].image, extra.images[5, 3].image)
+    assert extra[0, 3].image_id == extra[5, 3].image_id
+    assert not torch.equal(extra[0, 3].image, extra[5, 3].image)
 
 
-def test_images_with_a_seen_label_have_exhaustive_labels(run_request, sources):
-    inputs = build_inputs(
-        replace(run_request, extra_data=(sources["all"], sources["none"])), SINGLE_PROCESS
-    )
-    labelled, unlabelled = inputs.extra_datasets
+def test_images_with_a_seen_label_have_exhaustive_labels(open_extra, sources):
+    inputs = open_extra(sources["all"], sources["none"])
+    labelled, unlabelled = inputs.extra
     assert (labelled.name, unlabelled.name) == ("toy-2", "pictures")
-    targets = [labelled.images.targets(index) for index in range(len(labelled.images))]
+    targets = [labelled.targets(index) for index in range(len(labelled))]
     exhaustive = [bool(one.exhaustive_labels) for one in targets]
     assert exhaustive == [bool(one.verb_labels.any()) for one in targets]
-    assert labelled.describe()["labelled"] == sum(exhaustive)
+    assert describe_extra_dataset(labelled)["labelled"] == sum(exhaustive)
     # All images of the main dataset have exhaustive labels.
     main = inputs.images
     assert all(main.targets(index).exhaustive_labels for index in range(len(main)))
 
 
-def test_extra_datasets_that_do_not_fit(run_request, sources, cache_path, text_cache, tmp_path):
-    def refused(message, *paths, **changes):
+def test_extra_datasets_that_do_not_fit(open_extra, sources, cache_path, text_cache, tmp_path):
+    def refused(message, *values, **changes):
         with pytest.raises(InputError, match=message) as caught:
-            build_inputs(replace(run_request, extra_data=paths, **changes), SINGLE_PROCESS)
+            open_extra(*values, **changes)
         assert "\n" not in str(caught.value)
 
-    none = sources["none"]
-    other = shutil.copytree(none.data, tmp_path / "other")
+    none, (data, cache) = sources["none"], parse_extra_data(sources["none"])
+    other = shutil.copytree(data, tmp_path / "other")
     text = (other / "dataset.toml").read_text()
     (other / "dataset.toml").write_text(text.replace('"toy"', '"hico-det"'))
-    refused(r"other: expected.*found hico-det", ExtraPaths(other, none.cache))
-    refused(
-        "cache: the cache does not fit this dataset: annot",
-        ExtraPaths(sources["all"].data, none.cache),
-    )
+    refused(r"other: expected.*found hico-det", f"{other}:{cache}")
+    labelled, _ = parse_extra_data(sources["all"])
+    refused("cache: the cache does not fit this dataset: annot", f"{labelled}:{cache}")
     refused("--extra-data: expected", none, none)
-    refused("--extra-data: expected", ExtraPaths(none.data, cache_path))
-    refused("none: no such", ExtraPaths(tmp_path / "none", none.cache))
+    refused("--extra-data: expected", f"{data}:{cache_path}")
+    refused("none: no such", f"{tmp_path / 'none'}:{cache}")
     refused("--extra-ratio: expected --extra-data")
-    text_head = {"cache": text_cache, "options": {"verb_head": "text"}}
-    refused("none-cache: expected region embeddings for --embedding-weight", none, **text_head)
-    few_shot = {"options": {"shots": 1}, "split": "full"}
-    refused(r"--shots: expected.*found full", **few_shot)
+    message = "none-cache: expected region embeddings for --embedding-weight"
+    refused(message, none, cache=text_cache, verb_head="text")
+    refused(r"--shots: expected.*found full", none, shots=1, split="full")
 
 
 @pytest.fixture(scope="module")
-def finished(dataset_root, cache_path, sources, tmp_path_factory):
+def finished(configure_run, sources, tmp_path_factory):
     """The configuration of a run with both extra datasets, and its results."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    request = RunRequest(
-        dataset_root,
-        cache_path,
-        "ua",
-        "toy",
-        {**OPTIONS, "shots": 1},
-        extra_data=(sources["none"], sources["all"]),
-    )
-    config = RunConfig(request, out, device="cpu", workers=0, log_every=1)
+    extra = (sources["none"], sources["all"])
+    config = configure_run(out, extra_data=extra, log_every=1, shots=1, **OPTIONS)
     return config, run_student(config)
 
 
@@ -190,11 +173,11 @@ def test_a_run_records_its_extra_datasets(finished, tmp_path):
     assert [one["name"] for one in plan["extra_data"]] == ["pictures", "toy-2"]
     read = read_results(config.out / "results.json")
     assert list(read.sources) == plan["extra_data"] == list(results.sources) and read.shots == 1
-    assert read.unseen == load_split(open_dataset(config.request.data).vocabulary, "ua").unseen
+    assert read.unseen == load_split(open_dataset(config.data).vocabulary, "ua").unseen
     shots = json.loads((config.out / "shots.json").read_text())
     names = [one["interaction"] for one in shots]
     assert names and len(set(names)) == len(names)
-    again = evaluate_checkpoint(config.out, config.request.data, None, tmp_path, "cpu", 0, False)
+    again = evaluate_checkpoint(config.out, config.data, None, tmp_path, "cpu", 0, False)
     assert (again.sources, again.shots) == (results.sources, 1)
 
 
@@ -213,11 +196,8 @@ def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_pa
         run_student(stopped)
     monkeypatch.setattr(TrainStep, "__call__", train_step)
     # A run with other extra datasets does not resume it.
-    fewer = replace(
-        stopped, request=replace(stopped.request, extra_data=stopped.request.extra_data[:1])
-    )
     with pytest.raises(InputError, match="extra"):
-        run_student(fewer)
+        run_student(replace(stopped, extra_data=stopped.extra_data[:1]))
     run_student(stopped)
     resumed, whole = (load_checkpoint(one.out / "checkpoint.pt") for one in (stopped, config))
     for name, value in whole.weights.items():
@@ -228,9 +208,8 @@ def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_pa
 def test_two_processes_mix_datasets_as_one_does(
     start, start_processes, student_command, sources, tmp_path
 ):
-    extra_data = [f"{sources[name].data}:{sources[name].cache}" for name in ("none", "all")]
     config = tmp_path / "options.toml"
-    config.write_text(f"extra_data = {json.dumps(extra_data)}\nextra_ratio = 0.6\n")
+    config.write_text(f"extra_data = {json.dumps([*sources.values()])}\nextra_ratio = 0.6\n")
     options = ("--config", config, "--batch-size", 7, "--epochs", 1, "--workers", 0)
     single, distributed = tmp_path / "single", tmp_path / "distributed"
     ends = [one() for one in start_processes(student_command(distributed, *options))]

@@ -5,13 +5,13 @@ import torch
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
 from pipeline.vocabulary import load_vocabulary
+from student.config import get_preset
 from student.data.text_embeddings import (
     build_text_embeddings,
-    load_text_head_init,
+    init_text_head,
     text_head_options,
 )
 from student.models.text_head import TextVerbHead
-from student.weights.load import load_model
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.fingerprint import text_model_digest
 from teacher_cache.reader.format import TEACHER
@@ -38,9 +38,26 @@ def test_a_verb_without_interaction_is_an_error():
         build_text_embeddings(vcoco, embeddings, "cache")
 
 
-def test_initial_probabilities_are_near_the_teachers(text_cache, vocabulary, sentences):
-    texts = load_text_head_init(open_cache(text_cache), vocabulary)
-    assert texts.scale == sentences.logit_scale
+@pytest.fixture
+def initialised(vocabulary):
+    """A text head initialised from a cache."""
+
+    def make(folder):
+        cache = open_cache(folder)
+        head = TextVerbHead(get_preset("toy", 8, 11, 0).model)
+        init_text_head(head, cache, vocabulary)
+        return head
+
+    return make
+
+
+def test_initial_probabilities_are_near_the_teachers(
+    text_cache, vocabulary, sentences, initialised
+):
+    head = initialised(text_cache)
+    made = build_text_embeddings(vocabulary, sentences.embeddings, "cache")
+    assert torch.equal(head.texts, made.texts) and torch.equal(head.rows, made.rows)
+    assert head.log_scale.exp().item() == pytest.approx(sentences.logit_scale)
     # Log probability and logit of a region differ by a log-sum, whose mean is the margin.
     differences = []
     cache = open_cache(text_cache)
@@ -52,25 +69,16 @@ def test_initial_probabilities_are_near_the_teachers(text_cache, vocabulary, sen
             verbs = verbs[verbs != vocabulary.no_interaction]
             logits = 10 * sentences.embeddings[vocabulary.interaction_ids[verbs, label]] @ region
             differences.append(np.log(np.exp(logits).sum()))
-    assert texts.margin == pytest.approx(np.mean(differences) / 10, abs=1e-3)
+    assert head.margin.item() == pytest.approx(np.mean(differences) / 10, abs=1e-3)
 
 
 def test_without_region_embeddings_the_texts_give_the_margin(
-    cache_path, tmp_path, write_cache, annotations, vocabulary, sentences, make_teacher_outputs
+    tmp_path, write_cache, annotations, vocabulary, sentences, make_teacher_outputs, initialised
 ):
     outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
     folder = write_cache(tmp_path / "bare", vocabulary, annotations.digest, outputs)
     write_teacher_file(folder / TEACHER, open_cache(folder).fingerprint, sentences)
-    assert 0.5 < load_text_head_init(open_cache(folder), vocabulary).margin < 1.2
-
-
-def test_apply_initialises_the_head(text_cache, text_run, vocabulary, sentences):
-    head = load_model(text_run).verb_head
-    assert isinstance(head, TextVerbHead)
-    texts = load_text_head_init(open_cache(text_cache), vocabulary)
-    assert torch.equal(head.texts, texts.texts.texts)
-    assert torch.equal(head.rows, texts.texts.rows)
-    assert head.log_scale.exp().item() == pytest.approx(10) and head.margin == texts.margin
+    assert 0.5 < initialised(folder).margin < 1.2
 
 
 def test_text_head_options(text_cache, vocabulary):

@@ -1,24 +1,28 @@
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from student.config import get_preset
-from student.engine.checkpoint import (
+from student.engine import run_folder
+from student.engine.run_folder import (
     AUTO,
     NEVER,
-    ResumePoint,
     claim_run_folder,
+    find_latest_intact,
     find_resume_point,
     is_resumable,
     lock_run_folder,
     read_plan_entry,
     save_latest,
 )
-from student.weights.checkpoint_file import RUN_FORMAT, Checkpoint, save_checkpoint
+from student.weights.checkpoint_file import RUN_FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 
 PLAN = {
     "format": RUN_FORMAT,
@@ -27,6 +31,8 @@ PLAN = {
     "resume": None,
     "recipe": {"train": {"schedule": "step", "epochs": 3, "seed": 0}},
 }
+LATEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+HELD = {"config.json", LATEST, "metrics.jsonl", "logs"}
 
 
 def plan(**train):
@@ -35,122 +41,187 @@ def plan(**train):
 
 @pytest.fixture
 def checkpoint(vocabulary):
+    """`checkpoint(step)` gives a checkpoint of some hundred kilobytes."""
     recipe = get_preset("toy", vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
-    return Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), {}, {"plan": PLAN})
+    split, weights = load_split(vocabulary, "ua"), {"weight": torch.randn(50_000)}
+    return lambda step: Checkpoint(recipe, vocabulary, split, weights, {"step": step, "plan": PLAN})
 
 
 @pytest.fixture
 def run(checkpoint, tmp_path):
-    """A folder with a run of `PLAN` and its checkpoint."""
+    """A folder with a run of `PLAN` and its checkpoint of step 1."""
     folder = tmp_path / "run"
     folder.mkdir()
-    assert find_resume_point(folder, PLAN, False, AUTO) == ResumePoint(None)
+    assert find_resume_point(folder, PLAN, False, AUTO) is None
     write_json(folder / "config.json", PLAN)
-    save_latest(folder, checkpoint)
+    save_latest(folder, checkpoint(1))
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "logs").mkdir()
     return folder
+
+
+@pytest.fixture
+def later(run, checkpoint):
+    """The folder with the checkpoints of steps 1 and 2."""
+    save_latest(run, checkpoint(2))
+    return run
+
+
+@pytest.fixture
+def longer(tmp_path):
+    """The empty folder of another run."""
+    (tmp_path / "longer").mkdir()
+    return tmp_path / "longer"
 
 
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-HELD = {"config.json", "checkpoint.pt", "metrics.jsonl", "logs"}
+def steps(run):
+    return {path.name: load_checkpoint(path).state["step"] for path in run.glob("*.pt")}
+
+
+def test_the_last_two_checkpoints_are_kept(later, checkpoint):
+    assert steps(later) == {LATEST: 2, PREVIOUS: 1}
+    assert find_latest_intact(later) == (later / LATEST, "")
+    save_latest(later, checkpoint(3))
+    assert steps(later) == {LATEST: 3, PREVIOUS: 2}
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-2000])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(cut, "expected a torch checkpoint"), (flip, "found damage in"), (empty, "expected a torch")],
+)
+def test_a_damaged_checkpoint_is_reported_and_moved(later, messages, damage, message):
+    damage(later / LATEST)
+    damaged = (later / LATEST).read_bytes()
+    assert find_resume_point(later, PLAN, False, AUTO) == later / PREVIOUS
+    (line,) = messages
+    assert line.startswith(f"{later / LATEST}: ") and message in line
+    assert line.endswith(f"; resuming {PREVIOUS}")
+    # The next save would otherwise replace the undamaged checkpoint by the damaged one.
+    assert (later / "checkpoint-damaged.pt").read_bytes() == damaged
+    assert not (later / LATEST).exists()
+
+
+def test_two_damaged_checkpoints_are_an_error(later):
+    flip(later / LATEST)
+    cut(later / PREVIOUS)
+    with pytest.raises(InputError, match=f"{LATEST}: expected a whole checkpoint") as caught:
+        find_resume_point(later, PLAN, False, AUTO)
+    assert "\n" not in str(caught.value)
+
+
+class FullDisk:
+    """A file on a disk that takes 50,000 bytes more."""
+
+    def __init__(self, file):
+        self.file, self.left = file, 50_000
+
+    def write(self, data):
+        if len(data) > self.left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.left -= len(data)
+        return self.file.write(data)
+
+
+def test_a_full_disk_leaves_both_checkpoints(later, checkpoint, monkeypatch):
+    before = {path.name: path.read_bytes() for path in later.glob("*.pt")}
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda value, file: save(value, FullDisk(file)))
+    with pytest.raises(InputError) as caught:
+        save_latest(later, checkpoint(3))
+    assert str(caught.value).startswith(f"{later / LATEST}: cannot be written (No space left on")
+    assert {path.name: path.read_bytes() for path in later.glob("*.pt")} == before
+    assert not list(later.glob(".*"))
+
+
+def test_other_errors_are_not_converted(later, checkpoint, monkeypatch):
+    def fail(path, checkpoint):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(run_folder, "write_checkpoint", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        save_latest(later, checkpoint(3))
+    assert steps(later) == {LATEST: 2, PREVIOUS: 1}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_the_same_run_is_resumed_even_with_overwrite(run, overwrite):
     (run / ".checkpoint.pt.99.tmp").write_bytes(b"half a checkpoint")
-    assert find_resume_point(run, PLAN, overwrite, AUTO) == ResumePoint(run / "checkpoint.pt")
+    assert find_resume_point(run, PLAN, overwrite, AUTO) == run / LATEST
     assert names(run) == HELD
 
 
 @pytest.mark.parametrize("way", [AUTO, NEVER])
 def test_another_run_is_refused_or_replaced(run, way):
-    with pytest.raises(
-        InputError, match=r"found another recipe \(recipe.*seed: .*, now 1\); choose a"
-    ):
+    message = r"found another recipe \(recipe.*seed: .*, now 1\); choose a"
+    with pytest.raises(InputError, match=message):
         find_resume_point(run, plan(seed=1), False, way)
     assert names(run) == HELD
-    assert find_resume_point(run, plan(seed=1), True, way) == ResumePoint(None)
+    assert find_resume_point(run, plan(seed=1), True, way) is None
     assert names(run) == set()
 
 
 def test_never_restarts_only_with_overwrite(run):
     with pytest.raises(InputError, match="expected a new folder with --resume never"):
         find_resume_point(run, PLAN, False, NEVER)
-    assert find_resume_point(run, PLAN, True, NEVER) == ResumePoint(None) and names(run) == set()
+    assert find_resume_point(run, PLAN, True, NEVER) is None and names(run) == set()
 
 
-def test_a_damaged_checkpoint_is_reported(run, checkpoint):
-    save_latest(run, checkpoint)
-    (run / "checkpoint.pt").write_bytes(b"PK")
-    start = find_resume_point(run, PLAN, False, AUTO)
-    assert start.checkpoint == run / "checkpoint-previous.pt"
-    assert "checkpoint.pt: expected a torch checkpoint" in start.message
-    assert start.message.endswith("; resuming checkpoint-previous.pt")
-
-
-def test_a_damaged_checkpoint_never_replaces_the_undamaged_one(run, checkpoint):
-    """Not even when the run is killed while it writes the next checkpoint."""
-    save_latest(run, checkpoint)
-    (run / "checkpoint.pt").write_bytes(b"PK")
-    find_resume_point(run, PLAN, False, AUTO)
-    assert (run / "checkpoint-damaged.pt").read_bytes() == b"PK"
-    moved = []
-
-    def killed(*paths):
-        moved.append(paths)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("os.replace", killed)
-        save_latest(run, checkpoint)
-    assert len(moved) == 1 and moved[0][1] == run / "checkpoint.pt"
-    assert find_resume_point(run, PLAN, False, AUTO) == ResumePoint(run / "checkpoint-previous.pt")
-
-
-def test_is_resumable_and_read_plan_entry(run, tmp_path):
+def test_is_resumable_and_read_plan_entry(run, longer):
     assert is_resumable(run, PLAN, AUTO) and is_resumable(run, PLAN, "other/checkpoint.pt")
     assert not is_resumable(run, PLAN, NEVER) and not is_resumable(run, plan(seed=1), AUTO)
     assert read_plan_entry(run, "dataset") == "toy" and read_plan_entry(run, "weather") is None
-    (run / "checkpoint.pt").rename(run / "checkpoint-previous.pt")
-    assert is_resumable(run, PLAN, AUTO) and read_plan_entry(run, "dataset") == "toy"
-    (run / "checkpoint-previous.pt").unlink()
-    for folder in (run, tmp_path / "gone"):
+    # As after a kill between the renaming of both checkpoints.
+    (run / LATEST).rename(run / PREVIOUS)
+    assert is_resumable(run, PLAN, AUTO) and find_latest_intact(run) == (run / PREVIOUS, "")
+    (run / PREVIOUS).unlink()
+    for folder in (run, longer):
         assert not is_resumable(folder, PLAN, AUTO) and read_plan_entry(folder, "dataset") is None
 
 
-@pytest.mark.parametrize("name", ["", "checkpoint.pt", "logs/../checkpoint-previous.pt"])
-def test_a_run_does_not_remove_the_checkpoint_to_continue(run, checkpoint, name):
-    save_latest(run, checkpoint)
-    held = names(run)
+@pytest.mark.parametrize("name", ["", LATEST, f"logs/../{PREVIOUS}"])
+def test_a_run_does_not_remove_the_checkpoint_to_continue(later, name):
+    held = names(later)
     with pytest.raises(InputError, match="expected a checkpoint outside"):
-        find_resume_point(run, plan(epochs=9), True, str(run / name))
-    assert names(run) == held
+        find_resume_point(later, plan(epochs=9), True, str(later / name))
+    assert names(later) == held
 
 
 def test_other_files_are_refused_or_kept(tmp_path):
     (tmp_path / "thesis.tex").write_text("hours of work")
+    message = "expected a new folder or a run folder, found other files"
     with (
-        pytest.raises(InputError, match="expected a new folder or a run folder, found other files"),
+        pytest.raises(InputError, match=message),
         claim_run_folder(tmp_path, PLAN, {}, False, AUTO),
     ):
         pass
     assert names(tmp_path) == {"thesis.tex"}
     with claim_run_folder(tmp_path, PLAN, {"workers": 3}, True, AUTO) as start:
-        assert start == ResumePoint(None) and names(tmp_path) == {
-            "thesis.tex",
-            "config.json",
-            ".lock",
-        }
+        assert start is None and names(tmp_path) == {"thesis.tex", "config.json", ".lock"}
     held = json.loads((tmp_path / "config.json").read_text())
     assert held == {**PLAN, "execution": {"workers": 3}}
     with claim_run_folder(tmp_path, PLAN, {}, False, AUTO) as start:
-        assert start == ResumePoint(None)
+        assert start is None
 
 
+@pytest.mark.parametrize("as_folder", [False, True])
 @pytest.mark.parametrize(
     ("train", "refused"),
     [
@@ -160,48 +231,32 @@ def test_other_files_are_refused_or_kept(tmp_path):
         ({"epochs": 9, "schedule": "one_cycle"}, "recipe.train.schedule and recipe.train.epochs"),
     ],
 )
-def test_continuing_a_checkpoint_of_another_run(run, tmp_path, train, refused):
+def test_continuing_another_run(run, longer, train, refused, as_folder):
     """With more epochs only if the learning rate does not depend on their number."""
-    file, folder = run / "checkpoint.pt", tmp_path / "longer"
-    folder.mkdir()
-    wanted = {**plan(**train), "resume": str(file)}
+    file = run / LATEST
+    given = str(run if as_folder else file)
+    wanted = {**plan(**train), "resume": given}
     if refused is None:
-        assert find_resume_point(folder, wanted, False, str(file)) == ResumePoint(file)
-        assert names(folder) == set()
-        write_json(folder / "config.json", wanted)
+        assert find_resume_point(longer, wanted, False, given) == file
+        assert names(longer) == set()
+        write_json(longer / "config.json", wanted)
         # Once the run has a checkpoint, this one is resumed.
-        (folder / "checkpoint.pt").write_bytes(file.read_bytes())
-        assert find_resume_point(folder, wanted, False, str(file)) == ResumePoint(
-            folder / "checkpoint.pt"
-        )
+        (longer / LATEST).write_bytes(file.read_bytes())
+        assert find_resume_point(longer, wanted, False, given) == longer / LATEST
     else:
         with pytest.raises(InputError) as caught:
-            find_resume_point(folder, wanted, False, str(file))
-        assert str(caught.value) == (
-            f"{file}: expected a checkpoint of this run, found one with another {refused}"
-        )
-        assert names(folder) == set()
+            find_resume_point(longer, wanted, False, given)
+        assert str(caught.value).endswith(f"found one with another {refused}")
+        assert names(longer) == set()
 
 
-def test_a_missing_checkpoint_to_continue(tmp_path):
+def test_checkpoints_that_cannot_be_continued(longer, tmp_path, checkpoint):
     with pytest.raises(InputError, match=r"gone\.pt: no such file"):
-        find_resume_point(tmp_path, PLAN, False, str(tmp_path / "gone.pt"))
-    assert names(tmp_path) == set()
-
-
-def test_continuing_a_run_folder(run, tmp_path):
-    folder = tmp_path / "longer"
-    folder.mkdir()
-    wanted = {**plan(epochs=9), "resume": str(run)}
-    assert find_resume_point(folder, wanted, False, str(run)) == ResumePoint(run / "checkpoint.pt")
-
-
-def test_weights_without_state_cannot_be_continued(tmp_path, checkpoint):
-    file, folder = tmp_path / "best.pt", tmp_path / "run"
-    folder.mkdir()
-    save_checkpoint(file, replace(checkpoint, state={"step": 3}))
+        find_resume_point(longer, PLAN, False, str(tmp_path / "gone.pt"))
+    save_checkpoint(tmp_path / "best.pt", replace(checkpoint(3), state={"step": 3}))
     with pytest.raises(InputError, match="state: expected that of a training run, found weights"):
-        find_resume_point(folder, PLAN, False, str(file))
+        find_resume_point(longer, PLAN, False, str(tmp_path / "best.pt"))
+    assert names(longer) == set()
 
 
 def test_a_second_process_is_refused(start, student_command, tmp_path):
@@ -217,8 +272,8 @@ def test_a_run_folder_of_version_0_1_is_refused(run):
     old = {name: value for name, value in PLAN.items() if name != "format"}
     write_json(run / "config.json", {**old, "init": None})
     message = r"config\.json: format: expected eoid-run-2, found none; choose a new folder"
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         find_resume_point(run, PLAN, False, AUTO)
-    assert "\n" not in str(caught.value) and names(run) == HELD
-    assert find_resume_point(run, PLAN, True, AUTO).checkpoint is None
+    assert names(run) == HELD
+    assert find_resume_point(run, PLAN, True, AUTO) is None
     assert names(run) == set()

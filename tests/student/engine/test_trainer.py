@@ -1,8 +1,6 @@
 import json
 import os
-import shutil
 import signal
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ import torch
 from pipeline.utils.errors import InputError
 from student.data.targets import TARGET_FIELDS
 from student.engine.metrics_log import METRICS
-from student.engine.trainer import TrainerConfig
 from student.utils.preemption import EXIT_REQUEUE
 from student.weights.checkpoint_file import load_checkpoint
 
@@ -128,13 +125,12 @@ def kill():
     raise Killed
 
 
-@pytest.mark.parametrize(("minutes", "step", "kept"), [(15, 3, None), (15, 6, 4), (0, 7, 6)])
+@pytest.mark.parametrize(("minutes", "step", "kept"), [(15, 3, None), (0, 7, 6)])
 def test_after_a_kill_no_log_line_is_repeated_or_missing(make_trainer, minutes, step, kept):
     whole = make_trainer("whole")
     whole.go()
-    config = TrainerConfig(checkpoint_minutes=minutes, log_every=1)
     with pytest.raises(Killed):
-        before(make_trainer("killed", config=config), step, kill).go()
+        before(make_trainer("killed", checkpoint_minutes=minutes), step, kill).go()
     again = make_trainer("killed")
     with open(again.run_dir / METRICS, "a") as log:
         log.write('{"step": 8, "loss"')
@@ -156,8 +152,7 @@ def test_a_finished_run_does_not_train(make_trainer):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ({"batch_size": 100, "epochs": 2}, 2),
-        ({"batch_size": 7, "epochs": 1}, 2),
+        ({"batch_size": 100, "epochs": 1}, 1),
         ({"batch_size": 7, "epochs": 1, "last_batch": "fill"}, 3),
     ],
 )
@@ -189,7 +184,8 @@ def test_a_non_finite_loss_names_step_losses_and_images(make_trainer):
 def test_without_distillation_only_soft_targets_differ(make_trainer):
     """With the same seed, images, pairs and order are the same."""
     on, off = make_trainer("on"), make_trainer("off", distillation=False)
-    assert replace(on.recipe.targets, distillation=False) == off.recipe.targets
+    for name, value in on.train_step.model.state_dict().items():
+        assert torch.equal(value, off.train_step.model.state_dict()[name])
     differing = 0
     for mine, theirs in zip(on.build_loader(), off.build_loader(), strict=True):
         assert mine.image_ids == theirs.image_ids and torch.equal(mine.pixels, theirs.pixels)
@@ -198,13 +194,3 @@ def test_without_distillation_only_soft_targets_differ(make_trainer):
         assert not theirs.targets.teacher_probs.any()
         differing += int(mine.targets.teacher_probs.flatten(1).any(1).sum())
     assert differing > 10
-
-
-def test_a_copied_run_folder_is_resumed(make_trainer, tmp_path):
-    trainer = stopping(make_trainer("run", epochs=1), 2)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.go()
-    shutil.copytree(trainer.run_dir, tmp_path / "copy")
-    copy = resumed(make_trainer("copy", epochs=1))
-    copy.go()
-    assert [line["step"] for line in logged(copy)] == [1, 2, 3, 4]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou, roi_align
 
-from student.config import ModelConfig
+from student.config import get_preset
 from student.data.targets import Targets
 from student.losses.criterion import proposal_losses
 from student.models.detector import HOIDetector
@@ -19,7 +19,7 @@ from student.models.proposal_queries import (
     union_cxcywh,
 )
 
-CONFIG = ModelConfig.toy(num_objects=5, num_verbs=7, person=2)
+CONFIG = get_preset("toy", 5, 7, 2).model
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
-from student.data.transforms import toy_augmentation
+from student.data.transforms import build_augmentation
 from student.utils import workers
 from student.utils.preemption import STOP_SIGNALS
 from student.utils.workers import BatchIterator, init_worker, loader_options
@@ -22,7 +22,7 @@ from student.weights.checkpoint_file import load_checkpoint
 
 @pytest.fixture
 def make(make_images, vocabulary):
-    return lambda: make_images(load_split(vocabulary, "ua"), toy_augmentation())
+    return lambda: make_images(load_split(vocabulary, "ua"), build_augmentation("toy"))
 
 
 class Answers(Dataset):

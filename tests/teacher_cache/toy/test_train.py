@@ -15,7 +15,7 @@ from pipeline.toy.scene import draw_scene
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
-from student.config import ModelConfig
+from student.config import get_preset
 from student.models.detector import HOIDetector
 from student.weights.pretrained import load_pretrained
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig, recognise_architecture
@@ -77,9 +77,8 @@ def test_the_detector_can_be_loaded_by_a_build(trained, vocabulary):
 
 
 def test_a_student_can_start_from_the_detectors_backbone(trained, vocabulary):
-    model = HOIDetector(
-        ModelConfig.toy(vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
-    )
+    sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
+    model = HOIDetector(get_preset("toy", *sizes).model)
     report = load_pretrained(model, trained / "detector.safetensors", vocabulary)
     assert report.kind == "a toy detector"
     loaded = {name for names in report.used.values() for name in names}

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, and the run folder: locking, resuming, replacing.
+"""The run folder: locking, the last two checkpoints, resuming and replacing a run.
 
 A run keeps its last two checkpoints. `config.json` holds everything that determines the result, so
 that a run is only resumed by a command that would give the same one.
@@ -10,18 +10,15 @@ import fcntl
 import os
 import shutil
 import socket
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.drawing.samples import SAMPLES_FOLDER
 from evaluation.predictions import PREDICTIONS_FILE
 from evaluation.report.write import REPORT_FILE
-from pipeline.splits import Split
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import (
     atomic_write,
@@ -31,18 +28,14 @@ from pipeline.utils.files import (
     write_json,
 )
 from pipeline.utils.logging import get_logger
-from pipeline.vocabulary import Vocabulary
 from student.engine.evaluate import RESULTS
 from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TENSORBOARD
-from student.engine.train_step import TrainStep
-from student.utils import seeding
 from student.weights.checkpoint_file import (
     BEST,
     CHECKPOINT,
     PREVIOUS,
     Checkpoint,
     load_checkpoint,
-    save_checkpoint,
     write_checkpoint,
 )
 from student.weights.pretrained import LOAD_REPORT
@@ -61,112 +54,6 @@ RESUME_MODES = AUTO, NEVER = "auto", "never"
 IGNORED_PLAN_KEYS = ("pretrained", "resume")
 # Maximum number of differences in an error message.
 MAX_CHANGES = 3
-STATE_FIELDS = ("step", "generators", "evaluated", "best")
-
-
-class RunState:
-    """Position of a run, and saving and restoring of its checkpoints.
-
-    All other state that a step changes is in its `TrainStep`.
-
-    Args:
-        train_step: model, optimizer, schedule and EMA.
-        vocabulary, split: stored in the checkpoints.
-        run_dir: folder of the checkpoints.
-        plan: everything that determines the run's result, stored in the checkpoints.
-
-    Attributes:
-        step: number of steps done.
-        evaluated: step of the last validation.
-        best: score and step of the best validation; None before the first.
-        saved_at: `time.monotonic()` at the last checkpoint, or at the start.
-    """
-
-    def __init__(
-        self,
-        train_step: TrainStep,
-        vocabulary: Vocabulary,
-        split: Split,
-        run_dir: Path,
-        plan: dict[str, Any],
-    ) -> None:
-        self.train_step, self.run_dir = train_step, run_dir
-        self.vocabulary, self.split, self.plan = vocabulary, split, plan
-        self.step, self.evaluated = 0, 0
-        self.best: dict[str, Any] | None = None
-        self.saved_at = time.monotonic()
-        self._context, self._device = train_step.execution.context, train_step.execution.device
-        if not self._context.is_main_process:
-            self._seed_process()
-
-    def record_score(self, score: float) -> bool:
-        """Records the score of a validation; returns whether it is the best so far."""
-        self.evaluated = self.step
-        is_best = self.best is None or score > self.best["score"]
-        if is_best:
-            self.best = {"score": score, "step": self.step}
-        return is_best
-
-    def save(self) -> None:
-        """Writes the run's checkpoint; to be called by all processes.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        states = self._context.all_gather(seeding.rng_state(self._device))
-        position = {name: getattr(self, name) for name in ("step", "evaluated", "best")}
-        state = {**self.train_step.state(), **position, "generators": states, "plan": self.plan}
-        self._context.broadcast(lambda: save_latest(self.run_dir, self._checkpoint(state)))
-        self.saved_at = time.monotonic()
-        logger.debug(f"{self.run_dir}: checkpoint of step {self.step}")
-
-    def save_best(self) -> None:
-        """Writes the current weights as the best checkpoint."""
-        sources = self.plan.get("extra_data", [])
-        best = self._checkpoint({"step": self.step, "sources": sources})
-        self._context.broadcast(lambda: save_checkpoint(self.run_dir / BEST, best))
-
-    def resume(self, checkpoint: Checkpoint, file: Path) -> None:
-        """Restores the state of a checkpoint.
-
-        Args:
-            checkpoint: checkpoint of a run with the same recipe.
-            file: its file, named in errors.
-
-        Raises:
-            InputError: the checkpoint has no training state, or that of another model.
-        """
-        state = checkpoint.state
-        missing = [
-            name for name in (*STATE_FIELDS, *self.train_step.STATE_FIELDS) if name not in state
-        ]
-        if missing:
-            raise bad_field(file, f"state.{missing[0]}", "the state of a training run", "none")
-        try:
-            self.train_step.restore(state, checkpoint.weights)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise bad_field(file, "state", "the state of its recipe's training", reason) from None
-        self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
-        states = state["generators"]
-        if len(states) == self._context.world_size:
-            seeding.set_rng_state(states[self._context.rank], self._device)
-        else:
-            size = self._context.world_size
-            logger.warning(
-                f"{file}: written by {len(states)} processes, resumed with {size}:"
-                " dropout draws other random numbers"
-            )
-            self._seed_process()
-
-    def _seed_process(self) -> None:
-        """Seeds dropout differently in each process; samples are seeded by epoch and index."""
-        seed = self.train_step.recipe.train.seed
-        seeding.manual_seed(seed, self._context.rank, self.step)
-
-    def _checkpoint(self, state: dict[str, Any]) -> Checkpoint:
-        weights = self.train_step.eval_model.state_dict()
-        return Checkpoint(self.train_step.recipe, self.vocabulary, self.split, weights, state)
 
 
 def save_latest(run_dir: Path, checkpoint: Checkpoint) -> None:
@@ -182,21 +69,15 @@ def save_latest(run_dir: Path, checkpoint: Checkpoint) -> None:
             if file.is_file():
                 os.replace(file, run_dir / PREVIOUS)
     except (OSError, RuntimeError) as error:
-        reason = _os_error_reason(error)
-        if reason is None:
+        # torch's writer raises errors of its own after the operating system's.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
             raise
         raise InputError(
-            f"{file}: cannot be written ({reason}); {_remaining_text(run_dir)}"
+            f"{file}: cannot be written ({cause.strerror}); older checkpoints are unchanged"
         ) from None
-
-
-def _os_error_reason(error: BaseException | None) -> str | None:
-    """The operating system's reason in the chain of an error that torch's writer raises."""
-    while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -205,10 +86,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def find_latest_intact(run_dir: Path) -> tuple[Path, str]:
-    """The latest undamaged checkpoint of a run.
-
-    Args:
-        run_dir: run folder with at least one checkpoint.
+    """The latest undamaged checkpoint of a run that has one.
 
     Returns:
         The file, and the error message of a damaged later one ("" without).
@@ -229,11 +107,7 @@ def find_latest_intact(run_dir: Path) -> tuple[Path, str]:
 
 
 def _verify_checksums(file: Path) -> None:
-    """Verifies the checksums in a checkpoint, which torch ignores when loading.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """Verifies the checksums in a checkpoint, which torch ignores when loading."""
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
@@ -243,28 +117,10 @@ def _verify_checksums(file: Path) -> None:
         raise InputError(f"{file}: expected a whole checkpoint, found damage in {damaged}")
 
 
-def _remaining_text(run_dir: Path) -> str:
-    names = [path.name for path in list_checkpoints(run_dir)]
-    return f"unchanged: {' and '.join(names)}" if names else "there is no older checkpoint"
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """Start of a training.
-
-    Attributes:
-        checkpoint: checkpoint to resume; None starts at the first step.
-        message: message for the log, "" without.
-    """
-
-    checkpoint: Path | None
-    message: str = ""
-
-
 @contextmanager
 def claim_run_folder(
     run_dir: Path, plan: dict[str, Any], execution: dict[str, Any], overwrite: bool, resume: str
-) -> Iterator[ResumePoint]:
+) -> Iterator[Path | None]:
     """Locks a run folder while the body runs, and prepares it for this run.
 
     Args:
@@ -273,7 +129,7 @@ def claim_run_folder(
         execution: settings that do not change the result, recorded in `config.json`.
 
     Yields:
-        Where the training starts.
+        The result of `find_resume_point`.
 
     Raises:
         InputError: the folder contains files that are not a run's, another process uses it, or an
@@ -319,7 +175,7 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
 
 def find_resume_point(
     run_dir: Path, plan: dict[str, Any], overwrite: bool, resume: str
-) -> ResumePoint:
+) -> Path | None:
     """Finds the checkpoint to resume, or clears the folder for a new run.
 
     Args:
@@ -330,6 +186,9 @@ def find_resume_point(
         resume: `AUTO` resumes the folder's run; `NEVER` does not; a checkpoint or another run's
             folder is continued unless the folder's run already has a checkpoint.
 
+    Returns:
+        The checkpoint; None starts at the first step.
+
     Raises:
         InputError: the folder contains another run, all its checkpoints are damaged, or the
             checkpoint to continue is of a run with another plan.
@@ -337,32 +196,16 @@ def find_resume_point(
     for stale in run_dir.glob(".*.tmp"):
         stale.unlink()
     file = run_dir / CONFIG_FILE
-    held = read_json(file) if file.is_file() else plan
-    found = held.get("format", "none") if isinstance(held, dict) else type(held).__name__
-    if found != plan.get("format", "none") and not overwrite:
-        raise InputError(
-            f"{file}: format: expected {plan['format']}, found {found}; choose a new folder or give"
-            " --overwrite"
-        )
-    changed = differing_keys(held, plan)
-    if changed and not overwrite:
-        raise InputError(
-            f"{run_dir}: expected a run with the same settings, found another"
-            f" {' and '.join(changed)} ({_describe_changes(held, plan)}); choose a new folder or"
-            " give --overwrite"
-        )
-    if file.is_file() and not changed and resume == NEVER and not overwrite:
-        raise InputError(
-            f"{run_dir}: expected a new folder with --resume never, found this run; choose a new"
-            " folder or give --overwrite"
-        )
+    if file.is_file() and not overwrite:
+        _refuse_other_run(file, plan, resume)
     if is_resumable(run_dir, plan, resume):
         latest, damage = find_latest_intact(run_dir)
         if damage:
             # The next save would keep the damaged file as the previous checkpoint and remove the
             # undamaged one.
             os.replace(run_dir / CHECKPOINT, run_dir / DAMAGED_CHECKPOINT)
-        return ResumePoint(latest, f"{damage}; resuming {latest.name}" if damage else "")
+            logger.warning(f"{damage}; resuming {latest.name}")
+        return latest
     source = None if resume in RESUME_MODES else Path(resume)
     if source is not None:
         source = source / CHECKPOINT if source.is_dir() else source
@@ -374,7 +217,31 @@ def find_resume_point(
     for name in RUN_FOLDERS:
         shutil.rmtree(run_dir / name, ignore_errors=True)
     file.unlink(missing_ok=True)
-    return ResumePoint(source)
+    return source
+
+
+def _refuse_other_run(file: Path, plan: dict[str, Any], resume: str) -> None:
+    """Raises:
+    InputError: the folder's run has another format or plan, or is not to be resumed.
+    """
+    advice = "choose a new folder or give --overwrite"
+    held = read_json(file)
+    found = held.get("format", "none") if isinstance(held, dict) else type(held).__name__
+    if found != plan["format"]:
+        raise InputError(f"{file}: format: expected {plan['format']}, found {found}; {advice}")
+    if changed := differing_keys(held, plan):
+        # Entries outside the plan, such as "execution", do not matter.
+        old, new = _flatten({name: held.get(name) for name in plan}), _flatten(plan)
+        names = sorted(name for name in old | new if old.get(name) != new.get(name))[:MAX_CHANGES]
+        before, after = ({name: each.get(name) for name in names} for each in (old, new))
+        changes = describe_changes(before, after)
+        raise InputError(
+            f"{file.parent}: expected a run with the same settings, found another"
+            f" {' and '.join(changed)} ({changes}); {advice}"
+        )
+    if resume == NEVER:
+        expected = "expected a new folder with --resume never"
+        raise InputError(f"{file.parent}: {expected}, found this run; {advice}")
 
 
 def is_resumable(run_dir: Path, plan: dict[str, Any], resume: str) -> bool:
@@ -385,15 +252,6 @@ def is_resumable(run_dir: Path, plan: dict[str, Any], resume: str) -> bool:
     return bool(list_checkpoints(run_dir))
 
 
-def _describe_changes(held: Any, plan: dict[str, Any]) -> str:
-    """The first differences as text: "recipe.targets.topk: 3, now 5"."""
-    # Entries outside the plan, such as "execution", do not matter.
-    old = _flatten({name: held.get(name) for name in plan} if isinstance(held, dict) else {})
-    new = _flatten(plan)
-    changed = sorted(name for name in old | new if old.get(name) != new.get(name))[:MAX_CHANGES]
-    return describe_changes(*({name: each.get(name) for name in changed} for each in (old, new)))
-
-
 def read_plan_entry(run_dir: Path, name: str) -> Any:
     """An entry of the plan of a folder's run; None if the folder has no run with checkpoints."""
     file = run_dir / CONFIG_FILE
@@ -401,11 +259,7 @@ def read_plan_entry(run_dir: Path, name: str) -> Any:
 
 
 def _check_same_plan(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -> None:
-    """Checks that a checkpoint's run would have given the same result.
-
-    Raises:
-        InputError: its plan differs from `plan`.
-    """
+    """Checks that a checkpoint's run would have given the same result."""
     if "plan" not in checkpoint.state:
         raise bad_field(file, "state", "that of a training run", "weights alone")
     held, wanted = (_flatten(value) for value in (checkpoint.state["plan"], plan))
