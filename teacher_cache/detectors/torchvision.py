@@ -386,17 +386,12 @@ def match_batch_norm(model: nn.Module, name: str, state: Mapping[str, Tensor]) -
     """
     if any(key.endswith("num_batches_tracked") for key in state):
         return model
-    _freeze_batch_norm(model, 0.0 if name in ZERO_EPSILON_MODELS else None)
+    for parent in list(model.modules()):
+        for key, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                epsilon = 0.0 if name in ZERO_EPSILON_MODELS else child.eps
+                setattr(parent, key, FrozenBatchNorm2d(child.num_features, epsilon))
     return model
-
-
-def _freeze_batch_norm(module: nn.Module, epsilon: float | None) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            eps = child.eps if epsilon is None else epsilon
-            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps))
-        else:
-            _freeze_batch_norm(child, epsilon)
 
 
 def toy_detector(num_objects: int) -> FasterRCNN:

@@ -162,7 +162,7 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
         torch.set_num_threads(config.threads)
     vocabulary, annotations, extraction = data.vocabulary, data.annotations, config.extraction
     prompts = interaction_prompts(vocabulary, config.templates)
-    # Regions are resampled by matrix products; TF32 would change them by several grey levels.
+    # The text encoder runs in float32; TF32 would change its embeddings.
     device = configure_device(
         resolve_device(config.device), config.clip.precision, exact_matmul=True
     )

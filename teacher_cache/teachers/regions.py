@@ -7,8 +7,6 @@ differ from PIL's by one at most.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,17 +22,8 @@ from pipeline.utils.errors import InputError
 RESAMPLING_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Images and padded squares above this size are not resized as a whole.
 MAX_PIXELS = 2**24
-# Keys' cubic kernel with a = -0.5, PIL's bicubic; its radius is 2 pixels.
-CUBIC_A = -0.5
-CUBIC_RADIUS = 2.0
-# Regions that `resample_regions` resizes at once.
-MAX_REGIONS = 32
-# Limits the intermediate tensors of `resample_regions`. Computing the weights of one input row or
-# column takes six float32 numbers per output pixel of each region. An input row itself is stored
-# twice, before and after it is rearranged, in three colours.
-MAX_BYTES = 2**28
-BYTES_PER_COLUMN = 4 * 6
-BYTES_PER_ROW = BYTES_PER_COLUMN + 4 * 6
+# Reduction factor up to which torch's GPU kernels have enough shared memory.
+MAX_GPU_DOWNSCALE = 64
 # torch rounds its weights for uint8 images to fewer bits than PIL. From this reduction factor on no
 # weight exceeds a half, and the results differ by one grey level at most.
 MIN_DOWNSCALE = 2
@@ -201,11 +190,11 @@ def crop_regions(
     device: torch.device,
     interpolation: str = "bicubic",
 ) -> Tensor:
-    """Crops regions and resizes them to CLIP's input size, on the device where this is possible.
+    """Crops regions and resizes them to CLIP's input size: with torch on the device, or with PIL.
 
     For a GPU only the image is copied to the device. PIL resizes stretched regions, because the
-    order of its two passes differs between its versions; with a GPU also regions of huge images and
-    bilinear ones, which `resample_regions` does not support.
+    order of its two passes differs between its versions, those that torch's kernels cannot resize
+    in bounded memory, and on a CPU small ones, for which it is more exact.
 
     Args:
         image: RGB.
@@ -219,187 +208,63 @@ def crop_regions(
         (R, 3, size, size) uint8.
     """
     on_cpu = device.type == "cpu"
-    is_huge = image.width * image.height > MAX_PIXELS
-    if mode.name == "stretch" or (not on_cpu and (is_huge or interpolation != "bicubic")):
-        regions = crop_regions_pil(image, boxes, size, mode, interpolation)
-        stacked = np.stack(regions) if regions else np.zeros((0, size, size, 3), np.uint8)
-        tensor = torch.from_numpy(stacked).permute(0, 3, 1, 2)
-        return tensor if on_cpu else tensor.pin_memory().to(device, non_blocking=True)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     corners = round_boxes(image, boxes, mode.context)
-    if on_cpu:
-        return _crop_regions_cpu(image, pixels, corners, size, interpolation)
-    pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return resample_regions(pixels, np.array(corners, dtype=np.int64).reshape(-1, 4), size)
-
-
-def _crop_regions_cpu(
-    image: Image.Image,
-    pixels: Tensor,
-    corners: Sequence[tuple[int, int, int, int]],
-    size: int,
-    interpolation: str,
-) -> Tensor:
-    """Crops, pads and resizes on a CPU: large regions with torch, which is faster than PIL."""
-    out = torch.empty((len(corners), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    for index, (left, top, right, bottom) in enumerate(corners):
+    pixels = _to_device(np.array(image), device).permute(2, 0, 1)
+    out = torch.empty((len(corners), size, size, 3), dtype=torch.uint8, device=device)
+    for region, box in zip(out, corners, strict=True):
+        left, top, right, bottom = box
         width, height = right - left, bottom - top
         side = max(width, height)
-        # The padded square of a tall, narrow region may have thousands of times its pixels;
-        # `resample_regions` computes the result without it.
-        is_huge_square = width < side and height * side > MAX_PIXELS
-        if is_huge_square and height * width <= MAX_PIXELS and interpolation == "bicubic":
-            out[index] = resample_regions(pixels, np.array(corners[index : index + 1]), size)[0]
-        elif side < MIN_DOWNSCALE * size or is_huge_square:
-            region = pad_and_resize(image, corners[index], size, interpolation)
-            out[index] = torch.from_numpy(region.copy()).permute(2, 0, 1)
+        if on_cpu:
+            use_pil = side < MIN_DOWNSCALE * size or (width < side and height * side > MAX_PIXELS)
+        else:
+            use_pil = side > MAX_GPU_DOWNSCALE * size or height * side > MAX_PIXELS
+        if mode.name == "stretch":
+            stretched = resize(image.crop(box), size, size, interpolation)
+            region.copy_(_to_device(np.array(stretched), device))
+        elif use_pil:
+            padded = pad_and_resize(image, box, size, interpolation)
+            region.copy_(_to_device(padded.copy(), device))
         else:
             crop = pixels[None, :, top:bottom, left:right]
-            if width < side:
-                crop = _centre_pad_tensor(crop, height, side)
-            # Horizontally first, before black rows are added, as in `pad_and_resize`.
-            if height < side:
-                crop = _centre_pad_tensor(_downscale(crop, height, size, interpolation), side, size)
-            out[index] = _downscale(crop, size, size, interpolation)[0]
-    return out
+            region.copy_(_pad_and_resize_tensor(crop, size, interpolation)[0].permute(1, 2, 0))
+    return out.permute(0, 3, 1, 2)
 
 
-def _downscale(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    return functional.interpolate(pixels, (height, width), mode=interpolation, antialias=True)
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copies an array without waiting for a GPU."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _pad_and_resize_tensor(crop: Tensor, size: int, interpolation: str) -> Tensor:
+    """`pad_and_resize` of a (1, 3, h, w) uint8 crop on its device: (1, 3, size, size)."""
+    height, width = crop.shape[2:]
+    side = max(width, height)
+    if width < side:
+        crop = _centre_pad_tensor(crop, height, side)
+    # Horizontally first, before black rows are added, as in `pad_and_resize`.
+    if height < side:
+        crop = _centre_pad_tensor(_resize_tensor(crop, height, size, interpolation), side, size)
+    elif crop.device.type != "cpu":
+        # Two passes, between which PIL rounds.
+        crop = _resize_tensor(crop, height, size, interpolation)
+    return _resize_tensor(crop, size, size, interpolation)
+
+
+def _resize_tensor(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    # torch resizes uint8 on a CPU only.
+    source = pixels if pixels.device.type == "cpu" else pixels.float()
+    resized = functional.interpolate(source, (height, width), mode=interpolation, antialias=True)
+    if resized.dtype != torch.uint8:
+        resized = resized.add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return resized
 
 
 def _centre_pad_tensor(pixels: Tensor, height: int, width: int) -> Tensor:
     """Pads (1, 3, h, w) uint8 with black to (1, 3, height, width), the image in the middle."""
     # Channels last in memory: torch has a fast path for resizing such uint8 images.
-    canvas = torch.zeros((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    canvas = pixels.new_zeros((1, height, width, 3)).permute(0, 3, 1, 2)
     left, top = (width - pixels.shape[3]) // 2, (height - pixels.shape[2]) // 2
     canvas[:, :, top : top + pixels.shape[2], left : left + pixels.shape[3]] = pixels
     return canvas
-
-
-def resample_regions(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
-    """Crops, pads with black to squares and resizes bicubically by matrix products.
-
-    The result equals that of PIL up to one grey level: like PIL it resizes horizontally first and
-    rounds to integers between the two passes.
-
-    Args:
-        image: (3, h, w) uint8 on the device.
-        corners: (R, 4) int64, left, top, right, bottom in whole pixels inside the image.
-        size: side of the output in pixels.
-
-    Returns:
-        (R, 3, size, size) uint8.
-    """
-    if not len(corners):
-        return image.new_zeros((0, 3, size, size))
-    longest_side = (corners[:, 2:] - corners[:, :2]).max()
-    count = min(max(MAX_BYTES // int(BYTES_PER_ROW * size * longest_side), 1), MAX_REGIONS)
-    parts = [
-        _resample(image, corners[start : start + count], size)
-        for start in range(0, len(corners), count)
-    ]
-    return torch.cat(parts)
-
-
-def _resample(image: Tensor, corners: np.ndarray, size: int) -> Tensor:
-    """`resample_regions` for regions that fit the memory limit together."""
-    left, top = corners[:, :2].min(axis=0).tolist()
-    right, bottom = corners[:, 2:].max(axis=0).tolist()
-    count, height, width = len(corners), bottom - top, right - left
-    # CUDA copies up to 64 KiB from pageable memory without waiting for the device.
-    regions = torch.from_numpy(corners - [left, top, left, top])
-    regions = regions.to(image.device, non_blocking=True)
-    first, end = regions[:, :2], regions[:, 2:]
-    side = (end - first).amax(dim=1)
-    start = first - (side[:, None] - (end - first)) // 2
-    # From the host's copy: reading it from the device would wait for all queued work.
-    longest_side = int((corners[:, 2:] - corners[:, :2]).max())
-    kernel_sums = _kernel_sums(side, longest_side, size)
-
-    def weights(axis: int, begin: int, stop: int) -> Tensor:
-        pixels = torch.arange(begin, stop, device=image.device)
-        return _resampling_weights(
-            start[:, axis], side, first[:, axis], end[:, axis], pixels, kernel_sums
-        )
-
-    # float32: in half precision, pixels beside edges, where the kernel overshoots, are off by two
-    # grey levels.
-    result = torch.zeros((count, size, 3 * size), device=image.device)
-    rows_at_once = max(1, MAX_BYTES // (BYTES_PER_ROW * count * size))
-    columns_at_once = max(1, MAX_BYTES // (BYTES_PER_COLUMN * count * size))
-    for upper in range(0, height, rows_at_once):
-        lower = min(upper + rows_at_once, height)
-        # (3 h, w) x (w, R size): each image row for all regions at once.
-        rows = torch.zeros((3 * (lower - upper), count * size), device=image.device)
-        for begin in range(0, width, columns_at_once):
-            stop = min(begin + columns_at_once, width)
-            pixels = image[:, top + upper : top + lower, left + begin : left + stop].float()
-            row_weights = weights(0, begin, stop).view(-1, stop - begin)
-            rows.addmm_(pixels.reshape(-1, stop - begin), row_weights.T)
-        rows = _round_pixels(rows).view(3, lower - upper, count, size).permute(2, 1, 0, 3)
-        result.baddbmm_(weights(1, upper, lower), rows.reshape(count, -1, 3 * size))
-    return _round_pixels(result).view(-1, size, 3, size).transpose(1, 2).to(torch.uint8)
-
-
-def _round_pixels(values: Tensor) -> Tensor:
-    return values.add_(0.5).floor_().clamp_(0, 255)
-
-
-def _resampling_scales(side: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(R, 1, 1) input pixels per output pixel, and the factor by which the kernel is widened."""
-    scale = (side.float() / size).view(-1, 1, 1)
-    return scale, scale.clamp(min=1)
-
-
-def _kernel_sums(side: Tensor, longest_side: int, size: int) -> Tensor:
-    """(R, size, 1) float32: for each output pixel, the kernel summed over the padded square.
-
-    The weights are divided by it. It has to include the padding, so it is not the sum of the
-    weights of the region's own pixels.
-
-    Args:
-        side: (R,) int64, sides of the squares.
-        longest_side: the largest of them.
-        size: number of output pixels.
-    """
-    scale, kernel_scale = _resampling_scales(side, size)
-    # Upper bound of the number of input pixels with a weight for one output pixel.
-    support = 2 * math.ceil(CUBIC_RADIUS * max(longest_side / size, 1)) + 2
-    offsets = torch.arange(support, device=side.device)
-    parts = []
-    at_once = max(1, MAX_BYTES // (BYTES_PER_COLUMN * len(side) * support))
-    for outputs in torch.arange(size, device=side.device).split(at_once):
-        centres = (outputs.view(1, -1, 1) + 0.5) * scale
-        pixels = (centres - CUBIC_RADIUS * kernel_scale).floor() + offsets
-        in_square = (pixels >= 0) & (pixels < side.view(-1, 1, 1))
-        kernel = _cubic_kernel((pixels + 0.5 - centres) / kernel_scale) * in_square
-        parts.append(kernel.sum(2, keepdim=True))
-    return torch.cat(parts, dim=1)
-
-
-def _resampling_weights(
-    start: Tensor, side: Tensor, first: Tensor, end: Tensor, pixels: Tensor, kernel_sums: Tensor
-) -> Tensor:
-    """(R, size, P) float32: weights of input pixels for each output pixel along one axis.
-
-    Args:
-        start, side: (R,) int64, first coordinate and side of the padded squares.
-        first, end: (R,) int64, half-open range of the regions' own pixels.
-        pixels: (P,) int64, coordinates of the input pixels.
-        kernel_sums: (R, size, 1), see `_kernel_sums`.
-    """
-    size = kernel_sums.shape[1]
-    scale, kernel_scale = _resampling_scales(side, size)
-    centres = (torch.arange(size, device=start.device).view(1, -1, 1) + 0.5) * scale
-    in_region = (pixels >= first.view(-1, 1, 1)) & (pixels < end.view(-1, 1, 1))
-    positions = (pixels - start.view(-1, 1, 1) + 0.5) / kernel_scale
-    return _cubic_kernel(positions - centres / kernel_scale).div_(kernel_sums).mul_(in_region)
-
-
-def _cubic_kernel(distance: Tensor) -> Tensor:
-    """Keys' kernel, a piecewise cubic polynomial of the distance (IEEE TASSP 29, 1981)."""
-    x = distance.abs()
-    near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * CUBIC_A
-    return torch.where(x < 1, near, torch.where(x < CUBIC_RADIUS, far, 0))

@@ -2,17 +2,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.teachers import regions
 from teacher_cache.teachers.regions import (
-    MAX_REGIONS,
     RegionMode,
     crop_regions,
     crop_regions_pil,
-    resample_regions,
     union_regions,
     whole_image_region,
 )
@@ -131,57 +128,6 @@ def random_boxes(rng, width, height, count):
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     boxes[:2] = [[0, 0, width, height], [width - 1, height - 1, width, height]]
     return boxes
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "size"), [(320, 240, 64), (33, 250, 96), (40, 30, 112), (1, 1, 32)]
-)
-def test_resampled_regions_differ_from_pil_by_one_grey_level_at_most(width, height, size):
-    rng = np.random.default_rng(0)
-    pixels, boxes = random_pixels(rng, width, height), random_boxes(rng, width, height, 12)
-    expected = np.stack(crop_regions_pil(Image.fromarray(pixels), boxes, size, RegionMode()))
-    found = resample_regions(torch.from_numpy(pixels).permute(2, 0, 1), boxes, size)
-    difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected)
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 2e-3
-
-
-def test_resampling_in_several_steps_keeps_the_order():
-    rng = np.random.default_rng(5)
-    image = torch.from_numpy(random_pixels(rng, 50, 40)).permute(2, 0, 1)
-    boxes = random_boxes(rng, 50, 40, 2 * MAX_REGIONS + 3)
-    results = resample_regions(image, boxes, 16)
-    assert resample_regions(image, boxes[:0], 16).shape == (0, 3, 16, 16)
-    for index in (0, MAX_REGIONS, len(boxes) - 1):
-        alone = resample_regions(image, boxes[index : index + 1], 16)
-        assert (results[index].int() - alone[0].int()).abs().max() <= 1
-
-
-class LargestResult(TorchDispatchMode):
-    """Records the size in bytes of the largest tensor that an operator returns."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.bytes = max(self.bytes, result.nbytes)
-        return result
-
-
-@pytest.mark.parametrize(("width", "height"), [(300, 200), (3, 9000), (9000, 3), (1, 1)])
-def test_memory_of_resampling_is_limited(monkeypatch, width, height):
-    rng = np.random.default_rng(2)
-    image = torch.from_numpy(random_pixels(rng, width, height)).permute(2, 0, 1)
-    boxes = random_boxes(rng, width, height, 5)
-    expected = resample_regions(image, boxes, 24)
-    monkeypatch.setattr(regions, "MAX_BYTES", 200_000)
-    with LargestResult() as largest:
-        found = resample_regions(image, boxes, 24)
-    difference = (found.int() - expected.int()).abs()
-    assert difference.max() <= 1 and (difference > 0).float().mean() < 5e-3
-    # The float32 copy of the image is not part of the limit.
-    assert largest.bytes <= max(200_000, 4 * image.numel())
 
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.4"])
