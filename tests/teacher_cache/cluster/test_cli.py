@@ -33,61 +33,29 @@ def configured(monkeypatch):
     return configs
 
 
+NO_LIMITS = SlurmJobs(cores=None, memory=None, walltime=None)
+RESOURCES = {"jobs": 8, "cores": 6, "memory": "20GB", "walltime": "1-0", "gres": "gpu:1"}
+NAMES = {"queue": "gpu", "account": "ai", "interface": "ib0"}
+LINES = {"prologue": ("one", "two"), "directives": ("--exclusive",)}
+
+
 @pytest.mark.parametrize(
     "options, mode, share, threads",
     [
-        ([], None, None, None),
-        (["--workers", "0"], InProcess(), None, None),
-        (["--workers", "3", "--threads", "2"], LocalWorkers(3), None, 2),
-        (["--scheduler", "tcp://a:8786"], RunningCluster("tcp://a:8786"), None, None),
-        (["--array", "1/4"], None, ArrayShare(1, 4), None),
-        (["--array", "1/4", "--workers", "2"], LocalWorkers(2), ArrayShare(1, 4), None),
-        (["--array", "--strict"], None, ArrayShare(2, 8), None),
-        (["--array", "slurm"], None, ArrayShare(2, 8), None),
-        (["--slurm"], SlurmJobs(), None, None),
+        ("", None, None, None),
+        ("--workers 0", InProcess(), None, None),
+        ("--workers 3 --threads 2", LocalWorkers(3), None, 2),
+        ("--scheduler tcp://a:8786", RunningCluster("tcp://a:8786"), None, None),
+        ("--array 1/4", None, ArrayShare(1, 4), None),
+        ("--array 1/4 --workers 2", LocalWorkers(2), ArrayShare(1, 4), None),
+        ("--array --strict", None, ArrayShare(2, 8), None),
+        ("--array slurm", None, ArrayShare(2, 8), None),
+        ("--slurm", SlurmJobs(), None, None),
+        ("--slurm --cores none --memory None --walltime none", NO_LIMITS, None, None),
         (
-            ["--slurm", "--cores", "none", "--memory", "None", "--walltime", "none"],
-            SlurmJobs(cores=None, memory=None, walltime=None),
-            None,
-            None,
-        ),
-        (
-            [
-                "--slurm",
-                "--jobs",
-                "8",
-                "--cores",
-                "6",
-                "--memory",
-                "20GB",
-                "--walltime",
-                "1-0",
-                "--queue",
-                "gpu",
-                "--account",
-                "ai",
-                "--gres",
-                "gpu:1",
-                "--prologue",
-                "one",
-                "--prologue",
-                "two",
-                "--directive=--exclusive",
-                "--interface",
-                "ib0",
-            ],
-            SlurmJobs(
-                jobs=8,
-                cores=6,
-                memory="20GB",
-                walltime="1-0",
-                queue="gpu",
-                account="ai",
-                gres="gpu:1",
-                prologue=("one", "two"),
-                directives=("--exclusive",),
-                interface="ib0",
-            ),
+            "--slurm --jobs 8 --cores 6 --memory 20GB --walltime 1-0 --queue gpu --account ai"
+            " --gres gpu:1 --prologue one --prologue two --directive=--exclusive --interface ib0",
+            SlurmJobs(**RESOURCES, **NAMES, **LINES),
             None,
             None,
         ),
@@ -96,7 +64,7 @@ def configured(monkeypatch):
 def test_modes(run, configured, monkeypatch, options, mode, share, threads):
     for name, value in (("ID", "2"), ("MIN", "0"), ("COUNT", "8")):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert run(*options).returncode == 0
+    assert run(*options.split()).returncode == 0
     (config,) = configured
     assert (config.mode, config.share, config.threads) == (mode, share, threads)
 
@@ -104,34 +72,31 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
 @pytest.mark.parametrize(
     "options, text",
     [
-        (["--workers", "2", "--slurm"], "--workers: expected alone, found --slurm too"),
-        (["--scheduler", "a:1", "--slurm"], "--scheduler: expected alone, found --slurm too"),
-        (["--array", "0/2", "--slurm"], "--array: expected alone, found --slurm too"),
-        (["--array", "2/2"], "--array: expected I/N with I from 0 to N-1, found 2/2"),
-        (["--array"], "--array: expected I/N or a job of a SLURM array"),
-        (["--queue", "gpu"], "--queue: expected together with --slurm, found alone"),
-        (["--directive", "x"], "--directive: expected together with --slurm"),
-        (["--log-folder", "x", "--workers", "1"], "--log-folder: expected together with --slurm"),
-        (["--dry-run"], "--dry-run: expected together with --slurm"),
-        (["--slurm", "--walltime", "4h"], "--walltime: expected SLURM's form"),
-        (["--slurm", "--memory", "lots"], "--memory: expected a size such as 16GB, found lots"),
-        (["--slurm", "--dry-run", "--memory", "lots"], "--memory: expected a size"),
-        (["--slurm", "--dry-run", "--memory", ""], "--memory: expected a size"),
-        (["--slurm", "--dry-run", "--memory", "16"], "--memory: expected a size"),
-        (["--slurm", "--dry-run", "--memory", "nan"], "--memory: expected a size"),
-        (["--slurm", "--memory", "1e400GB"], "--memory: expected a size"),
-        (["--slurm", "--memory=-5GB"], "--memory: expected a size"),
-        (["--slurm", "--cores", "0"], "--cores"),
-        (["--slurm"], "--slurm: expected SLURM's sbatch on this machine, found none"),
-        (["--workers", "-1"], "--workers"),
-        (["--threads", "0"], "--threads"),
-        (["--jobs", "0", "--slurm"], "--jobs"),
+        ("--workers 2 --slurm", "--workers: expected alone, found --slurm too"),
+        ("--scheduler a:1 --slurm", "--scheduler: expected alone, found --slurm too"),
+        ("--array 0/2 --slurm", "--array: expected alone, found --slurm too"),
+        ("--array 2/2", "--array: expected I/N with I from 0 to N-1, found 2/2"),
+        ("--array", "--array: expected I/N or a job of a SLURM array"),
+        ("--queue gpu", "--queue: expected together with --slurm, found alone"),
+        ("--directive x", "--directive: expected together with --slurm"),
+        ("--dry-run", "--dry-run: expected together with --slurm"),
+        ("--slurm --walltime 4h", "--walltime: expected SLURM's form"),
+        ("--slurm --memory lots", "--memory: expected a size such as 16GB, found lots"),
+        ("--slurm --dry-run --memory=", "--memory: expected a size"),
+        ("--slurm --dry-run --memory 16", "--memory: expected a size"),
+        ("--slurm --dry-run --memory nan", "--memory: expected a size"),
+        ("--slurm --memory=-5GB", "--memory: expected a size"),
+        ("--slurm --cores 0", "--cores"),
+        ("--slurm", "--slurm: expected SLURM's sbatch on this machine, found none"),
+        ("--workers -1", "--workers"),
+        ("--threads 0", "--threads"),
+        ("--jobs 0 --slurm", "--jobs"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(run, monkeypatch, tmp_path, options, text):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
-    done = run(*options)
+    done = run(*options.split())
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and text in done.stderr
 
@@ -169,36 +134,30 @@ def test_directives_are_options_of_sbatch(run, text):
     assert done.returncode == 2 and "--directive: expected an option of sbatch" in line
 
 
-@pytest.mark.parametrize(
-    ("options", "memory"),
-    [
-        ([], ["--mem=15G"]),
-        (["--memory", "none"], []),
-        (["--memory", "0"], ["--mem=0"]),
-        (["--directive=--mem-per-cpu=4G"], ["--mem-per-cpu=4G"]),
-        (["--directive", "--exclusive --mem-per-gpu 40G"], ["--exclusive --mem-per-gpu 40G"]),
-        (["--memory", "8GB", "--directive=--mem=9G"], ["--mem=9G"]),
-        (["--directive=#SBATCH --mem=3G"], ["--mem=3G"]),
-        (["--directive=--mem-bind=local"], ["--mem=15G", "--mem-bind=local"]),
-    ],
-)
-def test_memory_of_jobs(run, options, memory):
-    lines = run("--slurm", "--dry-run", *options).stdout.splitlines()
-    found = [line for line in lines if line.startswith("#SBATCH") and "--mem" in line]
-    assert found == [f"#SBATCH {text}" for text in memory]
+TIME = ("--cpus-per-task=4", "--time=04:00:00")
 
 
 @pytest.mark.parametrize(
-    ("options", "kept"),
+    ("options", "directives"),
     [
-        (["--cores", "none", "--walltime", "none"], []),
-        (["--directive=-c8", "--directive=--time=2:00:00"], ["-c8", "--time=2:00:00"]),
+        ([], ["--cpus-per-task=4", "--mem=15G", "--time=04:00:00"]),
+        (["--cores", "none", "--memory", "none", "--walltime", "none"], []),
+        (["--memory", "0"], ["--cpus-per-task=4", "--mem=0", "--time=04:00:00"]),
+        (["--directive=--mem-per-cpu=4G"], [*TIME, "--mem-per-cpu=4G"]),
+        (["--directive", "--exclusive --mem-per-gpu 4G"], [*TIME, "--exclusive --mem-per-gpu 4G"]),
+        (["--directive=#SBATCH --mem=3G"], [*TIME, "--mem=3G"]),
+        (["--directive=-c8", "--directive=--time=2:00:00"], ["--mem=15G", "-c8", "--time=2:00:00"]),
+        (
+            ["--directive=--mem-bind=local"],
+            ["--cpus-per-task=4", "--mem=15G", "--time=04:00:00", "--mem-bind=local"],
+        ),
     ],
 )
-def test_cores_and_time_limit_of_the_site_or_a_directive(run, options, kept):
+def test_resources_of_jobs(run, options, directives):
+    """A directive replaces the option that sets the same resource."""
     lines = run("--slurm", "--dry-run", *options).stdout.splitlines()
-    prefixes = ("#SBATCH -c", "#SBATCH --cpus-per-task", "#SBATCH -t", "#SBATCH --time")
-    assert [line for line in lines if line.startswith(prefixes)] == [f"#SBATCH {x}" for x in kept]
+    found = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    assert [text for text in found if not text.startswith(("--job", "--nt", "--out"))] == directives
 
 
 def test_slurm_options_in_a_configuration_file_do_not_select_slurm(run, configured, tmp_path):

@@ -1,7 +1,8 @@
 """Builds in jobs of a real SLURM with two nodes on this machine, some of which are cancelled."""
 
+import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,54 +18,33 @@ NUM_IMAGES = 240
 SMALL = ("--cores", 1, "--memory", "1GB", "--walltime", "00:30:00")
 
 
-@dataclass(frozen=True)
-class BuildCase:
-    """A build command and the cache that it must produce.
-
-    Attributes:
-        args: arguments of `eoid-cache build` except the cache folder.
-        reference: cache of the same settings, built in one process without interruption.
-    """
-
-    args: tuple[str, ...]
-    reference: Path
-
-
 @pytest.fixture(scope="module")
-def build_case(slurm, shared_dataset, extraction, tmp_path_factory):
+def build_args(slurm, shared_dataset, extraction, tmp_path_factory):
+    """Arguments of `eoid-cache build` except the cache folder."""
     folder = tmp_path_factory.mktemp("many")
     root = folder / "toy"
     write_toy(root, train=NUM_IMAGES, test=1, seed=3)
-    models = {name: shared_dataset / name for name in ("detector.safetensors", "teacher")}
-    pairing = extraction.pairing
-    options = {
-        "detector": "toy",
-        "detector-weights": models["detector.safetensors"],
-        "clip-model": models["teacher"],
-        "person-threshold": pairing.person_threshold,
-        "object-threshold": pairing.object_threshold,
-        "max-people": pairing.max_people,
-        "max-objects": pairing.max_objects,
+    for name in ("detector.safetensors", "dataset.toml"):
+        shutil.copy(shared_dataset / name, root)
+    shutil.copytree(shared_dataset / "teacher", root / "teacher")
+    settings = {
+        **asdict(extraction.pairing),
         "batch-size": extraction.regions_per_batch,
         "detector-batch-size": extraction.images_per_batch,
         "images-per-shard": 1,
-        "device": "cpu",
     }
-    build_cache(
-        BuildConfig(
-            root,
-            folder / "cache",
-            detector="toy",
-            detector_weights=str(models["detector.safetensors"]),
-            clip_model=str(models["teacher"]),
-            extraction=extraction,
-            images_per_shard=1,
-            threads=1,
-            device="cpu",
-        )
-    )
-    args = [arg for name, value in options.items() for arg in (f"--{name}", str(value))]
-    return BuildCase((str(root), *args), folder / "cache")
+    lines = [f"{name} = {value}\n" for name, value in settings.items()]
+    (folder / "config.toml").write_text('device = "cpu"\n' + "".join(lines))
+    return str(root), "--config", str(folder / "config.toml")
+
+
+@pytest.fixture(scope="module")
+def reference(build_args, extraction, tmp_path_factory):
+    """A cache of the same settings, built in one process without interruption."""
+    out = tmp_path_factory.mktemp("reference") / "cache"
+    options = {"extraction": extraction, "images_per_shard": 1, "threads": 1, "device": "cpu"}
+    build_cache(BuildConfig(Path(build_args[0]), out, **options))
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +59,12 @@ def shards(cache):
     return sorted(path.name for path in (cache / SHARDS).glob("*.h5"))
 
 
-def test_workers_in_jobs_one_of_which_is_cancelled(slurm, build_case, tmp_path, contents):
+def test_workers_in_jobs_one_of_which_is_cancelled(
+    slurm, build_args, reference, tmp_path, contents
+):
     out = tmp_path / "cache"
     options = ("--slurm", "--jobs", 2, *SMALL, "--directive=--job-name=workers")
-    command = ("eoid-cache", "build", *build_case.args, "--out", out, *options)
+    command = ("eoid-cache", "build", *build_args, "--out", out, *options)
     with subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as builder:
@@ -94,15 +76,17 @@ def test_workers_in_jobs_one_of_which_is_cancelled(slurm, build_case, tmp_path, 
     assert builder.returncode == 0, output
     assert slurm.end(running[0]) == "CANCELLED"
     assert f"{NUM_IMAGES} images" in output.splitlines()[-1]
-    assert contents(out) == contents(build_case.reference)
+    assert contents(out) == contents(reference)
     # No job is left in the queue, and each one has written a log.
     assert slurm("squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%i") == ""
     assert len(list((out / "logs").iterdir())) >= 2
 
 
-def test_an_array_one_of_whose_jobs_is_cancelled(slurm, build_case, scripts, tmp_path, contents):
+def test_an_array_one_of_whose_jobs_is_cancelled(
+    slurm, build_args, reference, scripts, tmp_path, contents
+):
     out = tmp_path / "cache"
-    job = (scripts / "cache_array.sbatch", *build_case.args, "--out", out)
+    job = (scripts / "cache_array.sbatch", *build_args, "--out", out)
     resources = ("--cpus-per-task=1", "--mem=1G")
     array = slurm.submit("--array=1-3", *resources, *job)
     # The second job makes shards 1, 4, 7, ...
@@ -111,23 +95,21 @@ def test_an_array_one_of_whose_jobs_is_cancelled(slurm, build_case, scripts, tmp
     states = [slurm.end(f"{array}_{number}") for number in (1, 2, 3)]
     assert states == ["COMPLETED", "CANCELLED", "COMPLETED"]
     assert not (out / MANIFEST).exists()
-    missing = sorted(
-        {path.name for path in (build_case.reference / SHARDS).iterdir()} - set(shards(out))
-    )
+    missing = sorted({path.name for path in (reference / SHARDS).iterdir()} - set(shards(out)))
     assert missing and all(int(name[:5]) % 3 == 1 for name in missing)
     result = subprocess.run(["eoid-cache", "verify", out], capture_output=True, text=True)
     assert result.returncode == 2 and missing[0] in result.stdout + result.stderr
     again = slurm.submit("--array=2", *resources, *job)
     assert slurm.end(f"{again}_2") == "COMPLETED"
-    assert contents(out) == contents(build_case.reference)
+    assert contents(out) == contents(reference)
     subprocess.run(["eoid-cache", "verify", out], check=True)
 
 
 def test_a_job_near_its_time_limit_is_requeued_and_resumes(
-    slurm, build_case, scripts, tmp_path, contents
+    slurm, build_args, reference, scripts, tmp_path, contents
 ):
     out = tmp_path / "cache"
-    args = (scripts / "cache.sbatch", *build_case.args, "--out", out)
+    args = (scripts / "cache.sbatch", *build_args, "--out", out)
     job = slurm.submit("--cpus-per-task=1", "--mem=1G", *args)
     log = f"eoid-cache-{job}.log"
     slurm.wait(lambda: len(shards(out)) >= 2, lambda: slurm.log(log))
@@ -137,38 +119,28 @@ def test_a_job_near_its_time_limit_is_requeued_and_resumes(
     assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
     assert f"job {job} is requeued" in slurm.log(log)
     assert f"of {NUM_IMAGES} images" in slurm.log(log).split("resuming after ")[1]
-    assert contents(out) == contents(build_case.reference)
+    assert contents(out) == contents(reference)
 
 
-def test_a_build_in_a_job_that_submits_worker_jobs(slurm, build_case, scripts, tmp_path, contents):
+def test_a_build_in_a_job_that_submits_worker_jobs(
+    slurm, build_args, reference, scripts, tmp_path, contents
+):
     """The worker jobs have the site's default cores, memory and time limit."""
     out = tmp_path / "cache"
     defaults = ("--cores", "none", "--memory", "none", "--walltime", "none")
-    args = (*build_case.args, "--out", out, "--slurm", "--jobs", 2, *defaults)
+    args = (*build_args, "--out", out, "--slurm", "--jobs", 2, *defaults)
     resources = ("--cpus-per-task=1", "--mem=1G")
     job = slurm.submit(*resources, scripts / "cache.sbatch", *args)
     log = f"eoid-cache-{job}.log"
     assert slurm.end(job, lambda: slurm.log(log)) == "COMPLETED", slurm.log(log)
-    assert contents(out) == contents(build_case.reference)
+    assert contents(out) == contents(reference)
+    # SLURM told the workers when their jobs end.
+    assert not any("repeats its shard" in log.read_text() for log in (out / "logs").iterdir())
 
 
-def test_lifetime_within_a_job(slurm):
-    code = "from teacher_cache.cluster.modes import print_job_lifetime as p; p()"
-    for limit in ("--time=60", "--time=UNLIMITED"):
-        job = slurm.submit(limit, "--output=lifetime-%j.log", "--wrap", f"python -c '{code}'")
-        assert slurm.end(job) == "COMPLETED"
-        words = slurm.log(f"lifetime-{job}.log").split()
-        if limit == "--time=60":
-            # 3,600 seconds less the margin and what SLURM and Python took to start.
-            seconds = int(words[words.index("--lifetime") + 1].removesuffix("s"))
-            assert 0.8 * 3600 < seconds < 3600
-        else:
-            assert "repeats" not in words
-
-
-def test_jobs_that_slurm_rejects(slurm, build_case, tmp_path):
+def test_jobs_that_slurm_rejects(slurm, build_args, tmp_path):
     options = ("--slurm", "--queue", "nowhere", *SMALL)
-    command = ("eoid-cache", "build", *build_case.args, "--out", tmp_path / "cache", *options)
+    command = ("eoid-cache", "build", *build_args, "--out", tmp_path / "cache", *options)
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
