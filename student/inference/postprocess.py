@@ -83,16 +83,15 @@ def select_detections(
     top_scores, top, labels = top_entries(outputs, valid, bool(vocabulary.roles), max_detections)
     pairs = torch.stack([outputs["pred_human_boxes"], outputs["pred_object_boxes"]], dim=2)
 
-    host_scores, host_top, host_labels = (
-        tensor.cpu().numpy() for tensor in (top_scores, top, labels)
-    )
     host_boxes = box_convert(pairs.float(), "cxcywh", "xyxy").cpu()
+    scores, entries, host_labels = (value.cpu().numpy() for value in (top_scores, top, labels))
     return [
         _image_detections(
             image_id,
             _to_pixels(host_boxes[row], sizes[row]),
             host_labels[row],
-            *_drop_invalid(host_scores[row], host_top[row]),
+            scores[row][scores[row] >= 0],
+            entries[row][scores[row] >= 0],
             vocabulary,
         )
         for row, image_id in enumerate(image_ids)
@@ -158,10 +157,6 @@ def _image_detections(
         hois=np.stack([2 * rows, objects, verbs], axis=1).astype(np.int64),
         scores=scores,
     )
-
-
-def _drop_invalid(scores: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return scores[scores >= 0], entries[scores >= 0]
 
 
 def _to_pixels(boxes: Tensor, size: tuple[int, int]) -> np.ndarray:

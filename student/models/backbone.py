@@ -8,7 +8,7 @@ so that an image's features don't depend on the batch that it is in.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -149,39 +149,25 @@ class FoldedConvNormActivation(nn.Sequential):
         return self[2](folded_conv_bn(x, self[0], self[1]))
 
 
-def _build_toy_backbone(_: str) -> nn.Module:
-    from pipeline.toy.backbone import ToyBackbone
-
-    backbone = ToyBackbone(norm=FrozenBatchNorm2d, mask_padding=mask_padding)
-    for parent in list(backbone.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Sequential) and isinstance(child[1], FrozenBatchNorm2d):
-                setattr(parent, name, FoldedConvNormActivation(*child))
-    for frozen in TOY_FROZEN:
-        backbone.get_submodule(frozen).requires_grad_(False)
-    return backbone
-
-
-# Every builder takes the backbone's name and returns a module with the attributes and the forward
-# method of `ResNetBackbone`.
-BACKBONE_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
-    **dict.fromkeys(RESNETS, ResNetBackbone),
-    "toy": _build_toy_backbone,
-}
-
-
 def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
-    """A backbone with random weights.
+    """A backbone with random weights: a `ResNetBackbone`, or a module with its attributes.
 
     Args:
         name: one of `student.config.BACKBONES`.
         multiscale: whether maps other than the coarsest one are used.
     """
-    backbone = BACKBONE_BUILDERS[name](name)
-    if name == "toy" and not multiscale:
-        # DistributedDataParallel waits for a gradient of every trained parameter.
-        for layer in TOY_MULTISCALE_ONLY:
-            backbone.get_submodule(layer).requires_grad_(False)
+    if name != "toy":
+        return ResNetBackbone(name)
+    from pipeline.toy.backbone import ToyBackbone
+
+    backbone = ToyBackbone(norm=FrozenBatchNorm2d, mask_padding=mask_padding)
+    for parent in list(backbone.modules()):
+        for child_name, child in parent.named_children():
+            if isinstance(child, nn.Sequential) and isinstance(child[1], FrozenBatchNorm2d):
+                setattr(parent, child_name, FoldedConvNormActivation(*child))
+    # DistributedDataParallel waits for a gradient of every trained parameter.
+    for frozen in TOY_FROZEN if multiscale else TOY_FROZEN + TOY_MULTISCALE_ONLY:
+        backbone.get_submodule(frozen).requires_grad_(False)
     return backbone
 
 

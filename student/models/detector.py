@@ -7,7 +7,7 @@ classifies their verbs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import gcd
 from typing import Any, cast
 
@@ -30,11 +30,6 @@ ImagesOrBatch = Sequence[Tensor] | PaddedBatch
 
 # Stride of the feature map that `ProposalQueries` reads.
 PROPOSAL_STRIDE = 8
-# Builders of the queries, called with the configuration and the backbone's `num_channels`.
-QUERY_BUILDERS: dict[str, Callable[[ModelConfig, dict[str, int]], nn.Module]] = {
-    "learned": lambda config, _: LearnedQueries(config.num_queries, config.hidden_dim),
-    "proposals": lambda config, channels: ProposalQueries(config, channels["stride8"]),
-}
 
 
 class HOIDetector(nn.Module):
@@ -53,7 +48,12 @@ class HOIDetector(nn.Module):
         self.input_projection = nn.Conv2d(list(channels.values())[-1], d, kernel_size=1)
         self.position_encoding = SinePositionEncoding(d)
         self.encoder = Encoder(config)
-        self.query_source = QUERY_BUILDERS[config.queries](config, channels)
+        from_proposals = config.queries == "proposals"
+        self.query_source: nn.Module = (
+            ProposalQueries(config, channels["stride8"])
+            if from_proposals
+            else LearnedQueries(config.num_queries, d)
+        )
         self.human_object_decoder = Decoder(config, config.num_human_object_layers)
         self.interaction_decoder = Decoder(config, config.num_interaction_layers)
         self.human_box_head = _box_head(d)
@@ -64,7 +64,7 @@ class HOIDetector(nn.Module):
         )
         self.interactive_head = nn.Linear(d, 2)
         self.matching_head = nn.Linear(d, 2) if config.matching_head else None
-        if config.queries == "proposals":
+        if from_proposals:
             # Before training the predicted boxes are the reference boxes.
             for head in (self.human_box_head, self.object_box_head):
                 for parameter in head[-2].parameters():

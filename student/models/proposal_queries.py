@@ -55,18 +55,10 @@ class ProposalQueries(nn.Module):
         self.head = ProposalHead(channels, num_objects, person)
         self.reduce = nn.Conv2d(channels, hidden_dim // 2, 1)
         region = hidden_dim // 2 * ROI_SIZE**2
-        self.content = nn.Sequential(
-            nn.Linear(2 * region, hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, hidden_dim),
-        )
-        self.interaction_content = nn.Sequential(
-            nn.Linear(region, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, hidden_dim)
-        )
+        self.content = _mlp(2 * region, hidden_dim)
+        self.interaction_content = _mlp(region, hidden_dim)
         self.label = nn.Embedding(num_objects, hidden_dim)
-        self.place = nn.Sequential(
-            nn.Linear(12, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, hidden_dim)
-        )
+        self.place = _mlp(12, hidden_dim)
         self.content_norm = nn.LayerNorm(hidden_dim)
         self.interaction_norm = nn.LayerNorm(hidden_dim)
 
@@ -127,11 +119,9 @@ class ProposalQueries(nn.Module):
         objects = select_top_cells(logits, proposals.boxes[:, 1], self.num_objects)
         if not self.pair_people:
             return people, objects
-        return people, TopCells(
-            boxes=torch.cat([objects.boxes, people.boxes], 1),
-            scores=torch.cat([objects.scores, people.scores], 1),
-            labels=torch.cat([objects.labels, torch.full_like(people.labels, self.person)], 1),
-        )
+        as_objects = people._replace(labels=torch.full_like(people.labels, self.person))
+        both = zip(objects, as_objects, strict=True)
+        return people, TopCells(*(torch.cat(parts, 1) for parts in both))
 
     def _pool(
         self, features: Tensor, boxes: Tensor, proposals: ProposalOutputs, padding_invariant: bool
@@ -162,6 +152,12 @@ class ProposalQueries(nn.Module):
         else:
             pooled = roi_align(features.float(), regions, ROI_SIZE, sampling_ratio=1, aligned=True)
         return pooled.flatten(1).view(*boxes.shape[:2], -1)
+
+
+def _mlp(channels: int, hidden_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(channels, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, hidden_dim)
+    )
 
 
 def union_cxcywh(first: Tensor, second: Tensor) -> Tensor:
@@ -326,15 +322,8 @@ def grid_cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([x.expand(height, width), y.unsqueeze(1).expand(height, width)])
 
 
-@dataclass(frozen=True, eq=False)
-class TopCells:
-    """The K highest-scoring cells of each image.
-
-    Attributes:
-        boxes: (B, K, 4) cxcywh in [0, 1].
-        scores: (B, K) in [0, 1].
-        labels: (B, K) int64 object classes.
-    """
+class TopCells(NamedTuple):
+    """The K highest-scoring cells of each image: (B, K, 4) boxes, (B, K) scores, (B, K) labels."""
 
     boxes: Tensor
     scores: Tensor
@@ -342,12 +331,12 @@ class TopCells:
 
 
 def select_top_cells(logits: Tensor, boxes: Tensor, count: int) -> TopCells:
-    """Selects the `count` highest local maxima over classes and cells.
+    """Selects the `count` highest local maxima over classes and cells; all where there are fewer.
 
     Args:
         logits: (B, C, h, w).
         boxes: (B, 4, h, w) cxcywh.
-        count: K; all entries where there are fewer.
+        count: K.
     """
     scores = logits.sigmoid()
     peaks = F.max_pool2d(scores, PEAK_WINDOW, stride=1, padding=PEAK_WINDOW // 2)

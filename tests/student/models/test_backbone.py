@@ -1,18 +1,15 @@
 import pytest
 import torch
 import torchvision
-from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.toy.backbone import ToyBackbone
 from student.config import BACKBONES
 from student.models.backbone import (
-    RESNETS,
     build_backbone,
     count_layers,
     find_resnet_blocks,
-    folded_conv_bn,
     identify_resnet,
 )
 
@@ -61,18 +58,20 @@ def test_folded_backbone_equals_the_librarys(name):
     backbone.load_state_dict({prefix + key: x for key, x in plain.state_dict().items()})
     assert [prefix + key for key in plain.state_dict()] == list(backbone.state_dict())
     image = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        expected, found = plain(image), backbone(image)
+    expected, found = plain(image), backbone(image)
     assert list(expected) == list(found)
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4 * value.abs().max())
-
-
-@pytest.mark.parametrize("name", RESNETS)
-def test_identify_resnet_of_built_backbones(name):
-    with torch.device("meta"):
-        names = [key.removeprefix("body.") for key in build_backbone(name).state_dict()]
-    assert identify_resnet(names) == name
+        scale = float(value.detach().abs().max())
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4 * scale)
+    for maps in (expected, found):
+        sum(value.square().mean() for value in maps.values()).backward()
+    gradients = {prefix + key: parameter.grad for key, parameter in plain.named_parameters()}
+    for key, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            scale = float(gradients[key].abs().max())
+            torch.testing.assert_close(
+                parameter.grad, gradients[key], rtol=1e-2, atol=1e-3 * scale, msg=key
+            )
 
 
 @pytest.mark.parametrize(
@@ -111,50 +110,3 @@ def test_find_resnet_blocks(blocks, last, name):
     assert identify_resnet(names(blocks, last)) == name
     kind = "bottleneck" if last == "conv3" else "basic"
     assert find_resnet_blocks(names(blocks, last)) == (kind, blocks)
-
-
-@pytest.fixture
-def norm():
-    """A frozen batch norm of six channels with random statistics."""
-    layer = FrozenBatchNorm2d(6)
-    for name, buffer in layer.named_buffers():
-        buffer.copy_(torch.rand(6) + 0.5 if name in ("weight", "running_var") else torch.randn(6))
-    return layer
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"stride": 2, "padding": 1}, {"groups": 2}, {"padding": 2, "dilation": 2}],
-)
-def test_folded_conv_bn_equals_convolution_and_norm(norm, options):
-    convolution = nn.Conv2d(4, 6, 3, bias=False, **options)
-    x = torch.randn(2, 4, 9, 11, requires_grad=True)
-    found, expected = folded_conv_bn(x, convolution, norm), norm(convolution(x))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    weight = torch.randn_like(expected)
-    for wrt in (x, convolution.weight):
-        gradients = [
-            torch.autograd.grad((y * weight).sum(), wrt, retain_graph=True)[0]
-            for y in (found, expected)
-        ]
-        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-
-
-def test_folded_conv_bn_without_images(norm):
-    assert (
-        folded_conv_bn(torch.zeros(0, 4, 5, 5), nn.Conv2d(4, 6, 3, bias=False), norm).shape[0] == 0
-    )
-
-
-def test_half_precision_maps_stay_half_precision(norm):
-    convolution = nn.Conv2d(4, 6, 1, bias=False)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert folded_conv_bn(torch.randn(1, 4, 5, 5), convolution, norm).dtype == torch.bfloat16
-
-
-def test_folding_needs_a_frozen_norm_and_no_bias(norm):
-    x = torch.zeros(1, 4, 5, 5)
-    with pytest.raises(AssertionError):
-        folded_conv_bn(x, nn.Conv2d(4, 6, 1), norm)
-    with pytest.raises(AssertionError):
-        folded_conv_bn(x, nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6))

@@ -27,27 +27,16 @@ def test_resize_mask():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "multiple", "expected"),
+    ("min_size", "multiple", "expected"),
     [
-        ([(16, 24), (16, 24)], 8, None),
-        ([(16, 24), (8, 24)], 8, (16, 24)),
-        ([(15, 24)], 8, (16, 24)),
-        ([(15, 20), (17, 3)], 8, (24, 24)),
+        ((0, 0), 1, (6, 9)),
+        ((0, 0), 3, (6, 9)),
+        ((0, 0), 8, (8, 16)),
+        ((8, 4), 1, (8, 9)),
+        ((5, 10), 4, (8, 12)),
     ],
 )
-def test_sizes_are_rounded_up_to_multiples(sizes, multiple, expected):
-    pixels, padding = pad_images([torch.ones(3, *size) for size in sizes], multiple)
-    assert (padding is None) == (expected is None)
-    assert tuple(pixels.shape[-2:]) == (expected or sizes[0])
-    if padding is not None:
-        assert (~padding).sum((1, 2)).tolist() == [h * w for h, w in sizes]
-
-
-@pytest.mark.parametrize(
-    ("min_size", "multiple", "expected"),
-    [((0, 0), 1, (6, 9)), ((6, 9), 1, (6, 9)), ((8, 4), 1, (8, 9)), ((5, 10), 4, (8, 12))],
-)
-def test_minimum_pad_size(min_size, multiple, expected):
+def test_minimum_size_and_multiples(min_size, multiple, expected):
     images = [torch.ones(3, 6, 9)] * 2
     pixels, padding = pad_images(images, multiple, min_size)
     assert tuple(pixels.shape[-2:]) == expected
