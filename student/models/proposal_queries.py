@@ -10,7 +10,6 @@ students converge in minutes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
