@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,7 +37,7 @@ class DatasetIssue:
     kind: str
     count: int
     first: str
-    is_error: bool
+    is_error: bool = False
     examples: tuple[str, ...] = ()
 
 
@@ -45,9 +47,8 @@ class PartReport:
 
     Attributes:
         name: "train" or "test".
-        images: number of files in the images folder.
-        annotated: number of annotated images.
-        labels: number of labelled pairs and verbs.
+        images, annotated, labels: numbers of files in the images folder, of annotated images, and
+            of labelled pairs and verbs.
         issues: all kinds of issues.
         problems: messages about everything that has to be corrected.
     """
@@ -61,9 +62,20 @@ class PartReport:
 
     def add(self, issue: DatasetIssue) -> None:
         """Adds an issue, and its message to `problems` if it is an error."""
+        if not issue.count:
+            return
         self.issues.append(issue)
         if issue.is_error:
             self.problems.append(f"{issue.count} {issue.kind}, first {issue.first}")
+
+    @contextmanager
+    def catch_errors(self) -> Iterator[None]:
+        """Adds an `InputError` of the body to `problems`, once."""
+        try:
+            yield
+        except InputError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
 
 
 def check_dataset(dataset: Dataset, strict: bool = False) -> list[PartReport]:
@@ -88,31 +100,21 @@ def summarise_problems(checks: list[PartReport]) -> str:
 
 
 def _check_part(dataset: Dataset, name: str, strict: bool) -> PartReport:
-    check = PartReport(name)
-    folder = dataset.parts[name].images
-    try:
+    check, folder = PartReport(name), dataset.parts[name].images
+    with check.catch_errors():
         check.images = len(list_file_names(folder))
-    except InputError as error:
-        check.problems.append(str(error))
-    try:
+    with check.catch_errors():
         annotations = dataset.load(name, strict, lenient=True)
-    except InputError as error:
-        # A missing images folder of a part without annotations raises the same error twice.
-        if str(error) not in check.problems:
-            check.problems.append(str(error))
-        return check
-    check.annotated = len(annotations.annotations)
-    check.labels = annotations.num_labels
-    for counts, is_error in ((annotations.entry_errors, True), (annotations.issues, strict)):
-        for kind, count in counts.items():
-            check.add(DatasetIssue(kind, count, annotations.examples[kind], is_error))
-    if not annotations.boxes_only and not annotations.entry_errors:
-        try:
-            annotations.require_labels()
-        except InputError as error:
-            check.problems.append(str(error))
-    if folder.is_dir():
-        _check_images(dataset, annotations, check, strict)
+        check.annotated = len(annotations.annotations)
+        check.labels = annotations.num_labels
+        for counts, is_error in ((annotations.entry_errors, True), (annotations.issues, strict)):
+            for kind, count in counts.items():
+                check.add(DatasetIssue(kind, count, annotations.examples[kind], is_error))
+        if not annotations.boxes_only and not annotations.entry_errors:
+            with check.catch_errors():
+                annotations.require_labels()
+        if folder.is_dir():
+            _check_images(dataset, annotations, check, strict)
     return check
 
 
@@ -121,44 +123,30 @@ def _check_images(
 ) -> None:
     folder = dataset.parts[check.name].images
     missing = set(missing_images(folder, annotations))
-    if missing:
-        first = str(folder / min(missing))
-        check.add(DatasetIssue("images missing", len(missing), first, is_error=True))
+    first = str(folder / min(missing, default=""))
+    check.add(DatasetIssue("images missing", len(missing), first, is_error=True))
     present = tuple(item for item in annotations.annotations if item.image_id not in missing)
     found = check_image_sizes(dataset, replace(annotations, annotations=present), decode=True)
-    if found.unreadable:
-        first = next(iter(found.unreadable.values()))
-        check.add(DatasetIssue("images unreadable", len(found.unreadable), first, is_error=True))
-    for kind, sizes, problem in (
-        (ORIENTATION_MISMATCH, found.orientation_mismatch, found.orientation_error(strict)),
-        (SIZE_MISMATCH, found.size_mismatch, found.size_error(strict)),
+    first = next(iter(found.unreadable.values()), "")
+    check.add(DatasetIssue("images unreadable", len(found.unreadable), first, is_error=True))
+    for kind, sizes in (
+        (ORIENTATION_MISMATCH, found.orientation_mismatch),
+        (SIZE_MISMATCH, found.size_mismatch),
     ):
-        if sizes:
-            examples = tuple(f"{folder / name}: {text}" for name, text in sizes.items())
-            check.add(DatasetIssue(kind, len(sizes), examples[0], False, examples))
-        if problem:
-            check.problems.append(problem)
-    if problem := found.scale_error():
-        check.problems.append(problem)
-    if found.ambiguous and found.orientation_assumed:
-        check.add(
-            DatasetIssue(
-                ORIENTATION_UNKNOWN,
-                len(found.ambiguous),
-                " ".join(found.warnings()),
-                is_error=False,
-            )
-        )
-    if found.stale_exif:
-        check.add(DatasetIssue(STALE_EXIF, 1, found.stale_exif, is_error=False))
+        examples = tuple(f"{folder / name}: {text}" for name, text in sizes.items())
+        check.add(DatasetIssue(kind, len(sizes), "", examples=examples))
+    check.problems += found.errors(strict)
+    if found.orientation_assumed:
+        first = " ".join(found.warnings())
+        check.add(DatasetIssue(ORIENTATION_UNKNOWN, len(found.ambiguous), first))
+    check.add(DatasetIssue(STALE_EXIF, bool(found.stale_exif), found.stale_exif))
     outside = {
         item.image_id: int((item.boxes > np.tile(found.sizes[item.image_id], 2)).any(axis=1).sum())
         for item in present
         if item.image_id in found.sizes
     }
-    if total := sum(outside.values()):
-        first = str(folder / next(name for name, count in outside.items() if count))
-        check.add(DatasetIssue(BOX_OUTSIDE_FILE, total, first, is_error=False))
+    first = str(folder / next((name for name, count in outside.items() if count), ""))
+    check.add(DatasetIssue(BOX_OUTSIDE_FILE, sum(outside.values()), first))
 
 
 COUNT_COLUMNS = ("images", "annotated", "labels")
@@ -177,18 +165,42 @@ def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
     """The report of `eoid-data check`: counts of every part beside published ones, and issues."""
     vocabulary = dataset.vocabulary
     published = PUBLISHED_COUNTS.get(dataset.name, {})
+    table = [["part", *COUNT_COLUMNS]]
+    for check in checks:
+        numbers = published.get(check.name, (None, None, None))
+        counts = (check.images, check.annotated, check.labels)
+        table.append(
+            [check.name]
+            + [
+                f"{count}" if number is None else f"{count} / {number}"
+                for count, number in zip(counts, numbers, strict=True)
+            ]
+        )
     lines = [
         f"{dataset.name}: vocabulary {vocabulary.name}, {vocabulary.num_verbs} verbs,"
         f" {vocabulary.num_objects} objects, {vocabulary.num_interactions} interactions",
-        *_align_columns(
-            [["part", *COUNT_COLUMNS], *(_count_row(check, published) for check in checks)]
-        ),
+        *_align_columns(table),
+        *(["(after the slash: published counts)"] if published else []),
+        *_ambiguous_verbs(vocabulary),
     ]
-    if published:
-        lines.append("(after the slash: published counts)")
-    return "\n".join(
-        [*lines, *_ambiguous_verbs(vocabulary), *_issue_table(checks), *_issue_details(checks)]
-    )
+    kinds = {issue.kind: issue.is_error for check in checks for issue in check.issues}
+    if kinds:
+        table = [["issues", *(check.name for check in checks), ""]]
+        for kind, is_error in kinds.items():
+            counts_by_kind = [
+                sum(issue.count for issue in check.issues if issue.kind == kind) for check in checks
+            ]
+            table.append([kind, *map(str, counts_by_kind), "error" if is_error else ""])
+        lines += ["", *_align_columns(table)]
+    details = []
+    for check in checks:
+        for issue in check.issues:
+            first = ":" if issue.examples else f", first {issue.first}"
+            details.append(f"{check.name}: {issue.count} {issue.kind}{first}")
+            details += [f"  {example}" for example in issue.examples]
+    problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
+    details += [line for line in problems if line not in details]
+    return "\n".join([*lines, *([""] if details else []), *details])
 
 
 def _ambiguous_verbs(vocabulary: Vocabulary) -> list[str]:
@@ -202,45 +214,6 @@ def _ambiguous_verbs(vocabulary: Vocabulary) -> list[str]:
         for form, verbs in by_form.items()
         if (vocabulary.valid[verbs].sum(axis=0) > 1).any()
     ]
-
-
-def _count_row(
-    check: PartReport, published: dict[str, tuple[int | None, int | None, int | None]]
-) -> list[str]:
-    counts = (check.images, check.annotated, check.labels)
-    cells = [
-        f"{count}" if number is None else f"{count} / {number}"
-        for count, number in zip(counts, published.get(check.name, (None, None, None)), strict=True)
-    ]
-    return [check.name, *cells]
-
-
-def _issue_table(checks: list[PartReport]) -> list[str]:
-    """A row for each kind of issue, a column for each part."""
-    kinds = {issue.kind: issue.is_error for check in checks for issue in check.issues}
-    if not kinds:
-        return []
-    rows = [["issues", *(check.name for check in checks), ""]]
-    for kind, is_error in kinds.items():
-        counts = [
-            str(sum(issue.count for issue in check.issues if issue.kind == kind))
-            for check in checks
-        ]
-        rows.append([kind, *counts, "error" if is_error else ""])
-    return ["", *_align_columns(rows)]
-
-
-def _issue_details(checks: list[PartReport]) -> list[str]:
-    """Lines with the first occurrence of each kind of issue, and with every problem."""
-    lines = []
-    for check in checks:
-        for issue in check.issues:
-            first = ":" if issue.examples else f", first {issue.first}"
-            lines.append(f"{check.name}: {issue.count} {issue.kind}{first}")
-            lines += [f"  {example}" for example in issue.examples]
-    problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
-    lines += [line for line in problems if line not in lines]
-    return ["", *lines] if lines else []
 
 
 def _align_columns(rows: list[list[str]]) -> list[str]:

@@ -38,10 +38,10 @@ class ImageSizeCheck:
     """Result of comparing a part's annotations with the headers of its images.
 
     Attributes:
-        folder: the images folder.
-        file: the annotation file.
+        folder, file: the images folder and the annotation file.
         orientation: the dataset's orientation of boxes, "upright" or "stored".
         orientation_assumed: `dataset.toml` does not set the orientation.
+        stale_exif: message why EXIF tags are not applied; empty if they are.
         sizes: (width, height) of the upright images, by image id.
         unreadable: error message of every unreadable image, by image id.
         size_mismatch: declared and actual size, by image id, where they differ.
@@ -49,27 +49,24 @@ class ImageSizeCheck:
             orientation.
         ambiguous: images with an EXIF orientation whose declared size fits both orientations, or
             is missing.
-        fit_other: images with an EXIF orientation whose boxes fit the other orientation only.
-        num_confirmed: number of images whose declared size fits the dataset's orientation only.
+        fit_other: those of the ambiguous images whose boxes fit the other orientation only.
         box_format: format statistics of boxes in images without declared size.
-        stale_exif: message why EXIF tags are not applied; empty if they are.
     """
 
     folder: Path
     file: Path
     orientation: str
     orientation_assumed: bool
+    stale_exif: str = ""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     size_mismatch: dict[str, str] = field(default_factory=dict)
     orientation_mismatch: dict[str, str] = field(default_factory=dict)
     ambiguous: list[str] = field(default_factory=list)
     fit_other: list[str] = field(default_factory=list)
-    num_confirmed: int = 0
     box_format: BoxFormatCheck = field(
         default_factory=lambda: BoxFormatCheck(XYXY, MAX_WRONG_SHARE)
     )
-    stale_exif: str = ""
 
     @property
     def unusable(self) -> dict[str, str]:
@@ -81,46 +78,32 @@ class ImageSizeCheck:
         return {**self.unreadable, **mismatched}
 
     def raise_errors(self, strict: bool = False) -> None:
-        """Refuses a part whose images or boxes do not belong together.
+        """Refuses a part whose images or boxes do not belong together; see `errors`."""
+        for problem in self.errors(strict):
+            raise InputError(problem)
+
+    def errors(self, strict: bool = False) -> Iterator[str]:
+        """Messages if more than `MAX_MISMATCH_SHARE` of the images have another size than declared,
+        and if many boxes reach far outside the images.
 
         Args:
-            strict: refuse the part for a single image of another size than declared.
-
-        Raises:
-            InputError: more than `MAX_MISMATCH_SHARE` of the images have another size than
-                declared, or many boxes reach far outside the images.
+            strict: no image may have another size than declared.
         """
-        for problem in (
-            self.orientation_error(strict),
-            self.size_error(strict),
-            self.scale_error(),
-        ):
-            if problem:
-                raise InputError(problem)
-
-    def orientation_error(self, strict: bool = False) -> str:
-        """Message if declared sizes show that boxes have the other orientation, otherwise empty."""
-        if not self._too_many(self.orientation_mismatch, strict):
-            return ""
-        return (
-            f"{self.file}: width and height: expected those of the {self.orientation} images"
-            f' (orientation = "{self.orientation}"), found those of the other orientation for'
-            f" {self._first_of(self.orientation_mismatch)}; if boxes have that orientation too, set"
-            f' orientation = "{self._other}" in {DATASET_FILE}'
-        )
-
-    def size_error(self, strict: bool = False) -> str:
-        """Message if too many images have another size than declared, otherwise empty."""
-        if not self._too_many(self.size_mismatch, strict):
-            return ""
-        return (
-            f"{self.folder}: expected images of the sizes that {self.file} declares, found other"
-            f" sizes for {self._first_of(self.size_mismatch)}"
-        )
-
-    def scale_error(self) -> str:
-        """Message if boxes are in pixels of images of another size, otherwise empty."""
-        return self.box_format.scale_error(self.file, "bbox")
+        limit = 0 if strict else MAX_MISMATCH_SHARE * len(self.sizes)
+        if len(self.orientation_mismatch) > limit:
+            yield (
+                f"{self.file}: width and height: expected those of the {self.orientation} images"
+                f' (orientation = "{self.orientation}"), found those of the other orientation for'
+                f" {self._first_of(self.orientation_mismatch)}; if boxes have that orientation too,"
+                f' set orientation = "{self._other}" in {DATASET_FILE}'
+            )
+        if len(self.size_mismatch) > limit:
+            yield (
+                f"{self.folder}: expected images of the sizes that {self.file} declares, found"
+                f" other sizes for {self._first_of(self.size_mismatch)}"
+            )
+        if problem := self.box_format.scale_error(self.file, "bbox"):
+            yield problem
 
     def warnings(self) -> Iterator[str]:
         """Warnings about a part that is not refused, one line each."""
@@ -153,9 +136,6 @@ class ImageSizeCheck:
     def _other(self) -> str:
         return STORED if self.orientation == UPRIGHT else UPRIGHT
 
-    def _too_many(self, names: dict[str, str], strict: bool) -> bool:
-        return len(names) > (0 if strict else MAX_MISMATCH_SHARE * len(self.sizes))
-
     def _first_of(self, names: dict[str, str]) -> str:
         name, sizes = next(iter(names.items()))
         return f"{len(names)} of {len(self.sizes)} images, first {name}: {sizes}"
@@ -171,64 +151,65 @@ def check_image_sizes(
         annotations: annotations of one of its parts, as `Dataset.load` returns them.
         decode: also decode the images, which finds truncated files but takes longer.
     """
-    names = [one.image_id for one in annotations.annotations]
-    headers = dataset.read_headers(annotations.part, names, decode)
-    folder = dataset.part(annotations.part).images
+    part = annotations.part
+    headers = dataset.read_headers(part, [one.image_id for one in annotations.annotations], decode)
     found = ImageSizeCheck(
-        folder, annotations.path, dataset.orientation, not dataset.has_orientation
+        dataset.part(part).images,
+        annotations.path,
+        dataset.orientation,
+        not dataset.has_orientation,
+        dataset.stale_exif.get(part, ""),
     )
-    found.stale_exif = dataset.stale_exif.get(annotations.part, "")
+    is_confirmed = False
     for annotation, header in zip(annotations.annotations, headers, strict=True):
         if isinstance(header, InputError):
             found.unreadable[annotation.image_id] = str(header)
         else:
             found.sizes[annotation.image_id] = header.size
-            _check_image(annotation, header, found)
-    if found.num_confirmed:
+            is_confirmed |= _check_image(annotation, header, found)
+    if is_confirmed:
         # The dataset's orientation is right for other images, so these files have a wrong size.
         found.size_mismatch = {**found.orientation_mismatch, **found.size_mismatch}
         found.orientation_mismatch = {}
     return found
 
 
-def _check_image(annotation: Annotation, header: ImageHeader, found: ImageSizeCheck) -> None:
+def _check_image(annotation: Annotation, header: ImageHeader, found: ImageSizeCheck) -> bool:
+    """Adds an image to the result; whether its declared size fits this orientation only."""
     name, declared = annotation.image_id, annotation.size
-    width, height = header.size
-    orientation_matters = header.is_transposed and width != height
+    orientation_matters = header.is_transposed and header.size[0] != header.size[1]
     if declared is not None and declared != header.size:
         # `Dataset.load` has rotated the declared sizes of stored images too; the message shows them
         # as the annotation file has them.
         is_swapped = header.is_transposed and found.orientation == STORED
         in_file = declared[::-1] if is_swapped else declared
         sizes = f"declared {in_file[0]} x {in_file[1]}, the file has {_describe_size(header)}"
-        is_other = orientation_matters and declared == (height, width)
+        is_other = orientation_matters and declared == header.size[::-1]
         (found.orientation_mismatch if is_other else found.size_mismatch)[name] = sizes
-    elif declared is not None and orientation_matters:
-        found.num_confirmed += 1
-    elif header.orientation != 1 and len(annotation.boxes):
+        return False
+    if declared is not None and orientation_matters:
+        return True
+    fits_other_only = False
+    if header.orientation != 1 and len(annotation.boxes):
         found.ambiguous.append(name)
-        if _fit_inside(annotation.boxes, (height, width)) and not _fit_inside(
-            annotation.boxes, header.size
-        ):
-            found.fit_other.append(name)
-    if declared is None and name not in found.fit_other[-1:]:
+        # A box may reach a pixel over the right or lower edge.
+        fits_other_only = bool(
+            (annotation.boxes[:, 2:] > np.array(header.size) + 1).any()
+            and (annotation.boxes[:, 2:] <= np.array(header.size[::-1]) + 1).all()
+        )
+    if fits_other_only:
+        found.fit_other.append(name)
+    elif declared is None:
         found.box_format.add(annotation.boxes, header.size, name)
-
-
-def _fit_inside(boxes: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether no box reaches more than a pixel over the right or lower edge."""
-    return bool((boxes[:, 2:] <= np.array(size) + 1).all())
+    return False
 
 
 def _describe_size(header: ImageHeader) -> str:
-    width, height = header.stored_size
-    stored = f"{width} x {height}"
+    stored = "{} x {}".format(*header.stored_size)
     if header.orientation == 1:
         return stored
-    return (
-        f"{stored} as stored, {header.size[0]} x {header.size[1]} upright"
-        f" (EXIF orientation {header.orientation})"
-    )
+    upright = "{} x {}".format(*header.size)
+    return f"{stored} as stored, {upright} upright (EXIF orientation {header.orientation})"
 
 
 @dataclass(frozen=True)
@@ -274,8 +255,8 @@ def find_sideways_images(
         headers: headers of the same images; unreadable images are skipped.
         person: object index of `person`.
     """
-    people, num_images, num_fit_stored, num_fit_upright = [np.zeros((0, 4))], 0, 0, 0
-    undeclared = []
+    people, undeclared = [np.zeros((0, 4))], []
+    num_images = num_fit_stored = num_fit_upright = 0
     for annotation, header in zip(annotations, headers, strict=True):
         if isinstance(header, InputError) or not header.is_transposed:
             continue
