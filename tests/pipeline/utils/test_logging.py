@@ -41,14 +41,17 @@ def test_messages_go_to_stderr_and_results_to_stdout():
     done = run(lambda: run_command(command), "eoid")
     assert (done.returncode, done.stdout) == (0, "result\n")
     first, second, progress = done.stderr.splitlines()
-    assert (first, second) == ("a info", "warning: a warning") and progress.startswith(
-        "working: 100% 1/1 "
-    )
+    assert (first, second) == ("a info", "warning: a warning")
+    assert progress.startswith("working: 100% 1/1 ")
 
 
-def test_quiet_leaves_warnings_and_results():
-    done = run(lambda: run_command(command), "eoid", "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "result\n", "warning: a warning\n")
+@pytest.mark.parametrize("in_file", [False, True])
+def test_quiet_leaves_warnings_and_results(tmp_path, in_file):
+    (tmp_path / "options.toml").write_text("quiet = true\n")
+    words = ["--config", tmp_path / "options.toml"] if in_file else ["--quiet"]
+    done = run(lambda: run_command(command), "eoid", *words)
+    assert (done.returncode, done.stdout) == (0, "result\n")
+    assert done.stderr == "warning: a warning\n"
 
 
 def test_verbose_adds_debug_messages_and_logger_names():
@@ -63,12 +66,6 @@ def test_verbose_adds_debug_messages_and_logger_names():
 def test_quiet_excludes_verbose():
     done = run(lambda: run_command(command), "eoid", "--quiet", "--verbose")
     assert done.returncode == 2 and "--verbose and --quiet" in done.stderr and done.stdout == ""
-
-
-def test_a_configuration_file_sets_the_level(tmp_path):
-    (tmp_path / "options.toml").write_text("quiet = true\n")
-    done = run(lambda: run_command(command), "eoid", "--config", tmp_path / "options.toml")
-    assert (done.returncode, done.stderr) == (0, "warning: a warning\n")
 
 
 def test_every_line_is_shown_once(capsys):

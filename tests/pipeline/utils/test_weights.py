@@ -18,55 +18,53 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.weights import (
     architecture_error,
     check_finite,
-    is_torchscript,
     load_weights,
     read_checkpoint,
-    read_torchscript,
     weights_digest,
 )
 
 STATE = {"b.weight": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3)}
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}]
-)
-def test_all_file_formats_give_the_same_weights(tmp_path, wrap):
-    save_file(STATE, tmp_path / "w.safetensors")
-    torch.save(wrap(STATE), tmp_path / "w.pth")
-    digests = {weights_digest(load_weights(tmp_path / name)) for name in ("w.safetensors", "w.pth")}
-    assert digests == {weights_digest(STATE)}
+class Evil:
+    def __reduce__(self):
+        return print, ("code from a file ran",)
+
+
+def save_in_every_format(folder, name, state):
+    save_file(state, folder / f"a{name}")
+    torch.save({"model": state}, folder / f"b{name}")
+    torch.save({"state_dict": state, "epoch": 3}, folder / f"c{name}")
+    torch.save(state, folder / f"d{name}", _use_new_zipfile_serialization=False)
+    return [folder / f"{letter}{name}" for letter in "abcd"]
+
+
+@pytest.mark.parametrize("name", [".pth", ".safetensors", ".bin"])
+@pytest.mark.parametrize("wrapper", ["", "module.", "model.", "_orig_mod.", "module.model."])
+def test_all_file_formats_give_the_same_weights(tmp_path, name, wrapper):
+    wrapped = {wrapper + key: value for key, value in STATE.items()}
+    for file in save_in_every_format(tmp_path, name, wrapped):
+        assert weights_digest(load_weights(file)) == weights_digest(STATE)
+
+
+def test_prefixes_are_kept_if_names_would_collide(tmp_path):
+    torch.save({"a": torch.ones(1), "model.a": torch.zeros(1)}, tmp_path / "w.pth")
+    assert load_weights(tmp_path / "w.pth").keys() == {"a", "model.a"}
 
 
 @pytest.mark.parametrize(
     "other",
     [
         {},
-        {"a": STATE["a"]},
         {**STATE, "a": torch.tensor(4)},
         {**STATE, "a": torch.tensor(3, dtype=torch.int32)},
+        {**STATE, "a": torch.tensor(3, dtype=torch.bfloat16)},
         {**STATE, "b.weight": STATE["b.weight"].reshape(3, 2)},
         {"b.weight": STATE["b.weight"], "c": STATE["a"]},
     ],
 )
 def test_different_weights_have_different_digests(other):
     assert weights_digest(other) != weights_digest(STATE)
-
-
-def test_digest_of_half_precision():
-    assert weights_digest({"a": torch.ones(3, dtype=torch.bfloat16)})
-
-
-@pytest.mark.parametrize("wrapper", ["module.", "model.", "_orig_mod.", "module.model."])
-def test_prefixes_of_wrappers_are_removed(tmp_path, wrapper):
-    wrapped = {wrapper + name: value for name, value in STATE.items()}
-    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "w.pth")
-    assert weights_digest(load_weights(tmp_path / "w.pth")) == weights_digest(STATE)
-
-
-def test_prefixes_are_kept_if_names_would_collide(tmp_path):
-    torch.save({"a": torch.ones(1), "model.a": torch.zeros(1)}, tmp_path / "w.pth")
-    assert load_weights(tmp_path / "w.pth").keys() == {"a", "model.a"}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,6 @@ def test_prefixes_are_kept_if_names_would_collide(tmp_path):
 def test_plain_values_of_training_scripts_are_read(tmp_path, value):
     torch.save({"model": STATE, "more": value}, tmp_path / "a.pth")
     assert read_checkpoint(tmp_path / "a.pth")["more"] == value
-    assert weights_digest(load_weights(tmp_path / "a.pth")) == weights_digest(STATE)
 
 
 def test_numpy_arrays_are_read(tmp_path):
@@ -113,15 +110,6 @@ def test_scalars_of_older_and_newer_numpy_are_read(tmp_path, module):
     content = file.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     file.write_bytes(content.replace(b"numpy.core.multiarray", module))
     assert read_checkpoint(file) == {"best": 0.5}
-
-
-@pytest.mark.parametrize("ending", ["pth", "safetensors", "bin"])
-def test_file_name_does_not_matter(tmp_path, ending):
-    save_file(STATE, tmp_path / f"a.{ending}")
-    torch.save(STATE, tmp_path / f"b.{ending}")
-    torch.save(STATE, tmp_path / f"c.{ending}", _use_new_zipfile_serialization=False)
-    for name in "abc":
-        assert load_weights(tmp_path / f"{name}.{ending}").keys() == STATE.keys()
 
 
 def zipped(names):
@@ -160,12 +148,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 16
 )
 def test_other_kinds_of_files_are_named(tmp_path, name, content, facts):
     (tmp_path / name).write_bytes(content)
-    for read in (load_weights, read_checkpoint):
-        with pytest.raises(InputError) as caught:
-            read(tmp_path / name)
-        line = str(caught.value)
-        assert line.startswith(f"{tmp_path / name}: ") and line.isprintable()
-        assert all(fact in line for fact in facts), line
+    with pytest.raises(InputError) as caught:
+        load_weights(tmp_path / name)
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / name}: ") and line.isprintable()
+    assert all(fact in line for fact in facts), line
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
@@ -204,11 +191,6 @@ def test_content_without_state_dict_is_refused(tmp_path, content, facts):
 def test_missing_file_and_folder_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"no such file|a folder"):
         load_weights(tmp_path / name)
-
-
-class Evil:
-    def __reduce__(self):
-        return print, ("code from a file ran",)
 
 
 @pytest.mark.parametrize("zipped_form", [True, False])
@@ -279,17 +261,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 
 def test_torchscript_tensors_are_the_state_dict(archive):
     path, state = archive
-    assert is_torchscript(path)
-    for found in (read_torchscript(path), load_weights(path)):
-        assert found.keys() == state.keys()
-        for name, tensor in state.items():
-            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
-
-
-def test_other_files_are_not_torchscript(tmp_path):
-    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
-    (tmp_path / "b.pt").write_bytes(b"")
-    assert not is_torchscript(tmp_path / "a.pt") and not is_torchscript(tmp_path / "b.pt")
+    found = load_weights(path)
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
 def rewritten(path, change):
@@ -300,11 +275,6 @@ def rewritten(path, change):
         for name, content in entries:
             if content is not None:
                 new.writestr(name, content)
-
-
-class Evil:
-    def __reduce__(self):
-        return print, ("code from a file ran",)
 
 
 def test_no_code_of_a_torchscript_archive_runs(archive, capsys):
