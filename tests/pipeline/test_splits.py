@@ -18,6 +18,11 @@ COUNTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def toy():
+    return load_vocabulary("toy")
+
+
 @pytest.fixture
 def toml(tmp_path):
     def write(text, name="mine.toml"):
@@ -27,50 +32,31 @@ def toml(tmp_path):
     return write
 
 
-def test_hico_det_has_the_published_splits(hico):
-    assert set(split_names(hico)) == set(COUNTS)
-
-
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
-def test_number_of_unseen_interactions(hico, name, count):
+def test_published_splits_of_hico_det(hico, name, count):
     split = load_split(hico, name)
-    assert split.name == name
-    assert len(split.unseen) == count
-    assert list(split.unseen) == sorted(set(split.unseen))
+    assert set(split_names(hico)) == set(COUNTS) and split.name == name
+    assert len(split.unseen) == count and list(split.unseen) == sorted(set(split.unseen))
     mask = split.unseen_mask(hico.num_interactions)
     assert mask.shape == (600,) and mask.sum() == count
-    assert split.distilled_verbs.shape == (117,) and split.distilled_verbs.dtype == bool
+    distilled = split.distilled_verbs
+    assert distilled.shape == (117,) and distilled.dtype == bool
+    if name in ("ua", "uv"):
+        verbs = [i for i, (verb, _) in enumerate(hico.interactions) if distilled[verb]]
+        assert distilled.sum() == {"ua": 22, "uv": 20}[name] and list(split.unseen) == verbs
+    else:
+        without = range(hico.num_verbs) if name == "full" else [hico.no_interaction]
+        assert np.flatnonzero(~distilled).tolist() == list(without)
 
 
-def test_rare_first_splits_have_rare_unseen_interactions(hico):
+def test_unseen_interactions_of_hico_det(hico):
     assert set(load_split(hico, "rf-uc").unseen) <= set(hico.rare)
     assert set(load_split(hico, "rf-uc-138").unseen) == set(hico.rare)
     assert not set(load_split(hico, "nf-uc").unseen) & set(hico.rare)
-
-
-def test_unseen_object_split_has_12_objects_without_seen_interactions(hico):
     unseen = set(load_split(hico, "uo").unseen)
     objects = {hico.interactions[hoi][1] for hoi in unseen}
     assert len(objects) == 12
     assert {i for i, (_, label) in enumerate(hico.interactions) if label in objects} == unseen
-
-
-@pytest.mark.parametrize(("name", "verbs"), [("ua", 22), ("uv", 20)])
-def test_unseen_verbs_are_distilled_and_have_no_seen_interactions(hico, name, verbs):
-    split = load_split(hico, name)
-    assert split.distilled_verbs.sum() == verbs
-    expected = [i for i, (verb, _) in enumerate(hico.interactions) if split.distilled_verbs[verb]]
-    assert list(split.unseen) == expected
-
-
-@pytest.mark.parametrize("name", ["uc0", "rf-uc", "nf-uc", "uo"])
-def test_other_splits_distil_every_verb_except_no_interaction(hico, name):
-    distilled = load_split(hico, name).distilled_verbs
-    assert np.flatnonzero(~distilled).tolist() == [hico.no_interaction]
-
-
-def test_full_distils_no_verbs(hico):
-    assert not load_split(hico, "full").distilled_verbs.any()
 
 
 @pytest.mark.parametrize(("name", "unseen"), [("ua", 22), ("uv", 20), ("uc0", 57), ("full", 0)])
@@ -85,24 +71,17 @@ def test_distilled_verbs_can_be_selected(hico, name, unseen):
     assert np.flatnonzero(~everything).tolist() == [hico.no_interaction]
 
 
-@pytest.mark.parametrize("name", ["ua", "uc", "uo"])
-def test_toy_has_splits_of_each_kind(name):
-    toy = load_vocabulary("toy")
-    split = load_split(toy, name)
-    assert 0 < len(split.unseen) < toy.num_interactions / 2
-    assert not split.distilled_verbs[toy.no_interaction]
-    if name == "ua":
-        assert [toy.verbs[verb] for verb in np.flatnonzero(split.distilled_verbs)] == [
-            *("carry", "kick", "push")
-        ]
-
-
-def test_toy_unseen_combinations_keep_every_verb_and_object_seen():
-    toy = load_vocabulary("toy")
-    unseen = set(load_split(toy, "uc").unseen)
-    seen = [pair for index, pair in enumerate(toy.interactions) if index not in unseen]
-    assert {verb for verb, _ in seen} == set(range(toy.num_verbs))
-    assert {label for _, label in seen} == set(range(toy.num_objects)) - {toy.person}
+def test_splits_of_the_toy_dataset(toy):
+    for name in ("ua", "uc", "uo"):
+        split = load_split(toy, name)
+        assert 0 < len(split.unseen) < toy.num_interactions / 2
+        assert not split.distilled_verbs[toy.no_interaction]
+    distilled = np.flatnonzero(load_split(toy, "ua").distilled_verbs)
+    assert [toy.verbs[verb] for verb in distilled] == ["carry", "kick", "push"]
+    seen = set(range(toy.num_interactions)) - set(load_split(toy, "uc").unseen)
+    verbs, objects = zip(*(toy.interactions[hoi] for hoi in seen), strict=True)
+    assert set(verbs) == set(range(toy.num_verbs))
+    assert set(objects) == set(range(toy.num_objects)) - {toy.person}
 
 
 def test_unknown_split_error_lists_known_splits(hico, tmp_path):
@@ -123,8 +102,7 @@ def test_unknown_split_error_lists_known_splits(hico, tmp_path):
         ('unseen_verbs = ["carry"]\nunseen_interactions = [["carry", "box"]]', 6, "all"),
     ],
 )
-def test_split_files(toml, text, unseen, distilled):
-    toy = load_vocabulary("toy")
+def test_split_files(toy, toml, text, unseen, distilled):
     split = load_split(toy, toml(text))
     assert split.name == "mine"
     assert len(split.unseen) == unseen
@@ -132,8 +110,7 @@ def test_split_files(toml, text, unseen, distilled):
     assert {toy.verbs[verb] for verb in np.flatnonzero(split.distilled_verbs)} == verbs
 
 
-def test_split_file_named_like_a_builtin_split_keeps_its_ending(toml):
-    toy = load_vocabulary("toy")
+def test_split_file_named_like_a_builtin_split_keeps_its_ending(toy, toml):
     assert load_split(toy, toml('unseen_verbs = ["carry"]', "ua.toml")).name == "ua.toml"
     assert load_split(toy, toml('unseen_verbs = ["carry"]', "ub.toml")).name == "ub"
 
@@ -170,30 +147,27 @@ def annotation(vocabulary, objects, hois):
     )
 
 
-def test_removing_unseen_labels_of_an_empty_annotation():
-    toy = load_vocabulary("toy")
-    kept = remove_unseen_labels(annotation(toy, [], []), load_split(toy, "ua"), toy)
-    assert kept.boxes.shape == (0, 4) and kept.hois.shape == (0, 3) and kept.labels.shape == (0,)
-
-
-def test_unseen_labels_and_their_boxes_are_removed():
-    toy = load_vocabulary("toy")
-    hois = [(0, 1, "carry"), (0, 2, "ride"), (0, 3, "push"), (0, 3, "ride")]
-    before = annotation(toy, ["box", "bike", "horse"], hois)
+@pytest.mark.parametrize(
+    ("objects", "hois", "boxes", "left"),
+    [
+        ([], [], [], []),
+        (["box"], [(0, 1, "carry")], [], []),
+        (
+            ["box", "bike", "horse"],
+            [(0, 1, "carry"), (0, 2, "ride"), (0, 3, "push"), (0, 3, "ride")],
+            [0, 2, 3],
+            [[0, 1, "ride"], [0, 2, "ride"]],
+        ),
+    ],
+)
+def test_unseen_labels_and_their_boxes_are_removed(toy, objects, hois, boxes, left):
+    before = annotation(toy, objects, hois)
     after = remove_unseen_labels(before, load_split(toy, "ua"), toy)
-    assert [toy.objects[label] for label in after.labels] == ["person", "bike", "horse"]
-    ride = toy.verbs.index("ride")
-    assert after.hois.tolist() == [[0, 1, ride], [0, 2, ride]]
-    np.testing.assert_array_equal(after.boxes, before.boxes[[0, 2, 3]])
-    assert len(before.hois) == 4 and after.image_id == "a.jpg"
-
-
-def test_annotation_with_unseen_labels_only_becomes_empty():
-    toy = load_vocabulary("toy")
-    after = remove_unseen_labels(
-        annotation(toy, ["box"], [(0, 1, "carry")]), load_split(toy, "ua"), toy
-    )
-    assert len(after.boxes) == len(after.hois) == 0
+    np.testing.assert_array_equal(after.boxes, before.boxes[boxes].reshape(-1, 4))
+    np.testing.assert_array_equal(after.labels, before.labels[boxes])
+    assert [[*row[:2], toy.verbs[row[2]]] for row in after.hois.tolist()] == left
+    assert after.hois.shape == (len(left), 3)
+    assert len(before.hois) == len(hois) and after.image_id == "a.jpg"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def of_instances(value, first, count, change, sized):
 @pytest.mark.parametrize("form", CHANGES)
 @pytest.mark.parametrize("make", [of_hoia, of_instances])
 @pytest.mark.parametrize("sized", [True, False])
-@pytest.mark.parametrize(("first", "count"), [(0, 3), (0, 40), (333, 4), (700, 40)])
+@pytest.mark.parametrize(("first", "count"), [(0, 40), (333, 4)])
 def test_format_of_annotations(save_json, hico, request, make, form, sized, first, count):
     value = request.getfixturevalue(make.__name__.removeprefix("of_"))
     file = save_json(make(value, first, count, CHANGES[form], sized))
@@ -120,7 +120,7 @@ def predictions(entries, change):
 
 
 @pytest.mark.parametrize("form", CHANGES)
-@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("count", [1, 40])
 def test_format_of_predictions(save_json, hico, hoia, form, count):
     file = save_json(predictions(hoia[:count], CHANGES[form]), "predictions.json")
     if form is None:
@@ -181,9 +181,8 @@ def swapped(entries, key):
     return changed
 
 
-@pytest.mark.parametrize("count", [5, 40])
-def test_swapped_roles_are_refused(save_json, hico, hoia, count):
-    file = save_json(swapped(hoia[:count], "hoi_annotation"))
+def test_swapped_roles_are_refused(save_json, hico, hoia):
+    file = save_json(swapped(hoia[:5], "hoi_annotation"))
     with pytest.raises(BoxFormatError, match="subject and object swapped"):
         load_annotations(file, hico, "test")
     entries = swapped(predictions(hoia[:40], unchanged), "hoi_prediction")

@@ -23,12 +23,9 @@ def describe(root, text):
     return root
 
 
-def test_empty_folder_is_refused(tmp_path):
+def test_folders_that_are_no_dataset_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected dataset.toml or a known layout \(HICO-DET .*"):
         open_dataset(tmp_path)
-
-
-def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="none: no such"):
         open_dataset(tmp_path / "none")
 
@@ -43,6 +40,7 @@ def test_known_layout(small_dataset):
     assert [record.id for record in records] == ["a.jpg", "b.jpg"]
     assert all(record.path.is_file() for record in records)
     assert [record.id for record in dataset.records("test")] == ["c.jpg"]
+    assert dataset.vcoco_ground_truth("test") is None
 
 
 def test_dataset_toml(small_dataset):
@@ -51,9 +49,6 @@ def test_dataset_toml(small_dataset):
     assert dataset.detector == small_dataset / "weights/detector.safetensors"
     assert dataset.teacher == small_dataset / "teacher"
     assert len(dataset.records("train")) == 2
-
-
-def test_default_name_is_that_of_the_folder(small_dataset):
     text = TOML.replace('name = "mine"', "")
     assert open_dataset(describe(small_dataset, text)).name == "hico"
 
@@ -88,35 +83,19 @@ def test_vocabulary_path_is_relative_to_dataset_toml(small_dataset, tmp_path, mo
         ('name = "mine"', "name = 7", r"dataset.toml: name: expected.*found 7"),
         ('name = "mine"', 'nam = "mine"', "nam: expected"),
         ("[train]", "[val]", r"dataset.toml: val: expected"),
-        ("[train]", "[train.x]", r"train.x: expected"),
         ("\n[train]", "train = 3\n[test]", "train: expected"),
         ('images = "', 'image = "', r"train.image: expected"),
         ('images = "images/train2015"', "", r"train.images: expected"),
-        (
-            'images = "images/train2015"',
-            "images = []",
-            r"train.images: expected",
-        ),
         ("annotations = ", "annotations ", "dataset.toml: expected TOML"),
+        (TOML, 'vocabulary = "hico-det"', "dataset.toml: parts: expected"),
+        ('"hico-det"', '"world"', 'vocabulary: expected "toy", found "world"; write vocabulary'),
+        ("annotations = ", "ids = ", r"train\.annotations: expected"),
     ],
 )
 def test_wrong_dataset_toml_names_the_field(small_dataset, old, new, message):
     assert old in TOML
     with pytest.raises(InputError, match=message):
         open_dataset(describe(small_dataset, TOML.replace(old, new)))
-
-
-def test_toy_dataset_of_version_0_1_is_refused(small_dataset):
-    text = TOML.replace('vocabulary = "hico-det"', 'vocabulary = "world"')
-    message = 'dataset.toml: vocabulary: expected "toy", found "world"; write vocabulary = "toy"'
-    with pytest.raises(InputError, match=message) as caught:
-        open_dataset(describe(small_dataset, text))
-    assert "\n" not in str(caught.value)
-
-
-def test_dataset_toml_without_parts_is_refused(small_dataset):
-    with pytest.raises(InputError, match=r"dataset.toml: parts: expected"):
-        open_dataset(describe(small_dataset, 'vocabulary = "hico-det"'))
 
 
 VCOCO = """
@@ -143,25 +122,11 @@ def test_paths_of_vcoco_files_can_be_set(tmp_path, write_vcoco):
     assert len(open_dataset(describe(tmp_path, without)).load("test").annotations) == 3
 
 
-def test_other_datasets_have_no_vcoco_ground_truth(small_dataset):
-    assert open_dataset(small_dataset).vcoco_ground_truth("test") is None
-
-
-def test_missing_annotation_file_is_refused(small_dataset):
-    text = TOML.replace("trainval_hico", "none")
-    with pytest.raises(InputError, match=r"none.json: no such"):
-        open_dataset(describe(small_dataset, text)).load("train")
-
-
-def test_missing_image_is_named_and_all_are_counted(small_dataset):
-    (small_dataset / "images/train2015/b.jpg").unlink()
-    with pytest.raises(InputError, match=r"b.jpg: no such"):
-        open_dataset(small_dataset).records("train")
-
-
-def test_missing_images_folder_is_refused(small_dataset):
-    shutil.rmtree(small_dataset / "images/train2015")
-    with pytest.raises(InputError, match="images/train2015: no such"):
+@pytest.mark.parametrize("name", ["images/train2015/b.jpg", "images/train2015"])
+def test_missing_images_are_named(small_dataset, name):
+    path = small_dataset / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=f"{name}: no such"):
         open_dataset(small_dataset).records("train")
 
 
@@ -173,15 +138,6 @@ def test_images_in_subfolders(small_dataset):
     file.write_text(file.read_text().replace("c.jpg", "more/c.jpg"))
     (record,) = open_dataset(small_dataset).records("test")
     assert record.id == "more/c.jpg" and record.path.is_file()
-
-
-def test_strict_refuses_issues(small_dataset):
-    file = small_dataset / "annotations/test_hico.json"
-    file.write_text(file.read_text().replace("[10, 20, 30, 60]", "[-10, 20, 30, 60]"))
-    dataset = open_dataset(small_dataset)
-    assert dataset.load("test").issues
-    with pytest.raises(InputError, match=r"c\.jpg"):
-        dataset.load("test", strict=True)
 
 
 def test_find_enclosing_dataset(small_dataset, tmp_path):
@@ -222,9 +178,3 @@ def test_folder_without_images_is_refused(small_dataset):
     (small_dataset / "images/none").mkdir()
     with pytest.raises(InputError, match="none: expected"):
         dataset.load("train")
-
-
-def test_ids_without_annotations_are_refused(small_dataset):
-    text = f'vocabulary = "hico-det"\n{IMAGES_ONLY}ids = "some.ids"\n'
-    with pytest.raises(InputError, match=r"train\.annotations: expected"):
-        open_dataset(describe(small_dataset, text))

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.datasets.layouts import LAYOUTS, find_layout
+from pipeline.datasets.layouts import find_layout
 
 
 def make(root, names):
@@ -47,10 +47,6 @@ def test_official_vcoco_files_are_preferred_if_complete(tmp_path):
     make(tmp_path, ["data/instances_vcoco_all_2014.json"])
     parts = find_layout(tmp_path).find_parts(tmp_path)
     assert parts["test"].annotations == tmp_path / "data/vcoco/vcoco_test.json"
-
-
-def test_layout_names_are_unique():
-    assert len({layout.name for layout in LAYOUTS}) == len(LAYOUTS)
 
 
 def test_hoia_files_are_preferred(tmp_path):
