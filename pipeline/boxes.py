@@ -6,28 +6,15 @@ import numpy as np
 
 
 def box_area(boxes: np.ndarray) -> np.ndarray:
-    """Areas of boxes; 0 for boxes without positive width and height.
-
-    Args:
-        boxes: (N, 4) xyxy, pixels.
-
-    Returns:
-        (N,) square pixels.
-    """
+    """(N,) areas in square pixels; 0 for boxes without positive width and height."""
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     return sides[:, 0] * sides[:, 1]
 
 
 def clip_boxes(boxes: np.ndarray, size: tuple[float, float] | np.ndarray) -> np.ndarray:
-    """Boxes clipped to the image.
+    """(N, 4) boxes clipped to the image, of the same dtype.
 
-    Args:
-        boxes: (N, 4) xyxy, pixels.
-        size: width and height of the image, or (N, 2) with one size per box; infinite where a size
-            is unknown.
-
-    Returns:
-        (N, 4) of the same dtype, 0 <= x <= width and 0 <= y <= height.
+    `size` is width and height, or (N, 2) with one size per box; infinite where a size is unknown.
     """
     sides = np.asarray(size)
     limits = np.concatenate([sides, sides], axis=-1)
@@ -35,15 +22,12 @@ def clip_boxes(boxes: np.ndarray, size: tuple[float, float] | np.ndarray) -> np.
 
 
 def boxes_to_upright(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
-    """Boxes in stored pixels, transformed to the upright image that the EXIF tag describes.
+    """(N, 4) boxes in stored pixels, transformed to the upright image; same dtype.
 
     Args:
         boxes: (N, 4) xyxy, pixels of the image as stored in its file.
         orientation: EXIF orientation, 1 to 8.
         size: width and height of the stored image.
-
-    Returns:
-        (N, 4) of the same dtype, xyxy, pixels of the upright image.
     """
     x1, y1, x2, y2 = boxes.T
     if orientation in (2, 3, 7, 8):
@@ -56,45 +40,21 @@ def boxes_to_upright(boxes: np.ndarray, orientation: int, size: tuple[float, flo
 
 
 def boxes_to_stored(boxes: np.ndarray, orientation: int, size: tuple[float, float]) -> np.ndarray:
-    """Inverse of `boxes_to_upright`.
-
-    Args:
-        boxes: (N, 4) xyxy, pixels of the upright image.
-        orientation: EXIF orientation, 1 to 8.
-        size: width and height of the upright image.
-
-    Returns:
-        (N, 4) of the same dtype, xyxy, pixels of the stored image.
-    """
+    """Inverse of `boxes_to_upright`; `size` is that of the upright image."""
     # Orientations 6 and 8, rotations by 90 degrees, are inverse to each other; every other one is
     # its own inverse.
     return boxes_to_upright(boxes, {6: 8, 8: 6}.get(orientation, orientation), size)
 
 
 def union_boxes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The smallest box around each pair of boxes.
-
-    Args:
-        first, second: (N, 4) xyxy, pixels.
-
-    Returns:
-        (N, 4) xyxy, pixels.
-    """
+    """(N, 4) smallest boxes around pairs of (N, 4) boxes."""
     return np.concatenate(
         [np.minimum(first[:, :2], second[:, :2]), np.maximum(first[:, 2:], second[:, 2:])], axis=1
     )
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of every box with every box; 0 where neither has an area.
-
-    Args:
-        first: (N, 4) xyxy, pixels.
-        second: (M, 4) xyxy, pixels.
-
-    Returns:
-        (N, M) in [0, 1].
-    """
+    """(N, M) intersection over union of (N, 4) and (M, 4) boxes; 0 where neither has an area."""
     left_top = np.maximum(first[:, None, :2], second[None, :, :2])
     right_bottom = np.minimum(first[:, None, 2:], second[None, :, 2:])
     sides = np.maximum(right_bottom - left_top, 0)

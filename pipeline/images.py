@@ -19,24 +19,8 @@ from pipeline.utils.progress import track
 
 # Endings of the files that count as images in a folder.
 IMAGE_EXTENSIONS = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
+    f".{ending}"
+    for ending in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()
 )
 EXIF_ORIENTATION = 0x0112
 EXIF_TRANSPOSES = {
@@ -82,12 +66,7 @@ def read_image(path: Path | str) -> Image.Image:
 
 
 def to_upright_rgb(image: Image.Image, apply_exif: bool = True) -> Image.Image:
-    """An opened image in the form that `read_image` returns.
-
-    Args:
-        image: stays unchanged.
-        apply_exif: apply the EXIF orientation.
-    """
+    """An opened image, which stays unchanged, in the form that `read_image` returns."""
     image.load()
     turn = EXIF_TRANSPOSES.get(_exif_orientation(image)) if apply_exif else None
     upright = image if turn is None else image.transpose(turn)
@@ -127,12 +106,10 @@ class ImageHeader:
 
 
 def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
-    """Reads the header of an image file.
+    """Reads the header of an image file; an `IgnoreExifPath` has orientation 1.
 
-    Args:
-        path: the file; an `IgnoreExifPath` has orientation 1.
-        decode: also decode the pixels, at the lowest resolution that the format offers. This finds
-            truncated files, whose header is intact.
+    With `decode`, the pixels are decoded too, at the lowest resolution that the format offers. This
+    finds truncated files, whose header is intact.
 
     Raises:
         InputError: the file is missing or not an image, has more than `MAX_PIXELS` pixels, or is
@@ -150,16 +127,7 @@ def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
 def read_headers(
     paths: Sequence[Path], title: str, decode: bool = False
 ) -> list[ImageHeader | InputError]:
-    """Reads the headers of many images in parallel, with progress.
-
-    Args:
-        paths: the files.
-        title: title of the progress.
-        decode: see `read_header`.
-
-    Returns:
-        For every file its header, or the error if it cannot be read.
-    """
+    """Reads headers in parallel, with progress; gives the error for an unreadable file."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
         headers = pool.map(partial(_read_header_or_error, decode=decode), paths)
         return list(track(headers, len(paths), title, "images", brief=True))
@@ -173,11 +141,7 @@ def _read_header_or_error(path: Path, decode: bool) -> ImageHeader | InputError:
 
 
 def read_image_size(path: Path | str) -> tuple[int, int]:
-    """Width and height of the upright image, from the header of the file.
-
-    Raises:
-        InputError: the file is missing or not an image, or has more than `MAX_PIXELS` pixels.
-    """
+    """Width and height of the upright image; see `read_header`."""
     return read_header(path).size
 
 
@@ -202,7 +166,8 @@ def _open_image(path: Path | str) -> Iterator[Image.Image]:
     try:
         # Opening a named pipe would block for ever.
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise InputError(f"{path}: expected an image file, found {_describe_path(Path(path))}")
+            found = "a folder" if Path(path).is_dir() else "something that is not a file"
+            raise InputError(f"{path}: expected an image file, found {found}")
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
@@ -213,13 +178,9 @@ def _open_image(path: Path | str) -> Iterator[Image.Image]:
         raise InputError(
             f"{path}: expected an image of at most {MAX_PIXELS} pixels, found a larger one"
         ) from None
+    except InputError:
+        raise
     # PIL's decoders raise all kinds of errors on damaged bytes.
     except Exception as error:
-        if isinstance(error, InputError):
-            raise
         found = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: expected a whole image, found {found}") from None
-
-
-def _describe_path(path: Path) -> str:
-    return "a folder" if path.is_dir() else "something that is not a file"

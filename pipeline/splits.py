@@ -77,13 +77,10 @@ def load_split(vocabulary: Vocabulary, name_or_path: str | Path) -> Split:
 
 
 def select_distilled_verbs(split: Split, verbs: str, vocabulary: Vocabulary) -> Split:
-    """The split with another choice of the distilled verbs.
+    """The split with another choice of the distilled verbs, one of `DISTILL_CHOICES`.
 
-    Args:
-        split: the split.
-        verbs: one of `DISTILL_CHOICES`: "split" for the choice of the split itself, "unseen" for
-            all verbs of unseen interactions, "all" for all verbs except `no_interaction`.
-        vocabulary: vocabulary of the split.
+    "split" is the choice of the split itself, "unseen" all verbs of unseen interactions, and "all"
+    all verbs except `no_interaction`.
     """
     assert verbs in DISTILL_CHOICES
     if verbs == "split":

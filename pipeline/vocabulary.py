@@ -177,11 +177,7 @@ class _VocabularyFile(Struct):
 
 
 def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
-    """A vocabulary from the parsed JSON of its file.
-
-    Args:
-        value: the parsed JSON.
-        file: path or name of the file, for errors.
+    """A vocabulary from the parsed JSON of a file, which errors name.
 
     Raises:
         InputError: a field is missing or wrong.

@@ -115,7 +115,7 @@ class ParseContext:
         return bad_field(self.file, f"{image}: {where}", expected, found)
 
     def convert(self, value: Any, kind: type[Kind], image: str, where: str = "") -> Kind:
-        """An image's entry, or the field `where` of it, as a value of a type; see `convert`."""
+        """An image's entry, or its field `where`, as a value of a type; see `convert`."""
         return convert(value, kind, f"{self.file}: {image}", where)
 
     def add_name(self, where: str, value: Any) -> str:
@@ -154,12 +154,7 @@ class ParseContext:
         return label
 
     def add_issue(self, kind: str, image: str, where: str, expected: str, found: object) -> None:
-        """Counts an issue.
-
-        Args:
-            kind: kind of the issue.
-            image: file name of the image.
-            where, expected, found: field, expected and found value, for the error message.
+        """Counts an issue of an image, with the field, expected and found value for its message.
 
         Raises:
             InputError: the file is read with `strict` and without `lenient`.
@@ -186,10 +181,8 @@ class ParseContext:
     def check_format(self) -> None:
         """Refuses a file whose boxes have another format or whose labels have swapped roles.
 
-        To be called when all boxes and labels have been added.
-
         Raises:
-            BoxFormatError: names the format.
+            BoxFormatError: names the format; needs all boxes and labels to have been added.
         """
         for box_format in self.box_formats.values():
             box_format.check(self.file, "bbox")
@@ -282,12 +275,7 @@ def build_annotation(raw: RawAnnotation, context: ParseContext) -> Annotation:
 def annotation_to_upright(
     annotation: Annotation, header: ImageHeader, context: ParseContext
 ) -> Annotation:
-    """An annotation in stored pixels, transformed to the upright image.
-
-    Args:
-        annotation: boxes and size in stored pixels.
-        header: header of the image.
-        context: of the annotation file.
+    """An annotation in stored pixels, transformed to the upright image of the header.
 
     Raises:
         InputError: a box reaches over the edge of the image, and `context.strict` is set.
@@ -328,8 +316,7 @@ def _merge_equal_boxes(
 ) -> tuple[list[int | None], list[int]]:
     """Removes boxes without area, of unknown objects, and repeated ones.
 
-    Returns:
-        New index of every box (None for removed ones), and the old indices of the remaining boxes.
+    Returns the new index of every box (None for removed ones), and the old indices of those left.
     """
     new_indices: list[int | None] = []
     kept: list[int] = []

@@ -44,10 +44,6 @@ class _InstancesEntry(Struct):
 def parse_instances(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
     """Annotations of all images with a labelled pair, in the order of the file.
 
-    Args:
-        value: parsed JSON of an `instances_*.json` file.
-        context: settings and counts of reading the file.
-
     Raises:
         InputError: an entry is structurally wrong, or has an issue and `context.strict` is set.
     """
@@ -156,11 +152,7 @@ class _MatImage(Struct):
 
 
 def parse_anno_bbox(part: str, context: ParseContext) -> list[Annotation]:
-    """Annotations of all images with a visible pair, in the order of the file.
-
-    Args:
-        part: "train" or "test".
-        context: settings and counts of reading the file, an `anno_bbox.mat`.
+    """Annotations of all images with a visible pair of part "train" or "test", in the file's order.
 
     Raises:
         InputError: the file cannot be read, an entry is structurally wrong, or has an issue and

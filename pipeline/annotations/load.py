@@ -59,10 +59,8 @@ class AnnotationFile:
         return sum(len(annotation.hois) for annotation in self.annotations)
 
     def require_labels(self) -> None:
-        """Refuses a file without labels.
-
-        Raises:
-            InputError: there is no label; names the issues that labels were dropped for.
+        """Raises:
+        InputError: there is no label; names the issues that labels were dropped for.
         """
         if not self.num_labels:
             dropped = ", ".join(f"{count} {kind}" for kind, count in self.issues.items())
@@ -91,8 +89,7 @@ def load_annotations(
         vocabulary: defines the object and verb indices of the result.
         part: "train" or "test"; `anno_bbox.mat` contains both.
         strict: raise an error for issues that are otherwise repaired and counted.
-        instances, ids: COCO's boxes and the list of image ids for V-COCO's actions file; None
-            searches for them near that file.
+        instances, ids: further files of V-COCO, see `find_vcoco_files`.
         lenient: leave wrong entries out and count them, and count issues in spite of `strict`.
 
     Raises:
@@ -146,17 +143,10 @@ NON_UTF8_NAME = "images whose names are not UTF-8 (left out)"
 
 
 def load_image_folder(folder: Path, part: str) -> AnnotationFile:
-    """Empty annotations for the images of a folder, sorted by name.
+    """Empty annotations for the images of a folder, sorted by name; the digest is of the names.
 
-    Images are recognised by their endings; hidden files and subfolders are skipped.
-
-    Args:
-        folder: the images folder.
-        part: the dataset part.
-
-    Returns:
-        One annotation without boxes per image; the digest is that of the names. Images whose names
-        are not UTF-8 are left out and counted as issues.
+    Images are recognised by their endings; hidden files and subfolders are skipped. Images whose
+    names are not UTF-8 are left out and counted as issues.
 
     Raises:
         InputError: there is no such folder, or it contains no images.

@@ -343,13 +343,7 @@ SEARCH_FOLDERS = ("", "..", "splits", "../splits", "annotations", "../annotation
 
 @dataclass(frozen=True)
 class VcocoFiles:
-    """Paths of the files of one part.
-
-    Attributes:
-        actions: V-COCO's actions file.
-        instances: COCO's boxes.
-        ids: list of the part's image ids, one per line; None for all images of `actions`.
-    """
+    """Paths of one part's files; `ids` lists its image ids, None for all images of `actions`."""
 
     actions: Path
     instances: Path
@@ -364,11 +358,7 @@ class VcocoFiles:
 def find_vcoco_files(
     actions: Path | str, instances: Path | None = None, ids: Path | None = None
 ) -> VcocoFiles:
-    """The files that belong to an actions file.
-
-    Args:
-        actions: path of the actions file.
-        instances, ids: paths of the other files; None searches for them near the actions file.
+    """The files that belong to an actions file; those that are not given are searched for near it.
 
     Raises:
         InputError: COCO's boxes are neither named nor found.
@@ -390,11 +380,7 @@ def _find_near(actions: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def is_actions_file(path: Path) -> bool:
-    """Whether a file is an actions file of V-COCO.
-
-    Raises:
-        InputError: a file with the ending `.json` is missing or not JSON.
-    """
+    """Whether a file is an actions file of V-COCO."""
     if path.suffix.lower() != ".json":
         return False
     value = read_json(path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Literal, TypeGuard, TypeVar
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import asdict
 
@@ -14,6 +15,7 @@ from pipeline.annotations.base import ParseContext, annotation_to_upright
 from pipeline.annotations.load import AnnotationFile, load_annotations, load_image_folder
 from pipeline.annotations.vcoco import (
     VcocoGroundTruth,
+    VcocoImage,
     find_vcoco_files,
     is_actions_file,
     read_vcoco,
@@ -35,6 +37,7 @@ from pipeline.utils.files import read_toml
 from pipeline.utils.schema import MISSING, Text, convert
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
 
+Item = TypeVar("Item", Detections, VcocoImage)
 # Annotation files of all layouts lie at most this many folders below the dataset folder.
 MAX_DEPTH = 4
 
@@ -89,12 +92,8 @@ class Dataset:
 
         A part without annotation file has an empty annotation for every image of its folder. Boxes
         in stored pixels are rotated as the EXIF tags say, unless the tags are left over from an
-        earlier orientation (see `pipeline.datasets.size_check`).
-
-        Args:
-            part: "train" or "test".
-            strict: raise an error for issues that are otherwise repaired and counted.
-            lenient: leave wrong entries out and count them, and count issues in spite of `strict`.
+        earlier orientation (see `pipeline.datasets.size_check`). `strict` and `lenient` are as in
+        `load_annotations`.
 
         Raises:
             InputError: there is no such part, its annotation file is missing or wrong, or boxes
@@ -171,15 +170,9 @@ class Dataset:
     def read_headers(
         self, part: str, names: Sequence[str], decode: bool = False
     ) -> list[ImageHeader | InputError]:
-        """Headers of images of a part. Every file is read only once.
+        """Header of each image of a part, or the error if it cannot be read.
 
-        Args:
-            part: "train" or "test".
-            names: file names of the images.
-            decode: also decode the images, see `pipeline.images.read_header`.
-
-        Returns:
-            For every image its header, or the error if it cannot be read.
+        Every file is read only once. `decode` is that of `pipeline.images.read_header`.
         """
         folder = self.parts[part].images
         paths = [folder / name for name in names]
@@ -207,28 +200,27 @@ class Dataset:
         self, part: str, detections: Sequence[Detections]
     ) -> list[Detections]:
         """Detections read from a file, with boxes in pixels of the upright images."""
-        return self._convert_orientation(part, detections, to_file=False)
+        return self._convert(part, detections, [one.image_id for one in detections], _to_upright)
 
     def detections_to_file(self, part: str, detections: Sequence[Detections]) -> list[Detections]:
         """Detections for a file, with boxes in the pixels that `orientation` names."""
-        return self._convert_orientation(part, detections, to_file=True)
+        return self._convert(part, detections, [one.image_id for one in detections], _to_stored)
 
-    def _convert_orientation(
-        self, part: str, detections: Sequence[Detections], to_file: bool
-    ) -> list[Detections]:
+    def _convert(
+        self,
+        part: str,
+        items: Sequence[Item],
+        names: Sequence[str],
+        convert_boxes: Callable[[np.ndarray, ImageHeader], np.ndarray],
+    ) -> list[Item]:
+        """Items with boxes of images in the other orientation, if boxes in files are as stored."""
         if self.orientation == UPRIGHT:
-            return list(detections)
-        headers = self.read_headers(part, [item.image_id for item in detections])
+            return list(items)
         return [
-            replace(
-                item,
-                boxes=boxes_to_stored(item.boxes, header.orientation, header.size)
-                if to_file
-                else boxes_to_upright(item.boxes, header.orientation, header.stored_size),
-            )
+            replace(item, boxes=convert_boxes(item.boxes, header))
             if isinstance(header, ImageHeader)
             else item
-            for item, header in zip(detections, headers, strict=True)
+            for item, header in zip(items, self.read_headers(part, names), strict=True)
         ]
 
     def vcoco_ground_truth(self, part: str) -> VcocoGroundTruth | None:
@@ -243,29 +235,16 @@ class Dataset:
         if not is_actions_file(files.annotations):
             return None
         official = find_vcoco_files(files.annotations, files.instances, files.ids)
-        ground_truth = read_vcoco(official, ParseContext(official.actions, self.vocabulary))
-        if self.orientation == UPRIGHT:
-            return ground_truth
-        headers = self.read_headers(part, [image.name for image in ground_truth.images])
-        images = [
-            replace(
-                image, boxes=boxes_to_upright(image.boxes, header.orientation, header.stored_size)
-            )
-            if isinstance(header, ImageHeader)
-            else image
-            for image, header in zip(ground_truth.images, headers, strict=True)
-        ]
-        return replace(ground_truth, images=tuple(images))
+        truth = read_vcoco(official, ParseContext(official.actions, self.vocabulary))
+        names = [image.name for image in truth.images]
+        return replace(truth, images=tuple(self._convert(part, truth.images, names, _to_upright)))
 
     def records(self, annotations: AnnotationFile | str) -> list[ImageRecord]:
-        """The annotated images of a part, in the order of the annotation file.
-
-        Args:
-            annotations: result of `load`, or the name of the part.
+        """The annotated images of a part (or of a `load` result), in the order of the file.
 
         Raises:
-            InputError: the folder or an image is missing; names the first image and gives the
-                number of missing images.
+            InputError: the folder or an image is missing; names the first missing image and the
+                number of all.
         """
         if isinstance(annotations, str):
             annotations = self.load(annotations)
@@ -282,17 +261,21 @@ class Dataset:
         ]
 
 
+def _to_upright(boxes: np.ndarray, header: ImageHeader) -> np.ndarray:
+    return boxes_to_upright(boxes, header.orientation, header.stored_size)
+
+
+def _to_stored(boxes: np.ndarray, header: ImageHeader) -> np.ndarray:
+    return boxes_to_stored(boxes, header.orientation, header.size)
+
+
 def _needs_rotation(header: ImageHeader | InputError) -> TypeGuard[ImageHeader]:
     """Whether an image could be read and has an EXIF orientation other than upright."""
     return isinstance(header, ImageHeader) and header.orientation != 1
 
 
 def missing_images(folder: Path, annotations: AnnotationFile) -> list[str]:
-    """File names of annotated images that are not in the folder.
-
-    Raises:
-        InputError: there is no such folder.
-    """
+    """File names of annotated images that are not in the folder, which has to exist."""
     names = list_file_names(folder)
     return [
         annotation.image_id
@@ -302,9 +285,7 @@ def missing_images(folder: Path, annotations: AnnotationFile) -> list[str]:
 
 
 def list_file_names(folder: Path) -> set[str]:
-    """Names of the files in an images folder.
-
-    On network file systems one listing is faster than a query for each file.
+    """Names of the files in an images folder; on network file systems faster than single queries.
 
     Raises:
         InputError: there is no such folder.
@@ -336,12 +317,7 @@ def open_dataset(root: Path | str) -> Dataset:
 
 
 def find_enclosing_dataset(annotations: Path, part: str) -> Dataset | None:
-    """The dataset folder around an annotation file; None if no folder above it is its dataset.
-
-    Args:
-        annotations: path of the file.
-        part: the part whose annotations it has to be.
-    """
+    """The dataset around a part's annotation file; None if no folder above is its dataset."""
     file = annotations.resolve()
     for folder in list(file.parents)[:MAX_DEPTH]:
         try:

@@ -144,12 +144,9 @@ class ImageSizeCheck:
 def check_image_sizes(
     dataset: Dataset, annotations: AnnotationFile, decode: bool = False
 ) -> ImageSizeCheck:
-    """Reads the headers of a part's annotated images and compares sizes and orientations.
+    """Compares sizes and orientations of the annotated images of a part with its annotations.
 
-    Args:
-        dataset: the dataset.
-        annotations: annotations of one of its parts, as `Dataset.load` returns them.
-        decode: also decode the images, which finds truncated files but takes longer.
+    With `decode`, the images are decoded too, which finds truncated files but takes longer.
     """
     part = annotations.part
     headers = dataset.read_headers(part, [one.image_id for one in annotations.annotations], decode)
@@ -248,12 +245,9 @@ class SidewaysImages:
 def find_sideways_images(
     annotations: Sequence[Annotation], headers: Sequence[ImageHeader | InputError], person: int
 ) -> SidewaysImages:
-    """Statistics of the images that EXIF tags turn by 90 degrees.
+    """Statistics of the images that EXIF tags turn by 90 degrees, boxes in stored pixels.
 
-    Args:
-        annotations: boxes in stored pixels.
-        headers: headers of the same images; unreadable images are skipped.
-        person: object index of `person`.
+    Unreadable images are skipped; `person` is the object index of people.
     """
     people, undeclared = [np.zeros((0, 4))], []
     num_images = num_fit_stored = num_fit_upright = 0
@@ -283,8 +277,7 @@ def find_sideways_images(
 def stale_exif_message(parts: Collection[SidewaysImages]) -> str:
     """Why the EXIF tags of a dataset are not applied; empty if they are to be applied.
 
-    Args:
-        parts: statistics of the dataset's parts, which are checked together.
+    The statistics of all parts are checked together.
     """
     ratios = np.concatenate([part.log_aspect_ratios for part in parts])
     if len(ratios) < MIN_PEOPLE or sum(part.num_fit_upright for part in parts) > sum(

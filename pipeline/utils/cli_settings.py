@@ -56,11 +56,7 @@ def option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Cal
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of every command.
-
-    These are `--config FILE` and `--set KEY=VALUE`, through which any option can be set, and those
-    of `logging_options`.
-    """
+    """Adds `--config FILE` and `--set KEY=VALUE`, which set any option, and `logging_options`."""
     command = logging_options(command)
     for decorator in (
         option(
@@ -198,11 +194,7 @@ def _key(option: click.Option) -> str:
 
 
 def _find_setting(context: click.Context, source: object, key: str) -> click.Option:
-    """The option with this key: its long name, or the name of its dataclass field.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The option with this key: its long name, or the name of its dataclass field."""
     options = {}
     for option in _settings(context.command):
         spellings = [text[2:] for text in option.opts if text.startswith("--")]
@@ -237,11 +229,7 @@ def _parse_text(option: click.Option, text: str) -> Any:
 def _to_option_value(
     context: click.Context, option: click.Option, source: object, key: str, value: Any
 ) -> Any:
-    """A value as if it had been typed on the command line.
-
-    Raises:
-        InputError: the command line would not take it either.
-    """
+    """A value, checked as if it had been typed on the command line."""
     if option.is_flag:
         if not isinstance(value, bool):
             raise bad_field(source, key, "true or false", value)
@@ -263,15 +251,7 @@ def _to_option_value(
 def setting_option(
     name: str, described: Setting, kind: type, default: str, hidden: bool
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option of a dataclass field made with `setting`; without a value it is None.
-
-    Args:
-        name: the field's, and the parameter's.
-        described: what the field says about itself.
-        kind: the field's type.
-        default: shown as the default.
-        hidden: left out of `--help`.
-    """
+    """The option of a dataclass field made with `setting`; without a value it is None."""
     spelling = (described.option or name).replace("_", "-")
     value_type: click.ParamType | None = None
     if described.choices:
@@ -301,11 +281,8 @@ def format_config(
 ) -> str:
     """A commented TOML file of all settings of a command, with their defaults.
 
-    Settings that are required or have no fixed default are commented out.
-
-    Args:
-        title: first line of the file.
-        defaults: by the parameters' names, in place of the options' own.
+    Settings that are required or have no fixed default are commented out. `defaults` replaces
+    options' own defaults, by the parameters' names.
     """
     context = click.Context(command)
     lines = [f"# {title}"]

@@ -124,12 +124,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def default_num_workers(workers: int | None, most: int = 16, processes: int = 1) -> int:
-    """The number of worker processes to start.
-
-    Args:
-        workers: the user's setting; None for all usable cores except two, which the model needs.
-        most: upper bound of the default.
-        processes: number of processes on this machine that each start workers.
+    """The number of worker processes to start: the user's setting, or by default all usable cores
+    except two, which the model needs, divided by the processes on this machine that start workers.
     """
     if workers is not None:
         return workers

@@ -84,10 +84,8 @@ def _link_if_absent(temporary: Path, path: Path) -> None:
 
 
 def refuse_existing(path: Path | str, overwrite: bool) -> None:
-    """Refuses to write an existing file.
-
-    Raises:
-        InputError: the file exists and `overwrite` is false.
+    """Raises:
+    InputError: the file exists and `overwrite` is false.
     """
     if not overwrite and Path(path).exists():
         raise InputError(f"{path}: exists; give --overwrite or another name")
@@ -180,12 +178,7 @@ def read_text(path: Path | str) -> str:
 
 
 def identify_file(path: Path | str, signatures: Sequence[tuple[bytes, str]] = ()) -> str | None:
-    """Describes an unexpected file by its first bytes; None if they are not known.
-
-    Args:
-        path: a file that could not be read.
-        signatures: regular expressions for further first bytes, and their descriptions.
-    """
+    """Describes an unexpected file by its first bytes (regular expressions); None if unknown."""
     # A pipe has been read already, and opening it again could block for ever.
     if not Path(path).is_file():
         return None

@@ -26,23 +26,24 @@ from pipeline.utils.files import identify_file, sha256_of_chunks
 
 # Training scripts also save their arguments (with paths) and scores (as numpy values), which are
 # plain data. Both module names are needed: before and since Python 3.13 and numpy 2.
-_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
-_NUMPY_ARRAY: Any = np.zeros(1).__reduce__()[0]
 _DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "U", "S")
-SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     SimpleNamespace,
-    *((PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
-    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in _DTYPES),
-    *((_NUMPY_SCALAR, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
-    *(
-        (_NUMPY_ARRAY, f"{module}.multiarray._reconstruct")
-        for module in ("numpy.core", "numpy._core")
-    ),
 ]
+for _module in ("pathlib", "pathlib._local"):
+    SAFE_GLOBALS += [
+        (PosixPath, f"{_module}.PosixPath"),
+        (PureWindowsPath, f"{_module}.WindowsPath"),
+    ]
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    SAFE_GLOBALS += [
+        (np.float64(0).__reduce__()[0], f"{_module}.scalar"),
+        (np.zeros(1).__reduce__()[0], f"{_module}._reconstruct"),
+    ]
 # Keys under which training scripts save the state dict.
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
 # Prefixes that DataParallel, torch.compile and Lightning add to all names.
@@ -83,10 +84,13 @@ def read_checkpoint(path: Path | str) -> Any:
     if path.is_dir():
         raise InputError(f"{path}: expected a weights file, found a folder")
     try:
-        if _is_safetensors(path):
+        with open(path, "rb") as file:
+            length, brace = file.read(8), file.read(1)
+        # safetensors begins with the length of its header, a JSON object.
+        if brace == b"{" and int.from_bytes(length, "little") <= MAX_SAFETENSORS_HEADER:
             return load_file(path)
-        if is_torchscript(path):
-            return read_torchscript(path)
+        if _is_torchscript(path):
+            return _read_torchscript(path)
         with (
             # An open file instead of the path, because torch treats some file names specially.
             open(path, "rb") as file,
@@ -179,20 +183,12 @@ def architecture_error(file: object, architecture: str, error: Exception) -> Inp
     )
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins like safetensors: the length of the header, then a JSON object."""
-    with open(path, "rb") as file:
-        length, brace = file.read(8), file.read(1)
-    return brace == b"{" and int.from_bytes(length, "little") <= MAX_SAFETENSORS_HEADER
-
-
 def _describe_unreadable(path: Path, error: Exception) -> str:
     """Describes in one line a file that could not be read, and what to do about it."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError as unreadable:
-        return f"an unreadable file ({unreadable.strerror})"
+    if isinstance(error, OSError) and error.filename == str(path):
+        return f"an unreadable file ({error.strerror})"
+    with open(path, "rb") as file:
+        head = file.read(512)
     size = path.stat().st_size
     if not head:
         return f"an empty file; {DOWNLOAD_HINT}"
@@ -231,18 +227,6 @@ def _short_message(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 TORCHSCRIPT_NAMESPACE = "__torch__"
 
 
@@ -250,7 +234,7 @@ class _ScriptModule:
     """Stands for every module class of an archive; holds the attributes only."""
 
 
-def is_torchscript(path: Path) -> bool:
+def _is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, that is a zip archive with `constants.pkl`."""
     if not zipfile.is_zipfile(path):
         return False
@@ -258,7 +242,7 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def read_torchscript(path: Path) -> dict[str, Tensor]:
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
     """Parameters and buffers of a TorchScript archive, with the names of its state dict.
 
     torch.jit.load would run code from the archive, so its data are unpickled with replaced classes.
@@ -307,15 +291,27 @@ def _first_argument(value: Any, *_: Any) -> Any:
     return value
 
 
+STORAGE_DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
 _ALLOWED_GLOBALS: dict[tuple[str, str], Callable[..., Any] | torch.dtype] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.jit._pickle", "restore_type_tag"): _first_argument,
-    ("torch.jit._pickle", "build_intlist"): _first_argument,
-    ("torch.jit._pickle", "build_boollist"): _first_argument,
-    ("torch.jit._pickle", "build_doublelist"): _first_argument,
-    ("torch.jit._pickle", "build_tensorlist"): _first_argument,
+    **{
+        ("torch.jit._pickle", f"build_{kind}list"): _first_argument
+        for kind in ("int", "bool", "double", "tensor")
+    },
     ("collections", "OrderedDict"): OrderedDict,
-    **{("torch", name): kind for name, kind in STORAGE_DTYPES.items()},
+    **{("torch", f"{name}Storage"): kind for name, kind in STORAGE_DTYPES.items()},
 }
 
 
