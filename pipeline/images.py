@@ -19,8 +19,24 @@ from pipeline.utils.progress import track
 
 # Endings of the files that count as images in a folder.
 IMAGE_EXTENSIONS = frozenset(
-    f".{ending}"
-    for ending in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
 )
 EXIF_ORIENTATION = 0x0112
 EXIF_TRANSPOSES = {
