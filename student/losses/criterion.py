@@ -44,11 +44,6 @@ class Losses:
     by_image: dict[str, Tensor]
     matches: QueryMatches
 
-    @property
-    def total(self) -> Tensor:
-        """The weighted sum of all terms, a scalar."""
-        return torch.stack(list(self.weighted.values())).sum()
-
 
 class Criterion:
     """Matches queries with pairs and computes the losses between them.
@@ -87,29 +82,19 @@ class Criterion:
         }
 
     def __call__(self, outputs: dict[str, Any], batch: Targets) -> Losses:
-        """Computes the losses of a batch.
-
-        Args:
-            outputs: those of `HOIDetector.forward`.
-            batch: targets of the batch's images, on the same device.
-        """
+        """Losses of the outputs of `HOIDetector.forward` against the batch's targets."""
         layers = stack_layers(outputs)
         matches = self.matcher({name: value.detach() for name, value in layers.items()}, batch)
-        supervised_mask = _supervised_mask(batch, matches)
+        mask, config = _supervised_mask(batch, matches), self.config
+        verb_logits = layers["pred_verb_logits"]
         terms = {
-            **_object_loss(
-                layers["pred_object_logits"], batch, matches, supervised_mask, self.config
-            ),
+            "object": _object_loss(layers["pred_object_logits"], batch, matches, mask, config),
             **_box_losses(layers, batch, matches),
-            **_verb_losses(
-                layers["pred_verb_logits"], batch, matches, self.config, self.num_distilled_verbs
-            ),
+            **_verb_losses(verb_logits, batch, matches, config, self.num_distilled_verbs),
             "interactive": _interactive_loss(layers["pred_interactive_logits"], batch, matches),
         }
         if "pred_matching_logits" in layers:
-            terms["matching"] = _matching_loss(
-                layers["pred_matching_logits"], matches, supervised_mask
-            )
+            terms["matching"] = _matching_loss(layers["pred_matching_logits"], matches, mask)
         if "pred_verb_embeddings" in layers and batch.region_embeddings.shape[-1]:
             terms["embedding"] = _embedding_loss(layers["pred_verb_embeddings"], batch, matches)
         losses = _normalise(terms)
@@ -165,7 +150,7 @@ def _normalise(terms: dict[str, _LossTerm]) -> dict[str, Tensor]:
 def _supervised_mask(batch: Targets, matches: QueryMatches) -> Tensor:
     """(L, B, Q) bool, False for queries of which it is unknown whether they have a pair."""
     supervised_mask = batch.exhaustive_labels[None] | ~matches.iou_mask.any(-1)
-    return supervised_mask.index_put_(_query_index(matches), torch.ones_like(matches.is_candidate))
+    return supervised_mask.index_put_(matches.query_index, torch.ones_like(matches.is_candidate))
 
 
 def _object_loss(
@@ -174,16 +159,16 @@ def _object_loss(
     matches: QueryMatches,
     supervised_mask: Tensor,
     config: LossConfig,
-) -> dict[str, _LossTerm]:
+) -> _LossTerm:
     """Weighted cross-entropy of the object class; unmatched queries have the class "no pair"."""
     num_layers, no_pair = len(logits), logits.shape[-1] - 1
     labels = logits.new_full(logits.shape[:3], no_pair, dtype=torch.int64)
-    labels[_query_index(matches)] = batch.object_labels[matches.images, matches.targets]
+    labels[matches.query_index] = batch.object_labels[matches.target_index]
     weights = torch.where(labels == no_pair, config.no_pair_weight, 1.0) * supervised_mask
     losses = F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none") * weights
     # The sum of the weights is 0 where `no_pair_weight` is 0 and no query is matched.
     counts = weights.view(num_layers, -1).sum(1)
-    return {"object": _LossTerm(losses.sum(2), counts, min_count=EPSILON**2)}
+    return _LossTerm(losses.sum(2), counts, min_count=EPSILON**2)
 
 
 def _box_losses(
@@ -191,7 +176,7 @@ def _box_losses(
 ) -> dict[str, _LossTerm]:
     """L1 and GIoU losses of matched boxes; a verb without object (V-COCO) has no object term."""
     shape = layers["pred_human_boxes"].shape[:2]
-    query_index, target_index = _query_index(matches), (matches.images, matches.targets)
+    query_index, target_index = matches.query_index, matches.target_index
     object_boxes = batch.object_boxes[target_index]
     has_object = (object_boxes != 0).any(-1)
 
@@ -230,7 +215,7 @@ def _verb_losses(
     probability of 1 is a soft target too.
     """
     num_layers = len(logits)
-    query_index, target_index = _query_index(matches), (matches.images, matches.targets)
+    query_index, target_index = matches.query_index, matches.target_index
     labels = torch.zeros_like(logits)
     labels[query_index] = batch.verb_labels[target_index].float()
     teacher_probs = torch.zeros_like(logits)
@@ -275,7 +260,7 @@ def _interactive_loss(logits: Tensor, batch: Targets, matches: QueryMatches) -> 
     interactive = (batch.seen & batch.interactive)[:, None, :]
     candidate = (batch.pair_mask & ~batch.seen)[:, None, :]
     positive = (matches.iou_mask & interactive).any(-1)
-    positive[_query_index(matches)] |= matches.is_candidate
+    positive[matches.query_index] |= matches.is_candidate
     mask = positive | ~(matches.iou_mask & candidate).any(-1)
     losses = F.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction="none")
     counts = mask.view(len(logits), -1).float().sum(1)
@@ -285,7 +270,7 @@ def _interactive_loss(logits: Tensor, batch: Targets, matches: QueryMatches) -> 
 def _matching_loss(logits: Tensor, matches: QueryMatches, supervised_mask: Tensor) -> _LossTerm:
     """Cross-entropy of whether a query is matched with a pair (CDN's matching head)."""
     labels = logits.new_zeros(logits.shape[:3], dtype=torch.int64)
-    labels.index_put_(_query_index(matches), torch.ones_like(matches.queries))
+    labels.index_put_(matches.query_index, torch.ones_like(matches.queries))
     losses = F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
     counts = supervised_mask.view(len(logits), -1).float().sum(1)
     return _LossTerm((losses * supervised_mask).sum(2), counts, clamp_empty=True)
@@ -294,17 +279,12 @@ def _matching_loss(logits: Tensor, matches: QueryMatches, supervised_mask: Tenso
 def _embedding_loss(predicted: Tensor, batch: Targets, matches: QueryMatches) -> _LossTerm:
     """One minus the cosine similarity between a matched query's embedding and the teacher's
     embedding of the pair's region; pairs without a teacher embedding have no loss."""
-    embeddings = batch.region_embeddings[matches.images, matches.targets].float()
+    embeddings = batch.region_embeddings[matches.target_index].float()
     mask = (embeddings != 0).any(-1).float()
-    cosines = F.cosine_similarity(predicted[_query_index(matches)], embeddings, dim=-1)
+    cosines = F.cosine_similarity(predicted[matches.query_index], embeddings, dim=-1)
     shape = predicted.shape[:2]
     counts = _sum_by_image(mask, matches, shape).sum(1)
     return _LossTerm(_sum_by_image((1 - cosines) * mask, matches, shape), counts, clamp_empty=True)
-
-
-def _query_index(matches: QueryMatches) -> tuple[Tensor, Tensor, Tensor]:
-    """Index of the matched queries in (L, B, Q, ...) tensors."""
-    return matches.layers, matches.images, matches.queries
 
 
 def _sum_by_image(values: Tensor, matches: QueryMatches, shape: Sequence[int]) -> Tensor:
@@ -321,11 +301,6 @@ def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -
     As in CenterNet (arXiv 1904.07850, sections 3 and 4), every box is a Gaussian peak in the
     heatmap of its class, the logits have a penalty-reduced focal loss, and the predicted box of the
     centre's cell has an L1 and a GIoU loss.
-
-    Args:
-        proposals: the head's outputs.
-        targets: of the batch; only the detected boxes are used.
-        person: class index of people.
 
     Returns:
         Scalars `proposal_class` and `proposal_box`, each divided by the batch's number of detected

@@ -23,8 +23,7 @@ from student.losses.box_ops import iou_and_giou
 
 # Added to the numbers of present and absent verbs, as in the published code.
 EPSILON = 1e-4
-# Replaces NaN and infinite costs, which `linear_sum_assignment` refuses. The losses are NaN as
-# well, and the training loop reports them.
+# Replaces NaN and infinite costs.
 INVALID_COST = 1e6
 
 
@@ -48,33 +47,15 @@ class QueryMatches:
     num_last_layer: int
     iou_mask: Tensor
 
-    def of_image(self, layer: int, image: int, candidates: bool) -> tuple[Tensor, Tensor]:
-        """Queries and pairs that one of the stages matched in one layer and image.
+    @property
+    def query_index(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Index of the matched queries in (L, B, Q, ...) tensors."""
+        return self.layers, self.images, self.queries
 
-        Args:
-            layer, image: indices.
-            candidates: True for stage 2, False for stage 1.
-        """
-        rows = (self.layers == layer) & (self.images == image) & (self.is_candidate == candidates)
-        return self.queries[rows], self.targets[rows]
-
-
-@dataclass(frozen=True, eq=False)
-class _MatchInputs:
-    """Inputs of the assignment in numpy.
-
-    Attributes:
-        costs: (L, B, Q, N).
-        iou_mask: (L, B, Q, N) bool.
-        interactive: (L, B, Q) interactive probability.
-        seen, candidate: (B, N) bool, the pairs of stage 1 and of stage 2.
-    """
-
-    costs: np.ndarray
-    iou_mask: np.ndarray
-    interactive: np.ndarray
-    seen: np.ndarray
-    candidate: np.ndarray
+    @property
+    def target_index(self) -> tuple[Tensor, Tensor]:
+        """Index of the matched pairs in batched targets."""
+        return self.images, self.targets
 
 
 class TwoStageMatcher:
@@ -102,14 +83,19 @@ class TwoStageMatcher:
         """
         costs, iou_mask = self._costs(outputs, batch)
         interactive = outputs["pred_interactive_logits"].softmax(-1)[..., 1]
-        host = _to_host(costs, iou_mask, interactive, batch)
-        rows = [
-            (layer, image, query, target, is_candidate)
-            for layer in range(len(costs))
-            for image in range(len(batch))
-            for is_candidate, matches in enumerate(self._assign(host, layer, image))
-            for query, target in matches
-        ]
+        kinds = batch.seen, batch.pair_mask & ~batch.seen
+        # The only transfer to the host.
+        host_costs, mask, scores, seen, candidate = _to_host(costs, iou_mask, interactive, *kinds)
+        # `linear_sum_assignment` refuses NaN and infinite costs. The losses are NaN as well, and
+        # the training loop reports them.
+        limit = INVALID_COST
+        host_costs = np.nan_to_num(host_costs, nan=limit, posinf=limit, neginf=-limit)
+        rows: list[tuple[int, ...]] = []
+        for place in np.ndindex(host_costs.shape[:2]):
+            image = place[1]
+            arrays = host_costs[place], mask[place], scores[place], seen[image], candidate[image]
+            for stage, matches in enumerate(self._assign(*arrays)):
+                rows += [(*place, *match, stage) for match in matches]
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
         if costs.is_cuda:
             # A copy from pageable memory would wait for the device.
@@ -126,13 +112,10 @@ class TwoStageMatcher:
         )
 
     def _costs(self, outputs: dict[str, Tensor], batch: Targets) -> tuple[Tensor, Tensor]:
-        """Costs of all queries and pairs, and the IoU mask.
+        """(L, B, Q, N) costs of all queries and pairs, and the IoU mask.
 
         The verb term is 0 for candidates, so that stage 2 can use the same costs. Padded pairs have
         costs too, but are in neither stage.
-
-        Returns:
-            Float costs and bool mask, both (L, B, Q, N).
         """
         config = self.config
         object_probs = outputs["pred_object_logits"].softmax(-1)
@@ -165,19 +148,22 @@ class TwoStageMatcher:
         return -(present_mean + absent_mean) / 2
 
     def _assign(
-        self, host: _MatchInputs, layer: int, image: int
+        self,
+        costs: np.ndarray,
+        iou_mask: np.ndarray,
+        interactive: np.ndarray,
+        seen: np.ndarray,
+        candidate: np.ndarray,
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """(query, pair) matches of stage 1 and of stage 2 in one image."""
-        costs, iou_mask = host.costs[layer, image], host.iou_mask[layer, image]
-        interactive = host.interactive[layer, image]
         queries = np.arange(len(costs))
-        seen_matches = _solve(costs, queries, np.flatnonzero(host.seen[image]))
+        seen_matches = _solve(costs, queries, np.flatnonzero(seen))
         free_queries = np.setdiff1d(queries, [query for query, _ in seen_matches])
         # The overlap is that with the matched pair. The published code tests queries and pairs
         # separately, so that matches with a low IoU pass.
         candidate_matches = [
             (query, pair)
-            for query, pair in _solve(costs, free_queries, np.flatnonzero(host.candidate[image]))
+            for query, pair in _solve(costs, free_queries, np.flatnonzero(candidate))
             if iou_mask[query, pair] and interactive[query] > self.config.interactive_threshold
         ]
         candidate_matches.sort(key=lambda match: -interactive[match[0]])
@@ -198,16 +184,8 @@ def _compare_boxes(predicted: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
     return (predicted - boxes).abs().sum(-1), *iou_and_giou(predicted, boxes)
 
 
-def _to_host(costs: Tensor, iou_mask: Tensor, interactive: Tensor, batch: Targets) -> _MatchInputs:
-    """Copies costs, mask, probabilities and the kinds of pairs to the CPU in one transfer."""
-    tensors = (costs, iou_mask, interactive, batch.seen, batch.pair_mask & ~batch.seen)
+def _to_host(*tensors: Tensor) -> list[np.ndarray]:
+    """Copies tensors to the CPU as float32 arrays in one transfer."""
     flat = torch.cat([tensor.flatten().float() for tensor in tensors]).cpu().numpy()
     pieces = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
-    arrays = [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
-    return _MatchInputs(
-        costs=np.nan_to_num(arrays[0], nan=INVALID_COST, posinf=INVALID_COST, neginf=-INVALID_COST),
-        iou_mask=arrays[1] > 0,
-        interactive=arrays[2],
-        seen=arrays[3] > 0,
-        candidate=arrays[4] > 0,
-    )
+    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]

@@ -51,7 +51,9 @@ def match(outputs, *targets, **config):
 
 
 def pairs(matches, candidates, image=0, layer=0):
-    return sorted(torch.stack(matches.of_image(layer, image, candidates), 1).tolist())
+    rows = (matches.layers == layer) & (matches.images == image)
+    rows &= matches.is_candidate == candidates
+    return sorted(torch.stack([matches.queries[rows], matches.targets[rows]], 1).tolist())
 
 
 def at(x):
