@@ -33,7 +33,6 @@ from student.data.transforms import NUM_RAND, Augmentation, normalise
 from student.models.padding import Size, padding_mask, stack_images
 from student.utils.seeding import derive_seed
 from teacher_cache.reader.cache import TeacherCache
-from teacher_cache.reader.format import TeacherOutputs
 
 BOX_FIELDS = ("human_boxes", "object_boxes", "detected_boxes")
 # Pixels that a box must keep along each side after a crop.
@@ -163,7 +162,12 @@ class TrainingDataset(Dataset[Sample]):
 
     def targets(self, index: int) -> Targets:
         """Targets of image `index` before augmentation, boxes xyxy in pixels."""
-        outputs = self.cache[self.records[index].id]
+        outputs, embeddings = self.cache[self.records[index].id], None
+        if self.embedding_dim:
+            # A shard whose images have no regions stores no embeddings.
+            no_regions = np.zeros((0, self.embedding_dim), dtype=np.float16)
+            regions = no_regions if outputs.embeddings is None else outputs.embeddings
+            embeddings = regions[outputs.region_indices]
         return build_targets(
             self.annotations[index],
             outputs.pairs,
@@ -172,7 +176,7 @@ class TrainingDataset(Dataset[Sample]):
             self.vocabulary,
             self.config,
             self.cache.protocol,
-            _pair_embeddings(outputs, self.embedding_dim) if self.embedding_dim else None,
+            embeddings,
             self.few_shot_rows.get(index, ()),
             self.dataset_index,
         )
@@ -190,7 +194,7 @@ class TrainingDataset(Dataset[Sample]):
             return make_sample(self.records[index].id, image, self.targets(index), transform)
 
     def _rand(self, epoch: int) -> np.ndarray:
-        """(N, `NUM_RAND`) random numbers in [0, 1) of the geometric augmentation of an epoch."""
+        """(N, `NUM_RAND`) numbers in [0, 1) for the augmentation of an epoch."""
         rand = self._rand_by_epoch.get(epoch)
         if rand is None:
             rand = np.random.default_rng((self.seed, epoch)).random((len(self), NUM_RAND))
@@ -263,20 +267,8 @@ def make_sample(image_id: str, image: Tensor, targets: Targets, transform: Trans
     return Sample(image_id, pixels, replace(targets, **relative).select(kept, kept_detected))
 
 
-def _pair_embeddings(outputs: TeacherOutputs, dim: int) -> np.ndarray:
-    """(P, D) float16 teacher embeddings of the pairs' regions."""
-    if outputs.embeddings is None:
-        # A shard whose images have no regions stores no embeddings.
-        return np.zeros((len(outputs.region_indices), dim), dtype=np.float16)
-    return outputs.embeddings[outputs.region_indices]
-
-
 def normalise_batch(pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, Tensor | None]:
-    """Converts the result of `student.models.padding.stack_images` to the detector's input.
-
-    Args:
-        pixels: (B, 3, H, W) uint8, on the detector's device.
-        sizes: heights and widths of the images.
+    """Converts (B, 3, H, W) uint8 images and their heights and widths to the detector's input.
 
     Returns:
         - (B, 3, H, W) float32, normalised, 0 on padding;

@@ -67,9 +67,7 @@ def open_part(
     """Reads a part's annotations in every process, and the headers of its images in the main one.
 
     Args:
-        dataset: the dataset.
-        part: "train" or "test".
-        context: the processes.
+        dataset, part, context: the part "train" or "test" of a dataset, and the processes.
         cache: the teacher cache of the part; images that it lacks are left out. None keeps all.
         require_labels: whether it is an error that the part has no labels, or that an image file
             is missing whose image the cache lacks.
@@ -124,11 +122,6 @@ def open_part(
 
 def open_test_part(dataset: Dataset, context: DistContext, skip_unreadable: bool) -> LoadedPart:
     """Opens the test part and decodes all its images once.
-
-    Args:
-        dataset: the dataset.
-        context: the processes.
-        skip_unreadable: leave unusable images out instead of raising an error.
 
     Raises:
         InputError: annotations and images do not fit each other, no image is usable, or one is not

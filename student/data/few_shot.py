@@ -30,8 +30,7 @@ def select_few_shot(
 
     Args:
         annotations: annotations of all training images, with the labels of unseen interactions.
-        split: the zero-shot split.
-        vocabulary: of both.
+        split, vocabulary: of the annotations.
         count: number of labelled pairs of each unseen interaction; all where there are fewer.
         seed: seed of the random orders.
 
@@ -58,27 +57,19 @@ def select_few_shot(
 def list_few_shot(
     annotations: Sequence[Annotation], few_shot_rows: FewShotRows, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """Describes the selected labels for the run's files.
-
-    Args:
-        annotations, vocabulary: as in `select_few_shot`.
-        few_shot_rows: its result.
-
-    Returns:
-        Dicts with the names of interaction and image and both boxes (xyxy, pixels), sorted by
-        interaction.
-    """
+    """Describes the labels that `select_few_shot` selected: names of interaction and image and both
+    boxes (xyxy, pixels), sorted by interaction."""
     entries = []
     for image, rows in few_shot_rows.items():
         annotation = annotations[image]
         hois = _interaction_ids(annotation, vocabulary)
         for row in rows:
-            human_row, object_row, _ = annotation.hois[row].tolist()
+            human_box, object_box = annotation.boxes[annotation.hois[row, :2]].tolist()
             entry = {
                 "interaction": vocabulary.interaction_name(int(hois[row])),
                 "image": annotation.image_id,
-                "human_box": annotation.boxes[human_row].tolist(),
-                "object_box": annotation.boxes[object_row].tolist(),
+                "human_box": human_box,
+                "object_box": object_box,
             }
             entries.append((int(hois[row]), entry))
     return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]

@@ -58,12 +58,8 @@ def group_by_size(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
     strip is sorted by height and cut into batches. Sorting by one of the two alone would leave the
     other one's differences as padding.
 
-    Args:
-        sizes: (N, 2) heights and widths.
-        batch_size: number of images of a batch.
-
     Returns:
-        Indices of each batch's images, in rising order.
+        Indices in the (N, 2) heights and widths of each batch's images, in rising order.
     """
     heights, widths = sizes.T
     # The sorts are stable, so that images of equal size keep their order.
@@ -100,11 +96,7 @@ class ExtraPool:
     images_per_step: int
 
     def sample(self, first: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """A section of the endless sequence of random permutations of the pool.
-
-        Args:
-            first, count: start and length of the section.
-            seed: seed of the permutations.
+        """A section, by start and length, of the endless sequence of permutations of the pool.
 
         Returns:
             - (count, 2) pass and image index among the images of all datasets;
@@ -129,8 +121,8 @@ def split_batch_size(
     Args:
         batch_size: number of images of a batch.
         num_main, num_extra: numbers of images of the datasets.
-        ratio: fraction of images from the extra datasets; None for their fraction of all images.
-            It is rounded so that a batch has at least one image of both kinds.
+        ratio: fraction of images from the extra datasets; None for their fraction of all images. A
+            batch has at least one image of both kinds.
 
     Raises:
         InputError: the batch size is 1.

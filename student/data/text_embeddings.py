@@ -30,7 +30,7 @@ def build_text_embeddings(
     Args:
         vocabulary: of H interactions.
         embeddings: (H, D) text embeddings of the interactions.
-        file: file or folder of the embeddings, for error messages.
+        file: named in errors.
 
     Raises:
         InputError: a verb has no interaction, hence no sentence.
@@ -57,13 +57,7 @@ def text_head_options(
 ) -> dict[str, Any]:
     """Fields of the recipe that follow from the cache for a student with a text verb head.
 
-    Args:
-        options: fields of the recipe that the user set.
-        cache: teacher cache of the training part.
-        vocabulary: of the dataset.
-
-    Returns:
-        Values by field name; empty for a linear verb head.
+    None for a linear verb head; `options` are the fields that the user set.
 
     Raises:
         InputError: an embedding weight with a linear head or without distillation, or a cache
@@ -102,11 +96,6 @@ def init_text_head(head: nn.Module, cache: TeacherCache, vocabulary: Vocabulary)
     The teacher's softmax over the verbs of an object is exp(logit - normaliser), where the
     normaliser depends on the region. The head, a sigmoid, starts with the mean normaliser as its
     margin, so that it gives the teacher's embeddings about the teacher's probabilities.
-
-    Args:
-        head: the head.
-        cache: teacher cache of the training part.
-        vocabulary: of the dataset.
 
     Raises:
         InputError: a verb has no interaction, or the cache is damaged.

@@ -43,12 +43,7 @@ class Augmentation:
         self.transform, self.geometric = transform, geometric
 
     def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
-        """Transforms an image and its boxes.
-
-        Args:
-            values: the image as "image" and boxes under any other names, all `tv_tensors`.
-            rand: (`NUM_RAND`,) in [0, 1).
-        """
+        """Transforms the image "image" and boxes under any other names, all `tv_tensors`."""
         # Colour jitter comes first, because resizing enlarges most images.
         values = self.transform(values)
         if not self.geometric:
@@ -127,12 +122,7 @@ class GeometricParams:
 
 def sample_geometric_params(sizes: np.ndarray, rand: np.ndarray) -> GeometricParams:
     """Parameters of DETR's augmentation: half of the images are resized, the other half are
-    resized, cropped and resized again.
-
-    Args:
-        sizes: (N, 2) heights and widths of the images in pixels.
-        rand: (N, `NUM_RAND`) in [0, 1).
-    """
+    resized, cropped and resized again. `rand` is (N, `NUM_RAND`) in [0, 1)."""
     crops = rand[:, 1] >= 0.5
     sizes_before_crop = resize_short_side(sizes, _choice(SHORT_SIDES_BEFORE_CROP, rand[:, 2]))
     min_crop, max_crop = (np.minimum(side, sizes_before_crop) for side in CROP_SIZE_RANGE)
@@ -152,16 +142,8 @@ def sample_geometric_params(sizes: np.ndarray, rand: np.ndarray) -> GeometricPar
 def resize_short_side(
     sizes: np.ndarray, short: np.ndarray, max_size: int | None = None
 ) -> np.ndarray:
-    """Sizes after a resize that keeps the aspect ratio, as `v2.Resize` computes them.
-
-    Args:
-        sizes: (N, 2) heights and widths.
-        short: (N,) short sides of the results.
-        max_size: upper bound of the long sides, to which the short sides yield.
-
-    Returns:
-        (N, 2) heights and widths.
-    """
+    """(N, 2) sizes after a resize to (N,) short sides that keeps the aspect ratio, as `v2.Resize`
+    computes them; `max_size` bounds the long sides."""
     old_short, old_long = sizes.min(1), sizes.max(1)
     long = short * old_long // old_short
     if max_size is not None:

@@ -39,8 +39,7 @@ def evaluate_model(
     """Predicts and scores the test part; writes predictions, results and drawings.
 
     Args:
-        predictor: detector to evaluate.
-        dataset: dataset with the test part.
+        predictor, dataset: detector to evaluate, and the dataset.
         split: defines seen and unseen.
         out: output folder.
         execution: device and processes, all of which have to call this.
@@ -131,9 +130,8 @@ def evaluate_checkpoint(
             checkpoint.
         out: folder for predictions and results; None takes the run folder, or for a published
             checkpoint a new folder beside it.
-        device: device to predict on.
+        device, overwrite: device to predict on; replace existing results.
         workers: number of threads that read images; None takes the spare cores.
-        overwrite: replace existing results.
         scoring: settings and NMS; None scores both settings without NMS.
         num_heads: attention heads of a published checkpoint whose `args` do not name them.
         prompts: prompts file with actions of the dataset that the student was not trained on.

@@ -74,11 +74,7 @@ class Validator:
     ) -> dict[str, float]:
         """Scores the model and draws its detections on a fixed sample of the images.
 
-        Args:
-            predictor: detector to evaluate; its model is put into eval mode.
-            run_dir: run folder, for the drawings.
-            step: number of training steps done.
-            execution: device and processes, all of which have to call this.
+        All processes have to call this; the model is put into eval mode.
 
         Returns:
             Metrics as fractions: `seen`, the mAP over seen interactions, by which checkpoints are
