@@ -1,8 +1,5 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -211,18 +208,6 @@ def leaves(outputs):
     return [x for layer in layers for x in layer.values() if isinstance(x, torch.Tensor)]
 
 
-@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
-@pytest.mark.parametrize("images", [[[]], [[], []]])
-def test_a_batch_without_pairs_has_finite_losses_and_gradients(images, verb_loss):
-    outputs = some_outputs(len(images))
-    losses = criterion(verb_loss=verb_loss)(outputs, [some_targets(seen) for seen in images])
-    total(losses).backward()
-    assert torch.isfinite(total(losses)) and total(losses) > 0
-    assert all(torch.isfinite(x.grad).all() for x in leaves(outputs))
-    for name in ("human_box", "object_box", "human_giou", "object_giou", "verb_soft"):
-        assert not losses.by_name[name].any()
-
-
 def test_targets_and_outputs_are_not_modified():
     targets = [some_targets([True, False, True]), some_targets([]), some_targets([False] * 9)]
     before = [{name: x.clone() for name, x in vars(one).items()} for one in targets]
@@ -261,25 +246,21 @@ def test_a_teacher_probability_of_one_is_soft():
     torch.testing.assert_close(losses.by_name["verb_soft"], expected[None])
 
 
-def test_soft_normalisation_by_pairs():
+def test_soft_normalisation():
     targets = [some_targets([True, False, True]), some_targets([True])]
     outputs = some_outputs(2)
-    by_entries = criterion()(outputs, targets)
-    by_pairs = criterion(soft_normalisation="pairs")(outputs, targets)
+    by_entries, by_pairs, by_verbs = (
+        criterion(soft_normalisation=name, num_distilled=3)(outputs, targets)
+        for name in ("entries", "pairs", "supervised")
+    )
+    soft = by_pairs.by_name["verb_soft"]
+    assert soft.sum() > 0
+    torch.testing.assert_close(by_verbs.by_name["verb_soft"], soft / 3)
     assert by_pairs.matches.num_last_layer == 4
     expected = by_entries.by_name["verb_soft"] * (2 * NUM_QUERIES * NUM_VERBS) / 4
     torch.testing.assert_close(by_pairs.by_name["verb_soft"], expected)
     for name in set(by_pairs.by_name) - {"verb_soft"}:
         assert torch.equal(by_pairs.by_name[name], by_entries.by_name[name])
-
-
-def test_soft_normalisation_by_distilled_verbs_of_pairs():
-    targets = [some_targets([True, False, True]), some_targets([True])]
-    outputs = some_outputs(2)
-    by_pairs = criterion(soft_normalisation="pairs", num_distilled=3)(outputs, targets)
-    by_verbs = criterion(soft_normalisation="supervised", num_distilled=3)(outputs, targets)
-    assert by_pairs.by_name["verb_soft"].sum() > 0
-    torch.testing.assert_close(by_verbs.by_name["verb_soft"], by_pairs.by_name["verb_soft"] / 3)
 
 
 def test_soft_weight_of_zero_changes_no_other_loss():
@@ -293,22 +274,16 @@ def test_soft_weight_of_zero_changes_no_other_loss():
     assert torch.equal(with_soft, without)
 
 
-def test_pairs_without_object_have_no_object_box_loss():
-    target = some_targets([True])
-    target.object_boxes[0] = 0
-    losses = criterion()(some_outputs(1), [target]).by_name
-    assert not losses["object_box"].any() and not losses["object_giou"].any()
-    assert losses["human_box"].all()
-
-
-def test_object_class_of_a_pair_without_object_is_no_pair():
-    """The object loss of its query is that without any pair."""
+def test_pairs_without_object_have_no_object_losses():
     outputs, target = some_outputs(1), some_targets([True])
     target.object_boxes[0] = 0
     target.object_labels[0] = outputs["pred_object_logits"].shape[-1] - 1
-    alone = criterion()(outputs, [target]).by_name["object"]
+    losses = criterion()(outputs, [target]).by_name
+    assert not losses["object_box"].any() and not losses["object_giou"].any()
+    assert losses["human_box"].all()
+    # The object class is that of queries without any pair.
     without_pairs = criterion()(outputs, [some_targets([])]).by_name["object"]
-    torch.testing.assert_close(alone, without_pairs)
+    torch.testing.assert_close(losses["object"], without_pairs)
 
 
 def test_interactive_score_of_labelled_unlabelled_and_other_queries():
@@ -400,62 +375,24 @@ def test_an_unlabelled_image_does_not_change_the_verb_loss_of_a_labelled_one():
 
 
 @pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
-@pytest.mark.parametrize("count", [0, 2])
-def test_a_batch_without_exhaustive_labels(verb_loss, count):
+@pytest.mark.parametrize("targets", [[unlabelled(2), unlabelled(0)], [some_targets([])] * 2])
+def test_a_batch_without_labels_has_finite_losses_and_gradients(verb_loss, targets):
     outputs = some_outputs(2, matching=True)
-    found = criterion(verb_loss=verb_loss)(outputs, [unlabelled(count), unlabelled(0)])
+    found = criterion(verb_loss=verb_loss)(outputs, targets)
     total(found).backward()
-    for value in (
-        *found.weighted.values(),
-        *(x.grad for x in leaves(outputs) if x.grad is not None),
-    ):
-        assert torch.isfinite(value).all()
-    assert found.weighted["verb_hard"] == 0 and found.weighted["object"] > 0
+    gradients = [x.grad for x in leaves(outputs) if x.grad is not None]
+    assert all(torch.isfinite(value).all() for value in (*found.weighted.values(), *gradients))
+    exhaustive = bool(targets[0].exhaustive_labels)
+    assert (found.weighted["verb_hard"] > 0) == exhaustive and found.weighted["object"] > 0
+    for name in ("human_box", "object_box", "human_giou", "object_giou", "verb_soft"):
+        assert not exhaustive or found.weighted[name] == 0
 
 
 def test_losses_by_image_sum_to_the_loss():
-    outputs, targets = whole_batch()
-    found = criterion()(outputs, targets)
+    kinds = [[True, False, True], [], [False], [True, True]]
+    found = criterion()(
+        some_outputs(4), [some_targets(seen, row) for row, seen in enumerate(kinds)]
+    )
     for name, value in found.weighted.items():
         assert found.by_image[name].shape == (4,) and not found.by_image[name].requires_grad
         torch.testing.assert_close(found.by_image[name].sum(), value.detach())
-
-
-def whole_batch():
-    kinds = [[True, False, True], [], [False], [True, True]]
-    return some_outputs(4), [some_targets(seen, seed=i) for i, seen in enumerate(kinds)]
-
-
-def losses_of_process(rank, store):
-    """Losses of one of two processes: of the batch's first three images, or of the fourth."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=5)
-    )
-    try:
-        outputs, targets = whole_batch()
-        share = slice(0, 3) if rank == 0 else slice(3, 4)
-        layers = [
-            {name: x[share] for name, x in layer.items() if name != "aux_outputs"}
-            for layer in (*outputs["aux_outputs"], outputs)
-        ]
-        losses = criterion()({**layers[-1], "aux_outputs": layers[:-1]}, targets[share])
-        return {name: loss.detach() for name, loss in losses.by_name.items()}
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_with_uneven_batches_average_to_the_whole_batch(tmp_path):
-    command = [sys.executable, __file__, str(tmp_path / "store"), str(tmp_path / "second.pt")]
-    other = subprocess.Popen(command)
-    first = losses_of_process(0, tmp_path / "store")
-    assert other.wait(timeout=300) == 0
-    second = torch.load(tmp_path / "second.pt")
-    expected = criterion()(*whole_batch()).by_name
-    assert set(first) == set(second) == set(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close((first[name] + second[name]) / 2, value.detach())
-
-
-if __name__ == "__main__":
-    torch.save(losses_of_process(1, sys.argv[1]), sys.argv[2])
