@@ -22,7 +22,7 @@ data_option = option(
 strict_option = option(
     "--strict", is_flag=True, help="Refuse annotation issues instead of repairing them."
 )
-json_option = option("--json", "json_file", type=FILE, help="Write the results to this file.")
+json_option = option("--json", type=FILE, help="Write the results to this file.")
 overwrite_option = option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
@@ -66,7 +66,7 @@ def hico(
     split: str,
     details: tuple[str, ...],
     strict: bool,
-    json_file: Path | None,
+    json: Path | None,
     overwrite: bool,
     **options: Any,
 ) -> None:
@@ -75,22 +75,13 @@ def hico(
     Against --annotations, or the test part of --data. Checkpoints, published ones too, are for
     `eoid-train evaluate`, which predicts and scores.
     """
-    from evaluation.score_hico import HicoScoreConfig, score_hico_file
+    from evaluation.score_hico import score_hico_file
 
-    config = HicoScoreConfig(
-        predictions,
-        annotations,
-        vocabulary,
-        split,
-        build_scoring_config(**options),
-        details,
-        strict,
-        json_file,
-        overwrite,
-        data,
+    scoring = build_scoring_config(**options)
+    lines = score_hico_file(
+        predictions, annotations, data, vocabulary, split, scoring, details, strict, json, overwrite
     )
-    for line in score_hico_file(config):
-        click.echo(line)
+    click.echo("\n".join(lines))
 
 
 @evaluation.command()
@@ -135,38 +126,14 @@ def hico(
     overwrite_option,
 )
 @config_option
-def vcoco(
-    predictions: Path,
-    actions: Path | None,
-    data: Path | None,
-    instances: Path | None,
-    ids: Path | None,
-    vocabulary: str | None,
-    strict: bool,
-    json_file: Path | None,
-    official: Path | None,
-    overwrite: bool,
-) -> None:
+def vcoco(**options: Any) -> None:
     """Score detections in V-COCO's official layout (JSON, NPZ or pickle), or a run's predictions.
 
     Against --actions, or the test part of --data.
     """
-    from evaluation.score_vcoco import VcocoScoreConfig, score_vcoco_file
+    from evaluation.score_vcoco import score_vcoco_file
 
-    config = VcocoScoreConfig(
-        predictions,
-        actions,
-        instances,
-        ids,
-        vocabulary,
-        strict,
-        json_file,
-        official,
-        overwrite,
-        data,
-    )
-    for line in score_vcoco_file(config):
-        click.echo(line)
+    click.echo("\n".join(score_vcoco_file(**options)))
 
 
 @evaluation.command()

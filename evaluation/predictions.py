@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +20,8 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from evaluation.pickles import is_pickle, iterate_pickle
-from pipeline.annotations.base import Numbers
-from pipeline.annotations.box_format import CXCYWH, XYWH, XYXY, BoxFormatCheck
+from pipeline.annotations.base import Box
+from pipeline.annotations.box_format import XYXY, BoxFormatCheck
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, iter_json
@@ -32,14 +32,32 @@ from pipeline.vocabulary import Vocabulary
 PREDICTIONS_FILE = "predictions.json"
 CHECKPOINT_SUFFIXES = (".pt", ".pth")
 BOX_EXPECTED = "four finite numbers x1, y1, x2, y2 in pixels with x1 <= x2 and y1 <= y2"
-# Kinds of numpy types that integer and float fields may have.
-INTEGER_KINDS, REAL_KINDS = "iu", "iuf"
-BOOL_TYPES = frozenset((bool, np.bool_))
+Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number")]
+MAX_SCORE = sys.float_info.max
+Score = Annotated[float, Meta(ge=-MAX_SCORE, le=MAX_SCORE, description="a finite number")]
 # Files with fewer pairs are not checked for the numbering of their verbs.
 MIN_PAIRS = 20
 # A file counts verbs from the wrong number if, with the verbs shifted by one, at least this share
 # of its pairs are interactions, and without the shift at most this part of that share.
 MIN_VALID_SHARE, MAX_RELATIVE_SHARE = 0.9, 0.75
+
+
+class _Box(Struct):
+    bbox: Box
+    category_id: Number
+
+
+class _Hoi(Struct):
+    subject_id: Number
+    object_id: Number
+    category_id: Number
+    score: Score
+
+
+class _Entry(Struct):
+    file_name: str
+    predictions: list[_Box]
+    hoi_prediction: list[_Hoi]
 
 
 def find_predictions_file(path: Path) -> Path:
@@ -76,32 +94,35 @@ def write_predictions(
     category_ids = np.array(vocabulary.category_ids)
     first_ids = np.array([0, 0, vocabulary.first_verb_id])
     marker = {"name": vocabulary.name, "digest": vocabulary.digest()}
+
+    def entry(index: int, item: Detections) -> dict[str, Any]:
+        boxes, categories = _shortest_floats(item.boxes), category_ids[item.labels].tolist()
+        hois, scores = (item.hois + first_ids).tolist(), _shortest_floats(item.scores)
+        return {
+            "file_name": item.image_id,
+            **({} if index else {"vocabulary": marker}),
+            "predictions": [
+                {"bbox": box, "category_id": category}
+                for box, category in zip(boxes, categories, strict=True)
+            ],
+            "hoi_prediction": [
+                {"subject_id": human, "object_id": target, "category_id": verb, "score": score}
+                for (human, target, verb), score in zip(hois, scores, strict=True)
+            ],
+        }
+
+    write_entries(path, starmap(entry, enumerate(detections)))
+
+
+def write_entries(path: Path | str, entries: Iterable[dict[str, Any]]) -> None:
+    """Writes a list as JSON atomically, one entry per line."""
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for index, item in enumerate(detections):
-            first = {} if index else {"vocabulary": marker}
-            entry = {
-                "file_name": item.image_id,
-                **first,
-                "predictions": [
-                    {"bbox": box, "category_id": category}
-                    for box, category in zip(
-                        _shortest_floats(item.boxes),
-                        category_ids[item.labels].tolist(),
-                        strict=True,
-                    )
-                ],
-                "hoi_prediction": [
-                    {"subject_id": human, "object_id": target, "category_id": verb, "score": score}
-                    for (human, target, verb), score in zip(
-                        (item.hois + first_ids).tolist(),
-                        _shortest_floats(item.scores),
-                        strict=True,
-                    )
-                ],
-            }
-            file.write(",\n" if index else "[\n")
-            file.write(json.dumps(entry, separators=(",", ":"), ensure_ascii=False))
-        file.write("\n]\n" if detections else "[]\n")
+        separator = "["
+        for entry in entries:
+            text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+            file.write(f"{separator}\n{text}")
+            separator = ","
+        file.write("[]\n" if separator == "[" else "\n]\n")
 
 
 def read_predictions(
@@ -124,19 +145,21 @@ def read_predictions(
             image twice, or has an invalid entry.
     """
     path = Path(path)
-    detections, names = [], set()
-    for index, entry in enumerate(iterate_entries(path)):
-        name = entry.get("file_name") if isinstance(entry, dict) else None
+    detections: list[Detections] = []
+    names: set[str] = set()
+    for index, value in enumerate(iterate_entries(path)):
+        name = value.get("file_name") if isinstance(value, dict) else None
         if not isinstance(name, str):
-            official = isinstance(entry, dict) and "person_box" in entry
-            found = "V-COCO's official layout, which eoid-eval vcoco scores" if official else entry
+            official = isinstance(value, dict) and "person_box" in value
+            found = "V-COCO's official layout, which eoid-eval vcoco scores" if official else value
             raise bad_field(path, f"entry {index}", "an object with file_name", found)
         if name in names:
             raise bad_field(path, f"{name}: file_name", "each image once", "a second entry")
-        if "vocabulary" in entry:
-            _check_vocabulary_marker(path, entry["vocabulary"], vocabulary)
         names.add(name)
-        detections.append(_parse_detections(path, name, entry, vocabulary))
+        if "vocabulary" in value:
+            _check_vocabulary_marker(path, value["vocabulary"], vocabulary)
+        entry = convert(value, _Entry, f"{path}: {name}")
+        detections.append(_to_detections(entry, vocabulary, f"{path}: {name}"))
     if not detections:
         raise bad_field(path, "file", "a list with an entry for each image", "an empty list")
     form = BoxFormatCheck(XYXY)
@@ -149,7 +172,7 @@ def read_predictions(
             row = int(np.argmax(inverted))
             where = f"{item.image_id}: predictions[{row}].bbox"
             box = _shortest_floats(item.boxes[row])
-            raise InputError(f"{bad_field(path, where, BOX_EXPECTED, box)}{box_hint(box)}")
+            raise bad_field(path, where, BOX_EXPECTED, box)
     check_numbering(path, detections, vocabulary)
     return detections
 
@@ -170,75 +193,51 @@ def _check_vocabulary_marker(path: Path, marker: Any, vocabulary: Vocabulary) ->
         raise bad_field(path, "vocabulary", expected, str(fields.get("name", marker)))
 
 
-class _Box(Struct):
-    bbox: Annotated[Numbers, Meta(description=BOX_EXPECTED)]
-    category_id: int
+def _to_detections(entry: _Entry, vocabulary: Vocabulary, where: str) -> Detections:
+    """The detections of an image; `where` names the file and the image in errors."""
 
+    def check(valid: np.ndarray, values: np.ndarray, field: str, key: str, expected: str) -> None:
+        if not valid.all():
+            row = int(np.argmin(valid))
+            raise bad_field(where, f"{field}[{row}].{key}", expected, int(values[row]))
 
-class _Pair(Struct):
-    subject_id: int
-    object_id: int
-    category_id: int
-    score: Annotated[
-        float, Meta(ge=-sys.float_info.max, le=sys.float_info.max, description="a finite number")
-    ]
-
-
-class _Entry(Struct):
-    predictions: list[_Box]
-    hoi_prediction: list[_Pair]
-
-
-def _parse_detections(
-    path: Path, name: str, value: dict[str, Any], vocabulary: Vocabulary
-) -> Detections:
-    entry = convert(value, _Entry, f"{path}: {name}")
-
-    def column(
-        field: str,
-        key: str,
-        expected: str,
-        valid: Callable[[np.ndarray], np.ndarray],
-        hint: Callable[[int, Vocabulary], str] = lambda *_: "",
-    ) -> np.ndarray:
-        """(N,) int64 values of `key` in the rows of the list `field`, all of them valid."""
-        values = np.array([getattr(row, key) for row in getattr(entry, field)], np.int64)
-        for row in np.flatnonzero(~valid(values))[:1].tolist():
-            error = bad_field(path, f"{name}: {field}[{row}].{key}", expected, int(values[row]))
-            raise InputError(f"{error}{hint(int(values[row]), vocabulary)}")
-        return values
-
+    categories = np.array([box.category_id for box in entry.predictions], dtype=np.int64)
     ids = vocabulary.category_ids
-    categories = column(
-        *("predictions", "category_id"),
-        f"an object id of vocabulary {vocabulary.name}, one of {min(ids)} to {max(ids)}",
-        lambda category: np.isin(category, ids),
-        object_hint,
+    check(
+        np.isin(categories, ids),
+        categories,
+        "predictions",
+        "category_id",
+        f"an object id of vocabulary {vocabulary.name}, one of {min(ids)} to {max(ids)} (not its"
+        f" position, 0 to {vocabulary.num_objects - 1})",
     )
-    count = len(categories)
+    hois = np.array(
+        [(hoi.subject_id, hoi.object_id, hoi.category_id) for hoi in entry.hoi_prediction],
+        dtype=np.int64,
+    ).reshape(-1, 3)
+    first = vocabulary.first_verb_id
     # A verb of V-COCO may have no object.
-    humans, objects = (
-        column(
-            *("hoi_prediction", key),
-            f"the number of a box, {minimum} to {count - 1}",
-            lambda box, minimum=minimum: (box >= minimum) & (box < count),  # type: ignore[misc]
+    for column, (key, low, high, expected) in enumerate(
+        (
+            ("subject_id", 0, len(categories), "the number of a box"),
+            ("object_id", -1 if vocabulary.roles else 0, len(categories), "the number of a box"),
+            (
+                "category_id",
+                first,
+                first + vocabulary.num_verbs,
+                f"a verb of vocabulary {vocabulary.name}, counted from {first}",
+            ),
         )
-        for key, minimum in (("subject_id", 0), ("object_id", -1 if vocabulary.roles else 0))
-    )
-    first, last = vocabulary.first_verb_id, vocabulary.last_verb_id
-    verbs = column(
-        *("hoi_prediction", "category_id"),
-        f"a verb number of vocabulary {vocabulary.name}, {first} to {last}",
-        lambda verb: (verb >= first) & (verb <= last),
-        verb_hint,
-    )
-    labels = [vocabulary.label_by_category_id[category] for category in categories.tolist()]
+    ):
+        values = hois[:, column]
+        valid = (values >= low) & (values < high)
+        check(valid, values, "hoi_prediction", key, f"{expected}, {low} to {high - 1}")
     return Detections(
-        image_id=name,
-        boxes=np.array([row.bbox for row in entry.predictions], np.float32).reshape(-1, 4),
-        labels=np.array(labels, dtype=np.int64),
-        hois=np.column_stack([humans, objects, verbs - first]),
-        scores=np.array([row.score for row in entry.hoi_prediction], dtype=np.float64),
+        image_id=entry.file_name,
+        boxes=np.array([box.bbox for box in entry.predictions], np.float32).reshape(-1, 4),
+        labels=np.array([vocabulary.label_by_category_id[c] for c in categories.tolist()], int),
+        hois=hois - [0, 0, first],
+        scores=np.array([hoi.score for hoi in entry.hoi_prediction], dtype=np.float64),
     )
 
 
@@ -246,33 +245,6 @@ def _shortest_floats(values: np.ndarray) -> list[Any]:
     """Nested lists of Python floats with the fewest digits that restore `values` in their type:
     0.1, not 0.10000000149011612."""
     return np.asarray(values).astype(str).astype(np.float64).tolist()
-
-
-def object_hint(value: int, vocabulary: Vocabulary) -> str:
-    """Likely cause of an object id that the vocabulary does not have, for an error message."""
-    if 0 <= value <= vocabulary.num_objects:
-        last = vocabulary.num_objects - 1
-        return f"; does this file number objects 0 to {last} instead of by their ids?"
-    return "; is this file of another vocabulary?"
-
-
-def verb_hint(value: int, vocabulary: Vocabulary) -> str:
-    """Likely cause of a verb number outside the vocabulary, for an error message."""
-    first = vocabulary.first_verb_id
-    if value == (0 if first else vocabulary.num_verbs):
-        return f"; this file counts verbs from {1 - first}, not from {first}"
-    return "; is this file of another vocabulary?"
-
-
-def box_hint(box: list[float]) -> str:
-    """Likely cause of an inverted box, for an error message."""
-    return f"; does this file give {XYWH} or {CXCYWH}?" if min(box[2:]) > 0 else ""
-
-
-def contains_bools(values: Sequence[Any]) -> bool:
-    """Whether numbers or lists of numbers contain a boolean, which numpy would turn into 0 or 1."""
-    lists = (value for value in values if isinstance(value, list | tuple | np.ndarray))
-    return not BOOL_TYPES.isdisjoint(map(type, chain(values, *lists)))
 
 
 def check_numbering(path: Path, detections: Sequence[Detections], vocabulary: Vocabulary) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,65 +12,33 @@ import numpy as np
 
 from evaluation.hico.average_precision import HicoScores, summarize
 from evaluation.hico.matching import Matches, Setting
-from evaluation.vcoco.average_precision import SCENARIOS, VcocoScores
+from evaluation.vcoco.average_precision import (
+    AGENT_AP,
+    ROLE_AP,
+    ROLE_AP_WITHOUT_POINT,
+    SCENARIO_KEYS,
+    VcocoResults,
+)
 from pipeline.splits import FULL
 from pipeline.utils.errors import bad_field
 from pipeline.utils.files import read_json, write_json
-from pipeline.utils.schema import MISSING, convert
+from pipeline.utils.schema import convert
 from pipeline.vocabulary import Vocabulary
 
 ResultKind = Literal["student", "teacher", "predictions"]
 PairProtocol = Literal["detector", "annotated"]
 PATH_FIELDS = ("dataset_path", "annotations", "predictions", "metrics_log")
 METRICS = ("full", "seen", "unseen", "harmonic_mean", "rare", "non_rare", "mean_max_recall")
-# Present only if the split holds out interactions.
-OPTIONAL_METRICS = ("harmonic_mean",)
-AGENT_AP = "average_agent_ap"
-ROLE_AP = tuple(f"average_role_ap_scenario_{scenario}" for scenario in SCENARIOS)
-# The mean that papers print; files of earlier versions do not have it.
-ROLE_AP_WITHOUT_POINT = tuple(f"{name}_without_point" for name in ROLE_AP)
-SCENARIO_KEYS = tuple(f"scenario_{scenario}" for scenario in SCENARIOS)
 # Fields that a file of V-COCO's scores alone has beside the scores.
 VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
 # Values of the fields of the HICO-DET protocol in results that have only V-COCO's scores.
 EMPTY_HICO_FIELDS: dict[str, Any] = {
     "split": FULL,
-    "unseen": [],
+    "unseen": (),
     "setting": "default",
     "metrics": dict.fromkeys(METRICS),
     "per_class": {},
 }
-# Fields that V-COCO files of earlier versions do not have.
-VCOCO_FILE_DEFAULTS = {"kind": "predictions", "vocabulary": "vcoco"}
-
-
-@dataclass(frozen=True)
-class ActionResults:
-    """Scores of one action of V-COCO; fractions, None without positives.
-
-    Attributes:
-        positives: number of annotated people who do the action.
-        agent_ap: AP of the agents.
-        roles: AP by role and scenario (`SCENARIO_KEYS`).
-    """
-
-    positives: int
-    agent_ap: float | None
-    roles: dict[str, dict[str, float | None]]
-
-
-@dataclass(frozen=True)
-class VcocoResults:
-    """V-COCO's scores.
-
-    Attributes:
-        metrics: averages by name (`AGENT_AP`, `ROLE_AP`, `ROLE_AP_WITHOUT_POINT`), as fractions;
-            None where there is no AP.
-        per_action: scores by the action's name.
-    """
-
-    metrics: dict[str, float | None]
-    per_action: dict[str, ActionResults]
 
 
 @dataclass(frozen=True)
@@ -79,9 +47,9 @@ class SettingScores:
 
     metrics: dict[str, float | None]
     per_class: dict[str, float]
-    per_verb: dict[str, float] = field(default_factory=dict)
-    per_object: dict[str, float] = field(default_factory=dict)
-    splits: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    per_verb: dict[str, float]
+    per_object: dict[str, float]
+    splits: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -151,7 +119,7 @@ class Results:
 
 def vcoco_only_results(**fields: Any) -> Results:
     """Results that have V-COCO's scores only."""
-    return Results(**{**EMPTY_HICO_FIELDS, "unseen": (), "kind": "predictions", **fields})
+    return Results(**{**EMPTY_HICO_FIELDS, "kind": "predictions", **fields})
 
 
 def results_fields(
@@ -194,29 +162,6 @@ def _values_by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float
     }
 
 
-def build_vcoco_results(scores: VcocoScores) -> VcocoResults:
-    """V-COCO's scores in the form in which they are stored."""
-
-    def fraction(value: float) -> float | None:
-        return None if np.isnan(value) else float(value)
-
-    per_action = {
-        action.name: ActionResults(
-            int(scores.num_positives[row]),
-            fraction(scores.agent_ap[row]),
-            {
-                role: {
-                    key: fraction(scores.role_ap[scenario][row, column])
-                    for scenario, key in zip(SCENARIOS, SCENARIO_KEYS, strict=True)
-                }
-                for column, role in enumerate(action.roles)
-            },
-        )
-        for row, action in enumerate(scores.actions)
-    }
-    return VcocoResults(scores.metrics(), per_action)
-
-
 def write_results(path: Path | str, results: Results) -> None:
     """Writes `results.json`; its paths are relative, so that a run folder can be moved."""
     value = asdict(replace(results, matches=None))
@@ -248,45 +193,22 @@ def read_results(path: Path | str) -> Results:
         InputError: the file is missing, is not JSON, or a field is missing or invalid.
     """
     value = read_json(path)
-    if not isinstance(value, dict):
-        raise bad_field(path, "file", "results of an evaluation", value)
-    vcoco = None
-    if "per_action" in value:
-        vcoco = _read_vcoco_results(path, value)
-        value = {**VCOCO_FILE_DEFAULTS, **value, **EMPTY_HICO_FIELDS}
-    elif value.get("vcoco"):
-        vcoco = _read_vcoco_results(path, value["vcoco"], "vcoco")
-    # What is unknown is null; files of earlier versions do not have all fields.
-    present = {
-        name: entry for name, entry in value.items() if entry is not None and name != "vcoco"
-    }
-    results = convert(present, Results, path)
-    _require_keys(path, "metrics", results.metrics, set(METRICS) - set(OPTIONAL_METRICS))
-    folder = Path(path).parent
-    paths = {name: folder / file for name in PATH_FIELDS if (file := getattr(results, name))}
-    return replace(results, vcoco=vcoco, **paths)
-
-
-def _read_vcoco_results(path: Path | str, value: Any, where: str = "") -> VcocoResults:
-    """Reads what `dataclasses.asdict` makes of `VcocoResults`."""
-    found = convert(value, VcocoResults, path, where)
-    prefix = f"{where}." if where else ""
-    _require_keys(path, f"{prefix}metrics", found.metrics, (AGENT_AP, *ROLE_AP))
-    for action, scores in found.per_action.items():
-        for role, numbers in scores.roles.items():
-            field = f"{prefix}per_action.{action}.roles.{role}"
-            _require_keys(path, field, numbers, SCENARIO_KEYS)
-    return replace(
-        found,
-        metrics={
-            **found.metrics,
-            **{name: found.metrics.get(name) for name in ROLE_AP_WITHOUT_POINT},
-        },
-    )
-
-
-def _require_keys(
-    path: Path | str, field: str, table: Mapping[str, Any], keys: Collection[str]
-) -> None:
-    for key in sorted(set(keys) - table.keys()):
-        raise bad_field(path, f"{field}.{key}", "a fraction or null", MISSING)
+    if isinstance(value, dict):
+        if "per_action" in value:
+            value = {**value, **EMPTY_HICO_FIELDS, "vcoco": convert(value, VcocoResults, path)}
+        folder = Path(path).parent
+        for name in PATH_FIELDS:
+            if isinstance(value.get(name), str):
+                value[name] = folder / value[name]
+    results = convert(value, Results, path)
+    missing = set(METRICS) - {"harmonic_mean", *results.metrics}
+    if results.vcoco is not None:
+        missing |= {AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT} - results.vcoco.metrics.keys()
+        for action, scores in results.vcoco.per_action.items():
+            for role, numbers in scores.roles.items():
+                for key in set(SCENARIO_KEYS) - numbers.keys():
+                    where = f"per_action.{action}.roles.{role}.{key}"
+                    raise bad_field(path, where, "a fraction or null", "nothing")
+    if missing:
+        raise bad_field(path, f"metrics.{min(missing)}", "a fraction or null", "nothing")
+    return results

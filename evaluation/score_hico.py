@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.ground_truth import find_ground_truth, keep_annotated_images
 from evaluation.hico.average_precision import compute_scores
 from evaluation.hico.matching import Setting, match_detections
-from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
+from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import (
     find_predictions_file,
     predictions_name,
     read_predictions,
     verb_object_pairs,
 )
-from evaluation.results import Results, build_setting_scores, results_fields, write_results
+from evaluation.results import Results, build_setting_scores, write_results
 from evaluation.tables import format_tables
 from pipeline.annotations.load import AnnotationFile, load_annotations
 from pipeline.splits import load_split
@@ -68,96 +68,88 @@ def score_to_fields(
         InputError: there are detections on an image without annotation.
     """
     if scoring.nms is not None:
-        detections = batched_pairwise_nms(detections, scoring.nms)
+        detections = [pairwise_nms(item, scoring.nms) for item in detections]
     matches = match_detections(annotations, detections, vocabulary)
-    scores = compute_scores(matches, vocabulary, scoring.settings)
-    first, *further = scoring.settings
-    known_object = "known_object" in further
+    first, *further = (
+        build_setting_scores(compute_scores(matches, vocabulary, setting), vocabulary, unseen)
+        for setting in scoring.settings
+    )
     return {
-        "setting": first,
-        "known_object": build_setting_scores(scores["known_object"], vocabulary, unseen)
-        if known_object
-        else None,
+        "vocabulary": vocabulary.name,
+        "unseen": unseen,
+        "setting": scoring.settings[0],
+        **vars(first),
+        "known_object": further[0] if further else None,
         "nms": None if scoring.nms is None else asdict(scoring.nms),
         "matches": matches,
-        **results_fields(scores[first], vocabulary, unseen),
     }
 
 
-@dataclass(frozen=True)
-class HicoScoreConfig:
-    """Settings of `eoid-eval hico`.
+def score_hico_file(
+    predictions: Path,
+    annotations: Path | None = None,
+    data: Path | None = None,
+    vocabulary: str | None = None,
+    split: str = "full",
+    scoring: ScoringConfig | None = None,
+    details: tuple[str, ...] = (),
+    strict: bool = False,
+    json: Path | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Scores predictions and writes the results file.
 
-    Attributes:
+    Args:
         predictions: predictions file or run folder.
         annotations: annotation file; None for that of `data`.
+        data: dataset folder; None looks for one that contains the annotations.
         vocabulary: name or file; None for that of the dataset, without one HICO-DET's.
         split: name or file.
-        scoring: settings and NMS.
+        scoring: settings and NMS; None for both settings without NMS.
         details: further tables to print, of `evaluation.tables.DETAILS`.
         strict: refuse annotations with issues.
         json: results file to write; None for none.
         overwrite: replace an existing results file.
-        data: dataset folder; None looks for one that contains the annotations.
-    """
-
-    predictions: Path
-    annotations: Path | None
-    vocabulary: str | None = None
-    split: str = "full"
-    scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    details: tuple[str, ...] = ()
-    strict: bool = False
-    json: Path | None = None
-    overwrite: bool = False
-    data: Path | None = None
-
-
-def score_hico_file(config: HicoScoreConfig) -> list[str]:
-    """Scores predictions and writes the results file.
 
     Returns:
-        lines to print: tables of the scores, and notes on what was not scored.
+        lines to print: tables of the scores.
 
     Raises:
         InputError: a file is missing or invalid, or no predictions are on the annotated images.
     """
-    if config.json is not None:
-        refuse_existing(config.json, config.overwrite)
-    files = find_ground_truth(
-        config.annotations,
-        config.data,
-        config.vocabulary,
-        default_vocabulary=HICO_DET,
-        default_dataset=HICO_DET,
-    )
-    path = find_predictions_file(config.predictions)
-    vocabulary = files.vocabulary
-    split = load_split(vocabulary, config.split)
+    if json is not None:
+        refuse_existing(json, overwrite)
+    files = find_ground_truth(annotations, data, vocabulary, HICO_DET, HICO_DET)
+    path = find_predictions_file(predictions)
+    loaded_split = load_split(files.vocabulary, split)
     ground_truth = load_annotations(
-        files.annotations, vocabulary, "test", config.strict, files.instances, files.ids
+        files.annotations, files.vocabulary, "test", strict, files.instances, files.ids
     )
     sizes = {item.image_id: item.size for item in ground_truth.annotations}
-    predicted = read_predictions(path, vocabulary, sizes)
+    predicted = read_predictions(path, files.vocabulary, sizes)
     ground_truth.require_labels()
     detections = keep_annotated_images(path, predicted, ground_truth)
     results = Results(
         name=predictions_name(path),
         kind="predictions",
         dataset=files.dataset,
-        split=split.name,
+        split=loaded_split.name,
         num_images=len(ground_truth.annotations),
         dataset_path=files.folder,
         annotations=files.annotations,
         predictions=path,
         **score_to_fields(
-            ground_truth.annotations, detections, vocabulary, split.unseen, config.scoring
+            ground_truth.annotations,
+            detections,
+            files.vocabulary,
+            loaded_split.unseen,
+            scoring or ScoringConfig(),
         ),
     )
-    if config.json is not None:
-        write_results(config.json, results)
-    _log_left_out(ground_truth, predicted, detections, vocabulary)
-    return format_tables([results], config.details)
+    if json is not None:
+        write_results(json, results)
+    _log_left_out(ground_truth, predicted, detections, files.vocabulary)
+    return format_tables([results], details)
 
 
 def _log_left_out(

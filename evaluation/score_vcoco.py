@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,9 @@ import numpy as np
 from evaluation.ground_truth import find_ground_truth
 from evaluation.pickles import is_pickle
 from evaluation.predictions import find_predictions_file, predictions_name, read_predictions
-from evaluation.results import (
-    VcocoResults,
-    build_vcoco_results,
-    vcoco_only_results,
-    write_vcoco_results,
-)
+from evaluation.results import vcoco_only_results, write_vcoco_results
 from evaluation.tables import format_vcoco_table
-from evaluation.vcoco.average_precision import VcocoScores, evaluate_vcoco
+from evaluation.vcoco.average_precision import VcocoResults, evaluate_vcoco
 from evaluation.vcoco.detections import (
     VcocoDetections,
     read_detections,
@@ -46,14 +40,25 @@ logger = get_logger(__name__)
 VCOCO_RESULTS_FILE = "vcoco.json"
 
 
-@dataclass(frozen=True)
-class VcocoScoreConfig:
-    """Settings of `eoid-eval vcoco`.
+def score_vcoco_file(
+    predictions: Path,
+    actions: Path | None = None,
+    data: Path | None = None,
+    instances: Path | None = None,
+    ids: Path | None = None,
+    vocabulary: str | None = None,
+    strict: bool = False,
+    json: Path | None = None,
+    official: Path | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Scores detections and writes the results file and the official layout.
 
-    Attributes:
+    Args:
         predictions: detections in the official layout (JSON, NPZ or pickle) or in the HOIA form, or
             a run folder.
         actions: V-COCO's actions file; None for that of `data`.
+        data: dataset folder; None looks for one that contains the actions.
         instances, ids: COCO instances and id list of the actions; None looks for them near the
             actions file.
         vocabulary: of the numbers in the HOIA form, a name or a file; None for that of the dataset,
@@ -62,49 +67,24 @@ class VcocoScoreConfig:
         json: results file to write; None for none.
         official: file to write the detections to in the official layout; None for none.
         overwrite: replace existing files.
-        data: dataset folder; None looks for one that contains the actions.
-    """
-
-    predictions: Path
-    actions: Path | None
-    instances: Path | None = None
-    ids: Path | None = None
-    vocabulary: str | None = None
-    strict: bool = False
-    json: Path | None = None
-    official: Path | None = None
-    overwrite: bool = False
-    data: Path | None = None
-
-
-def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
-    """Scores detections and writes the results file and the official layout.
 
     Returns:
-        lines to print: a table of the scores, and notes on what was not scored.
+        lines to print: a table of the scores.
 
     Raises:
         InputError: a file is missing or invalid, or there are detections on unknown images.
     """
-    for path in (config.json, config.official):
-        if path is not None:
-            refuse_existing(path, config.overwrite)
-    source = find_ground_truth(
-        config.actions,
-        config.data,
-        config.vocabulary,
-        default_vocabulary="vcoco",
-        default_dataset="v-coco",
-    )
-    if config.actions is None and not is_actions_file(source.annotations):
+    for output in (json, official):
+        if output is not None:
+            refuse_existing(output, overwrite)
+    source = find_ground_truth(actions, data, vocabulary, "vcoco", "v-coco")
+    if actions is None and not is_actions_file(source.annotations):
         expected = "V-COCO's official actions, like vcoco_test.json"
         raise bad_field(source.annotations, "file", expected, "annotations of another form")
-    files = find_vcoco_files(
-        source.annotations, config.instances or source.instances, config.ids or source.ids
-    )
-    context = ParseContext(files.actions, source.vocabulary, config.strict)
+    files = find_vcoco_files(source.annotations, instances or source.instances, ids or source.ids)
+    context = ParseContext(files.actions, source.vocabulary, strict)
     ground_truth = read_vcoco(files, context)
-    path = find_predictions_file(config.predictions)
+    path = find_predictions_file(predictions)
     hoia = _is_hoia_form(path)
     detections = (
         _read_hoia_form(path, ground_truth, source.vocabulary)
@@ -114,10 +94,10 @@ def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
     if not hoia and not len(detections):
         raise bad_field(path, "file", "a list of detections", "an empty list")
     scored, num_outside = _select_listed(detections, ground_truth, path)
-    if config.official is not None:
-        write_detections(config.official, scored)
+    if official is not None:
+        write_detections(official, scored)
     scores = evaluate_vcoco(ground_truth, scored)
-    if config.json is not None:
+    if json is not None:
         results = vcoco_only_results(
             name=predictions_name(path),
             dataset=source.dataset,
@@ -126,9 +106,9 @@ def score_vcoco_file(config: VcocoScoreConfig) -> list[str]:
             dataset_path=source.folder,
             # The report reads the detections of single images in the HOIA form only.
             predictions=path if hoia and not num_outside else None,
-            vcoco=build_vcoco_results(scores),
+            vcoco=scores,
         )
-        write_vcoco_results(config.json, results)
+        write_vcoco_results(json, results)
     _log_left_out(context, ground_truth, scored, num_outside)
     return format_vcoco_table(scores, len(ground_truth.images))
 
@@ -155,7 +135,7 @@ def _log_left_out(
 
 def score_detections(
     detections: Sequence[Detections], ground_truth: VcocoGroundTruth, vocabulary: Vocabulary
-) -> VcocoScores:
+) -> VcocoResults:
     """V-COCO's scores of detections whose image ids are file names of the ground truth."""
     coco_ids = {image.name: image.id for image in ground_truth.images}
     ids = [coco_ids[item.image_id] for item in detections]
@@ -230,4 +210,4 @@ def score_run(dataset: Dataset, detections: Sequence[Detections]) -> VcocoResult
         return None
     scores = score_detections(detections, ground_truth, dataset.vocabulary)
     print("\n".join(format_vcoco_table(scores, len(ground_truth.images))))
-    return build_vcoco_results(scores)
+    return scores

@@ -8,8 +8,15 @@ import numpy as np
 
 from evaluation.hico.average_precision import harmonic_mean
 from evaluation.hico.matching import Setting
-from evaluation.results import AGENT_AP, ROLE_AP, ROLE_AP_WITHOUT_POINT, Results, SettingScores
-from evaluation.vcoco.average_precision import ACTION_EXCLUDED_BY_PAPERS, SCENARIOS, VcocoScores
+from evaluation.results import Results, SettingScores
+from evaluation.vcoco.average_precision import (
+    ACTION_EXCLUDED_BY_PAPERS,
+    AGENT_AP,
+    ROLE_AP,
+    ROLE_AP_WITHOUT_POINT,
+    SCENARIO_KEYS,
+    VcocoResults,
+)
 
 METRIC_TITLES = {
     "full": "Full",
@@ -130,28 +137,30 @@ def _detail_values(scores: Results | SettingScores, detail: str) -> dict[str, fl
     return dict(numbers)
 
 
-def format_vcoco_table(scores: VcocoScores, num_images: int) -> list[str]:
+def format_vcoco_table(scores: VcocoResults, num_images: int) -> list[str]:
     """Lines of a table with a row for each action and role, and the averages; AP in percent."""
     header = ("action", "people", "agent", "role", "scenario 1", "scenario 2")
-    lines = [f"v-coco: {num_images} images", VCOCO_ROW.format(*header)]
-    for row, action in enumerate(scores.actions):
-        agent = format_percent(scores.agent_ap[row], 2)
-        for column, role in enumerate(action.roles or ("",)):
-            roles = [
-                format_percent(scores.role_ap[scenario][row, column], 2) if role else ""
-                for scenario in SCENARIOS
-            ]
-            first = ("", "", "") if column else (action.name, scores.num_positives[row], agent)
-            lines.append(VCOCO_ROW.format(*first, role, *roles).rstrip())
-    agent, *roles = (format_percent(value, 2) for value in scores.metrics().values())
-    for averages in (
-        ("average", "", agent, "", *roles[:2]),
-        (f"without {ACTION_EXCLUDED_BY_PAPERS}", "", "", "", *roles[2:]),
-    ):
-        lines.append(VCOCO_ROW.format(*averages))
-    num_official, num_papers = scores.num_roles()
+    rows: list[tuple[object, ...]] = [header]
+    num_roles = {}
+    for action, result in scores.per_action.items():
+        first: tuple[object, ...] = (
+            action,
+            result.positives,
+            format_percent(result.agent_ap, 2),
+        )
+        for role, values in (result.roles or {"": {}}).items():
+            cells = [format_percent(value, 2) for value in values.values()] or ["", ""]
+            rows.append((*first, role, *cells))
+            first = ("", "", "")
+        num_roles[action] = sum(one[SCENARIO_KEYS[0]] is not None for one in result.roles.values())
+    agent, *roles = (format_percent(value, 2) for value in scores.metrics.values())
+    rows.append(("average", "", agent, "", *roles[:2]))
+    rows.append((f"without {ACTION_EXCLUDED_BY_PAPERS}", "", "", "", *roles[2:]))
+    num_official = sum(num_roles.values())
+    num_papers = num_official - num_roles.get(ACTION_EXCLUDED_BY_PAPERS, 0)
     return [
-        *lines,
+        f"v-coco: {num_images} images",
+        *(VCOCO_ROW.format(*row).rstrip() for row in rows),
         f"role AP: the official mean is over {num_official} roles; papers print the mean without"
         f" {ACTION_EXCLUDED_BY_PAPERS}, over {num_papers}",
     ]

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from evaluation.hico.average_precision import harmonic_mean
-from evaluation.results import ROLE_AP, ActionResults, Results, VcocoResults
+from evaluation.results import Results
+from evaluation.vcoco.average_precision import ROLE_AP, ActionResults, VcocoResults
 from pipeline.splits import FULL
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary

@@ -5,12 +5,17 @@ EoID section 4.1; Chao et al. 2018.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.hico.matching import Matches, Setting, argsort_desc, match_detections
+from evaluation.hico.matching import (
+    Matches,
+    Setting,
+    interaction_verbs_and_objects,
+    match_detections,
+)
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
@@ -35,29 +40,20 @@ class HicoScores:
 
     def mean_ap(self, interactions: Sequence[int] | np.ndarray | None = None) -> float | None:
         """mAP over the given HOI indices (None: all); None if none of them has ground truth."""
-        if interactions is None:
-            return nanmean(self.average_precision)
-        return nanmean(self.average_precision[np.asarray(interactions, dtype=np.int64)])
-
-    def group_means(
-        self, members: Mapping[str, Sequence[int] | np.ndarray]
-    ) -> dict[str, float | None]:
-        """mAP of several groups of HOI indices."""
-        return {name: self.mean_ap(interactions) for name, interactions in members.items()}
+        values = self.average_precision
+        return nanmean(values if interactions is None else values[np.array(interactions, int)])
 
     def verb_means(self, vocabulary: Vocabulary) -> np.ndarray:
         """(V,) mAP over the interactions of each verb; NaN if none of them has ground truth."""
-        verbs = np.array([verb for verb, _ in vocabulary.interactions])
-        return self._means(verbs, vocabulary.num_verbs)
+        return self._means(interaction_verbs_and_objects(vocabulary)[0], vocabulary.num_verbs)
 
     def object_means(self, vocabulary: Vocabulary) -> np.ndarray:
         """(O,) mAP over the interactions of each object; NaN if none of them has ground truth."""
-        labels = np.array([label for _, label in vocabulary.interactions])
-        return self._means(labels, vocabulary.num_objects)
+        return self._means(interaction_verbs_and_objects(vocabulary)[1], vocabulary.num_objects)
 
     def _means(self, groups: np.ndarray, num_groups: int) -> np.ndarray:
         means = [self.mean_ap(np.flatnonzero(groups == group)) for group in range(num_groups)]
-        return np.array([np.nan if mean is None else mean for mean in means])
+        return np.array(means, dtype=np.float64)
 
 
 def evaluate(
@@ -66,82 +62,33 @@ def evaluate(
     vocabulary: Vocabulary,
     setting: Setting = "default",
 ) -> HicoScores:
-    """Scores of detections in one setting; see `compute_scores`."""
-    return evaluate_settings(annotations, detections, vocabulary, (setting,))[setting]
-
-
-def evaluate_settings(
-    annotations: Sequence[Annotation],
-    detections: Sequence[Detections],
-    vocabulary: Vocabulary,
-    settings: Sequence[Setting],
-) -> dict[Setting, HicoScores]:
-    """Scores of detections in several settings; see `compute_scores`."""
-    return compute_scores(
-        match_detections(annotations, detections, vocabulary), vocabulary, settings
-    )
+    """Scores of detections in one setting; see `match_detections` and `compute_scores`."""
+    matches = match_detections(annotations, detections, vocabulary)
+    return compute_scores(matches, vocabulary, setting)
 
 
 def compute_scores(
-    matches: Matches, vocabulary: Vocabulary, settings: Sequence[Setting]
-) -> dict[Setting, HicoScores]:
+    matches: Matches, vocabulary: Vocabulary, setting: Setting = "default"
+) -> HicoScores:
     """Scores of matched detections.
 
     Args:
         matches: detections of equal score are ranked in the order of images and rows.
-        settings: `default` counts every detection; `known_object` counts for each interaction only
+        setting: `default` counts every detection; `known_object` counts for each interaction only
             the detections in images that some annotated interaction with its object is in.
     """
-    interactions, scores, tp_mask, known, positives = (
-        np.concatenate(column)
-        for column in zip(
-            *(
-                (
-                    batch.detections.interactions,
-                    batch.detections.scores,
-                    batch.tp_mask,
-                    batch.known_object_mask,
-                    batch.ground_truth.interactions,
-                )
-                for batch in matches.batches
-            ),
-            strict=True,
-        )
+    matched = matches.matched_detections(setting)
+    num_positives = matched.num_positives(vocabulary.num_interactions)
+    # A stable sort, which keeps the falling scores within each interaction.
+    order = np.argsort(matched.detections.interactions, kind="stable")
+    tp_mask = matched.tp_mask[order]
+    bounds = np.searchsorted(
+        matched.detections.interactions[order], np.arange(len(num_positives) + 1)
     )
-    num_positives = np.bincount(positives, minlength=vocabulary.num_interactions)
-    order = _argsort_by_interaction_and_score(interactions, scores, vocabulary.num_interactions)
-    results: dict[Setting, HicoScores] = {}
-    for setting in settings:
-        counted = order[known[order]] if setting == "known_object" else order
-        results[setting] = _interaction_scores(
-            interactions[counted], tp_mask[counted], num_positives
-        )
-    return results
-
-
-def _argsort_by_interaction_and_score(
-    interactions: np.ndarray, scores: np.ndarray, num_interactions: int
-) -> np.ndarray:
-    """(N,) indices that sort by interaction, then by falling score; equal rows keep their order.
-
-    Two sorts are faster than one lexsort, as numpy sorts 16-bit integers with a radix sort.
-    """
-    order = argsort_desc(scores)
-    dtype = np.min_scalar_type(num_interactions)
-    return order[np.argsort(interactions[order].astype(dtype), kind="stable")]
-
-
-def _interaction_scores(
-    interactions: np.ndarray, tp_mask: np.ndarray, num_positives: np.ndarray
-) -> HicoScores:
-    """Scores from rows that are sorted by interaction, then by falling score."""
-    average_precision = np.full(len(num_positives), np.nan)
-    max_recall = np.full(len(num_positives), np.nan)
-    bounds = np.searchsorted(interactions, np.arange(len(num_positives) + 1), side="left")
+    average_precision, max_recall = np.full((2, len(num_positives)), np.nan)
     for interaction in np.flatnonzero(num_positives):
-        rows = slice(bounds[interaction], bounds[interaction + 1])
         average_precision[interaction], max_recall[interaction] = eleven_point_ap(
-            tp_mask[rows], int(num_positives[interaction])
+            tp_mask[bounds[interaction] : bounds[interaction + 1]], int(num_positives[interaction])
         )
     return HicoScores(average_precision, max_recall, num_positives)
 
@@ -180,14 +127,14 @@ def summarize(
         interactions `harmonic_mean` of seen and unseen.
     """
     every = np.arange(vocabulary.num_interactions)
-    members = {
+    groups = {
         "full": every,
         "seen": np.setdiff1d(every, unseen),
-        "unseen": np.asarray(unseen, dtype=np.int64),
-        "rare": np.asarray(vocabulary.rare, dtype=np.int64),
+        "unseen": unseen,
+        "rare": vocabulary.rare,
         "non_rare": np.setdiff1d(every, vocabulary.rare),
     }
-    metrics = scores.group_means(members)
+    metrics = {name: scores.mean_ap(members) for name, members in groups.items()}
     if len(unseen):
         metrics["harmonic_mean"] = harmonic_mean(metrics["seen"], metrics["unseen"])
     return {**metrics, "mean_max_recall": nanmean(scores.max_recall)}

@@ -20,8 +20,6 @@ from pipeline.vocabulary import Vocabulary
 Setting = Literal["default", "known_object"]
 
 IOU_THRESHOLD = 0.5
-# The arrays of a batch of this size fit into the cache of a CPU core.
-IMAGES_PER_BATCH = 256
 # Number of keys that are joined at a time, which bounds the memory for the pairs.
 KEYS_PER_CHUNK = 50_000
 
@@ -54,12 +52,6 @@ class Triplets:
         return Triplets(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def concatenate_triplets(parts: Sequence[Triplets]) -> Triplets:
-    """Concatenates the rows of several `Triplets`."""
-    names = [field.name for field in fields(Triplets)]
-    return Triplets(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-
 @dataclass(frozen=True, eq=False)
 class MatchedDetections:
     """Detections of a test set by falling score, matched to the ground truth.
@@ -80,61 +72,30 @@ class MatchedDetections:
 
 
 @dataclass(frozen=True, eq=False)
-class MatchedBatch:
-    """Detections of some images, matched to the ground truth of these images.
-
-    Attributes:
-        detections, ground_truth: N detections and M annotated triplets, by image and row.
-        tp_mask: (N,) bool, true positives.
-        known_object_mask: (N,) bool, detections that count in the known-object setting. The others
-            have no ground truth in their image, so the true positives are the same in both
-            settings.
-    """
-
-    detections: Triplets
-    ground_truth: Triplets
-    tp_mask: np.ndarray
-    known_object_mask: np.ndarray
-
-    @classmethod
-    def from_triplets(
-        cls, detections: Triplets, ground_truth: Triplets, vocabulary: Vocabulary
-    ) -> MatchedBatch:
-        """Matches detections to the ground truth."""
-        return cls(
-            detections,
-            ground_truth,
-            match_triplets(detections, ground_truth),
-            known_object_mask(detections, ground_truth, vocabulary),
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class Matches:
     """All detections of a test set, matched once for the scores and for the report.
 
     Attributes:
         detections: at most one item for each image, in the order of the annotated images.
-        batches: of the whole test set, in the same order; at least one.
+        matched: their triplets.
+        known_object_mask: (N,) bool, detections that count in the known-object setting. The others
+            have no ground truth in their image, so the true positives are the same in both
+            settings.
     """
 
     detections: Sequence[Detections]
-    batches: tuple[MatchedBatch, ...]
+    matched: MatchedDetections
+    known_object_mask: np.ndarray
 
     def matched_detections(self, setting: Setting = "default") -> MatchedDetections:
         """The detections that count in a setting, by falling score."""
-        detections, ground_truth = (
-            concatenate_triplets([getattr(batch, name) for batch in self.batches])
-            for name in ("detections", "ground_truth")
+        if setting == "default":
+            return self.matched
+        return MatchedDetections(
+            self.matched.detections.keep(self.known_object_mask),
+            self.matched.ground_truth,
+            self.matched.tp_mask[self.known_object_mask],
         )
-        tp_mask, known = (
-            np.concatenate([getattr(batch, name) for batch in self.batches])
-            for name in ("tp_mask", "known_object_mask")
-        )
-        order = argsort_desc(detections.scores)
-        if setting == "known_object":
-            order = order[known[order]]
-        return MatchedDetections(detections.keep(order), ground_truth, tp_mask[order])
 
 
 def match_detections(
@@ -150,18 +111,23 @@ def match_detections(
     Raises:
         InputError: there are detections on an image without annotation.
     """
-    _, images = index_images(annotations, detections)
-    # Sorted by annotated image, so that ties do not depend on the order of the predictions.
-    order = np.argsort(images, kind="stable")
-    images, ordered = images[order], [detections[row] for row in order]
-    batches = []
-    for first in range(0, max(len(annotations), 1), IMAGES_PER_BATCH):
-        batch = annotations[first : first + IMAGES_PER_BATCH]
-        low, high = np.searchsorted(images, (first, first + IMAGES_PER_BATCH))
-        ground_truth = collect_triplets(batch, np.arange(first, first + len(batch)), vocabulary)
-        triplets = collect_triplets(ordered[low:high], images[low:high], vocabulary)
-        batches.append(MatchedBatch.from_triplets(triplets, ground_truth, vocabulary))
-    return Matches(ordered, tuple(batches))
+    index_of = {item.image_id: index for index, item in enumerate(annotations)}
+    unknown = [item.image_id for item in detections if item.image_id not in index_of]
+    if unknown:
+        raise InputError(
+            f"predictions: expected images that the annotations name, found {len(unknown)} others,"
+            f" the first being {unknown[0]}"
+        )
+    # By annotated image, so that ties do not depend on the order of the predictions.
+    ordered = sorted(detections, key=lambda item: index_of[item.image_id])
+    images = np.array([index_of[item.image_id] for item in ordered], dtype=np.int64)
+    triplets = collect_triplets(ordered, images, vocabulary)
+    ground_truth = collect_triplets(annotations, np.arange(len(annotations)), vocabulary)
+    tp_mask = match_triplets(triplets, ground_truth)
+    order = np.argsort(-triplets.scores, kind="stable")
+    matched = MatchedDetections(triplets.keep(order), ground_truth, tp_mask[order])
+    known = _known_object_mask(matched.detections, ground_truth, vocabulary)
+    return Matches(ordered, matched, known)
 
 
 def match_and_sort(
@@ -172,31 +138,6 @@ def match_and_sort(
 ) -> MatchedDetections:
     """Matched detections by falling score; see `match_detections`."""
     return match_detections(annotations, detections, vocabulary).matched_detections(setting)
-
-
-def index_images(
-    annotations: Sequence[Annotation], detections: Sequence[Detections]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the images in the order of the annotations.
-
-    Returns:
-        (A,) and (D,) int64, image index of each annotation and of each item of the detections.
-
-    Raises:
-        InputError: there are detections on an image without annotation.
-    """
-    index_of = {item.image_id: index for index, item in enumerate(annotations)}
-    unknown = [item.image_id for item in detections if item.image_id not in index_of]
-    if unknown:
-        raise InputError(
-            f"predictions: expected images that the annotations name, found {len(unknown)} others,"
-            f" the first being {unknown[0]}"
-        )
-    annotated, detected = (
-        np.array([index_of[item.image_id] for item in items], dtype=np.int64)
-        for items in (annotations, detections)
-    )
-    return annotated, detected
 
 
 def collect_triplets(
@@ -249,51 +190,32 @@ def match_triplets(detections: Triplets, ground_truth: Triplets) -> np.ndarray:
         (len(detections),) bool.
     """
     tp_mask = np.zeros(len(detections), dtype=bool)
-    if not len(detections) or not len(ground_truth):
+    if not len(detections):
         return tp_mask
-    stride = 1 + max(int(detections.interactions.max()), int(ground_truth.interactions.max()))
     keys, truth_keys = (
-        triplets.images * stride + triplets.interactions for triplets in (detections, ground_truth)
+        triplets.images << 32 | triplets.interactions for triplets in (detections, ground_truth)
     )
     assigned = []
     for rows, targets in join(keys, truth_keys):
         iou = hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
         # Most pairs fail by their human boxes, so the IoU of the objects is rarely needed.
-        near = np.flatnonzero(iou >= IOU_THRESHOLD)
+        near = iou >= IOU_THRESHOLD
         rows, targets, iou = rows[near], targets[near], iou[near]
         object_iou = hico_iou(detections.object_boxes[rows], ground_truth.object_boxes[targets])
         iou = np.minimum(iou, object_iou)
-        near = np.flatnonzero(iou >= IOU_THRESHOLD)
-        assigned.append(_best_targets(rows[near], targets[near], iou[near]))
+        near = iou >= IOU_THRESHOLD
+        rows, targets, iou = rows[near], targets[near], iou[near]
+        best = np.lexsort((-iou, rows))
+        rows, first = np.unique(rows[best], return_index=True)
+        assigned.append((rows, targets[best[first]]))
     rows, targets = (np.concatenate(column) for column in zip(*assigned, strict=True))
-
-    # Assigned in rising order of score, so the last write, the best detection, remains.
-    rising = argsort_desc(detections.scores[rows])[::-1]
-    winners = np.full(len(ground_truth), -1, dtype=np.int64)
-    winners[targets[rising]] = rows[rising]
-    tp_mask[winners[winners >= 0]] = True
+    by_score = np.argsort(-detections.scores[rows], kind="stable")
+    _, first = np.unique(targets[by_score], return_index=True)
+    tp_mask[rows[by_score[first]]] = True
     return tp_mask
 
 
-def _best_targets(
-    rows: np.ndarray, targets: np.ndarray, iou: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each row once, with the target of its largest IoU, the first of equal ones.
-
-    Args:
-        rows: (N,) in rising order.
-        targets, iou: (N,).
-    """
-    if not len(rows):
-        return rows, targets
-    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
-    sizes = np.diff(np.append(starts, len(rows)))
-    best = np.flatnonzero(iou == np.repeat(np.maximum.reduceat(iou, starts), sizes))
-    first = np.concatenate([[True], rows[best][1:] != rows[best][:-1]])
-    return rows[best[first]], targets[best[first]]
-
-
-def known_object_mask(
+def _known_object_mask(
     detections: Triplets, ground_truth: Triplets, vocabulary: Vocabulary
 ) -> np.ndarray:
     """Mask of the detections whose object class some annotated interaction of the image has."""
@@ -346,21 +268,6 @@ def inclusive_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _inclusive_box_area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-
-
-def argsort_desc(scores: np.ndarray) -> np.ndarray:
-    """(N,) indices that sort scores in falling order; equal scores keep their order.
-
-    Faster than a stable sort: only runs of equal scores are put into their order afterwards.
-    """
-    order = np.argsort(-scores)
-    tied = np.concatenate([[False], scores[order][1:] == scores[order][:-1]])
-    if tied.any():
-        run = np.cumsum(~tied)
-        tied[:-1] |= tied[1:]
-        rows = order[tied]
-        order[tied] = rows[np.lexsort((rows, run[tied]))]
-    return order
 
 
 def join(keys: np.ndarray, other_keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

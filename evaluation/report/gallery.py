@@ -13,8 +13,8 @@ from PIL import Image
 
 from evaluation.analysis.comparison import Comparison, ComparisonEntry
 from evaluation.drawing.interactions import draw_annotation, draw_detections
-from evaluation.hico.matching import MatchedBatch, collect_triplets
-from evaluation.hico.nms import batched_pairwise_nms
+from evaluation.hico.matching import MatchedDetections, collect_triplets, match_triplets
+from evaluation.hico.nms import pairwise_nms
 from evaluation.tables import join_names
 from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
@@ -149,9 +149,10 @@ def _match_entry(
     """The detections of an entry after NMS, in the order of the ground truth, matched to it."""
     vocabulary, num_images = comparison.vocabulary, len(ground_truth)
     by_id = {item.image_id: item for item in detections}
-    kept = batched_pairwise_nms(
-        [by_id.get(item.image_id) or _empty_detections(item.image_id) for item in ground_truth]
-    )
+    kept = [
+        pairwise_nms(by_id.get(item.image_id) or _empty_detections(item.image_id))
+        for item in ground_truth
+    ]
     masks = [_valid_mask(item, vocabulary) for item in kept]
     kept = [
         replace(item, hois=item.hois[mask], scores=item.scores[mask])
@@ -160,16 +161,16 @@ def _match_entry(
     triplets, annotated = (
         collect_triplets(items, np.arange(num_images), vocabulary) for items in (kept, ground_truth)
     )
-    batch = MatchedBatch.from_triplets(triplets, annotated, vocabulary)
+    matched = MatchedDetections(triplets, annotated, match_triplets(triplets, annotated))
     ends = np.cumsum([len(item.hois) for item in kept])
     tp_mask = np.zeros(ends[-1] if len(ends) else 0, dtype=bool)
-    tp_mask[triplets.source_rows] = batch.tp_mask
+    tp_mask[triplets.source_rows] = matched.tp_mask
     return _EntryDetections(
         entry,
         kept,
         np.split(tp_mask, ends[:-1]),
-        per_image_ap(batch, num_images, comparison.unseen or None),
-        per_image_ap(batch, num_images),
+        per_image_ap(matched, num_images, comparison.unseen or None),
+        per_image_ap(matched, num_images),
     )
 
 
@@ -339,21 +340,21 @@ def select_images(
 
 
 def per_image_ap(
-    batch: MatchedBatch, count: int, interactions: Collection[int] | None = None
+    matched: MatchedDetections, count: int, interactions: Collection[int] | None = None
 ) -> np.ndarray:
     """Average precision within each image, with its detections of all interactions in one ranking.
 
     It is the mean of the precision at each labelled triplet's true positive, 0 if it has none.
 
     Args:
-        batch: detections and ground truth of all images.
+        matched: detections, in any order, and ground truth of all images.
         count: number of images, N.
         interactions: HOI indices to count; None for all.
 
     Returns:
         (N,) float64, NaN for images without such an interaction.
     """
-    detections, ground_truth, tp_mask = batch.detections, batch.ground_truth, batch.tp_mask
+    detections, ground_truth, tp_mask = matched.detections, matched.ground_truth, matched.tp_mask
     if interactions is not None:
         counted = np.array(sorted(interactions), dtype=np.int64)
         ground_truth = ground_truth.keep(np.isin(ground_truth.interactions, counted))

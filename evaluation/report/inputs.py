@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.analysis.comparison import Comparison, ComparisonEntry
 from evaluation.ground_truth import keep_annotated_images
 from evaluation.hico.matching import MatchedDetections, count_interactions, match_and_sort
-from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
+from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import read_predictions
 from evaluation.results import Results
 from pipeline.annotations.load import AnnotationFile, load_annotations
@@ -173,7 +173,8 @@ def _load_predictions(
     if dataset is not None:
         detections = dataset.detections_to_upright("test", detections)
     if result.nms is not None:
-        detections = batched_pairwise_nms(detections, NmsConfig(**result.nms))
+        nms = NmsConfig(**result.nms)
+        detections = [pairwise_nms(item, nms) for item in detections]
     matched = match_and_sort(ground_truth.annotations, detections, vocabulary, result.setting)
     return EntryPredictions(entry, result, detections, matched)
 

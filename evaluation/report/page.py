@@ -24,7 +24,7 @@ from evaluation.report.sections import (
     build_training_sections,
     build_vcoco_sections,
 )
-from evaluation.results import AGENT_AP, ROLE_AP, Results
+from evaluation.results import Results
 from evaluation.tables import (
     METRIC_TITLES,
     SETTING_TITLES,
@@ -32,6 +32,7 @@ from evaluation.tables import (
     format_percent,
     join_names,
 )
+from evaluation.vcoco.average_precision import AGENT_AP, ROLE_AP
 from pipeline.images import read_image
 from pipeline.utils.files import read_json
 

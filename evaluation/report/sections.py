@@ -42,8 +42,8 @@ from evaluation.report.charts.plots import (
     training_curves,
 )
 from evaluation.report.inputs import ReportInputs
-from evaluation.results import SCENARIO_KEYS, ActionResults
 from evaluation.tables import format_percent
+from evaluation.vcoco.average_precision import SCENARIO_KEYS, ActionResults
 
 MAX_ACTION_ROWS = 40
 MAX_CONFUSIONS = 12

@@ -6,14 +6,15 @@ comparisons are in single precision, as in the benchmark's code.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from evaluation.hico.average_precision import nanmean
-from evaluation.hico.matching import argsort_desc, inclusive_iou
+from evaluation.hico.matching import inclusive_iou, join
 from evaluation.vcoco.detections import VcocoDetections
-from pipeline.annotations.vcoco import UNLABELLED, VcocoAction, VcocoGroundTruth
+from pipeline.annotations.vcoco import UNLABELLED, VcocoGroundTruth
 
 IOU_THRESHOLD = 0.5
 SCENARIOS = (1, 2)
@@ -21,67 +22,81 @@ SCENARIOS = (1, 2)
 ACTION_EXCLUDED_BY_PAPERS = "point"
 
 
-@dataclass(frozen=True, eq=False)
-class VcocoScores:
-    """Average precision of the A actions; NaN where an action has no positives or no such role.
+SCENARIO_KEYS = tuple(f"scenario_{scenario}" for scenario in SCENARIOS)
+AGENT_AP = "average_agent_ap"
+# The mean over all 25 roles, as the benchmark's code prints it, and over the 24 that papers count.
+ROLE_AP = tuple(f"average_role_ap_{key}" for key in SCENARIO_KEYS)
+ROLE_AP_WITHOUT_POINT = tuple(f"{name}_without_point" for name in ROLE_AP)
+
+
+@dataclass(frozen=True)
+class ActionResults:
+    """Scores of one action; fractions, None without positives.
 
     Attributes:
-        actions: names and roles.
-        agent_ap: (A,) float64.
-        role_ap: (A, R) float64 by scenario; R is the largest number of roles of an action.
-        num_positives: (A,) int64, number of annotated people who do the action.
+        positives: number of annotated people who do the action.
+        agent_ap: AP of the agents.
+        roles: AP by role and scenario (`SCENARIO_KEYS`).
     """
 
-    actions: tuple[VcocoAction, ...]
-    agent_ap: np.ndarray
-    role_ap: dict[int, np.ndarray]
-    num_positives: np.ndarray
+    positives: int
+    agent_ap: float | None
+    roles: dict[str, dict[str, float | None]]
 
-    def metrics(self) -> dict[str, float | None]:
-        """The averages over agents and over roles, as fractions; None where there is no AP.
 
-        The average role AP is the mean over all 25 roles, as the benchmark's code prints it, and
-        `..._without_point` the mean over the 24 roles that papers count. Actions without positives
-        are left out. (The test part of V-COCO has positives of every action; the benchmark's code
-        fails on an action without.)
-        """
-        in_papers = np.array([action.name != ACTION_EXCLUDED_BY_PAPERS for action in self.actions])
-        metrics = {"average_agent_ap": nanmean(self.agent_ap)}
-        for suffix, rows in (("", slice(None)), ("_without_point", in_papers)):
-            for scenario in SCENARIOS:
-                name = f"average_role_ap_scenario_{scenario}{suffix}"
-                metrics[name] = nanmean(self.role_ap[scenario][rows])
-        return metrics
+@dataclass(frozen=True)
+class VcocoResults:
+    """V-COCO's scores.
 
-    def num_roles(self) -> tuple[int, int]:
-        """Number of roles in the average, and in the average without point."""
-        counted = ~np.isnan(self.role_ap[1])
-        in_papers = [action.name != ACTION_EXCLUDED_BY_PAPERS for action in self.actions]
-        return int(counted.sum()), int(counted[in_papers].sum())
+    Attributes:
+        metrics: averages by name (`AGENT_AP`, `ROLE_AP`, `ROLE_AP_WITHOUT_POINT`), as fractions;
+            None where there is no AP. Actions without positives are left out. (The test part of
+            V-COCO has positives of every action; the benchmark's code fails on an action without.)
+        per_action: scores by the action's name.
+    """
+
+    metrics: dict[str, float | None]
+    per_action: dict[str, ActionResults]
+
+    @classmethod
+    def from_actions(cls, per_action: dict[str, ActionResults]) -> VcocoResults:
+        """Computes the averages."""
+
+        def mean(values: Iterable[float | None]) -> float | None:
+            return nanmean(np.array(list(values), dtype=np.float64))
+
+        metrics = {AGENT_AP: mean(result.agent_ap for result in per_action.values())}
+        for names, excluded in ((ROLE_AP, ""), (ROLE_AP_WITHOUT_POINT, ACTION_EXCLUDED_BY_PAPERS)):
+            for name, key in zip(names, SCENARIO_KEYS, strict=True):
+                metrics[name] = mean(
+                    role[key]
+                    for action, result in per_action.items()
+                    if action != excluded
+                    for role in result.roles.values()
+                )
+        return cls(metrics, per_action)
 
 
 @dataclass(frozen=True, eq=False)
-class _GroundTruthPeople:
+class _People:
     """The P annotated people of all images, sorted by image.
 
     Attributes:
-        offsets: (N + 1,) the people of image i are rows offsets[i] to offsets[i + 1] - 1.
+        images: (P,) int64, index of the image.
         boxes: (P, 4) float32, xyxy, pixels.
-        unlabelled: (P,) bool, people whose actions are not labelled.
-        action_labels: (P, A) bool.
+        action_labels: (P, A) int8: 1, 0 or `UNLABELLED`.
         role_boxes: (P, A, R, 4) float32, xyxy, pixels.
         has_role: (P, A, R) bool, the role's object is annotated.
     """
 
-    offsets: np.ndarray
+    images: np.ndarray
     boxes: np.ndarray
-    unlabelled: np.ndarray
     action_labels: np.ndarray
     role_boxes: np.ndarray
     has_role: np.ndarray
 
 
-def evaluate_vcoco(ground_truth: VcocoGroundTruth, detections: VcocoDetections) -> VcocoScores:
+def evaluate_vcoco(ground_truth: VcocoGroundTruth, detections: VcocoDetections) -> VcocoResults:
     """Scores of V-COCO detections.
 
     A detection is assigned to the person of its image with the largest IoU. It is ignored if the
@@ -103,34 +118,37 @@ def evaluate_vcoco(ground_truth: VcocoGroundTruth, detections: VcocoDetections) 
     order = np.argsort(-images, kind="stable")
     detections = detections.keep(order)
     person, iou = _assign_people(images[order], detections.person_boxes, people)
-    counted = (person < 0) | ~people.unlabelled[person]
+    counted = (person < 0) | ~(people.action_labels == UNLABELLED).any(axis=1)[person]
     near = (person >= 0) & (iou >= IOU_THRESHOLD)
 
-    num_positives = people.action_labels.sum(axis=0)
-    agent_ap = np.full(len(ground_truth.actions), np.nan)
-    shape = people.has_role.shape[1:]
-    role_ap = {scenario: np.full(shape, np.nan) for scenario in SCENARIOS}
+    per_action = {}
     for index, action in enumerate(ground_truth.actions):
-        positives = int(num_positives[index])
-        if not positives:
-            continue
-        correct_agent = near & people.action_labels[person, index]
-        ranked = _rank_rows(detections.agent_scores(action), counted)
-        agent_ap[index] = _average_precision(ranked, correct_agent, person, positives)
+        does = people.action_labels[:, index] == 1
+        positives = int(does.sum())
+        correct_agent = near & does[person]
+        scores = detections.agent_scores(action)
+        ranked = _rank(scores, counted)
+        agent_ap = _average_precision(ranked, scores, correct_agent, person, positives)
+        roles = {}
         for role, name in enumerate(action.roles):
             boxes, scores = detections.role_boxes(action, name)
-            ranked = _rank_rows(scores, counted)
+            ranked = _rank(scores, counted)
             role_iou = inclusive_iou(people.role_boxes[person, index, role], boxes)
-            has_role = people.has_role[person, index, role]
-            for scenario in SCENARIOS:
-                # Without an annotated object, scenario 1 requires an empty box and scenario 2
-                # accepts any.
-                without_object = _is_empty_box(boxes) if scenario == 1 else True
-                correct_role = np.where(has_role, role_iou >= IOU_THRESHOLD, without_object)
-                role_ap[scenario][index, role] = _average_precision(
-                    ranked, correct_agent & correct_role, person, positives
+            # Without an annotated object, scenario 1 requires an empty box and scenario 2 accepts
+            # any.
+            correct = [
+                correct_agent
+                & np.where(
+                    people.has_role[person, index, role], role_iou >= IOU_THRESHOLD, without_object
                 )
-    return VcocoScores(ground_truth.actions, agent_ap, role_ap, num_positives)
+                for without_object in (_is_empty_box(boxes), True)
+            ]
+            roles[name] = {
+                key: _average_precision(ranked, scores, correct_role, person, positives)
+                for key, correct_role in zip(SCENARIO_KEYS, correct, strict=True)
+            }
+        per_action[action.name] = ActionResults(positives, agent_ap, roles)
+    return VcocoResults.from_actions(per_action)
 
 
 def area_under_envelope(tp_mask: np.ndarray, num_positives: int) -> float:
@@ -146,38 +164,36 @@ def area_under_envelope(tp_mask: np.ndarray, num_positives: int) -> float:
     return float((np.diff(true_positives, prepend=0) / num_positives * envelope).sum())
 
 
-@dataclass(frozen=True, eq=False)
-class _RankedRows:
-    """The rows that count, by falling score, and the scores of all rows."""
-
-    rows: np.ndarray
-    scores: np.ndarray
-
-
-def _rank_rows(scores: np.ndarray, counted: np.ndarray) -> _RankedRows:
+def _rank(scores: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """The counted rows with a score, by falling score."""
     rows = np.flatnonzero(counted & ~np.isnan(scores))
-    return _RankedRows(rows[argsort_desc(scores[rows])], scores)
+    return rows[np.argsort(-scores[rows], kind="stable")]
 
 
 def _average_precision(
-    ranked: _RankedRows, correct: np.ndarray, person: np.ndarray, num_positives: int
-) -> float:
-    """AP of one action or role.
+    ranked: np.ndarray,
+    scores: np.ndarray,
+    correct: np.ndarray,
+    person: np.ndarray,
+    num_positives: int,
+) -> float | None:
+    """AP of one action or role over the ranked rows; None without positives.
 
     Each person is matched once, by the correct detection with the best score; among equal scores
     by the last row.
     """
-    candidates = np.flatnonzero(correct[ranked.rows])
-    rows = ranked.rows[candidates]
-    best = np.lexsort((-rows, -ranked.scores[rows]))
-    _, first = np.unique(person[rows[best]], return_index=True)
-    tp_mask = np.zeros(len(ranked.rows), dtype=bool)
-    tp_mask[candidates[best[first]]] = True
-    return area_under_envelope(tp_mask, num_positives)
+    if not num_positives:
+        return None
+    correct_rows = ranked[correct[ranked]]
+    best = correct_rows[np.lexsort((-correct_rows, -scores[correct_rows]))]
+    _, first = np.unique(person[best], return_index=True)
+    tp_mask = np.zeros(len(scores), dtype=bool)
+    tp_mask[best[first]] = True
+    return area_under_envelope(tp_mask[ranked], num_positives)
 
 
 def _assign_people(
-    images: np.ndarray, boxes: np.ndarray, people: _GroundTruthPeople
+    images: np.ndarray, boxes: np.ndarray, people: _People
 ) -> tuple[np.ndarray, np.ndarray]:
     """The person of each detection.
 
@@ -185,50 +201,33 @@ def _assign_people(
         (D,) int64, the person with the largest IoU, the first of equal ones, -1 if the image has
         no person; (D,) float32, that IoU.
     """
-    starts = people.offsets[images]
-    counts = people.offsets[images + 1] - starts
     person, best = np.full(len(images), -1, dtype=np.int64), np.zeros(len(images), np.float32)
-    with_people = np.flatnonzero(counts)
-    if not len(with_people):
-        return person, best
-    counts = counts[with_people]
-    firsts = np.cumsum(counts) - counts
-    rows = np.repeat(np.arange(len(with_people)), counts)
-    within = np.arange(len(rows)) - firsts[rows]
-    candidates = starts[with_people][rows] + within
-    iou = inclusive_iou(people.boxes[candidates], boxes[with_people][rows])
-    best[with_people] = np.maximum.reduceat(iou, firsts)
-    largest = np.flatnonzero(iou == best[with_people][rows])
-    _, first = np.unique(rows[largest], return_index=True)
-    person[with_people] = candidates[largest[first]]
+    for rows, candidates in join(images, people.images):
+        iou = inclusive_iou(people.boxes[candidates], boxes[rows])
+        order = np.lexsort((-iou, rows))
+        found, first = np.unique(rows[order], return_index=True)
+        person[found], best[found] = candidates[order[first]], iou[order[first]]
     return person, best
 
 
-def _collect_people(ground_truth: VcocoGroundTruth) -> _GroundTruthPeople:
-    images = ground_truth.images
-    person_rows = [np.flatnonzero(image.is_person) for image in images]
+def _collect_people(ground_truth: VcocoGroundTruth) -> _People:
     num_actions = len(ground_truth.actions)
     max_roles = max(len(action.roles) for action in ground_truth.actions)
-    labels = [image.action_labels[row] for image, row in zip(images, person_rows, strict=True)]
-    roles = [image.role_boxes[row] for image, row in zip(images, person_rows, strict=True)]
-    # Index -1, a role without object, reads the appended box of zeros.
-    padded = [np.vstack([image.boxes, np.zeros((1, 4), np.float32)]) for image in images]
-    role_boxes = [boxes[role] for boxes, role in zip(padded, roles, strict=True)]
-    action_labels = np.concatenate([np.zeros((0, num_actions), np.int8), *labels])
-    counts = [len(row) for row in person_rows]
-    return _GroundTruthPeople(
-        offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
-        boxes=np.concatenate(
-            [np.zeros((0, 4), np.float32)]
-            + [image.boxes[row] for image, row in zip(images, person_rows, strict=True)]
-        ),
-        unlabelled=(action_labels == UNLABELLED).any(axis=1),
-        action_labels=action_labels == 1,
-        role_boxes=np.concatenate(
-            [np.zeros((0, num_actions, max_roles, 4), np.float32), *role_boxes]
-        ),
-        has_role=np.concatenate([np.zeros((0, num_actions, max_roles), np.int64), *roles]) >= 0,
+    no_roles = np.zeros((0, num_actions, max_roles), np.int64)
+    none = (
+        np.zeros(0, np.int64),
+        np.zeros((0, 4), np.float32),
+        np.zeros((0, num_actions), np.int8),
     )
+    parts = [(*none, np.zeros((*no_roles.shape, 4), np.float32), no_roles >= 0)]
+    for index, image in enumerate(ground_truth.images):
+        rows = np.flatnonzero(image.is_person)
+        roles = image.role_boxes[rows]
+        # Index -1, a role without object, reads the appended box of zeros.
+        boxes = np.vstack([image.boxes, np.zeros((1, 4), np.float32)])
+        labels = image.action_labels[rows]
+        parts.append((np.full(len(rows), index), boxes[rows], labels, boxes[roles], roles >= 0))
+    return _People(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _is_empty_box(boxes: np.ndarray) -> np.ndarray:

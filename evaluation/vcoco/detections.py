@@ -14,16 +14,18 @@ misspelled.
 
 from __future__ import annotations
 
-import json
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import ValidationError, convert
 
-from evaluation.predictions import INTEGER_KINDS, REAL_KINDS, contains_bools, iterate_entries
+from evaluation.predictions import Number, iterate_entries, write_entries
 from pipeline.annotations.box_format import MAX_COORDINATE, XYXY, BoxFormatCheck
 from pipeline.annotations.vcoco import AGENT, VcocoAction
 from pipeline.types import Detections
@@ -37,15 +39,23 @@ REQUIRED_FIELDS = {
     "image_id": "the whole number of an image",
     "person_box": "four finite numbers x1, y1, x2, y2 in pixels",
 }
+KINDS: dict[tuple[int, ...], Any] = {
+    (): list[float],
+    (4,): list[tuple[float, float, float, float]],
+    (5,): list[tuple[float, float, float, float, float]],
+}
+Shapes = dict[str, tuple[int, ...]]
+REQUIRED_SHAPES: Shapes = {"image_id": (), "person_box": (4,)}
 # The default value in the SCG/UPT family's code; a box of zeros would stand for no object.
 MISSING_ROLE = (0.0, 0.0, 0.1, 0.1, 0.0)
+# Values of missing agents and roles by their shape.
+MISSING: dict[tuple[int, ...], Any] = {(): 0.0, (5,): MISSING_ROLE}
 # Boxes of roles with low scores may be arbitrary, so some of them are inverted. Of boxes given as
 # x, y, width, height, more than two thirds are.
 MAX_INVALID_ROLE_BOXES = 0.4
 # Misspelled keys (hit_agnet, hit_object) are more similar to the correct ones, keys that projects
 # add (hit_obj_class) are less.
 MIN_KEY_SIMILARITY = 0.75
-NPZ_EXPECTED = "an NPZ file of plain arrays"
 OTHER_ARRAY_FILES = ((rb"\x93NUMPY", "a single array; save all with np.savez"),)
 AGENT_EXPECTED = "a score (NaN for none)"
 ROLE_EXPECTED = "five numbers x1, y1, x2, y2, score"
@@ -97,10 +107,6 @@ def column_shapes(actions: Sequence[VcocoAction]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _all_column_shapes(actions: Sequence[VcocoAction]) -> dict[str, tuple[int, ...]]:
-    return {"image_id": (), "person_box": (4,), **column_shapes(actions)}
-
-
 def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetections:
     """Reads a file in the official layout.
 
@@ -108,9 +114,10 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
         InputError: the file is missing or damaged, an entry has no image or person box or an
             invalid value, boxes have another form, or no entry has any score of the layout.
     """
-    read = _read_npz if path.suffix.lower() == ".npz" else _read_entries
-    columns, keys = read(path, actions)
     known = column_shapes(actions)
+    shapes = {**REQUIRED_SHAPES, **known}
+    read = _read_npz if path.suffix.lower() == ".npz" else _read_entries
+    columns, keys = read(path, shapes)
     if len(columns["image_id"]) and keys.isdisjoint(known):
         raise bad_field(path, "entries", f"scores such as {next(iter(known))}", "none in any entry")
     form = BoxFormatCheck(XYXY)
@@ -121,15 +128,9 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
         if shape:
             form.add(_real_object_boxes(columns[name]))
     form.check(path, "boxes of roles")
-    unknown_keys = tuple(
-        sorted(
-            key
-            for key in keys - _all_column_shapes(actions).keys()
-            if _looks_like_layout_key(key, known)
-        )
-    )
+    unknown_keys = sorted(key for key in keys - shapes.keys() if _is_like_known_key(key, known))
     return VcocoDetections(
-        columns.pop("image_id"), columns.pop("person_box"), columns, unknown_keys
+        columns.pop("image_id"), columns.pop("person_box"), columns, tuple(unknown_keys)
     )
 
 
@@ -144,98 +145,99 @@ def _real_object_boxes(column: np.ndarray) -> np.ndarray:
     return boxes[~empty]
 
 
-def _looks_like_layout_key(key: Any, known: Collection[str]) -> bool:
+def _is_like_known_key(key: Any, known: Collection[str]) -> bool:
     """Whether a key outside the layout resembles one of the layout's.
 
     Projects write keys of their own, such as the class of a role's object (obj_class) or an action
     without a role (walk).
     """
-    suffixes = {f"_{name.rpartition('_')[2]}" for name in known}
+    suffixes = tuple(f"_{name.rpartition('_')[2]}" for name in known)
     return isinstance(key, str) and (
-        key.endswith(tuple(suffixes)) or bool(get_close_matches(key, known, 1, MIN_KEY_SIMILARITY))
+        key.endswith(suffixes) or bool(get_close_matches(key, known, 1, MIN_KEY_SIMILARITY))
     )
 
 
-def _read_entries(
-    path: Path, actions: Sequence[VcocoAction]
-) -> tuple[dict[str, np.ndarray], set[Any]]:
+def _read_entries(path: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], set[Any]]:
     """Columns by name, and the keys of all entries, of a file that holds a list."""
-    chunks: list[dict[str, np.ndarray]] = []
-    entries: list[Any] = []
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
     keys: set[Any] = set()
-    for entry in iterate_entries(path):
-        entries.append(entry)
-        keys.update(entry if isinstance(entry, dict) else ())
-        if len(entries) == ENTRIES_PER_CHUNK:
-            chunks.append(
-                _entries_to_columns(path, entries, ENTRIES_PER_CHUNK * len(chunks), actions)
-            )
-            entries = []
-    chunks.append(_entries_to_columns(path, entries, ENTRIES_PER_CHUNK * len(chunks), actions))
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}, keys
+    entries, first = iterate_entries(path), 0
+    while True:
+        chunk = list(islice(entries, ENTRIES_PER_CHUNK))
+        for row, entry in enumerate(chunk, first):
+            if not isinstance(entry, dict):
+                raise bad_field(path, f"entry {row}", "an object with person_box", entry)
+            keys.update(entry)
+        for name, shape in shapes.items():
+            default = None if name in REQUIRED_FIELDS else MISSING[shape]
+            values = [entry.get(name, default) for entry in chunk]
+            columns[name].append(_parse_column(path, name, shape, values, first))
+        if len(chunk) < ENTRIES_PER_CHUNK:
+            return {name: np.concatenate(parts) for name, parts in columns.items()}, keys
+        first += len(chunk)
 
 
-def write_detections(path: Path, detections: VcocoDetections) -> None:
-    """Writes the official layout atomically, as NPZ if the name ends in .npz, else as JSON."""
-    if path.suffix.lower() == ".npz":
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            arrays: dict[str, Any] = {
-                "image_id": detections.image_ids,
-                "person_box": detections.person_boxes,
-                **detections.columns,
-            }
-            np.savez_compressed(file, **arrays)
-        return
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row in range(len(detections)):
-            entry = {
-                "image_id": int(detections.image_ids[row]),
-                "person_box": detections.person_boxes[row].tolist(),
-                **{name: column[row].tolist() for name, column in detections.columns.items()},
-            }
-            file.write(",\n" if row else "[\n")
-            file.write(json.dumps(entry, separators=(",", ":")))
-        file.write("\n]\n" if len(detections) else "[]\n")
-
-
-def _entries_to_columns(
-    path: Path, entries: list[Any], first: int, actions: Sequence[VcocoAction]
-) -> dict[str, np.ndarray]:
-    """Columns by name; `first` is the number of the first entry in the file."""
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise bad_field(path, f"entry {first + index}", "an object with person_box", entry)
+def _read_npz(path: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], set[Any]]:
+    """Columns by name, with missing ones filled in, and the names of all arrays of an NPZ file."""
+    arrays, keys = _load_npz_arrays(path, shapes)
     columns: dict[str, np.ndarray] = {}
-    for name, shape in _all_column_shapes(actions).items():
-        present = [row for row, entry in enumerate(entries) if name in entry]
-        if name in REQUIRED_FIELDS and len(present) < len(entries):
-            row = next(row for row, entry in enumerate(entries) if name not in entry)
-            found = "nothing (the key is missing)"
-            raise bad_field(path, f"entry {first + row}: {name}", REQUIRED_FIELDS[name], found)
-        column = _missing_column(len(entries), name, shape)
-        values = [entries[row][name] for row in present]
-        parsed = _parse_column(values, name, shape) if present else column[:0]
-        if parsed is None:
-            row = _first_invalid_row(values, name, shape)
-            # A text keeps its quotes, because without them it may look like a valid number.
-            found = repr(values[row]) if isinstance(values[row], str) else values[row]
-            where = f"entry {first + present[row]}: {name}"
-            raise bad_field(path, where, _expected_value(name, shape), found)
-        column[present] = parsed
-        columns[name] = column
-    return columns
+    for name, shape in shapes.items():
+        expected = _expected_value(name, shape)
+        if name not in arrays and name in REQUIRED_FIELDS:
+            raise bad_field(path, name, expected, "no such array")
+        count = len(np.atleast_1d(arrays["image_id"]))
+        default = np.broadcast_to(np.float32(MISSING.get(shape, 0)), (count, *shape))
+        values = arrays.get(name, default)
+        kinds = "iu" if name == "image_id" else "iuf"
+        if values.dtype.kind not in kinds or values.shape != (count, *shape):
+            found = f"{values.dtype} {values.shape}"
+            raise bad_field(path, name, f"{count} times {expected}", found)
+        columns[name] = _parse_column(path, name, shape, values)
+    return columns, keys
 
 
-def _parse_column(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+def _load_npz_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[Any]]:
+    """The arrays of an NPZ file that have one of the given names, and the names of all arrays."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            keys = set(file.files)
+            # np.load returns the bytes of a member of the archive that is not an array.
+            return {name: np.asarray(file[name]) for name in names if name in keys}, keys
+    # A damaged archive can raise anything in its reader.
+    except Exception as error:
+        found = identify_file(path, OTHER_ARRAY_FILES) or f"{error}" or type(error).__name__
+        raise InputError(
+            f"{path}: expected an NPZ file of plain arrays, found {found.splitlines()[0]}"
+        ) from None
+
+
+def _parse_column(
+    path: Path, name: str, shape: tuple[int, ...], values: Any, first: int = 0
+) -> np.ndarray:
+    """The values as a column; `first` is the number of the first one's entry in the file."""
+    column = _to_column(values, name, shape) if len(values) else np.zeros((0, *shape), np.float32)
+    if column is None:
+        row = next(
+            row
+            for row in range(len(values))
+            if _to_column(values[row : row + 1], name, shape) is None
+        )
+        value = values[row].tolist() if isinstance(values, np.ndarray) else values[row]
+        # A text keeps its quotes, because without them it may look like a valid number.
+        found = "nothing" if value is None else repr(value)
+        where = f"entry {first + row}: {name}"
+        raise bad_field(path, where, _expected_value(name, shape), found)
+    return column.astype(_column_dtype(name))
+
+
+def _to_column(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """The values as a column; None if one of them is invalid."""
     try:
-        column = np.asarray(values)
-    except ValueError:
-        return None
-    kinds = INTEGER_KINDS if name == "image_id" else REAL_KINDS
-    if column.dtype.kind not in kinds or column.shape[1:] != shape or column.ndim == 0:
-        return None
-    if not isinstance(values, np.ndarray) and contains_bools(values):
+        kind = list[Number] if name == "image_id" else KINDS[shape]
+        column = values if isinstance(values, np.ndarray) else np.array(convert(values, kind))
+    except ValidationError:
         return None
     with np.errstate(over="ignore"):
         cast: np.ndarray = column.astype(_column_dtype(name))
@@ -247,24 +249,6 @@ def _parse_column(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray 
     return None if name == "person_box" and np.isnan(cast).any() else cast
 
 
-def _first_invalid_row(
-    values: Sequence[Any] | np.ndarray, name: str, shape: tuple[int, ...]
-) -> int:
-    """The row of the first invalid value."""
-    return next(
-        row
-        for row in range(len(values))
-        if _parse_column(values[row : row + 1], name, shape) is None
-    )
-
-
-def _missing_column(count: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The column of a key that is missing in all entries."""
-    column: np.ndarray = np.empty((count, *shape), _column_dtype(name))
-    column[...] = MISSING_ROLE if shape == (5,) else 0
-    return column
-
-
 def _column_dtype(name: str) -> type:
     return np.int64 if name == "image_id" else np.float32
 
@@ -273,48 +257,24 @@ def _expected_value(name: str, shape: tuple[int, ...]) -> str:
     return REQUIRED_FIELDS.get(name, ROLE_EXPECTED if shape else AGENT_EXPECTED)
 
 
-def _read_npz(path: Path, actions: Sequence[VcocoAction]) -> tuple[dict[str, np.ndarray], set[Any]]:
-    """Columns by name, with missing ones filled in, and the names of all arrays of an NPZ file."""
-    arrays, keys = _load_npz_arrays(path, _all_column_shapes(actions))
-    columns: dict[str, np.ndarray] = {}
-    for name, shape in _all_column_shapes(actions).items():
-        if name not in arrays and name not in REQUIRED_FIELDS:
-            columns[name] = _missing_column(len(columns["image_id"]), name, shape)
-            continue
-        expected = _expected_value(name, shape)
-        if name not in arrays:
-            raise bad_field(path, name, expected, "no such array")
-        values = arrays[name]
-        column = _parse_column(values, name, shape)
-        count = len(columns["image_id"]) if columns else len(np.atleast_1d(values))
-        if column is None or len(column) != count:
-            kinds = INTEGER_KINDS if name == "image_id" else REAL_KINDS
-            if values.dtype.kind in kinds and values.shape == (count, *shape):
-                row = _first_invalid_row(values, name, shape)
-                raise bad_field(path, f"entry {row}: {name}", expected, values[row].tolist())
-            found = f"{values.dtype} {values.shape}"
-            raise bad_field(path, name, f"{count} times {expected}", found)
-        columns[name] = column
-    return columns, keys
-
-
-def _load_npz_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[Any]]:
-    """The arrays of an NPZ file that have one of the given names, and the names of all arrays."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise InputError(f"{path}: expected {NPZ_EXPECTED}, found an empty file")
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            keys = set(file.files)
-            # np.load returns the bytes of a member of the archive that is not an array.
-            return {name: np.asarray(file[name]) for name in names if name in keys}, keys
-    # A damaged archive can raise anything in its reader.
-    except Exception as error:
-        found = identify_file(path, OTHER_ARRAY_FILES) or f"{error}" or type(error).__name__
-        raise InputError(
-            f"{path}: expected {NPZ_EXPECTED}, found {found.splitlines()[0]}"
-        ) from None
+def write_detections(path: Path, detections: VcocoDetections) -> None:
+    """Writes the official layout atomically, as NPZ if the name ends in .npz, else as JSON."""
+    columns: dict[str, Any] = {
+        "image_id": detections.image_ids,
+        "person_box": detections.person_boxes,
+        **detections.columns,
+    }
+    if path.suffix.lower() == ".npz":
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **columns)
+        return
+    write_entries(
+        path,
+        (
+            {name: column[row].tolist() for name, column in columns.items()}
+            for row in range(len(detections))
+        ),
+    )
 
 
 def to_vcoco_detections(
@@ -337,77 +297,66 @@ def to_vcoco_detections(
         vocabulary: of the detections.
         actions: of the annotations.
     """
-    counts = np.array([len(item.boxes) for item in detections], dtype=np.int64)
-    first_box = np.cumsum(counts) - counts
-    per_image = [
-        _person_rows(item, first, vocabulary)
-        for item, first in zip(detections, first_box, strict=True)
-    ]
-    table = np.concatenate([np.zeros((0, 3), np.int64), *(rows for rows, _ in per_image)])
-    scores = np.concatenate([np.zeros(0, np.float32), *(values for _, values in per_image)])
-    # Index -1, no object, reads the appended box of zeros.
-    boxes = np.concatenate([*(item.boxes for item in detections), np.zeros((1, 4))])
-    boxes = boxes.astype(np.float32)
-
-    order = np.lexsort((-scores, table[:, 2], table[:, 0]))
-    table, scores = table[order], scores[order]
-    people, objects, verbs = table.T
-    rank = _rank_in_group(people * vocabulary.num_verbs + verbs)
-    num_ranks = int(rank.max(initial=0)) + 1
-    keys, entry = np.unique(people * num_ranks + rank, return_inverse=True)
-    person_rows = keys // num_ranks
-    images = np.repeat(np.asarray(image_ids, dtype=np.int64), counts)
-
+    verb_roles = _verb_roles(vocabulary, actions)
+    images: list[int] = []
+    boxes: list[np.ndarray] = []
+    entries: list[dict[str, Any]] = []
+    for item, image_id in zip(detections, image_ids, strict=True):
+        by_person = _entries_by_person(item, vocabulary, verb_roles)
+        for person, own in sorted(by_person.items()):
+            images += [image_id] * len(own)
+            boxes += [item.boxes[person]] * len(own)
+            entries += own
     columns = {
-        name: np.full((len(keys), *shape), np.nan, dtype=np.float32)
+        name: np.full((len(entries), *shape), np.nan, dtype=np.float32)
         for name, shape in column_shapes(actions).items()
     }
-    for verb, action, role in _verb_roles(vocabulary, actions):
-        rows = np.flatnonzero(verbs == verb)
+    for row, entry in enumerate(entries):
+        for name, value in entry.items():
+            columns[name][row] = value
+    return VcocoDetections(
+        np.array(images, dtype=np.int64), np.array(boxes, np.float32).reshape(-1, 4), columns
+    )
+
+
+def _entries_by_person(
+    item: Detections, vocabulary: Vocabulary, verb_roles: dict[int, tuple[str, str]]
+) -> dict[int, list[dict[str, Any]]]:
+    """Entries of each person of an image, without image and person box; see
+    `to_vcoco_detections`."""
+    by_person: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    ranks: Counter[tuple[int, int]] = Counter()
+    order = np.argsort(-item.scores, kind="stable")
+    for (person, thing, verb), score in zip(
+        item.hois[order].tolist(), item.scores[order].tolist(), strict=True
+    ):
+        if item.labels[person] != vocabulary.person:
+            continue
+        rank, entries = ranks[person, verb], by_person[person]
+        ranks[person, verb] += 1
+        if rank == len(entries):
+            entries.append({})
+        if verb not in verb_roles:
+            continue
+        action, role = verb_roles[verb]
         if role != AGENT:
-            role_values = np.column_stack([boxes[objects[rows]], scores[rows]])
-            columns[f"{action}_{role}"][entry[rows]] = role_values
-        best = rows[rank[rows] == 0]
-        agent_scores = columns[f"{action}_{AGENT}"]
-        # fmax ignores NaN, the initial value.
-        agent_scores[entry[best]] = np.fmax(agent_scores[entry[best]], scores[best])
-    return VcocoDetections(images[person_rows], boxes[person_rows], columns)
-
-
-def _person_rows(
-    item: Detections, first_box: int, vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray]:
-    """The detections of one image whose subject is a person.
-
-    Returns:
-        (K, 3) int64 person, object (-1 for none) and verb, boxes numbered across images; (K,)
-        float32 scores.
-    """
-    kept = item.labels[item.hois[:, 0]] == vocabulary.person
-    table = item.hois[kept].astype(np.int64)
-    table[:, 0] += first_box
-    table[:, 1] = np.where(table[:, 1] >= 0, table[:, 1] + first_box, -1)
-    return table, item.scores[kept].astype(np.float32)
-
-
-def _rank_in_group(groups: np.ndarray) -> np.ndarray:
-    """(K,) position of each row within its run of equal groups."""
-    if not len(groups):
-        return np.zeros(0, dtype=np.int64)
-    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
-    sizes = np.diff(np.append(starts, len(groups)))
-    return np.arange(len(groups)) - np.repeat(starts, sizes)
+            box = item.boxes[thing].tolist() if thing >= 0 else [0.0] * 4
+            entries[rank][f"{action}_{role}"] = [*box, score]
+        if rank == 0:
+            # The first verb of the action has the best score.
+            entries[0].setdefault(f"{action}_{AGENT}", score)
+    return by_person
 
 
 def _verb_roles(
     vocabulary: Vocabulary, actions: Sequence[VcocoAction]
-) -> list[tuple[int, str, str]]:
-    """(verb, action, role) of every verb whose action and role are annotated; the role of an action
+) -> dict[int, tuple[str, str]]:
+    """Action and role of every verb whose action and role are annotated; the role of an action
     without roles is the agent."""
     known = {action.name: {*action.roles, AGENT} for action in actions}
-    return [
-        (vocabulary.verbs.index(verb), entry["action"], role)
+    return {
+        vocabulary.verbs.index(verb): (entry["action"], role)
         for entry in vocabulary.roles
         for role, verb in zip(entry["roles"] or [AGENT], entry["verbs"], strict=True)
         if role in known.get(entry["action"], ())
-    ]
+    }

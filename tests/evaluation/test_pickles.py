@@ -1,3 +1,4 @@
+import os
 import pickle
 from collections import OrderedDict, defaultdict
 
@@ -25,6 +26,9 @@ VALUE = {
 }
 
 
+PLAIN = (bool, int, float, str, list, dict)
+
+
 def write(folder, value, protocol=2):
     path = folder / "a.pkl"
     path.write_bytes(value if isinstance(value, bytes) else pickle.dumps(value, protocol))
@@ -36,7 +40,8 @@ def test_plain_data_round_trip(tmp_path, protocol):
     first, second = iterate_pickle(write(tmp_path, [VALUE, {"number": 4}], protocol))
     assert second == {"number": 4} and first.keys() == VALUE.keys()
     for name, value in VALUE.items():
-        assert first[name] == (value.tolist() if isinstance(value, np.ndarray) else value)
+        expected = value.tolist() if isinstance(value, np.ndarray) else value
+        assert first[name] == expected and type(first[name]) in (*PLAIN, type(None))
 
 
 def test_entries_may_share_a_value(tmp_path):
@@ -47,13 +52,12 @@ def test_entries_may_share_a_value(tmp_path):
 def test_text_of_python_2(tmp_path):
     """Python 2 wrote str, and the content of arrays, as bytes."""
     text = b"\x80\x02]U\x06a_nameK\x05\x86a."
-    assert list(iterate_pickle(write(tmp_path, text))) == [["a_name", 5]]
+    assert list(iterate_pickle(write(tmp_path, text))) == [("a_name", 5)]
     array = (
         b"\x80\x02]cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
         b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02u1K\x00K\x01\x87RI00\nU\x02\x07\xfftba."
     )
-    (found,) = iterate_pickle(write(tmp_path, array))
-    assert found == [7, 255]
+    assert list(iterate_pickle(write(tmp_path, array))) == [[7, 255]]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,8 @@ def test_text_of_python_2(tmp_path):
     [
         ([np.array([{}], dtype=object)], "array of O8"),
         ([slice(3)], "builtin__.slice"),
+        # A class or function as a value.
+        ([dict], "damaged"),
         ({"a": 1}, "expected a list"),
         ([{1, 2}], "set"),
         (b"\x80\x02]", "damaged"),
@@ -80,6 +86,20 @@ def test_other_pickles_are_refused(tmp_path, value, names):
     with pytest.raises(InputError) as error:
         list(iterate_pickle(write(tmp_path, value)))
     assert str(error.value).startswith(f"{tmp_path / 'a.pkl'}: ") and names in str(error.value)
+
+
+class RunsCode:
+    """Its pickle names a function that a plain unpickler would call."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_no_code_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"a call of {os.mkdir.__module__}\.mkdir"):
+        list(iterate_pickle(write(tmp_path, [{"image_id": RunsCode()}])))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_missing_file(tmp_path):

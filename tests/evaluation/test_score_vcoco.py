@@ -2,6 +2,7 @@ import json
 import pickle
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from evaluation.predictions import write_predictions
 from evaluation.report.write import ReportConfig, write_report
-from evaluation.score_vcoco import VcocoScoreConfig, score_detections, score_vcoco_file
+from evaluation.score_vcoco import score_detections, score_vcoco_file
 from evaluation.vcoco.detections import read_detections
 from pipeline.annotations.base import ParseContext
 from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco, vcoco_annotations
@@ -64,19 +65,9 @@ def averages(lines):
 
 def test_repeating_the_annotations_is_perfect(perfect, vcoco):
     truth, found = perfect
-    assert set(score_detections(found, truth, vcoco).metrics().values()) == {1.0}
+    assert set(score_detections(found, truth, vcoco).metrics.values()) == {1.0}
     nothing = score_detections([], truth, vcoco)
-    assert set(nothing.metrics().values()) == {0.0}
-
-
-def test_a_runs_predictions(perfect, vcoco, actions, tmp_path, messages):
-    _, found = perfect
-    run = tmp_path / "run"
-    write_predictions(run / "predictions.json", found, vcoco)
-    lines = score_vcoco_file(VcocoScoreConfig(run, actions))
-    assert averages(lines) == [100, 100, 100]
-    assert lines[0] == "v-coco: 4 images"
-    assert messages == []
+    assert set(nothing.metrics.values()) == {0.0}
 
 
 def test_images_without_detections_and_outside_the_part_are_reported(
@@ -86,7 +77,7 @@ def test_images_without_detections_and_outside_the_part_are_reported(
     write_predictions(tmp_path / "p.json", found[:2], vcoco)
     ids = tmp_path / "mine.ids"
     ids.write_text("10\n30\n40\n")
-    lines = score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions, ids=ids))
+    lines = score_vcoco_file(tmp_path / "p.json", actions, ids=ids)
     assert averages(lines) == pytest.approx([33.33] * 3)
     assert messages == [
         "2 detections on images outside the part were left out",
@@ -94,23 +85,28 @@ def test_images_without_detections_and_outside_the_part_are_reported(
     ]
 
 
-def test_only_images_outside_the_part(perfect, vcoco, actions, tmp_path):
-    _, found = perfect
-    write_predictions(tmp_path / "p.json", found[1:2], vcoco)
-    ids = tmp_path / "mine.ids"
-    ids.write_text("10\n")
-    with pytest.raises(InputError, match="on the images of the id list, found none, but 20"):
-        score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions, ids=ids))
+def test_images_outside_the_part_alone_and_unknown_ones(perfect, vcoco, actions, tmp_path):
+    _, (first, *_) = perfect
+    file, ids, official = (tmp_path / name for name in ("p.json", "mine.ids", "o.json"))
+    write_predictions(file, [first], vcoco)
+    score_vcoco_file(file, actions, official=official)
+    ids.write_text("20\n")
+    with pytest.raises(InputError, match="on the images of the id list, found none, but 10"):
+        score_vcoco_file(file, actions, ids=ids)
+    write_predictions(file, [replace(first, image_id="x.jpg")], vcoco)
+    official.write_text(official.read_text().replace('"image_id":10', '"image_id":99'))
+    for path, name in ((file, "x.jpg"), (official, "99")):
+        with pytest.raises(InputError, match=f"image: .* found 1 others, the first being {name}"):
+            score_vcoco_file(path, actions)
 
 
-def test_unknown_images_of_a_run(perfect, vcoco, actions, tmp_path):
-    _, found = perfect
-    other = Detections(
-        "x.jpg", *(getattr(found[0], n) for n in ("boxes", "labels", "hois", "scores"))
-    )
-    write_predictions(tmp_path / "p.json", [other], vcoco)
-    with pytest.raises(InputError, match=r"image: .* found 1 others, the first being x.jpg"):
-        score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions))
+@pytest.mark.parametrize("name", ["mine.json", "mine.pkl", "mine.npz"])
+def test_a_file_without_detections(tmp_path, actions, name):
+    np.savez(tmp_path / "mine.npz", image_id=np.zeros(0, int), person_box=np.zeros((0, 4)))
+    (tmp_path / "mine.pkl").write_bytes(pickle.dumps([]))
+    (tmp_path / "mine.json").write_text("[]")
+    with pytest.raises(InputError, match=f"{name}: file: expected a list of detections"):
+        score_vcoco_file(tmp_path / name, actions)
 
 
 @pytest.mark.parametrize("name", ["official.json", "official.npz"])
@@ -118,11 +114,9 @@ def test_the_official_layout_can_be_had(perfect, vcoco, actions, tmp_path, name)
     truth, found = perfect
     write_predictions(tmp_path / "p.json", found, vcoco)
     official, results = tmp_path / name, tmp_path / "scores.json"
-    lines = score_vcoco_file(
-        VcocoScoreConfig(tmp_path / "p.json", actions, official=official, json=results)
-    )
+    lines = score_vcoco_file(tmp_path / "p.json", actions, official=official, json=results)
     assert len(read_detections(official, truth.actions)) == 8
-    assert score_vcoco_file(VcocoScoreConfig(official, actions)) == lines
+    assert score_vcoco_file(official, actions) == lines
     value = json.loads(results.read_text())
     assert value["metrics"]["average_agent_ap"] == 1
     assert value["per_action"]["hit"] == {
@@ -135,28 +129,20 @@ def test_the_official_layout_can_be_had(perfect, vcoco, actions, tmp_path, name)
     }
     assert value["per_action"]["read"]["agent_ap"] is None
     with pytest.raises(InputError, match="exists"):
-        score_vcoco_file(VcocoScoreConfig(official, actions, json=results))
-
-
-def test_predictions_count_verbs_as_annotation_files_do(perfect, vcoco, tmp_path):
-    _, found = perfect
-    write_predictions(tmp_path / "p.json", found, vcoco)
-    rows = json.loads((tmp_path / "p.json").read_text())[0]["hoi_prediction"]
-    stand = [row for row in rows if row["object_id"] == -1]
-    assert vcoco.verbs.index("stand") in [row["category_id"] for row in stand]
+        score_vcoco_file(official, actions, json=results)
 
 
 def test_a_one_based_file_is_refused(perfect, vcoco, actions, tmp_path):
     _, found = perfect
-    write_predictions(tmp_path / "p.json", found * 1, vcoco)
+    write_predictions(tmp_path / "p.json", found, vcoco)
     value = json.loads((tmp_path / "p.json").read_text())
     for entry in value:
         for row in entry["hoi_prediction"]:
             row["category_id"] += 1
     value[0]["hoi_prediction"][0]["category_id"] = vcoco.num_verbs
     (tmp_path / "p.json").write_text(json.dumps(value))
-    with pytest.raises(InputError, match="this file counts verbs from 1, not from 0"):
-        score_vcoco_file(VcocoScoreConfig(tmp_path / "p.json", actions))
+    with pytest.raises(InputError, match=f"counted from 0, 0 to .*, found {vcoco.num_verbs}"):
+        score_vcoco_file(tmp_path / "p.json", actions)
 
 
 LEFT_OUT = Path(__file__).parents[1] / "data" / "vcoco_left_out"
@@ -194,10 +180,9 @@ def test_keys_that_are_left_out(tmp_path, form):
         write_cache(path, entries)
         assert b"CacheTemplate" in path.read_bytes()
     official, scores = tmp_path / "official.json", tmp_path / "scores.json"
-    config = VcocoScoreConfig(path, actions, official=official, json=scores)
-    lines = score_vcoco_file(config)
-    assert lines == score_vcoco_file(VcocoScoreConfig(LEFT_OUT / "upt-all-keys.json", actions))
-    assert lines == score_vcoco_file(VcocoScoreConfig(official, actions))
+    lines = score_vcoco_file(path, actions, official=official, json=scores)
+    assert lines == score_vcoco_file(LEFT_OUT / "upt-all-keys.json", actions)
+    assert lines == score_vcoco_file(official, actions)
     assert averages(lines) == [63.70, 40, 50]
     # Of the five roles with positives, only that of point is left out.
     (papers,) = [line.split() for line in lines if line.startswith("without point")]
@@ -207,9 +192,17 @@ def test_keys_that_are_left_out(tmp_path, form):
     assert metrics["average_role_ap_scenario_1_without_point"] == pytest.approx(0.5)
 
 
+def test_a_misspelled_key_is_reported(tmp_path, messages):
+    entries = json.loads((LEFT_OUT / "upt-missing-keys.json").read_text())
+    (tmp_path / "mine.json").write_text(json.dumps([{**entries[0], "kick_agnet": 0.5}]))
+    score_vcoco_file(tmp_path / "mine.json", LEFT_OUT / "data/vcoco/vcoco_test.json")
+    (line,) = [line for line in messages if "kick_agnet" in line]
+    assert line.startswith("1 ")
+
+
 def test_a_dataset_without_official_actions(runs):
     with pytest.raises(InputError, match="found annotations of another form"):
-        score_vcoco_file(VcocoScoreConfig(runs / "distilled", None, data=runs / "toy"))
+        score_vcoco_file(runs / "distilled", None, data=runs / "toy")
 
 
 def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
@@ -223,9 +216,9 @@ def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
     write_predictions(tmp_path / "run/predictions.json", found, vcoco)
     half, whole = tmp_path / "half.json", tmp_path / "whole.json"
     official = tmp_path / "official.json"
-    score_vcoco_file(VcocoScoreConfig(tmp_path / "run", actions, json=whole, official=official))
+    score_vcoco_file(tmp_path / "run", actions, json=whole, official=official)
     official.write_text(json.dumps(json.loads(official.read_text())[:4]))
-    score_vcoco_file(VcocoScoreConfig(official, None, data=tmp_path, json=half))
+    score_vcoco_file(official, None, data=tmp_path, json=half)
     out = tmp_path / "report.html"
     write_report(ReportConfig((half, whole), out))
     text = out.read_text()

@@ -10,7 +10,7 @@ from evaluation.analysis.comparison import compare
 from evaluation.predictions import read_predictions
 from evaluation.report.inputs import load_report_inputs
 from evaluation.results import read_results
-from evaluation.score_hico import HicoScoreConfig, score_hico_file
+from evaluation.score_hico import score_hico_file
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from student.engine.evaluate import evaluate_checkpoint
@@ -60,9 +60,7 @@ def test_predictions_in_stored_pixels_score_the_same(twins, evaluated, tmp_path)
     tables = []
     for root, out in zip(twins, evaluated, strict=True):
         file = tmp_path / f"{len(tables)}.json"
-        score_hico_file(
-            HicoScoreConfig(out / "predictions.json", None, split="ua", json=file, data=root)
-        )
+        score_hico_file(out / "predictions.json", data=root, split="ua", json=file)
         tables.append(read_results(file))
     assert tables[0].per_class == tables[1].per_class
     assert tables[1].per_class == read_results(evaluated[1] / "results.json").per_class

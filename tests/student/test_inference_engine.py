@@ -11,7 +11,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evaluation.hico.nms import NmsConfig, batched_pairwise_nms
+from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import read_predictions
 from pipeline.datasets.dataset import open_dataset
 from pipeline.images import read_image
@@ -182,7 +182,7 @@ def test_images_parts_and_python(detector, mixed, expected, tmp_path, batch_size
     """The same interactions from each; all of them without pairwise NMS."""
     results, vocabulary = dict(expected), detector.vocabulary
     if nms is not None:
-        results = dict(zip(results, batched_pairwise_nms(list(results.values()), nms), strict=True))
+        results = {name: pairwise_nms(found, nms) for name, found in results.items()}
         assert count(results) < count(expected)
     paths, file = image_paths(mixed), tmp_path / "images.json"
     selection = SelectionConfig(0.0, 100, nms)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evaluation.results import read_results
-from evaluation.score_vcoco import VcocoScoreConfig, score_detections, score_vcoco_file
+from evaluation.score_vcoco import score_detections, score_vcoco_file
 from pipeline.boxes import union_boxes
 from pipeline.datasets.check import check_dataset, summarise_problems
 from pipeline.datasets.dataset import open_dataset
@@ -170,7 +170,7 @@ def test_a_run_is_scored_by_vcoco_metrics(run, root, capsys):
     assert (results.dataset, results.vocabulary) == ("v-coco", "vcoco")
     assert results.vcoco.metrics == own["metrics"] and len(own["per_action"]) == 26
     assert own["num_images"] == 6 and own["per_action"]["stand"]["positives"] > 0
-    lines = score_vcoco_file(VcocoScoreConfig(run, root / "data/vcoco/vcoco_test.json"))
+    lines = score_vcoco_file(run, root / "data/vcoco/vcoco_test.json")
     wanted = [f"{100 * value:.2f}" for value in own["metrics"].values()]
     assert lines[28 + 3].split() == ["average", *wanted[:3]]
     assert lines[28 + 4].split()[-2:] == wanted[3:]
@@ -203,7 +203,7 @@ def test_perfect_predictions_have_an_ap_of_100(official, vcoco):
             "pred_object_boxes": boxes[pairs[:, 1]][None],
         }
         found += select_detections(outputs, [annotation.image_id], [(128, 128)], vcoco)
-    metrics = score_detections(found, truth, vcoco).metrics()
+    metrics = score_detections(found, truth, vcoco).metrics
     assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0))
     # Without the verbs that have no object, agents and empty roles are missed.
     objects_only = [
@@ -211,5 +211,5 @@ def test_perfect_predictions_have_an_ap_of_100(official, vcoco):
         for item in found
         for kept in [item.hois[:, 1] >= 0]
     ]
-    fewer = score_detections(objects_only, truth, vcoco).metrics()
+    fewer = score_detections(objects_only, truth, vcoco).metrics
     assert fewer["average_agent_ap"] < 1 and fewer["average_role_ap_scenario_1"] < 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.hico.average_precision import eleven_point_ap, evaluate, harmonic_mean, summarize
-from evaluation.hico.nms import batched_pairwise_nms
+from evaluation.hico.nms import pairwise_nms
 from evaluation.predictions import read_predictions
 from pipeline.annotations.load import load_annotations
 from pipeline.splits import load_split
@@ -31,31 +31,17 @@ def test_eleven_point_ap(hits, positives, expected, recall):
     assert found == pytest.approx((expected, recall), abs=1e-12)
 
 
-def test_no_images(toy):
-    scores = evaluate([], [], toy)
-    assert np.isnan(scores.average_precision).all()
-    assert set(summarize(scores, toy, [0]).values()) == {None}
-
-
 def test_images_without_detections_or_labels(toy, annotate, detect):
+    assert set(summarize(evaluate([], [], toy), toy, [0]).values()) == {None}
     kick = toy.interaction_ids[toy.verbs.index("kick"), toy.objects.index("ball")]
     annotations = [annotate("a.jpg", ("kick", "ball")), annotate("b.jpg"), annotate("c.jpg")]
     none = evaluate(annotations, [], toy)
     assert none.average_precision[kick] == 0 == none.max_recall[kick]
-    found = [detect("c.jpg"), detect("b.jpg", ("kick", "ball", 0.9)), detect("a.jpg")]
-    assert evaluate(annotations, found, toy).average_precision[kick] == 0
-    found[2] = detect("a.jpg", ("kick", "ball", 0.8))
-    scores = evaluate(annotations, found, toy)
+    found = [detect("c.jpg"), detect("b.jpg", ("kick", "ball", 0.9))]
+    scores = evaluate(annotations, [*found, detect("a.jpg", ("kick", "ball", 0.8))], toy)
     assert scores.average_precision[kick] == 0.5
     assert scores.num_positives.sum() == 1
     assert np.isnan(np.delete(scores.average_precision, kick)).all()
-
-
-def test_order_of_predictions_does_not_matter(toy, annotate, detect):
-    annotations = [annotate(f"{i}.jpg", ("kick", "ball")) for i in range(4)]
-    found = [detect(f"{i}.jpg", ("kick", "ball", 0.5, 50.0 * (i % 2))) for i in range(4)]
-    first = evaluate(annotations, found, toy).mean_ap()
-    assert evaluate(annotations, found[::-1], toy).mean_ap() == first
 
 
 def test_known_object_ignores_images_without_the_object(toy, annotate, detect):
@@ -147,7 +133,7 @@ def random_case(rng, toy, annotate, detect):
     return annotations, detections
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_a_plain_loop(toy, annotate, detect, seed):
     annotations, detections = random_case(np.random.default_rng(seed), toy, annotate, detect)
     scores = evaluate(annotations, detections, toy)
@@ -156,6 +142,9 @@ def test_agrees_with_a_plain_loop(toy, annotate, detect, seed):
         for interaction in range(toy.num_interactions)
     ]
     np.testing.assert_allclose(scores.average_precision, expected, atol=1e-12)
+    # Ties are ranked by image and row, whatever the order of the file.
+    again = evaluate(annotations, detections[::-1], toy)
+    np.testing.assert_array_equal(again.average_precision, scores.average_precision)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +163,7 @@ def test_golden_hico(golden_file):
     truth = load_annotations(folder / f"hico_annotations_{ending}", vocabulary, "test")
     plain = read_predictions(folder / f"hico_predictions_{ending}", vocabulary)
     checked = set()
-    for suffix, detections in (("", plain), ("_nms", batched_pairwise_nms(plain))):
+    for suffix, detections in (("", plain), ("_nms", [pairwise_nms(item) for item in plain])):
         scores = evaluate(truth.annotations, detections, vocabulary)
         assert_per_class(expected[f"per_class{suffix}"], scores)
         known = evaluate(truth.annotations, detections, vocabulary, "known_object")

@@ -124,7 +124,7 @@ def unseen_kick(toy):
 
 
 def whole(annotations, detections, vocabulary):
-    (part,) = match_detections(annotations, detections, vocabulary).batches
+    part = match_detections(annotations, detections, vocabulary).matched
     return part
 
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from evaluation.hico.matching import inclusive_iou
-from evaluation.vcoco.average_precision import area_under_envelope, evaluate_vcoco
+from evaluation.vcoco.average_precision import (
+    AGENT_AP,
+    ROLE_AP,
+    ROLE_AP_WITHOUT_POINT,
+    ActionResults,
+    VcocoResults,
+    area_under_envelope,
+    evaluate_vcoco,
+)
 from evaluation.vcoco.detections import VcocoDetections, column_shapes, read_detections
 from pipeline.annotations.base import ParseContext
 from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco
@@ -57,10 +65,9 @@ def found(truth, *rows):
 
 
 def ap(truth, detections, action="kick"):
-    """Agent AP and role AP of both scenarios of an action."""
-    scores = evaluate_vcoco(truth, detections)
-    row = [item.name for item in truth.actions].index(action)
-    return [scores.agent_ap[row], scores.role_ap[1][row, 0], scores.role_ap[2][row, 0]]
+    """Agent AP and role AP of both scenarios of an action; agent AP alone of one without roles."""
+    result = evaluate_vcoco(truth, detections).per_action[action]
+    return [result.agent_ap, *(value for role in result.roles.values() for value in role.values())]
 
 
 @pytest.mark.parametrize(
@@ -80,20 +87,28 @@ def test_overlap_counts_the_last_pixel():
 
 def test_no_detections(make_ground_truth):
     truth = make_ground_truth([IMAGE])
-    assert ap(truth, found(truth)) == [0, 0, 0]
     scores = evaluate_vcoco(truth, found(truth))
-    names = [action.name for action in truth.actions]
-    # There are no positives of reading, and standing has no role.
-    assert np.isnan(scores.agent_ap[names.index("read")])
-    assert np.isnan(scores.role_ap[1][names.index("stand")]).all()
-    assert scores.num_positives.sum() == 3
-    assert scores.metrics() == {
-        "average_agent_ap": 0,
-        "average_role_ap_scenario_1": 0,
-        "average_role_ap_scenario_2": 0,
-        "average_role_ap_scenario_1_without_point": 0,
-        "average_role_ap_scenario_2_without_point": 0,
+    assert scores.per_action["kick"].roles == {"obj": {"scenario_1": 0, "scenario_2": 0}}
+    assert scores.per_action["stand"] == ActionResults(1, 0, {})
+    # There are no positives of reading.
+    nothing = {"scenario_1": None, "scenario_2": None}
+    assert scores.per_action["read"] == ActionResults(0, None, {"obj": nothing})
+    assert scores.metrics == dict.fromkeys((AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT), 0)
+
+
+def test_averages_leave_out_actions_without_positives_and_point():
+    def roles(first, second):
+        return {"obj": {"scenario_1": first, "scenario_2": second}}
+
+    actions = {
+        "ride": ActionResults(4, 0.5, roles(0.25, 0.5)),
+        "stand": ActionResults(2, 0.75, {}),
+        "cut": ActionResults(0, None, roles(None, None)),
+        "point": ActionResults(1, 0.25, roles(0.75, 1.0)),
     }
+    metrics = VcocoResults.from_actions(actions).metrics
+    assert list(metrics) == [AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT]
+    assert list(metrics.values()) == [0.5, 0.5, 0.75, 0.25, 0.5]
 
 
 def test_a_role_without_object(make_ground_truth):
@@ -124,7 +139,7 @@ def test_unlabelled_people_are_ignored_and_other_positions_are_wrong(make_ground
 def test_a_person_counts_once_and_nan_scores_do_not(make_ground_truth):
     truth = make_ground_truth([IMAGE])
     rows = [(10, FIRST, {"stand_agent": score}) for score in (0.5, np.nan, 0.9)]
-    assert evaluate_vcoco(truth, found(truth, *rows)).agent_ap[1] == 1
+    assert ap(truth, found(truth, *rows), "stand") == [1]
     twice = [
         (10, place, {"kick_agent": score})
         for place, score in ((FIRST, 0.9), (FIRST, 0.8), (SECOND, 0.5))
@@ -139,14 +154,14 @@ def test_images_without_people_and_detections_there(make_ground_truth):
     right = (10, FIRST, {"stand_agent": 0.5})
     wrong = (20, FIRST, {"stand_agent": 0.9})
     assert len(truth.images[1].boxes) == 0
-    assert evaluate_vcoco(truth, found(truth, wrong, right)).agent_ap[1] == 0.5
+    assert ap(truth, found(truth, wrong, right), "stand") == [0.5]
 
 
 def test_detections_on_other_images_do_not_count(make_ground_truth):
     truth = make_ground_truth([IMAGE])
     rows = [(image, FIRST, {"stand_agent": score}) for image, score in ((10, 0.5), (77, 0.9))]
-    assert evaluate_vcoco(truth, found(truth, *rows)).agent_ap[1] == 1
-    assert evaluate_vcoco(truth, found(truth, rows[1])).agent_ap[1] == 0
+    assert ap(truth, found(truth, *rows), "stand") == [1]
+    assert ap(truth, found(truth, rows[1]), "stand") == [0]
 
 
 def plain_loop(truth, detections, action, role, scenario):
@@ -190,7 +205,7 @@ def plain_loop(truth, detections, action, role, scenario):
     return sum((recall[i] - recall[i - 1]) * envelope[i] for i in range(1, len(recall)))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_agrees_with_a_plain_loop(make_ground_truth, seed):
     """Crowded images, jittered boxes, equal scores, missing roles, unlabelled people."""
     rng = np.random.default_rng(seed)
@@ -237,20 +252,22 @@ def test_golden_vcoco(golden_file):
     truth = read_vcoco(files, ParseContext(files.actions, load_vocabulary("vcoco")))
     detections = read_detections(folder / f"vcoco_detections_{name}.json", truth.actions)
     scores = evaluate_vcoco(truth, detections)
-    averages = scores.metrics()
-    agents = np.array(expected.pop("agent_ap"), dtype=float)
-    assert scores.agent_ap == pytest.approx(agents, abs=1e-5, nan_ok=True)
-    assert averages["average_agent_ap"] == pytest.approx(expected.pop("average_agent_ap"), abs=1e-5)
-    for scenario in (1, 2):
+    results = [scores.per_action[action.name] for action in truth.actions]
+    agents = np.array([result.agent_ap for result in results], dtype=float)
+    wanted = np.array(expected.pop("agent_ap"), dtype=float)
+    assert agents == pytest.approx(wanted, abs=1e-5, nan_ok=True)
+    averages = {AGENT_AP: expected.pop("average_agent_ap")}
+    for scenario, name, papers in zip((1, 2), ROLE_AP, ROLE_AP_WITHOUT_POINT, strict=True):
         part = expected.pop(f"scenario_{scenario}")
-        roles = np.array(part.pop("role_ap"), dtype=float)
-        assert scores.role_ap[scenario] == pytest.approx(roles, abs=1e-5, nan_ok=True)
-        found_average = averages[f"average_role_ap_scenario_{scenario}"]
-        assert found_average == pytest.approx(part.pop("average_role_ap"), abs=1e-5)
-        papers = [action.name != "point" for action in truth.actions]
-        assert averages[f"average_role_ap_scenario_{scenario}_without_point"] == pytest.approx(
-            np.nanmean(roles[papers]), abs=1e-5
-        )
+        wanted = np.array(part.pop("role_ap"), dtype=float)
+        roles = np.full(wanted.shape, np.nan)
+        for row, result in enumerate(results):
+            values = [role[f"scenario_{scenario}"] for role in result.roles.values()]
+            roles[row, : len(values)] = values
+        assert roles == pytest.approx(wanted, abs=1e-5, nan_ok=True)
+        averages[name] = part.pop("average_role_ap")
+        counted = [action.name != "point" for action in truth.actions]
+        averages[papers] = np.nanmean(wanted[counted])
         assert not part
-    assert scores.num_roles() == (25, 24)
+    assert scores.metrics == pytest.approx(averages, abs=1e-5)
     assert not expected

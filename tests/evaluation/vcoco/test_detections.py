@@ -1,6 +1,7 @@
 import gzip
 import json
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -38,12 +39,19 @@ def save(tmp_path):
     return write
 
 
-def test_nothing(save, tmp_path):
-    found = read_detections(save([]), ACTIONS)
-    assert len(found) == 0 and found.columns["hold_obj"].shape == (0, 5)
-    for name in ("a.json", "a.npz"):
-        write_detections(tmp_path / name, found)
-        assert len(read_detections(tmp_path / name, ACTIONS)) == 0
+@pytest.mark.parametrize("name", ["a.json", "a.npz"])
+@pytest.mark.parametrize("entries", [[], [ENTRY, {**ENTRY, "hold_agent": 0.1}]])
+def test_round_trip(save, tmp_path, name, entries):
+    before = read_detections(save(entries), ACTIONS)
+    write_detections(tmp_path / "new" / name, before)
+    after = read_detections(tmp_path / "new" / name, ACTIONS)
+    assert len(after) == len(entries) and after.columns.keys() == before.columns.keys()
+    for one, other in (
+        (before.image_ids, after.image_ids),
+        (before.person_boxes, after.person_boxes),
+        *zip(before.columns.values(), after.columns.values(), strict=True),
+    ):
+        np.testing.assert_array_equal(one, other, strict=True)
 
 
 def test_reads_the_official_layout(save):
@@ -62,61 +70,52 @@ def test_long_files_are_read_in_pieces(save):
     np.testing.assert_array_equal(found.image_ids, np.arange(2 * ENTRIES_PER_CHUNK + 3))
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.npz"])
-def test_round_trip(save, tmp_path, name):
-    before = read_detections(save([ENTRY, {**ENTRY, "hold_agent": 0.1}]), ACTIONS)
-    write_detections(tmp_path / "new" / name, before)
-    after = read_detections(tmp_path / "new" / name, ACTIONS)
-    np.testing.assert_array_equal(before.image_ids, after.image_ids)
-    np.testing.assert_array_equal(before.person_boxes, after.person_boxes)
-    for column in before.columns:
-        np.testing.assert_array_equal(before.columns[column], after.columns[column])
-
-
 def without(key):
     return {name: value for name, value in ENTRY.items() if name != key}
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("field", "value"),
     [
-        (3, r"entry 1: expected.*found 3"),
-        (
-            without("image_id"),
-            "entry 1: image_id: expected",
-        ),
-        ({**ENTRY, "image_id": "7"}, "entry 1: image_id: expected"),
-        ({**ENTRY, "image_id": 7.5}, "entry 1: image_id: expected"),
-        ({**ENTRY, "person_box": [1, 2, 3]}, "entry 1: person_box: expected"),
-        ({**ENTRY, "person_box": [1, 2, 3, float("nan")]}, "entry 1: person_box: expected"),
-        (without("person_box"), "entry 1: person_box: expected"),
-        ({**ENTRY, "hold_obj": [0, 0, 9, 9]}, "entry 1: hold_obj: expected"),
-        ({**ENTRY, "hold_obj": "x"}, "entry 1: hold_obj: expected"),
-        ({**ENTRY, "run_agent": [0.5]}, "entry 1: run_agent: expected"),
-        ({**ENTRY, "run_agent": None}, "entry 1: run_agent: expected"),
-        ({**ENTRY, "run_agent": True}, "entry 1: run_agent: expected .* found True"),
-        ({**ENTRY, "hold_obj": [0, 0, 9, 9, True]}, "entry 1: hold_obj: expected"),
-        ({**ENTRY, "person_box": [0, 0, 1e308, 1e308]}, r"entry 1: person_box: expected .*1e\+308"),
-        ({**ENTRY, "hold_obj": [0, 0, 1e30, 1e30, 0.5]}, r"entry 1: hold_obj: expected .*1e\+30"),
-        ({**ENTRY, "run_agent": 1e308}, r"entry 1: run_agent: expected .*1e\+308"),
+        ("image_id", None),
+        ("image_id", "7"),
+        ("image_id", 7.5),
+        ("image_id", 2**63),
+        ("person_box", None),
+        ("person_box", [1, 2, 3]),
+        ("person_box", [1, 2, 3, float("nan")]),
+        ("person_box", [0, 0, 1e308, 1e308]),
+        ("hold_obj", [0, 0, 9, 9]),
+        ("hold_obj", [0, 0, 9, 9, True]),
+        ("hold_obj", [0, 0, 1e30, 1e30, 0.5]),
+        ("run_agent", [0.5]),
+        ("run_agent", None),
+        ("run_agent", True),
+        ("run_agent", 1e308),
     ],
 )
-def test_wrong_entries_are_named(save, entry, message):
-    with pytest.raises(InputError, match=f"detections.json: {message}"):
-        read_detections(save([ENTRY, entry]), ACTIONS)
+def test_wrong_entries_are_named(save, field, value):
+    found = "nothing" if value is None else re.escape(repr(value))
+    where = f"detections.json: entry 1: {field}: expected .*, found {found}"
+    with pytest.raises(InputError, match=where):
+        read_detections(save([ENTRY, {**ENTRY, field: value}]), ACTIONS)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("value", "message"),
     [
         ("", "found an empty file"),
         ('[{"image_id": 7, "person_', "the file ends too early"),
         ('{"image_id": 7}', "file: expected"),
+        ([ENTRY, 3], "entry 1: expected.*found 3"),
+        ([without("image_id")], "entry 0: image_id: expected .* found nothing"),
+        ([without("person_box")], "entry 0: person_box: expected .* found nothing"),
+        ([{"image_id": 7, "person_box": [1, 2, 3, 4], "Hold": 0.5}], "entries: .*hold_agent"),
     ],
 )
-def test_wrong_files(save, text, message):
+def test_wrong_files(save, value, message):
     with pytest.raises(InputError, match=message):
-        read_detections(save(text), ACTIONS)
+        read_detections(save(value), ACTIONS)
 
 
 def test_missing_keys_are_undetected(save):
@@ -125,12 +124,6 @@ def test_missing_keys_are_undetected(save):
     np.testing.assert_array_equal(boxes, np.float32([[0, 0, 0.1, 0.1], [0, 0, 9, 9]]))
     assert scores.tolist() == [0, 0.5]
     np.testing.assert_array_equal(found.agent_scores(ACTIONS[1]), np.float32([np.nan, 0]))
-
-
-def test_entries_of_another_layout(save):
-    entry = {"image_id": 7, "person_box": [1, 2, 3, 4], "Hold": 0.5}
-    with pytest.raises(InputError, match=r"detections.json: entries: .*hold_agent"):
-        read_detections(save([entry]), ACTIONS)
 
 
 @pytest.mark.parametrize("name", ["a.pkl", "a.json"])
@@ -182,17 +175,6 @@ def test_wrong_arrays_are_named(tmp_path, changes, message):
         read_detections(tmp_path / "a.npz", ACTIONS)
 
 
-def test_damaged_and_missing_npz(tmp_path):
-    path = tmp_path / "a.npz"
-    with pytest.raises(InputError, match=r"a\.npz: no such"):
-        read_detections(path, ACTIONS)
-    np.savez(path, **arrays())
-    assert len(read_detections(path, ACTIONS)) == 2
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"a\.npz: expected"):
-        read_detections(path, ACTIONS)
-
-
 def test_arrays_that_are_left_out(tmp_path):
     np.savez(tmp_path / "a.npz", **arrays(hold_obj=None, hold_agent=None))
     found = read_detections(tmp_path / "a.npz", ACTIONS)
@@ -225,7 +207,7 @@ def saved(path, boxes, objects):
     return path
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.pkl", "a.npz"])
+@pytest.mark.parametrize("name", ["a.pkl", "a.npz"])
 @pytest.mark.parametrize("field", ["person_box", "boxes of roles"])
 @pytest.mark.parametrize(
     ("other", "message"), [(SHARES, "numbers from 0 to 1 in 12 of 12"), (SIDES, "width, height")]
@@ -272,10 +254,12 @@ def test_keys_that_resemble_scores_are_reported(save, tmp_path, name):
 def test_any_damage_of_an_npz_file_is_named(tmp_path):
     """Whatever byte is wrong, the file is refused with one line, or reads."""
     whole, path = tmp_path / "whole.npz", tmp_path / "a.npz"
+    with pytest.raises(InputError, match=r"a\.npz: no such"):
+        read_detections(path, ACTIONS)
     np.savez_compressed(whole, **arrays())
     content = whole.read_bytes()
     refused = 0
-    for place in range(0, len(content), 7):
+    for place in range(0, len(content), 23):
         damaged = bytearray(content)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
@@ -284,7 +268,7 @@ def test_any_damage_of_an_npz_file_is_named(tmp_path):
         except InputError as error:
             refused += 1
             assert "a.npz: " in str(error) and "\n" not in str(error)
-    assert refused > len(content) / 7 / 4
+    assert refused > len(content) / 23 / 4
 
 
 def test_files_that_are_something_else(tmp_path):
@@ -358,11 +342,6 @@ def to_entries(found):
     return table
 
 
-def test_convert_nothing(detect, vcoco):
-    assert len(to_vcoco_detections([], [], vcoco, CONVERTED_ACTIONS)) == 0
-    assert len(to_vcoco_detections([detect()], [5], vcoco, CONVERTED_ACTIONS)) == 0
-
-
 def test_a_person_with_one_object_a_role_is_one_entry(detect, vcoco):
     item = detect(
         (0, 2, "hit_obj", 0.5),
@@ -396,16 +375,13 @@ def test_further_objects_get_entries_without_agent_score(detect, vcoco):
 
 
 def test_images_have_separate_entries(detect, vcoco):
+    """Subjects that are no person are left out."""
+    assert len(to_vcoco_detections([], [], vcoco, CONVERTED_ACTIONS)) == 0
     items = [
-        detect((1, 2, "hold_obj", 0.5)),
+        detect((1, 2, "hold_obj", 0.5), (2, 3, "hold_obj", 0.75)),
         detect(image_id="b.jpg"),
         detect((0, 3, "hold_obj", 0.5), (1, 3, "stand", 0.5), image_id="c.jpg"),
     ]
     found = to_entries(to_vcoco_detections(items, [5, 6, 7], vcoco, CONVERTED_ACTIONS))
     assert [(image, person) for image, person, _ in found] == [(5, 4), (7, 0), (7, 4)]
     assert found[2][2] == {"stand_agent": 0.5}
-
-
-def test_subjects_that_are_no_person_are_left_out(detect, vcoco):
-    item = detect((2, 3, "hold_obj", 0.5))
-    assert len(to_vcoco_detections([item], [5], vcoco, CONVERTED_ACTIONS)) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.predictions import read_predictions
-from evaluation.score_hico import HicoScoreConfig, score_hico_file
+from evaluation.score_hico import score_hico_file
 from pipeline.annotations.box_format import CXCYWH, XYWH, XYXY, BoxFormatCheck, BoxFormatError
 from pipeline.annotations.load import load_annotations
 from pipeline.utils.errors import InputError
@@ -147,15 +147,14 @@ def test_annotations_of_another_scale(save_json, hico, request, make, change):
 def test_predictions_of_another_scale(save_json, hico, hoia, change, declared):
     file = save_json(predictions(hoia[:40], change), "predictions.json")
     truth = save_json(of_hoia(hoia, 0, 40, unchanged, declared), "truth.json")
-    config = HicoScoreConfig(file, truth, vocabulary="hico-det")
     if not declared:
-        score_hico_file(config)
+        score_hico_file(file, truth, vocabulary="hico-det")
         return
     size = f"{hoia[0]['width']} x {hoia[0]['height']}"
     with pytest.raises(
         BoxFormatError, match=f"first {hoia[0]['file_name']}: .* of {size}"
     ) as caught:
-        score_hico_file(config)
+        score_hico_file(file, truth, vocabulary="hico-det")
     assert str(file) in str(caught.value)
 
 
