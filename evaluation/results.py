@@ -193,13 +193,8 @@ def read_results(path: Path | str) -> Results:
         InputError: the file is missing, is not JSON, or a field is missing or invalid.
     """
     value = read_json(path)
-    if isinstance(value, dict):
-        if "per_action" in value:
-            value = {**value, **EMPTY_HICO_FIELDS, "vcoco": convert(value, VcocoResults, path)}
-        folder = Path(path).parent
-        for name in PATH_FIELDS:
-            if isinstance(value.get(name), str):
-                value[name] = folder / value[name]
+    if isinstance(value, dict) and "per_action" in value:
+        value = {**value, **EMPTY_HICO_FIELDS, "vcoco": convert(value, VcocoResults, path)}
     results = convert(value, Results, path)
     missing = set(METRICS) - {"harmonic_mean", *results.metrics}
     if results.vcoco is not None:
@@ -211,4 +206,6 @@ def read_results(path: Path | str) -> Results:
                     raise bad_field(path, where, "a fraction or null", "nothing")
     if missing:
         raise bad_field(path, f"metrics.{min(missing)}", "a fraction or null", "nothing")
-    return results
+    folder = Path(path).parent
+    paths = {name: folder / file for name in PATH_FIELDS if (file := getattr(results, name))}
+    return replace(results, **paths)

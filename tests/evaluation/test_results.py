@@ -67,7 +67,7 @@ def test_round_trip(tmp_path, results):
         ("per_class", {"kick ball": None}, "per_class.kick ball: expected a number"),
         ("unseen", ["kick"], "unseen[0]: expected a whole number"),
         ("seed", "one", "seed: expected a whole number"),
-        ("predictions", 3, "predictions: expected a text"),
+        ("predictions", 3, "predictions: expected a path"),
         ("known_object", {"metrics": {}}, "known_object.per_class: expected an object"),
         ("vcoco", {"metrics": {}, "per_action": {}}, f"metrics.{AGENT_AP}: expected a fraction"),
     ],
