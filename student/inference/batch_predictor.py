@@ -49,12 +49,9 @@ SORT_WINDOW = 1024
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Detections in one image.
+    """Detections in the image at an index of the list, in descending order of score.
 
-    Attributes:
-        index: index of the image in the list.
-        size: (width, height) of the upright image, in pixels.
-        detections: in descending order of score, boxes in pixels of the upright image.
+    Boxes are in pixels of the upright image, which has the size (width, height).
     """
 
     index: int
@@ -64,12 +61,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """An image that could not be read.
-
-    Attributes:
-        index: index of the image in the list.
-        reason: error message of one line.
-    """
+    """An image that could not be read, by its index in the list; `reason` is one line."""
 
     index: int
     reason: str
@@ -152,12 +144,8 @@ class BatchPredictor:
     ) -> list[Detections]:
         """Predicts a dataset's images, divided among the processes, and shows progress.
 
-        Args:
-            records: the images, the same in every process.
-            context: the processes that take part.
-            threads: number of threads that read images, in each process.
-            batch_size: maximum number of images per batch, in each process.
-            quiet: show no progress.
+        All processes of the `context` call it with the same records; `threads` and `batch_size` are
+        those of each process.
 
         Returns:
             One `Detections` per record, in the order of the records, in every process.
@@ -219,12 +207,9 @@ def prepare_image(image: Image.Image, resize: v2.Transform, name: str) -> Tensor
 def prefetch_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = 0
 ) -> Iterator[Result]:
-    """`map(function, items)`, computed ahead by threads, with results in order.
+    """`map(function, items)`, computed ahead by threads (0: on request), with results in order.
 
-    Args:
-        function, items: see `map`.
-        threads: number of threads; 0 computes each result when it is requested.
-        ahead: maximum number of finished results beside those being computed.
+    `ahead` is the maximum number of finished results beside those being computed.
     """
     if threads == 0:
         yield from map(function, items)

@@ -88,11 +88,7 @@ def export_detector(
 
 @contextmanager
 def _export_errors(file: Path, versions: str) -> Iterator[None]:
-    """Turns errors of the exporters into one line, and hides their warnings and logs.
-
-    Raises:
-        InputError: the body raised an error.
-    """
+    """Turns all errors into an `InputError` of one line, and hides warnings and logs."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -164,11 +160,7 @@ def _load_exported(file: Path, export_format: str) -> Callable[[Tensor, Tensor],
 
 
 def trace_detector(detector: Detector) -> tuple[torch.export.ExportedProgram, list[str]]:
-    """Traces the detector for any number of images of any size.
-
-    Returns:
-        The program, and the names of its outputs.
-    """
+    """Traces the detector for any number of images of any size; also gives the outputs' names."""
     graph = DetectorGraph(detector)
     multiple = graph.size_divisible
     batch = torch.export.Dim("batch", min=1, max=MAX_DIM)
@@ -250,11 +242,7 @@ def _metadata_texts(detector: Detector) -> dict[str, str]:
 class DetectorGraph(nn.Module):
     """Normalisation, detector and top-100 selection, without data-dependent control flow.
 
-    Args:
-        detector: the detector, which is not changed.
-
-    Attributes:
-        size_divisible: number that the sides of the input have to be multiples of.
+    The sides of the input have to be multiples of `size_divisible`. The detector is not changed.
     """
 
     mean: Tensor
@@ -332,7 +320,6 @@ class ExportableMaxPool(nn.Module):
         self.kernel_size, self.stride, self.padding = pool.kernel_size, pool.stride, pool.padding
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, C, h / stride, w / stride)."""
         pooled = F.max_pool2d(features, self.kernel_size, 1, self.padding)
         return pooled[:, :, :: self.stride, :: self.stride]
 
@@ -350,10 +337,7 @@ def resize_nearest(
 ) -> Tensor:
     """Resizes (B, C, h, w) to (B, C, *size) as torch's mode "nearest", by integer indices.
 
-    Args:
-        features: maps to resize.
-        size: the new height and width.
-        factors: scale factors of the replaced operation, which have to be None.
+    `factors`, scale factors of the replaced operation, have to be None.
     """
     assert size is not None and factors is None, "only resizing to a size is supported"
     rows, columns = (

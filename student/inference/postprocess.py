@@ -136,14 +136,8 @@ def _image_detections(
     entries: np.ndarray,
     vocabulary: Vocabulary,
 ) -> Detections:
-    """Detections of one image.
-
-    Args:
-        image_id: file name.
-        boxes: (Q, 2, 4) xyxy in pixels, human and object.
-        labels: (Q,) object indices.
-        scores, entries: (K,) see `top_entries`.
-        vocabulary: the model's vocabulary.
+    """Detections of one image, from (Q, 2, 4) xyxy boxes in pixels, human and object, and the
+    results of `top_entries`: (Q,) labels, (K,) scores and entries.
     """
     choices, verbs = np.divmod(entries, vocabulary.num_verbs)
     queries, without_object = np.divmod(choices, 2 if vocabulary.roles else 1)

@@ -138,10 +138,7 @@ def _settings(detector: Detector, selection: SelectionConfig) -> dict[str, Any]:
 def _open_out_folder(
     out: Path, planned: Sequence[ImageOutputs], settings: dict[str, Any], overwrite: bool
 ) -> dict[int, dict[str, Any]]:
-    """Prepares the output folder.
-
-    Returns:
-        The results of an interrupted command with the same settings, by index.
+    """Prepares the output folder; gives the results of an interrupted command, by index.
 
     Raises:
         InputError: the folder contains results of other settings, or files that would be replaced.
@@ -243,14 +240,10 @@ def _is_below(path: Path, folder: Path | None) -> bool:
 
 
 def plan_outputs(images: Mapping[Path, Path], out: Path) -> list[ImageOutputs]:
-    """Chooses distinct result files below `out` for every image.
+    """Chooses distinct result files below `out` for every image, from its preferred path there.
 
     They are "a.jpg" and "a.json" for "a.png", and "a-2.jpg" and "a-2.json" for a second image with
     this name.
-
-    Args:
-        images: for every image the path that is taken if it is free.
-        out: output folder.
 
     Raises:
         InputError: a result would replace one of the images.

@@ -55,10 +55,7 @@ class FoldedBasicBlock(BasicBlock):
     """torchvision's `BasicBlock` with its frozen batch norms folded into the convolutions."""
 
     def forward(self, x: Tensor, input_stride: int = 1, sizes: Tensor | None = None) -> Tensor:
-        """Maps (B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride).
-
-        `sizes` is as in `ResNetBackbone.forward`.
-        """
+        """Maps (B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride)."""
         out = self.relu(folded_conv_bn(mask_padding(x, input_stride, sizes), self.conv1, self.bn1))
         out = folded_conv_bn(
             mask_padding(out, input_stride * self.stride, sizes), self.conv2, self.bn2
@@ -72,8 +69,7 @@ class FoldedBottleneck(Bottleneck):
     def forward(self, x: Tensor, input_stride: int = 1, sizes: Tensor | None = None) -> Tensor:
         """Maps (B, C, h, w) of stride `input_stride` to (B, C', h / stride, w / stride).
 
-        `sizes` is as in `ResNetBackbone.forward`. Only the 3x3 convolution reads neighbouring
-        cells, so only its input is masked.
+        Only the 3x3 convolution reads neighbouring cells, so only its input is masked.
         """
         out = self.relu(folded_conv_bn(x, self.conv1, self.bn1))
         out = self.relu(
@@ -145,16 +141,13 @@ class FoldedConvNormActivation(nn.Sequential):
     """Convolution, frozen batch norm and activation, with the parameter names of the sequence."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sequence's output, with the batch norm folded into the convolution."""
         return self[2](folded_conv_bn(x, self[0], self[1]))
 
 
 def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
     """A backbone with random weights: a `ResNetBackbone`, or a module with its attributes.
 
-    Args:
-        name: one of `student.config.BACKBONES`.
-        multiscale: whether maps other than the coarsest one are used.
+    `multiscale` tells whether maps other than the coarsest one are used.
     """
     if name != "toy":
         return ResNetBackbone(name)
@@ -172,18 +165,10 @@ def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
 
 
 def folded_conv_bn(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
-    """Convolution and frozen batch norm in one pass over the feature map.
+    """Convolution without bias and frozen batch norm in one pass over the (B, C, h, w) map.
 
     The norm's scale and shift are constants and multiply the small weights instead of the large
     map. Gradients reach the convolution's own weights.
-
-    Args:
-        x: (B, C, h, w).
-        convolution: an `nn.Conv2d` without bias.
-        norm: the `FrozenBatchNorm2d` after it.
-
-    Returns:
-        (B, C', h', w').
     """
     assert isinstance(norm, FrozenBatchNorm2d)
     assert isinstance(convolution, nn.Conv2d) and convolution.bias is None

@@ -33,11 +33,7 @@ PROPOSAL_STRIDE = 8
 
 
 class HOIDetector(nn.Module):
-    """The student network, with random weights.
-
-    Args:
-        config: sizes, and the kinds of backbone, queries and verb head.
-    """
+    """The student network, with random weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -153,11 +149,8 @@ class HOIDetector(nn.Module):
         return maps, feature_padding_mask(ends, 1, size), map_padding
 
     def pad(self, images: Sequence[Tensor], pad_size: Sequence[int] = (0, 0)) -> PaddedBatch:
-        """Pads normalised (3, h, w) images to a batch that the backbone accepts.
-
-        Args:
-            images: at least one.
-            pad_size: minimum height and width of the batch.
+        """Pads normalised (3, h, w) images to a batch that the backbone accepts, at least of
+        `pad_size`.
         """
         return pad_images(images, cast(int, self.backbone.size_divisible), pad_size)
 

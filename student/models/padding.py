@@ -58,16 +58,9 @@ def shared_zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 def padding_mask(
     sizes: Sequence[Size], pad_size: Sequence[int], device: torch.device
 ) -> Tensor | None:
-    """The padding mask of a batch.
+    """(B, H, W) bool mask of a batch of `pad_size` H x W, True on padding.
 
-    Args:
-        sizes: heights and widths of the B images.
-        pad_size: height H and width W of the batch.
-        device: of the mask.
-
-    Returns:
-        (B, H, W) bool, True on padding. None where no image is padded, because attention is faster
-        without a mask.
+    None where no image is padded, because attention is faster without a mask.
     """
     height, width = pad_size
     if set(sizes) == {(height, width)}:
@@ -78,10 +71,8 @@ def padding_mask(
 def pad_images(
     images: Sequence[Tensor], multiple: int = 1, pad_size: Sequence[int] = (0, 0)
 ) -> tuple[Tensor, Tensor | None]:
-    """Pads normalised (3, h, w) images to a batch; see `stack_images` and `padding_mask`.
-
-    Returns:
-        (B, 3, H, W) pixels, and the (B, H, W) bool mask or None.
+    """Pads normalised (3, h, w) images to (B, 3, H, W) pixels, and gives the (B, H, W) bool mask or
+    None; see `stack_images` and `padding_mask`.
     """
     pixels, sizes = stack_images(images, multiple, pad_size)
     return pixels, padding_mask(sizes, pixels.shape[-2:], pixels.device)
@@ -101,10 +92,10 @@ def feature_padding_mask(sizes: Tensor, stride: int, size: Sequence[int]) -> Ten
     Args:
         sizes: (B, 2) int64 heights and widths of the images in pixels.
         stride: stride of the map in pixels.
-        size: height and width of the map in cells.
+        size: height h and width w of the map in cells.
 
     Returns:
-        (B, *size) bool, True on padding.
+        (B, h, w) bool, True on padding.
     """
     ends = (sizes + stride - 1) // stride
     below, right = (
@@ -115,12 +106,9 @@ def feature_padding_mask(sizes: Tensor, stride: int, size: Sequence[int]) -> Ten
 
 
 def mask_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
-    """Zeroes a feature map (B, C, h, w) on padding, as a convolution pads beyond an image's border.
+    """Zeroes a (B, C, h, w) map on padding, as a convolution pads beyond an image's border.
 
-    Args:
-        features: the map.
-        stride: stride of the map in pixels.
-        sizes: (B, 2) heights and widths of the images; None returns `features` unchanged.
+    `sizes` (B, 2) are heights and widths of the images in pixels; None leaves the map unchanged.
     """
     if sizes is None:
         return features
@@ -128,14 +116,9 @@ def mask_padding(features: Tensor, stride: int, sizes: Tensor | None) -> Tensor:
 
 
 def get_valid_ratios(padding: Tensor | None, pixels: Tensor) -> Tensor:
-    """Fractions of the batch's width and height that each image fills.
+    """(B, 2) float32 fractions, width first, of the batch's width and height that each image fills.
 
-    Args:
-        padding: (B, H, W) bool, True on padding; None: no padding.
-        pixels: any (B, ...) tensor, for B and the device.
-
-    Returns:
-        (B, 2) float32 in (0, 1], width first.
+    `padding` is (B, H, W) bool or None, `pixels` any (B, ...) tensor, for B and the device.
     """
     if padding is None:
         return torch.ones(pixels.shape[0], 2, device=pixels.device)

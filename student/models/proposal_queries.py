@@ -37,11 +37,8 @@ CELL_TOLERANCE = 1e-3
 class ProposalQueries(nn.Module):
     """Queries from the most probable pairs of a person and an object.
 
-    Twice as many objects as people are selected, so that they form at least Q pairs.
-
-    Args:
-        config: Q, d, O, the class index of people, and whether people are objects too.
-        channels: number of channels of the stride-8 feature map.
+    Twice as many objects as people are selected, so that they form at least Q pairs. `channels` is
+    the number of channels of the stride-8 feature map.
     """
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
@@ -125,16 +122,13 @@ class ProposalQueries(nn.Module):
     def _pool(
         self, features: Tensor, boxes: Tensor, proposals: ProposalOutputs, padding_invariant: bool
     ) -> Tensor:
-        """Features of regions, by RoIAlign with one sample per bin.
+        """(B, Q, channels * ROI_SIZE^2) features of regions, by RoIAlign with one sample per bin.
 
         Args:
             features: (B, channels, h, w).
             boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
             proposals: gives the number of cells that each image fills.
             padding_invariant: treat each image's part of the map as a map of its own.
-
-        Returns:
-            (B, Q, channels * ROI_SIZE^2).
         """
         cells = proposals.grid_sizes()
         corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
@@ -169,14 +163,9 @@ def union_cxcywh(first: Tensor, second: Tensor) -> Tensor:
 
 
 def pair_spatial_features(humans: Tensor, objects: Tensor) -> Tensor:
-    """Spatial features of pairs: both boxes, the object's offset from the person and the logarithm
-    of the ratio of their sizes, the offset in units of the person's width and height.
-
-    Args:
-        humans, objects: (..., 4) cxcywh in [0, 1].
-
-    Returns:
-        (..., 12).
+    """(..., 12) features of pairs of (..., 4) cxcywh boxes: both boxes, the object's offset from
+    the person in units of the person's width and height, and the logarithm of the ratio of their
+    sizes.
     """
     size = humans[..., 2:].clamp(min=1e-3)
     offset = (objects[..., :2] - humans[..., :2]) / size
@@ -211,12 +200,7 @@ class ProposalHead(nn.Module):
     """Predicts centres and boxes of people and objects, as CenterNet does (arXiv 1904.07850).
 
     People and objects have separate branches, because a rider and the horse can be centred in the
-    same cell.
-
-    Args:
-        channels: number of channels of the feature map.
-        num_objects: number of classes, people included.
-        person: class index of people.
+    same cell. People are one of the `num_objects` classes, with the index `person`.
     """
 
     def __init__(self, channels: int, num_objects: int, person: int) -> None:
@@ -240,11 +224,9 @@ class ProposalHead(nn.Module):
             nn.init.constant_(layer.bias, prior)
 
     def forward(self, features: Tensor, padding: Tensor | None = None) -> ProposalOutputs:
-        """Class logits and boxes for every cell of a map.
+        """Class logits and boxes for every cell of a (B, channels, h, w) map.
 
-        Args:
-            features: (B, channels, h, w).
-            padding: (B, H, W) bool at image size, True on padding, or None.
+        `padding` is (B, H, W) bool at image size, True on padding, or None.
         """
         valid_ratios = get_valid_ratios(padding, features)
         people, objects = (
@@ -282,14 +264,8 @@ def _apply_masked(branch: nn.Module, features: Tensor, valid_ratios: Tensor | No
 
 
 def grid_sizes(features: Tensor, valid_ratios: Tensor) -> Tensor:
-    """Numbers of columns and rows of a map that images fill.
-
-    Args:
-        features: (B, C, h, w), only the size is used.
-        valid_ratios: (B, 2) fractions of width and height that the images fill.
-
-    Returns:
-        (B, 2) float, columns first.
+    """(B, 2) float numbers of columns and rows of a (B, C, h, w) map that images fill, of which
+    `valid_ratios` (B, 2) are the fractions of width and height.
     """
     height, width = features.shape[-2:]
     # A tensor of both sizes would have to be copied to the device, and some versions of torch
@@ -298,15 +274,7 @@ def grid_sizes(features: Tensor, valid_ratios: Tensor) -> Tensor:
 
 
 def valid_cells(features: Tensor, valid_ratios: Tensor) -> Tensor:
-    """Cells of a map that contain a part of their image.
-
-    Args:
-        features: (B, C, h, w), only size and device are used.
-        valid_ratios: (B, 2) fractions of width and height that the images fill.
-
-    Returns:
-        (B, 1, h, w) bool.
-    """
+    """(B, 1, h, w) bool, whether cells of a (B, C, h, w) map contain a part of their image."""
     height, width = features.shape[-2:]
     columns, rows = grid_sizes(features, valid_ratios).view(-1, 2, 1, 1).unbind(1)
     x = torch.arange(width, device=features.device)
@@ -332,10 +300,7 @@ class TopCells(NamedTuple):
 def select_top_cells(logits: Tensor, boxes: Tensor, count: int) -> TopCells:
     """Selects the `count` highest local maxima over classes and cells; all where there are fewer.
 
-    Args:
-        logits: (B, C, h, w).
-        boxes: (B, 4, h, w) cxcywh.
-        count: K.
+    `logits` are (B, C, h, w), `boxes` (B, 4, h, w) cxcywh.
     """
     scores = logits.sigmoid()
     peaks = F.max_pool2d(scores, PEAK_WINDOW, stride=1, padding=PEAK_WINDOW // 2)
@@ -389,16 +354,11 @@ def roi_align_unpadded(features: Tensor, regions: Tensor, bins: int, ends: Tenso
 
 
 def _bin_centres(start: Tensor, end: Tensor, bins: int, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Sampling points along one axis.
+    """(R, bins) sampling points along one axis of regions, whose ends are in cells, and whether
+    torchvision's kernel reads them: more than a cell outside of the image it samples 0.
 
-    Args:
-        start, end: (R,) ends of the regions in cells.
-        bins: number of bins.
-        cells: (R, 1) number of cells of the image along the axis.
-
-    Returns:
-        - (R, bins) centres of the bins, in coordinates where cell centres are whole numbers;
-        - (R, bins) bool, False where torchvision's kernel samples 0, more than a cell outside.
+    In the points' coordinates, cell centres are whole numbers. `cells` (R, 1) is the image's
+    number of cells along the axis.
     """
     fractions = (torch.arange(bins, device=start.device) + 0.5) / bins
     points = start[:, None] - 0.5 + fractions * (end - start)[:, None]

@@ -30,12 +30,7 @@ class QueryInputs:
 
 
 class LearnedQueries(nn.Module):
-    """Learned query positions, the same for every image; the target starts at zero (DETR 3.2).
-
-    Args:
-        num_queries: Q.
-        hidden_dim: d.
-    """
+    """Learned query positions, the same for every image; the target starts at zero (DETR 3.2)."""
 
     def __init__(self, num_queries: int, hidden_dim: int) -> None:
         super().__init__()
@@ -44,12 +39,7 @@ class LearnedQueries(nn.Module):
     def forward(
         self, maps: dict[str, Tensor], padding: Tensor | None, padding_invariant: bool = False
     ) -> QueryInputs:
-        """The queries of a batch.
-
-        Args:
-            maps: the backbone's feature maps (B, C, h, w), for B.
-            padding, padding_invariant: unused; see `ProposalQueries.forward`.
-        """
+        """The queries of a batch; only the batch size of the maps (B, C, h, w) is used."""
         batch = next(iter(maps.values())).shape[0]
         positions = self.embedding.weight.expand(batch, -1, -1)
         return QueryInputs(target=positions.new_zeros(positions.shape), positions=positions)

@@ -37,9 +37,6 @@ class TextVerbHead(nn.Module):
     """Verb logits as scaled cosine similarities between projected queries and text embeddings.
 
     A verb's sentence is the one for the query's most probable object.
-
-    Args:
-        config: d, O, V, and the sizes D and R of `TextEmbeddings`.
     """
 
     texts: Tensor

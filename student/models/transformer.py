@@ -57,14 +57,9 @@ class Attention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None
     ) -> Tensor:
-        """Attends from (B, Q, d) queries to (B, S, d) keys and values.
+        """Attends from (B, Q, d) queries to (B, S, d) keys and values; gives (B, Q, d).
 
-        Args:
-            query, key, value: the sequences.
-            padding: (B, S) bool, True on keys that are ignored, or None.
-
-        Returns:
-            (B, Q, d).
+        `padding` is (B, S) bool, True on keys that are ignored, or None.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         queries, keys, values = (
@@ -86,15 +81,7 @@ class EncoderLayer(TransformerLayer):
         self.norm1, self.norm2 = _norms(config, 2)
 
     def forward(self, tokens: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
-        """One encoder layer.
-
-        Args:
-            tokens, positions: (B, S, d).
-            padding: (B, S) bool or None.
-
-        Returns:
-            (B, S, d).
-        """
+        """Maps (B, S, d) tokens to (B, S, d); `padding` is (B, S) bool or None."""
 
         def self_attend(values: Tensor) -> Tensor:
             queries = values + positions
@@ -121,15 +108,9 @@ class DecoderLayer(TransformerLayer):
         memory: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """One decoder layer.
+        """Maps a (B, Q, d) target to (B, Q, d).
 
-        Args:
-            target, query_positions: (B, Q, d).
-            memory_keys, memory: (B, S, d), the memory with and without positions.
-            padding: (B, S) bool or None.
-
-        Returns:
-            (B, Q, d).
+        The (B, S, d) memory is given with positions as keys, and without as values.
         """
 
         def self_attend(values: Tensor) -> Tensor:
@@ -178,15 +159,8 @@ class Decoder(nn.Module):
         memory_positions: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """Computes the outputs of all layers.
-
-        Args:
-            target, query_positions: (B, Q, d).
-            memory, memory_positions: (B, S, d).
-            padding: (B, S) bool or None.
-
-        Returns:
-            (L, B, Q, d).
+        """(L, B, Q, d) outputs of all layers, from the (B, Q, d) target and the (B, S, d)
+        memory.
         """
         memory_keys = memory + memory_positions
         outputs = []
@@ -209,9 +183,8 @@ def _reset_parameters(module: nn.Module) -> None:
 class SinePositionEncoding(nn.Module):
     """DETR's sine position encoding, normalised to 2 pi over the unpadded image.
 
-    Args:
-        hidden_dim: number of features, half of them for each axis.
-        temperature: base of the geometric progression of wavelengths.
+    Half of the features encode y, half x. `temperature` is the base of the progression of
+    wavelengths.
     """
 
     def __init__(self, hidden_dim: int, temperature: float = 10000.0) -> None:
@@ -220,14 +193,9 @@ class SinePositionEncoding(nn.Module):
         self.temperature = temperature
 
     def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
-        """Encodes the positions of a feature map's cells.
+        """(B or 1, hidden_dim, h, w) float32 positions of the cells of a (B, C, h, w) map.
 
-        Args:
-            features: (B, C, h, w), only size and device are used.
-            padding: (B, h, w) bool or None.
-
-        Returns:
-            (B or 1, hidden_dim, h, w) float32, features of y first, then of x.
+        `padding` is (B, h, w) bool or None.
         """
         if padding is None:
             valid = torch.ones(1, *features.shape[-2:], device=features.device)

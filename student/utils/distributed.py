@@ -29,7 +29,6 @@ from pipeline.utils.logging import get_logger, only_errors
 logger = get_logger(__name__)
 
 Value = TypeVar("Value")
-NUMERIC_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 # Seconds in which all processes of a run have to join. The variables may be left over from another
 # job, so that the first limit is short. The second one holds where a launcher guarantees that the
 # other processes exist, since machines may be slow to load programs.
@@ -88,10 +87,8 @@ class DistContext:
         return gathered
 
     def broadcast(self, make: Callable[[], Value]) -> Value:
-        """Calls `make` in the main process and returns its result in all processes.
-
-        Raises:
-            InputError: `make` raised it in the main process; raised in all processes.
+        """Calls `make` in the main process and returns its result, or raises its `InputError`, in
+        all processes.
         """
         if self.world_size == 1:
             return make()
@@ -108,13 +105,11 @@ class DistContext:
 
     @contextmanager
     def propagate_errors(self) -> Iterator[None]:
-        """Raises an `InputError` of the body in all processes.
+        """Raises an `InputError` of the body in all processes; of several the one of the lowest
+        rank.
 
         Without this, processes that did not fail would wait for the others in the next collective
         operation until its timeout.
-
-        Raises:
-            InputError: the body raised it in some process; of several the one of the lowest rank.
         """
         reason = None
         try:
@@ -126,10 +121,8 @@ class DistContext:
             raise InputError(reasons[0])
 
     def barrier(self) -> None:
-        """Waits until all processes have called it.
-
-        Raises:
-            InputError: another process has ended.
+        """Waits until all processes have called it; an `InputError` if another process has
+        ended.
         """
         try:
             work = distributed.barrier(self.cpu_group, async_op=True)
@@ -169,15 +162,10 @@ def init_distributed(device: str) -> Iterator[tuple[DistContext, torch.device]]:
         InputError: the device does not exist, a variable is missing or invalid, two processes
             share a GPU, the other processes do not join, or one of them ends during the body.
     """
-    rank, size, local_rank = _read_environment()
+    rank, size, local_rank, local_size = _read_environment()
     if size == 1:
         yield SINGLE_PROCESS, configure_device(resolve_device(device), "auto")
         return
-    local_text = os.environ.get("LOCAL_WORLD_SIZE") or "1"
-    if not local_text.isdecimal() or not 0 < int(local_text) <= size:
-        expected = f"the number of the {size} processes on this machine"
-        raise InputError(f"LOCAL_WORLD_SIZE: expected {expected}, found {local_text}")
-    local_size = int(local_text)
     # Sets the current CUDA device before NCCL creates a context; the caller sets the precision.
     local = configure_device(local_device(device, local_rank), "auto")
     on_gpu = local.type == "cuda"
@@ -225,28 +213,32 @@ def average_counts(counts: Tensor) -> tuple[Tensor, int]:
     return counts / processes, processes
 
 
-def _read_environment() -> tuple[int, int, int]:
-    """Rank, number of processes and local rank of this process.
+def _read_environment() -> tuple[int, int, int, int]:
+    """Rank, number of processes, and the same among the processes on this machine.
 
     Raises:
         InputError: a variable is missing or invalid.
     """
     if "WORLD_SIZE" not in os.environ:
-        return 0, 1, 0
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        text = os.environ.get(name)
-        if not text or (name in NUMERIC_VARIABLES and not text.isdecimal()):
-            what = "a number" if name in NUMERIC_VARIABLES else "the address of the first process"
-            raise InputError(f"{name}: expected {what}, as WORLD_SIZE is set, found {text}")
-    port = int(os.environ["MASTER_PORT"])
-    if not 0 < port < 1 << 16:
-        raise InputError(f"MASTER_PORT: expected a port from 1 to 65535, found {port}")
-    rank, size, local_rank = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    )
-    if rank >= size:
-        raise InputError(f"RANK: expected a number below WORLD_SIZE, {size}, found {rank}")
-    return rank, size, local_rank
+        return 0, 1, 0, 1
+    size = _read_variable("WORLD_SIZE", 1)
+    rank, local_rank = (_read_variable(name, 0, size - 1) for name in ("RANK", "LOCAL_RANK"))
+    local_size = _read_variable("LOCAL_WORLD_SIZE", 1, size, default="1")
+    if not os.environ.get("MASTER_ADDR"):
+        expected = "the address of the first process, as WORLD_SIZE is set"
+        raise InputError(f"MASTER_ADDR: expected {expected}, found none")
+    _read_variable("MASTER_PORT", 1, (1 << 16) - 1)
+    return rank, size, local_rank, local_size
+
+
+def _read_variable(name: str, low: int, high: int | None = None, default: str = "") -> int:
+    text = os.environ.get(name) or default
+    if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+        expected = f"a number from {low}" + ("" if high is None else f" to {high}")
+        raise InputError(
+            f"{name}: expected {expected}, as WORLD_SIZE is set, found {text or 'none'}"
+        )
+    return int(text)
 
 
 def _rendezvous(rank: int, size: int) -> distributed.Store:
@@ -308,8 +300,7 @@ def _join_store(
 
     Raises:
         InputError: there is another process of this rank.
-        OSError: nothing listens at the address, or with `serve`, the port is in use.
-        RuntimeError: something else than a store listens, or processes are missing.
+        OSError, RuntimeError: no store can be opened, or processes are missing.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + open_limit
@@ -340,11 +331,7 @@ def _join_store(
 
 
 def local_device(name: str, local_rank: int) -> torch.device:
-    """The device of a process among several on a machine.
-
-    Args:
-        name: `auto|cpu|cuda`.
-        local_rank: index of the process on the machine.
+    """The device that `auto|cpu|cuda` names, for a process among several on a machine.
 
     Raises:
         InputError: there are fewer GPUs than processes, or a single GPU is named.

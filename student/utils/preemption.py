@@ -95,11 +95,8 @@ class StopSignalHandler:
 
     @contextmanager
     def defer_for(self, seconds: float) -> Iterator[None]:
-        """Within `defer`, around a wait that may not end: limits how long a request is deferred.
-
-        Args:
-            seconds: time from the request, or from the start of the wait if it came earlier, after
-                which the program ends.
+        """Within `defer`, around a wait that may not end: ends the program `seconds` after a
+        request, or after the start of the wait if the request came earlier.
         """
         self._defer_seconds = seconds
         if self.request:

@@ -44,12 +44,8 @@ WORKER_DIED = "DataLoader worker (pid"
 def loader_options(workers: int, batch_bytes: int, processes: int = 1) -> dict[str, Any]:
     """`DataLoader` arguments for workers whose batches fit into the free shared memory.
 
-    Warns where the number of workers or of prefetched batches is reduced.
-
-    Args:
-        workers: requested number of worker processes.
-        batch_bytes: size of the largest batch.
-        processes: number of training processes on this machine, each with as many workers.
+    Warns where the number of workers or of prefetched batches is reduced. `batch_bytes` is the
+    size of the largest batch, `processes` the number of training processes on this machine.
     """
     prefetch, free = PREFETCH_FACTOR, _free_shared_memory()
     if workers and free is not None:

@@ -74,20 +74,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a student checkpoint.
-
-    Raises:
-        InputError: the file is missing, damaged, or not a student checkpoint.
-    """
+    """Reads a student checkpoint; an `InputError` if it is missing, damaged, or none."""
     return parse_checkpoint(read_checkpoint(path), path)
 
 
 def parse_checkpoint(value: Any, path: Path) -> Checkpoint:
-    """The checkpoint in a file's loaded content.
-
-    Args:
-        value: what `read_checkpoint` returned.
-        path: the file, named in errors.
+    """The checkpoint in the content that `read_checkpoint` returned for a path.
 
     Raises:
         InputError: the content has another format, or a part is missing or wrong.
@@ -128,11 +120,7 @@ def checkpoint_path(path: Path | str) -> Path:
 
 
 def build_model(checkpoint: Checkpoint, path: Path) -> HOIDetector:
-    """The detector of a checkpoint, in eval mode.
-
-    Args:
-        checkpoint: recipe and weights.
-        path: its file, named in errors.
+    """The detector of a checkpoint, in eval mode; `path` is named in errors.
 
     Raises:
         InputError: the weights do not fit the recipe's model, or are not finite.

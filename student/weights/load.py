@@ -203,11 +203,7 @@ def _extend_vocabulary(
 ) -> tuple[Vocabulary, np.ndarray]:
     """The student's vocabulary followed by the new actions, and the embeddings of all sentences.
 
-    Args:
-        old: the student's vocabulary.
-        old_embeddings: (H, D) of the sentences of its interactions.
-        new: further actions with the embeddings of their sentences.
-        file: the prompts file, named in errors.
+    `old_embeddings` are (H, D), of the sentences of its interactions.
     """
     lost = [name for name in new.objects if name not in old.objects]
     if lost:

@@ -85,10 +85,8 @@ class PretrainedFile:
 
 
 def read_pretrained(path: Path) -> PretrainedFile:
-    """Reads pretrained weights; the module's docstring lists the accepted files.
-
-    Args:
-        path: the file, or a run folder.
+    """Reads a file or run folder with pretrained weights; the module's docstring lists what is
+    accepted.
 
     Raises:
         InputError: the file is missing, damaged, or none of these.

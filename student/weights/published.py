@@ -51,12 +51,7 @@ ATTENTION_KEYS = ((".self_attn.", ".self_attention."), (".multihead_attn.", ".cr
 def config_from_shapes(
     state: Mapping[str, Tensor], num_heads: int = DEFAULT_NUM_HEADS, file: object = "checkpoint"
 ) -> ModelConfig:
-    """The model settings of a published checkpoint.
-
-    Args:
-        state: the published state dict.
-        num_heads: number of attention heads.
-        file: named in errors.
+    """The model settings of a published state dict.
 
     Raises:
         InputError: a tensor that shows a size is missing or has an unexpected shape.
@@ -94,7 +89,7 @@ def config_from_shapes(
 
 
 def model_from_published(content: Any, path: object, num_heads: int | None = None) -> HOIDetector:
-    """The detector in a published checkpoint's content.
+    """The detector in a published checkpoint's content, in eval mode, on the CPU.
 
     CDN has no interactive score. The head's parameters are then zero, so that every query scores
     0.5; detections do not depend on it.
@@ -103,9 +98,6 @@ def model_from_published(content: Any, path: object, num_heads: int | None = Non
         content: what `read_checkpoint` returned.
         path: the file, named in errors.
         num_heads: attention heads, for a file whose `args` do not name them.
-
-    Returns:
-        The detector with the file's weights, in eval mode, on the CPU.
 
     Raises:
         InputError: the content does not have the published form, its entries and the model's are

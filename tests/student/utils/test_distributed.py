@@ -51,12 +51,12 @@ LEFT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({}, r"RANK: expected.*found None"),
-        ({"RANK": "x"}, "RANK: expected"),
+        ({}, r"RANK: expected.*found none"),
+        ({"RANK": "x"}, "RANK: expected.*found x"),
         ({"RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR: expected"),
-        ({**LEFT, "RANK": "2"}, "RANK: expected a number below WORLD_SIZE, 2, found 2"),
-        ({**LEFT, "MASTER_PORT": "x"}, "MASTER_PORT: expected a number"),
-        ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected a port"),
+        ({**LEFT, "RANK": "2"}, "RANK: expected a number from 0 to 1, .* found 2"),
+        ({**LEFT, "MASTER_PORT": "x"}, "MASTER_PORT: expected.*found x"),
+        ({**LEFT, "MASTER_PORT": "70000"}, "MASTER_PORT: expected.*65535.*found 70000"),
         ({**LEFT, "LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE: .*, found x"),
         ({**LEFT, "LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: .*, found 3"),
         ({**LEFT, "EOID_JOIN_TIMEOUT": "soon"}, "EOID_JOIN_TIMEOUT: expected a number"),
