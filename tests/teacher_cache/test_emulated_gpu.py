@@ -3,7 +3,6 @@
 import gc
 import weakref
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,19 +69,6 @@ def test_the_host_waits_once_per_batch(shared_dataset, build_config, emulated_gp
     assert {name.split()[0] for name in others} == {"upload", "download"}
     assert all("teachers/clip.py" in name for name in others)
     assert sum(n for name, n in others.items() if name.startswith("download")) == 1
-
-
-def test_without_a_detector_only_embeddings_are_waited_for(
-    shared_dataset, build_config, emulated_gpu
-):
-    config = build_config(shared_dataset, device="cuda", candidates="annotated")
-    config = replace(config, detector=None, images_per_shard=100)
-    build_cache(config)
-    detector_waits = [name for name in emulated_gpu.waits if "detectors/torchvision.py" in name]
-    assert detector_waits == []
-    cache = open_cache(config.out)
-    regions = sum(len(cache[image].region_boxes) for image in cache.image_ids)
-    assert emulated_gpu.waits_of("event") == -(-regions // config.extraction.regions_per_batch)
 
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.5"])
@@ -234,9 +220,9 @@ def test_rescoring_and_new_prompts_equal_those_of_a_cpu(finished, tmp_path, emul
 
 def test_training_of_the_toy_models(vocabulary, tmp_path, emulated_gpu):
     config = ToyModelsConfig(
-        num_images=16,
-        teacher=TeacherTrainingConfig(steps=2, batch_size=8),
-        detector=DetectorTrainingConfig(epochs=1, batch_size=8),
+        num_images=4,
+        teacher=TeacherTrainingConfig(steps=1, batch_size=4),
+        detector=DetectorTrainingConfig(epochs=1, batch_size=4),
     )
     data = draw_training_data(config.seed, config.num_images, 64, config.templates)
     threads = torch.get_num_threads()
