@@ -24,9 +24,9 @@ from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.regions import RegionMode, crop_regions
 from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
 from teacher_cache.toy.train import (
+    _draw_chunk,
     _run_detector_training,
     _run_teacher_training,
-    draw_training_data,
 )
 
 # Largest difference between outputs of a GPU and a CPU.
@@ -224,7 +224,7 @@ def test_training_of_the_toy_models(vocabulary, tmp_path, emulated_gpu):
         teacher=TeacherTrainingConfig(steps=1, batch_size=4),
         detector=DetectorTrainingConfig(epochs=1, batch_size=4),
     )
-    data = draw_training_data(config.seed, config.num_images, 64, config.templates)
+    data = _draw_chunk(config.seed, 64, config.templates, range(config.num_images))
     threads = torch.get_num_threads()
     for train in (_run_teacher_training, _run_detector_training):
         train(data, tmp_path, config, "cuda", threads, lambda *_: None)
