@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.logging import get_logger
-from pipeline.utils.progress import Progress
+from pipeline.utils.progress import track
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.maintenance.add_prompts import load_text_encoder, resolve_clip
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
@@ -84,13 +84,20 @@ def rescore_cache(config: RescoreConfig) -> None:
             f"{cache.path}: expected region embeddings, found none (it was built with"
             " --no-embeddings); build the cache again"
         )
-    config = _resolve_config(config, cache)
+    # The settings in the new cache do not depend on those of the old one.
+    model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
+    templates = read_settings(cache.path, cache.manifest).get("templates", ())
+    config = replace(
+        config,
+        clip_model=model,
+        clip_weights=weights,
+        templates=config.templates or tuple(templates),
+    )
     vocabulary = cache.vocabulary
-    prompts = cache.prompt_embeddings.prompts
-    object_map = np.arange(vocabulary.num_objects)
     if config.vocabulary is not None:
         vocabulary = load_vocabulary(config.vocabulary)
-        object_map = map_object_labels(cache.vocabulary, vocabulary, config.vocabulary)
+    object_map = map_object_labels(cache.vocabulary, vocabulary, str(config.vocabulary))
+    prompts = cache.prompt_embeddings.prompts
     if new_prompts:
         prompts = interaction_prompts(vocabulary, config.templates)
     text = _encode_prompts(cache, prompts, config)
@@ -120,14 +127,20 @@ def rescore_cache(config: RescoreConfig) -> None:
         claim_folder(config.out, plan)
         lock.remove_temporary_files()
         write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
-        with Progress(len(cache), "Rescoring", "images") as progress:
-            for shard in range(cache.num_shards):
-                path = config.out / SHARDS / shard_name(shard)
-                if not is_finished_shard(path, plan.fingerprint):
-                    _rescore_shard(
-                        cache, shard, path, plan.fingerprint, text, vocabulary, object_map
-                    )
-                progress.update(len(cache.shard_layout(shard).images))
+        for shard in track(range(cache.num_shards), cache.num_shards, "Rescoring", "shards"):
+            path = config.out / SHARDS / shard_name(shard)
+            if is_finished_shard(path, plan.fingerprint):
+                continue
+            layout, arrays = cache.shard_layout(shard), dict(cache.shard_arrays(shard))
+            labels = object_map[arrays["pairs/object_label"]]
+            probabilities = np.zeros((0, vocabulary.num_verbs), dtype=np.float32)
+            # A shard without pairs may contain no embeddings.
+            if layout.num_pairs:
+                embeddings = arrays[REGION_EMBEDDING].astype(np.float32)
+                logits = (text.logit_scale * embeddings @ text.embeddings.T)[arrays["pairs/region"]]
+                probabilities = action_probabilities(logits, labels, vocabulary)
+            arrays |= {"pairs/object_label": labels, "pairs/action_probabilities": probabilities}
+            write_shard_arrays(path, plan.fingerprint, layout.images, layout.failed, arrays)
         status = write_manifest(config.out)
     assert status.counts is not None
     print(f"{config.out}: rescored {status.counts['pairs']} pairs of {len(cache)} images")
@@ -136,13 +149,8 @@ def rescore_cache(config: RescoreConfig) -> None:
 def map_object_labels(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:
     """(O,) label in the new vocabulary of each object of the old one, by name.
 
-    Args:
-        old: the cache's vocabulary.
-        new: the vocabulary to change to.
-        file: name of the new vocabulary, for the error message.
-
     Raises:
-        InputError: the new vocabulary lacks an object.
+        InputError: the new vocabulary, read from `file`, lacks an object.
     """
     missing = [name for name in old.objects if name not in new.objects]
     if missing:
@@ -151,14 +159,6 @@ def map_object_labels(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray
             f"{file}: objects: expected all objects of the cache, found none named {names}"
         )
     return np.array([new.objects.index(name) for name in old.objects], dtype=np.int64)
-
-
-def _resolve_config(config: RescoreConfig, cache: TeacherCache) -> RescoreConfig:
-    """The configuration with CLIP model and templates of the cache's settings as defaults."""
-    model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
-    config = replace(config, clip_model=model, clip_weights=weights)
-    settings = read_settings(config.cache, cache.manifest)
-    return replace(config, templates=config.templates or tuple(settings.get("templates", ())))
 
 
 def _encode_prompts(
@@ -173,23 +173,3 @@ def _encode_prompts(
         embeddings |= zip(new, embed_prompts(new, encode), strict=True)
     scale = cached.logit_scale if config.temperature is None else 1 / config.temperature
     return PromptEmbeddings(prompts, np.stack([embeddings[group] for group in prompts]), scale)
-
-
-def _rescore_shard(
-    cache: TeacherCache,
-    shard: int,
-    path: Path,
-    fingerprint: str,
-    text: PromptEmbeddings,
-    vocabulary: Vocabulary,
-    object_map: np.ndarray,
-) -> None:
-    layout, arrays = cache.shard_layout(shard), dict(cache.shard_arrays(shard))
-    labels = object_map[arrays["pairs/object_label"]]
-    probabilities = np.zeros((0, vocabulary.num_verbs), dtype=np.float32)
-    if layout.num_pairs:
-        embeddings = arrays[REGION_EMBEDDING].astype(np.float32)
-        logits = text.logit_scale * embeddings @ text.embeddings.T
-        probabilities = action_probabilities(logits[arrays["pairs/region"]], labels, vocabulary)
-    arrays["pairs/object_label"], arrays["pairs/action_probabilities"] = labels, probabilities
-    write_shard_arrays(path, fingerprint, layout.images, layout.failed, arrays)

@@ -37,13 +37,7 @@ POLL_INTERVAL = 0.2
 
 @dataclass(frozen=True)
 class LockOwner:
-    """The builder that holds the lock, as JSON in the lock file.
-
-    Attributes:
-        host, pid: host name and process id.
-        since: local time, ISO format.
-        shared: whether it is a job of a job array.
-    """
+    """The builder that holds the lock, as JSON in the lock file; `shared` for a job of an array."""
 
     host: str
     pid: int
@@ -57,13 +51,7 @@ class LockOwner:
 
 @dataclass(frozen=True)
 class FolderLock:
-    """A held lock.
-
-    Attributes:
-        folder: the cache.
-        descriptor: file descriptor of the lock file.
-        shared: whether other array jobs may hold it as well.
-    """
+    """A held lock; other jobs of an array may hold a `shared` one as well."""
 
     folder: Path
     descriptor: int
@@ -96,7 +84,7 @@ def lock_folder(folder: Path, shared: bool = False) -> Iterator[FolderLock]:
         shared: share the lock with others that share it.
 
     Raises:
-        InputError: another builder holds the lock; names it.
+        InputError: another builder, which is named, holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK

@@ -16,6 +16,7 @@ from teacher_cache.reader.format import PAIR_DATASETS, SHARDS, TEACHER
 
 DATA = Path(__file__).parents[1] / "data"
 CACHE = DATA / "cache_v1"
+PAIR_COLUMNS = [name.removeprefix("pairs/") for name in PAIR_DATASETS][:6]
 IMAGES = [f"world_train_0000000{number}.jpg" for number in range(1, 5)]
 
 
@@ -35,30 +36,27 @@ def expected():
     }
 
 
-def test_identity_and_images():
-    cache = open_cache(CACHE)
+@pytest.fixture(scope="module")
+def cache():
+    return open_cache(CACHE)
+
+
+def test_identity_and_images(cache):
     assert cache.fingerprint == "92e454b0b908109fcc67ba51bd8bcc3c5cd8e706c9ca6064b86267ea8f7c09c5"
     assert cache.image_ids == IMAGES and len(cache) == 4
     assert list(cache.failed) == ["world_train_00000005.jpg"]
     assert "truncated" in cache.failed["world_train_00000005.jpg"]
     assert cache.protocol == "detector" and cache.num_shards == 3
     assert cache.manifest["parts"]["part"] == "train"
-
-
-def test_the_toy_detector_keeps_its_name_in_the_format():
-    cache = open_cache(CACHE)
+    # The toy detector keeps its name in the format.
     assert cache.manifest["parts"]["detector.model"] == TOY_IN_CACHES == "world"
     assert cache.manifest["settings"]["detector"] == TOY_IN_CACHES
+    assert cache.vocabulary.verbs[:2] == ("ride", "sit_on")
+    assert cache.vocabulary.objects[1] == "horse"
+    assert cache.vocabulary.digest() == load_vocabulary("toy").digest()
 
 
-def test_the_stored_vocabulary():
-    vocabulary = open_cache(CACHE).vocabulary
-    assert vocabulary.verbs[:2] == ("ride", "sit_on") and vocabulary.objects[1] == "horse"
-    assert vocabulary.digest() == load_vocabulary("toy").digest()
-
-
-def test_all_arrays_of_all_shards(expected):
-    cache = open_cache(CACHE)
+def test_all_arrays_of_all_shards(cache, expected):
     for shard in range(3):
         datasets = dict(expected[f"{SHARDS}/0000{shard}.h5"])
         layout, arrays = cache.shard_layout(shard), cache.shard_arrays(shard)
@@ -72,24 +70,17 @@ def test_all_arrays_of_all_shards(expected):
             np.testing.assert_array_equal(array, datasets[name])
 
 
-def test_all_outputs_of_all_images(expected):
-    cache = open_cache(CACHE)
+def test_all_outputs_of_all_images(cache, expected):
     for shard in range(2):
         datasets = expected[f"{SHARDS}/0000{shard}.h5"]
         offsets = datasets["images/pair_offsets"]
         for row, image in enumerate(datasets["images/id"]):
             part = slice(offsets[row], offsets[row + 1])
             outputs = cache[image]
-            for field, name in (
-                ("human_boxes", "human_box"),
-                ("object_boxes", "object_box"),
-                ("object_labels", "object_label"),
-                ("human_scores", "human_score"),
-                ("object_scores", "object_score"),
-                ("sources", "source"),
-            ):
+            for name in PAIR_COLUMNS:
+                plural = name + ("es" if name.endswith("box") else "s")
                 np.testing.assert_array_equal(
-                    getattr(outputs.pairs, field), datasets[f"pairs/{name}"][part]
+                    getattr(outputs.pairs, plural), datasets[f"pairs/{name}"][part]
                 )
             np.testing.assert_array_equal(
                 outputs.probabilities,
@@ -105,8 +96,8 @@ def test_all_outputs_of_all_images(expected):
     assert [len(cache[image].pairs) for image in IMAGES] == [15, 8, 8, 0]
 
 
-def test_prompt_embeddings(expected):
-    datasets, text = expected[TEACHER], open_cache(CACHE).prompt_embeddings
+def test_prompt_embeddings(cache, expected):
+    datasets, text = expected[TEACHER], cache.prompt_embeddings
     assert [list(group) for group in text.prompts] == datasets["prompts"]
     np.testing.assert_array_equal(text.embeddings, datasets["text_embeddings"])
     assert text.logit_scale == datasets["attributes"]["logit_scale"]
@@ -116,8 +107,7 @@ def test_checksums():
     assert find_problems(CACHE) == {}
 
 
-def test_rescoring(tmp_path):
-    cache = open_cache(CACHE)
+def test_rescoring(cache, tmp_path):
     out = tmp_path / "new"
     rescore_cache(RescoreConfig(CACHE, out, temperature=1 / cache.prompt_embeddings.logit_scale))
     rescored = open_cache(out)

@@ -48,13 +48,6 @@ def flip_bit(path, offset=-50):
     path.write_bytes(content)
 
 
-def swap_shards(cache):
-    first, second = (cache / name for name in SHARD_FILES[:2])
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(content)
-
-
 def test_an_undamaged_cache(cache, capsys):
     verify_cache(cache)
     (line,) = capsys.readouterr().out.splitlines()
@@ -103,20 +96,6 @@ def test_truncated_replaced_and_missing_files(cache, name, change, description):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [MANIFEST, PLAN])
-def test_reformatted_json_counts_as_damaged(cache, name):
-    (cache / name).write_text(json.dumps(json.loads((cache / name).read_text())))
-    assert find_problems(cache).keys() == {name}
-
-
-def test_swapped_shards(cache):
-    swap_shards(cache)
-    assert find_problems(cache) == {
-        "shards/00000.h5": "contains the data of shards/00001.h5",
-        "shards/00001.h5": "contains the data of shards/00000.h5",
-    }
-
-
 @pytest.mark.parametrize(
     ("changes", "description"),
     [
@@ -148,22 +127,19 @@ def early(cache):
     return cache
 
 
-def test_an_undamaged_early_cache(early):
-    verify_cache(early)
-    (early / PLAN).unlink()
-    verify_cache(early)
-
-
-@pytest.mark.parametrize("name", [TEACHER, SHARD_FILES[1]])
-def test_damage_of_an_early_cache(early, name):
-    (early / name).write_bytes((early / name).read_bytes()[:-200])
-    assert find_problems(early).keys() == {name}
-
-
 def edit_early_manifest(early, edit):
     value = json.loads((early / MANIFEST).read_text())
     edit(value["shards"])
     write_json(early / MANIFEST, value)
+
+
+def test_an_early_cache(early):
+    verify_cache(early)
+    (early / PLAN).unlink()
+    verify_cache(early)
+    for name in (TEACHER, SHARD_FILES[1]):
+        (early / name).write_bytes((early / name).read_bytes()[:-200])
+    assert find_problems(early).keys() == {TEACHER, SHARD_FILES[1]}
 
 
 def test_an_early_manifest_with_swapped_entries(early):
@@ -215,17 +191,11 @@ def test_plan_and_manifest_are_restored_without_models(cache, finished, no_build
     assert contents(cache) == contents(finished)
 
 
-def test_a_damaged_checksum_of_the_plan(cache, finished, no_build):
-    """The manifest is damaged, the plan is not."""
-    content = (cache / MANIFEST).read_bytes()
-    flip_bit(cache / MANIFEST, content.index(sha256_of_file(cache / PLAN).encode()))
-    verify_cache(cache, repair=True)
-    assert contents(cache) == contents(finished)
-
-
-def test_a_damaged_name_of_a_shard(cache, finished, no_build):
-    """The shard must not be removed as an unexpected file."""
-    flip_bit(cache / MANIFEST, (cache / MANIFEST).read_bytes().index(b"00001.h5"))
+@pytest.mark.parametrize("of_plan", [True, False])
+def test_a_manifest_with_a_wrong_checksum_or_name(cache, finished, no_build, of_plan):
+    """The plan with a wrong checksum is not lost, the shard with a wrong name not unexpected."""
+    damaged = sha256_of_file(cache / PLAN).encode() if of_plan else b"00001.h5"
+    flip_bit(cache / MANIFEST, (cache / MANIFEST).read_bytes().index(damaged))
     verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
@@ -250,8 +220,15 @@ def test_unexpected_files_are_reported_and_removed(cache, finished, no_build):
     assert contents(cache) == contents(finished) and not (cache / ".repair.12ab.tmp").exists()
 
 
-def test_swapped_shards_are_repaired(cache, finished):
-    swap_shards(cache)
+def test_swapped_shards(cache, finished):
+    first, second = (cache / name for name in SHARD_FILES[:2])
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    assert find_problems(cache) == {
+        SHARD_FILES[0]: f"contains the data of {SHARD_FILES[1]}",
+        SHARD_FILES[1]: f"contains the data of {SHARD_FILES[0]}",
+    }
     verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
@@ -266,42 +243,40 @@ def test_damaged_plan_and_manifest(cache, damage):
     assert contents(cache) == before
 
 
-@pytest.fixture
-def built(dataset, build_config):
-    """A cache whose dataset the test may damage, with a damaged shard."""
+def test_a_moved_dataset(dataset, build_config):
     config = build_config(dataset)
     build_cache(config)
     flip_bit(config.out / SHARD_FILES[1])
-    return config.out
-
-
-def test_a_moved_dataset(built, dataset):
-    before = contents(built)
+    before = contents(config.out)
     shutil.move(dataset, dataset.with_name("moved"))
     with pytest.raises(InputError, match="no such dataset folder; give its new path with --data"):
-        verify_cache(built, repair=True)
-    assert contents(built) == before
-    verify_cache(built, True, dataset.with_name("moved"))
-    assert find_problems(built) == {}
+        verify_cache(config.out, repair=True)
+    assert contents(config.out) == before
+    verify_cache(config.out, repair=True, dataset=dataset.with_name("moved"))
+    assert find_problems(config.out) == {}
 
 
-def test_a_repair_does_not_lose_outputs(built, dataset):
-    flip_bit(built / SHARD_FILES[0])
-    before = contents(built)
-    missing = open_cache(built).manifest["shards"][1]["images"][1]
-    (dataset / "images/train2015" / missing).unlink()
-    with pytest.raises(InputError, match=f"{missing}: cannot be extracted again: no such image"):
-        verify_cache(built, repair=True)
-    assert contents(built) == before
+def remove_image(dataset, cache):
+    name = open_cache(cache).manifest["shards"][1]["images"][1]
+    (dataset / "images/train2015" / name).unlink()
+    return f"{name}: cannot be extracted again: no such image"
 
 
-def test_changed_annotations_prevent_a_repair(built, dataset):
-    before = contents(built)
+def change_annotations(dataset, cache):
     file = dataset / "annotations/trainval_hico.json"
     file.write_text(file.read_text() + "\n")
-    with pytest.raises(InputError, match=f"^{built}: .*annotations: "):
-        verify_cache(built, repair=True)
-    assert contents(built) == before
+    return f"^{cache}: .*annotations: "
+
+
+@pytest.mark.parametrize("change", [remove_image, change_annotations])
+def test_a_repair_that_would_lose_outputs(cache, dataset, change):
+    for name in SHARD_FILES[:2]:
+        flip_bit(cache / name)
+    message = change(dataset, cache)
+    before = contents(cache)
+    with pytest.raises(InputError, match=message):
+        verify_cache(cache, repair=True, dataset=dataset)
+    assert contents(cache) == before
 
 
 def test_an_interrupted_repair_changes_nothing(cache, monkeypatch):
@@ -356,8 +331,7 @@ def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
 
 def test_another_dataset_is_reported(cache, dataset):
     verify_cache(cache, dataset=dataset)
-    file = dataset / "annotations/trainval_hico.json"
-    file.write_text(file.read_text() + "\n")
+    change_annotations(dataset, cache)
     with pytest.raises(InputError, match="does not fit this dataset: annotations"):
         verify_cache(cache, dataset=dataset)
 

@@ -1,7 +1,5 @@
 from types import SimpleNamespace
 
-import pytest
-
 from teacher_cache.detectors.torchvision import Detector
 from teacher_cache.reader.fingerprint import compute_fingerprint, fingerprint_parts
 from teacher_cache.teachers.clip import ClipTeacher
@@ -17,36 +15,28 @@ CLIP = {
     "std": (0.5, 0.5, 0.5),
 }
 DETECTOR = {"name": "ssd300_vgg16", "weights_digest": "2", "classes": None}
-PAIRING = {
-    "person_threshold": 0.2,
-    "object_threshold": 0.2,
-    "max_people": 15,
-    "max_objects": 15,
-}
+LIMITS = ("person_threshold", "object_threshold", "max_people", "max_objects")
+PAIRING = dict.fromkeys(LIMITS, 1)
+OTHERS = {"vocabulary": "3", "annotations": "4", "part": "train", "level": "region"}
+OTHERS |= {"region": "pad", "prompts": (("a", "b"),)}
 
 
-def clip_parts(**changes):
-    return ClipTeacher.fingerprint_parts(SimpleNamespace(**{**CLIP, **changes}))
-
-
-def detector_parts(**changes):
-    return Detector.fingerprint_parts(SimpleNamespace(**{**DETECTOR, **changes}))
-
-
-def make_parts(**changes):
-    values = {
-        "vocabulary": "3",
-        "annotations": "4",
-        "part": "train",
-        "detector": detector_parts(),
-        "proposals": None,
-        "pairing": PAIRING,
-        "prompts": (("a", "b"),),
-        "clip": clip_parts(),
-        "level": "region",
-        "region": "pad",
-    }
-    return fingerprint_parts(**{**values, **changes})
+def make_parts(clip=(), detector=(), pairing=(), **changes):
+    """Parts of the default settings with changes of models, pairing and others."""
+    models = [
+        kind.fingerprint_parts(SimpleNamespace(**{**defaults, **dict(given)}))
+        for kind, defaults, given in (
+            (ClipTeacher, CLIP, clip),
+            (Detector, DETECTOR, detector or ()),
+        )
+    ]
+    return fingerprint_parts(
+        clip=models[0],
+        detector=None if detector is None else models[1],
+        proposals=changes.pop("proposals", None),
+        pairing={**PAIRING, **dict(pairing)},
+        **{**OTHERS, **changes},
+    )
 
 
 def test_a_fingerprint_depends_on_content_not_order():
@@ -54,41 +44,28 @@ def test_a_fingerprint_depends_on_content_not_order():
     assert compute_fingerprint({"a": 1}) != compute_fingerprint({"a": 2})
 
 
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"clip": clip_parts(name="ViT-B-16")}, "clip.model"),
-        ({"clip": clip_parts(weights_digest="9")}, "clip.weights"),
-        ({"clip": clip_parts(quick_gelu=True)}, "clip.quick_gelu"),
-        ({"clip": clip_parts(image_size=256)}, "clip.image_size"),
-        ({"clip": clip_parts(interpolation="bilinear")}, "clip.interpolation"),
-        ({"clip": clip_parts(precision="float16")}, "clip.precision"),
-        ({"clip": clip_parts(mean=(0.4, 0.5, 0.5))}, "clip.mean"),
-        ({"clip": clip_parts(std=(0.4, 0.5, 0.5))}, "clip.std"),
-        ({"detector": detector_parts(name="toy")}, "detector.model"),
-        ({"detector": detector_parts(weights_digest="9")}, "detector.weights"),
-        ({"vocabulary": "9"}, "vocabulary"),
-        ({"annotations": "9"}, "annotations"),
-        ({"part": "test"}, "part"),
-        ({"pairing": {**PAIRING, "person_threshold": 0.3}}, "person_threshold"),
-        ({"pairing": {**PAIRING, "object_threshold": 0.3}}, "object_threshold"),
-        ({"pairing": {**PAIRING, "max_people": 3}}, "max_people"),
-        ({"pairing": {**PAIRING, "max_objects": 3}}, "max_objects"),
-        ({"level": "image"}, "level"),
-        ({"region": "context=1.5"}, "region"),
-        ({"prompts": (("a",),)}, "prompts"),
-    ],
-)
-def test_every_setting_that_changes_outputs_is_a_part(changes, part):
-    parts, changed = make_parts(), make_parts(**changes)
-    assert {name for name in parts if parts[name] != changed[name]} == {part}
-    assert changed.keys() == parts.keys()
+CHANGES = [
+    *({"clip": {name: "other"}} for name in CLIP),
+    *({"detector": {name: "other"}} for name in ("name", "weights_digest")),
+    *({"pairing": {name: 2}} for name in LIMITS),
+    *({name: "other"} for name in OTHERS),
+]
+
+
+def test_every_setting_that_changes_outputs_is_a_part_of_its_own():
+    parts, changed = make_parts(), set()
+    for change in CHANGES:
+        other = make_parts(**change)
+        assert other.keys() == parts.keys()
+        (name,) = [name for name in parts if parts[name] != other[name]]
+        changed.add(name)
+    constant = {"format_version", "candidates"}
+    assert changed == parts.keys() - constant and len(changed) == len(CHANGES)
 
 
 def test_class_names_of_a_detector_are_a_part_if_given():
     first, second, none = (
-        make_parts(detector=detector_parts(classes=names))
-        for names in (("dog", "person"), ("cat",), None)
+        make_parts(detector={"classes": names}) for names in (("dog", "person"), ("cat",), None)
     )
     assert first.keys() - none.keys() == {"detector.classes"}
     assert list(first)[list(first).index("prompts") - 1] == "detector.classes"
@@ -100,9 +77,8 @@ def test_the_source_of_boxes_is_a_part():
     detector = make_parts()
     proposals = make_parts(detector=None, proposals="5" * 64)
     annotated = make_parts(detector=None)
-    assert detector["candidates"] == "detector"
-    assert proposals["candidates"] == "proposals"
-    assert annotated["candidates"] == "annotated"
+    sources = [parts["candidates"] for parts in (detector, proposals, annotated)]
+    assert sources == ["detector", "proposals", "annotated"]
     assert detector.keys() - proposals.keys() == {"detector.model", "detector.weights"}
     assert proposals.keys() - annotated.keys() == {"proposals", *PAIRING}
     other = make_parts(detector=None, proposals="6" * 64)

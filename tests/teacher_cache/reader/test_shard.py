@@ -25,6 +25,7 @@ def test_an_empty_shard(tmp_path):
     assert arrays["pairs/action_probabilities"].shape == (0, 11)
     assert arrays[PAIR_OFFSETS].tolist() == [0]
     assert REGION_EMBEDDING not in arrays
+    check_indices(path, arrays, num_objects=9)
 
 
 def test_mapped_arrays_equal_what_hdf5_reads(shard):
@@ -41,52 +42,40 @@ def test_mapped_arrays_equal_what_hdf5_reads(shard):
             assert not array.flags.writeable
 
 
-def chunked(file):
-    data = file["pairs/source"][()]
-    del file["pairs/source"]
-    file.create_dataset("pairs/source", data=data, chunks=(2,))
+def replace_dataset(name, change, **options):
+    """Returns a function that replaces a dataset of a file."""
 
+    def edit(file):
+        data = change(file[name][()])
+        del file[name]
+        file.create_dataset(name, data=data, **options)
 
-def other_dtype(file):
-    data = file[REGION_BOX][()]
-    del file[REGION_BOX]
-    file.create_dataset(REGION_BOX, data=data.astype(np.float64))
-
-
-def score_missing(file):
-    data = file["pairs/human_score"][:-1]
-    del file["pairs/human_score"]
-    file.create_dataset("pairs/human_score", data=data)
-
-
-def embedding_missing(file):
-    data = file[REGION_EMBEDDING][:-1]
-    del file[REGION_EMBEDDING]
-    file.create_dataset(REGION_EMBEDDING, data=data)
-
-
-def offset_too_many(file):
-    data = file[PAIR_OFFSETS][()]
-    del file[PAIR_OFFSETS]
-    file.create_dataset(PAIR_OFFSETS, data=np.append(data, data[-1]))
+    return edit
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("edit", "message"),
     [
-        (chunked, "pairs/source is not a contiguous array of uint8"),
-        (other_dtype, "regions/box is not a contiguous array of float32"),
-        (score_missing, "different lengths"),
-        (offset_too_many, "different lengths"),
-        (embedding_missing, "different lengths"),
+        (
+            replace_dataset("pairs/source", lambda data: data, chunks=(2,)),
+            "pairs/source is not a contiguous array of uint8",
+        ),
+        (
+            replace_dataset(REGION_BOX, np.float64),
+            "regions/box is not a contiguous array of float32",
+        ),
+        (replace_dataset("pairs/human_score", lambda data: data[:-1]), "different lengths"),
+        (replace_dataset(REGION_EMBEDDING, lambda data: data[:-1]), "different lengths"),
+        (replace_dataset(PAIR_OFFSETS, lambda data: np.append(data, 7)), "different lengths"),
+        (replace_dataset("pairs/source", lambda data: data[0]), "found damage"),
         (lambda file: file.__delitem__("images/id"), "found damage"),
         (lambda file: file.attrs.update(format_version=2), "format_version: expected 1, found 2"),
         (lambda file: file.attrs.update(fingerprint="g"), "belongs to another cache"),
     ],
 )
-def test_files_that_are_not_of_format_1(shard, change, message):
+def test_files_that_are_not_of_format_1(shard, edit, message):
     with h5py.File(shard, "a") as file:
-        change(file)
+        edit(file)
     with pytest.raises(InputError, match=message) as caught:
         read_layout(shard, "f")
     assert str(shard) in str(caught.value) and "\n" not in str(caught.value)
@@ -115,12 +104,6 @@ def test_indices_out_of_range(shard, name, position, value):
         check_indices(shard, arrays, num_objects=None)
 
 
-def test_indices_of_an_empty_shard(tmp_path):
-    path = tmp_path / "00000.h5"
-    write_shard(path, "f", [], [], {}, num_verbs=11)
-    check_indices(path, map_shard(path, read_layout(path, "f")), num_objects=9)
-
-
 def test_a_truncated_shard(shard):
     layout = read_layout(shard, "f")
     shard.write_bytes(shard.read_bytes()[:3000])
@@ -138,13 +121,12 @@ def test_a_heap_on_which_hdf5_would_loop_forever(shard):
         read_layout(shard, "f")
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_changed_bytes_are_read_or_refused(shard, seed):
+def test_changed_bytes_are_read_or_refused(shard):
     """Reading a damaged file never raises another error and never hangs."""
     content = shard.read_bytes()
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     num_refused = 0
-    for position in rng.integers(0, len(content), 60):
+    for position in rng.integers(0, len(content), 240):
         data = bytearray(content)
         data[position] ^= int(rng.integers(1, 256))
         shard.write_bytes(data)

@@ -133,18 +133,6 @@ def test_locks_that_other_machines_do_not_see(tmp_path, monkeypatch, locks, shar
     assert len(messages) == 1 and "host elsewhere" in messages[0]
 
 
-def test_the_heartbeat_replaces_locks(tmp_path, monkeypatch):
-    disable_locks(monkeypatch)
-    with (
-        lock_folder(tmp_path),
-        pytest.raises(InputError, match="is at work here"),
-        lock_folder(tmp_path),
-    ):
-        pytest.fail("both hold the lock")
-    with lock_folder(tmp_path):
-        pass
-
-
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"host": 3}'])
 def test_a_damaged_lock_file_is_ignored(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
@@ -152,17 +140,26 @@ def test_a_damaged_lock_file_is_ignored(tmp_path, text):
         pass
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
-    def full(*_):
+def full_disk(monkeypatch):
+    def write(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "write", write)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "text"), [(disable_locks, "is at work here"), (full_disk, "another builder")]
+)
+def test_without_locks_or_without_records(tmp_path, monkeypatch, prepare, text):
+    prepare(monkeypatch)
     with (
         lock_folder(tmp_path),
-        pytest.raises(InputError, match="another builder"),
+        pytest.raises(InputError, match=text),
         lock_folder(tmp_path),
     ):
         pytest.fail("both hold the lock")
+    with lock_folder(tmp_path):
+        pass
 
 
 @pytest.fixture
@@ -171,7 +168,8 @@ def temporary_files(tmp_path):
     paths = [tmp_path / SHARDS / ".00000.h5.12ab.tmp", tmp_path / ".manifest.json.12ab.tmp"]
     for path in (*paths, tmp_path / SHARDS / "00001.h5"):
         path.touch()
-    return paths
+    (tmp_path / ".repair.12ab.tmp" / SHARDS).mkdir(parents=True)
+    return [*paths, tmp_path / ".repair.12ab.tmp"]
 
 
 def test_removing_temporary_files(tmp_path, temporary_files):
