@@ -3,6 +3,7 @@
 import copy
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -158,18 +159,21 @@ def test_predictions_of_another_scale(save_json, hico, hoia, change, declared):
     assert str(file) in str(caught.value)
 
 
-def test_error_names_all_formats_that_fit(save_json, hico, hoia):
+@pytest.mark.parametrize(
+    ("change", "sized", "form"),
+    [
+        (to_cxcywh, False, f"{XYWH} or {CXCYWH}"),
+        (to_cxcywh, True, CXCYWH),
+        (to_xywh, False, XYWH),
+        (to_xywh, True, XYWH),
+    ],
+)
+def test_error_names_all_formats_that_fit(save_json, hico, hoia, change, sized, form):
     """Without image sizes, boxes given by centres also fit as corner and sides, not vice versa."""
-    for change, without_sizes in ((to_cxcywh, f"{XYWH} or {CXCYWH}"), (to_xywh, XYWH)):
-        entries = predictions(hoia[:40], change)
-        sizes = {one["file_name"]: (one["width"], one["height"]) for one in hoia[:40]}
-        for known, form in (
-            (None, without_sizes),
-            (sizes, CXCYWH if change is to_cxcywh else XYWH),
-        ):
-            with pytest.raises(BoxFormatError) as caught:
-                read_predictions(save_json(entries, "predictions.json"), hico, known)
-            assert f"found {form}: " in str(caught.value)
+    sizes = {one["file_name"]: (one["width"], one["height"]) for one in hoia[:40]}
+    file = save_json(predictions(hoia[:40], change), "predictions.json")
+    with pytest.raises(BoxFormatError, match=re.escape(f"found {form}: ")):
+        read_predictions(file, hico, sizes if sized else None)
 
 
 def swapped(entries, key):

@@ -1,8 +1,6 @@
 """HICO-DET's `instances_*.json` and `anno_bbox.mat`."""
 
 import copy
-import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -279,49 +277,3 @@ def test_mat_damaged_files_are_refused(write_mat, hico, content):
 def test_mat_without_the_part_is_refused(write_mat, hico):
     with pytest.raises(InputError, match=r"part: expected.*found val"):
         load_annotations(write_mat(), hico, "val")
-
-
-def rows_to_hoi(action, rows):
-    """One `hoi` of an action from rows of (human box, object box)."""
-    humans, targets = zip(*rows, strict=True)
-    return hoi(action, humans, targets, [(row + 1, row + 1) for row in range(len(rows))])
-
-
-def count_hois(annotation):
-    return Counter(
-        (*annotation.boxes[h].tolist(), *annotation.boxes[o].tolist(), annotation.labels[o], v)
-        for h, o, v in annotation.hois
-    )
-
-
-def test_mat_real_annotations_rewritten_as_structs_are_equal(
-    write_mat, hico_det_files, save_json, hico
-):
-    real = json.loads((hico_det_files / "instances_test2015.json").read_text())
-    some = {
-        key: value[:200] if key in ("filenames", "size", "annotation") else value
-        for key, value in real.items()
-    }
-    images = []
-    for name, size, entry in zip(some["filenames"], some["size"], some["annotation"], strict=True):
-        actions = sorted(set(entry["hoi"]))
-        hois = [
-            rows_to_hoi(
-                action + 1,
-                [
-                    (human, target)
-                    for human, target, number in zip(
-                        entry["boxes_h"], entry["boxes_o"], entry["hoi"], strict=True
-                    )
-                    if number == action
-                ],
-            )
-            for action in actions
-        ]
-        images.append(image(name, hois or [invisible(1)], tuple(map(float, size))))
-    table = [(hico.verbs[verb], hico.objects[label]) for verb, label in hico.interactions]
-    structs = load_annotations(write_mat(test=images, actions=table), hico, "test", strict=True)
-    pairs = load_annotations(save_json(some), hico, "test", strict=True)
-    assert len(structs.annotations) == len(pairs.annotations) > 190
-    for one, other in zip(structs.annotations, pairs.annotations, strict=True):
-        assert one.image_id == other.image_id and count_hois(one) == count_hois(other)

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from pipeline.annotations.base import ParseContext
@@ -50,31 +49,18 @@ def read(tmp_path, vcoco, write_vcoco):
     return run
 
 
-def test_people_without_actions(read):
-    truth, (annotation,), context = read([IMAGES[1]])
-    assert annotation.hois.shape == (0, 3) and len(annotation.boxes) == 1
-    assert not truth.images[0].action_labels.any() and not context.issues
-
-
-def test_boxes_end_at_their_last_pixel_and_are_clipped(read):
-    truth, _, _ = read(IMAGES)
-    expected = [[10, 20, 40, 80], [40.5, 30, 60.5, 40], [100, 20, 139, 79], [150, 100, 199, 149]]
-    assert truth.images[0].boxes[:4].tolist() == expected
-
-
-def test_action_labels_and_role_boxes(read):
-    truth, _, _ = read(IMAGES)
+def test_boxes_labels_and_roles(read, vcoco):
+    """Boxes end at their last pixel and are clipped; every role is a verb."""
+    truth, (annotation, alone), context = read(IMAGES)
     image = truth.images[0]
+    expected = [[10, 20, 40, 80], [40.5, 30, 60.5, 40], [100, 20, 139, 79], [150, 100, 199, 149]]
+    assert image.boxes[:4].tolist() == expected
     names = [action.name for action in truth.actions]
     hit, kick = names.index("hit"), names.index("kick")
     assert (image.action_labels[4] == -1).all() and (image.action_labels[1] == -1).all()
     assert image.action_labels[0].sum() == 2 and image.action_labels[2].sum() == 2
     assert image.role_boxes[0, hit].tolist() == [1, -1] and image.role_boxes[2, kick, 0] == 3
     assert (image.id, image.name) == (10, "COCO_val2014_000000000010.jpg")
-
-
-def test_every_role_is_a_verb_and_missing_objects_are_minus_1(read, vcoco):
-    _, (annotation, _), context = read(IMAGES)
     found = {(h, o, vcoco.verbs[v]) for h, o, v in annotation.hois.tolist()}
     assert found == {
         (0, 1, "hit_instr"),
@@ -84,7 +70,9 @@ def test_every_role_is_a_verb_and_missing_objects_are_minus_1(read, vcoco):
         (2, -1, "hold_obj"),
     }
     assert annotation.labels.tolist() == [0, vcoco.label_by_category_id[RACKET], 0, 32, 0]
-    assert not context.issues
+    # The second image's person does nothing.
+    assert alone.hois.shape == (0, 3) and len(alone.boxes) == 1
+    assert not truth.images[1].action_labels.any() and not context.issues
 
 
 def test_roles_are_matched_by_name(tmp_path, vcoco, write_vcoco):
@@ -103,19 +91,6 @@ def test_roles_are_matched_by_name(tmp_path, vcoco, write_vcoco):
     after = load_annotations(actions, vcoco, "test").annotations[0].hois
     assert sorted(before.tolist()) == sorted(after.tolist())
     assert (0, 1, vcoco.verbs.index("eat_obj")) in set(map(tuple, after.tolist()))
-
-
-def test_nested_columns_are_read(tmp_path, vcoco, write_vcoco):
-    actions = write_vcoco(tmp_path, IMAGES)
-    plain = load_annotations(actions, vcoco, "test").annotations[0].hois
-    value = json.loads(actions.read_text())
-    for entry in value:
-        for key in ("image_id", "ann_id", "label"):
-            entry[key] = [[number] for number in entry[key]]
-    actions.write_text(json.dumps(value))
-    np.testing.assert_array_equal(
-        load_annotations(actions, vcoco, "test").annotations[0].hois, plain
-    )
 
 
 def test_id_list_selects_and_orders_images(tmp_path, vcoco, write_vcoco):
@@ -183,16 +158,13 @@ def test_issues_are_counted_or_refused(read, boxes, does, first, second):
         read([image], strict=True)
 
 
-def test_role_object_without_box_is_missing(read, vcoco):
-    image = {"boxes": [(PERSON, [0, 0, 50, 50]), FLAT], "does": {(0, "kick"): (1,)}}
-    _, (annotation,), _ = read([image])
+def test_boxes_that_do_not_count(read, vcoco):
+    """A role's object without area is missing, and ignored boxes are left out."""
+    ignored = (BALL, [5, 5, 9, 9], {"ignore": 1})
+    image = {"boxes": [(PERSON, [0, 0, 50, 50]), FLAT, ignored], "does": {(0, "kick"): (1,)}}
+    truth, (annotation,), context = read([image])
     assert annotation.hois.tolist() == [[0, -1, vcoco.verbs.index("kick_obj")]]
-
-
-def test_ignored_boxes_are_left_out(read):
-    image = {"boxes": [(PERSON, [0, 0, 50, 50]), (BALL, [5, 5, 9, 9], {"ignore": 1})]}
-    truth, _, context = read([image])
-    assert len(truth.images[0].boxes) == 1 and not context.issues
+    assert len(truth.images[0].boxes) == 1 and context.issues.total() == 2
 
 
 def test_vocabulary_without_roles_is_refused(tmp_path, hico, write_vcoco):
@@ -233,12 +205,7 @@ def coco(change):
             coco(lambda v: v["annotations"][1].update(bbox=[1, 2])),
             "1].bbox: expected",
         ),
-        (coco(lambda v: v["annotations"][1].update(area="x")), "1].area: expected"),
         (coco(lambda v: v["annotations"][1].update(category_id=12)), "an object id of vcoco"),
-        (
-            coco(lambda v: v["annotations"][1].update(category_id=None)),
-            "category_id: expected",
-        ),
         (coco(lambda v: v["images"].append(v["images"][0])), "every image once"),
         (coco(lambda v: v.pop("categories")), "categories: expected"),
         (
@@ -271,6 +238,8 @@ def test_read_actions(save_json):
     assert table.images.tolist() == [7, 7, 9] and table.people.tolist() == [1, 2, 3]
     assert table.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
     assert table.role_objects.tolist() == [[[55], [0], [0]], [[0], [0], [0]]]
+    nested = {key: [[number] for number in HOLD[key]] for key in ("image_id", "ann_id", "label")}
+    assert read_actions(save_json([{**HOLD, **nested}])).labels.tolist() == [[1, 0, 1]]
     order = {"image_id": [9, 7, 7], "ann_id": [3, 1, 2], "label": [0, 0, 1]}
     again = read_actions(save_json([HOLD, {**STAND, **order, "role_object_id": [3, 1, 2]}]))
     assert again.labels.tolist() == table.labels.tolist()
@@ -285,13 +254,10 @@ def test_read_actions(save_json):
         ([{**HOLD, "action_name": ""}], "entry 0: action_name: expected"),
         ([{**HOLD, "role_name": ["obj"]}], "hold: role_name: expected"),
         ([{**HOLD, "role_name": ["agent", "obj", "obj"]}], "hold: role_name: expected"),
-        ([{**HOLD, "role_name": None}], "hold: role_name: expected"),
         ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id: expected 2 entries"),
         ([{**HOLD, "label": [1, 0]}], "hold: label: expected 3 entries"),
         ([{**HOLD, "label": [1, 0, 2]}], "hold: label: expected 0 or 1, found 2"),
-        ([{**HOLD, "label": [1, 0, 0.5]}], "hold: label: expected"),
         ([{**HOLD, "label": [1, [0, 1], 1]}], "hold: label: expected"),
-        ([{**HOLD, "ann_id": None}], "hold: ann_id: expected"),
         ([{**HOLD, "ann_id": [1, 2, 1]}], "hold: ann_id: expected"),
         ([{**HOLD, "role_object_id": [1, 2, 3]}], "hold: role_object_id: expected 6 entries"),
         ([HOLD, {**STAND, "ann_id": [1, 2, 4]}], "stand: ann_id: expected"),
@@ -304,14 +270,6 @@ def test_read_actions(save_json):
 def test_wrong_actions_name_the_field(save_json, value, message):
     with pytest.raises(InputError, match=f"annotations.json: {message}"):
         read_actions(save_json(value))
-
-
-def test_damaged_and_missing_actions_files(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps([HOLD])[:-9])
-    with pytest.raises(InputError, match="expected JSON"):
-        read_actions(tmp_path / "a.json")
-    with pytest.raises(InputError, match=r"b\.json: no such"):
-        read_actions(tmp_path / "b.json")
 
 
 def touch(root, *names):
@@ -330,11 +288,6 @@ def touch(root, *names):
         ),
         ("vcoco_test.json", "instances_vcoco_all_2014.json", "vcoco_test.ids"),
         (
-            "data/vcoco_test.json",
-            "annotations/instances_val2014.json",
-            "data/splits/vcoco_test.ids",
-        ),
-        (
             "vcoco_trainval.json",
             "annotations/instances_train2014.json",
             "splits/vcoco_trainval.ids",
@@ -349,41 +302,29 @@ def test_other_files_are_found_near_the_actions_file(tmp_path, actions, instance
     assert files.ids is None if ids is None else files.ids.resolve() == tmp_path / ids
 
 
-def test_given_paths_are_preferred(tmp_path):
-    touch(tmp_path, "vcoco_test.json", "instances_vcoco_all_2014.json", "vcoco_test.ids")
+def test_given_paths_are_preferred_and_boxes_of_the_other_part_not_used(tmp_path):
+    touch(tmp_path, "vcoco_test.json", "instances_train2014.json", "vcoco_test.ids")
     mine, ids = tmp_path / "mine.json", tmp_path / "mine.ids"
     files = find_vcoco_files(tmp_path / "vcoco_test.json", mine, ids)
     assert (files.instances, files.ids) == (mine, ids)
-
-
-def test_boxes_of_the_other_part_are_not_used(tmp_path):
-    touch(tmp_path, "vcoco_test.json", "instances_train2014.json")
     with pytest.raises(InputError, match="instances: expected"):
         find_vcoco_files(tmp_path / "vcoco_test.json")
-
-
-def test_read_image_ids(tmp_path):
-    path = tmp_path / "a.ids"
-    path.write_text("12\n 7 \n\n000\n")
-    assert read_image_ids(path) == [12, 7, 0]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (None, "no such"),
         ("", "file: expected"),
         ("1\nx\n", r"line 2: expected.*found x"),
         ("1\n2.5\n", r"line 2: expected.*found 2.5"),
         ("5\n6\n5\n", r"line 3: expected.*found 5 a second time"),
     ],
 )
-def test_wrong_image_ids_name_the_line(tmp_path, text, message):
+def test_image_ids(tmp_path, text, message):
     path = tmp_path / "a.ids"
-    path.write_text(text)
+    path.write_text("12\n 7 \n\n000\n")
+    assert read_image_ids(path) == [12, 7, 0]
+    path.unlink() if text is None else path.write_text(text)
     with pytest.raises(InputError, match=f"a.ids: {message}"):
         read_image_ids(path)
-
-
-def test_missing_id_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"a\.ids: no such"):
-        read_image_ids(tmp_path / "a.ids")
