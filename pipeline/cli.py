@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import cloup
@@ -14,7 +15,7 @@ from pipeline.utils.errors import InputError
 
 @cloup.group(context_settings=HELP_SETTINGS)
 def data() -> None:
-    """Datasets: write the toy dataset, check a dataset folder."""
+    """Datasets: write the toy dataset, check a dataset folder, convert labels."""
 
 
 @data.command()
@@ -54,6 +55,40 @@ def check(folder: Path, strict: bool) -> None:
     problem = summarise_problems(checks)
     if problem:
         raise InputError(f"{folder}: {problem}")
+
+
+@data.command()
+@click.argument("form", metavar="FORM", type=click.Choice(["label-studio"]))
+@click.argument("export", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@option("--images", type=click.Path(path_type=Path), required=True, help="Folder of the images.")
+@option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    help="Name or file of a vocabulary; a file that does not exist is written with all labels of"
+    " EXPORT.  [default: vocabulary.json in OUT]",
+)
+@option(
+    "--test-size",
+    type=click.FloatRange(min=0),
+    default=0.2,
+    show_default=True,
+    help="Images of the test part: a fraction below 1, or their number.",
+)
+@option("--seed", default=0, show_default=True, help="Selects the images of the test part.")
+@option("--strict", is_flag=True, help="Refuse what is otherwise repaired or left out.")
+@option("--overwrite", is_flag=True, help="Replace the files of a dataset in OUT.")
+@config_option
+def convert(form: str, export: Path, out: Path, **settings: Any) -> None:
+    """Write a dataset folder OUT with the labels of EXPORT, a labelling tool's file.
+
+    FORM is label-studio: the export form JSON. Rectangles are boxes, and relations from a person's
+    rectangle to another one are pairs, whose labels are the actions.
+    """
+    from pipeline.datasets.label_studio import convert_label_studio
+
+    counts = convert_label_studio(export, out, **settings)
+    click.echo(f"{out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
 def main() -> None:
