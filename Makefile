@@ -13,7 +13,7 @@ SEEDS ?= 0,1,2
 RERUN ?= 0
 TESTS ?= tests
 
-.PHONY: demo study test test-slow test-all test-gpu test-lowest coverage lint clean
+.PHONY: demo study test test-slow test-all test-gpu test-lowest coverage docs lint clean
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -66,5 +66,9 @@ test-lowest: $(LOWEST)/.installed
 coverage: $(INSTALLED)
 	$(PYTEST) -m "not gpu" --cov --cov-report term
 
+# Commands of the environment are called to print their settings.
+docs: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) $(LOWEST) demo build dist *.egg-info
+	rm -rf docs/_build $(VENV) $(LOWEST) demo build dist *.egg-info

@@ -65,8 +65,9 @@ def check(folder: Path, strict: bool) -> None:
 @option(
     "--vocabulary",
     type=click.Path(path_type=Path),
+    show_default="vocabulary.json in OUT",
     help="Name or file of a vocabulary; a file that does not exist is written with all labels of"
-    " EXPORT.  [default: vocabulary.json in OUT]",
+    " EXPORT.",
 )
 @option(
     "--test-size",

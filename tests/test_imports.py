@@ -120,4 +120,4 @@ print(json.dumps([words, heavy]))
     subcommands, heavy = json.loads(done.stdout)
     assert heavy == []
     if command == "eoid-data":
-        assert subcommands == ["check", "toy"]
+        assert subcommands == ["check", "convert", "toy"]

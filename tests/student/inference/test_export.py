@@ -194,8 +194,8 @@ def test_invalid_sides_are_refused(exported):
 @pytest.mark.parametrize("kind", ["toy"], indirect=True)
 @pytest.mark.parametrize("exported", [ONNX], indirect=True)
 @pytest.mark.slow
-def test_the_readmes_example(exported, detector, write_image, tmp_path):
-    blocks = (Path(__file__).parents[3] / "README.md").read_text().split("```python\n")
+def test_the_documented_example(exported, detector, write_image, tmp_path):
+    blocks = (Path(__file__).parents[3] / "docs/how-to/export.md").read_text().split("```python\n")
     (example,) = [block.partition("```")[0] for block in blocks if "onnxruntime" in block]
     shutil.copy(exported, tmp_path / "detector.onnx")
     photo = write_image("photo.jpg", (128, 96), quality=95)

@@ -1,4 +1,4 @@
-"""Runs the README's Python examples on a small dataset instead of the demo's."""
+"""Runs the Python examples of the documentation on a small dataset instead of the demo's."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,16 @@ import torch
 
 import eoid
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/how-to/predict.md", "docs/reference/python.md")
+
+
+def text_of_pages():
+    return "\n".join((ROOT / page).read_text() for page in PAGES)
 
 
 def examples():
-    blocks = README.read_text().split("```python\n")[1:]
+    blocks = text_of_pages().split("```python\n")[1:]
     return [code for block in blocks if "import eoid" in (code := block.partition("```")[0])]
 
 
@@ -25,7 +30,7 @@ def demo(tmp_path, monkeypatch, dataset_root, cache_path, toy_checkpoint, write_
         "load_model": toy_checkpoint,
         "Detector.open": toy_checkpoint,
     }
-    for function, path in re.findall(r'eoid\.([\w.]+)\("(demo/[^"]+)"\)', README.read_text()):
+    for function, path in re.findall(r'eoid\.([\w.]+)\("(demo/[^"]+)"\)', text_of_pages()):
         link = tmp_path / path
         if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -40,14 +45,16 @@ def test_every_part_of_the_interface_has_an_example():
     assert [name for name in eoid.__all__ if f"eoid.{name}" not in text] == ["__version__"]
 
 
-def test_the_detectors_example(demo):
+def test_examples_of_the_detector(demo):
     pytest.importorskip("supervision")
-    (code,) = [code for code in examples() if "eoid.Detector" in code]
-    values = {}
-    exec(code, values)
-    result = values["result"]
-    assert len(result.actions) == len(result.scores) == len(result.human_boxes) <= 10
-    assert (demo / "drawn.jpg").is_file()
+    codes = [code for code in examples() if "eoid.Detector" in code]
+    assert len(codes) == 2
+    for code in codes:
+        values = {}
+        exec(code, values)
+        result = values["result"]
+        assert len(result.actions) == len(result.scores) == len(result.human_boxes) <= 10
+        (demo / "drawn.jpg").unlink()
 
 
 def test_the_example_of_datasets_caches_and_models(demo):
