@@ -192,7 +192,7 @@ def _import_summary_writer() -> Any:
     except ImportError:
         raise InputError(
             "--tensorboard: expected the package tensorboard, found none;"
-            " pip install 'eoid[tensorboard]'"
+            " pip install '.[tensorboard]'"
         ) from None
     return SummaryWriter
 

@@ -66,7 +66,7 @@ def export_detector(
     packages = ("torch", *(ONNX_PACKAGES if export_format == ONNX else ()))
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"--export onnx: needs {', '.join(missing)}; pip install 'eoid[export]'")
+        raise InputError(f"--export onnx: needs {', '.join(missing)}; pip install '.[export]'")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     with _export_errors(file, versions):
         program, names = trace_detector(detector)

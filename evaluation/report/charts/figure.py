@@ -68,7 +68,7 @@ def require_packages(what: str, *packages: str) -> None:
             __import__(package)
         except ImportError:
             raise InputError(
-                f"{what} needs {package}, which is not installed: pip install 'eoid[report]'"
+                f"{what} needs {package}, which is not installed: pip install '.[report]'"
             ) from None
 
 
