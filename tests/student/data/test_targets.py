@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,174 +71,136 @@ def join(vocabulary, annotation, pairs, probabilities, split="full", config=None
     return made.map(torch.Tensor.numpy)
 
 
-@pytest.fixture(scope="module")
-def scenes():
-    return [draw_scene(5, "train", index)[1] for index in range(40)]
+def box_rows(humans, objects):
+    """(human and object) boxes of pairs as a set of rows."""
+    rows = np.concatenate([humans, objects], axis=1)
+    return {tuple(row) for row in rows.astype(np.float32).tolist()}
 
 
 @pytest.fixture(scope="module")
-def targets_of(make_teacher_outputs, vocabulary):
-    """Targets of an annotation under a split, with the outputs of the toy teacher."""
+def examples(make_teacher_outputs, vocabulary):
+    """`examples(split)`: of 40 scenes the annotation, the toy teacher's outputs, and the boxes of
+    pairs with a seen label, and with an unseen one."""
 
-    def make(annotation, split, config=None, outputs=None):
-        outputs = outputs or make_teacher_outputs(annotation)
-        return join(vocabulary, annotation, outputs.pairs, outputs.probabilities, split, config)
+    def make(split, **options):
+        for index in range(40):
+            annotation = draw_scene(5, "train", index)[1]
+            humans, things, verbs = annotation.hois.T
+            hois = vocabulary.interaction_ids[verbs, annotation.labels[things]]
+            unseen = np.isin(hois, load_split(vocabulary, split).unseen)
+            seen_pairs, unseen_pairs = (
+                box_rows(annotation.boxes[humans[rows]], annotation.boxes[things[rows]])
+                for rows in (~unseen, unseen)
+            )
+            outputs = make_teacher_outputs(annotation, **options)
+            yield annotation, outputs, seen_pairs, unseen_pairs
 
     return make
 
 
-def pair_boxes(annotation, rows):
-    return np.concatenate([annotation.boxes[rows[:, 0]], annotation.boxes[rows[:, 1]]], axis=1)
+@pytest.fixture(scope="module")
+def targets_of(vocabulary):
+    """Targets of an annotation under a split, with outputs of the toy teacher."""
+
+    def make(annotation, outputs, *arguments):
+        return join(vocabulary, annotation, outputs.pairs, outputs.probabilities, *arguments)
+
+    return make
 
 
-def interactions_of(annotation, vocabulary):
-    rows = annotation.hois
-    return vocabulary.interaction_ids[rows[:, 2], annotation.labels[rows[:, 1]]]
+def candidates(targets):
+    return box_rows(targets.human_boxes[~targets.seen], targets.object_boxes[~targets.seen])
 
 
-def table(values):
-    return {tuple(row) for row in np.asarray(values, dtype=np.float32).reshape(-1, 8).tolist()}
+def proposed(outputs):
+    rows = outputs.pairs.sources == 1
+    return outputs.pairs.human_boxes[rows], outputs.pairs.object_boxes[rows]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_boxes_are_those_of_seen_pairs_or_of_the_detector(
-    scenes, targets_of, make_teacher_outputs, vocabulary, split
-):
-    unseen = load_split(vocabulary, split).unseen
+def test_boxes_are_those_of_seen_pairs_or_of_the_detector(examples, targets_of, split):
     left_out = 0
-    for annotation in scenes:
-        outputs = make_teacher_outputs(annotation)
-        targets = targets_of(annotation, split, outputs=outputs)
-        rows = annotation.hois
-        unseen_labels = np.isin(interactions_of(annotation, vocabulary), unseen)
-        known = table(pair_boxes(annotation, rows[~unseen_labels]))
-        found = outputs.pairs.sources == 1
-        proposals = table(
-            np.concatenate(
-                [outputs.pairs.human_boxes[found], outputs.pairs.object_boxes[found]], axis=1
-            )
-        )
-        boxes = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)
-        assert table(boxes[targets.seen]) == known
-        assert table(boxes[~targets.seen]) <= proposals
-        detected = np.concatenate([outputs.pairs.human_boxes[found],
-                                   outputs.pairs.object_boxes[found]])  # fmt: skip
-        assert {tuple(box) for box in targets.detected_boxes.tolist()} == {
-            tuple(box) for box in detected.tolist()
-        }
-        left_out += len(table(pair_boxes(annotation, rows[unseen_labels])) - known)
+    for annotation, outputs, seen_pairs, unseen_pairs in examples(split):
+        targets = targets_of(annotation, outputs, split)
+        seen = targets.seen
+        assert box_rows(targets.human_boxes[seen], targets.object_boxes[seen]) == seen_pairs
+        assert candidates(targets) <= box_rows(*proposed(outputs))
+        detected = np.unique(np.concatenate(proposed(outputs)), axis=0)
+        np.testing.assert_array_equal(np.unique(targets.detected_boxes, axis=0), detected)
+        left_out += len(unseen_pairs - seen_pairs)
     assert (left_out > 0) == (split != "full")
 
 
 @pytest.mark.parametrize("split", SPLITS[:3])
-def test_unseen_pairs_have_no_effect_on_targets(
-    scenes, targets_of, make_teacher_outputs, vocabulary, split
-):
+def test_unseen_pairs_have_no_effect_on_targets(examples, targets_of, split):
     """Annotations and cache with other boxes and outputs for unseen pairs give the same targets."""
     random = np.random.default_rng(0)
     changed = 0
-    for annotation in scenes:
-        outputs = make_teacher_outputs(annotation)
-        before = targets_of(annotation, split, outputs=outputs)
-        rows = annotation.hois
-        unseen_labels = np.isin(
-            interactions_of(annotation, vocabulary), load_split(vocabulary, split).unseen
-        )
-        alone = np.setdiff1d(rows[unseen_labels][:, :2], rows[~unseen_labels][:, :2])
+    for annotation, outputs, seen_pairs, _ in examples(split):
+        before = targets_of(annotation, outputs, split)
         boxes = annotation.boxes.copy()
-        boxes[alone] = random.uniform(0, 128, (len(alone), 4))
-        known = table(pair_boxes(annotation, rows[~unseen_labels]))
+        in_seen_pairs = {box for row in seen_pairs for box in (row[:4], row[4:])}
+        alone = np.array([tuple(box) not in in_seen_pairs for box in boxes.tolist()], dtype=bool)
+        boxes[alone] = random.uniform(0, 128, (alone.sum(), 4))
         pairs = outputs.pairs
-        cached = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)
-        unseen_rows = np.array([tuple(row) not in known for row in cached.tolist()], dtype=bool)
-        unseen_rows &= pairs.sources == 0
+        rows = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1).tolist()
+        unseen = np.array([tuple(row) not in seen_pairs for row in rows], dtype=bool)
+        unseen &= pairs.sources == 0
         humans, objects, probabilities = (
             values.copy()
             for values in (pairs.human_boxes, pairs.object_boxes, outputs.probabilities)
         )
         for values in (humans, objects, probabilities):
-            values[unseen_rows] = random.uniform(0, 1, values[unseen_rows].shape)
-        other = replace(
-            outputs,
-            pairs=replace(pairs, human_boxes=humans, object_boxes=objects),
-            probabilities=probabilities,
-        )
-        after = targets_of(replace(annotation, boxes=boxes), split, outputs=other)
-        for field in fields(before):
-            np.testing.assert_array_equal(getattr(before, field.name), getattr(after, field.name))
-        changed += len(alone) + unseen_rows.sum()
-    assert changed > 20
+            values[unseen] = random.uniform(0, 1, values[unseen].shape)
+        pairs = replace(pairs, human_boxes=humans, object_boxes=objects)
+        other = replace(outputs, pairs=pairs, probabilities=probabilities)
+        after = targets_of(replace(annotation, boxes=boxes), other, split)
+        for name, value in vars(before).items():
+            np.testing.assert_array_equal(value, getattr(after, name))
+        changed += unseen.sum()
+    assert changed > 10
 
 
-def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(scenes, targets_of, vocabulary):
-    split = load_split(vocabulary, "ua")
+def test_the_annotated_protocol_takes_unseen_pairs_as_candidates(examples, targets_of):
     taken = 0
-    for annotation in scenes:
-        targets = targets_of(annotation, "ua", ANNOTATED)
-        rows = annotation.hois
-        unseen_labels = np.isin(interactions_of(annotation, vocabulary), split.unseen)
-        only_unseen = table(pair_boxes(annotation, rows[unseen_labels])) - table(
-            pair_boxes(annotation, rows[~unseen_labels])
-        )
-        boxes = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)
-        assert table(boxes[~targets.seen]) <= only_unseen
-        taken += (~targets.seen).sum()
+    for annotation, outputs, seen_pairs, unseen_pairs in examples("ua"):
+        found = candidates(targets_of(annotation, outputs, "ua", ANNOTATED))
+        assert found <= unseen_pairs - seen_pairs
+        taken += len(found)
     assert taken > 5
 
 
-def test_candidates_from_a_cache_of_annotated_boxes(scenes, make_teacher_outputs, vocabulary):
+def test_candidates_from_a_cache_of_annotated_boxes(examples, targets_of):
     """All pairs of annotated boxes but seen pairs are candidates, unseen or unlabelled."""
-    split = load_split(vocabulary, "ua")
     unlabelled = unseen = 0
-    for annotation in scenes:
-        outputs = make_teacher_outputs(annotation, spread=0)
-        pairs = outputs.pairs
-        probabilities = outputs.probabilities
-        targets = join(vocabulary, annotation, pairs, probabilities, "ua", ANNOTATED, "annotated")
-        rows = annotation.hois
-        shown = ~np.isin(interactions_of(annotation, vocabulary), split.unseen)
-        named = table(pair_boxes(annotation, rows[shown]))
-        proposed = pairs.sources == 1
-        every = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)[proposed]
-        found = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)[~targets.seen]
-        assert table(found) <= table(every) - named
-        unlabelled += len(table(found) - table(pair_boxes(annotation, rows)))
-        unseen += len(table(found) & table(pair_boxes(annotation, rows[~shown])))
+    for annotation, outputs, seen_pairs, unseen_pairs in examples("ua", spread=0):
+        found = candidates(targets_of(annotation, outputs, "ua", ANNOTATED, "annotated"))
+        assert found <= box_rows(*proposed(outputs)) - seen_pairs
+        unlabelled += len(found - seen_pairs - unseen_pairs)
+        unseen += len(found & unseen_pairs)
     assert unlabelled > 5 and unseen > 5
 
 
 @pytest.mark.parametrize("config", [TargetConfig(), ANNOTATED])
 @pytest.mark.parametrize("split", SPLITS)
 def test_teacher_probs_are_those_of_distilled_verbs(
-    scenes, targets_of, make_teacher_outputs, vocabulary, split, config
+    examples, targets_of, vocabulary, split, config
 ):
-    distilled = load_split(vocabulary, split).distilled_verbs
-    for annotation in scenes:
-        outputs = make_teacher_outputs(annotation)
-        targets = targets_of(annotation, split, config, outputs)
-        assert not targets.teacher_probs[targets.verb_labels].any()
-        assert not targets.teacher_probs[:, ~distilled].any()
-        places = np.concatenate([outputs.pairs.human_boxes, outputs.pairs.object_boxes], axis=1)
-        for row in range(len(targets.seen)):
-            box = np.concatenate([targets.human_boxes[row], targets.object_boxes[row]])
-            same = np.flatnonzero((places == box).all(1))
-            free = distilled & ~targets.verb_labels[row]
-            np.testing.assert_array_equal(
-                targets.teacher_probs[row][free], outputs.probabilities[same[0]][free]
-            )
-
-
-def test_without_distillation_only_teacher_probs_differ(scenes, targets_of):
-    changed = 0
-    for annotation in scenes:
-        on = targets_of(annotation, "ua")
-        off = targets_of(annotation, "ua", TargetConfig(distillation=False))
-        for field in fields(on):
-            if field.name != "teacher_probs":
-                np.testing.assert_array_equal(getattr(on, field.name), getattr(off, field.name))
-        assert off.teacher_probs.shape == on.teacher_probs.shape and not off.teacher_probs.any()
-        changed += on.teacher_probs.any()
-    assert changed > 10
+    distilled, taught = load_split(vocabulary, split).distilled_verbs, 0
+    for annotation, outputs, _, _ in examples(split):
+        targets, pairs = targets_of(annotation, outputs, split, config), outputs.pairs
+        places = np.concatenate([pairs.human_boxes, pairs.object_boxes], axis=1)
+        boxes = np.concatenate([targets.human_boxes, targets.object_boxes], axis=1)
+        cached = (boxes[:, None] == places).all(-1).argmax(1)
+        expected = outputs.probabilities[cached] * (distilled & ~targets.verb_labels)
+        np.testing.assert_array_equal(targets.teacher_probs, expected)
+        off = targets_of(annotation, outputs, split, replace(config, distillation=False))
+        for name, value in vars(off).items():
+            if name != "teacher_probs":
+                np.testing.assert_array_equal(value, getattr(targets, name))
+        assert not off.teacher_probs.any()
+        taught += targets.teacher_probs.any()
+    assert taught > 10 or split == "full"
 
 
 def person_and(vocabulary, *objects, hois):
