@@ -261,17 +261,33 @@ def text_run(tmp_path_factory, vocabulary, tiny_recipe, text_cache):
     options = {"verb_head": "text"}
     options |= text_head_options(options, open_cache(text_cache), vocabulary)
     recipe = tiny_recipe.override(**options)
+    model = build_distinct(recipe.model)
+    init_text_head(model.verb_head, open_cache(text_cache), vocabulary)
+    return save_student(tmp_path_factory.mktemp("run"), model, recipe, vocabulary)
+
+
+def build_distinct(config, seed=0):
+    """An untrained detector with distinct scores, so that no order depends on rounding."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = HOIDetector(recipe.model)
-        init_text_head(model.verb_head, open_cache(text_cache), vocabulary)
-        dense = model.query_source.head
-        for head in (model.object_head, dense.person_logit, dense.object_logits):
+        torch.manual_seed(seed)
+        model = HOIDetector(config)
+        heads = [model.object_head]
+        if config.verb_head == "linear":
+            heads.append(model.verb_head)
+        if config.queries == "proposals":
+            proposal_head = model.query_source.head
+            heads += [proposal_head.person_logit, proposal_head.object_logits]
+        for head in heads:
             torch.nn.init.normal_(head.weight, std=1.0)
-    run = tmp_path_factory.mktemp("reading") / "run"
-    run.mkdir()
-    split = load_split(vocabulary, "ua")
-    save_checkpoint(run / CHECKPOINT, Checkpoint(recipe, vocabulary, split, model.state_dict(), {}))
+    return model
+
+
+def save_student(run, model, recipe, vocabulary):
+    """Writes a run folder of a student that was trained with split ua, and returns it."""
+    checkpoint = Checkpoint(
+        recipe, vocabulary, load_split(vocabulary, "ua"), model.state_dict(), {}
+    )
+    save_checkpoint(run / CHECKPOINT, checkpoint)
     return run
 
 
@@ -473,40 +489,16 @@ def own_generator():
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory, vocabulary, tiny_recipe):
     """A run folder of an untrained student with queries from proposals; split ua."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = HOIDetector(tiny_recipe.model)
-        # Distinct scores, so that no order depends on rounding.
-        dense = model.query_source.head
-        for head in (model.object_head, model.verb_head, dense.person_logit, dense.object_logits):
-            torch.nn.init.normal_(head.weight, std=1.0)
-    run = tmp_path_factory.mktemp("run")
-    split = load_split(vocabulary, "ua")
-    save_checkpoint(
-        run / CHECKPOINT, Checkpoint(tiny_recipe, vocabulary, split, model.state_dict(), {})
-    )
-    return run
+    model = build_distinct(tiny_recipe.model)
+    return save_student(tmp_path_factory.mktemp("run"), model, tiny_recipe, vocabulary)
 
 
 @pytest.fixture(scope="session")
-def published_checkpoint(tmp_path_factory, vocabulary):
+def published_checkpoint(tmp_path_factory, vocabulary, small_config):
     """A small file in the published form, with as many verbs and objects as the toy dataset."""
-    config = ModelConfig(
-        num_objects=vocabulary.num_objects,
-        num_verbs=vocabulary.num_verbs,
-        num_queries=7,
-        backbone="resnet18",
-        hidden_dim=32,
-        feedforward_dim=48,
-        num_encoder_layers=1,
-        num_human_object_layers=2,
-        num_interaction_layers=1,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = HOIDetector(config)
-        for head in (model.object_head, model.verb_head):
-            torch.nn.init.normal_(head.weight, std=1.0)
+    sizes = {"num_objects": vocabulary.num_objects, "num_verbs": vocabulary.num_verbs}
+    config = replace(small_config, **sizes, num_queries=7, num_interaction_layers=1)
+    model = build_distinct(config, seed=1)
     path = tmp_path_factory.mktemp("published") / "small.pth"
     torch.save({"model": to_published(model.state_dict())}, path)
     return path

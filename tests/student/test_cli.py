@@ -1,10 +1,10 @@
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from pipeline.splits import DISTILL_CHOICES
@@ -16,7 +16,6 @@ from student.engine.run_inputs import build_inputs
 from student.models.backbone import RESNETS
 from student.utils.distributed import SINGLE_PROCESS
 from student.utils.preemption import EXIT_REQUEUE
-from student.weights.published import to_published
 
 # Phase two has to work where neither CLIP nor the cache builder's Dask can be imported;
 # the report's package may be missing too.
@@ -62,17 +61,9 @@ def without(words, option):
     return words[:place] + words[place + 2 :]
 
 
-@pytest.fixture
-def published(build, small_config, vocabulary, tmp_path):
-    """A checkpoint in the published form for the toy dataset's classes."""
-    classes = {"num_objects": vocabulary.num_objects, "num_verbs": vocabulary.num_verbs}
-    model = build(replace(small_config, **classes))
-    torch.save({"model": to_published(model.state_dict())}, tmp_path / "published.pth")
-    return tmp_path / "published.pth"
-
-
 @pytest.mark.slow
-def test_both_commands_work_without_clip(student, published, dataset_root, tmp_path):
+def test_both_commands_work_without_clip(student, published_checkpoint, dataset_root, tmp_path):
+    published = Path(shutil.copy(published_checkpoint, tmp_path / "published.pth"))
     body = SingleFeatureMap(ToyBackbone()).state_dict()
     save_file({f"backbone.{name}": x for name, x in body.items()}, tmp_path / "body.safetensors")
     data = ["--data", dataset_root, "--split", "ua"]
