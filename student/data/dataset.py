@@ -110,11 +110,9 @@ class TrainingDataset(Dataset[Sample]):
         records: the images.
         annotations: their annotations in the same order, with the labels of unseen interactions.
         cache: the teacher cache of these images.
-        split: the zero-shot split.
-        vocabulary: of annotations, cache and split.
+        split, vocabulary: of annotations and cache.
         config: which pairs are targets.
-        augmentation: transforms an image together with its boxes.
-        seed: seed of the augmentation.
+        augmentation, seed: transforms an image together with its boxes.
         embedding_dim: D, the size of the teacher's region embeddings; 0 for targets without them.
         few_shot_rows: rows of unseen labels, by image, that are kept as targets.
         dataset_index: 0 for the main dataset, whose images are all exhaustively annotated; images

@@ -154,10 +154,8 @@ def build_targets(
 
     Args:
         annotation: of the image; the labels of unseen interactions are removed here.
-        pairs: the P pairs of the cache.
-        probabilities: (P, V) the teacher's verb probabilities of `pairs`.
-        split: the unseen interactions and the distilled verbs.
-        vocabulary: of annotation and cache.
+        pairs, probabilities: the P pairs of the cache and their (P, V) verb probabilities.
+        split, vocabulary: of annotation and cache.
         config: which pairs are candidates, and whether there is distillation.
         protocol: the cache's protocol: whether its unannotated pairs consist of boxes of a
             "detector" or of "annotated" boxes.

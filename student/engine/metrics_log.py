@@ -30,11 +30,7 @@ TENSORBOARD = "tensorboard"
 
 
 class Throughput:
-    """Throughput and data waiting time of a process since the last record.
-
-    Args:
-        device: device of the process, whose peak memory is reported.
-    """
+    """Throughput, data waiting time and peak memory of a process since the last record."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -74,8 +70,7 @@ class MetricsLogger:
 
     Args:
         run_dir: run folder.
-        step: number of steps done.
-        total: number of steps of the whole run.
+        step, total: numbers of steps done, and of the whole run.
         context: processes of the run, each with a log of its own where there are several.
         tensorboard: also write event files to `RUN/tensorboard`.
 
@@ -224,9 +219,6 @@ class PendingMetrics:
 
     On a GPU the copy is asynchronous and read one step later, after the next step's matching has
     waited for the device. On a CPU metrics are available immediately.
-
-    Args:
-        device: device of the training.
     """
 
     def __init__(self, device: torch.device) -> None:

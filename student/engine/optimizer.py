@@ -66,12 +66,9 @@ class ModelEMA:
     `torch.optim.swa_utils.AveragedModel` also copies every buffer, of which the detector has
     several hundred constant ones, and a counter, for which the host would wait for a GPU.
 
-    Args:
-        model: the model to average; its buffers are copied once.
-        decay: weight of the old average in every update.
-
     Attributes:
         module: copy of the model with the averaged parameters.
+        decay: weight of the old average in every update.
         updates: number of updates.
     """
 

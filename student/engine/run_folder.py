@@ -123,10 +123,7 @@ def claim_run_folder(
 ) -> Iterator[Path | None]:
     """Locks a run folder while the body runs, and prepares it for this run.
 
-    Args:
-        run_dir: the folder; created if necessary.
-        plan, overwrite, resume: see `find_resume_point`.
-        execution: settings that do not change the result, recorded in `config.json`.
+    `config.json` gets the plan and the `execution` settings, which do not change the result.
 
     Yields:
         The result of `find_resume_point`.

@@ -32,25 +32,13 @@ PLANNED_FIELDS = {"split", "options", "distill_verbs", "out"}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of a training run, most of them options of `eoid-train student`.
+    """Settings of a training run: the options of `eoid-train student`, which explains them.
 
     Attributes:
-        data, cache: dataset folder and cache folder.
-        split: name or TOML file of the split.
-        out: run folder.
-        preset: name of the recipe that `options` modify.
         options: fields of the recipe's parts, None for the preset's value; also
             `backbone_learning_rate`.
-        distill_verbs: the distilled verbs, one of `pipeline.splits.DISTILL_CHOICES`.
-        extra_data: "DATASET:CACHE" of each extra dataset.
-        pretrained: file of pretrained weights; None initialises randomly.
-        device: device to train on.
-        workers: number of DataLoader workers per process; None takes the spare cores.
         accumulation, compiled: see `student.utils.distributed.Execution`.
         resume, overwrite: see `student.engine.run_folder.find_resume_point`.
-        checkpoint_minutes, log_every, tensorboard: see `student.engine.trainer.Trainer`.
-        skip_unreadable: treat unreadable test images as images without detections.
-        name: name of the run in reports; None takes the folder's name.
     """
 
     data: Path
@@ -109,12 +97,8 @@ class RunInputs:
         return tuple(map(describe_extra_dataset, self.extra))
 
     def plan(self, pretrained: str | None, resume: str | None) -> dict[str, Any]:
-        """Everything that determines the run's result, as JSON for `config.json` and checkpoints.
-
-        Args:
-            pretrained: SHA-256 of the pretrained weights.
-            resume: another run's checkpoint to continue.
-        """
+        """Everything that determines the run's result, as JSON for `config.json` and checkpoints;
+        `pretrained` is the SHA-256 of the pretrained weights."""
         return {
             "format": RUN_FORMAT,
             "dataset": self.dataset.name,

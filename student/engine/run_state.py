@@ -27,9 +27,8 @@ class RunState:
 
     Args:
         train_step: model, optimizer, schedule and EMA.
-        vocabulary, split: stored in the checkpoints.
+        vocabulary, split, plan: stored in the checkpoints.
         run_dir: folder of the checkpoints.
-        plan: everything that determines the run's result, stored in the checkpoints.
 
     Attributes:
         step: number of steps done.

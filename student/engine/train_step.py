@@ -37,10 +37,8 @@ class TrainStep:
 
     Args:
         recipe: all settings.
-        model: the detector to train, on its device.
-        criterion: losses of the model's outputs; its tensors are on the same device.
-        optimizer: over the model's parameters.
-        scheduler: the optimizer's learning rate, advanced by every step.
+        model, criterion: the detector to train and its losses, on its device.
+        optimizer, scheduler: of the model's parameters, advanced by every step.
         execution: device, processes, accumulation and compilation.
         ema: averaged copy of the model, updated by every step; None without averaging.
         dataset_names: names of the datasets that samples come from, in the order of their indices;

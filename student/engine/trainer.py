@@ -51,7 +51,7 @@ class Trainer:
     """Trains a detector; builds matcher, criterion, optimizer, schedule and EMA from a recipe.
 
     Args:
-        inputs: recipe, training images, validation images, vocabulary and split.
+        inputs: recipe, split and images.
         model: the detector to train.
         run_dir: folder for checkpoints and logs.
         execution: device, processes, workers and accumulation.
@@ -59,7 +59,7 @@ class Trainer:
             epoch.
         log_every: number of steps between two records of the metrics log.
         tensorboard: also write TensorBoard event files.
-        plan: everything that determines the run's result, stored in its checkpoints.
+        plan: see `RunInputs.plan`; stored in the checkpoints.
 
     Raises:
         InputError: a step has fewer images than there are processes, or none of a dataset.

@@ -342,10 +342,10 @@ def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -
 def sum_by_dataset(
     values: dict[str, Tensor], indices: Tensor, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Sums values of images over each dataset.
+    """Sums (B,) values of images, by name, over each dataset.
 
     Args:
-        values: (B,) one value of every image, by name.
+        values: values of every image.
         indices: (B,) int64, the images' datasets.
         names: names of all datasets.
 
