@@ -13,13 +13,15 @@ import torch
 from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.utils.devices import configure_device, resolve_device
+from pipeline.utils.files import sha256_of_json
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes, annotated_boxes, annotated_pairs
 from teacher_cache.detectors.proposals import Proposals, load_proposals
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
 from teacher_cache.extraction.decoding import ImageTask
 from teacher_cache.extraction.extract import ExtractionConfig
-from teacher_cache.reader.fingerprint import compute_fingerprint, fingerprint_parts
+from teacher_cache.reader.fingerprint import compute_fingerprint
+from teacher_cache.reader.format import FORMAT_VERSION
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import Prompts, interaction_prompts
 from teacher_cache.writer.settings import absolute_if_exists
@@ -160,31 +162,50 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
     clear_build_inputs()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    vocabulary, annotations, extraction = data.vocabulary, data.annotations, config.extraction
-    prompts = interaction_prompts(vocabulary, config.templates)
+    prompts = interaction_prompts(data.vocabulary, config.templates)
     # The text encoder runs in float32; TF32 would change its embeddings.
     device = configure_device(
         resolve_device(config.device), config.clip.precision, exact_matmul=True
     )
     detector = None
     if config.detector is not None:
-        detector = Detector(config.detector, vocabulary, device)
+        detector = Detector(config.detector, data.vocabulary, device)
     clip = ClipTeacher(config.clip, device)
-    parts = fingerprint_parts(
-        vocabulary=vocabulary.digest(),
-        annotations=annotations.digest,
-        part=annotations.part,
-        detector=None if detector is None else detector.fingerprint_parts(),
-        proposals=None if data.proposals is None else data.proposals.digest,
-        pairing=asdict(extraction.pairing),
-        prompts=prompts,
-        clip=clip.fingerprint_parts(),
-        level=extraction.level,
-        region=extraction.region.name,
-    )
+    parts = fingerprint_parts(data, detector, clip, prompts, config.extraction)
     inputs = BuildInputs(data, prompts, detector, clip, parts)
     _loaded_inputs[config] = inputs
     return inputs
+
+
+def fingerprint_parts(
+    data: BuildData,
+    detector: Detector | None,
+    clip: ClipTeacher,
+    prompts: Prompts,
+    extraction: ExtractionConfig,
+) -> dict[str, Any]:
+    """The parts of the fingerprint by name. Batch sizes are left out: they change no output."""
+    boxes: dict[str, Any] = {"candidates": "annotated"}
+    if detector is not None:
+        boxes = {"candidates": "detector", **detector.fingerprint_parts()}
+    elif data.proposals is not None:
+        boxes = {"candidates": "proposals", "proposals": data.proposals.digest}
+    if boxes["candidates"] != "annotated":
+        boxes |= asdict(extraction.pairing)
+    # The last one in existing caches, whose `build.json` has to keep its bytes.
+    if "detector.classes" in boxes:
+        boxes["detector.classes"] = boxes.pop("detector.classes")
+    return {
+        "format_version": FORMAT_VERSION,
+        "vocabulary": data.vocabulary.digest(),
+        "annotations": data.annotations.digest,
+        "part": data.annotations.part,
+        **boxes,
+        "prompts": sha256_of_json(prompts),
+        **clip.fingerprint_parts(),
+        "level": extraction.level,
+        "region": extraction.region.name,
+    }
 
 
 def get_build_inputs(config: InputsConfig) -> BuildInputs:

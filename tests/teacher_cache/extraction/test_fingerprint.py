@@ -1,0 +1,107 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+from teacher_cache.detectors.pairing import PairingConfig
+from teacher_cache.detectors.torchvision import Detector
+from teacher_cache.extraction.extract import ExtractionConfig
+from teacher_cache.extraction.inputs import fingerprint_parts
+from teacher_cache.reader.fingerprint import compute_fingerprint
+from teacher_cache.teachers.clip import ClipTeacher
+from teacher_cache.teachers.regions import RegionMode
+
+CLIP = {
+    "name": "ViT-B-32",
+    "weights_digest": "1",
+    "quick_gelu": False,
+    "image_size": 224,
+    "interpolation": "bicubic",
+    "precision": "float32",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}
+DETECTOR = {"name": "ssd300_vgg16", "weights_digest": "2", "classes": None}
+PAIRING = PairingConfig(0.2, 0.2, 15, 15)
+EXTRACTION = ExtractionConfig(pairing=PAIRING)
+DATA = {"vocabulary": "3", "annotations": "4", "part": "train", "proposals": None}
+
+
+class Digest(SimpleNamespace):
+    """Something with a digest; its method can be called, as that of a vocabulary."""
+
+    def digest(self):
+        return self.value
+
+
+def make_parts(clip=(), detector=(), data=(), prompts=(("a", "b"),), **extraction):
+    """Parts of the default settings with changes; without a detector if it is None."""
+    values = {**DATA, **dict(data)}
+    annotations = SimpleNamespace(digest=values["annotations"], part=values["part"])
+    proposals = values["proposals"] and SimpleNamespace(digest=values["proposals"])
+    vocabulary = Digest(value=values["vocabulary"])
+
+    def model(kind, defaults, changes):
+        fake = SimpleNamespace(**{**defaults, **dict(changes)})
+        fake.fingerprint_parts = lambda: kind.fingerprint_parts(fake)
+        return fake
+
+    return fingerprint_parts(
+        SimpleNamespace(vocabulary=vocabulary, annotations=annotations, proposals=proposals),
+        None if detector is None else model(Detector, DETECTOR, detector),
+        model(ClipTeacher, CLIP, clip),
+        prompts,
+        replace(EXTRACTION, **extraction),
+    )
+
+
+CHANGES = {
+    "clip.model": {"clip": {"name": "other"}},
+    "clip.weights": {"clip": {"weights_digest": "other"}},
+    **{
+        f"clip.{name}": {"clip": {name: "other"}}
+        for name in ("quick_gelu", "image_size", "interpolation", "precision", "mean", "std")
+    },
+    "detector.model": {"detector": {"name": "other"}},
+    "detector.weights": {"detector": {"weights_digest": "other"}},
+    **{name: {"data": {name: "other"}} for name in ("vocabulary", "annotations", "part")},
+    **{name: {"pairing": replace(PAIRING, **{name: 1})} for name in vars(PAIRING)},
+    "level": {"level": "image"},
+    "region": {"region": RegionMode("context=1.5", 1.5)},
+    "prompts": {"prompts": (("a",),)},
+}
+
+
+def test_a_fingerprint_depends_on_content_not_order():
+    assert compute_fingerprint({"a": 1, "b": 2}) == compute_fingerprint({"b": 2, "a": 1})
+    assert compute_fingerprint({"a": 1}) != compute_fingerprint({"a": 2})
+
+
+def test_every_setting_that_changes_outputs_is_a_part():
+    parts = make_parts()
+    assert parts.keys() == {"format_version", "candidates", *CHANGES}
+    for name, change in CHANGES.items():
+        changed = make_parts(**change)
+        assert {name for name in parts if parts[name] != changed[name]} == {name}
+        assert changed.keys() == parts.keys()
+    assert make_parts(images_per_batch=1, regions_per_batch=1, strict=True) == parts
+
+
+def test_class_names_of_a_detector_are_a_part_if_given():
+    first, second, none = (
+        make_parts(detector={"classes": names}) for names in (("dog", "person"), ("cat",), None)
+    )
+    assert first.keys() - none.keys() == {"detector.classes"}
+    assert list(first)[list(first).index("prompts") - 1] == "detector.classes"
+    assert first.pop("detector.classes") != second.pop("detector.classes")
+    assert first == second == none
+
+
+def test_the_source_of_boxes_is_a_part():
+    detector, annotated = make_parts(), make_parts(detector=None)
+    proposals, others = (
+        make_parts(detector=None, data={"proposals": digest}) for digest in ("5" * 64, "6" * 64)
+    )
+    sources = [parts["candidates"] for parts in (detector, proposals, annotated)]
+    assert sources == ["detector", "proposals", "annotated"]
+    assert detector.keys() - proposals.keys() == {"detector.model", "detector.weights"}
+    assert proposals.keys() - annotated.keys() == {"proposals", *vars(PAIRING)}
+    assert others["proposals"] != proposals["proposals"]
