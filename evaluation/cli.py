@@ -10,7 +10,7 @@ import cloup
 
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
 from pipeline.utils.cli import HELP_SETTINGS, run_command
-from pipeline.utils.cli_settings import config_option, option
+from pipeline.utils.cli_options import config_option, option
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)

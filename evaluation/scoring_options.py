@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.utils.cli_settings import option
+from pipeline.utils.cli_options import option
 
 if TYPE_CHECKING:
     from evaluation.hico.nms import NmsConfig

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import HELP_SETTINGS, run_command
-from pipeline.utils.cli_settings import config_option, option
+from pipeline.utils.cli_options import config_option, option
 from pipeline.utils.errors import InputError
 
 

@@ -12,7 +12,7 @@ import cloup
 
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
 from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
-from pipeline.utils.cli_settings import (
+from pipeline.utils.cli_options import (
     config_option,
     describe_hidden_settings,
     format_config,
@@ -22,8 +22,8 @@ from pipeline.utils.cli_settings import (
     setting_rank,
     settings_of_file,
 )
+from pipeline.utils.config_fields import list_settings
 from pipeline.utils.logging import get_logger
-from pipeline.utils.settings import list_settings
 from student.config import DISTILLATION, PRESETS, RECIPE_PARTS, get_preset
 
 if TYPE_CHECKING:

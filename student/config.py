@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
+from pipeline.utils.config_fields import check_settings, setting
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.settings import check_settings, setting
 
 PRESETS = ("published", "toy")
 # A copy of the names in `student.models.backbone`, which imports torch, so that `--help` need not.

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
-from pipeline.utils.cli_settings import (
+from pipeline.utils.cli_options import (
     config_option,
     describe_hidden_settings,
     format_config,

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import device_option
-from pipeline.utils.cli_settings import config_option, option
+from pipeline.utils.cli_options import config_option, option
 
 FOLDER = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)

@@ -12,7 +12,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import device_option
-from pipeline.utils.cli_settings import describe_type, option, setting_rank
+from pipeline.utils.cli_options import describe_type, option, setting_rank
 from pipeline.utils.errors import InputError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 import cloup
 
-from pipeline.utils.cli_settings import option
+from pipeline.utils.cli_options import option
 from pipeline.utils.errors import InputError
 
 EXIT_BAD_INPUT = 2

@@ -10,7 +10,7 @@ import cloup
 
 from evaluation.scoring_options import build_nms_config, nms_options
 from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
-from pipeline.utils.cli_settings import config_option, option
+from pipeline.utils.cli_options import config_option, option
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)

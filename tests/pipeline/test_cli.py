@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.utils.cli import device_option, run_command
-from pipeline.utils.cli_settings import config_option, format_config
+from pipeline.utils.cli_options import config_option, format_config
 from pipeline.utils.errors import InputError
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from pipeline.splits import DISTILL_CHOICES
 from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
-from pipeline.utils.settings import list_settings
+from pipeline.utils.config_fields import list_settings
 from student.cli import main, train
 from student.config import BACKBONES, PRESETS, RECIPE_PARTS, get_preset
 from student.engine.run_inputs import build_inputs

@@ -8,7 +8,7 @@ import pytest
 from commands import run_command as run
 
 from pipeline.utils.cli import run_command
-from pipeline.utils.cli_settings import config_option
+from pipeline.utils.cli_options import config_option
 from pipeline.utils.logging import get_logger, log_to_stderr, only_errors, shows_progress
 from pipeline.utils.progress import Progress
 
@@ -58,7 +58,7 @@ def test_verbose_adds_debug_messages_and_logger_names():
     done = run(lambda: run_command(command), "eoid", "--verbose")
     assert (done.returncode, done.stdout) == (0, "result\n")
     version, *lines, progress = done.stderr.splitlines()
-    assert version.startswith("DEBUG eoid.pipeline.utils.cli_settings: eoid of eoid ")
+    assert version.startswith("DEBUG eoid.pipeline.utils.cli_options: eoid of eoid ")
     assert lines == [f"{level.upper()} eoid.package.module: a {level}" for level in LEVELS]
     assert progress.startswith("working: 100% 1/1 ")
 

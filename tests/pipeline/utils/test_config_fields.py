@@ -2,8 +2,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from pipeline.utils.config_fields import check_settings, list_settings, setting
 from pipeline.utils.errors import InputError
-from pipeline.utils.settings import check_settings, list_settings, setting
 
 NAN = float("nan")
 

@@ -20,14 +20,14 @@ import click
 import cloup
 from click.core import ParameterSource
 
+from pipeline.utils.config_fields import Setting
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.logging import get_logger, log_to_stderr
-from pipeline.utils.settings import Setting
 
 # Options that say where settings come from; they are no settings themselves.
 SOURCES = ("config", "set")
 # Where a context keeps the settings of each source until all are read.
-VALUES = "pipeline.utils.cli_settings"
+VALUES = "pipeline.utils.cli_options"
 TOML_WIDTH = 100
 # Largest number of settings that are all named in the error about an unknown one.
 MAX_NAMES = 20
