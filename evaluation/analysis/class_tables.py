@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,37 +11,22 @@ from evaluation.analysis.comparison import Comparison
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One interaction.
+    """An interaction, or an action: a verb over its objects.
 
     Attributes:
         name: such as "sit on chair".
-        index: HOI index, None for a name that is not in the vocabulary.
         unseen, rare: groups of the interaction.
+        values: AP of each entry, None without ground truth.
         num_training, num_test: labelled instances in the training and the test part, None unknown.
             Labels of unseen interactions are counted, although students are not trained with them.
-        values: AP of each entry, None without ground truth.
     """
 
     name: str
-    index: int | None
-    unseen: bool
-    rare: bool
-    num_training: int | None
-    num_test: int | None
-    values: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class ActionRow:
-    """A verb or an interaction of a bar chart, and its AP for each entry."""
-
-    name: str
     unseen: bool
     values: tuple[float | None, ...]
-
-    def select(self, *indices: int) -> ActionRow:
-        """The row with the values of the given entries only."""
-        return replace(self, values=tuple(self.values[index] for index in indices))
+    rare: bool = False
+    num_training: int | None = None
+    num_test: int | None = None
 
 
 def build_class_rows(
@@ -49,7 +34,7 @@ def build_class_rows(
     training_counts: np.ndarray | None = None,
     test_counts: np.ndarray | None = None,
 ) -> list[ClassRow]:
-    """A row for every interaction with ground truth.
+    """A row for every interaction with ground truth, also for names outside the vocabulary.
 
     Args:
         training_counts, test_counts: (H,) labelled instances, None unknown.
@@ -67,29 +52,25 @@ def build_class_rows(
         for result in entry.results
         for name in result.per_class
     }
-    unseen, rare = set(comparison.unseen), set(vocabulary.rare)
     rows = []
     for name in sorted(names, key=lambda name: (index_of.get(name, len(index_of)), name)):
         index = index_of.get(name)
-        rows.append(
-            ClassRow(
-                name,
-                index,
-                index in unseen,
-                index in rare,
-                _count_of(training_counts, index),
-                _count_of(test_counts, index),
-                tuple(entry.mean_ap([name]) for entry in comparison.entries),
-            )
+        num_training, num_test = (
+            None if counts is None or index is None else int(counts[index])
+            for counts in (training_counts, test_counts)
         )
+        values = tuple(entry.mean_ap([name]) for entry in comparison.entries)
+        unseen, rare = index in comparison.unseen, index in vocabulary.rare
+        rows.append(ClassRow(name, unseen, values, rare, num_training, num_test))
+    return sort_rows(rows)
+
+
+def sort_rows(rows: list[ClassRow]) -> list[ClassRow]:
+    """The rows, unseen ones first, each kind by falling AP of the first entry."""
     return sorted(rows, key=lambda row: (not row.unseen, -(row.values[0] or 0.0)))
 
 
-def _count_of(counts: np.ndarray | None, index: int | None) -> int | None:
-    return None if counts is None or index is None else int(counts[index])
-
-
-def build_action_rows(comparison: Comparison, limit: int) -> tuple[list[ActionRow], str]:
+def build_action_rows(comparison: Comparison, limit: int) -> tuple[list[ClassRow], str]:
     """Rows of the chart by action.
 
     There is a row for each verb, over its objects. If no verb is unseen as a whole, each unseen
@@ -102,28 +83,26 @@ def build_action_rows(comparison: Comparison, limit: int) -> tuple[list[ActionRo
         rows, unseen ones first, each kind by falling AP of the first entry; a sentence on rows
         that are left out, "" if there are none.
     """
-    vocabulary, unseen = comparison.vocabulary, set(comparison.unseen)
-    unseen_verbs = set(comparison.unseen_verbs)
-    groups: list[tuple[str, bool, list[int]]] = []
-    if not unseen_verbs:
-        groups += [(vocabulary.interaction_name(index), True, [index]) for index in sorted(unseen)]
+    vocabulary, unseen = comparison.vocabulary, comparison.unseen
+    names = [vocabulary.interaction_name(index) for index in range(vocabulary.num_interactions)]
+    groups: list[tuple[str, bool, list[str]]] = []
+    if not comparison.unseen_verbs:
+        groups += [(names[index], True, [names[index]]) for index in unseen]
     for verb, name in enumerate(vocabulary.verbs):
-        members = [index for index, pair in enumerate(vocabulary.interactions) if pair[0] == verb]
-        if verb not in unseen_verbs:
-            members = [index for index in members if index not in unseen]
-        groups.append((name.replace("_", " "), verb in unseen_verbs, members))
-    rows = []
-    for name, is_unseen, members in groups:
-        names = [vocabulary.interaction_name(index) for index in members]
-        values = tuple(entry.mean_ap(names) for entry in comparison.entries)
-        if any(value is not None for value in values):
-            rows.append((len(members), ActionRow(name, is_unseen, values)))
-    kept = sorted(rows, key=lambda row: (not row[1].unseen, -row[0]))[:limit]
-    left_out = (
-        f"The {len(rows) - len(kept)} actions with fewest objects are left out."
-        if len(rows) > len(kept)
-        else ""
-    )
-    actions = [action for _, action in kept]
-    actions.sort(key=lambda action: (not action.unseen, -(action.values[0] or 0.0)))
-    return actions, left_out
+        verb_unseen = verb in comparison.unseen_verbs
+        members = [
+            names[index]
+            for index, pair in enumerate(vocabulary.interactions)
+            if pair[0] == verb and (verb_unseen or index not in unseen)
+        ]
+        groups.append((name.replace("_", " "), verb_unseen, members))
+    # Unseen ones first, then those with most interactions.
+    groups.sort(key=lambda group: (not group[1], -len(group[2])))
+    rows = [
+        ClassRow(name, is_unseen, tuple(entry.mean_ap(members) for entry in comparison.entries))
+        for name, is_unseen, members in groups
+    ]
+    rows = [row for row in rows if any(value is not None for value in row.values)]
+    num_left_out = len(rows) - limit
+    note = f"The {num_left_out} actions with fewest objects are left out."
+    return sort_rows(rows[:limit]), note if num_left_out > 0 else ""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
 
 from evaluation.hico.average_precision import harmonic_mean
 from evaluation.results import Results
-from evaluation.vcoco.average_precision import ROLE_AP, ActionResults, VcocoResults
+from evaluation.vcoco.average_precision import (
+    AGENT_AP,
+    ROLE_AP,
+    ROLE_AP_WITHOUT_POINT,
+    SCENARIO_KEYS,
+)
 from pipeline.splits import FULL
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
@@ -26,6 +32,7 @@ ENTRY_ROLES: dict[EntryRole, tuple[str, str]] = {
 }
 # Without unseen interactions, training with all labels is no upper bound but the normal case.
 FULLY_SUPERVISED_TITLE = ("Student", "trained with all labels")
+VCOCO_METRICS = (AGENT_AP, *ROLE_AP, *ROLE_AP_WITHOUT_POINT)
 
 
 @dataclass(frozen=True)
@@ -36,70 +43,53 @@ class ComparisonEntry:
         role: role in the comparison.
         title, note: display name, and what distinguishes the entry from the others.
         results: one for each seed.
-        style: name of its colour, line style and marker; empty for that of the role.
+        style: name of its colour, line style and marker.
     """
 
     role: EntryRole
     title: str
     note: str
     results: tuple[Results, ...]
-    style: str = ""
+    style: str
 
-    def __post_init__(self) -> None:
-        if not self.style:
-            object.__setattr__(self, "style", self.role)
+    def mean(self, get_number: Callable[[Results], float | None]) -> float | None:
+        """Mean of a number over the results; None if one of them does not have it."""
+        values = [value for result in self.results if (value := get_number(result)) is not None]
+        return float(np.mean(values)) if len(values) == len(self.results) else None
 
     def metric(self, name: str, known_object: bool = False) -> float | None:
-        """Mean of a metric over the results; None if one of them does not have it.
-
-        Args:
-            known_object: use the second, known-object setting of the results.
-        """
-        tables = [result.known_object if known_object else result for result in self.results]
-        return _mean_or_none(
-            [None if table is None else table.metrics.get(name) for table in tables]
-        )
-
-    def vcoco_metric(self, name: str) -> float | None:
-        """Mean of one of V-COCO's averages over the results; None if one does not have it."""
-        tables = [result.vcoco for result in self.results]
-        return _mean_or_none(
-            [None if table is None else table.metrics.get(name) for table in tables]
-        )
+        """Mean of a metric over the results; see `result_metric`."""
+        return self.mean(lambda result: result_metric(result, name, known_object))
 
     def vcoco_ap(
-        self, action: str, get_ap: Callable[[ActionResults], float | None]
+        self, action: str, role: str = "", scenario: str = SCENARIO_KEYS[0]
     ) -> float | None:
-        """Mean of an AP of one of V-COCO's actions over the results; None if one has none."""
-        tables = [
-            result.vcoco.per_action.get(action) if result.vcoco else None for result in self.results
-        ]
-        return _mean_or_none([None if table is None else get_ap(table) for table in tables])
+        """Mean AP of one of V-COCO's actions over the results: of its agents, or of a role."""
 
-    def vcoco_actions(self) -> list[str]:
-        """V-COCO's actions in the order of the results; empty without V-COCO's scores."""
-        return list(dict.fromkeys(name for scores in self._vcoco() for name in scores.per_action))
+        def get_ap(result: Results) -> float | None:
+            scores = result.vcoco.per_action.get(action) if result.vcoco else None
+            if scores is None:
+                return None
+            return scores.roles.get(role, {}).get(scenario) if role else scores.agent_ap
 
-    def vcoco_roles(self, action: str) -> list[str]:
-        """The roles of one of V-COCO's actions."""
-        actions = [
-            scores.per_action[action] for scores in self._vcoco() if action in scores.per_action
-        ]
-        return list(dict.fromkeys(role for scores in actions for role in scores.roles))
+        return self.mean(get_ap)
 
-    def _vcoco(self) -> list[VcocoResults]:
-        return [result.vcoco for result in self.results if result.vcoco is not None]
+    def vcoco_roles(self) -> dict[str, list[str]]:
+        """Roles of V-COCO's actions in the order of the results; empty without V-COCO's scores."""
+        roles: dict[str, dict[str, None]] = {}
+        for result in self.results:
+            for action, scores in (result.vcoco.per_action if result.vcoco else {}).items():
+                roles.setdefault(action, {}).update(dict.fromkeys(scores.roles))
+        return {action: list(names) for action, names in roles.items()}
 
     def run_title(self, result: Results) -> str:
-        """Display name of one of the results: its seed if no other has the same."""
-        if result.seed is None:
-            same_name = [
-                other for other in self.results if (other.name, other.seed) == (result.name, None)
-            ]
-            index = next(index for index, other in enumerate(same_name) if other is result)
-            return result.name if len(same_name) == 1 else f"{result.name} {index + 1}"
-        unique = [other.seed for other in self.results].count(result.seed) == 1
-        return f"seed {result.seed}" if unique else f"{result.name}, seed {result.seed}"
+        """Display name of one of the results: seed or name, with a number if it is not unique."""
+        titles = [
+            other.name if other.seed is None else f"seed {other.seed}" for other in self.results
+        ]
+        place = next(place for place, other in enumerate(self.results) if other is result)
+        unique = titles.count(titles[place]) == 1
+        return titles[place] if unique else f"{titles[place]} ({place + 1})"
 
     def mean_ap(self, interactions: Sequence[str]) -> float | None:
         """mAP over interactions by name, mean over the results; None without ground truth."""
@@ -112,10 +102,16 @@ class ComparisonEntry:
         return float(np.mean(values)) if values else None
 
 
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Mean of the values; None if one of them is missing."""
-    present = [value for value in values if value is not None]
-    return float(np.mean(present)) if len(present) == len(values) else None
+def result_metric(result: Results, name: str, known_object: bool = False) -> float | None:
+    """A metric of HICO-DET's or, by its name, of V-COCO's evaluation; None without it.
+
+    Args:
+        known_object: use the second, known-object setting of the result.
+    """
+    if name in VCOCO_METRICS:
+        return result.vcoco.metrics.get(name) if result.vcoco else None
+    scores = result.known_object if known_object else result
+    return scores.metrics.get(name) if scores else None
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ class Comparison:
         seen = {
             verb
             for index, (verb, _) in enumerate(self.vocabulary.interactions)
-            if index not in set(self.unseen)
+            if index not in self.unseen
         }
         return tuple(verb for verb in range(self.vocabulary.num_verbs) if verb not in seen)
 
@@ -158,21 +154,24 @@ class Comparison:
         return replace(self, entries=tuple(entries))
 
     @property
-    def vcoco_leads(self) -> bool:
-        """Whether the headline is V-COCO's role AP: some result has it and nothing is unseen."""
-        return not self.unseen and any(
-            entry.vcoco_metric(ROLE_AP[0]) is not None for entry in self.entries
-        )
+    def headline_metric(self) -> str:
+        """Name of the metric that the page starts with: unseen mAP; where nothing is unseen,
+        V-COCO's role AP if some result has it, else full mAP."""
+        if self.unseen:
+            return "unseen"
+        has_vcoco = any(entry.metric(ROLE_AP[0]) is not None for entry in self.entries)
+        return ROLE_AP[0] if has_vcoco else "full"
 
     def gap_closed(self) -> float | None:
         """Share of the gap in unseen mAP between no distillation and all labels that distillation
         closes; None if one of the three is missing or there is no gap."""
-        entries = [self.find(role) for role in ("distilled", "control", "all_labels")]
-        values = [entry.metric("unseen") for entry in entries if entry is not None]
-        if len(values) < 3 or None in values:
+        distilled, control, upper_bound = (
+            None if (entry := self.find(role)) is None else entry.metric("unseen")
+            for role in ("distilled", "control", "all_labels")
+        )
+        if distilled is None or control is None or upper_bound is None or upper_bound <= control:
             return None
-        distilled, control, upper_bound = (value for value in values if value is not None)
-        return (distilled - control) / (upper_bound - control) if upper_bound > control else None
+        return (distilled - control) / (upper_bound - control)
 
 
 def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
@@ -189,50 +188,47 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
     lead = min(zero_shot or results, key=lambda result: not result.per_class)
     for result in results:
         for field in ("dataset", "vocabulary", "setting"):
-            if getattr(result, field) != getattr(lead, field):
-                raise _mismatch_error(field, lead, result)
+            _check_equal(field, field, lead, result)
     for result in zero_shot:
-        if (result.split, result.unseen) != (lead.split, lead.unseen):
-            raise _mismatch_error("split", lead, result)
-    members: dict[EntryRole, list[Results]] = {role: [] for role in ENTRY_ROLES}
-    others: list[ComparisonEntry] = []
-    for result in results:
-        grouped = _regroup_metrics(result, lead.unseen, vocabulary)
-        role = _role_of(result)
-        if role == "predictions":
-            others.append(
-                ComparisonEntry(role, result.name, _describe_training(result), (grouped,))
-            )
-        else:
-            members[role].append(grouped)
+        for field in ("split", "unseen"):
+            _check_equal("split", field, lead, result)
     titles = (
-        dict(ENTRY_ROLES) if lead.unseen else {**ENTRY_ROLES, "all_labels": FULLY_SUPERVISED_TITLE}
+        {**ENTRY_ROLES} if lead.unseen else {**ENTRY_ROLES, "all_labels": FULLY_SUPERVISED_TITLE}
     )
-    entries = [
-        ComparisonEntry(
-            role, *titles[role], tuple(sorted(group, key=lambda result: result.seed or 0))
-        )
-        for role, group in members.items()
-        if group
-    ]
-    # Results without a role take the styles of the unused roles, so that charts distinguish them.
-    used = {entry.role for entry in entries}
-    styles = ["predictions", *(role for role in ENTRY_ROLES if role not in {*used, "predictions"})]
-    others.sort(key=lambda entry: not entry.results[0].per_class)
-    others = [
-        replace(entry, style=styles[index % len(styles)]) for index, entry in enumerate(others)
-    ]
-    return Comparison(lead, lead.split, lead.unseen, vocabulary, (*entries, *others))
+    entries: list[ComparisonEntry] = []
+    for role, (title, note) in titles.items():
+        members = [
+            _regroup_metrics(result, lead.unseen, vocabulary)
+            for result in results
+            if _role_of(result) == role
+        ]
+        if role == "predictions":
+            # They take the styles of the unused roles, so that charts distinguish them.
+            used = {entry.role for entry in entries}
+            styles = cycle(
+                [
+                    "predictions",
+                    *(role for role in ENTRY_ROLES if role not in {*used, "predictions"}),
+                ]
+            )
+            members.sort(key=lambda result: not result.per_class)
+            entries += [
+                ComparisonEntry(role, result.name, _describe_training(result), (result,), style)
+                for result, style in zip(members, styles, strict=False)
+            ]
+        elif members:
+            members.sort(key=lambda result: result.seed or 0)
+            entries.append(ComparisonEntry(role, title, note, tuple(members), role))
+    return Comparison(lead, lead.split, lead.unseen, vocabulary, tuple(entries))
 
 
 def _role_of(result: Results) -> EntryRole:
     if result.kind == "teacher":
         return "teacher"
-    # The training data of a published checkpoint are unknown.
-    if result.kind == "predictions" or result.training_split is None:
-        return "predictions"
-    # A run with further training data is no other seed of a run without.
-    if result.shots or result.sources:
+    # The training data of a published checkpoint are unknown, and a run with further training data
+    # is no other seed of a run without.
+    unknown = result.kind == "predictions" or result.training_split is None
+    if unknown or result.shots or result.sources:
         return "predictions"
     if result.training_split == FULL:
         return "all_labels"
@@ -272,8 +268,9 @@ def _regroup_metrics(result: Results, unseen: tuple[int, ...], vocabulary: Vocab
     return replace(result, unseen=unseen, metrics=metrics, known_object=known_object)
 
 
-def _mismatch_error(field: str, first: Results, second: Results) -> InputError:
-    return InputError(
-        f"results to compare: expected one {field}, found {getattr(first, field)} ({first.name})"
-        f" and {getattr(second, field)} ({second.name})"
-    )
+def _check_equal(name: str, field: str, first: Results, second: Results) -> None:
+    if getattr(first, field) != getattr(second, field):
+        raise InputError(
+            f"results to compare: expected one {name}, found {getattr(first, name)} ({first.name})"
+            f" and {getattr(second, name)} ({second.name})"
+        )

@@ -24,12 +24,11 @@ class VerbConfusion:
         counts: (V, V) float64; rows are labelled, columns predicted verbs. A detected pair whose
             predicted verb is one of its labels counts 1 on the diagonal. Any other counts 1 in
             total, spread evenly over the rows of its labels.
-        num_found, num_pairs: number of annotated pairs that are detected, and of all.
+        num_found: number of annotated pairs that are detected.
     """
 
     counts: np.ndarray
     num_found: int
-    num_pairs: int
 
     @property
     def row_shares(self) -> np.ndarray:
@@ -42,11 +41,10 @@ class VerbConfusion:
         confusions = self.counts.copy()
         np.fill_diagonal(confusions, 0)
         order = np.argsort(-confusions, axis=None, kind="stable")[:number]
-        rows, columns = np.unravel_index(order, confusions.shape)
         return [
-            (int(row), int(column), float(confusions[row, column]))
-            for row, column in zip(rows, columns, strict=True)
-            if confusions[row, column] > 0
+            (*divmod(cell, len(confusions)), float(confusions.flat[cell]))
+            for cell in order.tolist()
+            if confusions.flat[cell] > 0
         ]
 
 
@@ -99,4 +97,4 @@ def compute_verb_confusion(matched: MatchedDetections, vocabulary: Vocabulary) -
     pair, verb = np.nonzero(labels[found[~correct]])
     share = 1 / labels[found[~correct]].sum(axis=1)
     np.add.at(counts, (verb, predicted[~correct][pair]), share[pair])
-    return VerbConfusion(counts, len(found), len(pairs))
+    return VerbConfusion(counts, len(found))

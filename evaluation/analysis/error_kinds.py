@@ -1,16 +1,8 @@
-"""Kinds of false positives of human-object pairs.
+"""Kinds of false positives of human-object pairs, as in `ERROR_DEFINITIONS`.
 
 TIDE (Bolya et al. 2020) classifies the errors of object detectors by the fix that would make them
 correct; this is the same for triplets. IoU is min(human IoU, object IoU) with an annotated triplet
-of the image, computed as in the benchmark. An error is of the first kind that applies:
-
-* duplicate: the triplet is annotated with IoU >= 0.5, but a better-scoring detection matches it;
-* wrong verb: an annotated pair of this object class with IoU >= 0.5 does not have this verb;
-* wrong object: an annotated pair with IoU >= 0.5 has another object class;
-* localisation: the triplet is annotated with an IoU of at least 0.1 and less than 0.5;
-* wrong pair: a person and an object of this class are annotated with IoU >= 0.5 each, but not as a
-  pair;
-* background: everything else.
+of the image, computed as in the benchmark.
 
 A model has many detections with scores near zero, which hardly change its average precision. As in
 Hoiem et al. 2012, errors are counted among the N best-scoring detections of each interaction, where
@@ -42,11 +34,10 @@ ERROR_KINDS = (
     "background",
 )
 CORRECT = -1
-WRONG_VERB, WRONG_OBJECT, LOCALISATION, DUPLICATE, WRONG_PAIR, BACKGROUND = range(len(ERROR_KINDS))
 # Minimum IoU of a localisation error, as in TIDE.
 MIN_IOU = 0.1
 ERROR_TITLES = {name: name.replace("_", " ") for name in ERROR_KINDS}
-# In the order in which the kinds are tried.
+# In the order in which the kinds are tried: an error is of the first kind that applies.
 ERROR_DEFINITIONS = {
     "duplicate": "the interaction is labelled and both boxes have IoU ≥ 0.5, but a better-scoring"
     " detection matches the same label",
@@ -91,7 +82,7 @@ def classify_errors(matched: MatchedDetections, vocabulary: Vocabulary) -> np.nd
     wrong = np.flatnonzero(~matched.tp_mask)
     detections, ground_truth = matched.detections.keep(wrong), matched.ground_truth
     _, object_of = interaction_verbs_and_objects(vocabulary)
-    is_kind = np.zeros((len(ERROR_KINDS), len(wrong)), dtype=bool)
+    applies = {name: np.zeros(len(wrong), dtype=bool) for name in ERROR_KINDS}
     human_found, object_found = np.zeros((2, len(wrong)), dtype=bool)
     for rows, targets in join(detections.images, ground_truth.images):
         human_iou = hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
@@ -100,18 +91,19 @@ def classify_errors(matched: MatchedDetections, vocabulary: Vocabulary) -> np.nd
         predicted, labelled = detections.interactions[rows], ground_truth.interactions[targets]
         same_object = object_of[predicted] == object_of[labelled]
         near = iou >= IOU_THRESHOLD
-        is_kind[DUPLICATE, rows[near & (predicted == labelled)]] = True
-        is_kind[WRONG_VERB, rows[near & same_object]] = True
-        is_kind[WRONG_OBJECT, rows[near]] = True
-        is_kind[LOCALISATION, rows[(iou >= MIN_IOU) & (predicted == labelled)]] = True
+        applies["duplicate"][rows[near & (predicted == labelled)]] = True
+        applies["wrong_verb"][rows[near & same_object]] = True
+        applies["wrong_object"][rows[near]] = True
+        applies["localisation"][rows[(iou >= MIN_IOU) & (predicted == labelled)]] = True
         human_found[rows[human_iou >= IOU_THRESHOLD]] = True
         object_found[rows[same_object & (object_iou >= IOU_THRESHOLD)]] = True
-    is_kind[WRONG_PAIR] = human_found & object_found
+    applies["wrong_pair"] = human_found & object_found
+    applies["background"][:] = True
     kinds = np.full(len(matched.tp_mask), CORRECT, dtype=np.int64)
-    kinds[wrong] = BACKGROUND
-    # Assigned in reverse order, so that the first kind that applies remains.
-    for kind in (WRONG_PAIR, LOCALISATION, WRONG_OBJECT, WRONG_VERB, DUPLICATE):
-        kinds[wrong[is_kind[kind]]] = kind
+    kinds[wrong] = np.select(
+        [applies[name] for name in ERROR_DEFINITIONS],
+        [ERROR_KINDS.index(name) for name in ERROR_DEFINITIONS],
+    )
     return kinds
 
 
@@ -137,9 +129,7 @@ def count_errors(
         counted: (len(matched.detections),) bool, detections to count.
         interactions: HOI indices to count.
     """
-    rows = counted & np.isin(
-        matched.detections.interactions, np.asarray(interactions, dtype=np.int64)
-    )
+    rows = counted & np.isin(matched.detections.interactions, list(interactions))
     # The first bin counts `CORRECT`, which is -1.
     numbers = np.bincount(kinds[rows] + 1, minlength=len(ERROR_KINDS) + 1)
     return ErrorCounts(tuple(int(number) for number in numbers[1:]), int(numbers[0]))

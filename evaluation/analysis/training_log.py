@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,36 +39,31 @@ def read_training_log(path: Path | None) -> TrainingLog | None:
     """
     if path is None or not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8").split("\n")
+    steps, rows = [], []
     # Text after the last line break is a line that is still being written, or that an interrupted
     # run left incomplete.
-    entries = [_parse_line(path, row, line) for row, line in enumerate(lines[:-1]) if line.strip()]
-    if not entries:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            steps.append(int(entry["step"]))
+            losses = entry.get("losses", {})
+            values = {TOTAL_LOSS: entry.get("loss"), **losses, LEARNING_RATE: entry.get("lr")}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            expected = "an object with step, loss, losses and lr"
+            raise bad_field(path, f"line {number}", expected, line) from None
+        rows.append(
+            {
+                LOSS_TITLES.get(name, name.replace("_", " ")): float(value)
+                for name, value in values.items()
+                if isinstance(value, int | float) and not name.rsplit("_", 1)[-1].isdigit()
+            }
+        )
+    if not rows:
         return None
-    names = dict.fromkeys(name for _, values in entries for name in values)
     series = {
-        name: np.array([values.get(name, np.nan) for _, values in entries], dtype=np.float64)
-        for name in names
+        name: np.array([row.get(name, np.nan) for row in rows])
+        for name in dict.fromkeys(name for row in rows for name in row)
     }
-    return TrainingLog(np.array([step for step, _ in entries]), series)
-
-
-def _parse_line(path: Path, row: int, line: str) -> tuple[int, dict[str, float]]:
-    expected = "an object with step, loss, losses and lr"
-    where = f"line {row + 1}"
-    try:
-        entry: Any = json.loads(line)
-    except json.JSONDecodeError:
-        raise bad_field(path, where, expected, line) from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-        raise bad_field(path, where, expected, line)
-    losses = entry.get("losses", {})
-    named = {
-        LOSS_TITLES.get(name, name.replace("_", " ")): value
-        for name, value in (losses if isinstance(losses, dict) else {}).items()
-        if not name.rsplit("_", 1)[-1].isdigit()
-    }
-    values = {TOTAL_LOSS: entry.get("loss"), **named, LEARNING_RATE: entry.get("lr")}
-    return entry["step"], {
-        name: float(value) for name, value in values.items() if isinstance(value, int | float)
-    }
+    return TrainingLog(np.array(steps), series)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from evaluation.drawing.interactions import draw_annotation, draw_detections
+from evaluation.drawing.canvas import tile_images
+from evaluation.drawing.interactions import draw_interactions
 from evaluation.hico.matching import collect_triplets, match_triplets
 from evaluation.hico.nms import pairwise_nms
 from pipeline.images import read_image
@@ -21,9 +22,7 @@ from pipeline.vocabulary import Vocabulary
 SAMPLES_FOLDER = "pictures"
 NUM_SAMPLES = 4
 # In pixels: long side of each image, and the gap between the two.
-LONG_SIDE = 512
-GAP = 8
-WHITE = (255, 255, 255)
+LONG_SIDE, GAP = 512, 8
 
 
 def draw_samples(
@@ -36,6 +35,8 @@ def draw_samples(
 ) -> None:
     """Draws `NUM_SAMPLES` images, evenly spread over those with labels, so always the same ones.
 
+    As many detections are drawn as there are labels, the best-scoring ones after pairwise NMS.
+
     Args:
         folder: a PNG file is written into it for every sample.
         records, annotations, detections: of the same images in the same order.
@@ -46,31 +47,29 @@ def draw_samples(
     for index in np.linspace(0, len(labelled) - 1, count).round().astype(int):
         row = labelled[index]
         image, ground_truth = read_image(records[row].path), annotations[row]
-        top = top_detections(detections[row], len(ground_truth.hois))
-        tp_mask = _true_positive_mask(top, ground_truth, vocabulary)
-        left = draw_annotation(image, ground_truth, vocabulary, unseen, LONG_SIDE)
-        right = draw_detections(image, top, vocabulary, unseen, tp_mask, LONG_SIDE)
-        sample = Image.new("RGB", (left.width + GAP + right.width, left.height), WHITE)
-        sample.paste(left, (0, 0))
-        sample.paste(right, (left.width + GAP, 0))
+        kept, number = pairwise_nms(detections[row]), len(ground_truth.hois)
+        top = replace(kept, hois=kept.hois[:number], scores=kept.scores[:number])
+        (tp_mask,) = true_positive_masks([top], [ground_truth], vocabulary)
+        drawings = [
+            draw_interactions(image, ground_truth, vocabulary, unseen, long_side=LONG_SIDE),
+            draw_interactions(image, top, vocabulary, unseen, tp_mask, LONG_SIDE),
+        ]
         with atomic_write(folder / f"{Path(records[row].id).stem}.png") as temporary:
-            sample.save(temporary, "PNG")
+            tile_images(drawings, 2, GAP, "white").save(temporary, "PNG")
 
 
-def top_detections(detections: Detections, count: int) -> Detections:
-    """The `count` best-scoring detections after pairwise NMS."""
-    kept = pairwise_nms(detections)
-    return replace(kept, hois=kept.hois[:count], scores=kept.scores[:count])
+def true_positive_masks(
+    detections: Sequence[Detections], annotations: Sequence[Annotation], vocabulary: Vocabulary
+) -> list[np.ndarray]:
+    """(K,) bool for each image: true positives among its detections.
 
-
-def _true_positive_mask(
-    detections: Detections, ground_truth: Annotation, vocabulary: Vocabulary
-) -> np.ndarray:
-    """(K,) bool: true positives among the detections of one image."""
-    image = np.zeros(1, dtype=np.int64)
-    triplets = collect_triplets([detections], image, vocabulary)
-    tp_mask = np.zeros(len(detections.hois), dtype=bool)
-    tp_mask[triplets.source_rows] = match_triplets(
-        triplets, collect_triplets([ground_truth], image, vocabulary)
-    )
-    return tp_mask
+    Args:
+        detections, annotations: of the same images in the same order.
+    """
+    images = np.arange(len(annotations))
+    triplets = collect_triplets(detections, images, vocabulary)
+    labelled = collect_triplets(annotations, images, vocabulary)
+    ends = np.cumsum([0, *(len(item.hois) for item in detections)])
+    tp_mask = np.zeros(ends[-1], dtype=bool)
+    tp_mask[triplets.source_rows] = match_triplets(triplets, labelled)
+    return [tp_mask[start:end] for start, end in pairwise(ends)]

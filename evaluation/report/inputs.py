@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import read_predictions
 from evaluation.results import Results
 from pipeline.annotations.load import AnnotationFile, load_annotations
-from pipeline.datasets.dataset import Dataset, list_file_names, open_dataset
+from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
@@ -40,27 +40,27 @@ class EntryPredictions:
     matched: MatchedDetections
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ReportInputs:
     """Files behind the results; attributes are empty if a file is not where the results say.
 
     Attributes:
         test_annotations: of the annotated test images.
-        image_files: path by image id, of the images that exist; None without dataset folder.
+        image_files: path by image id, of the images that exist.
         training_counts, test_counts: (H,) labelled instances of every interaction; None unknown.
         predictions: of each entry whose predictions file exists.
         notes: a sentence on each missing file.
     """
 
     test_annotations: tuple[Annotation, ...] = ()
-    image_files: dict[str, Path] | None = None
+    image_files: dict[str, Path] = field(default_factory=dict)
     training_counts: np.ndarray | None = None
     test_counts: np.ndarray | None = None
-    predictions: tuple[EntryPredictions, ...] = ()
-    notes: tuple[str, ...] = ()
+    predictions: list[EntryPredictions] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def detailed(self) -> tuple[EntryPredictions, ...]:
+    def detailed(self) -> list[EntryPredictions]:
         """Predictions of the entries for the gallery and the confusion matrices."""
         return self.predictions[:MAX_DETAILED]
 
@@ -77,84 +77,84 @@ def load_report_inputs(comparison: Comparison, data: Path | None = None) -> Repo
     Raises:
         InputError: a file is invalid, or predictions do not belong to the dataset.
     """
-    folder = data or _find_dataset_folder(comparison)
-    dataset = None
-    if folder is None:
-        ground_truth, inputs = _load_annotations_only(comparison)
-    else:
-        dataset = open_dataset(folder)
-        ground_truth, inputs = _load_test_part(dataset, comparison)
-        counts = _count_training_labels(dataset, comparison.vocabulary)
-        inputs = replace(inputs, training_counts=counts)
-    if ground_truth is None:
-        return inputs
-    loaded, missing = [], []
-    for entry in comparison.entries:
-        result = _find_result(entry, folder)
-        if result is None:
-            missing.append(entry.title)
-        else:
-            loaded.append(
-                _load_predictions(entry, result, ground_truth, comparison.vocabulary, dataset)
-            )
-    notes = list(inputs.notes)
-    if not loaded:
-        notes.append("The predictions files of these results were not found.")
-    elif missing:
-        notes.append(f"No predictions on this test set were found for {', '.join(missing)}.")
-    return replace(inputs, predictions=tuple(loaded), notes=tuple(notes))
-
-
-def _find_dataset_folder(comparison: Comparison) -> Path | None:
-    """The first dataset folder that exists, preferably of a result with predictions."""
+    inputs = ReportInputs()
     results = [result for entry in comparison.entries for result in entry.results]
+    # Preferably the dataset of a result with predictions.
     results.sort(key=lambda result: result.predictions is None)
     folders = [result.dataset_path for result in results if result.dataset_path is not None]
-    return next((folder for folder in folders if folder.is_dir()), None)
+    folder = data or next((path for path in folders if path.is_dir()), None)
+    dataset = None if folder is None else open_dataset(folder)
+    ground_truth = None
+    if dataset is None:
+        reason = "The results name no dataset"
+        if folders:
+            reason = f"There is no dataset at {folders[0].resolve()}"
+        inputs.notes.append(f"{reason}; give its folder with --data DATASET.")
+        # Results without a dataset folder may name the annotation file.
+        files = [result.annotations for result in results if result.annotations is not None]
+        if file := next((file for file in files if file.is_file()), None):
+            ground_truth = load_annotations(file, comparison.vocabulary, "test")
+    else:
+        if _has_annotations(dataset, "train"):
+            train = dataset.load("train").annotations
+            inputs.training_counts = count_interactions(train, comparison.vocabulary)
+        if _has_annotations(dataset, "test"):
+            ground_truth = dataset.load("test")
+        else:
+            root = dataset.root.resolve()
+            inputs.notes.append(f"{root} has no annotations of its test part.")
+    if ground_truth is None:
+        return inputs
+    num_images, expected = len(ground_truth.annotations), comparison.first.num_images
+    if num_images != expected:
+        inputs.notes.append(
+            f"{ground_truth.path} has {num_images:,} annotated test images, the results are on"
+            f" {expected:,}."
+        )
+        return inputs
+    inputs.test_annotations = ground_truth.annotations
+    inputs.test_counts = count_interactions(ground_truth.annotations, comparison.vocabulary)
+    if dataset is not None:
+        images = dataset.part("test").images
+        inputs.image_files = {
+            item.image_id: file
+            for item in ground_truth.annotations
+            if (file := images / item.image_id).is_file()
+        }
+        if (found := len(inputs.image_files)) < expected:
+            count = f"{found or 'None'} of the {expected:,} test images are in"
+            inputs.notes.append(f"{count} {images.resolve()}.")
+    missing = []
+    for entry in comparison.entries:
+        result = next((each for each in entry.results if _has_predictions(each, folder)), None)
+        if result is None:
+            missing.append(entry.title)
+            continue
+        inputs.predictions.append(
+            _load_predictions(entry, result, ground_truth, comparison.vocabulary, dataset)
+        )
+    if not inputs.predictions:
+        inputs.notes.append("The predictions files of these results were not found.")
+    elif missing:
+        names = ", ".join(missing)
+        inputs.notes.append(f"No predictions on this test set were found for {names}.")
+    return inputs
 
 
-def _load_annotations_only(comparison: Comparison) -> tuple[AnnotationFile | None, ReportInputs]:
-    """The annotation file that a result names, for results without a dataset folder."""
-    folders = _dataset_paths(comparison)
-    reason = f"There is no dataset at {folders[0]}" if folders else "The results name no dataset"
-    notes = (f"{reason}; give its folder with --data DATASET.",)
-    files = [result.annotations for entry in comparison.entries for result in entry.results]
-    file = next((file for file in files if file is not None and file.is_file()), None)
-    if file is None:
-        return None, ReportInputs(notes=notes)
-    ground_truth = load_annotations(file, comparison.vocabulary, "test")
-    if len(ground_truth.annotations) != comparison.first.num_images:
-        return None, ReportInputs(notes=notes)
-    counts = count_interactions(ground_truth.annotations, comparison.vocabulary)
-    return ground_truth, ReportInputs(ground_truth.annotations, test_counts=counts, notes=notes)
+def _has_annotations(dataset: Dataset, name: str) -> bool:
+    part = dataset.parts.get(name)
+    return part is not None and part.annotations is not None and part.annotations.is_file()
 
 
-def _dataset_paths(comparison: Comparison) -> list[Path]:
-    return [
-        result.dataset_path.resolve()
-        for entry in comparison.entries
-        for result in entry.results
-        if result.dataset_path is not None
-    ]
-
-
-def _find_result(entry: ComparisonEntry, folder: Path | None) -> Results | None:
-    """The first result of an entry with predictions on a dataset folder.
+def _has_predictions(result: Results, folder: Path | None) -> bool:
+    """Whether the predictions file of a result exists and is not of another dataset folder.
 
     A result whose own dataset folder does not exist or is unknown is assumed to be on this one.
     """
-    for result in entry.results:
-        exists = result.predictions is not None and result.predictions.is_file()
-        if exists and not _is_of_other_dataset(result, folder):
-            return result
-    return None
-
-
-def _is_of_other_dataset(result: Results, folder: Path | None) -> bool:
-    path = result.dataset_path
-    if folder is None or path is None or not path.is_dir():
+    if result.predictions is None or not result.predictions.is_file():
         return False
-    return not folder.samefile(path)
+    path = result.dataset_path
+    return folder is None or path is None or not path.is_dir() or folder.samefile(path)
 
 
 def _load_predictions(
@@ -167,7 +167,7 @@ def _load_predictions(
     if result.matches is not None:
         matched = result.matches.matched_detections(result.setting)
         return EntryPredictions(entry, result, result.matches.detections, matched)
-    assert result.predictions is not None, "_find_result selects results with predictions"
+    assert result.predictions is not None, "`_has_predictions` selects results with predictions"
     detections = read_predictions(result.predictions, vocabulary)
     detections = keep_annotated_images(result.predictions, detections, ground_truth)
     if dataset is not None:
@@ -177,38 +177,3 @@ def _load_predictions(
         detections = [pairwise_nms(item, nms) for item in detections]
     matched = match_and_sort(ground_truth.annotations, detections, vocabulary, result.setting)
     return EntryPredictions(entry, result, detections, matched)
-
-
-def _load_test_part(
-    dataset: Dataset, comparison: Comparison
-) -> tuple[AnnotationFile | None, ReportInputs]:
-    """The annotations and images of the test part, unless the results are on other images."""
-    part = dataset.parts.get("test")
-    if part is None or part.annotations is None or not part.annotations.is_file():
-        note = f"{dataset.root.resolve()} has no annotations of its test part."
-        return None, ReportInputs(notes=(note,))
-    ground_truth = dataset.load("test")
-    part, test = dataset.part("test"), ground_truth.annotations
-    expected = comparison.first.num_images
-    if len(test) != expected:
-        found = f"{dataset.root.resolve()} has {len(test):,} annotated test images"
-        return None, ReportInputs(notes=(f"{found}, the results are on {expected:,}.",))
-    names = list_file_names(part.images) if part.images.is_dir() else set()
-    image_files = {
-        item.image_id: part.images / item.image_id
-        for item in test
-        if item.image_id in names or (names and (part.images / item.image_id).is_file())
-    }
-    notes = []
-    if len(image_files) < len(test):
-        count = f"{len(image_files):,}" if image_files else "None"
-        notes.append(f"{count} of the {len(test):,} test images are in {part.images.resolve()}.")
-    counts = count_interactions(test, comparison.vocabulary)
-    return ground_truth, ReportInputs(test, image_files, None, counts, (), tuple(notes))
-
-
-def _count_training_labels(dataset: Dataset, vocabulary: Vocabulary) -> np.ndarray | None:
-    part = dataset.parts.get("train")
-    if part is None or part.annotations is None or not part.annotations.is_file():
-        return None
-    return count_interactions(dataset.load("train").annotations, vocabulary)

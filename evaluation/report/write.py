@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from evaluation.analysis.comparison import compare
-from evaluation.drawing.canvas import load_font
+from evaluation.drawing.canvas import load_font, tile_images
 from evaluation.report.charts.figure import Chart, require_packages
 from evaluation.report.charts.palette import LIGHT
 from evaluation.report.gallery import GalleryItem, GalleryRow
@@ -26,7 +28,7 @@ REPORT_FILE = "report.html"
 # List of the PNG files in their folder.
 INDEX_FILE = "pictures.json"
 # In pixels.
-ITEM_GAP, TITLE_SIZE = 12, 16
+GAP, TITLE_SIZE = 12, 16
 # Higher zlib levels take twice the time for 20 % smaller files.
 PNG_COMPRESS_LEVEL = 2
 
@@ -112,10 +114,10 @@ def _load_vocabulary(results: Sequence[Results], data: Path | None) -> Vocabular
             a dataset that does not exist.
     """
     first = results[0]
-    folders = [data, *(result.dataset_path for result in results)]
-    folder = next((path for path in folders if path is not None and path.is_dir()), None)
-    if data is not None or folder is not None:
-        vocabulary = open_dataset(data or folder or "").vocabulary
+    folders = [result.dataset_path for result in results if result.dataset_path is not None]
+    folder = data or next((path for path in folders if path.is_dir()), None)
+    if folder is not None:
+        vocabulary = open_dataset(folder).vocabulary
         if vocabulary.name != first.vocabulary:
             expected = f"the dataset's, {vocabulary.name}"
             raise bad_field(first.name, "vocabulary", expected, first.vocabulary)
@@ -140,55 +142,44 @@ def write_images(folder: Path, charts: Sequence[Chart], gallery_rows: Sequence[G
     The list has file, title and description of each. PNG files of an earlier report in the folder
     are removed; other files are kept.
     """
-    _remove_previous_images(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for chart in charts:
-        file = f"{chart.name}.png"
-        with atomic_write(folder / file) as temporary:
-            temporary.write_bytes(chart.png)
-        entries.append({"file": file, "title": chart.title, "description": chart.alt})
-    titled_items = [
+    with suppress(InputError, TypeError, KeyError):
+        for entry in read_json(folder / INDEX_FILE):
+            # The list may have been edited: only PNG files directly in the folder are removed.
+            file = folder / Path(entry["file"]).name
+            if file.suffix == ".png":
+                file.unlink(missing_ok=True)
+    files = {f"{chart.name}.png": (chart.title, chart.alt, chart.png) for chart in charts}
+    items = [
         (gallery_row.title, item) for gallery_row in gallery_rows for item in gallery_row.items
     ]
-    for number, (title, item) in enumerate(titled_items, start=1):
-        file = f"picture-{number:02}.png"
-        with atomic_write(folder / file) as temporary:
-            draw_item(item).save(temporary, "PNG", compress_level=PNG_COMPRESS_LEVEL)
+    for number, (title, item) in enumerate(items, start=1):
         description = ". ".join(image.alt for image in item.images)
-        entries.append({"file": file, "title": title, "description": f"{description}."})
-    write_json(folder / INDEX_FILE, entries)
+        files[f"picture-{number:02}.png"] = (title, f"{description}.", draw_item(item))
+    for name, (_, _, content) in files.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
+    write_json(
+        folder / INDEX_FILE,
+        [
+            {"file": name, "title": title, "description": description}
+            for name, (title, description, _) in files.items()
+        ],
+    )
 
 
-def draw_item(item: GalleryItem) -> Image.Image:
-    """The drawings of a test image in a row, each below its title."""
+def draw_item(item: GalleryItem) -> bytes:
+    """The drawings of a test image in a row, each below its title, as the content of a PNG file."""
     font = load_font(TITLE_SIZE)
-    title_height = TITLE_SIZE + ITEM_GAP
-    width = sum(drawing.image.width for drawing in item.images)
-    width += ITEM_GAP * (len(item.images) + 1)
-    height = max(drawing.image.height for drawing in item.images) + title_height + ITEM_GAP
-    canvas = Image.new("RGB", (width, height), LIGHT["card"])
-    draw, left = ImageDraw.Draw(canvas), ITEM_GAP
+    titled = []
     for drawing in item.images:
-        title = f"{drawing.title}, {drawing.note}" if drawing.note else drawing.title
-        draw.text((left, title_height / 2), title, fill=LIGHT["text"], font=font, anchor="lm")
-        canvas.paste(drawing.image, (left, title_height))
-        left += drawing.image.width + ITEM_GAP
-    return canvas
-
-
-def _remove_previous_images(folder: Path) -> None:
-    """Removes the files that an earlier report listed."""
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return
-    try:
-        entries = read_json(index)
-    except InputError:
-        return
-    for entry in entries if isinstance(entries, list) else []:
-        name = entry.get("file") if isinstance(entry, dict) else None
-        # The list may have been edited: only PNG files directly in the folder are removed.
-        if isinstance(name, str) and Path(name).name == name and name.endswith(".png"):
-            (folder / name).unlink(missing_ok=True)
-    index.unlink()
+        title = Image.new("RGB", (drawing.image.width, TITLE_SIZE + GAP), LIGHT["card"])
+        text = f"{drawing.title}, {drawing.note}" if drawing.note else drawing.title
+        middle = (0, title.height / 2)
+        ImageDraw.Draw(title).text(middle, text, fill=LIGHT["text"], font=font, anchor="lm")
+        titled.append(tile_images([title, drawing.image], 1, 0, LIGHT["card"]))
+    sheet = ImageOps.expand(
+        tile_images(titled, len(titled), GAP, LIGHT["card"]), GAP, LIGHT["card"]
+    )
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", compress_level=PNG_COMPRESS_LEVEL)
+    return buffer.getvalue()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from evaluation.drawing.interactions import add_legend, draw_detections
+from evaluation.drawing.interactions import add_legend, draw_interactions
 from evaluation.hico.nms import pairwise_nms
 from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
@@ -121,7 +121,7 @@ class HOIResult:
         )
         unseen = set(_interaction_ids(detections, self.vocabulary)[self.unseen[shown]].tolist())
         image = to_rgb_image(self.image_input, self.image)
-        drawn = draw_detections(image, pairwise_nms(detections), self.vocabulary, unseen)
+        drawn = draw_interactions(image, pairwise_nms(detections), self.vocabulary, unseen)
         return add_legend(drawn) if unseen else drawn
 
     def to_supervision(self) -> supervision.Detections:

@@ -8,12 +8,8 @@ and each is then replaced by the CSS variable of its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from evaluation.analysis.comparison import ENTRY_ROLES
 from evaluation.analysis.error_kinds import ERROR_KINDS
-
-Colours = Mapping[str, str]
 
 LIGHT: dict[str, str] = {
     "page": "#f6f5f1",
@@ -63,8 +59,6 @@ DARK: dict[str, str] = {
     "wrong_pair": "#c66f9f",
     "background": "#dfe6d0",
 }
-# From the palette of Okabe and Ito, for charts outside the report.
-BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 ENTRY_STYLES = tuple(ENTRY_ROLES)
 # Groups of names that appear in one chart.
 DISTINCT_GROUPS = (ENTRY_STYLES, ("seen", "unseen"), ERROR_KINDS)
@@ -102,6 +96,6 @@ def css_variable(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def css_declarations(colours: Colours) -> str:
+def css_declarations(colours: dict[str, str]) -> str:
     """CSS declarations of the variables of all colours."""
     return " ".join(f"{css_variable(name)}: {colour};" for name, colour in colours.items())

@@ -1,56 +1,53 @@
 import numpy as np
-import pytest
 
-from evaluation.analysis.class_tables import build_class_rows
+from evaluation.analysis.class_tables import build_action_rows, build_class_rows
 from evaluation.analysis.comparison import compare
-from evaluation.results import METRICS, Results
-from pipeline.splits import load_split
 
 
-@pytest.fixture
-def comparison(toy):
-    unseen = load_split(toy, "ua").unseen
-    names = [toy.interaction_name(index) for index in range(toy.num_interactions)]
-
-    def result(kind, per_class):
-        metrics = dict.fromkeys(METRICS)
-        return Results(
-            *("run", kind, "toy", "toy", "ua", unseen, "default", metrics, per_class, 9),
-            distillation=True,
-            training_split="ua",
-        )
-
-    mine = {name: place / 100 for place, name in enumerate(names[:-1])}
-    return compare(
-        [result("student", mine), result("teacher", {names[0]: 0.9, "juggle geese": 0.5})], toy
-    )
-
-
-def test_unseen_first_by_falling_ap(comparison, toy):
-    rows = build_class_rows(comparison)
-    unseen = set(comparison.unseen)
-    assert [row.unseen for row in rows] == sorted((row.unseen for row in rows), reverse=True)
-    assert {row.index for row in rows if row.unseen} == unseen
-    for kind in (True, False):
-        values = [row.values[0] or 0 for row in rows if row.unseen == kind]
-        assert values == sorted(values, reverse=True)
-    assert {row.index for row in rows if row.rare} == set(toy.rare)
-    assert all(row.num_training is None and row.num_test is None for row in rows)
-
-
-def test_interactions_of_all_entries(comparison, toy):
-    rows = {row.name: row for row in build_class_rows(comparison)}
-    # Nobody has the last one; the vocabulary does not have the teacher's second.
-    assert len(rows) == toy.num_interactions
-    assert rows[toy.interaction_name(0)].values == (0.0, 0.9)
-    assert rows[toy.interaction_name(1)].values == (0.01, None)
-    assert rows["juggle geese"].values == (None, 0.5)
-    assert rows["juggle geese"].index is None and not rows["juggle geese"].unseen
-
-
-def test_counts(comparison, toy):
+def test_class_rows(toy, make):
+    mine, teachers = make(0.7, 0.4), make(0.1, kind="teacher")
+    names = list(mine.per_class)
+    for place, name in enumerate(names):
+        mine.per_class[name] = place / 100
+    del mine.per_class[names[-1]], teachers.per_class[names[1]]
+    teachers.per_class["juggle geese"] = 0.5
     counts = np.arange(toy.num_interactions)
-    rows = {row.name: row for row in build_class_rows(comparison, counts, 2 * counts)}
-    found = rows[toy.interaction_name(7)]
-    assert (found.num_training, found.num_test) == (7, 14)
-    assert rows["juggle geese"].num_training is None
+    comparison = compare([mine, teachers], toy)
+    rows = build_class_rows(comparison, counts, 2 * counts)
+    # Unseen ones first, each kind by falling AP of the first entry.
+    order = [(not row.unseen, -(row.values[0] or 0)) for row in rows]
+    assert order == sorted(order)
+    found = {row.name: row for row in rows}
+    # The vocabulary does not have the teacher's last one.
+    assert len(rows) == len(found) == toy.num_interactions + 1
+    assert found[names[1]].values == (0.01, None)
+    assert found[names[-1]].values[0] is None
+    geese, seventh = found["juggle geese"], found[names[7]]
+    assert (geese.values, geese.unseen, geese.num_training) == ((None, 0.5), False, None)
+    assert (seventh.num_training, seventh.num_test) == (7, 14)
+    for group, members in (("unseen", comparison.unseen), ("rare", toy.rare)):
+        assert {name for name in names if getattr(found[name], group)} == {
+            names[index] for index in members
+        }
+    assert {row.num_test for row in build_class_rows(comparison)} == {None}
+
+
+def test_action_rows_of_unseen_verbs(toy, make):
+    comparison = compare([make(0.7, 0.4), make(0.1, 0.5, distillation=False)], toy)
+    rows, left_out = build_action_rows(comparison, 40)
+    assert {row.name for row in rows if row.unseen} == {"carry", "kick", "push"}
+    assert len(rows) == toy.num_verbs and left_out == ""
+    assert np.allclose([rows[0].values, rows[-1].values], [(0.7, 0.1), (0.4, 0.5)])
+
+
+def test_action_rows_of_unseen_interactions(toy, make):
+    rows, _ = build_action_rows(compare([make(0.7, 0.4, split="uc")], toy), 40)
+    assert sum(row.unseen for row in rows) == 10
+    # The verbs' bars leave the unseen interactions out.
+    assert {round(row.values[0], 9) for row in rows if not row.unseen} == {0.4}
+
+
+def test_action_rows_are_limited_unseen_first(toy, make):
+    rows, left_out = build_action_rows(compare([make(0.7)], toy), 4)
+    assert [row.unseen for row in rows] == [True, True, True, False]
+    assert left_out == f"The {toy.num_verbs - 4} actions with fewest objects are left out."

@@ -2,44 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.analysis.class_tables import build_action_rows
 from evaluation.analysis.comparison import compare
-from evaluation.results import METRICS, Results, SettingScores
-from pipeline.splits import load_split
+from evaluation.results import SettingScores
 from pipeline.utils.errors import InputError
-
-
-@pytest.fixture
-def make(toy):
-    """Results whose unseen and seen AP are the same for every interaction."""
-
-    def build(unseen_ap, seen_ap=0.5, *, split="ua", **fields):
-        held_back = load_split(toy, split).unseen
-        per_class = {
-            toy.interaction_name(index): unseen_ap if index in held_back else seen_ap
-            for index in range(toy.num_interactions)
-        }
-        metrics = dict.fromkeys(METRICS, 0.4)
-        metrics |= {"unseen": unseen_ap if held_back else None, "seen": seen_ap}
-        values = {
-            "name": "run",
-            "kind": "student",
-            "dataset": "toy",
-            "vocabulary": "toy",
-            "setting": "default",
-            "num_images": 10,
-            "training_split": split,
-            "distillation": True,
-        }
-        return Results(
-            **{**values, **fields},
-            split=split,
-            unseen=held_back,
-            metrics=metrics,
-            per_class=per_class,
-        )
-
-    return build
 
 
 def test_roles_in_any_order(toy, make):
@@ -72,9 +37,8 @@ def test_where_nothing_is_unseen(toy, make):
     assert (found.role, found.title) == ("all_labels", "Student")
 
 
-def test_titles_of_files_are_distinct(toy, make):
-    names = ["a", "b", "c"]
-    files = [make(0.2, kind="predictions", name=name, distillation=None) for name in names]
+def test_files_take_the_styles_of_unused_roles(toy, make):
+    files = [make(0.2, kind="predictions", name=name, distillation=None) for name in "abc"]
     found = compare([make(0.7), *files], toy).entries
     assert [entry.style for entry in found] == ["distilled", "predictions", "control", "all_labels"]
 
@@ -82,10 +46,8 @@ def test_titles_of_files_are_distinct(toy, make):
 def test_titles_of_single_runs(toy, make):
     (found,) = compare([make(0.6, seed=2), make(0.8, seed=1), make(0.8)], toy).entries
     assert {found.run_title(result) for result in found.results} == {"seed 1", "seed 2", "run"}
-    (found,) = compare([make(0.6, seed=2), make(0.8, seed=2, name="b")], toy).entries
-    assert [found.run_title(result) for result in found.results] == ["run, seed 2", "b, seed 2"]
-    (found,) = compare([make(0.6, kind="teacher"), make(0.8, kind="teacher")], toy).entries
-    assert [found.run_title(result) for result in found.results] == ["run 1", "run 2"]
+    (found,) = compare([make(0.6, seed=2), make(0.8, seed=2)], toy).entries
+    assert [found.run_title(result) for result in found.results] == ["seed 2 (1)", "seed 2 (2)"]
 
 
 def test_the_known_object_setting_is_grouped_too(toy, make):
@@ -139,34 +101,6 @@ def test_no_share_without_a_gap(toy, make, given):
 def test_results_that_do_not_belong_together(toy, make, fields, what):
     with pytest.raises(InputError, match=f"expected one {what}, found "):
         compare([make(0.7), make(0.1, **fields)], toy)
-
-
-def test_rows_of_unseen_verbs(toy, make):
-    comparison = compare([make(0.7, 0.4), make(0.1, 0.5, distillation=False)], toy)
-    rows, left_out = build_action_rows(comparison, 40)
-    names = {row.name for row in rows if row.unseen}
-    verbs = [toy.verbs[verb] for verb in comparison.unseen_verbs]
-    assert names == set(verbs) == {"carry", "kick", "push"}
-    assert len(rows) == toy.num_verbs
-    assert left_out == ""
-    assert rows[0].values == pytest.approx((0.7, 0.1))
-    assert rows[-1].values == pytest.approx((0.4, 0.5))
-
-
-def test_rows_of_unseen_interactions(toy, make):
-    comparison = compare([make(0.7, 0.4, split="uc")], toy)
-    assert comparison.unseen_verbs == ()
-    rows, _ = build_action_rows(comparison, 40)
-    assert sum(row.unseen for row in rows) == 10
-    # The verbs' bars leave the unseen interactions out.
-    assert {round(row.values[0], 9) for row in rows if not row.unseen} == {0.4}
-
-
-def test_rows_are_limited_unseen_first(toy, make):
-    comparison = compare([make(0.7)], toy)
-    rows, left_out = build_action_rows(comparison, 4)
-    assert [row.unseen for row in rows] == [True, True, True, False]
-    assert left_out == f"The {toy.num_verbs - 4} actions with fewest objects are left out."
 
 
 def test_entries_with_more_labels_are_not_merged(toy, make):

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.analysis.error_kinds import (
-    ERROR_DEFINITIONS,
     ERROR_KINDS,
-    ERROR_TITLES,
     ErrorCounts,
     classify_errors,
     count_errors,
@@ -21,21 +19,6 @@ KICK, HOLD = ("kick", "ball"), ("hold", "ball")
 def kind_names(matched, toy):
     kinds = classify_errors(matched, toy)
     return ["right" if kind < 0 else ERROR_KINDS[kind] for kind in kinds]
-
-
-def pair(toy, human, other, verb, label, score=0.5):
-    return Detections(
-        "a.jpg",
-        np.array([human, other], dtype=np.float32),
-        np.array([toy.person, toy.objects.index(label)]),
-        np.array([[0, 1, toy.verbs.index(verb)]]),
-        np.array([score]),
-    )
-
-
-def test_nothing(toy):
-    matched = match_and_sort([], [], toy)
-    assert classify_errors(matched, toy).shape == top_scoring_mask(matched, toy).shape == (0,)
 
 
 # The annotated pairs: a person at the top kicks the ball beside them, one below holds theirs.
@@ -56,21 +39,26 @@ def test_nothing(toy):
     ],
 )
 def test_kinds(toy, annotate, human, other, verb, label, expected):
-    found = pair(toy, human, other, verb, label)
+    found = Detections(
+        "a.jpg",
+        np.array([human, other], dtype=np.float32),
+        np.array([toy.person, toy.objects.index(label)]),
+        np.array([[0, 1, toy.verbs.index(verb)]]),
+        np.array([0.5]),
+    )
     matched = match_and_sort([annotate("a.jpg", KICK, HOLD)], [found], toy)
     assert kind_names(matched, toy) == [expected]
 
 
-def test_a_second_detection_is_a_duplicate(toy, annotate, detect):
-    found = detect("a.jpg", (*KICK, 0.9), (*KICK, 0.4, 0, 0), (*KICK, 0.3, 1, 0))
-    matched = match_and_sort([annotate("a.jpg", KICK)], [found], toy)
-    assert kind_names(matched, toy) == ["right", "duplicate", "duplicate"]
-
-
-def test_other_images_do_not_matter(toy, annotate, detect):
-    annotations = [annotate("a.jpg"), annotate("b.jpg", KICK)]
-    matched = match_and_sort(annotations, [detect("a.jpg", (*HOLD, 0.9))], toy)
-    assert kind_names(matched, toy) == ["background"]
+def test_a_second_detection_is_a_duplicate_and_other_images_do_not_matter(toy, annotate, detect):
+    detections = [
+        detect("a.jpg", (*KICK, 0.9), (*KICK, 0.4, 0, 0), (*KICK, 0.3, 1, 0)),
+        detect("b.jpg", (*KICK, 0.2)),
+    ]
+    matched = match_and_sort([annotate("a.jpg", KICK), annotate("b.jpg")], detections, toy)
+    assert kind_names(matched, toy) == ["right", "duplicate", "duplicate", "background"]
+    nothing = match_and_sort([], [], toy)
+    assert classify_errors(nothing, toy).shape == top_scoring_mask(nothing, toy).shape == (0,)
 
 
 def test_best_scoring_are_as_many_as_are_labelled(toy, annotate, detect):
@@ -100,7 +88,3 @@ def test_counts_and_shares(toy, annotate, detect):
     assert count_errors(matched, kinds, everything, [hold]).num_correct == 0
     assert count_errors(matched, kinds, ~everything, [kick, hold]) == ErrorCounts((0,) * 6, 0)
     assert replace(counts, by_kind=(0,) * 6).shares == (0,) * 6
-
-
-def test_every_kind_has_words():
-    assert set(ERROR_TITLES) == set(ERROR_DEFINITIONS) == set(ERROR_KINDS)

@@ -7,20 +7,22 @@ import pytest
 from PIL import Image
 
 from evaluation.analysis.comparison import compare
-from evaluation.hico.matching import match_detections
 from evaluation.predictions import read_predictions
 from evaluation.report.gallery import (
     NUM_RANDOM,
     NUM_SEEN,
     build_gallery,
+    image_ap,
     interaction_indices,
-    per_image_ap,
+    match_images,
     select_images,
 )
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.images import read_image
 from pipeline.utils.errors import InputError
+
+KICK, HOLD, PULL = ("kick", "ball"), ("hold", "ball"), ("pull", "box")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,10 @@ def gallery_inputs(toy, runs):
     comparison = compare(results, toy)
     dataset = open_dataset(runs / "toy")
     files = {record.id: record.path for record in dataset.records("test")}
-    entries = [
+    distilled, control = (
         (entry, read_predictions(entry.results[0].predictions, toy)) for entry in comparison.entries
-    ]
-    entries[1][1][:] = entries[1][1][:5]
+    )
+    entries = [distilled, (control[0], control[1][:5])]
     annotations = dataset.load("test").annotations
     return comparison, annotations, entries, lambda image_id: read_image(files[image_id])
 
@@ -44,19 +46,18 @@ def all_items(gallery_rows):
 
 def test_build_gallery(gallery_inputs):
     gallery_rows = build_gallery(*gallery_inputs)
-    assert next(iter(gallery_rows)).title == "Best"
+    assert gallery_rows[0].title == "Best"
     items = all_items(gallery_rows)
     assert len(items) >= 12
     for item in items:
         titles = [drawing.title for drawing in item.images]
         assert titles == ["Ground truth", "Distilled", "No distillation"]
         assert all(item.image_id in drawing.alt for drawing in item.images)
-        for drawing in item.images:
-            data = base64.b64decode(drawing.data_uri.partition(",")[2])
-            assert Image.open(io.BytesIO(data)).size == drawing.image.size == (512, 512)
+        assert {drawing.image.size for drawing in item.images} == {(512, 512)}
+    data = base64.b64decode(items[0].images[0].data_uri.partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (512, 512)
     alts = " ".join(drawing.alt for item in items for drawing in item.images)
-    assert "(unseen, correct)" in alts
-    assert "No distillation: nothing" in alts
+    assert "(unseen, correct)" in alts and "No distillation: nothing" in alts
     for gallery_row in gallery_rows:
         expected = "AP " if "seen actions only" in gallery_row.title else "unseen AP "
         for item in gallery_row.items:
@@ -64,51 +65,42 @@ def test_build_gallery(gallery_inputs):
             assert all(drawing.note.startswith(expected) for drawing in item.images[1:])
 
 
-def test_only_available_images(gallery_inputs):
-    there = {item.image_id for item in gallery_inputs[1][::3]}
-    items = all_items(build_gallery(*gallery_inputs, there))
-    assert items and {item.image_id for item in items} <= there
+def test_images_that_are_missing_or_cannot_be_read_are_left_out(gallery_inputs):
+    comparison, annotations, entries, load_image = gallery_inputs
+    there = [item.image_id for item in annotations[:6]]
+
+    def load(image_id):
+        if image_id == there[0]:
+            raise InputError(f"{image_id}: expected a whole image")
+        return load_image(image_id)
+
+    items = all_items(build_gallery(comparison, annotations, entries[:1], load, there))
+    assert items and {item.image_id for item in items} <= set(there[1:])
     assert build_gallery(*gallery_inputs, ()) == []
 
 
 def test_verbs_without_object_are_not_drawn(gallery_inputs):
     comparison, annotations, entries, load_image = gallery_inputs
     lead, detections = entries[0]
+    annotations, detections = annotations[:6], detections[:6]
 
-    def alone(item, **fields):
-        hois = np.concatenate([[[0, -1, 0]], item.hois])
-        return replace(item, hois=hois, **fields)
+    def alts(annotations, detections):
+        gallery = build_gallery(comparison, annotations, [(lead, detections)], load_image)
+        return [drawing.alt for item in all_items(gallery) for drawing in item.images]
 
-    changed = [alone(item) for item in annotations]
-    found = [alone(item, scores=np.append(1, item.scores)) for item in detections]
-    items = all_items(build_gallery(comparison, changed, [(lead, found)], load_image))
-    plain = all_items(build_gallery(comparison, annotations, [(lead, detections)], load_image))
-    assert [drawing.alt for item in items for drawing in item.images] == [
-        drawing.alt for item in plain for drawing in item.images
-    ]
+    def with_verb(item, **fields):
+        return replace(item, hois=np.concatenate([[[0, -1, 0]], item.hois]), **fields)
 
-
-def test_unreadable_images_are_left_out(gallery_inputs):
-    comparison, annotations, entries, load_image = gallery_inputs
-
-    def some(image_id):
-        if int(image_id[-5]) % 2:
-            raise InputError(f"{image_id}: expected a whole image")
-        return load_image(image_id)
-
-    everything = all_items(build_gallery(*gallery_inputs))
-    items = all_items(build_gallery(comparison, annotations, entries, some))
-    assert [item.image_id for item in items] == [
-        item.image_id for item in everything if int(item.image_id[-5]) % 2 == 0
-    ]
+    changed = [with_verb(item) for item in annotations]
+    found = [with_verb(item, scores=np.append(1, item.scores)) for item in detections]
+    assert alts(changed, found) == alts(annotations, detections)
 
 
-def test_unseen_and_seen_detections_are_counted_separately(toy, gallery_inputs, annotate, detect):
+def test_unseen_and_seen_detections_are_counted_separately(gallery_inputs, annotate, detect):
     """Of both groups, as many detections are drawn as there are labels."""
     comparison, entries = gallery_inputs[0], gallery_inputs[2]
-    truth = annotate("a.jpg", ("ride", "horse"), ("kick", "ball"))
-    guesses = [("ride", "horse", 0.9), ("kick", "ball", 0.2, 0, 1), ("hold", "ball", 0.8, 0, 1)]
-    found = detect("a.jpg", *sorted(guesses, key=lambda guess: -guess[2]))
+    truth = annotate("a.jpg", ("ride", "horse"), KICK)
+    found = detect("a.jpg", ("ride", "horse", 0.9), (*HOLD, 0.8, 0, 1), (*KICK, 0.2, 0, 1))
     image = Image.new("RGB", (64, 64))
     (gallery_row,) = build_gallery(comparison, [truth], [(entries[0][0], [found])], lambda _: image)
     assert gallery_row.items[0].images[1].alt == (
@@ -116,23 +108,13 @@ def test_unseen_and_seen_detections_are_counted_separately(toy, gallery_inputs, 
     )
 
 
-KICK, HOLD, PULL = ("kick", "ball"), ("hold", "ball"), ("pull", "box")
-
-
-def unseen_kick(toy):
+@pytest.fixture
+def kick(toy):
+    """The HOI index of the unseen interaction, in a list."""
     return [int(toy.interaction_ids[toy.verbs.index("kick"), toy.objects.index("ball")])]
 
 
-def whole(annotations, detections, vocabulary):
-    part = match_detections(annotations, detections, vocabulary).matched
-    return part
-
-
-def test_per_image_ap_of_nothing(toy):
-    assert per_image_ap(whole([], [], toy), 0).shape == (0,)
-
-
-def test_per_image_ap(toy, annotate, detect):
+def test_image_ap(toy, annotate, detect, kick):
     annotations = [annotate(f"{i}.jpg", KICK, HOLD) for i in range(4)] + [annotate("4.jpg")]
     detections = [
         detect("0.jpg", (*KICK, 0.5), (*HOLD, 0.9)),
@@ -143,60 +125,52 @@ def test_per_image_ap(toy, annotate, detect):
         detect("3.jpg", (*KICK, 0.5), (*PULL, 0.4)),
         detect("4.jpg", (*KICK, 0.5)),
     ]
-    expected = [1, 0, (1 / 2 + 2 / 3) / 2, 1 / 2, np.nan]
-    part = whole(annotations, detections, toy)
-    assert per_image_ap(part, 5) == pytest.approx(expected, nan_ok=True)
-    # Only detections and labels of unseen interactions are counted.
-    kick = unseen_kick(toy)
-    expected = [1, 0, 1, 1, np.nan]
-    assert per_image_ap(part, 5, kick) == pytest.approx(expected, nan_ok=True)
+    labels = [interaction_indices(item, toy) for item in annotations]
+    # With an unseen interaction, only its detections and labels are counted.
+    for unseen, expected in (
+        ([], [1, 0, (1 / 2 + 2 / 3) / 2, 1 / 2, np.nan]),
+        (kick, [1, 0, 1, 1, np.nan]),
+    ):
+        matched = match_images(detections, annotations, toy)
+        ap = [image_ap(found, own, unseen) for found, own in zip(matched, labels, strict=True)]
+        assert ap == pytest.approx(expected, nan_ok=True)
+    assert match_images([], [], toy) == []
 
 
-def test_select_nothing(toy):
-    assert select_images([], np.zeros(0), np.zeros(0), toy, ()) == []
+def select(toy, annotations, ap, unseen):
+    labels = [interaction_indices(item, toy) for item in annotations]
+    return {title: images for title, _, images in select_images(labels, ap, toy, unseen)}
 
 
-def test_select_gallery_rows(toy, annotate):
+def test_select_gallery_rows(toy, annotate, kick):
     annotations = [annotate(f"{i}.jpg", KICK if i % 2 else HOLD) for i in range(60)]
-    whole = np.linspace(0, 1, 60)
-    unseen = np.where(np.arange(60) % 2, 1 - whole, np.nan)
-    gallery_rows = {
-        title: images
-        for title, _, images in select_images(annotations, unseen, whole, toy, unseen_kick(toy))
-    }
+    ap = np.linspace(1, 0, 60)
+    gallery_rows = select(toy, annotations, ap, kick)
     names = ["Best", "Worst", "Drawn at random", "Drawn at random, seen actions only"]
     assert list(gallery_rows) == names
-    random, seen_only = gallery_rows[names[2]], gallery_rows[names[3]]
+    best, worst, random, seen_only = gallery_rows.values()
     assert (len(random), len(seen_only)) == (NUM_RANDOM, NUM_SEEN) and NUM_RANDOM + NUM_SEEN == 12
+    assert all(index % 2 == 0 for index in seen_only) and all(index % 2 for index in random)
     # There is one unseen action, so one best and one worst image, by the AP of the unseen.
     left = [index for index in range(1, 60, 2) if index not in random]
-    assert gallery_rows["Best"] == left[:1]
-    assert gallery_rows["Worst"] == left[-1:]
-    chosen = [index for images in gallery_rows.values() for index in images]
-    assert len(set(chosen)) == len(chosen)
-    assert all(index % 2 == 0 for index in seen_only)
-    assert all(index % 2 for index in random)
+    assert (best, worst) == (left[:1], left[-1:])
     # The random images do not depend on the AP.
-    again = select_images(annotations, unseen[::-1] * 0, 1 - whole, toy, unseen_kick(toy))
-    assert [images for title, _, images in again if title == names[2]] == [random]
+    again = select(toy, annotations, 1 - ap, kick)
+    assert again[names[2]] == random and again["Best"] == worst
 
 
 def test_select_without_unseen_actions(toy, annotate):
     annotations = [annotate("a.jpg", KICK), annotate("b.jpg", PULL), annotate("c.jpg")]
-    quality = np.array([0.2, 0.9, np.nan])
-    gallery_rows = select_images(annotations, quality, quality, toy, ())
-    assert [(title, images) for title, _, images in gallery_rows] == [("Drawn at random", [0, 1])]
+    found = select(toy, annotations, [0.2, 0.9, np.nan], ())
+    assert found == {"Drawn at random": [0, 1]}
     many = [annotate(f"{i}.jpg", KICK) for i in range(30)]
-    quality = np.linspace(0, 1, 30)
-    gallery_rows = {
-        title: images for title, _, images in select_images(many, quality, quality, toy, ())
-    }
-    assert list(gallery_rows) == ["Best", "Worst", "Drawn at random"]
-    assert len(gallery_rows["Drawn at random"]) == 12
+    found = select(toy, many, np.linspace(0, 1, 30), ())
+    assert list(found) == ["Best", "Worst", "Drawn at random"]
+    assert len(found["Drawn at random"]) == 12
+    assert select(toy, [], [], ()) == {}
 
 
-def test_interaction_indices_of_verbs_without_object(toy, annotate):
-    annotation = annotate("a.jpg", KICK)
+def test_interaction_indices_of_verbs_without_object(toy, annotate, kick):
     hois = np.array([[0, 1, toy.verbs.index("kick")], [0, -1, 0], [0, 0, 0]])
-    annotation = type(annotation)("a.jpg", annotation.boxes, annotation.labels, hois)
-    assert interaction_indices(annotation, toy) == [*unseen_kick(toy), -1, -1]
+    annotation = replace(annotate("a.jpg", KICK), hois=hois)
+    assert interaction_indices(annotation, toy).tolist() == [*kick, -1, -1]
