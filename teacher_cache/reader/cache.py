@@ -26,10 +26,7 @@ from teacher_cache.reader.format import (
 )
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
 from teacher_cache.reader.shard import (
-    READ_ERRORS,
     ShardLayout,
-    check_indices,
-    damage_error,
     map_shard,
     open_cache_file,
     read_layout,
@@ -211,11 +208,9 @@ class TeacherCache:
         Raises:
             InputError: as for the layout.
         """
-        path = self._shard_path(shard)
-        arrays = map_shard(path, self.shard_layout(shard))
         objects = self.manifest.get("vocabulary", {}).get("objects")
-        check_indices(path, arrays, None if objects is None else len(objects))
-        return arrays
+        num_objects = None if objects is None else len(objects)
+        return map_shard(self._shard_path(shard), self.shard_layout(shard), num_objects)
 
     def _shard_path(self, shard: int) -> Path:
         return self.path / SHARDS / self.manifest["shards"][shard]["name"]
@@ -258,14 +253,9 @@ def read_teacher_file(path: Path, fingerprint: str) -> PromptEmbeddings:
     Raises:
         InputError: the file is missing, damaged, or of another cache.
     """
-    try:
-        with open_cache_file(path, fingerprint) as file:
-            return PromptEmbeddings(
-                prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
-                embeddings=file["text_embeddings"][()],
-                logit_scale=float(file.attrs["logit_scale"]),
-            )
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise damage_error(path, "the prompt embeddings", error) from None
+    with open_cache_file(path, fingerprint, "the prompt embeddings") as file:
+        return PromptEmbeddings(
+            prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
+            embeddings=file["text_embeddings"][()],
+            logit_scale=float(file.attrs["logit_scale"]),
+        )

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_chunks, sha256_of_json
 from teacher_cache.reader.format import FORMAT_VERSION
-from teacher_cache.reader.shard import READ_ERRORS, damage_error, open_cache_file, read_strings
+from teacher_cache.reader.shard import open_cache_file, read_strings
 
 FILE_KIND = "eoid-prompts"
 FILE_DESCRIPTION = "a prompts file"
@@ -68,24 +68,18 @@ def read_prompts_file(path: Path | str) -> ActionPrompts:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    try:
-        with open_cache_file(path, None) as file:
-            if file.attrs.get("kind") != FILE_KIND:
-                raise bad_field(path, "kind", FILE_KIND, file.attrs.get("kind", "none"))
-            prompts = ActionPrompts(
-                text_model=str(file.attrs["text_model"]),
-                verbs=tuple(read_strings(file, "verbs/name")),
-                verb_ings=tuple(read_strings(file, "verbs/ing")),
-                actions=file["interactions/verb"][()].astype(np.int64),
-                objects=tuple(read_strings(file, "interactions/object")),
-                prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
-                embeddings=file["text_embeddings"][()].astype(np.float32),
-            )
-            digest = file.attrs["fingerprint"]
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise damage_error(path, FILE_DESCRIPTION, error) from None
-    if prompts.digest() != digest:
-        raise damage_error(path, FILE_DESCRIPTION, "its fingerprint does not match its content")
+    with open_cache_file(path, None, FILE_DESCRIPTION) as file:
+        if file.attrs.get("kind") != FILE_KIND:
+            raise bad_field(path, "kind", FILE_KIND, file.attrs.get("kind", "none"))
+        prompts = ActionPrompts(
+            text_model=str(file.attrs["text_model"]),
+            verbs=tuple(read_strings(file, "verbs/name")),
+            verb_ings=tuple(read_strings(file, "verbs/ing")),
+            actions=file["interactions/verb"][()].astype(np.int64),
+            objects=tuple(read_strings(file, "interactions/object")),
+            prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
+            embeddings=file["text_embeddings"][()].astype(np.float32),
+        )
+        if prompts.digest() != file.attrs["fingerprint"]:
+            raise ValueError("its fingerprint does not match its content")
     return prompts

@@ -87,72 +87,59 @@ def read_layout(path: Path, fingerprint: str) -> ShardLayout:
     Raises:
         InputError: the shard is missing, damaged, of another format version or of another cache.
     """
-    try:
-        with open_cache_file(path, fingerprint) as file:
-            failed = zip(
-                read_strings(file, FAILED_ID), read_strings(file, FAILED_REASON), strict=True
-            )
-            layout = ShardLayout(
-                locations={
-                    name: _dataset_location(file[name], dtype)
-                    for name, dtype in DATASET_DTYPES.items()
-                    if name != REGION_EMBEDDING or name in file
-                },
-                images=tuple(read_strings(file, IMAGE_ID)),
-                failed=dict(failed),
-            )
+    with open_cache_file(path, fingerprint, COMPLETE_SHARD) as file:
+        failed = zip(read_strings(file, FAILED_ID), read_strings(file, FAILED_REASON), strict=True)
+        layout = ShardLayout(
+            locations={
+                name: _dataset_location(file[name], dtype)
+                for name, dtype in DATASET_DTYPES.items()
+                if name != REGION_EMBEDDING or name in file
+            },
+            images=tuple(read_strings(file, IMAGE_ID)),
+            failed=dict(failed),
+        )
         lengths = {PAIR_OFFSETS: len(layout.images) + 1}
         lengths |= dict.fromkeys(PAIR_DATASETS, layout.num_pairs)
         lengths |= dict.fromkeys((REGION_BOX, REGION_EMBEDDING), layout.num_regions)
         if any(shape[0] != lengths[name] for name, (_, shape) in layout.locations.items()):
             raise ValueError("its datasets have different lengths")
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise damage_error(path, COMPLETE_SHARD, error) from None
     return layout
 
 
-def map_shard(path: Path, layout: ShardLayout) -> dict[str, np.ndarray]:
+def map_shard(
+    path: Path, layout: ShardLayout, num_objects: int | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of a shard by name, as read-only views of the memory-mapped file.
 
-    Raises:
-        InputError: the file is missing, or shorter than its layout.
-    """
-    try:
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return {
-            name: np.ndarray(shape, DATASET_DTYPES[name], buffer=mapped, offset=offset)
-            for name, (offset, shape) in layout.locations.items()
-        }
-    except READ_ERRORS as error:
-        raise damage_error(path, COMPLETE_SHARD, error) from None
-
-
-def check_indices(path: Path, arrays: dict[str, np.ndarray], num_objects: int | None) -> None:
-    """Checks that offsets, object labels and region indices of `map_shard`'s arrays are in range.
-
     Args:
-        path: the shard, named in errors.
-        arrays: the arrays.
+        path: the shard.
+        layout: its layout.
         num_objects: size of the object vocabulary; None where it is not known.
 
     Raises:
-        InputError: an index is out of range.
+        InputError: the file is missing or shorter than its layout, or an offset, an object label or
+            the index of a region is out of range.
     """
-    offsets, labels = arrays[PAIR_OFFSETS], arrays["pairs/object_label"]
-    max_label = np.iinfo(labels.dtype).max if num_objects is None else num_objects - 1
-    offsets_are_valid = (
-        offsets[0] == 0 and np.all(np.diff(offsets) >= 0) and offsets[-1] == len(labels)
-    )
-    for name, is_valid in (
-        (PAIR_OFFSETS, offsets_are_valid),
-        ("pairs/object_label", _in_range(labels, max_label)),
-        ("pairs/region", _in_range(arrays["pairs/region"], len(arrays[REGION_BOX]) - 1)),
-    ):
-        if not is_valid:
-            raise damage_error(path, COMPLETE_SHARD, f"{name} has an index out of range")
+    with _expect(path, COMPLETE_SHARD):
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        arrays = {
+            name: np.ndarray(shape, DATASET_DTYPES[name], buffer=mapped, offset=offset)
+            for name, (offset, shape) in layout.locations.items()
+        }
+        offsets, labels = arrays[PAIR_OFFSETS], arrays["pairs/object_label"]
+        max_label = np.iinfo(labels.dtype).max if num_objects is None else num_objects - 1
+        offsets_are_valid = (
+            offsets[0] == 0 and np.all(np.diff(offsets) >= 0) and offsets[-1] == len(labels)
+        )
+        for name, is_valid in (
+            (PAIR_OFFSETS, offsets_are_valid),
+            ("pairs/object_label", _in_range(labels, max_label)),
+            ("pairs/region", _in_range(arrays["pairs/region"], len(arrays[REGION_BOX]) - 1)),
+        ):
+            if not is_valid:
+                raise ValueError(f"{name} has an index out of range")
+        return arrays
 
 
 def _in_range(indices: np.ndarray, maximum: int) -> bool:
@@ -168,29 +155,35 @@ def _dataset_location(dataset: Any, dtype: np.dtype) -> tuple[int, tuple[int, ..
 
 
 @contextmanager
-def open_cache_file(path: Path, fingerprint: str | None) -> Iterator[h5py.File]:
+def open_cache_file(path: Path, fingerprint: str | None, expected: str) -> Iterator[h5py.File]:
     """Opens a finished HDF5 file of format 1, of the cache with this fingerprint or of none.
 
     Raises:
-        InputError: the file is of another format version or of another cache, or its heap is
-            damaged.
-        READ_ERRORS: other damage, found here or while reading; see `damage_error`.
+        InputError: the file is of another format version or of another cache, or damaged, as may
+            become apparent in the `with` block; the error names what was expected.
     """
-    _check_heap(path)
-    # Finished files are never modified, so the lock that HDF5 takes by default (and that some
-    # network file systems refuse) protects nothing.
-    with h5py.File(path, "r", locking=False) as file:
-        check_format_version(path, int(file.attrs.get("format_version", 0)))
-        if fingerprint is not None and file.attrs.get("fingerprint") != fingerprint:
-            raise InputError(f"{path}: the file belongs to another cache")
-        yield file
+    with _expect(path, expected):
+        _check_heap(path)
+        # Finished files are never modified, so the lock that HDF5 takes by default (and that some
+        # network file systems refuse) protects nothing.
+        with h5py.File(path, "r", locking=False) as file:
+            check_format_version(path, int(file.attrs.get("format_version", 0)))
+            if fingerprint is not None and file.attrs.get("fingerprint") != fingerprint:
+                raise InputError(f"{path}: the file belongs to another cache")
+            yield file
 
 
-def damage_error(path: Path, expected: str, why: object) -> InputError:
-    """The error for a file that cannot be read."""
-    # The text of an OSError contains the path, which the message already names.
-    reason = getattr(why, "strerror", None) or why
-    return InputError(f"{path}: expected {expected}, found damage ({reason})")
+@contextmanager
+def _expect(path: Path, expected: str) -> Iterator[None]:
+    """Raises an InputError for errors that damaged bytes cause in the `with` block."""
+    try:
+        yield
+    except InputError:
+        raise
+    except READ_ERRORS as error:
+        # The text of an OSError contains the path, which the message already names.
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: expected {expected}, found damage ({reason})") from None
 
 
 def read_strings(file: h5py.File, name: str) -> Any:
@@ -210,11 +203,7 @@ def encode_strings(values: Iterable[str]) -> np.ndarray:
 
 
 def _check_heap(path: Path) -> None:
-    """Refuses heaps with impossible object sizes, on which HDF5 would loop forever.
-
-    Raises:
-        InputError: the file has such a heap.
-    """
+    """Raises a ValueError for heaps with impossible sizes, on which HDF5 would loop forever."""
     with open(path, "rb") as raw:
         head = raw.read(HEAP_SEARCH_BYTES)
     start = head.find(HEAP_SIGNATURE)
@@ -225,6 +214,6 @@ def _check_heap(path: Path) -> None:
             number, size = HEAP_OBJECT.unpack_from(head, position)
             step = size if number == 0 else HEAP_OBJECT.size + -(-size // 8) * 8
             if step < HEAP_OBJECT.size or position + step > end:
-                raise damage_error(path, "a file of the cache", "its string heap is inconsistent")
+                raise ValueError("its string heap is inconsistent")
             position += step
         start = head.find(HEAP_SIGNATURE, start + 1)
