@@ -162,7 +162,6 @@ def happen():
 """
 DEATHS = {
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
-    "bus error": "os.kill(os.getpid(), signal.SIGBUS)",
     "exit": "os._exit(0)",
     "exception": "{}[1]",
     "end of a file": "raise EOFError",
