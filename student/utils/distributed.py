@@ -244,7 +244,7 @@ def _read_variable(name: str, low: int, high: int | None = None, default: str = 
 def _rendezvous(rank: int, size: int) -> distributed.Store:
     """Opens the store of the run and waits until all processes have joined.
 
-    A thread does so, because the main thread has to handle signals.
+    Every wait polls, so that Python can handle signals.
 
     Raises:
         InputError: processes are missing at the time limit, or two have the same rank.
@@ -257,77 +257,70 @@ def _rendezvous(rank: int, size: int) -> distributed.Store:
     # restarts.
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     by_slurm = os.environ.get("SLURM_STEP_NUM_TASKS") == str(size)
-    open_limit = LAUNCHED_TIMEOUT if by_slurm else float(timeout_text)
-    limit = LAUNCHED_TIMEOUT if by_agent else open_limit
-    start = time.monotonic()
-    found: list[distributed.Store | Exception] = []
+    start, is_logged = time.monotonic(), False
 
-    def join() -> None:
-        try:
-            found.append(_join_store(rank, size, rank == 0 and not by_agent, open_limit, limit))
-        # Raised below, in the main thread.
-        except Exception as error:
-            found.append(error)
+    def wait(limit: float, found: str) -> None:
+        nonlocal is_logged
+        waited = time.monotonic() - start
+        if waited > limit:
+            raise InputError(
+                f"WORLD_SIZE: expected {size} processes to join at {address}, found {found} after"
+                f" {limit:.0f} seconds; unset WORLD_SIZE and RANK if they are left over from"
+                f" another job, or set {TIMEOUT_VARIABLE} to wait longer"
+            )
+        if waited > RENDEZVOUS_TIMEOUT and not is_logged:
+            is_logged = True
+            logger.info(f"waiting for {size} processes at {address}: {found}")
+        time.sleep(POLL_SECONDS)
 
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    thread.join(min(limit, RENDEZVOUS_TIMEOUT))
-    if thread.is_alive() and limit > RENDEZVOUS_TIMEOUT:
-        logger.info(f"waiting for {size} processes at {address}")
-        thread.join(limit - RENDEZVOUS_TIMEOUT)
-    result = found[0] if found else TimeoutError("no answer")
-    if isinstance(result, distributed.Store):
-        return result
-    if isinstance(result, InputError):
-        raise result
-    raise InputError(
-        f"WORLD_SIZE: expected {size} processes to join at {address}, found fewer after"
-        f" {time.monotonic() - start:.0f} seconds ({' '.join(str(result).split())[:160]}); unset"
-        " WORLD_SIZE and RANK if they are left over from another job, or set"
-        f" {TIMEOUT_VARIABLE} to wait longer"
-    )
+    opened: list[distributed.TCPStore | RuntimeError] = []
+    serve = rank == 0 and not by_agent
+    # If something else than a store is at the address, the thread may never end.
+    threading.Thread(target=_open_store, args=(serve, opened), daemon=True).start()
+    limit = LAUNCHED_TIMEOUT if by_slurm else float(timeout_text)
+    while not opened:
+        wait(limit, "no answer")
+    if isinstance(opened[0], RuntimeError):
+        expected = f"the store of {size} processes at {address}"
+        reason = str(opened[0]).strip().splitlines()[0]
+        raise InputError(f"MASTER_ADDR: expected {expected}, found {reason}")
+    opened[0].set_timeout(STORE_TIMEOUT)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = distributed.PrefixStore(f"eoid/{attempt}", opened[0])
+    if store.add(f"process {rank}", 1) > 1:
+        raise InputError(f"RANK: expected one process {rank} at {address}, found two")
+    limit = LAUNCHED_TIMEOUT if by_agent else limit
+    while missing := [other for other in range(size) if not store.check([f"process {other}"])]:
+        wait(limit, f"{size - len(missing)}")
+    return store
 
 
-def _join_store(
-    rank: int, size: int, serve: bool, open_limit: float, limit: float
-) -> distributed.Store:
-    """Opens the store at MASTER_ADDR:MASTER_PORT, and waits for the other processes.
+def _open_store(serve: bool, opened: list[distributed.TCPStore | RuntimeError]) -> None:
+    """Opens the store at MASTER_ADDR:MASTER_PORT; appends it, or an error, to `opened`.
 
-    Args:
-        rank, size: index of this process, and number of processes.
-        serve: host the store instead of connecting to it.
-        open_limit, limit: seconds in which the store has to exist, and the others have to join.
-
-    Raises:
-        InputError: there is another process of this rank.
-        OSError, RuntimeError: no store can be opened, or processes are missing.
+    The address is tested with a plain socket first, since the store itself logs every failure.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    deadline = time.monotonic() + open_limit
-    # A plain socket tests the address first, since the store itself logs every failure.
+    test = socket.create_server if serve else partial(socket.create_connection, timeout=2)
     while True:
         try:
-            test = socket.create_server if serve else partial(socket.create_connection, timeout=2)
             test(("" if serve else host, port)).close()
             break
+        # Nothing listens at the address, or with `serve`, the port is in use.
         except OSError:
-            if time.monotonic() > deadline:
-                raise
             time.sleep(POLL_SECONDS)
-    opened = distributed.TCPStore(
-        "localhost" if serve else host,
-        port,
-        is_master=serve,
-        timeout=timedelta(seconds=RENDEZVOUS_TIMEOUT),
-        wait_for_workers=False,
-    )
-    opened.set_timeout(STORE_TIMEOUT)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = distributed.PrefixStore(f"eoid/{attempt}", opened)
-    if store.add(f"process {rank}", 1) > 1:
-        raise InputError(f"RANK: expected one process {rank} at {host}:{port}, found two")
-    store.wait([f"process {other}" for other in range(size)], timedelta(seconds=limit))
-    return store
+    try:
+        opened.append(
+            distributed.TCPStore(
+                "localhost" if serve else host,
+                port,
+                is_master=serve,
+                timeout=timedelta(seconds=RENDEZVOUS_TIMEOUT),
+                wait_for_workers=False,
+            )
+        )
+    except RuntimeError as error:
+        opened.append(error)
 
 
 def local_device(name: str, local_rank: int) -> torch.device:
