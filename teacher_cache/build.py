@@ -69,29 +69,20 @@ DEFAULT_CLIP_MODEL, DEFAULT_CLIP_WEIGHTS = "RN50x16", "openai"
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Settings of a build.
+    """Settings of a build, which `eoid-cache config` explains.
 
     Attributes:
-        dataset: the dataset folder.
         out: the cache folder: new, or of an interrupted build with the same settings.
-        part: "train" or "test".
-        candidates: "detector" pairs detected boxes, "annotated" pairs annotated boxes (the
-            published protocol).
-        proposals: a COCO-results file of detections, used instead of a detector.
-        detector, detector_weights: name and weights of the detector; None for the dataset's own
-            detector, or torchvision's default one.
-        detector_classes: see `DetectorConfig.classes`.
-        clip_model, clip_weights: see `ClipConfig`; None for the dataset's own teacher, or the
-            published one.
-        precision: precision of CLIP's image encoder, see `ClipConfig`.
-        templates: prompt templates, whose text embeddings are averaged.
-        extraction: pairs, regions and batch sizes.
-        images_per_shard: number of images per shard, which is also the unit of work.
+        candidates: "detector" pairs detected boxes, or those of `proposals`, a COCO-results file;
+            "annotated" pairs annotated boxes (the published protocol).
+        detector, detector_weights, detector_classes: see `DetectorConfig`; None for the dataset's
+            own detector, or torchvision's default one.
+        clip_model, clip_weights, precision: see `ClipConfig`; None for the dataset's own teacher,
+            or the published one.
         mode: where shards are made; None for one process per GPU if there are several, and for
             this process otherwise.
         share: this job's share of the shards, in a job array; None for all of them.
         threads: number of torch CPU threads per process; None for the mode's default.
-        device: device of the models: "auto", "cpu" or "cuda[:i]".
     """
 
     dataset: Path
@@ -146,7 +137,13 @@ def build_cache(config: BuildConfig) -> None:
     if check_folder(config.out, plan):
         logger.info(f"{config.out}: was finished before; nothing to do")
         return
-    tasks = _make_tasks(config, plan, inputs_config)
+    size, end = config.images_per_shard, plan.num_images
+    tasks = [
+        ShardTask(
+            config.out, plan.fingerprint, number, first, min(first + size, end), inputs_config
+        )
+        for number, first in enumerate(range(0, end, size))
+    ]
     shared = config.share is not None
     with lock_folder(config.out, shared) as lock:
         # Another build may have finished the cache before this one got the lock.
@@ -266,18 +263,6 @@ def _has_prompts(folder: Path, plan: BuildPlan) -> bool:
     return True
 
 
-def _make_tasks(
-    config: BuildConfig, plan: BuildPlan, inputs_config: InputsConfig
-) -> list[ShardTask]:
-    size, end = config.images_per_shard, plan.num_images
-    return [
-        ShardTask(
-            config.out, plan.fingerprint, number, first, min(first + size, end), inputs_config
-        )
-        for number, first in enumerate(range(0, end, size))
-    ]
-
-
 def _check_no_failures(finished: Iterable[ShardTask]) -> None:
     """Checks, for a strict build, that the finished shards contain all their images.
 
@@ -318,11 +303,6 @@ def resolve_inputs_config(
     dataset: Dataset, config: BuildConfig, mode: ExecutionMode
 ) -> InputsConfig:
     """Settings of the models and data of a build, with all defaults filled in.
-
-    Args:
-        dataset: the opened dataset folder.
-        config: the build's settings.
-        mode: where shards are made.
 
     Raises:
         InputError: options contradict each other, or a file of the dataset is missing.

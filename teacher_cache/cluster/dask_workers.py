@@ -67,15 +67,10 @@ def silence_dask() -> Iterator[None]:
 
 
 def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -> list[ShardRecord]:
-    """Makes shards on the workers.
+    """Makes shards on the workers, which must see all files under the same paths.
 
     At most one shard per worker is submitted at a time, so that a worker that dies loses one
     shard only; Dask then gives this shard to another worker.
-
-    Args:
-        tasks: the shards to make; the workers must see all files under the same paths.
-        workers: the cluster that makes them.
-        progress: advanced by the images of every finished shard.
 
     Returns:
         The records of the shards, in the order in which they were finished.
@@ -166,11 +161,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def local_workers(count: int, threads: int | None, device: str) -> Iterator[Workers]:
     """Starts worker processes on this machine, and ends them when the context ends.
 
-    Args:
-        count: number of processes.
-        threads: number of CPU threads per process; None for the libraries' defaults.
-        device: "auto", "cpu" or "cuda[:i]"; with "auto" and "cuda" the GPUs are distributed over
-            the processes.
+    They have `threads` CPU threads each, or the libraries' defaults; with a `device` "auto" or
+    "cuda" the GPUs are distributed over them.
     """
     workers = {
         number: {
@@ -203,12 +195,7 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
 
 @contextmanager
 def open_cluster(workers: dict[int, Any], **options: Any) -> Iterator[tuple[SpecCluster, Client]]:
-    """Starts a Dask scheduler in this process.
-
-    Args:
-        workers: specification of the workers that it starts.
-        options: host or interface of the scheduler.
-    """
+    """Starts a Dask scheduler in this process, with `options`, and the specified workers."""
     options = {"port": 0, "dashboard": False, "dashboard_address": f"{LOCALHOST}:0", **options}
     scheduler = {"cls": Scheduler, "options": options}
     # Ctrl-C must reach this process only: threads and processes inherit the blocked signal.
@@ -228,11 +215,9 @@ def _kill_workers(cluster: SpecCluster) -> None:
 
 
 def gpu_environment(number: int, device: str) -> dict[str, str]:
-    """Environment variables that restrict a worker to one GPU.
+    """Environment variables that restrict a worker to one GPU; the workers take them in turn.
 
-    Args:
-        number: the worker's number; workers take the visible GPUs in turn.
-        device: "auto", "cpu" or "cuda[:i]"; with a numbered GPU all workers share it.
+    With the CPU or a numbered GPU as `device` there are none.
     """
     if device not in ("auto", "cuda") or not torch.cuda.device_count():
         return {}
@@ -248,10 +233,7 @@ CONNECT_TIMEOUT = 30.0
 
 @contextmanager
 def running_workers(address: str) -> Iterator[Workers]:
-    """Connects to an existing Dask cluster; its workers keep running afterwards.
-
-    Args:
-        address: host:port of the scheduler, or its scheduler file.
+    """Connects to an existing Dask cluster by the address of its scheduler, or its scheduler file.
 
     Raises:
         InputError: no scheduler can be reached at the address.

@@ -34,22 +34,14 @@ class InProcess:
 
 @dataclass(frozen=True)
 class LocalWorkers:
-    """Shards are made in worker processes on this machine.
-
-    Attributes:
-        count: number of processes; where there are GPUs, each process uses one.
-    """
+    """Shards are made in `count` worker processes on this machine, with one GPU each if any."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class RunningCluster:
-    """Shards are made on the workers of an existing Dask cluster.
-
-    Attributes:
-        address: host:port of its scheduler, or its scheduler file.
-    """
+    """Shards are made on the workers of a Dask cluster: host:port, or its scheduler file."""
 
     address: str
 
@@ -165,21 +157,16 @@ ARRAY_PREFIX = "SLURM_ARRAY_TASK_"
 
 @dataclass(frozen=True)
 class ArrayShare:
-    """A job's share of the shards: every N-th one, starting with number I.
+    """A job's share of the shards: every `count`-th one, starting with number `index`.
 
     Interleaved shares take about equally long, even if images at the end of a dataset have more
     pairs than those at its beginning.
-
-    Attributes:
-        index: I, in [0, N).
-        count: N, the number of jobs.
     """
 
     index: int
     count: int
 
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The items of this job's share."""
         return items[self.index :: self.count]
 
     @classmethod

@@ -32,15 +32,7 @@ logger = get_logger(__name__)
 def run_tasks(
     tasks: Sequence[ShardTask], mode: ExecutionMode, progress: Progress
 ) -> list[ShardRecord]:
-    """Makes shards.
-
-    Args:
-        tasks: the shards to make.
-        mode: where they are made.
-        progress: advanced by the images of every finished batch or shard.
-
-    Returns:
-        The records of the shards.
+    """Makes shards and returns their records; `progress` counts images.
 
     Raises:
         InputError: the input of a shard is bad, several workers died while they made the same

@@ -45,13 +45,7 @@ fi"""
 
 
 def job_script(mode: SlurmJobs, folder: Path, scheduler: str = "tcp://<scheduler>") -> str:
-    """The batch script that is submitted for every worker.
-
-    Args:
-        mode: settings of the jobs.
-        folder: the cache folder.
-        scheduler: address of the Dask scheduler.
-    """
+    """The batch script that is submitted for every worker of a cache folder."""
     options = {
         "job-name": "eoid-cache",
         "ntasks": 1,
@@ -96,12 +90,7 @@ def check_slurm() -> None:
 
 @contextmanager
 def slurm_workers(mode: SlurmJobs, folder: Path) -> Iterator[Workers]:
-    """Submits jobs to SLURM, and cancels those that remain when the context ends.
-
-    Args:
-        mode: settings of the jobs.
-        folder: the cache folder.
-    """
+    """Submits jobs to SLURM, and cancels those that remain when the context ends."""
     logs = log_folder(mode, folder)
     logs.mkdir(parents=True, exist_ok=True)
     with open_cluster({}, interface=mode.interface) as (cluster, client):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -52,11 +52,6 @@ def form_pairs(detections: ObjectBoxes, vocabulary: Vocabulary, config: PairingC
 
     Boxes whose object forms no interaction are left out. Pairs are sorted by descending score of
     the person, then of the object.
-
-    Args:
-        detections: boxes of one image.
-        vocabulary: its objects are the labels.
-        config: thresholds and limits.
     """
     # Ties are broken by label and box, so that the result does not depend on the boxes' order.
     order = np.lexsort((*detections.boxes.T[::-1], detections.labels, -detections.scores))
@@ -105,13 +100,9 @@ def annotated_boxes(annotation: Annotation) -> ObjectBoxes:
 
 def concatenate_pairs(first: Pairs, second: Pairs) -> Pairs:
     """The rows of `first`, then those of `second`."""
+    names = [field.name for field in fields(Pairs)]
     return Pairs(
-        human_boxes=np.concatenate([first.human_boxes, second.human_boxes]),
-        object_boxes=np.concatenate([first.object_boxes, second.object_boxes]),
-        object_labels=np.concatenate([first.object_labels, second.object_labels]),
-        human_scores=np.concatenate([first.human_scores, second.human_scores]),
-        object_scores=np.concatenate([first.object_scores, second.object_scores]),
-        sources=np.concatenate([first.sources, second.sources]),
+        **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
     )
 
 

@@ -60,13 +60,7 @@ class _Entry(Struct):
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """Content of a detections file.
-
-    Attributes:
-        rows: (K,) `PROPOSAL_DTYPE`, grouped by image in the annotation file's order.
-        digest: SHA-256 of the file.
-        issue_counts: number of detections with each kind of issue.
-    """
+    """Content of a detections file: `PROPOSAL_DTYPE` rows, grouped by image, and its SHA-256."""
 
     rows: np.ndarray
     digest: str
@@ -176,16 +170,7 @@ def _other_coco_ids(vocabulary: Vocabulary) -> frozenset[int]:
 def load_proposals(
     file: Path, dataset: Dataset, annotations: AnnotationFile, strict: bool
 ) -> Proposals:
-    """Reads a detections file for a part of a dataset.
-
-    Args:
-        file: the detections file, in COCO's results format.
-        dataset, annotations: the dataset part with the images of the detections.
-        strict: refuse boxes that reach outside the image or have no area.
-
-    Raises:
-        InputError: the file is missing or wrong.
-    """
+    """Reads a detections file for a part of a dataset, see `read_proposals`."""
     folder = dataset.part(annotations.part).images
     images = image_index_by_key(
         annotations.annotations, list_file_names(folder) | annotations.unlabelled
@@ -246,13 +231,9 @@ def image_index_by_key(
     Numbers are the annotation file's image ids, if it has some, as COCO's files do. Otherwise an
     image's number is the one at the end of its file name: 15 for `HICO_train2015_00000015.jpg`.
 
-    Args:
-        annotations: annotations of the images that the teacher is run on.
-        others: file names of other images in their folder.
-
     Returns:
-        Indices by file name and number; NOT_ANNOTATED for other images, and AMBIGUOUS_NUMBER for a
-        number that several images share.
+        Indices by file name and number; NOT_ANNOTATED for `others`, images in their folder, and
+        AMBIGUOUS_NUMBER for a number that several images share.
     """
     index_by_name = {annotation.image_id: index for index, annotation in enumerate(annotations)}
     index_by_key: dict[int | str, int] = dict.fromkeys(others, NOT_ANNOTATED)

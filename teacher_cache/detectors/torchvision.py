@@ -85,9 +85,7 @@ class DetectorConfig:
 
     Attributes:
         name: a detection model of torchvision, or "toy".
-        weights: a weights file or the name of a weights entry of torchvision; None takes the
-            model's default entry.
-        score_threshold: detections below this score are dropped.
+        weights: a file or the name of a weights entry; None takes the model's default entry.
         classes: names of its classes in their order, without the background; None where torchvision
             or the vocabulary's ids determine them.
     """
@@ -100,11 +98,6 @@ class DetectorConfig:
 
 class Detector:
     """A frozen torchvision detection model whose labels are the vocabulary's objects.
-
-    Args:
-        config: which detector.
-        vocabulary: the vocabulary; other classes of the detector are dropped.
-        device: device of the model.
 
     Attributes:
         name: name of the architecture in caches.
@@ -140,14 +133,7 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[ObjectBoxes]:
-        """Detects objects in a batch of images.
-
-        Args:
-            images: (h, w, 3) uint8 RGB arrays.
-
-        Returns:
-            The vocabulary's objects in each image; boxes in its pixels, labels as object indices.
-        """
+        """Detects the vocabulary's objects in (h, w, 3) uint8 RGB images."""
         if not images:
             return []
         outputs = self._model([_to_tensor(image, self._device) for image in images])
@@ -349,8 +335,7 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], config: DetectorConf
 def num_classes(state: Mapping[str, Tensor]) -> int:
     """Number of classes of a checkpoint, including the background.
 
-    `NUM_COCO_CLASSES` for checkpoints that are of none of torchvision's detectors, whose loading
-    then fails with a message about the architecture.
+    That of COCO for other checkpoints than torchvision's, whose loading then fails.
     """
     predictor = state.get("roi_heads.box_predictor.cls_score.weight")
     if predictor is not None and predictor.dim():
@@ -363,10 +348,7 @@ def num_classes(state: Mapping[str, Tensor]) -> int:
 
 
 def has_background(state: Mapping[str, Tensor]) -> bool:
-    """Whether class 0 of a detector is the background.
-
-    It is not in RetinaNet and FCOS, which have a sigmoid for each class.
-    """
+    """Whether class 0 is the background; not in RetinaNet and FCOS, which have sigmoids."""
     return ONE_STAGE_HEADS[0][0] not in state
 
 
@@ -376,13 +358,8 @@ def match_batch_norm(model: nn.Module, name: str, state: Mapping[str, Tensor]) -
     torchvision builds models with frozen batch norm only if they get pretrained weights, so a model
     for a checkpoint file has the other kind. Frozen batch norm has no `num_batches_tracked`.
 
-    Args:
-        model: the model without weights; changed in place.
-        name: the architecture.
-        state: the checkpoint.
-
     Returns:
-        The model.
+        The model, which is changed in place.
     """
     if any(key.endswith("num_batches_tracked") for key in state):
         return model

@@ -26,7 +26,6 @@ class ImageTask:
 
     Attributes:
         image_id: the image's file name.
-        path: path of the file.
         annotated_pairs: its annotated pairs, for which outputs are always computed.
         boxes: boxes that form further pairs; None runs the detector.
         size: width and height in the annotations, where known.
@@ -48,13 +47,11 @@ def same_size_batches(
 ) -> list[list[int]]:
     """Groups images of equal width and height, read from their file headers.
 
-    Args:
-        image_tasks: the images.
-        size: largest batch; large images form smaller ones (`MAX_BATCH_PIXELS`).
-        on_error: called for files that are not images, or whose size differs from the annotations.
+    Batches have up to `size` images; large images form smaller ones (`MAX_BATCH_PIXELS`).
 
     Returns:
-        Indices of the image tasks of each batch.
+        Indices of the image tasks of each batch, without those of files that are not images, or
+        whose size differs from the annotations.
     """
     by_size = defaultdict(list)
     for index, image_task in enumerate(image_tasks):
@@ -70,12 +67,7 @@ def same_size_batches(
 
 
 def _check_size(image_task: ImageTask) -> tuple[int, int]:
-    """Width and height of an image.
-
-    Raises:
-        InputError: the size differs from the annotated one, as after resizing or rotating the
-            file, so that the annotated boxes do not fit it.
-    """
+    """Width and height of an image; refuses another size than annotated, as boxes do not fit it."""
     width, height = read_image_size(image_task.path)
     if image_task.size not in (None, (width, height)):
         expected = f"{image_task.size[0]} x {image_task.size[1]} pixels, as annotated"
@@ -90,12 +82,6 @@ def prefetch_images(
     on_error: OnError,
 ) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Decodes batches; the next one is decoded while the caller works on the present one.
-
-    Args:
-        pool: workers that decode.
-        batches: indices of `image_tasks` of each batch.
-        image_tasks: the images.
-        on_error: called for images that cannot be decoded.
 
     Yields:
         Indices and RGB images of a batch, without those that cannot be decoded.

@@ -62,11 +62,10 @@ class ExtractionConfig:
     """Settings of `extract`.
 
     Attributes:
-        pairing: which boxes form pairs.
         level: what CLIP encodes for a pair: "region", its union box, or "image", the whole image.
         region: how that becomes CLIP's square input.
         images_per_batch: largest detector batch; it contains images of one size.
-        regions_per_batch: CLIP's batch size in regions, also of different images; None takes
+        regions_per_batch: CLIP's batch size, also with regions of different images; None takes
             `ClipTeacher.batch_size`.
         embeddings: whether region embeddings are stored.
         strict: whether an unreadable image ends the build.
@@ -83,14 +82,7 @@ class ExtractionConfig:
 
 @dataclass(frozen=True, eq=False)
 class TeacherModels:
-    """The frozen models and the embedded prompts of a vocabulary.
-
-    Attributes:
-        detector: None where all boxes are known beforehand.
-        clip: the teacher.
-        text: embedded prompts of the vocabulary's interactions.
-        vocabulary: vocabulary of the outputs.
-    """
+    """The frozen models (without a detector where all boxes are known beforehand) and prompts."""
 
     detector: Detector | None
     clip: ClipTeacher
@@ -120,11 +112,7 @@ def extract(
     detection on a GPU; on a CPU it uses all cores alone. The images of a detector batch have equal
     sizes, so none of them is padded.
 
-    Args:
-        image_tasks: the images.
-        teacher: the models.
-        config: settings.
-        on_progress: receives the number of finished images after each batch.
+    `on_progress` receives the number of finished images after each batch.
 
     Returns:
         Image id -> outputs, in the order of the image tasks; and image id -> error, for images that
@@ -222,11 +210,7 @@ def _detect_pairs(
 def _check_finite(
     image_pairs: Sequence[_ImagePairs], embeddings: np.ndarray, image_tasks: Sequence[ImageTask]
 ) -> None:
-    """Checks the embeddings of all regions.
-
-    Raises:
-        InputError: an embedding is not finite; names the first image with one.
-    """
+    """Refuses embeddings that are not finite, and names the first image with one."""
     rows = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if not len(rows):
         return
@@ -285,14 +269,7 @@ class _BatchEncoder:
         self._embeddings: list[np.ndarray] = []
 
     def add(self, cropping: Sequence[Future[Tensor]]) -> int:
-        """Adds the regions of some images and starts all full batches.
-
-        Args:
-            cropping: for each image, the future of its (R, 3, S, S) uint8 regions.
-
-        Returns:
-            The number of images.
-        """
+        """Adds the (R, 3, S, S) uint8 regions of some images; returns the number of images."""
         self._queued += [regions.result() for regions in cropping]
         while sum(map(len, self._queued)) >= self._batch_size:
             batch, missing = [], self._batch_size

@@ -32,16 +32,10 @@ class InputsConfig:
     """Paths and settings from which any process loads the same inputs.
 
     Attributes:
-        dataset: the dataset folder.
-        part: "train" or "test".
-        detector: the detector whose boxes form pairs; None takes those of `proposals`, or the
-            annotated ones.
-        clip: the teacher.
-        templates: prompt templates.
-        extraction: settings of `extract`.
+        detector: the detector whose boxes form pairs; None takes those of `proposals`, a file, or
+            the annotated ones.
         device: "auto", "cpu" or "cuda[:i]" of the machine that loads the models.
         threads: torch's threads on a CPU; None leaves torch's default.
-        proposals: a file of detections that replaces the detector.
     """
 
     dataset: Path
@@ -75,14 +69,7 @@ class InputsConfig:
 
 @dataclass(frozen=True, eq=False)
 class BuildData:
-    """Dataset of a build.
-
-    Attributes:
-        vocabulary: vocabulary of the dataset.
-        annotations: annotation file of the dataset part.
-        image_tasks: one for each annotated image, in the order of the file.
-        proposals: content of the detections file, where there is one.
-    """
+    """Dataset of a build; the image tasks are those of the annotated images, in their order."""
 
     vocabulary: Vocabulary
     annotations: AnnotationFile
@@ -92,15 +79,7 @@ class BuildData:
 
 @dataclass(frozen=True, eq=False)
 class BuildInputs:
-    """Loaded inputs of a build.
-
-    Attributes:
-        data: the dataset.
-        prompts: the sentences, per interaction and template.
-        detector: the frozen detector; None where all boxes are known beforehand.
-        clip: the frozen teacher.
-        parts: parts of the fingerprint.
-    """
+    """Loaded inputs of a build; the detector is None where all boxes are known beforehand."""
 
     data: BuildData
     prompts: Prompts
@@ -110,7 +89,6 @@ class BuildInputs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the parts."""
         return compute_fingerprint(self.parts)
 
 
@@ -120,10 +98,6 @@ _loaded_inputs: dict[InputsConfig, BuildInputs] = {}
 
 def read_build_data(config: InputsConfig, dataset: Dataset | None = None) -> BuildData:
     """Reads the annotations and, where the build uses one, the detections file.
-
-    Args:
-        config: paths and settings.
-        dataset: the opened dataset folder, if the caller has it already.
 
     Raises:
         InputError: a file is missing or wrong.

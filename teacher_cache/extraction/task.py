@@ -23,14 +23,10 @@ from teacher_cache.writer.shard import (
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to make. It contains no images and models, so that thousands of tasks stay small.
+    """Shard `number` of a cache folder, with images `first` to `end` - 1 of the annotation file.
 
-    Attributes:
-        folder: the cache folder.
-        fingerprint: fingerprint of the cache.
-        number: index of the shard.
-        first, end: half-open range of image indices in the annotation file's order.
-        inputs_config: from which the process loads images and models.
+    It contains no images and models, so that thousands of tasks stay small; the process that makes
+    the shard loads them from `inputs_config`.
     """
 
     folder: Path
@@ -42,7 +38,6 @@ class ShardTask:
 
     @property
     def path(self) -> Path:
-        """Path of the shard's file."""
         return self.folder / SHARDS / shard_name(self.number)
 
     def __len__(self) -> int:
@@ -51,13 +46,6 @@ class ShardTask:
 
 def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None) -> ShardRecord:
     """Runs the teacher on the shard's images and writes the outputs, unless the shard exists.
-
-    Args:
-        task: the shard.
-        on_progress: receives the number of finished images after each batch.
-
-    Returns:
-        The description of the shard.
 
     Raises:
         InputError: an image cannot be read and the build is strict, a model cannot be loaded, or
@@ -89,12 +77,9 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
 
 
 def _check_inputs(task: ShardTask, inputs: BuildInputs) -> None:
-    """Checks that this process has the same inputs as the builder.
+    """Refuses other inputs than the builder's.
 
     A path may lead to another file on another machine, and files may have changed since.
-
-    Raises:
-        InputError: it has others.
     """
     if inputs.fingerprint != task.fingerprint:
         changes = describe_changes(read_plan(task.folder)["parts"], inputs.parts)

@@ -82,13 +82,11 @@ class ClipConfig:
 
 @dataclass(frozen=True, eq=False)
 class LoadedClip:
-    """A loaded model of open_clip.
+    """A model of open_clip on the CPU, and its tokenizer.
 
     Attributes:
         name: identifies architecture and tokenizer: open_clip's name, or a digest of a folder's
             configuration and tokenizer files.
-        model: the model, on the CPU.
-        tokenizer: N sentences -> (N, context) token ids.
         quick_gelu: whether it uses OpenAI's approximation of GELU, x * sigmoid(1.702 x). The
             weights do not tell, and with the other one the embeddings would be wrong.
     """
@@ -209,18 +207,10 @@ def _create_empty(name: str, **options: Any) -> Any:
 
 
 def _load_state(model: Any, state: dict[str, Tensor], file: object, architecture: str) -> Any:
-    """Loads a state dict strictly.
+    """Loads a state dict, in any form that open_clip converts, strictly into `model`.
 
     Unlike open_clip's `load_checkpoint` it does not interpolate position embeddings: those of
     another input size belong to another architecture.
-
-    Args:
-        model: receives the weights.
-        state: the state dict, in any form that open_clip converts.
-        file, architecture: named in errors.
-
-    Returns:
-        The model.
 
     Raises:
         InputError: the checkpoint is of another architecture.
@@ -259,9 +249,6 @@ def _common_preprocessing(published: dict[str, dict[str, Any]]) -> dict[str, Any
     """The preprocessing values that all published weights of a model have in common.
 
     They are used for checkpoint files, which contain no preprocessing configuration.
-
-    Args:
-        published: configurations of a model's pretrained tags.
     """
     entries = list(published.values())
     return {
@@ -285,12 +272,7 @@ def _silence_logging() -> Iterator[None]:
 class ClipTeacher:
     """A frozen CLIP in eval mode, with the preprocessing values that belong to its weights.
 
-    Args:
-        config: which model.
-        device: device of the model.
-
     Attributes:
-        device: device of the model.
         name, quick_gelu: see `LoadedClip`.
         image_size: side of the square input in pixels.
         precision: precision of the image encoder.
@@ -335,10 +317,7 @@ class ClipTeacher:
 
     @torch.inference_mode()
     def encode_images_async(self, regions: Tensor) -> Callable[[], np.ndarray]:
-        """Starts encoding regions without waiting for the device.
-
-        Args:
-            regions: (N, 3, S, S) uint8 RGB on the device.
+        """Starts encoding (N, 3, S, S) uint8 RGB regions without waiting for the device.
 
         Returns:
             A function that waits and returns (N, D) float32 normalised embeddings. If some of them
@@ -395,11 +374,9 @@ class ClipTeacher:
 
 
 def build_clip(config: dict[str, Any], generator: torch.Generator) -> open_clip.CLIP:
-    """A randomly initialised CLIP.
+    """A randomly initialised CLIP of open_clip's `model_cfg`.
 
-    Args:
-        config: open_clip's `model_cfg`: `embed_dim`, `vision_cfg`, `text_cfg`.
-        generator: determines the weights; torch's global generator is not advanced.
+    `generator` determines the weights; torch's global generator is not advanced.
     """
     # open_clip initialises from torch's global generator only.
     seed = int(torch.randint(2**62, (1,), generator=generator))
@@ -415,13 +392,10 @@ def save_clip(
     preprocessing: dict[str, Any],
     tokenizer: WordTokenizer,
 ) -> None:
-    """Writes a model as a folder that `ClipTeacher` and open_clip's `local-dir:` load.
+    """Writes a model of `build_clip` as a folder that `ClipTeacher` and open_clip load.
 
     Args:
-        folder: the folder; created if missing.
-        model: a model of `build_clip`.
-        config: its `model_cfg`.
-        preprocessing: open_clip's `preprocess_cfg`: mean and std.
+        config, preprocessing: open_clip's `model_cfg` and `preprocess_cfg` (mean and std).
         tokenizer: the word-level tokenizer that the model was trained with.
     """
     folder.mkdir(parents=True, exist_ok=True)

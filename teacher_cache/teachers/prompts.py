@@ -23,10 +23,9 @@ MAX_LISTED = 5
 def interaction_prompts(
     vocabulary: Vocabulary, templates: Sequence[str] = (DEFAULT_TEMPLATE,)
 ) -> Prompts:
-    """The prompts of all interactions, with underscores replaced by spaces.
+    """The prompts of all H interactions, with underscores replaced by spaces.
 
     Args:
-        vocabulary: the H interactions.
         templates: sentences with the fields `{ing}` ("sitting on") and `{object}`.
 
     Returns:

@@ -79,11 +79,7 @@ def union_regions(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def whole_image_region(pairs: Pairs, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The whole image as the region of all its P pairs.
-
-    Args:
-        pairs: pairs of the image.
-        size: width and height of the image.
+    """The whole image of a width and height as the region of all its P pairs.
 
     Returns:
         (R, 4) float32 xyxy, where R is 1, or 0 without pairs; and (P,) int64 zeros.
@@ -99,17 +95,9 @@ def crop_regions_pil(
     mode: RegionMode,
     interpolation: str = "bicubic",
 ) -> list[np.ndarray]:
-    """Crops regions and resizes them to CLIP's input size with PIL: the reference for all others.
+    """Crops (R, 4) xyxy regions and resizes them with PIL: R arrays (size, size, 3) uint8.
 
-    Args:
-        image: RGB.
-        boxes: (R, 4) xyxy in pixels; see `round_boxes`.
-        size: side of CLIP's input in pixels.
-        mode: pad, stretch or context.
-        interpolation: "bicubic" or "bilinear", as CLIP was trained with.
-
-    Returns:
-        R arrays (size, size, 3) uint8.
+    This is the published procedure, and the reference for `crop_regions`.
     """
     corners = round_boxes(image, boxes, mode.context)
     if mode.name == "stretch":
@@ -165,9 +153,6 @@ def round_boxes(
     """Enlarges R xyxy boxes `context`-fold and rounds them to whole pixels as PIL's `crop` does.
 
     The corners are clipped to the image, and a region has at least one pixel.
-
-    Returns:
-        Left, top, right and bottom of each region.
     """
     enlarged = boxes.astype(np.float64)
     if context != 1:
@@ -202,7 +187,7 @@ def crop_regions(
         size: side of CLIP's input in pixels.
         mode: pad, stretch or context.
         device: device of the result.
-        interpolation: "bicubic" or "bilinear".
+        interpolation: "bicubic" or "bilinear", as CLIP was trained with.
 
     Returns:
         (R, 3, size, size) uint8.

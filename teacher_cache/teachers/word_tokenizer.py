@@ -22,14 +22,10 @@ class _WordsFile(Struct):
 
 
 class WordTokenizer:
-    """Maps each word of a text to one token id.
+    """Maps each word of a text to one token id, with start and end within `context_length`.
 
     Padding is 0; then come the words, start of text and end of text. The end of text has the
     largest id, because open_clip takes a text's embedding at the position of the largest id.
-
-    Args:
-        words: the known words.
-        context_length: number of tokens per text, including start and end.
     """
 
     def __init__(self, words: Sequence[str], context_length: int) -> None:
