@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -34,6 +35,8 @@ logger = get_logger(__name__)
 
 # Seconds to wait for a finished shard before the workers are counted again.
 POLL_TIMEOUT = 1.0
+# Seconds without a worker process on this machine after which none is expected any more.
+START_TIMEOUT = 30.0
 # Dask sets a level on each of these loggers, so that silencing the parent alone has no effect.
 DASK_LOGGERS = ("distributed", "distributed.client", "distributed.gc")
 
@@ -187,10 +190,30 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
         open_cluster(workers, host=LOCALHOST) as (cluster, client),
     ):
         try:
-            yield Workers(client)
+            yield Workers(client, _monitor_processes(cluster))
         except BaseException:
             _kill_workers(cluster)
             raise
+
+
+def _monitor_processes(cluster: SpecCluster) -> Callable[[int], None]:
+    """A monitor for worker processes of this machine, which Dask restarts when they die.
+
+    Dask gives a worker up if its restart fails. Without a limit, a build would then wait for ever.
+    """
+    last_seen = time.monotonic()
+
+    def monitor(remaining: int) -> None:
+        nonlocal last_seen
+        if any(nanny.pid is not None for nanny in cluster.workers.values()):
+            last_seen = time.monotonic()
+        elif time.monotonic() - last_seen > START_TIMEOUT:
+            raise InputError(
+                f"--workers: all {len(cluster.workers)} worker processes ended and could not be"
+                f" started again, with {remaining} shards left; run the same command to resume"
+            )
+
+    return monitor
 
 
 @contextmanager

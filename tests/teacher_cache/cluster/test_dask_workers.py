@@ -180,3 +180,17 @@ def test_each_worker_gets_one_gpu(monkeypatch, device, gpus, visible, found):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     environments = [gpu_environment(number, device) for number in range(3)]
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in environments] == found
+
+
+def test_a_build_ends_when_no_worker_process_can_be_started(monkeypatch):
+    """Dask closes a worker for good if its restart fails."""
+    monkeypatch.setattr(dask_workers, "START_TIMEOUT", 0.5)
+    with silence_dask(), local_workers(2, 1, "cpu") as workers:
+        for nanny in workers.client.cluster.workers.values():
+            workers.client.sync(nanny.close)
+        with (
+            Progress(2, "dispatching", "images") as progress,
+            pytest.raises(InputError, match="2 worker processes") as caught,
+        ):
+            dispatch(make_tasks(["a.h5"]), workers, progress)
+    assert "\n" not in str(caught.value) and "1 shard" in str(caught.value)
