@@ -142,7 +142,7 @@ def make_teacher_outputs(vocabulary):
     The teacher gives an annotated action a probability of 0.9.
     """
 
-    def build(annotation, seed=0, spread=2):
+    def build(annotation, seed=0, spread=2, vocabulary=vocabulary):
         rng = np.random.default_rng(seed)
         rows = [tuple(row[:2]) for row in annotation.hois.tolist() if row[1] >= 0]
         annotated = list(dict.fromkeys(rows))
@@ -178,10 +178,11 @@ def make_teacher_outputs(vocabulary):
 
 def _probabilities(annotation, pairs, labels, vocabulary):
     verbs = vocabulary.valid[:, labels].T.astype(np.float32)
-    verbs[:, vocabulary.no_interaction] = 0
+    if vocabulary.no_interaction is not None:
+        verbs[:, vocabulary.no_interaction] = 0
     weights = 0.1 * verbs / verbs.sum(1, keepdims=True)
     for human, thing, verb in annotation.hois:
-        if verb != vocabulary.no_interaction:
+        if verb != vocabulary.no_interaction and thing >= 0:
             weights[(pairs == (human, thing)).all(1), verb] += 0.9
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 

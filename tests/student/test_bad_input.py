@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -214,14 +213,12 @@ def test_non_finite_weights(nan_file, folder, command, monkeypatch, capsys):
     assert f"{nan_file}: query_source.head.boxes.0.weight: " in line and "1 of " in line
 
 
-def test_a_diverging_run_with_proposal_queries(student_command, tmp_path):
+def test_a_diverging_run_with_proposal_queries(start, student_command, tmp_path):
     """In a separate process, since RoI pooling of NaN boxes may end it by a signal."""
     options = "--learning-rate 1e20 --clip-norm 0 --backbone-learning-rate 1e20 --epochs 3"
     options += " --batch-size 4 --workers 0"
     arguments = student_command(tmp_path / "run", *options.split())
-    done = subprocess.run(
-        [sys.executable, "-m", "student.cli", *map(str, arguments)], capture_output=True, text=True
-    )
-    assert done.returncode == 2, done.stderr
-    line = done.stderr.splitlines()[-1]
+    code, _, err = start(arguments)()
+    assert code == 2, err
+    line = err.splitlines()[-1]
     assert re.search(r"step \d+: .*total.* not finite on images toy_train_", line)

@@ -9,11 +9,9 @@ import torch
 
 from evaluation.results import read_results
 from evaluation.score_vcoco import score_detections, score_vcoco_file
-from pipeline.boxes import union_boxes
 from pipeline.datasets.check import check_dataset, summarise_problems
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
-from pipeline.types import Pairs
 from pipeline.utils.files import read_json
 from pipeline.vocabulary import load_vocabulary
 from student.config import TargetConfig
@@ -21,9 +19,7 @@ from student.data.dataset import TrainingDataset, make_sample
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import run_student
 from student.inference.postprocess import select_detections
-from teacher_cache.detectors.pairing import annotated_pairs
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.reader.format import TeacherOutputs
 
 # What COCO calls the toy dataset's things, and what V-COCO calls its actions.
 CATEGORIES = {
@@ -87,34 +83,15 @@ def official(root):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory, official, write_cache):
-    """A cache of the training part with annotated and proposed pairs, and equal probabilities."""
+def cache(tmp_path_factory, official, write_cache, make_teacher_outputs):
+    """A cache of the training part."""
     file = official.load("train")
     outputs = {
-        item.image_id: make_teacher_outputs(item, official.vocabulary) for item in file.annotations
+        item.image_id: make_teacher_outputs(item, vocabulary=official.vocabulary)
+        for item in file.annotations
     }
     folder = tmp_path_factory.mktemp("vcoco-cache")
     return write_cache(folder, official.vocabulary, file.digest, outputs)
-
-
-def make_teacher_outputs(annotation, vocabulary):
-    annotated = annotated_pairs(annotation)
-    people = np.flatnonzero(annotation.labels == vocabulary.person)
-    things = np.flatnonzero(annotation.labels != vocabulary.person)
-    rows = np.array([(p, t) for p in people for t in things], dtype=np.int64).reshape(-1, 2)
-    proposed = np.arange(len(annotated) + len(rows)) >= len(annotated)
-    humans = np.concatenate([annotated.human_boxes, annotation.boxes[rows[:, 0]] + 1])
-    objects = np.concatenate([annotated.object_boxes, annotation.boxes[rows[:, 1]] + 1])
-    labels = np.concatenate([annotated.object_labels, annotation.labels[rows[:, 1]]])
-    scores = np.ones(len(labels), dtype=np.float32)
-    weights = vocabulary.valid[:, labels].T.astype(np.float32)
-    return TeacherOutputs(
-        pairs=Pairs(humans, objects, labels, scores, scores, proposed.astype(np.uint8)),
-        probabilities=weights / weights.sum(1, keepdims=True),
-        region_indices=np.arange(len(labels)),
-        region_boxes=union_boxes(humans, objects),
-        embeddings=None,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -266,8 +266,6 @@ def test_an_unreadable_test_image_is_reported_before_training(configure_run, dat
     assert str(image) in str(caught.value) and "--skip-unreadable" in str(caught.value)
     assert not config.out.exists()
     assert run_student(replace(config, skip_unreadable=True)).num_images == 6
-    found = {one["file_name"]: one for one in read_json(config.out / "predictions.json")}
-    assert [name for name, one in found.items() if not one["hoi_prediction"]] == [image.name]
 
 
 @pytest.mark.parametrize(
