@@ -1,14 +1,12 @@
 import pickle
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
-from pipeline.splits import Split, load_split
+from pipeline.splits import load_split
 from student.data.dataset import TrainingBatches, collate, make_sample, normalise_batch
 from student.data.targets import DETECTION_FIELDS, PAIR_FIELDS, TARGET_FIELDS, Targets
 from student.data.transforms import (
@@ -114,15 +112,6 @@ def test_boxes_are_transformed_with_the_pixels(name):
     assert kept and (cut > 0) == (name == "published")
 
 
-def test_colour_jitter_changes_pixels_only():
-    image, targets = picture(HUMAN, THING, FOUND), image_targets([HUMAN], [THING], [FOUND])
-    plain = make_sample("a.jpg", image, targets, v2.Identity())
-    sample = make_sample("a.jpg", image, targets, v2.ColorJitter(0.4, 0.4, 0.4))
-    assert not torch.equal(sample.image, plain.image)
-    for name in TARGET_FIELDS:
-        assert torch.equal(getattr(sample.targets, name), getattr(plain.targets, name))
-
-
 class Window:
     """Crops a fixed window."""
 
@@ -161,12 +150,6 @@ def test_an_empty_object_box_stays_empty(transform):
     assert len(sample.targets) == 2
     assert sample.targets.object_boxes[0].tolist() == [0, 0, 0, 0]
     assert (sample.targets.object_boxes[1] > 0).all()
-
-
-def test_no_pairs_and_no_boxes():
-    sample = make_sample("a.jpg", picture(), image_targets([], []), TRANSFORMS["published"])
-    assert len(sample.targets) == 0 and sample.targets.detected_boxes.shape == (0, 4)
-    assert sample.targets.verb_labels.shape == (0, 3)
 
 
 def test_normalise_batch_equals_normalise_of_single_images():
@@ -267,46 +250,6 @@ def test_sizes_equal_those_of_the_samples(make_images, vocabulary, name):
             assert tuple(sizes[index]) == images[epoch, index].image.shape[-2:]
             seen.add(tuple(sizes[index]))
     assert (len(seen) > 4) == (name == "published")
-
-
-def test_teacher_probs_stay_with_their_pairs_in_the_published_augmentation():
-    """Pairs are identified by their boxes; those that remain have their own probabilities."""
-    humans = [(20 + 60 * i, 30, 70 + 60 * i, 200) for i in range(5)]
-    objects = [(30 + 60 * i, 120, 60 + 60 * i, 280) for i in range(5)]
-    targets = image_targets(humans, objects)
-    pairs_left = set()
-    for seed in range(30):
-        torch.manual_seed(seed)
-        draws = torch.rand(NUM_RAND).numpy()
-        augmentation = build_augmentation("published")
-        transform = partial(augmentation, rand=draws)
-        sample = make_sample("a.jpg", picture(), targets, transform)
-        rows = sample.targets.object_labels
-        assert torch.equal(sample.targets.teacher_probs, targets.teacher_probs[rows])
-        assert torch.equal(sample.targets.verb_labels, targets.verb_labels[rows])
-        assert torch.equal(rows, rows.sort().values)
-        middles = sample.targets.object_boxes[:, 0]
-        assert torch.equal(middles, middles.sort(descending=bool(draws[0] >= 0.5)).values)
-        pairs_left.add(len(rows))
-    assert {1, 5} & pairs_left and len(pairs_left) > 2
-
-
-def test_images_without_seen_labels_are_kept(make_images, annotations, vocabulary):
-    """An image whose labels are all unseen still has candidates."""
-    annotation = annotations.annotations[3]
-    verbs, labels = annotation.hois[:, 2], annotation.labels[annotation.hois[:, 1]]
-    unseen = np.unique(vocabulary.interaction_ids[verbs, labels])
-    split = Split("mine", tuple(unseen.tolist()), np.ones(vocabulary.num_verbs, dtype=bool))
-    images = make_images(split, build_augmentation("toy"))
-    samples = [images[0, index] for index in range(len(images))]
-    assert [sample.image_id for sample in samples] == [
-        annotation.image_id for annotation in annotations.annotations
-    ]
-    without = [sample for sample in samples if not sample.targets.seen.any()]
-    assert (
-        samples[3] in without and len(samples[3].targets) and samples[3].targets.teacher_probs.any()
-    )
-    assert len(without) < len(samples)
 
 
 def test_batch_to_a_device(make):

@@ -24,6 +24,18 @@ OPTIONS = {"epochs": 2, "extra_ratio": 0.5}
 UNLABELLED_DATASET = 'name = "pictures"\nvocabulary = "toy"\n[train]\nimages = "images"\n'
 
 
+def only_proposed(outputs):
+    rows = outputs.pairs.sources == 1
+    pairs = replace(outputs.pairs, **{name: x[rows] for name, x in vars(outputs.pairs).items()})
+    return replace(
+        outputs,
+        pairs=pairs,
+        probabilities=outputs.probabilities[rows],
+        region_indices=np.arange(len(pairs)),
+        region_boxes=outputs.region_boxes[rows],
+    )
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
     """Values of --extra-data for another toy dataset, without annotations as "none" and with them
@@ -38,19 +50,7 @@ def sources(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
         one.image_id: make_teacher_outputs(one, row)
         for row, one in enumerate(annotations.annotations)
     }
-    proposed_only = {}
-    for name, image_outputs in outputs.items():
-        proposed = image_outputs.pairs.sources == 1
-        pairs = type(image_outputs.pairs)(
-            **{key: x[proposed] for key, x in vars(image_outputs.pairs).items()}
-        )
-        proposed_only[name] = replace(
-            image_outputs,
-            pairs=pairs,
-            probabilities=image_outputs.probabilities[proposed],
-            region_indices=np.arange(len(pairs)),
-            region_boxes=image_outputs.region_boxes[proposed],
-        )
+    proposed_only = {name: only_proposed(one) for name, one in outputs.items()}
     # The first image could not be read when the cache was built.
     del proposed_only[annotations.annotations[0].image_id]
     digest = open_dataset(root / "none").load("train").digest
