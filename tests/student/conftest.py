@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.boxes import union_boxes
@@ -87,49 +88,26 @@ def build():
 def detr_state():
     """`detr_state(backbone=, ...)` gives random weights under the names of DETR's checkpoints."""
 
-    def linear(name, out, into):
-        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-    def norm(name, d):
-        return {f"{name}.weight": (d,), f"{name}.bias": (d,)}
-
-    def attention(name, d):
-        into = {f"{name}.in_proj_weight": (3 * d, d), f"{name}.in_proj_bias": (3 * d,)}
-        return {**into, **linear(f"{name}.out_proj", d, d)}
-
-    def layer(name, d, feedforward, attentions):
-        shapes = {}
-        for attention_name in attentions:
-            shapes |= attention(f"{name}.{attention_name}", d)
-        shapes |= linear(f"{name}.linear1", feedforward, d)
-        shapes |= linear(f"{name}.linear2", d, feedforward)
-        for number in range(1, len(attentions) + 2):
-            shapes |= norm(f"{name}.norm{number}", d)
-        return shapes
-
     def make(backbone="resnet18", d=32, feedforward=48, layers=6, queries=100, pre_norm=False):
-        shapes = {}
-        for number in range(layers):
-            place = f"transformer.encoder.layers.{number}"
-            shapes |= layer(place, d, feedforward, ["self_attn"])
-        if pre_norm:
-            shapes |= norm("transformer.encoder.norm", d)
-        for number in range(layers):
-            place = f"transformer.decoder.layers.{number}"
-            shapes |= layer(place, d, feedforward, ["self_attn", "multihead_attn"])
-        shapes |= norm("transformer.decoder.norm", d)
-        shapes |= linear("class_embed", 92, d)
-        for number, out in enumerate((d, d, 4)):
-            shapes |= linear(f"bbox_embed.layers.{number}", out, d)
-        shapes |= {"query_embed.weight": (queries, d)}
         with torch.device("meta"):
             body = torchvision.models.get_model(backbone, norm_layer=FrozenBatchNorm2d)
-        shapes |= {"input_proj.weight": (d, body.fc.in_features, 1, 1), "input_proj.bias": (d,)}
-        for name, value in body.state_dict().items():
-            if not name.startswith("fc."):
-                shapes[f"backbone.0.body.{name}"] = value.shape
+            parts = {
+                "transformer": nn.Transformer(d, 1, layers, layers, feedforward),
+                "class_embed": nn.Linear(d, 92),
+                "query_embed": nn.Embedding(queries, d),
+                "input_proj": nn.Conv2d(body.fc.in_features, d, 1),
+                "backbone.0.body": body,
+            }
+            for number, out in enumerate((d, d, 4)):
+                parts[f"bbox_embed.layers.{number}"] = nn.Linear(d, out)
+        left_out = ("backbone.0.body.fc.", *(() if pre_norm else ("transformer.encoder.norm.",)))
         random = torch.Generator().manual_seed(7)
-        return {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+        return {
+            f"{part}.{name}": torch.randn(value.shape, generator=random)
+            for part, module in parts.items()
+            for name, value in module.state_dict().items()
+            if not f"{part}.{name}".startswith(left_out)
+        }
 
     return make
 
