@@ -90,18 +90,11 @@ class DistContext:
         """Calls `make` in the main process and returns its result, or raises its `InputError`, in
         all processes.
         """
-        if self.world_size == 1:
-            return make()
-        result: list[Any] = [None, None]
-        if self.is_main_process:
-            try:
-                result[0] = make()
-            except InputError as error:
-                result[1] = str(error)
-        distributed.broadcast_object_list(result, 0, self.cpu_group)
-        if result[1] is not None:
-            raise InputError(result[1])
-        return result[0]
+        value: Any = None
+        with self.propagate_errors():
+            if self.is_main_process:
+                value = make()
+        return self.all_gather(value)[0]
 
     @contextmanager
     def propagate_errors(self) -> Iterator[None]:

@@ -11,7 +11,6 @@ import torch
 
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import write_json
 from pipeline.vocabulary import vocabulary_from_dict
 from student.cli import main as train
 from student.data.text_embeddings import build_text_embeddings
@@ -286,19 +285,3 @@ def test_an_exported_student_contains_the_sentences(run, prompts):
     for name in ("pred_verb_logits", "pred_verb_embeddings"):
         torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=1e-3)
     assert (found["verbs"][0, :3] == detector.vocabulary.verbs.index("juggle")).all()
-
-
-def test_a_damaged_prompts_file_gives_a_one_line_error(
-    run, prompts, command, write_image, tmp_path
-):
-    content = bytearray(prompts.read_bytes())
-    place = content.find(b"juggling")
-    content[place] ^= 1
-    prompts.write_bytes(bytes(content))
-    arguments = (run, write_image("a.png"), "--out", tmp_path / "out", "--prompts", prompts)
-    code, _, err = command(predict, *arguments)
-    assert code == 2 and err.count("\n") == 1 and "found damage" in err
-    write_json(tmp_path / "text.h5", {})
-    for other, message in ((tmp_path / "text.h5", "damage"), (tmp_path / "none", "no such file")):
-        code, _, err = command(predict, *arguments[:-1], other)
-        assert code == 2 and err.count("\n") == 1 and message in err
