@@ -45,10 +45,9 @@ def entry(**changes):
 
 def test_an_empty_list(read, tmp_path):
     found = read([])
-    assert len(found.rows) == 0 and found.rows.dtype == PROPOSAL_DTYPE
+    assert found.rows.shape == (0,) and found.rows.dtype == PROPOSAL_DTYPE
     assert [len(boxes.labels) for boxes in found.by_image(3)] == [0, 0, 0]
     assert found.digest == sha256_of_file(tmp_path / "results.json")
-    assert found.summary("f.json", 3) == "f.json: 0 detections in 0 of 3 images"
 
 
 def test_detections_by_image(read):
@@ -96,18 +95,14 @@ def test_strict_reading_refuses_boxes_that_would_be_clipped_or_dropped(read, bbo
     assert len(read([GOOD], strict=True).rows) == 1
 
 
-def test_detections_of_images_without_annotations_are_left_out(read):
-    found = read([entry(image_id="c.jpg"), GOOD])
-    assert len(found.rows) == 1
-    assert "1 detections of images that are not annotated (left out)" in found.summary("f", 3)
-
-
-def test_coco_objects_that_the_vocabulary_lacks_are_left_out(read):
+def test_other_images_and_coco_objects_are_left_out(read):
     subset = replace(HICO, objects=HICO.objects[:3], category_ids=HICO.category_ids[:3])
     missing = HICO.category_ids[10]
-    found = read([entry(category_id=missing), GOOD], subset)
+    found = read([entry(category_id=missing), entry(image_id="c.jpg"), GOOD], subset)
     assert len(found.rows) == 1
-    assert "1 detections of COCO objects that the vocabulary does not" in found.summary("f", 3)
+    line = found.summary("f", 3)
+    assert "1 detections of COCO objects that the vocabulary does not" in line
+    assert "1 detections of images that are not annotated (left out)" in line
     with pytest.raises(InputError, match=r"entry 0\.category_id: expected"):
         read([entry(category_id=12)], subset)
 
@@ -156,44 +151,37 @@ def annotation(name, number=None):
     return Annotation(name, *empty, coco_image_id=number)
 
 
-def test_keys_without_images():
-    assert image_index_by_key([], []) == {}
+NAMES = ("HICO_train2015_00000015.jpg", "COCO_val2014_000000581929.jpg", "part_2/12.png", "0.jpg")
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
+    ("annotations", "others", "keys"),
     [
-        ("HICO_train2015_00000015.jpg", 15),
-        ("COCO_val2014_000000581929.jpg", 581929),
-        ("000000000139.jpg", 139),
-        ("part_2/12.png", 12),
-        ("0.jpg", 0),
+        ([], [], {}),
+        ([annotation(NAMES[0])], [], {NAMES[0]: 0, 15: 0}),
+        ([annotation(NAMES[1])], [], {NAMES[1]: 0, 581929: 0}),
+        ([annotation(NAMES[2]), annotation(NAMES[3])], [], {NAMES[2]: 0, 12: 0, NAMES[3]: 1, 0: 1}),
+        ([annotation("cat.jpg"), annotation("7cat.jpg")], [], {"cat.jpg": 0, "7cat.jpg": 1}),
+        (
+            [annotation("a_2.jpg")],
+            ["a_2.jpg", "a_3.jpg"],
+            {"a_2.jpg": 0, 2: 0, "a_3.jpg": NOT_ANNOTATED, 3: NOT_ANNOTATED},
+        ),
+        (
+            [annotation("a_2.jpg"), annotation("b_2.jpg")],
+            [],
+            {"a_2.jpg": 0, "b_2.jpg": 1, 2: AMBIGUOUS_NUMBER},
+        ),
+        # Ids of the annotation file replace numbers in file names.
+        (
+            [annotation("a_2.jpg", 9), annotation("a_9.jpg", 2)],
+            ["a_4.jpg"],
+            {"a_2.jpg": 0, "a_9.jpg": 1, 9: 0, 2: 1, "a_4.jpg": NOT_ANNOTATED},
+        ),
     ],
 )
-def test_the_number_at_the_end_of_a_file_name_is_a_key(name, number):
-    assert image_index_by_key([annotation(name)], []) == {name: 0, number: 0}
-
-
-def test_file_names_without_a_number_are_keys():
-    assert image_index_by_key([annotation("cat.jpg"), annotation("7cat.jpg")], []) == {
-        "cat.jpg": 0,
-        "7cat.jpg": 1,
-    }
-
-
-def test_keys_of_images_without_annotations():
-    keys = image_index_by_key([annotation("a_2.jpg")], ["a_2.jpg", "a_3.jpg"])
-    assert keys == {"a_2.jpg": 0, 2: 0, "a_3.jpg": NOT_ANNOTATED, 3: NOT_ANNOTATED}
-
-
-def test_a_number_that_two_images_share_is_ambiguous():
-    keys = image_index_by_key([annotation("a_2.jpg"), annotation("b_2.jpg")], [])
-    assert keys == {"a_2.jpg": 0, "b_2.jpg": 1, 2: AMBIGUOUS_NUMBER}
-
-
-def test_ids_of_the_annotation_file_replace_numbers_in_file_names():
-    keys = image_index_by_key([annotation("a_2.jpg", 9), annotation("a_9.jpg", 2)], ["a_4.jpg"])
-    assert keys == {"a_2.jpg": 0, "a_9.jpg": 1, 9: 0, 2: 1, "a_4.jpg": NOT_ANNOTATED}
+def test_keys_of_images(annotations, others, keys):
+    assert image_index_by_key(annotations, others) == keys
 
 
 @pytest.fixture
@@ -217,11 +205,8 @@ def widths(proposals):
     return [box.boxes[0, 2] for box in proposals.by_image(7)]
 
 
-def test_boxes_are_clipped_to_annotated_sizes(load):
-    assert widths(load()) == [128] * 7
-
-
 def test_boxes_are_clipped_to_the_files_sizes_without_annotated_ones(dataset, load):
+    assert widths(load()) == [128] * 7
     path = dataset / ANNOTATIONS
     entries = json.loads(path.read_text())
     for entry in entries:
