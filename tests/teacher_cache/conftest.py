@@ -99,6 +99,23 @@ def finished(shared_dataset, tmp_path_factory):
     return out
 
 
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of `finished` that a test may damage."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def change_annotations(dataset):
+    """`change_annotations()` changes the file of `dataset`, and so its digest."""
+
+    def change():
+        file = dataset / "annotations/trainval_hico.json"
+        file.write_text(file.read_text() + "\n")
+
+    return change
+
+
 @pytest.fixture(scope="session")
 def contents():
     """`contents(folder)`: a finished cache's manifest fields and the bytes of its data files."""

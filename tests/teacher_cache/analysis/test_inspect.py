@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -119,9 +118,8 @@ def test_files_are_kept_without_overwrite(finished, tmp_path, field):
     assert file.read_bytes() != b"mine"
 
 
-def test_a_damaged_shard_is_reported(finished, tmp_path):
-    folder = shutil.copytree(finished, tmp_path / "cache")
-    path = folder / SHARDS / "00001.h5"
+def test_a_damaged_shard_is_reported(copy):
+    path = copy / SHARDS / "00001.h5"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match=r"00001\.h5: expected"):
-        inspect_cache(folder)
+        inspect_cache(copy)

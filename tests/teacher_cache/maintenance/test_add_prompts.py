@@ -1,5 +1,4 @@
 import json
-import shutil
 from functools import partial
 
 import h5py
@@ -59,10 +58,7 @@ def test_parse_action(vocabulary, text, verb, ing, objects):
         (":box", "--add: expected"),
         ("a=b=c", "--add: expected"),
         ("throwing:box:dog", "--add: expected"),
-        (
-            "juggling:piano",
-            r"--add: expected.*found 'piano'",
-        ),
+        ("juggling:piano", r"--add: expected.*found 'piano'"),
         ("juggling:", "--add: expected"),
         ("kicking:ball", r"--add: expected.*found 'kicking:ball'"),
         ("kick=booting", r"kick: expected.*found 'booting'"),
@@ -128,8 +124,7 @@ def test_bad_input_leaves_no_file(add, tmp_path, changes, message):
     assert not (tmp_path / "new.h5").exists()
 
 
-def test_another_clip_is_refused(add, finished, tmp_path):
-    copy = shutil.copytree(finished, tmp_path / "copy")
+def test_another_clip_is_refused(add, copy):
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["parts"]["clip.weights"] = "0" * 64
     manifest["fingerprint"] = compute_fingerprint(manifest["parts"])

@@ -5,21 +5,14 @@ import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import sha256_of_file
 from teacher_cache.build import build_cache
 from teacher_cache.maintenance.merge import merge_caches
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER
+from teacher_cache.reader.format import MANIFEST, SHARDS
 from teacher_cache.reader.shard import map_shard, read_layout
 from teacher_cache.writer.shard import write_shard_arrays
 
 FIRST, SECOND, THIRD = NAMES = ("00000.h5", "00001.h5", "00002.h5")
-
-
-def contents(folder):
-    """Digests of the shards and of `teacher.h5`."""
-    files = [*sorted((folder / SHARDS).iterdir()), folder / TEACHER]
-    return {path.name: sha256_of_file(path) for path in files}
 
 
 @pytest.fixture
@@ -42,14 +35,10 @@ def jobs(finished, tmp_path):
 @pytest.mark.parametrize(
     "shares", [([FIRST], [THIRD], [SECOND]), ([], [*NAMES]), ([FIRST, SECOND], [SECOND, THIRD])]
 )
-def test_jobs_on_separate_disks(jobs, finished, tmp_path, shares, capsys):
+def test_jobs_on_separate_disks(jobs, finished, tmp_path, contents, shares, capsys):
     merge_caches(jobs(*shares), tmp_path / "new")
-    lines = capsys.readouterr().out.splitlines()
+    assert "7 images" in capsys.readouterr().out
     assert contents(tmp_path / "new") == contents(finished)
-    new, old = open_cache(tmp_path / "new"), open_cache(finished)
-    for name in ("fingerprint", "parts", "layout", "counts", "shards", "vocabulary"):
-        assert new.manifest[name] == old.manifest[name]
-    assert "7 images" in lines[-1]
 
 
 def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
@@ -72,7 +61,7 @@ def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
         np.testing.assert_allclose(new[image].probabilities, old[image].probabilities, atol=2e-3)
 
 
-def test_a_merge_can_be_resumed(finished, tmp_path, messages):
+def test_a_merge_can_be_resumed(finished, tmp_path, contents, messages):
     out = tmp_path / "new"
     merge_caches([finished, finished], out)
     (out / MANIFEST).unlink()

@@ -25,13 +25,17 @@ def short_times(monkeypatch):
     monkeypatch.setattr(lock, "POLL_INTERVAL", 0.02)
 
 
-def test_a_new_folder(tmp_path):
+def test_a_new_folder(tmp_path, messages):
     folder = tmp_path / "new" / "cache"
     with lock_folder(folder):
         assert str(os.getpid()) in (folder / LOCK).read_text()
     assert (folder / LOCK).read_text() == ""
+    messages.clear()
+    with pytest.raises(KeyboardInterrupt), lock_folder(folder):
+        raise KeyboardInterrupt
+    assert (folder / LOCK).read_text() == ""
     with lock_folder(folder):
-        pass
+        assert messages == []
 
 
 @pytest.mark.parametrize("first, second", [(False, False), (False, True), (True, False)])
@@ -188,12 +192,3 @@ def test_temporary_files_of_running_jobs_are_kept(tmp_path, temporary_files):
         assert all(path.exists() for path in temporary_files)
         folder_lock.remove_temporary_files()
         assert not any(path.exists() for path in temporary_files)
-
-
-def test_an_exception_releases_the_lock(tmp_path, messages):
-    with pytest.raises(KeyboardInterrupt), lock_folder(tmp_path):
-        raise KeyboardInterrupt
-    assert (tmp_path / LOCK).read_text() == ""
-    messages.clear()
-    with lock_folder(tmp_path):
-        assert messages == []

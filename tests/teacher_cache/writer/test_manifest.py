@@ -14,11 +14,10 @@ NAMES = ("00000.h5", "00001.h5", "00002.h5")
 
 
 @pytest.fixture
-def unfinished(finished, tmp_path):
+def unfinished(copy):
     """A cache with all its shards and no manifest."""
-    folder = shutil.copytree(finished, tmp_path / "cache")
-    (folder / MANIFEST).unlink()
-    return folder
+    (copy / MANIFEST).unlink()
+    return copy
 
 
 def edit_plan(folder, **changes):
