@@ -7,18 +7,18 @@ seed reuse toy dataset, models and caches.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
+
 from evaluation.tables import format_percent
 from pipeline.splits import load_split, split_names
-from pipeline.utils.errors import InputError
+from pipeline.utils.cli import run_command as run_program
 from pipeline.utils.files import read_json, sha256_of_json, write_json
 from pipeline.vocabulary import load_vocabulary
 
@@ -28,27 +28,26 @@ LABELS = {
     "distilled": "Distilled",
     "no_distillation": "No distillation",
     "all_labels": "All labels",
+    "teacher": "Teacher itself",
 }
 
 
-@dataclass
 class Stages:
     """Runs commands and records their times, summed over several calls if one was interrupted.
 
+    Args:
+        file: file of the times, which may have those of earlier calls.
+
     Attributes:
-        file: file of the times.
         seconds: time by stage, over all its attempts.
         finished: stages that succeeded.
     """
 
-    file: Path
-    seconds: dict[str, float] = field(default_factory=dict)
-    finished: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, file: Path) -> Stages:
-        """The times of earlier calls."""
-        return cls(file, **read_json(file)) if file.is_file() else cls(file)
+    def __init__(self, file: Path) -> None:
+        found = read_json(file) if file.is_file() else {"seconds": {}, "finished": []}
+        self.file = file
+        self.seconds: dict[str, float] = found["seconds"]
+        self.finished: list[str] = found["finished"]
 
     def run(self, name: str, *command: object) -> None:
         """Runs one command of the project.
@@ -122,45 +121,35 @@ def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
     base = out / f"seed-{seed}"
     toy, models, runs = base / "toy", base / "models", base / tag
     runs.mkdir(parents=True, exist_ok=True)
-    detector, teacher = models / "detector.safetensors", models / "teacher"
-    shared = Stages.read(base / "stages.json")
-    own = Stages.read(runs / "stages.json")
+    shared, own = Stages(base / "stages.json"), Stages(runs / "stages.json")
+    detector, clip = models / "detector.safetensors", models / "teacher"
+
+    def build(name: str, *options: object) -> None:
+        teacher = ("--detector", "toy", "--detector-weights", detector, "--clip-model", clip)
+        shared.run(name, "eoid-cache", "build", toy, *teacher, *options)
+
+    def train(stages: Stages, name: str, split: str, run: Path, *options: str) -> None:
+        data = ("--data", toy, "--cache", base / "cache", "--split", split, "--out", run)
+        recipe = ("--preset", "toy", "--pretrained", detector, "--seed", seed)
+        name_option = ("--name", LABELS[name])
+        stages.run(name, "eoid-train", "student", *data, *recipe, *options, *name_option)
 
     shared.run("toy", "eoid-data", "toy", toy, "--seed", seed)
     shared.run("models", "eoid-cache", "toy-models", models, "--seed", seed)
-    models_options = ("--detector", "toy", "--detector-weights", detector, "--clip-model", teacher)
-    cache, test_cache = base / "cache", base / "cache-test"
-    shared.run("cache", "eoid-cache", "build", toy, "--out", cache, *models_options)
-    shared.run(
-        "cache_test",
-        "eoid-cache",
-        "build",
-        toy,
-        "--out",
-        test_cache,
-        "--part",
-        "test",
-        *models_options,
-    )
-
-    common = ("--preset", "toy", "--pretrained", detector, "--seed", seed)
-    for name, trained, more in (
-        ("distilled", split, ()),
-        ("no_distillation", split, ("--no-distillation",)),
-        *([("all_labels", "full", ())] if ceiling else []),
-    ):
-        stages, run = (shared, base / "full" / name) if trained == "full" else (own, runs / name)
-        paths = ("--data", toy, "--cache", cache, "--split", trained, "--out", run)
-        stages.run(name, "eoid-train", "student", *paths, *common, *more, "--name", LABELS[name])
+    build("cache", "--out", base / "cache")
+    build("cache_test", "--out", base / "cache-test", "--part", "test")
+    train(own, "distilled", split, runs / "distilled")
+    train(own, "no_distillation", split, runs / "no_distillation", "--no-distillation")
     results = {name: runs / name / "results.json" for name in ("distilled", "no_distillation")}
     if ceiling:
         run, rescored = base / "full" / "all_labels", runs / "all_labels"
+        train(shared, "all_labels", "full", run)
         own.run("all_labels_scored", "eoid-train", "evaluate", run, "--data", toy,
                 "--split", split, "--out", rescored, "--overwrite")  # fmt: skip
         results["all_labels"] = rescored / "results.json"
     results["teacher"] = runs / "teacher.json"
-    own.run("teacher", "eoid-cache", "evaluate", test_cache, "--data", toy, "--split", split,
-            "--json", results["teacher"], "--predictions", runs / "teacher_predictions.json",
+    own.run("teacher", "eoid-cache", "evaluate", base / "cache-test", "--data", toy, "--split",
+            split, "--json", results["teacher"], "--predictions", runs / "teacher_predictions.json",
             "--overwrite")  # fmt: skip
     own.run("report", "eoid-eval", "report", *results.values(), "--out", out / "report.html",
             "--overwrite")  # fmt: skip
@@ -196,12 +185,10 @@ def summary(
 def describe(value: dict[str, Any]) -> str:
     """The results as a table for a terminal."""
     lines = [f"{'mAP, %':<18}" + "".join(f"{group:>9}" for group in GROUPS)]
-    for name in ("distilled", "no_distillation", "all_labels", "teacher"):
+    for name, title in LABELS.items():
         if name in value:
-            title = LABELS.get(name, "Teacher itself")
-            lines.append(
-                f"{title:<18}" + "".join(f"{format_percent(value[name][g]):>9}" for g in GROUPS)
-            )
+            cells = [format_percent(value[name][group]) for group in GROUPS]
+            lines.append(f"{title:<18}" + "".join(f"{cell:>9}" for cell in cells))
     shares = ("teacher_accuracy", "person_recall", "object_recall")
     rates = [f"{name.replace('_', ' ')} {value['teacher'][name]:.3f}" for name in shares]
     lines.append(", ".join(rates))
@@ -212,26 +199,16 @@ def describe(value: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="Output folder.")
-    parser.add_argument("--split", default="ua", help="Zero-shot split: ua, uc, uo or a TOML file.")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="Seed of toy dataset, models and students."
-    )
-    parser.add_argument(
-        "--ceiling", action="store_true", help="Also train a student with all labels."
-    )
-    options = parser.parse_args()
-    try:
-        value = run_demo(options.out, options.split, options.seed, options.ceiling)
-    except InputError as error:
-        parser.exit(2, f"demo: {error}\n")
-    write_json(options.out / "results.json", value)
-    print("\n" + describe(value))
-    print(f"\n{options.out / 'results.json'}\n{options.out / 'report.html'}")
+@click.command(help=__doc__)
+@click.option("--out", type=Path, default=Path("demo"), help="Output folder.")
+@click.option("--split", default="ua", help="Zero-shot split: ua, uc, uo or a TOML file.")
+@click.option("--seed", type=int, default=0, help="Seed of toy dataset, models and students.")
+@click.option("--ceiling", is_flag=True, help="Also train a student with all labels.")
+def main(out: Path, split: str, seed: int, ceiling: bool) -> None:
+    value = run_demo(out, split, seed, ceiling)
+    write_json(out / "results.json", value)
+    print(f"\n{describe(value)}\n\n{out / 'results.json'}\n{out / 'report.html'}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
