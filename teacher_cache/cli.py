@@ -318,25 +318,18 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
 def toy_models(
     folder: Path,
     only: str | None,
-    teacher_steps: int,
-    detector_epochs: int,
     templates: tuple[str, ...],
     device: str,
     **options: Any,
 ) -> None:
     """Train the toy dataset's teacher and detector and write them to FOLDER."""
-    from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
-    from teacher_cache.toy import models
-    from teacher_cache.toy.train import train_toy_models
+    from teacher_cache.toy.train import ToyModelsConfig, train_toy_models
 
-    config = models.ToyModelsConfig(
-        teacher=models.TeacherTrainingConfig(steps=teacher_steps),
-        detector=models.DetectorTrainingConfig(epochs=detector_epochs),
-        templates=templates or (DEFAULT_TEMPLATE,),
-        models=(only,) if only else models.MODEL_NAMES,
-        **options,
-    )
-    train_toy_models(folder, config, device)
+    if templates:
+        options["templates"] = templates
+    if only:
+        options["models"] = (only,)
+    train_toy_models(folder, ToyModelsConfig(**options), device)
 
 
 for section, commands in COMMANDS.items():

@@ -25,8 +25,7 @@ from student.engine.run import RunConfig, run_student
 from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import PAIR_DATASETS
-from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
-from teacher_cache.toy.train import train_toy_models
+from teacher_cache.toy.train import ToyModelsConfig, train_toy_models
 
 pytestmark = pytest.mark.slow
 
@@ -48,12 +47,7 @@ def experiment(root, seed):
     """The whole chain from nothing, into `root`."""
     toy, models = root / "toy", root / "models"
     write_toy(toy, train=600, test=150, seed=seed)
-    recipe = ToyModelsConfig(
-        num_images=900,
-        seed=seed,
-        teacher=TeacherTrainingConfig(steps=200),
-        detector=DetectorTrainingConfig(epochs=7),
-    )
+    recipe = ToyModelsConfig(num_images=900, seed=seed, teacher_steps=200, detector_epochs=7)
     train_toy_models(models, recipe, "auto")
     detector = models / "detector.safetensors"
     build_cache(

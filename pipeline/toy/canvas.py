@@ -9,7 +9,6 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -31,33 +30,30 @@ class Shape(NamedTuple):
         radii: radius around the first and the last point, which differ for tapered lines only.
         colour: fill colour.
         ring_width: width of a disc that is only a ring; 0 for a filled one.
-        no_outline: do not draw an outline.
     """
 
     points: tuple[complex, ...]
     radii: tuple[float, float]
     colour: Colour
     ring_width: float = 0.0
-    no_outline: bool = False
+
+
+class Layer(NamedTuple):
+    """Shapes with or without one dark outline around their union."""
+
+    shapes: list[Shape]
+    outlined: bool = True
 
 
 class Sketch:
-    """Layers of shapes. A layer has one dark outline around the union of its shapes."""
+    """Layers of shapes."""
 
     def __init__(self) -> None:
-        self.layers: list[list[Shape]] = [[]]
-        self._no_outline = False
+        self.layers = [Layer([])]
 
-    def new_layer(self) -> Sketch:
+    def new_layer(self, outlined: bool = True) -> Sketch:
         """Starts a new layer above the others."""
-        self.layers.append([])
-        self._no_outline = False
-        return self
-
-    def detail_layer(self) -> Sketch:
-        """Starts a new layer above the others, without outline."""
-        self.new_layer()
-        self._no_outline = True
+        self.layers.append(Layer([], outlined))
         return self
 
     def disc(self, centre: complex, radius: float, colour: Colour) -> Sketch:
@@ -108,16 +104,13 @@ class Sketch:
 
         copy = Sketch()
         copy.layers = [
-            [
-                Shape(
-                    transform(points),
-                    (first * scale, last * scale),
-                    colour,
-                    ring_width * scale,
-                    no_outline,
-                )
-                for points, (first, last), colour, ring_width, no_outline in layer
-            ]
+            Layer(
+                [
+                    Shape(transform(points), (first * scale, last * scale), colour, ring * scale)
+                    for points, (first, last), colour, ring in layer.shapes
+                ],
+                layer.outlined,
+            )
             for layer in self.layers
         ]
         return copy
@@ -127,7 +120,7 @@ class Sketch:
         left = top = math.inf
         right = bottom = -math.inf
         for layer in self.layers:
-            for shape in layer:
+            for shape in layer.shapes:
                 for index, point in enumerate(shape.points):
                     radius = shape.radii[index > 0]
                     across, down = point.real, point.imag
@@ -157,10 +150,10 @@ class Sketch:
             outline: width of the dark outline around every layer, in image pixels.
         """
         for layer in self.layers:
-            if outline and layer and not layer[0].no_outline:
-                for shape in layer:
+            if outline and layer.outlined:
+                for shape in layer.shapes:
                     _draw_shape(draw, shape, scale, origin, outline, _darken(shape.colour))
-            for shape in layer:
+            for shape in layer.shapes:
                 _draw_shape(draw, shape, scale, origin, 0.0, shape.colour)
 
     def _add(
@@ -170,7 +163,7 @@ class Sketch:
         colour: Colour,
         ring_width: float = 0.0,
     ) -> Sketch:
-        self.layers[-1].append(Shape(points, radii, colour, ring_width, self._no_outline))
+        self.layers[-1].shapes.append(Shape(points, radii, colour, ring_width))
         return self
 
 
@@ -254,49 +247,59 @@ WHITE: Colour = (255, 255, 255)
 SHADOW_COLOUR: Colour = (24, 18, 52)
 
 
-@dataclass(frozen=True)
 class Canvas:
     """The enlarged image that is being drawn. Coordinates are pixels of the final image.
 
-    Attributes:
+    Args:
         image: the enlarged image.
-        solid, translucent: drawing interfaces of `image`.
+        scale: size of `image` relative to the final image.
         horizon: row where the ground begins.
         rng: random numbers of the image.
-        scale: size of `image` relative to the final image.
         sky: colour of sky or wall at the horizon.
         ground: colour of the ground at the horizon.
         front: colour of the ground in front.
     """
 
-    image: Image.Image
-    solid: ImageDraw.ImageDraw
-    translucent: ImageDraw.ImageDraw
-    horizon: int
-    rng: ScalarRNG
-    scale: int
-    sky: Colour
-    ground: Colour
-    front: Colour
-
-    def paint(self, sketch: Sketch) -> None:
-        """Draws a sketch without outlines."""
-        sketch.paint(self.solid, self.scale, outline=0.0)
-
-    def translucent_ellipse(
-        self, box: tuple[float, float, float, float], colour: Colour, alpha: int
+    def __init__(
+        self,
+        image: Image.Image,
+        scale: int,
+        horizon: int,
+        rng: ScalarRNG,
+        sky: Colour,
+        ground: Colour,
+        front: Colour,
     ) -> None:
-        """Draws an ellipse; `alpha` is its opacity from 0 to 255."""
-        self.translucent.ellipse([number * self.scale for number in box], fill=(*colour, alpha))
+        self.image, self.scale, self.horizon, self.rng = image, scale, horizon, rng
+        self.sky, self.ground, self.front = sky, ground, front
+        # In this mode, colours may have an opacity.
+        self._draw = ImageDraw.Draw(image, "RGBA")
+
+    def paint(self, sketch: Sketch, origin: complex = 0, outline: float = 0.0) -> None:
+        """Draws a sketch, by default without outlines."""
+        sketch.paint(self._draw, self.scale, origin, outline)
+
+    def rectangle(
+        self, left: float, top: float, right: float, bottom: float, colour: Colour
+    ) -> None:
+        """Draws a rectangle."""
+        corners = (complex(left, top), complex(right, top), complex(right, bottom),
+                   complex(left, bottom))  # fmt: skip
+        self.paint(Sketch().polygon(corners, colour))
+
+    def ellipse(
+        self, middle: complex, across: float, down: float, colour: Colour, alpha: int
+    ) -> None:
+        """Draws an ellipse with these half axes; `alpha` is its opacity from 0 to 255."""
+        half = complex(across, down)
+        box = (middle - half, middle + half)
+        corners = [(point.real * self.scale, point.imag * self.scale) for point in box]
+        self._draw.ellipse(corners, fill=(*colour, alpha))
 
     def draw_shadow(self, middle: complex, across: float, down: float) -> None:
         """Draws a soft elliptical shadow with the given half axes."""
         for factor, alpha in ((1.15, 26), (0.85, 34)):
-            half = complex(across, down) * factor
-            low, high = middle - half, middle + half
-            self.translucent_ellipse(
-                (low.real, low.imag, high.real, high.imag), SHADOW_COLOUR, alpha
-            )
+            self.ellipse(middle, across * factor, down * factor, SHADOW_COLOUR, alpha)
 
     def random_ground_point(self) -> complex:
         """A random point of the ground, more often in front than near the horizon."""

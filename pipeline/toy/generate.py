@@ -7,26 +7,38 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.toy.canvas import IMAGE_SIZE
 from pipeline.toy.scene import draw_scene
 from pipeline.toy.scene_spec import toy_vocabulary
 from pipeline.types import Annotation
-from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json, write_text
 from pipeline.utils.progress import Progress
-from pipeline.utils.signals import ignore_interrupts
+from pipeline.utils.signals import defer_interrupts
 
+Result = TypeVar("Result")
+PLAN_FILE, DATASET_FILE = "toy.json", "dataset.toml"
 # Images folder and annotation file of every part, as in HICO-DET.
 PART_PATHS = {
     "train": ("images/train2015", "annotations/trainval_hico.json"),
     "test": ("images/test2015", "annotations/test_hico.json"),
 }
-PLAN_FILE, DATASET_FILE = "toy.json", "dataset.toml"
+DATASET_TOML = """\
+name = "toy"
+vocabulary = "toy"
+
+[train]
+images = "images/train2015"
+annotations = "annotations/trainval_hico.json"
+
+[test]
+images = "images/test2015"
+annotations = "annotations/test_hico.json"
+"""
 # To be increased whenever a change of the code changes the images of a seed.
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 CHUNK_SIZE = 50
 # Starting worker processes takes longer than drawing fewer images than this.
 MIN_IMAGES_FOR_WORKERS = 200
@@ -56,8 +68,8 @@ def write_toy(
         Whether the dataset was written; False if the folder already contains the same one.
 
     Raises:
-        InputError: a number is out of range, or the folder contains other files or another toy
-            dataset that must not be overwritten.
+        InputError: a number is out of range, the folder cannot be created, or it contains other
+            files or another toy dataset that must not be overwritten.
     """
     root = Path(root)
     for name, number, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
@@ -66,30 +78,22 @@ def write_toy(
     plan = {"drawing": DRAWING_VERSION, "seed": seed, "train": train, "test": test}
     if _is_written(root, plan, overwrite):
         return False
-    _prepare_folders(root)
-    write_json(root / PLAN_FILE, plan)
-    for part, count in (("train", train), ("test", test)):
-        folder, file = PART_PATHS[part]
-        write_json(root / file, _write_part(root / folder, part, count, seed, workers))
-    write_text(root / DATASET_FILE, _dataset_toml())
-    return True
-
-
-def _prepare_folders(root: Path) -> None:
-    """Creates the folders and removes the images of an earlier toy dataset.
-
-    Raises:
-        InputError: a folder cannot be created.
-    """
     try:
         for folder in ("annotations", *(folder for folder, _ in PART_PATHS.values())):
             (root / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{root}: cannot be created ({error.strerror})") from None
     (root / DATASET_FILE).unlink(missing_ok=True)
-    for folder, _ in PART_PATHS.values():
-        for path in (root / folder).glob("toy_*.jpg"):
-            path.unlink()
+    for path in (root / "images").glob("*/toy_*.jpg"):
+        path.unlink()
+    write_json(root / PLAN_FILE, plan)
+    for part, count in (("train", train), ("test", test)):
+        images, annotations = PART_PATHS[part]
+        write = partial(_write_images, root / images, part, seed)
+        chunks = map_chunks(write, count, f"toy, {part}", workers)
+        write_json(root / annotations, [entry for chunk in chunks for entry in chunk])
+    write_text(root / DATASET_FILE, DATASET_TOML)
+    return True
 
 
 def _is_written(root: Path, plan: dict[str, int], overwrite: bool) -> bool:
@@ -106,64 +110,51 @@ def _is_written(root: Path, plan: dict[str, int], overwrite: bool) -> bool:
     if not (root / PLAN_FILE).is_file():
         raise InputError(f"{root}: expected a new folder or a toy dataset, found other files")
     found = read_json(root / PLAN_FILE)
-    if found == plan:
-        return (root / DATASET_FILE).is_file() and not overwrite
-    if not overwrite:
+    if found != plan and not overwrite:
         raise InputError(
-            f"{root}: expected a toy dataset with {_format_plan(plan)}, found one with"
-            f" {_format_plan(found)}; give --overwrite to replace it"
+            f"{root}: expected a toy dataset with {plan}, found one with {found}; give --overwrite"
+            " to replace it"
         )
-    return False
+    return found == plan and (root / DATASET_FILE).is_file() and not overwrite
 
 
-def _format_plan(plan: Any) -> str:
-    if not isinstance(plan, dict):
-        return "an unreadable plan"
-    return ", ".join(f"{key} {value}" for key, value in plan.items())
+def map_chunks(
+    function: Callable[[range], Result], count: int, title: str, workers: int | None = None
+) -> Iterator[Result]:
+    """Results of a function of `CHUNK_SIZE` image indices, in order, with a progress bar.
 
-
-def _dataset_toml() -> str:
-    lines = ['name = "toy"', 'vocabulary = "toy"']
-    for part, (folder, file) in PART_PATHS.items():
-        lines += ["", f"[{part}]", f'images = "{folder}"', f'annotations = "{file}"']
-    return "\n".join(lines) + "\n"
-
-
-def _write_part(
-    folder: Path, part: str, count: int, seed: int, workers: int | None
-) -> list[dict[str, Any]]:
-    """Draws the images of a part and returns the entries of its annotation file."""
+    Args:
+        function: called with consecutive ranges of `range(count)`, in worker processes if there are
+            many images.
+        count: number of images.
+        title: name of the work.
+        workers: number of processes; None for one per usable core.
+    """
     chunks = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
-    entries: list[dict[str, Any]] = []
-    with Progress(count, f"toy, {part}", "images") as progress:
-        for chunk in _map_chunks(partial(_write_chunk, folder, part, seed), chunks, count, workers):
-            entries += chunk
-            progress.update(len(chunk))
-    return entries
+    with Progress(count, title, "images") as progress:
+        if workers == 1 or count < MIN_IMAGES_FOR_WORKERS:
+            for chunk in chunks:
+                yield function(chunk)
+                progress.update(len(chunk))
+            return
+        # Worker processes start faster without torch, which this module imports.
+        from pipeline.utils.devices import num_usable_cores
+
+        with ProcessPoolExecutor(workers or num_usable_cores(), get_context("spawn")) as pool:
+            try:
+                # The worker processes start here, with SIGINT blocked.
+                with defer_interrupts():
+                    results = pool.map(function, chunks)
+                for chunk, result in zip(chunks, results, strict=True):
+                    yield result
+                    progress.update(len(chunk))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
-def _map_chunks(
-    write_chunk: Callable[[range], list[dict[str, Any]]],
-    chunks: list[range],
-    count: int,
-    workers: int | None,
-) -> Iterator[list[dict[str, Any]]]:
-    """Results of all chunks in order, computed in worker processes for large parts."""
-    workers = workers or num_usable_cores()
-    if workers == 1 or count < MIN_IMAGES_FOR_WORKERS:
-        yield from map(write_chunk, chunks)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        try:
-            with ignore_interrupts():
-                results = pool.map(write_chunk, chunks)
-            yield from results
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_chunk(folder: Path, part: str, seed: int, indices: range) -> list[dict[str, Any]]:
+def _write_images(folder: Path, part: str, seed: int, indices: range) -> list[dict[str, Any]]:
+    """Draws images of a part and returns the entries of its annotation file."""
     entries = []
     for index in indices:
         image, annotation = draw_scene(seed, part, index)

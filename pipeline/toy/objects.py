@@ -97,7 +97,7 @@ def _horse(palette: Palette, rng: ScalarRNG) -> Sketch:
     horse.polygon([0.36 - 0.92j, 0.385 - 1.03j, 0.44 - 0.93j], coat)
     horse.new_layer().path([0.1 - 0.68j, 0.25 - 0.82j, 0.36 - 0.95j], 0.04, dark)
     cloth = palette.accent(rng)
-    horse.detail_layer().polygon(
+    horse.new_layer(outlined=False).polygon(
         [-0.16 - 0.69j, 0.1 - 0.69j, 0.11 - 0.5j, -0.17 - 0.5j], cloth, 0.01
     )
     horse.disc(0.49 - 0.88j, 0.024, INK)
@@ -115,7 +115,7 @@ def _dog(palette: Palette, rng: ScalarRNG) -> Sketch:
     dog.line(0.3 - 0.5j, 0.42 - 0.74j, 0.14, coat)
     dog.disc(0.42 - 0.78j, 0.21, coat).line(0.5 - 0.72j, 0.7 - 0.68j, 0.11, coat, 0.8)
     dog.new_layer().line(0.32 - 0.88j, 0.26 - 0.64j, 0.08, dark, 1.1)
-    dog.detail_layer().line(0.28 - 0.55j, 0.46 - 0.5j, 0.05, palette.accent(rng))
+    dog.new_layer(outlined=False).line(0.28 - 0.55j, 0.46 - 0.5j, 0.05, palette.accent(rng))
     dog.disc(0.77 - 0.72j, 0.055, INK).disc(0.52 - 0.84j, 0.035, INK)
     return dog
 
@@ -202,7 +202,7 @@ def _skateboard(palette: Palette, rng: ScalarRNG) -> Sketch:
     for x in (-0.26, 0.26):
         board.disc(x - 0.095j, 0.095, wheels).disc(x - 0.095j, 0.035, WHITE)
     board.new_layer().path([-0.47 - 0.33j, -0.34 - 0.23j, 0.34 - 0.23j, 0.47 - 0.33j], 0.06, deck)
-    board.detail_layer().line(-0.3 - 0.25j, 0.3 - 0.25j, 0.018, blend(deck, WHITE, 0.5))
+    board.new_layer(outlined=False).line(-0.3 - 0.25j, 0.3 - 0.25j, 0.018, blend(deck, WHITE, 0.5))
     return board
 
 

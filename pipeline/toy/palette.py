@@ -74,13 +74,9 @@ class Palette:
 
     Attributes:
         colours: OKLCH colours of clothes and objects.
-        light: colour of the scene's light, which is mixed into all colours.
-        tint: share of the light.
     """
 
     colours: tuple[OklchColour, ...]
-    light: Colour = (255, 255, 255)
-    tint: float = 0.0
 
     def accent(self, rng: ScalarRNG) -> Colour:
         """A random colour of the palette with a small variation."""
@@ -95,11 +91,10 @@ class Palette:
         return self.shade(rng, rng.choice(family))
 
     def shade(self, rng: ScalarRNG, colour: OklchColour) -> Colour:
-        """An OKLCH colour with a small variation, in the scene's light."""
+        """An OKLCH colour with a small variation."""
         lightness, chroma, hue = colour
-        varied = oklch_to_rgb(
+        return oklch_to_rgb(
             lightness + rng.uniform(-0.04, 0.04),
             chroma * rng.uniform(0.85, 1.1),
             hue + rng.uniform(-9, 9),
         )
-        return blend(varied, self.light, self.tint)

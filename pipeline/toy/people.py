@@ -231,7 +231,9 @@ def draw_body(joints: Joints, appearance: Appearance) -> Sketch:
     body.new_layer().line(joints.shoulder, waist, 0.085, appearance.top, 0.9)
     if appearance.striped:
         middle, across = (joints.shoulder + waist) / 2, (joints.shoulder - waist) * 0.3j
-        body.detail_layer().line(middle - across, middle + across, 0.022, appearance.shoes)
+        body.new_layer(outlined=False).line(
+            middle - across, middle + across, 0.022, appearance.shoes
+        )
     return body.add(_draw_head(joints, appearance))
 
 
@@ -253,7 +255,7 @@ def _draw_head(joints: Joints, appearance: Appearance) -> Sketch:
             arc(-0.012j, HEAD + 0.012, HEAD + 0.012, 180, 360, 10), appearance.shoes
         )
         head.line(0.05 - 0.014j, 0.15 - 0.014j, 0.016, appearance.shoes)
-    head.detail_layer().disc(0.058 - 0.002j, 0.021, INK).disc(
+    head.new_layer(outlined=False).disc(0.058 - 0.002j, 0.021, INK).disc(
         0.03 + 0.045j, 0.024, appearance.cheek
     )
     head.line(0.052 + 0.06j, 0.082 + 0.052j, 0.009, appearance.lips)

@@ -7,7 +7,6 @@ process of the group receives, does not kill children before their parent has st
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,22 +24,6 @@ def defer_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def ignore_interrupts() -> Iterator[None]:
-    """Ignores SIGINT in the block; processes that are started inside inherit this.
-
-    Does nothing outside the main thread, where Python cannot change signal handlers.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,38 +14,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
 
-from pipeline.toy.generate import DRAWING_VERSION
 from pipeline.types import Annotation
+from pipeline.utils.devices import autocast
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.teachers.clip import build_clip
-from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 10
 # Upper bound of the logit scale in CLIP's own training.
 MAX_LOG_SCALE = math.log(100)
-
-
-@dataclass(frozen=True)
-class TeacherTrainingConfig:
-    """Recipe of the small CLIP.
-
-    Attributes:
-        steps, batch_size: number of optimizer steps, and regions per step.
-        learning_rate: peak learning rate of AdamW with a one-cycle schedule.
-        weight_decay: weight decay of AdamW; not applied to biases and norms.
-        logit_scale: initial factor on cosine similarities (inverse temperature).
-        max_shift: maximum random shift of a region in pixels of the model's input.
-    """
-
-    steps: int = 500
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    logit_scale: float = 14.0
-    max_shift: int = 3
+# The logit scale at the start (inverse temperature of the similarities).
+INITIAL_SCALE = 14.0
+TEACHER_BATCH, DETECTOR_BATCH = 64, 16
+# Peak learning rate of both models, with AdamW and a one-cycle schedule.
+LEARNING_RATE = 2e-3
+# Maximum random shift of a region in pixels of the teacher's input.
+MAX_SHIFT = 3
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clip_config(tokenizer: WordTokenizer) -> dict[str, Any]:
@@ -97,11 +84,11 @@ def train_teacher(
     crops: Tensor,
     captions: Sequence[str],
     tokenizer: WordTokenizer,
-    training: TeacherTrainingConfig,
+    steps: int,
     generator: torch.Generator,
     device: torch.device,
-    precision: Callable[[], Any],
-    on_step: Callable[[str], None],
+    on_step: Callable[[int, str], None],
+    batch_size: int = TEACHER_BATCH,
 ) -> nn.Module:
     """Trains a small CLIP from scratch.
 
@@ -109,11 +96,12 @@ def train_teacher(
         crops: (N, 3, IMAGE_SIZE, IMAGE_SIZE) uint8 union regions.
         captions: N captions.
         tokenizer: tokenizer of the captions.
-        training: the recipe.
+        steps: number of optimizer steps.
         generator: CPU generator of the initial weights, sampling and augmentation.
         device: device to train on.
-        precision: returns the autocast context of a step.
-        on_step: called after every step with a progress note: the loss, or "" between notes.
+        on_step: called after every step with the number of regions and a progress note: the loss,
+            or "" between notes.
+        batch_size: number of regions per step.
 
     Returns:
         The trained open_clip model in eval mode.
@@ -124,28 +112,24 @@ def train_teacher(
     tokens = tokenizer(distinct).to(device)
     model = build_clip(clip_config(tokenizer), generator).to(device)
     with torch.no_grad():
-        model.logit_scale.fill_(math.log(training.logit_scale))
+        model.logit_scale.fill_(math.log(INITIAL_SCALE))
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": training.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=training.steps
-    )
+    groups = [
+        {"params": decayed, "weight_decay": 0.05},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     model.train()
     order = torch.empty(0, dtype=torch.int64)
-    for step in range(training.steps):
-        if len(order) < training.batch_size:
+    for step in range(steps):
+        if len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(crops), generator=generator)])
-        rows, order = order[: training.batch_size], order[training.batch_size :]
-        batch = augment(crops[rows], training.max_shift, generator).to(device)
+        rows, order = order[:batch_size], order[batch_size:]
+        batch = augment(crops[rows], MAX_SHIFT, generator).to(device)
         present, local = labels[rows].unique(return_inverse=True)
-        with precision():
+        with autocast(device, "auto"):
             image_features = model.encode_image(normalise(batch), normalize=True)
             text_features = model.encode_text(tokens[present.to(device)], normalize=True)
         loss = contrastive_loss(
@@ -160,15 +144,9 @@ def train_teacher(
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=MAX_LOG_SCALE)
-        if step % 10 == 0:
-            on_step(f"loss {loss.item():.3f}")
-        else:
-            on_step("")
+        # Reading the loss waits for a GPU.
+        on_step(batch_size, f"loss {loss.item():.3f}" if step % 10 == 0 else "")
     return model.eval()
-
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -211,31 +189,15 @@ def augment(crops: Tensor, max_shift: int, generator: torch.Generator) -> Tensor
     return (grey + (images - grey) * saturation).clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class DetectorTrainingConfig:
-    """Recipe of the toy detector.
-
-    Attributes:
-        epochs, batch_size: number of epochs, and images per step.
-        learning_rate: peak learning rate of AdamW with a one-cycle schedule.
-        weight_decay: weight decay of AdamW.
-    """
-
-    epochs: int = 4
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-
-
 def train_detector(
     images: Tensor,
     annotations: Sequence[Annotation],
     vocabulary: Vocabulary,
-    training: DetectorTrainingConfig,
+    epochs: int,
     generator: torch.Generator,
     device: torch.device,
-    precision: Callable[[], Any],
     on_step: Callable[[int, str], None],
+    batch_size: int = DETECTOR_BATCH,
 ) -> FasterRCNN:
     """Trains the toy detector from scratch on boxes and object classes.
 
@@ -243,11 +205,11 @@ def train_detector(
         images: (N, 3, H, W) uint8.
         annotations: annotations of the N images; interactions are ignored.
         vocabulary: vocabulary whose category ids the detector predicts.
-        training: the recipe.
+        epochs: number of epochs; the last, incomplete batch of each is dropped.
         generator: CPU generator that seeds the initial weights, sampling and augmentation.
         device: device to train on.
-        precision: returns the autocast context of a step.
         on_step: called after every step with the number of images and a note with the loss.
+        batch_size: number of images per step.
 
     Returns:
         The trained detector in eval mode.
@@ -260,28 +222,26 @@ def train_detector(
         }
         for annotation in annotations
     ]
-    steps = len(images) // training.batch_size
+    steps = len(images) // batch_size
     # torchvision samples anchors and proposals with torch's global generator.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         model = toy_detector(max(vocabulary.category_ids)).to(device).train()
         # Convolutions are faster in this layout.
         model.backbone.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), training.learning_rate, weight_decay=training.weight_decay
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, training.learning_rate, total_steps=steps * training.epochs
+            optimizer, LEARNING_RATE, total_steps=steps * epochs
         )
-        for _ in range(training.epochs):
+        for _ in range(epochs):
             order = torch.randperm(len(images), generator=generator)
-            for rows in order[: steps * training.batch_size].view(steps, -1).tolist():
+            for rows in order[: steps * batch_size].view(steps, -1).tolist():
                 flips = torch.rand(len(rows), generator=generator) < 0.5
                 batch = [
                     _flip(images[row], targets[row], bool(flip))
                     for row, flip in zip(rows, flips, strict=True)
                 ]
-                with precision():
+                with autocast(device, "auto"):
                     losses = model(
                         [image.to(device).float() / 255 for image, _ in batch],
                         [{k: v.to(device) for k, v in target.items()} for _, target in batch],
@@ -302,38 +262,3 @@ def _flip(image: Tensor, target: dict[str, Tensor], flip: bool) -> tuple[Tensor,
     boxes = target["boxes"].clone()
     boxes[:, [0, 2]] = image.shape[-1] - target["boxes"][:, [2, 0]]
     return image.flip(-1), {"boxes": boxes, "labels": target["labels"]}
-
-
-MODEL_NAMES = ("teacher", "detector")
-
-
-@dataclass(frozen=True)
-class ToyModelsConfig:
-    """Which models are trained, on which images, and how.
-
-    Attributes:
-        num_images: number of training images, drawn as part "models" of the toy dataset.
-        seed: seed of the images and of the training.
-        teacher, detector: recipes of the two models.
-        precision: see `pipeline.utils.devices.autocast`.
-        templates: prompt templates of the captions; each region gets one of them.
-        models: names of the models to train, from `MODEL_NAMES`.
-    """
-
-    num_images: int = 3000
-    seed: int = 0
-    teacher: TeacherTrainingConfig = field(default_factory=TeacherTrainingConfig)
-    detector: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
-    precision: str = "auto"
-    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
-    models: tuple[str, ...] = MODEL_NAMES
-
-    def recipe(self) -> dict[str, Any]:
-        """JSON values of everything that the trained weights depend on."""
-        recipe = {"drawing": DRAWING_VERSION, **asdict(self), "templates": list(self.templates)}
-        recipe["pictures"] = recipe.pop("num_images")
-        del recipe["models"]
-        if self.templates == (DEFAULT_TEMPLATE,):
-            # Recipes from before templates could be chosen have no such key.
-            del recipe["templates"]
-        return recipe

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pipeline.toy.generate import DRAWING_VERSION, map_chunks
 from pipeline.toy.scene import draw_scene
 from pipeline.toy.scene_spec import toy_vocabulary
 from pipeline.types import Annotation
-from pipeline.utils.devices import autocast, configure_device, num_usable_cores, resolve_device
+from pipeline.utils.devices import configure_device, num_usable_cores, resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, differing_keys, read_json, write_json
 from pipeline.utils.logging import get_logger
-from pipeline.utils.progress import Progress
-from pipeline.utils.signals import defer_interrupts
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.teachers.clip import WEIGHTS_FILE, save_clip
 from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE, interaction_prompts
@@ -33,18 +27,48 @@ from teacher_cache.teachers.regions import RegionMode, crop_regions_pil
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import (
     CONTEXT_LENGTH,
+    DETECTOR_BATCH,
     IMAGE_SIZE,
     MEAN,
     STD,
-    ToyModelsConfig,
+    TEACHER_BATCH,
     clip_config,
     train_detector,
     train_teacher,
 )
+from teacher_cache.toy.processes import Report, run_in_processes
 
 logger = get_logger(__name__)
 
 RECIPE_FILE, DETECTOR_FILE, TEACHER_FOLDER = "toy_models.json", "detector.safetensors", "teacher"
+MODEL_NAMES = ("teacher", "detector")
+
+
+@dataclass(frozen=True)
+class ToyModelsConfig:
+    """Which models are trained, on which images, and how long.
+
+    Attributes:
+        num_images: number of training images, drawn as part "models" of the toy dataset.
+        seed: seed of the images and of the training.
+        teacher_steps: number of optimizer steps of the teacher.
+        detector_epochs: number of epochs of the detector.
+        templates: prompt templates of the captions; each region gets one of them.
+        models: names of the models to train, from `MODEL_NAMES`.
+    """
+
+    num_images: int = 3000
+    seed: int = 0
+    teacher_steps: int = 500
+    detector_epochs: int = 4
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    models: tuple[str, ...] = MODEL_NAMES
+
+    def recipe(self) -> dict[str, Any]:
+        """JSON values of everything that the trained weights depend on."""
+        recipe = {"drawing": DRAWING_VERSION, **asdict(self), "templates": list(self.templates)}
+        del recipe["models"]
+        return recipe
 
 
 def train_toy_models(folder: Path, config: ToyModelsConfig, device: str) -> None:
@@ -68,12 +92,10 @@ def train_toy_models(folder: Path, config: ToyModelsConfig, device: str) -> None
     _claim_folder(folder, config.recipe())
     trainings: dict[str, tuple[Callable[..., None], int]] = {}
     if "teacher" in config.models and not (folder / TEACHER_FOLDER / WEIGHTS_FILE).is_file():
-        total = config.teacher.steps * config.teacher.batch_size
-        trainings["teacher"] = (_run_teacher_training, total)
+        trainings["teacher"] = (run_teacher_training, config.teacher_steps * TEACHER_BATCH)
     if "detector" in config.models and not (folder / DETECTOR_FILE).is_file():
-        # The last, incomplete batch of an epoch is dropped.
-        epoch_size = config.num_images - config.num_images % config.detector.batch_size
-        trainings["detector"] = (_run_detector_training, config.detector.epochs * epoch_size)
+        epoch_size = config.num_images - config.num_images % DETECTOR_BATCH
+        trainings["detector"] = (run_detector_training, config.detector_epochs * epoch_size)
     if not trainings:
         verb = "are" if len(config.models) > 1 else "is"
         logger.info(f"{folder}: {' and '.join(config.models)} {verb} trained already")
@@ -97,153 +119,61 @@ def _claim_folder(folder: Path, recipe: dict[str, Any]) -> None:
     if (folder / RECIPE_FILE).is_file():
         found = read_json(folder / RECIPE_FILE)
         if found != recipe:
-            stored = found if isinstance(found, dict) else {}
-            changed = differing_keys(found, {**dict.fromkeys(stored), **recipe})
-            raise InputError(
-                f"{folder}: contains models with another {' and '.join(changed)}; name a new folder"
-            )
+            changed = " and ".join(differing_keys(found, recipe))
+            raise InputError(f"{folder}: contains models with another {changed}; name a new folder")
     elif any(folder.iterdir()):
         raise InputError(f"{folder}: expected a new folder or toy models, found other files")
     write_json(folder / RECIPE_FILE, recipe)
 
 
-def _run_teacher_training(
+def run_teacher_training(
     data: ToyTrainingData,
     folder: Path,
     config: ToyModelsConfig,
     device: str,
     threads: int,
-    report: ReportProgress,
+    report: Report,
 ) -> None:
+    """Trains the teacher in this process with `threads` threads and writes it."""
     torch.set_num_threads(threads)
-    torch_device = configure_device(resolve_device(device), config.precision)
-    vocabulary = toy_vocabulary()
-    prompts = interaction_prompts(vocabulary, config.templates)
+    prompts = interaction_prompts(toy_vocabulary(), config.templates)
     words = sorted({word for group in prompts for prompt in group for word in prompt.split()})
     tokenizer = WordTokenizer(words, CONTEXT_LENGTH)
     model = train_teacher(
         torch.from_numpy(data.crops).permute(0, 3, 1, 2).contiguous(),
         data.captions,
         tokenizer,
-        config.teacher,
+        config.teacher_steps,
         torch.Generator().manual_seed(config.seed),
-        torch_device,
-        partial(autocast, torch_device, config.precision),
-        partial(report, config.teacher.batch_size),
+        configure_device(resolve_device(device), "auto"),
+        report,
     )
-    save_clip(
-        folder / TEACHER_FOLDER,
-        model,
-        clip_config(tokenizer),
-        {"mean": list(MEAN), "std": list(STD)},
-        tokenizer,
-    )
+    preprocessing = {"mean": list(MEAN), "std": list(STD)}
+    save_clip(folder / TEACHER_FOLDER, model, clip_config(tokenizer), preprocessing, tokenizer)
 
 
-def _run_detector_training(
+def run_detector_training(
     data: ToyTrainingData,
     folder: Path,
     config: ToyModelsConfig,
     device: str,
     threads: int,
-    report: ReportProgress,
+    report: Report,
 ) -> None:
+    """Trains the detector in this process with `threads` threads and writes it."""
     torch.set_num_threads(threads)
-    torch_device = configure_device(resolve_device(device), config.precision)
     model = train_detector(
         torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous(),
         data.annotations,
         toy_vocabulary(),
-        config.detector,
+        config.detector_epochs,
         torch.Generator().manual_seed(config.seed),
-        torch_device,
-        partial(autocast, torch_device, config.precision),
+        configure_device(resolve_device(device), "auto"),
         report,
     )
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(folder / DETECTOR_FILE) as temporary:
         save_file(state, temporary)
-
-
-ReportProgress = Callable[[int, str], None]
-Job = Callable[[ReportProgress], None]
-# Seconds without a report after which the processes' exit codes are checked.
-POLL_TIMEOUT = 1.0
-
-
-def run_in_processes(jobs: Mapping[str, tuple[Job, int]]) -> None:
-    """Runs each job in its own process, with a progress bar per job.
-
-    Args:
-        jobs: a function and its total number of images, by name. The function is called with
-            `report(images, note)`, which advances the progress bar.
-
-    Raises:
-        RuntimeError: a job failed (the message contains its traceback), or its process was killed.
-    """
-    context = get_context("spawn")
-    queue = context.Queue()
-    processes = [
-        context.Process(target=_run_job, name=name, args=(name, job, queue), daemon=True)
-        for name, (job, _) in jobs.items()
-    ]
-    bars = {name: Progress(total, name, "images") for name, (_, total) in jobs.items()}
-    try:
-        with defer_interrupts():
-            for process in processes:
-                process.start()
-        running = len(processes)
-        while running:
-            name, count, note = _next_report(queue, processes)
-            if count is None:
-                if note:
-                    raise RuntimeError(f"{name} failed:\n{note}")
-                bars[name].close()
-                running -= 1
-            else:
-                bars[name].update(count, note)
-    finally:
-        for process in processes:
-            # `terminate` raises an error for a process that was not started.
-            if process.is_alive():
-                process.terminate()
-                process.join()
-
-
-def _next_report(queue: Any, processes: Sequence[Any]) -> tuple[str, int | None, str]:
-    """The next report: name of the job, number of images or None at its end, and a note.
-
-    Raises:
-        RuntimeError: a process was killed, for example because memory ran out.
-    """
-    while True:
-        try:
-            return queue.get(timeout=POLL_TIMEOUT)
-        except Empty:
-            for process in processes:
-                if process.exitcode:
-                    message = f"{process.name} died with exit code {process.exitcode}"
-                    raise RuntimeError(message) from None
-
-
-def _run_job(name: str, job: Job, queue: Any) -> None:
-    def report(count: int, note: str) -> None:
-        parent = parent_process()
-        if parent is not None and not parent.is_alive():
-            # A parent that was killed could not terminate this process.
-            sys.exit(1)
-        queue.put((name, count, note))
-
-    try:
-        job(report)
-    except Exception:
-        queue.put((name, None, traceback.format_exc()))
-    else:
-        queue.put((name, None, ""))
-
-
-# Number of images that a process draws at a time.
-CHUNK_SIZE = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,22 +204,8 @@ def draw_training_data(
         crop_size: S, side length of the teacher's input.
         templates: prompt templates of the captions.
     """
-    ranges = [range(start, min(start + CHUNK_SIZE, count)) for start in range(0, count, CHUNK_SIZE)]
-    chunks: list[ToyTrainingData] = []
-    with (
-        Progress(count, "Drawing training images", "images") as progress,
-        ProcessPoolExecutor(num_usable_cores(), get_context("spawn")) as pool,
-    ):
-        try:
-            # The worker processes start here, with SIGINT blocked.
-            with defer_interrupts():
-                results = pool.map(partial(_draw_chunk, seed, crop_size, templates), ranges)
-            for chunk in results:
-                chunks.append(chunk)
-                progress.update(len(chunk.images))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    draw = partial(_draw_chunk, seed, crop_size, templates)
+    chunks = list(map_chunks(draw, count, "Drawing training images"))
     return ToyTrainingData(
         images=np.concatenate([chunk.images for chunk in chunks]),
         annotations=[annotation for chunk in chunks for annotation in chunk.annotations],

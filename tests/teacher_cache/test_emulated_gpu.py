@@ -22,11 +22,11 @@ from teacher_cache.reader.cache import open_cache
 from teacher_cache.teachers import clip as clip_teacher
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.regions import RegionMode, crop_regions
-from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
 from teacher_cache.toy.train import (
-    _draw_chunk,
-    _run_detector_training,
-    _run_teacher_training,
+    ToyModelsConfig,
+    draw_training_data,
+    run_detector_training,
+    run_teacher_training,
 )
 
 # Largest difference between outputs of a GPU and a CPU.
@@ -219,14 +219,10 @@ def test_rescoring_and_new_prompts_equal_those_of_a_cpu(finished, tmp_path, emul
 
 
 def test_training_of_the_toy_models(vocabulary, tmp_path, emulated_gpu):
-    config = ToyModelsConfig(
-        num_images=4,
-        teacher=TeacherTrainingConfig(steps=1, batch_size=4),
-        detector=DetectorTrainingConfig(epochs=1, batch_size=4),
-    )
-    data = _draw_chunk(config.seed, 64, config.templates, range(config.num_images))
+    config = ToyModelsConfig(num_images=16, teacher_steps=1, detector_epochs=1)
+    data = draw_training_data(config.seed, config.num_images, 64, config.templates)
     threads = torch.get_num_threads()
-    for train in (_run_teacher_training, _run_detector_training):
+    for train in (run_teacher_training, run_detector_training):
         train(data, tmp_path, config, "cuda", threads, lambda *_: None)
     assert emulated_gpu.kernels.total() > 0
     cpu = torch.device("cpu")

@@ -12,11 +12,11 @@ from PIL import Image
 from teacher_cache.build import build_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.teachers.regions import RegionMode, crop_regions
-from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
 from teacher_cache.toy.train import (
-    _run_detector_training,
-    _run_teacher_training,
+    ToyModelsConfig,
     draw_training_data,
+    run_detector_training,
+    run_teacher_training,
 )
 
 pytestmark = pytest.mark.gpu
@@ -64,13 +64,9 @@ def test_regions_are_those_of_a_cpu_and_take_little_memory(gpu, size):
 
 
 def test_training_of_the_toy_models(tmp_path, gpu):
-    config = ToyModelsConfig(
-        num_images=32,
-        teacher=TeacherTrainingConfig(steps=4, batch_size=16),
-        detector=DetectorTrainingConfig(epochs=1, batch_size=16),
-    )
+    config = ToyModelsConfig(num_images=32, teacher_steps=4, detector_epochs=1)
     data = draw_training_data(config.seed, config.num_images, 64, config.templates)
-    for train in (_run_teacher_training, _run_detector_training):
+    for train in (run_teacher_training, run_detector_training):
         train(data, tmp_path, config, "cuda", torch.get_num_threads(), lambda *_: None)
     assert (tmp_path / "detector.safetensors").is_file() and (tmp_path / "teacher").is_dir()
 

@@ -41,7 +41,7 @@ def test_paint_at_another_origin():
 
 
 def test_details_have_no_outline():
-    sketch = Sketch().detail_layer().disc(20 + 20j, 5, RED)
+    sketch = Sketch().new_layer(outlined=False).disc(20 + 20j, 5, RED)
     assert painted(sketch) == pytest.approx((15, 15, 25, 25), abs=0.4)
     sketch.new_layer().disc(20 + 20j, 5, RED)
     assert painted(sketch) == pytest.approx((14.45, 14.45, 25.55, 25.55), abs=0.4)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.toy.palette import COATS, PALETTES, SKINS, Palette, blend, oklch_to_rgb
+from pipeline.toy.palette import COATS, PALETTES, Palette, blend, oklch_to_rgb
 from pipeline.toy.rng import ScalarRNG
 
 
@@ -34,12 +34,6 @@ def test_blend(share, expected):
 def test_accents_of_a_palette_differ(colours):
     accents = Palette(colours).accents(ScalarRNG(np.random.default_rng(1)), 3)
     assert len(set(accents)) == 3
-
-
-def test_full_tint_is_the_light():
-    palette = Palette(PALETTES[0], light=(1, 2, 3), tint=1.0)
-    rng = ScalarRNG(np.random.default_rng(1))
-    assert palette.accent(rng) == palette.natural(rng, SKINS) == (1, 2, 3)
 
 
 def test_same_random_numbers_give_the_same_colours():

@@ -1,5 +1,3 @@
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -9,8 +7,6 @@ from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import (
     IMAGE_SIZE,
-    DetectorTrainingConfig,
-    TeacherTrainingConfig,
     _flip,
     augment,
     clip_config,
@@ -102,11 +98,11 @@ def train_two_colours(steps, seed=0):
         crops,
         ["red", "blue"] * 16,
         tokenizer,
-        TeacherTrainingConfig(steps=steps, batch_size=12),
+        steps,
         generator(seed),
         torch.device("cpu"),
-        nullcontext,
-        notes.append,
+        lambda count, note: notes.append((count, note)),
+        batch_size=12,
     )
     return model, crops, tokenizer, notes
 
@@ -114,7 +110,8 @@ def train_two_colours(steps, seed=0):
 def test_a_teacher_learns_two_captions():
     model, crops, tokenizer, notes = train_two_colours(steps=40)
     assert not model.training
-    assert len(notes) == 40 and notes[0].startswith("loss ") and notes[1] == ""
+    assert [count for count, _ in notes] == [12] * 40
+    assert notes[0][1].startswith("loss ") and notes[1][1] == ""
     with torch.no_grad():
         images = model.encode_image(normalise(crops[:4].float() / 255), normalize=True)
         texts = model.encode_text(tokenizer(["red", "blue"]), normalize=True)
@@ -190,11 +187,11 @@ def test_detector_training_depends_only_on_its_generator(vocabulary):
             images,
             annotations,
             vocabulary,
-            DetectorTrainingConfig(epochs=1, batch_size=2),
+            1,
             torch.Generator().manual_seed(3),
             torch.device("cpu"),
-            nullcontext,
             lambda count, note: reports.append((count, note)),
+            batch_size=2,
         )
         return model, reports
 

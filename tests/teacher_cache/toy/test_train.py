@@ -1,10 +1,4 @@
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -21,14 +15,14 @@ from student.weights.pretrained import load_pretrained
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig, recognise_architecture
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import interaction_prompts
-from teacher_cache.toy.models import DetectorTrainingConfig, TeacherTrainingConfig, ToyModelsConfig
-from teacher_cache.toy.train import captioned_regions, draw_training_data, train_toy_models
-
-SHORT = ToyModelsConfig(
-    num_images=32,
-    teacher=TeacherTrainingConfig(steps=4, batch_size=16),
-    detector=DetectorTrainingConfig(epochs=1),
+from teacher_cache.toy.train import (
+    ToyModelsConfig,
+    captioned_regions,
+    draw_training_data,
+    train_toy_models,
 )
+
+SHORT = ToyModelsConfig(num_images=16, teacher_steps=2, detector_epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +49,7 @@ def test_files_of_the_models(trained):
         "toy_models.json",
     }
     recipe = read_json(trained / "toy_models.json")
-    assert recipe["pictures"] == 32 and recipe["teacher"]["steps"] == 4 and recipe["seed"] == 0
+    assert recipe["num_images"] == 16 and recipe["teacher_steps"] == 2 and recipe["seed"] == 0
 
 
 def test_the_teacher_can_be_loaded_by_a_build(trained, vocabulary):
@@ -106,14 +100,13 @@ def test_only_the_missing_model_is_trained(trained, tmp_path):
     ("change", "message"),
     [
         ({"seed": 1}, "another seed"),
-        ({"num_images": 48}, "another pictures"),
-        ({"seed": 1, "detector": DetectorTrainingConfig(epochs=2)}, "another seed and detector"),
+        ({"seed": 1, "detector_epochs": 2}, "another seed and detector_epochs"),
     ],
 )
 def test_models_of_other_settings_are_refused(trained, change, message):
     before = content(trained)
     with pytest.raises(InputError, match=f"contains models with {message}"):
-        train_toy_models(trained, ToyModelsConfig(**{**vars(SHORT), **change}), "cpu")
+        train_toy_models(trained, replace(SHORT, **change), "cpu")
     assert content(trained) == before
 
 
@@ -138,9 +131,7 @@ def test_a_teacher_of_several_templates_without_a_detector(trained, tmp_path, vo
     assert not (tmp_path / "models/detector.safetensors").exists()
     words = read_json(tmp_path / "models/teacher/words.json")["words"]
     assert {"photo", "the", "person"} <= set(words)
-    recipe = read_json(tmp_path / "models/toy_models.json")
-    assert recipe["templates"] == list(templates)
-    assert "templates" not in read_json(trained / "toy_models.json")
+    assert read_json(tmp_path / "models/toy_models.json")["templates"] == list(templates)
     messages.clear()
     train_toy_models(tmp_path / "models", config, "cpu")
     assert "teacher is trained already" in "\n".join(messages)
@@ -154,10 +145,7 @@ def test_a_bad_template_leaves_no_files(tmp_path):
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.parametrize(
-    "template",
-    ["a picture of person {ing} {object}", "person {ing} {object}", "a person {ing} a {object}"],
-)
+@pytest.mark.parametrize("template", ["person {ing} {object}", "a person {ing} a {object}"])
 def test_the_default_teacher_knows_the_words_of_other_templates(trained, vocabulary, template):
     teacher = ClipTeacher(ClipConfig(str(trained / "teacher")), torch.device("cpu"))
     prompts = [group[0] for group in interaction_prompts(vocabulary, (template,))]
@@ -201,121 +189,3 @@ def test_training_images_of_several_chunks_are_in_order():
     assert len(data.crops) == 2 * labels
     names = {annotation.image_id for annotation in data.annotations}
     assert not names & {draw_scene(2, part, 0)[1].image_id for part in ("train", "test")}
-
-
-PROGRAM = """
-import os, signal, sys, time
-from teacher_cache.toy.train import run_in_processes
-
-def good(report):
-    for _ in range(3):
-        report(2, "well")
-
-def fails(report):
-    raise ValueError("bad value")
-
-def dies(report):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def running():
-    # Two processes write to this pipe; `print` may split a line into several writes.
-    os.write(1, b"running\\n")
-
-def endless(report):
-    running()
-    while True:
-        report(1, "")
-        time.sleep(0.02)
-
-def without_report(report):
-    running()
-    time.sleep(600)
-
-if __name__ == "__main__":
-    jobs = {name: globals()[name] for name in sys.argv[1:]}
-    try:
-        run_in_processes({name: (job, 6) for name, job in jobs.items()})
-    except RuntimeError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-"""
-
-
-@pytest.fixture
-def start_program(tmp_path):
-    """`start_program(*jobs)` runs jobs of `PROGRAM` in a process group of its own."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    started = []
-
-    def start(*jobs):
-        process = subprocess.Popen(
-            [sys.executable, str(program), *jobs],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def has_ended(group):
-    """Whether all processes of a group end within 30 seconds."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def test_a_job_runs_to_its_end(start_program):
-    process = start_program("good")
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0
-    assert "good: 100% 6/6 [" in stderr
-
-
-def test_a_failed_job_ends_the_others_and_shows_its_traceback(start_program):
-    process = start_program("without_report", "fails")
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "fails failed:" in stderr and "ValueError: bad value" in stderr
-    assert has_ended(process.pid)
-
-
-def test_a_killed_job_is_reported(start_program):
-    process = start_program("without_report", "dies")
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1 and "dies died with exit code -9" in stderr
-    assert has_ended(process.pid)
-
-
-@pytest.mark.parametrize("early", [False, True])
-def test_an_interrupt_ends_all_jobs_without_traceback(start_program, early):
-    process = start_program("without_report", "endless")
-    assert process.stdout.readline() == "running\n"
-    if not early:
-        assert process.stdout.readline() == "running\n"
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130 and "Traceback" not in stderr
-    assert has_ended(process.pid)
-
-
-def test_jobs_end_when_the_program_is_killed(start_program):
-    process = start_program("endless")
-    assert process.stdout.readline() == "running\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=300)
-    assert has_ended(process.pid)
