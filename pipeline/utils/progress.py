@@ -14,6 +14,8 @@ from pipeline.utils.logging import shows_progress
 Item = TypeVar("Item")
 # Seconds between plain lines, which stay in the log files of batch jobs.
 LINE_INTERVAL = 10.0
+# No monitor thread, which would receive signals that `defer_interrupts` blocks in the main thread.
+tqdm.monitor_interval = 0
 
 
 class Progress:

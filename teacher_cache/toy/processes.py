@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, resource_tracker
 from typing import Any
 
 from pipeline.utils.progress import Progress
@@ -25,6 +25,8 @@ def run_in_processes(jobs: Mapping[str, tuple[Callable[[Report], None], int]]) -
         RuntimeError: a job failed (its process has printed a traceback), or its process was killed,
             for example because memory ran out.
     """
+    # The first process would start it too, and it unblocks SIGINT when it starts.
+    resource_tracker.ensure_running()
     context = get_context("spawn")
     # Processes and their progress bars, by the pipe that they report to.
     running: dict[Any, tuple[Any, Progress]] = {}
