@@ -7,6 +7,7 @@ one with outputs of the same images.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from contextlib import nullcontext, redirect_stdout
@@ -124,14 +125,17 @@ def find_problems(folder: Path) -> dict[str, str]:
         if not _has_intact_checksum(folder / MANIFEST, plan):
             problems[MANIFEST] = "is damaged: its own checksum does not match"
     except InputError as error:
-        problems[MANIFEST] = _without_path(error, folder / MANIFEST)
+        reason = _without_path(error, folder / MANIFEST)
+        problems[MANIFEST] = f"{reason}; the checksums in it are lost"
     names = expected_shards(folder, problems)
     plan = plan or read_plan(folder)
     entries = {f"{SHARDS}/{entry['name']}": entry for entry in plan.get("shards", ())}
     checksums = {**plan.get("files", {}), **{name: entries[name]["sha256"] for name in entries}}
     if MANIFEST in problems:
-        # The plan has a checksum of its own, and the repair of the manifest needs the plan.
+        # The plan has a checksum of its own, and a damaged manifest needs it. The names of images
+        # may be what is damaged.
         checksums.pop(PLAN, None)
+        entries.clear()
     names_by_checksum = {checksum: name for name, checksum in checksums.items()}
     files = [PLAN, TEACHER, *names]
     for name in track(files, len(files), "Reading", "files", brief=True):
@@ -247,7 +251,7 @@ def _repair_cache(
                 (made / name).symlink_to((folder / name).absolute())
             try:
                 # It prints the numbers of the temporary cache.
-                with redirect_stdout(None):
+                with redirect_stdout(io.StringIO()):
                     _repeat_command(plan, made, dataset, device)
             except InputError as error:
                 raise InputError(str(error).replace(str(made), str(folder))) from None

@@ -190,11 +190,11 @@ def test_plan_and_manifest_are_restored_without_models(cache, finished, no_build
     assert contents(cache) == contents(finished)
 
 
-@pytest.mark.parametrize("of_plan", [True, False])
-def test_a_manifest_with_a_wrong_checksum_or_name(cache, finished, no_build, of_plan):
-    """The plan with a wrong checksum is not lost, the shard with a wrong name not unexpected."""
-    damaged = sha256_of_file(cache / PLAN).encode() if of_plan else b"00001.h5"
-    flip_bit(cache / MANIFEST, (cache / MANIFEST).read_bytes().index(damaged))
+@pytest.mark.parametrize("place", [PLAN, "00001.h5", "toy_train_00000001"])
+def test_a_manifest_with_a_wrong_checksum_or_name(cache, finished, no_build, place):
+    """The plan, the shard and the image are still there."""
+    damaged = sha256_of_file(cache / PLAN) if place == PLAN else place
+    flip_bit(cache / MANIFEST, (cache / MANIFEST).read_bytes().index(damaged.encode()))
     verify_cache(cache, repair=True)
     assert contents(cache) == contents(finished)
 
