@@ -28,10 +28,7 @@ from pipeline.images import read_image
 from pipeline.utils.devices import configure_device, resolve_device
 from student.config import get_preset
 from student.data.dataset import TrainingBatches, TrainingDataset, collate
-from student.engine.optimizer import build_optimizer, build_schedule
 from student.engine.train_step import TrainStep
-from student.losses.criterion import Criterion
-from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
 from student.utils.workers import BatchIterator, loader_options
@@ -59,13 +56,8 @@ class Bench:
         )
         self.samples = [self.images[0, index] for index in range(options.batch_size)]
         self.batch = collate(self.samples).to(self.device)
-        model = HOIDetector(recipe.model).to(self.device, memory_format=torch.channels_last).train()
-        distilled_verbs = torch.from_numpy(self.images.split.distilled_verbs).to(self.device)
-        criterion = Criterion(TwoStageMatcher(recipe.matcher, distilled_verbs), recipe.losses)
-        optimizer = build_optimizer(model, recipe.train, self.device)
-        scheduler = build_schedule(optimizer, recipe.train, 10**6)
-        execution = Execution(self.device)
-        self.train_step = TrainStep(recipe, model, criterion, optimizer, scheduler, execution)
+        model, split = HOIDetector(recipe.model).train(), self.images.split
+        self.train_step = TrainStep(recipe, model, split, 10**6, Execution(self.device))
 
     def cache(self) -> dict[str, Any]:
         """Steps with the cache's candidates and probabilities, and without any.

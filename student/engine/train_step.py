@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pipeline.splits import Split
 from pipeline.utils.devices import autocast
 from student.config import Recipe
 from student.data.dataset import Batch
-from student.engine.optimizer import ModelEMA
+from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
 from student.losses.criterion import Criterion, proposal_losses, sum_by_dataset
+from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
 from student.utils import seeding
 from student.utils.distributed import Execution, wrap_ddp
@@ -37,10 +38,10 @@ class TrainStep:
 
     Args:
         recipe: all settings.
-        model, criterion: the detector to train and its losses, on its device.
-        optimizer, scheduler: of the model's parameters, advanced by every step.
+        model: the detector to train, which is moved to the device.
+        split: the split whose distilled verbs have a soft loss.
+        steps_per_epoch: number of steps of an epoch, for the schedule.
         execution: device, processes, accumulation and compilation.
-        ema: averaged copy of the model, updated by every step; None without averaging.
         dataset_names: names of the datasets that samples come from, in the order of their indices;
             empty with one dataset.
     """
@@ -51,16 +52,20 @@ class TrainStep:
         self,
         recipe: Recipe,
         model: HOIDetector,
-        criterion: Criterion,
-        optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler,
+        split: Split,
+        steps_per_epoch: int,
         execution: Execution,
-        ema: ModelEMA | None = None,
         dataset_names: Sequence[str] = (),
     ) -> None:
-        self.recipe, self.model, self.execution = recipe, model, execution
-        self.criterion, self.optimizer, self.scheduler = criterion, optimizer, scheduler
-        self.ema, self.dataset_names = ema, dataset_names
+        self.recipe, self.execution, self.dataset_names = recipe, execution, dataset_names
+        train, device = recipe.train, execution.device
+        # Convolutions are faster in this memory format, on CPUs and GPUs.
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        distilled_verbs = torch.from_numpy(split.distilled_verbs).to(device)
+        self.criterion = Criterion(TwoStageMatcher(recipe.matcher, distilled_verbs), recipe.losses)
+        self.optimizer = build_optimizer(model, train, device)
+        self.scheduler = build_schedule(self.optimizer, train, steps_per_epoch)
+        self.ema = ModelEMA(model, train.ema) if train.ema else None
         self._forward: Any = torch.compile(model) if execution.compiled else model
         if execution.context.world_size > 1:
             self._forward = wrap_ddp(self._forward, execution.device)

@@ -28,13 +28,10 @@ from student.engine.metrics_log import (
     Throughput,
     non_finite_message,
 )
-from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
 from student.engine.run_inputs import RunInputs
 from student.engine.run_state import RunState
 from student.engine.train_step import TrainStep
 from student.inference.batch_predictor import BatchPredictor
-from student.losses.criterion import Criterion
-from student.losses.matcher import TwoStageMatcher
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
 from student.utils.preemption import StopRequest, StopSignalHandler, exit_process
@@ -87,23 +84,16 @@ class Trainer:
             )
         self.sampler, images_per_step = self._build_sampler(inputs)
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        # Convolutions are faster in this memory format, on CPUs and GPUs.
-        model = model.to(execution.device).to(memory_format=torch.channels_last)
-        recipe, train, device = self.recipe, self.recipe.train, execution.device
-        distilled_verbs = torch.from_numpy(inputs.split.distilled_verbs).to(device)
-        optimizer = build_optimizer(model, train, device)
         self.train_step = TrainStep(
-            recipe,
+            inputs.recipe,
             model,
-            Criterion(TwoStageMatcher(recipe.matcher, distilled_verbs), recipe.losses),
-            optimizer,
-            build_schedule(optimizer, train, self.steps_per_epoch),
+            inputs.split,
+            self.steps_per_epoch,
             execution,
-            ModelEMA(model, train.ema) if train.ema else None,
             [dataset.name for dataset in datasets] if inputs.extra else [],
         )
-        self.pending_metrics = PendingMetrics(device)
-        self.throughput = Throughput(device)
+        self.pending_metrics = PendingMetrics(execution.device)
+        self.throughput = Throughput(execution.device)
         vocabulary = inputs.images.vocabulary
         self.state = RunState(self.train_step, vocabulary, inputs.split, run_dir, plan or {})
         self.batches = TrainingBatches(

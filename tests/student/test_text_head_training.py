@@ -12,7 +12,6 @@ from student.config import LossConfig, MatcherConfig, TargetConfig
 from student.data.dataset import collate
 from student.data.targets import Targets, build_targets
 from student.data.text_embeddings import init_text_head
-from student.engine.optimizer import build_optimizer, build_schedule
 from student.engine.run_inputs import build_inputs
 from student.engine.train_step import TrainStep
 from student.losses.criterion import Criterion
@@ -48,12 +47,8 @@ def make_train_step(make_inputs, build):
         run_inputs = make_inputs(**options)
         recipe = run_inputs.recipe
         model = build_head(build, run_inputs).train()
-        distilled = torch.from_numpy(run_inputs.split.distilled_verbs)
         execution = Execution(torch.device("cpu"), compiled=compiled)
-        optimizer = build_optimizer(model, recipe.train, execution.device)
-        criterion = Criterion(TwoStageMatcher(recipe.matcher, distilled), recipe.losses)
-        scheduler = build_schedule(optimizer, recipe.train, 50)
-        train_step = TrainStep(recipe, model, criterion, optimizer, scheduler, execution)
+        train_step = TrainStep(recipe, model, run_inputs.split, 50, execution)
         return train_step, collate([run_inputs.images[0, index] for index in range(6)], 8)
 
     return make
