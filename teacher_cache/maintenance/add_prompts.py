@@ -126,17 +126,28 @@ def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
     if parts is None or not parts["ing"].strip():
         raise InputError(f"--add: expected [NAME=]PHRASE[:OBJECT,OBJECT...], found {text!r}")
     ing = " ".join(parts["ing"].split())
-    verb = _find_verb(known, ing) or ing.replace(" ", "_")
+    forms = [normalise_name(form) for form in known.verb_ings]
     if parts["name"] is not None:
         verb = "_".join(parts["name"].split())
+    elif normalise_name(ing) in forms:
+        verb = known.verbs[forms.index(normalise_name(ing))]
+    else:
+        verb = ing.replace(" ", "_")
     selected = known.valid.any(axis=0)
     if parts["objects"] is not None:
+        names = [normalise_name(name) for name in known.objects]
         selected = np.zeros(known.num_objects, dtype=bool)
-        selected[[_object_index(known, name) for name in parts["objects"].split(",")]] = True
+        for name in parts["objects"].split(","):
+            if normalise_name(name) not in names:
+                examples = ", ".join(known.objects[:20]) + (", ..." if len(names) > 20 else "")
+                raise InputError(
+                    f"--add: expected objects of the cache ({examples}), found {name.strip()!r}"
+                )
+            selected[names.index(normalise_name(name))] = True
     if verb in known.verbs:
         index = known.verbs.index(verb)
-        form = known.verb_ings[index]
-        if normalise_name(form) != normalise_name(ing):
+        if forms[index] != normalise_name(ing):
+            form = known.verb_ings[index]
             raise InputError(f"--add: {verb}: expected the cache's form {form!r}, found {ing!r}")
         selected = selected & ~known.valid[index]
     if not selected.any():
@@ -175,21 +186,6 @@ def _resolve_templates(cache: TeacherCache, templates: Sequence[str]) -> Sequenc
             f" {cache.prompt_embeddings.prompts[0][0]!r}, found {templates[0]!r}"
         )
     return templates
-
-
-def _find_verb(known: Vocabulary, ing: str) -> str | None:
-    forms = [normalise_name(form) for form in known.verb_ings]
-    return known.verbs[forms.index(normalise_name(ing))] if normalise_name(ing) in forms else None
-
-
-def _object_index(known: Vocabulary, name: str) -> int:
-    names = [normalise_name(known_name) for known_name in known.objects]
-    if normalise_name(name) not in names:
-        examples = ", ".join(known.objects[:20]) + (", ..." if known.num_objects > 20 else "")
-        raise InputError(
-            f"--add: expected objects of the cache ({examples}), found {name.strip()!r}"
-        )
-    return names.index(normalise_name(name))
 
 
 def resolve_clip(

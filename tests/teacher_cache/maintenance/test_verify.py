@@ -98,11 +98,11 @@ def test_truncated_replaced_and_missing_files(cache, name, change, description):
 @pytest.mark.parametrize(
     ("changes", "description"),
     [
-        ({"format_version": 2}, "format_version: expected 1, found 2"),
-        ({"fingerprint": "0" * 64}, "fingerprint: expected the digest of parts"),
+        (
+            {"format_version": 2},
+            "format_version: expected 1, found 2; the checksums in it are lost",
+        ),
         ({"failed": {"x": "y"}}, "its own checksum does not match"),
-        ({"shards": [7]}, "shards[0]: expected"),
-        ({"files": [7]}, "files: expected an object"),
     ],
 )
 def test_an_edited_manifest(cache, changes, description):

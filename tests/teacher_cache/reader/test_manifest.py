@@ -33,6 +33,7 @@ def test_read_manifest(tmp_path):
         ({"fingerprint": "0"}, "fingerprint: expected the digest of parts"),
         ({"parts": []}, "parts: expected an object"),
         ({"shards": None}, "shards: expected a list"),
+        ({"files": [7]}, "files: expected an object"),
         ({"shards": [{"name": "x"}]}, "shards[0].sha256: expected a text"),
     ],
 )
