@@ -25,16 +25,6 @@ BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
 POSITIVE_INT = click.IntRange(min=1)
 SCORE_RANGE = click.FloatRange(0, 1)
 BUILDING = cloup.Section("Building")
-# Options of a build that are fields of `PairingConfig` and of `ExtractionConfig`.
-PAIRING_OPTIONS = ("person_threshold", "object_threshold", "max_people", "max_objects")
-EXTRACTION_OPTIONS = (
-    "level",
-    "region",
-    "images_per_batch",
-    "regions_per_batch",
-    "embeddings",
-    "strict",
-)
 
 
 @cloup.group(context_settings=HELP_SETTINGS)
@@ -220,6 +210,8 @@ def cache() -> None:
 @config_option
 def build(dry_run: bool, **options: Any) -> None:
     """Build a teacher cache of DATASET, resuming where a stopped build left off."""
+    from dataclasses import fields
+
     from pipeline.utils.signals import sigterm_as_interrupt
     from teacher_cache import build as builder
     from teacher_cache.detectors.class_names import load_class_names
@@ -228,12 +220,13 @@ def build(dry_run: bool, **options: Any) -> None:
     from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
     from teacher_cache.teachers.regions import RegionMode
 
-    pairing = {name: options.pop(name) for name in PAIRING_OPTIONS}
+    pairing = {field.name: options.pop(field.name) for field in fields(PairingConfig)}
     pairing = {name: value for name, value in pairing.items() if value is not None}
     if options["candidates"] == "annotated" and pairing:
         option = f"--{next(iter(pairing)).replace('_', '-')}"
         raise InputError(f"{option}: expected none with --candidates annotated, which pairs all")
-    extraction = {name: options.pop(name) for name in EXTRACTION_OPTIONS}
+    names = {field.name for field in fields(ExtractionConfig)} & options.keys()
+    extraction = {name: options.pop(name) for name in names}
     extraction["region"] = RegionMode.parse(extraction["region"])
     if options["detector_classes"] is not None:
         options["detector_classes"] = load_class_names(options["detector_classes"])

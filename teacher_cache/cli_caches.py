@@ -21,6 +21,13 @@ data_option = option(
 figure_option = option(
     "--figure", type=FILE, help="Draw the same numbers as a figure (.png, .svg or .pdf)."
 )
+clip_model_option = option(
+    "--clip-model",
+    metavar="NAME|FOLDER",
+    show_default="as recorded in the cache",
+    help="The CLIP model of the cache.",
+)
+clip_weights_option = option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
 overwrite_option = option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
@@ -88,13 +95,8 @@ def inspect(**options: Any) -> None:
     metavar="TEXT",
     help="Prompt templates of the cache, where it does not record them.",
 )
-@option(
-    "--clip-model",
-    metavar="NAME|FOLDER",
-    show_default="as recorded in the cache",
-    help="The CLIP model of the cache.",
-)
-@option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
+@clip_model_option
+@clip_weights_option
 @overwrite_option
 @device_option
 @config_option
@@ -188,13 +190,8 @@ def verify(**options: Any) -> None:
     show_default="that of the cache",
     help="Softmax temperature, the inverse of the logit scale; CLIP's own is about 0.01.",
 )
-@option(
-    "--clip-model",
-    metavar="NAME|FOLDER",
-    show_default="as recorded in the cache",
-    help="The CLIP model of the cache, for prompts that it lacks.",
-)
-@option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
+@clip_model_option
+@clip_weights_option
 @device_option
 @config_option
 def rescore(**options: Any) -> None:

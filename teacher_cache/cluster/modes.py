@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ SBATCH_OPTIONS = {
     "walltime": ("-t", "--time"),
 }
 DIRECTIVE_PREFIX = re.compile(r"^\s*#SBATCH\b")
-OPTION_PATTERN = re.compile(r"--[a-z-]+|-[a-zA-Z]")
+# The names of the options of sbatch in a directive, without their values.
+OPTION_NAMES = re.compile(r"(?:^|(?<=\s))(?:--[a-z-]+|-[a-zA-Z])")
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class SlurmJobs:
         directives = tuple(DIRECTIVE_PREFIX.sub("", text).strip() for text in self.directives)
         object.__setattr__(self, "directives", directives)
         for text in directives:
-            if not OPTION_PATTERN.match(text) or "\n" in text:
+            if not OPTION_NAMES.match(text) or "\n" in text:
                 expected = "an option of sbatch such as --constraint=a100"
                 raise InputError(f"--directive: expected {expected}, found {text!r}")
         # SLURM rejects some combinations, such as --mem together with --mem-per-cpu.
-        named = {option for text in self.directives for option in _option_names(text)}
+        named = {option for text in self.directives for option in OPTION_NAMES.findall(text)}
         for field, options in SBATCH_OPTIONS.items():
             if not named.isdisjoint(options):
                 object.__setattr__(self, field, None)
@@ -103,15 +103,6 @@ ExecutionMode = InProcess | LocalWorkers | RunningCluster | SlurmJobs
 def is_remote(mode: ExecutionMode) -> bool:
     """Whether shards are made on other machines, whose devices may differ from this one's."""
     return isinstance(mode, (RunningCluster, SlurmJobs))
-
-
-def _option_names(directive: str) -> list[str]:
-    """Names of the sbatch options in a directive, without their values."""
-    try:
-        words = shlex.split(directive, comments=True)
-    except ValueError:
-        words = directive.split()
-    return [found.group() for word in words if (found := OPTION_PATTERN.match(word))]
 
 
 def slurm_memory(text: str) -> str:

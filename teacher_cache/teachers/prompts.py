@@ -78,19 +78,14 @@ def indistinguishable_actions(actions: Sequence[tuple[str, str]], text: PromptEm
     # Verbs with equal embeddings -> the first row of each object for which this is so.
     rows_by_verbs: dict[tuple[str, ...], list[int]] = {}
     for object_name in dict.fromkeys(name for _, name in actions):
-        rows = [row for row, (_, name) in enumerate(actions) if name == object_name]
-        while rows:
-            first, *others = rows
-            distances = np.abs(text.embeddings[others] - text.embeddings[first])
-            equal = [
-                row
-                for row, distance in zip(others, distances.max(axis=1, initial=0), strict=True)
-                if distance <= SAME_EMBEDDING_TOLERANCE
-            ]
-            if equal:
-                verbs = tuple(actions[row][0] for row in (first, *equal))
-                rows_by_verbs.setdefault(verbs, []).append(first)
-            rows = [row for row in others if row not in equal]
+        indices = np.array([row for row, (_, name) in enumerate(actions) if name == object_name])
+        embeddings = text.embeddings[indices]
+        distances = (np.abs(embeddings - each).max(axis=1) for each in embeddings)
+        is_equal = (each <= SAME_EMBEDDING_TOLERANCE for each in distances)
+        for equal in dict.fromkeys(tuple(indices[each].tolist()) for each in is_equal):
+            if len(equal) > 1:
+                verbs = tuple(actions[row][0] for row in equal)
+                rows_by_verbs.setdefault(verbs, []).append(equal[0])
     groups = []
     for verbs, rows in rows_by_verbs.items():
         more = f" and {len(rows) - 1} more objects" if len(rows) > 1 else ""
