@@ -66,7 +66,7 @@ class Sketch:
     def line(
         self, start: complex, end: complex, radius: float, colour: Colour, taper: float = 1.0
     ) -> Sketch:
-        """A line with round ends; the radius at its end is `taper` times that at its start."""
+        """A line with round ends, whose radius changes by the factor `taper`."""
         return self._add((start, end), (radius, radius * taper), colour)
 
     def path(self, points: Sequence[complex], radius: float, colour: Colour) -> Sketch:
@@ -87,14 +87,7 @@ class Sketch:
     def transformed(
         self, origin: complex = 0, scale: float = 1.0, turn: float = 0.0, mirrored: bool = False
     ) -> Sketch:
-        """A copy that is mirrored, rotated, scaled and shifted, in this order.
-
-        Args:
-            origin: new position of the sketch's origin.
-            scale: factor on all lengths.
-            turn: rotation in degrees, clockwise.
-            mirrored: mirror left and right.
-        """
+        """A copy that is mirrored, turned clockwise by degrees, scaled and shifted, in order."""
         factor = scale * (cmath.exp(1j * math.radians(turn)) if turn else 1.0)
 
         def transform(points: tuple[complex, ...]) -> tuple[complex, ...]:
@@ -117,21 +110,12 @@ class Sketch:
 
     def bounds(self, margin: float = 0.0) -> Box:
         """Tight box around all shapes without outlines, widened by a margin."""
-        left = top = math.inf
-        right = bottom = -math.inf
-        for layer in self.layers:
-            for shape in layer.shapes:
-                for index, point in enumerate(shape.points):
-                    radius = shape.radii[index > 0]
-                    across, down = point.real, point.imag
-                    if across - radius < left:
-                        left = across - radius
-                    if across + radius > right:
-                        right = across + radius
-                    if down - radius < top:
-                        top = down - radius
-                    if down + radius > bottom:
-                        bottom = down + radius
+        left, top, right, bottom = enclosing_box(
+            _circle_box(point, shape.radii[index > 0])
+            for layer in self.layers
+            for shape in layer.shapes
+            for index, point in enumerate(shape.points)
+        )
         return left - margin, top - margin, right + margin, bottom + margin
 
     def paint(
@@ -141,13 +125,9 @@ class Sketch:
         origin: complex = 0,
         outline: float = OUTLINE_WIDTH,
     ) -> None:
-        """Draws the sketch, whose coordinates are image pixels, on an enlarged canvas.
+        """Draws the sketch, whose coordinates are image pixels, on a canvas enlarged by `scale`.
 
-        Args:
-            draw: drawing interface of the canvas.
-            scale: size of the canvas relative to the image.
-            origin: position of the sketch's origin in the image.
-            outline: width of the dark outline around every layer, in image pixels.
+        The outline around every layer has the width `outline`, in image pixels.
         """
         for layer in self.layers:
             if outline and layer.outlined:
@@ -170,14 +150,8 @@ class Sketch:
 def arc(
     centre: complex, across: float, down: float, start: float, end: float, steps: int = 16
 ) -> list[complex]:
-    """Points on an ellipse from `start` to `end` degrees, clockwise from the right.
-
-    Args:
-        centre: centre of the ellipse.
-        across, down: horizontal and vertical half axis.
-        start, end: angles in degrees.
-        steps: number of segments.
-    """
+    """Points on an ellipse with these half axes from `start` to `end` degrees, clockwise from the
+    right."""
     angles = (math.radians(start + (end - start) * step / steps) for step in range(steps + 1))
     return [centre + complex(across * math.cos(angle), down * math.sin(angle)) for angle in angles]
 

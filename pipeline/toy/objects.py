@@ -33,32 +33,14 @@ class ToyObject:
 
     name: str
     sketch: Sketch
-    seat: complex
-    grip: complex
-    handle: complex
-    tie: complex
+    seat: complex = 0j
+    grip: complex = 0j
+    handle: complex = 0j
+    tie: complex = 0j
 
     @property
     def box(self) -> Box:
         return self.sketch.bounds()
-
-
-@dataclass(frozen=True)
-class ObjectKind:
-    """A kind of object.
-
-    Attributes:
-        draw: draws the object in its own unit.
-        size: range of the unit's length, in units of the body height.
-        seat, grip, handle, tie: anchor points in the object's own unit, see `ToyObject`.
-    """
-
-    draw: Callable[[Palette, ScalarRNG], Sketch]
-    size: tuple[float, float]
-    seat: complex
-    grip: complex
-    handle: complex
-    tie: complex
 
 
 def make_object(
@@ -73,12 +55,12 @@ def make_object(
         smallest: minimum length of the longer side, in units of the body height.
         size_factor: factor on the usual size.
     """
-    kind = OBJECT_KINDS[name]
-    drawn = kind.draw(palette, rng)
+    draw, size, anchors = OBJECT_KINDS[name]
+    drawn = draw(palette, rng)
     left, top, right, bottom = drawn.bounds()
-    scale = max(size_factor * rng.uniform(*kind.size), smallest / max(right - left, bottom - top))
-    anchors = (kind.seat, kind.grip, kind.handle, kind.tie)
-    return ToyObject(name, drawn.transformed(0, scale), *(anchor * scale for anchor in anchors))
+    scale = max(size_factor * rng.uniform(*size), smallest / max(right - left, bottom - top))
+    scaled = {anchor: point * scale for anchor, point in anchors.items()}
+    return ToyObject(name, drawn.transformed(0, scale), **scaled)
 
 
 def _horse(palette: Palette, rng: ScalarRNG) -> Sketch:
@@ -222,13 +204,28 @@ def _chair(palette: Palette, rng: ScalarRNG) -> Sketch:
     return chair
 
 
-OBJECT_KINDS = {
-    "horse": ObjectKind(_horse, (0.92, 1.08), -0.03 - 0.7j, 0j, -0.4 - 0.6j, 0.38 - 0.72j),
-    "dog": ObjectKind(_dog, (0.42, 0.5), 0j, 0.0 - 0.32j, -0.45 - 0.5j, 0.46 - 0.52j),
-    "bike": ObjectKind(_bike, (0.86, 0.98), -0.15 - 0.63j, 0j, -0.24 - 0.59j, 0.2 - 0.6j),
-    "ball": ObjectKind(_ball, (0.34, 0.42), 0j, -0.1j, -0.5 - 0.6j, 0.5 - 0.5j),
-    "box": ObjectKind(_box, (0.38, 0.46), -0.9j, 0.0 - 0.06j, -0.5 - 0.75j, 0.5 - 0.45j),
-    "umbrella": ObjectKind(_umbrella, (0.52, 0.62), 0j, 0.0 - 0.14j, 0j, 0j),
-    "skateboard": ObjectKind(_skateboard, (0.58, 0.68), -0.29j, 0.0 - 0.2j, 0j, 0j),
-    "chair": ObjectKind(_chair, (0.6, 0.68), 0.0 - 0.56j, 0.0 - 0.45j, -0.34 - 0.85j, 0.3 - 0.45j),
+Draw = Callable[[Palette, ScalarRNG], Sketch]
+# Drawing, range of the unit's length in units of the body height, and anchor points in the object's
+# own unit, see `ToyObject`.
+OBJECT_KINDS: dict[str, tuple[Draw, tuple[float, float], dict[str, complex]]] = {
+    "horse": (
+        _horse,
+        (0.92, 1.08),
+        {"seat": -0.03 - 0.7j, "handle": -0.4 - 0.6j, "tie": 0.38 - 0.72j},
+    ),
+    "dog": (_dog, (0.42, 0.5), {"grip": -0.32j, "tie": 0.46 - 0.52j}),
+    "bike": (
+        _bike,
+        (0.86, 0.98),
+        {"seat": -0.15 - 0.63j, "handle": -0.24 - 0.59j, "tie": 0.2 - 0.6j},
+    ),
+    "ball": (_ball, (0.34, 0.42), {"grip": -0.1j}),
+    "box": (
+        _box,
+        (0.38, 0.46),
+        {"seat": -0.9j, "grip": -0.06j, "handle": -0.5 - 0.75j, "tie": 0.5 - 0.45j},
+    ),
+    "umbrella": (_umbrella, (0.52, 0.62), {"grip": -0.14j}),
+    "skateboard": (_skateboard, (0.58, 0.68), {"seat": -0.29j, "grip": -0.2j}),
+    "chair": (_chair, (0.6, 0.68), {"seat": -0.56j, "handle": -0.34 - 0.85j}),
 }

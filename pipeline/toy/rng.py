@@ -14,10 +14,7 @@ BLOCK_SIZE = 512
 class ScalarRNG:
     """Scalar random numbers, drawn from a numpy generator in blocks.
 
-    Single scalar draws from a numpy generator are slow.
-
-    Args:
-        generator: source of all random numbers. Other draws from it change the sequence.
+    Single scalar draws from a numpy generator are slow. Other draws from it change the sequence.
     """
 
     def __init__(self, generator: np.random.Generator) -> None:
@@ -25,25 +22,20 @@ class ScalarRNG:
         self._block: list[float] = []
 
     def random(self) -> float:
-        """A uniform number in [0, 1)."""
         if not self._block:
             self._block = self.generator.random(BLOCK_SIZE).tolist()
         return self._block.pop()
 
     def uniform(self, low: float, high: float) -> float:
-        """A uniform number in [low, high)."""
         return low + (high - low) * self.random()
 
     def bernoulli(self, probability: float) -> bool:
-        """True with this probability."""
         return self.random() < probability
 
     def randrange(self, count: int) -> int:
-        """An integer from 0 to count - 1."""
         return int(self.random() * count)
 
     def choice(self, items: Sequence[Item]) -> Item:
-        """One of the items with equal probabilities."""
         return items[self.randrange(len(items))]
 
     def weighted_index(self, weights: Sequence[float]) -> int:
@@ -56,6 +48,5 @@ class ScalarRNG:
         return len(weights) - 1
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
-        """The items in random order."""
         remaining = list(items)
         return [remaining.pop(self.randrange(len(remaining))) for _ in items]
