@@ -15,7 +15,7 @@ from benchmarks import demo
 from benchmarks.demo import Stages, describe, summary
 from pipeline.utils.files import read_json
 
-ROOT = Path(__file__).parents[1]
+ROOT, PYTHON = Path(__file__).parents[1], sys.executable
 EXTRA = {"teacher_accuracy": 0.97, "person_recall": 0.99, "object_recall": 0.875}
 
 
@@ -35,11 +35,6 @@ def programs(tmp_path, monkeypatch):
     return make
 
 
-@pytest.fixture
-def stages(tmp_path):
-    return Stages(tmp_path / "stages.json")
-
-
 def scores(full, seen, unseen, **extra):
     metrics = {"full": full, "seen": seen, "unseen": unseen, "rare": None}
     return {"metrics": metrics, "extra": extra}
@@ -53,7 +48,8 @@ RESULTS = {
 CEILING = {**RESULTS, "all_labels": scores(0.75, 0.74, 0.76)}
 
 
-def test_a_stage_is_echoed_and_timed(programs, stages, tmp_path, capfd):
+def test_a_stage_is_echoed_and_timed(programs, tmp_path, capfd):
+    stages = Stages(tmp_path / "stages.json")
     programs(eoid_data=f'echo "$@" > {tmp_path}/words')
     stages.run("toy", "eoid-data", "toy", tmp_path / "out", "--seed", 3)
     assert (tmp_path / "words").read_text() == f"toy {tmp_path}/out --seed 3\n"
@@ -66,7 +62,8 @@ def test_a_stage_is_echoed_and_timed(programs, stages, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("script", "code"), [("exit 2", 2), ("exit 130", 130), ("exit 1", 1), ("kill -9 $$", 137)]
 )
-def test_a_failing_stage_ends_the_demo_with_its_code(programs, stages, script, code):
+def test_a_failing_stage_ends_the_demo_with_its_code(programs, tmp_path, script, code):
+    stages = Stages(tmp_path / "stages.json")
     programs(eoid_cache=script)
     with pytest.raises(SystemExit) as ended:
         stages.run("cache", "eoid-cache", "build")
@@ -75,25 +72,26 @@ def test_a_failing_stage_ends_the_demo_with_its_code(programs, stages, script, c
     assert kept["finished"] == [] and "cache" in kept["seconds"]
 
 
-def test_times_of_all_attempts_add_up_until_one_ends_well(programs, stages, tmp_path):
-    stages.file.write_text(json.dumps({"seconds": {"cache": 100.0}, "finished": []}))
+def test_times_of_all_attempts_add_up_until_one_ends_well(programs, tmp_path):
+    file = tmp_path / "stages.json"
+    file.write_text(json.dumps({"seconds": {"cache": 100.0}, "finished": []}))
     programs(eoid_cache="exit 2")
     with pytest.raises(SystemExit):
-        Stages(stages.file).run("cache", "eoid-cache")
-    after_failure = read_json(stages.file)["seconds"]["cache"]
+        Stages(file).run("cache", "eoid-cache")
+    after_failure = read_json(file)["seconds"]["cache"]
     assert after_failure >= 100
     programs(eoid_cache="exit 0")
-    again = Stages(stages.file)
+    again = Stages(file)
     again.run("cache", "eoid-cache")
-    done = read_json(stages.file)
+    done = read_json(file)
     assert done["finished"] == ["cache"] and done["seconds"]["cache"] >= after_failure
     # From now on the command finds everything done; what it took stays what it took.
-    Stages(stages.file).run("cache", "eoid-cache")
-    assert read_json(stages.file) == done
+    Stages(file).run("cache", "eoid-cache")
+    assert read_json(file) == done
 
 
 @pytest.mark.parametrize("ending", [130, 0])
-def test_ctrl_c_leaves_the_command_its_time(programs, stages, tmp_path, ending):
+def test_ctrl_c_leaves_the_command_its_time(programs, tmp_path, ending):
     programs(eoid_train=f"trap 'sleep 0.6; touch {tmp_path}/saved; exit {ending}' INT\n"
              f"touch {tmp_path}/started\nwhile true; do sleep 0.05; done")  # fmt: skip
 
@@ -110,7 +108,7 @@ def test_ctrl_c_leaves_the_command_its_time(programs, stages, tmp_path, ending):
     thread = threading.Thread(target=press)
     thread.start()
     with pytest.raises(SystemExit) as ended:
-        stages.run("distilled", "eoid-train", "student")
+        Stages(tmp_path / "stages.json").run("distilled", "eoid-train", "student")
     thread.join()
     assert ended.value.code == 130 and (tmp_path / "saved").exists()
 
@@ -159,6 +157,8 @@ FAKE = """
 import json, sys
 from pathlib import Path
 
+del sys.argv[0]
+
 def value(option):
     return Path(sys.argv[sys.argv.index(option) + 1])
 
@@ -178,20 +178,16 @@ elif sys.argv[1] == "evaluate":
 
 
 @pytest.fixture
-def fakes(tmp_path, monkeypatch):
+def fakes(programs, tmp_path):
     """Commands that write down how they were called and leave results; gives their calls."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("eoid-data", "eoid-cache", "eoid-train", "eoid-eval"):
-        # A shell looks for the interpreter, whose path may hold spaces.
-        start = f"#!/bin/sh\n'''exec' '{sys.executable}' \"$0\" \"$@\"\n' '''\n"
-        (folder / name).write_text(start + FAKE)
-        (folder / name).chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    fake, log = tmp_path / "fake.py", tmp_path / "bin/calls"
+    fake.write_text(FAKE)
+    script = f"exec '{PYTHON}' '{fake}' \"$0\" \"$@\""
+    programs(eoid_data=script, eoid_cache=script, eoid_train=script, eoid_eval=script)
 
     def calls():
-        lines = (folder / "calls").read_text().splitlines()
-        (folder / "calls").unlink()
+        lines = log.read_text().splitlines()
+        log.unlink()
         return [line.split() for line in lines]
 
     return calls
@@ -247,7 +243,7 @@ def test_a_users_split_gets_runs_of_its_own(fakes, tmp_path):
 
 
 def test_wrong_use_of_the_program_is_one_line_and_2(tmp_path):
-    words = [sys.executable, "-m", "benchmarks.demo", "--out", str(tmp_path / "demo")]
+    words = [PYTHON, "-m", "benchmarks.demo", "--out", str(tmp_path / "demo")]
     done = subprocess.run([*words, "--split", "zz"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("demo.py: zz: no such split") and done.stderr.count("\n") == 1

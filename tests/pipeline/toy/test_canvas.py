@@ -64,13 +64,6 @@ def test_transformed(options, expected):
     assert (right - left) / 2 == pytest.approx(0.5 * options.get("scale", 1.0))
 
 
-def test_transformed_does_not_change_the_original():
-    sketch = Sketch().line(0, 1, 0.1, RED)
-    before = sketch.bounds()
-    sketch.transformed(5, 2.0)
-    assert sketch.bounds() == before
-
-
 def test_arc_end_points():
     points = arc(1 + 1j, 2, 1, 180, 360, 8)
     assert points[0] == pytest.approx(-1 + 1j)

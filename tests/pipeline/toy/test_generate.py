@@ -5,12 +5,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli import data
+from pipeline.datasets.dataset import open_dataset
 from pipeline.toy import generate
 from pipeline.toy.generate import to_hoia_entry, write_toy
 from pipeline.toy.scene import draw_scene
 from pipeline.toy.scene_spec import toy_vocabulary
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import read_toml
 
 
 def folder_contents(root):
@@ -37,14 +37,14 @@ def test_files_of_the_toy_dataset(small_toy):
         *(f"images/train2015/toy_train_{number:08d}.jpg" for number in range(1, 7)),
         "toy.json",
     ]
-
-
-def test_dataset_toml_names_existing_paths(small_toy):
-    dataset = read_toml(small_toy / "dataset.toml")
-    assert dataset["name"] == dataset["vocabulary"] == "toy"
-    for part in ("train", "test"):
-        assert (small_toy / dataset[part]["images"]).is_dir()
-        assert (small_toy / dataset[part]["annotations"]).is_file()
+    dataset = open_dataset(small_toy)
+    assert dataset.name == dataset.vocabulary.name == "toy"
+    for part, count in (("train", 6), ("test", 3)):
+        assert len(dataset.load(part).annotations) == count
+        for record in dataset.records(part):
+            with Image.open(record.path) as image:
+                image.load()
+                assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (128, 128))
 
 
 def test_annotations_are_in_hoia_format(small_toy):
@@ -74,33 +74,12 @@ def test_boxes_in_the_file_are_exact():
         assert (annotation.boxes == annotation.boxes.dtype.type(boxes)).all()
 
 
-def test_images_can_be_read(small_toy):
-    for path in (small_toy / "images").rglob("*.jpg"):
-        with Image.open(path) as image:
-            image.load()
-            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (128, 128))
-
-
 def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "MIN_IMAGES_FOR_WORKERS", 5)
     monkeypatch.setattr(generate, "CHUNK_SIZE", 4)
     write_toy(tmp_path / "one", 10, 1, seed=0, workers=1)
     write_toy(tmp_path / "two", 10, 1, seed=0, workers=2)
     assert folder_contents(tmp_path / "one") == folder_contents(tmp_path / "two")
-
-
-def test_seed_changes_the_images(small_toy, tmp_path):
-    write_toy(tmp_path / "other", 6, 3, seed=3)
-    other, same = folder_contents(tmp_path / "other"), folder_contents(small_toy)
-    assert all(other[name] != same[name] for name in other if name.endswith("jpg"))
-
-
-def test_larger_dataset_starts_with_the_images_of_a_smaller_one(small_toy, tmp_path):
-    write_toy(tmp_path / "larger", 8, 3, seed=2)
-    larger = folder_contents(tmp_path / "larger")
-    for name, content in folder_contents(small_toy).items():
-        if name.endswith("jpg"):
-            assert larger[name] == content
 
 
 def test_finished_dataset_is_not_written_again(small_toy):

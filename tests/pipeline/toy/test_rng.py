@@ -16,34 +16,15 @@ def test_same_generator_gives_the_same_numbers():
     assert len(set(draws)) == len(draws)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, -2.0), (5.0, 5.0)])
-def test_uniform_stays_in_range(rng, low, high):
-    assert all(low <= rng.uniform(low, high) <= high for _ in range(100))
-
-
-@pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 200)])
-def test_bernoulli_of_certain_events(rng, probability, expected):
-    assert sum(rng.bernoulli(probability) for _ in range(200)) == expected
-
-
-def test_randrange_and_choice_reach_all_values(rng):
-    assert {rng.randrange(4) for _ in range(200)} == {0, 1, 2, 3}
+def test_ranges(rng):
+    assert all(-3 <= rng.uniform(-3.0, -2.0) < -2 for _ in range(100))
+    assert [sum(rng.bernoulli(share) for _ in range(50)) for share in (0.0, 1.0)] == [0, 50]
     assert {rng.choice("abc") for _ in range(200)} == set("abc")
+    assert sorted(rng.shuffled(range(9))) == list(range(9)) and rng.shuffled([]) == []
 
 
-@pytest.mark.parametrize(
-    ("weights", "never"), [((1.0, 0.0, 3.0), {1}), ((0.0, 2.0), {0}), ((0.5,), set())]
-)
-def test_weighted_index_never_returns_zero_weights(rng, weights, never):
-    drawn = {rng.weighted_index(weights) for _ in range(300)}
-    assert drawn == set(range(len(weights))) - never
-
-
-def test_weighted_index_follows_the_weights(rng):
-    drawn = [rng.weighted_index((1.0, 3.0)) for _ in range(4000)]
-    assert np.mean(drawn) == pytest.approx(0.75, abs=0.03)
-
-
-@pytest.mark.parametrize("items", [[], [1], list(range(9))])
-def test_shuffled_keeps_all_items(rng, items):
-    assert sorted(rng.shuffled(items)) == items
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 3.0), (0.0, 2.0), (0.5,)])
+def test_weighted_index_follows_the_weights(rng, weights):
+    drawn = np.bincount([rng.weighted_index(weights) for _ in range(2000)], minlength=len(weights))
+    assert drawn / 2000 == pytest.approx(np.array(weights) / sum(weights), abs=0.04)
+    assert (drawn > 0).tolist() == [weight > 0 for weight in weights]

@@ -3,13 +3,11 @@ import pytest
 import torch
 
 from pipeline.types import Annotation
-from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 from teacher_cache.toy.models import (
     IMAGE_SIZE,
     _flip,
     augment,
-    clip_config,
     contrastive_loss,
     normalise,
     train_detector,
@@ -49,32 +47,16 @@ def test_contrastive_loss_of_equal_captions():
     assert loss.item() == pytest.approx((to_text + to_image) / 2, rel=1e-9)
 
 
-def test_contrastive_loss_of_distinct_captions_is_clips():
-    images, texts = (torch.nn.functional.normalize(torch.randn(5, 8, generator=generator(seed)))
-                     for seed in (1, 2))  # fmt: skip
-    logits, rows = 10 * images @ texts.T, torch.arange(5)
-    entropy = torch.nn.functional.cross_entropy
-    expected = (entropy(logits, rows) + entropy(logits.T, rows)) / 2
-    torch.testing.assert_close(contrastive_loss(images, texts, rows, torch.tensor(10.0)), expected)
-
-
 def random_crops(count, seed=0):
     shape = (count, 3, IMAGE_SIZE, IMAGE_SIZE)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed))
 
 
-@pytest.mark.parametrize("max_shift", [0, 3])
-def test_augmented_crops_stay_in_range(max_shift):
-    before = random_crops(6)
-    images = augment(before, max_shift, generator())
-    assert images.shape == before.shape and images.dtype == torch.float32
-    assert images.min() >= 0 and images.max() <= 1
-    assert torch.equal(before, random_crops(6))
-
-
 def test_augmentation_depends_only_on_its_generator():
-    state = torch.get_rng_state()
-    first = augment(random_crops(4), 3, generator(1))
+    state, crops = torch.get_rng_state(), random_crops(4)
+    first = augment(crops, 3, generator(1))
+    assert torch.equal(crops, random_crops(4)) and first.shape == crops.shape
+    assert first.dtype == torch.float32 and first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, augment(random_crops(4), 3, generator(1)))
     assert not torch.equal(first, augment(random_crops(4), 3, generator(2)))
     assert torch.equal(state, torch.get_rng_state())
@@ -128,36 +110,6 @@ def test_teacher_training_depends_only_on_its_generator():
     )
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
     assert not torch.equal(weights["text_projection"], other["text_projection"])
-
-
-def test_the_clip_configuration_fits_the_tokenizer():
-    config = clip_config(WordTokenizer(["a", "b"], 7))
-    assert config["text_cfg"]["vocab_size"] == 5 and config["text_cfg"]["context_length"] == 7
-
-
-@pytest.fixture
-def detector():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return toy_detector(9).eval()
-
-
-def test_outputs_have_the_form_of_torchvision_detectors(detector):
-    detector.roi_heads.score_thresh = 0.0
-    with torch.no_grad():
-        outputs = detector([torch.rand(3, 128, 128), torch.rand(3, 96, 128)])
-    assert len(outputs) == 2
-    for output, (height, width) in zip(outputs, ((128, 128), (96, 128)), strict=True):
-        assert set(output) == {"boxes", "labels", "scores"}
-        count = len(output["scores"])
-        assert output["boxes"].shape == (count, 4) and output["labels"].shape == (count,)
-        assert count and output["labels"].min() >= 1 and output["labels"].max() <= 9
-        assert (output["boxes"] >= 0).all() and (output["boxes"][:, 2] <= width).all()
-        assert (output["boxes"][:, 3] <= height).all()
-
-
-def test_number_of_detector_parameters(detector):
-    assert 1e6 < sum(parameter.numel() for parameter in detector.parameters()) < 2e6
 
 
 def test_a_flip_moves_the_boxes():
