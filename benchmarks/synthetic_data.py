@@ -87,6 +87,7 @@ def make_images(
     def images(source: TeacherCache | EmptyCache) -> TrainingDataset:
         return TrainingDataset(
             records,
+            np.full((len(records), 2), side),
             annotations,
             cast(TeacherCache, source),
             load_split(vocabulary, "ua"),

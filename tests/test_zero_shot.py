@@ -123,6 +123,7 @@ def test_the_control_differs_only_in_the_soft_targets(done):
     def images(config):
         return TrainingDataset(
             dataset.records(annotations),
+            np.full((len(annotations.annotations), 2), 128),
             annotations.annotations,
             open_cache(done.root / "cache"),
             load_split(dataset.vocabulary, "ua"),

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +19,9 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as TF
 
-from pipeline.images import read_image, read_image_size
+from pipeline.images import read_image
 from pipeline.splits import Split
 from pipeline.types import Annotation, ImageRecord
-from pipeline.utils.progress import track
 from pipeline.vocabulary import Vocabulary
 from student.config import TargetConfig
 from student.data.few_shot import FewShotRows
@@ -37,8 +35,6 @@ from teacher_cache.reader.cache import TeacherCache
 BOX_FIELDS = ("human_boxes", "object_boxes", "detected_boxes")
 # Pixels that a box must keep along each side after a crop.
 MIN_BOX_SIDE = 1.0
-# Number of files whose headers are read at once, because a network drive has a high latency.
-HEADER_THREADS = 16
 
 Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -108,6 +104,7 @@ class TrainingDataset(Dataset[Sample]):
 
     Args:
         records: the images.
+        image_sizes: (N, 2) heights and widths of their upright image files.
         annotations: their annotations in the same order, with the labels of unseen interactions.
         cache: the teacher cache of these images.
         split, vocabulary: of annotations and cache.
@@ -123,6 +120,7 @@ class TrainingDataset(Dataset[Sample]):
     def __init__(
         self,
         records: Sequence[ImageRecord],
+        image_sizes: np.ndarray,
         annotations: Sequence[Annotation],
         cache: TeacherCache,
         split: Split,
@@ -135,7 +133,8 @@ class TrainingDataset(Dataset[Sample]):
         dataset_index: int = 0,
         name: str = "",
     ) -> None:
-        self.records, self.annotations, self.cache = records, annotations, cache
+        self.records, self.image_sizes = records, image_sizes
+        self.annotations, self.cache = annotations, cache
         self.split, self.vocabulary, self.config = split, vocabulary, config
         self.augmentation, self.seed = augmentation, seed
         self.embedding_dim, self.few_shot_rows = embedding_dim, few_shot_rows or {}
@@ -144,15 +143,6 @@ class TrainingDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.records)
-
-    @cached_property
-    def image_sizes(self) -> np.ndarray:
-        """(N, 2) heights and widths of the image files, read from their headers."""
-        paths = [record.path for record in self.records]
-        with ThreadPoolExecutor(HEADER_THREADS) as pool:
-            sizes = pool.map(read_image_size, paths)
-            tracked = track(sizes, len(paths), "reading sizes", "images")
-            return np.array([(height, width) for width, height in tracked])
 
     def sizes(self, epoch: int) -> np.ndarray:
         """(N, 2) heights and widths of the samples of an epoch, after augmentation."""

@@ -75,22 +75,23 @@ def open_extra_datasets(
         endings = ("", *(f"-{n}" for n in range(2, number + 2)))
         name = next(dataset.name + end for end in endings if dataset.name + end not in names)
         names.add(name)
-        images = TrainingDataset(
-            part.records,
-            part.annotations,
-            cache,
-            split,
-            main.vocabulary,
-            # Unlike the main dataset's, its candidates are those that its cache was built with.
-            replace(recipe.targets, candidates=cache.protocol),
-            build_augmentation(recipe.train.augmentation),
-            derive_seed(recipe.train.seed, number),
-            recipe.model.text_dim if recipe.losses.embedding_weight else 0,
-            dataset_index=number,
-            name=name,
+        extra.append(
+            TrainingDataset(
+                part.records,
+                part.image_sizes,
+                part.annotations,
+                cache,
+                split,
+                main.vocabulary,
+                # Unlike the main dataset's, its candidates are those that its cache was built with.
+                replace(recipe.targets, candidates=cache.protocol),
+                build_augmentation(recipe.train.augmentation),
+                derive_seed(recipe.train.seed, number),
+                recipe.model.text_dim if recipe.losses.embedding_weight else 0,
+                dataset_index=number,
+                name=name,
+            )
         )
-        images.image_sizes = part.image_sizes
-        extra.append(images)
     return extra
 
 

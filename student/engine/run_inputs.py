@@ -143,6 +143,7 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
     shot_seed = train.seed if train.shot_seed is None else train.shot_seed
     images = TrainingDataset(
         [part.records[index] for index in chosen],
+        part.image_sizes[chosen],
         labels,
         cache,
         split,
@@ -154,7 +155,6 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
         select_few_shot(labels, split, vocabulary, train.shots, shot_seed),
         name=dataset.name,
     )
-    images.image_sizes = part.image_sizes[chosen]
     validator = None
     if held_out:
         records = [part.records[index] for index in held_out]

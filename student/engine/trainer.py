@@ -77,11 +77,6 @@ class Trainer:
         self.checkpoint_seconds, self.log_every = 60 * checkpoint_minutes, log_every
         self.tensorboard, self.validator = tensorboard, inputs.validator
         datasets = [inputs.images, *inputs.extra]
-        # One process reads the headers of all images for the others.
-        for dataset in datasets:
-            dataset.image_sizes = execution.context.broadcast(
-                partial(getattr, dataset, "image_sizes")
-            )
         self.sampler, images_per_step = self._build_sampler(inputs)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.train_step = TrainStep(

@@ -305,6 +305,7 @@ def make_images(dataset, annotations, cache_path, vocabulary):
     def make(split, augmentation, seed=0, config=None):
         return TrainingDataset(
             dataset.records(annotations),
+            np.full((len(annotations.annotations), 2), 128),
             annotations.annotations,
             open_cache(cache_path),
             split,

@@ -124,6 +124,7 @@ def test_targets_of_verbs_without_object(official, cache, vcoco):
     file = official.load("train")
     images = TrainingDataset(
         official.records(file),
+        np.full((len(file.annotations), 2), 128),
         file.annotations,
         open_cache(cache),
         load_split(vcoco, "full"),

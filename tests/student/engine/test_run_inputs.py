@@ -31,7 +31,9 @@ def message(vocabulary):
         ]
         split = load_split(vocabulary, split)
         config = TargetConfig()
-        images = TrainingDataset(annotations, annotations, None, split, vocabulary, config, None, 0)
+        images = TrainingDataset(
+            annotations, None, annotations, None, split, vocabulary, config, None, 0
+        )
         return query_overflow_message(images, 4)
 
     return make
