@@ -157,11 +157,9 @@ def report(
     results: tuple[Path, ...], out: Path, png: Path | None, data: Path | None, overwrite: bool
 ) -> None:
     """Write one self-contained HTML page from results files."""
-    from evaluation.report.write import ReportConfig, write_report
+    from evaluation.report.write import write_report
 
-    config = ReportConfig(results, out, png, data, overwrite)
-    write_report(config)
-    click.echo(f"wrote {out} and {config.image_folder}")
+    click.echo(f"wrote {out} and {write_report(results, out, png, data, overwrite)}")
 
 
 def main() -> None:

@@ -346,7 +346,7 @@ def _report_results(results: Results, details: Sequence[str] = (), report: bool 
     if report:
         assert results.predictions is not None, "the evaluation writes them beside the results"
         file = results.predictions.with_name(RESULTS)
-        click.echo(write_report_beside(file, results_with_matches=results))
+        click.echo(write_report_beside(file, matches=results.matches))
 
 
 def main() -> None:

@@ -65,27 +65,38 @@ class ReportInputs:
         return self.predictions[:MAX_DETAILED]
 
 
-def load_report_inputs(comparison: Comparison, data: Path | None = None) -> ReportInputs:
+def find_dataset(results: Sequence[Results], data: Path | None = None) -> Dataset | None:
+    """The first dataset folder of the results that exists, preferably of one with predictions.
+
+    Args:
+        data: dataset folder, in place of the ones in the results.
+
+    Raises:
+        InputError: the folder is no dataset.
+    """
+    by_predictions = sorted(results, key=lambda result: result.predictions is None)
+    folders = [data] if data else [result.dataset_path for result in by_predictions]
+    folder = next((path for path in folders if path and (data or path.is_dir())), None)
+    return None if folder is None else open_dataset(folder)
+
+
+def load_report_inputs(comparison: Comparison, dataset: Dataset | None) -> ReportInputs:
     """Loads the dataset and the predictions that the results refer to.
 
     All predictions are on the same dataset folder. An entry with several results is represented by
     its first result on that folder.
 
     Args:
-        data: dataset folder, in place of the one in the results.
+        dataset: see `find_dataset`.
 
     Raises:
         InputError: a file is invalid, or predictions do not belong to the dataset.
     """
     inputs = ReportInputs()
     results = [result for entry in comparison.entries for result in entry.results]
-    # Preferably the dataset of a result with predictions.
-    results.sort(key=lambda result: result.predictions is None)
-    folders = [result.dataset_path for result in results if result.dataset_path is not None]
-    folder = data or next((path for path in folders if path.is_dir()), None)
-    dataset = None if folder is None else open_dataset(folder)
     ground_truth = None
     if dataset is None:
+        folders = [result.dataset_path for result in results if result.dataset_path is not None]
         reason = "The results name no dataset"
         if folders:
             reason = f"There is no dataset at {folders[0].resolve()}"
@@ -126,7 +137,7 @@ def load_report_inputs(comparison: Comparison, data: Path | None = None) -> Repo
             inputs.notes.append(f"{count} {images.resolve()}.")
     missing = []
     for entry in comparison.entries:
-        result = next((each for each in entry.results if _has_predictions(each, folder)), None)
+        result = next((each for each in entry.results if _has_predictions(each, dataset)), None)
         if result is None:
             missing.append(entry.title)
             continue
@@ -146,7 +157,7 @@ def _has_annotations(dataset: Dataset, name: str) -> bool:
     return part is not None and part.annotations is not None and part.annotations.is_file()
 
 
-def _has_predictions(result: Results, folder: Path | None) -> bool:
+def _has_predictions(result: Results, dataset: Dataset | None) -> bool:
     """Whether the predictions file of a result exists and is not of another dataset folder.
 
     A result whose own dataset folder does not exist or is unknown is assumed to be on this one.
@@ -154,7 +165,7 @@ def _has_predictions(result: Results, folder: Path | None) -> bool:
     if result.predictions is None or not result.predictions.is_file():
         return False
     path = result.dataset_path
-    return folder is None or path is None or not path.is_dir() or folder.samefile(path)
+    return dataset is None or path is None or not path.is_dir() or dataset.root.samefile(path)
 
 
 def _load_predictions(

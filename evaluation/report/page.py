@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.analysis.class_tables import build_class_rows
 from evaluation.analysis.comparison import Comparison, ComparisonEntry, result_metric
@@ -216,27 +216,25 @@ def _describe_unseen(comparison: Comparison) -> str:
     return join_names(verbs)
 
 
-@dataclass(frozen=True)
-class ScoreRow:
+class ScoreRow(NamedTuple):
     """A row of a score table.
 
     Attributes:
         kind: "entry"; "run" for one of several results of an entry; "group" for the heading of the
             rows below; "published".
         title, note: name of the result, and further information.
+        values: fractions, one for each column; empty for a heading.
         style: CSS class of the entry.
-        cells: a number for each column; empty for a heading.
     """
 
     kind: str
     title: str
+    values: list[float | None]
     note: str = ""
     style: str = ""
-    cells: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ScoreTable:
+class ScoreTable(NamedTuple):
     """Average scores of every entry; `columns` are titles by the name of the metric."""
 
     caption: str
@@ -254,55 +252,46 @@ def build_score_tables(
     """
     tables = []
     for caption, titles in ((HICO_CAPTION, METRIC_TITLES), (VCOCO_CAPTION, VCOCO_TITLES)):
-        columns = {
-            name: title
-            for name, title in titles.items()
-            if any(entry.metric(name) is not None for entry in comparison.entries)
-        }
+        columns, rows = {}, []
+        for name, title in titles.items():
+            if any(entry.metric(name) is not None for entry in comparison.entries):
+                columns[name] = title
+        for entry in comparison.entries:
+            values = [entry.metric(name) for name in columns]
+            if any(value is not None for value in values):
+                runs = entry.results if len(entry.results) > 1 else ()
+                note = entry.note + (f", mean of {len(runs)} runs" if runs else "")
+                rows.append(ScoreRow("entry", entry.title, values, note, entry.style))
+                for result in runs:
+                    values = [result_metric(result, name) for name in columns]
+                    rows.append(ScoreRow("run", entry.run_title(result), values))
+        if titles is METRIC_TITLES:
+            rows += _further_rows(comparison, columns, published)
         if columns:
-            rows = _entry_rows(comparison, columns)
-            if caption == HICO_CAPTION:
-                rows += _known_object_rows(comparison, columns)
-                rows += _published_rows(published, columns)
             tables.append(ScoreTable(caption, columns, rows))
     return tables[::-1] if comparison.headline_metric == ROLE_AP[0] else tables
 
 
-def _entry_rows(comparison: Comparison, columns: dict[str, str]) -> list[ScoreRow]:
-    """A row for each entry with scores, followed by its runs if it is a mean of several."""
-    rows = []
+def _further_rows(
+    comparison: Comparison, columns: dict[str, str], published: Sequence[dict[str, Any]]
+) -> list[ScoreRow]:
+    """Rows of the known-object setting and of published results, below headings."""
+    known_object = []
     for entry in comparison.entries:
-        if all(entry.metric(name) is None for name in columns):
-            continue
-        several = len(entry.results) > 1
-        note = f"{entry.note}, mean of {len(entry.results)} runs" if several else entry.note
-        cells = tuple(format_percent(entry.metric(name)) for name in columns)
-        rows.append(ScoreRow("entry", entry.title, note, entry.style, cells))
-        for result in entry.results if several else ():
-            cells = tuple(format_percent(result_metric(result, name)) for name in columns)
-            rows.append(ScoreRow("run", entry.run_title(result), cells=cells))
-    return rows
-
-
-def _known_object_rows(comparison: Comparison, columns: dict[str, str]) -> list[ScoreRow]:
-    rows = []
-    for entry in comparison.entries:
-        if entry.metric("full", known_object=True) is not None:
-            cells = tuple(format_percent(entry.metric(name, known_object=True)) for name in columns)
-            rows.append(ScoreRow("entry", entry.title, style=entry.style, cells=cells))
-    return [ScoreRow("group", KNOWN_OBJECT_TITLE), *rows] if rows else []
-
-
-def _published_rows(published: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[ScoreRow]:
-    rows = []
+        values = [entry.metric(name, known_object=True) for name in columns]
+        if any(value is not None for value in values):
+            known_object.append(ScoreRow("entry", entry.title, values, style=entry.style))
+    papers = []
     for result in published:
+        percent = [result["metrics"].get(name) for name in columns]
+        values = [None if value is None else value / 100 for value in percent]
         note = f"{result['source']}. {result['conditions']}"
-        cells = tuple(
-            f"{result['metrics'][name]:.1f}" if name in result["metrics"] else "-"
-            for name in columns
-        )
-        rows.append(ScoreRow("published", result["name"], note, cells=cells))
-    return [ScoreRow("group", PUBLISHED_TITLE), *rows] if rows else []
+        papers.append(ScoreRow("published", result["name"], values, note))
+    rows = []
+    for title, members in ((KNOWN_OBJECT_TITLE, known_object), (PUBLISHED_TITLE, papers)):
+        if members:
+            rows += [ScoreRow("group", title, []), *members]
+    return rows
 
 
 def find_published_results(result: Results, split: str) -> list[dict[str, Any]]:
@@ -315,26 +304,31 @@ def find_published_results(result: Results, split: str) -> list[dict[str, Any]]:
         entries of `published.json`: `name`, `metrics`, `source`, and `conditions`, the differences
         to the runs of this project.
     """
-    value = _read_published()
     found = []
-    for entry in value["results"]:
+    for entry in _read_published():
         key = (entry["dataset"], entry["dataset"], entry["setting"])
         if key == (result.dataset, result.vocabulary, result.setting) and split in entry["splits"]:
-            test_images, conditions = value["test_images"][entry["dataset"]], entry["conditions"]
-            if result.num_images != test_images:
-                conditions += f"; all {test_images:,} test images instead of {result.num_images:,}"
+            conditions = entry["conditions"]
+            if result.num_images != entry["test_images"]:
+                conditions += (
+                    f"; all {entry['test_images']:,} test images instead of {result.num_images:,}"
+                )
             found.append({**entry, "conditions": conditions})
     return found
 
 
 def find_published_entry(name: str, dataset: str, split: str) -> dict[str, Any] | None:
     """A method's entry in the file of published results, in percent; None if there is none."""
-    for entry in _read_published()["results"]:
+    for entry in _read_published():
         if (entry["name"], entry["dataset"]) == (name, dataset) and split in entry["splits"]:
             return entry
     return None
 
 
-def _read_published() -> dict[str, Any]:
+def _read_published() -> list[dict[str, Any]]:
     with resources.as_file(resources.files("evaluation.report") / "published.json") as file:
-        return read_json(file)
+        value = read_json(file)
+    return [
+        {**entry, "test_images": value["test_images"][entry["dataset"]]}
+        for entry in value["results"]
+    ]

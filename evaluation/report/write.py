@@ -5,20 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
 from evaluation.analysis.comparison import compare
 from evaluation.drawing.canvas import load_font, tile_images
+from evaluation.hico.matching import Matches
 from evaluation.report.charts.figure import Chart, require_packages
 from evaluation.report.charts.palette import LIGHT
 from evaluation.report.gallery import GalleryItem, GalleryRow
-from evaluation.report.inputs import load_report_inputs
+from evaluation.report.inputs import find_dataset, load_report_inputs
 from evaluation.report.page import build_page
 from evaluation.results import Results, read_results
-from pipeline.datasets.dataset import open_dataset
+from pipeline.datasets.dataset import Dataset
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, read_json, refuse_existing, write_json, write_text
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
@@ -33,80 +34,70 @@ GAP, TITLE_SIZE = 12, 16
 PNG_COMPRESS_LEVEL = 2
 
 
-@dataclass(frozen=True)
-class ReportConfig:
-    """Settings of `eoid-eval report`.
-
-    Attributes:
-        results: results files in any order.
-        out: HTML file to write.
-        png: folder for the PNG files; None for one beside the HTML file, named after it.
-        data: dataset folder, in place of the one in the results.
-        overwrite: replace an existing HTML file and PNG files.
-    """
-
-    results: tuple[Path, ...]
-    out: Path
-    png: Path | None = None
-    data: Path | None = None
-    overwrite: bool = False
-
-    @property
-    def image_folder(self) -> Path:
-        """Folder for the PNG files."""
-        return self.png or self.out.with_name(f"{self.out.stem}-pictures")
-
-
-def write_report(config: ReportConfig, results_with_matches: Results | None = None) -> None:
+def write_report(
+    files: Sequence[Path],
+    out: Path,
+    png: Path | None = None,
+    data: Path | None = None,
+    overwrite: bool = False,
+    matches: Matches | None = None,
+) -> Path:
     """Writes the report.
 
     Files that the results refer to and that do not exist (training log, predictions, images of the
     dataset) are left out, and the page says so.
 
     Args:
-        results_with_matches: the results in the only results file, with their matches, so that the
-            predictions are not read and matched again.
+        files: results files in any order.
+        out: HTML file to write.
+        png: folder for the PNG files; None for one beside the HTML file, named after it.
+        data: dataset folder, in place of the one in the results.
+        overwrite: replace an existing HTML file and PNG files.
+        matches: those of the only results file, so that its predictions are not read and matched
+            again.
+
+    Returns:
+        the folder of the PNG files.
 
     Raises:
         InputError: a package of the extra `report` is not installed, a file is invalid, the
             results cannot be compared, or the HTML file or the folder exists.
     """
     require_packages("a report", "jinja2", "matplotlib")
-    refuse_existing(config.out, config.overwrite)
-    refuse_existing(config.image_folder, config.overwrite)
-    results = [read_results(path) for path in config.results]
-    if results_with_matches is not None:
-        (only,) = results
-        results = [replace(only, matches=results_with_matches.matches)]
-    comparison = compare(results, _load_vocabulary(results, config.data))
-    inputs = load_report_inputs(comparison, config.data)
-    page = build_page(comparison, inputs)
-    write_images(config.image_folder, page.charts, page.gallery_rows)
-    write_text(config.out, page.html)
+    png = png or out.with_name(f"{out.stem}-pictures")
+    refuse_existing(out, overwrite)
+    refuse_existing(png, overwrite)
+    results = [read_results(path) for path in files]
+    if matches is not None:
+        results = [replace(result, matches=matches) for result in results]
+    dataset = find_dataset(results, data)
+    comparison = compare(results, _load_vocabulary(results, dataset))
+    page = build_page(comparison, load_report_inputs(comparison, dataset))
+    write_images(png, page.charts, page.gallery_rows)
+    write_text(out, page.html)
+    return png
 
 
-def write_report_beside(
-    results: Path, overwrite: bool = True, results_with_matches: Results | None = None
-) -> str:
+def write_report_beside(file: Path, overwrite: bool = True, matches: Matches | None = None) -> str:
     """Writes a report on one evaluation beside its results file.
 
     The evaluation is complete without its report, so errors are returned instead of raised.
 
     Args:
-        results_with_matches: see `write_report`.
+        matches: see `write_report`.
 
     Returns:
         a line with the path of the report, or with the reason why there is none.
     """
-    config = ReportConfig((results,), results.with_name(REPORT_FILE), overwrite=overwrite)
+    out = file.with_name(REPORT_FILE)
     try:
-        write_report(config, results_with_matches)
+        write_report([file], out, overwrite=overwrite, matches=matches)
     except InputError as error:
         return f"no report: {error}"
-    return f"report: {config.out}"
+    return f"report: {out}"
 
 
-def _load_vocabulary(results: Sequence[Results], data: Path | None) -> Vocabulary:
+def _load_vocabulary(results: Sequence[Results], dataset: Dataset | None) -> Vocabulary:
     """The vocabulary of the results.
 
     Raises:
@@ -114,20 +105,16 @@ def _load_vocabulary(results: Sequence[Results], data: Path | None) -> Vocabular
             a dataset that does not exist.
     """
     first = results[0]
-    folders = [result.dataset_path for result in results if result.dataset_path is not None]
-    folder = data or next((path for path in folders if path.is_dir()), None)
-    if folder is not None:
-        vocabulary = open_dataset(folder).vocabulary
+    if dataset is not None:
+        vocabulary = dataset.vocabulary
         if vocabulary.name != first.vocabulary:
             expected = f"the dataset's, {vocabulary.name}"
             raise bad_field(first.name, "vocabulary", expected, first.vocabulary)
     elif first.vocabulary in BUILTIN_VOCABULARIES:
         vocabulary = load_vocabulary(first.vocabulary)
     else:
-        raise InputError(
-            f"{first.name}: expected the dataset that defines vocabulary {first.vocabulary},"
-            f" found none at {first.dataset_path}"
-        )
+        expected = f"the dataset that defines vocabulary {first.vocabulary}"
+        raise bad_field(first.name, "dataset_path", expected, first.dataset_path)
     for result in results:
         unknown = [i for i in result.unseen if not 0 <= i < vocabulary.num_interactions]
         if unknown:

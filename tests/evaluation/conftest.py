@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import write_predictions
-from evaluation.report.write import ReportConfig, write_report
+from evaluation.report.write import write_report
 from evaluation.results import METRICS, Results, results_fields, write_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
@@ -57,7 +57,7 @@ def report(runs, tmp_path_factory):
     """The page of a report on all runs."""
     out = tmp_path_factory.mktemp("report") / "report.html"
     names = ("teacher", "ceiling", "control", "distilled")
-    write_report(ReportConfig(tuple(runs / name / "results.json" for name in names), out))
+    write_report([runs / name / "results.json" for name in names], out)
     return out
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from evaluation.predictions import write_predictions
-from evaluation.report.write import ReportConfig, write_report
+from evaluation.report.write import write_report
 from evaluation.score_vcoco import score_detections, score_vcoco_file
 from evaluation.vcoco.detections import read_detections
 from pipeline.annotations.base import ParseContext
@@ -220,7 +220,7 @@ def test_scores_become_a_report(perfect, vcoco, actions, tmp_path):
     official.write_text(json.dumps(json.loads(official.read_text())[:4]))
     score_vcoco_file(official, None, data=tmp_path, json=half)
     out = tmp_path / "report.html"
-    write_report(ReportConfig((half, whole), out))
+    write_report([half, whole], out)
     text = out.read_text()
     assert "<h1>Role AP 50.0 in scenario 1 and 50.0 in scenario 2: official.</h1>" in text
     assert "Role AP of the others in scenario 1: run 100.0." in text

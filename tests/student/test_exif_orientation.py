@@ -8,7 +8,7 @@ from PIL import Image
 
 from evaluation.analysis.comparison import compare
 from evaluation.predictions import read_predictions
-from evaluation.report.inputs import load_report_inputs
+from evaluation.report.inputs import find_dataset, load_report_inputs
 from evaluation.results import read_results
 from evaluation.score_hico import score_hico_file
 from pipeline.datasets.dataset import open_dataset
@@ -76,7 +76,8 @@ def test_predictions_in_stored_pixels_score_the_same(twins, evaluated, tmp_path)
 def test_the_report_draws_boxes_on_upright_images(evaluated, vocabulary):
     seen = []
     for out in evaluated:
-        inputs = load_report_inputs(compare([read_results(out / "results.json")], vocabulary))
+        results = [read_results(out / "results.json")]
+        inputs = load_report_inputs(compare(results, vocabulary), find_dataset(results))
         seen.append([*inputs.test_annotations, *inputs.predictions[0].detections])
     for one, other in zip(*seen, strict=True):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)

@@ -8,7 +8,7 @@ import pytest
 from evaluation.analysis.comparison import compare
 from evaluation.hico.matching import match_detections
 from evaluation.predictions import read_predictions
-from evaluation.report.inputs import load_report_inputs
+from evaluation.report.inputs import find_dataset, load_report_inputs
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
@@ -17,7 +17,8 @@ from pipeline.utils.errors import InputError
 @pytest.fixture
 def load(toy):
     def load_inputs(*files, data=None):
-        return load_report_inputs(compare([read_results(file) for file in files], toy), data)
+        results = [read_results(file) for file in files]
+        return load_report_inputs(compare(results, toy), find_dataset(results, data))
 
     return load_inputs
 
@@ -128,8 +129,9 @@ def test_matches_are_handed_on(toy, runs, change, load, setting):
     test = open_dataset(runs / "toy").load("test").annotations
     found = read_predictions(result.predictions, toy)
     known = replace(result, matches=match_detections(test, found, toy))
-    (first,) = load_report_inputs(compare([known], toy)).predictions
-    (second,) = load_report_inputs(compare([result], toy)).predictions
+    dataset = open_dataset(runs / "toy")
+    (first,) = load_report_inputs(compare([known], toy), dataset).predictions
+    (second,) = load_report_inputs(compare([result], toy), dataset).predictions
     for name in ("tp_mask", "detections", "ground_truth"):
         assert getattr(first.matched, name) is not getattr(second.matched, name)
     assert np.array_equal(first.matched.tp_mask, second.matched.tp_mask)

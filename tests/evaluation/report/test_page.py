@@ -75,13 +75,13 @@ def hico(vcoco):
 
 
 def rows(table):
-    return [(row.kind, row.title, row.cells) for row in table.rows if row.kind != "group"]
+    return [(row.kind, row.title, row.values) for row in table.rows if row.kind != "group"]
 
 
 def test_scores_of_vcoco(toy, vcoco):
     (table,) = build_score_tables(compare([vcoco], toy), ())
     assert list(table.columns.values()) == ["Role AP, scenario 1", "Agent AP"]
-    assert rows(table) == [("entry", "mine", ("30.0", "50.0"))]
+    assert rows(table) == [("entry", "mine", [0.3, 0.5])]
     first, more = headline(toy, vcoco)
     assert first == "Role AP 30.0 in scenario 1 and - in scenario 2: mine."
     assert more == "Agent AP 50.0."
@@ -92,9 +92,9 @@ def test_entries_are_in_every_table_with_their_numbers(toy, vcoco, hico):
     first, second = build_score_tables(compare([vcoco, hico], toy), (published,))
     assert [row.title for row in first.rows] == ["mine"]
     assert rows(second) == [
-        ("entry", "theirs", ("80.0",)),
-        ("entry", "theirs", ("90.0",)),
-        ("published", "P", ("40.0",)),
+        ("entry", "theirs", [0.8]),
+        ("entry", "theirs", [0.9]),
+        ("published", "P", [0.4]),
     ]
     assert [row.kind for row in second.rows].count("group") == 2
 
@@ -107,9 +107,9 @@ def test_runs_below_their_mean(toy, hico):
     ]
     (table,) = build_score_tables(compare(runs, toy), ())
     assert rows(table) == [
-        ("entry", "Student", ("70.0",)),
-        ("run", "seed 1", ("80.0",)),
-        ("run", "seed 2", ("60.0",)),
+        ("entry", "Student", [0.7]),
+        ("run", "seed 1", [0.8]),
+        ("run", "seed 2", [0.6]),
     ]
     assert table.rows[0].note.endswith("mean of 2 runs")
 

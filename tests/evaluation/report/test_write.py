@@ -15,7 +15,6 @@ from evaluation.predictions import read_predictions
 from evaluation.report.charts.figure import Chart
 from evaluation.report.gallery import GalleryImage, GalleryItem, GalleryRow
 from evaluation.report.write import (
-    ReportConfig,
     draw_item,
     write_images,
     write_report,
@@ -72,7 +71,7 @@ class Page(HTMLParser):
 
 def write(out, *results, **options):
     """Writes a report and gives its text."""
-    write_report(ReportConfig(results, out, **options))
+    write_report(results, out, **options)
     return out.read_text()
 
 
@@ -217,7 +216,7 @@ def test_several_seeds(runs, change, tmp_path):
     [
         ({"unseen": [3, 50]}, "unseen: expected interactions of toy, 0 to 49, found 50"),
         ({"vocabulary": "hico-det"}, r"vocabulary: expected.*found hico-det"),
-        ({"vocabulary": "mine", "dataset_path": "gone"}, "teacher: expected"),
+        ({"vocabulary": "mine", "dataset_path": "gone"}, "teacher: dataset_path: expected.*mine"),
         ({"per_action": {}}, r"metrics.average_agent_ap: expected"),
     ],
 )
@@ -253,7 +252,7 @@ def test_report_beside_an_evaluation(runs, change, monkeypatch):
     for name in ("read_predictions", "match_and_sort"):
         monkeypatch.setattr(f"evaluation.report.inputs.{name}", None)
     out = source.with_name("report.html")
-    assert write_report_beside(source, results_with_matches=known) == f"report: {out}"
+    assert write_report_beside(source, matches=known.matches) == f"report: {out}"
     assert 'id="errors"' in out.read_text()
     write_results(source.with_name("again.json"), known)
     assert "matches" not in json.loads(source.with_name("again.json").read_text())
