@@ -83,6 +83,7 @@ def test_vocabulary_path_is_relative_to_dataset_toml(small_dataset, tmp_path, mo
         ('name = "mine"', "name = 7", r"dataset.toml: name: expected.*found 7"),
         ('name = "mine"', 'nam = "mine"', "nam: expected"),
         ("[train]", "[val]", r"dataset.toml: val: expected"),
+        ('name = "mine"', 'orientation = "up"', "orientation: expected one of stored, upright"),
         ("\n[train]", "train = 3\n[test]", "train: expected"),
         ('images = "', 'image = "', r"train.image: expected"),
         ('images = "images/train2015"', "", r"train.images: expected"),

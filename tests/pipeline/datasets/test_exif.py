@@ -1,11 +1,7 @@
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.datasets.check import check_dataset, summarise_problems
-from pipeline.datasets.dataset import open_dataset
 from pipeline.datasets.size_check import check_image_sizes, find_sideways_images, stale_exif_message
 from pipeline.images import ImageHeader
 from pipeline.types import Annotation
@@ -52,36 +48,22 @@ def test_stale_exif_needs_enough_upright_people(box, count, stale):
 
 
 @pytest.fixture
-def standing(tmp_path):
+def standing(turned):
     """Makes a dataset of images with EXIF orientation 6 in which people stand upright as stored.
 
     Arguments: number of images with one person by part, declared size, lower edge of the people.
     """
 
     def make(parts, declared=None, reach=38):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        described = 'vocabulary = "hico-det"\norientation = "stored"\n'
         for part, people in parts.items():
-            (tmp_path / part).mkdir()
-            entries = []
-            for number in range(people):
-                Image.new("RGB", SIZE).save(tmp_path / part / f"{number}.png", exif=exif)
-                box = {"bbox": [5, 3, 20, reach - number / 10], "category_id": 1}
-                size = dict(zip(("width", "height"), declared, strict=True)) if declared else {}
-                label = {"subject_id": 0, "object_id": 1, "category_id": 72}
-                entries.append(
-                    {
-                        "file_name": f"{number}.png",
-                        "annotations": [box, {"bbox": OBJECT_BOX, "category_id": 2}],
-                        "hoi_annotation": [label],
-                        **size,
-                    }
-                )
-            (tmp_path / f"{part}.json").write_text(json.dumps(entries))
-            described += f'[{part}]\nimages = "{part}"\nannotations = "{part}.json"\n'
-        (tmp_path / "dataset.toml").write_text(described)
-        return open_dataset(tmp_path)
+            dataset = turned(
+                [6] * people,
+                "stored",
+                declared,
+                part=part,
+                boxes=lambda number: [[5, 3, 20, reach - number / 10], OBJECT_BOX],
+            )
+        return dataset
 
     return make
 
@@ -101,7 +83,7 @@ def test_boxes_that_fit_upright_only_are_not_taken_for_stale_exif_tags(standing,
     dataset = standing({"train": 12}, declared, reach)
     with pytest.raises(InputError) as caught:
         check_image_sizes(dataset, dataset.load("train")).raise_errors()
-    facts = ("train.json", "EXIF", 'orientation = "upright"', "0.png", "12")
+    facts = ("train.json", "EXIF", 'orientation = "upright"', "000.png", "12")
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
     assert not dataset.stale_exif
     assert 'orientation = "upright"' in summarise_problems(check_dataset(dataset))
