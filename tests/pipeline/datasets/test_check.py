@@ -86,6 +86,8 @@ def test_problems_are_reported_and_the_other_part_is_checked(
     checks, text, line = checked()
     assert re.search(f"^train: .*{message}", line)
     assert line in text and "\n" not in line
+    # Images are counted even if there are no valid annotations.
+    assert checks[0].images == len(list((small_dataset / "images/train2015").glob("*")))
     assert checks[1].problems == [] and checks[1].annotated == 1
 
 
