@@ -4,7 +4,7 @@ import pytest
 from teacher_cache.analysis.evaluate import TeacherScores, VerbScores
 from teacher_cache.analysis.figures import draw_overview, draw_teacher_scores
 
-pytest.importorskip("matplotlib", reason="the extra report is not installed")
+pytest.importorskip("matplotlib.figure", reason="the extra report is not installed")
 pytestmark = pytest.mark.filterwarnings("error")
 
 

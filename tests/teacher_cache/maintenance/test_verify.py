@@ -134,6 +134,9 @@ def edit_early_manifest(early, edit):
 
 def test_an_early_cache(early):
     verify_cache(early)
+    plan = json.loads((early / PLAN).read_text())
+    write_json(early / PLAN, {**plan, "fingerprint": "another"})
+    assert find_problems(early) == {PLAN: "belongs to another cache"}
     (early / PLAN).unlink()
     verify_cache(early)
     for name in (TEACHER, SHARD_FILES[1]):
